@@ -1,0 +1,1 @@
+"""Codes to answers: kernels, indexes, shards and collections on disk, and the query router."""

@@ -1,0 +1,201 @@
+"""Binary codes: how bits are packed, and the checks every batch of codes passes before a kernel sees it.
+
+A code of `bits` bits is `W = ceil(bits / 64)` little-endian uint64 words. Bit `i` is bit `i % 8` of byte `i // 8`, which is
+`numpy.packbits(..., bitorder="little")` and FAISS's own order; the bits past `bits` in the last word are zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+CodeArray = NDArray[np.uint64]
+IdArray = NDArray[np.int64]
+
+WORD_BITS = 64
+MIN_BITS = 1
+MAX_BITS = 1024
+
+
+def num_words(bits: int) -> int:
+    """Return the number of 64-bit words that a code of `bits` bits takes."""
+    return -(-bits // WORD_BITS)
+
+
+def check_bits(bits: int) -> int:
+    """Return `bits` if a code can have that many.
+
+    Raises
+    ------
+    TypeError
+        If `bits` is not an integer.
+    ValueError
+        If `bits` is not within 1 to 1024.
+    """
+    value = _as_integer(bits, "bits")
+    if not MIN_BITS <= value <= MAX_BITS:
+        raise ValueError(f"`bits` must be {MIN_BITS} to {MAX_BITS}, got {value}")
+    return value
+
+
+def pack_bits(bits_NB: NDArray[np.bool_]) -> CodeArray:
+    """Pack rows of bits into words.
+
+    Parameters
+    ----------
+    bits_NB : ndarray of bool, shape (N, B)
+        One row a code.
+
+    Returns
+    -------
+    ndarray of uint64, shape (N, ceil(B / 64))
+    """
+    if bits_NB.ndim != 2 or bits_NB.dtype != np.bool_:
+        raise TypeError(f"`bits_NB` must be a bool array of shape (N, B), got {_describe(bits_NB)}")
+    rows, bits = bits_NB.shape
+    packed_NC = np.zeros((rows, 8 * num_words(check_bits(bits))), np.uint8)
+    packed_NC[:, : -(-bits // 8)] = np.packbits(bits_NB, axis=1, bitorder="little")
+    return packed_NC.view("<u8").astype(np.uint64, copy=False)
+
+
+def unpack_bits(codes_NW: CodeArray, bits: int) -> NDArray[np.bool_]:
+    """Undo `pack_bits`: words of shape (N, W) to bits of shape (N, `bits`)."""
+    codes_NW = check_codes(codes_NW, bits=bits, name="codes")
+    bytes_NC = codes_NW.astype("<u8", copy=False).view(np.uint8)
+    return np.unpackbits(bytes_NC, axis=1, count=bits, bitorder="little").astype(np.bool_)
+
+
+def codes_from_bytes(bytes_NC: NDArray[np.uint8], bits: int) -> CodeArray:
+    """Pad packed bytes, `ceil(bits / 8)` a code as other tools store them, to whole words."""
+    num_bytes = -(-check_bits(bits) // 8)
+    if bytes_NC.dtype != np.uint8 or bytes_NC.ndim != 2 or bytes_NC.shape[1] != num_bytes:
+        raise TypeError(
+            f"`bytes_NC` must be uint8 of shape (N, {num_bytes}) for {bits}-bit codes, got {_describe(bytes_NC)}"
+        )
+    padded_NC = np.zeros((len(bytes_NC), 8 * num_words(bits)), np.uint8)
+    padded_NC[:, :num_bytes] = bytes_NC
+    return check_codes(padded_NC.view("<u8").astype(np.uint64, copy=False), bits=bits, name="bytes_NC")
+
+
+def check_codes(codes_NW: object, *, bits: int, name: str) -> CodeArray:
+    """Return `codes_NW` if it is a batch of codes of `bits` bits. Nothing is cast: a cast would change the bits.
+
+    Parameters
+    ----------
+    codes_NW : ndarray of uint64, shape (N, W)
+        C-contiguous, `W = ceil(bits / 64)`, unused high bits of the last word zero.
+    bits : int
+        What the index or collection stores.
+    name : str
+        The argument's name, for the messages.
+
+    Raises
+    ------
+    TypeError
+        If it is no array of uint64.
+    ValueError
+        If the shape, the layout or the unused bits are wrong.
+    """
+    words = num_words(bits)
+    if not isinstance(codes_NW, np.ndarray):
+        raise TypeError(
+            f"`{name}` must be a uint64 array of shape (N, {words}), got {type(codes_NW).__name__}: "
+            "pack bits with `engine.codes.pack_bits`"
+        )
+    if codes_NW.dtype != np.uint64:
+        raise TypeError(
+            f"`{name}` must have dtype uint64, got {codes_NW.dtype}: view packed bytes as '<u8' (never cast), "
+            "or pack bits with `engine.codes.pack_bits`"
+        )
+    if codes_NW.ndim != 2:
+        raise ValueError(f"`{name}` must have shape (N, {words}), got {codes_NW.shape}: one row a code")
+    if codes_NW.shape[1] != words:
+        got = codes_NW.shape[1]
+        raise ValueError(
+            f"`{name}` has {got} {_plural(got, 'word')} per code ({got * WORD_BITS} bits), {bits}-bit codes have "
+            f"{words} {_plural(words, 'word')}: encode with the encoder that made the stored codes"
+        )
+    if not codes_NW.flags.c_contiguous:
+        raise ValueError(
+            f"`{name}` must be C-contiguous, got strides {codes_NW.strides} for shape {codes_NW.shape}: "
+            "pass `numpy.ascontiguousarray(...)`"
+        )
+    used = bits % WORD_BITS
+    if used and len(codes_NW):
+        stray_N = (codes_NW[:, -1] >> np.uint64(used)) != 0
+        if stray_N.any():
+            raise ValueError(
+                f"`{name}` has bits set past bit {bits - 1} in {int(stray_N.sum())} of {len(codes_NW)} rows "
+                f"(first: row {int(stray_N.argmax())}), expected {bits}-bit codes padded with zeros: "
+                "were they made with more bits?"
+            )
+    return codes_NW
+
+
+def check_ids(ids_N: object, *, rows: int) -> IdArray:
+    """Return `ids_N` if it holds one distinct id of at least 0 for each of `rows` rows.
+
+    Raises
+    ------
+    TypeError
+        If it is no array of int64.
+    ValueError
+        If the length is wrong, or an id is negative or stands twice.
+    """
+    if not isinstance(ids_N, np.ndarray) or ids_N.dtype != np.int64:
+        raise TypeError(f"`ids` must be an int64 array of shape ({rows},), got {_describe(ids_N)}")
+    if ids_N.shape != (rows,):
+        raise ValueError(f"`ids` must have shape ({rows},), one id a code, got {ids_N.shape}")
+    if rows and ids_N.min() < 0:
+        bad = int(ids_N.argmin())
+        raise ValueError(f"`ids` must be 0 or more (-1 pads short answers), got {ids_N[bad]} in row {bad}")
+    sorted_N = np.sort(ids_N)
+    twice = np.flatnonzero(sorted_N[1:] == sorted_N[:-1])
+    if len(twice):
+        raise ValueError(
+            f"`ids` must be distinct, got {sorted_N[twice[0]]} more than once "
+            f"({len(twice)} of {rows} rows repeat an id)"
+        )
+    return ids_N
+
+
+def check_k(k: object) -> int:
+    """Return `k` if it is a whole number of at least 1."""
+    value = _as_integer(k, "k")
+    if value < 1:
+        raise ValueError(f"`k` must be at least 1, got {value}")
+    return value
+
+
+def check_radius(radius: object, *, bits: int) -> int:
+    """Return `radius` if it is a whole number from 0 to `bits`."""
+    value = _as_integer(radius, "radius")
+    if not 0 <= value <= bits:
+        raise ValueError(f"`radius` must be 0 to {bits} (the codes have {bits} bits), got {value}")
+    return value
+
+
+def check_limit(limit: object) -> int | None:
+    """Return `limit` if it is None or a whole number of at least 1."""
+    if limit is None:
+        return None
+    value = _as_integer(limit, "limit")
+    if value < 1:
+        raise ValueError(f"`limit` must be at least 1 or None, got {value}")
+    return value
+
+
+def _as_integer(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"`{name}` must be a whole number, got {value!r} ({type(value).__name__})")
+    return int(value)
+
+
+def _plural(count: int, noun: str) -> str:
+    return noun if count == 1 else noun + "s"
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return type(value).__name__

@@ -1,0 +1,82 @@
+"""What a query answers. Every index, shard, router and client answers in these types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAD_ID = -1
+PAD_DISTANCE = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Which part of a collection an answer saw.
+
+    Attributes
+    ----------
+    shards, answered : int
+        Shards of the collection, and how many of them answered.
+    codes, searched : int
+        Codes of the collection, and how many stand in shards that answered.
+    degraded : dict of str to str
+        Name of each shard that did not answer -> the reason.
+    version : int
+        The collection version that answered.
+    """
+
+    shards: int
+    answered: int
+    codes: int
+    searched: int
+    version: int
+    degraded: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard answered."""
+        return self.answered == self.shards
+
+
+class SearchResult(NamedTuple):
+    """The k nearest codes of each query, ascending by (distance, id).
+
+    Attributes
+    ----------
+    distances : ndarray of int32, shape (Q, k)
+        Hamming distances; rows with fewer than k answers are padded with 2**31 - 1.
+    ids : ndarray of int64, shape (Q, k)
+        Ids; padded with -1.
+    coverage : Coverage or None
+        What the answer saw; None from a bare index.
+    """
+
+    distances: NDArray[np.int32]
+    ids: NDArray[np.int64]
+    coverage: Coverage | None = None
+
+
+class RangeResult(NamedTuple):
+    """The codes within a radius of each query, ascending by (distance, id).
+
+    Attributes
+    ----------
+    lims : ndarray of int64, shape (Q + 1,)
+        The answers of query q are `distances[lims[q]:lims[q + 1]]`, and `ids` likewise.
+    distances : ndarray of int32, shape (lims[-1],)
+        Hamming distances, each at most the radius.
+    ids : ndarray of int64, shape (lims[-1],)
+    truncated : ndarray of bool, shape (Q,)
+        Whether `limit` cut the answers of a query; the nearest are kept.
+    coverage : Coverage or None
+        What the answer saw; None from a bare index.
+    """
+
+    lims: NDArray[np.int64]
+    distances: NDArray[np.int32]
+    ids: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+    coverage: Coverage | None = None
