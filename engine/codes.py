@@ -1,7 +1,8 @@
 """Binary codes: how bits are packed, and the checks every batch of codes passes before a kernel sees it.
 
-A code of `bits` bits is `W = ceil(bits / 64)` little-endian uint64 words. Bit `i` is bit `i % 8` of byte `i // 8`, which is
-`numpy.packbits(..., bitorder="little")` and FAISS's own order; the bits past `bits` in the last word are zero.
+A code of `bits` bits is `W = ceil(bits / 64)` little-endian uint64 words. Bit `i` is bit `i % 8` of byte `i // 8`,
+which is `numpy.packbits(..., bitorder="little")` and FAISS's own order; the bits past `bits` in the last word are
+zero.
 """
 
 from __future__ import annotations

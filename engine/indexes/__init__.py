@@ -1,0 +1,1 @@
+"""Exact Hamming indexes behind one protocol."""
