@@ -1,0 +1,39 @@
+"""Merging the answers of shards, exactly: ascending (distance, id), whatever the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.results import RangeResult, SearchResult
+
+
+def merge_search(parts: Sequence[SearchResult], k: int) -> SearchResult:
+    """Merge kNN answers of disjoint shards, each (Q, k), into the k nearest of all, (Q, k)."""
+    if len(parts) == 1:
+        return parts[0]
+    distances = np.concatenate([part.distances for part in parts], axis=1)
+    ids = np.concatenate([part.ids for part in parts], axis=1)
+    order = np.lexsort((ids, distances), axis=1)[:, :k]
+    return SearchResult(np.take_along_axis(distances, order, axis=1), np.take_along_axis(ids, order, axis=1))
+
+
+def merge_range(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:
+    """Merge radius answers of disjoint shards to the same Q queries; with `limit`, keep the nearest of each query."""
+    if len(parts) == 1:
+        return parts[0]
+    num_queries = len(parts[0].truncated)
+    query = np.concatenate([np.repeat(np.arange(num_queries), np.diff(part.lims)) for part in parts])
+    distances = np.concatenate([part.distances for part in parts])
+    ids = np.concatenate([part.ids for part in parts])
+    order = np.lexsort((ids, distances, query))
+    counts_Q = np.bincount(query, minlength=num_queries)
+    truncated_Q = np.any([part.truncated for part in parts], axis=0)
+    if limit is not None:
+        rank = np.arange(len(order)) - np.repeat(np.cumsum(counts_Q) - counts_Q, counts_Q)
+        order = order[rank < limit]
+        truncated_Q = truncated_Q | (counts_Q > limit)
+        counts_Q = np.minimum(counts_Q, limit)
+    lims = np.concatenate([[0], np.cumsum(counts_Q)]).astype(np.int64)
+    return RangeResult(lims, distances[order], ids[order], truncated_Q)

@@ -1,0 +1,46 @@
+"""What the user brought with each row (URI, labels, anything), as an Arrow IPC file read by row number.
+
+Batches of 1,024 rows, each buffer compressed: measured on 2 million URIs with a label, 5 bytes a row and 2.3 ms for 10
+scattered rows, and it opens in the same time whatever its size. Parquet with row groups of the same size took 4 bytes,
+3.0 ms, and 3 ms to open, growing with the rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+from numpy.typing import NDArray
+
+_BATCH_ROWS = 1024
+_OPTIONS = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+
+
+def write_attributes(path: Path, table: pa.Table) -> None:
+    """Write `table`, one row a code, in the order of the shard's rows."""
+    with pa.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema, options=_OPTIONS) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=_BATCH_ROWS)
+
+
+class AttributeFile:
+    """Attributes of one shard, mapped. Several threads may read one file at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._reader = pyarrow.ipc.open_file(pa.memory_map(str(path)))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the attributes."""
+        return self._reader.schema
+
+    def take(self, rows_N: NDArray[np.int64]) -> pa.Table:
+        """Return the attributes of `rows_N`, in that order, as a table of N rows."""
+        batches = {number: self._reader.get_batch(number) for number in set((rows_N // _BATCH_ROWS).tolist())}
+        picked = [batches[row // _BATCH_ROWS].slice(row % _BATCH_ROWS, 1) for row in rows_N.tolist()]
+        return pa.Table.from_batches(picked, schema=self.schema)
+
+    def read(self) -> pa.Table:
+        """Return all attributes."""
+        return self._reader.read_all()

@@ -1,0 +1,83 @@
+"""Codes as a FAISS `IndexBinaryFlat` file: FAISS writes it, any FAISS reads it, and here its codes are mapped in place.
+
+The file is a header of 33 bytes and the packed codes. FAISS's own reader trusts what the header says, which on a
+damaged file ends in a crash; this one checks every field and the file's size before it maps anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import struct
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from engine.codes import WORD_BITS, CodeArray, num_words
+from engine.errors import CorruptDataError, MissingDependencyError
+
+# fourcc, d, code_size, ntotal, is_trained, metric_type, number of code bytes (index_write.cpp, `IBxF`)
+_HEADER = struct.Struct("<4siiq?iQ")
+_FOURCC = b"IBxF"
+_CODE_DTYPE = np.dtype("<u8")
+
+
+def import_faiss() -> ModuleType:
+    """Return the `faiss` module.
+
+    Raises
+    ------
+    MissingDependencyError
+        If neither faiss-cpu nor faiss-gpu is installed.
+    """
+    try:
+        return importlib.import_module("faiss")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "FAISS is not installed: `pip install 'hashlight[cpu]'`, or `'hashlight[gpu]'` on a machine with CUDA "
+            "(one of the two: both install a module `faiss`)"
+        ) from error
+
+
+def write_faiss_flat(path: Path, codes_NW: CodeArray) -> None:
+    """Write codes (uint64, shape (N, W)) as an `IndexBinaryFlat` of `64 * W` bits."""
+    faiss = import_faiss()
+    index = faiss.IndexBinaryFlat(WORD_BITS * codes_NW.shape[1])
+    index.add(codes_NW.astype(_CODE_DTYPE, copy=False).view(np.uint8))
+    faiss.write_index_binary(index, str(path))
+
+
+def map_faiss_flat(path: Path, *, bits: int, rows: int) -> CodeArray:
+    """Map the codes of an `IndexBinaryFlat` file, read-only, without reading them.
+
+    Parameters
+    ----------
+    path : Path
+    bits, rows : int
+        What the file must hold: `rows` codes of `ceil(bits / 64)` words.
+
+    Returns
+    -------
+    ndarray of uint64, shape (rows, W)
+        A memory map at byte 33 of the file, hence not aligned to 8 bytes.
+
+    Raises
+    ------
+    CorruptDataError
+        If the header or the size is not what `bits` and `rows` say.
+    """
+    words = num_words(bits)
+    code_bytes = words * _CODE_DTYPE.itemsize
+    with path.open("rb") as file:
+        head = file.read(_HEADER.size)
+    if len(head) < _HEADER.size:
+        raise CorruptDataError(f"{path}: expected a FAISS header of {_HEADER.size} bytes, got {len(head)} bytes")
+    fourcc, dimension, size, count, _, _, num_bytes = _HEADER.unpack(head)
+    got = (fourcc, dimension, size, count, num_bytes, path.stat().st_size - _HEADER.size)
+    expected = (_FOURCC, words * WORD_BITS, code_bytes, rows, rows * code_bytes, rows * code_bytes)
+    if got != expected:
+        raise CorruptDataError(
+            f"{path}: expected (fourcc, d, code size, ntotal, bytes named, bytes there) = {expected}, got {got}: "
+            "restore the file or build the collection again"
+        )
+    return np.memmap(path, _CODE_DTYPE, "r", _HEADER.size, (rows, words))

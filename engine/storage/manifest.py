@@ -1,0 +1,127 @@
+"""The manifest: which shards make a collection, and what their bytes must be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.codes import check_bits
+from engine.errors import CollectionNotFoundError, CorruptDataError
+from engine.storage.files import sync_folder, write_atomically
+from engine.storage.integrity import FileSpec
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSpec:
+    """One shard: its folder's name, its rows, and its files."""
+
+    name: str
+    rows: int
+    files: dict[str, FileSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One version of a collection.
+
+    Attributes
+    ----------
+    version : int
+        1 for the first; a write makes the next.
+    bits : int
+        True number of bits of a code.
+    encoder : str or None
+        Fingerprint of the encoder that made the codes; None if they came from elsewhere.
+    shards : tuple of ShardSpec
+    """
+
+    version: int
+    bits: int
+    encoder: str | None
+    shards: tuple[ShardSpec, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of codes in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def file_name(self) -> str:
+        """Name of this version's file under `manifests/`."""
+        return f"{self.version:08d}.json"
+
+
+def read_current(collection: Path) -> Manifest:
+    """Read the live manifest of a collection.
+
+    Raises
+    ------
+    CollectionNotFoundError
+        If there is no collection at that path.
+    CorruptDataError
+        If the manifest is damaged, or of a format that this release does not read.
+    """
+    current = collection / "CURRENT"
+    if not current.is_file():
+        raise CollectionNotFoundError(
+            f"no collection at {collection}: expected a file CURRENT there, got "
+            f"{'a folder without one' if collection.is_dir() else 'nothing'}: make one with `hashlight build`, "
+            "or run an interrupted build again"
+        )
+    return read_manifest(collection / "manifests" / current.read_text().strip())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read one manifest file and check it against its own checksum."""
+    try:
+        document = json.loads(path.read_bytes())
+        body, checksum = document["manifest"], document["sha256"]
+        if document["format_version"] != FORMAT_VERSION:
+            raise CorruptDataError(
+                f"{path} has format version {document['format_version']}, this release reads {FORMAT_VERSION}: "
+                "open it with the release that wrote it, or build the collection again"
+            )
+        if _checksum(body) != checksum:
+            raise CorruptDataError(
+                f"{path} is damaged: expected SHA-256 {str(checksum)[:16]}…, got {_checksum(body)[:16]}…: "
+                "restore it from a copy, or build the collection again"
+            )
+        return _parse(body)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptDataError(f"{path} is not a readable manifest ({error!r}): restore it from a copy") from error
+
+
+def publish(collection: Path, manifest: Manifest) -> None:
+    """Make `manifest` the live one: its file first, then CURRENT, each in one step."""
+    body = asdict(manifest)
+    document = {"format_version": FORMAT_VERSION, "sha256": _checksum(body), "manifest": body}
+    folder = collection / "manifests"
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / manifest.file_name, json.dumps(document, indent=1).encode())
+    sync_folder(collection)
+    write_atomically(collection / "CURRENT", f"{manifest.file_name}\n".encode())
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _parse(body: dict[str, Any]) -> Manifest:
+    for shard in body["shards"]:
+        for name in (shard["name"], *shard["files"]):
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"a shard's files lie inside it, got {name!r}")
+    shards = tuple(
+        ShardSpec(
+            name=str(shard["name"]),
+            rows=int(shard["rows"]),
+            files={name: FileSpec(**spec) for name, spec in shard["files"].items()},
+        )
+        for shard in body["shards"]
+    )
+    return Manifest(version=int(body["version"]), bits=check_bits(body["bits"]), encoder=body["encoder"], shards=shards)

@@ -1,0 +1,109 @@
+"""A shard: an immutable folder of rows, sorted by (code, id), mapped into memory.
+
+::
+
+    codes.faiss        the codes, as a FAISS IndexBinaryFlat
+    ids.npy            int64 per row
+    rows_by_id.npy     uint32: the rows in ascending order of their ids, so that an id is found by bisection
+    attributes.arrow   optional, what the user brought
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from engine.codes import CodeArray, IdArray
+from engine.errors import CorruptDataError
+from engine.indexes.order import sort_rows
+from engine.indexes.scan import ScanIndex
+from engine.results import RangeResult, SearchResult
+from engine.storage.attributes import AttributeFile, write_attributes
+from engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
+from engine.storage.files import sync_file, sync_folder
+from engine.storage.integrity import describe_files, remember_verified, verify_files
+from engine.storage.manifest import ShardSpec
+
+MAX_ROWS = 2**32 - 1
+
+
+def write_shard(folder: Path, codes_NW: CodeArray, ids_N: IdArray, attributes: pa.Table | None) -> ShardSpec:
+    """Write one shard into the new folder `folder` and force it to the disk.
+
+    Parameters
+    ----------
+    folder : Path
+        Must not exist; its name becomes the shard's.
+    codes_NW : ndarray of uint64, shape (N, W)
+    ids_N : ndarray of int64, shape (N,)
+    attributes : pyarrow.Table or None
+        N rows, in the order of the codes.
+
+    Raises
+    ------
+    ValueError
+        If N is 0 or over 2**32 - 1.
+    """
+    if not 0 < len(codes_NW) <= MAX_ROWS:
+        raise ValueError(f"a shard holds 1 to {MAX_ROWS} codes, got {len(codes_NW)}: use more shards")
+    folder.mkdir(parents=True)
+    order_N = sort_rows(codes_NW, ids_N)
+    ids_N = ids_N[order_N]
+    write_faiss_flat(folder / "codes.faiss", codes_NW[order_N])
+    np.save(folder / "ids.npy", ids_N)
+    np.save(folder / "rows_by_id.npy", np.argsort(ids_N).astype(np.uint32))
+    if attributes is not None:
+        write_attributes(folder / "attributes.arrow", attributes.take(order_N))
+    files = describe_files(folder)
+    for name in files:
+        sync_file(folder / name)
+    sync_folder(folder)
+    remember_verified(folder, files)
+    return ShardSpec(name=folder.name, rows=len(ids_N), files=files)
+
+
+class Shard:
+    """An open shard. Opening maps files and reads none; several threads may search one shard at once."""
+
+    def __init__(self, folder: Path, spec: ShardSpec, *, bits: int, verify_all: bool = False) -> None:
+        verify_files(folder, spec.files, full=verify_all)
+        self.name = spec.name
+        self.codes_NW = map_faiss_flat(folder / "codes.faiss", bits=bits, rows=spec.rows)
+        self.ids_N: IdArray = _map_rows(folder / "ids.npy", np.int64, spec.rows)
+        self._rows_by_id_N: NDArray[np.uint32] = _map_rows(folder / "rows_by_id.npy", np.uint32, spec.rows)
+        has_attributes = "attributes.arrow" in spec.files
+        self.attributes = AttributeFile(folder / "attributes.arrow") if has_attributes else None
+        self._index = ScanIndex(codes_NW=self.codes_NW, ids_N=self.ids_N, bits=bits)
+
+    def __len__(self) -> int:
+        """Return the number of codes."""
+        return len(self.ids_N)
+
+    def __repr__(self) -> str:
+        """Name the shard and its size."""
+        return f"Shard({self.name[:8]}, {len(self):,} codes)"
+
+    def search(self, queries_QW: CodeArray, k: int) -> SearchResult:
+        """See `engine.indexes.base.Index.search`."""
+        return self._index.search(queries_QW, k)
+
+    def range_search(self, queries_QW: CodeArray, radius: int, limit: int | None = None) -> RangeResult:
+        """See `engine.indexes.base.Index.range_search`."""
+        return self._index.range_search(queries_QW, radius, limit)
+
+    def rows_of(self, ids_M: IdArray) -> NDArray[np.int64]:
+        """Return the row of each id, -1 for those that are not in this shard."""
+        place_M = np.searchsorted(self.ids_N, ids_M, sorter=self._rows_by_id_N)
+        row_M = self._rows_by_id_N[np.minimum(place_M, len(self) - 1)].astype(np.int64)
+        return np.where(self.ids_N[row_M] == ids_M, row_M, -1)
+
+
+def _map_rows(path: Path, dtype: type, rows: int) -> np.ndarray:
+    array = open_memmap(path, mode="r")
+    if array.dtype != dtype or array.shape != (rows,):
+        raise CorruptDataError(f"{path}: expected {dtype.__name__} of shape ({rows},), got {array.dtype} {array.shape}")
+    return array
