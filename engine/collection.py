@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import shutil
 import uuid
@@ -385,7 +386,7 @@ def split_rows(rows: int, shards: int) -> Iterator[slice]:
     if not 1 <= shards <= rows:
         raise ValueError(f"`shards` must be 1 to {rows} (the number of codes), got {shards}")
     edges = [rows * number // shards for number in range(shards + 1)]
-    return (slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
+    return (slice(start, stop) for start, stop in itertools.pairwise(edges))
 
 
 def refuse_foreign_folder(path: Path) -> None:

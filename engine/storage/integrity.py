@@ -1,10 +1,9 @@
 """Checksums: no stored file is trusted before its bytes were seen to be the ones that were written.
 
 Hashing costs a pass over the bytes, and a shard must open in milliseconds whatever its size. So a file is hashed once
-on a machine, and a stamp in the user's cache folder remembers what the file system said of it then (device, inode, size,
-modification and change time; the last cannot be set by a program). As long as it says the same, the file was not
-written since.
-"""
+on a machine, and a stamp in the user's cache folder remembers what the file system said of it then (device, inode,
+size, modification and change time; the last cannot be set by a program). As long as it says the same, the file was
+not written since.
 
 from __future__ import annotations
 
