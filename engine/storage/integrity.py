@@ -4,6 +4,7 @@ Hashing costs a pass over the bytes, and a shard must open in milliseconds whate
 on a machine, and a stamp in the user's cache folder remembers what the file system said of it then (device, inode,
 size, modification and change time; the last cannot be set by a program). As long as it says the same, the file was
 not written since.
+"""
 
 from __future__ import annotations
 
