@@ -1,0 +1,98 @@
+"""Build a collection from a folder of codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from engine.codes import CodeArray, check_ids
+from engine.collection import CollectionWriter, refuse_foreign_folder, split_rows
+from pipelines.encode import read_parts, read_summary
+from pipelines.errors import PipelineError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedCorpus:
+    """All codes of a folder: codes (N, W) uint64, ids (N,) int64, attributes (N rows), bits, the encoder."""
+
+    codes: CodeArray
+    ids: np.ndarray
+    attributes: pa.Table
+    bits: int
+    fingerprint: str
+    encoder: Path
+
+
+def read_codes(folder: str | Path) -> EncodedCorpus:
+    """Read a folder that `encode_corpus` wrote."""
+    summary = read_summary(folder)
+    table = pa.concat_tables(list(read_parts(folder)), promote_options="default").combine_chunks()
+    if len(table) != summary.codes:
+        raise PipelineError(f"{folder}: expected {summary.codes} codes, got {len(table)}: encode the corpus again")
+    return EncodedCorpus(
+        codes=codes_column(table["code"]),
+        ids=table["id"].to_numpy(),
+        attributes=table.drop_columns(["id", "code"]),
+        bits=summary.bits,
+        fingerprint=summary.encoder,
+        encoder=Path(folder) / "encoder",
+    )
+
+
+def codes_column(column: pa.ChunkedArray) -> CodeArray:
+    """View a column of fixed-size binary codes as words, uint64 of shape (N, W)."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    words = array.type.byte_width // 8
+    data = np.frombuffer(array.buffers()[1] or b"", "<u8", count=len(array) * words, offset=array.offset * 8 * words)
+    return data.reshape(len(array), words).astype(np.uint64, copy=False)
+
+
+def build_collection(
+    codes: str | Path,
+    output: str | Path,
+    *,
+    shards: int = 1,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write the codes of a folder as a collection, or as the new version of one.
+
+    Parameters
+    ----------
+    codes : str or Path
+        A folder that `encode_corpus` wrote.
+    output : str or Path
+        The collection. Until the last step it is what it was before.
+    shards : int
+    overwrite : bool
+        Replace a collection that is there.
+    progress : callable, optional
+        Called with (shards written, shards in all).
+
+    Raises
+    ------
+    PipelineError
+        If the codes are not whole.
+    HashlightError
+        If the collection cannot be written; see `engine.collection.CollectionWriter`.
+    """
+    refuse_foreign_folder(Path(output))
+    corpus = read_codes(codes)
+    check_ids(corpus.ids, rows=len(corpus.ids))
+    parts = list(split_rows(len(corpus.codes), shards))
+    with CollectionWriter(output, bits=corpus.bits, fingerprint=corpus.fingerprint, overwrite=overwrite) as writer:
+        writer.add_encoder(corpus.encoder)
+        for number, part in enumerate(parts):
+            attributes = corpus.attributes.slice(part.start, part.stop - part.start)
+            writer.add_shard(corpus.codes[part], corpus.ids[part], attributes)
+            if progress is not None:
+                progress(number + 1, len(parts))
+        writer.commit()

@@ -1,0 +1,353 @@
+"""Encode a corpus: images to codes, on Ray Data, losing nothing.
+
+A job is four steps. The corpus is listed once into `plan.parquet`, whose row groups are the work units. Actors, which
+load the encoder once, read, decode and encode a unit and write its codes under the unit's number, with a sidecar that
+says they are whole. Rejects are gathered. `codes.json` is written last, and says that the folder is complete.
+
+::
+
+    CODES/
+      codes.json         bits, encoder fingerprint, counts; written last
+      plan.parquet       every image of the corpus, one row group a unit
+      parts/00000.parquet   id, code, uri and attributes of the unit's good images
+      parts/00000.json      its sidecar: codes, rejects, seconds of each step, SHA-256
+      rejects.parquet    id, uri and reason of every image that could not be encoded
+      encoder/           a copy of the encoder
+
+What stands in the parts depends on the corpus and the encoder alone, not on actors, batches or restarts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from encoders.encoder import HashEncoder
+from encoders.errors import ImageError
+from encoders.images import decode_image
+
+from engine.storage.files import sha256_of, sync_file, sync_folder, write_atomically
+from pipelines.corpora import attribute_names, list_corpus, read_images
+from pipelines.errors import PipelineError
+from pipelines.ray_session import ray_session
+
+UNIT_IMAGES = 1000
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeSummary:
+    """What an encode job did.
+
+    Attributes
+    ----------
+    images, codes, rejects : int
+        `images = codes + rejects`.
+    bits : int
+    encoder : str
+        The encoder's fingerprint.
+    corpus : str
+    """
+
+    images: int
+    codes: int
+    rejects: int
+    bits: int
+    encoder: str
+    corpus: str
+
+
+class EncodeUnits:
+    """Encodes work units; the encoder is loaded once, when the actor starts.
+
+    Maps a batch of `unit` numbers to one row a unit: `unit`, `codes`, `rejects`.
+    """
+
+    def __init__(self, output: str, batch_size: int) -> None:
+        self._output = Path(output)
+        self._batch_size = batch_size
+        self._encoder = HashEncoder.load(self._output / "encoder")
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Encode every unit of `batch` and write it."""
+        counts = [self._encode_unit(int(unit)) for unit in batch["unit"]]
+        codes, rejects = zip(*counts, strict=True)
+        return {"unit": batch["unit"], "codes": np.array(codes), "rejects": np.array(rejects)}
+
+    def _encode_unit(self, unit: int) -> tuple[int, int]:
+        with pq.ParquetFile(self._output / "plan.parquet") as plan:
+            entries = plan.read_row_group(unit)
+        seconds = {"read": 0.0, "decode": 0.0, "encode": 0.0}
+        good, codes, reasons = [], [], {}
+        pending: list[Any] = []
+        stream = enumerate(_timed(read_images(entries), seconds, "read"))
+        for row, data in stream:
+            start = time.perf_counter()
+            try:
+                pending.append(decode_image(_bytes_or_raise(data)))
+                good.append(row)
+            except ImageError as error:
+                reasons[row] = str(error)
+            seconds["decode"] += time.perf_counter() - start
+            if len(pending) == self._batch_size:
+                codes.append(self._encode(pending, seconds))
+                pending = []
+        if pending:
+            codes.append(self._encode(pending, seconds))
+        table = _codes_table(entries, good, codes, self._encoder.bits)
+        _publish_part(self._output / "parts", unit, table, _rejects(entries, reasons), seconds)
+        return len(good), len(reasons)
+
+    def _encode(self, images: list[Any], seconds: dict[str, float]) -> np.ndarray:
+        start = time.perf_counter()
+        codes = self._encoder.encode(images)
+        seconds["encode"] += time.perf_counter() - start
+        return codes
+
+
+def encode_corpus(
+    corpus: str | Path,
+    encoder: str | Path,
+    output: str | Path,
+    *,
+    batch_size: int = 256,
+    actors: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> EncodeSummary:
+    """Encode every image of a corpus.
+
+    Parameters
+    ----------
+    corpus : str or Path
+        As in `pipelines.corpora.list_corpus`.
+    encoder : str or Path
+        An encoder's folder.
+    output : str or Path
+        Folder for the codes. An interrupted job with the same corpus and encoder goes on where it was.
+    batch_size : int
+        Decoded images held at once by an actor; it does not change a bit of the codes.
+    actors : int, optional
+        Processes; as many as the machine has cores if left out.
+    overwrite : bool
+        Replace codes that are there.
+    progress : callable, optional
+        Called with (images done, images in all).
+
+    Raises
+    ------
+    PipelineError
+        If the corpus is empty, or `output` holds another job's codes.
+    """
+    if batch_size < 1 or (actors is not None and actors < 1):
+        raise ValueError(f"`batch_size` and `actors` must be at least 1, got {batch_size} and {actors}")
+    output = Path(output)
+    units, images = _plan(Path(corpus), Path(encoder), output, overwrite=overwrite)
+    done = _finished_units(output)
+    report = progress or (lambda _done, _total: None)
+    finished = sum(sidecar["codes"] + sidecar["rejects"] for sidecar in done.values())
+    report(finished, images)
+    waiting = [unit for unit in range(units) if unit not in done]
+    for row in _run_units(output, waiting, batch_size, actors or os.cpu_count() or 1) if waiting else ():
+        finished += int(row["codes"] + row["rejects"])
+        report(finished, images)
+    return _commit(output, units)
+
+
+def read_summary(codes: str | Path) -> EncodeSummary:
+    """Return what `codes.json` says of a folder of codes.
+
+    Raises
+    ------
+    PipelineError
+        If the folder is not one, or its job did not end.
+    """
+    path = Path(codes) / "codes.json"
+    if not path.is_file():
+        state = (
+            "an unfinished encode job: run the same `hashlight encode` again and it goes on"
+            if (path.with_name("plan.parquet").is_file())
+            else "no codes: expected a folder that `hashlight encode` wrote"
+        )
+        raise PipelineError(f"{codes} holds {state}")
+    try:
+        return EncodeSummary(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise PipelineError(f"{path} is damaged ({error}): encode the corpus again") from error
+
+
+def read_parts(codes: str | Path) -> Iterator[pa.Table]:
+    """Read the parts of a folder of codes in order, each checked against its sidecar.
+
+    Raises
+    ------
+    PipelineError
+        If a part is missing or damaged.
+    """
+    for sidecar in sorted(Path(codes, "parts").glob("*.json")):
+        part = sidecar.with_suffix(".parquet")
+        expected = json.loads(sidecar.read_bytes())["sha256"]
+        got = sha256_of(part) if part.is_file() else "nothing"
+        if got != expected:
+            raise PipelineError(
+                f"{part} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: delete {sidecar.name} and "
+                "codes.json and run the same `hashlight encode` again"
+            )
+        yield pq.read_table(part)
+
+
+def _plan(corpus: Path, encoder: Path, output: Path, *, overwrite: bool) -> tuple[int, int]:
+    """List the corpus into `plan.parquet`, unless an interrupted job did; return the numbers of units and images."""
+    loaded = HashEncoder.load(encoder)
+    identity = {"corpus": str(corpus.resolve()), "encoder": loaded.fingerprint, "bits": loaded.bits}
+    if overwrite:
+        _remove_codes(output)
+    plan = output / "plan.parquet"
+    if plan.is_file():
+        _refuse_other_job(output, identity)
+    else:
+        _refuse_foreign_folder(output)
+        entries = list_corpus(corpus)
+        (output / "parts").mkdir(parents=True, exist_ok=True)
+        if (output / "encoder").resolve() != encoder.resolve():
+            shutil.copytree(encoder, output / "encoder", dirs_exist_ok=True)
+        entries = entries.replace_schema_metadata({"hashlight": json.dumps(identity)})
+        aside = output / ".plan.parquet.tmp"
+        pq.write_table(entries, aside, row_group_size=UNIT_IMAGES)
+        sync_file(aside)
+        aside.replace(plan)
+        sync_folder(output)
+    with pq.ParquetFile(plan) as file:
+        return file.num_row_groups, file.metadata.num_rows
+
+
+def _plan_identity(output: Path) -> dict[str, Any]:
+    metadata = pq.read_schema(output / "plan.parquet").metadata
+    return dict(json.loads(metadata[b"hashlight"]))
+
+
+def _refuse_other_job(output: Path, identity: dict[str, Any]) -> None:
+    found = _plan_identity(output)
+    differences = [
+        f"{key} {found.get(key)} (asked: {identity[key]})" for key in identity if found.get(key) != identity[key]
+    ]
+    if differences:
+        raise PipelineError(
+            f"{output} holds the codes of another job, with {', '.join(differences)}: choose another --output, "
+            "or replace it with --overwrite"
+        )
+
+
+def _refuse_foreign_folder(output: Path) -> None:
+    if output.is_dir() and any(
+        not entry.name.startswith(".") and entry.name not in _OUTPUT_ENTRIES for entry in output.iterdir()
+    ):
+        raise PipelineError(f"{output} is not empty and holds no codes: choose another --output")
+
+
+_OUTPUT_ENTRIES = {"encoder", "parts"}
+
+
+def _remove_codes(output: Path) -> None:
+    """Remove what an earlier job wrote, the plan first: without it the folder is no longer a job."""
+    for name in ("codes.json", "plan.parquet", "rejects.parquet"):
+        (output / name).unlink(missing_ok=True)
+    for name in _OUTPUT_ENTRIES:
+        shutil.rmtree(output / name, ignore_errors=True)
+
+
+def _run_units(output: Path, units: list[int], batch_size: int, actors: int) -> Iterator[dict[str, Any]]:
+    actors = min(actors, len(units))
+    with ray_session(num_cpus=actors):
+        import ray.data
+
+        jobs = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
+        yield from jobs.map_batches(
+            EncodeUnits,
+            fn_constructor_args=(str(output.resolve()), batch_size),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+        ).iter_rows()
+
+
+def _finished_units(output: Path) -> dict[int, dict[str, Any]]:
+    return {int(path.stem): json.loads(path.read_bytes()) for path in sorted((output / "parts").glob("*.json"))}
+
+
+def _commit(output: Path, units: int) -> EncodeSummary:
+    done = _finished_units(output)
+    missing = [unit for unit in range(units) if unit not in done]
+    if missing:
+        raise PipelineError(f"{len(missing)} of {units} units did not finish (first: {missing[0]}): run the job again")
+    rejects = pa.concat_tables([pa.Table.from_pylist(done[unit]["rejected"], _REJECT_SCHEMA) for unit in range(units)])
+    aside = output / ".rejects.parquet.tmp"
+    pq.write_table(rejects, aside)
+    aside.replace(output / "rejects.parquet")
+    codes = sum(sidecar["codes"] for sidecar in done.values())
+    summary = EncodeSummary(images=codes + len(rejects), codes=codes, rejects=len(rejects), **_plan_identity(output))
+    write_atomically(output / "codes.json", json.dumps(asdict(summary), indent=1).encode())
+    return summary
+
+
+_REJECT_SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), "reason": pa.string()})
+
+
+def _rejects(entries: pa.Table, reasons: dict[int, str]) -> list[dict[str, Any]]:
+    rows = entries.select(["id", "uri"]).take(list(reasons)).to_pylist() if reasons else []
+    return [{**row, "reason": reason} for row, reason in zip(rows, reasons.values(), strict=True)]
+
+
+def _codes_table(entries: pa.Table, good: list[int], codes: list[np.ndarray], bits: int) -> pa.Table:
+    width = 8 * -(-bits // 64)
+    raw = np.concatenate(codes).astype("<u8", copy=False).tobytes() if codes else b""
+    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(good), [None, pa.py_buffer(raw)])
+    kept = entries.select(["id", *attribute_names(entries)]).take(pa.array(good, pa.int64()))
+    return kept.add_column(1, "code", column).replace_schema_metadata(None)
+
+
+def _publish_part(
+    folder: Path, unit: int, table: pa.Table, rejected: list[dict[str, Any]], seconds: dict[str, float]
+) -> None:
+    """Write a unit's codes aside, rename them, and only then the sidecar that says they are whole."""
+    part = folder / f"{unit:05d}.parquet"
+    aside = folder / f".{unit:05d}.{os.getpid()}.tmp"
+    pq.write_table(table, aside)
+    sync_file(aside)
+    aside.replace(part)
+    sidecar = {
+        "codes": len(table),
+        "rejects": len(rejected),
+        "rejected": rejected,
+        "seconds": {step: round(spent, 4) for step, spent in seconds.items()},
+        "sha256": sha256_of(part),
+    }
+    write_atomically(part.with_suffix(".json"), json.dumps(sidecar).encode())
+
+
+def _bytes_or_raise(data: bytes | OSError) -> bytes:
+    if isinstance(data, OSError):
+        raise ImageError(f"cannot be read: {data}")
+    return data
+
+
+def _timed(items: Iterator[Any], seconds: dict[str, float], step: str) -> Iterator[Any]:
+    while True:
+        start = time.perf_counter()
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            seconds[step] += time.perf_counter() - start
+        yield item
