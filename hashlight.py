@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from encoders.encoder import HashEncoder
+
     from engine.collection import Collection
 
 __all__ = ["Collection", "HashEncoder"]

@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from encoders.encoder import HashEncoder
 from encoders.errors import ImageError
 from encoders.images import decode_image
-
 from engine.storage.files import sha256_of, sync_file, sync_folder, write_atomically
 from pipelines.corpora import attribute_names, list_corpus, read_images
 from pipelines.errors import PipelineError

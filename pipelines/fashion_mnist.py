@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 70,000 real images of clothes, 28x28 greyscale, 10 classes (Xiao et al., arXiv 1708.07747; MIT licence).
+"""Fashion-MNIST: 70,000 real images of clothes, 28x28 grey, 10 classes (Xiao et al., arXiv 1708.07747; MIT licence).
 
 The 10,000 images of its test split are packaged as a corpus, so that a first run needs no download.
 """
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from encoders.compat import load_torchvision
 from pipelines.errors import PipelineError
 
 SAMPLE = Path(__file__).parent / "data" / "fashion_mnist_test.parquet"
@@ -54,9 +55,7 @@ def load_fashion_mnist(split: Split, download_to: str | Path | None = None) -> t
             f"Fashion-MNIST is not at {_DEBIAN_FOLDER}: install Debian's `dataset-fashion-mnist`, or give a folder "
             "to download it to"
         )
-    from encoders.compat import torchvision
-
-    data = torchvision.datasets.FashionMNIST(str(download_to), train=split == "train", download=True)
+    data = load_torchvision().datasets.FashionMNIST(str(download_to), train=split == "train", download=True)
     return data.data.numpy(), data.targets.numpy().astype(np.int64)
 
 

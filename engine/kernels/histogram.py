@@ -1,0 +1,32 @@
+"""How many codes, and how many relevant ones, stand at each distance of a query.
+
+Q queries, N codes, W words a code, D = bits + 1 distances.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.kernels.popcount import popcount
+
+
+@numba.njit(nogil=True, cache=True)
+def count_distances(
+    query_QW: NDArray[np.uint64],
+    code_NW: NDArray[np.uint64],
+    query_label_Q: NDArray[np.int64],
+    code_label_N: NDArray[np.int64],
+    total_QD: NDArray[np.int64],
+    relevant_QD: NDArray[np.int64],
+) -> None:
+    """Add to `total_QD` every code, to `relevant_QD` those whose label is the query's."""
+    for q in range(query_QW.shape[0]):
+        for n in range(code_NW.shape[0]):
+            distance = np.int64(0)
+            for w in range(query_QW.shape[1]):
+                distance += np.int64(popcount(query_QW[q, w] ^ code_NW[n, w]))
+            total_QD[q, distance] += 1
+            if code_label_N[n] == query_label_Q[q]:
+                relevant_QD[q, distance] += 1

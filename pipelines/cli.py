@@ -1,0 +1,286 @@
+"""The command `hashlight`.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage. Errors are one line on the standard error; `hashlight --debug COMMAND ...`
+shows where they came from. The packages a command needs are imported when it runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from pipelines.console import answers_table, err, key_value_table, out, progress_bar, spinner
+
+if TYPE_CHECKING:
+    from pipelines.search import Answers
+
+app = typer.Typer(
+    help="Finds images among billions by learned binary codes, exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_debug = False
+
+EncoderOption = Annotated[Path, typer.Option("--encoder", help="Folder of a trained encoder.", exists=True)]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@app.callback()
+def _global_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn a failure into one line and exit code 1."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if _debug or isinstance(error, typer.BadParameter):
+                raise
+            expected = isinstance(error, _expected_errors())
+            what = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
+            err.print(f"[bold red]error:[/] {escape(what)}", soft_wrap=True)
+            if not expected:
+                err.print("this is a fault of hashlight; `hashlight --debug ...` shows where", soft_wrap=True)
+            raise typer.Exit(1) from error
+
+    return run
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from encoders.errors import EncoderError, ImageError
+    from engine.errors import HashlightError
+    from pipelines.errors import PipelineError
+
+    return (HashlightError, EncoderError, ImageError, PipelineError, OSError, ValueError)
+
+
+@app.command()
+@_reports_errors
+def train(
+    input: Annotated[Path, typer.Option("--input", help="Labelled corpus: folder or Parquet.", exists=True)],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the encoder.")],
+    bits: Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")] = 64,
+    backbone: Annotated[str, typer.Option(help="small-cnn, or a torchvision classification model.")] = "small-cnn",
+    weights: Annotated[
+        str | None, typer.Option(help="Backbone weights: a file, or the name of torchvision weights.")
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Train on pairs (CSV or Parquet: a, b, similar), not labels.", exists=True)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images a step.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train a HashNet encoder on a labelled corpus."""
+    from pipelines.train import train_encoder
+
+    options = {"epochs": epochs, "batch_size": batch_size, "weights": weights}
+    start = time.perf_counter()
+    with progress_bar("training") as report:
+        encoder = train_encoder(
+            input,
+            output,
+            bits=bits,
+            backbone=backbone,
+            pairs=pairs,
+            seed=seed,
+            overwrite=overwrite,
+            progress=report,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    seconds = time.perf_counter() - start
+    out.print(f"trained {encoder.bits} bits in {seconds:.0f} s: {output}, encoder {encoder.fingerprint[:12]}…")
+
+
+@app.command()
+@_reports_errors
+def encode(
+    input: Annotated[Path, typer.Option("--input", help="Corpus: folder of images or Parquet.", exists=True)],
+    encoder: EncoderOption,
+    output: Annotated[Path, typer.Option("--output", help="Folder for the codes.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Decoded images held at once by an actor.")] = 256,
+    actors: Annotated[int | None, typer.Option(min=1, help="Processes; as many as cores if left out.")] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode a corpus on Ray; an interrupted job goes on where it was."""
+    from dataclasses import asdict
+
+    from pipelines.encode import encode_corpus
+
+    start = time.perf_counter()
+    with progress_bar("encoding") as report:
+        summary = encode_corpus(
+            input, encoder, output, batch_size=batch_size, actors=actors, overwrite=overwrite, progress=report
+        )
+    seconds = time.perf_counter() - start
+    if as_json:
+        typer.echo(json.dumps({**asdict(summary), "seconds": round(seconds, 3)}))
+        return
+    out.print(
+        f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: {output}"
+    )
+    if summary.rejects:
+        out.print(f"{summary.rejects:,} images were rejected; the reasons are in {output / 'rejects.parquet'}")
+
+
+@app.command()
+@_reports_errors
+def build(
+    codes: Annotated[Path, typer.Option("--codes", help="Folder that `hashlight encode` wrote.", exists=True)],
+    output: Annotated[Path, typer.Option("--output", help="The collection.")],
+    shards: Annotated[int, typer.Option(min=1, help="Number of shards.")] = 1,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Build a collection from codes."""
+    from engine.collection import Collection
+    from pipelines.build import build_collection
+
+    with progress_bar("building") as report:
+        build_collection(codes, output, shards=shards, overwrite=overwrite, progress=report)
+    out.print(repr(Collection.open(output)))
+
+
+@app.command()
+@_reports_errors
+def search(
+    collection: Annotated[Path, typer.Argument(help="A collection.")],
+    image: Annotated[Path, typer.Option("--image", help="The image to search for.", exists=True, dir_okay=False)],
+    k: Annotated[int | None, typer.Option("-k", min=1, help="Number of nearest images (10 without --radius).")] = None,
+    radius: Annotated[int | None, typer.Option(min=0, help="Find all images within this Hamming distance.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --radius: keep the nearest this many.")] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="The encoder, if the collection does not keep it.", exists=True)
+    ] = None,
+    as_json: JsonOption = False,
+    save: Annotated[Path | None, typer.Option(help="Save a picture of the query and its answers (PNG).")] = None,
+) -> None:
+    """Find the images nearest to an image, or all within a Hamming radius."""
+    if k is not None and radius is not None:
+        raise typer.BadParameter("give -k or --radius, not both")
+    if limit is not None and radius is None:
+        raise typer.BadParameter("--limit goes with --radius; -k is a limit itself")
+    from engine.collection import Collection
+    from pipelines.search import encode_file, find_nearest, find_within, load_encoder, save_answers
+
+    opened = Collection.open(collection)
+    if radius is not None and radius > opened.bits:
+        raise typer.BadParameter(
+            f"--radius must be 0 to {opened.bits} (the codes have {opened.bits} bits), got {radius}"
+        )
+    query = encode_file(load_encoder(opened, encoder), image)
+    start = time.perf_counter()
+    found = find_nearest(opened, query, k or 10) if radius is None else find_within(opened, query, radius, limit)
+    seconds = time.perf_counter() - start
+    if save is not None:
+        save_answers(image, found, save)
+    asked = {"image": str(image), **({"k": k or 10} if radius is None else {"radius": radius, "limit": limit})}
+    if as_json:
+        typer.echo(json.dumps({"query": asked, **found.as_json(), "seconds": round(seconds, 6)}, default=str))
+    else:
+        _show_answers(found, seconds)
+
+
+def _show_answers(found: Answers, seconds: float) -> None:
+    coverage = found.coverage
+    if found.answers:
+        out.print(answers_table(found.answers))
+    cut = " (the nearest: --limit cut more)" if found.truncated else ""
+    out.print(
+        f"{len(found.answers):,} answers{cut} in {1000 * seconds:.1f} ms, {coverage.searched:,} of {coverage.codes:,} "
+        f"codes searched in {coverage.answered} of {coverage.shards} shards"
+    )
+
+
+@app.command()
+@_reports_errors
+def evaluate(
+    encoder: EncoderOption,
+    database: Annotated[Path, typer.Option(help="Labelled corpus to rank.", exists=True)],
+    queries: Annotated[Path, typer.Option(help="Labelled corpus to query with.", exists=True)],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the report.")],
+    train: Annotated[
+        Path | None, typer.Option(help="Corpus that the baselines learn from; the database if left out.", exists=True)
+    ] = None,
+    baseline: Annotated[list[str], typer.Option(help="Baselines beside the encoder.")] = ["itq", "lsh"],  # noqa: B006
+) -> None:
+    """Measure how well an encoder retrieves images of the query's class."""
+    from pipelines.evaluate import evaluate_encoder
+
+    with spinner("loading") as say:
+        report = evaluate_encoder(
+            encoder,
+            database=database,
+            queries=queries,
+            output=output,
+            train=train,
+            baselines=baseline,
+            progress=say,
+        )
+    rows = {f"mAP, {name}": f"{method.map_all:.4f}" for name, method in report.methods.items()}
+    out.print(key_value_table("retrieval", {**rows, "mAP, relaxed codes": f"{report.map_relaxed:.4f}"}))
+    out.print(f"report: {output / 'report.json'}")
+
+
+@app.command()
+@_reports_errors
+def info(
+    collection: Annotated[Path, typer.Argument(help="A collection.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every file again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a collection and check its files."""
+    from engine.collection import Collection
+
+    opened = Collection.open(collection, verify=verify)
+    attributes = opened.shards[0].attributes
+    facts = {
+        "path": str(opened.path),
+        "version": opened.version,
+        "codes": len(opened),
+        "bits": opened.bits,
+        "shards": len(opened.shards),
+        "bytes": opened.num_bytes,
+        "encoder": opened.fingerprint,
+        "attributes": [] if attributes is None else attributes.schema.names,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        out.print(key_value_table("collection", facts))
+
+
+@app.command()
+@_reports_errors
+def demo(
+    output: Annotated[Path, typer.Option("--output", help="Folder for everything the demo makes.")] = Path("demo"),
+) -> None:
+    """Run the main job on the packaged images: train, encode, build, evaluate, search."""
+    from pipelines.demo import run_demo
+
+    run_demo(output)

@@ -1,0 +1,53 @@
+"""What a person at a terminal sees."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console()
+err = Console(stderr=True)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on the standard error; yields a function of (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def spinner(title: str) -> Iterator[Callable[[str], None]]:
+    """Show what is being done on the standard error; yields a function that renames it."""
+    with err.status(title) as status:
+        yield status.update
+
+
+def key_value_table(title: str, rows: dict[str, Any]) -> Table:
+    """Make a table of two columns."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, str(value))
+    return table
+
+
+def answers_table(answers: list[Any]) -> Table:
+    """Make a table of `pipelines.search.Answer`, one row each."""
+    names = list(answers[0].attributes) if answers else []
+    table = Table("#", "distance", "id", *names)
+    for rank, answer in enumerate(answers, start=1):
+        table.add_row(str(rank), str(answer.distance), str(answer.id), *(str(answer.attributes[n]) for n in names))
+    return table

@@ -1,0 +1,117 @@
+"""The main job on the packaged images: train, encode, build, evaluate, search."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from engine.collection import Collection
+from engine.results import PAD_ID
+from pipelines.build import build_collection, codes_column
+from pipelines.console import answers_table, key_value_table, out, progress_bar, spinner
+from pipelines.encode import encode_corpus, read_parts
+from pipelines.evaluate import Report, evaluate_encoder
+from pipelines.fashion_mnist import split_sample, write_corpus
+from pipelines.pictures import Tile, answer_tile, save_grid
+from pipelines.search import encode_file, find_nearest, load_encoder
+from pipelines.train import train_encoder
+
+BITS = 48
+SHARDS = 4
+GRID_QUERIES = 8
+GRID_ANSWERS = 10
+
+
+def run_demo(folder: Path) -> Report:
+    """Write `folder` with the corpora, the encoder, the codes, the collection, `report.json` and pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    parts = split_sample()
+    corpora = {name: folder / f"{name}.parquet" for name in parts}
+    with _timed(seconds, "write the corpora"):
+        for name, table in parts.items():
+            write_corpus(table, corpora[name])
+    with _timed(seconds, f"train HashNet, {BITS} bits"), progress_bar("training") as report:
+        train_encoder(corpora["train"], folder / "encoder", bits=BITS, overwrite=True, progress=report)
+    with _timed(seconds, "encode with Ray"), progress_bar("encoding") as report:
+        for name in ("database", "queries"):
+            summary = encode_corpus(
+                corpora[name], folder / "encoder", folder / "codes" / name, overwrite=True, progress=report
+            )
+            assert summary.rejects == 0, "the packaged images are whole"
+    with _timed(seconds, f"build {SHARDS} shards"), progress_bar("building") as report:
+        build_collection(
+            folder / "codes" / "database", folder / "collection", shards=SHARDS, overwrite=True, progress=report
+        )
+    with _timed(seconds, "evaluate"), spinner("evaluating") as say:
+        result = evaluate_encoder(
+            folder / "encoder",
+            database=corpora["database"],
+            queries=corpora["queries"],
+            train=corpora["train"],
+            output=folder,
+            progress=say,
+        )
+    with _timed(seconds, "search and draw"):
+        _draw_answers(folder, parts["queries"])
+    _tell(folder, result, seconds)
+    return result
+
+
+def _draw_answers(folder: Path, queries: pa.Table) -> None:
+    """Save a grid: one query of each of the first classes, and its nearest images."""
+    collection = Collection.open(folder / "collection")
+    _, rows = np.unique(queries["label"].to_numpy(), return_index=True)
+    chosen = queries.take(rows[:GRID_QUERIES])
+    (folder / "query.png").write_bytes(chosen["image"][0].as_py())
+    codes = codes_column(_coded(folder / "codes" / "queries", chosen["id"].to_pylist()))
+    result = collection.search(codes, GRID_ANSWERS)
+    grid = []
+    for query, ids, distances in zip(chosen.to_pylist(), result.ids, result.distances, strict=True):
+        answers = collection.get(ids[ids != PAD_ID]).to_pylist()
+        tiles = [
+            answer_tile(answer["uri"], f"{distance}: {answer['label_name']}")
+            for answer, distance in zip(answers, distances, strict=True)
+        ]
+        grid.append([Tile(query["image"], query["label_name"]), *tiles])
+    save_grid(grid, folder / "answers.png")
+
+
+def _coded(codes: Path, ids: list[int]) -> pa.ChunkedArray:
+    """Take the codes of `ids`, in that order, from a folder of codes."""
+    table = pa.concat_tables(list(read_parts(codes)))
+    row_of = {id_: row for row, id_ in enumerate(table["id"].to_pylist())}
+    return table["code"].take(pa.array([row_of[id_] for id_ in ids]))
+
+
+def _tell(folder: Path, report: Report, seconds: dict[str, float]) -> None:
+    out.print(key_value_table("what was done", {step: f"{spent:.1f} s" for step, spent in seconds.items()}))
+    quality = {f"mAP, {name}": f"{method.map_all:.3f}" for name, method in report.methods.items()}
+    out.print(key_value_table("retrieval", {**quality, "mAP, relaxed codes": f"{report.map_relaxed:.3f}"}))
+    collection = Collection.open(folder / "collection")
+    query = encode_file(load_encoder(collection), folder / "query.png")
+    out.print(f"nearest to {folder / 'query.png'}:")
+    out.print(answers_table(find_nearest(collection, query, 5).answers))
+    out.print(
+        f"pictures: {folder / 'answers.png'}, {folder / 'precision_recall.png'}; numbers: {folder / 'report.json'}"
+    )
+    out.print("try next:", style="bold")
+    image = folder / "query.png"
+    for command in (
+        f"hashlight search {folder / 'collection'} --image {image} -k 10",
+        f"hashlight search {folder / 'collection'} --image {image} --radius 2 --save {folder / 'grid.png'}",
+        f"hashlight info {folder / 'collection'}",
+    ):
+        out.print(f"  {command}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start

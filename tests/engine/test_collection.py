@@ -1,0 +1,240 @@
+"""Collections on disk: exact answers whatever the shards, and nothing lost whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.collection import Collection, CollectionWriter, IdNotFoundError
+from engine.errors import CollectionBusyError, CollectionExistsError, CollectionNotFoundError, CorruptDataError
+from tests import oracles
+
+BITS = 48
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """3,000 codes with many ties, ids in no order, and 500 queries."""
+    rng = np.random.default_rng(5)
+    codes = oracles.clustered_codes(rng, 3000, BITS, centres=40, flips=6)
+    ids = rng.permutation(10**6)[:3000]
+    queries = oracles.clustered_codes(np.random.default_rng(5), 500, BITS, centres=40, flips=4)
+    return codes, ids, queries
+
+
+def make(path, corpus, shards=4, **options):
+    codes, ids, _ = corpus
+    attributes = {"uri": [f"image-{id_}.png" for id_ in ids], "label": ids % 7}
+    return Collection.create(path, codes, ids=ids, attributes=attributes, bits=BITS, shards=shards, **options)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4, 7])
+def test_answers_equal_the_oracle_whatever_the_shards(tmp_path, corpus, shards):
+    codes, ids, queries = corpus
+    collection = make(tmp_path / "c", corpus, shards)
+    expected_distances, expected_ids = oracles.knn(queries, codes, ids, 25)
+    found = collection.search(queries, 25)
+    np.testing.assert_array_equal(found.distances, expected_distances)
+    np.testing.assert_array_equal(found.ids, expected_ids)
+    for limit in (None, 5):
+        within, cut = oracles.within_radius(queries, codes, ids, 3, limit)
+        result = collection.range_search(queries, 3, limit)
+        got = [
+            list(zip(result.distances[a:b].tolist(), result.ids[a:b].tolist(), strict=True))
+            for a, b in zip(result.lims, result.lims[1:], strict=False)
+        ]
+        assert got == within
+        assert result.truncated.tolist() == cut
+        assert sum(map(len, within)) > 500, "an empty answer must not pass"
+
+
+def test_shards_give_the_same_bytes(tmp_path, corpus):
+    answers = set()
+    for shards in (1, 2, 4, 7):
+        collection = make(tmp_path / str(shards), corpus, shards)
+        search = collection.search(corpus[2], 10)
+        within = collection.range_search(corpus[2], 4)
+        answers.add(b"".join(array.tobytes() for array in (*search[:2], *within[:4])))
+        assert [array.dtype for array in (*search[:2], *within[:4])] == [
+            np.int32, np.int64, np.int64, np.int32, np.int64, np.bool_,
+        ]  # fmt: skip
+    assert len(answers) == 1
+
+
+def test_coverage_says_what_was_searched(tmp_path, corpus):
+    coverage = make(tmp_path / "c", corpus).search(corpus[2][:1], 1).coverage
+    assert (coverage.shards, coverage.answered, coverage.codes, coverage.searched) == (4, 4, 3000, 3000)
+    assert coverage.complete
+    assert coverage.version == 1
+
+
+def test_faiss_opens_every_shard(tmp_path, corpus):
+    collection = make(tmp_path / "c", corpus)
+    stored = set()
+    for shard in collection.shards:
+        index = faiss.read_index_binary(str(tmp_path / "c" / "shards" / shard.name / "codes.faiss"))
+        assert (index.d, index.ntotal) == (64, len(shard))
+        words = faiss.vector_to_array(index.xb).view(np.uint64)
+        stored |= set(zip(words.tolist(), shard.ids_N.tolist(), strict=True))
+    assert stored == set(zip(corpus[0][:, 0].tolist(), corpus[1].tolist(), strict=True))
+
+
+def test_get_gives_back_codes_and_attributes_in_the_order_asked(tmp_path, corpus):
+    codes, ids, _ = corpus
+    collection = make(tmp_path / "c", corpus)
+    rows = [2999, 0, 1500, 0]
+    items = collection.get(ids[rows])
+    assert items["id"].to_pylist() == ids[rows].tolist()
+    assert items["code"].to_pylist() == [codes[row].tobytes() for row in rows]
+    assert items["uri"].to_pylist() == [f"image-{ids[row]}.png" for row in rows]
+    assert items["label"].to_pylist() == (ids[rows] % 7).tolist()
+    with pytest.raises(IdNotFoundError, match=r"1 of 2 ids are not here, first -1 \(-1 pads short answers"):
+        collection.get([int(ids[0]), -1])
+    assert len(collection.get([])) == 0
+
+
+def test_k_beyond_n_pads(tmp_path):
+    collection = Collection.create(tmp_path / "c", np.array([[1], [3]], np.uint64), bits=16, shards=2)
+    found = collection.search(np.array([[0]], np.uint64), k=4)
+    assert found.ids.tolist() == [[0, 1, -1, -1]]
+    assert found.distances.tolist() == [[1, 2, 2**31 - 1, 2**31 - 1]]
+
+
+def test_an_open_collection_keeps_its_version(tmp_path, corpus):
+    codes, ids, queries = corpus
+    old = make(tmp_path / "c", corpus)
+    before = old.search(queries[:50], 5)
+    for step in range(3):
+        new = Collection.create(tmp_path / "c", codes[: 100 * (step + 1)], bits=BITS, overwrite=True)
+    after = old.search(queries[:50], 5)
+    np.testing.assert_array_equal(before.ids, after.ids)
+    assert old.get(ids[:3])["label"].to_pylist() == (ids[:3] % 7).tolist()
+    assert (old.version, new.version, len(new)) == (1, 4, 300)
+    assert len(list((tmp_path / "c" / "shards").iterdir())) == 2, "the live version and the one before it"
+
+
+@pytest.mark.parametrize("name", ["codes.faiss", "ids.npy", "rows_by_id.npy", "attributes.arrow"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_is_refused_by_name(tmp_path, corpus, name, damage):
+    make(tmp_path / "c", corpus, shards=2)
+    victim = sorted((tmp_path / "c" / "shards").glob(f"*/{name}"))[0]
+    data = bytearray(victim.read_bytes())
+    victim.unlink()
+    if damage == "flip":
+        data[len(data) // 2] ^= 0x10
+        victim.write_bytes(data)
+    elif damage == "truncate":
+        victim.write_bytes(data[:-1])
+    with pytest.raises(CorruptDataError, match=name.replace(".", r"\.")):
+        Collection.open(tmp_path / "c")
+
+
+def test_any_flipped_byte_of_a_manifest_is_refused(tmp_path, corpus):
+    make(tmp_path / "c", corpus, shards=2)
+    path = tmp_path / "c" / "manifests" / "00000001.json"
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for position in rng.choice(len(data), 200, replace=False):
+        if data[position : position + 1].isspace():
+            continue
+        broken = bytearray(data)
+        broken[position] ^= 1 << int(rng.integers(7))
+        path.write_bytes(broken)
+        with pytest.raises(CorruptDataError, match=r"00000001\.json"):
+            Collection.open(tmp_path / "c")
+        refused += 1
+    assert refused > 100
+    path.write_bytes(data)
+    assert len(Collection.open(tmp_path / "c")) == 3000
+
+
+def test_a_damaged_collection_can_be_replaced(tmp_path, corpus):
+    make(tmp_path / "c", corpus)
+    (tmp_path / "c" / "manifests" / "00000001.json").write_bytes(b"{}")
+    with pytest.raises(CorruptDataError):
+        make(tmp_path / "c", corpus)
+    assert make(tmp_path / "c", corpus, overwrite=True).version == 2
+
+
+def test_bad_arguments_leave_nothing_behind(tmp_path, corpus):
+    codes, ids, _ = corpus
+    path = tmp_path / "c"
+    with pytest.raises(ValueError, match="1 to 3000"):
+        Collection.create(path, codes, bits=BITS, shards=3001)
+    with pytest.raises(ValueError, match="more than once"):
+        Collection.create(path, codes, ids=ids * 0, bits=BITS)
+    with pytest.raises(ValueError, match="3000 rows, one a code, got 2"):
+        Collection.create(path, codes, bits=BITS, attributes={"uri": ["a", "b"]})
+    with pytest.raises(ValueError, match="at least 1 code"):
+        Collection.create(path, codes[:0], bits=BITS)
+    with pytest.raises(CollectionNotFoundError, match="hashlight build"):
+        Collection.open(path)
+    assert not list(tmp_path.glob("c/shards/*"))
+
+
+def test_other_folders_are_left_alone(tmp_path, corpus):
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    with pytest.raises(CollectionExistsError, match=r"photo\.png"):
+        make(tmp_path, corpus)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+    make(tmp_path / "c", corpus)
+    with pytest.raises(CollectionExistsError, match="version 1, 3,000 codes"):
+        make(tmp_path / "c", corpus)
+
+
+def test_one_writer_at_a_time(tmp_path, corpus):
+    with (
+        CollectionWriter(tmp_path / "c", bits=BITS, fingerprint=None, overwrite=False),
+        pytest.raises(CollectionBusyError, match="another process"),
+    ):
+        make(tmp_path / "c", corpus)
+    make(tmp_path / "c", corpus)
+
+
+def test_attributes_with_missing_values_come_back(tmp_path):
+    attributes = pa.table({"caption": pa.array(["a", None, "c"]), "tags": pa.array([["x"], [], None])})
+    codes = np.array([[5], [1], [3]], np.uint64)
+    collection = Collection.create(tmp_path / "c", codes, attributes=attributes, shards=3)
+    assert collection.get([0, 1, 2]).select(["caption", "tags"]).to_pylist() == attributes.to_pylist()
+
+
+WRITER = """
+    import sys
+    import numpy as np
+    from engine.collection import Collection
+    codes = np.random.default_rng(1).integers(2**48, size=(200_000, 1), dtype=np.uint64)
+    print("ready", flush=True)
+    while True:
+        Collection.create(sys.argv[1], codes, bits=48, shards=4, overwrite=True)
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_collection(tmp_path, corpus):
+    make(tmp_path / "c", corpus)
+    rng = np.random.default_rng(2)
+    sizes = set()
+    for _ in range(8):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path / "c")],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.getcwd()},
+        )
+        with writer:
+            writer.stdout.readline()
+            time.sleep(rng.uniform(0.05, 1.0))
+            writer.send_signal(signal.SIGKILL)
+        survivor = Collection.open(tmp_path / "c", verify=True)
+        assert survivor.search(corpus[2][:1], 1).coverage.complete
+        sizes.add(len(survivor))
+    assert sizes <= {3000, 200_000}
+    assert make(tmp_path / "c", corpus, overwrite=True).search(corpus[2], 1).coverage.codes == 3000

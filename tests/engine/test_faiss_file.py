@@ -1,0 +1,41 @@
+"""The header of a FAISS file is never trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.errors import CorruptDataError
+from engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
+
+
+@pytest.fixture
+def codes():
+    return np.random.default_rng(0).integers(2**63, size=(50, 2), dtype=np.uint64)
+
+
+def test_mapped_codes_are_the_written_ones(tmp_path, codes):
+    write_faiss_flat(tmp_path / "codes.faiss", codes)
+    mapped = map_faiss_flat(tmp_path / "codes.faiss", bits=100, rows=50)
+    np.testing.assert_array_equal(mapped, codes)
+    assert not mapped.flags.writeable
+
+
+@pytest.mark.parametrize("position", [0, 4, 8, 12, 19, 25, 32])
+def test_a_changed_header_is_refused(tmp_path, codes, position):
+    path = tmp_path / "codes.faiss"
+    write_faiss_flat(path, codes)
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptDataError, match="expected .fourcc, d, code size"):
+        map_faiss_flat(path, bits=100, rows=50)
+
+
+@pytest.mark.parametrize("size", [0, 10, 32, 33, 100])
+def test_a_short_file_is_refused(tmp_path, codes, size):
+    path = tmp_path / "codes.faiss"
+    write_faiss_flat(path, codes)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CorruptDataError, match=r"codes\.faiss"):
+        map_faiss_flat(path, bits=100, rows=50)
