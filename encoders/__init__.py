@@ -1,0 +1,1 @@
+"""Images to codes: backbones, hash layers, losses, training, artifacts, baselines and retrieval metrics."""

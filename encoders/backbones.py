@@ -1,0 +1,195 @@
+"""Networks that turn images into features: a small CNN, and every torchvision classifier without its last layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from encoders.compat import load_torchvision
+from encoders.errors import EncoderError
+from encoders.preprocessing import Preprocessing
+
+SMALL_CNN = "small-cnn"
+FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Backbone:
+    """A network without its classifier, and what goes with it.
+
+    Attributes
+    ----------
+    name : str
+        "small-cnn" or a torchvision model's name.
+    network : nn.Module
+        Maps (N, C, H, W) float32 to features (N, `feature_dim`).
+    feature_dim : int
+    preprocessing : Preprocessing
+        What the network was, or is to be, trained with.
+    batch_size : int
+        The shape that inference always runs at.
+    """
+
+    name: str
+    network: nn.Module
+    feature_dim: int
+    preprocessing: Preprocessing
+    batch_size: int
+
+
+def build_backbone(name: str, weights: str | None = None) -> Backbone:
+    """Build a backbone by name.
+
+    Parameters
+    ----------
+    name : str
+        "small-cnn" for 28x28 grey images, or any torchvision classification model ("resnet18").
+    weights : str or None
+        None for random ones, a local .pth, .pt or .safetensors file, or a name torchvision knows
+        ("IMAGENET1K_V1", "DEFAULT"), which it downloads.
+
+    Raises
+    ------
+    EncoderError
+        If there is no such backbone, or the weights are missing or do not fit.
+    """
+    local = weights is not None and weights.endswith(FILE_SUFFIXES)
+    if name == SMALL_CNN:
+        if weights is not None and not local:
+            raise EncoderError(
+                f"`weights` for {SMALL_CNN} must be a file ({', '.join(FILE_SUFFIXES)}) or None, got {weights!r}: "
+                "torchvision has none for it"
+            )
+        backbone, classifier = _small_cnn(), ""
+    else:
+        backbone, classifier = _torchvision_backbone(name, None if local else weights)
+    if local:
+        _load_weights(backbone, Path(str(weights)), classifier)
+    return backbone
+
+
+class SmallCNN(nn.Sequential):
+    """Five convolutions and one dense layer for 28x28 grey images: 256 features, about 300 thousand weights."""
+
+    def __init__(self, width: int = 24, feature_dim: int = 256, dropout: float = 0.3):
+        super().__init__(
+            *_convolution(1, width),
+            *_convolution(width, width),
+            nn.MaxPool2d(2),
+            *_convolution(width, 2 * width),
+            *_convolution(2 * width, 2 * width),
+            nn.MaxPool2d(2),
+            *_convolution(2 * width, 4 * width),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(4 * width * 9, feature_dim),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+        )
+
+
+def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def _small_cnn() -> Backbone:
+    # Mean and deviation of Fashion-MNIST's training pixels.
+    preprocessing = Preprocessing(size=28, channels=1, mean=(0.286,), std=(0.353,))
+    return Backbone(SMALL_CNN, SmallCNN(), 256, preprocessing, batch_size=32)
+
+
+def _torchvision_backbone(name: str, weights: str | None) -> tuple[Backbone, str]:
+    """Build a torchvision model without its classifier, and return the classifier's path beside it."""
+    models = load_torchvision().models
+    if name not in models.list_models(module=models):
+        raise EncoderError(
+            f"`backbone` must be {SMALL_CNN} or a torchvision classification model such as resnet18, got {name!r}: "
+            "`torchvision.models.list_models()` lists them"
+        )
+    known = models.get_model_weights(name)
+    if weights is not None and weights not in known.__members__ and weights != "DEFAULT":
+        raise EncoderError(
+            f"`weights` for {name} must be a file ({', '.join(FILE_SUFFIXES)}) or one of "
+            f"{', '.join(known.__members__)}, got {weights!r}"
+        )
+    network = _torchvision_network(models, name, weights)
+    path, feature_dim = _remove_classifier(network, name)
+    preset = (known[weights] if weights in known.__members__ else known.DEFAULT).transforms()
+    return Backbone(name, network, feature_dim, _preprocessing_of(preset), batch_size=8), path
+
+
+def _torchvision_network(models: Any, name: str, weights: str | None) -> nn.Module:
+    # The auxiliary classifiers of these two answer with tuples while training.
+    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    try:
+        network: nn.Module = models.get_model(name, weights=weights, **options)
+    except OSError as exc:
+        raise EncoderError(
+            f"the weights {weights} of {name} could not be downloaded ({exc}): "
+            "pass a local file as `weights`, or None to start from random ones"
+        ) from exc
+    return network
+
+
+def _remove_classifier(network: nn.Module, name: str) -> tuple[str, int]:
+    """Put an identity in the place of the last layer that gives the 1,000 classes; return its path and its inputs."""
+    for path, module in reversed(list(network.named_modules())):
+        outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
+        if isinstance(module, nn.Linear | nn.Conv2d) and outputs == 1000:
+            inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+            parent, _, attribute = path.rpartition(".")
+            setattr(network.get_submodule(parent), attribute, nn.Identity())
+            return path, inputs
+    raise EncoderError(f"{name} has no layer of 1,000 classes to take off: choose a classification model")
+
+
+def _preprocessing_of(preset: Any) -> Preprocessing:
+    """Translate torchvision's inference preset."""
+    return Preprocessing(
+        size=int(preset.crop_size[0]),
+        channels=3,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        fit="crop",
+        resize=int(preset.resize_size[0]),
+        interpolation=str(preset.interpolation.value),
+    )
+
+
+def _load_weights(backbone: Backbone, path: Path, classifier: str) -> None:
+    """Load a file of weights, with or without the classifier that was taken off."""
+    state = _read_state(path)
+    if classifier:
+        state = {key: value for key, value in state.items() if key.rpartition(".")[0] != classifier}
+    try:
+        backbone.network.load_state_dict(state)
+    except RuntimeError as exc:
+        raise EncoderError(
+            f"the weights in {path} do not fit {backbone.name}: {_first_lines(exc)}; "
+            "pass the file that was saved from this model"
+        ) from exc
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise EncoderError(f"`weights` names a file that is not there: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as exc:
+        raise EncoderError(f"{path} is not a readable file of weights: {_first_lines(exc)}") from exc
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise EncoderError(f"{path} must hold a state dict (names to tensors), got {type(state).__name__}")
+    return state
+
+
+def _first_lines(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:300]

@@ -1,0 +1,333 @@
+"""The encoder that training gives and a collection keeps: images in, codes out, and a folder on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from encoders.backbones import build_backbone
+from encoders.errors import EncoderError, ImageError
+from encoders.images import decode_image
+from encoders.inference import run_batches
+from encoders.model import HashModel
+from encoders.packing import CodeArray, pack_bits
+from encoders.preprocessing import Preprocessing
+
+FORMAT = "hashlight-encoder"
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+ImageLike = Image.Image | bytes | str | os.PathLike[str] | NDArray[np.uint8]
+
+
+class EncoderOutput(NamedTuple):
+    """What an encoder gives for N images.
+
+    Attributes
+    ----------
+    codes : ndarray of uint64, shape (N, W)
+        Packed bits, W = ceil(bits / 64).
+    relaxed : ndarray of float32, shape (N, B)
+        tanh(beta z), in [-1, 1], with the beta that training ended at; its sign is the code.
+    features : ndarray of float32, shape (N, D)
+        The layer before the hash layer.
+    """
+
+    codes: CodeArray
+    relaxed: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """All of an encoder but its weights.
+
+    Attributes
+    ----------
+    bits : int
+    backbone : str
+    beta : float
+        The sharpness of the relaxed codes.
+    batch_size : int
+        The fixed shape that the model runs at.
+    preprocessing : Preprocessing
+    training : mapping
+        How the encoder was made: method, settings. Kept for the reader; nothing here depends on it.
+    """
+
+    bits: int
+    backbone: str
+    beta: float
+    batch_size: int
+    preprocessing: Preprocessing
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 1024:
+            raise ValueError(f"`bits` must be 1 to 1024, got {self.bits}")
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}")
+        if self.beta <= 0:
+            raise ValueError(f"`beta` must be above 0, got {self.beta}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for the artifact's JSON."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "bits": self.bits,
+            "backbone": self.backbone,
+            "head": {"kind": "linear", "beta": self.beta},
+            "batch_size": self.batch_size,
+            "preprocessing": self.preprocessing.to_dict(),
+            "training": dict(self.training),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> EncoderConfig:
+        """Undo `to_dict`."""
+        return cls(
+            bits=plain["bits"],
+            backbone=plain["backbone"],
+            beta=plain["head"]["beta"],
+            batch_size=plain["batch_size"],
+            preprocessing=Preprocessing.from_dict(plain["preprocessing"]),
+            training=plain["training"],
+        )
+
+
+class HashEncoder:
+    """Turns images into binary codes.
+
+    The same image gives the same code whatever the batch it stands in and however many threads torch has (on one
+    kind of machine: another processor may round differently). Safe to share between threads; they take turns.
+
+    Parameters
+    ----------
+    config : EncoderConfig
+    model : HashModel
+        Owned by the encoder from here on, in evaluation mode.
+    """
+
+    def __init__(self, config: EncoderConfig, model: HashModel):
+        self.config = config
+        self._model = model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._weights = save_tensors({name: value.contiguous() for name, value in model.state_dict().items()})
+        self.fingerprint = _fingerprint(config.to_dict(), self._weights)
+
+    @property
+    def bits(self) -> int:
+        """Number of bits of a code."""
+        return self.config.bits
+
+    @property
+    def feature_dim(self) -> int:
+        """Number of features an image has before the hash layer."""
+        return int(self._model.hash_layer.in_features)
+
+    def __repr__(self) -> str:
+        return f"HashEncoder({self.config.backbone}, {self.bits} bits, fingerprint {self.fingerprint[:12]})"
+
+    def encode(self, images: Sequence[ImageLike] | NDArray[np.uint8]) -> CodeArray:
+        """Return the codes of a sequence of images.
+
+        Parameters
+        ----------
+        images : sequence of PIL images, encoded bytes, paths or uint8 arrays
+            Arrays have shape (H, W), (H, W, 1) or (H, W, 3); one array of shape (N, H, W) or (N, H, W, C) is a
+            sequence too.
+
+        Returns
+        -------
+        ndarray of uint64, shape (N, ceil(bits / 64))
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be decoded; its reason names the position.
+        TypeError
+            If `images` is one image, or holds something else than images.
+        """
+        return self.encode_all(images).codes
+
+    def encode_all(self, images: Sequence[ImageLike] | NDArray[np.uint8]) -> EncoderOutput:
+        """Return codes, relaxed codes and features of a sequence of images; see `encode`."""
+        _check_sequence(images)
+        relaxed_NB = np.empty((len(images), self.bits), np.float32)
+        feature_ND = np.empty((len(images), self.feature_dim), np.float32)
+        bit_NB = np.empty((len(images), self.bits), np.bool_)
+        size = self.config.batch_size
+
+        def run(index: int) -> None:
+            rows = slice(index * size, min((index + 1) * size, len(images)))
+            feature_ND[rows], z_NB, relaxed_NB[rows] = self._run_batch(images, rows)
+            bit_NB[rows] = z_NB > 0
+
+        run_batches(run, -(-len(images) // size))
+        return EncoderOutput(pack_bits(bit_NB), relaxed_NB, feature_ND)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` into a folder, which is made if need be."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        config = self.config.to_dict() | {"fingerprint": self.fingerprint}
+        # The configuration goes last: it names the fingerprint of the weights, so a half-written folder is refused.
+        _write(target / WEIGHTS_FILE, self._weights)
+        _write(target / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> HashEncoder:
+        """Open an encoder that `save` wrote.
+
+        Raises
+        ------
+        EncoderError
+            If the folder is no encoder, is damaged, or was written by a newer version.
+        """
+        source = Path(folder)
+        plain = _read_config(source)
+        weights = _read(source / WEIGHTS_FILE)
+        expected = plain.pop("fingerprint", None)
+        if (got := _fingerprint(plain, weights)) != expected:
+            raise EncoderError(
+                f"the encoder in {source} is damaged: {CONFIG_FILE} says fingerprint {str(expected)[:12]}, its "
+                f"configuration and weights give {got[:12]}; copy or train it again"
+            )
+        try:
+            config = EncoderConfig.from_dict(plain)
+            return cls(config, _build_model(config, load_tensors(weights)))
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as exc:
+            raise EncoderError(
+                f"the encoder in {source} cannot be built ({type(exc).__name__}: {' '.join(str(exc).split())[:300]}): "
+                "was it written by another version of hashlight?"
+            ) from exc
+
+    def _run_batch(
+        self, images: Sequence[ImageLike] | NDArray[np.uint8], rows: slice
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Return features, z and relaxed codes of one slice, computed at the fixed shape with zeros behind it."""
+        rule = self.config.preprocessing
+        count = rows.stop - rows.start
+        pixels_NHWC = np.zeros((self.config.batch_size, rule.size, rule.size, rule.channels), np.uint8)
+        for offset in range(count):
+            position = rows.start + offset
+            pixels_NHWC[offset] = rule.pixels(_open_image(images[position], position))
+        with torch.inference_mode():
+            batch_NCHW = rule.normalise(torch.from_numpy(pixels_NHWC)).contiguous(memory_format=torch.channels_last)
+            feature_ND, z_NB = self._model(batch_NCHW)
+            relaxed_NB = torch.tanh(self.config.beta * z_NB)
+        return feature_ND[:count].numpy(), z_NB[:count].numpy(), relaxed_NB[:count].numpy()
+
+
+def open_image(image: ImageLike) -> Image.Image:
+    """Return one image of any accepted kind as a Pillow image.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read or decoded.
+    TypeError
+        If it is no image of an accepted kind.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_image(bytes(image))
+    if isinstance(image, str | os.PathLike):
+        try:
+            return decode_image(Path(image).read_bytes())
+        except OSError as exc:
+            raise ImageError(f"unreadable file: {exc.strerror or exc}") from exc
+    if isinstance(image, np.ndarray):
+        return _image_of_array(image)
+    raise TypeError(f"an image must be a PIL image, bytes, a path or a uint8 array, got {type(image).__name__}")
+
+
+def _image_of_array(pixels: NDArray[Any]) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        raise TypeError(
+            f"an image array must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3), got {pixels.dtype} of shape "
+            f"{pixels.shape}"
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def _open_image(image: ImageLike, position: int) -> Image.Image:
+    try:
+        return open_image(image)
+    except ImageError as exc:
+        raise ImageError(f"image {position}: {exc.reason}") from exc
+
+
+def _check_sequence(images: object) -> None:
+    one_image = isinstance(images, Image.Image | bytes | bytearray | str | os.PathLike)
+    if one_image or not hasattr(images, "__len__") or (isinstance(images, np.ndarray) and images.ndim < 3):
+        raise TypeError(f"`images` must be a sequence of images, got {type(images).__name__}: put one image in a list")
+
+
+def _build_model(config: EncoderConfig, weights: dict[str, torch.Tensor]) -> HashModel:
+    # The random initial weights are thrown away at once, and must not disturb the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        model = HashModel(build_backbone(config.backbone), config.bits)
+    # Copies into the model's own memory: products depend on the alignment of their operands, which a mapped or
+    # sliced buffer does not promise.
+    model.load_state_dict(weights)
+    return model
+
+
+def _fingerprint(plain: Mapping[str, Any], weights: bytes) -> str:
+    """Return the SHA-256 of the configuration, as canonical JSON, and the weights file."""
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(hashlib.sha256(canonical).digest() + hashlib.sha256(weights).digest()).hexdigest()
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    if not (source / CONFIG_FILE).is_file():
+        raise EncoderError(
+            f"{source} is not an encoder: expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}; "
+            "`hashlight train` writes one"
+        )
+    try:
+        plain = json.loads(_read(source / CONFIG_FILE))
+    except ValueError as exc:
+        raise EncoderError(f"{source / CONFIG_FILE} is damaged, expected JSON: {exc}; copy or train it again") from exc
+    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+        got = plain.get("format") if isinstance(plain, dict) else type(plain).__name__
+        raise EncoderError(f"{source} is not an encoder: {CONFIG_FILE} must have format {FORMAT!r}, got {got!r}")
+    if plain.get("format_version") != FORMAT_VERSION:
+        raise EncoderError(
+            f"the encoder in {source} has format version {plain.get('format_version')!r}, this hashlight reads "
+            f"{FORMAT_VERSION}: use the version that wrote it"
+        )
+    return plain
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise EncoderError(f"{path} cannot be read: {exc.strerror or exc}; copy or train the encoder again") from exc
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write aside and rename, so that a reader never sees half a file."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

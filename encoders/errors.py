@@ -1,0 +1,25 @@
+"""What can go wrong between an image and its code.
+
+EncoderError: a folder is no encoder, an artifact is damaged, weights do not fit
+ImageError: one image cannot be decoded
+"""
+
+from __future__ import annotations
+
+
+class EncoderError(Exception):
+    """An encoder cannot be built, saved or loaded."""
+
+
+class ImageError(Exception):
+    """An image cannot be decoded.
+
+    Attributes
+    ----------
+    reason : str
+        Short and plain, fit for a column of rejects: "empty file", "truncated: ...".
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,56 @@
+"""Continuation: how beta in tanh(beta z) rises until the relaxed code is its sign. Pure functions of progress.
+
+HashNet (Cao et al., ICCV 2017, arXiv 1702.00758), section 3.2: train with a smooth activation, then sharpen it in
+stages, each starting from the weights that the one before reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[float, float], float]
+
+NUM_STAGES = 10
+_RELEASED_ITERATIONS = 10_000
+_RELEASED_REFRESH = 200
+
+
+def stages(progress: float, final_beta: float) -> float:
+    """Ten stages of equal length, beta rising from 1 to `final_beta` in equal steps: the paper's algorithm 1.
+
+    Parameters
+    ----------
+    progress : float
+        Share of the training that is done, 0 to 1.
+    final_beta : float
+        Beta of the last stage.
+    """
+    stage = min(int(_checked(progress) * NUM_STAGES), NUM_STAGES - 1)
+    return 1.0 + (final_beta - 1.0) * stage / (NUM_STAGES - 1)
+
+
+def released(progress: float, final_beta: float) -> float:
+    """Square-root rise in 50 small steps, with the shape of the authors' code and scaled to end at `final_beta`.
+
+    Their code has beta = sqrt(1 + 0.005 i), refreshed every 200 of 10,000 iterations; that is this function
+    with a `final_beta` of 7.07.
+    """
+    last = _RELEASED_ITERATIONS - _RELEASED_REFRESH
+    iteration = min(int(_checked(progress) * _RELEASED_ITERATIONS) // _RELEASED_REFRESH * _RELEASED_REFRESH, last)
+    return math.sqrt(1.0 + (final_beta**2 - 1.0) * iteration / last)
+
+
+def constant(progress: float, final_beta: float) -> float:
+    """`final_beta` from the first step: no continuation."""
+    _checked(progress)
+    return final_beta
+
+
+SCHEDULES: dict[str, Schedule] = {"stages": stages, "released": released, "constant": constant}
+
+
+def _checked(progress: float) -> float:
+    if not 0.0 <= progress <= 1.0:
+        raise ValueError(f"`progress` must be 0 to 1, got {progress}")
+    return progress
