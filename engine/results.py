@@ -41,6 +41,28 @@ class Coverage:
         return self.answered == self.shards
 
 
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How each query of a batch was answered.
+
+    Attributes
+    ----------
+    plans : tuple of str, length Q
+        "scan" or "tables", or "tables, then scan" where the tables turned out too dear.
+    probes : ndarray of int64, shape (Q,)
+        Buckets looked up.
+    candidates : ndarray of int64, shape (Q,)
+        Codes compared with the query.
+    seconds : ndarray of float64, shape (Q,)
+        Time; queries that were answered together share theirs in equal parts.
+    """
+
+    plans: tuple[str, ...]
+    probes: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+
+
 class SearchResult(NamedTuple):
     """The k nearest codes of each query, ascending by (distance, id).
 
@@ -52,11 +74,14 @@ class SearchResult(NamedTuple):
         Ids; padded with -1.
     coverage : Coverage or None
         What the answer saw; None from a bare index.
+    explain : Explanation or None
+        How it was found, where that was asked.
     """
 
     distances: NDArray[np.int32]
     ids: NDArray[np.int64]
     coverage: Coverage | None = None
+    explain: Explanation | None = None
 
 
 class RangeResult(NamedTuple):
@@ -73,6 +98,8 @@ class RangeResult(NamedTuple):
         Whether `limit` cut the answers of a query; the nearest are kept.
     coverage : Coverage or None
         What the answer saw; None from a bare index.
+    explain : Explanation or None
+        How it was found, where that was asked.
     """
 
     lims: NDArray[np.int64]
@@ -80,3 +107,4 @@ class RangeResult(NamedTuple):
     ids: NDArray[np.int64]
     truncated: NDArray[np.bool_]
     coverage: Coverage | None = None
+    explain: Explanation | None = None

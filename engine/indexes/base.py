@@ -1,16 +1,33 @@
-"""The protocol of every index over one shard's codes."""
+"""The protocol of every index over one shard's codes, and the checks they share."""
 
 from __future__ import annotations
 
 from typing import Protocol, Self, runtime_checkable
 
-from engine.codes import CodeArray, IdArray
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.codes import CodeArray, IdArray, check_bits, check_codes, check_ids, num_words
 from engine.results import RangeResult, SearchResult
+
+MAX_ROWS = 2**32 - 1  # rows are uint32 in the tables
+
+RowMask = NDArray[np.bool_]
 
 
 @runtime_checkable
 class Index(Protocol):
-    """Exact Hamming search over fixed codes. Several threads may search one index at once."""
+    """Exact Hamming search over fixed codes. Several threads may search one index at once.
+
+    The keywords of both searches:
+
+    mask : ndarray of bool, shape (N,), or None
+        True for the rows that may answer, in the order in which the index keeps its rows.
+    threads : int or None
+        Parts into which a batch is cut, at most; None: one for a single query, one a core for a batch.
+    explain : bool
+        Whether the result carries an `Explanation`.
+    """
 
     bits: int
 
@@ -23,10 +40,90 @@ class Index(Protocol):
         """Return the number of codes."""
         ...
 
-    def search(self, queries_QW: CodeArray, k: int) -> SearchResult:
+    def search(
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        *,
+        mask: RowMask | None = None,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> SearchResult:
         """Return the `k` nearest codes of each query (uint64, shape (Q, W)), ascending by (distance, id)."""
         ...
 
-    def range_search(self, queries_QW: CodeArray, radius: int, limit: int | None = None) -> RangeResult:
+    def range_search(
+        self,
+        queries_QW: CodeArray,
+        radius: int,
+        limit: int | None = None,
+        *,
+        mask: RowMask | None = None,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> RangeResult:
         """Return the codes at distance `<= radius`; with `limit`, the nearest `limit` of each query."""
         ...
+
+
+def check_rows(rows: int) -> int:
+    """Return `rows` if one index can hold that many.
+
+    Raises
+    ------
+    ValueError
+        If it cannot.
+    """
+    if rows > MAX_ROWS:
+        raise ValueError(f"an index holds at most {MAX_ROWS} codes, got {rows}: spread them over more shards")
+    return rows
+
+
+def check_build(codes_NW: CodeArray, ids_N: IdArray, bits: int) -> int:
+    """Check everything `Index.build` is given; return `bits`."""
+    bits = check_bits(bits)
+    if isinstance(codes_NW, np.ndarray):
+        check_rows(len(codes_NW) if codes_NW.ndim else 0)
+    check_codes(codes_NW, bits=bits, name="codes")
+    check_ids(ids_N, rows=len(codes_NW))
+    return bits
+
+
+def check_arrays(codes_NW: CodeArray, ids_N: IdArray, bits: int) -> int:
+    """Check the form of arrays that were validated when they were written, without reading them; return `bits`."""
+    bits = check_bits(bits)
+    shape = (len(codes_NW), num_words(bits))
+    if codes_NW.dtype != np.uint64 or codes_NW.shape != shape or not codes_NW.flags.c_contiguous:
+        raise ValueError(
+            f"`codes_NW` must be C-contiguous uint64 of shape {shape} for {bits}-bit codes, "
+            f"got {codes_NW.dtype} of shape {codes_NW.shape} with strides {codes_NW.strides}"
+        )
+    if ids_N.dtype != np.int64 or ids_N.shape != shape[:1] or not ids_N.flags.c_contiguous:
+        raise ValueError(
+            f"`ids_N` must be C-contiguous int64 of shape {shape[:1]}, got {ids_N.dtype} of shape {ids_N.shape}"
+        )
+    check_rows(len(codes_NW))
+    return bits
+
+
+def check_mask(mask: object, *, rows: int) -> RowMask | None:
+    """Return `mask` if it is None or says of each of `rows` rows whether it may answer.
+
+    Raises
+    ------
+    TypeError
+        If it is no array of bool.
+    ValueError
+        If the shape or the layout is wrong.
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        got = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise TypeError(f"`mask` must be a bool array of shape ({rows},), True for rows that may answer, got {got}")
+    if mask.shape != (rows,) or not mask.flags.c_contiguous:
+        raise ValueError(
+            f"`mask` must be contiguous of shape ({rows},), one entry a row, "
+            f"got shape {mask.shape} with strides {mask.strides}"
+        )
+    return mask

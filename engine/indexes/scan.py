@@ -1,0 +1,217 @@
+"""An index that is the codes and nothing else: every query is compared with every code."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
+from engine.indexes.answers import (
+    MAX_HEAP_PLACES,
+    Heaps,
+    Hits,
+    empty_heaps,
+    gather_hits,
+    join_ranges,
+    join_searches,
+    limited_result,
+    range_result,
+    search_result,
+)
+from engine.indexes.base import RowMask, check_arrays, check_build, check_mask
+from engine.indexes.order import sort_rows
+from engine.indexes.threads import check_threads, cut, run_parts
+from engine.kernels.scan import knn_scan, range_scan
+from engine.results import Explanation, RangeResult, SearchResult
+
+BLOCK_WORDS = 4096  # 32 KiB: a block of codes that stays in the L1 cache
+MIN_BLOCK = 256
+MAX_BLOCK = 2048
+MIN_QUERIES_A_THREAD = 2  # the kernels take queries in twos
+
+
+class ScanIndex:
+    """Exact search by comparing with every code; fast for batches and wide radii.
+
+    Several threads may search one index at once.
+
+    Parameters
+    ----------
+    codes_NW : ndarray of uint64, shape (N, W)
+        May be a read-only memory map at any address. Its bits are trusted; `build` checks them.
+    ids_N : ndarray of int64, shape (N,)
+        Distinct, 0 or more.
+    bits : int
+        Bits of a code; `W = ceil(bits / 64)`.
+    """
+
+    def __init__(self, *, codes_NW: CodeArray, ids_N: IdArray, bits: int) -> None:
+        self.bits = check_arrays(codes_NW, ids_N, bits)
+        self.codes_NW: CodeArray = read_only(codes_NW)
+        self.ids_N: IdArray = read_only(ids_N)
+        self._code_bytes: NDArray[np.uint8] = bytes_of(self.codes_NW)
+
+    @classmethod
+    def build(cls, codes_NW: CodeArray, ids_N: IdArray, *, bits: int) -> Self:
+        """Index copies of `codes_NW` and `ids_N` in the order of `engine.indexes.order`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If codes or ids are not as `engine.codes` describes them.
+        """
+        check_build(codes_NW, ids_N, bits)
+        order_N = sort_rows(codes_NW, ids_N)
+        return cls(codes_NW=codes_NW[order_N], ids_N=ids_N[order_N], bits=bits)
+
+    def __len__(self) -> int:
+        """Return the number of codes."""
+        return len(self.ids_N)
+
+    def __repr__(self) -> str:
+        """Name kind, bits, rows and size."""
+        return f"ScanIndex({self.bits} bits, {len(self):,} codes, {self.nbytes / 2**20:,.1f} MiB)"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and ids, in memory or mapped."""
+        return self.codes_NW.nbytes + self.ids_N.nbytes
+
+    def search(
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        *,
+        mask: RowMask | None = None,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> SearchResult:
+        """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
+        check_codes(queries_QW, bits=self.bits, name="queries")
+        mask = check_mask(mask, rows=len(self))
+        return self.nearest(queries_QW, check_k(k), self.bits, mask, check_threads(threads), explain)
+
+    def range_search(
+        self,
+        queries_QW: CodeArray,
+        radius: int,
+        limit: int | None = None,
+        *,
+        mask: RowMask | None = None,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> RangeResult:
+        """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
+        check_codes(queries_QW, bits=self.bits, name="queries")
+        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
+        mask, threads = check_mask(mask, rows=len(self)), check_threads(threads)
+        if limit is not None and limit < len(self):
+            return limited_result(self.nearest(queries_QW, limit + 1, radius, mask, threads, explain), limit)
+        return self.within(queries_QW, radius, mask, threads, explain)
+
+    def nearest(
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        radius: int,
+        mask: RowMask | None,
+        threads: int | None,
+        explain: bool,
+    ) -> SearchResult:
+        """Return the `k` nearest within `radius`, of arguments that were checked."""
+        heap_k = max(1, min(k, len(self)))
+        bound_Q = np.full(len(queries_QW), radius, np.int32)
+
+        def work(part: slice) -> SearchResult:
+            start = time.perf_counter()
+            heaps = empty_heaps(len(queries_QW[part]), heap_k)
+            self.improve_heaps(queries_QW[part], bound_Q[part], mask, heaps)
+            result = search_result(heaps, k)
+            return result._replace(explain=self.explanation(len(bound_Q[part]), start, mask) if explain else None)
+
+        parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
+        return join_searches(run_parts(work, _no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
+
+    def within(
+        self, queries_QW: CodeArray, radius: int, mask: RowMask | None, threads: int | None, explain: bool
+    ) -> RangeResult:
+        """Return everything within `radius`, of arguments that were checked."""
+
+        def work(part: slice) -> RangeResult:
+            start = time.perf_counter()
+            num_queries = len(queries_QW[part])
+            result = range_result(self.find_hits(queries_QW[part], radius, mask), self.ids_N, num_queries)
+            return result._replace(explain=self.explanation(num_queries, start, mask) if explain else None)
+
+        return join_ranges(run_parts(work, cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)))
+
+    def improve_heaps(
+        self, queries_QW: CodeArray, bound_Q: NDArray[np.int32], mask: RowMask | None, heaps: Heaps
+    ) -> None:
+        """Offer every row within each query's bound to its heap, in this thread."""
+        if len(queries_QW) and len(self):
+            words = self.codes_NW.shape[1]
+            scratch = _block_scratch(words)
+            knn_scan(
+                self._code_bytes, words, len(self), mask_bytes(mask), self.ids_N, queries_QW, bound_Q, *scratch, *heaps
+            )
+
+    def find_hits(self, queries_QW: CodeArray, radius: int, mask: RowMask | None) -> Hits:
+        """Return the rows within `radius` of each query, in no order, in this thread."""
+        words = self.codes_NW.shape[1]
+        scratch = _block_scratch(words)
+        block = len(scratch[1])
+        cursor_2 = np.zeros(2, np.int64)
+        may_N = mask_bytes(mask)
+
+        def fill(hits: Hits) -> tuple[int, bool]:
+            count = range_scan(self._code_bytes, words, len(self), may_N, queries_QW, radius, cursor_2, *scratch, *hits)
+            return count, int(cursor_2[0]) >= len(self)
+
+        return gather_hits(fill, places=4 * block)
+
+    def explanation(self, num_queries: int, start: float, mask: RowMask | None) -> Explanation:
+        """Explain a scan for `num_queries` queries that began at `start`."""
+        rows = len(self) if mask is None else int(mask.sum())
+        share = (time.perf_counter() - start) / max(1, num_queries)
+        return Explanation(
+            plans=("scan",) * num_queries,
+            probes=np.zeros(num_queries, np.int64),
+            candidates=np.full(num_queries, rows, np.int64),
+            seconds=np.full(num_queries, share),
+        )
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a read-only plain view, so that kernels meet one type of array whatever was given."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def bytes_of(codes_NW: CodeArray) -> NDArray[np.uint8]:
+    """Return the bytes of codes as a read-only view, which may start at any address."""
+    return read_only(codes_NW.reshape(-1).view(np.uint8))
+
+
+def mask_bytes(mask: RowMask | None) -> NDArray[np.uint8]:
+    """Return a mask as kernels take it: uint8, empty for none."""
+    return read_only(np.empty(0, np.uint8) if mask is None else mask.view(np.uint8))
+
+
+def _block_scratch(words: int) -> tuple[CodeArray, NDArray[np.uint32], NDArray[np.uint64]]:
+    """Return `block_WB`, `row_B` and `dist_B`."""
+    block = min(max(BLOCK_WORDS // words, MIN_BLOCK), MAX_BLOCK)
+    return np.empty((words, block), np.uint64), np.empty(block, np.uint32), np.empty(block, np.uint64)
+
+
+def _no_larger(parts: list[slice], size: int) -> list[slice]:
+    """Cut parts further, so that none exceeds `size`."""
+    return [
+        slice(begin, min(begin + size, part.stop))
+        for part in parts
+        for begin in range(part.start, max(part.stop, part.start + 1), size)
+    ]

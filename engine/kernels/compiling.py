@@ -1,0 +1,44 @@
+"""How kernels are compiled: on first use, without the GIL, and cached on disk in one folder of the user's.
+
+The folder's name carries a hash of every kernel's source, because numba looks only at the file of the function it
+loads, not at those of the functions inlined into it. Another CPU or another numba finds nothing in the cache and
+compiles anew; numba sees to that itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import platformdirs
+
+
+@cache
+def cache_folder() -> Path:
+    """Return the folder of compiled kernels: `NUMBA_CACHE_DIR` if set, else one in the user's cache folder."""
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(chosen)
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return Path(platformdirs.user_cache_dir("hashlight")) / f"numba-{digest.hexdigest()[:12]}"
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` on its first call and keep the result on disk.
+
+    numba decides where a function is cached while it decorates it, so its setting is changed only for that long:
+    other numba users of the process keep theirs.
+    """
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(cache_folder())
+    try:
+        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+    return compiled

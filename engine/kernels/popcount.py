@@ -1,0 +1,88 @@
+"""What numba lacks: the population count, loads at any address, prefetching, and wide vectors.
+
+Shapes: N codes, W words a code. A code array is passed as its bytes, (8 * N * W,) uint8, because a shard's codes are
+mapped behind a header of 33 bytes: a uint64 array there is not aligned, and to read it as if it were is undefined
+behaviour that happens to work on some machines. The loads here state an alignment of 1; on x86-64 they cost the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_WORD = ir.IntType(64)
+
+
+@intrinsic
+def popcount(typingctx: Any, word: Any) -> Any:
+    """Return the number of ones in a uint64. LLVM vectorises it where the machine can."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        count = builder.module.declare_intrinsic("llvm.ctpop", [_WORD])
+        return builder.call(count, args)
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def trailing_zeros(typingctx: Any, word: Any) -> Any:
+    """Return the number of zeros below the lowest one of a uint64; 64 for zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        count = builder.module.declare_intrinsic("llvm.cttz", [_WORD])
+        return builder.call(count, [args[0], ir.Constant(ir.IntType(1), 0)])
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def load_word(typingctx: Any, bytes_array: Any, index: Any) -> Any:
+    """Return word `index` (uint64) of an array of bytes that may start at any address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = builder.load(_word_pointer(context, builder, signature, args))
+        word.align = 1
+        return word
+
+    return types.uint64(bytes_array, types.intp), generate
+
+
+@intrinsic
+def prefetch_word(typingctx: Any, bytes_array: Any, index: Any) -> Any:
+    """Ask the memory for word `index` of an array of bytes, without waiting for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.bitcast(_word_pointer(context, builder, signature, args), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type] + [ir.IntType(32)] * 3)
+        fetch = builder.module.globals.get("llvm.prefetch.p0i8") or ir.Function(
+            builder.module, kind, "llvm.prefetch.p0i8"
+        )
+        read, keep_in_all_levels, data = (ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))
+        builder.call(fetch, [pointer, read, keep_in_all_levels, data])
+        return context.get_dummy_value()
+
+    return types.void(bytes_array, types.intp), generate
+
+
+@intrinsic
+def use_wide_vectors(typingctx: Any) -> Any:
+    """Let LLVM vectorise the calling function with 512 bits where the machine has them.
+
+    LLVM holds back to 256 on many AVX-512 machines, for the sake of their clock. Measured with two queries a pass over
+    a block of 64-bit codes: 13.4 G codes/s instead of 7.0.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # llvmlite's own `add` admits only the attributes it knows.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def _word_pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    return builder.gep(builder.bitcast(array.data, _WORD.as_pointer()), [args[1]])

@@ -1,0 +1,137 @@
+"""Every index answers what the oracle answers."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.indexes.base import Index
+from engine.indexes.faiss_flat import FaissFlatIndex
+from engine.indexes.scan import ScanIndex
+from tests import oracles
+
+BITS = [16, 32, 48, 64, 72, 128, 256, 512, 1024]
+KINDS = [ScanIndex, FaissFlatIndex]
+relaxed = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+
+
+def make_case(seed, rows, bits, queries=5):
+    """Codes with many ties, ids in no order, and queries of which some are stored."""
+    rng = np.random.default_rng(seed)
+    codes = oracles.clustered_codes(rng, rows + queries, bits)
+    ids = rng.permutation(3 * rows + 1)[:rows].astype(np.int64)
+    return codes[:rows], ids, codes[rows:]
+
+
+def row_order(index, ids):
+    """The place in `ids` of each of the index's rows."""
+    place = {int(id_): n for n, id_ in enumerate(ids)}
+    return np.array([place[int(id_)] for id_ in index.ids_N], np.int64)
+
+
+def assert_search(result, queries, codes, ids, k):
+    distances, found = np.full((len(queries), k), 2**31 - 1), np.full((len(queries), k), -1)
+    if len(codes):
+        distances, found = oracles.knn(queries, codes, ids, k)
+    assert result.distances.dtype == np.int32
+    assert result.ids.dtype == np.int64
+    np.testing.assert_array_equal(result.distances, distances)
+    np.testing.assert_array_equal(result.ids, found)
+
+
+def assert_range(result, queries, codes, ids, radius, limit=None):
+    answers, cut = [[]] * len(queries), [False] * len(queries)
+    if len(codes):
+        answers, cut = oracles.within_radius(queries, codes, ids, radius, limit)
+    assert [result.lims.dtype, result.distances.dtype, result.ids.dtype] == [np.int64, np.int32, np.int64]
+    got = [
+        list(zip(result.distances[a:b].tolist(), result.ids[a:b].tolist(), strict=True))
+        for a, b in zip(result.lims, result.lims[1:], strict=False)
+    ]
+    assert got == answers
+    assert result.truncated.tolist() == cut
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", BITS)
+@relaxed
+@given(data=st.data())
+def test_answers_equal_the_oracle(kind, bits, data):
+    rows = data.draw(st.sampled_from([1, 2, 7, 60, 300]), label="rows")
+    codes, ids, queries = make_case(data.draw(st.integers(0, 2**32), label="seed"), rows, bits)
+    index = kind.build(codes, ids, bits=bits)
+    assert isinstance(index, Index)
+    assert len(index) == rows
+    k = data.draw(st.sampled_from([1, 3, 10, rows, rows + 5]), label="k")
+    assert_search(index.search(queries, k, threads=1), queries, codes, ids, k)
+    radius = data.draw(
+        st.sampled_from([0, 1, 2, 3, 5, 8, 12, bits // 2, bits]).filter(lambda r: r <= bits), label="radius"
+    )
+    limit = data.draw(st.sampled_from([None, 1, 4, rows, 10 * rows]), label="limit")
+    assert_range(index.range_search(queries, radius, limit, threads=1), queries, codes, ids, radius, limit)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [32, 64, 128, 256, 1024])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+def test_masks_leave_out_rows_before_they_count(kind, bits, share):
+    codes, ids, queries = make_case(5, 400, bits)
+    index = kind.build(codes, ids, bits=bits)
+    order = row_order(index, ids)
+    mask = np.random.default_rng(1).random(400) < share
+    may = order[mask]
+    for some in (queries, queries[:1]):
+        assert_search(index.search(some, 6, mask=mask), some, codes[may], ids[may], 6)
+        assert_range(index.range_search(some, 5, mask=mask), some, codes[may], ids[may], 5)
+        assert_range(index.range_search(some, 5, 3, mask=mask), some, codes[may], ids[may], 5, 3)
+        assert_range(index.range_search(some, bits, mask=mask), some, codes[may], ids[may], bits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [64, 72])
+def test_an_empty_index_answers_nothing(kind, bits):
+    codes, ids, queries = make_case(1, 4, bits)
+    index = kind.build(codes[:0], ids[:0], bits=bits)
+    assert len(index) == 0
+    assert_search(index.search(queries, 3), queries, codes[:0], ids[:0], 3)
+    assert_range(index.range_search(queries, bits, 3), queries, codes[:0], ids[:0], bits, 3)
+    assert_range(index.range_search(queries, bits), queries, codes[:0], ids[:0], bits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_queries_get_no_answers(kind):
+    codes, ids, queries = make_case(1, 9, 64)
+    index = kind.build(codes, ids, bits=64)
+    assert index.search(queries[:0], 3).ids.shape == (0, 3)
+    assert index.range_search(queries[:0], 3).lims.tolist() == [0]
+    assert index.range_search(queries[:0], 3, 2).lims.tolist() == [0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [64, 256])
+def test_neither_batches_nor_threads_change_an_answer(kind, bits):
+    codes, ids, queries = make_case(3, 5000, bits, queries=37)
+    index = kind.build(codes, ids, bits=bits)
+    near, within = index.search(queries, 9, threads=1), index.range_search(queries, 6, threads=1)
+    assert_search(near, queries, codes, ids, 9)
+    assert_range(within, queries, codes, ids, 6)
+    for threads in (2, 3, 8, None):
+        assert_search(index.search(queries, 9, threads=threads), queries, codes, ids, 9)
+        assert_range(index.range_search(queries, 6, threads=threads), queries, codes, ids, 6)
+        assert_range(index.range_search(queries, 6, 5, threads=threads), queries, codes, ids, 6, 5)
+    for size in (1, 2, 5):
+        parts = [index.search(queries[a : a + size], 9) for a in range(0, 37, size)]
+        np.testing.assert_array_equal(np.concatenate([part.ids for part in parts]), near.ids)
+        parts = [index.range_search(queries[a : a + size], 6) for a in range(0, 37, size)]
+        np.testing.assert_array_equal(np.concatenate([part.ids for part in parts]), within.ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flipping_one_bit_everywhere_changes_nothing(kind):
+    codes, ids, queries = make_case(8, 500, 64)
+    index = kind.build(codes, ids, bits=64)
+    for bit in (0, 17, 42, 63):
+        flip = np.uint64(1 << bit)
+        flipped = kind.build(codes ^ flip, ids, bits=64)
+        np.testing.assert_array_equal(flipped.search(queries ^ flip, 20).ids, index.search(queries, 20).ids)
+        np.testing.assert_array_equal(flipped.range_search(queries ^ flip, 7).ids, index.range_search(queries, 7).ids)
