@@ -34,7 +34,9 @@ class HashNetLossConfig:
             raise ValueError(f"`alpha` must be above 0 or None (10 / bits), got {self.alpha}")
 
 
-def pair_weights(similar_BB: torch.Tensor, known_BB: torch.Tensor, *, weighted: bool = True) -> torch.Tensor:
+def pair_weights(
+    similar_BB: torch.Tensor, known_BB: torch.Tensor, *, weighted: bool = True, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """Weigh each known pair against how rare its kind is.
 
     HashNet (Cao et al., ICCV 2017, arXiv 1702.00758), equation 2 with c_ij = 1: |S| / |S1| for similar pairs,
@@ -46,16 +48,18 @@ def pair_weights(similar_BB: torch.Tensor, known_BB: torch.Tensor, *, weighted: 
         Read where `known_BB`, which must leave out the diagonal.
     weighted : bool
         False gives every known pair the weight 1.
+    dtype : torch.dtype
+        Of the weights.
 
     Returns
     -------
-    Tensor of float32, shape (B, B)
+    Tensor of `dtype`, shape (B, B)
         Zero outside `known_BB`.
     """
     if not weighted:
-        return known_BB.float()
-    num_pairs = known_BB.sum()
-    num_similar = (known_BB & similar_BB).sum()
+        return known_BB.to(dtype)
+    num_pairs = known_BB.sum().to(dtype)
+    num_similar = (known_BB & similar_BB).sum().to(dtype)
     weight_similar = num_pairs / num_similar.clamp(min=1)
     weight_dissimilar = num_pairs / (num_pairs - num_similar).clamp(min=1)
     return torch.where(similar_BB, weight_similar, weight_dissimilar) * known_BB
@@ -106,7 +110,7 @@ def hashnet_loss(
     alpha = 10.0 / code_BK.shape[1] if alpha is None else alpha
     known_BB = known_BB & ~torch.eye(len(known_BB), dtype=torch.bool, device=known_BB.device)
     logit_BB = alpha * (code_BK @ code_BK.T)
-    weight_BB = pair_weights(similar_BB, known_BB, weighted=weighted).to(logit_BB.dtype)
+    weight_BB = pair_weights(similar_BB, known_BB, weighted=weighted, dtype=logit_BB.dtype)
     target_BB = similar_BB.to(logit_BB.dtype)
     total = functional.binary_cross_entropy_with_logits(logit_BB, target_BB, weight=weight_BB, reduction="sum")
     return total / known_BB.sum().clamp(min=1)

@@ -1,0 +1,205 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from encoders.backbones import SMALL_CNN, build_backbone
+from encoders.encoder import EncoderConfig, HashEncoder
+from encoders.errors import EncoderError, ImageError
+from encoders.model import HashModel
+from encoders.packing import unpack_bits
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (256, 28, 28), dtype=np.uint8)
+
+
+def build(name=SMALL_CNN, bits=48, seed=0):
+    torch.manual_seed(seed)
+    backbone = build_backbone(name)
+    config = EncoderConfig(
+        bits=bits,
+        backbone=name,
+        beta=10.0,
+        batch_size=backbone.batch_size,
+        preprocessing=backbone.preprocessing,
+    )
+    return HashEncoder(config, HashModel(backbone, bits))
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return build()
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(encoder, tmp_path):
+    encoder.save(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def same(left, right):
+    return all(a.tobytes() == b.tobytes() for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 7, 32, 256])
+def test_the_same_bits_whatever_the_batch_and_the_threads(encoder, threads, batch, num_threads):
+    threads(1)
+    expected = encoder.encode_all(IMAGES)
+    threads(num_threads)
+    parts = [encoder.encode_all(IMAGES[i : i + batch]) for i in range(0, 256, batch)]
+    assert same(expected, [np.concatenate(columns) for columns in zip(*parts, strict=True)])
+    assert torch.get_num_threads() == num_threads
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
+def test_the_same_bits_from_torchvision_backbones(threads, name):
+    encoder = build(name, bits=64)
+    photos = [Image.fromarray(np.dstack([image, image.T, image])) for image in IMAGES[:10]]
+    threads(1)
+    expected = encoder.encode_all(photos)
+    threads(2)
+    parts = [encoder.encode_all(photos[i : i + 3]) for i in range(0, 10, 3)]
+    assert same(expected, [np.concatenate(columns) for columns in zip(*parts, strict=True)])
+
+
+def test_output_is_what_the_model_says(encoder):
+    output = encoder.encode_all(IMAGES[:40])
+    assert (output.codes.shape, output.codes.dtype) == ((40, 1), np.uint64)
+    assert (output.relaxed.shape, output.relaxed.dtype) == ((40, 48), np.float32)
+    assert (output.features.shape, output.features.dtype) == ((40, 256), np.float32)
+    assert (unpack_bits(output.codes, 48) == (output.relaxed > 0)).all()
+    assert (encoder.encode(IMAGES[:40]) == output.codes).all()
+    assert len(np.unique(output.codes)) > 5
+    assert encoder.encode([]).shape == (0, 1)
+
+
+def test_an_image_may_come_in_any_form(encoder, tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(IMAGES[3]).save(buffer, "PNG")
+    path = tmp_path / "image.png"
+    path.write_bytes(buffer.getvalue())
+    forms = [IMAGES[3], IMAGES[3][..., None], Image.fromarray(IMAGES[3]), buffer.getvalue(), path, str(path)]
+    assert len(np.unique(encoder.encode(forms))) == 1
+
+
+def test_what_is_no_image_is_refused(encoder, tmp_path):
+    with pytest.raises(ImageError, match=r"^image 1: not an image"):
+        encoder.encode([IMAGES[0], b"nothing to see"])
+    with pytest.raises(ImageError, match=r"^image 0: unreadable file: No such file"):
+        encoder.encode([tmp_path / "gone.png"])
+    with pytest.raises(TypeError, match="got bytes: put one image in a list"):
+        encoder.encode(b"abc")
+    with pytest.raises(TypeError, match="put one image in a list"):
+        encoder.encode(IMAGES[0])
+    with pytest.raises(TypeError, match=r"got float64 of shape \(28, 28\)"):
+        encoder.encode([IMAGES[0].astype(float)])
+    with pytest.raises(TypeError, match="got int"):
+        encoder.encode([3])
+
+
+def test_saved_and_loaded_it_is_the_same_encoder(encoder, folder):
+    state = torch.get_rng_state()
+    loaded = HashEncoder.load(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.fingerprint == encoder.fingerprint
+    assert loaded.config == encoder.config
+    assert same(loaded.encode_all(IMAGES[:50]), encoder.encode_all(IMAGES[:50]))
+    assert encoder.fingerprint[:12] in repr(loaded)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_another_encoder_has_another_fingerprint(encoder):
+    assert len({encoder.fingerprint, build(seed=1).fingerprint, build(bits=32).fingerprint}) == 3
+
+
+def edit(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def flip(folder):
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "no folder": (lambda folder: [path.unlink() for path in folder.iterdir()], "is not an encoder: expected a folder"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors cannot be read"),
+    "flipped byte": (flip, r"is damaged: config.json says fingerprint \w{12}, .* give \w{12}"),
+    "cut": (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "is damaged"),
+    "not JSON": (lambda folder: (folder / "config.json").write_text("{"), "is damaged, expected JSON"),
+    "other JSON": (lambda folder: (folder / "config.json").write_text('{"model": 1}'), "must have format .* got None"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "got 'list'"),
+    "newer": (lambda folder: edit(folder, format_version=99), "format version 99, this hashlight reads 1"),
+    "other bits": (lambda folder: edit(folder, bits=64), "is damaged: config.json says"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_encoder_is_refused(folder, kind):
+    damage, message = DAMAGE[kind]
+    damage(folder)
+    with pytest.raises(EncoderError, match=message):
+        HashEncoder.load(folder)
+
+
+def test_weights_come_from_a_file(tmp_path):
+    torch.manual_seed(1)
+    source = build_backbone(SMALL_CNN).network
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    for name in ("weights.pth", "weights.safetensors"):
+        loaded = build_backbone(SMALL_CNN, str(tmp_path / name)).network.state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in source.state_dict().items())
+
+
+def test_a_classifier_in_the_file_is_left_out(tmp_path):
+    backbone = build_backbone("resnet18")
+    state = backbone.network.state_dict() | {"fc.weight": torch.zeros(7, 512), "fc.bias": torch.zeros(7)}
+    torch.save(state, tmp_path / "seven.pth")
+    loaded = build_backbone("resnet18", str(tmp_path / "seven.pth"))
+    assert torch.equal(loaded.network.state_dict()["conv1.weight"], state["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "dims"),
+    [("resnet18", 512), ("mobilenet_v3_small", 1024), ("squeezenet1_1", 512), ("efficientnet_b0", 1280)],
+)
+def test_torchvision_backbones_lose_their_classifier(name, dims):
+    backbone = build_backbone(name)
+    backbone.network.eval()
+    with torch.inference_mode():
+        features = backbone.network(torch.zeros(1, 3, 224, 224))
+    assert features.shape == (1, dims)
+    assert backbone.feature_dim == dims
+    assert (backbone.preprocessing.size, backbone.preprocessing.fit) == (224, "crop")
+
+
+def test_bad_backbones_and_weights_are_refused(tmp_path):
+    with pytest.raises(EncoderError, match="got 'resnet19'"):
+        build_backbone("resnet19")
+    with pytest.raises(EncoderError, match="one of IMAGENET1K_V1, got 'BEST'"):
+        build_backbone("resnet18", "BEST")
+    with pytest.raises(EncoderError, match="torchvision has none"):
+        build_backbone(SMALL_CNN, "DEFAULT")
+    with pytest.raises(EncoderError, match="a file that is not there"):
+        build_backbone(SMALL_CNN, str(tmp_path / "none.pth"))
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(EncoderError, match="not a readable file of weights"):
+        build_backbone(SMALL_CNN, str(tmp_path / "text.pth"))
+    torch.save({"0.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(EncoderError, match="do not fit small-cnn"):
+        build_backbone(SMALL_CNN, str(tmp_path / "other.pth"))

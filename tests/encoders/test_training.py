@@ -1,0 +1,166 @@
+import gc
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from encoders.encoder import HashEncoder
+from encoders.metrics import average_precision_of_scores, distance_histograms, mean_average_precision
+from encoders.supervision import LabelSupervision, PairList, PairSupervision
+from encoders.training import TrainConfig, train
+
+
+def pictures(num_images, seed):
+    """Noisy bars at four heights: four classes that a small network tells apart in seconds."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(4, size=num_images)
+    images = rng.integers(0, 90, (num_images, 28, 28), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[3 + 6 * label : 7 + 6 * label, 4:24] += 120
+    return images, labels
+
+
+IMAGES, LABELS = pictures(192, 0)
+QUERIES, QUERY_LABELS = pictures(40, 1)
+QUICK = {"bits": 16, "batch_size": 32, "epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    steps = []
+    encoder = train(IMAGES, LABELS, TrainConfig(**QUICK, warmup_epochs=3), progress=steps.append)
+    return encoder, steps
+
+
+def quality(encoder):
+    queries, items = encoder.encode_all(QUERIES), encoder.encode_all(IMAGES)
+    relevant = QUERY_LABELS[:, None] == LABELS
+    signs = mean_average_precision(*distance_histograms(queries.codes, items.codes, relevant, encoder.bits))
+    return signs, np.mean(average_precision_of_scores(queries.relaxed @ items.relaxed.T, relevant))
+
+
+def test_training_on_labels_learns(trained):
+    signs, relaxed = quality(trained[0])
+    assert signs > 0.85
+    assert abs(signs - relaxed) < 0.1
+
+
+def test_progress_is_reported(trained):
+    _, steps = trained
+    assert [step.phase for step in steps] == ["warm-up"] * 18 + ["hashing"] * 24
+    last = steps[-1]
+    assert (last.epoch, last.epochs, last.step, last.steps, last.beta) == (4, 4, 24, 24, 30.0)
+    assert last.loss < steps[18].loss
+    assert 1.5 < last.imbalance < 6
+    assert 0 < last.bit_balance <= 1
+    assert last.images_per_s > 0
+
+
+def test_the_same_seed_gives_the_same_encoder_and_another_seed_another(trained):
+    torch.manual_seed(99)
+    again = train(IMAGES, LABELS, TrainConfig(**QUICK, warmup_epochs=3))
+    assert again.fingerprint == trained[0].fingerprint
+    short = {**QUICK, "epochs": 1, "warmup_epochs": 0}
+    fingerprints = {train(IMAGES, LABELS, TrainConfig(**short, seed=seed)).fingerprint for seed in (0, 1)}
+    assert len(fingerprints) == 2
+
+
+def test_training_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(IMAGES[:32], LABELS[:32], TrainConfig(bits=8, batch_size=16, epochs=1, warmup_epochs=0))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_training_on_pairs_learns():
+    rng = np.random.default_rng(3)
+    first = rng.integers(192, size=1_500)
+    second = (first + rng.integers(1, 192, size=1_500)) % 192
+    pairs = PairList(first, second, LABELS[first] == LABELS[second])
+    config = TrainConfig(**QUICK | {"epochs": 3, "learning_rate": 2e-3})
+    signs, _ = quality(train(IMAGES, pairs=pairs, config=config))
+    assert signs > 0.7
+
+
+class Folder:
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return Image.fromarray(IMAGES[index]).resize((40, 50))
+
+
+def test_a_dataset_of_images_and_a_torchvision_backbone():
+    config = TrainConfig(bits=8, backbone="shufflenet_v2_x0_5", batch_size=4, epochs=1, warmup_epochs=0)
+
+    class Few(Folder):
+        def __len__(self):
+            return 8
+
+    encoder = train(Few(), np.arange(8) % 2, config)
+    assert encoder.encode(Few()).shape == (8, 1)
+    assert encoder.config.batch_size == 8
+    gc.collect()
+
+
+def test_pairs_of_a_batch_are_looked_up_whichever_way_round():
+    supervision = PairSupervision(PairList([0, 5, 5], [3, 1, 0], [1, 0, 1]), 6)
+    similar, known = supervision.pairs_within(torch.tensor([5, 0, 1, 3]))
+    assert known.int().tolist() == [[0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
+    assert similar.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
+    shown = [batch.tolist() for batch in supervision.batches(4)]
+    assert len(shown) == supervision.batches_per_epoch(4) == 2
+
+
+def test_labels_need_not_start_at_zero():
+    supervision = LabelSupervision(np.array([7, -2, 7]), 3)
+    assert supervision.classes().tolist() == [1, 0, 1]
+    similar, known = supervision.pairs_within(torch.tensor([0, 2, 1]))
+    assert similar.int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert known.all()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (PairList([0], [9], [1]), "images 0 to 5, got 0 to 9"),
+        (PairList([0, 2], [1, 2], [1, 0]), "image 2 with itself in row 1"),
+        (PairList([0, 1], [1, 0], [1, 0]), "images 0 and 1 both similar and dissimilar"),
+        (PairList([0], [1], [2]), "0 or 1, got"),
+        (PairList([], [], []), "at least 1"),
+        (PairList([0.5], [1], [1]), "integers, got float64"),
+    ],
+)
+def test_bad_pairs_are_refused(pairs, message):
+    with pytest.raises(ValueError, match=message):
+        PairSupervision(pairs, 6)
+
+
+def test_bad_supervision_is_refused():
+    pairs = PairList([0], [1], [1])
+    with pytest.raises(ValueError, match="got neither"):
+        train(IMAGES)
+    with pytest.raises(ValueError, match="got both"):
+        train(IMAGES, LABELS, pairs=pairs)
+    with pytest.raises(ValueError, match=r"192 integers, one an image, got int64 of shape \(5,\)"):
+        train(IMAGES, LABELS[:5])
+    with pytest.raises(ValueError, match="at least 2 different labels"):
+        train(IMAGES, np.zeros(192, int))
+    with pytest.raises(ValueError, match="at least 2 images to make a pair, got 0"):
+        train(IMAGES[:0], LABELS[:0])
+    with pytest.raises(ValueError, match="`warmup_epochs` must be 0 or None when training on pairs, got 3"):
+        train(IMAGES, pairs=pairs, config=TrainConfig(warmup_epochs=3))
+
+
+@pytest.mark.parametrize("change", [{"bits": 0}, {"bits": 2000}, {"epochs": 0}, {"batch_size": 2}, {"schedule": "up"}])
+def test_bad_settings_are_refused(change):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"`{name}` must be .* got {value!r}"):
+        TrainConfig(**change)
+
+
+def test_encoder_is_an_encoder(trained):
+    assert isinstance(trained[0], HashEncoder)
+    assert trained[0].config.training["supervision"] == "4 labels"
