@@ -114,7 +114,7 @@ def _torchvision_backbone(name: str, weights: str | None) -> tuple[Backbone, str
             "`torchvision.models.list_models()` lists them"
         )
     known = models.get_model_weights(name)
-    if weights is not None and weights not in known.__members__ and weights != "DEFAULT":
+    if weights is not None and weights not in known.__members__:
         raise EncoderError(
             f"`weights` for {name} must be a file ({', '.join(FILE_SUFFIXES)}) or one of "
             f"{', '.join(known.__members__)}, got {weights!r}"

@@ -191,7 +191,7 @@ def test_torchvision_backbones_lose_their_classifier(name, dims):
 def test_bad_backbones_and_weights_are_refused(tmp_path):
     with pytest.raises(EncoderError, match="got 'resnet19'"):
         build_backbone("resnet19")
-    with pytest.raises(EncoderError, match="one of IMAGENET1K_V1, got 'BEST'"):
+    with pytest.raises(EncoderError, match="one of IMAGENET1K_V1, DEFAULT, got 'BEST'"):
         build_backbone("resnet18", "BEST")
     with pytest.raises(EncoderError, match="torchvision has none"):
         build_backbone(SMALL_CNN, "DEFAULT")
