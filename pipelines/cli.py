@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from pipelines.console import answers_table, err, key_value_table, out, progress_bar, spinner
+from pipelines.console import answers_table, err, key_value_table, out, progress_bar, spinner, training_bar
 
 if TYPE_CHECKING:
     from pipelines.search import Answers
@@ -92,27 +92,25 @@ def train(
         Path | None, typer.Option(help="Train on pairs (CSV or Parquet: a, b, similar), not labels.", exists=True)
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Images a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=4, help="Images a step.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train a HashNet encoder on a labelled corpus."""
+    from encoders.training import TrainConfig
     from pipelines.train import train_encoder
 
-    options = {"epochs": epochs, "batch_size": batch_size, "weights": weights}
+    given = {"epochs": epochs, "batch_size": batch_size}
+    config = TrainConfig(
+        bits=bits,
+        backbone=backbone,
+        weights=weights,
+        seed=seed,
+        **{name: value for name, value in given.items() if value is not None},
+    )
     start = time.perf_counter()
-    with progress_bar("training") as report:
-        encoder = train_encoder(
-            input,
-            output,
-            bits=bits,
-            backbone=backbone,
-            pairs=pairs,
-            seed=seed,
-            overwrite=overwrite,
-            progress=report,
-            **{name: value for name, value in options.items() if value is not None},
-        )
+    with training_bar() as report:
+        encoder = train_encoder(input, output, config, pairs=pairs, overwrite=overwrite, progress=report)
     seconds = time.perf_counter() - start
     out.print(f"trained {encoder.bits} bits in {seconds:.0f} s: {output}, encoder {encoder.fingerprint[:12]}…")
 
@@ -284,3 +282,7 @@ def demo(
     from pipelines.demo import run_demo
 
     run_demo(output)
+
+
+if __name__ == "__main__":
+    main()

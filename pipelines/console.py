@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 out = Console()
@@ -17,6 +25,27 @@ err = Console(stderr=True)
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on the standard error; yields a function of (done, total)."""
+    with _bar() as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def training_bar() -> Iterator[Callable[[int, int, Any], None]]:
+    """Show a bar a phase of training; yields a function of (step, steps, `encoders.training.Progress`)."""
+    with _bar() as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(step: int, steps: int, state: Any) -> None:
+            if state.phase not in tasks:
+                tasks[state.phase] = bar.add_task(state.phase, total=steps)
+            text = f"{state.phase}, loss {state.loss:.3f}, {state.images_per_s:.0f} images/s"
+            bar.update(tasks[state.phase], completed=step, description=text)
+
+        yield report
+
+
+def _bar() -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -24,9 +53,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    return Progress(*columns, console=err, disable=not err.is_terminal)
 
 
 @contextlib.contextmanager

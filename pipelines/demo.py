@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from encoders.training import TrainConfig
 from engine.collection import Collection
 from engine.results import PAD_ID
 from pipelines.build import build_collection, codes_column
-from pipelines.console import answers_table, key_value_table, out, progress_bar, spinner
+from pipelines.console import answers_table, key_value_table, out, progress_bar, spinner, training_bar
 from pipelines.encode import encode_corpus, read_parts
 from pipelines.evaluate import Report, evaluate_encoder
 from pipelines.fashion_mnist import split_sample, write_corpus
@@ -36,8 +37,8 @@ def run_demo(folder: Path) -> Report:
     with _timed(seconds, "write the corpora"):
         for name, table in parts.items():
             write_corpus(table, corpora[name])
-    with _timed(seconds, f"train HashNet, {BITS} bits"), progress_bar("training") as report:
-        train_encoder(corpora["train"], folder / "encoder", bits=BITS, overwrite=True, progress=report)
+    with _timed(seconds, f"train HashNet, {BITS} bits"), training_bar() as report:
+        train_encoder(corpora["train"], folder / "encoder", TrainConfig(bits=BITS), overwrite=True, progress=report)
     with _timed(seconds, "encode with Ray"), progress_bar("encoding") as report:
         for name in ("database", "queries"):
             summary = encode_corpus(

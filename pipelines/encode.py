@@ -10,7 +10,7 @@ says they are whole. Rejects are gathered. `codes.json` is written last, and say
       codes.json         bits, encoder fingerprint, counts; written last
       plan.parquet       every image of the corpus, one row group a unit
       parts/00000.parquet   id, code, uri and attributes of the unit's good images
-      parts/00000.json      its sidecar: codes, rejects, seconds of each step, SHA-256
+      sidecars/00000.json   says the part is whole: codes, rejects, seconds of each step, SHA-256
       rejects.parquet    id, uri and reason of every image that could not be encoded
       encoder/           a copy of the encoder
 
@@ -34,10 +34,10 @@ import pyarrow.parquet as pq
 
 from encoders.encoder import HashEncoder
 from encoders.errors import ImageError
-from encoders.images import decode_image
 from engine.storage.files import sha256_of, sync_file, sync_folder, write_atomically
 from pipelines.corpora import attribute_names, list_corpus, read_images
 from pipelines.errors import PipelineError
+from pipelines.images import decode_entry
 from pipelines.ray_session import ray_session
 
 UNIT_IMAGES = 1000
@@ -94,7 +94,7 @@ class EncodeUnits:
         for row, data in stream:
             start = time.perf_counter()
             try:
-                pending.append(decode_image(_bytes_or_raise(data)))
+                pending.append(decode_entry(data))
                 good.append(row)
             except ImageError as error:
                 reasons[row] = str(error)
@@ -105,7 +105,7 @@ class EncodeUnits:
         if pending:
             codes.append(self._encode(pending, seconds))
         table = _codes_table(entries, good, codes, self._encoder.bits)
-        _publish_part(self._output / "parts", unit, table, _rejects(entries, reasons), seconds)
+        _publish_part(self._output, unit, table, _rejects(entries, reasons), seconds)
         return len(good), len(reasons)
 
     def _encode(self, images: list[Any], seconds: dict[str, float]) -> np.ndarray:
@@ -194,14 +194,14 @@ def read_parts(codes: str | Path) -> Iterator[pa.Table]:
     PipelineError
         If a part is missing or damaged.
     """
-    for sidecar in sorted(Path(codes, "parts").glob("*.json")):
-        part = sidecar.with_suffix(".parquet")
+    for sidecar in sorted(Path(codes, "sidecars").glob("*.json")):
+        part = Path(codes, "parts", f"{sidecar.stem}.parquet")
         expected = json.loads(sidecar.read_bytes())["sha256"]
         got = sha256_of(part) if part.is_file() else "nothing"
         if got != expected:
             raise PipelineError(
-                f"{part} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: delete {sidecar.name} and "
-                "codes.json and run the same `hashlight encode` again"
+                f"{part} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: delete {sidecar} and "
+                "codes.json, and run the same `hashlight encode` again"
             )
         yield pq.read_table(part)
 
@@ -218,7 +218,8 @@ def _plan(corpus: Path, encoder: Path, output: Path, *, overwrite: bool) -> tupl
     else:
         _refuse_foreign_folder(output)
         entries = list_corpus(corpus)
-        (output / "parts").mkdir(parents=True, exist_ok=True)
+        for folder in ("parts", "sidecars"):
+            (output / folder).mkdir(parents=True, exist_ok=True)
         if (output / "encoder").resolve() != encoder.resolve():
             shutil.copytree(encoder, output / "encoder", dirs_exist_ok=True)
         entries = entries.replace_schema_metadata({"hashlight": json.dumps(identity)})
@@ -255,7 +256,7 @@ def _refuse_foreign_folder(output: Path) -> None:
         raise PipelineError(f"{output} is not empty and holds no codes: choose another --output")
 
 
-_OUTPUT_ENTRIES = {"encoder", "parts"}
+_OUTPUT_ENTRIES = {"encoder", "parts", "sidecars"}
 
 
 def _remove_codes(output: Path) -> None:
@@ -282,7 +283,7 @@ def _run_units(output: Path, units: list[int], batch_size: int, actors: int) -> 
 
 
 def _finished_units(output: Path) -> dict[int, dict[str, Any]]:
-    return {int(path.stem): json.loads(path.read_bytes()) for path in sorted((output / "parts").glob("*.json"))}
+    return {int(path.stem): json.loads(path.read_bytes()) for path in sorted((output / "sidecars").glob("*.json"))}
 
 
 def _commit(output: Path, units: int) -> EncodeSummary:
@@ -317,14 +318,15 @@ def _codes_table(entries: pa.Table, good: list[int], codes: list[np.ndarray], bi
 
 
 def _publish_part(
-    folder: Path, unit: int, table: pa.Table, rejected: list[dict[str, Any]], seconds: dict[str, float]
+    output: Path, unit: int, table: pa.Table, rejected: list[dict[str, Any]], seconds: dict[str, float]
 ) -> None:
     """Write a unit's codes aside, rename them, and only then the sidecar that says they are whole."""
-    part = folder / f"{unit:05d}.parquet"
-    aside = folder / f".{unit:05d}.{os.getpid()}.tmp"
+    part = output / "parts" / f"{unit:05d}.parquet"
+    aside = part.with_name(f".{unit:05d}.{os.getpid()}.tmp")
     pq.write_table(table, aside)
     sync_file(aside)
     aside.replace(part)
+    sync_folder(part.parent)
     sidecar = {
         "codes": len(table),
         "rejects": len(rejected),
@@ -332,13 +334,7 @@ def _publish_part(
         "seconds": {step: round(spent, 4) for step, spent in seconds.items()},
         "sha256": sha256_of(part),
     }
-    write_atomically(part.with_suffix(".json"), json.dumps(sidecar).encode())
-
-
-def _bytes_or_raise(data: bytes | OSError) -> bytes:
-    if isinstance(data, OSError):
-        raise ImageError(f"cannot be read: {data}")
-    return data
+    write_atomically(output / "sidecars" / f"{unit:05d}.json", json.dumps(sidecar).encode())
 
 
 def _timed(items: Iterator[Any], seconds: dict[str, float], step: str) -> Iterator[Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,11 @@ import numpy as np
 from encoders.baselines import ITQ, LSH
 from encoders.encoder import EncoderOutput, HashEncoder
 from encoders.metrics import (
-    average_precision,
     average_precision_of_scores,
     bit_balance,
     distinct_codes,
+    largest_bucket,
+    mean_average_precision,
     precision_recall_curve,
     precision_within_radius,
 )
@@ -24,14 +24,11 @@ from engine.histogram import DistanceHistogram, distance_histogram
 from engine.storage.files import write_atomically
 from pipelines.corpora import labels_of, list_corpus
 from pipelines.errors import PipelineError
-from pipelines.images import decode_corpus
+from pipelines.images import encode_entries
 from pipelines.pictures import save_precision_recall
-
-logger = logging.getLogger(__name__)
 
 BASELINES = {"itq": ITQ, "lsh": LSH}
 PRECISION_RADIUS = 2
-_ENCODE_BATCH = 512
 
 Progress = Callable[[str], None]
 
@@ -148,7 +145,7 @@ def evaluate_encoder(
     report = Report(
         bits=model.bits,
         encoder=model.fingerprint,
-        backbone=model.backbone,
+        backbone=model.config.backbone,
         protocol={
             "queries": len(query_side.labels),
             "database": len(database_side.labels),
@@ -166,24 +163,21 @@ def evaluate_encoder(
 
 def _encode_side(model: HashEncoder, corpus: str | Path, classes: list[str]) -> _Side:
     """Encode a labelled corpus; `classes` numbers the class names, and grows as corpora bring new ones."""
-    decoded = decode_corpus(list_corpus(corpus))
-    if decoded.rejects:
-        logger.warning("%d images of %s are left out: they cannot be decoded", len(decoded.rejects), corpus)
-    numbers, names = labels_of(decoded.entries)
+    entries, output = encode_entries(model, list_corpus(corpus))
+    numbers, names = labels_of(entries)
     classes.extend(name for name in names if name not in classes)
     labels = np.array([classes.index(name) for name in names], np.int64)[numbers]
-    images = decoded.images
-    batches = [model.encode_all(images[at : at + _ENCODE_BATCH]) for at in range(0, len(images), _ENCODE_BATCH)]
-    return _Side(labels, EncoderOutput(*(np.concatenate(column) for column in zip(*batches, strict=True))))
+    return _Side(labels, output)
 
 
 def _baseline_sides(
     name: str, train: _Side, queries: _Side, database: _Side, bits: int, seed: int
 ) -> tuple[_Side, _Side]:
-    baseline = BASELINES[name](bits=bits, seed=seed).fit(train.output.features)
-    return tuple(
-        _Side(side.labels, side.output._replace(codes=baseline.encode(side.output.features)))
-        for side in (queries, database)
+    baseline = BASELINES[name].fit(train.output.features, bits, seed)
+    query_codes, database_codes = (baseline.encode(side.output.features) for side in (queries, database))
+    return (
+        replace(queries, output=queries.output._replace(codes=query_codes)),
+        replace(database, output=database.output._replace(codes=database_codes)),
     )
 
 
@@ -198,29 +192,29 @@ def _histogram(queries: _Side, database: _Side, bits: int) -> DistanceHistogram:
 
 
 def _method_report(histogram: DistanceHistogram, codes: np.ndarray, bits: int) -> MethodReport:
-    buckets = distinct_codes(codes)
+    set_share = bit_balance(codes, bits)
     return MethodReport(
-        map_all=float(np.mean(average_precision(histogram.total, histogram.relevant))),
+        map_all=mean_average_precision(histogram.total, histogram.relevant),
         precision_radius_2=float(
             np.mean(precision_within_radius(histogram.total, histogram.relevant, min(PRECISION_RADIUS, bits)))
         ),
-        distinct_codes=buckets.count,
-        largest_bucket=buckets.largest,
-        bit_balance=float(np.mean(bit_balance(codes, bits))),
+        distinct_codes=distinct_codes(codes),
+        largest_bucket=largest_bucket(codes),
+        bit_balance=float(np.mean(np.minimum(set_share, 1 - set_share))),
     )
 
 
 def _map_relaxed(queries: _Side, database: _Side) -> float:
     scores = queries.output.relaxed @ database.output.relaxed.T
     relevant = queries.labels[:, None] == database.labels[None, :]
-    return float(np.mean(average_precision_of_scores(scores, relevant)))
+    return float(np.nanmean(average_precision_of_scores(scores, relevant)))
 
 
 def _write(report: Report, histograms: dict[str, DistanceHistogram], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report.json", (json.dumps(asdict(report), indent=1) + "\n").encode())
     curves = {
-        f"{name}, mAP {report.methods[name].map_all:.3f}": precision_recall_curve(histogram.total, histogram.relevant)
+        f"{name}, mAP {report.methods[name].map_all:.3f}": precision_recall_curve(*histogram)
         for name, histogram in histograms.items()
     }
     save_precision_recall(curves, folder / "precision_recall.png", title=f"{report.bits} bits, {report.backbone}")

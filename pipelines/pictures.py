@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from encoders.errors import ImageError
 from encoders.images import decode_image
+from encoders.metrics import PrecisionRecall
 from pipelines.corpora import read_uri
 
 _TILE_INCHES = 1.1
@@ -49,12 +50,12 @@ def save_grid(rows: Sequence[Sequence[Tile]], path: Path) -> None:
     _save(figure, path)
 
 
-def save_precision_recall(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, *, title: str) -> None:
-    """Draw precision against recall, one line a method: `curves[name] = (recall, precision)`."""
+def save_precision_recall(curves: Mapping[str, PrecisionRecall], path: Path, *, title: str) -> None:
+    """Draw precision against recall, one line a method."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
-    for name, (recall, precision) in curves.items():
-        axis.plot(recall, precision, label=name)
+    for name, curve in curves.items():
+        axis.plot(curve.recall, curve.precision, label=name)
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title=title)
     axis.grid(alpha=0.3)
     axis.legend()

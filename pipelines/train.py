@@ -1,0 +1,115 @@
+"""Train an encoder on a corpus."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from encoders.encoder import HashEncoder
+from encoders.supervision import PairList
+from encoders.training import Progress, TrainConfig, train
+from engine.storage.files import sync_folder
+from pipelines.corpora import labels_of, list_corpus
+from pipelines.errors import PipelineError
+from pipelines.images import readable_images
+
+TrainingProgress = Callable[[int, int, Progress], None]
+
+
+def train_encoder(
+    corpus: str | Path,
+    output: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    pairs: str | Path | None = None,
+    overwrite: bool = False,
+    progress: TrainingProgress | None = None,
+) -> HashEncoder:
+    """Train a HashNet on the labels of a corpus, or on a list of pairs of its images, and save it.
+
+    Parameters
+    ----------
+    corpus : str or Path
+        As in `pipelines.corpora.list_corpus`. Images that cannot be decoded are left out, with a warning.
+    output : str or Path
+        Folder for the encoder.
+    config : TrainConfig, optional
+    pairs : str or Path, optional
+        CSV or Parquet with columns `a`, `b` (ids of the corpus, or URIs) and `similar` (0 or 1), instead of labels.
+    overwrite : bool
+        Replace an encoder that is there.
+    progress : callable, optional
+        Called after every step with (step of this phase, steps of this phase, `encoders.training.Progress`).
+
+    Raises
+    ------
+    PipelineError
+        If the corpus has no images or labels, the pairs name others, or `output` is taken.
+    """
+    output = Path(output)
+    config = config or TrainConfig()
+    if output.is_dir() and any(output.iterdir()) and not (overwrite and (output / "config.json").is_file()):
+        raise PipelineError(
+            f"{output} is not empty: choose another --output, or replace an encoder that is there with --overwrite"
+        )
+    entries, images = readable_images(list_corpus(corpus))
+    supervision = {"pairs": read_pairs(pairs, entries)} if pairs is not None else {"labels": labels_of(entries)[0]}
+    report = None if progress is None else (lambda state: progress(state.step, state.steps, state))
+    encoder = train(images, config=config, progress=report, **supervision)
+    _save_aside(encoder, output)
+    return encoder
+
+
+def read_pairs(path: str | Path, entries: pa.Table) -> PairList:
+    """Read a list of pairs and look their images up in a corpus listing.
+
+    Raises
+    ------
+    PipelineError
+        If the file is not one, or names an image that the corpus lacks.
+    """
+    path = Path(path)
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise PipelineError(f"{path} is not a readable list of pairs (CSV or Parquet): {error}") from error
+    missing = {"a", "b", "similar"} - set(table.column_names)
+    if missing:
+        raise PipelineError(
+            f"{path} lacks the columns {sorted(missing)}: expected a, b, similar, got {table.column_names}"
+        )
+    return PairList(
+        _positions(table["a"], entries, path), _positions(table["b"], entries, path), np.asarray(table["similar"])
+    )
+
+
+def _positions(names: pa.ChunkedArray, entries: pa.Table, path: Path) -> np.ndarray:
+    key = "id" if pa.types.is_integer(names.type) else "uri"
+    position = {name: row for row, name in enumerate(entries[key].to_pylist())}
+    wanted = names.to_pylist()
+    unknown = [name for name in wanted if name not in position]
+    if unknown:
+        raise PipelineError(
+            f"{path} names {len(unknown)} images by {key} that the corpus lacks or that cannot be decoded, "
+            f"first {unknown[0]!r}"
+        )
+    return np.array([position[name] for name in wanted], np.int64)
+
+
+def _save_aside(encoder: HashEncoder, output: Path) -> None:
+    """Write the whole folder aside and rename it; only then does the encoder that was there go."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside, replaced = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    encoder.save(aside)
+    if output.is_dir():
+        output.rename(replaced)
+    aside.rename(output)
+    sync_folder(output.parent)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,195 @@
+"""The command line: right answers, one clear line for what is wrong, and exit codes that programs can use."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from engine.collection import Collection
+from pipelines.cli import app
+from tests import oracles
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def image(tmp_path, pictures):
+    path = tmp_path / "query.png"
+    Image.fromarray(pictures[0][7]).save(path)
+    return path
+
+
+@pytest.fixture
+def expected(codes, pictures):
+    """(distance, id) of every image of the corpus from picture 7, by the oracle."""
+    table = pq.read_table(codes / "parts")
+    words = np.frombuffer(b"".join(table["code"].to_pylist()), np.uint64).reshape(-1, 1)
+    distances = oracles.hamming_distances(words[7:8], words)[0]
+    return sorted(zip(distances.tolist(), table["id"].to_pylist(), strict=True))
+
+
+def test_search_by_k_as_json(collection, image, expected):
+    result = run("search", collection, "--image", image, "-k", 5, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert [(a["distance"], a["id"]) for a in document["answers"]] == expected[:5]
+    assert document["answers"][0]["attributes"].keys() == {"uri", "label", "label_name"}
+    assert document["coverage"] == {
+        "shards": 3, "answered": 3, "codes": 300, "searched": 300, "version": 1, "degraded": {}, "complete": True,
+    }  # fmt: skip
+    assert document["query"] == {"image": str(image), "k": 5}
+
+
+@pytest.mark.parametrize("radius", [0, 2, 48])
+def test_search_by_radius_as_json(collection, image, expected, radius):
+    document = json.loads(run("search", collection, "--image", image, "--radius", radius, "--json").stdout)
+    assert [(a["distance"], a["id"]) for a in document["answers"]] == [pair for pair in expected if pair[0] <= radius]
+    assert document["answers"]
+    assert not document["truncated"]
+
+
+def test_a_limit_cuts_and_says_so(collection, image, expected):
+    arguments = ("search", collection, "--image", image, "--radius", 48, "--limit", 3)
+    document = json.loads(run(*arguments, "--json").stdout)
+    assert [(a["distance"], a["id"]) for a in document["answers"]] == expected[:3]
+    assert document["truncated"]
+    assert "--limit cut more" in run(*arguments).stdout
+
+
+def test_search_for_people_with_a_picture(collection, image, tmp_path):
+    result = run("search", collection, "--image", image, "--save", tmp_path / "grid.png")
+    assert result.exit_code == 0, result.output
+    assert "300 of 300 codes searched in 3 of 3 shards" in result.stdout.replace("\n", " ")
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.width > 800
+
+
+def test_info_describes_and_verifies(collection):
+    facts = json.loads(run("info", collection, "--json", "--verify").stdout)
+    assert (facts["codes"], facts["bits"], facts["shards"], facts["version"]) == (300, 48, 3, 1)
+    assert facts["attributes"] == ["uri", "label", "label_name"]
+
+
+def test_evaluate_writes_a_report(tmp_path, corpus, encoder):
+    result = run(
+        "evaluate", "--encoder", encoder, "--database", corpus, "--queries", corpus, "--output", tmp_path / "report"
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "report" / "report.json").read_bytes())
+    assert set(report["methods"]) == {"hashnet", "itq", "lsh"}
+    assert all(0.1 < method["map_all"] < 1 for method in report["methods"].values())
+    assert (report["protocol"]["queries"], report["protocol"]["database"]) == (300, 300)
+    assert (tmp_path / "report" / "precision_recall.png").stat().st_size > 5000
+
+
+def test_encode_reports_and_resumes(tmp_path, corpus, encoder):
+    arguments = ("encode", "--input", corpus, "--encoder", encoder, "--output", tmp_path / "codes")
+    first = json.loads(run(*arguments, "--json").stdout)
+    assert (first["images"], first["codes"], first["rejects"]) == (300, 300, 0)
+    assert "encoded 300 of 300 images" in run(*arguments).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-k", 0), "greater than or equal to 1"),
+        (("--radius", -1), "greater than or equal to 0"),
+        (("--radius", 49), "0 to 48 (the codes have 48 bits), got 49"),
+        (("-k", 3, "--radius", 3), "not both"),
+        (("--limit", 3), "--limit goes with --radius"),
+        (("--colour", "red"), "No such option"),
+    ],
+)
+def test_wrong_usage_exits_with_2(collection, image, arguments, message):
+    result = run("search", collection, "--image", image, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_missing_files_exit_with_2(collection, tmp_path, encoder):
+    assert run("search", collection, "--image", tmp_path / "no.png").exit_code == 2
+    result = run("encode", "--input", tmp_path / "no", "--encoder", encoder, "--output", tmp_path / "codes")
+    assert result.exit_code == 2
+    assert "does not exist" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def failure(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr.split())
+
+
+def test_failures_exit_with_1_and_one_message(tmp_path, collection, codes, encoder, image):
+    (tmp_path / "empty").mkdir()
+    not_an_image = tmp_path / "not.png"
+    not_an_image.write_bytes(b"text")
+    output = tmp_path / "out"
+    assert "no collection at" in failure("search", tmp_path / "empty", "--image", image)
+    assert "cannot be searched for" in failure("search", collection, "--image", not_an_image)
+    assert "has no images" in failure("encode", "--input", tmp_path / "empty", "--encoder", encoder, "--output", output)
+    assert "is not an encoder" in failure(
+        "encode", "--input", image.parent, "--encoder", tmp_path / "empty", "--output", output
+    )
+    assert "no codes: expected" in failure("build", "--codes", tmp_path / "empty", "--output", output)
+    assert "must be 1 to 300" in failure("build", "--codes", codes, "--output", output, "--shards", 301)
+    assert "is a collection (version 1" in failure("build", "--codes", codes, "--output", collection)
+    assert "not empty" in failure("train", "--input", image.parent, "--output", collection)
+    assert not output.exists() or not list(output.glob("shards/*"))
+
+
+def test_codes_of_another_encoder_are_refused(tmp_path, collection, pictures, image):
+    from encoders.training import TrainConfig, train
+
+    for bits in (48, 16):
+        train(*pictures, TrainConfig(bits=bits, epochs=1, warmup_epochs=0, seed=9)).save(tmp_path / str(bits))
+        message = failure("search", collection, "--image", image, "--encoder", tmp_path / str(bits))
+        assert f"with {bits} bits: search with the encoder that made the codes" in message
+
+
+def test_one_flipped_byte_of_a_shard_is_named(tmp_path, codes, image):
+    assert run("build", "--codes", codes, "--output", tmp_path / "c", "--shards", 2).exit_code == 0
+    victim = next((tmp_path / "c" / "shards").glob("*/codes.faiss"))
+    data = bytearray(victim.read_bytes())
+    data[50] ^= 1
+    victim.write_bytes(data)
+    assert "codes.faiss is damaged: expected SHA-256" in failure("search", tmp_path / "c", "--image", image)
+
+
+def test_debug_shows_where(tmp_path, image):
+    arguments = [sys.executable, "-m", "pipelines.cli", "--debug", "search", str(tmp_path), "--image", str(image)]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert "Traceback" in result.stderr
+    assert "CollectionNotFoundError" in result.stderr or "CollectionExistsError" in result.stderr
+
+
+def test_a_killed_build_leaves_the_old_collection_or_the_new_one(tmp_path, codes):
+    build = [sys.executable, "-m", "pipelines.cli", "build", "--codes", codes, "--output", tmp_path / "c"]
+    started = time.monotonic()
+    subprocess.run([*map(str, build), "--shards", "2"], check=True, capture_output=True, env=os.environ)
+    duration = time.monotonic() - started
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        before = Collection.open(tmp_path / "c").version
+        with subprocess.Popen([*map(str, build), "--shards", "40", "--overwrite"], stderr=subprocess.DEVNULL) as job:
+            time.sleep(rng.uniform(0.5, 1.1) * duration)
+            job.send_signal(signal.SIGKILL)
+        survivor = Collection.open(tmp_path / "c", verify=True)
+        assert len(survivor) == 300
+        assert survivor.version in (before, before + 1)
+        assert len(survivor.shards) == (2 if survivor.version == 1 else 40)

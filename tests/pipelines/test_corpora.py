@@ -1,0 +1,134 @@
+"""Listing a corpus: every image once, under an id that stays."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines.corpora import labels_of, list_corpus, read_images, read_uri
+from pipelines.errors import PipelineError
+
+
+def png(value):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, value in [
+        ("cat/b.png", 2),
+        ("cat/a.PNG", 1),
+        ("dog/c.png", 3),
+        (".hidden/d.png", 4),
+        ("dog/notes.txt", 5),
+    ]:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(value))
+    return tmp_path / "photos"
+
+
+def test_a_folder_is_listed_by_name_with_labels(folder):
+    entries = list_corpus(folder)
+    names = ["cat/a.PNG", "cat/b.png", "dog/c.png"]
+    assert entries["uri"].to_pylist() == [str(folder / name) for name in names]
+    assert entries["label"].to_pylist() == ["cat", "cat", "dog"]
+    expected = [int.from_bytes(hashlib.blake2b(n.encode(), digest_size=8).digest(), "little") >> 1 for n in names]
+    assert entries["id"].to_pylist() == expected
+    assert list(read_images(entries)) == [png(1), png(2), png(3)]
+    numbers, classes = labels_of(entries)
+    assert (numbers.tolist(), classes) == ([0, 0, 1], ["cat", "dog"])
+
+
+def test_ids_do_not_depend_on_where_the_folder_stands(folder):
+    before = list_corpus(folder)["id"].to_pylist()
+    moved = folder.rename(folder.with_name("moved"))
+    assert list_corpus(moved)["id"].to_pylist() == before
+
+
+def test_parquet_keeps_ids_and_other_columns_and_reads_across_row_groups(tmp_path):
+    table = pa.table(
+        {
+            "id": pa.array(range(50, 60)),
+            "image": [png(value) for value in range(10)],
+            "caption": [f"picture {value}" for value in range(10)],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    entries = list_corpus(tmp_path / "a.parquet")
+    assert entries.column_names == ["id", "uri", "source", "row", "caption"]
+    assert list(read_images(entries)) == table["image"].to_pylist()
+    picked = entries.take([1, 4, 9])
+    assert list(read_images(picked)) == [png(1), png(4), png(9)]
+    assert read_uri(entries["uri"][7].as_py()) == png(7)
+
+
+def test_a_folder_of_parquet_files_with_image_structs(tmp_path):
+    for number in range(2):
+        images = [{"bytes": png(value), "path": None} for value in (number, number + 10)]
+        pq.write_table(pa.table({"image": images}), tmp_path / f"{number}.parquet")
+    entries = list_corpus(tmp_path)
+    assert list(read_images(entries)) == [png(0), png(10), png(1), png(11)]
+    assert len(set(entries["id"].to_pylist())) == 4
+
+
+def test_what_cannot_be_read_is_an_error_for_that_image_only(folder):
+    entries = list_corpus(folder)
+    (folder / "cat" / "b.png").unlink()
+    first, second, third = read_images(entries)
+    assert (first, third) == (png(1), png(3))
+    assert isinstance(second, FileNotFoundError)
+
+
+def test_missing_bytes_in_parquet_are_an_error_for_that_image_only(tmp_path):
+    pq.write_table(pa.table({"image": pa.array([png(1), None], pa.binary())}), tmp_path / "a.parquet")
+    first, second = read_images(list_corpus(tmp_path))
+    assert first == png(1)
+    assert isinstance(second, OSError)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no corpus at"),
+        (lambda path: path.mkdir(), "has no images: expected files ending in .bmp"),
+        (lambda path: (path.mkdir(), (path / "a.txt").write_text("x")), "got 1 other files"),
+        (lambda path: (path.mkdir(), (path / "a.parquet").write_bytes(b"PAR1nonsense")), "not a readable Parquet"),
+        (lambda path: (path.mkdir(), pq.write_table(pa.table({"x": [1]}), path / "a.parquet")), "no column `image`"),
+        (
+            lambda path: (
+                path.mkdir(),
+                pq.write_table(pa.table({"image": pa.array([], pa.binary())}), path / "a.parquet"),
+            ),
+            "no rows",
+        ),
+        (
+            lambda path: (
+                path.mkdir(),
+                pq.write_table(pa.table({"image": [b"", b""], "id": [7, 7]}), path / "a.parquet"),
+            ),
+            "1 ids stand more than once in the corpus, for example 7",
+        ),
+    ],
+)
+def test_no_corpus_says_why(tmp_path, make, message):
+    path = tmp_path / "corpus"
+    make(path)
+    with pytest.raises(PipelineError, match=message):
+        list_corpus(path)
+
+
+def test_labels_are_needed_where_they_are_asked_for(tmp_path):
+    pq.write_table(pa.table({"image": [b"", b""], "label": [1, None]}), tmp_path / "a.parquet")
+    with pytest.raises(PipelineError, match="1 of 2 images have no label"):
+        labels_of(list_corpus(tmp_path))
+    with pytest.raises(PipelineError, match=r"got the columns \['uri'\]"):
+        labels_of(list_corpus(tmp_path).drop_columns(["label"]))

@@ -1,0 +1,145 @@
+"""The encode job: the same bytes whatever runs it, and a reject for every image that is broken."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from encoders.encoder import HashEncoder
+from pipelines import encode as encode_module
+from pipelines.build import build_collection, read_codes
+from pipelines.encode import encode_corpus, read_summary
+from pipelines.errors import PipelineError
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def parts(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "parts").glob("*.parquet"))}
+
+
+def test_codes_are_what_the_encoder_gives(codes, encoder, pictures):
+    images, labels = pictures
+    encoded = read_codes(codes)
+    np.testing.assert_array_equal(encoded.ids, np.arange(1000, 1300))
+    np.testing.assert_array_equal(encoded.codes, HashEncoder.load(encoder).encode(images[:300]))
+    assert encoded.attributes["label"].to_pylist() == labels[:300].tolist()
+
+
+@pytest.mark.parametrize(("batch_size", "actors"), [(1, 1), (32, 2), (256, 2)])
+def test_batches_and_actors_change_no_byte(tmp_path, monkeypatch, corpus, codes, encoder, batch_size, actors):
+    monkeypatch.setattr(encode_module, "UNIT_IMAGES", 1000)
+    encode_corpus(corpus, encoder, tmp_path / "codes", batch_size=batch_size, actors=actors)
+    assert parts(tmp_path / "codes") == parts(codes)
+
+
+def test_many_units_by_two_actors(tmp_path, monkeypatch, corpus, encoder):
+    monkeypatch.setattr(encode_module, "UNIT_IMAGES", 37)
+    seen = []
+    for actors in (1, 2):
+        encode_corpus(
+            corpus,
+            encoder,
+            tmp_path / str(actors),
+            batch_size=16,
+            actors=actors,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+    assert parts(tmp_path / "1") == parts(tmp_path / "2")
+    assert len(parts(tmp_path / "1")) == 9
+    assert seen[0] == (0, 300)
+    assert seen[-1] == (300, 300)
+
+
+@pytest.fixture
+def hostile(tmp_path, pictures):
+    """1,000 images of which 20 are broken, each in one of five ways."""
+    folder = tmp_path / "hostile"
+    (folder / "x").mkdir(parents=True)
+    rng = random.Random(3)
+    broken = {
+        "empty": lambda data: b"",
+        "truncated": lambda data: data[: len(data) // 2],
+        "text": lambda data: b"this is a text, not an image",
+        "noise": lambda data: bytes(rng.randrange(256) for _ in range(300)),
+        "cut header": lambda data: data[:7],
+    }
+    ways = dict(zip(rng.sample(range(1000), 20), list(broken) * 4, strict=True))
+    for number in range(1000):
+        buffer = io.BytesIO()
+        Image.fromarray(pictures[0][number % 400]).save(buffer, "PNG")
+        data = buffer.getvalue()
+        if number in ways:
+            data = broken[ways[number]](data)
+        (folder / "x" / f"{number:04d}.png").write_bytes(data)
+    return folder, ways
+
+
+def test_broken_images_become_rejects(tmp_path, hostile, encoder):
+    folder, ways = hostile
+    summary = encode_corpus(folder, encoder, tmp_path / "codes")
+    assert (summary.images, summary.codes, summary.rejects) == (1000, 980, 20)
+    rejects = pq.read_table(tmp_path / "codes" / "rejects.parquet").to_pylist()
+    assert {reject["uri"] for reject in rejects} == {str(folder / "x" / f"{n:04d}.png") for n in ways}
+    reasons = {ways[int(reject["uri"][-8:-4])]: reject["reason"] for reject in rejects}
+    assert len(set(reasons.values())) >= 3, reasons
+    assert "empty" in reasons["empty"]
+    assert len(read_codes(tmp_path / "codes").codes) == 980
+    build_collection(tmp_path / "codes", tmp_path / "collection", shards=2)
+
+
+def test_an_interrupted_job_goes_on_where_it_was(tmp_path, monkeypatch, corpus, encoder):
+    monkeypatch.setattr(encode_module, "UNIT_IMAGES", 50)
+    encode_corpus(corpus, encoder, tmp_path / "whole")
+    encode_corpus(corpus, encoder, tmp_path / "codes")
+    for name in ("codes.json", "rejects.parquet", "sidecars/00002.json", "sidecars/00004.json", "parts/00004.parquet"):
+        (tmp_path / "codes" / name).unlink()
+    with pytest.raises(PipelineError, match="unfinished encode job"):
+        read_summary(tmp_path / "codes")
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "codes" / "sidecars").glob("*.json")}
+    encode_corpus(corpus, encoder, tmp_path / "codes")
+    assert parts(tmp_path / "codes") == parts(tmp_path / "whole")
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "codes" / "sidecars").glob("*.json")}
+    assert {name: now[name] for name in kept} == kept, "what was whole is not done again"
+
+
+def test_another_jobs_folder_is_left_alone(tmp_path, corpus, encoder, hostile):
+    encode_corpus(corpus, encoder, tmp_path / "codes")
+    before = parts(tmp_path / "codes")
+    with pytest.raises(PipelineError, match="codes of another job, with corpus"):
+        encode_corpus(hostile[0], encoder, tmp_path / "codes")
+    assert parts(tmp_path / "codes") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(PipelineError, match="not empty"):
+        encode_corpus(corpus, encoder, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_a_damaged_part_is_refused(tmp_path, corpus, encoder):
+    encode_corpus(corpus, encoder, tmp_path / "codes")
+    part = tmp_path / "codes" / "parts" / "00000.parquet"
+    data = bytearray(part.read_bytes())
+    data[100] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(PipelineError, match=r"00000\.parquet is damaged: expected SHA-256"):
+        build_collection(tmp_path / "codes", tmp_path / "collection")
+    assert not (tmp_path / "collection").exists()
+
+
+def test_attributes_of_any_type_pass_through(tmp_path, pictures, encoder):
+    buffer = io.BytesIO()
+    Image.fromarray(pictures[0][0]).save(buffer, "PNG")
+    table = pa.table({"image": [buffer.getvalue()] * 2, "tags": [["a", "b"], None], "price": [1.5, None]})
+    pq.write_table(table, tmp_path / "corpus.parquet")
+    encode_corpus(tmp_path / "corpus.parquet", encoder, tmp_path / "codes")
+    assert read_codes(tmp_path / "codes").attributes.select(["tags", "price"]).to_pylist() == [
+        {"tags": ["a", "b"], "price": 1.5},
+        {"tags": None, "price": None},
+    ]
