@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from encoders.encoder import HashEncoder
-
     from engine.collection import Collection
 
 __all__ = ["Collection", "HashEncoder"]

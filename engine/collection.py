@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from engine.codes import CodeArray, IdArray, check_bits, check_codes, check_ids, check_k, check_limit, check_radius
 from engine.errors import CollectionExistsError, CollectionNotFoundError, CorruptDataError, HashlightError
-from engine.results import RangeResult, SearchResult
+from engine.results import PAD_ID, RangeResult, SearchResult
 from engine.router import Router
 from engine.storage.files import sync_folder, writer_lock
 from engine.storage.manifest import Manifest, ShardSpec, publish, read_current
@@ -250,7 +250,7 @@ class Collection:
                 offset += len(found)
         if (place_M < 0).any():
             missing = wanted_M[place_M < 0]
-            hint = " (-1 pads short answers: drop it)" if -1 in missing else ""
+            hint = " (-1 pads short answers: drop it)" if (missing == PAD_ID).any() else ""
             raise IdNotFoundError(f"{len(missing)} of {len(wanted_M)} ids are not here, first {missing[0]}{hint}")
         return pa.concat_tables(tables).take(place_M)
 
@@ -361,7 +361,7 @@ class CollectionWriter:
         whatever else lies here was left by a writer that died, or is two versions old.
         """
         kept = [live] if self._previous is None else [live, self._previous]
-        names = {
+        names: dict[str, set[str | None]] = {
             "shards": {shard.name for manifest in kept for shard in manifest.shards},
             "manifests": {manifest.file_name for manifest in kept},
             "encoder": {manifest.encoder for manifest in kept},
