@@ -17,24 +17,24 @@ Hits = tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.int32]]  # query,
 Heaps = tuple[NDArray[np.int32], IdArray]  # distances, ids
 
 
-def gather_hits(fill: Callable[[Hits], tuple[int, bool]], places: int) -> Hits:
-    """Call `fill(hits)` until it is done, with more places each time; return all hits.
+def gather_hits(fill: Callable[[Hits], tuple[int, int]], places: int) -> Hits:
+    """Call `fill(hits)` until it is done, with at least twice the places each time; return all hits.
 
     Parameters
     ----------
     fill : callable
-        Writes hits into the arrays it is given, returns how many and whether it has finished.
+        Writes hits into the arrays it is given, returns how many and how many places it wants next, 0 when done.
     places : int
         How many to begin with.
     """
     full: list[Hits] = []
     while True:
         hits = (np.empty(places, np.int32), np.empty(places, np.uint32), np.empty(places, np.int32))
-        count, done = fill(hits)
+        count, wanted = fill(hits)
         full.append((hits[0][:count], hits[1][:count], hits[2][:count]))
-        if done:
+        if wanted == 0:
             break
-        places *= 2
+        places = max(2 * places, wanted)
     if len(full) == 1:
         return full[0]
     return (

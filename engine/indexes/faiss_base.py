@@ -22,7 +22,6 @@ from engine.indexes.threads import check_threads, usable_cores
 from engine.results import PAD_ID, RangeResult, SearchResult
 from engine.storage.faiss_file import import_faiss
 
-
 # lims (Q + 1,), distances (H,), rows (H,)
 FaissHits = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]
 

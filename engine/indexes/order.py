@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from engine.codes import CodeArray, IdArray
 
 
-def sort_rows(codes_NW: CodeArray, ids_N: IdArray) -> NDArray[np.int64]:
+def sort_rows(codes_NW: CodeArray, ids_N: IdArray, *, threads: int = 1) -> NDArray[np.int64]:
     """Return the permutation that puts rows into ascending order of (code, id).
 
     Parameters
     ----------
     codes_NW : ndarray of uint64, shape (N, W)
     ids_N : ndarray of int64, shape (N,)
+    threads : int
+        Parts that are sorted side by side.
 
     Returns
     -------

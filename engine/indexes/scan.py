@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
+from engine.indexes.account import Account
 from engine.indexes.answers import (
     MAX_HEAP_PLACES,
     Heaps,
@@ -21,9 +22,10 @@ from engine.indexes.answers import (
     range_result,
     search_result,
 )
+from engine.indexes.arrays import bytes_of, mask_bytes, read_only
 from engine.indexes.base import RowMask, check_arrays, check_build, check_mask
 from engine.indexes.order import sort_rows
-from engine.indexes.threads import check_threads, cut, run_parts
+from engine.indexes.threads import check_threads, cut, no_larger, run_parts
 from engine.kernels.scan import knn_scan, range_scan
 from engine.results import Explanation, RangeResult, SearchResult
 
@@ -130,10 +132,10 @@ class ScanIndex:
             heaps = empty_heaps(len(queries_QW[part]), heap_k)
             self.improve_heaps(queries_QW[part], bound_Q[part], mask, heaps)
             result = search_result(heaps, k)
-            return result._replace(explain=self.explanation(len(bound_Q[part]), start, mask) if explain else None)
+            return result._replace(explain=self._explain(len(bound_Q[part]), start) if explain else None)
 
         parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
-        return join_searches(run_parts(work, _no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
+        return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
 
     def within(
         self, queries_QW: CodeArray, radius: int, mask: RowMask | None, threads: int | None, explain: bool
@@ -144,7 +146,7 @@ class ScanIndex:
             start = time.perf_counter()
             num_queries = len(queries_QW[part])
             result = range_result(self.find_hits(queries_QW[part], radius, mask), self.ids_N, num_queries)
-            return result._replace(explain=self.explanation(num_queries, start, mask) if explain else None)
+            return result._replace(explain=self._explain(num_queries, start) if explain else None)
 
         return join_ranges(run_parts(work, cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)))
 
@@ -167,51 +169,19 @@ class ScanIndex:
         cursor_2 = np.zeros(2, np.int64)
         may_N = mask_bytes(mask)
 
-        def fill(hits: Hits) -> tuple[int, bool]:
+        def fill(hits: Hits) -> tuple[int, int]:
             count = range_scan(self._code_bytes, words, len(self), may_N, queries_QW, radius, cursor_2, *scratch, *hits)
-            return count, int(cursor_2[0]) >= len(self)
+            return count, 0 if cursor_2[0] >= len(self) else 1
 
         return gather_hits(fill, places=4 * block)
 
-    def explanation(self, num_queries: int, start: float, mask: RowMask | None) -> Explanation:
-        """Explain a scan for `num_queries` queries that began at `start`."""
-        rows = len(self) if mask is None else int(mask.sum())
-        share = (time.perf_counter() - start) / max(1, num_queries)
-        return Explanation(
-            plans=("scan",) * num_queries,
-            probes=np.zeros(num_queries, np.int64),
-            candidates=np.full(num_queries, rows, np.int64),
-            seconds=np.full(num_queries, share),
-        )
-
-
-def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a read-only plain view, so that kernels meet one type of array whatever was given."""
-    view = np.asarray(array).view()
-    view.flags.writeable = False
-    return view
-
-
-def bytes_of(codes_NW: CodeArray) -> NDArray[np.uint8]:
-    """Return the bytes of codes as a read-only view, which may start at any address."""
-    return read_only(codes_NW.reshape(-1).view(np.uint8))
-
-
-def mask_bytes(mask: RowMask | None) -> NDArray[np.uint8]:
-    """Return a mask as kernels take it: uint8, empty for none."""
-    return read_only(np.empty(0, np.uint8) if mask is None else mask.view(np.uint8))
+    def _explain(self, num_queries: int, start: float) -> Explanation:
+        account = Account(num_queries, len(self))
+        account.add_scan(np.arange(num_queries), start)
+        return account.explanation()
 
 
 def _block_scratch(words: int) -> tuple[CodeArray, NDArray[np.uint32], NDArray[np.uint64]]:
     """Return `block_WB`, `row_B` and `dist_B`."""
     block = min(max(BLOCK_WORDS // words, MIN_BLOCK), MAX_BLOCK)
     return np.empty((words, block), np.uint64), np.empty(block, np.uint32), np.empty(block, np.uint64)
-
-
-def _no_larger(parts: list[slice], size: int) -> list[slice]:
-    """Cut parts further, so that none exceeds `size`."""
-    return [
-        slice(begin, min(begin + size, part.stop))
-        for part in parts
-        for begin in range(part.start, max(part.stop, part.start + 1), size)
-    ]

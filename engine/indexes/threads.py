@@ -60,6 +60,15 @@ def cut(items: int, threads: int | None, *, least: int) -> list[slice]:
     return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
 
 
+def no_larger(parts: list[slice], size: int) -> list[slice]:
+    """Cut parts further, so that none exceeds `size`."""
+    return [
+        slice(begin, min(begin + size, part.stop))
+        for part in parts
+        for begin in range(part.start, max(part.stop, part.start + 1), size)
+    ]
+
+
 def run_parts(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
     """Return `work(part)` of every part, in order; a single part runs in the calling thread.
 

@@ -21,8 +21,7 @@ def popcount(typingctx: Any, word: Any) -> Any:
     """Return the number of ones in a uint64. LLVM vectorises it where the machine can."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count = builder.module.declare_intrinsic("llvm.ctpop", [_WORD])
-        return builder.call(count, args)
+        return builder.ctpop(args[0])
 
     return types.uint64(types.uint64), generate
 
@@ -32,8 +31,7 @@ def trailing_zeros(typingctx: Any, word: Any) -> Any:
     """Return the number of zeros below the lowest one of a uint64; 64 for zero."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count = builder.module.declare_intrinsic("llvm.cttz", [_WORD])
-        return builder.call(count, [args[0], ir.Constant(ir.IntType(1), 0)])
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
 
     return types.uint64(types.uint64), generate
 
@@ -57,9 +55,7 @@ def prefetch_word(typingctx: Any, bytes_array: Any, index: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.bitcast(_word_pointer(context, builder, signature, args), ir.IntType(8).as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [pointer.type] + [ir.IntType(32)] * 3)
-        fetch = builder.module.globals.get("llvm.prefetch.p0i8") or ir.Function(
-            builder.module, kind, "llvm.prefetch.p0i8"
-        )
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
         read, keep_in_all_levels, data = (ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))
         builder.call(fetch, [pointer, read, keep_in_all_levels, data])
         return context.get_dummy_value()

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from engine.indexes.base import Index
 from engine.indexes.faiss_flat import FaissFlatIndex
+from engine.indexes.multi import MultiIndex
 from engine.indexes.scan import ScanIndex
 from tests import oracles
 
 BITS = [16, 32, 48, 64, 72, 128, 256, 512, 1024]
-KINDS = [ScanIndex, FaissFlatIndex]
+KINDS = [ScanIndex, MultiIndex, FaissFlatIndex]
 relaxed = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -135,3 +136,23 @@ def test_flipping_one_bit_everywhere_changes_nothing(kind):
         flipped = kind.build(codes ^ flip, ids, bits=64)
         np.testing.assert_array_equal(flipped.search(queries ^ flip, 20).ids, index.search(queries, 20).ids)
         np.testing.assert_array_equal(flipped.range_search(queries ^ flip, 7).ids, index.range_search(queries, 7).ids)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("plan", ["auto", "scan", "tables"])
+@relaxed
+@given(data=st.data())
+def test_every_plan_answers_the_same(bits, plan, data):
+    codes, ids, queries = make_case(data.draw(st.integers(0, 2**32), label="seed"), 200, bits)
+    index = MultiIndex.build(codes, ids, bits=bits)
+    k = data.draw(st.sampled_from([1, 5, 200, 210]), label="k")
+    radius = data.draw(st.integers(0, min(bits, 40)), label="radius")
+    limit = data.draw(st.sampled_from([None, 1, 7, 300]), label="limit")
+    mask = np.random.default_rng(radius).random(200) < data.draw(st.sampled_from([0.0, 0.3, 1.0]), label="share")
+    may = row_order(index, ids)[mask]
+    got = index.search(queries, k, plan=plan, mask=mask, explain=True)
+    assert_search(got, queries, codes[may], ids[may], k)
+    got = index.range_search(queries, radius, limit, plan=plan, mask=mask, explain=True)
+    assert_range(got, queries, codes[may], ids[may], radius, limit)
+    if plan != "auto":
+        assert got.explain.plans == (plan,) * len(queries)

@@ -1,0 +1,48 @@
+"""Keeping account of how each query of a batch was answered."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.indexes.probe import Work
+from engine.results import Explanation
+
+
+class Account:
+    """What was done for each of `num_queries` queries over `rows` codes."""
+
+    def __init__(self, num_queries: int, rows: int) -> None:
+        self._rows = rows
+        self._plans: list[list[str]] = [[] for _ in range(num_queries)]
+        self._probes_Q = np.zeros(num_queries, np.int64)
+        self._candidates_Q = np.zeros(num_queries, np.int64)
+        self._seconds_Q = np.zeros(num_queries)
+
+    def add_tables(self, group: NDArray[np.intp], work: Work, start: float) -> None:
+        """Book the work of the tables for the queries of `group`, begun at `start` (`time.perf_counter`)."""
+        self._book(group, "tables", start)
+        self._probes_Q[group] += work.probes
+        self._candidates_Q[group] += work.candidates
+
+    def add_scan(self, group: NDArray[np.intp], start: float) -> None:
+        """Book a scan for the queries of `group`, begun at `start`."""
+        self._book(group, "scan", start)
+        self._candidates_Q[group] += self._rows
+
+    def _book(self, group: NDArray[np.intp], plan: str, start: float) -> None:
+        self._seconds_Q[group] += (time.perf_counter() - start) / max(1, len(group))
+        for query in group:
+            if self._plans[query][-1:] != [plan]:
+                self._plans[query].append(plan)
+
+    def explanation(self) -> Explanation:
+        """Return what was booked."""
+        return Explanation(
+            plans=tuple(", then ".join(plans) for plans in self._plans),
+            probes=self._probes_Q,
+            candidates=self._candidates_Q,
+            seconds=self._seconds_Q,
+        )

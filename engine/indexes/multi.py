@@ -1,0 +1,292 @@
+"""The multi-index: tables for what is near, a scan for what is wide, and a planner that picks for each query."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
+from engine.indexes.account import Account
+from engine.indexes.answers import (
+    MAX_HEAP_PLACES,
+    Heaps,
+    Hits,
+    empty_heaps,
+    join_ranges,
+    join_searches,
+    limited_result,
+    range_result,
+    search_result,
+)
+from engine.indexes.base import RowMask, check_build, check_mask
+from engine.indexes.order import sort_rows
+from engine.indexes.planner import current_costs, likely_radius, plan_nearest, plan_range
+from engine.indexes.probe import Budget, TableProbe
+from engine.indexes.scan import ScanIndex
+from engine.indexes.tables import Tables
+from engine.indexes.threads import check_threads, cut, no_larger, run_parts, usable_cores
+from engine.results import RangeResult, SearchResult
+
+Plan = Literal["auto", "scan", "tables"]
+PLANS = ("auto", "scan", "tables")
+MIN_QUERIES_A_THREAD = 2
+
+
+class MultiIndex:
+    """Exact search through tables of substrings, or by scan where that is cheaper.
+
+    Several threads may search one index at once.
+
+    Parameters
+    ----------
+    codes_NW : ndarray of uint64, shape (N, W)
+        In the order of `engine.indexes.order`; may be a read-only memory map at any address. Its bits and order are
+        trusted; `build` takes any order and checks.
+    ids_N : ndarray of int64, shape (N,)
+    tables : Tables
+        Built over `codes_NW`.
+    bits : int
+
+    Notes
+    -----
+    Both searches take, beside the keywords of `engine.indexes.base.Index`, `plan`: "auto" for the planner, "scan" or
+    "tables" to overrule it. The answer never depends on it.
+    """
+
+    def __init__(self, *, codes_NW: CodeArray, ids_N: IdArray, tables: Tables, bits: int) -> None:
+        self._scan = ScanIndex(codes_NW=codes_NW, ids_N=ids_N, bits=bits)
+        if (tables.rows, tables.bits) != (len(ids_N), bits):
+            raise ValueError(
+                f"`tables` were built over {tables.rows} codes of {tables.bits} bits, "
+                f"got {len(ids_N)} codes of {bits} bits: build them again"
+            )
+        self.bits = bits
+        self.codes_NW: CodeArray = self._scan.codes_NW
+        self.ids_N: IdArray = self._scan.ids_N
+        self.tables = tables
+        self._probe = TableProbe(self.codes_NW, self.ids_N, tables)
+
+    @classmethod
+    def build(cls, codes_NW: CodeArray, ids_N: IdArray, *, bits: int, threads: int | None = None) -> Self:
+        """Sort copies of `codes_NW` and `ids_N` and build tables over them, with `threads` threads (None: one a core).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If codes or ids are not as `engine.codes` describes them.
+        """
+        check_build(codes_NW, ids_N, bits)
+        cores = check_threads(threads) or usable_cores()
+        order_N = sort_rows(codes_NW, ids_N, threads=cores)
+        codes_NW, ids_N = codes_NW[order_N], ids_N[order_N]
+        return cls(codes_NW=codes_NW, ids_N=ids_N, tables=Tables.build(codes_NW, bits=bits, threads=cores), bits=bits)
+
+    @classmethod
+    def open(cls, folder: Path, *, codes_NW: CodeArray, ids_N: IdArray, bits: int) -> Self:
+        """Map the tables that `save` wrote into `folder`; codes and ids are those they were built over.
+
+        Raises
+        ------
+        CorruptDataError
+            If the folder holds no tables, or tables of other codes.
+        """
+        tables = Tables.open(folder, bits=bits, rows=len(ids_N))
+        return cls(codes_NW=codes_NW, ids_N=ids_N, tables=tables, bits=bits)
+
+    def save(self, folder: Path) -> None:
+        """Write the tables, without codes and ids, into the new folder `folder`."""
+        self.tables.save(folder)
+
+    def __len__(self) -> int:
+        """Return the number of codes."""
+        return len(self.ids_N)
+
+    def __repr__(self) -> str:
+        """Name kind, bits, rows, tables and size."""
+        widths = "+".join(str(width) for width in self.tables.widths)
+        return (
+            f"MultiIndex({self.bits} bits, {len(self):,} codes, {self.tables.distinct:,} distinct, "
+            f"tables of {widths} bits, {self.nbytes / 2**20:,.1f} MiB)"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, ids and tables, in memory or mapped."""
+        return self._scan.nbytes + self.tables.nbytes
+
+    def search(
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        *,
+        mask: RowMask | None = None,
+        threads: int | None = None,
+        explain: bool = False,
+        plan: Plan = "auto",
+    ) -> SearchResult:
+        """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
+        check_codes(queries_QW, bits=self.bits, name="queries")
+        mask = check_mask(mask, rows=len(self))
+        return self._nearest(
+            queries_QW, check_k(k), self.bits, mask, check_threads(threads), explain, _check_plan(plan)
+        )
+
+    def range_search(
+        self,
+        queries_QW: CodeArray,
+        radius: int,
+        limit: int | None = None,
+        *,
+        mask: RowMask | None = None,
+        threads: int | None = None,
+        explain: bool = False,
+        plan: Plan = "auto",
+    ) -> RangeResult:
+        """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
+        check_codes(queries_QW, bits=self.bits, name="queries")
+        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
+        mask, threads, plan = check_mask(mask, rows=len(self)), check_threads(threads), _check_plan(plan)
+        if limit is not None and limit < len(self):
+            return limited_result(self._nearest(queries_QW, limit + 1, radius, mask, threads, explain, plan), limit)
+        parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
+        return join_ranges(run_parts(lambda part: self._within(queries_QW[part], radius, mask, explain, plan), parts))
+
+    def _within(
+        self, queries_QW: CodeArray, radius: int, mask: RowMask | None, explain: bool, plan: Plan
+    ) -> RangeResult:
+        """Answer a part of a batch in this thread: first the queries for the tables, then those for the scan."""
+        account = Account(len(queries_QW), len(self)) if explain else None
+        by_tables_Q = self._plan_range(queries_QW, radius, plan)
+        groups: list[tuple[NDArray[np.intp], Hits]] = []
+        by_tables = np.flatnonzero(by_tables_Q)
+        for group in _one_by_one(by_tables) if account else [by_tables]:
+            start = time.perf_counter()
+            hits, work = self._probe.within(queries_QW[group], radius, mask)
+            groups.append((group, hits))
+            if account:
+                account.add_tables(group, work, start)
+        group = np.flatnonzero(~by_tables_Q)
+        if len(group):
+            start = time.perf_counter()
+            groups.append((group, self._scan.find_hits(queries_QW[group], radius, mask)))
+            if account:
+                account.add_scan(group, start)
+        result = range_result(_join_groups(groups), self.ids_N, len(queries_QW))
+        return result._replace(explain=account.explanation() if account else None)
+
+    def _plan_range(self, queries_QW: CodeArray, radius: int, plan: Plan) -> NDArray[np.bool_]:
+        """Return which queries (Q,) the tables answer."""
+        if plan != "auto" or not len(self):
+            return np.full(len(queries_QW), plan == "tables")
+        return plan_range(self._probe, queries_QW, radius, current_costs(len(self)), len(self))
+
+    def _nearest(
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        radius: int,
+        mask: RowMask | None,
+        threads: int | None,
+        explain: bool,
+        plan: Plan,
+    ) -> SearchResult:
+        """Return the `k` nearest within `radius`, of arguments that were checked."""
+        heap_k = max(1, min(k, len(self)))
+
+        def work(part: slice) -> SearchResult:
+            return self._nearest_of_part(queries_QW[part], k, heap_k, radius, mask, explain, plan)
+
+        parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
+        return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
+
+    def _nearest_of_part(
+        self, queries_QW: CodeArray, k: int, heap_k: int, radius: int, mask: RowMask | None, explain: bool, plan: Plan
+    ) -> SearchResult:
+        """Answer a part of a batch in this thread: from the tables, and by one scan for the queries they give up."""
+        account = Account(len(queries_QW), len(self)) if explain else None
+        heaps = empty_heaps(len(queries_QW), heap_k)
+        bound_Q = np.full(len(queries_QW), radius, np.int32)
+        open_Q = np.arange(len(queries_QW))
+        sharing = 0
+        # The fewer give up, the dearer the scan for each of them, and the more the tables may cost: ask again.
+        while plan != "scan" and len(self) and len(open_Q) and sharing != len(open_Q):
+            sharing = len(open_Q)
+            budget = self._budget(plan, heap_k, sharing, mask)
+            open_Q = self._ask_tables(queries_QW, open_Q, bound_Q, mask, heaps, budget, account)
+        if len(open_Q):
+            self._ask_scan(queries_QW, open_Q, bound_Q, mask, heaps, account)
+        return search_result(heaps, k)._replace(explain=account.explanation() if account else None)
+
+    def _budget(self, plan: Plan, k: int, sharing: int, mask: RowMask | None) -> Budget:
+        if plan == "tables":
+            return Budget(mask_ns=1.0, candidate_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits)
+        rows = len(self) if mask is None else int(np.count_nonzero(mask))
+        reach = likely_radius(self.bits, rows, k)
+        return plan_nearest(current_costs(len(self)), len(self), self.codes_NW.shape[1], sharing, reach)
+
+    def _ask_tables(
+        self,
+        queries_QW: CodeArray,
+        open_Q: NDArray[np.intp],
+        bound_Q: NDArray[np.int32],
+        mask: RowMask | None,
+        heaps: Heaps,
+        budget: Budget,
+        account: Account | None,
+    ) -> NDArray[np.intp]:
+        """Answer the open queries from the tables; return those that were given up, with their heaps empty."""
+        given_up = []
+        for group in _one_by_one(open_Q) if account else [open_Q]:
+            start = time.perf_counter()
+            bound_G = bound_Q[group]
+            heaps_G = empty_heaps(len(group), heaps[0].shape[1])
+            done_G, work = self._probe.nearest(queries_QW[group], bound_G, mask, heaps_G, budget)
+            bound_Q[group] = bound_G
+            heaps[0][group[done_G]], heaps[1][group[done_G]] = heaps_G[0][done_G], heaps_G[1][done_G]
+            given_up.append(group[~done_G])
+            if account:
+                account.add_tables(group, work, start)
+        return np.concatenate(given_up)
+
+    def _ask_scan(
+        self,
+        queries_QW: CodeArray,
+        open_Q: NDArray[np.intp],
+        bound_Q: NDArray[np.int32],
+        mask: RowMask | None,
+        heaps: Heaps,
+        account: Account | None,
+    ) -> None:
+        """Answer the open queries by one scan."""
+        start = time.perf_counter()
+        heaps_G = heaps[0][open_Q], heaps[1][open_Q]
+        self._scan.improve_heaps(queries_QW[open_Q], bound_Q[open_Q], mask, heaps_G)
+        heaps[0][open_Q], heaps[1][open_Q] = heaps_G
+        if account:
+            account.add_scan(open_Q, start)
+
+
+def _check_plan(plan: Plan) -> Plan:
+    if plan not in PLANS:
+        raise ValueError(f"`plan` must be one of {PLANS}, got {plan!r}")
+    return plan
+
+
+def _one_by_one(group: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    return [group[place : place + 1] for place in range(len(group))]
+
+
+def _join_groups(groups: list[tuple[NDArray[np.intp], Hits]]) -> Hits:
+    """Join the hits of groups of queries, whose numbers within the group become those within the batch."""
+    if len(groups) == 1 and len(groups[0][0]) and groups[0][0][-1] == len(groups[0][0]) - 1:
+        return groups[0][1]
+    nothing = np.empty(0, np.int32), np.empty(0, np.uint32), np.empty(0, np.int32)
+    return (
+        np.concatenate([nothing[0], *[group[hits[0]].astype(np.int32) for group, hits in groups]]),
+        np.concatenate([nothing[1], *[hits[1] for _, hits in groups]]),
+        np.concatenate([nothing[2], *[hits[2] for _, hits in groups]]),
+    )

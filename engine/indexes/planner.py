@@ -1,0 +1,219 @@
+"""Scan or tables: what each would cost, from constants measured on this machine.
+
+A scan costs the rows, and shares the loading of codes among the queries of a batch. The tables cost the buckets they
+look up and the candidates they read. For a radius search the candidates are counted before any code is read, from the
+bucket sizes (a sample of them where there are many), because learned codes crowd into few buckets. For kNN the tables
+are asked in steps, each priced before it is taken; a query whose remaining steps cost more than a scan goes there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
+from numpy.typing import NDArray
+
+from engine.codes import CodeArray
+from engine.indexes.probe import Budget, TableProbe
+from engine.indexes.scan import ScanIndex
+from engine.indexes.tables import Tables
+
+log = logging.getLogger(__name__)
+
+TRIAL = 0.15  # share of a scan that may be spent on finding out whether the tables are cheaper
+CALIBRATION_ROWS = 2**21
+SCANNED_TOGETHER = 32
+REPEATS = 5
+WORTH_MEASURING = 2**20  # rows from which a wrong choice is felt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What work costs on one machine, in nanoseconds.
+
+    Attributes
+    ----------
+    word_ns : float
+        One word of one code against one query, in a large batch.
+    load_ns : float
+        One word of one code brought in, once for the whole batch.
+    mask_ns : float
+        One bucket looked up.
+    candidate_ns : float
+        One candidate read from a table's list.
+    """
+
+    word_ns: float = 0.1
+    load_ns: float = 0.25
+    mask_ns: float = 6.0
+    candidate_ns: float = 12.0
+
+    def scan_ns(self, rows: int, words: int, queries: int | NDArray[np.int64]) -> float | NDArray[np.float64]:
+        """Return the cost of a scan for each of `queries` that share it."""
+        return rows * words * (self.word_ns + self.load_ns / np.maximum(queries, 1))
+
+
+def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int, words: int) -> NDArray[np.bool_]:
+    """Return which queries (Q,) the tables should answer, given what they would cost there.
+
+    The dearest queries go to a scan together, as long as the scan they share is cheaper for all of them together:
+    each number of scanned queries is tried, and the cheapest sum is taken.
+    """
+    dearest_Q = np.argsort(-table_ns_Q, kind="stable")
+    scanned = np.arange(len(table_ns_Q) + 1)
+    left = table_ns_Q.sum() - np.concatenate([[0.0], np.cumsum(table_ns_Q[dearest_Q])])
+    best = int(np.argmin(left + scanned * costs.scan_ns(rows, words, scanned)))
+    by_tables_Q = np.ones(len(table_ns_Q), np.bool_)
+    by_tables_Q[dearest_Q[:best]] = False
+    return by_tables_Q
+
+
+def plan_range(probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Costs, rows: int) -> NDArray[np.bool_]:
+    """Return which queries (Q,) of a radius search the tables should answer.
+
+    Nothing is counted where lookups alone cost more than any scan, nor where even the fullest buckets cost less.
+    """
+    num_queries, words = queries_QW.shape
+    mask_T = probe.masks(radius)
+    lookups_ns = float(mask_T.sum()) * costs.mask_ns
+    if lookups_ns > costs.scan_ns(rows, words, 1):
+        return np.zeros(num_queries, np.bool_)
+    most_ns = lookups_ns + float(mask_T @ np.array(probe.tables.largest)) * costs.candidate_ns
+    if most_ns < costs.scan_ns(rows, words, num_queries):
+        return np.ones(num_queries, np.bool_)
+    table_ns_Q = lookups_ns + probe.count_candidates(queries_QW, radius) * costs.candidate_ns
+    return split_by_cost(table_ns_Q, costs, rows, words)
+
+
+def plan_nearest(costs: Costs, rows: int, words: int, sharing: int, likely_radius: int) -> Budget:
+    """Return what a kNN query may spend on the tables before it joins a scan shared by `sharing` queries."""
+    scan_ns = float(costs.scan_ns(rows, words, sharing))
+    return Budget(
+        mask_ns=costs.mask_ns,
+        candidate_ns=costs.candidate_ns,
+        scan_ns=scan_ns,
+        trial_ns=TRIAL * scan_ns,
+        likely_radius=likely_radius,
+    )
+
+
+def likely_radius(bits: int, rows: int, k: int) -> int:
+    """Return how far the k-th of `rows` codes would be, were they uniform: learned codes are nearer.
+
+    Examples
+    --------
+    >>> likely_radius(64, 10_000_000, 10)
+    13
+    """
+    return int(np.searchsorted(_share_within(bits), k / max(rows, 1)))
+
+
+@cache
+def _share_within(bits: int) -> NDArray[np.float64]:
+    """Return the share of uniform codes within each distance 0..bits."""
+    log_choices = [math.lgamma(bits + 1) - math.lgamma(d + 1) - math.lgamma(bits - d + 1) for d in range(bits + 1)]
+    return np.cumsum(np.exp(np.array(log_choices) - bits * math.log(2)))
+
+
+def current_costs(rows: int) -> Costs:
+    """Return this machine's costs: measured before, measured now if `rows` make it worth a second, or the defaults."""
+    global _costs
+    with _lock:
+        if _costs is None:
+            _costs = _load()
+        if _costs is None and rows >= WORTH_MEASURING:
+            _costs = _measure_and_store()
+        return _costs or Costs()
+
+
+def calibrate() -> Costs:
+    """Measure the costs on this machine, about a second, and store them in the user's cache folder.
+
+    A folder that cannot be written is no failure: the costs then hold for this process.
+    """
+    global _costs
+    with _lock:
+        _costs = _measure_and_store()
+        return _costs
+
+
+_lock = threading.Lock()
+_costs: Costs | None = None
+
+
+def _measure_and_store() -> Costs:
+    costs = _measure()
+    path = _costs_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+            json.dump(asdict(costs), file)
+        os.replace(file.name, path)
+    except OSError as error:
+        log.warning("the costs of this machine cannot be stored in %s (%s)", path, error)
+    return costs
+
+
+def _load() -> Costs | None:
+    try:
+        costs = Costs(**json.loads(_costs_path().read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    sane = all(isinstance(value, float) and 0 < value < 1e6 for value in asdict(costs).values())
+    return costs if sane else None
+
+
+def _costs_path() -> Path:
+    """Return where the costs are stored, by processor, since a home folder may be shared by several machines."""
+    machine = hashlib.sha256(repr(sorted(get_host_cpu_features().items())).encode()).hexdigest()[:12]
+    return Path(platformdirs.user_cache_dir("hashlight")) / f"costs-{get_host_cpu_name()}-{machine}.json"
+
+
+def _measure() -> Costs:
+    """Time scans of one and of many queries, then lookups with few and with many candidates; solve for the costs."""
+    rng = np.random.default_rng(0)
+    codes_NW = np.sort(rng.integers(2**64, size=(CALIBRATION_ROWS, 1), dtype=np.uint64), axis=0)
+    ids_N = np.arange(CALIBRATION_ROWS)
+    queries_QW = rng.integers(2**64, size=(SCANNED_TOGETHER, 1), dtype=np.uint64)
+    scan = ScanIndex(codes_NW=codes_NW, ids_N=ids_N, bits=64)
+    alone_ns = _median_ns(lambda: scan.within(queries_QW[:1], 2, None, 1, False)) / CALIBRATION_ROWS
+    together_ns = _median_ns(lambda: scan.within(queries_QW, 2, None, 1, False)) / CALIBRATION_ROWS
+    word_ns = max((together_ns - alone_ns) / (SCANNED_TOGETHER - 1), 1e-3)
+    sparse = TableProbe(codes_NW, ids_N, Tables.build(codes_NW, bits=64, widths=[22, 21, 21]))
+    crowded = TableProbe(codes_NW, ids_N, Tables.build(codes_NW, bits=64, widths=[16, 16, 16, 16]))
+    probes, ns = np.zeros((2, 2)), np.zeros(2)
+    for case, (probe, radius) in enumerate([(sparse, 8), (crowded, 7)]):
+        work = probe.within(queries_QW, radius, None)[1]
+        probes[case] = work.probes.sum(), work.candidates.sum()
+        ns[case] = _median_ns(partial(probe.within, queries_QW, radius, None))
+    mask_ns, candidate_ns = np.maximum(np.linalg.solve(probes, ns), 0.5)
+    return Costs(
+        word_ns=float(word_ns),
+        load_ns=float(max(alone_ns - word_ns, 1e-3)),
+        mask_ns=float(mask_ns),
+        candidate_ns=float(candidate_ns),
+    )
+
+
+def _median_ns(run: Callable[[], object]) -> float:
+    run()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter_ns()
+        run()
+        times.append(time.perf_counter_ns() - start)
+    return float(np.median(times))

@@ -1,0 +1,154 @@
+"""Asking the tables: scratch space and arguments for the kernels of `engine.kernels.multi_index`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.codes import CodeArray, IdArray
+from engine.indexes.answers import Heaps, Hits, gather_hits
+from engine.indexes.arrays import bytes_of, mask_bytes
+from engine.indexes.tables import Tables
+from engine.kernels.multi_index import count_candidates, knn_tables, range_tables
+
+SCRATCH_BUCKETS = 256
+SCRATCH_CANDIDATES = 256  # their codes are prefetched together; more would push one another out of the L1 cache
+FIRST_HITS = 1024
+SAMPLE_EVERY = 64  # masks of a large step of which one is counted
+
+
+class Work(NamedTuple):
+    """What the tables were asked: `probes` buckets and `candidates` codes, int64, (Q,) each."""
+
+    probes: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """When `TableProbe.nearest` gives a query up.
+
+    Attributes
+    ----------
+    mask_ns, candidate_ns : float
+        Cost of looking up a bucket and of reading a candidate.
+    scan_ns : float
+        Give up when the steps that remain cost more than this, which is what a scan costs...
+    trial_ns : float
+        ...but not before this much was spent.
+    likely_radius : int
+        How far the k-th is thought to be.
+    """
+
+    mask_ns: float
+    candidate_ns: float
+    scan_ns: float
+    trial_ns: float
+    likely_radius: int
+
+
+class TableProbe:
+    """Tables over the rows of one index, ready to be asked by several threads at once.
+
+    Parameters
+    ----------
+    codes_NW : ndarray of uint64, shape (N, W)
+    ids_N : ndarray of int64, shape (N,)
+        Read-only.
+    tables : Tables
+    """
+
+    def __init__(self, codes_NW: CodeArray, ids_N: IdArray, tables: Tables) -> None:
+        self.tables = tables
+        self._ids_N = ids_N
+        self._shape = bytes_of(codes_NW), codes_NW.shape[1], len(codes_NW), tables.distinct
+        self._arrays = tables.kernel_arrays()
+        widest = max(tables.widths)
+        self.count_TS = np.array(
+            [[math.comb(width, ones) for ones in range(widest + 2)] for width in tables.widths], np.int64
+        )
+        self.mean_T = np.array([tables.distinct / 2**width for width in tables.widths])
+
+    def reaches(self, radius: int) -> NDArray[np.int64]:
+        """Return the substring radius (T,) of each table that together find everything within `radius`; -1: none."""
+        each, more = divmod(radius, len(self.tables.widths))
+        reach_T = np.full(len(self.tables.widths), each - 1, np.int64)
+        reach_T[: more + 1] += 1
+        return np.minimum(reach_T, self.tables.widths)
+
+    def masks(self, radius: int) -> NDArray[np.int64]:
+        """Return how many buckets (T,) a query of `radius` looks up in each table."""
+        return np.array(
+            [counts[: reach + 1].sum() for counts, reach in zip(self.count_TS, self.reaches(radius), strict=True)],
+            np.int64,
+        )
+
+    def count_candidates(self, queries_QW: CodeArray, radius: int) -> NDArray[np.int64]:
+        """Estimate from bucket sizes how many candidates (Q,) the tables hold within `radius`."""
+        candidates_Q = np.empty(len(queries_QW), np.int64)
+        low_T, width_T, begin_T, _, offset_O = self._arrays[:5]
+        count_candidates(
+            queries_QW,
+            self.reaches(radius),
+            self.count_TS,
+            low_T,
+            width_T,
+            begin_T,
+            offset_O,
+            SAMPLE_EVERY,
+            candidates_Q,
+        )
+        return candidates_Q
+
+    def within(self, queries_QW: CodeArray, radius: int, mask: NDArray[np.bool_] | None) -> tuple[Hits, Work]:
+        """Return the rows within `radius` of each query, in no order, and the work it took."""
+        work = _new_work(len(queries_QW))
+        reach_T = self.reaches(radius)
+        scratch = self._scratch()
+        may_N = mask_bytes(mask)
+        cursor_2 = np.zeros(2, np.int64)
+
+        def fill(hits: Hits) -> tuple[int, int]:
+            count = range_tables(
+                *self._shape, may_N, queries_QW, radius, reach_T, cursor_2, *self._arrays, *scratch, *work, *hits
+            )
+            done = int(cursor_2[0]) == len(queries_QW)
+            return count, 0 if done else int(cursor_2[1])
+
+        return gather_hits(fill, places=FIRST_HITS), work
+
+    def nearest(
+        self,
+        queries_QW: CodeArray,
+        bound_Q: NDArray[np.int32],
+        mask: NDArray[np.bool_] | None,
+        heaps: Heaps,
+        budget: Budget,
+    ) -> tuple[NDArray[np.bool_], Work]:
+        """Fill `heaps` with the nearest rows within `bound_Q`.
+
+        Returns which queries (Q,) are done. For the others `bound_Q` is lowered to where their answers are sure to
+        be, and their heaps are worthless.
+        """
+        work = _new_work(len(queries_QW))
+        done_Q = np.zeros(len(queries_QW), np.bool_)
+        excess_T = np.empty(len(self.mean_T))
+        knn_tables(
+            *self._shape, mask_bytes(mask), self._ids_N, queries_QW, bound_Q, *self._arrays, *self._scratch(), *work,
+            self.count_TS, self.mean_T, excess_T, budget.mask_ns, budget.candidate_ns, budget.scan_ns, budget.trial_ns,
+            budget.likely_radius, done_Q, *heaps,
+        )  # fmt: skip
+        return done_Q, work
+
+    def _scratch(self) -> tuple[NDArray[np.int64], ...]:
+        """Return `from_P`, `to_P`, `place_2`, `row_C`, `seen_T`."""
+        sizes = SCRATCH_BUCKETS, SCRATCH_BUCKETS, 2, SCRATCH_CANDIDATES, len(self.mean_T)
+        return tuple(np.empty(size, np.int64) for size in sizes)
+
+
+def _new_work(num_queries: int) -> Work:
+    return Work(np.zeros(num_queries, np.int64), np.zeros(num_queries, np.int64))

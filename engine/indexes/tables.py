@@ -1,0 +1,182 @@
+"""The arrays of a multi-index: how wide its substrings are, how its tables are built, saved and mapped."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from engine.codes import WORD_BITS, CodeArray, num_words
+from engine.errors import CorruptDataError
+from engine.indexes.arrays import bytes_of, read_only
+from engine.indexes.threads import run_parts
+from engine.kernels.multi_index import build_first_table, build_table, mark_distinct
+
+FORMAT_VERSION = 1
+MAX_WIDTH = 24  # 64 MiB of offsets a table
+MAX_TABLES = 16
+TABLES_A_WORD = 4  # with a list of 4 bytes and as much again of offsets a code, at most 32 bytes for 8 of code
+
+
+def choose_widths(bits: int, distinct: int) -> list[int]:
+    """Return the widths of the substrings, the highest bits first.
+
+    A substring of about log2(distinct) bits has about one code a bucket: shorter ones meet more candidates than they
+    save lookups, longer ones the reverse. Codes of many words get no more than four tables a word; bits that no
+    substring covers cost candidates, never answers.
+
+    Examples
+    --------
+    >>> choose_widths(64, 10_000_000)
+    [22, 21, 21]
+    >>> choose_widths(128, 1_000_000)
+    [20, 20, 20, 20, 20, 20]
+    """
+    wanted = min(max(math.log2(max(distinct, 2)), 1.0), MAX_WIDTH)
+    count = max(1, min(round(bits / wanted), TABLES_A_WORD * num_words(bits), MAX_TABLES))
+    widest = min(math.ceil(wanted), MAX_WIDTH)
+    return [min(bits // count + (table < bits % count), widest) for table in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of one index over N rows sorted by (code, id); see `engine.kernels.multi_index` for the arrays.
+
+    Attributes
+    ----------
+    bits, rows, distinct : int
+        What they were built over.
+    widths : tuple of int
+        Width of each substring; the first holds the highest bits, each further one those below.
+    largest : tuple of int
+        Size of each table's largest bucket.
+    offsets : ndarray of uint32, shape (sum of 2^width + 1,)
+    entries : ndarray of uint32, shape ((T - 1) * distinct,)
+    starts : ndarray of uint32, shape (distinct,) or (0,)
+        Empty if all codes are distinct.
+    """
+
+    bits: int
+    rows: int
+    distinct: int
+    widths: tuple[int, ...]
+    largest: tuple[int, ...]
+    offsets: NDArray[np.uint32]
+    entries: NDArray[np.uint32]
+    starts: NDArray[np.uint32]
+
+    @classmethod
+    def build(cls, codes_NW: CodeArray, *, bits: int, widths: list[int] | None = None, threads: int = 1) -> Self:
+        """Build the tables over sorted codes (uint64, shape (N, W)), each table in a thread."""
+        code_bytes, words, rows = bytes_of(codes_NW), codes_NW.shape[1], len(codes_NW)
+        starts = _distinct_rows(code_bytes, words, rows)
+        distinct = len(starts) or rows
+        widths = choose_widths(bits, distinct) if widths is None else widths
+        lows = bits - np.cumsum(widths)
+        begins = _begins(widths)
+        offsets = np.empty(begins[-1], np.uint32)
+        entries = np.empty((len(widths) - 1) * distinct, np.uint32)
+        largest = [0] * len(widths)
+
+        def build_one(part: slice) -> None:
+            for table in range(part.start, part.stop):
+                common = code_bytes, words, starts, distinct, int(lows[table]), widths[table]
+                offset_V = offsets[begins[table] : begins[table + 1]]
+                if table == 0:
+                    largest[0] = int(build_first_table(*common, offset_V))
+                else:
+                    entry_D = entries[(table - 1) * distinct : table * distinct]
+                    largest[table] = int(build_table(*common, offset_V, entry_D))
+
+        for first in range(0, len(widths), threads):
+            run_parts(build_one, [slice(t, t + 1) for t in range(first, min(first + threads, len(widths)))])
+        return cls(bits, rows, distinct, tuple(widths), tuple(largest), offsets, entries, starts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return self.offsets.nbytes + self.entries.nbytes + self.starts.nbytes
+
+    def kernel_arrays(self) -> tuple[NDArray[Any], ...]:
+        """Return the arrays in the order in which kernels take them."""
+        low_T = self.bits - np.cumsum(self.widths)
+        width_T = np.array(self.widths, np.int64)
+        submask_TW = np.zeros((len(self.widths), num_words(self.bits)), np.uint64)
+        for table, (low, width) in enumerate(zip(low_T.tolist(), self.widths, strict=True)):
+            ones = ((1 << width) - 1) << low
+            for word in range(submask_TW.shape[1]):
+                submask_TW[table, word] = (ones >> (WORD_BITS * word)) & (2**WORD_BITS - 1)
+        begin_T = np.array(_begins(list(self.widths))[:-1], np.int64)
+        small = [read_only(array) for array in (low_T.astype(np.int64), width_T, begin_T, submask_TW)]
+        return (*small, read_only(self.offsets), read_only(self.entries), read_only(self.starts))
+
+    def save(self, folder: Path) -> None:
+        """Write the tables into `folder`, which is made."""
+        folder.mkdir(parents=True)
+        np.save(folder / "offsets.npy", self.offsets)
+        np.save(folder / "entries.npy", self.entries)
+        np.save(folder / "starts.npy", self.starts)
+        head = {
+            "format": FORMAT_VERSION,
+            "bits": self.bits,
+            "rows": self.rows,
+            "distinct": self.distinct,
+            "widths": self.widths,
+            "largest": self.largest,
+        }
+        (folder / "tables.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def open(cls, folder: Path, *, bits: int, rows: int) -> Self:
+        """Map the tables of `folder`, reading nothing but their sizes.
+
+        Raises
+        ------
+        CorruptDataError
+            If they are not tables of `rows` codes of `bits` bits, or their parts do not fit together.
+        """
+        try:
+            head = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
+            found = (head["format"], head["bits"], head["rows"])
+            distinct, widths, largest = head["distinct"], tuple(head["widths"]), tuple(head["largest"])
+            arrays = [_map(folder / f"{name}.npy") for name in ("offsets", "entries", "starts")]
+            shapes = [(_begins(list(widths))[-1],), ((len(widths) - 1) * distinct,), (distinct * (distinct != rows),)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptDataError(f"{folder}: not readable as tables ({error}): build them again") from error
+        if found != (FORMAT_VERSION, bits, rows):
+            raise CorruptDataError(
+                f"{folder}: expected tables of (format, bits, rows) {(FORMAT_VERSION, bits, rows)}, got {found}: "
+                "build them again"
+            )
+        if [array.shape for array in arrays] != shapes or sum(widths) > bits or len(largest) != len(widths):
+            raise CorruptDataError(
+                f"{folder}: expected arrays of shapes {shapes} for widths {widths}, "
+                f"got {[array.shape for array in arrays]}: build the tables again"
+            )
+        return cls(bits, rows, distinct, widths, largest, *arrays)
+
+
+def _distinct_rows(code_bytes: NDArray[np.uint8], words: int, rows: int) -> NDArray[np.uint32]:
+    """Return the first row of each distinct code; nothing if all are distinct."""
+    distinct = mark_distinct(code_bytes, words, rows, np.empty(0, np.uint32))
+    starts = np.empty(0 if distinct == rows else distinct, np.uint32)
+    if len(starts):
+        mark_distinct(code_bytes, words, rows, starts)
+    return starts
+
+
+def _begins(widths: list[int]) -> list[int]:
+    return [0, *np.cumsum([2**width + 1 for width in widths]).tolist()]
+
+
+def _map(path: Path) -> NDArray[np.uint32]:
+    array = np.load(path) if path.stat().st_size <= 128 else open_memmap(path, mode="r")
+    if array.dtype != np.uint32 or array.ndim != 1:
+        raise ValueError(f"{path.name} holds {array.dtype} of shape {array.shape}, expected a row of uint32")
+    return array

@@ -1,0 +1,411 @@
+# mypy: disable-error-code="no-untyped-def"
+"""The multi-index: tables from substrings of the codes to rows.
+
+Source: Norouzi, Punjani, Fleet, "Fast exact search in Hamming space with multi-index hashing", CVPR 2012, TPAMI 2014.
+
+Shapes: N rows, sorted by (code, id), W words a code, D distinct codes, T tables, Q queries, K nearest, H places for
+hits, P buckets and C candidates of scratch, S = widest substring + 1.
+
+The tables are these arrays, always in this order:
+
+====================  ======================================================================================
+`low_T`, `width_T`    substring t is bits [low, low + width) of the code; substring 0 holds the highest bits
+`begin_T`             where table t's 2^width + 1 offsets begin in `offset_O`
+`submask_TW`          the bits of substring t
+`offset_O`            bucket v of table t is entries [offset[v], offset[v + 1]) of that table's list
+`entry_E`             the lists of tables 1.., D entries each: the first row of each distinct code
+`start_D`             the list of table 0, ascending because rows are sorted; empty if all codes are distinct, as
+                      the list is then 0, 1, 2...
+====================  ======================================================================================
+
+A code at distance r differs in at most r // T bits from the query in some substring; so steps of (substring radius s,
+table t) in ascending order have, after step (s, t), met every code within T * s + t. A code is new in a step if no
+earlier step met it, which its own bits tell: no memory of what was visited is kept.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.kernels.compiling import kernel
+from engine.kernels.popcount import load_word, popcount, prefetch_word, trailing_zeros
+from engine.kernels.scan import row_distance
+from engine.kernels.select import comes_before, keep_nearest
+
+ONE = np.uint64(1)
+NO_MASK = np.uint64(1 << 62)
+
+
+@kernel
+def mark_distinct(code_bytes, num_words, num_rows, start_D):
+    """Write the first row of each distinct code as far as there are places; return the number of distinct codes."""
+    count = 0
+    for row in range(num_rows):
+        if row == 0 or not same_code(code_bytes, num_words, row - 1, row):
+            if count < len(start_D):
+                start_D[count] = row
+            count += 1
+    return count
+
+
+@kernel
+def same_code(code_bytes, num_words, row_a, row_b):
+    """Tell whether two rows have equal codes."""
+    for word in range(num_words):
+        if load_word(code_bytes, row_a * num_words + word) != load_word(code_bytes, row_b * num_words + word):
+            return False
+    return True
+
+
+@kernel
+def code_substring(code_bytes, num_words, row, low, width):
+    """Return bits [low, low + width) of a row's code."""
+    place = row * num_words + (low >> 6)
+    shift = np.uint64(low & 63)
+    value = load_word(code_bytes, place) >> shift
+    if (low & 63) + width > 64:
+        value |= load_word(code_bytes, place + 1) << (np.uint64(64) - shift)
+    return np.int64(value & ((ONE << np.uint64(width)) - ONE))
+
+
+@kernel
+def query_substring(query_W, low, width):
+    """Return bits [low, low + width) of a query."""
+    shift = np.uint64(low & 63)
+    value = query_W[low >> 6] >> shift
+    if (low & 63) + width > 64:
+        value |= query_W[(low >> 6) + 1] << (np.uint64(64) - shift)
+    return value & ((ONE << np.uint64(width)) - ONE)
+
+
+@kernel
+def build_first_table(code_bytes, num_words, start_D, num_distinct, low, width, offset_V):
+    """Write the offsets of table 0, whose buckets are ranges of `start_D`; return the largest bucket."""
+    offset_V[:] = 0
+    for place in range(num_distinct):
+        row = np.int64(start_D[place]) if len(start_D) else place
+        offset_V[code_substring(code_bytes, num_words, row, low, width) + 1] += np.uint32(1)
+    largest = np.uint32(0)
+    for value in range(1, len(offset_V)):
+        largest = max(largest, offset_V[value])
+        offset_V[value] += offset_V[value - 1]
+    return largest
+
+
+@kernel
+def build_table(code_bytes, num_words, start_D, num_distinct, low, width, offset_V, entry_D):
+    """Write offsets and list of another table by counting sort; return the largest bucket."""
+    offset_V[:] = 0
+    for place in range(num_distinct):
+        row = np.int64(start_D[place]) if len(start_D) else place
+        offset_V[code_substring(code_bytes, num_words, row, low, width) + 1] += np.uint32(1)
+    # While the list fills, place v + 1 is where bucket v goes on; in the end that is where bucket v + 1 begins.
+    largest = np.uint32(0)
+    total = np.uint32(0)
+    for value in range(1, len(offset_V)):
+        count = offset_V[value]
+        offset_V[value] = total
+        total += count
+        largest = max(largest, count)
+    for place in range(num_distinct):
+        row = np.int64(start_D[place]) if len(start_D) else place
+        value = code_substring(code_bytes, num_words, row, low, width) + 1
+        entry_D[offset_V[value]] = row
+        offset_V[value] += np.uint32(1)
+    return largest
+
+
+@kernel
+def next_mask(mask):
+    """Return the next larger number with as many ones (Gosper); `NO_MASK` after 0."""
+    if mask == np.uint64(0):
+        return NO_MASK
+    lowest = mask & (~mask + ONE)
+    ripple = mask + lowest
+    return (((ripple ^ mask) >> np.uint64(2)) >> trailing_zeros(mask)) | ripple
+
+
+@kernel
+def look_up(offset_O, begin, width, value, mask, from_P, to_P):
+    """Look up buckets from `mask` on, as many as there is scratch for; keep those that are not empty.
+
+    Returns the mask to go on from (beyond 2^width at the end), the buckets kept, the buckets looked up.
+    """
+    end = ONE << np.uint64(width)
+    kept = 0
+    probes = 0
+    while mask < end and probes < len(from_P):
+        place = begin + np.int64(value ^ mask)
+        from_P[kept] = offset_O[place]
+        to_P[kept] = offset_O[place + 1]
+        kept += from_P[kept] < to_P[kept]
+        mask = next_mask(mask)
+        probes += 1
+    return mask, kept, probes
+
+
+@kernel
+def list_rows(code_bytes, num_words, table, num_distinct, entry_E, start_D, from_P, to_P, kept, place_2, row_C):
+    """List rows of the buckets kept, from `place_2` (bucket, entry) on, as many as there is scratch for.
+
+    Each code is prefetched when its row is known, so that the misses of a list overlap.
+    """
+    filled = 0
+    bucket = place_2[0]
+    entry = place_2[1]
+    shift = (table - 1) * num_distinct
+    while bucket < kept and filled < len(row_C):
+        take = min(np.int64(to_P[bucket]) - entry, len(row_C) - filled)
+        if table > 0:
+            for step in range(take):
+                row = np.int64(entry_E[shift + entry + step])
+                prefetch_word(code_bytes, row * num_words)
+                row_C[filled + step] = row
+        elif len(start_D) == 0:
+            for step in range(take):
+                row_C[filled + step] = entry + step
+        else:
+            for step in range(take):
+                row = np.int64(start_D[entry + step])
+                prefetch_word(code_bytes, row * num_words)
+                row_C[filled + step] = row
+        filled += take
+        entry += take
+        if entry == np.int64(to_P[bucket]):
+            bucket += 1
+            entry = np.int64(from_P[bucket]) if bucket < kept else 0
+    place_2[0] = bucket
+    place_2[1] = entry
+    return filled
+
+
+@kernel
+def met_before(code_bytes, num_words, row, query_W, low_T, width_T, submask_TW, seen_T):
+    """Tell whether an earlier step met the row: `seen_T` is how far each table was probed, -1 for not at all."""
+    for table in range(len(seen_T)):
+        if seen_T[table] < 0:
+            continue
+        apart = np.uint64(0)
+        for word in range(low_T[table] >> 6, ((low_T[table] + width_T[table] - 1) >> 6) + 1):
+            differing = load_word(code_bytes, row * num_words + word) ^ query_W[word]
+            apart += popcount(differing & submask_TW[table, word])
+        if apart <= np.uint64(seen_T[table]):
+            return True
+    return False
+
+
+@kernel
+def emit_run(
+    code_bytes, num_words, num_rows, may_N, first, query, dist, num_hits, hit_query_H, hit_row_H, hit_dist_H
+):  # fmt: skip
+    """Write all rows of one distinct code as hits, counting on when the places are used up."""
+    row = first
+    while row < num_rows and (row == first or same_code(code_bytes, num_words, first, row)):
+        if len(may_N) == 0 or may_N[row]:
+            if num_hits < len(hit_row_H):
+                hit_query_H[num_hits] = query
+                hit_row_H[num_hits] = row
+                hit_dist_H[num_hits] = dist
+            num_hits += 1
+        row += 1
+    return num_hits
+
+
+@kernel
+def offer_run(code_bytes, num_words, num_rows, may_N, id_N, first, dist, dist_K, id_K):
+    """Offer the rows of one distinct code to a heap until it declines one: their ids ascend."""
+    row = first
+    while row < num_rows and (row == first or same_code(code_bytes, num_words, first, row)):
+        if len(may_N) == 0 or may_N[row]:
+            if not comes_before(dist, id_N[row], dist_K[0], id_K[0]):
+                return
+            keep_nearest(dist_K, id_K, dist, id_N[row])
+        row += 1
+
+
+@kernel
+def range_tables(
+    code_bytes, num_words, num_rows, num_distinct, may_N, query_QW, radius, reach_T, cursor_2,
+    low_T, width_T, begin_T, submask_TW, offset_O, entry_E, start_D,
+    from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, hit_query_H, hit_row_H, hit_dist_H,
+):  # fmt: skip
+    """Collect the hits of queries from `cursor_2[0]` on; return how many were written.
+
+    `reach_T` is the substring radius of each table, -1 for a table that is not needed. When the places for hits do
+    not suffice, the hits of that query are taken back: `cursor_2` is then (the query, the places it wants).
+    """
+    num_hits = 0
+    for query in range(cursor_2[0], len(query_QW)):
+        query_W = query_QW[query]
+        before = num_hits
+        probes_Q[query] = 0
+        candidates_Q[query] = 0
+        seen_T[:] = -1
+        for reach in range(reach_T[0] + 1):
+            for table in range(len(reach_T)):
+                if reach > reach_T[table]:
+                    continue
+                value = query_substring(query_W, low_T[table], width_T[table])
+                mask = (ONE << np.uint64(reach)) - ONE
+                while mask < ONE << np.uint64(width_T[table]):
+                    mask, kept, probes = look_up(offset_O, begin_T[table], width_T[table], value, mask, from_P, to_P)
+                    probes_Q[query] += probes
+                    place_2[0] = 0
+                    place_2[1] = from_P[0]
+                    while place_2[0] < kept:
+                        size = list_rows(
+                            code_bytes, num_words, table, num_distinct, entry_E, start_D, from_P, to_P, kept, place_2,
+                            row_C,
+                        )  # fmt: skip
+                        candidates_Q[query] += size
+                        for candidate in range(size):
+                            row = row_C[candidate]
+                            dist = candidate_distance(code_bytes, num_words, row, query_W)
+                            if dist <= np.uint64(radius) and not met_before(
+                                code_bytes, num_words, row, query_W, low_T, width_T, submask_TW, seen_T
+                            ):
+                                num_hits = emit_run(
+                                    code_bytes, num_words, num_rows, may_N, row, query, dist,
+                                    num_hits, hit_query_H, hit_row_H, hit_dist_H,
+                                )  # fmt: skip
+                seen_T[table] = reach
+        if num_hits > len(hit_row_H):
+            cursor_2[0] = query
+            cursor_2[1] = num_hits - before
+            return before
+    cursor_2[0] = len(query_QW)
+    return num_hits
+
+
+@kernel
+def knn_tables(
+    code_bytes, num_words, num_rows, num_distinct, may_N, id_N, query_QW, bound_Q,
+    low_T, width_T, begin_T, submask_TW, offset_O, entry_E, start_D,
+    from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
+    count_TS, mean_T, excess_T, mask_ns, candidate_ns, scan_ns, trial_ns, likely_radius, done_Q, dist_QK, id_QK,
+):  # fmt: skip
+    """Fill the heaps with the nearest rows within `bound_Q` by steps of growing radius.
+
+    Before each step the cost of the steps that remain is estimated: up to the k-th distance so far, or up to
+    `likely_radius` if that is less. A query whose remaining steps cost more than `scan_ns` is given up (`done_Q` 0),
+    once `trial_ns` have been spent on it; its `bound_Q` is then lowered to the k-th distance so far.
+
+    `count_TS` is the number of masks of a step, `mean_T` the mean size of a bucket; `excess_T` is scratch: how many
+    times the mean the last step's buckets of a table were.
+    """
+    num_tables = len(width_T)
+    for query in range(len(query_QW)):
+        query_W = query_QW[query]
+        dist_K = dist_QK[query]
+        id_K = id_QK[query]
+        probes_Q[query] = 0
+        candidates_Q[query] = 0
+        done_Q[query] = 0
+        seen_T[:] = -1
+        excess_T[:] = 1.0
+        spent_ns = 0.0
+        step = 0
+        while done_Q[query] == 0:
+            reach, table = divmod(step, num_tables)
+            goal = min(likely_radius, np.int64(min(bound_Q[query], dist_K[0])))
+            next_ns, rest_ns = steps_cost(step, goal, count_TS, mean_T, excess_T, mask_ns, candidate_ns)
+            if spent_ns + next_ns > trial_ns and rest_ns > scan_ns:
+                bound_Q[query] = min(bound_Q[query], dist_K[0])
+                break
+            if reach <= width_T[table]:
+                value = query_substring(query_W, low_T[table], width_T[table])
+                mask = (ONE << np.uint64(reach)) - ONE
+                met = candidates_Q[query]
+                while mask < ONE << np.uint64(width_T[table]):
+                    mask, kept, probes = look_up(offset_O, begin_T[table], width_T[table], value, mask, from_P, to_P)
+                    probes_Q[query] += probes
+                    place_2[0] = 0
+                    place_2[1] = from_P[0]
+                    while place_2[0] < kept:
+                        size = list_rows(
+                            code_bytes, num_words, table, num_distinct, entry_E, start_D, from_P, to_P, kept, place_2,
+                            row_C,
+                        )  # fmt: skip
+                        candidates_Q[query] += size
+                        for candidate in range(size):
+                            row = row_C[candidate]
+                            dist = candidate_distance(code_bytes, num_words, row, query_W)
+                            if dist <= np.uint64(min(bound_Q[query], dist_K[0])) and not met_before(
+                                code_bytes, num_words, row, query_W, low_T, width_T, submask_TW, seen_T
+                            ):
+                                offer_run(
+                                    code_bytes, num_words, num_rows, may_N, id_N, row, np.int32(dist), dist_K, id_K
+                                )
+                met = candidates_Q[query] - met
+                excess_T[table] = max(1.0, np.sqrt(met / (count_TS[table, reach] * mean_T[table])))
+                spent_ns += count_TS[table, reach] * mask_ns + met * candidate_ns
+                seen_T[table] = reach
+            # Everything within `step` has now been met.
+            if step >= min(bound_Q[query], dist_K[0]) or reach > width_T.max():
+                done_Q[query] = 1
+            step += 1
+
+
+@kernel
+def steps_cost(step, goal, count_TS, mean_T, excess_T, mask_ns, candidate_ns):
+    """Return the estimated cost of `step`, and of all steps from it until everything within `goal` is met."""
+    num_tables = len(mean_T)
+    first = 0.0
+    total = 0.0
+    for ahead in range(step, max(step, goal) + 1):
+        reach = ahead // num_tables
+        if reach >= count_TS.shape[1]:
+            break
+        table = ahead % num_tables
+        total += count_TS[table, reach] * (mask_ns + candidate_ns * mean_T[table] * excess_T[table])
+        if ahead == step:
+            first = total
+    return first, total
+
+
+@kernel
+def candidate_distance(code_bytes, num_words, row, query_W):
+    """Return the distance of a row."""
+    if num_words == 1:
+        return popcount(load_word(code_bytes, row) ^ query_W[0])
+    return row_distance(code_bytes, num_words, row, query_W)
+
+
+@kernel
+def count_candidates(query_QW, reach_T, count_TS, low_T, width_T, begin_T, offset_O, every, candidates_Q):
+    """Estimate how many candidates the tables hold for each query, from the bucket sizes.
+
+    Steps of up to `every` masks are counted whole, of larger ones a sample of one in `every`, at least `every`.
+    """
+    for query in range(len(query_QW)):
+        total = 0.0
+        state = query_QW[query, 0] | ONE
+        for table in range(len(reach_T)):
+            width = np.uint64(width_T[table])
+            value = query_substring(query_QW[query], low_T[table], width_T[table])
+            for reach in range(reach_T[table] + 1):
+                masks = count_TS[table, reach]
+                whole = masks <= every
+                samples = masks if whole else max(masks // every, every)
+                mask = (ONE << np.uint64(reach)) - ONE
+                met = np.int64(0)
+                for _ in range(samples):
+                    if not whole:
+                        state, mask = random_mask(state, reach, width)
+                    place = begin_T[table] + np.int64(value ^ mask)
+                    met += np.int64(offset_O[place + 1]) - np.int64(offset_O[place])
+                    mask = next_mask(mask)
+                total += met * (masks / samples)
+        candidates_Q[query] = np.int64(total)
+
+
+@kernel
+def random_mask(state, ones, width):
+    """Return the generator's next state (xorshift) and a mask of `ones` ones among `width` bits."""
+    mask = np.uint64(0)
+    while popcount(mask) < np.uint64(ones):
+        state ^= state << np.uint64(13)
+        state ^= state >> np.uint64(7)
+        state ^= state << np.uint64(17)
+        mask |= ONE << ((state >> np.uint64(20)) % width)
+    return state, mask
