@@ -16,7 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 out = Console()
 err = Console(stderr=True)
@@ -74,7 +74,7 @@ def key_value_table(title: str, rows: dict[str, Any]) -> Table:
 def answers_table(answers: list[Any]) -> Table:
     """Make a table of `pipelines.search.Answer`, one row each."""
     names = list(answers[0].attributes) if answers else []
-    table = Table("#", "distance", "id", *names)
+    table = Table("#", "distance", "id", *(Column(name, overflow="fold") for name in names))
     for rank, answer in enumerate(answers, start=1):
         table.add_row(str(rank), str(answer.distance), str(answer.id), *(str(answer.attributes[n]) for n in names))
     return table
