@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from engine.codes import CodeArray, IdArray, check_bits, check_codes, check_ids, check_k, check_limit, check_radius
 from engine.errors import CollectionExistsError, CollectionNotFoundError, CorruptDataError, HashlightError
+from engine.indexes.threads import check_threads
 from engine.results import PAD_ID, RangeResult, SearchResult
 from engine.router import Router
 from engine.storage.files import sync_folder, writer_lock
@@ -71,6 +72,7 @@ class Collection:
         shards: int = 1,
         encoder: str | Path | None = None,
         fingerprint: str | None = None,
+        tables: bool = True,
         overwrite: bool = False,
     ) -> Self:
         """Write a new collection and open it.
@@ -93,6 +95,8 @@ class Collection:
             Folder of the encoder that made the codes; a copy is kept in the collection.
         fingerprint : str, optional
             The encoder's fingerprint.
+        tables : bool
+            Build the multi-index of each shard. Without it every answer is a scan, and the shard half the size.
         overwrite : bool
             Replace a collection that is there. Readers of the old one keep it until they close it.
 
@@ -109,7 +113,7 @@ class Collection:
         codes = check_codes(codes, bits=bits, name="codes")
         ids = check_ids(np.arange(len(codes)) if ids is None else ids, rows=len(codes))
         table = _as_table(attributes, rows=len(codes))
-        with CollectionWriter(path, bits=bits, fingerprint=fingerprint, overwrite=overwrite) as writer:
+        with CollectionWriter(path, bits=bits, fingerprint=fingerprint, tables=tables, overwrite=overwrite) as writer:
             if encoder is not None:
                 writer.add_encoder(Path(encoder))
             for part in split_rows(len(codes), shards):
@@ -184,7 +188,9 @@ class Collection:
             f"{len(self._shards)} shards, {self.num_bytes / 1e6:,.1f} MB)"
         )
 
-    def search(self, queries: CodeArray, k: int = 10) -> SearchResult:
+    def search(
+        self, queries: CodeArray, k: int = 10, *, threads: int | None = None, explain: bool = False
+    ) -> SearchResult:
         """Find the k nearest codes of each query.
 
         Parameters
@@ -192,15 +198,28 @@ class Collection:
         queries : ndarray of uint64, shape (Q, W)
         k : int
             At least 1; more than there are codes gives padded rows.
+        threads : int, optional
+            At most this many for one call; one a core if left out. All calls of a process share one pool.
+        explain : bool
+            Say in `explain` how each query was answered: plan, probes, candidates, seconds.
 
         Returns
         -------
         SearchResult
             distances (Q, k) int32 and ids (Q, k) int64, ascending by (distance, id), with coverage.
         """
-        return self._router.search(check_codes(queries, bits=self.bits, name="queries"), check_k(k))
+        check_codes(queries, bits=self.bits, name="queries")
+        return self._router.search(queries, check_k(k), threads=check_threads(threads), explain=explain)
 
-    def range_search(self, queries: CodeArray, radius: int = 4, limit: int | None = None) -> RangeResult:
+    def range_search(
+        self,
+        queries: CodeArray,
+        radius: int = 4,
+        limit: int | None = None,
+        *,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> RangeResult:
         """Find every code within a Hamming radius of each query.
 
         Parameters
@@ -210,16 +229,16 @@ class Collection:
             Inclusive, 0 to `bits`.
         limit : int, optional
             Keep at most this many answers a query, the nearest, and say in `truncated` where more were found.
+        threads, explain
+            As in `search`.
 
         Returns
         -------
         RangeResult
         """
-        return self._router.range_search(
-            check_codes(queries, bits=self.bits, name="queries"),
-            check_radius(radius, bits=self.bits),
-            check_limit(limit),
-        )
+        check_codes(queries, bits=self.bits, name="queries")
+        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
+        return self._router.range_search(queries, radius, limit, threads=check_threads(threads), explain=explain)
 
     def get(self, ids: IdArray | Sequence[int]) -> pa.Table:
         """Return what is stored of some ids, in the order asked.
@@ -277,14 +296,19 @@ class CollectionWriter:
     bits : int
     fingerprint : str or None
         Of the encoder that made the codes.
+    tables : bool
+        Whether shards get a multi-index.
     overwrite : bool
         Whether a collection that is there may be replaced.
     """
 
-    def __init__(self, path: str | Path, *, bits: int, fingerprint: str | None, overwrite: bool) -> None:
+    def __init__(
+        self, path: str | Path, *, bits: int, fingerprint: str | None, tables: bool = True, overwrite: bool
+    ) -> None:
         self._path = Path(path)
         self._bits = check_bits(bits)
         self._fingerprint = fingerprint
+        self._tables = tables
         self._overwrite = overwrite
         self._previous: Manifest | None = None
         self._specs: list[ShardSpec] = []
@@ -330,7 +354,8 @@ class CollectionWriter:
         """Write one shard; arguments as in `write_shard`."""
         folder = self._path / "shards" / uuid.uuid4().hex
         self._uncommitted.append(folder)
-        self._specs.append(write_shard(folder, codes_NW, ids_N, attributes))
+        spec = write_shard(folder, codes_NW, ids_N, attributes, bits=self._bits, tables=self._tables)
+        self._specs.append(spec)
 
     def add_encoder(self, folder: Path) -> None:
         """Keep a copy of the encoder that made the codes."""

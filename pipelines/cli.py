@@ -153,6 +153,9 @@ def build(
     codes: Annotated[Path, typer.Option("--codes", help="Folder that `hashlight encode` wrote.", exists=True)],
     output: Annotated[Path, typer.Option("--output", help="The collection.")],
     shards: Annotated[int, typer.Option(min=1, help="Number of shards.")] = 1,
+    tables: Annotated[
+        bool, typer.Option("--tables/--no-tables", help="Build the multi-index; without it every answer is a scan.")
+    ] = True,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Build a collection from codes."""
@@ -160,7 +163,7 @@ def build(
     from pipelines.build import build_collection
 
     with progress_bar("building") as report:
-        build_collection(codes, output, shards=shards, overwrite=overwrite, progress=report)
+        build_collection(codes, output, shards=shards, tables=tables, overwrite=overwrite, progress=report)
     out.print(repr(Collection.open(output)))
 
 

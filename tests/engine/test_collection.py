@@ -37,10 +37,10 @@ def make(path, corpus, shards=4, **options):
     return Collection.create(path, codes, ids=ids, attributes=attributes, bits=BITS, shards=shards, **options)
 
 
-@pytest.mark.parametrize("shards", [1, 2, 4, 7])
-def test_answers_equal_the_oracle_whatever_the_shards(tmp_path, corpus, shards):
+@pytest.mark.parametrize(("shards", "tables"), [(1, True), (2, True), (4, True), (7, True), (3, False)])
+def test_answers_equal_the_oracle_whatever_the_shards(tmp_path, corpus, shards, tables):
     codes, ids, queries = corpus
-    collection = make(tmp_path / "c", corpus, shards)
+    collection = make(tmp_path / "c", corpus, shards, tables=tables)
     expected_distances, expected_ids = oracles.knn(queries, codes, ids, 25)
     found = collection.search(queries, 25)
     np.testing.assert_array_equal(found.distances, expected_distances)
@@ -68,6 +68,27 @@ def test_shards_give_the_same_bytes(tmp_path, corpus):
             np.int32, np.int64, np.int64, np.int32, np.int64, np.bool_,
         ]  # fmt: skip
     assert len(answers) == 1
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_one_query_at_a_time_and_any_threads_give_the_same(tmp_path, corpus, tables):
+    collection = make(tmp_path / "c", corpus, 4, tables=tables)
+    queries = corpus[2][:60]
+    together = collection.range_search(queries, 4), collection.search(queries, 9)
+    for threads in (None, 1, 3):
+        alone = [collection.range_search(queries[q : q + 1], 4, threads=threads) for q in range(60)]
+        np.testing.assert_array_equal(np.concatenate([one.ids for one in alone]), together[0].ids)
+        alone = [collection.search(queries[q : q + 1], 9, threads=threads) for q in range(60)]
+        np.testing.assert_array_equal(np.concatenate([one.ids for one in alone]), together[1].ids)
+
+
+def test_explain_adds_up_over_shards(tmp_path, corpus):
+    queries = corpus[2][:5]
+    explained = make(tmp_path / "c", corpus, 4, tables=False).range_search(queries, 3, explain=True).explain
+    assert explained.plans == ("scan",) * 5
+    assert explained.candidates.tolist() == [3000] * 5
+    assert (explained.seconds > 0).all()
+    assert make(tmp_path / "d", corpus, 4).search(queries, 3).explain is None
 
 
 def test_coverage_says_what_was_searched(tmp_path, corpus):
@@ -122,7 +143,7 @@ def test_an_open_collection_keeps_its_version(tmp_path, corpus):
     assert len(list((tmp_path / "c" / "shards").iterdir())) == 2, "the live version and the one before it"
 
 
-@pytest.mark.parametrize("name", ["codes.faiss", "ids.npy", "rows_by_id.npy", "attributes.arrow"])
+@pytest.mark.parametrize("name", ["codes.faiss", "ids.npy", "rows_by_id.npy", "attributes.arrow", "tables/entries.npy"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damage_is_refused_by_name(tmp_path, corpus, name, damage):
     make(tmp_path / "c", corpus, shards=2)
