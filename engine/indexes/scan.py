@@ -52,7 +52,7 @@ class ScanIndex:
 
     def __init__(self, *, codes_NW: CodeArray, ids_N: IdArray, bits: int) -> None:
         self.bits = check_arrays(codes_NW, ids_N, bits)
-        self.codes_NW: CodeArray = read_only(codes_NW)
+        self.codes_NW: CodeArray = codes_NW
         self.ids_N: IdArray = read_only(ids_N)
         self._code_bytes: NDArray[np.uint8] = bytes_of(self.codes_NW)
 
@@ -92,7 +92,7 @@ class ScanIndex:
         explain: bool = False,
     ) -> SearchResult:
         """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
-        check_codes(queries_QW, bits=self.bits, name="queries")
+        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
         mask = check_mask(mask, rows=len(self))
         return self.nearest(queries_QW, check_k(k), self.bits, mask, check_threads(threads), explain)
 
@@ -107,7 +107,7 @@ class ScanIndex:
         explain: bool = False,
     ) -> RangeResult:
         """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
-        check_codes(queries_QW, bits=self.bits, name="queries")
+        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
         radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
         mask, threads = check_mask(mask, rows=len(self)), check_threads(threads)
         if limit is not None and limit < len(self):
