@@ -14,26 +14,29 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from engine.codes import CodeArray, IdArray, check_bits, check_codes, check_ids, check_k, check_limit, check_radius
-from engine.errors import CollectionExistsError, CollectionNotFoundError, CorruptDataError, HashlightError
+from engine.codes import (
+    WORD_BITS,
+    CodeArray,
+    IdArray,
+    check_bits,
+    check_codes,
+    check_ids,
+    check_k,
+    check_limit,
+    check_radius,
+)
+from engine.errors import CollectionExistsError, CollectionNotFoundError, CorruptDataError, IdNotFoundError
 from engine.indexes.threads import check_threads
 from engine.results import PAD_ID, RangeResult, SearchResult
 from engine.router import Router
-from engine.storage.files import sync_folder, writer_lock
+from engine.storage.files import sync_file, sync_folder, writer_lock
 from engine.storage.manifest import Manifest, ShardSpec, publish, read_current
 from engine.storage.shard import Shard, write_shard
 
 logger = logging.getLogger(__name__)
 
-_OWN_ENTRIES = {"CURRENT", "encoder", "manifests", "shards"}
-
-
-class IdNotFoundError(HashlightError, KeyError):
-    """An id that the collection does not hold."""
-
-    def __str__(self) -> str:
-        """Return the message; `KeyError` would quote it."""
-        return str(self.args[0])
+_OWN_ENTRIES = {".lock", "CURRENT", "encoder", "manifests", "shards"}
+_MARKS = {".lock", "CURRENT", "manifests"}
 
 
 class Collection:
@@ -109,7 +112,9 @@ class Collection:
         CollectionBusyError
             If another process is writing there.
         """
-        bits = check_bits(codes.shape[-1] * 64 if bits is None and isinstance(codes, np.ndarray) else bits or 64)
+        if bits is None:
+            bits = WORD_BITS * codes.shape[-1] if isinstance(codes, np.ndarray) and codes.ndim else WORD_BITS
+        bits = check_bits(bits)
         codes = check_codes(codes, bits=bits, name="codes")
         ids = check_ids(np.arange(len(codes)) if ids is None else ids, rows=len(codes))
         table = _as_table(attributes, rows=len(codes))
@@ -337,12 +342,13 @@ class CollectionWriter:
         """Return the live manifest that this write will replace; a damaged one may be replaced too."""
         try:
             live = read_current(self._path)
-        except CollectionNotFoundError:
-            return None
-        except CorruptDataError:
-            if self._overwrite:
+        except (CollectionNotFoundError, CorruptDataError) as error:
+            if self._overwrite or not _entries(self._path / "manifests"):
                 return None
-            raise
+            raise CorruptDataError(
+                f"{self._path} holds a collection that cannot be read ({error}); it can be replaced "
+                "(`overwrite=True`, `--overwrite`)"
+            ) from error
         if not self._overwrite:
             raise CollectionExistsError(
                 f"{self._path} is a collection (version {live.version}, {live.rows:,} codes): choose another path, "
@@ -362,20 +368,27 @@ class CollectionWriter:
         if self._fingerprint is None:
             raise ValueError("an encoder is kept under its fingerprint: give `fingerprint` with `encoder`")
         target = self._path / "encoder" / self._fingerprint
-        if not target.is_dir():
-            aside = target.with_name(f".{target.name}.tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(folder, aside)
-            aside.rename(target)
-            sync_folder(target.parent)
+        if target.is_dir():
+            if _contents(target) == _contents(folder):
+                return
+            shutil.rmtree(target)
+        aside = target.with_name(f"{target.name}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(folder, aside)
+        for file in _entries(aside):
+            sync_file(file)
+        sync_folder(aside)
+        aside.rename(target)
+        sync_folder(target.parent)
 
     def commit(self) -> Manifest:
         """Publish the shards as the collection's new version, in one step."""
         sync_folder(self._path / "shards")
         last = max((int(path.stem) for path in self._path.glob("manifests/[0-9]*.json")), default=0)
         manifest = Manifest(version=last + 1, bits=self._bits, encoder=self._fingerprint, shards=tuple(self._specs))
-        publish(self._path, manifest)
+        # From here on the new version may be live, whatever happens: what dies before that is swept by the next write.
         self._uncommitted.clear()
+        publish(self._path, manifest)
         self._sweep(manifest)
         return manifest
 
@@ -395,7 +408,7 @@ class CollectionWriter:
             for entry in _entries(self._path / folder):
                 if entry.name not in keep:
                     logger.info("removing %s, which no live version names", entry)
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                    _remove(entry)
 
 
 def split_rows(rows: int, shards: int) -> Iterator[slice]:
@@ -418,12 +431,24 @@ def refuse_foreign_folder(path: Path) -> None:
     """Raise CollectionExistsError if `path` holds anything that is not a collection's."""
     if path.exists() and not path.is_dir():
         raise CollectionExistsError(f"{path} is a file, expected a folder for the collection: choose another path")
-    names = {entry.name for entry in _entries(path) if not entry.name.startswith(".")}
-    foreign = sorted(names - _OWN_ENTRIES)
-    if foreign:
+    names = {entry.name for entry in _entries(path)}
+    foreign = sorted(name for name in names - _OWN_ENTRIES if not name.endswith(".tmp"))
+    if foreign or (names and not names & _MARKS):
         raise CollectionExistsError(
-            f"{path} is not a collection and not empty (it has {', '.join(foreign[:3])}): choose another path"
+            f"{path} is not a collection and not empty (it has {', '.join(sorted(names)[:3])}): choose another path"
         )
+
+
+def _remove(entry: Path) -> None:
+    """Remove what is no longer used; that it cannot be removed takes nothing from the version that was published."""
+    try:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    except OSError as error:
+        logger.warning("cannot remove %s (%s): the next write tries again", entry, error)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in _entries(folder)}
 
 
 def _entries(folder: Path) -> list[Path]:

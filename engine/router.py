@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from engine.codes import CodeArray
-from engine.indexes.threads import run_parts
+from engine.indexes.threads import cut, run_parts
 from engine.merge import merge_range, merge_search
 from engine.results import Coverage, RangeResult, SearchResult
 
@@ -95,4 +95,5 @@ class Router:
         rest = self._shards[1:]
         if threads == 1 or time.perf_counter() - start < _WORTH_A_THREAD_S:
             return answers + [ask(shard, 1) for shard in rest]
-        return answers + run_parts(lambda part: ask(rest[part.start], 1), [slice(i, i + 1) for i in range(len(rest))])
+        groups = run_parts(lambda part: [ask(shard, 1) for shard in rest[part]], cut(len(rest), threads, least=1))
+        return answers + [answer for group in groups for answer in group]

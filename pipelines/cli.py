@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from pipelines.console import answers_table, err, key_value_table, out, progress_bar, spinner, training_bar
 
@@ -62,7 +62,7 @@ def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             expected = isinstance(error, _expected_errors())
             what = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
-            err.print(f"[bold red]error:[/] {escape(what)}", soft_wrap=True)
+            err.print(Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
             if not expected:
                 err.print("this is a fault of hashlight; `hashlight --debug ...` shows where", soft_wrap=True)
             raise typer.Exit(1) from error
@@ -75,7 +75,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from engine.errors import HashlightError
     from pipelines.errors import PipelineError
 
-    return (HashlightError, EncoderError, ImageError, PipelineError, OSError, ValueError)
+    return (HashlightError, EncoderError, ImageError, PipelineError, OSError, ValueError, FloatingPointError)
 
 
 @app.command()
@@ -83,7 +83,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 def train(
     input: Annotated[Path, typer.Option("--input", help="Labelled corpus: folder or Parquet.", exists=True)],
     output: Annotated[Path, typer.Option("--output", help="Folder for the encoder.")],
-    bits: Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")] = 64,
+    bits: Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")] = 48,
     backbone: Annotated[str, typer.Option(help="small-cnn, or a torchvision classification model.")] = "small-cnn",
     weights: Annotated[
         str | None, typer.Option(help="Backbone weights: a file, or the name of torchvision weights.")
@@ -112,7 +112,9 @@ def train(
     with training_bar() as report:
         encoder = train_encoder(input, output, config, pairs=pairs, overwrite=overwrite, progress=report)
     seconds = time.perf_counter() - start
-    out.print(f"trained {encoder.bits} bits in {seconds:.0f} s: {output}, encoder {encoder.fingerprint[:12]}…")
+    out.print(
+        f"trained {encoder.bits} bits in {seconds:.0f} s: {output}, encoder {encoder.fingerprint[:12]}…", soft_wrap=True
+    )
 
 
 @app.command()
@@ -144,7 +146,9 @@ def encode(
         f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: {output}"
     )
     if summary.rejects:
-        out.print(f"{summary.rejects:,} images were rejected; the reasons are in {output / 'rejects.parquet'}")
+        out.print(
+            f"{summary.rejects:,} images were rejected; the reasons are in {output / 'rejects.parquet'}", soft_wrap=True
+        )
 
 
 @app.command()
@@ -198,13 +202,13 @@ def search(
     start = time.perf_counter()
     found = find_nearest(opened, query, k or 10) if radius is None else find_within(opened, query, radius, limit)
     seconds = time.perf_counter() - start
-    if save is not None:
-        save_answers(image, found, save)
     asked = {"image": str(image), **({"k": k or 10} if radius is None else {"radius": radius, "limit": limit})}
     if as_json:
         typer.echo(json.dumps({"query": asked, **found.as_json(), "seconds": round(seconds, 6)}, default=str))
     else:
         _show_answers(found, seconds)
+    if save is not None:
+        save_answers(image, found, save)
 
 
 def _show_answers(found: Answers, seconds: float) -> None:
@@ -245,7 +249,7 @@ def evaluate(
         )
     rows = {f"mAP, {name}": f"{method.map_all:.4f}" for name, method in report.methods.items()}
     out.print(key_value_table("retrieval", {**rows, "mAP, relaxed codes": f"{report.map_relaxed:.4f}"}))
-    out.print(f"report: {output / 'report.json'}")
+    out.print(f"report: {output / 'report.json'}", soft_wrap=True)
 
 
 @app.command()

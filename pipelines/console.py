@@ -18,8 +18,9 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-out = Console()
-err = Console(stderr=True)
+# Paths and attributes are shown as they are: markup would take `[...]` in them for styles.
+out = Console(markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from engine.results import PAD_ID
 from pipelines.build import build_collection, codes_column
 from pipelines.console import answers_table, key_value_table, out, progress_bar, spinner, training_bar
 from pipelines.encode import encode_corpus, read_parts
+from pipelines.errors import PipelineError
 from pipelines.evaluate import Report, evaluate_encoder
 from pipelines.fashion_mnist import split_sample, write_corpus
 from pipelines.pictures import Tile, answer_tile, save_grid
@@ -27,9 +28,16 @@ SHARDS = 4
 GRID_QUERIES = 8
 GRID_ANSWERS = 10
 
+_CORPORA = {"train.parquet", "database.parquet", "queries.parquet"}
+_PICTURES = {"answers.png", "precision_recall.png", "query.png", "grid.png"}
+_OWN_ENTRIES = {"encoder", "codes", "collection", "report.json", *_CORPORA, *_PICTURES}
+
 
 def run_demo(folder: Path) -> Report:
     """Write `folder` with the corpora, the encoder, the codes, the collection, `report.json` and pictures."""
+    foreign = sorted({entry.name for entry in folder.iterdir()} - _OWN_ENTRIES) if folder.is_dir() else []
+    if foreign:
+        raise PipelineError(f"{folder} holds other files ({', '.join(foreign[:3])}): choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     parts = split_sample()

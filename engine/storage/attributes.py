@@ -40,7 +40,3 @@ class AttributeFile:
         batches = {number: self._reader.get_batch(number) for number in set((rows_N // _BATCH_ROWS).tolist())}
         picked = [batches[row // _BATCH_ROWS].slice(row % _BATCH_ROWS, 1) for row in rows_N.tolist()]
         return pa.Table.from_batches(picked, schema=self.schema)
-
-    def read(self) -> pa.Table:
-        """Return all attributes."""
-        return self._reader.read_all()

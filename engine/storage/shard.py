@@ -60,7 +60,7 @@ def write_shard(
     if not 0 < len(codes_NW) <= MAX_ROWS:
         raise ValueError(f"a shard holds 1 to {MAX_ROWS} codes, got {len(codes_NW)}: use more shards")
     folder.mkdir(parents=True)
-    order_N = sort_rows(codes_NW, ids_N, threads=usable_cores())
+    order_N = sort_rows(codes_NW, ids_N)
     codes_NW, ids_N = codes_NW[order_N], ids_N[order_N]
     write_faiss_flat(folder / "codes.faiss", codes_NW)
     np.save(folder / "ids.npy", ids_N)
@@ -123,8 +123,14 @@ class Shard:
 
     def rows_of(self, ids_M: IdArray) -> NDArray[np.int64]:
         """Return the row of each id, -1 for those that are not in this shard."""
-        place_M = np.searchsorted(self.ids_N, ids_M, sorter=self._rows_by_id_N)
-        row_M = self._rows_by_id_N[np.minimum(place_M, len(self) - 1)].astype(np.int64)
+        # Not `searchsorted(sorter=...)`, which first makes an int64 copy of the whole permutation.
+        low_M, high_M = np.zeros(len(ids_M), np.int64), np.full(len(ids_M), len(self) - 1)
+        for _ in range(len(self).bit_length()):
+            middle_M = (low_M + high_M) // 2
+            below_M = self.ids_N[self._rows_by_id_N[middle_M]] < ids_M
+            low_M = np.where(below_M, np.minimum(middle_M + 1, high_M), low_M)
+            high_M = np.where(below_M, high_M, middle_M)
+        row_M = self._rows_by_id_N[low_M].astype(np.int64)
         return np.where(self.ids_N[row_M] == ids_M, row_M, -1)
 
 
