@@ -3,9 +3,9 @@
     python benchmarks/billion.py --folder /a/disk/with/45/GB --out benchmarks/results/billion_NAME_DATE
 
 The codes are uniform, with neighbours planted at known distances from 1,000 queries, each in one shard. Every answer is
-checked to hold the planted ones; a few queries are checked against all codes, read from the files by numpy. Times are of
-one query at a time on one thread: *cold*, each query after the files were dropped from the page cache before the pass;
-*warm*, the same queries again.
+checked to hold the planted ones; a few queries are checked against all codes, read from the files by numpy. Times are
+of one query at a time on one thread: *cold*, after the files were dropped from the page cache; *warm*, the same queries
+again.
 """
 
 from __future__ import annotations
@@ -66,9 +66,8 @@ def fitting(wanted: int, folder: Path) -> int:
     fits = int(free * 0.95) // BYTES_A_CODE
     if fits >= wanted:
         return wanted
-    print(
-        f"{wanted:,} codes need {wanted * BYTES_A_CODE / 1e9:.0f} GB, {free / 1e9:.0f} GB are free: taking {fits:,} codes"
-    )
+    needed = wanted * BYTES_A_CODE
+    print(f"{wanted:,} codes need {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free: taking {fits:,} codes")
     return fits
 
 
@@ -161,18 +160,19 @@ def check_against_all(collection: Collection, queries: np.ndarray) -> None:
     """Read every code of every shard and compare radius and kNN answers."""
     for number in range(CHECKED_AGAINST_ALL):
         query = queries[number : number + 1]
+        nearest = collection.search(query, 10)
+        farthest = max(8, int(nearest.distances[0, -1]))
         pairs = []
         for shard in collection.shards:
             for start in range(0, len(shard), 1 << 24):
                 distance = np.bitwise_count(shard.codes_NW[start : start + (1 << 24), 0] ^ query[0, 0])
-                near = np.flatnonzero(distance <= 12)
+                near = np.flatnonzero(distance <= farthest)
                 pairs += zip(distance[near].tolist(), shard.ids_N[start + near].tolist(), strict=True)
         pairs.sort()
         within = collection.range_search(query, 8)
         assert [pair for pair in pairs if pair[0] <= 8] == list(
             zip(within.distances.tolist(), within.ids.tolist(), strict=True)
         )
-        nearest = collection.search(query, 10)
         assert pairs[:10] == list(zip(nearest.distances[0].tolist(), nearest.ids[0].tolist(), strict=True))
     print(f"{CHECKED_AGAINST_ALL} queries equal a comparison with all codes")
 
