@@ -14,6 +14,8 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import faiss
@@ -53,7 +55,7 @@ def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object],
 def check_range(ours, theirs) -> None:
     lims, _, rows = theirs
     np.testing.assert_array_equal(lims.astype(np.int64), ours.lims)
-    for begin, end in zip(lims, lims[1:], strict=False):
+    for begin, end in pairwise(lims):
         np.testing.assert_array_equal(np.sort(rows[begin:end]), np.sort(ours.ids[begin:end]))
 
 
@@ -66,21 +68,22 @@ def flipped(rng, codes: np.ndarray, queries: int, bits: int, flips: int = 3) -> 
 
 
 def best_multi_hash(codes: np.ndarray, queries: np.ndarray, radii: list[int]) -> tuple[dict[int, float], float]:
-    """Median seconds a query at each radius, at the best number of tables, and the build time of the best at radius 4."""
-    best: dict[int, float] = {}
-    build_s = float("inf")
+    """Seconds a query at each radius, and seconds to build, each at the best number of tables."""
+    best, build_s = dict.fromkeys(radii, float("inf")), float("inf")
     for tables, width in ((3, 21), (4, 16)):
         index = faiss.IndexBinaryMultiHash(64, tables, width)
         start = time.perf_counter()
         index.add(codes.view(np.uint8))
         build_s = min(build_s, time.perf_counter() - start)
         for radius in radii:
-            index.nflip = radius // tables
-            some = queries[: 64 if radius <= 8 else 4]
-            turns = [timed(lambda: index.range_search(some.view(np.uint8), radius + 1)) for _ in range(3)]  # noqa: B023
-            best[radius] = min(best.get(radius, float("inf")), statistics.median(turns) / len(some))
-        del index
+            best[radius] = min(best[radius], multi_hash_s(index, queries[: 64 if radius <= 8 else 4], radius))
     return best, build_s
+
+
+def multi_hash_s(index, queries: np.ndarray, radius: int) -> float:
+    index.nflip = radius // index.nhash
+    run = partial(index.range_search, queries.view(np.uint8), radius + 1)
+    return statistics.median(timed(run) for _ in range(3)) / len(queries)
 
 
 def scans(rng, rows: int, bits: int) -> None:
@@ -135,31 +138,29 @@ def tables(rng, rows: int) -> None:
         check_range(ours.range_search(queries, radius, threads=1), flat.range_search(raw, radius + 1))
     best, hash_build_s = best_multi_hash(codes, queries, list(radii))
     for radius, (over_hash, over_flat) in radii.items():
+        within = partial(ours.range_search, queries, radius, threads=1)
         compare(
             f"multi-index against flat, radius {radius}, batch of 64",
-            lambda: ours.range_search(queries, radius, threads=1),  # noqa: B023
-            lambda: flat.range_search(raw, radius + 1),  # noqa: B023
+            within,
+            partial(flat.range_search, raw, radius + 1),
             64,
             over_flat,
         )
-        our_s = statistics.median(timed(lambda: ours.range_search(queries, radius, threads=1)) for _ in range(5)) / 64  # noqa: B023
+        our_s = statistics.median(timed(within) for _ in range(TURNS)) / 64
         name = f"multi-index against multi-hash, radius {radius}, batch of 64"
         say(f"| {name} | {1e6 * best[radius]:,.1f} | {1e6 * our_s:,.1f} | {best[radius] / our_s:,.1f} | {over_hash} |")
     for k, wanted in ((1, 500), (10, 10)):
         np.testing.assert_array_equal(ours.search(queries, k, threads=1).distances, flat.search(raw, k)[0])
         compare(
             f"multi-index against flat, {k} nearest, batch of 64",
-            lambda: ours.search(queries, k, threads=1),  # noqa: B023
-            lambda: flat.search(raw, k),  # noqa: B023
+            partial(ours.search, queries, k, threads=1),
+            partial(flat.search, raw, k),
             64,
             wanted,
         )
-    say(
-        f"| build, sorting included, one thread (s, not us) | {hash_build_s:.1f} | {alone_s:.2f} | {hash_build_s / alone_s:.1f} | 10 |"
-    )
-    say(
-        f"| build, sorting included, all cores (s, not us) | {hash_build_s:.1f} | {build_s:.2f} | {hash_build_s / build_s:.1f} | 10 |"
-    )
+    for name, our_build_s in (("one thread", alone_s), ("all cores", build_s)):
+        ratio = hash_build_s / our_build_s
+        say(f"| build, sorting included, {name}, in s | {hash_build_s:.1f} | {our_build_s:.2f} | {ratio:.1f} | 10 |")
     say(f"\nCodes and tables take {(ours.nbytes - ours.ids_N.nbytes) / rows:.1f} bytes a code (at most 28 wanted).")
 
 
