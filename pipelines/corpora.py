@@ -119,13 +119,18 @@ def labels_of(entries: pa.Table) -> tuple[np.ndarray, list[str]]:
         )
     column = entries["label"]
     if column.null_count:
-        raise PipelineError(f"{column.null_count} of {len(column)} images have no label: leave them out or label them")
+        first = entries["uri"][pc.index(column.is_null(), True).as_py()]
+        raise PipelineError(
+            f"{column.null_count} of {len(column)} images have no label (first: {first}): leave them out or label them"
+        )
     names, numbers = np.unique(column.to_numpy(zero_copy_only=False), return_inverse=True)
     return numbers.astype(np.int64), [str(name) for name in names]
 
 
 def _is_visible_file(path: Path, root: Path) -> bool:
-    return path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    return (path.is_file() or path.is_symlink()) and not any(
+        part.startswith(".") for part in path.relative_to(root).parts
+    )
 
 
 def _concatenate(tables: list[pa.Table], path: Path) -> pa.Table:
@@ -162,10 +167,15 @@ def _is_utf8(file: Path) -> bool:
 
 
 def _list_parquet(file: Path, root: Path) -> pa.Table:
-    rows, has_image = _read_all_but_images(file)
+    rows, images = _read_all_but_images(file)
     names = rows.column_names
-    if not has_image:
-        raise PipelineError(f"{file} has no column `{IMAGE_COLUMN}` with encoded images: it has {names}")
+    if images is None or not (
+        _is_binary(images) or (pa.types.is_struct(images) and images.get_field_index("bytes") >= 0)
+    ):
+        raise PipelineError(
+            f"{file} has no column `{IMAGE_COLUMN}` with encoded images (binary, or a struct with `bytes`): it has "
+            f"{[*names, *([f'{IMAGE_COLUMN} ({images})'] if images else [])]}"
+        )
     reserved = _RESERVED & set(names)
     if reserved:
         raise PipelineError(f"{file} has columns named {sorted(reserved)}, which Hashlight writes itself: rename them")
@@ -181,11 +191,17 @@ def _list_parquet(file: Path, root: Path) -> pa.Table:
     return pa.table({**entries, **others})
 
 
-def _read_all_but_images(file: Path) -> tuple[pa.Table, bool]:
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _read_all_but_images(file: Path) -> tuple[pa.Table, pa.DataType | None]:
+    """Return all other columns, and the type of the image column if there is one."""
     try:
         with pq.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            return table.read([name for name in names if name != IMAGE_COLUMN]), IMAGE_COLUMN in names
+            schema = table.schema_arrow
+            rows = table.read([name for name in schema.names if name != IMAGE_COLUMN])
+            return rows, schema.field(IMAGE_COLUMN).type if IMAGE_COLUMN in schema.names else None
     except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{file} is not a readable Parquet file: {error}") from error
 

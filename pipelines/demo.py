@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +38,8 @@ _OWN_ENTRIES = {"encoder", "codes", "collection", "report.json", *_CORPORA, *_PI
 
 def run_demo(folder: Path) -> Report:
     """Write `folder` with the corpora, the encoder, the codes, the collection, `report.json` and pictures."""
+    if folder.exists() and not folder.is_dir():
+        raise PipelineError(f"{folder} is a file, expected a folder for the demo: choose another --output")
     foreign = sorted({entry.name for entry in folder.iterdir()} - _OWN_ENTRIES) if folder.is_dir() else []
     if foreign:
         raise PipelineError(f"{folder} holds other files ({', '.join(foreign[:3])}): choose another --output")
@@ -84,7 +89,7 @@ def _draw_answers(folder: Path, queries: pa.Table) -> None:
     for query, ids, distances in zip(chosen.to_pylist(), result.ids, result.distances, strict=True):
         answers = collection.get(ids[ids != PAD_ID]).to_pylist()
         tiles = [
-            answer_tile(answer["uri"], f"{distance}: {answer['label_name']}")
+            answer_tile(answer["uri"], f"d={distance} {answer['label_name']}")
             for answer, distance in zip(answers, distances, strict=True)
         ]
         grid.append([Tile(query["image"], query["label_name"]), *tiles])
@@ -111,12 +116,13 @@ def _tell(folder: Path, report: Report, seconds: dict[str, float]) -> None:
     )
     out.print("try next:", style="bold")
     image = folder / "query.png"
-    for command in (
-        f"hashlight search {folder / 'collection'} --image {image} -k 10",
-        f"hashlight search {folder / 'collection'} --image {image} --radius 2 --save {folder / 'grid.png'}",
-        f"hashlight info {folder / 'collection'}",
+    program = "hashlight" if shutil.which("hashlight") else os.path.relpath(Path(sys.executable).parent / "hashlight")
+    for arguments in (
+        f"search {folder / 'collection'} --image {image} -k 10",
+        f"search {folder / 'collection'} --image {image} --radius 2 --save {folder / 'grid.png'}",
+        f"info {folder / 'collection'}",
     ):
-        out.print(f"  {command}", soft_wrap=True)
+        out.print(f"  {program} {arguments}", soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -327,6 +327,11 @@ def _commit(output: Path, job: str, units: int) -> EncodeSummary:
     sync_file(aside)
     aside.replace(output / "rejects.parquet")
     codes = sum(sidecar["codes"] for sidecar in done.values())
+    if not codes:
+        raise PipelineError(
+            f"not one of {len(rejects)} images could be encoded, the first because: {rejects['reason'][0]}; all "
+            f"reasons are in {output / 'rejects.parquet'}"
+        )
     identity = _plan_identity(output)
     summary = EncodeSummary(
         images=codes + len(rejects),

@@ -102,7 +102,7 @@ def save_answers(image: str | Path, found: Answers, path: Path, *, most: int = 2
 
 def _tile(answer: Answer) -> Tile:
     label = answer.attributes.get("label_name", answer.attributes.get("label"))
-    caption = f"{answer.distance}" if label is None else f"{answer.distance}: {label}"
+    caption = f"d={answer.distance}" if label is None else f"d={answer.distance} {label}"
     return answer_tile(answer.attributes.get("uri"), caption)
 
 

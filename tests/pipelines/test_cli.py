@@ -113,6 +113,16 @@ def test_uris_and_values_are_shown_as_they_are(tmp_path, codes, image, pictures)
     assert answer[0]["attributes"]["price"] is None
 
 
+def test_warmup_leaves_compiled_kernels(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    result = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "warmup"], capture_output=True, text=True, check=True
+    )
+    assert "ready in" in result.stdout
+    assert len(list(tmp_path.rglob("*.nbi"))) > 5
+    assert list(tmp_path.rglob("costs-*.json"))
+
+
 def test_evaluate_writes_a_report(tmp_path, corpus, encoder):
     result = run(
         "evaluate", "--encoder", encoder, "--database", corpus, "--queries", corpus, "--output", tmp_path / "report"
@@ -140,6 +150,7 @@ def test_encode_reports_and_resumes(tmp_path, corpus, encoder):
         (("--radius", 49), "0 to 48 (the codes have 48 bits), got 49"),
         (("-k", 3, "--radius", 3), "not both"),
         (("--limit", 3), "--limit goes with --radius"),
+        (("--save", "answers.jpg"), "--save must be a .png file in a folder that exists, got answers.jpg"),
         (("--colour", "red"), "No such option"),
     ],
 )
@@ -172,6 +183,11 @@ def test_failures_exit_with_1_and_one_message(tmp_path, collection, codes, encod
     assert "no collection at" in failure("search", tmp_path / "empty", "--image", image)
     assert "cannot be searched for" in failure("search", collection, "--image", not_an_image)
     assert "has no images" in failure("encode", "--input", tmp_path / "empty", "--encoder", encoder, "--output", output)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
+    arguments = ("encode", "--input", tmp_path / "broken", "--encoder", encoder, "--output", tmp_path / "none")
+    assert "not one of 1 images could be encoded, the first because: not an image" in failure(*arguments)
+    assert "is a file, expected a folder" in failure(*arguments[:-1], not_an_image)
     assert "is not an encoder" in failure(
         "encode", "--input", image.parent, "--encoder", tmp_path / "empty", "--output", output
     )

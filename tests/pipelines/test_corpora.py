@@ -163,6 +163,7 @@ def test_no_corpus_says_why(tmp_path, make, message):
         ({"id": [1, None]}, "got 1 nulls"),
         ({"id": [1, -7]}, "a least of -7"),
         ({"id": ["a", "b"]}, "must be whole numbers, got string"),
+        ({"image": ["a.png", "b.png"]}, "with encoded images .binary, or a struct"),
         ({"code": [1, 2]}, r"columns named \['code'\]"),
     ],
 )

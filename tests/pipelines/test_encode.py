@@ -45,8 +45,7 @@ def test_batches_and_actors_change_no_byte(tmp_path, monkeypatch, corpus, codes,
     assert len(parts(tmp_path / "codes")) == 5
     expected = pq.read_table(codes / "parts")
     assert pq.read_table(tmp_path / "codes" / "parts").equals(expected)
-    if first := WRITTEN.setdefault("parts", parts(tmp_path / "codes")):
-        assert parts(tmp_path / "codes") == first
+    assert parts(tmp_path / "codes") == WRITTEN.setdefault("parts", parts(tmp_path / "codes"))
 
 
 def test_many_units_by_two_actors(tmp_path, monkeypatch, corpus, encoder):
