@@ -23,6 +23,7 @@ MAX_WIDTH = 24  # 64 MiB of offsets a table
 MAX_TABLES = 16
 TABLES_A_WORD = 4
 SKETCH_BITS = 32
+BEYOND = 8  # entries after the last, because kernels read eight at a time
 EMPTY_NPY = 128  # bytes of a .npy file without rows, which cannot be mapped
 
 
@@ -80,7 +81,7 @@ class Tables:
     largest : tuple of int
         Size of each table's largest bucket.
     offsets : ndarray of uint32, shape (sum of 2^width + 1,)
-    entries : ndarray of uint64, shape ((T - 1) * distinct,)
+    entries : ndarray of uint64, shape ((T - 1) * distinct + 8,)
     starts : ndarray of uint32, shape (distinct,) or (0,)
         Empty if all codes are distinct.
     """
@@ -105,7 +106,8 @@ class Tables:
         begins = _begins(widths)
         runs_T4 = sketch_runs(bits, widths)
         offsets = np.empty(begins[-1], np.uint32)
-        entries = np.empty((len(widths) - 1) * distinct, np.uint64)
+        entries = np.empty((len(widths) - 1) * distinct + BEYOND, np.uint64)
+        entries[-BEYOND:] = 0
         largest = [0] * len(widths)
 
         def build_one(part: slice) -> None:
@@ -139,7 +141,7 @@ class Tables:
         begin_T = np.array(_begins(list(self.widths))[:-1], np.int64)
         runs_T4 = sketch_runs(self.bits, list(self.widths))
         entry_bytes = self.entries.view(np.uint8)
-        arrays = (low_T, width_T, begin_T, submask_TW, runs_T4, self.offsets, self.entries, entry_bytes, self.starts)
+        arrays = (low_T, width_T, begin_T, submask_TW, runs_T4, self.offsets, entry_bytes, self.starts)
         return tuple(read_only(array) for array in arrays)
 
     def save(self, folder: Path) -> None:
@@ -175,7 +177,11 @@ class Tables:
                 _map(folder / f"{name}.npy", dtype)
                 for name, dtype in (("offsets", np.uint32), ("entries", np.uint64), ("starts", np.uint32))
             ]
-            shapes = [(_begins(list(widths))[-1],), ((len(widths) - 1) * distinct,), (distinct * (distinct != rows),)]
+            shapes = [
+                (_begins(list(widths))[-1],),
+                ((len(widths) - 1) * distinct + BEYOND,),
+                (distinct * (distinct != rows),),
+            ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptDataError(f"{folder}: not readable as tables ({error}): build them again") from error
         if found != (FORMAT_VERSION, bits, rows):

@@ -14,8 +14,8 @@ The tables are these arrays, always in this order:
 `submask_TW`          the bits of substring t
 `sketch_T4`           (low, width, low, width): the two runs of bits, none of substring t, that table t's sketches hold
 `offset_O`            bucket v of table t is entries [offset[v], offset[v + 1]) of that table's list
-`entry_E`             the lists of tables 1.., D entries each, uint64: the first row of each distinct code in the
-                      low half, a sketch of its code in the high half
+`entry_bytes`         the lists of tables 1.., D entries each, and eight to read beyond; uint64: the first row of
+                      each distinct code in the low half, a sketch of its code in the high half
 `start_D`             the list of table 0, ascending because rows are sorted; empty if all codes are distinct, as
                       the list is then 0, 1, 2...
 ====================  ======================================================================================
@@ -34,12 +34,13 @@ from __future__ import annotations
 import numpy as np
 
 from engine.kernels.compiling import kernel
-from engine.kernels.popcount import load_word, popcount, prefetch_word, trailing_zeros
+from engine.kernels.popcount import load_word, near_words, popcount, prefetch_word, trailing_zeros
 from engine.kernels.scan import row_distance
 from engine.kernels.select import comes_before, keep_nearest
 
 ONE = np.uint64(1)
 NO_MASK = np.uint64(1 << 62)
+EIGHT = 8
 LOW_HALF = np.uint64(2**32 - 1)
 
 
@@ -173,35 +174,39 @@ def look_up(offset_O, begin, width, value, mask, entry_bytes, shift, from_P, to_
 
 @kernel
 def dismiss(
-    code_bytes, num_words, table, num_distinct, entry_E, start_D, sketch, room, from_P, to_P, kept, place_2, row_C
+    code_bytes, num_words, num_rows, table, num_distinct, entry_bytes, start_D, query_W, sketch, radius, reach,
+    from_P, to_P, kept, place_2, row_C,
 ):  # fmt: skip
-    """List the rows of the buckets kept whose sketches are within `room` of `sketch`.
+    """List the rows of the buckets kept that may be within `radius`, `reach` of it spent on the substring.
 
     Goes on from `place_2` (bucket, entry), as far as there is scratch, and prefetches the codes of the rows it lists.
-    Table 0 has no sketches: its codes lie side by side and are listed all. Returns rows listed, entries seen.
+    Table 0 has no sketches, its codes lie side by side: those of one word are compared whole, others all listed.
+    Returns rows listed, entries seen.
     """
     filled = 0
     seen = 0
     bucket = place_2[0]
     entry = place_2[1]
     shift = (table - 1) * num_distinct
-    while bucket < kept and filled < len(row_C):
-        stop = min(to_P[bucket], entry + len(row_C) - filled)
-        seen += stop - entry
+    whole_codes = num_words == 1 and len(start_D) == 0
+    while bucket < kept and filled + EIGHT <= len(row_C):
+        size = min(to_P[bucket] - entry, EIGHT)
+        near = (ONE << np.uint64(size)) - ONE
         if table > 0:
-            while entry < stop:
-                packed = entry_E[shift + entry]
-                row_C[filled] = np.int64(packed & LOW_HALF)
-                if popcount((packed >> np.uint64(32)) ^ sketch) <= room:
-                    prefetch_word(code_bytes, row_C[filled] * num_words)
-                    filled += 1
-                entry += 1
-        else:
-            while entry < stop:
-                row_C[filled] = np.int64(start_D[entry]) if len(start_D) else entry
-                prefetch_word(code_bytes, row_C[filled] * num_words)
-                filled += 1
-                entry += 1
+            near &= near_words(entry_bytes, shift + entry, sketch, 32, radius - reach)
+        elif whole_codes and entry + EIGHT <= num_rows:
+            near &= near_words(code_bytes, entry, query_W[0], 0, radius)
+        while near != np.uint64(0):
+            place = entry + np.int64(trailing_zeros(near))
+            near &= near - ONE
+            if table > 0:
+                row_C[filled] = np.int64(load_word(entry_bytes, shift + place) & LOW_HALF)
+            else:
+                row_C[filled] = np.int64(start_D[place]) if len(start_D) else place
+            prefetch_word(code_bytes, row_C[filled] * num_words)
+            filled += 1
+        seen += size
+        entry += size
         if entry == to_P[bucket]:
             bucket += 1
             entry = from_P[bucket] if bucket < kept else 0
@@ -257,7 +262,7 @@ def offer_run(code_bytes, num_words, num_rows, may_N, id_N, first, dist, dist_K,
 @kernel
 def range_tables(
     code_bytes, num_words, num_rows, num_distinct, may_N, query_QW, radius, reach_T, cursor_2,
-    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_E, entry_bytes, start_D,
+    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, hit_query_H, hit_row_H, hit_dist_H,
 ):  # fmt: skip
     """Collect the hits of queries from `cursor_2[0]` on; return how many were written.
@@ -277,7 +282,7 @@ def range_tables(
             if reach <= reach_T[table]:
                 num_hits = range_step(
                     code_bytes, num_words, num_rows, num_distinct, may_N, query_QW[query], radius, query, reach, table,
-                    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_E, entry_bytes, start_D,
+                    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
                     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
                     num_hits, hit_query_H, hit_row_H, hit_dist_H,
                 )  # fmt: skip
@@ -293,7 +298,7 @@ def range_tables(
 @kernel
 def range_step(
     code_bytes, num_words, num_rows, num_distinct, may_N, query_W, radius, query, reach, table,
-    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_E, entry_bytes, start_D,
+    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
     num_hits, hit_query_H, hit_row_H, hit_dist_H,
 ):  # fmt: skip
@@ -313,8 +318,8 @@ def range_step(
         place_2[1] = from_P[0]
         while place_2[0] < kept:
             size, seen = dismiss(
-                code_bytes, num_words, table, num_distinct, entry_E, start_D, sketch, np.uint64(radius - reach),
-                from_P, to_P, kept, place_2, row_C,
+                code_bytes, num_words, num_rows, table, num_distinct, entry_bytes, start_D, query_W, sketch,
+                radius, reach, from_P, to_P, kept, place_2, row_C,
             )  # fmt: skip
             candidates_Q[query] += seen
             for candidate in range(size):
@@ -333,7 +338,7 @@ def range_step(
 @kernel
 def knn_tables(
     code_bytes, num_words, num_rows, num_distinct, may_N, id_N, query_QW, bound_Q,
-    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_E, entry_bytes, start_D,
+    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
     count_TS, mean_T, excess_T, mask_ns, candidate_ns, scan_ns, trial_ns, likely_radius, done_Q, dist_QK, id_QK,
 ):  # fmt: skip
@@ -370,7 +375,7 @@ def knn_tables(
                 knn_step(
                     code_bytes, num_words, num_rows, num_distinct, may_N, id_N, query_QW[query], bound_Q[query],
                     query, reach, table,
-                    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_E, entry_bytes, start_D,
+                    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
                     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, dist_K, id_QK[query],
                 )  # fmt: skip
                 met = candidates_Q[query] - before
@@ -386,7 +391,7 @@ def knn_tables(
 @kernel
 def knn_step(
     code_bytes, num_words, num_rows, num_distinct, may_N, id_N, query_W, bound, query, reach, table,
-    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_E, entry_bytes, start_D,
+    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, dist_K, id_K,
 ):  # fmt: skip
     """Offer what one table has at substring distance `reach` to a heap."""
@@ -404,10 +409,10 @@ def knn_step(
         place_2[0] = 0
         place_2[1] = from_P[0]
         while place_2[0] < kept:
-            nearest = np.int64(min(bound, dist_K[0]))
+            farthest = max(np.int64(min(bound, dist_K[0])), reach)
             size, seen = dismiss(
-                code_bytes, num_words, table, num_distinct, entry_E, start_D, sketch,
-                np.uint64(max(nearest - reach, 0)), from_P, to_P, kept, place_2, row_C,
+                code_bytes, num_words, num_rows, table, num_distinct, entry_bytes, start_D, query_W, sketch,
+                farthest, reach, from_P, to_P, kept, place_2, row_C,
             )  # fmt: skip
             candidates_Q[query] += seen
             for candidate in range(size):

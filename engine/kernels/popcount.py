@@ -49,6 +49,29 @@ def load_word(typingctx: Any, bytes_array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def near_words(typingctx: Any, bytes_array: Any, index: Any, word: Any, shift: Any, room: Any) -> Any:
+    """Return which of words [index, index + 8) are within `room` of `word` after a shift to the right by `shift`.
+
+    The answer is a uint64 with bit i for word i; all eight words must exist. Written out as a vector, because LLVM
+    would not make one of a loop as short as a bucket.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        eight = ir.VectorType(_WORD, 8)
+        pointer = builder.bitcast(_word_pointer(context, builder, signature, args), eight.as_pointer())
+        words = builder.load(pointer)
+        words.align = 1
+        differing = builder.xor(builder.lshr(words, _eight_times(builder, args[3])), _eight_times(builder, args[2]))
+        name = "llvm.ctpop.v8i64"
+        kind = ir.FunctionType(eight, [eight])
+        count = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        near = builder.icmp_unsigned("<=", builder.call(count, [differing]), _eight_times(builder, args[4]))
+        return builder.zext(builder.bitcast(near, ir.IntType(8)), _WORD)
+
+    return types.uint64(bytes_array, types.intp, types.uint64, types.uint64, types.uint64), generate
+
+
+@intrinsic
 def prefetch_word(typingctx: Any, bytes_array: Any, index: Any) -> Any:
     """Ask the memory for word `index` of an array of bytes, without waiting for it."""
 
@@ -82,3 +105,11 @@ def use_wide_vectors(typingctx: Any) -> Any:
 def _word_pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     array = context.make_array(signature.args[0])(context, builder, args[0])
     return builder.gep(builder.bitcast(array.data, _WORD.as_pointer()), [args[1]])
+
+
+def _eight_times(builder: Any, word: Any) -> Any:
+    """Return a vector of eight copies of a word."""
+    eight = ir.VectorType(_WORD, 8)
+    one = builder.insert_element(ir.Constant(eight, ir.Undefined), word, ir.Constant(ir.IntType(32), 0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), 8), None)
+    return builder.shuffle_vector(one, ir.Constant(eight, ir.Undefined), lanes)
