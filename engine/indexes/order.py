@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.codes import CodeArray, IdArray
+from engine.kernels.order import list_ties, pack_rows, unpack_rows
 
 
 def sort_rows(codes_NW: CodeArray, ids_N: IdArray) -> NDArray[np.int64]:
@@ -32,9 +33,11 @@ def sort_rows(codes_NW: CodeArray, ids_N: IdArray) -> NDArray[np.int64]:
     0.16 s and 1.7 s). So the highest bits of the key and the row's place are packed into a word, words are sorted, and
     only rows that are still tied are sorted again by the next bits.
     """
-    ties = _Ties(len(codes_NW))
+    if not len(codes_NW):
+        return np.empty(0, np.int64)
+    ties = _Ties(codes_NW)
     for word in reversed(range(codes_NW.shape[1])):
-        ties.break_by(codes_NW[:, word])
+        ties.break_by(codes_NW[:, word], ties.left if word == codes_NW.shape[1] - 1 else None)
     if not (ids_N[1:] > ids_N[:-1]).all():  # ties stand in the order of the rows, which may be that of the ids
         ties.break_by(ids_N.view(np.uint64))
     return ties.order_N
@@ -46,16 +49,31 @@ class _Ties:
     Attributes
     ----------
     order_N : ndarray of int64, shape (N,)
+        By the highest bits of the last word at first: all that fit beside a row's number.
+    left : int
+        Number of lower bits of that word that were not seen yet.
     """
 
-    def __init__(self, rows: int) -> None:
-        self.order_N = np.arange(rows)
-        self._tied_T = np.arange(rows)  # places in `order_N`
-        self._group_T = np.zeros(rows, np.uint64)  # rises by one from each group of ties to the next
+    def __init__(self, codes_NW: CodeArray) -> None:
+        rows = len(codes_NW)
+        row_bits = max(1, (rows - 1).bit_length())
+        highest = int(codes_NW[:, -1].max()).bit_length()
+        self.left = max(0, highest - (64 - row_bits))
+        packed_N = np.empty(rows, np.uint64)
+        pack_rows(codes_NW, self.left, row_bits, packed_N)
+        packed_N.sort()
+        self.order_N = np.empty(rows, np.int64)
+        tied = unpack_rows(packed_N, row_bits, self.order_N)
+        self._tied_T = np.empty(tied, np.int64)  # places in `order_N`
+        self._group_T = np.empty(tied, np.uint64)  # rises by one from each group of ties to the next
+        list_ties(packed_N, row_bits, self._tied_T, self._group_T)
 
-    def break_by(self, key_N: NDArray[np.uint64]) -> None:
-        """Order tied rows by a word, from its highest bits down."""
-        left = int(key_N.max(initial=0)).bit_length()
+    def break_by(self, key_N: NDArray[np.uint64], left: int | None = None) -> None:
+        """Order tied rows by a word, from its highest bits down; by its lowest `left` bits, if that is given."""
+        if not len(self._tied_T):
+            return
+        if left is None:
+            left = int(key_N.max()).bit_length()
         while left and len(self._tied_T):
             place_bits = (len(self._tied_T) - 1).bit_length()
             group_bits = int(self._group_T[-1]).bit_length()
