@@ -31,11 +31,12 @@ from engine.codes import CodeArray
 from engine.indexes.probe import Budget, TableProbe
 from engine.indexes.scan import ScanIndex
 from engine.indexes.tables import Tables
+from engine.kernels.compiling import kernels_digest
 
 log = logging.getLogger(__name__)
 
 TRIAL = 0.15  # share of a scan that may be spent on finding out whether the tables are cheaper
-CALIBRATION_ROWS = 2**21
+CALIBRATION_ROWS = 2**22
 SCANNED_TOGETHER = 32
 REPEATS = 5
 WORTH_MEASURING = 2**20  # rows from which a wrong choice is felt
@@ -185,9 +186,10 @@ def _load() -> Costs | None:
 
 
 def _costs_path() -> Path:
-    """Return where the costs are stored, by processor, since a home folder may be shared by several machines."""
-    machine = hashlib.sha256(repr(sorted(get_host_cpu_features().items())).encode()).hexdigest()[:12]
-    return Path(platformdirs.user_cache_dir("hashlight")) / f"costs-{get_host_cpu_name()}-{machine}.json"
+    """Return where the costs are stored: by processor, since machines may share a home folder, and by kernels."""
+    parts = get_host_cpu_name(), sorted(get_host_cpu_features().items()), kernels_digest()
+    name = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    return Path(platformdirs.user_cache_dir("hashlight")) / f"costs-{name}.json"
 
 
 def _measure() -> Costs:
@@ -200,7 +202,7 @@ def _measure() -> Costs:
     alone_ns = _median_ns(lambda: scan.within(queries_QW[:1], 2, None, 1, False)) / CALIBRATION_ROWS
     together_ns = _median_ns(lambda: scan.within(queries_QW, 2, None, 1, False)) / CALIBRATION_ROWS
     word_ns = max((together_ns - alone_ns) / (SCANNED_TOGETHER - 1), 1e-3)
-    sparse = TableProbe(codes_NW, ids_N, Tables.build(codes_NW, bits=64, widths=[22, 21, 21]))
+    sparse = TableProbe(codes_NW, ids_N, Tables.build(codes_NW, bits=64, widths=[21, 21, 22]))
     crowded = TableProbe(codes_NW, ids_N, Tables.build(codes_NW, bits=64, widths=[16, 16, 16, 16]))
     probes, ns = np.zeros((2, 2)), np.zeros(2)
     for case, (probe, radius) in enumerate([(sparse, 8), (crowded, 7)]):

@@ -22,13 +22,12 @@ FORMAT_VERSION = 1
 MAX_WIDTH = 24  # 64 MiB of offsets a table
 MAX_TABLES = 16
 TABLES_A_WORD = 4
-SKETCH_BITS = 32
 BEYOND = 8  # entries after the last, because kernels read eight at a time
 EMPTY_NPY = 128  # bytes of a .npy file without rows, which cannot be mapped
 
 
 def choose_widths(bits: int, distinct: int) -> list[int]:
-    """Return the widths of the substrings, the highest bits first.
+    """Return the widths of the substrings, the highest bits first: narrow ones first, whose steps cost less.
 
     A substring of about log2(distinct) bits has about one code a bucket: shorter ones meet more candidates than they
     save lookups, longer ones the reverse. Codes of many words get no more than four tables a word; bits that no
@@ -37,32 +36,32 @@ def choose_widths(bits: int, distinct: int) -> list[int]:
     Examples
     --------
     >>> choose_widths(64, 10_000_000)
-    [22, 21, 21]
+    [21, 21, 22]
     >>> choose_widths(128, 1_000_000)
     [20, 20, 20, 20, 20, 20]
     """
     wanted = min(max(math.log2(max(distinct, 2)), 1.0), MAX_WIDTH)
     count = max(1, min(round(bits / wanted), TABLES_A_WORD * num_words(bits), MAX_TABLES))
     widest = min(math.ceil(wanted), MAX_WIDTH)
-    return [min(bits // count + (table < bits % count), widest) for table in range(count)]
+    return [min(bits // count + (table >= count - bits % count), widest) for table in range(count)]
 
 
-def sketch_runs(bits: int, widths: list[int]) -> NDArray[np.int64]:
+def sketch_runs(bits: int, widths: list[int], sketch_bits: int) -> NDArray[np.int64]:
     """Return (low, width, low, width), shape (T, 4), of the two runs of bits that each table's sketches hold.
 
-    They are 32 bits, or as many as there are, from above the substring first and then from below it.
+    They are `sketch_bits` bits, or as many as there are, from above the substring first and then from below it.
 
     Examples
     --------
-    >>> sketch_runs(64, [22, 21, 21]).tolist()
-    [[0, 0, 10, 32], [42, 22, 11, 10], [21, 32, 0, 0]]
+    >>> sketch_runs(64, [21, 21, 22], 40).tolist()
+    [[0, 0, 3, 40], [43, 21, 3, 19], [22, 40, 0, 0]]
     """
     runs_T4 = np.empty((len(widths), 4), np.int64)
     top = bits
     for table, width in enumerate(widths):
         low = top - width
-        above = min(SKETCH_BITS, bits - top)
-        below = min(SKETCH_BITS - above, low)
+        above = min(sketch_bits, bits - top)
+        below = min(sketch_bits - above, low)
         runs_T4[table] = (top if above else 0), above, low - below, below
         top = low
     return runs_T4
@@ -104,7 +103,8 @@ class Tables:
         widths = choose_widths(bits, distinct) if widths is None else widths
         lows = bits - np.cumsum(widths)
         begins = _begins(widths)
-        runs_T4 = sketch_runs(bits, widths)
+        row_bits = _row_bits(rows)
+        runs_T4 = sketch_runs(bits, widths, WORD_BITS - row_bits)
         offsets = np.empty(begins[-1], np.uint32)
         entries = np.empty((len(widths) - 1) * distinct + BEYOND, np.uint64)
         entries[-BEYOND:] = 0
@@ -118,7 +118,7 @@ class Tables:
                     largest[0] = int(build_first_table(*common, offset_V))
                 else:
                     entry_D = entries[(table - 1) * distinct : table * distinct]
-                    largest[table] = int(build_table(*common, runs_T4[table], offset_V, entry_D))
+                    largest[table] = int(build_table(*common, runs_T4[table], row_bits, offset_V, entry_D))
 
         for first in range(0, len(widths), threads):
             run_parts(build_one, [slice(t, t + 1) for t in range(first, min(first + threads, len(widths)))])
@@ -128,6 +128,11 @@ class Tables:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return self.offsets.nbytes + self.entries.nbytes + self.starts.nbytes
+
+    @property
+    def row_bits(self) -> int:
+        """Low bits of an entry that hold the row; the rest holds the sketch."""
+        return _row_bits(self.rows)
 
     def kernel_arrays(self) -> tuple[NDArray[Any], ...]:
         """Return the arrays in the order in which kernels take them."""
@@ -139,7 +144,7 @@ class Tables:
             for word in range(submask_TW.shape[1]):
                 submask_TW[table, word] = (ones >> (WORD_BITS * word)) & (2**WORD_BITS - 1)
         begin_T = np.array(_begins(list(self.widths))[:-1], np.int64)
-        runs_T4 = sketch_runs(self.bits, list(self.widths))
+        runs_T4 = sketch_runs(self.bits, list(self.widths), WORD_BITS - self.row_bits)
         entry_bytes = self.entries.view(np.uint8)
         arrays = (low_T, width_T, begin_T, submask_TW, runs_T4, self.offsets, entry_bytes, self.starts)
         return tuple(read_only(array) for array in arrays)
@@ -204,6 +209,10 @@ def _distinct_rows(code_bytes: NDArray[np.uint8], words: int, rows: int) -> NDAr
     if len(starts):
         mark_distinct(code_bytes, words, rows, starts)
     return starts
+
+
+def _row_bits(rows: int) -> int:
+    return max(rows - 1, 1).bit_length()
 
 
 def _begins(widths: list[int]) -> list[int]:

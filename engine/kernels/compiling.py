@@ -19,14 +19,20 @@ import platformdirs
 
 
 @cache
+def kernels_digest() -> str:
+    """Return a short hash of all kernel sources."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@cache
 def cache_folder() -> Path:
     """Return the folder of compiled kernels: `NUMBA_CACHE_DIR` if set, else one in the user's cache folder."""
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
         return Path(chosen)
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    return Path(platformdirs.user_cache_dir("hashlight")) / f"numba-{digest.hexdigest()[:12]}"
+    return Path(platformdirs.user_cache_dir("hashlight")) / f"numba-{kernels_digest()}"
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ The tables are these arrays, always in this order:
 `sketch_T4`           (low, width, low, width): the two runs of bits, none of substring t, that table t's sketches hold
 `offset_O`            bucket v of table t is entries [offset[v], offset[v + 1]) of that table's list
 `entry_bytes`         the lists of tables 1.., D entries each, and eight to read beyond; uint64: the first row of
-                      each distinct code in the low half, a sketch of its code in the high half
+                      each distinct code in the low `row_bits`, a sketch of its code in those above
 `start_D`             the list of table 0, ascending because rows are sorted; empty if all codes are distinct, as
                       the list is then 0, 1, 2...
 ====================  ======================================================================================
@@ -24,9 +24,10 @@ A code at distance r differs in at most r // T bits from the query in some subst
 table t) in ascending order have, after step (s, t), met every code within T * s + t. A code is new in a step if no
 earlier step met it, which its own bits tell: no memory of what was visited is kept.
 
-A sketch is up to 32 bits of the code from outside the substring. Their distance, and the substring's, are a lower
-bound of the whole, so most candidates are dismissed without a look at their codes, each of which would be a cache miss.
-Measured at 10 million uniform codes of 64 bits and radius 12: a third of the time, for 4 bytes more an entry.
+A sketch is as many bits of the code, from outside the substring, as the row leaves room for. Their distance and the
+substring's are a lower bound of the whole, so most candidates are dismissed without a look at their codes, each of
+which would be a cache miss. Measured at 10 million uniform codes of 64 bits and radius 12: a third of the time, for 4
+bytes more an entry.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ from engine.kernels.select import comes_before, keep_nearest
 ONE = np.uint64(1)
 NO_MASK = np.uint64(1 << 62)
 EIGHT = 8
-LOW_HALF = np.uint64(2**32 - 1)
 
 
 @kernel
@@ -101,7 +101,7 @@ def build_first_table(code_bytes, num_words, start_D, num_distinct, low, width, 
 
 
 @kernel
-def build_table(code_bytes, num_words, start_D, num_distinct, low, width, runs_4, offset_V, entry_D):
+def build_table(code_bytes, num_words, start_D, num_distinct, low, width, runs_4, row_bits, offset_V, entry_D):
     """Write offsets and list of another table by counting sort; return the largest bucket."""
     offset_V[:] = 0
     for place in range(num_distinct):
@@ -119,7 +119,7 @@ def build_table(code_bytes, num_words, start_D, num_distinct, low, width, runs_4
         row = np.int64(start_D[place]) if len(start_D) else place
         value = code_substring(code_bytes, num_words, row, low, width) + 1
         sketch = code_sketch(code_bytes, num_words, row, runs_4)
-        entry_D[offset_V[value]] = np.uint64(row) | sketch << np.uint64(32)
+        entry_D[offset_V[value]] = np.uint64(row) | sketch << np.uint64(row_bits)
         offset_V[value] += np.uint32(1)
     return largest
 
@@ -174,8 +174,8 @@ def look_up(offset_O, begin, width, value, mask, entry_bytes, shift, from_P, to_
 
 @kernel
 def dismiss(
-    code_bytes, num_words, num_rows, table, num_distinct, entry_bytes, start_D, query_W, sketch, radius, reach,
-    from_P, to_P, kept, place_2, row_C,
+    code_bytes, num_words, num_rows, table, num_distinct, row_bits, entry_bytes, start_D,
+    query_W, sketch, radius, reach, from_P, to_P, kept, place_2, row_C,
 ):  # fmt: skip
     """List the rows of the buckets kept that may be within `radius`, `reach` of it spent on the substring.
 
@@ -188,19 +188,20 @@ def dismiss(
     bucket = place_2[0]
     entry = place_2[1]
     shift = (table - 1) * num_distinct
+    row_mask = (ONE << np.uint64(row_bits)) - ONE
     whole_codes = num_words == 1 and len(start_D) == 0
     while bucket < kept and filled + EIGHT <= len(row_C):
         size = min(to_P[bucket] - entry, EIGHT)
         near = (ONE << np.uint64(size)) - ONE
         if table > 0:
-            near &= near_words(entry_bytes, shift + entry, sketch, 32, radius - reach)
+            near &= near_words(entry_bytes, shift + entry, sketch, row_bits, radius - reach)
         elif whole_codes and entry + EIGHT <= num_rows:
             near &= near_words(code_bytes, entry, query_W[0], 0, radius)
         while near != np.uint64(0):
             place = entry + np.int64(trailing_zeros(near))
             near &= near - ONE
             if table > 0:
-                row_C[filled] = np.int64(load_word(entry_bytes, shift + place) & LOW_HALF)
+                row_C[filled] = np.int64(load_word(entry_bytes, shift + place) & row_mask)
             else:
                 row_C[filled] = np.int64(start_D[place]) if len(start_D) else place
             prefetch_word(code_bytes, row_C[filled] * num_words)
@@ -261,7 +262,7 @@ def offer_run(code_bytes, num_words, num_rows, may_N, id_N, first, dist, dist_K,
 
 @kernel
 def range_tables(
-    code_bytes, num_words, num_rows, num_distinct, may_N, query_QW, radius, reach_T, cursor_2,
+    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, query_QW, radius, reach_T, cursor_2,
     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, hit_query_H, hit_row_H, hit_dist_H,
 ):  # fmt: skip
@@ -281,7 +282,8 @@ def range_tables(
             table = step % len(reach_T)
             if reach <= reach_T[table]:
                 num_hits = range_step(
-                    code_bytes, num_words, num_rows, num_distinct, may_N, query_QW[query], radius, query, reach, table,
+                    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N,
+                    query_QW[query], radius, query, reach, table,
                     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
                     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
                     num_hits, hit_query_H, hit_row_H, hit_dist_H,
@@ -297,7 +299,7 @@ def range_tables(
 
 @kernel
 def range_step(
-    code_bytes, num_words, num_rows, num_distinct, may_N, query_W, radius, query, reach, table,
+    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, query_W, radius, query, reach, table,
     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
     num_hits, hit_query_H, hit_row_H, hit_dist_H,
@@ -318,7 +320,7 @@ def range_step(
         place_2[1] = from_P[0]
         while place_2[0] < kept:
             size, seen = dismiss(
-                code_bytes, num_words, num_rows, table, num_distinct, entry_bytes, start_D, query_W, sketch,
+                code_bytes, num_words, num_rows, table, num_distinct, row_bits, entry_bytes, start_D, query_W, sketch,
                 radius, reach, from_P, to_P, kept, place_2, row_C,
             )  # fmt: skip
             candidates_Q[query] += seen
@@ -337,7 +339,7 @@ def range_step(
 
 @kernel
 def knn_tables(
-    code_bytes, num_words, num_rows, num_distinct, may_N, id_N, query_QW, bound_Q,
+    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, id_N, query_QW, bound_Q,
     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
     count_TS, mean_T, excess_T, mask_ns, candidate_ns, scan_ns, trial_ns, likely_radius, done_Q, dist_QK, id_QK,
@@ -373,8 +375,8 @@ def knn_tables(
             if reach <= width_T[table]:
                 before = candidates_Q[query]
                 knn_step(
-                    code_bytes, num_words, num_rows, num_distinct, may_N, id_N, query_QW[query], bound_Q[query],
-                    query, reach, table,
+                    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, id_N,
+                    query_QW[query], bound_Q[query], query, reach, table,
                     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
                     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, dist_K, id_QK[query],
                 )  # fmt: skip
@@ -390,7 +392,7 @@ def knn_tables(
 
 @kernel
 def knn_step(
-    code_bytes, num_words, num_rows, num_distinct, may_N, id_N, query_W, bound, query, reach, table,
+    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, id_N, query_W, bound, query, reach, table,
     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, dist_K, id_K,
 ):  # fmt: skip
@@ -411,7 +413,7 @@ def knn_step(
         while place_2[0] < kept:
             farthest = max(np.int64(min(bound, dist_K[0])), reach)
             size, seen = dismiss(
-                code_bytes, num_words, num_rows, table, num_distinct, entry_bytes, start_D, query_W, sketch,
+                code_bytes, num_words, num_rows, table, num_distinct, row_bits, entry_bytes, start_D, query_W, sketch,
                 farthest, reach, from_P, to_P, kept, place_2, row_C,
             )  # fmt: skip
             candidates_Q[query] += seen

@@ -107,9 +107,10 @@ def test_substrings_fit_and_sketches_avoid_them(bits, distinct):
     assert sum(widths) <= bits
     assert min(widths) >= 1
     top = bits
-    for width, runs in zip(widths, sketch_runs(bits, widths).tolist(), strict=True):
+    sketch_bits = 64 - max(distinct, 2).bit_length()
+    for width, runs in zip(widths, sketch_runs(bits, widths, sketch_bits).tolist(), strict=True):
         held = {*range(runs[0], runs[0] + runs[1]), *range(runs[2], runs[2] + runs[3])}
-        assert len(held) == runs[1] + runs[3] <= 32
+        assert len(held) == runs[1] + runs[3] <= sketch_bits
         assert held <= set(range(bits)) - set(range(top - width, top))
         top -= width
 
