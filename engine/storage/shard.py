@@ -94,9 +94,11 @@ class Shard:
         self.attributes = AttributeFile(folder / "attributes.arrow") if has_attributes else None
         self.index: MultiIndex | ScanIndex
         if any(name.startswith("tables/") for name in spec.files):
-            rows = {"codes_NW": codes(), "scanned_NW": self.codes_NW, "ids_N": self.ids_N}
-            read_at_random(rows["codes_NW"])
-            self.index = MultiIndex.open(folder / "tables", **rows, bits=bits)
+            probed_NW = codes()
+            read_at_random(probed_NW)
+            self.index = MultiIndex.open(
+                folder / "tables", codes_NW=probed_NW, scanned_NW=self.codes_NW, ids_N=self.ids_N, bits=bits
+            )
         else:
             self.index = ScanIndex(codes_NW=self.codes_NW, ids_N=self.ids_N, bits=bits)
 
