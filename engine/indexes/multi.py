@@ -238,7 +238,8 @@ class MultiIndex:
             return Budget(mask_ns=1.0, candidate_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits)
         rows = len(self) if mask is None else int(np.count_nonzero(mask))
         reach = likely_radius(self.bits, rows, k)
-        return plan_nearest(current_costs(len(self)), len(self), self.codes_NW.shape[1], sharing, reach)
+        costs, words = current_costs(len(self)), self.codes_NW.shape[1]
+        return plan_nearest(costs, len(self), self.tables.distinct, words, sharing, reach)
 
     def _ask_tables(
         self,

@@ -38,11 +38,14 @@ class RadiusPlan(NamedTuple):
         Buckets a query looks up.
     most : int
         Candidates it meets at most, were all those buckets the largest of their table.
+    mean : float
+        Candidates it meets if those buckets are no fuller than others.
     """
 
     reach: NDArray[np.int64]
     lookups: int
     most: int
+    mean: float
 
 
 class Budget(NamedTuple):
@@ -100,7 +103,8 @@ class TableProbe:
             reach_T = np.minimum(reach_T, self.tables.widths)
             lookups = [sum(counts[: reach + 1].tolist()) for counts, reach in zip(self.count_TS, reach_T, strict=True)]
             most = sum(count * largest for count, largest in zip(lookups, self.tables.largest, strict=True))
-            plan = self._plans[radius] = RadiusPlan(reach_T, sum(lookups), most)
+            mean = float(self.mean_T @ np.array(lookups))
+            plan = self._plans[radius] = RadiusPlan(reach_T, sum(lookups), most, mean)
         return plan
 
     def count_candidates(self, queries_QW: CodeArray, radius: int) -> NDArray[np.int64]:
