@@ -30,6 +30,7 @@ def uniform():
 
 def use_costs(monkeypatch, costs):
     monkeypatch.setattr(planner, "_costs", costs)
+    monkeypatch.setattr(planner, "_looked", costs is not None)
 
 
 @pytest.mark.parametrize("module", [planner, probe, tables, threads])
