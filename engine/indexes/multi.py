@@ -235,7 +235,9 @@ class MultiIndex:
 
     def _budget(self, plan: Plan, k: int, sharing: int, mask: RowMask | None) -> Budget:
         if plan == "tables":
-            return Budget(mask_ns=1.0, candidate_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits)
+            return Budget(
+                mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits
+            )
         rows = len(self) if mask is None else int(np.count_nonzero(mask))
         reach = likely_radius(self.bits, rows, k)
         costs, words = current_costs(len(self)), self.codes_NW.shape[1]

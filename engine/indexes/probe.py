@@ -49,12 +49,12 @@ class RadiusPlan(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """When `TableProbe.nearest` gives a query up.
+    """When `TableProbe.nearest` gives a query up; in the order in which the kernel takes it.
 
     Attributes
     ----------
-    mask_ns, candidate_ns : float
-        Cost of looking up a bucket and of reading a candidate.
+    mask_ns, candidate_ns, read_ns : float
+        Cost of looking up a bucket, of an entry in it, and of reading the code of an entry that was not dismissed.
     scan_ns : float
         Give up when the steps that remain cost more than this, which is what a scan costs...
     trial_ns : float
@@ -65,6 +65,7 @@ class Budget(NamedTuple):
 
     mask_ns: float
     candidate_ns: float
+    read_ns: float
     scan_ns: float
     trial_ns: float
     likely_radius: int
@@ -159,8 +160,7 @@ class TableProbe:
         excess_T = np.empty(len(self.mean_T))
         knn_tables(
             *self._shape, mask_bytes(mask), self._ids_N, queries_QW, bound_Q, *self._arrays, *self._scratch(), *work,
-            self.count_TS, self.mean_T, excess_T, budget.mask_ns, budget.candidate_ns, budget.scan_ns, budget.trial_ns,
-            budget.likely_radius, done_Q, *heaps,
+            self.count_TS, self.mean_T, excess_T, *budget, done_Q, *heaps,
         )  # fmt: skip
         return done_Q, work
 

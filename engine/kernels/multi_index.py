@@ -342,7 +342,8 @@ def knn_tables(
     code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, id_N, query_QW, bound_Q,
     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
-    count_TS, mean_T, excess_T, mask_ns, candidate_ns, scan_ns, trial_ns, likely_radius, done_Q, dist_QK, id_QK,
+    count_TS, mean_T, excess_T, mask_ns, candidate_ns, read_ns, scan_ns, trial_ns, likely_radius,
+    done_Q, dist_QK, id_QK,
 ):  # fmt: skip
     """Fill the heaps with the nearest rows within `bound_Q` by steps of growing radius.
 
@@ -351,8 +352,7 @@ def knn_tables(
     once `trial_ns` have been spent on it; its `bound_Q` is then lowered to the k-th distance so far.
 
     `count_TS` is the number of masks of a step, `mean_T` the mean size of a bucket; `excess_T` is scratch: how many
-    times the mean the last step's buckets of a table were. To read a code that was not dismissed costs as much as a
-    lookup, both being a cache miss.
+    times the mean the last step's buckets of a table were.
     """
     num_tables = len(width_T)
     widest = count_TS.shape[1] - 2
@@ -370,7 +370,7 @@ def knn_tables(
             reach = step // num_tables
             table = step % num_tables
             goal = min(likely_radius, np.int64(min(bound_Q[query], dist_K[0])))
-            entry_ns = candidate_ns + share_read * mask_ns
+            entry_ns = candidate_ns + share_read * read_ns
             next_ns, rest_ns = steps_cost(step, goal, count_TS, mean_T, excess_T, mask_ns, entry_ns)
             if spent_ns + next_ns > trial_ns and rest_ns > scan_ns:
                 bound_Q[query] = min(bound_Q[query], dist_K[0])
@@ -386,7 +386,7 @@ def knn_tables(
                 met = candidates_Q[query] - before
                 excess_T[table] = max(1.0, np.sqrt(met / (count_TS[table, reach] * mean_T[table])))
                 share_read = read / max(met, 1)
-                spent_ns += (count_TS[table, reach] + read) * mask_ns + met * candidate_ns
+                spent_ns += count_TS[table, reach] * mask_ns + met * candidate_ns + read * read_ns
                 seen_T[table] = reach
             # Everything within `step` has now been met.
             if step >= min(bound_Q[query], dist_K[0]) or reach > widest:

@@ -62,18 +62,18 @@ def test_costs_change_the_plan_and_never_the_answer(uniform, monkeypatch, costs)
 
 def test_a_crowded_query_is_scanned_and_a_lonely_one_is_not(monkeypatch):
     rng = np.random.default_rng(1)
-    crowd = np.uint64(0xABCDEF) ^ rng.integers(2**30, size=(40_000, 1), dtype=np.uint64)
+    crowd = np.uint64(0xABCDEF) ^ rng.integers(2**30, size=(190_000, 1), dtype=np.uint64)
     codes = np.concatenate([crowd, rng.integers(2**64, size=(10_000, 1), dtype=np.uint64)])
-    index = MultiIndex.build(codes, np.arange(50_000), bits=64)
+    index = MultiIndex.build(codes, np.arange(200_000), bits=64)
     queries = np.concatenate([crowd[:6], codes[-6:]])
     use_costs(monkeypatch, Costs(word_ns=0.1, load_ns=0.25, near_lookup_ns=6.0, far_lookup_ns=6.0, candidate_ns=8.0))
     found = index.range_search(queries, 3, explain=True)
     assert found.explain.plans == ("scan",) * 6 + ("tables",) * 6
-    assert (found.explain.candidates[:6] == 50_000).all()
+    assert (found.explain.candidates[:6] == 200_000).all()
     assert (found.explain.candidates[6:] < 1000).all()
     assert (found.explain.probes[6:] > 0).all()
     assert (found.explain.seconds > 0).all()
-    assert_range(found, queries, codes, np.arange(50_000), 3)
+    assert_range(found, queries, codes, np.arange(200_000), 3)
 
 
 def test_queries_that_the_tables_give_up_are_scanned(uniform, monkeypatch):
