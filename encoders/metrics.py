@@ -141,30 +141,6 @@ def precision_recall_curve(total_QD: IntArray, relevant_QD: IntArray) -> Precisi
     return PrecisionRecall(_divide(precision_D, answered_D), _divide(recall_D, asked_D))
 
 
-def distance_histograms(
-    queries_QW: CodeArray, codes_NW: CodeArray, relevant_QN: NDArray[np.bool_], bits: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count items and relevant items by distance, by brute force.
-
-    Parameters
-    ----------
-    queries_QW, codes_NW : ndarray of uint64, shapes (Q, W) and (N, W)
-    relevant_QN : ndarray of bool, shape (Q, N)
-    bits : int
-
-    Returns
-    -------
-    total_QD, relevant_QD : ndarray of int64, shape (Q, bits + 1)
-    """
-    total_QD = np.zeros((len(queries_QW), bits + 1), np.int64)
-    relevant_QD = np.zeros_like(total_QD)
-    for row, query_W in enumerate(queries_QW):
-        distance_N = np.bitwise_count(codes_NW ^ query_W).sum(axis=1, dtype=np.int64)
-        total_QD[row] = np.bincount(distance_N, minlength=bits + 1)
-        relevant_QD[row] = np.bincount(distance_N[relevant_QN[row]], minlength=bits + 1)
-    return total_QD, relevant_QD
-
-
 def bit_balance(codes_NW: CodeArray, bits: int) -> FloatArray:
     """Share of codes in which each bit is set, shape (bits,); 0.5 is balanced."""
     return np.asarray(unpack_bits(codes_NW, bits).mean(axis=0), np.float64)

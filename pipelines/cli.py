@@ -81,38 +81,79 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 @app.command()
 @_reports_errors
 def train(
-    input: Annotated[Path, typer.Option("--input", help="Labelled corpus: folder or Parquet.", exists=True)],
+    input: Annotated[Path, typer.Option("--input", help="Corpus: folder or Parquet.", exists=True)],
     output: Annotated[Path, typer.Option("--output", help="Folder for the encoder.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="hashnet, hashnet-c, hashnet-w, hashnet-sgn, dhn, latent, joint, csq, orthohash; on the backbone's "
+            "features lsh, sh, itq, itq-cca, sdh, ksh."
+        ),
+    ] = "hashnet",
     bits: Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")] = 64,
-    backbone: Annotated[str, typer.Option(help="small-cnn, or a torchvision classification model.")] = "small-cnn",
+    backbone: Annotated[
+        str, typer.Option(help="small-cnn, efficientnet-lite0, or a torchvision classification model.")
+    ] = "small-cnn",
     weights: Annotated[
-        str | None, typer.Option(help="Backbone weights: a file, or the name of torchvision weights.")
+        str | None, typer.Option(help="Backbone weights: a file, or the name of weights the backbone has.")
+    ] = None,
+    supervision: Annotated[
+        str | None,
+        typer.Option(help="labels, pairs, views (two of each image, to find copies) or nothing; by what is there."),
     ] = None,
     pairs: Annotated[
         Path | None, typer.Option(help="Train on pairs (CSV or Parquet: a, b, similar), not labels.", exists=True)
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=4, help="Images a step.")] = None,
+    warmup_epochs: Annotated[int | None, typer.Option(min=0, help="Passes of classification before.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=4, help="Images a step, all pairs of which count.")] = None,
+    chunk_size: Annotated[int | None, typer.Option(min=2, help="Images of a batch in memory at a time.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="How beta rises: stages, released or constant.")] = None,
+    final_beta: Annotated[float | None, typer.Option(min=1, help="Where beta ends.")] = None,
+    validation_images: Annotated[
+        int | None, typer.Option(min=0, help="Keep this many images out, and choose the best epoch on them.")
+    ] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a better.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 (mixed).")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train a HashNet encoder on a labelled corpus."""
+    """Train an encoder; an interrupted training goes on where it was."""
     from encoders.training import TrainConfig
     from pipelines.train import train_encoder
 
-    given = {"epochs": epochs, "batch_size": batch_size}
+    given = {
+        "epochs": epochs,
+        "warmup_epochs": warmup_epochs,
+        "batch_size": batch_size,
+        "chunk_size": chunk_size,
+        "schedule": schedule,
+        "final_beta": final_beta,
+        "validation_images": validation_images,
+        "patience": patience,
+        "precision": precision,
+    }
     config = TrainConfig(
         bits=bits,
+        method=method,
         backbone=backbone,
         weights=weights,
+        compile=compile,
+        device=device,
         seed=seed,
         **{name: value for name, value in given.items() if value is not None},
     )
     start = time.perf_counter()
     with training_bar() as report:
-        encoder = train_encoder(input, output, config, pairs=pairs, overwrite=overwrite, progress=report)
+        encoder = train_encoder(
+            input, output, config, supervision=supervision, pairs=pairs, overwrite=overwrite, progress=report
+        )
     seconds = time.perf_counter() - start
-    out.print(f"trained {encoder.bits} bits in {seconds:.0f} s: {output}, encoder {encoder.fingerprint[:12]}…")
+    out.print(
+        f"trained {method}, {encoder.bits} bits, in {seconds:.0f} s: {output}, encoder {encoder.fingerprint[:12]}…"
+    )
 
 
 @app.command()

@@ -103,24 +103,44 @@ def read_uri(uri: str) -> bytes:
     return image
 
 
+def has_labels(entries: pa.Table) -> bool:
+    """Whether the corpus has a column `label`."""
+    return "label" in entries.column_names
+
+
 def labels_of(entries: pa.Table) -> tuple[np.ndarray, list[str]]:
-    """Return a class number for each entry, (N,) int64, and the classes' names.
+    """Return what labels the entries have, and the labels' names.
+
+    A column `label` of plain values gives a label's number for each entry, (N,) int64. One of lists, of several labels
+    an image, gives (N, C) bool with a column a name.
 
     Raises
     ------
     PipelineError
         If the corpus has no `label` column, or an entry lacks one.
     """
-    if "label" not in entries.column_names:
+    if not has_labels(entries):
         raise PipelineError(
             "the corpus has no labels: expected sub-folders named after classes, or a Parquet column `label`; "
             f"got the columns {attribute_names(entries)}"
         )
     column = entries["label"]
-    if column.null_count:
-        raise PipelineError(f"{column.null_count} of {len(column)} images have no label: leave them out or label them")
+    lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    missing = column.null_count + (pc.sum(pc.equal(pc.list_value_length(column), 0)).as_py() or 0 if lists else 0)
+    if missing:
+        raise PipelineError(f"{missing} of {len(column)} images have no label: leave them out or label them")
+    if lists:
+        return _several_labels(column)
     names, numbers = np.unique(column.to_numpy(zero_copy_only=False), return_inverse=True)
     return numbers.astype(np.int64), [str(name) for name in names]
+
+
+def _several_labels(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    lists = column.combine_chunks()
+    names, numbers = np.unique(lists.flatten().to_numpy(zero_copy_only=False), return_inverse=True)
+    matrix = np.zeros((len(lists), len(names)), np.bool_)
+    matrix[pc.list_parent_indices(lists).to_numpy(), numbers] = True
+    return matrix, [str(name) for name in names]
 
 
 def _is_visible_file(path: Path, root: Path) -> bool:

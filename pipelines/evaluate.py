@@ -135,8 +135,9 @@ def evaluate_encoder(
         say("encoding the baselines' training images")
         train_side = _encode_side(model, train, classes)
     say("ranking")
-    histograms = {"hashnet": _histogram(query_side, database_side, model.bits)}
-    methods = {"hashnet": _method_report(histograms["hashnet"], database_side.output.codes, model.bits)}
+    method = model.config.method
+    histograms = {method: _histogram(query_side, database_side, model.bits)}
+    methods = {method: _method_report(histograms[method], database_side.output.codes, model.bits)}
     for name in baselines:
         say(f"fitting {name}")
         sides = _baseline_sides(name, train_side, query_side, database_side, model.bits, seed)
@@ -151,7 +152,7 @@ def evaluate_encoder(
             "database": len(database_side.labels),
             "cut_off": "all of the database",
             "ties": "expected value over the orders of equal distances",
-            "epoch": "last of the training",
+            "epoch": str(model.config.training.get("epoch", "unknown")),
             "baselines_learn_from": f"{len(train_side.labels)} images, by the features of the encoder's hash layer",
         },
         map_relaxed=_map_relaxed(query_side, database_side),

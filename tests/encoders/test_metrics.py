@@ -9,7 +9,6 @@ from encoders.metrics import (
     average_precision,
     average_precision_of_scores,
     bit_balance,
-    distance_histograms,
     distinct_codes,
     largest_bucket,
     mean_average_precision,
@@ -17,7 +16,6 @@ from encoders.metrics import (
     precision_within_radius,
 )
 from encoders.packing import pack_bits, unpack_bits
-from tests import oracles
 
 
 def plain_average_precision(relevant_in_order):
@@ -106,17 +104,6 @@ def test_precision_recall_curve_by_hand():
     assert np.isnan(curve.precision[0])
     assert curve.precision[1:].tolist() == [0.5, 0.375]
     assert curve.recall.tolist() == [0.0, 0.25, 1.0]
-
-
-@pytest.mark.parametrize("bits", [5, 64, 70])
-def test_distance_histograms_count_what_the_oracle_counts(bits):
-    rng = np.random.default_rng(1)
-    codes, queries = oracles.clustered_codes(rng, 60, bits), oracles.clustered_codes(rng, 9, bits)
-    relevant = rng.random((9, 60)) < 0.3
-    total, hits = distance_histograms(queries, codes, relevant, bits)
-    for q, row in enumerate(oracles.hamming_distances(queries, codes)):
-        assert total[q].tolist() == np.bincount(row, minlength=bits + 1).tolist()
-        assert hits[q].tolist() == np.bincount(row[relevant[q]], minlength=bits + 1).tolist()
 
 
 def test_codes_are_described():

@@ -4,9 +4,10 @@ import torch
 from PIL import Image
 
 from encoders.encoder import HashEncoder
-from encoders.metrics import average_precision_of_scores, distance_histograms, mean_average_precision
+from encoders.metrics import average_precision_of_scores, mean_average_precision
 from encoders.supervision import LabelSupervision, PairList, PairSupervision
 from encoders.training import TrainConfig, train
+from tests.oracles import distance_histograms
 
 
 def pictures(num_images, seed):
@@ -122,7 +123,7 @@ def test_pairs_of_a_batch_are_looked_up_whichever_way_round():
 
 def test_labels_need_not_start_at_zero():
     supervision = LabelSupervision(np.array([7, -2, 7]), 3)
-    assert supervision.classes().tolist() == [1, 0, 1]
+    assert supervision.classes_of(torch.tensor([0, 1, 2])).tolist() == [[0, 1], [1, 0], [0, 1]]
     similar, known = supervision.pairs_within(torch.tensor([0, 2, 1]))
     assert similar.int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
     assert known.all()
@@ -146,10 +147,12 @@ def test_bad_pairs_are_refused(pairs, message):
 
 def test_bad_supervision_is_refused():
     pairs = PairList([0], [1], [1])
-    with pytest.raises(ValueError, match="got neither"):
+    with pytest.raises(ValueError, match="hashnet learns from labels or multi-labels or pairs or views, got nothing"):
         train(IMAGES)
-    with pytest.raises(ValueError, match="got both"):
+    with pytest.raises(ValueError, match="got `labels` and `pairs`"):
         train(IMAGES, LABELS, pairs=pairs)
+    with pytest.raises(ValueError, match="got `labels` and `views`"):
+        train(IMAGES, LABELS, views=True)
     with pytest.raises(ValueError, match=r"192 integers, one an image, got int64 of shape \(5,\)"):
         train(IMAGES, LABELS[:5])
     with pytest.raises(ValueError, match="at least 2 different labels"):
