@@ -227,11 +227,10 @@ class _PhaseRun:
     def train(self) -> Outcome:
         """Run the epochs that are left."""
         self._loop._model.train()
-        beta = self._phase.beta_at(1.0)
         while self._place.epoch <= self._phase.epochs and not self._has_stalled():
-            beta = self._train_epoch()
+            self._train_epoch()
         if self._best is None:
-            return Outcome(self._phase.epochs, beta, None)
+            return Outcome(self._phase.epochs, self._phase.beta_at(1.0), None)
         self._loop._model.load_state_dict(self._best["model"])
         return Outcome(self._best["epoch"], self._best["beta"], self._best["map"])
 
@@ -278,8 +277,8 @@ class _PhaseRun:
 
         return network
 
-    def _train_epoch(self) -> float:
-        """Run what is left of an epoch, log it, keep it; return its last beta."""
+    def _train_epoch(self) -> None:
+        """Run what is left of an epoch, log it and keep it."""
         place, beta = self._place, 0.0
         batches = self._batches()
         while place.batch < len(batches):
@@ -288,7 +287,6 @@ class _PhaseRun:
             if self._loop._folder.due():
                 self._loop._folder.save(self._state())
         self._finish_epoch(beta)
-        return beta
 
     def _batches(self) -> list[torch.Tensor]:
         """Draw the epoch's batches, or draw them again as they were before the interruption."""
