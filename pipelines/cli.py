@@ -266,9 +266,9 @@ def evaluate(
     train: Annotated[
         Path | None, typer.Option(help="Corpus that the baselines learn from; the database if left out.", exists=True)
     ] = None,
-    baseline: Annotated[list[str], typer.Option(help="Baselines beside the encoder.")] = ["itq", "lsh"],  # noqa: B006
+    baseline: Annotated[list[str], typer.Option(help="Methods on features, beside the encoder.")] = ["itq", "lsh"],  # noqa: B006
 ) -> None:
-    """Measure how well an encoder retrieves images of the query's class."""
+    """Measure how well an encoder retrieves images that share a label with the query."""
     from pipelines.evaluate import evaluate_encoder
 
     with spinner("loading") as say:
@@ -283,7 +283,7 @@ def evaluate(
         )
     rows = {f"mAP, {name}": f"{method.map_all:.4f}" for name, method in report.methods.items()}
     out.print(key_value_table("retrieval", {**rows, "mAP, relaxed codes": f"{report.map_relaxed:.4f}"}))
-    out.print(f"report: {output / 'report.json'}")
+    out.print(f"report: {output / 'report.md'}")
 
 
 @app.command()
