@@ -2,8 +2,9 @@
 
     python benchmarks/retrieval.py --out benchmarks/results/retrieval_NAME_DATE
 
-runs every cell (variant, method, bits, seed) that has no result yet in `OUT.cells/`, then writes `OUT.json` and `OUT.md`.
-An interrupted run goes on where it was, within a cell too. `--images N` cuts every part to N images, for a trial.
+runs every cell (variant, method, bits, seed) that has no result yet in `OUT.cells/`, then writes `OUT.json` and
+`OUT.md`. An interrupted run goes on where it was, within a cell too. `--images N` cuts every part to N images, for a
+trial, whose cells lie apart.
 
 All methods of a variant and seed start from one backbone: small-cnn, trained to classify the variant's training images.
 So a row says what the hashing adds, and the joint method has its pre-training. HashNet+C is left out: with one label an
@@ -17,6 +18,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -129,13 +131,13 @@ def split_of(variant: Variant, images: int | None) -> Split:
         whole = Part(*(np.concatenate(pair) for pair in zip(astuple(train_part), astuple(test_part), strict=True)))
         order = np.random.default_rng(0).permutation(len(whole.labels))
         of_class = [order[whole.labels[order] == label] for label in range(10)]
-        queries, taught = ([rows[a:b] for rows in of_class] for a, b in ((0, 100), (100, 600)))
-        rest = np.sort(np.concatenate([rows[100:] for rows in of_class]))
-        parts = [
-            whole.take(np.sort(np.concatenate(taught))),
-            whole.take(rest),
-            whole.take(np.sort(np.concatenate(queries))),
+        cuts = [
+            [part[:100] for part in of_class],
+            [part[100:600] for part in of_class],
+            [part[100:] for part in of_class],
         ]
+        queries, taught, rest = (whole.take(np.sort(np.concatenate(cut))) for cut in cuts)
+        parts = [taught, rest, queries]
     elif variant.name == "unseen":
         seen = ~np.isin(train_part.labels, UNSEEN_CLASSES)
         asked = np.isin(test_part.labels, UNSEEN_CLASSES)
@@ -187,6 +189,7 @@ def pretrained(folder: Path, variant: Variant, split: Split, seed: int, epochs: 
         work = folder / f".backbone_{variant.name}_{seed}"
         encoder = train(split.train.images, split.train.labels, config, folder=work)
         encoder.save_backbone(path)
+        shutil.rmtree(work)
     return path
 
 
@@ -207,18 +210,17 @@ def run_cell(cell: Cell, folder: Path, split: Split, trial: bool, device: str) -
     if variant.by_pairs:
         given = {"pairs": draw_pairs(split.train.labels, cell.seed)}
     start = time.perf_counter()
-    encoder = train(split.train.images, config=config, folder=folder / f".{cell.name}", **given)
+    work = folder / f".{cell.name}"
+    encoder = train(split.train.images, config=config, folder=work, **given)
     train_s = time.perf_counter() - start
+    shutil.rmtree(work)
     start = time.perf_counter()
     queries, database = (
         Side(None, part.labels, encoder.encode_all(part.images)) for part in (split.queries, split.database)
     )
     encode_s = time.perf_counter() - start
     result = measure(encoder, queries, database)
-    sizes = {
-        name: len(part.labels)
-        for name, part in (("train", split.train), ("database", split.database), ("queries", split.queries))
-    }
+    sizes = {field.name: len(getattr(split, field.name).labels) for field in dataclasses.fields(Split)}
     return {
         **dataclasses.asdict(cell),
         "title": METHODS[cell.method].title,
@@ -330,7 +332,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, help="cut every part to this many, one epoch: a trial")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
-    folder = options.out.with_name(options.out.name + ".cells")
+    trial = "" if options.images is None else f".trial-{options.images}"
+    folder = options.out.with_name(f"{options.out.name}{trial}.cells")
     folder.mkdir(parents=True, exist_ok=True)
     cells = cells_of(options.variant, options.method, options.bits, options.seed)
     splits: dict[str, Split] = {}
@@ -351,10 +354,9 @@ def main(arguments: list[str] | None = None) -> None:
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
         "date": time.strftime("%Y-%m-%d"),
     }
-    document = {"facts": facts, "variants": {name: VARIANTS[name].title for name in options.variant}, "cells": results}
-    write_atomically(
-        options.out.with_name(options.out.name + ".json"), (json.dumps(document, indent=1) + "\n").encode()
-    )
+    titles = {name: VARIANTS[name].title for name in options.variant}
+    document = json.dumps({"facts": facts, "variants": titles, "cells": results}, indent=1) + "\n"
+    write_atomically(options.out.with_name(options.out.name + ".json"), document.encode())
     write_atomically(options.out.with_name(options.out.name + ".md"), page(results, facts).encode())
 
 

@@ -65,7 +65,7 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys):
     out = tmp_path / "retrieval"
     arguments = ["--out", str(out), "--images", "60", "--bits", "8", "--seed", "0", "1"]
     retrieval.main([*arguments, "--method", "hashnet", "joint", "ksh", "dhn"])
-    names = {path.stem for path in (tmp_path / "retrieval.cells").glob("*.json")}
+    names = {path.stem for path in (tmp_path / "retrieval.trial-60.cells").glob("*.json")}
     assert names == {
         *(f"{variant}_hashnet_8_{seed}" for variant in retrieval.VARIANTS for seed in (0, 1)),
         *(f"{variant}_{method}_8_0" for variant in ("small", "full", "unseen") for method in ("joint", "ksh")),
@@ -81,6 +81,6 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys):
     assert "queries (the test split)" in text
     ran = len(capsys.readouterr().out.splitlines())
     assert ran == len(names)
-    (tmp_path / "retrieval.cells" / "full_ksh_8_0.json").unlink()
+    (tmp_path / "retrieval.trial-60.cells" / "full_ksh_8_0.json").unlink()
     retrieval.main([*arguments, "--method", "hashnet", "joint", "ksh", "dhn"])
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["full_ksh_8_0:"]
