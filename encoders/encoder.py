@@ -301,7 +301,11 @@ def _open_image(image: ImageLike, position: int) -> Image.Image:
 
 def _check_sequence(images: object) -> None:
     one_image = isinstance(images, Image.Image | bytes | bytearray | str | os.PathLike)
-    if one_image or not hasattr(images, "__len__") or (isinstance(images, np.ndarray) and images.ndim < 3):
+    if (
+        one_image
+        or not hasattr(images, "__len__")
+        or (isinstance(images, np.ndarray) and (images.ndim < 3 or images.shape[2:] in ((1,), (3,))))
+    ):
         raise TypeError(f"`images` must be a sequence of images, got {type(images).__name__}: put one image in a list")
 
 

@@ -66,18 +66,6 @@ def unpack_bits(codes_NW: CodeArray, bits: int) -> NDArray[np.bool_]:
     return np.unpackbits(bytes_NC, axis=1, count=bits, bitorder="little").astype(np.bool_)
 
 
-def codes_from_bytes(bytes_NC: NDArray[np.uint8], bits: int) -> CodeArray:
-    """Pad packed bytes, `ceil(bits / 8)` a code as other tools store them, to whole words."""
-    num_bytes = -(-check_bits(bits) // 8)
-    if bytes_NC.dtype != np.uint8 or bytes_NC.ndim != 2 or bytes_NC.shape[1] != num_bytes:
-        raise TypeError(
-            f"`bytes_NC` must be uint8 of shape (N, {num_bytes}) for {bits}-bit codes, got {_describe(bytes_NC)}"
-        )
-    padded_NC = np.zeros((len(bytes_NC), 8 * num_words(bits)), np.uint8)
-    padded_NC[:, :num_bytes] = bytes_NC
-    return check_codes(padded_NC.view("<u8").astype(np.uint64, copy=False), bits=bits, name="bytes_NC")
-
-
 def check_codes(codes_NW: object, *, bits: int, name: str) -> CodeArray:
     """Return `codes_NW` if it is a batch of codes of `bits` bits. Nothing is cast: a cast would change the bits.
 
@@ -150,6 +138,8 @@ def check_ids(ids_N: object, *, rows: int) -> IdArray:
     if rows and ids_N.min() < 0:
         bad = int(ids_N.argmin())
         raise ValueError(f"`ids` must be 0 or more (-1 pads short answers), got {ids_N[bad]} in row {bad}")
+    if (ids_N[1:] > ids_N[:-1]).all():
+        return ids_N
     sorted_N = np.sort(ids_N)
     twice = np.flatnonzero(sorted_N[1:] == sorted_N[:-1])
     if len(twice):

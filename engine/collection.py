@@ -14,25 +14,29 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from engine.codes import CodeArray, IdArray, check_bits, check_codes, check_ids, check_k, check_limit, check_radius
-from engine.errors import CollectionExistsError, CollectionNotFoundError, CorruptDataError, HashlightError
+from engine.codes import (
+    WORD_BITS,
+    CodeArray,
+    IdArray,
+    check_bits,
+    check_codes,
+    check_ids,
+    check_k,
+    check_limit,
+    check_radius,
+)
+from engine.errors import CollectionExistsError, CollectionNotFoundError, CorruptDataError, IdNotFoundError
+from engine.indexes.threads import check_threads
 from engine.results import PAD_ID, RangeResult, SearchResult
 from engine.router import Router
-from engine.storage.files import sync_folder, writer_lock
+from engine.storage.files import sync_file, sync_folder, writer_lock
 from engine.storage.manifest import Manifest, ShardSpec, publish, read_current
 from engine.storage.shard import Shard, write_shard
 
 logger = logging.getLogger(__name__)
 
-_OWN_ENTRIES = {"CURRENT", "encoder", "manifests", "shards"}
-
-
-class IdNotFoundError(HashlightError, KeyError):
-    """An id that the collection does not hold."""
-
-    def __str__(self) -> str:
-        """Return the message; `KeyError` would quote it."""
-        return str(self.args[0])
+_OWN_ENTRIES = {".lock", "CURRENT", "encoder", "manifests", "shards"}
+_MARKS = {".lock", "CURRENT", "manifests"}
 
 
 class Collection:
@@ -71,6 +75,7 @@ class Collection:
         shards: int = 1,
         encoder: str | Path | None = None,
         fingerprint: str | None = None,
+        tables: bool = True,
         overwrite: bool = False,
     ) -> Self:
         """Write a new collection and open it.
@@ -93,6 +98,8 @@ class Collection:
             Folder of the encoder that made the codes; a copy is kept in the collection.
         fingerprint : str, optional
             The encoder's fingerprint.
+        tables : bool
+            Build the multi-index of each shard. Without it every answer is a scan, and the shard half the size.
         overwrite : bool
             Replace a collection that is there. Readers of the old one keep it until they close it.
 
@@ -105,11 +112,13 @@ class Collection:
         CollectionBusyError
             If another process is writing there.
         """
-        bits = check_bits(codes.shape[-1] * 64 if bits is None and isinstance(codes, np.ndarray) else bits or 64)
+        if bits is None:
+            bits = WORD_BITS * codes.shape[-1] if isinstance(codes, np.ndarray) and codes.ndim else WORD_BITS
+        bits = check_bits(bits)
         codes = check_codes(codes, bits=bits, name="codes")
         ids = check_ids(np.arange(len(codes)) if ids is None else ids, rows=len(codes))
         table = _as_table(attributes, rows=len(codes))
-        with CollectionWriter(path, bits=bits, fingerprint=fingerprint, overwrite=overwrite) as writer:
+        with CollectionWriter(path, bits=bits, fingerprint=fingerprint, tables=tables, overwrite=overwrite) as writer:
             if encoder is not None:
                 writer.add_encoder(Path(encoder))
             for part in split_rows(len(codes), shards):
@@ -184,7 +193,9 @@ class Collection:
             f"{len(self._shards)} shards, {self.num_bytes / 1e6:,.1f} MB)"
         )
 
-    def search(self, queries: CodeArray, k: int = 10) -> SearchResult:
+    def search(
+        self, queries: CodeArray, k: int = 10, *, threads: int | None = None, explain: bool = False
+    ) -> SearchResult:
         """Find the k nearest codes of each query.
 
         Parameters
@@ -192,15 +203,28 @@ class Collection:
         queries : ndarray of uint64, shape (Q, W)
         k : int
             At least 1; more than there are codes gives padded rows.
+        threads : int, optional
+            At most this many for one call; one a core if left out. All calls of a process share one pool.
+        explain : bool
+            Say in `explain` how each query was answered: plan, probes, candidates, seconds.
 
         Returns
         -------
         SearchResult
             distances (Q, k) int32 and ids (Q, k) int64, ascending by (distance, id), with coverage.
         """
-        return self._router.search(check_codes(queries, bits=self.bits, name="queries"), check_k(k))
+        check_codes(queries, bits=self.bits, name="queries")
+        return self._router.search(queries, check_k(k), threads=check_threads(threads), explain=explain)
 
-    def range_search(self, queries: CodeArray, radius: int = 4, limit: int | None = None) -> RangeResult:
+    def range_search(
+        self,
+        queries: CodeArray,
+        radius: int = 4,
+        limit: int | None = None,
+        *,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> RangeResult:
         """Find every code within a Hamming radius of each query.
 
         Parameters
@@ -210,16 +234,16 @@ class Collection:
             Inclusive, 0 to `bits`.
         limit : int, optional
             Keep at most this many answers a query, the nearest, and say in `truncated` where more were found.
+        threads, explain
+            As in `search`.
 
         Returns
         -------
         RangeResult
         """
-        return self._router.range_search(
-            check_codes(queries, bits=self.bits, name="queries"),
-            check_radius(radius, bits=self.bits),
-            check_limit(limit),
-        )
+        check_codes(queries, bits=self.bits, name="queries")
+        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
+        return self._router.range_search(queries, radius, limit, threads=check_threads(threads), explain=explain)
 
     def get(self, ids: IdArray | Sequence[int]) -> pa.Table:
         """Return what is stored of some ids, in the order asked.
@@ -277,14 +301,19 @@ class CollectionWriter:
     bits : int
     fingerprint : str or None
         Of the encoder that made the codes.
+    tables : bool
+        Whether shards get a multi-index.
     overwrite : bool
         Whether a collection that is there may be replaced.
     """
 
-    def __init__(self, path: str | Path, *, bits: int, fingerprint: str | None, overwrite: bool) -> None:
+    def __init__(
+        self, path: str | Path, *, bits: int, fingerprint: str | None, tables: bool = True, overwrite: bool
+    ) -> None:
         self._path = Path(path)
         self._bits = check_bits(bits)
         self._fingerprint = fingerprint
+        self._tables = tables
         self._overwrite = overwrite
         self._previous: Manifest | None = None
         self._specs: list[ShardSpec] = []
@@ -313,12 +342,13 @@ class CollectionWriter:
         """Return the live manifest that this write will replace; a damaged one may be replaced too."""
         try:
             live = read_current(self._path)
-        except CollectionNotFoundError:
-            return None
-        except CorruptDataError:
-            if self._overwrite:
+        except (CollectionNotFoundError, CorruptDataError) as error:
+            if self._overwrite or not _entries(self._path / "manifests"):
                 return None
-            raise
+            raise CorruptDataError(
+                f"{self._path} holds a collection that cannot be read ({error}); it can be replaced "
+                "(`overwrite=True`, `--overwrite`)"
+            ) from error
         if not self._overwrite:
             raise CollectionExistsError(
                 f"{self._path} is a collection (version {live.version}, {live.rows:,} codes): choose another path, "
@@ -330,27 +360,35 @@ class CollectionWriter:
         """Write one shard; arguments as in `write_shard`."""
         folder = self._path / "shards" / uuid.uuid4().hex
         self._uncommitted.append(folder)
-        self._specs.append(write_shard(folder, codes_NW, ids_N, attributes))
+        spec = write_shard(folder, codes_NW, ids_N, attributes, bits=self._bits, tables=self._tables)
+        self._specs.append(spec)
 
     def add_encoder(self, folder: Path) -> None:
         """Keep a copy of the encoder that made the codes."""
         if self._fingerprint is None:
             raise ValueError("an encoder is kept under its fingerprint: give `fingerprint` with `encoder`")
         target = self._path / "encoder" / self._fingerprint
-        if not target.is_dir():
-            aside = target.with_name(f".{target.name}.tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(folder, aside)
-            aside.rename(target)
-            sync_folder(target.parent)
+        if target.is_dir():
+            if _contents(target) == _contents(folder):
+                return
+            shutil.rmtree(target)
+        aside = target.with_name(f"{target.name}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(folder, aside)
+        for file in _entries(aside):
+            sync_file(file)
+        sync_folder(aside)
+        aside.rename(target)
+        sync_folder(target.parent)
 
     def commit(self) -> Manifest:
         """Publish the shards as the collection's new version, in one step."""
         sync_folder(self._path / "shards")
         last = max((int(path.stem) for path in self._path.glob("manifests/[0-9]*.json")), default=0)
         manifest = Manifest(version=last + 1, bits=self._bits, encoder=self._fingerprint, shards=tuple(self._specs))
-        publish(self._path, manifest)
+        # From here on the new version may be live, whatever happens: what dies before that is swept by the next write.
         self._uncommitted.clear()
+        publish(self._path, manifest)
         self._sweep(manifest)
         return manifest
 
@@ -370,7 +408,7 @@ class CollectionWriter:
             for entry in _entries(self._path / folder):
                 if entry.name not in keep:
                     logger.info("removing %s, which no live version names", entry)
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                    _remove(entry)
 
 
 def split_rows(rows: int, shards: int) -> Iterator[slice]:
@@ -393,12 +431,24 @@ def refuse_foreign_folder(path: Path) -> None:
     """Raise CollectionExistsError if `path` holds anything that is not a collection's."""
     if path.exists() and not path.is_dir():
         raise CollectionExistsError(f"{path} is a file, expected a folder for the collection: choose another path")
-    names = {entry.name for entry in _entries(path) if not entry.name.startswith(".")}
-    foreign = sorted(names - _OWN_ENTRIES)
-    if foreign:
+    names = {entry.name for entry in _entries(path)}
+    foreign = sorted(name for name in names - _OWN_ENTRIES if not name.endswith(".tmp"))
+    if foreign or (names and not names & _MARKS):
         raise CollectionExistsError(
-            f"{path} is not a collection and not empty (it has {', '.join(foreign[:3])}): choose another path"
+            f"{path} is not a collection and not empty (it has {', '.join(sorted(names)[:3])}): choose another path"
         )
+
+
+def _remove(entry: Path) -> None:
+    """Remove what is no longer used; that it cannot be removed takes nothing from the version that was published."""
+    try:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    except OSError as error:
+        logger.warning("cannot remove %s (%s): the next write tries again", entry, error)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in _entries(folder)}
 
 
 def _entries(folder: Path) -> list[Path]:

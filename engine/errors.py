@@ -8,7 +8,7 @@
     ├── CollectionBusyError       another process is writing
     ├── CorruptDataError          stored bytes are not what was written
     ├── EncoderMismatchError      codes of two encoders would meet
-    ├── UnavailableError          no shard could answer
+    ├── IdNotFoundError           an id that the collection does not hold
     └── MissingDependencyError    a package that this machine lacks
 """
 
@@ -37,8 +37,12 @@ class EncoderMismatchError(HashlightError):
     """Codes of two encoders, or of two lengths, would meet in one answer."""
 
 
-class UnavailableError(HashlightError):
-    """No shard could answer."""
+class IdNotFoundError(HashlightError, KeyError):
+    """The collection does not hold an id."""
+
+    def __str__(self) -> str:
+        """Return the message; `KeyError` would quote it."""
+        return str(self.args[0])
 
 
 class MissingDependencyError(HashlightError):

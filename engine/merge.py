@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.results import RangeResult, SearchResult
+from engine.results import Explanation, RangeResult, SearchResult
 
 
 def merge_search(parts: Sequence[SearchResult], k: int) -> SearchResult:
@@ -16,7 +16,11 @@ def merge_search(parts: Sequence[SearchResult], k: int) -> SearchResult:
     distances = np.concatenate([part.distances for part in parts], axis=1)
     ids = np.concatenate([part.ids for part in parts], axis=1)
     order = np.lexsort((ids, distances), axis=1)[:, :k]
-    return SearchResult(np.take_along_axis(distances, order, axis=1), np.take_along_axis(ids, order, axis=1))
+    return SearchResult(
+        np.take_along_axis(distances, order, axis=1),
+        np.take_along_axis(ids, order, axis=1),
+        explain=merge_explanations(parts),
+    )
 
 
 def merge_range(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:
@@ -36,4 +40,17 @@ def merge_range(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:
         truncated_Q = truncated_Q | (counts_Q > limit)
         counts_Q = np.minimum(counts_Q, limit)
     lims = np.concatenate([[0], np.cumsum(counts_Q)]).astype(np.int64)
-    return RangeResult(lims, distances[order], ids[order], truncated_Q)
+    return RangeResult(lims, distances[order], ids[order], truncated_Q, explain=merge_explanations(parts))
+
+
+def merge_explanations(parts: Sequence[SearchResult] | Sequence[RangeResult]) -> Explanation | None:
+    """Add up what shards say of their work; the plans of a query are the different ones of its shards."""
+    given = [part.explain for part in parts if part.explain is not None]
+    if not given:
+        return None
+    return Explanation(
+        plans=tuple(" + ".join(sorted(set(plans))) for plans in zip(*(one.plans for one in given), strict=True)),
+        probes=np.sum([one.probes for one in given], axis=0),
+        candidates=np.sum([one.candidates for one in given], axis=0),
+        seconds=np.sum([one.seconds for one in given], axis=0),
+    )

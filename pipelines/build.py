@@ -60,6 +60,7 @@ def build_collection(
     output: str | Path,
     *,
     shards: int = 1,
+    tables: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -72,6 +73,8 @@ def build_collection(
     output : str or Path
         The collection. Until the last step it is what it was before.
     shards : int
+    tables : bool
+        Build the multi-index of each shard.
     overwrite : bool
         Replace a collection that is there.
     progress : callable, optional
@@ -88,7 +91,8 @@ def build_collection(
     corpus = read_codes(codes)
     check_ids(corpus.ids, rows=len(corpus.ids))
     parts = list(split_rows(len(corpus.codes), shards))
-    with CollectionWriter(output, bits=corpus.bits, fingerprint=corpus.fingerprint, overwrite=overwrite) as writer:
+    options = {"fingerprint": corpus.fingerprint, "tables": tables, "overwrite": overwrite}
+    with CollectionWriter(output, bits=corpus.bits, **options) as writer:
         writer.add_encoder(corpus.encoder)
         for number, part in enumerate(parts):
             attributes = corpus.attributes.slice(part.start, part.stop - part.start)

@@ -10,11 +10,12 @@ import functools
 import json
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from pipelines.console import answers_table, err, key_value_table, out, progress_bar, spinner, training_bar
 
@@ -35,9 +36,18 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hashlight {version('hashlight')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
     global _debug
     _debug = debug
@@ -57,12 +67,15 @@ def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except typer.Exit:
             raise
+        except KeyboardInterrupt:
+            err.print("interrupted: what is finished is kept; the same command goes on or starts again")
+            raise typer.Exit(130) from None
         except Exception as error:
             if _debug or isinstance(error, typer.BadParameter):
                 raise
             expected = isinstance(error, _expected_errors())
             what = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
-            err.print(f"[bold red]error:[/] {escape(what)}", soft_wrap=True)
+            err.print(Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
             if not expected:
                 err.print("this is a fault of hashlight; `hashlight --debug ...` shows where", soft_wrap=True)
             raise typer.Exit(1) from error
@@ -75,7 +88,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from engine.errors import HashlightError
     from pipelines.errors import PipelineError
 
-    return (HashlightError, EncoderError, ImageError, PipelineError, OSError, ValueError)
+    return (HashlightError, EncoderError, ImageError, PipelineError, OSError, ValueError, FloatingPointError)
 
 
 @app.command()
@@ -90,7 +103,7 @@ def train(
             "features lsh, sh, itq, itq-cca, sdh, ksh."
         ),
     ] = "hashnet",
-    bits: Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")] = 64,
+    bits: Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")] = 48,
     backbone: Annotated[
         str, typer.Option(help="small-cnn, efficientnet-lite0, or a torchvision classification model.")
     ] = "small-cnn",
@@ -152,7 +165,8 @@ def train(
         )
     seconds = time.perf_counter() - start
     out.print(
-        f"trained {method}, {encoder.bits} bits, in {seconds:.0f} s: {output}, encoder {encoder.fingerprint[:12]}…"
+        f"trained {encoder.bits} bits by {method} in {seconds:.0f} s: {output}, encoder {encoder.fingerprint[:12]}…",
+        soft_wrap=True,
     )
 
 
@@ -185,7 +199,9 @@ def encode(
         f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: {output}"
     )
     if summary.rejects:
-        out.print(f"{summary.rejects:,} images were rejected; the reasons are in {output / 'rejects.parquet'}")
+        out.print(
+            f"{summary.rejects:,} images were rejected; the reasons are in {output / 'rejects.parquet'}", soft_wrap=True
+        )
 
 
 @app.command()
@@ -194,6 +210,9 @@ def build(
     codes: Annotated[Path, typer.Option("--codes", help="Folder that `hashlight encode` wrote.", exists=True)],
     output: Annotated[Path, typer.Option("--output", help="The collection.")],
     shards: Annotated[int, typer.Option(min=1, help="Number of shards.")] = 1,
+    tables: Annotated[
+        bool, typer.Option("--tables/--no-tables", help="Build the multi-index; without it every answer is a scan.")
+    ] = True,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Build a collection from codes."""
@@ -201,8 +220,10 @@ def build(
     from pipelines.build import build_collection
 
     with progress_bar("building") as report:
-        build_collection(codes, output, shards=shards, overwrite=overwrite, progress=report)
-    out.print(repr(Collection.open(output)))
+        build_collection(codes, output, shards=shards, tables=tables, overwrite=overwrite, progress=report)
+    built = Collection.open(output)
+    size = f"{len(built):,} codes of {built.bits} bits in {len(built.shards)} shards, {built.num_bytes:,} bytes"
+    out.print(f"built version {built.version} of {output}: {size}", soft_wrap=True)
 
 
 @app.command()
@@ -217,11 +238,15 @@ def search(
         Path | None, typer.Option(help="The encoder, if the collection does not keep it.", exists=True)
     ] = None,
     as_json: JsonOption = False,
-    save: Annotated[Path | None, typer.Option(help="Save a picture of the query and its answers (PNG).")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Save a picture (PNG) of the query and its 20 nearest answers.")
+    ] = None,
 ) -> None:
     """Find the images nearest to an image, or all within a Hamming radius."""
     if k is not None and radius is not None:
         raise typer.BadParameter("give -k or --radius, not both")
+    if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
+        raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
     if limit is not None and radius is None:
         raise typer.BadParameter("--limit goes with --radius; -k is a limit itself")
     from engine.collection import Collection
@@ -233,25 +258,24 @@ def search(
             f"--radius must be 0 to {opened.bits} (the codes have {opened.bits} bits), got {radius}"
         )
     query = encode_file(load_encoder(opened, encoder), image)
-    start = time.perf_counter()
     found = find_nearest(opened, query, k or 10) if radius is None else find_within(opened, query, radius, limit)
-    seconds = time.perf_counter() - start
-    if save is not None:
-        save_answers(image, found, save)
     asked = {"image": str(image), **({"k": k or 10} if radius is None else {"radius": radius, "limit": limit})}
     if as_json:
-        typer.echo(json.dumps({"query": asked, **found.as_json(), "seconds": round(seconds, 6)}, default=str))
+        typer.echo(json.dumps({"query": asked, **found.as_json()}, default=str))
     else:
-        _show_answers(found, seconds)
+        _show_answers(found)
+    if save is not None:
+        save_answers(image, found, save)
+        err.print(f"saved {save}", soft_wrap=True)
 
 
-def _show_answers(found: Answers, seconds: float) -> None:
+def _show_answers(found: Answers) -> None:
     coverage = found.coverage
     if found.answers:
         out.print(answers_table(found.answers))
     cut = " (the nearest: --limit cut more)" if found.truncated else ""
     out.print(
-        f"{len(found.answers):,} answers{cut} in {1000 * seconds:.1f} ms, {coverage.searched:,} of {coverage.codes:,} "
+        f"{len(found.answers):,} answers{cut}, {coverage.searched:,} of {coverage.codes:,} "
         f"codes searched in {coverage.answered} of {coverage.shards} shards"
     )
 
@@ -283,7 +307,7 @@ def evaluate(
         )
     rows = {f"mAP, {name}": f"{method.map_all:.4f}" for name, method in report.methods.items()}
     out.print(key_value_table("retrieval", {**rows, "mAP, relaxed codes": f"{report.map_relaxed:.4f}"}))
-    out.print(f"report: {output / 'report.md'}")
+    out.print(f"report: {output / 'report.md'}", soft_wrap=True)
 
 
 @app.command()
@@ -310,8 +334,26 @@ def info(
     }
     if as_json:
         typer.echo(json.dumps(facts))
-    else:
-        out.print(key_value_table("collection", facts))
+        return
+    facts["bytes"] = f"{opened.num_bytes:,}"
+    facts["codes"] = f"{len(opened):,}"
+    facts["encoder"] = opened.fingerprint or "not kept"
+    facts["attributes"] = ", ".join(facts["attributes"]) or "none"
+    if verify:
+        facts["verified"] = "every file, against its SHA-256"
+    out.print(key_value_table("collection", facts))
+
+
+@app.command()
+@_reports_errors
+def warmup() -> None:
+    """Compile the search kernels and measure this machine once, so that the first query is as quick as the next."""
+    from engine.indexes.warmup import warm
+
+    start = time.perf_counter()
+    with spinner("compiling kernels and measuring this machine"):
+        warm()
+    out.print(f"ready in {time.perf_counter() - start:.1f} s")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,15 +17,24 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
-out = Console()
-err = Console(stderr=True)
+# Paths and attributes are shown as they are: markup would take `[...]` in them for styles.
+out = Console(markup=False, emoji=False, highlight=False)
+if not out.is_terminal:
+    # A program that reads the output wants one line a row.
+    out.width = 10_000
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+_SECONDS_A_LINE = 10
 
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on the standard error; yields a function of (done, total)."""
+    if not err.is_terminal:
+        yield _plain_lines(title)
+        return
     with _bar() as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -33,6 +43,10 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 @contextlib.contextmanager
 def training_bar() -> Iterator[Callable[[int, int, Any], None]]:
     """Show a bar a phase of training; yields a function of (step, steps, `encoders.training.Progress`)."""
+    if not err.is_terminal:
+        lines: dict[str, Callable[[int, int], None]] = {}
+        yield lambda step, steps, state: lines.setdefault(state.phase, _plain_lines(state.phase))(step, steps)
+        return
     with _bar() as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -55,7 +69,19 @@ def _bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=err, disable=not err.is_terminal)
+    return Progress(*columns, console=err)
+
+
+def _plain_lines(title: str) -> Callable[[int, int], None]:
+    """Return a function of (done, total) that writes a line when it is done, and every ten seconds until then."""
+    due = [time.monotonic() + _SECONDS_A_LINE]
+
+    def report(done: int, total: int) -> None:
+        if done == total or time.monotonic() >= due[0]:
+            err.print(f"{title}: {done:,} of {total:,}")
+            due[0] = time.monotonic() + _SECONDS_A_LINE
+
+    return report
 
 
 @contextlib.contextmanager
@@ -76,7 +102,7 @@ def key_value_table(title: str, rows: dict[str, Any]) -> Table:
 def answers_table(answers: list[Any]) -> Table:
     """Make a table of `pipelines.search.Answer`, one row each."""
     names = list(answers[0].attributes) if answers else []
-    table = Table("#", "distance", "id", *names)
+    table = Table("#", "distance", "id", *(Column(name, overflow="fold") for name in names))
     for rank, answer in enumerate(answers, start=1):
         table.add_row(str(rank), str(answer.distance), str(answer.id), *(str(answer.attributes[n]) for n in names))
     return table

@@ -5,8 +5,8 @@ A corpus is listed once, without opening an image, into a table with one entry a
 ===========  ======  =================================================================================================
 id           int64   the corpus's own `id` column, or 63 bits of a hash of where the image is within the corpus
 uri          string  where the image is: `/path/to/image.png`, or `/path/to/file.parquet#row`
-source       string  the file to read
-row          int64   the row of that file, -1 if the file is the image
+__source     string  the file to read
+__row        int64   the row of that file, -1 if the file is the image
 (others)             every other column of a Parquet corpus; for a folder `label`, the name of the image's sub-folder
 ===========  ======  =================================================================================================
 """
@@ -26,7 +26,8 @@ from pipelines.errors import PipelineError
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 IMAGE_COLUMN = "image"
-ENTRY_COLUMNS = ("id", "uri", "source", "row")
+SOURCE, ROW = "__source", "__row"
+_RESERVED = {"code", SOURCE, ROW}
 
 
 def list_corpus(path: str | Path) -> pa.Table:
@@ -51,7 +52,7 @@ def list_corpus(path: str | Path) -> pa.Table:
     if tables and images:
         raise PipelineError(f"{path} has Parquet files ({len(tables)}) and images ({len(images)}): name one kind")
     if tables:
-        entries = pa.concat_tables([_list_parquet(file, path) for file in tables], promote_options="default")
+        entries = _concatenate([_list_parquet(file, path) for file in tables], path)
     elif images:
         entries = _list_images(images, path)
     else:
@@ -67,12 +68,12 @@ def list_corpus(path: str | Path) -> pa.Table:
 
 def attribute_names(entries: pa.Table) -> list[str]:
     """Return the columns of a listing that are stored with the codes as attributes."""
-    return [name for name in entries.column_names if name not in ("id", "source", "row")]
+    return [name for name in entries.column_names if name not in ("id", SOURCE, ROW)]
 
 
 def read_images(entries: pa.Table) -> Iterator[bytes | OSError]:
     """Read the encoded bytes of each entry, in order; an entry that cannot be read yields the error instead."""
-    sources, rows = entries["source"].to_pylist(), entries["row"].to_numpy()
+    sources, rows = entries[SOURCE].to_pylist(), entries[ROW].to_numpy()
     start = 0
     while start < len(sources):
         stop = start + 1
@@ -126,9 +127,13 @@ def labels_of(entries: pa.Table) -> tuple[np.ndarray, list[str]]:
         )
     column = entries["label"]
     lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    missing = column.null_count + (pc.sum(pc.equal(pc.list_value_length(column), 0)).as_py() or 0 if lists else 0)
-    if missing:
-        raise PipelineError(f"{missing} of {len(column)} images have no label: leave them out or label them")
+    missing = pc.fill_null(pc.equal(pc.list_value_length(column), 0), True) if lists else column.is_null()
+    count = pc.sum(missing).as_py()
+    if count:
+        first = entries["uri"][pc.index(missing, True).as_py()]
+        raise PipelineError(
+            f"{count} of {len(column)} images have no label (first: {first}): leave them out or label them"
+        )
     if lists:
         return _several_labels(column)
     names, numbers = np.unique(column.to_numpy(zero_copy_only=False), return_inverse=True)
@@ -144,17 +149,29 @@ def _several_labels(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
 
 
 def _is_visible_file(path: Path, root: Path) -> bool:
-    return path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    return (path.is_file() or path.is_symlink()) and not any(
+        part.startswith(".") for part in path.relative_to(root).parts
+    )
+
+
+def _concatenate(tables: list[pa.Table], path: Path) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        raise PipelineError(f"the Parquet files of {path} disagree on their columns: {error}") from error
 
 
 def _list_images(files: list[Path], root: Path) -> pa.Table:
     base = root if root.is_dir() else root.parent
     names = [file.relative_to(base) for file in files]
+    for file in files:
+        if not _is_utf8(file):
+            raise PipelineError(f"the name of {str(file)!r} is not UTF-8, so it cannot be stored as a URI: rename it")
     columns = {
         "id": _hashed_ids(name.as_posix() for name in names),
         "uri": [str(file) for file in files],
-        "source": [str(file) for file in files],
-        "row": np.full(len(files), -1, np.int64),
+        SOURCE: [str(file) for file in files],
+        ROW: np.full(len(files), -1, np.int64),
     }
     labels = [name.parts[0] if len(name.parts) > 1 else None for name in names]
     if any(labels):
@@ -162,26 +179,63 @@ def _list_images(files: list[Path], root: Path) -> pa.Table:
     return pa.table(columns)
 
 
-def _list_parquet(file: Path, root: Path) -> pa.Table:
+def _is_utf8(file: Path) -> bool:
     try:
-        table = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise PipelineError(f"{file} is not a readable Parquet file: {error}") from error
-    with table:
-        names = table.schema_arrow.names
-        if IMAGE_COLUMN not in names:
-            raise PipelineError(f"{file} has no column `{IMAGE_COLUMN}` with encoded images: it has {names}")
-        rows = table.read([name for name in names if name not in (IMAGE_COLUMN, "source", "row")])
+        str(file).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _list_parquet(file: Path, root: Path) -> pa.Table:
+    rows, images = _read_all_but_images(file)
+    names = rows.column_names
+    if images is None or not (
+        _is_binary(images) or (pa.types.is_struct(images) and images.get_field_index("bytes") >= 0)
+    ):
+        raise PipelineError(
+            f"{file} has no column `{IMAGE_COLUMN}` with encoded images (binary, or a struct with `bytes`): it has "
+            f"{[*names, *([f'{IMAGE_COLUMN} ({images})'] if images else [])]}"
+        )
+    reserved = _RESERVED & set(names)
+    if reserved:
+        raise PipelineError(f"{file} has columns named {sorted(reserved)}, which Hashlight writes itself: rename them")
     numbers = np.arange(len(rows))
     where = file.name if root.is_file() else file.relative_to(root).as_posix()
     entries = {
-        "id": rows["id"].cast(pa.int64()) if "id" in names else _hashed_ids(f"{where}#{row}" for row in numbers),
+        "id": _given_ids(rows["id"], file) if "id" in names else _hashed_ids(f"{where}#{row}" for row in numbers),
         "uri": rows["uri"] if "uri" in names else [f"{file}#{row}" for row in numbers],
-        "source": pa.array([str(file)] * len(rows), pa.string()),
-        "row": numbers,
+        SOURCE: pa.array([str(file)] * len(rows), pa.string()),
+        ROW: numbers,
     }
-    others = {name: rows[name] for name in rows.column_names if name not in entries}
+    others = {name: rows[name] for name in names if name not in entries}
     return pa.table({**entries, **others})
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _read_all_but_images(file: Path) -> tuple[pa.Table, pa.DataType | None]:
+    """Return all other columns, and the type of the image column if there is one."""
+    try:
+        with pq.ParquetFile(file) as table:
+            schema = table.schema_arrow
+            rows = table.read([name for name in schema.names if name != IMAGE_COLUMN])
+            return rows, schema.field(IMAGE_COLUMN).type if IMAGE_COLUMN in schema.names else None
+    except (pa.ArrowException, OSError) as error:
+        raise PipelineError(f"{file} is not a readable Parquet file: {error}") from error
+
+
+def _given_ids(column: pa.ChunkedArray, file: Path) -> pa.ChunkedArray:
+    if not pa.types.is_integer(column.type):
+        raise PipelineError(f"{file}: `id` must be whole numbers, got {column.type}: leave it out to have ids made")
+    least = pc.min(column).as_py()
+    if column.null_count or (least is not None and least < 0):
+        raise PipelineError(
+            f"{file}: `id` must be 0 or more in every row, got {column.null_count} nulls and a least of {least}"
+        )
+    return column.cast(pa.int64())
 
 
 def _hashed_ids(names: Iterator[str]) -> np.ndarray:
@@ -210,15 +264,30 @@ def _read_file(path: str) -> bytes | OSError:
 
 
 def _read_parquet_images(path: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
-    """Read the image column of ascending rows, one row group at a time."""
-    with pq.ParquetFile(path) as file:
+    """Read the image column of ascending rows, one row group at a time; what cannot be read is an error."""
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        yield from [OSError(f"{path} cannot be read: {error}")] * len(rows)
+        return
+    with file:
         ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
         groups = np.searchsorted(ends, rows, side="right")
         for group in np.unique(groups):
-            column = file.read_row_group(int(group), columns=[IMAGE_COLUMN]).column(0).combine_chunks()
-            first = ends[group] - len(column)
-            for row in rows[groups == group]:
-                yield _encoded_bytes(column[int(row - first)].as_py(), f"{path}#{row}")
+            yield from _read_row_group(file, int(group), ends, rows[groups == group], path)
+
+
+def _read_row_group(
+    file: pq.ParquetFile, group: int, ends: np.ndarray, rows: np.ndarray, path: str
+) -> Iterator[bytes | OSError]:
+    try:
+        column = file.read_row_group(group, columns=[IMAGE_COLUMN]).column(0).combine_chunks()
+    except (pa.ArrowException, OSError, IndexError) as error:
+        yield from [OSError(f"row group {group} of {path} cannot be read: {error}")] * len(rows)
+        return
+    first = ends[group] - len(column)
+    for row in rows:
+        yield _encoded_bytes(column[int(row - first)].as_py(), f"{path}#{row}")
 
 
 def _encoded_bytes(value: object, uri: str) -> bytes | OSError:

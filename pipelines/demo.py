@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from engine.results import PAD_ID
 from pipelines.build import build_collection, codes_column
 from pipelines.console import answers_table, key_value_table, out, progress_bar, spinner, training_bar
 from pipelines.encode import encode_corpus, read_parts
+from pipelines.errors import PipelineError
 from pipelines.evaluate import evaluate_encoder
 from pipelines.fashion_mnist import split_sample, write_corpus
 from pipelines.measure import Report
@@ -28,9 +32,18 @@ SHARDS = 4
 GRID_QUERIES = 8
 GRID_ANSWERS = 10
 
+_CORPORA = {"train.parquet", "database.parquet", "queries.parquet"}
+_PICTURES = {"answers.png", "precision_recall.png", "query.png", "grid.png"}
+_OWN_ENTRIES = {"encoder", "codes", "collection", "report.json", *_CORPORA, *_PICTURES}
+
 
 def run_demo(folder: Path) -> Report:
     """Write `folder` with the corpora, the encoder, the codes, the collection, `report.json` and pictures."""
+    if folder.exists() and not folder.is_dir():
+        raise PipelineError(f"{folder} is a file, expected a folder for the demo: choose another --output")
+    foreign = sorted({entry.name for entry in folder.iterdir()} - _OWN_ENTRIES) if folder.is_dir() else []
+    if foreign:
+        raise PipelineError(f"{folder} holds other files ({', '.join(foreign[:3])}): choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     parts = split_sample()
@@ -77,7 +90,7 @@ def _draw_answers(folder: Path, queries: pa.Table) -> None:
     for query, ids, distances in zip(chosen.to_pylist(), result.ids, result.distances, strict=True):
         answers = collection.get(ids[ids != PAD_ID]).to_pylist()
         tiles = [
-            answer_tile(answer["uri"], f"{distance}: {answer['label_name']}")
+            answer_tile(answer["uri"], f"d={distance} {answer['label_name']}")
             for answer, distance in zip(answers, distances, strict=True)
         ]
         grid.append([Tile(query["image"], query["label_name"]), *tiles])
@@ -102,12 +115,13 @@ def _tell(folder: Path, report: Report, seconds: dict[str, float]) -> None:
     out.print(f"pictures: {folder / 'answers.png'}, {folder / 'precision_recall.png'}; numbers: {folder / 'report.md'}")
     out.print("try next:", style="bold")
     image = folder / "query.png"
-    for command in (
-        f"hashlight search {folder / 'collection'} --image {image} -k 10",
-        f"hashlight search {folder / 'collection'} --image {image} --radius 2 --save {folder / 'grid.png'}",
-        f"hashlight info {folder / 'collection'}",
+    program = "hashlight" if shutil.which("hashlight") else os.path.relpath(Path(sys.executable).parent / "hashlight")
+    for arguments in (
+        f"search {folder / 'collection'} --image {image} -k 10",
+        f"search {folder / 'collection'} --image {image} --radius 2 --save {folder / 'grid.png'}",
+        f"info {folder / 'collection'}",
     ):
-        out.print(f"  {command}", soft_wrap=True)
+        out.print(f"  {program} {arguments}", soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ What stands in the parts depends on the corpus and the encoder alone, not on act
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -31,13 +33,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from encoders.encoder import HashEncoder
 from encoders.errors import ImageError
 from engine.storage.files import sha256_of, sync_file, sync_folder, write_atomically
-from pipelines.corpora import attribute_names, list_corpus, read_images
+from pipelines.corpora import SOURCE, attribute_names, list_corpus, read_images
 from pipelines.errors import PipelineError
-from pipelines.images import decode_entry
+from pipelines.images import batches, decode_entry
 from pipelines.ray_session import ray_session
 
 UNIT_IMAGES = 1000
@@ -73,8 +76,9 @@ class EncodeUnits:
     Maps a batch of `unit` numbers to one row a unit: `unit`, `codes`, `rejects`.
     """
 
-    def __init__(self, output: str, batch_size: int) -> None:
+    def __init__(self, output: str, job: str, batch_size: int) -> None:
         self._output = Path(output)
+        self._job = job
         self._batch_size = batch_size
         self._encoder = HashEncoder.load(self._output / "encoder")
 
@@ -88,31 +92,17 @@ class EncodeUnits:
         with pq.ParquetFile(self._output / "plan.parquet") as plan:
             entries = plan.read_row_group(unit)
         seconds = {"read": 0.0, "decode": 0.0, "encode": 0.0}
-        good, codes, reasons = [], [], {}
-        pending: list[Any] = []
-        stream = enumerate(_timed(read_images(entries), seconds, "read"))
-        for row, data in stream:
+        good: list[int] = []
+        codes: list[np.ndarray] = []
+        reasons: dict[int, str] = {}
+        for batch in batches(_decode(read_images(entries), reasons, seconds), self._batch_size):
             start = time.perf_counter()
-            try:
-                pending.append(decode_entry(data))
-                good.append(row)
-            except ImageError as error:
-                reasons[row] = str(error)
-            seconds["decode"] += time.perf_counter() - start
-            if len(pending) == self._batch_size:
-                codes.append(self._encode(pending, seconds))
-                pending = []
-        if pending:
-            codes.append(self._encode(pending, seconds))
+            codes.append(self._encoder.encode([image for _, image in batch]))
+            good.extend(row for row, _ in batch)
+            seconds["encode"] += time.perf_counter() - start
         table = _codes_table(entries, good, codes, self._encoder.bits)
-        _publish_part(self._output, unit, table, _rejects(entries, reasons), seconds)
+        _publish_part(self._output, unit, self._job, table, _rejects(entries, reasons), seconds)
         return len(good), len(reasons)
-
-    def _encode(self, images: list[Any], seconds: dict[str, float]) -> np.ndarray:
-        start = time.perf_counter()
-        codes = self._encoder.encode(images)
-        seconds["encode"] += time.perf_counter() - start
-        return codes
 
 
 def encode_corpus(
@@ -152,16 +142,16 @@ def encode_corpus(
     if batch_size < 1 or (actors is not None and actors < 1):
         raise ValueError(f"`batch_size` and `actors` must be at least 1, got {batch_size} and {actors}")
     output = Path(output)
-    units, images = _plan(Path(corpus), Path(encoder), output, overwrite=overwrite)
-    done = _finished_units(output)
+    job, units, images = _plan(Path(corpus), Path(encoder), output, overwrite=overwrite)
+    done = _finished_units(output, job)
     report = progress or (lambda _done, _total: None)
     finished = sum(sidecar["codes"] + sidecar["rejects"] for sidecar in done.values())
     report(finished, images)
     waiting = [unit for unit in range(units) if unit not in done]
-    for row in _run_units(output, waiting, batch_size, actors or os.cpu_count() or 1) if waiting else ():
+    for row in _run_units(output, job, waiting, batch_size, actors or os.cpu_count() or 1) if waiting else ():
         finished += int(row["codes"] + row["rejects"])
         report(finished, images)
-    return _commit(output, units)
+    return _commit(output, job, units)
 
 
 def read_summary(codes: str | Path) -> EncodeSummary:
@@ -206,30 +196,54 @@ def read_parts(codes: str | Path) -> Iterator[pa.Table]:
         yield pq.read_table(part)
 
 
-def _plan(corpus: Path, encoder: Path, output: Path, *, overwrite: bool) -> tuple[int, int]:
-    """List the corpus into `plan.parquet`, unless an interrupted job did; return the numbers of units and images."""
+def _plan(corpus: Path, encoder: Path, output: Path, *, overwrite: bool) -> tuple[str, int, int]:
+    """List the corpus and write the plan, unless an interrupted job left the same one; nothing is removed before that.
+
+    Returns the job's name, a hash of all that its codes depend on, and the numbers of units and images.
+    """
     loaded = HashEncoder.load(encoder)
-    identity = {"corpus": str(corpus.resolve()), "encoder": loaded.fingerprint, "bits": loaded.bits}
-    if overwrite:
-        _remove_codes(output)
+    entries = list_corpus(corpus)
+    identity = {
+        "corpus": str(corpus.resolve()),
+        "listing": _listing_digest(entries),
+        "encoder": loaded.fingerprint,
+        "bits": loaded.bits,
+    }
+    _refuse_foreign_folder(output)
     plan = output / "plan.parquet"
-    if plan.is_file():
+    if plan.is_file() and not overwrite:
         _refuse_other_job(output, identity)
     else:
-        _refuse_foreign_folder(output)
-        entries = list_corpus(corpus)
-        for folder in ("parts", "sidecars"):
-            (output / folder).mkdir(parents=True, exist_ok=True)
-        if (output / "encoder").resolve() != encoder.resolve():
-            shutil.copytree(encoder, output / "encoder", dirs_exist_ok=True)
-        entries = entries.replace_schema_metadata({"hashlight": json.dumps(identity)})
-        aside = output / ".plan.parquet.tmp"
-        pq.write_table(entries, aside, row_group_size=UNIT_IMAGES)
-        sync_file(aside)
-        aside.replace(plan)
-        sync_folder(output)
+        _remove_codes(output)
+        output.mkdir(parents=True, exist_ok=True)
+        _write_plan(plan, entries.replace_schema_metadata({"hashlight": json.dumps(identity)}))
+    for folder in ("parts", "sidecars"):
+        (output / folder).mkdir(exist_ok=True)
+    loaded.save(output / "encoder")
     with pq.ParquetFile(plan) as file:
-        return file.num_row_groups, file.metadata.num_rows
+        return _job_name(identity), file.num_row_groups, file.metadata.num_rows
+
+
+def _listing_digest(entries: pa.Table) -> str:
+    """Hash what a corpus lists, and size and time of the files it names, so that a changed corpus is another job."""
+    digest = hashlib.sha256()
+    digest.update(entries["id"].to_numpy().tobytes())
+    for source in dict.fromkeys(entries[SOURCE].to_pylist()):
+        stat = os.stat(source)
+        digest.update(f"{source}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _job_name(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_plan(plan: Path, entries: pa.Table) -> None:
+    aside = plan.with_name(".plan.parquet.tmp")
+    pq.write_table(entries, aside, row_group_size=UNIT_IMAGES)
+    sync_file(aside)
+    aside.replace(plan)
+    sync_folder(plan.parent)
 
 
 def _plan_identity(output: Path) -> dict[str, Any]:
@@ -239,64 +253,94 @@ def _plan_identity(output: Path) -> dict[str, Any]:
 
 def _refuse_other_job(output: Path, identity: dict[str, Any]) -> None:
     found = _plan_identity(output)
-    differences = [
-        f"{key} {found.get(key)} (asked: {identity[key]})" for key in identity if found.get(key) != identity[key]
-    ]
-    if differences:
+    different = [key for key in identity if found.get(key) != identity[key]]
+    if different == ["listing"]:
         raise PipelineError(
-            f"{output} holds the codes of another job, with {', '.join(differences)}: choose another --output, "
-            "or replace it with --overwrite"
+            f"{identity['corpus']} has changed since {output} was begun: encode it into another --output, or all of "
+            "it again with --overwrite"
+        )
+    if different:
+        details = ", ".join(f"{key} {found.get(key)} (asked: {identity[key]})" for key in different)
+        raise PipelineError(
+            f"{output} holds the codes of another job, with {details}: choose another --output, or replace it with "
+            "--overwrite"
         )
 
 
+_OUTPUT_ENTRIES = ("sidecars", "parts", "codes.json", "rejects.parquet", "encoder", "plan.parquet")
+
+
 def _refuse_foreign_folder(output: Path) -> None:
-    if output.is_dir() and any(
-        not entry.name.startswith(".") and entry.name not in _OUTPUT_ENTRIES for entry in output.iterdir()
-    ):
+    """Raise PipelineError unless `output` is not there, is empty, or is marked as ours by its plan."""
+    if output.exists() and not output.is_dir():
+        raise PipelineError(f"{output} is a file, expected a folder for the codes: choose another --output")
+    if output.is_dir() and any(output.iterdir()) and not (output / "plan.parquet").is_file():
         raise PipelineError(f"{output} is not empty and holds no codes: choose another --output")
 
 
-_OUTPUT_ENTRIES = {"encoder", "parts", "sidecars"}
-
-
 def _remove_codes(output: Path) -> None:
-    """Remove what an earlier job wrote, the plan first: without it the folder is no longer a job."""
-    for name in ("codes.json", "plan.parquet", "rejects.parquet"):
-        (output / name).unlink(missing_ok=True)
+    """Remove what an earlier job wrote; its plan goes last, because it marks the folder as ours."""
     for name in _OUTPUT_ENTRIES:
-        shutil.rmtree(output / name, ignore_errors=True)
+        entry = output / name
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
 
 
-def _run_units(output: Path, units: list[int], batch_size: int, actors: int) -> Iterator[dict[str, Any]]:
+def _run_units(output: Path, job: str, units: list[int], batch_size: int, actors: int) -> Iterator[dict[str, Any]]:
     actors = min(actors, len(units))
     with ray_session(num_cpus=actors):
         import ray.data
 
         jobs = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
-        yield from jobs.map_batches(
+        results = jobs.map_batches(
             EncodeUnits,
-            fn_constructor_args=(str(output.resolve()), batch_size),
+            fn_constructor_args=(str(output.resolve()), job, batch_size),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
-        ).iter_rows()
+        )
+        try:
+            yield from results.iter_rows()
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            raise PipelineError(
+                f"an encoding process failed ({type(cause).__name__}: {str(cause).splitlines()[0]}); what is finished "
+                "is kept: run the same `hashlight encode` again"
+            ) from error
 
 
-def _finished_units(output: Path) -> dict[int, dict[str, Any]]:
-    return {int(path.stem): json.loads(path.read_bytes()) for path in sorted((output / "sidecars").glob("*.json"))}
+def _finished_units(output: Path, job: str) -> dict[int, dict[str, Any]]:
+    sidecars = {int(path.stem): json.loads(path.read_bytes()) for path in sorted((output / "sidecars").glob("*.json"))}
+    return {unit: sidecar for unit, sidecar in sidecars.items() if sidecar["job"] == job}
 
 
-def _commit(output: Path, units: int) -> EncodeSummary:
-    done = _finished_units(output)
+def _commit(output: Path, job: str, units: int) -> EncodeSummary:
+    done = _finished_units(output, job)
     missing = [unit for unit in range(units) if unit not in done]
     if missing:
         raise PipelineError(f"{len(missing)} of {units} units did not finish (first: {missing[0]}): run the job again")
     rejects = pa.concat_tables([pa.Table.from_pylist(done[unit]["rejected"], _REJECT_SCHEMA) for unit in range(units)])
     aside = output / ".rejects.parquet.tmp"
     pq.write_table(rejects, aside)
+    sync_file(aside)
     aside.replace(output / "rejects.parquet")
     codes = sum(sidecar["codes"] for sidecar in done.values())
-    summary = EncodeSummary(images=codes + len(rejects), codes=codes, rejects=len(rejects), **_plan_identity(output))
+    if not codes:
+        raise PipelineError(
+            f"not one of {len(rejects)} images could be encoded, the first because: {rejects['reason'][0]}; all "
+            f"reasons are in {output / 'rejects.parquet'}"
+        )
+    identity = _plan_identity(output)
+    summary = EncodeSummary(
+        images=codes + len(rejects),
+        codes=codes,
+        rejects=len(rejects),
+        bits=identity["bits"],
+        encoder=identity["encoder"],
+        corpus=identity["corpus"],
+    )
     write_atomically(output / "codes.json", json.dumps(asdict(summary), indent=1).encode())
     return summary
 
@@ -318,7 +362,7 @@ def _codes_table(entries: pa.Table, good: list[int], codes: list[np.ndarray], bi
 
 
 def _publish_part(
-    output: Path, unit: int, table: pa.Table, rejected: list[dict[str, Any]], seconds: dict[str, float]
+    output: Path, unit: int, job: str, table: pa.Table, rejected: list[dict[str, Any]], seconds: dict[str, float]
 ) -> None:
     """Write a unit's codes aside, rename them, and only then the sidecar that says they are whole."""
     part = output / "parts" / f"{unit:05d}.parquet"
@@ -328,6 +372,7 @@ def _publish_part(
     aside.replace(part)
     sync_folder(part.parent)
     sidecar = {
+        "job": job,
         "codes": len(table),
         "rejects": len(rejected),
         "rejected": rejected,
@@ -337,13 +382,22 @@ def _publish_part(
     write_atomically(output / "sidecars" / f"{unit:05d}.json", json.dumps(sidecar).encode())
 
 
-def _timed(items: Iterator[Any], seconds: dict[str, float], step: str) -> Iterator[Any]:
-    while True:
+def _decode(
+    images: Iterator[bytes | OSError], reasons: dict[int, str], seconds: dict[str, float]
+) -> Iterator[tuple[int, Image.Image]]:
+    """Decode images and number them; one that is broken leaves its reason under its number instead."""
+    for row in itertools.count():
         start = time.perf_counter()
-        try:
-            item = next(items)
-        except StopIteration:
+        data = next(images, None)
+        read = time.perf_counter()
+        seconds["read"] += read - start
+        if data is None:
             return
+        try:
+            image = decode_entry(data)
+        except ImageError as error:
+            reasons[row] = error.reason
+            continue
         finally:
-            seconds[step] += time.perf_counter() - start
-        yield item
+            seconds["decode"] += time.perf_counter() - read
+        yield row, image

@@ -59,6 +59,8 @@ def evaluate_encoder(
     unknown = set(baselines) - set(BASELINES)
     if unknown:
         raise PipelineError(f"unknown baselines {sorted(unknown)}: choose from {', '.join(BASELINES)}")
+    if Path(output).exists() and not Path(output).is_dir():
+        raise PipelineError(f"{output} is a file, expected a folder for the report: choose another --output")
     say = progress or (lambda _step: None)
     model = HashEncoder.load(encoder)
     corpora = {"database": database, "queries": queries}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +17,9 @@ from pipelines.errors import PipelineError
 
 logger = logging.getLogger(__name__)
 
+# What decoded images may take together: a photograph of 12 megapixels takes 36 MB.
+MAX_BATCH_PIXELS = 32_000_000
 _ENCODE_BATCH = 512
-
-Progress = Callable[[int, int], None]
 
 
 def decode_entry(data: bytes | OSError) -> Image.Image:
@@ -53,9 +52,21 @@ def readable_images(entries: pa.Table) -> tuple[pa.Table, list[bytes]]:
     return entries.take(np.array(good)), encoded
 
 
-def encode_entries(
-    model: HashEncoder, entries: pa.Table, progress: Progress | None = None
-) -> tuple[pa.Table, EncoderOutput]:
+def batches(images: Iterable[tuple[int, Image.Image]], size: int) -> Iterator[list[tuple[int, Image.Image]]]:
+    """Gather (row, image) into batches of at most `size` images and about `MAX_BATCH_PIXELS` pixels."""
+    batch: list[tuple[int, Image.Image]] = []
+    pixels = 0
+    for row, image in images:
+        batch.append((row, image))
+        pixels += image.width * image.height
+        if len(batch) == size or pixels >= MAX_BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
+
+
+def encode_entries(model: HashEncoder, entries: pa.Table) -> tuple[pa.Table, EncoderOutput]:
     """Encode a listing here, a batch of images in memory at a time; return the good entries and what they gave.
 
     Raises
@@ -65,12 +76,9 @@ def encode_entries(
     """
     good: list[int] = []
     outputs = []
-    images = _decoded(entries)
-    while batch := list(itertools.islice(images, _ENCODE_BATCH)):
+    for batch in batches(_decoded(entries), _ENCODE_BATCH):
         good.extend(row for row, _ in batch)
         outputs.append(model.encode_all([image for _, image in batch]))
-        if progress is not None:
-            progress(batch[-1][0] + 1, len(entries))
     _refuse_none(good, entries)
     return entries.take(np.array(good)), EncoderOutput(*(np.concatenate(part) for part in zip(*outputs, strict=True)))
 

@@ -20,8 +20,6 @@ def ray_session(*, num_cpus: int) -> Iterator[None]:
     num_cpus : int
         Logical CPUs of a session of its own; it ends with the context.
     """
-    # Ray's core writes notices to the standard error that no user of a job can act on.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     import ray.data
 
@@ -32,11 +30,29 @@ def ray_session(*, num_cpus: int) -> Iterator[None]:
         yield
         return
     own = {} if os.environ.get("RAY_ADDRESS") else _own_session(num_cpus)
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
+    with _without_backend_notices():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _without_backend_notices() -> Iterator[None]:
+    """Keep Ray's C++ core from writing notices that no user of a job can act on to the standard error.
+
+    Its level can only be set by the environment, and it announces that it was; what goes wrong is raised.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _own_session(num_cpus: int) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ class Answers:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain types for `json.dumps`."""
-        return {**asdict(self), "coverage": {**asdict(self.coverage), "complete": self.coverage.complete}}
+        coverage = {**asdict(self.coverage), "complete": self.coverage.complete}
+        return {**_without_nan(asdict(self)), "coverage": coverage}
 
 
 def load_encoder(collection: Collection, encoder: str | Path | None = None) -> HashEncoder:
@@ -81,7 +83,7 @@ def encode_file(model: HashEncoder, image: str | Path) -> CodeArray:
 
 def find_nearest(collection: Collection, query: CodeArray, k: int) -> Answers:
     """Find the `k` nearest images of one query, (1, W)."""
-    result = collection.search(query, k)
+    result = collection.search(query, min(k, len(collection)))
     found = result.ids[0] != PAD_ID
     return _answers(collection, result.ids[0][found], result.distances[0][found], False, result.coverage)
 
@@ -100,7 +102,7 @@ def save_answers(image: str | Path, found: Answers, path: Path, *, most: int = 2
 
 def _tile(answer: Answer) -> Tile:
     label = answer.attributes.get("label_name", answer.attributes.get("label"))
-    caption = f"{answer.distance}" if label is None else f"{answer.distance}: {label}"
+    caption = f"d={answer.distance}" if label is None else f"d={answer.distance} {label}"
     return answer_tile(answer.attributes.get("uri"), caption)
 
 
@@ -116,6 +118,15 @@ def _answers(
         for id_, distance, row in zip(ids, distances, rows, strict=True)
     ]
     return Answers(answers, truncated, coverage)
+
+
+def _without_nan(value: Any) -> Any:
+    """Return null for NaN, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _short(fingerprint: str | None) -> str:

@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from encoders.checkpoints import LOG_FILE
-from encoders.encoder import HashEncoder
+from encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
 from encoders.methods import METHODS
 from encoders.supervision import LABELS, NOTHING, PAIRS, VIEWS, PairList
 from encoders.training import Progress, TrainConfig, train
@@ -65,12 +65,9 @@ def train_encoder(
     PipelineError
         If the corpus has no images or labels, the pairs name others, or `output` is taken.
     """
-    output = Path(output)
+    output = Path(output).resolve()
     config = config or TrainConfig()
-    if output.is_dir() and any(output.iterdir()) and not (overwrite and (output / "config.json").is_file()):
-        raise PipelineError(
-            f"{output} is not empty: choose another --output, or replace an encoder that is there with --overwrite"
-        )
+    _refuse_taken(output, overwrite=overwrite)
     entries, images = readable_images(list_corpus(corpus))
     given = _supervision(supervision, pairs, entries, config)
     report = None if progress is None else (lambda state: progress(state.step, state.steps, state))
@@ -134,8 +131,19 @@ def _positions(names: pa.ChunkedArray, entries: pa.Table, path: Path) -> np.ndar
     return np.array([position[name] for name in wanted], np.int64)
 
 
+def _refuse_taken(output: Path, *, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise PipelineError(f"{output} is a file, expected a folder for the encoder: choose another --output")
+    names = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    if names and not (overwrite and names - {LOG_FILE} == {CONFIG_FILE, WEIGHTS_FILE}):
+        raise PipelineError(
+            f"{output} is not empty (it has {', '.join(sorted(names)[:3])}): choose another --output, or replace an "
+            "encoder that is there with --overwrite"
+        )
+
+
 def _save_aside(encoder: HashEncoder, output: Path, log: Path) -> None:
-    """Write the whole folder aside and rename it; only then does the encoder that was there go."""
+    """Write the whole folder aside, then let it and the encoder that was there change places by two renames."""
     output.parent.mkdir(parents=True, exist_ok=True)
     aside, replaced = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
     encoder.save(aside)
@@ -143,6 +151,10 @@ def _save_aside(encoder: HashEncoder, output: Path, log: Path) -> None:
         shutil.copyfile(log, aside / LOG_FILE)
     if output.is_dir():
         output.rename(replaced)
-    aside.rename(output)
+    try:
+        aside.rename(output)
+    except OSError:
+        replaced.rename(output)
+        raise
     sync_folder(output.parent)
     shutil.rmtree(replaced, ignore_errors=True)

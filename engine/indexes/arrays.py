@@ -14,15 +14,15 @@ NO_MASK.flags.writeable = False
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a read-only plain view, of a memory map too."""
-    view = np.asarray(array).view()
+    """Return a read-only plain view, of a memory map too; a copy if it is not aligned, which kernels rely on."""
+    view = np.asarray(array).view() if array.flags.aligned else np.array(array)
     view.flags.writeable = False
     return view
 
 
 def bytes_of(codes_NW: CodeArray) -> NDArray[np.uint8]:
     """Return the bytes of codes, which may start at any address."""
-    return read_only(np.asarray(codes_NW).reshape(-1).view(np.uint8))
+    return read_only(np.asarray(codes_NW).reshape(-1).view(np.uint8))  # bytes are aligned anywhere
 
 
 def mask_bytes(mask: NDArray[np.bool_] | None) -> NDArray[np.uint8]:

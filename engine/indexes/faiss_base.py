@@ -57,15 +57,15 @@ class FaissIndex(ABC):
             If codes or ids are not as `engine.codes` describes them.
         """
         check_build(codes_NW, ids_N, bits)
-        faiss_index = cls._empty_index(64 * codes_NW.shape[1], len(codes_NW))
+        faiss_index = cls._empty_index(bits, len(codes_NW))
         if len(codes_NW):
             faiss_index.add(codes_NW.view(np.uint8))
         return cls(faiss_index=faiss_index, ids_N=ids_N.copy(), bits=bits)
 
     @classmethod
     @abstractmethod
-    def _empty_index(cls, dimension: int, rows: int) -> Any:
-        """Return an empty FAISS index of codes of `dimension` bits, to hold `rows`."""
+    def _empty_index(cls, bits: int, rows: int) -> Any:
+        """Return an empty FAISS index of `64 * W` bits, to hold `rows` codes."""
 
     @abstractmethod
     def _rows_within(self, queries_QW: CodeArray, radius: int, mask: RowMask | None) -> FaissHits:
@@ -141,11 +141,6 @@ class FaissIndex(ABC):
         hits = query, rows.astype(np.uint32), distances.astype(np.int32)
         return range_result(hits, self.ids_N, num_queries)
 
-    def _faiss_range_search(self, queries_QW: CodeArray, radius: int) -> FaissHits:
-        """Ask FAISS, whose radius is strict."""
-        lims, distances, rows = self._index.range_search(queries_QW.view(np.uint8), radius + 1)
-        return lims.astype(np.int64), distances, rows
-
     def _refuse(self, explain: bool) -> None:
         if explain:
             raise ValueError(f"`explain` must be False for {type(self).__name__}, got True: FAISS keeps no account")
@@ -171,7 +166,17 @@ def _cut(found: RangeResult, limit: int) -> RangeResult:
     return RangeResult(lims, found.distances[kept_H], found.ids[kept_H], counts_Q > limit)
 
 
-def reach_of(distances_QK: NDArray[np.int32], rows_QK: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the largest distance in each row of a kNN answer, 0 where there is none."""
+def faiss_range_search(faiss_index: Any, queries_QW: CodeArray, radius: int) -> FaissHits:
+    """Ask FAISS, whose radius is strict, for everything within `radius`."""
+    lims, distances, rows = faiss_index.range_search(queries_QW.view(np.uint8), radius + 1)
+    return lims.astype(np.int64), distances, rows
+
+
+def flat_reach(faiss: Any, flat_index: Any, queries_QW: CodeArray, k: int, mask: RowMask | None) -> NDArray[np.int64]:
+    """Return how far the k-th row that may answer is from each query, or the last if there are fewer."""
+    params = None
+    if mask is not None:
+        params = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little")))
+    distances_QK, rows_QK = flat_index.search(queries_QW.view(np.uint8), k, params=params)
     reach_Q: NDArray[np.int64] = np.where(rows_QK == PAD_ID, 0, distances_QK).max(axis=1).astype(np.int64)
     return reach_Q

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.codes import CodeArray
+from engine.codes import WORD_BITS, CodeArray, num_words
 from engine.indexes.base import RowMask
-from engine.indexes.faiss_base import FaissHits, FaissIndex, reach_of
+from engine.indexes.faiss_base import FaissHits, FaissIndex, faiss_range_search, flat_reach
 from engine.storage.faiss_file import import_faiss
 
 
@@ -17,15 +17,11 @@ class FaissFlatIndex(FaissIndex):
     """`faiss.IndexBinaryFlat`: every query is compared with every code."""
 
     @classmethod
-    def _empty_index(cls, dimension: int, rows: int) -> Any:
-        return import_faiss().IndexBinaryFlat(dimension)
+    def _empty_index(cls, bits: int, rows: int) -> Any:
+        return import_faiss().IndexBinaryFlat(WORD_BITS * num_words(bits))
 
     def _rows_within(self, queries_QW: CodeArray, radius: int, mask: RowMask | None) -> FaissHits:
-        return self._faiss_range_search(queries_QW, radius)
+        return faiss_range_search(self._index, queries_QW, radius)
 
     def _reach(self, queries_QW: CodeArray, k: int, mask: RowMask | None) -> NDArray[np.int64]:
-        params = None
-        if mask is not None:
-            bitmap = np.packbits(mask, bitorder="little")
-            params = self._faiss.SearchParameters(sel=self._faiss.IDSelectorBitmap(bitmap))
-        return reach_of(*self._index.search(queries_QW.view(np.uint8), k, params=params))
+        return flat_reach(self._faiss, self._index, queries_QW, k, mask)

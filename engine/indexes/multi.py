@@ -22,14 +22,15 @@ from engine.indexes.answers import (
     range_result,
     search_result,
 )
+from engine.indexes.arrays import read_only
 from engine.indexes.base import RowMask, check_build, check_mask
 from engine.indexes.order import sort_rows
 from engine.indexes.planner import current_costs, likely_radius, plan_nearest, plan_range
-from engine.indexes.probe import Budget, TableProbe
+from engine.indexes.probe import Budget, TableProbe, Work
 from engine.indexes.scan import ScanIndex
 from engine.indexes.tables import Tables
 from engine.indexes.threads import check_threads, cut, no_larger, run_parts, usable_cores
-from engine.results import RangeResult, SearchResult
+from engine.results import PAD_DISTANCE, PAD_ID, RangeResult, SearchResult
 
 Plan = Literal["auto", "scan", "tables"]
 PLANS = ("auto", "scan", "tables")
@@ -81,7 +82,7 @@ class MultiIndex:
         """
         check_build(codes_NW, ids_N, bits)
         cores = check_threads(threads) or usable_cores()
-        order_N = sort_rows(codes_NW, ids_N, threads=cores)
+        order_N = sort_rows(codes_NW, ids_N)
         codes_NW, ids_N = codes_NW[order_N], ids_N[order_N]
         return cls(codes_NW=codes_NW, ids_N=ids_N, tables=Tables.build(codes_NW, bits=bits, threads=cores), bits=bits)
 
@@ -100,6 +101,11 @@ class MultiIndex:
     def save(self, folder: Path) -> None:
         """Write the tables, without codes and ids, into the new folder `folder`."""
         self.tables.save(folder)
+
+    def candidates(self, queries_QW: CodeArray, radius: int) -> NDArray[np.int64]:
+        """Estimate how many codes (Q,) the tables would have to compare with each query of a radius search."""
+        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
+        return self._probe.count_candidates(queries_QW, check_radius(radius, bits=self.bits))
 
     def __len__(self) -> int:
         """Return the number of codes."""
@@ -129,7 +135,7 @@ class MultiIndex:
         plan: Plan = "auto",
     ) -> SearchResult:
         """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
-        check_codes(queries_QW, bits=self.bits, name="queries")
+        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
         mask = check_mask(mask, rows=len(self))
         return self._nearest(
             queries_QW, check_k(k), self.bits, mask, check_threads(threads), explain, _check_plan(plan)
@@ -147,7 +153,7 @@ class MultiIndex:
         plan: Plan = "auto",
     ) -> RangeResult:
         """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
-        check_codes(queries_QW, bits=self.bits, name="queries")
+        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
         radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
         mask, threads, plan = check_mask(mask, rows=len(self)), check_threads(threads), _check_plan(plan)
         if limit is not None and limit < len(self):
@@ -163,7 +169,7 @@ class MultiIndex:
         by_tables_Q = self._plan_range(queries_QW, radius, plan)
         groups: list[tuple[NDArray[np.intp], Hits]] = []
         by_tables = np.flatnonzero(by_tables_Q)
-        for group in _one_by_one(by_tables) if account else [by_tables]:
+        for group in _one_by_one(by_tables) if account else [by_tables] * bool(len(by_tables)):
             start = time.perf_counter()
             hits, work = self._probe.within(queries_QW[group], radius, mask)
             groups.append((group, hits))
@@ -239,18 +245,36 @@ class MultiIndex:
         account: Account | None,
     ) -> NDArray[np.intp]:
         """Answer the open queries from the tables; return those that were given up, with their heaps empty."""
+        if not account:
+            return self._ask_tables_together(queries_QW, open_Q, bound_Q, mask, heaps, budget)[0]
         given_up = []
-        for group in _one_by_one(open_Q) if account else [open_Q]:
+        for query in _one_by_one(open_Q):
             start = time.perf_counter()
-            bound_G = bound_Q[group]
-            heaps_G = empty_heaps(len(group), heaps[0].shape[1])
-            done_G, work = self._probe.nearest(queries_QW[group], bound_G, mask, heaps_G, budget)
-            bound_Q[group] = bound_G
-            heaps[0][group[done_G]], heaps[1][group[done_G]] = heaps_G[0][done_G], heaps_G[1][done_G]
-            given_up.append(group[~done_G])
-            if account:
-                account.add_tables(group, work, start)
+            open_G, work = self._ask_tables_together(queries_QW, query, bound_Q, mask, heaps, budget)
+            account.add_tables(query, work, start)
+            given_up.append(open_G)
         return np.concatenate(given_up)
+
+    def _ask_tables_together(
+        self,
+        queries_QW: CodeArray,
+        group: NDArray[np.intp],
+        bound_Q: NDArray[np.int32],
+        mask: RowMask | None,
+        heaps: Heaps,
+        budget: Budget,
+    ) -> tuple[NDArray[np.intp], Work]:
+        """Ask the tables for a group of queries; return those that were given up, and the work."""
+        if len(group) == len(queries_QW):  # then nothing need be taken out and put back
+            done_G, work = self._probe.nearest(queries_QW, bound_Q, mask, heaps, budget)
+        else:
+            bound_G, heaps_G = bound_Q[group], (heaps[0][group], heaps[1][group])
+            done_G, work = self._probe.nearest(queries_QW[group], bound_G, mask, heaps_G, budget)
+            bound_Q[group], heaps[0][group], heaps[1][group] = bound_G, *heaps_G
+        given_up = group[~done_G]
+        if len(given_up):
+            heaps[0][given_up], heaps[1][given_up] = PAD_DISTANCE, PAD_ID
+        return given_up, work
 
     def _ask_scan(
         self,

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ from engine.codes import CodeArray
 from engine.indexes.probe import Budget, TableProbe
 from engine.indexes.scan import ScanIndex
 from engine.indexes.tables import Tables
+from engine.kernels.compiling import kernels_digest
 
 log = logging.getLogger(__name__)
 
 TRIAL = 0.15  # share of a scan that may be spent on finding out whether the tables are cheaper
-CALIBRATION_ROWS = 2**21
+CALIBRATION_ROWS = 2**22
 SCANNED_TOGETHER = 32
 REPEATS = 5
 WORTH_MEASURING = 2**20  # rows from which a wrong choice is felt
@@ -62,9 +63,9 @@ class Costs:
     mask_ns: float = 6.0
     candidate_ns: float = 12.0
 
-    def scan_ns(self, rows: int, words: int, queries: int | NDArray[np.int64]) -> float | NDArray[np.float64]:
-        """Return the cost of a scan for each of `queries` that share it."""
-        return rows * words * (self.word_ns + self.load_ns / np.maximum(queries, 1))
+    def scan_ns(self, rows: int, words: int, queries: int) -> float:
+        """Return what a scan costs for each of `queries` that share it."""
+        return rows * words * (self.word_ns + self.load_ns / max(queries, 1))
 
 
 def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int, words: int) -> NDArray[np.bool_]:
@@ -74,9 +75,9 @@ def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int
     each number of scanned queries is tried, and the cheapest sum is taken.
     """
     dearest_Q = np.argsort(-table_ns_Q, kind="stable")
-    scanned = np.arange(len(table_ns_Q) + 1)
     left = table_ns_Q.sum() - np.concatenate([[0.0], np.cumsum(table_ns_Q[dearest_Q])])
-    best = int(np.argmin(left + scanned * costs.scan_ns(rows, words, scanned)))
+    together = [scanned * costs.scan_ns(rows, words, scanned) for scanned in range(len(left))]
+    best = int(np.argmin(left + np.array(together)))
     by_tables_Q = np.ones(len(table_ns_Q), np.bool_)
     by_tables_Q[dearest_Q[:best]] = False
     return by_tables_Q
@@ -88,12 +89,11 @@ def plan_range(probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Cos
     Nothing is counted where lookups alone cost more than any scan, nor where even the fullest buckets cost less.
     """
     num_queries, words = queries_QW.shape
-    mask_T = probe.masks(radius)
-    lookups_ns = float(mask_T.sum()) * costs.mask_ns
+    plan = probe.plan(radius)
+    lookups_ns = plan.lookups * costs.mask_ns
     if lookups_ns > costs.scan_ns(rows, words, 1):
         return np.zeros(num_queries, np.bool_)
-    most_ns = lookups_ns + float(mask_T @ np.array(probe.tables.largest)) * costs.candidate_ns
-    if most_ns < costs.scan_ns(rows, words, num_queries):
+    if lookups_ns + plan.most * costs.candidate_ns < costs.scan_ns(rows, words, num_queries):
         return np.ones(num_queries, np.bool_)
     table_ns_Q = lookups_ns + probe.count_candidates(queries_QW, radius) * costs.candidate_ns
     return split_by_cost(table_ns_Q, costs, rows, words)
@@ -101,7 +101,7 @@ def plan_range(probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Cos
 
 def plan_nearest(costs: Costs, rows: int, words: int, sharing: int, likely_radius: int) -> Budget:
     """Return what a kNN query may spend on the tables before it joins a scan shared by `sharing` queries."""
-    scan_ns = float(costs.scan_ns(rows, words, sharing))
+    scan_ns = costs.scan_ns(rows, words, sharing)
     return Budget(
         mask_ns=costs.mask_ns,
         candidate_ns=costs.candidate_ns,
@@ -111,13 +111,14 @@ def plan_nearest(costs: Costs, rows: int, words: int, sharing: int, likely_radiu
     )
 
 
+@lru_cache(maxsize=1024)
 def likely_radius(bits: int, rows: int, k: int) -> int:
     """Return how far the k-th of `rows` codes would be, were they uniform: learned codes are nearer.
 
     Examples
     --------
     >>> likely_radius(64, 10_000_000, 10)
-    13
+    14
     """
     return int(np.searchsorted(_share_within(bits), k / max(rows, 1)))
 
@@ -132,12 +133,19 @@ def _share_within(bits: int) -> NDArray[np.float64]:
 def current_costs(rows: int) -> Costs:
     """Return this machine's costs: measured before, measured now if `rows` make it worth a second, or the defaults."""
     global _costs
+    if _costs is not None:
+        return _costs
     with _lock:
         if _costs is None:
             _costs = _load()
         if _costs is None and rows >= WORTH_MEASURING:
             _costs = _measure_and_store()
         return _costs or Costs()
+
+
+def has_stored_costs() -> bool:
+    """Tell whether this machine's costs were measured before."""
+    return _load() is not None
 
 
 def calibrate() -> Costs:
@@ -178,9 +186,10 @@ def _load() -> Costs | None:
 
 
 def _costs_path() -> Path:
-    """Return where the costs are stored, by processor, since a home folder may be shared by several machines."""
-    machine = hashlib.sha256(repr(sorted(get_host_cpu_features().items())).encode()).hexdigest()[:12]
-    return Path(platformdirs.user_cache_dir("hashlight")) / f"costs-{get_host_cpu_name()}-{machine}.json"
+    """Return where the costs are stored: by processor, since machines may share a home folder, and by kernels."""
+    parts = get_host_cpu_name(), sorted(get_host_cpu_features().items()), kernels_digest()
+    name = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    return Path(platformdirs.user_cache_dir("hashlight")) / f"costs-{name}.json"
 
 
 def _measure() -> Costs:
@@ -193,7 +202,7 @@ def _measure() -> Costs:
     alone_ns = _median_ns(lambda: scan.within(queries_QW[:1], 2, None, 1, False)) / CALIBRATION_ROWS
     together_ns = _median_ns(lambda: scan.within(queries_QW, 2, None, 1, False)) / CALIBRATION_ROWS
     word_ns = max((together_ns - alone_ns) / (SCANNED_TOGETHER - 1), 1e-3)
-    sparse = TableProbe(codes_NW, ids_N, Tables.build(codes_NW, bits=64, widths=[22, 21, 21]))
+    sparse = TableProbe(codes_NW, ids_N, Tables.build(codes_NW, bits=64, widths=[21, 21, 22]))
     crowded = TableProbe(codes_NW, ids_N, Tables.build(codes_NW, bits=64, widths=[16, 16, 16, 16]))
     probes, ns = np.zeros((2, 2)), np.zeros(2)
     for case, (probe, radius) in enumerate([(sparse, 8), (crowded, 7)]):

@@ -52,7 +52,7 @@ class ScanIndex:
 
     def __init__(self, *, codes_NW: CodeArray, ids_N: IdArray, bits: int) -> None:
         self.bits = check_arrays(codes_NW, ids_N, bits)
-        self.codes_NW: CodeArray = read_only(codes_NW)
+        self.codes_NW: CodeArray = codes_NW
         self.ids_N: IdArray = read_only(ids_N)
         self._code_bytes: NDArray[np.uint8] = bytes_of(self.codes_NW)
 
@@ -92,7 +92,7 @@ class ScanIndex:
         explain: bool = False,
     ) -> SearchResult:
         """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
-        check_codes(queries_QW, bits=self.bits, name="queries")
+        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
         mask = check_mask(mask, rows=len(self))
         return self.nearest(queries_QW, check_k(k), self.bits, mask, check_threads(threads), explain)
 
@@ -107,7 +107,7 @@ class ScanIndex:
         explain: bool = False,
     ) -> RangeResult:
         """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
-        check_codes(queries_QW, bits=self.bits, name="queries")
+        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
         radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
         mask, threads = check_mask(mask, rows=len(self)), check_threads(threads)
         if limit is not None and limit < len(self):
@@ -156,7 +156,7 @@ class ScanIndex:
         """Offer every row within each query's bound to its heap, in this thread."""
         if len(queries_QW) and len(self):
             words = self.codes_NW.shape[1]
-            scratch = _block_scratch(words)
+            scratch = _block_scratch(words, len(queries_QW))
             knn_scan(
                 self._code_bytes, words, len(self), mask_bytes(mask), self.ids_N, queries_QW, bound_Q, *scratch, *heaps
             )
@@ -164,7 +164,7 @@ class ScanIndex:
     def find_hits(self, queries_QW: CodeArray, radius: int, mask: RowMask | None) -> Hits:
         """Return the rows within `radius` of each query, in no order, in this thread."""
         words = self.codes_NW.shape[1]
-        scratch = _block_scratch(words)
+        scratch = _block_scratch(words, len(queries_QW))
         block = len(scratch[1])
         cursor_2 = np.zeros(2, np.int64)
         may_N = mask_bytes(mask)
@@ -181,7 +181,7 @@ class ScanIndex:
         return account.explanation()
 
 
-def _block_scratch(words: int) -> tuple[CodeArray, NDArray[np.uint32], NDArray[np.uint64]]:
+def _block_scratch(words: int, num_queries: int) -> tuple[CodeArray, NDArray[np.uint32], NDArray[np.uint64]]:
     """Return `block_WB`, `row_B` and `dist_B`."""
-    block = min(max(BLOCK_WORDS // words, MIN_BLOCK), MAX_BLOCK)
+    block = MIN_BLOCK if num_queries == 1 else min(max(BLOCK_WORDS // words, MIN_BLOCK), MAX_BLOCK)
     return np.empty((words, block), np.uint64), np.empty(block, np.uint32), np.empty(block, np.uint64)

@@ -21,11 +21,13 @@ from engine.kernels.multi_index import build_first_table, build_table, mark_dist
 FORMAT_VERSION = 1
 MAX_WIDTH = 24  # 64 MiB of offsets a table
 MAX_TABLES = 16
-TABLES_A_WORD = 4  # with a list of 4 bytes and as much again of offsets a code, at most 32 bytes for 8 of code
+TABLES_A_WORD = 4
+BEYOND = 8  # entries after the last, because kernels read eight at a time
+EMPTY_NPY = 128  # bytes of a .npy file without rows, which cannot be mapped
 
 
 def choose_widths(bits: int, distinct: int) -> list[int]:
-    """Return the widths of the substrings, the highest bits first.
+    """Return the widths of the substrings, the highest bits first: narrow ones first, whose steps cost less.
 
     A substring of about log2(distinct) bits has about one code a bucket: shorter ones meet more candidates than they
     save lookups, longer ones the reverse. Codes of many words get no more than four tables a word; bits that no
@@ -34,14 +36,35 @@ def choose_widths(bits: int, distinct: int) -> list[int]:
     Examples
     --------
     >>> choose_widths(64, 10_000_000)
-    [22, 21, 21]
+    [21, 21, 22]
     >>> choose_widths(128, 1_000_000)
     [20, 20, 20, 20, 20, 20]
     """
     wanted = min(max(math.log2(max(distinct, 2)), 1.0), MAX_WIDTH)
     count = max(1, min(round(bits / wanted), TABLES_A_WORD * num_words(bits), MAX_TABLES))
     widest = min(math.ceil(wanted), MAX_WIDTH)
-    return [min(bits // count + (table < bits % count), widest) for table in range(count)]
+    return [min(bits // count + (table >= count - bits % count), widest) for table in range(count)]
+
+
+def sketch_runs(bits: int, widths: list[int], sketch_bits: int) -> NDArray[np.int64]:
+    """Return (low, width, low, width), shape (T, 4), of the two runs of bits that each table's sketches hold.
+
+    They are `sketch_bits` bits, or as many as there are, from above the substring first and then from below it.
+
+    Examples
+    --------
+    >>> sketch_runs(64, [21, 21, 22], 40).tolist()
+    [[0, 0, 3, 40], [43, 21, 3, 19], [22, 40, 0, 0]]
+    """
+    runs_T4 = np.empty((len(widths), 4), np.int64)
+    top = bits
+    for table, width in enumerate(widths):
+        low = top - width
+        above = min(sketch_bits, bits - top)
+        below = min(sketch_bits - above, low)
+        runs_T4[table] = (top if above else 0), above, low - below, below
+        top = low
+    return runs_T4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +80,7 @@ class Tables:
     largest : tuple of int
         Size of each table's largest bucket.
     offsets : ndarray of uint32, shape (sum of 2^width + 1,)
-    entries : ndarray of uint32, shape ((T - 1) * distinct,)
+    entries : ndarray of uint64, shape ((T - 1) * distinct + 8,)
     starts : ndarray of uint32, shape (distinct,) or (0,)
         Empty if all codes are distinct.
     """
@@ -68,7 +91,7 @@ class Tables:
     widths: tuple[int, ...]
     largest: tuple[int, ...]
     offsets: NDArray[np.uint32]
-    entries: NDArray[np.uint32]
+    entries: NDArray[np.uint64]
     starts: NDArray[np.uint32]
 
     @classmethod
@@ -80,8 +103,11 @@ class Tables:
         widths = choose_widths(bits, distinct) if widths is None else widths
         lows = bits - np.cumsum(widths)
         begins = _begins(widths)
+        row_bits = _row_bits(rows)
+        runs_T4 = sketch_runs(bits, widths, WORD_BITS - row_bits)
         offsets = np.empty(begins[-1], np.uint32)
-        entries = np.empty((len(widths) - 1) * distinct, np.uint32)
+        entries = np.empty((len(widths) - 1) * distinct + BEYOND, np.uint64)
+        entries[-BEYOND:] = 0
         largest = [0] * len(widths)
 
         def build_one(part: slice) -> None:
@@ -92,7 +118,7 @@ class Tables:
                     largest[0] = int(build_first_table(*common, offset_V))
                 else:
                     entry_D = entries[(table - 1) * distinct : table * distinct]
-                    largest[table] = int(build_table(*common, offset_V, entry_D))
+                    largest[table] = int(build_table(*common, runs_T4[table], row_bits, offset_V, entry_D))
 
         for first in range(0, len(widths), threads):
             run_parts(build_one, [slice(t, t + 1) for t in range(first, min(first + threads, len(widths)))])
@@ -102,6 +128,11 @@ class Tables:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return self.offsets.nbytes + self.entries.nbytes + self.starts.nbytes
+
+    @property
+    def row_bits(self) -> int:
+        """Low bits of an entry that hold the row; the rest holds the sketch."""
+        return _row_bits(self.rows)
 
     def kernel_arrays(self) -> tuple[NDArray[Any], ...]:
         """Return the arrays in the order in which kernels take them."""
@@ -113,8 +144,10 @@ class Tables:
             for word in range(submask_TW.shape[1]):
                 submask_TW[table, word] = (ones >> (WORD_BITS * word)) & (2**WORD_BITS - 1)
         begin_T = np.array(_begins(list(self.widths))[:-1], np.int64)
-        small = [read_only(array) for array in (low_T.astype(np.int64), width_T, begin_T, submask_TW)]
-        return (*small, read_only(self.offsets), read_only(self.entries), read_only(self.starts))
+        runs_T4 = sketch_runs(self.bits, list(self.widths), WORD_BITS - self.row_bits)
+        entry_bytes = self.entries.view(np.uint8)
+        arrays = (low_T, width_T, begin_T, submask_TW, runs_T4, self.offsets, entry_bytes, self.starts)
+        return tuple(read_only(array) for array in arrays)
 
     def save(self, folder: Path) -> None:
         """Write the tables into `folder`, which is made."""
@@ -145,8 +178,15 @@ class Tables:
             head = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
             found = (head["format"], head["bits"], head["rows"])
             distinct, widths, largest = head["distinct"], tuple(head["widths"]), tuple(head["largest"])
-            arrays = [_map(folder / f"{name}.npy") for name in ("offsets", "entries", "starts")]
-            shapes = [(_begins(list(widths))[-1],), ((len(widths) - 1) * distinct,), (distinct * (distinct != rows),)]
+            arrays = [
+                _map(folder / f"{name}.npy", dtype)
+                for name, dtype in (("offsets", np.uint32), ("entries", np.uint64), ("starts", np.uint32))
+            ]
+            shapes = [
+                (_begins(list(widths))[-1],),
+                ((len(widths) - 1) * distinct + BEYOND,),
+                (distinct * (distinct != rows),),
+            ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptDataError(f"{folder}: not readable as tables ({error}): build them again") from error
         if found != (FORMAT_VERSION, bits, rows):
@@ -171,12 +211,16 @@ def _distinct_rows(code_bytes: NDArray[np.uint8], words: int, rows: int) -> NDAr
     return starts
 
 
+def _row_bits(rows: int) -> int:
+    return max(rows - 1, 1).bit_length()
+
+
 def _begins(widths: list[int]) -> list[int]:
     return [0, *np.cumsum([2**width + 1 for width in widths]).tolist()]
 
 
-def _map(path: Path) -> NDArray[np.uint32]:
-    array = np.load(path) if path.stat().st_size <= 128 else open_memmap(path, mode="r")
-    if array.dtype != np.uint32 or array.ndim != 1:
-        raise ValueError(f"{path.name} holds {array.dtype} of shape {array.shape}, expected a row of uint32")
+def _map(path: Path, dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(path) if path.stat().st_size <= EMPTY_NPY else open_memmap(path, mode="r")
+    if array.dtype != dtype or array.ndim != 1:
+        raise ValueError(f"{path.name} holds {array.dtype} of shape {array.shape}, expected {dtype.__name__} in a row")
     return array

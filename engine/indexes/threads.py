@@ -55,7 +55,9 @@ def cut(items: int, threads: int | None, *, least: int) -> list[slice]:
     >>> cut(3, 2, least=2)
     [slice(0, 3, None)]
     """
-    parts = max(1, min(usable_cores() if threads is None else threads, items // least))
+    if items < 2 * least or threads == 1:
+        return [slice(0, items)]
+    parts = min(threads or usable_cores(), items // least)
     edges = [items * part // parts for part in range(parts + 1)]
     return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
 

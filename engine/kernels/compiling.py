@@ -19,18 +19,27 @@ import platformdirs
 
 
 @cache
+def kernels_digest() -> str:
+    """Return a short hash of all kernel sources."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@cache
 def cache_folder() -> Path:
     """Return the folder of compiled kernels: `NUMBA_CACHE_DIR` if set, else one in the user's cache folder."""
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
         return Path(chosen)
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    return Path(platformdirs.user_cache_dir("hashlight")) / f"numba-{digest.hexdigest()[:12]}"
+    return Path(platformdirs.user_cache_dir("hashlight")) / f"numba-{kernels_digest()}"
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `function` on its first call and keep the result on disk.
+    """Compile `function` on its first call, without reference counts, and keep the result on disk.
+
+    A kernel allocates nothing, so numba need not count references (`_nrt=False`). Where it does, each call of a small
+    function with an array is two atomic additions: measured, 80 ns instead of 1 for two loads and a few shifts.
 
     numba decides where a function is cached while it decorates it, so its setting is changed only for that long:
     other numba users of the process keep theirs.
@@ -38,7 +47,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache_folder())
     try:
-        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
+        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, _nrt=False)(function)
     finally:
         numba.config.CACHE_DIR = before
     return compiled

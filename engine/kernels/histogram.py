@@ -5,14 +5,14 @@ Q queries, N codes, W words a code, D = bits + 1 distances.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.kernels.compiling import kernel
 from engine.kernels.popcount import popcount
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel
 def count_distances(
     query_QW: NDArray[np.uint64],
     code_NW: NDArray[np.uint64],

@@ -49,15 +49,42 @@ def load_word(typingctx: Any, bytes_array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def near_words(typingctx: Any, bytes_array: Any, index: Any, word: Any, shift: Any, room: Any) -> Any:
+    """Return which of words [index, index + 8) are within `room` of `word` after a shift to the right by `shift`.
+
+    The answer is a uint64 with bit i for word i; all eight words must exist. Written out as a vector, because LLVM
+    would not make one of a loop as short as a bucket.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        eight = ir.VectorType(_WORD, 8)
+        pointer = builder.bitcast(_word_pointer(context, builder, signature, args), eight.as_pointer())
+        words = builder.load(pointer)
+        words.align = 1
+        differing = builder.xor(builder.lshr(words, _eight_times(builder, args[3])), _eight_times(builder, args[2]))
+        name = "llvm.ctpop.v8i64"
+        kind = ir.FunctionType(eight, [eight])
+        count = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        near = builder.icmp_unsigned("<=", builder.call(count, [differing]), _eight_times(builder, args[4]))
+        return builder.zext(builder.bitcast(near, ir.IntType(8)), _WORD)
+
+    return types.uint64(bytes_array, types.intp, types.uint64, types.uint64, types.uint64), generate
+
+
+@intrinsic
 def prefetch_word(typingctx: Any, bytes_array: Any, index: Any) -> Any:
-    """Ask the memory for word `index` of an array of bytes, without waiting for it."""
+    """Ask the memory for word `index` of an array of bytes, without waiting for it.
+
+    It is brought into the second level of the cache: the first has too few places for so many. Measured on lookups in
+    tables of 10 million codes: 0.24 ms instead of 0.35 for 12,000 buckets.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.bitcast(_word_pointer(context, builder, signature, args), ir.IntType(8).as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [pointer.type] + [ir.IntType(32)] * 3)
         fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-        read, keep_in_all_levels, data = (ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))
-        builder.call(fetch, [pointer, read, keep_in_all_levels, data])
+        read, second_level, data = (ir.Constant(ir.IntType(32), value) for value in (0, 2, 1))
+        builder.call(fetch, [pointer, read, second_level, data])
         return context.get_dummy_value()
 
     return types.void(bytes_array, types.intp), generate
@@ -82,3 +109,11 @@ def use_wide_vectors(typingctx: Any) -> Any:
 def _word_pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     array = context.make_array(signature.args[0])(context, builder, args[0])
     return builder.gep(builder.bitcast(array.data, _WORD.as_pointer()), [args[1]])
+
+
+def _eight_times(builder: Any, word: Any) -> Any:
+    """Return a vector of eight copies of a word."""
+    eight = ir.VectorType(_WORD, 8)
+    one = builder.insert_element(ir.Constant(eight, ir.Undefined), word, ir.Constant(ir.IntType(32), 0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), 8), None)
+    return builder.shuffle_vector(one, ir.Constant(eight, ir.Undefined), lanes)

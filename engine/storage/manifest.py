@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from engine.storage.files import sync_folder, write_atomically
 from engine.storage.integrity import FileSpec
 
 FORMAT_VERSION = 1
+
+_CURRENT = re.compile(rb"(\d{8}\.json) ([0-9a-f]{64})\n")
+_REMEDY = "restore it from a copy, or build the collection again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +61,14 @@ class Manifest:
 
 
 def read_current(collection: Path) -> Manifest:
-    """Read the live manifest of a collection.
+    """Read the live manifest of a collection, and check it against the checksum that CURRENT names with it.
 
     Raises
     ------
     CollectionNotFoundError
         If there is no collection at that path.
     CorruptDataError
-        If the manifest is damaged, or of a format that this release does not read.
+        If CURRENT or the manifest is damaged, or of a format that this release does not read.
     """
     current = collection / "CURRENT"
     if not current.is_file():
@@ -73,45 +77,43 @@ def read_current(collection: Path) -> Manifest:
             f"{'a folder without one' if collection.is_dir() else 'nothing'}: make one with `hashlight build`, "
             "or run an interrupted build again"
         )
-    return read_manifest(collection / "manifests" / current.read_text().strip())
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read one manifest file and check it against its own checksum."""
-    try:
-        document = json.loads(path.read_bytes())
-        body, checksum = document["manifest"], document["sha256"]
-        if document["format_version"] != FORMAT_VERSION:
-            raise CorruptDataError(
-                f"{path} has format version {document['format_version']}, this release reads {FORMAT_VERSION}: "
-                "open it with the release that wrote it, or build the collection again"
-            )
-        if _checksum(body) != checksum:
-            raise CorruptDataError(
-                f"{path} is damaged: expected SHA-256 {str(checksum)[:16]}…, got {_checksum(body)[:16]}…: "
-                "restore it from a copy, or build the collection again"
-            )
-        return _parse(body)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptDataError(f"{path} is not a readable manifest ({error!r}): restore it from a copy") from error
+    named = _CURRENT.fullmatch(current.read_bytes())
+    if named is None:
+        raise CorruptDataError(f"{current} is damaged: expected a manifest's name and SHA-256: {_REMEDY}")
+    path, expected = collection / "manifests" / named[1].decode(), named[2].decode()
+    if not path.is_file():
+        raise CorruptDataError(f"{path} is missing, which CURRENT names: {_REMEDY}")
+    data = path.read_bytes()
+    got = hashlib.sha256(data).hexdigest()
+    if got != expected:
+        raise CorruptDataError(f"{path} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: {_REMEDY}")
+    return _parse(path, json.loads(data))
 
 
 def publish(collection: Path, manifest: Manifest) -> None:
     """Make `manifest` the live one: its file first, then CURRENT, each in one step."""
-    body = asdict(manifest)
-    document = {"format_version": FORMAT_VERSION, "sha256": _checksum(body), "manifest": body}
+    data = json.dumps({"format_version": FORMAT_VERSION, **asdict(manifest)}, indent=1).encode()
     folder = collection / "manifests"
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / manifest.file_name, json.dumps(document, indent=1).encode())
+    write_atomically(folder / manifest.file_name, data)
     sync_folder(collection)
-    write_atomically(collection / "CURRENT", f"{manifest.file_name}\n".encode())
+    checksum = hashlib.sha256(data).hexdigest()
+    write_atomically(collection / "CURRENT", f"{manifest.file_name} {checksum}\n".encode())
 
 
-def _checksum(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _parse(path: Path, document: dict[str, Any]) -> Manifest:
+    if document["format_version"] != FORMAT_VERSION:
+        raise CorruptDataError(
+            f"{path} has format version {document['format_version']}, this release reads {FORMAT_VERSION}: "
+            "open it with the release that wrote it, or build the collection again"
+        )
+    try:
+        return _manifest(document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptDataError(f"{path} is not a readable manifest ({error!r}): {_REMEDY}") from error
 
 
-def _parse(body: dict[str, Any]) -> Manifest:
+def _manifest(body: dict[str, Any]) -> Manifest:
     for shard in body["shards"]:
         for name in (shard["name"], *shard["files"]):
             if Path(name).is_absolute() or ".." in Path(name).parts:

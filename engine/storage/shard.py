@@ -5,6 +5,7 @@
     codes.faiss        the codes, as a FAISS IndexBinaryFlat
     ids.npy            int64 per row
     rows_by_id.npy     uint32: the rows in ascending order of their ids, so that an id is found by bisection
+    tables/            optional, the multi-index; a shard without it answers by scan
     attributes.arrow   optional, what the user brought
 """
 
@@ -19,8 +20,12 @@ from numpy.typing import NDArray
 
 from engine.codes import CodeArray, IdArray
 from engine.errors import CorruptDataError
+from engine.indexes.base import MAX_ROWS
+from engine.indexes.multi import MultiIndex
 from engine.indexes.order import sort_rows
 from engine.indexes.scan import ScanIndex
+from engine.indexes.tables import Tables
+from engine.indexes.threads import usable_cores
 from engine.results import RangeResult, SearchResult
 from engine.storage.attributes import AttributeFile, write_attributes
 from engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
@@ -28,10 +33,10 @@ from engine.storage.files import sync_file, sync_folder
 from engine.storage.integrity import describe_files, remember_verified, verify_files
 from engine.storage.manifest import ShardSpec
 
-MAX_ROWS = 2**32 - 1
 
-
-def write_shard(folder: Path, codes_NW: CodeArray, ids_N: IdArray, attributes: pa.Table | None) -> ShardSpec:
+def write_shard(
+    folder: Path, codes_NW: CodeArray, ids_N: IdArray, attributes: pa.Table | None, *, bits: int, tables: bool = True
+) -> ShardSpec:
     """Write one shard into the new folder `folder` and force it to the disk.
 
     Parameters
@@ -42,6 +47,10 @@ def write_shard(folder: Path, codes_NW: CodeArray, ids_N: IdArray, attributes: p
     ids_N : ndarray of int64, shape (N,)
     attributes : pyarrow.Table or None
         N rows, in the order of the codes.
+    bits : int
+        True number of bits of a code.
+    tables : bool
+        Whether to build the multi-index.
 
     Raises
     ------
@@ -52,16 +61,19 @@ def write_shard(folder: Path, codes_NW: CodeArray, ids_N: IdArray, attributes: p
         raise ValueError(f"a shard holds 1 to {MAX_ROWS} codes, got {len(codes_NW)}: use more shards")
     folder.mkdir(parents=True)
     order_N = sort_rows(codes_NW, ids_N)
-    ids_N = ids_N[order_N]
-    write_faiss_flat(folder / "codes.faiss", codes_NW[order_N])
+    codes_NW, ids_N = codes_NW[order_N], ids_N[order_N]
+    write_faiss_flat(folder / "codes.faiss", codes_NW)
     np.save(folder / "ids.npy", ids_N)
     np.save(folder / "rows_by_id.npy", np.argsort(ids_N).astype(np.uint32))
     if attributes is not None:
         write_attributes(folder / "attributes.arrow", attributes.take(order_N))
+    if tables:
+        Tables.build(codes_NW, bits=bits, threads=usable_cores()).save(folder / "tables")
     files = describe_files(folder)
     for name in files:
         sync_file(folder / name)
-    sync_folder(folder)
+    for inner in {(folder / name).parent for name in files}:
+        sync_folder(inner)
     remember_verified(folder, files)
     return ShardSpec(name=folder.name, rows=len(ids_N), files=files)
 
@@ -77,28 +89,48 @@ class Shard:
         self._rows_by_id_N: NDArray[np.uint32] = _map_rows(folder / "rows_by_id.npy", np.uint32, spec.rows)
         has_attributes = "attributes.arrow" in spec.files
         self.attributes = AttributeFile(folder / "attributes.arrow") if has_attributes else None
-        self._index = ScanIndex(codes_NW=self.codes_NW, ids_N=self.ids_N, bits=bits)
+        self.index: MultiIndex | ScanIndex
+        if any(name.startswith("tables/") for name in spec.files):
+            self.index = MultiIndex.open(folder / "tables", codes_NW=self.codes_NW, ids_N=self.ids_N, bits=bits)
+        else:
+            self.index = ScanIndex(codes_NW=self.codes_NW, ids_N=self.ids_N, bits=bits)
 
     def __len__(self) -> int:
         """Return the number of codes."""
         return len(self.ids_N)
 
     def __repr__(self) -> str:
-        """Name the shard and its size."""
-        return f"Shard({self.name[:8]}, {len(self):,} codes)"
+        """Name the shard and describe its index."""
+        return f"Shard({self.name[:8]}, {self.index!r})"
 
-    def search(self, queries_QW: CodeArray, k: int) -> SearchResult:
+    def search(
+        self, queries_QW: CodeArray, k: int, *, threads: int | None = None, explain: bool = False
+    ) -> SearchResult:
         """See `engine.indexes.base.Index.search`."""
-        return self._index.search(queries_QW, k)
+        return self.index.search(queries_QW, k, threads=threads, explain=explain)
 
-    def range_search(self, queries_QW: CodeArray, radius: int, limit: int | None = None) -> RangeResult:
+    def range_search(
+        self,
+        queries_QW: CodeArray,
+        radius: int,
+        limit: int | None = None,
+        *,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> RangeResult:
         """See `engine.indexes.base.Index.range_search`."""
-        return self._index.range_search(queries_QW, radius, limit)
+        return self.index.range_search(queries_QW, radius, limit, threads=threads, explain=explain)
 
     def rows_of(self, ids_M: IdArray) -> NDArray[np.int64]:
         """Return the row of each id, -1 for those that are not in this shard."""
-        place_M = np.searchsorted(self.ids_N, ids_M, sorter=self._rows_by_id_N)
-        row_M = self._rows_by_id_N[np.minimum(place_M, len(self) - 1)].astype(np.int64)
+        # Not `searchsorted(sorter=...)`, which first makes an int64 copy of the whole permutation.
+        low_M, high_M = np.zeros(len(ids_M), np.int64), np.full(len(ids_M), len(self) - 1)
+        for _ in range(len(self).bit_length()):
+            middle_M = (low_M + high_M) // 2
+            below_M = self.ids_N[self._rows_by_id_N[middle_M]] < ids_M
+            low_M = np.where(below_M, np.minimum(middle_M + 1, high_M), low_M)
+            high_M = np.where(below_M, high_M, middle_M)
+        row_M = self._rows_by_id_N[low_M].astype(np.int64)
         return np.where(self.ids_N[row_M] == ids_M, row_M, -1)
 
 

@@ -12,7 +12,6 @@ from engine.codes import (
     check_k,
     check_limit,
     check_radius,
-    codes_from_bytes,
     pack_bits,
     unpack_bits,
 )
@@ -31,11 +30,6 @@ def test_pack_puts_bit_i_at_bit_i_mod_8_of_byte_i_div_8(bits):
             byte = raw[row * width + bit // 8]
             assert bool(byte >> (bit % 8) & 1) == rows[row, bit]
     np.testing.assert_array_equal(unpack_bits(codes, bits), rows)
-
-
-def test_bytes_of_other_tools_are_padded():
-    codes = codes_from_bytes(np.array([[1, 2, 3]], np.uint8), bits=24)
-    assert codes.tolist() == [[1 + (2 << 8) + (3 << 16)]]
 
 
 @pytest.mark.parametrize(

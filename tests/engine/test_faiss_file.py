@@ -28,7 +28,7 @@ def test_a_changed_header_is_refused(tmp_path, codes, position):
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CorruptDataError, match="expected .fourcc, d, code size"):
+    with pytest.raises(CorruptDataError, match=r"expected \(fourcc, d, code size"):
         map_faiss_flat(path, bits=100, rows=50)
 
 

@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from engine.indexes.base import Index
 from engine.indexes.faiss_flat import FaissFlatIndex
+from engine.indexes.faiss_multi_hash import FaissMultiHashIndex
 from engine.indexes.multi import MultiIndex
 from engine.indexes.scan import ScanIndex
 from tests import oracles
 
 BITS = [16, 32, 48, 64, 72, 128, 256, 512, 1024]
-KINDS = [ScanIndex, MultiIndex, FaissFlatIndex]
+KINDS = [ScanIndex, MultiIndex, FaissFlatIndex, FaissMultiHashIndex]
 relaxed = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
 

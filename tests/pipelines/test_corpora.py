@@ -64,7 +64,7 @@ def test_parquet_keeps_ids_and_other_columns_and_reads_across_row_groups(tmp_pat
     )
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
     entries = list_corpus(tmp_path / "a.parquet")
-    assert entries.column_names == ["id", "uri", "source", "row", "caption"]
+    assert entries.column_names == ["id", "uri", "__source", "__row", "caption"]
     assert list(read_images(entries)) == table["image"].to_pylist()
     picked = entries.take([1, 4, 9])
     assert list(read_images(picked)) == [png(1), png(4), png(9)]
@@ -78,6 +78,37 @@ def test_a_folder_of_parquet_files_with_image_structs(tmp_path):
     entries = list_corpus(tmp_path)
     assert list(read_images(entries)) == [png(0), png(10), png(1), png(11)]
     assert len(set(entries["id"].to_pylist())) == 4
+
+
+def test_columns_named_like_a_users_own_pass_through(tmp_path):
+    table = pa.table({"image": [png(1)], "source": ["camera 3"], "row": [17]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    entries = list_corpus(tmp_path / "a.parquet")
+    assert entries.select(["source", "row"]).to_pylist() == [{"source": "camera 3", "row": 17}]
+    assert list(read_images(entries)) == [png(1)]
+
+
+def test_a_damaged_row_group_is_an_error_for_its_rows_only(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [png(value) for value in range(6)]}), path, row_group_size=2, compression="none")
+    entries = list_corpus(path)
+    data = bytearray(path.read_bytes())
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
+    data[start : start + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    images = list(read_images(entries))
+    assert [isinstance(image, OSError) for image in images] == [False, False, True, True, False, False]
+    with pytest.raises(OSError, match="row group 1"):
+        read_uri(f"{path}#2")
+
+
+def test_a_parquet_file_that_went_away_is_an_error_for_its_rows(tmp_path):
+    pq.write_table(pa.table({"image": [png(1)]}), tmp_path / "a.parquet")
+    entries = list_corpus(tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").unlink()
+    assert [type(image) for image in read_images(entries)] == [OSError]
+    with pytest.raises(OSError, match="cannot be read"):
+        read_uri(entries["uri"][0].as_py())
 
 
 def test_what_cannot_be_read_is_an_error_for_that_image_only(folder):
@@ -124,6 +155,35 @@ def test_no_corpus_says_why(tmp_path, make, message):
     make(path)
     with pytest.raises(PipelineError, match=message):
         list_corpus(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": [1, None]}, "got 1 nulls"),
+        ({"id": [1, -7]}, "a least of -7"),
+        ({"id": ["a", "b"]}, "must be whole numbers, got string"),
+        ({"image": ["a.png", "b.png"]}, "with encoded images .binary, or a struct"),
+        ({"code": [1, 2]}, r"columns named \['code'\]"),
+    ],
+)
+def test_columns_that_cannot_be_kept_are_refused_before_any_work(tmp_path, columns, message):
+    pq.write_table(pa.table({"image": [png(1), png(2)], **columns}), tmp_path / "a.parquet")
+    with pytest.raises(PipelineError, match=message):
+        list_corpus(tmp_path)
+
+
+def test_files_that_disagree_are_refused(tmp_path):
+    pq.write_table(pa.table({"image": [png(1)], "label": ["x"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [png(1)], "label": [[1.5]]}), tmp_path / "b.parquet")
+    with pytest.raises(PipelineError, match="disagree on their columns"):
+        list_corpus(tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "caf\udce9.png").write_bytes(png(1))
+    with pytest.raises(PipelineError, match="is not UTF-8"):
+        list_corpus(tmp_path)
 
 
 def test_labels_are_needed_where_they_are_asked_for(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +13,17 @@ import pytest
 from PIL import Image
 
 from encoders.encoder import HashEncoder
+from encoders.training import TrainConfig, train
 from pipelines import encode as encode_module
 from pipelines.build import build_collection, read_codes
 from pipelines.encode import encode_corpus, read_summary
 from pipelines.errors import PipelineError
+from pipelines.images import batches
 
 pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+WRITTEN: dict[str, dict[str, bytes]] = {}
 
 
 def parts(folder):
@@ -34,9 +40,12 @@ def test_codes_are_what_the_encoder_gives(codes, encoder, pictures):
 
 @pytest.mark.parametrize(("batch_size", "actors"), [(1, 1), (32, 2), (256, 2)])
 def test_batches_and_actors_change_no_byte(tmp_path, monkeypatch, corpus, codes, encoder, batch_size, actors):
-    monkeypatch.setattr(encode_module, "UNIT_IMAGES", 1000)
+    monkeypatch.setattr(encode_module, "UNIT_IMAGES", 70)
     encode_corpus(corpus, encoder, tmp_path / "codes", batch_size=batch_size, actors=actors)
-    assert parts(tmp_path / "codes") == parts(codes)
+    assert len(parts(tmp_path / "codes")) == 5
+    expected = pq.read_table(codes / "parts")
+    assert pq.read_table(tmp_path / "codes" / "parts").equals(expected)
+    assert parts(tmp_path / "codes") == WRITTEN.setdefault("parts", parts(tmp_path / "codes"))
 
 
 def test_many_units_by_two_actors(tmp_path, monkeypatch, corpus, encoder):
@@ -114,12 +123,60 @@ def test_another_jobs_folder_is_left_alone(tmp_path, corpus, encoder, hostile):
     before = parts(tmp_path / "codes")
     with pytest.raises(PipelineError, match="codes of another job, with corpus"):
         encode_corpus(hostile[0], encoder, tmp_path / "codes")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PipelineError, match="has no images"):
+        encode_corpus(tmp_path / "empty", encoder, tmp_path / "codes", overwrite=True)
     assert parts(tmp_path / "codes") == before
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    for name in ("parts", "encoder"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        (tmp_path / "mine" / name / "thesis.tex").write_text("x")
     with pytest.raises(PipelineError, match="not empty"):
         encode_corpus(corpus, encoder, tmp_path / "mine", overwrite=True)
-    assert (tmp_path / "mine" / "thesis.tex").exists()
+    assert len(list(tmp_path.glob("mine/*/thesis.tex"))) == 2
+
+
+def test_an_encoder_beside_or_around_the_codes_survives(tmp_path, corpus, encoder):
+    shutil.copytree(encoder, tmp_path / "work" / "encoder")
+    with pytest.raises(PipelineError, match="not empty"):
+        encode_corpus(corpus, tmp_path / "work" / "encoder", tmp_path / "work", overwrite=True)
+    encode_corpus(corpus, encoder, tmp_path / "codes")
+    before = parts(tmp_path / "codes")
+    encode_corpus(corpus, tmp_path / "codes" / "encoder", tmp_path / "codes", overwrite=True)
+    assert parts(tmp_path / "codes") == before
+    encode_corpus(corpus, tmp_path / "work" / "encoder", tmp_path / "work" / "encoder" / "codes")
+    HashEncoder.load(tmp_path / "work" / "encoder")
+
+
+def test_a_corpus_that_changed_is_another_job(tmp_path, encoder, hostile):
+    encode_corpus(hostile[0], encoder, tmp_path / "codes")
+    (hostile[0] / "x" / "0000.png").unlink()
+    with pytest.raises(PipelineError, match="has changed since"):
+        encode_corpus(hostile[0], encoder, tmp_path / "codes")
+
+
+def test_parts_of_another_encoder_never_count_as_done(tmp_path, monkeypatch, corpus, encoder, pictures):
+    train(*pictures, TrainConfig(bits=48, epochs=1, warmup_epochs=0, seed=5)).save(tmp_path / "other")
+    encode_corpus(corpus, encoder, tmp_path / "codes")
+    shutil.copytree(tmp_path / "codes" / "sidecars", tmp_path / "stale")
+    with monkeypatch.context() as patch:
+        patch.setattr(encode_module, "_run_units", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            encode_corpus(corpus, tmp_path / "other", tmp_path / "codes", overwrite=True)
+    shutil.copytree(tmp_path / "stale", tmp_path / "codes" / "sidecars", dirs_exist_ok=True)
+    encode_corpus(corpus, tmp_path / "other", tmp_path / "codes")
+    np.testing.assert_array_equal(
+        read_codes(tmp_path / "codes").codes, HashEncoder.load(tmp_path / "other").encode(pictures[0][:300])
+    )
+
+
+def interrupt(*_arguments):
+    raise KeyboardInterrupt
+
+
+def test_large_images_are_held_a_few_at_a_time():
+    images = [(row, Image.new("L", (4000, 3000))) for row in range(7)]
+    assert [len(batch) for batch in batches(images, 256)] == [3, 3, 1]
+    assert [len(batch) for batch in batches(images[:3], 2)] == [2, 1]
 
 
 def test_a_damaged_part_is_refused(tmp_path, corpus, encoder):

@@ -105,8 +105,8 @@ def test_lists_of_labels_become_columns(corpora):
     matrix, names = labels_of(pq.read_table(corpora["several"]))
     expected = [{str(label), str(10 + label % 2)} for label in pq.read_table(corpora["one"])["label"].to_pylist()]
     assert [{names[column] for column in np.flatnonzero(row)} for row in matrix] == expected
-    with pytest.raises(PipelineError, match="2 of 3 images have no label"):
-        labels_of(pa.table({"label": [[1], [], None]}))
+    with pytest.raises(PipelineError, match=r"2 of 3 images have no label \(first: b\)"):
+        labels_of(pa.table({"uri": ["a", "b", "c"], "label": [[1], [], None]}))
 
 
 def test_an_interrupted_training_goes_on_to_the_same_encoder(tmp_path, corpora, monkeypatch):

@@ -1,0 +1,243 @@
+"""Hamming search against its peers: one process a peer, one thread, every answer checked.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/hamming.py --out benchmarks/results/hamming_NAME_DATE
+
+measures every data set of `DATA_SETS` and writes `.json`, `.md` and a plot. A peer gets `--seconds` for the queries of
+a data set; cells it does not reach are left empty. Medians over calls; a cell of batch 1 is over up to 100 queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from peers import CORE, PEERS, Peer
+
+NUM_QUERIES = 1024
+QUERY_FLIPS = 3
+CHECKED_QUERIES = 32
+RADII = (0, 2, 4, 6, 8, 10, 12, 16)
+KS = (1, 10, 100)
+BATCHES = (64, 1, 1024)
+CELL_SECONDS = 0.6
+MIN_CALLS = 3
+
+# kind, bits, rows, peers
+DATA_SETS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
+    ("uniform", 64, 1_000_000, tuple(PEERS)),
+    ("uniform", 64, 10_000_000, (*CORE, "usearch exact", "pynear mih")),
+    ("uniform", 64, 100_000_000, CORE[:3]),
+    ("uniform", 128, 10_000_000, CORE[:4]),
+    ("uniform", 256, 10_000_000, CORE[:4]),
+    ("clustered", 64, 1_000_000, tuple(PEERS)),
+    ("clustered", 64, 10_000_000, CORE),
+    ("clustered", 128, 1_000_000, CORE),
+    ("clustered", 256, 1_000_000, CORE),
+    ("learned", 64, 0, tuple(PEERS)),
+    ("learned", 128, 0, CORE),
+    ("learned", 256, 0, CORE),
+)
+
+
+def uniform(rng, rows, bits):
+    return rng.integers(0, 256, (rows, bits // 8), np.uint8)
+
+
+def clustered(rng, rows, bits, centres=4000, share=0.06):
+    """A few thousand centres of uneven size; each bit of a code differs from its centre with probability `share`."""
+    weights = rng.pareto(1.2, centres) + 0.05
+    centre = rng.integers(0, 256, (centres, bits // 8), np.uint8)[rng.choice(centres, rows, p=weights / weights.sum())]
+    for start in range(0, rows, 1_000_000):
+        part = centre[start : start + 1_000_000]
+        part ^= np.packbits(rng.random((len(part), bits)) < share, axis=1, bitorder="little")
+    return centre
+
+
+def make_data(kind: str, bits: int, rows: int, folder: Path, learned: Path | None) -> int:
+    """Write `codes.npy` and `queries.npy`: stored codes with three bits flipped (learned: codes of other images)."""
+    rng = np.random.default_rng(bits + rows)
+    if kind == "learned":
+        codes, queries = (np.load(learned / f"{name}-{bits}.npy") for name in ("database", "queries"))
+        queries = queries[rng.permutation(len(queries))[:NUM_QUERIES]]
+    else:
+        codes = {"uniform": uniform, "clustered": clustered}[kind](rng, rows, bits)
+        queries = codes[rng.choice(len(codes), NUM_QUERIES, replace=False)].copy()
+        for _ in range(QUERY_FLIPS):
+            bit = rng.integers(0, bits, NUM_QUERIES)
+            queries[np.arange(NUM_QUERIES), bit // 8] ^= (1 << (bit % 8)).astype(np.uint8)
+    np.save(folder / "codes.npy", codes)
+    np.save(folder / "queries.npy", queries)
+    return len(codes)
+
+
+def distances_to_all(query_C: np.ndarray, codes_NC: np.ndarray) -> np.ndarray:
+    """The oracle: (N,) uint16, by xor and numpy's own bit count."""
+    words = codes_NC.view(np.uint64) ^ query_C.view(np.uint64)
+    return np.bitwise_count(words).sum(axis=1, dtype=np.uint16)
+
+
+def measure(peer_name: str, folder: Path, seconds: float) -> dict:
+    """Run in a process of its own: build, then every cell until the time is up."""
+    codes, queries = np.load(folder / "codes.npy"), np.load(folder / "queries.npy")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    warm(peer_name, codes[:5000], queries)
+    start = time.perf_counter()
+    peer = PEERS[peer_name](codes)
+    result = {"build_s": time.perf_counter() - start, "cells": [], "exact": PEERS[peer_name].exact}
+    result["bytes_a_code"] = None if peer.num_bytes() is None else peer.num_bytes() / len(codes)
+    result["peak_growth_bytes_a_code"] = (
+        (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / len(codes)
+    )
+    truth = Truth(codes, queries[:CHECKED_QUERIES])
+    deadline = time.perf_counter() + seconds
+    for batch in BATCHES:
+        for operation, values in (("radius", RADII), ("knn", KS)):
+            for value in values:
+                if time.perf_counter() < deadline:
+                    cell = measure_cell(peer, queries, operation, value, batch, truth)
+                    if cell is not None:
+                        result["cells"].append(cell)
+    return result
+
+
+def warm(peer_name: str, codes: np.ndarray, queries: np.ndarray) -> None:
+    """Compile and import on a small index, so that neither is counted as build time."""
+    peer: Peer = PEERS[peer_name](codes)
+    for batch in BATCHES:
+        peer.within(queries[:batch], 2)
+        peer.nearest(queries[:batch], 3)
+
+
+def measure_cell(peer, queries, operation, value, batch, truth) -> dict | None:
+    ask = peer.within if operation == "radius" else peer.nearest
+    times, asked, first = [], 0, None
+    stop = time.perf_counter() + CELL_SECONDS
+    most = max(1, min(100, len(queries) // batch)) if batch < 1024 else 5
+    for call in range(most):
+        part = queries[call * batch % len(queries) :][:batch]
+        start = time.perf_counter()
+        answer = ask(part, value)
+        times.append(time.perf_counter() - start)
+        if answer is None:
+            return None
+        if call == 0:
+            first = answer
+        asked += len(part)
+        if time.perf_counter() > stop and (len(times) >= MIN_CALLS or times[0] > 3):
+            break
+    recall = truth.recall(operation, value, first, min(batch, CHECKED_QUERIES))
+    return {
+        "operation": operation, "value": value, "batch": batch, "calls": len(times),
+        "us_a_query": 1e6 * statistics.median(times) / batch, "recall": recall,
+    }  # fmt: skip
+
+
+class Truth:
+    """Recall of an answer: 1 only if it holds all and nothing else."""
+
+    def __init__(self, codes, queries) -> None:
+        self.codes, self.queries = codes, queries
+        self.rows: dict[int, np.ndarray] = {}
+
+    def distances(self, query: int) -> np.ndarray:
+        if query not in self.rows:
+            self.rows = {query: distances_to_all(self.queries[query], self.codes)} if len(self.codes) > 10**7 else {
+                **self.rows, query: distances_to_all(self.queries[query], self.codes)
+            }  # fmt: skip
+        return self.rows[query]
+
+    def recall(self, operation, value, answer, num_queries) -> float:
+        shares = []
+        for query in range(min(num_queries, 4 if len(self.codes) > 10**6 else num_queries)):
+            distance = self.distances(query)
+            if operation == "radius":
+                lims, rows = answer
+                expected = np.flatnonzero(distance <= value)
+                got = np.asarray(rows)[int(lims[query]) : int(lims[query + 1])]
+                assert (distance[got] <= value).all(), "an answer outside the radius"
+                shares.append(1.0 if not len(expected) else len(np.intersect1d(expected, got)) / len(expected))
+            else:
+                k = min(value, len(distance))
+                expected = np.sort(np.partition(distance, k - 1)[:k])
+                rows = np.asarray(answer[0][query], np.int64)[:k]
+                got = np.sort(distance[rows[(rows >= 0) & (rows < len(distance))]])
+                # Equal distances may be answered by different rows: what counts is that none is farther.
+                shares.append(float((got <= expected[-1]).sum()) / k)
+        return float(np.mean(shares))
+
+
+def run_peer(peer: str, folder: Path, seconds: float) -> dict:
+    """Measure in a fresh process; what it says when it fails is kept."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        __file__,
+        "--measure",
+        peer,
+        "--folder",
+        str(folder),
+        "--seconds",
+        str(seconds),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=1200)
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"], "cells": []}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine() -> dict:
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next(line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name"))
+    packages = {}
+    for name in ("faiss-cpu", "numba", "numpy", "usearch", "pynear", "lancedb", "milvus-lite"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "packages": packages}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seconds", type=float, default=40, help="for the queries of one peer on one data set")
+    parser.add_argument("--learned", type=Path, help="folder with database-BITS.npy and queries-BITS.npy")
+    parser.add_argument("--only", help="measure the data sets whose name has this in it")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.folder, options.seconds)))
+        return
+    path = options.out.with_suffix(".json")
+    results = json.loads(path.read_bytes()) if path.is_file() else {"machine": machine(), "data_sets": {}}
+    for kind, bits, rows, peers in DATA_SETS:
+        name = f"{kind}, {bits} bits, {rows:,} rows" if rows else f"{kind}, {bits} bits"
+        if (options.only and options.only not in name) or (kind == "learned" and options.learned is None):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            rows = make_data(kind, bits, rows, Path(folder), options.learned)
+            measured = results["data_sets"].setdefault(name, {"kind": kind, "bits": bits, "rows": rows, "peers": {}})
+            for peer in peers:
+                if rows <= PEERS[peer].max_rows:
+                    measured["peers"][peer] = run_peer(peer, Path(folder), options.seconds)
+                    print(name, peer, measured["peers"][peer].get("error", "ok"), flush=True)
+                    path.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

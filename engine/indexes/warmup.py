@@ -1,0 +1,61 @@
+"""Compiling every kernel before it is needed, by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from engine.indexes.multi import MultiIndex, Plan
+from engine.indexes.planner import calibrate, has_stored_costs
+from engine.kernels.compiling import cache_folder
+
+log = logging.getLogger(__name__)
+
+
+def warm(*, costs: bool = True) -> None:
+    """Compile all kernels into the cache on disk, and measure this machine's costs if they are not known yet.
+
+    Takes some twenty seconds on a new machine and a fraction of one afterwards. Several processes may call it at once:
+    one compiles, the others wait and load what it wrote.
+
+    Parameters
+    ----------
+    costs : bool
+        Whether to measure the costs the planner goes by.
+    """
+    with _one_process_at_a_time(cache_folder()):
+        _run_every_kernel()
+        if costs and not has_stored_costs():
+            calibrate()
+
+
+def _run_every_kernel() -> None:
+    """Run each kernel once; numba compiles by type of argument, and the indexes give each only one."""
+    codes_NW = np.arange(64, dtype=np.uint64).reshape(32, 2)
+    codes_NW[1] = codes_NW[0]
+    index = MultiIndex.build(codes_NW, np.arange(32), bits=128, threads=1)
+    for plan in get_args(Plan):
+        index.search(codes_NW[:3], 2, plan=plan, threads=1)
+        index.range_search(codes_NW[:3], 2, plan=plan, threads=1)
+    index.candidates(codes_NW[:3], 2)
+
+
+@contextmanager
+def _one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a lock in `folder`; without one where the folder cannot be written, and nothing will be cached either."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".warm").open("w")
+    except OSError as error:
+        log.warning("compiled kernels cannot be kept in %s (%s)", folder, error)
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,178 @@
+"""The planner: what it picks, how it explains it, and where its costs come from."""
+
+import doctest
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from engine.indexes import planner, probe, tables, threads
+from engine.indexes.multi import MultiIndex
+from engine.indexes.planner import Costs, likely_radius, split_by_cost
+from engine.indexes.tables import choose_widths, sketch_runs
+from engine.kernels.compiling import cache_folder
+from tests import oracles
+from tests.engine.test_indexes_exact import assert_range, assert_search
+
+ROWS = 200_000
+CHEAP_TABLES = Costs(word_ns=1e3, load_ns=1e3, mask_ns=1e-3, candidate_ns=1e-3)
+CHEAP_SCAN = Costs(word_ns=1e-6, load_ns=1e-6, mask_ns=1e3, candidate_ns=1e3)
+
+
+@pytest.fixture(scope="module")
+def uniform():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(2**64, size=(ROWS, 1), dtype=np.uint64)
+    queries = codes[:20] ^ np.uint64(0b10101)
+    return MultiIndex.build(codes, np.arange(ROWS), bits=64), queries
+
+
+def use_costs(monkeypatch, costs):
+    monkeypatch.setattr(planner, "_costs", costs)
+
+
+@pytest.mark.parametrize("module", [planner, probe, tables, threads])
+def test_examples_in_docstrings(module):
+    assert doctest.testmod(module).failed == 0
+
+
+def test_near_queries_go_to_tables_and_wide_ones_to_the_scan(uniform, monkeypatch):
+    index, queries = uniform
+    use_costs(monkeypatch, Costs())
+    assert set(index.range_search(queries, 2, explain=True).explain.plans) == {"tables"}
+    assert set(index.range_search(queries, 30, explain=True).explain.plans) == {"scan"}
+    assert set(index.search(queries, 1, explain=True).explain.plans) == {"tables"}
+    assert set(index.search(queries, 100_000, explain=True).explain.plans) <= {"scan", "tables, then scan"}
+
+
+@pytest.mark.parametrize("costs", [CHEAP_TABLES, CHEAP_SCAN])
+def test_costs_change_the_plan_and_never_the_answer(uniform, monkeypatch, costs):
+    index, queries = uniform
+    expected = index.range_search(queries, 9, plan="scan"), index.search(queries, 12, plan="scan")
+    use_costs(monkeypatch, costs)
+    within, near = index.range_search(queries, 9, explain=True), index.search(queries, 12, explain=True)
+    np.testing.assert_array_equal(within.ids, expected[0].ids)
+    np.testing.assert_array_equal(near.ids, expected[1].ids)
+    plan = {"tables"} if costs is CHEAP_TABLES else {"scan", "tables, then scan"}
+    assert set(within.explain.plans) <= plan
+    assert set(near.explain.plans) <= plan
+
+
+def test_a_crowded_query_is_scanned_and_a_lonely_one_is_not(monkeypatch):
+    rng = np.random.default_rng(1)
+    crowd = np.uint64(0xABCDEF) ^ rng.integers(2**30, size=(40_000, 1), dtype=np.uint64)
+    codes = np.concatenate([crowd, rng.integers(2**64, size=(10_000, 1), dtype=np.uint64)])
+    index = MultiIndex.build(codes, np.arange(50_000), bits=64)
+    queries = np.concatenate([crowd[:6], codes[-6:]])
+    use_costs(monkeypatch, Costs(word_ns=0.1, load_ns=0.25, mask_ns=6.0, candidate_ns=8.0))
+    found = index.range_search(queries, 3, explain=True)
+    assert found.explain.plans == ("scan",) * 6 + ("tables",) * 6
+    assert (found.explain.candidates[:6] == 50_000).all()
+    assert (found.explain.candidates[6:] < 1000).all()
+    assert (found.explain.probes[6:] > 0).all()
+    assert (found.explain.seconds > 0).all()
+    assert_range(found, queries, codes, np.arange(50_000), 3)
+
+
+def test_queries_that_the_tables_give_up_are_scanned(uniform, monkeypatch):
+    index, queries = uniform
+    use_costs(monkeypatch, Costs(word_ns=0.001, load_ns=0.001, mask_ns=1.0, candidate_ns=1.0))
+    near = index.search(queries, 40, explain=True)
+    assert "tables, then scan" in near.explain.plans
+    assert_search(near, queries, index.codes_NW, index.ids_N, 40)
+
+
+def test_counted_candidates_are_those_met(uniform):
+    index, queries = uniform
+    met = index.range_search(queries, 3, plan="tables", explain=True).explain.candidates
+    np.testing.assert_array_equal(index.candidates(queries, 3), met)
+    met = index.range_search(queries, 11, plan="tables", explain=True).explain.candidates
+    np.testing.assert_allclose(index.candidates(queries, 11), met, rtol=0.3)
+
+
+def test_the_dearest_queries_share_a_scan():
+    costs = Costs(word_ns=1.0, load_ns=9.0)
+    by_tables = split_by_cost(np.array([1.0, 5000.0, 2.0, 6000.0]), costs, rows=1000, words=1)
+    assert by_tables.tolist() == [True, True, True, True]  # two would pay 5,500 each
+    by_tables = split_by_cost(np.array([1.0, 5600.0, 2.0, 6000.0]), costs, rows=1000, words=1)
+    assert by_tables.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("bits", [1, 5, 16, 48, 64, 72, 128, 1000, 1024])
+@pytest.mark.parametrize("distinct", [0, 1, 300, 10**6, 10**9])
+def test_substrings_fit_and_sketches_avoid_them(bits, distinct):
+    widths = choose_widths(bits, distinct)
+    assert len(widths) <= 16
+    assert sum(widths) <= bits
+    assert min(widths) >= 1
+    top = bits
+    sketch_bits = 64 - max(distinct, 2).bit_length()
+    for width, runs in zip(widths, sketch_runs(bits, widths, sketch_bits).tolist(), strict=True):
+        held = {*range(runs[0], runs[0] + runs[1]), *range(runs[2], runs[2] + runs[3])}
+        assert len(held) == runs[1] + runs[3] <= sketch_bits
+        assert held <= set(range(bits)) - set(range(top - width, top))
+        top -= width
+
+
+@pytest.mark.parametrize(("bits", "k"), [(16, 3), (64, 1), (64, 50), (1024, 5)])
+def test_likely_radius_is_what_uniform_codes_have(bits, k):
+    rng = np.random.default_rng(0)
+    codes = oracles.hamming_distances(
+        rng.integers(2, size=(20, bits)).astype(bool), rng.integers(2, size=(5000, bits)) > 0
+    )
+    assert abs(likely_radius(bits, 5000, k) - np.sort(codes, axis=1)[:, k - 1].mean()) < 0.02 * bits
+
+
+def test_costs_are_measured_once_and_stored(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(planner, "CALIBRATION_ROWS", 2**14)
+    use_costs(monkeypatch, None)
+    assert planner.current_costs(10) == Costs()
+    assert not planner.has_stored_costs()
+    measured = planner.current_costs(planner.WORTH_MEASURING)
+    assert planner.has_stored_costs()
+    use_costs(monkeypatch, None)
+    assert planner.current_costs(10) == measured
+    stored = next((tmp_path / "hashlight").glob("costs-*.json"))
+    stored.write_text('{"word_ns": -1.0}')
+    use_costs(monkeypatch, None)
+    assert planner.current_costs(10) == Costs()
+
+
+def test_costs_that_cannot_be_stored_hold_for_the_process(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(planner.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
+    monkeypatch.setattr(planner, "CALIBRATION_ROWS", 2**14)
+    use_costs(monkeypatch, None)
+    costs = planner.calibrate()
+    assert "cannot be stored" in caplog.text
+    assert planner.current_costs(10) == costs
+
+
+def test_two_processes_warm_up_at_once(tmp_path):
+    warm_two_processes(cache_folder(), tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_warm_up_an_empty_cache(tmp_path):
+    warm_two_processes(tmp_path / "cache", tmp_path)
+
+
+def warm_two_processes(cache, home):
+    program = "from engine.indexes.warmup import warm; warm(costs=False)"
+    environment = {"NUMBA_CACHE_DIR": str(cache), "PATH": "/usr/bin:/bin", "HOME": str(home)}
+    running = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+
+
+def test_clustered_codes_answer_exactly_at_every_radius(monkeypatch):
+    rng = np.random.default_rng(7)
+    codes = oracles.clustered_codes(rng, 3000, 64, centres=30, flips=6)
+    ids = rng.permutation(3000)
+    index = MultiIndex.build(codes, ids, bits=64)
+    queries = codes[:8]
+    for costs in (Costs(), CHEAP_TABLES, CHEAP_SCAN):
+        use_costs(monkeypatch, costs)
+        for radius in (0, 4, 9, 20):
+            assert_range(index.range_search(queries, radius), queries, codes, ids, radius)

@@ -1,0 +1,58 @@
+"""The main job on real images reaches what it promises."""
+
+from __future__ import annotations
+
+import json
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from engine.collection import Collection
+from pipelines.build import codes_column
+from pipelines.demo import run_demo
+from pipelines.errors import PipelineError
+from tests import oracles
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_the_demo_finds_images_of_the_querys_class(tmp_path):
+    run_demo(tmp_path / "demo")
+    report = json.loads((tmp_path / "demo" / "report.json").read_bytes())
+    methods = report["methods"]
+    assert methods["hashnet"]["map_all"] >= 0.80
+    assert abs(methods["hashnet"]["map_all"] - report["map_relaxed"]) <= 0.02
+    assert methods["hashnet"]["map_all"] > methods["itq"]["map_all"] > methods["lsh"]["map_all"] > 0.5
+    for picture in ("answers.png", "precision_recall.png"):
+        assert (tmp_path / "demo" / picture).stat().st_size > 20_000
+    check_collection(tmp_path / "demo")
+
+
+def check_collection(demo):
+    """Its four shards answer 500 real queries as the oracle does, and FAISS opens each."""
+    collection = Collection.open(demo / "collection", verify=True)
+    stored = pq.read_table(demo / "codes" / "database" / "parts", columns=["id", "code"])
+    codes, ids = codes_column(stored["code"]), stored["id"].to_numpy()
+    queries = codes_column(pq.read_table(demo / "codes" / "queries" / "parts")["code"])[:500].copy()
+    assert (len(collection.shards), len(collection)) == (4, 9000)
+    distances, expected = oracles.knn(queries, codes, ids, 10)
+    found = collection.search(queries, 10)
+    np.testing.assert_array_equal(found.distances, distances)
+    np.testing.assert_array_equal(found.ids, expected)
+    within, _ = oracles.within_radius(queries, codes, ids, 2)
+    result = collection.range_search(queries, 2)
+    pairs = list(zip(result.distances.tolist(), result.ids.tolist(), strict=True))
+    assert pairs == [pair for answers in within for pair in answers]
+    assert len(pairs) > 10_000, "an empty answer must not pass"
+    for shard in collection.shards:
+        index = faiss.read_index_binary(str(demo / "collection" / "shards" / shard.name / "codes.faiss"))
+        assert index.ntotal == len(shard)
+
+
+def test_the_demo_leaves_other_folders_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(PipelineError, match=r"thesis\.tex"):
+        run_demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
