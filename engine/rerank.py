@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.results import PAD_ID
+from engine.results import PAD_ID, RangeResult
 
 METRICS = ("l2", "cosine")
 
@@ -59,6 +59,14 @@ class RerankResult(NamedTuple):
 
     distances: NDArray[np.float32]
     ids: NDArray[np.int64]
+
+
+def pools_of_range(result: RangeResult) -> NDArray[np.int64]:
+    """Return the answers of a radius search as rows (Q, P) of ids, padded with -1 to the longest."""
+    counts_Q = np.diff(result.lims)
+    pool_QP = np.full((len(counts_Q), int(counts_Q.max(initial=0))), PAD_ID, np.int64)
+    pool_QP[np.arange(pool_QP.shape[1]) < counts_Q[:, None]] = result.ids
+    return pool_QP
 
 
 def rerank_pool(

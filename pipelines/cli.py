@@ -178,6 +178,7 @@ def encode(
     output: Annotated[Path, typer.Option("--output", help="Folder for the codes.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Decoded images held at once by an actor.")] = 256,
     actors: Annotated[int | None, typer.Option(min=1, help="Processes; as many as cores if left out.")] = None,
+    features: Annotated[bool, typer.Option("--features", help="Keep fine features too, to re-rank by.")] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -189,7 +190,14 @@ def encode(
     start = time.perf_counter()
     with progress_bar("encoding") as report:
         summary = encode_corpus(
-            input, encoder, output, batch_size=batch_size, actors=actors, overwrite=overwrite, progress=report
+            input,
+            encoder,
+            output,
+            batch_size=batch_size,
+            actors=actors,
+            features=features,
+            overwrite=overwrite,
+            progress=report,
         )
     seconds = time.perf_counter() - start
     if as_json:
