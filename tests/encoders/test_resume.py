@@ -8,7 +8,7 @@ import torch
 import encoders.checkpoints
 from encoders.errors import EncoderError
 from encoders.metrics import mean_average_precision
-from encoders.supervision import LabelSupervision, NoSupervision, ViewSupervision
+from encoders.supervision import LabelSupervision, NoSupervision, PairList, ViewSupervision
 from encoders.training import TrainConfig, train
 from encoders.validation import keep_out, validation_map
 from tests.encoders.test_training import IMAGES, LABELS, QUERIES
@@ -65,6 +65,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_encoder(tmp_path, each_step
         ({"method": "latent"}, {"labels": LABELS[:64]}),
         ({"method": "csq", "chunk_size": 6}, {"labels": LABELS[:64]}),
         ({"method": "hashnet", "warmup_epochs": 0}, {"views": True}),
+        ({"method": "hashnet", "warmup_epochs": 0, "validation_images": 16}, {"views": True}),
         ({"method": "hashnet", "validation_images": 16, "epochs": 3}, {"labels": LABELS[:64]}),
         ({"method": "dhn", "precision": "bfloat16"}, {"labels": LABELS[:64]}),
         ({"method": "itq", "warmup_epochs": 2}, {"labels": LABELS[:64]}),
@@ -156,6 +157,12 @@ def test_images_kept_out_are_never_trained_on():
     assert torch.equal(views, torch.cat([kept_out, kept_out]))
     with pytest.raises(ValueError, match="at most half of 192 images, got 97"):
         keep_out(LabelSupervision(LABELS, 192), 97, seed=0)
+
+
+def test_pairs_cannot_be_kept_out():
+    pairs = PairList([0, 1], [2, 3], [1, 0])
+    with pytest.raises(ValueError, match="without losing most of its pairs"):
+        train(IMAGES[:8], pairs=pairs, config=TrainConfig(bits=4, validation_images=2))
 
 
 def test_validation_ranks_every_image_by_every_other():
