@@ -96,6 +96,7 @@ def measure(peer_name: str, folder: Path, seconds: float) -> dict:
     start = time.perf_counter()
     peer = PEERS[peer_name](codes)
     result = {"build_s": time.perf_counter() - start, "cells": [], "exact": PEERS[peer_name].exact}
+    result["rows"] = len(codes)
     result["bytes_a_code"] = None if peer.num_bytes() is None else peer.num_bytes() / len(codes)
     result["peak_growth_bytes_a_code"] = (
         (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / len(codes)
@@ -229,7 +230,7 @@ def main() -> None:
         name = f"{kind}, {bits} bits, {rows:,} rows" if rows else f"{kind}, {bits} bits"
         if (options.only and options.only not in name) or (kind == "learned" and options.learned is None):
             continue
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
             rows = make_data(kind, bits, rows, Path(folder), options.learned)
             measured = results["data_sets"].setdefault(name, {"kind": kind, "bits": bits, "rows": rows, "peers": {}})
             for peer in peers:

@@ -51,6 +51,8 @@ class MultiIndex:
     tables : Tables
         Built over `codes_NW`.
     bits : int
+    scanned_NW : ndarray of uint64, shape (N, W), optional
+        The same codes for scans, where these are mapped apart: a map is read either here and there or in order.
 
     Notes
     -----
@@ -58,15 +60,17 @@ class MultiIndex:
     "tables" to overrule it. The answer never depends on it.
     """
 
-    def __init__(self, *, codes_NW: CodeArray, ids_N: IdArray, tables: Tables, bits: int) -> None:
-        self._scan = ScanIndex(codes_NW=codes_NW, ids_N=ids_N, bits=bits)
+    def __init__(
+        self, *, codes_NW: CodeArray, ids_N: IdArray, tables: Tables, bits: int, scanned_NW: CodeArray | None = None
+    ) -> None:
+        self._scan = ScanIndex(codes_NW=codes_NW if scanned_NW is None else scanned_NW, ids_N=ids_N, bits=bits)
         if (tables.rows, tables.bits) != (len(ids_N), bits):
             raise ValueError(
                 f"`tables` were built over {tables.rows} codes of {tables.bits} bits, "
                 f"got {len(ids_N)} codes of {bits} bits: build them again"
             )
         self.bits = bits
-        self.codes_NW: CodeArray = self._scan.codes_NW
+        self.codes_NW: CodeArray = codes_NW
         self.ids_N: IdArray = self._scan.ids_N
         self.tables = tables
         self._probe = TableProbe(self.codes_NW, self.ids_N, tables)
@@ -87,8 +91,10 @@ class MultiIndex:
         return cls(codes_NW=codes_NW, ids_N=ids_N, tables=Tables.build(codes_NW, bits=bits, threads=cores), bits=bits)
 
     @classmethod
-    def open(cls, folder: Path, *, codes_NW: CodeArray, ids_N: IdArray, bits: int) -> Self:
-        """Map the tables that `save` wrote into `folder`; codes and ids are those they were built over.
+    def open(
+        cls, folder: Path, *, codes_NW: CodeArray, ids_N: IdArray, bits: int, scanned_NW: CodeArray | None = None
+    ) -> Self:
+        """Map the tables that `save` wrote into `folder`; the other arguments are those of the constructor.
 
         Raises
         ------
@@ -96,7 +102,7 @@ class MultiIndex:
             If the folder holds no tables, or tables of other codes.
         """
         tables = Tables.open(folder, bits=bits, rows=len(ids_N))
-        return cls(codes_NW=codes_NW, ids_N=ids_N, tables=tables, bits=bits)
+        return cls(codes_NW=codes_NW, ids_N=ids_N, tables=tables, bits=bits, scanned_NW=scanned_NW)
 
     def save(self, folder: Path) -> None:
         """Write the tables, without codes and ids, into the new folder `folder`."""
@@ -229,10 +235,13 @@ class MultiIndex:
 
     def _budget(self, plan: Plan, k: int, sharing: int, mask: RowMask | None) -> Budget:
         if plan == "tables":
-            return Budget(mask_ns=1.0, candidate_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits)
+            return Budget(
+                mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits
+            )
         rows = len(self) if mask is None else int(np.count_nonzero(mask))
         reach = likely_radius(self.bits, rows, k)
-        return plan_nearest(current_costs(len(self)), len(self), self.codes_NW.shape[1], sharing, reach)
+        costs, words = current_costs(len(self)), self.codes_NW.shape[1]
+        return plan_nearest(costs, len(self), self.tables.distinct, words, sharing, reach)
 
     def _ask_tables(
         self,

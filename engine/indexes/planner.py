@@ -35,11 +35,14 @@ from engine.kernels.compiling import kernels_digest
 
 log = logging.getLogger(__name__)
 
-TRIAL = 0.15  # share of a scan that may be spent on finding out whether the tables are cheaper
-CALIBRATION_ROWS = 2**22
+TRIAL = 0.07  # share of a scan that may be spent on finding out whether the tables are cheaper
+NEAR_ROWS = 2**16
+FAR_ROWS = 2**22
 SCANNED_TOGETHER = 32
-REPEATS = 5
-WORTH_MEASURING = 2**20  # rows from which a wrong choice is felt
+REPEATS = 7
+EVEN = 8.0  # buckets up to this much above their mean are what chance makes of uniform codes
+WORTH_COUNTING_NS = 50_000.0
+WORTH_MEASURING = 500_000  # rows from which a wrong choice is felt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +55,22 @@ class Costs:
         One word of one code against one query, in a large batch.
     load_ns : float
         One word of one code brought in, once for the whole batch.
-    mask_ns : float
-        One bucket looked up.
+    near_lookup_ns, far_lookup_ns : float
+        One bucket looked up, in tables that fit the cache and in tables that do not.
     candidate_ns : float
-        One candidate read from a table's list.
+        One entry of a bucket.
     """
 
     word_ns: float = 0.1
     load_ns: float = 0.25
-    mask_ns: float = 6.0
-    candidate_ns: float = 12.0
+    near_lookup_ns: float = 5.0
+    far_lookup_ns: float = 16.0
+    candidate_ns: float = 0.6
+
+    def lookup_ns(self, distinct: int) -> float:
+        """Return what a lookup costs in tables over so many distinct codes: between near and far by their logarithm."""
+        far = (math.log2(max(distinct, 1)) - math.log2(NEAR_ROWS)) / (math.log2(FAR_ROWS) - math.log2(NEAR_ROWS))
+        return self.near_lookup_ns + min(max(far, 0.0), 1.0) * (self.far_lookup_ns - self.near_lookup_ns)
 
     def scan_ns(self, rows: int, words: int, queries: int) -> float:
         """Return what a scan costs for each of `queries` that share it."""
@@ -86,25 +95,33 @@ def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int
 def plan_range(probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Costs, rows: int) -> NDArray[np.bool_]:
     """Return which queries (Q,) of a radius search the tables should answer.
 
-    Nothing is counted where lookups alone cost more than any scan, nor where even the fullest buckets cost less.
+    Nothing is counted where lookups alone cost more than any scan, where even the fullest buckets cost less, where all
+    buckets are about as full, or where the whole scan takes no longer than counting would: then the middle between
+    the mean bucket and the fullest is a fair guess.
     """
     num_queries, words = queries_QW.shape
     plan = probe.plan(radius)
-    lookups_ns = plan.lookups * costs.mask_ns
+    lookups_ns = plan.lookups * costs.lookup_ns(probe.tables.distinct)
     if lookups_ns > costs.scan_ns(rows, words, 1):
         return np.zeros(num_queries, np.bool_)
     if lookups_ns + plan.most * costs.candidate_ns < costs.scan_ns(rows, words, num_queries):
         return np.ones(num_queries, np.bool_)
+    even = max(probe.tables.largest) <= EVEN * float(probe.mean_T.max()) + EVEN
+    if even or num_queries * costs.scan_ns(rows, words, num_queries) < WORTH_COUNTING_NS:
+        candidates = plan.mean if even else math.sqrt(plan.mean * plan.most)
+        by_tables = lookups_ns + candidates * costs.candidate_ns < costs.scan_ns(rows, words, num_queries)
+        return np.full(num_queries, by_tables)
     table_ns_Q = lookups_ns + probe.count_candidates(queries_QW, radius) * costs.candidate_ns
     return split_by_cost(table_ns_Q, costs, rows, words)
 
 
-def plan_nearest(costs: Costs, rows: int, words: int, sharing: int, likely_radius: int) -> Budget:
+def plan_nearest(costs: Costs, rows: int, distinct: int, words: int, sharing: int, likely_radius: int) -> Budget:
     """Return what a kNN query may spend on the tables before it joins a scan shared by `sharing` queries."""
     scan_ns = costs.scan_ns(rows, words, sharing)
     return Budget(
-        mask_ns=costs.mask_ns,
+        mask_ns=costs.lookup_ns(distinct),
         candidate_ns=costs.candidate_ns,
+        read_ns=costs.lookup_ns(distinct) * (1 + (words - 1) / 4),
         scan_ns=scan_ns,
         trial_ns=TRIAL * scan_ns,
         likely_radius=likely_radius,
@@ -132,12 +149,12 @@ def _share_within(bits: int) -> NDArray[np.float64]:
 
 def current_costs(rows: int) -> Costs:
     """Return this machine's costs: measured before, measured now if `rows` make it worth a second, or the defaults."""
-    global _costs
-    if _costs is not None:
-        return _costs
+    global _costs, _looked
+    if _costs is not None or (_looked and rows < WORTH_MEASURING):
+        return _costs or Costs()
     with _lock:
-        if _costs is None:
-            _costs = _load()
+        if not _looked:
+            _costs, _looked = _load(), True
         if _costs is None and rows >= WORTH_MEASURING:
             _costs = _measure_and_store()
         return _costs or Costs()
@@ -161,6 +178,7 @@ def calibrate() -> Costs:
 
 _lock = threading.Lock()
 _costs: Costs | None = None
+_looked = False  # whether `_costs` is what the cache folder holds, if only nothing
 
 
 def _measure_and_store() -> Costs:
@@ -193,36 +211,43 @@ def _costs_path() -> Path:
 
 
 def _measure() -> Costs:
-    """Time scans of one and of many queries, then lookups with few and with many candidates; solve for the costs."""
+    """Time scans of one and of many queries, then lookups in near and far tables, sparse and crowded ones."""
     rng = np.random.default_rng(0)
-    codes_NW = np.sort(rng.integers(2**64, size=(CALIBRATION_ROWS, 1), dtype=np.uint64), axis=0)
-    ids_N = np.arange(CALIBRATION_ROWS)
+    codes_NW = np.sort(rng.integers(2**64, size=(FAR_ROWS, 1), dtype=np.uint64), axis=0)
+    ids_N = np.arange(FAR_ROWS)
     queries_QW = rng.integers(2**64, size=(SCANNED_TOGETHER, 1), dtype=np.uint64)
     scan = ScanIndex(codes_NW=codes_NW, ids_N=ids_N, bits=64)
-    alone_ns = _median_ns(lambda: scan.within(queries_QW[:1], 2, None, 1, False)) / CALIBRATION_ROWS
-    together_ns = _median_ns(lambda: scan.within(queries_QW, 2, None, 1, False)) / CALIBRATION_ROWS
+    alone_ns = _least_ns(lambda: scan.within(queries_QW[:1], 2, None, 1, False)) / FAR_ROWS
+    together_ns = _least_ns(lambda: scan.within(queries_QW, 2, None, 1, False)) / FAR_ROWS
     word_ns = max((together_ns - alone_ns) / (SCANNED_TOGETHER - 1), 1e-3)
-    sparse = TableProbe(codes_NW, ids_N, Tables.build(codes_NW, bits=64, widths=[21, 21, 22]))
-    crowded = TableProbe(codes_NW, ids_N, Tables.build(codes_NW, bits=64, widths=[16, 16, 16, 16]))
-    probes, ns = np.zeros((2, 2)), np.zeros(2)
-    for case, (probe, radius) in enumerate([(sparse, 8), (crowded, 7)]):
-        work = probe.within(queries_QW, radius, None)[1]
-        probes[case] = work.probes.sum(), work.candidates.sum()
-        ns[case] = _median_ns(partial(probe.within, queries_QW, radius, None))
-    mask_ns, candidate_ns = np.maximum(np.linalg.solve(probes, ns), 0.5)
+    sparse_ns, sparse_entries = _lookup_ns(codes_NW, queries_QW, [21, 21, 22], 8)
+    crowded_ns, crowded_entries = _lookup_ns(codes_NW, queries_QW, [16, 16, 16, 16], 7)
+    candidate_ns = max((crowded_ns - sparse_ns) / (crowded_entries - sparse_entries), 0.1)
+    few_NW = np.ascontiguousarray(codes_NW[:: FAR_ROWS // NEAR_ROWS])
+    near_ns, near_entries = _lookup_ns(few_NW, queries_QW, [16, 16, 16, 16], 11)
     return Costs(
         word_ns=float(word_ns),
         load_ns=float(max(alone_ns - word_ns, 1e-3)),
-        mask_ns=float(mask_ns),
+        near_lookup_ns=float(max(near_ns - near_entries * candidate_ns, 0.5)),
+        far_lookup_ns=float(max(sparse_ns - sparse_entries * candidate_ns, 0.5)),
         candidate_ns=float(candidate_ns),
     )
 
 
-def _median_ns(run: Callable[[], object]) -> float:
+def _lookup_ns(codes_NW: CodeArray, queries_QW: CodeArray, widths: list[int], radius: int) -> tuple[float, float]:
+    """Return the time of a lookup with all that follows from it, and the mean number of entries it meets."""
+    probe = TableProbe(codes_NW, np.arange(len(codes_NW)), Tables.build(codes_NW, bits=64, widths=widths))
+    work = probe.within(queries_QW, radius, None)[1]
+    lookups = float(work.probes.sum())
+    return _least_ns(partial(probe.within, queries_QW, radius, None)) / lookups, work.candidates.sum() / lookups
+
+
+def _least_ns(run: Callable[[], object]) -> float:
+    """Return the least time of several runs: what other programs take only ever adds to it."""
     run()
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter_ns()
         run()
         times.append(time.perf_counter_ns() - start)
-    return float(np.median(times))
+    return float(min(times))

@@ -38,20 +38,23 @@ class RadiusPlan(NamedTuple):
         Buckets a query looks up.
     most : int
         Candidates it meets at most, were all those buckets the largest of their table.
+    mean : float
+        Candidates it meets if those buckets are no fuller than others.
     """
 
     reach: NDArray[np.int64]
     lookups: int
     most: int
+    mean: float
 
 
 class Budget(NamedTuple):
-    """When `TableProbe.nearest` gives a query up.
+    """When `TableProbe.nearest` gives a query up; in the order in which the kernel takes it.
 
     Attributes
     ----------
-    mask_ns, candidate_ns : float
-        Cost of looking up a bucket and of reading a candidate.
+    mask_ns, candidate_ns, read_ns : float
+        Cost of looking up a bucket, of an entry in it, and of reading the code of an entry that was not dismissed.
     scan_ns : float
         Give up when the steps that remain cost more than this, which is what a scan costs...
     trial_ns : float
@@ -62,6 +65,7 @@ class Budget(NamedTuple):
 
     mask_ns: float
     candidate_ns: float
+    read_ns: float
     scan_ns: float
     trial_ns: float
     likely_radius: int
@@ -100,7 +104,8 @@ class TableProbe:
             reach_T = np.minimum(reach_T, self.tables.widths)
             lookups = [sum(counts[: reach + 1].tolist()) for counts, reach in zip(self.count_TS, reach_T, strict=True)]
             most = sum(count * largest for count, largest in zip(lookups, self.tables.largest, strict=True))
-            plan = self._plans[radius] = RadiusPlan(reach_T, sum(lookups), most)
+            mean = float(self.mean_T @ np.array(lookups))
+            plan = self._plans[radius] = RadiusPlan(reach_T, sum(lookups), most, mean)
         return plan
 
     def count_candidates(self, queries_QW: CodeArray, radius: int) -> NDArray[np.int64]:
@@ -155,8 +160,7 @@ class TableProbe:
         excess_T = np.empty(len(self.mean_T))
         knn_tables(
             *self._shape, mask_bytes(mask), self._ids_N, queries_QW, bound_Q, *self._arrays, *self._scratch(), *work,
-            self.count_TS, self.mean_T, excess_T, budget.mask_ns, budget.candidate_ns, budget.scan_ns, budget.trial_ns,
-            budget.likely_radius, done_Q, *heaps,
+            self.count_TS, self.mean_T, excess_T, *budget, done_Q, *heaps,
         )  # fmt: skip
         return done_Q, work
 

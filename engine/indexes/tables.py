@@ -17,6 +17,7 @@ from engine.errors import CorruptDataError
 from engine.indexes.arrays import bytes_of, read_only
 from engine.indexes.threads import run_parts
 from engine.kernels.multi_index import build_first_table, build_table, mark_distinct
+from engine.mapping import read_at_random
 
 FORMAT_VERSION = 1
 MAX_WIDTH = 24  # 64 MiB of offsets a table
@@ -221,6 +222,7 @@ def _begins(widths: list[int]) -> list[int]:
 
 def _map(path: Path, dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
     array: NDArray[Any] = np.load(path) if path.stat().st_size <= EMPTY_NPY else open_memmap(path, mode="r")
+    read_at_random(array)
     if array.dtype != dtype or array.ndim != 1:
         raise ValueError(f"{path.name} holds {array.dtype} of shape {array.shape}, expected {dtype.__name__} in a row")
     return array

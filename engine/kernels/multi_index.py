@@ -342,7 +342,8 @@ def knn_tables(
     code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, id_N, query_QW, bound_Q,
     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
-    count_TS, mean_T, excess_T, mask_ns, candidate_ns, scan_ns, trial_ns, likely_radius, done_Q, dist_QK, id_QK,
+    count_TS, mean_T, excess_T, mask_ns, candidate_ns, read_ns, scan_ns, trial_ns, likely_radius,
+    done_Q, dist_QK, id_QK,
 ):  # fmt: skip
     """Fill the heaps with the nearest rows within `bound_Q` by steps of growing radius.
 
@@ -362,19 +363,21 @@ def knn_tables(
         done_Q[query] = 0
         seen_T[:] = -1
         excess_T[:] = 1.0
+        share_read = 1.0
         spent_ns = 0.0
         step = 0
         while done_Q[query] == 0:
             reach = step // num_tables
             table = step % num_tables
             goal = min(likely_radius, np.int64(min(bound_Q[query], dist_K[0])))
-            next_ns, rest_ns = steps_cost(step, goal, count_TS, mean_T, excess_T, mask_ns, candidate_ns)
+            entry_ns = candidate_ns + share_read * read_ns
+            next_ns, rest_ns = steps_cost(step, goal, count_TS, mean_T, excess_T, mask_ns, entry_ns)
             if spent_ns + next_ns > trial_ns and rest_ns > scan_ns:
                 bound_Q[query] = min(bound_Q[query], dist_K[0])
                 break
             if reach <= width_T[table]:
                 before = candidates_Q[query]
-                knn_step(
+                read = knn_step(
                     code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, id_N,
                     query_QW[query], bound_Q[query], query, reach, table,
                     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
@@ -382,7 +385,8 @@ def knn_tables(
                 )  # fmt: skip
                 met = candidates_Q[query] - before
                 excess_T[table] = max(1.0, np.sqrt(met / (count_TS[table, reach] * mean_T[table])))
-                spent_ns += count_TS[table, reach] * mask_ns + met * candidate_ns
+                share_read = read / max(met, 1)
+                spent_ns += count_TS[table, reach] * mask_ns + met * candidate_ns + read * read_ns
                 seen_T[table] = reach
             # Everything within `step` has now been met.
             if step >= min(bound_Q[query], dist_K[0]) or reach > widest:
@@ -396,7 +400,8 @@ def knn_step(
     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, dist_K, id_K,
 ):  # fmt: skip
-    """Offer what one table has at substring distance `reach` to a heap."""
+    """Offer what one table has at substring distance `reach` to a heap; return how many codes were read."""
+    read = 0
     width = width_T[table]
     value = query_substring(query_W, low_T[table], width)
     sketch = query_sketch(query_W, sketch_T4[table])
@@ -417,6 +422,7 @@ def knn_step(
                 farthest, reach, from_P, to_P, kept, place_2, row_C,
             )  # fmt: skip
             candidates_Q[query] += seen
+            read += size
             for candidate in range(size):
                 row = row_C[candidate]
                 dist = candidate_distance(code_bytes, num_words, row, query_W)
@@ -424,10 +430,11 @@ def knn_step(
                     code_bytes, num_words, row, query_W, low_T, width_T, submask_TW, seen_T
                 ):
                     offer_run(code_bytes, num_words, num_rows, may_N, id_N, row, np.int32(dist), dist_K, id_K)
+    return read
 
 
 @kernel
-def steps_cost(step, goal, count_TS, mean_T, excess_T, mask_ns, candidate_ns):
+def steps_cost(step, goal, count_TS, mean_T, excess_T, mask_ns, entry_ns):
     """Return the estimated cost of `step`, and of all steps from it until everything within `goal` is met."""
     num_tables = len(mean_T)
     first = 0.0
@@ -437,7 +444,7 @@ def steps_cost(step, goal, count_TS, mean_T, excess_T, mask_ns, candidate_ns):
         if reach >= count_TS.shape[1]:
             break
         table = ahead % num_tables
-        total += count_TS[table, reach] * (mask_ns + candidate_ns * mean_T[table] * excess_T[table])
+        total += count_TS[table, reach] * (mask_ns + entry_ns * mean_T[table] * excess_T[table])
         if ahead == step:
             first = total
     return first, total
@@ -455,7 +462,7 @@ def candidate_distance(code_bytes, num_words, row, query_W):
 def count_candidates(query_QW, reach_T, count_TS, low_T, width_T, begin_T, offset_O, every, candidates_Q):
     """Estimate how many candidates the tables hold for each query, from the bucket sizes.
 
-    Steps of up to `every` masks are counted whole, of larger ones a sample of one in `every`, at least `every`.
+    Steps of up to `every` masks are counted whole, of larger ones a sample of one in `every`, at least 16.
     """
     for query in range(len(query_QW)):
         total = 0.0
@@ -466,7 +473,7 @@ def count_candidates(query_QW, reach_T, count_TS, low_T, width_T, begin_T, offse
             for reach in range(reach_T[table] + 1):
                 masks = count_TS[table, reach]
                 whole = masks <= every
-                samples = masks if whole else max(masks // every, every)
+                samples = masks if whole else max(masks // every, 16)
                 mask = (ONE << np.uint64(reach)) - ONE
                 met = np.int64(0)
                 for _ in range(samples):

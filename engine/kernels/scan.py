@@ -17,12 +17,13 @@ from __future__ import annotations
 import numpy as np
 
 from engine.kernels.compiling import kernel
-from engine.kernels.popcount import load_word, popcount, prefetch_word, use_wide_vectors
+from engine.kernels.popcount import load_word, popcount, prefetch_word, store_eight_distances, use_wide_vectors
 from engine.kernels.select import keep_nearest
 
 FAR = np.uint64(1 << 20)  # beyond any distance
 AHEAD = 1024  # words: 8 KiB
 LINE_WORDS = 8
+EIGHT = 8
 STRIDE = 64  # codes that are looked at together when a block is walked for hits
 
 
@@ -215,62 +216,78 @@ def row_distances(code_bytes, num_words, num_rows, begin, end, may_N, query_W, d
     last = num_rows * num_words - 1
     for word in range(begin * num_words + AHEAD, end * num_words + AHEAD, LINE_WORDS):
         prefetch_word(code_bytes, min(word, last))
+    row = begin
     if num_words == 1:
-        least = rows_of_1(code_bytes, begin, end, query_W, dist_B)
+        row = rows_of_1(code_bytes, begin, end, query_W, dist_B)
     elif num_words == 2:
-        least = rows_of_2(code_bytes, begin, end, query_W, dist_B)
+        row = rows_of_2(code_bytes, begin, end, query_W, dist_B)
     elif num_words == 4:
-        least = rows_of_4(code_bytes, begin, end, query_W, dist_B)
-    else:
-        least = FAR
+        row = rows_of_4(code_bytes, begin, end, query_W, dist_B)
+    elif num_words == 8:
+        row = rows_of_8(code_bytes, begin, end, query_W, dist_B)
+    elif num_words == 16:
+        row = rows_of_16(code_bytes, begin, end, query_W, dist_B)
+    while row < end:
+        dist_B[row - begin] = row_distance(code_bytes, num_words, row, query_W)
+        row += 1
+    if len(may_N) > 0:
         for row in range(begin, end):
-            dist_B[row - begin] = row_distance(code_bytes, num_words, row, query_W)
-            least = min(least, dist_B[row - begin])
-    if len(may_N) == 0:
-        return least
-    for row in range(begin, end):
-        dist_B[row - begin] |= np.uint64(1 - may_N[row]) * FAR
+            dist_B[row - begin] |= np.uint64(1 - may_N[row]) * FAR
     return minimum(dist_B, 0, end - begin)
 
 
 @kernel
 def rows_of_1(code_bytes, begin, end, query_W, dist_B):
-    """`row_distances` for one word a code."""
+    """Write distances of rows of one word; return `end`."""
     use_wide_vectors()
     a = query_W[0]
-    least = FAR
     for row in range(begin, end):
-        dist = popcount(load_word(code_bytes, row) ^ a)
-        dist_B[row - begin] = dist
-        least = min(least, dist)
-    return least
+        dist_B[row - begin] = popcount(load_word(code_bytes, row) ^ a)
+    return end
 
 
 @kernel
 def rows_of_2(code_bytes, begin, end, query_W, dist_B):
-    """`row_distances` for two words a code."""
+    """Write distances of as many rows as are whole eights, of 2 words; return the first row left."""
     use_wide_vectors()
-    a, b = query_W[0], query_W[1]
-    least = FAR
-    for row in range(begin, end):
-        dist = popcount(load_word(code_bytes, 2 * row) ^ a) + popcount(load_word(code_bytes, 2 * row + 1) ^ b)
-        dist_B[row - begin] = dist
-        least = min(least, dist)
-    return least
+    row = begin
+    while row + EIGHT <= end:
+        store_eight_distances(code_bytes, row, query_W, 2, dist_B, row - begin)
+        row += EIGHT
+    return row
 
 
 @kernel
 def rows_of_4(code_bytes, begin, end, query_W, dist_B):
-    """`row_distances` for four words a code."""
+    """Write distances of as many rows as are whole eights, of 4 words; return the first row left."""
     use_wide_vectors()
-    a, b, c, d = query_W[0], query_W[1], query_W[2], query_W[3]
-    least = FAR
-    for row in range(begin, end):
-        first = popcount(load_word(code_bytes, 4 * row) ^ a) + popcount(load_word(code_bytes, 4 * row + 1) ^ b)
-        second = popcount(load_word(code_bytes, 4 * row + 2) ^ c) + popcount(load_word(code_bytes, 4 * row + 3) ^ d)
-        dist_B[row - begin] = first + second
-        least = min(least, first + second)
-    return least
+    row = begin
+    while row + EIGHT <= end:
+        store_eight_distances(code_bytes, row, query_W, 4, dist_B, row - begin)
+        row += EIGHT
+    return row
+
+
+@kernel
+def rows_of_8(code_bytes, begin, end, query_W, dist_B):
+    """Write distances of as many rows as are whole eights, of 8 words; return the first row left."""
+    use_wide_vectors()
+    row = begin
+    while row + EIGHT <= end:
+        store_eight_distances(code_bytes, row, query_W, 8, dist_B, row - begin)
+        row += EIGHT
+    return row
+
+
+@kernel
+def rows_of_16(code_bytes, begin, end, query_W, dist_B):
+    """Write distances of as many rows as are whole eights, of 16 words; return the first row left."""
+    use_wide_vectors()
+    row = begin
+    while row + EIGHT <= end:
+        store_eight_distances(code_bytes, row, query_W, 16, dist_B, row - begin)
+        row += EIGHT
+    return row
 
 
 @kernel

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from engine.indexes.order import sort_rows
 from engine.indexes.scan import ScanIndex
 from engine.indexes.tables import Tables
 from engine.indexes.threads import usable_cores
+from engine.mapping import read_at_random
 from engine.results import RangeResult, SearchResult
 from engine.storage.attributes import AttributeFile, write_attributes
 from engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
@@ -96,7 +98,8 @@ class Shard:
     def __init__(self, folder: Path, spec: ShardSpec, *, bits: int, verify_all: bool = False) -> None:
         verify_files(folder, spec.files, full=verify_all)
         self.name = spec.name
-        self.codes_NW = map_faiss_flat(folder / "codes.faiss", bits=bits, rows=spec.rows)
+        codes = functools.partial(map_faiss_flat, folder / "codes.faiss", bits=bits, rows=spec.rows)
+        self.codes_NW: CodeArray = codes()
         self.ids_N: IdArray = _map_rows(folder / "ids.npy", np.int64, spec.rows)
         self._rows_by_id_N: NDArray[np.uint32] = _map_rows(folder / "rows_by_id.npy", np.uint32, spec.rows)
         has_attributes = "attributes.arrow" in spec.files
@@ -105,7 +108,11 @@ class Shard:
         self.features_NF = _map_features(folder / "features.npy", spec.rows) if has_features else None
         self.index: MultiIndex | ScanIndex
         if any(name.startswith("tables/") for name in spec.files):
-            self.index = MultiIndex.open(folder / "tables", codes_NW=self.codes_NW, ids_N=self.ids_N, bits=bits)
+            probed_NW = codes()
+            read_at_random(probed_NW)
+            self.index = MultiIndex.open(
+                folder / "tables", codes_NW=probed_NW, scanned_NW=self.codes_NW, ids_N=self.ids_N, bits=bits
+            )
         else:
             self.index = ScanIndex(codes_NW=self.codes_NW, ids_N=self.ids_N, bits=bits)
 
@@ -159,4 +166,5 @@ def _map_rows(path: Path, dtype: type, rows: int) -> np.ndarray:
     array = open_memmap(path, mode="r")
     if array.dtype != dtype or array.shape != (rows,):
         raise CorruptDataError(f"{path}: expected {dtype.__name__} of shape ({rows},), got {array.dtype} {array.shape}")
+    read_at_random(array)
     return array

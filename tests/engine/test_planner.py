@@ -16,8 +16,8 @@ from tests import oracles
 from tests.engine.test_indexes_exact import assert_range, assert_search
 
 ROWS = 200_000
-CHEAP_TABLES = Costs(word_ns=1e3, load_ns=1e3, mask_ns=1e-3, candidate_ns=1e-3)
-CHEAP_SCAN = Costs(word_ns=1e-6, load_ns=1e-6, mask_ns=1e3, candidate_ns=1e3)
+CHEAP_TABLES = Costs(word_ns=1e3, load_ns=1e3, near_lookup_ns=1e-3, far_lookup_ns=1e-3, candidate_ns=1e-3)
+CHEAP_SCAN = Costs(word_ns=1e-6, load_ns=1e-6, near_lookup_ns=1e3, far_lookup_ns=1e3, candidate_ns=1e3)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,7 @@ def uniform():
 
 def use_costs(monkeypatch, costs):
     monkeypatch.setattr(planner, "_costs", costs)
+    monkeypatch.setattr(planner, "_looked", costs is not None)
 
 
 @pytest.mark.parametrize("module", [planner, probe, tables, threads])
@@ -61,23 +62,23 @@ def test_costs_change_the_plan_and_never_the_answer(uniform, monkeypatch, costs)
 
 def test_a_crowded_query_is_scanned_and_a_lonely_one_is_not(monkeypatch):
     rng = np.random.default_rng(1)
-    crowd = np.uint64(0xABCDEF) ^ rng.integers(2**30, size=(40_000, 1), dtype=np.uint64)
+    crowd = np.uint64(0xABCDEF) ^ rng.integers(2**30, size=(190_000, 1), dtype=np.uint64)
     codes = np.concatenate([crowd, rng.integers(2**64, size=(10_000, 1), dtype=np.uint64)])
-    index = MultiIndex.build(codes, np.arange(50_000), bits=64)
+    index = MultiIndex.build(codes, np.arange(200_000), bits=64)
     queries = np.concatenate([crowd[:6], codes[-6:]])
-    use_costs(monkeypatch, Costs(word_ns=0.1, load_ns=0.25, mask_ns=6.0, candidate_ns=8.0))
+    use_costs(monkeypatch, Costs(word_ns=0.1, load_ns=0.25, near_lookup_ns=6.0, far_lookup_ns=6.0, candidate_ns=8.0))
     found = index.range_search(queries, 3, explain=True)
     assert found.explain.plans == ("scan",) * 6 + ("tables",) * 6
-    assert (found.explain.candidates[:6] == 50_000).all()
+    assert (found.explain.candidates[:6] == 200_000).all()
     assert (found.explain.candidates[6:] < 1000).all()
     assert (found.explain.probes[6:] > 0).all()
     assert (found.explain.seconds > 0).all()
-    assert_range(found, queries, codes, np.arange(50_000), 3)
+    assert_range(found, queries, codes, np.arange(200_000), 3)
 
 
 def test_queries_that_the_tables_give_up_are_scanned(uniform, monkeypatch):
     index, queries = uniform
-    use_costs(monkeypatch, Costs(word_ns=0.001, load_ns=0.001, mask_ns=1.0, candidate_ns=1.0))
+    use_costs(monkeypatch, Costs(word_ns=0.001, load_ns=0.001, near_lookup_ns=1.0, far_lookup_ns=1.0, candidate_ns=1.0))
     near = index.search(queries, 40, explain=True)
     assert "tables, then scan" in near.explain.plans
     assert_search(near, queries, index.codes_NW, index.ids_N, 40)
@@ -126,7 +127,7 @@ def test_likely_radius_is_what_uniform_codes_have(bits, k):
 
 def test_costs_are_measured_once_and_stored(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(planner, "CALIBRATION_ROWS", 2**14)
+    monkeypatch.setattr(planner, "FAR_ROWS", 2**17)
     use_costs(monkeypatch, None)
     assert planner.current_costs(10) == Costs()
     assert not planner.has_stored_costs()
@@ -143,7 +144,7 @@ def test_costs_are_measured_once_and_stored(tmp_path, monkeypatch):
 def test_costs_that_cannot_be_stored_hold_for_the_process(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setattr(planner.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
-    monkeypatch.setattr(planner, "CALIBRATION_ROWS", 2**14)
+    monkeypatch.setattr(planner, "FAR_ROWS", 2**17)
     use_costs(monkeypatch, None)
     costs = planner.calibrate()
     assert "cannot be stored" in caplog.text
