@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional
 
 # A 28-pixel image moves by up to 2 pixels, a 224-pixel one by up to 16.
 SHIFT_SHARE = 1 / 14
+
+# What a copy may have lost and still be found: up to a third of each side, 10 degrees, some light and some noise.
+_VIEW_SIDES = (0.67, 1.0)
+_VIEW_ANGLE = math.radians(10)
+_VIEW_CONTRAST = 0.4
+_VIEW_BRIGHTNESS = 0.4
+_VIEW_NOISE = 0.1
 
 
 def flip_and_shift(image_NCHW: torch.Tensor) -> torch.Tensor:
@@ -31,3 +40,33 @@ def flip_and_shift(image_NCHW: torch.Tensor) -> torch.Tensor:
     image_N = torch.arange(num_images)[:, None, None]
     shifted_NHWC = padded_NCPP.permute(0, 2, 3, 1)[image_N, row_NS[:, :, None], column_NS[:, None, :]]
     return shifted_NHWC.permute(0, 3, 1, 2)
+
+
+def random_view(image_NCHW: torch.Tensor) -> torch.Tensor:
+    """Crop, turn, mirror, relight and roughen each image in its own way, as a copy of it on the web may be.
+
+    Parameters
+    ----------
+    image_NCHW : Tensor of float32, shape (N, C, H, W)
+        Square, normalised.
+
+    Returns
+    -------
+    Tensor, same shape and dtype
+    """
+    num_images = len(image_NCHW)
+    side_N = _uniform(num_images, *_VIEW_SIDES)
+    angle_N = _uniform(num_images, -_VIEW_ANGLE, _VIEW_ANGLE)
+    mirror_N = torch.where(torch.rand(num_images) < 0.5, -1.0, 1.0)
+    across_N, down_N = ((1 - side_N) * _uniform(num_images, -1, 1) for _ in range(2))
+    cosine_N, sine_N = side_N * torch.cos(angle_N), side_N * torch.sin(angle_N)
+    rows = [mirror_N * cosine_N, -sine_N, across_N, mirror_N * sine_N, cosine_N, down_N]
+    grid_NHW2 = functional.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(image_NCHW.shape), align_corners=False)
+    view_NCHW = functional.grid_sample(image_NCHW, grid_NHW2, padding_mode="border", align_corners=False)
+    contrast_N111 = _uniform(num_images, 1 - _VIEW_CONTRAST, 1 + _VIEW_CONTRAST)[:, None, None, None]
+    brightness_N111 = _uniform(num_images, -_VIEW_BRIGHTNESS, _VIEW_BRIGHTNESS)[:, None, None, None]
+    return view_NCHW * contrast_N111 + brightness_N111 + _VIEW_NOISE * torch.randn(view_NCHW.shape)
+
+
+def _uniform(count: int, low: float, high: float) -> torch.Tensor:
+    return low + (high - low) * torch.rand(count)

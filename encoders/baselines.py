@@ -1,54 +1,28 @@
-"""Hashing of ready features by a linear map: the classical methods that a learned code must beat.
+"""Linear and spectral hashing of ready features: the classical methods that a learned code must beat.
 
-Each is a mean and a matrix, so that it can stand in the place of a hash layer on the backbone that made the
-features. Shapes: N images, D feature dimensions, B bits.
+Shapes: N images, D feature dimensions, C classes, B bits.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.packing import CodeArray, pack_bits
+from encoders.hashers import (
+    Features,
+    FloatArray,
+    LinearHasher,
+    SpectralHasher,
+    check_bits,
+    check_classes,
+    check_components,
+    check_features,
+)
 
-FloatArray = NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class LinearHasher:
-    """Bit i of an image is whether `(feature - mean) @ weight[:, i]` is above 0.
-
-    Attributes
-    ----------
-    mean : ndarray of float64, shape (D,)
-    weight : ndarray of float64, shape (D, B)
-    """
-
-    mean: FloatArray
-    weight: FloatArray
-
-    @property
-    def bits(self) -> int:
-        """Number of bits of a code."""
-        return int(self.weight.shape[1])
-
-    def project(self, features: NDArray[np.floating[Any]]) -> FloatArray:
-        """Return the real numbers (N, B) whose signs are the bits."""
-        feature_ND = _check_features(features, self.weight.shape[0])
-        return (feature_ND - self.mean) @ self.weight
-
-    def encode(self, features: NDArray[np.floating[Any]]) -> CodeArray:
-        """Return the codes (N, ceil(B / 64)) uint64 of features (N, D).
-
-        Raises
-        ------
-        ValueError
-            If the features have another number of dimensions than those it was fitted on.
-        """
-        return pack_bits(self.project(features) > 0)
+# Of the covariances' mean diagonal: keeps directions without variance from growing without bound.
+_CCA_RIDGE = 1e-4
 
 
 class LSH(LinearHasher):
@@ -59,7 +33,7 @@ class LSH(LinearHasher):
     """
 
     @classmethod
-    def fit(cls, features: NDArray[np.floating[Any]], bits: int, seed: int = 0) -> Self:
+    def fit(cls, features: Features, bits: int, seed: int = 0) -> Self:
         """Draw `bits` directions.
 
         Parameters
@@ -68,10 +42,10 @@ class LSH(LinearHasher):
         bits : int
         seed : int
         """
-        feature_ND = _check_features(features)
-        _check_bits(bits)
+        feature_ND = check_features(features)
+        check_bits(bits)
         rng = np.random.default_rng(seed)
-        return cls(feature_ND.mean(axis=0), rng.standard_normal((feature_ND.shape[1], bits)))
+        return cls(rng.standard_normal((feature_ND.shape[1], bits)), feature_ND.mean(axis=0))
 
 
 class ITQ(LinearHasher):
@@ -81,7 +55,7 @@ class ITQ(LinearHasher):
     """
 
     @classmethod
-    def fit(cls, features: NDArray[np.floating[Any]], bits: int, seed: int = 0, iterations: int = 50) -> Self:
+    def fit(cls, features: Features, bits: int, seed: int = 0, iterations: int = 50) -> Self:
         """Fit the rotation.
 
         Parameters
@@ -99,24 +73,112 @@ class ITQ(LinearHasher):
         ValueError
             If there are more bits than feature dimensions.
         """
-        feature_ND = _check_features(features)
-        _check_bits(bits)
-        dims = feature_ND.shape[1]
-        if bits > dims:
-            raise ValueError(
-                f"`bits` must be at most {dims} for ITQ on {dims}-dimensional features, got {bits}: each bit needs a "
-                "principal component; use fewer bits, wider features, or LSH"
-            )
+        feature_ND = check_features(features)
+        check_components(bits, feature_ND.shape[1], "ITQ")
         mean_D = feature_ND.mean(axis=0)
         component_DB = _principal_components(feature_ND - mean_D, bits)
         rotation_BB = _quantising_rotation((feature_ND - mean_D) @ component_DB, seed, iterations)
-        return cls(mean_D, component_DB @ rotation_BB)
+        return cls(component_DB @ rotation_BB, mean_D)
+
+
+class ITQCCA(LinearHasher):
+    """The directions that best predict the labels, turned until their signs lose least.
+
+    Gong, Lazebnik, Gordo & Perronnin, "Iterative quantization: a procrustean approach to learning binary codes for
+    large-scale image retrieval", TPAMI 2013, section 5: canonical correlation analysis between features and labels in
+    the place of principal components, each direction scaled by its correlation. Beyond as many directions as there
+    are labels the correlation is 0, and the rotation spreads those that have one over all bits.
+    """
+
+    @classmethod
+    def fit(cls, features: Features, bits: int, seed: int = 0, iterations: int = 50, *, class_NC: NDArray[Any]) -> Self:
+        """Fit the directions and the rotation.
+
+        Parameters
+        ----------
+        features : ndarray of float, shape (N, D)
+        bits : int
+            At most D.
+        seed, iterations : int
+            As in `ITQ.fit`.
+        class_NC : ndarray of 0 and 1, shape (N, C)
+            Which classes each image has.
+
+        Raises
+        ------
+        ValueError
+            If there are more bits than feature dimensions, or the classes do not fit the features.
+        """
+        feature_ND = check_features(features)
+        check_components(bits, feature_ND.shape[1], "ITQ-CCA")
+        mean_D = feature_ND.mean(axis=0)
+        centred_NC = check_classes(class_NC, len(feature_ND))
+        centred_NC = centred_NC - centred_NC.mean(axis=0)
+        component_DB = _canonical_components(feature_ND - mean_D, centred_NC, bits)
+        rotation_BB = _quantising_rotation((feature_ND - mean_D) @ component_DB, seed, iterations)
+        return cls(component_DB @ rotation_BB, mean_D)
+
+
+class SH(SpectralHasher):
+    """Signs of the smoothest eigenfunctions on a box along the principal components.
+
+    Weiss, Torralba & Fergus, "Spectral hashing", NIPS 2008. On an interval of length l the k-th eigenfunction is
+    sin(pi / 2 + k pi x / l) = cos(k pi x / l), with an eigenvalue that grows with k / l: the bits are those of the
+    smallest eigenvalues over all components.
+    """
+
+    @classmethod
+    def fit(cls, features: Features, bits: int, seed: int = 0) -> Self:
+        """Choose the eigenfunctions.
+
+        Parameters
+        ----------
+        features : ndarray of float, shape (N, D)
+        bits : int
+        seed : int
+            Unused: nothing is drawn.
+
+        Raises
+        ------
+        ValueError
+            If the features do not vary, so that no component has an eigenfunction.
+        """
+        feature_ND = check_features(features)
+        check_bits(bits)
+        component_DP = _principal_components(feature_ND - feature_ND.mean(axis=0), min(bits, feature_ND.shape[1]))
+        projected_NP = feature_ND @ component_DP
+        low_P, length_P = projected_NP.min(axis=0), np.ptp(projected_NP, axis=0)
+        if length_P.max() <= 1e-12 * max(1.0, float(np.abs(projected_NP).max())):
+            raise ValueError(
+                f"`bits` of SH need features that vary, got {len(feature_ND)} equal rows: {bits} bits are not possible"
+            )
+        component_B, mode_B = _smoothest_modes(length_P, bits)
+        frequency_B = mode_B * np.pi / length_P[component_B]
+        return cls(component_DP[:, component_B] * frequency_B, -low_P[component_B] * frequency_B)
 
 
 def _principal_components(centred_ND: FloatArray, bits: int) -> FloatArray:
     """Return the `bits` directions of largest variance, (D, B)."""
     _, vectors_DD = np.linalg.eigh(centred_ND.T @ centred_ND / len(centred_ND))
     return np.ascontiguousarray(vectors_DD[:, ::-1][:, :bits])
+
+
+def _canonical_components(centred_ND: FloatArray, centred_NC: FloatArray, bits: int) -> FloatArray:
+    """Return the `bits` directions of largest correlation with the labels, (D, B), times that correlation."""
+    half_DD = _inverse_root(centred_ND)
+    between_DC = centred_ND.T @ centred_NC / len(centred_ND)
+    left_DD, correlation, _ = np.linalg.svd(half_DD @ between_DC @ _inverse_root(centred_NC))
+    scale_D = np.zeros(len(left_DD))
+    scale_D[: len(correlation)] = correlation
+    return np.asarray(half_DD @ left_DD[:, :bits] * scale_D[:bits], np.float64)
+
+
+def _inverse_root(centred_ND: FloatArray) -> FloatArray:
+    """Return the inverse square root of a covariance, with a small ridge."""
+    covariance_DD = centred_ND.T @ centred_ND / len(centred_ND)
+    values_D, vectors_DD = np.linalg.eigh(covariance_DD)
+    ridge = _CCA_RIDGE * max(float(np.trace(covariance_DD)) / len(covariance_DD), np.finfo(np.float64).tiny)
+    return np.asarray(vectors_DD / np.sqrt(np.maximum(values_D, 0.0) + ridge) @ vectors_DD.T, np.float64)
 
 
 def _quantising_rotation(projected_NB: FloatArray, seed: int, iterations: int) -> FloatArray:
@@ -130,17 +192,9 @@ def _quantising_rotation(projected_NB: FloatArray, seed: int, iterations: int) -
     return rotation_BB
 
 
-def _check_features(features: NDArray[np.floating[Any]], dims: int | None = None) -> FloatArray:
-    if features.ndim != 2 or (not len(features) if dims is None else features.shape[1] != dims):
-        raise ValueError(
-            f"`features` must have shape (N, {dims or 'D'}), one row an image, got {features.shape}: "
-            "use the features of one backbone throughout, and at least one row to fit"
-        )
-    if not np.isfinite(features).all():
-        raise ValueError(f"`features` must be finite, got {int((~np.isfinite(features)).sum())} values that are not")
-    return features.astype(np.float64)
-
-
-def _check_bits(bits: int) -> None:
-    if not 1 <= bits <= 1024:
-        raise ValueError(f"`bits` must be 1 to 1024, got {bits}")
+def _smoothest_modes(length_P: FloatArray, bits: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the component and the mode (1, 2, ...) of the `bits` smallest mode / length."""
+    mode_PB = np.arange(1, bits + 1) / np.maximum(length_P, np.finfo(np.float64).tiny)[:, None]
+    chosen_B = np.argsort(mode_PB, axis=None, kind="stable")[:bits]
+    component_B, mode_B = np.unravel_index(chosen_B, mode_PB.shape)
+    return component_B, mode_B + 1

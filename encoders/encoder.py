@@ -20,6 +20,7 @@ from safetensors.torch import save as save_tensors
 
 from encoders.backbones import build_backbone
 from encoders.errors import EncoderError, ImageError
+from encoders.heads import HEADS, KERNEL, LINEAR, build_head
 from encoders.images import decode_image
 from encoders.inference import run_batches
 from encoders.model import HashModel
@@ -65,6 +66,10 @@ class EncoderConfig:
     batch_size : int
         The fixed shape that the model runs at.
     preprocessing : Preprocessing
+    head : str
+        Kind of the hash layer: "linear", "kernel" or "spectral".
+    anchors : int
+        Of a kernel head; 0 for the others.
     training : mapping
         How the encoder was made: method, settings. Kept for the reader; nothing here depends on it.
     """
@@ -74,6 +79,8 @@ class EncoderConfig:
     beta: float
     batch_size: int
     preprocessing: Preprocessing
+    head: str = LINEAR
+    anchors: int = 0
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,15 +90,25 @@ class EncoderConfig:
             raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}")
         if self.beta <= 0:
             raise ValueError(f"`beta` must be above 0, got {self.beta}")
+        if self.head not in HEADS:
+            raise ValueError(f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}")
+        if (self.anchors > 0) != (self.head == KERNEL):
+            raise ValueError(f"`anchors` must be above 0 for a kernel head and 0 for others, got {self.anchors}")
+
+    @property
+    def method(self) -> str:
+        """The method that made the encoder, "encoder" if its maker did not say."""
+        return str(self.training.get("method", "encoder"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the artifact's JSON."""
+        head = {"kind": self.head, "beta": self.beta} | ({"anchors": self.anchors} if self.anchors else {})
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "bits": self.bits,
             "backbone": self.backbone,
-            "head": {"kind": "linear", "beta": self.beta},
+            "head": head,
             "batch_size": self.batch_size,
             "preprocessing": self.preprocessing.to_dict(),
             "training": dict(self.training),
@@ -106,6 +123,8 @@ class EncoderConfig:
             beta=plain["head"]["beta"],
             batch_size=plain["batch_size"],
             preprocessing=Preprocessing.from_dict(plain["preprocessing"]),
+            head=plain["head"]["kind"],
+            anchors=plain["head"].get("anchors", 0),
             training=plain["training"],
         )
 
@@ -125,6 +144,7 @@ class HashEncoder:
 
     def __init__(self, config: EncoderConfig, model: HashModel):
         self.config = config
+        self._feature_dim = model.feature_dim
         self._model = model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._weights = save_tensors({name: value.contiguous() for name, value in model.state_dict().items()})
         self.fingerprint = _fingerprint(config.to_dict(), self._weights)
@@ -137,10 +157,11 @@ class HashEncoder:
     @property
     def feature_dim(self) -> int:
         """Number of features an image has before the hash layer."""
-        return int(self._model.hash_layer.in_features)
+        return self._feature_dim
 
     def __repr__(self) -> str:
-        return f"HashEncoder({self.config.backbone}, {self.bits} bits, fingerprint {self.fingerprint[:12]})"
+        method, backbone = self.config.method, self.config.backbone
+        return f"HashEncoder({method} on {backbone}, {self.bits} bits, fingerprint {self.fingerprint[:12]})"
 
     def encode(self, images: Sequence[ImageLike] | NDArray[np.uint8]) -> CodeArray:
         """Return the codes of a sequence of images.
@@ -188,6 +209,11 @@ class HashEncoder:
         # The configuration goes last: it names the fingerprint of the weights, so a half-written folder is refused.
         _write(target / WEIGHTS_FILE, self._weights)
         _write(target / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+    def save_backbone(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights of the backbone alone (.safetensors), for another training to start from."""
+        state = self._model.backbone.state_dict()
+        _write(Path(path), save_tensors({name: value.contiguous() for name, value in state.items()}))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> HashEncoder:
@@ -286,7 +312,9 @@ def _check_sequence(images: object) -> None:
 def _build_model(config: EncoderConfig, weights: dict[str, torch.Tensor]) -> HashModel:
     # The random initial weights are thrown away at once, and must not disturb the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
-        model = HashModel(build_backbone(config.backbone), config.bits)
+        backbone = build_backbone(config.backbone)
+        head = build_head(config.head, backbone.feature_dim, config.bits, config.anchors)
+        model = HashModel(backbone, config.bits, head)
     # Copies into the model's own memory: products depend on the alignment of their operands, which a mapped or
     # sliced buffer does not promise.
     model.load_state_dict(weights)

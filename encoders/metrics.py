@@ -1,10 +1,10 @@
 """How good a retrieval is. Plain numpy on histograms of distances, which any search engine can count.
 
-Shapes: Q queries, D = bits + 1 distances, N database items. `total_QD[q, d]` is the number of items at distance d
-of query q, `relevant_QD` the number of relevant ones among them.
+Shapes: Q queries, D = bits + 1 distances, N database items, L levels of gain. `total_QD[q, d]` is the number of items
+at distance d of query q, `relevant_QD` the number of relevant ones among them, `count_QDL` that of each gain.
 
-Codes give many items one distance, so the order of an answer is not unique. Average precision here is the expected
-value over all orders of equal items, in closed form (McSherry & Najork, ECIR 2008): no sort can flatter it.
+Codes give many items one distance, so the order of an answer is not unique. Every measure of an order here is the
+expected value over all orders of equal items, in closed form (McSherry & Najork, ECIR 2008): no sort can flatter it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from encoders.packing import CodeArray, unpack_bits
 
 IntArray = NDArray[np.integer[Any]]
 FloatArray = NDArray[np.float64]
+
+NORMALISATIONS = ("possible", "found")
 
 # Below this many items harmonic numbers are summed, above it their series is exact to the last digit.
 _SERIES_FROM = 32
@@ -39,46 +41,137 @@ class PrecisionRecall(NamedTuple):
     recall: FloatArray
 
 
-def average_precision(total_QD: IntArray, relevant_QD: IntArray) -> FloatArray:
+def average_precision(
+    total_QD: IntArray, relevant_QD: IntArray, k: int | None = None, *, normalisation: str = "possible"
+) -> FloatArray:
     """Return the expected average precision of each query over all orders of items at equal distance.
 
-    A group of n items with r relevant ones, behind N items with R relevant ones, adds
-    (r / n) * sum over i = 1..n of (R + 1 + (i - 1) (r - 1) / (n - 1)) / (N + i); the sum is a harmonic difference.
+    A group of n items with r relevant ones, behind N items with R relevant ones, of which the first m are within the
+    cut-off, adds (r / n) * sum over i = 1..m of (R + 1 + (i - 1) (r - 1) / (n - 1)) / (N + i); the sum is a harmonic
+    difference.
 
     Parameters
     ----------
     total_QD, relevant_QD : ndarray of int, shape (Q, D)
         Numbers of items, and of relevant ones, by distance.
+    k : int, optional
+        Count the first k items only; all by default.
+    normalisation : {"possible", "found"}
+        What the sum of precisions at the relevant items is divided by. "possible" is as many relevant items as k
+        could hold, min(R, k) for R relevant ones in the database: 1 means that nothing could be better. "found" is
+        the number within the first k of the same order, as in the code of HashNet and most deep hashing tables: it
+        rewards an answer whose only relevant item comes first. Without a cut-off they are the same.
 
     Returns
     -------
     ndarray of float64, shape (Q,)
-        nan for a query with nothing relevant, whose average precision is not defined.
+        nan for a query with nothing relevant, whose average precision is not defined. An order with nothing relevant
+        within the cut-off has 0.
 
     Raises
     ------
     ValueError
-        If the shapes differ or more items are relevant than there are.
+        If the shapes differ, more items are relevant than there are, or `k` or `normalisation` is none.
 
     Notes
     -----
     McSherry & Najork, "Computing information retrieval performance measures efficiently in the presence of tied
-    scores", ECIR 2008, section 4.
+    scores", ECIR 2008, section 4. For "found" the one group that the cut-off divides is summed over the number of
+    its relevant items within, which is hypergeometric; given that number, it is a group that ends at the cut-off.
     """
     items_QD, hits_QD = _check_histograms(total_QD, relevant_QD)
+    if normalisation not in NORMALISATIONS:
+        raise ValueError(f"`normalisation` must be one of {', '.join(NORMALISATIONS)}, got {normalisation!r}")
     behind_QD = np.cumsum(items_QD, axis=1) - items_QD
     hits_behind_QD = np.cumsum(hits_QD, axis=1) - hits_QD
-    size_QD = np.maximum(items_QD, 1.0)
-    slope_QD = (hits_QD - 1.0) / np.maximum(size_QD - 1.0, 1.0)
-    constant_QD = hits_behind_QD + 1.0 - slope_QD * (behind_QD + 1.0)
-    sum_QD = slope_QD * size_QD + constant_QD * _harmonic_difference(behind_QD, size_QD)
-    gain_Q = (hits_QD / size_QD * sum_QD).sum(axis=1)
-    return _divide(gain_Q, hits_QD.sum(axis=1))
+    relevant_Q = hits_QD.sum(axis=1)
+    if k is None:
+        gain_QD = _group_gain(items_QD, hits_QD, behind_QD, hits_behind_QD, items_QD)
+        return _divide(gain_QD.sum(axis=1), relevant_Q)
+    _check_cut_off(k)
+    taken_QD = np.clip(k - behind_QD, 0.0, items_QD)
+    gain_QD = _group_gain(items_QD, hits_QD, behind_QD, hits_behind_QD, taken_QD)
+    if normalisation == "possible":
+        return _divide(gain_QD.sum(axis=1), np.minimum(relevant_Q, k))
+    expected = [
+        _expected_over_found(*row) for row in zip(items_QD, hits_QD, behind_QD, hits_behind_QD, taken_QD, strict=True)
+    ]
+    return np.where(relevant_Q > 0, np.array(expected, np.float64), np.nan)
 
 
-def mean_average_precision(total_QD: IntArray, relevant_QD: IntArray) -> float:
+def mean_average_precision(
+    total_QD: IntArray, relevant_QD: IntArray, k: int | None = None, *, normalisation: str = "possible"
+) -> float:
     """Mean of `average_precision` over the queries that have anything relevant; nan if none has."""
-    return _mean_of_defined(average_precision(total_QD, relevant_QD))
+    return _mean_of_defined(average_precision(total_QD, relevant_QD, k, normalisation=normalisation))
+
+
+def precision_at(total_QD: IntArray, relevant_QD: IntArray, n: int) -> FloatArray:
+    """Return the expected share of relevant items among the first n of each query, over all orders of equal items.
+
+    Parameters
+    ----------
+    total_QD, relevant_QD : ndarray of int, shape (Q, D)
+    n : int
+        Also the divisor where there are fewer items.
+
+    Returns
+    -------
+    ndarray of float64, shape (Q,)
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or `n` is below 1.
+    """
+    items_QD, hits_QD = _check_histograms(total_QD, relevant_QD)
+    _check_cut_off(n)
+    taken_QD = np.clip(n - (np.cumsum(items_QD, axis=1) - items_QD), 0.0, items_QD)
+    return np.asarray((hits_QD / np.maximum(items_QD, 1.0) * taken_QD).sum(axis=1) / n, np.float64)
+
+
+def ndcg(count_QDL: IntArray, gain_L: NDArray[np.floating[Any]], k: int | None = None) -> FloatArray:
+    """Return the expected normalised discounted cumulative gain of each query, over all orders of equal items.
+
+    The item at rank i adds gain / log2(1 + i). The best order of the same items is 1.
+
+    Parameters
+    ----------
+    count_QDL : ndarray of int, shape (Q, D, L)
+        Number of items by distance and level of gain: for several labels an image, by how many labels it shares.
+    gain_L : ndarray of float, shape (L,)
+        Gain of each level, at least 0; 2**level - 1 is usual.
+    k : int, optional
+        Count the first k items only; all by default.
+
+    Returns
+    -------
+    ndarray of float64, shape (Q,)
+        nan for a query to which no item has a gain.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or a gain is below 0.
+
+    Notes
+    -----
+    Jarvelin & Kekalainen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002; ties as in McSherry & Najork.
+    """
+    value_L: FloatArray = np.asarray(gain_L, np.float64)
+    if count_QDL.ndim != 3 or value_L.shape != count_QDL.shape[2:] or (value_L < 0).any() or (count_QDL < 0).any():
+        raise ValueError(
+            "`count_QDL` must have shape (Q, D, L) and `gain_L` a gain of at least 0 for each of the L levels, got "
+            f"{count_QDL.shape} and {value_L.tolist()}"
+        )
+    most = int(count_QDL.sum(axis=(1, 2)).max(initial=0))
+    _check_cut_off(k if k is not None else 1)
+    discount_N = _cumulative_discount(most, most if k is None else k)
+    items_QD = count_QDL.sum(axis=2)
+    mean_QD = np.asarray(count_QDL @ value_L / np.maximum(items_QD, 1), np.float64)
+    best_L = np.argsort(-value_L)
+    ideal_Q = _discounted(count_QDL.sum(axis=1)[:, best_L], value_L[best_L][None, :], discount_N)
+    return _divide(_discounted(items_QD, mean_QD, discount_N), ideal_Q)
 
 
 def average_precision_of_scores(scores_QN: NDArray[np.floating[Any]], relevant_QN: NDArray[np.bool_]) -> FloatArray:
@@ -141,33 +234,22 @@ def precision_recall_curve(total_QD: IntArray, relevant_QD: IntArray) -> Precisi
     return PrecisionRecall(_divide(precision_D, answered_D), _divide(recall_D, asked_D))
 
 
-def distance_histograms(
-    queries_QW: CodeArray, codes_NW: CodeArray, relevant_QN: NDArray[np.bool_], bits: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count items and relevant items by distance, by brute force.
-
-    Parameters
-    ----------
-    queries_QW, codes_NW : ndarray of uint64, shapes (Q, W) and (N, W)
-    relevant_QN : ndarray of bool, shape (Q, N)
-    bits : int
-
-    Returns
-    -------
-    total_QD, relevant_QD : ndarray of int64, shape (Q, bits + 1)
-    """
-    total_QD = np.zeros((len(queries_QW), bits + 1), np.int64)
-    relevant_QD = np.zeros_like(total_QD)
-    for row, query_W in enumerate(queries_QW):
-        distance_N = np.bitwise_count(codes_NW ^ query_W).sum(axis=1, dtype=np.int64)
-        total_QD[row] = np.bincount(distance_N, minlength=bits + 1)
-        relevant_QD[row] = np.bincount(distance_N[relevant_QN[row]], minlength=bits + 1)
-    return total_QD, relevant_QD
-
-
 def bit_balance(codes_NW: CodeArray, bits: int) -> FloatArray:
     """Share of codes in which each bit is set, shape (bits,); 0.5 is balanced."""
     return np.asarray(unpack_bits(codes_NW, bits).mean(axis=0), np.float64)
+
+
+def bit_correlation(codes_NW: CodeArray, bits: int) -> float:
+    """Mean absolute correlation between two bits over the codes: 0 where each bit says something of its own.
+
+    Bits that are constant correlate with nothing and are left out; nan if fewer than two are left.
+    """
+    bit_NB = unpack_bits(codes_NW, bits).astype(np.float64)
+    bit_NB = bit_NB[:, bit_NB.std(axis=0) > 0] if len(bit_NB) else bit_NB[:, :0]
+    if bit_NB.shape[1] < 2:
+        return float("nan")
+    correlation_BB = np.asarray(np.corrcoef(bit_NB, rowvar=False), np.float64)
+    return float(np.abs(correlation_BB[~np.eye(len(correlation_BB), dtype=np.bool_)]).mean())
 
 
 def distinct_codes(codes_NW: CodeArray) -> int:
@@ -178,6 +260,64 @@ def distinct_codes(codes_NW: CodeArray) -> int:
 def largest_bucket(codes_NW: CodeArray) -> int:
     """Return the number of items that share the most common code; 0 for no codes."""
     return int(_bucket_sizes(codes_NW).max(initial=0))
+
+
+def _group_gain(
+    size: FloatArray, hits: FloatArray, behind: FloatArray, hits_behind: FloatArray, taken: FloatArray
+) -> FloatArray:
+    """Return what the first `taken` items of each group add to the sum of precisions, as in `average_precision`."""
+    size = np.maximum(size, 1.0)
+    slope = (hits - 1.0) / np.maximum(size - 1.0, 1.0)
+    constant = hits_behind + 1.0 - slope * (behind + 1.0)
+    return hits / size * (slope * taken + constant * _harmonic_difference(behind, taken))
+
+
+def _expected_over_found(
+    items_D: FloatArray, hits_D: FloatArray, behind_D: FloatArray, hits_behind_D: FloatArray, taken_D: FloatArray
+) -> float:
+    """Return one query's expected sum of precisions over the number of relevant items within the cut-off."""
+    groups = (items_D, hits_D, behind_D, hits_behind_D, taken_D)
+    divided_D = (taken_D > 0) & (taken_D < items_D)
+    whole_D = (taken_D > 0) & ~divided_D
+    gain, found = float(_group_gain(*(part[whole_D] for part in groups)).sum()), float(hits_D[whole_D].sum())
+    if not divided_D.any():
+        return gain / found if found else 0.0
+    size, hits, behind, hits_behind, taken = (float(part[divided_D][0]) for part in groups)
+    inside_X = np.arange(max(0.0, taken - (size - hits)), min(hits, taken) + 1)
+    chance_X = _hypergeometric(inside_X, size, hits, taken)
+    same = np.ones_like(inside_X)
+    added_X = _group_gain(taken * same, inside_X, behind * same, hits_behind * same, taken * same)
+    return float((chance_X * (gain + added_X) / np.maximum(found + inside_X, 1.0)).sum())
+
+
+def _hypergeometric(inside_X: FloatArray, size: float, hits: float, taken: float) -> FloatArray:
+    """Return the chances that `taken` of `size` items hold `inside_X` of the `hits` relevant ones.
+
+    Ratios of neighbouring chances are simple; summing their logarithms from one end, and normalising, cannot overflow.
+    """
+    rising = inside_X[1:]
+    ratio = (hits - rising + 1) * (taken - rising + 1) / (rising * (size - hits - taken + rising))
+    log_X = np.concatenate([[0.0], np.cumsum(np.log(ratio))])
+    chance_X = np.exp(log_X - log_X.max())
+    return np.asarray(chance_X / chance_X.sum(), np.float64)
+
+
+def _cumulative_discount(num_items: int, k: int) -> FloatArray:
+    """Return the sum of 1 / log2(1 + i) over the first 0, 1, ... `num_items` ranks, ranks behind k adding nothing."""
+    discount_N = 1.0 / np.log2(np.arange(2, num_items + 2, dtype=np.float64))
+    discount_N[k:] = 0.0
+    return np.concatenate([[0.0], np.cumsum(discount_N)])
+
+
+def _discounted(items_QG: IntArray, gain_QG: FloatArray, discount_N: FloatArray) -> FloatArray:
+    """Return the discounted gain of groups in order, whose items have the same mean gain at every rank."""
+    end_QG = np.cumsum(items_QG, axis=1)
+    return np.asarray((gain_QG * (discount_N[end_QG] - discount_N[end_QG - items_QG])).sum(axis=1), np.float64)
+
+
+def _check_cut_off(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"the cut-off must be at least 1 item, got {k}")
 
 
 def _bucket_sizes(codes_NW: CodeArray) -> NDArray[np.intp]:

@@ -25,10 +25,14 @@ class PixelSource:
     preprocessing : Preprocessing
     cache_bytes : int
         Resized pixels are kept if all of them take at most this much.
+
+    Attributes
+    ----------
+    images : uint8 array, or what was given
     """
 
     def __init__(self, images: Any, preprocessing: Preprocessing, *, cache_bytes: int = CACHE_BYTES):
-        self._images = images.numpy() if isinstance(images, torch.Tensor) else images
+        self.images = images.numpy() if isinstance(images, torch.Tensor) else images
         self._preprocessing = preprocessing
         pixels = preprocessing.size**2 * preprocessing.channels
         self._cache = self._open(np.arange(len(images))) if pixels * len(images) <= cache_bytes else None
@@ -43,7 +47,7 @@ class PixelSource:
         pixels_BHWC = np.empty((len(index_B), size, size, self._preprocessing.channels), np.uint8)
         for row, position in enumerate(index_B.tolist()):
             try:
-                image = open_image(self._images[position])
+                image = open_image(self.images[position])
             except ImageError as exc:
                 raise ImageError(f"training image {position}: {exc.reason}") from exc
             pixels_BHWC[row] = self._preprocessing.pixels(image)

@@ -1,12 +1,14 @@
-"""What training knows about similarity: a label for each image, or a list of pairs.
+"""What training knows about similarity: labels of the images, a list of pairs, or nothing but the images.
 
-Shapes: N images, P pairs, B images of a batch.
+Shapes: N images, C classes, P pairs, B images of a batch.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -28,79 +30,230 @@ class PairList(NamedTuple):
     similar: ArrayLike
 
 
+LABELS = "labels"
+MULTI_LABELS = "multi-labels"
+PAIRS = "pairs"
+VIEWS = "views"
+NOTHING = "nothing"
+
+
 class Supervision(Protocol):
     """What a training run asks of its supervision."""
 
     @property
-    def num_classes(self) -> int:
-        """Number of labels, 0 if there are none."""
+    def kind(self) -> str:
+        """LABELS, MULTI_LABELS, PAIRS, VIEWS or NOTHING."""
 
-    def classes(self) -> NDArray[np.int64]:
-        """Return the class of each image, (N,), 0 to `num_classes` - 1."""
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 if there are none."""
+
+    def classes_of(self, index_B: torch.Tensor) -> torch.Tensor:
+        """Return which classes each image has, (B, C) float32 of 0 and 1."""
 
     def batches_per_epoch(self, batch_size: int) -> int:
         """Return how many batches `batches` gives."""
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """Give the positions of the images of each batch of one epoch, in an order from torch's random numbers."""
+        """Give the positions of the images of each batch of one epoch, in an order from torch's random numbers.
+
+        All random numbers of an epoch are drawn before its first batch.
+        """
 
     def pairs_within(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which pairs of a batch are similar and which are known, each (B, B) bool."""
 
+    def affinity_within(self, index_B: torch.Tensor) -> torch.Tensor | None:
+        """Return the Jaccard index of the labels of each pair, (B, B) float32; None if it is 1 for similar pairs."""
+
+    def restricted_to(self, index_M: torch.Tensor) -> Self:
+        """Return the same supervision with batches of these images only."""
+
     def describe(self) -> str:
         """Return a word on it for the artifact."""
 
+    def digest(self) -> str:
+        """Return a hash of all it knows, by which a checkpoint recognises it."""
 
-class LabelSupervision:
-    """One label an image: every pair is known.
+
+class _OfImages:
+    """What supervisions that draw images, not pairs, have in common."""
+
+    def __init__(self, num_images: int):
+        self._num_images = num_images
+        self._member_M = torch.arange(num_images)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return self._num_images
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """Return the number of full batches, or 1 for fewer images than a batch holds."""
+        return max(1, len(self._member_M) // batch_size)
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """Give shuffled full batches; the remainder sits out this epoch, as a small batch has few pairs."""
+        order_M = self._member_M[torch.randperm(len(self._member_M))]
+        full = max(1, len(order_M) // batch_size)
+        yield from torch.split(order_M, batch_size)[:full]
+
+    def restricted_to(self, index_M: torch.Tensor) -> Self:
+        """Return the same supervision with batches of these images only."""
+        restricted = copy.copy(self)
+        restricted._member_M = index_M
+        return restricted
+
+
+class LabelSupervision(_OfImages):
+    """One label an image, or several: every pair is known, and images that share a label are similar.
 
     Parameters
     ----------
-    labels : int array, shape (N,)
-        At least two different ones.
+    labels : int array, shape (N,), or bool or 0/1 array, shape (N, C)
+        At least two different ones. In the second form an image has every label whose column is set, at least one.
     num_images : int
     """
 
     def __init__(self, labels: NDArray[Any], num_images: int):
-        if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"`labels` must be {num_images} integers, one an image, got {labels.dtype} of shape {labels.shape}"
-            )
-        names, class_N = np.unique(labels, return_inverse=True)
-        if len(names) < 2:
-            raise ValueError("`labels` must hold at least 2 different labels to have dissimilar pairs, got 1")
-        self._class_N = class_N.astype(np.int64)
-        self._tensor_N = torch.from_numpy(self._class_N)
-        self._num_classes = len(names)
+        super().__init__(num_images)
+        self._kind = MULTI_LABELS if labels.ndim == 2 else LABELS
+        class_NC = _multi_hot(labels, num_images) if labels.ndim == 2 else _one_hot(labels, num_images)
+        self._class_NC = torch.from_numpy(class_NC)
+
+    @property
+    def kind(self) -> str:
+        """LABELS or MULTI_LABELS."""
+        return self._kind
 
     @property
     def num_classes(self) -> int:
         """Number of different labels."""
-        return self._num_classes
+        return int(self._class_NC.shape[1])
 
-    def classes(self) -> NDArray[np.int64]:
-        """Return the class of each image, (N,)."""
-        return self._class_N
-
-    def batches_per_epoch(self, batch_size: int) -> int:
-        """Return the number of full batches, or 1 for fewer images than a batch holds."""
-        return max(1, len(self._class_N) // batch_size)
-
-    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """Give shuffled full batches; the remainder sits out this epoch, as a small batch has few pairs."""
-        order_N = torch.randperm(len(self._class_N))
-        for number in range(self.batches_per_epoch(batch_size)):
-            yield order_N[number * batch_size : (number + 1) * batch_size]
+    def classes_of(self, index_B: torch.Tensor) -> torch.Tensor:
+        """Return which labels each image has, (B, C) float32 of 0 and 1."""
+        return self._class_NC[index_B].float()
 
     def pairs_within(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return equality of labels, and all True."""
-        label_B = self._tensor_N[index_B]
-        similar_BB = label_B[:, None] == label_B[None, :]
+        """Return which pairs share a label, and all True."""
+        class_BC = self.classes_of(index_B)
+        similar_BB = class_BC @ class_BC.T > 0
         return similar_BB, torch.ones_like(similar_BB)
+
+    def affinity_within(self, index_B: torch.Tensor) -> torch.Tensor | None:
+        """Return labels in common over labels of either, for several labels an image."""
+        if self._kind == LABELS:
+            return None
+        class_BC = self.classes_of(index_B)
+        shared_BB = class_BC @ class_BC.T
+        count_B = class_BC.sum(dim=1)
+        return shared_BB / (count_B[:, None] + count_B - shared_BB)
 
     def describe(self) -> str:
         """Return "labels" and how many."""
-        return f"{self._num_classes} labels"
+        several = ", several an image" if self._kind == MULTI_LABELS else ""
+        return f"{self.num_classes} labels{several}"
+
+    def digest(self) -> str:
+        """Return a hash of the labels."""
+        return _digest(self._kind, self._class_NC.numpy())
+
+
+class ViewSupervision(_OfImages):
+    """No knowledge but the images: two views of one image are similar, views of different images are not.
+
+    Each batch holds each of its images twice; augmentation makes the two views differ. What is learned is
+    copy detection: codes that stay where an image is cropped, mirrored or recoloured.
+
+    Parameters
+    ----------
+    num_images : int
+    """
+
+    @property
+    def kind(self) -> str:
+        """VIEWS."""
+        return VIEWS
+
+    @property
+    def num_classes(self) -> int:
+        """0: there are no labels."""
+        return 0
+
+    def classes_of(self, index_B: torch.Tensor) -> torch.Tensor:
+        """Refuse: there are no labels."""
+        raise ValueError("two views of an image have no labels")
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """Return the number of full batches of half as many images."""
+        return super().batches_per_epoch(batch_size // 2)
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """Give batches of `batch_size` / 2 images, each twice."""
+        for index_B in super().batches(batch_size // 2):
+            yield torch.cat([index_B, index_B])
+
+    def pairs_within(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which pairs are of one image, and all True."""
+        similar_BB = index_B[:, None] == index_B
+        return similar_BB, torch.ones_like(similar_BB)
+
+    def affinity_within(self, index_B: torch.Tensor) -> torch.Tensor | None:
+        """Return None: views are similar or not."""
+        return None
+
+    def describe(self) -> str:
+        """Return "views" and of how many images."""
+        return f"two views of each of {self.num_images} images"
+
+    def digest(self) -> str:
+        """Return a hash of the number of images."""
+        return _digest(VIEWS, np.array([self.num_images]))
+
+
+class NoSupervision(_OfImages):
+    """Images alone, for methods that learn from features.
+
+    Parameters
+    ----------
+    num_images : int
+    """
+
+    @property
+    def kind(self) -> str:
+        """NOTHING."""
+        return NOTHING
+
+    @property
+    def num_classes(self) -> int:
+        """0: there are no labels."""
+        return 0
+
+    def classes_of(self, index_B: torch.Tensor) -> torch.Tensor:
+        """Refuse: there are no labels."""
+        raise ValueError("images alone have no labels")
+
+    def pairs_within(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return that no pair is known."""
+        known_BB = torch.zeros(len(index_B), len(index_B), dtype=torch.bool)
+        return known_BB, known_BB
+
+    def affinity_within(self, index_B: torch.Tensor) -> torch.Tensor | None:
+        """Return None: nothing is known."""
+        return None
+
+    def describe(self) -> str:
+        """Return "nothing"."""
+        return NOTHING
+
+    def digest(self) -> str:
+        """Return a hash of the number of images."""
+        return _digest(NOTHING, np.array([self.num_images]))
 
 
 class PairSupervision:
@@ -132,11 +285,21 @@ class PairSupervision:
             )
 
     @property
+    def kind(self) -> str:
+        """PAIRS."""
+        return PAIRS
+
+    @property
+    def num_images(self) -> int:
+        """Number of images, paired or not."""
+        return self._num_images
+
+    @property
     def num_classes(self) -> int:
         """0: pairs have no labels."""
         return 0
 
-    def classes(self) -> NDArray[np.int64]:
+    def classes_of(self, index_B: torch.Tensor) -> torch.Tensor:
         """Refuse: there are no labels."""
         raise ValueError("a pair list has no labels")
 
@@ -163,9 +326,58 @@ class PairSupervision:
         known_BB = self._key_P[place_BB] == key_BB
         return torch.from_numpy(self._similar_P[place_BB] & known_BB), torch.from_numpy(known_BB)
 
+    def affinity_within(self, index_B: torch.Tensor) -> torch.Tensor | None:
+        """Return None: pairs are similar or not."""
+        return None
+
+    def restricted_to(self, index_M: torch.Tensor) -> Self:
+        """Refuse: of pairs drawn from a part of the images hardly one would be left."""
+        raise ValueError("a pair list cannot be restricted to some of its images without losing most of its pairs")
+
     def describe(self) -> str:
         """Return "pairs" and how many."""
         return f"{len(self._key_P)} pairs, {int(self._similar_P.sum())} similar"
+
+    def digest(self) -> str:
+        """Return a hash of the pairs."""
+        return _digest(PAIRS, np.array([self._num_images]), self._key_P, self._similar_P)
+
+
+def _one_hot(labels: NDArray[Any], num_images: int) -> NDArray[np.bool_]:
+    if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"`labels` must be {num_images} integers, one an image, got {labels.dtype} of shape {labels.shape}"
+        )
+    names, class_N = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("`labels` must hold at least 2 different labels to have dissimilar pairs, got 1")
+    return np.asarray(class_N[:, None] == np.arange(len(names)))
+
+
+def _multi_hot(labels: NDArray[Any], num_images: int) -> NDArray[np.bool_]:
+    if len(labels) != num_images or not np.isin(labels, (0, 1)).all():
+        raise ValueError(
+            f"`labels` of several an image must be 0 or 1 in {num_images} rows, one a label in each column, "
+            f"got {labels.dtype} of shape {labels.shape} with values {labels.min()} to {labels.max()}"
+        )
+    class_NC = labels.astype(np.bool_)
+    class_NC = class_NC[:, class_NC.any(axis=0)]
+    if class_NC.shape[1] < 2:
+        raise ValueError(
+            f"`labels` must hold at least 2 different labels to have dissimilar pairs, got {class_NC.shape[1]}"
+        )
+    bare = int((~class_NC.any(axis=1)).sum())
+    if bare:
+        raise ValueError(f"`labels` must give each image at least one label, {bare} have none: leave them out")
+    return class_NC
+
+
+def _digest(kind: str, *arrays: NDArray[Any]) -> str:
+    hasher = hashlib.sha256(kind.encode())
+    for array in arrays:
+        hasher.update(f"{array.dtype}{array.shape}".encode())
+        hasher.update(np.ascontiguousarray(array).tobytes())
+    return hasher.hexdigest()
 
 
 def _check_pairs(pairs: PairList, num_images: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:

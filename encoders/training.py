@@ -1,35 +1,42 @@
-"""Training: an optional classification warm-up of the backbone, then HashNet's pairs under a rising beta.
+"""Training: an optional classification warm-up of the backbone, then the method's own objective, or its fit.
 
-Shapes: N images, P known pairs, B images of a batch, K bits.
+Shapes: N images, K bits.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
-from torch.nn import functional
 
-from encoders.augment import flip_and_shift
 from encoders.backbones import SMALL_CNN, Backbone, build_backbone
+from encoders.checkpoints import TrainingFolder
 from encoders.encoder import EncoderConfig, HashEncoder
-from encoders.losses import HashNetLoss, HashNetLossConfig
+from encoders.heads import KernelHead, head_of
+from encoders.loop import HASHING, WARM_UP, Loop, LoopSettings, Outcome, Phase, Progress
+from encoders.methods import METHODS, Method, ObjectiveSettings
 from encoders.model import HashModel
+from encoders.objectives import Classification
 from encoders.pixels import PixelSource
 from encoders.schedules import SCHEDULES
-from encoders.supervision import LabelSupervision, PairList, PairSupervision, Supervision
+from encoders.supervision import (
+    LabelSupervision,
+    NoSupervision,
+    PairList,
+    PairSupervision,
+    Supervision,
+    ViewSupervision,
+)
+from encoders.validation import keep_out
 
-WARM_UP = "warm-up"
-HASHING = "hashing"
+__all__ = ["ImageDataset", "Progress", "TrainConfig", "train"]
 
-# Share of a one-cycle schedule in which the rate rises.
-_RISING_SHARE = 0.2
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -44,19 +51,25 @@ class TrainConfig:
     Attributes
     ----------
     bits : int
+    method : str
+        A name of `encoders.methods.METHODS`.
     backbone : str
-        "small-cnn" or a torchvision classification model.
+        "small-cnn", "efficientnet-lite0" or a torchvision classification model.
     weights : str or None
-        Where the backbone starts: random (None), a local file, or a name torchvision knows.
+        Where the backbone starts: random (None), a local file, or a name that the backbone knows.
     epochs : int
-        Of the hashing loss.
+        Of the method's objective; methods that are fitted have none.
     warmup_epochs : int or None
         Of classification before it, with a classifier that is then thrown away. It stands where the paper starts
         from ImageNet weights: pairs alone teach a random network slowly. None is 12 for labels on random weights,
-        else 0.
+        or for a method that begins by classification, else 0.
     batch_size : int
+        Images whose pairs the loss compares.
+    chunk_size : int or None
+        Images that pass through the network at a time, where a batch does not fit into memory; the gradient is still
+        that of all pairs of the batch. None is the whole batch.
     learning_rate : float
-        Peak rate of the backbone under the hashing loss (AdamW, one cycle).
+        Peak rate of the backbone under the method's objective (AdamW, one cycle).
     warmup_learning_rate : float
         Peak rate of the warm-up.
     hash_multiplier : float
@@ -66,73 +79,77 @@ class TrainConfig:
         Where continuation ends.
     schedule : str
         "stages" (ten equal ones), "released" (square root) or "constant" (no continuation).
-    loss : HashNetLossConfig
+    alpha : float or None
+        Slope of the likelihood of pairs; None is 10 / bits.
+    validation_images : int
+        Kept out of training to choose the epoch on, by the mean average precision of their codes among themselves. 0
+        keeps the last epoch.
+    patience : int or None
+        Stop after this many epochs without a better one on the validation images.
+    precision : str
+        "float32", or "bfloat16" for a network under automatic mixed precision.
+    compile : bool
+        Compile the network with `torch.compile`.
+    device : str
+        What trains: "cpu", "cuda".
     seed : int
     augment : bool
-        Mirror and shift the training images.
+        Mirror and shift the training images. Views are always augmented.
     """
 
     bits: int = 48
+    method: str = "hashnet"
     backbone: str = SMALL_CNN
     weights: str | None = None
     epochs: int = 15
     warmup_epochs: int | None = None
     batch_size: int = 64
+    chunk_size: int | None = None
     learning_rate: float = 5e-4
     warmup_learning_rate: float = 3e-3
     hash_multiplier: float = 10.0
     weight_decay: float = 0.01
     final_beta: float = 30.0
     schedule: str = "stages"
-    loss: HashNetLossConfig = dataclasses.field(default_factory=HashNetLossConfig)
+    alpha: float | None = None
+    validation_images: int = 0
+    patience: int | None = None
+    precision: str = "float32"
+    compile: bool = False
+    device: str = "cpu"
     seed: int = 0
     augment: bool = True
 
     def __post_init__(self) -> None:
         _require(1 <= self.bits <= 1024, "bits", "1 to 1024, what a collection stores", self.bits)
+        _require(self.method in METHODS, "method", f"one of {', '.join(METHODS)}", self.method)
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         _require(
             self.warmup_epochs is None or self.warmup_epochs >= 0, "warmup_epochs", "0 or more", self.warmup_epochs
         )
         _require(self.batch_size >= 4, "batch_size", "at least 4, or a batch has hardly a pair", self.batch_size)
+        _require(self.chunk_size is None or self.chunk_size >= 2, "chunk_size", "at least 2", self.chunk_size)
         _require(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
         _require(self.warmup_learning_rate > 0, "warmup_learning_rate", "above 0", self.warmup_learning_rate)
         _require(self.hash_multiplier > 0, "hash_multiplier", "above 0", self.hash_multiplier)
         _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
         _require(self.final_beta >= 1, "final_beta", "at least 1, where continuation starts", self.final_beta)
         _require(self.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}", self.schedule)
+        _require(self.alpha is None or self.alpha > 0, "alpha", "above 0 or None (10 / bits)", self.alpha)
+        _require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        self._check_validation()
 
-
-class Progress(NamedTuple):
-    """Where a training run stands after one step.
-
-    Attributes
-    ----------
-    phase : str
-        "warm-up" or "hashing".
-    epoch, epochs, step, steps : int
-        Done and in all, of this phase; steps count over all its epochs.
-    loss : float
-    beta : float
-        0 in the warm-up.
-    images_per_s : float
-        Since the phase began.
-    imbalance : float
-        Dissimilar pairs for each similar pair of the batch; nan in the warm-up.
-    bit_balance : float
-        Mean over bits of twice the rarer value's share in the batch: 1 is balanced, 0 constant; nan in the warm-up.
-    """
-
-    phase: str
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    beta: float
-    images_per_s: float
-    imbalance: float
-    bit_balance: float
+    def _check_validation(self) -> None:
+        fits = METHODS[self.method].fit is not None
+        count, patience = self.validation_images, self.patience
+        _require(count == 0 or count >= 2, "validation_images", "0, or at least 2", count)
+        _require(count == 0 or not fits, "validation_images", f"0 for {self.method}, which has no epochs", count)
+        _require(
+            patience is None or (patience >= 1 and count > 0),
+            "patience",
+            "None, or at least 1 with `validation_images` to judge epochs by",
+            patience,
+        )
 
 
 class ImageDataset(Protocol):
@@ -149,19 +166,26 @@ def train(
     config: TrainConfig | None = None,
     *,
     pairs: PairList | None = None,
+    views: bool = False,
+    folder: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> HashEncoder:
-    """Train a HashNet encoder. The same inputs, seed and thread count give the same weights.
+    """Train an encoder. The same inputs, seed and thread count give the same weights on a CPU.
 
     Parameters
     ----------
     images : uint8 array or tensor of shape (N, H, W) or (N, H, W, C), or a dataset of N images
         A dataset gives PIL images, uint8 arrays, encoded bytes or paths by position.
-    labels : int array of shape (N,), optional
-        Images of one label are similar, all others are not.
+    labels : int array of shape (N,), or 0/1 array of shape (N, C), optional
+        One label an image, or several. Images that share a label are similar, all others are not.
     config : TrainConfig, optional
     pairs : PairList, optional
         Instead of labels: only these pairs count in the loss.
+    views : bool
+        Instead of labels: two augmented views of an image are similar, which teaches to find copies.
+    folder : Path, optional
+        Where the run keeps a checkpoint and its log (`encoders.checkpoints`). A run that finds the checkpoint of an
+        interrupted one goes on from it, to the same weights.
     progress : callable, optional
         Called after every step.
 
@@ -172,190 +196,189 @@ def train(
     Raises
     ------
     ValueError
-        If there are no images, not exactly one of `labels` and `pairs`, or they do not fit the images.
+        If there are no images, the method cannot learn from what is given, or it does not fit the images.
     EncoderError
-        If the backbone cannot be built.
+        If the backbone cannot be built, or `folder` belongs to another run.
     ImageError
         If an image cannot be decoded.
 
     Notes
     -----
-    HashNet (Cao et al., ICCV 2017, arXiv 1702.00758), with AdamW and a one-cycle rate in the place of the paper's
-    SGD with inverse decay.
+    `encoders.methods` names each method's paper. Networks are trained by AdamW with a one-cycle rate, in the place of
+    the papers' SGD.
     """
     config = config or TrainConfig()
-    supervision = _supervise(len(images), labels, pairs)
-    warmup_epochs = _warmup_epochs(config, supervision)
+    method = METHODS[config.method]
+    supervision = _supervise(len(images), labels, pairs, views)
+    method.check(supervision)
+    warmup_epochs = _warmup_epochs(config, method, supervision)
+    run = {"config": dataclasses.asdict(config), "supervision": supervision.digest(), "images": len(images)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = build_backbone(config.backbone, config.weights)
         model = HashModel(backbone, config.bits).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        run = _Run(config, model, PixelSource(images, backbone.preprocessing), supervision, progress)
-        if warmup_epochs:
-            run.warm_up(warmup_epochs)
-        run.learn_to_hash()
-    return HashEncoder(_encoder_config(config, backbone, warmup_epochs, supervision), model)
+        trainer = _Trainer(config, method, backbone, model, supervision, warmup_epochs)
+        return trainer.train(images, TrainingFolder(folder, run), progress)
 
 
-class _Run:
-    """One training run: what its two phases share."""
+class _Trainer:
+    """The phases of one method on one model."""
 
     def __init__(
         self,
         config: TrainConfig,
+        method: Method,
+        backbone: Backbone,
         model: HashModel,
-        pixels: PixelSource,
         supervision: Supervision,
-        progress: Callable[[Progress], None] | None,
+        warmup_epochs: int,
     ):
         self._config = config
+        self._method = method
+        self._backbone = backbone
         self._model = model
-        self._pixels = pixels
         self._supervision = supervision
-        self._progress = progress
-        self._loss = HashNetLoss(config.loss)
+        self._warmup_epochs = warmup_epochs
 
-    def warm_up(self, epochs: int) -> None:
+    def train(self, images: Any, folder: TrainingFolder, progress: Callable[[Progress], None] | None) -> HashEncoder:
+        """Run the phases and return the encoder."""
+        config, supervision = self._config, self._supervision
+        kept_out_V = torch.arange(0)
+        if config.validation_images:
+            supervision, kept_out_V = keep_out(supervision, config.validation_images, config.seed)
+        pixels = PixelSource(images, self._backbone.preprocessing)
+        loop = Loop(
+            self._model,
+            pixels,
+            supervision,
+            self._loop_settings(),
+            folder=folder,
+            kept_out_V=kept_out_V,
+            progress=progress,
+        )
+        if self._warmup_epochs and not loop.is_done(WARM_UP):
+            loop.run(self._warm_up())
+        if self._method.fit is not None:
+            return self._fit(pixels.images)
+        outcome = loop.run(self._hashing())
+        self._model.cpu()
+        beta = outcome.beta if self._method.continues else self._method.beta
+        return HashEncoder(self._encoder_config(beta, self._epoch_rule(outcome)), self._model)
+
+    def _warm_up(self) -> Phase:
         """Train the backbone to tell the labels apart, with a classifier that is thrown away."""
-        config = self._config
-        label_N = torch.from_numpy(self._supervision.classes())
-        classifier = nn.Linear(self._model.hash_layer.in_features, self._supervision.num_classes)
-        groups = [
-            {
-                "params": [*self._model.backbone.parameters(), *classifier.parameters()],
-                "lr": config.warmup_learning_rate,
-            }
-        ]
-        steps = self._num_steps(epochs)
-        optimizer, rate = _one_cycle(groups, steps, config.weight_decay)
-        started = time.perf_counter()
-        for step, (epoch, index_B) in enumerate(self._batches(epochs), 1):
-            feature_BD = self._model.backbone(self._inputs(index_B))
-            loss = functional.cross_entropy(classifier(feature_BD), label_N[index_B])
-            _step(optimizer, rate, loss)
-            self._report(WARM_UP, epoch, epochs, step, steps, loss, 0.0, started)
+        classifier = Classification(self._model.feature_dim, self._supervision.num_classes)
+        weights = [*self._model.backbone.parameters(), *classifier.parameters()]
+        return Phase(
+            name=WARM_UP,
+            epochs=self._warmup_epochs,
+            part=self._model.backbone,
+            objective=classifier,
+            groups=[{"params": weights, "lr": self._config.warmup_learning_rate}],
+            beta_at=lambda _: 0.0,
+        )
 
-    def learn_to_hash(self) -> None:
-        """Train on pairs while beta rises."""
-        config = self._config
-        groups = [
-            {"params": list(self._model.backbone.parameters()), "lr": config.learning_rate},
-            {
-                "params": list(self._model.hash_layer.parameters()),
-                "lr": config.learning_rate * config.hash_multiplier,
-            },
-        ]
-        steps = self._num_steps(config.epochs)
-        optimizer, rate = _one_cycle(groups, steps, config.weight_decay)
-        started = time.perf_counter()
-        for step, (epoch, index_B) in enumerate(self._batches(config.epochs), 1):
-            beta = SCHEDULES[config.schedule]((step - 1) / steps, config.final_beta)
-            similar_BB, known_BB = self._supervision.pairs_within(index_B)
-            _, z_BK = self._model(self._inputs(index_B))
-            loss = self._loss(torch.tanh(beta * z_BK), similar_BB, known_BB)
-            _step(optimizer, rate, loss)
-            shape = _imbalance(similar_BB, known_BB), _bit_balance(z_BK)
-            self._report(HASHING, epoch, config.epochs, step, steps, loss, beta, started, *shape)
-
-    def _num_steps(self, epochs: int) -> int:
-        return epochs * self._supervision.batches_per_epoch(self._config.batch_size)
-
-    def _batches(self, epochs: int) -> Iterator[tuple[int, torch.Tensor]]:
-        self._model.train()
-        for epoch in range(1, epochs + 1):
-            for index_B in self._supervision.batches(self._config.batch_size):
-                yield epoch, index_B
-
-    def _inputs(self, index_B: torch.Tensor) -> torch.Tensor:
-        image_BCHW = self._pixels.batch(index_B)
-        image_BCHW = flip_and_shift(image_BCHW) if self._config.augment else image_BCHW
-        return image_BCHW.contiguous(memory_format=torch.channels_last)
-
-    def _report(
-        self,
-        phase: str,
-        epoch: int,
-        epochs: int,
-        step: int,
-        steps: int,
-        loss: torch.Tensor,
-        beta: float,
-        started: float,
-        imbalance: float = float("nan"),
-        bit_balance: float = float("nan"),
-    ) -> None:
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise FloatingPointError(
-                f"the loss became {value} in {phase} step {step} of {steps}: lower the learning rate"
+    def _hashing(self) -> Phase:
+        """Train backbone and hash layer on the method's objective, beta rising if the method says so."""
+        config, model = self._config, self._model
+        assert self._method.objective is not None
+        objective = self._method.objective(
+            ObjectiveSettings(
+                bits=config.bits, num_classes=self._supervision.num_classes, seed=config.seed, alpha=config.alpha
             )
-        if self._progress is not None:
-            speed = step * self._config.batch_size / max(time.perf_counter() - started, 1e-9)
-            self._progress(Progress(phase, epoch, epochs, step, steps, value, beta, speed, imbalance, bit_balance))
+        )
+        fast = [*model.hash_layer.parameters(), *objective.parameters()]
+        return Phase(
+            name=HASHING,
+            epochs=config.epochs,
+            part=model,
+            objective=objective,
+            groups=[
+                {"params": list(model.backbone.parameters()), "lr": config.learning_rate},
+                {"params": fast, "lr": config.learning_rate * config.hash_multiplier},
+            ],
+            beta_at=self._beta_at,
+        )
+
+    def _beta_at(self, share: float) -> float:
+        if not self._method.continues:
+            return self._method.beta
+        return SCHEDULES[self._config.schedule](share, self._config.final_beta)
+
+    def _fit(self, images: Any) -> HashEncoder:
+        """Fit the method's hasher to the features of the images as they are, and put it in the hash layer's place."""
+        assert self._method.fit is not None
+        config, model = self._config, self._model.cpu()
+        feature_ND = HashEncoder(self._encoder_config(1.0, "none"), model).encode_all(images).features
+        class_NC = None
+        if self._method.reads_classes:
+            class_NC = self._supervision.classes_of(torch.arange(len(feature_ND))).numpy()
+        hasher = self._method.fit(feature_ND, config.bits, config.seed, class_NC)
+        kind, head = head_of(hasher)
+        # Relaxed codes at a sharpness where they are neither all 0 nor all 1.
+        beta = 1.0 / max(float(np.abs(hasher.project(feature_ND[:1000])).mean()), 1e-12)
+        fitted = dataclasses.replace(
+            self._encoder_config(beta, "none: fitted to features"),
+            head=kind,
+            anchors=len(head.anchors) if isinstance(head, KernelHead) else 0,
+        )
+        return HashEncoder(fitted, HashModel(self._backbone, config.bits, head))
+
+    def _loop_settings(self) -> LoopSettings:
+        config = self._config
+        names = {field.name for field in dataclasses.fields(LoopSettings)}
+        settings = {name: value for name, value in dataclasses.asdict(config).items() if name in names}
+        return LoopSettings(**settings)
+
+    def _epoch_rule(self, outcome: Outcome) -> str:
+        if outcome.validation_map is None:
+            return f"last, {outcome.epoch}"
+        return (
+            f"{outcome.epoch}, best on {self._config.validation_images} images kept out of training, "
+            f"mAP {outcome.validation_map:.4f} among themselves"
+        )
+
+    def _encoder_config(self, beta: float, epoch: str) -> EncoderConfig:
+        settings = dataclasses.asdict(self._config) | {"warmup_epochs": self._warmup_epochs}
+        return EncoderConfig(
+            bits=self._config.bits,
+            backbone=self._backbone.name,
+            beta=beta,
+            batch_size=self._backbone.batch_size,
+            preprocessing=self._backbone.preprocessing,
+            training={
+                "method": self._method.name,
+                "title": self._method.title,
+                "supervision": self._supervision.describe(),
+                "epoch": epoch,
+                "settings": settings,
+            },
+        )
 
 
-def _supervise(num_images: int, labels: ArrayLike | None, pairs: PairList | None) -> Supervision:
+def _supervise(num_images: int, labels: ArrayLike | None, pairs: PairList | None, views: bool) -> Supervision:
     if num_images < 2:
         raise ValueError(f"`images` must hold at least 2 images to make a pair, got {num_images}")
-    if (labels is None) == (pairs is None):
-        raise ValueError(f"pass either `labels` or `pairs`, got {'neither' if labels is None else 'both'}")
+    given = {"labels": labels is not None, "pairs": pairs is not None, "views": views}
+    if sum(given.values()) > 1:
+        names = " and ".join(f"`{name}`" for name, there in given.items() if there)
+        raise ValueError(f"pass one of `labels`, `pairs` and `views`, got {names}")
     if pairs is not None:
         return PairSupervision(pairs, num_images)
-    return LabelSupervision(np.asarray(labels), num_images)
+    if labels is not None:
+        return LabelSupervision(np.asarray(labels), num_images)
+    return ViewSupervision(num_images) if views else NoSupervision(num_images)
 
 
-def _warmup_epochs(config: TrainConfig, supervision: Supervision) -> int:
+def _warmup_epochs(config: TrainConfig, method: Method, supervision: Supervision) -> int:
     if config.warmup_epochs and not supervision.num_classes:
         raise ValueError(
-            f"`warmup_epochs` must be 0 or None when training on pairs, got {config.warmup_epochs}: "
+            f"`warmup_epochs` must be 0 or None when training on {supervision.kind}, got {config.warmup_epochs}: "
             "the warm-up classifies, which needs labels"
         )
     if config.warmup_epochs is not None:
         return config.warmup_epochs
-    return 12 if supervision.num_classes and config.weights is None else 0
-
-
-def _one_cycle(
-    groups: list[dict[str, Any]], steps: int, weight_decay: float
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
-    peaks = [float(group["lr"]) for group in groups]
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=steps + 1, pct_start=_RISING_SHARE)
-    return optimizer, rate
-
-
-def _step(optimizer: torch.optim.Optimizer, rate: torch.optim.lr_scheduler.LRScheduler, loss: torch.Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    rate.step()
-
-
-def _imbalance(similar_BB: torch.Tensor, known_BB: torch.Tensor) -> float:
-    """Dissimilar known pairs for each similar one."""
-    known_BB = known_BB & ~torch.eye(len(known_BB), dtype=torch.bool)
-    num_similar = int((similar_BB & known_BB).sum())
-    num_dissimilar = int(known_BB.sum()) - num_similar
-    return num_dissimilar / num_similar if num_similar else float("inf")
-
-
-def _bit_balance(z_BK: torch.Tensor) -> float:
-    share_K = (z_BK.detach() > 0).float().mean(dim=0)
-    return float((2 * torch.minimum(share_K, 1 - share_K)).mean())
-
-
-def _encoder_config(
-    config: TrainConfig, backbone: Backbone, warmup_epochs: int, supervision: Supervision
-) -> EncoderConfig:
-    settings = dataclasses.asdict(config) | {"warmup_epochs": warmup_epochs}
-    return EncoderConfig(
-        bits=config.bits,
-        backbone=backbone.name,
-        beta=config.final_beta,
-        batch_size=backbone.batch_size,
-        preprocessing=backbone.preprocessing,
-        training={"method": "hashnet", "supervision": supervision.describe(), "settings": settings},
-    )
+    return 12 if supervision.num_classes and (config.weights is None or method.pretrains) else 0
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:

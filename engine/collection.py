@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from engine.codes import (
     WORD_BITS,
@@ -27,6 +28,7 @@ from engine.codes import (
 )
 from engine.errors import CollectionExistsError, CollectionNotFoundError, CorruptDataError, IdNotFoundError
 from engine.indexes.threads import check_threads
+from engine.rerank import Rerank, RerankResult, pools_of_range, rerank_pool
 from engine.results import PAD_ID, RangeResult, SearchResult
 from engine.router import Router
 from engine.storage.files import sync_file, sync_folder, writer_lock
@@ -72,6 +74,7 @@ class Collection:
         ids: IdArray | None = None,
         attributes: pa.Table | Mapping[str, Any] | None = None,
         bits: int | None = None,
+        features: NDArray[np.float16] | None = None,
         shards: int = 1,
         encoder: str | Path | None = None,
         fingerprint: str | None = None,
@@ -92,6 +95,8 @@ class Collection:
             N rows to be given back with the answers.
         bits : int, optional
             True number of bits of a code; `64 * W` if left out.
+        features : ndarray of float16, shape (N, F), optional
+            Fine features to re-rank answers by; see `engine.rerank`.
         shards : int
             Number of shards, 1 to N.
         encoder : str or Path, optional
@@ -118,12 +123,14 @@ class Collection:
         codes = check_codes(codes, bits=bits, name="codes")
         ids = check_ids(np.arange(len(codes)) if ids is None else ids, rows=len(codes))
         table = _as_table(attributes, rows=len(codes))
+        features = None if features is None else _check_features(features, rows=len(codes))
         with CollectionWriter(path, bits=bits, fingerprint=fingerprint, tables=tables, overwrite=overwrite) as writer:
             if encoder is not None:
                 writer.add_encoder(Path(encoder))
             for part in split_rows(len(codes), shards):
                 part_table = None if table is None else table.slice(part.start, part.stop - part.start)
-                writer.add_shard(codes[part], ids[part], part_table)
+                part_features = None if features is None else features[part]
+                writer.add_shard(codes[part], ids[part], part_table, part_features)
             writer.commit()
         return cls.open(path)
 
@@ -245,6 +252,39 @@ class Collection:
         radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
         return self._router.range_search(queries, radius, limit, threads=check_threads(threads), explain=explain)
 
+    def search_reranked(
+        self, queries: CodeArray, features: NDArray[np.floating[Any]], k: int = 10, *, rerank: Rerank
+    ) -> RerankResult:
+        """Find the k nearest by fine features among the nearest codes of each query.
+
+        Parameters
+        ----------
+        queries : ndarray of uint64, shape (Q, W)
+        features : ndarray of float, shape (Q, F)
+            The queries' own fine features, from the encoder that made the collection's.
+        k : int
+        rerank : Rerank
+            How many codes to take, or within what radius, and how to compare features.
+
+        Returns
+        -------
+        RerankResult
+
+        Raises
+        ------
+        ValueError
+            If the collection has no features, or others than the queries'.
+        """
+        if rerank.radius is not None:
+            pool_ids = pools_of_range(self.range_search(queries, rerank.radius))
+        else:
+            pool_ids = self.search(queries, rerank.pool or k).ids
+        there = pool_ids != PAD_ID
+        stored = self.features_of(pool_ids[there])
+        pool_features = np.zeros((*pool_ids.shape, stored.shape[1]), np.float16)
+        pool_features[there] = stored
+        return rerank_pool(features, pool_ids, pool_features, check_k(k), metric=rerank.metric)
+
     def get(self, ids: IdArray | Sequence[int]) -> pa.Table:
         """Return what is stored of some ids, in the order asked.
 
@@ -277,6 +317,37 @@ class Collection:
             hint = " (-1 pads short answers: drop it)" if (missing == PAD_ID).any() else ""
             raise IdNotFoundError(f"{len(missing)} of {len(wanted_M)} ids are not here, first {missing[0]}{hint}")
         return pa.concat_tables(tables).take(place_M)
+
+    def features_of(self, ids: IdArray) -> NDArray[np.float16]:
+        """Return the fine features of some ids, (M, F) float16, in the order asked.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (M,)
+
+        Raises
+        ------
+        ValueError
+            If the collection has no features.
+        IdNotFoundError
+            If the collection lacks one of the ids.
+        """
+        stored = [shard.features_NF for shard in self._shards]
+        if stored[0] is None:
+            raise ValueError(
+                f"{self.path} has no fine features: encode with `--features`, or give `Collection.create` some"
+            )
+        features_MF = np.empty((len(ids), stored[0].shape[1]), np.float16)
+        found_M = np.zeros(len(ids), np.bool_)
+        for shard, shard_features in zip(self._shards, stored, strict=True):
+            row_M = shard.rows_of(ids)
+            here_M = row_M >= 0
+            assert shard_features is not None, "a collection is written with features in all shards or none"
+            features_MF[here_M] = shard_features[row_M[here_M]]
+            found_M |= here_M
+        if not found_M.all():
+            raise IdNotFoundError(f"{int((~found_M).sum())} of {len(ids)} ids are not here, first {ids[~found_M][0]}")
+        return features_MF
 
     @staticmethod
     def _items(shard: Shard, ids_M: IdArray, row_M: IdArray) -> pa.Table:
@@ -356,11 +427,19 @@ class CollectionWriter:
             )
         return live
 
-    def add_shard(self, codes_NW: CodeArray, ids_N: IdArray, attributes: pa.Table | None) -> None:
+    def add_shard(
+        self,
+        codes_NW: CodeArray,
+        ids_N: IdArray,
+        attributes: pa.Table | None,
+        features_NF: NDArray[np.float16] | None = None,
+    ) -> None:
         """Write one shard; arguments as in `write_shard`."""
         folder = self._path / "shards" / uuid.uuid4().hex
         self._uncommitted.append(folder)
-        spec = write_shard(folder, codes_NW, ids_N, attributes, bits=self._bits, tables=self._tables)
+        spec = write_shard(
+            folder, codes_NW, ids_N, attributes, bits=self._bits, tables=self._tables, features_NF=features_NF
+        )
         self._specs.append(spec)
 
     def add_encoder(self, folder: Path) -> None:
@@ -453,6 +532,15 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 def _entries(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _check_features(features: NDArray[np.float16], *, rows: int) -> NDArray[np.float16]:
+    if features.dtype != np.float16 or features.ndim != 2 or len(features) != rows:
+        raise ValueError(
+            f"`features` must be float16 of shape ({rows}, F), one row a code, got {features.dtype} of shape "
+            f"{features.shape}"
+        )
+    return features
 
 
 def _as_table(attributes: pa.Table | Mapping[str, Any] | None, *, rows: int) -> pa.Table | None:

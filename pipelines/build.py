@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from engine.codes import CodeArray, check_ids
 from engine.collection import CollectionWriter, refuse_foreign_folder, split_rows
-from pipelines.encode import read_parts, read_summary
+from pipelines.encode import FEATURES_COLUMN, read_keeps_features, read_parts, read_summary
 from pipelines.errors import PipelineError
 
 Progress = Callable[[int, int], None]
@@ -19,11 +19,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class EncodedCorpus:
-    """All codes of a folder: codes (N, W) uint64, ids (N,) int64, attributes (N rows), bits, the encoder."""
+    """All of a folder: codes (N, W) uint64, ids (N,), attributes (N rows), features (N, F) or None, the encoder."""
 
     codes: CodeArray
     ids: np.ndarray
     attributes: pa.Table
+    features: np.ndarray | None
     bits: int
     fingerprint: str
     encoder: Path
@@ -35,10 +36,12 @@ def read_codes(folder: str | Path) -> EncodedCorpus:
     table = pa.concat_tables(list(read_parts(folder)), promote_options="default").combine_chunks()
     if len(table) != summary.codes:
         raise PipelineError(f"{folder}: expected {summary.codes} codes, got {len(table)}: encode the corpus again")
+    has_features = read_keeps_features(folder)
     return EncodedCorpus(
         codes=codes_column(table["code"]),
         ids=table["id"].to_numpy(),
-        attributes=table.drop_columns(["id", "code"]),
+        attributes=table.drop_columns(["id", "code", *([FEATURES_COLUMN] if has_features else [])]),
+        features=_features_column(table[FEATURES_COLUMN]) if has_features else None,
         bits=summary.bits,
         fingerprint=summary.encoder,
         encoder=Path(folder) / "encoder",
@@ -53,6 +56,16 @@ def codes_column(column: pa.ChunkedArray) -> CodeArray:
     words = array.type.byte_width // 8
     data = np.frombuffer(array.buffers()[1] or b"", "<u8", count=len(array) * words, offset=array.offset * 8 * words)
     return data.reshape(len(array), words).astype(np.uint64, copy=False)
+
+
+def _features_column(column: pa.ChunkedArray) -> np.ndarray:
+    """View a column of fixed-size binary features as float16 (N, F)."""
+    dims = column.type.byte_width // 2
+    chunks = [
+        np.frombuffer(chunk.buffers()[1] or b"", "<f2", count=len(chunk) * dims, offset=chunk.offset * 2 * dims)
+        for chunk in column.chunks
+    ]
+    return np.concatenate(chunks).reshape(-1, dims).astype(np.float16, copy=False)
 
 
 def build_collection(
@@ -96,7 +109,8 @@ def build_collection(
         writer.add_encoder(corpus.encoder)
         for number, part in enumerate(parts):
             attributes = corpus.attributes.slice(part.start, part.stop - part.start)
-            writer.add_shard(corpus.codes[part], corpus.ids[part], attributes)
+            features = None if corpus.features is None else corpus.features[part]
+            writer.add_shard(corpus.codes[part], corpus.ids[part], attributes, features)
             if progress is not None:
                 progress(number + 1, len(parts))
         writer.commit()

@@ -94,39 +94,79 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 @app.command()
 @_reports_errors
 def train(
-    input: Annotated[Path, typer.Option("--input", help="Labelled corpus: folder or Parquet.", exists=True)],
+    input: Annotated[Path, typer.Option("--input", help="Corpus: folder or Parquet.", exists=True)],
     output: Annotated[Path, typer.Option("--output", help="Folder for the encoder.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="hashnet, hashnet-c, hashnet-w, hashnet-sgn, dhn, latent, joint, csq, orthohash; on the backbone's "
+            "features lsh, sh, itq, itq-cca, sdh, ksh."
+        ),
+    ] = "hashnet",
     bits: Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")] = 48,
-    backbone: Annotated[str, typer.Option(help="small-cnn, or a torchvision classification model.")] = "small-cnn",
+    backbone: Annotated[
+        str, typer.Option(help="small-cnn, efficientnet-lite0, or a torchvision classification model.")
+    ] = "small-cnn",
     weights: Annotated[
-        str | None, typer.Option(help="Backbone weights: a file, or the name of torchvision weights.")
+        str | None, typer.Option(help="Backbone weights: a file, or the name of weights the backbone has.")
+    ] = None,
+    supervision: Annotated[
+        str | None,
+        typer.Option(help="labels, pairs, views (two of each image, to find copies) or nothing; by what is there."),
     ] = None,
     pairs: Annotated[
         Path | None, typer.Option(help="Train on pairs (CSV or Parquet: a, b, similar), not labels.", exists=True)
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=4, help="Images a step.")] = None,
+    warmup_epochs: Annotated[int | None, typer.Option(min=0, help="Passes of classification before.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=4, help="Images a step, all pairs of which count.")] = None,
+    chunk_size: Annotated[int | None, typer.Option(min=2, help="Images of a batch in memory at a time.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="How beta rises: stages, released or constant.")] = None,
+    final_beta: Annotated[float | None, typer.Option(min=1, help="Where beta ends.")] = None,
+    validation_images: Annotated[
+        int | None, typer.Option(min=0, help="Keep this many images out, and choose the best epoch on them.")
+    ] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a better.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 (mixed).")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train a HashNet encoder on a labelled corpus."""
+    """Train an encoder; an interrupted training goes on where it was."""
     from encoders.training import TrainConfig
     from pipelines.train import train_encoder
 
-    given = {"epochs": epochs, "batch_size": batch_size}
+    given = {
+        "epochs": epochs,
+        "warmup_epochs": warmup_epochs,
+        "batch_size": batch_size,
+        "chunk_size": chunk_size,
+        "schedule": schedule,
+        "final_beta": final_beta,
+        "validation_images": validation_images,
+        "patience": patience,
+        "precision": precision,
+    }
     config = TrainConfig(
         bits=bits,
+        method=method,
         backbone=backbone,
         weights=weights,
+        compile=compile,
+        device=device,
         seed=seed,
         **{name: value for name, value in given.items() if value is not None},
     )
     start = time.perf_counter()
     with training_bar() as report:
-        encoder = train_encoder(input, output, config, pairs=pairs, overwrite=overwrite, progress=report)
+        encoder = train_encoder(
+            input, output, config, supervision=supervision, pairs=pairs, overwrite=overwrite, progress=report
+        )
     seconds = time.perf_counter() - start
     out.print(
-        f"trained {encoder.bits} bits in {seconds:.0f} s: {output}, encoder {encoder.fingerprint[:12]}…", soft_wrap=True
+        f"trained {encoder.bits} bits by {method} in {seconds:.0f} s: {output}, encoder {encoder.fingerprint[:12]}…",
+        soft_wrap=True,
     )
 
 
@@ -138,6 +178,7 @@ def encode(
     output: Annotated[Path, typer.Option("--output", help="Folder for the codes.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Decoded images held at once by an actor.")] = 256,
     actors: Annotated[int | None, typer.Option(min=1, help="Processes; as many as cores if left out.")] = None,
+    features: Annotated[bool, typer.Option("--features", help="Keep fine features too, to re-rank by.")] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -149,7 +190,14 @@ def encode(
     start = time.perf_counter()
     with progress_bar("encoding") as report:
         summary = encode_corpus(
-            input, encoder, output, batch_size=batch_size, actors=actors, overwrite=overwrite, progress=report
+            input,
+            encoder,
+            output,
+            batch_size=batch_size,
+            actors=actors,
+            features=features,
+            overwrite=overwrite,
+            progress=report,
         )
     seconds = time.perf_counter() - start
     if as_json:
@@ -250,9 +298,9 @@ def evaluate(
     train: Annotated[
         Path | None, typer.Option(help="Corpus that the baselines learn from; the database if left out.", exists=True)
     ] = None,
-    baseline: Annotated[list[str], typer.Option(help="Baselines beside the encoder.")] = ["itq", "lsh"],  # noqa: B006
+    baseline: Annotated[list[str], typer.Option(help="Methods on features, beside the encoder.")] = ["itq", "lsh"],  # noqa: B006
 ) -> None:
-    """Measure how well an encoder retrieves images of the query's class."""
+    """Measure how well an encoder retrieves images that share a label with the query."""
     from pipelines.evaluate import evaluate_encoder
 
     with spinner("loading") as say:
@@ -267,7 +315,7 @@ def evaluate(
         )
     rows = {f"mAP, {name}": f"{method.map_all:.4f}" for name, method in report.methods.items()}
     out.print(key_value_table("retrieval", {**rows, "mAP, relaxed codes": f"{report.map_relaxed:.4f}"}))
-    out.print(f"report: {output / 'report.json'}", soft_wrap=True)
+    out.print(f"report: {output / 'report.md'}", soft_wrap=True)
 
 
 @app.command()

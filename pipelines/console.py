@@ -54,6 +54,8 @@ def training_bar() -> Iterator[Callable[[int, int, Any], None]]:
             if state.phase not in tasks:
                 tasks[state.phase] = bar.add_task(state.phase, total=steps)
             text = f"{state.phase}, loss {state.loss:.3f}, {state.images_per_s:.0f} images/s"
+            if state.beta:
+                text += f", beta {state.beta:.1f}, imbalance {state.imbalance:.0f}, balance {state.bit_balance:.2f}"
             bar.update(tasks[state.phase], completed=step, description=text)
 
         yield report

@@ -20,8 +20,9 @@ from pipelines.build import build_collection, codes_column
 from pipelines.console import answers_table, key_value_table, out, progress_bar, spinner, training_bar
 from pipelines.encode import encode_corpus, read_parts
 from pipelines.errors import PipelineError
-from pipelines.evaluate import Report, evaluate_encoder
+from pipelines.evaluate import evaluate_encoder
 from pipelines.fashion_mnist import split_sample, write_corpus
+from pipelines.measure import Report
 from pipelines.pictures import Tile, answer_tile, save_grid
 from pipelines.search import encode_file, find_nearest, load_encoder
 from pipelines.train import train_encoder
@@ -111,9 +112,7 @@ def _tell(folder: Path, report: Report, seconds: dict[str, float]) -> None:
     query = encode_file(load_encoder(collection), folder / "query.png")
     out.print(f"nearest to {folder / 'query.png'}:")
     out.print(answers_table(find_nearest(collection, query, 5).answers))
-    out.print(
-        f"pictures: {folder / 'answers.png'}, {folder / 'precision_recall.png'}; numbers: {folder / 'report.json'}"
-    )
+    out.print(f"pictures: {folder / 'answers.png'}, {folder / 'precision_recall.png'}; numbers: {folder / 'report.md'}")
     out.print("try next:", style="bold")
     image = folder / "query.png"
     program = "hashlight" if shutil.which("hashlight") else os.path.relpath(Path(sys.executable).parent / "hashlight")

@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from encoders.encoder import HashEncoder
+from encoders.encoder import EncoderOutput, HashEncoder
 from encoders.errors import ImageError
 from engine.storage.files import sha256_of, sync_file, sync_folder, write_atomically
 from pipelines.corpora import SOURCE, attribute_names, list_corpus, read_images
@@ -44,6 +44,7 @@ from pipelines.images import batches, decode_entry
 from pipelines.ray_session import ray_session
 
 UNIT_IMAGES = 1000
+FEATURES_COLUMN = "features"
 
 Progress = Callable[[int, int], None]
 
@@ -81,6 +82,7 @@ class EncodeUnits:
         self._job = job
         self._batch_size = batch_size
         self._encoder = HashEncoder.load(self._output / "encoder")
+        self._keeps_features = bool(_plan_identity(self._output)["features"])
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Encode every unit of `batch` and write it."""
@@ -93,14 +95,17 @@ class EncodeUnits:
             entries = plan.read_row_group(unit)
         seconds = {"read": 0.0, "decode": 0.0, "encode": 0.0}
         good: list[int] = []
-        codes: list[np.ndarray] = []
+        outputs: list[EncoderOutput] = []
         reasons: dict[int, str] = {}
         for batch in batches(_decode(read_images(entries), reasons, seconds), self._batch_size):
             start = time.perf_counter()
-            codes.append(self._encoder.encode([image for _, image in batch]))
+            outputs.append(self._encoder.encode_all([image for _, image in batch]))
             good.extend(row for row, _ in batch)
             seconds["encode"] += time.perf_counter() - start
-        table = _codes_table(entries, good, codes, self._encoder.bits)
+        table = _codes_table(entries, good, [output.codes for output in outputs], self._encoder.bits)
+        if self._keeps_features:
+            features = [output.features for output in outputs]
+            table = _with_features(table, features, self._encoder.feature_dim)
         _publish_part(self._output, unit, self._job, table, _rejects(entries, reasons), seconds)
         return len(good), len(reasons)
 
@@ -112,6 +117,7 @@ def encode_corpus(
     *,
     batch_size: int = 256,
     actors: int | None = None,
+    features: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EncodeSummary:
@@ -129,6 +135,8 @@ def encode_corpus(
         Decoded images held at once by an actor; it does not change a bit of the codes.
     actors : int, optional
         Processes; as many as the machine has cores if left out.
+    features : bool
+        Keep the fine features too, float16, for re-ranking: 2 bytes a dimension and image.
     overwrite : bool
         Replace codes that are there.
     progress : callable, optional
@@ -142,7 +150,7 @@ def encode_corpus(
     if batch_size < 1 or (actors is not None and actors < 1):
         raise ValueError(f"`batch_size` and `actors` must be at least 1, got {batch_size} and {actors}")
     output = Path(output)
-    job, units, images = _plan(Path(corpus), Path(encoder), output, overwrite=overwrite)
+    job, units, images = _plan(Path(corpus), Path(encoder), output, features=features, overwrite=overwrite)
     done = _finished_units(output, job)
     report = progress or (lambda _done, _total: None)
     finished = sum(sidecar["codes"] + sidecar["rejects"] for sidecar in done.values())
@@ -176,6 +184,11 @@ def read_summary(codes: str | Path) -> EncodeSummary:
         raise PipelineError(f"{path} is damaged ({error}): encode the corpus again") from error
 
 
+def read_keeps_features(codes: str | Path) -> bool:
+    """Whether a folder of codes has fine features beside them."""
+    return bool(_plan_identity(Path(codes)).get("features", False))
+
+
 def read_parts(codes: str | Path) -> Iterator[pa.Table]:
     """Read the parts of a folder of codes in order, each checked against its sidecar.
 
@@ -196,18 +209,23 @@ def read_parts(codes: str | Path) -> Iterator[pa.Table]:
         yield pq.read_table(part)
 
 
-def _plan(corpus: Path, encoder: Path, output: Path, *, overwrite: bool) -> tuple[str, int, int]:
+def _plan(corpus: Path, encoder: Path, output: Path, *, features: bool, overwrite: bool) -> tuple[str, int, int]:
     """List the corpus and write the plan, unless an interrupted job left the same one; nothing is removed before that.
 
     Returns the job's name, a hash of all that its codes depend on, and the numbers of units and images.
     """
     loaded = HashEncoder.load(encoder)
     entries = list_corpus(corpus)
+    if features and FEATURES_COLUMN in entries.column_names:
+        raise PipelineError(
+            f"{corpus} has a column `{FEATURES_COLUMN}` of its own: rename it, or encode without --features"
+        )
     identity = {
         "corpus": str(corpus.resolve()),
         "listing": _listing_digest(entries),
         "encoder": loaded.fingerprint,
         "bits": loaded.bits,
+        "features": features,
     }
     _refuse_foreign_folder(output)
     plan = output / "plan.parquet"
@@ -359,6 +377,12 @@ def _codes_table(entries: pa.Table, good: list[int], codes: list[np.ndarray], bi
     column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(good), [None, pa.py_buffer(raw)])
     kept = entries.select(["id", *attribute_names(entries)]).take(pa.array(good, pa.int64()))
     return kept.add_column(1, "code", column).replace_schema_metadata(None)
+
+
+def _with_features(table: pa.Table, features: list[np.ndarray], dims: int) -> pa.Table:
+    raw = np.concatenate(features).astype("<f2").tobytes() if features else b""
+    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * dims), len(table), [None, pa.py_buffer(raw)])
+    return table.append_column(FEATURES_COLUMN, column)
 
 
 def _publish_part(

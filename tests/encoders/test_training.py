@@ -3,10 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
+from encoders.augment import random_view
 from encoders.encoder import HashEncoder
-from encoders.metrics import average_precision_of_scores, distance_histograms, mean_average_precision
-from encoders.supervision import LabelSupervision, PairList, PairSupervision
+from encoders.metrics import average_precision_of_scores, mean_average_precision
+from encoders.supervision import LabelSupervision, PairList, PairSupervision, ViewSupervision
 from encoders.training import TrainConfig, train
+from tests.oracles import distance_histograms
 
 
 def pictures(num_images, seed):
@@ -120,9 +122,66 @@ def test_pairs_of_a_batch_are_looked_up_whichever_way_round():
     assert len(shown) == supervision.batches_per_epoch(4) == 2
 
 
+def test_views_teach_to_find_copies():
+    rng = np.random.default_rng(0)
+    images = np.kron(rng.integers(0, 256, (192, 4, 4)), np.ones((7, 7))).astype(np.uint8)
+    copies = np.roll((images * 0.7 + 20).astype(np.uint8), 1, axis=2)
+
+    def found(epochs, rate):
+        config = TrainConfig(
+            bits=32, batch_size=64, epochs=epochs, learning_rate=rate, schedule="constant", final_beta=1.0
+        )
+        encoder = train(images, config=config, views=True)
+        codes = encoder.encode(copies), encoder.encode(images)
+        return mean_average_precision(*distance_histograms(*codes, np.eye(192, dtype=bool), 32))
+
+    assert found(epochs=1, rate=1e-9) < 0.15
+    assert found(epochs=12, rate=1e-3) > 0.4
+
+
+def test_views_of_one_image_are_similar_and_differ():
+    supervision = ViewSupervision(20)
+    batches = list(supervision.batches(8))
+    assert len(batches) == supervision.batches_per_epoch(8) == 5
+    assert [len(set(batch.tolist())) for batch in batches] == [4] * 5
+    similar, known = supervision.pairs_within(batches[0])
+    assert similar.int().sum(dim=1).tolist() == [2] * 8
+    assert known.all()
+    image = torch.rand(1, 1, 28, 28).expand(6, 1, 28, 28)
+    views = random_view(image)
+    assert views.shape == image.shape
+    assert (views[0] - views[1:]).abs().flatten(1).mean(dim=1).min() > 0.05
+
+
+def test_several_labels_make_similar_what_shares_one():
+    supervision = LabelSupervision(np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 1]]), 4)
+    index = torch.arange(4)
+    similar, known = supervision.pairs_within(index)
+    assert similar.int().tolist() == [[1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
+    assert known.all()
+    expected = [[1, 1 / 2, 0, 2 / 3], [1 / 2, 1, 0, 1 / 3], [0, 0, 1, 1 / 3], [2 / 3, 1 / 3, 1 / 3, 1]]
+    assert torch.allclose(supervision.affinity_within(index), torch.tensor(expected))
+    assert (supervision.num_classes, supervision.kind) == (3, "multi-labels")
+    assert LabelSupervision(np.array([1, 2]), 2).affinity_within(index[:2]) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([[1, 0], [2, 0]]), "must be 0 or 1 in 2 rows.* values 0 to 2"),
+        (np.array([[1, 0], [1, 0]]), "at least 2 different labels .* got 1"),
+        (np.array([[1, 1], [0, 0]]), "at least one label, 1 have none"),
+        (np.array([[1, 1]]), r"in 2 rows.* shape \(1, 2\)"),
+    ],
+)
+def test_bad_lists_of_labels_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        LabelSupervision(labels, 2)
+
+
 def test_labels_need_not_start_at_zero():
     supervision = LabelSupervision(np.array([7, -2, 7]), 3)
-    assert supervision.classes().tolist() == [1, 0, 1]
+    assert supervision.classes_of(torch.tensor([0, 1, 2])).tolist() == [[0, 1], [1, 0], [0, 1]]
     similar, known = supervision.pairs_within(torch.tensor([0, 2, 1]))
     assert similar.int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
     assert known.all()
@@ -146,10 +205,12 @@ def test_bad_pairs_are_refused(pairs, message):
 
 def test_bad_supervision_is_refused():
     pairs = PairList([0], [1], [1])
-    with pytest.raises(ValueError, match="got neither"):
+    with pytest.raises(ValueError, match="hashnet learns from labels or multi-labels or pairs or views, got nothing"):
         train(IMAGES)
-    with pytest.raises(ValueError, match="got both"):
+    with pytest.raises(ValueError, match="got `labels` and `pairs`"):
         train(IMAGES, LABELS, pairs=pairs)
+    with pytest.raises(ValueError, match="got `labels` and `views`"):
+        train(IMAGES, LABELS, views=True)
     with pytest.raises(ValueError, match=r"192 integers, one an image, got int64 of shape \(5,\)"):
         train(IMAGES, LABELS[:5])
     with pytest.raises(ValueError, match="at least 2 different labels"):

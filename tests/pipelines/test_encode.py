@@ -14,11 +14,14 @@ from PIL import Image
 
 from encoders.encoder import HashEncoder
 from encoders.training import TrainConfig, train
+from engine.collection import Collection
+from engine.rerank import Rerank
 from pipelines import encode as encode_module
 from pipelines.build import build_collection, read_codes
-from pipelines.encode import encode_corpus, read_summary
+from pipelines.corpora import list_corpus
+from pipelines.encode import FEATURES_COLUMN, encode_corpus, read_summary
 from pipelines.errors import PipelineError
-from pipelines.images import batches
+from pipelines.images import batches, encode_entries
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -200,3 +203,19 @@ def test_attributes_of_any_type_pass_through(tmp_path, pictures, encoder):
         {"tags": ["a", "b"], "price": 1.5},
         {"tags": None, "price": None},
     ]
+
+
+def test_features_go_along_into_the_collection(tmp_path, corpus, encoder):
+    encode_corpus(corpus, encoder, tmp_path / "codes", actors=1, features=True)
+    build_collection(tmp_path / "codes", tmp_path / "collection", shards=2)
+    collection = Collection.open(tmp_path / "collection")
+    entries, output = encode_entries(HashEncoder.load(encoder), list_corpus(corpus))
+    ids = entries["id"].to_numpy()
+    assert (collection.features_of(ids) == output.features.astype(np.float16)).all()
+    assert FEATURES_COLUMN not in collection.get(ids[:1]).column_names
+    found = collection.search_reranked(output.codes[:5], output.features[:5], 3, rerank=Rerank(pool=30))
+    # Features came through float16, so the query's own image is nearest, hardly at zero.
+    assert (found.ids[:, 0] == ids[:5]).all()
+    assert (found.distances[:, 0] < 0.05).all()
+    with pytest.raises(PipelineError, match="features"):
+        encode_corpus(corpus, encoder, tmp_path / "codes", actors=1)

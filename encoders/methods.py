@@ -1,0 +1,233 @@
+"""Every method by its name: what it learns from, and what it trains or fits.
+
+===========  ===========================================================================================
+hashnet      Cao et al., ICCV 2017: weighted pairs, tanh(beta z) with a rising beta
+hashnet-c    HashNet+C: similar pairs of multi-labelled images weigh as much as their labels have in common
+hashnet-w    ablation: no weights
+hashnet-sgn  ablation: no continuation, signs from the first step, gradients straight through
+dhn          Zhu et al., AAAI 2016: pairs and a quantisation penalty
+latent       Lin et al., CVPR workshops 2015: a classifier behind a layer of sigmoids
+joint        a reconstruction of Mu & Liu 2016: classification, then an exponentiated loss of pairs
+csq          Yuan et al., CVPR 2020: one Hadamard centre a class
+orthohash    Hoe et al., NeurIPS 2021: one cross-entropy over cosines to centres
+lsh          Charikar, STOC 2002: random hyperplanes on the backbone's features
+sh           Weiss et al., NIPS 2008: spectral hashing of the features
+itq          Gong & Lazebnik, CVPR 2011: turned principal components of the features
+itq-cca      Gong et al., TPAMI 2013: turned canonical components of features and labels
+sdh          Shen et al., CVPR 2015: discrete codes that a linear classifier reads, on a kernel of the features
+ksh          Liu et al., CVPR 2012: kernel hash functions fitted to pairs, one by one
+===========  ===========================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
+
+from encoders.baselines import ITQ, ITQCCA, LSH, SH
+from encoders.hashers import Features, Hasher
+from encoders.kernel_hashing import KSH, SDH
+from encoders.objectives import CSQ, DHN, HashNet, Joint, Latent, Objective, OrthoHash
+from encoders.supervision import LABELS, MULTI_LABELS, NOTHING, PAIRS, VIEWS, Supervision
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveSettings:
+    """What an objective is made from.
+
+    Attributes
+    ----------
+    bits, num_classes, seed : int
+    alpha : float or None
+        Slope of the pairs' likelihood; None is 10 / bits.
+    """
+
+    bits: int
+    num_classes: int
+    seed: int
+    alpha: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """One way to get codes. Either `objective` or `fit` is there.
+
+    Attributes
+    ----------
+    name : str
+    title : str
+        The name to print beside numbers.
+    learns_from : tuple of str
+        Kinds of supervision.
+    refusal : str
+        Why no other kind will do, and what to do instead.
+    objective : callable, optional
+        Makes what a network is trained on.
+    fit : callable, optional
+        Learns a hasher from features (N, D), a number of bits, a seed and classes (N, C), which are None for a
+        method that does not read them.
+    continues : bool
+        beta rises by the schedule of the settings; else it is `beta` throughout.
+    beta : float
+        Sharpness of the relaxed codes tanh(beta z) that are the method's own.
+    pretrains : bool
+        Classification comes first whatever weights the backbone starts from.
+    """
+
+    name: str
+    title: str
+    learns_from: tuple[str, ...]
+    refusal: str = ""
+    objective: Callable[[ObjectiveSettings], Objective] | None = None
+    fit: Callable[[Features, int, int, NDArray[Any] | None], Hasher] | None = None
+    continues: bool = False
+    beta: float = 1.0
+    pretrains: bool = False
+
+    @property
+    def reads_classes(self) -> bool:
+        """Whether nothing but labels will do."""
+        return set(self.learns_from) <= {LABELS, MULTI_LABELS}
+
+    def check(self, supervision: Supervision) -> None:
+        """Refuse supervision that the method cannot learn from.
+
+        Raises
+        ------
+        ValueError
+        """
+        if supervision.kind not in self.learns_from:
+            raise ValueError(
+                f"`method` {self.name} learns from {' or '.join(self.learns_from)}, got {supervision.kind}: "
+                f"{self.refusal}"
+            )
+
+
+_PAIRWISE = (LABELS, MULTI_LABELS, PAIRS, VIEWS)
+_CLASSES = (LABELS, MULTI_LABELS)
+_ANYTHING = (NOTHING, LABELS, MULTI_LABELS, PAIRS, VIEWS)
+_NEEDS_PAIRS = "it compares images with each other; give labels or pairs, or train on views"
+_NEEDS_CLASSES = "it reads the classes of the images; label them, or choose hashnet (pairs) or itq (nothing)"
+_NEEDS_SEVERAL = "with one label an image its weights would all be 1, which is hashnet"
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method(
+            name="hashnet",
+            title="HashNet",
+            learns_from=_PAIRWISE,
+            refusal=_NEEDS_PAIRS,
+            objective=lambda s: HashNet(s.alpha),
+            continues=True,
+        ),
+        Method(
+            name="hashnet-c",
+            title="HashNet+C",
+            learns_from=(MULTI_LABELS,),
+            refusal=_NEEDS_SEVERAL,
+            objective=lambda s: HashNet(s.alpha, jaccard=True),
+            continues=True,
+        ),
+        Method(
+            name="hashnet-w",
+            title="HashNet-W",
+            learns_from=_PAIRWISE,
+            refusal=_NEEDS_PAIRS,
+            objective=lambda s: HashNet(s.alpha, weighted=False),
+            continues=True,
+        ),
+        Method(
+            name="hashnet-sgn",
+            title="HashNet-sgn (signs from the start)",
+            learns_from=_PAIRWISE,
+            refusal=_NEEDS_PAIRS,
+            objective=lambda s: HashNet(s.alpha, binary=True),
+        ),
+        Method(
+            name="dhn",
+            title="DHN",
+            learns_from=_PAIRWISE,
+            refusal=_NEEDS_PAIRS,
+            objective=lambda s: DHN(s.alpha),
+        ),
+        Method(
+            name="latent",
+            title="Latent layer (Lin et al. 2015)",
+            learns_from=_CLASSES,
+            refusal=_NEEDS_CLASSES,
+            objective=lambda s: Latent(s.bits, s.num_classes),
+            # sigmoid(z) = (tanh(z / 2) + 1) / 2.
+            beta=0.5,
+        ),
+        Method(
+            name="joint",
+            title="Joint (Mu & Liu 2016, a reconstruction)",
+            learns_from=_CLASSES,
+            refusal="it trains the network to classify before it hashes; label the images, or choose hashnet",
+            objective=lambda _: Joint(),
+            pretrains=True,
+        ),
+        Method(
+            name="csq",
+            title="CSQ",
+            learns_from=_CLASSES,
+            refusal=_NEEDS_CLASSES,
+            objective=lambda s: CSQ(s.bits, s.num_classes, s.seed),
+        ),
+        Method(
+            name="orthohash",
+            title="OrthoHash",
+            learns_from=_CLASSES,
+            refusal=_NEEDS_CLASSES,
+            objective=lambda s: OrthoHash(s.bits, s.num_classes, s.seed),
+        ),
+        Method(
+            name="lsh",
+            title="LSH",
+            learns_from=_ANYTHING,
+            fit=lambda features, bits, seed, _: LSH.fit(features, bits, seed),
+        ),
+        Method(
+            name="sh",
+            title="SH",
+            learns_from=_ANYTHING,
+            fit=lambda features, bits, seed, _: SH.fit(features, bits, seed),
+        ),
+        Method(
+            name="itq",
+            title="ITQ",
+            learns_from=_ANYTHING,
+            fit=lambda features, bits, seed, _: ITQ.fit(features, bits, seed),
+        ),
+        Method(
+            name="itq-cca",
+            title="ITQ-CCA",
+            learns_from=_CLASSES,
+            refusal=_NEEDS_CLASSES,
+            fit=lambda features, bits, seed, classes: ITQCCA.fit(features, bits, seed, class_NC=_given(classes)),
+        ),
+        Method(
+            name="sdh",
+            title="SDH",
+            learns_from=_CLASSES,
+            refusal=_NEEDS_CLASSES,
+            fit=lambda features, bits, seed, classes: SDH.fit(features, bits, seed, class_NC=_given(classes)),
+        ),
+        Method(
+            name="ksh",
+            title="KSH",
+            learns_from=_CLASSES,
+            refusal=_NEEDS_CLASSES,
+            fit=lambda features, bits, seed, classes: KSH.fit(features, bits, seed, class_NC=_given(classes)),
+        ),
+    )
+}
+
+
+def _given(classes: NDArray[Any] | None) -> NDArray[Any]:
+    assert classes is not None, "`Method.check` lets no supervision without classes through"
+    return classes

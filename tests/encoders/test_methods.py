@@ -1,0 +1,133 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from encoders.encoder import HashEncoder
+from encoders.methods import METHODS
+from encoders.metrics import mean_average_precision
+from encoders.supervision import PairList
+from encoders.training import TrainConfig, train
+from tests.encoders.test_training import IMAGES, LABELS, QUERIES, QUERY_LABELS
+from tests.oracles import distance_histograms
+
+# Each image has the label of its bar, and one of two that say whether the bar is in the upper half.
+SEVERAL = np.hstack([LABELS[:, None] == np.arange(4), LABELS[:, None] // 2 == np.arange(2)])
+MULTI_ONLY = ("hashnet-c",)
+NEED_LABELS = ("latent", "joint", "csq", "orthohash", "itq-cca", "sdh", "ksh")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def labels_for(method):
+    return SEVERAL if method in MULTI_ONLY else LABELS
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A backbone that has learned to tell the classes apart, for all methods to start from."""
+    path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
+    train(IMAGES, LABELS, TrainConfig(method="lsh", bits=8, batch_size=32, warmup_epochs=3)).save_backbone(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def encoders(weights):
+    """Every method, trained once."""
+
+    def one(method):
+        config = TrainConfig(method=method, bits=16, batch_size=32, epochs=4, warmup_epochs=0, weights=weights)
+        return train(IMAGES, labels_for(method), config)
+
+    return {method: one(method) for method in METHODS}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns(encoders, method):
+    encoder = encoders[method]
+    queries, items = encoder.encode(QUERIES), encoder.encode(IMAGES)
+    found = mean_average_precision(*distance_histograms(queries, items, QUERY_LABELS[:, None] == LABELS, 16))
+    assert found > 0.6, found
+    assert encoder.config.method == method
+    assert encoder.config.training["title"] == METHODS[method].title
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_an_encoder_on_disk(encoders, method, tmp_path):
+    encoders[method].save(tmp_path / "encoder")
+    loaded = HashEncoder.load(tmp_path / "encoder")
+    assert loaded.fingerprint == encoders[method].fingerprint
+    whole = encoders[method].encode_all(QUERIES)
+    single = [loaded.encode_all(QUERIES[i : i + 1]) for i in range(10)]
+    assert (whole.codes[:10] == np.concatenate([one.codes for one in single])).all()
+    assert (whole.relaxed[:10] == np.concatenate([one.relaxed for one in single])).all()
+    assert np.isfinite(whole.relaxed).all()
+    assert 0.05 < np.abs(whole.relaxed).mean() <= 1.0
+
+
+def test_the_reconstruction_is_called_one_wherever_it_stands(encoders):
+    assert "reconstruction" in METHODS["joint"].title
+    assert "reconstruction" in encoders["joint"].config.training["title"]
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in (*NEED_LABELS, *MULTI_ONLY)])
+def test_what_needs_no_labels_takes_pairs_and_views(method):
+    config = TrainConfig(method=method, bits=8, batch_size=16, epochs=1)
+    pairs = PairList([0, 1, 2, 3], [4, 5, 6, 7], [1, 0, 1, 0])
+    by_pairs, by_views = train(IMAGES[:32], pairs=pairs, config=config), train(IMAGES[:32], config=config, views=True)
+    assert by_pairs.encode(QUERIES[:3]).shape == by_views.encode(QUERIES[:3]).shape == (3, 1)
+
+
+@pytest.mark.parametrize("method", NEED_LABELS)
+def test_what_reads_labels_is_refused_without_them(method):
+    config = TrainConfig(method=method, bits=8, epochs=1)
+    with pytest.raises(ValueError, match=f"{method} learns from labels or multi-labels, got nothing: .*label"):
+        train(IMAGES, config=config)
+    with pytest.raises(ValueError, match="got pairs"):
+        train(IMAGES, pairs=PairList([0], [1], [1]), config=config)
+    with pytest.raises(ValueError, match="got views"):
+        train(IMAGES, views=True, config=config)
+
+
+@pytest.mark.parametrize("method", NEED_LABELS)
+def test_what_reads_labels_reads_several(method):
+    config = TrainConfig(method=method, bits=8, batch_size=16, epochs=1, warmup_epochs=0)
+    encoder = train(IMAGES[:48], SEVERAL[:48], config)
+    assert encoder.config.training["supervision"] == "6 labels, several an image"
+
+
+def test_bad_combinations_are_refused_with_their_reason():
+    with pytest.raises(ValueError, match="hashnet-c learns from multi-labels, got labels: with one label an image"):
+        train(IMAGES, LABELS, TrainConfig(method="hashnet-c"))
+    for method in ("itq", "itq-cca"):
+        with pytest.raises(ValueError, match=r"at most 256 for ITQ.* on 256-dimensional features, got 300"):
+            train(IMAGES[:40], LABELS[:40], TrainConfig(method=method, bits=300, warmup_epochs=0))
+    with pytest.raises(ValueError, match="SH need features that vary, got 20 equal rows: 8 bits are not possible"):
+        train(np.zeros((20, 28, 28), np.uint8), config=TrainConfig(method="sh", bits=8))
+    with pytest.raises(ValueError, match="each of 4 classes its own code, got 1"):
+        train(IMAGES, LABELS, TrainConfig(method="csq", bits=1, warmup_epochs=0))
+    with pytest.raises(ValueError, match=r"`method` must be one of hashnet, .* got 'fruit'"):
+        TrainConfig(method="fruit")
+    with pytest.raises(ValueError, match="`validation_images` must be 0 for itq, which has no epochs, got 10"):
+        TrainConfig(method="itq", validation_images=10)
+
+
+def test_classification_comes_first_for_the_joint_method_whatever_the_weights(weights):
+    phases = []
+    config = TrainConfig(method="joint", bits=8, batch_size=32, epochs=1, weights=weights)
+    train(IMAGES[:32], LABELS[:32], config, progress=lambda step: phases.append(step.phase))
+    assert phases == ["warm-up"] * 12 + ["hashing"]
+
+
+def test_an_artifact_with_an_unknown_head_is_refused(encoders):
+    with pytest.raises(ValueError, match="`head` must be one of linear, kernel, spectral, got 'neural'"):
+        dataclasses.replace(encoders["itq"].config, head="neural")
+    with pytest.raises(ValueError, match="`anchors` must be above 0 for a kernel head and 0 for others, got 5"):
+        dataclasses.replace(encoders["itq"].config, anchors=5)

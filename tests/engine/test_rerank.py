@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from engine.collection import Collection
+from engine.errors import IdNotFoundError
+from engine.rerank import METRICS, Rerank, rerank_pool
+from tests import oracles
+
+
+def loop(query, ids, features, k, metric):
+    rows = []
+    for id_, feature in zip(ids.tolist(), features.astype(np.float64), strict=True):
+        if metric == "l2":
+            distance = ((feature - query) ** 2).sum() ** 0.5
+        else:
+            distance = 1 - feature @ query / ((feature @ feature) * (query @ query)) ** 0.5
+        if id_ != -1:
+            rows.append((distance, id_))
+    return sorted(rows)[:k]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_pools_come_in_the_order_of_their_features(metric, k):
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((6, 9)).astype(np.float32)
+    # The same few features again and again: ties, in the order of ids.
+    features = rng.standard_normal((4, 9)).astype(np.float16)[rng.integers(4, size=(6, 12))]
+    ids = np.argsort(rng.random((6, 12)), axis=1) + 100
+    ids[2, 3:] = -1
+    ids[4, :] = -1
+    got = rerank_pool(queries, ids, features, k, metric=metric)
+    assert (got.distances.dtype, got.ids.dtype, got.ids.shape) == (np.float32, np.int64, (6, k))
+    for q in range(6):
+        expected = loop(queries[q].astype(float), ids[q], features[q], k, metric)
+        assert got.distances[q, : len(expected)] == pytest.approx([d for d, _ in expected], abs=1e-5)
+        assert got.ids[q, : len(expected)].tolist() == [id_ for _, id_ in expected]
+        assert (got.ids[q, len(expected) :] == -1).all()
+        assert np.isinf(got.distances[q, len(expected) :]).all()
+
+
+def test_settings_and_shapes_are_checked():
+    assert Rerank(pool=10).metric == "l2"
+    with pytest.raises(ValueError, match="one of `pool` and `radius`, got pool None and radius None"):
+        Rerank()
+    with pytest.raises(ValueError, match="got pool 3 and radius 4"):
+        Rerank(pool=3, radius=4)
+    with pytest.raises(ValueError, match="`pool` must be at least 1, got 0"):
+        Rerank(pool=0)
+    with pytest.raises(ValueError, match="`metric` must be one of l2, cosine, got 'dot'"):
+        Rerank(radius=3, metric="dot")
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 4\) .* got \(2, 3, 5\)"):
+        rerank_pool(np.zeros((2, 4)), np.zeros((2, 3), np.int64), np.zeros((2, 3, 5)), 1)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    rng = np.random.default_rng(1)
+    codes, ids = oracles.clustered_codes(rng, 200, 40), rng.permutation(500)[:200]
+    features = rng.standard_normal((200, 6)).astype(np.float16)
+    collection = Collection.create(tmp_path / "c", codes, ids=ids, bits=40, shards=3, features=features)
+    return collection, codes, ids, features
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("how", [{"pool": 20}, {"pool": 300}, {"radius": 3}, {"radius": 8}])
+def test_a_collection_reranks_its_nearest(stored, how, metric):
+    collection, codes, ids, features = stored
+    rng = np.random.default_rng(2)
+    queries = codes[:5] ^ np.array([[0], [1], [3], [7], [255]], np.uint64)
+    query_features = rng.standard_normal((5, 6))
+    got = collection.search_reranked(queries, query_features, 7, rerank=Rerank(**how, metric=metric))
+    row_of = {id_: row for row, id_ in enumerate(ids.tolist())}
+    if "pool" in how:
+        pools = [row[row >= 0] for row in oracles.knn(queries, codes, ids, how["pool"])[1]]
+    else:
+        answers = oracles.within_radius(queries, codes, ids, how["radius"])[0]
+        pools = [np.array([id_ for _, id_ in pairs], np.int64) for pairs in answers]
+    assert sum(map(len, pools)) > 5
+    for q, pool in enumerate(pools):
+        rows = [row_of[id_] for id_ in pool.tolist()]
+        expected = loop(query_features[q], pool, features[rows].reshape(-1, 6), 7, metric)
+        assert got.ids[q, : len(expected)].tolist() == [id_ for _, id_ in expected]
+        assert (got.ids[q, len(expected) :] == -1).all()
+
+
+def test_features_come_back_by_id(stored, tmp_path):
+    collection, codes, ids, features = stored
+    assert (collection.features_of(ids[[5, 0, 5]]) == features[[5, 0, 5]]).all()
+    assert (Collection.open(collection.path, verify=True).features_of(ids) == features).all()
+    with pytest.raises(IdNotFoundError, match="1 of 2 ids are not here, first 900"):
+        collection.features_of(np.array([ids[0], 900]))
+    bare = Collection.create(tmp_path / "bare", codes, bits=40)
+    with pytest.raises(ValueError, match="has no fine features: encode with `--features`"):
+        bare.search_reranked(codes[:1], features[:1], rerank=Rerank(pool=5))
+    with pytest.raises(ValueError, match=r"float16 of shape \(200, F\), one row a code, got float32"):
+        Collection.create(tmp_path / "wrong", codes, bits=40, features=features.astype(np.float32))
