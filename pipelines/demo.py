@@ -24,6 +24,7 @@ from pipelines.evaluate import evaluate_encoder
 from pipelines.fashion_mnist import split_sample, write_corpus
 from pipelines.measure import Report
 from pipelines.pictures import Tile, answer_tile, save_grid
+from pipelines.report import REPORT_FILES
 from pipelines.search import encode_file, find_nearest, load_encoder
 from pipelines.train import train_encoder
 
@@ -33,8 +34,8 @@ GRID_QUERIES = 8
 GRID_ANSWERS = 10
 
 _CORPORA = {"train.parquet", "database.parquet", "queries.parquet"}
-_PICTURES = {"answers.png", "precision_recall.png", "query.png", "grid.png"}
-_OWN_ENTRIES = {"encoder", "codes", "collection", "report.json", *_CORPORA, *_PICTURES}
+_PICTURES = {"answers.png", "query.png", "grid.png"}
+_OWN_ENTRIES = {"encoder", ".encoder.training", "codes", "collection", *REPORT_FILES, *_CORPORA, *_PICTURES}
 
 
 def run_demo(folder: Path) -> Report:

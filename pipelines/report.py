@@ -34,6 +34,17 @@ _WIDEST_RADIUS = 12
 _GRID_QUERIES = 8
 _GRID_ANSWERS = 10
 
+REPORT_FILES = (
+    "report.json",
+    "report.md",
+    "precision_recall.png",
+    "precision_at.png",
+    "precision_radius.png",
+    "sharpness.png",
+    "tsne.png",
+    "results.png",
+)
+
 
 def write_report(report: Report, compared: Comparison, folder: Path) -> None:
     """Write all of a report's files into `folder`, as the module's docstring lists them.

@@ -11,7 +11,7 @@ import pytest
 
 from engine.collection import Collection
 from pipelines.build import codes_column
-from pipelines.demo import run_demo
+from pipelines.demo import _OWN_ENTRIES, run_demo
 from pipelines.errors import PipelineError
 from tests import oracles
 
@@ -28,6 +28,7 @@ def test_the_demo_finds_images_of_the_querys_class(tmp_path):
     for picture in ("answers.png", "precision_recall.png"):
         assert (tmp_path / "demo" / picture).stat().st_size > 20_000
     check_collection(tmp_path / "demo")
+    assert {path.name for path in (tmp_path / "demo").iterdir()} <= _OWN_ENTRIES, "it may be run again"
 
 
 def check_collection(demo):
