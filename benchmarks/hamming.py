@@ -31,23 +31,23 @@ CHECKED_QUERIES = 32
 RADII = (0, 2, 4, 6, 8, 10, 12, 16)
 KS = (1, 10, 100)
 BATCHES = (64, 1, 1024)
-CELL_SECONDS = 0.6
+CELL_SECONDS = 0.2
 MIN_CALLS = 3
 
 # kind, bits, rows, peers
 DATA_SETS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
-    ("uniform", 64, 1_000_000, tuple(PEERS)),
-    ("uniform", 64, 10_000_000, (*CORE, "usearch exact", "pynear mih")),
-    ("uniform", 64, 100_000_000, CORE[:3]),
-    ("uniform", 128, 10_000_000, CORE[:4]),
-    ("uniform", 256, 10_000_000, CORE[:4]),
-    ("clustered", 64, 1_000_000, tuple(PEERS)),
-    ("clustered", 64, 10_000_000, CORE),
-    ("clustered", 128, 1_000_000, CORE),
-    ("clustered", 256, 1_000_000, CORE),
     ("learned", 64, 0, tuple(PEERS)),
+    ("clustered", 64, 1_000_000, (*CORE, "usearch exact", "pynear mih")),
     ("learned", 128, 0, CORE),
     ("learned", 256, 0, CORE),
+    ("clustered", 128, 1_000_000, CORE),
+    ("clustered", 256, 1_000_000, CORE),
+    ("uniform", 64, 1_000_000, tuple(PEERS)),
+    ("uniform", 64, 10_000_000, (*CORE, "usearch exact", "pynear mih")),
+    ("clustered", 64, 10_000_000, CORE),
+    ("uniform", 128, 10_000_000, CORE[:4]),
+    ("uniform", 256, 10_000_000, CORE[:4]),
+    ("uniform", 64, 100_000_000, CORE[:3]),
 )
 
 
