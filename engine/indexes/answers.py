@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from engine.kernels.select import group_hits, sort_groups, sort_heaps
 from engine.results import PAD_DISTANCE, PAD_ID, Explanation, RangeResult, SearchResult
 
 MAX_HEAP_PLACES = 2**22  # of one call: 48 MB
+MANY_HITS = 256  # a query on average, from which sorting packed words is the quicker way
+PACKED_ID_BITS = 52  # beside the 11 of a distance of up to 1,024 and the sign
 
 Hits = tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.int32]]  # query, row, distance
 Heaps = tuple[NDArray[np.int32], IdArray]  # distances, ids
@@ -51,8 +54,22 @@ def range_result(hits: Hits, ids_N: IdArray, num_queries: int) -> RangeResult:
     distances = np.empty(len(row_H), np.int32)
     ids = np.empty(len(row_H), np.int64)
     group_hits(query_H, row_H, hit_dist_H, len(row_H), ids_N, lims, distances, ids)
-    sort_groups(lims, distances, ids, np.empty_like(distances), np.empty_like(ids))
+    # Hits at distance 0 come in order already, and merging sees that at once.
+    if len(ids) >= MANY_HITS * num_queries and distances.any() and int(ids.max()) >> PACKED_ID_BITS == 0:
+        distances, ids = _sort_packed(lims, distances, ids)
+    else:
+        sort_groups(lims, distances, ids, np.empty_like(distances), np.empty_like(ids))
     return RangeResult(lims, distances, ids, np.zeros(num_queries, np.bool_))
+
+
+def _sort_packed(
+    lims: NDArray[np.int64], distances: NDArray[np.int32], ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Sort every group of many as plain words, which numpy does with vector instructions."""
+    packed = (distances.astype(np.int64) << PACKED_ID_BITS) | ids
+    for begin, end in itertools.pairwise(lims.tolist()):
+        packed[begin:end].sort()
+    return (packed >> PACKED_ID_BITS).astype(np.int32), packed & (2**PACKED_ID_BITS - 1)
 
 
 def empty_heaps(num_queries: int, k: int) -> Heaps:
