@@ -8,8 +8,9 @@ part to N images, for a trial, whose cells lie apart.
 
 All methods of a split and seed start from one backbone: small-cnn, trained to classify the split's training images, at
 last as they are, without mirroring and shifting. So a row says what the hashing adds, and the joint method has its
-pre-training. Trained methods go on training all of it; fitted ones take its features, computed once. HashNet+C is left out: with one label an image it is HashNet. No part of
-training sees a query; the last epoch counts. Seconds are processor seconds of the one process.
+pre-training. Trained methods go on training all of it; fitted ones take its features, computed once. HashNet+C is left
+out: with one label an image it is HashNet. No part of training sees a query; the last epoch counts. Seconds are
+processor seconds of the one process.
 """
 
 from __future__ import annotations
