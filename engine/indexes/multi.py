@@ -13,8 +13,8 @@ from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, 
 from engine.indexes.account import Account
 from engine.indexes.answers import (
     MAX_HEAP_PLACES,
+    Found,
     Heaps,
-    Hits,
     empty_heaps,
     join_ranges,
     join_searches,
@@ -73,7 +73,7 @@ class MultiIndex:
         self.codes_NW: CodeArray = codes_NW
         self.ids_N: IdArray = self._scan.ids_N
         self.tables = tables
-        self._probe = TableProbe(self.codes_NW, self.ids_N, tables)
+        self.probe = TableProbe(self.codes_NW, self.ids_N, tables)
 
     @classmethod
     def build(cls, codes_NW: CodeArray, ids_N: IdArray, *, bits: int, threads: int | None = None) -> Self:
@@ -107,11 +107,6 @@ class MultiIndex:
     def save(self, folder: Path) -> None:
         """Write the tables, without codes and ids, into the new folder `folder`."""
         self.tables.save(folder)
-
-    def candidates(self, queries_QW: CodeArray, radius: int) -> NDArray[np.int64]:
-        """Estimate how many codes (Q,) the tables would have to compare with each query of a radius search."""
-        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
-        return self._probe.count_candidates(queries_QW, check_radius(radius, bits=self.bits))
 
     def __len__(self) -> int:
         """Return the number of codes."""
@@ -165,6 +160,8 @@ class MultiIndex:
         if limit is not None and limit < len(self):
             return limited_result(self._nearest(queries_QW, limit + 1, radius, mask, threads, explain, plan), limit)
         parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
+        if len(parts) == 1:
+            return self._within(queries_QW, radius, mask, explain, plan)
         return join_ranges(run_parts(lambda part: self._within(queries_QW[part], radius, mask, explain, plan), parts))
 
     def _within(
@@ -172,29 +169,31 @@ class MultiIndex:
     ) -> RangeResult:
         """Answer a part of a batch in this thread: first the queries for the tables, then those for the scan."""
         account = Account(len(queries_QW), len(self)) if explain else None
-        by_tables_Q = self._plan_range(queries_QW, radius, plan)
-        groups: list[tuple[NDArray[np.intp], Hits]] = []
-        by_tables = np.flatnonzero(by_tables_Q)
+        by_tables, by_scan = self._plan_range(queries_QW, radius, plan)
+        found: Found = []
         for group in _one_by_one(by_tables) if account else [by_tables] * bool(len(by_tables)):
             start = time.perf_counter()
-            hits, work = self._probe.within(queries_QW[group], radius, mask)
-            groups.append((group, hits))
+            hits, work = self.probe.within(_taken(queries_QW, group), group, radius, mask)
+            found += hits
             if account:
                 account.add_tables(group, work, start)
-        group = np.flatnonzero(~by_tables_Q)
-        if len(group):
+        if len(by_scan):
             start = time.perf_counter()
-            groups.append((group, self._scan.find_hits(queries_QW[group], radius, mask)))
+            found += self._scan.find_hits(_taken(queries_QW, by_scan), by_scan, radius, mask)
             if account:
-                account.add_scan(group, start)
-        result = range_result(_join_groups(groups), self.ids_N, len(queries_QW))
-        return result._replace(explain=account.explanation() if account else None)
+                account.add_scan(by_scan, start)
+        result = range_result(found, self.ids_N, len(queries_QW), radius)
+        return result._replace(explain=account.explanation()) if account else result
 
-    def _plan_range(self, queries_QW: CodeArray, radius: int, plan: Plan) -> NDArray[np.bool_]:
-        """Return which queries (Q,) the tables answer."""
+    def _plan_range(self, queries_QW: CodeArray, radius: int, plan: Plan) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return which queries the tables answer, and which a scan."""
+        every, none = np.arange(len(queries_QW)), np.empty(0, np.intp)
         if plan != "auto" or not len(self):
-            return np.full(len(queries_QW), plan == "tables")
-        return plan_range(self._probe, queries_QW, radius, current_costs(len(self)), len(self))
+            return (every, none) if plan == "tables" else (none, every)
+        by_tables_Q = plan_range(self.probe, queries_QW, radius, current_costs(len(self)), len(self))
+        if by_tables_Q.all():
+            return every, none
+        return (every[by_tables_Q], every[~by_tables_Q]) if by_tables_Q.any() else (none, every)
 
     def _nearest(
         self,
@@ -231,7 +230,8 @@ class MultiIndex:
             open_Q = self._ask_tables(queries_QW, open_Q, bound_Q, mask, heaps, budget, account)
         if len(open_Q):
             self._ask_scan(queries_QW, open_Q, bound_Q, mask, heaps, account)
-        return search_result(heaps, k)._replace(explain=account.explanation() if account else None)
+        result = search_result(heaps, k)
+        return result._replace(explain=account.explanation()) if account else result
 
     def _budget(self, plan: Plan, k: int, sharing: int, mask: RowMask | None) -> Budget:
         if plan == "tables":
@@ -275,10 +275,10 @@ class MultiIndex:
     ) -> tuple[NDArray[np.intp], Work]:
         """Ask the tables for a group of queries; return those that were given up, and the work."""
         if len(group) == len(queries_QW):  # then nothing need be taken out and put back
-            done_G, work = self._probe.nearest(queries_QW, bound_Q, mask, heaps, budget)
+            done_G, work = self.probe.nearest(queries_QW, bound_Q, mask, heaps, budget)
         else:
             bound_G, heaps_G = bound_Q[group], (heaps[0][group], heaps[1][group])
-            done_G, work = self._probe.nearest(queries_QW[group], bound_G, mask, heaps_G, budget)
+            done_G, work = self.probe.nearest(queries_QW[group], bound_G, mask, heaps_G, budget)
             bound_Q[group], heaps[0][group], heaps[1][group] = bound_G, *heaps_G
         given_up = group[~done_G]
         if len(given_up):
@@ -313,13 +313,5 @@ def _one_by_one(group: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     return [group[place : place + 1] for place in range(len(group))]
 
 
-def _join_groups(groups: list[tuple[NDArray[np.intp], Hits]]) -> Hits:
-    """Join the hits of groups of queries, whose numbers within the group become those within the batch."""
-    if len(groups) == 1 and len(groups[0][0]) and groups[0][0][-1] == len(groups[0][0]) - 1:
-        return groups[0][1]
-    nothing = np.empty(0, np.int32), np.empty(0, np.uint32), np.empty(0, np.int32)
-    return (
-        np.concatenate([nothing[0], *[group[hits[0]].astype(np.int32) for group, hits in groups]]),
-        np.concatenate([nothing[1], *[hits[1] for _, hits in groups]]),
-        np.concatenate([nothing[2], *[hits[2] for _, hits in groups]]),
-    )
+def _taken(queries_QW: CodeArray, group: NDArray[np.intp]) -> CodeArray:
+    return queries_QW if len(group) == len(queries_QW) else queries_QW[group]

@@ -12,6 +12,7 @@ from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, 
 from engine.indexes.account import Account
 from engine.indexes.answers import (
     MAX_HEAP_PLACES,
+    Found,
     Heaps,
     Hits,
     empty_heaps,
@@ -26,13 +27,14 @@ from engine.indexes.arrays import bytes_of, mask_bytes, read_only
 from engine.indexes.base import RowMask, check_arrays, check_build, check_mask
 from engine.indexes.order import sort_rows
 from engine.indexes.threads import check_threads, cut, no_larger, run_parts
-from engine.kernels.scan import knn_scan, range_scan
+from engine.kernels.scan import STRIDE, knn_scan, range_scan
 from engine.results import Explanation, RangeResult, SearchResult
 
 BLOCK_WORDS = 4096  # 32 KiB: a block of codes that stays in the L1 cache
 MIN_BLOCK = 256
 MAX_BLOCK = 2048
 MIN_QUERIES_A_THREAD = 2  # the kernels take queries in twos
+FIRST_HITS = 2**14  # places to begin with
 
 
 class ScanIndex:
@@ -132,7 +134,7 @@ class ScanIndex:
             heaps = empty_heaps(len(queries_QW[part]), heap_k)
             self.improve_heaps(queries_QW[part], bound_Q[part], mask, heaps)
             result = search_result(heaps, k)
-            return result._replace(explain=self._explain(len(bound_Q[part]), start) if explain else None)
+            return result._replace(explain=self._explain(len(bound_Q[part]), start)) if explain else result
 
         parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
         return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
@@ -145,8 +147,9 @@ class ScanIndex:
         def work(part: slice) -> RangeResult:
             start = time.perf_counter()
             num_queries = len(queries_QW[part])
-            result = range_result(self.find_hits(queries_QW[part], radius, mask), self.ids_N, num_queries)
-            return result._replace(explain=self._explain(num_queries, start) if explain else None)
+            found = self.find_hits(queries_QW[part], np.arange(num_queries), radius, mask)
+            result = range_result(found, self.ids_N, num_queries, radius)
+            return result._replace(explain=self._explain(num_queries, start)) if explain else result
 
         return join_ranges(run_parts(work, cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)))
 
@@ -161,7 +164,7 @@ class ScanIndex:
                 self._code_bytes, words, len(self), mask_bytes(mask), self.ids_N, queries_QW, bound_Q, *scratch, *heaps
             )
 
-    def find_hits(self, queries_QW: CodeArray, radius: int, mask: RowMask | None) -> Hits:
+    def find_hits(self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: RowMask | None) -> Found:
         """Return the rows within `radius` of each query, in no order, in this thread."""
         words = self.codes_NW.shape[1]
         scratch = _block_scratch(words, len(queries_QW))
@@ -173,7 +176,7 @@ class ScanIndex:
             count = range_scan(self._code_bytes, words, len(self), may_N, queries_QW, radius, cursor_2, *scratch, *hits)
             return count, 0 if cursor_2[0] >= len(self) else 1
 
-        return gather_hits(fill, places=4 * block)
+        return gather_hits(numbers_Q, fill, places=max(FIRST_HITS, 4 * block))
 
     def _explain(self, num_queries: int, start: float) -> Explanation:
         account = Account(num_queries, len(self))
@@ -183,5 +186,5 @@ class ScanIndex:
 
 def _block_scratch(words: int, num_queries: int) -> tuple[CodeArray, NDArray[np.uint32], NDArray[np.uint64]]:
     """Return `block_WB`, `row_B` and `dist_B`."""
-    block = MIN_BLOCK if num_queries == 1 else min(max(BLOCK_WORDS // words, MIN_BLOCK), MAX_BLOCK)
+    block = MIN_BLOCK if num_queries == 1 else min(max(BLOCK_WORDS // words // STRIDE * STRIDE, MIN_BLOCK), MAX_BLOCK)
     return np.empty((words, block), np.uint64), np.empty(block, np.uint32), np.empty(block, np.uint64)

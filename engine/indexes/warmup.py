@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.indexes.multi import MultiIndex, Plan
 from engine.indexes.planner import calibrate, has_stored_costs
+from engine.indexes.probe import Prices
 from engine.kernels.compiling import cache_folder
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def _run_every_kernel() -> None:
     for plan in get_args(Plan):
         index.search(codes_NW[:3], 2, plan=plan, threads=1)
         index.range_search(codes_NW[:3], 2, plan=plan, threads=1)
-    index.candidates(codes_NW[:3], 2)
+    index.probe.price_radius(codes_NW[:3], 2, Prices(1.0, 1.0, 1.0, 1.0, 1e9, 1.0))
 
 
 @contextmanager

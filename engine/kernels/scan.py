@@ -17,14 +17,22 @@ from __future__ import annotations
 import numpy as np
 
 from engine.kernels.compiling import kernel
-from engine.kernels.popcount import load_word, popcount, prefetch_word, store_eight_distances, use_wide_vectors
+from engine.kernels.popcount import (
+    load_word,
+    near_places,
+    popcount,
+    prefetch_word,
+    store_eight_distances,
+    trailing_zeros,
+    use_wide_vectors,
+)
 from engine.kernels.select import keep_nearest
 
 FAR = np.uint64(1 << 20)  # beyond any distance
 AHEAD = 1024  # words: 8 KiB
 LINE_WORDS = 8
 EIGHT = 8
-STRIDE = 64  # codes that are looked at together when a block is walked for hits
+STRIDE = 64  # places of a block that are looked at together for hits; blocks are a multiple of it
 
 
 @kernel
@@ -310,20 +318,34 @@ def minimum(dist_B, begin, end):
 
 
 @kernel
+def places_within(dist_B, start, size, limit):
+    """Return which of the places [start, start + STRIDE) of a block of `size` are within `limit`, a bit for each."""
+    near = np.uint64(0)
+    for part in range(0, STRIDE, EIGHT):
+        near |= near_places(dist_B, start + part, limit) << np.uint64(part)
+    if size - start < STRIDE:
+        near &= (np.uint64(1) << np.uint64(size - start)) - np.uint64(1)
+    return near
+
+
+@kernel
 def collect(
     dist_B, size, limit, begin, in_place, row_B, query, num_hits, hit_query_H, hit_row_H, hit_dist_H
 ):  # fmt: skip
-    """Write the places of a block within `limit` as hits of `query`; return the new number of hits."""
+    """Write the places of a block within `limit` as hits of `query`; return the new number of hits.
+
+    Hits are taken from a mask of a whole stride, because a branch for every place is mispredicted at nearly every hit.
+    Measured with 6,000 hits among 60,000 codes: NN us instead of NN.
+    """
     for start in range(0, size, STRIDE):
-        stop = min(start + STRIDE, size)
-        if minimum(dist_B, start, stop) > limit:
-            continue
-        for place in range(start, stop):
-            if dist_B[place] <= limit:
-                hit_query_H[num_hits] = query
-                hit_row_H[num_hits] = begin + place if in_place else row_B[place]
-                hit_dist_H[num_hits] = dist_B[place]
-                num_hits += 1
+        near = places_within(dist_B, start, size, limit)
+        while near != np.uint64(0):
+            place = start + np.int64(trailing_zeros(near))
+            near &= near - np.uint64(1)
+            hit_query_H[num_hits] = query
+            hit_row_H[num_hits] = begin + place if in_place else row_B[place]
+            hit_dist_H[num_hits] = dist_B[place]
+            num_hits += 1
     return num_hits
 
 
@@ -331,10 +353,10 @@ def collect(
 def improve(dist_B, size, begin, in_place, row_B, id_N, bound, dist_K, id_K):
     """Offer the places of a block within `bound` to a heap."""
     for start in range(0, size, STRIDE):
-        stop = min(start + STRIDE, size)
-        if minimum(dist_B, start, stop) > np.uint64(min(bound, dist_K[0])):
-            continue
-        for place in range(start, stop):
+        near = places_within(dist_B, start, size, np.uint64(min(bound, dist_K[0])))
+        while near != np.uint64(0):
+            place = start + np.int64(trailing_zeros(near))
+            near &= near - np.uint64(1)
             if dist_B[place] <= np.uint64(min(bound, dist_K[0])):
                 row = begin + place if in_place else row_B[place]
                 keep_nearest(dist_K, id_K, np.int32(dist_B[place]), id_N[row])

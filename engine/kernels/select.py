@@ -1,7 +1,8 @@
 # mypy: disable-error-code="no-untyped-def"
 """Keeping the nearest, and putting answers in order: ascending (distance, id).
 
-Shapes: K places of a heap, H hits, Q queries. A heap is two arrays, `dist_K` int32 and `id_K` int64, whose first place
+Shapes: K places of a heap, H hits, Q queries, G queries of a group that was asked together, U groups of ids,
+R = radius + 1 distances. A heap is two arrays, `dist_K` int32 and `id_K` int64, whose first place
 holds the worst pair; free places hold (2**31 - 1, -1), which is worse than any answer because of its distance.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from engine.kernels.compiling import kernel
 
-RUN = 16  # insertion sort up to here, merging beyond
+FEW = 32  # ids that are sorted here; more are sorted by numpy, which has vector instructions for it
 
 
 @kernel
@@ -59,77 +60,73 @@ def sort_heaps(dist_QK, id_QK):
 
 
 @kernel
-def group_hits(hit_query_H, hit_row_H, hit_dist_H, num_hits, id_N, lims_Q1, dist_H, id_H):
-    """Write hits (query, row, distance), in any order, as `lims_Q1`, `dist_H`, `id_H` grouped by query."""
-    for query in range(len(lims_Q1)):
-        lims_Q1[query] = 0
-    for hit in range(num_hits):
-        lims_Q1[hit_query_H[hit]] += 1
+def count_hits(number_G, hit_query_H, hit_dist_H, place_QR):
+    """Count hits by query and distance in `place_QR`, zeros at first; `number_G` is a hit query's number there."""
+    for hit in range(len(hit_query_H)):
+        place_QR[number_G[hit_query_H[hit]], hit_dist_H[hit]] += 1
+
+
+@kernel
+def lay_out(place_QR, lims_Q1):
+    """Turn counts into where each distance of each query begins, and write where each query does."""
     total = 0
-    for query in range(len(lims_Q1)):
-        count = lims_Q1[query]
+    for query in range(len(place_QR)):
         lims_Q1[query] = total
-        total += count
-    # Each group's start moves to its end while it fills, which is the next one's start: shift back afterwards.
-    for hit in range(num_hits):
-        place = lims_Q1[hit_query_H[hit]]
-        lims_Q1[hit_query_H[hit]] = place + 1
-        dist_H[place] = hit_dist_H[hit]
+        for dist in range(place_QR.shape[1]):
+            count = place_QR[query, dist]
+            place_QR[query, dist] = total
+            total += count
+    lims_Q1[len(place_QR)] = total
+
+
+@kernel
+def place_hits(number_G, hit_query_H, hit_row_H, hit_dist_H, id_N, place_QR, id_H):
+    """Write the ids of hits where `place_QR` says, which moves on: in the end each place is where its distance ends."""
+    for hit in range(len(hit_query_H)):
+        query = number_G[hit_query_H[hit]]
+        dist = hit_dist_H[hit]
+        place = place_QR[query, dist]
+        place_QR[query, dist] = place + 1
         id_H[place] = id_N[hit_row_H[hit]]
-    for query in range(len(lims_Q1) - 1, 0, -1):
-        lims_Q1[query] = lims_Q1[query - 1]
-    lims_Q1[0] = 0
 
 
 @kernel
-def sort_groups(lims_Q1, dist_H, id_H, spare_dist_H, spare_id_H):
-    """Sort the pairs of every group, ascending, by merging; the spare arrays are scratch."""
-    for query in range(len(lims_Q1) - 1):
-        begin = lims_Q1[query]
-        end = lims_Q1[query + 1]
-        for start in range(begin, end, RUN):
-            insertion_sort(dist_H, id_H, start, min(start + RUN, end))
-        width = RUN
-        while width < end - begin:
-            for start in range(begin, end - width, 2 * width):
-                middle = start + width
-                merge(dist_H, id_H, start, middle, min(middle + width, end), spare_dist_H, spare_id_H)
-            width *= 2
+def order_ids(place_QR, dist_H, id_H, unsorted_U2):
+    """Write the distances, sort the ids of each where they are few, and return how many are not sorted.
+
+    Those, [begin, end), are written to `unsorted_U2`, which has room for all of more than `FEW` hits.
+    """
+    begin = 0
+    num_unsorted = 0
+    for query in range(len(place_QR)):
+        for dist in range(place_QR.shape[1]):
+            end = place_QR[query, dist]
+            dist_H[begin:end] = dist
+            if end - begin <= FEW:
+                insertion_sort(id_H, begin, end)
+            elif not ascends(id_H, begin, end):
+                unsorted_U2[num_unsorted, 0] = begin
+                unsorted_U2[num_unsorted, 1] = end
+                num_unsorted += 1
+            begin = end
+    return num_unsorted
 
 
 @kernel
-def insertion_sort(dist_H, id_H, begin, end):
-    """Sort the pairs [begin, end) in place."""
+def ascends(id_H, begin, end):
+    """Tell whether the ids [begin, end) ascend."""
+    place = begin + 1
+    while place < end and id_H[place] > id_H[place - 1]:
+        place += 1
+    return place >= end
+
+
+@kernel
+def insertion_sort(id_H, begin, end):
+    """Sort the ids [begin, end) in place."""
     for place in range(begin + 1, end):
-        dist = dist_H[place]
         id_ = id_H[place]
-        while place > begin and comes_before(dist, id_, dist_H[place - 1], id_H[place - 1]):
-            dist_H[place] = dist_H[place - 1]
+        while place > begin and id_ < id_H[place - 1]:
             id_H[place] = id_H[place - 1]
             place -= 1
-        dist_H[place] = dist
         id_H[place] = id_
-
-
-@kernel
-def merge(dist_H, id_H, begin, middle, end, spare_dist_H, spare_id_H):
-    """Merge the sorted pairs [begin, middle) and [middle, end) in place."""
-    if not comes_before(dist_H[middle], id_H[middle], dist_H[middle - 1], id_H[middle - 1]):
-        return
-    size = middle - begin
-    for place in range(size):
-        spare_dist_H[place] = dist_H[begin + place]
-        spare_id_H[place] = id_H[begin + place]
-    left = 0
-    right = middle
-    for place in range(begin, end):
-        if left == size:
-            return
-        if right < end and comes_before(dist_H[right], id_H[right], spare_dist_H[left], spare_id_H[left]):
-            dist_H[place] = dist_H[right]
-            id_H[place] = id_H[right]
-            right += 1
-        else:
-            dist_H[place] = spare_dist_H[left]
-            id_H[place] = spare_id_H[left]
-            left += 1
