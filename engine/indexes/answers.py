@@ -12,6 +12,9 @@ from engine.kernels.select import FEW, count_hits, lay_out, order_ids, place_hit
 from engine.results import PAD_DISTANCE, PAD_ID, Explanation, RangeResult, SearchResult
 
 MAX_HEAP_PLACES = 2**22  # of one call: 48 MB
+MAX_COUNTERS = 2**20  # of one call, a query and a distance each: 8 MB
+FIRST_LIMITED = 256  # answers that a limited query gets places for at first
+LIMITED_GROWTH = 8
 
 Hits = tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.int32]]  # query, row, distance
 Found = list[tuple[NDArray[np.intp], Hits]]  # with the numbers in the batch of the queries that hits count from 0
@@ -75,14 +78,51 @@ def search_result(heaps: Heaps, k: int) -> SearchResult:
     return SearchResult(padded_dist_QK, padded_id_QK)
 
 
-def limited_result(nearest: SearchResult, limit: int) -> RangeResult:
-    """Turn the `limit + 1` nearest within the radius into a radius answer cut at `limit`."""
-    found_QK = nearest.ids != PAD_ID
-    truncated = found_QK[:, limit].copy()
+def limited_search(ask: Callable[[NDArray[np.intp], int], SearchResult], num_queries: int, limit: int) -> RangeResult:
+    """Answer a radius search that is cut at `limit`, by the nearest within the radius.
+
+    Places are made for few answers first, and again for the queries that fill them, so that a generous limit costs what
+    is found and not what it allows.
+
+    Parameters
+    ----------
+    ask : callable
+        Returns the k nearest within the radius, given the numbers of queries and k.
+    """
+    open_Q = np.arange(num_queries)
+    k = min(limit + 1, FIRST_LIMITED)
+    parts = []
+    while True:
+        nearest = ask(open_Q, k)
+        full_Q = (nearest.ids[:, -1] != PAD_ID) & (k <= limit)
+        parts.append((open_Q[~full_Q], _limited_part(nearest, ~full_Q, limit)))
+        open_Q = open_Q[full_Q]
+        if not len(open_Q):
+            return parts[0][1] if len(parts) == 1 else _put_in_order(parts, num_queries)
+        k = min(limit + 1, k * LIMITED_GROWTH)
+
+
+def _limited_part(nearest: SearchResult, chosen_Q: NDArray[np.bool_], limit: int) -> RangeResult:
+    """Turn the nearest to the chosen queries into a radius answer cut at `limit`."""
+    found_QK = nearest.ids[chosen_Q] != PAD_ID
     kept_QK = found_QK[:, :limit]
     lims = np.concatenate([[0], np.cumsum(kept_QK.sum(axis=1))]).astype(np.int64)
-    distances, ids = nearest.distances[:, :limit][kept_QK], nearest.ids[:, :limit][kept_QK]
-    return RangeResult(lims, distances, ids, truncated, explain=nearest.explain)
+    distances, ids = (array[chosen_Q][:, :limit][kept_QK] for array in nearest[:2])
+    truncated = found_QK[:, limit].copy() if found_QK.shape[1] > limit else np.zeros(len(found_QK), np.bool_)
+    return RangeResult(lims, distances, ids, truncated, explain=nearest.explain and nearest.explain.take(chosen_Q))
+
+
+def _put_in_order(parts: list[tuple[NDArray[np.intp], RangeResult]], num_queries: int) -> RangeResult:
+    """Join answers to some queries each, given the queries' numbers."""
+    joined = join_ranges([part for _, part in parts])
+    number_Q = np.concatenate([numbers for numbers, _ in parts])
+    place_Q = np.empty(num_queries, np.intp)
+    place_Q[number_Q] = np.arange(num_queries)
+    counts_Q = np.diff(joined.lims)[place_Q]
+    lims = np.concatenate([[0], np.cumsum(counts_Q)]).astype(np.int64)
+    taken = np.repeat(joined.lims[place_Q] - lims[:-1], counts_Q) + np.arange(lims[-1])
+    explain = joined.explain and joined.explain.take(place_Q)
+    return RangeResult(lims, joined.distances[taken], joined.ids[taken], joined.truncated[place_Q], explain=explain)
 
 
 def join_searches(parts: Sequence[SearchResult]) -> SearchResult:

@@ -12,29 +12,28 @@ from numpy.typing import NDArray
 from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
 from engine.indexes.account import Account
 from engine.indexes.answers import (
+    MAX_COUNTERS,
     MAX_HEAP_PLACES,
     Found,
     Heaps,
     empty_heaps,
     join_ranges,
     join_searches,
-    limited_result,
+    limited_search,
     range_result,
     search_result,
 )
-from engine.indexes.arrays import read_only
-from engine.indexes.base import RowMask, check_build, check_mask
+from engine.indexes.base import RowMask, check_arrays, check_build, check_farthest, check_mask, count_allowed
 from engine.indexes.order import sort_rows
 from engine.indexes.planner import current_costs, likely_radius, plan_nearest, plan_range
 from engine.indexes.probe import Budget, TableProbe, Work
 from engine.indexes.scan import ScanIndex
 from engine.indexes.tables import Tables
-from engine.indexes.threads import check_threads, cut, no_larger, run_parts, usable_cores
+from engine.indexes.threads import MIN_QUERIES_A_THREAD, check_threads, cut, no_larger, run_parts, usable_cores
 from engine.results import PAD_DISTANCE, PAD_ID, RangeResult, SearchResult
 
 Plan = Literal["auto", "scan", "tables"]
 PLANS = ("auto", "scan", "tables")
-MIN_QUERIES_A_THREAD = 2
 
 
 class MultiIndex:
@@ -58,11 +57,15 @@ class MultiIndex:
     -----
     Both searches take, beside the keywords of `engine.indexes.base.Index`, `plan`: "auto" for the planner, "scan" or
     "tables" to overrule it. The answer never depends on it.
+
+    `search` of this index and of `ScanIndex` takes `farthest_Q`, int32 of shape (Q,): how far from each query an answer
+    may be, such as the k-th distance in other shards.
     """
 
     def __init__(
         self, *, codes_NW: CodeArray, ids_N: IdArray, tables: Tables, bits: int, scanned_NW: CodeArray | None = None
     ) -> None:
+        check_arrays(codes_NW, ids_N, bits)
         self._scan = ScanIndex(codes_NW=codes_NW if scanned_NW is None else scanned_NW, ids_N=ids_N, bits=bits)
         if (tables.rows, tables.bits) != (len(ids_N), bits):
             raise ValueError(
@@ -130,17 +133,17 @@ class MultiIndex:
         queries_QW: CodeArray,
         k: int,
         *,
+        farthest_Q: NDArray[np.int32] | None = None,
         mask: RowMask | None = None,
         threads: int | None = None,
         explain: bool = False,
         plan: Plan = "auto",
     ) -> SearchResult:
         """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
-        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
+        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
         mask = check_mask(mask, rows=len(self))
-        return self._nearest(
-            queries_QW, check_k(k), self.bits, mask, check_threads(threads), explain, _check_plan(plan)
-        )
+        bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
+        return self._nearest(queries_QW, check_k(k), bound_Q, mask, check_threads(threads), explain, _check_plan(plan))
 
     def range_search(
         self,
@@ -154,15 +157,22 @@ class MultiIndex:
         plan: Plan = "auto",
     ) -> RangeResult:
         """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
-        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
+        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
         radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
         mask, threads, plan = check_mask(mask, rows=len(self)), check_threads(threads), _check_plan(plan)
         if limit is not None and limit < len(self):
-            return limited_result(self._nearest(queries_QW, limit + 1, radius, mask, threads, explain, plan), limit)
+
+            def ask(numbers_Q: NDArray[np.intp], k: int) -> SearchResult:
+                bound_Q = np.full(len(numbers_Q), radius, np.int32)
+                return self._nearest(queries_QW[numbers_Q], k, bound_Q, mask, threads, explain, plan)
+
+            return limited_search(ask, len(queries_QW), limit)
+
+        def work(part: slice) -> RangeResult:
+            return self._within(queries_QW[part], radius, mask, explain, plan)
+
         parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
-        if len(parts) == 1:
-            return self._within(queries_QW, radius, mask, explain, plan)
-        return join_ranges(run_parts(lambda part: self._within(queries_QW[part], radius, mask, explain, plan), parts))
+        return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
 
     def _within(
         self, queries_QW: CodeArray, radius: int, mask: RowMask | None, explain: bool, plan: Plan
@@ -199,49 +209,55 @@ class MultiIndex:
         self,
         queries_QW: CodeArray,
         k: int,
-        radius: int,
+        bound_Q: NDArray[np.int32],
         mask: RowMask | None,
         threads: int | None,
         explain: bool,
         plan: Plan,
     ) -> SearchResult:
-        """Return the `k` nearest within `radius`, of arguments that were checked."""
+        """Return the `k` nearest within the bounds, of arguments that were checked."""
         heap_k = max(1, min(k, len(self)))
+        reach = likely_radius(self.bits, count_allowed(mask, len(self)), heap_k)
 
         def work(part: slice) -> SearchResult:
-            return self._nearest_of_part(queries_QW[part], k, heap_k, radius, mask, explain, plan)
+            return self._nearest_of_part(queries_QW[part], k, heap_k, reach, bound_Q[part].copy(), mask, explain, plan)
 
         parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
         return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
 
     def _nearest_of_part(
-        self, queries_QW: CodeArray, k: int, heap_k: int, radius: int, mask: RowMask | None, explain: bool, plan: Plan
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        heap_k: int,
+        reach: int,
+        bound_Q: NDArray[np.int32],
+        mask: RowMask | None,
+        explain: bool,
+        plan: Plan,
     ) -> SearchResult:
         """Answer a part of a batch in this thread: from the tables, and by one scan for the queries they give up."""
         account = Account(len(queries_QW), len(self)) if explain else None
         heaps = empty_heaps(len(queries_QW), heap_k)
-        bound_Q = np.full(len(queries_QW), radius, np.int32)
         open_Q = np.arange(len(queries_QW))
         sharing = 0
         # The fewer give up, the dearer the scan for each of them, and the more the tables may cost: ask again.
         while plan != "scan" and len(self) and len(open_Q) and sharing != len(open_Q):
             sharing = len(open_Q)
-            budget = self._budget(plan, heap_k, sharing, mask)
+            budget = self._budget(plan, reach, sharing)
             open_Q = self._ask_tables(queries_QW, open_Q, bound_Q, mask, heaps, budget, account)
         if len(open_Q):
             self._ask_scan(queries_QW, open_Q, bound_Q, mask, heaps, account)
         result = search_result(heaps, k)
         return result._replace(explain=account.explanation()) if account else result
 
-    def _budget(self, plan: Plan, k: int, sharing: int, mask: RowMask | None) -> Budget:
+    def _budget(self, plan: Plan, reach: int, sharing: int) -> Budget:
         if plan == "tables":
             return Budget(
                 mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits
             )
-        rows = len(self) if mask is None else int(np.count_nonzero(mask))
-        reach = likely_radius(self.bits, rows, k)
-        costs, words = current_costs(len(self)), self.codes_NW.shape[1]
-        return plan_nearest(costs, len(self), self.tables.distinct, words, sharing, reach)
+        words = self.codes_NW.shape[1]
+        return plan_nearest(current_costs(len(self)), len(self), self.tables.distinct, words, sharing, reach)
 
     def _ask_tables(
         self,

@@ -195,6 +195,15 @@ def calibrate() -> Costs:
         return _costs
 
 
+def _forget_lock() -> None:
+    """Make a new lock in a forked child: a thread that does not exist there may have held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
+
 _lock = threading.Lock()
 _costs: Costs | None = None
 _looked = False  # whether `_costs` is what the cache folder holds, if only nothing
@@ -236,8 +245,8 @@ def _measure() -> Costs:
     ids_N = np.arange(FAR_ROWS)
     queries_QW = rng.integers(2**64, size=(SCANNED_TOGETHER, 1), dtype=np.uint64)
     scan = ScanIndex(codes_NW=codes_NW, ids_N=ids_N, bits=64)
-    alone_ns = _least_ns(lambda: scan.within(queries_QW[:1], 2, None, 1, False)) / FAR_ROWS
-    together_ns = _least_ns(lambda: scan.within(queries_QW, 2, None, 1, False)) / FAR_ROWS
+    alone_ns = _least_ns(lambda: scan.range_search(queries_QW[:1], 2, threads=1)) / FAR_ROWS
+    together_ns = _least_ns(lambda: scan.range_search(queries_QW, 2, threads=1)) / FAR_ROWS
     word_ns = max((together_ns - alone_ns) / (SCANNED_TOGETHER - 1), 1e-3)
     sparse_ns, sparse_entries = _lookup_ns(codes_NW, queries_QW, [21, 21, 22], 8)
     crowded_ns, crowded_entries = _lookup_ns(codes_NW, queries_QW, [16, 16, 16, 16], 7)

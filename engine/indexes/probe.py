@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engine.codes import CodeArray, IdArray
 from engine.indexes.answers import Found, Heaps, Hits, gather_hits
-from engine.indexes.arrays import bytes_of, mask_bytes
+from engine.indexes.arrays import bytes_of, mask_bytes, read_only
 from engine.indexes.tables import Tables
 from engine.kernels.multi_index import knn_tables, price_radius, range_tables
 
@@ -132,7 +132,7 @@ class TableProbe:
 
     def price_radius(self, queries_QW: CodeArray, radius: int, prices: Prices) -> NDArray[np.float64]:
         """Estimate what a radius search would cost each query (Q,) here, in nanoseconds."""
-        price_Q = np.empty(len(queries_QW))
+        price_Q, queries_QW = np.empty(len(queries_QW)), read_only(queries_QW)
         code_bytes, words, _, distinct, row_bits = self._shape
         low_T, width_T, begin_T, _, *lists = self._arrays
         price_radius(
@@ -145,7 +145,7 @@ class TableProbe:
         self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: NDArray[np.bool_] | None
     ) -> tuple[Found, Work]:
         """Return the rows within `radius` of each query, in no order, and the work it took."""
-        work = _new_work(len(queries_QW))
+        work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         reach_T = self.plan(radius).reach
         scratch = self._scratch()
         may_N = mask_bytes(mask)
@@ -173,7 +173,7 @@ class TableProbe:
         Returns which queries (Q,) are done. For the others `bound_Q` is lowered to where their answers are sure to
         be, and their heaps are worthless.
         """
-        work = _new_work(len(queries_QW))
+        work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         done_Q = np.zeros(len(queries_QW), np.bool_)
         excess_T = np.empty(len(self.mean_T))
         knn_tables(

@@ -538,6 +538,7 @@ def inspect_candidates(
                 size = (np.int64(offset_O[place + 1]) - np.int64(offset_O[place])) / share
                 while total + size > next_pick:
                     entry = np.int64(offset_O[place]) + np.int64((next_pick - total) * share)
+                    entry = min(entry, np.int64(offset_O[place + 1]) - 1)
                     far, row = entry_row(table, entry, num_distinct, row_bits, sketch, entry_bytes, start_D)
                     if far <= np.uint64(radius - reach):
                         read += spacing

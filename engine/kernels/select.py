@@ -20,10 +20,9 @@ def comes_before(dist_a, id_a, dist_b, id_b):
 
 
 @kernel
-def sift_down(dist_K, id_K, size, dist, id_):
-    """Drop the pair of place 0, put (dist, id_) in, and restore the heap of `size` places."""
-    hole = 0
-    child = 1
+def sift_down(dist_K, id_K, hole, size, dist, id_):
+    """Drop the pair of place `hole`, put (dist, id_) in, and restore the heap of `size` places below it."""
+    child = 2 * hole + 1
     while child < size:
         other = child + 1
         if other < size and comes_before(dist_K[child], id_K[child], dist_K[other], id_K[other]):
@@ -42,21 +41,42 @@ def sift_down(dist_K, id_K, size, dist, id_):
 def keep_nearest(dist_K, id_K, dist, id_):
     """Put (dist, id_) into the heap if it is better than the worst there."""
     if comes_before(dist, id_, dist_K[0], id_K[0]):
-        sift_down(dist_K, id_K, len(dist_K), dist, id_)
+        sift_down(dist_K, id_K, 0, len(dist_K), dist, id_)
 
 
 @kernel
 def sort_heaps(dist_QK, id_QK):
-    """Turn every heap into an ascending list, in place."""
+    """Turn every heap into an ascending list, in place; free places come last."""
     for query in range(len(dist_QK)):
         dist_K = dist_QK[query]
         id_K = id_QK[query]
-        for size in range(len(dist_K) - 1, 0, -1):
+        full = len(dist_K)
+        if full and id_K[0] < 0:
+            full = gather_full(dist_K, id_K)
+        for size in range(full - 1, 0, -1):
             dist = dist_K[size]
             id_ = id_K[size]
             dist_K[size] = dist_K[0]
             id_K[size] = id_K[0]
-            sift_down(dist_K, id_K, size, dist, id_)
+            sift_down(dist_K, id_K, 0, size, dist, id_)
+
+
+@kernel
+def gather_full(dist_K, id_K):
+    """Make a heap of the places that are not free, before those that are; return their number."""
+    full = 0
+    for place in range(len(dist_K)):
+        dist = dist_K[place]
+        id_ = id_K[place]
+        if id_ >= 0:
+            dist_K[place] = dist_K[full]
+            id_K[place] = id_K[full]
+            dist_K[full] = dist
+            id_K[full] = id_
+            full += 1
+    for place in range(full // 2 - 1, -1, -1):
+        sift_down(dist_K, id_K, place, full, dist_K[place], id_K[place])
+    return full
 
 
 @kernel
