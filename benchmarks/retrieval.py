@@ -40,6 +40,7 @@ from engine.rerank import rerank_pool
 from engine.storage.files import write_atomically
 from pipelines.fashion_mnist import load_fashion_mnist
 from pipelines.measure import Histograms, Side, count_distances, method_report, relaxed_map
+from pipelines.pictures import save_lines
 
 T = TypeVar("T")
 
@@ -212,8 +213,12 @@ class Start:
         )
         train_s = round(time.process_time() - start, 1)
         second.save_backbone(self.backbone)
+        parts = self.split._asdict()
+        if self.split.train is self.split.database:
+            del parts["train"]
+        features = {name: second.encode_all(part.images).features for name, part in parts.items()}
         with self._features.open("wb") as file:
-            np.savez(file, **{name: second.encode_all(part.images).features for name, part in self._parts()})
+            np.savez(file, **{"train": features["database"], **features})
         facts = {"backbone_epochs": f"{epochs[0]} augmented, {epochs[1]} plain", "backbone_cpu_s": train_s}
         write_atomically(self._facts, json.dumps(facts).encode())
 
@@ -223,9 +228,6 @@ class Start:
             method="lsh", bits=8, batch_size=BATCH, precision="bfloat16", seed=self.seed, device=self.device, **settings
         )
         return train(self.split.train.images, self.split.train.labels, config)
-
-    def _parts(self) -> list[tuple[str, Part]]:
-        return list(self.split._asdict().items())
 
 
 class Coded(NamedTuple):
@@ -453,6 +455,21 @@ def write_report(out: Path, folder: Path, facts: dict[str, str]) -> None:
     write_atomically(out.with_name(out.name + ".md"), page(results, facts).encode())
 
 
+def draw(out: Path, results: list[dict]) -> None:
+    """mAP and precision within radius 2 by bits, one line a method, a picture a variant."""
+    for variant in dict.fromkeys(result["variant"] for result in results):
+        rows = [result for result in results if result["variant"] == variant]
+        for key, name in (("map_all", "mAP"), ("precision_radius_2", "precision within radius 2")):
+            lines = {title: by_bits(rows, title, key) for title in dict.fromkeys(row["title"] for row in rows)}
+            save_lines(lines, out.with_name(f"{out.name}.{variant}.{key}.png"), title=variant, x="bits", y=name)
+
+
+def by_bits(rows: list[dict], title: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    own = [row for row in rows if row["title"] == title]
+    bits = sorted({row["bits"] for row in own})
+    return np.array(bits), np.array([statistics.mean(row[key] for row in own if row["bits"] == b) for b in bits])
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -480,6 +497,7 @@ def main(arguments: list[str] | None = None) -> None:
             write_report(options.out, folder, facts_of(options))
             print(f"{number}/{len(cells)} {cell.name}: mAP {result['map_all']:.4f}", flush=True)
     write_report(options.out, folder, facts_of(options))
+    draw(options.out, results_in(folder))
 
 
 if __name__ == "__main__":
