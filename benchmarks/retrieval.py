@@ -61,14 +61,14 @@ POOL, RERANKED, RERANK_QUERIES = 1000, 10, 1000
 class Variant:
     """A protocol: its split and how long methods train on it. `title` stands over its table.
 
-    `pretrain_epochs` are those of augmented images, and of images as they are.
+    `pretrain_epochs` are one learning rate cycle each: the first of augmented images, the others of images as they are.
     """
 
     name: str
     title: str
     split: str
     methods: tuple[str, ...]
-    pretrain_epochs: tuple[int, int]
+    pretrain_epochs: tuple[int, ...]
     epochs: int
     by_pairs: bool = False
 
@@ -81,7 +81,7 @@ VARIANTS = {
             title="10,000 queries (the test split), 60,000 to train on, the same 60,000 in the database",
             split="full",
             methods=ALL_METHODS,
-            pretrain_epochs=(12, 4),
+            pretrain_epochs=(12, 4, 4),
             epochs=1,
         ),
         Variant(
@@ -89,7 +89,7 @@ VARIANTS = {
             title=f"as small, but hashing learns from {PAIRS:,} known pairs only, {SIMILAR_PAIRS} of them similar",
             split="small",
             methods=(*ABLATIONS, "dhn"),
-            pretrain_epochs=(30, 10),
+            pretrain_epochs=(30, 10, 10),
             epochs=4,
             by_pairs=True,
         ),
@@ -98,7 +98,7 @@ VARIANTS = {
             title="1,000 queries, 5,000 to train on, 69,000 in the database (which holds those), of all 70,000",
             split="small",
             methods=ALL_METHODS,
-            pretrain_epochs=(30, 10),
+            pretrain_epochs=(30, 10, 10),
             epochs=4,
         ),
         Variant(
@@ -106,7 +106,7 @@ VARIANTS = {
             title=f"classes {UNSEEN_CLASSES} are never trained on; their 3,000 test images query all 60,000",
             split="unseen",
             methods=ALL_METHODS,
-            pretrain_epochs=(12, 4),
+            pretrain_epochs=(12, 4, 4),
             epochs=1,
         ),
     )
@@ -191,7 +191,7 @@ class Start:
         self._features = self.backbone.with_suffix(".npz")
         self._facts = self.backbone.with_suffix(".json")
         if not self._facts.is_file():
-            self._make((1, 1) if self.trial else variant.pretrain_epochs)
+            self._make((1, 1, 1) if self.trial else variant.pretrain_epochs)
 
     @functools.cached_property
     def features(self) -> dict[str, np.ndarray]:
@@ -206,20 +206,21 @@ class Start:
     def _make(self, epochs: tuple[int, int]) -> None:
         """Learn to classify augmented images, then images as they are: those that stand in the database."""
         start = time.process_time()
-        first = self._classify(warmup_epochs=epochs[0])
-        first.save_backbone(self.backbone)
-        second = self._classify(
-            warmup_epochs=epochs[1], weights=str(self.backbone), warmup_learning_rate=1e-3, augment=False
-        )
+        encoder = self._classify(warmup_epochs=epochs[0])
+        encoder.save_backbone(self.backbone)
+        for plain in epochs[1:]:
+            encoder = self._classify(
+                warmup_epochs=plain, weights=str(self.backbone), warmup_learning_rate=1e-3, augment=False
+            )
+            encoder.save_backbone(self.backbone)
         train_s = round(time.process_time() - start, 1)
-        second.save_backbone(self.backbone)
         parts = self.split._asdict()
         if self.split.train is self.split.database:
             del parts["train"]
-        features = {name: second.encode_all(part.images).features for name, part in parts.items()}
+        features = {name: encoder.encode_all(part.images).features for name, part in parts.items()}
         with self._features.open("wb") as file:
             np.savez(file, **{"train": features["database"], **features})
-        facts = {"backbone_epochs": f"{epochs[0]} augmented, {epochs[1]} plain", "backbone_cpu_s": train_s}
+        facts = {"backbone_epochs": " + ".join(map(str, epochs)), "backbone_cpu_s": train_s}
         write_atomically(self._facts, json.dumps(facts).encode())
 
     def _classify(self, **settings: Any) -> HashEncoder:
@@ -430,7 +431,8 @@ def shown(values: list[float | None]) -> str:
 
 def facts_of(options: argparse.Namespace) -> dict[str, str]:
     return {
-        "backbone": "small-cnn, trained to classify the split's training images, then by each method",
+        "backbone": "small-cnn, trained to classify the split's training images (epochs: one learning rate cycle of "
+        "mirrored and shifted images, then cycles of images as they are), then by each method",
         "trial": "no" if options.images is None else f"YES: {options.images} images of each part, one epoch",
         "training": f"bfloat16, batches of {BATCH}; hashing on images as they are, at a rate of 1e-4, the hash layer's "
         "50 times that; all else as `TrainConfig` has it",

@@ -262,8 +262,7 @@ class _Trainer:
             return self._fit(pixels.images)
         outcome = loop.run(self._hashing())
         self._model.cpu()
-        beta = outcome.beta if self._method.continues else self._method.beta
-        return HashEncoder(self._encoder_config(beta, self._epoch_rule(outcome)), self._model)
+        return HashEncoder(self._encoder_config(outcome.beta, self._epoch_rule(outcome)), self._model)
 
     def _warm_up(self) -> Phase:
         """Train the backbone to tell the labels apart, with a classifier that is thrown away."""
@@ -301,9 +300,9 @@ class _Trainer:
         )
 
     def _beta_at(self, share: float) -> float:
-        if not self._method.continues:
-            return self._method.beta
-        return SCHEDULES[self._config.schedule](share, self._config.final_beta)
+        if self._method.continues:
+            return SCHEDULES[self._config.schedule](share, self._config.final_beta)
+        return self._config.final_beta if self._method.beta is None else self._method.beta
 
     def _fit(self, images: Any) -> HashEncoder:
         """Fit the method's hasher to the features of the images as they are, and put it in the hash layer's place."""

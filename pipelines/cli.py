@@ -95,7 +95,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 MethodOption = Annotated[
     str,
     typer.Option(
-        help="hashnet, hashnet-c, hashnet-w, hashnet-sgn, hashnet-cls, dhn, latent, joint, csq, orthohash; on the "
+        help="hashnet, hashnet-c, hashnet-w, hashnet-sgn, hashnet-st, dhn, latent, joint, csq, orthohash; on the "
         "backbone's features lsh, sh, itq, itq-cca, sdh, ksh."
     ),
 ]

@@ -15,7 +15,7 @@ from tests.oracles import distance_histograms
 # Each image has the label of its bar, and one of two that say whether the bar is in the upper half.
 SEVERAL = np.hstack([LABELS[:, None] == np.arange(4), LABELS[:, None] // 2 == np.arange(2)])
 MULTI_ONLY = ("hashnet-c",)
-NEED_LABELS = ("latent", "joint", "csq", "orthohash", "itq-cca", "sdh", "ksh")
+NEED_LABELS = ("hashnet-st", "latent", "joint", "csq", "orthohash", "itq-cca", "sdh", "ksh")
 
 
 @pytest.fixture(scope="module", autouse=True)
