@@ -53,7 +53,8 @@ SEVERAL_SEEDS = ("hashnet", "csq", "orthohash")
 
 BATCH = 128
 UNSEEN_CLASSES = (0, 5, 8)  # T-shirt, sandal, bag: one of each of three kinds of things
-PAIRS, SIMILAR_PAIRS = 50_000, 500
+PAIRS, SIMILAR_PAIRS = 2_000_000, 20_000
+OUTFITS = 5  # T-shirt and sandal, trousers and shirt, pullover and sneaker, dress and bag, coat and ankle boot
 POOL, RERANKED, RERANK_QUERIES = 1000, 10, 1000
 
 
@@ -61,7 +62,8 @@ POOL, RERANKED, RERANK_QUERIES = 1000, 10, 1000
 class Variant:
     """A protocol: its split and how long methods train on it. `title` stands over its table.
 
-    `pretrain_epochs` are one learning rate cycle each: the first of augmented images, the others of images as they are.
+    `pretrain_epochs` are one learning rate cycle each: the first of augmented images, the others of images as they
+    are.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Variant:
     methods: tuple[str, ...]
     pretrain_epochs: tuple[int, ...]
     epochs: int
+    batch_size: int = BATCH
     by_pairs: bool = False
 
 
@@ -86,11 +89,13 @@ VARIANTS = {
         ),
         Variant(
             name="imbalanced",
-            title=f"as small, but hashing learns from {PAIRS:,} known pairs only, {SIMILAR_PAIRS} of them similar",
+            title=f"as small, but what is similar are two classes that make an outfit, as coat and ankle boot do, "
+            f"and hashing learns from {PAIRS:,} known pairs only, {SIMILAR_PAIRS:,} of them similar",
             split="small",
             methods=(*ABLATIONS, "dhn"),
             pretrain_epochs=(30, 10, 10),
-            epochs=4,
+            epochs=12,
+            batch_size=512,
             by_pairs=True,
         ),
         Variant(
@@ -168,15 +173,13 @@ def spread(count: int, images: int) -> np.ndarray:
 def draw_pairs(labels: np.ndarray, seed: int) -> PairList:
     """Known pairs, hardly any similar, as where similarity is a click or a link."""
     rng = np.random.default_rng(seed)
-    most = len(labels) ** 2 // 8
-    wanted = {True: min(SIMILAR_PAIRS, most // 100), False: min(PAIRS - SIMILAR_PAIRS, most)}
-    first, second = rng.integers(len(labels), size=(2, 60 * sum(wanted.values())))
-    keys, rows = np.unique(first * len(labels) + second, return_index=True)
-    rows = rng.permutation(rows[first[rows] < second[rows]])
-    assert len(keys)
-    same = labels[first[rows]] == labels[second[rows]]
-    kept = np.concatenate([rows[same == similar][:count] for similar, count in wanted.items()])
-    return PairList(first[kept], second[kept], labels[first[kept]] == labels[second[kept]])
+    first, second = np.triu_indices(len(labels), 1)
+    order = rng.permutation(len(first))[: 4 * PAIRS]
+    first, second = first[order], second[order]
+    same = labels[first] == labels[second]
+    num_similar = min(SIMILAR_PAIRS, len(same) // 100)
+    kept = np.concatenate([np.flatnonzero(same)[:num_similar], np.flatnonzero(~same)[: PAIRS - num_similar]])
+    return PairList(first[kept], second[kept], same[kept])
 
 
 class Start:
@@ -270,14 +273,17 @@ def train_method(cell: Cell, start: Start) -> Coded:
         weights=str(start.backbone),
         warmup_epochs=0,
         epochs=1 if start.trial else variant.epochs,
-        batch_size=BATCH,
+        batch_size=variant.batch_size,
         learning_rate=1e-4,
         hash_multiplier=50.0,
         precision="bfloat16",
         augment=False,
         device=start.device,
     )
-    given = {"pairs": draw_pairs(split.train.labels, cell.seed)} if variant.by_pairs else {"labels": split.train.labels}
+    given = {"labels": split.train.labels}
+    if variant.by_pairs:
+        split = Split(*(Part(part.images, part.labels % OUTFITS) for part in split))
+        given = {"pairs": draw_pairs(split.train.labels, cell.seed)}
     encoder, train_s = timed(lambda: train(split.train.images, config=config, **given))
     sides, encode_s = timed(lambda: [encoded(encoder, part) for part in (split.queries, split.database)])
     facts = {"epoch": encoder.config.training["epoch"], "train_cpu_s": train_s, "encode_cpu_s": encode_s}
@@ -434,8 +440,8 @@ def facts_of(options: argparse.Namespace) -> dict[str, str]:
         "backbone": "small-cnn, trained to classify the split's training images (epochs: one learning rate cycle of "
         "mirrored and shifted images, then cycles of images as they are), then by each method",
         "trial": "no" if options.images is None else f"YES: {options.images} images of each part, one epoch",
-        "training": f"bfloat16, batches of {BATCH}; hashing on images as they are, at a rate of 1e-4, the hash layer's "
-        "50 times that; all else as `TrainConfig` has it",
+        "training": f"bfloat16, batches of {BATCH}, of pairs {VARIANTS['imbalanced'].batch_size}; hashing "
+        "on images as they are, at a rate of 1e-4, the hash layer's 50 times that; all else as `TrainConfig` has it",
         "device": options.device,
         "machine": f"{cpu_name()}, {os.cpu_count()} cores shared with other work, {torch.get_num_threads()} thread(s)",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
