@@ -274,8 +274,6 @@ def train_method(cell: Cell, start: Start) -> Coded:
         warmup_epochs=0,
         epochs=1 if start.trial else variant.epochs,
         batch_size=variant.batch_size,
-        learning_rate=1e-4,
-        hash_multiplier=50.0,
         precision="bfloat16",
         augment=False,
         device=start.device,
@@ -441,7 +439,7 @@ def facts_of(options: argparse.Namespace) -> dict[str, str]:
         "mirrored and shifted images, then cycles of images as they are), then by each method",
         "trial": "no" if options.images is None else f"YES: {options.images} images of each part, one epoch",
         "training": f"bfloat16, batches of {BATCH}, of pairs {VARIANTS['imbalanced'].batch_size}; hashing "
-        "on images as they are, at a rate of 1e-4, the hash layer's 50 times that; all else as `TrainConfig` has it",
+        "on images as they are; all else as `TrainConfig` has it",
         "device": options.device,
         "machine": f"{cpu_name()}, {os.cpu_count()} cores shared with other work, {torch.get_num_threads()} thread(s)",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
