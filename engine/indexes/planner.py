@@ -36,12 +36,13 @@ from engine.kernels.compiling import kernels_digest
 log = logging.getLogger(__name__)
 
 TRIAL = 0.07  # share of a scan that may be spent on finding out whether the tables are cheaper
+MARGIN = 0.75  # share of a scan that the tables must promise to stay within: it would lose more than they gain
 NEAR_ROWS = 2**16
 FAR_ROWS = 2**22
 SCANNED_TOGETHER = 32
 NEAR_RADIUS = 7
 REPEATS = 7
-WORTH_COUNTING_NS = 10_000.0
+WORTH_COUNTING_NS = 25_000.0
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is felt
 
 
@@ -119,8 +120,8 @@ def plan_range(probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Cos
     if prices.lookups_ns + plan.most * each_ns < prices.shared_scan_ns:
         return np.ones(num_queries, np.bool_)
     if probe.even or num_queries * prices.shared_scan_ns < WORTH_COUNTING_NS:
-        candidates = plan.mean if probe.even else math.sqrt(plan.mean * plan.most)
-        price_ns = prices.lookups_ns + candidates * prices.candidate_ns
+        candidates_ns = plan.mean * prices.candidate_ns if probe.even else math.sqrt(plan.mean * plan.most) * each_ns
+        price_ns = prices.lookups_ns + candidates_ns
         return np.full(num_queries, price_ns < prices.shared_scan_ns)
     return split_by_cost(probe.price_radius(queries_QW, radius, prices), costs, rows, words)
 
@@ -145,7 +146,7 @@ def plan_nearest(costs: Costs, rows: int, distinct: int, words: int, sharing: in
         mask_ns=costs.lookup_ns(distinct),
         candidate_ns=costs.candidate_ns,
         read_ns=costs.read_ns(distinct, words),
-        scan_ns=scan_ns,
+        scan_ns=MARGIN * scan_ns,
         trial_ns=TRIAL * scan_ns,
         likely_radius=likely_radius,
     )
