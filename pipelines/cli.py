@@ -127,10 +127,14 @@ def train(
         int | None, typer.Option(min=0, help="Keep this many images out, and choose the best epoch on them.")
     ] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a better.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 (mixed).")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 (mixed) or float64.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Train on Ray: processes that share every batch, a CPU or GPU each.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="With --workers: a Ray cluster.")] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train an encoder; an interrupted training goes on where it was."""
@@ -161,7 +165,15 @@ def train(
     start = time.perf_counter()
     with training_bar() as report:
         encoder = train_encoder(
-            input, output, config, supervision=supervision, pairs=pairs, overwrite=overwrite, progress=report
+            input,
+            output,
+            config,
+            supervision=supervision,
+            pairs=pairs,
+            overwrite=overwrite,
+            workers=workers,
+            address=address,
+            progress=report,
         )
     seconds = time.perf_counter() - start
     out.print(
