@@ -314,7 +314,7 @@ def measured(times_s: NDArray[np.float64]) -> ServiceTimes:
 
 
 def with_stalls(service: ServiceTimes, *, share: float, stall_s: float) -> ServiceTimes:
-    """Add a stall, exponential around `stall_s`, to a share of the times: a page read from the disk, a paused process."""
+    """Add a stall, exponential around `stall_s`, to a share of the times: a page read from disk, a paused process."""
 
     def draw(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
         return service(rng, count) + (rng.random(count) < share) * rng.exponential(stall_s, count)
