@@ -17,8 +17,8 @@ from pipelines.simulate import Policy
 
 # What is left of a node's memory for mapped files when the system and the processes have theirs.
 MEMORY_SHARE = 0.8
-# Above this share of its cores a node's queues grow faster than its load; see docs/capacity.md.
-CORE_SHARE = 0.5
+# Above this share of busy cores the tail grows faster than the load; see docs/capacity.md.
+CORE_SHARE = 0.6
 # The version before the live one stays on disk for its readers.
 VERSIONS = 2
 GIB = 2**30
@@ -165,9 +165,15 @@ def _nodes(sheet: _Sheet, demand: Demand) -> None:
     by_memory = math.ceil(sheet["memory"] / room)
     numbers = f"{_gib(sheet['memory'])} / ({_gib(demand.node_bytes)} x {MEMORY_SHARE})"
     sheet.add("nodes by memory", "memory / (memory a node x usable share)", numbers, by_memory, f"{by_memory:,}")
-    by_cores = math.ceil(sheet["busy cores"] / (demand.node_cores * CORE_SHARE))
-    numbers = f"{sheet['busy cores']:,.2f} / ({demand.node_cores} x {CORE_SHARE})"
-    sheet.add("nodes by cores", "busy cores / (cores a node x busy share)", numbers, by_cores, f"{by_cores:,}")
+    share = CORE_SHARE * max(demand.replicas - 1, 1) / demand.replicas
+    by_cores = math.ceil(sheet["busy cores"] / (demand.node_cores * share))
+    sheet.add(
+        "nodes by cores",
+        "busy cores / (cores a node x busy share x (replicas - 1) / replicas), as one may be lost",
+        f"{sheet['busy cores']:,.2f} / ({demand.node_cores} x {share:.2f})",
+        by_cores,
+        f"{by_cores:,}",
+    )
     groups = math.ceil(max(by_memory, by_cores, 1) / demand.replicas)
     numbers = f"max({by_memory:,}, {by_cores:,}) / {demand.replicas}"
     sheet.add("groups", "max(nodes by memory, nodes by cores) / replicas", numbers, groups, f"{groups:,}")

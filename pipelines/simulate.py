@@ -21,8 +21,6 @@ ServiceTimes = Callable[[np.random.Generator, int], NDArray[np.float64]]
 # A percentile of the calls that were answered last is taken anew after so many answers.
 _WINDOW_CALLS = 2000
 _RENEW_CALLS = 200
-# Hedges that may be saved up, so that a quiet minute does not allow a storm.
-_BUDGET_BURST = 20.0
 _WARMING = 0.1  # share of the queries that fill the queues and are not counted
 
 
@@ -76,18 +74,24 @@ class Policy:
         A fixed delay in the place of the observed quantile.
     budget : float
         Hedges at most, as a share of calls.
+    burst : float
+        Hedges that may be saved up for a bad moment.
     retry : bool
         Call another replica at once when one refuses.
     breaker_s : float
         After a refusal, do not choose that replica for so long.
+    cancel : bool
+        Take a call that still waits at one replica out of its queue when another has answered it.
     """
 
     choice: str = "power-of-two"
     hedge_quantile: float | None = None
     hedge_after_s: float | None = None
     budget: float = 0.05
+    burst: float = 20.0
     retry: bool = True
     breaker_s: float = 1.0
+    cancel: bool = True
 
     def __post_init__(self) -> None:
         if self.choice not in ("random", "power-of-two"):
@@ -208,7 +212,7 @@ class _Simulation:
         for group in range(self._system.groups):
             call = _Call(query, group, now_s)
             self._calls += 1
-            self._tokens = min(self._tokens + self._policy.budget, _BUDGET_BURST)
+            self._tokens = min(self._tokens + self._policy.budget, self._policy.burst)
             self._send(call, now_s)
             if self._hedges_at_all():
                 self._at(now_s + self._delay_s, lambda now_s, call=call: self._hedge(call, now_s))
@@ -270,7 +274,7 @@ class _Simulation:
             self._answer(call, now_s)
         while replica.waiting:
             following = replica.waiting.popleft()
-            if not following.answered:
+            if not (following.answered and self._policy.cancel):
                 self._start(following, replica, now_s)
                 return
             # Cancelled while it waited: the other replica was quicker.

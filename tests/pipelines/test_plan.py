@@ -63,7 +63,7 @@ def test_what_binds_decides_the_nodes():
     few = values(images=10**9, radius=4, qps=1.0, node_bytes=16 * GIB)
     assert few["nodes by memory"] == math.ceil(few["memory"] / (16 * GIB * 0.8)) > few["nodes by cores"]
     busy = values(images=10**9, radius=4, qps=50_000.0, node_bytes=1000 * GIB, replicas=3)
-    assert busy["nodes by cores"] == math.ceil(busy["busy cores"] / 2) > busy["nodes by memory"]
+    assert busy["nodes by cores"] == math.ceil(busy["busy cores"] / (4 * 0.4)) > busy["nodes by memory"]
     assert busy["nodes"] == 3 * math.ceil(busy["nodes by cores"] / 3)
 
 

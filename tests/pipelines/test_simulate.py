@@ -56,6 +56,17 @@ def test_a_hedge_races_two_exponentials():
     assert outcome.hedges / outcome.calls == pytest.approx(math.exp(-delay), rel=0.05)
 
 
+def test_a_hedge_that_is_not_cancelled_is_worked_on():
+    system = System(groups=1, replicas=2, service=exponential(1.0))
+    busy = [
+        simulate(system, Policy(hedge_after_s=0.0, budget=1.0, cancel=cancel), qps=0.8, queries=50_000).busy
+        for cancel in (True, False)
+    ]
+    # Every call is worked on twice, on two replicas.
+    assert busy[1] == pytest.approx(0.8, rel=0.03)
+    assert 0.4 < busy[0] < 0.75
+
+
 def test_the_hedge_waits_for_the_observed_quantile_and_keeps_its_budget():
     system = System(groups=2, replicas=2, service=exponential(1.0))
     observed = simulate(system, Policy(hedge_quantile=0.95, budget=1.0), qps=IDLE, queries=30_000)
