@@ -415,7 +415,7 @@ def plan(
     """Plan shards, memory, disk, nodes and hours from what `hashlight calibrate` measured, with the arithmetic."""
     from dataclasses import asdict
 
-    from pipelines.calibrate import load_constants
+    from pipelines.capacity import load_constants
     from pipelines.console import plan_table
     from pipelines.plan import GIB, Demand
     from pipelines.plan import plan as work_out

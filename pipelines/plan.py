@@ -1,7 +1,7 @@
 """A capacity plan: shards, memory, disk, nodes and hours for a number of images, with its arithmetic.
 
 Every line is a formula, its numbers and its result, so that a reader can redo it with numbers of their own. The
-machine's constants are those that `pipelines.calibrate` measured.
+machine's constants are those of `pipelines.capacity`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from engine.codes import num_words
 from engine.indexes.planner import likely_radius
 from engine.indexes.tables import choose_widths
-from pipelines.calibrate import Constants, bytes_a_code, work_of_radius
+from pipelines.capacity import Constants, bytes_a_code, work_of_radius
 from pipelines.simulate import Policy
 
 # What is left of a node's memory for mapped files when the system and the processes have theirs.

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from engine.indexes.multi import MultiIndex
 from engine.indexes.planner import machine_file
 from engine.storage.shard import write_shard
-from pipelines import calibrate
-from pipelines.calibrate import Constants, bytes_a_code, load_constants, work_of_radius
+from pipelines import calibrate, capacity
+from pipelines.capacity import Constants, bytes_a_code, load_constants, work_of_radius
 from pipelines.cli import app
 from pipelines.errors import PipelineError
 from pipelines.plan import GIB, Demand, plan
@@ -106,7 +106,7 @@ def test_a_query_takes_what_the_index_says_it_took(radius):
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(calibrate).failed == 0
+    assert doctest.testmod(capacity).failed == 0
 
 
 def run(*arguments):
