@@ -162,7 +162,8 @@ def as_markdown(results: dict) -> str:
         f"`python -m benchmarks.fanout`, {results['date']}, {results['machine']}; pyarrow {pa.__version__}, Python "
         f"{platform.python_version()}.",
         f"Service times measured: single Flight calls with a radius-{RADIUS} query over {ROWS:,} uniform 64-bit codes, "
-        f"client and server each a process, the quietest of {ROUNDS} rounds of {CALLS:,} calls, ms: {times}. {results['note']}",
+        f"client and server each a process, the quietest of {ROUNDS} rounds of {CALLS:,} calls, ms: {times}. "
+        f"{results['note']}",
         f"Unless a table says otherwise: {GROUPS} groups, {REPLICAS} replicas of 1 core, load {LOAD} (share of busy "
         f"cores before hedges), stalls of {STALL_S * 1e3:g} ms in the mean in {STALL_SHARE:.1%} of calls on top of the "
         f"measured times, power of two choices, {results['calls']:,} calls, the first tenth not counted. "
