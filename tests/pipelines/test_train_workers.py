@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +114,21 @@ def test_an_interrupted_run_goes_on(images, tmp_path, two_workers):
     encoder = train_encoder(images, tmp_path / "encoder", CONFIG, workers=2, progress=lambda *s: steps.append(s[0]))
     assert steps[0] > 1
     assert encoder.fingerprint == two_workers[0].fingerprint
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_nothing(images, tmp_path, two_workers):
+    options = "--bits 16 --batch-size 32 --epochs 3 --warmup-epochs 1 --precision float64 --workers 2".split()
+    command = [sys.executable, "-m", "pipelines.cli", "train", "--input", images, "--output", tmp_path / "e", *options]
+    log = tmp_path / ".e.training" / "training.jsonl"
+    with subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL) as driver:
+        while not (log.is_file() and "hashing" in log.read_text()):
+            assert driver.poll() is None
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "e").exists()
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    assert HashEncoder.load(tmp_path / "e").fingerprint == two_workers[0].fingerprint
 
 
 def workers_of_this_process():
