@@ -27,6 +27,8 @@ from pipelines.ray_session import ray_session
 # Times that workers may be lost: enough for machines that come and go, not for a fault that kills every attempt.
 MAX_LOSSES = 8
 _POLL_S = 0.2
+# Ray's own minute is short for importing torch on a busy machine, and it would try again for ever.
+_START_S = 600
 
 
 def train_with_workers(
@@ -120,6 +122,7 @@ class _Encoded:
 def _trainer(job: dict[str, Any], workers: int) -> Any:
     # Workers stay in the driver's folder, so that a relative path of weights means there what it means here.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -129,7 +132,8 @@ def _trainer(job: dict[str, Any], workers: int) -> Any:
         train_loop_config=job,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=job["config"].device == "cuda"),
         run_config=RunConfig(
-            storage_path=str(job["folder"] / "ray"), failure_config=FailureConfig(max_failures=MAX_LOSSES)
+            storage_path=str(job["folder"] / "ray"),
+            failure_config=FailureConfig(max_failures=MAX_LOSSES, controller_failure_limit=MAX_LOSSES),
         ),
     )
 
