@@ -29,7 +29,6 @@ ROWS = 2_500_000
 RADIUS = 4
 CALLS, ROUNDS, PAUSE_S = 4_000, 15, 4.0
 GROUPS, REPLICAS, LOAD = 16, 2, 0.5
-SEEDS = 3
 LOAD_IF_ONE_DIES = 0.3  # at half load the replica that is left would have more to do than it can
 # One call in 200 meets a page that is read from the disk or a process that is not scheduled.
 STALL_SHARE, STALL_S = 0.005, 10e-3
@@ -50,12 +49,6 @@ POLICIES = {
     "power of two, hedge at p95, no budget": dataclasses.replace(CHOSEN, budget=1.0),
     "power of two, hedge at p50, no budget": dataclasses.replace(CHOSEN, hedge_quantile=0.5, budget=1.0),
     "power of two, hedge at p95, 5 %, losers not cancelled": dataclasses.replace(CHOSEN, cancel=False),
-}
-
-AT_LOW_LOAD = {
-    "random, no hedge",
-    "power of two, no hedge",
-    *(f"power of two, hedge at {quantile}, 5 %" for quantile in ("p90", "p95", "p97", "p99")),
 }
 
 
@@ -108,12 +101,9 @@ def time_call(client, query: bytes) -> float:
 
 def run(system: System, policy: Policy, load: float, calls: int) -> Outcome:
     """Simulate at a load: the share of their time that cores would work without hedges."""
+    queries = calls // system.groups
     mean_s = float(np.mean(system.service(np.random.default_rng(0), 400_000)))
-    qps = load * system.replicas * system.cores / mean_s
-    runs = [simulate(system, policy, qps=qps, queries=calls // system.groups // SEEDS, seed=n) for n in range(SEEDS)]
-    failed, hedges, answered = (sum(getattr(run, name) for run in runs) for name in ("failed", "hedges", "calls"))
-    busy = float(np.mean([run.busy for run in runs]))
-    return Outcome(np.concatenate([run.latency_s for run in runs]), failed, hedges, answered, busy)
+    return simulate(system, policy, qps=load * system.replicas * system.cores / mean_s, queries=queries, seed=1)
 
 
 def row(outcome: Outcome) -> dict:
@@ -138,9 +128,6 @@ def tables(times_s: np.ndarray, calls: int) -> dict[str, dict[str, dict]]:
     both = {"no hedge": NONE, "hedge at p95, 5 %": CHOSEN}
     return {
         "policy": {name: go(policy) for name, policy in POLICIES.items()},
-        f"policy at load {LOAD_IF_ONE_DIES}": {
-            name: go(POLICIES[name], LOAD_IF_ONE_DIES) for name in POLICIES if name in AT_LOW_LOAD
-        },
         "replicas": {
             f"{replicas}, {name}": go(policy, replicas=replicas)
             for replicas in (1, 2, 3)
@@ -179,8 +166,7 @@ def as_markdown(results: dict) -> str:
         f"{results['note']}",
         f"Unless a table says otherwise: {GROUPS} groups, {REPLICAS} replicas of 1 core, load {LOAD} (share of busy "
         f"cores before hedges), stalls of {STALL_S * 1e3:g} ms in the mean in {STALL_SHARE:.1%} of calls on top of the "
-        f"measured times, power of two choices, {results['calls']:,} calls in {SEEDS} runs, the first tenth of each "
-        "not counted. "
+        f"measured times, power of two choices, {results['calls']:,} calls, the first tenth not counted. "
         f"Latency of whole queries in ms. The table of a dead replica is at load {LOAD_IF_ONE_DIES}.",
     ]
     for title, rows in results["tables"].items():
