@@ -216,31 +216,36 @@ _looked = False  # whether `_costs` is what the cache folder holds, if only noth
 
 def _measure_and_store() -> Costs:
     costs = _measure()
-    path = _costs_path()
+    path = machine_file("costs")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump(asdict(costs), file)
-        os.replace(file.name, path)
+        write_machine_file(path, asdict(costs))
     except OSError as error:
         log.warning("the costs of this machine cannot be stored in %s (%s)", path, error)
     return costs
 
 
+def write_machine_file(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file of measurements."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        json.dump(content, file)
+    os.replace(file.name, path)
+
+
 def _load() -> Costs | None:
     try:
-        costs = Costs(**json.loads(_costs_path().read_text(encoding="utf-8")))
+        costs = Costs(**json.loads(machine_file("costs").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     sane = all(isinstance(value, float) and 0 < value < 1e6 for value in asdict(costs).values())
     return costs if sane else None
 
 
-def _costs_path() -> Path:
-    """Return where the costs are stored: by processor, since machines may share a home folder, and by kernels."""
+def machine_file(kind: str) -> Path:
+    """Return where measurements are stored: by processor, since machines may share a home folder, and by kernels."""
     parts = get_host_cpu_name(), sorted(get_host_cpu_features().items()), kernels_digest()
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-    return Path(platformdirs.user_cache_dir("hashlight")) / f"costs-{name}.json"
+    return Path(platformdirs.user_cache_dir("hashlight")) / f"{kind}-{name}.json"
 
 
 def _measure() -> Costs:
