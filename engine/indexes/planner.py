@@ -36,7 +36,6 @@ from engine.kernels.compiling import kernels_digest
 log = logging.getLogger(__name__)
 
 TRIAL = 0.07  # share of a scan that may be spent on finding out whether the tables are cheaper
-MARGIN = 0.75  # share of a scan that the tables must promise to stay within: it would lose more than they gain
 NEAR_ROWS = 2**16
 FAR_ROWS = 2**22
 SCANNED_TOGETHER = 32
@@ -146,7 +145,7 @@ def plan_nearest(costs: Costs, rows: int, distinct: int, words: int, sharing: in
         mask_ns=costs.lookup_ns(distinct),
         candidate_ns=costs.candidate_ns,
         read_ns=costs.read_ns(distinct, words),
-        scan_ns=MARGIN * scan_ns,
+        scan_ns=scan_ns,
         trial_ns=TRIAL * scan_ns,
         likely_radius=likely_radius,
     )
