@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.collection import Collection, CollectionWriter, IdNotFoundError
+from engine.collection import Collection, CollectionWriter
+from engine.errors import IdNotFoundError
 from engine.errors import CollectionBusyError, CollectionExistsError, CollectionNotFoundError, CorruptDataError
 from tests import oracles
 
