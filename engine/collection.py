@@ -181,7 +181,7 @@ class Collection:
     @property
     def num_bytes(self) -> int:
         """Bytes of all shard files."""
-        return sum(spec.bytes for shard in self._manifest.shards for spec in shard.files.values())
+        return self._manifest.num_bytes
 
     def __len__(self) -> int:
         """Return the number of codes."""

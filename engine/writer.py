@@ -79,7 +79,7 @@ class CollectionWriter:
         self._previous: Manifest | None = None
         self._current = b""
         self._old_names: dict[str, list[str]] = {}
-        self._specs: list[ShardSpec] = []
+        self._specs: dict[int, ShardSpec] = {}
         self._uncommitted: list[str] = []
         self._stack = contextlib.ExitStack()
 
@@ -175,8 +175,11 @@ class CollectionWriter:
             )
         self.add_written(spec)
 
-    def add_written(self, spec: ShardSpec) -> None:
-        """Take a shard that was written into `new_shard(store)`, here or in another process."""
+    def add_written(self, spec: ShardSpec, *, number: int | None = None) -> None:
+        """Take a shard that was written into `new_shard(store)`, here or in another process.
+
+        Shards stand in the order of `number`; in the order in which they came if it is left out.
+        """
         self._uncommitted.append(f"shards/{spec.name}")
         expected, got = self._layout(), read_layout(self.store, spec)
         if expected not in (None, got):
@@ -184,11 +187,11 @@ class CollectionWriter:
                 f"all shards of a collection store the same beside the codes; {self.store} stores {expected}, got "
                 f"{got}: give the same attributes and features"
             )
-        self._specs.append(spec)
+        self._specs[len(self._specs) if number is None else number] = spec
 
     def _layout(self) -> str | None:
         """Describe what the shards that will be live so far store beside codes; None if there are none."""
-        first = next(iter((*self._kept, *self._specs)), None)
+        first = next(iter((*self._kept, *self._specs.values())), None)
         return None if first is None else read_layout(self.store, first)
 
     @property
@@ -220,7 +223,10 @@ class CollectionWriter:
         """
         last = max((int(name[:8]) for name in self._old_names["manifests"] if name[:8].isdigit()), default=0)
         manifest = Manifest(
-            version=last + 1, bits=self._bits, encoder=self._fingerprint, shards=(*self._kept, *self._specs)
+            version=last + 1,
+            bits=self._bits,
+            encoder=self._fingerprint,
+            shards=(*self._kept, *(spec for _, spec in sorted(self._specs.items()))),
         )
         # From here on the new version may be live, whatever happens: what dies before that is swept by the next write.
         uncommitted, self._uncommitted = self._uncommitted, []

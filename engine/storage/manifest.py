@@ -59,6 +59,11 @@ class Manifest:
         return sum(shard.rows for shard in self.shards)
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of all shard files."""
+        return sum(file.bytes for shard in self.shards for file in shard.files.values())
+
+    @property
     def file_name(self) -> str:
         """Name of this version's file under `manifests/`."""
         return f"{self.version:08d}.json"

@@ -45,7 +45,7 @@ def mirror(store: BucketStore) -> Path:
         _copy_encoder(store, folder, live)
         if before != live:
             publish(local, live)
-        sweep(local, [live, *([before] if before else [])], {name: local.names(name) for name in _FOLDERS})
+            sweep(local, [live, *([before] if before else [])], {name: local.names(name) for name in _FOLDERS})
     return folder
 
 

@@ -17,8 +17,13 @@ import pyarrow as pa
 import pytest
 
 from engine.collection import Collection, CollectionWriter
-from engine.errors import IdNotFoundError
-from engine.errors import CollectionBusyError, CollectionExistsError, CollectionNotFoundError, CorruptDataError
+from engine.errors import (
+    CollectionBusyError,
+    CollectionExistsError,
+    CollectionNotFoundError,
+    CorruptDataError,
+    IdNotFoundError,
+)
 from tests import oracles
 
 BITS = 48
