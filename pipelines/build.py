@@ -7,10 +7,8 @@ before the commit: each task cuts its own by a hash, and a task a cut looks for 
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-from collections.abc import Callable, Iterator, Sequence
+import ctypes
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,21 +22,42 @@ from engine.indexes.tables import choose_widths
 from engine.indexes.threads import usable_cores
 from engine.storage.attributes import write_attributes
 from engine.storage.manifest import ShardSpec
-from engine.storage.shard import finish_shard, read_ids, write_features, write_rows, write_thumbnails
+from engine.storage.shard import (
+    finish_shard,
+    order_rows,
+    read_ids,
+    write_codes,
+    write_features,
+    write_ids,
+    write_thumbnails,
+)
 from engine.storage.store import open_store
 from engine.writer import CollectionWriter, new_shard, refuse_foreign_folder, split_rows
 from pipelines import chaos
-from pipelines.encode import FEATURES_COLUMN, read_parts, read_summary
+from pipelines.code_parts import (
+    FEATURES_COLUMN,
+    THUMBNAIL_COLUMN,
+    Part,
+    Piece,
+    attribute_columns,
+    codes_column,
+    cut_parts,
+    features_column,
+    list_parts,
+    read_checked,
+)
 from pipelines.errors import PipelineError
 from pipelines.ray_session import ray_session
 from pipelines.ray_tasks import run_tasks
 
 # About a gigabyte of 64-bit codes with their tables, built in seconds.
 SHARD_ROWS = 20_000_000
-THUMBNAIL_COLUMN = "thumbnail"
 
-# Ids that one task compares: 64 MB, and as much again to sort them.
-_COMPARED_IDS = 8_000_000
+# Ids that one task compares: 32 MB, beside as much in Ray's store.
+_COMPARED_IDS = 4_000_000
+# malloc.h; from this size on a block is a map of its own.
+_M_MMAP_THRESHOLD = -3
+_LARGE_ARRAY_BYTES = 1 << 20
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 Progress = Callable[[int, int], None]
@@ -55,24 +74,6 @@ class EncodedCorpus:
     bits: int
     fingerprint: str
     encoder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One file of codes: its path, its rows, and what its bytes must be."""
-
-    path: str
-    rows: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows `start` to `stop` of a part."""
-
-    part: Part
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,8 @@ class ShardJob:
 
 def read_codes(folder: str | Path) -> EncodedCorpus:
     """Read a folder that `encode_corpus` wrote, as a whole."""
+    from pipelines.encode import read_parts, read_summary
+
     summary = read_summary(folder)
     table = pa.concat_tables(list(read_parts(folder)), promote_options="default").combine_chunks()
     if len(table) != summary.codes:
@@ -121,32 +124,6 @@ def read_codes(folder: str | Path) -> EncodedCorpus:
         fingerprint=summary.encoder,
         encoder=Path(folder) / "encoder",
     )
-
-
-def codes_column(column: pa.ChunkedArray) -> CodeArray:
-    """View a column of fixed-size binary codes as words, uint64 of shape (N, W)."""
-    return _fixed_column(column, "<u8").astype(np.uint64, copy=False)
-
-
-def features_column(column: pa.ChunkedArray) -> np.ndarray:
-    """View a column of fixed-size binary features as float16 (N, F)."""
-    return _fixed_column(column, "<f2").astype(np.float16, copy=False)
-
-
-def attribute_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns of codes that are kept as attributes."""
-    own = {"id", "code", FEATURES_COLUMN, THUMBNAIL_COLUMN}
-    return [name for name in schema.names if name not in own]
-
-
-def _fixed_column(column: pa.ChunkedArray, dtype: str) -> np.ndarray:
-    size = np.dtype(dtype).itemsize
-    width = column.type.byte_width // size
-    chunks = [
-        np.frombuffer(chunk.buffers()[1] or b"", dtype, count=len(chunk) * width, offset=chunk.offset * size * width)
-        for chunk in column.chunks
-    ]
-    return (np.concatenate(chunks) if chunks else np.empty(0, dtype)).reshape(-1, width)
 
 
 def build_collection(
@@ -195,6 +172,9 @@ def build_collection(
     """
     if sum(size is not None for size in (shards, shard_rows, shard_bytes)) > 1:
         raise ValueError("give one of `shards`, `shard_rows` and `shard_bytes`")
+    # Not above: the tasks import this module, and have no use for torch, which takes more memory than a shard.
+    from pipelines.encode import read_summary
+
     refuse_foreign_folder(open_store(output))
     summary = read_summary(codes)
     parts = list_parts(codes)
@@ -221,7 +201,7 @@ def build_collection(
                 threads=max(1, usable_cores() // at_once),
                 cuts=cuts,
             )
-            for number, pieces in enumerate(_pieces(parts, split_rows(rows, shards)))
+            for number, pieces in enumerate(cut_parts(parts, split_rows(rows, shards)))
         ]
         writer.add_encoder(Path(codes) / "encoder")
         with ray_session(num_cpus=at_once):
@@ -271,13 +251,10 @@ def _refuse_repeated(columns: list[tuple[Any, ...]], where: str) -> None:
 def build_shard(job: ShardJob) -> Any:
     """Write one shard; return its description, and its ids cut by a hash."""
     chaos.step("build:shard", job.number)
-    attributes = attribute_columns(job.schema)
     with new_shard(open_store(job.output)) as folder:
-        codes_NW, ids_N = _read_rows(job)
-        cut_ids = _cut(ids_N, job.cuts)
-        order_N = write_rows(folder, codes_NW, ids_N, bits=job.bits, tables=job.tables, threads=job.threads)
-        del codes_NW, ids_N
+        order_N = _write_rows(job, folder)
         chaos.step("build:rows-written", job.number)
+        attributes = attribute_columns(job.schema)
         if attributes:
             write_attributes(folder / "attributes.arrow", _read_columns(job, attributes), order_N)
         if FEATURES_COLUMN in job.schema.names:
@@ -285,19 +262,24 @@ def build_shard(job: ShardJob) -> Any:
         if THUMBNAIL_COLUMN in job.schema.names:
             write_thumbnails(folder, _read_columns(job, [THUMBNAIL_COLUMN])[THUMBNAIL_COLUMN], order_N)
         spec = finish_shard(folder, len(order_N))
+        cut_ids = _cut(np.load(folder / "ids.npy"), job.cuts)
         chaos.step("build:shard-written", job.number)
     return (spec, *cut_ids)
 
 
-def list_parts(codes: str | Path) -> list[Part]:
-    """List the files of a folder of codes, in order, with what their sidecars say of them."""
-    parts = []
-    for sidecar in sorted(Path(codes, "sidecars").glob("*.json")):
-        said = json.loads(sidecar.read_bytes())
-        path = Path(codes, "parts", f"{sidecar.stem}.parquet").resolve()
-        if said["codes"]:
-            parts.append(Part(str(path), said["codes"], said["sha256"]))
-    return parts
+def _write_rows(job: ShardJob, folder: Path) -> np.ndarray:
+    """Write ids, codes and tables, and let go of each before the next; return the order of the rows."""
+    _return_freed_memory()
+    codes_NW, ids_N = _read_rows(job)
+    pa.default_memory_pool().release_unused()
+    order_N = order_rows(codes_NW, ids_N)
+    folder.mkdir(parents=True)
+    write_ids(folder, ids_N[order_N])
+    del ids_N
+    codes_NW = codes_NW[order_N]
+    order_N = order_N.astype(np.uint32)
+    write_codes(folder, codes_NW, bits=job.bits, tables=job.tables, threads=job.threads)
+    return order_N
 
 
 def _common_schema(parts: list[Part]) -> pa.Schema:
@@ -337,19 +319,14 @@ def _other_bytes(part: Part, schema: pa.Schema) -> float:
     return sum(c.total_compressed_size for c in columns if c.path_in_schema not in ("id", "code")) / metadata.num_rows
 
 
-def _pieces(parts: list[Part], cuts: Iterator[slice]) -> Iterator[list[Piece]]:
-    """Cut the rows of consecutive parts; `cuts` are slices over all rows."""
-    ends = list(itertools.accumulate((part.rows for part in parts), initial=0))
-    first = 0
-    for cut in cuts:
-        while ends[first + 1] <= cut.start:
-            first += 1
-        pieces, number = [], first
-        while number < len(parts) and ends[number] < cut.stop:
-            start, stop = max(cut.start, ends[number]), min(cut.stop, ends[number + 1])
-            pieces.append(Piece(parts[number], start - ends[number], stop - ends[number]))
-            number += 1
-        yield pieces
+def _return_freed_memory() -> None:
+    """Have the C library return arrays to the system when they are freed.
+
+    glibc keeps freed blocks of up to 32 MB for later, which here, where each array is used once, came to half a shard.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_ARRAY_BYTES)
 
 
 def _read_rows(job: ShardJob) -> tuple[CodeArray, IdArray]:
@@ -358,7 +335,7 @@ def _read_rows(job: ShardJob) -> tuple[CodeArray, IdArray]:
     codes_NW, ids_N = np.empty((rows, num_words(job.bits)), np.uint64), np.empty(rows, np.int64)
     place = 0
     for piece in job.pieces:
-        table = pq.read_table(_checked(piece.part), columns=["id", "code"], use_threads=False)
+        table = pq.read_table(read_checked(piece.part), columns=["id", "code"], use_threads=False)
         table = table.slice(piece.start, piece.stop - piece.start)
         codes_NW[place : place + len(table)] = codes_column(table["code"])
         ids_N[place : place + len(table)] = table["id"].to_numpy()
@@ -377,19 +354,6 @@ def _read_columns(job: ShardJob, names: list[str]) -> pa.Table:
     return pa.concat_tables([table.select(names).cast(wanted) for table in tables])
 
 
-def _checked(part: Part) -> pa.BufferReader:
-    try:
-        data = Path(part.path).read_bytes()
-        got = hashlib.sha256(data).hexdigest()
-    except FileNotFoundError:
-        data, got = b"", "nothing"
-    if got != part.sha256:
-        raise PipelineError(
-            f"{part.path} is damaged: expected SHA-256 {part.sha256[:16]}…, got {got[:16]}…: encode the corpus again"
-        )
-    return pa.BufferReader(data)
-
-
 def _cut(ids_N: IdArray, cuts: int) -> list[IdArray]:
     """Cut ids by a hash, so that equal ones of different shards meet in the same cut."""
     if cuts == 1:
@@ -405,6 +369,7 @@ def _cut_old_ids(location: str, spec: ShardSpec, cuts: int) -> Any:
 
 def _find_repeated(*ids: IdArray) -> tuple[int, int] | None:
     """Return how many ids stand twice, and the least of them; None if none does."""
-    sorted_N = np.sort(np.concatenate(ids))
+    sorted_N = np.concatenate(ids)
+    sorted_N.sort()
     repeated = sorted_N[1:][sorted_N[1:] == sorted_N[:-1]]
     return (len(repeated), int(repeated[0])) if len(repeated) else None

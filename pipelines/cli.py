@@ -274,8 +274,15 @@ def _parse_bytes(text: str) -> int:
 @app.command()
 @_reports_errors
 def search(
-    collection: Annotated[Path, typer.Argument(help="A collection.")],
-    image: Annotated[Path, typer.Option("--image", help="The image to search for.", exists=True, dir_okay=False)],
+    collection: Annotated[str, typer.Argument(help="A collection: a folder, or s3://BUCKET/PREFIX.")],
+    image: Annotated[
+        Path | None, typer.Option("--image", help="The image to search for.", exists=True, dir_okay=False)
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option("--codes", help="Or millions of queries: Parquet with a column `code`, or a folder of codes."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="With --codes: the Parquet file to write.")] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help="Number of nearest images (10 without --radius).")] = None,
     radius: Annotated[int | None, typer.Option(min=0, help="Find all images within this Hamming distance.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="With --radius: keep the nearest this many.")] = None,
@@ -286,14 +293,25 @@ def search(
     save: Annotated[
         Path | None, typer.Option(help="Save a picture (PNG) of the query and its 20 nearest answers.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --codes: tasks at once; one a core.")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Find the images nearest to an image, or all within a Hamming radius."""
+    """Find the images nearest to an image, or all within a Hamming radius; or answer a file of codes on Ray."""
     if k is not None and radius is not None:
         raise typer.BadParameter("give -k or --radius, not both")
-    if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
-        raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
     if limit is not None and radius is None:
         raise typer.BadParameter("--limit goes with --radius; -k is a limit itself")
+    if (image is None) == (codes is None):
+        raise typer.BadParameter("give --image or --codes")
+    if codes is not None:
+        if output is None or save is not None or encoder is not None:
+            raise typer.BadParameter("--codes goes with --output, and with neither --save nor --encoder")
+        _search_codes(collection, codes, output, k, radius, limit, workers, overwrite, as_json)
+        return
+    if output is not None:
+        raise typer.BadParameter("--output goes with --codes")
+    if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
+        raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
     from engine.collection import Collection
     from pipelines.search import encode_file, find_nearest, find_within, load_encoder, save_answers
 
@@ -312,6 +330,34 @@ def search(
     if save is not None:
         save_answers(image, found, save)
         err.print(f"saved {save}", soft_wrap=True)
+
+
+def _search_codes(
+    collection: str,
+    codes: Path,
+    output: Path,
+    k: int | None,
+    radius: int | None,
+    limit: int | None,
+    workers: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from pipelines.batch_search import search_codes
+
+    wanted = {"k": k or 10} if radius is None else {"radius": radius, "limit": limit}
+    start = time.perf_counter()
+    with progress_bar("searching") as report:
+        job = search_codes(collection, codes, output, **wanted, workers=workers, overwrite=overwrite, progress=report)
+    seconds = time.perf_counter() - start
+    if as_json:
+        typer.echo(json.dumps({"queries": job.queries, "codes": job.codes, **wanted, "seconds": round(seconds, 3)}))
+        return
+    out.print(
+        f"answered {job.queries:,} queries from {job.codes:,} codes in {seconds:.1f} s "
+        f"({job.queries / seconds:,.0f} a second): {output}",
+        soft_wrap=True,
+    )
 
 
 def _show_answers(found: Answers) -> None:

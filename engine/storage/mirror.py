@@ -13,7 +13,7 @@ from engine.errors import CollectionNotFoundError, CorruptDataError
 from engine.storage.files import writer_lock
 from engine.storage.integrity import verify_files
 from engine.storage.manifest import Manifest, ShardSpec, publish, read_current, sweep
-from engine.storage.store import BucketStore, LocalStore
+from engine.storage.store import BucketStore, LocalStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -87,3 +87,21 @@ def _copy_encoder(store: BucketStore, folder: Path, live: Manifest) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         store.download(f"encoder/{live.encoder}", aside)
         aside.rename(target)
+
+
+def local_shard(store: Store, spec: ShardSpec) -> Path:
+    """Return the folder of one shard on this machine; of a bucket it is first copied, if it is not here.
+
+    Raises
+    ------
+    CorruptDataError
+        If what came is not what the manifest names.
+    """
+    if isinstance(store, LocalStore):
+        return store.path / "shards" / spec.name
+    assert isinstance(store, BucketStore), "there are two kinds of stores"
+    folder = _folder_of(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    with writer_lock(folder, wait=True):
+        _copy_shard(store, folder, spec)
+    return folder / "shards" / spec.name

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +76,10 @@ def write_shard(
     ValueError
         If N is 0 or over 2**32 - 1.
     """
-    order_N = write_rows(folder, codes_NW, ids_N, bits=bits, tables=tables)
+    order_N = order_rows(codes_NW, ids_N)
+    folder.mkdir(parents=True)
+    write_ids(folder, ids_N[order_N])
+    write_codes(folder, codes_NW[order_N], bits=bits, tables=tables)
     if attributes is not None:
         write_attributes(folder / "attributes.arrow", attributes, order_N)
     if features_NF is not None:
@@ -83,40 +87,47 @@ def write_shard(
     return finish_shard(folder, len(order_N))
 
 
-def write_rows(
-    folder: Path, codes_NW: CodeArray, ids_N: IdArray, *, bits: int, tables: bool = True, threads: int | None = None
-) -> NDArray[np.int64]:
-    """Begin a shard with its codes, ids and multi-index; return the order in which whatever else it stores must stand.
+# Whoever has little memory writes a shard in these steps, and holds one kind of data at a time.
 
-    A shard is written in steps, so that whoever has little memory holds one kind of data at a time: this, then
-    `write_attributes`, `write_features` and `write_thumbnails` as there are, then `finish_shard`. Arguments as in
-    `write_shard`; `threads` build the tables (None: one a core).
+
+def order_rows(codes_NW: CodeArray, ids_N: IdArray) -> NDArray[np.int64]:
+    """Return the order (N,) in which a shard keeps its rows.
+
+    Raises
+    ------
+    ValueError
+        If a shard cannot hold that many.
     """
     if not 0 < len(codes_NW) <= MAX_ROWS:
         raise ValueError(f"a shard holds 1 to {MAX_ROWS} codes, got {len(codes_NW)}: use more shards")
-    folder.mkdir(parents=True)
-    order_N = sort_rows(codes_NW, ids_N)
-    ids_N = ids_N[order_N]
+    return sort_rows(codes_NW, ids_N)
+
+
+def write_ids(folder: Path, ids_N: IdArray) -> None:
+    """Write the ids of a shard, which stand in its order."""
     np.save(folder / "ids.npy", ids_N)
     np.save(folder / "rows_by_id.npy", np.argsort(ids_N).astype(np.uint32))
-    del ids_N
-    codes_NW = codes_NW[order_N]
+
+
+def write_codes(
+    folder: Path, codes_NW: CodeArray, *, bits: int, tables: bool = True, threads: int | None = None
+) -> None:
+    """Write the codes of a shard, which stand in its order, and their tables, built by `threads` (None: one a core)."""
     write_faiss_flat(folder / "codes.faiss", codes_NW)
     if tables:
         Tables.build(codes_NW, bits=bits, threads=threads or usable_cores()).save(folder / "tables")
-    return order_N
 
 
-def write_features(folder: Path, features_NF: NDArray[np.float16], order_N: NDArray[np.int64]) -> None:
-    """Write fine features (N, F) of a shard that was begun, to be read in the order of its rows."""
+def write_features(folder: Path, features_NF: NDArray[np.float16], order_N: NDArray[np.integer[Any]]) -> None:
+    """Write fine features (N, F) of a shard, row n being `features_NF[order_N[n]]`."""
     stored_NF = open_memmap(folder / "features.npy", mode="w+", dtype=np.float16, shape=features_NF.shape)
     for start in range(0, len(order_N), _COPIED_ROWS):
         stored_NF[start : start + _COPIED_ROWS] = features_NF[order_N[start : start + _COPIED_ROWS]]
     stored_NF.flush()
 
 
-def write_thumbnails(folder: Path, thumbnails: pa.ChunkedArray, order_N: NDArray[np.int64]) -> None:
-    """Write encoded pictures (binary, null where there is none) of a shard that was begun."""
+def write_thumbnails(folder: Path, thumbnails: pa.ChunkedArray, order_N: NDArray[np.integer[Any]]) -> None:
+    """Write encoded pictures (binary, null where there is none), row n being `thumbnails[order_N[n]]`."""
     write_attributes(folder / "thumbnails.arrow", pa.table({"thumbnail": thumbnails}), order_N, compressed=False)
 
 
