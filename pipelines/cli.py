@@ -373,6 +373,38 @@ def _show_answers(found: Answers) -> None:
 
 @app.command()
 @_reports_errors
+def dedup(
+    collection: Annotated[str, typer.Argument(help="A collection: a folder, or s3://BUCKET/PREFIX.")],
+    radius: Annotated[int, typer.Option(min=0, help="Images within this Hamming distance are near-duplicates.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for pairs, clusters and a gallery.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Pairs of shards joined at once; one a core.")] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find all near-duplicates of a collection on Ray; an interrupted job goes on where it was."""
+    from dataclasses import asdict
+
+    from pipelines.dedup import find_duplicates
+
+    start = time.perf_counter()
+    with progress_bar("joining") as report:
+        found = find_duplicates(
+            collection, output, radius=radius, workers=workers, overwrite=overwrite, progress=report
+        )
+    seconds = time.perf_counter() - start
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "seconds": round(seconds, 3)}))
+        return
+    out.print(
+        f"{found.pairs:,} pairs within radius {radius} among {found.codes:,} images, in {seconds:.1f} s: "
+        f"{found.clusters:,} clusters of {found.members:,} images, the largest of {found.largest:,}; "
+        f"{found.removable:,} could go; look at {output / 'gallery.html'}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+@_reports_errors
 def evaluate(
     encoder: EncoderOption,
     database: Annotated[Path, typer.Option(help="Labelled corpus to rank.", exists=True)],
