@@ -7,12 +7,14 @@ query, for example `?endpoint_override=HOST:PORT&scheme=http`; credentials come 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs
@@ -67,12 +69,24 @@ def open_store(path: str | Path) -> LocalStore | BucketStore:
     if "://" not in text:
         return LocalStore(Path(path))
     try:
-        filesystem, base = pyarrow.fs.FileSystem.from_uri(text)
+        filesystem, base = _open_filesystem(text)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{_without_credentials(text)} is no place for a collection: {error}") from error
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return LocalStore(Path(base))
     return BucketStore(text, filesystem, base)
+
+
+def _open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Open what a URI names; Arrow's S3 client does not look for the endpoint where every other one does."""
+    parts = urlsplit(uri)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if parts.scheme == "s3" and not parts.query and endpoint:
+        place = urlsplit(endpoint)
+        options = {"endpoint_override": place.netloc, "scheme": place.scheme}
+        return pyarrow.fs.S3FileSystem(**options), f"{parts.netloc}{parts.path}".rstrip("/")
+    filesystem, base = pyarrow.fs.FileSystem.from_uri(uri)
+    return filesystem, str(base)
 
 
 class LocalStore:
@@ -138,8 +152,9 @@ class LocalStore:
 class BucketStore:
     """A collection under a prefix of a bucket.
 
-    An object appears whole or not at all. `pyarrow.fs` has no conditional put, so `replace` compares just before it
-    puts: of two writers the later is refused, unless both commit within the same instant.
+    An object appears whole or not at all. `replace` puts conditionally on S3 if boto3 is installed, because
+    `pyarrow.fs` has no such put; elsewhere it compares just before it puts, so that of two writers the later is refused unless both
+    commit within the same instant.
     """
 
     def __init__(self, uri: str, filesystem: pyarrow.fs.FileSystem, base: str) -> None:
@@ -165,12 +180,49 @@ class BucketStore:
 
     def replace(self, name: str, data: bytes, *, expected: bytes | None = None) -> None:
         """See `Store.replace`."""
-        if expected is not None and (self.read(name) or b"") != expected:
-            raise CollectionBusyError(
-                f"{self} was written by another process meanwhile: nothing of it was changed, try again"
-            )
+        if expected is not None:
+            client = self._conditional_client()
+            if client is not None:
+                self._put_conditionally(client, name, data, expected)
+                return
+            if (self.read(name) or b"") != expected:
+                raise self._overtaken()
         with self._filesystem.open_output_stream(self._key(name), compression=None) as file:
             file.write(data)
+
+    def _conditional_client(self) -> Any:
+        """Return boto3's client of the bucket; None if it is not S3, or boto3 is not installed."""
+        if not self.location.startswith("s3://"):
+            return None
+        try:
+            boto3 = importlib.import_module("boto3")
+        except ModuleNotFoundError:
+            return None
+        query = {key: values[0] for key, values in parse_qs(urlsplit(self.location).query).items()}
+        endpoint = query.get("endpoint_override")
+        url = f"{query.get('scheme', 'https')}://{endpoint}" if endpoint else None
+        return boto3.client("s3", endpoint_url=url, region_name=query.get("region"))
+
+    def _put_conditionally(self, client: Any, name: str, data: bytes, expected: bytes) -> None:
+        errors = importlib.import_module("botocore.exceptions")
+        bucket, _, key = self._key(name).partition("/")
+        try:
+            condition = {"IfNoneMatch": "*"}
+            if expected:
+                there = client.get_object(Bucket=bucket, Key=key)
+                if there["Body"].read() != expected:
+                    raise self._overtaken()
+                condition = {"IfMatch": there["ETag"]}
+            client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
+        except errors.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
+                raise self._overtaken() from error
+            raise OSError(f"{self}/{name} cannot be written: {error}") from error
+
+    def _overtaken(self) -> CollectionBusyError:
+        return CollectionBusyError(
+            f"{self} was written by another process meanwhile: nothing of this write is kept, try again"
+        )
 
     def names(self, folder: str) -> list[str]:
         """See `Store.names`."""
