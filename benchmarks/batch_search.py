@@ -107,7 +107,7 @@ def as_markdown(document: dict) -> str:
         "# Batch search on Ray",
         "",
         f"`python -m benchmarks.batch_search`, {document['machine']}, {document['versions']}. Uniform 64-bit codes,",
-        f"queries {FLIPS} bits from a stored one; from file to file, without Ray's start; {CHECKED} answers are checked.",
+        f"queries {FLIPS} bits from a stored one; file to file, Ray running; {CHECKED} answers checked.",
         "",
         "| asked | codes | shards | workers | queries | seconds | queries/s |",
         "|---|---|---|---|---|---|---|",

@@ -153,8 +153,8 @@ class BucketStore:
     """A collection under a prefix of a bucket.
 
     An object appears whole or not at all. `replace` puts conditionally on S3 if boto3 is installed, because
-    `pyarrow.fs` has no such put; elsewhere it compares just before it puts, so that of two writers the later is refused unless both
-    commit within the same instant.
+    `pyarrow.fs` has no such put. Elsewhere it compares just before it puts, so that of two writers the later is
+    refused unless both commit within the same instant.
     """
 
     def __init__(self, uri: str, filesystem: pyarrow.fs.FileSystem, base: str) -> None:
