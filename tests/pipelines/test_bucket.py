@@ -22,8 +22,6 @@ from pipelines.dedup import find_duplicates
 from tests import oracles
 from tests.pipelines.test_build import BITS, answers, write_codes
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
 
 @pytest.fixture(scope="module")
 def rows():
@@ -36,6 +34,7 @@ def folder(rows, tmp_path_factory):
     return write_codes(tmp_path_factory.mktemp("codes") / "codes", *rows, part_rows=200)
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_collection_is_built_searched_appended_and_replaced_in_a_bucket(tmp_path, bucket, rows, folder):
     codes, ids = rows
     uri = bucket.uri("photos/c")
@@ -59,6 +58,7 @@ def test_a_collection_is_built_searched_appended_and_replaced_in_a_bucket(tmp_pa
     assert len(names) == 5, "the live version's shard, and the four of the one before it"
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_jobs_over_a_bucket(tmp_path, bucket, rows, folder):
     codes, ids = rows
     build_collection(folder, bucket.uri("c"), shards=2)
@@ -113,6 +113,7 @@ build_collection(sys.argv[1], sys.argv[2], shards=3, overwrite=True, workers=1)
 """
 
 
+@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("before", [0, 50])
 def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folder, before):
     codes, ids = rows
