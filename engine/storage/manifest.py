@@ -109,7 +109,8 @@ def publish(store: Store, manifest: Manifest, *, expected: bytes | None = None) 
         If CURRENT holds something else by now.
     """
     data = json.dumps({"format_version": FORMAT_VERSION, **asdict(manifest)}, indent=1).encode()
-    store.replace(f"manifests/{manifest.file_name}", data)
+    # In a bucket another writer may have taken the same number: its manifest must not be replaced.
+    store.replace(f"manifests/{manifest.file_name}", data, expected=None if expected is None else b"")
     checksum = hashlib.sha256(data).hexdigest()
     store.replace("CURRENT", f"{manifest.file_name} {checksum}\n".encode(), expected=expected)
 
