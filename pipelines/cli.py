@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -228,29 +229,72 @@ def encode(
 @_reports_errors
 def build(
     codes: Annotated[Path, typer.Option("--codes", help="Folder that `hashlight encode` wrote.", exists=True)],
-    output: Annotated[Path, typer.Option("--output", help="The collection.")],
-    shards: Annotated[int, typer.Option(min=1, help="Number of shards.")] = 1,
+    output: Annotated[str, typer.Option("--output", help="The collection: a folder, or s3://BUCKET/PREFIX.")],
+    shards: Annotated[int | None, typer.Option(min=1, help="Number of shards.")] = None,
+    shard_rows: Annotated[int | None, typer.Option(min=1, help="Most codes of a shard; 20 million.")] = None,
+    shard_bytes: Annotated[str | None, typer.Option(help="About the most bytes of a shard: 500MB, 2GB.")] = None,
     tables: Annotated[
         bool, typer.Option("--tables/--no-tables", help="Build the multi-index; without it every answer is a scan.")
     ] = True,
+    append: Annotated[bool, typer.Option("--append", help="Add to the collection that is there.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Shards built at once, each in up to 3 times its size; one a core.")
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Build a collection from codes."""
-    from engine.collection import Collection
+    """Build a collection from codes on Ray, or add codes to one."""
+    if sum(size is not None for size in (shards, shard_rows, shard_bytes)) > 1:
+        raise typer.BadParameter("give one of --shards, --shard-rows and --shard-bytes")
+    if append and overwrite:
+        raise typer.BadParameter("give --append or --overwrite, not both")
+    from engine.storage.manifest import read_current
+    from engine.storage.store import open_store
     from pipelines.build import build_collection
 
     with progress_bar("building") as report:
-        build_collection(codes, output, shards=shards, tables=tables, overwrite=overwrite, progress=report)
-    built = Collection.open(output)
-    size = f"{len(built):,} codes of {built.bits} bits in {len(built.shards)} shards, {built.num_bytes:,} bytes"
-    out.print(f"built version {built.version} of {output}: {size}", soft_wrap=True)
+        build_collection(
+            codes,
+            output,
+            shards=shards,
+            shard_rows=shard_rows,
+            shard_bytes=None if shard_bytes is None else _parse_bytes(shard_bytes),
+            tables=tables,
+            overwrite=overwrite,
+            append=append,
+            workers=workers,
+            progress=report,
+        )
+    store = open_store(output)
+    built = read_current(store)
+    size = f"{built.rows:,} codes of {built.bits} bits in {len(built.shards)} shards, {built.num_bytes:,} bytes"
+    out.print(f"built version {built.version} of {store}: {size}", soft_wrap=True)
+
+
+def _parse_bytes(text: str) -> int:
+    """Read a number of bytes: 1000, 500MB, 2GB, 1.5GiB."""
+    units = {
+        "": 1,
+        **{f"{c}B": 1000**n for n, c in enumerate("KMGT", 1)},
+        **{f"{c}iB": 1024**n for n, c in enumerate("KMGT", 1)},
+    }
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?B)?", text)
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"expected a number of bytes such as 500MB, 2GB or 1.5GiB, got {text!r}")
+    return int(float(found[1]) * units[found[2] or ""])
 
 
 @app.command()
 @_reports_errors
 def search(
-    collection: Annotated[Path, typer.Argument(help="A collection.")],
-    image: Annotated[Path, typer.Option("--image", help="The image to search for.", exists=True, dir_okay=False)],
+    collection: Annotated[str, typer.Argument(help="A collection: a folder, or s3://BUCKET/PREFIX.")],
+    image: Annotated[
+        Path | None, typer.Option("--image", help="The image to search for.", exists=True, dir_okay=False)
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option("--codes", help="Or millions of queries: Parquet with a column `code`, or a folder of codes."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="With --codes: the Parquet file to write.")] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help="Number of nearest images (10 without --radius).")] = None,
     radius: Annotated[int | None, typer.Option(min=0, help="Find all images within this Hamming distance.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="With --radius: keep the nearest this many.")] = None,
@@ -261,14 +305,25 @@ def search(
     save: Annotated[
         Path | None, typer.Option(help="Save a picture (PNG) of the query and its 20 nearest answers.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --codes: tasks at once; one a core.")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Find the images nearest to an image, or all within a Hamming radius."""
+    """Find the images nearest to an image, or all within a Hamming radius; or answer a file of codes on Ray."""
     if k is not None and radius is not None:
         raise typer.BadParameter("give -k or --radius, not both")
-    if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
-        raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
     if limit is not None and radius is None:
         raise typer.BadParameter("--limit goes with --radius; -k is a limit itself")
+    if (image is None) == (codes is None):
+        raise typer.BadParameter("give --image or --codes")
+    if codes is not None:
+        if output is None or save is not None or encoder is not None:
+            raise typer.BadParameter("--codes goes with --output, and with neither --save nor --encoder")
+        _search_codes(collection, codes, output, k, radius, limit, workers, overwrite, as_json)
+        return
+    if output is not None:
+        raise typer.BadParameter("--output goes with --codes")
+    if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
+        raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
     from engine.collection import Collection
     from pipelines.search import encode_file, find_nearest, find_within, load_encoder, save_answers
 
@@ -289,6 +344,34 @@ def search(
         err.print(f"saved {save}", soft_wrap=True)
 
 
+def _search_codes(
+    collection: str,
+    codes: Path,
+    output: Path,
+    k: int | None,
+    radius: int | None,
+    limit: int | None,
+    workers: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from pipelines.batch_search import search_codes
+
+    wanted = {"k": k or 10} if radius is None else {"radius": radius, "limit": limit}
+    start = time.perf_counter()
+    with progress_bar("searching") as report:
+        job = search_codes(collection, codes, output, **wanted, workers=workers, overwrite=overwrite, progress=report)
+    seconds = time.perf_counter() - start
+    if as_json:
+        typer.echo(json.dumps({"queries": job.queries, "codes": job.codes, **wanted, "seconds": round(seconds, 3)}))
+        return
+    out.print(
+        f"answered {job.queries:,} queries from {job.codes:,} codes in {seconds:.1f} s "
+        f"({job.queries / seconds:,.0f} a second): {output}",
+        soft_wrap=True,
+    )
+
+
 def _show_answers(found: Answers) -> None:
     coverage = found.coverage
     if found.answers:
@@ -297,6 +380,38 @@ def _show_answers(found: Answers) -> None:
     out.print(
         f"{len(found.answers):,} answers{cut}, {coverage.searched:,} of {coverage.codes:,} "
         f"codes searched in {coverage.answered} of {coverage.shards} shards"
+    )
+
+
+@app.command()
+@_reports_errors
+def dedup(
+    collection: Annotated[str, typer.Argument(help="A collection: a folder, or s3://BUCKET/PREFIX.")],
+    radius: Annotated[int, typer.Option(min=0, help="Images within this Hamming distance are near-duplicates.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for pairs, clusters and a gallery.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Pairs of shards joined at once; one a core.")] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find all near-duplicates of a collection on Ray; an interrupted job goes on where it was."""
+    from dataclasses import asdict
+
+    from pipelines.dedup import find_duplicates
+
+    start = time.perf_counter()
+    with progress_bar("joining") as report:
+        found = find_duplicates(
+            collection, output, radius=radius, workers=workers, overwrite=overwrite, progress=report
+        )
+    seconds = time.perf_counter() - start
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "seconds": round(seconds, 3)}))
+        return
+    out.print(
+        f"{found.pairs:,} pairs within radius {radius} among {found.codes:,} images, in {seconds:.1f} s: "
+        f"{found.clusters:,} clusters of {found.members:,} images, the largest of {found.largest:,}; "
+        f"{found.removable:,} could go; look at {output / 'gallery.html'}",
+        soft_wrap=True,
     )
 
 

@@ -38,13 +38,13 @@ from PIL import Image
 from encoders.encoder import EncoderOutput, HashEncoder
 from encoders.errors import ImageError
 from engine.storage.files import sha256_of, sync_file, sync_folder, write_atomically
+from pipelines.code_parts import FEATURES_COLUMN
 from pipelines.corpora import SOURCE, attribute_names, list_corpus, read_images
 from pipelines.errors import PipelineError
 from pipelines.images import batches, decode_entry
 from pipelines.ray_session import ray_session
 
 UNIT_IMAGES = 1000
-FEATURES_COLUMN = "features"
 
 Progress = Callable[[int, int], None]
 
