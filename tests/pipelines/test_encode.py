@@ -19,7 +19,8 @@ from engine.rerank import Rerank
 from pipelines import encode as encode_module
 from pipelines.build import build_collection, read_codes
 from pipelines.corpora import list_corpus
-from pipelines.encode import FEATURES_COLUMN, encode_corpus, read_summary
+from pipelines.encode import encode_corpus, read_summary
+from pipelines.encode_units import FEATURES_COLUMN
 from pipelines.errors import PipelineError
 from pipelines.images import batches, encode_entries
 
@@ -42,17 +43,15 @@ def test_codes_are_what_the_encoder_gives(codes, encoder, pictures):
 
 
 @pytest.mark.parametrize(("batch_size", "actors"), [(1, 1), (32, 2), (256, 2)])
-def test_batches_and_actors_change_no_byte(tmp_path, monkeypatch, corpus, codes, encoder, batch_size, actors):
-    monkeypatch.setattr(encode_module, "UNIT_IMAGES", 70)
-    encode_corpus(corpus, encoder, tmp_path / "codes", batch_size=batch_size, actors=actors)
+def test_batches_and_actors_change_no_byte(tmp_path, corpus, codes, encoder, batch_size, actors):
+    encode_corpus(corpus, encoder, tmp_path / "codes", batch_size=batch_size, actors=actors, unit_images=70)
     assert len(parts(tmp_path / "codes")) == 5
     expected = pq.read_table(codes / "parts")
     assert pq.read_table(tmp_path / "codes" / "parts").equals(expected)
     assert parts(tmp_path / "codes") == WRITTEN.setdefault("parts", parts(tmp_path / "codes"))
 
 
-def test_many_units_by_two_actors(tmp_path, monkeypatch, corpus, encoder):
-    monkeypatch.setattr(encode_module, "UNIT_IMAGES", 37)
+def test_many_units_by_two_actors(tmp_path, corpus, encoder):
     seen = []
     for actors in (1, 2):
         encode_corpus(
@@ -61,12 +60,13 @@ def test_many_units_by_two_actors(tmp_path, monkeypatch, corpus, encoder):
             tmp_path / str(actors),
             batch_size=16,
             actors=actors,
-            progress=lambda done, total: seen.append((done, total)),
+            unit_images=37,
+            progress=lambda state: seen.append((state.images, state.images_total, state.units)),
         )
     assert parts(tmp_path / "1") == parts(tmp_path / "2")
     assert len(parts(tmp_path / "1")) == 9
-    assert seen[0] == (0, 300)
-    assert seen[-1] == (300, 300)
+    assert seen[0] == (0, 300, 0)
+    assert seen[-1] == (300, 300, 9)
 
 
 @pytest.fixture
@@ -106,16 +106,15 @@ def test_broken_images_become_rejects(tmp_path, hostile, encoder):
     build_collection(tmp_path / "codes", tmp_path / "collection", shards=2)
 
 
-def test_an_interrupted_job_goes_on_where_it_was(tmp_path, monkeypatch, corpus, encoder):
-    monkeypatch.setattr(encode_module, "UNIT_IMAGES", 50)
-    encode_corpus(corpus, encoder, tmp_path / "whole")
-    encode_corpus(corpus, encoder, tmp_path / "codes")
+def test_an_interrupted_job_goes_on_where_it_was(tmp_path, corpus, encoder):
+    encode_corpus(corpus, encoder, tmp_path / "whole", unit_images=50)
+    encode_corpus(corpus, encoder, tmp_path / "codes", unit_images=50)
     for name in ("codes.json", "rejects.parquet", "sidecars/00002.json", "sidecars/00004.json", "parts/00004.parquet"):
         (tmp_path / "codes" / name).unlink()
     with pytest.raises(PipelineError, match="unfinished encode job"):
         read_summary(tmp_path / "codes")
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "codes" / "sidecars").glob("*.json")}
-    encode_corpus(corpus, encoder, tmp_path / "codes")
+    encode_corpus(corpus, encoder, tmp_path / "codes", unit_images=50)
     assert parts(tmp_path / "codes") == parts(tmp_path / "whole")
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "codes" / "sidecars").glob("*.json")}
     assert {name: now[name] for name in kept} == kept, "what was whole is not done again"
@@ -162,7 +161,7 @@ def test_parts_of_another_encoder_never_count_as_done(tmp_path, monkeypatch, cor
     encode_corpus(corpus, encoder, tmp_path / "codes")
     shutil.copytree(tmp_path / "codes" / "sidecars", tmp_path / "stale")
     with monkeypatch.context() as patch:
-        patch.setattr(encode_module, "_run_units", interrupt)
+        patch.setattr(encode_module, "_encode_units", interrupt)
         with pytest.raises(KeyboardInterrupt):
             encode_corpus(corpus, tmp_path / "other", tmp_path / "codes", overwrite=True)
     shutil.copytree(tmp_path / "stale", tmp_path / "codes" / "sidecars", dirs_exist_ok=True)
