@@ -195,7 +195,7 @@ def plan_work(
 
     from pipelines.work import plan_work as write_work
 
-    if not output.endswith(".parquet"):
+    if not output.partition("?")[0].endswith(".parquet"):
         raise typer.BadParameter(f"--output must end in .parquet, got {output}")
     with spinner("listing") as say:
         work = write_work(corpus, output, unit_images=unit_images, progress=lambda n: say(f"listing: {n:,} entries"))

@@ -420,6 +420,8 @@ def _plan_actors(actors: int, units: int) -> _Stage:
 def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSettings) -> Iterator[dict[str, Any]]:
     import ray.data
 
+    # The error that a unit met says more than Ray's, which says that there was one.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     items = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_BLOCKS))
     results = items.map_batches(
         EncodeUnits,

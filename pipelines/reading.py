@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -119,7 +120,7 @@ def _read_idx_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
     for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
         try:
             pixels = idx.read_rows(source, int(run[0]), int(run[-1]) + 1)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             yield from [OSError(str(error))] * len(run)
             continue
         yield from map(idx.as_png, pixels)

@@ -60,6 +60,13 @@ def split_options(uri: str) -> tuple[str, str]:
     return uri.removesuffix(options) if options else uri, options
 
 
+def split_name(uri: str) -> tuple[str, str]:
+    """Split the path or URI of a file into that of its folder and the file's name."""
+    base, options = split_options(uri)
+    folder, _, name = base.rpartition("/")
+    return folder + options, name
+
+
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the file system of a path or URI, and the path in it.
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import PipelineError
 from pipelines.identity import RepeatedIds, refuse_repeated_ids
 from pipelines.listing import SHARDS, Listing, open_listing
-from pipelines.stores import OutputFolder, is_local, normalise, open_file
+from pipelines.stores import OutputFolder, is_local, normalise, open_file, split_name
 
 UNIT_IMAGES = 2000
 _METADATA = b"hashlight"
@@ -78,7 +78,7 @@ def plan_work(
     if unit_images < 1:
         raise ValueError(f"`unit_images` must be at least 1, got {unit_images}")
     listing = open_listing(corpus)
-    folder, _, name = normalise(output).rpartition("/")
+    folder, name = split_name(normalise(output))
     target = OutputFolder(folder)
     with target.scratch(name) as aside:
         summary = _write(listing, aside, unit_images, progress or (lambda _entries: None))
@@ -89,7 +89,7 @@ def plan_work(
 def read_work(work: str | Path) -> WorkSummary | None:
     """Return what a work list says of itself; None if `work` is something else, such as a corpus."""
     uri = normalise(work)
-    if not uri.endswith(".parquet") or (is_local(uri) and not Path(uri).is_file()):
+    if not split_name(uri)[1].endswith(".parquet") or (is_local(uri) and not Path(uri).is_file()):
         return None
     try:
         with open_file(uri) as raw, pq.ParquetFile(raw) as file:
