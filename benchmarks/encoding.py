@@ -1,9 +1,9 @@
 """What encoding on Ray costs: images/s of `encode_corpus` against plain loops of the same decode and model code.
 
 Fashion-MNIST as PNG, in tars and as a folder. The plain loops run in as many processes as there are actors; each reads,
-decodes and encodes its share, batch by batch, on one thread, unguarded, and writes nothing. Start-up is left out of both:
-the loops begin together when all have loaded, the job's clock runs from the start of its first unit to the end of its last. Runs
-alternate; medians are compared. Both must give the same codes.
+decodes and encodes its share, batch by batch, on one thread, unguarded, and writes nothing. Start-up is left out of
+both: the loops begin together when all have loaded, the job's clock runs from the start of its first unit to the end of
+its last. Runs alternate; medians are compared. Both must give the same codes.
 
     python -m benchmarks.encoding --images 60000 --repeats 5 --output benchmarks/results
 """
@@ -161,9 +161,9 @@ def save(results: dict[str, dict], options: argparse.Namespace) -> None:
     lines = [
         "# Encoding on Ray against plain loops",
         "",
-        f"{options.images:,} images of Fashion-MNIST as PNG, small-cnn, 64 bits, {PROCESSES} actors against {PROCESSES} "
-        f"processes, medians of {options.repeats} alternating runs, start-up aside; the codes were equal. The job guards its",
-        "decoding in processes of its own and publishes what it writes; the loops do neither.",
+        f"{options.images:,} images of Fashion-MNIST as PNG, small-cnn, 64 bits, {PROCESSES} actors to as many",
+        f"plain loops, medians of {options.repeats} runs in turn, start-up aside; the codes were equal. The job guards",
+        "its decoding in processes of its own and publishes what it writes; the loops do neither.",
         "",
         "| corpus | plain loops, images/s | on Ray, images/s | ratio |",
         "|---|---|---|---|",

@@ -43,7 +43,7 @@ ANSWER = struct.Struct("<cqqq")
 DONE, DIED = b"+", b"!"
 
 # A stalled machine must not cost an image, so wall time is limited at many times the processor time.
-WALL_FACTOR = 10
+WALL_FACTOR = 30
 _THUMBNAIL_QUALITY = 80
 _PR_SET_PDEATHSIG = 1
 
@@ -55,7 +55,7 @@ class DecodeLimits:
     Attributes
     ----------
     seconds : float
-        Of processor time; of wall time ten times as much.
+        Of processor time; of wall time thirty times as much.
     memory_bytes : int
         Beyond what the process has when it starts.
     """
