@@ -1,40 +1,47 @@
 """Every method on full Fashion-MNIST with one backbone: which codes find images of the query's class?
 
-    python benchmarks/retrieval.py --out benchmarks/results/retrieval_NAME_DATE
+    OMP_NUM_THREADS=1 python benchmarks/retrieval.py --out benchmarks/results/retrieval_NAME_DATE
 
-runs every cell (variant, method, bits, seed) that has no result yet in `OUT.cells/`, then writes `OUT.json` and
-`OUT.md`. An interrupted run goes on where it was, within a cell too. `--images N` cuts every part to N images, for a
-trial, whose cells lie apart.
+runs every cell (variant, method, bits, seed) that has no result yet in `OUT.cells/`, and writes `OUT.json` and `OUT.md`
+from all that are there after each. `--variant`, `--method`, `--bits` and `--seed` choose cells. `--images N` cuts every
+part to N images, for a trial, whose cells lie apart.
 
-All methods of a variant and seed start from one backbone: small-cnn, trained to classify the variant's training images.
-So a row says what the hashing adds, and the joint method has its pre-training. HashNet+C is left out: with one label an
-image it is HashNet. No part of training sees a query; the last epoch counts.
+All methods of a split and seed start from one backbone: small-cnn, trained to classify the split's training images, at
+last as they are, without mirroring and shifting. So a row says what the hashing adds, and the joint method has its
+pre-training. Trained methods go on training all of it; fitted ones take its features, computed once. HashNet+C is left
+out: with one label an image it is HashNet. No part of training sees a query; the last epoch counts. Seconds are
+processor seconds of the one process.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import platform
-import shutil
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from encoders.encoder import HashEncoder
+from encoders.encoder import EncoderOutput, HashEncoder
 from encoders.methods import METHODS
 from encoders.metrics import precision_at
 from encoders.supervision import PairList
 from encoders.training import TrainConfig, train
+from engine.indexes.scan import ScanIndex
 from engine.rerank import rerank_pool
 from engine.storage.files import write_atomically
 from pipelines.fashion_mnist import load_fashion_mnist
-from pipelines.measure import Side, count_distances, method_report, relaxed_map
+from pipelines.measure import Histograms, Side, count_distances, method_report, relaxed_map
+
+T = TypeVar("T")
 
 BITS = (12, 16, 24, 32, 48, 64)
 ALL_METHODS = tuple(name for name in METHODS if name != "hashnet-c")
@@ -43,19 +50,24 @@ SEEDS = (0, 1, 2)
 # HashNet and its nearest rivals: the methods whose differences are small enough to need several seeds.
 SEVERAL_SEEDS = ("hashnet", "csq", "orthohash")
 
+BATCH = 128
 UNSEEN_CLASSES = (0, 5, 8)  # T-shirt, sandal, bag: one of each of three kinds of things
 PAIRS, SIMILAR_PAIRS = 50_000, 500
-POOL, RERANKED, RERANK_QUERIES = 100, 10, 1000
+POOL, RERANKED, RERANK_QUERIES = 1000, 10, 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A protocol: its split and how long methods train on it. `title` stands over its table."""
+    """A protocol: its split and how long methods train on it. `title` stands over its table.
+
+    `pretrain_epochs` are those of augmented images, and of images as they are.
+    """
 
     name: str
     title: str
+    split: str
     methods: tuple[str, ...]
-    pretrain_epochs: int
+    pretrain_epochs: tuple[int, int]
     epochs: int
     by_pairs: bool = False
 
@@ -64,40 +76,43 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         Variant(
-            name="small",
-            title="1,000 queries, 5,000 to train on, 69,000 in the database (which holds those), of all 70,000",
-            methods=ALL_METHODS,
-            pretrain_epochs=12,
-            epochs=15,
-        ),
-        Variant(
             name="full",
             title="10,000 queries (the test split), 60,000 to train on, the same 60,000 in the database",
+            split="full",
             methods=ALL_METHODS,
-            pretrain_epochs=5,
-            epochs=6,
+            pretrain_epochs=(12, 4),
+            epochs=1,
         ),
         Variant(
             name="imbalanced",
             title=f"as small, but hashing learns from {PAIRS:,} known pairs only, {SIMILAR_PAIRS} of them similar",
+            split="small",
             methods=(*ABLATIONS, "dhn"),
-            pretrain_epochs=12,
-            epochs=2,
+            pretrain_epochs=(30, 10),
+            epochs=4,
             by_pairs=True,
+        ),
+        Variant(
+            name="small",
+            title="1,000 queries, 5,000 to train on, 69,000 in the database (which holds those), of all 70,000",
+            split="small",
+            methods=ALL_METHODS,
+            pretrain_epochs=(30, 10),
+            epochs=4,
         ),
         Variant(
             name="unseen",
             title=f"classes {UNSEEN_CLASSES} are never trained on; their 3,000 test images query all 60,000",
+            split="unseen",
             methods=ALL_METHODS,
-            pretrain_epochs=5,
-            epochs=6,
+            pretrain_epochs=(12, 4),
+            epochs=1,
         ),
     )
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
@@ -105,8 +120,7 @@ class Part:
         return Part(self.images[rows], self.labels[rows])
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     train: Part
     database: Part
     queries: Part
@@ -124,31 +138,26 @@ class Cell:
         return f"{self.variant}_{self.method}_{self.bits}_{self.seed}"
 
 
-def split_of(variant: Variant, images: int | None) -> Split:
-    """The variant's images; the same for every seed, so that seeds differ in training alone."""
+def split_of(name: str, images: int | None) -> Split:
+    """The images of a split; the same for every seed, so that seeds differ in training alone."""
     train_part, test_part = (Part(*load_fashion_mnist(split)) for split in ("train", "test"))
-    if variant.name in ("small", "imbalanced"):
-        whole = Part(*(np.concatenate(pair) for pair in zip(astuple(train_part), astuple(test_part), strict=True)))
+    if name == "small":
+        whole = Part(*(np.concatenate(pair) for pair in zip(train_part, test_part, strict=True)))
         order = np.random.default_rng(0).permutation(len(whole.labels))
         of_class = [order[whole.labels[order] == label] for label in range(10)]
         cuts = [
-            [part[:100] for part in of_class],
             [part[100:600] for part in of_class],
             [part[100:] for part in of_class],
+            [part[:100] for part in of_class],
         ]
-        queries, taught, rest = (whole.take(np.sort(np.concatenate(cut))) for cut in cuts)
-        parts = [taught, rest, queries]
-    elif variant.name == "unseen":
+        parts = [whole.take(np.sort(np.concatenate(cut))) for cut in cuts]
+    elif name == "unseen":
         seen = ~np.isin(train_part.labels, UNSEEN_CLASSES)
         asked = np.isin(test_part.labels, UNSEEN_CLASSES)
         parts = [train_part.take(seen), train_part, test_part.take(asked)]
     else:
         parts = [train_part, train_part, test_part]
     return Split(*(part if images is None else part.take(spread(len(part.labels), images)) for part in parts))
-
-
-def astuple(part: Part) -> tuple[np.ndarray, np.ndarray]:
-    return part.images, part.labels
 
 
 def spread(count: int, images: int) -> np.ndarray:
@@ -169,6 +178,160 @@ def draw_pairs(labels: np.ndarray, seed: int) -> PairList:
     return PairList(first[kept], second[kept], labels[first[kept]] == labels[second[kept]])
 
 
+class Start:
+    """What the methods of a split and seed have in common: the images, the backbone, and its features."""
+
+    def __init__(self, variant: Variant, seed: int, folder: Path, images: int | None, device: str):
+        self.split = split_of(variant.split, images)
+        self.trial = images is not None
+        self.seed = seed
+        self.device = device
+        self.backbone = folder / f"backbone_{variant.split}_{seed}.safetensors"
+        self._features = self.backbone.with_suffix(".npz")
+        self._facts = self.backbone.with_suffix(".json")
+        if not self._facts.is_file():
+            self._make((1, 1) if self.trial else variant.pretrain_epochs)
+
+    @functools.cached_property
+    def features(self) -> dict[str, np.ndarray]:
+        """Float32 features of each part, by its name."""
+        with np.load(self._features) as file:
+            return dict(file)
+
+    @functools.cached_property
+    def facts(self) -> dict[str, str | float]:
+        return json.loads(self._facts.read_bytes())
+
+    def _make(self, epochs: tuple[int, int]) -> None:
+        """Learn to classify augmented images, then images as they are: those that stand in the database."""
+        start = time.process_time()
+        first = self._classify(warmup_epochs=epochs[0])
+        first.save_backbone(self.backbone)
+        second = self._classify(
+            warmup_epochs=epochs[1], weights=str(self.backbone), warmup_learning_rate=1e-3, augment=False
+        )
+        train_s = round(time.process_time() - start, 1)
+        second.save_backbone(self.backbone)
+        with self._features.open("wb") as file:
+            np.savez(file, **{name: second.encode_all(part.images).features for name, part in self._parts()})
+        facts = {"backbone_epochs": f"{epochs[0]} augmented, {epochs[1]} plain", "backbone_cpu_s": train_s}
+        write_atomically(self._facts, json.dumps(facts).encode())
+
+    def _classify(self, **settings: Any) -> HashEncoder:
+        # The random hyperplanes are thrown away: the warm-up is what is wanted.
+        config = TrainConfig(
+            method="lsh", bits=8, batch_size=BATCH, precision="bfloat16", seed=self.seed, device=self.device, **settings
+        )
+        return train(self.split.train.images, self.split.train.labels, config)
+
+    def _parts(self) -> list[tuple[str, Part]]:
+        return list(self.split._asdict().items())
+
+
+class Coded(NamedTuple):
+    """Both sides in the codes of one method, and what that cost."""
+
+    queries: Side
+    database: Side
+    facts: dict[str, float | str]
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What the work returns, and its processor seconds."""
+    start = time.process_time()
+    result = work()
+    return result, round(time.process_time() - start, 2)
+
+
+def fit_method(cell: Cell, start: Start) -> Coded:
+    """Fit a method to the backbone's features."""
+    method, split = METHODS[cell.method], start.split
+    classes = (split.train.labels[:, None] == np.unique(split.train.labels)).astype(np.float64)
+    given = classes if method.reads_classes else None
+    hasher, fit_s = timed(lambda: method.fit(start.features["train"], cell.bits, cell.seed, given))
+    codes, encode_s = timed(lambda: {name: hasher.encode(start.features[name]) for name in ("queries", "database")})
+    sides = (
+        Side(None, getattr(split, name).labels, EncoderOutput(code, None, start.features[name]))
+        for name, code in codes.items()
+    )
+    return Coded(*sides, {"epoch": "none: fitted to features", "train_cpu_s": fit_s, "encode_cpu_s": encode_s})
+
+
+def train_method(cell: Cell, start: Start) -> Coded:
+    """Train a method from the backbone."""
+    variant, split = VARIANTS[cell.variant], start.split
+    config = TrainConfig(
+        method=cell.method,
+        bits=cell.bits,
+        seed=cell.seed,
+        weights=str(start.backbone),
+        warmup_epochs=0,
+        epochs=1 if start.trial else variant.epochs,
+        batch_size=BATCH,
+        learning_rate=1e-4,
+        hash_multiplier=50.0,
+        precision="bfloat16",
+        augment=False,
+        device=start.device,
+    )
+    given = {"pairs": draw_pairs(split.train.labels, cell.seed)} if variant.by_pairs else {"labels": split.train.labels}
+    encoder, train_s = timed(lambda: train(split.train.images, config=config, **given))
+    sides, encode_s = timed(lambda: [encoded(encoder, part) for part in (split.queries, split.database)])
+    facts = {"epoch": encoder.config.training["epoch"], "train_cpu_s": train_s, "encode_cpu_s": encode_s}
+    return Coded(*sides, facts)
+
+
+def encoded(encoder: HashEncoder, part: Part) -> Side:
+    return Side(None, part.labels, encoder.encode_all(part.images))
+
+
+def run_cell(cell: Cell, start: Start) -> dict:
+    """Learn, encode, measure."""
+    coded = (fit_method if METHODS[cell.method].fit else train_method)(cell, start)
+    measures, measure_s = timed(lambda: measure(cell, coded.queries, coded.database))
+    return {
+        **dataclasses.asdict(cell),
+        "title": METHODS[cell.method].title,
+        **{name: len(part.labels) for name, part in start.split._asdict().items()},
+        **coded.facts,
+        **start.facts,
+        "evaluate_cpu_s": measure_s,
+        **measures,
+    }
+
+
+def measure(cell: Cell, queries: Side, database: Side) -> dict:
+    found = count_distances(queries.output.codes, database.output.codes, queries.labels, database.labels, cell.bits)
+    report = dataclasses.asdict(method_report(found, database.output.codes, cell.bits))
+    relaxed = database.output.relaxed
+    return {
+        **{name: value for name, value in report.items() if name != "ms_a_query"},
+        "map_relaxed": relaxed_map(queries, database) if METHODS[cell.method].continues else None,
+        "share_above_0.99": None if relaxed is None else float((np.abs(relaxed) > 0.99).mean()),
+        "rerank": measure_rerank(queries, database, cell.bits, found),
+    }
+
+
+def measure_rerank(queries: Side, database: Side, bits: int, found: Histograms) -> dict:
+    """Precision of the first ten of a pool by codes and by features, and what the second step costs."""
+    rows = np.arange(min(RERANK_QUERIES, len(queries.labels)))
+    index = ScanIndex.build(database.output.codes, np.arange(len(database.labels)), bits=bits)
+    pool = index.search(queries.output.codes[rows], min(POOL, len(index)), threads=1).ids
+    stored = database.output.features.astype(np.float16)
+    asked = queries.output.features[rows]
+    parts = np.array_split(rows, -(-len(rows) // 50))
+    order, seconds = timed(
+        lambda: np.concatenate([rerank_pool(asked[r], pool[r], stored[pool[r]], RERANKED).ids for r in parts])
+    )
+    hits = database.labels[order] == queries.labels[rows, None]
+    return {
+        "pool": POOL,
+        "precision_by_codes": float(precision_at(found.total[rows], found.relevant[rows], RERANKED).mean()),
+        "precision_by_features": float(hits.mean()),
+        "cpu_ms_a_query": 1000 * seconds / len(rows),
+    }
+
+
 def cells_of(variants: list[str], methods: list[str] | None, bits: list[int], seeds: list[int]) -> list[Cell]:
     """Every cell, first seeds first, so that the whole table stands before the repetitions."""
     return [
@@ -177,97 +340,19 @@ def cells_of(variants: list[str], methods: list[str] | None, bits: list[int], se
         for name in variants
         for length in bits
         for method in VARIANTS[name].methods
-        if (methods is None or method in methods) and (seed == seeds[0] or method in SEVERAL_SEEDS)
+        if (methods is None or method in methods) and (seed == SEEDS[0] or method in SEVERAL_SEEDS)
     ]
 
 
-def pretrained(folder: Path, variant: Variant, split: Split, seed: int, epochs: int, device: str) -> Path:
-    """The backbone that all methods of a variant and seed start from."""
-    path = folder / f"backbone_{variant.name}_{seed}.safetensors"
-    if not path.is_file():
-        config = TrainConfig(method="lsh", bits=8, warmup_epochs=epochs, seed=seed, device=device)
-        work = folder / f".backbone_{variant.name}_{seed}"
-        encoder = train(split.train.images, split.train.labels, config, folder=work)
-        encoder.save_backbone(path)
-        shutil.rmtree(work)
-    return path
+def results_in(folder: Path) -> list[dict]:
+    """All cells that are there, in the order of the tables."""
+    results = [json.loads(path.read_bytes()) for path in folder.glob("*_*_*_*.json")]
+    methods, variants = list(METHODS), list(VARIANTS)
 
+    def place(result: dict) -> tuple[int, ...]:
+        return variants.index(result["variant"]), methods.index(result["method"]), result["bits"], result["seed"]
 
-def run_cell(cell: Cell, folder: Path, split: Split, trial: bool, device: str) -> dict:
-    """Train, encode, measure."""
-    variant = VARIANTS[cell.variant]
-    backbone = pretrained(folder, variant, split, cell.seed, 1 if trial else variant.pretrain_epochs, device)
-    config = TrainConfig(
-        method=cell.method,
-        bits=cell.bits,
-        seed=cell.seed,
-        weights=str(backbone),
-        warmup_epochs=0,
-        epochs=1 if trial else variant.epochs,
-        device=device,
-    )
-    given = {"labels": split.train.labels}
-    if variant.by_pairs:
-        given = {"pairs": draw_pairs(split.train.labels, cell.seed)}
-    start = time.perf_counter()
-    work = folder / f".{cell.name}"
-    encoder = train(split.train.images, config=config, folder=work, **given)
-    train_s = time.perf_counter() - start
-    shutil.rmtree(work)
-    start = time.perf_counter()
-    queries, database = (
-        Side(None, part.labels, encoder.encode_all(part.images)) for part in (split.queries, split.database)
-    )
-    encode_s = time.perf_counter() - start
-    result = measure(encoder, queries, database)
-    sizes = {field.name: len(getattr(split, field.name).labels) for field in dataclasses.fields(Split)}
-    return {
-        **dataclasses.asdict(cell),
-        "title": METHODS[cell.method].title,
-        **sizes,
-        "epoch": encoder.config.training["epoch"],
-        "train_s": round(train_s, 1),
-        "encode_images_per_s": round((sizes["queries"] + sizes["database"]) / encode_s, 1),
-        **result,
-    }
-
-
-def measure(encoder: HashEncoder, queries: Side, database: Side) -> dict:
-    histograms = count_distances(
-        queries.output.codes, database.output.codes, queries.labels, database.labels, encoder.bits
-    )
-    report = dataclasses.asdict(method_report(histograms, database.output.codes, encoder.bits))
-    return {
-        **report,
-        "map_relaxed": relaxed_map(queries, database),
-        "share_above_0.99": float((np.abs(database.output.relaxed) > 0.99).mean()),
-        "rerank": measure_rerank(queries, database, encoder.bits),
-    }
-
-
-def measure_rerank(queries: Side, database: Side, bits: int) -> dict:
-    """Precision of the first ten of a pool by codes and by features, and what the second step costs."""
-    rows = np.arange(min(RERANK_QUERIES, len(queries.labels)))
-    pools = []
-    for row in rows:
-        distance = np.bitwise_count(queries.output.codes[row] ^ database.output.codes).sum(axis=1)
-        pools.append(np.argsort(distance, kind="stable")[:POOL])
-    pool = np.array(pools)
-    stored = database.output.features.astype(np.float16)
-    start = time.perf_counter()
-    order = rerank_pool(queries.output.features[rows], pool, stored[pool], RERANKED).ids
-    seconds = time.perf_counter() - start
-    hits = database.labels[order] == queries.labels[rows, None]
-    counts = count_distances(
-        queries.output.codes[rows], database.output.codes, queries.labels[rows], database.labels, bits
-    )
-    by_codes = float(precision_at(counts.total, counts.relevant, RERANKED).mean())
-    return {
-        "pool": POOL,
-        "precision_by_codes": by_codes,
-        "precision_by_features": float(hits.mean()),
-        "ms_a_query": 1000 * seconds / len(rows),
-    }
+    return sorted(results, key=place)
 
 
 def page(results: list[dict], facts: dict) -> str:
@@ -279,23 +364,36 @@ def page(results: list[dict], facts: dict) -> str:
         "- mAP over the whole database; ties: the expected value over the orders of equal distances",
         "- epoch: the last; nothing was chosen by the queries",
         "- where there were several seeds: mean ± standard deviation",
+        "- seconds and milliseconds: of processor time, one thread",
     ]
     for variant in VARIANTS.values():
         rows = [result for result in results if result["variant"] == variant.name]
         if rows:
-            lines += ["", f"## {variant.name}: {variant.title}", *tables(rows)]
+            lines += ["", f"## {variant.name}: {variant.title}", "", protocol(rows), *tables(rows)]
     return "\n".join(lines) + "\n"
+
+
+def protocol(rows: list[dict]) -> str:
+    backbones = {row["seed"]: row["backbone_cpu_s"] for row in rows}
+    seconds = ", ".join(f"{backbones[seed]:.0f} s for seed {seed}" for seed in sorted(backbones))
+    epochs = sorted({row["epoch"] for row in rows})
+    return (
+        f"Backbone: {rows[0]['backbone_epochs']} epochs of classification, in {seconds}. Epoch that counts: "
+        f"{'; '.join(epochs)}. {rows[0]['queries']:,} queries, {rows[0]['train']:,} images to train on, "
+        f"{rows[0]['database']:,} in the database."
+    )
 
 
 def tables(rows: list[dict]) -> list[str]:
     columns = {
         "mAP": lambda row: row["map_all"],
         "Precision within radius 2": lambda row: row["precision_radius_2"],
-        "mAP of relaxed codes less that of signs": lambda row: row["map_relaxed"] - row["map_all"],
+        "mAP of relaxed codes less that of signs": lambda row: less(row["map_relaxed"], row["map_all"]),
+        "Share of |h| above 0.99 in the database": lambda row: row["share_above_0.99"],
         f"Precision of the first {RERANKED}, by codes": lambda row: row["rerank"]["precision_by_codes"],
-        f"The same after re-ranking the first {POOL} by features": lambda row: row["rerank"]["precision_by_features"],
-        "Milliseconds a query of that re-ranking": lambda row: row["rerank"]["ms_a_query"],
-        "Seconds to train": lambda row: row["train_s"],
+        f"The same after re-ranking the first {POOL:,} by features": lambda row: row["rerank"]["precision_by_features"],
+        "Milliseconds a query of that re-ranking": lambda row: row["rerank"]["cpu_ms_a_query"],
+        "Seconds to train, after the backbone": lambda row: row["train_cpu_s"],
     }
     bits = sorted({row["bits"] for row in rows})
     lines = []
@@ -310,16 +408,49 @@ def tables(rows: list[dict]) -> list[str]:
         for method in dict.fromkeys(row["method"] for row in rows):
             own = [row for row in rows if row["method"] == method]
             cells = [shown([value(row) for row in own if row["bits"] == length]) for length in bits]
-            lines.append(f"| {own[0]['title']} | {' | '.join(cells)} |")
+            if any(cells):
+                lines.append(f"| {own[0]['title']} | {' | '.join(cells)} |")
     return lines
 
 
-def shown(values: list[float]) -> str:
-    if not values:
+def less(value: float | None, other: float) -> float | None:
+    return None if value is None else value - other
+
+
+def shown(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
         return ""
-    digits = 1 if max(values) > 10 else 4
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    digits = 1 if max(known) > 10 else 4
+    mean = f"{statistics.mean(known):.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.{digits}f} ({len(known)})"
+
+
+def facts_of(options: argparse.Namespace) -> dict[str, str]:
+    return {
+        "backbone": "small-cnn, trained to classify the split's training images, then by each method",
+        "trial": "no" if options.images is None else f"YES: {options.images} images of each part, one epoch",
+        "training": f"bfloat16, batches of {BATCH}; hashing on images as they are, at a rate of 1e-4, the hash layer's "
+        "50 times that; all else as `TrainConfig` has it",
+        "device": options.device,
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores shared with other work, {torch.get_num_threads()} thread(s)",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def write_report(out: Path, folder: Path, facts: dict[str, str]) -> None:
+    results = results_in(folder)
+    titles = {name: variant.title for name, variant in VARIANTS.items()}
+    document = json.dumps({"facts": facts, "variants": titles, "cells": results}, indent=1) + "\n"
+    write_atomically(out.with_name(out.name + ".json"), document.encode())
+    write_atomically(out.with_name(out.name + ".md"), page(results, facts).encode())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -336,28 +467,19 @@ def main(arguments: list[str] | None = None) -> None:
     folder = options.out.with_name(f"{options.out.name}{trial}.cells")
     folder.mkdir(parents=True, exist_ok=True)
     cells = cells_of(options.variant, options.method, options.bits, options.seed)
-    splits: dict[str, Split] = {}
+    start_of = functools.lru_cache(maxsize=1)(
+        lambda split, seed: Start(
+            next(v for v in VARIANTS.values() if v.split == split), seed, folder, options.images, options.device
+        )
+    )
     for number, cell in enumerate(cells, 1):
         path = folder / f"{cell.name}.json"
         if not path.is_file():
-            split = splits.setdefault(cell.variant, split_of(VARIANTS[cell.variant], options.images))
-            result = run_cell(cell, folder, split, options.images is not None, options.device)
+            result = run_cell(cell, start_of(VARIANTS[cell.variant].split, cell.seed))
             write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
-            print(f"{number}/{len(cells)} {cell.name}: mAP {result['map_all']:.4f}, {result['train_s']} s", flush=True)
-    results = [json.loads((folder / f"{cell.name}.json").read_bytes()) for cell in cells]
-    facts = {
-        "backbone": "small-cnn, trained to classify the variant's training images, then by each method",
-        "trial": "no" if options.images is None else f"YES: {options.images} images of each part, one epoch",
-        "device": options.device,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    titles = {name: VARIANTS[name].title for name in options.variant}
-    document = json.dumps({"facts": facts, "variants": titles, "cells": results}, indent=1) + "\n"
-    write_atomically(options.out.with_name(options.out.name + ".json"), document.encode())
-    write_atomically(options.out.with_name(options.out.name + ".md"), page(results, facts).encode())
+            write_report(options.out, folder, facts_of(options))
+            print(f"{number}/{len(cells)} {cell.name}: mAP {result['map_all']:.4f}", flush=True)
+    write_report(options.out, folder, facts_of(options))
 
 
 if __name__ == "__main__":

@@ -67,12 +67,8 @@ class SDH(KernelHasher):
         ValueError
             If the classes do not fit the features.
         """
-        feature_ND = check_features(features)
-        check_bits(bits)
-        label_NC = check_classes(class_NC, len(feature_ND))
-        rng = np.random.default_rng(seed)
-        anchor_MD = _draw_anchors(feature_ND, anchors, rng)
-        scale = _kernel_scale(feature_ND, anchor_MD)
+        feature_ND, label_NC, rng = _prepare(features, bits, seed, class_NC)
+        anchor_MD, scale = _draw_anchors(feature_ND, anchors, rng)
         kernel_NM = gaussian_kernel(feature_ND, anchor_MD, scale)
         solve_MM = _ridge(kernel_NM.T @ kernel_NM)
         code_NB = np.where(rng.standard_normal((len(feature_ND), bits)) > 0, 1.0, -1.0)
@@ -121,12 +117,8 @@ class KSH(KernelHasher):
         ValueError
             If the classes do not fit the features.
         """
-        feature_ND = check_features(features)
-        check_bits(bits)
-        label_NC = check_classes(class_NC, len(feature_ND))
-        rng = np.random.default_rng(seed)
-        anchor_MD = _draw_anchors(feature_ND, anchors, rng)
-        scale = _kernel_scale(feature_ND, anchor_MD)
+        feature_ND, label_NC, rng = _prepare(features, bits, seed, class_NC)
+        anchor_MD, scale = _draw_anchors(feature_ND, anchors, rng)
         row_L = rng.permutation(len(feature_ND))[:labelled]
         kernel_LM = gaussian_kernel(feature_ND[row_L], anchor_MD, scale)
         mean_M = kernel_LM.mean(axis=0)
@@ -135,14 +127,19 @@ class KSH(KernelHasher):
         return cls(weight_MB, -mean_M @ weight_MB, anchor_MD, scale)
 
 
-def _draw_anchors(feature_ND: FloatArray, anchors: int, rng: np.random.Generator) -> FloatArray:
-    return feature_ND[np.sort(rng.permutation(len(feature_ND))[:anchors])]
+def _prepare(
+    features: Features, bits: int, seed: int, class_NC: NDArray[Any]
+) -> tuple[FloatArray, FloatArray, np.random.Generator]:
+    check_bits(bits)
+    feature_ND = check_features(features)
+    return feature_ND, check_classes(class_NC, len(feature_ND)), np.random.default_rng(seed)
 
 
-def _kernel_scale(feature_ND: FloatArray, anchor_MD: FloatArray) -> float:
-    """Return 1 / (2 sigma^2) with sigma^2 the mean squared distance between an image and an anchor."""
+def _draw_anchors(feature_ND: FloatArray, anchors: int, rng: np.random.Generator) -> tuple[FloatArray, float]:
+    """Draw images as anchors; the kernel's scale is 1 / (2 sigma^2), sigma^2 the mean squared distance to them."""
+    anchor_MD = feature_ND[np.sort(rng.permutation(len(feature_ND))[:anchors])]
     mean = float(squared_distances(feature_ND[:: max(1, len(feature_ND) // 1000)], anchor_MD).mean())
-    return 1.0 / (2.0 * max(mean, float(np.finfo(np.float32).tiny)))
+    return anchor_MD, 1.0 / (2.0 * max(mean, float(np.finfo(np.float32).tiny)))
 
 
 def _solve(matrix_MM: FloatArray, right_MB: FloatArray) -> FloatArray:

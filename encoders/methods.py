@@ -5,6 +5,7 @@ hashnet      Cao et al., ICCV 2017: weighted pairs, tanh(beta z) with a rising b
 hashnet-c    HashNet+C: similar pairs of multi-labelled images weigh as much as their labels have in common
 hashnet-w    ablation: no weights
 hashnet-sgn  ablation: no continuation, signs from the first step, gradients straight through
+hashnet-cls  ours: HashNet, and a classifier on the same codes
 dhn          Zhu et al., AAAI 2016: pairs and a quantisation penalty
 latent       Lin et al., CVPR workshops 2015: a classifier behind a layer of sigmoids
 joint        a reconstruction of Mu & Liu 2016: classification, then an exponentiated loss of pairs
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from encoders.baselines import ITQ, ITQCCA, LSH, SH
 from encoders.hashers import Features, Hasher
 from encoders.kernel_hashing import KSH, SDH
-from encoders.objectives import CSQ, DHN, HashNet, Joint, Latent, Objective, OrthoHash
+from encoders.objectives import CSQ, DHN, ClassifiedHashNet, HashNet, Joint, Latent, Objective, OrthoHash
 from encoders.supervision import LABELS, MULTI_LABELS, NOTHING, PAIRS, VIEWS, Supervision
 
 
@@ -146,6 +147,14 @@ METHODS = {
             learns_from=_PAIRWISE,
             refusal=_NEEDS_PAIRS,
             objective=lambda s: HashNet(s.alpha, binary=True),
+        ),
+        Method(
+            name="hashnet-cls",
+            title="HashNet + classifier (ours)",
+            learns_from=_CLASSES,
+            refusal=_NEEDS_CLASSES,
+            objective=lambda s: ClassifiedHashNet(s.alpha, s.bits, s.num_classes),
+            continues=True,
         ),
         Method(
             name="dhn",

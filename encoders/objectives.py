@@ -74,6 +74,32 @@ class HashNet(Objective):
         )
 
 
+class ClassifiedHashNet(HashNet):
+    """HashNet, and a linear classifier that reads the classes off the same codes; a method of this project.
+
+    The pairs of a batch place codes against each other, the cross-entropy places each against all classes at once,
+    also where the pairs of the batch have nothing left to say. The two add up, with equal weight.
+
+    Parameters
+    ----------
+    alpha : float or None
+        See `hashnet_loss`.
+    bits, num_classes : int
+    """
+
+    def __init__(self, alpha: float | None, bits: int, num_classes: int):
+        super().__init__(alpha)
+        self.classifier = nn.Linear(bits, num_classes)
+
+    def forward(
+        self, output_BK: torch.Tensor, beta: float, supervision: Supervision, index_B: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Objective.forward`."""
+        logit_BC = self.classifier(torch.tanh(beta * output_BK))
+        target_BC = _classes(supervision, index_B, output_BK.device)
+        return super().forward(output_BK, beta, supervision, index_B) + class_loss(logit_BC, target_BC)
+
+
 class DHN(Objective):
     """Likelihood of pairs of tanh(z), and a penalty for what is far from -1 and 1."""
 

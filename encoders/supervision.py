@@ -277,6 +277,7 @@ class PairSupervision:
         key_P = np.minimum(first_P, second_P) * num_images + np.maximum(first_P, second_P)
         self._key_P, position_P, inverse_P = np.unique(key_P, return_index=True, return_inverse=True)
         self._similar_P = similar_P[position_P]
+        self._paired_M = torch.from_numpy(np.unique([self._key_P // num_images, self._key_P % num_images]))
         contradicted = np.flatnonzero(self._similar_P[inverse_P] != similar_P)
         if len(contradicted):
             row = int(contradicted[0])
@@ -304,19 +305,32 @@ class PairSupervision:
         raise ValueError("a pair list has no labels")
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Return the number of batches that show each pair once."""
+        """Return the number of batches that show each pair once, or each image once where pairs are dense."""
+        if self._is_dense(batch_size):
+            return max(1, len(self._paired_M) // batch_size)
         return -(-len(self._key_P) // (batch_size // 2))
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
         """Give the images of `batch_size` / 2 pairs at a time, each image once; every pair is shown once.
 
-        Drawing pairs, not images, is what makes known pairs meet in a batch at all.
+        Drawing pairs, not images, is what makes known pairs meet in a batch at all. Where so many are known that
+        as many meet by chance, images are drawn: an epoch shows each paired image once, in full batches.
         """
+        if self._is_dense(batch_size):
+            order_M = self._paired_M[torch.randperm(len(self._paired_M))]
+            yield from torch.split(order_M, batch_size)[: self.batches_per_epoch(batch_size)]
+            return
         order_P = torch.randperm(len(self._key_P)).numpy()
         step = batch_size // 2
         for start in range(0, len(order_P), step):
             key_P = self._key_P[order_P[start : start + step]]
             yield torch.from_numpy(np.unique([key_P // self._num_images, key_P % self._num_images]))
+
+    def _is_dense(self, batch_size: int) -> bool:
+        """Whether a batch of random paired images holds as many known pairs, on average, as one of drawn pairs."""
+        images = len(self._paired_M)
+        by_chance = len(self._key_P) * batch_size * (batch_size - 1) / (images * (images - 1))
+        return images >= batch_size and by_chance >= batch_size // 2
 
     def pairs_within(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Look every pair of the batch up in the list."""

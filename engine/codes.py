@@ -14,6 +14,7 @@ CodeArray = NDArray[np.uint64]
 IdArray = NDArray[np.int64]
 
 WORD_BITS = 64
+MOST_ANSWERS = 2**31 - 1  # to one query
 MIN_BITS = 1
 MAX_BITS = 1024
 
@@ -33,7 +34,7 @@ def check_bits(bits: int) -> int:
     ValueError
         If `bits` is not within 1 to 1024.
     """
-    value = _as_integer(bits, "bits")
+    value = as_integer(bits, "bits")
     if not MIN_BITS <= value <= MAX_BITS:
         raise ValueError(f"`bits` must be {MIN_BITS} to {MAX_BITS}, got {value}")
     return value
@@ -152,15 +153,15 @@ def check_ids(ids_N: object, *, rows: int) -> IdArray:
 
 def check_k(k: object) -> int:
     """Return `k` if it is a whole number of at least 1."""
-    value = _as_integer(k, "k")
-    if value < 1:
-        raise ValueError(f"`k` must be at least 1, got {value}")
+    value = as_integer(k, "k")
+    if not 1 <= value <= MOST_ANSWERS:
+        raise ValueError(f"`k` must be at least 1 and at most {MOST_ANSWERS}, got {value}")
     return value
 
 
 def check_radius(radius: object, *, bits: int) -> int:
     """Return `radius` if it is a whole number from 0 to `bits`."""
-    value = _as_integer(radius, "radius")
+    value = as_integer(radius, "radius")
     if not 0 <= value <= bits:
         raise ValueError(f"`radius` must be 0 to {bits} (the codes have {bits} bits), got {value}")
     return value
@@ -170,13 +171,14 @@ def check_limit(limit: object) -> int | None:
     """Return `limit` if it is None or a whole number of at least 1."""
     if limit is None:
         return None
-    value = _as_integer(limit, "limit")
-    if value < 1:
-        raise ValueError(f"`limit` must be at least 1 or None, got {value}")
+    value = as_integer(limit, "limit")
+    if not 1 <= value <= MOST_ANSWERS:
+        raise ValueError(f"`limit` must be None or at least 1 and at most {MOST_ANSWERS}, got {value}")
     return value
 
 
-def _as_integer(value: object, name: str) -> int:
+def as_integer(value: object, name: str) -> int:
+    """Return `value` if it is a whole number of Python or numpy, and no bool."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"`{name}` must be a whole number, got {value!r} ({type(value).__name__})")
     return int(value)

@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ from engine.codes import (
 )
 from engine.errors import CollectionExistsError, CollectionNotFoundError, CorruptDataError, IdNotFoundError
 from engine.indexes.threads import check_threads
-from engine.rerank import Rerank, RerankResult, pools_of_range, rerank_pool
+from engine.rerank import Rerank, RerankResult, check_query_features, pools_of_range, rerank_ids
 from engine.results import PAD_ID, RangeResult, SearchResult
 from engine.router import Router
 from engine.storage.files import sync_file, sync_folder, writer_lock
@@ -200,16 +200,51 @@ class Collection:
             f"{len(self._shards)} shards, {self.num_bytes / 1e6:,.1f} MB)"
         )
 
+    @overload
     def search(
-        self, queries: CodeArray, k: int = 10, *, threads: int | None = None, explain: bool = False
-    ) -> SearchResult:
-        """Find the k nearest codes of each query.
+        self,
+        queries: CodeArray,
+        k: int = 10,
+        *,
+        rerank: None = None,
+        features: None = None,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> SearchResult: ...
+
+    @overload
+    def search(
+        self,
+        queries: CodeArray,
+        k: int = 10,
+        *,
+        rerank: Rerank,
+        features: NDArray[np.floating[Any]],
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> RerankResult: ...
+
+    def search(
+        self,
+        queries: CodeArray,
+        k: int = 10,
+        *,
+        rerank: Rerank | None = None,
+        features: NDArray[np.floating[Any]] | None = None,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> SearchResult | RerankResult:
+        """Find the k nearest codes of each query, or the k nearest by fine features among the nearest codes.
 
         Parameters
         ----------
         queries : ndarray of uint64, shape (Q, W)
         k : int
             At least 1; more than there are codes gives padded rows.
+        rerank : Rerank, optional
+            Take a pool of codes, of a size or within a radius, and order it by fine features.
+        features : ndarray of float, shape (Q, F), with `rerank` only
+            The queries' own fine features, from the encoder that made the collection's.
         threads : int, optional
             At most this many for one call; one a core if left out. All calls of a process share one pool.
         explain : bool
@@ -217,11 +252,28 @@ class Collection:
 
         Returns
         -------
-        SearchResult
-            distances (Q, k) int32 and ids (Q, k) int64, ascending by (distance, id), with coverage.
+        SearchResult or, with `rerank`, RerankResult
+            distances (Q, k) and ids (Q, k) int64, ascending by (distance, id), with coverage. Distances are Hamming,
+            int32, or those of features, float32.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If codes or features do not fit the collection, or it has no features to order by.
         """
         check_codes(queries, bits=self.bits, name="queries")
-        return self._router.search(queries, check_k(k), threads=check_threads(threads), explain=explain)
+        check_query_features(features, rerank, num_queries=len(queries))
+        k, threads = check_k(k), check_threads(threads)
+        if rerank is None or features is None:
+            return self._router.search(queries, k, threads=threads, explain=explain)
+        if rerank.radius is not None:
+            found = self.range_search(queries, rerank.radius, threads=threads, explain=explain)
+            pool_ids, coverage, explanation = pools_of_range(found), found.coverage, found.explain
+        else:
+            nearest = self._router.search(queries, rerank.pool or k, threads=threads, explain=explain)
+            pool_ids, coverage, explanation = nearest.ids, nearest.coverage, nearest.explain
+        ordered = rerank_ids(features, pool_ids, self.features_of, k, metric=rerank.metric)
+        return ordered._replace(coverage=coverage, explain=explanation)
 
     def range_search(
         self,
@@ -251,39 +303,6 @@ class Collection:
         check_codes(queries, bits=self.bits, name="queries")
         radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
         return self._router.range_search(queries, radius, limit, threads=check_threads(threads), explain=explain)
-
-    def search_reranked(
-        self, queries: CodeArray, features: NDArray[np.floating[Any]], k: int = 10, *, rerank: Rerank
-    ) -> RerankResult:
-        """Find the k nearest by fine features among the nearest codes of each query.
-
-        Parameters
-        ----------
-        queries : ndarray of uint64, shape (Q, W)
-        features : ndarray of float, shape (Q, F)
-            The queries' own fine features, from the encoder that made the collection's.
-        k : int
-        rerank : Rerank
-            How many codes to take, or within what radius, and how to compare features.
-
-        Returns
-        -------
-        RerankResult
-
-        Raises
-        ------
-        ValueError
-            If the collection has no features, or others than the queries'.
-        """
-        if rerank.radius is not None:
-            pool_ids = pools_of_range(self.range_search(queries, rerank.radius))
-        else:
-            pool_ids = self.search(queries, rerank.pool or k).ids
-        there = pool_ids != PAD_ID
-        stored = self.features_of(pool_ids[there])
-        pool_features = np.zeros((*pool_ids.shape, stored.shape[1]), np.float16)
-        pool_features[there] = stored
-        return rerank_pool(features, pool_ids, pool_features, check_k(k), metric=rerank.metric)
 
     def get(self, ids: IdArray | Sequence[int]) -> pa.Table:
         """Return what is stored of some ids, in the order asked.

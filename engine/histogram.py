@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.codes import CodeArray, check_codes
+from engine.indexes.arrays import read_only
 from engine.kernels.histogram import count_distances
 
 
@@ -42,12 +43,21 @@ def distance_histogram(
     """
     check_codes(queries, bits=bits, name="queries")
     check_codes(codes, bits=bits, name="codes")
-    if len(query_labels) != len(queries) or len(code_labels) != len(codes):
-        raise ValueError(
-            f"one label a code is needed: got {len(query_labels)} for {len(queries)} queries and {len(code_labels)} "
-            f"for {len(codes)} codes"
-        )
+    _check_labels(query_labels, rows=len(queries), name="query_labels")
+    _check_labels(code_labels, rows=len(codes), name="code_labels")
     total = np.zeros((len(queries), bits + 1), np.int64)
     relevant = np.zeros_like(total)
-    count_distances(queries, codes, query_labels, code_labels, total, relevant)
+    labels = read_only(query_labels), read_only(code_labels)
+    count_distances(read_only(queries), read_only(codes), *labels, total, relevant)
     return DistanceHistogram(total, relevant)
+
+
+def _check_labels(labels: object, *, rows: int, name: str) -> None:
+    if not isinstance(labels, np.ndarray) or labels.dtype != np.int64:
+        got = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise TypeError(f"`{name}` must be an int64 array of shape ({rows},), got {got}")
+    if labels.shape != (rows,) or not labels.flags.c_contiguous:
+        raise ValueError(
+            f"`{name}` must be contiguous of shape ({rows},), one label a code, got shape {labels.shape} with strides "
+            f"{labels.strides}"
+        )

@@ -7,14 +7,19 @@ pool, F feature dimensions.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.results import PAD_ID, RangeResult
+from engine.codes import IdArray
+from engine.results import PAD_ID, Coverage, Explanation, RangeResult
 
 METRICS = ("l2", "cosine")
+
+# Feature values that are held at a time, in float32: 64 MB, and as much again for their differences.
+_VALUES_AT_ONCE = 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +52,7 @@ class Rerank:
 
 
 class RerankResult(NamedTuple):
-    """Nearest items by fine features.
+    """The nearest of each query's pool by fine features.
 
     Attributes
     ----------
@@ -55,10 +60,16 @@ class RerankResult(NamedTuple):
         Ascending; inf where the pool had fewer than k items.
     ids : ndarray of int64, shape (Q, k)
         Equal distances in the order of ids; -1 where the pool had fewer.
+    coverage : Coverage or None
+        What the search of the pool saw; None from `rerank_pool`.
+    explain : Explanation or None
+        How the pool was found, where that was asked.
     """
 
     distances: NDArray[np.float32]
     ids: NDArray[np.int64]
+    coverage: Coverage | None = None
+    explain: Explanation | None = None
 
 
 def pools_of_range(result: RangeResult) -> NDArray[np.int64]:
@@ -67,6 +78,67 @@ def pools_of_range(result: RangeResult) -> NDArray[np.int64]:
     pool_QP = np.full((len(counts_Q), int(counts_Q.max(initial=0))), PAD_ID, np.int64)
     pool_QP[np.arange(pool_QP.shape[1]) < counts_Q[:, None]] = result.ids
     return pool_QP
+
+
+def check_query_features(
+    features: NDArray[np.floating[Any]] | None, rerank: Rerank | None, *, num_queries: int
+) -> None:
+    """Refuse re-ranking without the queries' features, features without re-ranking, and shapes that do not fit.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if (features is None) != (rerank is None):
+        missing = "`features`, those of the queries" if features is None else "`rerank`, how to use them"
+        raise ValueError(f"`rerank` and `features` go together: pass {missing}, too, or neither")
+    if features is None:
+        return
+    if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
+        raise TypeError(f"`features` must be an array of floats, got {getattr(features, 'dtype', type(features))}")
+    if features.ndim != 2 or len(features) != num_queries:
+        raise ValueError(f"`features` must have shape ({num_queries}, F), one row a query, got {features.shape}")
+
+
+def rerank_ids(
+    query_features: NDArray[np.floating[Any]],
+    pool_ids: NDArray[np.int64],
+    features_of: Callable[[IdArray], NDArray[np.float16]],
+    k: int,
+    *,
+    metric: str = "l2",
+) -> RerankResult:
+    """Order pools whose features are read a few queries at a time, so that memory does not grow with the batch.
+
+    Parameters
+    ----------
+    query_features, pool_ids, k, metric
+        As in `rerank_pool`.
+    features_of : callable
+        Returns the features (M, F) of M ids, none of them padding.
+    """
+    step = max(1, _VALUES_AT_ONCE // max(1, pool_ids.shape[1] * query_features.shape[1]))
+    parts = [
+        _rerank_part(query_features[start : start + step], pool_ids[start : start + step], features_of, k, metric)
+        for start in range(0, max(1, len(pool_ids)), step)
+    ]
+    return RerankResult(
+        np.concatenate([part.distances for part in parts]), np.concatenate([part.ids for part in parts])
+    )
+
+
+def _rerank_part(
+    query_QF: NDArray[np.floating[Any]],
+    pool_QP: NDArray[np.int64],
+    features_of: Callable[[IdArray], NDArray[np.float16]],
+    k: int,
+    metric: str,
+) -> RerankResult:
+    there_QP = pool_QP != PAD_ID
+    stored_MF = features_of(pool_QP[there_QP])
+    pool_QPF = np.zeros((*pool_QP.shape, stored_MF.shape[1]), np.float16)
+    pool_QPF[there_QP] = stored_MF
+    return rerank_pool(query_QF, pool_QP, pool_QPF, k, metric=metric)
 
 
 def rerank_pool(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,11 @@ class Explanation:
     probes: NDArray[np.int64]
     candidates: NDArray[np.int64]
     seconds: NDArray[np.float64]
+
+    def take(self, chosen_Q: NDArray[Any]) -> Explanation:
+        """Return what is said of some queries, given by a mask or by their numbers."""
+        plans = tuple(np.array(self.plans, object)[chosen_Q])
+        return Explanation(plans, self.probes[chosen_Q], self.candidates[chosen_Q], self.seconds[chosen_Q])
 
 
 class SearchResult(NamedTuple):

@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.codes import CodeArray
-from engine.indexes.threads import cut, run_parts
+from engine.indexes.threads import MIN_QUERIES_A_THREAD, cut, run_parts, usable_cores
 from engine.merge import merge_range, merge_search
 from engine.results import Coverage, RangeResult, SearchResult
 
@@ -27,9 +30,15 @@ class SearchableShard(Protocol):
         ...
 
     def search(
-        self, queries_QW: CodeArray, k: int, *, threads: int | None = None, explain: bool = False
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        *,
+        farthest_Q: NDArray[np.int32] | None = None,
+        threads: int | None = None,
+        explain: bool = False,
     ) -> SearchResult:
-        """Answer as `engine.indexes.base.Index.search`."""
+        """Answer as `engine.indexes.multi.MultiIndex.search`."""
         ...
 
     def range_search(
@@ -58,10 +67,22 @@ class Router:
     def search(
         self, queries_QW: CodeArray, k: int, *, threads: int | None = None, explain: bool = False
     ) -> SearchResult:
-        """Return the k nearest codes of each query over all shards."""
+        """Return the k nearest codes of each query over all shards.
 
-        def ask(shard: SearchableShard, threads: int | None) -> SearchResult:
-            return shard.search(queries_QW, k, threads=threads, explain=explain)
+        A shard looks no farther than the k-th answer of those before it.
+        """
+
+        def ask(
+            shards: Sequence[SearchableShard], threads: int | None, first: list[SearchResult]
+        ) -> list[SearchResult]:
+            farthest_Q = first[0].distances[:, -1] if first else None
+            answers: list[SearchResult] = []
+            for shard in shards:
+                answer = shard.search(queries_QW, k, farthest_Q=farthest_Q, threads=threads, explain=explain)
+                last_Q = answer.distances[:, -1]
+                farthest_Q = last_Q if farthest_Q is None else np.minimum(farthest_Q, last_Q)
+                answers.append(answer)
+            return answers
 
         return merge_search(self._ask_all(ask, len(queries_QW), threads), k)._replace(coverage=self._coverage)
 
@@ -76,24 +97,27 @@ class Router:
     ) -> RangeResult:
         """Return the codes within `radius` of each query over all shards."""
 
-        def ask(shard: SearchableShard, threads: int | None) -> RangeResult:
-            return shard.range_search(queries_QW, radius, limit, threads=threads, explain=explain)
+        def ask(shards: Sequence[SearchableShard], threads: int | None, _: list[RangeResult]) -> list[RangeResult]:
+            return [shard.range_search(queries_QW, radius, limit, threads=threads, explain=explain) for shard in shards]
 
         return merge_range(self._ask_all(ask, len(queries_QW), threads), limit)._replace(coverage=self._coverage)
 
     def _ask_all(
-        self, ask: Callable[[SearchableShard, int | None], R], num_queries: int, threads: int | None
+        self,
+        ask: Callable[[Sequence[SearchableShard], int | None, list[R]], list[R]],
+        num_queries: int,
+        threads: int | None,
     ) -> list[R]:
-        """Ask every shard: a batch spreads over threads within each shard, a single query over the shards.
+        """Ask every shard: a batch spreads over threads within each shard, one too small for that over the shards.
 
-        Whether one query is worth the threads, the first shard tells by the time it takes.
+        Whether it is worth the threads, the first shard tells by the time it takes.
         """
-        if num_queries != 1:
-            return [ask(shard, threads) for shard in self._shards]
+        wanted = min(threads or usable_cores(), len(self._shards))
+        if wanted == 1 or len(cut(num_queries, threads, least=MIN_QUERIES_A_THREAD)) >= wanted:
+            return ask(self._shards, threads, [])
         start = time.perf_counter()
-        answers = [ask(self._shards[0], 1)]
-        rest = self._shards[1:]
-        if threads == 1 or time.perf_counter() - start < _WORTH_A_THREAD_S:
-            return answers + [ask(shard, 1) for shard in rest]
-        groups = run_parts(lambda part: [ask(shard, 1) for shard in rest[part]], cut(len(rest), threads, least=1))
-        return answers + [answer for group in groups for answer in group]
+        first, rest = ask(self._shards[:1], 1, []), self._shards[1:]
+        if time.perf_counter() - start < _WORTH_A_THREAD_S:
+            return first + ask(rest, 1, first)
+        groups = run_parts(lambda part: ask(rest[part], 1, first), cut(len(rest), threads, least=1))
+        return first + [answer for group in groups for answer in group]

@@ -2,74 +2,63 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.codes import IdArray
-from engine.kernels.select import group_hits, sort_groups, sort_heaps
+from engine.kernels.select import FEW, count_hits, lay_out, order_ids, place_hits, sort_heaps
 from engine.results import PAD_DISTANCE, PAD_ID, Explanation, RangeResult, SearchResult
 
 MAX_HEAP_PLACES = 2**22  # of one call: 48 MB
-MANY_HITS = 256  # a query on average, from which sorting packed words is the quicker way
-PACKED_ID_BITS = 52  # beside the 11 of a distance of up to 1,024 and the sign
+MAX_COUNTERS = 2**20  # of one call, a query and a distance each: 8 MB
+FIRST_LIMITED = 256  # answers that a limited query gets places for at first
+LIMITED_GROWTH = 8
 
 Hits = tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.int32]]  # query, row, distance
+Found = list[tuple[NDArray[np.intp], Hits]]  # with the numbers in the batch of the queries that hits count from 0
 Heaps = tuple[NDArray[np.int32], IdArray]  # distances, ids
 
 
-def gather_hits(fill: Callable[[Hits], tuple[int, int]], places: int) -> Hits:
+def gather_hits(numbers_G: NDArray[np.intp], fill: Callable[[Hits], tuple[int, int]], places: int) -> Found:
     """Call `fill(hits)` until it is done, with at least twice the places each time; return all hits.
 
     Parameters
     ----------
+    numbers_G : ndarray of intp, shape (G,)
+        The numbers in the batch of the queries that are asked.
     fill : callable
         Writes hits into the arrays it is given, returns how many and how many places it wants next, 0 when done.
     places : int
         How many to begin with.
     """
-    full: list[Hits] = []
+    found = []
     while True:
         hits = (np.empty(places, np.int32), np.empty(places, np.uint32), np.empty(places, np.int32))
         count, wanted = fill(hits)
-        full.append((hits[0][:count], hits[1][:count], hits[2][:count]))
+        found.append((numbers_G, (hits[0][:count], hits[1][:count], hits[2][:count])))
         if wanted == 0:
-            break
+            return found
         places = max(2 * places, wanted)
-    if len(full) == 1:
-        return full[0]
-    return (
-        np.concatenate([hits[0] for hits in full]),
-        np.concatenate([hits[1] for hits in full]),
-        np.concatenate([hits[2] for hits in full]),
-    )
 
 
-def range_result(hits: Hits, ids_N: IdArray, num_queries: int) -> RangeResult:
-    """Group hits by query and order them."""
-    query_H, row_H, hit_dist_H = hits
+def range_result(found: Found, ids_N: IdArray, num_queries: int, radius: int) -> RangeResult:
+    """Put hits in order: by query and distance by counting, then the ids of each distance by sorting."""
+    num_hits = sum(len(hits[1]) for _, hits in found)
     lims = np.empty(num_queries + 1, np.int64)
-    distances = np.empty(len(row_H), np.int32)
-    ids = np.empty(len(row_H), np.int64)
-    group_hits(query_H, row_H, hit_dist_H, len(row_H), ids_N, lims, distances, ids)
-    # Hits at distance 0 come in order already, and merging sees that at once.
-    if len(ids) >= MANY_HITS * num_queries and distances.any() and int(ids.max()) >> PACKED_ID_BITS == 0:
-        distances, ids = _sort_packed(lims, distances, ids)
-    else:
-        sort_groups(lims, distances, ids, np.empty_like(distances), np.empty_like(ids))
+    distances, ids = np.empty(num_hits, np.int32), np.empty(num_hits, np.int64)
+    place_QR = np.zeros((num_queries, radius + 1), np.int64)
+    for numbers_G, (query_H, _, dist_H) in found:
+        count_hits(numbers_G, query_H, dist_H, place_QR)
+    lay_out(place_QR, lims)
+    for numbers_G, hits in found:
+        place_hits(numbers_G, *hits, ids_N, place_QR, ids)
+    unsorted_U2 = np.empty((min(place_QR.size, num_hits // FEW), 2), np.int64)
+    num_unsorted = order_ids(place_QR, distances, ids, unsorted_U2)
+    for begin, end in unsorted_U2[:num_unsorted].tolist():
+        ids[begin:end].sort()
     return RangeResult(lims, distances, ids, np.zeros(num_queries, np.bool_))
-
-
-def _sort_packed(
-    lims: NDArray[np.int64], distances: NDArray[np.int32], ids: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Sort every group of many as plain words, which numpy does with vector instructions."""
-    packed = (distances.astype(np.int64) << PACKED_ID_BITS) | ids
-    for begin, end in itertools.pairwise(lims.tolist()):
-        packed[begin:end].sort()
-    return (packed >> PACKED_ID_BITS).astype(np.int32), packed & (2**PACKED_ID_BITS - 1)
 
 
 def empty_heaps(num_queries: int, k: int) -> Heaps:
@@ -89,14 +78,51 @@ def search_result(heaps: Heaps, k: int) -> SearchResult:
     return SearchResult(padded_dist_QK, padded_id_QK)
 
 
-def limited_result(nearest: SearchResult, limit: int) -> RangeResult:
-    """Turn the `limit + 1` nearest within the radius into a radius answer cut at `limit`."""
-    found_QK = nearest.ids != PAD_ID
-    truncated = found_QK[:, limit].copy()
+def limited_search(ask: Callable[[NDArray[np.intp], int], SearchResult], num_queries: int, limit: int) -> RangeResult:
+    """Answer a radius search that is cut at `limit`, by the nearest within the radius.
+
+    Places are made for few answers first, and again for the queries that fill them, so that a generous limit costs what
+    is found and not what it allows.
+
+    Parameters
+    ----------
+    ask : callable
+        Returns the k nearest within the radius, given the numbers of queries and k.
+    """
+    open_Q = np.arange(num_queries)
+    k = min(limit + 1, FIRST_LIMITED)
+    parts = []
+    while True:
+        nearest = ask(open_Q, k)
+        full_Q = (nearest.ids[:, -1] != PAD_ID) & (k <= limit)
+        parts.append((open_Q[~full_Q], _limited_part(nearest, ~full_Q, limit)))
+        open_Q = open_Q[full_Q]
+        if not len(open_Q):
+            return parts[0][1] if len(parts) == 1 else _put_in_order(parts, num_queries)
+        k = min(limit + 1, k * LIMITED_GROWTH)
+
+
+def _limited_part(nearest: SearchResult, chosen_Q: NDArray[np.bool_], limit: int) -> RangeResult:
+    """Turn the nearest to the chosen queries into a radius answer cut at `limit`."""
+    found_QK = nearest.ids[chosen_Q] != PAD_ID
     kept_QK = found_QK[:, :limit]
     lims = np.concatenate([[0], np.cumsum(kept_QK.sum(axis=1))]).astype(np.int64)
-    distances, ids = nearest.distances[:, :limit][kept_QK], nearest.ids[:, :limit][kept_QK]
-    return RangeResult(lims, distances, ids, truncated, explain=nearest.explain)
+    distances, ids = (array[chosen_Q][:, :limit][kept_QK] for array in nearest[:2])
+    truncated = found_QK[:, limit].copy() if found_QK.shape[1] > limit else np.zeros(len(found_QK), np.bool_)
+    return RangeResult(lims, distances, ids, truncated, explain=nearest.explain and nearest.explain.take(chosen_Q))
+
+
+def _put_in_order(parts: list[tuple[NDArray[np.intp], RangeResult]], num_queries: int) -> RangeResult:
+    """Join answers to some queries each, given the queries' numbers."""
+    joined = join_ranges([part for _, part in parts])
+    number_Q = np.concatenate([numbers for numbers, _ in parts])
+    place_Q = np.empty(num_queries, np.intp)
+    place_Q[number_Q] = np.arange(num_queries)
+    counts_Q = np.diff(joined.lims)[place_Q]
+    lims = np.concatenate([[0], np.cumsum(counts_Q)]).astype(np.int64)
+    taken = np.repeat(joined.lims[place_Q] - lims[:-1], counts_Q) + np.arange(lims[-1])
+    explain = joined.explain and joined.explain.take(place_Q)
+    return RangeResult(lims, joined.distances[taken], joined.ids[taken], joined.truncated[place_Q], explain=explain)
 
 
 def join_searches(parts: Sequence[SearchResult]) -> SearchResult:

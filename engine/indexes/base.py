@@ -11,6 +11,7 @@ from engine.codes import CodeArray, IdArray, check_bits, check_codes, check_ids,
 from engine.results import RangeResult, SearchResult
 
 MAX_ROWS = 2**32 - 1  # rows are uint32 in the tables
+SAMPLED_ROWS = 4096  # of a mask, to tell how many rows may answer
 
 RowMask = NDArray[np.bool_]
 
@@ -22,7 +23,7 @@ class Index(Protocol):
     The keywords of both searches:
 
     mask : ndarray of bool, shape (N,), or None
-        True for the rows that may answer, in the order in which the index keeps its rows.
+        True for the rows that may answer, in the order of `ids_N`, in which the index keeps its rows.
     threads : int or None
         Parts into which a batch is cut, at most; None: one for a single query, one a core for a batch.
     explain : bool
@@ -30,6 +31,7 @@ class Index(Protocol):
     """
 
     bits: int
+    ids_N: IdArray  # noqa: N815 - the shape is part of the name
 
     @classmethod
     def build(cls, codes_NW: CodeArray, ids_N: IdArray, *, bits: int) -> Self:
@@ -92,6 +94,9 @@ def check_build(codes_NW: CodeArray, ids_N: IdArray, bits: int) -> int:
 def check_arrays(codes_NW: CodeArray, ids_N: IdArray, bits: int) -> int:
     """Check the form of arrays that were validated when they were written, without reading them; return `bits`."""
     bits = check_bits(bits)
+    for name, array in (("codes_NW", codes_NW), ("ids_N", ids_N)):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"`{name}` must be a numpy array, got {type(array).__name__}")
     shape = (len(codes_NW), num_words(bits))
     if codes_NW.dtype != np.uint64 or codes_NW.shape != shape or not codes_NW.flags.c_contiguous:
         raise ValueError(
@@ -127,3 +132,29 @@ def check_mask(mask: object, *, rows: int) -> RowMask | None:
             f"got shape {mask.shape} with strides {mask.strides}"
         )
     return mask
+
+
+def check_farthest(farthest_Q: NDArray[np.int32] | None, *, rows: int, bits: int) -> NDArray[np.int32]:
+    """Return how far an answer may be from each of `rows` queries; None is any distance.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no int32 array of that many.
+    """
+    if farthest_Q is None:
+        return np.full(rows, bits, np.int32)
+    if not isinstance(farthest_Q, np.ndarray) or farthest_Q.dtype != np.int32:
+        got = farthest_Q.dtype if isinstance(farthest_Q, np.ndarray) else type(farthest_Q).__name__
+        raise TypeError(f"`farthest_Q` must be an int32 array of shape ({rows},), got {got}")
+    if farthest_Q.shape != (rows,):
+        raise ValueError(f"`farthest_Q` must have shape ({rows},), one distance a query, got {farthest_Q.shape}")
+    return np.minimum(farthest_Q, np.int32(bits))
+
+
+def count_allowed(mask: RowMask | None, rows: int) -> int:
+    """Return about how many rows may answer, from a sample of the mask."""
+    if mask is None:
+        return rows
+    step = max(1, rows // SAMPLED_ROWS)
+    return int(np.count_nonzero(mask[::step])) * step

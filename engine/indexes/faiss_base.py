@@ -131,15 +131,14 @@ class FaissIndex(ABC):
     def _ordered(self, queries_QW: CodeArray, radius: int, mask: RowMask | None) -> RangeResult:
         num_queries = len(queries_QW)
         if not num_queries or not len(self):
-            nothing = np.empty(0, np.int32), np.empty(0, np.uint32), np.empty(0, np.int32)
-            return range_result(nothing, self.ids_N, num_queries)
+            return range_result([], self.ids_N, num_queries, radius)
         lims, distances, rows = self._rows_within(queries_QW, radius, mask)
         query = np.repeat(np.arange(num_queries, dtype=np.int32), lims[1:] - lims[:-1])
         if mask is not None:
             may = mask[rows]
             query, distances, rows = query[may], distances[may], rows[may]
         hits = query, rows.astype(np.uint32), distances.astype(np.int32)
-        return range_result(hits, self.ids_N, num_queries)
+        return range_result([(np.arange(num_queries), hits)], self.ids_N, num_queries, radius)
 
     def _refuse(self, explain: bool) -> None:
         if explain:

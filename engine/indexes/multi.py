@@ -12,29 +12,28 @@ from numpy.typing import NDArray
 from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
 from engine.indexes.account import Account
 from engine.indexes.answers import (
+    MAX_COUNTERS,
     MAX_HEAP_PLACES,
+    Found,
     Heaps,
-    Hits,
     empty_heaps,
     join_ranges,
     join_searches,
-    limited_result,
+    limited_search,
     range_result,
     search_result,
 )
-from engine.indexes.arrays import read_only
-from engine.indexes.base import RowMask, check_build, check_mask
+from engine.indexes.base import RowMask, check_arrays, check_build, check_farthest, check_mask, count_allowed
 from engine.indexes.order import sort_rows
 from engine.indexes.planner import current_costs, likely_radius, plan_nearest, plan_range
 from engine.indexes.probe import Budget, TableProbe, Work
 from engine.indexes.scan import ScanIndex
 from engine.indexes.tables import Tables
-from engine.indexes.threads import check_threads, cut, no_larger, run_parts, usable_cores
+from engine.indexes.threads import MIN_QUERIES_A_THREAD, check_threads, cut, no_larger, run_parts, usable_cores
 from engine.results import PAD_DISTANCE, PAD_ID, RangeResult, SearchResult
 
 Plan = Literal["auto", "scan", "tables"]
 PLANS = ("auto", "scan", "tables")
-MIN_QUERIES_A_THREAD = 2
 
 
 class MultiIndex:
@@ -58,11 +57,15 @@ class MultiIndex:
     -----
     Both searches take, beside the keywords of `engine.indexes.base.Index`, `plan`: "auto" for the planner, "scan" or
     "tables" to overrule it. The answer never depends on it.
+
+    `search` of this index and of `ScanIndex` takes `farthest_Q`, int32 of shape (Q,): how far from each query an answer
+    may be, such as the k-th distance in other shards.
     """
 
     def __init__(
         self, *, codes_NW: CodeArray, ids_N: IdArray, tables: Tables, bits: int, scanned_NW: CodeArray | None = None
     ) -> None:
+        check_arrays(codes_NW, ids_N, bits)
         self._scan = ScanIndex(codes_NW=codes_NW if scanned_NW is None else scanned_NW, ids_N=ids_N, bits=bits)
         if (tables.rows, tables.bits) != (len(ids_N), bits):
             raise ValueError(
@@ -73,7 +76,7 @@ class MultiIndex:
         self.codes_NW: CodeArray = codes_NW
         self.ids_N: IdArray = self._scan.ids_N
         self.tables = tables
-        self._probe = TableProbe(self.codes_NW, self.ids_N, tables)
+        self.probe = TableProbe(self.codes_NW, self.ids_N, tables)
 
     @classmethod
     def build(cls, codes_NW: CodeArray, ids_N: IdArray, *, bits: int, threads: int | None = None) -> Self:
@@ -108,11 +111,6 @@ class MultiIndex:
         """Write the tables, without codes and ids, into the new folder `folder`."""
         self.tables.save(folder)
 
-    def candidates(self, queries_QW: CodeArray, radius: int) -> NDArray[np.int64]:
-        """Estimate how many codes (Q,) the tables would have to compare with each query of a radius search."""
-        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
-        return self._probe.count_candidates(queries_QW, check_radius(radius, bits=self.bits))
-
     def __len__(self) -> int:
         """Return the number of codes."""
         return len(self.ids_N)
@@ -135,17 +133,17 @@ class MultiIndex:
         queries_QW: CodeArray,
         k: int,
         *,
+        farthest_Q: NDArray[np.int32] | None = None,
         mask: RowMask | None = None,
         threads: int | None = None,
         explain: bool = False,
         plan: Plan = "auto",
     ) -> SearchResult:
         """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
-        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
+        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
         mask = check_mask(mask, rows=len(self))
-        return self._nearest(
-            queries_QW, check_k(k), self.bits, mask, check_threads(threads), explain, _check_plan(plan)
-        )
+        bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
+        return self._nearest(queries_QW, check_k(k), bound_Q, mask, check_threads(threads), explain, _check_plan(plan))
 
     def range_search(
         self,
@@ -159,89 +157,107 @@ class MultiIndex:
         plan: Plan = "auto",
     ) -> RangeResult:
         """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
-        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
+        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
         radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
         mask, threads, plan = check_mask(mask, rows=len(self)), check_threads(threads), _check_plan(plan)
         if limit is not None and limit < len(self):
-            return limited_result(self._nearest(queries_QW, limit + 1, radius, mask, threads, explain, plan), limit)
+
+            def ask(numbers_Q: NDArray[np.intp], k: int) -> SearchResult:
+                bound_Q = np.full(len(numbers_Q), radius, np.int32)
+                return self._nearest(queries_QW[numbers_Q], k, bound_Q, mask, threads, explain, plan)
+
+            return limited_search(ask, len(queries_QW), limit)
+
+        def work(part: slice) -> RangeResult:
+            return self._within(queries_QW[part], radius, mask, explain, plan)
+
         parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
-        return join_ranges(run_parts(lambda part: self._within(queries_QW[part], radius, mask, explain, plan), parts))
+        return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
 
     def _within(
         self, queries_QW: CodeArray, radius: int, mask: RowMask | None, explain: bool, plan: Plan
     ) -> RangeResult:
         """Answer a part of a batch in this thread: first the queries for the tables, then those for the scan."""
         account = Account(len(queries_QW), len(self)) if explain else None
-        by_tables_Q = self._plan_range(queries_QW, radius, plan)
-        groups: list[tuple[NDArray[np.intp], Hits]] = []
-        by_tables = np.flatnonzero(by_tables_Q)
+        by_tables, by_scan = self._plan_range(queries_QW, radius, plan)
+        found: Found = []
         for group in _one_by_one(by_tables) if account else [by_tables] * bool(len(by_tables)):
             start = time.perf_counter()
-            hits, work = self._probe.within(queries_QW[group], radius, mask)
-            groups.append((group, hits))
+            hits, work = self.probe.within(_taken(queries_QW, group), group, radius, mask)
+            found += hits
             if account:
                 account.add_tables(group, work, start)
-        group = np.flatnonzero(~by_tables_Q)
-        if len(group):
+        if len(by_scan):
             start = time.perf_counter()
-            groups.append((group, self._scan.find_hits(queries_QW[group], radius, mask)))
+            found += self._scan.find_hits(_taken(queries_QW, by_scan), by_scan, radius, mask)
             if account:
-                account.add_scan(group, start)
-        result = range_result(_join_groups(groups), self.ids_N, len(queries_QW))
-        return result._replace(explain=account.explanation() if account else None)
+                account.add_scan(by_scan, start)
+        result = range_result(found, self.ids_N, len(queries_QW), radius)
+        return result._replace(explain=account.explanation()) if account else result
 
-    def _plan_range(self, queries_QW: CodeArray, radius: int, plan: Plan) -> NDArray[np.bool_]:
-        """Return which queries (Q,) the tables answer."""
+    def _plan_range(self, queries_QW: CodeArray, radius: int, plan: Plan) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return which queries the tables answer, and which a scan."""
+        every, none = np.arange(len(queries_QW)), np.empty(0, np.intp)
         if plan != "auto" or not len(self):
-            return np.full(len(queries_QW), plan == "tables")
-        return plan_range(self._probe, queries_QW, radius, current_costs(len(self)), len(self))
+            return (every, none) if plan == "tables" else (none, every)
+        by_tables_Q = plan_range(self.probe, queries_QW, radius, current_costs(len(self)), len(self))
+        if by_tables_Q.all():
+            return every, none
+        return (every[by_tables_Q], every[~by_tables_Q]) if by_tables_Q.any() else (none, every)
 
     def _nearest(
         self,
         queries_QW: CodeArray,
         k: int,
-        radius: int,
+        bound_Q: NDArray[np.int32],
         mask: RowMask | None,
         threads: int | None,
         explain: bool,
         plan: Plan,
     ) -> SearchResult:
-        """Return the `k` nearest within `radius`, of arguments that were checked."""
+        """Return the `k` nearest within the bounds, of arguments that were checked."""
         heap_k = max(1, min(k, len(self)))
+        reach = likely_radius(self.bits, count_allowed(mask, len(self)), heap_k)
 
         def work(part: slice) -> SearchResult:
-            return self._nearest_of_part(queries_QW[part], k, heap_k, radius, mask, explain, plan)
+            return self._nearest_of_part(queries_QW[part], k, heap_k, reach, bound_Q[part].copy(), mask, explain, plan)
 
         parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
         return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
 
     def _nearest_of_part(
-        self, queries_QW: CodeArray, k: int, heap_k: int, radius: int, mask: RowMask | None, explain: bool, plan: Plan
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        heap_k: int,
+        reach: int,
+        bound_Q: NDArray[np.int32],
+        mask: RowMask | None,
+        explain: bool,
+        plan: Plan,
     ) -> SearchResult:
         """Answer a part of a batch in this thread: from the tables, and by one scan for the queries they give up."""
         account = Account(len(queries_QW), len(self)) if explain else None
         heaps = empty_heaps(len(queries_QW), heap_k)
-        bound_Q = np.full(len(queries_QW), radius, np.int32)
         open_Q = np.arange(len(queries_QW))
         sharing = 0
         # The fewer give up, the dearer the scan for each of them, and the more the tables may cost: ask again.
         while plan != "scan" and len(self) and len(open_Q) and sharing != len(open_Q):
             sharing = len(open_Q)
-            budget = self._budget(plan, heap_k, sharing, mask)
+            budget = self._budget(plan, reach, sharing)
             open_Q = self._ask_tables(queries_QW, open_Q, bound_Q, mask, heaps, budget, account)
         if len(open_Q):
             self._ask_scan(queries_QW, open_Q, bound_Q, mask, heaps, account)
-        return search_result(heaps, k)._replace(explain=account.explanation() if account else None)
+        result = search_result(heaps, k)
+        return result._replace(explain=account.explanation()) if account else result
 
-    def _budget(self, plan: Plan, k: int, sharing: int, mask: RowMask | None) -> Budget:
+    def _budget(self, plan: Plan, reach: int, sharing: int) -> Budget:
         if plan == "tables":
             return Budget(
                 mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits
             )
-        rows = len(self) if mask is None else int(np.count_nonzero(mask))
-        reach = likely_radius(self.bits, rows, k)
-        costs, words = current_costs(len(self)), self.codes_NW.shape[1]
-        return plan_nearest(costs, len(self), self.tables.distinct, words, sharing, reach)
+        words = self.codes_NW.shape[1]
+        return plan_nearest(current_costs(len(self)), len(self), self.tables.distinct, words, sharing, reach)
 
     def _ask_tables(
         self,
@@ -275,10 +291,10 @@ class MultiIndex:
     ) -> tuple[NDArray[np.intp], Work]:
         """Ask the tables for a group of queries; return those that were given up, and the work."""
         if len(group) == len(queries_QW):  # then nothing need be taken out and put back
-            done_G, work = self._probe.nearest(queries_QW, bound_Q, mask, heaps, budget)
+            done_G, work = self.probe.nearest(queries_QW, bound_Q, mask, heaps, budget)
         else:
             bound_G, heaps_G = bound_Q[group], (heaps[0][group], heaps[1][group])
-            done_G, work = self._probe.nearest(queries_QW[group], bound_G, mask, heaps_G, budget)
+            done_G, work = self.probe.nearest(queries_QW[group], bound_G, mask, heaps_G, budget)
             bound_Q[group], heaps[0][group], heaps[1][group] = bound_G, *heaps_G
         given_up = group[~done_G]
         if len(given_up):
@@ -313,13 +329,5 @@ def _one_by_one(group: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     return [group[place : place + 1] for place in range(len(group))]
 
 
-def _join_groups(groups: list[tuple[NDArray[np.intp], Hits]]) -> Hits:
-    """Join the hits of groups of queries, whose numbers within the group become those within the batch."""
-    if len(groups) == 1 and len(groups[0][0]) and groups[0][0][-1] == len(groups[0][0]) - 1:
-        return groups[0][1]
-    nothing = np.empty(0, np.int32), np.empty(0, np.uint32), np.empty(0, np.int32)
-    return (
-        np.concatenate([nothing[0], *[group[hits[0]].astype(np.int32) for group, hits in groups]]),
-        np.concatenate([nothing[1], *[hits[1] for _, hits in groups]]),
-        np.concatenate([nothing[2], *[hits[2] for _, hits in groups]]),
-    )
+def _taken(queries_QW: CodeArray, group: NDArray[np.intp]) -> CodeArray:
+    return queries_QW if len(group) == len(queries_QW) else queries_QW[group]

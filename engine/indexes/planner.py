@@ -28,7 +28,7 @@ from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numpy.typing import NDArray
 
 from engine.codes import CodeArray
-from engine.indexes.probe import Budget, TableProbe
+from engine.indexes.probe import Budget, Prices, TableProbe
 from engine.indexes.scan import ScanIndex
 from engine.indexes.tables import Tables
 from engine.kernels.compiling import kernels_digest
@@ -39,9 +39,9 @@ TRIAL = 0.07  # share of a scan that may be spent on finding out whether the tab
 NEAR_ROWS = 2**16
 FAR_ROWS = 2**22
 SCANNED_TOGETHER = 32
+NEAR_RADIUS = 7
 REPEATS = 7
-EVEN = 8.0  # buckets up to this much above their mean are what chance makes of uniform codes
-WORTH_COUNTING_NS = 50_000.0
+WORTH_COUNTING_NS = 10_000.0
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is felt
 
 
@@ -59,6 +59,8 @@ class Costs:
         One bucket looked up, in tables that fit the cache and in tables that do not.
     candidate_ns : float
         One entry of a bucket.
+    near_ns : float
+        What comes on top for an entry within the radius: other tables may have had it, and it is written down.
     """
 
     word_ns: float = 0.1
@@ -66,11 +68,16 @@ class Costs:
     near_lookup_ns: float = 5.0
     far_lookup_ns: float = 16.0
     candidate_ns: float = 0.6
+    near_ns: float = 25.0
 
     def lookup_ns(self, distinct: int) -> float:
         """Return what a lookup costs in tables over so many distinct codes: between near and far by their logarithm."""
         far = (math.log2(max(distinct, 1)) - math.log2(NEAR_ROWS)) / (math.log2(FAR_ROWS) - math.log2(NEAR_ROWS))
         return self.near_lookup_ns + min(max(far, 0.0), 1.0) * (self.far_lookup_ns - self.near_lookup_ns)
+
+    def read_ns(self, distinct: int, words: int) -> float:
+        """Return what it costs to read the code of an entry whose sketch did not dismiss it."""
+        return self.lookup_ns(distinct) * (1 + (words - 1) / 4)
 
     def scan_ns(self, rows: int, words: int, queries: int) -> float:
         """Return what a scan costs for each of `queries` that share it."""
@@ -83,10 +90,13 @@ def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int
     The dearest queries go to a scan together, as long as the scan they share is cheaper for all of them together:
     each number of scanned queries is tried, and the cheapest sum is taken.
     """
+    if len(table_ns_Q) == 1:
+        return table_ns_Q < costs.scan_ns(rows, words, 1)
     dearest_Q = np.argsort(-table_ns_Q, kind="stable")
     left = table_ns_Q.sum() - np.concatenate([[0.0], np.cumsum(table_ns_Q[dearest_Q])])
-    together = [scanned * costs.scan_ns(rows, words, scanned) for scanned in range(len(left))]
-    best = int(np.argmin(left + np.array(together)))
+    scanned = np.arange(len(left))
+    together = rows * words * (scanned * costs.word_ns + (scanned > 0) * costs.load_ns)
+    best = int(np.argmin(left + together))
     by_tables_Q = np.ones(len(table_ns_Q), np.bool_)
     by_tables_Q[dearest_Q[:best]] = False
     return by_tables_Q
@@ -97,22 +107,35 @@ def plan_range(probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Cos
 
     Nothing is counted where lookups alone cost more than any scan, where even the fullest buckets cost less, where all
     buckets are about as full, or where the whole scan takes no longer than counting would: then the middle between
-    the mean bucket and the fullest is a fair guess.
+    the mean bucket and the fullest is a fair guess. Only where it matters how many of the candidates are near, some
+    of their codes are compared.
     """
     num_queries, words = queries_QW.shape
     plan = probe.plan(radius)
-    lookups_ns = plan.lookups * costs.lookup_ns(probe.tables.distinct)
-    if lookups_ns > costs.scan_ns(rows, words, 1):
+    prices = _prices(costs, plan.lookups, probe.tables.distinct, rows, words, num_queries)
+    if prices.lookups_ns > prices.scan_ns:
         return np.zeros(num_queries, np.bool_)
-    if lookups_ns + plan.most * costs.candidate_ns < costs.scan_ns(rows, words, num_queries):
+    each_ns = prices.candidate_ns + prices.read_ns + prices.near_ns
+    if prices.lookups_ns + plan.most * each_ns < prices.shared_scan_ns:
         return np.ones(num_queries, np.bool_)
-    even = max(probe.tables.largest) <= EVEN * float(probe.mean_T.max()) + EVEN
-    if even or num_queries * costs.scan_ns(rows, words, num_queries) < WORTH_COUNTING_NS:
-        candidates = plan.mean if even else math.sqrt(plan.mean * plan.most)
-        by_tables = lookups_ns + candidates * costs.candidate_ns < costs.scan_ns(rows, words, num_queries)
-        return np.full(num_queries, by_tables)
-    table_ns_Q = lookups_ns + probe.count_candidates(queries_QW, radius) * costs.candidate_ns
-    return split_by_cost(table_ns_Q, costs, rows, words)
+    if probe.even or num_queries * prices.shared_scan_ns < WORTH_COUNTING_NS:
+        candidates = plan.mean if probe.even else math.sqrt(plan.mean * plan.most)
+        price_ns = prices.lookups_ns + candidates * prices.candidate_ns
+        return np.full(num_queries, price_ns < prices.shared_scan_ns)
+    return split_by_cost(probe.price_radius(queries_QW, radius, prices), costs, rows, words)
+
+
+# Kept, because for one query among thousands of codes this arithmetic would take longer than the search.
+@lru_cache(maxsize=1024)
+def _prices(costs: Costs, lookups: int, distinct: int, rows: int, words: int, num_queries: int) -> Prices:
+    return Prices(
+        lookups_ns=lookups * costs.lookup_ns(distinct),
+        candidate_ns=costs.candidate_ns,
+        read_ns=costs.read_ns(distinct, words),
+        near_ns=costs.near_ns,
+        scan_ns=costs.scan_ns(rows, words, 1),
+        shared_scan_ns=costs.scan_ns(rows, words, num_queries),
+    )
 
 
 def plan_nearest(costs: Costs, rows: int, distinct: int, words: int, sharing: int, likely_radius: int) -> Budget:
@@ -121,7 +144,7 @@ def plan_nearest(costs: Costs, rows: int, distinct: int, words: int, sharing: in
     return Budget(
         mask_ns=costs.lookup_ns(distinct),
         candidate_ns=costs.candidate_ns,
-        read_ns=costs.lookup_ns(distinct) * (1 + (words - 1) / 4),
+        read_ns=costs.read_ns(distinct, words),
         scan_ns=scan_ns,
         trial_ns=TRIAL * scan_ns,
         likely_radius=likely_radius,
@@ -176,6 +199,15 @@ def calibrate() -> Costs:
         return _costs
 
 
+def _forget_lock() -> None:
+    """Make a new lock in a forked child: a thread that does not exist there may have held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
+
 _lock = threading.Lock()
 _costs: Costs | None = None
 _looked = False  # whether `_costs` is what the cache folder holds, if only nothing
@@ -217,29 +249,53 @@ def _measure() -> Costs:
     ids_N = np.arange(FAR_ROWS)
     queries_QW = rng.integers(2**64, size=(SCANNED_TOGETHER, 1), dtype=np.uint64)
     scan = ScanIndex(codes_NW=codes_NW, ids_N=ids_N, bits=64)
-    alone_ns = _least_ns(lambda: scan.within(queries_QW[:1], 2, None, 1, False)) / FAR_ROWS
-    together_ns = _least_ns(lambda: scan.within(queries_QW, 2, None, 1, False)) / FAR_ROWS
+    alone_ns = _least_ns(lambda: scan.range_search(queries_QW[:1], 2, threads=1)) / FAR_ROWS
+    together_ns = _least_ns(lambda: scan.range_search(queries_QW, 2, threads=1)) / FAR_ROWS
     word_ns = max((together_ns - alone_ns) / (SCANNED_TOGETHER - 1), 1e-3)
     sparse_ns, sparse_entries = _lookup_ns(codes_NW, queries_QW, [21, 21, 22], 8)
     crowded_ns, crowded_entries = _lookup_ns(codes_NW, queries_QW, [16, 16, 16, 16], 7)
     candidate_ns = max((crowded_ns - sparse_ns) / (crowded_entries - sparse_entries), 0.1)
     few_NW = np.ascontiguousarray(codes_NW[:: FAR_ROWS // NEAR_ROWS])
     near_ns, near_entries = _lookup_ns(few_NW, queries_QW, [16, 16, 16, 16], 11)
+    near_lookup_ns = max(near_ns - near_entries * candidate_ns, 0.5)
     return Costs(
         word_ns=float(word_ns),
         load_ns=float(max(alone_ns - word_ns, 1e-3)),
-        near_lookup_ns=float(max(near_ns - near_entries * candidate_ns, 0.5)),
+        near_lookup_ns=float(near_lookup_ns),
         far_lookup_ns=float(max(sparse_ns - sparse_entries * candidate_ns, 0.5)),
         candidate_ns=float(candidate_ns),
+        near_ns=_near_ns(rng, near_lookup_ns, candidate_ns),
     )
+
+
+def _near_ns(rng: np.random.Generator, lookup_ns: float, candidate_ns: float) -> float:
+    """Return what a near candidate costs beyond its reading: a few crowds, each asked for by its own, half of it near.
+
+    Codes come once to seven times, as learned ones do: most of the time goes into branches that cannot be foreseen.
+    """
+    centres_QW = rng.integers(2**64, size=(SCANNED_TOGETHER, 1), dtype=np.uint64)
+    noise = np.bitwise_and.reduce(rng.integers(2**64, size=(4, NEAR_ROWS, 1), dtype=np.uint64))
+    crowded_NW = centres_QW[np.arange(NEAR_ROWS) % SCANNED_TOGETHER] ^ noise
+    codes_NW = np.sort(np.repeat(crowded_NW, rng.integers(1, 8, NEAR_ROWS), axis=0)[:NEAR_ROWS], axis=0)
+    probe = TableProbe(codes_NW, np.arange(NEAR_ROWS), Tables.build(codes_NW, bits=64, widths=[16, 16, 16, 16]))
+    queries_QW = codes_NW[rng.permutation(NEAR_ROWS)[: 8 * SCANNED_TOGETHER]]
+    run = partial(probe.within, queries_QW, np.arange(len(queries_QW)), NEAR_RADIUS, None)
+    work = run()[1]
+    only_near = Prices(
+        lookups_ns=0.0, candidate_ns=0.0, read_ns=0.0, near_ns=1.0, scan_ns=math.inf, shared_scan_ns=-1.0
+    )
+    near = float(probe.price_radius(queries_QW, NEAR_RADIUS, only_near).sum())
+    other_ns = float(work.probes.sum()) * lookup_ns + float(work.candidates.sum()) * (candidate_ns + lookup_ns)
+    return float(max((_least_ns(run) - other_ns) / near, 1.0))
 
 
 def _lookup_ns(codes_NW: CodeArray, queries_QW: CodeArray, widths: list[int], radius: int) -> tuple[float, float]:
     """Return the time of a lookup with all that follows from it, and the mean number of entries it meets."""
     probe = TableProbe(codes_NW, np.arange(len(codes_NW)), Tables.build(codes_NW, bits=64, widths=widths))
-    work = probe.within(queries_QW, radius, None)[1]
+    run = partial(probe.within, queries_QW, np.arange(len(queries_QW)), radius, None)
+    work = run()[1]
     lookups = float(work.probes.sum())
-    return _least_ns(partial(probe.within, queries_QW, radius, None)) / lookups, work.candidates.sum() / lookups
+    return _least_ns(run) / lookups, work.candidates.sum() / lookups
 
 
 def _least_ns(run: Callable[[], object]) -> float:

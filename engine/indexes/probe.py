@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.codes import CodeArray, IdArray
-from engine.indexes.answers import Heaps, Hits, gather_hits
-from engine.indexes.arrays import bytes_of, mask_bytes
+from engine.indexes.answers import Found, Heaps, Hits, gather_hits
+from engine.indexes.arrays import bytes_of, mask_bytes, read_only
 from engine.indexes.tables import Tables
-from engine.kernels.multi_index import count_candidates, knn_tables, range_tables
+from engine.kernels.multi_index import knn_tables, price_radius, range_tables
 
 SCRATCH_BUCKETS = 512  # looked up, and prefetched, together; measured: 256 is slower by a tenth, 64 by a half
 SCRATCH_CANDIDATES = 256
 FIRST_HITS = 1024
+EVEN = 8.0  # buckets up to this much above their mean are what chance makes of uniform codes
 SAMPLE_EVERY = 64  # masks of a large step of which one is counted
+SAMPLED_CANDIDATES = 32  # a query, to tell how many are near, to a tenth of them
 
 
 class Work(NamedTuple):
@@ -71,6 +73,27 @@ class Budget(NamedTuple):
     likely_radius: int
 
 
+class Prices(NamedTuple):
+    """What a radius search is priced by, in nanoseconds; in the order in which the kernel takes it.
+
+    Attributes
+    ----------
+    lookups_ns : float
+        All lookups of a query.
+    candidate_ns, read_ns, near_ns : float
+        An entry of a bucket; what comes on top where its code is read; and where it is near.
+    scan_ns, shared_scan_ns : float
+        A scan for one query, and a query's part in the scan of the batch.
+    """
+
+    lookups_ns: float
+    candidate_ns: float
+    read_ns: float
+    near_ns: float
+    scan_ns: float
+    shared_scan_ns: float
+
+
 class TableProbe:
     """Tables over the rows of one index, ready to be asked by several threads at once.
 
@@ -80,6 +103,11 @@ class TableProbe:
     ids_N : ndarray of int64, shape (N,)
         Read-only.
     tables : Tables
+
+    Attributes
+    ----------
+    even : bool
+        Whether all buckets are about as full as they would be of uniform codes.
     """
 
     def __init__(self, codes_NW: CodeArray, ids_N: IdArray, tables: Tables) -> None:
@@ -93,6 +121,7 @@ class TableProbe:
             [[math.comb(width, ones) for ones in range(widest + 2)] for width in tables.widths], np.int64
         )
         self.mean_T = np.array([tables.distinct / 2**width for width in tables.widths])
+        self.even = max(tables.largest) <= EVEN * float(self.mean_T.max()) + EVEN
 
     def plan(self, radius: int) -> RadiusPlan:
         """Return what a query of `radius` takes."""
@@ -108,26 +137,22 @@ class TableProbe:
             plan = self._plans[radius] = RadiusPlan(reach_T, sum(lookups), most, mean)
         return plan
 
-    def count_candidates(self, queries_QW: CodeArray, radius: int) -> NDArray[np.int64]:
-        """Estimate from bucket sizes how many candidates (Q,) the tables hold within `radius`."""
-        candidates_Q = np.empty(len(queries_QW), np.int64)
-        low_T, width_T, begin_T, _, _, offset_O = self._arrays[:6]
-        count_candidates(
-            queries_QW,
-            self.plan(radius).reach,
-            self.count_TS,
-            low_T,
-            width_T,
-            begin_T,
-            offset_O,
-            SAMPLE_EVERY,
-            candidates_Q,
-        )
-        return candidates_Q
+    def price_radius(self, queries_QW: CodeArray, radius: int, prices: Prices) -> NDArray[np.float64]:
+        """Estimate what a radius search would cost each query (Q,) here, in nanoseconds."""
+        price_Q, queries_QW = np.empty(len(queries_QW)), read_only(queries_QW)
+        code_bytes, words, _, distinct, row_bits = self._shape
+        low_T, width_T, begin_T, _, *lists = self._arrays
+        price_radius(
+            code_bytes, words, distinct, row_bits, queries_QW, radius, self.plan(radius).reach, self.count_TS,
+            low_T, width_T, begin_T, *lists, SAMPLE_EVERY, SAMPLED_CANDIDATES, *prices, price_Q,
+        )  # fmt: skip
+        return price_Q
 
-    def within(self, queries_QW: CodeArray, radius: int, mask: NDArray[np.bool_] | None) -> tuple[Hits, Work]:
+    def within(
+        self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: NDArray[np.bool_] | None
+    ) -> tuple[Found, Work]:
         """Return the rows within `radius` of each query, in no order, and the work it took."""
-        work = _new_work(len(queries_QW))
+        work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         reach_T = self.plan(radius).reach
         scratch = self._scratch()
         may_N = mask_bytes(mask)
@@ -140,7 +165,7 @@ class TableProbe:
             done = int(cursor_2[0]) == len(queries_QW)
             return count, 0 if done else int(cursor_2[1])
 
-        return gather_hits(fill, places=FIRST_HITS), work
+        return gather_hits(numbers_Q, fill, places=FIRST_HITS), work
 
     def nearest(
         self,
@@ -155,7 +180,7 @@ class TableProbe:
         Returns which queries (Q,) are done. For the others `bound_Q` is lowered to where their answers are sure to
         be, and their heaps are worthless.
         """
-        work = _new_work(len(queries_QW))
+        work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         done_Q = np.zeros(len(queries_QW), np.bool_)
         excess_T = np.empty(len(self.mean_T))
         knn_tables(

@@ -11,28 +11,30 @@ from numpy.typing import NDArray
 from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
 from engine.indexes.account import Account
 from engine.indexes.answers import (
+    MAX_COUNTERS,
     MAX_HEAP_PLACES,
+    Found,
     Heaps,
     Hits,
     empty_heaps,
     gather_hits,
     join_ranges,
     join_searches,
-    limited_result,
+    limited_search,
     range_result,
     search_result,
 )
 from engine.indexes.arrays import bytes_of, mask_bytes, read_only
-from engine.indexes.base import RowMask, check_arrays, check_build, check_mask
+from engine.indexes.base import RowMask, check_arrays, check_build, check_farthest, check_mask
 from engine.indexes.order import sort_rows
-from engine.indexes.threads import check_threads, cut, no_larger, run_parts
-from engine.kernels.scan import knn_scan, range_scan
+from engine.indexes.threads import MIN_QUERIES_A_THREAD, check_threads, cut, no_larger, run_parts
+from engine.kernels.scan import STRIDE, knn_scan, range_scan
 from engine.results import Explanation, RangeResult, SearchResult
 
 BLOCK_WORDS = 4096  # 32 KiB: a block of codes that stays in the L1 cache
 MIN_BLOCK = 256
 MAX_BLOCK = 2048
-MIN_QUERIES_A_THREAD = 2  # the kernels take queries in twos
+FIRST_HITS = 2**14  # places to begin with
 
 
 class ScanIndex:
@@ -87,14 +89,16 @@ class ScanIndex:
         queries_QW: CodeArray,
         k: int,
         *,
+        farthest_Q: NDArray[np.int32] | None = None,
         mask: RowMask | None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> SearchResult:
         """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
-        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
+        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
         mask = check_mask(mask, rows=len(self))
-        return self.nearest(queries_QW, check_k(k), self.bits, mask, check_threads(threads), explain)
+        bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
+        return self._nearest(queries_QW, check_k(k), bound_Q, mask, check_threads(threads), explain)
 
     def range_search(
         self,
@@ -107,48 +111,51 @@ class ScanIndex:
         explain: bool = False,
     ) -> RangeResult:
         """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
-        queries_QW = read_only(check_codes(queries_QW, bits=self.bits, name="queries"))
+        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
         radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
         mask, threads = check_mask(mask, rows=len(self)), check_threads(threads)
-        if limit is not None and limit < len(self):
-            return limited_result(self.nearest(queries_QW, limit + 1, radius, mask, threads, explain), limit)
-        return self.within(queries_QW, radius, mask, threads, explain)
+        if limit is None or limit >= len(self):
+            return self._within(queries_QW, radius, mask, threads, explain)
 
-    def nearest(
+        def ask(numbers_Q: NDArray[np.intp], k: int) -> SearchResult:
+            bound_Q = np.full(len(numbers_Q), radius, np.int32)
+            return self._nearest(queries_QW[numbers_Q], k, bound_Q, mask, threads, explain)
+
+        return limited_search(ask, len(queries_QW), limit)
+
+    def _nearest(
         self,
         queries_QW: CodeArray,
         k: int,
-        radius: int,
+        bound_Q: NDArray[np.int32],
         mask: RowMask | None,
         threads: int | None,
         explain: bool,
     ) -> SearchResult:
-        """Return the `k` nearest within `radius`, of arguments that were checked."""
         heap_k = max(1, min(k, len(self)))
-        bound_Q = np.full(len(queries_QW), radius, np.int32)
 
         def work(part: slice) -> SearchResult:
             start = time.perf_counter()
             heaps = empty_heaps(len(queries_QW[part]), heap_k)
             self.improve_heaps(queries_QW[part], bound_Q[part], mask, heaps)
             result = search_result(heaps, k)
-            return result._replace(explain=self._explain(len(bound_Q[part]), start) if explain else None)
+            return result._replace(explain=self._explain(len(bound_Q[part]), start)) if explain else result
 
         parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
         return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
 
-    def within(
+    def _within(
         self, queries_QW: CodeArray, radius: int, mask: RowMask | None, threads: int | None, explain: bool
     ) -> RangeResult:
-        """Return everything within `radius`, of arguments that were checked."""
-
         def work(part: slice) -> RangeResult:
             start = time.perf_counter()
             num_queries = len(queries_QW[part])
-            result = range_result(self.find_hits(queries_QW[part], radius, mask), self.ids_N, num_queries)
-            return result._replace(explain=self._explain(num_queries, start) if explain else None)
+            found = self.find_hits(queries_QW[part], np.arange(num_queries), radius, mask)
+            result = range_result(found, self.ids_N, num_queries, radius)
+            return result._replace(explain=self._explain(num_queries, start)) if explain else result
 
-        return join_ranges(run_parts(work, cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)))
+        parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
+        return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
 
     def improve_heaps(
         self, queries_QW: CodeArray, bound_Q: NDArray[np.int32], mask: RowMask | None, heaps: Heaps
@@ -158,12 +165,15 @@ class ScanIndex:
             words = self.codes_NW.shape[1]
             scratch = _block_scratch(words, len(queries_QW))
             knn_scan(
-                self._code_bytes, words, len(self), mask_bytes(mask), self.ids_N, queries_QW, bound_Q, *scratch, *heaps
-            )
+                self._code_bytes, words, len(self), mask_bytes(mask), self.ids_N, read_only(queries_QW), bound_Q,
+                *scratch, *heaps,
+            )  # fmt: skip
 
-    def find_hits(self, queries_QW: CodeArray, radius: int, mask: RowMask | None) -> Hits:
+    def find_hits(self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: RowMask | None) -> Found:
         """Return the rows within `radius` of each query, in no order, in this thread."""
-        words = self.codes_NW.shape[1]
+        if not len(queries_QW):
+            return []
+        words, queries_QW = self.codes_NW.shape[1], read_only(queries_QW)
         scratch = _block_scratch(words, len(queries_QW))
         block = len(scratch[1])
         cursor_2 = np.zeros(2, np.int64)
@@ -173,7 +183,7 @@ class ScanIndex:
             count = range_scan(self._code_bytes, words, len(self), may_N, queries_QW, radius, cursor_2, *scratch, *hits)
             return count, 0 if cursor_2[0] >= len(self) else 1
 
-        return gather_hits(fill, places=4 * block)
+        return gather_hits(numbers_Q, fill, places=max(FIRST_HITS, 4 * block))
 
     def _explain(self, num_queries: int, start: float) -> Explanation:
         account = Account(num_queries, len(self))
@@ -183,5 +193,5 @@ class ScanIndex:
 
 def _block_scratch(words: int, num_queries: int) -> tuple[CodeArray, NDArray[np.uint32], NDArray[np.uint64]]:
     """Return `block_WB`, `row_B` and `dist_B`."""
-    block = MIN_BLOCK if num_queries == 1 else min(max(BLOCK_WORDS // words, MIN_BLOCK), MAX_BLOCK)
+    block = MIN_BLOCK if num_queries == 1 else min(max(BLOCK_WORDS // words // STRIDE * STRIDE, MIN_BLOCK), MAX_BLOCK)
     return np.empty((words, block), np.uint64), np.empty(block, np.uint32), np.empty(block, np.uint64)

@@ -179,6 +179,8 @@ class Tables:
             head = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
             found = (head["format"], head["bits"], head["rows"])
             distinct, widths, largest = head["distinct"], tuple(head["widths"]), tuple(head["largest"])
+            if not all(type(number) is int for number in (*found, distinct, *widths, *largest)):
+                raise ValueError(f"tables.json must hold whole numbers, got {head}")
             arrays = [
                 _map(folder / f"{name}.npy", dtype)
                 for name, dtype in (("offsets", np.uint32), ("entries", np.uint64), ("starts", np.uint32))

@@ -1,4 +1,6 @@
-"""One bounded pool of threads a process: however many requests come at once, no more kernels run than there are cores.
+"""However many requests come at once, no more kernels run than there are cores.
+
+A process has one pool of threads, and a slot for each core, which a thread holds while it computes.
 
 Kernels release the GIL. numba's own parallel loops are not used, because its default threading layer must not be
 entered by several threads at once.
@@ -8,15 +10,23 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
+
+from engine.codes import as_integer
 
 T = TypeVar("T")
 
+MIN_QUERIES_A_THREAD = 2  # the scan takes queries in twos
+
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
+_slots: queue.SimpleQueue[int] | None = None
+_held = threading.local()
 
 
 def usable_cores() -> int:
@@ -38,11 +48,10 @@ def check_threads(threads: object) -> int | None:
     """
     if threads is None:
         return None
-    if isinstance(threads, bool) or not isinstance(threads, int):
-        raise TypeError(f"`threads` must be a whole number or None, got {threads!r} ({type(threads).__name__})")
-    if threads < 1:
-        raise ValueError(f"`threads` must be at least 1 or None, got {threads}")
-    return threads
+    value = as_integer(threads, "threads")
+    if value < 1:
+        raise ValueError(f"`threads` must be at least 1 or None, got {value}")
+    return value
 
 
 def cut(items: int, threads: int | None, *, least: int) -> list[slice]:
@@ -77,8 +86,42 @@ def run_parts(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
     `work` must not call this function itself, or the pool could wait for itself.
     """
     if len(parts) == 1:
-        return [work(parts[0])]
-    return list(_shared_pool().map(work, parts))
+        with _slot():
+            return [work(parts[0])]
+
+    def take(part: slice) -> T:
+        with _slot():
+            return work(part)
+
+    return list(_shared_pool().map(take, parts))
+
+
+@contextmanager
+def _slot() -> Iterator[None]:
+    """Wait for a free core; a thread that holds one already goes on with it."""
+    if getattr(_held, "slot", False):
+        yield
+        return
+    slots = _free_slots()
+    token = slots.get()
+    _held.slot = True
+    try:
+        yield
+    finally:
+        _held.slot = False
+        slots.put(token)
+
+
+def _free_slots() -> queue.SimpleQueue[int]:
+    global _slots
+    if _slots is None:
+        with _lock:
+            if _slots is None:
+                slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+                for core in range(usable_cores()):
+                    slots.put(core)
+                _slots = slots
+    return _slots
 
 
 def _shared_pool() -> ThreadPoolExecutor:
@@ -90,9 +133,10 @@ def _shared_pool() -> ThreadPoolExecutor:
 
 
 def _forget_pool() -> None:
-    """Drop the pool in a forked child, where its threads do not exist."""
-    global _pool, _lock
-    _pool = None
+    """Drop the pool in a forked child, where its threads do not exist, nor those that hold slots."""
+    global _pool, _slots, _lock, _held
+    _pool = _slots = None
+    _held = threading.local()
     _lock = threading.Lock()
 
 

@@ -11,8 +11,10 @@ from typing import get_args
 
 import numpy as np
 
+from engine.histogram import distance_histogram
 from engine.indexes.multi import MultiIndex, Plan
 from engine.indexes.planner import calibrate, has_stored_costs
+from engine.indexes.probe import Prices
 from engine.kernels.compiling import cache_folder
 
 log = logging.getLogger(__name__)
@@ -36,14 +38,16 @@ def warm(*, costs: bool = True) -> None:
 
 
 def _run_every_kernel() -> None:
-    """Run each kernel once; numba compiles by type of argument, and the indexes give each only one."""
+    """Run each kernel once; numba compiles by type of argument, and whatever is asked, each gets only one."""
     codes_NW = np.arange(64, dtype=np.uint64).reshape(32, 2)
     codes_NW[1] = codes_NW[0]
     index = MultiIndex.build(codes_NW, np.arange(32), bits=128, threads=1)
     for plan in get_args(Plan):
         index.search(codes_NW[:3], 2, plan=plan, threads=1)
         index.range_search(codes_NW[:3], 2, plan=plan, threads=1)
-    index.candidates(codes_NW[:3], 2)
+    labels = np.zeros(3, np.int64)
+    distance_histogram(codes_NW[:3], codes_NW[:3], query_labels=labels, code_labels=labels, bits=128)
+    index.probe.price_radius(codes_NW[:3], 2, Prices(1.0, 1.0, 1.0, 1.0, 1e9, 1.0))
 
 
 @contextmanager

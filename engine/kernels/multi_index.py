@@ -459,31 +459,105 @@ def candidate_distance(code_bytes, num_words, row, query_W):
 
 
 @kernel
-def count_candidates(query_QW, reach_T, count_TS, low_T, width_T, begin_T, offset_O, every, candidates_Q):
-    """Estimate how many candidates the tables hold for each query, from the bucket sizes.
+def price_radius(
+    code_bytes, num_words, num_distinct, row_bits, query_QW, radius, reach_T, count_TS,
+    low_T, width_T, begin_T, sketch_T4, offset_O, entry_bytes, start_D,
+    every, picks, lookups_ns, candidate_ns, read_ns, near_ns, scan_ns, shared_scan_ns, price_Q,
+):  # fmt: skip
+    """Estimate what the tables cost for each query, whose lookups cost `lookups_ns`.
+
+    Codes are looked at only where the price without them is below `scan_ns`, one query's scan, and, were all candidates
+    near, would be above `shared_scan_ns`, a query's part in the scan of a batch.
+    """
+    for query in range(len(query_QW)):
+        candidates = count_candidates(query_QW[query], reach_T, count_TS, low_T, width_T, begin_T, offset_O, every)
+        price = lookups_ns + candidates * candidate_ns
+        if price < scan_ns and price + candidates * (read_ns + near_ns) > shared_scan_ns:
+            read, near = inspect_candidates(
+                code_bytes, num_words, num_distinct, row_bits, query_QW[query], radius, reach_T, count_TS,
+                low_T, width_T, begin_T, sketch_T4, offset_O, entry_bytes, start_D, every, picks, candidates,
+            )  # fmt: skip
+            price += read * read_ns + near * near_ns
+        price_Q[query] = price
+
+
+@kernel
+def count_candidates(query_W, reach_T, count_TS, low_T, width_T, begin_T, offset_O, every):
+    """Estimate from the sizes of buckets how many candidates the tables hold for a query.
 
     Steps of up to `every` masks are counted whole, of larger ones a sample of one in `every`, at least 16.
     """
-    for query in range(len(query_QW)):
-        total = 0.0
-        state = query_QW[query, 0] | ONE
-        for table in range(len(reach_T)):
-            width = np.uint64(width_T[table])
-            value = query_substring(query_QW[query], low_T[table], width_T[table])
-            for reach in range(reach_T[table] + 1):
-                masks = count_TS[table, reach]
-                whole = masks <= every
-                samples = masks if whole else max(masks // every, 16)
-                mask = (ONE << np.uint64(reach)) - ONE
-                met = np.int64(0)
-                for _ in range(samples):
-                    if not whole:
-                        state, mask = random_mask(state, reach, width)
-                    place = begin_T[table] + np.int64(value ^ mask)
-                    met += np.int64(offset_O[place + 1]) - np.int64(offset_O[place])
-                    mask = next_mask(mask)
-                total += met * (masks / samples)
-        candidates_Q[query] = np.int64(total)
+    total = 0.0
+    state = query_W[0] | ONE
+    for table in range(len(reach_T)):
+        value = query_substring(query_W, low_T[table], width_T[table])
+        for reach in range(reach_T[table] + 1):
+            samples, share = sampled(count_TS[table, reach], every)
+            mask = (ONE << np.uint64(reach)) - ONE
+            for _ in range(samples):
+                if share < 1.0:
+                    state, mask = random_mask(state, reach, np.uint64(width_T[table]))
+                place = begin_T[table] + np.int64(value ^ mask)
+                total += (np.int64(offset_O[place + 1]) - np.int64(offset_O[place])) / share
+                mask = next_mask(mask)
+    return total
+
+
+@kernel
+def sampled(masks, every):
+    """Return how many of a step's masks are looked at, and their share."""
+    samples = masks if masks <= every else max(masks // every, 16)
+    return samples, samples / masks
+
+
+@kernel
+def inspect_candidates(
+    code_bytes, num_words, num_distinct, row_bits, query_W, radius, reach_T, count_TS,
+    low_T, width_T, begin_T, sketch_T4, offset_O, entry_bytes, start_D, every, picks, candidates,
+):  # fmt: skip
+    """Estimate how many of the candidates that `count_candidates` counted are read, and how many are near.
+
+    The sample of buckets is the same; `picks` of their entries, evenly spread, are looked at.
+    """
+    total = 0.0
+    read = 0.0
+    near = 0.0
+    spacing = max(candidates / picks, 1.0)
+    next_pick = spacing / 2
+    state = query_W[0] | ONE
+    for table in range(len(reach_T)):
+        value = query_substring(query_W, low_T[table], width_T[table])
+        sketch = query_sketch(query_W, sketch_T4[table])
+        for reach in range(reach_T[table] + 1):
+            samples, share = sampled(count_TS[table, reach], every)
+            mask = (ONE << np.uint64(reach)) - ONE
+            for _ in range(samples):
+                if share < 1.0:
+                    state, mask = random_mask(state, reach, np.uint64(width_T[table]))
+                place = begin_T[table] + np.int64(value ^ mask)
+                size = (np.int64(offset_O[place + 1]) - np.int64(offset_O[place])) / share
+                while total + size > next_pick:
+                    entry = np.int64(offset_O[place]) + np.int64((next_pick - total) * share)
+                    entry = min(entry, np.int64(offset_O[place + 1]) - 1)
+                    far, row = entry_row(table, entry, num_distinct, row_bits, sketch, entry_bytes, start_D)
+                    if far <= np.uint64(radius - reach):
+                        read += spacing
+                        if candidate_distance(code_bytes, num_words, row, query_W) <= np.uint64(radius):
+                            near += spacing
+                    next_pick += spacing
+                total += size
+                mask = next_mask(mask)
+    return read, near
+
+
+@kernel
+def entry_row(table, entry, num_distinct, row_bits, sketch, entry_bytes, start_D):
+    """Return the distance of the sketch at place `entry` of a table's list, 0 where there is none, and its row."""
+    if table > 0:
+        word = load_word(entry_bytes, (table - 1) * num_distinct + entry)
+        far = popcount((word >> np.uint64(row_bits)) ^ sketch)
+        return far, np.int64(word & ((ONE << np.uint64(row_bits)) - ONE))
+    return np.uint64(0), np.int64(start_D[entry]) if len(start_D) else np.int64(entry)
 
 
 @kernel

@@ -66,6 +66,20 @@ def near_words(typingctx: Any, bytes_array: Any, index: Any, word: Any, shift: A
     return types.uint64(bytes_array, types.intp, types.uint64, types.uint64, types.uint64), generate
 
 
+@intrinsic
+def near_places(typingctx: Any, dist_B: Any, place: Any, limit: Any) -> Any:
+    """Return which of `dist_B[place:place + 8]` are at most `limit`, as bits of a uint64; all eight must exist."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        distances = context.make_array(signature.args[0])(context, builder, args[0]).data
+        near = builder.icmp_unsigned(
+            "<=", _load_eight(builder, builder.gep(distances, [args[1]])), _eight_times(builder, args[2])
+        )
+        return builder.zext(builder.bitcast(near, ir.IntType(8)), _WORD)
+
+    return types.uint64(dist_B, types.intp, types.uint64), generate
+
+
 @intrinsic(prefer_literal=True)
 def store_eight_distances(
     typingctx: Any, bytes_array: Any, row: Any, query_W: Any, num_words: Any, dist_B: Any, place: Any

@@ -125,10 +125,16 @@ class Shard:
         return f"Shard({self.name[:8]}, {self.index!r})"
 
     def search(
-        self, queries_QW: CodeArray, k: int, *, threads: int | None = None, explain: bool = False
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        *,
+        farthest_Q: NDArray[np.int32] | None = None,
+        threads: int | None = None,
+        explain: bool = False,
     ) -> SearchResult:
-        """See `engine.indexes.base.Index.search`."""
-        return self.index.search(queries_QW, k, threads=threads, explain=explain)
+        """See `engine.indexes.multi.MultiIndex.search`."""
+        return self.index.search(queries_QW, k, farthest_Q=farthest_Q, threads=threads, explain=explain)
 
     def range_search(
         self,

@@ -122,6 +122,22 @@ def test_pairs_of_a_batch_are_looked_up_whichever_way_round():
     assert len(shown) == supervision.batches_per_epoch(4) == 2
 
 
+def test_dense_pairs_are_shown_by_drawing_images():
+    first, second = np.triu_indices(40, 1)
+    dense = PairSupervision(PairList(first + 5, second + 5, first % 2), 60)
+    shown = [batch.tolist() for batch in dense.batches(16)]
+    assert [len(batch) for batch in shown] == [16, 16]
+    assert len(shown) == dense.batches_per_epoch(16)
+    assert len({image for batch in shown for image in batch}) == 32
+    assert {image for batch in shown for image in batch} <= set(range(5, 45))
+    # The same images with one pair in thirty: by chance 4 pairs of a batch are known, where drawing gives 8.
+    sparse = PairSupervision(PairList(first[::30] + 5, second[::30] + 5, first[::30] % 2), 60)
+    shown = [batch.tolist() for batch in sparse.batches(16)]
+    assert len(shown) == sparse.batches_per_epoch(16) == 4
+    pairs = {(i, j) for batch in shown for i in batch for j in batch}
+    assert {(i + 5, j + 5) for i, j in zip(first[::30].tolist(), second[::30].tolist(), strict=True)} <= pairs
+
+
 def test_views_teach_to_find_copies():
     rng = np.random.default_rng(0)
     images = np.kron(rng.integers(0, 256, (192, 4, 4)), np.ones((7, 7))).astype(np.uint8)

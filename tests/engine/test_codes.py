@@ -66,13 +66,13 @@ def test_wrong_ids_are_refused(ids, error, message):
 @pytest.mark.parametrize(
     ("check", "error", "message"),
     [
-        (lambda: check_k(0), ValueError, "at least 1, got 0"),
+        (lambda: check_k(0), ValueError, "at least 1 and at most 2147483647, got 0"),
         (lambda: check_k(float("nan")), TypeError, "whole number, got nan"),
         (lambda: check_k(True), TypeError, "whole number, got True"),
         (lambda: check_radius(-1, bits=48), ValueError, "0 to 48 .* got -1"),
         (lambda: check_radius(49, bits=48), ValueError, "0 to 48 .* got 49"),
         (lambda: check_radius(2.0, bits=48), TypeError, "whole number, got 2.0"),
-        (lambda: check_limit(0), ValueError, "at least 1 or None, got 0"),
+        (lambda: check_limit(0), ValueError, "None or at least 1 and at most 2147483647, got 0"),
         (lambda: check_bits(0), ValueError, "1 to 1024, got 0"),
         (lambda: check_bits(1025), ValueError, "1 to 1024, got 1025"),
     ],

@@ -31,17 +31,21 @@ BAD_SEARCHES = [
     (lambda index: index.search(ONE[0], 1), ValueError, r"shape \(N, 1\), got \(1,\)"),
     (lambda index: index.search(np.zeros((1, 2), np.uint64), 1), ValueError, "2 words per code .128 bits., 64-bit"),
     (lambda index: index.search(np.zeros((4, 1), np.uint64)[::2], 1), ValueError, "C-contiguous, got strides .16, 8."),
-    (lambda index: index.search(ONE, 0), ValueError, "`k` must be at least 1, got 0"),
+    (lambda index: index.search(ONE, 0), ValueError, "`k` must be at least 1 and at most 2147483647, got 0"),
     (lambda index: index.search(ONE, float("nan")), TypeError, "`k` must be a whole number, got nan"),
     (lambda index: index.search(ONE, True), TypeError, "`k` must be a whole number, got True"),
     (lambda index: index.range_search(ONE, 65), ValueError, "0 to 64 .the codes have 64 bits., got 65"),
     (lambda index: index.range_search(ONE, -1), ValueError, "`radius` must be 0 to 64 .*got -1"),
-    (lambda index: index.range_search(ONE, 1, 0), ValueError, "`limit` must be at least 1 or None, got 0"),
+    (
+        lambda index: index.range_search(ONE, 1, 0),
+        ValueError,
+        "`limit` must be None or at least 1 .*got 0",
+    ),
     (lambda index: index.search(ONE, 1, mask=np.ones(19, bool)), ValueError, r"shape \(20,\).*got shape \(19,\)"),
     (lambda index: index.search(ONE, 1, mask=np.ones(20)), TypeError, "`mask` must be a bool array.*got float64"),
     (lambda index: index.range_search(ONE, 1, mask=np.ones(40, bool)[::2]), ValueError, "contiguous.*strides .2,."),
     (lambda index: index.search(ONE, 1, threads=0), ValueError, "`threads` must be at least 1 or None, got 0"),
-    (lambda index: index.search(ONE, 1, threads=1.5), TypeError, "`threads` must be a whole number or None, got 1.5"),
+    (lambda index: index.search(ONE, 1, threads=1.5), TypeError, "`threads` must be a whole number, got 1.5"),
 ]
 
 

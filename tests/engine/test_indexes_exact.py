@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.indexes import multi, probe, scan
 from engine.indexes.base import Index
 from engine.indexes.faiss_flat import FaissFlatIndex
 from engine.indexes.faiss_multi_hash import FaissMultiHashIndex
@@ -12,7 +13,7 @@ from engine.indexes.multi import MultiIndex
 from engine.indexes.scan import ScanIndex
 from tests import oracles
 
-BITS = [16, 32, 48, 64, 72, 128, 256, 512, 1024]
+BITS = [16, 32, 48, 64, 72, 128, 129, 192, 256, 320, 448, 512, 1000, 1024]
 KINDS = [ScanIndex, MultiIndex, FaissFlatIndex, FaissMultiHashIndex]
 relaxed = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
@@ -157,3 +158,75 @@ def test_every_plan_answers_the_same(bits, plan, data):
     assert_range(got, queries, codes[may], ids[may], radius, limit)
     if plan != "auto":
         assert got.explain.plans == (plan,) * len(queries)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [64, 192])
+def test_a_mask_says_true_by_any_byte_but_zero(kind, bits):
+    codes, ids, queries = make_case(6, 400, bits)
+    index = kind.build(codes, ids, bits=bits)
+    flags = np.random.default_rng(2).choice(np.array([0, 4, 255], np.uint8), 400)
+    mask = flags.view(np.bool_)
+    may = row_order(index, ids)[flags > 0]
+    for some in (queries, queries[:1]):
+        assert_search(index.search(some, 6, mask=mask), some, codes[may], ids[may], 6)
+        assert_range(index.range_search(some, bits // 2, mask=mask), some, codes[may], ids[may], bits // 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("limit", [1, 255, 256, 300, 2047, 2048, 4000])
+def test_limits_beyond_the_first_places_cut_the_same(kind, limit):
+    codes, ids, _ = make_case(7, 6000, 64)
+    far = np.random.default_rng(3).integers(2**64, size=(3, 1), dtype=np.uint64)
+    queries = np.concatenate([codes[:2], far[:1], codes[2:4], far[1:]])
+    index = kind.build(codes, ids, bits=64)
+    answers = index.range_search(queries, 12, limit, threads=1)
+    assert_range(answers, queries, codes, ids, 12, limit)
+    assert len(set(np.diff(answers.lims).tolist())) > 1
+
+
+@pytest.mark.parametrize("kind", [ScanIndex, MultiIndex])
+def test_nothing_farther_than_asked_for_is_answered(kind):
+    codes, ids, queries = make_case(8, 500, 64, queries=9)
+    index = kind.build(codes, ids, bits=64)
+    farthest = np.array([0, 1, 2, 5, 9, 20, 40, 64, 2**31 - 1], np.int32)
+    given = farthest.copy()
+    found = index.search(queries, 70, farthest_Q=farthest)
+    np.testing.assert_array_equal(farthest, given)
+    for q in range(9):
+        distances = oracles.hamming_distances(queries[q : q + 1], codes)[0]
+        near = distances <= farthest[q]
+        expected = oracles.knn(queries[q : q + 1], codes[near], ids[near], 70)
+        np.testing.assert_array_equal(found.distances[q], expected[0][0])
+        np.testing.assert_array_equal(found.ids[q], expected[1][0])
+
+
+def test_small_scratch_changes_no_answer(monkeypatch):
+    """Scratch space that fills up, buffers that grow, and batches that are cut: every resumption, on small cases."""
+    monkeypatch.setattr(probe, "SCRATCH_BUCKETS", 3)
+    monkeypatch.setattr(probe, "SCRATCH_CANDIDATES", 8)
+    monkeypatch.setattr(probe, "FIRST_HITS", 1)
+    monkeypatch.setattr(scan, "FIRST_HITS", 1)
+    for module in (scan, multi):
+        monkeypatch.setattr(module, "MAX_HEAP_PLACES", 20)
+        monkeypatch.setattr(module, "MAX_COUNTERS", 40)
+    for bits in (16, 64, 129, 256):
+        codes, ids, queries = make_case(bits, 900, bits, queries=7)
+        index = MultiIndex.build(codes, ids, bits=bits)
+        for plan in ("tables", "scan"):
+            assert_search(index.search(queries, 11, plan=plan), queries, codes, ids, 11)
+            for radius in (0, 3, 9, bits):
+                assert_range(index.range_search(queries, radius, plan=plan), queries, codes, ids, radius)
+
+
+@relaxed
+@given(data=st.data())
+def test_tables_alone_answer_like_the_oracle(data):
+    bits = data.draw(st.sampled_from([8, 16, 40, 64, 100, 129, 192]), label="bits")
+    rows = data.draw(st.sampled_from([1, 2, 40, 300]), label="rows")
+    codes, ids, queries = make_case(data.draw(st.integers(0, 2**32), label="seed"), rows, bits)
+    index = MultiIndex.build(codes, ids, bits=bits)
+    k = data.draw(st.sampled_from([1, 5, rows, rows + 3]), label="k")
+    assert_search(index.search(queries, k, plan="tables"), queries, codes, ids, k)
+    radius = data.draw(st.integers(0, min(bits, 40)), label="radius")
+    assert_range(index.range_search(queries, radius, plan="tables"), queries, codes, ids, radius)

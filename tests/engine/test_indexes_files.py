@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from engine.collection import Collection
 from engine.errors import CorruptDataError
 from engine.indexes.multi import MultiIndex
 from engine.indexes.order import sort_rows
@@ -116,27 +117,28 @@ def test_tables_of_other_codes_are_refused():
 
 
 def search_while_others_open(folder, seconds):
-    codes, ids, queries = write_mapped(folder, 64, rows=3000)
-    shared = open_mapped(folder, 64, rows=3000)
-    expected = [oracles.within_radius(queries, codes, ids, radius)[0] for radius in range(9)]
+    """Eight threads search one open collection of two shards while two others open, ask and drop it."""
+    codes, ids, queries = make_case(2, 3000, 64)
+    Collection.create(folder / "c", codes, ids=ids, bits=64, shards=2)
+    shared = Collection.open(folder / "c")
+    expected = [oracles.within_radius(queries, codes, ids, radius)[0] for radius in range(12)]
     near = oracles.knn(queries, codes, ids, 10)[1]
     until = time.monotonic() + seconds
-    failures, rounds = [], [0] * 8
+    failures, rounds = [], [0] * 10
 
     def work(number):
         try:
             while time.monotonic() < until:
-                index = shared if number < 6 else open_mapped(folder, 64, rows=3000)
-                radius = rounds[number] % 9
-                plan = ("auto", "tables", "scan")[rounds[number] % 3]
-                found = index.range_search(queries, radius, plan=plan, threads=1 + number % 3)
+                collection = shared if number < 8 else Collection.open(folder / "c")
+                radius = rounds[number] % 12
+                found = collection.range_search(queries, radius, threads=1 + number % 3)
                 assert found.ids.tolist() == [id_ for answer in expected[radius] for _, id_ in answer]
-                np.testing.assert_array_equal(index.search(queries, 10, plan=plan).ids, near)
+                np.testing.assert_array_equal(collection.search(queries, 10).ids, near)
                 rounds[number] += 1
         except BaseException as failure:
             failures.append(failure)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,11 +1,10 @@
-"""Answers of thousands of codes are in order too, whichever way they are sorted."""
+"""Answers of thousands of codes are in order too."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from engine.indexes.answers import MANY_HITS
 from engine.indexes.multi import MultiIndex
 from engine.indexes.scan import ScanIndex
 from tests import oracles
@@ -25,4 +24,4 @@ def test_wide_answers_are_in_order(kind, least_id, bits, radius):
     pairs = list(zip(result.distances.tolist(), result.ids.tolist(), strict=True))
     assert pairs == [pair for answers in expected for pair in answers]
     assert result.lims.tolist() == np.cumsum([0, *map(len, expected)]).tolist()
-    assert len(pairs) > MANY_HITS * len(queries)
+    assert len(pairs) > 250 * len(queries)

@@ -10,6 +10,7 @@ import pytest
 from engine.indexes import planner, probe, tables, threads
 from engine.indexes.multi import MultiIndex
 from engine.indexes.planner import Costs, likely_radius, split_by_cost
+from engine.indexes.probe import Prices
 from engine.indexes.tables import choose_widths, sketch_runs
 from engine.kernels.compiling import cache_folder
 from tests import oracles
@@ -84,12 +85,47 @@ def test_queries_that_the_tables_give_up_are_scanned(uniform, monkeypatch):
     assert_search(near, queries, index.codes_NW, index.ids_N, 40)
 
 
+CANDIDATES = Prices(
+    lookups_ns=0.0, candidate_ns=1.0, read_ns=0.0, near_ns=0.0, scan_ns=0.0, shared_scan_ns=0.0
+)  # nothing but the number of candidates is paid for
+
+
 def test_counted_candidates_are_those_met(uniform):
     index, queries = uniform
     met = index.range_search(queries, 3, plan="tables", explain=True).explain.candidates
-    np.testing.assert_array_equal(index.candidates(queries, 3), met)
+    np.testing.assert_array_equal(index.probe.price_radius(queries, 3, CANDIDATES), met)
     met = index.range_search(queries, 11, plan="tables", explain=True).explain.candidates
-    np.testing.assert_allclose(index.candidates(queries, 11), met, rtol=0.3)
+    np.testing.assert_allclose(index.probe.price_radius(queries, 11, CANDIDATES), met, rtol=0.3)
+
+
+def unpacked(codes, bits):
+    return np.unpackbits(codes.view(np.uint8), axis=1, bitorder="little")[:, :bits]
+
+
+@pytest.mark.parametrize("bits", [64, 128])
+def test_near_candidates_are_estimated_from_a_sample(bits):
+    rng = np.random.default_rng(2)
+    centre = rng.integers(2, size=bits)
+    flips = rng.random((4000, bits)) < 4 / bits
+    codes = np.packbits(centre ^ flips, axis=1, bitorder="little").view(np.uint64)
+    index = MultiIndex.build(codes, np.arange(4000), bits=bits)
+    radius = 7
+    reach = index.probe.plan(radius).reach
+    stored = unpacked(np.unique(codes, axis=0), bits)
+    near = np.zeros(20)
+    top = bits
+    for width, most in zip(index.tables.widths, reach, strict=True):
+        part = slice(top - width, top)
+        top -= width
+        apart = oracles.hamming_distances(unpacked(codes[:20], bits)[:, part], stored[:, part])
+        whole = oracles.hamming_distances(unpacked(codes[:20], bits), stored)
+        near += ((apart <= most) & (whole <= radius)).sum(axis=1)
+    only_near = CANDIDATES._replace(candidate_ns=0.0, near_ns=1.0, scan_ns=np.inf)
+    candidates = index.probe.price_radius(codes[:20], radius, CANDIDATES)
+    estimate = index.probe.price_radius(codes[:20], radius, only_near)
+    # Four standard deviations of a share of 32.
+    assert (np.abs(estimate - near) <= 4 * np.sqrt(0.25 / 32) * candidates).all()
+    np.testing.assert_allclose(estimate.mean(), near.mean(), rtol=0.15)
 
 
 def test_the_dearest_queries_share_a_scan():

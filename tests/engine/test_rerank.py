@@ -69,7 +69,7 @@ def test_a_collection_reranks_its_nearest(stored, how, metric):
     rng = np.random.default_rng(2)
     queries = codes[:5] ^ np.array([[0], [1], [3], [7], [255]], np.uint64)
     query_features = rng.standard_normal((5, 6))
-    got = collection.search_reranked(queries, query_features, 7, rerank=Rerank(**how, metric=metric))
+    got = collection.search(queries, 7, rerank=Rerank(**how, metric=metric), features=query_features)
     row_of = {id_: row for row, id_ in enumerate(ids.tolist())}
     if "pool" in how:
         pools = [row[row >= 0] for row in oracles.knn(queries, codes, ids, how["pool"])[1]]
@@ -77,6 +77,8 @@ def test_a_collection_reranks_its_nearest(stored, how, metric):
         answers = oracles.within_radius(queries, codes, ids, how["radius"])[0]
         pools = [np.array([id_ for _, id_ in pairs], np.int64) for pairs in answers]
     assert sum(map(len, pools)) > 5
+    assert got.coverage is not None
+    assert (got.coverage.searched, got.coverage.complete) == (200, True)
     for q, pool in enumerate(pools):
         rows = [row_of[id_] for id_ in pool.tolist()]
         expected = loop(query_features[q], pool, features[rows].reshape(-1, 6), 7, metric)
@@ -92,6 +94,42 @@ def test_features_come_back_by_id(stored, tmp_path):
         collection.features_of(np.array([ids[0], 900]))
     bare = Collection.create(tmp_path / "bare", codes, bits=40)
     with pytest.raises(ValueError, match="has no fine features: encode with `--features`"):
-        bare.search_reranked(codes[:1], features[:1], rerank=Rerank(pool=5))
+        bare.search(codes[:1], rerank=Rerank(pool=5), features=features[:1])
     with pytest.raises(ValueError, match=r"float16 of shape \(200, F\), one row a code, got float32"):
         Collection.create(tmp_path / "wrong", codes, bits=40, features=features.astype(np.float32))
+
+
+def test_a_large_batch_is_read_in_parts(tmp_path):
+    rng = np.random.default_rng(3)
+    codes, features = oracles.clustered_codes(rng, 150, 40), rng.standard_normal((150, 4000)).astype(np.float16)
+    collection = Collection.create(tmp_path / "c", codes, bits=40, shards=2, features=features)
+    queries, rows = codes[:100], np.arange(100)
+    got = collection.search(queries, 1, rerank=Rerank(pool=150), features=features[:100].astype(np.float32))
+    # All 150 codes are in each pool, 60 million numbers in all, and only the query's own features are at 0.
+    assert got.ids[:, 0].tolist() == rows.tolist()
+    assert (got.distances == 0).all()
+
+
+def test_nothing_within_the_radius_is_an_answer(stored):
+    collection, codes, _, features = stored
+    far = np.bitwise_not(codes[:2]) & np.uint64(2**40 - 1)
+    got = collection.search(far, 3, rerank=Rerank(radius=0), features=features[:2], explain=True)
+    assert got.ids.tolist() == [[-1] * 3] * 2
+    assert np.isinf(got.distances).all()
+    assert len(got.explain.plans) == 2
+    none = collection.search(codes[:0], 3, rerank=Rerank(pool=4), features=features[:0])
+    assert none.ids.shape == none.distances.shape == (0, 3)
+
+
+def test_reranking_and_features_go_together_and_fit(stored):
+    collection, codes, _, features = stored
+    with pytest.raises(ValueError, match="go together: pass `features`, those of the queries"):
+        collection.search(codes[:2], rerank=Rerank(pool=5))
+    with pytest.raises(ValueError, match="go together: pass `rerank`, how to use them"):
+        collection.search(codes[:2], features=features[:2])
+    with pytest.raises(ValueError, match=r"must have shape \(2, F\), one row a query, got \(3, 6\)"):
+        collection.search(codes[:2], rerank=Rerank(pool=5), features=features[:3])
+    with pytest.raises(TypeError, match="array of floats, got int64"):
+        collection.search(codes[:2], rerank=Rerank(pool=5), features=features[:2].astype(np.int64))
+    with pytest.raises(ValueError, match=r"shape \(2, 5, 4\) .* got \(2, 5, 6\)"):
+        collection.search(codes[:2], rerank=Rerank(pool=5), features=features[:2, :4])

@@ -219,7 +219,7 @@ def test_features_go_along_into_the_collection(tmp_path, corpus, encoder):
     ids = entries["id"].to_numpy()
     assert (collection.features_of(ids) == output.features.astype(np.float16)).all()
     assert FEATURES_COLUMN not in collection.get(ids[:1]).column_names
-    found = collection.search_reranked(output.codes[:5], output.features[:5], 3, rerank=Rerank(pool=30))
+    found = collection.search(output.codes[:5], 3, rerank=Rerank(pool=30), features=output.features[:5])
     # Features came through float16, so the query's own image is nearest, hardly at zero.
     assert (found.ids[:, 0] == ids[:5]).all()
     assert (found.distances[:, 0] < 0.05).all()

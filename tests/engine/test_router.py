@@ -1,0 +1,42 @@
+"""The router: the same answers whatever the batch, the shards and the threads, and what it adds up."""
+
+import numpy as np
+import pytest
+
+from engine import router
+from engine.indexes.multi import MultiIndex
+from engine.merge import merge_explanations
+from engine.results import Explanation, SearchResult
+from tests.engine.test_indexes_exact import assert_range, assert_search, make_case
+
+
+class Part(MultiIndex):
+    name = "part"
+
+
+def shards_of(codes, ids, bits, count):
+    cuts = np.array_split(np.arange(len(codes)), count)
+    return [Part.build(np.ascontiguousarray(codes[rows]), ids[rows], bits=bits) for rows in cuts]
+
+
+@pytest.mark.parametrize("worth", [0.0, 1e9])
+@pytest.mark.parametrize("queries_asked", [1, 2, 3, 12])
+@pytest.mark.parametrize("threads", [1, 2, 5, None])
+def test_answers_depend_on_neither_threads_nor_shards(monkeypatch, worth, queries_asked, threads):
+    monkeypatch.setattr(router, "_WORTH_A_THREAD_S", worth)
+    codes, ids, queries = make_case(4, 700, 64, queries=queries_asked)
+    whole = router.Router(shards_of(codes, ids, 64, 6), version=1)
+    for k in (1, 5, 200):
+        assert_search(whole.search(queries, k, threads=threads), queries, codes, ids, k)
+    assert_range(whole.range_search(queries, 9, threads=threads), queries, codes, ids, 9)
+    assert_range(whole.range_search(queries, 9, 4, threads=threads), queries, codes, ids, 9, 4)
+
+
+def test_explanations_add_up_over_shards():
+    def part(plan, number):
+        explain = Explanation((plan,), np.array([number]), np.array([10 * number]), np.array([0.5 * number]))
+        return SearchResult(np.zeros((1, 1), np.int32), np.zeros((1, 1), np.int64), explain=explain)
+
+    explain = merge_explanations([part("scan", 1), part("tables", 2), part("scan", 4)])
+    assert explain.plans == ("scan + tables",)
+    assert (explain.probes[0], explain.candidates[0], explain.seconds[0]) == (7, 70, 3.5)

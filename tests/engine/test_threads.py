@@ -1,0 +1,51 @@
+"""Threads: parts in order, and never more at work than there are cores."""
+
+import threading
+import time
+
+import pytest
+
+from engine.indexes import threads
+from engine.indexes.threads import cut, run_parts, usable_cores
+
+
+def test_parts_come_back_in_order():
+    parts = cut(100, 7, least=2)
+    assert [n for part in run_parts(lambda part: range(part.start, part.stop), parts) for n in part] == list(range(100))
+
+
+def test_no_more_work_at_once_than_there_are_cores():
+    at_work, most, lock = 0, 0, threading.Lock()
+
+    def work(part):
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.002)
+        with lock:
+            at_work -= 1
+
+    def call(number):
+        for _ in range(5):
+            run_parts(work, [slice(0, 1)] if number % 2 else [slice(0, 1), slice(1, 2), slice(2, 3)])
+
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(12)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert 1 <= most <= usable_cores()
+    assert threads._free_slots().qsize() == usable_cores()
+
+
+def test_a_part_may_run_a_single_part_itself():
+    inner = run_parts(lambda _: run_parts(lambda part: part.start, [slice(3, 4)]), cut(40, None, least=1))
+    assert {start for starts in inner for start in starts} == {3}
+
+
+def test_a_failing_part_gives_its_slot_back():
+    for _ in range(3 * usable_cores()):
+        with pytest.raises(ZeroDivisionError):
+            run_parts(lambda part: 1 // part.start, [slice(0, 1)])
+    assert threads._free_slots().qsize() == usable_cores()

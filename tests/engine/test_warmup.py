@@ -1,0 +1,44 @@
+"""After the warm-up nothing is left to compile."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import numpy as np
+from engine.histogram import distance_histogram
+from engine.indexes.multi import MultiIndex
+from engine.indexes.planner import Costs
+from engine.indexes import planner, warmup
+from engine.indexes.scan import ScanIndex
+from engine.kernels import histogram, multi_index, order, scan, select
+
+warmup.warm(costs=False)
+planner._costs = Costs()
+modules = (histogram, multi_index, order, scan, select)
+kernels = [(m.__name__, n, k) for m in modules for n, k in vars(m).items() if hasattr(k, "signatures")]
+before = [len(kernel.signatures) for _, _, kernel in kernels]
+rng = np.random.default_rng(0)
+for words in (1, 2, 3):
+    codes = rng.integers(2**8, size=(3000, words), dtype=np.uint64)
+    codes[:1500] = codes[0]
+    bits, ids, queries = 64 * words, np.arange(3000), rng.integers(2**8, size=(9, words), dtype=np.uint64)
+    mask = rng.random(3000) < 0.5
+    for index in (ScanIndex.build(codes, ids, bits=bits), MultiIndex.build(codes, ids, bits=bits)):
+        for some in (queries, queries[:1]):
+            for given in ({}, {"mask": mask}, {"explain": True}, {"threads": 1}):
+                index.search(some, 3, **given)
+                index.search(some, 900, **given)
+                index.range_search(some, 2, **given)
+                index.range_search(some, 30, **given)
+                index.range_search(some, 30, 7, **given)
+labels = np.zeros(9, np.int64)
+distance_histogram(queries, queries, query_labels=labels, code_labels=labels, bits=bits)
+after = [len(kernel.signatures) for _, _, kernel in kernels]
+assert len(kernels) > 20
+print([name[:2] for name, old, new in zip(kernels, before, after) if new != old])
+"""
+
+
+def test_no_kernel_is_compiled_after_the_warm_up():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
