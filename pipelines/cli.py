@@ -48,6 +48,13 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
+def _refuse_missing(place: str) -> str:
+    """Refuse a path where nothing is; a store is asked later."""
+    if "://" not in place and not Path(place).exists():
+        raise typer.BadParameter(f"{place} does not exist")
+    return place
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"hashlight {version('hashlight')}")
@@ -185,7 +192,7 @@ def train(
 @app.command("plan-work")
 @_reports_errors
 def plan_work(
-    corpus: Annotated[str, typer.Argument(help=_CORPUS_HELP)],
+    corpus: Annotated[str, typer.Argument(help=_CORPUS_HELP, callback=_refuse_missing)],
     output: Annotated[str, typer.Option("--output", help="The work list (.parquet).")],
     unit_images: Annotated[int, typer.Option(min=1, help="Images of a unit of work.")] = 2000,
     as_json: JsonOption = False,
@@ -209,7 +216,12 @@ def plan_work(
 @app.command()
 @_reports_errors
 def encode(
-    input: Annotated[str, typer.Option("--input", help=f"{_CORPUS_HELP} Or a work list of `hashlight plan-work`.")],
+    input: Annotated[
+        str,
+        typer.Option(
+            "--input", help=f"{_CORPUS_HELP} Or a work list of `hashlight plan-work`.", callback=_refuse_missing
+        ),
+    ],
     encoder: EncoderOption,
     output: Annotated[str, typer.Option("--output", help="Folder for the codes, local or in a store.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Images decoded at a time by an actor.")] = 256,
