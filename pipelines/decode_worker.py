@@ -22,6 +22,7 @@ import signal
 import struct
 import sys
 import time
+import traceback
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -126,12 +127,14 @@ def main() -> None:
     while True:
         worker = os.fork()
         if worker == 0:
-            _run(requests, answers, slots, task)
-            os._exit(0)
+            os._exit(_run_until_closed(requests, answers, slots, task))
         status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
         if status == 0:
             return
-        os.write(answers, ANSWER.pack(DIED, status, *_take_blame(slots)))
+        try:
+            os.write(answers, ANSWER.pack(DIED, status, *_take_blame(slots)))
+        except BrokenPipeError:
+            return
 
 
 def _take_blame(slots: Any) -> tuple[int, int]:
@@ -141,6 +144,20 @@ def _take_blame(slots: Any) -> tuple[int, int]:
             slots[slot]["current"] = -1
             return slot, row
     return -1, -1
+
+
+def _run_until_closed(requests: int, answers: int, slots: Any, task: DecodeTask) -> int:
+    """Work until the owner is gone; return the worker's exit code."""
+    log = os.dup(2)
+    try:
+        _run(requests, answers, slots, task)
+    except BrokenPipeError:
+        return 0
+    except BaseException:
+        # The child of a fork must not unwind into what its parent was doing.
+        os.write(log, traceback.format_exc().encode())
+        return 1
+    return 0
 
 
 def _run(requests: int, answers: int, slots: Any, task: DecodeTask) -> None:
