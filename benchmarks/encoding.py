@@ -155,7 +155,7 @@ def save(results: dict[str, dict], options: argparse.Namespace) -> None:
         "cores": os.cpu_count(),
     }
     settings = {"images": options.images, "repeats": options.repeats, "processes": PROCESSES, "batch": BATCH}
-    stem = options.output / f"encoding_2core_{date.today()}"
+    stem = options.output / f"encoding_xeon-2core_{date.today()}"
     document = {"versions": versions, "settings": settings, "results": results}
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     lines = [

@@ -106,7 +106,7 @@ def main() -> None:
 
 def save(results: dict[str, dict[str, float]], folder: Path) -> None:
     versions = {"python": platform.python_version(), "pyarrow": pa.__version__, "machine": platform.processor()}
-    stem = folder / f"listing_2core_{date.today()}"
+    stem = folder / f"listing_xeon-2core_{date.today()}"
     stem.with_suffix(".json").write_text(json.dumps({"versions": versions, "results": results}, indent=1) + "\n")
     lines = [
         "# Listing a corpus into a work list",
