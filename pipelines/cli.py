@@ -146,10 +146,14 @@ def train(
         int | None, typer.Option(min=0, help="Keep this many images out, and choose the best epoch on them.")
     ] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a better.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 (mixed).")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 (mixed) or float64.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Train on Ray: processes that share every batch, a CPU or GPU each.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="With --workers: a Ray cluster.")] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train an encoder; an interrupted training goes on where it was."""
@@ -180,7 +184,15 @@ def train(
     start = time.perf_counter()
     with training_bar() as report:
         encoder = train_encoder(
-            input, output, config, supervision=supervision, pairs=pairs, overwrite=overwrite, progress=report
+            input,
+            output,
+            config,
+            supervision=supervision,
+            pairs=pairs,
+            overwrite=overwrite,
+            workers=workers,
+            address=address,
+            progress=report,
         )
     seconds = time.perf_counter() - start
     out.print(
@@ -427,6 +439,72 @@ def warmup() -> None:
     with spinner("compiling kernels and measuring this machine"):
         warm()
     out.print(f"ready in {time.perf_counter() - start:.1f} s")
+
+
+@app.command()
+@_reports_errors
+def calibrate(
+    encoder: Annotated[
+        Path | None, typer.Option(help="Encoder to time; an untrained small-cnn if left out.", exists=True)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure this machine once, for `hashlight plan`."""
+    from dataclasses import asdict
+
+    from pipelines.calibrate import calibrate as measure
+
+    with spinner("measuring this machine") as say:
+        constants = asdict(measure(encoder, say=say))
+    if as_json:
+        typer.echo(json.dumps(constants))
+        return
+    shown = {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in constants.items()}
+    out.print(key_value_table("this machine", shown))
+
+
+@app.command()
+@_reports_errors
+def plan(
+    images: Annotated[float, typer.Option(min=1, help="Images of the collection, such as 5e9.")],
+    qps: Annotated[float, typer.Option(help="Queries a second, one at a time.")],
+    bits: Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")] = 64,
+    radius: Annotated[int | None, typer.Option(min=0, help="Hamming radius of the queries.")] = None,
+    k: Annotated[int | None, typer.Option("-k", min=1, help="Or: number of nearest images.")] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of every shard.")] = 2,
+    shard_codes: Annotated[float, typer.Option(min=1, help="Codes of a shard.")] = 50e6,
+    node_cores: Annotated[int | None, typer.Option(min=1, help="Cores of a node; as here if left out.")] = None,
+    node_memory: Annotated[float | None, typer.Option(help="Memory of a node in GiB; as here if left out.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan shards, memory, disk, nodes and hours from what `hashlight calibrate` measured, with the arithmetic."""
+    from dataclasses import asdict
+
+    from pipelines.capacity import load_constants
+    from pipelines.console import plan_table
+    from pipelines.plan import GIB, Demand
+    from pipelines.plan import plan as work_out
+
+    if (radius is None) == (k is None):
+        raise typer.BadParameter("give --radius or -k, one of them")
+    constants = load_constants()
+    demand = Demand(
+        images=int(images),
+        bits=bits,
+        qps=qps,
+        radius=radius,
+        k=k,
+        replicas=replicas,
+        shard_codes=int(shard_codes),
+        node_cores=node_cores or constants.cores,
+        node_bytes=constants.memory_bytes if node_memory is None else int(node_memory * GIB),
+    )
+    lines = work_out(demand, constants)
+    if as_json:
+        typer.echo(json.dumps([asdict(line) for line in lines]))
+        return
+    out.print(plan_table(lines))
+    out.print(f"nodes of {demand.node_cores} cores and {demand.node_bytes / GIB:.1f} GiB; codes as if uniform")
 
 
 @app.command()

@@ -159,3 +159,11 @@ def answers_table(answers: list[Any]) -> Table:
     for rank, answer in enumerate(answers, start=1):
         table.add_row(str(rank), str(answer.distance), str(answer.id), *(str(answer.attributes[n]) for n in names))
     return table
+
+
+def plan_table(lines: list[Any]) -> Table:
+    """Make a table of `pipelines.plan.Line`: what, how much, and the arithmetic in two rows."""
+    table = Table("", Column("", justify="right", no_wrap=True), Column("arithmetic", overflow="fold"))
+    for line in lines:
+        table.add_row(line.name, line.text, f"{line.formula}\n= {line.numbers}")
+    return table

@@ -36,12 +36,13 @@ from engine.kernels.compiling import kernels_digest
 log = logging.getLogger(__name__)
 
 TRIAL = 0.07  # share of a scan that may be spent on finding out whether the tables are cheaper
+MARGIN = 0.75  # share of a scan that the tables must promise to stay within: it would lose more than they gain
 NEAR_ROWS = 2**16
 FAR_ROWS = 2**22
 SCANNED_TOGETHER = 32
 NEAR_RADIUS = 7
 REPEATS = 7
-WORTH_COUNTING_NS = 10_000.0
+WORTH_COUNTING_NS = 25_000.0
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is felt
 
 
@@ -119,8 +120,8 @@ def plan_range(probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Cos
     if prices.lookups_ns + plan.most * each_ns < prices.shared_scan_ns:
         return np.ones(num_queries, np.bool_)
     if probe.even or num_queries * prices.shared_scan_ns < WORTH_COUNTING_NS:
-        candidates = plan.mean if probe.even else math.sqrt(plan.mean * plan.most)
-        price_ns = prices.lookups_ns + candidates * prices.candidate_ns
+        candidates_ns = plan.mean * prices.candidate_ns if probe.even else math.sqrt(plan.mean * plan.most) * each_ns
+        price_ns = prices.lookups_ns + candidates_ns
         return np.full(num_queries, price_ns < prices.shared_scan_ns)
     return split_by_cost(probe.price_radius(queries_QW, radius, prices), costs, rows, words)
 
@@ -145,7 +146,7 @@ def plan_nearest(costs: Costs, rows: int, distinct: int, words: int, sharing: in
         mask_ns=costs.lookup_ns(distinct),
         candidate_ns=costs.candidate_ns,
         read_ns=costs.read_ns(distinct, words),
-        scan_ns=scan_ns,
+        scan_ns=MARGIN * scan_ns,
         trial_ns=TRIAL * scan_ns,
         likely_radius=likely_radius,
     )
@@ -215,31 +216,36 @@ _looked = False  # whether `_costs` is what the cache folder holds, if only noth
 
 def _measure_and_store() -> Costs:
     costs = _measure()
-    path = _costs_path()
+    path = machine_file("costs")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump(asdict(costs), file)
-        os.replace(file.name, path)
+        write_machine_file(path, asdict(costs))
     except OSError as error:
         log.warning("the costs of this machine cannot be stored in %s (%s)", path, error)
     return costs
 
 
+def write_machine_file(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file of measurements."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        json.dump(content, file)
+    os.replace(file.name, path)
+
+
 def _load() -> Costs | None:
     try:
-        costs = Costs(**json.loads(_costs_path().read_text(encoding="utf-8")))
+        costs = Costs(**json.loads(machine_file("costs").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     sane = all(isinstance(value, float) and 0 < value < 1e6 for value in asdict(costs).values())
     return costs if sane else None
 
 
-def _costs_path() -> Path:
-    """Return where the costs are stored: by processor, since machines may share a home folder, and by kernels."""
+def machine_file(kind: str) -> Path:
+    """Return where measurements are stored: by processor, since machines may share a home folder, and by kernels."""
     parts = get_host_cpu_name(), sorted(get_host_cpu_features().items()), kernels_digest()
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-    return Path(platformdirs.user_cache_dir("hashlight")) / f"costs-{name}.json"
+    return Path(platformdirs.user_cache_dir("hashlight")) / f"{kind}-{name}.json"
 
 
 def _measure() -> Costs:

@@ -19,7 +19,7 @@ SCRATCH_CANDIDATES = 256
 FIRST_HITS = 1024
 EVEN = 8.0  # buckets up to this much above their mean are what chance makes of uniform codes
 SAMPLE_EVERY = 64  # masks of a large step of which one is counted
-SAMPLED_CANDIDATES = 32  # a query, to tell how many are near, to a tenth of them
+SAMPLED_CANDIDATES = 16  # a query, to tell how many are near, to an eighth of them
 
 
 class Work(NamedTuple):
@@ -182,10 +182,10 @@ class TableProbe:
         """
         work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         done_Q = np.zeros(len(queries_QW), np.bool_)
-        excess_T = np.empty(len(self.mean_T))
+        met_T = np.empty(len(self.mean_T))
         knn_tables(
             *self._shape, mask_bytes(mask), self._ids_N, queries_QW, bound_Q, *self._arrays, *self._scratch(), *work,
-            self.count_TS, self.mean_T, excess_T, *budget, done_Q, *heaps,
+            self.count_TS, self.mean_T, met_T, *budget, done_Q, *heaps,
         )  # fmt: skip
         return done_Q, work
 
