@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from pipelines.console import answers_table, err, key_value_table, out, progress_bar, spinner, training_bar
+from pipelines.console import (
+    answers_table,
+    encoding_bar,
+    err,
+    key_value_table,
+    out,
+    progress_bar,
+    spinner,
+    training_bar,
+)
 
 if TYPE_CHECKING:
     from pipelines.search import Answers
@@ -32,9 +41,19 @@ app = typer.Typer(
 )
 _debug = False
 
+_CORPUS_HELP = (
+    "Corpus: a folder of images, Parquet files, WebDataset tars or IDX files, or a text file of URIs; local or s3://."
+)
 EncoderOption = Annotated[Path, typer.Option("--encoder", help="Folder of a trained encoder.", exists=True)]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def _refuse_missing(place: str) -> str:
+    """Refuse a path where nothing is; a store is asked later."""
+    if "://" not in place and not Path(place).exists():
+        raise typer.BadParameter(f"{place} does not exist")
+    return place
 
 
 def _show_version(wanted: bool) -> None:
@@ -183,25 +202,66 @@ def train(
     )
 
 
+@app.command("plan-work")
+@_reports_errors
+def plan_work(
+    corpus: Annotated[str, typer.Argument(help=_CORPUS_HELP, callback=_refuse_missing)],
+    output: Annotated[str, typer.Option("--output", help="The work list (.parquet).")],
+    unit_images: Annotated[int, typer.Option(min=1, help="Images of a unit of work.")] = 2000,
+    as_json: JsonOption = False,
+) -> None:
+    """List a corpus once into a work list, which `hashlight encode --input` takes in the corpus's place."""
+    from dataclasses import asdict
+
+    from pipelines.work import plan_work as write_work
+
+    if not output.partition("?")[0].endswith(".parquet"):
+        raise typer.BadParameter(f"--output must end in .parquet, got {output}")
+    with spinner("listing") as say:
+        work = write_work(corpus, output, unit_images=unit_images, progress=lambda n: say(f"listing: {n:,} entries"))
+    if as_json:
+        typer.echo(json.dumps(asdict(work)))
+        return
+    what = f"{work.units:,} shards" if work.images is None else f"{work.images:,} images in {work.units:,} units"
+    out.print(f"listed {what}: {output}", soft_wrap=True)
+
+
 @app.command()
 @_reports_errors
 def encode(
-    input: Annotated[Path, typer.Option("--input", help="Corpus: folder of images or Parquet.", exists=True)],
+    input: Annotated[
+        str,
+        typer.Option(
+            "--input", help=f"{_CORPUS_HELP} Or a work list of `hashlight plan-work`.", callback=_refuse_missing
+        ),
+    ],
     encoder: EncoderOption,
-    output: Annotated[Path, typer.Option("--output", help="Folder for the codes.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Decoded images held at once by an actor.")] = 256,
-    actors: Annotated[int | None, typer.Option(min=1, help="Processes; as many as cores if left out.")] = None,
+    output: Annotated[str, typer.Option("--output", help="Folder for the codes, local or in a store.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images decoded at a time by an actor.")] = 256,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Processes that run the model; one a GPU or core if left out.")
+    ] = None,
     features: Annotated[bool, typer.Option("--features", help="Keep fine features too, to re-rank by.")] = False,
+    thumbnails: Annotated[
+        int, typer.Option(min=0, max=1024, help="Keep a JPEG of each image, its longest side so many pixels; 0: none.")
+    ] = 0,
+    unit_images: Annotated[int, typer.Option(min=1, help="Images of a unit of work.")] = 2000,
+    max_rejects: Annotated[
+        str | None, typer.Option(help="Stop when more images than this are rejected: a number, or a share such as 1%.")
+    ] = None,
+    decode_seconds: Annotated[float, typer.Option(min=0.01, help="Processor time that one image may take.")] = 20,
+    decode_memory: Annotated[int, typer.Option(min=16, help="Memory in MiB that one image may take.")] = 2048,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Encode a corpus on Ray; an interrupted job goes on where it was."""
     from dataclasses import asdict
 
+    from pipelines.decode_worker import DecodeLimits
     from pipelines.encode import encode_corpus
 
     start = time.perf_counter()
-    with progress_bar("encoding") as report:
+    with encoding_bar() as report:
         summary = encode_corpus(
             input,
             encoder,
@@ -209,6 +269,10 @@ def encode(
             batch_size=batch_size,
             actors=actors,
             features=features,
+            thumbnail=thumbnails,
+            unit_images=unit_images,
+            max_rejects=max_rejects,
+            limits=DecodeLimits(seconds=decode_seconds, memory_bytes=decode_memory << 20),
             overwrite=overwrite,
             progress=report,
         )
@@ -217,11 +281,12 @@ def encode(
         typer.echo(json.dumps({**asdict(summary), "seconds": round(seconds, 3)}))
         return
     out.print(
-        f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: {output}"
+        f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: {output}",
+        soft_wrap=True,
     )
     if summary.rejects:
         out.print(
-            f"{summary.rejects:,} images were rejected; the reasons are in {output / 'rejects.parquet'}", soft_wrap=True
+            f"{summary.rejects:,} images were rejected; the reasons are in {output}/rejects.parquet", soft_wrap=True
         )
 
 
