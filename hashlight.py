@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from encoders.encoder import HashEncoder
     from engine.collection import Collection
+    from engine.rerank import Rerank
 
-__all__ = ["Collection", "HashEncoder"]
+__all__ = ["Collection", "HashEncoder", "Rerank"]
 __version__ = "0.1.0"
 
-_HOMES = {"Collection": "engine.collection", "HashEncoder": "encoders.encoder"}
+_HOMES = {"Collection": "engine.collection", "HashEncoder": "encoders.encoder", "Rerank": "engine.rerank"}
 
 
 def __getattr__(name: str) -> Any:
