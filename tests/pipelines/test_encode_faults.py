@@ -54,14 +54,17 @@ class Job:
         return [line.split(" ", 1) for line in log.read_text().splitlines()] if log.exists() else []
 
     def assert_no_unit_was_done_twice(self):
-        """After a unit's sidecar was published it was never begun again, and it was published once."""
+        """After a unit's sidecar was published it was never begun again.
+
+        Begun before that by two actors, of which one was thought dead, it may be published by both, to the same bytes.
+        """
         whole = Counter()
         for step, key in self.steps():
             if step == "unit":
                 assert not whole[int(key)], f"unit {key} was begun after it was whole"
             elif key.endswith(".json") and key[0].isdigit():
                 whole[int(key.partition(".")[0])] += 1
-        assert whole == Counter(range(UNITS))
+        assert set(whole) == set(range(UNITS))
 
 
 def outputs(folder):
@@ -96,6 +99,7 @@ def test_killed_at_chosen_steps_and_out_of_space(job, undisturbed):
     assert code == 1
     assert "No space left on device" in errors
     assert "Traceback" not in errors
+    wait_for_orphans(job)
     code, errors = job.run(
         {"step": "unit", "do": "kill"}, {"step": "encoded", "skip": 1, "do": "kill"}, {"step": "decode", "do": "kill"}
     )
@@ -161,7 +165,7 @@ def wait_for_orphans(job):
     """Wait until the actors of a killed driver are gone too: they may still publish what they have begun."""
     seen = None
     while seen != (seen := job.steps()):
-        time.sleep(2)
+        time.sleep(3)
 
 
 def test_a_killed_upload_leaves_no_half_unit(tmp_path, corpus, encoder, bucket, undisturbed):
