@@ -37,20 +37,15 @@ from engine.service.answering import answer
 from engine.service.cluster_map import open_group
 from engine.service.searcher import describe_collection, try_search
 from engine.service.security import Security
-from engine.service.wire import Kind, Request, Status, encode_error, pages
+from engine.service.wire import COMMAND, Kind, Request, Status, VersionNotServedError, encode_error, pages
 
 logger = logging.getLogger(__name__)
 
 QUEUE_SIZE = 256
 DRAIN_S = 20.0
-COMMAND = b"hashlight"
 
 _MOST_PAGES_BEHIND = 4096  # 4 GB: a router that reads no more
 _SMOOTHING = 0.05  # weight of the last request in the mean time of one
-
-
-class VersionNotServedError(HashlightError):
-    """The server does not have the version that is asked for; a newer map says who has what."""
 
 
 class ShardServer(flight.FlightServerBase):  # type: ignore[misc]

@@ -24,10 +24,11 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from engine.codes import CodeArray, IdArray
-from engine.errors import HashlightError
+from engine.errors import CorruptDataError, DeadlineExceededError, HashlightError, NotReadyError, OverloadedError
 from engine.results import Explanation, RangeResult, SearchResult
 
 PROTOCOL = 1
+COMMAND = b"hashlight"  # of the exchange's descriptor
 PAGE_BYTES = 1 << 20
 MAX_ROWS_ASKED = 1 << 20  # queries or ids of one request
 
@@ -43,6 +44,10 @@ _EXPLAIN = 1
 
 class ProtocolError(HashlightError):
     """The other side does not speak this protocol."""
+
+
+class VersionNotServedError(HashlightError):
+    """The server does not have the version that is asked for; a newer map says who has what."""
 
 
 class Kind(enum.IntEnum):
@@ -270,18 +275,36 @@ def encode_error(error: BaseException) -> bytes:
     ).encode()
 
 
-def decode_error(body: memoryview) -> Mapping[str, Any]:
-    """Undo `encode_error`."""
-    document: Mapping[str, Any] = json.loads(bytes(body))
-    return document
+def decode_error(body: memoryview) -> Exception:
+    """Undo `encode_error`: an error of the nearest class that is known here."""
+    told = json.loads(bytes(body))
+    known = (_ERRORS[name] for name in told["types"] if name in _ERRORS)
+    cls = next(known, HashlightError)
+    if cls is OverloadedError:
+        return OverloadedError(told["message"], retry_after_s=told["retry_after_s"])
+    return cls(told["message"])
 
 
 def as_values(array: CodeArray | IdArray) -> NDArray[np.uint64]:
     """Return codes (Q, W) as they are, and ids (M,) as (M, 1) of the same bits."""
-    return np.ascontiguousarray(array).view(np.uint64).reshape(len(array), -1)
+    words = np.ascontiguousarray(array).view(np.uint64)
+    return words if words.ndim == 2 else words.reshape(-1, 1)
 
 
 _KINDS = frozenset(Kind)
+_ERRORS: Mapping[str, type[Exception]] = {
+    cls.__name__: cls
+    for cls in (
+        TypeError,
+        ValueError,
+        FilterError,
+        OverloadedError,
+        DeadlineExceededError,
+        NotReadyError,
+        CorruptDataError,
+        VersionNotServedError,
+    )
+}
 
 
 def _check_head(magic: bytes, protocol: int) -> None:
