@@ -121,9 +121,7 @@ class FanOut:
             if not part.open:
                 continue
             silent = all(replica.silent for replica in part.under_way.values())
-            if silent:
-                self._send(part)
-            elif late and part.choose() is not None and self._budget.spend():
+            if silent or (late and part.choose() is not None and self._budget.spend()):
                 self._send(part)
 
     def _send(self, part: Part) -> None:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from engine.codes import CodeArray, IdArray
 from engine.errors import CorruptDataError, DeadlineExceededError, HashlightError, NotReadyError, OverloadedError
+from engine.filters import FilterError
 from engine.results import Explanation, RangeResult, SearchResult
 
 PROTOCOL = 1
@@ -265,24 +266,21 @@ def decode_table(body: memoryview) -> pa.Table:
 
 
 def encode_error(error: BaseException) -> bytes:
-    """Return an error as JSON: its classes from the nearest to the widest, its message, when to try again."""
-    return json.dumps(
-        {
-            "types": [cls.__name__ for cls in type(error).__mro__],
-            "message": str(error),
-            "retry_after_s": getattr(error, "retry_after_s", None),
-        }
-    ).encode()
+    """Return an error as JSON: its classes from the nearest to the widest, its message, and its plain attributes."""
+    attributes = {name: value for name, value in vars(error).items() if isinstance(value, int | float | str)}
+    types = [cls.__name__ for cls in type(error).__mro__]
+    return json.dumps({"types": types, "message": str(error), "attributes": attributes}).encode()
 
 
 def decode_error(body: memoryview) -> Exception:
     """Undo `encode_error`: an error of the nearest class that is known here."""
     told = json.loads(bytes(body))
-    known = (_ERRORS[name] for name in told["types"] if name in _ERRORS)
-    cls = next(known, HashlightError)
-    if cls is OverloadedError:
-        return OverloadedError(told["message"], retry_after_s=told["retry_after_s"])
-    return cls(told["message"])
+    cls = next((_ERRORS[name] for name in told["types"] if name in _ERRORS), HashlightError)
+    # Past the constructors, some of which make the message from parts that are no longer known.
+    error = cls.__new__(cls)
+    error.args = (told["message"],)
+    vars(error).update(told["attributes"])
+    return error
 
 
 def as_values(array: CodeArray | IdArray) -> NDArray[np.uint64]:
