@@ -6,6 +6,7 @@ import itertools
 import logging
 import queue
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -218,7 +219,7 @@ class Replica:
                     self._on_change()
             self.reason = f"{self.address} ended the connection"
         except (*_BROKEN, ProtocolError) as error:
-            self.reason = f"{self.address} is lost: {_first_line(error)}"
+            self.reason = f"{self.address} is lost: {_what_happened(error)}"
         was_there, self._stream = self._stream is not None, None
         if stream is not None:
             stream.abandon(self.reason)
@@ -292,6 +293,7 @@ class _Stream:
         """Tell all who wait that no answer will come."""
         self._lost = reason
         self._reader.cancel()
+        self._patient.put(self._writer.close)
         self._patient.put(None)
         while self.waiting:
             _, waiting = self.waiting.popitem()
@@ -339,5 +341,6 @@ def next_id() -> int:
     return next(_ids)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def _what_happened(error: BaseException) -> str:
+    """Return what happened, without what gRPC and Arrow add to it."""
+    return re.split(r"\n|\. Detail: |\. gRPC client debug context", str(error).strip(), maxsplit=1)[0]

@@ -110,9 +110,11 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         CollectionNotFoundError, CorruptDataError, NotReadyError, ValueError
             As `open_group` and `try_search`; what was served before is served on.
         """
-        group = open_group(self._path, version, shards)
-        try_search(group)
-        self._served = {**self._served, version: group}
+        served = self._served.get(version)
+        if served is None or {shard.name for shard in served.shards} != set(shards):
+            group = open_group(self._path, version, shards)
+            try_search(group)
+            self._served = {**self._served, version: group}
         return self.describe()
 
     def drop(self, version: int) -> dict[str, Any]:
@@ -181,7 +183,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             stream.close()
 
     def do_action(self, context: Any, action: Any) -> list[bytes]:
-        """Answer a control action with JSON."""
+        """Answer a control action with "ok" or "error", and JSON."""
         body = action.body.to_pybytes()
         arguments = json.loads(body) if body else {}
         acts: Mapping[str, Any] = {
@@ -194,7 +196,11 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         }
         if action.type not in acts:
             raise ValueError(f"expected one of the actions {', '.join(acts)}, got {action.type!r}")
-        return [json.dumps(acts[action.type](**arguments)).encode()]
+        try:
+            return [b"ok", json.dumps(acts[action.type](**arguments)).encode()]
+        except (HashlightError, TypeError, ValueError, OSError) as error:
+            logger.warning("%s %s: %s", action.type, arguments, error)
+            return [b"error", encode_error(error)]
 
     def _fault(self, delay_s: float) -> dict[str, Any]:
         self._delay_s = delay_s
