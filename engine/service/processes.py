@@ -180,10 +180,10 @@ class LocalCluster:
         folder = Path(self._folder.name)
         process = ShardProcess(self.registry.path, version, shards, self.security, folder, more=self._more)
         self.processes[place] = process
-        self.registry.register(group, number, process.address)
-        now, shards = self.registry.assignment(group)
-        if now != version:
-            control(process.address, "load", self.security, version=now, shards=shards)
+        wanted, shards = self.registry.register(group, number, process.address, [version])
+        if wanted != version:  # it changed while the server started
+            control(process.address, "load", self.security, version=wanted, shards=shards)
+            self.registry.register(group, number, process.address, [version, wanted])
 
     def _watch(self) -> None:
         """Replace servers that died."""

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Registry:
         self.path = Path(collection)
         self.security = security or Security()
         self._num_groups = groups
-        self._addresses: dict[tuple[int, int], str] = {}
+        self._servers: dict[tuple[int, int], tuple[str, frozenset[int]]] = {}
         self._lock = threading.Lock()
         self._rolling = threading.Lock()
         self._map, self._shards = self._plan(read_current(self.path).version)
@@ -64,23 +64,25 @@ class Registry:
         with self._lock:
             return self._map.version, self._shards[group]
 
-    def register(self, group: int, number: int, address: str) -> None:
-        """Note where a server is, in the place of where it was."""
+    def register(self, group: int, number: int, address: str, versions: Iterable[int]) -> tuple[int, list[str]]:
+        """Note where a server is and which versions it has; return what it must have."""
         with self._lock:
-            self._addresses[group, number] = address
+            self._servers[group, number] = address, frozenset(versions)
+            return self._map.version, self._shards[group]
 
     def remove(self, group: int, number: int) -> None:
         """Name a server no more."""
         with self._lock:
-            self._addresses.pop((group, number), None)
+            self._servers.pop((group, number), None)
 
     def map(self) -> ClusterMap:
-        """Return the map for routers."""
+        """Return the map for routers: the servers that have the version that is served."""
         with self._lock:
-            places = sorted(self._addresses.items())
-            return self._map.with_replicas(
-                [[address for (group, _), address in places if group == number] for number in range(self._num_groups)]
-            )
+            replicas: list[list[str]] = [[] for _ in range(self._num_groups)]
+            for (group, _), (address, versions) in sorted(self._servers.items()):
+                if self._map.version in versions:
+                    replicas[group].append(address)
+            return self._map.with_replicas(replicas)
 
     def roll(self, *, linger_s: float = LINGER_S) -> bool:
         """Serve the live version: every server loads it beside the old one, then the map flips, then the old one goes.
@@ -126,13 +128,14 @@ class Registry:
     def _tell_all(self, order: Callable[[int], tuple[str, dict[str, Any]]], *, strict: bool = True) -> None:
         """Give every server its order at once; `strict` raises the first failure, else all are logged."""
         with self._lock:
-            places = dict(self._addresses)
+            places = dict(self._servers)
 
-        def tell(place: tuple[tuple[int, int], str]) -> None:
-            (group, _), address = place
+        def tell(place: tuple[tuple[int, int], tuple[str, frozenset[int]]]) -> None:
+            (group, number), (address, _) = place
             action, arguments = order(group)
             try:
-                control(address, action, self.security, **arguments)
+                told = control(address, action, self.security, **arguments)
+                self._note(group, number, address, told)
             except (HashlightError, ValueError) as error:
                 if strict and not isinstance(error, NotReadyError):
                     raise
@@ -140,6 +143,12 @@ class Registry:
 
         with ThreadPoolExecutor(max(1, len(places))) as pool:
             list(pool.map(tell, places.items()))
+
+    def _note(self, group: int, number: int, address: str, told: dict[str, Any]) -> None:
+        """Note which versions a server says it has, unless another has taken its place meanwhile."""
+        with self._lock:
+            if self._servers.get((group, number), ("",))[0] == address:
+                self._servers[group, number] = address, frozenset(int(version) for version in told["versions"])
 
 
 def control(
