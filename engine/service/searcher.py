@@ -295,7 +295,7 @@ def try_search(collection: Collection) -> None:
         if found.distances[0, 0] != 0:
             raise NotReadyError(
                 f"shard {shard.name} of {collection.path} does not find its own first code: nearest is id "
-                f"{found.ids[0, 0]} at distance {found.distances[0, 0]}, expected distance 0: build the collection again"
+                f"{found.ids[0, 0]} at distance {found.distances[0, 0]}, expected 0: build the collection again"
             )
 
 

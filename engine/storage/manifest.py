@@ -90,6 +90,31 @@ def read_current(collection: Path) -> Manifest:
     return _parse(path, json.loads(data))
 
 
+def read_version(collection: Path, version: int) -> Manifest:
+    """Read the manifest of one version, the live one or one that is kept for its readers.
+
+    Raises
+    ------
+    CollectionNotFoundError
+        If the collection does not keep that version.
+    CorruptDataError
+        If the manifest is damaged.
+    """
+    live = read_current(collection)
+    if live.version == version:
+        return live
+    path = collection / "manifests" / f"{version:08d}.json"
+    if not path.is_file():
+        raise CollectionNotFoundError(
+            f"{collection} keeps no version {version}: the live one is {live.version}, and older ones are removed"
+        )
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptDataError(f"{path} is damaged ({error}): {_REMEDY}") from error
+    return _parse(path, document)
+
+
 def publish(collection: Path, manifest: Manifest) -> None:
     """Make `manifest` the live one: its file first, then CURRENT, each in one step."""
     data = json.dumps({"format_version": FORMAT_VERSION, **asdict(manifest)}, indent=1).encode()
