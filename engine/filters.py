@@ -312,7 +312,8 @@ class _Parser:
         column = self._column()
         if not _is_list(column.type):
             raise FilterError(
-                f"`{column.name}` is {column.type}, no list: write `{column.name} == value`, the attribute first", position
+                f"`{column.name}` is {column.type}, no list: write `{column.name} == value`, the attribute first",
+                position,
             )
         after, self._next = self._next, start
         operand = self._value_for(_plain(column.type.value_type), column.name)
@@ -332,9 +333,7 @@ class _Parser:
             return _scalar(token, kind)
         except (ValueError, OverflowError, pa.ArrowException) as error:
             wanted = next((words for fits, words in _KINDS if fits(kind)), "nothing: it can only be null or not")
-            raise FilterError(
-                f"`{name}` is {kind} and compares with {wanted}, got {token}", token.position
-            ) from error
+            raise FilterError(f"`{name}` is {kind} and compares with {wanted}, got {token}", token.position) from error
 
 
 def _join(join: Callable[[Any, Any], pa.Array], conditions: list[Condition]) -> Condition:
@@ -409,7 +408,9 @@ def _number(text: str, kind: pa.DataType) -> pa.Scalar:
         # In the attribute's own precision: a stored float32 of 0.1 equals 0.1.
         return pa.scalar(float(text), kind).cast(_comparable(kind))
     value = int(text) if re.fullmatch(r"-?\d+", text) else float(text)
-    if not pa.types.is_integer(kind) or (isinstance(value, float) and not value.is_integer()):
+    if isinstance(value, float) and (not value.is_integer() or abs(value) > 2**53):
+        return pa.scalar(value)
+    if not pa.types.is_integer(kind):
         return pa.scalar(value)
     # Beyond the type's range the comparison is still meant; Arrow widens all but uint64 with signed numbers.
     return pa.scalar(int(value), pa.uint64() if pa.types.is_uint64(kind) else pa.int64())

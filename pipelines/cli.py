@@ -546,6 +546,47 @@ def info(
 
 @app.command()
 @_reports_errors
+def serve(
+    collection: Annotated[Path, typer.Argument(help="A collection.", exists=True)],
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every address of the machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+    encoder: Annotated[
+        Path | None, typer.Option(help="The encoder, if the collection does not keep it.", exists=True)
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="API keys, lines `NAME SCOPES KEY`; HASHLIGHT_API_KEYS without it.", exists=True),
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines ask without a key.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM): serve https.", exists=True)] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", exists=True)] = None,
+    image_host: Annotated[
+        list[str] | None, typer.Option(help="Fetch query images from this host, or from all below .example.com.")
+    ] = None,
+    in_flight: Annotated[int | None, typer.Option(min=1, help="Requests at work; more are told to come again.")] = None,
+) -> None:
+    """Serve a collection over HTTP, from this process."""
+    from engine.service.http_server import Address
+    from engine.service.keys import Keys
+    from engine.service.limits import Limits
+    from pipelines.serve import serve_embedded
+
+    with spinner("opening"):
+        server = serve_embedded(
+            collection,
+            Address(host=host, port=port, certificate=tls_cert, private_key=tls_key),
+            Keys.load(keys),
+            encoder=encoder,
+            limits=Limits() if in_flight is None else Limits(in_flight=in_flight),
+            image_hosts=image_host or (),
+            insecure=insecure,
+        )
+    out.print(f"serving {collection} at {server.url}", soft_wrap=True)
+    server.run()
+
+
+@app.command()
+@_reports_errors
 def warmup() -> None:
     """Compile the search kernels and measure this machine once, so that the first query is as quick as the next."""
     from engine.indexes.warmup import warm

@@ -38,7 +38,7 @@ class ShardProcess:
 
     def __init__(
         self,
-        collection: Path,
+        collection: str,
         version: int,
         shards: Sequence[str],
         security: Security,
@@ -46,7 +46,7 @@ class ShardProcess:
         *,
         more: Sequence[str] = (),
     ) -> None:
-        command = [sys.executable, "-m", "engine.service.shard_server", str(collection)]
+        command = [sys.executable, "-m", "engine.service.shard_server", collection]
         command += ["--version", str(version), "--shards", ",".join(shards), *_tls_options(security, folder), *more]
         environment = {**os.environ, TOKEN_VARIABLE: security.token or ""}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
@@ -178,7 +178,7 @@ class LocalCluster:
         group, number = place
         version, shards = self.registry.assignment(group)
         folder = Path(self._folder.name)
-        process = ShardProcess(self.registry.path, version, shards, self.security, folder, more=self._more)
+        process = ShardProcess(self.registry.location, version, shards, self.security, folder, more=self._more)
         self.processes[place] = process
         wanted, shards = self.registry.register(group, number, process.address, [version])
         if wanted != version:  # it changed while the server started

@@ -14,14 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from engine.collection import Collection
 from engine.errors import HashlightError, NotReadyError
-from engine.service.cluster_map import ClusterMap, Group, assign_groups
+from engine.service.cluster_map import ClusterMap, Group, assign_groups, open_group
 from engine.service.router import REFRESH_S
 from engine.service.searcher import describe_collection
 from engine.service.security import Security
 from engine.service.wire import decode_error
 from engine.storage.manifest import read_current, read_version
+from engine.storage.store import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +46,14 @@ class Registry:
     """
 
     def __init__(self, collection: str | Path, *, groups: int, security: Security | None = None) -> None:
-        self.path = Path(collection)
+        self.location = str(collection)
+        self._store = open_store(collection)
         self.security = security or Security()
         self._num_groups = groups
         self._servers: dict[tuple[int, int], tuple[str, frozenset[int]]] = {}
         self._lock = threading.Lock()
         self._rolling = threading.Lock()
-        self._map, self._shards = self._plan(read_current(self.path).version)
+        self._map, self._shards = self._plan(read_current(self._store).version)
 
     @property
     def version(self) -> int:
@@ -99,7 +100,7 @@ class Registry:
         """
         with self._rolling:
             old = self.version
-            new = read_current(self.path).version
+            new = read_current(self._store).version
             if new == old:
                 return False
             fresh, shards = self._plan(new)
@@ -117,11 +118,11 @@ class Registry:
             return True
 
     def _plan(self, version: int) -> tuple[ClusterMap, list[list[str]]]:
-        manifest = read_version(self.path, version)
+        manifest = read_version(self._store, version)
         shards = assign_groups(manifest, self._num_groups)
         rows = {spec.name: spec.rows for spec in manifest.shards}
-        collection = Collection.open(self.path)
-        about = {**describe_collection(collection), "version": version}
+        part = describe_collection(open_group(self.location, version, [manifest.shards[0].name]))
+        about = {**part, "rows": manifest.rows, "shards": len(manifest.shards)}
         groups = tuple(Group({name: rows[name] for name in names}, ()) for names in shards)
         return ClusterMap(about, groups), shards
 

@@ -84,7 +84,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         security = security or Security()
         super().__init__(f"{security.scheme}://{host}:{port}", **security.server_options())
         self.address = f"{security.scheme}://{advertise or host}:{self.port}"
-        self._path = Path(collection)
+        self._location = collection
         self._served: dict[int, Collection] = {}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._queue_size = queue_size
@@ -112,7 +112,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         """
         served = self._served.get(version)
         if served is None or {shard.name for shard in served.shards} != set(shards):
-            group = open_group(self._path, version, shards)
+            group = open_group(self._location, version, shards)
             try_search(group)
             self._served = {**self._served, version: group}
         return self.describe()
@@ -342,7 +342,7 @@ def _frames(reader: Any) -> Iterator[memoryview]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or the end of the standard input."""
     parser = argparse.ArgumentParser(description="Answers for a group of shards over Arrow Flight.")
-    parser.add_argument("collection", type=Path)
+    parser.add_argument("collection")
     parser.add_argument("--version", type=int, required=True)
     parser.add_argument("--shards", required=True, help="names, separated by commas")
     parser.add_argument("--host", default="127.0.0.1")

@@ -11,6 +11,7 @@ from engine.collection import Collection
 from engine.service.cluster_map import ClusterMap, Group, assign_groups, describe_whole
 from engine.service.shard_server import ShardServer
 from engine.storage.manifest import read_current
+from engine.storage.store import open_store
 from tests.oracles import clustered_codes
 
 ROWS, BITS = 3000, 72
@@ -41,7 +42,7 @@ def corpus(tmp_path_factory):
 @contextlib.contextmanager
 def serving(path, *, groups=3, replicas=1, **options):
     """Shard servers in this process; yields them by group, and their map."""
-    manifest = read_current(path)
+    manifest = read_current(open_store(path))
     servers = [[ShardServer(path, **options) for _ in range(replicas)] for _ in range(groups)]
     found, about = [], []
     for names, group in zip(assign_groups(manifest, groups), servers, strict=True):

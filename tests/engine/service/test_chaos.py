@@ -14,6 +14,7 @@ from engine.service.processes import LocalCluster
 from engine.service.registry import control
 from engine.service.router import ClusterRouter
 from engine.storage.manifest import read_current
+from engine.storage.store import open_store
 from tests.engine.service.conftest import Corpus, Load, eventually
 from tests.oracles import knn, within_radius
 
@@ -148,7 +149,7 @@ def test_a_corrupt_version_is_refused_and_the_old_one_served_on(own, cluster, ro
     serving = router.version
     before = router.search(own.queries, 5)
     Corpus(own.path, np.random.default_rng(100), shards=4, overwrite=True)
-    broken = read_current(own.path)
+    broken = read_current(open_store(own.path))
     damaged = own.path / "shards" / broken.shards[2].name / "codes.faiss"
     data = bytearray(damaged.read_bytes())
     data[-1] ^= 1
