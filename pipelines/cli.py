@@ -6,6 +6,7 @@ shows where they came from. The packages a command needs are imported when it ru
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -564,25 +565,50 @@ def serve(
         list[str] | None, typer.Option(help="Fetch query images from this host, or from all below .example.com.")
     ] = None,
     in_flight: Annotated[int | None, typer.Option(min=1, help="Requests at work; more are told to come again.")] = None,
+    groups: Annotated[
+        int | None, typer.Option(min=1, help="Shard servers in so many groups, each with a part of the shards.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Of each group.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Shard servers on Ray, not as processes here.")] = False,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; `auto` is this machine's.")] = None,
+    shard_tls_cert: Annotated[Path | None, typer.Option(help="The shard servers' certificate (PEM).")] = None,
+    shard_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    shard_tls_authority: Annotated[Path | None, typer.Option(help="Who signed it (PEM).")] = None,
 ) -> None:
-    """Serve a collection over HTTP, from this process."""
+    """Serve a collection over HTTP: from this process, or with --groups from shard servers, here or on Ray.
+
+    Shard servers want a token, that of HASHLIGHT_SHARD_TOKEN or one made for the occasion.
+    """
     from engine.service.http_server import Address
     from engine.service.keys import Keys
     from engine.service.limits import Limits
     from pipelines.serve import serve_embedded
 
-    with spinner("opening"):
-        server = serve_embedded(
-            collection,
-            Address(host=host, port=port, certificate=tls_cert, private_key=tls_key),
-            Keys.load(keys),
-            encoder=encoder,
-            limits=Limits() if in_flight is None else Limits(in_flight=in_flight),
-            image_hosts=image_host or (),
-            insecure=insecure,
-        )
-    out.print(f"serving {collection} at {server.url}", soft_wrap=True)
-    server.run()
+    where = Address(host=host, port=port, certificate=tls_cert, private_key=tls_key)
+    gateway: dict[str, Any] = {
+        "encoder": encoder,
+        "limits": Limits() if in_flight is None else Limits(in_flight=in_flight),
+        "image_hosts": image_host or (),
+        "insecure": insecure,
+    }
+    with contextlib.ExitStack() as stack:
+        with spinner("opening"):
+            if groups is None and not ray:
+                server = serve_embedded(collection, where, Keys.load(keys), **gateway)
+            else:
+                from engine.service.security import Security
+                from pipelines.serve_cluster import serve_cluster
+
+                security = Security.from_files(
+                    certificate=shard_tls_cert, key=shard_tls_key, authority=shard_tls_authority, fresh_token=True
+                )
+                cluster = serve_cluster(
+                    collection, where, Keys.load(keys), groups=groups or 1, replicas=replicas, ray=ray,
+                    ray_address=address, shard_security=security, **gateway,
+                )  # fmt: skip
+                server = stack.enter_context(cluster)
+        out.print(f"serving {collection} at {server.url}", soft_wrap=True)
+        server.run()
 
 
 @app.command()

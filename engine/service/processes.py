@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from engine.errors import HashlightError, NotReadyError
+from engine.service.cluster_map import ClusterMap
 from engine.service.registry import Registry, control
 from engine.service.security import TOKEN_VARIABLE, Security
 from engine.service.shard_server import DRAIN_S
@@ -136,6 +137,10 @@ class LocalCluster:
     def __exit__(self, *_: object) -> None:
         """Stop all servers."""
         self.close()
+
+    def map(self) -> ClusterMap:
+        """Return the map for routers."""
+        return self.registry.map()
 
     def roll(self) -> bool:
         """Serve the live version of the collection; see `Registry.roll`."""
