@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import logging
 import os
@@ -298,11 +299,12 @@ class _Stream:
         self._frames.extend(pages(status, id_, version, body, seconds))
         if len(self._frames) > _MOST_PAGES_BEHIND:
             logger.warning("a router reads no more, %d pages behind: its stream is given up", len(self._frames))
-            self.close()
+            self.give_up()
         while self._frames and self._writing.acquire(blocking=False):
             try:
-                while self._frames:
-                    self._write(self._frames.popleft())
+                with contextlib.suppress(IndexError):  # the last one is written, or all were dropped meanwhile
+                    while True:
+                        self._write(self._frames.popleft())
             finally:
                 self._writing.release()
 
@@ -311,6 +313,12 @@ class _Stream:
         self.waiting.pop(id_, None)
 
     def close(self) -> None:
+        """Wait for who is writing, and let nobody write again: gRPC ends the process over a frame after the call."""
+        self.give_up()
+        with self._writing:
+            self._writer = None
+
+    def give_up(self) -> None:
         """Drop what waits; the router is gone."""
         self.closed = True
         self.waiting.clear()
@@ -323,7 +331,7 @@ class _Stream:
             self._writer.write_metadata(pa.py_buffer(frame))
         except (flight.FlightError, pa.ArrowException, OSError) as error:
             logger.info("a router is gone: %s", error)
-            self.close()
+            self.give_up()
 
 
 def _frames(reader: Any) -> Iterator[memoryview]:
