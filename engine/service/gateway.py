@@ -12,7 +12,7 @@
     GET  /health/live, /health/ready, /metrics, /openapi.json
 
 A gateway keeps no state; any number may stand side by side. The event loop reads and writes, threads search: a search
-holds one thread until it ends, also when its client has given up, and no more than `Limits.in_flight` are at work or wait.
+holds one thread until it ends, also when its client has given up, and no more than `Limits.in_flight` are at work.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from engine.codes import CodeArray, num_words
-from engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
+from engine.errors import DeadlineExceededError, HashlightError, IdNotFoundError, OverloadedError
 from engine.indexes.threads import usable_cores
 from engine.rerank import Rerank
 from engine.service import bodies, schemas
@@ -452,7 +452,7 @@ def create_app(
         await gateway.close()
 
     app = FastAPI(title="Hashlight", docs_url=None, redoc_url=None, lifespan=lifespan)
-    for kind in (Exception, HTTPException, RequestValidationError):
+    for kind in (RequestError, HashlightError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _refuse)
     _add_routes(app, gateway, keys or Keys())
     describe_api(app, secured=bool(keys))

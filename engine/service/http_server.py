@@ -66,8 +66,8 @@ def check_exposure(address: Address, keys: Keys, *, insecure: bool) -> None:
     """
     if not keys and not insecure and not address.is_loopback:
         raise ValueError(
-            f"{address.host} can be reached from other machines, and there are no API keys: give keys (`--keys FILE` or "
-            "HASHLIGHT_API_KEYS), bind to 127.0.0.1, or say that everyone may ask (`--insecure`)"
+            f"{address.host} can be reached from other machines, and there are no API keys: give keys (`--keys FILE` "
+            "or HASHLIGHT_API_KEYS), bind to 127.0.0.1, or say that everyone may ask (`--insecure`)"
         )
 
 
