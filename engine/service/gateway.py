@@ -452,7 +452,7 @@ def create_app(
         await gateway.close()
 
     app = FastAPI(title="Hashlight", docs_url=None, redoc_url=None, lifespan=lifespan)
-    for kind in (RequestError, HashlightError, HTTPException, RequestValidationError, Exception):
+    for kind in (RequestError, HashlightError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refuse)
     _add_routes(app, gateway, keys or Keys())
     describe_api(app, secured=bool(keys))
@@ -460,7 +460,7 @@ def create_app(
         app.mount("/", StaticFiles(directory=page, html=True))
     if allowed_hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
-    app.add_middleware(Guard, limits=limits, metrics=metrics)
+    app.add_middleware(Guard, limits=limits, metrics=metrics, refuse=_answer_of)
     return app
 
 
@@ -561,6 +561,10 @@ def json_response(document: Any, status: int = 200, headers: dict[str, str] | No
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
+    return _answer_of(error)
+
+
+def _answer_of(error: Exception) -> Response:
     """Answer what went wrong, in one form."""
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]

@@ -1,11 +1,13 @@
-"""What stands before every request: limits of its body, headers of its answer, and the counting of both."""
+"""What stands before every request: limits of its body, headers of its answer, an answer to every failure, counters."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.service.limits import Limits
@@ -29,8 +31,11 @@ _HEADERS = {
 class Guard:
     """ASGI middleware. Bodies that are too large, too slow or too many raise `RequestError` where they are read."""
 
-    def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, limits: Limits, metrics: Metrics, refuse: Callable[[Exception], Response]
+    ) -> None:
         self._app = app
+        self._refuse = refuse
         self._limits = limits
         self._metrics = metrics
         self._buffered = 0
@@ -40,7 +45,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 500
+        start, status = time.perf_counter(), 0
         body = _Body(self, self._limits, Headers(scope=scope), receive)
 
         async def send_guarded(message: Message) -> None:
@@ -52,6 +57,11 @@ class Guard:
 
         try:
             await self._app(scope, body.receive, send_guarded)
+        except Exception as error:
+            if status:
+                raise
+            # Answered here, because Starlette's own last resort closes the connection under the client's next request.
+            await self._refuse(error)(scope, body.receive, send_guarded)
         finally:
             self._buffered -= body.received
             route = getattr(scope.get("route"), "path", "other")

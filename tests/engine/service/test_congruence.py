@@ -74,12 +74,8 @@ def test_nearest(client, rows, queries, count, k):
     distances, expected = oracles.knn(queries[:count], codes, ids, min(k, len(ids)))
     assert [hits.ids.tolist() for hits in found] == expected.tolist()
     assert [hits.distances.tolist() for hits in found] == distances.tolist()
-    assert (found.coverage.codes, found.coverage.searched, found.coverage.complete, found.version) == (
-        500,
-        500,
-        True,
-        1,
-    )
+    coverage = found.coverage
+    assert (coverage.codes, coverage.searched, coverage.complete, found.version) == (500, 500, True, 1)
     assert found.to_arrow().num_rows == count * min(k, 500)
 
 
@@ -126,14 +122,8 @@ def test_images_ids_and_codes_side_by_side(client, rows, tmp_path):
     (tmp_path / "query.png").write_bytes(data)
     code = client.encode(data)
     assert (code.dtype, code.shape) == (np.uint64, (1, 1))
-    asked = [
-        data,
-        tmp_path / "query.png",
-        str(tmp_path / "query.png"),
-        Image.fromarray(picture),
-        int(ids[20]),
-        codes[20],
-    ]
+    path = tmp_path / "query.png"
+    asked = [data, path, str(path), Image.fromarray(picture), int(ids[20]), codes[20]]
     found = client.search(asked, 6)
     expected = oracles.knn(np.concatenate([code] * 4 + [codes[20:21]] * 2), codes, ids, 6)[1]
     assert [hits.ids.tolist() for hits in found] == expected.tolist()
