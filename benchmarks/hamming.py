@@ -128,7 +128,7 @@ def warm(peer_name: str, codes: np.ndarray, queries: np.ndarray) -> None:
 
 def measure_cell(peer, queries, operation, value, batch, truth) -> dict | None:
     ask = peer.within if operation == "radius" else peer.nearest
-    times, recalls = [], []
+    times, kept = [], []  # answers are checked after the last call: checking empties the caches
     stop = time.perf_counter() + CELL_SECONDS
     most = max(1, min(100, len(queries) // batch)) if batch < 1024 else 5
     for call in range(most):
@@ -138,10 +138,14 @@ def measure_cell(peer, queries, operation, value, batch, truth) -> dict | None:
         times.append(time.perf_counter() - start)
         if answer is None:
             return None
-        if len(recalls) * batch < truth.checked:
-            recalls.append(truth.recall(operation, value, answer, call * batch, min(batch, truth.checked)))
+        if len(kept) * batch < truth.checked:
+            kept.append(answer)
         if time.perf_counter() > stop and (len(times) >= MIN_CALLS or times[0] > 3):
             break
+    recalls = [
+        truth.recall(operation, value, answer, call * batch, min(batch, truth.checked))
+        for call, answer in enumerate(kept)
+    ]
     return {
         "operation": operation, "value": value, "batch": batch, "calls": len(times),
         "us_a_query": 1e6 * statistics.median(times) / batch, "recall": statistics.mean(recalls),

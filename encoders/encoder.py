@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,6 +145,7 @@ class HashEncoder:
     def __init__(self, config: EncoderConfig, model: HashModel):
         self.config = config
         self._feature_dim = model.feature_dim
+        self._device = torch.device("cpu")
         self._model = model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._weights = save_tensors({name: value.contiguous() for name, value in model.state_dict().items()})
         self.fingerprint = _fingerprint(config.to_dict(), self._weights)
@@ -188,17 +189,35 @@ class HashEncoder:
     def encode_all(self, images: Sequence[ImageLike] | NDArray[np.uint8]) -> EncoderOutput:
         """Return codes, relaxed codes and features of a sequence of images; see `encode`."""
         _check_sequence(images)
-        relaxed_NB = np.empty((len(images), self.bits), np.float32)
-        feature_ND = np.empty((len(images), self.feature_dim), np.float32)
-        bit_NB = np.empty((len(images), self.bits), np.bool_)
+        return self._encode(len(images), lambda rows: self._open_pixels(images, rows))
+
+    def encode_pixels(self, pixels_NHWC: NDArray[np.uint8]) -> EncoderOutput:
+        """Return what `encode_all` returns, of images that `config.preprocessing.pixels` made ready elsewhere.
+
+        Parameters
+        ----------
+        pixels_NHWC : ndarray of uint8, shape (N, size, size, channels)
+        """
+        return self._encode(len(pixels_NHWC), pixels_NHWC.__getitem__)
+
+    def to(self, device: str) -> HashEncoder:
+        """Move the model to a device, such as "cuda"; returns this encoder. Another device may round differently."""
+        self._device = torch.device(device)
+        self._model.to(self._device)
+        return self
+
+    def _encode(self, num_images: int, pixels_of: Callable[[slice], NDArray[np.uint8]]) -> EncoderOutput:
+        relaxed_NB = np.empty((num_images, self.bits), np.float32)
+        feature_ND = np.empty((num_images, self.feature_dim), np.float32)
+        bit_NB = np.empty((num_images, self.bits), np.bool_)
         size = self.config.batch_size
 
         def run(index: int) -> None:
-            rows = slice(index * size, min((index + 1) * size, len(images)))
-            feature_ND[rows], z_NB, relaxed_NB[rows] = self._run_batch(images, rows)
+            rows = slice(index * size, min((index + 1) * size, num_images))
+            feature_ND[rows], z_NB, relaxed_NB[rows] = self._run_batch(pixels_of(rows))
             bit_NB[rows] = z_NB > 0
 
-        run_batches(run, -(-len(images) // size))
+        run_batches(run, -(-num_images // size))
         return EncoderOutput(pack_bits(bit_NB), relaxed_NB, feature_ND)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -242,21 +261,23 @@ class HashEncoder:
                 "was it written by another version of hashlight?"
             ) from exc
 
+    def _open_pixels(self, images: Sequence[ImageLike] | NDArray[np.uint8], rows: slice) -> NDArray[np.uint8]:
+        pixels = self.config.preprocessing.pixels
+        return np.stack([pixels(_open_image(images[row], row)) for row in range(rows.start, rows.stop)])
+
     def _run_batch(
-        self, images: Sequence[ImageLike] | NDArray[np.uint8], rows: slice
+        self, pixels_RHWC: NDArray[np.uint8]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Return features, z and relaxed codes of one slice, computed at the fixed shape with zeros behind it."""
-        rule = self.config.preprocessing
-        count = rows.stop - rows.start
-        pixels_NHWC = np.zeros((self.config.batch_size, rule.size, rule.size, rule.channels), np.uint8)
-        for offset in range(count):
-            position = rows.start + offset
-            pixels_NHWC[offset] = rule.pixels(_open_image(images[position], position))
+        """Return features, z and relaxed codes of some images, computed at the fixed shape with zeros behind them."""
+        count = len(pixels_RHWC)
+        pixels_NHWC = np.zeros((self.config.batch_size, *pixels_RHWC.shape[1:]), np.uint8)
+        pixels_NHWC[:count] = pixels_RHWC
         with torch.inference_mode():
-            batch_NCHW = rule.normalise(torch.from_numpy(pixels_NHWC)).contiguous(memory_format=torch.channels_last)
+            batch_NCHW = self.config.preprocessing.normalise(torch.from_numpy(pixels_NHWC))
+            batch_NCHW = batch_NCHW.contiguous(memory_format=torch.channels_last).to(self._device)
             feature_ND, z_NB = self._model(batch_NCHW)
             relaxed_NB = torch.tanh(self.config.beta * z_NB)
-        return feature_ND[:count].numpy(), z_NB[:count].numpy(), relaxed_NB[:count].numpy()
+        return tuple(part[:count].cpu().numpy() for part in (feature_ND, z_NB, relaxed_NB))  # type: ignore[return-value]
 
 
 def open_image(image: ImageLike) -> Image.Image:

@@ -5,6 +5,8 @@ batch are computed without a graph, the loss and its gradient with respect to th
 and then each chunk is run again, with a graph, to carry its part of that gradient back to the weights. Memory is that
 of one chunk, time that of one more forward pass (Gao et al., "Scaling deep contrastive learning batch size under memory
 limited setup", 2021). Batch normalisation sees chunks, not the batch.
+
+Several workers share a batch in the same way: each runs its own images, and the loss is over the outputs of all.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
+
+from encoders.workers import ALONE, Share, random_state, set_random_state
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
@@ -25,6 +29,7 @@ def backward(
     *,
     chunk_size: int | None = None,
     owner: nn.Module,
+    share: Share | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add the gradient of `loss_of(network(image_BCHW))` to every weight.
 
@@ -34,37 +39,61 @@ def backward(
         Maps images to outputs (B, K).
     image_BCHW : Tensor
     loss_of : callable
-        Maps the outputs of the whole batch, as float32, to a loss. Its own weights get their gradient too.
+        Maps the outputs of the whole batch, in at least float32, to a loss. Its own weights get their gradient too.
     chunk_size : int, optional
         Images of a pass; the whole batch if left out.
     owner : nn.Module
         Whose buffers (running statistics) the passes of `network` change; they change once a chunk.
+    share : Share, optional
+        Which images of the batch `image_BCHW` has, if several workers share it; it knows the chunks then. Each worker
+        gets the gradient that its own images bring to the network's weights.
 
     Returns
     -------
     loss : Tensor, shape ()
-    output_BK : Tensor of float32, shape (B, K)
+    output_BK : Tensor, shape (B, K)
         Both without a graph.
     """
-    chunks = torch.split(image_BCHW, chunk_size or len(image_BCHW))
+    share = share or ALONE.share(len(image_BCHW), chunk_size)
+    chunks = share.split(image_BCHW)
     if len(chunks) == 1:
-        output_BK = network(image_BCHW).float()
-        loss = loss_of(output_BK)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), output_BK.detach()
+        with share.passing(0):
+            output_bK = _at_least_float32(network(image_BCHW))
+        loss, output_BK, gradient_BK = _loss_and_gradient(share.gather([output_bK]), loss_of)
+        output_bK.backward(share.own(gradient_BK))  # type: ignore[no-untyped-call]
+        return loss, output_BK
     with torch.no_grad(), _kept_buffers(owner):
-        states, outputs = zip(*((_random_state(chunk), network(chunk).float()) for chunk in chunks), strict=True)
-    after = _random_state(image_BCHW)
-    output_BK = torch.cat(outputs).requires_grad_()
+        states, outputs = [], []
+        for number, chunk in enumerate(chunks):
+            states.append(random_state())
+            with share.passing(number):
+                outputs.append(_at_least_float32(network(chunk)))
+    after = random_state()
+    loss, output_BK, gradient_BK = _loss_and_gradient(share.gather(outputs), loss_of)
+    gradients = share.split(share.own(gradient_BK))
+    for number, (chunk, state, gradient) in enumerate(zip(chunks, states, gradients, strict=True)):
+        # The same dropout as in the first pass.
+        set_random_state(state)
+        with share.passing(number):
+            output_bK = _at_least_float32(network(chunk))
+        output_bK.backward(gradient)  # type: ignore[no-untyped-call]
+    set_random_state(after)
+    return loss, output_BK
+
+
+def _loss_and_gradient(
+    output_BK: torch.Tensor, loss_of: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the loss, the outputs and the loss's gradient with respect to them."""
+    output_BK.requires_grad_()
     loss = loss_of(output_BK)
     loss.backward()  # type: ignore[no-untyped-call]
     assert output_BK.grad is not None
-    for chunk, state, gradient in zip(chunks, states, torch.split(output_BK.grad, len(chunks[0])), strict=True):
-        # The same dropout as in the first pass.
-        _set_random_state(state)
-        network(chunk).float().backward(gradient)  # type: ignore[no-untyped-call]
-    _set_random_state(after)
-    return loss.detach(), output_BK.detach()
+    return loss.detach(), output_BK.detach(), output_BK.grad
+
+
+def _at_least_float32(value: torch.Tensor) -> torch.Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 @contextlib.contextmanager
@@ -74,14 +103,3 @@ def _kept_buffers(owner: nn.Module) -> Iterator[None]:
     yield
     for buffer, value in zip(owner.buffers(), kept, strict=True):
         buffer.copy_(value)
-
-
-def _random_state(image_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    device = image_BCHW.device
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _set_random_state(state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])

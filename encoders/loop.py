@@ -22,6 +22,7 @@ from encoders.objectives import Objective
 from encoders.pixels import PixelSource
 from encoders.supervision import VIEWS, Supervision
 from encoders.validation import validation_map
+from encoders.workers import ALONE, Workers
 
 WARM_UP = "warm-up"
 HASHING = "hashing"
@@ -77,6 +78,11 @@ class LoopSettings:
     augment: bool
     seed: int
     patience: int | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and inputs."""
+        return torch.float64 if self.precision == "float64" else torch.float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +153,8 @@ class Loop:
         Images to choose the epoch on, none to keep the last.
     progress : callable, optional
         Called after every step.
+    workers : Workers
+        Who share the batches.
     """
 
     def __init__(
@@ -159,6 +167,7 @@ class Loop:
         folder: TrainingFolder,
         kept_out_V: torch.Tensor,
         progress: Callable[[Progress], None] | None,
+        workers: Workers = ALONE,
     ):
         self._model = model
         self._pixels = pixels
@@ -167,7 +176,8 @@ class Loop:
         self._folder = folder
         self._kept_out_V = kept_out_V
         self._progress = progress
-        self._saved = folder.read()
+        self._workers = workers
+        self._saved = workers.from_first(folder.read())
 
     def is_done(self, phase: str) -> bool:
         """Whether the checkpoint is of a later phase."""
@@ -175,14 +185,15 @@ class Loop:
 
     def run(self, phase: Phase) -> Outcome:
         """Train one phase, from where the checkpoint is if it is of this phase."""
-        phase.part.to(self._settings.device)
-        phase.objective.to(self._settings.device)
+        phase.part.to(self._settings.device, self._settings.dtype)
+        phase.objective.to(self._settings.device, self._settings.dtype)
         steps = phase.epochs * self._supervision.batches_per_epoch(self._settings.batch_size)
         optimizer, rate = _one_cycle(phase.groups, steps, self._settings.weight_decay)
         run = _PhaseRun(self, phase, steps, optimizer, rate)
         if self._saved is not None:
             run.restore(self._saved)
             self._saved = None
+        self._workers.copy_first(phase.part, phase.objective)
         return run.train()
 
     def inputs(self, index_B: torch.Tensor, *, augment: bool) -> torch.Tensor:
@@ -190,7 +201,8 @@ class Loop:
         image_BCHW = self._pixels.batch(index_B)
         if augment:
             image_BCHW = (random_view if self._supervision.kind == VIEWS else flip_and_shift)(image_BCHW)
-        return image_BCHW.contiguous(memory_format=torch.channels_last).to(self._settings.device)
+        image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
+        return image_BCHW.to(self._settings.device, self._settings.dtype)
 
     def validate(self) -> float:
         """Return the mean average precision of the codes of the images kept out."""
@@ -304,13 +316,17 @@ class _PhaseRun:
         place, supervision, objective = self._place, self._loop._supervision, self._phase.objective
         beta = self._phase.beta_at(place.step / self._steps)
         self._optimizer.zero_grad()
+        share = self._loop._workers.share(len(index_B), self._settings.chunk_size)
+        with share.draws():
+            image_bCHW = self._loop.inputs(index_B[share.own_b], augment=self._settings.augment)
         loss, output_BK = backward(
             self._network,
-            self._loop.inputs(index_B, augment=self._settings.augment),
+            image_bCHW,
             lambda output_BK: objective(output_BK, beta, supervision, index_B),
-            chunk_size=self._settings.chunk_size,
             owner=self._phase.part,
+            share=share,
         )
+        self._loop._workers.add_gradients(self._phase.part, objective)
         self._optimizer.step()
         self._rate.step()
         place.step += 1

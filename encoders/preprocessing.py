@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from encoders.images import to_rgb_or_grey
+
+if TYPE_CHECKING:
+    # Processes that only decode start without torch, which takes seconds to import.
+    import torch
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -70,6 +73,8 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the float32 tensor (C, H, W) of one image of any mode."""
+        import torch
+
         pixels_HWC = torch.from_numpy(self.pixels(image))
         return self.normalise(pixels_HWC.unsqueeze(0))[0]
 
@@ -81,6 +86,8 @@ class Preprocessing:
 
     def normalise(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
         """Scale uint8 pixels (N, H, W, C) to the float32 input (N, C, H, W), laid out channels last."""
+        import torch
+
         mean_C = torch.tensor(self.mean, dtype=torch.float32)
         std_C = torch.tensor(self.std, dtype=torch.float32)
         return ((pixels_NHWC.float() / 255.0 - mean_C) / std_C).permute(0, 3, 1, 2)

@@ -33,10 +33,11 @@ from encoders.supervision import (
     ViewSupervision,
 )
 from encoders.validation import keep_out
+from encoders.workers import ALONE, Workers
 
 __all__ = ["ImageDataset", "Progress", "TrainConfig", "train"]
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float64")
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -87,7 +88,9 @@ class TrainConfig:
     patience : int or None
         Stop after this many epochs without a better one on the validation images.
     precision : str
-        "float32", or "bfloat16" for a network under automatic mixed precision.
+        "float32", "bfloat16" for a network under automatic mixed precision, or "float64" to compare runs: training
+        lets rounding grow, so that in float32 the losses of one thread and of two differ in the second digit after
+        some thirty steps.
     compile : bool
         Compile the network with `torch.compile`.
     device : str
@@ -169,6 +172,7 @@ def train(
     views: bool = False,
     folder: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
+    workers: Workers = ALONE,
 ) -> HashEncoder:
     """Train an encoder. The same inputs, seed and thread count give the same weights on a CPU.
 
@@ -188,6 +192,9 @@ def train(
         interrupted one goes on from it, to the same weights.
     progress : callable, optional
         Called after every step.
+    workers : Workers
+        The processes that share every batch, this one among them; all call `train` with the same arguments and get the
+        same encoder, which is what one process would get, but for rounding. The first of them writes to `folder`.
 
     Returns
     -------
@@ -211,14 +218,16 @@ def train(
     method = METHODS[config.method]
     supervision = _supervise(len(images), labels, pairs, views)
     method.check(supervision)
+    if config.compile and workers.size > 1:
+        raise ValueError(f"`compile` must be False with several workers, got True with {workers.size}: see `Workers`")
     warmup_epochs = _warmup_epochs(config, method, supervision)
     run = {"config": dataclasses.asdict(config), "supervision": supervision.digest(), "images": len(images)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = build_backbone(config.backbone, config.weights)
         model = HashModel(backbone, config.bits).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        trainer = _Trainer(config, method, backbone, model, supervision, warmup_epochs)
-        return trainer.train(images, TrainingFolder(folder, run), progress)
+        trainer = _Trainer(config, method, backbone, model, supervision, warmup_epochs, workers)
+        return trainer.train(images, TrainingFolder(folder if workers.is_first else None, run), progress)
 
 
 class _Trainer:
@@ -232,6 +241,7 @@ class _Trainer:
         model: HashModel,
         supervision: Supervision,
         warmup_epochs: int,
+        workers: Workers,
     ):
         self._config = config
         self._method = method
@@ -239,6 +249,7 @@ class _Trainer:
         self._model = model
         self._supervision = supervision
         self._warmup_epochs = warmup_epochs
+        self._workers = workers
 
     def train(self, images: Any, folder: TrainingFolder, progress: Callable[[Progress], None] | None) -> HashEncoder:
         """Run the phases and return the encoder."""
@@ -254,14 +265,15 @@ class _Trainer:
             self._loop_settings(),
             folder=folder,
             kept_out_V=kept_out_V,
-            progress=progress,
+            progress=progress if self._workers.is_first else None,
+            workers=self._workers,
         )
         if self._warmup_epochs and not loop.is_done(WARM_UP):
             loop.run(self._warm_up())
         if self._method.fit is not None:
             return self._fit(pixels.images)
         outcome = loop.run(self._hashing())
-        self._model.cpu()
+        self._model.to("cpu", torch.float32)
         beta = outcome.beta if self._method.continues else self._method.beta
         return HashEncoder(self._encoder_config(beta, self._epoch_rule(outcome)), self._model)
 
@@ -308,7 +320,7 @@ class _Trainer:
     def _fit(self, images: Any) -> HashEncoder:
         """Fit the method's hasher to the features of the images as they are, and put it in the hash layer's place."""
         assert self._method.fit is not None
-        config, model = self._config, self._model.cpu()
+        config, model = self._config, self._model.to("cpu", torch.float32)
         feature_ND = HashEncoder(self._encoder_config(1.0, "none"), model).encode_all(images).features
         class_NC = None
         if self._method.reads_classes:

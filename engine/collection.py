@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import logging
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -26,19 +21,16 @@ from engine.codes import (
     check_limit,
     check_radius,
 )
-from engine.errors import CollectionExistsError, CollectionNotFoundError, CorruptDataError, IdNotFoundError
+from engine.errors import IdNotFoundError
 from engine.indexes.threads import check_threads
 from engine.rerank import Rerank, RerankResult, check_query_features, pools_of_range, rerank_ids
 from engine.results import PAD_ID, RangeResult, SearchResult
 from engine.router import Router
-from engine.storage.files import sync_file, sync_folder, writer_lock
-from engine.storage.manifest import Manifest, ShardSpec, publish, read_current
-from engine.storage.shard import Shard, write_shard
-
-logger = logging.getLogger(__name__)
-
-_OWN_ENTRIES = {".lock", "CURRENT", "encoder", "manifests", "shards"}
-_MARKS = {".lock", "CURRENT", "manifests"}
+from engine.storage.manifest import Manifest, read_current
+from engine.storage.mirror import mirror
+from engine.storage.shard import Shard
+from engine.storage.store import LocalStore, open_store
+from engine.writer import CollectionWriter, split_rows
 
 
 class Collection:
@@ -59,8 +51,9 @@ class Collection:
     [7, 8, 9]
     """
 
-    def __init__(self, path: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
+    def __init__(self, path: Path, manifest: Manifest, shards: Sequence[Shard], *, location: str | None = None) -> None:
         self.path = path
+        self.location = location or str(path)
         self._manifest = manifest
         self._shards = tuple(shards)
         self._router = Router(self._shards, version=manifest.version)
@@ -86,7 +79,7 @@ class Collection:
         Parameters
         ----------
         path : str or Path
-            A folder that is not there, is empty, or (with `overwrite`) is a collection.
+            A folder or URI where there is nothing, or (with `overwrite`) a collection.
         codes : ndarray of uint64, shape (N, W)
             N of at least 1, `W = ceil(bits / 64)`.
         ids : ndarray of int64, shape (N,), optional
@@ -127,10 +120,7 @@ class Collection:
         with CollectionWriter(path, bits=bits, fingerprint=fingerprint, tables=tables, overwrite=overwrite) as writer:
             if encoder is not None:
                 writer.add_encoder(Path(encoder))
-            for part in split_rows(len(codes), shards):
-                part_table = None if table is None else table.slice(part.start, part.stop - part.start)
-                part_features = None if features is None else features[part]
-                writer.add_shard(codes[part], ids[part], part_table, part_features)
+            _add_shards(writer, codes, ids, table, features, shards)
             writer.commit()
         return cls.open(path)
 
@@ -141,6 +131,8 @@ class Collection:
         Parameters
         ----------
         path : str or Path
+            A folder, or the URI of a collection in a bucket (`s3://BUCKET/PREFIX`), whose live version is first
+            copied into the user's cache folder, as far as it is not there.
         verify : bool
             Hash every file again, also those that were verified on this machine and not written since.
 
@@ -151,12 +143,14 @@ class Collection:
         CorruptDataError
             If a file is missing or damaged.
         """
-        path = Path(path)
-        manifest = read_current(path)
+        store = open_store(path)
+        folder = store.path if isinstance(store, LocalStore) else mirror(store)
+        manifest = read_current(LocalStore(folder))
         shards = [
-            Shard(path / "shards" / spec.name, spec, bits=manifest.bits, verify_all=verify) for spec in manifest.shards
+            Shard(folder / "shards" / spec.name, spec, bits=manifest.bits, verify_all=verify)
+            for spec in manifest.shards
         ]
-        return cls(path, manifest, shards)
+        return cls(folder, manifest, shards, location=store.location)
 
     @property
     def bits(self) -> int:
@@ -187,7 +181,7 @@ class Collection:
     @property
     def num_bytes(self) -> int:
         """Bytes of all shard files."""
-        return sum(spec.bytes for shard in self._manifest.shards for spec in shard.files.values())
+        return self._manifest.num_bytes
 
     def __len__(self) -> int:
         """Return the number of codes."""
@@ -312,6 +306,52 @@ class Collection:
             queries, radius, limit, filter=filter, threads=check_threads(threads), explain=explain
         )
 
+    def append(
+        self,
+        codes: CodeArray,
+        *,
+        ids: IdArray | None = None,
+        attributes: pa.Table | Mapping[str, Any] | None = None,
+        features: NDArray[np.float16] | None = None,
+        shards: int = 1,
+        tables: bool = True,
+    ) -> Self:
+        """Write a version of this collection that has more codes, and open it. This one stays as it is.
+
+        Parameters
+        ----------
+        codes : ndarray of uint64, shape (N, W)
+            Of the encoder that made the others.
+        ids : ndarray of int64, shape (N,), optional
+            Not yet in the live version; the numbers after its highest if left out.
+        attributes, features
+            As in `create`, and with the same names, types and widths as those that are there.
+        shards : int
+            Number of new shards; the old ones are left as they are.
+        tables : bool
+            As in `create`.
+
+        Raises
+        ------
+        ValueError
+            If an id is there already, or attributes or features are others than those that are there.
+        CollectionBusyError
+            If another process is writing.
+        """
+        codes = check_codes(codes, bits=self.bits, name="codes")
+        table = _as_table(attributes, rows=len(codes))
+        features = None if features is None else _check_features(features, rows=len(codes))
+        with CollectionWriter(
+            self.location, bits=self.bits, fingerprint=self.fingerprint, tables=tables, append=True
+        ) as writer:
+            if ids is None:
+                ids = np.arange(len(codes)) + writer.highest_id() + 1
+            else:
+                writer.refuse_known_ids(check_ids(ids, rows=len(codes)))
+            _add_shards(writer, codes, ids, table, features, shards)
+            writer.commit()
+        return type(self).open(self.location)
+
     def get(self, ids: IdArray | Sequence[int]) -> pa.Table:
         """Return what is stored of some ids, in the order asked.
 
@@ -344,6 +384,23 @@ class Collection:
             hint = " (-1 pads short answers: drop it)" if (missing == PAD_ID).any() else ""
             raise IdNotFoundError(f"{len(missing)} of {len(wanted_M)} ids are not here, first {missing[0]}{hint}")
         return pa.concat_tables(tables).take(place_M)
+
+    def thumbnails_of(self, ids: IdArray) -> list[bytes | None]:
+        """Return the small encoded pictures of some ids, in the order asked; None where there is none.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (M,)
+        """
+        pictures: list[bytes | None] = [None] * len(ids)
+        for shard in self._shards:
+            if shard.thumbnails is not None:
+                row_M = shard.rows_of(ids)
+                here = np.flatnonzero(row_M >= 0)
+                found = shard.thumbnails.take(row_M[here])["thumbnail"].to_pylist() if len(here) else []
+                for place, picture in zip(here.tolist(), found, strict=True):
+                    pictures[place] = picture
+        return pictures
 
     def features_of(self, ids: IdArray) -> NDArray[np.float16]:
         """Return the fine features of some ids, (M, F) float16, in the order asked.
@@ -388,177 +445,17 @@ class Collection:
         return table
 
 
-class CollectionWriter:
-    """Writes one new version of a collection; nothing is seen of it until `commit`.
-
-    Use it as a context manager: it holds the collection's writer lock, and what was not committed is removed.
-
-    Parameters
-    ----------
-    path : str or Path
-    bits : int
-    fingerprint : str or None
-        Of the encoder that made the codes.
-    tables : bool
-        Whether shards get a multi-index.
-    overwrite : bool
-        Whether a collection that is there may be replaced.
-    """
-
-    def __init__(
-        self, path: str | Path, *, bits: int, fingerprint: str | None, tables: bool = True, overwrite: bool
-    ) -> None:
-        self._path = Path(path)
-        self._bits = check_bits(bits)
-        self._fingerprint = fingerprint
-        self._tables = tables
-        self._overwrite = overwrite
-        self._previous: Manifest | None = None
-        self._specs: list[ShardSpec] = []
-        self._uncommitted: list[Path] = []
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        """Take the writer lock and check that a collection may be written here."""
-        refuse_foreign_folder(self._path)
-        self._path.mkdir(parents=True, exist_ok=True)
-        self._stack.enter_context(writer_lock(self._path))
-        try:
-            self._previous = self._replaceable()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Remove what was not committed and let go of the lock."""
-        with self._stack:
-            for folder in self._uncommitted:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _replaceable(self) -> Manifest | None:
-        """Return the live manifest that this write will replace; a damaged one may be replaced too."""
-        try:
-            live = read_current(self._path)
-        except (CollectionNotFoundError, CorruptDataError) as error:
-            if self._overwrite or not _entries(self._path / "manifests"):
-                return None
-            raise CorruptDataError(
-                f"{self._path} holds a collection that cannot be read ({error}); it can be replaced "
-                "(`overwrite=True`, `--overwrite`)"
-            ) from error
-        if not self._overwrite:
-            raise CollectionExistsError(
-                f"{self._path} is a collection (version {live.version}, {live.rows:,} codes): choose another path, "
-                "or say that it may be replaced (`overwrite=True`, `--overwrite`)"
-            )
-        return live
-
-    def add_shard(
-        self,
-        codes_NW: CodeArray,
-        ids_N: IdArray,
-        attributes: pa.Table | None,
-        features_NF: NDArray[np.float16] | None = None,
-    ) -> None:
-        """Write one shard; arguments as in `write_shard`."""
-        folder = self._path / "shards" / uuid.uuid4().hex
-        self._uncommitted.append(folder)
-        spec = write_shard(
-            folder, codes_NW, ids_N, attributes, bits=self._bits, tables=self._tables, features_NF=features_NF
-        )
-        self._specs.append(spec)
-
-    def add_encoder(self, folder: Path) -> None:
-        """Keep a copy of the encoder that made the codes."""
-        if self._fingerprint is None:
-            raise ValueError("an encoder is kept under its fingerprint: give `fingerprint` with `encoder`")
-        target = self._path / "encoder" / self._fingerprint
-        if target.is_dir():
-            if _contents(target) == _contents(folder):
-                return
-            shutil.rmtree(target)
-        aside = target.with_name(f"{target.name}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(folder, aside)
-        for file in _entries(aside):
-            sync_file(file)
-        sync_folder(aside)
-        aside.rename(target)
-        sync_folder(target.parent)
-
-    def commit(self) -> Manifest:
-        """Publish the shards as the collection's new version, in one step."""
-        sync_folder(self._path / "shards")
-        last = max((int(path.stem) for path in self._path.glob("manifests/[0-9]*.json")), default=0)
-        manifest = Manifest(version=last + 1, bits=self._bits, encoder=self._fingerprint, shards=tuple(self._specs))
-        # From here on the new version may be live, whatever happens: what dies before that is swept by the next write.
-        self._uncommitted.clear()
-        publish(self._path, manifest)
-        self._sweep(manifest)
-        return manifest
-
-    def _sweep(self, live: Manifest) -> None:
-        """Remove what neither the live version nor the one before it names.
-
-        The one before stays for readers that have read CURRENT and not yet opened its files. The lock is held, so
-        whatever else lies here was left by a writer that died, or is two versions old.
-        """
-        kept = [live] if self._previous is None else [live, self._previous]
-        names: dict[str, set[str | None]] = {
-            "shards": {shard.name for manifest in kept for shard in manifest.shards},
-            "manifests": {manifest.file_name for manifest in kept},
-            "encoder": {manifest.encoder for manifest in kept},
-        }
-        for folder, keep in names.items():
-            for entry in _entries(self._path / folder):
-                if entry.name not in keep:
-                    logger.info("removing %s, which no live version names", entry)
-                    _remove(entry)
-
-
-def split_rows(rows: int, shards: int) -> Iterator[slice]:
-    """Cut `rows` rows into `shards` runs whose lengths differ by at most one.
-
-    Raises
-    ------
-    ValueError
-        If there are no rows, or `shards` is not within 1 to `rows`.
-    """
-    if rows == 0:
-        raise ValueError("a collection holds at least 1 code, got 0")
-    if not 1 <= shards <= rows:
-        raise ValueError(f"`shards` must be 1 to {rows} (the number of codes), got {shards}")
-    edges = [rows * number // shards for number in range(shards + 1)]
-    return (slice(start, stop) for start, stop in itertools.pairwise(edges))
-
-
-def refuse_foreign_folder(path: Path) -> None:
-    """Raise CollectionExistsError if `path` holds anything that is not a collection's."""
-    if path.exists() and not path.is_dir():
-        raise CollectionExistsError(f"{path} is a file, expected a folder for the collection: choose another path")
-    names = {entry.name for entry in _entries(path)}
-    foreign = sorted(name for name in names - _OWN_ENTRIES if not name.endswith(".tmp"))
-    if foreign or (names and not names & _MARKS):
-        raise CollectionExistsError(
-            f"{path} is not a collection and not empty (it has {', '.join(sorted(names)[:3])}): choose another path"
-        )
-
-
-def _remove(entry: Path) -> None:
-    """Remove what is no longer used; that it cannot be removed takes nothing from the version that was published."""
-    try:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    except OSError as error:
-        logger.warning("cannot remove %s (%s): the next write tries again", entry, error)
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in _entries(folder)}
-
-
-def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+def _add_shards(
+    writer: CollectionWriter,
+    codes: CodeArray,
+    ids: IdArray,
+    table: pa.Table | None,
+    features: NDArray[np.float16] | None,
+    shards: int,
+) -> None:
+    for part in split_rows(len(codes), shards):
+        part_table = None if table is None else table.slice(part.start, part.stop - part.start)
+        writer.add_shard(codes[part], ids[part], part_table, None if features is None else features[part])
 
 
 def _check_features(features: NDArray[np.float16], *, rows: int) -> NDArray[np.float16]:

@@ -89,9 +89,9 @@ class IncompleteError(HashlightError):
         Name of each missing shard -> the reason.
     """
 
-    def __init__(self, message: str, *, missing: Mapping[str, str]) -> None:
+    def __init__(self, message: str, *, missing: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.missing = dict(missing)
+        self.missing = dict(missing or {})
 
 
 class NoShardError(IncompleteError):

@@ -6,8 +6,10 @@ shows where they came from. The packages a command needs are imported when it ru
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import re
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -17,7 +19,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from pipelines.console import answers_table, err, key_value_table, out, progress_bar, spinner, training_bar
+from pipelines.console import (
+    answers_table,
+    encoding_bar,
+    err,
+    key_value_table,
+    out,
+    progress_bar,
+    spinner,
+    training_bar,
+)
 
 if TYPE_CHECKING:
     from pipelines.search import Answers
@@ -31,9 +42,19 @@ app = typer.Typer(
 )
 _debug = False
 
+_CORPUS_HELP = (
+    "Corpus: a folder of images, Parquet files, WebDataset tars or IDX files, or a text file of URIs; local or s3://."
+)
 EncoderOption = Annotated[Path, typer.Option("--encoder", help="Folder of a trained encoder.", exists=True)]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def _refuse_missing(place: str) -> str:
+    """Refuse a path where nothing is; a store is asked later."""
+    if "://" not in place and not Path(place).exists():
+        raise typer.BadParameter(f"{place} does not exist")
+    return place
 
 
 def _show_version(wanted: bool) -> None:
@@ -127,10 +148,14 @@ def train(
         int | None, typer.Option(min=0, help="Keep this many images out, and choose the best epoch on them.")
     ] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a better.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 (mixed).")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 (mixed) or float64.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Train on Ray: processes that share every batch, a CPU or GPU each.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="With --workers: a Ray cluster.")] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train an encoder; an interrupted training goes on where it was."""
@@ -161,7 +186,15 @@ def train(
     start = time.perf_counter()
     with training_bar() as report:
         encoder = train_encoder(
-            input, output, config, supervision=supervision, pairs=pairs, overwrite=overwrite, progress=report
+            input,
+            output,
+            config,
+            supervision=supervision,
+            pairs=pairs,
+            overwrite=overwrite,
+            workers=workers,
+            address=address,
+            progress=report,
         )
     seconds = time.perf_counter() - start
     out.print(
@@ -170,25 +203,66 @@ def train(
     )
 
 
+@app.command("plan-work")
+@_reports_errors
+def plan_work(
+    corpus: Annotated[str, typer.Argument(help=_CORPUS_HELP, callback=_refuse_missing)],
+    output: Annotated[str, typer.Option("--output", help="The work list (.parquet).")],
+    unit_images: Annotated[int, typer.Option(min=1, help="Images of a unit of work.")] = 2000,
+    as_json: JsonOption = False,
+) -> None:
+    """List a corpus once into a work list, which `hashlight encode --input` takes in the corpus's place."""
+    from dataclasses import asdict
+
+    from pipelines.work import plan_work as write_work
+
+    if not output.partition("?")[0].endswith(".parquet"):
+        raise typer.BadParameter(f"--output must end in .parquet, got {output}")
+    with spinner("listing") as say:
+        work = write_work(corpus, output, unit_images=unit_images, progress=lambda n: say(f"listing: {n:,} entries"))
+    if as_json:
+        typer.echo(json.dumps(asdict(work)))
+        return
+    what = f"{work.units:,} shards" if work.images is None else f"{work.images:,} images in {work.units:,} units"
+    out.print(f"listed {what}: {output}", soft_wrap=True)
+
+
 @app.command()
 @_reports_errors
 def encode(
-    input: Annotated[Path, typer.Option("--input", help="Corpus: folder of images or Parquet.", exists=True)],
+    input: Annotated[
+        str,
+        typer.Option(
+            "--input", help=f"{_CORPUS_HELP} Or a work list of `hashlight plan-work`.", callback=_refuse_missing
+        ),
+    ],
     encoder: EncoderOption,
-    output: Annotated[Path, typer.Option("--output", help="Folder for the codes.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Decoded images held at once by an actor.")] = 256,
-    actors: Annotated[int | None, typer.Option(min=1, help="Processes; as many as cores if left out.")] = None,
+    output: Annotated[str, typer.Option("--output", help="Folder for the codes, local or in a store.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images decoded at a time by an actor.")] = 256,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Processes that run the model; one a GPU or core if left out.")
+    ] = None,
     features: Annotated[bool, typer.Option("--features", help="Keep fine features too, to re-rank by.")] = False,
+    thumbnails: Annotated[
+        int, typer.Option(min=0, max=1024, help="Keep a JPEG of each image, its longest side so many pixels; 0: none.")
+    ] = 0,
+    unit_images: Annotated[int, typer.Option(min=1, help="Images of a unit of work.")] = 2000,
+    max_rejects: Annotated[
+        str | None, typer.Option(help="Stop when more images than this are rejected: a number, or a share such as 1%.")
+    ] = None,
+    decode_seconds: Annotated[float, typer.Option(min=0.01, help="Processor time that one image may take.")] = 20,
+    decode_memory: Annotated[int, typer.Option(min=16, help="Memory in MiB that one image may take.")] = 2048,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Encode a corpus on Ray; an interrupted job goes on where it was."""
     from dataclasses import asdict
 
+    from pipelines.decode_worker import DecodeLimits
     from pipelines.encode import encode_corpus
 
     start = time.perf_counter()
-    with progress_bar("encoding") as report:
+    with encoding_bar() as report:
         summary = encode_corpus(
             input,
             encoder,
@@ -196,6 +270,10 @@ def encode(
             batch_size=batch_size,
             actors=actors,
             features=features,
+            thumbnail=thumbnails,
+            unit_images=unit_images,
+            max_rejects=max_rejects,
+            limits=DecodeLimits(seconds=decode_seconds, memory_bytes=decode_memory << 20),
             overwrite=overwrite,
             progress=report,
         )
@@ -204,11 +282,12 @@ def encode(
         typer.echo(json.dumps({**asdict(summary), "seconds": round(seconds, 3)}))
         return
     out.print(
-        f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: {output}"
+        f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: {output}",
+        soft_wrap=True,
     )
     if summary.rejects:
         out.print(
-            f"{summary.rejects:,} images were rejected; the reasons are in {output / 'rejects.parquet'}", soft_wrap=True
+            f"{summary.rejects:,} images were rejected; the reasons are in {output}/rejects.parquet", soft_wrap=True
         )
 
 
@@ -216,29 +295,72 @@ def encode(
 @_reports_errors
 def build(
     codes: Annotated[Path, typer.Option("--codes", help="Folder that `hashlight encode` wrote.", exists=True)],
-    output: Annotated[Path, typer.Option("--output", help="The collection.")],
-    shards: Annotated[int, typer.Option(min=1, help="Number of shards.")] = 1,
+    output: Annotated[str, typer.Option("--output", help="The collection: a folder, or s3://BUCKET/PREFIX.")],
+    shards: Annotated[int | None, typer.Option(min=1, help="Number of shards.")] = None,
+    shard_rows: Annotated[int | None, typer.Option(min=1, help="Most codes of a shard; 20 million.")] = None,
+    shard_bytes: Annotated[str | None, typer.Option(help="About the most bytes of a shard: 500MB, 2GB.")] = None,
     tables: Annotated[
         bool, typer.Option("--tables/--no-tables", help="Build the multi-index; without it every answer is a scan.")
     ] = True,
+    append: Annotated[bool, typer.Option("--append", help="Add to the collection that is there.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Shards built at once, each in up to 3 times its size; one a core.")
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Build a collection from codes."""
-    from engine.collection import Collection
+    """Build a collection from codes on Ray, or add codes to one."""
+    if sum(size is not None for size in (shards, shard_rows, shard_bytes)) > 1:
+        raise typer.BadParameter("give one of --shards, --shard-rows and --shard-bytes")
+    if append and overwrite:
+        raise typer.BadParameter("give --append or --overwrite, not both")
+    from engine.storage.manifest import read_current
+    from engine.storage.store import open_store
     from pipelines.build import build_collection
 
     with progress_bar("building") as report:
-        build_collection(codes, output, shards=shards, tables=tables, overwrite=overwrite, progress=report)
-    built = Collection.open(output)
-    size = f"{len(built):,} codes of {built.bits} bits in {len(built.shards)} shards, {built.num_bytes:,} bytes"
-    out.print(f"built version {built.version} of {output}: {size}", soft_wrap=True)
+        build_collection(
+            codes,
+            output,
+            shards=shards,
+            shard_rows=shard_rows,
+            shard_bytes=None if shard_bytes is None else _parse_bytes(shard_bytes),
+            tables=tables,
+            overwrite=overwrite,
+            append=append,
+            workers=workers,
+            progress=report,
+        )
+    store = open_store(output)
+    built = read_current(store)
+    size = f"{built.rows:,} codes of {built.bits} bits in {len(built.shards)} shards, {built.num_bytes:,} bytes"
+    out.print(f"built version {built.version} of {store}: {size}", soft_wrap=True)
+
+
+def _parse_bytes(text: str) -> int:
+    """Read a number of bytes: 1000, 500MB, 2GB, 1.5GiB."""
+    units = {
+        "": 1,
+        **{f"{c}B": 1000**n for n, c in enumerate("KMGT", 1)},
+        **{f"{c}iB": 1024**n for n, c in enumerate("KMGT", 1)},
+    }
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?B)?", text)
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"expected a number of bytes such as 500MB, 2GB or 1.5GiB, got {text!r}")
+    return int(float(found[1]) * units[found[2] or ""])
 
 
 @app.command()
 @_reports_errors
 def search(
-    collection: Annotated[Path, typer.Argument(help="A collection.")],
-    image: Annotated[Path, typer.Option("--image", help="The image to search for.", exists=True, dir_okay=False)],
+    collection: Annotated[str, typer.Argument(help="A collection: a folder, or s3://BUCKET/PREFIX.")],
+    image: Annotated[
+        Path | None, typer.Option("--image", help="The image to search for.", exists=True, dir_okay=False)
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option("--codes", help="Or millions of queries: Parquet with a column `code`, or a folder of codes."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="With --codes: the Parquet file to write.")] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help="Number of nearest images (10 without --radius).")] = None,
     radius: Annotated[int | None, typer.Option(min=0, help="Find all images within this Hamming distance.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="With --radius: keep the nearest this many.")] = None,
@@ -249,14 +371,25 @@ def search(
     save: Annotated[
         Path | None, typer.Option(help="Save a picture (PNG) of the query and its 20 nearest answers.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --codes: tasks at once; one a core.")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Find the images nearest to an image, or all within a Hamming radius."""
+    """Find the images nearest to an image, or all within a Hamming radius; or answer a file of codes on Ray."""
     if k is not None and radius is not None:
         raise typer.BadParameter("give -k or --radius, not both")
-    if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
-        raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
     if limit is not None and radius is None:
         raise typer.BadParameter("--limit goes with --radius; -k is a limit itself")
+    if (image is None) == (codes is None):
+        raise typer.BadParameter("give --image or --codes")
+    if codes is not None:
+        if output is None or save is not None or encoder is not None:
+            raise typer.BadParameter("--codes goes with --output, and with neither --save nor --encoder")
+        _search_codes(collection, codes, output, k, radius, limit, workers, overwrite, as_json)
+        return
+    if output is not None:
+        raise typer.BadParameter("--output goes with --codes")
+    if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
+        raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
     from engine.collection import Collection
     from pipelines.search import encode_file, find_nearest, find_within, load_encoder, save_answers
 
@@ -277,6 +410,34 @@ def search(
         err.print(f"saved {save}", soft_wrap=True)
 
 
+def _search_codes(
+    collection: str,
+    codes: Path,
+    output: Path,
+    k: int | None,
+    radius: int | None,
+    limit: int | None,
+    workers: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from pipelines.batch_search import search_codes
+
+    wanted = {"k": k or 10} if radius is None else {"radius": radius, "limit": limit}
+    start = time.perf_counter()
+    with progress_bar("searching") as report:
+        job = search_codes(collection, codes, output, **wanted, workers=workers, overwrite=overwrite, progress=report)
+    seconds = time.perf_counter() - start
+    if as_json:
+        typer.echo(json.dumps({"queries": job.queries, "codes": job.codes, **wanted, "seconds": round(seconds, 3)}))
+        return
+    out.print(
+        f"answered {job.queries:,} queries from {job.codes:,} codes in {seconds:.1f} s "
+        f"({job.queries / seconds:,.0f} a second): {output}",
+        soft_wrap=True,
+    )
+
+
 def _show_answers(found: Answers) -> None:
     coverage = found.coverage
     if found.answers:
@@ -285,6 +446,38 @@ def _show_answers(found: Answers) -> None:
     out.print(
         f"{len(found.answers):,} answers{cut}, {coverage.searched:,} of {coverage.codes:,} "
         f"codes searched in {coverage.answered} of {coverage.shards} shards"
+    )
+
+
+@app.command()
+@_reports_errors
+def dedup(
+    collection: Annotated[str, typer.Argument(help="A collection: a folder, or s3://BUCKET/PREFIX.")],
+    radius: Annotated[int, typer.Option(min=0, help="Images within this Hamming distance are near-duplicates.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for pairs, clusters and a gallery.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Pairs of shards joined at once; one a core.")] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find all near-duplicates of a collection on Ray; an interrupted job goes on where it was."""
+    from dataclasses import asdict
+
+    from pipelines.dedup import find_duplicates
+
+    start = time.perf_counter()
+    with progress_bar("joining") as report:
+        found = find_duplicates(
+            collection, output, radius=radius, workers=workers, overwrite=overwrite, progress=report
+        )
+    seconds = time.perf_counter() - start
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "seconds": round(seconds, 3)}))
+        return
+    out.print(
+        f"{found.pairs:,} pairs within radius {radius} among {found.codes:,} images, in {seconds:.1f} s: "
+        f"{found.clusters:,} clusters of {found.members:,} images, the largest of {found.largest:,}; "
+        f"{found.removable:,} could go; look at {output / 'gallery.html'}",
+        soft_wrap=True,
     )
 
 
@@ -372,25 +565,50 @@ def serve(
         list[str] | None, typer.Option(help="Fetch query images from this host, or from all below .example.com.")
     ] = None,
     in_flight: Annotated[int | None, typer.Option(min=1, help="Requests at work; more are told to come again.")] = None,
+    groups: Annotated[
+        int | None, typer.Option(min=1, help="Shard servers in so many groups, each with a part of the shards.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Of each group.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Shard servers on Ray, not as processes here.")] = False,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; `auto` is this machine's.")] = None,
+    shard_tls_cert: Annotated[Path | None, typer.Option(help="The shard servers' certificate (PEM).")] = None,
+    shard_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    shard_tls_authority: Annotated[Path | None, typer.Option(help="Who signed it (PEM).")] = None,
 ) -> None:
-    """Serve a collection over HTTP, from this process."""
+    """Serve a collection over HTTP: from this process, or with --groups from shard servers, here or on Ray.
+
+    Shard servers want a token, that of HASHLIGHT_SHARD_TOKEN or one made for the occasion.
+    """
     from engine.service.http_server import Address
     from engine.service.keys import Keys
     from engine.service.limits import Limits
     from pipelines.serve import serve_embedded
 
-    with spinner("opening"):
-        server = serve_embedded(
-            collection,
-            Address(host=host, port=port, certificate=tls_cert, private_key=tls_key),
-            Keys.load(keys),
-            encoder=encoder,
-            limits=Limits() if in_flight is None else Limits(in_flight=in_flight),
-            image_hosts=image_host or (),
-            insecure=insecure,
-        )
-    out.print(f"serving {collection} at {server.url}", soft_wrap=True)
-    server.run()
+    where = Address(host=host, port=port, certificate=tls_cert, private_key=tls_key)
+    gateway: dict[str, Any] = {
+        "encoder": encoder,
+        "limits": Limits() if in_flight is None else Limits(in_flight=in_flight),
+        "image_hosts": image_host or (),
+        "insecure": insecure,
+    }
+    with contextlib.ExitStack() as stack:
+        with spinner("opening"):
+            if groups is None and not ray:
+                server = serve_embedded(collection, where, Keys.load(keys), **gateway)
+            else:
+                from engine.service.security import Security
+                from pipelines.serve_cluster import serve_cluster
+
+                security = Security.from_files(
+                    certificate=shard_tls_cert, key=shard_tls_key, authority=shard_tls_authority, fresh_token=True
+                )
+                cluster = serve_cluster(
+                    collection, where, Keys.load(keys), groups=groups or 1, replicas=replicas, ray=ray,
+                    ray_address=address, shard_security=security, **gateway,
+                )  # fmt: skip
+                server = stack.enter_context(cluster)
+        out.print(f"serving {collection} at {server.url}", soft_wrap=True)
+        server.run()
 
 
 @app.command()
@@ -403,6 +621,72 @@ def warmup() -> None:
     with spinner("compiling kernels and measuring this machine"):
         warm()
     out.print(f"ready in {time.perf_counter() - start:.1f} s")
+
+
+@app.command()
+@_reports_errors
+def calibrate(
+    encoder: Annotated[
+        Path | None, typer.Option(help="Encoder to time; an untrained small-cnn if left out.", exists=True)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure this machine once, for `hashlight plan`."""
+    from dataclasses import asdict
+
+    from pipelines.calibrate import calibrate as measure
+
+    with spinner("measuring this machine") as say:
+        constants = asdict(measure(encoder, say=say))
+    if as_json:
+        typer.echo(json.dumps(constants))
+        return
+    shown = {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in constants.items()}
+    out.print(key_value_table("this machine", shown))
+
+
+@app.command()
+@_reports_errors
+def plan(
+    images: Annotated[float, typer.Option(min=1, help="Images of the collection, such as 5e9.")],
+    qps: Annotated[float, typer.Option(help="Queries a second, one at a time.")],
+    bits: Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")] = 64,
+    radius: Annotated[int | None, typer.Option(min=0, help="Hamming radius of the queries.")] = None,
+    k: Annotated[int | None, typer.Option("-k", min=1, help="Or: number of nearest images.")] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of every shard.")] = 2,
+    shard_codes: Annotated[float, typer.Option(min=1, help="Codes of a shard.")] = 50e6,
+    node_cores: Annotated[int | None, typer.Option(min=1, help="Cores of a node; as here if left out.")] = None,
+    node_memory: Annotated[float | None, typer.Option(help="Memory of a node in GiB; as here if left out.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan shards, memory, disk, nodes and hours from what `hashlight calibrate` measured, with the arithmetic."""
+    from dataclasses import asdict
+
+    from pipelines.capacity import load_constants
+    from pipelines.console import plan_table
+    from pipelines.plan import GIB, Demand
+    from pipelines.plan import plan as work_out
+
+    if (radius is None) == (k is None):
+        raise typer.BadParameter("give --radius or -k, one of them")
+    constants = load_constants()
+    demand = Demand(
+        images=int(images),
+        bits=bits,
+        qps=qps,
+        radius=radius,
+        k=k,
+        replicas=replicas,
+        shard_codes=int(shard_codes),
+        node_cores=node_cores or constants.cores,
+        node_bytes=constants.memory_bytes if node_memory is None else int(node_memory * GIB),
+    )
+    lines = work_out(demand, constants)
+    if as_json:
+        typer.echo(json.dumps([asdict(line) for line in lines]))
+        return
+    out.print(plan_table(lines))
+    out.print(f"nodes of {demand.node_cores} cores and {demand.node_bytes / GIB:.1f} GiB; codes as if uniform")
 
 
 @app.command()

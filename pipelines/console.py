@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -38,6 +41,56 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     with _bar() as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def encoding_bar() -> Iterator[Callable[[Any], None]]:
+    """Show how far an encode job is; yields a function of `pipelines.encode.EncodeProgress`.
+
+    Where the standard error is no terminal, it is a line of JSON every ten seconds, and one at the end.
+    """
+    if not err.is_terminal:
+        with _json_lines() as report:
+            yield report
+        return
+    with _bar() as bar:
+        task = bar.add_task("encoding", total=None)
+
+        def report_state(state: Any) -> None:
+            text = f"encoding, {state.images_per_s:,.0f} images/s, {state.images:,} images, {state.rejects:,} rejects"
+            bar.update(task, completed=state.units, total=state.units_total, description=text + ", units")
+
+        yield report_state
+
+
+@contextlib.contextmanager
+def _json_lines() -> Iterator[Callable[[Any], None]]:
+    latest: list[Any] = []
+    ended = threading.Event()
+
+    def tell() -> None:
+        if latest:
+            typer.echo(json.dumps(_plain(latest[0])), err=True)
+
+    def tell_now_and_then() -> None:
+        while not ended.wait(_SECONDS_A_LINE):
+            tell()
+
+    thread = threading.Thread(target=tell_now_and_then, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield lambda state: latest.__setitem__(slice(None), [state])
+    finally:
+        ended.set()
+        thread.join()
+        tell()
+
+
+def _plain(state: Any) -> dict[str, Any]:
+    eta = None if state.eta_s is None else round(state.eta_s, 1)
+    names = ("images", "images_total", "units", "units_total", "rejects")
+    numbers = {name: getattr(state, name) for name in names}
+    return {"job": "encode", **numbers, "images_per_s": round(state.images_per_s, 1), "eta_s": eta}
 
 
 @contextlib.contextmanager
@@ -105,4 +158,12 @@ def answers_table(answers: list[Any]) -> Table:
     table = Table("#", "distance", "id", *(Column(name, overflow="fold") for name in names))
     for rank, answer in enumerate(answers, start=1):
         table.add_row(str(rank), str(answer.distance), str(answer.id), *(str(answer.attributes[n]) for n in names))
+    return table
+
+
+def plan_table(lines: list[Any]) -> Table:
+    """Make a table of `pipelines.plan.Line`: what, how much, and the arithmetic in two rows."""
+    table = Table("", Column("", justify="right", no_wrap=True), Column("arithmetic", overflow="fold"))
+    for line in lines:
+        table.add_row(line.name, line.text, f"{line.formula}\n= {line.numbers}")
     return table

@@ -17,7 +17,7 @@ from encoders.training import TrainConfig
 from engine.collection import Collection
 from engine.results import PAD_ID
 from pipelines.build import build_collection, codes_column
-from pipelines.console import answers_table, key_value_table, out, progress_bar, spinner, training_bar
+from pipelines.console import answers_table, encoding_bar, key_value_table, out, progress_bar, spinner, training_bar
 from pipelines.encode import encode_corpus, read_parts
 from pipelines.errors import PipelineError
 from pipelines.evaluate import evaluate_encoder
@@ -54,10 +54,10 @@ def run_demo(folder: Path) -> Report:
             write_corpus(table, corpora[name])
     with _timed(seconds, f"train HashNet, {BITS} bits"), training_bar() as report:
         train_encoder(corpora["train"], folder / "encoder", TrainConfig(bits=BITS), overwrite=True, progress=report)
-    with _timed(seconds, "encode with Ray"), progress_bar("encoding") as report:
+    with _timed(seconds, "encode with Ray"), encoding_bar() as report_state:
         for name in ("database", "queries"):
             summary = encode_corpus(
-                corpora[name], folder / "encoder", folder / "codes" / name, overwrite=True, progress=report
+                corpora[name], folder / "encoder", folder / "codes" / name, overwrite=True, progress=report_state
             )
             assert summary.rejects == 0, "the packaged images are whole"
     with _timed(seconds, f"build {SHARDS} shards"), progress_bar("building") as report:

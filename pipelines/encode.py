@@ -1,52 +1,62 @@
 """Encode a corpus: images to codes, on Ray Data, losing nothing.
 
-A job is four steps. The corpus is listed once into `plan.parquet`, whose row groups are the work units. Actors, which
-load the encoder once, read, decode and encode a unit and write its codes under the unit's number, with a sidecar that
-says they are whole. Rejects are gathered. `codes.json` is written last, and says that the folder is complete.
+A job is four steps. The corpus is listed once into `plan.parquet`, whose row groups are the units of work. Actors,
+which load the encoder once, read, decode and encode a unit and write its codes under the unit's number, with a sidecar
+that says they are whole. Rejects are gathered. `codes.json` is written last, and says that the folder is complete.
 
 ::
 
     CODES/
       codes.json         bits, encoder fingerprint, counts; written last
-      plan.parquet       every image of the corpus, one row group a unit
-      parts/00000.parquet   id, code, uri and attributes of the unit's good images
+      job.json           what the codes depend on: corpus, digest of its listing, encoder, what is kept
+      plan.parquet       the work list (`pipelines.work`), one row group a unit
+      parts/00000.parquet   id, code, uri and attributes of the unit's good images; features and thumbnails if asked for
       sidecars/00000.json   says the part is whole: codes, rejects, seconds of each step, SHA-256
       rejects.parquet    id, uri and reason of every image that could not be encoded
+      stats.json         what the last run did, and how long each step took
       encoder/           a copy of the encoder
 
-What stands in the parts depends on the corpus and the encoder alone, not on actors, batches or restarts.
+What stands in the parts depends on the corpus and the encoder alone, not on actors, batches, faults or restarts. The
+folder may be in a store (`s3://...`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
-import shutil
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from encoders.encoder import EncoderOutput, HashEncoder
-from encoders.errors import ImageError
-from engine.storage.files import sha256_of, sync_file, sync_folder, write_atomically
-from pipelines.corpora import SOURCE, attribute_names, list_corpus, read_images
+from encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
+from pipelines.code_parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
+from pipelines.decode_worker import DecodeLimits
+from pipelines.encode_units import (
+    STEPS,
+    EncodeUnits,
+    UnitSettings,
+    part_name,
+    sidecar_name,
+)
 from pipelines.errors import PipelineError
-from pipelines.images import batches, decode_entry
+from pipelines.identity import RepeatedIds, refuse_repeated_ids
 from pipelines.ray_session import ray_session
+from pipelines.rejects import RejectBudget, common_reasons, write_rejects
+from pipelines.stores import OutputFolder, copy_file
+from pipelines.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
 
-UNIT_IMAGES = 1000
-FEATURES_COLUMN = "features"
-
-Progress = Callable[[int, int], None]
+# Of a block of units, which is what Ray schedules; a larger job has larger blocks rather than more of them.
+_MOST_BLOCKS = 10_000
+_STORE_READS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,43 +81,56 @@ class EncodeSummary:
     corpus: str
 
 
-class EncodeUnits:
-    """Encodes work units; the encoder is loaded once, when the actor starts.
+@dataclass(slots=True)
+class EncodeProgress:
+    """How far a job is.
 
-    Maps a batch of `unit` numbers to one row a unit: `unit`, `codes`, `rejects`.
+    Attributes
+    ----------
+    units, units_total, units_before : int
+        Units that are whole, all units, and those that were whole when this run began.
+    images : int
+        Images of the whole units, good or not.
+    images_total : int or None
+        None for shards, whose images are met when they are read.
+    rejects : int
+    images_per_s : float
+        Of this run, from its first unit on; 0 until then.
+    seconds : dict of str to float
+        What each step took in this run, summed over actors; steps overlap.
     """
 
-    def __init__(self, output: str, job: str, batch_size: int) -> None:
-        self._output = Path(output)
-        self._job = job
-        self._batch_size = batch_size
-        self._encoder = HashEncoder.load(self._output / "encoder")
-        self._keeps_features = bool(_plan_identity(self._output)["features"])
+    units: int
+    units_total: int
+    units_before: int
+    images: int
+    images_total: int | None
+    rejects: int
+    images_per_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Encode every unit of `batch` and write it."""
-        counts = [self._encode_unit(int(unit)) for unit in batch["unit"]]
-        codes, rejects = zip(*counts, strict=True)
-        return {"unit": batch["unit"], "codes": np.array(codes), "rejects": np.array(rejects)}
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds that the rest will take, if it goes on as this run did; None as long as nothing is known."""
+        done = self.units - self.units_before
+        if not self.images_per_s or not done:
+            return None
+        left = self.units_total - self.units
+        mean = self.images / self.units
+        return (self.images_total - self.images if self.images_total else left * mean) / self.images_per_s
 
-    def _encode_unit(self, unit: int) -> tuple[int, int]:
-        with pq.ParquetFile(self._output / "plan.parquet") as plan:
-            entries = plan.read_row_group(unit)
-        seconds = {"read": 0.0, "decode": 0.0, "encode": 0.0}
-        good: list[int] = []
-        outputs: list[EncoderOutput] = []
-        reasons: dict[int, str] = {}
-        for batch in batches(_decode(read_images(entries), reasons, seconds), self._batch_size):
-            start = time.perf_counter()
-            outputs.append(self._encoder.encode_all([image for _, image in batch]))
-            good.extend(row for row, _ in batch)
-            seconds["encode"] += time.perf_counter() - start
-        table = _codes_table(entries, good, [output.codes for output in outputs], self._encoder.bits)
-        if self._keeps_features:
-            features = [output.features for output in outputs]
-            table = _with_features(table, features, self._encoder.feature_dim)
-        _publish_part(self._output, unit, self._job, table, _rejects(entries, reasons), seconds)
-        return len(good), len(reasons)
+
+Progress = Callable[[EncodeProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """An encode job whose plan is written: where, its name (a hash of what its codes depend on), and its work."""
+
+    output: OutputFolder
+    name: str
+    identity: dict[str, Any]
+    work: WorkSummary
 
 
 def encode_corpus(
@@ -118,6 +141,10 @@ def encode_corpus(
     batch_size: int = 256,
     actors: int | None = None,
     features: bool = False,
+    thumbnail: int = 0,
+    unit_images: int = UNIT_IMAGES,
+    max_rejects: str | int | None = None,
+    limits: DecodeLimits | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EncodeSummary:
@@ -126,40 +153,52 @@ def encode_corpus(
     Parameters
     ----------
     corpus : str or Path
-        As in `pipelines.corpora.list_corpus`.
+        A corpus, as in `pipelines.corpora`, or a work list of one, as `pipelines.work.plan_work` writes it.
     encoder : str or Path
         An encoder's folder.
     output : str or Path
-        Folder for the codes. An interrupted job with the same corpus and encoder goes on where it was.
+        Folder for the codes, local or in a store. An interrupted job with the same corpus and encoder goes on where it
+        was.
     batch_size : int
-        Decoded images held at once by an actor; it does not change a bit of the codes.
+        Images decoded at a time by an actor; it does not change a bit of the codes.
     actors : int, optional
-        Processes; as many as the machine has cores if left out.
+        Processes that run the model. If left out, one a GPU of the Ray cluster, or one a core where it has none.
     features : bool
         Keep the fine features too, float16, for re-ranking: 2 bytes a dimension and image.
+    thumbnail : int
+        Longest side in pixels of a JPEG kept of each image, 0 for none.
+    unit_images : int
+        Images of a unit, where `corpus` is not a work list already.
+    max_rejects : str or int, optional
+        Stop when more images than this were rejected: a number, or a share of all such as "1%".
+    limits : DecodeLimits, optional
+        What decoding one image may take.
     overwrite : bool
         Replace codes that are there.
     progress : callable, optional
-        Called with (images done, images in all).
+        Called with an `EncodeProgress` at the start and after every unit.
 
     Raises
     ------
     PipelineError
-        If the corpus is empty, or `output` holds another job's codes.
+        If the corpus is empty, `output` holds another job's codes, or too many images were rejected.
     """
-    if batch_size < 1 or (actors is not None and actors < 1):
-        raise ValueError(f"`batch_size` and `actors` must be at least 1, got {batch_size} and {actors}")
-    output = Path(output)
-    job, units, images = _plan(Path(corpus), Path(encoder), output, features=features, overwrite=overwrite)
-    done = _finished_units(output, job)
-    report = progress or (lambda _done, _total: None)
-    finished = sum(sidecar["codes"] + sidecar["rejects"] for sidecar in done.values())
-    report(finished, images)
-    waiting = [unit for unit in range(units) if unit not in done]
-    for row in _run_units(output, job, waiting, batch_size, actors or os.cpu_count() or 1) if waiting else ():
-        finished += int(row["codes"] + row["rejects"])
-        report(finished, images)
-    return _commit(output, job, units)
+    if batch_size < 1 or (actors is not None and actors < 1) or thumbnail < 0:
+        raise ValueError(
+            f"`batch_size` and `actors` must be at least 1 and `thumbnail` at least 0, got {batch_size}, {actors} and "
+            f"{thumbnail}"
+        )
+    budget = RejectBudget.parse(max_rejects)
+    target = OutputFolder(output)
+    refuse_foreign_folder(target)
+    kept = {"features": features, "thumbnail": thumbnail}
+    loaded = HashEncoder.load(encoder)
+    with target.lock():
+        job = _plan(str(corpus), loaded, target, kept, unit_images=unit_images, overwrite=overwrite)
+        settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **kept}
+        start = time.perf_counter()
+        state, num_actors = _run(job, actors, settings, budget, progress or (lambda _state: None))
+        return _commit(job, state, {"actors": num_actors, "total_s": round(time.perf_counter() - start, 3)})
 
 
 def read_summary(codes: str | Path) -> EncodeSummary:
@@ -170,23 +209,23 @@ def read_summary(codes: str | Path) -> EncodeSummary:
     PipelineError
         If the folder is not one, or its job did not end.
     """
-    path = Path(codes) / "codes.json"
-    if not path.is_file():
+    output = OutputFolder(codes)
+    if not output.exists("codes.json"):
         state = (
             "an unfinished encode job: run the same `hashlight encode` again and it goes on"
-            if (path.with_name("plan.parquet").is_file())
+            if output.exists("job.json")
             else "no codes: expected a folder that `hashlight encode` wrote"
         )
         raise PipelineError(f"{codes} holds {state}")
     try:
-        return EncodeSummary(**json.loads(path.read_bytes()))
+        return EncodeSummary(**json.loads(output.read("codes.json")))
     except (ValueError, TypeError) as error:
-        raise PipelineError(f"{path} is damaged ({error}): encode the corpus again") from error
+        raise PipelineError(f"{codes}/codes.json is damaged ({error}): encode the corpus again") from error
 
 
 def read_keeps_features(codes: str | Path) -> bool:
     """Whether a folder of codes has fine features beside them."""
-    return bool(_plan_identity(Path(codes)).get("features", False))
+    return bool(json.loads(OutputFolder(codes).read("job.json"))["features"])
 
 
 def read_parts(codes: str | Path) -> Iterator[pa.Table]:
@@ -197,80 +236,76 @@ def read_parts(codes: str | Path) -> Iterator[pa.Table]:
     PipelineError
         If a part is missing or damaged.
     """
-    for sidecar in sorted(Path(codes, "sidecars").glob("*.json")):
-        part = Path(codes, "parts", f"{sidecar.stem}.parquet")
-        expected = json.loads(sidecar.read_bytes())["sha256"]
-        got = sha256_of(part) if part.is_file() else "nothing"
+    output = OutputFolder(codes)
+    for unit in _units_in(output, "sidecars"):
+        expected = json.loads(output.read(sidecar_name(unit)))["sha256"]
+        data = output.read(part_name(unit)) if output.exists(part_name(unit)) else None
+        got = "nothing" if data is None else hashlib.sha256(data).hexdigest()
         if got != expected:
             raise PipelineError(
-                f"{part} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: delete {sidecar} and "
-                "codes.json, and run the same `hashlight encode` again"
+                f"{output.path(part_name(unit))} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: "
+                f"delete it, {output.path(sidecar_name(unit))} and codes.json, and encode again as before"
             )
-        yield pq.read_table(part)
+        yield pq.read_table(pa.BufferReader(data))
 
 
-def _plan(corpus: Path, encoder: Path, output: Path, *, features: bool, overwrite: bool) -> tuple[str, int, int]:
-    """List the corpus and write the plan, unless an interrupted job left the same one; nothing is removed before that.
-
-    Returns the job's name, a hash of all that its codes depend on, and the numbers of units and images.
-    """
-    loaded = HashEncoder.load(encoder)
-    entries = list_corpus(corpus)
-    if features and FEATURES_COLUMN in entries.column_names:
-        raise PipelineError(
-            f"{corpus} has a column `{FEATURES_COLUMN}` of its own: rename it, or encode without --features"
-        )
-    identity = {
-        "corpus": str(corpus.resolve()),
-        "listing": _listing_digest(entries),
-        "encoder": loaded.fingerprint,
-        "bits": loaded.bits,
-        "features": features,
-    }
-    _refuse_foreign_folder(output)
-    plan = output / "plan.parquet"
-    if plan.is_file() and not overwrite:
-        _refuse_other_job(output, identity)
-    else:
-        _remove_codes(output)
-        output.mkdir(parents=True, exist_ok=True)
-        _write_plan(plan, entries.replace_schema_metadata({"hashlight": json.dumps(identity)}))
-    for folder in ("parts", "sidecars"):
-        (output / folder).mkdir(exist_ok=True)
-    loaded.save(output / "encoder")
-    with pq.ParquetFile(plan) as file:
-        return _job_name(identity), file.num_row_groups, file.metadata.num_rows
+# 1. Plan.
 
 
-def _listing_digest(entries: pa.Table) -> str:
-    """Hash what a corpus lists, and size and time of the files it names, so that a changed corpus is another job."""
-    digest = hashlib.sha256()
-    digest.update(entries["id"].to_numpy().tobytes())
-    for source in dict.fromkeys(entries[SOURCE].to_pylist()):
-        stat = os.stat(source)
-        digest.update(f"{source}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
+def _plan(
+    corpus: str, encoder: HashEncoder, output: OutputFolder, kept: dict[str, Any], *, unit_images: int, overwrite: bool
+) -> _Job:
+    """List the corpus and write the plan, unless an interrupted job left the same; nothing is removed before that."""
+    with output.scratch("plan.parquet") as aside:
+        work = read_work(corpus)
+        if work is None:
+            work = plan_work(corpus, aside, unit_images=unit_images)
+        else:
+            copy_file(corpus, aside)
+        _refuse_taken_columns(work, kept)
+        identity = {
+            "corpus": work.corpus,
+            "listing": work.digest,
+            "encoder": encoder.fingerprint,
+            "bits": encoder.bits,
+            **kept,
+        }
+        if output.exists("job.json") and not overwrite:
+            _refuse_other_job(output, identity)
+        else:
+            _remove_codes(output)
+            if not output.put_new("job.json", json.dumps(identity, indent=1).encode()):
+                raise PipelineError(f"another process began to write {output} at this moment: choose another --output")
+        if not output.exists("plan.parquet"):
+            output.put_file("plan.parquet", aside)
+    _save_encoder(encoder, output)
+    with output.open("plan.parquet") as raw:
+        return _Job(output, _job_name(identity), identity, WorkList(raw).summary)
+
+
+def _refuse_taken_columns(work: WorkSummary, kept: dict[str, Any]) -> None:
+    written = {FEATURES_COLUMN: kept["features"], THUMBNAIL_COLUMN: kept["thumbnail"]}
+    for name, option in written.items():
+        if option and name in work.columns:
+            raise PipelineError(
+                f"{work.corpus} has a column `{name}` of its own: rename it, or encode without "
+                f"--{name.removesuffix('s')}s"
+            )
 
 
 def _job_name(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _write_plan(plan: Path, entries: pa.Table) -> None:
-    aside = plan.with_name(".plan.parquet.tmp")
-    pq.write_table(entries, aside, row_group_size=UNIT_IMAGES)
-    sync_file(aside)
-    aside.replace(plan)
-    sync_folder(plan.parent)
+def _save_encoder(encoder: HashEncoder, output: OutputFolder) -> None:
+    with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as folder:
+        encoder.save(folder)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            output.put(f"encoder/{name}", Path(folder, name).read_bytes())
 
 
-def _plan_identity(output: Path) -> dict[str, Any]:
-    metadata = pq.read_schema(output / "plan.parquet").metadata
-    return dict(json.loads(metadata[b"hashlight"]))
-
-
-def _refuse_other_job(output: Path, identity: dict[str, Any]) -> None:
-    found = _plan_identity(output)
+def _refuse_other_job(output: OutputFolder, identity: dict[str, Any]) -> None:
+    found = json.loads(output.read("job.json"))
     different = [key for key in identity if found.get(key) != identity[key]]
     if different == ["listing"]:
         raise PipelineError(
@@ -285,143 +320,202 @@ def _refuse_other_job(output: Path, identity: dict[str, Any]) -> None:
         )
 
 
-_OUTPUT_ENTRIES = ("sidecars", "parts", "codes.json", "rejects.parquet", "encoder", "plan.parquet")
+# The mark that the folder is ours goes last.
+_OUTPUT_ENTRIES = (
+    "codes.json", "sidecars", "parts", "attempts", "rejects.parquet", "stats.json", "encoder", "plan.parquet",
+    "job.json",
+)  # fmt: skip
 
 
-def _refuse_foreign_folder(output: Path) -> None:
-    """Raise PipelineError unless `output` is not there, is empty, or is marked as ours by its plan."""
-    if output.exists() and not output.is_dir():
+def refuse_foreign_folder(output: OutputFolder) -> None:
+    """Raise PipelineError unless `output` is not there, is empty, or is marked as ours by its `job.json`."""
+    if output.is_local and Path(output.uri).exists() and not Path(output.uri).is_dir():
         raise PipelineError(f"{output} is a file, expected a folder for the codes: choose another --output")
-    if output.is_dir() and any(output.iterdir()) and not (output / "plan.parquet").is_file():
+    if output.names() and not output.exists("job.json"):
         raise PipelineError(f"{output} is not empty and holds no codes: choose another --output")
 
 
-def _remove_codes(output: Path) -> None:
-    """Remove what an earlier job wrote; its plan goes last, because it marks the folder as ours."""
+def _remove_codes(output: OutputFolder) -> None:
     for name in _OUTPUT_ENTRIES:
-        entry = output / name
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+        output.remove(name)
 
 
-def _run_units(output: Path, job: str, units: list[int], batch_size: int, actors: int) -> Iterator[dict[str, Any]]:
-    actors = min(actors, len(units))
+# 2. Run.
+
+
+def _run(
+    job: _Job, actors: int | None, settings: dict[str, Any], budget: RejectBudget, progress: Progress
+) -> tuple[EncodeProgress, int]:
+    """Encode the units that are not whole; return what was done, and by how many actors."""
+    done = _whole_units(job)
+    state = EncodeProgress(
+        units=len(done),
+        units_total=job.work.units,
+        units_before=len(done),
+        images=sum(codes + rejects for codes, rejects in done.values()),
+        images_total=job.work.images,
+        rejects=sum(rejects for _, rejects in done.values()),
+    )
+    _refuse_too_many_rejects(job, state, budget)
+    progress(state)
+    waiting = [unit for unit in range(job.work.units) if unit not in done]
+    if not waiting:
+        return state, 0
+    job.output.remove("attempts")
+    actors = actors or os.cpu_count() or 1
     with ray_session(num_cpus=actors):
-        import ray.data
-
-        jobs = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
-        results = jobs.map_batches(
-            EncodeUnits,
-            fn_constructor_args=(str(output.resolve()), job, batch_size),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=1,
-        )
-        try:
-            yield from results.iter_rows()
-        except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            raise PipelineError(
-                f"an encoding process failed ({type(cause).__name__}: {str(cause).splitlines()[0]}); what is finished "
-                "is kept: run the same `hashlight encode` again"
-            ) from error
+        stage = _plan_actors(actors, len(waiting))
+        before, first = state.images, None
+        for row in _encode_units(job, waiting, stage, UnitSettings(job=job.name, **stage.settings, **settings)):
+            first = min(first or row["started"], row["started"])
+            _count(state, row, before, first)
+            _refuse_too_many_rejects(job, state, budget)
+            progress(state)
+    return state, stage.actors
 
 
-def _finished_units(output: Path, job: str) -> dict[int, dict[str, Any]]:
-    sidecars = {int(path.stem): json.loads(path.read_bytes()) for path in sorted((output / "sidecars").glob("*.json"))}
-    return {unit: sidecar for unit, sidecar in sidecars.items() if sidecar["job"] == job}
+def _count(state: EncodeProgress, row: dict[str, Any], before: int, first: float) -> None:
+    state.units += 1
+    state.images += int(row["codes"] + row["rejects"])
+    state.rejects += int(row["rejects"])
+    state.images_per_s = (state.images - before) / max(row["ended"] - first, 1e-3)
+    for step in STEPS:
+        state.seconds[step] += float(row[f"{step}_s"])
 
 
-def _commit(output: Path, job: str, units: int) -> EncodeSummary:
-    done = _finished_units(output, job)
-    missing = [unit for unit in range(units) if unit not in done]
-    if missing:
-        raise PipelineError(f"{len(missing)} of {units} units did not finish (first: {missing[0]}): run the job again")
-    rejects = pa.concat_tables([pa.Table.from_pylist(done[unit]["rejected"], _REJECT_SCHEMA) for unit in range(units)])
-    aside = output / ".rejects.parquet.tmp"
-    pq.write_table(rejects, aside)
-    sync_file(aside)
-    aside.replace(output / "rejects.parquet")
-    codes = sum(sidecar["codes"] for sidecar in done.values())
-    if not codes:
+def _refuse_too_many_rejects(job: _Job, state: EncodeProgress, budget: RejectBudget) -> None:
+    total = state.images if state.units == state.units_total else state.images_total
+    if budget.is_exceeded(state.rejects, state.images, total):
+        reasons = write_rejects(job.output, _units_in(job.output, "sidecars"))
         raise PipelineError(
-            f"not one of {len(rejects)} images could be encoded, the first because: {rejects['reason'][0]}; all "
-            f"reasons are in {output / 'rejects.parquet'}"
+            f"{state.rejects:,} of {state.images:,} images were rejected so far, more than --max-rejects {budget} "
+            f"allows: {common_reasons(reasons)}; they are in {job.output.path('rejects.parquet')}. What is finished is "
+            "kept: run the same `hashlight encode` with a larger --max-rejects to go on"
         )
-    identity = _plan_identity(output)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """How many actors, what each takes of its node, and what its units need to know of that."""
+
+    actors: int
+    resources: dict[str, float]
+    settings: dict[str, Any]
+
+
+def _plan_actors(actors: int, units: int) -> _Stage:
+    """Size actors to the cluster: one a GPU, with its share of the cores to decode on; else one a core."""
+    import ray
+
+    found = ray.cluster_resources()
+    cores, gpus = int(found.get("CPU", 1)), int(found.get("GPU", 0))
+    if gpus:
+        share = max(1, cores // gpus)
+        settings = {"device": "cuda", "decoders": max(1, share - 1)}
+        return _Stage(min(gpus, units), {"num_gpus": 1, "num_cpus": share}, settings)
+    return _Stage(min(actors, units, max(1, cores)), {"num_cpus": 1}, {"device": "cpu", "decoders": 1})
+
+
+def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSettings) -> Iterator[dict[str, Any]]:
+    import ray.data
+
+    # The error that a unit met says more than Ray's, which says that there was one.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
+    items = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_BLOCKS))
+    results = items.map_batches(
+        EncodeUnits,
+        fn_constructor_args=(job.output.uri, settings),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=stage.actors),
+        **stage.resources,
+    )
+    try:
+        yield from results.iter_rows()
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise PipelineError(
+            f"an encoding process failed ({type(cause).__name__}: {str(cause).splitlines()[0]}); what is finished "
+            "is kept: run the same `hashlight encode` again"
+        ) from error
+
+
+def _whole_units(job: _Job) -> dict[int, tuple[int, int]]:
+    """Return codes and rejects of each unit that is whole; what says so wrongly is removed."""
+    output = job.output
+    sizes = output.sizes("parts")
+    whole = {}
+    with ThreadPoolExecutor(1 if output.is_local else _STORE_READS) as pool:
+        units = _units_in(output, "sidecars")
+        for unit, data in zip(units, pool.map(output.read, map(sidecar_name, units)), strict=True):
+            sidecar = json.loads(data)
+            if sidecar["job"] == job.name and sizes.get(Path(part_name(unit)).name) == sidecar["bytes"]:
+                whole[unit] = sidecar["codes"], sidecar["rejects"]
+            else:
+                output.remove(sidecar_name(unit))
+    return whole
+
+
+def _units_in(output: OutputFolder, folder: str) -> list[int]:
+    return sorted(int(name.partition(".")[0]) for name in output.names(folder))
+
+
+# 3. Gather the rejects, and 4. commit.
+
+
+def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any]) -> EncodeSummary:
+    output = job.output
+    if state.units != job.work.units:
+        raise PipelineError(
+            f"{job.work.units - state.units} of {job.work.units} units did not finish: run the job again"
+        )
+    reasons = write_rejects(output, range(job.work.units))
+    if state.images == state.rejects:
+        raise PipelineError(
+            f"not one of {state.images} images could be encoded: {common_reasons(reasons)}; all reasons are in "
+            f"{output.path('rejects.parquet')}"
+        )
+    if job.work.images is None:
+        _refuse_repeated(job)
+    output.remove("attempts")
+    for folder in ("", "parts", "sidecars", "encoder"):
+        output.remove_leftovers(folder)
+    identity = job.identity
     summary = EncodeSummary(
-        images=codes + len(rejects),
-        codes=codes,
-        rejects=len(rejects),
+        images=state.images,
+        codes=state.images - state.rejects,
+        rejects=state.rejects,
         bits=identity["bits"],
         encoder=identity["encoder"],
         corpus=identity["corpus"],
     )
-    write_atomically(output / "codes.json", json.dumps(asdict(summary), indent=1).encode())
+    output.put("stats.json", json.dumps(_stats(state, reasons, run), indent=1).encode())
+    output.put("codes.json", json.dumps(asdict(summary), indent=1).encode())
     return summary
 
 
-_REJECT_SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), "reason": pa.string()})
+def _refuse_repeated(job: _Job) -> None:
+    """Refuse ids that stand twice among shards, whose images are known only now."""
+
+    def tables() -> Iterator[pa.Table]:
+        for unit in range(job.work.units):
+            with job.output.open(part_name(unit)) as raw:
+                yield pq.read_table(raw, columns=["id", "uri"])
+
+    with RepeatedIds() as ids:
+        for table in tables():
+            ids.add(table["id"].to_numpy())
+        refuse_repeated_ids(ids, tables, job.work.corpus)
 
 
-def _rejects(entries: pa.Table, reasons: dict[int, str]) -> list[dict[str, Any]]:
-    rows = entries.select(["id", "uri"]).take(list(reasons)).to_pylist() if reasons else []
-    return [{**row, "reason": reason} for row, reason in zip(rows, reasons.values(), strict=True)]
-
-
-def _codes_table(entries: pa.Table, good: list[int], codes: list[np.ndarray], bits: int) -> pa.Table:
-    width = 8 * -(-bits // 64)
-    raw = np.concatenate(codes).astype("<u8", copy=False).tobytes() if codes else b""
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(good), [None, pa.py_buffer(raw)])
-    kept = entries.select(["id", *attribute_names(entries)]).take(pa.array(good, pa.int64()))
-    return kept.add_column(1, "code", column).replace_schema_metadata(None)
-
-
-def _with_features(table: pa.Table, features: list[np.ndarray], dims: int) -> pa.Table:
-    raw = np.concatenate(features).astype("<f2").tobytes() if features else b""
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * dims), len(table), [None, pa.py_buffer(raw)])
-    return table.append_column(FEATURES_COLUMN, column)
-
-
-def _publish_part(
-    output: Path, unit: int, job: str, table: pa.Table, rejected: list[dict[str, Any]], seconds: dict[str, float]
-) -> None:
-    """Write a unit's codes aside, rename them, and only then the sidecar that says they are whole."""
-    part = output / "parts" / f"{unit:05d}.parquet"
-    aside = part.with_name(f".{unit:05d}.{os.getpid()}.tmp")
-    pq.write_table(table, aside)
-    sync_file(aside)
-    aside.replace(part)
-    sync_folder(part.parent)
-    sidecar = {
-        "job": job,
-        "codes": len(table),
-        "rejects": len(rejected),
-        "rejected": rejected,
-        "seconds": {step: round(spent, 4) for step, spent in seconds.items()},
-        "sha256": sha256_of(part),
+def _stats(state: EncodeProgress, reasons: Counter[str], run: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "images": state.images,
+        "codes": state.images - state.rejects,
+        "rejects": state.rejects,
+        "reasons": dict(reasons.most_common()),
+        "units": state.units,
+        "units_of_this_run": state.units - state.units_before,
+        "images_per_s": round(state.images_per_s, 1),
+        "seconds": {step: round(spent, 3) for step, spent in state.seconds.items()},
+        **run,
     }
-    write_atomically(output / "sidecars" / f"{unit:05d}.json", json.dumps(sidecar).encode())
-
-
-def _decode(
-    images: Iterator[bytes | OSError], reasons: dict[int, str], seconds: dict[str, float]
-) -> Iterator[tuple[int, Image.Image]]:
-    """Decode images and number them; one that is broken leaves its reason under its number instead."""
-    for row in itertools.count():
-        start = time.perf_counter()
-        data = next(images, None)
-        read = time.perf_counter()
-        seconds["read"] += read - start
-        if data is None:
-            return
-        try:
-            image = decode_entry(data)
-        except ImageError as error:
-            reasons[row] = error.reason
-            continue
-        finally:
-            seconds["decode"] += time.perf_counter() - read
-        yield row, image

@@ -12,8 +12,8 @@ from PIL import Image
 from encoders.encoder import EncoderOutput, HashEncoder
 from encoders.errors import ImageError
 from encoders.images import decode_image
-from pipelines.corpora import read_images
 from pipelines.errors import PipelineError
+from pipelines.reading import read_images
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from encoders.errors import ImageError
 from encoders.images import decode_image
-from pipelines.corpora import read_uri
+from pipelines.reading import read_uri
 
 _TILE_INCHES = 1.1
 

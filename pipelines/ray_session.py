@@ -12,13 +12,15 @@ OBJECT_STORE_BYTES = 200_000_000
 
 
 @contextlib.contextmanager
-def ray_session(*, num_cpus: int) -> Iterator[None]:
+def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[None]:
     """Use Ray: the session that this process already has, the cluster of `RAY_ADDRESS`, or one of its own.
 
     Parameters
     ----------
     num_cpus : int
         Logical CPUs of a session of its own; it ends with the context.
+    address : str, optional
+        Of a cluster, in the place of `RAY_ADDRESS`; "auto" is the one of this machine.
     """
     import ray
     import ray.data
@@ -29,9 +31,10 @@ def ray_session(*, num_cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    own = {} if os.environ.get("RAY_ADDRESS") else _own_session(num_cpus)
+    address = address or os.environ.get("RAY_ADDRESS")
+    where = {"address": address} if address else _own_session(num_cpus)
     with _without_backend_notices():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
     try:
         yield
     finally:

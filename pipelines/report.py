@@ -23,9 +23,9 @@ import numpy as np
 from encoders.metrics import precision_at, precision_recall_curve, precision_within_radius
 from encoders.packing import unpack_bits
 from engine.storage.files import write_atomically
-from pipelines.corpora import read_images
 from pipelines.measure import PRECISION_RADIUS, Comparison, MethodReport, Report, Side
 from pipelines.pictures import Tile, save_grid, save_lines, save_map, save_sharpness
+from pipelines.reading import read_images
 
 # Codes on the map: t-SNE takes some seconds for as many.
 _MAP_CODES = 1000

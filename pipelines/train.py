@@ -22,6 +22,7 @@ from engine.storage.files import sync_folder
 from pipelines.corpora import has_labels, labels_of, list_corpus
 from pipelines.errors import PipelineError
 from pipelines.images import readable_images
+from pipelines.train_workers import train_with_workers
 
 TrainingProgress = Callable[[int, int, Progress], None]
 
@@ -36,6 +37,8 @@ def train_encoder(
     supervision: str | None = None,
     pairs: str | Path | None = None,
     overwrite: bool = False,
+    workers: int | None = None,
+    address: str | None = None,
     progress: TrainingProgress | None = None,
 ) -> HashEncoder:
     """Train an encoder on a corpus and save it.
@@ -57,6 +60,11 @@ def train_encoder(
         CSV or Parquet with columns `a`, `b` (ids of the corpus, or URIs) and `similar` (0 or 1).
     overwrite : bool
         Replace an encoder that is there, and begin anew what was interrupted.
+    workers : int, optional
+        Train on Ray, by so many processes that share every batch (`pipelines.train_workers`); in this process if left
+        out.
+    address : str, optional
+        Of a Ray cluster for the workers. `output` must then be on storage that its machines share.
     progress : callable, optional
         Called after every step with (step of this phase, steps of this phase, `encoders.training.Progress`).
 
@@ -67,6 +75,8 @@ def train_encoder(
     """
     output = Path(output).resolve()
     config = config or TrainConfig()
+    if address is not None and workers is None:
+        raise ValueError("`address` goes with `workers`: say how many to start on the cluster")
     _refuse_taken(output, overwrite=overwrite)
     entries, images = readable_images(list_corpus(corpus))
     given = _supervision(supervision, pairs, entries, config)
@@ -74,7 +84,12 @@ def train_encoder(
     folder = output.with_name(f".{output.name}.training")
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    encoder = train(images, config=config, folder=folder, progress=report, **given)
+    if workers is None:
+        encoder = train(images, config=config, folder=folder, progress=report, **given)
+    else:
+        encoder = train_with_workers(
+            images, config, workers=workers, folder=folder, address=address, progress=report, **given
+        )
     _save_aside(encoder, output, folder / LOG_FILE)
     shutil.rmtree(folder)
     return encoder

@@ -34,7 +34,7 @@ class AverageHash:
             if image.width * image.height > max_pixels:
                 raise ImageRefusedError(f"too many pixels: {image.width} x {image.height}")
             return np.asarray(image.convert("L").resize((8, 8)), np.float32)
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
             raise ImageRefusedError(f"not an image: {error}") from error
 
     def encode(self, images) -> Encoded:

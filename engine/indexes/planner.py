@@ -39,9 +39,9 @@ TRIAL = 0.07  # share of a scan that may be spent on finding out whether the tab
 NEAR_ROWS = 2**16
 FAR_ROWS = 2**22
 SCANNED_TOGETHER = 32
+NEAR_RADIUS = 7
 REPEATS = 7
-EVEN = 8.0  # buckets up to this much above their mean are what chance makes of uniform codes
-WORTH_COUNTING_NS = 10_000.0
+WORTH_COUNTING_NS = 25_000.0
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is felt
 
 
@@ -68,7 +68,7 @@ class Costs:
     near_lookup_ns: float = 5.0
     far_lookup_ns: float = 16.0
     candidate_ns: float = 0.6
-    near_ns: float = 20.0
+    near_ns: float = 25.0
 
     def lookup_ns(self, distinct: int) -> float:
         """Return what a lookup costs in tables over so many distinct codes: between near and far by their logarithm."""
@@ -112,26 +112,30 @@ def plan_range(probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Cos
     """
     num_queries, words = queries_QW.shape
     plan = probe.plan(radius)
-    distinct = probe.tables.distinct
-    prices = Prices(
-        lookups_ns=plan.lookups * costs.lookup_ns(distinct),
+    prices = _prices(costs, plan.lookups, probe.tables.distinct, rows, words, num_queries)
+    if prices.lookups_ns > prices.scan_ns:
+        return np.zeros(num_queries, np.bool_)
+    each_ns = prices.candidate_ns + prices.read_ns + prices.near_ns
+    if prices.lookups_ns + plan.most * each_ns < prices.shared_scan_ns:
+        return np.ones(num_queries, np.bool_)
+    if probe.even or num_queries * prices.shared_scan_ns < WORTH_COUNTING_NS:
+        candidates_ns = plan.mean * prices.candidate_ns if probe.even else math.sqrt(plan.mean * plan.most) * each_ns
+        price_ns = prices.lookups_ns + candidates_ns
+        return np.full(num_queries, price_ns < prices.shared_scan_ns)
+    return split_by_cost(probe.price_radius(queries_QW, radius, prices), costs, rows, words)
+
+
+# Kept, because for one query among thousands of codes this arithmetic would take longer than the search.
+@lru_cache(maxsize=1024)
+def _prices(costs: Costs, lookups: int, distinct: int, rows: int, words: int, num_queries: int) -> Prices:
+    return Prices(
+        lookups_ns=lookups * costs.lookup_ns(distinct),
         candidate_ns=costs.candidate_ns,
         read_ns=costs.read_ns(distinct, words),
         near_ns=costs.near_ns,
         scan_ns=costs.scan_ns(rows, words, 1),
         shared_scan_ns=costs.scan_ns(rows, words, num_queries),
     )
-    if prices.lookups_ns > prices.scan_ns:
-        return np.zeros(num_queries, np.bool_)
-    each_ns = prices.candidate_ns + prices.read_ns + prices.near_ns
-    if prices.lookups_ns + plan.most * each_ns < prices.shared_scan_ns:
-        return np.ones(num_queries, np.bool_)
-    even = max(probe.tables.largest) <= EVEN * float(probe.mean_T.max()) + EVEN
-    if even or num_queries * prices.shared_scan_ns < WORTH_COUNTING_NS:
-        candidates = plan.mean if even else math.sqrt(plan.mean * plan.most)
-        price_ns = prices.lookups_ns + candidates * prices.candidate_ns
-        return np.full(num_queries, price_ns < prices.shared_scan_ns)
-    return split_by_cost(probe.price_radius(queries_QW, radius, prices), costs, rows, words)
 
 
 def plan_nearest(costs: Costs, rows: int, distinct: int, words: int, sharing: int, likely_radius: int) -> Budget:
@@ -211,31 +215,36 @@ _looked = False  # whether `_costs` is what the cache folder holds, if only noth
 
 def _measure_and_store() -> Costs:
     costs = _measure()
-    path = _costs_path()
+    path = machine_file("costs")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump(asdict(costs), file)
-        os.replace(file.name, path)
+        write_machine_file(path, asdict(costs))
     except OSError as error:
         log.warning("the costs of this machine cannot be stored in %s (%s)", path, error)
     return costs
 
 
+def write_machine_file(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file of measurements."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        json.dump(content, file)
+    os.replace(file.name, path)
+
+
 def _load() -> Costs | None:
     try:
-        costs = Costs(**json.loads(_costs_path().read_text(encoding="utf-8")))
+        costs = Costs(**json.loads(machine_file("costs").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     sane = all(isinstance(value, float) and 0 < value < 1e6 for value in asdict(costs).values())
     return costs if sane else None
 
 
-def _costs_path() -> Path:
-    """Return where the costs are stored: by processor, since machines may share a home folder, and by kernels."""
+def machine_file(kind: str) -> Path:
+    """Return where measurements are stored: by processor, since machines may share a home folder, and by kernels."""
     parts = get_host_cpu_name(), sorted(get_host_cpu_features().items()), kernels_digest()
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-    return Path(platformdirs.user_cache_dir("hashlight")) / f"costs-{name}.json"
+    return Path(platformdirs.user_cache_dir("hashlight")) / f"{kind}-{name}.json"
 
 
 def _measure() -> Costs:
@@ -260,19 +269,29 @@ def _measure() -> Costs:
         near_lookup_ns=float(near_lookup_ns),
         far_lookup_ns=float(max(sparse_ns - sparse_entries * candidate_ns, 0.5)),
         candidate_ns=float(candidate_ns),
-        near_ns=float(max(_hit_ns(rng, near_lookup_ns) - candidate_ns - near_lookup_ns, 1.0)),
+        near_ns=_near_ns(rng, near_lookup_ns, candidate_ns),
     )
 
 
-def _hit_ns(rng: np.random.Generator, lookup_ns: float) -> float:
-    """Return the time of a candidate where nearly all are hits: a few crowds, each asked for from its centre."""
+def _near_ns(rng: np.random.Generator, lookup_ns: float, candidate_ns: float) -> float:
+    """Return what a near candidate costs beyond its reading: a few crowds, each asked for by its own, half of it near.
+
+    Codes come once to seven times, as learned ones do: most of the time goes into branches that cannot be foreseen.
+    """
     centres_QW = rng.integers(2**64, size=(SCANNED_TOGETHER, 1), dtype=np.uint64)
     noise = np.bitwise_and.reduce(rng.integers(2**64, size=(4, NEAR_ROWS, 1), dtype=np.uint64))
-    codes_NW = np.sort(centres_QW[np.arange(NEAR_ROWS) % SCANNED_TOGETHER] ^ noise, axis=0)
+    crowded_NW = centres_QW[np.arange(NEAR_ROWS) % SCANNED_TOGETHER] ^ noise
+    codes_NW = np.sort(np.repeat(crowded_NW, rng.integers(1, 8, NEAR_ROWS), axis=0)[:NEAR_ROWS], axis=0)
     probe = TableProbe(codes_NW, np.arange(NEAR_ROWS), Tables.build(codes_NW, bits=64, widths=[16, 16, 16, 16]))
-    run = partial(probe.within, centres_QW, np.arange(SCANNED_TOGETHER), 12, None)
+    queries_QW = codes_NW[rng.permutation(NEAR_ROWS)[: 8 * SCANNED_TOGETHER]]
+    run = partial(probe.within, queries_QW, np.arange(len(queries_QW)), NEAR_RADIUS, None)
     work = run()[1]
-    return (_least_ns(run) - float(work.probes.sum()) * lookup_ns) / float(work.candidates.sum())
+    only_near = Prices(
+        lookups_ns=0.0, candidate_ns=0.0, read_ns=0.0, near_ns=1.0, scan_ns=math.inf, shared_scan_ns=-1.0
+    )
+    near = float(probe.price_radius(queries_QW, NEAR_RADIUS, only_near).sum())
+    other_ns = float(work.probes.sum()) * lookup_ns + float(work.candidates.sum()) * (candidate_ns + lookup_ns)
+    return float(max((_least_ns(run) - other_ns) / near, 1.0))
 
 
 def _lookup_ns(codes_NW: CodeArray, queries_QW: CodeArray, widths: list[int], radius: int) -> tuple[float, float]:

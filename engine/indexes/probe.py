@@ -17,8 +17,9 @@ from engine.kernels.multi_index import knn_tables, price_radius, range_tables
 SCRATCH_BUCKETS = 512  # looked up, and prefetched, together; measured: 256 is slower by a tenth, 64 by a half
 SCRATCH_CANDIDATES = 256
 FIRST_HITS = 1024
+EVEN = 8.0  # buckets up to this much above their mean are what chance makes of uniform codes
 SAMPLE_EVERY = 64  # masks of a large step of which one is counted
-SAMPLED_CANDIDATES = 32  # a query, to tell how many are near, to a tenth of them
+SAMPLED_CANDIDATES = 16  # a query, to tell how many are near, to an eighth of them
 
 
 class Work(NamedTuple):
@@ -102,6 +103,11 @@ class TableProbe:
     ids_N : ndarray of int64, shape (N,)
         Read-only.
     tables : Tables
+
+    Attributes
+    ----------
+    even : bool
+        Whether all buckets are about as full as they would be of uniform codes.
     """
 
     def __init__(self, codes_NW: CodeArray, ids_N: IdArray, tables: Tables) -> None:
@@ -115,6 +121,7 @@ class TableProbe:
             [[math.comb(width, ones) for ones in range(widest + 2)] for width in tables.widths], np.int64
         )
         self.mean_T = np.array([tables.distinct / 2**width for width in tables.widths])
+        self.even = max(tables.largest) <= EVEN * float(self.mean_T.max()) + EVEN
 
     def plan(self, radius: int) -> RadiusPlan:
         """Return what a query of `radius` takes."""
@@ -175,10 +182,10 @@ class TableProbe:
         """
         work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         done_Q = np.zeros(len(queries_QW), np.bool_)
-        excess_T = np.empty(len(self.mean_T))
+        met_T = np.empty(len(self.mean_T))
         knn_tables(
             *self._shape, mask_bytes(mask), self._ids_N, queries_QW, bound_Q, *self._arrays, *self._scratch(), *work,
-            self.count_TS, self.mean_T, excess_T, *budget, done_Q, *heaps,
+            self.count_TS, self.mean_T, met_T, *budget, done_Q, *heaps,
         )  # fmt: skip
         return done_Q, work
 

@@ -342,7 +342,7 @@ def knn_tables(
     code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, id_N, query_QW, bound_Q,
     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
-    count_TS, mean_T, excess_T, mask_ns, candidate_ns, read_ns, scan_ns, trial_ns, likely_radius,
+    count_TS, mean_T, met_T, mask_ns, candidate_ns, read_ns, scan_ns, trial_ns, likely_radius,
     done_Q, dist_QK, id_QK,
 ):  # fmt: skip
     """Fill the heaps with the nearest rows within `bound_Q` by steps of growing radius.
@@ -351,8 +351,8 @@ def knn_tables(
     `likely_radius` if that is less. A query whose remaining steps cost more than `scan_ns` is given up (`done_Q` 0),
     once `trial_ns` have been spent on it; its `bound_Q` is then lowered to the k-th distance so far.
 
-    `count_TS` is the number of masks of a step, `mean_T` the mean size of a bucket; `excess_T` is scratch: how many
-    times the mean the last step's buckets of a table were.
+    `count_TS` is the number of masks of a step, `mean_T` the mean size of a bucket; `met_T` is scratch: how many
+    entries a table's last step met, -1 before its first.
     """
     num_tables = len(width_T)
     widest = count_TS.shape[1] - 2
@@ -362,7 +362,8 @@ def knn_tables(
         candidates_Q[query] = 0
         done_Q[query] = 0
         seen_T[:] = -1
-        excess_T[:] = 1.0
+        met_T[:] = -1.0
+        crowding = 1.0
         share_read = 1.0
         spent_ns = 0.0
         step = 0
@@ -371,7 +372,7 @@ def knn_tables(
             table = step % num_tables
             goal = min(likely_radius, np.int64(min(bound_Q[query], dist_K[0])))
             entry_ns = candidate_ns + share_read * read_ns
-            next_ns, rest_ns = steps_cost(step, goal, count_TS, mean_T, excess_T, mask_ns, entry_ns)
+            next_ns, rest_ns = steps_cost(step, goal, count_TS, mean_T, met_T, crowding, mask_ns, entry_ns)
             if spent_ns + next_ns > trial_ns and rest_ns > scan_ns:
                 bound_Q[query] = min(bound_Q[query], dist_K[0])
                 break
@@ -384,7 +385,9 @@ def knn_tables(
                     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, dist_K, id_QK[query],
                 )  # fmt: skip
                 met = candidates_Q[query] - before
-                excess_T[table] = max(1.0, np.sqrt(met / (count_TS[table, reach] * mean_T[table])))
+                met_T[table] = met
+                if reach == 0:
+                    crowding += (max(met / mean_T[table], 1.0) - crowding) / (table + 1)
                 share_read = read / max(met, 1)
                 spent_ns += count_TS[table, reach] * mask_ns + met * candidate_ns + read * read_ns
                 seen_T[table] = reach
@@ -400,7 +403,10 @@ def knn_step(
     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, dist_K, id_K,
 ):  # fmt: skip
-    """Offer what one table has at substring distance `reach` to a heap; return how many codes were read."""
+    """Offer what one table has at substring distance `reach` to a heap; return how many codes were read.
+
+    Those of table 0 lie side by side: only what came near of them counts, as little as sketches will leave elsewhere.
+    """
     read = 0
     width = width_T[table]
     value = query_substring(query_W, low_T[table], width)
@@ -422,20 +428,26 @@ def knn_step(
                 farthest, reach, from_P, to_P, kept, place_2, row_C,
             )  # fmt: skip
             candidates_Q[query] += seen
-            read += size
+            read += size if table > 0 else 0
             for candidate in range(size):
                 row = row_C[candidate]
                 dist = candidate_distance(code_bytes, num_words, row, query_W)
-                if dist <= np.uint64(min(bound, dist_K[0])) and not met_before(
-                    code_bytes, num_words, row, query_W, low_T, width_T, submask_TW, seen_T
-                ):
+                if dist > np.uint64(min(bound, dist_K[0])):
+                    continue
+                read += table == 0
+                if not met_before(code_bytes, num_words, row, query_W, low_T, width_T, submask_TW, seen_T):
                     offer_run(code_bytes, num_words, num_rows, may_N, id_N, row, np.int32(dist), dist_K, id_K)
     return read
 
 
 @kernel
-def steps_cost(step, goal, count_TS, mean_T, excess_T, mask_ns, entry_ns):
-    """Return the estimated cost of `step`, and of all steps from it until everything within `goal` is met."""
+def steps_cost(step, goal, count_TS, mean_T, met_T, crowding, mask_ns, entry_ns):
+    """Return the estimated cost of `step`, and of all steps from it until everything within `goal` is met.
+
+    A table that was not asked yet is thought to be as crowded around the query as those that were, `crowding` times the
+    mean. A wider step of the others is thought to meet what chance puts there, or as much as the last step did: the
+    codes of a crowd that differ in one more bit are no fewer, as long as few differ.
+    """
     num_tables = len(mean_T)
     first = 0.0
     total = 0.0
@@ -444,7 +456,9 @@ def steps_cost(step, goal, count_TS, mean_T, excess_T, mask_ns, entry_ns):
         if reach >= count_TS.shape[1]:
             break
         table = ahead % num_tables
-        total += count_TS[table, reach] * (mask_ns + entry_ns * mean_T[table] * excess_T[table])
+        chance = count_TS[table, reach] * mean_T[table]
+        entries = chance * crowding if met_T[table] < 0 else max(chance, met_T[table])
+        total += count_TS[table, reach] * mask_ns + entries * entry_ns
         if ahead == step:
             first = total
     return first, total
@@ -517,6 +531,7 @@ def inspect_candidates(
 ):  # fmt: skip
     """Estimate how many of the candidates that `count_candidates` counted are read, and how many are near.
 
+    Those of table 0 do not count as read: their codes lie side by side.
     The sample of buckets is the same; `picks` of their entries, evenly spread, are looked at.
     """
     total = 0.0
@@ -541,7 +556,7 @@ def inspect_candidates(
                     entry = min(entry, np.int64(offset_O[place + 1]) - 1)
                     far, row = entry_row(table, entry, num_distinct, row_bits, sketch, entry_bytes, start_D)
                     if far <= np.uint64(radius - reach):
-                        read += spacing
+                        read += spacing if table > 0 else 0.0
                         if candidate_distance(code_bytes, num_words, row, query_W) <= np.uint64(radius):
                             near += spacing
                     next_pick += spacing

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from engine.codes import IdArray
 from engine.collection import Collection
-from engine.service.searcher import thumbnails_of, try_search
+from engine.service.searcher import try_search
 from engine.service.wire import (
     Kind,
     ProtocolError,
@@ -34,11 +32,11 @@ def answer(collection: Collection, request: Request) -> bytes:
     """
     match request.kind:
         case Kind.SEARCH:
-            result = collection.search(request.values, request.number, explain=request.explain, **_filter(request))
+            result = collection.search(request.values, request.number, filter=request.filter, explain=request.explain)
             return encode_search(result)
         case Kind.RANGE:
             within = collection.range_search(
-                request.values, request.number, request.limit, explain=request.explain, **_filter(request)
+                request.values, request.number, request.limit, filter=request.filter, explain=request.explain
             )
             return encode_range(within)
         case Kind.GET:
@@ -54,10 +52,6 @@ def answer(collection: Collection, request: Request) -> bytes:
     raise ProtocolError(f"{request.kind!r} has no answer")
 
 
-def _filter(request: Request) -> dict[str, Any]:
-    return {} if request.filter is None else {"filter": request.filter}
-
-
 def _held(collection: Collection, ids_M: IdArray) -> IdArray:
     """Return those of the ids that are in these shards."""
     here_M: NDArray[np.bool_] = np.zeros(len(ids_M), np.bool_)
@@ -68,5 +62,5 @@ def _held(collection: Collection, ids_M: IdArray) -> IdArray:
 
 def _thumbnails(collection: Collection, ids_M: IdArray) -> bytes:
     held = _held(collection, ids_M)
-    pictures = thumbnails_of(collection, held.tolist())
+    pictures = collection.thumbnails_of(held)
     return encode_table(pa.table({"id": pa.array(held), "thumbnail": pa.array(pictures, pa.binary())}))

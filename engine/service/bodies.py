@@ -267,7 +267,10 @@ def _bytes_of(column: pa.FixedSizeBinaryArray, width: int) -> np.ndarray:
 def _read_stream(data: bytes) -> tuple[list[pa.RecordBatch], pa.Schema]:
     """Read an Arrow stream message by message, so that none is decompressed and each is checked before its use."""
     messages = pyarrow.ipc.MessageReader.open_stream(pa.BufferReader(data))
-    first = messages.read_next_message()
+    try:
+        first = messages.read_next_message()
+    except StopIteration as error:
+        raise ValueError("it is empty") from error
     if first.type != "schema":
         raise ValueError(f"expected a schema first, got {first.type}")
     schema = pyarrow.ipc.read_schema(first)

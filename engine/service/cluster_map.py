@@ -9,7 +9,9 @@ from typing import Any
 
 from engine.collection import Collection
 from engine.storage.manifest import Manifest, ShardSpec, read_version
+from engine.storage.mirror import local_shard
 from engine.storage.shard import Shard
+from engine.storage.store import open_store
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,17 +94,19 @@ def open_group(path: str | Path, version: int, shards: Sequence[str]) -> Collect
     ValueError
         If the version has no shard of such a name.
     """
-    path = Path(path)
-    manifest = read_version(path, version)
+    store = open_store(path)
+    manifest = read_version(store, version)
     specs = {spec.name: spec for spec in manifest.shards}
     unknown = sorted(set(shards) - set(specs))
-    if unknown or not shards:
-        raise ValueError(
-            f"version {version} of {path} has no shards {unknown}" if unknown else "a group has at least 1 shard, got 0"
-        )
+    if not shards:
+        raise ValueError("a group has at least 1 shard, got 0")
+    if unknown:
+        raise ValueError(f"version {version} of {store} has no shards {', '.join(unknown)}")
     chosen = tuple(specs[name] for name in shards)
-    opened = [Shard(path / "shards" / spec.name, spec, bits=manifest.bits) for spec in chosen]
-    return Collection(path, dataclasses.replace(manifest, shards=chosen), opened)
+    folders = [local_shard(store, spec) for spec in chosen]
+    opened = [Shard(folder, spec, bits=manifest.bits) for folder, spec in zip(folders, chosen, strict=True)]
+    part = dataclasses.replace(manifest, shards=chosen)
+    return Collection(folders[0].parents[1], part, opened, location=store.location)
 
 
 def describe_whole(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

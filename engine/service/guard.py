@@ -38,7 +38,7 @@ class Guard:
         self._refuse = refuse
         self._limits = limits
         self._metrics = metrics
-        self._buffered = 0
+        self.buffered = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -63,14 +63,13 @@ class Guard:
             # Answered here, because Starlette's own last resort closes the connection under the client's next request.
             await self._refuse(error)(scope, body.receive, send_guarded)
         finally:
-            self._buffered -= body.received
+            self.buffered -= body.received
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.count(route, status, time.perf_counter() - start)
 
-    def take(self, size: int) -> None:
-        """Account for bytes that arrived; 429 if all bodies together are too much."""
-        self._buffered += size
-        if self._buffered > self._limits.buffered_bytes:
+    def check_buffered(self) -> None:
+        """Raise 429 if all bodies that are being received are too much together."""
+        if self.buffered > self._limits.buffered_bytes:
             raise RequestError(
                 429,
                 "overloaded",
@@ -126,9 +125,10 @@ class _Body:
             raise RequestError(408, "body_timeout", text) from error
         size = len(message.get("body", b""))
         self.received += size
-        self._guard.take(size)
+        self._guard.buffered += size
         if self.received > self._limits.body_bytes:
             raise self._too_large("more")
+        self._guard.check_buffered()
         self._whole = not message.get("more_body", False)
         return message
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 import queue
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -218,7 +219,9 @@ class Replica:
                     self._on_change()
             self.reason = f"{self.address} ended the connection"
         except (*_BROKEN, ProtocolError) as error:
-            self.reason = f"{self.address} is lost: {_first_line(error)}"
+            if stream is not None and isinstance(error, ProtocolError):
+                stream.cancel()
+            self.reason = f"{self.address} is lost: {_what_happened(error)}"
         was_there, self._stream = self._stream is not None, None
         if stream is not None:
             stream.abandon(self.reason)
@@ -242,6 +245,7 @@ class _Stream:
         self._unread_bytes = 0
         self._due_s: float | None = None
         self._lost: str | None = None
+        self._finished = False
 
     def silent_s(self) -> float:
         """Return for how long a sign of life has been due, in seconds."""
@@ -286,12 +290,12 @@ class _Stream:
 
     def end(self) -> None:
         """End the stream in order: the server ends its side, then reading ends."""
-        self._patient.put(self._writer.done_writing)
+        self._patient.put(lambda: self._finish(self._writer.done_writing))
 
     def abandon(self, reason: str) -> None:
         """Tell all who wait that no answer will come."""
         self._lost = reason
-        self._reader.cancel()
+        self._finish(self._writer.close)
         self._patient.put(None)
         while self.waiting:
             _, waiting = self.waiting.popitem()
@@ -321,12 +325,22 @@ class _Stream:
 
     def _write_on(self) -> None:
         while (write := self._patient.get()) is not None:
+            write()
+
+    def _finish(self, finish: Callable[[], None]) -> None:
+        """Write no more. gRPC ends the whole process if it is told so twice, or is given a frame afterwards."""
+        with self._writing:
+            if self._finished:
+                return
+            self._finished = True
             try:
-                write()
+                finish()
             except _BROKEN as error:
-                logger.debug("a request was not written: %s", error)
+                logger.debug("a stream did not end in order: %s", error)
 
     def _put(self, frame: bytes) -> None:
+        if self._finished:
+            return
         try:
             self._writer.write_metadata(pa.py_buffer(frame))
         except _BROKEN as error:
@@ -339,5 +353,6 @@ def next_id() -> int:
     return next(_ids)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def _what_happened(error: BaseException) -> str:
+    """Return what happened, without what gRPC and Arrow add to it."""
+    return re.split(r"\n|\. Detail: |\. gRPC client debug context", str(error).strip(), maxsplit=1)[0]

@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
 REFRESH_S = 0.5  # between looks at the directory
-CONNECT_S = 10.0  # for the servers of a new map
+CONNECT_S = 10.0
 READY_S = 10.0
 _KEPT_S = 2.0  # a replica of an older map, for queries that began with it
 
@@ -74,6 +74,8 @@ class ClusterRouter:
         As the servers'.
     timeout_s : float
         For callers that give none.
+    connect_s : float
+        How long to wait for the servers of a new map; those that come later are used when they come.
     observe : callable, optional
         Hears the name of a stage ("fan_out", "shard", "merge") and the seconds it took.
 
@@ -89,12 +91,14 @@ class ClusterRouter:
         *,
         security: Security | None = None,
         timeout_s: float = TIMEOUT_S,
+        connect_s: float = CONNECT_S,
         observe: Observer | None = None,
     ) -> None:
         self.budget = HedgeBudget()
         self._directory = directory if callable(directory) else lambda: directory
         self._security = security or Security()
         self._timeout_s = timeout_s
+        self._connect_s = connect_s
         self._observe = observe or (lambda stage, seconds: None)
         self._delays = Delays()
         self._retries = self._queries = 0
@@ -350,10 +354,10 @@ class ClusterRouter:
         replicas = tuple(tuple(self._replicas[address] for address in group.replicas) for group in fresh.groups)
 
         def reachable() -> bool:
-            return self._closed.is_set() or all(any(one.connected for one in group) for group in replicas)
+            return self._closed.is_set() or all(any(one.connected for one in group) for group in replicas if group)
 
         with self._changed:
-            self._changed.wait_for(reachable, CONNECT_S)
+            self._changed.wait_for(reachable, self._connect_s)
         return _View(fresh, replicas)
 
     def _retire(self) -> None:

@@ -23,6 +23,7 @@ from engine.errors import DeadlineExceededError, NotReadyError
 from engine.rerank import Rerank, RerankResult
 from engine.results import RangeResult, SearchResult
 from engine.storage.manifest import read_current
+from engine.storage.store import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -192,10 +193,11 @@ class CollectionSearcher:
     ) -> SearchResult | RerankResult:
         """See `Searcher.search`; every shard is here, so no answer is partial."""
         deadline_s = _deadline(timeout_s)
-        more: dict[str, Any] = {} if filter is None else {"filter": filter}
-        if rerank is not None or features is not None:
-            more |= {"rerank": rerank, "features": features}
-        answer: SearchResult | RerankResult = self._collection.search(queries, k, explain=explain, **more)
+        # Only one of the two given is refused by the collection.
+        more: dict[str, Any] = {"rerank": rerank, "features": features}
+        answer: SearchResult | RerankResult = self._collection.search(
+            queries, k, filter=filter, explain=explain, **more
+        )
         _check_time(deadline_s, timeout_s)
         return answer
 
@@ -212,8 +214,7 @@ class CollectionSearcher:
     ) -> RangeResult:
         """See `Searcher.range_search`."""
         deadline_s = _deadline(timeout_s)
-        more: dict[str, Any] = {} if filter is None else {"filter": filter}
-        answer = self._collection.range_search(queries, radius, limit, explain=explain, **more)
+        answer = self._collection.range_search(queries, radius, limit, filter=filter, explain=explain)
         _check_time(deadline_s, timeout_s)
         return answer
 
@@ -223,7 +224,10 @@ class CollectionSearcher:
 
     def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """See `Searcher.thumbnail`."""
-        return thumbnails_of(self._collection, [id])[0]
+        picture = self._collection.thumbnails_of(np.array([id], np.int64))[0]
+        if picture is None:
+            self._collection.get([id])  # an id that is not there is an error
+        return picture
 
     def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
         """See `Searcher.features_of`."""
@@ -243,9 +247,10 @@ class CollectionSearcher:
         Queries under way end with the version they began with.
         """
         with self._renewing:
-            if read_current(self._collection.path).version == self.version:
+            location = self._collection.location
+            if read_current(open_store(location)).version == self.version:
                 return False
-            self._collection = Collection.open(self._collection.path)
+            self._collection = Collection.open(location)
             return True
 
     def close(self) -> None:
@@ -265,20 +270,6 @@ def describe_collection(collection: Collection) -> dict[str, Any]:
         "attributes": {field.name: str(field.type) for field in schema},
         "features": first.features_NF is not None,
     }
-
-
-def thumbnails_of(collection: Collection, ids: Sequence[int]) -> list[bytes | None]:
-    """Return the small encoded pictures of some ids: their attribute `thumbnail`, None without one.
-
-    Raises
-    ------
-    IdNotFoundError
-        If the collection lacks one of the ids.
-    """
-    items = collection.get(ids)
-    if "thumbnail" not in items.column_names:
-        return [None] * len(ids)
-    return [None if picture is None else bytes(picture) for picture in items["thumbnail"].to_pylist()]
 
 
 def try_search(collection: Collection) -> None:

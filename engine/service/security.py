@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hmac
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -45,11 +46,12 @@ class Security:
         certificate: str | Path | None = None,
         key: str | Path | None = None,
         authority: str | Path | None = None,
-        token: str | None = None,
+        fresh_token: bool = False,
     ) -> Self:
-        """Read PEM files; the token is that of the environment (`HASHLIGHT_SHARD_TOKEN`) if none is given."""
+        """Read PEM files, and the token from the environment (`HASHLIGHT_SHARD_TOKEN`); make one if none is there."""
         pems = [None if path is None else Path(path).read_bytes() for path in (certificate, key, authority)]
-        return cls(token or os.environ.get(TOKEN_VARIABLE), *pems)
+        token = os.environ.get(TOKEN_VARIABLE) or (secrets.token_urlsafe() if fresh_token else None)
+        return cls(token, *pems)
 
     @property
     def scheme(self) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import logging
 import os
@@ -84,7 +85,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         security = security or Security()
         super().__init__(f"{security.scheme}://{host}:{port}", **security.server_options())
         self.address = f"{security.scheme}://{advertise or host}:{self.port}"
-        self._path = Path(collection)
+        self._location = collection
         self._served: dict[int, Collection] = {}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._queue_size = queue_size
@@ -110,9 +111,11 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         CollectionNotFoundError, CorruptDataError, NotReadyError, ValueError
             As `open_group` and `try_search`; what was served before is served on.
         """
-        group = open_group(self._path, version, shards)
-        try_search(group)
-        self._served = {**self._served, version: group}
+        served = self._served.get(version)
+        if served is None or {shard.name for shard in served.shards} != set(shards):
+            group = open_group(self._location, version, shards)
+            try_search(group)
+            self._served = {**self._served, version: group}
         return self.describe()
 
     def drop(self, version: int) -> dict[str, Any]:
@@ -181,7 +184,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             stream.close()
 
     def do_action(self, context: Any, action: Any) -> list[bytes]:
-        """Answer a control action with JSON."""
+        """Answer a control action with "ok" or "error", and JSON."""
         body = action.body.to_pybytes()
         arguments = json.loads(body) if body else {}
         acts: Mapping[str, Any] = {
@@ -194,7 +197,11 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         }
         if action.type not in acts:
             raise ValueError(f"expected one of the actions {', '.join(acts)}, got {action.type!r}")
-        return [json.dumps(acts[action.type](**arguments)).encode()]
+        try:
+            return [b"ok", json.dumps(acts[action.type](**arguments)).encode()]
+        except (HashlightError, TypeError, ValueError, OSError) as error:
+            logger.warning("%s %s: %s", action.type, arguments, error)
+            return [b"error", encode_error(error)]
 
     def _fault(self, delay_s: float) -> dict[str, Any]:
         self._delay_s = delay_s
@@ -292,11 +299,12 @@ class _Stream:
         self._frames.extend(pages(status, id_, version, body, seconds))
         if len(self._frames) > _MOST_PAGES_BEHIND:
             logger.warning("a router reads no more, %d pages behind: its stream is given up", len(self._frames))
-            self.close()
+            self.give_up()
         while self._frames and self._writing.acquire(blocking=False):
             try:
-                while self._frames:
-                    self._write(self._frames.popleft())
+                with contextlib.suppress(IndexError):  # the last one is written, or all were dropped meanwhile
+                    while True:
+                        self._write(self._frames.popleft())
             finally:
                 self._writing.release()
 
@@ -305,6 +313,12 @@ class _Stream:
         self.waiting.pop(id_, None)
 
     def close(self) -> None:
+        """Wait for who is writing, and let nobody write again: gRPC ends the process over a frame after the call."""
+        self.give_up()
+        with self._writing:
+            self._writer = None
+
+    def give_up(self) -> None:
         """Drop what waits; the router is gone."""
         self.closed = True
         self.waiting.clear()
@@ -317,7 +331,7 @@ class _Stream:
             self._writer.write_metadata(pa.py_buffer(frame))
         except (flight.FlightError, pa.ArrowException, OSError) as error:
             logger.info("a router is gone: %s", error)
-            self.close()
+            self.give_up()
 
 
 def _frames(reader: Any) -> Iterator[memoryview]:
@@ -336,7 +350,7 @@ def _frames(reader: Any) -> Iterator[memoryview]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or the end of the standard input."""
     parser = argparse.ArgumentParser(description="Answers for a group of shards over Arrow Flight.")
-    parser.add_argument("collection", type=Path)
+    parser.add_argument("collection")
     parser.add_argument("--version", type=int, required=True)
     parser.add_argument("--shards", required=True, help="names, separated by commas")
     parser.add_argument("--host", default="127.0.0.1")

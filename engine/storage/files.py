@@ -51,17 +51,23 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def writer_lock(folder: Path) -> Iterator[None]:
+def writer_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold `folder` for one writer; the kernel lets go when the process ends, however it ends.
+
+    Parameters
+    ----------
+    folder : Path
+    wait : bool
+        Wait for another process that holds it.
 
     Raises
     ------
     CollectionBusyError
-        If another process holds it.
+        If another process holds it, and this one does not wait.
     """
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise CollectionBusyError(
                 f"{folder} is being written by another process: wait until it ends, then try again"

@@ -8,6 +8,7 @@ not written since.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -59,6 +60,24 @@ def verify_files(folder: Path, files: dict[str, FileSpec], *, full: bool = False
     fresh = {name: _verify_file(folder / name, spec, stamps.get(name)) for name, spec in files.items()}
     if fresh != stamps:
         _write_stamps(folder, fresh)
+
+
+def check_bytes(name: str, data: bytes | None, spec: FileSpec) -> None:
+    """Check that the bytes of one file, read whole, are the ones its manifest names.
+
+    Raises
+    ------
+    CorruptDataError
+        If they are not, or there are none.
+    """
+    if data is None:
+        raise CorruptDataError(f"{name} is missing, expected {spec.bytes} bytes: {_REMEDY}")
+    checksum = hashlib.sha256(data).hexdigest()
+    if checksum != spec.sha256:
+        raise CorruptDataError(
+            f"{name} is damaged: expected {spec.bytes} bytes with SHA-256 {spec.sha256[:16]}…, got {len(data)} with "
+            f"{checksum[:16]}…: {_REMEDY}"
+        )
 
 
 def remember_verified(folder: Path, files: dict[str, FileSpec]) -> None:

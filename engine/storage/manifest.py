@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.codes import check_bits
 from engine.errors import CollectionNotFoundError, CorruptDataError
-from engine.storage.files import sync_folder, write_atomically
 from engine.storage.integrity import FileSpec
+from engine.storage.store import LocalStore, Store
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -55,42 +59,48 @@ class Manifest:
         return sum(shard.rows for shard in self.shards)
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of all shard files."""
+        return sum(file.bytes for shard in self.shards for file in shard.files.values())
+
+    @property
     def file_name(self) -> str:
         """Name of this version's file under `manifests/`."""
         return f"{self.version:08d}.json"
 
 
-def read_current(collection: Path) -> Manifest:
+def read_current(store: Store) -> Manifest:
     """Read the live manifest of a collection, and check it against the checksum that CURRENT names with it.
 
     Raises
     ------
     CollectionNotFoundError
-        If there is no collection at that path.
+        If there is no collection there.
     CorruptDataError
         If CURRENT or the manifest is damaged, or of a format that this release does not read.
     """
-    current = collection / "CURRENT"
-    if not current.is_file():
+    current = store.read("CURRENT")
+    if current is None:
         raise CollectionNotFoundError(
-            f"no collection at {collection}: expected a file CURRENT there, got "
-            f"{'a folder without one' if collection.is_dir() else 'nothing'}: make one with `hashlight build`, "
-            "or run an interrupted build again"
+            f"no collection at {store}: expected a file CURRENT there, got {_what_is_there(store)}: make one with "
+            "`hashlight build`, or run an interrupted build again"
         )
-    named = _CURRENT.fullmatch(current.read_bytes())
+    named = _CURRENT.fullmatch(current)
     if named is None:
-        raise CorruptDataError(f"{current} is damaged: expected a manifest's name and SHA-256: {_REMEDY}")
-    path, expected = collection / "manifests" / named[1].decode(), named[2].decode()
-    if not path.is_file():
-        raise CorruptDataError(f"{path} is missing, which CURRENT names: {_REMEDY}")
-    data = path.read_bytes()
+        raise CorruptDataError(f"{store}/CURRENT is damaged: expected a manifest's name and SHA-256: {_REMEDY}")
+    name, expected = f"manifests/{named[1].decode()}", named[2].decode()
+    data = store.read(name)
+    if data is None:
+        raise CorruptDataError(f"{store}/{name} is missing, which CURRENT names: {_REMEDY}")
     got = hashlib.sha256(data).hexdigest()
     if got != expected:
-        raise CorruptDataError(f"{path} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: {_REMEDY}")
-    return _parse(path, json.loads(data))
+        raise CorruptDataError(
+            f"{store}/{name} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: {_REMEDY}"
+        )
+    return _parse(f"{store}/{name}", json.loads(data))
 
 
-def read_version(collection: Path, version: int) -> Manifest:
+def read_version(store: Store, version: int) -> Manifest:
     """Read the manifest of one version, the live one or one that is kept for its readers.
 
     Raises
@@ -100,33 +110,61 @@ def read_version(collection: Path, version: int) -> Manifest:
     CorruptDataError
         If the manifest is damaged.
     """
-    live = read_current(collection)
+    live = read_current(store)
     if live.version == version:
         return live
-    path = collection / "manifests" / f"{version:08d}.json"
-    if not path.is_file():
+    name = f"manifests/{version:08d}.json"
+    data = store.read(name)
+    if data is None:
         raise CollectionNotFoundError(
-            f"{collection} keeps no version {version}: the live one is {live.version}, and older ones are removed"
+            f"{store} keeps no version {version}: the live one is {live.version}, and older ones are removed"
         )
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(data)
     except ValueError as error:
-        raise CorruptDataError(f"{path} is damaged ({error}): {_REMEDY}") from error
-    return _parse(path, document)
+        raise CorruptDataError(f"{store}/{name} is damaged ({error}): {_REMEDY}") from error
+    return _parse(f"{store}/{name}", document)
 
 
-def publish(collection: Path, manifest: Manifest) -> None:
-    """Make `manifest` the live one: its file first, then CURRENT, each in one step."""
+def publish(store: Store, manifest: Manifest, *, expected: bytes | None = None) -> None:
+    """Make `manifest` the live one: its file first, then CURRENT, which must still hold `expected`, each in one step.
+
+    Raises
+    ------
+    CollectionBusyError
+        If CURRENT holds something else by now.
+    """
     data = json.dumps({"format_version": FORMAT_VERSION, **asdict(manifest)}, indent=1).encode()
-    folder = collection / "manifests"
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / manifest.file_name, data)
-    sync_folder(collection)
+    # In a bucket another writer may have taken the same number: its manifest must not be replaced.
+    store.replace(f"manifests/{manifest.file_name}", data, expected=None if expected is None else b"")
     checksum = hashlib.sha256(data).hexdigest()
-    write_atomically(collection / "CURRENT", f"{manifest.file_name} {checksum}\n".encode())
+    store.replace("CURRENT", f"{manifest.file_name} {checksum}\n".encode(), expected=expected)
 
 
-def _parse(path: Path, document: dict[str, Any]) -> Manifest:
+def sweep(store: Store, live: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:
+    """Remove those of `names` (folder -> names in it) that no live manifest names.
+
+    That one cannot be removed takes nothing from the versions that are live: the next write tries again.
+    """
+    kept: dict[str, set[str | None]] = {
+        "shards": {shard.name for manifest in live for shard in manifest.shards},
+        "manifests": {manifest.file_name for manifest in live},
+        "encoder": {manifest.encoder for manifest in live},
+    }
+    for folder, entries in names.items():
+        for name in (entry for entry in entries if entry not in kept[folder]):
+            logger.info("removing %s/%s/%s, which no live version names", store, folder, name)
+            try:
+                store.remove(f"{folder}/{name}")
+            except OSError as error:
+                logger.warning("cannot remove %s/%s/%s (%s): the next write tries again", store, folder, name, error)
+
+
+def _what_is_there(store: Store) -> str:
+    return "a folder without one" if isinstance(store, LocalStore) and store.path.is_dir() else "nothing"
+
+
+def _parse(path: str, document: dict[str, Any]) -> Manifest:
     if document["format_version"] != FORMAT_VERSION:
         raise CorruptDataError(
             f"{path} has format version {document['format_version']}, this release reads {FORMAT_VERSION}: "

@@ -8,15 +8,19 @@
     tables/            optional, the multi-index; a shard without it answers by scan
     attributes.arrow   optional, what the user brought
     features.npy       optional, float16 (rows, F): fine features to re-rank answers by
+    thumbnails.arrow   optional, small encoded pictures
 """
 
 from __future__ import annotations
 
 import functools
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
@@ -34,8 +38,11 @@ from engine.results import RangeResult, SearchResult
 from engine.storage.attributes import AttributeFile, write_attributes
 from engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
 from engine.storage.files import sync_file, sync_folder
-from engine.storage.integrity import describe_files, remember_verified, verify_files
+from engine.storage.integrity import check_bytes, describe_files, remember_verified, verify_files
 from engine.storage.manifest import ShardSpec
+from engine.storage.store import Store
+
+_COPIED_ROWS = 65_536
 
 # Filters come again and again (a page's next radius, the next batch); a mask takes a byte a row.
 _masks = MaskCache(256 * 2**20)
@@ -73,27 +80,101 @@ def write_shard(
     ValueError
         If N is 0 or over 2**32 - 1.
     """
+    order_N = order_rows(codes_NW, ids_N)
+    folder.mkdir(parents=True)
+    write_ids(folder, ids_N[order_N])
+    write_codes(folder, codes_NW[order_N], bits=bits, tables=tables)
+    if attributes is not None:
+        write_attributes(folder / "attributes.arrow", attributes, order_N)
+    if features_NF is not None:
+        write_features(folder, features_NF, order_N)
+    return finish_shard(folder, len(order_N))
+
+
+# Whoever has little memory writes a shard in these steps, and holds one kind of data at a time.
+
+
+def order_rows(codes_NW: CodeArray, ids_N: IdArray) -> NDArray[np.int64]:
+    """Return the order (N,) in which a shard keeps its rows.
+
+    Raises
+    ------
+    ValueError
+        If a shard cannot hold that many.
+    """
     if not 0 < len(codes_NW) <= MAX_ROWS:
         raise ValueError(f"a shard holds 1 to {MAX_ROWS} codes, got {len(codes_NW)}: use more shards")
-    folder.mkdir(parents=True)
-    order_N = sort_rows(codes_NW, ids_N)
-    codes_NW, ids_N = codes_NW[order_N], ids_N[order_N]
-    write_faiss_flat(folder / "codes.faiss", codes_NW)
+    return sort_rows(codes_NW, ids_N)
+
+
+def write_ids(folder: Path, ids_N: IdArray) -> None:
+    """Write the ids of a shard, which stand in its order."""
     np.save(folder / "ids.npy", ids_N)
     np.save(folder / "rows_by_id.npy", np.argsort(ids_N).astype(np.uint32))
-    if attributes is not None:
-        write_attributes(folder / "attributes.arrow", attributes.take(order_N))
-    if features_NF is not None:
-        np.save(folder / "features.npy", features_NF[order_N])
+
+
+def write_codes(
+    folder: Path, codes_NW: CodeArray, *, bits: int, tables: bool = True, threads: int | None = None
+) -> None:
+    """Write the codes of a shard, which stand in its order, and their tables, built by `threads` (None: one a core)."""
+    write_faiss_flat(folder / "codes.faiss", codes_NW)
     if tables:
-        Tables.build(codes_NW, bits=bits, threads=usable_cores()).save(folder / "tables")
+        Tables.build(codes_NW, bits=bits, threads=threads or usable_cores()).save(folder / "tables")
+
+
+def write_features(folder: Path, features_NF: NDArray[np.float16], order_N: NDArray[np.integer[Any]]) -> None:
+    """Write fine features (N, F) of a shard, row n being `features_NF[order_N[n]]`."""
+    stored_NF = open_memmap(folder / "features.npy", mode="w+", dtype=np.float16, shape=features_NF.shape)
+    for start in range(0, len(order_N), _COPIED_ROWS):
+        stored_NF[start : start + _COPIED_ROWS] = features_NF[order_N[start : start + _COPIED_ROWS]]
+    stored_NF.flush()
+
+
+def write_thumbnails(folder: Path, thumbnails: pa.ChunkedArray, order_N: NDArray[np.integer[Any]]) -> None:
+    """Write encoded pictures (binary, null where there is none), row n being `thumbnails[order_N[n]]`."""
+    write_attributes(folder / "thumbnails.arrow", pa.table({"thumbnail": thumbnails}), order_N, compressed=False)
+
+
+def finish_shard(folder: Path, rows: int) -> ShardSpec:
+    """Force a shard's files to the disk and describe them."""
     files = describe_files(folder)
     for name in files:
         sync_file(folder / name)
     for inner in {(folder / name).parent for name in files}:
         sync_folder(inner)
     remember_verified(folder, files)
-    return ShardSpec(name=folder.name, rows=len(ids_N), files=files)
+    return ShardSpec(name=folder.name, rows=rows, files=files)
+
+
+def read_ids(store: Store, spec: ShardSpec) -> IdArray:
+    """Read the ids (N,) of a shard wherever it lies, without anything else of it.
+
+    Raises
+    ------
+    CorruptDataError
+        If the file is missing or damaged.
+    """
+    data = store.read(f"shards/{spec.name}/ids.npy")
+    check_bytes(f"{store}/shards/{spec.name}/ids.npy", data, spec.files["ids.npy"])
+    ids: IdArray = np.load(io.BytesIO(data or b""))
+    return ids
+
+
+def read_layout(store: Store, spec: ShardSpec) -> str:
+    """Describe what a shard stores beside codes, wherever it lies: attributes with their types, width of features."""
+    parts = []
+    if "attributes.arrow" in spec.files:
+        with store.open(f"shards/{spec.name}/attributes.arrow") as file:
+            schema = pyarrow.ipc.open_file(file).schema
+        parts.append("attributes " + ", ".join(f"{field.name} ({field.type})" for field in schema))
+    if "features.npy" in spec.files:
+        with store.open(f"shards/{spec.name}/features.npy") as file:
+            version = np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            parts.append(f"features of {header(file)[0][1]} dimensions")
+    if "thumbnails.arrow" in spec.files:
+        parts.append("thumbnails")
+    return "; ".join(parts) or "nothing"
 
 
 class Shard:
@@ -109,6 +190,8 @@ class Shard:
         self._rows_by_id_N: NDArray[np.uint32] = _map_rows(folder / "rows_by_id.npy", np.uint32, spec.rows)
         has_attributes = "attributes.arrow" in spec.files
         self.attributes = AttributeFile(folder / "attributes.arrow") if has_attributes else None
+        has_thumbnails = "thumbnails.arrow" in spec.files
+        self.thumbnails = AttributeFile(folder / "thumbnails.arrow") if has_thumbnails else None
         has_features = "features.npy" in spec.files
         self.features_NF = _map_features(folder / "features.npy", spec.rows) if has_features else None
         self.index: MultiIndex | ScanIndex

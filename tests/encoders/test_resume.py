@@ -179,7 +179,7 @@ def test_validation_settings_are_checked():
         TrainConfig(validation_images=1)
     with pytest.raises(ValueError, match=r"`patience` must be None, or at least 1 with `validation_images`.*got 3"):
         TrainConfig(patience=3)
-    with pytest.raises(ValueError, match="`precision` must be one of float32, bfloat16, got 'float8'"):
+    with pytest.raises(ValueError, match="`precision` must be one of float32, bfloat16, float64, got 'float8'"):
         TrainConfig(precision="float8")
 
 

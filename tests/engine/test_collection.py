@@ -16,8 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.collection import Collection, CollectionWriter, IdNotFoundError
-from engine.errors import CollectionBusyError, CollectionExistsError, CollectionNotFoundError, CorruptDataError
+from engine.collection import Collection, CollectionWriter
+from engine.errors import (
+    CollectionBusyError,
+    CollectionExistsError,
+    CollectionNotFoundError,
+    CorruptDataError,
+    EncoderMismatchError,
+    IdNotFoundError,
+)
 from tests import oracles
 
 BITS = 48
@@ -346,3 +353,38 @@ def test_a_killed_writer_leaves_a_whole_collection(tmp_path, corpus):
         assert survivor.search(corpus[2][:1], 1).coverage.complete
         assert len(survivor) == 200_000, "the first writer published before it was killed"
     assert make(tmp_path / "c", corpus, overwrite=True).search(corpus[2], 1).coverage.codes == 3000
+
+
+def test_append_gives_what_one_write_would(tmp_path, corpus):
+    codes, ids, queries = corpus
+    labels = {"label": (ids % 7).tolist()}
+    old = Collection.create(
+        tmp_path / "c", codes[:2000], ids=ids[:2000], attributes={"label": labels["label"][:2000]}, bits=BITS
+    )
+    new = old.append(codes[2000:], ids=ids[2000:], attributes={"label": labels["label"][2000:]}, shards=2)
+    distances, nearest = oracles.knn(queries, codes, ids, 5)
+    np.testing.assert_array_equal(new.search(queries, 5).ids, nearest)
+    np.testing.assert_array_equal(new.search(queries, 5).distances, distances)
+    assert new.get(ids[[1, 2500]])["label"].to_pylist() == (ids[[1, 2500]] % 7).tolist()
+    assert (len(old), len(new), new.version) == (2000, 3000, 2)
+    numbered = new.append(codes[:2], attributes={"label": [1, 2]})
+    assert numbered.get([ids.max() + 1, ids.max() + 2])["label"].to_pylist() == [1, 2]
+
+
+def test_append_refuses_what_does_not_fit(tmp_path, corpus):
+    codes, ids, _ = corpus
+    collection = make(tmp_path / "c", corpus, shards=2)
+    before = sorted((tmp_path / "c").rglob("*"))
+    attributes = {"uri": ["x"], "label": [1]}
+    with pytest.raises(ValueError, match=rf"1 of 1 ids are in .*/c already, first {ids[5]}"):
+        collection.append(codes[:1], ids=ids[5:6], attributes=attributes)
+    with pytest.raises(ValueError, match=r"stores attributes uri \(string\), label \(int64\), got nothing"):
+        collection.append(codes[:1])
+    with pytest.raises(ValueError, match="words per code"):
+        collection.append(np.zeros((1, 2), np.uint64))
+    with pytest.raises(EncoderMismatchError, match="stores 48-bit codes of encoder unknown, got 40-bit codes"):
+        CollectionWriter(tmp_path / "c", bits=40, fingerprint="a" * 64, append=True).__enter__()
+    with pytest.raises(CollectionNotFoundError):
+        CollectionWriter(tmp_path / "d", bits=40, fingerprint=None, append=True).__enter__()
+    assert not (tmp_path / "d").exists()
+    assert sorted((tmp_path / "c").rglob("*")) == before

@@ -168,6 +168,21 @@ def test_missing_files_exit_with_2(collection, tmp_path, encoder):
     assert "does not exist" in " ".join(result.stderr.replace("│", " ").split())
 
 
+def test_a_work_list_stands_for_its_corpus(tmp_path, corpus, codes, encoder):
+    work = tmp_path / "work.parquet"
+    result = run("plan-work", corpus, "--output", work, "--unit-images", 100, "--json")
+    assert result.exit_code == 0, result.output
+    assert {"kind": "images", "units": 3, "images": 300}.items() <= json.loads(result.stdout).items()
+    assert run("plan-work", corpus, "--output", tmp_path / "work").exit_code == 2
+    arguments = ("encode", "--input", work, "--encoder", encoder, "--output", tmp_path / "codes", "--actors", 1)
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert pq.read_table(tmp_path / "codes" / "parts").equals(pq.read_table(codes / "parts"))
+    last = json.loads(result.stderr.splitlines()[-1])
+    assert {"job": "encode", "units": 3, "units_total": 3, "images": 300, "rejects": 0}.items() <= last.items()
+    assert last["images_per_s"] > 0
+
+
 def failure(*arguments):
     result = run(*arguments)
     assert result.exit_code == 1, result.output
@@ -187,7 +202,7 @@ def test_failures_exit_with_1_and_one_message(tmp_path, collection, codes, encod
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no image")
     arguments = ("encode", "--input", tmp_path / "broken", "--encoder", encoder, "--output", tmp_path / "none")
-    assert "not one of 1 images could be encoded, the first because: not an image" in failure(*arguments)
+    assert "not one of 1 images could be encoded: not an image (1 times)" in failure(*arguments)
     assert "is a file, expected a folder" in failure(*arguments[:-1], not_an_image)
     assert "is not an encoder" in failure(
         "encode", "--input", image.parent, "--encoder", tmp_path / "empty", "--output", output

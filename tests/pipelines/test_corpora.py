@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.corpora import labels_of, list_corpus, read_images, read_uri
+from pipelines.corpora import labels_of, list_corpus
 from pipelines.errors import PipelineError
+from pipelines.reading import read_images, read_uri
 
 
 def png(value):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import random
+import re
 import shutil
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +21,15 @@ from engine.collection import Collection
 from engine.rerank import Rerank
 from pipelines import encode as encode_module
 from pipelines.build import build_collection, read_codes
+from pipelines.code_parts import FEATURES_COLUMN
 from pipelines.corpora import list_corpus
-from pipelines.encode import FEATURES_COLUMN, encode_corpus, read_summary
+from pipelines.decode_worker import DecodeLimits
+from pipelines.encode import encode_corpus, read_parts, read_summary
 from pipelines.errors import PipelineError
 from pipelines.images import batches, encode_entries
+from pipelines.rejects import RejectBudget
+from pipelines.work import plan_work
+from tests.pipelines import hostile
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -42,17 +50,15 @@ def test_codes_are_what_the_encoder_gives(codes, encoder, pictures):
 
 
 @pytest.mark.parametrize(("batch_size", "actors"), [(1, 1), (32, 2), (256, 2)])
-def test_batches_and_actors_change_no_byte(tmp_path, monkeypatch, corpus, codes, encoder, batch_size, actors):
-    monkeypatch.setattr(encode_module, "UNIT_IMAGES", 70)
-    encode_corpus(corpus, encoder, tmp_path / "codes", batch_size=batch_size, actors=actors)
+def test_batches_and_actors_change_no_byte(tmp_path, corpus, codes, encoder, batch_size, actors):
+    encode_corpus(corpus, encoder, tmp_path / "codes", batch_size=batch_size, actors=actors, unit_images=70)
     assert len(parts(tmp_path / "codes")) == 5
     expected = pq.read_table(codes / "parts")
     assert pq.read_table(tmp_path / "codes" / "parts").equals(expected)
     assert parts(tmp_path / "codes") == WRITTEN.setdefault("parts", parts(tmp_path / "codes"))
 
 
-def test_many_units_by_two_actors(tmp_path, monkeypatch, corpus, encoder):
-    monkeypatch.setattr(encode_module, "UNIT_IMAGES", 37)
+def test_many_units_by_two_actors(tmp_path, corpus, encoder):
     seen = []
     for actors in (1, 2):
         encode_corpus(
@@ -61,16 +67,17 @@ def test_many_units_by_two_actors(tmp_path, monkeypatch, corpus, encoder):
             tmp_path / str(actors),
             batch_size=16,
             actors=actors,
-            progress=lambda done, total: seen.append((done, total)),
+            unit_images=37,
+            progress=lambda state: seen.append((state.images, state.images_total, state.units)),
         )
     assert parts(tmp_path / "1") == parts(tmp_path / "2")
     assert len(parts(tmp_path / "1")) == 9
-    assert seen[0] == (0, 300)
-    assert seen[-1] == (300, 300)
+    assert seen[0] == (0, 300, 0)
+    assert seen[-1] == (300, 300, 9)
 
 
 @pytest.fixture
-def hostile(tmp_path, pictures):
+def hostile_thousand(tmp_path, pictures):
     """1,000 images of which 20 are broken, each in one of five ways."""
     folder = tmp_path / "hostile"
     (folder / "x").mkdir(parents=True)
@@ -93,8 +100,8 @@ def hostile(tmp_path, pictures):
     return folder, ways
 
 
-def test_broken_images_become_rejects(tmp_path, hostile, encoder):
-    folder, ways = hostile
+def test_broken_images_become_rejects(tmp_path, hostile_thousand, encoder):
+    folder, ways = hostile_thousand
     summary = encode_corpus(folder, encoder, tmp_path / "codes")
     assert (summary.images, summary.codes, summary.rejects) == (1000, 980, 20)
     rejects = pq.read_table(tmp_path / "codes" / "rejects.parquet").to_pylist()
@@ -106,26 +113,25 @@ def test_broken_images_become_rejects(tmp_path, hostile, encoder):
     build_collection(tmp_path / "codes", tmp_path / "collection", shards=2)
 
 
-def test_an_interrupted_job_goes_on_where_it_was(tmp_path, monkeypatch, corpus, encoder):
-    monkeypatch.setattr(encode_module, "UNIT_IMAGES", 50)
-    encode_corpus(corpus, encoder, tmp_path / "whole")
-    encode_corpus(corpus, encoder, tmp_path / "codes")
+def test_an_interrupted_job_goes_on_where_it_was(tmp_path, corpus, encoder):
+    encode_corpus(corpus, encoder, tmp_path / "whole", unit_images=50)
+    encode_corpus(corpus, encoder, tmp_path / "codes", unit_images=50)
     for name in ("codes.json", "rejects.parquet", "sidecars/00002.json", "sidecars/00004.json", "parts/00004.parquet"):
         (tmp_path / "codes" / name).unlink()
     with pytest.raises(PipelineError, match="unfinished encode job"):
         read_summary(tmp_path / "codes")
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "codes" / "sidecars").glob("*.json")}
-    encode_corpus(corpus, encoder, tmp_path / "codes")
+    encode_corpus(corpus, encoder, tmp_path / "codes", unit_images=50)
     assert parts(tmp_path / "codes") == parts(tmp_path / "whole")
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "codes" / "sidecars").glob("*.json")}
     assert {name: now[name] for name in kept} == kept, "what was whole is not done again"
 
 
-def test_another_jobs_folder_is_left_alone(tmp_path, corpus, encoder, hostile):
+def test_another_jobs_folder_is_left_alone(tmp_path, corpus, encoder, hostile_thousand):
     encode_corpus(corpus, encoder, tmp_path / "codes")
     before = parts(tmp_path / "codes")
     with pytest.raises(PipelineError, match="codes of another job, with corpus"):
-        encode_corpus(hostile[0], encoder, tmp_path / "codes")
+        encode_corpus(hostile_thousand[0], encoder, tmp_path / "codes")
     (tmp_path / "empty").mkdir()
     with pytest.raises(PipelineError, match="has no images"):
         encode_corpus(tmp_path / "empty", encoder, tmp_path / "codes", overwrite=True)
@@ -150,11 +156,11 @@ def test_an_encoder_beside_or_around_the_codes_survives(tmp_path, corpus, encode
     HashEncoder.load(tmp_path / "work" / "encoder")
 
 
-def test_a_corpus_that_changed_is_another_job(tmp_path, encoder, hostile):
-    encode_corpus(hostile[0], encoder, tmp_path / "codes")
-    (hostile[0] / "x" / "0000.png").unlink()
+def test_a_corpus_that_changed_is_another_job(tmp_path, encoder, hostile_thousand):
+    encode_corpus(hostile_thousand[0], encoder, tmp_path / "codes")
+    (hostile_thousand[0] / "x" / "0000.png").unlink()
     with pytest.raises(PipelineError, match="has changed since"):
-        encode_corpus(hostile[0], encoder, tmp_path / "codes")
+        encode_corpus(hostile_thousand[0], encoder, tmp_path / "codes")
 
 
 def test_parts_of_another_encoder_never_count_as_done(tmp_path, monkeypatch, corpus, encoder, pictures):
@@ -162,7 +168,7 @@ def test_parts_of_another_encoder_never_count_as_done(tmp_path, monkeypatch, cor
     encode_corpus(corpus, encoder, tmp_path / "codes")
     shutil.copytree(tmp_path / "codes" / "sidecars", tmp_path / "stale")
     with monkeypatch.context() as patch:
-        patch.setattr(encode_module, "_run_units", interrupt)
+        patch.setattr(encode_module, "_encode_units", interrupt)
         with pytest.raises(KeyboardInterrupt):
             encode_corpus(corpus, tmp_path / "other", tmp_path / "codes", overwrite=True)
     shutil.copytree(tmp_path / "stale", tmp_path / "codes" / "sidecars", dirs_exist_ok=True)
@@ -219,3 +225,105 @@ def test_features_go_along_into_the_collection(tmp_path, corpus, encoder):
     assert (found.distances[:, 0] < 0.05).all()
     with pytest.raises(PipelineError, match="features"):
         encode_corpus(corpus, encoder, tmp_path / "codes", actors=1)
+
+
+@pytest.fixture
+def wild(tmp_path):
+    """A folder of hostile images."""
+    folder = tmp_path / "wild"
+    folder.mkdir()
+    for name, (data, _) in {**hostile.good(), **hostile.bad()}.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_a_hostile_corpus_in_a_bucket_is_encoded_into_one(tmp_path, bucket, wild, encoder):
+    for path in wild.iterdir():
+        bucket.put(f"wild/{path.name}", path.read_bytes())
+    limits = DecodeLimits(seconds=1)
+    summary = encode_corpus(bucket.uri("wild"), encoder, bucket.uri("codes"), actors=1, limits=limits, batch_size=5)
+    assert (summary.codes, summary.rejects) == (len(hostile.good()), len(hostile.bad()))
+    table = pa.concat_tables(list(read_parts(bucket.uri("codes"))))
+    code_of = {
+        uri.rpartition("/")[2]: code
+        for uri, code in zip(*table.select(["uri", "code"]).to_pydict().values(), strict=True)
+    }
+    model = HashEncoder.load(encoder)
+    assert code_of == {name: model.encode(pixels[None]).tobytes() for name, (_, pixels) in hostile.good().items()}
+    rejects = pq.read_table(io.BytesIO(bucket.get("codes/rejects.parquet"))).to_pylist()
+    reasons = {reject["uri"].rpartition("/")[2]: reject["reason"] for reject in rejects}
+    assert reasons.keys() == hostile.bad().keys()
+    for name, (_, pattern) in hostile.bad().items():
+        assert re.search(pattern, reasons[name]), (name, reasons[name])
+    stats = json.loads(bucket.get("codes/stats.json"))
+    assert (stats["rejects"], stats["units"], stats["reasons"]["too many pixels"]) == (len(hostile.bad()), 1, 2)
+    assert set(stats["seconds"]) == {"read", "decode", "encode", "write"}
+
+
+def test_too_many_rejects_stop_a_job_that_can_go_on(tmp_path, hostile_thousand, encoder):
+    folder, _ = hostile_thousand
+    work = tmp_path / "work.parquet"
+    plan_work(folder, work, unit_images=100)
+    output = tmp_path / "codes"
+    with pytest.raises(PipelineError, match=r"images were rejected so far, more than --max-rejects 1% allows"):
+        encode_corpus(work, encoder, output, actors=1, max_rejects="1%")
+    rejected = pq.read_table(output / "rejects.parquet")
+    assert 10 < len(rejected) <= 20
+    begun = len(parts(output))
+    with pytest.raises(PipelineError, match="more than --max-rejects 1% allows"):
+        encode_corpus(work, encoder, output, actors=1, max_rejects="1%")
+    assert len(parts(output)) == begun, "a job that is over its budget does nothing more"
+    summary = encode_corpus(work, encoder, output, actors=1, max_rejects="2%")
+    assert (summary.codes, summary.rejects) == (980, 20)
+    with pytest.raises(ValueError, match="max-rejects must be a number of images or a share"):
+        encode_corpus(work, encoder, output, max_rejects="many")
+
+
+@pytest.mark.parametrize(
+    ("budget", "counts", "exceeded"),
+    [
+        (None, (10, 10, 10), False),
+        ("3", (3, 9, 9), False),
+        (3, (4, 4, 9_000), True),
+        ("1%", (10, 10, 1000), False),
+        ("1%", (11, 11, 1000), True),
+        ("1%", (11, 999, None), False),
+        ("1%", (11, 1000, None), True),
+        ("0%", (1, 5, 10), True),
+    ],
+)
+def test_reject_budgets(budget, counts, exceeded):
+    assert RejectBudget.parse(budget).is_exceeded(*counts) is exceeded
+
+
+def test_shards_give_the_codes_of_their_images(tmp_path, corpus, codes, encoder):
+    rows = pq.read_table(corpus).to_pylist()
+    (tmp_path / "shards").mkdir()
+    for number in range(3):
+        with tarfile.open(tmp_path / "shards" / f"{number}.tar", "w") as tar:
+            for row in rows[number * 100 : (number + 1) * 100]:
+                for suffix, data in (("png", row["image"]), ("cls", str(row["label"]).encode())):
+                    member = tarfile.TarInfo(f"{row['id']}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    summary = encode_corpus(tmp_path / "shards", encoder, tmp_path / "codes", actors=1)
+    assert summary.images == 300
+    found, expected = read_codes(tmp_path / "codes"), read_codes(codes)
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    assert found.attributes["label"].to_pylist() == [str(row["label"]) for row in rows]
+    shutil.copy(tmp_path / "shards" / "0.tar", tmp_path / "shards" / "3.tar")
+    with tarfile.open(tmp_path / "shards" / "3.tar", "a") as tar:
+        member = tarfile.TarInfo(f"{rows[0]['id']}.png")
+        member.size = len(rows[0]["image"])
+        tar.addfile(tarfile.TarInfo("between.png"))
+        tar.addfile(member, io.BytesIO(rows[0]["image"]))
+    with pytest.raises(PipelineError, match="1 ids stand more than once"):
+        encode_corpus(tmp_path / "shards", encoder, tmp_path / "others", actors=1)
+
+
+def test_thumbnails_lie_beside_the_codes(tmp_path, corpus, encoder):
+    encode_corpus(corpus, encoder, tmp_path / "codes", actors=1, thumbnail=14)
+    (table,) = read_parts(tmp_path / "codes")
+    images = [Image.open(io.BytesIO(data)) for data in table["thumbnail"].to_pylist()]
+    assert {(image.format, image.size) for image in images} == {("JPEG", (14, 14))}
+    assert len(images) == 300

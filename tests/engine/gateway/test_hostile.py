@@ -84,7 +84,7 @@ MANY_NOTS = json.dumps({**GOOD, "filter": "not " * 2_400 + "label == 1"}).encode
         pytest.param(b"[]", JSON, 422, id="a list"),
         pytest.param(b'{"queries": [{"id": 1e400}]}', JSON, 422, id="an infinite id"),
         pytest.param(b'{"queries": [{"id": NaN}]}', JSON, 422, id="NaN"),
-        pytest.param(b'{"queries": [{"id": ' + b"9" * 5000 + b"}]}", JSON, 422, id="a number of 5,000 digits"),
+        pytest.param(b'{"queries": [{"id": ' + b"9" * 5000 + b"}]}", JSON, 400, id="a number of 5,000 digits"),
         pytest.param(b'{"queries": [{"id": 1}], "k": -' + b"9" * 100 + b"}", JSON, 422, id="a very small k"),
         pytest.param(b'{"queries": {"__proto__": 1}}', JSON, 422, id="an object for a list"),
         pytest.param(LARGE_FILTER, JSON, 422, id="a filter of brackets"),
@@ -127,7 +127,7 @@ def test_a_body_that_means_harm(http, content, headers, status):
 
 
 def test_flipped_bytes_of_an_arrow_stream_never_end_the_server(http):
-    data = bytearray(stream(codes()))
+    data = stream(codes())
     rng = np.random.default_rng(0)
     seen = set()
     for position in rng.choice(len(data), 150, replace=False):
@@ -159,8 +159,9 @@ def test_images_that_mean_harm(http, image):
     "path",
     [
         "/v1/items/..%2f..%2fetc%2fpasswd", "/v1/items/../../etc/passwd", "/v1/items/1%00", "/v1/items/1;drop",
-        "/v1/items/-1", "/v1/items/9223372036854775808", "/v1/items/1e3", "/v1/items/%F0%9F%98%80", "/v1/items/1/thumbnail/..",
-        "/v1/items/" + "9" * 5000, "/v1/items/..%5c..%5c/thumbnail", "/static/../../engine/errors.py", "//etc/passwd",
+        "/v1/items/-1", "/v1/items/9223372036854775808", "/v1/items/1e3", "/v1/items/%F0%9F%98%80",
+        "/v1/items/1/thumbnail/..", "/v1/items/" + "9" * 5000, "/v1/items/..%5c..%5c/thumbnail",
+        "/static/../../engine/errors.py", "//etc/passwd",
     ],
 )  # fmt: skip
 def test_paths_that_mean_harm(http, path):
@@ -232,13 +233,18 @@ def test_a_body_that_does_not_come_is_given_up(url, http):
         HEAD + b"Content-Length: -5\r\n\r\n",
         HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         HEAD + b"Transfer-Encoding: chunked\r\n\r\nZZZZ\r\n",
-        b"GET /v1/collection HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
     ],
 )
 def test_what_is_no_http_is_refused_or_closed(url, http, data):
     answer = talk(url, data)
     assert b"Traceback" not in answer
     assert not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 500"))
+
+
+@pytest.mark.parametrize("more", [b"X: y\r\n" * 10_000, b"y" * 60_000])
+def test_a_head_without_end_is_cut_off(url, http, more):
+    answer = talk(url, b"GET /v1/collection HTTP/1.1\r\nHost: 127.0.0.1\r\nX: y", more=more)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
 
 
 def test_many_bodies_at_once_do_not_fill_the_memory(url, http):

@@ -1,0 +1,107 @@
+"""A local copy of a collection in a bucket: shards are mapped, so they must be files of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+
+import platformdirs
+
+from engine.errors import CollectionNotFoundError, CorruptDataError
+from engine.storage.files import writer_lock
+from engine.storage.integrity import verify_files
+from engine.storage.manifest import Manifest, ShardSpec, publish, read_current, sweep
+from engine.storage.store import BucketStore, LocalStore, Store
+
+logger = logging.getLogger(__name__)
+
+_FOLDERS = ("shards", "manifests", "encoder")
+
+
+def mirror(store: BucketStore) -> Path:
+    """Copy what is missing of a collection's live version into the user's cache folder; return the copy's path.
+
+    The copy is itself a collection. The version it held before stays until the next one comes, for processes that
+    are opening it; of two processes one copies and the other waits.
+
+    Raises
+    ------
+    CollectionNotFoundError
+        If there is no collection at the URI.
+    CorruptDataError
+        If what came is not what the manifest names.
+    """
+    live = read_current(store)
+    folder = _folder_of(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    local = LocalStore(folder)
+    with writer_lock(folder, wait=True):
+        before = _version_here(local)
+        # A damaged copy is replaced: only what the bucket holds counts.
+        for spec in live.shards:
+            _copy_shard(store, folder, spec)
+        _copy_encoder(store, folder, live)
+        if before != live:
+            publish(local, live)
+            sweep(local, [live, *([before] if before else [])], {name: local.names(name) for name in _FOLDERS})
+    return folder
+
+
+def _version_here(local: LocalStore) -> Manifest | None:
+    try:
+        return read_current(local)
+    except (CollectionNotFoundError, CorruptDataError):
+        return None
+
+
+def _folder_of(store: BucketStore) -> Path:
+    name = hashlib.sha256(store.location.encode()).hexdigest()[:32]
+    return Path(platformdirs.user_cache_dir("hashlight")) / "collections" / name
+
+
+def _copy_shard(store: BucketStore, folder: Path, spec: ShardSpec) -> None:
+    """Copy a shard unless it is here and whole."""
+    target = folder / "shards" / spec.name
+    if target.is_dir():
+        try:
+            verify_files(target, spec.files)
+            return
+        except CorruptDataError as error:
+            logger.warning("copying a shard again: %s", error)
+            shutil.rmtree(target)
+    aside = target.with_name(f"{spec.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    store.download(f"shards/{spec.name}", aside)
+    aside.rename(target)
+    verify_files(target, spec.files)
+
+
+def _copy_encoder(store: BucketStore, folder: Path, live: Manifest) -> None:
+    if live.encoder is None or not store.names(f"encoder/{live.encoder}"):
+        return
+    target = folder / "encoder" / live.encoder
+    if not target.is_dir():
+        aside = target.with_name(f"{live.encoder}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        store.download(f"encoder/{live.encoder}", aside)
+        aside.rename(target)
+
+
+def local_shard(store: Store, spec: ShardSpec) -> Path:
+    """Return the folder of one shard on this machine; of a bucket it is first copied, if it is not here.
+
+    Raises
+    ------
+    CorruptDataError
+        If what came is not what the manifest names.
+    """
+    if isinstance(store, LocalStore):
+        return store.path / "shards" / spec.name
+    assert isinstance(store, BucketStore), "there are two kinds of stores"
+    folder = _folder_of(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    with writer_lock(folder, wait=True):
+        _copy_shard(store, folder, spec)
+    return folder / "shards" / spec.name

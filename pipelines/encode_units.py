@@ -1,0 +1,231 @@
+"""One unit of an encode job: read, decode, encode, write; the stage that Ray's actors run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, EncoderOutput, HashEncoder
+from pipelines import chaos
+from pipelines.code_parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
+from pipelines.corpora import attribute_names, shard_entries
+from pipelines.decode_worker import DecodeLimits
+from pipelines.decoding import DecodedBatch, DecodePool
+from pipelines.errors import PipelineError
+from pipelines.listing import SHARDS, SOURCE
+from pipelines.reading import read_images, read_shard
+from pipelines.stores import OutputFolder
+from pipelines.webdataset import Sample
+from pipelines.work import WorkList
+
+# Ray starts a dead actor again and hands it the same unit, for ever; this ends it.
+_MOST_ATTEMPTS = 5
+STEPS = ("read", "decode", "encode", "write")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitSettings:
+    """How units are encoded. Of these, only `features` and `thumbnail` change what is written.
+
+    Attributes
+    ----------
+    job : str
+        Name of the job, which its sidecars carry.
+    batch_size : int
+        Images decoded at a time.
+    decoders : int
+        Decoding processes of an actor.
+    device : str
+    features : bool
+    thumbnail : int
+        Longest side of the thumbnails, 0 for none.
+    limits : DecodeLimits
+    """
+
+    job: str
+    batch_size: int
+    decoders: int
+    device: str
+    features: bool
+    thumbnail: int
+    limits: DecodeLimits
+
+
+@dataclass(slots=True)
+class _Encoded:
+    """What the good images of a unit gave, batch by batch, and why the others were rejected."""
+
+    good: list[np.ndarray] = field(default_factory=list)
+    outputs: list[EncoderOutput] = field(default_factory=list)
+    thumbnails: list[bytes] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+
+    def add(self, batch: DecodedBatch, output: EncoderOutput, encode_s: float) -> None:
+        self.good.append(batch.good)
+        self.outputs.append(output)
+        self.thumbnails += batch.thumbnails
+        self.reasons.update(batch.reasons)
+        self.seconds["read"] += batch.read_s
+        self.seconds["decode"] += batch.decode_s
+        self.seconds["encode"] += encode_s
+
+
+class EncodeUnits:
+    """Encodes units; the encoder is loaded and the decoding processes are started once, when the actor starts.
+
+    Maps a batch of `unit` numbers to one row a unit: `unit`, `codes`, `rejects`, the seconds `read_s`, `decode_s`,
+    `encode_s` and `write_s`, which overlap, and the times `started` and `ended`.
+    """
+
+    def __init__(self, output: str, settings: UnitSettings) -> None:
+        self._output = OutputFolder(output)
+        self._settings = settings
+        self._encoder = load_output_encoder(self._output).to(settings.device)
+        self._work = WorkList(self._output.open("plan.parquet"))
+        self._pool = DecodePool(
+            self._encoder.config.preprocessing,
+            processes=settings.decoders,
+            batch_size=settings.batch_size,
+            thumbnail=settings.thumbnail,
+            limits=settings.limits,
+        )
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Encode every unit of `batch` and write it."""
+        started = time.time()
+        done = [self._sidecar_of(unit) or self._encode_unit(unit) for unit in batch["unit"].tolist()]
+        columns = {name: np.array([sidecar[name] for sidecar in done]) for name in ("codes", "rejects")}
+        seconds = {f"{step}_s": np.array([sidecar["seconds"][step] for sidecar in done]) for step in STEPS}
+        times = {"started": np.full(len(done), started), "ended": np.full(len(done), time.time())}
+        return {"unit": batch["unit"], **columns, **seconds, **times}
+
+    def _sidecar_of(self, unit: int) -> dict[str, Any] | None:
+        """Return what was published of a unit by an actor that died before it could say so."""
+        name = sidecar_name(unit)
+        if not self._output.exists(name):
+            return None
+        sidecar: dict[str, Any] = json.loads(self._output.read(name))
+        return sidecar if sidecar["job"] == self._settings.job else None
+
+    def _count_attempt(self, unit: int) -> None:
+        name = f"attempts/{unit:05d}"
+        before = int(self._output.read(name)) if self._output.exists(name) else 0
+        if before == _MOST_ATTEMPTS:
+            raise PipelineError(
+                f"unit {unit} was begun {before} times and ended its process every time: is a node out of memory? Try "
+                "a smaller --batch-size"
+            )
+        self._output.put(name, str(before + 1).encode())
+
+    def _encode_unit(self, unit: int) -> dict[str, Any]:
+        self._count_attempt(unit)
+        chaos.step("unit", unit)
+        entries = self._work.read(unit)
+        encoded = _Encoded()
+        if self._work.summary.kind == SHARDS:
+            samples: list[Sample] = []
+            self._encode(_shard_images(entries[SOURCE][0].as_py(), samples), encoded)
+            schema = pa.schema([*entries.schema, *self._shard_attributes()])
+            entries = shard_entries(entries["uri"][0].as_py(), entries[SOURCE][0].as_py(), samples, schema)
+        else:
+            self._encode(read_images(entries), encoded)
+        chaos.step("encoded", unit)
+        start = time.perf_counter()
+        table = self._table(entries, encoded)
+        part = _parquet_bytes(table)
+        self._output.put(part_name(unit), part)
+        encoded.seconds["write"] = time.perf_counter() - start
+        sidecar = self._sidecar(len(table), part, _rejects(entries, encoded.reasons), encoded.seconds)
+        self._output.put_new(sidecar_name(unit), json.dumps(sidecar).encode())
+        return sidecar
+
+    def _encode(self, images: Iterator[bytes | OSError], encoded: _Encoded) -> None:
+        for batch in self._pool.decode(images):
+            start = time.perf_counter()
+            output = self._encoder.encode_pixels(batch.pixels)
+            encoded.add(batch, output, time.perf_counter() - start)
+
+    def _shard_attributes(self) -> list[pa.Field]:
+        known = self._work.read(0).column_names
+        return [pa.field(name, pa.string()) for name in self._work.summary.columns if name not in known]
+
+    def _table(self, entries: pa.Table, encoded: _Encoded) -> pa.Table:
+        good = np.concatenate([np.zeros(0, np.int64), *encoded.good])
+        table = entries.select(["id", *attribute_names(entries)]).take(pa.array(good))
+        codes = [output.codes.astype("<u8", copy=False) for output in encoded.outputs]
+        table = table.add_column(1, "code", _fixed_column(codes, len(good), 8 * -(-self._encoder.bits // 64)))
+        if self._settings.features:
+            features = [output.features.astype("<f2") for output in encoded.outputs]
+            column = _fixed_column(features, len(good), 2 * self._encoder.feature_dim)
+            table = table.append_column(FEATURES_COLUMN, column)
+        if self._settings.thumbnail:
+            table = table.append_column(THUMBNAIL_COLUMN, pa.array(encoded.thumbnails, pa.binary()))
+        return table.replace_schema_metadata(None)
+
+    def _sidecar(
+        self, codes: int, part: bytes, rejected: list[dict[str, Any]], seconds: dict[str, float]
+    ) -> dict[str, Any]:
+        return {
+            "job": self._settings.job,
+            "codes": codes,
+            "rejects": len(rejected),
+            "rejected": rejected,
+            "seconds": {step: round(spent, 4) for step, spent in seconds.items()},
+            "bytes": len(part),
+            "sha256": hashlib.sha256(part).hexdigest(),
+        }
+
+
+def part_name(unit: int) -> str:
+    """Name the file of a unit's codes."""
+    return f"parts/{unit:05d}.parquet"
+
+
+def sidecar_name(unit: int) -> str:
+    """Name the file that says that a unit is whole."""
+    return f"sidecars/{unit:05d}.json"
+
+
+def load_output_encoder(output: OutputFolder) -> HashEncoder:
+    """Load the copy of the encoder that an encode job's folder keeps."""
+    with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as folder:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            Path(folder, name).write_bytes(output.read(f"encoder/{name}"))
+        return HashEncoder.load(folder)
+
+
+def _shard_images(source: str, samples: list[Sample]) -> Iterator[bytes | OSError]:
+    """Read a shard's images, and keep what else its samples hold."""
+    for sample in read_shard(source):
+        data = sample.data
+        sample.data = b""
+        samples.append(sample)
+        yield data
+
+
+def _fixed_column(rows: list[np.ndarray], count: int, width: int) -> pa.FixedSizeBinaryArray:
+    raw = b"".join(part.tobytes() for part in rows)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), count, [None, pa.py_buffer(raw)])
+
+
+def _rejects(entries: pa.Table, reasons: dict[int, str]) -> list[dict[str, Any]]:
+    rows = entries.select(["id", "uri"]).take(list(reasons)).to_pylist() if reasons else []
+    return [{**row, "reason": reason} for row, reason in zip(rows, reasons.values(), strict=True)]
+
+
+def _parquet_bytes(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table.combine_chunks(), buffer)
+    return buffer.getvalue()

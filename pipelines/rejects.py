@@ -1,0 +1,94 @@
+"""Images that could not be encoded: why, how many are too many, and the table of them all."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.encode_units import sidecar_name
+from pipelines.stores import OutputFolder
+
+# Where the number of images is not known beforehand, a share means nothing until so many were seen.
+_FEWEST_FOR_A_SHARE = 1000
+_ROW_GROUP_ROWS = 10_000
+_SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), "reason": pa.string()})
+
+
+@dataclass(frozen=True, slots=True)
+class RejectBudget:
+    """How many images may be rejected: a number, a share of all, or any.
+
+    Attributes
+    ----------
+    count : int or None
+    share : float or None
+        0 to 1.
+    """
+
+    count: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str | int | None) -> RejectBudget:
+        """Read "1%" as a share, "100" as a number, None as any.
+
+        Raises
+        ------
+        ValueError
+            If it is neither.
+        """
+        if text is None:
+            return cls()
+        plain = str(text).strip()
+        try:
+            budget = cls(share=float(plain[:-1]) / 100) if plain.endswith("%") else cls(count=int(plain))
+        except ValueError:
+            budget = cls(count=-1)
+        if not (0 <= (budget.share or 0) <= 1 and (budget.count or 0) >= 0):
+            raise ValueError(f"--max-rejects must be a number of images or a share from 0% to 100%, got {plain!r}")
+        return budget
+
+    def __str__(self) -> str:
+        """Return it as it is given on the command line."""
+        if self.share is not None:
+            return f"{100 * self.share:g}%"
+        return "any" if self.count is None else str(self.count)
+
+    def is_exceeded(self, rejects: int, images: int, images_total: int | None) -> bool:
+        """Whether a job that rejected so many of the images it saw cannot end within the budget, or hardly will."""
+        if self.count is not None:
+            return rejects > self.count
+        if self.share is None:
+            return False
+        if images_total is not None:
+            return rejects > self.share * images_total
+        return images >= _FEWEST_FOR_A_SHARE and rejects > self.share * images
+
+
+def write_rejects(output: OutputFolder, units: Iterable[int]) -> Counter[str]:
+    """Gather the rejects of finished units into `rejects.parquet`, in order; return how often each reason stands."""
+    reasons: Counter[str] = Counter()
+    with output.scratch("rejects.parquet") as aside:
+        with pq.ParquetWriter(aside, _SCHEMA) as table:
+            rows = (row for unit in units for row in json.loads(output.read(sidecar_name(unit)))["rejected"])
+            while some := list(itertools.islice(rows, _ROW_GROUP_ROWS)):
+                table.write_table(pa.Table.from_pylist(some, _SCHEMA))
+                reasons.update(_kind_of(row["reason"]) for row in some)
+        output.put_file("rejects.parquet", aside)
+    return reasons
+
+
+def common_reasons(reasons: Counter[str]) -> str:
+    """Say the three most common reasons and how often each stands."""
+    return "; ".join(f"{reason} ({count:,} times)" for reason, count in reasons.most_common(3))
+
+
+def _kind_of(reason: str) -> str:
+    """Return the part of a reason that many images share."""
+    return reason.partition(":")[0]

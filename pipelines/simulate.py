@@ -1,0 +1,326 @@
+"""A discrete-event simulator of the fan-out: what a router's policy does to the tail of its latency.
+
+A query asks one replica of every group and is answered when the last group has answered. A replica is a queue, first
+come first served, with as many servers as it has cores. Queries arrive at random, whatever the answers take (open
+loop), so that a slow system is not flattered. Times are in seconds. The same arguments and seed give the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+ServiceTimes = Callable[[np.random.Generator, int], NDArray[np.float64]]
+
+# A percentile of the calls that were answered last is taken anew after so many answers.
+_WINDOW_CALLS = 2000
+_RENEW_CALLS = 200
+_WARMING = 0.1  # share of the queries that fill the queues and are not counted
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """What is asked.
+
+    Attributes
+    ----------
+    groups : int
+        All of which a query needs.
+    replicas : int
+        Of each group.
+    cores : int
+        Calls that a replica works on at once.
+    service : callable
+        Maps (generator, n) to n times that a replica works on a call, in seconds.
+    refusing : int
+        Groups whose first replica refuses every call, as a dead one does.
+    refusal_s : float
+        Until a refusal is known.
+    """
+
+    groups: int
+    replicas: int
+    cores: int = 1
+    service: ServiceTimes
+    refusing: int = 0
+    refusal_s: float = 0.5e-3
+
+    def __post_init__(self) -> None:
+        if min(self.groups, self.replicas, self.cores) < 1:
+            raise ValueError(
+                f"`groups`, `replicas` and `cores` must be at least 1, got {self.groups}, {self.replicas}, {self.cores}"
+            )
+        if not 0 <= self.refusing <= self.groups:
+            raise ValueError(f"`refusing` must be 0 to {self.groups}, the groups, got {self.refusing}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the router does.
+
+    Attributes
+    ----------
+    choice : str
+        "random", or "power-of-two": of two replicas at random the one with fewer calls under way.
+    hedge_quantile : float or None
+        Call another replica when a call takes longer than this quantile of the calls before it; None never does.
+    hedge_after_s : float or None
+        A fixed delay in the place of the observed quantile.
+    budget : float
+        Hedges at most, as a share of calls.
+    burst : float
+        Hedges that may be saved up for a bad moment.
+    retry : bool
+        Call another replica at once when one refuses.
+    breaker_s : float
+        After a refusal, do not choose that replica for so long.
+    cancel : bool
+        Take a call that still waits at one replica out of its queue when another has answered it.
+    """
+
+    choice: str = "power-of-two"
+    hedge_quantile: float | None = None
+    hedge_after_s: float | None = None
+    budget: float = 0.05
+    burst: float = 20.0
+    retry: bool = True
+    breaker_s: float = 1.0
+    cancel: bool = True
+
+    def __post_init__(self) -> None:
+        if self.choice not in ("random", "power-of-two"):
+            raise ValueError(f"`choice` must be random or power-of-two, got {self.choice!r}")
+        if self.hedge_quantile is not None and not 0 < self.hedge_quantile < 1:
+            raise ValueError(f"`hedge_quantile` must be between 0 and 1, got {self.hedge_quantile}")
+
+
+class Outcome(NamedTuple):
+    """What came of it.
+
+    Attributes
+    ----------
+    latency_s : ndarray of float64
+        Of each complete query, after a warming-up.
+    failed : int
+        Queries of which a group did not answer.
+    hedges, calls : int
+        Second calls for want of an answer, and first ones.
+    busy : float
+        Share of their time that cores worked.
+    """
+
+    latency_s: NDArray[np.float64]
+    failed: int
+    hedges: int
+    calls: int
+    busy: float
+
+    def quantile(self, share: float) -> float:
+        """Return a quantile of the latency, in seconds."""
+        return float(np.quantile(self.latency_s, share))
+
+
+def simulate(system: System, policy: Policy, *, qps: float, queries: int, seed: int = 0) -> Outcome:
+    """Let queries arrive at random, `qps` a second in the mean, until all of `queries` are answered.
+
+    Raises
+    ------
+    ValueError
+        If `qps` or `queries` is not positive.
+    """
+    if qps <= 0 or queries < 1:
+        raise ValueError(f"`qps` must be above 0 and `queries` at least 1, got {qps} and {queries}")
+    return _Simulation(system, policy, qps, queries, seed).run()
+
+
+class _Call:
+    """One group's part of one query."""
+
+    __slots__ = ("answered", "group", "query", "replica", "sent_s", "tried")
+
+    def __init__(self, query: int, group: int, sent_s: float):
+        self.query, self.group, self.sent_s = query, group, sent_s
+        self.answered = False
+        self.replica = -1
+        self.tried: list[int] = []
+
+
+class _Replica:
+    """A queue and its cores. `load` counts calls waiting and worked on."""
+
+    __slots__ = ("busy", "load", "refuses", "shut_until_s", "waiting")
+
+    def __init__(self, refuses: bool):
+        self.waiting: deque[_Call] = deque()
+        self.busy = self.load = 0
+        self.refuses = refuses
+        self.shut_until_s = 0.0
+
+
+class _Simulation:
+    def __init__(self, system: System, policy: Policy, qps: float, queries: int, seed: int):
+        self._system, self._policy, self._queries = system, policy, queries
+        self._rng = np.random.default_rng(seed)
+        self._arrival_s = np.cumsum(self._rng.exponential(1 / qps, queries))
+        self._finish_s = np.full(queries, np.nan)
+        self._left = np.full(queries, system.groups)
+        self._groups = [
+            [_Replica(refuses=replica == 0 and group < system.refusing) for replica in range(system.replicas)]
+            for group in range(system.groups)
+        ]
+        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._number = 0
+        self._service = _Stream(lambda count: system.service(self._rng, count))
+        self._uniform = _Stream(self._rng.random)
+        self._recent: deque[float] = deque(maxlen=_WINDOW_CALLS)
+        self._delay_s = np.inf if policy.hedge_after_s is None else policy.hedge_after_s
+        self._tokens = 0.0
+        self._answers = self._hedges = self._calls = 0
+        self._worked_s = 0.0
+
+    def run(self) -> Outcome:
+        """Work all events off."""
+        for query in range(self._queries):
+            self._work_off(float(self._arrival_s[query]))
+            self._arrive(query)
+        end_s = self._work_off(np.inf)
+        latency_s = (self._finish_s - self._arrival_s)[int(_WARMING * self._queries) :]
+        whole_s = latency_s[~np.isnan(latency_s)]
+        cores = self._system.groups * self._system.replicas * self._system.cores
+        busy = self._worked_s / (max(end_s, float(self._arrival_s[-1])) * cores)
+        return Outcome(whole_s, len(latency_s) - len(whole_s), self._hedges, self._calls, busy)
+
+    def _work_off(self, until_s: float) -> float:
+        now_s = 0.0
+        while self._events and self._events[0][0] <= until_s:
+            now_s, _, event = heapq.heappop(self._events)
+            event(now_s)
+        return now_s
+
+    def _at(self, when_s: float, event: Callable[[float], None]) -> None:
+        self._number += 1
+        heapq.heappush(self._events, (when_s, self._number, event))
+
+    def _arrive(self, query: int) -> None:
+        now_s = float(self._arrival_s[query])
+        for group in range(self._system.groups):
+            call = _Call(query, group, now_s)
+            self._calls += 1
+            self._tokens = min(self._tokens + self._policy.budget, self._policy.burst)
+            self._send(call, now_s)
+            if self._hedges_at_all():
+                self._at(now_s + self._delay_s, lambda now_s, call=call: self._hedge(call, now_s))
+
+    def _hedges_at_all(self) -> bool:
+        return self._delay_s < np.inf and self._system.replicas > 1
+
+    def _hedge(self, call: _Call, now_s: float) -> None:
+        if call.answered or self._tokens < 1:
+            return
+        self._tokens -= 1
+        self._hedges += 1
+        self._send(call, now_s)
+
+    def _send(self, call: _Call, now_s: float) -> None:
+        chosen = self._choose(call, now_s)
+        if chosen is None:
+            return
+        call.tried.append(chosen)
+        replica = self._groups[call.group][chosen]
+        if replica.refuses:
+            self._at(now_s + self._system.refusal_s, lambda now_s: self._refused(call, replica, now_s))
+            return
+        replica.load += 1
+        if replica.busy < self._system.cores:
+            self._start(call, replica, now_s)
+        else:
+            replica.waiting.append(call)
+
+    def _choose(self, call: _Call, now_s: float) -> int | None:
+        """Return a replica that this call has not tried; None if there is none."""
+        group = self._groups[call.group]
+        left = [number for number in range(len(group)) if number not in call.tried]
+        # A shut breaker is ignored where nothing else is left.
+        open_ones = [number for number in left if group[number].shut_until_s <= now_s] or left
+        if len(open_ones) < 2:
+            return open_ones[0] if open_ones else None
+        first = int(self._uniform.next() * len(open_ones))
+        if self._policy.choice == "random":
+            return open_ones[first]
+        second = (first + 1 + int(self._uniform.next() * (len(open_ones) - 1))) % len(open_ones)
+        return min(open_ones[first], open_ones[second], key=lambda number: group[number].load)
+
+    def _refused(self, call: _Call, replica: _Replica, now_s: float) -> None:
+        replica.shut_until_s = now_s + self._policy.breaker_s
+        if self._policy.retry and not call.answered:
+            self._send(call, now_s)
+
+    def _start(self, call: _Call, replica: _Replica, now_s: float) -> None:
+        service_s = self._service.next()
+        replica.busy += 1
+        self._worked_s += service_s
+        self._at(now_s + service_s, lambda now_s: self._finish(call, replica, now_s))
+
+    def _finish(self, call: _Call, replica: _Replica, now_s: float) -> None:
+        replica.busy -= 1
+        replica.load -= 1
+        if not call.answered:
+            self._answer(call, now_s)
+        while replica.waiting:
+            following = replica.waiting.popleft()
+            if not (following.answered and self._policy.cancel):
+                self._start(following, replica, now_s)
+                return
+            # Cancelled while it waited: the other replica was quicker.
+            replica.load -= 1
+
+    def _answer(self, call: _Call, now_s: float) -> None:
+        call.answered = True
+        self._left[call.query] -= 1
+        if self._left[call.query] == 0:
+            self._finish_s[call.query] = now_s
+        if self._policy.hedge_quantile is None:
+            return
+        self._recent.append(now_s - call.sent_s)
+        self._answers += 1
+        if self._answers % _RENEW_CALLS == 0:
+            self._delay_s = float(np.quantile(np.array(self._recent), self._policy.hedge_quantile))
+
+
+class _Stream:
+    """Random numbers drawn many at a time and given out one by one."""
+
+    def __init__(self, draw: Callable[[int], NDArray[np.float64]]):
+        self._draw = draw
+        self._drawn: list[float] = []
+
+    def next(self) -> float:
+        if not self._drawn:
+            self._drawn = np.asarray(self._draw(4096)).tolist()
+        return self._drawn.pop()
+
+
+def exponential(mean_s: float) -> ServiceTimes:
+    """Service times as in the textbook."""
+    return lambda rng, count: rng.exponential(mean_s, count)
+
+
+def measured(times_s: NDArray[np.float64]) -> ServiceTimes:
+    """Service times drawn from measured ones."""
+    times_s = np.array(times_s, np.float64)
+    return lambda rng, count: rng.choice(times_s, count)
+
+
+def with_stalls(service: ServiceTimes, *, share: float, stall_s: float) -> ServiceTimes:
+    """Add a stall, exponential around `stall_s`, to a share of the times: a page read from disk, a paused process."""
+
+    def draw(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+        return service(rng, count) + (rng.random(count) < share) * rng.exponential(stall_s, count)
+
+    return draw

@@ -1,0 +1,108 @@
+"""WebDataset shards: tar files in which the files of one name, up to its first dot, are one sample.
+
+A sample is an image (`0001.jpg`) and what is known of it: `0001.cls` (its label), `0001.txt`, `0001.json`, each kept as
+the attribute `label`, `txt` or `json`, a string. A shard is read from its start to its end, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.stores import TooManyBytesError, is_local, open_stream
+
+_ATTRIBUTE_OF = {"cls": "label", "txt": "txt", "json": "json"}
+ATTRIBUTES = tuple(_ATTRIBUTE_OF.values())
+# Of a sample's text; images have a limit of their own.
+_MOST_TEXT_BYTES = 1_000_000
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sample of a shard.
+
+    Attributes
+    ----------
+    key : str
+    name : str
+        The image's name in the shard; the key if there is no image.
+    data : bytes or OSError
+        The encoded image, or why there is none.
+    attributes : dict of str to str
+    """
+
+    key: str
+    name: str
+    data: bytes | OSError
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+def read_samples(uri: str, suffixes: set[str], most_bytes: int) -> Iterator[Sample]:
+    """Read the samples of a shard in order, one in memory at a time.
+
+    A shard that is damaged gives the samples before the damage, and then one whose `data` says what is wrong.
+    """
+    sample: Sample | None = None
+    try:
+        with _open(uri) as shard:
+            for member in shard:
+                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                    continue
+                key, extension = _split(member.name)
+                if sample is None or key != sample.key:
+                    if sample is not None:
+                        yield sample
+                    sample = Sample(key, key, OSError("the sample has no image"))
+                _add(sample, shard, member, extension, suffixes, most_bytes)
+    except (tarfile.TarError, EOFError) as error:
+        # The sample that was being read is not known to be whole.
+        yield Sample("", "", OSError(f"the shard is damaged from here on: {error}"))
+        return
+    if sample is not None:
+        yield sample
+
+
+def attributes_of(uri: str, suffixes: set[str]) -> list[str]:
+    """Return the attributes that the first sample of a shard has."""
+    first = next(read_samples(uri, suffixes, _MOST_TEXT_BYTES), None)
+    return [name for name in ATTRIBUTES if first is not None and name in first.attributes]
+
+
+def _add(
+    sample: Sample, shard: tarfile.TarFile, member: tarfile.TarInfo, extension: str, suffixes: set[str], most: int
+) -> None:
+    if f".{extension.rpartition('.')[2]}" in suffixes:
+        if sample.name != sample.key:
+            return  # Of several images of a sample the first counts.
+        sample.name = member.name
+        sample.data = (
+            TooManyBytesError(f"too many bytes: above {most:,}") if member.size > most else _read(shard, member)
+        )
+    elif extension in _ATTRIBUTE_OF and member.size <= _MOST_TEXT_BYTES:
+        sample.attributes[_ATTRIBUTE_OF[extension]] = _read(shard, member).decode(errors="replace").strip()
+
+
+def _read(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = shard.extractfile(member)
+    assert file is not None, "only files are read"
+    data = file.read()
+    if len(data) != member.size:
+        raise tarfile.ReadError(f"{member.name} is cut")
+    return data
+
+
+def _split(name: str) -> tuple[str, str]:
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+@contextlib.contextmanager
+def _open(uri: str) -> Iterator[tarfile.TarFile]:
+    with open(uri, "rb") if is_local(uri) else open_stream(uri) as file:
+        stream: Any = file
+        with tarfile.open(fileobj=stream, mode="r|*") as shard:
+            yield shard

@@ -1,0 +1,168 @@
+"""Batch search: what the oracle says of every query, whatever the blocks and shards, published whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from engine.collection import Collection
+from pipelines import batch_search, chaos
+from pipelines.batch_search import search_codes
+from pipelines.cli import app
+from pipelines.errors import PipelineError
+from tests import oracles
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+BITS = 48
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """A collection of 2,000 codes with many ties in three shards, and 500 queries in a file of uneven row groups."""
+    rng = np.random.default_rng(3)
+    codes = oracles.clustered_codes(rng, 2000, BITS, centres=60, flips=6)
+    ids = rng.choice(10**12, 2000, replace=False)
+    folder = tmp_path_factory.mktemp("batch")
+    Collection.create(folder / "c", codes, ids=ids, bits=BITS, shards=3)
+    queries = oracles.clustered_codes(np.random.default_rng(3), 500, BITS, centres=60, flips=5)
+    write_queries(folder / "queries.parquet", queries, ids=np.arange(5000, 5500))
+    return folder, codes, ids, queries
+
+
+def write_queries(path, queries, ids=None, kind=None):
+    kind = kind or pa.binary(8 * queries.shape[1])
+    columns = {"code": pa.array([code.tobytes() for code in queries], kind)}
+    pq.write_table(pa.table(columns if ids is None else {"id": ids, **columns}), path, row_group_size=130)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks, of several batches each; tasks are told which block they do, batches are the driver's."""
+    monkeypatch.setattr(batch_search, "BLOCK_QUERIES", 190)
+
+
+def check(path, database, *, k=None, radius=None, limit=None, first=5000):
+    _, codes, ids, queries = database
+    rows = pq.read_table(path).to_pylist()
+    assert [row["query"] for row in rows] == list(range(first, first + 500))
+    if k is not None:
+        distances, nearest = oracles.knn(queries, codes, ids, k)
+        assert [row["ids"] for row in rows] == nearest.tolist()
+        assert [row["distances"] for row in rows] == distances.tolist()
+        return
+    within, cut = oracles.within_radius(queries, codes, ids, radius, limit)
+    assert [list(zip(row["distances"], row["ids"], strict=True)) for row in rows] == within
+    assert [row["truncated"] for row in rows] == cut
+    assert sum(map(len, within)) > 500, "an empty answer must not pass"
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("asked", [{"k": 7}, {"radius": 3}, {"radius": 4, "limit": 5}])
+def test_answers_equal_the_oracle(tmp_path, database, asked):
+    seen = []
+    job = search_codes(
+        database[0] / "c", database[0] / "queries.parquet", tmp_path / "r.parquet",
+        progress=lambda done, total: seen.append((done, total)), **asked,
+    )  # fmt: skip
+    check(tmp_path / "r.parquet", database, **asked)
+    assert (job.queries, job.codes) == (500, 2000)
+    assert seen[0] == (0, 500)
+    assert seen[-1] == (500, 500)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
+    about = json.loads(pq.read_schema(tmp_path / "r.parquet").metadata[b"hashlight"])
+    assert (about["version"], about["radius"], about["k"]) == (1, asked.get("radius"), asked.get("k"))
+
+
+def test_queries_without_ids_get_their_row_numbers(tmp_path, database, monkeypatch):
+    monkeypatch.setattr(batch_search, "BLOCK_QUERIES", 123)
+    write_queries(tmp_path / "q.parquet", database[3], kind=pa.binary())
+    search_codes(database[0] / "c", tmp_path / "q.parquet", tmp_path / "r.parquet", k=3)
+    check(tmp_path / "r.parquet", database, k=3, first=0)
+
+
+def test_a_folder_of_codes_can_be_asked(tmp_path, collection, codes):
+    search_codes(collection, codes, tmp_path / "r.parquet", k=1)
+    found = pq.read_table(tmp_path / "r.parquet")
+    assert found["distances"].to_pylist() == [[0]] * 300
+    assert found["query"].to_pylist() == pq.read_table(codes / "parts")["id"].to_pylist()
+
+
+def test_the_command(tmp_path, database):
+    arguments = ["search", str(database[0] / "c"), "--codes", str(database[0] / "queries.parquet")]
+    run = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "r.parquet"), "--radius", "3", "--json"])
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["queries"] == 500
+    check(tmp_path / "r.parquet", database, radius=3)
+    again = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "r.parquet")])
+    assert again.exit_code == 1
+    assert "is there already" in again.stderr
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": [b"x"]}, "no column `code`"),
+        ({"code": pa.array([b"x" * 16], pa.binary(16))}, r"fixed_size_binary\[16\], codes of 48 bits are binary of 8"),
+        ({"code": [b"x" * 7]}, "must be 8 bytes in every row"),
+        ({"code": pa.array([b"\xff" * 8], pa.binary(8))}, "has bits set past bit 47"),
+        ({"code": pa.array([], pa.binary(8))}, "no rows"),
+        ({"code": pa.array([b"x" * 8], pa.binary(8)), "id": ["a"]}, "`id` must be whole numbers, got string"),
+    ],
+)
+def test_bad_queries_are_refused(tmp_path, database, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    with pytest.raises((PipelineError, ValueError), match=message):
+        search_codes(database[0] / "c", tmp_path / "q.parquet", tmp_path / "r.parquet", k=1)
+    assert not (tmp_path / "r.parquet").exists()
+
+
+DRIVER = """
+import os, sys
+from pathlib import Path
+from pipelines import batch_search
+Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
+batch_search.BLOCK_QUERIES = 100
+batch_search.search_codes(sys.argv[1], sys.argv[2], sys.argv[3], radius=3, workers=2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "act", "skip"),
+    [
+        ("search:merge", "kill-driver", 3),
+        pytest.param("search:shard", "no-space", 11, marks=pytest.mark.slow),
+        pytest.param("search:written-aside", "kill-driver", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_search_goes_on(tmp_path, database, monkeypatch, step, act, skip):
+    monkeypatch.setattr(batch_search, "BLOCK_QUERIES", 100)
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    (faults / "rules.json").write_text(json.dumps([{"step": step, "do": act, "skip": skip}]))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
+    asked = [str(database[0] / "c"), str(database[0] / "queries.parquet"), str(tmp_path / "r.parquet")]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *asked], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == (-signal.SIGKILL if act == "kill-driver" else 1), done.stderr
+    assert not (tmp_path / "r.parquet").exists()
+    kept = len(list((tmp_path / ".r.parquet.work").glob("block-*.parquet")))
+    assert kept > 0
+    seen = []
+    search_codes(*asked, radius=3, progress=lambda done, _total: seen.append(done))
+    assert seen[0] >= 100 * kept
+    check(tmp_path / "r.parquet", database, radius=3)
+    search_codes(*asked[:2], tmp_path / "undisturbed.parquet", radius=3)
+    assert (tmp_path / "r.parquet").read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
+    assert not (tmp_path / ".r.parquet.work").exists()

@@ -1,0 +1,144 @@
+"""Collections in a bucket, through a server of S3's protocol: whole or absent, and copied only where they are asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from engine.collection import Collection
+from engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
+from engine.writer import CollectionWriter
+from pipelines import chaos
+from pipelines.batch_search import search_codes
+from pipelines.build import build_collection
+from pipelines.dedup import find_duplicates
+from tests import oracles
+from tests.pipelines.test_build import BITS, answers, write_codes
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(4)
+    return oracles.clustered_codes(rng, 900, BITS, centres=30, flips=5), rng.choice(10**12, 900, replace=False)
+
+
+@pytest.fixture(scope="module")
+def folder(rows, tmp_path_factory):
+    return write_codes(tmp_path_factory.mktemp("codes") / "codes", *rows, part_rows=200)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_collection_is_built_searched_appended_and_replaced_in_a_bucket(tmp_path, bucket, rows, folder):
+    codes, ids = rows
+    uri = bucket.uri("photos/c")
+    with pytest.raises(CollectionNotFoundError, match=rf"no collection at s3://{bucket.name}/photos/c:"):
+        Collection.open(uri)
+    build_collection(folder, uri, shards=3)
+    opened = Collection.open(uri, verify=True)
+    queries = codes[::30].copy()
+    assert answers(opened, queries)[0] == oracles.knn(queries, codes, ids, 20)[1].tolist()
+    assert opened.get(ids[:3])["uri"].to_pylist() == [f"{id_}.png" for id_ in ids[:3]]
+    assert (opened.encoder_path / "config.json").read_text() == "{}"
+    with pytest.raises(ValueError, match="ids are in s3://"):
+        opened.append(codes[:5], ids=ids[:5], attributes={"uri": ["x"] * 5})
+    more = opened.append(codes[:5], attributes={"uri": list("abcde")})
+    assert (len(more), more.version, len(opened)) == (905, 2, 900)
+    assert more.get([int(ids.max()) + 1])["uri"].to_pylist() == ["a"]
+    build_collection(folder, uri, overwrite=True)
+    again = Collection.open(uri)
+    assert (len(again), again.version, len(again.shards)) == (900, 3, 1)
+    names = {key.split("/")[3] for key in bucket.keys("photos/c/shards/") if key.count("/") > 3}
+    assert len(names) == 5, "the live version's shard, and the four of the one before it"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_jobs_over_a_bucket(tmp_path, bucket, rows, folder):
+    codes, ids = rows
+    build_collection(folder, bucket.uri("c"), shards=2)
+    search_codes(bucket.uri("c"), folder, tmp_path / "r.parquet", k=3)
+    found = pq.read_table(tmp_path / "r.parquet")
+    assert found["ids"].to_pylist() == oracles.knn(codes, codes, ids, 3)[1].tolist()
+    duplicates = find_duplicates(bucket.uri("c"), tmp_path / "d", radius=0)
+    distances = oracles.hamming_distances(codes, codes)
+    assert duplicates.pairs == (np.count_nonzero(distances == 0) - 900) // 2 > 0
+
+
+def test_of_two_writers_the_later_is_refused(bucket, rows):
+    codes, ids = rows
+    for expected in (1, 2):
+        options = {"bits": BITS, "fingerprint": None, "overwrite": True}
+        with (
+            CollectionWriter(bucket.uri("c"), **options) as first,
+            CollectionWriter(bucket.uri("c"), **options) as second,
+        ):
+            first.add_shard(codes[:10], ids[:10], None)
+            second.add_shard(codes[:20], ids[:20], None)
+            second.commit()
+            with pytest.raises(CollectionBusyError, match="another process meanwhile"):
+                first.commit()
+        opened = Collection.open(bucket.uri("c"))
+        assert (len(opened), opened.version) == (20, expected)
+
+
+def test_a_damaged_object_is_refused_and_a_damaged_copy_fetched_again(bucket, rows):
+    codes, ids = rows
+    uri = bucket.uri("c")
+    opened = Collection.create(uri, codes, ids=ids, bits=BITS)
+    copy = next(opened.path.glob("shards/*/ids.npy"))
+    whole = copy.read_bytes()
+    copy.unlink()
+    copy.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert len(Collection.open(uri)) == 900
+    assert copy.read_bytes() == whole
+    (key,) = (key for key in bucket.keys("c/shards") if key.endswith("codes.faiss"))
+    bucket.put(key, bucket.get(key)[:-1])
+    copy.unlink()
+    with pytest.raises(CorruptDataError, match=r"codes\.faiss: expected"):
+        Collection.open(uri)
+
+
+DRIVER = """
+import os, sys
+from pathlib import Path
+from pipelines.build import build_collection
+Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
+build_collection(sys.argv[1], sys.argv[2], shards=3, overwrite=True, workers=1)
+"""
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("before", [0, 50])
+def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folder, before):
+    codes, ids = rows
+    uri = bucket.uri("c")
+    if before:
+        Collection.create(uri, codes[:50], ids=ids[:50], bits=BITS)
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    rules = [
+        {"step": "build:before-commit" if before else "build:shard", "do": "kill-driver", "skip": 0 if before else 1}
+    ]
+    (faults / "rules.json").write_text(json.dumps(rules))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(folder), uri], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert any("/shards/" in key for key in bucket.keys("c/")), "something was uploaded"
+    if before:
+        assert len(Collection.open(uri, verify=True)) == 50
+    else:
+        with pytest.raises(CollectionNotFoundError):
+            Collection.open(uri)
+    build_collection(folder, uri, shards=2, overwrite=True)
+    opened = Collection.open(uri)
+    assert (len(opened), len(opened.shards)) == (900, 2)
+    stored = {key.split("/")[2] for key in bucket.keys("c/shards/") if key.count("/") > 2}
+    assert len(stored) == 2 + bool(before), "what the dead left is swept"

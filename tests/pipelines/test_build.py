@@ -1,0 +1,219 @@
+"""Building on Ray: the same rows whatever the shards, one commit, nothing half."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.collection import Collection
+from engine.errors import CollectionExistsError, CollectionNotFoundError, EncoderMismatchError
+from engine.storage.files import sha256_of
+from pipelines import chaos
+from pipelines.build import build_collection
+from pipelines.errors import PipelineError
+from tests import oracles
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+BITS = 48
+FINGERPRINT = "f" * 64
+
+
+def write_codes(folder, codes, ids, *, part_rows=700, fingerprint=FINGERPRINT, more=None):
+    """Write a folder as `hashlight encode` leaves it, of codes that no encoder made."""
+    for name in ("parts", "sidecars", "encoder"):
+        (folder / name).mkdir(parents=True)
+    (folder / "encoder" / "config.json").write_text("{}")
+    for number, start in enumerate(range(0, len(codes), part_rows)):
+        part = slice(start, start + part_rows)
+        table = pa.table(
+            {
+                "id": ids[part],
+                "code": pa.array([code.tobytes() for code in codes[part]], pa.binary(8 * codes.shape[1])),
+                "uri": [f"{id_}.png" for id_ in ids[part]],
+                **{name: column[part] for name, column in (more or {}).items()},
+            }
+        )
+        path = folder / "parts" / f"{number:05d}.parquet"
+        pq.write_table(table, path)
+        sidecar = {"job": "j", "codes": len(table), "rejects": 0, "sha256": sha256_of(path)}
+        (folder / "sidecars" / f"{number:05d}.json").write_text(json.dumps(sidecar))
+    pq.write_table(
+        pa.table({"id": ids}).replace_schema_metadata({"hashlight": json.dumps({"features": False})}),
+        folder / "plan.parquet",
+    )
+    summary = {"images": len(ids), "codes": len(ids), "rejects": 0, "bits": BITS, "encoder": fingerprint, "corpus": "c"}
+    (folder / "codes.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """3,000 codes with many ties, ids in no order, and 60 queries."""
+    rng = np.random.default_rng(11)
+    codes = oracles.clustered_codes(rng, 3000, BITS, centres=40, flips=6)
+    return codes, rng.choice(10**12, 3000, replace=False), codes[::50].copy()
+
+
+@pytest.fixture(scope="module")
+def folder(rows, tmp_path_factory):
+    return write_codes(tmp_path_factory.mktemp("codes") / "codes", *rows[:2])
+
+
+def answers(collection, queries):
+    return collection.search(queries, 20).ids.tolist(), collection.range_search(queries, 4).ids.tolist()
+
+
+def files_of(path):
+    """The bytes of all shards, in the manifest's order; shards have names of their own in every build."""
+    current = (path / "CURRENT").read_text().split()[0]
+    shards = json.loads((path / "manifests" / current).read_text())["shards"]
+    return [
+        {name: (path / "shards" / shard["name"] / name).read_bytes() for name in sorted(shard["files"])}
+        for shard in shards
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [({"shards": 4}, 4), ({"shard_rows": 1000}, 3), ({"shard_bytes": 60_000}, None), ({}, 1)]
+)
+def test_answers_do_not_depend_on_the_shards(tmp_path, rows, folder, size, expected):
+    codes, ids, queries = rows
+    build_collection(folder, tmp_path / "c", **size)
+    built = Collection.open(tmp_path / "c")
+    assert len(built.shards) == expected if expected else len(built.shards) > 1
+    assert answers(built, queries)[0] == oracles.knn(queries, codes, ids, 20)[1].tolist()
+    within, _ = oracles.within_radius(queries, codes, ids, 4)
+    assert answers(built, queries)[1] == [id_ for pairs in within for _, id_ in pairs]
+    assert built.get(ids[:5])["uri"].to_pylist() == [f"{id_}.png" for id_ in ids[:5]]
+
+
+def test_a_byte_budget_is_about_kept(tmp_path, folder):
+    build_collection(folder, tmp_path / "c", shard_bytes=60_000)
+    (version,) = (tmp_path / "c" / "manifests").iterdir()
+    sizes = [sum(f["bytes"] for f in shard["files"].values()) for shard in json.loads(version.read_text())["shards"]]
+    assert 30_000 < max(sizes) < 90_000
+
+
+def test_append_gives_what_one_build_would(tmp_path, rows):
+    codes, ids, queries = rows
+    first = write_codes(tmp_path / "first", codes[:1800], ids[:1800])
+    second = write_codes(tmp_path / "second", codes[1800:], ids[1800:])
+    build_collection(first, tmp_path / "c", shards=2)
+    old = Collection.open(tmp_path / "c")
+    build_collection(second, tmp_path / "c", shards=2, append=True)
+    new = Collection.open(tmp_path / "c", verify=True)
+    assert (len(old), len(new), new.version, len(new.shards)) == (1800, 3000, 2, 4)
+    assert answers(new, queries)[0] == oracles.knn(queries, codes, ids, 20)[1].tolist()
+    assert [shard.name for shard in new.shards[:2]] == [shard.name for shard in old.shards]
+
+
+def test_append_refuses_what_does_not_fit(tmp_path, rows, folder):
+    codes, ids, _ = rows
+    with pytest.raises(CollectionNotFoundError):
+        build_collection(folder, tmp_path / "c", append=True)
+    assert not (tmp_path / "c").exists()
+    build_collection(folder, tmp_path / "c")
+    before = sorted(path for path in (tmp_path / "c").rglob("*"))
+    with pytest.raises(ValueError, match=rf"{min(ids[:10])} more than once in .*/c and the codes \(10 or more"):
+        build_collection(write_codes(tmp_path / "again", codes[:10], ids[:10]), tmp_path / "c", append=True)
+    other = write_codes(tmp_path / "other", codes[:10], np.arange(10), fingerprint="e" * 64)
+    with pytest.raises(EncoderMismatchError, match=r"encoder ffffffffffff…, got 48-bit codes of encoder eeeeeeeeeeee…"):
+        build_collection(other, tmp_path / "c", append=True)
+    more = write_codes(tmp_path / "more", codes[:10], np.arange(10), more={"label": np.arange(10)})
+    with pytest.raises(ValueError, match=r"stores attributes uri \(string\), got attributes uri \(string\), label"):
+        build_collection(more, tmp_path / "c", append=True)
+    with pytest.raises(CollectionExistsError, match="--append"):
+        build_collection(folder, tmp_path / "c")
+    assert sorted(path for path in (tmp_path / "c").rglob("*")) == before
+    assert len(Collection.open(tmp_path / "c", verify=True)) == 3000
+
+
+def test_ids_that_stand_twice_in_different_shards_are_refused(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr("pipelines.build._COMPARED_IDS", 500)
+    codes, ids, _ = rows
+    ids = ids.copy()
+    ids[2999] = ids[0]
+    with pytest.raises(ValueError, match=rf"got {ids[0]} more than once in the codes \(1 or more"):
+        build_collection(write_codes(tmp_path / "codes", codes, ids), tmp_path / "c", shards=4)
+    assert not list((tmp_path / "c" / "shards").iterdir())
+
+
+def test_a_damaged_part_is_refused(tmp_path, rows):
+    folder = write_codes(tmp_path / "codes", *rows[:2])
+    part = folder / "parts" / "00002.parquet"
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    with pytest.raises(PipelineError, match=r"00002\.parquet is damaged"):
+        build_collection(folder, tmp_path / "c", shards=3)
+    with pytest.raises(CollectionNotFoundError):
+        Collection.open(tmp_path / "c")
+
+
+def test_thumbnails_and_columns_that_are_empty_in_a_part_are_kept(tmp_path, rows):
+    codes, ids, _ = rows
+    more = {
+        "thumbnail": pa.array([b"x%d" % row if row % 3 else None for row in range(100)], pa.binary()),
+        "note": [None] * 50 + ["a"] * 50,
+    }
+    folder = write_codes(tmp_path / "codes", codes[:100], ids[:100], part_rows=50, more=more)
+    build_collection(folder, tmp_path / "c", shards=3)
+    built = Collection.open(tmp_path / "c")
+    assert built.thumbnails_of(ids[:100]) == [b"x%d" % row if row % 3 else None for row in range(100)]
+    assert built.get(ids[:100])["note"].to_pylist() == [None] * 50 + ["a"] * 50
+    assert built.get(ids[:1]).column_names == ["id", "code", "uri", "note"]
+
+
+DRIVER = """
+import os, sys
+from pathlib import Path
+from pipelines.build import build_collection
+Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
+build_collection(sys.argv[1], sys.argv[2], shards=3, overwrite=True, workers=2)
+"""
+
+
+def build_elsewhere(folder, output, faults, *rules):
+    """Build in a process with a Ray of its own, where `rules` say what goes wrong."""
+    faults.mkdir()
+    (faults / "rules.json").write_text(json.dumps(rules))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
+    environment.pop("RAY_ADDRESS", None)
+    arguments = [sys.executable, "-c", DRIVER, str(folder), str(output)]
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("step", "act", "survives"),
+    [
+        ("build:rows-written", "kill", True),
+        ("build:shard-written", "no-space", False),
+        pytest.param("build:shard-written", "kill-driver", False, marks=pytest.mark.slow),
+        pytest.param("build:before-commit", "kill", False, marks=pytest.mark.slow),
+    ],
+)
+def test_what_goes_wrong_leaves_the_old_collection_or_the_new(tmp_path, rows, folder, step, act, survives):
+    codes, ids, queries = rows
+    Collection.create(tmp_path / "c", codes[:50], bits=BITS)
+    done = build_elsewhere(
+        folder, tmp_path / "c", tmp_path / "faults", {"step": step, "do": act, "skip": int("before" not in step)}
+    )
+    killed = act.startswith("kill") and not survives
+    assert done.returncode == (0 if survives else -signal.SIGKILL if killed else 1), done.stderr
+    if act == "no-space":
+        assert os.strerror(errno.ENOSPC) in done.stderr
+    assert len(Collection.open(tmp_path / "c", verify=True)) == (3000 if survives else 50)
+    build_collection(folder, tmp_path / "c", shards=3, overwrite=True)
+    build_collection(folder, tmp_path / "undisturbed", shards=3)
+    assert files_of(tmp_path / "c") == files_of(tmp_path / "undisturbed")
+    kept = 3 + (3 if survives else 1)
+    assert len(list((tmp_path / "c" / "shards").iterdir())) == kept, "what the dead left is swept"
+    assert answers(Collection.open(tmp_path / "c"), queries)[0] == oracles.knn(queries, codes, ids, 20)[1].tolist()

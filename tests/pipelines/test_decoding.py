@@ -1,0 +1,149 @@
+"""Decoding in other processes: the pixels of every good image, a reason for every other, whatever dies."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encoders.preprocessing import Preprocessing
+from pipelines import chaos
+from pipelines.decode_worker import DecodeLimits
+from pipelines.decoding import DecodePool
+from tests.pipelines import hostile
+
+RULE = Preprocessing(size=hostile.SIDE, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def numbered(count):
+    """Images of one colour each, which tells them apart."""
+    return [hostile.save(Image.new("L", (20, 20), value % 256), "PNG") for value in range(count)]
+
+
+def decoded(pool, images):
+    """All pixels and reasons by position, and the batches' firsts."""
+    pixels, reasons, firsts = {}, {}, []
+    for batch in pool.decode(images):
+        firsts.append(batch.first)
+        pixels.update(zip(batch.good.tolist(), batch.pixels.copy(), strict=True))
+        reasons.update(batch.reasons)
+    return pixels, reasons, firsts
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    """What comes of all hostile images, by name."""
+    images = {**hostile.good(), **hostile.bad()}
+    with DecodePool(RULE, batch_size=8, limits=DecodeLimits(seconds=1)) as pool:
+        pixels, reasons, _ = decoded(pool, [data for data, _ in images.values()])
+    assert pixels.keys() | reasons.keys() == set(range(len(images)))
+    assert not pixels.keys() & reasons.keys()
+    return {name: pixels.get(number, reasons.get(number)) for number, name in enumerate(images)}
+
+
+@pytest.mark.parametrize("name", hostile.good())
+def test_good_images_are_upright_and_right(outcome, name):
+    _, expected = hostile.good()[name]
+    expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=2)
+    np.testing.assert_array_equal(outcome[name], expected)
+
+
+@pytest.mark.parametrize("name", hostile.bad())
+def test_bad_images_have_their_reason(outcome, name):
+    assert isinstance(outcome[name], str), "a bad image was decoded"
+    assert "\n" not in outcome[name]
+    assert re.search(hostile.bad()[name][1], outcome[name]), outcome[name]
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(1, 1), (1, 7), (2, 7), (3, 64)])
+def test_the_stream_keeps_its_order_whatever_the_batches(processes, batch_size):
+    images = numbered(100)
+    images[13], images[50] = b"", OSError("gone")
+    with DecodePool(RULE, processes=processes, batch_size=batch_size) as pool:
+        for _ in range(2):
+            pixels, reasons, firsts = decoded(pool, images)
+            assert reasons == {13: "empty file", 50: "unreadable: gone"}
+            assert {row: int(image[0, 0, 0]) for row, image in pixels.items()} == {
+                row: row for row in range(100) if row not in reasons
+            }
+            assert firsts == list(range(0, 100, batch_size))
+
+
+def test_memory_is_limited_for_an_image():
+    large = hostile.save(Image.new("RGB", (7000, 7000)), "PNG")
+    images = [*numbered(3), large, *numbered(2)]
+    with DecodePool(RULE, limits=DecodeLimits(memory_bytes=64 << 20)) as pool:
+        pixels, reasons, _ = decoded(pool, images)
+    assert reasons == {3: "needs more than 64 MiB to decode"}
+    assert sorted(pixels) == [0, 1, 2, 4, 5]
+
+
+@pytest.fixture
+def faults(tmp_path, monkeypatch):
+    """Make the decoding processes pass `decode` steps with these rules."""
+
+    def write(*rules):
+        (tmp_path / "rules.json").write_text(json.dumps(rules))
+        monkeypatch.setenv(chaos.VARIABLE, str(tmp_path))
+
+    return write
+
+
+def name_of(data):
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("do", "reason"),
+    [
+        ("segfault", "ends the decoding process (SIGSEGV)"),
+        ("hang", "takes more than 0.2 s of processor time to decode"),
+    ],
+)
+def test_an_image_that_ends_its_decoder_costs_itself_only(faults, do, reason):
+    images = numbered(30)
+    guilty = [0, 11, 12, 29]
+    faults(*({"step": "decode", "key": name_of(images[row]), "do": do, "times": 1000} for row in guilty))
+    with DecodePool(RULE, batch_size=10, limits=DecodeLimits(seconds=0.2)) as pool:
+        pixels, reasons, _ = decoded(pool, images)
+    assert reasons == dict.fromkeys(guilty, reason)
+    assert {row: int(image[0, 0, 0]) for row, image in pixels.items()} == {r: r for r in range(30) if r not in guilty}
+
+
+def test_a_decoder_that_dies_once_costs_nothing(faults):
+    images = numbered(200)
+    faults({"step": "decode", "skip": 20, "times": 1, "do": "kill"}, {"step": "decode", "skip": 90, "do": "kill"})
+    with DecodePool(RULE, batch_size=16) as pool:
+        pixels, reasons, _ = decoded(pool, images)
+    assert reasons == {}
+    assert {row: int(image[0, 0, 0]) for row, image in pixels.items()} == {row: row for row in range(200)}
+
+
+def test_a_watcher_that_is_killed_is_replaced():
+    images = numbered(400)
+    with DecodePool(RULE, batch_size=16) as pool:
+        found = {}
+        for batch in pool.decode(images):
+            found.update(zip(batch.good.tolist(), batch.pixels[:, 0, 0, 0].tolist(), strict=True))
+            if batch.first in (64, 128):
+                os.kill(pool._decoders[0]._process.pid, signal.SIGKILL)
+    assert found == {row: row % 256 for row in range(400)}
+
+
+def test_thumbnails_come_beside_the_pixels():
+    images = [hostile.save(Image.new("RGB", (400, 200), (200, 30, 90)), "PNG"), b"", *numbered(1)]
+    with DecodePool(RULE, thumbnail=64) as pool:
+        (batch,) = list(pool.decode(images))
+    opened = [Image.open(io.BytesIO(data)) for data in batch.thumbnails]
+    assert [(image.format, image.size, image.mode) for image in opened] == [
+        ("JPEG", (64, 32), "RGB"),
+        ("JPEG", (20, 20), "L"),
+    ]
+    assert np.abs(np.asarray(opened[0])[16, 32].astype(int) - [200, 30, 90]).max() < 6

@@ -1,0 +1,179 @@
+"""An encode job that is killed at any point, or runs out of space, ends at the same bytes, and does no unit twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import chaos
+from pipelines.encode import encode_corpus
+
+UNITS = 12
+OPTIONS = ["--unit-images", "25", "--batch-size", "8", "--actors", "2", "--features", "--thumbnails", "16"]
+
+
+class Job:
+    """Runs `hashlight encode` in processes of its own, with faults, and counts what it did."""
+
+    def __init__(self, folder, corpus, encoder, output=None):
+        self.folder, self.output = folder, output or str(folder / "codes")
+        arguments = ["--input", str(corpus), "--encoder", str(encoder), "--output", self.output, *OPTIONS]
+        self._command = [sys.executable, "-m", "pipelines.cli", "encode", *arguments]
+        self.faults = folder / "faults"
+        self.faults.mkdir()
+
+    def start(self, *rules):
+        for leftover in self.faults.glob("passed-*"):
+            leftover.unlink()
+        watched = [{"step": step, "do": "log"} for step in ("unit", "published")]
+        (self.faults / "rules.json").write_text(json.dumps([*rules, *watched]))
+        environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(self.faults)}
+        process = subprocess.Popen(
+            self._command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        (self.faults / "driver.pid").write_text(str(process.pid))
+        return process
+
+    def run(self, *rules):
+        process = self.start(*rules)
+        _, errors = process.communicate(timeout=300)
+        return process.returncode, errors
+
+    def steps(self):
+        log = self.faults / "steps.log"
+        return [line.split(" ", 1) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def assert_no_unit_was_done_twice(self):
+        """After a unit's sidecar was published it was never begun again, and it was published once."""
+        whole = Counter()
+        for step, key in self.steps():
+            if step == "unit":
+                assert not whole[int(key)], f"unit {key} was begun after it was whole"
+            elif key.endswith(".json") and key[0].isdigit():
+                whole[int(key.partition(".")[0])] += 1
+        assert whole == Counter(range(UNITS))
+
+
+def outputs(folder):
+    names = ["codes.json", "rejects.parquet", "job.json", "plan.parquet"]
+    files = {name: (folder / name).read_bytes() for name in names}
+    parts = {path.name: path.read_bytes() for path in sorted((folder / "parts").iterdir())}
+    assert len(parts) == UNITS
+    return files | parts
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, encoder, ray_session, tmp_path_factory):
+    """What the job writes when nothing happens."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "codes"
+    encode_corpus(corpus, encoder, folder, unit_images=25, batch_size=50, actors=1, features=True, thumbnail=16)
+    return outputs(folder)
+
+
+@pytest.fixture
+def job(tmp_path, corpus, encoder):
+    return Job(tmp_path, corpus, encoder)
+
+
+def test_killed_at_chosen_steps_and_out_of_space(job, undisturbed):
+    """One job: the driver dies, the disk is full, then actors and a decoder die."""
+    code, _ = job.run({"step": "published", "key": "00005.parquet", "do": "kill-driver"})
+    assert code == -signal.SIGKILL
+    wait_for_orphans(job)
+    code, errors = job.run({"step": "aside", "key": "00007.parquet", "do": "no-space"})
+    assert code == 1
+    assert "No space left on device" in errors
+    assert "Traceback" not in errors
+    code, errors = job.run(
+        {"step": "unit", "do": "kill"}, {"step": "encoded", "skip": 1, "do": "kill"}, {"step": "decode", "do": "kill"}
+    )
+    assert code == 0, errors
+    assert outputs(job.folder / "codes") == undisturbed
+    job.assert_no_unit_was_done_twice()
+    assert not list((job.folder / "codes").rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_driver_killed_at_random_moments(job, undisturbed, seed):
+    rng = random.Random(seed)
+    process = job.start()
+    wait_until(lambda: any(step == "unit" for step, _ in job.steps()), process)
+    time.sleep(rng.random() * 1.5)
+    process.kill()
+    process.communicate()
+    wait_for_orphans(job)
+    code, errors = job.run()
+    assert code == 0, errors
+    assert outputs(job.folder / "codes") == undisturbed
+    job.assert_no_unit_was_done_twice()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_actor_killed_at_random_steps(job, undisturbed, seed):
+    rng = random.Random(seed)
+    step = rng.choice(["unit", "encoded", "aside", "published"])
+    code, errors = job.run(kill_at(step, rng))
+    assert code == 0, errors
+    assert outputs(job.folder / "codes") == undisturbed
+    job.assert_no_unit_was_done_twice()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["job.json", "plan.parquet", "rejects.parquet", "stats.json", "codes.json"])
+@pytest.mark.parametrize("when", ["aside", "published"])
+def test_driver_killed_at_every_step_of_its_own(job, undisturbed, step, when):
+    code, _ = job.run({"step": when, "key": step, "do": "kill"})
+    assert code == -signal.SIGKILL
+    code, errors = job.run()
+    assert code == 0, errors
+    assert outputs(job.folder / "codes") == undisturbed
+    job.assert_no_unit_was_done_twice()
+
+
+def kill_at(step, rng):
+    unit = rng.randrange(UNITS)
+    if step in ("unit", "encoded"):
+        return {"step": step, "key": unit, "do": "kill"}
+    return {"step": step, "key": rng.choice([f"{unit:05d}.json", f"{unit:05d}.parquet"]), "do": "kill"}
+
+
+def wait_until(happened, process):
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def wait_for_orphans(job):
+    """Wait until the actors of a killed driver are gone too: they may still publish what they have begun."""
+    seen = None
+    while seen != (seen := job.steps()):
+        time.sleep(2)
+
+
+def test_a_killed_upload_leaves_no_half_unit(tmp_path, corpus, encoder, bucket, undisturbed):
+    job = Job(tmp_path, corpus, encoder, bucket.uri("codes"))
+    code, errors = job.run({"step": "aside", "key": "sidecars/00003.json", "do": "kill-driver"})
+    assert code == -signal.SIGKILL, errors
+    wait_for_orphans(job)
+    for key in bucket.keys("codes/sidecars/"):
+        said = json.loads(bucket.get(key))
+        assert len(bucket.get(key.replace("sidecars", "parts").replace(".json", ".parquet"))) == said["bytes"]
+    assert "codes/codes.json" not in bucket.keys("codes/")
+    code, errors = job.run()
+    assert code == 0, errors
+    parts = {key.rpartition("/")[2]: bucket.get(key) for key in bucket.keys("codes/parts/")}
+    assert parts == {name: data for name, data in undisturbed.items() if name[0].isdigit()}
+    assert bucket.get("codes/codes.json") == undisturbed["codes.json"]
+    assert pq.read_table(io.BytesIO(bucket.get("codes/rejects.parquet"))).num_rows == 0

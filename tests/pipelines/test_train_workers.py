@@ -1,0 +1,151 @@
+"""Training on Ray: two workers against one, a worker killed on the way, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from encoders.encoder import HashEncoder
+from encoders.training import TrainConfig
+from pipelines.cli import app
+from pipelines.errors import PipelineError
+from pipelines.fashion_mnist import as_corpus
+from pipelines.train import train_encoder
+
+pytestmark = pytest.mark.usefixtures("ray_session", "quick_notice")
+CONFIG = TrainConfig(bits=16, batch_size=32, epochs=3, warmup_epochs=1, precision="float64")
+
+
+@pytest.fixture(scope="module")
+def quick_notice():
+    """Notice lost workers at once; and train on one thread here, as a worker does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def images(pictures, tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "images.parquet"
+    pq.write_table(as_corpus(pictures[0][:96], pictures[1][:96], np.arange(96)), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_workers(images, tmp_path_factory):
+    """An undisturbed run of two workers: its encoder and its losses."""
+    losses = []
+    output = tmp_path_factory.mktemp("two") / "encoder"
+    encoder = train_encoder(
+        images, output, CONFIG, workers=2, progress=lambda step, steps, state: losses.append(state.loss)
+    )
+    return encoder, losses
+
+
+def test_two_workers_have_the_loss_curve_of_the_plain_loop(images, tmp_path, two_workers):
+    plain = []
+    alone = train_encoder(images, tmp_path / "alone", CONFIG, progress=lambda *state: plain.append(state[2].loss))
+    encoder, losses = two_workers
+    assert len(plain) == 12
+    assert np.ptp(plain) > 0.1
+    np.testing.assert_allclose(losses, plain, atol=1e-4, rtol=0)
+    assert encoder.config == alone.config
+
+
+def test_one_worker_is_the_plain_loop(images, tmp_path):
+    config = TrainConfig(bits=16, batch_size=32, epochs=1, warmup_epochs=1)
+    alone = train_encoder(images, tmp_path / "alone", config)
+    options = ("--bits", 16, "--batch-size", 32, "--epochs", 1, "--warmup-epochs", 1, "--workers", 1)
+    arguments = ["train", "--input", images, "--output", tmp_path / "worker", *options]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    assert HashEncoder.load(tmp_path / "worker").fingerprint == alone.fingerprint
+    assert (tmp_path / "worker" / "training.jsonl").is_file()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_killed_worker_changes_nothing(images, tmp_path, two_workers):
+    seen, killed = [], []
+
+    def kill_one(step, steps, state):
+        seen.append((state.phase, step))
+        if (state.phase, step) == ("hashing", 5) and not killed:
+            killed.append(workers_of_this_process()[-1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    encoder = train_encoder(images, tmp_path / "encoder", CONFIG, workers=2, progress=kill_one)
+    assert killed
+    assert len(seen) > len(set(seen)) == 12
+    assert encoder.fingerprint == two_workers[0].fingerprint
+
+
+def test_what_no_attempt_can_mend_ends_the_run(images, tmp_path):
+    config = TrainConfig(bits=16, batch_size=32, epochs=1, learning_rate=1e30, warmup_epochs=0)
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        train_encoder(images, tmp_path / "encoder", config, workers=2)
+    with pytest.raises(PipelineError, match="3 workers need 3 CPUs, the cluster has 2: ask for fewer"):
+        train_encoder(images, tmp_path / "encoder", CONFIG, workers=3, overwrite=True)
+    with pytest.raises(ValueError, match="`address` goes with `workers`"):
+        train_encoder(images, tmp_path / "other", CONFIG, address="auto")
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on(images, tmp_path, two_workers):
+    def interrupt(step, steps, state):
+        if (state.phase, step) == ("hashing", 5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_encoder(images, tmp_path / "encoder", CONFIG, workers=2, progress=interrupt)
+    steps = []
+    encoder = train_encoder(images, tmp_path / "encoder", CONFIG, workers=2, progress=lambda *s: steps.append(s[0]))
+    assert steps[0] > 1
+    assert encoder.fingerprint == two_workers[0].fingerprint
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_nothing(images, tmp_path, two_workers):
+    options = {"bits": 16, "batch-size": 32, "epochs": 3, "warmup-epochs": 1, "precision": "float64", "workers": 2}
+    command = [sys.executable, "-m", "pipelines.cli", "train", "--input", images, "--output", tmp_path / "e"]
+    command += [word for name, value in options.items() for word in (f"--{name}", value)]
+    log = tmp_path / ".e.training" / "training.jsonl"
+    with subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL) as driver:
+        while not (log.is_file() and "hashing" in log.read_text()):
+            assert driver.poll() is None
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "e").exists()
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    assert HashEncoder.load(tmp_path / "e").fingerprint == two_workers[0].fingerprint
+
+
+def workers_of_this_process():
+    """Process ids of the Ray Train workers among the descendants of this process."""
+    parent, name = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            name[int(folder.name)] = (folder / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        parent[int(folder.name)] = int(fields[1])
+
+    def is_ours(pid):
+        while pid in parent and pid != os.getpid():
+            pid = parent[pid]
+        return pid == os.getpid()
+
+    return sorted(pid for pid in parent if b"RayTrainWorker" in name[pid] and is_ours(pid))

@@ -1,0 +1,243 @@
+"""Corpora of every kind and place, and the work lists made of them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import struct
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines.corpora import list_corpus
+from pipelines.errors import PipelineError
+from pipelines.identity import RepeatedIds
+from pipelines.reading import read_images, read_uri
+from pipelines.stores import OutputFolder, list_s3, read_bytes
+from pipelines.work import WorkList, plan_work, read_work
+
+
+def png(value):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pixel(data):
+    return int(np.asarray(Image.open(io.BytesIO(data)))[0, 0])
+
+
+def id_of(name):
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def tar_of(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def units_of(path):
+    with pa.OSFile(str(path)) as raw:
+        work = WorkList(raw)
+        return [work.read(unit) for unit in range(work.summary.units)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(10):
+        path = tmp_path / "photos" / f"class {number % 3}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+    return tmp_path / "photos"
+
+
+def test_units_are_the_listing_in_order(folder, tmp_path):
+    summary = plan_work(folder, tmp_path / "work.parquet", unit_images=4)
+    assert (summary.units, summary.images, summary.kind) == (3, 10, "images")
+    assert read_work(tmp_path / "work.parquet") == summary
+    units = units_of(tmp_path / "work.parquet")
+    assert [len(unit) for unit in units] == [4, 4, 2]
+    assert pa.concat_tables(units).equals(list_corpus(folder))
+    assert [pixel(data) for unit in units for data in read_images(unit)] == [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]
+
+
+def test_the_digest_knows_what_was_listed(folder, tmp_path):
+    def digest(**options):
+        return plan_work(folder, tmp_path / "work.parquet", **options).digest
+
+    first = digest()
+    assert digest(unit_images=3) == first
+    (folder / "class 0" / "0.png").write_bytes(png(200) + b" ")
+    second = digest()
+    (folder / "class 0" / "new.png").write_bytes(png(1))
+    assert len({first, second, digest()}) == 3
+
+
+def test_a_failed_listing_leaves_the_old_work_list(folder, tmp_path):
+    plan_work(folder, tmp_path / "work.parquet")
+    before = (tmp_path / "work.parquet").read_bytes()
+    (tmp_path / "twice.txt").write_text("a.png\nb.png\na.png\n")
+    with pytest.raises(PipelineError, match=f"1 ids stand more than once in the corpus, for example {id_of('a.png')}"):
+        plan_work(tmp_path / "twice.txt", tmp_path / "work.parquet")
+    assert (tmp_path / "work.parquet").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+    assert read_work(tmp_path / "twice.txt") is None
+    assert read_work(folder) is None
+
+
+def test_a_list_of_uris(folder, tmp_path):
+    absolute = str(folder / "class 1" / "4.png")
+    (tmp_path / "uris.txt").write_text(f"photos/class 0/3.png\n\n  {absolute}\n")
+    entries = list_corpus(tmp_path / "uris.txt")
+    assert entries["uri"].to_pylist() == [str(folder / "class 0" / "3.png"), absolute]
+    assert entries["id"].to_pylist() == [id_of("photos/class 0/3.png"), id_of(absolute)]
+    assert [pixel(data) for data in read_images(entries)] == [3, 4]
+
+
+def test_parquet_of_uris(folder, tmp_path):
+    table = pa.table({"uri": ["photos/class 0/3.png", "photos/none.png"], "id": [7, 8], "price": [1.5, 2.5]})
+    pq.write_table(table, tmp_path / "uris.parquet")
+    entries = list_corpus(tmp_path / "uris.parquet")
+    assert entries["id"].to_pylist() == [7, 8]
+    assert entries["price"].to_pylist() == [1.5, 2.5]
+    first, second = read_images(entries)
+    assert pixel(first) == 3
+    assert isinstance(second, FileNotFoundError)
+    assert pixel(read_uri(entries["uri"][0].as_py())) == 3
+
+
+def test_webdataset_shards(tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    first = {"a.png": png(1), "a.cls": b"7\n", "b.cls": b"8", "b.png": png(2), ".c.png": png(9)}
+    (shards / "0.tar").write_bytes(tar_of(first))
+    second = tar_of({"x/a.png": png(3), "x/a.cls": b"5", "only.cls": b"6"})
+    (shards / "1.tar.gz").write_bytes(gzip.compress(second))
+    entries = list_corpus(shards)
+    assert entries["uri"].to_pylist() == [
+        f"{shards}/0.tar#a.png",
+        f"{shards}/0.tar#b.png",
+        f"{shards}/1.tar.gz#x/a.png",
+        f"{shards}/1.tar.gz#only",
+    ]
+    assert entries["id"].to_pylist()[:3] == [id_of("0.tar#a.png"), id_of("0.tar#b.png"), id_of("1.tar.gz#x/a.png")]
+    assert entries["label"].to_pylist() == ["7", "8", "5", "6"]
+    *images, missing = read_images(entries)
+    assert [pixel(data) for data in images] == [1, 2, 3]
+    assert "no image" in str(missing)
+    assert pixel(next(read_images(entries.slice(1, 1)))) == 2
+    assert pixel(read_uri(f"{shards}/1.tar.gz#x/a.png")) == 3
+    summary = plan_work(shards, tmp_path / "work.parquet")
+    assert (summary.kind, summary.units, summary.images) == ("shards", 2, None)
+
+
+def test_a_cut_shard_gives_what_was_before_the_cut(tmp_path):
+    data = tar_of({f"{number}.png": png(number) for number in range(6)})
+    (tmp_path / "a.tar").write_bytes(data[: 3 * 1024 + 512 + 20])
+    *images, last = read_images(list_corpus(tmp_path / "a.tar"))
+    assert [pixel(data) for data in images] == [0, 1, 2]
+    assert "damaged from here on" in str(last)
+    (tmp_path / "b.tar").write_bytes(b"this is no tar" * 100)
+    (only,) = read_images(list_corpus(tmp_path / "b.tar"))
+    assert "damaged" in str(only)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_files_with_their_labels(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(256, size=(50, 6, 5), dtype=np.uint8), rng.integers(10, size=50, dtype=np.uint8)
+    pack = gzip.compress if suffix else bytes
+    header = struct.pack(">HBB3I", 0, 8, 3, 50, 6, 5)
+    images = tmp_path / f"train-images-idx3-ubyte{suffix}"
+    images.write_bytes(pack(header + pixels.tobytes()))
+    (tmp_path / f"train-labels-idx1-ubyte{suffix}").write_bytes(
+        pack(struct.pack(">HBBI", 0, 8, 1, 50) + labels.tobytes())
+    )
+    for corpus in (tmp_path, images):
+        entries = list_corpus(corpus)
+        assert entries["label"].to_pylist() == labels.tolist()
+        some = entries.take([0, 1, 7, 49])
+        found = [np.asarray(Image.open(io.BytesIO(data))) for data in read_images(some)]
+        np.testing.assert_array_equal(found, pixels[[0, 1, 7, 49]])
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(read_uri(f"{images}#33")))), pixels[33])
+    images.write_bytes(pack(header + pixels.tobytes()[:100]))
+    assert [isinstance(data, OSError) for data in read_images(some)] == [False, False, True, True]
+
+
+def test_a_bucket_is_a_corpus_like_a_folder(folder, tmp_path, bucket):
+    for path in folder.rglob("*.png"):
+        bucket.put(f"photos/{path.relative_to(folder)}", path.read_bytes())
+    bucket.put("photos/.hidden/a.png", png(1))
+    bucket.put("other/b.png", png(1))
+    here, there = list_corpus(folder), list_corpus(bucket.uri("photos"))
+    assert there.select(["id", "label"]).equals(here.select(["id", "label"]))
+    assert there["uri"][0].as_py() == f"s3://{bucket.name}/photos/class 0/0.png"
+    assert list(read_images(there)) == list(read_images(here))
+    assert len(list(list_s3(bucket.uri("photos")))) == 11
+    summary = plan_work(bucket.uri("photos"), bucket.uri("work/list.parquet"), unit_images=3)
+    assert read_work(bucket.uri("work/list.parquet")) == summary
+    bucket.put("shards/0.tar", tar_of({"a.png": png(1), "b.png": png(2)}))
+    assert [pixel(data) for data in read_images(list_corpus(bucket.uri("shards")))] == [1, 2]
+    with pytest.raises(PipelineError, match="no corpus at"):
+        list_corpus(bucket.uri("nothing"))
+
+
+def test_any_file_system_of_fsspec(folder):
+    output = OutputFolder("memory://photos")
+    for path in folder.rglob("*.png"):
+        output.put(path.relative_to(folder).as_posix(), path.read_bytes())
+    entries = list_corpus("memory://photos")
+    assert entries.select(["id", "label"]).equals(list_corpus(folder).select(["id", "label"]))
+    assert [pixel(data) for data in read_images(entries)] == [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]
+
+
+@pytest.mark.parametrize("where", ["local", "bucket"])
+def test_a_new_file_is_published_once(tmp_path, bucket, where):
+    output = OutputFolder(tmp_path / "out" if where == "local" else bucket.uri("out"))
+    assert output.put_new("a/b.json", b"1")
+    assert not output.put_new("a/b.json", b"2")
+    assert output.read("a/b.json") == b"1"
+    output.put("a/b.json", b"333")
+    assert output.sizes("a") == {"b.json": 3}
+    assert (output.names(), output.names("none"), output.exists("a")) == (["a"], [], False)
+    output.remove("a")
+    assert output.names() == []
+
+
+def test_a_store_that_stumbles_is_asked_again(monkeypatch, bucket):
+    from pipelines import stores
+
+    bucket.put("a", b"data")
+    real, failures = stores.open_stream, [OSError("reset"), OSError("reset")]
+
+    def stumble(uri):
+        if failures:
+            raise failures.pop()
+        return real(uri)
+
+    monkeypatch.setattr(stores, "open_stream", stumble)
+    monkeypatch.setattr(stores, "_FIRST_WAIT_S", 0)
+    assert read_bytes(bucket.uri("a")) == b"data"
+    with pytest.raises(OSError, match="above 2"):
+        read_bytes(bucket.uri("a"), most=2)
+
+
+@pytest.mark.parametrize("size", [1000, 3_000_000])
+def test_repeated_ids_are_found_in_memory_and_on_disk(size):
+    rng = np.random.default_rng(1)
+    ids = rng.permutation(size).astype(np.int64) * 1024
+    repeated = rng.choice(ids, 5, replace=False)
+    with RepeatedIds() as check:
+        for part in np.array_split(np.concatenate([ids, repeated, repeated[:2]]), 7):
+            check.add(part)
+        assert sorted(check.find()) == sorted(repeated)
