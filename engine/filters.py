@@ -15,9 +15,9 @@
     column := name | `name with any characters`
     value := number | "text" | 'text' | true | false
 
-Words may be in either case. A quote inside a text is doubled, as in SQL. Dates and times are compared with their ISO 8601
-text. As in SQL, a comparison with a null is neither true nor false, and a row answers only where the whole condition is
-true. The text is parsed here and never evaluated as a program.
+Words may be in either case. A quote inside a text is doubled, as in SQL. Dates and times are compared with their ISO
+8601 text. As in SQL, a comparison with a null is neither true nor false, and a row answers only where the whole
+condition is true. The text is parsed here and never evaluated as a program.
 """
 
 from __future__ import annotations

@@ -50,9 +50,8 @@ def serve_embedded(
     check_exposure(address, keys, insecure=insecure)
     collection = Collection.open(path)
     searcher = CollectionSearcher(collection)
-    server = bind_gateway(
-        searcher, encoder_of(collection, encoder), address, keys, limits=limits, image_hosts=image_hosts
-    )
+    model = encoder_of(collection, encoder)
+    server = bind_gateway(searcher, model, address, keys, limits=limits, image_hosts=image_hosts)
     warm()
     searcher.ready()
     threading.Thread(target=_keep_renewing, args=(searcher,), name="hashlight-renew", daemon=True).start()

@@ -138,7 +138,7 @@ def _headers(api_key: str | None) -> dict[str, str]:
 
 def _wait_s(error: HashlightError, attempt: int, max_retries: int, left_s: float) -> float:
     """Return how long to wait before the next try; raises `error` where there is none, or no time for one."""
-    wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0)
+    wait_s: float = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0)
     if isinstance(error, OverloadedError):
         wait_s = max(wait_s, min(LONGEST_WAIT_S, error.retry_after_s))
     if attempt == max_retries or wait_s >= left_s:

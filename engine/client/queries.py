@@ -74,7 +74,8 @@ def _read_query(query: Any) -> QueryInput:
         query.save(buffer, "PNG")
         return Picture(buffer.getvalue())
     if isinstance(query, np.ndarray):
-        return _codes(query)[0]
+        code: Code = _codes(query)[0]
+        return code
     return _whole(query)
 
 

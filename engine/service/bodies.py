@@ -85,7 +85,7 @@ async def read_search(
         _check_count(len(parsed.queries), "queries", limits.queries)
         return Asked(parsed, parsed.queries, arrow=wants_arrow(request))
     if kind == FORM:
-        fields, image = await read_form(request, limits)
+        fields, image = await read_form(request)
         return Asked(_parse_fields(options, fields), [image], arrow=wants_arrow(request))
     if kind == ARROW:
         data = await request.body()
@@ -102,7 +102,7 @@ async def read_images(request: Request, body: type[Any], limits: Limits) -> list
         _check_count(len(parsed.images), "images", limits.images)
         return [bytes_of_base64(text, f"images.{position}") for position, text in enumerate(parsed.images)]
     if kind == FORM:
-        fields, image = await read_form(request, limits)
+        fields, image = await read_form(request)
         if fields:
             raise invalid(f"`{min(fields)}` is no field here: expected `image` alone", min(fields))
         return [image]
@@ -123,24 +123,23 @@ def parse_json(model: type[Options], data: bytes) -> Options:
         raise _refusal(error) from error
 
 
-async def read_form(request: Request, limits: Limits) -> tuple[dict[str, str], bytes]:
+async def read_form(request: Request) -> tuple[dict[str, str], bytes]:
     """Read a form with one file `image`; return its other fields and the file."""
+    fields: dict[str, str] = {}
+    image: bytes | None = None
     try:
-        form = await request.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+        async with request.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES) as form:
+            for name, value in form.multi_items():
+                if name in fields or (name == "image" and image is not None):
+                    raise invalid(f"`{name}` is given twice", name)
+                if isinstance(value, UploadFile) != (name == "image"):
+                    raise invalid(f"`{name}` must be a {'file' if name == 'image' else 'field, no file'}", name)
+                if isinstance(value, UploadFile):
+                    image = await value.read()
+                else:
+                    fields[name] = value
     except HTTPException as error:
         raise RequestError(400, "malformed", f"the form cannot be read: {error.detail}") from error
-    async with form:
-        fields: dict[str, str] = {}
-        image: bytes | None = None
-        for name, value in form.multi_items():
-            if name in fields or (name == "image" and image is not None):
-                raise invalid(f"`{name}` is given twice", name)
-            if isinstance(value, UploadFile) != (name == "image"):
-                raise invalid(f"`{name}` must be a {'file' if name == 'image' else 'field, no file'}", name)
-            if isinstance(value, UploadFile):
-                image = await value.read()
-            else:
-                fields[name] = value
     if not image:
         raise invalid("expected a file `image`, got " + ("none" if image is None else "an empty one"), "image")
     return fields, image
@@ -268,11 +267,14 @@ def _bytes_of(column: pa.FixedSizeBinaryArray, width: int) -> np.ndarray:
 def _read_stream(data: bytes) -> tuple[list[pa.RecordBatch], pa.Schema]:
     """Read an Arrow stream message by message, so that none is decompressed and each is checked before its use."""
     messages = pyarrow.ipc.MessageReader.open_stream(pa.BufferReader(data))
-    first = messages.read_next_message()
+    try:
+        first = messages.read_next_message()
+    except StopIteration as error:
+        raise ValueError("it is empty") from error
     if first.type != "schema":
         raise ValueError(f"expected a schema first, got {first.type}")
     schema = pyarrow.ipc.read_schema(first)
-    batches = []
+    batches: list[pa.RecordBatch] = []
     while True:
         try:
             message = messages.read_next_message()

@@ -128,7 +128,7 @@ class MicroBatcher:
 
     def _next_batch(self) -> list[tuple[Any, asyncio.Future[tuple[CodeArray, NDArray[np.float32]]]]]:
         """Take what waits, without those whose request has ended meanwhile."""
-        batch = []
+        batch: list[tuple[Any, asyncio.Future[tuple[CodeArray, NDArray[np.float32]]]]] = []
         while self._waiting and len(batch) < self._batch_size:
             image, future = self._waiting.popleft()
             if not future.done():

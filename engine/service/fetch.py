@@ -1,8 +1,8 @@
 """Fetching an image from an address that a client names, without becoming the client's hand inside our network.
 
-Only https on its own port, only hosts of an allow-list; the host's name is resolved once, every address it has must be a
-public one, and the connection goes to that very address, so that a second answer of the name server changes nothing. No
-redirect is followed, no proxy is used, nothing is decompressed, and the size is limited while it arrives.
+Only https on its own port, only hosts of an allow-list; the host's name is resolved once, every address it has must be
+a public one, and the connection goes to that very address, so that a second answer of the name server changes nothing.
+No redirect is followed, no proxy is used, nothing is decompressed, and the size is limited while it arrives.
 """
 
 from __future__ import annotations

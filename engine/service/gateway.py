@@ -12,7 +12,7 @@
     GET  /health/live, /health/ready, /metrics, /openapi.json
 
 A gateway keeps no state; any number may stand side by side. The event loop reads and writes, threads search: a search
-holds one thread until it ends, also when its client has given up, and no more than `Limits.in_flight` are at work or wait.
+holds one thread until it ends, also when its client has given up, and no more than `Limits.in_flight` are at work.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from engine.codes import CodeArray, num_words
-from engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
+from engine.errors import DeadlineExceededError, HashlightError, IdNotFoundError, OverloadedError
 from engine.indexes.threads import usable_cores
 from engine.rerank import Rerank
 from engine.service import bodies, schemas
@@ -452,7 +452,7 @@ def create_app(
         await gateway.close()
 
     app = FastAPI(title="Hashlight", docs_url=None, redoc_url=None, lifespan=lifespan)
-    for kind in (Exception, HTTPException, RequestValidationError):
+    for kind in (RequestError, HashlightError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refuse)
     _add_routes(app, gateway, keys or Keys())
     describe_api(app, secured=bool(keys))
@@ -460,7 +460,7 @@ def create_app(
         app.mount("/", StaticFiles(directory=page, html=True))
     if allowed_hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
-    app.add_middleware(Guard, limits=limits, metrics=metrics)
+    app.add_middleware(Guard, limits=limits, metrics=metrics, refuse=_answer_of)
     return app
 
 
@@ -561,6 +561,10 @@ def json_response(document: Any, status: int = 200, headers: dict[str, str] | No
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
+    return _answer_of(error)
+
+
+def _answer_of(error: Exception) -> Response:
     """Answer what went wrong, in one form."""
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]

@@ -1,11 +1,13 @@
-"""What stands before every request: limits of its body, headers of its answer, and the counting of both."""
+"""What stands before every request: limits of its body, headers of its answer, an answer to every failure, counters."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.service.limits import Limits
@@ -29,18 +31,21 @@ _HEADERS = {
 class Guard:
     """ASGI middleware. Bodies that are too large, too slow or too many raise `RequestError` where they are read."""
 
-    def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, limits: Limits, metrics: Metrics, refuse: Callable[[Exception], Response]
+    ) -> None:
         self._app = app
+        self._refuse = refuse
         self._limits = limits
         self._metrics = metrics
-        self._buffered = 0
+        self.buffered = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 500
+        start, status = time.perf_counter(), 0
         body = _Body(self, self._limits, Headers(scope=scope), receive)
 
         async def send_guarded(message: Message) -> None:
@@ -52,15 +57,19 @@ class Guard:
 
         try:
             await self._app(scope, body.receive, send_guarded)
+        except Exception as error:
+            if status:
+                raise
+            # Answered here, because Starlette's own last resort closes the connection under the client's next request.
+            await self._refuse(error)(scope, body.receive, send_guarded)
         finally:
-            self._buffered -= body.received
+            self.buffered -= body.received
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.count(route, status, time.perf_counter() - start)
 
-    def take(self, size: int) -> None:
-        """Account for bytes that arrived; 429 if all bodies together are too much."""
-        self._buffered += size
-        if self._buffered > self._limits.buffered_bytes:
+    def check_buffered(self) -> None:
+        """Raise 429 if all bodies that are being received are too much together."""
+        if self.buffered > self._limits.buffered_bytes:
             raise RequestError(
                 429,
                 "overloaded",
@@ -116,9 +125,10 @@ class _Body:
             raise RequestError(408, "body_timeout", text) from error
         size = len(message.get("body", b""))
         self.received += size
-        self._guard.take(size)
+        self._guard.buffered += size
         if self.received > self._limits.body_bytes:
             raise self._too_large("more")
+        self._guard.check_buffered()
         self._whole = not message.get("more_body", False)
         return message
 

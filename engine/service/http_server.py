@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from engine.service.keys import Keys
 
@@ -18,6 +19,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 # Connections, beyond which uvicorn answers 503: above what waits for a thread, below what would exhaust file handles.
 _MAX_CONNECTIONS = 1000
 _BACKLOG = 2048
+_MAX_HEAD_BYTES = 65_536
 _DRAIN_S = 30
 
 
@@ -66,9 +68,39 @@ def check_exposure(address: Address, keys: Keys, *, insecure: bool) -> None:
     """
     if not keys and not insecure and not address.is_loopback:
         raise ValueError(
-            f"{address.host} can be reached from other machines, and there are no API keys: give keys (`--keys FILE` or "
-            "HASHLIGHT_API_KEYS), bind to 127.0.0.1, or say that everyone may ask (`--insecure`)"
+            f"{address.host} can be reached from other machines, and there are no API keys: give keys (`--keys FILE` "
+            "or HASHLIGHT_API_KEYS), bind to 127.0.0.1, or say that everyone may ask (`--insecure`)"
         )
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """uvicorn's protocol with a limit to the head of a request, which the parser would let grow for ever."""
+
+    _head_bytes = 0
+    _whole_heads = 0
+    _in_head = True
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived; 400 and the end of the connection if the head is still not whole beyond its limit."""
+        before = self._whole_heads
+        super().data_received(data)
+        if not self._in_head or self._whole_heads != before:
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"the head of a request has at most {_MAX_HEAD_BYTES} bytes")
+
+    def on_headers_complete(self) -> None:
+        """Begin the request; what follows is its body."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End the request; what follows is the next head."""
+        super().on_message_complete()
+        self._in_head = True
+        self._whole_heads += 1
 
 
 class HttpServer:
@@ -108,6 +140,7 @@ def _config(app: FastAPI, address: Address) -> uvicorn.Config:
         tls = {"ssl_certfile": str(address.certificate), "ssl_keyfile": str(address.private_key)}
     return uvicorn.Config(
         app,
+        http=BoundedHttp,
         access_log=False,
         log_level="warning",
         server_header=False,

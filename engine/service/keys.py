@@ -7,9 +7,9 @@ Keys stand one a line in a file, or in the environment variable `HASHLIGHT_API_K
     loader   search,write   sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     ops      admin          _8Hn2tYp4XbJrLq7uCwZ1g
 
-A key is at least 16 characters (`python -c "import secrets; print(secrets.token_urlsafe())"` makes one), or the SHA-256
-of one, in hex, so that the file need not hold the secret itself. Only hashes are kept in memory. A request brings its key
-as `Authorization: Bearer KEY` or as `X-API-Key: KEY`.
+A key is at least 16 characters (`python -c "import secrets; print(secrets.token_urlsafe())"` makes one), or the
+SHA-256 of one, in hex, so that the file need not hold the secret itself. Only hashes are kept in memory. A request
+brings its key as `Authorization: Bearer KEY` or as `X-API-Key: KEY`.
 """
 
 from __future__ import annotations

@@ -43,23 +43,27 @@ _SECONDS = (
     2.5,
     10.0,
 )
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
     """The metrics of one gateway, in a registry of their own. Several threads may use one at once."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        common = {"registry": self.registry}
-        self._stage = Histogram("hashlight_stage_seconds", "Time of a stage.", ["stage"], buckets=_SECONDS, **common)
-        self._request = Histogram("hashlight_request_seconds", "Whole requests.", ["route"], buckets=_SECONDS, **common)
-        self._requests = Counter("hashlight_requests", "Requests answered.", ["route", "status"], **common)
-        self.in_flight = Gauge("hashlight_in_flight", "Searches at work or waiting for a thread.", **common)
-        self.encode_batch = Histogram(
-            "hashlight_encode_batch_images", "Images encoded together.", buckets=(1, 2, 4, 8, 16, 32, 64, 128), **common
+        self.registry = registry = CollectorRegistry()
+        self._stage = Histogram(
+            "hashlight_stage_seconds", "Time of a stage.", ["stage"], buckets=_SECONDS, registry=registry
         )
-        self.partial = Counter("hashlight_partial_answers", "Answers from some of the shards.", **common)
-        self.version = Gauge("hashlight_collection_version", "Version that is served.", **common)
+        self._request = Histogram(
+            "hashlight_request_seconds", "Whole requests.", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self._requests = Counter("hashlight_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self.in_flight = Gauge("hashlight_in_flight", "Searches at work or waiting for a thread.", registry=registry)
+        self.encode_batch = Histogram(
+            "hashlight_encode_batch_images", "Images encoded together.", buckets=_IMAGES, registry=registry
+        )
+        self.partial = Counter("hashlight_partial_answers", "Answers from some of the shards.", registry=registry)
+        self.version = Gauge("hashlight_collection_version", "Version that is served.", registry=registry)
 
     def observe(self, stage: str, seconds: float) -> None:
         """Record that a stage took so long."""

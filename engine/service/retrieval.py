@@ -1,4 +1,4 @@
-"""From codes to what a client is shown: search, then what is stored of the answers. The same in every server and client.
+"""From codes to what a client is shown: search, then what is stored of the answers; the same for every client.
 
 Q queries, M answers of all of them together.
 """
