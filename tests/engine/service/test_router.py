@@ -24,7 +24,7 @@ from engine.service.hedging import Delays, HedgeBudget
 from engine.service.router import ClusterRouter
 from engine.service.searcher import CollectionSearcher
 from engine.service.security import Security
-from tests.engine.service.conftest import BITS, Load, eventually, serving
+from tests.engine.service.conftest import BITS, Cable, Load, eventually, serving
 from tests.oracles import knn, within_radius
 
 
@@ -259,6 +259,26 @@ def test_a_token_is_wanted(corpus):
         for wrong in (Security(), Security(token="wrong")):
             with pytest.raises(NoShardError, match="wants a token"):
                 ClusterRouter(cluster, security=wrong, connect_s=0.5)
+
+
+def test_a_cut_network_delays_no_query_past_its_deadline(corpus):
+    with serving(corpus.path, groups=1, replicas=2) as (servers, cluster):
+        cable = Cable(servers[0][0].port)
+        router = ClusterRouter(cluster.with_replicas([[cable.address, servers[0][1].address]]))
+        expected = router.search(corpus.queries, 5)
+        eventually(lambda: all(replica["state"] == "connected" for replica in router.stats()["replicas"]))
+        with Load(lambda: assert_same(router.search(corpus.queries, 5, timeout_s=10.0), expected)) as load:
+            load.wait_for(10)
+            cable.cut()
+            load.wait_for(10)
+            eventually(lambda: router.stats()["replicas"][0]["state"] == "silent")
+            load.wait_for(10)
+            cable.mend()
+            eventually(lambda: router.stats()["replicas"][0]["state"] == "connected")
+            load.wait_for(10)
+        assert load.errors == []
+        router.close()
+        cable.close()
 
 
 @pytest.fixture(scope="module")
