@@ -264,8 +264,8 @@ def as_markdown(results: dict) -> str:
     text = [
         "# Serving\n",
         f"`python -m benchmarks.serving`, {results['date']}, {results['machine']}; pyarrow {pa.__version__}, Python "
-        f"{platform.python_version()}. {results['rows']:,} uniform {BITS}-bit codes in {GROUPS} groups; client, router and "
-        f"shard servers on this machine. {results['note']}",
+        f"{platform.python_version()}. {results['rows']:,} uniform {BITS}-bit codes in {GROUPS} groups; client, router "
+        f"and shard servers on this machine. {results['note']}",
     ]
     for title, rows in results["tables"].items():
         names = list(dict.fromkeys(name for row in rows.values() for name in row))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.collection import Collection
+from engine.results import Coverage
 from engine.storage.manifest import Manifest, ShardSpec, read_version
 from engine.storage.mirror import local_shard
 from engine.storage.shard import Shard
@@ -35,7 +37,7 @@ class Group:
         return sum(self.shards.values())
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class ClusterMap:
     """One collection version behind shard servers.
 
@@ -53,6 +55,12 @@ class ClusterMap:
     def version(self) -> int:
         """The collection version."""
         return int(self.about["version"])
+
+    @functools.cached_property
+    def coverage(self) -> Coverage:
+        """What an answer of all groups has seen."""
+        shards, codes = sum(len(group.shards) for group in self.groups), sum(group.rows for group in self.groups)
+        return Coverage(shards=shards, answered=shards, codes=codes, searched=codes, version=self.version)
 
     def with_replicas(self, replicas: Sequence[Sequence[str]]) -> ClusterMap:
         """Return the same shards at other addresses, one sequence of them a group."""

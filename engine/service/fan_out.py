@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import queue
 import random
+import threading
 import time
 from collections.abc import Sequence
 
@@ -73,12 +74,14 @@ class FanOut:
     ) -> None:
         self.parts = [Part(replicas) for replicas in groups]
         self.retries = 0
-        self._request = request
+        self._frame = request.encode()
         self._deadline_s = deadline_s
         self._budget = budget
         self._started_s = time.monotonic()
         self._late_s = self._started_s + late_s
-        self._heard: queue.SimpleQueue[tuple[Part, int, Answer | ReplicaLostError]] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[tuple[Part, int, Answer | ReplicaLostError] | None] = queue.SimpleQueue()
+        self._counting = threading.Lock()
+        self._unsettled = len(groups)
 
     def run(self) -> list[Part]:
         """Return every group's part once all are settled or time is over.
@@ -104,13 +107,15 @@ class FanOut:
 
     def _wait(self, seconds: float) -> None:
         try:
-            part, id_, outcome = self._heard.get(timeout=max(seconds, 0.0))
+            news = self._heard.get(timeout=max(seconds, 0.0))
         except queue.Empty:
             self._ask_others()
             return
-        replica = part.under_way.pop(id_, None)
-        if replica is not None and part.answer is None:
-            self._hear(part, replica, outcome)
+        if news is not None:
+            part, id_, outcome = news
+            replica = part.under_way.pop(id_, None)
+            if replica is not None and part.answer is None:
+                self._failed(part, replica, outcome)
 
     def _ask_others(self) -> None:
         """Ask one more replica for each part that is late, and for each whose replicas give no sign of life."""
@@ -128,26 +133,45 @@ class FanOut:
         """Ask the next replica; leave the part as it is if there is none."""
         while (replica := part.choose()) is not None:
             part.tried.append(replica)
-            request = self._request._replace(id=next_id(), timeout_s=self._deadline_s - time.monotonic())
-            part.under_way[request.id] = replica
+            id_ = next_id()
+            part.under_way[id_] = replica
+            frame = Request.stamp(self._frame, id_, self._deadline_s - time.monotonic())
             try:
-                replica.send(request, functools.partial(self._tell, part, request.id))
+                replica.send(id_, frame, functools.partial(self._tell, part, id_))
                 return
             except ReplicaLostError as error:
-                del part.under_way[request.id]
+                del part.under_way[id_]
                 part.error = error
+        if part.under_way:
+            return
         if not part.tried:
             reasons = "; ".join(replica.reason for replica in part.replicas)
             part.error = ReplicaLostError(reasons or "no server has it")
+        with self._counting:
+            self._count_off()
 
     def _tell(self, part: Part, id_: int, outcome: Answer | ReplicaLostError) -> None:
-        self._heard.put((part, id_, outcome))
-
-    def _hear(self, part: Part, replica: Replica, outcome: Answer | ReplicaLostError) -> None:
-        if isinstance(outcome, Answer) and outcome.status is Status.OK:
-            replica.succeeded()
-            part.answer, part.answered_s = outcome, time.monotonic() - self._started_s
+        """Take what a replica's own thread brings; wake the caller for failures, and once all parts are settled."""
+        if isinstance(outcome, ReplicaLostError) or outcome.status is not Status.OK:
+            self._heard.put((part, id_, outcome))
             return
+        with self._counting:
+            if part.answer is not None:
+                return
+            part.answer, part.answered_s = outcome, time.monotonic() - self._started_s
+            self._count_off()
+        replica = part.under_way.get(id_)
+        if replica is not None:
+            replica.succeeded()
+
+    def _count_off(self) -> None:
+        """Wake the caller when the last part is settled."""
+        self._unsettled -= 1
+        if self._unsettled == 0:
+            self._heard.put(None)
+
+    def _failed(self, part: Part, replica: Replica, outcome: Answer | ReplicaLostError) -> None:
+        """Ask the next replica, unless the request itself is wrong."""
         error = outcome if isinstance(outcome, ReplicaLostError) else decode_error(outcome.body)
         if not isinstance(error, HashlightError):
             raise error
@@ -164,5 +188,5 @@ class FanOut:
             asked = ", ".join(replica.address for replica in part.under_way.values())
             part.error = DeadlineExceededError(f"no answer from {asked} within {waited_s:.3g} s")
         for id_, replica in part.under_way.items():
-            replica.cancel(id_)
+            replica.cancel(id_)  # nothing happens where it was this one that answered
         part.under_way = {}

@@ -66,10 +66,10 @@ Receiver = Callable[[Answer | ReplicaLostError], None]
 class _Waiting:
     """A request under way."""
 
-    __slots__ = ("body", "filled", "num_bytes", "receiver")
+    __slots__ = ("body", "filled", "receiver")
 
-    def __init__(self, receiver: Receiver, num_bytes: int) -> None:
-        self.receiver, self.num_bytes = receiver, num_bytes
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
         self.body: bytearray | None = None
         self.filled = 0
 
@@ -147,8 +147,8 @@ class Replica:
         stream = self._stream
         return stream is not None and stream.silent_s() > SILENT_S
 
-    def send(self, request: Request, receiver: Receiver) -> None:
-        """Send a request; `receiver` hears once what became of it, in another thread.
+    def send(self, id_: int, frame: bytes, receiver: Receiver) -> None:
+        """Send a request under its id; `receiver` hears once what became of it, in another thread.
 
         Raises
         ------
@@ -158,7 +158,7 @@ class Replica:
         stream = self._stream
         if stream is None:
             raise ReplicaLostError(self.reason)
-        stream.send(request, receiver)
+        stream.send(id_, frame, receiver)
 
     def cancel(self, id_: int) -> None:
         """Want no answer to a request any more."""
@@ -252,12 +252,11 @@ class _Stream:
         due_s = self._due_s
         return 0.0 if due_s is None else time.monotonic() - due_s
 
-    def send(self, request: Request, receiver: Receiver) -> None:
+    def send(self, id_: int, frame: bytes, receiver: Receiver) -> None:
         """Write a request and remember who waits for it."""
-        frame = request.encode()
-        self.waiting[request.id] = _Waiting(receiver, len(frame))
+        self.waiting[id_] = _Waiting(receiver)
         # Whoever takes the request out tells of it: the thread that gave the stream up, or this one.
-        if self._lost is not None and self.waiting.pop(request.id, None) is not None:
+        if self._lost is not None and self.waiting.pop(id_, None) is not None:
             raise ReplicaLostError(self._lost)
         self._write(frame)
 

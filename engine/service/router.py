@@ -419,16 +419,16 @@ def _coverage(whole: ClusterMap, parts: Sequence[Part], *, allow_partial: bool) 
     DeadlineExceededError, NoShardError, IncompleteError
         If no group answered, or one did not and `allow_partial` is false.
     """
+    if all(part.answer is not None for part in parts):
+        return whole.coverage
     missing = _missing(whole.groups, parts)
     answered = [group for group, part in zip(whole.groups, parts, strict=True) if part.answer is not None]
-    if missing and (not answered or not allow_partial or any(isinstance(p.error, OverloadedError) for p in parts)):
-        raise _error(missing, parts, total=sum(len(group.shards) for group in whole.groups))
-    return Coverage(
-        shards=sum(len(group.shards) for group in whole.groups),
+    if not answered or not allow_partial or any(isinstance(part.error, OverloadedError) for part in parts):
+        raise _error(missing, parts, total=whole.coverage.shards)
+    return dataclasses.replace(
+        whole.coverage,
         answered=sum(len(group.shards) for group in answered),
-        codes=sum(group.rows for group in whole.groups),
         searched=sum(group.rows for group in answered),
-        version=whole.version,
         degraded=missing,
     )
 

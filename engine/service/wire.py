@@ -36,6 +36,7 @@ MAX_ROWS_ASKED = 1 << 20  # queries or ids of one request
 _MAGIC = b"HL"
 # magic, protocol, kind, id, version, microseconds left, rows, words, flags, k or radius, limit, bytes of the filter
 _REQUEST = struct.Struct("<2sBBQQQIHHqqI")
+_ID_AT, _TIME_AT, _U64 = 4, 20, struct.Struct("<Q")
 # magic, protocol, status, id, version, bytes of the whole answer, page's place in it, seconds the server took
 _PAGE = struct.Struct("<2sBBQQQQd")
 _COUNTS = struct.Struct("<QQQ")
@@ -127,6 +128,14 @@ class Request(NamedTuple):
             len(text),
         )
         return head + text + self.values.astype("<u8", copy=False).tobytes()
+
+    @staticmethod
+    def stamp(frame: bytes, id_: int, timeout_s: float) -> bytes:
+        """Return a frame with another id and time left: the same request once more."""
+        stamped = bytearray(frame)
+        _U64.pack_into(stamped, _ID_AT, id_)
+        _U64.pack_into(stamped, _TIME_AT, max(0, int(timeout_s * 1e6)))
+        return bytes(stamped)
 
     @classmethod
     def decode(cls, frame: memoryview) -> Request:

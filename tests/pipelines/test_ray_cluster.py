@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,3 +111,11 @@ def test_replicas_come_and_go(own, running):
         eventually(lambda: all_connected(router, 4))
         load.wait_for(5)
     assert load.errors == []
+
+
+@pytest.mark.slow
+def test_a_lost_node_fails_no_query(own):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.pipelines.node_loss", str(own.path)], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

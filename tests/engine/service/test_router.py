@@ -1,9 +1,15 @@
 """The router over real shard servers: answers as the collection's, deadlines, hedges, refusals, what is missing."""
 
+import datetime
+import ipaddress
 import time
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from engine.errors import (
     DeadlineExceededError,
@@ -18,7 +24,7 @@ from engine.service.hedging import Delays, HedgeBudget
 from engine.service.router import ClusterRouter
 from engine.service.searcher import CollectionSearcher
 from engine.service.security import Security
-from tests.engine.service.conftest import BITS, Load, eventually, serving
+from tests.engine.service.conftest import BITS, Cable, Load, eventually, serving
 from tests.oracles import knn, within_radius
 
 
@@ -253,6 +259,60 @@ def test_a_token_is_wanted(corpus):
         for wrong in (Security(), Security(token="wrong")):
             with pytest.raises(NoShardError, match="wants a token"):
                 ClusterRouter(cluster, security=wrong, connect_s=0.5)
+
+
+def test_a_cut_network_delays_no_query_past_its_deadline(corpus):
+    with serving(corpus.path, groups=1, replicas=2) as (servers, cluster):
+        cable = Cable(servers[0][0].port)
+        router = ClusterRouter(cluster.with_replicas([[cable.address, servers[0][1].address]]))
+        expected = router.search(corpus.queries, 5)
+        eventually(lambda: all(replica["state"] == "connected" for replica in router.stats()["replicas"]))
+        with Load(lambda: assert_same(router.search(corpus.queries, 5, timeout_s=10.0), expected)) as load:
+            load.wait_for(10)
+            cable.cut()
+            load.wait_for(10)
+            eventually(lambda: router.stats()["replicas"][0]["state"] == "silent")
+            load.wait_for(10)
+            cable.mend()
+            eventually(lambda: router.stats()["replicas"][0]["state"] == "connected")
+            load.wait_for(10)
+        assert load.errors == []
+        router.close()
+        cable.close()
+
+
+@pytest.fixture(scope="module")
+def certificates():
+    """A certificate of 127.0.0.1, its key, and its authority, which is itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hashlight test")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return certificate.public_bytes(pem), private
+
+
+def test_tls_wants_the_right_authority_and_a_client_s_certificate(corpus, certificates):
+    certificate, key = certificates
+    both = Security(certificate=certificate, key=key, authority=certificate)
+    with serving(corpus.path, groups=1, security=both) as (_, cluster):
+        assert cluster.groups[0].replicas[0].startswith("grpc+tls://")
+        router = ClusterRouter(cluster, security=both)
+        assert router.search(corpus.queries, 3).coverage.complete
+        router.close()
+        for wrong in (Security(), Security(authority=certificate)):
+            with pytest.raises(NoShardError):
+                ClusterRouter(cluster, security=wrong, connect_s=1.0)
+    with pytest.raises(ValueError, match="certificate and its key"):
+        Security(certificate=certificate)
 
 
 def test_no_server_at_all_is_an_error(corpus):

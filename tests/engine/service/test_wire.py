@@ -43,6 +43,10 @@ def test_a_request_is_read_as_it_was_written(kind, id_, rows, number, limit, tex
     assert (read.number, read.limit, read.filter, read.explain) == (number, limit, text, explain)
     assert read.values.shape == values.shape
     assert (read.values == values).all()
+    frame = Request(kind, id_, 7, 1.5, values, number, limit, text, explain).encode()
+    again = Request.decode(memoryview(Request.stamp(frame, 2**64 - 1, 0.25)))
+    assert again[:4] == (kind, 2**64 - 1, 7, 0.25)
+    assert again[5:] == read[5:]
 
 
 @given(st.binary(max_size=200))
