@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from encoders.encoder import HashEncoder
     from engine.client.client import AsyncSearchClient, SearchClient
     from engine.collection import Collection
+    from engine.rerank import Rerank
 
-__all__ = ["AsyncSearchClient", "Collection", "HashEncoder", "SearchClient"]
+__all__ = ["AsyncSearchClient", "Collection", "HashEncoder", "Rerank", "SearchClient"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncSearchClient": "engine.client.client",
     "Collection": "engine.collection",
     "HashEncoder": "encoders.encoder",
+    "Rerank": "engine.rerank",
     "SearchClient": "engine.client.client",
 }
 

@@ -40,6 +40,7 @@ from engine.rerank import rerank_pool
 from engine.storage.files import write_atomically
 from pipelines.fashion_mnist import load_fashion_mnist
 from pipelines.measure import Histograms, Side, count_distances, method_report, relaxed_map
+from pipelines.pictures import save_lines
 
 T = TypeVar("T")
 
@@ -52,7 +53,8 @@ SEVERAL_SEEDS = ("hashnet", "csq", "orthohash")
 
 BATCH = 128
 UNSEEN_CLASSES = (0, 5, 8)  # T-shirt, sandal, bag: one of each of three kinds of things
-PAIRS, SIMILAR_PAIRS = 50_000, 500
+PAIRS, SIMILAR_PAIRS = 2_000_000, 20_000
+OUTFITS = 5  # T-shirt and sandal, trousers and shirt, pullover and sneaker, dress and bag, coat and ankle boot
 POOL, RERANKED, RERANK_QUERIES = 1000, 10, 1000
 
 
@@ -60,15 +62,17 @@ POOL, RERANKED, RERANK_QUERIES = 1000, 10, 1000
 class Variant:
     """A protocol: its split and how long methods train on it. `title` stands over its table.
 
-    `pretrain_epochs` are those of augmented images, and of images as they are.
+    `pretrain_epochs` are one learning rate cycle each: the first of augmented images, the others of images as they
+    are.
     """
 
     name: str
     title: str
     split: str
     methods: tuple[str, ...]
-    pretrain_epochs: tuple[int, int]
+    pretrain_epochs: tuple[int, ...]
     epochs: int
+    batch_size: int = BATCH
     by_pairs: bool = False
 
 
@@ -80,16 +84,18 @@ VARIANTS = {
             title="10,000 queries (the test split), 60,000 to train on, the same 60,000 in the database",
             split="full",
             methods=ALL_METHODS,
-            pretrain_epochs=(12, 4),
+            pretrain_epochs=(12, 4, 4),
             epochs=1,
         ),
         Variant(
             name="imbalanced",
-            title=f"as small, but hashing learns from {PAIRS:,} known pairs only, {SIMILAR_PAIRS} of them similar",
+            title=f"as small, but what is similar are two classes that make an outfit, as coat and ankle boot do, "
+            f"and hashing learns from {PAIRS:,} known pairs only, {SIMILAR_PAIRS:,} of them similar",
             split="small",
             methods=(*ABLATIONS, "dhn"),
-            pretrain_epochs=(30, 10),
-            epochs=4,
+            pretrain_epochs=(30, 10, 10),
+            epochs=12,
+            batch_size=512,
             by_pairs=True,
         ),
         Variant(
@@ -97,7 +103,7 @@ VARIANTS = {
             title="1,000 queries, 5,000 to train on, 69,000 in the database (which holds those), of all 70,000",
             split="small",
             methods=ALL_METHODS,
-            pretrain_epochs=(30, 10),
+            pretrain_epochs=(30, 10, 10),
             epochs=4,
         ),
         Variant(
@@ -105,7 +111,7 @@ VARIANTS = {
             title=f"classes {UNSEEN_CLASSES} are never trained on; their 3,000 test images query all 60,000",
             split="unseen",
             methods=ALL_METHODS,
-            pretrain_epochs=(12, 4),
+            pretrain_epochs=(12, 4, 4),
             epochs=1,
         ),
     )
@@ -167,15 +173,13 @@ def spread(count: int, images: int) -> np.ndarray:
 def draw_pairs(labels: np.ndarray, seed: int) -> PairList:
     """Known pairs, hardly any similar, as where similarity is a click or a link."""
     rng = np.random.default_rng(seed)
-    most = len(labels) ** 2 // 8
-    wanted = {True: min(SIMILAR_PAIRS, most // 100), False: min(PAIRS - SIMILAR_PAIRS, most)}
-    first, second = rng.integers(len(labels), size=(2, 60 * sum(wanted.values())))
-    keys, rows = np.unique(first * len(labels) + second, return_index=True)
-    rows = rng.permutation(rows[first[rows] < second[rows]])
-    assert len(keys)
-    same = labels[first[rows]] == labels[second[rows]]
-    kept = np.concatenate([rows[same == similar][:count] for similar, count in wanted.items()])
-    return PairList(first[kept], second[kept], labels[first[kept]] == labels[second[kept]])
+    first, second = np.triu_indices(len(labels), 1)
+    order = rng.permutation(len(first))[: 4 * PAIRS]
+    first, second = first[order], second[order]
+    same = labels[first] == labels[second]
+    num_similar = min(SIMILAR_PAIRS, len(same) // 100)
+    kept = np.concatenate([np.flatnonzero(same)[:num_similar], np.flatnonzero(~same)[: PAIRS - num_similar]])
+    return PairList(first[kept], second[kept], same[kept])
 
 
 class Start:
@@ -190,7 +194,7 @@ class Start:
         self._features = self.backbone.with_suffix(".npz")
         self._facts = self.backbone.with_suffix(".json")
         if not self._facts.is_file():
-            self._make((1, 1) if self.trial else variant.pretrain_epochs)
+            self._make((1, 1, 1) if self.trial else variant.pretrain_epochs)
 
     @functools.cached_property
     def features(self) -> dict[str, np.ndarray]:
@@ -205,16 +209,21 @@ class Start:
     def _make(self, epochs: tuple[int, int]) -> None:
         """Learn to classify augmented images, then images as they are: those that stand in the database."""
         start = time.process_time()
-        first = self._classify(warmup_epochs=epochs[0])
-        first.save_backbone(self.backbone)
-        second = self._classify(
-            warmup_epochs=epochs[1], weights=str(self.backbone), warmup_learning_rate=1e-3, augment=False
-        )
+        encoder = self._classify(warmup_epochs=epochs[0])
+        encoder.save_backbone(self.backbone)
+        for plain in epochs[1:]:
+            encoder = self._classify(
+                warmup_epochs=plain, weights=str(self.backbone), warmup_learning_rate=1e-3, augment=False
+            )
+            encoder.save_backbone(self.backbone)
         train_s = round(time.process_time() - start, 1)
-        second.save_backbone(self.backbone)
+        parts = self.split._asdict()
+        if self.split.train is self.split.database:
+            del parts["train"]
+        features = {name: encoder.encode_all(part.images).features for name, part in parts.items()}
         with self._features.open("wb") as file:
-            np.savez(file, **{name: second.encode_all(part.images).features for name, part in self._parts()})
-        facts = {"backbone_epochs": f"{epochs[0]} augmented, {epochs[1]} plain", "backbone_cpu_s": train_s}
+            np.savez(file, **{"train": features["database"], **features})
+        facts = {"backbone_epochs": " + ".join(map(str, epochs)), "backbone_cpu_s": train_s}
         write_atomically(self._facts, json.dumps(facts).encode())
 
     def _classify(self, **settings: Any) -> HashEncoder:
@@ -223,9 +232,6 @@ class Start:
             method="lsh", bits=8, batch_size=BATCH, precision="bfloat16", seed=self.seed, device=self.device, **settings
         )
         return train(self.split.train.images, self.split.train.labels, config)
-
-    def _parts(self) -> list[tuple[str, Part]]:
-        return list(self.split._asdict().items())
 
 
 class Coded(NamedTuple):
@@ -267,14 +273,15 @@ def train_method(cell: Cell, start: Start) -> Coded:
         weights=str(start.backbone),
         warmup_epochs=0,
         epochs=1 if start.trial else variant.epochs,
-        batch_size=BATCH,
-        learning_rate=1e-4,
-        hash_multiplier=50.0,
+        batch_size=variant.batch_size,
         precision="bfloat16",
         augment=False,
         device=start.device,
     )
-    given = {"pairs": draw_pairs(split.train.labels, cell.seed)} if variant.by_pairs else {"labels": split.train.labels}
+    given = {"labels": split.train.labels}
+    if variant.by_pairs:
+        split = Split(*(Part(part.images, part.labels % OUTFITS) for part in split))
+        given = {"pairs": draw_pairs(split.train.labels, cell.seed)}
     encoder, train_s = timed(lambda: train(split.train.images, config=config, **given))
     sides, encode_s = timed(lambda: [encoded(encoder, part) for part in (split.queries, split.database)])
     facts = {"epoch": encoder.config.training["epoch"], "train_cpu_s": train_s, "encode_cpu_s": encode_s}
@@ -428,10 +435,11 @@ def shown(values: list[float | None]) -> str:
 
 def facts_of(options: argparse.Namespace) -> dict[str, str]:
     return {
-        "backbone": "small-cnn, trained to classify the split's training images, then by each method",
+        "backbone": "small-cnn, trained to classify the split's training images (epochs: one learning rate cycle of "
+        "mirrored and shifted images, then cycles of images as they are), then by each method",
         "trial": "no" if options.images is None else f"YES: {options.images} images of each part, one epoch",
-        "training": f"bfloat16, batches of {BATCH}; hashing on images as they are, at a rate of 1e-4, the hash layer's "
-        "50 times that; all else as `TrainConfig` has it",
+        "training": f"bfloat16, batches of {BATCH}, of pairs {VARIANTS['imbalanced'].batch_size}; hashing "
+        "on images as they are; all else as `TrainConfig` has it",
         "device": options.device,
         "machine": f"{cpu_name()}, {os.cpu_count()} cores shared with other work, {torch.get_num_threads()} thread(s)",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
@@ -451,6 +459,21 @@ def write_report(out: Path, folder: Path, facts: dict[str, str]) -> None:
     document = json.dumps({"facts": facts, "variants": titles, "cells": results}, indent=1) + "\n"
     write_atomically(out.with_name(out.name + ".json"), document.encode())
     write_atomically(out.with_name(out.name + ".md"), page(results, facts).encode())
+
+
+def draw(out: Path, results: list[dict]) -> None:
+    """mAP and precision within radius 2 by bits, one line a method, a picture a variant."""
+    for variant in dict.fromkeys(result["variant"] for result in results):
+        rows = [result for result in results if result["variant"] == variant]
+        for key, name in (("map_all", "mAP"), ("precision_radius_2", "precision within radius 2")):
+            lines = {title: by_bits(rows, title, key) for title in dict.fromkeys(row["title"] for row in rows)}
+            save_lines(lines, out.with_name(f"{out.name}.{variant}.{key}.png"), title=variant, x="bits", y=name)
+
+
+def by_bits(rows: list[dict], title: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    own = [row for row in rows if row["title"] == title]
+    bits = sorted({row["bits"] for row in own})
+    return np.array(bits), np.array([statistics.mean(row[key] for row in own if row["bits"] == b) for b in bits])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -480,6 +503,7 @@ def main(arguments: list[str] | None = None) -> None:
             write_report(options.out, folder, facts_of(options))
             print(f"{number}/{len(cells)} {cell.name}: mAP {result['map_all']:.4f}", flush=True)
     write_report(options.out, folder, facts_of(options))
+    draw(options.out, results_in(folder))
 
 
 if __name__ == "__main__":

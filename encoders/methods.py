@@ -4,8 +4,8 @@
 hashnet      Cao et al., ICCV 2017: weighted pairs, tanh(beta z) with a rising beta
 hashnet-c    HashNet+C: similar pairs of multi-labelled images weigh as much as their labels have in common
 hashnet-w    ablation: no weights
-hashnet-sgn  ablation: no continuation, signs from the first step, gradients straight through
-hashnet-cls  ours: HashNet, and a classifier on the same codes
+hashnet-sgn  ablation: no continuation, as good as signs from the first step: tanh(beta z) at the last beta throughout
+hashnet-st   ours: HashNet's pairs of signs with straight-through gradients, and a classifier that reads them
 dhn          Zhu et al., AAAI 2016: pairs and a quantisation penalty
 latent       Lin et al., CVPR workshops 2015: a classifier behind a layer of sigmoids
 joint        a reconstruction of Mu & Liu 2016: classification, then an exponentiated loss of pairs
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from encoders.baselines import ITQ, ITQCCA, LSH, SH
 from encoders.hashers import Features, Hasher
 from encoders.kernel_hashing import KSH, SDH
-from encoders.objectives import CSQ, DHN, ClassifiedHashNet, HashNet, Joint, Latent, Objective, OrthoHash
+from encoders.objectives import CSQ, DHN, HashNet, Joint, Latent, Objective, OrthoHash, StraightHashNet
 from encoders.supervision import LABELS, MULTI_LABELS, NOTHING, PAIRS, VIEWS, Supervision
 
 
@@ -72,8 +72,8 @@ class Method:
         method that does not read them.
     continues : bool
         beta rises by the schedule of the settings; else it is `beta` throughout.
-    beta : float
-        Sharpness of the relaxed codes tanh(beta z) that are the method's own.
+    beta : float or None
+        Sharpness of the relaxed codes tanh(beta z) that are the method's own; None is where continuation would end.
     pretrains : bool
         Classification comes first whatever weights the backbone starts from.
     """
@@ -85,7 +85,7 @@ class Method:
     objective: Callable[[ObjectiveSettings], Objective] | None = None
     fit: Callable[[Features, int, int, NDArray[Any] | None], Hasher] | None = None
     continues: bool = False
-    beta: float = 1.0
+    beta: float | None = 1.0
     pretrains: bool = False
 
     @property
@@ -146,15 +146,15 @@ METHODS = {
             title="HashNet-sgn (signs from the start)",
             learns_from=_PAIRWISE,
             refusal=_NEEDS_PAIRS,
-            objective=lambda s: HashNet(s.alpha, binary=True),
+            objective=lambda s: HashNet(s.alpha),
+            beta=None,
         ),
         Method(
-            name="hashnet-cls",
-            title="HashNet + classifier (ours)",
+            name="hashnet-st",
+            title="HashNet, straight-through, with a classifier (ours)",
             learns_from=_CLASSES,
             refusal=_NEEDS_CLASSES,
-            objective=lambda s: ClassifiedHashNet(s.alpha, s.bits, s.num_classes),
-            continues=True,
+            objective=lambda s: StraightHashNet(s.alpha, s.bits, s.num_classes),
         ),
         Method(
             name="dhn",

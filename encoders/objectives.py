@@ -39,7 +39,7 @@ class Objective(nn.Module, abc.ABC):
 
 
 class HashNet(Objective):
-    """Weighted likelihood of pairs of tanh(beta z), or of signs from the start.
+    """Weighted likelihood of pairs of tanh(beta z).
 
     Parameters
     ----------
@@ -49,36 +49,38 @@ class HashNet(Objective):
         False for HashNet-W.
     jaccard : bool
         Weigh similar pairs by what share of their labels they have in common, for HashNet+C.
-    binary : bool
-        Codes are sign(z) from the first step, and their gradient passes to tanh(z) as it is, for HashNet-sgn.
     """
 
-    def __init__(self, alpha: float | None, *, weighted: bool = True, jaccard: bool = False, binary: bool = False):
+    def __init__(self, alpha: float | None, *, weighted: bool = True, jaccard: bool = False):
         super().__init__()
-        self._alpha, self._weighted, self._jaccard, self._binary = alpha, weighted, jaccard, binary
+        self._alpha, self._weighted, self._jaccard = alpha, weighted, jaccard
 
     def forward(
         self, output_BK: torch.Tensor, beta: float, supervision: Supervision, index_B: torch.Tensor
     ) -> torch.Tensor:
         """See `Objective.forward`."""
-        code_BK = _straight_through_sign(output_BK) if self._binary else torch.tanh(beta * output_BK)
+        return self._pair_loss(torch.tanh(beta * output_BK), supervision, index_B)
+
+    def _pair_loss(self, code_BK: torch.Tensor, supervision: Supervision, index_B: torch.Tensor) -> torch.Tensor:
         affinity_BB = supervision.affinity_within(index_B) if self._jaccard else None
-        similar_BB, known_BB = _pairs(supervision, index_B, output_BK.device)
+        similar_BB, known_BB = _pairs(supervision, index_B, code_BK.device)
         return hashnet_loss(
             code_BK,
             similar_BB,
             known_BB,
-            affinity_BB=None if affinity_BB is None else affinity_BB.to(output_BK.device),
+            affinity_BB=None if affinity_BB is None else affinity_BB.to(code_BK.device),
             alpha=self._alpha,
             weighted=self._weighted,
         )
 
 
-class ClassifiedHashNet(HashNet):
-    """HashNet, and a linear classifier that reads the classes off the same codes; a method of this project.
+class StraightHashNet(HashNet):
+    """HashNet's pairs of signs, and a classifier that reads the classes off the same signs; a method of this project.
 
-    The pairs of a batch place codes against each other, the cross-entropy places each against all classes at once,
-    also where the pairs of the batch have nothing left to say. The two add up, with equal weight.
+    In the place of continuation the codes are sign(z) from the first step, and their gradient passes to
+    tanh(z) as it is: the straight-through estimator of Bengio, Leonard & Courville, arXiv 1308.3432. Pairs place
+    codes against each other, the cross-entropy places each against all classes at once. The two add up, with equal
+    weight.
 
     Parameters
     ----------
@@ -95,9 +97,9 @@ class ClassifiedHashNet(HashNet):
         self, output_BK: torch.Tensor, beta: float, supervision: Supervision, index_B: torch.Tensor
     ) -> torch.Tensor:
         """See `Objective.forward`."""
-        logit_BC = self.classifier(torch.tanh(beta * output_BK))
+        code_BK = _straight_through_sign(output_BK)
         target_BC = _classes(supervision, index_B, output_BK.device)
-        return super().forward(output_BK, beta, supervision, index_B) + class_loss(logit_BC, target_BC)
+        return self._pair_loss(code_BK, supervision, index_B) + class_loss(self.classifier(code_BK), target_BC)
 
 
 class DHN(Objective):

@@ -20,7 +20,8 @@ def keep_out(supervision: Supervision, num_images: int, seed: int) -> tuple[Supe
     Raises
     ------
     ValueError
-        If more than half of the images would be kept out, or the supervision cannot be split.
+        If more than half of the images would be kept out, no two of them are similar, or the supervision cannot be
+        split.
     """
     if num_images > supervision.num_images // 2:
         raise ValueError(
@@ -29,7 +30,11 @@ def keep_out(supervision: Supervision, num_images: int, seed: int) -> tuple[Supe
     order_N = torch.randperm(supervision.num_images, generator=torch.Generator().manual_seed(seed))
     kept_V = order_N[:num_images].sort().values
     index_V = torch.cat([kept_V, kept_V]) if supervision.kind == VIEWS else kept_V
-    return supervision.restricted_to(order_N[num_images:].sort().values), index_V
+    others = supervision.restricted_to(order_N[num_images:].sort().values)
+    similar_VV = supervision.pairs_within(index_V)[0]
+    if not (similar_VV & ~torch.eye(len(index_V), dtype=torch.bool)).any():
+        raise ValueError(f"`validation_images` must hold two similar images to judge by, the {num_images} drawn do not")
+    return others, index_V
 
 
 def validation_map(z_VK: torch.Tensor, supervision: Supervision, index_V: torch.Tensor) -> float:

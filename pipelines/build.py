@@ -203,9 +203,9 @@ def build_collection(
             )
             for number, pieces in enumerate(cut_parts(parts, split_rows(rows, shards)))
         ]
-        writer.add_encoder(Path(codes) / "encoder")
         with ray_session(num_cpus=at_once):
             _write_shards(jobs, old, writer, progress or (lambda _done, _total: None))
+        writer.add_encoder(Path(codes) / "encoder")
         chaos.step("build:before-commit")
         writer.commit()
         chaos.step("build:after-commit")

@@ -112,42 +112,58 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     return (HashlightError, EncoderError, ImageError, PipelineError, OSError, ValueError, FloatingPointError)
 
 
+# What `train` takes, in the order of its help.
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        help="hashnet, hashnet-c, hashnet-w, hashnet-sgn, hashnet-st, dhn, latent, joint, csq, orthohash; on the "
+        "backbone's features lsh, sh, itq, itq-cca, sdh, ksh."
+    ),
+]
+BackboneOption = Annotated[
+    str, typer.Option(help="small-cnn, efficientnet-lite0, or a torchvision classification model.")
+]
+WeightsOption = Annotated[
+    str | None, typer.Option(help="Backbone weights: a file, or the name of weights the backbone has.")
+]
+SupervisionOption = Annotated[
+    str | None,
+    typer.Option(help="labels, pairs, views (two of each image, to find copies) or nothing; by what is there."),
+]
+PairsOption = Annotated[
+    Path | None, typer.Option(help="Train on pairs (CSV or Parquet: a, b, similar), not labels.", exists=True)
+]
+EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the images.")]
+WarmupOption = Annotated[int | None, typer.Option(min=0, help="Passes of classification before.")]
+BatchOption = Annotated[int | None, typer.Option(min=4, help="Images a step, all pairs of which count.")]
+ChunkOption = Annotated[int | None, typer.Option(min=2, help="Images of a batch in memory at a time.")]
+ScheduleOption = Annotated[str | None, typer.Option(help="How beta rises: stages, released or constant.")]
+BetaOption = Annotated[float | None, typer.Option(min=1, help="Where beta ends.")]
+ValidationOption = Annotated[
+    int | None, typer.Option(min=0, help="Keep this many images out, and choose the best epoch on them.")
+]
+PatienceOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a better.")]
+
+
 @app.command()
 @_reports_errors
 def train(
     input: Annotated[Path, typer.Option("--input", help="Corpus: folder or Parquet.", exists=True)],
     output: Annotated[Path, typer.Option("--output", help="Folder for the encoder.")],
-    method: Annotated[
-        str,
-        typer.Option(
-            help="hashnet, hashnet-c, hashnet-w, hashnet-sgn, dhn, latent, joint, csq, orthohash; on the backbone's "
-            "features lsh, sh, itq, itq-cca, sdh, ksh."
-        ),
-    ] = "hashnet",
+    method: MethodOption = "hashnet",
     bits: Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")] = 48,
-    backbone: Annotated[
-        str, typer.Option(help="small-cnn, efficientnet-lite0, or a torchvision classification model.")
-    ] = "small-cnn",
-    weights: Annotated[
-        str | None, typer.Option(help="Backbone weights: a file, or the name of weights the backbone has.")
-    ] = None,
-    supervision: Annotated[
-        str | None,
-        typer.Option(help="labels, pairs, views (two of each image, to find copies) or nothing; by what is there."),
-    ] = None,
-    pairs: Annotated[
-        Path | None, typer.Option(help="Train on pairs (CSV or Parquet: a, b, similar), not labels.", exists=True)
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
-    warmup_epochs: Annotated[int | None, typer.Option(min=0, help="Passes of classification before.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=4, help="Images a step, all pairs of which count.")] = None,
-    chunk_size: Annotated[int | None, typer.Option(min=2, help="Images of a batch in memory at a time.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="How beta rises: stages, released or constant.")] = None,
-    final_beta: Annotated[float | None, typer.Option(min=1, help="Where beta ends.")] = None,
-    validation_images: Annotated[
-        int | None, typer.Option(min=0, help="Keep this many images out, and choose the best epoch on them.")
-    ] = None,
-    patience: Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a better.")] = None,
+    backbone: BackboneOption = "small-cnn",
+    weights: WeightsOption = None,
+    supervision: SupervisionOption = None,
+    pairs: PairsOption = None,
+    epochs: EpochsOption = None,
+    warmup_epochs: WarmupOption = None,
+    batch_size: BatchOption = None,
+    chunk_size: ChunkOption = None,
+    schedule: ScheduleOption = None,
+    final_beta: BetaOption = None,
+    validation_images: ValidationOption = None,
+    patience: PatienceOption = None,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16 (mixed) or float64.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -162,26 +178,21 @@ def train(
     from encoders.training import TrainConfig
     from pipelines.train import train_encoder
 
-    given = {
-        "epochs": epochs,
-        "warmup_epochs": warmup_epochs,
-        "batch_size": batch_size,
-        "chunk_size": chunk_size,
-        "schedule": schedule,
-        "final_beta": final_beta,
-        "validation_images": validation_images,
-        "patience": patience,
-        "precision": precision,
-    }
+    # What is not given is left to the defaults of TrainConfig.
+    optional = dict(
+        epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        batch_size=batch_size,
+        chunk_size=chunk_size,
+        schedule=schedule,
+        final_beta=final_beta,
+        validation_images=validation_images,
+        patience=patience,
+        precision=precision,
+    )
+    given = {name: value for name, value in optional.items() if value is not None}
     config = TrainConfig(
-        bits=bits,
-        method=method,
-        backbone=backbone,
-        weights=weights,
-        compile=compile,
-        device=device,
-        seed=seed,
-        **{name: value for name, value in given.items() if value is not None},
+        bits=bits, method=method, backbone=backbone, weights=weights, compile=compile, device=device, seed=seed, **given
     )
     start = time.perf_counter()
     with training_bar() as report:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from encoders.errors import ImageError
 from encoders.images import decode_image
 from engine.collection import Collection
-from pipelines.corpora import read_uri
+from pipelines.reading import read_uri
 
 CLUSTERS = 50
 MEMBERS = 12

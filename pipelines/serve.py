@@ -16,6 +16,7 @@ from engine.service.gateway import create_app
 from engine.service.http_server import LOOPBACK_NAMES, Address, HttpServer, check_exposure
 from engine.service.keys import Keys
 from engine.service.limits import Limits
+from engine.service.metrics import Metrics
 from engine.service.searcher import CollectionSearcher, Searcher
 from pipelines.image_encoder import HashImageEncoder
 from pipelines.search import load_encoder
@@ -66,6 +67,7 @@ def bind_gateway(
     *,
     limits: Limits | None = None,
     image_hosts: Sequence[str] = (),
+    metrics: Metrics | None = None,
 ) -> HttpServer:
     """Bind a gateway to `address`, with what its exposure asks for."""
     limits = limits or Limits()
@@ -75,6 +77,7 @@ def bind_gateway(
         keys=keys,
         limits=limits,
         fetcher=ImageFetcher(image_hosts, max_bytes=limits.body_bytes) if image_hosts else None,
+        metrics=metrics,
         allowed_hosts=LOOPBACK_NAMES if not keys and address.is_loopback else None,
     )
     return HttpServer(app, address)

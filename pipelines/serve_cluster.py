@@ -14,8 +14,9 @@ from engine.errors import HashlightError
 from engine.service.http_server import Address, HttpServer, check_exposure
 from engine.service.keys import Keys
 from engine.service.limits import Limits
+from engine.service.metrics import Metrics
 from engine.service.processes import LocalCluster
-from engine.service.router import ClusterRouter
+from engine.service.router import ClusterRouter, Observer
 from engine.service.security import Security
 from pipelines.ray_cluster import RayCluster
 from pipelines.ray_session import ray_session
@@ -48,11 +49,20 @@ def serve_cluster(
     """
     check_exposure(address, keys, insecure=insecure)
     image_encoder = encoder_of(Collection.open(path), encoder)
+    metrics = Metrics()
     with cluster_router(
-        path, groups=groups, replicas=replicas, ray=ray, ray_address=ray_address, security=shard_security
+        path,
+        groups=groups,
+        replicas=replicas,
+        ray=ray,
+        ray_address=ray_address,
+        security=shard_security,
+        observe=metrics.observe,
     ) as router:
         router.ready()
-        yield bind_gateway(router, image_encoder, address, keys, limits=limits, image_hosts=image_hosts)
+        yield bind_gateway(
+            router, image_encoder, address, keys, limits=limits, image_hosts=image_hosts, metrics=metrics
+        )
 
 
 @contextlib.contextmanager
@@ -64,6 +74,7 @@ def cluster_router(
     ray: bool = False,
     ray_address: str | None = None,
     security: Security | None = None,
+    observe: Observer | None = None,
 ) -> Iterator[ClusterRouter]:
     """Start shard servers, and yield a router over them. New versions of the collection are taken up as they come.
 
@@ -77,6 +88,8 @@ def cluster_router(
         Of a Ray cluster; without one, and without `RAY_ADDRESS`, Ray is started on this machine.
     security : Security, optional
         Of the shard servers; a token of their own if left out.
+    observe : callable, optional
+        As in `ClusterRouter`.
 
     Raises
     ------
@@ -95,7 +108,7 @@ def cluster_router(
         else:
             cluster = LocalCluster(path, groups=groups, replicas=replicas, security=security)
         stack.enter_context(cluster)
-        router = ClusterRouter(cluster.map, security=cluster.security)
+        router = ClusterRouter(cluster.map, security=cluster.security, observe=observe)
         stack.callback(router.close)
         ending = threading.Event()
         roller = threading.Thread(target=_keep_rolling, args=(cluster, ending), name="hashlight-roll", daemon=True)

@@ -8,12 +8,16 @@ import threading
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from engine.codes import pack_bits
 from engine.collection import Collection
 from engine.service.encoding import Encoded, ImageRefusedError
 from engine.service.http_server import Address, HttpServer
+from engine.storage.attributes import write_attributes
+from engine.storage.shard import finish_shard, order_rows, write_codes, write_features, write_ids, write_thumbnails
+from engine.writer import CollectionWriter, new_shard, split_rows
 
 BITS = 60  # not whole bytes, not whole words
 
@@ -62,22 +66,29 @@ def make_collection(folder, count: int = 500, shards: int = 3) -> Collection:
     pictures = make_pictures(count)
     encoded = AverageHash().encode([AverageHash().decode(png(picture), 10**6) for picture in pictures])
     ids = np.random.default_rng(8).permutation(10_000)[:count]
-    attributes = {
-        "label": [number % 7 for number in range(count)],
-        "name": [None if number % 5 == 0 else f'picture <{number}> & "é"' for number in range(count)],
-        "price": [float("nan") if number % 11 == 0 else number / 3 for number in range(count)],
-        "thumbnail": [None if number % 9 == 0 else png(picture) for number, picture in enumerate(pictures)],
-    }
-    collection = Collection.create(
-        folder,
-        encoded.codes,
-        ids=ids,
-        attributes=attributes,
-        bits=BITS,
-        features=encoded.features.astype(np.float16),
-        shards=shards,
-        fingerprint=AverageHash.fingerprint,
+    attributes = pa.table(
+        {
+            "label": [number % 7 for number in range(count)],
+            "name": [None if number % 5 == 0 else f'picture <{number}> & "é"' for number in range(count)],
+            "price": [float("nan") if number % 11 == 0 else number / 3 for number in range(count)],
+        }
     )
+    thumbnails = pa.array([None if number % 9 == 0 else png(picture) for number, picture in enumerate(pictures)])
+    options = {"bits": BITS, "fingerprint": AverageHash.fingerprint, "overwrite": False}
+    with CollectionWriter(folder, **options) as writer:
+        for part in split_rows(count, shards):
+            with new_shard(writer.store) as shard_folder:
+                order = order_rows(encoded.codes[part], ids[part])
+                shard_folder.mkdir(parents=True)
+                write_ids(shard_folder, ids[part][order])
+                write_codes(shard_folder, encoded.codes[part][order], bits=BITS)
+                write_attributes(shard_folder / "attributes.arrow", attributes[part], order)
+                write_features(shard_folder, encoded.features[part].astype(np.float16), order)
+                write_thumbnails(shard_folder, pa.chunked_array([thumbnails[part]]), order)
+                spec = finish_shard(shard_folder, len(order))
+            writer.add_written(spec)
+        writer.commit()
+    collection = Collection.open(folder)
     warm_up(collection)
     return collection
 

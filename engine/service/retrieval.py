@@ -21,7 +21,6 @@ from engine.results import PAD_ID, Coverage, Explanation, RangeResult
 from engine.service.searcher import Searcher
 
 INCLUDES = ("attributes", "code", "explain")
-THUMBNAIL = "thumbnail"  # an attribute too large to go with every answer; it has an address of its own
 
 # A version may go live between a search and the reading of what was found; then both are done again.
 _TRIES = 3
@@ -159,7 +158,7 @@ def stored_items(searcher: Searcher, ids: Sequence[int], *, timeout_s: float | N
     IdNotFoundError
         If the collection lacks one of them.
     """
-    table = _without_pictures(searcher.get(list(ids), timeout_s=timeout_s))
+    table = searcher.get(list(ids), timeout_s=timeout_s)
     codes = shorten_codes(table["code"], searcher.bits)
     return table.set_column(table.column_names.index("code"), "code", codes)
 
@@ -168,10 +167,6 @@ def shorten_codes(column: pa.ChunkedArray, bits: int) -> pa.Array:
     """Return codes as ceil(bits / 8) bytes, without the zeros that fill the last word."""
     size = -(-bits // 8)
     return pa.array([code[:size] for code in column.to_pylist()], pa.binary(size))
-
-
-def _without_pictures(table: pa.Table) -> pa.Table:
-    return table.drop_columns([THUMBNAIL]) if THUMBNAIL in table.column_names else table
 
 
 def _items(searcher: Searcher, ids_M: IdArray, include: frozenset[str], timeout_s: float | None) -> pa.Table | None:
@@ -187,7 +182,7 @@ def _items(searcher: Searcher, ids_M: IdArray, include: frozenset[str], timeout_
     else:
         codes = shorten_codes(table["code"], searcher.bits)
         table = table.set_column(table.column_names.index("code"), "code", codes)
-    return _without_pictures(table).take(place_M)
+    return table.take(place_M)
 
 
 def _left(deadline_s: float | None) -> float | None:

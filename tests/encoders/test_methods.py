@@ -15,7 +15,7 @@ from tests.oracles import distance_histograms
 # Each image has the label of its bar, and one of two that say whether the bar is in the upper half.
 SEVERAL = np.hstack([LABELS[:, None] == np.arange(4), LABELS[:, None] // 2 == np.arange(2)])
 MULTI_ONLY = ("hashnet-c",)
-NEED_LABELS = ("latent", "joint", "csq", "orthohash", "itq-cca", "sdh", "ksh")
+NEED_LABELS = ("hashnet-st", "latent", "joint", "csq", "orthohash", "itq-cca", "sdh", "ksh")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,6 +117,20 @@ def test_bad_combinations_are_refused_with_their_reason():
         TrainConfig(method="fruit")
     with pytest.raises(ValueError, match="`validation_images` must be 0 for itq, which has no epochs, got 10"):
         TrainConfig(method="itq", validation_images=10)
+
+
+@pytest.mark.parametrize(
+    ("method", "betas"),
+    [("hashnet", {1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0}), ("hashnet-sgn", {10.0}), ("hashnet-st", {1.0})],
+)
+def test_beta_rises_only_where_there_is_continuation(weights, method, betas):
+    seen = []
+    config = TrainConfig(
+        method=method, bits=8, batch_size=32, epochs=4, warmup_epochs=0, weights=weights, final_beta=10.0
+    )
+    encoder = train(IMAGES, LABELS, config, progress=lambda step: seen.append(step.beta))
+    assert set(seen) == betas
+    assert encoder.config.beta == max(betas)
 
 
 def test_classification_comes_first_for_the_joint_method_whatever_the_weights(weights):

@@ -175,6 +175,8 @@ def test_validation_ranks_every_image_by_every_other():
 
 
 def test_validation_settings_are_checked():
+    with pytest.raises(ValueError, match="must hold two similar images to judge by, the 8 drawn do not"):
+        train(IMAGES[:32], np.arange(32), TrainConfig(bits=8, validation_images=8, warmup_epochs=0))
     with pytest.raises(ValueError, match="`validation_images` must be 0, or at least 2, got 1"):
         TrainConfig(validation_images=1)
     with pytest.raises(ValueError, match=r"`patience` must be None, or at least 1 with `validation_images`.*got 3"):

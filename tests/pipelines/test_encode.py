@@ -18,6 +18,7 @@ from PIL import Image
 from encoders.encoder import HashEncoder
 from encoders.training import TrainConfig, train
 from engine.collection import Collection
+from engine.errors import CollectionNotFoundError
 from engine.rerank import Rerank
 from pipelines import encode as encode_module
 from pipelines.build import build_collection, read_codes
@@ -196,7 +197,12 @@ def test_a_damaged_part_is_refused(tmp_path, corpus, encoder):
     part.write_bytes(data)
     with pytest.raises(PipelineError, match=r"00000\.parquet is damaged: expected SHA-256"):
         build_collection(tmp_path / "codes", tmp_path / "collection")
-    assert not (tmp_path / "collection").exists()
+    with pytest.raises(CollectionNotFoundError):
+        Collection.open(tmp_path / "collection")
+    data[100] ^= 1
+    part.write_bytes(data)
+    build_collection(tmp_path / "codes", tmp_path / "collection")
+    assert len(Collection.open(tmp_path / "collection")) == read_summary(tmp_path / "codes").codes
 
 
 def test_attributes_of_any_type_pass_through(tmp_path, pictures, encoder):

@@ -16,8 +16,10 @@ from engine.client.client import SearchClient
 from engine.client.errors import IdNotFoundError
 from engine.rerank import Rerank
 from engine.service.gateway import create_app
+from engine.service.router import ClusterRouter
 from engine.service.searcher import CollectionSearcher
 from tests import oracles, serving
+from tests.engine.service.conftest import serving as shard_servers
 
 
 @contextlib.contextmanager
@@ -25,7 +27,14 @@ def embedded(collection):
     yield CollectionSearcher(collection)
 
 
-SEARCHERS = {"embedded": embedded}  # name -> context manager: Collection -> Searcher
+@contextlib.contextmanager
+def flight(collection):
+    """Three groups of shard servers in this process, asked over Arrow Flight."""
+    with shard_servers(collection.path) as (_, cluster_map), contextlib.closing(ClusterRouter(cluster_map)) as router:
+        yield router
+
+
+SEARCHERS = {"embedded": embedded, "flight": flight}  # name -> context manager: Collection -> Searcher
 WAYS = ("direct", "http")
 
 
@@ -52,7 +61,7 @@ def rows(collection):
     ids = np.sort(np.concatenate([shard.ids_N for shard in collection.shards]))
     table = collection.get(ids)
     codes = np.frombuffer(b"".join(table["code"].to_pylist()), np.uint64).reshape(-1, 1)
-    return ids, codes, table.drop_columns(["id", "code", "thumbnail"]).to_pylist()
+    return ids, codes, table.drop_columns(["id", "code"]).to_pylist()
 
 
 @pytest.fixture(scope="module")
