@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -100,6 +101,8 @@ def cluster_router(
     with contextlib.ExitStack() as stack:
         cluster: RayCluster | LocalCluster
         if ray:
+            # Ray runs its workers at the lowest priority, made for batch jobs; a Ray of our own should not.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             stack.enter_context(ray_session(num_cpus=groups * replicas, address=ray_address))
             cluster = RayCluster(path, groups=groups, replicas=replicas, security=security)
         else:
