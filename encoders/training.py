@@ -46,8 +46,8 @@ class TrainConfig:
 
     The defaults are for small-cnn from random weights on a few thousand 28x28 images. Measured on Fashion-MNIST's
     test split (1,000 queries, 9,000 in the database, 5,000 of them to train on; 48 bits, seed 0, all epochs, mean
-    average precision over all 9,000 with ties averaged): signs 0.827, relaxed codes 0.828, 99 % of |h| above 0.99,
-    144 s of one core.
+    average precision over all 9,000 with ties averaged): signs 0.847, relaxed codes 0.847, 99 % of |h| above 0.99,
+    in some 100 s of one core.
 
     Attributes
     ----------

@@ -11,7 +11,7 @@ from tests.engine.service.test_router import certificates
 __all__ = ["certificates"]
 
 
-def test_https_with_a_certificate_that_the_client_trusts(searcher, certificates, tmp_path, monkeypatch):  # noqa: F811
+def test_https_with_a_certificate_that_the_client_trusts(searcher, certificates, tmp_path, monkeypatch):
     certificate, private_key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     certificate.write_bytes(certificates[0])
     private_key.write_bytes(certificates[1])
