@@ -87,7 +87,7 @@ class Router:
             answers: list[SearchResult] = []
             for shard in shards:
                 answer = shard.search(
-                    queries_QW, k, farthest_Q=farthest_Q, filter=filter, threads=threads, explain=explain
+                    queries_QW, k, farthest_Q=farthest_Q, threads=threads, explain=explain, **_filtered(filter)
                 )
                 last_Q = answer.distances[:, -1]
                 farthest_Q = last_Q if farthest_Q is None else np.minimum(farthest_Q, last_Q)
@@ -110,7 +110,7 @@ class Router:
 
         def ask(shards: Sequence[SearchableShard], threads: int | None, _: list[RangeResult]) -> list[RangeResult]:
             return [
-                shard.range_search(queries_QW, radius, limit, filter=filter, threads=threads, explain=explain)
+                shard.range_search(queries_QW, radius, limit, threads=threads, explain=explain, **_filtered(filter))
                 for shard in shards
             ]
 
@@ -135,3 +135,8 @@ class Router:
             return first + ask(rest, 1, first)
         groups = run_parts(lambda part: ask(rest[part], 1, first), cut(len(rest), threads, least=1))
         return first + [answer for group in groups for answer in group]
+
+
+def _filtered(filter: str | None) -> dict[str, str]:
+    """Return the keyword of a filter; an index without attributes has none, and is asked without it."""
+    return {} if filter is None else {"filter": filter}

@@ -302,13 +302,14 @@ class Gateway:
 
     async def _stored(self, ids: dict[int, int], reranks: bool) -> Encoded:
         """Return codes and features of items, in the order of `ids` (query number -> id)."""
-        wanted = np.array(list(ids.values()), np.int64)
+        wanted, timeout_s = np.array(list(ids.values()), np.int64), self.limits.timeout_s
 
         def read() -> Encoded:
-            codes = self.searcher.get(wanted)["code"].to_pylist()
+            codes = self.searcher.get(wanted, timeout_s=timeout_s)["code"].to_pylist()
             words = np.frombuffer(b"".join(codes), "<u8").reshape(len(wanted), -1).astype(np.uint64)
-            features = self.searcher.features_of(wanted) if reranks else np.zeros((len(wanted), 0))
-            return Encoded(words, features.astype(np.float32))
+            if not reranks:
+                return Encoded(words, np.zeros((len(wanted), 0), np.float32))
+            return Encoded(words, self.searcher.features_of(wanted, timeout_s=timeout_s).astype(np.float32))
 
         try:
             return await self._run(read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,11 @@ from engine.errors import IncompleteError, NoShardError, NotReadyError
 from engine.service.gateway import create_app
 from engine.service.keys import Keys
 from engine.service.limits import Limits
+from engine.service.metrics import Metrics
+from engine.service.router import ClusterRouter
 from engine.service.searcher import CollectionSearcher
 from tests import oracles, serving
+from tests.engine.service.conftest import serving as shard_servers
 
 CODE = "0f" * 7 + "0f"
 IMAGE = serving.png(serving.make_pictures(3)[2])
@@ -151,6 +155,19 @@ def test_health_and_metrics(http):
     assert 'hashlight_requests_total{route="/v1/search",status="200"}' in text
     assert "hashlight_collection_version 1.0" in text
     assert "hashlight_encode_batch_images_count" in text
+
+
+def test_stages_of_a_router_are_heard(collection):
+    metrics = Metrics()
+    with (
+        shard_servers(collection.path) as (_, cluster_map),
+        contextlib.closing(ClusterRouter(cluster_map, observe=metrics.observe)) as router,
+        serving.running(create_app(router, metrics=metrics)) as url,
+    ):
+        assert httpx.post(f"{url}/v1/range_search", json=QUERY, timeout=60).status_code == 200
+        text = httpx.get(f"{url}/metrics").text
+    for stage in ("fan_out", "shard", "merge"):
+        assert f'hashlight_stage_seconds_count{{stage="{stage}"}}' in text
 
 
 def test_every_answer_has_strict_headers(http):
