@@ -6,24 +6,42 @@ The names below are loaded when they are first used, so that a program that only
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from encoders.encoder import HashEncoder
+    from engine.client.client import AsyncSearchClient, SearchClient
     from engine.collection import Collection
     from engine.rerank import Rerank
 
-__all__ = ["Collection", "HashEncoder", "Rerank"]
+__all__ = ["AsyncSearchClient", "Collection", "HashEncoder", "Rerank", "SearchClient"]
 __version__ = "0.1.0"
 
-_HOMES = {"Collection": "engine.collection", "HashEncoder": "encoders.encoder", "Rerank": "engine.rerank"}
+_HOMES = {
+    "AsyncSearchClient": "engine.client.client",
+    "Collection": "engine.collection",
+    "HashEncoder": "encoders.encoder",
+    "Rerank": "engine.rerank",
+    "SearchClient": "engine.client.client",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from the module that defines it."""
     if name not in _HOMES:
         raise AttributeError(f"module 'hashlight' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    home: Any = importlib.import_module(_HOMES[name])
+    if name.endswith("SearchClient"):
+        home.open_encoder = _open_encoder
+    return getattr(home, name)
+
+
+def _open_encoder(folder: Path) -> Any:
+    """Open the encoder that a collection keeps, for a client that asks it with images in this process."""
+    from pipelines.image_encoder import HashImageEncoder
+
+    return HashImageEncoder.load(folder)
 
 
 def __dir__() -> list[str]:

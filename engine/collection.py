@@ -200,6 +200,7 @@ class Collection:
         queries: CodeArray,
         k: int = 10,
         *,
+        filter: str | None = None,
         rerank: None = None,
         features: None = None,
         threads: int | None = None,
@@ -212,6 +213,7 @@ class Collection:
         queries: CodeArray,
         k: int = 10,
         *,
+        filter: str | None = None,
         rerank: Rerank,
         features: NDArray[np.floating[Any]],
         threads: int | None = None,
@@ -223,6 +225,7 @@ class Collection:
         queries: CodeArray,
         k: int = 10,
         *,
+        filter: str | None = None,
         rerank: Rerank | None = None,
         features: NDArray[np.floating[Any]] | None = None,
         threads: int | None = None,
@@ -235,6 +238,8 @@ class Collection:
         queries : ndarray of uint64, shape (Q, W)
         k : int
             At least 1; more than there are codes gives padded rows.
+        filter : str, optional
+            Search only rows whose attributes satisfy it, such as `'label == 3 and price < 5.5'`; see `engine.filters`.
         rerank : Rerank, optional
             Take a pool of codes, of a size or within a radius, and order it by fine features.
         features : ndarray of float, shape (Q, F), with `rerank` only
@@ -253,18 +258,18 @@ class Collection:
         Raises
         ------
         TypeError, ValueError
-            If codes or features do not fit the collection, or it has no features to order by.
+            If codes, features or filter do not fit the collection, or it has no features to order by.
         """
         check_codes(queries, bits=self.bits, name="queries")
         check_query_features(features, rerank, num_queries=len(queries))
         k, threads = check_k(k), check_threads(threads)
         if rerank is None or features is None:
-            return self._router.search(queries, k, threads=threads, explain=explain)
+            return self._router.search(queries, k, filter=filter, threads=threads, explain=explain)
         if rerank.radius is not None:
-            found = self.range_search(queries, rerank.radius, threads=threads, explain=explain)
+            found = self.range_search(queries, rerank.radius, filter=filter, threads=threads, explain=explain)
             pool_ids, coverage, explanation = pools_of_range(found), found.coverage, found.explain
         else:
-            nearest = self._router.search(queries, rerank.pool or k, threads=threads, explain=explain)
+            nearest = self._router.search(queries, rerank.pool or k, filter=filter, threads=threads, explain=explain)
             pool_ids, coverage, explanation = nearest.ids, nearest.coverage, nearest.explain
         ordered = rerank_ids(features, pool_ids, self.features_of, k, metric=rerank.metric)
         return ordered._replace(coverage=coverage, explain=explanation)
@@ -275,6 +280,7 @@ class Collection:
         radius: int = 4,
         limit: int | None = None,
         *,
+        filter: str | None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> RangeResult:
@@ -287,7 +293,7 @@ class Collection:
             Inclusive, 0 to `bits`.
         limit : int, optional
             Keep at most this many answers a query, the nearest, and say in `truncated` where more were found.
-        threads, explain
+        filter, threads, explain
             As in `search`.
 
         Returns
@@ -296,7 +302,9 @@ class Collection:
         """
         check_codes(queries, bits=self.bits, name="queries")
         radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
-        return self._router.range_search(queries, radius, limit, threads=check_threads(threads), explain=explain)
+        return self._router.range_search(
+            queries, radius, limit, filter=filter, threads=check_threads(threads), explain=explain
+        )
 
     def append(
         self,

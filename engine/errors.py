@@ -9,8 +9,17 @@
     ├── CorruptDataError          stored bytes are not what was written
     ├── EncoderMismatchError      codes of two encoders would meet
     ├── IdNotFoundError           an id that the collection does not hold
-    └── MissingDependencyError    a package that this machine lacks
+    ├── MissingDependencyError    a package that this machine lacks
+    ├── DeadlineExceededError     no answer within the caller's time
+    ├── OverloadedError           more is asked than can be answered; it says when to try again
+    ├── NotReadyError             a server that cannot answer yet, or no longer
+    └── IncompleteError           shards are missing from an answer that must be whole
+        └── NoShardError          no shard answered at all
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class HashlightError(Exception):
@@ -47,3 +56,43 @@ class IdNotFoundError(HashlightError, KeyError):
 
 class MissingDependencyError(HashlightError):
     """A package is needed that is not installed."""
+
+
+class DeadlineExceededError(HashlightError, TimeoutError):
+    """There was no answer within the caller's time."""
+
+
+class OverloadedError(HashlightError):
+    """More is asked than can be answered.
+
+    Attributes
+    ----------
+    retry_after_s : float
+        When it is worth to try again.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReadyError(HashlightError):
+    """A server cannot answer yet, or no longer."""
+
+
+class IncompleteError(HashlightError):
+    """Shards are missing from an answer that must be whole.
+
+    Attributes
+    ----------
+    missing : dict of str to str
+        Name of each missing shard -> the reason.
+    """
+
+    def __init__(self, message: str, *, missing: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.missing = dict(missing or {})
+
+
+class NoShardError(IncompleteError):
+    """No shard answered at all."""

@@ -28,6 +28,8 @@ def merge_range(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:
     if len(parts) == 1:
         return parts[0]
     num_queries = len(parts[0].truncated)
+    if num_queries == 1:
+        return _merge_one(parts, limit)
     query = np.concatenate([np.repeat(np.arange(num_queries), np.diff(part.lims)) for part in parts])
     distances = np.concatenate([part.distances for part in parts])
     ids = np.concatenate([part.ids for part in parts])
@@ -41,6 +43,16 @@ def merge_range(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:
         counts_Q = np.minimum(counts_Q, limit)
     lims = np.concatenate([[0], np.cumsum(counts_Q)]).astype(np.int64)
     return RangeResult(lims, distances[order], ids[order], truncated_Q, explain=merge_explanations(parts))
+
+
+def _merge_one(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:
+    """Merge answers to a single query, without the bookkeeping of many."""
+    distances = np.concatenate([part.distances for part in parts])
+    ids = np.concatenate([part.ids for part in parts])
+    order = np.lexsort((ids, distances))[:limit]
+    truncated = len(order) < len(ids) or any(part.truncated[0] for part in parts)
+    lims = np.array([0, len(order)], np.int64)
+    return RangeResult(lims, distances[order], ids[order], np.array([truncated]), explain=merge_explanations(parts))
 
 
 def merge_explanations(parts: Sequence[SearchResult] | Sequence[RangeResult]) -> Explanation | None:

@@ -35,10 +35,11 @@ class SearchableShard(Protocol):
         k: int,
         *,
         farthest_Q: NDArray[np.int32] | None = None,
+        filter: str | None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> SearchResult:
-        """Answer as `engine.indexes.multi.MultiIndex.search`."""
+        """Answer as `engine.indexes.multi.MultiIndex.search`, from the rows that satisfy `filter`."""
         ...
 
     def range_search(
@@ -47,10 +48,11 @@ class SearchableShard(Protocol):
         radius: int,
         limit: int | None = None,
         *,
+        filter: str | None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> RangeResult:
-        """Answer as `engine.indexes.base.Index.range_search`."""
+        """Answer as `engine.indexes.base.Index.range_search`, from the rows that satisfy `filter`."""
         ...
 
 
@@ -65,9 +67,15 @@ class Router:
         )
 
     def search(
-        self, queries_QW: CodeArray, k: int, *, threads: int | None = None, explain: bool = False
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        *,
+        filter: str | None = None,
+        threads: int | None = None,
+        explain: bool = False,
     ) -> SearchResult:
-        """Return the k nearest codes of each query over all shards.
+        """Return the k nearest codes of each query over all shards, from the rows that satisfy `filter`.
 
         A shard looks no farther than the k-th answer of those before it.
         """
@@ -78,7 +86,9 @@ class Router:
             farthest_Q = first[0].distances[:, -1] if first else None
             answers: list[SearchResult] = []
             for shard in shards:
-                answer = shard.search(queries_QW, k, farthest_Q=farthest_Q, threads=threads, explain=explain)
+                answer = shard.search(
+                    queries_QW, k, farthest_Q=farthest_Q, threads=threads, explain=explain, **_filtered(filter)
+                )
                 last_Q = answer.distances[:, -1]
                 farthest_Q = last_Q if farthest_Q is None else np.minimum(farthest_Q, last_Q)
                 answers.append(answer)
@@ -92,13 +102,17 @@ class Router:
         radius: int,
         limit: int | None = None,
         *,
+        filter: str | None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> RangeResult:
-        """Return the codes within `radius` of each query over all shards."""
+        """Return the codes within `radius` of each query over all shards, from the rows that satisfy `filter`."""
 
         def ask(shards: Sequence[SearchableShard], threads: int | None, _: list[RangeResult]) -> list[RangeResult]:
-            return [shard.range_search(queries_QW, radius, limit, threads=threads, explain=explain) for shard in shards]
+            return [
+                shard.range_search(queries_QW, radius, limit, threads=threads, explain=explain, **_filtered(filter))
+                for shard in shards
+            ]
 
         return merge_range(self._ask_all(ask, len(queries_QW), threads), limit)._replace(coverage=self._coverage)
 
@@ -121,3 +135,8 @@ class Router:
             return first + ask(rest, 1, first)
         groups = run_parts(lambda part: ask(rest[part], 1, first), cut(len(rest), threads, least=1))
         return first + [answer for group in groups for answer in group]
+
+
+def _filtered(filter: str | None) -> dict[str, str]:
+    """Return the keyword of a filter; an index without attributes has none, and is asked without it."""
+    return {} if filter is None else {"filter": filter}

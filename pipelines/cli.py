@@ -6,9 +6,12 @@ shows where they came from. The packages a command needs are imported when it ru
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
+import signal
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -553,6 +556,74 @@ def info(
     if verify:
         facts["verified"] = "every file, against its SHA-256"
     out.print(key_value_table("collection", facts))
+
+
+@app.command()
+@_reports_errors
+def serve(
+    collection: Annotated[Path, typer.Argument(help="A collection.", exists=True)],
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every address of the machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+    encoder: Annotated[
+        Path | None, typer.Option(help="The encoder, if the collection does not keep it.", exists=True)
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="API keys, lines `NAME SCOPES KEY`; HASHLIGHT_API_KEYS without it.", exists=True),
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines ask without a key.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM): serve https.", exists=True)] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", exists=True)] = None,
+    image_host: Annotated[
+        list[str] | None, typer.Option(help="Fetch query images from this host, or from all below .example.com.")
+    ] = None,
+    in_flight: Annotated[int | None, typer.Option(min=1, help="Requests at work; more are told to come again.")] = None,
+    groups: Annotated[
+        int | None, typer.Option(min=1, help="Shard servers in so many groups, each with a part of the shards.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Of each group.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Shard servers on Ray, not as processes here.")] = False,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; `auto` is this machine's.")] = None,
+    shard_tls_cert: Annotated[Path | None, typer.Option(help="The shard servers' certificate (PEM).")] = None,
+    shard_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    shard_tls_authority: Annotated[Path | None, typer.Option(help="Who signed it (PEM).")] = None,
+) -> None:
+    """Serve a collection over HTTP: from this process, or with --groups from shard servers, here or on Ray.
+
+    Shard servers want a token, that of HASHLIGHT_SHARD_TOKEN or one made for the occasion.
+    """
+    from engine.service.http_server import Address
+    from engine.service.keys import Keys
+    from engine.service.limits import Limits
+    from pipelines.serve import serve_embedded
+
+    where = Address(host=host, port=port, certificate=tls_cert, private_key=tls_key)
+    gateway: dict[str, Any] = {
+        "encoder": encoder,
+        "limits": Limits() if in_flight is None else Limits(in_flight=in_flight),
+        "image_hosts": image_host or (),
+        "insecure": insecure,
+    }
+    # The web server ends in order and then raises the signal once more: shard servers must still be stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with contextlib.ExitStack() as stack:
+        with spinner("opening"):
+            if groups is None and not ray:
+                server = serve_embedded(collection, where, Keys.load(keys), **gateway)
+            else:
+                from engine.service.security import Security
+                from pipelines.serve_cluster import serve_cluster
+
+                security = Security.from_files(
+                    certificate=shard_tls_cert, key=shard_tls_key, authority=shard_tls_authority, fresh_token=True
+                )
+                cluster = serve_cluster(
+                    collection, where, Keys.load(keys), groups=groups or 1, replicas=replicas, ray=ray,
+                    ray_address=address, shard_security=security, **gateway,
+                )  # fmt: skip
+                server = stack.enter_context(cluster)
+        out.print(f"serving {collection} at {server.url}", soft_wrap=True)
+        server.run()
 
 
 @app.command()

@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["engine.collection"])
+@pytest.mark.parametrize("module", ["engine.client.client", "engine.collection", "engine.filters"])
 def test_docstring_examples(module):
     failed, tried = doctest.testmod(importlib.import_module(module))
     assert tried > 0

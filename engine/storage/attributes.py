@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.ipc
 from numpy.typing import NDArray
 
+from engine.filters import Filter
+
 _BATCH_ROWS = 1024
 _COPIED_ROWS = 64 * _BATCH_ROWS
 _COMPRESSED = pyarrow.ipc.IpcWriteOptions(compression="zstd")
@@ -40,6 +42,7 @@ class AttributeFile:
     """Attributes of one shard, mapped. Several threads may read one file at once."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._reader = pyarrow.ipc.open_file(pa.memory_map(str(path)))
 
     @property
@@ -52,3 +55,17 @@ class AttributeFile:
         batches = {number: self._reader.get_batch(number) for number in set((rows_N // _BATCH_ROWS).tolist())}
         picked = [batches[row // _BATCH_ROWS].slice(row % _BATCH_ROWS, 1) for row in rows_N.tolist()]
         return pa.Table.from_batches(picked, schema=self.schema)
+
+    def mask(self, text: str) -> NDArray[np.bool_]:
+        """Return which rows satisfy a filter (see `engine.filters`), reading only the attributes that it names.
+
+        Raises
+        ------
+        FilterError
+            If the filter is no condition on these attributes.
+        """
+        parsed = Filter(text, self.schema)
+        fields = [self.schema.get_field_index(name) for name in parsed.columns]
+        options = pyarrow.ipc.IpcReadOptions(included_fields=fields)
+        reader = pyarrow.ipc.open_file(pa.memory_map(str(self._path)), options=options)
+        return parsed.mask(reader.get_batch(number) for number in range(reader.num_record_batches))

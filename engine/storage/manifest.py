@@ -100,6 +100,32 @@ def read_current(store: Store) -> Manifest:
     return _parse(f"{store}/{name}", json.loads(data))
 
 
+def read_version(store: Store, version: int) -> Manifest:
+    """Read the manifest of one version, the live one or one that is kept for its readers.
+
+    Raises
+    ------
+    CollectionNotFoundError
+        If the collection does not keep that version.
+    CorruptDataError
+        If the manifest is damaged.
+    """
+    live = read_current(store)
+    if live.version == version:
+        return live
+    name = f"manifests/{version:08d}.json"
+    data = store.read(name)
+    if data is None:
+        raise CollectionNotFoundError(
+            f"{store} keeps no version {version}: the live one is {live.version}, and older ones are removed"
+        )
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise CorruptDataError(f"{store}/{name} is damaged ({error}): {_REMEDY}") from error
+    return _parse(f"{store}/{name}", document)
+
+
 def publish(store: Store, manifest: Manifest, *, expected: bytes | None = None) -> None:
     """Make `manifest` the live one: its file first, then CURRENT, which must still hold `expected`, each in one step.
 

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from engine.codes import CodeArray, IdArray
 from engine.errors import CorruptDataError
-from engine.indexes.base import MAX_ROWS
+from engine.filters import Filter, MaskCache
+from engine.indexes.base import MAX_ROWS, RowMask
 from engine.indexes.multi import MultiIndex
 from engine.indexes.order import sort_rows
 from engine.indexes.scan import ScanIndex
@@ -42,6 +43,9 @@ from engine.storage.manifest import ShardSpec
 from engine.storage.store import Store
 
 _COPIED_ROWS = 65_536
+
+# Filters come again and again (a page's next radius, the next batch); a mask takes a byte a row.
+_masks = MaskCache(256 * 2**20)
 
 
 def write_shard(
@@ -178,6 +182,7 @@ class Shard:
 
     def __init__(self, folder: Path, spec: ShardSpec, *, bits: int, verify_all: bool = False) -> None:
         verify_files(folder, spec.files, full=verify_all)
+        self._folder = folder.resolve()
         self.name = spec.name
         codes = functools.partial(map_faiss_flat, folder / "codes.faiss", bits=bits, rows=spec.rows)
         self.codes_NW: CodeArray = codes()
@@ -213,11 +218,13 @@ class Shard:
         k: int,
         *,
         farthest_Q: NDArray[np.int32] | None = None,
+        filter: str | None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> SearchResult:
-        """See `engine.indexes.multi.MultiIndex.search`."""
-        return self.index.search(queries_QW, k, farthest_Q=farthest_Q, threads=threads, explain=explain)
+        """See `engine.indexes.multi.MultiIndex.search`; only rows that satisfy `filter` answer."""
+        mask = self.mask_of(filter)
+        return self.index.search(queries_QW, k, farthest_Q=farthest_Q, mask=mask, threads=threads, explain=explain)
 
     def range_search(
         self,
@@ -225,11 +232,27 @@ class Shard:
         radius: int,
         limit: int | None = None,
         *,
+        filter: str | None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> RangeResult:
-        """See `engine.indexes.base.Index.range_search`."""
-        return self.index.range_search(queries_QW, radius, limit, threads=threads, explain=explain)
+        """See `engine.indexes.base.Index.range_search`; only rows that satisfy `filter` answer."""
+        mask = self.mask_of(filter)
+        return self.index.range_search(queries_QW, radius, limit, mask=mask, threads=threads, explain=explain)
+
+    def mask_of(self, filter: str | None) -> RowMask | None:
+        """Return which rows satisfy `filter`, in the shard's order of rows; None without one.
+
+        Raises
+        ------
+        FilterError
+            If the filter is no condition on the attributes.
+        """
+        if filter is None:
+            return None
+        if self.attributes is None:
+            return Filter(filter, pa.schema([])).mask([])
+        return _masks.get(str(self._folder), filter, functools.partial(self.attributes.mask, filter))
 
     def rows_of(self, ids_M: IdArray) -> NDArray[np.int64]:
         """Return the row of each id, -1 for those that are not in this shard."""

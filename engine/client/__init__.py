@@ -1,0 +1,1 @@
+"""Asking a collection from Python, over HTTP or in this process."""

@@ -1,0 +1,380 @@
+"""`SearchClient` and `AsyncSearchClient`: one collection, asked over HTTP or in this process.
+
+What they raise is drawn in `engine.client.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.client.calls import Describe, Encode, Get, Ready, Search, Thumbnail, search_options
+from engine.client.http import MAX_RETRIES, AsyncHttpTransport, HttpTransport
+from engine.client.queries import Code, Image, read_ids, read_images, read_queries
+from engine.client.results import Items, SearchResponse
+from engine.rerank import Rerank
+
+if TYPE_CHECKING:
+    from engine.service.encoding import ImageEncoder
+    from engine.service.searcher import Searcher
+
+TIMEOUT_S = 10.0
+BATCH_SIZE = 1000  # codes of a request of `stream_search`: some 10 kB each way, a few milliseconds
+
+# How the encoder that a collection keeps is opened. Set by whoever joins engine and encoders; the engine knows none.
+open_encoder: Callable[[Path], ImageEncoder] | None = None
+
+
+class SearchClient:
+    """Asks one collection. Several threads may use one client at once.
+
+    Parameters
+    ----------
+    target : str, Path or Searcher
+        `http://...` or `https://...` of a gateway; or the folder of a collection, which is opened in this process; or
+        what answers already.
+    api_key : str, optional
+        For a gateway.
+    timeout_s : float
+        For each call, retries included.
+    max_retries : int
+        After a gateway cannot be reached, is overloaded or not ready.
+    encoder : ImageEncoder, optional
+        For images, where no gateway encodes them. The one that the collection keeps is opened when it is needed.
+    transport : httpx.BaseTransport, optional
+        Instead of the network.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from engine.collection import Collection
+    >>> folder = tempfile.mkdtemp() + "/c"
+    >>> codes = np.array([[0b0000], [0b0001], [0b0111]], np.uint64)
+    >>> _ = Collection.create(folder, codes, bits=16, attributes={"label": ["a", "b", "a"]})
+    >>> with SearchClient(folder) as client:
+    ...     found = client.search(codes[0], k=2, filter='label == "a"', include=["attributes"])
+    >>> found[0][1]
+    Hit(id=2, distance=3, attributes={'label': 'a'}, code=None)
+    """
+
+    def __init__(
+        self,
+        target: str | Path | Searcher,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        max_retries: int = MAX_RETRIES,
+        encoder: ImageEncoder | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._timeout_s = timeout_s
+        if _is_url(target):
+            self._transport: Any = HttpTransport(
+                str(target), api_key=api_key, max_retries=max_retries, transport=transport
+            )
+        else:
+            from engine.client.local import LocalTransport
+
+            self._transport = LocalTransport(target, encoder=encoder, open_encoder=open_encoder)
+
+    def __repr__(self) -> str:
+        """Say what is asked."""
+        return f"SearchClient({self._transport!r})"
+
+    def __enter__(self) -> Self:
+        """Return the client."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close the client."""
+        self.close()
+
+    def close(self) -> None:
+        """Close connections and files."""
+        self._transport.close()
+
+    def search(
+        self,
+        queries: Image | int | Code | Sequence[Any],
+        k: int = 10,
+        *,
+        filter: str | None = None,
+        rerank: Rerank | None = None,
+        include: Sequence[str] = (),
+        allow_partial: bool = True,
+        timeout_s: float | None = None,
+    ) -> SearchResponse:
+        """Find the k nearest items of each query.
+
+        Parameters
+        ----------
+        queries : one query, or a sequence of them
+            An image (path, bytes, PIL image), the id of an item (to find more like it), or a code (uint64 array of
+            shape (W,)); codes may be one array (Q, W).
+        k : int
+        filter : str, optional
+            Only items whose attributes satisfy it, such as `'label == 3 and price < 5.5'`; see `engine.filters`.
+        rerank : Rerank, optional
+            Order a pool of nearest codes (`Rerank(pool=100)`) by fine features; queries must be images or ids.
+        include : sequence of {"attributes", "code", "explain"}
+            What to say of each hit beside id and distance.
+        allow_partial : bool
+            Answer from the shards that can, and say in `coverage` which did not.
+        timeout_s : float, optional
+
+        Returns
+        -------
+        SearchResponse
+            Of Q queries, in order, also if there is only one.
+        """
+        return self._search(read_queries(queries), timeout_s, _nearest(k, rerank, filter, include, allow_partial))
+
+    def range_search(
+        self,
+        queries: Image | int | Code | Sequence[Any],
+        radius: int = 4,
+        limit: int = 100,
+        *,
+        filter: str | None = None,
+        include: Sequence[str] = (),
+        allow_partial: bool = False,
+        timeout_s: float | None = None,
+    ) -> SearchResponse:
+        """Find all items within a Hamming radius of each query.
+
+        Parameters
+        ----------
+        radius : int
+            Inclusive.
+        limit : int
+            Keep the nearest this many of each query; `truncated` of its hits says where more were found.
+        allow_partial : bool
+            Unless it is set, an answer that lacks shards is an IncompleteError.
+        queries, filter, include, timeout_s
+            As in `search`.
+        """
+        return self._search(read_queries(queries), timeout_s, _within(radius, limit, filter, include, allow_partial))
+
+    def stream_search(
+        self,
+        queries: Code | Iterable[Any],
+        k: int = 10,
+        *,
+        batch_size: int = BATCH_SIZE,
+        **options: Any,
+    ) -> Iterator[SearchResponse]:
+        """Find the k nearest items of very many queries, a batch at a time.
+
+        Parameters
+        ----------
+        queries : ndarray of uint64, shape (Q, W), or iterable of queries
+            An iterable is read as answers are taken.
+        k : int
+        batch_size : int
+            Queries of a request.
+        **options
+            As in `search`.
+
+        Yields
+        ------
+        SearchResponse
+            Of each batch, in order.
+        """
+        for batch in _batches(queries, batch_size):
+            yield self.search(batch, k, **options)
+
+    def encode(self, images: Image | Sequence[Image], *, timeout_s: float | None = None) -> NDArray[np.uint64]:
+        """Return the codes (N, W) of images: paths, bytes or PIL images."""
+        codes: NDArray[np.uint64] = self._transport.send(Encode(read_images(images), self._seconds(timeout_s)))
+        return codes
+
+    def get(self, ids: int | Sequence[int], *, timeout_s: float | None = None) -> Items:
+        """Return what is stored of items, in the order asked; IdNotFoundError if one is not there."""
+        items: Items = self._transport.send(Get(read_ids(ids), self._seconds(timeout_s)))
+        return items
+
+    def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
+        """Return the small picture of an item, None if it has none."""
+        picture: bytes | None = self._transport.send(Thumbnail(id, self._seconds(timeout_s)))
+        return picture
+
+    def describe(self, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """Return what is served: bits, rows, shards, version, encoder, attributes."""
+        document: dict[str, Any] = self._transport.send(Describe(self._seconds(timeout_s)))
+        return document
+
+    def ready(self, *, timeout_s: float | None = None) -> None:
+        """Make one real search; NotReadyError if it fails."""
+        self._transport.send(Ready(self._seconds(timeout_s)))
+
+    def _search(self, queries: Any, timeout_s: float | None, options: dict[str, Any]) -> SearchResponse:
+        seconds = self._seconds(timeout_s)
+        response: SearchResponse = self._transport.send(Search(queries, options, seconds))
+        return response
+
+    def _seconds(self, timeout_s: float | None) -> float:
+        return _seconds(self._timeout_s if timeout_s is None else timeout_s)
+
+
+class AsyncSearchClient:
+    """As `SearchClient`, for asyncio. Belongs to one event loop.
+
+    Examples
+    --------
+    ::
+
+        async with AsyncSearchClient("http://127.0.0.1:8000") as client:
+            found = await client.search("shoe.jpg", k=5)
+    """
+
+    def __init__(
+        self,
+        target: str | Path | Searcher,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        max_retries: int = MAX_RETRIES,
+        encoder: ImageEncoder | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._timeout_s = timeout_s
+        if _is_url(target):
+            self._transport: Any = AsyncHttpTransport(
+                str(target), api_key=api_key, max_retries=max_retries, transport=transport
+            )
+        else:
+            from engine.client.local import AsyncLocalTransport
+
+            self._transport = AsyncLocalTransport(target, encoder=encoder, open_encoder=open_encoder)
+
+    def __repr__(self) -> str:
+        """Say what is asked."""
+        return f"AsyncSearchClient({self._transport!r})"
+
+    async def __aenter__(self) -> Self:
+        """Return the client."""
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the client."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close connections and files."""
+        await self._transport.close()
+
+    async def search(
+        self,
+        queries: Image | int | Code | Sequence[Any],
+        k: int = 10,
+        *,
+        filter: str | None = None,
+        rerank: Rerank | None = None,
+        include: Sequence[str] = (),
+        allow_partial: bool = True,
+        timeout_s: float | None = None,
+    ) -> SearchResponse:
+        """See `SearchClient.search`."""
+        return await self._search(read_queries(queries), timeout_s, _nearest(k, rerank, filter, include, allow_partial))
+
+    async def range_search(
+        self,
+        queries: Image | int | Code | Sequence[Any],
+        radius: int = 4,
+        limit: int = 100,
+        *,
+        filter: str | None = None,
+        include: Sequence[str] = (),
+        allow_partial: bool = False,
+        timeout_s: float | None = None,
+    ) -> SearchResponse:
+        """See `SearchClient.range_search`."""
+        options = _within(radius, limit, filter, include, allow_partial)
+        return await self._search(read_queries(queries), timeout_s, options)
+
+    async def stream_search(
+        self,
+        queries: Code | Iterable[Any],
+        k: int = 10,
+        *,
+        batch_size: int = BATCH_SIZE,
+        **options: Any,
+    ) -> AsyncIterator[SearchResponse]:
+        """See `SearchClient.stream_search`."""
+        for batch in _batches(queries, batch_size):
+            yield await self.search(batch, k, **options)
+
+    async def encode(self, images: Image | Sequence[Image], *, timeout_s: float | None = None) -> NDArray[np.uint64]:
+        """See `SearchClient.encode`."""
+        codes: NDArray[np.uint64] = await self._transport.send(Encode(read_images(images), self._seconds(timeout_s)))
+        return codes
+
+    async def get(self, ids: int | Sequence[int], *, timeout_s: float | None = None) -> Items:
+        """See `SearchClient.get`."""
+        items: Items = await self._transport.send(Get(read_ids(ids), self._seconds(timeout_s)))
+        return items
+
+    async def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
+        """See `SearchClient.thumbnail`."""
+        picture: bytes | None = await self._transport.send(Thumbnail(id, self._seconds(timeout_s)))
+        return picture
+
+    async def describe(self, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """See `SearchClient.describe`."""
+        document: dict[str, Any] = await self._transport.send(Describe(self._seconds(timeout_s)))
+        return document
+
+    async def ready(self, *, timeout_s: float | None = None) -> None:
+        """See `SearchClient.ready`."""
+        await self._transport.send(Ready(self._seconds(timeout_s)))
+
+    async def _search(self, queries: Any, timeout_s: float | None, options: dict[str, Any]) -> SearchResponse:
+        response: SearchResponse = await self._transport.send(Search(queries, options, self._seconds(timeout_s)))
+        return response
+
+    def _seconds(self, timeout_s: float | None) -> float:
+        return _seconds(self._timeout_s if timeout_s is None else timeout_s)
+
+
+def _is_url(target: object) -> bool:
+    return isinstance(target, str) and target.startswith(("http://", "https://"))
+
+
+def _seconds(timeout_s: float) -> float:
+    if not timeout_s > 0:
+        raise ValueError(f"`timeout_s` must be above 0, got {timeout_s}")
+    return timeout_s
+
+
+def _nearest(
+    k: int, rerank: Rerank | None, filter: str | None, include: Sequence[str], allow_partial: bool
+) -> dict[str, Any]:
+    if rerank is not None and rerank.pool is None:
+        raise ValueError(f"`rerank` must name a `pool`, got one of radius {rerank.radius}")
+    pool = None if rerank is None else {"pool": rerank.pool, "metric": rerank.metric}
+    return search_options(k=k, rerank=pool, filter=filter, include=include, allow_partial=allow_partial)
+
+
+def _within(radius: int, limit: int, filter: str | None, include: Sequence[str], allow_partial: bool) -> dict[str, Any]:
+    return search_options(radius=radius, limit=limit, filter=filter, include=include, allow_partial=allow_partial)
+
+
+def _batches(queries: Any, size: int) -> Iterator[Any]:
+    if size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {size}")
+    if isinstance(queries, np.ndarray):
+        yield from (queries[start : start + size] for start in range(0, len(queries), size))
+        return
+    batch: list[Any] = []
+    for query in queries:
+        batch.append(query)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

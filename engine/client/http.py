@@ -1,0 +1,271 @@
+"""Calls over HTTP: requests, answers, and when to try again."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import time
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+
+from engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
+from engine.client.errors import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    HashlightError,
+    NotReadyError,
+    OverloadedError,
+    ServerError,
+    error_of,
+)
+from engine.client.queries import Picture, QueryInput
+from engine.client.results import Items, SearchResponse, data_uri, words_of
+
+MAX_RETRIES = 2
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 8.0  # also of what Retry-After may ask
+CONNECT_S = 5.0
+_GRACE_S = 0.5  # after the server's own deadline, so that its answer, which says more, comes first
+
+_ARROW = "application/vnd.apache.arrow.stream"
+_JSON_CODES = 4  # more codes than this go as Arrow
+
+# Every call only reads, so each may be made again. After these the next try may go well.
+_RETRIED = (ConnectionFailedError, OverloadedError, NotReadyError)
+
+
+class HttpTransport:
+    """Carries out calls at a gateway. Several threads may use one at once.
+
+    Parameters
+    ----------
+    url : str
+        Of the gateway, `https://search.example.com`.
+    api_key : str or None
+    max_retries : int
+    transport : httpx.BaseTransport, optional
+        Instead of the network.
+    """
+
+    def __init__(
+        self, url: str, *, api_key: str | None, max_retries: int, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._max_retries = max_retries
+        self._client = httpx.Client(base_url=self.url, headers=_headers(api_key), transport=transport)
+
+    def __repr__(self) -> str:
+        return repr(self.url)
+
+    def send(self, call: Call) -> Any:
+        """Carry out a call."""
+        until_s = time.monotonic() + call.timeout_s
+        for attempt in range(self._max_retries + 1):
+            try:
+                return self._try(call, until_s - time.monotonic())
+            except _RETRIED as error:
+                time.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
+        raise AssertionError("the last try returns or raises")
+
+    def thumbnail(self, id: int) -> str | None:
+        """Return the picture of an item as an address that holds it, None if it cannot be had."""
+        try:
+            return data_uri(self.send(Thumbnail(id, CONNECT_S)))
+        except HashlightError:
+            return None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _try(self, call: Call, left_s: float) -> Any:
+        request = _request(self._client, call, left_s)
+        try:
+            response = self._client.send(request)
+        except httpx.HTTPError as error:
+            raise _error_of_transport(error, self.url, call) from error
+        return _read(call, response, self.thumbnail)
+
+
+class AsyncHttpTransport:
+    """As `HttpTransport`, for asyncio. Belongs to one event loop."""
+
+    def __init__(
+        self, url: str, *, api_key: str | None, max_retries: int, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._max_retries = max_retries
+        self._client = httpx.AsyncClient(base_url=self.url, headers=_headers(api_key), transport=transport)
+
+    def __repr__(self) -> str:
+        return repr(self.url)
+
+    async def send(self, call: Call) -> Any:
+        """Carry out a call."""
+        until_s = time.monotonic() + call.timeout_s
+        for attempt in range(self._max_retries + 1):
+            try:
+                return await self._try(call, until_s - time.monotonic())
+            except _RETRIED as error:
+                await asyncio.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
+        raise AssertionError("the last try returns or raises")
+
+    def thumbnail(self, id: int) -> str | None:
+        """Return the address of an item's picture: what shows it cannot wait for the event loop."""
+        return f"{self.url}/v1/items/{id}/thumbnail"
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _try(self, call: Call, left_s: float) -> Any:
+        request = _request(self._client, call, left_s)
+        try:
+            response = await self._client.send(request)
+        except httpx.HTTPError as error:
+            raise _error_of_transport(error, self.url, call) from error
+        return _read(call, response, self.thumbnail)
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {"User-Agent": "hashlight"} | ({} if api_key is None else {"Authorization": f"Bearer {api_key}"})
+
+
+def _wait_s(error: HashlightError, attempt: int, max_retries: int, left_s: float) -> float:
+    """Return how long to wait before the next try; raises `error` where there is none, or no time for one."""
+    wait_s: float = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0)
+    if isinstance(error, OverloadedError):
+        wait_s = max(wait_s, min(LONGEST_WAIT_S, error.retry_after_s))
+    if attempt == max_retries or wait_s >= left_s:
+        raise error
+    return wait_s
+
+
+def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float) -> httpx.Request:
+    """Return the request of a call that may take `left_s` more seconds."""
+    timeout = httpx.Timeout(max(left_s, 0.001) + _GRACE_S, connect=min(CONNECT_S, left_s + _GRACE_S))
+    match call:
+        case Search():
+            return _search_request(client, call, timeout, left_s)
+        case Encode():
+            document = {"images": [base64.b64encode(image.data).decode() for image in call.images]}
+            return client.build_request("POST", "/v1/encode", json=document, timeout=timeout)
+        case Get():
+            ids = ",".join(map(str, call.ids))
+            return client.build_request(
+                "GET", "/v1/items", params={"ids": ids}, headers={"Accept": _ARROW}, timeout=timeout
+            )
+        case Thumbnail():
+            return client.build_request("GET", f"/v1/items/{quote(str(call.id))}/thumbnail", timeout=timeout)
+        case Describe():
+            return client.build_request("GET", "/v1/collection", timeout=timeout)
+        case Ready():
+            return client.build_request("GET", "/health/ready", timeout=timeout)
+
+
+def _search_request(
+    client: httpx.Client | httpx.AsyncClient, call: Search, timeout: httpx.Timeout, left_s: float
+) -> httpx.Request:
+    path = "/v1/range_search" if call.is_range else "/v1/search"
+    options = {**call.options, "timeout_ms": max(1, round(1000 * left_s))}
+    headers = {"Accept": _ARROW}
+    if isinstance(call.queries, np.ndarray) and len(call.queries) > _JSON_CODES and "rerank" not in options:
+        params = {name: _as_text(value) for name, value in options.items()}
+        headers["Content-Type"] = _ARROW
+        return client.build_request(
+            "POST", path, params=params, content=_codes_stream(call.queries), headers=headers, timeout=timeout
+        )
+    document = {"queries": [_as_json(query) for query in call.queries], **options}
+    return client.build_request("POST", path, json=document, headers=headers, timeout=timeout)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def _as_json(query: QueryInput) -> dict[str, Any]:
+    if isinstance(query, Picture):
+        return {"image": base64.b64encode(query.data).decode()}
+    if isinstance(query, np.ndarray):
+        return {"code": query.astype("<u8").tobytes().hex()}
+    return {"id": query}
+
+
+def _codes_stream(codes: np.ndarray) -> bytes:
+    import pyarrow as pa
+
+    width = 8 * codes.shape[1]
+    column = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(width), len(codes), [None, pa.py_buffer(codes.astype("<u8").tobytes())]
+    )
+    batch = pa.record_batch({"code": column})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def _error_of_transport(error: httpx.HTTPError, url: str, call: Call) -> HashlightError:
+    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+        return DeadlineExceededError(f"{url} did not answer within {call.timeout_s:g} s")
+    return ConnectionFailedError(f"{url} cannot be reached: {error or type(error).__name__}")
+
+
+def _read(call: Call, response: httpx.Response, thumbnail: Any) -> Any:
+    """Return what an answer says; raise what it stands for if it is none."""
+    if isinstance(call, Thumbnail) and response.status_code == 404 and _type_of(response) == "not_found":
+        return None
+    if response.status_code != 200:
+        raise error_of(response.status_code, _document(response), response.headers)
+    try:
+        return _parse(call, response, thumbnail)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ServerError(f"the server's answer cannot be read ({error!r}): is it a Hashlight gateway?") from error
+
+
+def _parse(call: Call, response: httpx.Response, thumbnail: Any) -> Any:
+    match call:
+        case Search():
+            table = _table(response)
+            return SearchResponse(table.replace_schema_metadata(None), _frame(table), thumbnail)
+        case Get():
+            return Items(_table(response))
+        case Encode():
+            codes = [words_of(bytes.fromhex(code)) for code in response.json()["codes"]]
+            return np.stack(codes)
+        case Thumbnail():
+            return response.content
+        case Describe():
+            return response.json()
+        case Ready():
+            return None
+
+
+def _table(response: httpx.Response) -> Any:
+    import pyarrow as pa
+
+    with pa.ipc.open_stream(pa.py_buffer(response.content)) as reader:
+        return reader.read_all()
+
+
+def _frame(table: Any) -> Any:
+    return json.loads(table.schema.metadata[b"hashlight"])
+
+
+def _document(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _type_of(response: httpx.Response) -> str | None:
+    document = _document(response)
+    return document["error"].get("type") if isinstance(document, dict) and "error" in document else None

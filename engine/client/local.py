@@ -1,0 +1,164 @@
+"""Calls answered in this process, by a collection that is open here or by the servers of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
+from engine.client.queries import Code, Picture, QueryInput
+from engine.client.results import Items, SearchResponse, data_uri
+from engine.codes import CodeArray
+from engine.collection import Collection
+from engine.errors import EncoderMismatchError
+from engine.rerank import Rerank
+from engine.service.encoding import Encoded, ImageEncoder
+from engine.service.limits import Limits
+from engine.service.rendering import search_frame, search_table
+from engine.service.retrieval import Ask, answer, stored_items
+from engine.service.searcher import CollectionSearcher, Searcher
+
+OpenEncoder = Callable[[Path], ImageEncoder]
+
+
+class LocalTransport:
+    """Carries out calls here. Several threads may use one at once.
+
+    Parameters
+    ----------
+    target : str, Path or Searcher
+        A collection's folder, or what answers already. A searcher that is given is not closed here.
+    encoder : ImageEncoder, optional
+        For images.
+    open_encoder : callable, optional
+        Opens the encoder that a collection keeps, when the first image is asked with and no `encoder` was given.
+    """
+
+    def __init__(
+        self, target: str | Path | Searcher, *, encoder: ImageEncoder | None, open_encoder: OpenEncoder | None
+    ) -> None:
+        self._owned = isinstance(target, str | Path)
+        self._folder: Path | None = None
+        if isinstance(target, str | Path):
+            collection = Collection.open(target)
+            self._folder, self._searcher = collection.encoder_path, CollectionSearcher(collection)
+        else:
+            self._searcher = target  # type: ignore[assignment]
+        self._given, self._open_encoder = encoder, open_encoder
+
+    def __repr__(self) -> str:
+        return repr(self._searcher)
+
+    def send(self, call: Call) -> Any:
+        """Carry out a call."""
+        match call:
+            case Search():
+                return self._search(call)
+            case Encode():
+                return self._encode([image.data for image in call.images]).codes
+            case Get():
+                return Items(stored_items(self._searcher, call.ids, timeout_s=call.timeout_s))
+            case Thumbnail():
+                return self._searcher.thumbnail(call.id, timeout_s=call.timeout_s)
+            case Describe():
+                return self._searcher.describe()
+            case Ready():
+                return self._searcher.ready()
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        if self._owned:
+            self._searcher.close()
+
+    def _search(self, call: Search) -> SearchResponse:
+        options = call.options
+        rerank = Rerank(**options["rerank"]) if "rerank" in options else None
+        codes, features = self._resolve(call.queries, reranks=rerank is not None)
+        found = answer(
+            self._searcher,
+            Ask(
+                codes=codes,
+                features=features,
+                k=options.get("k"),
+                radius=options.get("radius"),
+                limit=options.get("limit"),
+                filter=options.get("filter"),
+                rerank=rerank,
+                timeout_s=call.timeout_s,
+                allow_partial=options["allow_partial"],
+                include=frozenset(options.get("include", ())),
+            ),
+        )
+        timing_ms = {stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}
+        table = search_table(found)
+        return SearchResponse(table, search_frame(found, timing_ms), self._thumbnail)
+
+    def _resolve(self, queries: Code | list[QueryInput], *, reranks: bool) -> tuple[CodeArray, Any]:
+        """Return codes (Q, W), and features (Q, F) where answers are re-ranked."""
+        if isinstance(queries, np.ndarray):
+            _refuse_codes(reranks)
+            return queries, None
+        parts = [self._encoded(query, reranks) for query in queries]
+        codes = np.concatenate([part.codes for part in parts])
+        return codes, np.concatenate([part.features for part in parts]) if reranks else None
+
+    def _encoded(self, query: QueryInput, reranks: bool) -> Encoded:
+        """Return code and features of one query, (1, W) and (1, F)."""
+        if isinstance(query, Picture):
+            return self._encode([query.data])
+        if isinstance(query, np.ndarray):
+            _refuse_codes(reranks)
+            return Encoded(query[None], np.zeros((1, 0), np.float32))
+        (code,) = self._searcher.get([query])["code"].to_pylist()
+        ids = np.array([query], np.int64)
+        features = self._searcher.features_of(ids).astype(np.float32) if reranks else np.zeros((1, 0), np.float32)
+        return Encoded(np.frombuffer(code, "<u8").astype(np.uint64)[None], features)
+
+    def _encode(self, images: Sequence[bytes]) -> Encoded:
+        encoder = self._encoder()
+        return encoder.encode([encoder.decode(image, Limits().pixels) for image in images])
+
+    def _encoder(self) -> ImageEncoder:
+        if self._given is None and self._folder is not None and self._open_encoder is not None:
+            self._given = self._open_encoder(self._folder)
+        if self._given is None:
+            raise EncoderMismatchError(
+                "there is no encoder here to make codes of images: pass `encoder`, or ask with codes or ids"
+            )
+        fingerprint = self._searcher.fingerprint
+        if self._given.bits != self._searcher.bits or fingerprint not in (None, self._given.fingerprint):
+            raise EncoderMismatchError(
+                f"the collection stores {self._searcher.bits}-bit codes of encoder {fingerprint}, `encoder` is "
+                f"{self._given.fingerprint} with {self._given.bits} bits: pass the one that made the codes"
+            )
+        return self._given
+
+    def _thumbnail(self, id: int) -> str | None:
+        return data_uri(self._searcher.thumbnail(id))
+
+
+class AsyncLocalTransport:
+    """As `LocalTransport`, for asyncio: each call runs in a thread."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._transport = LocalTransport(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return repr(self._transport)
+
+    async def send(self, call: Call) -> Any:
+        """Carry out a call."""
+        return await asyncio.to_thread(self._transport.send, call)
+
+    async def close(self) -> None:
+        """Close what was opened here."""
+        self._transport.close()
+
+
+def _refuse_codes(reranks: bool) -> None:
+    if reranks:
+        raise ValueError("`rerank` needs features, which a code has not: ask with images or ids")

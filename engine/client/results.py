@@ -1,0 +1,225 @@
+"""What a client answers: typed, as Arrow, and in a notebook as pictures.
+
+Q queries, M hits of all of them together.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.results import Coverage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Thumbnail = Callable[[int], str | None]
+
+_MOST_SHOWN = 20  # hits of a query in a notebook
+_QUERIES_SHOWN = 10
+_OWN_COLUMNS = ("query", "id", "distance", "code")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hit:
+    """One item found.
+
+    Attributes
+    ----------
+    id : int
+    distance : int or float
+        Hamming distance, or that of features after re-ranking.
+    attributes : dict or None
+        If they were asked for (`include=["attributes"]`).
+    code : ndarray of uint64, shape (W,), or None
+        If it was asked for (`include=["code"]`).
+    """
+
+    id: int
+    distance: int | float
+    attributes: dict[str, Any] | None = None
+    code: NDArray[np.uint64] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """What is stored of one item: its id, its code of shape (W,), its attributes."""
+
+    id: int
+    code: NDArray[np.uint64]
+    attributes: dict[str, Any]
+
+
+class Hits(Sequence[Hit]):
+    """What one query found, ascending by (distance, id).
+
+    Attributes
+    ----------
+    ids : ndarray of int64, shape (M,)
+    distances : ndarray of int32, or of float32 after re-ranking, shape (M,)
+    truncated : bool
+        Whether `limit` cut more.
+    explain : dict or None
+        How it was found: plan, probes, candidates, seconds; if it was asked for.
+    """
+
+    def __init__(
+        self, table: pa.Table, truncated: bool, explain: dict[str, Any] | None, thumbnail: Thumbnail | None
+    ) -> None:
+        self._table = table
+        self._thumbnail = thumbnail
+        self.ids: NDArray[np.int64] = table["id"].to_numpy()
+        self.distances: NDArray[Any] = table["distance"].to_numpy()
+        self.truncated = truncated
+        self.explain = explain
+
+    def __len__(self) -> int:
+        """Return the number of hits."""
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Hit]: ...
+    def __getitem__(self, index: int | slice) -> Hit | list[Hit]:
+        """Return the hit at a place, or a list of several."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        (row,) = self._table.slice(place, 1).to_pylist()
+        id_, distance, code = row.pop("id"), row.pop("distance"), row.pop("code", None)
+        asked = len(self._table.column_names) > 2 + (code is not None)
+        return Hit(id_, distance, row if asked else None, None if code is None else words_of(code))
+
+    def __repr__(self) -> str:
+        """Show the nearest few."""
+        shown = ", ".join(f"{id_} at {distance:g}" for id_, distance in zip(self.ids[:5], self.distances, strict=False))
+        return f"Hits({len(self)}{'+' if self.truncated else ''}: {shown}{', …' if len(self) > 5 else ''})"
+
+    def to_arrow(self) -> pa.Table:
+        """Return one row a hit: `id`, `distance`, and what was included."""
+        return self._table
+
+    def _repr_html_(self) -> str:
+        cells = "".join(_cell(hit, self._thumbnail) for hit in self[:_MOST_SHOWN])
+        more = len(self) - _MOST_SHOWN
+        note = f"<div>… and {more:,} more</div>" if more > 0 else ""
+        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{cells}</div>{note}'
+
+
+class SearchResponse(Sequence[Hits]):
+    """What a batch of queries found: `response[q]` are the hits of query q.
+
+    Attributes
+    ----------
+    coverage : Coverage
+        Which part of the collection was seen, of which version.
+    version : int
+    timing_ms : dict of str to float
+        Where the time went.
+    """
+
+    def __init__(self, table: pa.Table, frame: dict[str, Any], thumbnail: Thumbnail | None = None) -> None:
+        self._table = table
+        self._thumbnail = thumbnail
+        self._truncated = set(frame["truncated"])
+        self._explain: list[dict[str, Any]] | None = frame.get("explain")
+        self._lims = np.searchsorted(table["query"].to_numpy(), np.arange(frame["queries"] + 1))
+        self.version: int = frame["version"]
+        told = {
+            field.name: frame["coverage"][field.name]
+            for field in dataclasses.fields(Coverage)
+            if field.name in frame["coverage"]
+        }
+        self.coverage = Coverage(**told, version=self.version)
+        self.timing_ms: dict[str, float] = frame["timing_ms"]
+
+    def __len__(self) -> int:
+        """Return the number of queries."""
+        return len(self._lims) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Hits: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Hits]: ...
+    def __getitem__(self, index: int | slice) -> Hits | list[Hits]:
+        """Return the hits of a query, or a list of those of several."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        rows = self._table.slice(self._lims[number], self._lims[number + 1] - self._lims[number])
+        explain = None if self._explain is None else self._explain[number]
+        return Hits(rows.drop_columns(["query"]), number in self._truncated, explain, self._thumbnail)
+
+    def __repr__(self) -> str:
+        """Say how much was found, and where."""
+        coverage = self.coverage
+        partial = "" if coverage.complete else f", {coverage.answered} of {coverage.shards} shards"
+        return f"SearchResponse({len(self)} queries, {len(self._table)} hits, version {self.version}{partial})"
+
+    def to_arrow(self) -> pa.Table:
+        """Return one row a hit: `query`, `id`, `distance`, and what was included."""
+        return self._table
+
+    def _repr_html_(self) -> str:
+        shown = "<hr>".join(hits._repr_html_() for hits in self[:_QUERIES_SHOWN])
+        return f"<div>{html.escape(repr(self))}</div>{shown}"
+
+
+class Items(Sequence[Item]):
+    """What is stored of some items, in the order asked."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        """Return the item at a place, or a list of several."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        (row,) = self._table.slice(range(len(self))[index], 1).to_pylist()
+        return Item(row.pop("id"), words_of(row.pop("code")), row)
+
+    def __repr__(self) -> str:
+        """Name the columns."""
+        return f"Items({len(self)}: {', '.join(self._table.column_names)})"
+
+    def to_arrow(self) -> pa.Table:
+        """Return one row an item: `id`, `code`, and the attributes."""
+        return self._table
+
+
+def words_of(code: bytes) -> NDArray[np.uint64]:
+    """Return the words of a code's bytes, which may lack the zeros at the end."""
+    return np.frombuffer(code.ljust(-(-len(code) // 8) * 8, b"\0"), "<u8").astype(np.uint64)
+
+
+def data_uri(picture: bytes | None) -> str | None:
+    """Return an encoded image as an address that holds it."""
+    return None if picture is None else f"data:;base64,{base64.b64encode(picture).decode()}"
+
+
+def _cell(hit: Hit, thumbnail: Thumbnail | None) -> str:
+    source = thumbnail(hit.id) if thumbnail is not None else None
+    picture = f'<img src="{html.escape(source)}" style="max-width:112px;max-height:112px" alt="">' if source else ""
+    told = "".join(
+        f"<div>{html.escape(str(name))}: {html.escape(str(value)[:60])}</div>"
+        for name, value in (hit.attributes or {}).items()
+    )
+    return (
+        f'<div style="width:120px;font-size:11px;overflow-wrap:anywhere">{picture}'
+        f"<div><b>{hit.distance:g}</b> id {hit.id}</div>{told}</div>"
+    )

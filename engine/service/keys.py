@@ -1,0 +1,99 @@
+"""API keys: who may ask what.
+
+Keys stand one a line in a file, or in the environment variable `HASHLIGHT_API_KEYS`::
+
+    # name   scopes         key
+    page     search         5VQ3N0TjZk0mXo2mQwq1rA
+    loader   search,write   sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    ops      admin          _8Hn2tYp4XbJrLq7uCwZ1g
+
+A key is at least 16 characters (`python -c "import secrets; print(secrets.token_urlsafe())"` makes one), or the
+SHA-256 of one, in hex, so that the file need not hold the secret itself. Only hashes are kept in memory. A request
+brings its key as `Authorization: Bearer KEY` or as `X-API-Key: KEY`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Self
+
+SCOPES = ("search", "write", "admin")
+ENVIRONMENT = "HASHLIGHT_API_KEYS"
+MIN_LENGTH = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Key:
+    """A key: whose it is, what it may do, and its SHA-256."""
+
+    name: str
+    scopes: frozenset[str]
+    digest: bytes = dataclasses.field(repr=False)
+
+
+class Keys:
+    """The keys that a server knows.
+
+    Parameters
+    ----------
+    keys : iterable of Key
+        With none, whoever reaches the server may ask anything.
+    """
+
+    def __init__(self, keys: Iterable[Key] = ()) -> None:
+        self._keys = tuple(keys)
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return len(self._keys)
+
+    def __repr__(self) -> str:
+        """Name the keys, without their secrets."""
+        named = [f"{key.name}: {'+'.join(sorted(key.scopes))}" for key in self._keys]
+        return f"Keys({', '.join(named) or 'none'})"
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the keys of a file, or of the environment without one.
+
+        Raises
+        ------
+        ValueError
+            If a line is no key; it is named by its number, never by what it holds.
+        OSError
+            If the file cannot be read.
+        """
+        source = f"{path}" if path is not None else ENVIRONMENT
+        text = Path(path).read_text() if path is not None else environment.get(ENVIRONMENT, "")
+        lines = ((number, line.split("#")[0].split()) for number, line in enumerate(text.splitlines(), 1))
+        keys = [_parse(words, f"{source}, line {number}") for number, words in lines if words]
+        if path is not None and not keys:
+            raise ValueError(f"{path} holds no key: expected lines `NAME SCOPES KEY`")
+        return cls(keys)
+
+    def find(self, secret: str) -> Key | None:
+        """Return the key with that secret; the time it takes says nothing about the keys."""
+        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+
+def _parse(words: list[str], where: str) -> Key:
+    if len(words) != 3:
+        raise ValueError(f"{where}: expected `NAME SCOPES KEY`, got {len(words)} words")
+    name, scopes, secret = words[0], frozenset(words[1].split(",")), words[2]
+    if not scopes <= set(SCOPES):
+        raise ValueError(f"{where}: scopes are {', '.join(SCOPES)}, joined by commas, got {words[1]!r}")
+    hashed = re.fullmatch(r"sha256:([0-9a-fA-F]{64})", secret)
+    if hashed is None and len(secret) < MIN_LENGTH:
+        raise ValueError(f"{where}: a key has at least {MIN_LENGTH} characters, got {len(secret)}")
+    return Key(name, scopes, bytes.fromhex(hashed[1]) if hashed else hashlib.sha256(secret.encode()).digest())

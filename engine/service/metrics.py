@@ -1,0 +1,90 @@
+"""What a gateway tells Prometheus.
+
+::
+
+    hashlight_stage_seconds{stage}            histogram: read, decode, encode, wait, search, items, render; behind a
+                                              cluster router also fan_out, shard, merge
+    hashlight_request_seconds{route}          histogram: whole requests
+    hashlight_requests_total{route, status}   counter
+    hashlight_in_flight                       gauge: searches at work or waiting for a thread
+    hashlight_encode_batch_images             histogram: images encoded together
+    hashlight_partial_answers_total           counter: answers from some of the shards
+    hashlight_collection_version              gauge
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+# A shard answers in 10 microseconds to some milliseconds, an encoder in tens of them.
+_SECONDS = (
+    25e-6,
+    50e-6,
+    100e-6,
+    250e-6,
+    500e-6,
+    1e-3,
+    2.5e-3,
+    5e-3,
+    10e-3,
+    25e-3,
+    50e-3,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    10.0,
+)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """The metrics of one gateway, in a registry of their own. Several threads may use one at once."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._stage = Histogram(
+            "hashlight_stage_seconds", "Time of a stage.", ["stage"], buckets=_SECONDS, registry=registry
+        )
+        self._request = Histogram(
+            "hashlight_request_seconds", "Whole requests.", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self._requests = Counter("hashlight_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self.in_flight = Gauge("hashlight_in_flight", "Searches at work or waiting for a thread.", registry=registry)
+        self.encode_batch = Histogram(
+            "hashlight_encode_batch_images", "Images encoded together.", buckets=_IMAGES, registry=registry
+        )
+        self.partial = Counter("hashlight_partial_answers", "Answers from some of the shards.", registry=registry)
+        self.version = Gauge("hashlight_collection_version", "Version that is served.", registry=registry)
+
+    def observe(self, stage: str, seconds: float) -> None:
+        """Record that a stage took so long."""
+        self._stage.labels(stage).observe(seconds)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, timing_ms: dict[str, float]) -> Iterator[None]:
+        """Time a stage, for Prometheus and for the answer's `timing_ms`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            timing_ms[name] = round(1000 * seconds, 3)
+            self.observe(name, seconds)
+
+    def count(self, route: str, status: int, seconds: float) -> None:
+        """Record a request that was answered."""
+        self._requests.labels(route, str(status)).inc()
+        self._request.labels(route).observe(seconds)
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus's text format."""
+        return generate_latest(self.registry)

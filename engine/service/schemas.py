@@ -1,0 +1,210 @@
+"""What goes over HTTP as JSON: requests, which these models check, and answers, which they describe."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_ID = 2**63 - 1
+
+_CODE = "9f3a5c0000000001"
+_EXAMPLE_IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR4nGNgGFKAEQAAWAADbFiO9QAAAABJRU5ErkJggg=="  # 8 x 8, grey
+)
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Query(_Request):
+    """One query: exactly one of the fields."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    code: str | None = Field(
+        None, description="ceil(bits / 8) bytes in hex or (padded) base64; bit i is bit i % 8 of byte i // 8."
+    )
+    image: str | None = Field(None, description="An image file (PNG, JPEG, GIF, WebP, BMP, TIFF) in base64.")
+    id: int | None = Field(None, ge=0, le=MAX_ID, description="An item of the collection: find more like it.")
+    url: str | None = Field(
+        None, max_length=2048, description="https address of an image, where the server allows its host."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        given = sorted(self.model_fields_set)
+        if len(given) != 1 or getattr(self, given[0]) is None:
+            raise ValueError(f"give exactly one of code, image, id and url, got {', '.join(given) or 'none'}")
+        return self
+
+
+class RerankBody(_Request):
+    """Order a pool of nearest codes by fine features; queries must then be images or ids."""
+
+    pool: int = Field(ge=1, description="Take this many nearest codes.")
+    metric: Literal["l2", "cosine"] = "l2"
+
+
+class _Options(_Request):
+    filter: str | None = Field(
+        None,
+        max_length=10_000,
+        description='Only items whose attributes satisfy it: `label == 3 and kind in ("shoe", "bag")`.',
+    )
+    timeout_ms: int | None = Field(None, ge=1, description="Give up after this time, with status 504.")
+    include: list[Literal["attributes", "code", "explain"]] = Field(
+        default_factory=list, max_length=3, description="What to say of each answer beside id and distance."
+    )
+
+
+class SearchOptions(_Options):
+    """How to find the nearest items."""
+
+    k: int = Field(10, ge=1, description="Number of nearest items.")
+    rerank: RerankBody | None = None
+    allow_partial: bool = Field(True, description="Answer from the shards that can; `coverage` says which did not.")
+
+
+class RangeOptions(_Options):
+    """How to find all items within a radius."""
+
+    radius: int = Field(4, ge=0, description="Hamming distance, inclusive.")
+    limit: int = Field(100, ge=1, description="Keep the nearest this many a query; `truncated` says if more are there.")
+    allow_partial: bool = Field(False, description="As for a search; a radius answer is whole unless this is set.")
+
+
+class SearchBody(SearchOptions):
+    """Find the nearest items."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"queries": [{"code": _CODE}], "k": 3},
+                {"queries": [{"id": 7}], "k": 5, "filter": "label == 3", "include": ["attributes"]},
+                {"queries": [{"image": _EXAMPLE_IMAGE}], "k": 5, "rerank": {"pool": 100}},
+            ]
+        }
+    )
+    queries: list[Query] = Field(min_length=1)
+
+
+class RangeBody(RangeOptions):
+    """Find all items within a radius."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"queries": [{"code": _CODE}, {"id": 7}], "radius": 4, "limit": 50}]}
+    )
+    queries: list[Query] = Field(min_length=1)
+
+
+class EncodeBody(_Request):
+    """Images to encode."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"images": [_EXAMPLE_IMAGE]}]})
+    images: list[str] = Field(min_length=1, description="Image files in base64.")
+
+
+class HitModel(BaseModel):
+    """One item found."""
+
+    id: int
+    distance: float = Field(description="Hamming distance, or that of features after re-ranking.")
+    attributes: dict[str, Any] | None = None
+    code: str | None = Field(None, description="In hex.")
+
+
+class ExplainModel(BaseModel):
+    """How one query was answered."""
+
+    plan: str
+    probes: int
+    candidates: int
+    seconds: float
+
+
+class ResultModel(BaseModel):
+    """What one query found, ascending by (distance, id)."""
+
+    hits: list[HitModel]
+    truncated: bool
+    explain: ExplainModel | None = None
+
+
+class CoverageModel(BaseModel):
+    """Which part of the collection the answer saw."""
+
+    shards: int
+    answered: int
+    codes: int
+    searched: int
+    complete: bool
+    degraded: dict[str, str] = Field(description="Name of each shard that did not answer -> the reason.")
+
+
+class SearchAnswer(BaseModel):
+    """Answers, one result a query."""
+
+    results: list[ResultModel]
+    coverage: CoverageModel
+    version: int = Field(description="Of the collection.")
+    timing_ms: dict[str, float]
+
+
+class EncodeAnswer(BaseModel):
+    """Codes of images."""
+
+    codes: list[str] = Field(description="In hex.")
+    bits: int
+    fingerprint: str
+    timing_ms: dict[str, float]
+
+
+class ItemModel(BaseModel):
+    """What is stored of one item."""
+
+    id: int
+    code: str
+    attributes: dict[str, Any]
+
+
+class ItemsModel(BaseModel):
+    """Items, in the order asked."""
+
+    items: list[ItemModel]
+
+
+class CollectionModel(BaseModel):
+    """What is served."""
+
+    bits: int
+    rows: int
+    shards: int
+    version: int
+    encoder: str | None
+    attributes: dict[str, str] = Field(description="Name -> type.")
+    features: bool = Field(description="Whether answers can be re-ranked.")
+    encodes_images: bool = Field(description="Whether queries may be images.")
+    limits: dict[str, float]
+
+
+class HealthModel(BaseModel):
+    """How the server is."""
+
+    status: Literal["live", "ready"]
+
+
+class ErrorModel(BaseModel):
+    """Why there is no answer."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+    message: str
+    field: str | None = Field(description="The field at fault, such as `queries.0.code`.")
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is none."""
+
+    error: ErrorModel

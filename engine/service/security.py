@@ -1,0 +1,92 @@
+"""What router and shard servers show each other: a shared token, and certificates where the network is not trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow.flight as flight
+
+TOKEN_VARIABLE = "HASHLIGHT_SHARD_TOKEN"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Security:
+    """How a Flight connection is protected; the same for both of its sides.
+
+    Attributes
+    ----------
+    token : str or None
+        Must come with every call.
+    certificate, key : bytes or None
+        PEM. A shard server that has them speaks TLS.
+    authority : bytes or None
+        PEM of who signed the certificates. A router checks the servers' by it; a server that has it demands one of its
+        clients, too.
+    """
+
+    token: str | None = dataclasses.field(default=None, repr=False)
+    certificate: bytes | None = dataclasses.field(default=None, repr=False)
+    key: bytes | None = dataclasses.field(default=None, repr=False)
+    authority: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("a certificate and its key go together: give both, or neither")
+
+    @classmethod
+    def from_files(
+        cls,
+        *,
+        certificate: str | Path | None = None,
+        key: str | Path | None = None,
+        authority: str | Path | None = None,
+        fresh_token: bool = False,
+    ) -> Self:
+        """Read PEM files, and the token from the environment (`HASHLIGHT_SHARD_TOKEN`); make one if none is there."""
+        pems = [None if path is None else Path(path).read_bytes() for path in (certificate, key, authority)]
+        token = os.environ.get(TOKEN_VARIABLE) or (secrets.token_urlsafe() if fresh_token else None)
+        return cls(token, *pems)
+
+    @property
+    def scheme(self) -> str:
+        """Scheme of a server's address."""
+        return "grpc" if self.certificate is None else "grpc+tls"
+
+    def server_options(self) -> dict[str, Any]:
+        """Return the keywords of `pyarrow.flight.FlightServerBase`."""
+        options: dict[str, Any] = {}
+        if self.token is not None:
+            options["middleware"] = {"token": _TokenCheck(self.token)}
+        if self.certificate is not None:
+            options["tls_certificates"] = [(self.certificate, self.key)]
+            if self.authority is not None:
+                options |= {"verify_client": True, "root_certificates": self.authority}
+        return options
+
+    def client_options(self) -> dict[str, Any]:
+        """Return the keywords of `pyarrow.flight.FlightClient`."""
+        named = {"tls_root_certs": self.authority, "cert_chain": self.certificate, "private_key": self.key}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def call_options(self, *, timeout_s: float | None = None) -> flight.FlightCallOptions:
+        """Return the options of a call, which carry the token."""
+        headers = [] if self.token is None else [(b"authorization", f"Bearer {self.token}".encode())]
+        return flight.FlightCallOptions(timeout=timeout_s, headers=headers)
+
+
+class _TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Refuses calls without the token, in constant time."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    def start_call(self, info: Any, headers: Mapping[str, list[str]]) -> None:
+        given = headers.get("authorization") or [""]
+        if not hmac.compare_digest(given[0].encode(), self._expected):
+            raise flight.FlightUnauthenticatedError("this shard server wants a token: give the one it was started with")

@@ -1,0 +1,52 @@
+"""A trained encoder, as servers and clients of a collection ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from encoders.encoder import HashEncoder
+from encoders.errors import ImageError
+from encoders.images import decode_image
+from engine.service.encoding import Encoded, ImageRefusedError
+
+
+class HashImageEncoder:
+    """Implements `engine.service.encoding.ImageEncoder` by a `HashEncoder`. Several threads may use one at once."""
+
+    def __init__(self, model: HashEncoder) -> None:
+        self._model = model
+
+    @classmethod
+    def load(cls, folder: str | Path) -> HashImageEncoder:
+        """Open the encoder that `hashlight train` wrote, or that a collection keeps."""
+        return cls(HashEncoder.load(folder))
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return self._model.bits
+
+    @property
+    def fingerprint(self) -> str:
+        """Which encoder this is."""
+        return self._model.fingerprint
+
+    @property
+    def batch_size(self) -> int:
+        """The shape that the model always runs at: as many images cost what one does."""
+        return self._model.config.batch_size
+
+    def decode(self, data: bytes, max_pixels: int) -> Image.Image:
+        """Decode an image file; ImageRefusedError says why it is none."""
+        try:
+            return decode_image(data, max_pixels=max_pixels)
+        except ImageError as error:
+            raise ImageRefusedError(error.reason) from error
+
+    def encode(self, images: Sequence[Image.Image]) -> Encoded:
+        """Encode decoded images."""
+        output = self._model.encode_all(images)
+        return Encoded(output.codes, output.features)

@@ -1,0 +1,128 @@
+"""Serve a collection over HTTP from shard servers: processes of this machine, or actors on Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from engine.collection import Collection
+from engine.errors import HashlightError
+from engine.service.http_server import Address, HttpServer, check_exposure
+from engine.service.keys import Keys
+from engine.service.limits import Limits
+from engine.service.metrics import Metrics
+from engine.service.processes import LocalCluster
+from engine.service.router import ClusterRouter, Observer
+from engine.service.security import Security
+from pipelines.ray_cluster import RayCluster
+from pipelines.ray_session import ray_session
+from pipelines.serve import bind_gateway, encoder_of
+
+logger = logging.getLogger(__name__)
+
+_ROLL_EVERY_S = 2.0
+
+
+@contextlib.contextmanager
+def serve_cluster(
+    path: Path,
+    address: Address,
+    keys: Keys,
+    *,
+    groups: int,
+    replicas: int,
+    ray: bool = False,
+    ray_address: str | None = None,
+    shard_security: Security | None = None,
+    encoder: Path | None = None,
+    limits: Limits | None = None,
+    image_hosts: Sequence[str] = (),
+    insecure: bool = False,
+) -> Iterator[HttpServer]:
+    """Start shard servers and bind a gateway to a router over them; they end with the context.
+
+    Arguments and errors are those of `pipelines.serve.serve_embedded` and of `cluster_router`.
+    """
+    check_exposure(address, keys, insecure=insecure)
+    image_encoder = encoder_of(Collection.open(path), encoder)
+    metrics = Metrics()
+    with cluster_router(
+        path,
+        groups=groups,
+        replicas=replicas,
+        ray=ray,
+        ray_address=ray_address,
+        security=shard_security,
+        observe=metrics.observe,
+    ) as router:
+        router.ready()
+        yield bind_gateway(
+            router, image_encoder, address, keys, limits=limits, image_hosts=image_hosts, metrics=metrics
+        )
+
+
+@contextlib.contextmanager
+def cluster_router(
+    path: str | Path,
+    *,
+    groups: int,
+    replicas: int,
+    ray: bool = False,
+    ray_address: str | None = None,
+    security: Security | None = None,
+    observe: Observer | None = None,
+) -> Iterator[ClusterRouter]:
+    """Start shard servers, and yield a router over them. New versions of the collection are taken up as they come.
+
+    Parameters
+    ----------
+    path : str or Path
+    groups, replicas : int
+    ray : bool
+        Actors on Ray in the place of processes of this machine.
+    ray_address : str, optional
+        Of a Ray cluster; without one, and without `RAY_ADDRESS`, Ray is started on this machine.
+    security : Security, optional
+        Of the shard servers; a token of their own if left out.
+    observe : callable, optional
+        As in `ClusterRouter`.
+
+    Raises
+    ------
+    ValueError
+        If the collection has fewer shards than groups.
+    NotReadyError, PipelineError
+        If the servers do not start, or Ray has no room for them.
+    """
+    with contextlib.ExitStack() as stack:
+        cluster: RayCluster | LocalCluster
+        if ray:
+            # Ray runs its workers at the lowest priority, made for batch jobs; a Ray of our own should not.
+            os.environ.setdefault("RAY_worker_niceness", "0")
+            stack.enter_context(ray_session(num_cpus=groups * replicas, address=ray_address))
+            cluster = RayCluster(path, groups=groups, replicas=replicas, security=security)
+        else:
+            cluster = LocalCluster(path, groups=groups, replicas=replicas, security=security)
+        stack.enter_context(cluster)
+        router = ClusterRouter(cluster.map, security=cluster.security, observe=observe)
+        stack.callback(router.close)
+        ending = threading.Event()
+        roller = threading.Thread(target=_keep_rolling, args=(cluster, ending), name="hashlight-roll", daemon=True)
+        roller.start()
+        stack.callback(roller.join)
+        stack.callback(ending.set)
+        yield router
+
+
+def _keep_rolling(cluster: RayCluster | LocalCluster, ending: threading.Event) -> None:
+    """Take up new versions; one that a server cannot open leaves the old one served everywhere."""
+    while not ending.wait(_ROLL_EVERY_S):
+        try:
+            if cluster.roll():
+                logger.info("version %d is served", cluster.map().version)
+        except (HashlightError, OSError, ValueError) as error:
+            logger.warning("the new version cannot be served, the old one is served on: %s", error)

@@ -1,0 +1,215 @@
+"""The client: what it asks again, what it raises, what a notebook shows, and what it costs to import."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import textwrap
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+import hashlight
+from engine.client import http as client_http
+from engine.client.client import AsyncSearchClient, SearchClient
+from engine.client.errors import (
+    AuthenticationError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    NotReadyError,
+    OverloadedError,
+    PermissionDeniedError,
+    ServerError,
+)
+from engine.service.gateway import create_app
+from engine.service.keys import Keys
+from tests import serving
+
+CODE = np.array([[0x0F0F0F0F0F0F0F]], np.uint64)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Wait less between tries."""
+    monkeypatch.setattr(client_http, "FIRST_WAIT_S", 0.01)
+
+
+def refusal(status, kind, **headers):
+    return httpx.Response(status, json={"error": {"type": kind, "message": kind, "field": None}}, headers=headers)
+
+
+def answering(url, *answers):
+    """A transport that gives these answers first and then asks the server; counts the tries."""
+    left, real = list(answers), httpx.HTTPTransport()
+
+    class Transport(httpx.BaseTransport):
+        tries = 0
+
+        def handle_request(self, request):
+            self.tries += 1
+            if not left:
+                return real.handle_request(request)
+            answer = left.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        def close(self):
+            real.close()
+
+    return Transport()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        httpx.ConnectError("refused"),
+        httpx.ConnectTimeout("slow"),
+        httpx.RemoteProtocolError("closed"),
+        httpx.ReadError("reset"),
+        refusal(429, "overloaded"),
+        refusal(503, "not_ready"),
+        httpx.Response(503, text="Service Unavailable"),
+    ],
+)
+def test_what_may_go_well_the_next_time_is_asked_again(url, quick, first):
+    transport = answering(url, first)
+    with SearchClient(url, transport=transport) as client:
+        assert len(client.search(CODE, 3)[0]) == 3
+    assert transport.tries == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (refusal(422, "invalid_request"), InvalidRequestError),
+        (refusal(413, "too_large"), InvalidRequestError),
+        (refusal(401, "unauthenticated"), AuthenticationError),
+        (refusal(403, "forbidden"), PermissionDeniedError),
+        (refusal(500, "internal"), ServerError),
+        (refusal(504, "deadline_exceeded"), DeadlineExceededError),
+        (httpx.Response(200, text="<html>"), ServerError),
+        (httpx.Response(404, text="<html>"), ServerError),
+        (httpx.ReadTimeout("slow"), DeadlineExceededError),
+    ],
+)
+def test_what_would_not_is_raised_at_once(url, answer, error):
+    transport = answering(url, answer)
+    with SearchClient(url, transport=transport) as client, pytest.raises(error):
+        client.search(CODE)
+    assert transport.tries == 1
+
+
+def test_the_last_try_raises(url, quick):
+    transport = answering(url, *[refusal(503, "not_ready")] * 9)
+    with SearchClient(url, transport=transport, max_retries=3) as client, pytest.raises(NotReadyError):
+        client.search(CODE)
+    assert transport.tries == 4
+
+
+def test_no_try_is_made_that_the_time_does_not_allow(url):
+    transport = answering(url, *[refusal(429, "overloaded", **{"retry-after": "7"})] * 9)
+    start = time.monotonic()
+    with SearchClient(url, transport=transport) as client, pytest.raises(OverloadedError) as caught:
+        client.search(CODE, timeout_s=3)
+    assert (caught.value.retry_after_s, transport.tries) == (7.0, 1)
+    assert time.monotonic() - start < 3
+
+
+def test_a_server_that_is_not_there(quick):
+    with SearchClient("http://127.0.0.1:9", max_retries=1) as client:
+        with pytest.raises(ConnectionFailedError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
+            client.search(CODE)
+        with pytest.raises(ConnectionError):
+            client.ready()
+
+
+def test_the_field_at_fault_is_kept(url):
+    with SearchClient(url) as client, pytest.raises(InvalidRequestError) as caught:
+        client.search([CODE[0], b"text"])
+    assert (caught.value.status, caught.value.type, caught.value.field) == (422, "invalid_request", "queries.1.image")
+
+
+def test_a_key_is_sent(searcher):
+    keys = Keys.load(None, {"HASHLIGHT_API_KEYS": "page search searching-is-all-0001"})
+    with serving.running(create_app(searcher, keys=keys)) as url:
+        with SearchClient(url, api_key="searching-is-all-0001") as client:
+            assert len(client.search(CODE, 2)[0]) == 2
+        with SearchClient(url) as client, pytest.raises(AuthenticationError, match="got none"):
+            client.search(CODE)
+
+
+def test_asyncio_gives_the_same(url, collection, searcher):
+    picture = serving.png(serving.make_pictures(5)[4])
+    id_ = int(collection.shards[0].ids_N[0])
+
+    async def ask(target, **options):
+        async with AsyncSearchClient(target, **options) as client:
+            nearest, within = await asyncio.gather(
+                client.search([picture, id_, CODE[0]], 4, include=["attributes"]), client.range_search(CODE, 20, 7)
+            )
+            streamed = [batch async for batch in client.stream_search(np.tile(CODE, (9, 1)), 2, batch_size=4)]
+            codes, items = await client.encode(picture), await client.get([id_])
+            told, thumbnail = await client.describe(), await client.thumbnail(id_)
+            await client.ready()
+            with pytest.raises(ValueError, match="`k`"):
+                await client.search(CODE, 0)
+            tables = [
+                nearest.to_arrow(),
+                within.to_arrow(),
+                *(batch.to_arrow() for batch in streamed),
+                items.to_arrow(),
+            ]
+            return [str(table.to_pylist()) for table in tables], codes.tolist(), told["rows"], thumbnail
+
+    over_http = asyncio.run(ask(url))
+    here = asyncio.run(ask(searcher, encoder=serving.AverageHash()))
+    with SearchClient(url) as client:
+        plain = client.search([picture, id_, CODE[0]], 4, include=["attributes"]).to_arrow()
+    assert over_http == here
+    assert over_http[0][0] == str(plain.to_pylist())
+
+
+def test_a_notebook_shows_pictures_and_escapes_what_it_shows(url, collection):
+    with SearchClient(url) as client:
+        found = client.search([int(id_) for id_ in collection.shards[0].ids_N[:2]], 30, include=["attributes"])
+        page = found._repr_html_()
+    assert 20 < page.count('<img src="data:;base64,') <= 40
+    assert "picture &lt;" in page
+    assert "&quot;é&quot;" in page
+    assert "picture <" not in page
+    assert page.count("and 10 more") == 2
+    assert "2 queries, 60 hits, version 1" in repr(found)
+    assert repr(found[0]).startswith("Hits(30: ")
+    assert len(found[0][:3]) == 3
+    assert found[-1][-1].id == found[1].ids[29]
+
+
+def test_an_open_collection_needs_no_server(tmp_path):
+    serving.make_collection(tmp_path / "c", count=40, shards=1)
+    with hashlight.SearchClient(tmp_path / "c") as client:
+        assert len(client.search(CODE, 5)[0]) == 5
+        assert "40 codes" in repr(client)
+
+
+def run_python(code):
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+def test_importing_the_client_loads_nothing_heavy():
+    loaded = run_python(
+        """
+        import json, sys
+        from hashlight import AsyncSearchClient, SearchClient
+        client = SearchClient("http://127.0.0.1:9")
+        heavy = ("torch", "ray", "faiss", "numba", "pyarrow", "fastapi", "encoders", "pipelines", "PIL", "pandas")
+        print(json.dumps([name for name in heavy if name in sys.modules]))
+        """
+    )
+    assert loaded == []

@@ -1,0 +1,218 @@
+"""One suite over every way to ask: the answers are the oracle's, whoever gives them.
+
+`SEARCHERS` has what can stand behind a client; each is asked directly and through a gateway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.client.client import SearchClient
+from engine.client.errors import IdNotFoundError
+from engine.rerank import Rerank
+from engine.service.gateway import create_app
+from engine.service.router import ClusterRouter
+from engine.service.searcher import CollectionSearcher
+from tests import oracles, serving
+from tests.engine.service.conftest import serving as shard_servers
+
+
+@contextlib.contextmanager
+def embedded(collection):
+    yield CollectionSearcher(collection)
+
+
+@contextlib.contextmanager
+def flight(collection):
+    """Three groups of shard servers in this process, asked over Arrow Flight."""
+    with shard_servers(collection.path) as (_, cluster_map), contextlib.closing(ClusterRouter(cluster_map)) as router:
+        yield router
+
+
+SEARCHERS = {"embedded": embedded, "flight": flight}  # name -> context manager: Collection -> Searcher
+WAYS = ("direct", "http")
+
+
+@pytest.fixture(scope="module", params=SEARCHERS)
+def any_searcher(request, collection):
+    with SEARCHERS[request.param](collection) as searcher:
+        yield searcher
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def client(request, any_searcher):
+    encoder = serving.AverageHash()
+    with contextlib.ExitStack() as stack:
+        if request.param == "http":
+            target, options = stack.enter_context(serving.running(create_app(any_searcher, encoder=encoder))), {}
+        else:
+            target, options = any_searcher, {"encoder": encoder}
+        yield stack.enter_context(SearchClient(target, timeout_s=60, **options))
+
+
+@pytest.fixture(scope="module")
+def rows(collection):
+    """Everything stored, in the order of ids: ids, codes, attributes."""
+    ids = np.sort(np.concatenate([shard.ids_N for shard in collection.shards]))
+    table = collection.get(ids)
+    codes = np.frombuffer(b"".join(table["code"].to_pylist()), np.uint64).reshape(-1, 1)
+    return ids, codes, table.drop_columns(["id", "code"]).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def queries(rows):
+    """Some stored codes with up to three bits flipped."""
+    flips = np.array([0, 1, 5, 1 << 59, 0b111], np.uint64)
+    return (rows[1][:35].reshape(7, 5) ^ flips).reshape(-1, 1)
+
+
+def pairs(hits):
+    return list(zip(hits.distances.tolist(), hits.ids.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 4, 35])
+@pytest.mark.parametrize("k", [1, 9, 600])
+def test_nearest(client, rows, queries, count, k):
+    ids, codes, _ = rows
+    found = client.search(queries[:count], k)
+    distances, expected = oracles.knn(queries[:count], codes, ids, min(k, len(ids)))
+    assert [hits.ids.tolist() for hits in found] == expected.tolist()
+    assert [hits.distances.tolist() for hits in found] == distances.tolist()
+    coverage = found.coverage
+    assert (coverage.codes, coverage.searched, coverage.complete, found.version) == (500, 500, True, 1)
+    assert found.to_arrow().num_rows == count * min(k, 500)
+
+
+@pytest.mark.parametrize("count", [1, 35])
+@pytest.mark.parametrize(("radius", "limit"), [(0, 100), (3, 100), (12, 4), (60, 500)])
+def test_within_a_radius(client, rows, queries, count, radius, limit):
+    ids, codes, _ = rows
+    found = client.range_search(queries[:count], radius, limit)
+    answers, cut = oracles.within_radius(queries[:count], codes, ids, radius, limit)
+    assert [pairs(hits) for hits in found] == answers
+    assert [hits.truncated for hits in found] == cut
+    assert sum(map(len, answers)) > 0
+
+
+def test_only_what_a_filter_lets_through(client, rows, queries):
+    ids, codes, attributes = rows
+    kept = np.array([row["label"] == 3 and row["name"] is not None for row in attributes])
+    assert 20 < kept.sum() < 100
+    found = client.search(queries, 5, filter="label == 3 and name is not null")
+    assert [hits.ids.tolist() for hits in found] == oracles.knn(queries, codes[kept], ids[kept], 5)[1].tolist()
+    within = client.range_search(queries[:2], 60, 500, filter="label == 3 and name is not null")
+    assert sorted(within[1].ids.tolist()) == ids[kept].tolist()
+
+
+def test_what_is_included(client, rows, queries):
+    ids, codes, attributes = rows
+    found = client.search(queries[:3], 4, include=["attributes", "code", "explain"])
+    for hits in found:
+        assert len(hits) == 4
+        assert {"plan", "probes", "candidates", "seconds"} == set(hits.explain)
+        for hit in hits:
+            row = np.searchsorted(ids, hit.id)
+            assert hit.code.tolist() == codes[row].tolist()
+            np.testing.assert_equal(hit.attributes, attributes[row])
+    assert found.to_arrow().column_names == ["query", "id", "distance", "code", "label", "name", "price"]
+    bare = client.search(queries[:1], 1)[0][0]
+    assert (bare.attributes, bare.code) == (None, None)
+
+
+def test_images_ids_and_codes_side_by_side(client, rows, tmp_path):
+    ids, codes, _ = rows
+    picture = serving.make_pictures(30)[11]
+    data = serving.png(picture)
+    (tmp_path / "query.png").write_bytes(data)
+    code = client.encode(data)
+    assert (code.dtype, code.shape) == (np.uint64, (1, 1))
+    path = tmp_path / "query.png"
+    asked = [data, path, str(path), Image.fromarray(picture), int(ids[20]), codes[20]]
+    found = client.search(asked, 6)
+    expected = oracles.knn(np.concatenate([code] * 4 + [codes[20:21]] * 2), codes, ids, 6)[1]
+    assert [hits.ids.tolist() for hits in found] == expected.tolist()
+    assert client.search(int(ids[20]), 1)[0].distances.tolist() == [0]
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_reranking(client, collection, rows, metric):
+    ids, codes, _ = rows
+    asked = [int(ids[3]), serving.png(serving.make_pictures(40)[31])]
+    found = client.search(asked, 5, rerank=Rerank(pool=40, metric=metric))
+    encoded = serving.AverageHash()
+    features = [
+        collection.features_of(ids[3:4])[0].astype(float),
+        encoded.encode([encoded.decode(asked[1], 10**6)]).features[0].astype(float),
+    ]
+    query_codes = np.concatenate([codes[3:4], client.encode(asked[1])])
+    pools = oracles.knn(query_codes, codes, ids, 40)[1]
+    for hits, feature, pool in zip(found, features, pools, strict=True):
+        stored = collection.features_of(pool).astype(float)
+        if metric == "l2":
+            distances = np.sqrt(((stored - feature) ** 2).sum(axis=1))
+        else:
+            distances = 1 - stored @ feature / np.sqrt((stored**2).sum(axis=1) * (feature**2).sum())
+        order = np.lexsort((pool, distances.astype(np.float32)))[:5]
+        np.testing.assert_allclose(hits.distances, distances[order], rtol=1e-4, atol=1e-5)
+        assert len(set(hits.ids) & set(pool[order].tolist())) >= 4
+
+
+def test_items_thumbnails_and_what_is_served(client, rows):
+    ids, codes, attributes = rows
+    wanted = [int(ids[5]), int(ids[2]), int(ids[5])]
+    items = client.get(wanted)
+    assert [item.id for item in items] == wanted
+    assert [item.code.tolist() for item in items] == [codes[row].tolist() for row in (5, 2, 5)]
+    np.testing.assert_equal([item.attributes for item in items], [attributes[row] for row in (5, 2, 5)])
+    pictures = [client.thumbnail(int(id_)) for id_ in ids[:40]]
+    assert None in pictures
+    assert all(Image.open(io.BytesIO(picture)).size == (16, 16) for picture in pictures if picture is not None)
+    assert sum(picture is not None for picture in pictures) > 20
+    told = client.describe()
+    assert (told["bits"], told["rows"], told["version"], told["features"]) == (60, 500, 1, True)
+    client.ready()
+
+
+def test_very_many_queries_in_a_stream(client, rows, queries):
+    ids, codes, _ = rows
+    many = np.tile(queries, (4, 1))
+    batches = list(client.stream_search(many, 3, batch_size=60))
+    assert [len(batch) for batch in batches] == [60, 60, 20]
+    expected = oracles.knn(many, codes, ids, 3)[1].tolist()
+    assert [hits.ids.tolist() for batch in batches for hits in batch] == expected
+    mixed = client.stream_search(iter([int(ids[0]), codes[1]]), 1, batch_size=1)
+    assert [batch[0].ids.tolist() for batch in mixed] == oracles.knn(codes[:2], codes, ids, 1)[1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("ask", "error", "message"),
+    [
+        (lambda client, code: client.search(10**6), IdNotFoundError, "first 1000000"),
+        (lambda client, code: client.get([10**6]), IdNotFoundError, "first 1000000"),
+        (lambda client, code: client.thumbnail(10**6), IdNotFoundError, "first 1000000"),
+        (lambda client, code: client.search(code, 0), ValueError, "`k`"),
+        (lambda client, code: client.range_search(code, 61), ValueError, "`radius` must be 0 to 60"),
+        (lambda client, code: client.range_search(code, -1), ValueError, "`radius`"),
+        (lambda client, code: client.range_search(code, 2, 0), ValueError, "`limit`"),
+        (lambda client, code: client.search(code, filter="colour == 3"), ValueError, "`colour` is no attribute"),
+        (lambda client, code: client.search(b"no image"), ValueError, "not an image"),
+        (lambda client, code: client.search(code.repeat(2, axis=1)), ValueError, "60"),
+        (lambda client, code: client.search(code | np.uint64(1 << 62)), ValueError, "bits set past bit 59"),
+        (lambda client, code: client.search(code, rerank=Rerank(pool=3)), ValueError, "features"),
+        (lambda client, code: client.search(code, rerank=Rerank(radius=3)), ValueError, "`pool`"),
+        (lambda client, code: client.search([]), ValueError, "at least one"),
+        (lambda client, code: client.search(3.5), TypeError, "float"),
+        (lambda client, code: client.search(code.astype(np.int32)), TypeError, "int32"),
+        (lambda client, code: client.search(code, include=["colour"]), ValueError, "`include`"),
+        (lambda client, code: client.search(code, timeout_s=0), ValueError, "`timeout_s`"),
+    ],
+)
+def test_what_is_wrong_has_one_type_everywhere(client, queries, ask, error, message):
+    with pytest.raises(error) as caught:
+        ask(client, queries[:1])
+    assert message in str(caught.value)

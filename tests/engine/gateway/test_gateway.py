@@ -1,0 +1,408 @@
+"""The HTTP interface as programs see it: documents, statuses, fields at fault, keys, limits."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.errors import IncompleteError, NoShardError, NotReadyError
+from engine.service.gateway import create_app
+from engine.service.keys import Keys
+from engine.service.limits import Limits
+from engine.service.metrics import Metrics
+from engine.service.router import ClusterRouter
+from engine.service.searcher import CollectionSearcher
+from tests import oracles, serving
+from tests.engine.service.conftest import serving as shard_servers
+
+CODE = "0f" * 7 + "0f"
+IMAGE = serving.png(serving.make_pictures(3)[2])
+ARROW = "application/vnd.apache.arrow.stream"
+
+
+def b64(data):
+    return base64.b64encode(data).decode()
+
+
+def arrow_body(codes):
+    batch = pa.record_batch({"code": pa.array([code.tobytes() for code in codes], pa.binary(8))})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def error(response):
+    document = response.json()
+    assert set(document) == {"error"}
+    assert response.headers["content-type"] == "application/json"
+    return response.status_code, document["error"]["type"], document["error"]["field"]
+
+
+def test_a_search_by_code_as_json(http, collection):
+    query = collection.shards[0].codes_NW[0].tobytes()
+    told = collection.get(collection.search(np.frombuffer(query, np.uint64).reshape(1, 1), 2).ids[0]).to_pylist()
+    for code in (query.hex(), b64(query)):
+        answer = http.post(
+            "/v1/search", json={"queries": [{"code": code}], "k": 2, "include": ["attributes", "code", "explain"]}
+        )
+        assert answer.status_code == 200
+        document = answer.json()
+        assert set(document) == {"results", "coverage", "version", "timing_ms"}
+        (result,) = document["results"]
+        assert result["truncated"] is False
+        assert result["explain"]["plan"]
+        for hit, stored in zip(result["hits"], told, strict=True):
+            assert (hit["id"], bytes.fromhex(hit["code"])) == (stored["id"], stored["code"])
+            assert hit["attributes"]["label"] == stored["label"]
+            assert set(hit["attributes"]) == {"label", "name", "price"}
+        assert document["coverage"] == {
+            "shards": 3, "answered": 3, "codes": 500, "searched": 500, "complete": True, "degraded": {}
+        }  # fmt: skip
+        assert document["version"] == 1
+        assert {"read", "search", "items"} <= set(document["timing_ms"])
+
+
+def test_nan_becomes_null(http, collection):
+    answer = http.post("/v1/search", json={"queries": [{"code": CODE}], "k": 500, "include": ["attributes"]})
+    prices = [hit["attributes"]["price"] for hit in answer.json()["results"][0]["hits"]]
+    assert prices.count(None) == 46
+
+
+def test_a_form_with_an_image(http):
+    as_json = http.post(
+        "/v1/range_search",
+        json={
+            "queries": [{"image": b64(IMAGE)}],
+            "radius": 20,
+            "limit": 3,
+            "filter": "label == 2",
+            "include": ["code"],
+        },
+    )
+    fields = {"radius": "20", "limit": "3", "filter": "label == 2", "include": "code"}
+    as_form = http.post("/v1/range_search", data=fields, files={"image": ("a.png", IMAGE)})
+    assert as_form.status_code == 200
+    assert as_form.json()["results"] == as_json.json()["results"]
+    assert len(as_form.json()["results"][0]["hits"]) == 3
+    assert as_form.json()["results"][0]["truncated"] is True
+    pooled = http.post("/v1/search", data={"rerank": '{"pool": 50}', "k": "2"}, files={"image": ("a.png", IMAGE)})
+    assert [hit["distance"] > 100 for hit in pooled.json()["results"][0]["hits"]] == [False, True]
+
+
+def test_a_batch_as_arrow(http, collection):
+    ids = np.concatenate([shard.ids_N for shard in collection.shards])
+    codes = np.concatenate([shard.codes_NW for shard in collection.shards])
+    queries = codes[:200]
+    params, headers = {"k": 4, "include": "attributes"}, {"content-type": ARROW}
+    answer = http.post("/v1/search", params=params, content=arrow_body(queries), headers=headers)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, ARROW)
+    table = pa.ipc.open_stream(answer.content).read_all()
+    assert table.column_names == ["query", "id", "distance", "label", "name", "price"]
+    distances, expected = oracles.knn(queries, codes, ids, 4)
+    assert table["id"].to_numpy().reshape(-1, 4).tolist() == expected.tolist()
+    assert table["distance"].to_numpy().reshape(-1, 4).tolist() == distances.tolist()
+    assert table["query"].to_pylist() == [number for number in range(200) for _ in range(4)]
+
+
+def test_encode_items_and_collection(http, collection):
+    encoder = serving.AverageHash()
+    expected = encoder.encode([encoder.decode(IMAGE, 10**6)]).codes[0].tobytes().hex()
+    for answer in (
+        http.post("/v1/encode", json={"images": [b64(IMAGE)]}),
+        http.post("/v1/encode", files={"image": ("a.png", IMAGE)}),
+    ):
+        assert answer.json()["codes"] == [expected]
+        assert (answer.json()["bits"], answer.json()["fingerprint"]) == (60, "average-hash")
+    id_ = int(collection.shards[0].ids_N[0])
+    item = http.get(f"/v1/items/{id_}").json()
+    assert (item["id"], item["code"]) == (id_, collection.shards[0].codes_NW[0].tobytes().hex())
+    assert http.get("/v1/items", params={"ids": f"{id_},{id_}"}).json() == {"items": [item, item]}
+    told = http.get("/v1/collection").json()
+    assert told["attributes"] == {"label": "int64", "name": "string", "price": "double"}
+    assert told["encodes_images"] is True
+    assert told["limits"]["k"] == 10_000
+
+
+def test_thumbnails_of_items_only(http, collection):
+    ids = collection.shards[0].ids_N[:50]
+    pictures = collection.thumbnails_of(ids)
+    assert 20 < sum(picture is not None for picture in pictures) < 50
+    for id_, picture in zip(ids.tolist(), pictures, strict=True):
+        answer = http.get(f"/v1/items/{id_}/thumbnail")
+        if picture is None:
+            assert error(answer) == (404, "not_found", "id")
+        else:
+            assert (answer.content, answer.headers["content-type"]) == (picture, "image/png")
+    assert error(http.get("/v1/items/999999/thumbnail"))[:2] == (404, "id_not_found")
+
+
+def test_health_and_metrics(http):
+    assert http.get("/health/live").json() == {"status": "live"}
+    assert http.get("/health/ready").json() == {"status": "ready"}
+    http.post("/v1/search", json={"queries": [{"image": b64(IMAGE)}], "include": ["attributes"]})
+    text = http.get("/metrics").text
+    for stage in ("read", "decode", "encode", "wait", "search", "items", "render"):
+        assert f'hashlight_stage_seconds_count{{stage="{stage}"}}' in text
+    assert 'hashlight_requests_total{route="/v1/search",status="200"}' in text
+    assert "hashlight_collection_version 1.0" in text
+    assert "hashlight_encode_batch_images_count" in text
+
+
+def test_stages_of_a_router_are_heard(collection):
+    metrics = Metrics()
+    with (
+        shard_servers(collection.path) as (_, cluster_map),
+        contextlib.closing(ClusterRouter(cluster_map, observe=metrics.observe)) as router,
+        serving.running(create_app(router, metrics=metrics)) as url,
+    ):
+        assert httpx.post(f"{url}/v1/range_search", json=QUERY, timeout=60).status_code == 200
+        text = httpx.get(f"{url}/metrics").text
+    for stage in ("fan_out", "shard", "merge"):
+        assert f'hashlight_stage_seconds_count{{stage="{stage}"}}' in text
+
+
+def test_every_answer_has_strict_headers(http):
+    for path in ("/v1/collection", "/health/live", "/v1/items/999999", "/v1/nothing"):
+        headers = http.get(path).headers
+        assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+
+
+def test_a_page_is_served_under_a_strict_policy(searcher, tmp_path):
+    (tmp_path / "index.html").write_text("<title>page</title>")
+    with serving.running(create_app(searcher, page=tmp_path)) as url:
+        answer = httpx.get(f"{url}/")
+        assert answer.text == "<title>page</title>"
+        assert "script-src 'self'" in answer.headers["content-security-policy"]
+        assert "unsafe" not in answer.headers["content-security-policy"]
+        assert httpx.get(f"{url}/../serving.py").status_code == 404
+        assert httpx.get(f"{url}/v1/collection").status_code == 200
+
+
+QUERY = {"queries": [{"code": CODE}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("search", {}, (422, "invalid_request", "queries")),
+        ("search", {"queries": []}, (422, "invalid_request", "queries")),
+        ("search", {"queries": [{}]}, (422, "invalid_request", "queries.0")),
+        ("search", {"queries": [{"code": None}]}, (422, "invalid_request", "queries.0")),
+        ("search", {"queries": [{"code": CODE, "id": 3}]}, (422, "invalid_request", "queries.0")),
+        ("search", {"queries": [{"code": CODE}, {"code": "0f"}]}, (422, "invalid_request", "queries.1.code")),
+        ("search", {"queries": [{"code": "xyz" * 4}]}, (422, "invalid_request", "queries.0.code")),
+        ("search", {"queries": [{"code": "ff" * 8}]}, (422, "invalid_request", "queries")),
+        ("search", {"queries": [{"image": "!"}]}, (422, "invalid_request", "queries.0.image")),
+        ("search", {"queries": [{"image": b64(b"text")}]}, (422, "invalid_request", "queries.0.image")),
+        ("search", {"queries": [{"id": 999999}]}, (404, "id_not_found", "queries.0.id")),
+        ("search", {"queries": [{"id": -1}]}, (422, "invalid_request", "queries.0.id")),
+        ("search", {"queries": [{"id": 2**63}]}, (422, "invalid_request", "queries.0.id")),
+        ("search", {"queries": [{"url": "https://127.0.0.1/a.png"}]}, (422, "invalid_request", "queries.0.url")),
+        ("search", {**QUERY, "k": 0}, (422, "invalid_request", "k")),
+        ("search", {**QUERY, "k": "10"}, (422, "invalid_request", "k")),
+        ("search", {**QUERY, "k": 10.5}, (422, "invalid_request", "k")),
+        ("search", {**QUERY, "k": True}, (422, "invalid_request", "k")),
+        ("search", {**QUERY, "k": 10_001}, (422, "invalid_request", "k")),
+        ("search", {**QUERY, "colour": 1}, (422, "invalid_request", "colour")),
+        ("search", {**QUERY, "radius": 1}, (422, "invalid_request", "radius")),
+        ("search", {**QUERY, "filter": "colour == 3"}, (422, "invalid_request", "filter")),
+        ("search", {**QUERY, "filter": "x" * 20_000}, (422, "invalid_request", "filter")),
+        ("search", {**QUERY, "include": ["colour"]}, (422, "invalid_request", "include.0")),
+        ("search", {**QUERY, "timeout_ms": 0}, (422, "invalid_request", "timeout_ms")),
+        ("search", {**QUERY, "timeout_ms": 10**9}, (422, "invalid_request", "timeout_ms")),
+        ("search", {**QUERY, "rerank": {"pool": 10}}, (422, "invalid_request", "queries.0.code")),
+        ("search", {"queries": [{"id": 1}], "rerank": {}}, (422, "invalid_request", "rerank.pool")),
+        ("search", {"queries": [{"id": 1}], "rerank": {"pool": 10**6}}, (422, "invalid_request", "rerank.pool")),
+        ("range_search", {**QUERY, "radius": 61}, (422, "invalid_request", "radius")),
+        ("range_search", {**QUERY, "radius": -1}, (422, "invalid_request", "radius")),
+        ("range_search", {**QUERY, "limit": 0}, (422, "invalid_request", "limit")),
+        ("range_search", {"queries": [{"code": CODE}] * 200, "limit": 9000}, (422, "invalid_request", "limit")),
+        ("search", {"queries": [{"code": CODE}] * 10_001}, (422, "invalid_request", "queries")),
+        ("search", {"queries": [{"image": b64(IMAGE)}] * 65}, (422, "invalid_request", "queries")),
+        ("encode", {"images": []}, (422, "invalid_request", "images")),
+        ("encode", {"images": [b64(IMAGE)] * 65}, (422, "invalid_request", "images")),
+        ("encode", {"images": [b64(IMAGE), b64(b"x")]}, (422, "invalid_request", "images.1")),
+    ],
+)
+def test_the_field_at_fault(http, path, body, expected):
+    assert error(http.post(f"/v1/{path}", json=body)) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "field"),
+    [
+        ({}, {"other": ("a", IMAGE)}, "other"),
+        ({"k": "3"}, {}, None),
+        ({"k": "ten"}, {"image": ("a", IMAGE)}, "k"),
+        ({"k": ["3", "4"]}, {"image": ("a", IMAGE)}, "k"),
+        ({"include": "colour"}, {"image": ("a", IMAGE)}, "include.0"),
+        ({"rerank": "{"}, {"image": ("a", IMAGE)}, "rerank"),
+        ({"rerank": "[" * 9000}, {"image": ("a", IMAGE)}, "rerank"),
+        ({"queries": "[]"}, {"image": ("a", IMAGE)}, "queries"),
+        ({}, {"image": ("a", b"")}, "image"),
+        ({}, {"image": ("a", b"text")}, "image"),
+    ],
+)
+def test_the_field_of_a_form_at_fault(http, fields, files, field):
+    answer = http.post("/v1/search", data=fields, files=files)
+    if files:
+        assert error(answer) == (422, "invalid_request", field)
+    else:
+        assert error(answer) == (415, "unsupported_media_type", "content-type")
+
+
+def test_statuses_of_wrong_addresses_and_methods(http):
+    assert error(http.get("/v1/nothing"))[:2] == (404, "not_found")
+    assert error(http.get("/v1/search"))[:2] == (405, "method_not_allowed")
+    assert error(http.get("/v1/items/abc")) == (422, "invalid_request", "id")
+    assert error(http.get("/v1/items", params={"ids": "1,x"})) == (422, "invalid_request", "ids")
+    assert error(http.get("/v1/items"))[2] == "ids"
+
+
+def test_without_an_encoder_images_are_refused(searcher):
+    with serving.running(create_app(searcher)) as url, httpx.Client(base_url=url) as http:
+        assert error(http.post("/v1/search", json={"queries": [{"image": b64(IMAGE)}]})) == (
+            422, "no_encoder", "queries"
+        )  # fmt: skip
+        assert http.get("/v1/collection").json()["encodes_images"] is False
+        assert http.post("/v1/search", json=QUERY).status_code == 200
+
+
+def test_another_encoder_is_never_used(searcher):
+    class Other(serving.AverageHash):
+        fingerprint = "other"
+
+    with serving.running(create_app(searcher, encoder=Other())) as url:
+        answer = httpx.post(f"{url}/v1/search", json={"queries": [{"image": b64(IMAGE)}]})
+    assert error(answer)[:2] == (503, "not_ready")
+    assert "average-hash" in answer.text
+
+
+def test_keys_and_scopes(searcher, tmp_path):
+    lines = "page search searching-is-all-0001\nops admin,search administering-0002\nload write writing-only-000003\n"
+    (tmp_path / "keys").write_text(lines)
+    app = create_app(searcher, keys=Keys.load(tmp_path / "keys"))
+    with serving.running(app) as url, httpx.Client(base_url=url) as http:
+        for path in ("/health/live", "/health/ready"):
+            assert http.get(path).status_code == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic searching-is-all-0001"}):
+            answer = http.post("/v1/search", json=QUERY, headers=headers)
+            assert error(answer)[:2] == (401, "unauthenticated")
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert error(http.get("/metrics", headers=headers))[0] == 401
+        for headers in ({"Authorization": "Bearer searching-is-all-0001"}, {"X-API-Key": "searching-is-all-0001"}):
+            assert http.post("/v1/search", json=QUERY, headers=headers).status_code == 200
+            assert error(http.get("/metrics", headers=headers))[:2] == (403, "forbidden")
+        assert error(http.get("/v1/collection", headers={"X-API-Key": "writing-only-000003"}))[0] == 403
+        assert http.get("/metrics", headers={"X-API-Key": "administering-0002"}).status_code == 200
+        assert "searching-is-all" not in http.get("/metrics", headers={"X-API-Key": "administering-0002"}).text
+
+
+class Gate(CollectionSearcher):
+    """A real searcher whose searches wait until they are let through."""
+
+    def __init__(self, collection):
+        super().__init__(collection)
+        self.open = threading.Event()
+        self.entered = threading.Semaphore(0)
+
+    def search(self, *args, **kwargs):
+        self.entered.release()
+        assert self.open.wait(60)
+        return super().search(*args, **{**kwargs, "timeout_s": None})
+
+
+def test_more_than_can_be_answered_is_refused_at_once(collection):
+    gate = Gate(collection)
+    app = create_app(gate, limits=Limits(in_flight=3))
+    with serving.running(app) as url, httpx.Client(base_url=url, timeout=60) as http, ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(http.post, "/v1/search", json=QUERY) for _ in range(3)]
+        for _ in waiting:
+            assert gate.entered.acquire(timeout=60)
+        for _ in range(20):
+            refused = http.post("/v1/search", json=QUERY)
+            assert error(refused)[:2] == (429, "overloaded")
+            assert refused.headers["retry-after"] == "1"
+        assert http.get("/health/live").status_code == 200
+        gate.open.set()
+        assert [future.result().status_code for future in waiting] == [200] * 3
+        assert http.post("/v1/search", json=QUERY).status_code == 200
+
+
+def test_past_the_deadline_is_504_and_the_thread_stays_counted(collection):
+    gate = Gate(collection)
+    app = create_app(gate, limits=Limits(in_flight=1))
+    with serving.running(app) as url, httpx.Client(base_url=url, timeout=60) as http:
+        start = time.monotonic()
+        assert error(http.post("/v1/search", json={**QUERY, "timeout_ms": 50})) == (
+            504, "deadline_exceeded", "timeout_ms"
+        )  # fmt: skip
+        assert time.monotonic() - start < 30
+        assert error(http.post("/v1/search", json=QUERY))[:2] == (429, "overloaded")
+        gate.open.set()
+        for _ in range(600):
+            if (answer := http.post("/v1/search", json=QUERY)).status_code == 200:
+                break
+            time.sleep(0.05)
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (IncompleteError("shard b is missing", missing={"b": "gone"}), (503, "incomplete")),
+        (NoShardError("none answers", missing={"a": "gone"}), (503, "no_shard")),
+        (NotReadyError("starting"), (503, "not_ready")),
+        (ZeroDivisionError("a secret of the server"), (500, "internal")),
+    ],
+)
+def test_what_a_searcher_raises_is_told(collection, raised, expected):
+    class Failing(CollectionSearcher):
+        def range_search(self, *args, **kwargs):
+            raise raised
+
+        def ready(self):
+            raise raised
+
+    with serving.running(create_app(Failing(collection))) as url, httpx.Client(base_url=url) as http:
+        for answer in (http.post("/v1/range_search", json=QUERY), http.get("/health/ready")):
+            assert error(answer)[:2] == expected
+            assert "secret" not in answer.text
+            assert ("missing" in answer.json()["error"]) == isinstance(raised, IncompleteError)
+        assert http.post("/v1/search", json=QUERY).status_code == 200
+
+
+def test_images_of_several_requests_are_encoded_together(searcher):
+    class Slow(serving.AverageHash):
+        def encode(self, images):
+            time.sleep(0.2)
+            return super().encode(images)
+
+    encoder, pictures = Slow(), serving.make_pictures(12)
+    with serving.running(create_app(searcher, encoder=encoder)) as url, ThreadPoolExecutor(12) as pool:
+        bodies = [{"images": [b64(serving.png(picture))]} for picture in pictures]
+        answers = list(pool.map(lambda body: httpx.post(f"{url}/v1/encode", json=body, timeout=60), bodies))
+    plain = serving.AverageHash()
+    expected = plain.encode([plain.decode(serving.png(picture), 10**6) for picture in pictures]).codes
+    assert [answer.json()["codes"][0] for answer in answers] == [code.tobytes().hex() for code in expected]
+    assert sum(encoder.batches) == 12
+    assert 3 <= len(encoder.batches) < 12
+    assert max(encoder.batches) <= encoder.batch_size
+
+
+def test_only_known_host_names_where_those_are_given(searcher):
+    app = create_app(searcher, allowed_hosts=("127.0.0.1", "[::1]"))
+    with serving.running(app) as url:
+        assert httpx.get(f"{url}/health/live").status_code == 200
+        assert httpx.get(f"{url}/health/live", headers={"host": "evil.example.com"}).status_code == 400

@@ -1,0 +1,88 @@
+"""The OpenAPI document: its examples work, and requests made from it never end in a 500."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+import schemathesis
+
+from engine.service.gateway import create_app
+from engine.service.keys import Keys
+from engine.service.limits import Limits
+from tests import serving
+
+
+@pytest.fixture(scope="module")
+def app(searcher):
+    return create_app(searcher, encoder=serving.AverageHash(), limits=Limits(timeout_s=60))
+
+
+OPERATIONS = [
+    "POST /v1/search", "POST /v1/range_search", "POST /v1/encode", "GET /v1/items", "GET /v1/items/{id}",
+    "GET /v1/items/{id}/thumbnail", "GET /v1/collection", "GET /health/live", "GET /health/ready", "GET /metrics",
+]  # fmt: skip
+WITH_ARGUMENTS = OPERATIONS[:6]  # of the others nothing can be wrong
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    schemathesis.checks.response_schema_conformance,
+    schemathesis.checks.content_type_conformance,
+    schemathesis.checks.status_code_conformance,
+]
+
+
+@pytest.fixture(scope="module")
+def operations(app):
+    with serving.running(app) as url:
+        api = schemathesis.openapi.from_dict(app.openapi())
+        api.config.update(base_url=url)
+        yield {result.ok().label: result.ok() for result in api.get_all_operations()}
+
+
+@pytest.mark.parametrize(
+    ("label", "mode"),
+    [(label, "positive") for label in OPERATIONS] + [(label, "negative") for label in WITH_ARGUMENTS],
+)
+def test_no_request_from_the_document_ends_in_a_500(operations, label, mode):
+    strategy = operations[label].as_strategy(generation_mode=schemathesis.GenerationMode(mode))
+
+    @hypothesis.given(case=strategy)
+    @hypothesis.settings(
+        max_examples=30,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    def check(case):
+        case.call_and_validate(checks=CHECKS)
+
+    check()
+
+
+def test_examples_of_bodies_are_accepted_or_name_what_is_missing(app, http):
+    tried = 0
+    for path, operations in app.openapi()["paths"].items():
+        content = operations.get("post", {}).get("requestBody", {}).get("content", {})
+        for example in content.get("application/json", {}).get("examples", {}).values():
+            answer = http.post(path, json=example["value"])
+            # The item of the example need not be in this collection, nor its code of the same length.
+            assert answer.status_code in (200, 404), answer.text
+            tried += 1
+    assert tried == 5
+
+
+def test_the_document_names_every_route_and_how_to_bring_a_key(app, searcher):
+    document = app.openapi()
+    assert set(document["paths"]) == {
+        "/v1/search", "/v1/range_search", "/v1/encode", "/v1/items", "/v1/items/{id}", "/v1/items/{id}/thumbnail",
+        "/v1/collection", "/health/live", "/health/ready", "/metrics",
+    }  # fmt: skip
+    assert set(document["paths"]["/v1/search"]["post"]["requestBody"]["content"]) == {
+        "application/json", "multipart/form-data", "application/vnd.apache.arrow.stream"
+    }  # fmt: skip
+    assert "securitySchemes" not in document["components"]
+    keys = Keys.load(None, {"HASHLIGHT_API_KEYS": "page search searching-is-all-0001"})
+    secured = create_app(searcher, keys=keys).openapi()
+    assert set(secured["components"]["securitySchemes"]) == {"bearer", "header"}
+    assert "security" not in secured["paths"]["/health/live"]["get"]
+    assert secured["paths"]["/v1/search"]["post"]["security"]

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from engine.client.client import SearchClient
+from engine.client.errors import ConnectionFailedError
+from engine.service.gateway import create_app
+from tests import serving
+from tests.engine.service.test_router import certificates
+
+__all__ = ["certificates"]
+
+
+def test_https_with_a_certificate_that_the_client_trusts(searcher, certificates, tmp_path, monkeypatch):
+    certificate, private_key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    certificate.write_bytes(certificates[0])
+    private_key.write_bytes(certificates[1])
+    with serving.running(create_app(searcher), certificate=certificate, private_key=private_key) as url:
+        assert url.startswith("https://127.0.0.1:")
+        with SearchClient(url, max_retries=0) as client, pytest.raises(ConnectionFailedError, match="certificate"):
+            client.describe()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with SearchClient(url) as client:
+            assert client.describe()["rows"] == 500

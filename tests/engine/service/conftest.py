@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from engine.collection import Collection
+from engine.service.cluster_map import ClusterMap, Group, assign_groups, describe_whole
+from engine.service.shard_server import ShardServer
+from engine.storage.manifest import read_current
+from engine.storage.store import open_store
+from tests.oracles import clustered_codes
+
+ROWS, BITS = 3000, 72
+
+
+class Corpus:
+    """A collection and the plain arrays it was made of."""
+
+    def __init__(self, folder, rng, *, rows=ROWS, shards=6, overwrite=False, **more):
+        self.codes = clustered_codes(rng, rows, BITS)
+        self.ids = rng.permutation(10 * rows)[:rows].astype(np.int64)
+        self.labels = rng.integers(5, size=rows)
+        self.features = rng.normal(size=(rows, 8)).astype(np.float16)
+        self.collection = Collection.create(
+            folder, self.codes, ids=self.ids, bits=BITS, shards=shards, features=self.features,
+            attributes={"label": self.labels, "uri": [f"{id_}.jpg" for id_ in self.ids]}, overwrite=overwrite, **more,
+        )  # fmt: skip
+        self.queries = self.codes[rng.integers(rows, size=20)].copy()
+        self.queries[:, 0] ^= rng.integers(8, size=20).astype(np.uint64)
+        self.path = self.collection.path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    return Corpus(tmp_path_factory.mktemp("served") / "collection", np.random.default_rng(6))
+
+
+@contextlib.contextmanager
+def serving(path, *, groups=3, replicas=1, **options):
+    """Shard servers in this process; yields them by group, and their map."""
+    manifest = read_current(open_store(path))
+    servers = [[ShardServer(path, **options) for _ in range(replicas)] for _ in range(groups)]
+    found, about = [], []
+    for names, group in zip(assign_groups(manifest, groups), servers, strict=True):
+        told = [server.load(manifest.version, names)["versions"][str(manifest.version)] for server in group]
+        found.append(Group(told[0]["shards"], tuple(server.address for server in group)))
+        about.append(told[0]["about"])
+    try:
+        yield servers, ClusterMap(describe_whole(about), tuple(found))
+    finally:
+        for server in (server for group in servers for server in group):
+            server.shutdown()
+
+
+class Load:
+    """Threads that ask the same again and again until the block ends; every answer is checked."""
+
+    def __init__(self, ask, *, threads=3):
+        self._ask = ask
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+        self.answers = 0
+        self.seconds, self.errors = [], []
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, more, timeout_s=60):
+        """Let `more` answers come."""
+        wanted, until_s = self.answers + more, time.monotonic() + timeout_s
+        while self.answers < wanted and not self.errors:
+            assert time.monotonic() < until_s, f"{wanted - self.answers} of {more} answers missing"
+            time.sleep(0.01)
+
+    def _run(self):
+        while not self._stop.is_set():
+            started_s = time.monotonic()
+            try:
+                self._ask()
+            except Exception as error:
+                self.errors.append(error)
+                return
+            self.seconds.append(time.monotonic() - started_s)
+            self.answers += 1
+
+
+def eventually(true, timeout_s=30.0):
+    """Wait until `true()` is."""
+    until_s = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < until_s, "it did not come true"
+        time.sleep(0.02)
+
+
+class Cable:
+    """A TCP connection to a server that can be cut: bytes stay where they are, and neither side hears of it."""
+
+    def __init__(self, port):
+        self._port = port
+        self._whole = threading.Event()
+        self._whole.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"grpc://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self):
+        self._whole.clear()
+
+    def mend(self):
+        self._whole.set()
+
+    def close(self):
+        self._listener.close()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = self._listener.accept()[0], socket.create_connection(("127.0.0.1", self._port))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source, target):
+        with source, target, contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self._whole.wait()
+                target.sendall(data)

@@ -1,0 +1,220 @@
+"""Shard servers that are killed, stopped, slowed down, replaced and misled, while queries go on."""
+
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from engine.collection import Collection
+from engine.errors import CorruptDataError, HashlightError, IncompleteError
+from engine.service.processes import LocalCluster
+from engine.service.registry import control
+from engine.service.router import ClusterRouter
+from engine.storage.manifest import read_current
+from engine.storage.store import open_store
+from tests.engine.service.conftest import Corpus, Load, eventually
+from tests.oracles import knn, within_radius
+
+GROUPS = 2
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A collection that these tests write to."""
+    return Corpus(tmp_path_factory.mktemp("chaos") / "collection", np.random.default_rng(8), shards=4)
+
+
+@pytest.fixture(scope="module")
+def running(own):
+    with LocalCluster(own.path, groups=GROUPS, replicas=2, more=["--faults"]) as cluster:
+        router = ClusterRouter(cluster.registry.map, security=cluster.security)
+        yield cluster, router
+        router.close()
+
+
+@pytest.fixture
+def cluster(running):
+    """Two groups of two replicas, all of them well."""
+    cluster, router = running
+    cluster.scale(2)
+    eventually(lambda: states(router) == ["connected"] * 2 * GROUPS)
+    return cluster
+
+
+@pytest.fixture
+def router(cluster, running):
+    return running[1]
+
+
+def states(router):
+    return [replica["state"] for replica in router.stats()["replicas"]]
+
+
+def asking(router, corpus, **more):
+    """Radius and k-nearest queries in turn, held to the oracle over what the collection now stores."""
+    shards = Collection.open(corpus.path).shards
+    codes = np.concatenate([shard.codes_NW for shard in shards])
+    ids = np.concatenate([shard.ids_N for shard in shards])
+    queries = np.ascontiguousarray(codes[:4])
+    pairs = [pair for row in within_radius(queries, codes, ids, 5)[0] for pair in row]
+    assert pairs
+    _, nearest = knn(queries, codes, ids, 5)
+
+    def ask():
+        within = router.range_search(queries, 5, **more)
+        assert within.coverage.complete
+        assert list(zip(within.distances.tolist(), within.ids.tolist(), strict=True)) == pairs
+        found = router.search(queries, 5, **more)
+        assert found.coverage.complete
+        assert (found.ids == nearest).all()
+
+    return ask
+
+
+def test_a_killed_replica_fails_no_query_and_is_replaced(own, cluster, router):
+    victim = cluster.processes[0, 1]
+    with Load(asking(router, own)) as load:
+        load.wait_for(20)
+        os.kill(victim.pid, signal.SIGKILL)
+        load.wait_for(20)
+        eventually(lambda: cluster.processes.get((0, 1), victim) is not victim)
+        eventually(lambda: states(router) == ["connected"] * 2 * GROUPS)
+        load.wait_for(20)
+    assert load.errors == []
+    assert cluster.processes[0, 1].pid != victim.pid
+
+
+def test_a_stopped_replica_delays_no_query_past_its_deadline(own, cluster, router):
+    stopped = cluster.processes[1, 0]
+    with Load(asking(router, own, timeout_s=20.0)) as load:
+        load.wait_for(20)
+        os.kill(stopped.pid, signal.SIGSTOP)
+        try:
+            load.wait_for(20)
+            eventually(lambda: "silent" in states(router))
+            load.wait_for(20)
+        finally:
+            os.kill(stopped.pid, signal.SIGCONT)
+        eventually(lambda: states(router) == ["connected"] * 2 * GROUPS)
+        load.wait_for(10)
+    assert load.errors == []
+
+
+def test_a_slow_replica_slows_no_query_for_long(own, cluster, router):
+    slow = cluster.processes[0, 0]
+    control(slow.address, "fault", cluster.security, delay_s=2.0)
+    started_s = time.monotonic()
+    with Load(asking(router, own)) as load:
+        load.wait_for(60)
+    took_s = time.monotonic() - started_s
+    control(slow.address, "fault", cluster.security, delay_s=0.0)
+    assert load.errors == []
+    assert took_s < 40  # half of 120 calls of 2 s each would be 120 s, in 3 threads 40
+
+
+def test_a_new_version_comes_without_a_failed_or_a_mixed_answer(own, cluster, router):
+    old = Collection.open(own.path)
+    new = Corpus(own.path, np.random.default_rng(99), shards=5, overwrite=True)
+    fresh = new.collection
+    queries = np.concatenate([own.queries[:5], new.queries[:5]])
+    expected = {
+        version.version: (version.search(queries, 8), version.range_search(queries, 6)) for version in (old, fresh)
+    }
+    assert (expected[old.version][0].ids != expected[fresh.version][0].ids).any()
+    seen = set()
+
+    def ask():
+        for result, number in ((router.search(queries, 8), 0), (router.range_search(queries, 6), 1)):
+            version = result.coverage.version
+            assert result.coverage.complete
+            assert (result.ids == expected[version][number].ids).all()
+            seen.add(version)
+
+    with Load(ask) as load:
+        load.wait_for(10)
+        assert cluster.roll()
+        eventually(lambda: router.version == fresh.version)
+        load.wait_for(10)
+    assert load.errors == []
+    assert seen == {old.version, fresh.version}
+    assert not cluster.roll()
+    told = control(cluster.processes[0, 0].address, "describe", cluster.security)
+    assert list(told["versions"]) == [str(fresh.version)]
+
+
+def test_a_corrupt_version_is_refused_and_the_old_one_served_on(own, cluster, router):
+    serving = router.version
+    before = router.search(own.queries, 5)
+    Corpus(own.path, np.random.default_rng(100), shards=4, overwrite=True)
+    broken = read_current(open_store(own.path))
+    damaged = own.path / "shards" / broken.shards[2].name / "codes.faiss"
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(HashlightError) as caught:
+        cluster.roll()
+    assert isinstance(caught.value, CorruptDataError)
+    assert "codes.faiss" in str(caught.value)
+    assert router.version == cluster.registry.version == serving
+    assert (router.search(own.queries, 5).ids == before.ids).all()
+    for process in cluster.processes.values():
+        assert list(control(process.address, "describe", cluster.security)["versions"]) == [str(serving)]
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    assert cluster.roll()
+    eventually(lambda: router.version == broken.version)
+
+
+def test_scaling_down_and_up_fails_no_query(own, cluster, router):
+    current = router.search(own.queries, 5).ids
+    with Load(lambda: np.testing.assert_array_equal(router.search(own.queries, 5).ids, current)) as load:
+        load.wait_for(10)
+        cluster.scale(1)
+        eventually(lambda: len(states(router)) == GROUPS)
+        load.wait_for(10)
+        cluster.scale(2)
+        eventually(lambda: states(router) == ["connected"] * 2 * GROUPS)
+        load.wait_for(10)
+    assert load.errors == []
+
+
+def test_without_replicas_a_dead_group_is_named_and_comes_back(own, cluster, router):
+    cluster.scale(1)
+    eventually(lambda: states(router) == ["connected"] * GROUPS)
+    lost = set(cluster.registry.map().groups[0].shards)
+    os.kill(cluster.processes[0, 0].pid, signal.SIGKILL)
+    partial = router.search(own.queries, 5)
+    assert set(partial.coverage.degraded) == lost
+    assert not partial.coverage.complete
+    with pytest.raises(IncompleteError) as caught:
+        router.range_search(own.queries, 5)
+    assert set(caught.value.missing) == lost
+    assert router.range_search(own.queries, 5, allow_partial=True).coverage.searched == partial.coverage.searched
+    eventually(lambda: router.search(own.queries, 5).coverage.complete, timeout_s=60)
+    assert router.range_search(own.queries, 5).coverage.complete
+
+
+def test_a_terminated_server_answers_what_it_has_taken(own, cluster, router):
+    leaving = cluster.processes[0, 0]
+    control(leaving.address, "fault", cluster.security, delay_s=0.5)
+    with Load(asking(router, own)) as load:
+        load.wait_for(3)
+        os.kill(leaving.pid, signal.SIGTERM)
+        eventually(lambda: not leaving.alive)
+        load.wait_for(3)
+    assert load.errors == []
+    assert leaving._process.returncode == 0
+
+
+def test_servers_end_with_the_process_that_started_them(own, tmp_path):
+    copy = tmp_path / "collection"
+    shutil.copytree(own.path, copy)
+    with LocalCluster(copy, groups=1, replicas=1) as cluster:
+        process = cluster.processes[0, 0]
+        cluster._closed.set()  # or it would be started again
+        cluster._watcher.join()
+        process._process.stdin.close()
+        eventually(lambda: not process.alive)

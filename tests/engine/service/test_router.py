@@ -1,0 +1,337 @@
+"""The router over real shard servers: answers as the collection's, deadlines, hedges, refusals, what is missing."""
+
+import datetime
+import ipaddress
+import time
+
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from engine.errors import (
+    DeadlineExceededError,
+    IdNotFoundError,
+    IncompleteError,
+    NoShardError,
+    NotReadyError,
+    OverloadedError,
+)
+from engine.rerank import Rerank
+from engine.service.hedging import Delays, HedgeBudget
+from engine.service.router import ClusterRouter
+from engine.service.searcher import CollectionSearcher
+from engine.service.security import Security
+from tests.engine.service.conftest import BITS, Cable, Load, eventually, serving
+from tests.oracles import knn, within_radius
+
+
+@pytest.fixture(scope="module")
+def searchers(corpus):
+    """The same collection embedded, behind one group, and behind three groups of two replicas."""
+    with (
+        serving(corpus.path, groups=1) as (_, single),
+        serving(corpus.path, groups=3, replicas=2) as (_, spread),
+    ):
+        routers = [ClusterRouter(single), ClusterRouter(spread)]
+        yield {"embedded": CollectionSearcher(corpus.path), "one group": routers[0], "three groups": routers[1]}
+        for router in routers:
+            router.close()
+
+
+@pytest.fixture(params=["embedded", "one group", "three groups"])
+def searcher(request, searchers):
+    return searchers[request.param]
+
+
+def assert_same(result, other):
+    for name in {"lims", "distances", "ids", "truncated"} & set(result._fields):
+        one, two = getattr(result, name), getattr(other, name)
+        assert one.dtype == two.dtype
+        assert one.shape == two.shape
+        assert (one == two).all(), name
+
+
+@pytest.mark.parametrize("k", [1, 10, 4000])
+def test_nearest_are_those_of_the_oracle(corpus, searcher, k):
+    result = searcher.search(corpus.queries, k)
+    distances, ids = knn(corpus.queries, corpus.codes, corpus.ids, k)
+    assert (result.distances == distances).all()
+    assert (result.ids == ids).all()
+    assert result.coverage.complete
+    assert (result.coverage.shards, result.coverage.searched) == (6, len(corpus.codes))
+
+
+@pytest.mark.parametrize(("radius", "limit"), [(0, None), (4, None), (9, 5), (BITS, None), (BITS, 100)])
+def test_codes_within_are_those_of_the_oracle(corpus, searcher, radius, limit):
+    result = searcher.range_search(corpus.queries, radius, limit)
+    answers, cut = within_radius(corpus.queries, corpus.codes, corpus.ids, radius, limit)
+    for q, expected in enumerate(answers):
+        here = slice(result.lims[q], result.lims[q + 1])
+        assert list(zip(result.distances[here].tolist(), result.ids[here].tolist(), strict=True)) == expected
+    assert result.truncated.tolist() == cut
+    assert result.coverage.complete
+
+
+@pytest.mark.parametrize("rerank", [Rerank(pool=50), Rerank(radius=6), Rerank(pool=20, metric="cosine")])
+def test_reranked_answers_are_the_collection_s(corpus, searcher, rerank):
+    features = np.random.default_rng(1).normal(size=(len(corpus.queries), 8)).astype(np.float32)
+    result = searcher.search(corpus.queries, 7, rerank=rerank, features=features)
+    assert_same(result, corpus.collection.search(corpus.queries, 7, rerank=rerank, features=features))
+    assert result.coverage.complete
+
+
+def test_items_come_in_the_order_asked(corpus, searcher):
+    asked = np.array([corpus.ids[5], corpus.ids[77], corpus.ids[5]])
+    rows = [5, 77, 5]
+    table = searcher.get(asked)
+    assert table["id"].to_pylist() == asked.tolist()
+    assert table["label"].to_pylist() == corpus.labels[rows].tolist()
+    assert table["code"].to_pylist() == [corpus.codes[row].tobytes() for row in rows]
+    assert (searcher.features_of(asked) == corpus.features[rows]).all()
+    assert searcher.thumbnail(int(asked[0])) is None
+    assert len(searcher.get([])) == 0
+
+
+def test_wrong_arguments_are_refused_alike(corpus, searcher):
+    queries = corpus.queries
+    with pytest.raises(ValueError, match="72-bit codes"):
+        searcher.search(queries[:, :1].copy(), 3)
+    with pytest.raises(TypeError, match="uint64"):
+        searcher.search(queries.astype(np.int64), 3)
+    with pytest.raises(ValueError, match="`k` must be at least 1"):
+        searcher.search(queries, 0)
+    with pytest.raises(ValueError, match="0 to 72"):
+        searcher.range_search(queries, 73)
+    with pytest.raises(IdNotFoundError, match="1 of 2 ids are not here, first 123456789"):
+        searcher.get([int(corpus.ids[0]), 123456789])
+    with pytest.raises(IdNotFoundError, match="123456789"):
+        searcher.thumbnail(123456789)
+    with pytest.raises(DeadlineExceededError):
+        searcher.search(queries, 3, timeout_s=0.0)
+
+
+def test_what_is_served_is_described_alike(corpus, searcher):
+    assert searcher.describe() == {
+        "bits": BITS,
+        "rows": len(corpus.codes),
+        "shards": 6,
+        "version": 1,
+        "encoder": None,
+        "attributes": {"label": "int64", "uri": "string"},
+        "features": True,
+    }
+    assert (searcher.bits, searcher.version, searcher.fingerprint) == (BITS, 1, None)
+    searcher.ready()
+
+
+def test_an_explanation_adds_up(corpus, searchers):
+    embedded, spread = (
+        searchers[name].search(corpus.queries, 5, explain=True) for name in ("embedded", "three groups")
+    )
+    assert len(spread.explain.plans) == len(corpus.queries)
+    assert (spread.explain.candidates > 0).all()
+    assert embedded.explain.probes.shape == spread.explain.probes.shape
+
+
+def test_an_answer_of_many_pages_is_whole(corpus, searchers):
+    queries = np.repeat(corpus.queries, 10, axis=0)  # 600,000 answers, 7 MB
+    expected = searchers["embedded"].range_search(queries, BITS)
+    assert len(expected.ids) == 200 * len(corpus.codes)
+    assert_same(searchers["one group"].range_search(queries, BITS), expected)
+
+
+def test_a_slow_group_costs_its_part_of_the_nearest_and_the_whole_of_a_radius(corpus):
+    with serving(corpus.path, groups=3, faults=True) as (servers, cluster):
+        router = ClusterRouter(cluster)
+        servers[1][0]._fault(delay_s=0.6)
+        result = router.search(corpus.queries, 10, timeout_s=0.25)
+        slow = set(cluster.groups[1].shards)
+        assert set(result.coverage.degraded) == slow
+        assert "within 0.25" in next(iter(result.coverage.degraded.values()))
+        assert result.coverage.answered == 4
+        assert result.coverage.searched == len(corpus.codes) - cluster.groups[1].rows
+        held = np.isin(corpus.ids, router_ids(servers[0][0], servers[2][0]))
+        distances, ids = knn(corpus.queries, corpus.codes[held], corpus.ids[held], 10)
+        assert (result.ids == ids).all()
+        assert (result.distances == distances).all()
+        for ask in (
+            lambda: router.range_search(corpus.queries, 4, timeout_s=0.25),
+            lambda: router.search(corpus.queries, 10, timeout_s=0.25, allow_partial=False),
+        ):
+            with pytest.raises(DeadlineExceededError, match="2 of 6 shards") as caught:
+                ask()
+            assert all(shard in str(caught.value) for shard in slow)
+        partial = router.range_search(corpus.queries, 4, timeout_s=0.25, allow_partial=True)
+        assert set(partial.coverage.degraded) == slow
+        servers[1][0]._fault(delay_s=0.0)
+        eventually(lambda: router.range_search(corpus.queries, 4).coverage.complete)
+        router.close()
+
+
+def router_ids(*servers):
+    return np.concatenate([shard.ids_N for server in servers for shard in server._served[1].shards])
+
+
+def test_a_slow_replica_is_hedged_within_the_budget(corpus):
+    with serving(corpus.path, groups=1, replicas=2, faults=True) as (servers, cluster):
+        router = ClusterRouter(cluster)
+        for _ in range(250):
+            router.range_search(corpus.queries[:1], 2)
+        normal = router.stats()
+        assert normal["hedges"] <= 0.05 * normal["calls"]
+        servers[0][0]._fault(delay_s=1.0)
+        started_s = time.monotonic()
+        with Load(lambda: router.range_search(corpus.queries[:1], 2), threads=1) as load:
+            load.wait_for(20)
+        assert load.errors == []
+        assert router.stats()["hedges"] > normal["hedges"]
+        # Ten of these twenty would have waited a second each.
+        assert time.monotonic() - started_s < 8
+        router.close()
+
+
+def test_hedges_are_a_share_of_the_calls_and_saved_up_to_a_few():
+    budget = HedgeBudget(budget=0.05, burst=3)
+    assert not budget.spend()
+    budget.earn(20)
+    assert budget.spend()
+    assert not budget.spend()
+    budget.earn(10_000)
+    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
+    assert (budget.calls, budget.hedges) == (10_020, 4)
+
+
+def test_a_call_is_late_after_the_97th_percentile_of_its_own_kind():
+    delays = Delays()
+    delays.add((1, 1), [0.001 * number for number in range(1, 200)])
+    assert delays.late_s((1, 1)) == float("inf")
+    delays.add((1, 1), [0.2])
+    assert delays.late_s((1, 1)) == pytest.approx(np.quantile(np.arange(1, 201) / 1000, 0.97))
+    assert delays.late_s((2, 1)) == float("inf")
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(corpus):
+    with serving(corpus.path, groups=1, faults=True, workers=1, queue_size=2) as (servers, cluster):
+        router = ClusterRouter(cluster)
+        servers[0][0]._fault(delay_s=0.3)
+        refused = []
+
+        def ask():
+            try:
+                router.search(corpus.queries[:1], 3)
+            except OverloadedError as error:
+                refused.append(error)
+
+        with Load(ask, threads=8) as load:
+            load.wait_for(12)
+        assert load.errors == []
+        assert refused
+        assert all("requests waiting" in str(error) and error.retry_after_s > 0 for error in refused)
+        assert min(load.seconds) < 0.25
+        servers[0][0]._fault(delay_s=0.0)
+        assert router.search(corpus.queries[:1], 3).coverage.complete
+        router.close()
+
+
+def test_a_replica_that_drains_is_left_without_a_failed_query(corpus):
+    with serving(corpus.path, groups=2, replicas=2) as (servers, cluster):
+        router = ClusterRouter(cluster)
+        expected = router.search(corpus.queries, 10)
+        with Load(lambda: assert_same(router.search(corpus.queries, 10), expected)) as load:
+            load.wait_for(20)
+            assert servers[0][1].drain()
+            load.wait_for(20)
+        assert load.errors == []
+        assert [replica["state"] for replica in router.stats()["replicas"]].count("leaving") == 1
+        with pytest.raises(NotReadyError):
+            servers[0][1].ready()
+        router.close()
+
+
+def test_a_token_is_wanted(corpus):
+    with serving(corpus.path, groups=1, security=Security(token="right")) as (_, cluster):
+        router = ClusterRouter(cluster, security=Security(token="right"))
+        assert router.search(corpus.queries, 3).coverage.complete
+        router.close()
+        for wrong in (Security(), Security(token="wrong")):
+            with pytest.raises(NoShardError, match="wants a token"):
+                ClusterRouter(cluster, security=wrong, connect_s=0.5)
+
+
+def test_a_cut_network_delays_no_query_past_its_deadline(corpus):
+    with serving(corpus.path, groups=1, replicas=2) as (servers, cluster):
+        cable = Cable(servers[0][0].port)
+        router = ClusterRouter(cluster.with_replicas([[cable.address, servers[0][1].address]]))
+        expected = router.search(corpus.queries, 5)
+        eventually(lambda: all(replica["state"] == "connected" for replica in router.stats()["replicas"]))
+        with Load(lambda: assert_same(router.search(corpus.queries, 5, timeout_s=10.0), expected)) as load:
+            load.wait_for(10)
+            cable.cut()
+            load.wait_for(10)
+            eventually(lambda: router.stats()["replicas"][0]["state"] == "silent")
+            load.wait_for(10)
+            cable.mend()
+            eventually(lambda: router.stats()["replicas"][0]["state"] == "connected")
+            load.wait_for(10)
+        assert load.errors == []
+        router.close()
+        cable.close()
+
+
+@pytest.fixture(scope="module")
+def certificates():
+    """A certificate of 127.0.0.1, its key, and its authority, which is itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hashlight test")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return certificate.public_bytes(pem), private
+
+
+def test_tls_wants_the_right_authority_and_a_client_s_certificate(corpus, certificates):
+    certificate, key = certificates
+    both = Security(certificate=certificate, key=key, authority=certificate)
+    with serving(corpus.path, groups=1, security=both) as (_, cluster):
+        assert cluster.groups[0].replicas[0].startswith("grpc+tls://")
+        router = ClusterRouter(cluster, security=both)
+        assert router.search(corpus.queries, 3).coverage.complete
+        router.close()
+        for wrong in (Security(), Security(authority=certificate)):
+            with pytest.raises(NoShardError):
+                ClusterRouter(cluster, security=wrong, connect_s=1.0)
+    with pytest.raises(ValueError, match="certificate and its key"):
+        Security(certificate=certificate)
+
+
+def test_no_server_at_all_is_an_error(corpus):
+    with serving(corpus.path, groups=2) as (_, cluster):
+        pass
+    with pytest.raises(NoShardError, match="no shard server can be reached"):
+        ClusterRouter(cluster, connect_s=0.5)
+
+
+def test_a_missing_group_is_named_in_what_is_refused(corpus):
+    with serving(corpus.path, groups=2) as (_, cluster):
+        gone = cluster.with_replicas([cluster.groups[0].replicas, []])
+        router = ClusterRouter(gone)
+        assert set(router.search(corpus.queries, 3).coverage.degraded) == set(cluster.groups[1].shards)
+        with pytest.raises(IncompleteError) as caught:
+            router.range_search(corpus.queries, 3)
+        assert set(caught.value.missing) == set(cluster.groups[1].shards)
+        with pytest.raises(NotReadyError):
+            router.ready()
+        with pytest.raises(IncompleteError):
+            router.get(corpus.ids[:5])
+        router.close()

@@ -1,0 +1,121 @@
+"""Frames: what is written is read again, and what is no frame is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import CorruptDataError, OverloadedError
+from engine.filters import FilterError
+from engine.results import Explanation, RangeResult, SearchResult
+from engine.service.wire import (
+    PAGE_BYTES,
+    Kind,
+    Page,
+    ProtocolError,
+    Request,
+    Status,
+    decode_error,
+    decode_range,
+    decode_search,
+    encode_error,
+    encode_range,
+    encode_search,
+    pages,
+)
+
+WORDS = st.integers(0, 2**64 - 1)
+
+
+@given(
+    kind=st.sampled_from(list(Kind)),
+    id_=WORDS,
+    rows=st.lists(st.tuples(WORDS, WORDS), max_size=5),
+    number=st.integers(0, 2**31),
+    limit=st.none() | st.integers(1, 2**31),
+    text=st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+    explain=st.booleans(),
+)
+def test_a_request_is_read_as_it_was_written(kind, id_, rows, number, limit, text, explain):
+    values = np.array(rows, np.uint64).reshape(len(rows), 2)
+    read = Request.decode(memoryview(Request(kind, id_, 7, 1.5, values, number, limit, text, explain).encode()))
+    assert read[:4] == (kind, id_, 7, 1.5)
+    assert (read.number, read.limit, read.filter, read.explain) == (number, limit, text, explain)
+    assert read.values.shape == values.shape
+    assert (read.values == values).all()
+    frame = Request(kind, id_, 7, 1.5, values, number, limit, text, explain).encode()
+    again = Request.decode(memoryview(Request.stamp(frame, 2**64 - 1, 0.25)))
+    assert again[:4] == (kind, 2**64 - 1, 7, 0.25)
+    assert again[5:] == read[5:]
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_no_request(noise):
+    with pytest.raises(ProtocolError):
+        Request.decode(memoryview(noise))
+    with pytest.raises(ProtocolError):
+        Page.decode(memoryview(noise))
+
+
+@pytest.mark.parametrize("cut", [1, 8, 20])
+def test_a_request_cut_short_is_refused(cut):
+    frame = Request(Kind.SEARCH, 1, 1, 1.0, np.ones((3, 1), np.uint64), 5).encode()
+    with pytest.raises(ProtocolError, match="rows"):
+        Request.decode(memoryview(frame)[:-cut])
+
+
+def test_another_protocol_is_refused_by_number():
+    frame = bytearray(Request(Kind.SEARCH, 1, 1, 1.0, np.ones((1, 1), np.uint64)).encode())
+    frame[2] = 9
+    with pytest.raises(ProtocolError, match="protocol 9"):
+        Request.decode(memoryview(frame))
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE_BYTES, 2 * PAGE_BYTES + 5])
+def test_pages_join_to_the_body(size):
+    body = np.random.default_rng(size).bytes(size)
+    read = [Page.decode(memoryview(frame)) for frame in pages(Status.OK, 3, 4, body, 0.25)]
+    assert b"".join(page.body for page in read) == body
+    assert [page.offset for page in read] == list(range(0, max(1, size), PAGE_BYTES))
+    assert {(page.total, page.id, page.version, page.seconds) for page in read} == {(size, 3, 4, 0.25)}
+
+
+@pytest.mark.parametrize("explained", [False, True])
+def test_answers_are_read_as_they_were_written(explained):
+    rng = np.random.default_rng(0)
+    explain = Explanation(("scan", "tables"), np.array([1, 2]), np.array([3, 4]), np.array([0.5, 0.25]))
+    explain = explain if explained else None
+    nearest = SearchResult(
+        rng.integers(9, size=(2, 3), dtype=np.int32), rng.integers(2**62, size=(2, 3)), None, explain
+    )
+    lims, truncated = np.array([0, 4, 5]), np.array([True, False])
+    within = RangeResult(lims, np.arange(5, dtype=np.int32), np.arange(5) + 2**40, truncated, None, explain)
+    for result, read in (
+        (nearest, decode_search(memoryview(encode_search(nearest)))),
+        (within, decode_range(memoryview(encode_range(within)))),
+    ):
+        for name in {"lims", "distances", "ids", "truncated"} & set(result._fields):
+            written, back = getattr(result, name), getattr(read, name)
+            assert written.dtype == back.dtype
+            assert (written == back).all()
+        assert (read.explain is None) == (not explained)
+        if explained:
+            assert read.explain.plans == explain.plans
+            assert (read.explain.candidates == explain.candidates).all()
+
+
+def test_errors_keep_their_class_or_the_nearest_known():
+    class DamagedShardError(CorruptDataError):
+        pass
+
+    for error, cls in (
+        (ValueError("k is 0"), ValueError),
+        (FilterError("expected a column", 4), FilterError),
+        (OverloadedError("full", retry_after_s=2.5), OverloadedError),
+        (DamagedShardError("shard 3"), CorruptDataError),
+    ):
+        read = decode_error(memoryview(encode_error(error)))
+        assert type(read) is cls
+        assert str(read) == str(error)
+    assert decode_error(memoryview(encode_error(OverloadedError("full", retry_after_s=2.5)))).retry_after_s == 2.5
+    assert decode_error(memoryview(encode_error(FilterError("x", 4)))).position == 4

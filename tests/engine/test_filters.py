@@ -1,0 +1,184 @@
+"""Filters against Python's own evaluation of the same condition, row by row."""
+
+from __future__ import annotations
+
+import datetime
+import fnmatch
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.collection import Collection
+from engine.filters import Filter, FilterError, MaskCache
+from tests import oracles
+
+ROWS = [
+    {
+        "label": label,
+        "price": price,
+        "kind": kind,
+        "uri": f"/{year}/{label}.jpg",
+        "sold": sold,
+        "tags": tags,
+        "day": day,
+    }
+    for label, price, kind, year, sold, tags, day in [
+        (3, 1.5, "shoe", 2023, True, ["new", "red"], datetime.date(2024, 1, 1)),
+        (3, 5.5, "bag", 2024, False, [], datetime.date(2025, 6, 1)),
+        (7, None, "it's", 2024, None, None, None),
+        (None, -2.0, None, 2025, True, ["red", None], datetime.date(2024, 1, 1)),
+        (2**53 + 1, 1e10, "shoe", 2024, False, ["x"], datetime.date(1999, 12, 31)),
+    ]
+]
+SCHEMA = pa.schema(
+    {
+        "label": pa.int64(), "price": pa.float32(), "kind": pa.dictionary(pa.int8(), pa.string()), "uri": pa.string(),
+        "sold": pa.bool_(), "tags": pa.list_(pa.string()), "day": pa.date32(),
+    }
+)  # fmt: skip
+BATCHES = pa.Table.from_pylist(ROWS, SCHEMA).to_batches(max_chunksize=2)
+
+
+def rows_of(text):
+    return np.flatnonzero(Filter(text, SCHEMA).mask(BATCHES)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("label == 3", [0, 1]),
+        ("label = 3 and price < 5.5", [0]),
+        ("label != 3", [2, 4]),
+        ("label <> 3 or price < 0", [2, 3, 4]),
+        ("not label == 3", [2, 4]),
+        ("label > 3.5", [2, 4]),
+        (f"label == {2**53 + 1}", [4]),
+        (f"label == {2**53}", []),
+        ("label < 1e300", [0, 1, 2, 4]),
+        ("price <= -2", [3]),
+        ("kind in ('shoe', \"bag\")", [0, 1, 4]),
+        ("kind not in ('shoe')", [1, 2]),
+        ("kind = 'it''s'", [2]),
+        ("KIND_ is null or kind is null".replace("KIND_", "tags"), [2, 3]),
+        ("label in (3, 7.0, 8)", [0, 1, 2]),
+        ('uri like "%/2024/%"', [1, 2, 4]),
+        ("uri not like '/202_/3.jpg'", [2, 3, 4]),
+        ("sold == true", [0, 3]),
+        ("sold != TRUE", [1, 4]),
+        ("'red' in tags", [0, 3]),
+        ("'red' not in tags", [1, 4]),
+        ("day < '2024-06-01' AND NOT day = '1999-12-31'", [0, 3]),
+        ("price is not null and (label == 7 or (label == 3 and not sold = true))", [1]),
+        ("label == 7 or price < 2 and label is null", [2, 3]),
+        ("(label == 7 or price < 2) and label is null", [3]),
+        ("`label`==3 and price<2", [0]),
+        ("not not label == 7", [2]),
+    ],
+)
+def test_rows_that_satisfy(text, expected):
+    assert rows_of(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "at character 0: expected an attribute, `not` or `(`, got the end"),
+        ("label", "at character 5: expected a comparison, `in`, `like` or `is [not] null`, got the end"),
+        ("label ==", "at character 8: expected a value"),
+        ("label == 3 kind == 'x'", "at character 11: expected `and`, `or` or the end, got `kind`"),
+        ("(label == 3", "at character 11: expected `)`, got the end"),
+        ("colour == 3", "at character 0: `colour` is no attribute; there are: label, price, kind"),
+        ("kind == 'shoe", "at character 8: expected a closing quote"),
+        ("label == 'shoe'", "at character 9: `label` is int64 and compares with a number within 64 bits, got `'shoe'`"),
+        ("kind == 3", "`kind` is string and compares with a text in quotes, got `3`"),
+        ("label like '3%'", "`like` goes with text, `label` is int64"),
+        ("label in ()", "at character 10: expected a value"),
+        ("label in 3", "at character 9: expected `(`"),
+        ("label = 99999999999999999999", "a number within 64 bits, got `99999999999999999999`"),
+        ("tags == 'red'", "`tags` holds lists: write `value in tags`"),
+        ("3 in label", "`label` is int64, no list: write `label == value`"),
+        ("3 == label", "at character 2: expected `in`, got `==`"),
+        ("day > 'soon'", "an ISO 8601 text in quotes, got `'soon'`"),
+        ("label == 3; drop", "at character 10: expected a name, a value or an operator, got `; drop`"),
+        ("__import__('os')", "at character 0: `__import__` is no attribute"),
+        ("label == 3kind", "got `3kind`"),
+        ("(" * 60 + "label == 3", "at character 50: expected at most 50 brackets"),
+        ("label == 3" + " or label == 3" * 150, "at most 100 comparisons"),
+        ("label == " + "3" * 20_000, "at most 10000 characters, got 20009"),
+    ],
+)
+def test_what_is_wrong_and_where(text, message):
+    with pytest.raises(FilterError) as caught:
+        Filter(text, SCHEMA)
+    assert message in str(caught.value)
+
+
+def test_only_text_is_parsed():
+    with pytest.raises(TypeError, match="must be a string, got int"):
+        Filter(3, SCHEMA)
+
+
+@given(st.text(alphabet="label == 3 andornotin()'\"`,<>.%e", max_size=60))
+def test_any_text_is_a_filter_or_a_filter_error(text):
+    position = 0
+    try:
+        assert Filter(text, SCHEMA).mask(BATCHES).shape == (5,)
+    except FilterError as error:
+        position = error.position
+    assert 0 <= position <= len(text)
+
+
+@given(st.sampled_from(["_", "%"]).flatmap(lambda wild: st.text(alphabet=f"/024.jpg{wild}", max_size=12)))
+def test_like_is_a_wildcard_match(pattern):
+    shell = pattern.replace("%", "*").replace("_", "?")
+    assert rows_of(f"uri like '{pattern}'") == [
+        number for number, row in enumerate(ROWS) if fnmatch.fnmatchcase(row["uri"], shell)
+    ]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_collection_answers_from_the_rows_of_a_filter(tmp_path, shards, tables):
+    rng = np.random.default_rng(4)
+    codes, ids = oracles.clustered_codes(rng, 3000, 48), rng.permutation(9000)[:3000]
+    label, price = rng.integers(10, size=3000), rng.random(3000)
+    attributes = {"label": label, "price": price}
+    options = {"bits": 48, "shards": shards, "tables": tables}
+    collection = Collection.create(tmp_path / "c", codes, ids=ids, attributes=attributes, **options)
+    queries, kept = codes[:40], (label == 3) & (price < 0.5)
+    text = "label == 3 and price < 0.5"
+    for _ in range(2):  # the second time from the cache
+        nearest = collection.search(queries, 7, filter=text)
+        expected_distances, expected_ids = oracles.knn(queries, codes[kept], ids[kept], 7)
+        np.testing.assert_array_equal(nearest.ids, expected_ids)
+        np.testing.assert_array_equal(nearest.distances, expected_distances)
+        within = collection.range_search(queries, 3, filter=text)
+        answers, _ = oracles.within_radius(queries, codes[kept], ids[kept], 3)
+        expected = [pair for pairs in answers for pair in pairs]
+        assert list(zip(within.distances.tolist(), within.ids.tolist(), strict=True)) == expected
+    assert len(within.ids) > 100
+    assert (collection.search(queries[:1], 3, filter="label == 99").ids == -1).all()
+    with pytest.raises(FilterError, match="`kind` is no attribute; there are: label, price"):
+        collection.search(queries, filter="kind is null")
+
+
+def test_a_collection_without_attributes_says_so(tmp_path):
+    collection = Collection.create(tmp_path / "c", np.array([[1]], np.uint64), bits=16)
+    with pytest.raises(FilterError, match="`label` is no attribute; there are: none"):
+        collection.range_search(np.array([[1]], np.uint64), 1, filter="label == 3")
+
+
+def test_the_cache_keeps_what_was_used_last_within_its_bytes():
+    cache, made = MaskCache(25), []
+
+    def mask(name, rows=10):
+        return cache.get("shard", name, lambda: made.append(name) or np.ones(rows, bool))
+
+    assert [len(mask(name)) for name in "aabacab"] == [10] * 7
+    assert made == ["a", "b", "c", "b"]
+    assert len(mask("large", 26)) == 26
+    assert len(mask("a")) == 10
+    assert made == ["a", "b", "c", "b", "large"]

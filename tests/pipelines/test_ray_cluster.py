@@ -1,0 +1,121 @@
+"""Shard servers on Ray: the same answers, restarts at new addresses, a new version, a lost directory."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from engine.errors import NotReadyError
+from engine.service.router import ClusterRouter
+from pipelines.ray_cluster import RayCluster
+from tests.engine.service.conftest import Corpus, Load, eventually
+from tests.oracles import knn, within_radius
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    return Corpus(tmp_path_factory.mktemp("ray") / "collection", np.random.default_rng(3), rows=900, shards=4)
+
+
+@pytest.fixture(scope="module")
+def running(own, ray_session):
+    with RayCluster(own.path, groups=2, replicas=2, cpus=0.1) as cluster:
+        router = ClusterRouter(cluster.map, security=cluster.security)
+        yield cluster, router
+        router.close()
+
+
+def all_connected(router, replicas=4):
+    states = [replica["state"] for replica in router.stats()["replicas"]]
+    return states == ["connected"] * replicas
+
+
+def registered(cluster):
+    """Servers of each group, by a directory that has heard of all groups."""
+    try:
+        return [len(group.replicas) for group in cluster.map().groups]
+    except NotReadyError:
+        return []
+
+
+def test_answers_are_the_oracle_s(own, running):
+    router = running[1]
+    found = router.search(own.queries, 10)
+    assert (found.ids == knn(own.queries, own.codes, own.ids, 10)[1]).all()
+    within = router.range_search(own.queries, 5)
+    pairs = [pair for row in within_radius(own.queries, own.codes, own.ids, 5)[0] for pair in row]
+    assert list(zip(within.distances.tolist(), within.ids.tolist(), strict=True)) == pairs
+    assert within.coverage.complete
+    router.ready()
+
+
+def test_a_killed_actor_fails_no_query_and_comes_back_elsewhere(own, running):
+    cluster, router = running
+    eventually(lambda: all_connected(router))
+    victim = cluster.health()[0, 1]
+    expected = router.search(own.queries, 5).ids
+    with Load(lambda: np.testing.assert_array_equal(router.search(own.queries, 5).ids, expected), threads=2) as load:
+        load.wait_for(5)
+        os.kill(victim["pid"], signal.SIGKILL)
+        load.wait_for(5)
+        eventually(lambda: victim["address"] not in cluster.map().groups[0].replicas, timeout_s=90)
+        eventually(lambda: all_connected(router))
+        load.wait_for(5)
+    assert load.errors == []
+    assert cluster.health()[0, 1]["pid"] != victim["pid"]
+
+
+def test_a_new_version_is_served_and_kept_over_a_restart(own, running):
+    cluster, router = running
+    eventually(lambda: all_connected(router))
+    new = Corpus(own.path, np.random.default_rng(4), rows=900, shards=5, overwrite=True)
+    with Load(lambda: router.search(own.queries, 5, allow_partial=False), threads=2) as load:
+        load.wait_for(5)
+        assert cluster.roll()
+        eventually(lambda: router.version == new.collection.version)
+        load.wait_for(5)
+    assert load.errors == []
+    expected = knn(new.queries, new.codes, new.ids, 5)[1]
+    assert (router.search(new.queries, 5).ids == expected).all()
+    victim = cluster.health()[1, 0]
+    os.kill(victim["pid"], signal.SIGKILL)
+    eventually(lambda: victim["address"] not in cluster.map().groups[1].replicas, timeout_s=90)
+    eventually(lambda: all_connected(router))
+    assert (router.search(new.queries, 5).ids == expected).all()
+
+
+def test_a_lost_directory_costs_nothing(own, running):
+    import ray
+
+    cluster, router = running
+    eventually(lambda: all_connected(router))
+    version = router.version
+    ray.kill(cluster._directory, no_restart=False)
+    for _ in range(20):
+        assert router.search(own.queries, 5).coverage.complete
+    eventually(lambda: registered(cluster) == [2, 2], timeout_s=90)
+    assert cluster.map().version == router.version == version
+
+
+def test_replicas_come_and_go(own, running):
+    cluster, router = running
+    eventually(lambda: all_connected(router))
+    with Load(lambda: router.search(own.queries, 5, allow_partial=False), threads=2) as load:
+        cluster.scale(1)
+        eventually(lambda: all_connected(router, 2))
+        load.wait_for(5)
+        cluster.scale(2)
+        eventually(lambda: all_connected(router, 4))
+        load.wait_for(5)
+    assert load.errors == []
+
+
+@pytest.mark.slow
+def test_a_lost_node_fails_no_query(own):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.pipelines.node_loss", str(own.path)], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,116 @@
+"""What tests of serving share: a collection of real images, an encoder that needs no training, and running servers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, UnidentifiedImageError
+
+from engine.codes import pack_bits
+from engine.collection import Collection
+from engine.service.encoding import Encoded, ImageRefusedError
+from engine.service.http_server import Address, HttpServer
+from engine.storage.attributes import write_attributes
+from engine.storage.shard import finish_shard, order_rows, write_codes, write_features, write_ids, write_thumbnails
+from engine.writer import CollectionWriter, new_shard, split_rows
+
+BITS = 60  # not whole bytes, not whole words
+
+
+class AverageHash:
+    """Codes of the 60 first pixels of an 8 x 8 thumbnail, compared with their mean; those pixels are its features."""
+
+    bits = BITS
+    fingerprint = "average-hash"
+    batch_size = 4
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def decode(self, data: bytes, max_pixels: int) -> np.ndarray:
+        try:
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > max_pixels:
+                raise ImageRefusedError(f"too many pixels: {image.width} x {image.height}")
+            return np.asarray(image.convert("L").resize((8, 8)), np.float32)
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+            raise ImageRefusedError(f"not an image: {error}") from error
+
+    def encode(self, images) -> Encoded:
+        self.batches.append(len(images))
+        pixels = np.stack(images).reshape(len(images), 64)[:, :BITS]
+        return Encoded(pack_bits(pixels > pixels.mean(axis=1, keepdims=True)), pixels)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_pictures(count: int) -> list[np.ndarray]:
+    """Grey pictures (16, 16) of a few shapes with some noise, so that codes are near each other and tie."""
+    rng = np.random.default_rng(3)
+    shapes = rng.integers(256, size=(7, 4, 4)).repeat(4, axis=1).repeat(4, axis=2)
+    noise = rng.integers(-60, 60, size=(count, 16, 16))
+    return list((shapes[np.arange(count) % 7] + noise).clip(0, 255).astype(np.uint8))
+
+
+def make_collection(folder, count: int = 500, shards: int = 3) -> Collection:
+    """Pictures with attributes of several kinds, thumbnails and features, under ids in no order."""
+    pictures = make_pictures(count)
+    encoded = AverageHash().encode([AverageHash().decode(png(picture), 10**6) for picture in pictures])
+    ids = np.random.default_rng(8).permutation(10_000)[:count]
+    attributes = pa.table(
+        {
+            "label": [number % 7 for number in range(count)],
+            "name": [None if number % 5 == 0 else f'picture <{number}> & "é"' for number in range(count)],
+            "price": [float("nan") if number % 11 == 0 else number / 3 for number in range(count)],
+        }
+    )
+    thumbnails = pa.array([None if number % 9 == 0 else png(picture) for number, picture in enumerate(pictures)])
+    options = {"bits": BITS, "fingerprint": AverageHash.fingerprint, "overwrite": False}
+    with CollectionWriter(folder, **options) as writer:
+        for part in split_rows(count, shards):
+            with new_shard(writer.store) as shard_folder:
+                order = order_rows(encoded.codes[part], ids[part])
+                shard_folder.mkdir(parents=True)
+                write_ids(shard_folder, ids[part][order])
+                write_codes(shard_folder, encoded.codes[part][order], bits=BITS)
+                write_attributes(shard_folder / "attributes.arrow", attributes[part], order)
+                write_features(shard_folder, encoded.features[part].astype(np.float16), order)
+                write_thumbnails(shard_folder, pa.chunked_array([thumbnails[part]]), order)
+                spec = finish_shard(shard_folder, len(order))
+            writer.add_written(spec)
+        writer.commit()
+    collection = Collection.open(folder)
+    warm_up(collection)
+    return collection
+
+
+def warm_up(collection: Collection) -> None:
+    """Compile the kernels that queries of these tests need, which takes longer than a request may."""
+    queries = np.ascontiguousarray(collection.shards[0].codes_NW[:8])
+    for number in (1, 8):
+        for more in ({}, {"filter": "label is not null"}):
+            collection.search(queries[:number], 5, **more)
+            for radius, limit in ((2, None), (2, 3), (collection.bits, None), (collection.bits, 3)):
+                collection.range_search(queries[:number], radius, limit, **more)
+
+
+@contextlib.contextmanager
+def running(app, **address) -> Iterator[str]:
+    """Serve an application on a free port of this machine; yields its URL."""
+    server = HttpServer(app, Address(port=0, **address))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server.url
+    finally:
+        server.stop()
+        thread.join()
