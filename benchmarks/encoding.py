@@ -138,7 +138,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hashlight-encoding-") as scratch:
         folder = Path(scratch)
         prepare(folder, options.images)
-        ray.init(num_cpus=PROCESSES, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=PROCESSES,
+            include_dashboard=False,
+            object_store_memory=200_000_000,
+            log_to_driver=False,
+        )
         results = {kind: compare(kind, folder, options.repeats) for kind in ("tars", "folder")}
         ray.shutdown()
     for kind, result in results.items():

@@ -10,6 +10,8 @@ import contextlib
 import functools
 import json
 import re
+import signal
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -602,6 +604,8 @@ def serve(
         "image_hosts": image_host or (),
         "insecure": insecure,
     }
+    # The web server ends in order and then raises the signal once more: shard servers must still be stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
         with spinner("opening"):
             if groups is None and not ray:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -421,6 +422,9 @@ def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSett
 
     # The error that a unit met says more than Ray's, which says that there was one.
     ray.data.DataContext.get_current().raise_original_map_exception = True
+    # They log a traceback of what is then raised here, and told in a line.
+    for name in ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     items = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_BLOCKS))
     results = items.map_batches(
         EncodeUnits,

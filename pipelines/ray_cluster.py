@@ -166,9 +166,17 @@ class RayCluster:
         self.close()
 
     def map(self) -> ClusterMap:
-        """Return the map for routers; of this process or of any other that has this object's directory."""
+        """Return the map for routers.
+
+        Raises
+        ------
+        NotReadyError
+            If a group has not had a server yet, or this process has left Ray.
+        """
         import ray
 
+        if not ray.is_initialized():  # else Ray would start anew
+            raise NotReadyError("this process is not connected to Ray any more")
         found: ClusterMap = ray.get(self._directory.map.remote(), timeout=ASKED_S)
         return found
 

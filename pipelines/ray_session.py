@@ -59,4 +59,9 @@ def _without_backend_notices() -> Iterator[None]:
 
 
 def _own_session(num_cpus: int) -> dict[str, object]:
-    return {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    return {
+        "address": "local",  # or Ray would join a cluster that this machine happens to run
+        "num_cpus": num_cpus,
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }

@@ -107,6 +107,7 @@ class ClusterRouter:
         self._renewing = threading.Lock()
         self._changed = threading.Condition()
         self._stale = threading.Event()
+        self._asks_in_vain = False
         self._closed = threading.Event()
         self._view = self._open_view(self._directory())
         if not any(replica.connected for replica in self._replicas.values()):
@@ -392,8 +393,11 @@ class ClusterRouter:
                 self.renew()
                 with self._renewing:
                     self._retire()
-            except Exception:  # a directory that cannot be asked now; the map that is known still serves
-                logger.warning("the directory cannot be asked: going on with the map that is known", exc_info=True)
+                self._asks_in_vain = False
+            except Exception:  # whatever a directory may raise: the map that is known still serves
+                if not self._asks_in_vain:
+                    logger.warning("the directory cannot be asked: going on with the map that is known", exc_info=True)
+                self._asks_in_vain = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

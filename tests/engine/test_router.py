@@ -13,6 +13,14 @@ from tests.engine.test_indexes_exact import assert_range, assert_search, make_ca
 class Part(MultiIndex):
     name = "part"
 
+    def search(self, queries, k, *, filter=None, **more):
+        assert filter is None
+        return super().search(queries, k, **more)
+
+    def range_search(self, queries, radius, limit=None, *, filter=None, **more):
+        assert filter is None
+        return super().range_search(queries, radius, limit, **more)
+
 
 def shards_of(codes, ids, bits, count):
     cuts = np.array_split(np.arange(len(codes)), count)

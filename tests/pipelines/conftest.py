@@ -94,7 +94,7 @@ def ray_session(s3_credentials):
     """One small Ray for all tests that need one."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
     yield
     ray.shutdown()
 

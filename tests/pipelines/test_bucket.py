@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -113,6 +114,13 @@ build_collection(sys.argv[1], sys.argv[2], shards=3, overwrite=True, workers=1)
 """
 
 
+def wait_for_orphans(bucket):
+    """Wait until the tasks of a killed driver are gone too: they may still upload what they have begun."""
+    seen = None
+    while seen != (seen := bucket.keys("c/")):
+        time.sleep(2)
+
+
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("before", [0, 50])
 def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folder, before):
@@ -131,6 +139,7 @@ def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folde
         [sys.executable, "-c", DRIVER, str(folder), uri], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+    wait_for_orphans(bucket)
     assert any("/shards/" in key for key in bucket.keys("c/")), "something was uploaded"
     if before:
         assert len(Collection.open(uri, verify=True)) == 50
