@@ -120,7 +120,6 @@ class Gateway:
         """Answer a search of either kind; `body` and `options` are its models."""
         arrived_s = asyncio.get_running_loop().time()
         timing_ms: dict[str, float] = {}
-        self._refuse_overload()
         with self.metrics.stage("read", timing_ms):
             asked = await bodies.read_search(request, body, options, bits=self.searcher.bits, limits=self.limits)
         count = len(asked.queries) if asked.codes is None else len(asked.codes)
@@ -137,7 +136,6 @@ class Gateway:
         arrived_s = asyncio.get_running_loop().time()
         timing_ms: dict[str, float] = {}
         encoder = self._encoder("images")
-        self._refuse_overload()
         with self.metrics.stage("read", timing_ms):
             images = await bodies.read_images(request, schemas.EncodeBody, self.limits)
         fields = [f"images.{position}" for position in range(len(images))]
@@ -154,14 +152,12 @@ class Gateway:
     async def items(self, ids: Sequence[int]) -> pa.Table:
         """Return what is stored of items, as `stored_items`."""
         deadline_s = asyncio.get_running_loop().time() + self.limits.timeout_s
-        self._refuse_overload()
         async with self._within(deadline_s):
             return await self._run(lambda: stored_items(self.searcher, ids, timeout_s=self.limits.timeout_s))
 
     async def thumbnail(self, id: int) -> Response:
         """Return the picture of an item of the collection."""
         deadline_s = asyncio.get_running_loop().time() + self.limits.timeout_s
-        self._refuse_overload()
         async with self._within(deadline_s):
             data = await self._run(lambda: self.searcher.thumbnail(id, timeout_s=self.limits.timeout_s))
         if data is None:
@@ -371,15 +367,15 @@ class Gateway:
             )
         return self.encoder
 
-    def _refuse_overload(self) -> None:
-        """Refuse a request before its body is read if too many are at work."""
+    def refuse_overload(self) -> None:
+        """Raise OverloadedError if too many requests are at work."""
         if max(self._requests, self._jobs) >= self.limits.in_flight:
             raise OverloadedError(f"{self.limits.in_flight} requests are at work: try again", retry_after_s=1)
 
     @contextlib.asynccontextmanager
     async def _within(self, deadline_s: float) -> AsyncIterator[None]:
         """Count a request as at work, until `deadline_s` of the event loop's clock at most."""
-        self._refuse_overload()
+        self.refuse_overload()
         self._requests += 1
         try:
             async with asyncio.timeout_at(deadline_s):
@@ -461,7 +457,7 @@ def create_app(
         app.mount("/", StaticFiles(directory=page, html=True))
     if allowed_hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
-    app.add_middleware(Guard, limits=limits, metrics=metrics, refuse=_answer_of)
+    app.add_middleware(Guard, limits=limits, metrics=metrics, admit=gateway.refuse_overload, refuse=_answer_of)
     return app
 
 

@@ -32,9 +32,16 @@ class Guard:
     """ASGI middleware. Bodies that are too large, too slow or too many raise `RequestError` where they are read."""
 
     def __init__(
-        self, app: ASGIApp, *, limits: Limits, metrics: Metrics, refuse: Callable[[Exception], Response]
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        admit: Callable[[], None],
+        refuse: Callable[[Exception], Response],
     ) -> None:
         self._app = app
+        self._admit = admit
         self._refuse = refuse
         self._limits = limits
         self._metrics = metrics
@@ -56,6 +63,9 @@ class Guard:
             await send(message)
 
         try:
+            if scope["path"].startswith("/v1/"):
+                # Before routing and keys: under overload most requests end here, and must cost little.
+                self._admit()
             await self._app(scope, body.receive, send_guarded)
         except Exception as error:
             if status:
