@@ -106,6 +106,8 @@ def main() -> None:
         "not reached in the time, or the peer has no such search. Queries: stored "
         "codes with three bits flipped; of learned codes, those of other images.",
     ]
+    if "note" in results:
+        lines.append("\n" + results["note"])
     for name, data_set in results["data_sets"].items():
         lines.append(f"\n## {name}\n")
         for batch in BATCHES:

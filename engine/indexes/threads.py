@@ -12,9 +12,8 @@ import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 from engine.codes import as_integer
@@ -86,27 +85,19 @@ def run_parts(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
     `work` must not call this function itself, or the pool could wait for itself.
     """
     if len(parts) == 1:
-        with _slot():
-            return [work(parts[0])]
-
-    def take(part: slice) -> T:
-        with _slot():
-            return work(part)
-
-    return list(_shared_pool().map(take, parts))
+        return [_in_slot(work, parts[0])]
+    return list(_shared_pool().map(lambda part: _in_slot(work, part), parts))
 
 
-@contextmanager
-def _slot() -> Iterator[None]:
-    """Wait for a free core; a thread that holds one already goes on with it."""
+def _in_slot(work: Callable[[slice], T], part: slice) -> T:
+    """Wait for a free core and work; a thread that holds one already goes on with it."""
     if getattr(_held, "slot", False):
-        yield
-        return
+        return work(part)
     slots = _free_slots()
     token = slots.get()
     _held.slot = True
     try:
-        yield
+        return work(part)
     finally:
         _held.slot = False
         slots.put(token)
