@@ -23,7 +23,8 @@ from pipelines.fashion_mnist import as_corpus
 from pipelines.train import train_encoder
 
 pytestmark = pytest.mark.usefixtures("ray_session", "quick_notice")
-CONFIG = TrainConfig(bits=16, batch_size=32, epochs=3, warmup_epochs=1, precision="float64")
+# Long enough that what is killed at its first hashing step, as seen from here, is far from its last.
+CONFIG = TrainConfig(bits=16, batch_size=32, epochs=20, warmup_epochs=1, precision="float64")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_two_workers_have_the_loss_curve_of_the_plain_loop(images, tmp_path, two
     plain = []
     alone = train_encoder(images, tmp_path / "alone", CONFIG, progress=lambda *state: plain.append(state[2].loss))
     encoder, losses = two_workers
-    assert len(plain) == 12
+    assert len(plain) == 3 * 21
     assert np.ptp(plain) > 0.1
     np.testing.assert_allclose(losses, plain, atol=1e-4, rtol=0)
     assert encoder.config == alone.config
@@ -78,17 +79,19 @@ def test_one_worker_is_the_plain_loop(images, tmp_path):
 
 
 def test_a_killed_worker_changes_nothing(images, tmp_path, two_workers):
-    seen, killed = [], []
+    steps_seen, workers_seen, killed = set(), set(), []
 
     def kill_one(step, steps, state):
-        seen.append((state.phase, step))
-        if (state.phase, step) == ("hashing", 5) and not killed:
+        steps_seen.add((state.phase, step))
+        workers_seen.update(workers_of_this_process())
+        if state.phase == "hashing" and not killed:
             killed.append(workers_of_this_process()[-1])
             os.kill(killed[0], signal.SIGKILL)
 
     encoder = train_encoder(images, tmp_path / "encoder", CONFIG, workers=2, progress=kill_one)
     assert killed
-    assert len(seen) > len(set(seen)) == 12
+    assert len(workers_seen) > 2, "the killed worker was not replaced before the end"
+    assert len(steps_seen) == len(two_workers[1])
     assert encoder.fingerprint == two_workers[0].fingerprint
 
 
@@ -118,7 +121,7 @@ def test_an_interrupted_run_goes_on(images, tmp_path, two_workers):
 
 @pytest.mark.slow
 def test_a_killed_driver_loses_nothing(images, tmp_path, two_workers):
-    options = {"bits": 16, "batch-size": 32, "epochs": 3, "warmup-epochs": 1, "precision": "float64", "workers": 2}
+    options = {"bits": 16, "batch-size": 32, "epochs": 20, "warmup-epochs": 1, "precision": "float64", "workers": 2}
     command = [sys.executable, "-m", "pipelines.cli", "train", "--input", images, "--output", tmp_path / "e"]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     log = tmp_path / ".e.training" / "training.jsonl"
