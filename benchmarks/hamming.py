@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import platform
-import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -93,16 +93,14 @@ def distances_to_all(query_C: np.ndarray, codes_NC: np.ndarray) -> np.ndarray:
 def measure(peer_name: str, folder: Path, seconds: float) -> dict:
     """Run in a process of its own: build, then every cell until the time is up."""
     codes, queries = np.load(folder / "codes.npy"), np.load(folder / "queries.npy")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     warm(peer_name, codes[:5000], queries)
+    before = resident_bytes()
     start = time.perf_counter()
     peer = PEERS[peer_name](codes)
     result = {"build_s": time.perf_counter() - start, "cells": [], "exact": PEERS[peer_name].exact}
     result["rows"] = len(codes)
     result["bytes_a_code"] = None if peer.num_bytes() is None else peer.num_bytes() / len(codes)
-    result["peak_growth_bytes_a_code"] = (
-        (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / len(codes)
-    )
+    result["growth_bytes_a_code"] = (resident_bytes() - before) / len(codes)
     truth = Truth(codes, queries)
     deadline = time.perf_counter() + seconds
     for batch in BATCHES:
@@ -115,7 +113,37 @@ def measure(peer_name: str, folder: Path, seconds: float) -> dict:
                     cell = measure_cell(peer, queries, operation, value, batch, truth)
                     if cell is not None:
                         result["cells"].append(cell)
-    return result
+    return result | measure_files(peer_name, peer, folder / "saved", queries)
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure_files(peer_name: str, peer: Peer, folder: Path, queries: np.ndarray) -> dict:
+    """Save the peer, and time a fresh process from its open to the first answer: files may be mapped and read later."""
+    folder.mkdir()
+    try:
+        if not peer.save(folder):
+            return {}
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        opened = [run_self("--open", peer_name, "--folder", str(folder.parent)) for _ in range(3)]
+        return {"disk_bytes": size, "open_s": statistics.median(one["open_s"] for one in opened)}
+    finally:
+        shutil.rmtree(folder)
+
+
+def open_peer(peer_name: str, folder: Path) -> dict:
+    """Run in a process of its own: open what was saved, once for the imports and once more, and ask for one query."""
+    query = np.load(folder / "queries.npy")[:1]
+    for _ in range(2):
+        start = time.perf_counter()
+        peer = PEERS[peer_name].open(folder / "saved")
+        answer = peer.within(query, 0) or peer.nearest(query, 1)
+        seconds = time.perf_counter() - start
+    assert answer is not None
+    return {"open_s": seconds}
 
 
 def warm(peer_name: str, codes: np.ndarray, queries: np.ndarray) -> None:
@@ -188,22 +216,17 @@ class Truth:
 
 def run_peer(peer: str, folder: Path, seconds: float) -> dict:
     """Measure in a fresh process; what it says when it fails is kept."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        __file__,
-        "--measure",
-        peer,
-        "--folder",
-        str(folder),
-        "--seconds",
-        str(seconds),
-    ]
+    try:
+        return run_self("--measure", peer, "--folder", str(folder), "--seconds", str(seconds))
+    except subprocess.CalledProcessError as failure:
+        return {"error": failure.stderr.strip().splitlines()[-1:] or [f"exit code {failure.returncode}"], "cells": []}
+
+
+def run_self(*arguments: str) -> dict:
+    """Run this script in a process of its own, on one thread, and return what it prints last."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=2400)
-    if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"], "cells": []}
+    command = [sys.executable, "-W", "ignore", __file__, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=2400)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -226,8 +249,12 @@ def main() -> None:
     parser.add_argument("--learned", type=Path, help="folder with database-BITS.npy and queries-BITS.npy")
     parser.add_argument("--only", help="measure the data sets whose name has this in it")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--open", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.open:
+        print(json.dumps(open_peer(options.open, options.folder)))
+        return
     if options.measure:
         print(json.dumps(measure(options.measure, options.folder, options.seconds)))
         return
@@ -244,7 +271,7 @@ def main() -> None:
                 if rows <= PEERS[peer].max_rows:
                     measured["peers"][peer] = run_peer(peer, Path(folder), options.seconds)
                     print(name, peer, measured["peers"][peer].get("error", "ok"), flush=True)
-                    path.write_text(json.dumps(results, indent=1))
+                    path.write_text(json.dumps(results, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

@@ -58,14 +58,17 @@ def table(data_set: dict, batch: int) -> list[str]:
 
 
 def sizes(data_set: dict) -> list[str]:
-    lines = ["\n| | build, s | bytes a code |", "|---|---|---|"]
+    heads = "| | build, s | memory, bytes a code | disk, bytes a code | open to the first answer, ms |"
+    lines = ["\n" + heads, "|---" * 5 + "|"]
     for name, measured in data_set["peers"].items():
         if measured.get("error"):
-            lines.append(f"| {name} | failed: {measured['error'][0][:80]} | |")
+            lines.append(f"| {name} | failed: {measured['error'][0][:80]} | | | |")
             continue
         size = measured["bytes_a_code"]
-        held = f"{size:.1f}" if size else f"up to {measured['peak_growth_bytes_a_code']:.0f} (growth of the process)"
-        lines.append(f"| {name} | {measured['build_s']:.2f} | {held} |")
+        held = f"{size:.1f}" if size else f"{measured['growth_bytes_a_code']:.1f} (growth of the process)"
+        disk = f"{measured['disk_bytes'] / measured['rows']:.1f}" if "disk_bytes" in measured else "no file format"
+        opened = f"{1000 * measured['open_s']:,.1f}" if "open_s" in measured else ""
+        lines.append(f"| {name} | {measured['build_s']:.2f} | {held} | {disk} | {opened} |")
     return lines
 
 
@@ -104,7 +107,8 @@ def main() -> None:
         f"{packages}. One process a peer, one thread; medians. A number in brackets is the recall of an answer that is "
         "not complete; ~ repeats a smaller batch, where this one would have taken over 4 s a call; an empty cell was "
         "not reached in the time, or the peer has no such search. Queries: stored "
-        "codes with three bits flipped; of learned codes, those of other images.",
+        "codes with three bits flipped; of learned codes, those of other images. Hashlight's memory is "
+        "without ids, its files are with them; opened in a fresh process, files in the page cache.",
     ]
     if "note" in results:
         lines.append("\n" + results["note"])

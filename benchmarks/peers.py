@@ -5,13 +5,18 @@ A peer is built over packed codes (N, C) uint8 and answers, on one thread, in ro
 - `within(queries_QC, radius)` -> (lims (Q + 1,), rows), or None where it has no radius search;
 - `nearest(queries_QC, k)` -> (rows (Q, k), distances (Q, k)).
 
-`exact` says whether the answers must equal the oracle's; the others are shown with their recall.
+`save(folder)` writes it as its users would, `open(folder)` brings it back in the way that is quickest to the first
+answer, mapped where it can be; a peer without files of its own has neither. `exact` says whether the answers must equal
+the oracle's; the others are shown with their recall.
 """
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import tempfile
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -32,7 +37,16 @@ class Peer:
         return None
 
     def num_bytes(self) -> int | None:
+        """Bytes it holds, where it can tell."""
         return None
+
+    def save(self, folder: Path) -> bool:
+        """Write it into an empty folder; False if it has no such thing."""
+        return False
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        raise NotImplementedError
 
 
 class HashlightMulti(Peer):
@@ -53,8 +67,35 @@ class HashlightMulti(Peer):
     def num_bytes(self):
         return self.index.nbytes - self.index.ids_N.nbytes
 
+    tables = True
+
+    def save(self, folder):
+        from engine.storage.shard import write_shard
+
+        spec = write_shard(
+            folder / "shard",
+            self.index.codes_NW,
+            self.index.ids_N,
+            None,
+            bits=self.index.bits,
+            tables=self.tables,
+        )
+        (folder / "spec.pickle").write_bytes(pickle.dumps((spec, self.index.bits)))
+        return True
+
+    @classmethod
+    def open(cls, folder):
+        from engine.storage.shard import Shard
+
+        spec, bits = pickle.loads((folder / "spec.pickle").read_bytes())
+        peer = cls.__new__(cls)
+        peer.index = Shard(folder / "shard", spec, bits=bits).index
+        return peer
+
 
 class HashlightScan(HashlightMulti):
+    tables = False
+
     def __init__(self, codes_NC):
         from engine.indexes.scan import ScanIndex
 
@@ -75,6 +116,24 @@ class _Faiss(Peer):
         if not self.index.is_trained:
             self.index.train(codes_NC[:: max(1, len(codes_NC) // 200_000)].copy())
         self.index.add(codes_NC)
+        self.set_up()
+
+    def save(self, folder):
+        self.faiss.write_index_binary(self.index, str(folder / "index.faiss"))
+        return True
+
+    @classmethod
+    def open(cls, folder):
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+        peer = cls.__new__(cls)
+        peer.faiss, peer.index = faiss, faiss.read_index_binary(str(folder / "index.faiss"))
+        peer.set_up()
+        return peer
+
+    def set_up(self):
+        """Set what a file does not keep."""
 
     def within(self, queries_QC, radius):
         # FAISS is strict: distance < radius.
@@ -120,9 +179,10 @@ class FaissHash(_Faiss):
     exact = False
 
     def make(self, faiss, bits):
-        index = faiss.IndexBinaryHash(bits, 20)
-        index.nflip = 2
-        return index
+        return faiss.IndexBinaryHash(bits, 20)
+
+    def set_up(self):
+        self.index.nflip = 2
 
 
 class FaissHNSW(_Faiss):
@@ -130,9 +190,10 @@ class FaissHNSW(_Faiss):
     max_rows = 1_000_000
 
     def make(self, faiss, bits):
-        index = faiss.IndexBinaryHNSW(bits, 16)
-        index.hnsw.efSearch = 64
-        return index
+        return faiss.IndexBinaryHNSW(bits, 16)
+
+    def set_up(self):
+        self.index.hnsw.efSearch = 64
 
     def within(self, queries_QC, radius):
         return None
@@ -143,9 +204,10 @@ class FaissIVF(_Faiss):
 
     def make(self, faiss, bits):
         self.quantizer = faiss.IndexBinaryFlat(bits)
-        index = faiss.IndexBinaryIVF(self.quantizer, bits, 1024)
-        index.nprobe = 16
-        return index
+        return faiss.IndexBinaryIVF(self.quantizer, bits, 1024)
+
+    def set_up(self):
+        self.index.nprobe = 16
 
 
 class UsearchExact(Peer):
@@ -153,6 +215,14 @@ class UsearchExact(Peer):
 
     def __init__(self, codes_NC):
         self.codes = codes_NC
+
+    def save(self, folder):
+        np.save(folder / "codes.npy", self.codes)
+        return True
+
+    @classmethod
+    def open(cls, folder):
+        return cls(np.load(folder / "codes.npy", mmap_mode="r"))
 
     def nearest(self, queries_QC, k):
         from usearch.index import MetricKind, search
@@ -170,6 +240,18 @@ class UsearchHNSW(Peer):
 
         self.index = Index(ndim=8 * codes_NC.shape[1], metric=MetricKind.Hamming, dtype="b1")
         self.index.add(np.arange(len(codes_NC)), codes_NC, threads=1)
+
+    def save(self, folder):
+        self.index.save(str(folder / "index.usearch"))
+        return True
+
+    @classmethod
+    def open(cls, folder):
+        from usearch.index import Index
+
+        peer = cls.__new__(cls)
+        peer.index = Index.restore(str(folder / "index.usearch"), view=True)
+        return peer
 
     def nearest(self, queries_QC, k):
         found = self.index.search(queries_QC, k, threads=1)
@@ -200,10 +282,24 @@ class LanceDB(Peer):
         import lancedb
         import pyarrow as pa
 
-        self.folder = tempfile.mkdtemp()
+        self.temporary = tempfile.TemporaryDirectory()
+        self.folder = Path(self.temporary.name)
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(codes_NC.reshape(-1)), codes_NC.shape[1])
         data = pa.table({"id": np.arange(len(codes_NC)), "vector": vectors})
         self.table = lancedb.connect(self.folder).create_table("codes", data)
+
+    def save(self, folder):
+        shutil.copytree(self.folder, folder / "lance")
+        return True
+
+    @classmethod
+    def open(cls, folder):
+        import lancedb
+
+        peer = cls.__new__(cls)
+        peer.folder = folder / "lance"
+        peer.table = lancedb.connect(peer.folder).open_table("codes")
+        return peer
 
     def _ask(self, query, limit, radius=None):
         asked = self.table.search(query).distance_type("hamming").limit(limit).select(["id", "_distance"])
@@ -218,9 +314,6 @@ class LanceDB(Peer):
         rows = np.array([answer["id"].to_numpy() for answer in answers])
         return rows, np.array([answer["_distance"].to_numpy() for answer in answers])
 
-    def __del__(self):
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 class MilvusLite(Peer):
     max_rows = 1_000_000
@@ -228,7 +321,8 @@ class MilvusLite(Peer):
     def __init__(self, codes_NC):
         from pymilvus import DataType, MilvusClient
 
-        self.folder = tempfile.mkdtemp()
+        self.temporary = tempfile.TemporaryDirectory()
+        self.folder = Path(self.temporary.name)
         self.client = MilvusClient(f"{self.folder}/milvus.db")
         schema = self.client.create_schema()
         schema.add_field("id", DataType.INT64, is_primary=True)
@@ -240,6 +334,20 @@ class MilvusLite(Peer):
             rows = enumerate(codes_NC[start : start + 20_000], start)
             self.client.insert("codes", [{"id": row, "code": code.tobytes()} for row, code in rows])
         self.client.load_collection("codes")
+
+    def save(self, folder):
+        self.client.close()
+        shutil.copytree(self.folder, folder / "milvus")
+        return True
+
+    @classmethod
+    def open(cls, folder):
+        from pymilvus import MilvusClient
+
+        peer = cls.__new__(cls)
+        peer.client = MilvusClient(f"{folder}/milvus/milvus.db")
+        peer.client.load_collection("codes")
+        return peer
 
     def _ask(self, queries_QC, limit, parameters):
         found = self.client.search(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.codes import IdArray
-from engine.kernels.select import FEW, count_hits, lay_out, order_ids, place_hits, sort_heaps
+from engine.kernels.select import FEW, arrange, count_hits, lay_out, order_ids, place_hits, sort_heaps
 from engine.results import PAD_DISTANCE, PAD_ID, Explanation, RangeResult, SearchResult
 
 MAX_HEAP_PLACES = 2**22  # of one call: 48 MB
@@ -49,13 +49,17 @@ def range_result(found: Found, ids_N: IdArray, num_queries: int, radius: int) ->
     lims = np.empty(num_queries + 1, np.int64)
     distances, ids = np.empty(num_hits, np.int32), np.empty(num_hits, np.int64)
     place_QR = np.zeros((num_queries, radius + 1), np.int64)
-    for numbers_G, (query_H, _, dist_H) in found:
-        count_hits(numbers_G, query_H, dist_H, place_QR)
-    lay_out(place_QR, lims)
-    for numbers_G, hits in found:
-        place_hits(numbers_G, *hits, ids_N, place_QR, ids)
     unsorted_U2 = np.empty((min(place_QR.size, num_hits // FEW), 2), np.int64)
-    num_unsorted = order_ids(place_QR, distances, ids, unsorted_U2)
+    if len(found) == 1:
+        numbers_G, hits = found[0]
+        num_unsorted = arrange(numbers_G, *hits, ids_N, place_QR, lims, distances, ids, unsorted_U2)
+    else:
+        for numbers_G, (query_H, _, dist_H) in found:
+            count_hits(numbers_G, query_H, dist_H, place_QR)
+        lay_out(place_QR, lims)
+        for numbers_G, hits in found:
+            place_hits(numbers_G, *hits, ids_N, place_QR, ids)
+        num_unsorted = order_ids(place_QR, distances, ids, unsorted_U2)
     for begin, end in unsorted_U2[:num_unsorted].tolist():
         ids[begin:end].sort()
     return RangeResult(lims, distances, ids, np.zeros(num_queries, np.bool_))

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from engine.codes import WORD_BITS, CodeArray, IdArray, num_words
 from engine.indexes.base import RowMask
 from engine.indexes.faiss_base import FaissHits, FaissIndex, faiss_range_search, flat_reach
-from engine.indexes.tables import choose_widths
 from engine.storage.faiss_file import import_faiss
+
+
+MAX_TABLES = 16
+MAX_WIDTH = 24
 
 
 class FaissMultiHashIndex(FaissIndex):
@@ -30,15 +33,18 @@ class FaissMultiHashIndex(FaissIndex):
 
     @classmethod
     def _empty_index(cls, bits: int, rows: int) -> Any:
-        widths = choose_widths(bits, rows)
-        return import_faiss().IndexBinaryMultiHash(WORD_BITS * num_words(bits), len(widths), min(widths))
+        # Substrings of about log2(rows) bits: about one code a bucket.
+        wanted = min(max(math.log2(max(rows, 2)), 1.0), MAX_WIDTH)
+        nhash = max(1, min(round(bits / wanted), MAX_TABLES))
+        width = min(bits // nhash, math.ceil(wanted))
+        return import_faiss().IndexBinaryMultiHash(WORD_BITS * num_words(bits), nhash, width)
 
     def _rows_within(self, queries_QW: CodeArray, radius: int, mask: RowMask | None) -> FaissHits:
         nflip = radius // self._index.nhash
         if self._lookups(nflip) > len(self):
             return faiss_range_search(self._index.storage, queries_QW, radius)
         with self._nflip_lock:
-            self._index.nflip = nflip
+            self._index.nflip = min(nflip, self._index.b)  # beyond the width it would search for ever
             return faiss_range_search(self._index, queries_QW, radius)
 
     def _reach(self, queries_QW: CodeArray, k: int, mask: RowMask | None) -> NDArray[np.int64]:

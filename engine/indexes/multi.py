@@ -34,6 +34,7 @@ from engine.results import PAD_DISTANCE, PAD_ID, RangeResult, SearchResult
 
 Plan = Literal["auto", "scan", "tables"]
 PLANS = ("auto", "scan", "tables")
+NO_QUERIES = np.empty(0, np.intp)
 
 
 class MultiIndex:
@@ -197,13 +198,13 @@ class MultiIndex:
 
     def _plan_range(self, queries_QW: CodeArray, radius: int, plan: Plan) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return which queries the tables answer, and which a scan."""
-        every, none = np.arange(len(queries_QW)), np.empty(0, np.intp)
+        every = np.arange(len(queries_QW))
         if plan != "auto" or not len(self):
-            return (every, none) if plan == "tables" else (none, every)
+            return (every, NO_QUERIES) if plan == "tables" else (NO_QUERIES, every)
         by_tables_Q = plan_range(self.probe, queries_QW, radius, current_costs(len(self)), len(self))
-        if by_tables_Q.all():
-            return every, none
-        return (every[by_tables_Q], every[~by_tables_Q]) if by_tables_Q.any() else (none, every)
+        if np.count_nonzero(by_tables_Q) == len(every):
+            return every, NO_QUERIES
+        return every[by_tables_Q], every[~by_tables_Q]
 
     def _nearest(
         self,

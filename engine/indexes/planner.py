@@ -45,9 +45,9 @@ WORTH_COUNTING_NS = 25_000.0
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is felt
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Costs:
-    """What work costs on one machine, in nanoseconds.
+    """What work costs on one machine, in nanoseconds. Compared by identity, so that keeping what follows is cheap.
 
     Attributes
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,9 @@ FIRST_HITS = 1024
 EVEN = 8.0  # buckets up to this much above their mean are what chance makes of uniform codes
 SAMPLE_EVERY = 64  # masks of a large step of which one is counted
 SAMPLED_CANDIDATES = 16  # a query, to tell how many are near, to an eighth of them
+
+
+_of_thread = threading.local()
 
 
 class Work(NamedTuple):
@@ -190,9 +194,13 @@ class TableProbe:
         return done_Q, work
 
     def _scratch(self) -> tuple[NDArray[np.int64], ...]:
-        """Return `from_P`, `to_P`, `place_2`, `row_C`, `seen_T`."""
-        sizes = SCRATCH_BUCKETS, SCRATCH_BUCKETS, 2, SCRATCH_CANDIDATES, len(self.mean_T)
-        return tuple(np.empty(size, np.int64) for size in sizes)
+        """Return this thread's `from_P`, `to_P`, `place_2`, `row_C`, `seen_T`, worthless between kernels."""
+        tables = len(self.mean_T)
+        kept: dict[int, tuple[NDArray[np.int64], ...]] = _of_thread.__dict__
+        if tables not in kept:
+            sizes = SCRATCH_BUCKETS, SCRATCH_BUCKETS, 2, SCRATCH_CANDIDATES, tables
+            kept[tables] = tuple(np.empty(size, np.int64) for size in sizes)
+        return kept[tables]
 
 
 def _new_work(num_queries: int) -> Work:

@@ -22,7 +22,7 @@ from engine.mapping import read_at_random
 FORMAT_VERSION = 1
 MAX_WIDTH = 24  # 64 MiB of offsets a table
 MAX_TABLES = 16
-TABLES_A_WORD = 4
+TABLES_A_WORD = 5
 BEYOND = 8  # entries after the last, because kernels read eight at a time
 EMPTY_NPY = 128  # bytes of a .npy file without rows, which cannot be mapped
 
@@ -30,20 +30,25 @@ EMPTY_NPY = 128  # bytes of a .npy file without rows, which cannot be mapped
 def choose_widths(bits: int, distinct: int) -> list[int]:
     """Return the widths of the substrings, the highest bits first: narrow ones first, whose steps cost less.
 
-    A substring of about log2(distinct) bits has about one code a bucket: shorter ones meet more candidates than they
-    save lookups, longer ones the reverse. Codes of many words get no more than four tables a word; bits that no
-    substring covers cost candidates, never answers.
+    A substring is at most so wide that a bucket has some four codes, as many as a cache line of entries: shorter ones
+    meet more candidates than they save lookups, longer ones the reverse. Codes of one word get more tables than that
+    takes, of shorter substrings, up to sixteen codes a bucket: fewer lookups, in tables that fit the cache. Measured on
+    4 million codes, 4 tables of 16 bits against 3 of 20: 1.2 to 1.6 times as fast. Bits that no substring covers cost
+    candidates, never answers.
 
     Examples
     --------
     >>> choose_widths(64, 10_000_000)
-    [21, 21, 22]
+    [21, 21, 21]
+    >>> choose_widths(64, 1_000_000)
+    [16, 16, 16, 16]
     >>> choose_widths(128, 1_000_000)
-    [20, 20, 20, 20, 20, 20]
+    [18, 18, 18, 18, 18, 18, 18]
     """
-    wanted = min(max(math.log2(max(distinct, 2)), 1.0), MAX_WIDTH)
+    size = math.log2(max(distinct, 2))
+    widest = min(max(round(size) - 2, 1), MAX_WIDTH)
+    wanted = min(max(size - (4 if num_words(bits) == 1 else 2), 1.0), MAX_WIDTH)
     count = max(1, min(round(bits / wanted), TABLES_A_WORD * num_words(bits), MAX_TABLES))
-    widest = min(math.ceil(wanted), MAX_WIDTH)
     return [min(bits // count + (table >= count - bits % count), widest) for table in range(count)]
 
 

@@ -188,32 +188,43 @@ def dismiss(
     bucket = place_2[0]
     entry = place_2[1]
     shift = (table - 1) * num_distinct
-    row_mask = (ONE << np.uint64(row_bits)) - ONE
+    room = np.uint64(radius - reach)
     whole_codes = num_words == 1 and len(start_D) == 0
     while bucket < kept and filled + EIGHT <= len(row_C):
-        size = min(to_P[bucket] - entry, EIGHT)
-        near = (ONE << np.uint64(size)) - ONE
+        left = to_P[bucket] - entry
         if table > 0:
-            near &= near_words(entry_bytes, shift + entry, sketch, row_bits, radius - reach)
+            near = near_words(entry_bytes, shift + entry, sketch, row_bits, room)
         elif whole_codes and entry + EIGHT <= num_rows:
-            near &= near_words(code_bytes, entry, query_W[0], 0, radius)
+            near = near_words(code_bytes, entry, query_W[0], 0, radius)
+        else:
+            near = np.uint64(255)
+        if left <= EIGHT:
+            near &= (ONE << np.uint64(left)) - ONE
+            seen += left
+            bucket += 1
+            following = from_P[bucket] if bucket < kept else 0
+        else:
+            seen += EIGHT
+            following = entry + EIGHT
         while near != np.uint64(0):
             place = entry + np.int64(trailing_zeros(near))
             near &= near - ONE
-            if table > 0:
-                row_C[filled] = np.int64(load_word(entry_bytes, shift + place) & row_mask)
-            else:
-                row_C[filled] = np.int64(start_D[place]) if len(start_D) else place
+            row_C[filled] = entry_place_row(table, place, num_distinct, row_bits, entry_bytes, start_D)
             prefetch_word(code_bytes, row_C[filled] * num_words)
             filled += 1
-        seen += size
-        entry += size
-        if entry == to_P[bucket]:
-            bucket += 1
-            entry = from_P[bucket] if bucket < kept else 0
+        entry = following
     place_2[0] = bucket
     place_2[1] = entry
     return filled, seen
+
+
+@kernel
+def entry_place_row(table, place, num_distinct, row_bits, entry_bytes, start_D):
+    """Return the row at a place of a table's list."""
+    if table > 0:
+        word = load_word(entry_bytes, (table - 1) * num_distinct + place)
+        return np.int64(word & ((ONE << np.uint64(row_bits)) - ONE))
+    return np.int64(start_D[place]) if len(start_D) else np.int64(place)
 
 
 @kernel

@@ -133,6 +133,15 @@ def order_ids(place_QR, dist_H, id_H, unsorted_U2):
 
 
 @kernel
+def arrange(number_G, hit_query_H, hit_row_H, hit_dist_H, id_N, place_QR, lims_Q1, dist_H, id_H, unsorted_U2):
+    """Do all of the above for hits that lie in one piece: to a small answer, four calls would be most of the time."""
+    count_hits(number_G, hit_query_H, hit_dist_H, place_QR)
+    lay_out(place_QR, lims_Q1)
+    place_hits(number_G, hit_query_H, hit_row_H, hit_dist_H, id_N, place_QR, id_H)
+    return order_ids(place_QR, dist_H, id_H, unsorted_U2)
+
+
+@kernel
 def ascends(id_H, begin, end):
     """Tell whether the ids [begin, end) ascend."""
     place = begin + 1

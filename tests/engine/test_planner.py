@@ -3,6 +3,7 @@
 import doctest
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -165,16 +166,16 @@ def test_costs_are_measured_once_and_stored(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(planner, "FAR_ROWS", 2**17)
     use_costs(monkeypatch, None)
-    assert planner.current_costs(10) == Costs()
+    assert asdict(planner.current_costs(10)) == asdict(Costs())
     assert not planner.has_stored_costs()
     measured = planner.current_costs(planner.WORTH_MEASURING)
     assert planner.has_stored_costs()
     use_costs(monkeypatch, None)
-    assert planner.current_costs(10) == measured
+    assert asdict(planner.current_costs(10)) == asdict(measured)
     stored = next((tmp_path / "hashlight").glob("costs-*.json"))
     stored.write_text('{"word_ns": -1.0}')
     use_costs(monkeypatch, None)
-    assert planner.current_costs(10) == Costs()
+    assert asdict(planner.current_costs(10)) == asdict(Costs())
 
 
 def test_costs_that_cannot_be_stored_hold_for_the_process(tmp_path, monkeypatch, caplog):
