@@ -14,7 +14,6 @@ from engine.indexes.base import RowMask
 from engine.indexes.faiss_base import FaissHits, FaissIndex, faiss_range_search, flat_reach
 from engine.storage.faiss_file import import_faiss
 
-
 MAX_TABLES = 16
 MAX_WIDTH = 24
 

@@ -42,6 +42,7 @@ from engine.kernels.select import comes_before, keep_nearest
 ONE = np.uint64(1)
 NO_MASK = np.uint64(1 << 62)
 EIGHT = 8
+FETCHED = 256  # entries of a bucket; of larger ones the machine foresees the rest
 
 
 @kernel
@@ -164,7 +165,8 @@ def look_up(offset_O, begin, width, value, mask, entry_bytes, shift, from_P, to_
         first = np.int64(offset_O[place])
         from_P[kept] = first
         to_P[kept] = offset_O[place + 1]
-        prefetch_word(entry_bytes, shift + first)
+        for entry in range(first, min(np.int64(to_P[kept]), first + FETCHED), EIGHT):
+            prefetch_word(entry_bytes, shift + entry)
         prefetch_word(entry_bytes, shift + to_P[kept] - 1)
         kept += first < to_P[kept]
         mask = next_mask(mask)
