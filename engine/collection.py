@@ -119,7 +119,7 @@ class Collection:
         features = None if features is None else _check_features(features, rows=len(codes))
         with CollectionWriter(path, bits=bits, fingerprint=fingerprint, tables=tables, overwrite=overwrite) as writer:
             if encoder is not None:
-                writer.add_encoder(Path(encoder))
+                writer.add_encoder({file.name: file.read_bytes() for file in Path(encoder).iterdir() if file.is_file()})
             _add_shards(writer, codes, ids, table, features, shards)
             writer.commit()
         return cls.open(path)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -198,19 +197,19 @@ class CollectionWriter:
     def _kept(self) -> tuple[ShardSpec, ...]:
         return self._previous.shards if self._mode == "append" and self._previous else ()
 
-    def add_encoder(self, folder: Path) -> None:
-        """Keep a copy of the encoder that made the codes."""
+    def add_encoder(self, files: Mapping[str, bytes]) -> None:
+        """Keep a copy of the encoder that made the codes, the files of its folder by name."""
         if self._fingerprint is None:
             raise ValueError("an encoder is kept under its fingerprint: give `fingerprint` with `encoder`")
         name = f"encoder/{self._fingerprint}"
-        wanted = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
-        if wanted == {file: self.store.read(f"{name}/{file}") for file in self.store.names(name)}:
+        if files == {file: self.store.read(f"{name}/{file}") for file in self.store.names(name)}:
             return
         self.store.remove(name)
         with self.store.new_folder(name) as target:
-            shutil.copytree(folder, target)
-            for file in target.iterdir():
-                sync_file(file)
+            target.mkdir()
+            for file, data in files.items():
+                (target / file).write_bytes(data)
+                sync_file(target / file)
             sync_folder(target)
 
     def commit(self) -> Manifest:

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.codes import CodeArray, IdArray, num_words
-from engine.indexes.tables import choose_widths
 from engine.indexes.threads import usable_cores
 from engine.storage.attributes import write_attributes
 from engine.storage.manifest import ShardSpec
@@ -34,6 +33,7 @@ from engine.storage.shard import (
 from engine.storage.store import open_store
 from engine.writer import CollectionWriter, new_shard, refuse_foreign_folder, split_rows
 from pipelines import chaos
+from pipelines.capacity import bytes_a_code
 from pipelines.code_parts import (
     FEATURES_COLUMN,
     THUMBNAIL_COLUMN,
@@ -49,6 +49,7 @@ from pipelines.code_parts import (
 from pipelines.errors import PipelineError
 from pipelines.ray_session import ray_session
 from pipelines.ray_tasks import run_tasks
+from pipelines.stores import OutputFolder, open_file, split_options
 
 # About a gigabyte of 64-bit codes with their tables, built in seconds.
 SHARD_ROWS = 20_000_000
@@ -144,7 +145,7 @@ def build_collection(
     Parameters
     ----------
     codes : str or Path
-        A folder that `encode_corpus` wrote.
+        A folder that `encode_corpus` wrote, local or in a store.
     output : str or Path
         The collection: a folder, or a place in a bucket. Until the last step it is what it was before.
     shards, shard_rows, shard_bytes : int, optional
@@ -172,43 +173,58 @@ def build_collection(
     """
     if sum(size is not None for size in (shards, shard_rows, shard_bytes)) > 1:
         raise ValueError("give one of `shards`, `shard_rows` and `shard_bytes`")
-    # Not above: the tasks import this module, and have no use for torch, which takes more memory than a shard.
-    from pipelines.encode import read_summary
-
     refuse_foreign_folder(open_store(output))
-    summary = read_summary(codes)
-    parts = list_parts(codes)
-    rows = sum(part.rows for part in parts)
-    if rows != summary.codes:
-        raise PipelineError(f"{codes}: expected {summary.codes} codes, got {rows}: encode the corpus again")
-    schema = _common_schema(parts)
+    corpus = _find_codes(codes)
     if shards is None:
-        most = shard_rows or (shard_bytes and _rows_within(shard_bytes, parts, schema, summary.bits)) or SHARD_ROWS
-        shards = -(-rows // most)
-    options = {"fingerprint": summary.encoder, "tables": tables, "overwrite": overwrite, "append": append}
-    with CollectionWriter(output, bits=summary.bits, **options) as writer:
+        shards = -(-corpus.rows // (shard_rows or _rows_within(shard_bytes, corpus)))
+    at_once = min(workers or usable_cores(), shards)
+    options = {"fingerprint": corpus.encoder, "tables": tables, "overwrite": overwrite, "append": append}
+    with CollectionWriter(output, bits=corpus.bits, **options) as writer:
         old = writer.previous.shards if append and writer.previous else ()
-        cuts = -(-(rows + sum(spec.rows for spec in old)) // _COMPARED_IDS)
-        at_once = min(workers or usable_cores(), shards)
+        cuts = -(-(corpus.rows + sum(spec.rows for spec in old)) // _COMPARED_IDS)
         jobs = [
             ShardJob(
                 number=number,
                 output=writer.store.location,
                 pieces=tuple(pieces),
-                schema=schema,
-                bits=summary.bits,
+                schema=corpus.schema,
+                bits=corpus.bits,
                 tables=tables,
                 threads=max(1, usable_cores() // at_once),
                 cuts=cuts,
             )
-            for number, pieces in enumerate(cut_parts(parts, split_rows(rows, shards)))
+            for number, pieces in enumerate(cut_parts(corpus.parts, split_rows(corpus.rows, shards)))
         ]
         with ray_session(num_cpus=at_once):
             _write_shards(jobs, old, writer, progress or (lambda _done, _total: None))
-        writer.add_encoder(Path(codes) / "encoder")
+        encoder = OutputFolder(codes)
+        writer.add_encoder({name: encoder.read(f"encoder/{name}") for name in encoder.names("encoder")})
         chaos.step("build:before-commit")
         writer.commit()
         chaos.step("build:after-commit")
+
+
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """A folder of codes: its files, the schema of all of them together, and what made them."""
+
+    parts: list[Part]
+    rows: int
+    schema: pa.Schema
+    bits: int
+    encoder: str
+
+
+def _find_codes(codes: str | Path) -> _Codes:
+    # Not above: the tasks import this module, and have no use for torch, which takes more memory than a shard.
+    from pipelines.encode import read_summary
+
+    summary = read_summary(codes)
+    parts = list_parts(codes)
+    rows = sum(part.rows for part in parts)
+    if rows != summary.codes:
+        raise PipelineError(f"{codes}: expected {summary.codes} codes, got {rows}: encode the corpus again")
+    return _Codes(parts, rows, _common_schema(parts), summary.bits, summary.encoder)
 
 
 def _write_shards(jobs: list[ShardJob], old: Sequence[ShardSpec], writer: CollectionWriter, progress: Progress) -> None:
@@ -293,24 +309,28 @@ def _common_schema(parts: list[Part]) -> pa.Schema:
 
 def _schema_of(part: Part) -> pa.Schema:
     try:
-        return pq.read_schema(part.path).remove_metadata()
+        with open_file(part.path) as file:
+            return pq.read_schema(file).remove_metadata()
     except (pa.ArrowException, OSError) as error:
-        raise PipelineError(f"{part.path} is damaged ({error}): encode the corpus again") from error
+        where = split_options(part.path)[0]
+        raise PipelineError(f"{where} is damaged ({error}): encode the corpus again") from error
 
 
-def _rows_within(budget: int, parts: list[Part], schema: pa.Schema, bits: int) -> int:
+def _rows_within(budget: int | None, corpus: _Codes) -> int:
     """Estimate how many rows a shard of `budget` bytes has; attributes take about what they take in the first part."""
+    if budget is None:
+        return SHARD_ROWS
+    others = _other_bytes(corpus.parts[0])
     rows = max(1, budget // 32)
-    for _ in range(3):
-        widths = choose_widths(bits, rows)
-        a_row = 8 * num_words(bits) + 8 + 4 + 4 + 8 * (len(widths) - 1) + sum(4 * 2**width for width in widths) / rows
-        rows = max(1, int(budget / (a_row + _other_bytes(parts[0], schema))))
+    for _ in range(3):  # what a row takes of the tables depends on their number, and that on the rows
+        rows = max(1, int(budget / (bytes_a_code(corpus.bits, rows) + others)))
     return rows
 
 
-def _other_bytes(part: Part, schema: pa.Schema) -> float:
+def _other_bytes(part: Part) -> float:
     """Return the bytes a row of whatever a part has beside ids and codes."""
-    metadata = pq.read_metadata(part.path)
+    with open_file(part.path) as file:
+        metadata = pq.read_metadata(file)
     columns = [
         metadata.row_group(group).column(column)
         for group in range(metadata.num_row_groups)
@@ -346,12 +366,13 @@ def _read_rows(job: ShardJob) -> tuple[CodeArray, IdArray]:
 
 
 def _read_columns(job: ShardJob, names: list[str]) -> pa.Table:
-    tables = [
-        pq.read_table(piece.part.path, columns=names, use_threads=False).slice(piece.start, piece.stop - piece.start)
-        for piece in job.pieces
-    ]
     wanted = pa.schema([job.schema.field(name) for name in names])
-    return pa.concat_tables([table.select(names).cast(wanted) for table in tables])
+    tables = []
+    for piece in job.pieces:
+        with open_file(piece.part.path) as file:
+            table = pq.read_table(file, columns=names, use_threads=False)
+        tables.append(table.slice(piece.start, piece.stop - piece.start).select(names).cast(wanted))
+    return pa.concat_tables(tables)
 
 
 def _cut(ids_N: IdArray, cuts: int) -> list[IdArray]:

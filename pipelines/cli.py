@@ -307,7 +307,9 @@ def encode(
 @app.command()
 @_reports_errors
 def build(
-    codes: Annotated[Path, typer.Option("--codes", help="Folder that `hashlight encode` wrote.", exists=True)],
+    codes: Annotated[
+        str, typer.Option("--codes", help="Folder that `hashlight encode` wrote, or s3://.", callback=_refuse_missing)
+    ],
     output: Annotated[str, typer.Option("--output", help="The collection: a folder, or s3://BUCKET/PREFIX.")],
     shards: Annotated[int | None, typer.Option(min=1, help="Number of shards.")] = None,
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Most codes of a shard; 20 million.")] = None,

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,16 @@ import pyarrow as pa
 
 from engine.codes import CodeArray
 from pipelines.errors import PipelineError
+from pipelines.stores import OutputFolder, read_bytes, split_options
 
 FEATURES_COLUMN = "features"
 THUMBNAIL_COLUMN = "thumbnail"
+_STORE_READS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of codes: its path, its rows, and what its bytes must be."""
+    """One file of codes: its path or URI, its rows, and what its bytes must be."""
 
     path: str
     rows: int
@@ -38,14 +41,17 @@ class Piece:
 
 
 def list_parts(codes: str | Path) -> list[Part]:
-    """List the files of a folder of codes, in order, with what their sidecars say of them."""
-    parts = []
-    for sidecar in sorted(Path(codes, "sidecars").glob("*.json")):
-        said = json.loads(sidecar.read_bytes())
-        path = Path(codes, "parts", f"{sidecar.stem}.parquet").resolve()
-        if said["codes"]:
-            parts.append(Part(str(path), said["codes"], said["sha256"]))
-    return parts
+    """List the files of a folder of codes, local or in a store, in order, with what their sidecars say of them."""
+    folder = OutputFolder(codes)
+    names = folder.names("sidecars")
+    with ThreadPoolExecutor(1 if folder.is_local else _STORE_READS) as pool:
+        sidecars = pool.map(folder.read, (f"sidecars/{name}" for name in names))
+        said = [json.loads(sidecar) for sidecar in sidecars]
+    return [
+        Part(folder.uri_of(f"parts/{name.removesuffix('.json')}.parquet"), sidecar["codes"], sidecar["sha256"])
+        for name, sidecar in zip(names, said, strict=True)
+        if sidecar["codes"]
+    ]
 
 
 def cut_parts(parts: list[Part], cuts: Iterable[slice]) -> Iterator[list[Piece]]:
@@ -72,13 +78,14 @@ def read_checked(part: Part) -> pa.BufferReader:
         If it is missing or damaged.
     """
     try:
-        data = Path(part.path).read_bytes()
+        data = read_bytes(part.path)
         got = hashlib.sha256(data).hexdigest()
     except FileNotFoundError:
         data, got = b"", "nothing"
     if got != part.sha256:
         raise PipelineError(
-            f"{part.path} is damaged: expected SHA-256 {part.sha256[:16]}…, got {got[:16]}…: encode the corpus again"
+            f"{split_options(part.path)[0]} is damaged: expected SHA-256 {part.sha256[:16]}…, got {got[:16]}…: encode "
+            "the corpus again"
         )
     return pa.BufferReader(data)
 

@@ -178,14 +178,18 @@ class OutputFolder:
         """Return what users find a file by."""
         return f"{self}/{name}"
 
+    def uri_of(self, name: str) -> str:
+        """Return the path or URI by which `open_file` and `read_bytes` find a file."""
+        base, options = split_options(self.uri)
+        return f"{base}/{name}{options}"
+
     def exists(self, name: str) -> bool:
         """Whether a file is there."""
         return self._filesystem.get_file_info(self._at(name)).type == pafs.FileType.File
 
     def read(self, name: str) -> bytes:
         """Read a whole file."""
-        base, options = split_options(self.uri)
-        return read_bytes(f"{base}/{name}{options}")
+        return read_bytes(self.uri_of(name))
 
     def open(self, name: str) -> pa.NativeFile:
         """Open a file to be read at any place."""

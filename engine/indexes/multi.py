@@ -25,7 +25,7 @@ from engine.indexes.answers import (
 )
 from engine.indexes.base import RowMask, check_arrays, check_build, check_farthest, check_mask, count_allowed
 from engine.indexes.order import sort_rows
-from engine.indexes.planner import current_costs, likely_radius, plan_nearest, plan_range
+from engine.indexes.planner import current_costs, likely_radius, plan_nearest, plan_range, trial_budget
 from engine.indexes.probe import Budget, TableProbe, Work
 from engine.indexes.scan import ScanIndex
 from engine.indexes.tables import Tables
@@ -35,6 +35,7 @@ from engine.results import PAD_DISTANCE, PAD_ID, RangeResult, SearchResult
 Plan = Literal["auto", "scan", "tables"]
 PLANS = ("auto", "scan", "tables")
 NO_QUERIES = np.empty(0, np.intp)
+FIRST_QUERY = np.zeros(1, np.intp)
 
 
 class MultiIndex:
@@ -179,6 +180,11 @@ class MultiIndex:
         self, queries_QW: CodeArray, radius: int, mask: RowMask | None, explain: bool, plan: Plan
     ) -> RangeResult:
         """Answer a part of a batch in this thread: first the queries for the tables, then those for the scan."""
+        if len(queries_QW) == 1 and plan == "auto" and not explain and len(self):
+            budget = trial_budget(self.probe, radius, current_costs(len(self)), len(self), self.codes_NW.shape[1])
+            hits_in_budget = self.probe.within_budget(queries_QW, FIRST_QUERY, radius, mask, budget) if budget else None
+            if hits_in_budget is not None:
+                return range_result(hits_in_budget, self.ids_N, 1, radius)
         account = Account(len(queries_QW), len(self)) if explain else None
         by_tables, by_scan = self._plan_range(queries_QW, radius, plan)
         found: Found = []

@@ -36,6 +36,7 @@ from engine.kernels.compiling import kernels_digest
 log = logging.getLogger(__name__)
 
 TRIAL = 0.07  # share of a scan that may be spent on finding out whether the tables are cheaper
+RANGE_TRIAL = 0.15  # as much for a radius, were all candidates near
 NEAR_ROWS = 2**16
 FAR_ROWS = 2**22
 SCANNED_TOGETHER = 32
@@ -90,8 +91,6 @@ def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int
     The dearest queries go to a scan together, as long as the scan they share is cheaper for all of them together:
     each number of scanned queries is tried, and the cheapest sum is taken.
     """
-    if len(table_ns_Q) == 1:
-        return table_ns_Q < costs.scan_ns(rows, words, 1)
     dearest_Q = np.argsort(-table_ns_Q, kind="stable")
     left = table_ns_Q.sum() - np.concatenate([[0.0], np.cumsum(table_ns_Q[dearest_Q])])
     scanned = np.arange(len(left))
@@ -122,7 +121,23 @@ def plan_range(probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Cos
         candidates_ns = plan.mean * prices.candidate_ns if probe.even else math.sqrt(plan.mean * plan.most) * each_ns
         price_ns = prices.lookups_ns + candidates_ns
         return np.full(num_queries, price_ns < prices.shared_scan_ns)
-    return split_by_cost(probe.price_radius(queries_QW, radius, prices), costs, rows, words)
+    price_Q = probe.price_radius(queries_QW, radius, prices)
+    return price_Q < prices.scan_ns if num_queries == 1 else split_by_cost(price_Q, costs, rows, words)
+
+
+def trial_budget(probe: TableProbe, radius: int, costs: Costs, rows: int, words: int) -> int:
+    """Return how many candidates one query may meet in the tables before it is worth to plan; 0 to plan at once.
+
+    Most queries are answered before a plan would be made.
+    """
+    return _trial_budget(costs, probe.plan(radius).lookups, probe.tables.distinct, rows, words)
+
+
+@lru_cache(maxsize=1024)
+def _trial_budget(costs: Costs, lookups: int, distinct: int, rows: int, words: int) -> int:
+    prices = _prices(costs, lookups, distinct, rows, words, 1)
+    left_ns = RANGE_TRIAL * prices.scan_ns - prices.lookups_ns
+    return max(0, int(left_ns / (prices.candidate_ns + prices.read_ns + prices.near_ns)))
 
 
 # Kept, because for one query among thousands of codes this arithmetic would take longer than the search.

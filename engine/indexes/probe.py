@@ -19,6 +19,7 @@ SCRATCH_BUCKETS = 128  # looked up, and prefetched, together; 512 measured slowe
 SCRATCH_CANDIDATES = 256
 FIRST_HITS = 1024
 EVEN = 8.0  # buckets up to this much above their mean are what chance makes of uniform codes
+UNLIMITED = 2**62
 SAMPLE_EVERY = 64  # masks of a large step of which one is counted
 SAMPLED_CANDIDATES = 16  # a query, to tell how many are near, to an eighth of them
 
@@ -153,6 +154,29 @@ class TableProbe:
         self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: NDArray[np.bool_] | None
     ) -> tuple[Found, Work]:
         """Return the rows within `radius` of each query, in no order, and the work it took."""
+        found, work, _ = self._collect(queries_QW, numbers_Q, radius, mask, UNLIMITED)
+        return found, work
+
+    def within_budget(
+        self,
+        queries_QW: CodeArray,
+        numbers_Q: NDArray[np.intp],
+        radius: int,
+        mask: NDArray[np.bool_] | None,
+        budget: int,
+    ) -> Found | None:
+        """Return the rows within `radius` of each query, in no order; None if one meets over `budget` candidates."""
+        found, _, is_whole = self._collect(queries_QW, numbers_Q, radius, mask, budget)
+        return found if is_whole else None
+
+    def _collect(
+        self,
+        queries_QW: CodeArray,
+        numbers_Q: NDArray[np.intp],
+        radius: int,
+        mask: NDArray[np.bool_] | None,
+        budget: int,
+    ) -> tuple[Found, Work, bool]:
         work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         reach_T = self.plan(radius).reach
         scratch = self._scratch()
@@ -161,12 +185,13 @@ class TableProbe:
 
         def fill(hits: Hits) -> tuple[int, int]:
             count = range_tables(
-                *self._shape, may_N, queries_QW, radius, reach_T, cursor_2, *self._arrays, *scratch, *work, *hits
-            )
+                *self._shape, may_N, queries_QW, radius, reach_T, budget, cursor_2, *self._arrays, *scratch, *work,
+                *hits,
+            )  # fmt: skip
             done = int(cursor_2[0]) == len(queries_QW)
-            return count, 0 if done else int(cursor_2[1])
+            return count, 0 if done else max(int(cursor_2[1]), 0)
 
-        return gather_hits(numbers_Q, fill, places=FIRST_HITS), work
+        return gather_hits(numbers_Q, fill, places=FIRST_HITS), work, int(cursor_2[1]) >= 0
 
     def nearest(
         self,

@@ -72,6 +72,8 @@ def cut(items: int, threads: int | None, *, least: int) -> list[slice]:
 
 def no_larger(parts: list[slice], size: int) -> list[slice]:
     """Cut parts further, so that none exceeds `size`."""
+    if len(parts) == 1 and parts[0].stop <= size:
+        return parts
     return [
         slice(begin, min(begin + size, part.stop))
         for part in parts

@@ -275,14 +275,15 @@ def offer_run(code_bytes, num_words, num_rows, may_N, id_N, first, dist, dist_K,
 
 @kernel
 def range_tables(
-    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, query_QW, radius, reach_T, cursor_2,
+    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, query_QW, radius, reach_T, budget, cursor_2,
     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, hit_query_H, hit_row_H, hit_dist_H,
 ):  # fmt: skip
     """Collect the hits of queries from `cursor_2[0]` on; return how many were written.
 
     `reach_T` is the substring radius of each table, -1 for a table that is not needed. When the places for hits do
-    not suffice, the hits of that query are taken back: `cursor_2` is then (the query, the places it wants).
+    not suffice, the hits of that query are taken back: `cursor_2` is then (the query, the places it wants). A query
+    that meets more than `budget` candidates is given up: `cursor_2` is then (the query, -1).
     """
     num_hits = 0
     for query in range(cursor_2[0], len(query_QW)):
@@ -296,12 +297,16 @@ def range_tables(
             if reach <= reach_T[table]:
                 num_hits = range_step(
                     code_bytes, num_words, num_rows, num_distinct, row_bits, may_N,
-                    query_QW[query], radius, query, reach, table,
+                    query_QW[query], radius, budget, query, reach, table,
                     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
                     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
                     num_hits, hit_query_H, hit_row_H, hit_dist_H,
                 )  # fmt: skip
                 seen_T[table] = reach
+        if candidates_Q[query] > budget:
+            cursor_2[0] = query
+            cursor_2[1] = -1
+            return before
         if num_hits > len(hit_row_H):
             cursor_2[0] = query
             cursor_2[1] = num_hits - before
@@ -312,17 +317,17 @@ def range_tables(
 
 @kernel
 def range_step(
-    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, query_W, radius, query, reach, table,
+    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, query_W, radius, budget, query, reach, table,
     low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
     from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
     num_hits, hit_query_H, hit_row_H, hit_dist_H,
 ):  # fmt: skip
-    """Collect what one table has at substring distance `reach`; return the new number of hits."""
+    """Collect what one table has at substring distance `reach`, until the budget is spent; return the new number."""
     width = width_T[table]
     value = query_substring(query_W, low_T[table], width)
     sketch = query_sketch(query_W, sketch_T4[table])
     mask = (ONE << np.uint64(reach)) - ONE
-    while mask < ONE << np.uint64(width):
+    while mask < ONE << np.uint64(width) and candidates_Q[query] <= budget:
         shift = (table - 1) * num_distinct
         mask, kept, probes = look_up(
             offset_O, begin_T[table], width, value, mask, entry_bytes if table else code_bytes,
@@ -331,7 +336,7 @@ def range_step(
         probes_Q[query] += probes
         place_2[0] = 0
         place_2[1] = from_P[0]
-        while place_2[0] < kept:
+        while place_2[0] < kept and candidates_Q[query] <= budget:
             size, seen = dismiss(
                 code_bytes, num_words, num_rows, table, num_distinct, row_bits, entry_bytes, start_D, query_W, sketch,
                 radius, reach, from_P, to_P, kept, place_2, row_C,

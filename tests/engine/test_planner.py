@@ -214,3 +214,22 @@ def test_clustered_codes_answer_exactly_at_every_radius(monkeypatch):
         use_costs(monkeypatch, costs)
         for radius in (0, 4, 9, 20):
             assert_range(index.range_search(queries, radius), queries, codes, ids, radius)
+
+
+def test_one_query_is_answered_within_its_budget_or_not_at_all(monkeypatch):
+    rng = np.random.default_rng(5)
+    crowd = np.uint64(0xABCDEF) ^ rng.integers(2**12, size=(30_000, 1), dtype=np.uint64)
+    index = MultiIndex.build(crowd, np.arange(30_000), bits=64)
+    first = np.zeros(1, np.intp)
+    for query in (crowd[:1], ~crowd[:1]):
+        met = int(index.probe.within(query, first, 6, None)[1].candidates[0])
+        expected = np.flatnonzero(np.bitwise_count(index.codes_NW[:, 0] ^ query[0, 0]) <= 6)
+        (_, (_, rows, _)), *more = index.probe.within_budget(query, first, 6, None, met)
+        rows = np.concatenate([rows, *(hits[1] for _, hits in more)])
+        np.testing.assert_array_equal(np.sort(rows), expected)
+        if met:
+            assert index.probe.within_budget(query, first, 6, None, met - 1) is None
+    for costs in (Costs(), CHEAP_TABLES, CHEAP_SCAN):
+        use_costs(monkeypatch, costs)
+        for query in (crowd[:1], ~crowd[:1]):
+            assert_range(index.range_search(query, 6), query, crowd, np.arange(30_000), 6)

@@ -20,6 +20,7 @@ from pipelines import chaos
 from pipelines.batch_search import search_codes
 from pipelines.build import build_collection
 from pipelines.dedup import find_duplicates
+from pipelines.errors import PipelineError
 from tests import oracles
 from tests.pipelines.test_build import BITS, answers, write_codes
 
@@ -57,6 +58,23 @@ def test_a_collection_is_built_searched_appended_and_replaced_in_a_bucket(tmp_pa
     assert (len(again), again.version, len(again.shards)) == (900, 3, 1)
     names = {key.split("/")[3] for key in bucket.keys("photos/c/shards/") if key.count("/") > 3}
     assert len(names) == 5, "the live version's shard, and the four of the one before it"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_codes_in_a_bucket_are_built_from(tmp_path, bucket, rows, folder):
+    codes, ids = rows
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        bucket.put(f"codes/{file.relative_to(folder).as_posix()}", file.read_bytes())
+    build_collection(bucket.uri("codes"), tmp_path / "c", shards=2)
+    opened = Collection.open(tmp_path / "c")
+    assert answers(opened, codes[::30].copy())[0] == oracles.knn(codes[::30], codes, ids, 20)[1].tolist()
+    assert opened.get(ids[:3])["uri"].to_pylist() == [f"{id_}.png" for id_ in ids[:3]]
+    assert (opened.encoder_path / "config.json").read_text() == "{}"
+    part = "codes/parts/00001.parquet"
+    bucket.put(part, bucket.get(part)[:-1])
+    with pytest.raises(PipelineError, match=r"parts/00001\.parquet.* is damaged"):
+        build_collection(bucket.uri("codes"), tmp_path / "d", shards=2)
+    assert not (tmp_path / "d" / "CURRENT").exists()
 
 
 @pytest.mark.usefixtures("ray_session")

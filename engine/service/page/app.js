@@ -1,0 +1,188 @@
+// The page: what is asked, in `state`, is asked again whenever it changes.
+
+import { ApiError, describeCollection, encode, find, setKey } from "./api.js";
+import { parseQuery, randomCode, readAddress, toAddress } from "./state.js";
+import { card, codePattern, collectionLine, element, statusLine, thumbnail } from "./view.js";
+
+const RANGE_LIMIT = 200;
+const LONGEST_RADIUS = 32;
+const TYPING_MS = 250;
+
+const byId = (id) => document.getElementById(id);
+const [ask, drop, file, text, answers, error, status] = ["ask", "drop", "file", "text", "answers", "error", "status"].map(byId);
+
+let collection = null;
+let state = readAddress(location);
+let chosen = null; // {code, url, name} of an image that was brought, until another query comes
+let running = null;
+
+start();
+
+async function start() {
+  try {
+    collection = await describeCollection();
+  } catch (problem) {
+    return showError(problem);
+  }
+  byId("key").hidden = true;
+  byId("collection").textContent = collectionLine(collection);
+  byId("k").max = Math.min(200, collection.limits.k);
+  byId("radius").max = Math.min(LONGEST_RADIUS, collection.bits);
+  const kinds = Object.entries(collection.attributes).map(([name, type]) => `${name} (${type})`);
+  byId("attributes").textContent = kinds.length ? `Attributes: ${kinds.join(", ")}` : "The images have no attributes.";
+  byId("filter").disabled = !kinds.length;
+  if (!collection.encodes_images) {
+    byId("hint").textContent = "This server encodes no images: give an id or a code, or click one of the answers.";
+    file.disabled = true;
+    file.parentElement.hidden = true;
+  }
+  showState();
+  return search();
+}
+
+// Take up a change. A new query is a step that "back" undoes; a moved slider is not.
+function change(update, { isNewQuery = false } = {}) {
+  state = { ...state, ...update };
+  history[isNewQuery ? "pushState" : "replaceState"](null, "", toAddress(state));
+  showState();
+  return search();
+}
+
+function showState() {
+  ask.elements.mode.value = state.mode;
+  for (const name of ["k", "radius"]) {
+    byId(name).value = state[name];
+    byId(`${name}-value`).textContent = state[name];
+  }
+  byId("k-label").hidden = state.mode !== "search";
+  byId("radius-label").hidden = state.mode !== "range_search";
+  if (document.activeElement !== byId("filter")) byId("filter").value = state.filter;
+  if (document.activeElement !== text) text.value = state.query?.id ?? state.query?.code ?? "";
+  showQuery();
+}
+
+function showQuery() {
+  const { query } = state;
+  byId("shown").hidden = query === null;
+  if (query === null) return;
+  const isChosen = chosen !== null && chosen.code === query.code;
+  const picture = isChosen
+    ? element("div", { className: "picture" }, element("img", { src: chosen.url, alt: chosen.name }))
+    : query.id === undefined
+      ? element("div", { className: "picture" }, codePattern(query.code))
+      : thumbnail(query.id, "", `Item ${query.id}`);
+  byId("shown").firstElementChild.replaceWith(picture);
+  byId("shown").lastElementChild.textContent =
+    isChosen ? chosen.name : query.id === undefined ? `Code ${query.code}` : `Item ${query.id}`;
+}
+
+// Only the last of what was asked is shown: what it overtakes is given up.
+async function search() {
+  running?.abort();
+  const mine = (running = new AbortController());
+  const begin = performance.now();
+  const options = state.mode === "search" ? { k: state.k } : { radius: state.radius, limit: RANGE_LIMIT };
+  if (state.filter) options.filter = state.filter;
+  answers.ariaBusy = "true";
+  try {
+    const query = state.query ?? { code: randomCode(collection.bits) };
+    const answer = await find(state.mode, query, options, mine.signal);
+    error.hidden = true;
+    showAnswer(answer, performance.now() - begin);
+  } catch (problem) {
+    if (problem.name !== "AbortError") showError(problem);
+  } finally {
+    if (running === mine) answers.ariaBusy = "false";
+  }
+}
+
+function showAnswer(answer, elapsedMs) {
+  status.replaceChildren(statusLine(answer, elapsedMs));
+  if (state.query === null) status.prepend("Some of the collection: ");
+  const more = (hit) => change({ query: { id: hit.id } }, { isNewQuery: true });
+  answers.replaceChildren(...answer.results[0].hits.map((hit) => card(hit, more)));
+}
+
+function showError(problem) {
+  if (problem instanceof ApiError && problem.status === 401) {
+    byId("key").hidden = false;
+    byId("secret").focus();
+  }
+  const field = problem.field ? `${problem.field}: ` : "";
+  error.textContent = problem instanceof TypeError ? "The server cannot be reached." : `${field}${problem.message}`;
+  error.hidden = false;
+  status.replaceChildren();
+  answers.replaceChildren();
+}
+
+async function bring(image) {
+  status.textContent = "Encoding the image…";
+  try {
+    const code = await encode(image);
+    if (chosen) URL.revokeObjectURL(chosen.url);
+    chosen = { code, url: URL.createObjectURL(image), name: image.name || "Pasted image" };
+    await change({ query: { code } }, { isNewQuery: true });
+  } catch (problem) {
+    showError(problem);
+  }
+}
+
+function later(work) {
+  let timer;
+  return (...values) => {
+    clearTimeout(timer);
+    timer = setTimeout(work, TYPING_MS, ...values);
+  };
+}
+
+ask.addEventListener("submit", (event) => event.preventDefault());
+ask.elements.mode.forEach((choice) => choice.addEventListener("change", () => change({ mode: choice.value })));
+for (const name of ["k", "radius"]) {
+  byId(name).addEventListener("input", (event) => change({ [name]: event.target.valueAsNumber }));
+}
+byId("filter").addEventListener("input", later((event) => change({ filter: event.target.value.trim() })));
+text.addEventListener("input", later(() => {
+  try {
+    const query = parseQuery(text.value, collection.bits);
+    change({ query }, { isNewQuery: true });
+  } catch (problem) {
+    showError(problem);
+  }
+}));
+file.addEventListener("change", () => file.files.length && bring(file.files[0]));
+byId("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setKey(byId("secret").value);
+  start();
+});
+
+for (const [kind, over] of [["dragenter", true], ["dragover", true], ["dragleave", false], ["drop", false]]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    drop.classList.toggle("over", over);
+  });
+}
+document.addEventListener("drop", (event) => imageOf(event.dataTransfer));
+document.addEventListener("paste", (event) => imageOf(event.clipboardData));
+
+function imageOf(transfer) {
+  const image = Array.from(transfer.files).find((one) => one.type.startsWith("image/"));
+  if (image && collection?.encodes_images) bring(image);
+}
+
+answers.addEventListener("keydown", (event) => {
+  const buttons = Array.from(answers.querySelectorAll("button"));
+  const columns = getComputedStyle(answers).gridTemplateColumns.split(" ").length;
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+  const next = buttons[buttons.indexOf(event.target) + step];
+  if (next) {
+    event.preventDefault();
+    next.focus();
+  }
+});
+
+addEventListener("popstate", () => {
+  state = readAddress(location);
+  showState();
+  if (collection) search();
+});
