@@ -43,6 +43,7 @@ SCANNED_TOGETHER = 32
 NEAR_RADIUS = 7
 REPEATS = 7
 WORTH_COUNTING_NS = 25_000.0
+WORTH_TRYING_NS = 100_000.0  # beside which the call of a kernel for nothing is little
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is felt
 
 
@@ -136,6 +137,8 @@ def trial_budget(probe: TableProbe, radius: int, costs: Costs, rows: int, words:
 @lru_cache(maxsize=1024)
 def _trial_budget(costs: Costs, lookups: int, distinct: int, rows: int, words: int) -> int:
     prices = _prices(costs, lookups, distinct, rows, words, 1)
+    if prices.scan_ns < WORTH_TRYING_NS:
+        return 0
     left_ns = RANGE_TRIAL * prices.scan_ns - prices.lookups_ns
     return max(0, int(left_ns / (prices.candidate_ns + prices.read_ns + prices.near_ns)))
 
