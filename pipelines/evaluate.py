@@ -92,11 +92,7 @@ def evaluate_encoder(
             query_codes, codes, compared.queries.labels, compared.database.labels, model.bits
         )
     found = next(iter(compared.histograms.values()))
-    if not found.relevant.any():
-        raise PipelineError(
-            f"not one of the {len(compared.queries.labels)} queries shares a label with any of the "
-            f"{len(compared.database.labels)} images of the database: were their labels given the same names?"
-        )
+    _refuse_unanswerable(found, compared)
     report = _report(model, compared, found, {name: str(path) for name, path in corpora.items()}, len(teacher.labels))
     say("drawing")
     write_report(report, compared, Path(output))
@@ -140,6 +136,14 @@ def _baseline_codes(
     matrix = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)
     hasher = fit(teacher.output.features, bits, seed, matrix)
     return hasher.encode(compared.queries.output.features), hasher.encode(compared.database.output.features)
+
+
+def _refuse_unanswerable(found: Histograms, compared: Comparison) -> None:
+    if not found.relevant.any():
+        raise PipelineError(
+            f"not one of the {len(compared.queries.labels)} queries shares a label with any of the "
+            f"{len(compared.database.labels)} images of the database: were their labels given the same names?"
+        )
 
 
 def _report(
