@@ -28,7 +28,9 @@ def one_thread():
 
 
 def labels_for(method):
-    return SEVERAL if method in MULTI_ONLY else LABELS
+    """What is to be learned here: bars that are not neighbours belong together, which no feature says by itself."""
+    groups = LABELS[:, None] % 2 == np.arange(2)
+    return np.hstack([LABELS[:, None] == np.arange(4), groups]) if method in MULTI_ONLY else LABELS % 2
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +54,16 @@ def encoders(weights):
 
 def quality(encoder):
     queries, items = encoder.encode(QUERIES), encoder.encode(IMAGES)
-    return mean_average_precision(*distance_histograms(queries, items, QUERY_LABELS[:, None] == LABELS, 16))
+    return mean_average_precision(*distance_histograms(queries, items, QUERY_LABELS[:, None] % 2 == LABELS % 2, 16))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns(encoders, method):
     encoder = encoders[method]
-    # The weights that all start from tell the classes apart: random hyperplanes have that much.
+    # The features that all start from tell the four bars apart, not which two belong together.
+    assert quality(encoders["lsh"]) < 0.8
     if METHODS[method].objective is not None or METHODS[method].reads_classes:
         assert quality(encoder) > quality(encoders["lsh"]) + 0.1
-    assert quality(encoder) > 0.6
     assert encoder.config.method == method
     assert encoder.config.training["title"] == METHODS[method].title
 
