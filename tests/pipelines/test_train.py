@@ -80,8 +80,9 @@ def test_every_method_from_the_command_line(tmp_path, corpora, method):
 def test_what_cannot_be_learned_is_refused_with_its_reason(tmp_path, corpora):
     output = ("--output", tmp_path / "encoder", *QUICK)
     bare = ("--input", corpora["none"], *output)
-    assert "the corpus has no labels" in error(*bare, "--method", "itq-cca")
-    assert "the corpus has no labels" in error(*bare, "--method", "ksh")
+    fitted = ("--input", corpora["none"], "--output", tmp_path / "encoder", *QUICK_FITTED)
+    assert "the corpus has no labels" in error(*fitted, "--method", "itq-cca")
+    assert "the corpus has no labels" in error(*fitted, "--method", "ksh")
     assert "hashnet learns from labels or multi-labels or pairs or views, got nothing" in error(*bare)
     assert "with one label an image its weights would all be 1" in error(
         "--input", corpora["one"], *output, "--method", "hashnet-c"
