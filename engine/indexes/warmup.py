@@ -44,7 +44,11 @@ def _run_every_kernel() -> None:
     index = MultiIndex.build(codes_NW, np.arange(32), bits=128, threads=1)
     for plan in get_args(Plan):
         index.search(codes_NW[:3], 2, plan=plan, threads=1)
-        index.range_search(codes_NW[:3], 2, plan=plan, threads=1)
+        for explain in (
+            False,
+            True,
+        ):  # explained, the hits of each query lie apart, and other kernels put them in order
+            index.range_search(codes_NW[:3], 2, plan=plan, threads=1, explain=explain)
     labels = np.zeros(3, np.int64)
     distance_histogram(codes_NW[:3], codes_NW[:3], query_labels=labels, code_labels=labels, bits=128)
     several = np.ones((3, 2), np.bool_)
