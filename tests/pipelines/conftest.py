@@ -58,16 +58,6 @@ class Bucket:
 
 
 @pytest.fixture(scope="session")
-def s3_credentials():
-    """Credentials that the server below does not look at; the clients want some."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "tests")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        yield
-
-
-@pytest.fixture(scope="session")
 def s3_server(s3_credentials):
     """The host and port of a server of S3's protocol."""
     from moto.server import ThreadedMotoServer
@@ -87,16 +77,6 @@ def bucket(s3_server):
     name = f"bucket-{uuid.uuid4().hex}"
     client.create_bucket(Bucket=name)
     return Bucket(client, name, s3_server)
-
-
-@pytest.fixture(scope="session")
-def ray_session(s3_credentials):
-    """One small Ray for all tests that need one."""
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from engine.rerank import Rerank
 from engine.service.gateway import create_app
 from engine.service.router import ClusterRouter
 from engine.service.searcher import CollectionSearcher
+from pipelines.ray_cluster import RayCluster
 from tests import oracles, serving
 from tests.engine.service.conftest import serving as shard_servers
 
@@ -34,12 +35,22 @@ def flight(collection):
         yield router
 
 
-SEARCHERS = {"embedded": embedded, "flight": flight}  # name -> context manager: Collection -> Searcher
+@contextlib.contextmanager
+def on_ray(collection):
+    """Two groups of shard servers that are actors."""
+    cluster = RayCluster(collection.path, groups=2, replicas=1, cpus=0.1)
+    with cluster, contextlib.closing(ClusterRouter(cluster.map, security=cluster.security)) as router:
+        yield router
+
+
+SEARCHERS = {"embedded": embedded, "flight": flight, "ray": on_ray}  # name -> context manager: Collection -> Searcher
 WAYS = ("direct", "http")
 
 
 @pytest.fixture(scope="module", params=SEARCHERS)
 def any_searcher(request, collection):
+    if request.param == "ray":
+        request.getfixturevalue("ray_session")
     with SEARCHERS[request.param](collection) as searcher:
         yield searcher
 
