@@ -327,9 +327,11 @@ def _put_new_in_s3(uri: str, name: str, data: bytes) -> bool:
             Bucket=bucket, Key=f"{prefix}/{name}" if prefix else name, Body=data, IfNoneMatch="*"
         )
     except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
+            raise OSError(f"{base}/{name} cannot be written: {error}") from error
+        # The client repeats a put whose answer was lost, and is refused if the first one had succeeded.
+        if read_bytes(f"{base}/{name}{options}") != data:
             return False
-        raise OSError(f"{base}/{name} cannot be written: {error}") from error
     chaos.step("published", name)
     return True
 

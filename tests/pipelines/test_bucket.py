@@ -21,6 +21,7 @@ from pipelines.batch_search import search_codes
 from pipelines.build import build_collection
 from pipelines.dedup import find_duplicates
 from pipelines.errors import PipelineError
+from pipelines.stores import OutputFolder
 from tests import oracles
 from tests.pipelines.test_build import BITS, answers, write_codes
 
@@ -169,3 +170,36 @@ def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folde
     assert (len(opened), len(opened.shards)) == (900, 2)
     stored = {key.split("/")[2] for key in bucket.keys("c/shards/") if key.count("/") > 2}
     assert len(stored) == 2 + bool(before), "what the dead left is swept"
+
+
+@pytest.fixture
+def lost_answers(s3_server, monkeypatch):
+    """Make every conditional put succeed and its answer get lost: the client's repetition of it is refused."""
+    import botocore.client
+
+    call = botocore.client.BaseClient._make_api_call
+
+    def twice(client, operation, arguments):
+        if operation == "PutObject" and {"IfMatch", "IfNoneMatch"} & arguments.keys():
+            call(client, operation, arguments)
+        return call(client, operation, arguments)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", twice)
+
+
+@pytest.mark.usefixtures("lost_answers")
+def test_a_commit_whose_answer_was_lost_is_ours(bucket, rows):
+    codes, ids = rows
+    for size in (10, 20):
+        with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=True) as writer:
+            writer.add_shard(codes[:size], ids[:size], None)
+            assert writer.commit().rows == size
+        assert len(Collection.open(bucket.uri("c"), verify=True)) == size
+
+
+@pytest.mark.usefixtures("lost_answers")
+def test_a_new_file_whose_answer_was_lost_is_ours(bucket):
+    folder = OutputFolder(bucket.uri("codes"))
+    assert folder.put_new("job.json", b"ours")
+    assert not folder.put_new("job.json", b"another's")
+    assert bucket.get("codes/job.json") == b"ours"
