@@ -49,7 +49,7 @@ from pipelines.code_parts import (
 from pipelines.errors import PipelineError
 from pipelines.ray_session import ray_session
 from pipelines.ray_tasks import run_tasks
-from pipelines.stores import OutputFolder, open_file, split_options
+from pipelines.stores import OutputFolder, map_ahead, open_file, split_options
 
 # About a gigabyte of 64-bit codes with their tables, built in seconds.
 SHARD_ROWS = 20_000_000
@@ -300,7 +300,7 @@ def _write_rows(job: ShardJob, folder: Path) -> np.ndarray:
 
 def _common_schema(parts: list[Part]) -> pa.Schema:
     """Return the schema of all parts together: a column that is empty in one has no type there."""
-    schemas = dict.fromkeys(_schema_of(part) for part in parts)
+    schemas = dict.fromkeys(map_ahead(_schema_of, parts))
     try:
         return pa.unify_schemas(list(schemas), promote_options="default")
     except pa.ArrowException as error:

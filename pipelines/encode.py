@@ -28,9 +28,7 @@ import logging
 import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,13 +49,12 @@ from pipelines.encode_units import (
 from pipelines.errors import PipelineError
 from pipelines.identity import RepeatedIds, refuse_repeated_ids
 from pipelines.ray_session import ray_session
-from pipelines.rejects import RejectBudget, common_reasons, write_rejects
-from pipelines.stores import OutputFolder, copy_file
+from pipelines.rejects import Gathered, RejectBudget, common_reasons, write_rejects
+from pipelines.stores import OutputFolder, copy_file, map_ahead
 from pipelines.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
 
 # Of a block of units, which is what Ray schedules; a larger job has larger blocks rather than more of them.
 _MOST_BLOCKS = 10_000
-_STORE_READS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +384,7 @@ def _count(state: EncodeProgress, row: dict[str, Any], before: int, first: float
 def _refuse_too_many_rejects(job: _Job, state: EncodeProgress, budget: RejectBudget) -> None:
     total = state.images if state.units == state.units_total else state.images_total
     if budget.is_exceeded(state.rejects, state.images, total):
-        reasons = write_rejects(job.output, _units_in(job.output, "sidecars"))
+        reasons = write_rejects(job.output, _units_in(job.output, "sidecars"), job.name).reasons
         raise PipelineError(
             f"{state.rejects:,} of {state.images:,} images were rejected so far, more than --max-rejects {budget} "
             f"allows: {common_reasons(reasons)}; they are in {job.output.path('rejects.parquet')}. What is finished is "
@@ -448,14 +445,13 @@ def _whole_units(job: _Job) -> dict[int, tuple[int, int]]:
     output = job.output
     sizes = output.sizes("parts")
     whole = {}
-    with ThreadPoolExecutor(1 if output.is_local else _STORE_READS) as pool:
-        units = _units_in(output, "sidecars")
-        for unit, data in zip(units, pool.map(output.read, map(sidecar_name, units)), strict=True):
-            sidecar = json.loads(data)
-            if sidecar["job"] == job.name and sizes.get(Path(part_name(unit)).name) == sidecar["bytes"]:
-                whole[unit] = sidecar["codes"], sidecar["rejects"]
-            else:
-                output.remove(sidecar_name(unit))
+    units = _units_in(output, "sidecars")
+    for unit, data in zip(units, output.read_many(map(sidecar_name, units)), strict=True):
+        sidecar = json.loads(data)
+        if sidecar["job"] == job.name and sizes.get(Path(part_name(unit)).name) == sidecar["bytes"]:
+            whole[unit] = sidecar["codes"], sidecar["rejects"]
+        else:
+            output.remove(sidecar_name(unit))
     return whole
 
 
@@ -472,11 +468,11 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any]) -> EncodeSumm
         raise PipelineError(
             f"{job.work.units - state.units} of {job.work.units} units did not finish: run the job again"
         )
-    reasons = write_rejects(output, range(job.work.units))
-    if state.images == state.rejects:
+    gathered = write_rejects(output, range(job.work.units), job.name)
+    if not gathered.codes:
         raise PipelineError(
-            f"not one of {state.images} images could be encoded: {common_reasons(reasons)}; all reasons are in "
-            f"{output.path('rejects.parquet')}"
+            f"not one of {gathered.rejects} images could be encoded: {common_reasons(gathered.reasons)}; all reasons "
+            f"are in {output.path('rejects.parquet')}"
         )
     if job.work.images is None:
         _refuse_repeated(job)
@@ -485,14 +481,14 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any]) -> EncodeSumm
         output.remove_leftovers(folder)
     identity = job.identity
     summary = EncodeSummary(
-        images=state.images,
-        codes=state.images - state.rejects,
-        rejects=state.rejects,
+        images=gathered.codes + gathered.rejects,
+        codes=gathered.codes,
+        rejects=gathered.rejects,
         bits=identity["bits"],
         encoder=identity["encoder"],
         corpus=identity["corpus"],
     )
-    output.put("stats.json", json.dumps(_stats(state, reasons, run), indent=1).encode())
+    output.put("stats.json", json.dumps(_stats(state, gathered, run), indent=1).encode())
     output.put("codes.json", json.dumps(asdict(summary), indent=1).encode())
     return summary
 
@@ -500,10 +496,12 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any]) -> EncodeSumm
 def _refuse_repeated(job: _Job) -> None:
     """Refuse ids that stand twice among shards, whose images are known only now."""
 
+    def read(unit: int) -> pa.Table:
+        with job.output.open(part_name(unit)) as raw:
+            return pq.read_table(raw, columns=["id", "uri"])
+
     def tables() -> Iterator[pa.Table]:
-        for unit in range(job.work.units):
-            with job.output.open(part_name(unit)) as raw:
-                yield pq.read_table(raw, columns=["id", "uri"])
+        return map_ahead(read, range(job.work.units))
 
     with RepeatedIds() as ids:
         for table in tables():
@@ -511,12 +509,12 @@ def _refuse_repeated(job: _Job) -> None:
         refuse_repeated_ids(ids, tables, job.work.corpus)
 
 
-def _stats(state: EncodeProgress, reasons: Counter[str], run: dict[str, Any]) -> dict[str, Any]:
+def _stats(state: EncodeProgress, gathered: Gathered, run: dict[str, Any]) -> dict[str, Any]:
     return {
-        "images": state.images,
-        "codes": state.images - state.rejects,
-        "rejects": state.rejects,
-        "reasons": dict(reasons.most_common()),
+        "images": gathered.codes + gathered.rejects,
+        "codes": gathered.codes,
+        "rejects": gathered.rejects,
+        "reasons": dict(gathered.reasons.most_common()),
         "units": state.units,
         "units_of_this_run": state.units - state.units_before,
         "images_per_s": round(state.images_per_s, 1),

@@ -102,6 +102,10 @@ class EncodeUnits:
             limits=settings.limits,
         )
 
+    def close(self) -> None:
+        """End the decoding processes; those of an actor end with it."""
+        self._pool.close()
+
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Encode every unit of `batch` and write it."""
         started = time.time()
@@ -116,8 +120,7 @@ class EncodeUnits:
         name = sidecar_name(unit)
         if not self._output.exists(name):
             return None
-        sidecar: dict[str, Any] = json.loads(self._output.read(name))
-        return sidecar if sidecar["job"] == self._settings.job else None
+        return parse_sidecar(self._output.read(name), unit, self._settings.job)
 
     def _count_attempt(self, unit: int) -> None:
         name = f"attempts/{unit:05d}"
@@ -148,8 +151,11 @@ class EncodeUnits:
         self._output.put(part_name(unit), part)
         encoded.seconds["write"] = time.perf_counter() - start
         sidecar = self._sidecar(len(table), part, _rejects(entries, encoded.reasons), encoded.seconds)
-        self._output.put_new(sidecar_name(unit), json.dumps(sidecar).encode())
-        return sidecar
+        name = sidecar_name(unit)
+        if self._output.put_new(name, json.dumps(sidecar).encode()):
+            return sidecar
+        # An actor that was thought dead published the unit meanwhile, with the same codes if it is of this job.
+        return parse_sidecar(self._output.read(name), unit, self._settings.job)
 
     def _encode(self, images: Iterator[bytes | OSError], encoded: _Encoded) -> None:
         for batch in self._pool.decode(images):
@@ -196,6 +202,23 @@ def part_name(unit: int) -> str:
 def sidecar_name(unit: int) -> str:
     """Name the file that says that a unit is whole."""
     return f"sidecars/{unit:05d}.json"
+
+
+def parse_sidecar(data: bytes, unit: int, job: str) -> dict[str, Any]:
+    """Return what a sidecar says of a unit.
+
+    Raises
+    ------
+    PipelineError
+        If it is another job's.
+    """
+    sidecar: dict[str, Any] = json.loads(data)
+    if sidecar["job"] != job:
+        raise PipelineError(
+            f"unit {unit} was published by another job meanwhile ({sidecar['job']}, this one is {job}): see that no "
+            "other `hashlight encode` writes to this --output, and run this one again, which does the unit anew"
+        )
+    return sidecar
 
 
 def load_output_encoder(output: OutputFolder) -> HashEncoder:
