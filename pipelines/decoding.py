@@ -44,6 +44,7 @@ SLOTS = 3
 # A batch of large files is cut here, so that a slot's touched memory stays small.
 _BATCH_BYTES = 16 << 20
 _DEATHS_OF_AN_IMAGE = 2
+# Without one slot done between them.
 _MOST_RESTARTS = 10
 _MOST_SLOT_BYTES = (1 << 31) - 1
 
@@ -130,23 +131,32 @@ class Decoder:
         kind, number, first, second = ANSWER.unpack(message)
         if kind == DONE and first == self._generation:
             self._sent.remove(number)
+            self._restarts = 0
         elif kind == DIED:
             if number > 0:
                 raise PipelineError(f"a decoding process failed with exit code {number}: see the standard error")
-            self._blame(first, second, number)
+            if number == -signal.SIGKILL:
+                # The kernel, short of memory, or a person: the image that was at hand has no part in it.
+                self._count_restart()
+            else:
+                self._blame(first, second, number)
             self._send_again()
 
     def _restart(self) -> None:
         """Start another watcher in the place of one that was killed, and its worker with it."""
-        self._restarts += 1
-        if self._restarts > _MOST_RESTARTS:
-            raise PipelineError(
-                f"the decoding process was killed {self._restarts} times: is the machine out of memory?"
-            )
+        self._count_restart()
         self._stop()
         self._start()
         self.slots["current"] = -1
         self._send_again()
+
+    def _count_restart(self) -> None:
+        self._restarts += 1
+        if self._restarts > _MOST_RESTARTS:
+            raise PipelineError(
+                f"the decoding process was killed {self._restarts} times in a row: is the machine out of memory? Try "
+                "fewer --actors, or a smaller --decode-memory"
+            )
 
     def _send_again(self) -> None:
         """Ask for all that the dead worker did not answer."""
@@ -165,8 +175,9 @@ class Decoder:
 
     def forget(self, slot: int) -> None:
         """Make a slot ready to be filled anew."""
-        for key in [key for key in self._deaths if key[0] == slot]:
-            del self._deaths[key]
+        with self._lock:
+            for key in [key for key in self._deaths if key[0] == slot]:
+                del self._deaths[key]
 
     def _request(self, slot: int) -> None:
         # If the watcher is gone, `wait` finds out and asks again.
