@@ -35,7 +35,7 @@ from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, 
 from engine.indexes.threads import usable_cores
 from engine.merge import merge_range
 from engine.results import PAD_ID, RangeResult
-from engine.storage.files import sync_file, sync_folder, write_atomically
+from engine.storage.files import aside_of, sync_file, sync_folder, write_atomically, writer_lock
 from engine.storage.manifest import Manifest, ShardSpec, read_current
 from engine.storage.mirror import local_shard
 from engine.storage.shard import Shard
@@ -96,6 +96,11 @@ class SearchJob:
     sources: tuple[tuple[str, int, int], ...]
 
     @property
+    def name(self) -> str:
+        """A hash of all that it asks."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+    @property
     def most(self) -> int | None:
         """Most answers of a query."""
         return self.k if self.k is not None else self.limit
@@ -148,26 +153,38 @@ def search_codes(
         If the queries are not codes like the collection's, or there is an output already.
     """
     output = Path(output).absolute()
+    work = output.with_name(f".{output.name}.work")
+    _remove_finished_work(output, work)
     _refuse_taken(output, overwrite=overwrite)
     store = open_store(collection)
     live = read_current(store)
     parts = _list_queries(Path(queries), live)
     job = _make_job(store.location, live, parts, k, radius, limit)
-    work = output.with_name(f".{output.name}.work")
-    _keep_work_of(work, job)
-    report = progress or (lambda _done, _total: None)
-    blocks = _cut_blocks(parts, job.queries)
+    work.mkdir(exist_ok=True)
+    with writer_lock(work):
+        _keep_work_of(work, job)
+        blocks = _cut_blocks(parts, job.queries)
+        _answer(job, work, blocks, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
+        chaos.step("search:before-publish")
+        _publish(output, job, [_answers_path(work, block) for block in blocks])
+        chaos.step("search:published")
+        shutil.rmtree(work)
+    return job
+
+
+def _answer(
+    job: SearchJob, work: Path, blocks: list[Block], shards: tuple[ShardSpec, ...], workers: int, progress: Progress
+) -> None:
+    """Answer the blocks that have no answers yet."""
     waiting = [block for block in blocks if not _answers_path(work, block).is_file()]
     done = job.queries - sum(_size(block) for block in waiting)
-    report(done, job.queries)
-    with ray_session(num_cpus=workers or usable_cores()):
-        for block in _run(job, work, waiting, live.shards) if waiting else ():
+    progress(done, job.queries)
+    if not waiting:
+        return
+    with ray_session(num_cpus=workers):
+        for block in _run(job, work, waiting, shards):
             done += _size(block)
-            report(done, job.queries)
-    chaos.step("search:before-publish")
-    _publish(output, job, [_answers_path(work, block) for block in blocks])
-    shutil.rmtree(work)
-    return job
+            progress(done, job.queries)
 
 
 def _run(job: SearchJob, work: Path, blocks: list[Block], shards: tuple[ShardSpec, ...]) -> Iterator[Block]:
@@ -189,7 +206,7 @@ def search_block(job: SearchJob, work: str, block: Block, spec: ShardSpec) -> st
     shard = Shard(local_shard(open_store(job.collection), spec), spec, bits=job.bits)
     queries_QW, ids_Q = read_queries(job, block)
     path = Path(work) / f"block-{block.number:06d}.{spec.name}.arrow"
-    aside = path.with_suffix(".tmp")
+    aside = aside_of(path)
     with pa.OSFile(str(aside), "wb") as sink, pyarrow.ipc.new_file(sink, SCHEMA) as writer:
         for start in range(0, len(queries_QW), BATCH_QUERIES):
             batch = slice(start, start + BATCH_QUERIES)
@@ -202,12 +219,14 @@ def merge_block(job: SearchJob, work: str, block: Block, *found: str) -> None:
     """Merge what the shards found for one block, and publish it."""
     chaos.step("search:merge", block.number)
     path = _answers_path(Path(work), block)
-    aside = path.with_suffix(".tmp")
+    aside = aside_of(path)
     files = [pyarrow.ipc.open_file(pa.memory_map(shard)) for shard in found]
     with pq.ParquetWriter(aside, SCHEMA) as writer:
         for number in range(files[0].num_record_batches):
             batches = [file.get_batch(number) for file in files]
             merged = merge_range([_as_result(batch) for batch in batches], job.most)
+            if job.k is not None:
+                merged = merged._replace(truncated=np.zeros_like(merged.truncated))
             writer.write_batch(_as_batch(batches[0]["query"], merged))
     sync_file(aside)
     aside.replace(path)
@@ -334,13 +353,30 @@ def _make_job(
 
 
 def _keep_work_of(work: Path, job: SearchJob) -> None:
-    """Keep the finished blocks of the same job, and remove those of any other."""
-    name = hashlib.sha256(json.dumps(asdict(job)).encode()).hexdigest().encode()
+    """Keep the finished blocks of the same job, and remove those of any other; the lock is in use."""
     marker = work / "job"
-    if work.is_dir() and not (marker.is_file() and marker.read_bytes() == name):
-        shutil.rmtree(work)
-    work.mkdir(exist_ok=True)
-    write_atomically(marker, name)
+    is_ours = marker.is_file() and marker.read_text() == job.name
+    for path in work.iterdir():
+        if path.name != ".lock" and not (is_ours and path.suffix == ".parquet"):
+            path.unlink(missing_ok=True)  # a task of a killed driver may be at work yet
+    write_atomically(marker, job.name.encode())
+
+
+def _remove_finished_work(output: Path, work: Path) -> None:
+    """Remove what a process left that was killed between publishing its answers and the end."""
+    marker = work / "job"
+    if output.is_file() and marker.is_file() and _job_of(output) == marker.read_text():
+        with writer_lock(work):
+            shutil.rmtree(work)
+
+
+def _job_of(output: Path) -> str | None:
+    """Return the name of the job that wrote a file of answers; None if it is something else."""
+    try:
+        about = json.loads((pq.read_schema(output).metadata or {})[b"hashlight"])
+        return str(about["job"])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _cut_blocks(parts: list[Part], queries: int) -> list[Block]:
@@ -362,9 +398,9 @@ def _size(block: Block) -> int:
 
 def _publish(output: Path, job: SearchJob, blocks: list[Path]) -> None:
     """Join the blocks' answers into the output, which appears in one step."""
-    about = {name: value for name, value in asdict(job).items() if name != "sources"}
+    about = {name: value for name, value in asdict(job).items() if name != "sources"} | {"job": job.name}
     schema = SCHEMA.with_metadata({"hashlight": json.dumps(about)})
-    aside = output.with_name(f".{output.name}.tmp")
+    aside = output.with_name(f".{output.name}.tmp")  # of a driver, which holds the lock
     try:
         with pq.ParquetWriter(aside, schema) as writer:
             for block in blocks:

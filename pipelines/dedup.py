@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from engine.codes import IdArray, check_radius
 from engine.indexes.threads import usable_cores
 from engine.results import RangeResult
-from engine.storage.files import sync_file, sync_folder, write_atomically
+from engine.storage.files import aside_of, remove_leftovers, sync_file, sync_folder, write_atomically, writer_lock
 from engine.storage.manifest import Manifest, ShardSpec, read_current
 from engine.storage.mirror import local_shard
 from engine.storage.shard import Shard
@@ -131,26 +131,40 @@ def find_duplicates(
     names = hashlib.sha256("".join(shard.name for shard in live.shards).encode()).hexdigest()
     job = JoinJob(store.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
     folder = Path(output)
-    _begin(folder, job, overwrite=overwrite)
-    _join_all(job, folder, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
-    files = sorted((folder / "pairs").glob("*.parquet"))
+    _refuse_foreign_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with writer_lock(folder):
+        _begin(folder, job, overwrite=overwrite)
+        _join_all(job, folder, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
+        return _finish(job, folder, live)
+
+
+def _finish(job: JoinJob, folder: Path, live: Manifest) -> DedupSummary:
+    """Form the clusters of all pairs, draw the largest, and say what was found."""
+    files = sorted((folder / "pairs").glob("[0-9]*.parquet"))
     clusters = cluster_pairs(files)
     chaos.step("dedup:clustered")
     _write_table(folder / "clusters.parquet", iter([clusters]), CLUSTERS)
     _write_gallery(folder, job, live, clusters)
     chaos.step("dedup:before-summary")
     summary = _summary(live.rows, files, clusters)
+    for place in (folder, folder / "pairs"):
+        remove_leftovers(place)
     write_atomically(folder / "dedup.json", (json.dumps({**asdict(job), **asdict(summary)}, indent=1) + "\n").encode())
     return summary
 
 
-def _begin(folder: Path, job: JoinJob, *, overwrite: bool) -> None:
-    """Refuse a folder of something else, remove what another job left if asked, and mark the folder."""
+def _refuse_foreign_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise PipelineError(f"{folder} is a file, expected a folder: choose another --output")
-    marker, marked = folder / "job.json", json.dumps(asdict(job), indent=1).encode()
-    if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names - {".lock"} and "job.json" not in names:
         raise PipelineError(f"{folder} is not empty and holds no near-duplicates: choose another --output")
+
+
+def _begin(folder: Path, job: JoinJob, *, overwrite: bool) -> None:
+    """Refuse another job's folder, or remove what it left if asked; mark the folder."""
+    marker, marked = folder / "job.json", json.dumps(asdict(job), indent=1).encode()
     if marker.is_file() and marker.read_bytes() != marked:
         if not overwrite:
             raise PipelineError(
@@ -163,7 +177,6 @@ def _begin(folder: Path, job: JoinJob, *, overwrite: bool) -> None:
                 shutil.rmtree(entry)
             else:
                 entry.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, marked)
     (folder / "pairs").mkdir(exist_ok=True)
 
@@ -262,7 +275,7 @@ def _as_tables(parts: Iterator[tuple[IdArray, IdArray, NDArray[np.int32]]]) -> I
 
 def _write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
     """Write a Parquet file that appears in one step."""
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = aside_of(path)
     try:
         with pq.ParquetWriter(aside, schema, use_dictionary=["distance", "cluster", "representative"]) as writer:
             for table in tables:

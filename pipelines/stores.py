@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from fsspec.core import url_to_fs
 
-from engine.storage.files import sync_file, sync_folder, writer_lock
+from engine.storage.files import aside_of, remove_leftovers, sync_file, sync_folder, writer_lock
 from pipelines import chaos
 from pipelines.errors import PipelineError
 
@@ -390,7 +390,7 @@ class OutputFolder:
         if self.is_local:
             folder = Path(self._base)
             folder.mkdir(parents=True, exist_ok=True)
-            aside = folder / f".{name}.{os.getpid()}.tmp"
+            aside = aside_of(folder / name)
             try:
                 yield aside
             finally:
@@ -419,10 +419,9 @@ class OutputFolder:
             self._filesystem.delete_dir(self._at(name))
 
     def remove_leftovers(self, folder: str) -> None:
-        """Remove what killed processes of this machine wrote aside."""
+        """Remove what killed processes wrote aside in a local folder; in a store nothing is."""
         if self.is_local:
-            for aside in Path(self._at(folder)).glob(".*.tmp"):
-                aside.unlink(missing_ok=True)
+            remove_leftovers(Path(self._at(folder)))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -455,7 +454,7 @@ class OutputFolder:
 
 def _put_local(path: Path, data: bytes, *, only_new: bool) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = aside_of(path)
     try:
         with aside.open("wb") as file:
             chaos.step("aside", path.name)

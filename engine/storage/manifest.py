@@ -160,6 +160,23 @@ def sweep(store: Store, live: Sequence[Manifest], names: Mapping[str, Sequence[s
                 logger.warning("cannot remove %s/%s/%s (%s): the next write tries again", store, folder, name, error)
 
 
+def sweep_unnamed(store: LocalStore) -> None:
+    """Remove the shards that no manifest names: those of writers that died. The caller holds the lock.
+
+    Nothing is removed if a manifest cannot be read, for what it names is not known.
+    """
+    kept = []
+    for name in store.names("manifests"):
+        if name.startswith("."):
+            continue
+        try:
+            kept.append(_parse(name, json.loads(store.read(f"manifests/{name}") or b"")))
+        except (CorruptDataError, ValueError, KeyError) as error:
+            logger.warning("%s/manifests/%s cannot be read (%s): no shard is removed", store, name, error)
+            return
+    sweep(store, kept, {"shards": store.names("shards")})
+
+
 def _what_is_there(store: Store) -> str:
     return "a folder without one" if isinstance(store, LocalStore) and store.path.is_dir() else "nothing"
 

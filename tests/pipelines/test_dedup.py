@@ -21,6 +21,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from engine.collection import Collection
+from engine.errors import CollectionBusyError
+from engine.storage.files import writer_lock
 from pipelines import chaos, dedup
 from pipelines.cli import app
 from pipelines.dedup import find_duplicates
@@ -149,6 +151,20 @@ def test_other_jobs_and_folders_are_left_alone(tmp_path, rows):
     assert find_duplicates(tmp_path / "c", tmp_path / "d", radius=1, overwrite=True).codes == 120
     with pytest.raises(ValueError, match="0 to 48"):
         find_duplicates(tmp_path / "c", tmp_path / "e", radius=49)
+
+
+def test_two_jobs_into_one_folder_are_refused_and_leftovers_removed(tmp_path, rows):
+    codes, ids = rows
+    Collection.create(tmp_path / "c", codes, ids=ids, bits=BITS)
+    (tmp_path / "d").mkdir()
+    with writer_lock(tmp_path / "d"), pytest.raises(CollectionBusyError, match="being written by another process"):
+        find_duplicates(tmp_path / "c", tmp_path / "d", radius=RADIUS)
+    find_duplicates(tmp_path / "c", tmp_path / "d", radius=RADIUS)
+    for name in (".clusters.parquet.0.tmp", "pairs/.00000-00000.parquet.0.tmp"):
+        (tmp_path / "d" / name).write_bytes(b"half")
+    find_duplicates(tmp_path / "c", tmp_path / "d", radius=RADIUS)
+    check(tmp_path / "d", rows)
+    assert not list((tmp_path / "d").rglob("*.tmp"))
 
 
 class Page(html.parser.HTMLParser):
