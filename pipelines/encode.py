@@ -16,8 +16,9 @@ that says they are whole. Rejects are gathered. `codes.json` is written last, an
       stats.json         what the last run did, and how long each step took
       encoder/           a copy of the encoder
 
-What stands in the parts depends on the corpus and the encoder alone, not on actors, batches, faults or restarts. The
-folder may be in a store (`s3://...`).
+What stands in the parts does not depend on actors, batches, faults or restarts: on machines of one kind, it is a matter
+of the corpus, the encoder and the limits of decoding, which say which images are rejects. A GPU rounds otherwise than a
+processor, so that a bit whose input is next to zero may differ. The folder may be in a store (`s3://...`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
+from engine.indexes.threads import usable_cores
 from pipelines.code_parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
 from pipelines.decode_worker import DecodeLimits
 from pipelines.encode_units import (
@@ -160,7 +162,8 @@ def encode_corpus(
     batch_size : int
         Images decoded at a time by an actor; it does not change a bit of the codes.
     actors : int, optional
-        Processes that run the model. If left out, one a GPU of the Ray cluster, or one a core where it has none.
+        Processes that run the model, at most one a GPU of the Ray cluster, or one a core where it has no GPU; as many
+        as that if left out.
     features : bool
         Keep the fine features too, float16, for re-ranking: 2 bytes a dimension and image.
     thumbnail : int
@@ -170,7 +173,7 @@ def encode_corpus(
     max_rejects : str or int, optional
         Stop when more images than this were rejected: a number, or a share of all such as "1%".
     limits : DecodeLimits, optional
-        What decoding one image may take.
+        What decoding one image may take. A job that goes on may have others: what is whole stays.
     overwrite : bool
         Replace codes that are there.
     progress : callable, optional
@@ -360,23 +363,23 @@ def _run(
     if not waiting:
         return state, 0
     job.output.remove("attempts")
-    actors = actors or os.cpu_count() or 1
-    with ray_session(num_cpus=actors):
+    with ray_session(num_cpus=actors or usable_cores()):
         stage = _plan_actors(actors, len(waiting))
-        before, first = state.images, None
+        before, first, last = state.images, math.inf, 0.0
         for row in _encode_units(job, waiting, stage, UnitSettings(job=job.name, **stage.settings, **settings)):
-            first = min(first or row["started"], row["started"])
-            _count(state, row, before, first)
+            # Rows do not come in the order in which units begin and end.
+            first, last = min(first, row["started"]), max(last, row["ended"])
+            _count(state, row)
+            state.images_per_s = (state.images - before) / max(last - first, 1e-3)
             _refuse_too_many_rejects(job, state, budget)
             progress(state)
     return state, stage.actors
 
 
-def _count(state: EncodeProgress, row: dict[str, Any], before: int, first: float) -> None:
+def _count(state: EncodeProgress, row: dict[str, Any]) -> None:
     state.units += 1
     state.images += int(row["codes"] + row["rejects"])
     state.rejects += int(row["rejects"])
-    state.images_per_s = (state.images - before) / max(row["ended"] - first, 1e-3)
     for step in STEPS:
         state.seconds[step] += float(row[f"{step}_s"])
 
@@ -401,8 +404,8 @@ class _Stage:
     settings: dict[str, Any]
 
 
-def _plan_actors(actors: int, units: int) -> _Stage:
-    """Size actors to the cluster: one a GPU, with its share of the cores to decode on; else one a core."""
+def _plan_actors(actors: int | None, units: int) -> _Stage:
+    """Size actors to the cluster: one a GPU, with its share of the cores to decode on; else one a core; or fewer."""
     import ray
 
     found = ray.cluster_resources()
@@ -410,8 +413,9 @@ def _plan_actors(actors: int, units: int) -> _Stage:
     if gpus:
         share = max(1, cores // gpus)
         settings = {"device": "cuda", "decoders": max(1, share - 1)}
-        return _Stage(min(gpus, units), {"num_gpus": 1, "num_cpus": share}, settings)
-    return _Stage(min(actors, units, max(1, cores)), {"num_cpus": 1}, {"device": "cpu", "decoders": 1})
+        return _Stage(min(actors or gpus, gpus, units), {"num_gpus": 1, "num_cpus": share}, settings)
+    cores = max(1, cores)
+    return _Stage(min(actors or cores, cores, units), {"num_cpus": 1}, {"device": "cpu", "decoders": 1})
 
 
 def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSettings) -> Iterator[dict[str, Any]]:
@@ -427,7 +431,10 @@ def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSett
         EncodeUnits,
         fn_constructor_args=(job.output.uri, settings),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=stage.actors),
+        # Of two calls at once the one writes while the other encodes; see `EncodeUnits`.
+        compute=ray.data.ActorPoolStrategy(
+            size=stage.actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+        ),
         **stage.resources,
     )
     try:

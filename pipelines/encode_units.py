@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, EncoderOutput, HashEncoder
 from pipelines import chaos
@@ -36,7 +38,10 @@ STEPS = ("read", "decode", "encode", "write")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitSettings:
-    """How units are encoded. Of these, only `features` and `thumbnail` change what is written.
+    """How units are encoded.
+
+    `features` and `thumbnail` say what is written; `limits` decide which images are rejects; `device` may change bits
+    whose sign is a matter of rounding. The others change nothing.
 
     Attributes
     ----------
@@ -85,6 +90,8 @@ class _Encoded:
 class EncodeUnits:
     """Encodes units; the encoder is loaded and the decoding processes are started once, when the actor starts.
 
+    Two threads may call it at once: one unit is written while the next is encoded.
+
     Maps a batch of `unit` numbers to one row a unit: `unit`, `codes`, `rejects`, the seconds `read_s`, `decode_s`,
     `encode_s` and `write_s`, which overlap, and the times `started` and `ended`.
     """
@@ -101,6 +108,19 @@ class EncodeUnits:
             thumbnail=settings.thumbnail,
             limits=settings.limits,
         )
+        # For the work list, the decoding processes and the model, which serve one unit at a time.
+        self._lock = threading.Lock()
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Have all loaded and allocated before the first unit."""
+        rule = self._encoder.config.preprocessing
+        shape = (self._settings.batch_size, rule.size, rule.size, rule.channels)
+        self._encoder.encode_pixels(np.zeros(shape, np.uint8))
+        tiny = io.BytesIO()
+        Image.new("L", (1, 1)).save(tiny, "PNG")
+        for _ in self._pool.decode([tiny.getvalue()] * (self._settings.decoders * self._settings.batch_size)):
+            pass
 
     def close(self) -> None:
         """End the decoding processes; those of an actor end with it."""
@@ -130,21 +150,29 @@ class EncodeUnits:
                 f"unit {unit} was begun {before} times and ended its process every time: is a node out of memory? Try "
                 "a smaller --batch-size"
             )
-        self._output.put(name, str(before + 1).encode())
+        self._output.note(name, str(before + 1).encode())
 
     def _encode_unit(self, unit: int) -> dict[str, Any]:
-        self._count_attempt(unit)
-        chaos.step("unit", unit)
-        entries = self._work.read(unit)
-        encoded = _Encoded()
-        if self._work.summary.kind == SHARDS:
-            samples: list[Sample] = []
-            self._encode(_shard_images(entries[SOURCE][0].as_py(), samples), encoded)
-            schema = pa.schema([*entries.schema, *self._shard_attributes()])
-            entries = shard_entries(entries["uri"][0].as_py(), entries[SOURCE][0].as_py(), samples, schema)
-        else:
-            self._encode(read_images(entries), encoded)
+        with self._lock:
+            self._count_attempt(unit)
+            chaos.step("unit", unit)
+            entries, encoded = self._encode_entries(self._work.read(unit))
         chaos.step("encoded", unit)
+        return self._publish(unit, entries, encoded)
+
+    def _encode_entries(self, entries: pa.Table) -> tuple[pa.Table, _Encoded]:
+        """Encode the images of a unit; return their entries, which of a tar are known only now, and what they gave."""
+        encoded = _Encoded()
+        if self._work.summary.kind != SHARDS:
+            self._encode(read_images(entries), encoded)
+            return entries, encoded
+        samples: list[Sample] = []
+        uri, source = entries["uri"][0].as_py(), entries[SOURCE][0].as_py()
+        self._encode(_shard_images(source, samples), encoded)
+        return shard_entries(uri, source, samples, pa.schema([*entries.schema, *self._shard_attributes()])), encoded
+
+    def _publish(self, unit: int, entries: pa.Table, encoded: _Encoded) -> dict[str, Any]:
+        """Write what a unit gave, and then that it is whole; return what says so."""
         start = time.perf_counter()
         table = self._table(entries, encoded)
         part = _parquet_bytes(table)
@@ -169,7 +197,9 @@ class EncodeUnits:
 
     def _table(self, entries: pa.Table, encoded: _Encoded) -> pa.Table:
         good = np.concatenate([np.zeros(0, np.int64), *encoded.good])
-        table = entries.select(["id", *attribute_names(entries)]).take(pa.array(good))
+        table = entries.select(["id", *attribute_names(entries)])
+        if len(good) < len(entries):
+            table = table.take(pa.array(good))
         codes = [output.codes.astype("<u8", copy=False) for output in encoded.outputs]
         table = table.add_column(1, "code", _fixed_column(codes, len(good), 8 * -(-self._encoder.bits // 64)))
         if self._settings.features:
@@ -250,5 +280,6 @@ def _rejects(entries: pa.Table, reasons: dict[int, str]) -> list[dict[str, Any]]
 
 def _parquet_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table.combine_chunks(), buffer)
+    # Ids, codes and names are all different, and parts are read as a whole.
+    pq.write_table(table.combine_chunks(), buffer, use_dictionary=False, write_statistics=False)
     return buffer.getvalue()

@@ -376,6 +376,17 @@ class OutputFolder:
         """Publish a file, in the place of one that is there."""
         self._put(name, data, only_new=False)
 
+    def note(self, name: str, data: bytes) -> None:
+        """Write a file that is of use only as long as this machine runs: a local one is not forced to the disk."""
+        if not self.is_local:
+            self._put(name, data, only_new=False)
+            return
+        path = Path(self._at(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = aside_of(path)
+        aside.write_bytes(data)
+        aside.replace(path)
+
     def put_new(self, name: str, data: bytes) -> bool:
         """Publish a file unless there is one; return whether it was published.
 

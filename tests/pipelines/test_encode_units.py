@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from encoders.encoder import HashEncoder
-from pipelines import encode_units
+from pipelines import encode, encode_units
 from pipelines.decode_worker import DecodeLimits
 from pipelines.encode_units import STEPS, EncodeUnits, UnitSettings, parse_sidecar, part_name, sidecar_name
 from pipelines.errors import PipelineError
-from pipelines.rejects import write_rejects
+from pipelines.rejects import RejectBudget, write_rejects
 from pipelines.stores import OutputFolder
-from pipelines.work import plan_work
+from pipelines.work import WorkSummary, plan_work
 
-SETTINGS = {"batch_size": 32, "decoders": 1, "device": "cpu", "features": False, "thumbnail": 0}
+OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": DecodeLimits()}
 
 
 @pytest.fixture
@@ -31,9 +34,58 @@ def folder(tmp_path, corpus, encoder):
 
 @pytest.fixture
 def units(folder):
-    units = EncodeUnits(str(folder), UnitSettings(job="ours", limits=DecodeLimits(), **SETTINGS))
+    units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
     yield units
     units.close()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "actors", "units", "expected"),
+    [
+        ({"CPU": 64.0}, None, 1000, (64, "cpu", 1)),
+        ({"CPU": 64.0}, 3, 1000, (3, "cpu", 1)),
+        ({"CPU": 2.0}, 8, 1000, (2, "cpu", 1)),
+        ({"CPU": 64.0}, None, 5, (5, "cpu", 1)),
+        ({"CPU": 64.0, "GPU": 8.0}, None, 1000, (8, "cuda", 7)),
+        ({"CPU": 64.0, "GPU": 8.0}, 2, 1000, (2, "cuda", 7)),
+        ({"CPU": 64.0, "GPU": 8.0}, 20, 1000, (8, "cuda", 7)),
+    ],
+)
+def test_actors_are_as_many_as_the_cluster_has_room_for(monkeypatch, cluster, actors, units, expected):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: cluster)
+    stage = encode._plan_actors(actors, units)
+    assert (stage.actors, stage.settings["device"], stage.settings["decoders"]) == expected
+
+
+def test_images_a_second_are_of_the_time_from_the_first_begin_to_the_last_end(monkeypatch, tmp_path):
+    """Rows come in another order than units begin and end."""
+    work = WorkSummary("c", "images", units=3, images=300, columns=[], digest="")
+    job = encode._Job(OutputFolder(tmp_path), "ours", {}, work)
+    times = [(10.0, 14.0), (9.0, 15.0), (12.0, 13.0)]
+    rows = [
+        {
+            "codes": 90,
+            "rejects": 10,
+            "started": started,
+            "ended": ended,
+            **dict.fromkeys(map("{}_s".format, STEPS), 1.0),
+        }
+        for started, ended in times
+    ]
+    monkeypatch.setattr(encode, "ray_session", lambda **_: contextlib.nullcontext())
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(encode, "_encode_units", lambda *_: iter(rows))
+    state, _ = encode._run(job, None, OPTIONS, RejectBudget(), lambda _state: None)
+    assert (state.images, state.rejects, state.images_per_s) == (300, 30, 300 / 6)
+
+
+def test_units_of_two_threads_do_not_mix(folder, units, encoder, pictures):
+    with ThreadPoolExecutor(2) as pool:
+        rows = list(pool.map(lambda unit: units({"unit": np.array([unit])}), range(3)))
+    assert [row["codes"].tolist() for row in rows] == [[100]] * 3
+    expected = HashEncoder.load(encoder).encode(pictures[0][:300])
+    found = pq.read_table(folder / "parts")
+    assert found["code"].to_pylist() == [code.tobytes() for code in expected]
 
 
 def publish_meanwhile(monkeypatch, folder, job):
