@@ -380,7 +380,9 @@ def _cut(ids_N: IdArray, cuts: int) -> list[IdArray]:
     if cuts == 1:
         return [ids_N]
     cut_N = ((ids_N.view(np.uint64) * _GOLDEN) >> np.uint64(32)) % np.uint64(cuts)
-    return [ids_N[cut_N == cut] for cut in range(cuts)]
+    cut_N = cut_N.astype(np.min_scalar_type(cuts))
+    ends = np.cumsum(np.bincount(cut_N, minlength=cuts))
+    return np.split(ids_N[np.argsort(cut_N, kind="stable")], ends[:-1])
 
 
 def _cut_old_ids(location: str, spec: ShardSpec, cuts: int) -> Any:

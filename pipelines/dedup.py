@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from engine.codes import IdArray, check_radius
 from engine.indexes.threads import usable_cores
+from engine.kernels.components import find_roots, join_edges
 from engine.results import RangeResult
 from engine.storage.files import aside_of, remove_leftovers, sync_file, sync_folder, write_atomically, writer_lock
 from engine.storage.manifest import Manifest, ShardSpec, read_current
@@ -292,32 +293,28 @@ def cluster_pairs(files: list[Path]) -> pa.Table:
 
     Memory grows with the images that have a near-duplicate, some 80 bytes each, not with the pairs.
     """
-    members_M = np.empty(0, np.int64)
+    members_M = _members(files)
+    root_M = np.arange(len(members_M))
+    degree_M = np.zeros(len(members_M), np.int64)
     for pairs in _read_pairs(files):
-        members_M = _sorted_union(members_M, *pairs)
-    label_M, degree_M = _components(members_M, files)
-    first_C, cluster_M, size_C = np.unique(label_M, return_index=True, return_inverse=True, return_counts=True)[1:]
+        join_edges(root_M, degree_M, *(_places(members_M, ids) for ids in pairs))
+    find_roots(root_M)
+    cluster_M, size_C = np.unique(root_M, return_inverse=True, return_counts=True)[1:]
     by_degree = np.lexsort((members_M, -degree_M, cluster_M))
     representative_C = members_M[by_degree[np.cumsum(size_C) - size_C]]
-    order = np.lexsort((members_M, members_M[first_C][cluster_M], -size_C[cluster_M]))
-    columns = (members_M[first_C][cluster_M], members_M, representative_C[cluster_M], degree_M)
+    order = np.lexsort((members_M, root_M, -size_C[cluster_M]))
+    columns = (members_M[root_M], members_M, representative_C[cluster_M], degree_M)
     return pa.table([column[order] for column in columns], schema=CLUSTERS)
 
 
-def _components(members_M: IdArray, files: list[Path]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return a component's number for each member, and how many pairs it is in."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    label_M = np.arange(len(members_M))
-    degree_M = np.zeros(len(members_M), np.int64)
+def _members(files: list[Path]) -> IdArray:
+    """Return the distinct ids in all pairs, sorted: runs of like lengths are merged, each id in few of them."""
+    runs: list[IdArray] = []
     for pairs in _read_pairs(files):
-        a_P, b_P = (_places(members_M, ids) for ids in pairs)
-        degree_M += np.bincount(a_P, minlength=len(members_M)) + np.bincount(b_P, minlength=len(members_M))
-        # Components so far are the nodes, and pairs between them the edges.
-        edges = coo_array((np.ones(len(a_P), np.bool_), (label_M[a_P], label_M[b_P])), shape=(len(members_M),) * 2)
-        label_M = connected_components(edges, directed=False)[1][label_M].astype(np.int64)
-    return label_M, degree_M
+        runs.append(_sorted_union(*pairs))
+        while len(runs) > 1 and len(runs[-2]) < 2 * len(runs[-1]):
+            runs[-2:] = [_sorted_union(*runs[-2:])]
+    return _sorted_union(np.empty(0, np.int64), *runs)
 
 
 def _sorted_union(*ids: IdArray) -> IdArray:
