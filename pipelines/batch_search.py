@@ -34,13 +34,14 @@ import pyarrow.parquet as pq
 from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius, num_words
 from engine.indexes.threads import usable_cores
 from engine.merge import merge_range
-from engine.results import PAD_ID, RangeResult
+from engine.results import PAD_ID, RangeResult, SearchResult
 from engine.storage.files import aside_of, sync_file, sync_folder, write_atomically, writer_lock
 from engine.storage.manifest import Manifest, ShardSpec, read_current
 from engine.storage.mirror import local_shard
 from engine.storage.shard import Shard
 from engine.storage.store import open_store
 from pipelines import chaos
+from pipelines.bounded_search import search_bounded
 from pipelines.code_parts import Part, Piece, codes_column, cut_parts, list_parts
 from pipelines.errors import PipelineError
 from pipelines.ray_session import ray_session
@@ -50,6 +51,8 @@ from pipelines.ray_tasks import run_tasks
 BLOCK_QUERIES = 131_072
 # What is answered and merged at a time: 10 nearest of each are half a megabyte.
 BATCH_QUERIES = 4096
+# Of a batch, unless one query has more: 12 MB.
+BATCH_HITS = 1_000_000
 _ROW_GROUP_BYTES = 64_000_000
 
 SCHEMA = pa.schema(
@@ -209,8 +212,9 @@ def search_block(job: SearchJob, work: str, block: Block, spec: ShardSpec) -> st
     aside = aside_of(path)
     with pa.OSFile(str(aside), "wb") as sink, pyarrow.ipc.new_file(sink, SCHEMA) as writer:
         for start in range(0, len(queries_QW), BATCH_QUERIES):
-            batch = slice(start, start + BATCH_QUERIES)
-            writer.write_batch(_as_batch(ids_Q[batch], _ask(shard, queries_QW[batch], job)))
+            batch_ids_Q = ids_Q[start : start + BATCH_QUERIES]
+            for run, found in _ask(shard, queries_QW[start : start + BATCH_QUERIES], job):
+                writer.write_batch(_as_batch(batch_ids_Q[run], found))
     aside.replace(path)
     return str(path)
 
@@ -220,10 +224,8 @@ def merge_block(job: SearchJob, work: str, block: Block, *found: str) -> None:
     chaos.step("search:merge", block.number)
     path = _answers_path(Path(work), block)
     aside = aside_of(path)
-    files = [pyarrow.ipc.open_file(pa.memory_map(shard)) for shard in found]
     with pq.ParquetWriter(aside, SCHEMA) as writer:
-        for number in range(files[0].num_record_batches):
-            batches = [file.get_batch(number) for file in files]
+        for batches in _aligned([_batches(shard) for shard in found]):
             merged = merge_range([_as_result(batch) for batch in batches], job.most)
             if job.k is not None:
                 merged = merged._replace(truncated=np.zeros_like(merged.truncated))
@@ -233,6 +235,24 @@ def merge_block(job: SearchJob, work: str, block: Block, *found: str) -> None:
     sync_folder(path.parent)
     for shard in found:
         Path(shard).unlink(missing_ok=True)
+
+
+def _batches(path: str) -> Iterator[pa.RecordBatch]:
+    with pyarrow.ipc.open_file(pa.memory_map(path)) as file:
+        for number in range(file.num_record_batches):
+            yield file.get_batch(number)
+
+
+def _aligned(files: list[Iterator[pa.RecordBatch]]) -> Iterator[list[pa.RecordBatch]]:
+    """Yield the rows of the same queries from each file; files cut their rows into batches each in its own way."""
+    current = [next(batches, None) for batches in files]
+    while None not in current:
+        rows = min(map(len, current))
+        yield [batch.slice(0, rows) for batch in current]
+        current = [
+            batch.slice(rows) if len(batch) > rows else next(batches, None)
+            for batch, batches in zip(current, files, strict=True)
+        ]
 
 
 def read_queries(job: SearchJob, block: Block) -> tuple[CodeArray, IdArray]:
@@ -266,11 +286,24 @@ def _read_rows(piece: Piece) -> pa.Table:
     return table.slice(piece.start - (int(ends[first - 1]) if first else 0), piece.stop - piece.start)
 
 
-def _ask(shard: Shard, queries_QW: CodeArray, job: SearchJob) -> RangeResult:
-    if job.radius is not None:
-        return shard.range_search(queries_QW, job.radius, job.limit, threads=1)
-    assert job.k is not None, "a job has `k` or `radius`"
-    nearest = shard.search(queries_QW, min(job.k, len(shard)), threads=1)
+def _ask(shard: Shard, queries_QW: CodeArray, job: SearchJob) -> Iterator[tuple[slice, RangeResult]]:
+    """Yield what a shard answers to runs of the queries, in their order."""
+    if job.radius is not None and job.limit is None:
+        yield from search_bounded(shard, queries_QW, job.radius, most_hits=BATCH_HITS)
+    elif job.radius is not None:
+        size = max(1, BATCH_HITS // job.limit)
+        for start in range(0, len(queries_QW), size):
+            run = slice(start, start + size)
+            yield run, shard.range_search(queries_QW[run], job.radius, job.limit, threads=1)
+    else:
+        assert job.k is not None, "a job has `k` or `radius`"
+        size = max(1, BATCH_HITS // job.k)
+        for start in range(0, len(queries_QW), size):
+            run = slice(start, start + size)
+            yield run, _as_range(shard.search(queries_QW[run], min(job.k, len(shard)), threads=1))
+
+
+def _as_range(nearest: SearchResult) -> RangeResult:
     found_QK = nearest.ids != PAD_ID
     lims = np.concatenate([[0], np.cumsum(found_QK.sum(axis=1))])
     return RangeResult(lims, nearest.distances[found_QK], nearest.ids[found_QK], np.zeros(len(lims) - 1, np.bool_))
@@ -287,8 +320,9 @@ def _as_batch(query: Any, result: RangeResult) -> pa.RecordBatch:
 def _as_result(batch: pa.RecordBatch) -> RangeResult:
     ids, distances = batch["ids"], batch["distances"]
     lims = ids.offsets.to_numpy()
+    hits = slice(int(lims[0]), int(lims[-1]))
     truncated = batch["truncated"].to_numpy(zero_copy_only=False)
-    return RangeResult(lims, distances.values.to_numpy(), ids.values.to_numpy(), truncated)
+    return RangeResult(lims - lims[0], distances.values.to_numpy()[hits], ids.values.to_numpy()[hits], truncated)
 
 
 def _refuse_taken(output: Path, *, overwrite: bool) -> None:

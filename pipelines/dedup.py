@@ -5,6 +5,9 @@ other, so that identical codes cost one search. Its pairs appear as one file in 
 is done is not done again. Clusters are the connected components of all pairs: two images may be farther apart than the
 radius and in one cluster, if others lie between them.
 
+K images of one code are K * (K - 1) / 2 pairs, some 5 bytes each on the disk: where many are the same, remove exact
+copies first, or take a radius at which few are.
+
 ::
 
     DIR/
@@ -44,6 +47,7 @@ from engine.storage.mirror import local_shard
 from engine.storage.shard import Shard
 from engine.storage.store import open_store
 from pipelines import chaos
+from pipelines.bounded_search import search_bounded
 from pipelines.errors import PipelineError
 from pipelines.ray_session import ray_session
 from pipelines.ray_tasks import run_tasks
@@ -54,6 +58,8 @@ CLUSTERS = pa.schema({"cluster": pa.int64(), "id": pa.int64(), "representative":
 # Rows whose codes are searched for at once: few where they find much, so that a call finds about this many.
 _LEAST_ROWS, _MOST_ROWS = 16, 65_536
 _WANTED_HITS = 1_000_000
+# Of a call that finds more than those before it let expect.
+_MOST_HITS = 4 * _WANTED_HITS
 # Pairs in memory at a time, 80 MB.
 _PAIRS_AT_ONCE = 4_000_000
 
@@ -226,15 +232,19 @@ def find_pairs(shard: Shard, other: Shard, radius: int) -> Iterator[tuple[IdArra
     while start < len(shard):
         rows = slice(start, min(start + size, len(shard)))
         distinct_DW, place_R = _distinct(np.ascontiguousarray(shard.codes_NW[rows]))
-        found = other.range_search(distinct_DW, radius, threads=1)
-        for id_P, other_P, distance_P in _spread(shard.ids_N[rows], place_R, found):
-            if other is shard:
-                once = id_P < other_P
-                yield id_P[once], other_P[once], distance_P[once]
-            else:
-                yield np.minimum(id_P, other_P), np.maximum(id_P, other_P), distance_P
+        ids_R, hits = shard.ids_N[rows], 0
+        for run, found in search_bounded(other, distinct_DW, radius, most_hits=_MOST_HITS):
+            # Rows are sorted by their codes, so that those of a run of codes stand side by side.
+            these = slice(*np.searchsorted(place_R, [run.start, run.stop]))
+            hits += len(found.ids)
+            for id_P, other_P, distance_P in _spread(ids_R[these], place_R[these] - run.start, found):
+                if other is shard:
+                    once = id_P < other_P
+                    yield id_P[once], other_P[once], distance_P[once]
+                else:
+                    yield np.minimum(id_P, other_P), np.maximum(id_P, other_P), distance_P
         start = rows.stop
-        size = int(np.clip(size * _WANTED_HITS // max(len(found.ids), 1), size // 8, 4 * size))
+        size = int(np.clip(size * _WANTED_HITS // max(hits, 1), size // 8, 4 * size))
         size = int(np.clip(size, _LEAST_ROWS, _MOST_ROWS))
 
 
