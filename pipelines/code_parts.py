@@ -41,7 +41,8 @@ class Piece:
 def list_parts(codes: str | Path) -> list[Part]:
     """List the files of a folder of codes, local or in a store, in order, with what their sidecars say of them."""
     folder = OutputFolder(codes)
-    names = folder.names("sidecars")
+    # By number: their names have five digits, or more.
+    names = sorted(folder.names("sidecars"), key=lambda name: int(name.partition(".")[0]))
     said = [json.loads(sidecar) for sidecar in folder.read_many(f"sidecars/{name}" for name in names)]
     return [
         Part(folder.uri_of(f"parts/{name.removesuffix('.json')}.parquet"), sidecar["codes"], sidecar["sha256"])

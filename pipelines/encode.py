@@ -55,6 +55,8 @@ from pipelines.rejects import Gathered, RejectBudget, common_reasons, write_reje
 from pipelines.stores import OutputFolder, copy_file, map_ahead
 from pipelines.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
 
+logger = logging.getLogger(__name__)
+
 # Of a block of units, which is what Ray schedules; a larger job has larger blocks rather than more of them.
 _MOST_BLOCKS = 10_000
 
@@ -483,6 +485,12 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any]) -> EncodeSumm
         )
     if job.work.images is None:
         _refuse_repeated(job)
+    if gathered.left_out:
+        logger.warning(
+            "the attributes %s are left out: the first samples of %s, which say what there is, have none",
+            ", ".join(sorted(gathered.left_out)),
+            job.work.corpus,
+        )
     output.remove("attempts")
     for folder in ("", "parts", "sidecars", "encoder"):
         output.remove_leftovers(folder)
@@ -522,6 +530,7 @@ def _stats(state: EncodeProgress, gathered: Gathered, run: dict[str, Any]) -> di
         "codes": gathered.codes,
         "rejects": gathered.rejects,
         "reasons": dict(gathered.reasons.most_common()),
+        "attributes_left_out": sorted(gathered.left_out),
         "units": state.units,
         "units_of_this_run": state.units - state.units_before,
         "images_per_s": round(state.images_per_s, 1),

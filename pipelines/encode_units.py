@@ -69,12 +69,13 @@ class UnitSettings:
 
 @dataclass(slots=True)
 class _Encoded:
-    """What the good images of a unit gave, batch by batch, and why the others were rejected."""
+    """What the good images of a unit gave, batch by batch, why the others were rejected, and attributes left out."""
 
     good: list[np.ndarray] = field(default_factory=list)
     outputs: list[EncoderOutput] = field(default_factory=list)
     thumbnails: list[bytes] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
     def add(self, batch: DecodedBatch, output: EncoderOutput, encode_s: float) -> None:
@@ -169,7 +170,9 @@ class EncodeUnits:
         samples: list[Sample] = []
         uri, source = entries["uri"][0].as_py(), entries[SOURCE][0].as_py()
         self._encode(_shard_images(source, samples), encoded)
-        return shard_entries(uri, source, samples, pa.schema([*entries.schema, *self._shard_attributes()])), encoded
+        schema = pa.schema([*entries.schema, *self._shard_attributes()])
+        encoded.left_out.update(*(sample.attributes.keys() - schema.names for sample in samples))
+        return shard_entries(uri, source, samples, schema), encoded
 
     def _publish(self, unit: int, entries: pa.Table, encoded: _Encoded) -> dict[str, Any]:
         """Write what a unit gave, and then that it is whole; return what says so."""
@@ -178,7 +181,7 @@ class EncodeUnits:
         part = _parquet_bytes(table)
         self._output.put(part_name(unit), part)
         encoded.seconds["write"] = time.perf_counter() - start
-        sidecar = self._sidecar(len(table), part, _rejects(entries, encoded.reasons), encoded.seconds)
+        sidecar = self._sidecar(part, _rejects(entries, encoded.reasons), encoded)
         name = sidecar_name(unit)
         if self._output.put_new(name, json.dumps(sidecar).encode()):
             return sidecar
@@ -210,15 +213,14 @@ class EncodeUnits:
             table = table.append_column(THUMBNAIL_COLUMN, pa.array(encoded.thumbnails, pa.binary()))
         return table.replace_schema_metadata(None)
 
-    def _sidecar(
-        self, codes: int, part: bytes, rejected: list[dict[str, Any]], seconds: dict[str, float]
-    ) -> dict[str, Any]:
+    def _sidecar(self, part: bytes, rejected: list[dict[str, Any]], encoded: _Encoded) -> dict[str, Any]:
         return {
             "job": self._settings.job,
-            "codes": codes,
+            "codes": sum(map(len, encoded.good)),
             "rejects": len(rejected),
             "rejected": rejected,
-            "seconds": {step: round(spent, 4) for step, spent in seconds.items()},
+            "left_out": sorted(encoded.left_out),
+            "seconds": {step: round(spent, 4) for step, spent in encoded.seconds.items()},
             "bytes": len(part),
             "sha256": hashlib.sha256(part).hexdigest(),
         }
@@ -260,9 +262,11 @@ def load_output_encoder(output: OutputFolder) -> HashEncoder:
 
 
 def _shard_images(source: str, samples: list[Sample]) -> Iterator[bytes | OSError]:
-    """Read a shard's images, and keep what else its samples hold."""
+    """Read a shard's images, and keep what else its samples hold; the second image of one name is no image."""
+    names: set[str] = set()
     for sample in read_shard(source):
-        data = sample.data
+        data = sample.data if sample.name not in names else OSError(f"{sample.name} stands twice in the shard")
+        names.add(sample.name)
         sample.data = b""
         samples.append(sample)
         yield data

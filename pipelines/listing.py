@@ -163,8 +163,7 @@ def _listing_of(kind: str, root: str, files: Callable[[], Iterator[_File]]) -> L
     if kind == "Parquet":
         return _parquet_listing(root, list(files()))
     if kind == "tar":
-        first = next(files())
-        names = webdataset.attributes_of(first.uri, IMAGE_SUFFIXES)
+        names = webdataset.attributes_of((file.uri for file in files()), IMAGE_SUFFIXES)
         schema = pa.schema([*_BASE_SCHEMA, *(pa.field(name, pa.string()) for name in names)])
         return Listing(root, SHARDS, schema, lambda: _list_shards(files()))
     return _idx_listing(root, list(files()))

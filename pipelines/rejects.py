@@ -73,11 +73,12 @@ class RejectBudget:
 
 @dataclass(slots=True)
 class Gathered:
-    """What the sidecars of units say together: their codes and rejects, and how often each reason stands."""
+    """What the sidecars of units say together: codes, rejects, how often each reason stands, attributes left out."""
 
     codes: int = 0
     rejects: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    left_out: set[str] = field(default_factory=set)
 
 
 def write_rejects(output: OutputFolder, units: Sequence[int], job: str) -> Gathered:
@@ -103,6 +104,7 @@ def _gather(output: OutputFolder, units: Sequence[int], job: str, gathered: Gath
         sidecar = parse_sidecar(data, unit, job)
         gathered.codes += sidecar["codes"]
         gathered.rejects += sidecar["rejects"]
+        gathered.left_out.update(sidecar.get("left_out", ()))
         gathered.reasons.update(_kind_of(row["reason"]) for row in sidecar["rejected"])
         yield from sidecar["rejected"]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import ray
 
 from encoders.encoder import HashEncoder
-from pipelines import encode, encode_units
+from pipelines import encode, encode_units, webdataset
 from pipelines.decode_worker import DecodeLimits
 from pipelines.encode_units import STEPS, EncodeUnits, UnitSettings, parse_sidecar, part_name, sidecar_name
 from pipelines.errors import PipelineError
@@ -86,6 +88,37 @@ def test_units_of_two_threads_do_not_mix(folder, units, encoder, pictures):
     expected = HashEncoder.load(encoder).encode(pictures[0][:300])
     found = pq.read_table(folder / "parts")
     assert found["code"].to_pylist() == [code.tobytes() for code in expected]
+
+
+def test_a_name_that_stands_twice_in_a_shard_and_attributes_that_come_late(tmp_path, corpus, encoder, monkeypatch):
+    monkeypatch.setattr(webdataset, "_LOOKED_AT", 2)
+    images = pq.read_table(corpus)["image"].to_pylist()
+    files = [("a.cls", b"1"), ("a.png", images[0]), ("b.png", images[1]), ("b.txt", b"two"), ("a.png", images[2])]
+    (tmp_path / "shards").mkdir()
+    for shard in ("0.tar", "1.tar"):
+        with tarfile.open(tmp_path / "shards" / shard, "w") as tar:
+            for name, data in [*files, ("c.png", images[3]), ("c.json", b"{}")]:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    folder = tmp_path / "codes"
+    plan_work(tmp_path / "shards", folder / "plan.parquet")
+    shutil.copytree(encoder, folder / "encoder")
+    units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
+    row = units({"unit": np.arange(2)})
+    units.close()
+    assert (row["codes"].tolist(), row["rejects"].tolist()) == ([3, 3], [1, 1])
+    table = pq.read_table(folder / part_name(1))
+    assert table.select(["uri", "label", "txt"]).to_pylist() == [
+        {"uri": f"{tmp_path}/shards/1.tar#a.png", "label": "1", "txt": None},
+        {"uri": f"{tmp_path}/shards/1.tar#b.png", "label": None, "txt": "two"},
+        {"uri": f"{tmp_path}/shards/1.tar#c.png", "label": None, "txt": None},
+    ]
+    gathered = write_rejects(OutputFolder(folder), range(2), "ours")
+    assert gathered.left_out == {"json"}
+    (first, _) = pq.read_table(folder / "rejects.parquet").to_pylist()
+    assert first["uri"] == f"{tmp_path}/shards/0.tar#a.png"
+    assert first["reason"] == "unreadable: a.png stands twice in the shard"
 
 
 def publish_meanwhile(monkeypatch, folder, job):
