@@ -42,7 +42,7 @@ from engine.storage.shard import Shard
 from engine.storage.store import open_store
 from pipelines import chaos
 from pipelines.bounded_search import search_bounded
-from pipelines.code_parts import Part, Piece, codes_column, cut_parts, list_parts
+from pipelines.code_parts import Part, Piece, codes_column, cut_parts, list_parts, read_checked
 from pipelines.errors import PipelineError
 from pipelines.ray_session import ray_session
 from pipelines.ray_tasks import run_tasks
@@ -278,7 +278,7 @@ def _fixed(column: pa.ChunkedArray, width: int, piece: Piece) -> pa.ChunkedArray
 
 def _read_rows(piece: Piece) -> pa.Table:
     """Read the rows of a piece from the row groups in which they stand."""
-    with pq.ParquetFile(piece.part.path) as file:
+    with pq.ParquetFile(read_checked(piece.part) if piece.part.sha256 else piece.part.path) as file:
         ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
         first, last = np.searchsorted(ends, [piece.start, piece.stop - 1], side="right").tolist()
         columns = [name for name in ("id", "code") if name in file.schema_arrow.names]

@@ -172,6 +172,45 @@ def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folde
     assert len(stored) == 2 + bool(before), "what the dead left is swept"
 
 
+UPLOADER = """
+import os, signal, sys
+import numpy as np
+import pyarrow.fs
+from engine.collection import Collection
+copy, uploaded = pyarrow.fs.copy_files, []
+def copy_some(*arguments, **options):
+    if len(uploaded) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    uploaded.append(arguments)
+    copy(*arguments, **options)
+pyarrow.fs.copy_files = copy_some
+Collection.create(sys.argv[1], np.arange(100, dtype=np.uint64)[:, None], bits=48, shards=2, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("before", [0, 50])
+def test_an_upload_killed_between_the_files_of_a_shard_leaves_the_old_collection(bucket, rows, before):
+    codes, ids = rows
+    uri = bucket.uri("c")
+    if before:
+        Collection.create(uri, codes[:50], ids=ids[:50], bits=BITS)
+    had = len(bucket.keys("c/shards/"))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, "-c", UPLOADER, uri, "2"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert sum(not key.endswith("/") for key in bucket.keys("c/shards/")) >= had + 2, "half a shard is there"
+    if before:
+        assert len(Collection.open(uri, verify=True)) == 50
+    else:
+        with pytest.raises(CollectionNotFoundError):
+            Collection.open(uri)
+    assert len(Collection.create(uri, codes, ids=ids, bits=BITS, shards=2, overwrite=True)) == 900
+    stored = {key.split("/")[2] for key in bucket.keys("c/shards/") if key.count("/") > 2}
+    assert len(stored) == 2 + bool(before), "what the dead left is swept"
+
+
 @pytest.fixture
 def lost_answers(s3_server, monkeypatch):
     """Make every conditional put succeed and its answer get lost: the client's repetition of it is refused."""
