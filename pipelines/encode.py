@@ -34,6 +34,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -46,10 +47,11 @@ from pipelines.encode_units import (
     EncodeUnits,
     UnitSettings,
     part_name,
+    reject_rows,
     sidecar_name,
 )
 from pipelines.errors import PipelineError
-from pipelines.identity import RepeatedIds, refuse_repeated_ids
+from pipelines.identity import RepeatedIds
 from pipelines.ray_session import ray_session
 from pipelines.rejects import Gathered, RejectBudget, common_reasons, write_rejects
 from pipelines.stores import OutputFolder, copy_file, map_ahead
@@ -477,14 +479,14 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any]) -> EncodeSumm
         raise PipelineError(
             f"{job.work.units - state.units} of {job.work.units} units did not finish: run the job again"
         )
+    if job.work.images is None:
+        _reject_repeated(job)
     gathered = write_rejects(output, range(job.work.units), job.name)
     if not gathered.codes:
         raise PipelineError(
             f"not one of {gathered.rejects} images could be encoded: {common_reasons(gathered.reasons)}; all reasons "
             f"are in {output.path('rejects.parquet')}"
         )
-    if job.work.images is None:
-        _refuse_repeated(job)
     if gathered.left_out:
         logger.warning(
             "the attributes %s are left out: the first samples of %s, which say what there is, have none",
@@ -508,8 +510,8 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any]) -> EncodeSumm
     return summary
 
 
-def _refuse_repeated(job: _Job) -> None:
-    """Refuse ids that stand twice among shards, whose images are known only now."""
+def _reject_repeated(job: _Job) -> None:
+    """Reject images whose id an earlier one has: those of shards are met only now, and their ids are hashes."""
 
     def read(unit: int) -> pa.Table:
         with job.output.open(part_name(unit)) as raw:
@@ -521,7 +523,16 @@ def _refuse_repeated(job: _Job) -> None:
     with RepeatedIds() as ids:
         for table in tables():
             ids.add(table["id"].to_numpy())
-        refuse_repeated_ids(ids, tables, job.work.corpus)
+        repeated = ids.find()
+    first: dict[int, str] = {}
+    for unit, table in enumerate(tables() if len(repeated) else ()):
+        late = {}
+        for row in np.flatnonzero(np.isin(table["id"].to_numpy(), repeated)).tolist():
+            uri = table["uri"][row].as_py()
+            if (before := first.setdefault(table["id"][row].as_py(), uri)) != uri:
+                late[row] = f"same id as another image: {before}"
+        if late:
+            reject_rows(job.output, unit, late)
 
 
 def _stats(state: EncodeProgress, gathered: Gathered, run: dict[str, Any]) -> dict[str, Any]:

@@ -221,8 +221,7 @@ class EncodeUnits:
             "rejected": rejected,
             "left_out": sorted(encoded.left_out),
             "seconds": {step: round(spent, 4) for step, spent in encoded.seconds.items()},
-            "bytes": len(part),
-            "sha256": hashlib.sha256(part).hexdigest(),
+            **_describe(part),
         }
 
 
@@ -251,6 +250,30 @@ def parse_sidecar(data: bytes, unit: int, job: str) -> dict[str, Any]:
             "other `hashlight encode` writes to this --output, and run this one again, which does the unit anew"
         )
     return sidecar
+
+
+def reject_rows(output: OutputFolder, unit: int, reasons: dict[int, str]) -> None:
+    """Make rejects of some rows of a unit that is whole.
+
+    Who is killed between the two files leaves a sidecar that does not fit its part, so that the unit is done anew.
+    """
+    table = pq.read_table(pa.BufferReader(output.read(part_name(unit))))
+    sidecar = json.loads(output.read(sidecar_name(unit)))
+    rejected = [*sidecar["rejected"], *_rejects(table, reasons)]
+    part = _parquet_bytes(table.take(np.setdiff1d(np.arange(len(table)), list(reasons))))
+    said = {
+        **sidecar,
+        "codes": sidecar["codes"] - len(reasons),
+        "rejects": len(rejected),
+        "rejected": rejected,
+        **_describe(part),
+    }
+    output.put(part_name(unit), part)
+    output.put(sidecar_name(unit), json.dumps(said).encode())
+
+
+def _describe(part: bytes) -> dict[str, Any]:
+    return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
 
 
 def load_output_encoder(output: OutputFolder) -> HashEncoder:

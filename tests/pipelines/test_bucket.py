@@ -15,6 +15,9 @@ import pytest
 
 from engine.collection import Collection
 from engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
+from engine.storage.manifest import read_current
+from engine.storage.mirror import local_shard
+from engine.storage.store import open_store
 from engine.writer import CollectionWriter
 from pipelines import chaos
 from pipelines.batch_search import search_codes
@@ -122,6 +125,18 @@ def test_a_damaged_object_is_refused_and_a_damaged_copy_fetched_again(bucket, ro
     copy.unlink()
     with pytest.raises(CorruptDataError, match=r"codes\.faiss: expected"):
         Collection.open(uri)
+
+
+def test_copies_of_shards_that_are_no_more_go(bucket, rows):
+    codes, ids = rows
+    store = open_store(bucket.uri("c"))
+    copies = []
+    for _ in range(3):
+        with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=True) as writer:
+            writer.add_shard(codes, ids, None)
+            writer.commit()
+        copies.append(local_shard(store, read_current(store).shards[0]))
+    assert [copy.is_dir() for copy in copies] == [False, True, True], "the live version's and the one's before it"
 
 
 DRIVER = """

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from encoders.encoder import HashEncoder
-from pipelines import encode, encode_units, webdataset
+from pipelines import corpora, encode, encode_units, webdataset
 from pipelines.decode_worker import DecodeLimits
 from pipelines.encode_units import STEPS, EncodeUnits, UnitSettings, parse_sidecar, part_name, sidecar_name
 from pipelines.errors import PipelineError
@@ -119,6 +119,37 @@ def test_a_name_that_stands_twice_in_a_shard_and_attributes_that_come_late(tmp_p
     (first, _) = pq.read_table(folder / "rejects.parquet").to_pylist()
     assert first["uri"] == f"{tmp_path}/shards/0.tar#a.png"
     assert first["reason"] == "unreadable: a.png stands twice in the shard"
+
+
+def test_of_images_with_one_id_in_two_shards_the_later_is_a_reject(tmp_path, corpus, encoder, monkeypatch):
+    images = pq.read_table(corpus)["image"].to_pylist()
+    (tmp_path / "shards").mkdir()
+    for number in range(3):
+        with tarfile.open(tmp_path / "shards" / f"{number}.tar", "w") as tar:
+            for row in range(4):
+                member = tarfile.TarInfo(f"{row}.png")
+                member.size = len(images[row])
+                tar.addfile(member, io.BytesIO(images[row]))
+    folder = tmp_path / "codes"
+    summary = plan_work(tmp_path / "shards", folder / "plan.parquet")
+    shutil.copytree(encoder, folder / "encoder")
+    ids = {"1.tar#2.png": 7, "2.tar#2.png": 7, "0.tar#0.png": 7}
+    hashed = corpora.hashed_ids
+    monkeypatch.setattr(corpora, "hashed_ids", lambda names: np.array([ids.get(n, int(hashed([n])[0])) for n in names]))
+    units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
+    units({"unit": np.arange(3)})
+    units.close()
+    whole = pq.read_table(folder / part_name(1))
+    job = encode._Job(OutputFolder(folder), "ours", {}, summary)
+    for _ in range(2):  # a second time there is nothing to do
+        encode._reject_repeated(job)
+        gathered = write_rejects(job.output, range(3), "ours")
+        assert (gathered.codes, gathered.rejects) == (10, 2)
+        assert encode._whole_units(job) == {0: (4, 0), 1: (3, 1), 2: (3, 1)}
+    assert pq.read_table(folder / part_name(1)).equals(whole.take([0, 1, 3]))
+    rejects = pq.read_table(folder / "rejects.parquet").to_pylist()
+    assert [reject["uri"] for reject in rejects] == [f"{tmp_path}/shards/{number}.tar#2.png" for number in (1, 2)]
+    assert {reject["reason"] for reject in rejects} == {f"same id as another image: {tmp_path}/shards/0.tar#0.png"}
 
 
 def publish_meanwhile(monkeypatch, folder, job):
