@@ -221,6 +221,7 @@ class DecodePool:
         self._decoders = [Decoder(preprocessing, **options) for _ in range(processes)]
         self._batch_size = batch_size
         self._keeps_thumbnails = thumbnail > 0
+        self._is_busy = False
 
     def __enter__(self) -> DecodePool:
         """Return the pool."""
@@ -238,8 +239,18 @@ class DecodePool:
     def decode(self, images: Iterable[bytes | OSError]) -> Iterator[DecodedBatch]:
         """Decode a stream of encoded images; what could not be read is rejected for that reason.
 
-        One stream at a time, to be consumed to its end.
+        One stream at a time, to be consumed to its end: what was left in slots would come out as images of the next.
+
+        Raises
+        ------
+        PipelineError
+            If the stream before was not consumed to its end, or a decoding process cannot be kept alive.
         """
+        if self._is_busy:
+            raise PipelineError(
+                "the images before were not decoded to their end, so that these processes are of no use"
+            )
+        self._is_busy = True
         free: queue.Queue[tuple[Decoder, int]] = queue.Queue()
         for slot in range(SLOTS):
             for decoder in self._decoders:
@@ -249,11 +260,13 @@ class DecodePool:
         reader.start()
         while (item := sent.get()) is not None:
             if isinstance(item, BaseException):
+                self._is_busy = False  # it came after all that was sent
                 raise item
             item.decoder.wait(item.slot)
             yield self._decoded(item)
             free.put((item.decoder, item.slot))
         reader.join()
+        self._is_busy = False
 
     def _read(self, images: Iterator[bytes | OSError], free: Any, sent: Any) -> None:
         """Fill slots from the stream and send them, until it ends."""

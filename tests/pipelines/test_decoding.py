@@ -154,6 +154,21 @@ def test_a_watcher_that_is_killed_is_replaced():
     assert found == {row: row % 256 for row in range(400)}
 
 
+def test_a_stream_that_fails_leaves_the_pool_usable_and_one_that_is_left_does_not():
+    def failing():
+        yield from numbered(40)
+        raise OSError("the store is gone")
+
+    with DecodePool(RULE, batch_size=8) as pool:
+        with pytest.raises(OSError, match="the store is gone"):
+            decoded(pool, failing())
+        pixels, _, _ = decoded(pool, numbered(30)[::-1])
+        assert [int(pixels[row][0, 0, 0]) for row in range(30)] == list(range(30))[::-1]
+        next(pool.decode(numbered(40)))
+        with pytest.raises(PipelineError, match="were not decoded to their end"):
+            decoded(pool, numbered(30))
+
+
 def test_thumbnails_come_beside_the_pixels():
     images = [hostile.save(Image.new("RGB", (400, 200), (200, 30, 90)), "PNG"), b"", *numbered(1)]
     with DecodePool(RULE, thumbnail=64) as pool:
