@@ -22,6 +22,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/docker-compose -f deploy/compose.yaml config -q
 
 test: check
 	$(BIN)/python -m pytest -m 'not slow'

@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40, help="for the queries of one peer on one data set")
     parser.add_argument("--learned", type=Path, help="folder with database-BITS.npy and queries-BITS.npy")
     parser.add_argument("--only", help="measure the data sets whose name has this in it")
+    parser.add_argument("--peers", nargs="*", help="measure these again, and keep the results of the others")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--open", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -268,7 +269,7 @@ def main() -> None:
             rows = make_data(kind, bits, rows, Path(folder), options.learned)
             measured = results["data_sets"].setdefault(name, {"kind": kind, "bits": bits, "rows": rows, "peers": {}})
             for peer in peers:
-                if rows <= PEERS[peer].max_rows:
+                if rows <= PEERS[peer].max_rows and (options.peers is None or peer in options.peers):
                     measured["peers"][peer] = run_peer(peer, Path(folder), options.seconds)
                     print(name, peer, measured["peers"][peer].get("error", "ok"), flush=True)
                     path.write_text(json.dumps(results, separators=(",", ":")) + "\n")

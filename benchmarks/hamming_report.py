@@ -65,7 +65,8 @@ def sizes(data_set: dict) -> list[str]:
             lines.append(f"| {name} | failed: {measured['error'][0][:80]} | | | |")
             continue
         size = measured["bytes_a_code"]
-        held = f"{size:.1f}" if size else f"{measured['growth_bytes_a_code']:.1f} (growth of the process)"
+        growth = measured.get("growth_bytes_a_code")
+        held = f"{size:.1f}" if size else "" if growth is None else f"{growth:.1f} (growth of the process)"
         disk = f"{measured['disk_bytes'] / measured['rows']:.1f}" if "disk_bytes" in measured else "no file format"
         opened = f"{1000 * measured['open_s']:,.1f}" if "open_s" in measured else ""
         lines.append(f"| {name} | {measured['build_s']:.2f} | {held} | {disk} | {opened} |")

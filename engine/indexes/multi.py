@@ -208,8 +208,8 @@ class MultiIndex:
         if plan != "auto" or not len(self):
             return (every, NO_QUERIES) if plan == "tables" else (NO_QUERIES, every)
         by_tables_Q = plan_range(self.probe, queries_QW, radius, current_costs(len(self)), len(self))
-        if np.count_nonzero(by_tables_Q) == len(every):
-            return every, NO_QUERIES
+        if isinstance(by_tables_Q, bool):
+            return (every, NO_QUERIES) if by_tables_Q else (NO_QUERIES, every)
         return every[by_tables_Q], every[~by_tables_Q]
 
     def _nearest(

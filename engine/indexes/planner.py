@@ -42,7 +42,8 @@ FAR_ROWS = 2**22
 SCANNED_TOGETHER = 32
 NEAR_RADIUS = 7
 REPEATS = 7
-WORTH_COUNTING_NS = 25_000.0
+WORTH_COUNTING_NS = 200_000.0
+WORTH_TRYING_NS = 100_000.0  # beside which the call of a kernel for nothing is little
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is felt
 
 
@@ -101,28 +102,30 @@ def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int
     return by_tables_Q
 
 
-def plan_range(probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Costs, rows: int) -> NDArray[np.bool_]:
-    """Return which queries (Q,) of a radius search the tables should answer.
+def plan_range(
+    probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Costs, rows: int
+) -> NDArray[np.bool_] | bool:
+    """Return which queries (Q,) of a radius search the tables should answer; one bool if it is all or none.
 
     Nothing is counted where lookups alone cost more than any scan, where even the fullest buckets cost less, where all
-    buckets are about as full, or where the whole scan takes no longer than counting would: then the middle between
-    the mean bucket and the fullest is a fair guess. Only where it matters how many of the candidates are near, some
-    of their codes are compared.
+    buckets are about as full, or where the whole scan is so short that counting, whose cache misses it causes itself,
+    would be a good part of it: then the query is taken to be among the stored codes. Only where it matters how many of
+    the candidates are near, some of their codes are compared.
     """
     num_queries, words = queries_QW.shape
     plan = probe.plan(radius)
     prices = _prices(costs, plan.lookups, probe.tables.distinct, rows, words, num_queries)
     if prices.lookups_ns > prices.scan_ns:
-        return np.zeros(num_queries, np.bool_)
+        return False
     each_ns = prices.candidate_ns + prices.read_ns + prices.near_ns
     if prices.lookups_ns + plan.most * each_ns < prices.shared_scan_ns:
-        return np.ones(num_queries, np.bool_)
-    if probe.even or num_queries * prices.shared_scan_ns < WORTH_COUNTING_NS:
-        candidates_ns = plan.mean * prices.candidate_ns if probe.even else math.sqrt(plan.mean * plan.most) * each_ns
-        price_ns = prices.lookups_ns + candidates_ns
-        return np.full(num_queries, price_ns < prices.shared_scan_ns)
+        return True
+    if probe.even:
+        return prices.lookups_ns + plan.mean * prices.candidate_ns < prices.shared_scan_ns
+    if num_queries * prices.shared_scan_ns < WORTH_COUNTING_NS:
+        return prices.lookups_ns + probe.crowd(radius) * each_ns < prices.shared_scan_ns
     price_Q = probe.price_radius(queries_QW, radius, prices)
-    return price_Q < prices.scan_ns if num_queries == 1 else split_by_cost(price_Q, costs, rows, words)
+    return bool(price_Q[0] < prices.scan_ns) if num_queries == 1 else split_by_cost(price_Q, costs, rows, words)
 
 
 def trial_budget(probe: TableProbe, radius: int, costs: Costs, rows: int, words: int) -> int:
@@ -136,6 +139,8 @@ def trial_budget(probe: TableProbe, radius: int, costs: Costs, rows: int, words:
 @lru_cache(maxsize=1024)
 def _trial_budget(costs: Costs, lookups: int, distinct: int, rows: int, words: int) -> int:
     prices = _prices(costs, lookups, distinct, rows, words, 1)
+    if prices.scan_ns < WORTH_TRYING_NS:
+        return 0
     left_ns = RANGE_TRIAL * prices.scan_ns - prices.lookups_ns
     return max(0, int(left_ns / (prices.candidate_ns + prices.read_ns + prices.near_ns)))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -44,12 +46,15 @@ class RadiusPlan(NamedTuple):
         Candidates it meets at most, were all those buckets the largest of their table.
     mean : float
         Candidates it meets if those buckets are no fuller than others.
+    by_table : list of int
+        Lookups of each table.
     """
 
     reach: NDArray[np.int64]
     lookups: int
     most: int
     mean: float
+    by_table: list[int]
 
 
 class Budget(NamedTuple):
@@ -118,6 +123,7 @@ class TableProbe:
         self._shape = bytes_of(codes_NW), codes_NW.shape[1], len(codes_NW), tables.distinct, tables.row_bits
         self._arrays = tables.kernel_arrays()
         self._plans: dict[int, RadiusPlan] = {}
+        self._crowds: dict[int, float] = {}
         widest = max(tables.widths)
         self.count_TS = np.array(
             [[math.comb(width, ones) for ones in range(widest + 2)] for width in tables.widths], np.int64
@@ -136,8 +142,24 @@ class TableProbe:
             lookups = [sum(counts[: reach + 1].tolist()) for counts, reach in zip(self.count_TS, reach_T, strict=True)]
             most = sum(count * largest for count, largest in zip(lookups, self.tables.largest, strict=True))
             mean = float(self.mean_T @ np.array(lookups))
-            plan = self._plans[radius] = RadiusPlan(reach_T, sum(lookups), most, mean)
+            plan = self._plans[radius] = RadiusPlan(reach_T, sum(lookups), most, mean, lookups)
         return plan
+
+    def crowd(self, radius: int) -> float:
+        """Return how many candidates a query meets that lies among the stored codes, as most queries do."""
+        crowd = self._crowds.get(radius)
+        if crowd is None:
+            lookups_T = np.array(self.plan(radius).by_table)
+            met_T = self._own_bucket_T + (lookups_T - 1) * self.mean_T
+            crowd = self._crowds[radius] = float(met_T[lookups_T > 0].sum())
+        return crowd
+
+    @cached_property
+    def _own_bucket_T(self) -> NDArray[np.float64]:  # noqa: N802
+        """The mean size of the bucket that a code is in, of each table."""
+        edges = np.cumsum([0, *(2**width + 1 for width in self.tables.widths)])
+        sizes = [np.diff(self.tables.offsets[a:b].astype(np.float64)) for a, b in itertools.pairwise(edges)]
+        return np.array([size @ size / max(size.sum(), 1.0) for size in sizes])
 
     def price_radius(self, queries_QW: CodeArray, radius: int, prices: Prices) -> NDArray[np.float64]:
         """Estimate what a radius search would cost each query (Q,) here, in nanoseconds."""

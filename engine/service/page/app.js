@@ -64,6 +64,7 @@ function showState() {
 function showQuery() {
   const { query } = state;
   byId("shown").hidden = query === null;
+  byId("hint").hidden = query !== null;
   if (query === null) return;
   const isChosen = chosen !== null && chosen.code === query.code;
   const picture = isChosen
