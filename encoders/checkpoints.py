@@ -36,7 +36,9 @@ class TrainingFolder:
     ----------
     folder : Path or None
     run : mapping
-        All that decides the outcome of the run. A checkpoint of another run is refused.
+        What a checkpoint must have in common with the run that would go on from it, as JSON: settings, supervision and
+        number of images. The pixels of the images and the contents of a file of weights are not compared: leave both
+        as they are until the run is done.
 
     Attributes
     ----------

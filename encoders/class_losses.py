@@ -138,8 +138,7 @@ def class_centres(num_classes: int, bits: int, seed: int = 0) -> torch.Tensor:
     ValueError
         If there are more classes than codes.
     """
-    if num_classes > 2**bits:
-        raise ValueError(f"`bits` must give each of {num_classes} classes its own code, got {bits}: use more bits")
+    check_centres(num_classes, bits)
     generator = torch.Generator().manual_seed(seed)
     if bits & (bits - 1) == 0 and num_classes <= 2 * bits:
         return _hadamard_centres(num_classes, bits, generator)
@@ -149,6 +148,12 @@ def class_centres(num_classes: int, bits: int, seed: int = 0) -> torch.Tensor:
     if _least_distance(best) == 0:
         return _numbered_centres(num_classes, bits, seed)
     return best
+
+
+def check_centres(num_classes: int, bits: int) -> None:
+    """Refuse more classes than there are codes to give them."""
+    if num_classes > 2**bits:
+        raise ValueError(f"`bits` must give each of {num_classes} classes its own code, got {bits}: use more bits")
 
 
 def centres_of_images(centre_CK: torch.Tensor, target_BC: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from safetensors.torch import save as save_tensors
 from encoders.backbones import build_backbone
 from encoders.errors import EncoderError, ImageError
 from encoders.heads import HEADS, KERNEL, LINEAR, build_head
-from encoders.images import decode_image
+from encoders.images import decode_image, upright
 from encoders.inference import run_batches
 from encoders.model import HashModel
 from encoders.packing import CodeArray, pack_bits
@@ -281,7 +281,7 @@ class HashEncoder:
 
 
 def open_image(image: ImageLike) -> Image.Image:
-    """Return one image of any accepted kind as a Pillow image.
+    """Return one image of any accepted kind as a Pillow image, turned as its EXIF orientation says.
 
     Raises
     ------
@@ -291,7 +291,7 @@ def open_image(image: ImageLike) -> Image.Image:
         If it is no image of an accepted kind.
     """
     if isinstance(image, Image.Image):
-        return image
+        return upright(image)
     if isinstance(image, bytes | bytearray | memoryview):
         return decode_image(bytes(image))
     if isinstance(image, str | os.PathLike):

@@ -55,9 +55,9 @@ def backward(
         Both without a graph.
     """
     share = share or ALONE.share(len(image_BCHW), chunk_size)
-    chunks = share.split(image_BCHW)
+    chunks, device = share.split(image_BCHW), image_BCHW.device
     if len(chunks) == 1:
-        with share.passing(0):
+        with share.passing(0, device):
             output_bK = _at_least_float32(network(image_BCHW))
         loss, output_BK, gradient_BK = _loss_and_gradient(share.gather([output_bK]), loss_of)
         output_bK.backward(share.own(gradient_BK))  # type: ignore[no-untyped-call]
@@ -65,19 +65,19 @@ def backward(
     with torch.no_grad(), _kept_buffers(owner):
         states, outputs = [], []
         for number, chunk in enumerate(chunks):
-            states.append(random_state())
-            with share.passing(number):
+            states.append(random_state(device))
+            with share.passing(number, device):
                 outputs.append(_at_least_float32(network(chunk)))
-    after = random_state()
+    after = random_state(device)
     loss, output_BK, gradient_BK = _loss_and_gradient(share.gather(outputs), loss_of)
     gradients = share.split(share.own(gradient_BK))
     for number, (chunk, state, gradient) in enumerate(zip(chunks, states, gradients, strict=True)):
         # The same dropout as in the first pass.
-        set_random_state(state)
-        with share.passing(number):
+        set_random_state(state, device)
+        with share.passing(number, device):
             output_bK = _at_least_float32(network(chunk))
         output_bK.backward(gradient)  # type: ignore[no-untyped-call]
-    set_random_state(after)
+    set_random_state(after, device)
     return loss, output_BK
 
 

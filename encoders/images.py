@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from encoders.errors import ImageError
 
@@ -63,6 +63,15 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         _check_size(image, max_pixels)
         image.load()
         return to_rgb_or_grey(_turn_upright(image))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an opened image as its EXIF orientation says it is to be seen; the image itself stays as it is."""
+    # A damaged EXIF block says nothing about orientation; the pixels are still good.
+    with contextlib.suppress(Exception):
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image)
+    return image
 
 
 def to_rgb_or_grey(image: Image.Image) -> Image.Image:

@@ -25,6 +25,10 @@ from encoders.hashers import (
 _RIDGE = 1e-6
 _KSH_STEPS = 200
 
+SDH_ANCHORS = 1000
+KSH_ANCHORS = 300
+KSH_LABELLED = 1000
+
 
 class SDH(KernelHasher):
     """Codes from which a linear classifier reads the labels, learned bit by bit without relaxing them.
@@ -42,7 +46,7 @@ class SDH(KernelHasher):
         seed: int = 0,
         *,
         class_NC: NDArray[Any],
-        anchors: int = 1000,
+        anchors: int = SDH_ANCHORS,
         iterations: int = 5,
         ridge: float = 1.0,
         fidelity: float = 1e-5,
@@ -96,8 +100,8 @@ class KSH(KernelHasher):
         seed: int = 0,
         *,
         class_NC: NDArray[Any],
-        anchors: int = 300,
-        labelled: int = 1000,
+        anchors: int = KSH_ANCHORS,
+        labelled: int = KSH_LABELLED,
     ) -> Self:
         """Fit bit after bit.
 

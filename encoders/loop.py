@@ -22,7 +22,7 @@ from encoders.objectives import Objective
 from encoders.pixels import PixelSource
 from encoders.supervision import VIEWS, Supervision
 from encoders.validation import validation_map
-from encoders.workers import ALONE, Workers
+from encoders.workers import ALONE, Workers, forked_random, random_state, set_random_state
 
 WARM_UP = "warm-up"
 HASHING = "hashing"
@@ -48,9 +48,9 @@ class Progress(NamedTuple):
     images_per_s : float
         Since the phase began, or was resumed.
     imbalance : float
-        Dissimilar pairs for each similar pair of the batch; nan in the warm-up.
+        Dissimilar pairs for each similar pair of the batch, inf if it has no similar one; nan in the warm-up.
     bit_balance : float
-        Mean over bits of twice the rarer value's share in the batch: 1 is balanced, 0 constant; nan in the warm-up.
+        Mean over bits of the rarer value's share in the batch: 0.5 is balanced, 0 constant; nan in the warm-up.
     """
 
     phase: str
@@ -136,7 +136,8 @@ class _Place:
     batch: int = 0
     step: int = 0
     order_state: torch.Tensor = dataclasses.field(default_factory=torch.get_rng_state)
-    sums: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0.0])
+    # Over the batches done: loss, bit balance, dissimilar pairs, similar pairs.
+    sums: list[float] = dataclasses.field(default_factory=lambda: [0.0] * 4)
 
 
 class Loop:
@@ -208,7 +209,7 @@ class Loop:
         """Return the mean average precision of the codes of the images kept out."""
         self._model.eval()
         views = self._supervision.kind == VIEWS
-        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        with forked_random(torch.device(self._settings.device)), torch.inference_mode():
             torch.manual_seed(self._settings.seed)
             parts = torch.split(self._kept_out_V, self._settings.batch_size)
             outputs = [self._model(self.inputs(part, augment=views))[1].float().cpu() for part in parts]
@@ -256,7 +257,7 @@ class _PhaseRun:
         self._place = _Place(**saved["place"])
         self._best = saved["best"]
         self._done_before = self._place.step
-        torch.set_rng_state(saved["random"])
+        set_random_state(saved["random"], torch.device(self._settings.device))
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -267,7 +268,7 @@ class _PhaseRun:
             "rate": self._rate.state_dict(),
             "place": dataclasses.asdict(self._place),
             "best": self._best,
-            "random": torch.get_rng_state(),
+            "random": random_state(torch.device(self._settings.device)),
         }
 
     def _has_stalled(self) -> bool:
@@ -339,14 +340,17 @@ class _PhaseRun:
             raise FloatingPointError(
                 f"the loss became {loss} in {phase.name} step {place.step} of {self._steps}: lower the learning rate"
             )
-        shape = (float("nan"), float("nan"))
+        balance, dissimilar, similar = float("nan"), float("nan"), float("nan")
         if phase.name == HASHING:
-            shape = _imbalance(*self._loop._supervision.pairs_within(index_B)), _bit_balance(output_BK)
-        place.sums = [total + value for total, value in zip(place.sums, (loss, *shape), strict=True)]
+            balance = _bit_balance(output_BK)
+            dissimilar, similar = _count_pairs(*self._loop._supervision.pairs_within(index_B))
+        batch = (loss, balance, dissimilar, similar)
+        place.sums = [total + value for total, value in zip(place.sums, batch, strict=True)]
         if self._loop._progress is not None:
             speed = self._images_per_s()
-            state = Progress(phase.name, place.epoch, phase.epochs, place.step, self._steps, loss, beta, speed, *shape)
-            self._loop._progress(state)
+            imbalance = dissimilar / similar if similar else float("inf")
+            count = (place.epoch, phase.epochs, place.step, self._steps)
+            self._loop._progress(Progress(phase.name, *count, loss, beta, speed, imbalance, balance))
 
     def _images_per_s(self) -> float:
         images = (self._place.step - self._done_before) * self._settings.batch_size
@@ -354,10 +358,13 @@ class _PhaseRun:
 
     def _finish_epoch(self, beta: float) -> None:
         place, phase = self._place, self._phase
-        loss, imbalance, balance = (total / place.batch for total in place.sums)
-        line = {"phase": phase.name, "epoch": place.epoch, "epochs": phase.epochs, "loss": loss, "beta": beta}
+        loss, balance, dissimilar, similar = place.sums
+        line: dict[str, Any] = {"phase": phase.name, "epoch": place.epoch, "epochs": phase.epochs}
+        line |= {"loss": loss / place.batch, "beta": beta}
         if phase.name == HASHING:
-            line |= {"imbalance": imbalance, "bit_balance": balance}
+            # JSON has no infinity: an epoch without a similar pair has no imbalance.
+            line["imbalance"] = dissimilar / similar if similar else None
+            line["bit_balance"] = balance / place.batch
         if self._chooses:
             line["validation_map"] = self._choose(beta)
         self._loop._folder.log(line | {"images_per_s": round(self._images_per_s(), 1)})
@@ -383,14 +390,13 @@ def _one_cycle(
     return optimizer, rate
 
 
-def _imbalance(similar_BB: torch.Tensor, known_BB: torch.Tensor) -> float:
-    """Dissimilar known pairs for each similar one."""
+def _count_pairs(similar_BB: torch.Tensor, known_BB: torch.Tensor) -> tuple[int, int]:
+    """Return the numbers of dissimilar and of similar known pairs."""
     known_BB = known_BB & ~torch.eye(len(known_BB), dtype=torch.bool)
     num_similar = int((similar_BB & known_BB).sum())
-    num_dissimilar = int(known_BB.sum()) - num_similar
-    return num_dissimilar / num_similar if num_similar else float("inf")
+    return int(known_BB.sum()) - num_similar, num_similar
 
 
 def _bit_balance(z_BK: torch.Tensor) -> float:
     share_K = (z_BK > 0).float().mean(dim=0)
-    return float((2 * torch.minimum(share_K, 1 - share_K)).mean())
+    return float(torch.minimum(share_K, 1 - share_K).mean())

@@ -25,8 +25,9 @@ def pair_weights(
     """Weigh each known pair against how rare its kind is.
 
     HashNet (Cao et al., ICCV 2017, arXiv 1702.00758), equation 2: c_ij |S| / |S1| for similar pairs, |S| / |S0| for
-    dissimilar ones, where S is the set of known pairs. Dissimilar pairs always have c_ij = 1: their labels have
-    nothing in common, and a Jaccard index of 0 would make all of them vanish.
+    dissimilar ones. The paper's S is the set of all known pairs; here, as in the authors' code, |S|, |S1| and |S0|
+    count the known pairs of the batch, so the weights vary from batch to batch. Dissimilar pairs always have c_ij = 1:
+    their labels have nothing in common, and a Jaccard index of 0 would make all of them vanish.
 
     Parameters
     ----------

@@ -1,23 +1,25 @@
 """Every method by its name: what it learns from, and what it trains or fits.
 
-===========  ===========================================================================================
-hashnet      Cao et al., ICCV 2017: weighted pairs, tanh(beta z) with a rising beta
-hashnet-c    HashNet+C: similar pairs of multi-labelled images weigh as much as their labels have in common
-hashnet-w    ablation: no weights
-hashnet-sgn  ablation: no continuation, as good as signs from the first step: tanh(beta z) at the last beta throughout
-hashnet-st   ours: HashNet's pairs of signs with straight-through gradients, and a classifier that reads them
-dhn          Zhu et al., AAAI 2016: pairs and a quantisation penalty
-latent       Lin et al., CVPR workshops 2015: a classifier behind a layer of sigmoids
-joint        a reconstruction of Mu & Liu 2016: classification, then an exponentiated loss of pairs
-csq          Yuan et al., CVPR 2020: one Hadamard centre a class
-orthohash    Hoe et al., NeurIPS 2021: one cross-entropy over cosines to centres
-lsh          Charikar, STOC 2002: random hyperplanes on the backbone's features
-sh           Weiss et al., NIPS 2008: spectral hashing of the features
-itq          Gong & Lazebnik, CVPR 2011: turned principal components of the features
-itq-cca      Gong et al., TPAMI 2013: turned canonical components of features and labels
-sdh          Shen et al., CVPR 2015: discrete codes that a linear classifier reads, on a kernel of the features
-ksh          Liu et al., CVPR 2012: kernel hash functions fitted to pairs, one by one
-===========  ===========================================================================================
+=============  =========================================================================================
+hashnet        Cao et al., ICCV 2017: weighted pairs, tanh(beta z) with a rising beta
+hashnet-c      HashNet+C: similar pairs of multi-labelled images weigh as much as their labels have in common
+hashnet-w      ablation: no weights
+hashnet-sgn    ablation: signs from the first step, with straight-through gradients
+hashnet-tanh   ablation: tanh(z) throughout, signs taken afterwards; we take it to be the paper's HashNet-sgn
+hashnet-sharp  ablation: tanh(beta z) at the last beta (30 by default) from the first step
+hashnet-st     ours: hashnet-sgn, and a classifier that reads the same signs
+dhn            Zhu et al., AAAI 2016: pairs and a quantisation penalty
+latent         Lin et al., CVPR workshops 2015: a classifier behind a layer of sigmoids
+joint          a reconstruction of Mu & Liu 2016: classification, then an exponentiated loss of pairs
+csq            Yuan et al., CVPR 2020: one Hadamard centre a class
+orthohash      Hoe et al., NeurIPS 2021: one cross-entropy over cosines to centres
+lsh            Charikar, STOC 2002: random hyperplanes on the backbone's features
+sh             Weiss et al., NIPS 2008: spectral hashing of the features
+itq            Gong & Lazebnik, CVPR 2011: turned principal components of the features
+itq-cca        Gong et al., TPAMI 2013: turned canonical components of features and labels
+sdh            Shen et al., CVPR 2015: discrete codes that a linear classifier reads, on a kernel of the features
+ksh            Liu et al., CVPR 2012: kernel hash functions fitted to pairs, one by one
+=============  =========================================================================================
 """
 
 from __future__ import annotations
@@ -29,10 +31,25 @@ from typing import Any
 from numpy.typing import NDArray
 
 from encoders.baselines import ITQ, ITQCCA, LSH, SH
-from encoders.hashers import Features, Hasher
+from encoders.class_losses import check_centres
+from encoders.hashers import Features, Hasher, check_components
 from encoders.kernel_hashing import KSH, SDH
-from encoders.objectives import CSQ, DHN, HashNet, Joint, Latent, Objective, OrthoHash, StraightHashNet
+from encoders.objectives import (
+    CSQ,
+    DHN,
+    HashNet,
+    Joint,
+    Latent,
+    Objective,
+    OrthoHash,
+    SignHashNet,
+    StraightHashNet,
+)
 from encoders.supervision import LABELS, MULTI_LABELS, NOTHING, PAIRS, VIEWS, Supervision
+
+
+def _any_bits(bits: int, dims: int, num_classes: int) -> None:
+    """Take any number of bits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +87,9 @@ class Method:
     fit : callable, optional
         Learns a hasher from features (N, D), a number of bits, a seed and classes (N, C), which are None for a
         method that does not read them.
+    check_bits : callable
+        Called before anything is learned with the number of bits, of feature dimensions and of classes (0 without
+        labels); raises ValueError if the method cannot give so many, or so few, bits.
     continues : bool
         beta rises by the schedule of the settings; else it is `beta` throughout.
     beta : float or None
@@ -84,6 +104,7 @@ class Method:
     refusal: str = ""
     objective: Callable[[ObjectiveSettings], Objective] | None = None
     fit: Callable[[Features, int, int, NDArray[Any] | None], Hasher] | None = None
+    check_bits: Callable[[int, int, int], None] = _any_bits
     continues: bool = False
     beta: float | None = 1.0
     pretrains: bool = False
@@ -92,6 +113,15 @@ class Method:
     def reads_classes(self) -> bool:
         """Whether nothing but labels will do."""
         return set(self.learns_from) <= {LABELS, MULTI_LABELS}
+
+    @property
+    def ignores(self) -> frozenset[str]:
+        """Settings of `encoders.training.TrainConfig` that change nothing here."""
+        if self.fit is not None:
+            return frozenset({"epochs", "schedule", "final_beta", "validation_images", "patience"})
+        if self.continues:
+            return frozenset()
+        return frozenset({"schedule"} if self.beta is None else {"schedule", "final_beta"})
 
     def check(self, supervision: Supervision) -> None:
         """Refuse supervision that the method cannot learn from.
@@ -143,7 +173,21 @@ METHODS = {
         ),
         Method(
             name="hashnet-sgn",
-            title="HashNet-sgn (signs from the start)",
+            title="HashNet-sgn (straight-through signs from the start)",
+            learns_from=_PAIRWISE,
+            refusal=_NEEDS_PAIRS,
+            objective=lambda s: SignHashNet(s.alpha),
+        ),
+        Method(
+            name="hashnet-tanh",
+            title="HashNet-tanh (tanh(z) throughout, signs afterwards)",
+            learns_from=_PAIRWISE,
+            refusal=_NEEDS_PAIRS,
+            objective=lambda s: HashNet(s.alpha),
+        ),
+        Method(
+            name="hashnet-sharp",
+            title="HashNet-sharp (tanh(beta z), the last beta from the start)",
             learns_from=_PAIRWISE,
             refusal=_NEEDS_PAIRS,
             objective=lambda s: HashNet(s.alpha),
@@ -186,6 +230,7 @@ METHODS = {
             learns_from=_CLASSES,
             refusal=_NEEDS_CLASSES,
             objective=lambda s: CSQ(s.bits, s.num_classes, s.seed),
+            check_bits=lambda bits, _, num_classes: check_centres(num_classes, bits),
         ),
         Method(
             name="orthohash",
@@ -193,6 +238,7 @@ METHODS = {
             learns_from=_CLASSES,
             refusal=_NEEDS_CLASSES,
             objective=lambda s: OrthoHash(s.bits, s.num_classes, s.seed),
+            check_bits=lambda bits, _, num_classes: check_centres(num_classes, bits),
         ),
         Method(
             name="lsh",
@@ -211,6 +257,7 @@ METHODS = {
             title="ITQ",
             learns_from=_ANYTHING,
             fit=lambda features, bits, seed, _: ITQ.fit(features, bits, seed),
+            check_bits=lambda bits, dims, _: check_components(bits, dims, "ITQ"),
         ),
         Method(
             name="itq-cca",
@@ -218,6 +265,7 @@ METHODS = {
             learns_from=_CLASSES,
             refusal=_NEEDS_CLASSES,
             fit=lambda features, bits, seed, classes: ITQCCA.fit(features, bits, seed, class_NC=_given(classes)),
+            check_bits=lambda bits, dims, _: check_components(bits, dims, "ITQ-CCA"),
         ),
         Method(
             name="sdh",

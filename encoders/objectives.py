@@ -74,13 +74,32 @@ class HashNet(Objective):
         )
 
 
-class StraightHashNet(HashNet):
-    """HashNet's pairs of signs, and a classifier that reads the classes off the same signs; a method of this project.
+class SignHashNet(HashNet):
+    """HashNet's pairs of sign(z) from the first step, in the place of continuation.
 
-    In the place of continuation the codes are sign(z) from the first step, and their gradient passes to
-    tanh(z) as it is: the straight-through estimator of Bengio, Leonard & Courville, arXiv 1308.3432. Pairs place
-    codes against each other, the cross-entropy places each against all classes at once. The two add up, with equal
-    weight.
+    The gradient of a sign passes to tanh(z) as it is: the straight-through estimator of Bengio, Leonard & Courville,
+    arXiv 1308.3432.
+
+    Parameters
+    ----------
+    alpha : float or None
+        See `hashnet_loss`.
+    """
+
+    def forward(
+        self, output_BK: torch.Tensor, beta: float, supervision: Supervision, index_B: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Objective.forward`; beta is not read."""
+        return self._pair_loss(_straight_through_sign(output_BK), supervision, index_B)
+
+
+class StraightHashNet(HashNet):
+    """`SignHashNet`, and a classifier that reads the classes off the same signs; a method of this project.
+
+    It differs from HashNet by two things: signs from the first step, in the place of continuation, and the classifier.
+    `SignHashNet` (the method hashnet-sgn) has the first alone, so what lies between HashNet and it is what the signs
+    add, and what lies between it and this one is what the classifier adds. Pairs place codes against each other, the
+    cross-entropy places each against all classes at once. The two losses add up, with equal weight.
 
     Parameters
     ----------

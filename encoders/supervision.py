@@ -121,8 +121,9 @@ class LabelSupervision(_OfImages):
 
     def __init__(self, labels: NDArray[Any], num_images: int):
         super().__init__(num_images)
-        self._kind = MULTI_LABELS if labels.ndim == 2 else LABELS
         class_NC = _multi_hot(labels, num_images) if labels.ndim == 2 else _one_hot(labels, num_images)
+        # A matrix with one label in every row says no more than a column of labels.
+        self._kind = MULTI_LABELS if (class_NC.sum(axis=1) > 1).any() else LABELS
         self._class_NC = torch.from_numpy(class_NC)
 
     @property

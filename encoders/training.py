@@ -23,7 +23,7 @@ from encoders.methods import METHODS, Method, ObjectiveSettings
 from encoders.model import HashModel
 from encoders.objectives import Classification
 from encoders.pixels import PixelSource
-from encoders.schedules import SCHEDULES
+from encoders.schedules import FINAL_BETAS, SCHEDULES
 from encoders.supervision import (
     LabelSupervision,
     NoSupervision,
@@ -33,7 +33,7 @@ from encoders.supervision import (
     ViewSupervision,
 )
 from encoders.validation import keep_out
-from encoders.workers import ALONE, Workers
+from encoders.workers import ALONE, Workers, forked_random
 
 __all__ = ["ImageDataset", "Progress", "TrainConfig", "train"]
 
@@ -79,8 +79,8 @@ class TrainConfig:
         as in the paper, for a random one. The slower rate disturbs less of what was learned: on 5,000 and 9,000 other
         images of Fashion-MNIST, signs reach 0.854 with it, 0.849 with 5e-4 and 10.
     weight_decay : float
-    final_beta : float
-        Where continuation ends.
+    final_beta : float or None
+        Where continuation ends. None is where the schedule's own does: 30, and 7.07 for "released".
     schedule : str
         "stages" (ten equal ones), "released" (square root) or "constant" (no continuation).
     alpha : float or None
@@ -89,7 +89,8 @@ class TrainConfig:
         Kept out of training to choose the epoch on, by the mean average precision of their codes among themselves. 0
         keeps the last epoch.
     patience : int or None
-        Stop after this many epochs without a better one on the validation images.
+        Stop after this many epochs without a better one on the validation images. With continuation that may be
+        while beta is still low, and codes far from their signs: the encoder keeps the beta of its best epoch.
     precision : str
         "float32", "bfloat16" for a network under automatic mixed precision, or "float64" to compare runs: training
         lets rounding grow, so that in float32 the losses of one thread and of two differ in the second digit after
@@ -115,7 +116,7 @@ class TrainConfig:
     warmup_learning_rate: float = 3e-3
     hash_multiplier: float | None = None
     weight_decay: float = 0.01
-    final_beta: float = 30.0
+    final_beta: float | None = None
     schedule: str = "stages"
     alpha: float | None = None
     validation_images: int = 0
@@ -140,11 +141,16 @@ class TrainConfig:
             _require(value is None or value > 0, name, "above 0, or None", value)
         _require(self.warmup_learning_rate > 0, "warmup_learning_rate", "above 0", self.warmup_learning_rate)
         _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
-        _require(self.final_beta >= 1, "final_beta", "at least 1, where continuation starts", self.final_beta)
         _require(self.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}", self.schedule)
+        _require(self.last_beta >= 1, "final_beta", "at least 1, where continuation starts, or None", self.final_beta)
         _require(self.alpha is None or self.alpha > 0, "alpha", "above 0 or None (10 / bits)", self.alpha)
         _require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         self._check_validation()
+
+    @property
+    def last_beta(self) -> float:
+        """Where continuation ends: `final_beta`, or the schedule's own end."""
+        return FINAL_BETAS[self.schedule] if self.final_beta is None else self.final_beta
 
     def _check_validation(self) -> None:
         fits = METHODS[self.method].fit is not None
@@ -226,9 +232,10 @@ def train(
         raise ValueError(f"`compile` must be False with several workers, got True with {workers.size}: see `Workers`")
     warmup_epochs = _warmup_epochs(config, method, supervision)
     run = {"config": dataclasses.asdict(config), "supervision": supervision.digest(), "images": len(images)}
-    with torch.random.fork_rng(devices=[]):
+    with forked_random(torch.device(config.device)):
         torch.manual_seed(config.seed)
         backbone = build_backbone(config.backbone, config.weights)
+        method.check_bits(config.bits, backbone.feature_dim, supervision.num_classes)
         model = HashModel(backbone, config.bits).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         trainer = _Trainer(config, method, backbone, model, supervision, warmup_epochs, workers)
         return trainer.train(images, TrainingFolder(folder if workers.is_first else None, run), progress)
@@ -318,8 +325,8 @@ class _Trainer:
 
     def _beta_at(self, share: float) -> float:
         if self._method.continues:
-            return SCHEDULES[self._config.schedule](share, self._config.final_beta)
-        return self._config.final_beta if self._method.beta is None else self._method.beta
+            return SCHEDULES[self._config.schedule](share, self._config.last_beta)
+        return self._config.last_beta if self._method.beta is None else self._method.beta
 
     def _fit(self, images: Any) -> HashEncoder:
         """Fit the method's hasher to the features of the images as they are, and put it in the hash layer's place."""
@@ -355,7 +362,8 @@ class _Trainer:
         )
 
     def _encoder_config(self, beta: float, epoch: str) -> EncoderConfig:
-        settings = dataclasses.asdict(self._config) | {"warmup_epochs": self._warmup_epochs}
+        chosen = {"warmup_epochs": self._warmup_epochs, "final_beta": self._config.last_beta}
+        settings = dataclasses.asdict(self._config) | chosen
         return EncoderConfig(
             bits=self._config.bits,
             backbone=self._backbone.name,
@@ -392,9 +400,16 @@ def _warmup_epochs(config: TrainConfig, method: Method, supervision: Supervision
             f"`warmup_epochs` must be 0 or None when training on {supervision.kind}, got {config.warmup_epochs}: "
             "the warm-up classifies, which needs labels"
         )
-    if config.warmup_epochs is not None:
-        return config.warmup_epochs
-    return 12 if supervision.num_classes and (config.weights is None or method.pretrains) else 0
+    epochs = config.warmup_epochs
+    if epochs is None:
+        epochs = 12 if supervision.num_classes and (config.weights is None or method.pretrains) else 0
+    if epochs == 0 and config.weights is None and (method.fit is not None or method.pretrains):
+        raise ValueError(
+            f"`method` {method.name} hashes features that were learned before, got a backbone of random weights and no "
+            "warm-up: pass `weights` (a file or a name that the backbone knows), or label the images and leave "
+            "`warmup_epochs` to its default"
+        )
+    return epochs
 
 
 def _rates(config: TrainConfig, *, has_learned: bool) -> tuple[float, float]:

@@ -146,8 +146,16 @@ class Share:
         return Draws(self.own_b, self._num_images)
 
     @contextlib.contextmanager
-    def passing(self, number: int) -> Iterator[None]:
-        """Within this context, a network that is given one chunk of this worker's images sees that of all workers."""
+    def passing(self, number: int, device: torch.device) -> Iterator[None]:
+        """Within this context, a network that is given one chunk of this worker's images sees that of all workers.
+
+        Parameters
+        ----------
+        number : int
+            Of the chunk.
+        device : torch.device
+            Where the network is.
+        """
         if self._workers.size == 1:
             yield
             return
@@ -158,16 +166,26 @@ class Share:
             yield
         if 0 in counts:
             # torch draws nothing for the dropout of no images.
-            set_random_state(self._workers.from_first(random_state()))
+            set_random_state(self._workers.from_first(random_state(device)), device)
 
 
-def random_state() -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the state of the random numbers of this process, and of its GPU's if it has one."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+def random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the state of the random numbers of the CPU, and of `device` if that is a GPU, which has its own.
+
+    That one and no other: of several workers each may use another GPU of one machine.
+    """
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
-def set_random_state(state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+def set_random_state(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.device) -> None:
     """Go back to a state."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def forked_random(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Within this context, random numbers of the CPU and of `device` may be seeded; afterwards they are as before."""
+    if device.type != "cuda":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[torch.cuda.current_device() if device.index is None else device.index])

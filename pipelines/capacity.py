@@ -73,7 +73,7 @@ def work_of_radius(bits: int, rows: int, radius: int) -> Work:
     Examples
     --------
     >>> work_of_radius(64, 2**21, 4)
-    Work(lookups=45, candidates=45.0)
+    Work(lookups=20, candidates=640.0)
     """
     widths = choose_widths(bits, rows)
     each, more = divmod(radius, len(widths))

@@ -118,8 +118,8 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 MethodOption = Annotated[
     str,
     typer.Option(
-        help="hashnet, hashnet-c, hashnet-w, hashnet-sgn, hashnet-st, dhn, latent, joint, csq, orthohash; on the "
-        "backbone's features lsh, sh, itq, itq-cca, sdh, ksh."
+        help="hashnet, hashnet-c, hashnet-w, hashnet-sgn, hashnet-tanh, hashnet-sharp, hashnet-st, dhn, latent, joint, "
+        "csq, orthohash; on the backbone's features lsh, sh, itq, itq-cca, sdh, ksh."
     ),
 ]
 BackboneOption = Annotated[
@@ -140,7 +140,7 @@ WarmupOption = Annotated[int | None, typer.Option(min=0, help="Passes of classif
 BatchOption = Annotated[int | None, typer.Option(min=4, help="Images a step, all pairs of which count.")]
 ChunkOption = Annotated[int | None, typer.Option(min=2, help="Images of a batch in memory at a time.")]
 ScheduleOption = Annotated[str | None, typer.Option(help="How beta rises: stages, released or constant.")]
-BetaOption = Annotated[float | None, typer.Option(min=1, help="Where beta ends.")]
+BetaOption = Annotated[float | None, typer.Option(min=1, help="Where beta ends; by the schedule, 30 or 7.07.")]
 ValidationOption = Annotated[
     int | None, typer.Option(min=0, help="Keep this many images out, and choose the best epoch on them.")
 ]
@@ -177,6 +177,7 @@ def train(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train an encoder; an interrupted training goes on where it was."""
+    from encoders.methods import METHODS
     from encoders.training import TrainConfig
     from pipelines.train import train_encoder
 
@@ -196,6 +197,9 @@ def train(
     config = TrainConfig(
         bits=bits, method=method, backbone=backbone, weights=weights, compile=compile, device=device, seed=seed, **given
     )
+    if ignored := METHODS[method].ignores & given.keys():
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(ignored))
+        raise typer.BadParameter(f"{method} has no use for {names}: leave it out")
     start = time.perf_counter()
     with training_bar() as report:
         encoder = train_encoder(
@@ -521,8 +525,9 @@ def evaluate(
             baselines=baseline,
             progress=say,
         )
-    rows = {f"mAP, {name}": f"{method.map_all:.4f}" for name, method in report.methods.items()}
-    out.print(key_value_table("retrieval", {**rows, "mAP, relaxed codes": f"{report.map_relaxed:.4f}"}))
+    rows = {f"mAP, {title}": f"{report.methods[name].map_all:.4f}" for name, title in report.titles().items()}
+    relaxed = f"{report.map_relaxed:.4f} (signs, same queries: {report.map_signs_of_those:.4f})"
+    out.print(key_value_table("retrieval", {**rows, "mAP, relaxed codes": relaxed}))
     out.print(f"report: {output / 'report.md'}", soft_wrap=True)
 
 

@@ -107,7 +107,7 @@ def _coded(codes: Path, ids: list[int]) -> pa.ChunkedArray:
 
 def _tell(folder: Path, report: Report, seconds: dict[str, float]) -> None:
     out.print(key_value_table("what was done", {step: f"{spent:.1f} s" for step, spent in seconds.items()}))
-    quality = {f"mAP, {name}": f"{method.map_all:.3f}" for name, method in report.methods.items()}
+    quality = {f"mAP, {title}": f"{report.methods[name].map_all:.3f}" for name, title in report.titles().items()}
     out.print(key_value_table("retrieval", {**quality, "mAP, relaxed codes": f"{report.map_relaxed:.3f}"}))
     collection = Collection.open(folder / "collection")
     query = encode_file(load_encoder(collection), folder / "query.png")

@@ -7,13 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from encoders.encoder import EncoderOutput, HashEncoder
 from encoders.methods import METHODS
 from pipelines.corpora import labels_of, list_corpus
 from pipelines.errors import PipelineError
 from pipelines.images import encode_entries
-from pipelines.measure import RELAXED_QUERIES, Comparison, Report, Side, count_distances, method_report, relaxed_map
+from pipelines.measure import (
+    RELAXED_QUERIES,
+    Comparison,
+    Histograms,
+    Report,
+    Side,
+    count_distances,
+    method_report,
+    relaxed_maps,
+)
 from pipelines.report import write_report
 
 BASELINES = tuple(name for name, method in METHODS.items() if method.fit is not None)
@@ -54,7 +64,8 @@ def evaluate_encoder(
     Raises
     ------
     PipelineError
-        If a corpus has no labels, or none of its images can be decoded.
+        If a corpus has no labels, none of its images can be decoded, or no query shares a label with any image of the
+        database.
     """
     unknown = set(baselines) - set(BASELINES)
     if unknown:
@@ -80,7 +91,9 @@ def evaluate_encoder(
         compared.histograms[name] = count_distances(
             query_codes, codes, compared.queries.labels, compared.database.labels, model.bits
         )
-    report = _report(model, compared, teacher)
+    found = next(iter(compared.histograms.values()))
+    _refuse_unanswerable(found, compared)
+    report = _report(model, compared, found, {name: str(path) for name, path in corpora.items()}, len(teacher.labels))
     say("drawing")
     write_report(report, compared, Path(output))
     return report
@@ -125,26 +138,60 @@ def _baseline_codes(
     return hasher.encode(compared.queries.output.features), hasher.encode(compared.database.output.features)
 
 
-def _report(model: HashEncoder, compared: Comparison, teacher: Side) -> Report:
+def _refuse_unanswerable(found: Histograms, compared: Comparison) -> None:
+    if not found.relevant.any():
+        raise PipelineError(
+            f"not one of the {len(compared.queries.labels)} queries shares a label with any of the "
+            f"{len(compared.database.labels)} images of the database: were their labels given the same names?"
+        )
+
+
+def _report(
+    model: HashEncoder, compared: Comparison, found: Histograms, corpora: dict[str, str], num_taught: int
+) -> Report:
     training = model.config.training
+    relaxed, signs = relaxed_maps(compared.queries, compared.database, found)
     return Report(
         bits=model.bits,
         encoder=model.fingerprint,
         backbone=model.config.backbone,
         title=str(training.get("title", model.config.method)),
-        protocol={
-            "queries": len(compared.queries.labels),
-            "database": len(compared.database.labels),
-            "relevant": "shares a label with the query",
-            "cut_off": "all of the database where none is named",
-            "ties": "expected value over the orders of equal distances",
-            "epoch": str(training.get("epoch", "unknown")),
-            "baselines_learn_from": f"{len(teacher.labels)} images, by the features of the encoder's hash layer",
-            "relaxed_codes": f"at most {RELAXED_QUERIES} of the queries",
-        },
-        map_relaxed=relaxed_map(compared.queries, compared.database),
+        protocol=_protocol(model, compared, found, corpora, num_taught),
+        map_relaxed=relaxed,
+        map_signs_of_those=signs,
         methods={
             name: method_report(histograms, compared.codes[name][1], model.bits)
             for name, histograms in compared.histograms.items()
         },
     )
+
+
+def _protocol(
+    model: HashEncoder, compared: Comparison, found: Histograms, corpora: dict[str, str], num_taught: int
+) -> dict[str, str | int]:
+    """Say what was asked of what, and what encoder and baselines had seen before."""
+    training = model.config.training
+    queries, database = compared.queries.entries, compared.database.entries
+    return {
+        "queries": len(queries),
+        "queries_from": corpora["queries"],
+        "database": len(database),
+        "database_from": corpora["database"],
+        "uris_on_both_sides": _in_common(queries, database, "uri"),
+        "ids_on_both_sides": _in_common(queries, database, "id"),
+        "an_image_on_both_sides": "counts as a hit of its own",
+        "relevant": "shares a label with the query",
+        "queries_with_an_answer": int(found.relevant.any(axis=1).sum()),
+        "queries_without_an_answer": "left out of mAP and NDCG, 0 in P@N and precision within a radius",
+        "cut_off": "all of the database where none is named",
+        "ties": "expected value over the orders of equal distances",
+        "epoch": str(training.get("epoch", "unknown")),
+        "encoder_learned_from": str(training.get("supervision", "unknown")),
+        "baselines_learn_from": f"{num_taught} images, by the features of the encoder's hash layer",
+        "baselines_learn_from_corpus": corpora.get("train", corpora["database"]),
+        "relaxed_codes": f"at most {RELAXED_QUERIES} of the queries with an answer",
+    }
+
+
+def _in_common(queries: pa.Table, database: pa.Table, column: str) -> int:
+    return int(pc.sum(pc.is_in(queries[column], database[column].combine_chunks())).as_py() or 0)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from encoders.encoder import EncoderOutput
+from encoders.methods import METHODS
 from encoders.metrics import (
     average_precision_of_scores,
     bit_balance,
@@ -24,7 +25,7 @@ from encoders.metrics import (
     precision_at,
     precision_within_radius,
 )
-from engine.histogram import distance_histogram
+from engine.histogram import DistanceHistogram, distance_histogram, graded_histogram
 
 PRECISION_RADIUS = 2
 CUT_OFFS = (10, 100, 1000)
@@ -32,8 +33,6 @@ CUT_OFFS = (10, 100, 1000)
 # Relaxed codes are ranked by sorting, a second for 1,000 queries of 9,000 items: more queries would hardly say more.
 RELAXED_QUERIES = 1000
 _SORTED_AT_ONCE = 50_000_000
-# Distances counted at a time for several labels an image: 200 MB of work space.
-_COUNTED_AT_ONCE = 8_000_000
 
 
 class Histograms(NamedTuple):
@@ -66,7 +65,8 @@ class MethodReport:
         With a cut-off, over as many relevant items as the cut-off could hold, and over those it found (the rule of
         HashNet's code and of most published tables).
     precision_at : dict of str to float
-        Share of relevant items among the first N.
+        Share of relevant items among the first N, of every query: one with nothing relevant counts as 0. Means of
+        average precision and NDCG are over the queries that have something relevant.
     ndcg_at : dict of str to float or None
         For several labels an image, with gain 2**shared - 1.
     precision_radius_2 : float
@@ -103,11 +103,12 @@ class Report:
     title : str
         The method that made the encoder, as it is to be printed.
     protocol : dict
-        Split, tie rule, cut-off, epoch and what the baselines learned from.
-    map_relaxed : float
-        Mean average precision of the real-valued codes tanh(beta z), ranked by inner product.
+        Corpora, tie rule, cut-off, epoch and what encoder and baselines learned from.
+    map_relaxed, map_signs_of_those : float
+        Mean average precision of the real-valued codes tanh(beta z), ranked by inner product, and that of their signs,
+        of the same queries: at most 1,000.
     methods : dict of str to MethodReport
-        The encoder under its method's name, and each baseline.
+        First the encoder under its method's name, and each baseline.
     """
 
     bits: int
@@ -116,7 +117,13 @@ class Report:
     title: str
     protocol: dict[str, str | int]
     map_relaxed: float
+    map_signs_of_those: float
     methods: dict[str, MethodReport]
+
+    def titles(self) -> dict[str, str]:
+        """Return what to print for the name of each method."""
+        own, *baselines = self.methods
+        return {own: self.title, **{name: METHODS[name].title for name in baselines}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,17 +174,15 @@ def count_distances(
     query_labels, code_labels : ndarray, shapes (Q,) and (N,) int64, or (Q, C) and (N, C) bool
     bits : int
     """
-    if query_labels.ndim == 1:
-        given = {"code_labels": code_labels, "bits": bits}
-        # The first call of a process loads the kernel, which is no part of a query's time.
-        distance_histogram(queries[:1], codes, query_labels=query_labels[:1], **given)
-        start = time.perf_counter()
-        total, relevant = distance_histogram(queries, codes, query_labels=query_labels, **given)
-        return Histograms(total, relevant, None, time.perf_counter() - start)
+    count = distance_histogram if query_labels.ndim == 1 else graded_histogram
+    # The first call of a process loads the kernel, which is no part of a query's time.
+    count(queries[:1], codes, query_labels=query_labels[:1], code_labels=code_labels, bits=bits)
     start = time.perf_counter()
-    graded = _count_shared(queries, codes, query_labels, code_labels, bits)
+    counts = count(queries, codes, query_labels=query_labels, code_labels=code_labels, bits=bits)
     seconds = time.perf_counter() - start
-    return Histograms(graded.sum(axis=2), graded[:, :, 1:].sum(axis=2), graded, seconds)
+    if isinstance(counts, DistanceHistogram):
+        return Histograms(*counts, None, seconds)
+    return Histograms(counts.sum(axis=2), counts[:, :, 1:].sum(axis=2), counts, seconds)
 
 
 def method_report(histograms: Histograms, codes: np.ndarray, bits: int) -> MethodReport:
@@ -202,29 +207,30 @@ def method_report(histograms: Histograms, codes: np.ndarray, bits: int) -> Metho
     )
 
 
-def relaxed_map(queries: Side, database: Side) -> float:
-    """Mean average precision of at most 1,000 queries when inner products of relaxed codes order the database."""
-    chosen = np.linspace(0, len(queries.labels) - 1, min(RELAXED_QUERIES, len(queries.labels))).astype(np.int64)
+def relaxed_maps(queries: Side, database: Side, found: Histograms) -> tuple[float, float]:
+    """Mean average precision by inner products of relaxed codes, and by their signs, of the same queries.
+
+    These are at most 1,000 of the queries that have anything relevant, evenly taken.
+
+    Parameters
+    ----------
+    found : Histograms
+        Of the signs.
+
+    Returns
+    -------
+    tuple of float
+        Of relaxed codes, and of signs; nan where no query has anything relevant.
+    """
+    answered = np.flatnonzero(found.relevant.any(axis=1))
+    if not len(answered):
+        return float("nan"), float("nan")
+    chosen = answered[np.linspace(0, len(answered) - 1, min(RELAXED_QUERIES, len(answered))).astype(np.int64)]
     values = []
     for rows in np.array_split(chosen, -(-len(chosen) * len(database.labels) // _SORTED_AT_ONCE)):
         scores = queries.output.relaxed[rows] @ database.output.relaxed.T
         values.append(average_precision_of_scores(scores, _relevant(queries.labels[rows], database.labels)))
-    return float(np.nanmean(np.concatenate(values)))
-
-
-def _count_shared(
-    queries: np.ndarray, codes: np.ndarray, query_labels: np.ndarray, code_labels: np.ndarray, bits: int
-) -> np.ndarray:
-    """Count items by distance and by number of labels in common, (Q, D, L)."""
-    levels = int(min(query_labels.sum(axis=1).max(), code_labels.sum(axis=1).max())) + 1
-    counts = np.zeros((len(queries), bits + 1, levels), np.int64)
-    code_labels_CN = code_labels.T.astype(np.float32)
-    for rows in np.array_split(np.arange(len(queries)), -(-len(queries) * len(codes) // _COUNTED_AT_ONCE)):
-        distance = np.bitwise_count(queries[rows, None] ^ codes).sum(axis=2, dtype=np.int64)
-        shared = (query_labels[rows].astype(np.float32) @ code_labels_CN).astype(np.int64)
-        key = (np.arange(len(rows))[:, None] * (bits + 1) + distance) * levels + shared
-        counts[rows] = np.bincount(key.ravel(), minlength=counts[rows].size).reshape(counts[rows].shape)
-    return counts
+    return float(np.concatenate(values).mean()), mean_average_precision(found.total[chosen], found.relevant[chosen])
 
 
 def _relevant(query_labels: np.ndarray, code_labels: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@
     precision_at.png        share of relevant items among the first N
     precision_radius.png    precision within each radius, radius 2 marked
     sharpness.png           histogram of |h|: whether relaxed codes have become binary
-    tsne.png                a map of codes, one colour a label
+    tsne.png                a map of codes, one colour a label; not of fewer than 4
     results.png             queries and their nearest images
 """
 
@@ -30,6 +30,7 @@ from pipelines.reading import read_images
 # Codes on the map: t-SNE takes some seconds for as many.
 _MAP_CODES = 1000
 _MAP_PERPLEXITY = 30.0
+_LEAST_MAP_CODES = 4
 _WIDEST_RADIUS = 12
 _GRID_QUERIES = 8
 _GRID_ANSWERS = 10
@@ -60,15 +61,23 @@ def write_report(report: Report, compared: Comparison, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report.json", (json.dumps(asdict(report), indent=1) + "\n").encode())
     title = f"{report.bits} bits, {report.backbone}"
-    _draw_curves(report, compared, folder, title)
+    pictures = _draw_curves(report, compared, folder, title)
     save_sharpness(compared.database.output.relaxed, folder / "sharpness.png", title=report.title)
-    _draw_map(compared, folder / "tsne.png", f"{report.title}, {title}", report.bits)
+    pictures.append("sharpness.png")
+    if len(compared.database.labels) >= _LEAST_MAP_CODES:
+        _draw_map(compared, folder / "tsne.png", f"{report.title}, {title}", report.bits)
+        pictures.append("tsne.png")
     _draw_results(compared, folder / "results.png")
-    write_atomically(folder / "report.md", _page(report, sorted(folder.glob("*.png"))).encode())
+    pictures.append("results.png")
+    write_atomically(folder / "report.md", _page(report, pictures).encode())
 
 
-def _draw_curves(report: Report, compared: Comparison, folder: Path, title: str) -> None:
-    named = {f"{name}, mAP {report.methods[name].map_all:.3f}": counts for name, counts in compared.histograms.items()}
+def _draw_curves(report: Report, compared: Comparison, folder: Path, title: str) -> list[str]:
+    """Draw a curve a method into three pictures; return their names."""
+    named = {
+        f"{name}, mAP {report.methods[key].map_all:.3f}": compared.histograms[key]
+        for key, name in report.titles().items()
+    }
     curves = {name: precision_recall_curve(counts.total, counts.relevant) for name, counts in named.items()}
     save_lines(
         {name: (curve.recall, curve.precision) for name, curve in curves.items()},
@@ -101,6 +110,7 @@ def _draw_curves(report: Report, compared: Comparison, folder: Path, title: str)
         y="precision within the radius",
         mark=PRECISION_RADIUS,
     )
+    return ["precision_recall.png", "precision_at.png", "precision_radius.png"]
 
 
 def _draw_map(compared: Comparison, path: Path, title: str, bits: int) -> None:
@@ -111,8 +121,6 @@ def _draw_map(compared: Comparison, path: Path, title: str, bits: int) -> None:
     labels = compared.database.labels
     groups = labels if labels.ndim == 1 else labels.argmax(axis=1)
     rows = np.linspace(0, len(groups) - 1, min(_MAP_CODES, len(groups))).astype(np.int64)
-    if len(rows) < 4:
-        return
     bit_NB = unpack_bits(next(iter(compared.codes.values()))[1][rows], bits).astype(np.float32)
     # Equal codes would lie on one another, and hide how many they are.
     bit_NB += np.random.default_rng(0).normal(0.0, 0.01, bit_NB.shape).astype(np.float32)
@@ -146,21 +154,22 @@ def _tiles(side: Side, rows: list[int], classes: list[str], distance: np.ndarray
     return tiles
 
 
-def _page(report: Report, pictures: list[Path]) -> str:
-    rows = {name: _row(method) for name, method in report.methods.items()}
+def _page(report: Report, pictures: list[str]) -> str:
+    rows = {name: _row(report.methods[key]) for key, name in report.titles().items()}
     columns = list(next(iter(rows.values())))
     lines = [
         f"# {report.title}, {report.bits} bits on {report.backbone}",
         "",
         *(f"- {name.replace('_', ' ')}: {value}" for name, value in report.protocol.items()),
         f"- encoder: {report.encoder}",
-        f"- mAP of the relaxed codes: {report.map_relaxed:.4f}",
+        f"- mAP of the relaxed codes: {report.map_relaxed:.4f}; of their signs, by the same queries: "
+        f"{report.map_signs_of_those:.4f}",
         "",
         f"| method | {' | '.join(columns)} |",
         f"|---|{'---|' * len(columns)}",
         *(f"| {name} | {' | '.join(row.values())} |" for name, row in rows.items()),
         "",
-        *(f"![{picture.stem}]({picture.name})" for picture in pictures),
+        *(f"![{Path(picture).stem}]({picture})" for picture in pictures),
     ]
     return "\n".join(lines) + "\n"
 

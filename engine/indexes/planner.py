@@ -42,7 +42,7 @@ FAR_ROWS = 2**22
 SCANNED_TOGETHER = 32
 NEAR_RADIUS = 7
 REPEATS = 7
-WORTH_COUNTING_NS = 200_000.0
+WORTH_COUNTING_NS = 60_000.0
 WORTH_TRYING_NS = 100_000.0  # beside which the call of a kernel for nothing is little
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is felt
 

@@ -11,7 +11,7 @@ from typing import get_args
 
 import numpy as np
 
-from engine.histogram import distance_histogram
+from engine.histogram import distance_histogram, graded_histogram
 from engine.indexes.multi import MultiIndex, Plan
 from engine.indexes.planner import calibrate, has_stored_costs
 from engine.indexes.probe import Prices
@@ -44,9 +44,15 @@ def _run_every_kernel() -> None:
     index = MultiIndex.build(codes_NW, np.arange(32), bits=128, threads=1)
     for plan in get_args(Plan):
         index.search(codes_NW[:3], 2, plan=plan, threads=1)
-        index.range_search(codes_NW[:3], 2, plan=plan, threads=1)
+        for explain in (
+            False,
+            True,
+        ):  # explained, the hits of each query lie apart, and other kernels put them in order
+            index.range_search(codes_NW[:3], 2, plan=plan, threads=1, explain=explain)
     labels = np.zeros(3, np.int64)
     distance_histogram(codes_NW[:3], codes_NW[:3], query_labels=labels, code_labels=labels, bits=128)
+    several = np.ones((3, 2), np.bool_)
+    graded_histogram(codes_NW[:3], codes_NW[:3], query_labels=several, code_labels=several, bits=128)
     index.probe.price_radius(codes_NW[:3], 2, Prices(1.0, 1.0, 1.0, 1.0, 1e9, 1.0))
 
 

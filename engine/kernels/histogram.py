@@ -1,6 +1,7 @@
 """How many codes, and how many relevant ones, stand at each distance of a query.
 
-Q queries, N codes, W words a code, D = bits + 1 distances.
+Q queries, N codes, W words a code, D = bits + 1 distances, V words of labels (a bit a label), L = 1 + the most labels
+that two can share.
 """
 
 from __future__ import annotations
@@ -30,3 +31,23 @@ def count_distances(
             total_QD[q, distance] += 1
             if code_label_N[n] == query_label_Q[q]:
                 relevant_QD[q, distance] += 1
+
+
+@kernel
+def count_shared(
+    query_QW: NDArray[np.uint64],
+    code_NW: NDArray[np.uint64],
+    query_label_QV: NDArray[np.uint64],
+    code_label_NV: NDArray[np.uint64],
+    count_QDL: NDArray[np.int64],
+) -> None:
+    """Add every code to `count_QDL`, by its distance and the number of labels that it shares with the query."""
+    for q in range(query_QW.shape[0]):
+        for n in range(code_NW.shape[0]):
+            distance = np.int64(0)
+            for w in range(query_QW.shape[1]):
+                distance += np.int64(popcount(query_QW[q, w] ^ code_NW[n, w]))
+            shared = np.int64(0)
+            for v in range(query_label_QV.shape[1]):
+                shared += np.int64(popcount(query_label_QV[q, v] & code_label_NV[n, v]))
+            count_QDL[q, distance, shared] += 1

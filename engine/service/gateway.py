@@ -37,6 +37,8 @@ from fastapi.staticfiles import StaticFiles
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.routing import Match, Mount
+from starlette.types import Scope
 
 from engine.codes import CodeArray, num_words
 from engine.errors import DeadlineExceededError, HashlightError, IdNotFoundError, OverloadedError
@@ -45,7 +47,7 @@ from engine.rerank import Rerank
 from engine.service import bodies, schemas
 from engine.service.encoding import Encoded, ImageEncoder, ImageRefusedError, MicroBatcher
 from engine.service.fetch import ImageFetcher
-from engine.service.guard import Guard
+from engine.service.guard import API_PATHS, Guard
 from engine.service.keys import Keys
 from engine.service.limits import Limits
 from engine.service.metrics import CONTENT_TYPE, Metrics
@@ -454,11 +456,19 @@ def create_app(
     _add_routes(app, gateway, keys or Keys())
     describe_api(app, secured=bool(keys))
     if page.is_dir():
-        app.mount("/", StaticFiles(directory=page, html=True))
+        app.router.routes.append(_Page("/", StaticFiles(directory=page, html=True)))
     if allowed_hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
     app.add_middleware(Guard, limits=limits, metrics=metrics, admit=gateway.refuse_overload, refuse=_answer_of)
     return app
+
+
+class _Page(Mount):
+    """Static files below the API: a wrong method there is a wrong method, not a file that is missing."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match nothing that is the API's."""
+        return (Match.NONE, {}) if scope["path"].startswith(API_PATHS) else super().matches(scope)
 
 
 def _add_routes(app: FastAPI, gateway: Gateway, keys: Keys) -> None:

@@ -20,7 +20,7 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_API_PATHS = ("/v1/", "/health/", "/metrics", "/openapi.json")
+API_PATHS = ("/v1/", "/health/", "/metrics", "/openapi.json")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -91,8 +91,8 @@ class Guard:
     def _add_headers(path: str, headers: MutableHeaders, *, closes: bool) -> None:
         for name, value in _HEADERS.items():
             headers.setdefault(name, value)
-        headers.setdefault("Content-Security-Policy", API_POLICY if path.startswith(_API_PATHS) else PAGE_POLICY)
-        if path.startswith(_API_PATHS):
+        headers.setdefault("Content-Security-Policy", API_POLICY if path.startswith(API_PATHS) else PAGE_POLICY)
+        if path.startswith(API_PATHS):
             headers.setdefault("Cache-Control", "no-store")
         if closes:
             headers["Connection"] = "close"

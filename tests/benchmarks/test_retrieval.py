@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import retrieval
+from encoders.encoder import EncoderOutput
+from encoders.methods import METHODS
 from pipelines import fashion_mnist
+from pipelines.measure import Side, count_distances
+from tests import oracles
 
 
 @pytest.fixture(autouse=True)
@@ -69,14 +74,22 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys):
     cells = tmp_path / "retrieval.trial-60.cells"
     names = {path.stem for path in cells.glob("*_8_*.json")}
     assert names == {
-        *(f"{variant}_hashnet_8_{seed}" for variant in retrieval.VARIANTS for seed in (0, 1)),
+        *(f"{variant}_hashnet_8_0" for variant in retrieval.VARIANTS),
+        *(f"{variant}_hashnet_8_1" for variant in ("small", "full", "imbalanced")),
         *(f"{variant}_{method}_8_0" for variant in ("small", "full", "unseen") for method in ("joint", "ksh")),
         *(f"{variant}_dhn_8_0" for variant in retrieval.VARIANTS),
     }
-    document = json.loads((tmp_path / "retrieval.json").read_bytes())
+    # A trial never stands in the real report's place.
+    assert not list(tmp_path.glob("retrieval.json")) + list(tmp_path.glob("retrieval.md"))
+    document = json.loads((tmp_path / "retrieval.trial-60.json").read_bytes())
     assert len(document["cells"]) == len(names)
     assert all(0 < cell["map_all"] < 1 for cell in document["cells"])
-    text = (tmp_path / "retrieval.md").read_text()
+    assert all((cell["rerank"] is not None) == (cell["method"] == "hashnet") for cell in document["cells"])
+    assert all((cell["map_signs_of_those"] is not None) == (cell["method"] == "hashnet") for cell in document["cells"])
+    assert {cell["facts"]["device"] for cell in document["cells"]} == {"cpu"}
+    text = (tmp_path / "retrieval.trial-60.md").read_text()
+    assert "other settings had favoured the ablations: the comparison is that of this protocol" in text
+    assert "- device: cpu\n" in text
     assert "trial: YES: 60 images of each part" in text
     assert "| Joint (Mu & Liu 2016, a reconstruction) |" in text
     assert " ± " in text
@@ -84,9 +97,115 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys):
     ran = len(capsys.readouterr().out.splitlines())
     assert ran == len(names)
     assert {path.name for path in cells.glob("backbone_*.json")} == {
-        f"backbone_{split}_{seed}.json" for split in ("small", "full", "unseen") for seed in (0, 1)
+        *(f"backbone_{split}_{seed}.json" for split in ("small", "full") for seed in (0, 1)),
+        "backbone_unseen_0.json",
     }
-    assert (tmp_path / "retrieval.full.map_all.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "retrieval.trial-60.full.map_all.png").read_bytes().startswith(b"\x89PNG")
     (cells / "full_ksh_8_0.json").unlink()
     retrieval.main([*arguments, "--method", "hashnet", "joint", "ksh", "dhn"])
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["full_ksh_8_0:"]
+
+
+def kept(folder, method="hashnet", bits=32, seed=0, variant="full", **changes):
+    """A cell on disk with what every cell has."""
+    cell = {
+        "variant": variant,
+        "method": method,
+        "bits": bits,
+        "seed": seed,
+        "title": METHODS[method].title,
+        "train": 60_000,
+        "database": 60_000,
+        "queries": 10_000,
+        "epoch": "last, 1",
+        "train_cpu_s": 20.0,
+        "backbone_epochs": "12 + 4 + 4",
+        "backbone_cpu_s": 500.0,
+        "map_all": 0.94,
+        "precision_radius_2": 0.92,
+        "map_relaxed": 0.95,
+        "share_above_0.99": 0.99,
+        "rerank": {"precision_by_codes": 0.93, "precision_by_features": 0.935, "cpu_ms_a_query": 2.0},
+    } | changes
+    path = folder / f"{variant}_{method}_{bits}_{seed}.json"
+    path.write_text(json.dumps(cell))
+    return path
+
+
+def row_of(page, table, method):
+    return next(line for line in page.split(f"{table}:")[1].splitlines() if line.startswith(f"| {method} |"))
+
+
+def test_a_cell_that_says_less_shows_less(tmp_path):
+    path = kept(tmp_path)
+    page = retrieval.page(retrieval.results_in(tmp_path))
+    assert "mAP of relaxed codes less" not in page
+    assert row_of(page, "The same after re-ranking the first 1,000 by features", "HashNet").endswith(
+        "| 0.9350 (1,000 queries) |"
+    )
+    assert row_of(page, "Gain by re-ranking, and its standard error", "HashNet").endswith("| 0.0050 (1,000 queries) |")
+    rerank = json.loads(path.read_text())["rerank"] | {"queries": 10_000, "standard_error": 0.0004}
+    kept(tmp_path, seed=1, map_signs_of_those=0.946, rerank=rerank, facts={"trial": "no", "device": "cuda"})
+    page = retrieval.page(retrieval.results_in(tmp_path))
+    # The mean of both seeds where both say it, of the one that asked all queries where that differs.
+    assert row_of(page, "mAP", "HashNet").endswith("| 0.9400 ± 0.0000 (2) |")
+    assert row_of(page, "mAP of relaxed codes less that of signs", "HashNet").endswith("| 0.0040 |")
+    assert row_of(page, "Gain by re-ranking, and its standard error", "HashNet").endswith("| 0.0050 ± 0.0004 |")
+    assert "- device: cpu (1 cells); cuda (1 cells)\n" in page
+    assert "- trial: no\n" in page
+
+
+def test_a_cell_of_another_making_is_refused(tmp_path):
+    kept(tmp_path, settings=retrieval.VARIANTS["full"].settings)
+    assert len(retrieval.results_in(tmp_path)) == 1
+    path = kept(tmp_path, settings=retrieval.VARIANTS["full"].settings | {"epochs": 3})
+    with pytest.raises(SystemExit, match=r"hashnet_32_0.json was made as .*'epochs': 3.*now stands for .*'epochs': 1"):
+        retrieval.results_in(tmp_path)
+    path.unlink()
+    path = kept(tmp_path, title="HashNet (of another kind)")
+    with pytest.raises(SystemExit, match=r"HashNet \(of another kind\).*move it away, or run it again"):
+        retrieval.results_in(tmp_path)
+    path.unlink()
+    kept(tmp_path, variant="lost")
+    with pytest.raises(SystemExit, match="is of lost and hashnet, not both known here"):
+        retrieval.results_in(tmp_path)
+
+
+def test_re_ranking_is_measured_on_all_queries(monkeypatch):
+    monkeypatch.setattr(retrieval, "POOL", 20)
+    monkeypatch.setattr(retrieval, "RERANKED", 5)
+    rng = np.random.default_rng(0)
+    codes, queries = oracles.clustered_codes(rng, 80, 16), oracles.clustered_codes(rng, 13, 16)
+    features, asked = rng.normal(size=(80, 4)).astype(np.float32), rng.normal(size=(13, 4)).astype(np.float32)
+    labels, query_labels = rng.integers(3, size=80), rng.integers(3, size=13)
+    found = count_distances(queries, codes, query_labels, labels, 16)
+    sides = [
+        Side(None, own, EncoderOutput(code, None, values))
+        for own, code, values in ((query_labels, queries, asked), (labels, codes, features))
+    ]
+    got = retrieval.measure_rerank(*sides, 16, found)
+    _, pools = oracles.knn(queries, codes, np.arange(80), 20)
+    distances = oracles.hamming_distances(queries, codes)
+    by_codes, by_features = [], []
+    for q, pool in enumerate(pools):
+        far = [float(((features[i].astype(np.float16).astype(float) - asked[q]) ** 2).sum()) for i in pool]
+        nearest = pool[np.argsort(far)[:5]]
+        by_features.append(sum(labels[i] == query_labels[q] for i in nearest) / 5)
+        by_codes.append(expected_hits(distances[q], labels == query_labels[q], 5) / 5)
+    gains = np.array(by_features) - np.array(by_codes)
+    assert (got["queries"], got["pool"]) == (13, 20)
+    assert got["precision_by_features"] == pytest.approx(np.mean(by_features))
+    assert got["precision_by_codes"] == pytest.approx(np.mean(by_codes))
+    assert got["standard_error"] == pytest.approx(statistics.stdev(gains) / 13**0.5)
+    assert len(set(gains)) > 3
+
+
+def expected_hits(distances, relevant, count):
+    """Relevant items among the first so many, equal distances in a random order."""
+    total, left = 0.0, count
+    for distance in sorted(set(distances)):
+        group = relevant[distances == distance]
+        taken = min(left, len(group))
+        total += taken * sum(group) / len(group)
+        left -= taken
+    return total

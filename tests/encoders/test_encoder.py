@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
 from encoders.backbones import SMALL_CNN, build_backbone
-from encoders.encoder import EncoderConfig, HashEncoder
+from encoders.encoder import EncoderConfig, HashEncoder, open_image
 from encoders.errors import EncoderError, ImageError
+from encoders.images import decode_image
 from encoders.model import HashModel
 from encoders.packing import unpack_bits
 
@@ -143,6 +144,28 @@ def test_an_image_may_come_in_any_form(encoder, tmp_path):
     path.write_bytes(buffer.getvalue())
     forms = [IMAGES[3], IMAGES[3][..., None], Image.fromarray(IMAGES[3]), buffer.getvalue(), path, str(path)]
     assert len(np.unique(encoder.encode(forms))) == 1
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "JPEG"])
+def test_whatever_its_form_an_image_is_turned_as_its_exif_says(tmp_path, file_format):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = np.zeros((28, 28), np.uint8)
+    picture[:14] = 255
+    path = tmp_path / "turned"
+    Image.fromarray(picture).save(path, file_format, exif=exif)
+    shown, opened = Image.fromarray(np.rot90(picture, -1).copy()), Image.open(path)
+    decoded = decode_image(path.read_bytes())
+    forms = [shown, path, str(path), path.read_bytes(), opened, Image.open(path), decoded, Image.fromarray(picture)]
+    rows = [np.asarray(open_image(form).convert("L")) for form in forms]
+    assert all(np.abs(row.astype(int) - np.asarray(shown)).max() < 40 for row in rows[:-1])
+    assert (rows[-1] == picture).all()
+    encoder = build()
+    codes = encoder.encode([path, str(path), path.read_bytes(), opened, decoded])
+    assert len(np.unique(codes)) == 1
+    assert (encoder.encode([picture]) != codes[0]).all()
+    # The caller's image is as it was, and may be encoded again.
+    assert (encoder.encode([opened]) == codes[0]).all()
 
 
 def test_what_is_no_image_is_refused(encoder, tmp_path):

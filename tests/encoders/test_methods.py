@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -27,7 +28,9 @@ def one_thread():
 
 
 def labels_for(method):
-    return SEVERAL if method in MULTI_ONLY else LABELS
+    """What is to be learned here: bars that are not neighbours belong together, which no feature says by itself."""
+    groups = LABELS[:, None] % 2 == np.arange(2)
+    return np.hstack([LABELS[:, None] == np.arange(4), groups]) if method in MULTI_ONLY else LABELS % 2
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +52,18 @@ def encoders(weights):
     return {method: one(method) for method in METHODS}
 
 
+def quality(encoder):
+    queries, items = encoder.encode(QUERIES), encoder.encode(IMAGES)
+    return mean_average_precision(*distance_histograms(queries, items, QUERY_LABELS[:, None] % 2 == LABELS % 2, 16))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns(encoders, method):
     encoder = encoders[method]
-    queries, items = encoder.encode(QUERIES), encoder.encode(IMAGES)
-    found = mean_average_precision(*distance_histograms(queries, items, QUERY_LABELS[:, None] == LABELS, 16))
-    assert found > 0.6, found
+    # The features that all start from tell the four bars apart, not which two belong together.
+    assert quality(encoders["lsh"]) < 0.8
+    if METHODS[method].objective is not None or METHODS[method].reads_classes:
+        assert quality(encoder) > quality(encoders["lsh"]) + 0.1
     assert encoder.config.method == method
     assert encoder.config.training["title"] == METHODS[method].title
 
@@ -78,8 +87,8 @@ def test_the_reconstruction_is_called_one_wherever_it_stands(encoders):
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in (*NEED_LABELS, *MULTI_ONLY)])
-def test_what_needs_no_labels_takes_pairs_and_views(method):
-    config = TrainConfig(method=method, bits=8, batch_size=16, epochs=1)
+def test_what_needs_no_labels_takes_pairs_and_views(weights, method):
+    config = TrainConfig(method=method, bits=8, batch_size=16, epochs=1, weights=weights)
     pairs = PairList([0, 1, 2, 3], [4, 5, 6, 7], [1, 0, 1, 0])
     by_pairs, by_views = train(IMAGES[:32], pairs=pairs, config=config), train(IMAGES[:32], config=config, views=True)
     assert by_pairs.encode(QUERIES[:3]).shape == by_views.encode(QUERIES[:3]).shape == (3, 1)
@@ -97,22 +106,18 @@ def test_what_reads_labels_is_refused_without_them(method):
 
 
 @pytest.mark.parametrize("method", NEED_LABELS)
-def test_what_reads_labels_reads_several(method):
-    config = TrainConfig(method=method, bits=8, batch_size=16, epochs=1, warmup_epochs=0)
+def test_what_reads_labels_reads_several(weights, method):
+    config = TrainConfig(method=method, bits=8, batch_size=16, epochs=1, warmup_epochs=0, weights=weights)
     encoder = train(IMAGES[:48], SEVERAL[:48], config)
     assert encoder.config.training["supervision"] == "6 labels, several an image"
 
 
-def test_bad_combinations_are_refused_with_their_reason():
-    with pytest.raises(ValueError, match="hashnet-c learns from multi-labels, got labels: with one label an image"):
-        train(IMAGES, LABELS, TrainConfig(method="hashnet-c"))
-    for method in ("itq", "itq-cca"):
-        with pytest.raises(ValueError, match=r"at most 256 for ITQ.* on 256-dimensional features, got 300"):
-            train(IMAGES[:40], LABELS[:40], TrainConfig(method=method, bits=300, warmup_epochs=0))
+def test_bad_combinations_are_refused_with_their_reason(weights):
+    for labels in (LABELS, LABELS[:, None] == np.arange(4)):
+        with pytest.raises(ValueError, match="hashnet-c learns from multi-labels, got labels: with one label an image"):
+            train(IMAGES, labels, TrainConfig(method="hashnet-c"))
     with pytest.raises(ValueError, match="SH need features that vary, got 20 equal rows: 8 bits are not possible"):
-        train(np.zeros((20, 28, 28), np.uint8), config=TrainConfig(method="sh", bits=8))
-    with pytest.raises(ValueError, match="each of 4 classes its own code, got 1"):
-        train(IMAGES, LABELS, TrainConfig(method="csq", bits=1, warmup_epochs=0))
+        train(np.zeros((20, 28, 28), np.uint8), config=TrainConfig(method="sh", bits=8, weights=weights))
     with pytest.raises(ValueError, match=r"`method` must be one of hashnet, .* got 'fruit'"):
         TrainConfig(method="fruit")
     with pytest.raises(ValueError, match="`validation_images` must be 0 for itq, which has no epochs, got 10"):
@@ -120,8 +125,43 @@ def test_bad_combinations_are_refused_with_their_reason():
 
 
 @pytest.mark.parametrize(
+    ("method", "bits", "message"),
+    [
+        ("itq", 300, "at most 256 for ITQ on 256-dimensional features, got 300"),
+        ("itq-cca", 300, "at most 256 for ITQ-CCA on 256-dimensional features, got 300"),
+        ("csq", 1, "each of 4 classes its own code, got 1"),
+        ("orthohash", 1, "each of 4 classes its own code, got 1"),
+    ],
+)
+def test_bits_that_cannot_be_are_refused_before_the_warm_up(tmp_path, method, bits, message):
+    steps = []
+    settings = {"method": method, "batch_size": 16, "epochs": 1, "warmup_epochs": 1}
+    with pytest.raises(ValueError, match=message):
+        train(IMAGES[:32], LABELS[:32], TrainConfig(bits=bits, **settings), folder=tmp_path, progress=steps.append)
+    assert not steps
+    again = train(IMAGES[:32], LABELS[:32], TrainConfig(bits=8, **settings), folder=tmp_path, progress=steps.append)
+    assert steps
+    assert again.bits == 8
+
+
+@pytest.mark.parametrize("method", ["lsh", "itq", "ksh", "joint"])
+def test_features_of_random_weights_are_not_hashed(method):
+    with pytest.raises(ValueError, match=f"{method} hashes features that were learned before, .*: pass `weights`"):
+        train(IMAGES, LABELS, TrainConfig(method=method, bits=8, warmup_epochs=0))
+    if not METHODS[method].reads_classes:
+        with pytest.raises(ValueError, match="random weights and no warm-up"):
+            train(IMAGES, config=TrainConfig(method=method, bits=8))
+
+
+@pytest.mark.parametrize(
     ("method", "betas"),
-    [("hashnet", {1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0}), ("hashnet-sgn", {10.0}), ("hashnet-st", {1.0})],
+    [
+        ("hashnet", {1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0}),
+        ("hashnet-sgn", {1.0}),
+        ("hashnet-tanh", {1.0}),
+        ("hashnet-sharp", {10.0}),
+        ("hashnet-st", {1.0}),
+    ],
 )
 def test_beta_rises_only_where_there_is_continuation(weights, method, betas):
     seen = []
@@ -131,6 +171,14 @@ def test_beta_rises_only_where_there_is_continuation(weights, method, betas):
     encoder = train(IMAGES, LABELS, config, progress=lambda step: seen.append(step.beta))
     assert set(seen) == betas
     assert encoder.config.beta == max(betas)
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("stages", 30.0), ("released", math.sqrt(50)), ("constant", 30.0)])
+def test_each_schedule_ends_where_its_authors_end_it(weights, schedule, last):
+    config = TrainConfig(method="hashnet", bits=8, batch_size=16, epochs=1, weights=weights, warmup_epochs=0)
+    encoder = train(IMAGES[:32], LABELS[:32], dataclasses.replace(config, schedule=schedule))
+    assert encoder.config.beta == pytest.approx(last)
+    assert encoder.config.training["settings"]["final_beta"] == pytest.approx(last)
 
 
 def test_classification_comes_first_for_the_joint_method_whatever_the_weights(weights):

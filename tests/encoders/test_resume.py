@@ -116,9 +116,22 @@ def test_the_log_has_one_line_an_epoch(tmp_path, each_step_kept):
     assert [(line["phase"], line["epoch"]) for line in lines] == [("warm-up", 1), ("hashing", 1), ("hashing", 2)]
     assert 20 < lines[2]["beta"] <= 30
     assert 1 < lines[2]["imbalance"] < 10
-    assert 0 < lines[2]["bit_balance"] <= 1
+    assert 0 < lines[2]["bit_balance"] <= 0.5
     assert lines[2]["loss"] > 0
     assert lines[2]["images_per_s"] > 0
+
+
+@pytest.mark.parametrize(("similar", "imbalance"), [([1, 0, 0, 0], 3.0), ([0, 0, 0, 0], None)])
+def test_imbalance_is_that_of_the_whole_epoch_and_never_infinite(tmp_path, similar, imbalance):
+    # Two pairs a batch, so that one of two batches has no similar pair: its own imbalance is infinite.
+    pairs = PairList(np.arange(0, 8, 2), np.arange(1, 8, 2), similar)
+    config = TrainConfig(bits=8, batch_size=4, epochs=1)
+    steps = []
+    train(IMAGES[:40], pairs=pairs, config=config, folder=tmp_path, progress=steps.append)
+    assert max(step.imbalance for step in steps) == float("inf")
+    text = (tmp_path / "training.jsonl").read_text()
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [line["imbalance"] for line in lines] == [imbalance]
 
 
 def test_the_best_epoch_on_images_kept_out_is_kept(tmp_path):

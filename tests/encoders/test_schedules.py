@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from encoders.schedules import SCHEDULES, constant, released, stages
+from encoders.schedules import FINAL_BETAS, SCHEDULES, constant, released, stages
 
 
 def test_stages_rise_in_ten_equal_steps():
@@ -17,6 +17,7 @@ def test_released_is_the_authors_rule(iteration):
     refreshed = iteration // 200 * 200
     final = math.sqrt(1 + 0.005 * 9_800)
     assert released(iteration / 10_000, final) == pytest.approx(math.sqrt(1 + 0.005 * refreshed))
+    assert FINAL_BETAS["released"] == pytest.approx(final)
 
 
 def test_constant_has_no_continuation():

@@ -5,7 +5,7 @@ import sys
 
 SCRIPT = """
 import numpy as np
-from engine.histogram import distance_histogram
+from engine.histogram import distance_histogram, graded_histogram
 from engine.indexes.multi import MultiIndex
 from engine.indexes.planner import Costs
 from engine.indexes import planner, warmup
@@ -33,6 +33,8 @@ for words in (1, 2, 3):
                 index.range_search(some, 30, 7, **given)
 labels = np.zeros(9, np.int64)
 distance_histogram(queries, queries, query_labels=labels, code_labels=labels, bits=bits)
+several = rng.random((9, 70)) < 0.5
+graded_histogram(queries, queries, query_labels=several, code_labels=several, bits=bits)
 after = [len(kernel.signatures) for _, _, kernel in kernels]
 assert len(kernels) > 20
 print([name[:2] for name, old, new in zip(kernels, before, after) if new != old])

@@ -3,36 +3,90 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from encoders.encoder import EncoderOutput, HashEncoder
 from encoders.metrics import mean_average_precision, ndcg
+from encoders.packing import pack_bits
+from pipelines import measure
 from pipelines.errors import PipelineError
 from pipelines.evaluate import BASELINES, evaluate_encoder
-from pipelines.measure import CUT_OFFS, count_distances
+from pipelines.measure import CUT_OFFS, Report, Side, count_distances, method_report, relaxed_maps
 from tests import oracles
 
 PICTURES = {"precision_recall", "precision_at", "precision_radius", "sharpness", "tsne", "results"}
 
 
-def test_one_label_an_image(tmp_path, corpus, encoder):
+def test_one_label_an_image(tmp_path, corpus, encoder, pictures):
+    (tmp_path / "foreign.png").write_bytes(b"of somebody else")
     report = evaluate_encoder(encoder, database=corpus, queries=corpus, output=tmp_path, baselines=BASELINES)
     assert set(report.methods) == {"hashnet", *BASELINES}
     written = json.loads((tmp_path / "report.json").read_bytes())
     assert written["methods"]["itq"]["map_all"] == report.methods["itq"].map_all
-    assert {path.stem for path in tmp_path.glob("*.png")} == PICTURES
     page = (tmp_path / "report.md").read_text()
-    assert f"| itq | {report.methods['itq'].map_all:.4f} |" in page
-    assert all(f"({name}.png)" in page for name in PICTURES)
+    assert f"| ITQ | {report.methods['itq'].map_all:.4f} |" in page
+    assert set(re.findall(r"!\[.*\]\((.*)\.png\)", page)) == PICTURES
+    assert all((tmp_path / f"{name}.png").is_file() for name in PICTURES)
+    images, labels = pictures[0][:300], pictures[1][:300]
+    codes = HashEncoder.load(encoder).encode(images)
+    counts = oracles.distance_histograms(codes, codes, labels[:, None] == labels, 48)
+    assert report.methods["hashnet"].map_all == pytest.approx(mean_average_precision(*counts), abs=1e-12)
     for method in report.methods.values():
         assert set(method.map_at) == set(method.precision_at) == {"10", "100"}
         assert method.ndcg_at is None
-        assert method.map_at_found["10"] >= method.map_at["10"]
-        assert method.bit_correlation is None or 0 <= method.bit_correlation <= 1
-    assert report.protocol["epoch"] == "last, 1"
+    assert abs(report.map_relaxed - report.map_signs_of_those) < 0.2
+    assert report.map_signs_of_those == pytest.approx(report.methods["hashnet"].map_all, abs=1e-12)
+
+
+def test_the_protocol_says_what_was_asked_of_what(tmp_path, corpus, encoder):
+    table = pq.read_table(corpus)
+    label = table["label"].to_numpy()
+    few = table.filter(pa.array(label != label[0])).slice(0, 200)
+    pq.write_table(few, tmp_path / "few.parquet")
+    report = evaluate_encoder(
+        encoder, database=tmp_path / "few.parquet", queries=corpus, output=tmp_path / "report", baselines=["itq"]
+    )
+    protocol = report.protocol
+    assert (protocol["queries"], protocol["database"]) == (300, 200)
+    assert (protocol["queries_from"], protocol["database_from"]) == (str(corpus), str(tmp_path / "few.parquet"))
+    assert protocol["queries_with_an_answer"] == (label != label[0]).sum() < 300
+    assert (protocol["uris_on_both_sides"], protocol["ids_on_both_sides"]) == (0, 200)
+    assert protocol["encoder_learned_from"] == "10 labels"
+    assert protocol["baselines_learn_from"].startswith("200 images")
+    assert protocol["epoch"] == "last, 1"
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "- queries without an answer: left out of mAP and NDCG, 0 in P@N" in page
+    same = evaluate_encoder(encoder, database=corpus, queries=corpus, output=tmp_path / "same", baselines=[])
+    assert (same.protocol["uris_on_both_sides"], same.protocol["ids_on_both_sides"]) == (300, 300)
+
+
+def test_labels_that_never_meet_are_refused(tmp_path, corpus, encoder):
+    table = pq.read_table(corpus)
+    other = pa.array([f"other {label}" for label in table["label"].to_pylist()])
+    pq.write_table(table.drop("label").append_column("label", other), tmp_path / "other.parquet")
+    strings = pa.array([str(label) for label in table["label"].to_pylist()])
+    pq.write_table(table.drop("label").append_column("label", strings), tmp_path / "strings.parquet")
+    with pytest.raises(PipelineError, match="not one of the 300 queries shares a label with any of the 300 images"):
+        evaluate_encoder(
+            encoder,
+            database=tmp_path / "strings.parquet",
+            queries=tmp_path / "other.parquet",
+            output=tmp_path / "report",
+            baselines=[],
+        )
+    assert not (tmp_path / "report").exists()
+
+
+def test_methods_are_printed_by_their_titles():
+    report = Report(48, "f", "small-cnn", "Joint (Mu & Liu 2016, a reconstruction)", {}, 0.5, 0.5, {"joint": None})
+    assert report.titles() == {"joint": "Joint (Mu & Liu 2016, a reconstruction)"}
+    report.methods["ksh"] = None
+    assert list(report.titles().values()) == ["Joint (Mu & Liu 2016, a reconstruction)", "KSH"]
 
 
 def test_several_labels_an_image(tmp_path, corpus, encoder):
@@ -68,3 +122,124 @@ def test_shared_labels_are_counted_as_the_oracle_counts_them(bits):
         assert (got.graded[:, :, level] == oracles.distance_histograms(queries, codes, shared == level, bits)[1]).all()
     assert 0 < np.nanmean(ndcg(got.graded, 2.0 ** np.arange(got.graded.shape[2]) - 1, CUT_OFFS[0])) <= 1
     assert 0 < mean_average_precision(got.total, got.relevant) < 1
+
+
+@pytest.mark.parametrize("bits", [12, 64, 100])
+def test_equal_labels_are_counted_as_the_oracle_counts_them(bits):
+    rng = np.random.default_rng(bits)
+    codes, queries = oracles.clustered_codes(rng, 300, bits), oracles.clustered_codes(rng, 9, bits)
+    labels, query_labels = rng.integers(4, size=300), rng.integers(5, size=9)
+    got = count_distances(queries, codes, query_labels, labels, bits)
+    total, relevant = oracles.distance_histograms(queries, codes, query_labels[:, None] == labels, bits)
+    assert (got.total == total).all()
+    assert (got.relevant == relevant).all()
+    assert got.graded is None
+    assert 0 < relevant.sum() < total.sum() == 9 * 300
+
+
+def test_many_labels_are_counted_as_the_oracle_counts_them():
+    rng = np.random.default_rng(0)
+    codes = oracles.clustered_codes(rng, 50, 16)
+    labels = rng.random((50, 130)) < 0.3
+    got = count_distances(codes[:7], codes, labels[:7], labels, 16)
+    shared = labels[:7].astype(int) @ labels.T.astype(int)
+    for level in range(got.graded.shape[2]):
+        expected = oracles.distance_histograms(codes[:7], codes, shared == level, 16)[1]
+        assert (got.graded[:, :, level] == expected).all()
+    assert got.graded.sum() == 7 * 50
+
+
+def thermometer(levels):
+    """Codes of 12 bits with so many ones, from the lowest bit on: distances to all zeros or all ones differ."""
+    return np.array([[2**level - 1] for level in levels], np.uint64)
+
+
+# Two items have one code, and one label: whichever comes first, every measure is the same.
+LEVELS = [0, 1, 2, 3, 3, 5, 6, 8, 9, 11, 12]
+ITEM_LABELS = [0, 1, 0, 2, 2, 1, 0, 0, 2, 1, 0]
+QUERY_LEVELS, QUERY_LABELS = [0, 12, 0, 12], [0, 0, 1, 7]
+
+
+def ranked_hits(query_level, query_label):
+    distances = [abs(level - query_level) for level in LEVELS]
+    order = sorted(range(len(LEVELS)), key=lambda i: distances[i])
+    return [ITEM_LABELS[i] == query_label for i in order], [distances[i] for i in order]
+
+
+def average_precision_by_hand(hits, possible):
+    found = [sum(hits[: rank + 1]) / (rank + 1) for rank, hit in enumerate(hits) if hit]
+    return sum(found) / possible if possible else 0.0
+
+
+def test_a_methods_report_is_what_loops_over_the_ranking_give():
+    codes, labels = thermometer(LEVELS), np.array(ITEM_LABELS)
+    histograms = count_distances(thermometer(QUERY_LEVELS), codes, np.array(QUERY_LABELS), labels, 12)
+    report = method_report(histograms, codes, 12)
+    ranked = [ranked_hits(*query) for query in zip(QUERY_LEVELS, QUERY_LABELS, strict=True)]
+    # The last query has nothing relevant: it is left out of average precision, and counts as 0 in precision.
+    defined = [hits for hits, _ in ranked if any(hits)]
+    assert len(defined) == 3
+    whole = [average_precision_by_hand(hits, sum(hits)) for hits in defined]
+    assert report.map_all == pytest.approx(np.mean(whole), abs=1e-12)
+    cut = [average_precision_by_hand(hits[:10], min(sum(hits), 10)) for hits in defined]
+    of_found = [average_precision_by_hand(hits[:10], sum(hits[:10])) for hits in defined]
+    assert report.map_at == pytest.approx({"10": np.mean(cut)}, abs=1e-12)
+    assert report.map_at_found == pytest.approx({"10": np.mean(of_found)}, abs=1e-12)
+    assert report.map_at != report.map_at_found
+    assert report.precision_at == pytest.approx({"10": np.mean([sum(hits[:10]) / 10 for hits, _ in ranked])})
+    within = [[hit for hit, distance in zip(*rows, strict=True) if distance <= 2] for rows in ranked]
+    assert report.precision_radius_2 == pytest.approx(np.mean([sum(hits) / len(hits) for hits in within]))
+    assert (report.distinct_codes, report.largest_bucket) == (10, 2)
+    share = [sum(level > bit for level in LEVELS) / len(LEVELS) for bit in range(12)]
+    assert report.bit_balance == pytest.approx(np.mean([min(one, 1 - one) for one in share]))
+    columns = [[level > bit for level in LEVELS] for bit in range(12)]
+    assert report.bit_correlation == pytest.approx(mean_correlation(columns))
+
+
+def mean_correlation(columns):
+    def one(left, right):
+        both = sum(a and b for a, b in zip(left, right, strict=True)) / len(left)
+        p, q = sum(left) / len(left), sum(right) / len(right)
+        return abs(both - p * q) / (p * (1 - p) * q * (1 - q)) ** 0.5
+
+    varied = [column for column in columns if 0 < sum(column) < len(column)]
+    return np.mean([one(a, b) for i, a in enumerate(varied) for j, b in enumerate(varied) if i != j])
+
+
+def test_graded_relevance_is_what_a_loop_over_the_ranking_gives():
+    rng = np.random.default_rng(5)
+    levels = list(range(11))
+    labels, query_labels = rng.random((11, 4)) < 0.5, rng.random((2, 4)) < 0.7
+    histograms = count_distances(thermometer([0, 12]), thermometer(levels), query_labels, labels, 12)
+    report = method_report(histograms, thermometer(levels), 12)
+    expected = []
+    for query_level, wanted in zip([0, 12], query_labels, strict=True):
+        order = sorted(range(11), key=lambda i: abs(levels[i] - query_level))
+        gains = [2.0 ** sum(wanted & labels[i]) - 1 for i in order]
+        found, best = (
+            sum(gain / np.log2(rank + 2) for rank, gain in enumerate(some[:10]))
+            for some in (gains, sorted(gains, reverse=True))
+        )
+        expected.append(found / best)
+    assert report.ndcg_at == pytest.approx({"10": np.mean(expected)}, abs=1e-12)
+
+
+def test_relaxed_codes_and_signs_are_compared_on_the_same_queries(monkeypatch):
+    monkeypatch.setattr(measure, "RELAXED_QUERIES", 3)
+    monkeypatch.setattr(measure, "_SORTED_AT_ONCE", 40)
+    rng = np.random.default_rng(2)
+    relaxed, query_relaxed = rng.normal(size=(20, 6)).astype(np.float32), rng.normal(size=(8, 6)).astype(np.float32)
+    labels, query_labels = rng.integers(3, size=20), np.array([0, 9, 1, 2, 9, 0, 1, 2])
+    sides = [
+        Side(None, own, EncoderOutput(pack_bits(values > 0), values, None))
+        for own, values in ((query_labels, query_relaxed), (labels, relaxed))
+    ]
+    found = count_distances(sides[0].output.codes, sides[1].output.codes, query_labels, labels, 6)
+    by_relaxed, by_signs = relaxed_maps(*sides, found)
+    # Of the six queries with an answer (rows 0, 2, 3, 5, 6, 7): the first, the third, the last.
+    rows = [0, 3, 7]
+    hits = [labels[np.argsort(-(relaxed @ query_relaxed[row]))] == query_labels[row] for row in rows]
+    assert by_relaxed == pytest.approx(np.mean([average_precision_by_hand(list(h), sum(h)) for h in hits]), abs=1e-12)
+    relevant = query_labels[rows, None] == labels
+    counts = oracles.distance_histograms(sides[0].output.codes[rows], sides[1].output.codes, relevant, 6)
+    assert by_signs == pytest.approx(mean_average_precision(*counts), abs=1e-12)

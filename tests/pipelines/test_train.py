@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import encoders.checkpoints
 from encoders.encoder import HashEncoder
 from encoders.methods import METHODS
-from encoders.training import TrainConfig
+from encoders.training import TrainConfig, train
 from pipelines.cli import app
 from pipelines.corpora import labels_of
 from pipelines.errors import PipelineError
@@ -22,6 +22,8 @@ from pipelines.fashion_mnist import as_corpus
 from pipelines.train import train_encoder
 
 QUICK = ("--bits", 12, "--epochs", 1, "--warmup-epochs", 0, "--batch-size", 16)
+# For methods on features, which have no epochs of their own and need a backbone that has learned.
+QUICK_FITTED = ("--bits", 12, "--warmup-epochs", 1, "--batch-size", 16)
 
 
 @pytest.fixture(autouse=True)
@@ -65,29 +67,54 @@ def error(*arguments):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_from_the_command_line(tmp_path, corpora, method):
     corpus = corpora["several" if method == "hashnet-c" else "one"]
-    result = run("--input", corpus, "--output", tmp_path / "encoder", "--method", method, *QUICK)
+    trains = METHODS[method].objective is not None
+    settings = QUICK if trains and not METHODS[method].pretrains else QUICK_FITTED + ("--epochs", 1) * trains
+    result = run("--input", corpus, "--output", tmp_path / "encoder", "--method", method, *settings)
     assert result.exit_code == 0, result.output
     encoder = HashEncoder.load(tmp_path / "encoder")
     assert (encoder.config.method, encoder.bits) == (method, 12)
-    logged = (tmp_path / "encoder" / "training.jsonl").is_file()
-    assert logged == (METHODS[method].objective is not None)
+    assert (tmp_path / "encoder" / "training.jsonl").is_file()
     assert not list(tmp_path.glob(".*"))
 
 
 def test_what_cannot_be_learned_is_refused_with_its_reason(tmp_path, corpora):
     output = ("--output", tmp_path / "encoder", *QUICK)
     bare = ("--input", corpora["none"], *output)
-    assert "the corpus has no labels" in error(*bare, "--method", "itq-cca")
-    assert "the corpus has no labels" in error(*bare, "--method", "ksh")
+    fitted = ("--input", corpora["none"], "--output", tmp_path / "encoder", *QUICK_FITTED)
+    assert "the corpus has no labels" in error(*fitted, "--method", "itq-cca")
+    assert "the corpus has no labels" in error(*fitted, "--method", "ksh")
     assert "hashnet learns from labels or multi-labels or pairs or views, got nothing" in error(*bare)
     assert "with one label an image its weights would all be 1" in error(
         "--input", corpora["one"], *output, "--method", "hashnet-c"
     )
-    wide = ("--output", tmp_path / "encoder", "--bits", 300, "--warmup-epochs", 0, "--method", "itq")
-    assert "at most 256 for ITQ on 256-dimensional features, got 300" in error("--input", corpora["one"], *wide)
     assert "go together, got no list of pairs" in error(*bare, "--supervision", "pairs")
     assert "must be one of labels, pairs, views, nothing, got 'luck'" in error(*bare, "--supervision", "luck")
     assert not (tmp_path / "encoder").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "reason"),
+    [("itq", 300, "at most 256 for ITQ on 256-dimensional features, got 300"), ("csq", 3, "10 classes its own code")],
+)
+def test_bits_that_cannot_be_are_refused_at_once_and_others_then_train(tmp_path, corpora, method, bits, reason):
+    arguments = ("--input", corpora["one"], "--output", tmp_path / "encoder", "--method", method)
+    arguments += ("--warmup-epochs", 1, "--batch-size", 16) + ("--epochs", 1) * (method == "csq")
+    assert reason in error(*arguments, "--bits", bits)
+    assert not list(tmp_path.iterdir())
+    result = run(*arguments, "--bits", 12)
+    assert result.exit_code == 0, result.output
+    assert HashEncoder.load(tmp_path / "encoder").bits == 12
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [("itq", ("--epochs", 3)), ("hashnet-st", ("--schedule", "released")), ("dhn", ("--final-beta", 5))],
+)
+def test_an_option_that_a_method_does_not_have_is_refused(tmp_path, corpora, method, option):
+    result = run("--input", corpora["one"], "--output", tmp_path / "encoder", "--method", method, *option)
+    assert result.exit_code == 2
+    assert f"{method} has no use for {option[0]}" in " ".join(result.stderr.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_views_need_no_labels(tmp_path, corpora):
@@ -96,8 +123,14 @@ def test_views_need_no_labels(tmp_path, corpora):
     assert HashEncoder.load(tmp_path / "encoder").config.training["supervision"] == "two views of each of 64 images"
 
 
-def test_unsupervised_methods_need_no_labels(tmp_path, corpora):
-    result = run("--input", corpora["none"], "--output", tmp_path / "encoder", "--method", "itq", "--bits", 8)
+def test_unsupervised_methods_need_no_labels_but_weights(tmp_path, corpora, pictures):
+    arguments = ("--input", corpora["none"], "--output", tmp_path / "encoder", "--method", "itq", "--bits", 8)
+    assert "got a backbone of random weights and no warm-up: pass `weights`" in error(*arguments)
+    weights = tmp_path / "backbone.safetensors"
+    images, labels = pictures
+    config = TrainConfig(method="lsh", bits=8, batch_size=16, warmup_epochs=1)
+    train(images[:64], labels[:64], config).save_backbone(weights)
+    result = run(*arguments, "--weights", weights)
     assert result.exit_code == 0, result.output
 
 
