@@ -25,6 +25,8 @@ SMALL_CNN = "small-cnn"
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 IMAGENET = "imagenet"
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
+_WITH_AUXILIARY = ("googlenet", "inception_v3")
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -200,8 +202,10 @@ def _torchvision_backbone(name: str, weights: str | None) -> tuple[Backbone, str
 
 
 def _torchvision_network(models: Any, name: str, weights: str | None) -> nn.Module:
-    # The auxiliary classifiers of these two answer with tuples while training.
-    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    options: dict[str, bool] = {}
+    if name in _WITH_AUXILIARY:
+        # Their trained weights read other pixels than the preset gives, and have the auxiliary classifiers.
+        options = {"transform_input": True, "init_weights": False, **({"aux_logits": False} if weights is None else {})}
     try:
         network: nn.Module = models.get_model(name, weights=weights, **options)
     except OSError as exc:
@@ -209,6 +213,10 @@ def _torchvision_network(models: Any, name: str, weights: str | None) -> nn.Modu
             f"the weights {weights} of {name} could not be downloaded ({exc}): "
             "pass a local file as `weights`, or None to start from random ones"
         ) from exc
+    if name in _WITH_AUXILIARY:
+        # They answer with tuples while training.
+        for attribute, nothing in (("aux_logits", False), *((auxiliary, None) for auxiliary in _AUXILIARY)):
+            setattr(network, attribute, nothing)
     return network
 
 
@@ -242,6 +250,8 @@ def _load_weights(backbone: Backbone, path: Path, classifier: str) -> None:
     state = _read_state(path)
     if classifier:
         state = {key: value for key, value in state.items() if key.rpartition(".")[0] != classifier}
+    if backbone.name in _WITH_AUXILIARY:
+        state = {key: value for key, value in state.items() if key.partition(".")[0] not in _AUXILIARY}
     try:
         backbone.network.load_state_dict(state)
     except RuntimeError as exc:

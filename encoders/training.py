@@ -231,6 +231,11 @@ def train(
     if config.compile and workers.size > 1:
         raise ValueError(f"`compile` must be False with several workers, got True with {workers.size}: see `Workers`")
     warmup_epochs = _warmup_epochs(config, method, supervision)
+    if config.compile and method.fit is not None and not warmup_epochs:
+        raise ValueError(
+            f"`compile` must be False where no network is trained, got True: {config.method} is fitted to the features "
+            "of `weights`"
+        )
     run = {"config": dataclasses.asdict(config), "supervision": supervision.digest(), "images": len(images)}
     with forked_random(torch.device(config.device)):
         torch.manual_seed(config.seed)

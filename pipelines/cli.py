@@ -510,7 +510,10 @@ def evaluate(
     train: Annotated[
         Path | None, typer.Option(help="Corpus that the baselines learn from; the database if left out.", exists=True)
     ] = None,
-    baseline: Annotated[list[str], typer.Option(help="Methods on features, beside the encoder.")] = ["itq", "lsh"],  # noqa: B006
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="Methods on features, beside the encoder; by default itq, where it fits, and lsh."),
+    ] = None,
 ) -> None:
     """Measure how well an encoder retrieves images that share a label with the query."""
     from pipelines.evaluate import evaluate_encoder

@@ -38,7 +38,7 @@ def evaluate_encoder(
     queries: str | Path,
     output: str | Path,
     train: str | Path | None = None,
-    baselines: Sequence[str] = ("itq", "lsh"),
+    baselines: Sequence[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Report:
@@ -53,9 +53,9 @@ def evaluate_encoder(
         Folder of the report.
     train : str or Path, optional
         The corpus that baselines learn from; the database if left out.
-    baselines : sequence of str
+    baselines : sequence of str, optional
         Methods that are fitted to features, learned on those that the encoder's hash layer reads. The encoder's own
-        is left out.
+        is left out. If not given: ITQ, unless the encoder has more bits than features, and LSH.
     seed : int
         Of the baselines.
     progress : callable, optional
@@ -64,16 +64,16 @@ def evaluate_encoder(
     Raises
     ------
     PipelineError
-        If a corpus has no labels, none of its images can be decoded, or no query shares a label with any image of the
-        database.
+        If a baseline is unknown or cannot give so many bits, a corpus has no labels, none of its images can be decoded,
+        or no query shares a label with any image of the database.
     """
-    unknown = set(baselines) - set(BASELINES)
-    if unknown:
-        raise PipelineError(f"unknown baselines {sorted(unknown)}: choose from {', '.join(BASELINES)}")
     if Path(output).exists() and not Path(output).is_dir():
         raise PipelineError(f"{output} is a file, expected a folder for the report: choose another --output")
     say = progress or (lambda _step: None)
     model = HashEncoder.load(encoder)
+    if baselines is None:
+        baselines = [name for name in ("itq", "lsh") if not _misfit(name, model)]
+    _refuse_baselines(baselines, model)
     corpora = {"database": database, "queries": queries}
     if train is not None and baselines:
         corpora["train"] = train
@@ -97,6 +97,24 @@ def evaluate_encoder(
     say("drawing")
     write_report(report, compared, Path(output))
     return report
+
+
+def _misfit(baseline: str, model: HashEncoder) -> str:
+    """Return why a baseline cannot give the encoder's bits on its features, or nothing."""
+    try:
+        METHODS[baseline].check_bits(model.bits, model.feature_dim, 0)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _refuse_baselines(baselines: Sequence[str], model: HashEncoder) -> None:
+    unknown = set(baselines) - set(BASELINES)
+    if unknown:
+        raise PipelineError(f"unknown baselines {sorted(unknown)}: choose from {', '.join(BASELINES)}")
+    for name in baselines:
+        if misfit := _misfit(name, model):
+            raise PipelineError(f"the baseline {name} does not fit this encoder: {misfit}")
 
 
 def _encode_sides(

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
 from encoders.backbones import SMALL_CNN, build_backbone
+from encoders.compat import load_torchvision
 from encoders.encoder import EncoderConfig, HashEncoder, open_image
 from encoders.errors import EncoderError, ImageError
 from encoders.images import decode_image
@@ -261,6 +262,27 @@ def test_torchvision_backbones_lose_their_classifier(name, dims):
     assert features.shape == (1, dims)
     assert backbone.feature_dim == dims
     assert (backbone.preprocessing.size, backbone.preprocessing.fit) == (224, "crop")
+
+
+@pytest.mark.parametrize(
+    ("name", "auxiliary", "size"), [("googlenet", "aux1", 224), ("inception_v3", "AuxLogits", 299)]
+)
+def test_trained_weights_with_auxiliary_classifiers(tmp_path, monkeypatch, name, auxiliary, size):
+    models = load_torchvision().models
+    torch.manual_seed(0)
+    whole = models.get_model(name, weights=None, aux_logits=True, transform_input=True, init_weights=False).eval()
+    assert any(key.startswith(auxiliary) for key in whole.state_dict())
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: whole.state_dict())
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    pixels = torch.randn(2, 3, size, size)
+    features = []
+    whole.fc.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    with torch.inference_mode():
+        whole(pixels)
+        for weights in ("IMAGENET1K_V1", str(tmp_path / "whole.pth")):
+            network = build_backbone(name, weights).network
+            torch.testing.assert_close(network.eval()(pixels), features[0])
+            assert isinstance(network.train()(pixels), torch.Tensor)
 
 
 def test_bad_backbones_and_weights_are_refused(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from encoders.encoder import EncoderOutput, HashEncoder
 from encoders.metrics import mean_average_precision, ndcg
 from encoders.packing import pack_bits
+from encoders.training import TrainConfig, train
 from pipelines import measure
 from pipelines.errors import PipelineError
 from pipelines.evaluate import BASELINES, evaluate_encoder
@@ -106,6 +107,15 @@ def test_several_labels_an_image(tmp_path, corpus, encoder):
         evaluate_encoder(encoder, database=path, queries=corpus, output=tmp_path / "report")
     with pytest.raises(PipelineError, match=r"unknown baselines \['luck'\]: choose from lsh, sh, itq"):
         evaluate_encoder(encoder, database=path, queries=path, output=tmp_path / "report", baselines=["luck"])
+
+
+def test_a_baseline_that_cannot_give_the_bits_is_left_out_or_refused(tmp_path, corpus, pictures):
+    wide = train(*(part[:128] for part in pictures), TrainConfig(bits=300, epochs=1, warmup_epochs=0))
+    wide.save(tmp_path / "encoder")
+    asked = {"database": corpus, "queries": corpus, "output": tmp_path / "report"}
+    assert set(evaluate_encoder(tmp_path / "encoder", **asked).methods) == {"hashnet", "lsh"}
+    with pytest.raises(PipelineError, match="the baseline itq does not fit this encoder: `bits` must be at most"):
+        evaluate_encoder(tmp_path / "encoder", **asked, baselines=["itq"])
 
 
 @pytest.mark.parametrize("bits", [12, 64, 100])
