@@ -41,14 +41,15 @@ def write_queries(path: Path, codes: np.ndarray, queries: int, rng: np.random.Ge
     return asked
 
 
-def check(path: Path, codes: np.ndarray, asked: np.ndarray, radius: int, rng: np.random.Generator) -> int:
+def check(path: Path, codes: np.ndarray, asked: np.ndarray, wanted: dict, rng: np.random.Generator) -> int:
     """Compare a sample of the answers with a scan; return the number of all answers."""
     found = pq.read_table(path)
     assert len(found) == len(asked)
     for row in rng.choice(len(asked), CHECKED, replace=False).tolist():
         distances = np.bitwise_count(codes ^ asked[row])
-        near = np.flatnonzero(distances <= radius)
-        expected = sorted(zip(distances[near].tolist(), near.tolist(), strict=True))
+        farthest = wanted["radius"] if "radius" in wanted else np.partition(distances, wanted["k"] - 1)[wanted["k"] - 1]
+        near = np.flatnonzero(distances <= farthest)
+        expected = sorted(zip(distances[near].tolist(), near.tolist(), strict=True))[: wanted.get("k")]
         answer = found.slice(row, 1).to_pylist()[0]
         assert list(zip(answer["distances"], answer["ids"], strict=True)) == expected, row
     return int(pc.sum(pc.list_value_length(found["ids"])).as_py())
@@ -69,8 +70,7 @@ def measure(folder: Path, rows: int, queries: int, shards: int, workers: int, ra
             search_codes(folder / "c", folder / "queries.parquet", folder / "r.parquet", overwrite=True, **wanted)
             seconds = time.perf_counter() - start
             one = {"asked": name, "codes": rows, "shards": shards, "queries": queries, "workers": workers}
-            if "radius" in wanted:
-                one["answers"] = check(folder / "r.parquet", codes, asked, radius, rng)
+            one["answers"] = check(folder / "r.parquet", codes, asked, wanted, rng)
             results.append({**one, "seconds": round(seconds, 2), "queries_per_s": round(queries / seconds)})
             print(json.dumps(results[-1]), flush=True)
     return results
@@ -107,7 +107,7 @@ def as_markdown(document: dict) -> str:
         "# Batch search on Ray",
         "",
         f"`python -m benchmarks.batch_search`, {document['machine']}, {document['versions']}. Uniform 64-bit codes,",
-        f"queries {FLIPS} bits from a stored one; file to file, Ray running; {CHECKED} answers checked.",
+        f"queries {FLIPS} bits from a stored one; file to file, Ray running; {CHECKED} answers of each row checked.",
         "",
         "| asked | codes | shards | workers | queries | seconds | queries/s |",
         "|---|---|---|---|---|---|---|",

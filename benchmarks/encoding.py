@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import ray
+import ray.data
 import torch
 
 from encoders.encoder import HashEncoder
@@ -107,7 +108,17 @@ def run_plain(kind: str, folder: Path) -> tuple[float, dict[str, bytes]]:
 
 
 def run_ray(kind: str, folder: Path, output: Path) -> tuple[float, dict[str, bytes], dict[str, float]]:
+    # Its processes are there for its own turns only; the actors begin together, as the loops do.
+    ray.init(
+        address="local",
+        num_cpus=PROCESSES,
+        include_dashboard=False,
+        object_store_memory=200_000_000,
+        log_to_driver=False,
+    )
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 120
     encode_corpus(folder / kind, folder / "encoder", output, actors=PROCESSES, overwrite=True)
+    ray.shutdown()
     stats = json.loads((output / "stats.json").read_bytes())
     assert stats["rejects"] == 0, "all images are whole"
     table = pa.concat_tables(list(read_parts(output)))
@@ -138,15 +149,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hashlight-encoding-") as scratch:
         folder = Path(scratch)
         prepare(folder, options.images)
-        ray.init(
-            address="local",
-            num_cpus=PROCESSES,
-            include_dashboard=False,
-            object_store_memory=200_000_000,
-            log_to_driver=False,
-        )
         results = {kind: compare(kind, folder, options.repeats) for kind in ("tars", "folder")}
-        ray.shutdown()
     for kind, result in results.items():
         print(f"{kind}: ratio {result['ratio']:.3f}")
     if options.output:

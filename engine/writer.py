@@ -23,7 +23,7 @@ from engine.errors import (
     EncoderMismatchError,
 )
 from engine.storage.files import sync_file, sync_folder
-from engine.storage.manifest import Manifest, ShardSpec, publish, read_current, sweep
+from engine.storage.manifest import Manifest, ShardSpec, publish, read_current, sweep, sweep_unnamed
 from engine.storage.shard import read_ids, read_layout, write_shard
 from engine.storage.store import LocalStore, Store, open_store
 
@@ -91,6 +91,9 @@ class CollectionWriter:
         try:
             self._current = self.store.read("CURRENT") or b""
             self._previous = self._to_append_to() if self._mode == "append" else self._replaceable()
+            if isinstance(self.store, LocalStore) and (self._previous or not self._current):
+                # A disk that a dead build filled would stay full until one succeeds.
+                sweep_unnamed(self.store)
             self._old_names = {folder: self.store.names(folder) for folder in _FOLDERS}
         except BaseException:
             self._stack.close()

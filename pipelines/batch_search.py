@@ -34,14 +34,15 @@ import pyarrow.parquet as pq
 from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius, num_words
 from engine.indexes.threads import usable_cores
 from engine.merge import merge_range
-from engine.results import PAD_ID, RangeResult
-from engine.storage.files import sync_file, sync_folder, write_atomically
+from engine.results import PAD_ID, RangeResult, SearchResult
+from engine.storage.files import aside_of, sync_file, sync_folder, write_atomically, writer_lock
 from engine.storage.manifest import Manifest, ShardSpec, read_current
 from engine.storage.mirror import local_shard
 from engine.storage.shard import Shard
 from engine.storage.store import open_store
 from pipelines import chaos
-from pipelines.code_parts import Part, Piece, codes_column, cut_parts, list_parts
+from pipelines.bounded_search import search_bounded
+from pipelines.code_parts import Part, Piece, codes_column, cut_parts, list_parts, read_checked
 from pipelines.errors import PipelineError
 from pipelines.ray_session import ray_session
 from pipelines.ray_tasks import run_tasks
@@ -50,6 +51,8 @@ from pipelines.ray_tasks import run_tasks
 BLOCK_QUERIES = 131_072
 # What is answered and merged at a time: 10 nearest of each are half a megabyte.
 BATCH_QUERIES = 4096
+# Of a batch, unless one query has more: 12 MB.
+BATCH_HITS = 1_000_000
 _ROW_GROUP_BYTES = 64_000_000
 
 SCHEMA = pa.schema(
@@ -94,6 +97,11 @@ class SearchJob:
     limit: int | None
     queries: int
     sources: tuple[tuple[str, int, int], ...]
+
+    @property
+    def name(self) -> str:
+        """A hash of all that it asks."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
 
     @property
     def most(self) -> int | None:
@@ -148,26 +156,38 @@ def search_codes(
         If the queries are not codes like the collection's, or there is an output already.
     """
     output = Path(output).absolute()
+    work = output.with_name(f".{output.name}.work")
+    _remove_finished_work(output, work)
     _refuse_taken(output, overwrite=overwrite)
     store = open_store(collection)
     live = read_current(store)
     parts = _list_queries(Path(queries), live)
     job = _make_job(store.location, live, parts, k, radius, limit)
-    work = output.with_name(f".{output.name}.work")
-    _keep_work_of(work, job)
-    report = progress or (lambda _done, _total: None)
-    blocks = _cut_blocks(parts, job.queries)
+    work.mkdir(exist_ok=True)
+    with writer_lock(work):
+        _keep_work_of(work, job)
+        blocks = _cut_blocks(parts, job.queries)
+        _answer(job, work, blocks, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
+        chaos.step("search:before-publish")
+        _publish(output, job, [_answers_path(work, block) for block in blocks])
+        chaos.step("search:published")
+        shutil.rmtree(work)
+    return job
+
+
+def _answer(
+    job: SearchJob, work: Path, blocks: list[Block], shards: tuple[ShardSpec, ...], workers: int, progress: Progress
+) -> None:
+    """Answer the blocks that have no answers yet."""
     waiting = [block for block in blocks if not _answers_path(work, block).is_file()]
     done = job.queries - sum(_size(block) for block in waiting)
-    report(done, job.queries)
-    with ray_session(num_cpus=workers or usable_cores()):
-        for block in _run(job, work, waiting, live.shards) if waiting else ():
+    progress(done, job.queries)
+    if not waiting:
+        return
+    with ray_session(num_cpus=workers):
+        for block in _run(job, work, waiting, shards):
             done += _size(block)
-            report(done, job.queries)
-    chaos.step("search:before-publish")
-    _publish(output, job, [_answers_path(work, block) for block in blocks])
-    shutil.rmtree(work)
-    return job
+            progress(done, job.queries)
 
 
 def _run(job: SearchJob, work: Path, blocks: list[Block], shards: tuple[ShardSpec, ...]) -> Iterator[Block]:
@@ -189,11 +209,12 @@ def search_block(job: SearchJob, work: str, block: Block, spec: ShardSpec) -> st
     shard = Shard(local_shard(open_store(job.collection), spec), spec, bits=job.bits)
     queries_QW, ids_Q = read_queries(job, block)
     path = Path(work) / f"block-{block.number:06d}.{spec.name}.arrow"
-    aside = path.with_suffix(".tmp")
+    aside = aside_of(path)
     with pa.OSFile(str(aside), "wb") as sink, pyarrow.ipc.new_file(sink, SCHEMA) as writer:
         for start in range(0, len(queries_QW), BATCH_QUERIES):
-            batch = slice(start, start + BATCH_QUERIES)
-            writer.write_batch(_as_batch(ids_Q[batch], _ask(shard, queries_QW[batch], job)))
+            batch_ids_Q = ids_Q[start : start + BATCH_QUERIES]
+            for run, found in _ask(shard, queries_QW[start : start + BATCH_QUERIES], job):
+                writer.write_batch(_as_batch(batch_ids_Q[run], found))
     aside.replace(path)
     return str(path)
 
@@ -202,18 +223,36 @@ def merge_block(job: SearchJob, work: str, block: Block, *found: str) -> None:
     """Merge what the shards found for one block, and publish it."""
     chaos.step("search:merge", block.number)
     path = _answers_path(Path(work), block)
-    aside = path.with_suffix(".tmp")
-    files = [pyarrow.ipc.open_file(pa.memory_map(shard)) for shard in found]
+    aside = aside_of(path)
     with pq.ParquetWriter(aside, SCHEMA) as writer:
-        for number in range(files[0].num_record_batches):
-            batches = [file.get_batch(number) for file in files]
+        for batches in _aligned([_batches(shard) for shard in found]):
             merged = merge_range([_as_result(batch) for batch in batches], job.most)
+            if job.k is not None:
+                merged = merged._replace(truncated=np.zeros_like(merged.truncated))
             writer.write_batch(_as_batch(batches[0]["query"], merged))
     sync_file(aside)
     aside.replace(path)
     sync_folder(path.parent)
     for shard in found:
         Path(shard).unlink(missing_ok=True)
+
+
+def _batches(path: str) -> Iterator[pa.RecordBatch]:
+    with pyarrow.ipc.open_file(pa.memory_map(path)) as file:
+        for number in range(file.num_record_batches):
+            yield file.get_batch(number)
+
+
+def _aligned(files: list[Iterator[pa.RecordBatch]]) -> Iterator[list[pa.RecordBatch]]:
+    """Yield the rows of the same queries from each file; files cut their rows into batches each in its own way."""
+    current = [next(batches, None) for batches in files]
+    while None not in current:
+        rows = min(map(len, current))
+        yield [batch.slice(0, rows) for batch in current]
+        current = [
+            batch.slice(rows) if len(batch) > rows else next(batches, None)
+            for batch, batches in zip(current, files, strict=True)
+        ]
 
 
 def read_queries(job: SearchJob, block: Block) -> tuple[CodeArray, IdArray]:
@@ -239,7 +278,7 @@ def _fixed(column: pa.ChunkedArray, width: int, piece: Piece) -> pa.ChunkedArray
 
 def _read_rows(piece: Piece) -> pa.Table:
     """Read the rows of a piece from the row groups in which they stand."""
-    with pq.ParquetFile(piece.part.path) as file:
+    with pq.ParquetFile(read_checked(piece.part) if piece.part.sha256 else piece.part.path) as file:
         ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
         first, last = np.searchsorted(ends, [piece.start, piece.stop - 1], side="right").tolist()
         columns = [name for name in ("id", "code") if name in file.schema_arrow.names]
@@ -247,11 +286,24 @@ def _read_rows(piece: Piece) -> pa.Table:
     return table.slice(piece.start - (int(ends[first - 1]) if first else 0), piece.stop - piece.start)
 
 
-def _ask(shard: Shard, queries_QW: CodeArray, job: SearchJob) -> RangeResult:
-    if job.radius is not None:
-        return shard.range_search(queries_QW, job.radius, job.limit, threads=1)
-    assert job.k is not None, "a job has `k` or `radius`"
-    nearest = shard.search(queries_QW, min(job.k, len(shard)), threads=1)
+def _ask(shard: Shard, queries_QW: CodeArray, job: SearchJob) -> Iterator[tuple[slice, RangeResult]]:
+    """Yield what a shard answers to runs of the queries, in their order."""
+    if job.radius is not None and job.limit is None:
+        yield from search_bounded(shard, queries_QW, job.radius, most_hits=BATCH_HITS)
+    elif job.radius is not None:
+        size = max(1, BATCH_HITS // job.limit)
+        for start in range(0, len(queries_QW), size):
+            run = slice(start, start + size)
+            yield run, shard.range_search(queries_QW[run], job.radius, job.limit, threads=1)
+    else:
+        assert job.k is not None, "a job has `k` or `radius`"
+        size = max(1, BATCH_HITS // job.k)
+        for start in range(0, len(queries_QW), size):
+            run = slice(start, start + size)
+            yield run, _as_range(shard.search(queries_QW[run], min(job.k, len(shard)), threads=1))
+
+
+def _as_range(nearest: SearchResult) -> RangeResult:
     found_QK = nearest.ids != PAD_ID
     lims = np.concatenate([[0], np.cumsum(found_QK.sum(axis=1))])
     return RangeResult(lims, nearest.distances[found_QK], nearest.ids[found_QK], np.zeros(len(lims) - 1, np.bool_))
@@ -268,8 +320,9 @@ def _as_batch(query: Any, result: RangeResult) -> pa.RecordBatch:
 def _as_result(batch: pa.RecordBatch) -> RangeResult:
     ids, distances = batch["ids"], batch["distances"]
     lims = ids.offsets.to_numpy()
+    hits = slice(int(lims[0]), int(lims[-1]))
     truncated = batch["truncated"].to_numpy(zero_copy_only=False)
-    return RangeResult(lims, distances.values.to_numpy(), ids.values.to_numpy(), truncated)
+    return RangeResult(lims - lims[0], distances.values.to_numpy()[hits], ids.values.to_numpy()[hits], truncated)
 
 
 def _refuse_taken(output: Path, *, overwrite: bool) -> None:
@@ -334,13 +387,30 @@ def _make_job(
 
 
 def _keep_work_of(work: Path, job: SearchJob) -> None:
-    """Keep the finished blocks of the same job, and remove those of any other."""
-    name = hashlib.sha256(json.dumps(asdict(job)).encode()).hexdigest().encode()
+    """Keep the finished blocks of the same job, and remove those of any other; the lock is in use."""
     marker = work / "job"
-    if work.is_dir() and not (marker.is_file() and marker.read_bytes() == name):
-        shutil.rmtree(work)
-    work.mkdir(exist_ok=True)
-    write_atomically(marker, name)
+    is_ours = marker.is_file() and marker.read_text() == job.name
+    for path in work.iterdir():
+        if path.name != ".lock" and not (is_ours and path.suffix == ".parquet"):
+            path.unlink(missing_ok=True)  # a task of a killed driver may be at work yet
+    write_atomically(marker, job.name.encode())
+
+
+def _remove_finished_work(output: Path, work: Path) -> None:
+    """Remove what a process left that was killed between publishing its answers and the end."""
+    marker = work / "job"
+    if output.is_file() and marker.is_file() and _job_of(output) == marker.read_text():
+        with writer_lock(work):
+            shutil.rmtree(work)
+
+
+def _job_of(output: Path) -> str | None:
+    """Return the name of the job that wrote a file of answers; None if it is something else."""
+    try:
+        about = json.loads((pq.read_schema(output).metadata or {})[b"hashlight"])
+        return str(about["job"])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _cut_blocks(parts: list[Part], queries: int) -> list[Block]:
@@ -362,9 +432,9 @@ def _size(block: Block) -> int:
 
 def _publish(output: Path, job: SearchJob, blocks: list[Path]) -> None:
     """Join the blocks' answers into the output, which appears in one step."""
-    about = {name: value for name, value in asdict(job).items() if name != "sources"}
+    about = {name: value for name, value in asdict(job).items() if name != "sources"} | {"job": job.name}
     schema = SCHEMA.with_metadata({"hashlight": json.dumps(about)})
-    aside = output.with_name(f".{output.name}.tmp")
+    aside = output.with_name(f".{output.name}.tmp")  # of a driver, which holds the lock
     try:
         with pq.ParquetWriter(aside, schema) as writer:
             for block in blocks:

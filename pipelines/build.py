@@ -49,7 +49,7 @@ from pipelines.code_parts import (
 from pipelines.errors import PipelineError
 from pipelines.ray_session import ray_session
 from pipelines.ray_tasks import run_tasks
-from pipelines.stores import OutputFolder, open_file, split_options
+from pipelines.stores import OutputFolder, map_ahead, open_file, split_options
 
 # About a gigabyte of 64-bit codes with their tables, built in seconds.
 SHARD_ROWS = 20_000_000
@@ -242,10 +242,14 @@ def _write_shards(jobs: list[ShardJob], old: Sequence[ShardSpec], writer: Collec
     for done, (job, spec) in enumerate(run_tasks(submit, jobs), start=1):
         writer.add_written(spec, number=job.number)
         progress(done, len(jobs))
-    cut = ray.remote(_cut_old_ids).options(num_returns=cuts)
-    for number, spec in enumerate(old, start=len(jobs)):
-        refs = cut.remote(writer.store.location, spec, cuts)
-        ids_of_shard[number] = refs if cuts > 1 else [refs]
+    cut = ray.remote(_cut_old_ids).options(num_returns=1 + cuts)
+
+    def submit_old(number: int) -> Any:
+        done, *ids_of_shard[len(jobs) + number] = cut.remote(writer.store.location, old[number], cuts)
+        return done
+
+    for _ in run_tasks(submit_old, range(len(old))):
+        pass
     where = f"{writer.store} and the codes" if old else "the codes"
     _refuse_repeated(list(zip(*ids_of_shard.values(), strict=True)), where)
 
@@ -300,7 +304,7 @@ def _write_rows(job: ShardJob, folder: Path) -> np.ndarray:
 
 def _common_schema(parts: list[Part]) -> pa.Schema:
     """Return the schema of all parts together: a column that is empty in one has no type there."""
-    schemas = dict.fromkeys(_schema_of(part) for part in parts)
+    schemas = dict.fromkeys(map_ahead(_schema_of, parts))
     try:
         return pa.unify_schemas(list(schemas), promote_options="default")
     except pa.ArrowException as error:
@@ -369,8 +373,7 @@ def _read_columns(job: ShardJob, names: list[str]) -> pa.Table:
     wanted = pa.schema([job.schema.field(name) for name in names])
     tables = []
     for piece in job.pieces:
-        with open_file(piece.part.path) as file:
-            table = pq.read_table(file, columns=names, use_threads=False)
+        table = pq.read_table(read_checked(piece.part), columns=names, use_threads=False)
         tables.append(table.slice(piece.start, piece.stop - piece.start).select(names).cast(wanted))
     return pa.concat_tables(tables)
 
@@ -380,12 +383,13 @@ def _cut(ids_N: IdArray, cuts: int) -> list[IdArray]:
     if cuts == 1:
         return [ids_N]
     cut_N = ((ids_N.view(np.uint64) * _GOLDEN) >> np.uint64(32)) % np.uint64(cuts)
-    return [ids_N[cut_N == cut] for cut in range(cuts)]
+    cut_N = cut_N.astype(np.min_scalar_type(cuts))
+    ends = np.cumsum(np.bincount(cut_N, minlength=cuts))
+    return np.split(ids_N[np.argsort(cut_N, kind="stable")], ends[:-1])
 
 
 def _cut_old_ids(location: str, spec: ShardSpec, cuts: int) -> Any:
-    pieces = _cut(read_ids(open_store(location), spec), cuts)
-    return tuple(pieces) if cuts > 1 else pieces[0]
+    return (True, *_cut(read_ids(open_store(location), spec), cuts))
 
 
 def _find_repeated(*ids: IdArray) -> tuple[int, int] | None:

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from pipelines.stores import OutputFolder, read_bytes, split_options
 
 FEATURES_COLUMN = "features"
 THUMBNAIL_COLUMN = "thumbnail"
-_STORE_READS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +41,9 @@ class Piece:
 def list_parts(codes: str | Path) -> list[Part]:
     """List the files of a folder of codes, local or in a store, in order, with what their sidecars say of them."""
     folder = OutputFolder(codes)
-    names = folder.names("sidecars")
-    with ThreadPoolExecutor(1 if folder.is_local else _STORE_READS) as pool:
-        sidecars = pool.map(folder.read, (f"sidecars/{name}" for name in names))
-        said = [json.loads(sidecar) for sidecar in sidecars]
+    # By number: their names have five digits, or more.
+    names = sorted(folder.names("sidecars"), key=lambda name: int(name.partition(".")[0]))
+    said = [json.loads(sidecar) for sidecar in folder.read_many(f"sidecars/{name}" for name in names)]
     return [
         Part(folder.uri_of(f"parts/{name.removesuffix('.json')}.parquet"), sidecar["codes"], sidecar["sha256"])
         for name, sidecar in zip(names, said, strict=True)

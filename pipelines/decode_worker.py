@@ -11,6 +11,7 @@ that is done, or how the worker died.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import io
@@ -166,7 +167,7 @@ def _run(requests: int, answers: int, slots: Any, task: DecodeTask) -> None:
     while message := os.read(requests, REQUEST.size):
         slot, generation = REQUEST.unpack(message)
         start = time.perf_counter()
-        _decode_slot(slots[slot], rule, task)
+        _decode_slot(slots[slot : slot + 1], rule, task)
         slots[slot]["seconds"] += time.perf_counter() - start
         os.write(answers, ANSWER.pack(DONE, slot, generation, -1))
 
@@ -181,8 +182,8 @@ def _limit(task: DecodeTask) -> None:
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + task.limit_memory_bytes,) * 2)
-    # If the machine itself runs out of memory, this is the process to end.
-    with open("/proc/self/oom_score_adj", "w") as file:
+    # If the machine itself runs out of memory, this is the process to end; some containers forbid to say so.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
     # What the C libraries say of damaged files is in the reasons, as far as anyone can act on it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -190,44 +191,42 @@ def _limit(task: DecodeTask) -> None:
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def _decode_slot(slot: Any, rule: Preprocessing, task: DecodeTask) -> None:
-    offsets, status = slot["offsets"], slot["status"]
+def _decode_slot(one: Any, rule: Preprocessing, task: DecodeTask) -> None:
+    """Decode what waits in a slot, given as an array of it alone; fields are looked up once, which costs more."""
+    current, status, pixels, reasons = one["current"], one["status"][0], one["pixels"][0], one["reasons"][0]
+    count = int(one["count"][0])
+    offsets, encoded = one["offsets"][0, : count + 1].tolist(), memoryview(one["encoded"][0])
     watched = chaos.watches("decode")
-    for row in range(int(slot["count"])):
-        if status[row] != WAITING:
-            continue
-        slot["current"] = row
-        data = slot["encoded"][offsets[row] : offsets[row + 1]].tobytes()
+    for row in np.flatnonzero(status[:count] == WAITING).tolist():
+        current[0] = row
+        data = bytes(encoded[offsets[row] : offsets[row + 1]])
         signal.setitimer(signal.ITIMER_PROF, task.limit_seconds)
         signal.setitimer(signal.ITIMER_REAL, task.limit_seconds * WALL_FACTOR)
         if watched:
             chaos.step("decode", hashlib.blake2b(data, digest_size=8).hexdigest())
-        reason = _decode(data, slot, row, rule, task)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        if reason:
-            slot["reasons"][row] = reason.encode()[:REASON_BYTES]
-        status[row] = REJECTED if reason else GOOD
-        slot["current"] = -1
+        try:
+            image = decode_image(data)
+            pixels[row] = rule.pixels(image)
+            if task.thumbnail:
+                _keep_thumbnail(image, one[0], row, task.thumbnail)
+            status[row] = GOOD
+        except (ImageError, MemoryError) as error:
+            reasons[row] = _reason(error, task).encode()[:REASON_BYTES]
+            status[row] = REJECTED
+    current[0] = -1
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _decode(data: bytes, slot: Any, row: int, rule: Preprocessing, task: DecodeTask) -> str | None:
-    """Decode one image into its place; return why it could not be."""
-    try:
-        image = decode_image(data)
-        slot["pixels"][row] = rule.pixels(image)
-        if task.thumbnail:
-            encoded = _thumbnail(image, task.thumbnail)
-            slot["thumbnail_sizes"][row] = len(encoded)
-            slot["thumbnails"][row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
-    except ImageError as error:
-        return _out_of_memory(task) if isinstance(error.__cause__, MemoryError) else error.reason
-    except MemoryError:
-        return _out_of_memory(task)
-    return None
+def _keep_thumbnail(image: Image.Image, slot: Any, row: int, side: int) -> None:
+    encoded = _thumbnail(image, side)
+    slot["thumbnail_sizes"][row] = len(encoded)
+    slot["thumbnails"][row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
 
 
-def _out_of_memory(task: DecodeTask) -> str:
+def _reason(error: ImageError | MemoryError, task: DecodeTask) -> str:
+    if isinstance(error, ImageError) and not isinstance(error.__cause__, MemoryError):
+        return error.reason
     return f"needs more than {task.limit_memory_bytes >> 20} MiB to decode"
 
 

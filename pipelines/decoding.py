@@ -44,6 +44,7 @@ SLOTS = 3
 # A batch of large files is cut here, so that a slot's touched memory stays small.
 _BATCH_BYTES = 16 << 20
 _DEATHS_OF_AN_IMAGE = 2
+# Without one slot done between them.
 _MOST_RESTARTS = 10
 _MOST_SLOT_BYTES = (1 << 31) - 1
 
@@ -130,23 +131,32 @@ class Decoder:
         kind, number, first, second = ANSWER.unpack(message)
         if kind == DONE and first == self._generation:
             self._sent.remove(number)
+            self._restarts = 0
         elif kind == DIED:
             if number > 0:
                 raise PipelineError(f"a decoding process failed with exit code {number}: see the standard error")
-            self._blame(first, second, number)
+            if number == -signal.SIGKILL:
+                # The kernel, short of memory, or a person: the image that was at hand has no part in it.
+                self._count_restart()
+            else:
+                self._blame(first, second, number)
             self._send_again()
 
     def _restart(self) -> None:
         """Start another watcher in the place of one that was killed, and its worker with it."""
-        self._restarts += 1
-        if self._restarts > _MOST_RESTARTS:
-            raise PipelineError(
-                f"the decoding process was killed {self._restarts} times: is the machine out of memory?"
-            )
+        self._count_restart()
         self._stop()
         self._start()
         self.slots["current"] = -1
         self._send_again()
+
+    def _count_restart(self) -> None:
+        self._restarts += 1
+        if self._restarts > _MOST_RESTARTS:
+            raise PipelineError(
+                f"the decoding process was killed {self._restarts} times in a row: is the machine out of memory? Try "
+                "fewer --actors, or a smaller --decode-memory"
+            )
 
     def _send_again(self) -> None:
         """Ask for all that the dead worker did not answer."""
@@ -165,8 +175,9 @@ class Decoder:
 
     def forget(self, slot: int) -> None:
         """Make a slot ready to be filled anew."""
-        for key in [key for key in self._deaths if key[0] == slot]:
-            del self._deaths[key]
+        with self._lock:
+            for key in [key for key in self._deaths if key[0] == slot]:
+                del self._deaths[key]
 
     def _request(self, slot: int) -> None:
         # If the watcher is gone, `wait` finds out and asks again.
@@ -210,6 +221,7 @@ class DecodePool:
         self._decoders = [Decoder(preprocessing, **options) for _ in range(processes)]
         self._batch_size = batch_size
         self._keeps_thumbnails = thumbnail > 0
+        self._is_busy = False
 
     def __enter__(self) -> DecodePool:
         """Return the pool."""
@@ -227,8 +239,18 @@ class DecodePool:
     def decode(self, images: Iterable[bytes | OSError]) -> Iterator[DecodedBatch]:
         """Decode a stream of encoded images; what could not be read is rejected for that reason.
 
-        One stream at a time, to be consumed to its end.
+        One stream at a time, to be consumed to its end: what was left in slots would come out as images of the next.
+
+        Raises
+        ------
+        PipelineError
+            If the stream before was not consumed to its end, or a decoding process cannot be kept alive.
         """
+        if self._is_busy:
+            raise PipelineError(
+                "the images before were not decoded to their end, so that these processes are of no use"
+            )
+        self._is_busy = True
         free: queue.Queue[tuple[Decoder, int]] = queue.Queue()
         for slot in range(SLOTS):
             for decoder in self._decoders:
@@ -238,11 +260,13 @@ class DecodePool:
         reader.start()
         while (item := sent.get()) is not None:
             if isinstance(item, BaseException):
+                self._is_busy = False  # it came after all that was sent
                 raise item
             item.decoder.wait(item.slot)
             yield self._decoded(item)
             free.put((item.decoder, item.slot))
         reader.join()
+        self._is_busy = False
 
     def _read(self, images: Iterator[bytes | OSError], free: Any, sent: Any) -> None:
         """Fill slots from the stream and send them, until it ends."""

@@ -5,6 +5,9 @@ other, so that identical codes cost one search. Its pairs appear as one file in 
 is done is not done again. Clusters are the connected components of all pairs: two images may be farther apart than the
 radius and in one cluster, if others lie between them.
 
+K images of one code are K * (K - 1) / 2 pairs, some 5 bytes each on the disk: where many are the same, remove exact
+copies first, or take a radius at which few are.
+
 ::
 
     DIR/
@@ -36,13 +39,15 @@ from numpy.typing import NDArray
 
 from engine.codes import IdArray, check_radius
 from engine.indexes.threads import usable_cores
+from engine.kernels.components import find_roots, join_edges
 from engine.results import RangeResult
-from engine.storage.files import sync_file, sync_folder, write_atomically
+from engine.storage.files import aside_of, remove_leftovers, sync_file, sync_folder, write_atomically, writer_lock
 from engine.storage.manifest import Manifest, ShardSpec, read_current
 from engine.storage.mirror import local_shard
 from engine.storage.shard import Shard
 from engine.storage.store import open_store
 from pipelines import chaos
+from pipelines.bounded_search import search_bounded
 from pipelines.errors import PipelineError
 from pipelines.ray_session import ray_session
 from pipelines.ray_tasks import run_tasks
@@ -53,6 +58,8 @@ CLUSTERS = pa.schema({"cluster": pa.int64(), "id": pa.int64(), "representative":
 # Rows whose codes are searched for at once: few where they find much, so that a call finds about this many.
 _LEAST_ROWS, _MOST_ROWS = 16, 65_536
 _WANTED_HITS = 1_000_000
+# Of a call that finds more than those before it let expect.
+_MOST_HITS = 4 * _WANTED_HITS
 # Pairs in memory at a time, 80 MB.
 _PAIRS_AT_ONCE = 4_000_000
 
@@ -131,26 +138,40 @@ def find_duplicates(
     names = hashlib.sha256("".join(shard.name for shard in live.shards).encode()).hexdigest()
     job = JoinJob(store.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
     folder = Path(output)
-    _begin(folder, job, overwrite=overwrite)
-    _join_all(job, folder, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
-    files = sorted((folder / "pairs").glob("*.parquet"))
+    _refuse_foreign_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with writer_lock(folder):
+        _begin(folder, job, overwrite=overwrite)
+        _join_all(job, folder, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
+        return _finish(job, folder, live)
+
+
+def _finish(job: JoinJob, folder: Path, live: Manifest) -> DedupSummary:
+    """Form the clusters of all pairs, draw the largest, and say what was found."""
+    files = sorted((folder / "pairs").glob("[0-9]*.parquet"))
     clusters = cluster_pairs(files)
     chaos.step("dedup:clustered")
     _write_table(folder / "clusters.parquet", iter([clusters]), CLUSTERS)
     _write_gallery(folder, job, live, clusters)
     chaos.step("dedup:before-summary")
     summary = _summary(live.rows, files, clusters)
+    for place in (folder, folder / "pairs"):
+        remove_leftovers(place)
     write_atomically(folder / "dedup.json", (json.dumps({**asdict(job), **asdict(summary)}, indent=1) + "\n").encode())
     return summary
 
 
-def _begin(folder: Path, job: JoinJob, *, overwrite: bool) -> None:
-    """Refuse a folder of something else, remove what another job left if asked, and mark the folder."""
+def _refuse_foreign_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise PipelineError(f"{folder} is a file, expected a folder: choose another --output")
-    marker, marked = folder / "job.json", json.dumps(asdict(job), indent=1).encode()
-    if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names - {".lock"} and "job.json" not in names:
         raise PipelineError(f"{folder} is not empty and holds no near-duplicates: choose another --output")
+
+
+def _begin(folder: Path, job: JoinJob, *, overwrite: bool) -> None:
+    """Refuse another job's folder, or remove what it left if asked; mark the folder."""
+    marker, marked = folder / "job.json", json.dumps(asdict(job), indent=1).encode()
     if marker.is_file() and marker.read_bytes() != marked:
         if not overwrite:
             raise PipelineError(
@@ -163,7 +184,6 @@ def _begin(folder: Path, job: JoinJob, *, overwrite: bool) -> None:
                 shutil.rmtree(entry)
             else:
                 entry.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, marked)
     (folder / "pairs").mkdir(exist_ok=True)
 
@@ -212,15 +232,19 @@ def find_pairs(shard: Shard, other: Shard, radius: int) -> Iterator[tuple[IdArra
     while start < len(shard):
         rows = slice(start, min(start + size, len(shard)))
         distinct_DW, place_R = _distinct(np.ascontiguousarray(shard.codes_NW[rows]))
-        found = other.range_search(distinct_DW, radius, threads=1)
-        for id_P, other_P, distance_P in _spread(shard.ids_N[rows], place_R, found):
-            if other is shard:
-                once = id_P < other_P
-                yield id_P[once], other_P[once], distance_P[once]
-            else:
-                yield np.minimum(id_P, other_P), np.maximum(id_P, other_P), distance_P
+        ids_R, hits = shard.ids_N[rows], 0
+        for run, found in search_bounded(other, distinct_DW, radius, most_hits=_MOST_HITS):
+            # Rows are sorted by their codes, so that those of a run of codes stand side by side.
+            these = slice(*np.searchsorted(place_R, [run.start, run.stop]))
+            hits += len(found.ids)
+            for id_P, other_P, distance_P in _spread(ids_R[these], place_R[these] - run.start, found):
+                if other is shard:
+                    once = id_P < other_P
+                    yield id_P[once], other_P[once], distance_P[once]
+                else:
+                    yield np.minimum(id_P, other_P), np.maximum(id_P, other_P), distance_P
         start = rows.stop
-        size = int(np.clip(size * _WANTED_HITS // max(len(found.ids), 1), size // 8, 4 * size))
+        size = int(np.clip(size * _WANTED_HITS // max(hits, 1), size // 8, 4 * size))
         size = int(np.clip(size, _LEAST_ROWS, _MOST_ROWS))
 
 
@@ -262,7 +286,7 @@ def _as_tables(parts: Iterator[tuple[IdArray, IdArray, NDArray[np.int32]]]) -> I
 
 def _write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
     """Write a Parquet file that appears in one step."""
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = aside_of(path)
     try:
         with pq.ParquetWriter(aside, schema, use_dictionary=["distance", "cluster", "representative"]) as writer:
             for table in tables:
@@ -279,32 +303,28 @@ def cluster_pairs(files: list[Path]) -> pa.Table:
 
     Memory grows with the images that have a near-duplicate, some 80 bytes each, not with the pairs.
     """
-    members_M = np.empty(0, np.int64)
+    members_M = _members(files)
+    root_M = np.arange(len(members_M))
+    degree_M = np.zeros(len(members_M), np.int64)
     for pairs in _read_pairs(files):
-        members_M = _sorted_union(members_M, *pairs)
-    label_M, degree_M = _components(members_M, files)
-    first_C, cluster_M, size_C = np.unique(label_M, return_index=True, return_inverse=True, return_counts=True)[1:]
+        join_edges(root_M, degree_M, *(_places(members_M, ids) for ids in pairs))
+    find_roots(root_M)
+    cluster_M, size_C = np.unique(root_M, return_inverse=True, return_counts=True)[1:]
     by_degree = np.lexsort((members_M, -degree_M, cluster_M))
     representative_C = members_M[by_degree[np.cumsum(size_C) - size_C]]
-    order = np.lexsort((members_M, members_M[first_C][cluster_M], -size_C[cluster_M]))
-    columns = (members_M[first_C][cluster_M], members_M, representative_C[cluster_M], degree_M)
+    order = np.lexsort((members_M, root_M, -size_C[cluster_M]))
+    columns = (members_M[root_M], members_M, representative_C[cluster_M], degree_M)
     return pa.table([column[order] for column in columns], schema=CLUSTERS)
 
 
-def _components(members_M: IdArray, files: list[Path]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return a component's number for each member, and how many pairs it is in."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    label_M = np.arange(len(members_M))
-    degree_M = np.zeros(len(members_M), np.int64)
+def _members(files: list[Path]) -> IdArray:
+    """Return the distinct ids in all pairs, sorted: runs of like lengths are merged, each id in few of them."""
+    runs: list[IdArray] = []
     for pairs in _read_pairs(files):
-        a_P, b_P = (_places(members_M, ids) for ids in pairs)
-        degree_M += np.bincount(a_P, minlength=len(members_M)) + np.bincount(b_P, minlength=len(members_M))
-        # Components so far are the nodes, and pairs between them the edges.
-        edges = coo_array((np.ones(len(a_P), np.bool_), (label_M[a_P], label_M[b_P])), shape=(len(members_M),) * 2)
-        label_M = connected_components(edges, directed=False)[1][label_M].astype(np.int64)
-    return label_M, degree_M
+        runs.append(_sorted_union(*pairs))
+        while len(runs) > 1 and len(runs[-2]) < 2 * len(runs[-1]):
+            runs[-2:] = [_sorted_union(*runs[-2:])]
+    return _sorted_union(np.empty(0, np.int64), *runs)
 
 
 def _sorted_union(*ids: IdArray) -> IdArray:

@@ -16,8 +16,9 @@ that says they are whole. Rejects are gathered. `codes.json` is written last, an
       stats.json         what the last run did, and how long each step took
       encoder/           a copy of the encoder
 
-What stands in the parts depends on the corpus and the encoder alone, not on actors, batches, faults or restarts. The
-folder may be in a store (`s3://...`).
+What stands in the parts does not depend on actors, batches, faults or restarts: on machines of one kind, it is a matter
+of the corpus, the encoder and the limits of decoding, which say which images are rejects. A GPU rounds otherwise than a
+processor, so that a bit whose input is next to zero may differ. The folder may be in a store (`s3://...`).
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import math
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
+from engine.indexes.threads import usable_cores
 from pipelines.code_parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
 from pipelines.decode_worker import DecodeLimits
 from pipelines.encode_units import (
@@ -46,18 +47,20 @@ from pipelines.encode_units import (
     EncodeUnits,
     UnitSettings,
     part_name,
+    reject_rows,
     sidecar_name,
 )
 from pipelines.errors import PipelineError
-from pipelines.identity import RepeatedIds, refuse_repeated_ids
+from pipelines.identity import RepeatedIds
 from pipelines.ray_session import ray_session
-from pipelines.rejects import RejectBudget, common_reasons, write_rejects
-from pipelines.stores import OutputFolder, copy_file
+from pipelines.rejects import Gathered, RejectBudget, common_reasons, write_rejects
+from pipelines.stores import OutputFolder, copy_file, map_ahead
 from pipelines.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
+
+logger = logging.getLogger(__name__)
 
 # Of a block of units, which is what Ray schedules; a larger job has larger blocks rather than more of them.
 _MOST_BLOCKS = 10_000
-_STORE_READS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,8 @@ def encode_corpus(
     batch_size : int
         Images decoded at a time by an actor; it does not change a bit of the codes.
     actors : int, optional
-        Processes that run the model. If left out, one a GPU of the Ray cluster, or one a core where it has none.
+        Processes that run the model, at most one a GPU of the Ray cluster, or one a core where it has no GPU; as many
+        as that if left out.
     features : bool
         Keep the fine features too, float16, for re-ranking: 2 bytes a dimension and image.
     thumbnail : int
@@ -173,7 +177,7 @@ def encode_corpus(
     max_rejects : str or int, optional
         Stop when more images than this were rejected: a number, or a share of all such as "1%".
     limits : DecodeLimits, optional
-        What decoding one image may take.
+        What decoding one image may take. A job that goes on may have others: what is whole stays.
     overwrite : bool
         Replace codes that are there.
     progress : callable, optional
@@ -363,23 +367,23 @@ def _run(
     if not waiting:
         return state, 0
     job.output.remove("attempts")
-    actors = actors or os.cpu_count() or 1
-    with ray_session(num_cpus=actors):
+    with ray_session(num_cpus=actors or usable_cores()):
         stage = _plan_actors(actors, len(waiting))
-        before, first = state.images, None
+        before, first, last = state.images, math.inf, 0.0
         for row in _encode_units(job, waiting, stage, UnitSettings(job=job.name, **stage.settings, **settings)):
-            first = min(first or row["started"], row["started"])
-            _count(state, row, before, first)
+            # Rows do not come in the order in which units begin and end.
+            first, last = min(first, row["started"]), max(last, row["ended"])
+            _count(state, row)
+            state.images_per_s = (state.images - before) / max(last - first, 1e-3)
             _refuse_too_many_rejects(job, state, budget)
             progress(state)
     return state, stage.actors
 
 
-def _count(state: EncodeProgress, row: dict[str, Any], before: int, first: float) -> None:
+def _count(state: EncodeProgress, row: dict[str, Any]) -> None:
     state.units += 1
     state.images += int(row["codes"] + row["rejects"])
     state.rejects += int(row["rejects"])
-    state.images_per_s = (state.images - before) / max(row["ended"] - first, 1e-3)
     for step in STEPS:
         state.seconds[step] += float(row[f"{step}_s"])
 
@@ -387,7 +391,7 @@ def _count(state: EncodeProgress, row: dict[str, Any], before: int, first: float
 def _refuse_too_many_rejects(job: _Job, state: EncodeProgress, budget: RejectBudget) -> None:
     total = state.images if state.units == state.units_total else state.images_total
     if budget.is_exceeded(state.rejects, state.images, total):
-        reasons = write_rejects(job.output, _units_in(job.output, "sidecars"))
+        reasons = write_rejects(job.output, _units_in(job.output, "sidecars"), job.name).reasons
         raise PipelineError(
             f"{state.rejects:,} of {state.images:,} images were rejected so far, more than --max-rejects {budget} "
             f"allows: {common_reasons(reasons)}; they are in {job.output.path('rejects.parquet')}. What is finished is "
@@ -404,8 +408,8 @@ class _Stage:
     settings: dict[str, Any]
 
 
-def _plan_actors(actors: int, units: int) -> _Stage:
-    """Size actors to the cluster: one a GPU, with its share of the cores to decode on; else one a core."""
+def _plan_actors(actors: int | None, units: int) -> _Stage:
+    """Size actors to the cluster: one a GPU, with its share of the cores to decode on; else one a core; or fewer."""
     import ray
 
     found = ray.cluster_resources()
@@ -413,8 +417,9 @@ def _plan_actors(actors: int, units: int) -> _Stage:
     if gpus:
         share = max(1, cores // gpus)
         settings = {"device": "cuda", "decoders": max(1, share - 1)}
-        return _Stage(min(gpus, units), {"num_gpus": 1, "num_cpus": share}, settings)
-    return _Stage(min(actors, units, max(1, cores)), {"num_cpus": 1}, {"device": "cpu", "decoders": 1})
+        return _Stage(min(actors or gpus, gpus, units), {"num_gpus": 1, "num_cpus": share}, settings)
+    cores = max(1, cores)
+    return _Stage(min(actors or cores, cores, units), {"num_cpus": 1}, {"device": "cpu", "decoders": 1})
 
 
 def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSettings) -> Iterator[dict[str, Any]]:
@@ -430,7 +435,10 @@ def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSett
         EncodeUnits,
         fn_constructor_args=(job.output.uri, settings),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=stage.actors),
+        # Of two calls at once the one writes while the other encodes; see `EncodeUnits`.
+        compute=ray.data.ActorPoolStrategy(
+            size=stage.actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+        ),
         **stage.resources,
     )
     try:
@@ -448,14 +456,13 @@ def _whole_units(job: _Job) -> dict[int, tuple[int, int]]:
     output = job.output
     sizes = output.sizes("parts")
     whole = {}
-    with ThreadPoolExecutor(1 if output.is_local else _STORE_READS) as pool:
-        units = _units_in(output, "sidecars")
-        for unit, data in zip(units, pool.map(output.read, map(sidecar_name, units)), strict=True):
-            sidecar = json.loads(data)
-            if sidecar["job"] == job.name and sizes.get(Path(part_name(unit)).name) == sidecar["bytes"]:
-                whole[unit] = sidecar["codes"], sidecar["rejects"]
-            else:
-                output.remove(sidecar_name(unit))
+    units = _units_in(output, "sidecars")
+    for unit, data in zip(units, output.read_many(map(sidecar_name, units)), strict=True):
+        sidecar = json.loads(data)
+        if sidecar["job"] == job.name and sizes.get(Path(part_name(unit)).name) == sidecar["bytes"]:
+            whole[unit] = sidecar["codes"], sidecar["rejects"]
+        else:
+            output.remove(sidecar_name(unit))
     return whole
 
 
@@ -472,51 +479,69 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any]) -> EncodeSumm
         raise PipelineError(
             f"{job.work.units - state.units} of {job.work.units} units did not finish: run the job again"
         )
-    reasons = write_rejects(output, range(job.work.units))
-    if state.images == state.rejects:
-        raise PipelineError(
-            f"not one of {state.images} images could be encoded: {common_reasons(reasons)}; all reasons are in "
-            f"{output.path('rejects.parquet')}"
-        )
     if job.work.images is None:
-        _refuse_repeated(job)
+        _reject_repeated(job)
+    gathered = write_rejects(output, range(job.work.units), job.name)
+    if not gathered.codes:
+        raise PipelineError(
+            f"not one of {gathered.rejects} images could be encoded: {common_reasons(gathered.reasons)}; all reasons "
+            f"are in {output.path('rejects.parquet')}"
+        )
+    if gathered.left_out:
+        logger.warning(
+            "the attributes %s are left out: the first samples of %s, which say what there is, have none",
+            ", ".join(sorted(gathered.left_out)),
+            job.work.corpus,
+        )
     output.remove("attempts")
     for folder in ("", "parts", "sidecars", "encoder"):
         output.remove_leftovers(folder)
     identity = job.identity
     summary = EncodeSummary(
-        images=state.images,
-        codes=state.images - state.rejects,
-        rejects=state.rejects,
+        images=gathered.codes + gathered.rejects,
+        codes=gathered.codes,
+        rejects=gathered.rejects,
         bits=identity["bits"],
         encoder=identity["encoder"],
         corpus=identity["corpus"],
     )
-    output.put("stats.json", json.dumps(_stats(state, reasons, run), indent=1).encode())
+    output.put("stats.json", json.dumps(_stats(state, gathered, run), indent=1).encode())
     output.put("codes.json", json.dumps(asdict(summary), indent=1).encode())
     return summary
 
 
-def _refuse_repeated(job: _Job) -> None:
-    """Refuse ids that stand twice among shards, whose images are known only now."""
+def _reject_repeated(job: _Job) -> None:
+    """Reject images whose id an earlier one has: those of shards are met only now, and their ids are hashes."""
+
+    def read(unit: int) -> pa.Table:
+        with job.output.open(part_name(unit)) as raw:
+            return pq.read_table(raw, columns=["id", "uri"])
 
     def tables() -> Iterator[pa.Table]:
-        for unit in range(job.work.units):
-            with job.output.open(part_name(unit)) as raw:
-                yield pq.read_table(raw, columns=["id", "uri"])
+        return map_ahead(read, range(job.work.units))
 
     with RepeatedIds() as ids:
         for table in tables():
             ids.add(table["id"].to_numpy())
-        refuse_repeated_ids(ids, tables, job.work.corpus)
+        repeated = ids.find()
+    first: dict[int, str] = {}
+    for unit, table in enumerate(tables() if len(repeated) else ()):
+        late = {}
+        for row in np.flatnonzero(np.isin(table["id"].to_numpy(), repeated)).tolist():
+            uri = table["uri"][row].as_py()
+            if (before := first.setdefault(table["id"][row].as_py(), uri)) != uri:
+                late[row] = f"same id as another image: {before}"
+        if late:
+            reject_rows(job.output, unit, late)
 
 
-def _stats(state: EncodeProgress, reasons: Counter[str], run: dict[str, Any]) -> dict[str, Any]:
+def _stats(state: EncodeProgress, gathered: Gathered, run: dict[str, Any]) -> dict[str, Any]:
     return {
-        "images": state.images,
-        "codes": state.images - state.rejects,
-        "rejects": state.rejects,
-        "reasons": dict(reasons.most_common()),
+        "images": gathered.codes + gathered.rejects,
+        "codes": gathered.codes,
+        "rejects": gathered.rejects,
+        "reasons": dict(gathered.reasons.most_common()),
+        "attributes_left_out": sorted(gathered.left_out),
         "units": state.units,
         "units_of_this_run": state.units - state.units_before,
         "images_per_s": round(state.images_per_s, 1),

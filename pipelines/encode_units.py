@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, EncoderOutput, HashEncoder
 from pipelines import chaos
@@ -36,7 +38,10 @@ STEPS = ("read", "decode", "encode", "write")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitSettings:
-    """How units are encoded. Of these, only `features` and `thumbnail` change what is written.
+    """How units are encoded.
+
+    `features` and `thumbnail` say what is written; `limits` decide which images are rejects; `device` may change bits
+    whose sign is a matter of rounding. The others change nothing.
 
     Attributes
     ----------
@@ -64,12 +69,13 @@ class UnitSettings:
 
 @dataclass(slots=True)
 class _Encoded:
-    """What the good images of a unit gave, batch by batch, and why the others were rejected."""
+    """What the good images of a unit gave, batch by batch, why the others were rejected, and attributes left out."""
 
     good: list[np.ndarray] = field(default_factory=list)
     outputs: list[EncoderOutput] = field(default_factory=list)
     thumbnails: list[bytes] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
     def add(self, batch: DecodedBatch, output: EncoderOutput, encode_s: float) -> None:
@@ -84,6 +90,8 @@ class _Encoded:
 
 class EncodeUnits:
     """Encodes units; the encoder is loaded and the decoding processes are started once, when the actor starts.
+
+    Two threads may call it at once: one unit is written while the next is encoded.
 
     Maps a batch of `unit` numbers to one row a unit: `unit`, `codes`, `rejects`, the seconds `read_s`, `decode_s`,
     `encode_s` and `write_s`, which overlap, and the times `started` and `ended`.
@@ -101,6 +109,23 @@ class EncodeUnits:
             thumbnail=settings.thumbnail,
             limits=settings.limits,
         )
+        # For the work list, the decoding processes and the model, which serve one unit at a time.
+        self._lock = threading.Lock()
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Have all loaded and allocated before the first unit."""
+        rule = self._encoder.config.preprocessing
+        shape = (self._settings.batch_size, rule.size, rule.size, rule.channels)
+        self._encoder.encode_pixels(np.zeros(shape, np.uint8))
+        tiny = io.BytesIO()
+        Image.new("L", (1, 1)).save(tiny, "PNG")
+        for _ in self._pool.decode([tiny.getvalue()] * (self._settings.decoders * self._settings.batch_size)):
+            pass
+
+    def close(self) -> None:
+        """End the decoding processes; those of an actor end with it."""
+        self._pool.close()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Encode every unit of `batch` and write it."""
@@ -116,8 +141,7 @@ class EncodeUnits:
         name = sidecar_name(unit)
         if not self._output.exists(name):
             return None
-        sidecar: dict[str, Any] = json.loads(self._output.read(name))
-        return sidecar if sidecar["job"] == self._settings.job else None
+        return parse_sidecar(self._output.read(name), unit, self._settings.job)
 
     def _count_attempt(self, unit: int) -> None:
         name = f"attempts/{unit:05d}"
@@ -127,29 +151,42 @@ class EncodeUnits:
                 f"unit {unit} was begun {before} times and ended its process every time: is a node out of memory? Try "
                 "a smaller --batch-size"
             )
-        self._output.put(name, str(before + 1).encode())
+        self._output.note(name, str(before + 1).encode())
 
     def _encode_unit(self, unit: int) -> dict[str, Any]:
-        self._count_attempt(unit)
-        chaos.step("unit", unit)
-        entries = self._work.read(unit)
-        encoded = _Encoded()
-        if self._work.summary.kind == SHARDS:
-            samples: list[Sample] = []
-            self._encode(_shard_images(entries[SOURCE][0].as_py(), samples), encoded)
-            schema = pa.schema([*entries.schema, *self._shard_attributes()])
-            entries = shard_entries(entries["uri"][0].as_py(), entries[SOURCE][0].as_py(), samples, schema)
-        else:
-            self._encode(read_images(entries), encoded)
+        with self._lock:
+            self._count_attempt(unit)
+            chaos.step("unit", unit)
+            entries, encoded = self._encode_entries(self._work.read(unit))
         chaos.step("encoded", unit)
+        return self._publish(unit, entries, encoded)
+
+    def _encode_entries(self, entries: pa.Table) -> tuple[pa.Table, _Encoded]:
+        """Encode the images of a unit; return their entries, which of a tar are known only now, and what they gave."""
+        encoded = _Encoded()
+        if self._work.summary.kind != SHARDS:
+            self._encode(read_images(entries), encoded)
+            return entries, encoded
+        samples: list[Sample] = []
+        uri, source = entries["uri"][0].as_py(), entries[SOURCE][0].as_py()
+        self._encode(_shard_images(source, samples), encoded)
+        schema = pa.schema([*entries.schema, *self._shard_attributes()])
+        encoded.left_out.update(*(sample.attributes.keys() - schema.names for sample in samples))
+        return shard_entries(uri, source, samples, schema), encoded
+
+    def _publish(self, unit: int, entries: pa.Table, encoded: _Encoded) -> dict[str, Any]:
+        """Write what a unit gave, and then that it is whole; return what says so."""
         start = time.perf_counter()
         table = self._table(entries, encoded)
         part = _parquet_bytes(table)
         self._output.put(part_name(unit), part)
         encoded.seconds["write"] = time.perf_counter() - start
-        sidecar = self._sidecar(len(table), part, _rejects(entries, encoded.reasons), encoded.seconds)
-        self._output.put_new(sidecar_name(unit), json.dumps(sidecar).encode())
-        return sidecar
+        sidecar = self._sidecar(part, _rejects(entries, encoded.reasons), encoded)
+        name = sidecar_name(unit)
+        if self._output.put_new(name, json.dumps(sidecar).encode()):
+            return sidecar
+        # An actor that was thought dead published the unit meanwhile, with the same codes if it is of this job.
+        return parse_sidecar(self._output.read(name), unit, self._settings.job)
 
     def _encode(self, images: Iterator[bytes | OSError], encoded: _Encoded) -> None:
         for batch in self._pool.decode(images):
@@ -163,7 +200,9 @@ class EncodeUnits:
 
     def _table(self, entries: pa.Table, encoded: _Encoded) -> pa.Table:
         good = np.concatenate([np.zeros(0, np.int64), *encoded.good])
-        table = entries.select(["id", *attribute_names(entries)]).take(pa.array(good))
+        table = entries.select(["id", *attribute_names(entries)])
+        if len(good) < len(entries):
+            table = table.take(pa.array(good))
         codes = [output.codes.astype("<u8", copy=False) for output in encoded.outputs]
         table = table.add_column(1, "code", _fixed_column(codes, len(good), 8 * -(-self._encoder.bits // 64)))
         if self._settings.features:
@@ -174,17 +213,15 @@ class EncodeUnits:
             table = table.append_column(THUMBNAIL_COLUMN, pa.array(encoded.thumbnails, pa.binary()))
         return table.replace_schema_metadata(None)
 
-    def _sidecar(
-        self, codes: int, part: bytes, rejected: list[dict[str, Any]], seconds: dict[str, float]
-    ) -> dict[str, Any]:
+    def _sidecar(self, part: bytes, rejected: list[dict[str, Any]], encoded: _Encoded) -> dict[str, Any]:
         return {
             "job": self._settings.job,
-            "codes": codes,
+            "codes": sum(map(len, encoded.good)),
             "rejects": len(rejected),
             "rejected": rejected,
-            "seconds": {step: round(spent, 4) for step, spent in seconds.items()},
-            "bytes": len(part),
-            "sha256": hashlib.sha256(part).hexdigest(),
+            "left_out": sorted(encoded.left_out),
+            "seconds": {step: round(spent, 4) for step, spent in encoded.seconds.items()},
+            **_describe(part),
         }
 
 
@@ -198,6 +235,47 @@ def sidecar_name(unit: int) -> str:
     return f"sidecars/{unit:05d}.json"
 
 
+def parse_sidecar(data: bytes, unit: int, job: str) -> dict[str, Any]:
+    """Return what a sidecar says of a unit.
+
+    Raises
+    ------
+    PipelineError
+        If it is another job's.
+    """
+    sidecar: dict[str, Any] = json.loads(data)
+    if sidecar["job"] != job:
+        raise PipelineError(
+            f"unit {unit} was published by another job meanwhile ({sidecar['job']}, this one is {job}): see that no "
+            "other `hashlight encode` writes to this --output, and run this one again, which does the unit anew"
+        )
+    return sidecar
+
+
+def reject_rows(output: OutputFolder, unit: int, reasons: dict[int, str]) -> None:
+    """Make rejects of some rows of a unit that is whole.
+
+    Who is killed between the two files leaves a sidecar that does not fit its part, so that the unit is done anew.
+    """
+    table = pq.read_table(pa.BufferReader(output.read(part_name(unit))))
+    sidecar = json.loads(output.read(sidecar_name(unit)))
+    rejected = [*sidecar["rejected"], *_rejects(table, reasons)]
+    part = _parquet_bytes(table.take(np.setdiff1d(np.arange(len(table)), list(reasons))))
+    said = {
+        **sidecar,
+        "codes": sidecar["codes"] - len(reasons),
+        "rejects": len(rejected),
+        "rejected": rejected,
+        **_describe(part),
+    }
+    output.put(part_name(unit), part)
+    output.put(sidecar_name(unit), json.dumps(said).encode())
+
+
+def _describe(part: bytes) -> dict[str, Any]:
+    return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+
+
 def load_output_encoder(output: OutputFolder) -> HashEncoder:
     """Load the copy of the encoder that an encode job's folder keeps."""
     with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as folder:
@@ -207,9 +285,11 @@ def load_output_encoder(output: OutputFolder) -> HashEncoder:
 
 
 def _shard_images(source: str, samples: list[Sample]) -> Iterator[bytes | OSError]:
-    """Read a shard's images, and keep what else its samples hold."""
+    """Read a shard's images, and keep what else its samples hold; the second image of one name is no image."""
+    names: set[str] = set()
     for sample in read_shard(source):
-        data = sample.data
+        data = sample.data if sample.name not in names else OSError(f"{sample.name} stands twice in the shard")
+        names.add(sample.name)
         sample.data = b""
         samples.append(sample)
         yield data
@@ -227,5 +307,6 @@ def _rejects(entries: pa.Table, reasons: dict[int, str]) -> list[dict[str, Any]]
 
 def _parquet_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table.combine_chunks(), buffer)
+    # Ids, codes and names are all different, and parts are read as a whole.
+    pq.write_table(table.combine_chunks(), buffer, use_dictionary=False, write_statistics=False)
     return buffer.getvalue()

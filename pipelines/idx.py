@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from pipelines.errors import PipelineError
-from pipelines.stores import is_local, open_stream
+from pipelines.stores import RetryingFile
 
 SUFFIXES = ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz")
 _UNSIGNED_BYTES = 8
+_BUFFER_BYTES = 1 << 20
 
 
 def is_idx(name: str) -> bool:
@@ -79,7 +80,7 @@ def _skip(file: Any, num_bytes: int) -> None:
 
 @contextlib.contextmanager
 def _open(uri: str) -> Iterator[Any]:
-    with open(uri, "rb") if is_local(uri) else open_stream(uri) as file:
+    with io.BufferedReader(RetryingFile(uri), _BUFFER_BYTES) as file:
         if uri.endswith(".gz"):
             with gzip.open(file) as plain:
                 yield plain

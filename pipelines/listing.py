@@ -31,6 +31,7 @@ SOURCE, ROW = "__source", "__row"
 IMAGES, SHARDS = "images", "shards"
 CHUNK_ENTRIES = 20_000
 
+_MOST_ID = 2**63 - 1
 _RESERVED = {"code", SOURCE, ROW}
 _BASE_SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), SOURCE: pa.string(), ROW: pa.int64()})
 
@@ -163,8 +164,7 @@ def _listing_of(kind: str, root: str, files: Callable[[], Iterator[_File]]) -> L
     if kind == "Parquet":
         return _parquet_listing(root, list(files()))
     if kind == "tar":
-        first = next(files())
-        names = webdataset.attributes_of(first.uri, IMAGE_SUFFIXES)
+        names = webdataset.attributes_of((file.uri for file in files()), IMAGE_SUFFIXES)
         schema = pa.schema([*_BASE_SCHEMA, *(pa.field(name, pa.string()) for name in names)])
         return Listing(root, SHARDS, schema, lambda: _list_shards(files()))
     return _idx_listing(root, list(files()))
@@ -417,10 +417,11 @@ def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def _given_ids(column: pa.ChunkedArray, file: str) -> pa.ChunkedArray:
     if not pa.types.is_integer(column.type):
         raise PipelineError(f"{file}: `id` must be whole numbers, got {column.type}: leave it out to have ids made")
-    least = pc.min(column).as_py()
-    if column.null_count or (least is not None and least < 0):
+    least, most = pc.min_max(column).as_py().values()
+    if column.null_count or (least is not None and (least < 0 or most > _MOST_ID)):
         raise PipelineError(
-            f"{file}: `id` must be 0 or more in every row, got {column.null_count} nulls and a least of {least}"
+            f"{file}: `id` must be 0 to {_MOST_ID} in every row, got {column.null_count} nulls, a least of {least} and "
+            f"a most of {most}"
         )
     return column.cast(pa.int64())
 

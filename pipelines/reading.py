@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import idx
+from pipelines.errors import PipelineError
 from pipelines.listing import IMAGE_COLUMN, IMAGE_SUFFIXES, ROW, SOURCE, TAR_SUFFIXES
-from pipelines.stores import is_local, open_file, read_bytes, split_options
+from pipelines.stores import ReadFailedError, RetryingFile, is_local, map_ahead, read_bytes, split_options
 from pipelines.webdataset import Sample, read_samples
 
 # Above every photograph's file, below what would hurt a worker.
 MAX_ENCODED_BYTES = 64 << 20
 
-# A GET of an object store takes some 30 ms whatever its size, so that many must be under way at once.
 _REMOTE_READS = 32
 _PARQUET_BATCH = 256
 
 
 def read_images(entries: pa.Table) -> Iterator[bytes | OSError]:
-    """Read the encoded bytes of each entry, in order; an entry that cannot be read yields the error instead."""
+    """Read the encoded bytes of each entry, in order; one that is not there or damaged yields the error instead.
+
+    Raises
+    ------
+    ReadFailedError
+        If a read failed at every try for a reason that may be gone later: of the images nothing is known.
+    """
     rows = zip(entries[SOURCE].to_pylist(), entries[ROW].to_pylist(), strict=True)
     for is_row, run in itertools.groupby(rows, key=lambda pair: pair[1] >= 0):
         if is_row:
@@ -46,7 +52,7 @@ def read_uri(uri: str) -> bytes:
     Raises
     ------
     OSError
-        If it is not there.
+        If it is not there, or cannot be read.
     """
     source, _, inner = uri.rpartition("#")
     if source.endswith(TAR_SUFFIXES):
@@ -64,8 +70,12 @@ def read_uri(uri: str) -> bytes:
 def _read_file(source: str) -> bytes | OSError:
     try:
         return read_bytes(source, most=MAX_ENCODED_BYTES)
+    except ReadFailedError:
+        raise
     except OSError as error:
         return error
+    except (ValueError, pa.ArrowException, PipelineError) as error:  # no name of a file, or of no store
+        return OSError(str(error))
 
 
 def _read_files(sources: Iterable[str]) -> Iterator[bytes | OSError]:
@@ -73,23 +83,7 @@ def _read_files(sources: Iterable[str]) -> Iterator[bytes | OSError]:
         if local:
             yield from map(_read_file, run)
         else:
-            yield from _read_ahead(run)
-
-
-def _read_ahead(sources: Iterable[str]) -> Iterator[bytes | OSError]:
-    """Read in order, with some reads ahead of what was asked for."""
-    with ThreadPoolExecutor(_REMOTE_READS, "read") as pool:
-        waiting: list[Future[bytes | OSError]] = []
-        try:
-            for source in sources:
-                waiting.append(pool.submit(_read_file, source))
-                if len(waiting) == _REMOTE_READS:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            yield from map_ahead(_read_file, run, _REMOTE_READS)
 
 
 def _read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
@@ -120,7 +114,9 @@ def _read_idx_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
     for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
         try:
             pixels = idx.read_rows(source, int(run[0]), int(run[-1]) + 1)
-        except (OSError, EOFError, zlib.error) as error:
+        except ReadFailedError:
+            raise
+        except (OSError, EOFError, zlib.error, struct.error, PipelineError) as error:
             yield from [OSError(str(error))] * len(run)
             continue
         yield from map(idx.as_png, pixels)
@@ -130,8 +126,10 @@ def _read_parquet_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSErro
     """Read the image column of ascending rows, a part of a row group at a time; what cannot be read is an error."""
     path = split_options(source)[0]
     try:
-        raw = open_file(source)
+        raw = RetryingFile(source)
         file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
+    except ReadFailedError:
+        raise
     except (pa.ArrowException, OSError) as error:
         yield from [OSError(f"{path} cannot be read: {error}")] * len(rows)
         return
@@ -157,6 +155,8 @@ def _read_row_group(
             if read == len(rows):
                 return
             first += len(column)
+    except ReadFailedError:
+        raise
     except (pa.ArrowException, OSError, IndexError) as error:
         yield from [OSError(f"row group {group} of {path} cannot be read: {error}")] * (len(rows) - read)
 

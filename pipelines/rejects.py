@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.encode_units import sidecar_name
+from pipelines.encode_units import parse_sidecar, sidecar_name
 from pipelines.stores import OutputFolder
 
 # Where the number of images is not known beforehand, a share means nothing until so many were seen.
@@ -71,17 +71,42 @@ class RejectBudget:
         return images >= _FEWEST_FOR_A_SHARE and rejects > self.share * images
 
 
-def write_rejects(output: OutputFolder, units: Iterable[int]) -> Counter[str]:
-    """Gather the rejects of finished units into `rejects.parquet`, in order; return how often each reason stands."""
-    reasons: Counter[str] = Counter()
+@dataclass(slots=True)
+class Gathered:
+    """What the sidecars of units say together: codes, rejects, how often each reason stands, attributes left out."""
+
+    codes: int = 0
+    rejects: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    left_out: set[str] = field(default_factory=set)
+
+
+def write_rejects(output: OutputFolder, units: Sequence[int], job: str) -> Gathered:
+    """Gather the rejects of finished units into `rejects.parquet`, in order.
+
+    Raises
+    ------
+    PipelineError
+        If a unit was finished by another job than `job`.
+    """
+    gathered = Gathered()
+    rows = _gather(output, units, job, gathered)
     with output.scratch("rejects.parquet") as aside:
         with pq.ParquetWriter(aside, _SCHEMA) as table:
-            rows = (row for unit in units for row in json.loads(output.read(sidecar_name(unit)))["rejected"])
             while some := list(itertools.islice(rows, _ROW_GROUP_ROWS)):
                 table.write_table(pa.Table.from_pylist(some, _SCHEMA))
-                reasons.update(_kind_of(row["reason"]) for row in some)
         output.put_file("rejects.parquet", aside)
-    return reasons
+    return gathered
+
+
+def _gather(output: OutputFolder, units: Sequence[int], job: str, gathered: Gathered) -> Iterator[dict[str, Any]]:
+    for unit, data in zip(units, output.read_many(map(sidecar_name, units)), strict=True):
+        sidecar = parse_sidecar(data, unit, job)
+        gathered.codes += sidecar["codes"]
+        gathered.rejects += sidecar["rejects"]
+        gathered.left_out.update(sidecar.get("left_out", ()))
+        gathered.reasons.update(_kind_of(row["reason"]) for row in sidecar["rejected"])
+        yield from sidecar["rejected"]
 
 
 def common_reasons(reasons: Counter[str]) -> str:

@@ -11,27 +11,37 @@ renamed; a store's own put is whole by itself, and a killed upload leaves nothin
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import io
 import os
 import re
+import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 from fsspec.core import url_to_fs
 
-from engine.storage.files import sync_file, sync_folder, writer_lock
+from engine.storage.files import aside_of, remove_leftovers, sync_file, sync_folder, writer_lock
 from pipelines import chaos
 from pipelines.errors import PipelineError
 
 READ_TRIES = 3
 _FIRST_WAIT_S = 0.5
 _LIST_PAGE = 1000
+# A GET of an object store takes some 30 ms whatever its size, so that many must be under way at once.
+_STORE_READS = 16
+_BLOCK_BYTES = 1 << 20
+
+T, R = TypeVar("T"), TypeVar("R")
 
 _URI = re.compile(
     r"^([a-zA-Z][a-zA-Z0-9+.-]+)://([^/?]*)([^\0]*?)(\?(?:endpoint_override|region|scheme|anonymous)=.*)?$"
@@ -106,38 +116,190 @@ def _bucket_filesystem(scheme: str, bucket: str, options: str) -> pafs.FileSyste
     return pafs.FileSystem.from_uri(f"{scheme}://{bucket}{options}")[0]
 
 
-def read_bytes(uri: str, *, most: int | None = None) -> bytes:
-    """Read a whole file; a store that fails for a moment is asked again.
-
-    Raises
-    ------
-    OSError
-        If it is not there, cannot be read, or has more than `most` bytes.
-    """
-    if is_local(uri):
-        with open(uri, "rb") as file:
-            return _refuse_more(file.read() if most is None else file.read(most + 1), most)
-    for attempt in range(1, READ_TRIES + 1):
-        try:
-            with open_stream(uri) as file:
-                return _refuse_more(bytes(file.read() if most is None else file.read(most + 1)), most)
-        except (FileNotFoundError, PermissionError, TooManyBytesError):
-            raise
-        except OSError:
-            if attempt == READ_TRIES:
-                raise
-            time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
-    raise AssertionError("the last try returns or raises")
-
-
 class TooManyBytesError(OSError):
     """A file is larger than what is read of one."""
 
 
-def _refuse_more(data: bytes, most: int | None) -> bytes:
-    if most is not None and len(data) > most:
+class NoFileError(OSError):
+    """What a name stands for is no file: a folder, a device, a pipe."""
+
+
+class ReadFailedError(PipelineError, OSError):
+    """A read failed for a reason that may be gone later, and did so at every try."""
+
+
+# What these say of a file holds as long as the file is as it is.
+_LASTING_ERRORS = (
+    FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, TooManyBytesError, NoFileError
+)  # fmt: skip
+_LASTING_NUMBERS = {errno.ENAMETOOLONG, errno.ELOOP}
+
+
+def retried(read: Callable[[], T], uri: str) -> T:
+    """Return what `read` does; where it fails for a moment it is called again.
+
+    Raises
+    ------
+    OSError
+        If the file is not there, is none, or may not be read.
+    ReadFailedError
+        If it failed every time.
+    """
+    for attempt in range(1, READ_TRIES + 1):
+        try:
+            return read()
+        except OSError as error:
+            if isinstance(error, _LASTING_ERRORS) or error.errno in _LASTING_NUMBERS:
+                raise
+            if attempt == READ_TRIES:
+                raise ReadFailedError(
+                    f"{split_options(uri)[0]} cannot be read at this moment, after {READ_TRIES} tries: {error}"
+                ) from error
+            time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
+    raise AssertionError("the last try returns or raises")
+
+
+def read_bytes(uri: str, *, most: int | None = None) -> bytes:
+    """Read a whole file; where that fails for a moment it is tried again.
+
+    Raises
+    ------
+    OSError
+        If it is not there, is none, may not be read, or has more than `most` bytes.
+    ReadFailedError
+        If reading it failed at every try.
+    """
+    return retried(lambda: _read_local(uri, most) if is_local(uri) else _read_elsewhere(uri, most), uri)
+
+
+def _read_local(path: str, most: int | None) -> bytes:
+    # A pipe would be waited for when it is opened.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as file:
+        about = os.fstat(descriptor)
+        if stat.S_ISDIR(about.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(about.st_mode):
+            raise NoFileError(f"{path} is no file")
+        _refuse_more(about.st_size, most)
+        return file.readall()
+
+
+def _read_elsewhere(uri: str, most: int | None) -> bytes:
+    filesystem, path = open_filesystem(uri)
+    if isinstance(filesystem, pafs.PyFileSystem):
+        # Of a web server's file the size may be unknown until it is read.
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return _read_blocks(stream, most)
+    with filesystem.open_input_file(path) as file:
+        _refuse_more(file.size(), most)
+        return bytes(file.read())
+
+
+def _read_blocks(stream: pa.NativeFile, most: int | None) -> bytes:
+    blocks, total = [], 0
+    while block := stream.read(_BLOCK_BYTES):
+        blocks.append(block)
+        total += len(block)
+        _refuse_more(total, most)
+    return b"".join(blocks)
+
+
+def _refuse_more(num_bytes: int, most: int | None) -> None:
+    if most is not None and num_bytes > most:
         raise TooManyBytesError(f"too many bytes: above {most:,}")
-    return data
+
+
+class RetryingFile(io.RawIOBase):
+    """A file anywhere, read at any place; where a read fails for a moment, the file is opened anew and read again.
+
+    So that whoever reads it can tell a damaged file from a store that fails: the latter is a `ReadFailedError`.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._place = 0
+        self._file: Any = retried(self._open, uri)
+
+    def _open(self) -> Any:
+        return open(self._uri, "rb", buffering=0) if is_local(self._uri) else open_file(self._uri)
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether it can be read at any place."""
+        return bool(self._opened().seekable())
+
+    def tell(self) -> int:
+        """Return the place of the next read."""
+        return self._place
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        """Set the place of the next read."""
+        if whence == io.SEEK_END:
+            place += retried(self._size, self._uri)
+        elif whence == io.SEEK_CUR:
+            place += self._place
+        self._place = place
+        return place
+
+    def _size(self) -> int:
+        file = self._opened()
+        file.seek(0, io.SEEK_END)
+        return int(file.tell())
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read so many bytes, or all that are left."""
+        data = retried(lambda: self._read(None if size is None or size < 0 else size), self._uri)
+        self._place += len(data)
+        return data
+
+    def _read(self, size: int | None) -> bytes:
+        file = self._opened()
+        try:
+            if file.tell() != self._place:
+                file.seek(self._place)
+            return bytes(file.read(size))
+        except OSError:
+            self._file = None
+            with contextlib.suppress(OSError):  # that it failed is known
+                file.close()
+            raise
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            self._file = self._open()
+        return self._file
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; return how many bytes there were."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], most: int = _STORE_READS) -> Iterator[R]:
+    """Map in order, with up to `most` calls under way at once, ahead of what was asked for."""
+    with ThreadPoolExecutor(most, "ahead") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == most:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def open_stream(uri: str) -> pa.NativeFile:
@@ -191,6 +353,10 @@ class OutputFolder:
         """Read a whole file."""
         return read_bytes(self.uri_of(name))
 
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
+        """Read whole files in order; of a store several at once."""
+        return map_ahead(self.read, names, 1 if self.is_local else _STORE_READS)
+
     def open(self, name: str) -> pa.NativeFile:
         """Open a file to be read at any place."""
         return self._filesystem.open_input_file(self._at(name))
@@ -210,6 +376,17 @@ class OutputFolder:
         """Publish a file, in the place of one that is there."""
         self._put(name, data, only_new=False)
 
+    def note(self, name: str, data: bytes) -> None:
+        """Write a file that is of use only as long as this machine runs: a local one is not forced to the disk."""
+        if not self.is_local:
+            self._put(name, data, only_new=False)
+            return
+        path = Path(self._at(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = aside_of(path)
+        aside.write_bytes(data)
+        aside.replace(path)
+
     def put_new(self, name: str, data: bytes) -> bool:
         """Publish a file unless there is one; return whether it was published.
 
@@ -224,7 +401,7 @@ class OutputFolder:
         if self.is_local:
             folder = Path(self._base)
             folder.mkdir(parents=True, exist_ok=True)
-            aside = folder / f".{name}.{os.getpid()}.tmp"
+            aside = aside_of(folder / name)
             try:
                 yield aside
             finally:
@@ -253,10 +430,9 @@ class OutputFolder:
             self._filesystem.delete_dir(self._at(name))
 
     def remove_leftovers(self, folder: str) -> None:
-        """Remove what killed processes of this machine wrote aside."""
+        """Remove what killed processes wrote aside in a local folder; in a store nothing is."""
         if self.is_local:
-            for aside in Path(self._at(folder)).glob(".*.tmp"):
-                aside.unlink(missing_ok=True)
+            remove_leftovers(Path(self._at(folder)))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -289,7 +465,7 @@ class OutputFolder:
 
 def _put_local(path: Path, data: bytes, *, only_new: bool) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = aside_of(path)
     try:
         with aside.open("wb") as file:
             chaos.step("aside", path.name)
@@ -327,9 +503,11 @@ def _put_new_in_s3(uri: str, name: str, data: bytes) -> bool:
             Bucket=bucket, Key=f"{prefix}/{name}" if prefix else name, Body=data, IfNoneMatch="*"
         )
     except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
+            raise OSError(f"{base}/{name} cannot be written: {error}") from error
+        # The client repeats a put whose answer was lost, and is refused if the first one had succeeded.
+        if read_bytes(f"{base}/{name}{options}") != data:
             return False
-        raise OSError(f"{base}/{name} cannot be written: {error}") from error
     chaos.step("published", name)
     return True
 

@@ -179,6 +179,7 @@ def _is_of_lost_worker(error: Exception) -> bool:
 def _run(trainer: Any, board: Any, progress: Callable[[Progress], None] | None) -> HashEncoder:
     """Wait for the trainer, reporting the steps; an interruption here stops the workers at their next step."""
     import ray
+    import ray.train
 
     outcome: list[Any] = []
     thread = threading.Thread(target=lambda: outcome.append(_fit(trainer)), daemon=True)
@@ -195,11 +196,13 @@ def _run(trainer: Any, board: Any, progress: Callable[[Progress], None] | None) 
         raise
     if (fault := ray.get(board.fault.remote())) is not None:
         raise fault
-    if isinstance(outcome[0], Exception):
+    if isinstance(outcome[0], ray.train.TrainingFailedError):
         raise PipelineError(
             f"workers were lost more than {MAX_LOSSES} times, or could not be started; the same `hashlight train` goes "
             f"on from the last checkpoint. The last loss: {' '.join(str(outcome[0]).split())[:500]}"
         ) from outcome[0]
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
     return outcome[0]
 
 
@@ -208,11 +211,10 @@ class _StoppedError(Exception):
 
 
 def _fit(trainer: Any) -> Any:
-    from ray.train import TrainingFailedError
-
+    """Return what training returns, or the exception that ended it, for the thread that waits."""
     try:
         return trainer.fit().return_value
-    except TrainingFailedError as error:
+    except Exception as error:
         return error
 
 

@@ -1,23 +1,30 @@
 """WebDataset shards: tar files in which the files of one name, up to its first dot, are one sample.
 
 A sample is an image (`0001.jpg`) and what is known of it: `0001.cls` (its label), `0001.txt`, `0001.json`, each kept as
-the attribute `label`, `txt` or `json`, a string. A shard is read from its start to its end, once.
+the attribute `label`, `txt` or `json`, a string. A shard is read from its start to its end, once. What attributes a
+corpus has, its first thousand samples say.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from pipelines.stores import TooManyBytesError, is_local, open_stream
+from pipelines.stores import RetryingFile, TooManyBytesError, is_local
 
 _ATTRIBUTE_OF = {"cls": "label", "txt": "txt", "json": "json"}
 ATTRIBUTES = tuple(_ATTRIBUTE_OF.values())
 # Of a sample's text; images have a limit of their own.
 _MOST_TEXT_BYTES = 1_000_000
+# To find out which attributes a corpus has.
+_LOOKED_AT = 1000
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\0\0")
+# Of a store, a request brings so much.
+_LOCAL_BUFFER_BYTES, _STORE_BUFFER_BYTES = 1 << 18, 8 << 20
 
 
 @dataclass(slots=True)
@@ -65,10 +72,15 @@ def read_samples(uri: str, suffixes: set[str], most_bytes: int) -> Iterator[Samp
         yield sample
 
 
-def attributes_of(uri: str, suffixes: set[str]) -> list[str]:
-    """Return the attributes that the first sample of a shard has."""
-    first = next(read_samples(uri, suffixes, _MOST_TEXT_BYTES), None)
-    return [name for name in ATTRIBUTES if first is not None and name in first.attributes]
+def attributes_of(uris: Iterable[str], suffixes: set[str]) -> list[str]:
+    """Return the attributes that the first samples of some shards have: a sample may lack one that others have."""
+    samples = itertools.chain.from_iterable(read_samples(uri, suffixes, _MOST_TEXT_BYTES) for uri in uris)
+    found: set[str] = set()
+    for sample in itertools.islice(samples, _LOOKED_AT):
+        found |= sample.attributes.keys()
+        if len(found) == len(ATTRIBUTES):
+            break
+    return [name for name in ATTRIBUTES if name in found]
 
 
 def _add(
@@ -86,9 +98,14 @@ def _add(
 
 
 def _read(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = shard.extractfile(member)
-    assert file is not None, "only files are read"
-    data = file.read()
+    if member.sparse is None and isinstance(shard.fileobj, io.BufferedReader):
+        # Many times as quick as a file object a member.
+        shard.fileobj.seek(member.offset_data)
+        data = shard.fileobj.read(member.size)
+    else:
+        file = shard.extractfile(member)
+        assert file is not None, "only files are read"
+        data = file.read()
     if len(data) != member.size:
         raise tarfile.ReadError(f"{member.name} is cut")
     return data
@@ -102,7 +119,8 @@ def _split(name: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _open(uri: str) -> Iterator[tarfile.TarFile]:
-    with open(uri, "rb") if is_local(uri) else open_stream(uri) as file:
-        stream: Any = file
-        with tarfile.open(fileobj=stream, mode="r|*") as shard:
+    size = _LOCAL_BUFFER_BYTES if is_local(uri) else _STORE_BUFFER_BYTES
+    with io.BufferedReader(RetryingFile(uri), size) as file:
+        is_plain = file.seekable() and not file.peek(6).startswith(_COMPRESSED)
+        with tarfile.open(fileobj=file, mode="r:" if is_plain else "r|*") as shard:
             yield shard

@@ -23,6 +23,8 @@ from pipelines.listing import SHARDS, Listing, open_listing
 from pipelines.stores import OutputFolder, is_local, normalise, open_file, split_name
 
 UNIT_IMAGES = 2000
+# Arrow reads no footer of more row groups.
+MOST_UNITS = 1_000_000
 _METADATA = b"hashlight"
 
 Progress = Callable[[int], None]
@@ -134,6 +136,15 @@ def _write(listing: Listing, path: Path, unit_images: int, progress: Progress) -
     written = None
     with RepeatedIds() as ids:
         for unit in _units(_digested(listing, digest), size):
+            if units == MOST_UNITS:
+                raise PipelineError(
+                    f"{listing.corpus} has more than {MOST_UNITS:,} units, which one work list can hold: "
+                    + (
+                        "list its shards in several corpora"
+                        if listing.kind == SHARDS
+                        else f"choose more than {unit_images:,} images for a unit (--unit-images)"
+                    )
+                )
             if written is None:
                 # Dictionaries do not help names that are all different; compression finds what they share.
                 written = pq.ParquetWriter(

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,9 +30,23 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def aside_of(path: Path) -> Path:
+    """Return a name beside a file to write it under; no other process has it, in no container that shares the folder.
+
+    Where the file goes when it is whole, the rename is one step. `remove_leftovers` removes what was not.
+    """
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes wrote aside in a folder, which nobody else writes to now."""
+    for aside in folder.glob(".*.tmp"):
+        aside.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a mixture."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = aside_of(path)
     try:
         aside.write_bytes(data)
         sync_file(aside)

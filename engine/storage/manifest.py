@@ -160,6 +160,34 @@ def sweep(store: Store, live: Sequence[Manifest], names: Mapping[str, Sequence[s
                 logger.warning("cannot remove %s/%s/%s (%s): the next write tries again", store, folder, name, error)
 
 
+def read_all(store: Store) -> list[Manifest] | None:
+    """Read the manifests of all versions that are kept; None if one cannot be read."""
+    found = []
+    for name in store.names("manifests"):
+        if name.startswith("."):
+            continue
+        try:
+            found.append(_parse(name, json.loads(store.read(f"manifests/{name}") or b"")))
+        except (CorruptDataError, ValueError, KeyError) as error:
+            logger.warning("%s/manifests/%s cannot be read: %s", store, name, error)
+            return None
+    return found
+
+
+def sweep_unnamed(store: LocalStore, *others: Store) -> None:
+    """Remove the shards that no manifest names, here or in `others`: what dead writers left. The caller has the lock.
+
+    Nothing is removed if a manifest cannot be read, for what it names is not known.
+    """
+    kept: list[Manifest] = []
+    for place in (store, *others):
+        manifests = read_all(place)
+        if manifests is None:
+            return
+        kept += manifests
+    sweep(store, kept, {"shards": store.names("shards")})
+
+
 def _what_is_there(store: Store) -> str:
     return "a folder without one" if isinstance(store, LocalStore) and store.path.is_dir() else "nothing"
 

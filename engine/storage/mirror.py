@@ -12,7 +12,7 @@ import platformdirs
 from engine.errors import CollectionNotFoundError, CorruptDataError
 from engine.storage.files import writer_lock
 from engine.storage.integrity import verify_files
-from engine.storage.manifest import Manifest, ShardSpec, publish, read_current, sweep
+from engine.storage.manifest import Manifest, ShardSpec, publish, read_current, sweep, sweep_unnamed
 from engine.storage.store import BucketStore, LocalStore, Store
 
 logger = logging.getLogger(__name__)
@@ -61,13 +61,13 @@ def _folder_of(store: BucketStore) -> Path:
     return Path(platformdirs.user_cache_dir("hashlight")) / "collections" / name
 
 
-def _copy_shard(store: BucketStore, folder: Path, spec: ShardSpec) -> None:
-    """Copy a shard unless it is here and whole."""
+def _copy_shard(store: BucketStore, folder: Path, spec: ShardSpec) -> bool:
+    """Copy a shard unless it is here and whole; return whether it was copied."""
     target = folder / "shards" / spec.name
     if target.is_dir():
         try:
             verify_files(target, spec.files)
-            return
+            return False
         except CorruptDataError as error:
             logger.warning("copying a shard again: %s", error)
             shutil.rmtree(target)
@@ -76,6 +76,7 @@ def _copy_shard(store: BucketStore, folder: Path, spec: ShardSpec) -> None:
     store.download(f"shards/{spec.name}", aside)
     aside.rename(target)
     verify_files(target, spec.files)
+    return True
 
 
 def _copy_encoder(store: BucketStore, folder: Path, live: Manifest) -> None:
@@ -92,6 +93,8 @@ def _copy_encoder(store: BucketStore, folder: Path, live: Manifest) -> None:
 def local_shard(store: Store, spec: ShardSpec) -> Path:
     """Return the folder of one shard on this machine; of a bucket it is first copied, if it is not here.
 
+    With a new copy go those of shards that neither the bucket nor the copy of it keeps in any version.
+
     Raises
     ------
     CorruptDataError
@@ -103,5 +106,6 @@ def local_shard(store: Store, spec: ShardSpec) -> Path:
     folder = _folder_of(store)
     folder.mkdir(parents=True, exist_ok=True)
     with writer_lock(folder, wait=True):
-        _copy_shard(store, folder, spec)
+        if _copy_shard(store, folder, spec):
+            sweep_unnamed(LocalStore(folder), store)
     return folder / "shards" / spec.name

@@ -215,9 +215,11 @@ class BucketStore:
                 condition = {"IfMatch": there["ETag"]}
             client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
         except errors.ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (404, 409, 412):
+                raise OSError(f"{self}/{name} cannot be written: {error}") from error
+            # The client repeats a put whose answer was lost, and is refused if the first one had succeeded.
+            if self.read(name) != data:
                 raise self._overtaken() from error
-            raise OSError(f"{self}/{name} cannot be written: {error}") from error
 
     def _overtaken(self) -> CollectionBusyError:
         return CollectionBusyError(

@@ -388,3 +388,29 @@ def test_append_refuses_what_does_not_fit(tmp_path, corpus):
         CollectionWriter(tmp_path / "d", bits=40, fingerprint=None, append=True).__enter__()
     assert not (tmp_path / "d").exists()
     assert sorted((tmp_path / "c").rglob("*")) == before
+
+
+def test_what_dead_writers_left_goes_before_the_next_write_whatever_becomes_of_that(tmp_path, corpus):
+    make(tmp_path / "c", corpus, shards=2)
+    make(tmp_path / "c", corpus, shards=3, overwrite=True)
+    kept = {path.name for path in tmp_path.glob("c/shards/*")}
+    assert len(kept) == 5, "the live version and the one before it"
+    shutil.copytree(next(tmp_path.glob("c/shards/*")), tmp_path / "c" / "shards" / "left")
+    for mode in ({"append": True}, {"overwrite": True}):
+        with pytest.raises(KeyboardInterrupt), CollectionWriter(tmp_path / "c", bits=BITS, fingerprint=None, **mode):
+            raise KeyboardInterrupt
+        assert {path.name for path in tmp_path.glob("c/shards/*")} == kept
+    assert len(Collection.open(tmp_path / "c", verify=True)) == 3000
+
+
+def test_nothing_is_swept_where_a_manifest_cannot_be_read(tmp_path, corpus):
+    make(tmp_path / "c", corpus, shards=2)
+    make(tmp_path / "c", corpus, shards=3, overwrite=True)
+    (tmp_path / "c" / "manifests" / "00000001.json").write_bytes(b"{")
+    kept = {path.name for path in tmp_path.glob("c/shards/*")}
+    with (
+        pytest.raises(KeyboardInterrupt),
+        CollectionWriter(tmp_path / "c", bits=BITS, fingerprint=None, append=True),
+    ):
+        raise KeyboardInterrupt
+    assert {path.name for path in tmp_path.glob("c/shards/*")} == kept

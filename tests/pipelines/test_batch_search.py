@@ -15,6 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from engine.collection import Collection
+from engine.errors import CollectionBusyError
+from engine.storage.files import writer_lock
 from pipelines import batch_search, chaos
 from pipelines.batch_search import search_codes
 from pipelines.cli import app
@@ -59,6 +61,7 @@ def check(path, database, *, k=None, radius=None, limit=None, first=5000):
         distances, nearest = oracles.knn(queries, codes, ids, k)
         assert [row["ids"] for row in rows] == nearest.tolist()
         assert [row["distances"] for row in rows] == distances.tolist()
+        assert not any(row["truncated"] for row in rows), "no limit cuts the k nearest"
         return
     within, cut = oracles.within_radius(queries, codes, ids, radius, limit)
     assert [list(zip(row["distances"], row["ids"], strict=True)) for row in rows] == within
@@ -81,6 +84,18 @@ def test_answers_equal_the_oracle(tmp_path, database, asked):
     assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
     about = json.loads(pq.read_schema(tmp_path / "r.parquet").metadata[b"hashlight"])
     assert (about["version"], about["radius"], about["k"]) == (1, asked.get("radius"), asked.get("k"))
+
+
+def test_two_searches_into_one_file_are_refused(tmp_path, database):
+    work = tmp_path / ".r.parquet.work"
+    work.mkdir()
+    (work / "block-000000.parquet").write_bytes(b"the other's")
+    asked = [database[0] / "c", database[0] / "queries.parquet", tmp_path / "r.parquet"]
+    with writer_lock(work), pytest.raises(CollectionBusyError, match="being written by another process"):
+        search_codes(*asked, k=3)
+    assert (work / "block-000000.parquet").read_bytes() == b"the other's"
+    search_codes(*asked, k=3)
+    check(tmp_path / "r.parquet", database, k=3)
 
 
 def test_queries_without_ids_get_their_row_numbers(tmp_path, database, monkeypatch):
@@ -143,6 +158,7 @@ batch_search.search_codes(sys.argv[1], sys.argv[2], sys.argv[3], radius=3, worke
         ("search:merge", "kill-driver", 3),
         pytest.param("search:shard", "no-space", 11, marks=pytest.mark.slow),
         pytest.param("search:written-aside", "kill-driver", 0, marks=pytest.mark.slow),
+        pytest.param("search:published", "kill-driver", 0, marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_search_goes_on(tmp_path, database, monkeypatch, step, act, skip):
@@ -156,9 +172,15 @@ def test_an_interrupted_search_goes_on(tmp_path, database, monkeypatch, step, ac
         [sys.executable, "-c", DRIVER, *asked], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == (-signal.SIGKILL if act == "kill-driver" else 1), done.stderr
-    assert not (tmp_path / "r.parquet").exists()
     kept = len(list((tmp_path / ".r.parquet.work").glob("block-*.parquet")))
     assert kept > 0
+    assert (tmp_path / "r.parquet").exists() == (step == "search:published")
+    if step == "search:published":
+        check(tmp_path / "r.parquet", database, radius=3)
+        with pytest.raises(PipelineError, match="is there already"):
+            search_codes(*asked, radius=3)
+        assert not (tmp_path / ".r.parquet.work").exists()
+        return
     seen = []
     search_codes(*asked, radius=3, progress=lambda done, _total: seen.append(done))
     assert seen[0] >= 100 * kept

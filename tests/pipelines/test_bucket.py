@@ -15,12 +15,16 @@ import pytest
 
 from engine.collection import Collection
 from engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
+from engine.storage.manifest import read_current
+from engine.storage.mirror import local_shard
+from engine.storage.store import open_store
 from engine.writer import CollectionWriter
 from pipelines import chaos
 from pipelines.batch_search import search_codes
 from pipelines.build import build_collection
 from pipelines.dedup import find_duplicates
 from pipelines.errors import PipelineError
+from pipelines.stores import OutputFolder
 from tests import oracles
 from tests.pipelines.test_build import BITS, answers, write_codes
 
@@ -123,6 +127,18 @@ def test_a_damaged_object_is_refused_and_a_damaged_copy_fetched_again(bucket, ro
         Collection.open(uri)
 
 
+def test_copies_of_shards_that_are_no_more_go(bucket, rows):
+    codes, ids = rows
+    store = open_store(bucket.uri("c"))
+    copies = []
+    for _ in range(3):
+        with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=True) as writer:
+            writer.add_shard(codes, ids, None)
+            writer.commit()
+        copies.append(local_shard(store, read_current(store).shards[0]))
+    assert [copy.is_dir() for copy in copies] == [False, True, True], "the live version's and the one's before it"
+
+
 DRIVER = """
 import os, sys
 from pathlib import Path
@@ -169,3 +185,75 @@ def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folde
     assert (len(opened), len(opened.shards)) == (900, 2)
     stored = {key.split("/")[2] for key in bucket.keys("c/shards/") if key.count("/") > 2}
     assert len(stored) == 2 + bool(before), "what the dead left is swept"
+
+
+UPLOADER = """
+import os, signal, sys
+import numpy as np
+import pyarrow.fs
+from engine.collection import Collection
+copy, uploaded = pyarrow.fs.copy_files, []
+def copy_some(*arguments, **options):
+    if len(uploaded) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    uploaded.append(arguments)
+    copy(*arguments, **options)
+pyarrow.fs.copy_files = copy_some
+Collection.create(sys.argv[1], np.arange(100, dtype=np.uint64)[:, None], bits=48, shards=2, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("before", [0, 50])
+def test_an_upload_killed_between_the_files_of_a_shard_leaves_the_old_collection(bucket, rows, before):
+    codes, ids = rows
+    uri = bucket.uri("c")
+    if before:
+        Collection.create(uri, codes[:50], ids=ids[:50], bits=BITS)
+    had = len(bucket.keys("c/shards/"))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, "-c", UPLOADER, uri, "2"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert sum(not key.endswith("/") for key in bucket.keys("c/shards/")) >= had + 2, "half a shard is there"
+    if before:
+        assert len(Collection.open(uri, verify=True)) == 50
+    else:
+        with pytest.raises(CollectionNotFoundError):
+            Collection.open(uri)
+    assert len(Collection.create(uri, codes, ids=ids, bits=BITS, shards=2, overwrite=True)) == 900
+    stored = {key.split("/")[2] for key in bucket.keys("c/shards/") if key.count("/") > 2}
+    assert len(stored) == 2 + bool(before), "what the dead left is swept"
+
+
+@pytest.fixture
+def lost_answers(s3_server, monkeypatch):
+    """Make every conditional put succeed and its answer get lost: the client's repetition of it is refused."""
+    import botocore.client
+
+    call = botocore.client.BaseClient._make_api_call
+
+    def twice(client, operation, arguments):
+        if operation == "PutObject" and {"IfMatch", "IfNoneMatch"} & arguments.keys():
+            call(client, operation, arguments)
+        return call(client, operation, arguments)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", twice)
+
+
+@pytest.mark.usefixtures("lost_answers")
+def test_a_commit_whose_answer_was_lost_is_ours(bucket, rows):
+    codes, ids = rows
+    for size in (10, 20):
+        with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=True) as writer:
+            writer.add_shard(codes[:size], ids[:size], None)
+            assert writer.commit().rows == size
+        assert len(Collection.open(bucket.uri("c"), verify=True)) == size
+
+
+@pytest.mark.usefixtures("lost_answers")
+def test_a_new_file_whose_answer_was_lost_is_ours(bucket):
+    folder = OutputFolder(bucket.uri("codes"))
+    assert folder.put_new("job.json", b"ours")
+    assert not folder.put_new("job.json", b"another's")
+    assert bucket.get("codes/job.json") == b"ours"

@@ -163,6 +163,7 @@ def test_no_corpus_says_why(tmp_path, make, message):
     [
         ({"id": [1, None]}, "got 1 nulls"),
         ({"id": [1, -7]}, "a least of -7"),
+        ({"id": pa.array([1, 2**63], pa.uint64())}, "a most of 9223372036854775808"),
         ({"id": ["a", "b"]}, "must be whole numbers, got string"),
         ({"image": ["a.png", "b.png"]}, "with encoded images .binary, or a struct"),
         ({"code": [1, 2]}, r"columns named \['code'\]"),

@@ -17,6 +17,7 @@ from encoders.preprocessing import Preprocessing
 from pipelines import chaos
 from pipelines.decode_worker import DecodeLimits
 from pipelines.decoding import DecodePool
+from pipelines.errors import PipelineError
 from tests.pipelines import hostile
 
 RULE = Preprocessing(size=hostile.SIDE, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -126,6 +127,22 @@ def test_a_decoder_that_dies_once_costs_nothing(faults):
     assert {row: int(image[0, 0, 0]) for row, image in pixels.items()} == {row: row for row in range(200)}
 
 
+def test_images_are_not_to_blame_for_kills_from_outside(faults):
+    """The kernel kills this process first when the machine runs out of memory, whatever image it is at."""
+    images = numbered(50)
+    faults({"step": "decode", "key": name_of(images[20]), "times": 8, "do": "kill"})
+    with DecodePool(RULE, batch_size=16) as pool:
+        pixels, reasons, _ = decoded(pool, images)
+        assert reasons == {}
+        assert {row: int(image[0, 0, 0]) for row, image in pixels.items()} == {row: row for row in range(50)}
+    faults({"step": "decode", "skip": 30, "times": 1000, "do": "kill"})
+    with (
+        DecodePool(RULE, batch_size=16) as pool,
+        pytest.raises(PipelineError, match="killed 11 times in a row: is the machine out of memory"),
+    ):
+        decoded(pool, images)
+
+
 def test_a_watcher_that_is_killed_is_replaced():
     images = numbered(400)
     with DecodePool(RULE, batch_size=16) as pool:
@@ -135,6 +152,21 @@ def test_a_watcher_that_is_killed_is_replaced():
             if batch.first in (64, 128):
                 os.kill(pool._decoders[0]._process.pid, signal.SIGKILL)
     assert found == {row: row % 256 for row in range(400)}
+
+
+def test_a_stream_that_fails_leaves_the_pool_usable_and_one_that_is_left_does_not():
+    def failing():
+        yield from numbered(40)
+        raise OSError("the store is gone")
+
+    with DecodePool(RULE, batch_size=8) as pool:
+        with pytest.raises(OSError, match="the store is gone"):
+            decoded(pool, failing())
+        pixels, _, _ = decoded(pool, numbered(30)[::-1])
+        assert [int(pixels[row][0, 0, 0]) for row in range(30)] == list(range(30))[::-1]
+        next(pool.decode(numbered(40)))
+        with pytest.raises(PipelineError, match="were not decoded to their end"):
+            decoded(pool, numbered(30))
 
 
 def test_thumbnails_come_beside_the_pixels():

@@ -21,6 +21,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from engine.collection import Collection
+from engine.errors import CollectionBusyError
+from engine.storage.files import writer_lock
 from pipelines import chaos, dedup
 from pipelines.cli import app
 from pipelines.dedup import find_duplicates
@@ -109,7 +111,13 @@ def test_pairs_and_clusters_equal_the_oracle(tmp_path, rows, shards, tables):
 def test_small_steps_give_the_same_pairs(tmp_path, rows, monkeypatch):
     codes, ids = rows
     opened = Collection.create(tmp_path / "c", codes, ids=ids, bits=BITS, shards=2)
-    for name, value in (("_MOST_ROWS", 7), ("_LEAST_ROWS", 2), ("_WANTED_HITS", 50), ("_PAIRS_AT_ONCE", 90)):
+    for name, value in (
+        ("_MOST_ROWS", 7),
+        ("_LEAST_ROWS", 2),
+        ("_WANTED_HITS", 50),
+        ("_MOST_HITS", 60),
+        ("_PAIRS_AT_ONCE", 90),
+    ):
         monkeypatch.setattr(dedup, name, value)
     found = []
     for first, second in itertools.combinations_with_replacement(opened.shards, 2):
@@ -149,6 +157,20 @@ def test_other_jobs_and_folders_are_left_alone(tmp_path, rows):
     assert find_duplicates(tmp_path / "c", tmp_path / "d", radius=1, overwrite=True).codes == 120
     with pytest.raises(ValueError, match="0 to 48"):
         find_duplicates(tmp_path / "c", tmp_path / "e", radius=49)
+
+
+def test_two_jobs_into_one_folder_are_refused_and_leftovers_removed(tmp_path, rows):
+    codes, ids = rows
+    Collection.create(tmp_path / "c", codes, ids=ids, bits=BITS)
+    (tmp_path / "d").mkdir()
+    with writer_lock(tmp_path / "d"), pytest.raises(CollectionBusyError, match="being written by another process"):
+        find_duplicates(tmp_path / "c", tmp_path / "d", radius=RADIUS)
+    find_duplicates(tmp_path / "c", tmp_path / "d", radius=RADIUS)
+    for name in (".clusters.parquet.0.tmp", "pairs/.00000-00000.parquet.0.tmp"):
+        (tmp_path / "d" / name).write_bytes(b"half")
+    find_duplicates(tmp_path / "c", tmp_path / "d", radius=RADIUS)
+    check(tmp_path / "d", rows)
+    assert not list((tmp_path / "d").rglob("*.tmp"))
 
 
 class Page(html.parser.HTMLParser):

@@ -113,12 +113,18 @@ def test_killed_at_chosen_steps_and_out_of_space(job, undisturbed):
 @pytest.mark.parametrize("seed", range(5))
 def test_driver_killed_at_random_moments(job, undisturbed, seed):
     rng = random.Random(seed)
+    whole = rng.randrange(UNITS - 4)
+    sidecars = job.folder / "codes" / "sidecars"
     process = job.start()
-    wait_until(lambda: any(step == "unit" for step, _ in job.steps()), process)
-    time.sleep(rng.random() * 1.5)
+    wait_until(
+        lambda: any(step == "unit" for step, _ in job.steps()) and len(list(sidecars.glob("*.json"))) >= whole, process
+    )
     process.kill()
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (job.folder / "codes" / "codes.json").exists(), "it was killed at work"
     wait_for_orphans(job)
+    assert len(list(sidecars.glob("*.json"))) < UNITS, "units were left to do"
     code, errors = job.run()
     assert code == 0, errors
     assert outputs(job.folder / "codes") == undisturbed

@@ -152,3 +152,12 @@ def workers_of_this_process():
         return pid == os.getpid()
 
     return sorted(pid for pid in parent if b"RayTrainWorker" in name[pid] and is_ours(pid))
+
+
+def test_what_else_ends_training_is_raised_as_it_is(images, tmp_path, monkeypatch):
+    def fail(_trainer):
+        raise OSError("no space left for Ray")
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer.fit", fail)
+    with pytest.raises(OSError, match="no space left for Ray"):
+        train_encoder(images, tmp_path / "encoder", CONFIG, workers=2)

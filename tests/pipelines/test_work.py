@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import struct
 import tarfile
 
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipelines import work
+from pipelines.code_parts import list_parts
 from pipelines.corpora import list_corpus
 from pipelines.errors import PipelineError
 from pipelines.identity import RepeatedIds
@@ -241,3 +244,21 @@ def test_repeated_ids_are_found_in_memory_and_on_disk(size):
         for part in np.array_split(np.concatenate([ids, repeated, repeated[:2]]), 7):
             check.add(part)
         assert sorted(check.find()) == sorted(repeated)
+
+
+def test_more_units_than_a_work_list_holds_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "MOST_UNITS", 3)
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    with pytest.raises(PipelineError, match=r"more than 3 units.*more than 2 images for a unit \(--unit-images\)"):
+        plan_work(tmp_path, tmp_path / "out" / "work.parquet", unit_images=2)
+    assert plan_work(tmp_path, tmp_path / "out" / "work.parquet", unit_images=3).units == 3
+
+
+def test_parts_stand_in_the_order_of_their_numbers(tmp_path):
+    (tmp_path / "sidecars").mkdir()
+    numbers = [0, 99_999, 100_000, 100_001, 1_000_000]
+    for number in numbers:
+        said = json.dumps({"codes": number + 1, "sha256": ""})
+        (tmp_path / "sidecars" / f"{number:05d}.json").write_text(said)
+    assert [part.rows - 1 for part in list_parts(tmp_path)] == numbers

@@ -1,0 +1,199 @@
+"""One unit of an encode job, without Ray around it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from encoders.encoder import HashEncoder
+from pipelines import corpora, encode, encode_units, webdataset
+from pipelines.decode_worker import DecodeLimits
+from pipelines.encode_units import STEPS, EncodeUnits, UnitSettings, parse_sidecar, part_name, sidecar_name
+from pipelines.errors import PipelineError
+from pipelines.rejects import RejectBudget, write_rejects
+from pipelines.stores import OutputFolder
+from pipelines.work import WorkSummary, plan_work
+
+OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": DecodeLimits()}
+
+
+@pytest.fixture
+def folder(tmp_path, corpus, encoder):
+    """An output as it is when the units begin: three of 100 images."""
+    plan_work(corpus, tmp_path / "codes" / "plan.parquet", unit_images=100)
+    shutil.copytree(encoder, tmp_path / "codes" / "encoder")
+    return tmp_path / "codes"
+
+
+@pytest.fixture
+def units(folder):
+    units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
+    yield units
+    units.close()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "actors", "units", "expected"),
+    [
+        ({"CPU": 64.0}, None, 1000, (64, "cpu", 1)),
+        ({"CPU": 64.0}, 3, 1000, (3, "cpu", 1)),
+        ({"CPU": 2.0}, 8, 1000, (2, "cpu", 1)),
+        ({"CPU": 64.0}, None, 5, (5, "cpu", 1)),
+        ({"CPU": 64.0, "GPU": 8.0}, None, 1000, (8, "cuda", 7)),
+        ({"CPU": 64.0, "GPU": 8.0}, 2, 1000, (2, "cuda", 7)),
+        ({"CPU": 64.0, "GPU": 8.0}, 20, 1000, (8, "cuda", 7)),
+    ],
+)
+def test_actors_are_as_many_as_the_cluster_has_room_for(monkeypatch, cluster, actors, units, expected):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: cluster)
+    stage = encode._plan_actors(actors, units)
+    assert (stage.actors, stage.settings["device"], stage.settings["decoders"]) == expected
+
+
+def test_images_a_second_are_of_the_time_from_the_first_begin_to_the_last_end(monkeypatch, tmp_path):
+    """Rows come in another order than units begin and end."""
+    work = WorkSummary("c", "images", units=3, images=300, columns=[], digest="")
+    job = encode._Job(OutputFolder(tmp_path), "ours", {}, work)
+    times = [(10.0, 14.0), (9.0, 15.0), (12.0, 13.0)]
+    rows = [
+        {
+            "codes": 90,
+            "rejects": 10,
+            "started": started,
+            "ended": ended,
+            **dict.fromkeys(map("{}_s".format, STEPS), 1.0),
+        }
+        for started, ended in times
+    ]
+    monkeypatch.setattr(encode, "ray_session", lambda **_: contextlib.nullcontext())
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(encode, "_encode_units", lambda *_: iter(rows))
+    state, _ = encode._run(job, None, OPTIONS, RejectBudget(), lambda _state: None)
+    assert (state.images, state.rejects, state.images_per_s) == (300, 30, 300 / 6)
+
+
+def test_units_of_two_threads_do_not_mix(folder, units, encoder, pictures):
+    with ThreadPoolExecutor(2) as pool:
+        rows = list(pool.map(lambda unit: units({"unit": np.array([unit])}), range(3)))
+    assert [row["codes"].tolist() for row in rows] == [[100]] * 3
+    expected = HashEncoder.load(encoder).encode(pictures[0][:300])
+    found = pq.read_table(folder / "parts")
+    assert found["code"].to_pylist() == [code.tobytes() for code in expected]
+
+
+def test_a_name_that_stands_twice_in_a_shard_and_attributes_that_come_late(tmp_path, corpus, encoder, monkeypatch):
+    monkeypatch.setattr(webdataset, "_LOOKED_AT", 2)
+    images = pq.read_table(corpus)["image"].to_pylist()
+    files = [("a.cls", b"1"), ("a.png", images[0]), ("b.png", images[1]), ("b.txt", b"two"), ("a.png", images[2])]
+    (tmp_path / "shards").mkdir()
+    for shard in ("0.tar", "1.tar"):
+        with tarfile.open(tmp_path / "shards" / shard, "w") as tar:
+            for name, data in [*files, ("c.png", images[3]), ("c.json", b"{}")]:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    folder = tmp_path / "codes"
+    plan_work(tmp_path / "shards", folder / "plan.parquet")
+    shutil.copytree(encoder, folder / "encoder")
+    units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
+    row = units({"unit": np.arange(2)})
+    units.close()
+    assert (row["codes"].tolist(), row["rejects"].tolist()) == ([3, 3], [1, 1])
+    table = pq.read_table(folder / part_name(1))
+    assert table.select(["uri", "label", "txt"]).to_pylist() == [
+        {"uri": f"{tmp_path}/shards/1.tar#a.png", "label": "1", "txt": None},
+        {"uri": f"{tmp_path}/shards/1.tar#b.png", "label": None, "txt": "two"},
+        {"uri": f"{tmp_path}/shards/1.tar#c.png", "label": None, "txt": None},
+    ]
+    gathered = write_rejects(OutputFolder(folder), range(2), "ours")
+    assert gathered.left_out == {"json"}
+    (first, _) = pq.read_table(folder / "rejects.parquet").to_pylist()
+    assert first["uri"] == f"{tmp_path}/shards/0.tar#a.png"
+    assert first["reason"] == "unreadable: a.png stands twice in the shard"
+
+
+def test_of_images_with_one_id_in_two_shards_the_later_is_a_reject(tmp_path, corpus, encoder, monkeypatch):
+    images = pq.read_table(corpus)["image"].to_pylist()
+    (tmp_path / "shards").mkdir()
+    for number in range(3):
+        with tarfile.open(tmp_path / "shards" / f"{number}.tar", "w") as tar:
+            for row in range(4):
+                member = tarfile.TarInfo(f"{row}.png")
+                member.size = len(images[row])
+                tar.addfile(member, io.BytesIO(images[row]))
+    folder = tmp_path / "codes"
+    summary = plan_work(tmp_path / "shards", folder / "plan.parquet")
+    shutil.copytree(encoder, folder / "encoder")
+    ids = {"1.tar#2.png": 7, "2.tar#2.png": 7, "0.tar#0.png": 7}
+    hashed = corpora.hashed_ids
+    monkeypatch.setattr(corpora, "hashed_ids", lambda names: np.array([ids.get(n, int(hashed([n])[0])) for n in names]))
+    units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
+    units({"unit": np.arange(3)})
+    units.close()
+    whole = pq.read_table(folder / part_name(1))
+    job = encode._Job(OutputFolder(folder), "ours", {}, summary)
+    for _ in range(2):  # a second time there is nothing to do
+        encode._reject_repeated(job)
+        gathered = write_rejects(job.output, range(3), "ours")
+        assert (gathered.codes, gathered.rejects) == (10, 2)
+        assert encode._whole_units(job) == {0: (4, 0), 1: (3, 1), 2: (3, 1)}
+    assert pq.read_table(folder / part_name(1)).equals(whole.take([0, 1, 3]))
+    rejects = pq.read_table(folder / "rejects.parquet").to_pylist()
+    assert [reject["uri"] for reject in rejects] == [f"{tmp_path}/shards/{number}.tar#2.png" for number in (1, 2)]
+    assert {reject["reason"] for reject in rejects} == {f"same id as another image: {tmp_path}/shards/0.tar#0.png"}
+
+
+def publish_meanwhile(monkeypatch, folder, job):
+    """Have another process publish unit 1 while it is encoded here."""
+    said = json.dumps({"job": job, "codes": 99, "rejects": 1, "seconds": dict.fromkeys(STEPS, 0.0)})
+
+    def step(name, key=""):
+        if (name, key) == ("encoded", 1):
+            OutputFolder(folder).put(sidecar_name(1), said.encode())
+
+    monkeypatch.setattr(encode_units.chaos, "step", step)
+
+
+def test_a_unit_is_written_with_what_says_that_it_is_whole(folder, units, encoder, pictures):
+    row = units({"unit": np.array([1])})
+    assert (row["unit"].tolist(), row["codes"].tolist(), row["rejects"].tolist()) == ([1], [100], [0])
+    table = pq.read_table(folder / part_name(1))
+    expected = HashEncoder.load(encoder).encode(pictures[0][100:200])
+    assert table["code"].to_pylist() == [code.tobytes() for code in expected]
+    assert table["id"].to_pylist() == list(range(1100, 1200))
+    sidecar = parse_sidecar((folder / sidecar_name(1)).read_bytes(), 1, "ours")
+    assert (sidecar["codes"], sidecar["rejected"]) == (100, [])
+    before = (folder / part_name(1)).stat().st_mtime_ns
+    assert units({"unit": np.array([1])})["codes"].tolist() == [100]
+    assert (folder / part_name(1)).stat().st_mtime_ns == before, "what is whole is not done again"
+
+
+def test_a_unit_that_another_job_publishes_meanwhile_stops_this_one(monkeypatch, folder, units):
+    publish_meanwhile(monkeypatch, folder, "another")
+    with pytest.raises(PipelineError, match="unit 1 was published by another job meanwhile"):
+        units({"unit": np.array([1])})
+
+
+def test_a_unit_that_a_lost_actor_publishes_meanwhile_counts_as_it_says(monkeypatch, folder, units):
+    publish_meanwhile(monkeypatch, folder, "ours")
+    assert units({"unit": np.array([1])})["codes"].tolist() == [99]
+
+
+def test_units_of_another_job_are_not_committed(folder, units):
+    units({"unit": np.arange(3)})
+    output = OutputFolder(folder)
+    gathered = write_rejects(output, range(3), "ours")
+    assert (gathered.codes, gathered.rejects) == (300, 0)
+    said = json.loads(output.read(sidecar_name(2)))
+    output.put(sidecar_name(2), json.dumps({**said, "job": "another"}).encode())
+    with pytest.raises(PipelineError, match="unit 2 was published by another job"):
+        write_rejects(output, range(3), "ours")

@@ -1,0 +1,161 @@
+"""Reading images: what is wrong with an entry is its own, what is wrong with a store for a moment costs no image."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import itertools
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import stores
+from pipelines.corpora import list_corpus
+from pipelines.reading import read_images, read_shard
+from pipelines.stores import ReadFailedError, RetryingFile, map_ahead, read_bytes
+
+
+class FailingFile:
+    """A file whose reads raise what `failures` gives, until there are no more."""
+
+    def __init__(self, file, failures):
+        self._file, self._failures = file, failures
+
+    def read(self, size=-1):
+        if (error := next(self._failures, None)) is not None:
+            raise error
+        return self._file.read(size)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Make reads through `RetryingFile` and `read_bytes` fail; returns what sets how often."""
+    monkeypatch.setattr(stores, "_FIRST_WAIT_S", 0.001)
+
+    def fail(times, number=errno.EIO):
+        failures = itertools.repeat(OSError(number, "the store is busy"), times)
+        opened, local = RetryingFile._open, stores._read_local
+        monkeypatch.setattr(RetryingFile, "_open", lambda self: FailingFile(opened(self), failures))
+
+        def read_local(path, most):
+            if (error := next(failures, None)) is not None:
+                raise error
+            return local(path, most)
+
+        monkeypatch.setattr(stores, "_read_local", read_local)
+
+    return fail
+
+
+def write_files(folder):
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(b"image %d" % number)
+    return folder
+
+
+def write_parquet(folder):
+    path = folder.with_suffix(".parquet")
+    pq.write_table(pa.table({"image": [b"image %d" % number for number in range(3)]}), path, row_group_size=2)
+    return path
+
+
+def write_idx(folder):
+    folder.mkdir()
+    pixels = np.arange(12, dtype=np.uint8)
+    header = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (3, 2, 2))
+    (folder / "a-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_files, write_parquet, write_idx])
+def test_a_failure_of_the_moment_costs_no_image(tmp_path, failing, write):
+    entries = list_corpus(write(tmp_path / "corpus"))
+    expected = list(read_images(entries))
+    assert len(expected) == 3
+    assert all(isinstance(image, bytes) for image in expected)
+    failing(2)
+    assert list(read_images(entries)) == expected
+    failing(100)
+    with pytest.raises(ReadFailedError, match=r"cannot be read at this moment, after 3 tries: .*the store is busy"):
+        list(read_images(entries))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_shards_are_read_through_failures_and_not_cut_by_them(tmp_path, failing, suffix):
+    path = tmp_path / f"a{suffix}"
+    with tarfile.open(path, "w:gz" if suffix.endswith("gz") else "w") as tar:
+        for number in range(300):
+            for name, data in ((f"{number}.png", b"%d" % number * 700), (f"{number}.cls", b"%d" % (number % 7))):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    failing(2)
+    samples = [(sample.data, sample.attributes) for sample in read_shard(str(path))]
+    assert samples == [(b"%d" % number * 700, {"label": str(number % 7)}) for number in range(300)]
+    failing(100)
+    with pytest.raises(ReadFailedError):
+        list(read_shard(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("missing.png", "No such file"),
+        ("a\0b.png", "null byte"),
+        ("nowhere://x/y.png", "no file system for nowhere"),
+        ("x" * 5000 + ".png", "name too long"),
+        ("/dev/zero", "is no file"),
+        (".", "Is a directory"),
+    ],
+)
+def test_a_bad_entry_costs_itself_only(tmp_path, entry, reason):
+    (tmp_path / "good.png").write_bytes(b"good")
+    (tmp_path / "corpus.txt").write_text(f"good.png\n{entry}\ngood.png?\n")
+    first, bad, _ = read_images(list_corpus(tmp_path / "corpus.txt"))
+    assert first == b"good"
+    assert isinstance(bad, OSError)
+    assert reason in str(bad)
+
+
+def test_bytes_are_counted_before_they_are_read(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(100))
+    assert len(read_bytes(str(tmp_path / "a"), most=100)) == 100
+    for uri in (str(tmp_path / "a"), f"memory://{tmp_path}/a"):
+        if "://" in uri:
+            stores.open_filesystem(uri)[0].create_dir(str(tmp_path))
+            with stores.open_filesystem(uri)[0].open_output_stream(f"{tmp_path}/a") as file:
+                file.write(bytes(100))
+        with pytest.raises(stores.TooManyBytesError, match="above 99"):
+            read_bytes(uri, most=99)
+
+
+def test_mapping_ahead_keeps_order_and_bounds_what_is_under_way():
+    taken = []
+
+    def items():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    for number, result in enumerate(map_ahead(lambda number: number * 2, items(), 8)):
+        assert result == 2 * number
+        assert len(taken) <= number + 8
+    assert len(taken) == 100
+
+
+def test_a_retrying_file_is_read_at_any_place(tmp_path, failing):
+    data = np.random.default_rng(0).bytes(5000)
+    (tmp_path / "a").write_bytes(data)
+    failing(2)
+    with RetryingFile(str(tmp_path / "a")) as file:
+        assert file.read(100) == data[:100]
+        assert (file.seek(-50, io.SEEK_CUR), file.read(10)) == (50, data[50:60])
+        assert (file.seek(-7, io.SEEK_END), file.read()) == (4993, data[-7:])
