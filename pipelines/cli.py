@@ -638,6 +638,23 @@ def serve(
 
 @app.command()
 @_reports_errors
+def scale(
+    url: Annotated[str, typer.Argument(help="Of a server that was started with --groups.")],
+    replicas: Annotated[int, typer.Option(min=1, help="Shard servers of each group.")],
+    key: Annotated[
+        str | None, typer.Option(envvar="HASHLIGHT_API_KEY", help="A key with the scope admin, if it wants one.")
+    ] = None,
+) -> None:
+    """Start or stop shard servers of a running server, without a query that fails."""
+    from pipelines.scale import scale_replicas
+
+    with spinner("scaling"):
+        scale_replicas(url, replicas, key=key)
+    out.print(f"{replicas} shard servers in every group of {url}", soft_wrap=True)
+
+
+@app.command()
+@_reports_errors
 def warmup() -> None:
     """Compile the search kernels and measure this machine once, so that the first query is as quick as the next."""
     from engine.indexes.warmup import warm

@@ -192,11 +192,12 @@ class RayCluster:
         Raises
         ------
         ValueError
-            If there would be none.
+            If there would be none, or the cluster has no room for so many.
         """
         if replicas < 1:
             raise ValueError(f"`replicas` must be at least 1, got {replicas}")
         wanted = {(group, number) for group in range(len(self._placements)) for number in range(replicas)}
+        self._check_room([place for place in wanted - set(self._actors) if not self._is_reserved(*place)], replicas)
         self._start(sorted(wanted - set(self._actors)))
         self._stop(sorted(set(self._actors) - wanted))
 
@@ -225,6 +226,19 @@ class RayCluster:
             self._actors[place] = self._actor(*place)
         ray.get([self._actors[place].health.remote() for place in places], timeout=READY_S)
 
+    def _check_room(self, places: list[tuple[int, int]], replicas: int) -> None:
+        import ray
+
+        free, needed = ray.available_resources().get("CPU", 0.0), len(places) * self._cpus
+        if needed > free:
+            raise ValueError(
+                f"`replicas` must be fewer than {replicas}: they need {needed:g} CPUs more, and the Ray cluster has "
+                f"{free:g} free; add nodes to it"
+            )
+
+    def _is_reserved(self, group: int, number: int) -> bool:
+        return bool(number < self._placements[group].bundle_count)
+
     def _actor(self, group: int, number: int) -> Any:
         """Start a server: in its bundle, or, of a replica that came later, where there is room."""
         import ray
@@ -232,7 +246,7 @@ class RayCluster:
 
         placement = self._placements[group]
         strategy: Any = "SPREAD"
-        if number < placement.bundle_count:
+        if self._is_reserved(group, number):
             strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=number)
         actor = ray.remote(num_cpus=self._cpus, max_restarts=-1, scheduling_strategy=strategy)(ShardActor)
         return actor.remote(self._location, self._directory, group, number, self.security)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.collection import Collection
@@ -68,6 +68,7 @@ def bind_gateway(
     limits: Limits | None = None,
     image_hosts: Sequence[str] = (),
     metrics: Metrics | None = None,
+    scale: Callable[[int], None] | None = None,
 ) -> HttpServer:
     """Bind a gateway to `address`, with what its exposure asks for."""
     limits = limits or Limits()
@@ -78,6 +79,7 @@ def bind_gateway(
         limits=limits,
         fetcher=ImageFetcher(image_hosts, max_bytes=limits.body_bytes) if image_hosts else None,
         metrics=metrics,
+        scale=scale,
         allowed_hosts=LOOPBACK_NAMES if not keys and address.is_loopback else None,
     )
     return HttpServer(app, address)

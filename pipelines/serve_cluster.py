@@ -45,28 +45,32 @@ def serve_cluster(
 ) -> Iterator[HttpServer]:
     """Start shard servers and bind a gateway to a router over them; they end with the context.
 
-    Arguments and errors are those of `pipelines.serve.serve_embedded` and of `cluster_router`.
+    Arguments and errors are those of `pipelines.serve.serve_embedded` and of `shard_servers`.
     """
     check_exposure(address, keys, insecure=insecure)
     image_encoder = encoder_of(Collection.open(path), encoder)
     metrics = Metrics()
-    with cluster_router(
-        path,
-        groups=groups,
-        replicas=replicas,
-        ray=ray,
-        ray_address=ray_address,
-        security=shard_security,
-        observe=metrics.observe,
-    ) as router:
+    with (
+        shard_servers(
+            path, groups=groups, replicas=replicas, ray=ray, ray_address=ray_address, security=shard_security
+        ) as cluster,
+        routing(cluster, observe=metrics.observe) as router,
+    ):
         router.ready()
         yield bind_gateway(
-            router, image_encoder, address, keys, limits=limits, image_hosts=image_hosts, metrics=metrics
+            router,
+            image_encoder,
+            address,
+            keys,
+            limits=limits,
+            image_hosts=image_hosts,
+            metrics=metrics,
+            scale=cluster.scale,
         )
 
 
 @contextlib.contextmanager
-def cluster_router(
+def shard_servers(
     path: str | Path,
     *,
     groups: int,
@@ -74,9 +78,8 @@ def cluster_router(
     ray: bool = False,
     ray_address: str | None = None,
     security: Security | None = None,
-    observe: Observer | None = None,
-) -> Iterator[ClusterRouter]:
-    """Start shard servers, and yield a router over them. New versions of the collection are taken up as they come.
+) -> Iterator[RayCluster | LocalCluster]:
+    """Start shard servers; they end with the context.
 
     Parameters
     ----------
@@ -88,8 +91,6 @@ def cluster_router(
         Of a Ray cluster; without one, and without `RAY_ADDRESS`, Ray is started on this machine.
     security : Security, optional
         Of the shard servers; a token of their own if left out.
-    observe : callable, optional
-        As in `ClusterRouter`.
 
     Raises
     ------
@@ -99,23 +100,34 @@ def cluster_router(
         If the servers do not start, or Ray has no room for them.
     """
     with contextlib.ExitStack() as stack:
-        cluster: RayCluster | LocalCluster
         if ray:
             # Ray runs its workers at the lowest priority, made for batch jobs; a Ray of our own should not.
             os.environ.setdefault("RAY_worker_niceness", "0")
             stack.enter_context(ray_session(num_cpus=groups * replicas, address=ray_address))
-            cluster = RayCluster(path, groups=groups, replicas=replicas, security=security)
+            yield stack.enter_context(RayCluster(path, groups=groups, replicas=replicas, security=security))
         else:
-            cluster = LocalCluster(path, groups=groups, replicas=replicas, security=security)
-        stack.enter_context(cluster)
-        router = ClusterRouter(cluster.map, security=cluster.security, observe=observe)
-        stack.callback(router.close)
+            yield stack.enter_context(LocalCluster(path, groups=groups, replicas=replicas, security=security))
+
+
+@contextlib.contextmanager
+def routing(cluster: RayCluster | LocalCluster, *, observe: Observer | None = None) -> Iterator[ClusterRouter]:
+    """Yield a router over shard servers. New versions of the collection are taken up as they come.
+
+    Parameters
+    ----------
+    cluster : RayCluster or LocalCluster
+    observe : callable, optional
+        As in `ClusterRouter`.
+    """
+    with contextlib.closing(ClusterRouter(cluster.map, security=cluster.security, observe=observe)) as router:
         ending = threading.Event()
         roller = threading.Thread(target=_keep_rolling, args=(cluster, ending), name="hashlight-roll", daemon=True)
         roller.start()
-        stack.callback(roller.join)
-        stack.callback(ending.set)
-        yield router
+        try:
+            yield router
+        finally:
+            ending.set()
+            roller.join()
 
 
 def _keep_rolling(cluster: RayCluster | LocalCluster, ending: threading.Event) -> None:

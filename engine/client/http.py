@@ -223,7 +223,7 @@ def _read(call: Call, response: httpx.Response, thumbnail: Any) -> Any:
     if isinstance(call, Thumbnail) and response.status_code == 404 and _type_of(response) == "not_found":
         return None
     if response.status_code != 200:
-        raise error_of(response.status_code, _document(response), response.headers)
+        raise error_of(response.status_code, document_of(response), response.headers)
     try:
         return _parse(call, response, thumbnail)
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -259,7 +259,8 @@ def _frame(table: Any) -> Any:
     return json.loads(table.schema.metadata[b"hashlight"])
 
 
-def _document(response: httpx.Response) -> Any:
+def document_of(response: httpx.Response) -> Any:
+    """Return the body of an answer if it is JSON, else None."""
     try:
         return response.json()
     except ValueError:
@@ -267,5 +268,5 @@ def _document(response: httpx.Response) -> Any:
 
 
 def _type_of(response: httpx.Response) -> str | None:
-    document = _document(response)
+    document = document_of(response)
     return document["error"].get("type") if isinstance(document, dict) and "error" in document else None

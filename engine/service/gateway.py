@@ -80,6 +80,8 @@ class Gateway:
     fetcher : ImageFetcher or None
         Without one, no image is fetched from an address.
     metrics : Metrics
+    scale : callable or None
+        Gives every group so many shard servers; returns when they answer.
     """
 
     def __init__(
@@ -90,12 +92,14 @@ class Gateway:
         limits: Limits,
         fetcher: ImageFetcher | None,
         metrics: Metrics,
+        scale: Callable[[int], None] | None,
     ) -> None:
         self.searcher = searcher
         self.encoder = encoder
         self.limits = limits
         self.metrics = metrics
         self._fetcher = fetcher
+        self._scale = scale
         self._searching = ThreadPoolExecutor(limits.in_flight, "hashlight-search")
         self._decoding = ThreadPoolExecutor(usable_cores(), "hashlight-decode")
         self._encoding = ThreadPoolExecutor(1, "hashlight-encode")
@@ -110,6 +114,7 @@ class Gateway:
         self._jobs = 0
         self._lock = threading.Lock()
         self._proving = asyncio.Lock()
+        self._scaling = asyncio.Lock()
 
     async def close(self) -> None:
         """Let go of threads and connections."""
@@ -176,6 +181,16 @@ class Gateway:
             "encodes_images": self.encoder is not None,
             "limits": {name: getattr(limits, name) for name in told},
         }
+
+    async def scale(self, replicas: int) -> None:
+        """Have so many shard servers in every group; return when they answer."""
+        if self._scale is None:
+            raise RequestError(409, "conflict", "the collection is served without shard servers: there are no replicas")
+        async with self._scaling:
+            try:
+                await asyncio.to_thread(self._scale, replicas)
+            except ValueError as error:
+                raise _named(error) from error
 
     async def prove_ready(self) -> None:
         """Make one real search; NotReadyError if it fails. However many ask at once, one search runs."""
@@ -420,6 +435,7 @@ def create_app(
     fetcher: ImageFetcher | None = None,
     metrics: Metrics | None = None,
     allowed_hosts: Sequence[str] | None = None,
+    scale: Callable[[int], None] | None = None,
     page: Path = PAGE,
 ) -> FastAPI:
     """Return the gateway as an ASGI application.
@@ -439,11 +455,13 @@ def create_app(
     allowed_hosts : sequence of str, optional
         Names by which the server may be called. A server without keys on a loopback address needs them, or any web
         page could reach it through a name that it makes point there.
+    scale : callable, optional
+        Gives every group of shard servers so many replicas; without it there are none to change.
     page : Path
         Folder of static files for `/`, if it is there.
     """
     limits, metrics = limits or Limits(), metrics or Metrics()
-    gateway = Gateway(searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics)
+    gateway = Gateway(searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics, scale=scale)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -472,7 +490,7 @@ class _Page(Mount):
 
 
 def _add_routes(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
-    may_search = [Depends(_requires(keys, "search"))]
+    may_search, may_administer = ([Depends(_requires(keys, scope))] for scope in ("search", "admin"))
 
     @app.post("/v1/search", dependencies=may_search, **search_body(schemas.SearchBody, schemas.SearchOptions))
     async def search(request: Request) -> Response:
@@ -515,6 +533,12 @@ def _add_routes(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
         """Describe what is served."""
         return json_response(await gateway.describe())
 
+    @app.put("/v1/replicas", dependencies=may_administer, response_model=schemas.ReplicasModel)
+    async def replicas(asked: schemas.ReplicasModel) -> Response:
+        """Have so many shard servers in every group; answers when they are ready."""
+        await gateway.scale(asked.replicas)
+        return json_response(asked.model_dump())
+
     @app.get("/health/live", response_model=schemas.HealthModel)
     async def live() -> Response:
         """Say that the process runs."""
@@ -526,7 +550,7 @@ def _add_routes(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
         await gateway.prove_ready()
         return json_response({"status": "ready"})
 
-    @app.get("/metrics", dependencies=[Depends(_requires(keys, "admin"))], response_class=Response)
+    @app.get("/metrics", dependencies=may_administer, response_class=Response)
     async def metrics() -> Response:
         """Return metrics for Prometheus."""
         gateway.metrics.version.set(gateway.searcher.version)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_ID = 2**63 - 1
+MAX_REPLICAS = 64
 
 _CODE = "9f3a5c0000000001"
 _EXAMPLE_IMAGE = (
@@ -187,6 +188,14 @@ class CollectionModel(BaseModel):
     features: bool = Field(description="Whether answers can be re-ranked.")
     encodes_images: bool = Field(description="Whether queries may be images.")
     limits: dict[str, float]
+
+
+class ReplicasModel(BaseModel):
+    """How many shard servers every group has."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    replicas: int = Field(ge=1, le=MAX_REPLICAS, description="Of each group.")
 
 
 class HealthModel(BaseModel):

@@ -79,6 +79,13 @@ def test_a_new_version_is_taken_up(served, codes):
         assert client.search(np.zeros((1, 1), np.uint64), 1).version == before + 1
 
 
+def test_what_cannot_be_scaled_is_said(served):
+    for address, message in ((served[1], "without shard servers"), ("http://127.0.0.1:9", "cannot be reached")):
+        result = run("scale", address, "--replicas", 2)
+        assert result.exit_code == 1
+        assert message in result.output
+
+
 def test_sigterm_ends_it(collection):
     server, url = start(collection, "--port", 0, "--host", "0.0.0.0", HASHLIGHT_API_KEYS="a search 0123456789abcdefg")
     with hashlight.SearchClient(url.replace("0.0.0.0", "127.0.0.1"), api_key="0123456789abcdefg") as client:

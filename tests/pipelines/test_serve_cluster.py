@@ -1,12 +1,16 @@
 """`hashlight serve --groups`: a gateway over shard servers, in processes of their own."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import hashlight
-from pipelines.serve_cluster import cluster_router
-from tests.engine.service.conftest import Corpus, eventually
+from engine.client.errors import ConnectionFailedError
+from pipelines.serve_cluster import shard_servers
+from tests.engine.service.conftest import Corpus, Load, eventually
 from tests.oracles import knn, within_radius
+from tests.pipelines.test_cli import run
 from tests.pipelines.test_serve import end, start
 
 
@@ -21,6 +25,11 @@ def url(own):
     yield url
     end(server)
     assert server.returncode == 0
+
+
+def children_of(pid):
+    """Processes that any thread of a process has started."""
+    return [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
 def test_answers_over_http_are_the_oracle_s(own, url):
@@ -46,6 +55,38 @@ def test_a_published_version_is_taken_up(own, url):
         assert [answer.ids.tolist() for answer in found] == knn(new.queries, new.codes, new.ids, 10)[1].tolist()
 
 
+def test_replicas_of_a_running_server_come_and_go(own):
+    server, url = start(own.path, "--port", 0, "--groups", 2)
+    try:
+        before = len(children_of(server.pid))
+        with hashlight.SearchClient(url, timeout_s=60) as client, Load(lambda: client.search(own.queries, 3)) as load:
+            for replicas in (2, 1):
+                assert "in every group" in run("scale", url, "--replicas", replicas).output
+                assert len(children_of(server.pid)) == before + 2 * (replicas - 1)
+                load.wait_for(5)
+        assert load.errors == []
+    finally:
+        end(server)
+
+
+def test_another_gateway_takes_the_place_of_a_killed_one(own):
+    server, url = start(own.path, "--port", 0, "--groups", 2)
+    servers = children_of(server.pid)
+    assert len(servers) >= 2
+    with hashlight.SearchClient(url, timeout_s=60) as client:
+        expected = [answer.ids.tolist() for answer in client.search(own.queries, 5)]
+        server.kill()
+        server.communicate()
+        with pytest.raises(ConnectionFailedError, match="cannot be reached"):
+            client.search(own.queries, 5)
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in servers))
+        server, _ = start(own.path, "--port", url.rpartition(":")[2], "--groups", 2)
+        try:
+            assert [answer.ids.tolist() for answer in client.search(own.queries, 5)] == expected
+        finally:
+            end(server)
+
+
 def test_more_groups_than_shards_are_refused(own):
-    with pytest.raises(ValueError, match=r"`groups` must be 1 to \d"), cluster_router(own.path, groups=9, replicas=1):
+    with pytest.raises(ValueError, match=r"`groups` must be 1 to \d"), shard_servers(own.path, groups=9, replicas=1):
         pass

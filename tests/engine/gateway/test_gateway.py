@@ -309,6 +309,32 @@ def test_keys_and_scopes(searcher, tmp_path):
         assert "searching-is-all" not in http.get("/metrics", headers={"X-API-Key": "administering-0002"}).text
 
 
+def test_replicas_are_scaled_by_who_may(searcher, tmp_path):
+    (tmp_path / "keys").write_text("page search searching-is-all-0001\nops admin administering-0002\n")
+    asked = []
+
+    def scale(replicas):
+        if replicas > 3:
+            raise ValueError("`replicas` must be fewer: there is no room")
+        asked.append(replicas)
+
+    app, key = create_app(searcher, keys=Keys.load(tmp_path / "keys"), scale=scale), {"X-API-Key": "administering-0002"}
+    with serving.running(app) as url, httpx.Client(base_url=url) as http:
+        answer = http.put("/v1/replicas", json={"replicas": 3}, headers=key)
+        assert (answer.status_code, answer.json(), asked) == (200, {"replicas": 3}, [3])
+        headers = {"X-API-Key": "searching-is-all-0001"}
+        assert error(http.put("/v1/replicas", json={"replicas": 1}, headers=headers))[0] == 403
+        for body in ({"replicas": 0}, {"replicas": 4}, {"replicas": "2"}, {"replicas": 65}):
+            assert error(http.put("/v1/replicas", json=body, headers=key)) == (422, "invalid_request", "replicas")
+        assert error(http.put("/v1/replicas", json={}, headers=key))[0] == 422
+        assert error(http.put("/v1/replicas", content=b"[" * 10_000, headers=key))[0] in (400, 422)
+    assert asked == [3]
+
+
+def test_a_server_without_shard_servers_has_no_replicas(http):
+    assert error(http.put("/v1/replicas", json={"replicas": 2}))[:2] == (409, "conflict")
+
+
 class Gate(CollectionSearcher):
     """A real searcher whose searches wait until they are let through."""
 

@@ -75,7 +75,7 @@ def test_the_document_names_every_route_and_how_to_bring_a_key(app, searcher):
     document = app.openapi()
     assert set(document["paths"]) == {
         "/v1/search", "/v1/range_search", "/v1/encode", "/v1/items", "/v1/items/{id}", "/v1/items/{id}/thumbnail",
-        "/v1/collection", "/health/live", "/health/ready", "/metrics",
+        "/v1/collection", "/v1/replicas", "/health/live", "/health/ready", "/metrics",
     }  # fmt: skip
     assert set(document["paths"]["/v1/search"]["post"]["requestBody"]["content"]) == {
         "application/json", "multipart/form-data", "application/vnd.apache.arrow.stream"
