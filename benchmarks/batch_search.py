@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.reporting import environment, save_report
 from engine.collection import Collection
 from pipelines.batch_search import search_codes
 from pipelines.ray_session import ray_session
@@ -92,14 +90,8 @@ def main() -> None:
         )
     finally:
         shutil.rmtree(folder)
-    document = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("numpy", "numba", "pyarrow", "ray")},
-        "results": results,
-    }
-    if arguments.out:
-        arguments.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-        arguments.out.with_suffix(".md").write_text(as_markdown(document))
+    document = {**environment("numpy", "numba", "pyarrow", "ray"), "results": results}
+    save_report(arguments.out, document, as_markdown(document))
 
 
 def as_markdown(document: dict) -> str:

@@ -12,18 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import tempfile
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.reporting import environment, save_report
 from engine.collection import Collection
 from engine.storage.files import sha256_of
 from pipelines.build import build_collection
@@ -168,14 +167,8 @@ def main() -> None:
         finally:
             shutil.rmtree(folder)
         print(json.dumps(results[-1], indent=1), flush=True)
-    document = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("numpy", "pyarrow", "ray", "faiss-cpu")},
-        "results": results,
-    }
-    if arguments.out:
-        arguments.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-        arguments.out.with_suffix(".md").write_text(as_markdown(document))
+    document = {**environment("numpy", "pyarrow", "ray", "faiss-cpu"), "results": results}
+    save_report(arguments.out, document, as_markdown(document))
 
 
 COLUMNS = {

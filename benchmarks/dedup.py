@@ -17,12 +17,9 @@ import argparse
 import io
 import itertools
 import json
-import os
-import platform
 import shutil
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import faiss
@@ -31,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmarks.reporting import environment, save_report
 from engine.collection import Collection
 from pipelines.dedup import cluster_pairs, find_duplicates
 from pipelines.ray_session import ray_session
@@ -192,8 +190,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="hashlight-dedup-"))
     document = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("numpy", "numba", "pyarrow", "ray", "faiss-cpu", "torch")},
+        **environment("numpy", "numba", "pyarrow", "ray", "faiss-cpu", "torch"),
         "join": None,
         "copies": [],
     }
@@ -210,9 +207,7 @@ def main() -> None:
                 )
     finally:
         shutil.rmtree(folder)
-    if arguments.out:
-        arguments.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-        arguments.out.with_suffix(".md").write_text(as_markdown(document))
+    save_report(arguments.out, document, as_markdown(document))
 
 
 def as_markdown(document: dict) -> str:

@@ -5,7 +5,7 @@ decodes and encodes its share, batch by batch, on one thread, unguarded, and wri
 both: the loops begin together when all have loaded, the job's clock runs from the start of its first unit to the end of
 its last. Runs alternate; medians are compared. Both must give the same codes.
 
-    python -m benchmarks.encoding --images 60000 --repeats 5 --output benchmarks/results
+    python -m benchmarks.encoding --images 60000 --repeats 5 --out benchmarks/results/encoding_NAME_DATE
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ import io
 import itertools
 import json
 import multiprocessing
-import os
-import platform
 import statistics
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +28,7 @@ import ray
 import ray.data
 import torch
 
+from benchmarks.reporting import environment, save_report
 from encoders.encoder import HashEncoder
 from encoders.images import decode_image
 from encoders.training import TrainConfig, train
@@ -144,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--out", type=Path, help="without suffix: .md and .json are written")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hashlight-encoding-") as scratch:
         folder = Path(scratch)
@@ -152,36 +150,29 @@ def main() -> None:
         results = {kind: compare(kind, folder, options.repeats) for kind in ("tars", "folder")}
     for kind, result in results.items():
         print(f"{kind}: ratio {result['ratio']:.3f}")
-    if options.output:
-        save(results, options)
-
-
-def save(results: dict[str, dict], options: argparse.Namespace) -> None:
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-        "cores": os.cpu_count(),
-    }
     settings = {"images": options.images, "repeats": options.repeats, "processes": PROCESSES, "batch": BATCH}
-    stem = options.output / f"encoding_xeon-2core_{date.today()}"
-    document = {"versions": versions, "settings": settings, "results": results}
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    document = {**environment("torch", "ray", "pyarrow"), "settings": settings, "results": results}
+    save_report(options.out, document, as_markdown(document))
+
+
+def as_markdown(document: dict) -> str:
+    settings = document["settings"]
     lines = [
         "# Encoding on Ray against plain loops",
         "",
-        f"{options.images:,} images of Fashion-MNIST as PNG, small-cnn, 64 bits, {PROCESSES} actors to as many",
-        f"plain loops, medians of {options.repeats} runs in turn, start-up aside; the codes were equal. The job guards",
-        "its decoding in processes of its own and publishes what it writes; the loops do neither.",
+        f"{document['machine']}, {document['versions']}.",
+        f"{settings['images']:,} images of Fashion-MNIST as PNG, small-cnn, 64 bits, {PROCESSES} actors to as many",
+        f"plain loops, medians of {settings['repeats']} runs in turn, start-up aside; the codes were equal.",
+        "The job guards its decoding in processes of its own and publishes what it writes; the loops do neither.",
         "",
         "| corpus | plain loops, images/s | on Ray, images/s | ratio |",
         "|---|---|---|---|",
         *(
             f"| {kind} | {statistics.median(r['plain']):,.0f} | {statistics.median(r['ray']):,.0f} | {r['ratio']:.2f} |"
-            for kind, r in results.items()
+            for kind, r in document["results"].items()
         ),
     ]
-    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
 """How much memory and time listing a corpus takes: synthetic entries into a work list, each kind in its own process.
 
-python -m benchmarks.listing --entries 10_000_000 --folder-entries 1_000_000 --output benchmarks/results
+python -m benchmarks.listing --entries 10_000_000 --folder-entries 1_000_000 --out benchmarks/results/listing_NAME_DATE
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from benchmarks.reporting import environment, save_report
 
 KINDS = ("list", "parquet", "folder")
 _FOLDER_FILES = 10_000
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--folder-entries", type=int, default=1_000_000)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--out", type=Path, help="without suffix: .md and .json are written")
     parser.add_argument("--child", nargs=2, metavar=("CORPUS", "WORK"))
     options = parser.parse_args()
     if options.child:
@@ -100,14 +100,11 @@ def main() -> None:
         results[kind] = measure(kind, options.folder_entries if kind == "folder" else options.entries)
         print(kind, results[kind], flush=True)
     assert all(result["peak_mib"] < 1024 for result in results.values()), "a listing took more than 1 GiB"
-    if options.output:
-        save(results, options.output)
+    document = {**environment("pyarrow"), "results": results}
+    save_report(options.out, document, as_markdown(document))
 
 
-def save(results: dict[str, dict[str, float]], folder: Path) -> None:
-    versions = {"python": platform.python_version(), "pyarrow": pa.__version__, "machine": platform.processor()}
-    stem = folder / f"listing_xeon-2core_{date.today()}"
-    stem.with_suffix(".json").write_text(json.dumps({"versions": versions, "results": results}, indent=1) + "\n")
+def as_markdown(document: dict) -> str:
     lines = [
         "# Listing a corpus into a work list",
         "",
@@ -118,10 +115,10 @@ def save(results: dict[str, dict[str, float]], folder: Path) -> None:
         *(
             f"| {kind} | {r['entries']:,} | {r['seconds']} | {r['entries_per_s']:,} | {r['peak_mib']} | "
             f"{r['imports_mib']} | {r['work_list_bytes'] / r['entries']:.1f} |"
-            for kind, r in results.items()
+            for kind, r in document["results"].items()
         ),
     ]
-    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

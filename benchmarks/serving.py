@@ -10,9 +10,7 @@ slow server is not flattered. Every kind of answer is compared with the embedded
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import queue
 import signal
 import subprocess
@@ -25,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from benchmarks.reporting import environment, save_report
 from engine.collection import Collection
 from engine.service.processes import LocalCluster
 from engine.service.router import ClusterRouter
@@ -263,8 +262,8 @@ def build(path: Path, rows: int) -> Collection:
 def as_markdown(results: dict) -> str:
     text = [
         "# Serving\n",
-        f"`python -m benchmarks.serving`, {results['date']}, {results['machine']}; pyarrow {pa.__version__}, Python "
-        f"{platform.python_version()}. {results['rows']:,} uniform {BITS}-bit codes in {GROUPS} groups; client, router "
+        f"`python -m benchmarks.serving`, {results['date']}, {results['machine']}, {results['versions']}. "
+        f"{results['rows']:,} uniform {BITS}-bit codes in {GROUPS} groups; client, router "
         f"and shard servers on this machine. {results['note']}",
     ]
     for title, rows in results["tables"].items():
@@ -319,15 +318,12 @@ def main() -> None:
     rows, tables = measure(given)
     results = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}",
+        **environment("pyarrow"),
         "note": given.note,
         "rows": rows,
         "tables": tables,
     }
-    if given.out is not None:
-        given.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-        given.out.with_suffix(".md").write_text(as_markdown(results))
-    print(as_markdown(results))
+    save_report(given.out, results, as_markdown(results))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from benchmarks.reporting import environment, save_report
 from benchmarks.serving import BATCH, CLIENTS, GROUPS, RADIUS, build, quantiles, queries_of
 from engine.collection import Collection
 
@@ -277,8 +277,8 @@ def as_markdown(results: dict) -> str:
     names = list(dict.fromkeys(name for row in results["peers"].values() for name in row))
     lines = [
         "# A radius query over HTTP, against other servers\n",
-        f"`python -m benchmarks.serving_peers`, {results['date']}, {results['machine']}, Python "
-        f"{platform.python_version()}. {results['rows']:,} uniform 64-bit codes, radius {RADIUS}; all on "
+        f"`python -m benchmarks.serving_peers`, {results['date']}, {results['machine']}, "
+        f"{results['versions']}. {results['rows']:,} uniform 64-bit codes, radius {RADIUS}; all on "
         f"one machine. Batches are JSON, but Arrow IPC for Hashlight. milvus-lite has {MILVUS_ROWS:,} codes, its "
         "own protocol, and no batches here.\n",
         f"| | {' | '.join(names)} |",
@@ -312,16 +312,14 @@ def main() -> None:
     np.save(codes, by_id)
     results = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}",
+        **environment("pyarrow", "ray", "faiss-cpu", "fastapi"),
         "rows": len(collection),
         "peers": {},
     }
     for peer in given.peers:
         results["peers"][peer] = measure(peer, collection, codes, given)
         print(peer, results["peers"][peer], flush=True)
-        if given.out is not None:
-            given.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-            given.out.with_suffix(".md").write_text(as_markdown(results))
+    save_report(given.out, results, as_markdown(results))
 
 
 if __name__ == "__main__":
