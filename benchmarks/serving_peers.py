@@ -151,14 +151,15 @@ def serve_ray(codes: Path) -> None:
 
 
 @contextlib.contextmanager
-def started(*command: str) -> Iterator[str]:
-    """Start a server, wait for its port, end it."""
+def started(*command: str) -> Iterator[tuple[str, int]]:
+    """Start a server and wait for its port; yields its URL and process id, and ends it."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline().strip().rsplit(':', 1)[-1].strip('/'))}"
+            port = int(process.stdout.readline().strip().rsplit(":", 1)[-1].strip("/"))
+            yield f"http://127.0.0.1:{port}", process.pid
         finally:
             process.stdin.close()
             process.terminate()
@@ -268,7 +269,7 @@ def measure(peer: str, collection: Collection, codes: Path, given: argparse.Name
         "faiss multi-hash": (*here, "multi-hash"),
         "ray serve": (*here, "ray"),
     }[peer]
-    with started(*command) as url:
+    with started(*command) as (url, _):
         check(url, collection, queries[:100])
         return asyncio.run(over_http(url, queries, given.seconds, arrow=peer.startswith("hashlight")))
 

@@ -1,0 +1,183 @@
+"""Three times the load that a gateway can answer, for ten minutes: who is refused, how fast, and what memory does.
+
+    python -m benchmarks.overload --collection FOLDER --out benchmarks/results/overload_NAME_DATE
+
+Gateway, shard servers and load run on one machine. Requests come at random times, at a rate that does not depend on the
+answers, and their time counts from when they were due.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.reporting import environment, save_report
+from benchmarks.serving import GROUPS, K, build, quantiles, queries_of
+from benchmarks.serving_peers import hexed, started
+
+IN_FLIGHT = 8
+CODES = 64  # of a request, so that the load costs little beside the answers
+FACTOR = 3
+SLICE_S = 60.0
+
+
+def resident_mib(pid: int) -> float:
+    """Memory of a process and its children."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    own = next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+    children = [
+        int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
+    ]
+    return own + sum(resident_mib(child) for child in children)
+
+
+class Load:
+    """Requests of a few kinds, asked in turn, over plain sockets: a client library would take more than the gateway."""
+
+    def __init__(self, url: str, queries: np.ndarray) -> None:
+        self._host, self._port = url.removeprefix("http://").split(":")
+        parts = np.array_split(queries, len(queries) // CODES)
+        self._requests = [self._request({"queries": [{"code": c} for c in hexed(part)], "k": K}) for part in parts]
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._next = 0
+
+    def _request(self, document: dict) -> bytes:
+        body = json.dumps(document).encode()
+        head = f"POST /v1/search HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Type: application/json\r\n"
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    async def ask(self) -> int:
+        """Return the status of the answer."""
+        self._next += 1
+        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+        writer.write(self._requests[self._next % len(self._requests)])
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().splitlines()
+        headers = dict(line.split(": ", 1) for line in lines if line)
+        await reader.readexactly(int(headers["content-length"]))
+        status = int(first.split()[1])
+        assert status != 429 or int(headers["retry-after"]) > 0
+        if headers.get("connection") == "close":
+            writer.close()
+        else:
+            self._idle.append((reader, writer))
+        return status
+
+    def close(self) -> None:
+        for _, writer in self._idle:
+            writer.close()
+
+    async def capacity(self, seconds: float) -> dict:
+        """Ask from as many clients as there may be requests at work."""
+        until, took = time.perf_counter() + seconds, []
+
+        async def keep_asking() -> None:
+            while (start := time.perf_counter()) < until:
+                assert await self.ask() == 200
+                took.append(time.perf_counter() - start)
+
+        await asyncio.gather(*(keep_asking() for _ in range(IN_FLIGHT)))
+        return {"requests_per_s": round(len(took) / seconds, 1), **quantiles(took)}
+
+    async def open(self, rate: float, seconds: float) -> list[tuple[float, int, float]]:
+        """Ask `rate` times a second in the mean; return when each was due, its status and its time."""
+        due_N = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * seconds)))
+        start, done = time.perf_counter(), []
+
+        async def one(due_s: float) -> None:
+            status = await self.ask()
+            done.append((due_s, status, time.perf_counter() - start - due_s))
+
+        async with asyncio.TaskGroup() as group:
+            for due_s in due_N:
+                await asyncio.sleep(max(0.0, due_s - (time.perf_counter() - start)))
+                group.create_task(one(due_s))
+        return done
+
+
+async def measure(url: str, pid: int, queries: np.ndarray, seconds: float) -> dict:
+    load, memory = Load(url, queries), []
+
+    async def watch() -> None:
+        while True:
+            memory.append(resident_mib(pid))
+            await asyncio.sleep(SLICE_S / 4)
+
+    await load.capacity(3)
+    capacity = await load.capacity(20)
+    watching = asyncio.create_task(watch())
+    done = await load.open(FACTOR * capacity["requests_per_s"], seconds)
+    watching.cancel()
+    after = await load.capacity(10)
+    load.close()
+    return {"capacity": capacity, "slices": slices(done, memory), "after": after}
+
+
+def slices(done: list[tuple[float, int, float]], memory: list[float]) -> list[dict]:
+    rows = []
+    for number in range(int(max(due_s for due_s, _, _ in done) // SLICE_S) + 1):
+        part = [one for one in done if number * SLICE_S <= one[0] < (number + 1) * SLICE_S]
+        statuses = Counter(status for _, status, _ in part)
+        took = {
+            code: quantiles([s for _, status, s in part if status == code]) for code in (200, 429) if statuses[code]
+        }
+        rows.append(
+            {
+                "asked": len(part),
+                "answered": statuses.pop(200, 0),
+                "refused": statuses.pop(429, 0),
+                "other": sum(statuses.values()),
+                "answered_p50_ms": took.get(200, {}).get("p50_ms"),
+                "answered_p99_ms": took.get(200, {}).get("p99_ms"),
+                "refused_p50_ms": took.get(429, {}).get("p50_ms"),
+                "refused_p99_ms": took.get(429, {}).get("p99_ms"),
+                "memory_mib": round(max(memory[4 * number : 4 * number + 4], default=memory[-1])),
+            }
+        )
+    return rows
+
+
+def as_markdown(results: dict) -> str:
+    capacity, columns = results["capacity"], list(results["slices"][0])
+    lines = [
+        "# Three times what can be answered\n",
+        f"`python -m benchmarks.overload`, {results['date']}, {results['machine']}, {results['versions']}. "
+        f"{results['rows']:,} uniform 64-bit codes in {GROUPS} groups, requests of {CODES} codes, {K} nearest, "
+        f"`--in-flight {IN_FLIGHT}`; gateway, shard servers and load on this machine.\n",
+        f"Capacity, {IN_FLIGHT} clients: {capacity['requests_per_s']} requests/s, p50 {capacity['p50_ms']} ms, "
+        f"p99 {capacity['p99_ms']} ms; after the overload {results['after']['requests_per_s']} requests/s, p50 "
+        f"{results['after']['p50_ms']} ms. Rows are {SLICE_S:.0f} s each.\n",
+        f"| {' | '.join(name.replace('_', ' ') for name in columns)} |",
+        f"|{'---|' * len(columns)}",
+        *(f"| {' | '.join(str(row[name]) for name in columns)} |" for row in results["slices"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--collection", type=Path, default=Path("serving_collection"))
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--out", type=Path, help="without suffix: .md and .json are written")
+    given = parser.parse_args()
+    collection = build(given.collection, given.rows)
+    command = ("-m", "pipelines.cli", "serve", str(given.collection), "--port", "0", "--groups", str(GROUPS))
+    with started(*command, "--in-flight", str(IN_FLIGHT)) as (url, pid):
+        measured = asyncio.run(measure(url, pid, queries_of(collection, 64 * CODES), given.seconds))
+    results = {
+        "date": time.strftime("%Y-%m-%d"),
+        **environment("pyarrow", "fastapi"),
+        "rows": len(collection),
+        **measured,
+    }
+    save_report(given.out, results, as_markdown(results))
+
+
+if __name__ == "__main__":
+    main()
