@@ -18,7 +18,10 @@ _RELEASED_GROWTH = 0.005
 
 
 def stages(progress: float, final_beta: float) -> float:
-    """Ten stages of equal length, beta rising from 1 to `final_beta` in equal steps: the paper's algorithm 1.
+    """Ten stages of equal length, beta rising from 1 to `final_beta` by equal ratios: the paper's algorithm 1.
+
+    The paper leaves the sequence open. tanh(beta z) is already steep at a beta of 4, so that equal steps would spend
+    all stages but the first where gradients have nearly vanished; with equal ratios half of them lie before sqrt(30).
 
     Parameters
     ----------
@@ -28,7 +31,7 @@ def stages(progress: float, final_beta: float) -> float:
         Beta of the last stage.
     """
     stage = min(int(_checked(progress) * NUM_STAGES), NUM_STAGES - 1)
-    return 1.0 + (final_beta - 1.0) * stage / (NUM_STAGES - 1)
+    return float(final_beta ** (stage / (NUM_STAGES - 1)))
 
 
 def released(progress: float, final_beta: float) -> float:

@@ -5,8 +5,8 @@ import pytest
 from encoders.schedules import FINAL_BETAS, SCHEDULES, constant, released, stages
 
 
-def test_stages_rise_in_ten_equal_steps():
-    assert [stages(i / 10 + 0.05, 10.0) for i in range(10)] == pytest.approx(range(1, 11))
+def test_stages_rise_in_ten_steps_by_equal_ratios():
+    assert [stages(i / 10 + 0.05, 512.0) for i in range(10)] == pytest.approx([2.0**i for i in range(10)])
     assert stages(0.0, 30.0) == 1.0
     assert stages(1.0, 30.0) == 30.0
     assert stages(0.1, 10.0) == stages(0.19, 10.0)
