@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import time
 from collections import Counter
@@ -105,20 +106,23 @@ async def measure(url: str, pid: int, queries: np.ndarray, seconds: float) -> di
 
     async def watch() -> None:
         while True:
-            memory.append(resident_mib(pid))
+            memory.append((time.perf_counter() - start, resident_mib(pid)))
             await asyncio.sleep(SLICE_S / 4)
 
     await load.capacity(3)
     capacity = await load.capacity(20)
+    start = time.perf_counter()
     watching = asyncio.create_task(watch())
     done = await load.open(FACTOR * capacity["requests_per_s"], seconds)
     watching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watching
     after = await load.capacity(10)
     load.close()
     return {"capacity": capacity, "slices": slices(done, memory), "after": after}
 
 
-def slices(done: list[tuple[float, int, float]], memory: list[float]) -> list[dict]:
+def slices(done: list[tuple[float, int, float]], memory: list[tuple[float, float]]) -> list[dict]:
     rows = []
     for number in range(int(max(due_s for due_s, _, _ in done) // SLICE_S) + 1):
         part = [one for one in done if number * SLICE_S <= one[0] < (number + 1) * SLICE_S]
@@ -136,7 +140,7 @@ def slices(done: list[tuple[float, int, float]], memory: list[float]) -> list[di
                 "answered_p99_ms": took.get(200, {}).get("p99_ms"),
                 "refused_p50_ms": took.get(429, {}).get("p50_ms"),
                 "refused_p99_ms": took.get(429, {}).get("p99_ms"),
-                "memory_mib": round(max(memory[4 * number : 4 * number + 4], default=memory[-1])),
+                "memory_mib": round(max(mib for at_s, mib in memory if at_s // SLICE_S == number)),
             }
         )
     return rows

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from engine.codes import CodeArray, IdArray, check_bits
 from engine.errors import (
-    CollectionBusyError,
     CollectionExistsError,
     CollectionNotFoundError,
     CorruptDataError,
     EncoderMismatchError,
 )
 from engine.storage.files import sync_file, sync_folder
-from engine.storage.manifest import Manifest, ShardSpec, publish, read_current, sweep, sweep_unnamed
+from engine.storage.manifest import Manifest, ShardSpec, make_live, read_current, sweep, sweep_unnamed, write_manifest
 from engine.storage.shard import read_ids, read_layout, write_shard
 from engine.storage.store import LocalStore, Store, open_store
 
@@ -230,13 +229,11 @@ class CollectionWriter:
             encoder=self._fingerprint,
             shards=(*self._kept, *(spec for _, spec in sorted(self._specs.items()))),
         )
-        # From here on the new version may be live, whatever happens: what dies before that is swept by the next write.
-        uncommitted, self._uncommitted = self._uncommitted, []
-        try:
-            publish(self.store, manifest, expected=self._current)
-        except CollectionBusyError:
-            self._uncommitted = uncommitted
-            raise
+        current = write_manifest(self.store, manifest)
+        # From here on the new version may be live, or have been, and another writer's version hold its shards, whatever
+        # the store answers. What is in no live version is swept by the next write.
+        self._uncommitted = []
+        make_live(self.store, current, expected=self._current)
         # What lies here since before this write and is not live was left by a writer that died, or is two versions
         # old. The version before stays for readers that have read CURRENT and not yet opened its files.
         sweep(self.store, [manifest, *([self._previous] if self._previous else [])], self._old_names)

@@ -157,7 +157,8 @@ def search_codes(
     """
     output = Path(output).absolute()
     work = output.with_name(f".{output.name}.work")
-    _remove_finished_work(output, work)
+    if not overwrite:
+        _remove_finished_work(output, work)
     _refuse_taken(output, overwrite=overwrite)
     store = open_store(collection)
     live = read_current(store)
@@ -223,6 +224,8 @@ def merge_block(job: SearchJob, work: str, block: Block, *found: str) -> None:
     """Merge what the shards found for one block, and publish it."""
     chaos.step("search:merge", block.number)
     path = _answers_path(Path(work), block)
+    if path.is_file():  # by a task that died before it could say so, when what the shards found was gone
+        return
     aside = aside_of(path)
     with pq.ParquetWriter(aside, SCHEMA) as writer:
         for batches in _aligned([_batches(shard) for shard in found]):
@@ -253,6 +256,7 @@ def _aligned(files: list[Iterator[pa.RecordBatch]]) -> Iterator[list[pa.RecordBa
             batch.slice(rows) if len(batch) > rows else next(batches, None)
             for batch, batches in zip(current, files, strict=True)
         ]
+    assert all(batch is None for batch in current), "every shard is asked the same queries"
 
 
 def read_queries(job: SearchJob, block: Block) -> tuple[CodeArray, IdArray]:

@@ -21,13 +21,13 @@ def search_bounded(
     radius : int
         Inclusive.
     most_hits : int
-        Of a run; a run of one query may have more.
+        Of a run, or of each of its queries one, if they are more. A run of one query has all that it finds.
     """
     waiting = [slice(0, len(queries_QW))]
     while waiting:
         run = waiting.pop()
         size = run.stop - run.start
-        limit = None if size == 1 else max(1, most_hits // size)
+        limit = None if size <= 1 else max(1, most_hits // size)
         found = shard.range_search(queries_QW[run], radius, limit, threads=1)
         if found.truncated.any():
             middle = run.start + size // 2

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from engine.codes import CodeArray, IdArray, num_words
 from engine.indexes.threads import usable_cores
 from engine.storage.attributes import write_attributes
+from engine.storage.buckets import split_options
 from engine.storage.manifest import ShardSpec
 from engine.storage.shard import (
     finish_shard,
@@ -49,7 +50,8 @@ from pipelines.code_parts import (
 from pipelines.errors import PipelineError
 from pipelines.ray_session import ray_session
 from pipelines.ray_tasks import run_tasks
-from pipelines.stores import OutputFolder, map_ahead, open_file, split_options
+from pipelines.reads import map_ahead, open_file
+from pipelines.stores import OutputFolder
 
 # About a gigabyte of 64-bit codes with their tables, built in seconds.
 SHARD_ROWS = 20_000_000

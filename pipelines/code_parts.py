@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from engine.codes import CodeArray
+from engine.storage.buckets import split_options
 from pipelines.errors import PipelineError
-from pipelines.stores import OutputFolder, read_bytes, split_options
+from pipelines.reads import read_bytes
+from pipelines.stores import OutputFolder
 
 FEATURES_COLUMN = "features"
 THUMBNAIL_COLUMN = "thumbnail"

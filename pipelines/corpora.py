@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.storage.buckets import split_options
 from pipelines.errors import PipelineError
 from pipelines.identity import RepeatedIds, refuse_repeated_ids
 from pipelines.listing import ROW, SHARDS, SOURCE, hashed_ids, open_listing
 from pipelines.reading import read_shard
-from pipelines.stores import split_options
 from pipelines.webdataset import Sample
 
 

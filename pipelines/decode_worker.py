@@ -233,6 +233,7 @@ def _reason(error: ImageError | MemoryError, task: DecodeTask) -> str:
 def _thumbnail(image: Image.Image, side: int) -> bytes:
     small = image.convert("L" if image.mode == "L" else "RGB")
     small.thumbnail((side, side))
+    small.info.clear()  # Pillow writes comments and profiles into the thumbnail
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_THUMBNAIL_QUALITY)
     return buffer.getvalue()

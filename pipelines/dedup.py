@@ -164,8 +164,9 @@ def _finish(job: JoinJob, folder: Path, live: Manifest) -> DedupSummary:
 def _refuse_foreign_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise PipelineError(f"{folder} is a file, expected a folder: choose another --output")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names - {".lock"} and "job.json" not in names:
+    # What begins with a dot is a lock, or was left by a process that was killed.
+    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
+    if names and "job.json" not in names:
         raise PipelineError(f"{folder} is not empty and holds no near-duplicates: choose another --output")
 
 

@@ -30,7 +30,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,9 @@ from pipelines.encode_units import (
 from pipelines.errors import PipelineError
 from pipelines.identity import RepeatedIds
 from pipelines.ray_session import ray_session
+from pipelines.reads import copy_file, map_ahead
 from pipelines.rejects import Gathered, RejectBudget, common_reasons, write_rejects
-from pipelines.stores import OutputFolder, copy_file, map_ahead
+from pipelines.stores import OutputFolder
 from pipelines.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ def encode_corpus(
         settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **kept}
         start = time.perf_counter()
         state, num_actors = _run(job, actors, settings, budget, progress or (lambda _state: None))
-        return _commit(job, state, {"actors": num_actors, "total_s": round(time.perf_counter() - start, 3)})
+        return _commit(job, state, {"actors": num_actors, "total_s": round(time.perf_counter() - start, 3)}, budget)
 
 
 def read_summary(codes: str | Path) -> EncodeSummary:
@@ -367,7 +368,7 @@ def _run(
     if not waiting:
         return state, 0
     job.output.remove("attempts")
-    with ray_session(num_cpus=actors or usable_cores()):
+    with ray_session(num_cpus=max(actors or 0, usable_cores())):
         stage = _plan_actors(actors, len(waiting))
         before, first, last = state.images, math.inf, 0.0
         for row in _encode_units(job, waiting, stage, UnitSettings(job=job.name, **stage.settings, **settings)):
@@ -473,7 +474,7 @@ def _units_in(output: OutputFolder, folder: str) -> list[int]:
 # 3. Gather the rejects, and 4. commit.
 
 
-def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any]) -> EncodeSummary:
+def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: RejectBudget) -> EncodeSummary:
     output = job.output
     if state.units != job.work.units:
         raise PipelineError(
@@ -482,6 +483,7 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any]) -> EncodeSumm
     if job.work.images is None:
         _reject_repeated(job)
     gathered = write_rejects(output, range(job.work.units), job.name)
+    _refuse_too_many_rejects(job, replace(state, rejects=gathered.rejects), budget)
     if not gathered.codes:
         raise PipelineError(
             f"not one of {gathered.rejects} images could be encoded: {common_reasons(gathered.reasons)}; all reasons "

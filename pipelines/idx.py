@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from engine.storage.buckets import split_options
 from pipelines.errors import PipelineError
-from pipelines.stores import RetryingFile
+from pipelines.reads import RetryingFile
 
 SUFFIXES = ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz")
 _UNSIGNED_BYTES = 8
@@ -81,7 +82,7 @@ def _skip(file: Any, num_bytes: int) -> None:
 @contextlib.contextmanager
 def _open(uri: str) -> Iterator[Any]:
     with io.BufferedReader(RetryingFile(uri), _BUFFER_BYTES) as file:
-        if uri.endswith(".gz"):
+        if split_options(uri)[0].endswith(".gz"):
             with gzip.open(file) as plain:
                 yield plain
         else:

@@ -19,9 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from engine.storage.buckets import split_options
 from pipelines import idx, webdataset
 from pipelines.errors import PipelineError
-from pipelines.stores import is_local, list_s3, normalise, open_file, open_filesystem, open_stream, split_options
+from pipelines.filesystems import is_local, list_s3, normalise, open_filesystem
+from pipelines.reads import open_file, open_stream
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")

@@ -193,6 +193,8 @@ class RayCluster:
         ------
         ValueError
             If there would be none, or the cluster has no room for so many.
+        NotReadyError
+            If one does not start; then there are as many as before.
         """
         if replicas < 1:
             raise ValueError(f"`replicas` must be at least 1, got {replicas}")
@@ -224,7 +226,13 @@ class RayCluster:
 
         for place in places:
             self._actors[place] = self._actor(*place)
-        ray.get([self._actors[place].health.remote() for place in places], timeout=READY_S)
+        try:
+            ray.get([self._actors[place].health.remote() for place in places], timeout=READY_S)
+        except ray.exceptions.RayError as error:
+            for place in places:
+                ray.kill(self._actors.pop(place))
+            reason = " ".join(str(getattr(error, "cause", None) or error).split())[:300]
+            raise NotReadyError(f"the shard servers {places} (group, number) do not start: {reason}") from error
 
     def _check_room(self, places: list[tuple[int, int]], replicas: int) -> None:
         import ray

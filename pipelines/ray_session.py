@@ -12,8 +12,10 @@ OBJECT_STORE_BYTES = 200_000_000
 
 
 @contextlib.contextmanager
-def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[None]:
+def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
     """Use Ray: the session that this process already has, the cluster of `RAY_ADDRESS`, or one of its own.
+
+    Yields whether it is one of its own.
 
     Parameters
     ----------
@@ -29,14 +31,14 @@ def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     if ray.is_initialized():
-        yield
+        yield False
         return
     address = address or os.environ.get("RAY_ADDRESS")
     where = {"address": address} if address else _own_session(num_cpus)
     with _without_backend_notices():
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
     try:
-        yield
+        yield not address
     finally:
         ray.shutdown()
 

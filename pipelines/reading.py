@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.storage.buckets import split_options
 from pipelines import idx
 from pipelines.errors import PipelineError
+from pipelines.filesystems import is_local
 from pipelines.listing import IMAGE_COLUMN, IMAGE_SUFFIXES, ROW, SOURCE, TAR_SUFFIXES
-from pipelines.stores import ReadFailedError, RetryingFile, is_local, map_ahead, read_bytes, split_options
+from pipelines.reads import ReadFailedError, RetryingFile, map_ahead, read_bytes
 from pipelines.webdataset import Sample, read_samples
 
 # Above every photograph's file, below what would hurt a worker.

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from engine.collection import Collection
 from engine.errors import HashlightError
+from engine.indexes.threads import usable_cores
 from engine.service.http_server import Address, HttpServer, check_exposure
 from engine.service.keys import Keys
 from engine.service.limits import Limits
 from engine.service.metrics import Metrics
 from engine.service.processes import LocalCluster
 from engine.service.router import ClusterRouter, Observer
+from engine.service.schemas import MAX_REPLICAS
 from engine.service.security import Security
 from pipelines.ray_cluster import RayCluster
 from pipelines.ray_session import ray_session
@@ -103,8 +105,10 @@ def shard_servers(
         if ray:
             # Ray runs its workers at the lowest priority, made for batch jobs; a Ray of our own should not.
             os.environ.setdefault("RAY_worker_niceness", "0")
-            stack.enter_context(ray_session(num_cpus=groups * replicas, address=ray_address))
-            yield stack.enter_context(RayCluster(path, groups=groups, replicas=replicas, security=security))
+            is_own = stack.enter_context(ray_session(num_cpus=usable_cores(), address=ray_address))
+            # A Ray of our own has nothing else to place, so that there is room for any number of replicas.
+            cpus = usable_cores() / (groups * MAX_REPLICAS) if is_own else 1.0
+            yield stack.enter_context(RayCluster(path, groups=groups, replicas=replicas, security=security, cpus=cpus))
         else:
             yield stack.enter_context(LocalCluster(path, groups=groups, replicas=replicas, security=security))
 

@@ -13,8 +13,10 @@ import itertools
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Self
 
-from pipelines.stores import RetryingFile, TooManyBytesError, is_local
+from pipelines.filesystems import is_local
+from pipelines.reads import ReadFailedError, RetryingFile, TooManyBytesError
 
 _ATTRIBUTE_OF = {"cls": "label", "txt": "txt", "json": "json"}
 ATTRIBUTES = tuple(_ATTRIBUTE_OF.values())
@@ -25,6 +27,17 @@ _LOOKED_AT = 1000
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\0\0")
 # Of a store, a request brings so much.
 _LOCAL_BUFFER_BYTES, _STORE_BUFFER_BYTES = 1 << 18, 8 << 20
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose damaged header is an error; where it is not the first, `tarfile` takes it for the shard's end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise tarfile.ReadError(f"the header at byte {tarfile_.offset} is damaged: {error}") from error
 
 
 @dataclass(slots=True)
@@ -50,7 +63,13 @@ class Sample:
 def read_samples(uri: str, suffixes: set[str], most_bytes: int) -> Iterator[Sample]:
     """Read the samples of a shard in order, one in memory at a time.
 
-    A shard that is damaged gives the samples before the damage, and then one whose `data` says what is wrong.
+    A shard that is damaged, or that may not be read, gives the samples before the damage, and then one whose `data`
+    says what is wrong.
+
+    Raises
+    ------
+    ReadFailedError
+        If its store fails for a reason that may be gone later.
     """
     sample: Sample | None = None
     try:
@@ -64,9 +83,11 @@ def read_samples(uri: str, suffixes: set[str], most_bytes: int) -> Iterator[Samp
                         yield sample
                     sample = Sample(key, key, OSError("the sample has no image"))
                 _add(sample, shard, member, extension, suffixes, most_bytes)
-    except (tarfile.TarError, EOFError) as error:
+    except ReadFailedError:
+        raise
+    except (tarfile.TarError, EOFError, OSError) as error:
         # The sample that was being read is not known to be whole.
-        yield Sample("", "", OSError(f"the shard is damaged from here on: {error}"))
+        yield Sample("", "", OSError(f"the shard cannot be read from here on: {error}"))
         return
     if sample is not None:
         yield sample
@@ -122,5 +143,5 @@ def _open(uri: str) -> Iterator[tarfile.TarFile]:
     size = _LOCAL_BUFFER_BYTES if is_local(uri) else _STORE_BUFFER_BYTES
     with io.BufferedReader(RetryingFile(uri), size) as file:
         is_plain = file.seekable() and not file.peek(6).startswith(_COMPRESSED)
-        with tarfile.open(fileobj=file, mode="r:" if is_plain else "r|*") as shard:
+        with tarfile.open(fileobj=file, mode="r:" if is_plain else "r|*", tarinfo=_Member) as shard:
             yield shard

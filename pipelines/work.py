@@ -18,9 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import PipelineError
+from pipelines.filesystems import is_local, normalise, split_name
 from pipelines.identity import RepeatedIds, refuse_repeated_ids
 from pipelines.listing import SHARDS, Listing, open_listing
-from pipelines.stores import OutputFolder, is_local, normalise, open_file, split_name
+from pipelines.reads import open_file
+from pipelines.stores import OutputFolder
 
 UNIT_IMAGES = 2000
 # Arrow reads no footer of more row groups.

@@ -16,6 +16,7 @@ from engine.indexes.multi import MultiIndex, Plan
 from engine.indexes.planner import calibrate, has_stored_costs
 from engine.indexes.probe import Prices
 from engine.kernels.compiling import cache_folder
+from engine.kernels.components import find_roots, join_edges
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +45,15 @@ def _run_every_kernel() -> None:
     index = MultiIndex.build(codes_NW, np.arange(32), bits=128, threads=1)
     for plan in get_args(Plan):
         index.search(codes_NW[:3], 2, plan=plan, threads=1)
-        for explain in (
-            False,
-            True,
-        ):  # explained, the hits of each query lie apart, and other kernels put them in order
+        for explain in (False, True):  # explained, the hits of each query lie apart, for other kernels to put in order
             index.range_search(codes_NW[:3], 2, plan=plan, threads=1, explain=explain)
     labels = np.zeros(3, np.int64)
     distance_histogram(codes_NW[:3], codes_NW[:3], query_labels=labels, code_labels=labels, bits=128)
     several = np.ones((3, 2), np.bool_)
     graded_histogram(codes_NW[:3], codes_NW[:3], query_labels=several, code_labels=several, bits=128)
+    nodes = np.arange(3)
+    join_edges(nodes, np.zeros_like(nodes), nodes[:1], nodes[1:2])
+    find_roots(nodes)
     index.probe.price_radius(codes_NW[:3], 2, Prices(1.0, 1.0, 1.0, 1.0, 1e9, 1.0))
 
 

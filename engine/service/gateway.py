@@ -9,6 +9,7 @@
     GET  /v1/items/{id}         of one
     GET  /v1/items/{id}/thumbnail
     GET  /v1/collection         what is served
+    PUT  /v1/replicas           more or fewer shard servers
     GET  /health/live, /health/ready, /metrics, /openapi.json
 
 A gateway keeps no state; any number may stand side by side. The event loop reads and writes, threads search: a search
@@ -47,7 +48,7 @@ from engine.rerank import Rerank
 from engine.service import bodies, schemas
 from engine.service.encoding import Encoded, ImageEncoder, ImageRefusedError, MicroBatcher
 from engine.service.fetch import ImageFetcher
-from engine.service.guard import API_PATHS, Guard
+from engine.service.guard import API_PATHS, REPLICAS_PATH, Guard
 from engine.service.keys import Keys
 from engine.service.limits import Limits
 from engine.service.metrics import CONTENT_TYPE, Metrics
@@ -533,7 +534,7 @@ def _add_routes(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
         """Describe what is served."""
         return json_response(await gateway.describe())
 
-    @app.put("/v1/replicas", dependencies=may_administer, response_model=schemas.ReplicasModel)
+    @app.put(REPLICAS_PATH, dependencies=may_administer, response_model=schemas.ReplicasModel)
     async def replicas(asked: schemas.ReplicasModel) -> Response:
         """Have so many shard servers in every group; answers when they are ready."""
         await gateway.scale(asked.replicas)

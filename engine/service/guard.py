@@ -21,6 +21,8 @@ PAGE_POLICY = (
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 API_PATHS = ("/v1/", "/health/", "/metrics", "/openapi.json")
+# What mends an overload is not refused under one.
+REPLICAS_PATH = "/v1/replicas"
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -63,7 +65,7 @@ class Guard:
             await send(message)
 
         try:
-            if scope["path"].startswith("/v1/"):
+            if scope["path"].startswith("/v1/") and scope["path"] != REPLICAS_PATH:
                 # Before routing and keys: under overload most requests end here, and must cost little.
                 self._admit()
             await self._app(scope, body.receive, send_guarded)

@@ -7,6 +7,7 @@
 404     `not_found`, `id_not_found`
 405     `method_not_allowed`
 408     `body_timeout`: the body took too long to arrive
+409     `conflict`: what is served has no replicas
 413     `too_large`: the body, or an image that was fetched
 415     `unsupported_media_type`
 422     `invalid_request`: a field is wrong; `no_encoder`: images cannot be encoded here

@@ -126,19 +126,28 @@ def read_version(store: Store, version: int) -> Manifest:
     return _parse(f"{store}/{name}", document)
 
 
-def publish(store: Store, manifest: Manifest, *, expected: bytes | None = None) -> None:
-    """Make `manifest` the live one: its file first, then CURRENT, which must still hold `expected`, each in one step.
+def write_manifest(store: Store, manifest: Manifest) -> bytes:
+    """Write the file of `manifest`; return what CURRENT holds where it is live.
 
     Raises
     ------
     CollectionBusyError
-        If CURRENT holds something else by now.
+        If another writer took the same number, which only one in a bucket can.
     """
     data = json.dumps({"format_version": FORMAT_VERSION, **asdict(manifest)}, indent=1).encode()
-    # In a bucket another writer may have taken the same number: its manifest must not be replaced.
-    store.replace(f"manifests/{manifest.file_name}", data, expected=None if expected is None else b"")
-    checksum = hashlib.sha256(data).hexdigest()
-    store.replace("CURRENT", f"{manifest.file_name} {checksum}\n".encode(), expected=expected)
+    store.replace(f"manifests/{manifest.file_name}", data, expected=b"")
+    return f"{manifest.file_name} {hashlib.sha256(data).hexdigest()}\n".encode()
+
+
+def make_live(store: Store, current: bytes, *, expected: bytes) -> None:
+    """Put what `write_manifest` returned into CURRENT, which must still hold `expected`, in one step.
+
+    Raises
+    ------
+    CollectionBusyError
+        If CURRENT holds something else by now. What was put may have been live in between.
+    """
+    store.replace("CURRENT", current, expected=expected)
 
 
 def sweep(store: Store, live: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:

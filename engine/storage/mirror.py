@@ -12,7 +12,7 @@ import platformdirs
 from engine.errors import CollectionNotFoundError, CorruptDataError
 from engine.storage.files import writer_lock
 from engine.storage.integrity import verify_files
-from engine.storage.manifest import Manifest, ShardSpec, publish, read_current, sweep, sweep_unnamed
+from engine.storage.manifest import Manifest, ShardSpec, make_live, read_current, sweep, sweep_unnamed, write_manifest
 from engine.storage.store import BucketStore, LocalStore, Store
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def mirror(store: BucketStore) -> Path:
             _copy_shard(store, folder, spec)
         _copy_encoder(store, folder, live)
         if before != live:
-            publish(local, live)
+            make_live(local, write_manifest(local, live), expected=b"")
             sweep(local, [live, *([before] if before else [])], {name: local.names(name) for name in _FOLDERS})
     return folder
 

@@ -1,25 +1,25 @@
 """Where a collection lies: a folder, or a prefix of a bucket. Both are read and written through the same few calls.
 
-A bucket is reached through `pyarrow.fs`, by URI: `s3://BUCKET/PREFIX`, `gs://...`, `abfss://...`. Options stand in the
-query, for example `?endpoint_override=HOST:PORT&scheme=http`; credentials come from the environment.
+A bucket is reached through `pyarrow.fs`, by URI: `s3://BUCKET/PREFIX`, `gs://...`, `abfss://...`; see
+`engine.storage.buckets` for options and credentials.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import os
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs
 
 from engine.errors import CollectionBusyError
+from engine.storage.buckets import BUCKET_SCHEMES, bucket_filesystem, put_in_s3, split_options
 from engine.storage.files import sync_folder, write_atomically, writer_lock
 
 
@@ -78,15 +78,13 @@ def open_store(path: str | Path) -> LocalStore | BucketStore:
 
 
 def _open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Open what a URI names; Arrow's S3 client does not look for the endpoint where every other one does."""
-    parts = urlsplit(uri)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if parts.scheme == "s3" and not parts.query and endpoint:
-        place = urlsplit(endpoint)
-        options = {"endpoint_override": place.netloc, "scheme": place.scheme}
-        return pyarrow.fs.S3FileSystem(**options), f"{parts.netloc}{parts.path}".rstrip("/")
-    filesystem, base = pyarrow.fs.FileSystem.from_uri(uri)
-    return filesystem, str(base)
+    base, options = split_options(uri)
+    parts = urlsplit(base)
+    if parts.scheme in BUCKET_SCHEMES and not parts.query:
+        place = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return bucket_filesystem(parts.scheme, parts.netloc, options), place.rstrip("/")
+    filesystem, inner = pyarrow.fs.FileSystem.from_uri(uri)
+    return filesystem, str(inner)
 
 
 class LocalStore:
@@ -161,6 +159,7 @@ class BucketStore:
         self.location = uri
         self._filesystem = filesystem
         self._base = base.rstrip("/")
+        self._puts_conditionally = uri.startswith("s3://") and importlib.util.find_spec("boto3") is not None
 
     def __str__(self) -> str:
         """Return the URI without credentials and options."""
@@ -181,45 +180,14 @@ class BucketStore:
     def replace(self, name: str, data: bytes, *, expected: bytes | None = None) -> None:
         """See `Store.replace`."""
         if expected is not None:
-            client = self._conditional_client()
-            if client is not None:
-                self._put_conditionally(client, name, data, expected)
+            if self._puts_conditionally:
+                if not put_in_s3(self._uri_of(name), data, expected=expected):
+                    raise self._overtaken()
                 return
             if (self.read(name) or b"") != expected:
                 raise self._overtaken()
         with self._filesystem.open_output_stream(self._key(name), compression=None) as file:
             file.write(data)
-
-    def _conditional_client(self) -> Any:
-        """Return boto3's client of the bucket; None if it is not S3, or boto3 is not installed."""
-        if not self.location.startswith("s3://"):
-            return None
-        try:
-            boto3 = importlib.import_module("boto3")
-        except ModuleNotFoundError:
-            return None
-        query = {key: values[0] for key, values in parse_qs(urlsplit(self.location).query).items()}
-        endpoint = query.get("endpoint_override")
-        url = f"{query.get('scheme', 'https')}://{endpoint}" if endpoint else None
-        return boto3.client("s3", endpoint_url=url, region_name=query.get("region"))
-
-    def _put_conditionally(self, client: Any, name: str, data: bytes, expected: bytes) -> None:
-        errors = importlib.import_module("botocore.exceptions")
-        bucket, _, key = self._key(name).partition("/")
-        try:
-            condition = {"IfNoneMatch": "*"}
-            if expected:
-                there = client.get_object(Bucket=bucket, Key=key)
-                if there["Body"].read() != expected:
-                    raise self._overtaken()
-                condition = {"IfMatch": there["ETag"]}
-            client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
-        except errors.ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (404, 409, 412):
-                raise OSError(f"{self}/{name} cannot be written: {error}") from error
-            # The client repeats a put whose answer was lost, and is refused if the first one had succeeded.
-            if self.read(name) != data:
-                raise self._overtaken() from error
 
     def _overtaken(self) -> CollectionBusyError:
         return CollectionBusyError(
@@ -261,6 +229,10 @@ class BucketStore:
 
     def _key(self, name: str) -> str:
         return f"{self._base}/{name}" if name else self._base
+
+    def _uri_of(self, name: str) -> str:
+        base, options = split_options(self.location)
+        return f"{base.rstrip('/')}/{name}{options}"
 
 
 def _without_credentials(uri: str) -> str:

@@ -10,11 +10,13 @@ from engine.indexes.multi import MultiIndex
 from engine.indexes.planner import Costs
 from engine.indexes import planner, warmup
 from engine.indexes.scan import ScanIndex
-from engine.kernels import histogram, multi_index, order, scan, select
+from engine.kernels.components import find_roots, join_edges
+import engine.kernels, importlib, pkgutil
 
 warmup.warm(costs=False)
 planner._costs = Costs()
-modules = (histogram, multi_index, order, scan, select)
+names = [found.name for found in pkgutil.iter_modules(engine.kernels.__path__)]
+modules = [importlib.import_module(f"engine.kernels.{name}") for name in names]
 kernels = [(m.__name__, n, k) for m in modules for n, k in vars(m).items() if hasattr(k, "signatures")]
 before = [len(kernel.signatures) for _, _, kernel in kernels]
 rng = np.random.default_rng(0)
@@ -35,6 +37,9 @@ labels = np.zeros(9, np.int64)
 distance_histogram(queries, queries, query_labels=labels, code_labels=labels, bits=bits)
 several = rng.random((9, 70)) < 0.5
 graded_histogram(queries, queries, query_labels=several, code_labels=several, bits=bits)
+parent = np.arange(9)
+join_edges(parent, np.zeros(9, np.int64), rng.integers(9, size=5), rng.integers(9, size=5))
+find_roots(parent)
 after = [len(kernel.signatures) for _, _, kernel in kernels]
 assert len(kernels) > 20
 print([name[:2] for name, old, new in zip(kernels, before, after) if new != old])

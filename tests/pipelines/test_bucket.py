@@ -17,7 +17,7 @@ from engine.collection import Collection
 from engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
 from engine.storage.manifest import read_current
 from engine.storage.mirror import local_shard
-from engine.storage.store import open_store
+from engine.storage.store import BucketStore, open_store
 from engine.writer import CollectionWriter
 from pipelines import chaos
 from pipelines.batch_search import search_codes
@@ -91,6 +91,29 @@ def test_jobs_over_a_bucket(tmp_path, bucket, rows, folder):
     duplicates = find_duplicates(bucket.uri("c"), tmp_path / "d", radius=0)
     distances = oracles.hamming_distances(codes, codes)
     assert duplicates.pairs == (np.count_nonzero(distances == 0) - 900) // 2 > 0
+
+
+def test_what_may_have_been_live_keeps_its_shards(bucket, rows, monkeypatch):
+    """Its put of CURRENT succeeds, the answer is lost, and another writer appends before it is told to be late."""
+    codes, ids = rows
+    real = BucketStore.replace
+
+    def overtaken(store, name, data, *, expected=None):
+        real(store, name, data, expected=expected)
+        if name == "CURRENT":
+            monkeypatch.undo()
+            with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, append=True) as other:
+                other.add_shard(codes[10:20], ids[10:20], None)
+                other.commit()
+            raise CollectionBusyError("written by another process meanwhile")
+
+    monkeypatch.setattr(BucketStore, "replace", overtaken)
+    with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=False) as first:
+        first.add_shard(codes[:10], ids[:10], None)
+        with pytest.raises(CollectionBusyError):
+            first.commit()
+    opened = Collection.open(bucket.uri("c"), verify=True)
+    assert (len(opened), opened.version) == (20, 2)
 
 
 def test_of_two_writers_the_later_is_refused(bucket, rows):

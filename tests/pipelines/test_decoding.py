@@ -169,6 +169,15 @@ def test_a_stream_that_fails_leaves_the_pool_usable_and_one_that_is_left_does_no
             decoded(pool, numbered(30))
 
 
+def test_comments_do_not_come_into_thumbnails():
+    buffer = io.BytesIO()
+    Image.new("RGB", (100, 100)).save(buffer, "JPEG", comment=b"c" * 60_000)
+    with DecodePool(RULE, thumbnail=64) as pool:
+        (batch,) = list(pool.decode([buffer.getvalue()]))
+    assert batch.reasons == {}
+    assert len(batch.thumbnails[0]) < 2000
+
+
 def test_thumbnails_come_beside_the_pixels():
     images = [hostile.save(Image.new("RGB", (400, 200), (200, 30, 90)), "PNG"), b"", *numbered(1)]
     with DecodePool(RULE, thumbnail=64) as pool:

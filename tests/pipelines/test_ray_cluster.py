@@ -10,6 +10,7 @@ import pytest
 
 from engine.errors import NotReadyError
 from engine.service.router import ClusterRouter
+from pipelines import ray_cluster
 from pipelines.ray_cluster import RayCluster
 from tests.engine.service.conftest import Corpus, Load, eventually
 from tests.oracles import knn, within_radius
@@ -107,10 +108,29 @@ def test_replicas_come_and_go(own, running):
         cluster.scale(1)
         eventually(lambda: all_connected(router, 2))
         load.wait_for(5)
+        cluster.scale(3)
+        eventually(lambda: all_connected(router, 6))
+        load.wait_for(5)
         cluster.scale(2)
         eventually(lambda: all_connected(router, 4))
         load.wait_for(5)
     assert load.errors == []
+
+
+def test_what_cannot_be_added_leaves_what_there_was(running, monkeypatch):
+    cluster, router = running
+    eventually(lambda: all_connected(router))
+    with pytest.raises(ValueError, match=r"`replicas` must be fewer than 40: they need 7\.6 CPUs more"):
+        cluster.scale(40)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_cluster, "READY_S", 0.0)
+        with pytest.raises(NotReadyError, match="do not start"):
+            cluster.scale(3)
+    assert len(cluster.health()) == 4
+    cluster.scale(3)
+    eventually(lambda: all_connected(router, 6))
+    cluster.scale(2)
+    eventually(lambda: all_connected(router, 4))
 
 
 @pytest.mark.slow

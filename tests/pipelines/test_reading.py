@@ -6,6 +6,8 @@ import errno
 import gzip
 import io
 import itertools
+import os
+import socket
 import tarfile
 
 import numpy as np
@@ -13,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import stores
+from pipelines import reads
 from pipelines.corpora import list_corpus
+from pipelines.filesystems import open_filesystem
 from pipelines.reading import read_images, read_shard
-from pipelines.stores import ReadFailedError, RetryingFile, map_ahead, read_bytes
+from pipelines.reads import ReadFailedError, RetryingFile, TooManyBytesError, map_ahead, read_bytes
 
 
 class FailingFile:
@@ -37,11 +40,11 @@ class FailingFile:
 @pytest.fixture
 def failing(monkeypatch):
     """Make reads through `RetryingFile` and `read_bytes` fail; returns what sets how often."""
-    monkeypatch.setattr(stores, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(reads, "_FIRST_WAIT_S", 0.001)
 
     def fail(times, number=errno.EIO):
         failures = itertools.repeat(OSError(number, "the store is busy"), times)
-        opened, local = RetryingFile._open, stores._read_local
+        opened, local = RetryingFile._open, reads._read_local
         monkeypatch.setattr(RetryingFile, "_open", lambda self: FailingFile(opened(self), failures))
 
         def read_local(path, most):
@@ -49,7 +52,7 @@ def failing(monkeypatch):
                 raise error
             return local(path, most)
 
-        monkeypatch.setattr(stores, "_read_local", read_local)
+        monkeypatch.setattr(reads, "_read_local", read_local)
 
     return fail
 
@@ -105,6 +108,59 @@ def test_shards_are_read_through_failures_and_not_cut_by_them(tmp_path, failing,
         list(read_shard(str(path)))
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("member", range(1, 10))
+def test_a_damaged_header_does_not_pass_for_the_end_of_a_shard(tmp_path, member, compressed):
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        for number in range(10):
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = 600
+            tar.addfile(info, io.BytesIO(b"%d" % number * 600))
+    data = bytearray(plain.getvalue())
+    data[member * 1536 + 110] ^= 1
+    path = tmp_path / "a.tar"
+    path.write_bytes(gzip.compress(data) if compressed else data)
+    samples = list(read_shard(str(path)))
+    # What comes just before the damage may not be whole.
+    assert [sample.name for sample in samples[:-1]] == [f"{number}.png" for number in range(member - 1)]
+    assert f"the header at byte {member * 1536} is damaged" in str(samples[-1].data)
+
+
+def test_a_shard_that_is_gone_is_a_reject(tmp_path):
+    (sample,) = read_shard(str(tmp_path / "gone.tar"))
+    assert isinstance(sample.data, OSError)
+    assert "No such file" in str(sample.data)
+
+
+def test_what_lasts_is_not_tried_again(tmp_path):
+    tries = []
+
+    def read():
+        tries.append(1)
+        raise OSError("When getting information for key 'a' in bucket 'b': AWS Error ACCESS_DENIED during HeadObject")
+
+    with pytest.raises(OSError, match="ACCESS_DENIED") as raised:
+        reads.retried(read, "s3://b/a")
+    assert not isinstance(raised.value, ReadFailedError)
+    assert len(tries) == 1
+
+
+def test_folders_and_sockets_in_a_list_cost_no_descriptor(tmp_path):
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        folders = [tmp_path / f"folder {number}" for number in range(50)]
+        for folder in folders:
+            folder.mkdir()
+        (tmp_path / "corpus.txt").write_text("".join(f"{place}\n" for place in (path, *folders)))
+        before = len(os.listdir("/proc/self/fd"))
+        images = list(read_images(list_corpus(tmp_path / "corpus.txt")))
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert all(isinstance(image, OSError) and not isinstance(image, ReadFailedError) for image in images)
+    assert str(images[0]).endswith("socket is no file")
+
+
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
@@ -125,15 +181,34 @@ def test_a_bad_entry_costs_itself_only(tmp_path, entry, reason):
     assert reason in str(bad)
 
 
-def test_bytes_are_counted_before_they_are_read(tmp_path):
+def test_no_more_is_read_than_may_be(tmp_path):
+    huge = tmp_path / "huge"
+    huge.touch()
+    os.truncate(huge, 1 << 40)
+    with pytest.raises(TooManyBytesError, match="above 99"):
+        read_bytes(str(huge), most=99)
+
+    class Endless:
+        given = 0
+
+        def read(self, size):
+            self.given += size
+            return bytes(size)
+
+    with pytest.raises(TooManyBytesError, match="above 99"):
+        reads._read_blocks(stream := Endless(), 99)
+    assert stream.given <= 1 << 20
+
+
+def test_files_of_as_many_bytes_as_may_be_are_read(tmp_path):
     (tmp_path / "a").write_bytes(bytes(100))
     assert len(read_bytes(str(tmp_path / "a"), most=100)) == 100
     for uri in (str(tmp_path / "a"), f"memory://{tmp_path}/a"):
         if "://" in uri:
-            stores.open_filesystem(uri)[0].create_dir(str(tmp_path))
-            with stores.open_filesystem(uri)[0].open_output_stream(f"{tmp_path}/a") as file:
+            open_filesystem(uri)[0].create_dir(str(tmp_path))
+            with open_filesystem(uri)[0].open_output_stream(f"{tmp_path}/a") as file:
                 file.write(bytes(100))
-        with pytest.raises(stores.TooManyBytesError, match="above 99"):
+        with pytest.raises(TooManyBytesError, match="above 99"):
             read_bytes(uri, most=99)
 
 

@@ -15,13 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import work
+from pipelines import reads, work
 from pipelines.code_parts import list_parts
 from pipelines.corpora import list_corpus
 from pipelines.errors import PipelineError
+from pipelines.filesystems import list_s3
 from pipelines.identity import RepeatedIds
 from pipelines.reading import read_images, read_uri
-from pipelines.stores import OutputFolder, list_s3, read_bytes
+from pipelines.reads import read_bytes
+from pipelines.stores import OutputFolder
 from pipelines.work import WorkList, plan_work, read_work
 
 
@@ -149,7 +151,7 @@ def test_a_cut_shard_gives_what_was_before_the_cut(tmp_path):
     (tmp_path / "a.tar").write_bytes(data[: 3 * 1024 + 512 + 20])
     *images, last = read_images(list_corpus(tmp_path / "a.tar"))
     assert [pixel(data) for data in images] == [0, 1, 2]
-    assert "damaged from here on" in str(last)
+    assert "cannot be read from here on" in str(last)
     (tmp_path / "b.tar").write_bytes(b"this is no tar" * 100)
     (only,) = read_images(list_corpus(tmp_path / "b.tar"))
     assert "damaged" in str(only)
@@ -218,19 +220,18 @@ def test_a_new_file_is_published_once(tmp_path, bucket, where):
 
 
 def test_a_store_that_stumbles_is_asked_again(monkeypatch, bucket):
-    from pipelines import stores
-
     bucket.put("a", b"data")
-    real, failures = stores.open_stream, [OSError("reset"), OSError("reset")]
+    real, failures = reads.open_filesystem, [OSError("reset"), OSError("reset")]
 
     def stumble(uri):
         if failures:
             raise failures.pop()
         return real(uri)
 
-    monkeypatch.setattr(stores, "open_stream", stumble)
-    monkeypatch.setattr(stores, "_FIRST_WAIT_S", 0)
+    monkeypatch.setattr(reads, "open_filesystem", stumble)
+    monkeypatch.setattr(reads, "_FIRST_WAIT_S", 0)
     assert read_bytes(bucket.uri("a")) == b"data"
+    assert failures == []
     with pytest.raises(OSError, match="above 2"):
         read_bytes(bucket.uri("a"), most=2)
 

@@ -351,7 +351,8 @@ class Gate(CollectionSearcher):
 
 def test_more_than_can_be_answered_is_refused_at_once(collection):
     gate = Gate(collection)
-    app = create_app(gate, limits=Limits(in_flight=3))
+    scaled = []
+    app = create_app(gate, limits=Limits(in_flight=3), scale=scaled.append)
     with serving.running(app) as url, httpx.Client(base_url=url, timeout=60) as http, ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(http.post, "/v1/search", json=QUERY) for _ in range(3)]
         for _ in waiting:
@@ -361,6 +362,8 @@ def test_more_than_can_be_answered_is_refused_at_once(collection):
             assert error(refused)[:2] == (429, "overloaded")
             assert refused.headers["retry-after"] == "1"
         assert http.get("/health/live").status_code == 200
+        assert http.put("/v1/replicas", json={"replicas": 2}).status_code == 200
+        assert scaled == [2]
         gate.open.set()
         assert [future.result().status_code for future in waiting] == [200] * 3
         assert http.post("/v1/search", json=QUERY).status_code == 200
