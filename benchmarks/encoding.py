@@ -115,6 +115,8 @@ def run_ray(kind: str, folder: Path, output: Path) -> tuple[float, dict[str, byt
         log_to_driver=False,
     )
     ray.data.DataContext.get_current().wait_for_min_actors_s = 120
+    # Ray Data starts actors of its own with the first job, and they import for a second.
+    ray.data.range(PROCESSES).map_batches(lambda batch: batch).materialize()
     encode_corpus(folder / kind, folder / "encoder", output, actors=PROCESSES, overwrite=True)
     ray.shutdown()
     stats = json.loads((output / "stats.json").read_bytes())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import io
 import json
@@ -163,6 +164,9 @@ def _run_until_closed(requests: int, answers: int, slots: Any, task: DecodeTask)
 
 def _run(requests: int, answers: int, slots: Any, task: DecodeTask) -> None:
     _limit(task)
+    # What was imported lives as long as the process: not to be looked through again and again.
+    gc.freeze()
+    gc.set_threshold(20_000)
     rule = Preprocessing.from_dict(task.preprocessing)
     while message := os.read(requests, REQUEST.size):
         slot, generation = REQUEST.unpack(message)
