@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.http_load import HttpLoad
 from benchmarks.reporting import environment, save_report
 from benchmarks.serving import GROUPS, K, build, quantiles, queries_of
 from benchmarks.serving_peers import hexed, started
@@ -39,39 +41,24 @@ def resident_mib(pid: int) -> float:
 
 
 class Load:
-    """Requests of a few kinds, asked in turn, over plain sockets: a client library would take more than the gateway."""
+    """Requests of a few kinds, asked in turn."""
 
     def __init__(self, url: str, queries: np.ndarray) -> None:
-        self._host, self._port = url.removeprefix("http://").split(":")
-        parts = np.array_split(queries, len(queries) // CODES)
-        self._requests = [self._request({"queries": [{"code": c} for c in hexed(part)], "k": K}) for part in parts]
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self._next = 0
-
-    def _request(self, document: dict) -> bytes:
-        body = json.dumps(document).encode()
-        head = f"POST /v1/search HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Type: application/json\r\n"
-        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        self._http = HttpLoad(url)
+        bodies = [
+            json.dumps({"queries": [{"code": code} for code in hexed(part)], "k": K}).encode()
+            for part in np.array_split(queries, len(queries) // CODES)
+        ]
+        self._requests = itertools.cycle(self._http.request("/v1/search", "application/json", body) for body in bodies)
 
     async def ask(self) -> int:
         """Return the status of the answer."""
-        self._next += 1
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
-        writer.write(self._requests[self._next % len(self._requests)])
-        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().splitlines()
-        headers = dict(line.split(": ", 1) for line in lines if line)
-        await reader.readexactly(int(headers["content-length"]))
-        status = int(first.split()[1])
-        assert status != 429 or int(headers["retry-after"]) > 0
-        if headers.get("connection") == "close":
-            writer.close()
-        else:
-            self._idle.append((reader, writer))
-        return status
+        answer = await self._http.send(next(self._requests))
+        assert answer.status != 429 or int(answer.headers["retry-after"]) > 0
+        return answer.status
 
     def close(self) -> None:
-        for _, writer in self._idle:
-            writer.close()
+        self._http.close()
 
     async def capacity(self, seconds: float) -> dict:
         """Ask from as many clients as there may be requests at work."""

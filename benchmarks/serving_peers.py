@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from benchmarks.http_load import HttpLoad
 from benchmarks.reporting import environment, save_report
 from benchmarks.serving import BATCH, CLIENTS, GROUPS, RADIUS, build, quantiles, queries_of
 from engine.collection import Collection
@@ -70,6 +72,7 @@ def serve_faiss(codes: Path, kind: str) -> None:
 
 
 def sorted_hits(lims, distances, rows) -> list[list[dict]]:
+    lims = lims.astype(np.int64)
     order = np.lexsort((rows, distances, np.repeat(np.arange(len(lims) - 1), np.diff(lims))))
     pairs = list(zip(rows[order].tolist(), distances[order].tolist(), strict=True))
     return [
@@ -179,62 +182,54 @@ def check(url: str, collection: Collection, queries: np.ndarray) -> None:
 
 async def over_http(url: str, queries: np.ndarray, seconds: float, *, arrow: bool) -> dict:
     """One client, 16 clients, and batches."""
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=CLIENTS)) as client:
-        bodies = [json.dumps(body_of(queries[n : n + 1])).encode() for n in range(len(queries))]
-        places = iter(range(10**9))
-        headers = {"content-type": "application/json"}
+    http = HttpLoad(url)
+    path, kind = "/v1/range_search", "application/json"
+    requests = itertools.cycle(
+        [http.request(path, kind, json.dumps(body_of(queries[n : n + 1])).encode()) for n in range(len(queries))]
+    )
+    if arrow:
+        batch = http.request(f"{path}?radius={RADIUS}&limit={LIMIT}", ARROW, arrow_body(queries[:BATCH]))
+    else:
+        batch = http.request(path, kind, json.dumps(body_of(queries[:BATCH])).encode())
 
-        async def one() -> float:
-            start = time.perf_counter()
-            content = bodies[next(places) % len(bodies)]
-            (await client.post("/v1/range_search", content=content, headers=headers)).raise_for_status()
-            return time.perf_counter() - start
-
-        async def keep_asking(until: float) -> list[float]:
-            times = []
-            while time.perf_counter() < until:
-                times.append(await one())
-            return times
-
-        await keep_asking(time.perf_counter() + 1)
-        alone = await keep_asking(time.perf_counter() + seconds)
+    async def ask(request: bytes) -> float:
         start = time.perf_counter()
-        many = await asyncio.gather(*(keep_asking(start + seconds) for _ in range(CLIENTS)))
-        took_s = time.perf_counter() - start
-        batch = await batches(client, queries, seconds, arrow=arrow)
+        answer = await http.send(request)
+        assert answer.status == 200, answer
+        return time.perf_counter() - start
+
+    async def keep_asking(seconds: float, what: Iterator[bytes]) -> list[float]:
+        until, times = time.perf_counter() + seconds, []
+        while len(times) < 3 or time.perf_counter() < until:
+            times.append(await ask(next(what)))
+        return times
+
+    await keep_asking(1, requests)
+    alone = await keep_asking(seconds, requests)
+    start = time.perf_counter()
+    many = await asyncio.gather(*(keep_asking(seconds, requests) for _ in range(CLIENTS)))
+    took_s = time.perf_counter() - start
+    batches = await keep_asking(seconds, itertools.repeat(batch))
+    http.close()
     together = np.concatenate(many)
     return {
         "one client, p50 ms": round(float(np.median(alone)) * 1e3, 2),
         "p99 ms": quantiles(alone)["p99_ms"],
         f"{CLIENTS} clients, queries/s": round(len(together) / took_s),
         f"{CLIENTS} clients, p99 ms": quantiles(together)["p99_ms"],
-        f"batches of {BATCH:,}, queries/s": round(batch),
+        f"batches of {BATCH:,}, queries/s": round(min(len(queries), BATCH) / float(np.median(batches))),
     }
 
 
-async def batches(client: httpx.AsyncClient, queries: np.ndarray, seconds: float, *, arrow: bool) -> float:
-    """Queries a second in batches, over Arrow where the server speaks it."""
-    part = queries[:BATCH]
-    if arrow:
-        import pyarrow as pa
-        import pyarrow.ipc
+def arrow_body(queries: np.ndarray) -> bytes:
+    import pyarrow as pa
+    import pyarrow.ipc
 
-        column = pa.array([query.tobytes() for query in part], pa.binary(8))
-        sink = pa.BufferOutputStream()
-        with pyarrow.ipc.new_stream(sink, pa.schema([("code", pa.binary(8))])) as writer:
-            writer.write_batch(pa.record_batch([column], names=["code"]))
-        content, path = bytes(sink.getvalue()), f"/v1/range_search?radius={RADIUS}&limit={LIMIT}"
-        headers = {"content-type": ARROW}
-    else:
-        content, path = json.dumps(body_of(part)).encode(), "/v1/range_search"
-        headers = {"content-type": "application/json"}
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < until:
-        start = time.perf_counter()
-        (await client.post(path, content=content, headers=headers)).raise_for_status()
-        times.append(time.perf_counter() - start)
-    return len(part) / float(np.median(times))
+    column = pa.array([query.tobytes() for query in queries], pa.binary(8))
+    sink = pa.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, pa.schema([("code", pa.binary(8))])) as writer:
+        writer.write_batch(pa.record_batch([column], names=["code"]))
+    return bytes(sink.getvalue())
 
 
 def over_milvus(codes: np.ndarray, queries: np.ndarray, seconds: float) -> dict:
