@@ -103,7 +103,7 @@ def test_training_on_pairs_learns():
     first = rng.integers(192, size=1_500)
     second = (first + rng.integers(1, 192, size=1_500)) % 192
     pairs = PairList(first, second, LABELS[first] == LABELS[second])
-    config = TrainConfig(**QUICK | {"epochs": 3, "learning_rate": 2e-3})
+    config = TrainConfig(**QUICK | {"epochs": 5, "learning_rate": 2e-3})
     signs, _ = quality(train(IMAGES, pairs=pairs, config=config))
     assert signs > 0.7
 
