@@ -228,14 +228,9 @@ def train(
     method = METHODS[config.method]
     supervision = _supervise(len(images), labels, pairs, views)
     method.check(supervision)
-    if config.compile and workers.size > 1:
-        raise ValueError(f"`compile` must be False with several workers, got True with {workers.size}: see `Workers`")
     warmup_epochs = _warmup_epochs(config, method, supervision)
-    if config.compile and method.fit is not None and not warmup_epochs:
-        raise ValueError(
-            f"`compile` must be False where no network is trained, got True: {config.method} is fitted to the features "
-            "of `weights`"
-        )
+    if config.compile:
+        _refuse_compile(method, warmup_epochs, workers)
     run = {"config": dataclasses.asdict(config), "supervision": supervision.digest(), "images": len(images)}
     with forked_random(torch.device(config.device)):
         torch.manual_seed(config.seed)
@@ -397,6 +392,16 @@ def _supervise(num_images: int, labels: ArrayLike | None, pairs: PairList | None
     if labels is not None:
         return LabelSupervision(np.asarray(labels), num_images)
     return ViewSupervision(num_images) if views else NoSupervision(num_images)
+
+
+def _refuse_compile(method: Method, warmup_epochs: int, workers: Workers) -> None:
+    if workers.size > 1:
+        raise ValueError(f"`compile` must be False with several workers, got True with {workers.size}: see `Workers`")
+    if method.fit is not None and not warmup_epochs:
+        raise ValueError(
+            f"`compile` must be False where no network is trained, got True: {method.name} is fitted to the features "
+            "of `weights`"
+        )
 
 
 def _warmup_epochs(config: TrainConfig, method: Method, supervision: Supervision) -> int:
