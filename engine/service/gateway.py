@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -46,7 +47,8 @@ from engine.errors import DeadlineExceededError, HashlightError, IdNotFoundError
 from engine.indexes.threads import usable_cores
 from engine.rerank import Rerank
 from engine.service import bodies, schemas
-from engine.service.encoding import Encoded, ImageEncoder, ImageRefusedError, MicroBatcher
+from engine.service.batching import MicroBatcher
+from engine.service.encoding import Encoded, ImageEncoder, ImageRefusedError
 from engine.service.fetch import ImageFetcher
 from engine.service.guard import API_PATHS, REPLICAS_PATH, Guard
 from engine.service.keys import Keys
@@ -55,7 +57,7 @@ from engine.service.metrics import CONTENT_TYPE, Metrics
 from engine.service.openapi import describe_api, search_body
 from engine.service.problems import RequestError, invalid, refusal_of
 from engine.service.rendering import hex_codes, items_document, json_bytes, search_document, search_stream, table_stream
-from engine.service.retrieval import Answer, Ask, answer, stored_items
+from engine.service.retrieval import Answer, Ask, answer, join, split, stored_items
 from engine.service.searcher import Searcher
 
 PAGE = Path(__file__).parent / "page"
@@ -66,6 +68,22 @@ ItemId = Annotated[int, InPath(ge=0, le=schemas.MAX_ID, description="Id of an it
 _PICTURES = (
     (b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG", "image/png"), (b"GIF8", "image/gif"), (b"RIFF", "image/webp")
 )  # fmt: skip
+
+# Searches of one query that ask alike go out together: up to so many. A radius query of ten million codes takes a
+# millisecond or two with all that is around it; what takes longer than the patience is slow by itself.
+_TOGETHER = 64
+_PATIENCE_S = 0.02
+_MOST_KINDS = 256
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Job:
+    """A search that waits for a thread."""
+
+    ask: Ask
+    arrow: bool
+    timing_ms: dict[str, float]
+    submitted_s: float
 
 
 class Gateway:
@@ -104,13 +122,10 @@ class Gateway:
         self._searching = ThreadPoolExecutor(limits.in_flight, "hashlight-search")
         self._decoding = ThreadPoolExecutor(usable_cores(), "hashlight-decode")
         self._encoding = ThreadPoolExecutor(1, "hashlight-encode")
-        self._batcher = (
-            MicroBatcher(
-                encoder.encode, self._encoding, batch_size=encoder.batch_size, observe=metrics.encode_batch.observe
-            )
-            if encoder is not None
-            else None
+        self._images: MicroBatcher[Any, tuple[NDArray[np.uint64], NDArray[np.float32]]] | None = (
+            MicroBatcher(self._encode_batch, batch_size=encoder.batch_size) if encoder is not None else None
         )
+        self._searches: dict[Hashable, MicroBatcher[_Job, bytes]] = {}
         self._requests = 0
         self._jobs = 0
         self._lock = threading.Lock()
@@ -135,8 +150,11 @@ class Gateway:
         timeout_s = self._timeout_s(asked.options.timeout_ms)
         async with self._within(arrived_s + timeout_s):
             ask = await self._resolve(asked, arrived_s + timeout_s, timing_ms)
-            work = functools.partial(self._answer, ask, asked.arrow, timing_ms, time.perf_counter())
-            data = await self._run(work)
+            job = _Job(ask, asked.arrow, timing_ms, time.perf_counter())
+            if count == 1 and ask.rerank is None:
+                data = await self._alike(ask, timeout_s).submit(job)
+            else:
+                [data] = await self._answer_batch([job])
         return Response(data, media_type=bodies.ARROW if asked.arrow else bodies.JSON)
 
     async def encode(self, request: Request) -> Response:
@@ -198,19 +216,41 @@ class Gateway:
         async with self._proving:
             await asyncio.to_thread(self.searcher.ready)
 
-    def _answer(self, ask: Ask, arrow: bool, timing_ms: dict[str, float], submitted_s: float) -> bytes:
-        """Search and render, in a thread."""
-        self._observe("wait", time.perf_counter() - submitted_s, timing_ms)
+    def _alike(self, ask: Ask, timeout_s: float) -> MicroBatcher[_Job, bytes]:
+        """Return what gathers the searches that differ from this one in nothing but their code."""
+        kind = (ask.k, ask.radius, ask.limit, ask.filter, ask.allow_partial, ask.include, timeout_s)
+        batcher = self._searches.get(kind)
+        if batcher is None:
+            if len(self._searches) >= _MOST_KINDS:
+                self._searches = {known: gathers for known, gathers in self._searches.items() if not gathers.idle}
+            batcher = MicroBatcher(self._answer_batch, batch_size=_TOGETHER, patience_s=_PATIENCE_S)
+            self._searches[kind] = batcher
+        return batcher
+
+    async def _answer_batch(self, jobs: Sequence[_Job]) -> list[bytes]:
+        self.metrics.search_batch.observe(len(jobs))
+        return await self._run(functools.partial(self._answer, jobs))
+
+    def _answer(self, jobs: Sequence[_Job]) -> list[bytes]:
+        """Search for all at once and render for each, in a thread."""
+        begun_s = time.perf_counter()
         try:
-            found = answer(self.searcher, ask)
+            found = answer(self.searcher, join([job.ask for job in jobs]))
         except ValueError as error:
             raise _named(error) from error
+        return [
+            self._finish(job, part, begun_s)
+            for job, part in zip(jobs, [found] if len(jobs) == 1 else split(found), strict=True)
+        ]
+
+    def _finish(self, job: _Job, found: Answer, begun_s: float) -> bytes:
+        self._observe("wait", begun_s - job.submitted_s, job.timing_ms)
         for stage, seconds in found.seconds.items():
-            self._observe(stage, seconds, timing_ms)
+            self._observe(stage, seconds, job.timing_ms)
         if not found.coverage.complete:
             self.metrics.partial.inc()
         start = time.perf_counter()
-        data = self._render(found, arrow, timing_ms)
+        data = self._render(found, job.arrow, job.timing_ms)
         self.metrics.observe("render", time.perf_counter() - start)
         return data
 
@@ -353,7 +393,7 @@ class Gateway:
 
     async def _encode(self, images: Sequence[bytes], fields: Sequence[str], timing_ms: dict[str, float]) -> Encoded:
         """Decode images, each in a thread, and encode them beside those of other requests."""
-        encoder, batcher, loop = self._encoder(fields[0]), self._batcher, asyncio.get_running_loop()
+        encoder, batcher, loop = self._encoder(fields[0]), self._images, asyncio.get_running_loop()
         assert batcher is not None, "an encoder has a batcher"
 
         def decode(data: bytes, field: str) -> Any:
@@ -369,7 +409,15 @@ class Gateway:
             ]
             decoded = await asyncio.gather(*jobs)
         with self.metrics.stage("encode", timing_ms):
-            return await batcher.encode(decoded)
+            rows = await asyncio.gather(*map(batcher.submit, decoded))
+        return Encoded(np.stack([code for code, _ in rows]), np.stack([features for _, features in rows]))
+
+    async def _encode_batch(self, images: Sequence[Any]) -> list[tuple[NDArray[np.uint64], NDArray[np.float32]]]:
+        assert self.encoder is not None, "only an encoder has images to encode"
+        self.metrics.encode_batch.observe(len(images))
+        work = functools.partial(self.encoder.encode, images)
+        encoded = await asyncio.get_running_loop().run_in_executor(self._encoding, work)
+        return list(zip(encoded.codes, encoded.features, strict=True))
 
     def _encoder(self, field: str) -> ImageEncoder:
         """Return the encoder, if there is one and it is the one that made the codes."""

@@ -8,6 +8,7 @@
     hashlight_requests_total{route, status}   counter
     hashlight_in_flight                       gauge: searches at work or waiting for a thread
     hashlight_encode_batch_images             histogram: images encoded together
+    hashlight_search_batch_requests           histogram: requests of one query that were searched for together
     hashlight_partial_answers_total           counter: answers from some of the shards
     hashlight_collection_version              gauge
 """
@@ -43,7 +44,7 @@ _SECONDS = (
     2.5,
     10.0,
 )
-_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
@@ -60,7 +61,10 @@ class Metrics:
         self._requests = Counter("hashlight_requests", "Requests answered.", ["route", "status"], registry=registry)
         self.in_flight = Gauge("hashlight_in_flight", "Searches at work or waiting for a thread.", registry=registry)
         self.encode_batch = Histogram(
-            "hashlight_encode_batch_images", "Images encoded together.", buckets=_IMAGES, registry=registry
+            "hashlight_encode_batch_images", "Images encoded together.", buckets=_COUNTS, registry=registry
+        )
+        self.search_batch = Histogram(
+            "hashlight_search_batch_requests", "Requests searched together.", buckets=_COUNTS, registry=registry
         )
         self.partial = Counter("hashlight_partial_answers", "Answers from some of the shards.", registry=registry)
         self.version = Gauge("hashlight_collection_version", "Version that is served.", registry=registry)

@@ -88,6 +88,34 @@ class Answer:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
+def join(asks: Sequence[Ask]) -> Ask:
+    """Return one request for requests that differ in their codes and in the time left for them, none with features.
+
+    It has the least of their times.
+    """
+    times_s = [ask.timeout_s for ask in asks if ask.timeout_s is not None]
+    codes = np.concatenate([ask.codes for ask in asks])
+    return dataclasses.replace(asks[0], codes=codes, timeout_s=min(times_s, default=None))
+
+
+def split(found: Answer) -> list[Answer]:
+    """Return what was found as one answer a query."""
+    return [_of_query(found, query) for query in range(len(found.truncated))]
+
+
+def _of_query(found: Answer, query: int) -> Answer:
+    begin, end = found.lims[query : query + 2].tolist()
+    return dataclasses.replace(
+        found,
+        lims=np.array([0, end - begin], np.int64),
+        ids=found.ids[begin:end],
+        distances=found.distances[begin:end],
+        truncated=found.truncated[query : query + 1],
+        explain=None if found.explain is None else found.explain.take(np.array([query])),
+        items=None if found.items is None else found.items.slice(begin, end - begin),
+    )
+
+
 def answer(searcher: Searcher, ask: Ask) -> Answer:
     """Search, and fetch what is to be included.
 

@@ -412,6 +412,54 @@ def test_what_a_searcher_raises_is_told(collection, raised, expected):
         assert http.post("/v1/search", json=QUERY).status_code == 200
 
 
+def test_searches_that_ask_alike_go_together_and_each_gets_its_own(collection, monkeypatch):
+    monkeypatch.setattr("engine.service.gateway._PATIENCE_S", 60.0)
+    metrics = Metrics()
+
+    def requests_read():
+        return metrics.registry.get_sample_value("hashlight_stage_seconds_count", {"stage": "read"})
+
+    class Counting(CollectionSearcher):
+        queries = ()
+
+        def search(self, queries, *args, **kwargs):
+            self.queries += (len(queries),)
+            until_s = time.monotonic() + 60
+            while requests_read() < 10 and time.monotonic() < until_s:
+                time.sleep(0.001)
+            return super().search(queries, *args, **kwargs)
+
+    codes = np.concatenate([shard.codes_NW for shard in collection.shards])
+    ids = np.concatenate([shard.ids_N for shard in collection.shards])
+    labels = np.array(collection.get(ids)["label"].to_pylist())
+    kinds = [{"k": 3}, {"k": 5, "filter": "label == 1", "include": ["attributes", "code"]}]
+    asked = [(kinds[number % 2], codes[number]) for number in range(48)]
+    searcher = Counting(collection)
+    with serving.running(create_app(searcher, metrics=metrics)) as url, ThreadPoolExecutor(16) as pool:
+
+        def ask(options, code):
+            body = {"queries": [{"code": code.tobytes().hex()}], **options}
+            return httpx.post(f"{url}/v1/search", json=body, timeout=60).raise_for_status().json()
+
+        documents = list(pool.map(lambda request: ask(*request), asked))
+    for (options, code), document in zip(asked, documents, strict=True):
+        (result,) = document["results"]
+        kept = labels == 1 if "filter" in options else labels >= 0
+        distances, found = oracles.knn(code[None], codes[kept], ids[kept], options["k"])
+        assert [(hit["distance"], hit["id"]) for hit in result["hits"]] == list(
+            zip(distances[0].tolist(), found[0].tolist(), strict=True)
+        )
+        for hit in result["hits"]:
+            assert ("code" in hit) == ("include" in options)
+            if "include" in options:
+                assert hit["code"] == codes[ids == hit["id"]][0].tobytes().hex()
+                assert hit["attributes"]["label"] == 1
+        assert set(document["timing_ms"]) >= {"read", "wait", "search"}
+    assert sum(searcher.queries) == len(asked)
+    assert max(searcher.queries) >= 4
+    assert metrics.registry.get_sample_value("hashlight_search_batch_requests_sum") == len(asked)
+
+
 def test_images_of_several_requests_are_encoded_together(searcher):
     class Slow(serving.AverageHash):
         def encode(self, images):
