@@ -29,8 +29,25 @@ class HttpLoad:
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     async def send(self, request: bytes) -> Answer:
-        """Send what `request` returned, and read the answer."""
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+        """Send what `request` returned, and read the answer.
+
+        Raises
+        ------
+        ConnectionError, asyncio.IncompleteReadError
+            If the server ends a connection in the middle of an answer, or a fresh one without any.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            try:
+                return await self._exchange(*connection, request)
+            except (ConnectionError, asyncio.IncompleteReadError) as error:
+                # A server may end a connection that was idle for long, and a request may meet that on the way.
+                if isinstance(error, asyncio.IncompleteReadError) and error.partial:
+                    raise
+                connection[1].close()
+        return await self._exchange(*await asyncio.open_connection(self._host, self._port), request)
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> Answer:
         writer.write(request)
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}

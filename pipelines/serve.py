@@ -10,9 +10,9 @@ from pathlib import Path
 from engine.collection import Collection
 from engine.errors import HashlightError
 from engine.indexes.warmup import warm
+from engine.service.app import create_app
 from engine.service.encoding import ImageEncoder
 from engine.service.fetch import ImageFetcher
-from engine.service.gateway import create_app
 from engine.service.http_server import LOOPBACK_NAMES, Address, HttpServer, check_exposure
 from engine.service.keys import Keys
 from engine.service.limits import Limits

@@ -26,7 +26,7 @@ from engine.client.errors import (
     PermissionDeniedError,
     ServerError,
 )
-from engine.service.gateway import create_app
+from engine.service.app import create_app
 from engine.service.keys import Keys
 from tests import serving
 

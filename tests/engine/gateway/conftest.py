@@ -3,7 +3,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from engine.service.gateway import create_app
+from engine.service.app import create_app
 from engine.service.searcher import CollectionSearcher
 from tests import serving
 

@@ -15,7 +15,7 @@ from PIL import Image
 from engine.client.client import SearchClient
 from engine.client.errors import IdNotFoundError
 from engine.rerank import Rerank
-from engine.service.gateway import create_app
+from engine.service.app import create_app
 from engine.service.router import ClusterRouter
 from engine.service.searcher import CollectionSearcher
 from pipelines.ray_cluster import RayCluster

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from engine.errors import IncompleteError, NoShardError, NotReadyError
-from engine.service.gateway import create_app
+from engine.service.app import create_app
 from engine.service.keys import Keys
 from engine.service.limits import Limits
 from engine.service.metrics import Metrics
@@ -413,7 +413,7 @@ def test_what_a_searcher_raises_is_told(collection, raised, expected):
 
 
 def test_searches_that_ask_alike_go_together_and_each_gets_its_own(collection, monkeypatch):
-    monkeypatch.setattr("engine.service.gateway._PATIENCE_S", 60.0)
+    monkeypatch.setattr("engine.service.searching._PATIENCE_S", 60.0)
     metrics = Metrics()
 
     def requests_read():

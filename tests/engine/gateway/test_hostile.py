@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.service.gateway import create_app
+from engine.service.app import create_app
 from engine.service.limits import Limits
 from tests import serving
 

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 import schemathesis
 
-from engine.service.gateway import create_app
+from engine.service.app import create_app
 from engine.service.keys import Keys
 from engine.service.limits import Limits
 from tests import serving

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from engine.service.gateway import create_app
+from engine.service.app import create_app
 from engine.service.keys import Keys
 from tests import serving
 

@@ -4,7 +4,7 @@ import pytest
 
 from engine.client.client import SearchClient
 from engine.client.errors import ConnectionFailedError
-from engine.service.gateway import create_app
+from engine.service.app import create_app
 from tests import serving
 from tests.engine.service.test_router import certificates
 
