@@ -88,10 +88,10 @@ class LocalTransport:
                 limit=options.get("limit"),
                 filter=options.get("filter"),
                 rerank=rerank,
-                timeout_s=call.timeout_s,
                 allow_partial=options["allow_partial"],
                 include=frozenset(options.get("include", ())),
             ),
+            timeout_s=call.timeout_s,
         )
         timing_ms = {stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}
         table = search_table(found)
