@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import random
 import time
@@ -34,6 +35,10 @@ _GRACE_S = 0.5  # after the server's own deadline, so that its answer, which say
 
 _ARROW = "application/vnd.apache.arrow.stream"
 _JSON_CODES = 4  # more codes than this go as Arrow
+# httpx and gateways take an address of 65,536 characters. An id of 19 digits and its comma have 22 there, a character
+# of a filter 12 at most.
+_MOST_IDS = 1000
+_MOST_FILTER = 5000
 
 # Every call only reads, so each may be made again. After these the next try may go well.
 _RETRIED = (ConnectionFailedError, OverloadedError, NotReadyError)
@@ -55,7 +60,7 @@ class HttpTransport:
     def __init__(
         self, url: str, *, api_key: str | None, max_retries: int, transport: httpx.BaseTransport | None = None
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = _checked(url)
         self._max_retries = max_retries
         self._client = httpx.Client(base_url=self.url, headers=_headers(api_key), transport=transport)
 
@@ -65,6 +70,11 @@ class HttpTransport:
     def send(self, call: Call) -> Any:
         """Carry out a call."""
         until_s = time.monotonic() + call.timeout_s
+        if isinstance(call, Get):
+            return _joined([self._send(part, until_s) for part in _parts(call)])
+        return self._send(call, until_s)
+
+    def _send(self, call: Call, until_s: float) -> Any:
         for attempt in range(self._max_retries + 1):
             try:
                 return self._try(call, until_s - time.monotonic())
@@ -98,7 +108,7 @@ class AsyncHttpTransport:
     def __init__(
         self, url: str, *, api_key: str | None, max_retries: int, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = _checked(url)
         self._max_retries = max_retries
         self._client = httpx.AsyncClient(base_url=self.url, headers=_headers(api_key), transport=transport)
 
@@ -108,6 +118,11 @@ class AsyncHttpTransport:
     async def send(self, call: Call) -> Any:
         """Carry out a call."""
         until_s = time.monotonic() + call.timeout_s
+        if isinstance(call, Get):
+            return _joined([await self._send(part, until_s) for part in _parts(call)])
+        return await self._send(call, until_s)
+
+    async def _send(self, call: Call, until_s: float) -> Any:
         for attempt in range(self._max_retries + 1):
             try:
                 return await self._try(call, until_s - time.monotonic())
@@ -146,9 +161,38 @@ def _wait_s(error: HashlightError, attempt: int, max_retries: int, left_s: float
     return wait_s
 
 
+def _checked(url: str) -> str:
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"`target` must be the address of a gateway or a collection's folder: {error}") from error
+    return url.rstrip("/")
+
+
+def _parts(call: Get) -> list[Get]:
+    """Return calls of as many ids as an address holds."""
+    return [
+        dataclasses.replace(call, ids=call.ids[first : first + _MOST_IDS])
+        for first in range(0, len(call.ids), _MOST_IDS)
+    ]
+
+
+def _joined(parts: list[Items]) -> Items:
+    import pyarrow as pa
+
+    if not parts:
+        return Items(pa.table({"id": pa.array([], pa.int64()), "code": pa.array([], pa.binary())}))
+    try:
+        return Items(pa.concat_tables([part.to_arrow() for part in parts]))
+    except pa.ArrowInvalid as error:
+        raise NotReadyError("the collection changed while parts of `ids` were asked: try again") from error
+
+
 def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float) -> httpx.Request:
     """Return the request of a call that may take `left_s` more seconds."""
-    timeout = httpx.Timeout(max(left_s, 0.001) + _GRACE_S, connect=min(CONNECT_S, left_s + _GRACE_S))
+    if left_s <= 0:
+        raise DeadlineExceededError(f"no answer within {call.timeout_s:g} s")
+    timeout = httpx.Timeout(left_s + _GRACE_S, connect=min(CONNECT_S, left_s + _GRACE_S))
     match call:
         case Search():
             return _search_request(client, call, timeout, left_s)
@@ -174,7 +218,8 @@ def _search_request(
     path = "/v1/range_search" if call.is_range else "/v1/search"
     options = {**call.options, "timeout_ms": max(1, round(1000 * left_s))}
     headers = {"Accept": _ARROW}
-    if isinstance(call.queries, np.ndarray) and len(call.queries) > _JSON_CODES and "rerank" not in options:
+    short = "rerank" not in options and len(options.get("filter", "")) <= _MOST_FILTER
+    if isinstance(call.queries, np.ndarray) and len(call.queries) > _JSON_CODES and short:
         params = {name: _as_text(value) for name, value in options.items()}
         headers["Content-Type"] = _ARROW
         return client.build_request(

@@ -11,6 +11,7 @@ import time
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import hashlight
@@ -133,6 +134,63 @@ def test_the_field_at_fault_is_kept(url):
     with SearchClient(url) as client, pytest.raises(InvalidRequestError) as caught:
         client.search([CODE[0], b"text"])
     assert (caught.value.status, caught.value.type, caught.value.field) == (422, "invalid_request", "queries.1.image")
+
+
+def test_more_is_asked_than_an_address_holds(url, searcher, collection):
+    ids = np.tile(np.concatenate([shard.ids_N for shard in collection.shards]), 30)
+    assert len(",".join(map(str, ids))) > 65_536
+    long = f'name is not null and name != "{"😀" * 7000}"'
+    codes = np.repeat(CODE, 9)[:, None] ^ np.arange(9, dtype=np.uint64)[:, None]
+
+    async def ask():
+        async with AsyncSearchClient(url) as client:
+            return await client.get(ids), await client.get([]), await client.search(codes, 3, filter=long)
+
+    with SearchClient(searcher) as here, SearchClient(url) as client:
+        expected = (here.get(ids), here.get([]), here.search(codes, 3, filter="name is not null"))
+        for found in ((client.get(ids), client.get([]), client.search(codes, 3, filter=long)), asyncio.run(ask())):
+            assert str(found[0].to_arrow().to_pylist()) == str(expected[0].to_arrow().to_pylist())
+            assert list(found[1]) == list(expected[1]) == []
+            assert found[2].to_arrow().to_pylist() == expected[2].to_arrow().to_pylist()
+        assert len(expected[2].to_arrow()) == 27
+        with pytest.raises(InvalidRequestError) as caught:
+            client.search(codes, filter="x" * 10_001)
+        assert caught.value.field == "filter"
+
+
+def test_the_parts_of_one_call_share_its_time(url):
+    class Slow(httpx.BaseTransport):
+        tries = 0
+
+        def handle_request(self, request):
+            self.tries += 1
+            time.sleep(0.15)
+            return httpx.Response(200, content=items())
+
+    transport = Slow()
+    with SearchClient(url, transport=transport) as client, pytest.raises(DeadlineExceededError, match=r"0\.2 s"):
+        client.get([1] * 9000, timeout_s=0.2)
+    assert transport.tries <= 2
+
+
+def test_parts_that_do_not_fit_together_are_of_two_versions(url):
+    transport = answering(url, *(httpx.Response(200, content=items(**more)) for more in ({"a": [1]}, {"b": [1]})))
+    with SearchClient(url, transport=transport) as client, pytest.raises(NotReadyError, match="changed while parts"):
+        client.get([1] * 1001)
+
+
+def items(**attributes):
+    sink = pa.BufferOutputStream()
+    table = pa.table({"id": [1], "code": [b"1"], **attributes})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def test_an_address_that_is_none_is_refused_before_it_is_asked():
+    for client in (SearchClient, AsyncSearchClient):
+        with pytest.raises(ValueError, match=r"`target` must be the address .*non-printable"):
+            client("http://localhost:8000\n")
 
 
 def test_a_key_is_sent(searcher):
