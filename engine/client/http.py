@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
+import functools
 import json
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -25,12 +28,13 @@ from engine.client.errors import (
     error_of,
 )
 from engine.client.queries import Picture, QueryInput
-from engine.client.results import Items, SearchResponse, data_uri, words_of
+from engine.client.results import Items, SearchResponse, Thumbnails, data_uri, words_of
 
 MAX_RETRIES = 2
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 8.0  # also of what Retry-After may ask
 CONNECT_S = 5.0
+_PICTURES_S = 5.0  # for those of one query, in a notebook that waits for them
 _GRACE_S = 0.5  # after the server's own deadline, so that its answer, which says more, comes first
 
 _ARROW = "application/vnd.apache.arrow.stream"
@@ -63,6 +67,7 @@ class HttpTransport:
         self.url = _checked(url)
         self._max_retries = max_retries
         self._client = httpx.Client(base_url=self.url, headers=_headers(api_key), transport=transport)
+        self._pictures_elsewhere = _pictures_of(self.url, api_key, transport)
 
     def __repr__(self) -> str:
         return repr(self.url)
@@ -82,10 +87,16 @@ class HttpTransport:
                 time.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
         raise AssertionError("the last try returns or raises")
 
-    def thumbnail(self, id: int) -> str | None:
-        """Return the picture of an item as an address that holds it, None if it cannot be had."""
+    def pictures(self, ids: Sequence[int]) -> list[str | None]:
+        """Return pictures of items as addresses that hold them, None for those that cannot be had."""
+        if self._client.is_closed:
+            return self._pictures_elsewhere(ids)
+        until_s = time.monotonic() + _PICTURES_S
+        return [self._picture(id, until_s) for id in ids]
+
+    def _picture(self, id: int, until_s: float) -> str | None:
         try:
-            return data_uri(self.send(Thumbnail(id, CONNECT_S)))
+            return data_uri(self._send(Thumbnail(id, _PICTURES_S), until_s))
         except HashlightError:
             return None
 
@@ -99,7 +110,7 @@ class HttpTransport:
             response = self._client.send(request)
         except httpx.HTTPError as error:
             raise _error_of_transport(error, self.url, call) from error
-        return _read(call, response, self.thumbnail)
+        return _read(call, response, self.pictures)
 
 
 class AsyncHttpTransport:
@@ -111,6 +122,7 @@ class AsyncHttpTransport:
         self.url = _checked(url)
         self._max_retries = max_retries
         self._client = httpx.AsyncClient(base_url=self.url, headers=_headers(api_key), transport=transport)
+        self._pictures = _pictures_of(self.url, api_key, transport)
 
     def __repr__(self) -> str:
         return repr(self.url)
@@ -130,10 +142,6 @@ class AsyncHttpTransport:
                 await asyncio.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
         raise AssertionError("the last try returns or raises")
 
-    def thumbnail(self, id: int) -> str | None:
-        """Return the address of an item's picture: what shows it cannot wait for the event loop."""
-        return f"{self.url}/v1/items/{id}/thumbnail"
-
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
@@ -144,7 +152,7 @@ class AsyncHttpTransport:
             response = await self._client.send(request)
         except httpx.HTTPError as error:
             raise _error_of_transport(error, self.url, call) from error
-        return _read(call, response, self.thumbnail)
+        return _read(call, response, self._pictures)
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
@@ -159,6 +167,21 @@ def _wait_s(error: HashlightError, attempt: int, max_retries: int, left_s: float
     if attempt == max_retries or wait_s >= left_s:
         raise error
     return wait_s
+
+
+def _pictures_of(url: str, api_key: str | None, transport: object | None) -> Thumbnails:
+    """Return what fetches pictures over the network by connections of its own.
+
+    Answers are shown after their client was closed, too, and what shows them cannot wait for an event loop.
+    """
+    if transport is not None:
+        return lambda ids: [None] * len(ids)
+    return functools.partial(_fetch_pictures, url, api_key)
+
+
+def _fetch_pictures(url: str, api_key: str | None, ids: Sequence[int]) -> list[str | None]:
+    with contextlib.closing(HttpTransport(url, api_key=api_key, max_retries=0)) as transport:
+        return transport.pictures(ids)
 
 
 def _checked(url: str) -> str:
@@ -263,23 +286,23 @@ def _error_of_transport(error: httpx.HTTPError, url: str, call: Call) -> Hashlig
     return ConnectionFailedError(f"{url} cannot be reached: {error or type(error).__name__}")
 
 
-def _read(call: Call, response: httpx.Response, thumbnail: Any) -> Any:
+def _read(call: Call, response: httpx.Response, pictures: Thumbnails) -> Any:
     """Return what an answer says; raise what it stands for if it is none."""
     if isinstance(call, Thumbnail) and response.status_code == 404 and _type_of(response) == "not_found":
         return None
     if response.status_code != 200:
         raise error_of(response.status_code, document_of(response), response.headers)
     try:
-        return _parse(call, response, thumbnail)
+        return _parse(call, response, pictures)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ServerError(f"the server's answer cannot be read ({error!r}): is it a Hashlight gateway?") from error
 
 
-def _parse(call: Call, response: httpx.Response, thumbnail: Any) -> Any:
+def _parse(call: Call, response: httpx.Response, pictures: Thumbnails) -> Any:
     match call:
         case Search():
             table = _table(response)
-            return SearchResponse(table.replace_schema_metadata(None), _frame(table), thumbnail)
+            return SearchResponse(table.replace_schema_metadata(None), _frame(table), pictures)
         case Get():
             return Items(_table(response))
         case Encode():

@@ -14,7 +14,7 @@ from engine.client.queries import Code, Picture, QueryInput
 from engine.client.results import Items, SearchResponse, data_uri
 from engine.codes import CodeArray
 from engine.collection import Collection
-from engine.errors import EncoderMismatchError
+from engine.errors import EncoderMismatchError, HashlightError
 from engine.rerank import Rerank
 from engine.service.encoding import Encoded, ImageEncoder
 from engine.service.limits import Limits
@@ -23,6 +23,8 @@ from engine.service.retrieval import Ask, answer, stored_items
 from engine.service.searcher import CollectionSearcher, Searcher
 
 OpenEncoder = Callable[[Path], ImageEncoder]
+
+_PICTURE_S = 5.0  # for one that a notebook shows
 
 
 class LocalTransport:
@@ -95,7 +97,7 @@ class LocalTransport:
         )
         timing_ms = {stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}
         table = search_table(found)
-        return SearchResponse(table, search_frame(found, timing_ms), self._thumbnail)
+        return SearchResponse(table, search_frame(found, timing_ms), self._pictures)
 
     def _resolve(self, queries: Code | list[QueryInput], *, reranks: bool) -> tuple[CodeArray, Any]:
         """Return codes (Q, W), and features (Q, F) where answers are re-ranked."""
@@ -137,8 +139,14 @@ class LocalTransport:
             )
         return self._given
 
-    def _thumbnail(self, id: int) -> str | None:
-        return data_uri(self._searcher.thumbnail(id))
+    def _pictures(self, ids: Sequence[int]) -> list[str | None]:
+        return [self._picture(id) for id in ids]
+
+    def _picture(self, id: int) -> str | None:
+        try:
+            return data_uri(self._searcher.thumbnail(id, timeout_s=_PICTURE_S))
+        except HashlightError:
+            return None
 
 
 class AsyncLocalTransport:

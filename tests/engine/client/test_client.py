@@ -248,6 +248,25 @@ def test_a_notebook_shows_pictures_and_escapes_what_it_shows(url, collection):
     assert found[-1][-1].id == found[1].ids[29]
 
 
+def test_pictures_are_shown_behind_a_key_in_an_event_loop_and_after_the_client_was_closed(searcher, collection):
+    wanted = [int(id_) for id_ in collection.shards[0].ids_N[:2]]
+
+    async def ask(url):
+        async with AsyncSearchClient(url, api_key="searching-is-all-0001") as client:
+            found = await client.search(wanted, 6)
+            return found._repr_html_(), found
+
+    keys = Keys.load(None, {"HASHLIGHT_API_KEYS": "page search searching-is-all-0001"})
+    with serving.running(create_app(searcher, keys=keys)) as url:
+        with SearchClient(url, api_key="searching-is-all-0001") as client:
+            before = client.search(wanted, 6)
+            expected = before._repr_html_()
+        inside, after = asyncio.run(ask(url))
+        assert expected.count('<img src="data:;base64,') > 6
+        assert expected == before._repr_html_() == inside == after._repr_html_()
+    assert "<img" not in after._repr_html_()
+
+
 def test_an_open_collection_needs_no_server(tmp_path):
     serving.make_collection(tmp_path / "c", count=40, shards=1)
     with hashlight.SearchClient(tmp_path / "c") as client:
