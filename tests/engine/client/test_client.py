@@ -27,8 +27,10 @@ from engine.client.errors import (
     PermissionDeniedError,
     ServerError,
 )
+from engine.rerank import Rerank
 from engine.service.app import create_app
 from engine.service.keys import Keys
+from engine.service.searcher import CollectionSearcher
 from tests import serving
 
 CODE = np.array([[0x0F0F0F0F0F0F0F]], np.uint64)
@@ -265,6 +267,39 @@ def test_pictures_are_shown_behind_a_key_in_an_event_loop_and_after_the_client_w
         assert expected.count('<img src="data:;base64,') > 6
         assert expected == before._repr_html_() == inside == after._repr_html_()
     assert "<img" not in after._repr_html_()
+
+
+def test_queries_of_all_kinds_are_resolved_together(collection):
+    class Recording(CollectionSearcher):
+        read, times_s = [], []
+
+        def get(self, ids, *, timeout_s=None):
+            self.read.append(list(ids))
+            self.times_s.append(timeout_s)
+            return super().get(ids)
+
+        def features_of(self, ids, *, timeout_s=None):
+            self.times_s.append(timeout_s)
+            return super().features_of(ids)
+
+    ids = [int(id_) for id_ in collection.shards[0].ids_N[:3]]
+    pictures = [serving.png(picture) for picture in serving.make_pictures(7)]
+    asked = [ids[2], pictures[0], CODE[0], pictures[1], ids[0], ids[2], *pictures[2:]]
+    encoder, searcher = serving.AverageHash(), Recording(collection)
+    with SearchClient(searcher, encoder=encoder) as client:
+        found = client.search(asked, 4)
+        assert (encoder.batches, searcher.read) == ([7], [[ids[2], ids[0], ids[2]]])
+        alone = [client.search(query, 4)[0] for query in asked]
+        assert [hits.ids.tolist() for hits in found] == [hits.ids.tolist() for hits in alone]
+        features = [query for query in asked if not isinstance(query, np.ndarray)]
+        found = client.search(features, 4, rerank=Rerank(pool=20), timeout_s=7)
+        alone = [client.search(query, 4, rerank=Rerank(pool=20))[0] for query in features]
+        assert [hits.ids.tolist() for hits in found] == [hits.ids.tolist() for hits in alone]
+        assert all(0 < left_s < 10 for left_s in searcher.times_s)
+        with pytest.raises(ValueError, match="has 2 words per code"):
+            client.search([ids[0], np.zeros(2, np.uint64)])
+        with pytest.raises(DeadlineExceededError):
+            client.search(ids, timeout_s=1e-9)
 
 
 def test_an_open_collection_needs_no_server(tmp_path):
