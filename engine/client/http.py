@@ -216,19 +216,19 @@ def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float
     if left_s <= 0:
         raise DeadlineExceededError(f"no answer within {call.timeout_s:g} s")
     timeout = httpx.Timeout(left_s + _GRACE_S, connect=min(CONNECT_S, left_s + _GRACE_S))
+    timeout_ms = max(1, round(1000 * left_s))
     match call:
         case Search():
-            return _search_request(client, call, timeout, left_s)
+            return _search_request(client, call, timeout, timeout_ms)
         case Encode():
             document = {"images": [base64.b64encode(image.data).decode() for image in call.images]}
             return client.build_request("POST", "/v1/encode", json=document, timeout=timeout)
         case Get():
-            ids = ",".join(map(str, call.ids))
-            return client.build_request(
-                "GET", "/v1/items", params={"ids": ids}, headers={"Accept": _ARROW}, timeout=timeout
-            )
+            params = {"ids": ",".join(map(str, call.ids)), "timeout_ms": str(timeout_ms)}
+            return client.build_request("GET", "/v1/items", params=params, headers={"Accept": _ARROW}, timeout=timeout)
         case Thumbnail():
-            return client.build_request("GET", f"/v1/items/{quote(str(call.id))}/thumbnail", timeout=timeout)
+            path = f"/v1/items/{quote(str(call.id))}/thumbnail"
+            return client.build_request("GET", path, params={"timeout_ms": timeout_ms}, timeout=timeout)
         case Describe():
             return client.build_request("GET", "/v1/collection", timeout=timeout)
         case Ready():
@@ -236,10 +236,10 @@ def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float
 
 
 def _search_request(
-    client: httpx.Client | httpx.AsyncClient, call: Search, timeout: httpx.Timeout, left_s: float
+    client: httpx.Client | httpx.AsyncClient, call: Search, timeout: httpx.Timeout, timeout_ms: int
 ) -> httpx.Request:
     path = "/v1/range_search" if call.is_range else "/v1/search"
-    options = {**call.options, "timeout_ms": max(1, round(1000 * left_s))}
+    options = {**call.options, "timeout_ms": timeout_ms}
     headers = {"Accept": _ARROW}
     short = "rerank" not in options and len(options.get("filter", "")) <= _MOST_FILTER
     if isinstance(call.queries, np.ndarray) and len(call.queries) > _JSON_CODES and short:

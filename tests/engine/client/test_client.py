@@ -195,6 +195,30 @@ def test_an_address_that_is_none_is_refused_before_it_is_asked():
             client("http://localhost:8000\n")
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.search(CODE, timeout_s=7),
+        lambda client: client.range_search(np.tile(CODE, (9, 1)), timeout_s=7),
+        lambda client: client.get([1], timeout_s=7),
+        lambda client: client.thumbnail(1, timeout_s=7),
+    ],
+)
+def test_the_server_is_told_the_time_that_is_left(url, ask):
+    told = []
+
+    def handle(request):
+        given = dict(request.url.params) | (json.loads(request.content) if request.content[:1] == b"{" else {})
+        told.append(int(given["timeout_ms"]))
+        return refusal(422, "invalid_request")
+
+    transport = httpx.MockTransport(handle)
+    with SearchClient(url, transport=transport) as client, pytest.raises(InvalidRequestError):
+        ask(client)
+    assert 0 < told[0] <= 7000
+    assert len(told) == 1
+
+
 def test_a_key_is_sent(searcher):
     keys = Keys.load(None, {"HASHLIGHT_API_KEYS": "page search searching-is-all-0001"})
     with serving.running(create_app(searcher, keys=keys)) as url:
