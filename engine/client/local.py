@@ -193,4 +193,4 @@ def _left_s(deadline_s: float) -> float:
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
         raise DeadlineExceededError("no answer within the time given: give more (`timeout_s`), or ask for less")
-    return left_s
+    return round(left_s, 3)

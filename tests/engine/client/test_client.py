@@ -317,7 +317,7 @@ def test_queries_of_all_kinds_are_resolved_together(collection):
         found = client.search(features, 4, rerank=Rerank(pool=20), timeout_s=7)
         alone = [client.search(query, 4, rerank=Rerank(pool=20))[0] for query in features]
         assert [hits.ids.tolist() for hits in found] == [hits.ids.tolist() for hits in alone]
-        assert all(0 < left_s < 10 for left_s in searcher.times_s)
+        assert all(0 < left_s <= 10 for left_s in searcher.times_s)
         with pytest.raises(ValueError, match="has 2 words per code"):
             client.search([ids[0], np.zeros(2, np.uint64)])
         with pytest.raises(DeadlineExceededError):
