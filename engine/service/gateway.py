@@ -274,21 +274,25 @@ class Gateway:
         encoding = self._encoding("queries")
         if len(pictures) > self.limits.images:
             raise invalid(f"at most {self.limits.images} queries may be images, got {len(pictures)}", "queries")
-        fields, images = [], []
+        fields: list[str] = []
+        images: list[bytes] = []
+        left_bytes = self.limits.body_bytes  # what lies elsewhere counts as if it had been sent
         for number, query in pictures.items():
             kind = "image" if isinstance(query, bytes) or query.image is not None else "url"
             fields.append("image" if isinstance(query, bytes) else f"queries.{number}.{kind}")
-            images.append(await self._bytes_of(query, fields[-1]))
+            images.append(await self._bytes_of(query, fields[-1], left_bytes))
+            if kind == "url":
+                left_bytes -= len(images[-1])
         return await encoding.encode(images, fields, timing_ms)
 
-    async def _bytes_of(self, query: bytes | schemas.Query, field: str) -> bytes:
+    async def _bytes_of(self, query: bytes | schemas.Query, field: str, left_bytes: int) -> bytes:
         if isinstance(query, bytes):
             return query
         if query.image is not None:
             return bodies.bytes_of_base64(query.image, field)
         if self._fetcher is None:
             raise invalid("this server fetches no images: send the image itself", field)
-        return await self._fetcher.fetch(query.url or "", field)
+        return await self._fetcher.fetch(query.url or "", field, left_bytes=left_bytes)
 
     def _encoding(self, field: str) -> EncodingThreads:
         """Return what encodes images, if there is an encoder and it is the one that made the codes."""
