@@ -221,7 +221,8 @@ def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float
         case Search():
             return _search_request(client, call, timeout, timeout_ms)
         case Encode():
-            document = {"images": [base64.b64encode(image.data).decode() for image in call.images]}
+            images = [base64.b64encode(image.data).decode() for image in call.images]
+            document = {"images": images, "timeout_ms": timeout_ms}
             return client.build_request("POST", "/v1/encode", json=document, timeout=timeout)
         case Get():
             params = {"ids": ",".join(map(str, call.ids)), "timeout_ms": str(timeout_ms)}

@@ -198,6 +198,7 @@ def test_an_address_that_is_none_is_refused_before_it_is_asked():
     [
         lambda client: client.search(CODE, timeout_s=7),
         lambda client: client.range_search(np.tile(CODE, (9, 1)), timeout_s=7),
+        lambda client: client.encode(b"image", timeout_s=7),
         lambda client: client.get([1], timeout_s=7),
         lambda client: client.thumbnail(1, timeout_s=7),
     ],
