@@ -20,7 +20,6 @@ from engine.rerank import Rerank
 from engine.results import PAD_ID, Coverage, Explanation, RangeResult
 from engine.service.searcher import Searcher
 
-INCLUDES = ("attributes", "code", "explain")
 
 _OF_ITEMS = {"attributes", "code"}
 
@@ -49,7 +48,7 @@ class Ask:
     rerank : Rerank or None
     allow_partial : bool
     include : frozenset of str
-        Of `INCLUDES`.
+        Of "attributes", "code" and "explain".
     """
 
     codes: CodeArray
