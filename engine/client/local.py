@@ -17,6 +17,7 @@ from engine.client.results import Items, SearchResponse, data_uri
 from engine.codes import CodeArray, check_codes, num_words
 from engine.collection import Collection
 from engine.errors import DeadlineExceededError, EncoderMismatchError, HashlightError
+from engine.indexes.warmup import warm
 from engine.rerank import Rerank
 from engine.service.encoding import Encoded, ImageEncoder
 from engine.service.limits import Limits
@@ -48,6 +49,8 @@ class LocalTransport:
         self._owned = isinstance(target, str | Path)
         self._folder: Path | None = None
         if isinstance(target, str | Path):
+            # On a machine's first use kernels are compiled, which no search has the time for.
+            warm()
             collection = Collection.open(target)
             self._folder, self._searcher = collection.encoder_path, CollectionSearcher(collection)
         else:

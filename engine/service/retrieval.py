@@ -20,7 +20,6 @@ from engine.rerank import Rerank
 from engine.results import PAD_ID, Coverage, Explanation, RangeResult
 from engine.service.searcher import Searcher
 
-
 _OF_ITEMS = {"attributes", "code"}
 
 # What is kept of the time for an answer, as a share and in seconds at most: for reading items, or for sending alone.
