@@ -94,7 +94,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         self._faults = faults
         self._delay_s = 0.0
         self._mean_s = 1e-3
-        self._busy = 0
+        self._taken = 0  # requests that wait or are at work
         self._counting = threading.Lock()
         self._workers = [
             threading.Thread(target=self._work, name=f"hashlight-shard-{number}", daemon=True)
@@ -124,7 +124,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         return self.describe()
 
     def describe(self) -> dict[str, Any]:
-        """Return what is served, by version, and how much waits."""
+        """Return what is served, by version, how many requests wait, and how many are taken and not answered."""
         versions = {
             str(version): {
                 "about": describe_collection(group),
@@ -132,7 +132,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             }
             for version, group in self._served.items()
         }
-        return {**self.health(), "versions": versions, "waiting": self._jobs.qsize(), "answering": self._busy}
+        return {**self.health(), "versions": versions, "waiting": self._jobs.qsize(), "taken": self._taken}
 
     def health(self) -> dict[str, Any]:
         """Say that the process lives, and whether it takes requests."""
@@ -158,11 +158,12 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def drain(self, timeout_s: float = DRAIN_S) -> bool:
         """Take no more requests, tell the routers, answer what was taken; say whether all of it was."""
-        self._leaving.set()
+        with self._counting:
+            self._leaving.set()
         for stream in tuple(self._streams):
             stream.send(Status.LEAVING, 0, 0, b"")
         until_s = time.monotonic() + timeout_s
-        while self._jobs.qsize() or self._busy or any(stream.behind for stream in tuple(self._streams)):
+        while self._taken or any(stream.behind for stream in tuple(self._streams)):
             if time.monotonic() > until_s:
                 return False
             time.sleep(0.01)
@@ -213,36 +214,50 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             stream.send(Status.OK, request.id, 0, b"")
         elif request.kind is Kind.CANCEL:
             stream.cancel(request.id)
-        elif (refusal := self._refusal(request)) is not None:
-            stream.send(Status.ERROR, request.id, request.version, encode_error(refusal))
         else:
-            job = _Job(stream, request, self._served[request.version], time.monotonic() + request.timeout_s)
-            stream.waiting[request.id] = job
-            self._jobs.put(job)
+            try:
+                self._queue(stream, request)
+            except HashlightError as refusal:
+                stream.send(Status.ERROR, request.id, request.version, encode_error(refusal))
 
-    def _refusal(self, request: Request) -> HashlightError | None:
+    def _queue(self, stream: _Stream, request: Request) -> None:
+        """Queue a request; errors as in `_group_for`."""
+        with self._counting:  # so that `drain` waits for all that it does not refuse
+            group = self._group_for(request)
+            self._taken += 1
+        job = _Job(stream, request, group, time.monotonic() + request.timeout_s)
+        stream.waiting[request.id] = job
+        self._jobs.put(job)
+
+    def _group_for(self, request: Request) -> Collection:
+        """Return the shards that a request is to be answered from.
+
+        Raises
+        ------
+        NotReadyError, VersionNotServedError, OverloadedError
+            If it is not taken.
+        """
         if self._leaving.is_set():
-            return NotReadyError(f"{self.address} is ending: ask another replica")
-        if request.version not in self._served:
+            raise NotReadyError(f"{self.address} is ending: ask another replica")
+        group = self._served.get(request.version)
+        if group is None:
             served = ", ".join(map(str, sorted(self._served))) or "none"
-            return VersionNotServedError(f"{self.address} serves version {served}, not {request.version}")
+            raise VersionNotServedError(f"{self.address} serves version {served}, not {request.version}")
         waiting = self._jobs.qsize()
         if waiting >= self._queue_size:
-            return OverloadedError(
+            raise OverloadedError(
                 f"{self.address} has {waiting} requests waiting: try again later",
                 retry_after_s=waiting * self._mean_s / len(self._workers),
             )
-        return None
+        return group
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            with self._counting:
-                self._busy += 1
             try:
                 self._answer(job)
             finally:
                 with self._counting:
-                    self._busy -= 1
+                    self._taken -= 1
 
     def _answer(self, job: _Job) -> None:
         started_s = time.monotonic()
