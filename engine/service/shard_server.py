@@ -36,8 +36,9 @@ from engine.indexes.threads import usable_cores
 from engine.indexes.warmup import warm
 from engine.service.answering import answer
 from engine.service.cluster_map import open_group
+from engine.service.exposure import is_loopback
 from engine.service.searcher import describe_collection, try_search
-from engine.service.security import Security
+from engine.service.security import TOKEN_VARIABLE, Security
 from engine.service.wire import COMMAND, Kind, Request, Status, VersionNotServedError, encode_error, pages
 
 logger = logging.getLogger(__name__)
@@ -62,12 +63,18 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
     advertise : str, optional
         Host that others reach it by, if not `host`.
     security : Security, optional
+        With a token, if other machines can reach `host`.
     workers : int, optional
         Requests answered at a time; one a core if left out.
     queue_size : int
         Requests that may wait.
     faults : bool
         Whether the action `fault`, which slows every answer down for tests of routers, is there.
+
+    Raises
+    ------
+    ValueError
+        If other machines could ask without a token, or `host` cannot be resolved.
     """
 
     def __init__(
@@ -83,6 +90,11 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         faults: bool = False,
     ) -> None:
         security = security or Security()
+        if not security.token and not is_loopback(host, port):
+            raise ValueError(
+                f"{host} can be reached from other machines, and there is no token: give one ({TOKEN_VARIABLE}), or "
+                "listen on 127.0.0.1"
+            )
         super().__init__(f"{security.scheme}://{host}:{port}", **security.server_options())
         self.address = f"{security.scheme}://{advertise or host}:{self.port}"
         self._location = collection
@@ -382,16 +394,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
+    try:
+        server = ShardServer(
+            given.collection,
+            host=given.host,
+            port=given.port,
+            security=security,
+            workers=given.workers,
+            queue_size=given.queue_size,
+            faults=given.faults,
+        )
+    except ValueError as error:
+        parser.error(str(error))
     warm()
-    server = ShardServer(
-        given.collection,
-        host=given.host,
-        port=given.port,
-        security=security,
-        workers=given.workers,
-        queue_size=given.queue_size,
-        faults=given.faults,
-    )
     server.load(given.version, given.shards.split(","))
     sys.stdout.write(json.dumps(server.health()) + "\n")
     sys.stdout.flush()
