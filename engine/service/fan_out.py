@@ -24,13 +24,14 @@ _LOOK_S = 0.25
 class Part:
     """What one group makes of a request: an answer, or the error that is left when no replica is."""
 
-    __slots__ = ("answer", "answered_s", "error", "replicas", "tried", "under_way")
+    __slots__ = ("answer", "answered_s", "error", "replicas", "settled", "tried", "under_way")
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self.replicas = replicas
         self.answer: Answer | None = None
         self.answered_s = 0.0
         self.error: HashlightError | None = None
+        self.settled = False
         self.tried: list[Replica] = []
         self.under_way: dict[int, Replica] = {}
 
@@ -156,7 +157,7 @@ class FanOut:
             self._heard.put((part, id_, outcome))
             return
         with self._counting:
-            if part.answer is not None:
+            if part.answer is not None or part.settled:
                 return
             part.answer, part.answered_s = outcome, time.monotonic() - self._started_s
             self._count_off()
@@ -182,7 +183,9 @@ class FanOut:
         self._send(part)
 
     def _settle(self, part: Part) -> None:
-        """Cancel what is still under way, and give a part without an answer its error."""
+        """Take no more answers, cancel what is still under way, and give a part without an answer its error."""
+        with self._counting:
+            part.settled = True
         if part.answer is None and part.under_way:
             waited_s = time.monotonic() - self._started_s
             asked = ", ".join(replica.address for replica in part.under_way.values())

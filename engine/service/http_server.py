@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import ipaddress
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from engine.service.exposure import is_loopback
 from engine.service.keys import Keys
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -53,11 +53,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it: every address of `host` is a loopback one."""
-        try:
-            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise ValueError(f"`host` {self.host!r} cannot be resolved: {error}") from error
-        return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+        return is_loopback(self.host, self.port)
 
 
 def check_exposure(address: Address, keys: Keys, *, insecure: bool) -> None:

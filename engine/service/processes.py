@@ -11,12 +11,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, Self
 
-from engine.errors import HashlightError, NotReadyError
+from engine.errors import NotReadyError
 from engine.service.cluster_map import ClusterMap
 from engine.service.registry import Registry, control
 from engine.service.security import TOKEN_VARIABLE, Security
@@ -29,13 +29,7 @@ _FIRST_WAIT_S, _MOST_WAIT_S = 0.5, 30.0  # between attempts to start a server th
 
 
 class ShardProcess:
-    """A shard server in a process of its own, which ends with this one.
-
-    Raises
-    ------
-    NotReadyError
-        If it ends before it has answered a search.
-    """
+    """A shard server in a process of its own, which ends with this one."""
 
     def __init__(
         self,
@@ -51,39 +45,141 @@ class ShardProcess:
         command += ["--version", str(version), "--shards", ",".join(shards), *_tls_options(security, folder), *more]
         environment = {**os.environ, TOKEN_VARIABLE: security.token or ""}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self.kill()
-            raise NotReadyError(
-                f"a shard server for version {version} of {collection} ended with exit code "
-                f"{self._process.returncode} before it was ready: its own words are on the standard error"
-            )
-        self.address: str = json.loads(line)["address"]
+        self._what = f"a shard server for version {version} of {collection}"
         self.pid = self._process.pid
+        self.address = ""
 
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._process.poll() is None
 
-    def terminate(self) -> None:
-        """Ask it to answer what it has taken, and to end."""
-        self._process.terminate()
+    def wait_ready(self) -> None:
+        """Wait until it has answered a search; `address` is known then.
 
-    def stop(self) -> None:
-        """Wait until it has ended after `terminate`, kill it if that takes too long."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(DRAIN_S + 5)
-        self.kill()
+        Raises
+        ------
+        NotReadyError
+            If it ends before.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise NotReadyError(
+                f"{self._what} ended with exit code {self._process.wait()} before it was ready: its own words are on "
+                "the standard error"
+            )
+        self.address = json.loads(line)["address"]
 
     def kill(self) -> None:
         """End it at once."""
+        self._process.kill()
+
+    def stop(self) -> None:
+        """Ask it to answer what it has taken and to end; kill it if that takes too long."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(DRAIN_S + 5)
+        self.bury()
+
+    def bury(self) -> None:
+        """Kill it if it runs, and let go of what the system keeps of it."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+class _Keeper:
+    """Keeps one place filled, in a thread of its own: starts a server, and another when that dies.
+
+    Parameters
+    ----------
+    registry : Registry
+    place : tuple of int
+        Group and number.
+    launch : callable
+        Makes a process of a version and its shards.
+    """
+
+    def __init__(
+        self, registry: Registry, place: tuple[int, int], launch: Callable[[int, Sequence[str]], ShardProcess]
+    ) -> None:
+        self.first: Future[None] = Future()  # what became of the first attempt
+        self.serving: ShardProcess | None = None
+        self._registry, self._place, self._launch = registry, place, launch
+        self._starting: ShardProcess | None = None
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"hashlight-keeper-{place}", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Start no more servers, and let the one that serves answer what it has taken."""
+        self._ending.set()
+        starting = self._starting
+        if starting is not None:
+            starting.kill()
+
+    def join(self) -> None:
+        """Wait until all has ended after `end`."""
+        self._thread.join()
+
+    def _keep(self) -> None:
+        wait_s = 0.0
+        while not self._ending.wait(wait_s):
+            try:
+                self.serving = self._start()
+            except Exception as error:  # whatever it is, the place is to be filled
+                wait_s = min(_MOST_WAIT_S, max(_FIRST_WAIT_S, 2 * wait_s))
+                logger.warning("a shard server does not start, next attempt in %.1f s: %s", wait_s, error)
+                self._tell(error)
+                continue
+            wait_s = 0.0
+            self._tell(None)
+            self._hold(self.serving)
+        self._tell(NotReadyError("the shard servers are being stopped"))
+
+    def _start(self) -> ShardProcess:
+        """Return a server that has the version which is served."""
+        group, number = self._place
+        version, shards = self._registry.assignment(group)
+        process = self._starting = self._launch(version, shards)
+        try:
+            if self._ending.is_set():  # `end` may have come too early to see the process
+                process.kill()
+            process.wait_ready()
+            wanted, shards = self._registry.register(group, number, process.address, [version])
+            if wanted != version:  # it changed while the server started
+                control(process.address, "load", self._registry.security, version=wanted, shards=shards)
+                self._registry.register(group, number, process.address, [version, wanted])
+        except BaseException:
+            self._registry.remove(group, number)
+            process.bury()
+            raise
+        finally:
+            self._starting = None
+        return process
+
+    def _hold(self, process: ShardProcess) -> None:
+        """Return when the server has died, or is to end and has."""
+        while process.alive and not self._ending.wait(_LOOK_S):
+            pass
+        self.serving = None
+        self._registry.remove(*self._place)
+        if self._ending.is_set():
+            process.stop()
+        else:
+            logger.warning("the shard server at %s died: starting another", process.address)
+            process.bury()
+
+    def _tell(self, error: Exception | None) -> None:
+        if self.first.done():
+            return
+        if error is None:
+            self.first.set_result(None)
+        else:
+            self.first.set_exception(error)
 
 
 class LocalCluster:
@@ -115,20 +211,17 @@ class LocalCluster:
     ) -> None:
         self.security = security or Security(token=secrets.token_urlsafe())
         self.registry = Registry(collection, groups=groups, security=self.security)
-        self.processes: dict[tuple[int, int], ShardProcess] = {}
-        self._wanted = {(group, number) for group in range(groups) for number in range(replicas)}
         self._num_groups = groups
         self._more = more
         self._folder = tempfile.TemporaryDirectory(prefix="hashlight-")
-        self._closed = threading.Event()
-        self._changing = threading.Lock()
-        self._watcher = threading.Thread(target=self._watch, name="hashlight-processes", daemon=True)
+        self._keepers: dict[tuple[int, int], _Keeper] = {}
+        self._scaling, self._changing = threading.Lock(), threading.Lock()
+        self._closed = False
         try:
-            self._start_all(sorted(self._wanted))
+            self.scale(replicas)
         except BaseException:
             self.close()
             raise
-        self._watcher.start()
 
     def __enter__(self) -> Self:
         """Return itself: the servers are ready."""
@@ -137,6 +230,12 @@ class LocalCluster:
     def __exit__(self, *_: object) -> None:
         """Stop all servers."""
         self.close()
+
+    @property
+    def processes(self) -> dict[tuple[int, int], ShardProcess]:
+        """The servers that are ready, by group and number."""
+        with self._changing:
+            return {place: keeper.serving for place, keeper in self._keepers.items() if keeper.serving is not None}
 
     def map(self) -> ClusterMap:
         """Return the map for routers."""
@@ -154,76 +253,44 @@ class LocalCluster:
         ValueError
             If there would be none.
         NotReadyError
-            If a server does not start; those that did stay.
+            If a server does not start, which is tried again and again; those that did stay.
         """
         if replicas < 1:
             raise ValueError(f"`replicas` must be at least 1, got {replicas}")
         wanted = {(group, number) for group in range(self._num_groups) for number in range(replicas)}
-        with self._changing:
-            going = [(place, self.processes.pop(place)) for place in set(self.processes) - wanted]
-            self._wanted = wanted
-            for place, _ in going:
-                self.registry.remove(*place)
-            self._start_all(sorted(wanted - set(self.processes)))
-        _end([process for _, process in going])
+        with self._scaling:
+            with self._changing:
+                if self._closed:
+                    raise NotReadyError("the shard servers have been stopped")
+                going = [self._keepers.pop(place) for place in set(self._keepers) - wanted]
+                coming = {place: self._keeper(place) for place in sorted(wanted - set(self._keepers))}
+                self._keepers |= coming
+            _end(going)
+            wait([keeper.first for keeper in coming.values()])
+            for keeper in coming.values():
+                keeper.first.result()
 
     def close(self) -> None:
-        """Stop all servers."""
-        self._closed.set()
-        if self._watcher.is_alive():
-            self._watcher.join()
-        _end(list(self.processes.values()))
+        """Stop all servers, also those that are being started."""
+        with self._changing:
+            self._closed = True
+            keepers = list(self._keepers.values())
+        _end(keepers)
         self._folder.cleanup()
 
-    def _start_all(self, places: Sequence[tuple[int, int]]) -> None:
-        with ThreadPoolExecutor(max(1, len(places))) as pool:
-            list(pool.map(self._start, places))
+    def _keeper(self, place: tuple[int, int]) -> _Keeper:
+        def launch(version: int, shards: Sequence[str]) -> ShardProcess:
+            folder = Path(self._folder.name)
+            return ShardProcess(self.registry.location, version, shards, self.security, folder, more=self._more)
 
-    def _start(self, place: tuple[int, int]) -> None:
-        group, number = place
-        version, shards = self.registry.assignment(group)
-        folder = Path(self._folder.name)
-        process = ShardProcess(self.registry.location, version, shards, self.security, folder, more=self._more)
-        self.processes[place] = process
-        wanted, shards = self.registry.register(group, number, process.address, [version])
-        if wanted != version:  # it changed while the server started
-            control(process.address, "load", self.security, version=wanted, shards=shards)
-            self.registry.register(group, number, process.address, [version, wanted])
-
-    def _watch(self) -> None:
-        """Replace servers that died."""
-        wait_s = _FIRST_WAIT_S
-        while not self._closed.wait(_LOOK_S):
-            with self._changing:
-                dead = [place for place in self._wanted if not self._is_alive(place)]
-                for place in dead:
-                    self._bury(place)
-                try:
-                    self._start_all(dead)
-                    wait_s = _FIRST_WAIT_S
-                    continue
-                except (HashlightError, OSError) as error:
-                    logger.warning("a shard server does not start, next attempt in %.1f s: %s", wait_s, error)
-            self._closed.wait(wait_s)
-            wait_s = min(_MOST_WAIT_S, 2 * wait_s)
-
-    def _is_alive(self, place: tuple[int, int]) -> bool:
-        process = self.processes.get(place)
-        return process is not None and process.alive
-
-    def _bury(self, place: tuple[int, int]) -> None:
-        self.registry.remove(*place)
-        process = self.processes.pop(place, None)
-        if process is not None:
-            logger.warning("the shard server at %s died: starting another", process.address)
-            process.kill()
+        return _Keeper(self.registry, place, launch)
 
 
-def _end(processes: Sequence[ShardProcess]) -> None:
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.stop()
+def _end(keepers: Sequence[_Keeper]) -> None:
+    for keeper in keepers:
+        keeper.end()
+    for keeper in keepers:
+        keeper.join()
 
 
 def _tls_options(security: Security, folder: Path) -> list[str]:

@@ -29,6 +29,10 @@ ACTION_S = 600.0  # a large version is hashed when it is first opened on a machi
 LINGER_S = 4 * REFRESH_S  # the old version stays for routers that have not looked at the map yet
 
 
+class UnreachableError(NotReadyError):
+    """A server gives no answer, so that nobody knows whether it lives."""
+
+
 class Registry:
     """The assignment of shards to groups, and the addresses of the servers. Several threads may use one registry.
 
@@ -68,7 +72,9 @@ class Registry:
     def register(self, group: int, number: int, address: str, versions: Iterable[int]) -> tuple[int, list[str]]:
         """Note where a server is and which versions it has; return what it must have."""
         with self._lock:
-            self._servers[group, number] = address, frozenset(versions)
+            # A version that it was told to load after it looked at what it has is noted already, and stays so.
+            before, noted = self._servers.get((group, number), ("", frozenset()))
+            self._servers[group, number] = address, frozenset(versions) | (noted if before == address else frozenset())
             return self._map.version, self._shards[group]
 
     def remove(self, group: int, number: int) -> None:
@@ -95,8 +101,8 @@ class Registry:
 
         Raises
         ------
-        HashlightError, ValueError
-            If a server cannot load it; the old version is served on, everywhere.
+        HashlightError, TypeError, ValueError
+            If a server cannot load it, or none of a group can be reached; the old version is served on, everywhere.
         """
         with self._rolling:
             old = self.version
@@ -106,11 +112,12 @@ class Registry:
             fresh, shards = self._plan(new)
             try:
                 self._tell_all(lambda group: ("load", {"version": new, "shards": shards[group]}))
-            except (HashlightError, ValueError):
+                with self._lock:
+                    self._check_served(new)
+                    self._map, self._shards = fresh, shards
+            except (HashlightError, TypeError, ValueError):
                 self._tell_all(lambda group: ("drop", {"version": new}), strict=False)
                 raise
-            with self._lock:
-                self._map, self._shards = fresh, shards
             # Once more, for a server that began before the flip and took the old version.
             self._tell_all(lambda group: ("load", {"version": new, "shards": shards[group]}), strict=False)
             time.sleep(linger_s)
@@ -126,8 +133,15 @@ class Registry:
         groups = tuple(Group({name: rows[name] for name in names}, ()) for names in shards)
         return ClusterMap(about, groups), shards
 
+    def _check_served(self, version: int) -> None:
+        """Refuse a version that no server of some group has; the caller holds the lock."""
+        having = {group for (group, _), (_, versions) in self._servers.items() if version in versions}
+        missing = sorted(set(range(self._num_groups)) - having)
+        if missing:
+            raise NotReadyError(f"no server of groups {missing} has version {version}, expected one of each group")
+
     def _tell_all(self, order: Callable[[int], tuple[str, dict[str, Any]]], *, strict: bool = True) -> None:
-        """Give every server its order at once; `strict` raises the first failure, else all are logged."""
+        """Give every server its order at once; `strict` raises the first refusal; what else goes wrong is logged."""
         with self._lock:
             places = dict(self._servers)
 
@@ -137,8 +151,8 @@ class Registry:
             try:
                 told = control(address, action, self.security, **arguments)
                 self._note(group, number, address, told)
-            except (HashlightError, ValueError) as error:
-                if strict and not isinstance(error, NotReadyError):
+            except (HashlightError, TypeError, ValueError) as error:
+                if strict and not isinstance(error, UnreachableError):
                     raise
                 logger.warning("%s did not %s: %s", address, action, error)
 
@@ -159,8 +173,8 @@ def control(
 
     Raises
     ------
-    NotReadyError
-        If it cannot be reached.
+    UnreachableError
+        If there is no answer.
     HashlightError, TypeError, ValueError
         If it cannot do it.
     """
@@ -170,7 +184,7 @@ def control(
             order = flight.Action(action, json.dumps(arguments).encode())
             outcome, body = client.do_action(order, security.call_options(timeout_s=timeout_s))
     except (flight.FlightError, pa.ArrowException, OSError) as error:
-        raise NotReadyError(f"{address} cannot be reached: {error}") from error
+        raise UnreachableError(f"{address} cannot be reached: {error}") from error
     if outcome.body.to_pybytes() == b"error":
         raise decode_error(memoryview(body.body))
     told: dict[str, Any] = json.loads(body.body.to_pybytes())

@@ -120,6 +120,7 @@ class ClusterRouter:
         self._renewing = threading.Lock()
         self._changed = threading.Condition()
         self._stale = threading.Event()
+        self._looks_begun = self._looks_ended = 0
         self._asks_in_vain = False
         self._closed = threading.Event()
         self._view = self._open_view(self._directory())
@@ -206,7 +207,7 @@ class ClusterRouter:
 
     def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
         """See `Searcher.features_of`."""
-        return self._features(self._view, ids, self._deadline(timeout_s), ())
+        return self._features(None, ids, self._deadline(timeout_s), ())
 
     def describe(self) -> dict[str, Any]:
         """See `Searcher.describe`."""
@@ -214,7 +215,7 @@ class ClusterRouter:
 
     def ready(self) -> None:
         """See `Searcher.ready`."""
-        request = Request(Kind.READY, 0, self.version, 0.0, np.zeros((0, 1), np.uint64))
+        request = Request(Kind.READY, 0, 0, 0.0, np.zeros((0, 1), np.uint64))
         view, parts = self._ask(request, time.monotonic() + READY_S)
         missing = _missing(view.map.groups, parts)
         if missing:
@@ -243,16 +244,23 @@ class ClusterRouter:
         """
         with self._renewing:
             before = self._view.map
-            fresh = self._directory()
-            if fresh != before:
-                self._view = self._open_view(fresh)
-                self._retire()
+            with self._changed:
+                self._looks_begun += 1
+            try:
+                fresh = self._directory()
+                if fresh != before:
+                    self._view = self._open_view(fresh)
+                    self._retire()
+            finally:
+                with self._changed:
+                    self._looks_ended += 1
+                    self._changed.notify_all()
             return fresh.version != before.version
 
     def close(self) -> None:
         """See `Searcher.close`; queries under way fail."""
         self._closed.set()
-        self._stale.set()
+        self._on_change()
         for replica in [*self._replicas.values(), *(replica for _, replica in self._retired)]:
             replica.close()
 
@@ -300,46 +308,65 @@ class ClusterRouter:
         )
         return ordered._replace(coverage=coverage, explain=explanation)
 
-    def _features(self, view: _View, ids: IdArray, deadline_s: float, without: Container[str]) -> NDArray[np.float16]:
-        if not view.map.about["features"]:
+    def _features(
+        self, view: _View | None, ids: IdArray, deadline_s: float, without: Container[str]
+    ) -> NDArray[np.float16]:
+        if not (view or self._view).map.about["features"]:
             raise ValueError("the collection has no fine features: encode with `--features`")
-        asked = view.without(without)
-        parts = self._ask_for_ids(asked, Kind.FEATURES, ids, deadline_s)
+        asked, parts = self._ask_for_ids(view, Kind.FEATURES, ids, deadline_s, without)
         found = [decode_features(part.answer.body) for part in parts if part.answer is not None]
         place_M = _places_in(asked, parts, ids, [part_ids for part_ids, _ in found])
         return np.concatenate([values for _, values in found])[place_M]
 
     def _table(self, kind: Kind, ids: IdArray, timeout_s: float | None, without: Container[str]) -> pa.Table:
         """Return what the groups have of some ids, in the order asked."""
-        asked = self._view.without(without)
-        parts = self._ask_for_ids(asked, kind, ids, self._deadline(timeout_s))
+        asked, parts = self._ask_for_ids(None, kind, ids, self._deadline(timeout_s), without)
         tables = [decode_table(part.answer.body) for part in parts if part.answer is not None]
         place_M = _places_in(asked, parts, ids, [table["id"].to_numpy() for table in tables])
         return pa.concat_tables(tables).take(place_M)
 
-    def _ask_for_ids(self, view: _View, kind: Kind, ids: IdArray, deadline_s: float) -> list[Part]:
-        """Ask every group of one view for some ids; at least one answers."""
+    def _ask_for_ids(
+        self, view: _View | None, kind: Kind, ids: IdArray, deadline_s: float, without: Container[str]
+    ) -> tuple[_View, list[Part]]:
+        """Ask the groups of one view (None: of the live one) for some ids; at least one answers."""
         if len(ids) > MAX_ROWS_ASKED:
             raise ValueError(f"at most {MAX_ROWS_ASKED} ids can be asked for at once, got {len(ids)}")
-        request = Request(kind, 0, view.map.version, 0.0, as_values(ids))
-        parts = self._fan_out(view, request, deadline_s)
-        _coverage(view.map, parts, allow_partial=True)
-        return parts
+        request = Request(kind, 0, 0, 0.0, as_values(ids))
+        if view is None:
+            asked, parts = self._ask(request, deadline_s, without)
+        else:
+            asked = view.without(without)
+            parts = self._fan_out(asked, request, deadline_s)
+        _coverage(asked.map, parts, allow_partial=True)
+        return asked, parts
 
-    def _ask(self, request: Request, deadline_s: float) -> tuple[_View, list[Part]]:
-        """Ask every group of the live view; begin again if that has been replaced meanwhile."""
+    def _ask(self, request: Request, deadline_s: float, without: Container[str] = ()) -> tuple[_View, list[Part]]:
+        """Ask the groups of the live view; begin again if another takes its place because servers left its version."""
         while True:
             view = self._view
-            parts = self._fan_out(view, request._replace(version=view.map.version), deadline_s)
+            asked = view.without(without)
+            parts = self._fan_out(asked, request, deadline_s)
             outdated = any(isinstance(part.error, VersionNotServedError) for part in parts if part.answer is None)
-            if not outdated or not (self.renew() or self._view is not view):
-                return view, parts
+            if not outdated or not self._is_replaced(view, deadline_s):
+                return asked, parts
+
+    def _is_replaced(self, view: _View, deadline_s: float) -> bool:
+        """Have the directory asked, and wait for that until a deadline at most; say whether there is another view."""
+        with self._changed:
+            look = self._looks_begun + 1  # one that is under way may have seen too little
+            self._stale.set()
+            self._changed.wait_for(
+                lambda: self._view is not view or self._looks_ended >= look or self._closed.is_set(),
+                max(0.0, deadline_s - time.monotonic()),
+            )
+        return self._view is not view
 
     def _fan_out(self, view: _View, request: Request, deadline_s: float) -> list[Part]:
         if self._closed.is_set():
             raise NotReadyError("this router is closed")
         self._queries += 1
         started_s = time.perf_counter()
+        request = request._replace(version=view.map.version)
         alike = (request.kind, len(request.values).bit_length(), request.number)
         fan_out = FanOut(
             view.replicas,
@@ -370,15 +397,20 @@ class ClusterRouter:
         return time.monotonic() + timeout_s
 
     def _open_view(self, fresh: ClusterMap) -> _View:
-        """Connect to the servers of a map that are not connected, and wait until each group has one, or long enough."""
-        for group in fresh.groups:
-            for address in group.replicas:
-                if address not in self._replicas:
-                    self._replicas[address] = Replica(address, self._security, self._on_change)
+        """Connect to servers that a map names for the first time, and wait for one of each group, but not too long.
+
+        A group all of whose servers are known and lost is not waited for.
+        """
+        unknown = {address for group in fresh.groups for address in group.replicas} - set(self._replicas)
+        for address in unknown:
+            self._replicas[address] = Replica(address, self._security, self._on_change)
         replicas = tuple(tuple(self._replicas[address] for address in group.replicas) for group in fresh.groups)
 
         def reachable() -> bool:
-            return self._closed.is_set() or all(any(one.connected for one in group) for group in replicas if group)
+            return self._closed.is_set() or all(
+                any(one.connected for one in group) or not any(one.address in unknown for one in group)
+                for group in replicas
+            )
 
         with self._changed:
             self._changed.wait_for(reachable, self._connect_s)

@@ -36,8 +36,9 @@ from engine.indexes.threads import usable_cores
 from engine.indexes.warmup import warm
 from engine.service.answering import answer
 from engine.service.cluster_map import open_group
+from engine.service.exposure import is_loopback
 from engine.service.searcher import describe_collection, try_search
-from engine.service.security import Security
+from engine.service.security import TOKEN_VARIABLE, Security
 from engine.service.wire import COMMAND, Kind, Request, Status, VersionNotServedError, encode_error, pages
 
 logger = logging.getLogger(__name__)
@@ -62,12 +63,18 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
     advertise : str, optional
         Host that others reach it by, if not `host`.
     security : Security, optional
+        With a token, if other machines can reach `host`.
     workers : int, optional
         Requests answered at a time; one a core if left out.
     queue_size : int
         Requests that may wait.
     faults : bool
         Whether the action `fault`, which slows every answer down for tests of routers, is there.
+
+    Raises
+    ------
+    ValueError
+        If other machines could ask without a token, or `host` cannot be resolved.
     """
 
     def __init__(
@@ -83,6 +90,11 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         faults: bool = False,
     ) -> None:
         security = security or Security()
+        if not security.token and not is_loopback(host, port):
+            raise ValueError(
+                f"{host} can be reached from other machines, and there is no token: give one ({TOKEN_VARIABLE}), or "
+                "listen on 127.0.0.1"
+            )
         super().__init__(f"{security.scheme}://{host}:{port}", **security.server_options())
         self.address = f"{security.scheme}://{advertise or host}:{self.port}"
         self._location = collection
@@ -94,7 +106,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         self._faults = faults
         self._delay_s = 0.0
         self._mean_s = 1e-3
-        self._busy = 0
+        self._taken = 0  # requests that wait or are at work
         self._counting = threading.Lock()
         self._workers = [
             threading.Thread(target=self._work, name=f"hashlight-shard-{number}", daemon=True)
@@ -124,7 +136,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         return self.describe()
 
     def describe(self) -> dict[str, Any]:
-        """Return what is served, by version, and how much waits."""
+        """Return what is served, by version, how many requests wait, and how many are taken and not answered."""
         versions = {
             str(version): {
                 "about": describe_collection(group),
@@ -132,7 +144,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             }
             for version, group in self._served.items()
         }
-        return {**self.health(), "versions": versions, "waiting": self._jobs.qsize(), "answering": self._busy}
+        return {**self.health(), "versions": versions, "waiting": self._jobs.qsize(), "taken": self._taken}
 
     def health(self) -> dict[str, Any]:
         """Say that the process lives, and whether it takes requests."""
@@ -158,11 +170,12 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def drain(self, timeout_s: float = DRAIN_S) -> bool:
         """Take no more requests, tell the routers, answer what was taken; say whether all of it was."""
-        self._leaving.set()
+        with self._counting:
+            self._leaving.set()
         for stream in tuple(self._streams):
             stream.send(Status.LEAVING, 0, 0, b"")
         until_s = time.monotonic() + timeout_s
-        while self._jobs.qsize() or self._busy or any(stream.behind for stream in tuple(self._streams)):
+        while self._taken or any(stream.behind for stream in tuple(self._streams)):
             if time.monotonic() > until_s:
                 return False
             time.sleep(0.01)
@@ -213,36 +226,50 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             stream.send(Status.OK, request.id, 0, b"")
         elif request.kind is Kind.CANCEL:
             stream.cancel(request.id)
-        elif (refusal := self._refusal(request)) is not None:
-            stream.send(Status.ERROR, request.id, request.version, encode_error(refusal))
         else:
-            job = _Job(stream, request, self._served[request.version], time.monotonic() + request.timeout_s)
-            stream.waiting[request.id] = job
-            self._jobs.put(job)
+            try:
+                self._queue(stream, request)
+            except HashlightError as refusal:
+                stream.send(Status.ERROR, request.id, request.version, encode_error(refusal))
 
-    def _refusal(self, request: Request) -> HashlightError | None:
+    def _queue(self, stream: _Stream, request: Request) -> None:
+        """Queue a request; errors as in `_group_for`."""
+        with self._counting:  # so that `drain` waits for all that it does not refuse
+            group = self._group_for(request)
+            self._taken += 1
+        job = _Job(stream, request, group, time.monotonic() + request.timeout_s)
+        stream.waiting[request.id] = job
+        self._jobs.put(job)
+
+    def _group_for(self, request: Request) -> Collection:
+        """Return the shards that a request is to be answered from.
+
+        Raises
+        ------
+        NotReadyError, VersionNotServedError, OverloadedError
+            If it is not taken.
+        """
         if self._leaving.is_set():
-            return NotReadyError(f"{self.address} is ending: ask another replica")
-        if request.version not in self._served:
+            raise NotReadyError(f"{self.address} is ending: ask another replica")
+        group = self._served.get(request.version)
+        if group is None:
             served = ", ".join(map(str, sorted(self._served))) or "none"
-            return VersionNotServedError(f"{self.address} serves version {served}, not {request.version}")
+            raise VersionNotServedError(f"{self.address} serves version {served}, not {request.version}")
         waiting = self._jobs.qsize()
         if waiting >= self._queue_size:
-            return OverloadedError(
+            raise OverloadedError(
                 f"{self.address} has {waiting} requests waiting: try again later",
                 retry_after_s=waiting * self._mean_s / len(self._workers),
             )
-        return None
+        return group
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            with self._counting:
-                self._busy += 1
             try:
                 self._answer(job)
             finally:
                 with self._counting:
-                    self._busy -= 1
+                    self._taken -= 1
 
     def _answer(self, job: _Job) -> None:
         started_s = time.monotonic()
@@ -367,16 +394,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
+    try:
+        server = ShardServer(
+            given.collection,
+            host=given.host,
+            port=given.port,
+            security=security,
+            workers=given.workers,
+            queue_size=given.queue_size,
+            faults=given.faults,
+        )
+    except ValueError as error:
+        parser.error(str(error))
     warm()
-    server = ShardServer(
-        given.collection,
-        host=given.host,
-        port=given.port,
-        security=security,
-        workers=given.workers,
-        queue_size=given.queue_size,
-        faults=given.faults,
-    )
     server.load(given.version, given.shards.split(","))
     sys.stdout.write(json.dumps(server.health()) + "\n")
     sys.stdout.flush()

@@ -3,7 +3,9 @@
 import os
 import shutil
 import signal
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,8 +215,56 @@ def test_servers_end_with_the_process_that_started_them(own, tmp_path):
     copy = tmp_path / "collection"
     shutil.copytree(own.path, copy)
     with LocalCluster(copy, groups=1, replicas=1) as cluster:
-        process = cluster.processes[0, 0]
-        cluster._closed.set()  # or it would be started again
-        cluster._watcher.join()
-        process._process.stdin.close()
-        eventually(lambda: not process.alive)
+        first = cluster.processes[0, 0]
+        first._process.stdin.close()
+        eventually(lambda: cluster.processes.get((0, 0), first) is not first)
+        assert not first.alive
+
+
+def children():
+    """Processes that any thread of this one has started."""
+    return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+
+
+def stop_successor(victim):
+    """Kill a server, and stop the process that takes its place as soon as it is there; return its pid."""
+    before = children()
+    os.kill(victim.pid, signal.SIGKILL)
+    eventually(lambda: children() - before)
+    (successor,) = children() - before
+    os.kill(successor, signal.SIGSTOP)
+    return successor
+
+
+@pytest.fixture
+def small(tmp_path):
+    return Corpus(tmp_path / "collection", np.random.default_rng(41), rows=400, shards=2)
+
+
+def test_a_server_that_hangs_while_it_starts_holds_up_nothing_else(small):
+    with LocalCluster(small.path, groups=2, replicas=1) as cluster:
+        hanging = stop_successor(cluster.processes[0, 0])
+        other = cluster.processes[1, 0]
+        os.kill(other.pid, signal.SIGKILL)
+        eventually(lambda: cluster.processes.get((1, 0), other) is not other)
+        assert (0, 0) not in cluster.processes
+        closing = threading.Thread(target=cluster.close, daemon=True)
+        closing.start()
+        eventually(lambda: not closing.is_alive())
+        assert hanging not in children()
+
+
+def test_a_server_that_cannot_take_up_the_version_that_came_while_it_started_is_replaced(small):
+    with LocalCluster(small.path, groups=1, replicas=2) as cluster:
+        late = stop_successor(cluster.processes[0, 1])
+        new = Corpus(small.path, np.random.default_rng(42), rows=300, shards=2, overwrite=True).collection
+        assert cluster.roll()
+        damaged = small.path / "shards" / new.shards[0].name / "codes.faiss"
+        whole = damaged.read_bytes()
+        damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        os.kill(late, signal.SIGCONT)
+        eventually(lambda: late not in children())
+        assert list(cluster.processes) == [(0, 0)]
+        assert len(cluster.map().groups[0].replicas) == 1
+        damaged.write_bytes(whole)
+        eventually(lambda: len(cluster.map().groups[0].replicas) == 2)

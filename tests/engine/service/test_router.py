@@ -2,6 +2,9 @@
 
 import datetime
 import ipaddress
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -23,7 +26,8 @@ from engine.rerank import Rerank
 from engine.service.hedging import Delays, HedgeBudget
 from engine.service.router import ClusterRouter
 from engine.service.searcher import CollectionSearcher
-from engine.service.security import Security
+from engine.service.security import TOKEN_VARIABLE, Security
+from engine.service.shard_server import ShardServer
 from tests.engine.service.conftest import BITS, Cable, Load, eventually, serving
 from tests.oracles import knn, within_radius
 
@@ -298,6 +302,22 @@ def certificates():
     pem = serialization.Encoding.PEM
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return certificate.public_bytes(pem), private
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_without_a_token_no_server_listens_to_other_machines(corpus, host):
+    with pytest.raises(ValueError, match=f"{host} can be reached from other machines, and there is no token"):
+        ShardServer(corpus.path, host=host, security=Security())
+
+
+def test_a_shard_server_says_why_it_does_not_start(corpus):
+    command = [sys.executable, "-m", "engine.service.shard_server", str(corpus.path)]
+    command += ["--version", "1", "--shards", "any", "--host", "0.0.0.0"]
+    environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "there is no token: give one (HASHLIGHT_SHARD_TOKEN)" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_tls_wants_the_right_authority_and_a_client_s_certificate(corpus, certificates):

@@ -1,0 +1,126 @@
+"""A version goes live only where every group has a server that has searched it; else the old one is served on."""
+
+import contextlib
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from engine.errors import NotReadyError
+from engine.service.registry import Registry, UnreachableError, control
+from engine.service.router import ClusterRouter
+from engine.service.shard_server import ShardServer
+from engine.storage.integrity import describe_files
+from engine.storage.manifest import make_live, read_current, write_manifest
+from engine.storage.store import open_store
+from tests.engine.service.conftest import Corpus
+from tests.oracles import knn
+
+GROUPS = 2
+ROWS = 40_000  # from some thousands a shard on, k-nearest queries ask the tables
+NOBODY = "grpc://127.0.0.1:1"
+
+
+@pytest.fixture
+def own(tmp_path):
+    return Corpus(tmp_path / "collection", np.random.default_rng(21), rows=ROWS, shards=4)
+
+
+@contextlib.contextmanager
+def registered(path, *, replicas):
+    """Shard servers in this process, by group and number, and the registry that knows them."""
+    registry = Registry(path, groups=GROUPS)
+    servers = {(group, number): ShardServer(path) for group in range(GROUPS) for number in range(replicas)}
+    for (group, number), server in servers.items():
+        server.load(*registry.assignment(group))
+        registry.register(group, number, server.address, [registry.version])
+    try:
+        yield registry, servers
+    finally:
+        for server in servers.values():
+            server.shutdown()
+
+
+def versions_of(server):
+    return [int(version) for version in server.describe()["versions"]]
+
+
+def publish_with_wrong_tables(path):
+    """Publish a version one shard of which has the tables of another, all files with their right checksums."""
+    store = open_store(path)
+    live = read_current(store)
+    wrong, other = live.shards[0], live.shards[1]
+    folder = path / "shards" / wrong.name
+    fresh = path / "shards" / ("f" * 32)
+    shutil.copytree(folder, fresh)
+    shutil.rmtree(fresh / "tables")
+    shutil.copytree(path / "shards" / other.name / "tables", fresh / "tables")
+    spec = dataclasses.replace(wrong, name=fresh.name, files=describe_files(fresh))
+    manifest = dataclasses.replace(live, version=live.version + 1, shards=(spec, *live.shards[1:]))
+    make_live(store, write_manifest(store, manifest), expected=store.read("CURRENT"))
+    return manifest.version
+
+
+def test_a_version_that_does_not_find_its_own_codes_is_served_nowhere(own):
+    with (
+        registered(own.path, replicas=2) as (registry, servers),
+        contextlib.closing(ClusterRouter(registry.map)) as router,
+    ):
+        expected = knn(own.queries, own.codes, own.ids, 5)[1]
+        new = publish_with_wrong_tables(own.path)
+        with pytest.raises(NotReadyError, match="does not find its own first code"):
+            registry.roll(linger_s=0.0)
+        assert registry.version == registry.map().version == new - 1
+        assert [versions_of(server) for server in servers.values()] == [[new - 1]] * 4
+        router.renew()
+        found = router.search(own.queries, 5, allow_partial=False)
+        assert found.coverage.version == new - 1
+        assert (found.ids == expected).all()
+
+
+def test_a_version_that_no_server_of_a_group_is_known_to_have_is_not_served(own):
+    with registered(own.path, replicas=1) as (registry, servers):
+        old = registry.version
+        new = Corpus(own.path, np.random.default_rng(22), shards=4, overwrite=True).collection.version
+        registry.register(1, 0, NOBODY, [old])  # the server of group 1 is cut off
+        with pytest.raises(NotReadyError, match=rf"no server of groups \[1\] has version {new}"):
+            registry.roll(linger_s=0.0)
+        assert registry.version == old
+        assert versions_of(servers[0, 0]) == [old]
+        registry.register(1, 0, servers[1, 0].address, [old])
+        assert registry.roll(linger_s=0.0)
+        assert [group.replicas for group in registry.map().groups] == [(servers[g, 0].address,) for g in range(GROUPS)]
+
+
+def test_a_server_that_is_cut_off_does_not_hold_up_a_version_that_another_of_its_group_has(own):
+    with registered(own.path, replicas=2) as (registry, servers):
+        old = registry.version
+        new = Corpus(own.path, np.random.default_rng(23), shards=4, overwrite=True).collection.version
+        registry.register(0, 1, NOBODY, [old])
+        assert registry.roll(linger_s=0.0)
+        assert registry.map().version == new
+        assert registry.map().groups[0].replicas == (servers[0, 0].address,)
+        assert versions_of(servers[0, 0]) == [new]
+
+
+def test_a_server_that_registers_late_is_not_taken_for_one_without_the_version_it_was_told_to_load(own):
+    with registered(own.path, replicas=1) as (registry, servers):
+        old = registry.version
+        Corpus(own.path, np.random.default_rng(24), shards=4, overwrite=True)
+        assert registry.roll(linger_s=0.0)
+        wanted, _ = registry.register(0, 0, servers[0, 0].address, [old])  # what it had before the roll
+        assert wanted == registry.version
+        assert all(group.replicas for group in registry.map().groups)
+        registry.register(0, 0, NOBODY, [old])  # another server in its place
+        assert registry.map().groups[0].replicas == ()
+
+
+def test_whether_a_server_answers_is_told_apart_from_what_it_answers(own):
+    with pytest.raises(UnreachableError, match="cannot be reached"):
+        control(NOBODY, "health", timeout_s=5.0)
+    with registered(own.path, replicas=1) as (_, servers):
+        servers[0, 0].drain()
+        with pytest.raises(NotReadyError, match="is ending") as caught:
+            control(servers[0, 0].address, "ready")
+        assert not isinstance(caught.value, UnreachableError)

@@ -1,0 +1,121 @@
+"""A router whose map is behind: it looks again, but no longer than a query has time, and goes on without an answer."""
+
+import contextlib
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from engine.errors import IncompleteError, NotReadyError
+from engine.service import router as router_module
+from engine.service.router import ClusterRouter
+from tests.engine.service.conftest import Corpus, eventually, serving
+from tests.oracles import knn
+
+
+class Directory:
+    """A directory that the test can stop, and whose answer it can change."""
+
+    def __init__(self, cluster):
+        self.map, self.asked, self.answered = cluster, 0, 0
+        self.error = None
+        self.open = threading.Event()
+        self.open.set()
+
+    def __call__(self):
+        self.asked += 1
+        found = self.map
+        self.open.wait(60)
+        if self.error is not None:
+            raise self.error
+        self.answered += 1
+        return found
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """Routers look at the directory only where something makes them."""
+    monkeypatch.setattr(router_module, "REFRESH_S", 3600.0)
+
+
+@contextlib.contextmanager
+def routed(cluster, **options):
+    """A router that has looked at its directory for the last time, and the directory."""
+    directory = Directory(cluster)
+    with contextlib.closing(ClusterRouter(directory, **options)) as router:
+        eventually(lambda: all(replica["state"] == "connected" for replica in router.stats()["replicas"]))
+        eventually(lambda: looks_no_more(directory))
+        yield router, directory
+
+
+def looks_no_more(directory):
+    asked = directory.asked
+    time.sleep(0.3)
+    return directory.asked == asked
+
+
+def test_a_directory_that_fails_takes_nothing_from_an_answer(corpus, quiet):
+    with serving(corpus.path, groups=3) as (servers, cluster), routed(cluster) as (router, directory):
+        servers[1][0].drop(1)
+        directory.error, asked = NotReadyError("the directory is being restarted"), directory.asked
+        found = router.search(corpus.queries, 5)
+        assert directory.asked > asked
+        assert set(found.coverage.degraded) == set(cluster.groups[1].shards)
+        with pytest.raises(IncompleteError):
+            router.range_search(corpus.queries, 5)
+
+
+def test_a_directory_that_is_slow_delays_no_query_past_its_deadline(corpus, quiet):
+    with serving(corpus.path, groups=3) as (servers, cluster), routed(cluster) as (router, directory):
+        servers[1][0].drop(1)
+        directory.open.clear()
+        answered = directory.answered
+        try:
+            found = router.search(corpus.queries, 5, timeout_s=0.5)
+            assert directory.answered == answered
+        finally:
+            directory.open.set()
+        assert set(found.coverage.degraded) == set(cluster.groups[1].shards)
+
+
+def test_every_query_follows_servers_to_their_new_version(tmp_path, quiet):
+    old = Corpus(tmp_path / "collection", np.random.default_rng(31), rows=600, shards=4)
+    with contextlib.ExitStack() as stack:
+        servers, cluster = stack.enter_context(serving(old.path, groups=2))
+        new = Corpus(old.path, np.random.default_rng(32), rows=500, shards=4, overwrite=True)
+        _, fresh = stack.enter_context(serving(new.path, groups=2))
+        router, directory = stack.enter_context(routed(cluster))
+        wanted = new.ids[:3]
+        queries = {
+            "search": lambda: router.search(new.queries, 5).ids,
+            "get": lambda: router.get(wanted)["id"].to_numpy(),
+            "features_of": lambda: router.features_of(wanted),
+        }
+        expected = {
+            "search": knn(new.queries, new.codes, new.ids, 5)[1],
+            "get": wanted,
+            "features_of": new.features[:3],
+        }
+        for server in (server for group in servers for server in group):
+            server.drop(1)
+        for name, ask in queries.items():
+            directory.map = cluster
+            router.renew()
+            assert router.version == 1
+            directory.map = fresh
+            np.testing.assert_array_equal(ask(), expected[name])
+            assert router.version == 2
+
+
+def test_a_new_map_does_not_wait_for_servers_that_were_lost_before(corpus, quiet):
+    with serving(corpus.path, groups=2, replicas=2) as (servers, cluster), routed(cluster, connect_s=3600.0) as held:
+        router, directory = held
+        first, second = (group.replicas for group in cluster.groups)
+        servers[1][0].drain()
+        eventually(lambda: "leaving" in [replica["state"] for replica in router.stats()["replicas"]])
+        directory.map = cluster.with_replicas([first, second[:1]])
+        looking = threading.Thread(target=router.renew, daemon=True)
+        looking.start()
+        eventually(lambda: not looking.is_alive())
+        assert len(router.stats()["replicas"]) == 3
