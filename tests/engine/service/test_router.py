@@ -344,14 +344,18 @@ def test_no_server_at_all_is_an_error(corpus):
 
 def test_a_missing_group_is_named_in_what_is_refused(corpus):
     with serving(corpus.path, groups=2) as (_, cluster):
+        missing = set(cluster.groups[1].shards)
         gone = cluster.with_replicas([cluster.groups[0].replicas, []])
-        router = ClusterRouter(gone)
-        assert set(router.search(corpus.queries, 3).coverage.degraded) == set(cluster.groups[1].shards)
-        with pytest.raises(IncompleteError) as caught:
-            router.range_search(corpus.queries, 3)
-        assert set(caught.value.missing) == set(cluster.groups[1].shards)
-        with pytest.raises(NotReadyError):
-            router.ready()
-        with pytest.raises(IncompleteError):
-            router.get(corpus.ids[:5])
-        router.close()
+        with contextlib.closing(ClusterRouter(gone)) as router:
+            assert set(router.search(corpus.queries, 3).coverage.degraded) == missing
+            with pytest.raises(IncompleteError) as caught:
+                router.range_search(corpus.queries, 3)
+            assert set(caught.value.missing) == missing
+            with pytest.raises(NotReadyError):
+                router.ready()
+            shards = corpus.collection.shards
+            here = next(shard.ids_N for shard in shards if shard.name not in missing)[:5]
+            there = next(shard.ids_N for shard in shards if shard.name in missing)[:1]
+            assert router.get(here)["id"].to_pylist() == here.tolist()
+            with pytest.raises(IncompleteError):
+                router.get([*here, *there])
