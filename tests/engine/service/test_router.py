@@ -1,5 +1,6 @@
 """The router over real shard servers: answers as the collection's, deadlines, hedges, refusals, what is missing."""
 
+import contextlib
 import datetime
 import ipaddress
 import os
