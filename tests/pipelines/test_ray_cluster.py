@@ -13,6 +13,7 @@ from engine.collection import Collection
 from engine.errors import NotReadyError
 from engine.service.router import ClusterRouter
 from pipelines import ray_cluster
+from pipelines.errors import PipelineError
 from pipelines.ray_cluster import RayCluster
 from tests.engine.service.conftest import BITS, Corpus, Load, eventually
 from tests.oracles import clustered_codes, knn, within_radius
@@ -133,6 +134,27 @@ def test_what_cannot_be_added_leaves_what_there_was(running, monkeypatch):
     eventually(lambda: all_connected(router, 6))
     cluster.scale(2)
     eventually(lambda: all_connected(router, 4))
+
+
+def test_a_lost_server_that_is_no_longer_wanted_is_forgotten(running):
+    cluster, router = running
+    eventually(lambda: all_connected(router))
+    os.kill(cluster.health()[0, 1]["pid"], signal.SIGKILL)
+    cluster.scale(1)
+    assert registered(cluster) == [1, 1]
+    eventually(lambda: all_connected(router, 2))
+    cluster.scale(2)
+    eventually(lambda: all_connected(router, 4))
+
+
+def test_a_cluster_that_has_no_room_leaves_nothing_reserved(own, ray_session, monkeypatch):
+    import ray
+
+    free = ray.available_resources()["CPU"]
+    monkeypatch.setattr(ray_cluster, "PLACED_S", 5.0)
+    with pytest.raises(PipelineError, match="add nodes, or serve fewer groups or replicas"):
+        RayCluster(own.path, groups=2, replicas=1, cpus=0.75 * free)
+    eventually(lambda: ray.available_resources()["CPU"] == pytest.approx(free))
 
 
 def test_a_collection_in_a_bucket_is_served(bucket, ray_session):
