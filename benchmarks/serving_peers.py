@@ -28,6 +28,8 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
 
 from benchmarks.http_load import HttpLoad
 from benchmarks.reporting import environment, save_report
@@ -172,12 +174,19 @@ def body_of(queries: np.ndarray) -> dict:
     return {"queries": [{"code": code} for code in hexed(queries)], "radius": RADIUS, "limit": LIMIT}
 
 
-def check(url: str, collection: Collection, queries: np.ndarray) -> None:
+def check(url: str, collection: Collection, queries: np.ndarray, *, arrow: bool) -> None:
     expected = collection.range_search(queries, RADIUS, LIMIT)
     answer = httpx.post(f"{url}/v1/range_search", json=body_of(queries), timeout=600).raise_for_status().json()
     found = [hit for result in answer["results"] for hit in result["hits"]]
     assert [hit["id"] for hit in found] == expected.ids.tolist()
     assert [hit["distance"] for hit in found] == expected.distances.tolist()
+    if arrow:
+        options = {"params": {"radius": RADIUS, "limit": LIMIT}, "headers": {"content-type": ARROW}}
+        stream = httpx.post(f"{url}/v1/range_search", content=arrow_body(queries), **options).raise_for_status()
+        table = pyarrow.ipc.open_stream(stream.content).read_all()
+        assert table["query"].to_pylist() == np.repeat(np.arange(len(queries)), np.diff(expected.lims)).tolist()
+        assert table["id"].to_pylist() == expected.ids.tolist()
+        assert table["distance"].to_pylist() == expected.distances.tolist()
 
 
 async def over_http(url: str, queries: np.ndarray, seconds: float, *, arrow: bool) -> dict:
@@ -187,10 +196,9 @@ async def over_http(url: str, queries: np.ndarray, seconds: float, *, arrow: boo
     requests = itertools.cycle(
         [http.request(path, kind, json.dumps(body_of(queries[n : n + 1])).encode()) for n in range(len(queries))]
     )
+    batches = {"JSON": http.request(path, kind, json.dumps(body_of(queries[:BATCH])).encode())}
     if arrow:
-        batch = http.request(f"{path}?radius={RADIUS}&limit={LIMIT}", ARROW, arrow_body(queries[:BATCH]))
-    else:
-        batch = http.request(path, kind, json.dumps(body_of(queries[:BATCH])).encode())
+        batches["Arrow"] = http.request(f"{path}?radius={RADIUS}&limit={LIMIT}", ARROW, arrow_body(queries[:BATCH]))
 
     async def ask(request: bytes) -> float:
         start = time.perf_counter()
@@ -209,7 +217,7 @@ async def over_http(url: str, queries: np.ndarray, seconds: float, *, arrow: boo
     start = time.perf_counter()
     many = await asyncio.gather(*(keep_asking(seconds, requests) for _ in range(CLIENTS)))
     took_s = time.perf_counter() - start
-    batches = await keep_asking(seconds, itertools.repeat(batch))
+    batch_s = {name: np.median(await keep_asking(seconds, itertools.repeat(batch))) for name, batch in batches.items()}
     http.close()
     together = np.concatenate(many)
     return {
@@ -217,14 +225,14 @@ async def over_http(url: str, queries: np.ndarray, seconds: float, *, arrow: boo
         "p99 ms": quantiles(alone)["p99_ms"],
         f"{CLIENTS} clients, queries/s": round(len(together) / took_s),
         f"{CLIENTS} clients, p99 ms": quantiles(together)["p99_ms"],
-        f"batches of {BATCH:,}, queries/s": round(min(len(queries), BATCH) / float(np.median(batches))),
+        **{
+            f"batches of {BATCH:,} in {name}, queries/s": round(min(len(queries), BATCH) / float(batch_s[name]))
+            for name in batches
+        },
     }
 
 
 def arrow_body(queries: np.ndarray) -> bytes:
-    import pyarrow as pa
-    import pyarrow.ipc
-
     column = pa.array([query.tobytes() for query in queries], pa.binary(8))
     sink = pa.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, pa.schema([("code", pa.binary(8))])) as writer:
@@ -265,8 +273,9 @@ def measure(peer: str, collection: Collection, codes: Path, given: argparse.Name
         "ray serve": (*here, "ray"),
     }[peer]
     with started(*command) as (url, _):
-        check(url, collection, queries[:100])
-        return asyncio.run(over_http(url, queries, given.seconds, arrow=peer.startswith("hashlight")))
+        arrow = peer.startswith("hashlight")
+        check(url, collection, queries[:100], arrow=arrow)
+        return asyncio.run(over_http(url, queries, given.seconds, arrow=arrow))
 
 
 def as_markdown(results: dict) -> str:
@@ -275,8 +284,8 @@ def as_markdown(results: dict) -> str:
         "# A radius query over HTTP, against other servers\n",
         f"`python -m benchmarks.serving_peers`, {results['date']}, {results['machine']}, "
         f"{results['versions']}. {results['rows']:,} uniform 64-bit codes, radius {RADIUS}; all on "
-        f"one machine. Batches are JSON, but Arrow IPC for Hashlight. milvus-lite has {MILVUS_ROWS:,} codes, its "
-        "own protocol, and no batches here.\n",
+        f"one machine. Only Hashlight takes Arrow. milvus-lite has {MILVUS_ROWS:,} codes, its own protocol, and no "
+        "batches here.\n",
         f"| | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
         *(

@@ -26,6 +26,7 @@ from engine.indexes.threads import check_threads
 from engine.rerank import Rerank, RerankResult, check_query_features, pools_of_range, rerank_ids
 from engine.results import PAD_ID, RangeResult, SearchResult
 from engine.router import Router
+from engine.storage.attributes import RESERVED
 from engine.storage.manifest import Manifest, read_current
 from engine.storage.mirror import mirror
 from engine.storage.shard import Shard
@@ -473,7 +474,9 @@ def _as_table(attributes: pa.Table | Mapping[str, Any] | None, *, rows: int) -> 
     table = attributes if isinstance(attributes, pa.Table) else pa.table(dict(attributes))
     if len(table) != rows:
         raise ValueError(f"`attributes` must have {rows} rows, one a code, got {len(table)}")
-    reserved = {"id", "code"} & set(table.column_names)
+    reserved = RESERVED & set(table.column_names)
     if reserved:
-        raise ValueError(f"`attributes` must not be named {sorted(reserved)}: these come from the collection itself")
+        raise ValueError(
+            f"`attributes` must not be named {sorted(reserved)}, which are columns of answers themselves: rename them"
+        )
     return table

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from engine.codes import CodeArray, IdArray, num_words
 from engine.indexes.threads import usable_cores
-from engine.storage.attributes import write_attributes
+from engine.storage.attributes import RESERVED, write_attributes
 from engine.storage.buckets import split_options
 from engine.storage.manifest import ShardSpec
 from engine.storage.shard import (
@@ -226,7 +226,14 @@ def _find_codes(codes: str | Path) -> _Codes:
     rows = sum(part.rows for part in parts)
     if rows != summary.codes:
         raise PipelineError(f"{codes}: expected {summary.codes} codes, got {rows}: encode the corpus again")
-    return _Codes(parts, rows, _common_schema(parts), summary.bits, summary.encoder)
+    schema = _common_schema(parts)
+    reserved = RESERVED & set(attribute_columns(schema))
+    if reserved:
+        raise PipelineError(
+            f"{codes} has attributes named {sorted(reserved)}, which are columns of answers themselves: rename them in "
+            "the corpus and encode it again"
+        )
+    return _Codes(parts, rows, schema, summary.bits, summary.encoder)
 
 
 def _write_shards(jobs: list[ShardJob], old: Sequence[ShardSpec], writer: CollectionWriter, progress: Progress) -> None:

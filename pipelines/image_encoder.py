@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 
 from encoders.encoder import HashEncoder
 from encoders.errors import ImageError
@@ -39,14 +40,14 @@ class HashImageEncoder:
         """The shape that the model always runs at: as many images cost what one does."""
         return self._model.config.batch_size
 
-    def decode(self, data: bytes, max_pixels: int) -> Image.Image:
-        """Decode an image file; ImageRefusedError says why it is none."""
+    def decode(self, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+        """Return an image file's pixels at the size of the model's input; ImageRefusedError says why it is none."""
         try:
-            return decode_image(data, max_pixels=max_pixels)
+            return self._model.config.preprocessing.pixels(decode_image(data, max_pixels=max_pixels))
         except ImageError as error:
             raise ImageRefusedError(error.reason) from error
 
-    def encode(self, images: Sequence[Image.Image]) -> Encoded:
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> Encoded:
         """Encode decoded images."""
-        output = self._model.encode_all(images)
+        output = self._model.encode_pixels(np.stack(images))
         return Encoded(output.codes, output.features)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from engine.storage.attributes import RESERVED
 from engine.storage.buckets import split_options
 from pipelines import idx, webdataset
 from pipelines.errors import PipelineError
@@ -34,7 +35,7 @@ IMAGES, SHARDS = "images", "shards"
 CHUNK_ENTRIES = 20_000
 
 _MOST_ID = 2**63 - 1
-_RESERVED = {"code", SOURCE, ROW}
+_RESERVED = (RESERVED - {"id"}) | {SOURCE, ROW}
 _BASE_SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), SOURCE: pa.string(), ROW: pa.int64()})
 
 

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from engine.codes import pack_bits
 from engine.collection import Collection
 from engine.service.encoding import Encoded, ImageRefusedError
-from engine.service.http_server import Address, HttpServer
+from engine.service.http_server import HEAD_S, Address, HttpServer
 from engine.storage.attributes import write_attributes
 from engine.storage.shard import finish_shard, order_rows, write_codes, write_features, write_ids, write_thumbnails
 from engine.writer import CollectionWriter, new_shard, split_rows
@@ -104,9 +104,9 @@ def warm_up(collection: Collection) -> None:
 
 
 @contextlib.contextmanager
-def running(app, **address) -> Iterator[str]:
+def running(app, *, head_s: int = HEAD_S, **address) -> Iterator[str]:
     """Serve an application on a free port of this machine; yields its URL."""
-    server = HttpServer(app, Address(port=0, **address))
+    server = HttpServer(app, Address(port=0, **address), head_s=head_s)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import dataclasses
+import functools
 import json
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -24,16 +28,21 @@ from engine.client.errors import (
     error_of,
 )
 from engine.client.queries import Picture, QueryInput
-from engine.client.results import Items, SearchResponse, data_uri, words_of
+from engine.client.results import Items, SearchResponse, Thumbnails, data_uri, words_of
 
 MAX_RETRIES = 2
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 8.0  # also of what Retry-After may ask
 CONNECT_S = 5.0
+_PICTURES_S = 5.0  # for those of one query, in a notebook that waits for them
 _GRACE_S = 0.5  # after the server's own deadline, so that its answer, which says more, comes first
 
 _ARROW = "application/vnd.apache.arrow.stream"
 _JSON_CODES = 4  # more codes than this go as Arrow
+# httpx and gateways take an address of 65,536 characters. An id of 19 digits and its comma have 22 there, a character
+# of a filter 12 at most.
+_MOST_IDS = 1000
+_MOST_FILTER = 5000
 
 # Every call only reads, so each may be made again. After these the next try may go well.
 _RETRIED = (ConnectionFailedError, OverloadedError, NotReadyError)
@@ -55,9 +64,10 @@ class HttpTransport:
     def __init__(
         self, url: str, *, api_key: str | None, max_retries: int, transport: httpx.BaseTransport | None = None
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = _checked(url)
         self._max_retries = max_retries
         self._client = httpx.Client(base_url=self.url, headers=_headers(api_key), transport=transport)
+        self._pictures_elsewhere = _pictures_of(self.url, api_key, transport)
 
     def __repr__(self) -> str:
         return repr(self.url)
@@ -65,6 +75,11 @@ class HttpTransport:
     def send(self, call: Call) -> Any:
         """Carry out a call."""
         until_s = time.monotonic() + call.timeout_s
+        if isinstance(call, Get):
+            return _joined([self._send(part, until_s) for part in _parts(call)])
+        return self._send(call, until_s)
+
+    def _send(self, call: Call, until_s: float) -> Any:
         for attempt in range(self._max_retries + 1):
             try:
                 return self._try(call, until_s - time.monotonic())
@@ -72,10 +87,16 @@ class HttpTransport:
                 time.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
         raise AssertionError("the last try returns or raises")
 
-    def thumbnail(self, id: int) -> str | None:
-        """Return the picture of an item as an address that holds it, None if it cannot be had."""
+    def pictures(self, ids: Sequence[int]) -> list[str | None]:
+        """Return pictures of items as addresses that hold them, None for those that cannot be had."""
+        if self._client.is_closed:
+            return self._pictures_elsewhere(ids)
+        until_s = time.monotonic() + _PICTURES_S
+        return [self._picture(id, until_s) for id in ids]
+
+    def _picture(self, id: int, until_s: float) -> str | None:
         try:
-            return data_uri(self.send(Thumbnail(id, CONNECT_S)))
+            return data_uri(self._send(Thumbnail(id, _PICTURES_S), until_s))
         except HashlightError:
             return None
 
@@ -89,7 +110,7 @@ class HttpTransport:
             response = self._client.send(request)
         except httpx.HTTPError as error:
             raise _error_of_transport(error, self.url, call) from error
-        return _read(call, response, self.thumbnail)
+        return _read(call, response, self.pictures)
 
 
 class AsyncHttpTransport:
@@ -98,9 +119,10 @@ class AsyncHttpTransport:
     def __init__(
         self, url: str, *, api_key: str | None, max_retries: int, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = _checked(url)
         self._max_retries = max_retries
         self._client = httpx.AsyncClient(base_url=self.url, headers=_headers(api_key), transport=transport)
+        self._pictures = _pictures_of(self.url, api_key, transport)
 
     def __repr__(self) -> str:
         return repr(self.url)
@@ -108,16 +130,17 @@ class AsyncHttpTransport:
     async def send(self, call: Call) -> Any:
         """Carry out a call."""
         until_s = time.monotonic() + call.timeout_s
+        if isinstance(call, Get):
+            return _joined([await self._send(part, until_s) for part in _parts(call)])
+        return await self._send(call, until_s)
+
+    async def _send(self, call: Call, until_s: float) -> Any:
         for attempt in range(self._max_retries + 1):
             try:
                 return await self._try(call, until_s - time.monotonic())
             except _RETRIED as error:
                 await asyncio.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
         raise AssertionError("the last try returns or raises")
-
-    def thumbnail(self, id: int) -> str | None:
-        """Return the address of an item's picture: what shows it cannot wait for the event loop."""
-        return f"{self.url}/v1/items/{id}/thumbnail"
 
     async def close(self) -> None:
         """Close the connections."""
@@ -129,7 +152,7 @@ class AsyncHttpTransport:
             response = await self._client.send(request)
         except httpx.HTTPError as error:
             raise _error_of_transport(error, self.url, call) from error
-        return _read(call, response, self.thumbnail)
+        return _read(call, response, self._pictures)
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
@@ -146,22 +169,67 @@ def _wait_s(error: HashlightError, attempt: int, max_retries: int, left_s: float
     return wait_s
 
 
+def _pictures_of(url: str, api_key: str | None, transport: object | None) -> Thumbnails:
+    """Return what fetches pictures over the network by connections of its own.
+
+    Answers are shown after their client was closed, too, and what shows them cannot wait for an event loop.
+    """
+    if transport is not None:
+        return lambda ids: [None] * len(ids)
+    return functools.partial(_fetch_pictures, url, api_key)
+
+
+def _fetch_pictures(url: str, api_key: str | None, ids: Sequence[int]) -> list[str | None]:
+    with contextlib.closing(HttpTransport(url, api_key=api_key, max_retries=0)) as transport:
+        return transport.pictures(ids)
+
+
+def _checked(url: str) -> str:
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"`target` must be the address of a gateway or a collection's folder: {error}") from error
+    return url.rstrip("/")
+
+
+def _parts(call: Get) -> list[Get]:
+    """Return calls of as many ids as an address holds."""
+    return [
+        dataclasses.replace(call, ids=call.ids[first : first + _MOST_IDS])
+        for first in range(0, len(call.ids), _MOST_IDS)
+    ]
+
+
+def _joined(parts: list[Items]) -> Items:
+    import pyarrow as pa
+
+    if not parts:
+        return Items(pa.table({"id": pa.array([], pa.int64()), "code": pa.array([], pa.binary())}))
+    try:
+        return Items(pa.concat_tables([part.to_arrow() for part in parts]))
+    except pa.ArrowInvalid as error:
+        raise NotReadyError("the collection changed while parts of `ids` were asked: try again") from error
+
+
 def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float) -> httpx.Request:
     """Return the request of a call that may take `left_s` more seconds."""
-    timeout = httpx.Timeout(max(left_s, 0.001) + _GRACE_S, connect=min(CONNECT_S, left_s + _GRACE_S))
+    if left_s <= 0:
+        raise DeadlineExceededError(f"no answer within {call.timeout_s:g} s")
+    timeout = httpx.Timeout(left_s + _GRACE_S, connect=min(CONNECT_S, left_s + _GRACE_S))
+    timeout_ms = max(1, round(1000 * left_s))
     match call:
         case Search():
-            return _search_request(client, call, timeout, left_s)
+            return _search_request(client, call, timeout, timeout_ms)
         case Encode():
-            document = {"images": [base64.b64encode(image.data).decode() for image in call.images]}
+            images = [base64.b64encode(image.data).decode() for image in call.images]
+            document = {"images": images, "timeout_ms": timeout_ms}
             return client.build_request("POST", "/v1/encode", json=document, timeout=timeout)
         case Get():
-            ids = ",".join(map(str, call.ids))
-            return client.build_request(
-                "GET", "/v1/items", params={"ids": ids}, headers={"Accept": _ARROW}, timeout=timeout
-            )
+            params = {"ids": ",".join(map(str, call.ids)), "timeout_ms": str(timeout_ms)}
+            return client.build_request("GET", "/v1/items", params=params, headers={"Accept": _ARROW}, timeout=timeout)
         case Thumbnail():
-            return client.build_request("GET", f"/v1/items/{quote(str(call.id))}/thumbnail", timeout=timeout)
+            path = f"/v1/items/{quote(str(call.id))}/thumbnail"
+            return client.build_request("GET", path, params={"timeout_ms": timeout_ms}, timeout=timeout)
         case Describe():
             return client.build_request("GET", "/v1/collection", timeout=timeout)
         case Ready():
@@ -169,12 +237,13 @@ def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float
 
 
 def _search_request(
-    client: httpx.Client | httpx.AsyncClient, call: Search, timeout: httpx.Timeout, left_s: float
+    client: httpx.Client | httpx.AsyncClient, call: Search, timeout: httpx.Timeout, timeout_ms: int
 ) -> httpx.Request:
     path = "/v1/range_search" if call.is_range else "/v1/search"
-    options = {**call.options, "timeout_ms": max(1, round(1000 * left_s))}
+    options = {**call.options, "timeout_ms": timeout_ms}
     headers = {"Accept": _ARROW}
-    if isinstance(call.queries, np.ndarray) and len(call.queries) > _JSON_CODES and "rerank" not in options:
+    short = "rerank" not in options and len(options.get("filter", "")) <= _MOST_FILTER
+    if isinstance(call.queries, np.ndarray) and len(call.queries) > _JSON_CODES and short:
         params = {name: _as_text(value) for name, value in options.items()}
         headers["Content-Type"] = _ARROW
         return client.build_request(
@@ -218,23 +287,23 @@ def _error_of_transport(error: httpx.HTTPError, url: str, call: Call) -> Hashlig
     return ConnectionFailedError(f"{url} cannot be reached: {error or type(error).__name__}")
 
 
-def _read(call: Call, response: httpx.Response, thumbnail: Any) -> Any:
+def _read(call: Call, response: httpx.Response, pictures: Thumbnails) -> Any:
     """Return what an answer says; raise what it stands for if it is none."""
     if isinstance(call, Thumbnail) and response.status_code == 404 and _type_of(response) == "not_found":
         return None
     if response.status_code != 200:
         raise error_of(response.status_code, document_of(response), response.headers)
     try:
-        return _parse(call, response, thumbnail)
+        return _parse(call, response, pictures)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ServerError(f"the server's answer cannot be read ({error!r}): is it a Hashlight gateway?") from error
 
 
-def _parse(call: Call, response: httpx.Response, thumbnail: Any) -> Any:
+def _parse(call: Call, response: httpx.Response, pictures: Thumbnails) -> Any:
     match call:
         case Search():
             table = _table(response)
-            return SearchResponse(table.replace_schema_metadata(None), _frame(table), thumbnail)
+            return SearchResponse(table.replace_schema_metadata(None), _frame(table), pictures)
         case Get():
             return Items(_table(response))
         case Encode():

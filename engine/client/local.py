@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
 from engine.client.queries import Code, Picture, QueryInput
 from engine.client.results import Items, SearchResponse, data_uri
-from engine.codes import CodeArray
+from engine.codes import CodeArray, check_codes, num_words
 from engine.collection import Collection
-from engine.errors import EncoderMismatchError
+from engine.errors import DeadlineExceededError, EncoderMismatchError, HashlightError
+from engine.indexes.warmup import warm
 from engine.rerank import Rerank
 from engine.service.encoding import Encoded, ImageEncoder
 from engine.service.limits import Limits
@@ -23,6 +26,8 @@ from engine.service.retrieval import Ask, answer, stored_items
 from engine.service.searcher import CollectionSearcher, Searcher
 
 OpenEncoder = Callable[[Path], ImageEncoder]
+
+_PICTURE_S = 5.0  # for one that a notebook shows
 
 
 class LocalTransport:
@@ -44,6 +49,8 @@ class LocalTransport:
         self._owned = isinstance(target, str | Path)
         self._folder: Path | None = None
         if isinstance(target, str | Path):
+            # On a machine's first use kernels are compiled, which no search has the time for.
+            warm()
             collection = Collection.open(target)
             self._folder, self._searcher = collection.encoder_path, CollectionSearcher(collection)
         else:
@@ -75,9 +82,10 @@ class LocalTransport:
             self._searcher.close()
 
     def _search(self, call: Search) -> SearchResponse:
+        deadline_s = time.monotonic() + call.timeout_s
         options = call.options
         rerank = Rerank(**options["rerank"]) if "rerank" in options else None
-        codes, features = self._resolve(call.queries, reranks=rerank is not None)
+        codes, features = self._resolve(call.queries, deadline_s, reranks=rerank is not None)
         found = answer(
             self._searcher,
             Ask(
@@ -88,35 +96,54 @@ class LocalTransport:
                 limit=options.get("limit"),
                 filter=options.get("filter"),
                 rerank=rerank,
-                timeout_s=call.timeout_s,
                 allow_partial=options["allow_partial"],
                 include=frozenset(options.get("include", ())),
             ),
+            timeout_s=_left_s(deadline_s),
         )
         timing_ms = {stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}
         table = search_table(found)
-        return SearchResponse(table, search_frame(found, timing_ms), self._thumbnail)
+        return SearchResponse(table, search_frame(found, timing_ms), self._pictures)
 
-    def _resolve(self, queries: Code | list[QueryInput], *, reranks: bool) -> tuple[CodeArray, Any]:
+    def _resolve(
+        self, queries: Code | list[QueryInput], deadline_s: float, *, reranks: bool
+    ) -> tuple[CodeArray, NDArray[np.float32] | None]:
         """Return codes (Q, W), and features (Q, F) where answers are re-ranked."""
+        if reranks and any(isinstance(query, np.ndarray) for query in queries):
+            raise ValueError("`rerank` needs features, which a code has not: ask with images or ids")
         if isinstance(queries, np.ndarray):
-            _refuse_codes(reranks)
             return queries, None
-        parts = [self._encoded(query, reranks) for query in queries]
-        codes = np.concatenate([part.codes for part in parts])
-        return codes, np.concatenate([part.features for part in parts]) if reranks else None
+        pictures: dict[int, bytes] = {}
+        ids: dict[int, int] = {}
+        codes_QW = np.zeros((len(queries), num_words(self._searcher.bits)), np.uint64)
+        for number, query in enumerate(queries):
+            if isinstance(query, Picture):
+                pictures[number] = query.data
+            elif isinstance(query, np.ndarray):
+                codes_QW[number] = check_codes(query[None], bits=self._searcher.bits, name="queries")[0]
+            else:
+                ids[number] = query
+        found: list[tuple[list[int], Encoded]] = []
+        if pictures:
+            found.append((list(pictures), self._encode(list(pictures.values()))))
+        if ids:
+            found.append((list(ids), self._stored(list(ids.values()), deadline_s, reranks)))
+        for numbers, encoded in found:
+            codes_QW[numbers] = encoded.codes
+        if not reranks:
+            return codes_QW, None
+        order = np.argsort([number for numbers, _ in found for number in numbers])
+        return codes_QW, np.concatenate([encoded.features for _, encoded in found])[order]
 
-    def _encoded(self, query: QueryInput, reranks: bool) -> Encoded:
-        """Return code and features of one query, (1, W) and (1, F)."""
-        if isinstance(query, Picture):
-            return self._encode([query.data])
-        if isinstance(query, np.ndarray):
-            _refuse_codes(reranks)
-            return Encoded(query[None], np.zeros((1, 0), np.float32))
-        (code,) = self._searcher.get([query])["code"].to_pylist()
-        ids = np.array([query], np.int64)
-        features = self._searcher.features_of(ids).astype(np.float32) if reranks else np.zeros((1, 0), np.float32)
-        return Encoded(np.frombuffer(code, "<u8").astype(np.uint64)[None], features)
+    def _stored(self, ids: Sequence[int], deadline_s: float, reranks: bool) -> Encoded:
+        """Return codes of items, and their features where answers are re-ranked."""
+        wanted = np.array(ids, np.int64)
+        codes = b"".join(self._searcher.get(wanted, timeout_s=_left_s(deadline_s))["code"].to_pylist())
+        words = np.frombuffer(codes, "<u8").reshape(len(ids), -1).astype(np.uint64)
+        if not reranks:
+            return Encoded(words, np.zeros((len(ids), 0), np.float32))
+        features = self._searcher.features_of(wanted, timeout_s=_left_s(deadline_s))
+        return Encoded(words, features.astype(np.float32))
 
     def _encode(self, images: Sequence[bytes]) -> Encoded:
         encoder = self._encoder()
@@ -137,8 +164,14 @@ class LocalTransport:
             )
         return self._given
 
-    def _thumbnail(self, id: int) -> str | None:
-        return data_uri(self._searcher.thumbnail(id))
+    def _pictures(self, ids: Sequence[int]) -> list[str | None]:
+        return [self._picture(id) for id in ids]
+
+    def _picture(self, id: int) -> str | None:
+        try:
+            return data_uri(self._searcher.thumbnail(id, timeout_s=_PICTURE_S))
+        except HashlightError:
+            return None
 
 
 class AsyncLocalTransport:
@@ -159,6 +192,8 @@ class AsyncLocalTransport:
         self._transport.close()
 
 
-def _refuse_codes(reranks: bool) -> None:
-    if reranks:
-        raise ValueError("`rerank` needs features, which a code has not: ask with images or ids")
+def _left_s(deadline_s: float) -> float:
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise DeadlineExceededError("no answer within the time given: give more (`timeout_s`), or ask for less")
+    return round(left_s, 3)

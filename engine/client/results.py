@@ -19,11 +19,11 @@ from engine.results import Coverage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Thumbnail = Callable[[int], str | None]
+# Pictures of items as addresses that hold them, None for an item whose picture cannot be had.
+Thumbnails = Callable[[Sequence[int]], list[str | None]]
 
 _MOST_SHOWN = 20  # hits of a query in a notebook
 _QUERIES_SHOWN = 10
-_OWN_COLUMNS = ("query", "id", "distance", "code")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,10 +70,10 @@ class Hits(Sequence[Hit]):
     """
 
     def __init__(
-        self, table: pa.Table, truncated: bool, explain: dict[str, Any] | None, thumbnail: Thumbnail | None
+        self, table: pa.Table, truncated: bool, explain: dict[str, Any] | None, thumbnails: Thumbnails
     ) -> None:
         self._table = table
-        self._thumbnail = thumbnail
+        self._thumbnails = thumbnails
         self.ids: NDArray[np.int64] = table["id"].to_numpy()
         self.distances: NDArray[Any] = table["distance"].to_numpy()
         self.truncated = truncated
@@ -107,7 +107,9 @@ class Hits(Sequence[Hit]):
         return self._table
 
     def _repr_html_(self) -> str:
-        cells = "".join(_cell(hit, self._thumbnail) for hit in self[:_MOST_SHOWN])
+        shown = self[:_MOST_SHOWN]
+        pictures = self._thumbnails([hit.id for hit in shown])
+        cells = "".join(_cell(hit, picture) for hit, picture in zip(shown, pictures, strict=True))
         more = len(self) - _MOST_SHOWN
         note = f"<div>… and {more:,} more</div>" if more > 0 else ""
         return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{cells}</div>{note}'
@@ -125,9 +127,9 @@ class SearchResponse(Sequence[Hits]):
         Where the time went.
     """
 
-    def __init__(self, table: pa.Table, frame: dict[str, Any], thumbnail: Thumbnail | None = None) -> None:
+    def __init__(self, table: pa.Table, frame: dict[str, Any], thumbnails: Thumbnails) -> None:
         self._table = table
-        self._thumbnail = thumbnail
+        self._thumbnails = thumbnails
         self._truncated = set(frame["truncated"])
         self._explain: list[dict[str, Any]] | None = frame.get("explain")
         self._lims = np.searchsorted(table["query"].to_numpy(), np.arange(frame["queries"] + 1))
@@ -155,7 +157,7 @@ class SearchResponse(Sequence[Hits]):
         number = range(len(self))[index]
         rows = self._table.slice(self._lims[number], self._lims[number + 1] - self._lims[number])
         explain = None if self._explain is None else self._explain[number]
-        return Hits(rows.drop_columns(["query"]), number in self._truncated, explain, self._thumbnail)
+        return Hits(rows.drop_columns(["query"]), number in self._truncated, explain, self._thumbnails)
 
     def __repr__(self) -> str:
         """Say how much was found, and where."""
@@ -212,8 +214,7 @@ def data_uri(picture: bytes | None) -> str | None:
     return None if picture is None else f"data:;base64,{base64.b64encode(picture).decode()}"
 
 
-def _cell(hit: Hit, thumbnail: Thumbnail | None) -> str:
-    source = thumbnail(hit.id) if thumbnail is not None else None
+def _cell(hit: Hit, source: str | None) -> str:
     picture = f'<img src="{html.escape(source)}" style="max-width:112px;max-height:112px" alt="">' if source else ""
     told = "".join(
         f"<div>{html.escape(str(name))}: {html.escape(str(value)[:60])}</div>"

@@ -39,13 +39,14 @@ from engine.service.guard import API_PATHS, REPLICAS_PATH, Guard
 from engine.service.keys import Keys
 from engine.service.limits import Limits
 from engine.service.metrics import CONTENT_TYPE, Metrics
-from engine.service.openapi import describe_api, search_body
+from engine.service.openapi import describe_api, encode_body, search_body
 from engine.service.problems import RequestError, invalid, refusal_of
 from engine.service.rendering import items_document, table_stream
 from engine.service.searcher import Searcher
 
 PAGE = Path(__file__).parent / "page"
 
+Timeout = Annotated[int | None, Query(ge=1, description=schemas.GIVE_UP)]
 ItemId = Annotated[int, InPath(ge=0, le=schemas.MAX_ID, description="Id of an item.")]
 
 
@@ -126,7 +127,7 @@ def _add_searches(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
         """Find all items within a Hamming radius of each query."""
         return await gateway.search(request, schemas.RangeBody, schemas.RangeOptions)
 
-    @app.post("/v1/encode", dependencies=may_search, **search_body(schemas.EncodeBody, None))
+    @app.post("/v1/encode", dependencies=may_search, **encode_body())
     async def encode(request: Request) -> Response:
         """Encode images to codes."""
         return await gateway.encode(request)
@@ -139,22 +140,23 @@ def _add_items(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
     async def items(
         request: Request,
         ids: Annotated[str, Query(description="Ids, joined by commas.", pattern=r"^[0-9]{1,19}(,[0-9]{1,19})*$")],
+        timeout_ms: Timeout = None,
     ) -> Response:
         """Return what is stored of some items."""
-        table = await gateway.items(_ids(ids, gateway.limits.queries))
+        table = await gateway.items(_ids(ids, gateway.limits.queries), timeout_ms)
         if bodies.wants_arrow(request):
             return Response(table_stream(table), media_type=bodies.ARROW)
         return json_response(items_document(table))
 
     @app.get("/v1/items/{id}", dependencies=may_search, response_model=schemas.ItemModel)
-    async def item(id: ItemId) -> Response:
+    async def item(id: ItemId, timeout_ms: Timeout = None) -> Response:
         """Return what is stored of one item."""
-        return json_response(items_document(await gateway.items([id]))["items"][0])
+        return json_response(items_document(await gateway.items([id], timeout_ms))["items"][0])
 
     @app.get("/v1/items/{id}/thumbnail", dependencies=may_search, response_class=Response)
-    async def thumbnail(id: ItemId) -> Response:
+    async def thumbnail(id: ItemId, timeout_ms: Timeout = None) -> Response:
         """Return the picture of one item."""
-        return await gateway.thumbnail(id)
+        return await gateway.thumbnail(id, timeout_ms)
 
 
 def _add_operations(app: FastAPI, gateway: Gateway, keys: Keys) -> None:

@@ -25,8 +25,8 @@ class MicroBatcher(Generic[Item, Row]):
     batch_size : int
         Most items of a batch.
     patience_s : float, optional
-        After so long others wait for a batch no more, and the next has one item: what is slow, or waits for something
-        else, gains nothing by company and must not make others late. Sizes double with each batch that is in time.
+        Nobody waits longer for the batch before: while batches take longer, every item goes at once and alone. What is
+        slow, or waits for something else, gains nothing by company. Sizes double with each batch that is in time.
     """
 
     def __init__(
@@ -40,19 +40,19 @@ class MicroBatcher(Generic[Item, Row]):
         self._batch_size = self._size = batch_size
         self._patience_s = patience_s
         self._waiting: deque[tuple[Item, asyncio.Future[Row]]] = deque()
-        self._awaited: asyncio.Task[None] | None = None
-        self._late: set[asyncio.Task[None]] = set()
+        self._current: set[asyncio.Task[None]] = set()
+        self._overdue: set[asyncio.Task[None]] = set()
 
     @property
     def idle(self) -> bool:
         """Whether nothing is at work, and so nothing waits."""
-        return self._awaited is None and not self._late
+        return not self._current and not self._overdue
 
     def submit(self, item: Item) -> asyncio.Future[Row]:
         """Put an item into the next batch; cancelling the future takes it out again."""
         future: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._awaited is None:
+        if not self._current or not self._size:
             self._start()
         return future
 
@@ -60,43 +60,50 @@ class MicroBatcher(Generic[Item, Row]):
         """Begin the next batch, if something waits."""
         batch = self._next_batch()
         if not batch:
-            self._awaited = None
             return
         loop = asyncio.get_running_loop()
-        task = self._awaited = loop.create_task(self._run(batch))
-        timer = None if self._patience_s is None else loop.call_later(self._patience_s, self._lose_patience, task)
+        task = loop.create_task(self._run(batch))
+        self._current.add(task)
+        timer = None if self._patience_s is None else loop.call_later(self._patience_s, self._overtake, task)
         task.add_done_callback(functools.partial(self._end, timer))
 
-    def _lose_patience(self, task: asyncio.Task[None]) -> None:
-        self._late.add(task)
-        self._size = 1
-        self._start()
+    def _overtake(self, task: asyncio.Task[None]) -> None:
+        self._current.discard(task)
+        self._overdue.add(task)
+        self._size = 0
+        while self._waiting:
+            self._start()
 
     def _end(self, timer: asyncio.TimerHandle | None, task: asyncio.Task[None]) -> None:
         if timer is not None:
             timer.cancel()
-        if task in self._late:
-            self._late.discard(task)
-        else:
-            self._size = min(2 * self._size, self._batch_size)
+        if task in self._overdue:
+            self._overdue.discard(task)
+            return
+        self._current.discard(task)
+        self._size = min(max(1, 2 * self._size), self._batch_size)
+        if not self._current:
             self._start()
 
     async def _run(self, batch: Sequence[tuple[Item, asyncio.Future[Row]]]) -> None:
         try:
             rows = await self._work([item for item, _ in batch])
-        except Exception as error:
+            settled = [(future, row) for (_, future), row in zip(batch, rows, strict=True)]
+        except BaseException as error:
             for _, future in batch:
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(error) if isinstance(error, Exception) else future.cancel()
+            if not isinstance(error, Exception):
+                raise
             return
-        for (_, future), row in zip(batch, rows, strict=True):
+        for future, row in settled:
             if not future.done():
                 future.set_result(row)
 
     def _next_batch(self) -> list[tuple[Item, asyncio.Future[Row]]]:
         """Take what waits, without those whose request has ended meanwhile."""
         batch: list[tuple[Item, asyncio.Future[Row]]] = []
-        while self._waiting and len(batch) < self._size:
+        while self._waiting and len(batch) < max(1, self._size):
             item, future = self._waiting.popleft()
             if not future.done():
                 batch.append((item, future))

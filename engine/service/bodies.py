@@ -26,7 +26,7 @@ from starlette.requests import Request
 from engine.codes import WORD_BITS, CodeArray, num_words
 from engine.service.limits import Limits
 from engine.service.problems import RequestError, invalid
-from engine.service.schemas import Query
+from engine.service.schemas import EncodeOptions, Query
 
 JSON = "application/json"
 FORM = "multipart/form-data"
@@ -94,18 +94,17 @@ async def read_search(
     raise unsupported(kind, (JSON, FORM, ARROW))
 
 
-async def read_images(request: Request, body: type[Any], limits: Limits) -> list[bytes]:
-    """Read images to encode, from JSON or a form."""
+async def read_images(request: Request, body: type[Any], limits: Limits) -> tuple[list[bytes], int | None]:
+    """Read images to encode, and `timeout_ms`, from JSON or a form."""
     kind = media_type(request)
     if kind == JSON:
         parsed = parse_json(body, await request.body())
         _check_count(len(parsed.images), "images", limits.images)
-        return [bytes_of_base64(text, f"images.{position}") for position, text in enumerate(parsed.images)]
+        images = [bytes_of_base64(text, f"images.{position}") for position, text in enumerate(parsed.images)]
+        return images, parsed.timeout_ms
     if kind == FORM:
         fields, image = await read_form(request)
-        if fields:
-            raise invalid(f"`{min(fields)}` is no field here: expected `image` alone", min(fields))
-        return [image]
+        return [image], _parse_fields(EncodeOptions, fields).timeout_ms
     raise unsupported(kind, (JSON, FORM))
 
 

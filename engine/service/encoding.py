@@ -62,7 +62,7 @@ class ImageEncoder(Protocol):
         ...
 
     def decode(self, data: bytes, max_pixels: int) -> Any:
-        """Return an image for `encode`.
+        """Return an image for `encode`, as small as the model takes it: many may wait.
 
         Raises
         ------

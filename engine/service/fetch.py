@@ -69,13 +69,19 @@ class ImageFetcher:
             transport=transport, follow_redirects=False, trust_env=False, timeout=_TIMEOUT_S
         )
 
-    async def fetch(self, url: str, field: str) -> bytes:
+    async def fetch(self, url: str, field: str, *, left_bytes: int | None = None) -> bytes:
         """Return what lies at `url`.
+
+        Parameters
+        ----------
+        url, field : str
+        left_bytes : int, optional
+            What the request that names it may still bring.
 
         Raises
         ------
         RequestError
-            422 for `field` if the address is not allowed or does not give an image's bytes.
+            422 for `field` if the address is not allowed or does not give an image's bytes, 413 if these are too many.
         """
         host, target = self._split(url, field)
         address = await self._address(host, field)
@@ -88,7 +94,7 @@ class ImageFetcher:
         )
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                return await self._download(request, field)
+                return await self._download(request, field, left_bytes)
         except (httpx.HTTPError, TimeoutError) as error:
             raise invalid(f"`{field}` cannot be fetched: {type(error).__name__}", field) from error
 
@@ -118,7 +124,7 @@ class ImageFetcher:
             raise invalid(f"`{field}`: host {host} has an address that is not public", field)
         return addresses[0]
 
-    async def _download(self, request: httpx.Request, field: str) -> bytes:
+    async def _download(self, request: httpx.Request, field: str, left_bytes: int | None) -> bytes:
         response = await self._client.send(request, stream=True)
         try:
             if response.status_code != 200:
@@ -127,7 +133,14 @@ class ImageFetcher:
             async for chunk in response.aiter_raw():
                 data += chunk
                 if len(data) > self._max_bytes:
-                    raise RequestError(413, "too_large", f"`{field}` is over {self._max_bytes} bytes", field=field)
+                    raise _too_large(f"`{field}` is over {self._max_bytes} bytes", field)
+                if left_bytes is not None and len(data) > left_bytes:
+                    message = f"`{field}` is over the {left_bytes} bytes that this request may still bring"
+                    raise _too_large(f"{message}: ask in several requests", field)
             return bytes(data)
         finally:
             await response.aclose()
+
+
+def _too_large(message: str, field: str) -> RequestError:
+    return RequestError(413, "too_large", message, field=field)

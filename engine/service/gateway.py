@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ class Gateway:
         self._searches = SearchThreads(searcher, threads=limits.in_flight, metrics=metrics)
         self._images = None if encoder is None else EncodingThreads(encoder, max_pixels=limits.pixels, metrics=metrics)
         self._requests = 0
-        self._proving = asyncio.Lock()
+        self._proof: asyncio.Task[None] | None = None
         self._scaling = asyncio.Lock()
 
     async def close(self) -> None:
@@ -83,7 +84,7 @@ class Gateway:
 
     async def search(self, request: Request, body_model: type[Any], options_model: type[Any]) -> Response:
         """Answer a search of either kind; the models are those of its body and of its options alone."""
-        arrived_s = asyncio.get_running_loop().time()
+        arrived_s = time.monotonic()
         timing_ms: dict[str, float] = {}
         with self.metrics.stage("read", timing_ms):
             asked = await bodies.read_search(
@@ -91,21 +92,21 @@ class Gateway:
             )
         count = len(asked.queries) if asked.codes is None else len(asked.codes)
         self._check(asked.options, count)
-        timeout_s = self._timeout_s(asked.options.timeout_ms)
-        async with self._within(arrived_s + timeout_s):
-            ask = await self._resolve(asked, arrived_s + timeout_s, timing_ms)
-            body = await self._searches.search(ask, given_s=timeout_s, arrow=asked.arrow, timing_ms=timing_ms)
+        deadline_s = arrived_s + self._timeout_s(asked.options.timeout_ms)
+        async with self._within(deadline_s):
+            ask = await self._resolve(asked, deadline_s, timing_ms)
+            body = await self._searches.search(ask, deadline_s=deadline_s, arrow=asked.arrow, timing_ms=timing_ms)
         return Response(body, media_type=bodies.ARROW if asked.arrow else bodies.JSON)
 
     async def encode(self, request: Request) -> Response:
         """Encode images."""
-        arrived_s = asyncio.get_running_loop().time()
+        arrived_s = time.monotonic()
         timing_ms: dict[str, float] = {}
         encoding = self._encoding("images")
         with self.metrics.stage("read", timing_ms):
-            images = await bodies.read_images(request, schemas.EncodeBody, self.limits)
+            images, timeout_ms = await bodies.read_images(request, schemas.EncodeBody, self.limits)
         fields = [f"images.{position}" for position in range(len(images))]
-        async with self._within(arrived_s + self.limits.timeout_s):
+        async with self._within(arrived_s + self._timeout_s(timeout_ms)):
             encoded = await encoding.encode(images, fields, timing_ms)
         document = {
             "codes": hex_codes(encoded.codes, bits=encoding.encoder.bits),
@@ -115,17 +116,17 @@ class Gateway:
         }
         return json_response(document)
 
-    async def items(self, ids: Sequence[int]) -> pa.Table:
+    async def items(self, ids: Sequence[int], timeout_ms: int | None) -> pa.Table:
         """Return what is stored of items, as `stored_items`."""
-        deadline_s = asyncio.get_running_loop().time() + self.limits.timeout_s
-        async with self._within(deadline_s):
-            return await self._searches.run(lambda: stored_items(self.searcher, ids, timeout_s=self.limits.timeout_s))
+        timeout_s = self._timeout_s(timeout_ms)
+        async with self._within(time.monotonic() + timeout_s):
+            return await self._searches.run(lambda: stored_items(self.searcher, ids, timeout_s=timeout_s))
 
-    async def thumbnail(self, id: int) -> Response:
+    async def thumbnail(self, id: int, timeout_ms: int | None) -> Response:
         """Return the picture of an item of the collection."""
-        deadline_s = asyncio.get_running_loop().time() + self.limits.timeout_s
-        async with self._within(deadline_s):
-            data = await self._searches.run(lambda: self.searcher.thumbnail(id, timeout_s=self.limits.timeout_s))
+        timeout_s = self._timeout_s(timeout_ms)
+        async with self._within(time.monotonic() + timeout_s):
+            data = await self._searches.run(lambda: self.searcher.thumbnail(id, timeout_s=timeout_s))
         if data is None:
             raise RequestError(404, "not_found", f"item {id} has no thumbnail", field="id")
         kind = next((name for magic, name in _PICTURES if data.startswith(magic)), "application/octet-stream")
@@ -153,8 +154,10 @@ class Gateway:
 
     async def prove_ready(self) -> None:
         """Make one real search; NotReadyError if it fails. However many ask at once, one search runs."""
-        async with self._proving:
-            await asyncio.to_thread(self.searcher.ready)
+        if self._proof is None or self._proof.done():
+            self._proof = asyncio.create_task(asyncio.to_thread(self.searcher.ready))
+        # One who asks may give up; the others still wait.
+        await asyncio.shield(self._proof)
 
     def _check(self, options: Any, count: int) -> None:
         """Refuse what is beyond the collection or the limits."""
@@ -205,20 +208,19 @@ class Gateway:
                 raise invalid("a code has no features to re-rank by: ask with images or ids", "rerank")
             codes = asked.codes
         else:
-            codes, features = await self._codes_of(asked.queries, rerank is not None, timing_ms)
+            codes, features = await self._codes_of(asked.queries, rerank is not None, deadline_s, timing_ms)
         return Ask(
             codes=codes,
             features=features,
             **wanted,
             filter=options.filter,
             rerank=rerank,
-            timeout_s=deadline_s - asyncio.get_running_loop().time(),
             allow_partial=options.allow_partial,
             include=frozenset(options.include),
         )
 
     async def _codes_of(
-        self, queries: Sequence[schemas.Query | bytes], reranks: bool, timing_ms: dict[str, float]
+        self, queries: Sequence[schemas.Query | bytes], reranks: bool, deadline_s: float, timing_ms: dict[str, float]
     ) -> tuple[CodeArray, NDArray[np.float32] | None]:
         """Return codes (Q, W) of queries, and features (Q, F) where answers are re-ranked."""
         bits = self.searcher.bits
@@ -238,7 +240,7 @@ class Gateway:
         codes = bodies.words_of_bytes(row_QB, bits=bits, field="queries")
         found: list[tuple[list[int], Encoded]] = []
         if ids:
-            found.append((list(ids), await self._stored(ids, reranks)))
+            found.append((list(ids), await self._stored(ids, reranks, deadline_s)))
         if pictures:
             found.append((list(pictures), await self._encode_queries(pictures, timing_ms)))
         for numbers, encoded in found:
@@ -250,16 +252,17 @@ class Gateway:
             features_QF[numbers] = encoded.features
         return codes, features_QF
 
-    async def _stored(self, ids: dict[int, int], reranks: bool) -> Encoded:
+    async def _stored(self, ids: dict[int, int], reranks: bool, deadline_s: float) -> Encoded:
         """Return codes and features of items, in the order of `ids` (query number -> id)."""
-        wanted, timeout_s = np.array(list(ids.values()), np.int64), self.limits.timeout_s
+        wanted = np.array(list(ids.values()), np.int64)
 
         def read() -> Encoded:
-            codes = self.searcher.get(wanted, timeout_s=timeout_s)["code"].to_pylist()
+            codes = self.searcher.get(wanted, timeout_s=deadline_s - time.monotonic())["code"].to_pylist()
             words = np.frombuffer(b"".join(codes), "<u8").reshape(len(wanted), -1).astype(np.uint64)
             if not reranks:
                 return Encoded(words, np.zeros((len(wanted), 0), np.float32))
-            return Encoded(words, self.searcher.features_of(wanted, timeout_s=timeout_s).astype(np.float32))
+            features = self.searcher.features_of(wanted, timeout_s=deadline_s - time.monotonic())
+            return Encoded(words, features.astype(np.float32))
 
         try:
             return await self._searches.run(read)
@@ -271,21 +274,25 @@ class Gateway:
         encoding = self._encoding("queries")
         if len(pictures) > self.limits.images:
             raise invalid(f"at most {self.limits.images} queries may be images, got {len(pictures)}", "queries")
-        fields, images = [], []
+        fields: list[str] = []
+        images: list[bytes] = []
+        left_bytes = self.limits.body_bytes  # what lies elsewhere counts as if it had been sent
         for number, query in pictures.items():
             kind = "image" if isinstance(query, bytes) or query.image is not None else "url"
             fields.append("image" if isinstance(query, bytes) else f"queries.{number}.{kind}")
-            images.append(await self._bytes_of(query, fields[-1]))
+            images.append(await self._bytes_of(query, fields[-1], left_bytes))
+            if kind == "url":
+                left_bytes -= len(images[-1])
         return await encoding.encode(images, fields, timing_ms)
 
-    async def _bytes_of(self, query: bytes | schemas.Query, field: str) -> bytes:
+    async def _bytes_of(self, query: bytes | schemas.Query, field: str, left_bytes: int) -> bytes:
         if isinstance(query, bytes):
             return query
         if query.image is not None:
             return bodies.bytes_of_base64(query.image, field)
         if self._fetcher is None:
             raise invalid("this server fetches no images: send the image itself", field)
-        return await self._fetcher.fetch(query.url or "", field)
+        return await self._fetcher.fetch(query.url or "", field, left_bytes=left_bytes)
 
     def _encoding(self, field: str) -> EncodingThreads:
         """Return what encodes images, if there is an encoder and it is the one that made the codes."""
@@ -308,11 +315,12 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def _within(self, deadline_s: float) -> AsyncIterator[None]:
-        """Count a request as at work, until `deadline_s` of the event loop's clock at most."""
+        """Count a request as at work, until `deadline_s` of `time.monotonic` at most."""
         self.refuse_overload()
         self._requests += 1
+        self.metrics.in_flight.inc()
         try:
-            async with asyncio.timeout_at(deadline_s):
+            async with asyncio.timeout(deadline_s - time.monotonic()):
                 yield
         except TimeoutError as error:
             if isinstance(error, DeadlineExceededError):
@@ -322,6 +330,7 @@ class Gateway:
             ) from error
         finally:
             self._requests -= 1
+            self.metrics.in_flight.dec()
 
 
 def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

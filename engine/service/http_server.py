@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import socket
 from pathlib import Path
@@ -21,6 +22,7 @@ _MAX_CONNECTIONS = 1000
 _BACKLOG = 2048
 _MAX_HEAD_BYTES = 65_536
 _DRAIN_S = 30
+HEAD_S = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,11 +72,26 @@ def check_exposure(address: Address, keys: Keys, *, insecure: bool) -> None:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's protocol with a limit to the head of a request, which the parser would let grow for ever."""
+    """uvicorn's protocol with limits to the head of a request.
+
+    The parser would let it grow for ever. And uvicorn limits only the time in which nothing at all comes after an
+    answer: here a connection ends when it has had no request at work for that long, whatever comes or does not.
+    """
 
     _head_bytes = 0
     _whole_heads = 0
     _in_head = True
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first head."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._wait_no_more()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; 400 and the end of the connection if the head is still not whole beyond its limit."""
@@ -90,6 +107,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin the request; what follows is its body."""
         self._in_head = False
+        self._wait_no_more()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -97,6 +115,21 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
         self._in_head = True
         self._whole_heads += 1
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request, which may have come already."""
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._wait_for_head()
+
+    def _wait_for_head(self) -> None:
+        self._wait_no_more()
+        self._waiting = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
+
+    def _wait_no_more(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
 
 class HttpServer:
@@ -106,6 +139,8 @@ class HttpServer:
     ----------
     app : FastAPI
     address : Address
+    head_s : int
+        Seconds that a connection may be without a request: idle, or with a head that is not whole.
 
     Raises
     ------
@@ -113,10 +148,10 @@ class HttpServer:
         If the address cannot be bound.
     """
 
-    def __init__(self, app: FastAPI, address: Address) -> None:
+    def __init__(self, app: FastAPI, address: Address, *, head_s: int = HEAD_S) -> None:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
         self._socket = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
-        self._server = uvicorn.Server(_config(app, address))
+        self._server = uvicorn.Server(_config(app, address, head_s))
         scheme = "http" if address.certificate is None else "https"
         host = f"[{address.host}]" if ":" in address.host else address.host
         self.url = f"{scheme}://{host}:{self._socket.getsockname()[1]}"
@@ -130,7 +165,7 @@ class HttpServer:
         self._server.should_exit = True
 
 
-def _config(app: FastAPI, address: Address) -> uvicorn.Config:
+def _config(app: FastAPI, address: Address, head_s: int) -> uvicorn.Config:
     tls: dict[str, Any] = {}
     if address.certificate is not None:
         tls = {"ssl_certfile": str(address.certificate), "ssl_keyfile": str(address.private_key)}
@@ -142,5 +177,6 @@ def _config(app: FastAPI, address: Address) -> uvicorn.Config:
         server_header=False,
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=_DRAIN_S,
+        timeout_keep_alive=head_s,
         **tls,
     )

@@ -10,6 +10,8 @@ Keys stand one a line in a file, or in the environment variable `HASHLIGHT_API_K
 A key is at least 16 characters (`python -c "import secrets; print(secrets.token_urlsafe())"` makes one), or the
 SHA-256 of one, in hex, so that the file need not hold the secret itself. Only hashes are kept in memory. A request
 brings its key as `Authorization: Bearer KEY` or as `X-API-Key: KEY`.
+
+Routes ask for the scope `search` or `admin`; none asks for `write` yet.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ class Limits:
     body_s : float
         Seconds a body may take to arrive.
     pixels : int
-        Of one image, told from its header before it is decoded. 64 million are 192 MB of RGB.
+        Of one image, told from its header before it is decoded. 64 million are 192 MB of RGB, which every decoding
+        thread may hold, some three times over while transparent ones are laid on white.
     queries, images : int
         In one request.
     results : int

@@ -6,7 +6,7 @@
                                               cluster router also fan_out, shard, merge
     hashlight_request_seconds{route}          histogram: whole requests
     hashlight_requests_total{route, status}   counter
-    hashlight_in_flight                       gauge: searches at work or waiting for a thread
+    hashlight_in_flight                       gauge: requests at work
     hashlight_encode_batch_images             histogram: images encoded together
     hashlight_search_batch_requests           histogram: requests of one query that were searched for together
     hashlight_partial_answers_total           counter: answers from some of the shards
@@ -59,7 +59,7 @@ class Metrics:
             "hashlight_request_seconds", "Whole requests.", ["route"], buckets=_SECONDS, registry=registry
         )
         self._requests = Counter("hashlight_requests", "Requests answered.", ["route", "status"], registry=registry)
-        self.in_flight = Gauge("hashlight_in_flight", "Searches at work or waiting for a thread.", registry=registry)
+        self.in_flight = Gauge("hashlight_in_flight", "Requests at work.", registry=registry)
         self.encode_batch = Histogram(
             "hashlight_encode_batch_images", "Images encoded together.", buckets=_COUNTS, registry=registry
         )

@@ -22,22 +22,30 @@ _ERRORS = {
 }
 
 
-def search_body(body: type[BaseModel], options: type[BaseModel] | None) -> dict[str, Any]:
-    """Return what FastAPI's route decorator takes to describe a body of several kinds and its answer."""
+def search_body(body: type[BaseModel], options: type[BaseModel]) -> dict[str, Any]:
+    """Return what FastAPI's route decorator takes to describe a search's body of several kinds and its answer."""
+    stream = {"schema": {"type": "string", "format": "binary"}}
+    described = _body(body, options, schemas.SearchAnswer)
+    described["responses"][200]["content"][bodies.ARROW] = stream
+    described["openapi_extra"]["requestBody"]["content"][bodies.ARROW] = {
+        "schema": {**stream["schema"], "description": _ARROW}
+    }
+    return described
+
+
+def encode_body() -> dict[str, Any]:
+    """Return the same for encoding."""
+    return _body(schemas.EncodeBody, schemas.EncodeOptions, schemas.EncodeAnswer)
+
+
+def _body(body: type[BaseModel], options: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
     image = {"type": "string", "format": "binary", "description": "An image file."}
-    fields = {} if options is None else _form_fields(options)
     form = {"type": "object", "required": ["image"], "additionalProperties": False}
     content: dict[str, Any] = {
         bodies.JSON: {"schema": _ref(body), "examples": _examples(body)},
-        bodies.FORM: {"schema": {**form, "properties": {"image": image, **fields}}},
+        bodies.FORM: {"schema": {**form, "properties": {"image": image, **_form_fields(options)}}},
     }
-    answered: dict[str, Any] = {
-        bodies.JSON: {"schema": _ref(schemas.EncodeAnswer if options is None else schemas.SearchAnswer)}
-    }
-    if options is not None:
-        stream = {"schema": {"type": "string", "format": "binary"}}
-        content[bodies.ARROW] = {**stream, "schema": {**stream["schema"], "description": _ARROW}}
-        answered[bodies.ARROW] = stream
+    answered = {bodies.JSON: {"schema": _ref(answer)}}
     return {
         "response_model": None,
         "responses": {200: {"description": "Answers.", "content": answered}},

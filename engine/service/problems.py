@@ -36,7 +36,6 @@ from engine.errors import (
     NotReadyError,
     OverloadedError,
 )
-from engine.filters import FilterError
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +91,6 @@ def refusal_of(error: Exception) -> RequestError:
     """
     if isinstance(error, RequestError):
         return error
-    if isinstance(error, FilterError):
-        return invalid(str(error), "filter")
     if isinstance(error, HashlightError):
         return _refusal_of_engine(error)
     request_id = uuid.uuid4().hex

@@ -20,7 +20,11 @@ from engine.rerank import Rerank
 from engine.results import PAD_ID, Coverage, Explanation, RangeResult
 from engine.service.searcher import Searcher
 
-INCLUDES = ("attributes", "code", "explain")
+_OF_ITEMS = {"attributes", "code"}
+
+# What is kept of the time for an answer, as a share and in seconds at most: for reading items, or for sending alone.
+_FOR_ITEMS = (0.3, 1.0)
+_FOR_SENDING = (0.1, 0.25)
 
 # A version may go live between a search and the reading of what was found; then both are done again.
 _TRIES = 3
@@ -41,10 +45,9 @@ class Ask:
         all within a radius, at most `limit` of them.
     filter : str or None
     rerank : Rerank or None
-    timeout_s : float or None
     allow_partial : bool
     include : frozenset of str
-        Of `INCLUDES`.
+        Of "attributes", "code" and "explain".
     """
 
     codes: CodeArray
@@ -54,7 +57,6 @@ class Ask:
     limit: int | None = None
     filter: str | None = None
     rerank: Rerank | None = None
-    timeout_s: float | None = None
     allow_partial: bool = False
     include: frozenset[str] = frozenset()
 
@@ -89,13 +91,8 @@ class Answer:
 
 
 def join(asks: Sequence[Ask]) -> Ask:
-    """Return one request for requests that differ in their codes and in the time left for them, none with features.
-
-    It has the least of their times.
-    """
-    times_s = [ask.timeout_s for ask in asks if ask.timeout_s is not None]
-    codes = np.concatenate([ask.codes for ask in asks])
-    return dataclasses.replace(asks[0], codes=codes, timeout_s=min(times_s, default=None))
+    """Return one request for requests that differ in nothing but their codes, none of them with features."""
+    return dataclasses.replace(asks[0], codes=np.concatenate([ask.codes for ask in asks]))
 
 
 def split(found: Answer) -> list[Answer]:
@@ -116,21 +113,25 @@ def _of_query(found: Answer, query: int) -> Answer:
     )
 
 
-def answer(searcher: Searcher, ask: Ask) -> Answer:
+def answer(searcher: Searcher, ask: Ask, *, timeout_s: float | None) -> Answer:
     """Search, and fetch what is to be included.
+
+    The search itself has less than the whole time, so that what answers in part when its time is over is in time.
 
     Raises
     ------
+    DeadlineExceededError
+        If `timeout_s` are over.
     NotReadyError
         If new versions go live as fast as they can be asked.
     """
-    deadline_s = None if ask.timeout_s is None else time.monotonic() + ask.timeout_s
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     for _ in range(_TRIES):
         start = time.perf_counter()
-        found = _search(searcher, ask, _left(deadline_s))
+        found = _search(searcher, ask, _time_to_search(deadline_s, ask.include))
         searched = time.perf_counter()
         try:
-            items = _items(searcher, found.ids, ask.include, _left(deadline_s))
+            items = _items(searcher, found, ask.include, deadline_s)
         except IdNotFoundError:
             if searcher.version == found.coverage.version:
                 raise
@@ -141,6 +142,14 @@ def answer(searcher: Searcher, ask: Ask) -> Answer:
                 seconds["items"] = time.perf_counter() - searched
             return dataclasses.replace(found, items=items, seconds=seconds)
     raise NotReadyError(f"the collection changed {_TRIES} times during one request: try again")
+
+
+def _time_to_search(deadline_s: float | None, include: frozenset[str]) -> float | None:
+    left_s = _left(deadline_s)
+    if left_s is None:
+        return None
+    share, most_s = _FOR_ITEMS if include & _OF_ITEMS else _FOR_SENDING
+    return left_s - min(share * left_s, most_s)
 
 
 def _search(searcher: Searcher, ask: Ask, timeout_s: float | None) -> Answer:
@@ -197,12 +206,13 @@ def shorten_codes(column: pa.ChunkedArray, bits: int) -> pa.Array:
     return pa.array([code[:size] for code in column.to_pylist()], pa.binary(size))
 
 
-def _items(searcher: Searcher, ids_M: IdArray, include: frozenset[str], timeout_s: float | None) -> pa.Table | None:
+def _items(searcher: Searcher, found: Answer, include: frozenset[str], deadline_s: float | None) -> pa.Table | None:
     """Return what is stored of the answers, each item read once; None if nothing of it was asked for."""
-    if not include & {"attributes", "code"}:
+    if not include & _OF_ITEMS:
         return None
-    distinct, place_M = np.unique(ids_M, return_inverse=True)
-    table = searcher.get(distinct, timeout_s=timeout_s).drop_columns(["id"])
+    distinct, place_M = np.unique(found.ids, return_inverse=True)
+    table = searcher.get(distinct, timeout_s=_left(deadline_s), without=found.coverage.degraded)
+    table = table.drop_columns(["id"])
     if "attributes" not in include:
         table = table.select(["code"])
     if "code" not in include:

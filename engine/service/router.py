@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ TIMEOUT_S = 30.0
 REFRESH_S = 0.5  # between looks at the directory
 CONNECT_S = 10.0
 READY_S = 10.0
+_FOR_FEATURES = 0.3  # of the time for a search that re-ranks
 _KEPT_S = 2.0  # a replica of an older map, for queries that began with it
 
 Directory = Callable[[], ClusterMap]
@@ -61,6 +62,18 @@ class _View:
 
     map: ClusterMap
     replicas: tuple[tuple[Replica, ...], ...]
+
+    def without(self, shards: Container[str]) -> _View:
+        """Leave out the groups of which some shard is named."""
+        kept = [
+            (group, replicas)
+            for group, replicas in zip(self.map.groups, self.replicas, strict=True)
+            if not any(shard in shards for shard in group.shards)
+        ]
+        if len(kept) == len(self.replicas):
+            return self
+        groups, replicas = zip(*kept, strict=True)
+        return _View(dataclasses.replace(self.map, groups=groups), replicas)
 
 
 class ClusterRouter:
@@ -180,22 +193,21 @@ class ClusterRouter:
         radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
         return self._within(queries, radius, limit, _More(filter, deadline_s, allow_partial, explain))[0]
 
-    def get(self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None) -> pa.Table:
+    def get(
+        self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
+    ) -> pa.Table:
         """See `Searcher.get`."""
-        wanted_M = np.asarray(ids, np.int64).reshape(-1)
-        tables = self._tables(Kind.GET, wanted_M, timeout_s)
-        table = pa.concat_tables(tables)
-        return table.take(_places(wanted_M, table["id"].to_numpy()))
+        return self._table(Kind.GET, np.asarray(ids, np.int64).reshape(-1), timeout_s, without)
 
     def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """See `Searcher.thumbnail`."""
-        tables = self._tables(Kind.THUMBNAILS, np.array([id], np.int64), timeout_s)
-        picture: bytes | None = pa.concat_tables(tables)["thumbnail"][0].as_py()
+        table = self._table(Kind.THUMBNAILS, np.array([id], np.int64), timeout_s, ())
+        picture: bytes | None = table["thumbnail"][0].as_py()
         return picture
 
     def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
         """See `Searcher.features_of`."""
-        return self._features(None, ids, self._deadline(timeout_s))
+        return self._features(None, ids, self._deadline(timeout_s), ())
 
     def describe(self) -> dict[str, Any]:
         """See `Searcher.describe`."""
@@ -275,53 +287,68 @@ class ClusterRouter:
     def _reranked(
         self, queries: CodeArray, k: int, rerank: Rerank, features: NDArray[np.floating[Any]], more: _More
     ) -> RerankResult:
+        # A search that answers in part does so when its time is over, and the features are still to be read.
+        searching = dataclasses.replace(
+            more, deadline_s=more.deadline_s - _FOR_FEATURES * (more.deadline_s - time.monotonic())
+        )
         if rerank.radius is not None:
             radius = check_radius(rerank.radius, bits=self.bits)
-            found, view = self._within(queries, radius, None, more)
+            found, view = self._within(queries, radius, None, searching)
             pool_ids, coverage, explanation = pools_of_range(found), found.coverage, found.explain
         else:
-            nearest, view = self._nearest(queries, rerank.pool or k, more)
+            nearest, view = self._nearest(queries, rerank.pool or k, searching)
             pool_ids, coverage, explanation = nearest.ids, nearest.coverage, nearest.explain
+        assert coverage is not None, "a router's answers carry coverage"
         ordered = rerank_ids(
-            features, pool_ids, lambda ids: self._features(view, ids, more.deadline_s), k, metric=rerank.metric
+            features,
+            pool_ids,
+            lambda ids: self._features(view, ids, more.deadline_s, coverage.degraded),
+            k,
+            metric=rerank.metric,
         )
         return ordered._replace(coverage=coverage, explain=explanation)
 
-    def _features(self, view: _View | None, ids: IdArray, deadline_s: float) -> NDArray[np.float16]:
+    def _features(
+        self, view: _View | None, ids: IdArray, deadline_s: float, without: Container[str]
+    ) -> NDArray[np.float16]:
         if not (view or self._view).map.about["features"]:
             raise ValueError("the collection has no fine features: encode with `--features`")
-        parts = self._asked_all(view, Kind.FEATURES, ids, deadline_s)
+        asked, parts = self._ask_for_ids(view, Kind.FEATURES, ids, deadline_s, without)
         found = [decode_features(part.answer.body) for part in parts if part.answer is not None]
-        held = np.concatenate([part_ids for part_ids, _ in found])
-        return np.concatenate([values for _, values in found])[_places(ids, held)]
+        place_M = _places_in(asked, parts, ids, [part_ids for part_ids, _ in found])
+        return np.concatenate([values for _, values in found])[place_M]
 
-    def _tables(self, kind: Kind, ids: IdArray, timeout_s: float | None) -> list[pa.Table]:
-        """Return what the groups have of some ids; raise if one is in none."""
-        parts = self._asked_all(None, kind, ids, self._deadline(timeout_s))
+    def _table(self, kind: Kind, ids: IdArray, timeout_s: float | None, without: Container[str]) -> pa.Table:
+        """Return what the groups have of some ids, in the order asked."""
+        asked, parts = self._ask_for_ids(None, kind, ids, self._deadline(timeout_s), without)
         tables = [decode_table(part.answer.body) for part in parts if part.answer is not None]
-        _places(ids, np.concatenate([table["id"].to_numpy() for table in tables]))
-        return tables
+        place_M = _places_in(asked, parts, ids, [table["id"].to_numpy() for table in tables])
+        return pa.concat_tables(tables).take(place_M)
 
-    def _asked_all(self, view: _View | None, kind: Kind, ids: IdArray, deadline_s: float) -> list[Part]:
-        """Ask every group of one view (None: of the live one) for some ids, and accept no gap."""
+    def _ask_for_ids(
+        self, view: _View | None, kind: Kind, ids: IdArray, deadline_s: float, without: Container[str]
+    ) -> tuple[_View, list[Part]]:
+        """Ask the groups of one view (None: of the live one) for some ids; at least one answers."""
         if len(ids) > MAX_ROWS_ASKED:
             raise ValueError(f"at most {MAX_ROWS_ASKED} ids can be asked for at once, got {len(ids)}")
         request = Request(kind, 0, 0, 0.0, as_values(ids))
         if view is None:
-            view, parts = self._ask(request, deadline_s)
+            asked, parts = self._ask(request, deadline_s, without)
         else:
-            parts = self._fan_out(view, request, deadline_s)
-        _coverage(view.map, parts, allow_partial=False)
-        return parts
+            asked = view.without(without)
+            parts = self._fan_out(asked, request, deadline_s)
+        _coverage(asked.map, parts, allow_partial=True)
+        return asked, parts
 
-    def _ask(self, request: Request, deadline_s: float) -> tuple[_View, list[Part]]:
-        """Ask every group of the live view; begin again if another takes its place because servers left its version."""
+    def _ask(self, request: Request, deadline_s: float, without: Container[str] = ()) -> tuple[_View, list[Part]]:
+        """Ask the groups of the live view; begin again if another takes its place because servers left its version."""
         while True:
             view = self._view
-            parts = self._fan_out(view, request, deadline_s)
+            asked = view.without(without)
+            parts = self._fan_out(asked, request, deadline_s)
             outdated = any(isinstance(part.error, VersionNotServedError) for part in parts if part.answer is None)
             if not outdated or not self._is_replaced(view, deadline_s):
-                return view, parts
+                return asked, parts
 
     def _is_replaced(self, view: _View, deadline_s: float) -> bool:
         """Have the directory asked, and wait for that until a deadline at most; say whether there is another view."""
@@ -494,6 +521,23 @@ def _list(missing: Mapping[str, str]) -> str:
     for shard, reason in missing.items():
         by_reason.setdefault(reason, []).append(shard)
     return "; ".join(f"{', '.join(shards)} ({reason})" for reason, shards in by_reason.items())
+
+
+def _places_in(view: _View, parts: Sequence[Part], wanted_M: IdArray, held: Sequence[IdArray]) -> NDArray[np.int64]:
+    """Return where each wanted id stands among those that the groups hold, one after the other.
+
+    Raises
+    ------
+    IdNotFoundError
+        If one is in none.
+    IncompleteError, DeadlineExceededError, OverloadedError
+        If it may be in a group that did not answer.
+    """
+    try:
+        return _places(wanted_M, np.concatenate(held))
+    except IdNotFoundError:
+        _coverage(view.map, parts, allow_partial=False)
+        raise
 
 
 def _places(wanted_M: IdArray, held_N: IdArray) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MAX_ID = 2**63 - 1
 MAX_REPLICAS = 64
 
+GIVE_UP = "Give up after this time, with status 504."
 _CODE = "9f3a5c0000000001"
 _EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR4nGNgGFKAEQAAWAADbFiO9QAAAABJRU5ErkJggg=="  # 8 x 8, grey
@@ -54,7 +55,7 @@ class _Options(_Request):
         max_length=10_000,
         description='Only items whose attributes satisfy it: `label == 3 and kind in ("shoe", "bag")`.',
     )
-    timeout_ms: int | None = Field(None, ge=1, description="Give up after this time, with status 504.")
+    timeout_ms: int | None = Field(None, ge=1, description=GIVE_UP)
     include: list[Literal["attributes", "code", "explain"]] = Field(
         default_factory=list, max_length=3, description="What to say of each answer beside id and distance."
     )
@@ -100,7 +101,13 @@ class RangeBody(RangeOptions):
     queries: list[Query] = Field(min_length=1)
 
 
-class EncodeBody(_Request):
+class EncodeOptions(_Request):
+    """How to encode."""
+
+    timeout_ms: int | None = Field(None, ge=1, description=GIVE_UP)
+
+
+class EncodeBody(EncodeOptions):
     """Images to encode."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"images": [_EXAMPLE_IMAGE]}]})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,8 +107,12 @@ class Searcher(Protocol):
         """Find every code within a Hamming radius of each query; arguments and errors as in `search`."""
         ...
 
-    def get(self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None) -> pa.Table:
+    def get(
+        self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
+    ) -> pa.Table:
         """Return `id`, `code` and the attributes of some ids, in the order asked.
+
+        `without` names shards that need not be asked: they did not answer just now, and the ids are of others.
 
         Raises
         ------
@@ -218,7 +222,9 @@ class CollectionSearcher:
         _check_time(deadline_s, timeout_s)
         return answer
 
-    def get(self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None) -> pa.Table:
+    def get(
+        self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
+    ) -> pa.Table:
         """See `Searcher.get`."""
         return self._collection.get(ids)
 

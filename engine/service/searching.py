@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import math
 import re
 import threading
 import time
@@ -33,6 +34,7 @@ class _Job:
     """A search that waits for a thread."""
 
     ask: Ask
+    deadline_s: float  # on the clock of `time.monotonic`
     arrow: bool
     timing_ms: dict[str, float]
     submitted_s: float
@@ -72,17 +74,18 @@ class SearchThreads:
         future.add_done_callback(self._ended)
         return await asyncio.wrap_future(future)
 
-    async def search(self, ask: Ask, *, given_s: float, arrow: bool, timing_ms: dict[str, float]) -> bytes:
+    async def search(self, ask: Ask, *, deadline_s: float, arrow: bool, timing_ms: dict[str, float]) -> bytes:
         """Return the body of an answer, in Arrow or JSON.
 
-        `given_s` is the time that the request had in all: only what was given the same goes together. `timing_ms` is
-        told how long each stage took.
+        `deadline_s` is on the clock of `time.monotonic`; `timing_ms` is told how long each stage took.
         """
-        job = _Job(ask, arrow, timing_ms, time.perf_counter())
+        job = _Job(ask, deadline_s, arrow, timing_ms, time.perf_counter())
         if len(ask.codes) == 1 and ask.rerank is None:
-            kind = (ask.k, ask.radius, ask.limit, ask.filter, ask.allow_partial, ask.include, given_s)
+            # What goes together has about the same time left: within a factor of two.
+            _, time_left = math.frexp(deadline_s - time.monotonic())
+            kind = (ask.k, ask.radius, ask.limit, ask.filter, ask.allow_partial, ask.include, time_left)
             return await self._batcher(kind).submit(job)
-        [body] = await self._answer_batch([job])
+        [body] = await self.run(functools.partial(self._answer, [job]))
         return body
 
     def _batcher(self, kind: Hashable) -> MicroBatcher[_Job, bytes]:
@@ -99,8 +102,11 @@ class SearchThreads:
     def _answer(self, jobs: Sequence[_Job]) -> list[bytes]:
         """Search for all at once and render for each."""
         begun_s = time.perf_counter()
+        left_s = [job.deadline_s - time.monotonic() for job in jobs]
+        # One whose time is over, and whose request has ended, must not end those of others.
+        timeout_s = max(min(left_s), max(left_s) / 2)
         try:
-            found = answer(self._searcher, join([job.ask for job in jobs]))
+            found = answer(self._searcher, join([job.ask for job in jobs]), timeout_s=timeout_s)
         except ValueError as error:
             raise named(error) from error
         parts = [found] if len(jobs) == 1 else split(found)
@@ -126,7 +132,6 @@ class SearchThreads:
     def _count(self, change: int) -> None:
         with self._counting:
             self.at_work += change
-            self._metrics.in_flight.set(self.at_work)
 
 
 def named(error: ValueError) -> ValueError | RequestError:

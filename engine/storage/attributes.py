@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from engine.filters import Filter
 
+# Names that no attribute may have: they are columns of answers, beside those of the attributes.
+RESERVED = frozenset({"id", "code", "query", "distance"})
+
 _BATCH_ROWS = 1024
 _COPIED_ROWS = 64 * _BATCH_ROWS
 _COMPRESSED = pyarrow.ipc.IpcWriteOptions(compression="zstd")

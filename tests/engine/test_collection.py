@@ -205,11 +205,28 @@ def test_bad_arguments_leave_nothing_behind(tmp_path, corpus):
         Collection.create(path, codes, ids=ids * 0, bits=BITS)
     with pytest.raises(ValueError, match="3000 rows, one a code, got 2"):
         Collection.create(path, codes, bits=BITS, attributes={"uri": ["a", "b"]})
+    for names in (["id", "uri"], ["code"], ["distance", "query"]):
+        with pytest.raises(ValueError, match=rf"must not be named \{sorted(set(names) - {'uri'})}"):
+            Collection.create(path, codes, bits=BITS, attributes=dict.fromkeys(names, ids))
     with pytest.raises(ValueError, match="at least 1 code"):
         Collection.create(path, codes[:0], bits=BITS)
     with pytest.raises(CollectionNotFoundError, match="hashlight build"):
         Collection.open(path)
     assert not list(tmp_path.glob("c/shards/*"))
+
+
+def test_a_collection_from_before_names_were_reserved_is_read(tmp_path, corpus):
+    codes, ids, _ = corpus
+    with CollectionWriter(tmp_path / "c", bits=BITS, fingerprint=None, overwrite=False) as writer:
+        writer.add_shard(codes, ids, pa.table({"query": ids % 7, "distance": ids}))
+        writer.commit()
+    collection = Collection.open(tmp_path / "c", verify=True)
+    assert collection.get(ids[:5]).select(["query", "distance"]).to_pylist() == [
+        {"query": id_ % 7, "distance": id_} for id_ in ids[:5].tolist()
+    ]
+    kept = ids % 7 == 3
+    expected = oracles.knn(codes[:4], codes[kept], ids[kept], 6)[1]
+    assert collection.search(codes[:4], 6, filter="query == 3 and distance >= 0").ids.tolist() == expected.tolist()
 
 
 def test_other_folders_are_left_alone(tmp_path, corpus):

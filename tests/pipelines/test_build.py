@@ -138,6 +138,14 @@ def test_append_refuses_what_does_not_fit(tmp_path, rows, folder):
     assert len(Collection.open(tmp_path / "c", verify=True)) == 3000
 
 
+def test_attributes_named_like_columns_of_answers_are_refused(tmp_path, rows):
+    codes, ids, _ = rows
+    folder = write_codes(tmp_path / "codes", codes[:10], ids[:10], more={"distance": np.arange(10)})
+    with pytest.raises(PipelineError, match=r"attributes named \['distance'\]"):
+        build_collection(folder, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 def test_ids_that_stand_twice_in_different_shards_are_refused(tmp_path, rows, monkeypatch):
     monkeypatch.setattr("pipelines.build._COMPARED_IDS", 500)
     codes, ids, _ = rows

@@ -167,6 +167,7 @@ def test_no_corpus_says_why(tmp_path, make, message):
         ({"id": ["a", "b"]}, "must be whole numbers, got string"),
         ({"image": ["a.png", "b.png"]}, "with encoded images .binary, or a struct"),
         ({"code": [1, 2]}, r"columns named \['code'\]"),
+        ({"query": ["shoe", "hat"], "distance": [1, 2]}, r"columns named \['distance', 'query'\]"),
     ],
 )
 def test_columns_that_cannot_be_kept_are_refused_before_any_work(tmp_path, columns, message):

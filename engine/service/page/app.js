@@ -7,6 +7,8 @@ import { card, codePattern, collectionLine, element, statusLine, thumbnail } fro
 const RANGE_LIMIT = 200;
 const LONGEST_RADIUS = 32;
 const TYPING_MS = 250;
+// Browsers refuse an address that changes a hundred times in some seconds, as a slider would have it.
+const writeAddress = later(() => history.replaceState(null, "", toAddress(state)));
 
 const byId = (id) => document.getElementById(id);
 const [ask, drop, file, text, answers, error, status] = ["ask", "drop", "file", "text", "answers", "error", "status"].map(byId);
@@ -42,8 +44,10 @@ async function start() {
 
 // Take up a change. A new query is a step that "back" undoes; a moved slider is not.
 function change(update, { isNewQuery = false } = {}) {
+  if (isNewQuery) history.replaceState(null, "", toAddress(state));
   state = { ...state, ...update };
-  history[isNewQuery ? "pushState" : "replaceState"](null, "", toAddress(state));
+  if (isNewQuery) history.pushState(null, "", toAddress(state));
+  else writeAddress();
   showState();
   return search();
 }

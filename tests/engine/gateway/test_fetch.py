@@ -24,7 +24,7 @@ class Chunks(httpx.AsyncByteStream):
             yield part
 
 
-def fetch(url, *, addresses=("93.184.216.34",), answer=None):
+def fetch(url, *, addresses=("93.184.216.34",), answer=None, **options):
     """Fetch through a name server that gives `addresses`; returns what came and the requests that were made."""
     made = []
 
@@ -38,7 +38,7 @@ def fetch(url, *, addresses=("93.184.216.34",), answer=None):
     async def run():
         fetcher = ImageFetcher(ALLOWED, max_bytes=100, resolve=look_up, transport=httpx.MockTransport(handle))
         try:
-            return await fetcher.fetch(url, "queries.0.url")
+            return await fetcher.fetch(url, "queries.0.url", **options)
         finally:
             await fetcher.close()
 
@@ -117,6 +117,15 @@ def test_answers_that_are_not_taken(answer, status, message):
     with pytest.raises(RequestError, match=message) as caught:
         fetch("https://images.example.com/", answer=answer)
     assert caught.value.status == status
+
+
+def test_a_request_brings_no_more_than_is_left_to_it():
+    data, _ = fetch("https://images.example.com/", left_bytes=7)
+    assert data == b"picture"
+    for left, answer in ((6, None), (0, None), (60, httpx.Response(200, stream=Chunks(b"x" * 40, b"x" * 40)))):
+        with pytest.raises(RequestError, match=f"over the {left} bytes that this request may still bring") as caught:
+            fetch("https://images.example.com/", answer=answer, left_bytes=left)
+        assert (caught.value.status, caught.value.field) == (413, "queries.0.url")
 
 
 def test_names_are_resolved_by_the_system():

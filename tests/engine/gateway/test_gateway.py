@@ -412,6 +412,63 @@ def test_what_a_searcher_raises_is_told(collection, raised, expected):
         assert http.post("/v1/search", json=QUERY).status_code == 200
 
 
+@contextlib.contextmanager
+def gateway_before(cluster_map):
+    with (
+        contextlib.closing(ClusterRouter(cluster_map)) as router,
+        serving.running(create_app(router)) as url,
+        httpx.Client(base_url=url, timeout=60) as http,
+    ):
+        yield http
+
+
+def halves(collection, missing):
+    """Return the shards that are not missing, and those that are."""
+    return [[shard for shard in collection.shards if (shard.name in missing) == gone] for gone in (False, True)]
+
+
+def test_what_the_other_groups_hold_is_known_while_one_is_lost(collection):
+    with shard_servers(collection.path) as (_, whole):
+        missing = set(whole.groups[2].shards)
+        (rest, *_), (lost, *_) = halves(collection, missing)
+        here, gone = int(rest.ids_N[0]), int(lost.ids_N[0])
+        addresses = [group.replicas for group in whole.groups[:2]]
+        with gateway_before(whole.with_replicas([*addresses, ()])) as http:
+            assert http.get(f"/v1/items/{here}").json()["id"] == here
+            assert error(http.get(f"/v1/items/{gone}"))[:2] == (503, "incomplete")
+            body = {"queries": [{"id": here}], "k": 3, "rerank": {"pool": 20}, "include": ["attributes"]}
+            document = http.post("/v1/search", json=body).raise_for_status().json()
+    assert set(document["coverage"]["degraded"]) == missing
+    assert document["results"][0]["hits"][0]["id"] == here
+
+
+@pytest.mark.parametrize("include", [[], ["code", "attributes"]])
+def test_an_answer_in_part_comes_in_time(collection, include):
+    body = {"queries": [{"code": CODE}], "k": 4, "timeout_ms": 2000, "include": include}
+    with (
+        shard_servers(collection.path, faults=True) as (servers, cluster_map),
+        gateway_before(cluster_map) as http,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        servers[-1][0]._fault(delay_s=4.0)
+        answers = list(pool.map(lambda _: http.post("/v1/search", json=body), range(4)))
+        refused = http.post("/v1/search", json={**body, "allow_partial": False, "timeout_ms": 300})
+    assert error(refused)[:2] == (504, "deadline_exceeded")
+    missing = set(cluster_map.groups[-1].shards)
+    rest, _ = halves(collection, missing)
+    codes = np.concatenate([shard.codes_NW for shard in rest])
+    ids = np.concatenate([shard.ids_N for shard in rest])
+    query = np.frombuffer(bytes.fromhex(CODE), "<u8").astype(np.uint64).reshape(1, 1)
+    distances, found = oracles.knn(query, codes, ids, 4)
+    for answer in answers:
+        document = answer.raise_for_status().json()
+        assert set(document["coverage"]["degraded"]) == missing
+        assert document["coverage"]["searched"] == len(ids)
+        assert [(hit["distance"], hit["id"]) for hit in document["results"][0]["hits"]] == list(
+            zip(distances[0].tolist(), found[0].tolist(), strict=True)
+        )
+
+
 def test_searches_that_ask_alike_go_together_and_each_gets_its_own(collection, monkeypatch):
     monkeypatch.setattr("engine.service.searching._PATIENCE_S", 60.0)
     metrics = Metrics()

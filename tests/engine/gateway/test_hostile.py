@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import struct
+import time
 import zlib
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from engine.service.app import create_app
+from engine.service.keys import Keys
 from engine.service.limits import Limits
 from tests import serving
 
@@ -245,6 +247,75 @@ def test_what_is_no_http_is_refused_or_closed(url, http, data):
 def test_a_head_without_end_is_cut_off(url, http, more):
     answer = talk(url, b"GET /v1/collection HTTP/1.1\r\nHost: 127.0.0.1\r\nX: y", more=more)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+
+
+@pytest.fixture(scope="module")
+def impatient(searcher):
+    """A gateway with a key that gives a connection one second without a request, and images two to be encoded."""
+
+    class Slow(serving.AverageHash):
+        def encode(self, images):
+            time.sleep(2)
+            return super().encode(images)
+
+    keys = Keys.load(None, {"HASHLIGHT_API_KEYS": "page search searching-is-all-0001"})
+    with serving.running(create_app(searcher, encoder=Slow(), keys=keys), head_s=1) as url:
+        yield url
+
+
+def connect(url):
+    parts = urlsplit(url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=20)
+
+
+def is_closed_under(connection, drop):
+    """Send drop by drop, for 30 s at most; tells whether the server closed."""
+    for _ in range(300):
+        try:
+            connection.sendall(drop)
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_connection_that_says_nothing_is_closed(impatient):
+    with connect(impatient) as connection:
+        assert connection.recv(1) == b""
+    with connect(impatient) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        answer = b""
+        while chunk := connection.recv(4096):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_that_drips_is_given_up(impatient):
+    with connect(impatient) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nX: ")
+        assert is_closed_under(connection, b"y")
+    with connect(impatient) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        assert is_closed_under(connection, b"G")
+
+
+def test_a_body_that_drips_after_its_answer_is_given_up(impatient):
+    with connect(impatient) as connection:
+        connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401")
+        assert is_closed_under(connection, b" ")
+
+
+def test_what_is_at_work_is_not_given_up(impatient):
+    body = json.dumps({"images": [base64.b64encode(serving.png(serving.make_pictures(1)[0])).decode()]}).encode()
+    head = HEAD.replace(b"search HTTP", b"encode HTTP") + b"X-API-Key: searching-is-all-0001\r\n"
+    with connect(impatient) as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body))
+        for part in (body[:10], body[10:]):
+            time.sleep(1)
+            connection.sendall(part)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_many_bodies_at_once_do_not_fill_the_memory(url, http):

@@ -22,8 +22,15 @@ OPERATIONS = [
     "GET /v1/items/{id}/thumbnail", "GET /v1/collection", "GET /health/live", "GET /health/ready", "GET /metrics",
 ]  # fmt: skip
 WITH_ARGUMENTS = OPERATIONS[:6]  # of the others nothing can be wrong
+
+
+def no_server_error(context, response, case):
+    # A request may give less time than its answer takes, and 504 then is the answer.
+    assert response.status_code < 500 or (response.status_code == 504 and "timeout_ms" in repr(case))
+
+
 CHECKS = [
-    schemathesis.checks.not_a_server_error,
+    no_server_error,
     schemathesis.checks.response_schema_conformance,
     schemathesis.checks.content_type_conformance,
     schemathesis.checks.status_code_conformance,

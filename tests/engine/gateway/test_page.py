@@ -116,6 +116,36 @@ def test_sliders_answer_as_they_move_and_back_goes_to_the_query_before(open_page
     wait_for_answers(page, first)
 
 
+MOVES = """
+k => {
+  window.written = 0;
+  const write = history.replaceState;
+  history.replaceState = (...values) => { window.written += 1; write.apply(history, values); };
+  const slider = document.getElementById("k");
+  for (let place = 1; place <= 150; place++) {
+    slider.value = place < 150 ? 20 + place % 9 : k;
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+}
+"""
+
+
+def test_a_slider_that_moves_writes_its_address_once(open_page, collection, code):
+    page = open_page(f"#code={code}")
+    page.locator("#answers button").first.wait_for()
+    page.evaluate(MOVES, 3)
+    page.wait_for_function("() => location.hash.includes('k=3')")
+    assert page.evaluate("window.written") == 1
+    first = collection.search(words_of(code), 5).ids[0]
+    wait_for_answers(page, first[:3])
+    # A new query takes the last place of the slider with it, though it comes before that was written.
+    page.evaluate(f"k => {{ ({MOVES})(k); document.querySelector('#answers button').click(); }}", 5)
+    page.locator("#shown").get_by_text(f"Item {first[0]}").wait_for()
+    page.go_back()
+    wait_for_answers(page, first)
+    assert "k=5" in page.url
+
+
 def test_filters_and_their_errors(open_page, collection, code):
     page = open_page(f"#code={code}&k=5")
     page.fill("#filter", "label == 3")

@@ -8,60 +8,88 @@ from engine.service.batching import MicroBatcher
 
 
 class Work:
-    """Negates numbers; batch number n waits for its gate if it has one."""
+    """Negates numbers; what is in `gates` waits for its gate, and a batch of more than one for that of its first."""
 
-    def __init__(self, **gates):
+    def __init__(self, gates=None):
         self.batches = []
-        self.gates = {int(name.removeprefix("batch")): gate for name, gate in gates.items()}
+        self.gates = gates or {}
 
     async def __call__(self, items):
-        number = len(self.batches)
         self.batches.append(list(items))
-        if number in self.gates:
-            await asyncio.wait_for(self.gates[number].wait(), 60)
-        await asyncio.sleep(0)
+        if items[0] in self.gates:
+            await asyncio.wait_for(self.gates[items[0]].wait(), 60)
         if "refused" in items:
             raise ValueError("refused")
-        return [-item for item in items]
+        return [-item for item in items][: 1 if "short" in self.gates else None]
+
+
+async def until(true):
+    """Wait until a condition holds."""
+    async with asyncio.timeout(60):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+def negated(numbers):
+    return [-number for number in numbers]
 
 
 def test_what_arrives_while_a_batch_is_at_work_goes_together():
     async def run():
         gate = asyncio.Event()
-        work = Work(batch0=gate)
+        work = Work({0: gate})
         batcher = MicroBatcher(work, batch_size=4)
         assert batcher.idle
         futures = [batcher.submit(number) for number in range(10)]
-        await asyncio.sleep(0.01)
-        assert work.batches == [[0]]
+        await until(lambda: work.batches == [[0]])
         assert not batcher.idle
         gate.set()
-        assert await asyncio.gather(*futures) == [-number for number in range(10)]
+        assert await asyncio.gather(*futures) == negated(range(10))
         assert work.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
         assert await batcher.submit(10) == -10
-        await asyncio.sleep(0)
-        assert batcher.idle
+        await until(lambda: batcher.idle)
 
     asyncio.run(run())
 
 
-def test_nobody_waits_for_a_slow_batch_and_the_next_are_small_until_they_are_in_time():
+def test_while_batches_are_slow_nobody_waits_for_another():
     async def run():
-        slow, quick = asyncio.Event(), asyncio.Event()
-        work = Work(batch0=slow, batch1=quick)
-        batcher = MicroBatcher(work, batch_size=8, patience_s=0.05)
-        first = batcher.submit(0)
-        while not batcher._late:  # the patience is lost
-            await asyncio.sleep(0.01)
-        second = batcher.submit(1)
-        others = [batcher.submit(number) for number in range(2, 9)]
-        quick.set()
-        assert await asyncio.gather(second, *others) == [-number for number in range(1, 9)]
-        assert not first.done()
-        assert not batcher.idle
-        assert work.batches == [[0], [1], [2, 3], [4, 5, 6, 7], [8]]
+        gates = {number: asyncio.Event() for number in (0, 2, 3, 4, 5)}
+        work = Work(gates)
+        batcher = MicroBatcher(work, batch_size=8, patience_s=0.01)
+        futures = [batcher.submit(number) for number in range(4)]
+        # Number 0 does not end in time: what waits for it goes at once, each alone, and so does what comes then.
+        await until(lambda: work.batches == [[0], [1], [2], [3]])
+        futures += [batcher.submit(4), batcher.submit(5)]
+        await until(lambda: work.batches[4:] == [[4], [5]])
+        assert await futures[1] == -1
+        assert not futures[0].done()
+        for gate in gates.values():
+            gate.set()
+        assert await asyncio.gather(*futures) == negated(range(6))
+        await until(lambda: batcher.idle)
+
+    asyncio.run(run())
+
+
+def test_sizes_double_again_with_batches_that_are_in_time():
+    async def run():
+        slow, last = asyncio.Event(), asyncio.Event()
+        work = Work({0: slow, 1: last})
+        batcher = MicroBatcher(work, batch_size=8, patience_s=0.01)
+        late = batcher.submit(0)
+        await until(lambda: batcher._size == 0)
+        batcher._patience_s = 60.0
+        futures = [batcher.submit(1)]
+        last.set()
+        await until(futures[0].done)
+        gate = work.gates[2] = asyncio.Event()
+        futures += [batcher.submit(number) for number in range(2, 14)]
+        gate.set()
+        assert await asyncio.gather(*futures) == negated(range(1, 14))
+        assert work.batches == [[0], [1], [2], [3, 4], [5, 6, 7, 8], [9, 10, 11, 12, 13]]
         slow.set()
-        assert await first == 0
+        assert await late == 0
 
     asyncio.run(run())
 
@@ -69,10 +97,10 @@ def test_nobody_waits_for_a_slow_batch_and_the_next_are_small_until_they_are_in_
 def test_a_request_that_is_given_up_is_left_out():
     async def run():
         gate = asyncio.Event()
-        work = Work(batch0=gate)
+        work = Work({0: gate})
         batcher = MicroBatcher(work, batch_size=4)
         futures = [batcher.submit(number) for number in range(4)]
-        await asyncio.sleep(0)
+        await until(lambda: work.batches)
         futures[0].cancel()
         futures[2].cancel()
         gate.set()
@@ -84,15 +112,34 @@ def test_a_request_that_is_given_up_is_left_out():
 
 def test_a_batch_that_fails_fails_for_its_own_and_nobody_else():
     async def run():
-        gate = asyncio.Event()
-        work = Work(batch0=gate)
+        work = Work()
         batcher = MicroBatcher(work, batch_size=2)
         futures = [batcher.submit(item) for item in (0, "refused", 1, 2, 3)]
-        gate.set()
         results = await asyncio.gather(*futures, return_exceptions=True)
         assert [str(result) for result in results] == ["0", "refused", "refused", "-2", "-3"]
         with pytest.raises(ValueError, match="refused"):
             await batcher.submit("refused")
         assert await batcher.submit(4) == -4
+
+    asyncio.run(run())
+
+
+def test_a_batch_with_too_few_rows_or_that_is_cancelled_leaves_nobody_waiting():
+    async def run():
+        gate = asyncio.Event()
+        batcher = MicroBatcher(Work({0: gate, "short": None}), batch_size=2)
+        futures = [batcher.submit(number) for number in range(3)]
+        gate.set()
+        assert await futures[0] == 0
+        for future in futures[1:]:
+            with pytest.raises(ValueError, match="zip"):
+                await future
+
+        async def cancelled(items):
+            raise asyncio.CancelledError
+
+        batcher = MicroBatcher(cancelled, batch_size=2)
+        with pytest.raises(asyncio.CancelledError):
+            await batcher.submit(0)
 
     asyncio.run(run())
