@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -571,7 +571,9 @@ def info(
 @app.command()
 @_reports_errors
 def serve(
-    collection: Annotated[Path, typer.Argument(help="A collection.", exists=True)],
+    collection: Annotated[
+        str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.", callback=_refuse_missing)
+    ],
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every address of the machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
     encoder: Annotated[
@@ -591,12 +593,14 @@ def serve(
     groups: Annotated[
         int | None, typer.Option(min=1, help="Shard servers in so many groups, each with a part of the shards.")
     ] = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Of each group.")] = 1,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Of each group; 1 if left out.")] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Shard servers on Ray, not as processes here.")] = False,
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; `auto` is this machine's.")] = None,
-    shard_tls_cert: Annotated[Path | None, typer.Option(help="The shard servers' certificate (PEM).")] = None,
-    shard_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
-    shard_tls_authority: Annotated[Path | None, typer.Option(help="Who signed it (PEM).")] = None,
+    shard_tls_cert: Annotated[
+        Path | None, typer.Option(help="The shard servers' certificate (PEM).", exists=True)
+    ] = None,
+    shard_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", exists=True)] = None,
+    shard_tls_authority: Annotated[Path | None, typer.Option(help="Who signed it (PEM).", exists=True)] = None,
 ) -> None:
     """Serve a collection over HTTP: from this process, or with --groups from shard servers, here or on Ray.
 
@@ -605,8 +609,11 @@ def serve(
     from engine.service.http_server import Address
     from engine.service.keys import Keys
     from engine.service.limits import Limits
+    from engine.storage.store import open_store
     from pipelines.serve import serve_embedded
 
+    shard_tls = {"cert": shard_tls_cert, "key": shard_tls_key, "authority": shard_tls_authority}
+    _check_shard_options(groups, replicas, ray, address, shard_tls)
     where = Address(host=host, port=port, certificate=tls_cert, private_key=tls_key)
     gateway: dict[str, Any] = {
         "encoder": encoder,
@@ -628,12 +635,29 @@ def serve(
                     certificate=shard_tls_cert, key=shard_tls_key, authority=shard_tls_authority, fresh_token=True
                 )
                 cluster = serve_cluster(
-                    collection, where, Keys.load(keys), groups=groups or 1, replicas=replicas, ray=ray,
+                    collection, where, Keys.load(keys), groups=groups or 1, replicas=replicas or 1, ray=ray,
                     ray_address=address, shard_security=security, **gateway,
                 )  # fmt: skip
                 server = stack.enter_context(cluster)
-        out.print(f"serving {collection} at {server.url}", soft_wrap=True)
+        out.print(f"serving {open_store(collection)} at {server.url}", soft_wrap=True)
         server.run()
+
+
+def _check_shard_options(
+    groups: int | None, replicas: int | None, ray: bool, address: str | None, tls: Mapping[str, Path | None]
+) -> None:
+    """Refuse options that would be ignored."""
+    if address is not None and not ray:
+        raise typer.BadParameter("--address is that of a Ray cluster: give --ray, too, or leave it out")
+    given = [f"--shard-tls-{name}" for name, path in tls.items() if path is not None]
+    given += [] if replicas is None else ["--replicas"]
+    if given and groups is None and not ray:
+        raise typer.BadParameter(
+            f"{', '.join(given)}: there are no shard servers without --groups or --ray; give one of those, or leave "
+            "it out"
+        )
+    if tls["authority"] is not None and tls["cert"] is None:
+        raise typer.BadParameter("--shard-tls-authority goes with --shard-tls-cert and --shard-tls-key")
 
 
 @app.command()

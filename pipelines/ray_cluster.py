@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 import threading
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -148,10 +148,12 @@ class RayCluster:
         self._location = str(collection)
         self._cpus = cpus
         self._actors: dict[tuple[int, int], Any] = {}
-        self._placements = [_place(replicas, cpus) for _ in range(groups)]
+        self._placements: list[Any] = []
         directory = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=32)(Directory)
         self._directory = directory.remote(self._location, groups, self.security)
         try:
+            for _ in range(groups):
+                self._placements.append(_place(replicas, cpus))
             self._start([(group, number) for group in range(groups) for number in range(replicas)])
         except BaseException:
             self.close()
@@ -229,8 +231,7 @@ class RayCluster:
         try:
             ray.get([self._actors[place].health.remote() for place in places], timeout=READY_S)
         except ray.exceptions.RayError as error:
-            for place in places:
-                ray.kill(self._actors.pop(place))
+            self._kill({place: self._actors.pop(place) for place in places})
             reason = " ".join(str(getattr(error, "cause", None) or error).split())[:300]
             raise NotReadyError(f"the shard servers {places} (group, number) do not start: {reason}") from error
 
@@ -262,11 +263,22 @@ class RayCluster:
     def _stop(self, places: list[tuple[int, int]]) -> None:
         import ray
 
-        going = [self._actors.pop(place) for place in places]
-        with contextlib.suppress(ray.exceptions.RayError):  # one that is lost has nothing to answer
-            ray.get([actor.drain.remote() for actor in going], timeout=DRAIN_S + 5)
-        for actor in going:
+        if not places:
+            return
+        going = {place: self._actors.pop(place) for place in places}
+        # One that is lost has nothing to answer, and does not keep the others from answering.
+        ray.wait([actor.drain.remote() for actor in going.values()], num_returns=len(going), timeout=DRAIN_S + 5)
+        self._kill(going)
+
+    def _kill(self, actors: dict[tuple[int, int], Any]) -> None:
+        """Kill servers, and have the directory forget them."""
+        import ray
+
+        for actor in actors.values():
             ray.kill(actor)
+        time.sleep(REGISTER_S)  # Ray kills behind the scenes; one may register until then
+        forgotten = [self._directory.remove.remote(*place) for place in actors]
+        ray.wait(forgotten, num_returns=len(forgotten), timeout=ASKED_S)
 
 
 def _place(replicas: int, cpus: float) -> Any:

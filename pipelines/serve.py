@@ -27,7 +27,7 @@ _RENEW_EVERY_S = 2.0
 
 
 def serve_embedded(
-    path: Path,
+    path: str | Path,
     address: Address,
     keys: Keys,
     *,

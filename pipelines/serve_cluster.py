@@ -31,7 +31,7 @@ _ROLL_EVERY_S = 2.0
 
 @contextlib.contextmanager
 def serve_cluster(
-    path: Path,
+    path: str | Path,
     address: Address,
     keys: Keys,
     *,

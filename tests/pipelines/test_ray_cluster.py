@@ -1,5 +1,6 @@
 """Shard servers on Ray: the same answers, restarts at new addresses, a new version, a lost directory."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,12 +9,14 @@ import sys
 import numpy as np
 import pytest
 
+from engine.collection import Collection
 from engine.errors import NotReadyError
 from engine.service.router import ClusterRouter
 from pipelines import ray_cluster
+from pipelines.errors import PipelineError
 from pipelines.ray_cluster import RayCluster
-from tests.engine.service.conftest import Corpus, Load, eventually
-from tests.oracles import knn, within_radius
+from tests.engine.service.conftest import BITS, Corpus, Load, eventually
+from tests.oracles import clustered_codes, knn, within_radius
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,39 @@ def test_what_cannot_be_added_leaves_what_there_was(running, monkeypatch):
     eventually(lambda: all_connected(router, 6))
     cluster.scale(2)
     eventually(lambda: all_connected(router, 4))
+
+
+def test_a_lost_server_that_is_no_longer_wanted_is_forgotten(running):
+    cluster, router = running
+    eventually(lambda: all_connected(router))
+    os.kill(cluster.health()[0, 1]["pid"], signal.SIGKILL)
+    cluster.scale(1)
+    assert registered(cluster) == [1, 1]
+    eventually(lambda: all_connected(router, 2))
+    cluster.scale(2)
+    eventually(lambda: all_connected(router, 4))
+
+
+def test_a_cluster_that_has_no_room_leaves_nothing_reserved(own, ray_session, monkeypatch):
+    import ray
+
+    free = ray.available_resources()["CPU"]
+    monkeypatch.setattr(ray_cluster, "PLACED_S", 5.0)
+    with pytest.raises(PipelineError, match="add nodes, or serve fewer groups or replicas"):
+        RayCluster(own.path, groups=2, replicas=1, cpus=0.75 * free)
+    eventually(lambda: ray.available_resources()["CPU"] == pytest.approx(free))
+
+
+def test_a_collection_in_a_bucket_is_served(bucket, ray_session):
+    rng = np.random.default_rng(5)
+    codes, ids = clustered_codes(rng, 500, BITS), rng.permutation(500)
+    uri = bucket.uri("photos")
+    Collection.create(uri, codes, ids=ids, bits=BITS, shards=2)
+    with (
+        RayCluster(uri, groups=2, replicas=1, cpus=0.1) as cluster,
+        contextlib.closing(ClusterRouter(cluster.map, security=cluster.security)) as router,
+    ):
+        assert (router.search(codes[:9], 10).ids == knn(codes[:9], codes, ids, 10)[1]).all()
 
 
 @pytest.mark.slow

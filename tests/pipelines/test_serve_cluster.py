@@ -1,5 +1,6 @@
 """`hashlight serve --groups`: a gateway over shard servers, in processes of their own."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 
 import hashlight
 from engine.client.errors import ConnectionFailedError
+from engine.collection import Collection
 from pipelines.serve_cluster import shard_servers
-from tests.engine.service.conftest import Corpus, Load, eventually
-from tests.oracles import knn, within_radius
+from tests.engine.service.conftest import BITS, Corpus, Load, eventually
+from tests.oracles import clustered_codes, knn, within_radius
 from tests.pipelines.test_cli import run
 from tests.pipelines.test_serve import end, start
 
@@ -85,6 +87,44 @@ def test_another_gateway_takes_the_place_of_a_killed_one(own):
             assert [answer.ids.tolist() for answer in client.search(own.queries, 5)] == expected
         finally:
             end(server)
+
+
+@pytest.mark.parametrize("options", [(), ("--groups", 2)], ids=["embedded", "shard servers"])
+def test_a_collection_in_a_bucket_is_served_and_its_new_versions(bucket, options):
+    rng = np.random.default_rng(51)
+    codes, ids = clustered_codes(rng, 500, BITS), rng.permutation(500)
+    uri = bucket.uri("photos")
+    Collection.create(uri, codes, ids=ids, bits=BITS, shards=2)
+    server, url = start(uri, "--port", 0, *options)
+    try:
+        with hashlight.SearchClient(url, timeout_s=60) as client:
+            found = client.search(codes[:9], 10)
+            assert [answer.ids.tolist() for answer in found] == knn(codes[:9], codes, ids, 10)[1].tolist()
+            fewer, fewer_ids = codes[100:], ids[100:]
+            Collection.create(uri, fewer, ids=fewer_ids, bits=BITS, shards=3, overwrite=True)
+            eventually(lambda: client.describe()["version"] == 2, timeout_s=60)
+            found = client.search(codes[:9], 10)
+            assert [answer.ids.tolist() for answer in found] == knn(codes[:9], fewer, fewer_ids, 10)[1].tolist()
+    finally:
+        end(server)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--replicas", 2], "--replicas: there are no shard servers without --groups or --ray"),
+        (["--shard-tls-cert", "pem", "--shard-tls-key", "pem"], "--shard-tls-cert, --shard-tls-key: there are no"),
+        (["--address", "auto"], "--address is that of a Ray cluster: give --ray"),
+        (["--groups", 2, "--address", "auto"], "--address is that of a Ray cluster: give --ray"),
+        (["--groups", 2, "--shard-tls-authority", "pem"], "goes with --shard-tls-cert and --shard-tls-key"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(own, tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pem").write_text("never read")
+    result = run("serve", own.path, *options)
+    assert result.exit_code == 2
+    assert said in " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
 
 
 def test_more_groups_than_shards_are_refused(own):
