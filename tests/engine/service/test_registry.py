@@ -14,7 +14,7 @@ from engine.service.shard_server import ShardServer
 from engine.storage.integrity import describe_files
 from engine.storage.manifest import make_live, read_current, write_manifest
 from engine.storage.store import open_store
-from tests.engine.service.conftest import Corpus
+from tests.engine.service.conftest import Corpus, shut_down
 from tests.oracles import knn
 
 GROUPS = 2
@@ -39,7 +39,7 @@ def registered(path, *, replicas):
         yield registry, servers
     finally:
         for server in servers.values():
-            server.shutdown()
+            shut_down(server)
 
 
 def versions_of(server):
