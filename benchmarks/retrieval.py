@@ -119,9 +119,9 @@ VARIANTS = {
             "this same data, in which other settings had favoured the ablations: with 12 epochs instead of 36 and "
             "beta rising by equal steps, HashNet-tanh and HashNet-sgn were ahead by 0.001 to 0.017 at every number of "
             "bits. HashNet-tanh is what we take the paper's HashNet-sgn to be; the row of that name has signs from the "
-            "start, with straight-through gradients, HashNet-sharp has tanh(30 z) throughout. Weights are worth 0.049 at "
-            "12 bits and at most 0.005 beyond; continuation is worth nothing here that one seed and 1,000 queries can "
-            "tell from chance.",
+            "start, with straight-through gradients, HashNet-sharp has tanh(30 z) throughout. Weights are worth 0.049 "
+            "at 12 bits and at most 0.005 beyond; continuation is worth nothing here that one seed and 1,000 queries "
+            "can tell from chance.",
             pretrain_epochs=(30, 10, 10),
             epochs=36,
             batch_size=512,
