@@ -73,8 +73,8 @@ class TrainingFolder:
             ) from exc
         if state.get("run") != self._run:
             raise EncoderError(
-                f"{path} belongs to a run with other settings, labels or number of images: delete its folder to start "
-                "anew, or go on with what it was started with"
+                f"{path} belongs to a run with other settings, labels or number of images: go on with what it was "
+                "started with, or delete its folder (--overwrite does) to start anew"
             )
         self.history = state["history"]
         return state

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from encoders.backbones import SMALL_CNN, Backbone, build_backbone
 from encoders.checkpoints import TrainingFolder
 from encoders.encoder import EncoderConfig, HashEncoder
+from encoders.errors import EncoderError
 from encoders.heads import KernelHead, head_of
 from encoders.loop import HASHING, WARM_UP, Loop, LoopSettings, Outcome, Phase, Progress
 from encoders.methods import METHODS, Method, ObjectiveSettings
@@ -38,6 +39,7 @@ from encoders.workers import ALONE, Workers, forked_random
 __all__ = ["ImageDataset", "Progress", "TrainConfig", "train"]
 
 PRECISIONS = ("float32", "bfloat16", "float64")
+DEVICES = ("cpu", "cuda")
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -145,6 +147,8 @@ class TrainConfig:
         _require(self.last_beta >= 1, "final_beta", "at least 1, where continuation starts, or None", self.final_beta)
         _require(self.alpha is None or self.alpha > 0, "alpha", "above 0 or None (10 / bits)", self.alpha)
         _require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        _require(0 <= self.seed < 2**32, "seed", "0 to 4,294,967,295", self.seed)
+        _require(self.device in DEVICES, "device", f"one of {', '.join(DEVICES)}", self.device)
         self._check_validation()
 
     @property
@@ -215,7 +219,7 @@ def train(
     ValueError
         If there are no images, the method cannot learn from what is given, or it does not fit the images.
     EncoderError
-        If the backbone cannot be built, or `folder` belongs to another run.
+        If the backbone cannot be built, `folder` belongs to another run, or the device is not there.
     ImageError
         If an image cannot be decoded.
 
@@ -225,6 +229,11 @@ def train(
     the papers' SGD.
     """
     config = config or TrainConfig()
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise EncoderError(
+            f"`device` must be one that is here, got cuda, of which torch {torch.__version__} sees none: train on cpu, "
+            "or install a torch and a driver for CUDA"
+        )
     method = METHODS[config.method]
     supervision = _supervise(len(images), labels, pairs, views)
     method.check(supervision)

@@ -179,8 +179,10 @@ def train(
     """Train an encoder; an interrupted training goes on where it was."""
     from encoders.methods import METHODS
     from encoders.training import TrainConfig
-    from pipelines.train import train_encoder
+    from pipelines.train import SUPERVISIONS, train_encoder
 
+    if supervision not in (None, *SUPERVISIONS):
+        raise typer.BadParameter(f"--supervision must be one of {', '.join(SUPERVISIONS)}, got {supervision!r}")
     # What is not given is left to the defaults of TrainConfig.
     optional = dict(
         epochs=epochs,
@@ -194,9 +196,19 @@ def train(
         precision=precision,
     )
     given = {name: value for name, value in optional.items() if value is not None}
-    config = TrainConfig(
-        bits=bits, method=method, backbone=backbone, weights=weights, compile=compile, device=device, seed=seed, **given
-    )
+    try:
+        config = TrainConfig(
+            bits=bits,
+            method=method,
+            backbone=backbone,
+            weights=weights,
+            compile=compile,
+            device=device,
+            seed=seed,
+            **given,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     if ignored := METHODS[method].ignores & given.keys():
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(ignored))
         raise typer.BadParameter(f"{method} has no use for {names}: leave it out")

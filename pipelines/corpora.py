@@ -104,7 +104,7 @@ def labels_of(entries: pa.Table) -> tuple[np.ndarray, list[str]]:
     if not has_labels(entries):
         raise PipelineError(
             "the corpus has no labels: expected sub-folders named after classes, or a Parquet column `label`; "
-            f"got the columns {attribute_names(entries)}"
+            f"got beside the images {attribute_names(entries)}"
         )
     column = entries["label"]
     lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)

@@ -258,7 +258,19 @@ def test_bad_supervision_is_refused():
         train(IMAGES, config=TrainConfig(method="itq", weights="imagenet", compile=True, bits=8))
 
 
-@pytest.mark.parametrize("change", [{"bits": 0}, {"bits": 2000}, {"epochs": 0}, {"batch_size": 2}, {"schedule": "up"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bits": 0},
+        {"bits": 2000},
+        {"epochs": 0},
+        {"batch_size": 2},
+        {"schedule": "up"},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"device": "tpu"},
+    ],
+)
 def test_bad_settings_are_refused(change):
     ((name, value),) = change.items()
     with pytest.raises(ValueError, match=f"`{name}` must be .* got {value!r}"):

@@ -88,8 +88,31 @@ def test_what_cannot_be_learned_is_refused_with_its_reason(tmp_path, corpora):
         "--input", corpora["one"], *output, "--method", "hashnet-c"
     )
     assert "go together, got no list of pairs" in error(*bare, "--supervision", "pairs")
-    assert "must be one of labels, pairs, views, nothing, got 'luck'" in error(*bare, "--supervision", "luck")
     assert not (tmp_path / "encoder").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--supervision", "luck", "one of labels, pairs, views, nothing, got 'luck'"),
+        ("--method", "magic", "`method` must be one of hashnet, "),
+        ("--precision", "float16", "one of float32, bfloat16, float64, got 'float16'"),
+        ("--device", "tpu", "`device` must be one of cpu, cuda, got 'tpu'"),
+        ("--seed", -1, "`seed` must be 0 to 4,294,967,295, got -1"),
+        ("--patience", 2, "with `validation_images` to judge epochs by"),
+    ],
+)
+def test_wrong_values_of_options_exit_with_2(tmp_path, corpora, option, value, reason):
+    result = run("--input", corpora["one"], "--output", tmp_path / "encoder", option, value)
+    assert result.exit_code == 2
+    assert reason in " ".join(result.stderr.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_a_device_that_is_not_there_is_refused(tmp_path, corpora):
+    reason = error("--input", corpora["one"], "--output", tmp_path / "encoder", "--device", "cuda", *QUICK)
+    assert "`device` must be one that is here, got cuda" in reason
 
 
 @pytest.mark.parametrize(
