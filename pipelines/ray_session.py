@@ -61,6 +61,8 @@ def _without_backend_notices() -> Iterator[None]:
 
 
 def _own_session(num_cpus: int) -> dict[str, object]:
+    # Ray would run its workers at niceness 15, at which whatever else runs here starves the job that was asked for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     return {
         "address": "local",  # or Ray would join a cluster that this machine happens to run
         "num_cpus": num_cpus,

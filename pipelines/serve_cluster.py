@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -103,8 +102,6 @@ def shard_servers(
     """
     with contextlib.ExitStack() as stack:
         if ray:
-            # Ray runs its workers at the lowest priority, made for batch jobs; a Ray of our own should not.
-            os.environ.setdefault("RAY_worker_niceness", "0")
             is_own = stack.enter_context(ray_session(num_cpus=usable_cores(), address=ray_address))
             # A Ray of our own has nothing else to place, so that there is room for any number of replicas.
             cpus = usable_cores() / (groups * MAX_REPLICAS) if is_own else 1.0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 
@@ -26,6 +28,8 @@ def ray_session(s3_credentials):
     """One small Ray for all tests that need one."""
     import ray
 
+    # The workers' default niceness, 15, lets other work on the machine starve them.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
     yield
     ray.shutdown()
