@@ -26,7 +26,10 @@ from pipelines.errors import PipelineError
 from pipelines.filesystems import is_local, list_s3, normalise, open_filesystem
 from pipelines.reads import open_file, open_stream
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_DECODED = {".apng", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# Images all the same: they are listed, to become rejects that say why, not to be missing without a word.
+_NOT_DECODED = {".avif", ".heic", ".heif", ".j2k", ".jp2", ".jxl"}
+IMAGE_SUFFIXES = _DECODED | _NOT_DECODED
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LIST_SUFFIXES = (".txt", ".lst")
 IMAGE_COLUMN = "image"
@@ -100,7 +103,7 @@ def open_listing(corpus: str | Path) -> Listing:
             return _open_folder_listing(root, first)
         skipped += 1
     raise PipelineError(
-        f"{root} has no images: expected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}, .parquet, .tar or "
+        f"{root} has no images: expected files ending in {' '.join(sorted(_DECODED))}, .parquet, .tar or "
         f"-ubyte, got {skipped} other files"
     )
 

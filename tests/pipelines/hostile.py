@@ -87,6 +87,7 @@ def bad():
         "small bomb.png": (save(Image.new("1", (9_000, 9_000)), "PNG"), "^too many pixels: 9000 x 9000"),
         "empty.png": (b"", "^empty file"),
         "text.jpg": (b"this is a text, not an image", "^not an image"),
+        "photo.heic": (b"\x00\x00\x00\x18ftypheic" + bytes(40), "^unsupported format: HEIC"),
         "document.png": (b"%PDF-1.7 ...", "^unsupported format: PDF"),
         "huge profile.png": (png_with_profile(50_000_000), "^damaged: Decompressed data too large"),
         "endless.jpg": (endless_jpeg(), "^takes more than 1 s of processor time"),

@@ -131,7 +131,7 @@ def test_missing_bytes_in_parquet_are_an_error_for_that_image_only(tmp_path):
     ("make", "message"),
     [
         (lambda path: None, "no corpus at"),
-        (lambda path: path.mkdir(), "has no images: expected files ending in .bmp"),
+        (lambda path: path.mkdir(), "has no images: expected files ending in .apng .bmp"),
         (lambda path: (path.mkdir(), (path / "a.txt").write_text("x")), "got 1 other files"),
         (lambda path: (path.mkdir(), (path / "a.parquet").write_bytes(b"PAR1nonsense")), "not a readable Parquet"),
         (lambda path: (path.mkdir(), pq.write_table(pa.table({"x": [1]}), path / "a.parquet")), "no column `image`"),
