@@ -58,7 +58,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if not data:
         raise ImageError("empty file")
-    with _pillow_errors(data):
+    with _pillow_errors(data, max_pixels):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(image, max_pixels)
         image.load()
@@ -119,7 +119,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 @contextlib.contextmanager
-def _pillow_errors(data: bytes) -> Iterator[None]:
+def _pillow_errors(data: bytes, max_pixels: int) -> Iterator[None]:
     """Map whatever Pillow raises to one `ImageError`.
 
     Its decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on hostile bytes, so
@@ -132,7 +132,8 @@ def _pillow_errors(data: bytes) -> Iterator[None]:
     except UnidentifiedImageError as exc:
         raise ImageError(_name_unidentified(data)) from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise ImageError("too many pixels: above Pillow's own limit") from exc
+        most = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+        raise ImageError(f"too many pixels: at most {most:,} are decoded") from exc
     except Exception as exc:
         reason = " ".join(str(exc).split())[:120] or type(exc).__name__
         kind = "truncated" if "truncated" in reason.lower() else "damaged"

@@ -5,6 +5,7 @@ What they raise is drawn in `engine.client.errors`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.client.calls import Describe, Encode, Get, Ready, Search, Thumbnail, search_options
 from engine.client.http import MAX_RETRIES, AsyncHttpTransport, HttpTransport
-from engine.client.queries import Code, Image, read_ids, read_images, read_queries
+from engine.client.queries import Code, Image, is_url, read_ids, read_images, read_queries
 from engine.client.results import Items, SearchResponse
 from engine.rerank import Rerank
 
@@ -73,7 +74,7 @@ class SearchClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._timeout_s = timeout_s
-        if _is_url(target):
+        if _names_gateway(target):
             self._transport: Any = HttpTransport(
                 str(target), api_key=api_key, max_retries=max_retries, transport=transport
             )
@@ -114,8 +115,8 @@ class SearchClient:
         Parameters
         ----------
         queries : one query, or a sequence of them
-            An image (path, bytes, PIL image), the id of an item (to find more like it), or a code (uint64 array of
-            shape (W,)); codes may be one array (Q, W).
+            An image (path, bytes, PIL image, or an address that the gateway fetches), the id of an item (to find more
+            like it), or a code (uint64 array of shape (W,)); codes may be one array (Q, W).
         k : int
         filter : str, optional
             Only items whose attributes satisfy it, such as `'label == 3 and price < 5.5'`; see `engine.filters`.
@@ -243,7 +244,7 @@ class AsyncSearchClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._timeout_s = timeout_s
-        if _is_url(target):
+        if _names_gateway(target):
             self._transport: Any = AsyncHttpTransport(
                 str(target), api_key=api_key, max_retries=max_retries, transport=transport
             )
@@ -341,8 +342,10 @@ class AsyncSearchClient:
         return _seconds(self._timeout_s if timeout_s is None else timeout_s)
 
 
-def _is_url(target: object) -> bool:
-    return isinstance(target, str) and target.startswith(("http://", "https://"))
+def _names_gateway(target: object) -> bool:
+    if isinstance(target, str) and re.match(r"[\w.-]+:\d+(/|$)", target) and not Path(target).exists():
+        raise ValueError(f"`target` must be http://..., https://... or a collection's folder, got {target!r}")
+    return is_url(target)
 
 
 def _seconds(timeout_s: float) -> float:

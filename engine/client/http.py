@@ -27,7 +27,7 @@ from engine.client.errors import (
     ServerError,
     error_of,
 )
-from engine.client.queries import Picture, QueryInput
+from engine.client.queries import Address, Picture, QueryInput
 from engine.client.results import Items, SearchResponse, Thumbnails, data_uri, words_of
 
 MAX_RETRIES = 2
@@ -262,6 +262,8 @@ def _as_text(value: Any) -> str:
 def _as_json(query: QueryInput) -> dict[str, Any]:
     if isinstance(query, Picture):
         return {"image": base64.b64encode(query.data).decode()}
+    if isinstance(query, Address):
+        return {"url": query.url}
     if isinstance(query, np.ndarray):
         return {"code": query.astype("<u8").tobytes().hex()}
     return {"id": query}

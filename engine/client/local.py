@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
-from engine.client.queries import Code, Picture, QueryInput
+from engine.client.queries import Address, Code, Picture, QueryInput
 from engine.client.results import Items, SearchResponse, data_uri
 from engine.codes import CodeArray, check_codes, num_words
 from engine.collection import Collection
@@ -117,6 +117,8 @@ class LocalTransport:
         ids: dict[int, int] = {}
         codes_QW = np.zeros((len(queries), num_words(self._searcher.bits)), np.uint64)
         for number, query in enumerate(queries):
+            if isinstance(query, Address):
+                raise ValueError(f"`queries` has {query.url}, which only a gateway fetches: pass the image's bytes")
             if isinstance(query, Picture):
                 pictures[number] = query.data
             elif isinstance(query, np.ndarray):

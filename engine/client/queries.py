@@ -1,4 +1,4 @@
-"""What people ask with: images as paths, bytes or PIL images; codes as arrays; items by their ids."""
+"""What people ask with: images as paths, bytes, PIL images or addresses; codes as arrays; items by their ids."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,13 @@ class Picture(NamedTuple):
     data: bytes
 
 
-QueryInput = Picture | int | Code
+class Address(NamedTuple):
+    """Where an image is, for a gateway to fetch."""
+
+    url: str
+
+
+QueryInput = Picture | Address | int | Code
 
 
 def read_queries(queries: Any) -> Code | list[QueryInput]:
@@ -31,7 +37,8 @@ def read_queries(queries: Any) -> Code | list[QueryInput]:
     Parameters
     ----------
     queries : one query, or a sequence of them
-        An image (path, bytes, PIL image), an id (int), a code (uint64 array of shape (W,)); or codes (Q, W).
+        An image (path, bytes, PIL image, or an address that begins with http:// or https://), an id (int), a code
+        (uint64 array of shape (W,)); or codes (Q, W).
 
     Raises
     ------
@@ -53,7 +60,7 @@ def read_images(images: Any) -> list[Picture]:
     """Return encoded images of one image or a sequence of them."""
     read = read_queries(images)
     if isinstance(read, np.ndarray) or not all(isinstance(query, Picture) for query in read):
-        raise TypeError("`images` must be images: paths, bytes or PIL images")
+        raise TypeError("`images` must be images: paths, bytes or PIL images; addresses are for searches only")
     return [query for query in read if isinstance(query, Picture)]
 
 
@@ -64,7 +71,14 @@ def read_ids(ids: int | Sequence[int] | NDArray[np.int64]) -> list[int]:
     return [_whole(id_) for id_ in ids]
 
 
+def is_url(value: object) -> TypeGuard[str]:
+    """Tell whether something is an address, not a path."""
+    return isinstance(value, str) and value.startswith(("http://", "https://"))
+
+
 def _read_query(query: Any) -> QueryInput:
+    if is_url(query):
+        return Address(query)
     if isinstance(query, str | os.PathLike):
         return Picture(Path(query).read_bytes())
     if isinstance(query, bytes | bytearray):

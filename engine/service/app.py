@@ -214,8 +214,19 @@ def _ids(text: str, most: int) -> list[int]:
     return ids
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        return _answer_of(_refusal_of_path(request, error))
     return _answer_of(error)
+
+
+def _refusal_of_path(request: Request, error: HTTPException) -> RequestError:
+    """Say what is there instead of the path or method asked for."""
+    if error.status_code == 404:
+        return RequestError(404, "not_found", f"there is no {request.url.path[:100]}; /openapi.json says what there is")
+    expected = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow") or "another method"
+    message = f"{request.url.path[:100]} expects {expected}, got {request.method[:20]}"
+    return RequestError(405, "method_not_allowed", message, headers=error.headers)
 
 
 def _answer_of(error: Exception) -> Response:
@@ -225,9 +236,6 @@ def _answer_of(error: Exception) -> Response:
         field = ".".join(str(part) for part in first["loc"][1:])
         error = invalid(f"`{field}`: {first['msg']}", field)
     elif isinstance(error, HTTPException):
-        kinds = {404: "not_found", 405: "method_not_allowed"}
-        error = RequestError(
-            error.status_code, kinds.get(error.status_code, "malformed"), str(error.detail), headers=error.headers
-        )
+        error = RequestError(error.status_code, "malformed", str(error.detail), headers=error.headers)
     refusal = refusal_of(error)
     return json_response(refusal.document(), refusal.status, refusal.headers)

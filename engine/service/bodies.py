@@ -132,13 +132,15 @@ async def read_form(request: Request) -> tuple[dict[str, str], bytes]:
                 if name in fields or (name == "image" and image is not None):
                     raise invalid(f"`{name}` is given twice", name)
                 if isinstance(value, UploadFile) != (name == "image"):
-                    raise invalid(f"`{name}` must be a {'file' if name == 'image' else 'field, no file'}", name)
+                    wrong = "must be a file" if name == "image" else "must be a field, no file: the file is `image`"
+                    raise invalid(f"`{name}` {wrong}", name)
                 if isinstance(value, UploadFile):
                     image = await value.read()
                 else:
                     fields[name] = value
     except HTTPException as error:
-        raise RequestError(400, "malformed", f"the form cannot be read: {error.detail}") from error
+        message = f"the form cannot be read: {error.detail} It takes one image; several go as JSON, in base64"
+        raise RequestError(400, "malformed", message) from error
     if not image:
         raise invalid("expected a file `image`, got " + ("none" if image is None else "an empty one"), "image")
     return fields, image
@@ -183,7 +185,7 @@ def _refusal(error: ValidationError) -> RequestError:
         return RequestError(400, "malformed", f"the body is no JSON: {first['msg']}")
     field = ".".join(str(part) for part in first["loc"]) or None
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return invalid(f"`{field or 'body'}`: {first['msg']}{more}", field)
+    return invalid(f"`{field or 'body'}`: {first['msg'].removeprefix('Value error, ')}{more}", field)
 
 
 def _check_count(count: int, name: str, most: int) -> None:
@@ -212,9 +214,10 @@ def code_of_text(text: str, field: str, *, bits: int) -> bytes:
         data = bytes_of_base64(text, field)
         if len(data) in (size, padded):
             return data.ljust(padded, b"\0")
+    other = re.search(r"[^0-9a-fA-F]", text) if len(text) in (2 * size, 2 * padded) else None
     raise invalid(
         f"`{field}` must be {size} bytes ({bits} bits): {2 * size} digits of hex or {4 * -(-size // 3)} characters of "
-        f"base64, got {len(text)} characters",
+        f"base64, got {len(text)} characters" + (f", of which {other[0]!r} is no digit of hex" if other else ""),
         field,
     )
 

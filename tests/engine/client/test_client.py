@@ -348,3 +348,17 @@ def test_importing_the_client_loads_nothing_heavy():
         """
     )
     assert loaded == []
+
+
+def test_an_address_is_for_the_gateway_to_fetch(url, searcher):
+    with SearchClient(url) as client, pytest.raises(InvalidRequestError) as caught:
+        client.search("https://example.com/a.jpg")
+    assert caught.value.field == "queries.0.url"
+    with SearchClient(searcher) as client, pytest.raises(ValueError, match="only a gateway fetches"):
+        client.search("https://example.com/a.jpg")
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1:8000", "localhost:8000/", "search.example.com:443/v1"])
+def test_an_address_without_its_scheme_is_not_taken_for_a_folder(target):
+    with pytest.raises(ValueError, match="`target` must be http://"):
+        SearchClient(target)
