@@ -52,9 +52,9 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def _refuse_missing(place: str) -> str:
+def _refuse_missing(place: str | None) -> str | None:
     """Refuse a path where nothing is; a store is asked later."""
-    if "://" not in place and not Path(place).exists():
+    if place is not None and "://" not in place and not Path(place).exists():
         raise typer.BadParameter(f"{place} does not exist")
     return place
 
@@ -135,11 +135,13 @@ SupervisionOption = Annotated[
 PairsOption = Annotated[
     Path | None, typer.Option(help="Train on pairs (CSV or Parquet: a, b, similar), not labels.", exists=True)
 ]
-EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the images.")]
-WarmupOption = Annotated[int | None, typer.Option(min=0, help="Passes of classification before.")]
-BatchOption = Annotated[int | None, typer.Option(min=4, help="Images a step, all pairs of which count.")]
-ChunkOption = Annotated[int | None, typer.Option(min=2, help="Images of a batch in memory at a time.")]
-ScheduleOption = Annotated[str | None, typer.Option(help="How beta rises: stages, released or constant.")]
+EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the images; 15.")]
+WarmupOption = Annotated[
+    int | None, typer.Option(min=0, help="Passes of classification before; 12 from random weights with labels, else 0.")
+]
+BatchOption = Annotated[int | None, typer.Option(min=4, help="Images a step, all pairs of which count; 64.")]
+ChunkOption = Annotated[int | None, typer.Option(min=2, help="Images of a batch in memory at a time; all.")]
+ScheduleOption = Annotated[str | None, typer.Option(help="How beta rises: stages (by default), released or constant.")]
 BetaOption = Annotated[float | None, typer.Option(min=1, help="Where beta ends; by the schedule, 30 or 7.07.")]
 ValidationOption = Annotated[
     int | None, typer.Option(min=0, help="Keep this many images out, and choose the best epoch on them.")
@@ -150,7 +152,9 @@ PatienceOption = Annotated[int | None, typer.Option(min=1, help="Stop after this
 @app.command()
 @_reports_errors
 def train(
-    input: Annotated[Path, typer.Option("--input", help="Corpus: folder or Parquet.", exists=True)],
+    input: Annotated[
+        str, typer.Option("--input", help=f"{_CORPUS_HELP} It must fit in memory.", callback=_refuse_missing)
+    ],
     output: Annotated[Path, typer.Option("--output", help="Folder for the encoder.")],
     method: MethodOption = "hashnet",
     bits: Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")] = 48,
@@ -166,7 +170,7 @@ def train(
     final_beta: BetaOption = None,
     validation_images: ValidationOption = None,
     patience: PatienceOption = None,
-    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 (mixed) or float64.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 (by default), bfloat16 (mixed) or float64.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
@@ -516,11 +520,12 @@ def dedup(
 @_reports_errors
 def evaluate(
     encoder: EncoderOption,
-    database: Annotated[Path, typer.Option(help="Labelled corpus to rank.", exists=True)],
-    queries: Annotated[Path, typer.Option(help="Labelled corpus to query with.", exists=True)],
+    database: Annotated[str, typer.Option(help="Labelled corpus to rank.", callback=_refuse_missing)],
+    queries: Annotated[str, typer.Option(help="Labelled corpus to query with.", callback=_refuse_missing)],
     output: Annotated[Path, typer.Option("--output", help="Folder for the report.")],
     train: Annotated[
-        Path | None, typer.Option(help="Corpus that the baselines learn from; the database if left out.", exists=True)
+        str | None,
+        typer.Option(help="Corpus that the baselines learn from; the database if left out.", callback=_refuse_missing),
     ] = None,
     baseline: Annotated[
         list[str] | None,

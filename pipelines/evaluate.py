@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from encoders.encoder import EncoderOutput, HashEncoder
 from encoders.methods import METHODS
+from engine.storage.buckets import split_options
 from pipelines.corpora import labels_of, list_corpus
 from pipelines.errors import PipelineError
 from pipelines.images import encode_entries
@@ -93,7 +94,9 @@ def evaluate_encoder(
         )
     found = next(iter(compared.histograms.values()))
     _refuse_unanswerable(found, compared)
-    report = _report(model, compared, found, {name: str(path) for name, path in corpora.items()}, len(teacher.labels))
+    # Without the options of a URI, which may be keys.
+    places = {name: split_options(str(corpus))[0] for name, corpus in corpora.items()}
+    report = _report(model, compared, found, places, len(teacher.labels))
     say("drawing")
     write_report(report, compared, Path(output))
     return report

@@ -183,3 +183,18 @@ def test_an_interrupted_training_goes_on_to_the_same_encoder(tmp_path, corpora, 
     assert resumed.fingerprint == whole.fingerprint
     lines = [json.loads(line) for line in (tmp_path / "cut" / "training.jsonl").read_text().splitlines()]
     assert [(line["phase"], line["epoch"]) for line in lines] == [("warm-up", 1), ("hashing", 1), ("hashing", 2)]
+
+
+def test_a_corpus_in_a_bucket_is_trained_on_and_evaluated(tmp_path, corpora, bucket):
+    bucket.put("one.parquet", corpora["one"].read_bytes())
+    there, encoder = bucket.uri("one.parquet"), tmp_path / "encoder"
+    result = run("--input", there, "--output", encoder, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert run("--input", corpora["one"], "--output", tmp_path / "local", *QUICK).exit_code == 0
+    assert HashEncoder.load(encoder).fingerprint == HashEncoder.load(tmp_path / "local").fingerprint
+    arguments = ("--encoder", encoder, "--database", there, "--queries", there, "--output", tmp_path / "report")
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "report" / "report.json").read_text()
+    assert f"s3://{bucket.name}/one.parquet" in text
+    assert "endpoint_override" not in text
