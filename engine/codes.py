@@ -15,6 +15,7 @@ IdArray = NDArray[np.int64]
 
 WORD_BITS = 64
 MOST_ANSWERS = 2**31 - 1  # to one query
+_MOST_PADDED = 10_000
 MIN_BITS = 1
 MAX_BITS = 1024
 
@@ -151,11 +152,11 @@ def check_ids(ids_N: object, *, rows: int) -> IdArray:
     return ids_N
 
 
-def check_k(k: object) -> int:
-    """Return `k` if it is a whole number of at least 1."""
-    value = as_integer(k, "k")
-    if not 1 <= value <= MOST_ANSWERS:
-        raise ValueError(f"`k` must be at least 1 and at most {MOST_ANSWERS}, got {value}")
+def check_k(k: object, *, rows: int = MOST_ANSWERS) -> int:
+    """Return `k` if it is a whole number of at least 1, not far above the number of codes: padding takes memory too."""
+    value, most = as_integer(k, "k"), max(rows, _MOST_PADDED)
+    if not 1 <= value <= most:
+        raise ValueError(f"`k` must be at least 1 and at most {most}, got {value}")
     return value
 
 

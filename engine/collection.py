@@ -238,7 +238,7 @@ class Collection:
         ----------
         queries : ndarray of uint64, shape (Q, W)
         k : int
-            At least 1; more than there are codes gives padded rows.
+            At least 1; more than there are codes gives padded rows, and is refused above 10,000.
         filter : str, optional
             Search only rows whose attributes satisfy it, such as `'label == 3 and price < 5.5'`; see `engine.filters`.
         rerank : Rerank, optional
@@ -262,15 +262,16 @@ class Collection:
             If codes, features or filter do not fit the collection, or it has no features to order by.
         """
         check_codes(queries, bits=self.bits, name="queries")
-        check_query_features(features, rerank, num_queries=len(queries))
-        k, threads = check_k(k), check_threads(threads)
+        k, threads = check_k(k, rows=len(self)), check_threads(threads)
+        check_query_features(features, rerank, num_queries=len(queries), k=k)
         if rerank is None or features is None:
             return self._router.search(queries, k, filter=filter, threads=threads, explain=explain)
         if rerank.radius is not None:
             found = self.range_search(queries, rerank.radius, filter=filter, threads=threads, explain=explain)
             pool_ids, coverage, explanation = pools_of_range(found), found.coverage, found.explain
         else:
-            nearest = self._router.search(queries, rerank.pool or k, filter=filter, threads=threads, explain=explain)
+            pool = min(rerank.pool or k, max(1, len(self)))
+            nearest = self._router.search(queries, pool, filter=filter, threads=threads, explain=explain)
             pool_ids, coverage, explanation = nearest.ids, nearest.coverage, nearest.explain
         ordered = rerank_ids(features, pool_ids, self.features_of, k, metric=rerank.metric)
         return ordered._replace(coverage=coverage, explain=explanation)

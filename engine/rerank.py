@@ -29,7 +29,7 @@ class Rerank:
     Attributes
     ----------
     pool : int or None
-        Take this many nearest codes.
+        Take this many nearest codes, at least as many as are asked for.
     radius : int or None
         Or take all codes within this distance. One of the two is given.
     metric : {"l2", "cosine"}
@@ -81,9 +81,9 @@ def pools_of_range(result: RangeResult) -> NDArray[np.int64]:
 
 
 def check_query_features(
-    features: NDArray[np.floating[Any]] | None, rerank: Rerank | None, *, num_queries: int
+    features: NDArray[np.floating[Any]] | None, rerank: Rerank | None, *, num_queries: int, k: int
 ) -> None:
-    """Refuse re-ranking without the queries' features, features without re-ranking, and shapes that do not fit.
+    """Refuse re-ranking without the queries' features, features without re-ranking, and what does not fit.
 
     Raises
     ------
@@ -92,12 +92,16 @@ def check_query_features(
     if (features is None) != (rerank is None):
         missing = "`features`, those of the queries" if features is None else "`rerank`, how to use them"
         raise ValueError(f"`rerank` and `features` go together: pass {missing}, too, or neither")
-    if features is None:
+    if features is None or rerank is None:
         return
+    if rerank.pool is not None and rerank.pool < k:
+        raise ValueError(f"`rerank` must have a `pool` of at least `k`, {k}, got {rerank.pool}")
     if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
         raise TypeError(f"`features` must be an array of floats, got {getattr(features, 'dtype', type(features))}")
     if features.ndim != 2 or len(features) != num_queries:
         raise ValueError(f"`features` must have shape ({num_queries}, F), one row a query, got {features.shape}")
+    if not np.isfinite(features).all():
+        raise ValueError(f"`features` must be finite, got nan or inf in {(~np.isfinite(features)).sum()} places")
 
 
 def rerank_ids(
@@ -136,6 +140,10 @@ def _rerank_part(
 ) -> RerankResult:
     there_QP = pool_QP != PAD_ID
     stored_MF = features_of(pool_QP[there_QP])
+    if stored_MF.shape[1] != query_QF.shape[1]:
+        raise ValueError(
+            f"`features` must have {stored_MF.shape[1]} columns, as those of the collection, got {query_QF.shape[1]}"
+        )
     pool_QPF = np.zeros((*pool_QP.shape, stored_MF.shape[1]), np.float16)
     pool_QPF[there_QP] = stored_MF
     return rerank_pool(query_QF, pool_QP, pool_QPF, k, metric=metric)

@@ -415,7 +415,7 @@ def search(
     if limit is not None and radius is None:
         raise typer.BadParameter("--limit goes with --radius; -k is a limit itself")
     if (image is None) == (codes is None):
-        raise typer.BadParameter("give --image or --codes")
+        raise typer.BadParameter("give one of --image and --codes")
     if codes is not None:
         if output is None or save is not None or encoder is not None:
             raise typer.BadParameter("--codes goes with --output, and with neither --save nor --encoder")
@@ -554,7 +554,9 @@ def evaluate(
 @app.command()
 @_reports_errors
 def info(
-    collection: Annotated[Path, typer.Argument(help="A collection.")],
+    collection: Annotated[
+        str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.", callback=_refuse_missing)
+    ],
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -631,6 +633,8 @@ def serve(
 
     shard_tls = {"cert": shard_tls_cert, "key": shard_tls_key, "authority": shard_tls_authority}
     _check_shard_options(groups, replicas, ray, address, shard_tls)
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("--tls-cert and --tls-key go together: give both or neither")
     where = Address(host=host, port=port, certificate=tls_cert, private_key=tls_key)
     gateway: dict[str, Any] = {
         "encoder": encoder,

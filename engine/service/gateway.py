@@ -177,9 +177,11 @@ class Gateway:
                     f"`radius` must be 0 to {bits} (the codes have {bits} bits), got {options.radius}", "radius"
                 )
         elif options.rerank is not None:
-            self._check_rerank(options.rerank.pool, count)
+            self._check_rerank(options.rerank.pool, options.k, count)
 
-    def _check_rerank(self, pool: int, count: int) -> None:
+    def _check_rerank(self, pool: int, k: int, count: int) -> None:
+        if pool < k:
+            raise invalid(f"`rerank.pool` must be at least `k`, {k}, got {pool}", "rerank.pool")
         if pool > self.limits.k or pool * count > self.limits.results:
             most = min(self.limits.k, self.limits.results // count)
             raise invalid(f"`rerank.pool` must be 1 to {most} for {count} queries, got {pool}", "rerank.pool")

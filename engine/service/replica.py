@@ -226,7 +226,8 @@ class Replica:
         if stream is not None:
             stream.abandon(self.reason)
         if was_there and not self._closed.is_set():
-            logger.warning("%s", self.reason)
+            # One that had said that it was leaving is no fault.
+            logger.log(logging.INFO if self._leaving else logging.WARNING, "%s", self.reason)
             self._on_change()
         return time.monotonic() - connected_s if was_there else 0.0
 

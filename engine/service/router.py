@@ -170,11 +170,12 @@ class ClusterRouter:
         """See `Searcher.search`."""
         deadline_s = self._deadline(timeout_s)
         self._check_queries(queries)
-        check_query_features(features, rerank, num_queries=len(queries))
+        k = check_k(k)
+        check_query_features(features, rerank, num_queries=len(queries), k=k)
         more = _More(filter, deadline_s, allow_partial, explain)
         if rerank is None or features is None:
-            return self._nearest(queries, check_k(k), more)[0]
-        return self._reranked(queries, check_k(k), rerank, features, more)
+            return self._nearest(queries, k, more)[0]
+        return self._reranked(queries, k, rerank, features, more)
 
     def range_search(
         self,

@@ -45,7 +45,7 @@ class Query(_Request):
 class RerankBody(_Request):
     """Order a pool of nearest codes by fine features; queries must then be images or ids."""
 
-    pool: int = Field(ge=1, description="Take this many nearest codes.")
+    pool: int = Field(ge=1, description="Take this many nearest codes, at least `k`.")
     metric: Literal["l2", "cosine"] = "l2"
 
 

@@ -279,7 +279,7 @@ def describe_collection(collection: Collection) -> dict[str, Any]:
 
 
 def try_search(collection: Collection) -> None:
-    """Search each shard for one of its own codes.
+    """Search each shard for one of its own codes, and read an item: what a first answer loads is loaded then.
 
     Raises
     ------
@@ -294,6 +294,7 @@ def try_search(collection: Collection) -> None:
                 f"shard {shard.name} of {collection.path} does not find its own first code: nearest is id "
                 f"{found.ids[0, 0]} at distance {found.distances[0, 0]}, expected 0: build the collection again"
             )
+    collection.get(found.ids[0])
 
 
 def _deadline(timeout_s: float | None) -> float:

@@ -94,7 +94,7 @@ def test_features_come_back_by_id(stored, tmp_path):
         collection.features_of(np.array([ids[0], 900]))
     bare = Collection.create(tmp_path / "bare", codes, bits=40)
     with pytest.raises(ValueError, match="has no fine features: encode with `--features`"):
-        bare.search(codes[:1], rerank=Rerank(pool=5), features=features[:1])
+        bare.search(codes[:1], rerank=Rerank(pool=15), features=features[:1])
     with pytest.raises(ValueError, match=r"float16 of shape \(200, F\), one row a code, got float32"):
         Collection.create(tmp_path / "wrong", codes, bits=40, features=features.astype(np.float32))
 
@@ -124,12 +124,33 @@ def test_nothing_within_the_radius_is_an_answer(stored):
 def test_reranking_and_features_go_together_and_fit(stored):
     collection, codes, _, features = stored
     with pytest.raises(ValueError, match="go together: pass `features`, those of the queries"):
-        collection.search(codes[:2], rerank=Rerank(pool=5))
+        collection.search(codes[:2], rerank=Rerank(pool=15))
     with pytest.raises(ValueError, match="go together: pass `rerank`, how to use them"):
         collection.search(codes[:2], features=features[:2])
     with pytest.raises(ValueError, match=r"must have shape \(2, F\), one row a query, got \(3, 6\)"):
-        collection.search(codes[:2], rerank=Rerank(pool=5), features=features[:3])
+        collection.search(codes[:2], rerank=Rerank(pool=15), features=features[:3])
     with pytest.raises(TypeError, match="array of floats, got int64"):
-        collection.search(codes[:2], rerank=Rerank(pool=5), features=features[:2].astype(np.int64))
-    with pytest.raises(ValueError, match=r"shape \(2, 5, 4\) .* got \(2, 5, 6\)"):
-        collection.search(codes[:2], rerank=Rerank(pool=5), features=features[:2, :4])
+        collection.search(codes[:2], rerank=Rerank(pool=15), features=features[:2].astype(np.int64))
+    with pytest.raises(ValueError, match="`features` must have 6 columns, as those of the collection, got 4"):
+        collection.search(codes[:2], rerank=Rerank(pool=15), features=features[:2, :4])
+    with pytest.raises(ValueError, match="`rerank` must have a `pool` of at least `k`, 10, got 9"):
+        collection.search(codes[:2], rerank=Rerank(pool=9), features=features[:2])
+    spoilt = features[:2].copy()
+    spoilt[1, 3] = np.nan
+    with pytest.raises(ValueError, match="`features` must be finite, got nan or inf in 1 places"):
+        collection.search(codes[:2], rerank=Rerank(pool=15), features=spoilt)
+
+
+def test_a_pool_larger_than_the_collection_is_all_of_it(stored):
+    collection, codes, _, features = stored
+    whole, more = (
+        collection.search(codes[:3], 4, rerank=Rerank(pool=pool), features=features[:3]) for pool in (200, 2**31 - 1)
+    )
+    assert more.ids.tolist() == whole.ids.tolist()
+
+
+def test_more_answers_than_there_are_codes_are_padded_up_to_a_bound(stored):
+    collection, codes, _, _ = stored
+    assert (collection.search(codes[:1], 10_000).ids[0, 200:] == -1).all()
+    with pytest.raises(ValueError, match="`k` must be at least 1 and at most 10000, got 10001"):
+        collection.search(codes[:1], 10_001)

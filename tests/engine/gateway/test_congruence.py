@@ -214,7 +214,7 @@ def test_very_many_queries_in_a_stream(client, rows, queries):
         (lambda client, code: client.search(b"no image"), ValueError, "not an image"),
         (lambda client, code: client.search(code.repeat(2, axis=1)), ValueError, "60"),
         (lambda client, code: client.search(code | np.uint64(1 << 62)), ValueError, "bits set past bit 59"),
-        (lambda client, code: client.search(code, rerank=Rerank(pool=3)), ValueError, "features"),
+        (lambda client, code: client.search(code, rerank=Rerank(pool=30)), ValueError, "features"),
         (lambda client, code: client.search(code, rerank=Rerank(radius=3)), ValueError, "`pool`"),
         (lambda client, code: client.search([]), ValueError, "at least one"),
         (lambda client, code: client.search(3.5), TypeError, "float"),
