@@ -335,10 +335,11 @@ class PairSupervision:
 
     def pairs_within(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Look every pair of the batch up in the list."""
-        order_B = torch.argsort(index_B).numpy()
+        index = index_B.numpy().astype(np.int64)
+        order_B = np.argsort(index)
         first_Q, second_Q = order_B[np.stack(np.triu_indices(len(order_B), 1))]
         # Each pair once and in ascending order: ten times as fast as at random, of which each search misses the caches.
-        key_Q = index_B.numpy()[first_Q] * self._num_images + index_B.numpy()[second_Q]
+        key_Q = index[first_Q] * self._num_images + index[second_Q]
         place_Q = np.searchsorted(self._key_P, key_Q).clip(max=len(self._key_P) - 1)
         known_Q = self._key_P[place_Q] == key_Q
         known_BB, similar_BB = np.zeros((2, len(order_B), len(order_B)), np.bool_)

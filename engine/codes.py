@@ -15,7 +15,7 @@ IdArray = NDArray[np.int64]
 
 WORD_BITS = 64
 MOST_ANSWERS = 2**31 - 1  # to one query
-_MOST_PADDED = 10_000
+MOST_PADDED = 10_000  # answers, where there are fewer codes
 MIN_BITS = 1
 MAX_BITS = 1024
 
@@ -154,9 +154,10 @@ def check_ids(ids_N: object, *, rows: int) -> IdArray:
 
 def check_k(k: object, *, rows: int = MOST_ANSWERS) -> int:
     """Return `k` if it is a whole number of at least 1, not far above the number of codes: padding takes memory too."""
-    value, most = as_integer(k, "k"), max(rows, _MOST_PADDED)
+    value, most = as_integer(k, "k"), max(rows, MOST_PADDED)
     if not 1 <= value <= most:
-        raise ValueError(f"`k` must be at least 1 and at most {most}, got {value}")
+        there = "" if rows == MOST_ANSWERS else f" (there are {rows} codes; short answers are padded)"
+        raise ValueError(f"`k` must be at least 1 and at most {most}{there}, got {value}")
     return value
 
 

@@ -6,19 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.results import Explanation, RangeResult, SearchResult
+from engine.results import PAD_DISTANCE, PAD_ID, Explanation, RangeResult, SearchResult
 
 
 def merge_search(parts: Sequence[SearchResult], k: int) -> SearchResult:
-    """Merge kNN answers of disjoint shards, each (Q, k), into the k nearest of all, (Q, k)."""
-    if len(parts) == 1:
+    """Merge kNN answers of disjoint shards, each of k columns or of all it has, into the k nearest of all, (Q, k)."""
+    if len(parts) == 1 and parts[0].ids.shape[1] == k:
         return parts[0]
     distances = np.concatenate([part.distances for part in parts], axis=1)
     ids = np.concatenate([part.ids for part in parts], axis=1)
     order = np.lexsort((ids, distances), axis=1)[:, :k]
+    distances, ids = np.take_along_axis(distances, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    if order.shape[1] < k:
+        missing = ((0, 0), (0, k - order.shape[1]))
+        distances = np.pad(distances, missing, constant_values=PAD_DISTANCE)
+        ids = np.pad(ids, missing, constant_values=PAD_ID)
     return SearchResult(
-        np.take_along_axis(distances, order, axis=1),
-        np.take_along_axis(ids, order, axis=1),
+        distances,
+        ids,
         explain=merge_explanations(parts),
     )
 

@@ -137,7 +137,10 @@ PairsOption = Annotated[
 ]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the images; 15.")]
 WarmupOption = Annotated[
-    int | None, typer.Option(min=0, help="Passes of classification before; 12 from random weights with labels, else 0.")
+    int | None,
+    typer.Option(
+        min=0, help="Passes of classification before; 12 with labels from random weights, or for joint; else 0."
+    ),
 ]
 BatchOption = Annotated[int | None, typer.Option(min=4, help="Images a step, all pairs of which count; 64.")]
 ChunkOption = Annotated[int | None, typer.Option(min=2, help="Images of a batch in memory at a time; all.")]

@@ -26,10 +26,9 @@ from pipelines.errors import PipelineError
 from pipelines.filesystems import is_local, list_s3, normalise, open_filesystem
 from pipelines.reads import open_file, open_stream
 
-_DECODED = {".apng", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-# Images all the same: they are listed, to become rejects that say why, not to be missing without a word.
-_NOT_DECODED = {".avif", ".heic", ".heif", ".j2k", ".jp2", ".jxl"}
-IMAGE_SUFFIXES = _DECODED | _NOT_DECODED
+IMAGE_SUFFIXES = {".apng", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# Not decoded, but in a folder of images they are images: rejects that say why, not missing without a word.
+_OTHER_IMAGE_SUFFIXES = {".avif", ".heic", ".heif", ".j2k", ".jp2", ".jxl"}
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LIST_SUFFIXES = (".txt", ".lst")
 IMAGE_COLUMN = "image"
@@ -103,7 +102,7 @@ def open_listing(corpus: str | Path) -> Listing:
             return _open_folder_listing(root, first)
         skipped += 1
     raise PipelineError(
-        f"{root} has no images: expected files ending in {' '.join(sorted(_DECODED))}, .parquet, .tar or "
+        f"{root} has no images: expected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}, .parquet, .tar or "
         f"-ubyte, got {skipped} other files"
     )
 
@@ -154,7 +153,7 @@ def _open_folder_listing(root: str, first: _File) -> Listing:
     def files() -> Iterator[_File]:
         for file in _walk(root):
             found = _kind_of(file.name)
-            if found == kind:
+            if found == kind or (kind == "image" and PurePosixPath(file.name.lower()).suffix in _OTHER_IMAGE_SUFFIXES):
                 yield file
             elif found and not (kind == "IDX" or found == "IDX"):
                 raise PipelineError(

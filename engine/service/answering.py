@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from engine.codes import IdArray
+from engine.codes import MOST_PADDED, IdArray
 from engine.collection import Collection
 from engine.service.searcher import try_search
 from engine.service.wire import (
@@ -32,7 +32,9 @@ def answer(collection: Collection, request: Request) -> bytes:
     """
     match request.kind:
         case Kind.SEARCH:
-            result = collection.search(request.values, request.number, filter=request.filter, explain=request.explain)
+            # What a group has; the router, which knows how many codes there are in all, pads.
+            k = min(request.number, max(len(collection), MOST_PADDED))
+            result = collection.search(request.values, k, filter=request.filter, explain=request.explain)
             return encode_search(result)
         case Kind.RANGE:
             within = collection.range_search(

@@ -139,8 +139,8 @@ async def read_form(request: Request) -> tuple[dict[str, str], bytes]:
                 else:
                     fields[name] = value
     except HTTPException as error:
-        message = f"the form cannot be read: {error.detail} It takes one image; several go as JSON, in base64"
-        raise RequestError(400, "malformed", message) from error
+        several = " Several images go as JSON, in base64." if error.detail.startswith("Too many files") else ""
+        raise RequestError(400, "malformed", f"the form cannot be read: {error.detail}{several}") from error
     if not image:
         raise invalid("expected a file `image`, got " + ("none" if image is None else "an empty one"), "image")
     return fields, image

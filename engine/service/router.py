@@ -170,7 +170,7 @@ class ClusterRouter:
         """See `Searcher.search`."""
         deadline_s = self._deadline(timeout_s)
         self._check_queries(queries)
-        k = check_k(k)
+        k = check_k(k, rows=self._view.map.coverage.codes)
         check_query_features(features, rerank, num_queries=len(queries), k=k)
         more = _More(filter, deadline_s, allow_partial, explain)
         if rerank is None or features is None:
@@ -297,7 +297,8 @@ class ClusterRouter:
             found, view = self._within(queries, radius, None, searching)
             pool_ids, coverage, explanation = pools_of_range(found), found.coverage, found.explain
         else:
-            nearest, view = self._nearest(queries, rerank.pool or k, searching)
+            pool = min(rerank.pool or k, max(1, self._view.map.coverage.codes))
+            nearest, view = self._nearest(queries, pool, searching)
             pool_ids, coverage, explanation = nearest.ids, nearest.coverage, nearest.explain
         assert coverage is not None, "a router's answers carry coverage"
         ordered = rerank_ids(

@@ -140,7 +140,7 @@ class Searcher(Protocol):
         ...
 
     def ready(self) -> None:
-        """Make one real search in every shard.
+        """Make one real search in every shard, and read an item.
 
         Raises
         ------

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import encoders.training
 from benchmarks import retrieval
 from encoders.encoder import EncoderOutput
 from encoders.methods import METHODS
@@ -67,7 +68,14 @@ def test_known_pairs_are_many_and_hardly_any_similar():
     assert len(np.unique(pairs.index_a * 5_000 + pairs.index_b)) == 2_000_000
 
 
-def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys):
+def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def train(images, labels=None, config=None, **given):
+        asked.append((config, labels is not None or "labels" in given, "pairs" in given))
+        return encoders.training.train(images, labels, config, **given)
+
+    monkeypatch.setattr(retrieval, "train", train)
     out = tmp_path / "retrieval"
     arguments = ["--out", str(out), "--images", "60", "--bits", "8", "--seed", "0", "1"]
     retrieval.main([*arguments, "--method", "hashnet", "joint", "ksh", "dhn"])
@@ -92,7 +100,12 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys):
     of = {cell["variant"]: cell for cell in document["cells"]}
     assert of["outfits"]["settings"]["by_pairs"]["classes"] == 5
     assert of["outfits"]["backbone_epochs"] == of["small"]["backbone_epochs"] == "1 + 1 + 1"
-    # Nothing but pairs is known there, so nothing can have been learned from classes before.
+    hashing = [(config, labelled, paired) for config, labelled, paired in asked if config.method in ("hashnet", "dhn")]
+    assert {(labelled, paired, config.weights is None, config.augment) for config, labelled, paired in hashing} == {
+        (True, False, False, False),  # full, small, unseen
+        (False, True, False, False),  # outfits
+        (False, True, True, True),  # imbalanced: nothing was learned from classes before
+    }
     assert "backbone_epochs" not in of["imbalanced"]
     assert of["imbalanced"]["settings"]["by_pairs"]["classes"] == 10
     assert "Backbone: random weights." in text.split("## imbalanced")[1].split("## ")[0]

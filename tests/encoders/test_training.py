@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from encoders.augment import random_view
@@ -137,6 +139,22 @@ def test_pairs_of_a_batch_are_looked_up_whichever_way_round():
     shown = [sorted(batch.tolist()) for batch in supervision.batches(4)]
     assert len(shown) == supervision.batches_per_epoch(4)
     assert shown == [[0, 1, 3, 5]]
+
+
+@given(data=st.data(), images=st.integers(2, 12))
+def test_pairs_of_any_batch_are_those_of_the_list(data, images):
+    every = [(a, b) for a in range(images) for b in range(a)]
+    known = data.draw(st.dictionaries(st.sampled_from(every), st.booleans(), min_size=1))
+    flipped = data.draw(st.lists(st.booleans(), min_size=len(known), max_size=len(known)))
+    first, second = zip(*[pair[::-1] if flip else pair for pair, flip in zip(known, flipped, strict=True)], strict=True)
+    batch = data.draw(st.lists(st.integers(0, images - 1), max_size=8))
+    supervision = PairSupervision(PairList(first, second, list(known.values())), images)
+    similar, there = supervision.pairs_within(
+        torch.tensor(batch, dtype=data.draw(st.sampled_from([torch.int64, torch.int32])))
+    )
+    pairs = [[(max(a, b), min(a, b)) for b in batch] for a in batch]
+    assert there.tolist() == [[pair in known for pair in row] for row in pairs]
+    assert similar.tolist() == [[known.get(pair, False) for pair in row] for row in pairs]
 
 
 def test_dense_pairs_are_shown_by_drawing_images():

@@ -49,6 +49,20 @@ def test_a_folder_is_listed_by_name_with_labels(folder):
     assert (numbers.tolist(), classes) == ([0, 0, 1], ["cat", "dog"])
 
 
+def test_images_that_are_not_decoded_are_listed_among_images_only(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "b.png")
+    for name in ("a.avif", "c.HEIC", "notes.txt"):
+        (tmp_path / name).write_bytes(b"?")
+    assert [name.rpartition("/")[2] for name in list_corpus(tmp_path)["uri"].to_pylist()] == [
+        "a.avif",
+        "b.png",
+        "c.HEIC",
+    ]
+    (tmp_path / "b.png").unlink()
+    pq.write_table(pa.table({"image": pa.array([b"x"], pa.binary())}), tmp_path / "p.parquet")
+    assert len(list_corpus(tmp_path)) == 1
+
+
 def test_ids_do_not_depend_on_where_the_folder_stands(folder):
     before = list_corpus(folder)["id"].to_pylist()
     moved = folder.rename(folder.with_name("moved"))
@@ -193,5 +207,5 @@ def test_labels_are_needed_where_they_are_asked_for(tmp_path):
     pq.write_table(pa.table({"image": [b"", b""], "label": [1, None]}), tmp_path / "a.parquet")
     with pytest.raises(PipelineError, match="1 of 2 images have no label"):
         labels_of(list_corpus(tmp_path))
-    with pytest.raises(PipelineError, match=r"got the columns \['uri'\]"):
+    with pytest.raises(PipelineError, match=r"got beside the images \['uri'\]"):
         labels_of(list_corpus(tmp_path).drop_columns(["label"]))

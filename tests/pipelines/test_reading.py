@@ -91,6 +91,16 @@ def test_a_failure_of_the_moment_costs_no_image(tmp_path, failing, write):
         list(read_images(entries))
 
 
+def test_the_image_of_a_sample_is_one_that_can_be_decoded(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("0.avif", "0.jpg", "1.heic"):
+            member = tarfile.TarInfo(name)
+            member.size = 6
+            tar.addfile(member, io.BytesIO(name.encode()[:6].ljust(6)))
+    assert [sample.name for sample in read_shard(str(path)) if isinstance(sample.data, bytes)] == ["0.jpg"]
+
+
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 def test_shards_are_read_through_failures_and_not_cut_by_them(tmp_path, failing, suffix):
     path = tmp_path / f"a{suffix}"

@@ -565,4 +565,4 @@ def test_a_form_takes_one_image_of_that_name(http):
     other = http.post("/v1/search", files={"img": ("a", IMAGE)})
     assert "the file is `image`" in other.json()["error"]["message"]
     two = http.post("/v1/search", files=[("image", ("a", IMAGE)), ("image", ("b", IMAGE))])
-    assert "several go as JSON, in base64" in two.json()["error"]["message"]
+    assert "Several images go as JSON, in base64" in two.json()["error"]["message"]

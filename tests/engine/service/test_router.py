@@ -70,6 +70,21 @@ def test_nearest_are_those_of_the_oracle(corpus, searcher, k):
     assert (result.coverage.shards, result.coverage.searched) == (6, len(corpus.codes))
 
 
+def test_more_answers_than_a_group_has_codes(corpus, searcher, monkeypatch):
+    monkeypatch.setattr("engine.codes.MOST_PADDED", 100)
+    monkeypatch.setattr("engine.service.answering.MOST_PADDED", 100)
+    rows = len(corpus.codes)
+    result = searcher.search(corpus.queries, rows)
+    distances, ids = knn(corpus.queries, corpus.codes, corpus.ids, rows)
+    assert (result.distances == distances).all()
+    assert (result.ids == ids).all()
+    with pytest.raises(ValueError, match=rf"at most {rows} .there are {rows} codes; short answers are padded., got"):
+        searcher.search(corpus.queries, rows + 1)
+    features = np.random.default_rng(1).normal(size=(len(corpus.queries), 8)).astype(np.float32)
+    asked = {"rerank": Rerank(pool=rows + 1), "features": features}
+    assert_same(searcher.search(corpus.queries, 7, **asked), corpus.collection.search(corpus.queries, 7, **asked))
+
+
 @pytest.mark.parametrize(("radius", "limit"), [(0, None), (4, None), (9, 5), (BITS, None), (BITS, 100)])
 def test_codes_within_are_those_of_the_oracle(corpus, searcher, radius, limit):
     result = searcher.range_search(corpus.queries, radius, limit)
