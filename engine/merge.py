@@ -21,11 +21,7 @@ def merge_search(parts: Sequence[SearchResult], k: int) -> SearchResult:
         missing = ((0, 0), (0, k - order.shape[1]))
         distances = np.pad(distances, missing, constant_values=PAD_DISTANCE)
         ids = np.pad(ids, missing, constant_values=PAD_ID)
-    return SearchResult(
-        distances,
-        ids,
-        explain=merge_explanations(parts),
-    )
+    return SearchResult(distances, ids, explain=merge_explanations(parts))
 
 
 def merge_range(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:

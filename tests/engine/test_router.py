@@ -5,7 +5,7 @@ import pytest
 
 from engine import router
 from engine.indexes.multi import MultiIndex
-from engine.merge import merge_explanations
+from engine.merge import merge_explanations, merge_search
 from engine.results import Explanation, SearchResult
 from tests.engine.test_indexes_exact import assert_range, assert_search, make_case
 
@@ -48,3 +48,12 @@ def test_explanations_add_up_over_shards():
     explain = merge_explanations([part("scan", 1), part("tables", 2), part("scan", 4)])
     assert explain.plans == ("scan + tables",)
     assert (explain.probes[0], explain.candidates[0], explain.seconds[0]) == (7, 70, 3.5)
+
+
+def test_parts_without_k_columns_are_padded():
+    part = SearchResult(np.array([[1, 3]], np.int32), np.array([[7, 2]]))
+    other = SearchResult(np.array([[1]], np.int32), np.array([[4]]))
+    merged = merge_search([part, other], 4)
+    assert merged.ids.tolist() == [[4, 7, 2, -1]]
+    assert merged.distances.tolist() == [[1, 1, 3, 2**31 - 1]]
+    assert merge_search([other], 2).ids.tolist() == [[4, -1]]
