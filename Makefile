@@ -6,13 +6,12 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-# torch is asked for by the exact version of the constraints: a range would bring several GB of CUDA packages. compat is
-# a line in the path: with an import hook, a clone in the current folder would hide the module of its name.
+# torch is asked for by the exact version of the constraints: a range would bring several GB of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e '.[cpu,serve,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,serve,dev]'
 	touch $@
 
 demo: install
