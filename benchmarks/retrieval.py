@@ -127,9 +127,9 @@ VARIANTS = {
             "of 512 gave it 0.48 instead of 0.31 in 12 epochs, HashNet 0.61 and 0.61. HashNet-sgn has signs from the "
             "start, with straight-through gradients, and stays at chance: nearly all images have one code with random "
             "weights, and at this learning rate (5e-4) keep it; at 1e-4 it reached 0.20 in a trial in which HashNet "
-            "reached 0.51. HashNet-tanh, tanh(z) throughout, is what we take the paper's ablation of that name to be; "
-            "it is level with HashNet, so that what continuation is worth here is worth against signs from the start "
-            "alone. HashNet-sharp has tanh(30 z) throughout. Fewer |h| than elsewhere end near 1.",
+            "reached 0.51. HashNet-sharp has the last beta from the start. HashNet-tanh, tanh(z) throughout, is what "
+            "we take the paper's ablation called HashNet-sgn to be; it is level with HashNet. So continuation is worth "
+            "much against a steep start and nothing against a smooth end. Fewer |h| than elsewhere end near 1.",
             epochs=24,
             batch_size=512,
             pretrained=False,
