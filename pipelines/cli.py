@@ -191,7 +191,11 @@ def train(
     if supervision not in (None, *SUPERVISIONS):
         raise typer.BadParameter(f"--supervision must be one of {', '.join(SUPERVISIONS)}, got {supervision!r}")
     # What is not given is left to the defaults of TrainConfig.
-    optional = dict(
+    settings = dict(
+        method=method,
+        bits=bits,
+        backbone=backbone,
+        weights=weights,
         epochs=epochs,
         warmup_epochs=warmup_epochs,
         batch_size=batch_size,
@@ -201,19 +205,13 @@ def train(
         validation_images=validation_images,
         patience=patience,
         precision=precision,
+        compile=compile,
+        device=device,
+        seed=seed,
     )
-    given = {name: value for name, value in optional.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     try:
-        config = TrainConfig(
-            bits=bits,
-            method=method,
-            backbone=backbone,
-            weights=weights,
-            compile=compile,
-            device=device,
-            seed=seed,
-            **given,
-        )
+        config = TrainConfig(**given)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if ignored := METHODS[method].ignores & given.keys():
