@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.reporting import environment, save_report
-from engine.collection import Collection
-from pipelines.batch_search import search_codes
-from pipelines.ray_session import ray_session
+from hashlight.engine.collection.collection import Collection
+from hashlight.pipelines.jobs.session import ray_session
+from hashlight.pipelines.searching.batch import search_codes
 
 FLIPS = 3
 CHECKED = 50

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.collection import Collection, CollectionWriter
+from hashlight.engine.collection.collection import Collection, CollectionWriter
 
 BYTES_A_CODE = 40  # codes 8, ids 8, rows by id 4, tables about 17, and room for what is being written
 QUERIES = 1000

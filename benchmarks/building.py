@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.reporting import environment, save_report
-from engine.collection import Collection
-from engine.storage.files import sha256_of
-from pipelines.build import build_collection
-from pipelines.ray_session import ray_session
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.places.files import sha256_of
+from hashlight.pipelines.building.build import build_collection
+from hashlight.pipelines.jobs.session import ray_session
 
 PART_ROWS = 100_000
 
@@ -110,8 +110,8 @@ def memory_of(pid: int) -> dict[str, int]:
 
 def import_only() -> None:
     """Import what a worker imports."""
-    from engine.storage.faiss_file import import_faiss
-    from pipelines.build import build_shard  # noqa: F401
+    from hashlight.engine.storage.faiss_file import import_faiss
+    from hashlight.pipelines.building.build import build_shard  # noqa: F401
 
     import_faiss()
 

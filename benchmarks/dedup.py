@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.reporting import environment, save_report
-from engine.collection import Collection
-from pipelines.dedup import cluster_pairs, find_duplicates
-from pipelines.ray_session import ray_session
+from hashlight.engine.collection.collection import Collection
+from hashlight.pipelines.dedup.dedup import cluster_pairs, find_duplicates
+from hashlight.pipelines.jobs.session import ray_session
 
 MEMBERS = 10
 FLIP_SHARE = 0.02
@@ -124,11 +124,11 @@ def copies_of(image: Image.Image) -> list[Image.Image]:
 
 
 def measure_copies(folder: Path, originals: int, bits: int, epochs: int, radii: tuple[int, ...]) -> list[dict]:
-    from encoders.training import TrainConfig
-    from pipelines.build import codes_column
-    from pipelines.encode import encode_corpus, read_parts
-    from pipelines.fashion_mnist import SAMPLE
-    from pipelines.train import train_encoder
+    from hashlight.encoders.training.train import TrainConfig
+    from hashlight.pipelines.building.build import codes_column
+    from hashlight.pipelines.corpora.fashion_mnist import SAMPLE
+    from hashlight.pipelines.encoding.encode import encode_corpus, read_parts
+    from hashlight.pipelines.training.train import train_encoder
 
     rows = pq.read_table(SAMPLE)
     data = rows["image"].to_pylist()

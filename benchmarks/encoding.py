@@ -29,12 +29,12 @@ import ray.data
 import torch
 
 from benchmarks.reporting import environment, save_report
-from encoders.encoder import HashEncoder
-from encoders.images import decode_image
-from encoders.training import TrainConfig, train
-from pipelines.build import codes_column
-from pipelines.encode import encode_corpus, read_parts
-from pipelines.fashion_mnist import as_corpus, load_fashion_mnist
+from hashlight.encoders.data.images import decode_image
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.pipelines.building.build import codes_column
+from hashlight.pipelines.corpora.fashion_mnist import as_corpus, load_fashion_mnist
+from hashlight.pipelines.encoding.encode import encode_corpus, read_parts
 
 BATCH = 256
 TAR_IMAGES = 2000

@@ -3,7 +3,7 @@
     python -m benchmarks.fanout --out benchmarks/results/fanout_NAME_DATE
 
 A Flight server in a process of its own answers radius queries over a shard; the times of single calls, one at a time,
-are the service times of the simulator (`pipelines.simulate`, which tests hold to closed forms). Each table changes one
+are the service times of the simulator (`benchmarks.simulate`, which tests hold to closed forms). Each table changes one
 thing. Latency is in ms; a hedge is a second call; busy is the share of their time that cores work.
 """
 
@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from engine.indexes.multi import MultiIndex
-from pipelines.simulate import Outcome, Policy, System, exponential, measured, simulate, with_stalls
+from benchmarks.simulate import Outcome, Policy, System, exponential, measured, simulate, with_stalls
+from hashlight.engine.indexes.multi_index.index import MultiIndex
 
 ROWS = 2_500_000
 RADIUS = 4

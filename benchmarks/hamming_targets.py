@@ -18,10 +18,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from engine.indexes.multi import MultiIndex
-from engine.indexes.planner import current_costs
-from engine.indexes.scan import ScanIndex
-from engine.indexes.warmup import warm
+from hashlight.engine.indexes.multi_index.index import MultiIndex
+from hashlight.engine.indexes.planner import current_costs
+from hashlight.engine.indexes.scan import ScanIndex
+from hashlight.engine.indexes.warmup import warm
 
 BATCH = 64
 HASHES = {3: 21, 4: 16}  # nhash: bits of each, for IndexBinaryMultiHash

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.training import TrainConfig, train
-from pipelines.fashion_mnist import load_fashion_mnist
+from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.pipelines.corpora.fashion_mnist import load_fashion_mnist
 
 TRAINED_ON = 5000
 

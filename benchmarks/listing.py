@@ -60,7 +60,7 @@ def peak_mib() -> int:
 
 
 def list_once(corpus: Path, output: Path) -> dict[str, float]:
-    from pipelines.work import plan_work
+    from hashlight.pipelines.corpora.work import plan_work
 
     before = peak_mib()
     start = time.perf_counter()

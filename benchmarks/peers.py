@@ -51,7 +51,7 @@ class Peer:
 
 class HashlightMulti(Peer):
     def __init__(self, codes_NC):
-        from engine.indexes.multi import MultiIndex
+        from hashlight.engine.indexes.multi_index.index import MultiIndex
 
         words = np.ascontiguousarray(codes_NC).view(np.uint64)
         self.index = MultiIndex.build(words, np.arange(len(words)), bits=8 * codes_NC.shape[1], threads=1)
@@ -70,7 +70,7 @@ class HashlightMulti(Peer):
     tables = True
 
     def save(self, folder):
-        from engine.storage.shard import write_shard
+        from hashlight.engine.storage.shard import write_shard
 
         spec = write_shard(
             folder / "shard",
@@ -85,7 +85,7 @@ class HashlightMulti(Peer):
 
     @classmethod
     def open(cls, folder):
-        from engine.storage.shard import Shard
+        from hashlight.engine.storage.shard import Shard
 
         spec, bits = pickle.loads((folder / "spec.pickle").read_bytes())
         peer = cls.__new__(cls)
@@ -97,7 +97,7 @@ class HashlightScan(HashlightMulti):
     tables = False
 
     def __init__(self, codes_NC):
-        from engine.indexes.scan import ScanIndex
+        from hashlight.engine.indexes.scan import ScanIndex
 
         words = np.ascontiguousarray(codes_NC).view(np.uint64)
         self.index = ScanIndex.build(words, np.arange(len(words)), bits=8 * codes_NC.shape[1])

@@ -33,18 +33,25 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from encoders.encoder import EncoderOutput, HashEncoder
-from encoders.kernel_hashing import KSH_ANCHORS, KSH_LABELLED, SDH_ANCHORS
-from encoders.methods import METHODS
-from encoders.metrics import precision_at
-from encoders.supervision import PairList
-from encoders.training import TrainConfig, train
-from engine.indexes.scan import ScanIndex
-from engine.rerank import rerank_pool
-from engine.storage.files import write_atomically
-from pipelines.fashion_mnist import load_fashion_mnist
-from pipelines.measure import RELAXED_QUERIES, Histograms, Side, count_distances, method_report, relaxed_maps
-from pipelines.pictures import save_lines
+from hashlight.encoders.data.supervision import PairList
+from hashlight.encoders.encoder import EncoderOutput, HashEncoder
+from hashlight.encoders.fits.kernel import KSH_ANCHORS, KSH_LABELLED, SDH_ANCHORS
+from hashlight.encoders.methods import METHODS
+from hashlight.encoders.metrics import precision_at
+from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.engine.collection.rerank import rerank_pool
+from hashlight.engine.indexes.scan import ScanIndex
+from hashlight.engine.places.files import write_atomically
+from hashlight.pipelines.corpora.fashion_mnist import load_fashion_mnist
+from hashlight.pipelines.evaluation.measure import (
+    RELAXED_QUERIES,
+    Histograms,
+    Side,
+    count_distances,
+    method_report,
+    relaxed_maps,
+)
+from hashlight.pipelines.evaluation.pictures import save_lines
 
 T = TypeVar("T")
 

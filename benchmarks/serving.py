@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from benchmarks.reporting import environment, save_report
-from engine.collection import Collection
-from engine.service.processes import LocalCluster
-from engine.service.router import ClusterRouter
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.service.control.processes import LocalCluster
+from hashlight.engine.service.routing.router import ClusterRouter
 
 BITS, GROUPS, SHARDS = 64, 4, 4
 RADIUS, K, BATCH = 4, 10, 1000

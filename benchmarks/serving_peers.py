@@ -34,7 +34,7 @@ import pyarrow.ipc
 from benchmarks.http_load import HttpLoad
 from benchmarks.reporting import environment, save_report
 from benchmarks.serving import BATCH, CLIENTS, GROUPS, RADIUS, build, quantiles, queries_of
-from engine.collection import Collection
+from hashlight.engine.collection.collection import Collection
 
 LIMIT = 1000
 MILVUS_ROWS = 1_000_000
@@ -104,7 +104,7 @@ def serve_ray(codes: Path) -> None:
     @serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=100)
     class Part:
         def __init__(self, number: int) -> None:
-            from engine.indexes.multi import MultiIndex
+            from hashlight.engine.indexes.multi_index.index import MultiIndex
 
             words = np.load(codes)
             own = slice(number * len(words) // GROUPS, (number + 1) * len(words) // GROUPS)
@@ -264,7 +264,7 @@ def measure(peer: str, collection: Collection, codes: Path, given: argparse.Name
     if peer == "milvus-lite":
         return over_milvus(np.load(codes), queries, given.seconds)
     here = ("-m", "benchmarks.serving_peers", "--codes", str(codes), "--serve")
-    serve = ("-m", "pipelines.cli", "serve", str(given.collection), "--port", "0")
+    serve = ("-m", "hashlight", "serve", str(given.collection), "--port", "0")
     command = {
         "hashlight, 4 groups": (*serve, "--groups", str(GROUPS)),
         "hashlight, embedded": serve,

@@ -18,14 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from encoders.backbones import build_backbone
-from encoders.errors import EncoderError, ImageError
-from encoders.heads import HEADS, KERNEL, LINEAR, build_head
-from encoders.images import decode_image, upright
-from encoders.inference import run_batches
-from encoders.model import HashModel
-from encoders.packing import CodeArray, pack_bits
-from encoders.preprocessing import Preprocessing
+from hashlight.encoders.data.images import decode_image, upright
+from hashlight.encoders.data.preprocessing import Preprocessing
+from hashlight.encoders.errors import EncoderError, ImageError
+from hashlight.encoders.networks.backbones import build_backbone
+from hashlight.encoders.networks.heads import HEADS, KERNEL, LINEAR, build_head
+from hashlight.encoders.networks.inference import run_batches
+from hashlight.encoders.networks.model import HashModel
+from hashlight.encoders.packing import CodeArray, pack_bits
 
 FORMAT = "hashlight-encoder"
 FORMAT_VERSION = 1

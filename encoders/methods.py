@@ -30,11 +30,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from encoders.baselines import ITQ, ITQCCA, LSH, SH
-from encoders.class_losses import check_centres
-from encoders.hashers import Features, Hasher, check_components
-from encoders.kernel_hashing import KSH, SDH
-from encoders.objectives import (
+from hashlight.encoders.data.supervision import LABELS, MULTI_LABELS, NOTHING, PAIRS, VIEWS, Supervision
+from hashlight.encoders.fits.hashers import Features, Hasher, check_components
+from hashlight.encoders.fits.kernel import KSH, SDH
+from hashlight.encoders.fits.linear import ITQ, ITQCCA, LSH, SH
+from hashlight.encoders.losses.classes import check_centres
+from hashlight.encoders.losses.objectives import (
     CSQ,
     DHN,
     HashNet,
@@ -45,7 +46,6 @@ from encoders.objectives import (
     SignHashNet,
     StraightHashNet,
 )
-from encoders.supervision import LABELS, MULTI_LABELS, NOTHING, PAIRS, VIEWS, Supervision
 
 
 def _any_bits(bits: int, dims: int, num_classes: int) -> None:
@@ -116,7 +116,7 @@ class Method:
 
     @property
     def ignores(self) -> frozenset[str]:
-        """Settings of `encoders.training.TrainConfig` that change nothing here."""
+        """Settings of `encoders.training.train.TrainConfig` that change nothing here."""
         if self.fit is not None:
             return frozenset({"epochs", "schedule", "final_beta", "validation_images", "patience"})
         if self.continues:

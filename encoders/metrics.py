@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.packing import CodeArray, unpack_bits
+from hashlight.encoders.packing import CodeArray, unpack_bits
 
 IntArray = NDArray[np.integer[Any]]
 FloatArray = NDArray[np.float64]

@@ -11,13 +11,20 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
-from engine.codes import pack_bits
-from engine.collection import Collection
-from engine.service.encoding import Encoded, ImageRefusedError
-from engine.service.http_server import HEAD_S, Address, HttpServer
-from engine.storage.attributes import write_attributes
-from engine.storage.shard import finish_shard, order_rows, write_codes, write_features, write_ids, write_thumbnails
-from engine.writer import CollectionWriter, new_shard, split_rows
+from hashlight.engine.codes import pack_bits
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.writer import CollectionWriter, new_shard, split_rows
+from hashlight.engine.service.asking.encoding import Encoded, ImageRefusedError
+from hashlight.engine.service.door.http_server import HEAD_S, Address, HttpServer
+from hashlight.engine.storage.attributes import write_attributes
+from hashlight.engine.storage.shard import (
+    finish_shard,
+    order_rows,
+    write_codes,
+    write_features,
+    write_ids,
+    write_thumbnails,
+)
 
 BITS = 60  # not whole bytes, not whole words
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 import yaml
 
-from pipelines.cli import app
+from hashlight.pipelines.cli.main import app
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 COMMANDS = typer.main.get_command(app).commands

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import hashlight
-from pipelines.cli import app
+from hashlight.pipelines.cli.main import app
 
 README = Path(__file__).parent.parent / "README.md"
 

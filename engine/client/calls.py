@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from engine.client.queries import Code, Picture, QueryInput
+from hashlight.engine.client.queries import Code, Picture, QueryInput
 
 INCLUDES = ("attributes", "code", "explain")
 

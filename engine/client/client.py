@@ -14,15 +14,15 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.client.calls import Describe, Encode, Get, Ready, Search, Thumbnail, search_options
-from engine.client.http import MAX_RETRIES, AsyncHttpTransport, HttpTransport
-from engine.client.queries import Code, Image, is_url, read_ids, read_images, read_queries
-from engine.client.results import Items, SearchResponse
-from engine.rerank import Rerank
+from hashlight.engine.client.calls import Describe, Encode, Get, Ready, Search, Thumbnail, search_options
+from hashlight.engine.client.http import MAX_RETRIES, AsyncHttpTransport, HttpTransport
+from hashlight.engine.client.queries import Code, Image, is_url, read_ids, read_images, read_queries
+from hashlight.engine.client.results import Items, SearchResponse
+from hashlight.engine.collection.rerank import Rerank
 
 if TYPE_CHECKING:
-    from engine.service.encoding import ImageEncoder
-    from engine.service.searcher import Searcher
+    from hashlight.engine.service.asking.encoding import ImageEncoder
+    from hashlight.engine.service.asking.searcher import Searcher
 
 TIMEOUT_S = 10.0
 BATCH_SIZE = 1000  # codes of a request of `stream_search`: some 10 kB each way, a few milliseconds
@@ -53,7 +53,7 @@ class SearchClient:
     Examples
     --------
     >>> import numpy as np, tempfile
-    >>> from engine.collection import Collection
+    >>> from hashlight.engine.collection.collection import Collection
     >>> folder = tempfile.mkdtemp() + "/c"
     >>> codes = np.array([[0b0000], [0b0001], [0b0111]], np.uint64)
     >>> _ = Collection.create(folder, codes, bits=16, attributes={"label": ["a", "b", "a"]})
@@ -79,7 +79,7 @@ class SearchClient:
                 str(target), api_key=api_key, max_retries=max_retries, transport=transport
             )
         else:
-            from engine.client.local import LocalTransport
+            from hashlight.engine.client.local import LocalTransport
 
             self._transport = LocalTransport(target, encoder=encoder, open_encoder=open_encoder)
 
@@ -119,7 +119,7 @@ class SearchClient:
             like it), or a code (uint64 array of shape (W,)); codes may be one array (Q, W).
         k : int
         filter : str, optional
-            Only items whose attributes satisfy it, such as `'label == 3 and price < 5.5'`; see `engine.filters`.
+            Only items whose attributes satisfy it, such as `'label == 3 and price < 5.5'`; see `engine.filters.filter`.
         rerank : Rerank, optional
             Order a pool of nearest codes (`Rerank(pool=100)`) by fine features; queries must be images or ids.
         include : sequence of {"attributes", "code", "explain"}
@@ -249,7 +249,7 @@ class AsyncSearchClient:
                 str(target), api_key=api_key, max_retries=max_retries, transport=transport
             )
         else:
-            from engine.client.local import AsyncLocalTransport
+            from hashlight.engine.client.local import AsyncLocalTransport
 
             self._transport = AsyncLocalTransport(target, encoder=encoder, open_encoder=open_encoder)
 

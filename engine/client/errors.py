@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.errors import (
+from hashlight.engine.errors import (
     DeadlineExceededError,
     HashlightError,
     IdNotFoundError,

@@ -17,8 +17,8 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
-from engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
-from engine.client.errors import (
+from hashlight.engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
+from hashlight.engine.client.errors import (
     ConnectionFailedError,
     DeadlineExceededError,
     HashlightError,
@@ -27,8 +27,8 @@ from engine.client.errors import (
     ServerError,
     error_of,
 )
-from engine.client.queries import Address, Picture, QueryInput
-from engine.client.results import Items, SearchResponse, Thumbnails, data_uri, words_of
+from hashlight.engine.client.queries import Address, Picture, QueryInput
+from hashlight.engine.client.results import Items, SearchResponse, Thumbnails, data_uri, words_of
 
 MAX_RETRIES = 2
 FIRST_WAIT_S = 0.5

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
-from engine.client.queries import Address, Code, Picture, QueryInput
-from engine.client.results import Items, SearchResponse, data_uri
-from engine.codes import CodeArray, check_codes, num_words
-from engine.collection import Collection
-from engine.errors import DeadlineExceededError, EncoderMismatchError, HashlightError
-from engine.indexes.warmup import warm
-from engine.rerank import Rerank
-from engine.service.encoding import Encoded, ImageEncoder
-from engine.service.limits import Limits
-from engine.service.rendering import search_frame, search_table
-from engine.service.retrieval import Ask, answer, stored_items
-from engine.service.searcher import CollectionSearcher, Searcher
+from hashlight.engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
+from hashlight.engine.client.queries import Address, Code, Picture, QueryInput
+from hashlight.engine.client.results import Items, SearchResponse, data_uri
+from hashlight.engine.codes import CodeArray, check_codes, num_words
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.errors import DeadlineExceededError, EncoderMismatchError, HashlightError
+from hashlight.engine.indexes.warmup import warm
+from hashlight.engine.service.api.rendering import search_frame, search_table
+from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder
+from hashlight.engine.service.asking.retrieval import Ask, answer, stored_items
+from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
+from hashlight.engine.service.door.limits import Limits
 
 OpenEncoder = Callable[[Path], ImageEncoder]
 

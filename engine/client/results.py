@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.results import Coverage
+from hashlight.engine.results import Coverage
 
 if TYPE_CHECKING:
     import pyarrow as pa

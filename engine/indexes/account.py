@@ -7,8 +7,8 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.indexes.probe import Work
-from engine.results import Explanation
+from hashlight.engine.indexes.multi_index.probe import Work
+from hashlight.engine.results import Explanation
 
 
 class Account:

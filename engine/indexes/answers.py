@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.codes import IdArray
-from engine.kernels.select import FEW, arrange, count_hits, lay_out, order_ids, place_hits, sort_heaps
-from engine.results import PAD_DISTANCE, PAD_ID, Explanation, RangeResult, SearchResult
+from hashlight.engine.codes import IdArray
+from hashlight.engine.kernels.select import FEW, arrange, count_hits, lay_out, order_ids, place_hits, sort_heaps
+from hashlight.engine.results import PAD_DISTANCE, PAD_ID, Explanation, RangeResult, SearchResult
 
 MAX_HEAP_PLACES = 2**22  # of one call: 48 MB
 MAX_COUNTERS = 2**20  # of one call, a query and a distance each: 8 MB

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.codes import CodeArray
+from hashlight.engine.codes import CodeArray
 
 NO_MASK = np.empty(0, np.uint8)
 NO_MASK.flags.writeable = False

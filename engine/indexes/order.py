@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.codes import CodeArray, IdArray
-from engine.kernels.order import list_ties, pack_rows, unpack_rows
+from hashlight.engine.codes import CodeArray, IdArray
+from hashlight.engine.kernels.order import list_ties, pack_rows, unpack_rows
 
 
 def sort_rows(codes_NW: CodeArray, ids_N: IdArray) -> NDArray[np.int64]:

@@ -27,11 +27,11 @@ import platformdirs
 from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numpy.typing import NDArray
 
-from engine.codes import CodeArray
-from engine.indexes.probe import Budget, Prices, TableProbe
-from engine.indexes.scan import ScanIndex
-from engine.indexes.tables import Tables
-from engine.kernels.compiling import kernels_digest
+from hashlight.engine.codes import CodeArray
+from hashlight.engine.indexes.multi_index.probe import Budget, Prices, TableProbe
+from hashlight.engine.indexes.multi_index.tables import Tables
+from hashlight.engine.indexes.scan import ScanIndex
+from hashlight.engine.kernels.compiling import kernels_digest
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
-from engine.indexes.account import Account
-from engine.indexes.answers import (
+from hashlight.engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
+from hashlight.engine.indexes.account import Account
+from hashlight.engine.indexes.answers import (
     MAX_COUNTERS,
     MAX_HEAP_PLACES,
     Found,
@@ -24,12 +24,12 @@ from engine.indexes.answers import (
     range_result,
     search_result,
 )
-from engine.indexes.arrays import bytes_of, mask_bytes, read_only
-from engine.indexes.base import RowMask, check_arrays, check_build, check_farthest, check_mask
-from engine.indexes.order import sort_rows
-from engine.indexes.threads import MIN_QUERIES_A_THREAD, check_threads, cut, no_larger, run_parts
-from engine.kernels.scan import STRIDE, knn_scan, range_scan
-from engine.results import Explanation, RangeResult, SearchResult
+from hashlight.engine.indexes.arrays import bytes_of, mask_bytes, read_only
+from hashlight.engine.indexes.base import RowMask, check_arrays, check_build, check_farthest, check_mask
+from hashlight.engine.indexes.order import sort_rows
+from hashlight.engine.indexes.threads import MIN_QUERIES_A_THREAD, check_threads, cut, no_larger, run_parts
+from hashlight.engine.kernels.scan import STRIDE, knn_scan, range_scan
+from hashlight.engine.results import Explanation, RangeResult, SearchResult
 
 BLOCK_WORDS = 4096  # 32 KiB: a block of codes that stays in the L1 cache
 MIN_BLOCK = 256

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from engine.codes import as_integer
+from hashlight.engine.codes import as_integer
 
 T = TypeVar("T")
 

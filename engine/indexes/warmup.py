@@ -11,12 +11,12 @@ from typing import get_args
 
 import numpy as np
 
-from engine.histogram import distance_histogram, graded_histogram
-from engine.indexes.multi import MultiIndex, Plan
-from engine.indexes.planner import calibrate, has_stored_costs
-from engine.indexes.probe import Prices
-from engine.kernels.compiling import cache_folder
-from engine.kernels.components import find_roots, join_edges
+from hashlight.engine.indexes.histogram import distance_histogram, graded_histogram
+from hashlight.engine.indexes.multi_index.index import MultiIndex, Plan
+from hashlight.engine.indexes.multi_index.probe import Prices
+from hashlight.engine.indexes.planner import calibrate, has_stored_costs
+from hashlight.engine.kernels.compiling import cache_folder
+from hashlight.engine.kernels.components import find_roots, join_edges
 
 log = logging.getLogger(__name__)
 

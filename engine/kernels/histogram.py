@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels.compiling import kernel
-from engine.kernels.popcount import popcount
+from hashlight.engine.kernels.compiling import kernel
+from hashlight.engine.kernels.popcount import popcount
 
 
 @kernel

@@ -34,10 +34,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.kernels.compiling import kernel
-from engine.kernels.popcount import load_word, near_words, popcount, prefetch_word, trailing_zeros
-from engine.kernels.scan import row_distance
-from engine.kernels.select import comes_before, keep_nearest
+from hashlight.engine.kernels.compiling import kernel
+from hashlight.engine.kernels.popcount import load_word, near_words, popcount, prefetch_word, trailing_zeros
+from hashlight.engine.kernels.scan import row_distance
+from hashlight.engine.kernels.select import comes_before, keep_nearest
 
 ONE = np.uint64(1)
 NO_MASK = np.uint64(1 << 62)

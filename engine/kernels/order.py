@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels.compiling import kernel
+from hashlight.engine.kernels.compiling import kernel
 
 
 @kernel

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.kernels.compiling import kernel
-from engine.kernels.popcount import (
+from hashlight.engine.kernels.compiling import kernel
+from hashlight.engine.kernels.popcount import (
     load_word,
     near_places,
     popcount,
@@ -26,7 +26,7 @@ from engine.kernels.popcount import (
     trailing_zeros,
     use_wide_vectors,
 )
-from engine.kernels.select import keep_nearest
+from hashlight.engine.kernels.select import keep_nearest
 
 FAR = np.uint64(1 << 20)  # beyond any distance
 AHEAD = 1024  # words: 8 KiB

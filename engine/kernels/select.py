@@ -8,7 +8,7 @@ holds the worst pair; free places hold (2**31 - 1, -1), which is worse than any 
 
 from __future__ import annotations
 
-from engine.kernels.compiling import kernel
+from hashlight.engine.kernels.compiling import kernel
 
 FEW = 32  # ids that are sorted here; more are sorted by numpy, which has vector instructions for it
 

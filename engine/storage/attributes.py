@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.ipc
 from numpy.typing import NDArray
 
-from engine.filters import Filter
+from hashlight.engine.filters.filter import Filter
 
 # Names that no attribute may have: they are columns of answers, beside those of the attributes.
 RESERVED = frozenset({"id", "code", "query", "distance"})
@@ -60,7 +60,7 @@ class AttributeFile:
         return pa.Table.from_batches(picked, schema=self.schema)
 
     def mask(self, text: str) -> NDArray[np.bool_]:
-        """Return which rows satisfy a filter (see `engine.filters`), reading only the attributes that it names.
+        """Return which rows satisfy a filter (see `engine.filters.filter`), reading only the attributes that it names.
 
         Raises
         ------

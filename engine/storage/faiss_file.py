@@ -13,8 +13,8 @@ from types import ModuleType
 
 import numpy as np
 
-from engine.codes import WORD_BITS, CodeArray, num_words
-from engine.errors import CorruptDataError, MissingDependencyError
+from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
+from hashlight.engine.errors import CorruptDataError, MissingDependencyError
 
 # fourcc, d, code_size, ntotal, is_trained, metric_type, number of code bytes (index_write.cpp, `IBxF`)
 _HEADER = struct.Struct("<4siiq?iQ")

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.codes import check_bits
-from engine.errors import CollectionNotFoundError, CorruptDataError
-from engine.storage.integrity import FileSpec
-from engine.storage.store import LocalStore, Store
+from hashlight.engine.codes import check_bits
+from hashlight.engine.errors import CollectionNotFoundError, CorruptDataError
+from hashlight.engine.places.integrity import FileSpec
+from hashlight.engine.places.store import LocalStore, Store
 
 logger = logging.getLogger(__name__)
 

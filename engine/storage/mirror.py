@@ -9,11 +9,19 @@ from pathlib import Path
 
 import platformdirs
 
-from engine.errors import CollectionNotFoundError, CorruptDataError
-from engine.storage.files import writer_lock
-from engine.storage.integrity import verify_files
-from engine.storage.manifest import Manifest, ShardSpec, make_live, read_current, sweep, sweep_unnamed, write_manifest
-from engine.storage.store import BucketStore, LocalStore, Store
+from hashlight.engine.errors import CollectionNotFoundError, CorruptDataError
+from hashlight.engine.places.files import writer_lock
+from hashlight.engine.places.integrity import verify_files
+from hashlight.engine.places.store import BucketStore, LocalStore, Store
+from hashlight.engine.storage.manifest import (
+    Manifest,
+    ShardSpec,
+    make_live,
+    read_current,
+    sweep,
+    sweep_unnamed,
+    write_manifest,
+)
 
 logger = logging.getLogger(__name__)
 

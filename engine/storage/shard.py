@@ -24,23 +24,23 @@ import pyarrow.ipc
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from engine.codes import CodeArray, IdArray
-from engine.errors import CorruptDataError
-from engine.filters import Filter, MaskCache
-from engine.indexes.base import MAX_ROWS, RowMask
-from engine.indexes.multi import MultiIndex
-from engine.indexes.order import sort_rows
-from engine.indexes.scan import ScanIndex
-from engine.indexes.tables import Tables
-from engine.indexes.threads import usable_cores
-from engine.mapping import read_at_random
-from engine.results import RangeResult, SearchResult
-from engine.storage.attributes import AttributeFile, write_attributes
-from engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
-from engine.storage.files import sync_file, sync_folder
-from engine.storage.integrity import check_bytes, describe_files, remember_verified, verify_files
-from engine.storage.manifest import ShardSpec
-from engine.storage.store import Store
+from hashlight.engine.codes import CodeArray, IdArray
+from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.filters.filter import Filter, MaskCache
+from hashlight.engine.indexes.base import MAX_ROWS, RowMask
+from hashlight.engine.indexes.multi_index.index import MultiIndex
+from hashlight.engine.indexes.multi_index.tables import Tables
+from hashlight.engine.indexes.order import sort_rows
+from hashlight.engine.indexes.scan import ScanIndex
+from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.places.files import sync_file, sync_folder
+from hashlight.engine.places.integrity import check_bytes, describe_files, remember_verified, verify_files
+from hashlight.engine.places.mapping import read_at_random
+from hashlight.engine.places.store import Store
+from hashlight.engine.results import RangeResult, SearchResult
+from hashlight.engine.storage.attributes import AttributeFile, write_attributes
+from hashlight.engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
+from hashlight.engine.storage.manifest import ShardSpec
 
 _COPIED_ROWS = 65_536
 
@@ -222,7 +222,7 @@ class Shard:
         threads: int | None = None,
         explain: bool = False,
     ) -> SearchResult:
-        """See `engine.indexes.multi.MultiIndex.search`; only rows that satisfy `filter` answer."""
+        """See `engine.indexes.multi_index.index.MultiIndex.search`; only rows that satisfy `filter` answer."""
         mask = self.mask_of(filter)
         return self.index.search(queries_QW, k, farthest_Q=farthest_Q, mask=mask, threads=threads, explain=explain)
 

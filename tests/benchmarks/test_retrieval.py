@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-import encoders.training
+import hashlight.encoders.training.train
 from benchmarks import retrieval
-from encoders.encoder import EncoderOutput
-from encoders.methods import METHODS
-from pipelines import fashion_mnist
-from pipelines.measure import Side, count_distances
+from hashlight.encoders.encoder import EncoderOutput
+from hashlight.encoders.methods import METHODS
+from hashlight.pipelines.corpora import fashion_mnist
+from hashlight.pipelines.evaluation.measure import Side, count_distances
 from tests import oracles
 
 
@@ -73,7 +73,7 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypat
 
     def train(images, labels=None, config=None, **given):
         asked.append((config, labels is not None or "labels" in given, "pairs" in given))
-        return encoders.training.train(images, labels, config, **given)
+        return hashlight.encoders.training.train.train(images, labels, config, **given)
 
     monkeypatch.setattr(retrieval, "train", train)
     out = tmp_path / "retrieval"

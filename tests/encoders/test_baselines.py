@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.baselines import ITQ, ITQCCA, LSH, SH
-from encoders.heads import build_head, head_of
-from encoders.kernel_hashing import KSH, SDH
-from encoders.metrics import mean_average_precision
-from encoders.packing import unpack_bits
+from hashlight.encoders.fits.kernel import KSH, SDH
+from hashlight.encoders.fits.linear import ITQ, ITQCCA, LSH, SH
+from hashlight.encoders.metrics import mean_average_precision
+from hashlight.encoders.networks.heads import build_head, head_of
+from hashlight.encoders.packing import unpack_bits
 from tests.oracles import distance_histograms
 
 

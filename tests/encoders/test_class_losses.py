@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from encoders.class_losses import centres_of_images, class_centres, class_loss, csq_loss, latent_loss, orthohash_loss
+from hashlight.encoders.losses.classes import (
+    centres_of_images,
+    class_centres,
+    class_loss,
+    csq_loss,
+    latent_loss,
+    orthohash_loss,
+)
 
 
 def draw(seed, batch=6, bits=8, classes=4):

@@ -10,13 +10,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
-from encoders.backbones import SMALL_CNN, build_backbone
-from encoders.compat import load_torchvision
-from encoders.encoder import EncoderConfig, HashEncoder, open_image
-from encoders.errors import EncoderError, ImageError
-from encoders.images import decode_image
-from encoders.model import HashModel
-from encoders.packing import unpack_bits
+from hashlight.encoders.data.images import decode_image
+from hashlight.encoders.encoder import EncoderConfig, HashEncoder, open_image
+from hashlight.encoders.errors import EncoderError, ImageError
+from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
+from hashlight.encoders.networks.compat import load_torchvision
+from hashlight.encoders.networks.model import HashModel
+from hashlight.encoders.packing import unpack_bits
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (256, 28, 28), dtype=np.uint8)
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from encoders.backbones import SMALL_CNN, build_backbone
-from encoders.gradients import backward
-from encoders.losses import hashnet_loss
-from encoders.model import HashModel
+from hashlight.encoders.losses.pairs import hashnet_loss
+from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
+from hashlight.encoders.networks.model import HashModel
+from hashlight.encoders.training.gradients import backward
 
 LABELS = torch.arange(12) % 3
 SIMILAR = LABELS[:, None] == LABELS

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoders.errors import ImageError
-from encoders.images import decode_image
+from hashlight.encoders.data.images import decode_image
+from hashlight.encoders.errors import ImageError
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (24, 20, 3), dtype=np.uint8)

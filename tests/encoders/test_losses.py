@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from encoders.losses import dhn_loss, exponentiated_loss, hashnet_loss, pair_weights
+from hashlight.encoders.losses.pairs import dhn_loss, exponentiated_loss, hashnet_loss, pair_weights
 
 
 def known_pairs(codes, known):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.encoder import HashEncoder
-from encoders.methods import METHODS
-from encoders.metrics import mean_average_precision
-from encoders.supervision import PairList
-from encoders.training import TrainConfig, train
+from hashlight.encoders.data.supervision import PairList
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.encoders.methods import METHODS
+from hashlight.encoders.metrics import mean_average_precision
+from hashlight.encoders.training.train import TrainConfig, train
 from tests.encoders.test_training import IMAGES, LABELS, QUERIES, QUERY_LABELS
 from tests.oracles import distance_histograms
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.metrics import (
+from hashlight.encoders.metrics import (
     average_precision,
     average_precision_of_scores,
     bit_balance,
@@ -18,7 +18,7 @@ from encoders.metrics import (
     precision_recall_curve,
     precision_within_radius,
 )
-from encoders.packing import pack_bits, unpack_bits
+from hashlight.encoders.packing import pack_bits, unpack_bits
 
 
 def plain_average_precision(relevant_in_order):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.methods import METHODS, ObjectiveSettings
-from encoders.objectives import StraightHashNet
-from encoders.supervision import LabelSupervision
+from hashlight.encoders.data.supervision import LabelSupervision
+from hashlight.encoders.losses.objectives import StraightHashNet
+from hashlight.encoders.methods import METHODS, ObjectiveSettings
 from tests.encoders.test_class_losses import loop_cross_entropy
 from tests.encoders.test_losses import dot, loop_dhn, loop_exponentiated, loop_loss
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from encoders.preprocessing import Preprocessing
+from hashlight.encoders.data.preprocessing import Preprocessing
 
 CROP = Preprocessing(size=8, channels=3, mean=(0.5, 0.4, 0.3), std=(0.5, 0.2, 0.1), fit="crop", resize=8)
 GREY = Preprocessing(size=28, channels=1, mean=(0.25,), std=(0.5,))

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-import encoders.checkpoints
-from encoders.errors import EncoderError
-from encoders.metrics import mean_average_precision
-from encoders.supervision import LabelSupervision, NoSupervision, PairList, ViewSupervision
-from encoders.training import TrainConfig, train
-from encoders.validation import keep_out, validation_map
+import hashlight.encoders.training.checkpoints
+from hashlight.encoders.data.supervision import LabelSupervision, NoSupervision, PairList, ViewSupervision
+from hashlight.encoders.errors import EncoderError
+from hashlight.encoders.metrics import mean_average_precision
+from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.encoders.training.validation import keep_out, validation_map
 from tests.encoders.test_training import IMAGES, LABELS, QUERIES
 from tests.oracles import distance_histograms
 
@@ -27,7 +27,7 @@ def one_thread():
 
 @pytest.fixture
 def each_step_kept(monkeypatch):
-    monkeypatch.setattr(encoders.checkpoints, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(hashlight.encoders.training.checkpoints, "CHECKPOINT_S", 0.0)
 
 
 class StopError(Exception):

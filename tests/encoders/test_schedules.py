@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from encoders.schedules import FINAL_BETAS, SCHEDULES, constant, released, stages
+from hashlight.encoders.training.schedules import FINAL_BETAS, SCHEDULES, constant, released, stages
 
 
 def test_stages_rise_in_ten_steps_by_equal_ratios():

@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from encoders.augment import random_view
-from encoders.encoder import HashEncoder
-from encoders.metrics import average_precision_of_scores, mean_average_precision
-from encoders.supervision import LabelSupervision, PairList, PairSupervision, ViewSupervision
-from encoders.training import TrainConfig, train
-from encoders.workers import forked_random, random_state, set_random_state
+from hashlight.encoders.data.augment import random_view
+from hashlight.encoders.data.supervision import LabelSupervision, PairList, PairSupervision, ViewSupervision
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.encoders.metrics import average_precision_of_scores, mean_average_precision
+from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.encoders.training.workers import forked_random, random_state, set_random_state
 from tests.oracles import distance_histograms
 
 

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from encoders.gradients import backward
-from encoders.losses import hashnet_loss
-from encoders.supervision import PairList
-from encoders.training import TrainConfig, train
-from encoders.workers import ALONE, Share, Workers
+from hashlight.encoders.data.supervision import PairList
+from hashlight.encoders.losses.pairs import hashnet_loss
+from hashlight.encoders.training.gradients import backward
+from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.encoders.training.workers import ALONE, Share, Workers
 from tests.encoders.test_training import IMAGES, LABELS
 
 # 16 images in three parts are 6, 5 and 5; a chunk of 2 leaves the third worker without an image.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.codes import (
+from hashlight.engine.codes import (
     check_bits,
     check_codes,
     check_ids,

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.collection import Collection, CollectionWriter
-from engine.errors import (
+from hashlight.engine.collection.collection import Collection, CollectionWriter
+from hashlight.engine.errors import (
     CollectionBusyError,
     CollectionExistsError,
     CollectionNotFoundError,
@@ -342,7 +342,7 @@ def test_a_damaged_copy_of_the_encoder_is_replaced(tmp_path, corpus):
 WRITER = """
     import sys
     import numpy as np
-    from engine.collection import Collection
+    from hashlight.engine.collection.collection import Collection
     codes = np.random.default_rng(1).integers(2**48, size=(200_000, 1), dtype=np.uint64)
     print("ready", flush=True)
     while True:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.errors import CorruptDataError
-from engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
+from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
 
 
 @pytest.fixture

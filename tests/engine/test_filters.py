@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.collection import Collection
-from engine.filters import Filter, FilterError, MaskCache
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.filters.filter import Filter, FilterError, MaskCache
 from tests import oracles
 
 ROWS = [

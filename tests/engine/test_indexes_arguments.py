@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-from engine.errors import MissingDependencyError
-from engine.indexes.base import MAX_ROWS, check_rows
-from engine.indexes.faiss_flat import FaissFlatIndex
-from engine.indexes.faiss_multi_hash import FaissMultiHashIndex
-from engine.indexes.multi import MultiIndex
-from engine.indexes.scan import ScanIndex
-from engine.storage import faiss_file
+from hashlight.engine.errors import MissingDependencyError
+from hashlight.engine.indexes.base import MAX_ROWS, check_rows
+from hashlight.engine.indexes.faiss.flat import FaissFlatIndex
+from hashlight.engine.indexes.faiss.multi_hash import FaissMultiHashIndex
+from hashlight.engine.indexes.multi_index.index import MultiIndex
+from hashlight.engine.indexes.scan import ScanIndex
+from hashlight.engine.storage import faiss_file
 from tests.engine.test_indexes_exact import make_case
 
 KINDS = [ScanIndex, MultiIndex, FaissFlatIndex, FaissMultiHashIndex]
@@ -119,8 +119,9 @@ def test_without_faiss_the_error_says_what_to_install(kind, monkeypatch):
 def test_importing_the_indexes_neither_imports_faiss_nor_compiles():
     program = """
 import sys
-import engine.indexes.multi, engine.indexes.faiss_flat, engine.indexes.faiss_multi_hash
-import engine.kernels.multi_index as kernels
+import hashlight.engine.indexes.multi_index.index
+import hashlight.engine.indexes.faiss.flat, hashlight.engine.indexes.faiss.multi_hash
+import hashlight.engine.kernels.multi_index as kernels
 assert "faiss" not in sys.modules
 assert not kernels.knn_tables.signatures and not kernels.range_tables.signatures
 """

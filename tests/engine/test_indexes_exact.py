@@ -5,12 +5,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.indexes import multi, probe, scan
-from engine.indexes.base import Index
-from engine.indexes.faiss_flat import FaissFlatIndex
-from engine.indexes.faiss_multi_hash import FaissMultiHashIndex
-from engine.indexes.multi import MultiIndex
-from engine.indexes.scan import ScanIndex
+from hashlight.engine.indexes import scan
+from hashlight.engine.indexes.base import Index
+from hashlight.engine.indexes.faiss.flat import FaissFlatIndex
+from hashlight.engine.indexes.faiss.multi_hash import FaissMultiHashIndex
+from hashlight.engine.indexes.multi_index import index as multi
+from hashlight.engine.indexes.multi_index import probe
+from hashlight.engine.indexes.multi_index.index import MultiIndex
+from hashlight.engine.indexes.scan import ScanIndex
 from tests import oracles
 
 BITS = [16, 32, 48, 64, 72, 128, 129, 192, 256, 320, 448, 512, 1000, 1024]

@@ -7,12 +7,12 @@ import time
 import numpy as np
 import pytest
 
-from engine.collection import Collection
-from engine.errors import CorruptDataError
-from engine.indexes.multi import MultiIndex
-from engine.indexes.order import sort_rows
-from engine.indexes.scan import ScanIndex
-from engine.indexes.tables import Tables
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.indexes.multi_index.index import MultiIndex
+from hashlight.engine.indexes.multi_index.tables import Tables
+from hashlight.engine.indexes.order import sort_rows
+from hashlight.engine.indexes.scan import ScanIndex
 from tests import oracles
 from tests.engine.test_indexes_exact import assert_range, assert_search, make_case
 

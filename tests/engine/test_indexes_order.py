@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.indexes.order import sort_rows
+from hashlight.engine.indexes.order import sort_rows
 from tests import oracles
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.indexes.multi import MultiIndex
-from engine.indexes.scan import ScanIndex
+from hashlight.engine.indexes.multi_index.index import MultiIndex
+from hashlight.engine.indexes.scan import ScanIndex
 from tests import oracles
 
 

@@ -8,12 +8,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from engine.indexes import planner, probe, tables, threads
-from engine.indexes.multi import MultiIndex
-from engine.indexes.planner import Costs, likely_radius, split_by_cost
-from engine.indexes.probe import Prices
-from engine.indexes.tables import choose_widths, sketch_runs
-from engine.kernels.compiling import cache_folder
+from hashlight.engine.indexes import planner, threads
+from hashlight.engine.indexes.multi_index import probe, tables
+from hashlight.engine.indexes.multi_index.index import MultiIndex
+from hashlight.engine.indexes.multi_index.probe import Prices
+from hashlight.engine.indexes.multi_index.tables import choose_widths, sketch_runs
+from hashlight.engine.indexes.planner import Costs, likely_radius, split_by_cost
+from hashlight.engine.kernels.compiling import cache_folder
 from tests import oracles
 from tests.engine.test_indexes_exact import assert_range, assert_search
 
@@ -198,7 +199,7 @@ def test_two_processes_warm_up_an_empty_cache(tmp_path):
 
 
 def warm_two_processes(cache, home):
-    program = "from engine.indexes.warmup import warm; warm(costs=False)"
+    program = "from hashlight.engine.indexes.warmup import warm; warm(costs=False)"
     environment = {"NUMBA_CACHE_DIR": str(cache), "PATH": "/usr/bin:/bin", "HOME": str(home)}
     running = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]

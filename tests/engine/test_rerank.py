@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from engine.collection import Collection
-from engine.errors import IdNotFoundError
-from engine.rerank import METRICS, Rerank, rerank_pool
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.rerank import METRICS, Rerank, rerank_pool
+from hashlight.engine.errors import IdNotFoundError
 from tests import oracles
 
 

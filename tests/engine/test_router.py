@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from engine import router
-from engine.indexes.multi import MultiIndex
-from engine.merge import merge_explanations, merge_search
-from engine.results import Explanation, SearchResult
+from hashlight.engine.collection import router
+from hashlight.engine.collection.merge import merge_explanations, merge_search
+from hashlight.engine.indexes.multi_index.index import MultiIndex
+from hashlight.engine.results import Explanation, SearchResult
 from tests.engine.test_indexes_exact import assert_range, assert_search, make_case
 
 

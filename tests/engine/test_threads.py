@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from engine.indexes import threads
-from engine.indexes.threads import cut, run_parts, usable_cores
+from hashlight.engine.indexes import threads
+from hashlight.engine.indexes.threads import cut, run_parts, usable_cores
 
 
 def test_parts_come_back_in_order():

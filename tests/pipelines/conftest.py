@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from encoders.training import TrainConfig, train
-from pipelines.fashion_mnist import SAMPLE, as_corpus, write_corpus
+from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.pipelines.corpora.fashion_mnist import SAMPLE, as_corpus, write_corpus
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def bucket(s3_server):
 @pytest.fixture(scope="session")
 def codes(corpus, encoder, ray_session, tmp_path_factory):
     """The corpus, encoded."""
-    from pipelines.encode import encode_corpus
+    from hashlight.pipelines.encoding.encode import encode_corpus
 
     folder = tmp_path_factory.mktemp("codes") / "codes"
     encode_corpus(corpus, encoder, folder, actors=1)
@@ -92,7 +92,7 @@ def codes(corpus, encoder, ray_session, tmp_path_factory):
 @pytest.fixture(scope="session")
 def collection(codes, tmp_path_factory):
     """The codes, as a collection of three shards."""
-    from pipelines.build import build_collection
+    from hashlight.pipelines.building.build import build_collection
 
     folder = tmp_path_factory.mktemp("collection") / "collection"
     build_collection(codes, folder, shards=3)

@@ -6,9 +6,9 @@ import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
-from engine.collection import Collection
-from engine.service.router import ClusterRouter
-from pipelines.ray_cluster import RayCluster
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.service.routing.router import ClusterRouter
+from hashlight.pipelines.serving.ray_servers import RayCluster
 from tests.engine.service.conftest import Load, eventually
 
 

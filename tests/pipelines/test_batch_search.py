@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from engine.collection import Collection
-from engine.errors import CollectionBusyError
-from engine.storage.files import writer_lock
-from pipelines import batch_search, chaos
-from pipelines.batch_search import search_codes
-from pipelines.cli import app
-from pipelines.errors import PipelineError
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import CollectionBusyError
+from hashlight.engine.places.files import writer_lock
+from hashlight.pipelines.cli.main import app
+from hashlight.pipelines.jobs import chaos
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.searching import batch as batch_search
+from hashlight.pipelines.searching.batch import search_codes
 from tests import oracles
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -145,7 +146,7 @@ def test_bad_queries_are_refused(tmp_path, database, columns, message):
 DRIVER = """
 import os, sys
 from pathlib import Path
-from pipelines import batch_search
+from hashlight.pipelines.searching import batch as batch_search
 Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
 batch_search.BLOCK_QUERIES = 100
 batch_search.search_codes(sys.argv[1], sys.argv[2], sys.argv[3], radius=3, workers=2)

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.collection import Collection
-from engine.storage.manifest import read_current
-from engine.storage.store import LocalStore
-from pipelines import batch_search
-from pipelines.batch_search import Block, SearchJob, merge_block, search_block
-from pipelines.bounded_search import search_bounded
-from pipelines.code_parts import Part, Piece
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.places.store import LocalStore
+from hashlight.engine.storage.manifest import read_current
+from hashlight.pipelines.codes.parts import Part, Piece
+from hashlight.pipelines.searching import batch as batch_search
+from hashlight.pipelines.searching.batch import Block, SearchJob, merge_block, search_block
+from hashlight.pipelines.searching.bounded import search_bounded
 from tests import oracles
 
 BITS = 48

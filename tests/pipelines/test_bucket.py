@@ -13,18 +13,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from engine.collection import Collection
-from engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
-from engine.storage.manifest import read_current
-from engine.storage.mirror import local_shard
-from engine.storage.store import BucketStore, open_store
-from engine.writer import CollectionWriter
-from pipelines import chaos
-from pipelines.batch_search import search_codes
-from pipelines.build import build_collection
-from pipelines.dedup import find_duplicates
-from pipelines.errors import PipelineError
-from pipelines.stores import OutputFolder
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.writer import CollectionWriter
+from hashlight.engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
+from hashlight.engine.places.store import BucketStore, open_store
+from hashlight.engine.storage.manifest import read_current
+from hashlight.engine.storage.mirror import local_shard
+from hashlight.pipelines.building.build import build_collection
+from hashlight.pipelines.dedup.dedup import find_duplicates
+from hashlight.pipelines.jobs import chaos
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.stores import OutputFolder
+from hashlight.pipelines.searching.batch import search_codes
 from tests import oracles
 from tests.pipelines.test_build import BITS, answers, write_codes
 
@@ -165,7 +165,7 @@ def test_copies_of_shards_that_are_no_more_go(bucket, rows):
 DRIVER = """
 import os, sys
 from pathlib import Path
-from pipelines.build import build_collection
+from hashlight.pipelines.building.build import build_collection
 Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
 build_collection(sys.argv[1], sys.argv[2], shards=3, overwrite=True, workers=1)
 """
@@ -214,7 +214,7 @@ UPLOADER = """
 import os, signal, sys
 import numpy as np
 import pyarrow.fs
-from engine.collection import Collection
+from hashlight.engine.collection.collection import Collection
 copy, uploaded = pyarrow.fs.copy_files, []
 def copy_some(*arguments, **options):
     if len(uploaded) == int(sys.argv[2]):

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.collection import Collection
-from engine.errors import CollectionExistsError, CollectionNotFoundError, EncoderMismatchError
-from engine.storage.files import sha256_of
-from pipelines import chaos
-from pipelines.build import build_collection
-from pipelines.errors import PipelineError
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import CollectionExistsError, CollectionNotFoundError, EncoderMismatchError
+from hashlight.engine.places.files import sha256_of
+from hashlight.pipelines.building.build import build_collection
+from hashlight.pipelines.jobs import chaos
+from hashlight.pipelines.jobs.errors import PipelineError
 from tests import oracles
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -147,7 +147,7 @@ def test_attributes_named_like_columns_of_answers_are_refused(tmp_path, rows):
 
 
 def test_ids_that_stand_twice_in_different_shards_are_refused(tmp_path, rows, monkeypatch):
-    monkeypatch.setattr("pipelines.build._COMPARED_IDS", 500)
+    monkeypatch.setattr("hashlight.pipelines.building.build._COMPARED_IDS", 500)
     codes, ids, _ = rows
     ids = ids.copy()
     ids[2999] = ids[0]
@@ -183,7 +183,7 @@ def test_thumbnails_and_columns_that_are_empty_in_a_part_are_kept(tmp_path, rows
 DRIVER = """
 import os, sys
 from pathlib import Path
-from pipelines.build import build_collection
+from hashlight.pipelines.building.build import build_collection
 Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
 build_collection(sys.argv[1], sys.argv[2], shards=3, overwrite=True, workers=2)
 """

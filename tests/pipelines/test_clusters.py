@@ -9,7 +9,8 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipelines import build, dedup
+from hashlight.pipelines.building import build
+from hashlight.pipelines.dedup import dedup
 
 
 def pairs_file(path, rng, nodes, edges, ids):

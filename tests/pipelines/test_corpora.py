@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.corpora import labels_of, list_corpus
-from pipelines.errors import PipelineError
-from pipelines.reading import read_images, read_uri
+from hashlight.pipelines.corpora.corpus import labels_of, list_corpus
+from hashlight.pipelines.corpora.reading import read_images, read_uri
+from hashlight.pipelines.jobs.errors import PipelineError
 
 
 def png(value):

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoders.preprocessing import Preprocessing
-from pipelines import chaos
-from pipelines.decode_worker import DecodeLimits
-from pipelines.decoding import DecodePool
-from pipelines.errors import PipelineError
+from hashlight.encoders.data.preprocessing import Preprocessing
+from hashlight.pipelines.decoding.pool import DecodePool
+from hashlight.pipelines.decoding.worker import DecodeLimits
+from hashlight.pipelines.jobs import chaos
+from hashlight.pipelines.jobs.errors import PipelineError
 from tests.pipelines import hostile
 
 RULE = Preprocessing(size=hostile.SIDE, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -20,13 +20,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from engine.collection import Collection
-from engine.errors import CollectionBusyError
-from engine.storage.files import writer_lock
-from pipelines import chaos, dedup
-from pipelines.cli import app
-from pipelines.dedup import find_duplicates
-from pipelines.errors import PipelineError
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import CollectionBusyError
+from hashlight.engine.places.files import writer_lock
+from hashlight.pipelines.cli.main import app
+from hashlight.pipelines.dedup import dedup
+from hashlight.pipelines.dedup.dedup import find_duplicates
+from hashlight.pipelines.jobs import chaos
+from hashlight.pipelines.jobs.errors import PipelineError
 from tests import oracles
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -213,7 +214,7 @@ def test_the_gallery_shows_the_largest_clusters_and_loads_nothing(tmp_path, rows
 DRIVER = """
 import os, sys
 from pathlib import Path
-from pipelines.dedup import find_duplicates
+from hashlight.pipelines.dedup.dedup import find_duplicates
 Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
 find_duplicates(sys.argv[1], sys.argv[2], radius=2, workers=2)
 """

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from engine.collection import Collection
-from pipelines.build import codes_column
-from pipelines.demo import _OWN_ENTRIES, run_demo
-from pipelines.errors import PipelineError
+from hashlight.engine.collection.collection import Collection
+from hashlight.pipelines.building.build import codes_column
+from hashlight.pipelines.cli.demo import _OWN_ENTRIES, run_demo
+from hashlight.pipelines.jobs.errors import PipelineError
 from tests import oracles
 
 

@@ -15,21 +15,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from encoders.encoder import HashEncoder
-from encoders.training import TrainConfig, train
-from engine.collection import Collection
-from engine.errors import CollectionNotFoundError
-from engine.rerank import Rerank
-from pipelines import encode as encode_module
-from pipelines.build import build_collection, read_codes
-from pipelines.code_parts import FEATURES_COLUMN
-from pipelines.corpora import list_corpus
-from pipelines.decode_worker import DecodeLimits
-from pipelines.encode import encode_corpus, read_parts, read_summary
-from pipelines.errors import PipelineError
-from pipelines.images import batches, encode_entries
-from pipelines.rejects import RejectBudget
-from pipelines.work import plan_work
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.errors import CollectionNotFoundError
+from hashlight.pipelines.building.build import build_collection, read_codes
+from hashlight.pipelines.codes.parts import FEATURES_COLUMN
+from hashlight.pipelines.corpora.corpus import list_corpus
+from hashlight.pipelines.corpora.work import plan_work
+from hashlight.pipelines.decoding.images import batches, encode_entries
+from hashlight.pipelines.decoding.worker import DecodeLimits
+from hashlight.pipelines.encoding import encode as encode_module
+from hashlight.pipelines.encoding.encode import encode_corpus, read_parts, read_summary
+from hashlight.pipelines.encoding.rejects import RejectBudget
+from hashlight.pipelines.jobs.errors import PipelineError
 from tests.pipelines import hostile
 
 pytestmark = pytest.mark.usefixtures("ray_session")

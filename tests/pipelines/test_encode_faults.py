@@ -15,8 +15,8 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import chaos
-from pipelines.encode import encode_corpus
+from hashlight.pipelines.encoding.encode import encode_corpus
+from hashlight.pipelines.jobs import chaos
 
 UNITS = 12
 OPTIONS = ["--unit-images", "25", "--batch-size", "8", "--actors", "2", "--features", "--thumbnails", "16"]
@@ -28,7 +28,7 @@ class Job:
     def __init__(self, folder, corpus, encoder, output=None):
         self.folder, self.output = folder, output or str(folder / "codes")
         arguments = ["--input", str(corpus), "--encoder", str(encoder), "--output", self.output, *OPTIONS]
-        self._command = [sys.executable, "-m", "pipelines.cli", "encode", *arguments]
+        self._command = [sys.executable, "-m", "hashlight", "encode", *arguments]
         self.faults = folder / "faults"
         self.faults.mkdir()
 

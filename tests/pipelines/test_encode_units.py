@@ -14,14 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from encoders.encoder import HashEncoder
-from pipelines import corpora, encode, encode_units, webdataset
-from pipelines.decode_worker import DecodeLimits
-from pipelines.encode_units import STEPS, EncodeUnits, UnitSettings, parse_sidecar, part_name, sidecar_name
-from pipelines.errors import PipelineError
-from pipelines.rejects import RejectBudget, write_rejects
-from pipelines.stores import OutputFolder
-from pipelines.work import WorkSummary, plan_work
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.pipelines.corpora import corpus as corpora
+from hashlight.pipelines.corpora import webdataset
+from hashlight.pipelines.corpora.work import WorkSummary, plan_work
+from hashlight.pipelines.decoding.worker import DecodeLimits
+from hashlight.pipelines.encoding import encode
+from hashlight.pipelines.encoding import units as encode_units
+from hashlight.pipelines.encoding.rejects import RejectBudget, write_rejects
+from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings, parse_sidecar, part_name, sidecar_name
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.stores import OutputFolder
 
 OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": DecodeLimits()}
 

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from encoders.encoder import EncoderOutput, HashEncoder
-from encoders.metrics import mean_average_precision, ndcg
-from encoders.packing import pack_bits
-from encoders.training import TrainConfig, train
-from pipelines import measure
-from pipelines.errors import PipelineError
-from pipelines.evaluate import BASELINES, evaluate_encoder
-from pipelines.measure import CUT_OFFS, Report, Side, count_distances, method_report, relaxed_maps
+from hashlight.encoders.encoder import EncoderOutput, HashEncoder
+from hashlight.encoders.metrics import mean_average_precision, ndcg
+from hashlight.encoders.packing import pack_bits
+from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.pipelines.evaluation import measure
+from hashlight.pipelines.evaluation.evaluate import BASELINES, evaluate_encoder
+from hashlight.pipelines.evaluation.measure import CUT_OFFS, Report, Side, count_distances, method_report, relaxed_maps
+from hashlight.pipelines.jobs.errors import PipelineError
 from tests import oracles
 
 PICTURES = {"precision_recall", "precision_at", "precision_radius", "sharpness", "tsne", "results"}

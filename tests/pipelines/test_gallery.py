@@ -9,7 +9,8 @@ import json
 import numpy as np
 from PIL import Image
 
-from pipelines import chaos, gallery
+from hashlight.pipelines.dedup import gallery
+from hashlight.pipelines.jobs import chaos
 
 
 def test_a_gallery_outlives_what_its_uris_name(tmp_path, monkeypatch):

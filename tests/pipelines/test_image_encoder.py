@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from encoders.encoder import HashEncoder
-from engine.service.encoding import ImageRefusedError
-from pipelines.decoding import DecodePool
-from pipelines.image_encoder import HashImageEncoder
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.engine.service.asking.encoding import ImageRefusedError
+from hashlight.pipelines.decoding.pool import DecodePool
+from hashlight.pipelines.serving.image_encoder import HashImageEncoder
 
 MOST_PIXELS = 10**7
 

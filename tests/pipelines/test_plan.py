@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from engine.indexes.multi import MultiIndex
-from engine.indexes.planner import machine_file
-from engine.storage.shard import write_shard
-from pipelines import calibrate, capacity
-from pipelines.capacity import Constants, bytes_a_code, load_constants, work_of_radius
-from pipelines.cli import app
-from pipelines.errors import PipelineError
-from pipelines.plan import GIB, Demand, plan
+from hashlight.engine.indexes.multi_index.index import MultiIndex
+from hashlight.engine.indexes.planner import machine_file
+from hashlight.engine.storage.shard import write_shard
+from hashlight.pipelines.capacity import calibrate
+from hashlight.pipelines.capacity import constants as capacity
+from hashlight.pipelines.capacity.constants import Constants, bytes_a_code, load_constants, work_of_radius
+from hashlight.pipelines.capacity.plan import GIB, Demand, plan
+from hashlight.pipelines.cli.main import app
+from hashlight.pipelines.jobs.errors import PipelineError
 
 ROUND = Constants(
     cores=4,

@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from engine.collection import Collection
-from engine.errors import NotReadyError
-from engine.service.router import ClusterRouter
-from pipelines import ray_cluster
-from pipelines.errors import PipelineError
-from pipelines.ray_cluster import RayCluster
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import NotReadyError
+from hashlight.engine.service.routing.router import ClusterRouter
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.serving import ray_servers as ray_cluster
+from hashlight.pipelines.serving.ray_servers import RayCluster
 from tests.engine.service.conftest import BITS, Corpus, Load, eventually
 from tests.oracles import clustered_codes, knn, within_radius
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import reads
-from pipelines.corpora import list_corpus
-from pipelines.filesystems import open_filesystem
-from pipelines.reading import read_images, read_shard
-from pipelines.reads import ReadFailedError, RetryingFile, TooManyBytesError, map_ahead, read_bytes
+from hashlight.pipelines.corpora.corpus import list_corpus
+from hashlight.pipelines.corpora.reading import read_images, read_shard
+from hashlight.pipelines.jobs import reads
+from hashlight.pipelines.jobs.filesystems import open_filesystem
+from hashlight.pipelines.jobs.reads import ReadFailedError, RetryingFile, TooManyBytesError, map_ahead, read_bytes
 
 
 class FailingFile:

@@ -16,16 +16,16 @@ import pytest
 from PIL import Image
 
 import hashlight
-from encoders.encoder import HashEncoder
-from engine.collection import Collection
-from pipelines.build import build_collection
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.engine.collection.collection import Collection
+from hashlight.pipelines.building.build import build_collection
 from tests.pipelines.test_cli import run
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def start(*arguments, **environment):
-    command = [sys.executable, "-m", "pipelines.cli", "serve", *map(str, arguments)]
+    command = [sys.executable, "-m", "hashlight", "serve", *map(str, arguments)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
     line = server.stdout.readline()
     found = re.search(r"at (https?://\S+)", line)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import hashlight
-from engine.client.errors import ConnectionFailedError
-from engine.collection import Collection
-from pipelines.serve_cluster import shard_servers
+from hashlight.engine.client.errors import ConnectionFailedError
+from hashlight.engine.collection.collection import Collection
+from hashlight.pipelines.serving.cluster import shard_servers
 from tests.engine.service.conftest import BITS, Corpus, Load, eventually
 from tests.oracles import clustered_codes, knn, within_radius
 from tests.pipelines.test_cli import run

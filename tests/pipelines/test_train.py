@@ -11,15 +11,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import encoders.checkpoints
-from encoders.encoder import HashEncoder
-from encoders.methods import METHODS
-from encoders.training import TrainConfig, train
-from pipelines.cli import app
-from pipelines.corpora import labels_of
-from pipelines.errors import PipelineError
-from pipelines.fashion_mnist import as_corpus
-from pipelines.train import train_encoder
+import hashlight.encoders.training.checkpoints
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.encoders.methods import METHODS
+from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.pipelines.cli.main import app
+from hashlight.pipelines.corpora.corpus import labels_of
+from hashlight.pipelines.corpora.fashion_mnist import as_corpus
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.training.train import train_encoder
 
 QUICK = ("--bits", 12, "--epochs", 1, "--warmup-epochs", 0, "--batch-size", 16)
 # For methods on features, which have no epochs of their own and need a backbone that has learned.
@@ -166,7 +166,7 @@ def test_lists_of_labels_become_columns(corpora):
 
 
 def test_an_interrupted_training_goes_on_to_the_same_encoder(tmp_path, corpora, monkeypatch):
-    monkeypatch.setattr(encoders.checkpoints, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(hashlight.encoders.training.checkpoints, "CHECKPOINT_S", 0.0)
     config = TrainConfig(bits=8, batch_size=16, epochs=2, warmup_epochs=1)
     whole = train_encoder(corpora["one"], tmp_path / "whole", config)
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from encoders.encoder import HashEncoder
-from encoders.training import TrainConfig
-from pipelines.cli import app
-from pipelines.errors import PipelineError
-from pipelines.fashion_mnist import as_corpus
-from pipelines.train import train_encoder
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.encoders.training.train import TrainConfig
+from hashlight.pipelines.cli.main import app
+from hashlight.pipelines.corpora.fashion_mnist import as_corpus
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.training.train import train_encoder
 
 pytestmark = pytest.mark.usefixtures("ray_session", "quick_notice")
 # Long enough that what is killed at its first hashing step, as seen from here, is far from its last.
@@ -122,7 +122,7 @@ def test_an_interrupted_run_goes_on(images, tmp_path, two_workers):
 @pytest.mark.slow
 def test_a_killed_driver_loses_nothing(images, tmp_path, two_workers):
     options = {"bits": 16, "batch-size": 32, "epochs": 20, "warmup-epochs": 1, "precision": "float64", "workers": 2}
-    command = [sys.executable, "-m", "pipelines.cli", "train", "--input", images, "--output", tmp_path / "e"]
+    command = [sys.executable, "-m", "hashlight", "train", "--input", images, "--output", tmp_path / "e"]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     log = tmp_path / ".e.training" / "training.jsonl"
     with subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL) as driver:

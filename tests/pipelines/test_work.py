@@ -15,16 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import reads, work
-from pipelines.code_parts import list_parts
-from pipelines.corpora import list_corpus
-from pipelines.errors import PipelineError
-from pipelines.filesystems import list_s3
-from pipelines.identity import RepeatedIds
-from pipelines.reading import read_images, read_uri
-from pipelines.reads import read_bytes
-from pipelines.stores import OutputFolder
-from pipelines.work import WorkList, plan_work, read_work
+from hashlight.pipelines.codes.parts import list_parts
+from hashlight.pipelines.corpora import work
+from hashlight.pipelines.corpora.corpus import list_corpus
+from hashlight.pipelines.corpora.identity import RepeatedIds
+from hashlight.pipelines.corpora.reading import read_images, read_uri
+from hashlight.pipelines.corpora.work import WorkList, plan_work, read_work
+from hashlight.pipelines.jobs import reads
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.filesystems import list_s3
+from hashlight.pipelines.jobs.reads import read_bytes
+from hashlight.pipelines.jobs.stores import OutputFolder
 
 
 def png(value):

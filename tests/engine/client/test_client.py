@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 
 import hashlight
-from engine.client import http as client_http
-from engine.client.client import AsyncSearchClient, SearchClient
-from engine.client.errors import (
+from hashlight.engine.client import http as client_http
+from hashlight.engine.client.client import AsyncSearchClient, SearchClient
+from hashlight.engine.client.errors import (
     AuthenticationError,
     ConnectionFailedError,
     DeadlineExceededError,
@@ -27,10 +27,10 @@ from engine.client.errors import (
     PermissionDeniedError,
     ServerError,
 )
-from engine.rerank import Rerank
-from engine.service.app import create_app
-from engine.service.keys import Keys
-from engine.service.searcher import CollectionSearcher
+from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.service.api.app import create_app
+from hashlight.engine.service.asking.searcher import CollectionSearcher
+from hashlight.engine.service.door.keys import Keys
 from tests import serving
 
 CODE = np.array([[0x0F0F0F0F0F0F0F]], np.uint64)

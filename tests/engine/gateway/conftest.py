@@ -3,8 +3,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from engine.service.app import create_app
-from engine.service.searcher import CollectionSearcher
+from hashlight.engine.service.api.app import create_app
+from hashlight.engine.service.asking.searcher import CollectionSearcher
 from tests import serving
 
 

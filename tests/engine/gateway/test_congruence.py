@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.client.client import SearchClient
-from engine.client.errors import IdNotFoundError
-from engine.rerank import Rerank
-from engine.service.app import create_app
-from engine.service.router import ClusterRouter
-from engine.service.searcher import CollectionSearcher
-from pipelines.ray_cluster import RayCluster
+from hashlight.engine.client.client import SearchClient
+from hashlight.engine.client.errors import IdNotFoundError
+from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.service.api.app import create_app
+from hashlight.engine.service.asking.searcher import CollectionSearcher
+from hashlight.engine.service.routing.router import ClusterRouter
+from hashlight.pipelines.serving.ray_servers import RayCluster
 from tests import oracles, serving
 from tests.engine.service.conftest import serving as shard_servers
 

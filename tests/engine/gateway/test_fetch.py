@@ -7,8 +7,8 @@ import asyncio
 import httpx
 import pytest
 
-from engine.service.fetch import ImageFetcher, is_public, resolve
-from engine.service.problems import RequestError
+from hashlight.engine.service.api.problems import RequestError
+from hashlight.engine.service.door.fetch import ImageFetcher, is_public, resolve
 
 ALLOWED = ("images.example.com", ".cdn.example.com")
 

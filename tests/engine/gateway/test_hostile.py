@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.service.app import create_app
-from engine.service.keys import Keys
-from engine.service.limits import Limits
+from hashlight.engine.service.api.app import create_app
+from hashlight.engine.service.door.keys import Keys
+from hashlight.engine.service.door.limits import Limits
 from tests import serving
 
 JSON = {"content-type": "application/json"}

@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from engine.service.http_server import Address, check_exposure
-from engine.service.keys import Keys
-from engine.service.limits import Limits
+from hashlight.engine.service.door.http_server import Address, check_exposure
+from hashlight.engine.service.door.keys import Keys
+from hashlight.engine.service.door.limits import Limits
 
 LINES = """
 # the page

@@ -6,9 +6,9 @@ import hypothesis
 import pytest
 import schemathesis
 
-from engine.service.app import create_app
-from engine.service.keys import Keys
-from engine.service.limits import Limits
+from hashlight.engine.service.api.app import create_app
+from hashlight.engine.service.door.keys import Keys
+from hashlight.engine.service.door.limits import Limits
 from tests import serving
 
 

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from engine.service.app import create_app
-from engine.service.keys import Keys
+from hashlight.engine.service.api.app import create_app
+from hashlight.engine.service.door.keys import Keys
 from tests import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

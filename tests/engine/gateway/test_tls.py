@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine.client.client import SearchClient
-from engine.client.errors import ConnectionFailedError
-from engine.service.app import create_app
+from hashlight.engine.client.client import SearchClient
+from hashlight.engine.client.errors import ConnectionFailedError
+from hashlight.engine.service.api.app import create_app
 from tests import serving
 from tests.engine.service.test_router import certificates
 

@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from engine.collection import Collection
-from engine.service.cluster_map import ClusterMap, Group, assign_groups, describe_whole
-from engine.service.shard_server import ShardServer
-from engine.storage.manifest import read_current
-from engine.storage.store import open_store
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.places.store import open_store
+from hashlight.engine.service.protocol.cluster_map import ClusterMap, Group, assign_groups, describe_whole
+from hashlight.engine.service.shards.server import ShardServer
+from hashlight.engine.storage.manifest import read_current
 from tests.oracles import clustered_codes
 
 ROWS, BITS = 3000, 72

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from engine.service.batching import MicroBatcher
+from hashlight.engine.service.asking.batching import MicroBatcher
 
 
 class Work:

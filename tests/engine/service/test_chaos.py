@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.collection import Collection
-from engine.errors import CorruptDataError, HashlightError, IncompleteError
-from engine.service.processes import LocalCluster
-from engine.service.registry import control
-from engine.service.router import ClusterRouter
-from engine.storage.manifest import read_current
-from engine.storage.store import open_store
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import CorruptDataError, HashlightError, IncompleteError
+from hashlight.engine.places.store import open_store
+from hashlight.engine.service.control.processes import LocalCluster
+from hashlight.engine.service.control.registry import control
+from hashlight.engine.service.routing.router import ClusterRouter
+from hashlight.engine.storage.manifest import read_current
 from tests.engine.service.conftest import Corpus, Load, eventually
 from tests.oracles import knn, within_radius
 

@@ -4,11 +4,11 @@ import time
 
 import numpy as np
 
-from engine.errors import DeadlineExceededError
-from engine.service.fan_out import FanOut
-from engine.service.hedging import HedgeBudget
-from engine.service.replica import Answer
-from engine.service.wire import Kind, Request, Status
+from hashlight.engine.errors import DeadlineExceededError
+from hashlight.engine.service.protocol.wire import Kind, Request, Status
+from hashlight.engine.service.routing.fan_out import FanOut
+from hashlight.engine.service.routing.hedging import HedgeBudget
+from hashlight.engine.service.routing.replica import Answer
 
 
 class LateReplica:

@@ -7,13 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
-from engine.errors import NotReadyError
-from engine.service.registry import Registry, UnreachableError, control
-from engine.service.router import ClusterRouter
-from engine.service.shard_server import ShardServer
-from engine.storage.integrity import describe_files
-from engine.storage.manifest import make_live, read_current, write_manifest
-from engine.storage.store import open_store
+from hashlight.engine.errors import NotReadyError
+from hashlight.engine.places.integrity import describe_files
+from hashlight.engine.places.store import open_store
+from hashlight.engine.service.control.registry import Registry, UnreachableError, control
+from hashlight.engine.service.routing.router import ClusterRouter
+from hashlight.engine.service.shards.server import ShardServer
+from hashlight.engine.storage.manifest import make_live, read_current, write_manifest
 from tests.engine.service.conftest import Corpus, shut_down
 from tests.oracles import knn
 

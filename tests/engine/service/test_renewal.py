@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from engine.errors import IncompleteError, NotReadyError
-from engine.service import router as router_module
-from engine.service.router import ClusterRouter
+from hashlight.engine.errors import IncompleteError, NotReadyError
+from hashlight.engine.service.routing import router as router_module
+from hashlight.engine.service.routing.router import ClusterRouter
 from tests.engine.service.conftest import Corpus, eventually, serving
 from tests.oracles import knn
 

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from engine.errors import (
+from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.errors import (
     DeadlineExceededError,
     HashlightError,
     IdNotFoundError,
@@ -24,12 +25,11 @@ from engine.errors import (
     NotReadyError,
     OverloadedError,
 )
-from engine.rerank import Rerank
-from engine.service.hedging import Delays, HedgeBudget
-from engine.service.router import ClusterRouter
-from engine.service.searcher import CollectionSearcher
-from engine.service.security import TOKEN_VARIABLE, Security
-from engine.service.shard_server import ShardServer
+from hashlight.engine.service.asking.searcher import CollectionSearcher
+from hashlight.engine.service.protocol.security import TOKEN_VARIABLE, Security
+from hashlight.engine.service.routing.hedging import Delays, HedgeBudget
+from hashlight.engine.service.routing.router import ClusterRouter
+from hashlight.engine.service.shards.server import ShardServer
 from tests.engine.service.conftest import BITS, Cable, Load, eventually, serving
 from tests.oracles import knn, within_radius
 
@@ -71,8 +71,8 @@ def test_nearest_are_those_of_the_oracle(corpus, searcher, k):
 
 
 def test_more_answers_than_a_group_has_codes(corpus, searcher, monkeypatch):
-    monkeypatch.setattr("engine.codes.MOST_PADDED", 100)
-    monkeypatch.setattr("engine.service.answering.MOST_PADDED", 100)
+    monkeypatch.setattr("hashlight.engine.codes.MOST_PADDED", 100)
+    monkeypatch.setattr("hashlight.engine.service.shards.answering.MOST_PADDED", 100)
     rows = len(corpus.codes)
     result = searcher.search(corpus.queries, rows)
     distances, ids = knn(corpus.queries, corpus.codes, corpus.ids, rows)
@@ -350,7 +350,7 @@ def test_without_a_token_no_server_listens_to_other_machines(corpus, host):
 
 
 def test_a_shard_server_says_why_it_does_not_start(corpus):
-    command = [sys.executable, "-m", "engine.service.shard_server", str(corpus.path)]
+    command = [sys.executable, "-m", "hashlight.engine.service.shards.server", str(corpus.path)]
     command += ["--version", "1", "--shards", "any", "--host", "0.0.0.0"]
     environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)

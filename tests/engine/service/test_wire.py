@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import CorruptDataError, OverloadedError
-from engine.filters import FilterError
-from engine.results import Explanation, RangeResult, SearchResult
-from engine.service.wire import (
+from hashlight.engine.errors import CorruptDataError, OverloadedError
+from hashlight.engine.filters.filter import FilterError
+from hashlight.engine.results import Explanation, RangeResult, SearchResult
+from hashlight.engine.service.protocol.wire import (
     PAGE_BYTES,
     Kind,
     Page,

@@ -1,0 +1,153 @@
+"""Bytes to pixels: any file that people call an image becomes RGB or L, or an `ImageError` that says why not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from hashlight.encoders.errors import ImageError
+
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
+
+# 64 million pixels are 192 MB as RGB: above every phone's ordinary photograph, below what would hurt a worker.
+MAX_PIXELS = 64_000_000
+
+# Known by their first bytes, so that "unsupported" can be told from "not an image".
+_OUR_FORMATS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
+_OTHER_FORMATS = (
+    (b"%PDF", 0, "PDF"),
+    (b"8BPS", 0, "Photoshop"),
+    (b"\x00\x00\x01\x00", 0, "ICO"),
+    (b"ftyphei", 4, "HEIC"),
+    (b"ftypmif1", 4, "HEIC"),
+    (b"ftypmsf1", 4, "HEIC"),
+    (b"ftypavi", 4, "AVIF"),
+    (b"\xff\x0a", 0, "JPEG XL"),
+    (b"\x00\x00\x00\x0cJXL ", 0, "JPEG XL"),
+    (b"\x00\x00\x00\x0cjP  ", 0, "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", 0, "JPEG 2000"),
+    (b"<svg", 0, "SVG"),
+    (b"%!PS", 0, "PostScript"),
+)
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one image completely.
+
+    The EXIF orientation is applied, the first frame of an animation is taken, 16-bit grey is scaled to 8 bits, and
+    transparent pixels lie on white, as a browser's page shows them.
+
+    Parameters
+    ----------
+    data : bytes
+        A PNG, JPEG, GIF, WebP, BMP or TIFF file.
+    max_pixels : int
+        An image whose header promises more is refused before its pixels are decoded. Pillow's own limit
+        (`PIL.Image.MAX_IMAGE_PIXELS`) holds too.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode "RGB", or "L" where the file is grey.
+
+    Raises
+    ------
+    ImageError
+        If `data` is empty, no image, of another format, truncated, damaged, or too large.
+    """
+    if not data:
+        raise ImageError("empty file")
+    with _pillow_errors(data, max_pixels):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(image, max_pixels)
+        image.load()
+        return to_rgb_or_grey(_turn_upright(image))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an opened image as its EXIF orientation says it is to be seen; the image itself stays as it is."""
+    # A damaged EXIF block says nothing about orientation; the pixels are still good.
+    with contextlib.suppress(Exception):
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image)
+    return image
+
+
+def to_rgb_or_grey(image: Image.Image) -> Image.Image:
+    """Convert a loaded image of any mode to "RGB", or to "L" where it is grey and opaque.
+
+    Raises
+    ------
+    ImageError
+        If the pixels are 32-bit numbers, which have no fixed range.
+    """
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return _from_16_bit(image)
+    if image.mode in ("I", "F"):
+        raise ImageError(f"unsupported pixels: 32-bit (mode {image.mode}), expected 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        return _on_white(image)
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips at 255 instead of scaling, which turns most 16-bit images white.
+    pixels_HW = np.asarray(image).astype(np.uint32)
+    return Image.fromarray((pixels_HW.clip(0, 65535) // 257).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    page = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(page, rgba).convert("RGB")
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    # A damaged EXIF block says nothing about orientation; the pixels are still good.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(f"too many pixels: {width} x {height}, at most {max_pixels:,} are decoded")
+
+
+@contextlib.contextmanager
+def _pillow_errors(data: bytes, max_pixels: int) -> Iterator[None]:
+    """Map whatever Pillow raises to one `ImageError`.
+
+    Its decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on hostile bytes, so
+    everything but a request to stop is caught.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as exc:
+        raise ImageError(_name_unidentified(data)) from exc
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        most = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+        raise ImageError(f"too many pixels: at most {most:,} are decoded") from exc
+    except Exception as exc:
+        reason = " ".join(str(exc).split())[:120] or type(exc).__name__
+        kind = "truncated" if "truncated" in reason.lower() else "damaged"
+        raise ImageError(f"{kind}: {reason}") from exc
+
+
+def _name_unidentified(data: bytes) -> str:
+    expected = ", ".join(FORMATS)
+    for magic, offset, name in _OTHER_FORMATS:
+        if data[offset : offset + len(magic)] == magic:
+            return f"unsupported format: {name}, expected one of {expected}"
+    if data.startswith(_OUR_FORMATS):
+        return "damaged: the header cannot be read"
+    return f"not an image: expected one of {expected}"

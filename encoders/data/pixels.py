@@ -1,0 +1,54 @@
+"""Training images, resized once and kept as bytes where they fit, else opened anew for every batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hashlight.encoders.data.preprocessing import Preprocessing
+from hashlight.encoders.encoder import open_image
+from hashlight.encoders.errors import ImageError
+
+# A million 28x28 grey images, or 6,000 colour images of 224x224.
+CACHE_BYTES = 1_000_000_000
+
+
+class PixelSource:
+    """Batches of preprocessed training images by position.
+
+    Parameters
+    ----------
+    images : uint8 array or tensor, or anything that gives images by position
+    preprocessing : Preprocessing
+    cache_bytes : int
+        Resized pixels are kept if all of them take at most this much.
+
+    Attributes
+    ----------
+    images : uint8 array, or what was given
+    """
+
+    def __init__(self, images: Any, preprocessing: Preprocessing, *, cache_bytes: int = CACHE_BYTES):
+        self.images = images.numpy() if isinstance(images, torch.Tensor) else images
+        self._preprocessing = preprocessing
+        pixels = preprocessing.size**2 * preprocessing.channels
+        self._cache = self._open(np.arange(len(images))) if pixels * len(images) <= cache_bytes else None
+
+    def batch(self, index_B: torch.Tensor) -> torch.Tensor:
+        """Return the float32 input (B, C, H, W) of the images at `index_B`."""
+        pixels_BHWC = self._open(index_B.numpy()) if self._cache is None else self._cache[index_B]
+        return self._preprocessing.normalise(pixels_BHWC)
+
+    def _open(self, index_B: NDArray[np.int64]) -> torch.Tensor:
+        size = self._preprocessing.size
+        pixels_BHWC = np.empty((len(index_B), size, size, self._preprocessing.channels), np.uint8)
+        for row, position in enumerate(index_B.tolist()):
+            try:
+                image = open_image(self.images[position])
+            except ImageError as exc:
+                raise ImageError(f"training image {position}: {exc.reason}") from exc
+            pixels_BHWC[row] = self._preprocessing.pixels(image)
+        return torch.from_numpy(pixels_BHWC)

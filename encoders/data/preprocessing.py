@@ -1,0 +1,124 @@
+"""From an image to the network's input: one rule, kept in the artifact, shared by training, pipelines and service."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hashlight.encoders.data.images import to_rgb_or_grey
+
+if TYPE_CHECKING:
+    # Processes that only decode start without torch, which takes seconds to import.
+    import torch
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+FITS = ("stretch", "crop")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """How an image becomes a float32 tensor of shape (channels, size, size).
+
+    Attributes
+    ----------
+    size : int
+        Height and width of the network's input.
+    channels : int
+        1 (grey) or 3 (RGB).
+    mean, std : tuple of float
+        One a channel, of pixels scaled to 0..1.
+    fit : str
+        "stretch" resizes to the square whatever the shape; "crop" resizes the shorter side to `resize` and takes
+        the middle square.
+    resize : int
+        The shorter side before the crop; at least `size`. Unused by "stretch".
+    interpolation : str
+        "nearest", "bilinear", "bicubic" or "lanczos"; Pillow's filters, which antialias.
+    """
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fit: str = "stretch"
+    resize: int = 0
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"`size` must be at least 1, got {self.size}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {self.channels}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise ValueError(
+                f"`mean` and `std` must have {self.channels} numbers, one a channel, `std` above 0, "
+                f"got {self.mean} and {self.std}"
+            )
+        if self.fit not in FITS:
+            raise ValueError(f"`fit` must be one of {', '.join(FITS)}, got {self.fit!r}")
+        if self.fit == "crop" and self.resize < self.size:
+            raise ValueError(f"`resize` must be at least `size` ({self.size}) to crop from, got {self.resize}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"`interpolation` must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Return the float32 tensor (C, H, W) of one image of any mode."""
+        import torch
+
+        pixels_HWC = torch.from_numpy(self.pixels(image))
+        return self.normalise(pixels_HWC.unsqueeze(0))[0]
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return the resized uint8 pixels (H, W, C), the part of the work that training may keep between epochs."""
+        image = to_rgb_or_grey(image).convert("L" if self.channels == 1 else "RGB")
+        image = self._crop(image) if self.fit == "crop" else self._stretch(image)
+        return np.array(image, np.uint8).reshape(self.size, self.size, self.channels)
+
+    def normalise(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        """Scale uint8 pixels (N, H, W, C) to the float32 input (N, C, H, W), laid out channels last."""
+        import torch
+
+        mean_C = torch.tensor(self.mean, dtype=torch.float32)
+        std_C = torch.tensor(self.std, dtype=torch.float32)
+        return ((pixels_NHWC.float() / 255.0 - mean_C) / std_C).permute(0, 3, 1, 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for the artifact's JSON."""
+        plain = dataclasses.asdict(self)
+        return plain | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Preprocessing:
+        """Undo `to_dict`."""
+        values = dict(plain)
+        return cls(**(values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])}))
+
+    def _stretch(self, image: Image.Image) -> Image.Image:
+        if image.size == (self.size, self.size):
+            return image
+        return image.resize((self.size, self.size), INTERPOLATIONS[self.interpolation])
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        scale = self.resize / min(width, height)
+        width, height = max(self.resize, round(width * scale)), max(self.resize, round(height * scale))
+        # Resize only what the crop keeps: a panorama would otherwise be enlarged whole.
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        box = (left / scale, top / scale, (left + self.size) / scale, (top + self.size) / scale)
+        return image.resize((self.size, self.size), INTERPOLATIONS[self.interpolation], box=_within(box, image.size))
+
+
+def _within(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Pull a box inside the image, which rounding may leave by a fraction of a pixel."""
+    left, top, right, bottom = box
+    return max(left, 0.0), max(top, 0.0), min(right, float(size[0])), min(bottom, float(size[1]))

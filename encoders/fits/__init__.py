@@ -1,0 +1,1 @@
+"""Hashing that is solved for rather than trained."""

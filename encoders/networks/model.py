@@ -1,0 +1,42 @@
+"""Backbone and hash layer in one module."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hashlight.encoders.networks.backbones import Backbone
+
+
+class HashModel(nn.Module):
+    """A backbone with a hash layer on its features.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    bits : int
+        Units of the hash layer; a code's bit is whether its unit is above 0.
+    head : nn.Module, optional
+        The hash layer, of any kind of `encoders.networks.heads`; a linear one to be trained if left out.
+    """
+
+    def __init__(self, backbone: Backbone, bits: int, head: nn.Module | None = None):
+        super().__init__()
+        self.backbone = backbone.network
+        self.feature_dim: int = backbone.feature_dim
+        self.hash_layer = head or _linear_to_train(backbone.feature_dim, bits)
+
+    def forward(self, image_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features (N, D) and the hash layer's outputs z (N, K)."""
+        feature_ND: torch.Tensor = self.backbone(image_NCHW)
+        z_NK: torch.Tensor = self.hash_layer(feature_ND)
+        return feature_ND, z_NK
+
+
+def _linear_to_train(feature_dim: int, bits: int) -> nn.Linear:
+    layer = nn.Linear(feature_dim, bits)
+    # At std 0.01, as in the paper on 4,096 features, tanh(z) starts near 0 and the pairs give no gradient for
+    # the first epochs; 0.1 on 256 rectified features starts z near 1.
+    nn.init.normal_(layer.weight, std=0.1 * (256 / feature_dim) ** 0.5)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,1 @@
+"""Training: configuration, loop, schedules, checkpoints, several workers."""

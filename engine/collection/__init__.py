@@ -1,0 +1,1 @@
+"""Collections: opened, written, searched and re-ranked."""

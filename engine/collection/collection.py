@@ -1,0 +1,484 @@
+"""A collection: a versioned set of shards in a folder, opened in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import (
+    WORD_BITS,
+    CodeArray,
+    IdArray,
+    check_bits,
+    check_codes,
+    check_ids,
+    check_k,
+    check_limit,
+    check_radius,
+)
+from hashlight.engine.collection.rerank import Rerank, RerankResult, check_query_features, pools_of_range, rerank_ids
+from hashlight.engine.collection.router import Router
+from hashlight.engine.collection.writer import CollectionWriter, split_rows
+from hashlight.engine.errors import IdNotFoundError
+from hashlight.engine.indexes.threads import check_threads
+from hashlight.engine.places.store import LocalStore, open_store
+from hashlight.engine.results import PAD_ID, RangeResult, SearchResult
+from hashlight.engine.storage.attributes import RESERVED
+from hashlight.engine.storage.manifest import Manifest, read_current
+from hashlight.engine.storage.mirror import mirror
+from hashlight.engine.storage.shard import Shard
+
+
+class Collection:
+    """Codes on disk that answer exact Hamming queries.
+
+    A collection keeps the version it was opened at, also while another process writes a newer one. Several threads may
+    use one collection at once.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> codes = np.array([[0b0000], [0b0001], [0b0111]], np.uint64)
+    >>> folder = tempfile.mkdtemp()
+    >>> collection = Collection.create(folder + "/c", codes, ids=np.array([7, 8, 9]), bits=16)
+    >>> collection.search(codes[:1], k=2).ids.tolist()
+    [[7, 8]]
+    >>> collection.range_search(codes[:1], radius=3).ids.tolist()
+    [7, 8, 9]
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, shards: Sequence[Shard], *, location: str | None = None) -> None:
+        self.path = path
+        self.location = location or str(path)
+        self._manifest = manifest
+        self._shards = tuple(shards)
+        self._router = Router(self._shards, version=manifest.version)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        codes: CodeArray,
+        *,
+        ids: IdArray | None = None,
+        attributes: pa.Table | Mapping[str, Any] | None = None,
+        bits: int | None = None,
+        features: NDArray[np.float16] | None = None,
+        shards: int = 1,
+        encoder: str | Path | None = None,
+        fingerprint: str | None = None,
+        tables: bool = True,
+        overwrite: bool = False,
+    ) -> Self:
+        """Write a new collection and open it.
+
+        Parameters
+        ----------
+        path : str or Path
+            A folder or URI where there is nothing, or (with `overwrite`) a collection.
+        codes : ndarray of uint64, shape (N, W)
+            N of at least 1, `W = ceil(bits / 64)`.
+        ids : ndarray of int64, shape (N,), optional
+            Distinct, 0 or more; the row numbers if left out.
+        attributes : pyarrow.Table or mapping of columns, optional
+            N rows to be given back with the answers.
+        bits : int, optional
+            True number of bits of a code; `64 * W` if left out.
+        features : ndarray of float16, shape (N, F), optional
+            Fine features to re-rank answers by; see `engine.collection.rerank`.
+        shards : int
+            Number of shards, 1 to N.
+        encoder : str or Path, optional
+            Folder of the encoder that made the codes; a copy is kept in the collection.
+        fingerprint : str, optional
+            The encoder's fingerprint.
+        tables : bool
+            Build the multi-index of each shard. Without it every answer is a scan, and the shard half the size.
+        overwrite : bool
+            Replace a collection that is there. Readers of the old one keep it until they close it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is wrong in itself.
+        CollectionExistsError
+            If there is something at `path` and `overwrite` is false, or it is not a collection.
+        CollectionBusyError
+            If another process is writing there.
+        """
+        if bits is None:
+            bits = WORD_BITS * codes.shape[-1] if isinstance(codes, np.ndarray) and codes.ndim else WORD_BITS
+        bits = check_bits(bits)
+        codes = check_codes(codes, bits=bits, name="codes")
+        ids = check_ids(np.arange(len(codes)) if ids is None else ids, rows=len(codes))
+        table = _as_table(attributes, rows=len(codes))
+        features = None if features is None else _check_features(features, rows=len(codes))
+        with CollectionWriter(path, bits=bits, fingerprint=fingerprint, tables=tables, overwrite=overwrite) as writer:
+            if encoder is not None:
+                writer.add_encoder({file.name: file.read_bytes() for file in Path(encoder).iterdir() if file.is_file()})
+            _add_shards(writer, codes, ids, table, features, shards)
+            writer.commit()
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = False) -> Self:
+        """Open the live version of a collection.
+
+        Parameters
+        ----------
+        path : str or Path
+            A folder, or the URI of a collection in a bucket (`s3://BUCKET/PREFIX`), whose live version is first
+            copied into the user's cache folder, as far as it is not there.
+        verify : bool
+            Hash every file again, also those that were verified on this machine and not written since.
+
+        Raises
+        ------
+        CollectionNotFoundError
+            If there is none at `path`.
+        CorruptDataError
+            If a file is missing or damaged.
+        """
+        store = open_store(path)
+        folder = store.path if isinstance(store, LocalStore) else mirror(store)
+        manifest = read_current(LocalStore(folder))
+        shards = [
+            Shard(folder / "shards" / spec.name, spec, bits=manifest.bits, verify_all=verify)
+            for spec in manifest.shards
+        ]
+        return cls(folder, manifest, shards, location=store.location)
+
+    @property
+    def bits(self) -> int:
+        """True number of bits of a code."""
+        return self._manifest.bits
+
+    @property
+    def version(self) -> int:
+        """The version that is open."""
+        return self._manifest.version
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the encoder that made the codes, if one did."""
+        return self._manifest.encoder
+
+    @property
+    def encoder_path(self) -> Path | None:
+        """Folder of the encoder that made the codes, if it was kept."""
+        folder = self.path / "encoder" / (self.fingerprint or "")
+        return folder if self.fingerprint and folder.is_dir() else None
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards, in the manifest's order."""
+        return self._shards
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all shard files."""
+        return self._manifest.num_bytes
+
+    def __len__(self) -> int:
+        """Return the number of codes."""
+        return self._manifest.rows
+
+    def __repr__(self) -> str:
+        """Answer what an operator asks first."""
+        return (
+            f"Collection({str(self.path)!r}, version {self.version}: {len(self):,} codes of {self.bits} bits in "
+            f"{len(self._shards)} shards, {self.num_bytes / 1e6:,.1f} MB)"
+        )
+
+    @overload
+    def search(
+        self,
+        queries: CodeArray,
+        k: int = 10,
+        *,
+        filter: str | None = None,
+        rerank: None = None,
+        features: None = None,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> SearchResult: ...
+
+    @overload
+    def search(
+        self,
+        queries: CodeArray,
+        k: int = 10,
+        *,
+        filter: str | None = None,
+        rerank: Rerank,
+        features: NDArray[np.floating[Any]],
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> RerankResult: ...
+
+    def search(
+        self,
+        queries: CodeArray,
+        k: int = 10,
+        *,
+        filter: str | None = None,
+        rerank: Rerank | None = None,
+        features: NDArray[np.floating[Any]] | None = None,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> SearchResult | RerankResult:
+        """Find the k nearest codes of each query, or the k nearest by fine features among the nearest codes.
+
+        Parameters
+        ----------
+        queries : ndarray of uint64, shape (Q, W)
+        k : int
+            At least 1; more than there are codes gives padded rows, and is refused above 10,000.
+        filter : str, optional
+            Search only rows whose attributes satisfy it, such as `'label == 3 and price < 5.5'`; see
+            `engine.filters.filter`.
+        rerank : Rerank, optional
+            Take a pool of codes, of a size or within a radius, and order it by fine features.
+        features : ndarray of float, shape (Q, F), with `rerank` only
+            The queries' own fine features, from the encoder that made the collection's.
+        threads : int, optional
+            At most this many for one call; one a core if left out. All calls of a process share one pool.
+        explain : bool
+            Say in `explain` how each query was answered: plan, probes, candidates, seconds.
+
+        Returns
+        -------
+        SearchResult or, with `rerank`, RerankResult
+            distances (Q, k) and ids (Q, k) int64, ascending by (distance, id), with coverage. Distances are Hamming,
+            int32, or those of features, float32.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If codes, features or filter do not fit the collection, or it has no features to order by.
+        """
+        check_codes(queries, bits=self.bits, name="queries")
+        k, threads = check_k(k, rows=len(self)), check_threads(threads)
+        check_query_features(features, rerank, num_queries=len(queries), k=k)
+        if rerank is None or features is None:
+            return self._router.search(queries, k, filter=filter, threads=threads, explain=explain)
+        if rerank.radius is not None:
+            found = self.range_search(queries, rerank.radius, filter=filter, threads=threads, explain=explain)
+            pool_ids, coverage, explanation = pools_of_range(found), found.coverage, found.explain
+        else:
+            pool = min(rerank.pool or k, max(1, len(self)))
+            nearest = self._router.search(queries, pool, filter=filter, threads=threads, explain=explain)
+            pool_ids, coverage, explanation = nearest.ids, nearest.coverage, nearest.explain
+        ordered = rerank_ids(features, pool_ids, self.features_of, k, metric=rerank.metric)
+        return ordered._replace(coverage=coverage, explain=explanation)
+
+    def range_search(
+        self,
+        queries: CodeArray,
+        radius: int = 4,
+        limit: int | None = None,
+        *,
+        filter: str | None = None,
+        threads: int | None = None,
+        explain: bool = False,
+    ) -> RangeResult:
+        """Find every code within a Hamming radius of each query.
+
+        Parameters
+        ----------
+        queries : ndarray of uint64, shape (Q, W)
+        radius : int
+            Inclusive, 0 to `bits`.
+        limit : int, optional
+            Keep at most this many answers a query, the nearest, and say in `truncated` where more were found.
+        filter, threads, explain
+            As in `search`.
+
+        Returns
+        -------
+        RangeResult
+        """
+        check_codes(queries, bits=self.bits, name="queries")
+        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
+        return self._router.range_search(
+            queries, radius, limit, filter=filter, threads=check_threads(threads), explain=explain
+        )
+
+    def append(
+        self,
+        codes: CodeArray,
+        *,
+        ids: IdArray | None = None,
+        attributes: pa.Table | Mapping[str, Any] | None = None,
+        features: NDArray[np.float16] | None = None,
+        shards: int = 1,
+        tables: bool = True,
+    ) -> Self:
+        """Write a version of this collection that has more codes, and open it. This one stays as it is.
+
+        Parameters
+        ----------
+        codes : ndarray of uint64, shape (N, W)
+            Of the encoder that made the others.
+        ids : ndarray of int64, shape (N,), optional
+            Not yet in the live version; the numbers after its highest if left out.
+        attributes, features
+            As in `create`, and with the same names, types and widths as those that are there.
+        shards : int
+            Number of new shards; the old ones are left as they are.
+        tables : bool
+            As in `create`.
+
+        Raises
+        ------
+        ValueError
+            If an id is there already, or attributes or features are others than those that are there.
+        CollectionBusyError
+            If another process is writing.
+        """
+        codes = check_codes(codes, bits=self.bits, name="codes")
+        table = _as_table(attributes, rows=len(codes))
+        features = None if features is None else _check_features(features, rows=len(codes))
+        with CollectionWriter(
+            self.location, bits=self.bits, fingerprint=self.fingerprint, tables=tables, append=True
+        ) as writer:
+            if ids is None:
+                ids = np.arange(len(codes)) + writer.highest_id() + 1
+            else:
+                writer.refuse_known_ids(check_ids(ids, rows=len(codes)))
+            _add_shards(writer, codes, ids, table, features, shards)
+            writer.commit()
+        return type(self).open(self.location)
+
+    def get(self, ids: IdArray | Sequence[int]) -> pa.Table:
+        """Return what is stored of some ids, in the order asked.
+
+        Parameters
+        ----------
+        ids : ndarray of int64 or sequence of int, shape (M,)
+
+        Returns
+        -------
+        pyarrow.Table
+            M rows: `id` (int64), `code` (binary of `8 * W` bytes, little-endian words), and the attributes.
+
+        Raises
+        ------
+        IdNotFoundError
+            If the collection lacks one of them.
+        """
+        wanted_M = np.asarray(ids, np.int64).reshape(-1)
+        place_M = np.full(len(wanted_M), -1)
+        tables, offset = [self._items(self._shards[0], wanted_M[:0], wanted_M[:0])], 0
+        for shard in self._shards:
+            row_M = shard.rows_of(wanted_M)
+            found = np.flatnonzero(row_M >= 0)
+            if len(found):
+                tables.append(self._items(shard, wanted_M[found], row_M[found]))
+                place_M[found] = offset + np.arange(len(found))
+                offset += len(found)
+        if (place_M < 0).any():
+            missing = wanted_M[place_M < 0]
+            hint = " (-1 pads short answers: drop it)" if (missing == PAD_ID).any() else ""
+            raise IdNotFoundError(f"{len(missing)} of {len(wanted_M)} ids are not here, first {missing[0]}{hint}")
+        return pa.concat_tables(tables).take(place_M)
+
+    def thumbnails_of(self, ids: IdArray) -> list[bytes | None]:
+        """Return the small encoded pictures of some ids, in the order asked; None where there is none.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (M,)
+        """
+        pictures: list[bytes | None] = [None] * len(ids)
+        for shard in self._shards:
+            if shard.thumbnails is not None:
+                row_M = shard.rows_of(ids)
+                here = np.flatnonzero(row_M >= 0)
+                found = shard.thumbnails.take(row_M[here])["thumbnail"].to_pylist() if len(here) else []
+                for place, picture in zip(here.tolist(), found, strict=True):
+                    pictures[place] = picture
+        return pictures
+
+    def features_of(self, ids: IdArray) -> NDArray[np.float16]:
+        """Return the fine features of some ids, (M, F) float16, in the order asked.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (M,)
+
+        Raises
+        ------
+        ValueError
+            If the collection has no features.
+        IdNotFoundError
+            If the collection lacks one of the ids.
+        """
+        stored = [shard.features_NF for shard in self._shards]
+        if stored[0] is None:
+            raise ValueError(
+                f"{self.path} has no fine features: encode with `--features`, or give `Collection.create` some"
+            )
+        features_MF = np.empty((len(ids), stored[0].shape[1]), np.float16)
+        found_M = np.zeros(len(ids), np.bool_)
+        for shard, shard_features in zip(self._shards, stored, strict=True):
+            row_M = shard.rows_of(ids)
+            here_M = row_M >= 0
+            assert shard_features is not None, "a collection is written with features in all shards or none"
+            features_MF[here_M] = shard_features[row_M[here_M]]
+            found_M |= here_M
+        if not found_M.all():
+            raise IdNotFoundError(f"{int((~found_M).sum())} of {len(ids)} ids are not here, first {ids[~found_M][0]}")
+        return features_MF
+
+    @staticmethod
+    def _items(shard: Shard, ids_M: IdArray, row_M: IdArray) -> pa.Table:
+        code_type = pa.binary(8 * shard.codes_NW.shape[1])
+        codes = [code.tobytes() for code in shard.codes_NW[row_M]]
+        table = pa.table({"id": pa.array(ids_M), "code": pa.array(codes, code_type)})
+        if shard.attributes is None:
+            return table
+        for name, column in zip(shard.attributes.schema.names, shard.attributes.take(row_M).columns, strict=True):
+            table = table.append_column(name, column)
+        return table
+
+
+def _add_shards(
+    writer: CollectionWriter,
+    codes: CodeArray,
+    ids: IdArray,
+    table: pa.Table | None,
+    features: NDArray[np.float16] | None,
+    shards: int,
+) -> None:
+    for part in split_rows(len(codes), shards):
+        part_table = None if table is None else table.slice(part.start, part.stop - part.start)
+        writer.add_shard(codes[part], ids[part], part_table, None if features is None else features[part])
+
+
+def _check_features(features: NDArray[np.float16], *, rows: int) -> NDArray[np.float16]:
+    if features.dtype != np.float16 or features.ndim != 2 or len(features) != rows:
+        raise ValueError(
+            f"`features` must be float16 of shape ({rows}, F), one row a code, got {features.dtype} of shape "
+            f"{features.shape}"
+        )
+    return features
+
+
+def _as_table(attributes: pa.Table | Mapping[str, Any] | None, *, rows: int) -> pa.Table | None:
+    if attributes is None:
+        return None
+    table = attributes if isinstance(attributes, pa.Table) else pa.table(dict(attributes))
+    if len(table) != rows:
+        raise ValueError(f"`attributes` must have {rows} rows, one a code, got {len(table)}")
+    reserved = RESERVED & set(table.column_names)
+    if reserved:
+        raise ValueError(
+            f"`attributes` must not be named {sorted(reserved)}, which are columns of answers themselves: rename them"
+        )
+    return table

@@ -1,0 +1,287 @@
+"""Writing a collection: new shards first, then one manifest that makes them live, in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray, IdArray, check_bits
+from hashlight.engine.errors import (
+    CollectionExistsError,
+    CollectionNotFoundError,
+    CorruptDataError,
+    EncoderMismatchError,
+)
+from hashlight.engine.places.files import sync_file, sync_folder
+from hashlight.engine.places.store import LocalStore, Store, open_store
+from hashlight.engine.storage.manifest import (
+    Manifest,
+    ShardSpec,
+    make_live,
+    read_current,
+    sweep,
+    sweep_unnamed,
+    write_manifest,
+)
+from hashlight.engine.storage.shard import read_ids, read_layout, write_shard
+
+logger = logging.getLogger(__name__)
+
+_OWN_ENTRIES = {".lock", "CURRENT", "encoder", "manifests", "shards"}
+_MARKS = {".lock", "CURRENT", "manifests"}
+_FOLDERS = ("shards", "manifests", "encoder")
+
+Mode = Literal["create", "replace", "append"]
+
+
+class CollectionWriter:
+    """Writes one new version of a collection; nothing is seen of it until `commit`.
+
+    Use it as a context manager: it holds the collection's writer lock, and what was not committed is removed. In a
+    bucket, which has no locks, of two writers the one that commits later is refused.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder, or the URI of a place in a bucket; see `engine.places.store`.
+    bits : int
+    fingerprint : str or None
+        Of the encoder that made the codes.
+    tables : bool
+        Whether shards get a multi-index.
+    overwrite : bool
+        Whether a collection that is there may be replaced.
+    append : bool
+        Keep the shards of the collection that is there and add to them. That ids stay distinct is for the caller to
+        check; see `refuse_known_ids`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        bits: int,
+        fingerprint: str | None,
+        tables: bool = True,
+        overwrite: bool = False,
+        append: bool = False,
+    ) -> None:
+        if overwrite and append:
+            raise ValueError("a collection is replaced (`overwrite`) or added to (`append`), not both")
+        self.store: Store = open_store(path)
+        self._bits = check_bits(bits)
+        self._fingerprint = fingerprint
+        self._tables = tables
+        self._mode: Mode = "append" if append else "replace" if overwrite else "create"
+        self._previous: Manifest | None = None
+        self._current = b""
+        self._old_names: dict[str, list[str]] = {}
+        self._specs: dict[int, ShardSpec] = {}
+        self._uncommitted: list[str] = []
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Take the writer lock and check that a collection may be written here."""
+        refuse_foreign_folder(self.store)
+        if self._mode == "append":
+            read_current(self.store)  # before a lock file is left where there is no collection
+        self._stack.enter_context(self.store.lock())
+        try:
+            self._current = self.store.read("CURRENT") or b""
+            self._previous = self._to_append_to() if self._mode == "append" else self._replaceable()
+            if isinstance(self.store, LocalStore) and (self._previous or not self._current):
+                # A disk that a dead build filled would stay full until one succeeds.
+                sweep_unnamed(self.store)
+            self._old_names = {folder: self.store.names(folder) for folder in _FOLDERS}
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Remove what was not committed and let go of the lock."""
+        with self._stack:
+            for name in self._uncommitted:
+                with contextlib.suppress(OSError):  # the next write removes it
+                    self.store.remove(name)
+
+    @property
+    def previous(self) -> Manifest | None:
+        """The version that this write follows, if it can be read."""
+        return self._previous
+
+    def _replaceable(self) -> Manifest | None:
+        """Return the live manifest that this write will replace; a damaged one may be replaced too."""
+        try:
+            live = read_current(self.store)
+        except (CollectionNotFoundError, CorruptDataError) as error:
+            if self._mode == "replace" or not self.store.names("manifests"):
+                return None
+            raise CorruptDataError(
+                f"{self.store} holds a collection that cannot be read ({error}); it can be replaced "
+                "(`overwrite=True`, `--overwrite`)"
+            ) from error
+        if self._mode == "create":
+            raise CollectionExistsError(
+                f"{self.store} is a collection (version {live.version}, {live.rows:,} codes): choose another path, "
+                "say that it may be replaced (`overwrite=True`, `--overwrite`), or add to it (`Collection.append`, "
+                "`--append`)"
+            )
+        return live
+
+    def _to_append_to(self) -> Manifest:
+        """Return the live manifest, whose codes must be comparable with the new ones."""
+        live = read_current(self.store)
+        if (live.bits, live.encoder) != (self._bits, self._fingerprint):
+            raise EncoderMismatchError(
+                f"{self.store} stores {live.bits}-bit codes of encoder {_short(live.encoder)}, got {self._bits}-bit "
+                f"codes of encoder {_short(self._fingerprint)}: append codes of the same encoder, or build a "
+                "collection of their own"
+            )
+        return live
+
+    def refuse_known_ids(self, ids_N: IdArray) -> None:
+        """Raise ValueError if the version that is added to holds one of `ids_N` already."""
+        for spec in self._previous.shards if self._previous else ():
+            known = np.intersect1d(read_ids(self.store, spec), ids_N)
+            if len(known):
+                raise ValueError(
+                    f"{len(known)} of {len(ids_N)} ids are in {self.store} already, first {known[0]}: append only new "
+                    "images, under ids of their own"
+                )
+
+    def highest_id(self) -> int:
+        """Return the highest id of the version that is added to, -1 if there is none."""
+        shards = self._previous.shards if self._previous else ()
+        return max((int(read_ids(self.store, spec).max()) for spec in shards), default=-1)
+
+    def add_shard(
+        self,
+        codes_NW: CodeArray,
+        ids_N: IdArray,
+        attributes: pa.Table | None,
+        features_NF: NDArray[np.float16] | None = None,
+    ) -> None:
+        """Write one shard; arguments as in `write_shard`.
+
+        Raises
+        ------
+        ValueError
+            If attributes or features are not those of the shards that are there.
+        """
+        with new_shard(self.store) as folder:
+            spec = write_shard(
+                folder, codes_NW, ids_N, attributes, bits=self._bits, tables=self._tables, features_NF=features_NF
+            )
+        self.add_written(spec)
+
+    def add_written(self, spec: ShardSpec, *, number: int | None = None) -> None:
+        """Take a shard that was written into `new_shard(store)`, here or in another process.
+
+        Shards stand in the order of `number`; in the order in which they came if it is left out.
+        """
+        self._uncommitted.append(f"shards/{spec.name}")
+        expected, got = self._layout(), read_layout(self.store, spec)
+        if expected not in (None, got):
+            raise ValueError(
+                f"all shards of a collection store the same beside the codes; {self.store} stores {expected}, got "
+                f"{got}: give the same attributes and features"
+            )
+        self._specs[len(self._specs) if number is None else number] = spec
+
+    def _layout(self) -> str | None:
+        """Describe what the shards that will be live so far store beside codes; None if there are none."""
+        first = next(iter((*self._kept, *self._specs.values())), None)
+        return None if first is None else read_layout(self.store, first)
+
+    @property
+    def _kept(self) -> tuple[ShardSpec, ...]:
+        return self._previous.shards if self._mode == "append" and self._previous else ()
+
+    def add_encoder(self, files: Mapping[str, bytes]) -> None:
+        """Keep a copy of the encoder that made the codes, the files of its folder by name."""
+        if self._fingerprint is None:
+            raise ValueError("an encoder is kept under its fingerprint: give `fingerprint` with `encoder`")
+        name = f"encoder/{self._fingerprint}"
+        if files == {file: self.store.read(f"{name}/{file}") for file in self.store.names(name)}:
+            return
+        self.store.remove(name)
+        with self.store.new_folder(name) as target:
+            target.mkdir()
+            for file, data in files.items():
+                (target / file).write_bytes(data)
+                sync_file(target / file)
+            sync_folder(target)
+
+    def commit(self) -> Manifest:
+        """Publish the shards as the collection's new version, in one step.
+
+        Raises
+        ------
+        CollectionBusyError
+            If another process wrote to the bucket meanwhile.
+        """
+        last = max((int(name[:8]) for name in self._old_names["manifests"] if name[:8].isdigit()), default=0)
+        manifest = Manifest(
+            version=last + 1,
+            bits=self._bits,
+            encoder=self._fingerprint,
+            shards=(*self._kept, *(spec for _, spec in sorted(self._specs.items()))),
+        )
+        current = write_manifest(self.store, manifest)
+        # From here on the new version may be live, or have been, and another writer's version hold its shards, whatever
+        # the store answers. What is in no live version is swept by the next write.
+        self._uncommitted = []
+        make_live(self.store, current, expected=self._current)
+        # What lies here since before this write and is not live was left by a writer that died, or is two versions
+        # old. The version before stays for readers that have read CURRENT and not yet opened its files.
+        sweep(self.store, [manifest, *([self._previous] if self._previous else [])], self._old_names)
+        return manifest
+
+
+@contextlib.contextmanager
+def new_shard(store: Store) -> Iterator[Path]:
+    """Yield the path of a new shard's folder; see `engine.places.store.Store.new_folder`."""
+    with store.new_folder(f"shards/{uuid.uuid4().hex}") as folder:
+        yield folder
+
+
+def split_rows(rows: int, shards: int) -> Iterator[slice]:
+    """Cut `rows` rows into `shards` runs whose lengths differ by at most one.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows, or `shards` is not within 1 to `rows`.
+    """
+    if rows == 0:
+        raise ValueError("a collection holds at least 1 code, got 0")
+    if not 1 <= shards <= rows:
+        raise ValueError(f"`shards` must be 1 to {rows} (the number of codes), got {shards}")
+    edges = [rows * number // shards for number in range(shards + 1)]
+    return (slice(start, stop) for start, stop in itertools.pairwise(edges))
+
+
+def refuse_foreign_folder(store: Store) -> None:
+    """Raise CollectionExistsError if a place holds anything that is not a collection's."""
+    if isinstance(store, LocalStore) and store.path.exists() and not store.path.is_dir():
+        raise CollectionExistsError(f"{store} is a file, expected a folder for the collection: choose another path")
+    names = set(store.names(""))
+    foreign = sorted(name for name in names - _OWN_ENTRIES if not name.endswith(".tmp"))
+    if foreign or (names and not names & _MARKS):
+        raise CollectionExistsError(
+            f"{store} is not a collection and not empty (it has {', '.join(sorted(names)[:3])}): choose another path"
+        )
+
+
+def _short(fingerprint: str | None) -> str:
+    return "unknown" if fingerprint is None else f"{fingerprint[:12]}…"

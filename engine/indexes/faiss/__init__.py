@@ -1,0 +1,1 @@
+"""FAISS's own indexes behind the protocol."""

@@ -1,0 +1,347 @@
+"""The multi-index: tables for what is near, a scan for what is wide, and a planner that picks for each query."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
+from hashlight.engine.indexes.account import Account
+from hashlight.engine.indexes.answers import (
+    MAX_COUNTERS,
+    MAX_HEAP_PLACES,
+    Found,
+    Heaps,
+    empty_heaps,
+    join_ranges,
+    join_searches,
+    limited_search,
+    range_result,
+    search_result,
+)
+from hashlight.engine.indexes.base import RowMask, check_arrays, check_build, check_farthest, check_mask, count_allowed
+from hashlight.engine.indexes.multi_index.probe import Budget, TableProbe, Work
+from hashlight.engine.indexes.multi_index.tables import Tables
+from hashlight.engine.indexes.order import sort_rows
+from hashlight.engine.indexes.planner import current_costs, likely_radius, plan_nearest, plan_range, trial_budget
+from hashlight.engine.indexes.scan import ScanIndex
+from hashlight.engine.indexes.threads import (
+    MIN_QUERIES_A_THREAD,
+    check_threads,
+    cut,
+    no_larger,
+    run_parts,
+    usable_cores,
+)
+from hashlight.engine.results import PAD_DISTANCE, PAD_ID, RangeResult, SearchResult
+
+Plan = Literal["auto", "scan", "tables"]
+PLANS = ("auto", "scan", "tables")
+NO_QUERIES = np.empty(0, np.intp)
+FIRST_QUERY = np.zeros(1, np.intp)
+
+
+class MultiIndex:
+    """Exact search through tables of substrings, or by scan where that is cheaper.
+
+    Several threads may search one index at once.
+
+    Parameters
+    ----------
+    codes_NW : ndarray of uint64, shape (N, W)
+        In the order of `engine.indexes.order`; may be a read-only memory map at any address. Its bits and order are
+        trusted; `build` takes any order and checks.
+    ids_N : ndarray of int64, shape (N,)
+    tables : Tables
+        Built over `codes_NW`.
+    bits : int
+    scanned_NW : ndarray of uint64, shape (N, W), optional
+        The same codes for scans, where these are mapped apart: a map is read either here and there or in order.
+
+    Notes
+    -----
+    Both searches take, beside the keywords of `engine.indexes.base.Index`, `plan`: "auto" for the planner, "scan" or
+    "tables" to overrule it. The answer never depends on it.
+
+    `search` of this index and of `ScanIndex` takes `farthest_Q`, int32 of shape (Q,): how far from each query an answer
+    may be, such as the k-th distance in other shards.
+    """
+
+    def __init__(
+        self, *, codes_NW: CodeArray, ids_N: IdArray, tables: Tables, bits: int, scanned_NW: CodeArray | None = None
+    ) -> None:
+        check_arrays(codes_NW, ids_N, bits)
+        self._scan = ScanIndex(codes_NW=codes_NW if scanned_NW is None else scanned_NW, ids_N=ids_N, bits=bits)
+        if (tables.rows, tables.bits) != (len(ids_N), bits):
+            raise ValueError(
+                f"`tables` were built over {tables.rows} codes of {tables.bits} bits, "
+                f"got {len(ids_N)} codes of {bits} bits: build them again"
+            )
+        self.bits = bits
+        self.codes_NW: CodeArray = codes_NW
+        self.ids_N: IdArray = self._scan.ids_N
+        self.tables = tables
+        self.probe = TableProbe(self.codes_NW, self.ids_N, tables)
+
+    @classmethod
+    def build(cls, codes_NW: CodeArray, ids_N: IdArray, *, bits: int, threads: int | None = None) -> Self:
+        """Sort copies of `codes_NW` and `ids_N` and build tables over them, with `threads` threads (None: one a core).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If codes or ids are not as `engine.codes` describes them.
+        """
+        check_build(codes_NW, ids_N, bits)
+        cores = check_threads(threads) or usable_cores()
+        order_N = sort_rows(codes_NW, ids_N)
+        codes_NW, ids_N = codes_NW[order_N], ids_N[order_N]
+        return cls(codes_NW=codes_NW, ids_N=ids_N, tables=Tables.build(codes_NW, bits=bits, threads=cores), bits=bits)
+
+    @classmethod
+    def open(
+        cls, folder: Path, *, codes_NW: CodeArray, ids_N: IdArray, bits: int, scanned_NW: CodeArray | None = None
+    ) -> Self:
+        """Map the tables that `save` wrote into `folder`; the other arguments are those of the constructor.
+
+        Raises
+        ------
+        CorruptDataError
+            If the folder holds no tables, or tables of other codes.
+        """
+        tables = Tables.open(folder, bits=bits, rows=len(ids_N))
+        return cls(codes_NW=codes_NW, ids_N=ids_N, tables=tables, bits=bits, scanned_NW=scanned_NW)
+
+    def save(self, folder: Path) -> None:
+        """Write the tables, without codes and ids, into the new folder `folder`."""
+        self.tables.save(folder)
+
+    def __len__(self) -> int:
+        """Return the number of codes."""
+        return len(self.ids_N)
+
+    def __repr__(self) -> str:
+        """Name kind, bits, rows, tables and size."""
+        widths = "+".join(str(width) for width in self.tables.widths)
+        return (
+            f"MultiIndex({self.bits} bits, {len(self):,} codes, {self.tables.distinct:,} distinct, "
+            f"tables of {widths} bits, {self.nbytes / 2**20:,.1f} MiB)"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, ids and tables, in memory or mapped."""
+        return self._scan.nbytes + self.tables.nbytes
+
+    def search(
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        *,
+        farthest_Q: NDArray[np.int32] | None = None,
+        mask: RowMask | None = None,
+        threads: int | None = None,
+        explain: bool = False,
+        plan: Plan = "auto",
+    ) -> SearchResult:
+        """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
+        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
+        mask = check_mask(mask, rows=len(self))
+        bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
+        return self._nearest(queries_QW, check_k(k), bound_Q, mask, check_threads(threads), explain, _check_plan(plan))
+
+    def range_search(
+        self,
+        queries_QW: CodeArray,
+        radius: int,
+        limit: int | None = None,
+        *,
+        mask: RowMask | None = None,
+        threads: int | None = None,
+        explain: bool = False,
+        plan: Plan = "auto",
+    ) -> RangeResult:
+        """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
+        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
+        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
+        mask, threads, plan = check_mask(mask, rows=len(self)), check_threads(threads), _check_plan(plan)
+        if limit is not None and limit < len(self):
+
+            def ask(numbers_Q: NDArray[np.intp], k: int) -> SearchResult:
+                bound_Q = np.full(len(numbers_Q), radius, np.int32)
+                return self._nearest(queries_QW[numbers_Q], k, bound_Q, mask, threads, explain, plan)
+
+            return limited_search(ask, len(queries_QW), limit)
+
+        def work(part: slice) -> RangeResult:
+            return self._within(queries_QW[part], radius, mask, explain, plan)
+
+        parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
+        return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
+
+    def _within(
+        self, queries_QW: CodeArray, radius: int, mask: RowMask | None, explain: bool, plan: Plan
+    ) -> RangeResult:
+        """Answer a part of a batch in this thread: first the queries for the tables, then those for the scan."""
+        if len(queries_QW) == 1 and plan == "auto" and not explain and len(self):
+            budget = trial_budget(self.probe, radius, current_costs(len(self)), len(self), self.codes_NW.shape[1])
+            hits_in_budget = self.probe.within_budget(queries_QW, FIRST_QUERY, radius, mask, budget) if budget else None
+            if hits_in_budget is not None:
+                return range_result(hits_in_budget, self.ids_N, 1, radius)
+        account = Account(len(queries_QW), len(self)) if explain else None
+        by_tables, by_scan = self._plan_range(queries_QW, radius, plan)
+        found: Found = []
+        for group in _one_by_one(by_tables) if account else [by_tables] * bool(len(by_tables)):
+            start = time.perf_counter()
+            hits, work = self.probe.within(_taken(queries_QW, group), group, radius, mask)
+            found += hits
+            if account:
+                account.add_tables(group, work, start)
+        if len(by_scan):
+            start = time.perf_counter()
+            found += self._scan.find_hits(_taken(queries_QW, by_scan), by_scan, radius, mask)
+            if account:
+                account.add_scan(by_scan, start)
+        result = range_result(found, self.ids_N, len(queries_QW), radius)
+        return result._replace(explain=account.explanation()) if account else result
+
+    def _plan_range(self, queries_QW: CodeArray, radius: int, plan: Plan) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return which queries the tables answer, and which a scan."""
+        every = np.arange(len(queries_QW))
+        if plan != "auto" or not len(self):
+            return (every, NO_QUERIES) if plan == "tables" else (NO_QUERIES, every)
+        by_tables_Q = plan_range(self.probe, queries_QW, radius, current_costs(len(self)), len(self))
+        if isinstance(by_tables_Q, bool):
+            return (every, NO_QUERIES) if by_tables_Q else (NO_QUERIES, every)
+        return every[by_tables_Q], every[~by_tables_Q]
+
+    def _nearest(
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        bound_Q: NDArray[np.int32],
+        mask: RowMask | None,
+        threads: int | None,
+        explain: bool,
+        plan: Plan,
+    ) -> SearchResult:
+        """Return the `k` nearest within the bounds, of arguments that were checked."""
+        heap_k = max(1, min(k, len(self)))
+        reach = likely_radius(self.bits, count_allowed(mask, len(self)), heap_k)
+
+        def work(part: slice) -> SearchResult:
+            return self._nearest_of_part(queries_QW[part], k, heap_k, reach, bound_Q[part].copy(), mask, explain, plan)
+
+        parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
+        return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
+
+    def _nearest_of_part(
+        self,
+        queries_QW: CodeArray,
+        k: int,
+        heap_k: int,
+        reach: int,
+        bound_Q: NDArray[np.int32],
+        mask: RowMask | None,
+        explain: bool,
+        plan: Plan,
+    ) -> SearchResult:
+        """Answer a part of a batch in this thread: from the tables, and by one scan for the queries they give up."""
+        account = Account(len(queries_QW), len(self)) if explain else None
+        heaps = empty_heaps(len(queries_QW), heap_k)
+        open_Q = np.arange(len(queries_QW))
+        sharing = 0
+        # The fewer give up, the dearer the scan for each of them, and the more the tables may cost: ask again.
+        while plan != "scan" and len(self) and len(open_Q) and sharing != len(open_Q):
+            sharing = len(open_Q)
+            budget = self._budget(plan, reach, sharing)
+            open_Q = self._ask_tables(queries_QW, open_Q, bound_Q, mask, heaps, budget, account)
+        if len(open_Q):
+            self._ask_scan(queries_QW, open_Q, bound_Q, mask, heaps, account)
+        result = search_result(heaps, k)
+        return result._replace(explain=account.explanation()) if account else result
+
+    def _budget(self, plan: Plan, reach: int, sharing: int) -> Budget:
+        if plan == "tables":
+            return Budget(
+                mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits
+            )
+        words = self.codes_NW.shape[1]
+        return plan_nearest(current_costs(len(self)), len(self), self.tables.distinct, words, sharing, reach)
+
+    def _ask_tables(
+        self,
+        queries_QW: CodeArray,
+        open_Q: NDArray[np.intp],
+        bound_Q: NDArray[np.int32],
+        mask: RowMask | None,
+        heaps: Heaps,
+        budget: Budget,
+        account: Account | None,
+    ) -> NDArray[np.intp]:
+        """Answer the open queries from the tables; return those that were given up, with their heaps empty."""
+        if not account:
+            return self._ask_tables_together(queries_QW, open_Q, bound_Q, mask, heaps, budget)[0]
+        given_up = []
+        for query in _one_by_one(open_Q):
+            start = time.perf_counter()
+            open_G, work = self._ask_tables_together(queries_QW, query, bound_Q, mask, heaps, budget)
+            account.add_tables(query, work, start)
+            given_up.append(open_G)
+        return np.concatenate(given_up)
+
+    def _ask_tables_together(
+        self,
+        queries_QW: CodeArray,
+        group: NDArray[np.intp],
+        bound_Q: NDArray[np.int32],
+        mask: RowMask | None,
+        heaps: Heaps,
+        budget: Budget,
+    ) -> tuple[NDArray[np.intp], Work]:
+        """Ask the tables for a group of queries; return those that were given up, and the work."""
+        if len(group) == len(queries_QW):  # then nothing need be taken out and put back
+            done_G, work = self.probe.nearest(queries_QW, bound_Q, mask, heaps, budget)
+        else:
+            bound_G, heaps_G = bound_Q[group], (heaps[0][group], heaps[1][group])
+            done_G, work = self.probe.nearest(queries_QW[group], bound_G, mask, heaps_G, budget)
+            bound_Q[group], heaps[0][group], heaps[1][group] = bound_G, *heaps_G
+        given_up = group[~done_G]
+        if len(given_up):
+            heaps[0][given_up], heaps[1][given_up] = PAD_DISTANCE, PAD_ID
+        return given_up, work
+
+    def _ask_scan(
+        self,
+        queries_QW: CodeArray,
+        open_Q: NDArray[np.intp],
+        bound_Q: NDArray[np.int32],
+        mask: RowMask | None,
+        heaps: Heaps,
+        account: Account | None,
+    ) -> None:
+        """Answer the open queries by one scan."""
+        start = time.perf_counter()
+        heaps_G = heaps[0][open_Q], heaps[1][open_Q]
+        self._scan.improve_heaps(queries_QW[open_Q], bound_Q[open_Q], mask, heaps_G)
+        heaps[0][open_Q], heaps[1][open_Q] = heaps_G
+        if account:
+            account.add_scan(open_Q, start)
+
+
+def _check_plan(plan: Plan) -> Plan:
+    if plan not in PLANS:
+        raise ValueError(f"`plan` must be one of {PLANS}, got {plan!r}")
+    return plan
+
+
+def _one_by_one(group: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    return [group[place : place + 1] for place in range(len(group))]
+
+
+def _taken(queries_QW: CodeArray, group: NDArray[np.intp]) -> CodeArray:
+    return queries_QW if len(group) == len(queries_QW) else queries_QW[group]

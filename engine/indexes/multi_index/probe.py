@@ -1,0 +1,261 @@
+"""Asking the tables: scratch space and arguments for the kernels of `engine.kernels.multi_index`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray, IdArray
+from hashlight.engine.indexes.answers import Found, Heaps, Hits, gather_hits
+from hashlight.engine.indexes.arrays import bytes_of, mask_bytes, read_only
+from hashlight.engine.indexes.multi_index.tables import Tables
+from hashlight.engine.kernels.multi_index import knn_tables, price_radius, range_tables
+
+SCRATCH_BUCKETS = 128  # looked up, and prefetched, together; 512 measured slower by a tenth at 10 million codes
+SCRATCH_CANDIDATES = 256
+FIRST_HITS = 1024
+EVEN = 8.0  # buckets up to this much above their mean are what chance makes of uniform codes
+UNLIMITED = 2**62
+SAMPLE_EVERY = 64  # masks of a large step of which one is counted
+SAMPLED_CANDIDATES = 16  # a query, to tell how many are near, to an eighth of them
+
+
+class Work(NamedTuple):
+    """What the tables were asked: `probes` buckets and `candidates` codes, int64, (Q,) each."""
+
+    probes: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+
+
+class RadiusPlan(NamedTuple):
+    """What a radius takes of the tables.
+
+    Attributes
+    ----------
+    reach : ndarray of int64, shape (T,)
+        Substring radius of each table, which together find everything; -1 for a table that is not needed.
+    lookups : int
+        Buckets a query looks up.
+    most : int
+        Candidates it meets at most, were all those buckets the largest of their table.
+    mean : float
+        Candidates it meets if those buckets are no fuller than others.
+    by_table : list of int
+        Lookups of each table.
+    """
+
+    reach: NDArray[np.int64]
+    lookups: int
+    most: int
+    mean: float
+    by_table: list[int]
+
+
+class Budget(NamedTuple):
+    """When `TableProbe.nearest` gives a query up; in the order in which the kernel takes it.
+
+    Attributes
+    ----------
+    mask_ns, candidate_ns, read_ns : float
+        Cost of looking up a bucket, of an entry in it, and of reading the code of an entry that was not dismissed.
+    scan_ns : float
+        Give up when the steps that remain cost more than this, which is what a scan costs...
+    trial_ns : float
+        ...but not before this much was spent.
+    likely_radius : int
+        How far the k-th is thought to be.
+    """
+
+    mask_ns: float
+    candidate_ns: float
+    read_ns: float
+    scan_ns: float
+    trial_ns: float
+    likely_radius: int
+
+
+class Prices(NamedTuple):
+    """What a radius search is priced by, in nanoseconds; in the order in which the kernel takes it.
+
+    Attributes
+    ----------
+    lookups_ns : float
+        All lookups of a query.
+    candidate_ns, read_ns, near_ns : float
+        An entry of a bucket; what comes on top where its code is read; and where it is near.
+    scan_ns, shared_scan_ns : float
+        A scan for one query, and a query's part in the scan of the batch.
+    """
+
+    lookups_ns: float
+    candidate_ns: float
+    read_ns: float
+    near_ns: float
+    scan_ns: float
+    shared_scan_ns: float
+
+
+class TableProbe:
+    """Tables over the rows of one index, ready to be asked by several threads at once.
+
+    Parameters
+    ----------
+    codes_NW : ndarray of uint64, shape (N, W)
+    ids_N : ndarray of int64, shape (N,)
+        Read-only.
+    tables : Tables
+
+    Attributes
+    ----------
+    even : bool
+        Whether all buckets are about as full as they would be of uniform codes.
+    """
+
+    def __init__(self, codes_NW: CodeArray, ids_N: IdArray, tables: Tables) -> None:
+        self.tables = tables
+        self._ids_N = ids_N
+        self._shape = bytes_of(codes_NW), codes_NW.shape[1], len(codes_NW), tables.distinct, tables.row_bits
+        self._arrays = tables.kernel_arrays()
+        self._plans: dict[int, RadiusPlan] = {}
+        self._crowds: dict[int, float] = {}
+        widest = max(tables.widths)
+        self.count_TS = np.array(
+            [[math.comb(width, ones) for ones in range(widest + 2)] for width in tables.widths], np.int64
+        )
+        self.mean_T = np.array([tables.distinct / 2**width for width in tables.widths])
+        self.even = max(tables.largest) <= EVEN * float(self.mean_T.max()) + EVEN
+
+    def plan(self, radius: int) -> RadiusPlan:
+        """Return what a query of `radius` takes."""
+        plan = self._plans.get(radius)
+        if plan is None:
+            each, more = divmod(radius, len(self.tables.widths))
+            reach_T = np.full(len(self.tables.widths), each - 1, np.int64)
+            reach_T[: more + 1] += 1
+            reach_T = np.minimum(reach_T, self.tables.widths)
+            lookups = [sum(counts[: reach + 1].tolist()) for counts, reach in zip(self.count_TS, reach_T, strict=True)]
+            most = sum(count * largest for count, largest in zip(lookups, self.tables.largest, strict=True))
+            mean = float(self.mean_T @ np.array(lookups))
+            plan = self._plans[radius] = RadiusPlan(reach_T, sum(lookups), most, mean, lookups)
+        return plan
+
+    def crowd(self, radius: int) -> float:
+        """Return how many candidates a query meets that lies among the stored codes, as most queries do."""
+        crowd = self._crowds.get(radius)
+        if crowd is None:
+            lookups_T = np.array(self.plan(radius).by_table)
+            met_T = self._own_bucket_T + (lookups_T - 1) * self.mean_T
+            crowd = self._crowds[radius] = float(met_T[lookups_T > 0].sum())
+        return crowd
+
+    @cached_property
+    def _own_bucket_T(self) -> NDArray[np.float64]:  # noqa: N802
+        """The mean size of the bucket that a code is in, of each table."""
+        edges = np.cumsum([0, *(2**width + 1 for width in self.tables.widths)])
+        sizes = [np.diff(self.tables.offsets[a:b].astype(np.float64)) for a, b in itertools.pairwise(edges)]
+        return np.array([size @ size / max(size.sum(), 1.0) for size in sizes])
+
+    def price_radius(self, queries_QW: CodeArray, radius: int, prices: Prices) -> NDArray[np.float64]:
+        """Estimate what a radius search would cost each query (Q,) here, in nanoseconds."""
+        price_Q, queries_QW = np.empty(len(queries_QW)), read_only(queries_QW)
+        code_bytes, words, _, distinct, row_bits = self._shape
+        low_T, width_T, begin_T, _, *lists = self._arrays
+        price_radius(
+            code_bytes, words, distinct, row_bits, queries_QW, radius, self.plan(radius).reach, self.count_TS,
+            low_T, width_T, begin_T, *lists, SAMPLE_EVERY, SAMPLED_CANDIDATES, *prices, price_Q,
+        )  # fmt: skip
+        return price_Q
+
+    def within(
+        self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: NDArray[np.bool_] | None
+    ) -> tuple[Found, Work]:
+        """Return the rows within `radius` of each query, in no order, and the work it took."""
+        found, work, _ = self._collect(queries_QW, numbers_Q, radius, mask, UNLIMITED)
+        return found, work
+
+    def within_budget(
+        self,
+        queries_QW: CodeArray,
+        numbers_Q: NDArray[np.intp],
+        radius: int,
+        mask: NDArray[np.bool_] | None,
+        budget: int,
+    ) -> Found | None:
+        """Return the rows within `radius` of each query, in no order; None if one meets over `budget` candidates."""
+        found, _, is_whole = self._collect(queries_QW, numbers_Q, radius, mask, budget)
+        return found if is_whole else None
+
+    def _collect(
+        self,
+        queries_QW: CodeArray,
+        numbers_Q: NDArray[np.intp],
+        radius: int,
+        mask: NDArray[np.bool_] | None,
+        budget: int,
+    ) -> tuple[Found, Work, bool]:
+        work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
+        reach_T = self.plan(radius).reach
+        scratch = self._scratch()
+        may_N = mask_bytes(mask)
+        cursor_2 = np.zeros(2, np.int64)
+
+        def fill(hits: Hits) -> tuple[int, int]:
+            count = range_tables(
+                *self._shape, may_N, queries_QW, radius, reach_T, budget, cursor_2, *self._arrays, *scratch, *work,
+                *hits,
+            )  # fmt: skip
+            done = int(cursor_2[0]) == len(queries_QW)
+            return count, 0 if done else max(int(cursor_2[1]), 0)
+
+        return gather_hits(numbers_Q, fill, places=FIRST_HITS), work, int(cursor_2[1]) >= 0
+
+    def nearest(
+        self,
+        queries_QW: CodeArray,
+        bound_Q: NDArray[np.int32],
+        mask: NDArray[np.bool_] | None,
+        heaps: Heaps,
+        budget: Budget,
+    ) -> tuple[NDArray[np.bool_], Work]:
+        """Fill `heaps` with the nearest rows within `bound_Q`.
+
+        Returns which queries (Q,) are done. For the others `bound_Q` is lowered to where their answers are sure to
+        be, and their heaps are worthless.
+        """
+        work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
+        done_Q = np.zeros(len(queries_QW), np.bool_)
+        met_T = np.empty(len(self.mean_T))
+        knn_tables(
+            *self._shape, mask_bytes(mask), self._ids_N, queries_QW, bound_Q, *self._arrays, *self._scratch(), *work,
+            self.count_TS, self.mean_T, met_T, *budget, done_Q, *heaps,
+        )  # fmt: skip
+        return done_Q, work
+
+    def _scratch(self) -> tuple[NDArray[np.int64], ...]:
+        """Return this thread's `from_P`, `to_P`, `place_2`, `row_C`, `seen_T`, worthless between kernels."""
+        kept = _of_thread.scratch
+        tables = len(self.mean_T)
+        if tables not in kept:
+            sizes = SCRATCH_BUCKETS, SCRATCH_BUCKETS, 2, SCRATCH_CANDIDATES, tables
+            kept[tables] = tuple(np.empty(size, np.int64) for size in sizes)
+        return kept[tables]
+
+
+class _Scratch(threading.local):
+    """Arrays that a thread keeps, by the number of tables."""
+
+    def __init__(self) -> None:
+        self.scratch: dict[int, tuple[NDArray[np.int64], ...]] = {}
+
+
+_of_thread = _Scratch()
+
+
+def _new_work(num_queries: int) -> Work:
+    return Work(np.zeros(num_queries, np.int64), np.zeros(num_queries, np.int64))

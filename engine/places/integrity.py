@@ -1,0 +1,131 @@
+"""Checksums: no stored file is trusted before its bytes were seen to be the ones that were written.
+
+Hashing costs a pass over the bytes, and a shard must open in milliseconds whatever its size. So a file is hashed once
+on a machine, and a stamp in the user's cache folder remembers what the file system said of it then (device, inode,
+size, modification and change time; the last cannot be set by a program). As long as it says the same, the file was
+not written since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.places.files import sha256_of, write_atomically
+
+logger = logging.getLogger(__name__)
+
+Stamp = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpec:
+    """What a manifest says of one file: its size in bytes and its SHA-256 in hex."""
+
+    bytes: int
+    sha256: str
+
+
+def describe_files(folder: Path) -> dict[str, FileSpec]:
+    """Hash every file under `folder`; keys are paths relative to it, with `/`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): FileSpec(bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in files
+    }
+
+
+def verify_files(folder: Path, files: dict[str, FileSpec], *, full: bool = False) -> None:
+    """Check that the files of a shard are the ones its manifest names.
+
+    Parameters
+    ----------
+    folder : Path
+    files : dict of str to FileSpec
+    full : bool
+        Hash every file again, whatever the stamps say.
+
+    Raises
+    ------
+    CorruptDataError
+        If a file is missing, or has another size or checksum.
+    """
+    stamps = {} if full else _read_stamps(folder)
+    fresh = {name: _verify_file(folder / name, spec, stamps.get(name)) for name, spec in files.items()}
+    if fresh != stamps:
+        _write_stamps(folder, fresh)
+
+
+def check_bytes(name: str, data: bytes | None, spec: FileSpec) -> None:
+    """Check that the bytes of one file, read whole, are the ones its manifest names.
+
+    Raises
+    ------
+    CorruptDataError
+        If they are not, or there are none.
+    """
+    if data is None:
+        raise CorruptDataError(f"{name} is missing, expected {spec.bytes} bytes: {_REMEDY}")
+    checksum = hashlib.sha256(data).hexdigest()
+    if checksum != spec.sha256:
+        raise CorruptDataError(
+            f"{name} is damaged: expected {spec.bytes} bytes with SHA-256 {spec.sha256[:16]}…, got {len(data)} with "
+            f"{checksum[:16]}…: {_REMEDY}"
+        )
+
+
+def remember_verified(folder: Path, files: dict[str, FileSpec]) -> None:
+    """Stamp files that this process has just written and hashed."""
+    _write_stamps(folder, {name: _stamp_of(folder / name, spec) for name, spec in files.items()})
+
+
+def _verify_file(path: Path, spec: FileSpec, known: Stamp | None) -> Stamp:
+    if not path.is_file():
+        raise CorruptDataError(f"{path} is missing, expected {spec.bytes} bytes: {_REMEDY}")
+    stamp = _stamp_of(path, spec)
+    if stamp == known:
+        return stamp
+    if path.stat().st_size != spec.bytes:
+        raise CorruptDataError(f"{path}: expected {spec.bytes} bytes, got {path.stat().st_size}: {_REMEDY}")
+    checksum = sha256_of(path)
+    if checksum != spec.sha256:
+        raise CorruptDataError(
+            f"{path} is damaged: expected SHA-256 {spec.sha256[:16]}…, got {checksum[:16]}…: {_REMEDY}"
+        )
+    return stamp
+
+
+_REMEDY = "restore it from a copy, or build the collection again"
+
+
+def _stamp_of(path: Path, spec: FileSpec) -> Stamp:
+    stat = path.stat()
+    checksum = int(spec.sha256[:15], 16)
+    return [checksum, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _stamp_file(folder: Path) -> Path:
+    return Path(platformdirs.user_cache_dir("hashlight")) / "verified" / f"{folder.name}.json"
+
+
+def _read_stamps(folder: Path) -> dict[str, Stamp]:
+    try:
+        stamps = json.loads(_stamp_file(folder).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return stamps if isinstance(stamps, dict) else {}
+
+
+def _write_stamps(folder: Path, stamps: dict[str, Stamp]) -> None:
+    path = _stamp_file(folder)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(stamps).encode())
+    except OSError as error:
+        logger.warning("cannot remember that %s was verified (%s): it will be hashed at every opening", folder, error)

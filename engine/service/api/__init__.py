@@ -1,0 +1,1 @@
+"""The HTTP interface: routes, requests, answers, problems, the OpenAPI document."""

@@ -1,0 +1,241 @@
+"""The gateway's HTTP interface.
+
+::
+
+    POST /v1/search             the nearest items of images, codes or items
+    POST /v1/range_search       all items within a radius
+    POST /v1/encode             codes of images
+    GET  /v1/items?ids=1,2      what is stored of items
+    GET  /v1/items/{id}         of one
+    GET  /v1/items/{id}/thumbnail
+    GET  /v1/collection         what is served
+    PUT  /v1/replicas           more or fewer shard servers
+    GET  /health/live, /health/ready, /metrics, /openapi.json
+    GET  /                      the page
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.routing import Match, Mount
+from starlette.types import Scope
+
+from hashlight.engine.errors import HashlightError
+from hashlight.engine.service.api import bodies, schemas
+from hashlight.engine.service.api.gateway import Gateway, json_response
+from hashlight.engine.service.api.openapi import describe_api, encode_body, search_body
+from hashlight.engine.service.api.problems import RequestError, invalid, refusal_of
+from hashlight.engine.service.api.rendering import items_document, table_stream
+from hashlight.engine.service.asking.encoding import ImageEncoder
+from hashlight.engine.service.asking.searcher import Searcher
+from hashlight.engine.service.door.fetch import ImageFetcher
+from hashlight.engine.service.door.guard import API_PATHS, REPLICAS_PATH, Guard
+from hashlight.engine.service.door.keys import Keys
+from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.telemetry.metrics import CONTENT_TYPE, Metrics
+
+PAGE = Path(__file__).parent.parent / "page"
+
+Timeout = Annotated[int | None, Query(ge=1, description=schemas.GIVE_UP)]
+ItemId = Annotated[int, InPath(ge=0, le=schemas.MAX_ID, description="Id of an item.")]
+
+
+def create_app(
+    searcher: Searcher,
+    *,
+    encoder: ImageEncoder | None = None,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    fetcher: ImageFetcher | None = None,
+    metrics: Metrics | None = None,
+    allowed_hosts: Sequence[str] | None = None,
+    scale: Callable[[int], None] | None = None,
+    page: Path = PAGE,
+) -> FastAPI:
+    """Return the gateway as an ASGI application.
+
+    Parameters
+    ----------
+    searcher : Searcher
+        Its owner closes it, after the application has ended.
+    encoder : ImageEncoder, optional
+        The one that made the collection's codes; without it queries are codes or ids.
+    keys : Keys, optional
+        Without any, whoever reaches the server may ask anything.
+    limits : Limits, optional
+    fetcher : ImageFetcher, optional
+        For queries that name the address of an image; without it they are refused.
+    metrics : Metrics, optional
+    allowed_hosts : sequence of str, optional
+        Names by which the server may be called. A server without keys on a loopback address needs them, or any web
+        page could reach it through a name that it makes point there.
+    scale : callable, optional
+        Gives every group of shard servers so many replicas; without it there are none to change.
+    page : Path
+        Folder of static files for `/`, if it is there.
+    """
+    limits, metrics = limits or Limits(), metrics or Metrics()
+    gateway = Gateway(searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics, scale=scale)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await gateway.close()
+
+    app = FastAPI(title="Hashlight", docs_url=None, redoc_url=None, lifespan=lifespan)
+    for kind in (RequestError, HashlightError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _refuse)
+    for add_routes in (_add_searches, _add_items, _add_operations):
+        add_routes(app, gateway, keys or Keys())
+    describe_api(app, secured=bool(keys))
+    if page.is_dir():
+        app.router.routes.append(_Page("/", StaticFiles(directory=page, html=True)))
+    if allowed_hosts is not None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
+    app.add_middleware(Guard, limits=limits, metrics=metrics, admit=gateway.refuse_overload, refuse=_answer_of)
+    return app
+
+
+class _Page(Mount):
+    """Static files below the API: a wrong method there is a wrong method, not a file that is missing."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match nothing that is the API's."""
+        return (Match.NONE, {}) if scope["path"].startswith(API_PATHS) else super().matches(scope)
+
+
+def _add_searches(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
+    may_search = [Depends(_requires(keys, "search"))]
+
+    @app.post("/v1/search", dependencies=may_search, **search_body(schemas.SearchBody, schemas.SearchOptions))
+    async def search(request: Request) -> Response:
+        """Find the nearest items of each query."""
+        return await gateway.search(request, schemas.SearchBody, schemas.SearchOptions)
+
+    @app.post("/v1/range_search", dependencies=may_search, **search_body(schemas.RangeBody, schemas.RangeOptions))
+    async def range_search(request: Request) -> Response:
+        """Find all items within a Hamming radius of each query."""
+        return await gateway.search(request, schemas.RangeBody, schemas.RangeOptions)
+
+    @app.post("/v1/encode", dependencies=may_search, **encode_body())
+    async def encode(request: Request) -> Response:
+        """Encode images to codes."""
+        return await gateway.encode(request)
+
+
+def _add_items(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
+    may_search = [Depends(_requires(keys, "search"))]
+
+    @app.get("/v1/items", dependencies=may_search, response_model=schemas.ItemsModel)
+    async def items(
+        request: Request,
+        ids: Annotated[str, Query(description="Ids, joined by commas.", pattern=r"^[0-9]{1,19}(,[0-9]{1,19})*$")],
+        timeout_ms: Timeout = None,
+    ) -> Response:
+        """Return what is stored of some items."""
+        table = await gateway.items(_ids(ids, gateway.limits.queries), timeout_ms)
+        if bodies.wants_arrow(request):
+            return Response(table_stream(table), media_type=bodies.ARROW)
+        return json_response(items_document(table))
+
+    @app.get("/v1/items/{id}", dependencies=may_search, response_model=schemas.ItemModel)
+    async def item(id: ItemId, timeout_ms: Timeout = None) -> Response:
+        """Return what is stored of one item."""
+        return json_response(items_document(await gateway.items([id], timeout_ms))["items"][0])
+
+    @app.get("/v1/items/{id}/thumbnail", dependencies=may_search, response_class=Response)
+    async def thumbnail(id: ItemId, timeout_ms: Timeout = None) -> Response:
+        """Return the picture of one item."""
+        return await gateway.thumbnail(id, timeout_ms)
+
+
+def _add_operations(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
+    may_search, may_administer = ([Depends(_requires(keys, scope))] for scope in ("search", "admin"))
+
+    @app.get("/v1/collection", dependencies=may_search, response_model=schemas.CollectionModel)
+    async def collection() -> Response:
+        """Describe what is served."""
+        return json_response(await gateway.describe())
+
+    @app.put(REPLICAS_PATH, dependencies=may_administer, response_model=schemas.ReplicasModel)
+    async def replicas(asked: schemas.ReplicasModel) -> Response:
+        """Have so many shard servers in every group; answers when they are ready."""
+        await gateway.scale(asked.replicas)
+        return json_response(asked.model_dump())
+
+    @app.get("/health/live", response_model=schemas.HealthModel)
+    async def live() -> Response:
+        """Say that the process runs."""
+        return json_response({"status": "live"})
+
+    @app.get("/health/ready", response_model=schemas.HealthModel)
+    async def ready() -> Response:
+        """Say that a real search was answered just now."""
+        await gateway.prove_ready()
+        return json_response({"status": "ready"})
+
+    @app.get("/metrics", dependencies=may_administer, response_class=Response)
+    async def metrics() -> Response:
+        """Return metrics for Prometheus."""
+        gateway.metrics.version.set(gateway.searcher.version)
+        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
+
+
+def _requires(keys: Keys, scope: str) -> Callable[[Request], Awaitable[None]]:
+    async def check(request: Request) -> None:
+        if not keys:
+            return
+        kind, _, bearer = request.headers.get("authorization", "").partition(" ")
+        secret = bearer.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
+        key = keys.find(secret)
+        if key is None:
+            message = "expected a key as `Authorization: Bearer KEY`, got " + ("an unknown one" if secret else "none")
+            raise RequestError(401, "unauthenticated", message, headers={"WWW-Authenticate": "Bearer"})
+        if scope not in key.scopes:
+            raise RequestError(403, "forbidden", f"key {key.name} may not {scope}: its scopes do not say so")
+
+    return check
+
+
+def _ids(text: str, most: int) -> list[int]:
+    ids = [int(part) for part in text.split(",")]
+    if len(ids) > most or max(ids) > schemas.MAX_ID:
+        raise invalid(f"`ids` must be 1 to {most} ids of at most {schemas.MAX_ID}", "ids")
+    return ids
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        return _answer_of(_refusal_of_path(request, error))
+    return _answer_of(error)
+
+
+def _refusal_of_path(request: Request, error: HTTPException) -> RequestError:
+    """Say what is there instead of the path or method asked for."""
+    if error.status_code == 404:
+        return RequestError(404, "not_found", f"there is no {request.url.path[:100]}; /openapi.json says what there is")
+    expected = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow") or "another method"
+    message = f"{request.url.path[:100]} expects {expected}, got {request.method[:20]}"
+    return RequestError(405, "method_not_allowed", message, headers=error.headers)
+
+
+def _answer_of(error: Exception) -> Response:
+    """Answer what went wrong, in one form."""
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][1:])
+        error = invalid(f"`{field}`: {first['msg']}", field)
+    elif isinstance(error, HTTPException):
+        error = RequestError(error.status_code, "malformed", str(error.detail), headers=error.headers)
+    refusal = refusal_of(error)
+    return json_response(refusal.document(), refusal.status, refusal.headers)

@@ -1,0 +1,340 @@
+"""The gateway: what answers requests over HTTP, apart from the routes that lead here (`engine.service.api.app`).
+
+A gateway keeps no state; any number may stand side by side. The event loop reads and writes, threads search: a search
+holds one thread until it ends, also when its client has given up, and no more than `Limits.in_flight` are at work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from fastapi import Request, Response
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray, num_words
+from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
+from hashlight.engine.service.api import bodies, schemas
+from hashlight.engine.service.api.problems import RequestError, invalid
+from hashlight.engine.service.api.rendering import hex_codes, json_bytes
+from hashlight.engine.service.asking.encoding import Encoded, EncodingThreads, ImageEncoder
+from hashlight.engine.service.asking.retrieval import Ask, stored_items
+from hashlight.engine.service.asking.searcher import Searcher
+from hashlight.engine.service.asking.searching import SearchThreads, named
+from hashlight.engine.service.door.fetch import ImageFetcher
+from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.telemetry.metrics import Metrics
+
+_PICTURES = (
+    (b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG", "image/png"), (b"GIF8", "image/gif"), (b"RIFF", "image/webp")
+)  # fmt: skip
+
+
+class Gateway:
+    """Answers requests of one collection. Belongs to one event loop.
+
+    Parameters
+    ----------
+    searcher : Searcher
+        Not closed here.
+    encoder : ImageEncoder or None
+        Without one, queries are codes or ids.
+    limits : Limits
+    fetcher : ImageFetcher or None
+        Without one, no image is fetched from an address.
+    metrics : Metrics
+    scale : callable or None
+        Gives every group so many shard servers; returns when they answer.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        *,
+        encoder: ImageEncoder | None,
+        limits: Limits,
+        fetcher: ImageFetcher | None,
+        metrics: Metrics,
+        scale: Callable[[int], None] | None,
+    ) -> None:
+        self.searcher = searcher
+        self.limits = limits
+        self.metrics = metrics
+        self._fetcher = fetcher
+        self._scale = scale
+        self._searches = SearchThreads(searcher, threads=limits.in_flight, metrics=metrics)
+        self._images = None if encoder is None else EncodingThreads(encoder, max_pixels=limits.pixels, metrics=metrics)
+        self._requests = 0
+        self._proof: asyncio.Task[None] | None = None
+        self._scaling = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Let go of threads and connections."""
+        self._searches.close()
+        if self._images is not None:
+            self._images.close()
+        if self._fetcher is not None:
+            await self._fetcher.close()
+
+    async def search(self, request: Request, body_model: type[Any], options_model: type[Any]) -> Response:
+        """Answer a search of either kind; the models are those of its body and of its options alone."""
+        arrived_s = time.monotonic()
+        timing_ms: dict[str, float] = {}
+        with self.metrics.stage("read", timing_ms):
+            asked = await bodies.read_search(
+                request, body_model, options_model, bits=self.searcher.bits, limits=self.limits
+            )
+        count = len(asked.queries) if asked.codes is None else len(asked.codes)
+        self._check(asked.options, count)
+        deadline_s = arrived_s + self._timeout_s(asked.options.timeout_ms)
+        async with self._within(deadline_s):
+            ask = await self._resolve(asked, deadline_s, timing_ms)
+            body = await self._searches.search(ask, deadline_s=deadline_s, arrow=asked.arrow, timing_ms=timing_ms)
+        return Response(body, media_type=bodies.ARROW if asked.arrow else bodies.JSON)
+
+    async def encode(self, request: Request) -> Response:
+        """Encode images."""
+        arrived_s = time.monotonic()
+        timing_ms: dict[str, float] = {}
+        encoding = self._encoding("images")
+        with self.metrics.stage("read", timing_ms):
+            images, timeout_ms = await bodies.read_images(request, schemas.EncodeBody, self.limits)
+        fields = [f"images.{position}" for position in range(len(images))]
+        async with self._within(arrived_s + self._timeout_s(timeout_ms)):
+            encoded = await encoding.encode(images, fields, timing_ms)
+        document = {
+            "codes": hex_codes(encoded.codes, bits=encoding.encoder.bits),
+            "bits": encoding.encoder.bits,
+            "fingerprint": encoding.encoder.fingerprint,
+            "timing_ms": timing_ms,
+        }
+        return json_response(document)
+
+    async def items(self, ids: Sequence[int], timeout_ms: int | None) -> pa.Table:
+        """Return what is stored of items, as `stored_items`."""
+        timeout_s = self._timeout_s(timeout_ms)
+        async with self._within(time.monotonic() + timeout_s):
+            return await self._searches.run(lambda: stored_items(self.searcher, ids, timeout_s=timeout_s))
+
+    async def thumbnail(self, id: int, timeout_ms: int | None) -> Response:
+        """Return the picture of an item of the collection."""
+        timeout_s = self._timeout_s(timeout_ms)
+        async with self._within(time.monotonic() + timeout_s):
+            data = await self._searches.run(lambda: self.searcher.thumbnail(id, timeout_s=timeout_s))
+        if data is None:
+            raise RequestError(404, "not_found", f"item {id} has no thumbnail", field="id")
+        kind = next((name for magic, name in _PICTURES if data.startswith(magic)), "application/octet-stream")
+        return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+
+    async def describe(self) -> dict[str, Any]:
+        """Return what is served."""
+        limits = self.limits
+        told = ("body_bytes", "pixels", "queries", "images", "results", "k", "longest_timeout_s")
+        return {
+            **await asyncio.to_thread(self.searcher.describe),
+            "encodes_images": self._images is not None,
+            "limits": {name: getattr(limits, name) for name in told},
+        }
+
+    async def scale(self, replicas: int) -> None:
+        """Have so many shard servers in every group; return when they answer."""
+        if self._scale is None:
+            raise RequestError(409, "conflict", "the collection is served without shard servers: there are no replicas")
+        async with self._scaling:
+            try:
+                await asyncio.to_thread(self._scale, replicas)
+            except ValueError as error:
+                raise named(error) from error
+
+    async def prove_ready(self) -> None:
+        """Make one real search; NotReadyError if it fails. However many ask at once, one search runs."""
+        if self._proof is None or self._proof.done():
+            self._proof = asyncio.create_task(asyncio.to_thread(self.searcher.ready))
+        # One who asks may give up; the others still wait.
+        await asyncio.shield(self._proof)
+
+    def _check(self, options: Any, count: int) -> None:
+        """Refuse what is beyond the collection or the limits."""
+        bits, limits = self.searcher.bits, self.limits
+        name = "k" if isinstance(options, schemas.SearchOptions) else "limit"
+        wanted = getattr(options, name)
+        if wanted > limits.k:
+            raise invalid(f"`{name}` must be 1 to {limits.k}, got {wanted}", name)
+        if wanted * count > limits.results:
+            raise invalid(
+                f"{count} queries of up to {wanted} answers are more than {limits.results}: ask for fewer at a time",
+                name,
+            )
+        if isinstance(options, schemas.RangeOptions):
+            if options.radius > bits:
+                raise invalid(
+                    f"`radius` must be 0 to {bits} (the codes have {bits} bits), got {options.radius}", "radius"
+                )
+        elif options.rerank is not None:
+            self._check_rerank(options.rerank.pool, options.k, count)
+
+    def _check_rerank(self, pool: int, k: int, count: int) -> None:
+        if pool < k:
+            raise invalid(f"`rerank.pool` must be at least `k`, {k}, got {pool}", "rerank.pool")
+        if pool > self.limits.k or pool * count > self.limits.results:
+            most = min(self.limits.k, self.limits.results // count)
+            raise invalid(f"`rerank.pool` must be 1 to {most} for {count} queries, got {pool}", "rerank.pool")
+        if not self.searcher.describe()["features"]:
+            raise invalid("the collection has no fine features to re-rank by: encode it with `--features`", "rerank")
+
+    def _timeout_s(self, timeout_ms: int | None) -> float:
+        if timeout_ms is None:
+            return self.limits.timeout_s
+        longest_ms = 1000 * self.limits.longest_timeout_s
+        if timeout_ms > longest_ms:
+            raise invalid(f"`timeout_ms` must be 1 to {longest_ms:.0f}, got {timeout_ms}", "timeout_ms")
+        return timeout_ms / 1000
+
+    async def _resolve(self, asked: bodies.Asked, deadline_s: float, timing_ms: dict[str, float]) -> Ask:
+        """Turn queries into codes, and into features where those are needed."""
+        options, features, rerank = asked.options, None, None
+        if isinstance(options, schemas.SearchOptions):
+            wanted = {"k": options.k}
+            if options.rerank is not None:
+                rerank = Rerank(pool=options.rerank.pool, metric=options.rerank.metric)
+        else:
+            wanted = {"radius": options.radius, "limit": options.limit}
+        if asked.codes is not None:
+            if rerank is not None:
+                raise invalid("a code has no features to re-rank by: ask with images or ids", "rerank")
+            codes = asked.codes
+        else:
+            codes, features = await self._codes_of(asked.queries, rerank is not None, deadline_s, timing_ms)
+        return Ask(
+            codes=codes,
+            features=features,
+            **wanted,
+            filter=options.filter,
+            rerank=rerank,
+            allow_partial=options.allow_partial,
+            include=frozenset(options.include),
+        )
+
+    async def _codes_of(
+        self, queries: Sequence[schemas.Query | bytes], reranks: bool, deadline_s: float, timing_ms: dict[str, float]
+    ) -> tuple[CodeArray, NDArray[np.float32] | None]:
+        """Return codes (Q, W) of queries, and features (Q, F) where answers are re-ranked."""
+        bits = self.searcher.bits
+        row_QB = np.zeros((len(queries), 8 * num_words(bits)), np.uint8)
+        ids: dict[int, int] = {}
+        pictures: dict[int, bytes | schemas.Query] = {}
+        for number, query in enumerate(queries):
+            if isinstance(query, bytes) or query.image is not None or query.url is not None:
+                pictures[number] = query
+            elif query.id is not None:
+                ids[number] = query.id
+            elif reranks:
+                raise invalid("a code has no features to re-rank by: ask with images or ids", f"queries.{number}.code")
+            else:
+                code = bodies.code_of_text(query.code or "", f"queries.{number}.code", bits=bits)
+                row_QB[number] = np.frombuffer(code, np.uint8)
+        codes = bodies.words_of_bytes(row_QB, bits=bits, field="queries")
+        found: list[tuple[list[int], Encoded]] = []
+        if ids:
+            found.append((list(ids), await self._stored(ids, reranks, deadline_s)))
+        if pictures:
+            found.append((list(pictures), await self._encode_queries(pictures, timing_ms)))
+        for numbers, encoded in found:
+            codes[numbers] = encoded.codes
+        if not reranks:
+            return codes, None
+        features_QF = np.zeros((len(queries), found[0][1].features.shape[1]), np.float32)
+        for numbers, encoded in found:
+            features_QF[numbers] = encoded.features
+        return codes, features_QF
+
+    async def _stored(self, ids: dict[int, int], reranks: bool, deadline_s: float) -> Encoded:
+        """Return codes and features of items, in the order of `ids` (query number -> id)."""
+        wanted = np.array(list(ids.values()), np.int64)
+
+        def read() -> Encoded:
+            codes = self.searcher.get(wanted, timeout_s=deadline_s - time.monotonic())["code"].to_pylist()
+            words = np.frombuffer(b"".join(codes), "<u8").reshape(len(wanted), -1).astype(np.uint64)
+            if not reranks:
+                return Encoded(words, np.zeros((len(wanted), 0), np.float32))
+            features = self.searcher.features_of(wanted, timeout_s=deadline_s - time.monotonic())
+            return Encoded(words, features.astype(np.float32))
+
+        try:
+            return await self._searches.run(read)
+        except IdNotFoundError as error:
+            field = f"queries.{next(iter(ids))}.id" if len(ids) == 1 else "queries"
+            raise RequestError(404, "id_not_found", str(error), field=field) from error
+
+    async def _encode_queries(self, pictures: dict[int, bytes | schemas.Query], timing_ms: dict[str, float]) -> Encoded:
+        encoding = self._encoding("queries")
+        if len(pictures) > self.limits.images:
+            raise invalid(f"at most {self.limits.images} queries may be images, got {len(pictures)}", "queries")
+        fields: list[str] = []
+        images: list[bytes] = []
+        left_bytes = self.limits.body_bytes  # what lies elsewhere counts as if it had been sent
+        for number, query in pictures.items():
+            kind = "image" if isinstance(query, bytes) or query.image is not None else "url"
+            fields.append("image" if isinstance(query, bytes) else f"queries.{number}.{kind}")
+            images.append(await self._bytes_of(query, fields[-1], left_bytes))
+            if kind == "url":
+                left_bytes -= len(images[-1])
+        return await encoding.encode(images, fields, timing_ms)
+
+    async def _bytes_of(self, query: bytes | schemas.Query, field: str, left_bytes: int) -> bytes:
+        if isinstance(query, bytes):
+            return query
+        if query.image is not None:
+            return bodies.bytes_of_base64(query.image, field)
+        if self._fetcher is None:
+            raise invalid("this server fetches no images: send the image itself", field)
+        return await self._fetcher.fetch(query.url or "", field, left_bytes=left_bytes)
+
+    def _encoding(self, field: str) -> EncodingThreads:
+        """Return what encodes images, if there is an encoder and it is the one that made the codes."""
+        if self._images is None:
+            raise RequestError(422, "no_encoder", "this server encodes no images: ask with codes or ids", field=field)
+        encoder, served = self._images.encoder, self.searcher.fingerprint
+        if encoder.bits != self.searcher.bits or served not in (None, encoder.fingerprint):
+            raise RequestError(
+                503,
+                "not_ready",
+                f"the collection's codes are of encoder {served}, this gateway has {encoder.fingerprint}: "
+                "start it with the collection's encoder",
+            )
+        return self._images
+
+    def refuse_overload(self) -> None:
+        """Raise OverloadedError if too many requests are at work."""
+        if max(self._requests, self._searches.at_work) >= self.limits.in_flight:
+            raise OverloadedError(f"{self.limits.in_flight} requests are at work: try again", retry_after_s=1)
+
+    @contextlib.asynccontextmanager
+    async def _within(self, deadline_s: float) -> AsyncIterator[None]:
+        """Count a request as at work, until `deadline_s` of `time.monotonic` at most."""
+        self.refuse_overload()
+        self._requests += 1
+        self.metrics.in_flight.inc()
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                yield
+        except TimeoutError as error:
+            if isinstance(error, DeadlineExceededError):
+                raise
+            raise DeadlineExceededError(
+                "no answer within the time given: give more (`timeout_ms`), or ask for less"
+            ) from error
+        finally:
+            self._requests -= 1
+            self.metrics.in_flight.dec()
+
+
+def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return `document` as a JSON answer."""
+    return Response(json_bytes(document), status, headers, bodies.JSON)

@@ -1,0 +1,127 @@
+"""The OpenAPI document: what FastAPI cannot tell from the routes, which read their bodies themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from hashlight.engine.service.api import bodies, schemas
+
+_REF = "#/components/schemas/{model}"
+_BODIES: tuple[type[BaseModel], ...] = (
+    schemas.SearchBody, schemas.RangeBody, schemas.EncodeBody, schemas.SearchOptions, schemas.RangeOptions,
+    schemas.SearchAnswer, schemas.EncodeAnswer, schemas.ErrorAnswer,
+)  # fmt: skip
+_ERRORS = {
+    "4XX": "The request is refused; `error.field` names the field at fault.",
+    "5XX": "There is no answer now.",
+}
+
+
+def search_body(body: type[BaseModel], options: type[BaseModel]) -> dict[str, Any]:
+    """Return what FastAPI's route decorator takes to describe a search's body of several kinds and its answer."""
+    stream = {"schema": {"type": "string", "format": "binary"}}
+    described = _body(body, options, schemas.SearchAnswer)
+    described["responses"][200]["content"][bodies.ARROW] = stream
+    described["openapi_extra"]["requestBody"]["content"][bodies.ARROW] = {
+        "schema": {**stream["schema"], "description": _ARROW}
+    }
+    return described
+
+
+def encode_body() -> dict[str, Any]:
+    """Return the same for encoding."""
+    return _body(schemas.EncodeBody, schemas.EncodeOptions, schemas.EncodeAnswer)
+
+
+def _body(body: type[BaseModel], options: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    image = {"type": "string", "format": "binary", "description": "An image file."}
+    form = {"type": "object", "required": ["image"], "additionalProperties": False}
+    content: dict[str, Any] = {
+        bodies.JSON: {"schema": _ref(body), "examples": _examples(body)},
+        bodies.FORM: {"schema": {**form, "properties": {"image": image, **_form_fields(options)}}},
+    }
+    answered = {bodies.JSON: {"schema": _ref(answer)}}
+    return {
+        "response_model": None,
+        "responses": {200: {"description": "Answers.", "content": answered}},
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+    }
+
+
+_ARROW = (
+    "An Arrow IPC stream with one column `code`, fixed_size_binary of ceil(bits / 8); the options are URL parameters. "
+    "Answered in kind: columns `query`, `id`, `distance` and what was included."
+)
+
+
+def describe_api(app: FastAPI, *, secured: bool) -> None:
+    """Make `app.openapi` complete: models of bodies, errors of every route, and how to bring a key."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title, version="1", summary="Exact Hamming search of images.", routes=app.routes
+            )
+            _complete(document, secured=secured)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _complete(document: dict[str, Any], *, secured: bool) -> None:
+    _, definitions = models_json_schema([(model, "validation") for model in _BODIES], ref_template=_REF)
+    components = document.setdefault("components", {})
+    components["schemas"] = {**components.get("schemas", {}), **definitions["$defs"]}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(unused, None)
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            for status, meaning in _ERRORS.items():
+                content = {bodies.JSON: {"schema": _ref(schemas.ErrorAnswer)}}
+                operation["responses"][status] = {"description": meaning, "content": content}
+            if secured and not path.startswith("/health/"):
+                operation["security"] = [{"bearer": []}, {"header": []}]
+    if secured:
+        components["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+    thumbnail = document["paths"]["/v1/items/{id}/thumbnail"]["get"]["responses"]["200"]
+    thumbnail["content"] = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
+    document["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+
+
+def _form_fields(options: type[BaseModel]) -> dict[str, Any]:
+    """Return the options as text fields of a form: lists are joined by commas, objects are JSON."""
+    fields: dict[str, Any] = {}
+    for name, field in options.model_fields.items():
+        schema: dict[str, Any] = {"description": field.description or name}
+        if name == "rerank":
+            schema |= {"type": "string", "description": 'JSON: {"pool": 100, "metric": "l2"}.'}
+        elif name == "include":
+            schema |= {"type": "string", "pattern": "^((attributes|code|explain)(,(?!$)|$)){0,3}$"}
+        elif name == "filter":
+            schema |= {"type": "string", "maxLength": 10_000}
+        elif name == "allow_partial":
+            schema |= {"type": "boolean"}
+        else:
+            schema |= {"type": "integer", "minimum": 0 if name == "radius" else 1}
+        fields[name] = schema
+    return fields
+
+
+def _examples(body: type[BaseModel]) -> dict[str, Any]:
+    extra = body.model_config.get("json_schema_extra")
+    given: Any = extra.get("examples", []) if isinstance(extra, dict) else []
+    return {f"example {number}": {"value": value} for number, value in enumerate(given, 1)}
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF.format(model=model.__name__)}

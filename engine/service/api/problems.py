@@ -1,0 +1,119 @@
+"""What a request can be answered with when it cannot be answered: a status, a type, a message, the field at fault.
+
+======  ====================================================================================
+400     `malformed`: the body cannot be read at all
+401     `unauthenticated`: no key, or an unknown one
+403     `forbidden`: the key may not do this
+404     `not_found`, `id_not_found`
+405     `method_not_allowed`
+408     `body_timeout`: the body took too long to arrive
+409     `conflict`: what is served has no replicas
+413     `too_large`: the body, or an image that was fetched
+415     `unsupported_media_type`
+422     `invalid_request`: a field is wrong; `no_encoder`: images cannot be encoded here
+429     `overloaded`, with Retry-After
+500     `internal`: a fault of the server, in its log under the `request_id`
+503     `not_ready`, `incomplete` (shards are missing, which `missing` names), `no_shard`
+504     `deadline_exceeded`
+======  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from hashlight.engine.errors import (
+    DeadlineExceededError,
+    EncoderMismatchError,
+    HashlightError,
+    IdNotFoundError,
+    IncompleteError,
+    NoShardError,
+    NotReadyError,
+    OverloadedError,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class RequestError(Exception):
+    """A request that is refused.
+
+    Attributes
+    ----------
+    status : int
+        Of HTTP.
+    type : str
+        For programs; see the table above.
+    field : str or None
+        What is at fault, with dots: `queries.0.code`.
+    headers : mapping
+        To send with the answer.
+    details : mapping
+        More for programs, beside `type`, `message` and `field`.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        type: str,
+        message: str,
+        *,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+        self.field = field
+        self.headers = dict(headers or {})
+        self.details = dict(details or {})
+
+    def document(self) -> dict[str, Any]:
+        """Return the body of the answer."""
+        return {"error": {"type": self.type, "message": str(self), "field": self.field, **self.details}}
+
+
+def invalid(message: str, field: str | None) -> RequestError:
+    """Return the refusal of one wrong field."""
+    return RequestError(422, "invalid_request", message, field=field)
+
+
+def refusal_of(error: Exception) -> RequestError:
+    """Return what to answer when `error` ended a request.
+
+    What is none of the engine's errors is logged, and the answer names only the number under which it was.
+    """
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, HashlightError):
+        return _refusal_of_engine(error)
+    request_id = uuid.uuid4().hex
+    logger.error("request %s failed", request_id, exc_info=error)
+    message = f"the server failed; its log says why, under request_id {request_id}"
+    return RequestError(500, "internal", message, details={"request_id": request_id})
+
+
+def _refusal_of_engine(error: HashlightError) -> RequestError:
+    message = str(error)
+    if isinstance(error, IdNotFoundError):
+        return RequestError(404, "id_not_found", message)
+    if isinstance(error, EncoderMismatchError):
+        return invalid(message, "queries")
+    if isinstance(error, OverloadedError):
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        return RequestError(429, "overloaded", message, headers=headers)
+    if isinstance(error, DeadlineExceededError):
+        return RequestError(504, "deadline_exceeded", message, field="timeout_ms")
+    if isinstance(error, IncompleteError):
+        kind = "no_shard" if isinstance(error, NoShardError) else "incomplete"
+        return RequestError(503, kind, message, details={"missing": error.missing})
+    if isinstance(error, NotReadyError):
+        return RequestError(503, "not_ready", message)
+    logger.error("the collection cannot answer", exc_info=error)
+    return RequestError(503, "not_ready", message)

@@ -1,0 +1,132 @@
+"""Images to codes inside a server: decoded one by one, encoded together.
+
+An encoder takes about as long for one image as for a batch, so while one batch is at work those that arrive wait and
+become the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray
+from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.service.api.problems import invalid
+from hashlight.engine.service.asking.batching import MicroBatcher
+from hashlight.engine.service.telemetry.metrics import Metrics
+
+
+class ImageRefusedError(ValueError):
+    """An image cannot be decoded, or has more pixels than are allowed."""
+
+
+class Encoded(NamedTuple):
+    """What an encoder gives for N images.
+
+    Attributes
+    ----------
+    codes : ndarray of uint64, shape (N, W)
+    features : ndarray of float32, shape (N, F)
+        Fine features, to re-rank by.
+    """
+
+    codes: CodeArray
+    features: NDArray[np.float32]
+
+
+_Row = tuple[NDArray[np.uint64], NDArray[np.float32]]  # of Encoded
+
+
+class ImageEncoder(Protocol):
+    """What makes codes of images. Several threads may use one at once."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Which encoder this is."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are encoded as quickly as one."""
+        ...
+
+    def decode(self, data: bytes, max_pixels: int) -> Any:
+        """Return an image for `encode`, as small as the model takes it: many may wait.
+
+        Raises
+        ------
+        ImageRefusedError
+            If `data` is no image, is damaged, or has more than `max_pixels` pixels.
+        """
+        ...
+
+    def encode(self, images: Sequence[Any]) -> Encoded:
+        """Encode decoded images."""
+        ...
+
+
+class EncodingThreads:
+    """Decodes and encodes in threads, the images of several requests together. Belongs to one event loop.
+
+    Parameters
+    ----------
+    encoder : ImageEncoder
+    max_pixels : int
+        Of one image.
+    metrics : Metrics
+    """
+
+    def __init__(self, encoder: ImageEncoder, *, max_pixels: int, metrics: Metrics) -> None:
+        self.encoder = encoder
+        self._max_pixels = max_pixels
+        self._metrics = metrics
+        self._decoders = ThreadPoolExecutor(usable_cores(), "hashlight-decode")
+        self._encoders = ThreadPoolExecutor(1, "hashlight-encode")
+        self._batcher: MicroBatcher[Any, _Row] = MicroBatcher(self._encode_batch, batch_size=encoder.batch_size)
+
+    def close(self) -> None:
+        """Let go of the threads; what has not begun never does."""
+        for pool in (self._decoders, self._encoders):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def encode(self, images: Sequence[bytes], fields: Sequence[str], timing_ms: dict[str, float]) -> Encoded:
+        """Encode image files.
+
+        Raises
+        ------
+        RequestError
+            For the one of `fields` whose image cannot be decoded.
+        """
+        loop = asyncio.get_running_loop()
+        with self._metrics.stage("decode", timing_ms):
+            jobs = [
+                loop.run_in_executor(self._decoders, self._decode, data, field)
+                for data, field in zip(images, fields, strict=True)
+            ]
+            decoded = await asyncio.gather(*jobs)
+        with self._metrics.stage("encode", timing_ms):
+            rows = await asyncio.gather(*map(self._batcher.submit, decoded))
+        return Encoded(np.stack([code for code, _ in rows]), np.stack([features for _, features in rows]))
+
+    def _decode(self, data: bytes, field: str) -> Any:
+        try:
+            return self.encoder.decode(data, self._max_pixels)
+        except ImageRefusedError as error:
+            raise invalid(f"`{field}` cannot be decoded: {error}", field) from error
+
+    async def _encode_batch(self, images: Sequence[Any]) -> list[_Row]:
+        self._metrics.encode_batch.observe(len(images))
+        work = functools.partial(self.encoder.encode, images)
+        encoded = await asyncio.get_running_loop().run_in_executor(self._encoders, work)
+        return list(zip(encoded.codes, encoded.features, strict=True))

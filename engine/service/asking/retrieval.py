@@ -1,0 +1,232 @@
+"""From codes to what a client is shown: search, then what is stored of the answers; the same for every client.
+
+Q queries, M answers of all of them together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray, IdArray
+from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, NotReadyError
+from hashlight.engine.results import PAD_ID, Coverage, Explanation, RangeResult
+from hashlight.engine.service.asking.searcher import Searcher
+
+_OF_ITEMS = {"attributes", "code"}
+
+# What is kept of the time for an answer, as a share and in seconds at most: for reading items, or for sending alone.
+_FOR_ITEMS = (0.3, 1.0)
+_FOR_SENDING = (0.1, 0.25)
+
+# A version may go live between a search and the reading of what was found; then both are done again.
+_TRIES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Ask:
+    """One request, its queries turned into codes.
+
+    Attributes
+    ----------
+    codes : ndarray of uint64, shape (Q, W)
+    features : ndarray of float, shape (Q, F), or None
+        With `rerank`.
+    k : int or None
+        Nearest answers to find; or
+    radius, limit : int or None
+        all within a radius, at most `limit` of them.
+    filter : str or None
+    rerank : Rerank or None
+    allow_partial : bool
+    include : frozenset of str
+        Of "attributes", "code" and "explain".
+    """
+
+    codes: CodeArray
+    features: NDArray[np.floating[Any]] | None = None
+    k: int | None = None
+    radius: int | None = None
+    limit: int | None = None
+    filter: str | None = None
+    rerank: Rerank | None = None
+    allow_partial: bool = False
+    include: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What was found.
+
+    Attributes
+    ----------
+    lims : ndarray of int64, shape (Q + 1,)
+        The answers of query q are `ids[lims[q]:lims[q + 1]]`.
+    ids : ndarray of int64, shape (M,)
+    distances : ndarray of int32, or of float32 after re-ranking, shape (M,)
+    truncated : ndarray of bool, shape (Q,)
+    coverage : Coverage
+    explain : Explanation or None
+    items : pyarrow.Table or None
+        M rows: `code` and the attributes, as far as they were asked for.
+    seconds : dict of str to float
+        Time of each stage.
+    """
+
+    lims: NDArray[np.int64]
+    ids: IdArray
+    distances: NDArray[np.int32] | NDArray[np.float32]
+    truncated: NDArray[np.bool_]
+    coverage: Coverage
+    explain: Explanation | None = None
+    items: pa.Table | None = None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def join(asks: Sequence[Ask]) -> Ask:
+    """Return one request for requests that differ in nothing but their codes, none of them with features."""
+    return dataclasses.replace(asks[0], codes=np.concatenate([ask.codes for ask in asks]))
+
+
+def split(found: Answer) -> list[Answer]:
+    """Return what was found as one answer a query."""
+    return [_of_query(found, query) for query in range(len(found.truncated))]
+
+
+def _of_query(found: Answer, query: int) -> Answer:
+    begin, end = found.lims[query : query + 2].tolist()
+    return dataclasses.replace(
+        found,
+        lims=np.array([0, end - begin], np.int64),
+        ids=found.ids[begin:end],
+        distances=found.distances[begin:end],
+        truncated=found.truncated[query : query + 1],
+        explain=None if found.explain is None else found.explain.take(np.array([query])),
+        items=None if found.items is None else found.items.slice(begin, end - begin),
+    )
+
+
+def answer(searcher: Searcher, ask: Ask, *, timeout_s: float | None) -> Answer:
+    """Search, and fetch what is to be included.
+
+    The search itself has less than the whole time, so that what answers in part when its time is over is in time.
+
+    Raises
+    ------
+    DeadlineExceededError
+        If `timeout_s` are over.
+    NotReadyError
+        If new versions go live as fast as they can be asked.
+    """
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    for _ in range(_TRIES):
+        start = time.perf_counter()
+        found = _search(searcher, ask, _time_to_search(deadline_s, ask.include))
+        searched = time.perf_counter()
+        try:
+            items = _items(searcher, found, ask.include, deadline_s)
+        except IdNotFoundError:
+            if searcher.version == found.coverage.version:
+                raise
+            continue
+        if items is None or searcher.version == found.coverage.version:
+            seconds = {"search": searched - start}
+            if items is not None:
+                seconds["items"] = time.perf_counter() - searched
+            return dataclasses.replace(found, items=items, seconds=seconds)
+    raise NotReadyError(f"the collection changed {_TRIES} times during one request: try again")
+
+
+def _time_to_search(deadline_s: float | None, include: frozenset[str]) -> float | None:
+    left_s = _left(deadline_s)
+    if left_s is None:
+        return None
+    share, most_s = _FOR_ITEMS if include & _OF_ITEMS else _FOR_SENDING
+    return left_s - min(share * left_s, most_s)
+
+
+def _search(searcher: Searcher, ask: Ask, timeout_s: float | None) -> Answer:
+    explain = "explain" in ask.include
+    common: dict[str, Any] = {
+        "filter": ask.filter, "timeout_s": timeout_s, "allow_partial": ask.allow_partial, "explain": explain
+    }  # fmt: skip
+    if ask.radius is not None:
+        return _of_range(searcher.range_search(ask.codes, ask.radius, ask.limit, **common))
+    assert ask.k is not None, "a request asks for k answers or for those within a radius"
+    # More than all codes would only be padding.
+    k = max(1, min(ask.k, searcher.describe()["rows"])) if ask.k > 1000 else ask.k
+    nearest = searcher.search(ask.codes, k, rerank=ask.rerank, features=ask.features, **common)
+    there_QK = nearest.ids != PAD_ID
+    assert nearest.coverage is not None, "a searcher's answers carry coverage"
+    return Answer(
+        lims=np.concatenate([[0], np.cumsum(there_QK.sum(axis=1))]).astype(np.int64),
+        ids=nearest.ids[there_QK],
+        distances=nearest.distances[there_QK],
+        truncated=np.zeros(len(ask.codes), np.bool_),
+        coverage=nearest.coverage,
+        explain=nearest.explain,
+    )
+
+
+def _of_range(found: RangeResult) -> Answer:
+    assert found.coverage is not None, "a searcher's answers carry coverage"
+    return Answer(
+        lims=found.lims,
+        ids=found.ids,
+        distances=found.distances,
+        truncated=found.truncated,
+        coverage=found.coverage,
+        explain=found.explain,
+    )
+
+
+def stored_items(searcher: Searcher, ids: Sequence[int], *, timeout_s: float | None) -> pa.Table:
+    """Return what is stored of items, in the order asked: `id`, `code` (ceil(bits / 8) bytes), attributes.
+
+    Raises
+    ------
+    IdNotFoundError
+        If the collection lacks one of them.
+    """
+    table = searcher.get(list(ids), timeout_s=timeout_s)
+    codes = shorten_codes(table["code"], searcher.bits)
+    return table.set_column(table.column_names.index("code"), "code", codes)
+
+
+def shorten_codes(column: pa.ChunkedArray, bits: int) -> pa.Array:
+    """Return codes as ceil(bits / 8) bytes, without the zeros that fill the last word."""
+    size = -(-bits // 8)
+    return pa.array([code[:size] for code in column.to_pylist()], pa.binary(size))
+
+
+def _items(searcher: Searcher, found: Answer, include: frozenset[str], deadline_s: float | None) -> pa.Table | None:
+    """Return what is stored of the answers, each item read once; None if nothing of it was asked for."""
+    if not include & _OF_ITEMS:
+        return None
+    distinct, place_M = np.unique(found.ids, return_inverse=True)
+    table = searcher.get(distinct, timeout_s=_left(deadline_s), without=found.coverage.degraded)
+    table = table.drop_columns(["id"])
+    if "attributes" not in include:
+        table = table.select(["code"])
+    if "code" not in include:
+        table = table.drop_columns(["code"])
+    else:
+        codes = shorten_codes(table["code"], searcher.bits)
+        table = table.set_column(table.column_names.index("code"), "code", codes)
+    return table.take(place_M)
+
+
+def _left(deadline_s: float | None) -> float | None:
+    if deadline_s is None:
+        return None
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise DeadlineExceededError("no answer within the time given: give more (`timeout_ms`), or ask for less")
+    return left_s

@@ -1,0 +1,310 @@
+"""What a gateway or an in-process client asks: one collection, in this process or behind shard servers.
+
+`CollectionSearcher` answers from a `Collection` that is open here, `engine.service.routing.router.ClusterRouter` from
+shard servers. Both give the same answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray, IdArray
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.rerank import Rerank, RerankResult
+from hashlight.engine.errors import DeadlineExceededError, NotReadyError
+from hashlight.engine.places.store import open_store
+from hashlight.engine.results import RangeResult, SearchResult
+from hashlight.engine.storage.manifest import read_current
+
+logger = logging.getLogger(__name__)
+
+
+class Searcher(Protocol):
+    """Answers over one collection. Several threads may use one searcher at once.
+
+    Every answer carries `coverage`. The errors of all methods, beside their own:
+
+    TypeError, ValueError
+        An argument is wrong in itself or does not fit the collection.
+    DeadlineExceededError
+        There was no answer within `timeout_s`.
+    OverloadedError
+        More is asked than can be answered; `retry_after_s` says when to try again.
+    NoShardError
+        No shard answered.
+    """
+
+    @property
+    def bits(self) -> int:
+        """True number of bits of a code."""
+        ...
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the encoder that made the codes, if one did."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Version of the collection that is served now."""
+        ...
+
+    def search(
+        self,
+        queries: CodeArray,
+        k: int = 10,
+        *,
+        filter: str | None = None,
+        rerank: Rerank | None = None,
+        features: NDArray[np.floating[Any]] | None = None,
+        timeout_s: float | None = None,
+        allow_partial: bool = True,
+        explain: bool = False,
+    ) -> SearchResult | RerankResult:
+        """Find the k nearest codes of each query, or the k nearest by fine features among the nearest codes.
+
+        Parameters
+        ----------
+        queries : ndarray of uint64, shape (Q, W)
+        k : int
+        filter : str, optional
+            Only rows whose attributes satisfy it; see `engine.filters.filter`.
+        rerank : Rerank, optional
+        features : ndarray of float, shape (Q, F), with `rerank` only
+        timeout_s : float, optional
+            From now; without it a long time of the searcher's own.
+        allow_partial : bool
+            Answer from the shards that can, and say in `coverage` which did not.
+        explain : bool
+
+        Raises
+        ------
+        IncompleteError
+            If shards are missing and `allow_partial` is false.
+        """
+        ...
+
+    def range_search(
+        self,
+        queries: CodeArray,
+        radius: int = 4,
+        limit: int | None = None,
+        *,
+        filter: str | None = None,
+        timeout_s: float | None = None,
+        allow_partial: bool = False,
+        explain: bool = False,
+    ) -> RangeResult:
+        """Find every code within a Hamming radius of each query; arguments and errors as in `search`."""
+        ...
+
+    def get(
+        self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
+    ) -> pa.Table:
+        """Return `id`, `code` and the attributes of some ids, in the order asked.
+
+        `without` names shards that need not be asked: they did not answer just now, and the ids are of others.
+
+        Raises
+        ------
+        IdNotFoundError
+            If the collection lacks one of them.
+        IncompleteError
+            If it may be in a shard that does not answer.
+        """
+        ...
+
+    def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
+        """Return the small encoded picture of an item, None if it has none; errors as in `get`."""
+        ...
+
+    def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
+        """Return the fine features of some ids, (M, F), in the order asked; errors as in `get`."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is served, in plain types for JSON.
+
+        `bits`, `rows`, `shards`, `version`, `encoder` (fingerprint or None), `attributes` (name -> type), `features`
+        (whether there are fine ones to re-rank by).
+        """
+        ...
+
+    def ready(self) -> None:
+        """Make one real search in every shard, and read an item.
+
+        Raises
+        ------
+        NotReadyError
+            If any shard cannot answer.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections and files."""
+        ...
+
+
+class CollectionSearcher:
+    """Answers from a collection that is open in this process.
+
+    A search here cannot be interrupted; one that took longer than `timeout_s` raises when it ends.
+    """
+
+    def __init__(self, collection: Collection | str | Path) -> None:
+        self._collection = collection if isinstance(collection, Collection) else Collection.open(collection)
+        self._renewing = threading.Lock()
+
+    def __repr__(self) -> str:
+        """Name the collection."""
+        return f"CollectionSearcher({self._collection!r})"
+
+    @property
+    def bits(self) -> int:
+        """True number of bits of a code."""
+        return self._collection.bits
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the encoder that made the codes, if one did."""
+        return self._collection.fingerprint
+
+    @property
+    def version(self) -> int:
+        """Version of the collection that is open."""
+        return self._collection.version
+
+    def search(
+        self,
+        queries: CodeArray,
+        k: int = 10,
+        *,
+        filter: str | None = None,
+        rerank: Rerank | None = None,
+        features: NDArray[np.floating[Any]] | None = None,
+        timeout_s: float | None = None,
+        allow_partial: bool = True,
+        explain: bool = False,
+    ) -> SearchResult | RerankResult:
+        """See `Searcher.search`; every shard is here, so no answer is partial."""
+        deadline_s = _deadline(timeout_s)
+        # Only one of the two given is refused by the collection.
+        more: dict[str, Any] = {"rerank": rerank, "features": features}
+        answer: SearchResult | RerankResult = self._collection.search(
+            queries, k, filter=filter, explain=explain, **more
+        )
+        _check_time(deadline_s, timeout_s)
+        return answer
+
+    def range_search(
+        self,
+        queries: CodeArray,
+        radius: int = 4,
+        limit: int | None = None,
+        *,
+        filter: str | None = None,
+        timeout_s: float | None = None,
+        allow_partial: bool = False,
+        explain: bool = False,
+    ) -> RangeResult:
+        """See `Searcher.range_search`."""
+        deadline_s = _deadline(timeout_s)
+        answer = self._collection.range_search(queries, radius, limit, filter=filter, explain=explain)
+        _check_time(deadline_s, timeout_s)
+        return answer
+
+    def get(
+        self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
+    ) -> pa.Table:
+        """See `Searcher.get`."""
+        return self._collection.get(ids)
+
+    def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
+        """See `Searcher.thumbnail`."""
+        picture = self._collection.thumbnails_of(np.array([id], np.int64))[0]
+        if picture is None:
+            self._collection.get([id])  # an id that is not there is an error
+        return picture
+
+    def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
+        """See `Searcher.features_of`."""
+        return self._collection.features_of(ids)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Searcher.describe`."""
+        return describe_collection(self._collection)
+
+    def ready(self) -> None:
+        """See `Searcher.ready`."""
+        try_search(self._collection)
+
+    def renew(self) -> bool:
+        """Open the live version if it is another than the one that is open, and say whether it was.
+
+        Queries under way end with the version they began with.
+        """
+        with self._renewing:
+            location = self._collection.location
+            if read_current(open_store(location)).version == self.version:
+                return False
+            self._collection = Collection.open(location)
+            return True
+
+    def close(self) -> None:
+        """See `Searcher.close`; maps go with their last reader."""
+
+
+def describe_collection(collection: Collection) -> dict[str, Any]:
+    """Return what `Searcher.describe` says of an open collection."""
+    first = collection.shards[0]
+    schema = pa.schema([]) if first.attributes is None else first.attributes.schema
+    return {
+        "bits": collection.bits,
+        "rows": len(collection),
+        "shards": len(collection.shards),
+        "version": collection.version,
+        "encoder": collection.fingerprint,
+        "attributes": {field.name: str(field.type) for field in schema},
+        "features": first.features_NF is not None,
+    }
+
+
+def try_search(collection: Collection) -> None:
+    """Search each shard for one of its own codes, and read an item: what a first answer loads is loaded then.
+
+    Raises
+    ------
+    NotReadyError
+        If a shard does not find it.
+    """
+    for shard in collection.shards:
+        query = np.ascontiguousarray(shard.codes_NW[:1]).astype(np.uint64)
+        found = shard.search(query, 1)
+        if found.distances[0, 0] != 0:
+            raise NotReadyError(
+                f"shard {shard.name} of {collection.path} does not find its own first code: nearest is id "
+                f"{found.ids[0, 0]} at distance {found.distances[0, 0]}, expected 0: build the collection again"
+            )
+    collection.get(found.ids[0])
+
+
+def _deadline(timeout_s: float | None) -> float:
+    deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    _check_time(deadline_s, timeout_s)
+    return deadline_s
+
+
+def _check_time(deadline_s: float, timeout_s: float | None) -> None:
+    if time.monotonic() >= deadline_s:
+        raise DeadlineExceededError(
+            f"no answer within {timeout_s:g} s: give more time (`timeout_s`), or ask for fewer queries at a time"
+        )

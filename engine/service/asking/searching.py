@@ -1,0 +1,140 @@
+"""Searches in threads: one that holds its thread until it ends, and single queries that ask alike in common batches."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from hashlight.engine.service.api.problems import RequestError, invalid
+from hashlight.engine.service.api.rendering import json_bytes, search_document, search_stream
+from hashlight.engine.service.asking.batching import MicroBatcher
+from hashlight.engine.service.asking.retrieval import Answer, Ask, answer, join, split
+from hashlight.engine.service.asking.searcher import Searcher
+from hashlight.engine.service.telemetry.metrics import Metrics
+
+T = TypeVar("T")
+
+# Searches of one query that ask alike go out together: up to so many. A radius query of ten million codes takes a
+# millisecond or two with all that is around it; what takes longer than the patience is slow by itself.
+_TOGETHER = 64
+_PATIENCE_S = 0.02
+_MOST_KINDS = 256
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Job:
+    """A search that waits for a thread."""
+
+    ask: Ask
+    deadline_s: float  # on the clock of `time.monotonic`
+    arrow: bool
+    timing_ms: dict[str, float]
+    submitted_s: float
+
+
+class SearchThreads:
+    """Searches and renders in threads. Belongs to one event loop.
+
+    Parameters
+    ----------
+    searcher : Searcher
+    threads : int
+        Searches at work at once.
+    metrics : Metrics
+    """
+
+    def __init__(self, searcher: Searcher, *, threads: int, metrics: Metrics) -> None:
+        self._searcher = searcher
+        self._metrics = metrics
+        self._pool = ThreadPoolExecutor(threads, "hashlight-search")
+        self._batchers: dict[Hashable, MicroBatcher[_Job, bytes]] = {}
+        self._counting = threading.Lock()
+        self.at_work = 0
+
+    def close(self) -> None:
+        """Let go of the threads; what has not begun never does."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run `work` in a thread, which stays taken until it ends, also if nobody waits for it any more."""
+        self._count(1)
+        try:
+            future = self._pool.submit(work)
+        except BaseException:
+            self._count(-1)
+            raise
+        future.add_done_callback(self._ended)
+        return await asyncio.wrap_future(future)
+
+    async def search(self, ask: Ask, *, deadline_s: float, arrow: bool, timing_ms: dict[str, float]) -> bytes:
+        """Return the body of an answer, in Arrow or JSON.
+
+        `deadline_s` is on the clock of `time.monotonic`; `timing_ms` is told how long each stage took.
+        """
+        job = _Job(ask, deadline_s, arrow, timing_ms, time.perf_counter())
+        if len(ask.codes) == 1 and ask.rerank is None:
+            # What goes together has about the same time left: within a factor of two.
+            _, time_left = math.frexp(deadline_s - time.monotonic())
+            kind = (ask.k, ask.radius, ask.limit, ask.filter, ask.allow_partial, ask.include, time_left)
+            return await self._batcher(kind).submit(job)
+        [body] = await self.run(functools.partial(self._answer, [job]))
+        return body
+
+    def _batcher(self, kind: Hashable) -> MicroBatcher[_Job, bytes]:
+        if kind not in self._batchers:
+            if len(self._batchers) >= _MOST_KINDS:
+                self._batchers = {known: batcher for known, batcher in self._batchers.items() if not batcher.idle}
+            self._batchers[kind] = MicroBatcher(self._answer_batch, batch_size=_TOGETHER, patience_s=_PATIENCE_S)
+        return self._batchers[kind]
+
+    async def _answer_batch(self, jobs: Sequence[_Job]) -> list[bytes]:
+        self._metrics.search_batch.observe(len(jobs))
+        return await self.run(functools.partial(self._answer, jobs))
+
+    def _answer(self, jobs: Sequence[_Job]) -> list[bytes]:
+        """Search for all at once and render for each."""
+        begun_s = time.perf_counter()
+        left_s = [job.deadline_s - time.monotonic() for job in jobs]
+        # One whose time is over, and whose request has ended, must not end those of others.
+        timeout_s = max(min(left_s), max(left_s) / 2)
+        try:
+            found = answer(self._searcher, join([job.ask for job in jobs]), timeout_s=timeout_s)
+        except ValueError as error:
+            raise named(error) from error
+        parts = [found] if len(jobs) == 1 else split(found)
+        return [self._render(job, part, begun_s) for job, part in zip(jobs, parts, strict=True)]
+
+    def _render(self, job: _Job, found: Answer, begun_s: float) -> bytes:
+        for stage, seconds in {"wait": begun_s - job.submitted_s, **found.seconds}.items():
+            job.timing_ms[stage] = round(1000 * seconds, 3)
+            self._metrics.observe(stage, seconds)
+        if not found.coverage.complete:
+            self._metrics.partial.inc()
+        start = time.perf_counter()
+        if job.arrow:
+            body = search_stream(found, timing_ms=job.timing_ms)
+        else:
+            body = json_bytes(search_document(found, timing_ms=job.timing_ms))
+        self._metrics.observe("render", time.perf_counter() - start)
+        return body
+
+    def _ended(self, _: Future[Any]) -> None:
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self.at_work += change
+
+
+def named(error: ValueError) -> ValueError | RequestError:
+    """Return the refusal of the argument that the searcher's message begins with, in our own words for it."""
+    field = re.match(r"`(\w+)", str(error))
+    return invalid(str(error), field[1] if field else None)

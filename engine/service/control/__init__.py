@@ -1,0 +1,1 @@
+"""Who serves what: shard servers started, watched, and moved to another version."""

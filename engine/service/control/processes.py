@@ -1,0 +1,309 @@
+"""Shard servers as processes of this machine: started, watched, replaced when they die."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any, Self
+
+from hashlight.engine.errors import NotReadyError
+from hashlight.engine.service.control.registry import Registry, control
+from hashlight.engine.service.protocol.cluster_map import ClusterMap
+from hashlight.engine.service.protocol.security import TOKEN_VARIABLE, Security
+from hashlight.engine.service.shards.server import DRAIN_S
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.1
+_FIRST_WAIT_S, _MOST_WAIT_S = 0.5, 30.0  # between attempts to start a server that dies at once
+
+
+class ShardProcess:
+    """A shard server in a process of its own, which ends with this one."""
+
+    def __init__(
+        self,
+        collection: str,
+        version: int,
+        shards: Sequence[str],
+        security: Security,
+        folder: Path,
+        *,
+        more: Sequence[str] = (),
+    ) -> None:
+        command = [sys.executable, "-m", "hashlight.engine.service.shards.server", collection]
+        command += ["--version", str(version), "--shards", ",".join(shards), *_tls_options(security, folder), *more]
+        environment = {**os.environ, TOKEN_VARIABLE: security.token or ""}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self._what = f"a shard server for version {version} of {collection}"
+        self.pid = self._process.pid
+        self.address = ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def wait_ready(self) -> None:
+        """Wait until it has answered a search; `address` is known then.
+
+        Raises
+        ------
+        NotReadyError
+            If it ends before.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise NotReadyError(
+                f"{self._what} ended with exit code {self._process.wait()} before it was ready: its own words are on "
+                "the standard error"
+            )
+        self.address = json.loads(line)["address"]
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def stop(self) -> None:
+        """Ask it to answer what it has taken and to end; kill it if that takes too long."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(DRAIN_S + 5)
+        self.bury()
+
+    def bury(self) -> None:
+        """Kill it if it runs, and let go of what the system keeps of it."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+class _Keeper:
+    """Keeps one place filled, in a thread of its own: starts a server, and another when that dies.
+
+    Parameters
+    ----------
+    registry : Registry
+    place : tuple of int
+        Group and number.
+    launch : callable
+        Makes a process of a version and its shards.
+    """
+
+    def __init__(
+        self, registry: Registry, place: tuple[int, int], launch: Callable[[int, Sequence[str]], ShardProcess]
+    ) -> None:
+        self.first: Future[None] = Future()  # what became of the first attempt
+        self.serving: ShardProcess | None = None
+        self._registry, self._place, self._launch = registry, place, launch
+        self._starting: ShardProcess | None = None
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"hashlight-keeper-{place}", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Start no more servers, and let the one that serves answer what it has taken."""
+        self._ending.set()
+        starting = self._starting
+        if starting is not None:
+            starting.kill()
+
+    def join(self) -> None:
+        """Wait until all has ended after `end`."""
+        self._thread.join()
+
+    def _keep(self) -> None:
+        wait_s = 0.0
+        while not self._ending.wait(wait_s):
+            try:
+                self.serving = self._start()
+            except Exception as error:  # whatever it is, the place is to be filled
+                wait_s = min(_MOST_WAIT_S, max(_FIRST_WAIT_S, 2 * wait_s))
+                logger.warning("a shard server does not start, next attempt in %.1f s: %s", wait_s, error)
+                self._tell(error)
+                continue
+            wait_s = 0.0
+            self._tell(None)
+            self._hold(self.serving)
+        self._tell(NotReadyError("the shard servers are being stopped"))
+
+    def _start(self) -> ShardProcess:
+        """Return a server that has the version which is served."""
+        group, number = self._place
+        version, shards = self._registry.assignment(group)
+        process = self._starting = self._launch(version, shards)
+        try:
+            if self._ending.is_set():  # `end` may have come too early to see the process
+                process.kill()
+            process.wait_ready()
+            wanted, shards = self._registry.register(group, number, process.address, [version])
+            if wanted != version:  # it changed while the server started
+                control(process.address, "load", self._registry.security, version=wanted, shards=shards)
+                self._registry.register(group, number, process.address, [version, wanted])
+        except BaseException:
+            self._registry.remove(group, number)
+            process.bury()
+            raise
+        finally:
+            self._starting = None
+        return process
+
+    def _hold(self, process: ShardProcess) -> None:
+        """Return when the server has died, or is to end and has."""
+        while process.alive and not self._ending.wait(_LOOK_S):
+            pass
+        self.serving = None
+        self._registry.remove(*self._place)
+        if self._ending.is_set():
+            process.stop()
+        else:
+            logger.warning("the shard server at %s died: starting another", process.address)
+            process.bury()
+
+    def _tell(self, error: Exception | None) -> None:
+        if self.first.done():
+            return
+        if error is None:
+            self.first.set_result(None)
+        else:
+            self.first.set_exception(error)
+
+
+class LocalCluster:
+    """Groups of replicated shard servers on this machine. Use it as a context manager.
+
+    Parameters
+    ----------
+    collection : str or Path
+    groups, replicas : int
+    security : Security, optional
+        A token of its own if left out.
+    more : sequence of str
+        Further options of `python -m hashlight.engine.service.shards.server`.
+
+    Raises
+    ------
+    NotReadyError
+        If a server does not start.
+    """
+
+    def __init__(
+        self,
+        collection: str | Path,
+        *,
+        groups: int,
+        replicas: int,
+        security: Security | None = None,
+        more: Sequence[str] = (),
+    ) -> None:
+        self.security = security or Security(token=secrets.token_urlsafe())
+        self.registry = Registry(collection, groups=groups, security=self.security)
+        self._num_groups = groups
+        self._more = more
+        self._folder = tempfile.TemporaryDirectory(prefix="hashlight-")
+        self._keepers: dict[tuple[int, int], _Keeper] = {}
+        self._scaling, self._changing = threading.Lock(), threading.Lock()
+        self._closed = False
+        try:
+            self.scale(replicas)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return itself: the servers are ready."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop all servers."""
+        self.close()
+
+    @property
+    def processes(self) -> dict[tuple[int, int], ShardProcess]:
+        """The servers that are ready, by group and number."""
+        with self._changing:
+            return {place: keeper.serving for place, keeper in self._keepers.items() if keeper.serving is not None}
+
+    def map(self) -> ClusterMap:
+        """Return the map for routers."""
+        return self.registry.map()
+
+    def roll(self) -> bool:
+        """Serve the live version of the collection; see `Registry.roll`."""
+        return self.registry.roll()
+
+    def scale(self, replicas: int) -> None:
+        """Have so many replicas of every group; those that go answer what they have taken.
+
+        Raises
+        ------
+        ValueError
+            If there would be none.
+        NotReadyError
+            If a server does not start, which is tried again and again; those that did stay.
+        """
+        if replicas < 1:
+            raise ValueError(f"`replicas` must be at least 1, got {replicas}")
+        wanted = {(group, number) for group in range(self._num_groups) for number in range(replicas)}
+        with self._scaling:
+            with self._changing:
+                if self._closed:
+                    raise NotReadyError("the shard servers have been stopped")
+                going = [self._keepers.pop(place) for place in set(self._keepers) - wanted]
+                coming = {place: self._keeper(place) for place in sorted(wanted - set(self._keepers))}
+                self._keepers |= coming
+            _end(going)
+            wait([keeper.first for keeper in coming.values()])
+            for keeper in coming.values():
+                keeper.first.result()
+
+    def close(self) -> None:
+        """Stop all servers, also those that are being started."""
+        with self._changing:
+            self._closed = True
+            keepers = list(self._keepers.values())
+        _end(keepers)
+        self._folder.cleanup()
+
+    def _keeper(self, place: tuple[int, int]) -> _Keeper:
+        def launch(version: int, shards: Sequence[str]) -> ShardProcess:
+            folder = Path(self._folder.name)
+            return ShardProcess(self.registry.location, version, shards, self.security, folder, more=self._more)
+
+        return _Keeper(self.registry, place, launch)
+
+
+def _end(keepers: Sequence[_Keeper]) -> None:
+    for keeper in keepers:
+        keeper.end()
+    for keeper in keepers:
+        keeper.join()
+
+
+def _tls_options(security: Security, folder: Path) -> list[str]:
+    """Write the certificates where the servers read them; the folder is this user's alone."""
+    options: list[str] = []
+    pems: dict[str, Any] = {
+        "certificate": security.certificate,
+        "key": security.key,
+        "authority": security.authority if security.certificate is not None else None,
+    }
+    for name, pem in pems.items():
+        if pem is not None:
+            path = folder / f"{name}.pem"
+            path.write_bytes(pem)
+            options += [f"--tls-{name}", str(path)]
+    return options

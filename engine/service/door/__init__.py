@@ -1,0 +1,1 @@
+"""Who gets in: the HTTP server, keys, limits, and images fetched from elsewhere."""

@@ -1,0 +1,1 @@
+"""What routers and shard servers say to each other, and how they trust each other."""

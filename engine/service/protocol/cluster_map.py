@@ -1,0 +1,126 @@
+"""Who serves what: the groups of shards of one collection version, and the addresses of their replicas."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.places.store import open_store
+from hashlight.engine.results import Coverage
+from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_version
+from hashlight.engine.storage.mirror import local_shard
+from hashlight.engine.storage.shard import Shard
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """Shards that are served together.
+
+    Attributes
+    ----------
+    shards : dict of str to int
+        Name -> rows.
+    replicas : tuple of str
+        Flight addresses (`grpc://HOST:PORT`, `grpc+tls://...`) of servers that have all of them open.
+    """
+
+    shards: Mapping[str, int]
+    replicas: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of codes."""
+        return sum(self.shards.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterMap:
+    """One collection version behind shard servers.
+
+    Attributes
+    ----------
+    about : dict
+        What `engine.service.asking.searcher.Searcher.describe` says of the whole.
+    groups : tuple of Group
+    """
+
+    about: Mapping[str, Any]
+    groups: tuple[Group, ...]
+
+    @property
+    def version(self) -> int:
+        """The collection version."""
+        return int(self.about["version"])
+
+    @functools.cached_property
+    def coverage(self) -> Coverage:
+        """What an answer of all groups has seen."""
+        shards, codes = sum(len(group.shards) for group in self.groups), sum(group.rows for group in self.groups)
+        return Coverage(shards=shards, answered=shards, codes=codes, searched=codes, version=self.version)
+
+    def with_replicas(self, replicas: Sequence[Sequence[str]]) -> ClusterMap:
+        """Return the same shards at other addresses, one sequence of them a group."""
+        groups = [
+            dataclasses.replace(group, replicas=tuple(addresses))
+            for group, addresses in zip(self.groups, replicas, strict=True)
+        ]
+        return dataclasses.replace(self, groups=tuple(groups))
+
+
+def assign_groups(manifest: Manifest, count: int) -> list[list[str]]:
+    """Deal the shards out to `count` groups of about equal rows: the largest first, each to the smallest group.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer shards than groups.
+    """
+    if not 1 <= count <= len(manifest.shards):
+        raise ValueError(
+            f"`groups` must be 1 to {len(manifest.shards)} (the shards of version {manifest.version}), got {count}: "
+            "build the collection with more shards, or serve it in fewer groups"
+        )
+    groups: list[list[ShardSpec]] = [[] for _ in range(count)]
+    for shard in sorted(manifest.shards, key=lambda shard: (-shard.rows, shard.name)):
+        min(groups, key=lambda group: sum(member.rows for member in group)).append(shard)
+    return [[shard.name for shard in group] for group in groups]
+
+
+def open_group(path: str | Path, version: int, shards: Sequence[str]) -> Collection:
+    """Open some shards of one version of a collection.
+
+    Raises
+    ------
+    CollectionNotFoundError
+        If the collection does not keep that version.
+    CorruptDataError
+        If a file is missing or damaged.
+    ValueError
+        If the version has no shard of such a name.
+    """
+    store = open_store(path)
+    manifest = read_version(store, version)
+    specs = {spec.name: spec for spec in manifest.shards}
+    unknown = sorted(set(shards) - set(specs))
+    if not shards:
+        raise ValueError("a group has at least 1 shard, got 0")
+    if unknown:
+        raise ValueError(f"version {version} of {store} has no shards {', '.join(unknown)}")
+    chosen = tuple(specs[name] for name in shards)
+    folders = [local_shard(store, spec) for spec in chosen]
+    opened = [Shard(folder, spec, bits=manifest.bits) for folder, spec in zip(folders, chosen, strict=True)]
+    part = dataclasses.replace(manifest, shards=chosen)
+    return Collection(folders[0].parents[1], part, opened, location=store.location)
+
+
+def describe_whole(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what the groups of one version say of themselves."""
+    return {
+        **parts[0],
+        "rows": sum(part["rows"] for part in parts),
+        "shards": sum(part["shards"] for part in parts),
+    }

@@ -1,0 +1,1 @@
+"""The router over shard servers: fan-out, hedging, replicas, merging."""

@@ -1,0 +1,358 @@
+"""One shard server as a router sees it: an open stream that is kept open, and how far the server can be relied on."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from hashlight.engine.errors import HashlightError
+from hashlight.engine.service.protocol.security import Security
+from hashlight.engine.service.protocol.wire import COMMAND, Kind, Page, ProtocolError, Request, Status
+
+logger = logging.getLogger(__name__)
+
+BREAKER_S = 1.0
+MOST_BREAKER_S = 30.0
+PING_S = 0.25
+SILENT_S = 1.0  # without a word, though one is due: a stopped process or a cut network
+GIVEN_UP_S = 15.0  # of silence, after which the connection is made anew
+FIRST_WAIT_S, MOST_WAIT_S = 0.05, 2.0  # between attempts to connect
+
+# gRPC grants a stream 64 KiB that nobody has read before a write waits for the reader. A write that could wait does so
+# in a thread of its own, so that no caller waits past its deadline for a server that reads no more.
+_FREE_BYTES = 32 << 10
+
+# Own connections and short pauses, so that a server that is back is found at once.
+_GRPC_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+_BROKEN = (flight.FlightError, pa.ArrowException, OSError)
+_ids = itertools.count(1)
+_NOTHING = np.zeros((0, 1), np.uint64)
+
+
+class ReplicaLostError(HashlightError):
+    """The connection to a shard server broke, or there is none."""
+
+
+class Answer(NamedTuple):
+    """A whole answer of one shard server."""
+
+    status: Status
+    version: int
+    seconds: float
+    body: memoryview
+
+
+# What becomes of a request: an answer, or the error that there will be none.
+Receiver = Callable[[Answer | ReplicaLostError], None]
+
+
+class _Waiting:
+    """A request under way."""
+
+    __slots__ = ("body", "filled", "receiver")
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
+        self.body: bytearray | None = None
+        self.filled = 0
+
+    def add(self, page: Page) -> memoryview | None:
+        """Put a page where it belongs; return the body once it is whole."""
+        if len(page.body) == page.total:
+            return page.body
+        if self.body is None:
+            self.body = bytearray(page.total)
+        self.body[page.offset : page.offset + len(page.body)] = page.body
+        self.filled += len(page.body)
+        return memoryview(self.body) if self.filled == page.total else None
+
+
+class Replica:
+    """A shard server and the stream to it. Several threads may use one replica at once.
+
+    A thread of its own connects, reads answers, and connects again when the stream breaks.
+
+    Parameters
+    ----------
+    address : str
+    security : Security
+    on_change : callable
+        Called when the replica becomes reachable or is so no longer.
+    """
+
+    def __init__(self, address: str, security: Security, on_change: Callable[[], None]) -> None:
+        self.address = address
+        self.reason = "not connected yet"
+        self._security = security
+        self._on_change = on_change
+        self._stream: _Stream | None = None
+        self._leaving = False
+        self._shut_until_s = 0.0
+        self._failures = 0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep_connected, name=f"hashlight-{address}", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        """Name address and state."""
+        return f"Replica({self.address}, {self.state}, {self.load} under way)"
+
+    @property
+    def connected(self) -> bool:
+        """Whether requests can be sent."""
+        return self._stream is not None and not self._leaving
+
+    @property
+    def load(self) -> int:
+        """Number of requests under way."""
+        stream = self._stream
+        return 0 if stream is None else len(stream.waiting)
+
+    @property
+    def state(self) -> str:
+        """Connected, silent (a word is overdue), shut (it failed a moment ago), leaving, or lost."""
+        if self._stream is None:
+            return "lost"
+        if self._leaving:
+            return "leaving"
+        if self.silent:
+            return "silent"
+        return "shut" if time.monotonic() < self._shut_until_s else "connected"
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it is as good a choice as any other; where there is no other, it may still be asked."""
+        return self.state == "connected"
+
+    @property
+    def silent(self) -> bool:
+        """Whether the server is overdue with every kind of answer."""
+        stream = self._stream
+        return stream is not None and stream.silent_s() > SILENT_S
+
+    def send(self, id_: int, frame: bytes, receiver: Receiver) -> None:
+        """Send a request under its id; `receiver` hears once what became of it, in another thread.
+
+        Raises
+        ------
+        ReplicaLostError
+            If there is no connection.
+        """
+        stream = self._stream
+        if stream is None:
+            raise ReplicaLostError(self.reason)
+        stream.send(id_, frame, receiver)
+
+    def cancel(self, id_: int) -> None:
+        """Want no answer to a request any more."""
+        stream = self._stream
+        if stream is not None and stream.waiting.pop(id_, None) is not None:
+            stream.tell(Request(Kind.CANCEL, id_, 0, 0.0, _NOTHING))
+
+    def failed(self) -> None:
+        """Do not choose the replica for a while, longer each time it fails in a row."""
+        self._failures += 1
+        pause_s = min(MOST_BREAKER_S, BREAKER_S * 2 ** (self._failures - 1))
+        self._shut_until_s = time.monotonic() + pause_s
+
+    def succeeded(self) -> None:
+        """Forget earlier failures."""
+        self._failures = 0
+        self._shut_until_s = 0.0
+
+    def check(self) -> None:
+        """Ask for a sign of life if none is under way; connect anew after a long silence."""
+        stream = self._stream
+        if stream is None:
+            return
+        if stream.silent_s() > GIVEN_UP_S:
+            logger.warning("%s has been silent for %.0f s: connecting anew", self.address, GIVEN_UP_S)
+            stream.cancel()
+        else:
+            stream.ping()
+
+    def close(self) -> None:
+        """End the stream and the thread; what is under way is lost."""
+        self._closed.set()
+        stream = self._stream
+        if stream is not None:
+            stream.end()
+
+    def _keep_connected(self) -> None:
+        wait_s = FIRST_WAIT_S
+        while not self._closed.is_set():
+            connected_s = self._connect_and_read()
+            wait_s = FIRST_WAIT_S if connected_s > MOST_WAIT_S else min(MOST_WAIT_S, 2 * wait_s)
+            # Spread out, so that many routers do not come back all at once.
+            self._closed.wait(wait_s * random.uniform(0.5, 1.0))
+
+    def _connect_and_read(self) -> float:
+        """Read answers until the stream ends; return how long it was there, in seconds."""
+        connected_s, stream = time.monotonic(), None
+        try:
+            stream = _Stream(self.address, self._security)
+            stream.ping()
+            for page in stream.pages():
+                if self._stream is None and not self._closed.is_set():
+                    connected_s = time.monotonic()
+                    self._stream, self._leaving = stream, False
+                    self._on_change()
+                if page.status is Status.LEAVING:
+                    self._leaving, self.reason = True, f"{self.address} is ending"
+                    self._on_change()
+            self.reason = f"{self.address} ended the connection"
+        except (*_BROKEN, ProtocolError) as error:
+            if stream is not None and isinstance(error, ProtocolError):
+                stream.cancel()
+            self.reason = f"{self.address} is lost: {_what_happened(error)}"
+        was_there, self._stream = self._stream is not None, None
+        if stream is not None:
+            stream.abandon(self.reason)
+        if was_there and not self._closed.is_set():
+            # One that had said that it was leaving is no fault.
+            logger.log(logging.INFO if self._leaving else logging.WARNING, "%s", self.reason)
+            self._on_change()
+        return time.monotonic() - connected_s if was_there else 0.0
+
+
+class _Stream:
+    """An exchange that is open, the requests under way on it, and when the server was last heard."""
+
+    def __init__(self, address: str, security: Security) -> None:
+        self.waiting: dict[int, _Waiting] = {}
+        self._client = flight.FlightClient(address, generic_options=_GRPC_OPTIONS, **security.client_options())
+        descriptor = flight.FlightDescriptor.for_command(COMMAND)
+        self._writer, self._reader = self._client.do_exchange(descriptor, security.call_options())
+        self._writing = threading.Lock()
+        self._patient: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._write_on, name=f"hashlight-write-{address}", daemon=True).start()
+        self._unread_bytes = 0
+        self._due_s: float | None = None
+        self._lost: str | None = None
+        self._finished = False
+
+    def silent_s(self) -> float:
+        """Return for how long a sign of life has been due, in seconds."""
+        due_s = self._due_s
+        return 0.0 if due_s is None else time.monotonic() - due_s
+
+    def send(self, id_: int, frame: bytes, receiver: Receiver) -> None:
+        """Write a request and remember who waits for it."""
+        self.waiting[id_] = _Waiting(receiver)
+        # Whoever takes the request out tells of it: the thread that gave the stream up, or this one.
+        if self._lost is not None and self.waiting.pop(id_, None) is not None:
+            raise ReplicaLostError(self._lost)
+        self._write(frame)
+
+    def ping(self) -> None:
+        """Ask for a sign of life, unless one is due."""
+        if self._due_s is None:
+            self._due_s = time.monotonic()
+            self.tell(Request(Kind.PING, 0, 0, 0.0, _NOTHING))
+
+    def tell(self, request: Request) -> None:
+        """Write what nobody waits for."""
+        self._write(request.encode())
+
+    def pages(self) -> Any:
+        """Read pages until the stream ends, handing whole answers to those who wait for them."""
+        while True:
+            try:
+                chunk = self._reader.read_chunk()
+            except StopIteration:
+                return
+            page = Page.decode(memoryview(chunk.app_metadata or b""))
+            # Whatever it says, the server lives and has read what was written before.
+            self._due_s, self._unread_bytes = None, 0
+            self._deliver(page)
+            yield page
+
+    def cancel(self) -> None:
+        """Break the stream off."""
+        self._reader.cancel()
+
+    def end(self) -> None:
+        """End the stream in order: the server ends its side, then reading ends."""
+        self._patient.put(lambda: self._finish(self._writer.done_writing))
+
+    def abandon(self, reason: str) -> None:
+        """Tell all who wait that no answer will come."""
+        self._lost = reason
+        self._finish(self._writer.close)
+        self._patient.put(None)
+        while self.waiting:
+            _, waiting = self.waiting.popitem()
+            waiting.receiver(ReplicaLostError(reason))
+
+    def _deliver(self, page: Page) -> None:
+        waiting = self.waiting.get(page.id)
+        if waiting is None:
+            return
+        body = waiting.add(page)
+        if body is not None and self.waiting.pop(page.id, None) is not None:
+            waiting.receiver(Answer(page.status, page.version, page.seconds, body))
+
+    def _write(self, frame: bytes) -> None:
+        self._unread_bytes += len(frame)
+        if self._unread_bytes > _FREE_BYTES or not self._writing.acquire(blocking=False):
+            self._patient.put(lambda: self._write_patiently(frame))
+            return
+        try:
+            self._put(frame)
+        finally:
+            self._writing.release()
+
+    def _write_patiently(self, frame: bytes) -> None:
+        with self._writing:
+            self._put(frame)
+
+    def _write_on(self) -> None:
+        while (write := self._patient.get()) is not None:
+            write()
+
+    def _finish(self, finish: Callable[[], None]) -> None:
+        """Write no more. gRPC ends the whole process if it is told so twice, or is given a frame afterwards."""
+        with self._writing:
+            if self._finished:
+                return
+            self._finished = True
+            try:
+                finish()
+            except _BROKEN as error:
+                logger.debug("a stream did not end in order: %s", error)
+
+    def _put(self, frame: bytes) -> None:
+        if self._finished:
+            return
+        try:
+            self._writer.write_metadata(pa.py_buffer(frame))
+        except _BROKEN as error:
+            # Reading ends for the same reason, and tells all who wait.
+            logger.debug("a request was not written: %s", error)
+
+
+def next_id() -> int:
+    """Return an id for a request."""
+    return next(_ids)
+
+
+def _what_happened(error: BaseException) -> str:
+    """Return what happened, without what gRPC and Arrow add to it."""
+    return re.split(r"\n|\. Detail: |\. gRPC client debug context", str(error).strip(), maxsplit=1)[0]

@@ -1,0 +1,563 @@
+"""The router over shard servers: asks one replica of every group, merges exactly, and keeps the caller's deadline."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
+from hashlight.engine.collection.merge import merge_range, merge_search
+from hashlight.engine.collection.rerank import Rerank, RerankResult, check_query_features, pools_of_range, rerank_ids
+from hashlight.engine.errors import (
+    DeadlineExceededError,
+    HashlightError,
+    IdNotFoundError,
+    IncompleteError,
+    NoShardError,
+    NotReadyError,
+    OverloadedError,
+)
+from hashlight.engine.results import PAD_ID, Coverage, RangeResult, SearchResult
+from hashlight.engine.service.protocol.cluster_map import ClusterMap, Group
+from hashlight.engine.service.protocol.security import Security
+from hashlight.engine.service.protocol.wire import (
+    MAX_ROWS_ASKED,
+    Kind,
+    Request,
+    VersionNotServedError,
+    as_values,
+    decode_features,
+    decode_range,
+    decode_search,
+    decode_table,
+)
+from hashlight.engine.service.routing.fan_out import FanOut, Part
+from hashlight.engine.service.routing.hedging import Delays, HedgeBudget
+from hashlight.engine.service.routing.replica import PING_S, Replica
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 30.0
+REFRESH_S = 0.5  # between looks at the directory
+CONNECT_S = 10.0
+READY_S = 10.0
+_FOR_FEATURES = 0.3  # of the time for a search that re-ranks
+_KEPT_S = 2.0  # a replica of an older map, for queries that began with it
+
+Directory = Callable[[], ClusterMap]
+Observer = Callable[[str, float], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _View:
+    """A map and the replicas it names. A query keeps the view it began with, so no answer mixes versions."""
+
+    map: ClusterMap
+    replicas: tuple[tuple[Replica, ...], ...]
+
+    def without(self, shards: Container[str]) -> _View:
+        """Leave out the groups of which some shard is named."""
+        kept = [
+            (group, replicas)
+            for group, replicas in zip(self.map.groups, self.replicas, strict=True)
+            if not any(shard in shards for shard in group.shards)
+        ]
+        if len(kept) == len(self.replicas):
+            return self
+        groups, replicas = zip(*kept, strict=True)
+        return _View(dataclasses.replace(self.map, groups=groups), replicas)
+
+
+class ClusterRouter:
+    """Answers over shard servers; a `Searcher`. Several threads may use one router at once.
+
+    Parameters
+    ----------
+    directory : callable or ClusterMap
+        Returns who serves what now; it is asked every half second, and at once when a server is lost.
+    security : Security, optional
+        As the servers'.
+    timeout_s : float
+        For callers that give none.
+    connect_s : float
+        How long to wait for the servers of a new map; those that come later are used when they come.
+    observe : callable, optional
+        Hears the name of a stage ("fan_out", "shard", "merge") and the seconds it took.
+
+    Raises
+    ------
+    NoShardError
+        If no server can be reached.
+    """
+
+    def __init__(
+        self,
+        directory: Directory | ClusterMap,
+        *,
+        security: Security | None = None,
+        timeout_s: float = TIMEOUT_S,
+        connect_s: float = CONNECT_S,
+        observe: Observer | None = None,
+    ) -> None:
+        self.budget = HedgeBudget()
+        self._directory = directory if callable(directory) else lambda: directory
+        self._security = security or Security()
+        self._timeout_s = timeout_s
+        self._connect_s = connect_s
+        self._observe = observe or (lambda stage, seconds: None)
+        self._delays = Delays()
+        self._retries = self._queries = 0
+        self._replicas: dict[str, Replica] = {}
+        self._retired: list[tuple[float, Replica]] = []
+        self._renewing = threading.Lock()
+        self._changed = threading.Condition()
+        self._stale = threading.Event()
+        self._looks_begun = self._looks_ended = 0
+        self._asks_in_vain = False
+        self._closed = threading.Event()
+        self._view = self._open_view(self._directory())
+        if not any(replica.connected for replica in self._replicas.values()):
+            reasons = {replica.address: replica.reason for replica in self._replicas.values()}
+            self.close()
+            raise NoShardError(f"no shard server can be reached: {'; '.join(reasons.values())}", missing=reasons)
+        self._threads = [
+            threading.Thread(target=work, name=f"hashlight-router-{work.__name__}", daemon=True)
+            for work in (self._keep_watch, self._keep_renewing)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __repr__(self) -> str:
+        """Name what is served and by whom."""
+        return f"ClusterRouter(version {self.version}, {len(self._view.replicas)} groups, {self.stats()['replicas']})"
+
+    @property
+    def bits(self) -> int:
+        """True number of bits of a code."""
+        return int(self._view.map.about["bits"])
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the encoder that made the codes, if one did."""
+        fingerprint: str | None = self._view.map.about["encoder"]
+        return fingerprint
+
+    @property
+    def version(self) -> int:
+        """Version of the collection that is served now."""
+        return self._view.map.version
+
+    def search(
+        self,
+        queries: CodeArray,
+        k: int = 10,
+        *,
+        filter: str | None = None,
+        rerank: Rerank | None = None,
+        features: NDArray[np.floating[Any]] | None = None,
+        timeout_s: float | None = None,
+        allow_partial: bool = True,
+        explain: bool = False,
+    ) -> SearchResult | RerankResult:
+        """See `Searcher.search`."""
+        deadline_s = self._deadline(timeout_s)
+        self._check_queries(queries)
+        k = check_k(k, rows=self._view.map.coverage.codes)
+        check_query_features(features, rerank, num_queries=len(queries), k=k)
+        more = _More(filter, deadline_s, allow_partial, explain)
+        if rerank is None or features is None:
+            return self._nearest(queries, k, more)[0]
+        return self._reranked(queries, k, rerank, features, more)
+
+    def range_search(
+        self,
+        queries: CodeArray,
+        radius: int = 4,
+        limit: int | None = None,
+        *,
+        filter: str | None = None,
+        timeout_s: float | None = None,
+        allow_partial: bool = False,
+        explain: bool = False,
+    ) -> RangeResult:
+        """See `Searcher.range_search`."""
+        deadline_s = self._deadline(timeout_s)
+        self._check_queries(queries)
+        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
+        return self._within(queries, radius, limit, _More(filter, deadline_s, allow_partial, explain))[0]
+
+    def get(
+        self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
+    ) -> pa.Table:
+        """See `Searcher.get`."""
+        return self._table(Kind.GET, np.asarray(ids, np.int64).reshape(-1), timeout_s, without)
+
+    def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
+        """See `Searcher.thumbnail`."""
+        table = self._table(Kind.THUMBNAILS, np.array([id], np.int64), timeout_s, ())
+        picture: bytes | None = table["thumbnail"][0].as_py()
+        return picture
+
+    def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
+        """See `Searcher.features_of`."""
+        return self._features(None, ids, self._deadline(timeout_s), ())
+
+    def describe(self) -> dict[str, Any]:
+        """See `Searcher.describe`."""
+        return dict(self._view.map.about)
+
+    def ready(self) -> None:
+        """See `Searcher.ready`."""
+        request = Request(Kind.READY, 0, 0, 0.0, np.zeros((0, 1), np.uint64))
+        view, parts = self._ask(request, time.monotonic() + READY_S)
+        missing = _missing(view.map.groups, parts)
+        if missing:
+            raise NotReadyError(f"{len(missing)} shards cannot be searched: {_list(missing)}")
+
+    def stats(self) -> dict[str, Any]:
+        """Return what an operator asks: queries, calls, hedges, retries, and the state of every replica."""
+        view = self._view
+        return {
+            "version": view.map.version,
+            "queries": self._queries,
+            "calls": self.budget.calls,
+            "hedges": self.budget.hedges,
+            "retries": self._retries,
+            "replicas": [
+                {"group": number, "address": replica.address, "state": replica.state, "under_way": replica.load}
+                for number, replicas in enumerate(view.replicas)
+                for replica in replicas
+            ],
+        }
+
+    def renew(self) -> bool:
+        """Look at the directory now; say whether another version is served than before.
+
+        Queries under way end with the version they began with.
+        """
+        with self._renewing:
+            before = self._view.map
+            with self._changed:
+                self._looks_begun += 1
+            try:
+                fresh = self._directory()
+                if fresh != before:
+                    self._view = self._open_view(fresh)
+                    self._retire()
+            finally:
+                with self._changed:
+                    self._looks_ended += 1
+                    self._changed.notify_all()
+            return fresh.version != before.version
+
+    def close(self) -> None:
+        """See `Searcher.close`; queries under way fail."""
+        self._closed.set()
+        self._on_change()
+        for replica in [*self._replicas.values(), *(replica for _, replica in self._retired)]:
+            replica.close()
+
+    def _nearest(self, queries: CodeArray, k: int, more: _More) -> tuple[SearchResult, _View]:
+        request = more.request(Kind.SEARCH, queries, k)
+        view, parts = self._ask(request, more.deadline_s)
+        coverage = _coverage(view.map, parts, allow_partial=more.allow_partial)
+        started_s = time.perf_counter()
+        answers = [decode_search(part.answer.body) for part in parts if part.answer is not None]
+        result = merge_search(answers, k)._replace(coverage=coverage)
+        self._observe("merge", time.perf_counter() - started_s)
+        return result, view
+
+    def _within(self, queries: CodeArray, radius: int, limit: int | None, more: _More) -> tuple[RangeResult, _View]:
+        request = more.request(Kind.RANGE, queries, radius)._replace(limit=limit)
+        view, parts = self._ask(request, more.deadline_s)
+        coverage = _coverage(view.map, parts, allow_partial=more.allow_partial)
+        started_s = time.perf_counter()
+        answers = [decode_range(part.answer.body) for part in parts if part.answer is not None]
+        result = merge_range(answers, limit)._replace(coverage=coverage)
+        self._observe("merge", time.perf_counter() - started_s)
+        return result, view
+
+    def _reranked(
+        self, queries: CodeArray, k: int, rerank: Rerank, features: NDArray[np.floating[Any]], more: _More
+    ) -> RerankResult:
+        # A search that answers in part does so when its time is over, and the features are still to be read.
+        searching = dataclasses.replace(
+            more, deadline_s=more.deadline_s - _FOR_FEATURES * (more.deadline_s - time.monotonic())
+        )
+        if rerank.radius is not None:
+            radius = check_radius(rerank.radius, bits=self.bits)
+            found, view = self._within(queries, radius, None, searching)
+            pool_ids, coverage, explanation = pools_of_range(found), found.coverage, found.explain
+        else:
+            pool = min(rerank.pool or k, max(1, self._view.map.coverage.codes))
+            nearest, view = self._nearest(queries, pool, searching)
+            pool_ids, coverage, explanation = nearest.ids, nearest.coverage, nearest.explain
+        assert coverage is not None, "a router's answers carry coverage"
+        ordered = rerank_ids(
+            features,
+            pool_ids,
+            lambda ids: self._features(view, ids, more.deadline_s, coverage.degraded),
+            k,
+            metric=rerank.metric,
+        )
+        return ordered._replace(coverage=coverage, explain=explanation)
+
+    def _features(
+        self, view: _View | None, ids: IdArray, deadline_s: float, without: Container[str]
+    ) -> NDArray[np.float16]:
+        if not (view or self._view).map.about["features"]:
+            raise ValueError("the collection has no fine features: encode with `--features`")
+        asked, parts = self._ask_for_ids(view, Kind.FEATURES, ids, deadline_s, without)
+        found = [decode_features(part.answer.body) for part in parts if part.answer is not None]
+        place_M = _places_in(asked, parts, ids, [part_ids for part_ids, _ in found])
+        return np.concatenate([values for _, values in found])[place_M]
+
+    def _table(self, kind: Kind, ids: IdArray, timeout_s: float | None, without: Container[str]) -> pa.Table:
+        """Return what the groups have of some ids, in the order asked."""
+        asked, parts = self._ask_for_ids(None, kind, ids, self._deadline(timeout_s), without)
+        tables = [decode_table(part.answer.body) for part in parts if part.answer is not None]
+        place_M = _places_in(asked, parts, ids, [table["id"].to_numpy() for table in tables])
+        return pa.concat_tables(tables).take(place_M)
+
+    def _ask_for_ids(
+        self, view: _View | None, kind: Kind, ids: IdArray, deadline_s: float, without: Container[str]
+    ) -> tuple[_View, list[Part]]:
+        """Ask the groups of one view (None: of the live one) for some ids; at least one answers."""
+        if len(ids) > MAX_ROWS_ASKED:
+            raise ValueError(f"at most {MAX_ROWS_ASKED} ids can be asked for at once, got {len(ids)}")
+        request = Request(kind, 0, 0, 0.0, as_values(ids))
+        if view is None:
+            asked, parts = self._ask(request, deadline_s, without)
+        else:
+            asked = view.without(without)
+            parts = self._fan_out(asked, request, deadline_s)
+        _coverage(asked.map, parts, allow_partial=True)
+        return asked, parts
+
+    def _ask(self, request: Request, deadline_s: float, without: Container[str] = ()) -> tuple[_View, list[Part]]:
+        """Ask the groups of the live view; begin again if another takes its place because servers left its version."""
+        while True:
+            view = self._view
+            asked = view.without(without)
+            parts = self._fan_out(asked, request, deadline_s)
+            outdated = any(isinstance(part.error, VersionNotServedError) for part in parts if part.answer is None)
+            if not outdated or not self._is_replaced(view, deadline_s):
+                return asked, parts
+
+    def _is_replaced(self, view: _View, deadline_s: float) -> bool:
+        """Have the directory asked, and wait for that until a deadline at most; say whether there is another view."""
+        with self._changed:
+            look = self._looks_begun + 1  # one that is under way may have seen too little
+            self._stale.set()
+            self._changed.wait_for(
+                lambda: self._view is not view or self._looks_ended >= look or self._closed.is_set(),
+                max(0.0, deadline_s - time.monotonic()),
+            )
+        return self._view is not view
+
+    def _fan_out(self, view: _View, request: Request, deadline_s: float) -> list[Part]:
+        if self._closed.is_set():
+            raise NotReadyError("this router is closed")
+        self._queries += 1
+        started_s = time.perf_counter()
+        request = request._replace(version=view.map.version)
+        alike = (request.kind, len(request.values).bit_length(), request.number)
+        fan_out = FanOut(
+            view.replicas,
+            request,
+            deadline_s=deadline_s,
+            late_s=self._delays.late_s(alike),
+            budget=self.budget,
+        )
+        parts = fan_out.run()
+        self._retries += fan_out.retries
+        answered = [part for part in parts if part.answer is not None]
+        self._delays.add(alike, [part.answered_s for part in answered])
+        self._observe("fan_out", time.perf_counter() - started_s)
+        for part in answered:
+            assert part.answer is not None
+            self._observe("shard", part.answer.seconds)
+        return parts
+
+    def _check_queries(self, queries: CodeArray) -> None:
+        check_codes(queries, bits=self.bits, name="queries")
+        if len(queries) > MAX_ROWS_ASKED:
+            raise ValueError(f"at most {MAX_ROWS_ASKED} queries can be asked at once, got {len(queries)}")
+
+    def _deadline(self, timeout_s: float | None) -> float:
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        if timeout_s <= 0:
+            raise DeadlineExceededError(f"no time is left: `timeout_s` is {timeout_s:g}")
+        return time.monotonic() + timeout_s
+
+    def _open_view(self, fresh: ClusterMap) -> _View:
+        """Connect to servers that a map names for the first time, and wait for one of each group, but not too long.
+
+        A group all of whose servers are known and lost is not waited for.
+        """
+        unknown = {address for group in fresh.groups for address in group.replicas} - set(self._replicas)
+        for address in unknown:
+            self._replicas[address] = Replica(address, self._security, self._on_change)
+        replicas = tuple(tuple(self._replicas[address] for address in group.replicas) for group in fresh.groups)
+
+        def reachable() -> bool:
+            return self._closed.is_set() or all(
+                any(one.connected for one in group) or not any(one.address in unknown for one in group)
+                for group in replicas
+            )
+
+        with self._changed:
+            self._changed.wait_for(reachable, self._connect_s)
+        return _View(fresh, replicas)
+
+    def _retire(self) -> None:
+        """Let go of replicas that the live view does not name, once nothing is under way on them."""
+        live = {replica.address for group in self._view.replicas for replica in group}
+        now_s = time.monotonic()
+        for address in set(self._replicas) - live:
+            self._retired.append((now_s, self._replicas.pop(address)))
+        kept = [(since_s, one) for since_s, one in self._retired if one.load or now_s - since_s < _KEPT_S]
+        for since_s, replica in self._retired:
+            if (since_s, replica) not in kept:
+                replica.close()
+        self._retired = kept
+
+    def _on_change(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+        self._stale.set()
+
+    def _keep_watch(self) -> None:
+        while not self._closed.wait(PING_S):
+            for replica in list(self._replicas.values()):
+                replica.check()
+
+    def _keep_renewing(self) -> None:
+        while not self._closed.is_set():
+            self._stale.wait(REFRESH_S)
+            self._stale.clear()
+            if self._closed.wait(PING_S / 10):
+                return
+            try:
+                self.renew()
+                with self._renewing:
+                    self._retire()
+                self._asks_in_vain = False
+            except Exception:  # whatever a directory may raise: the map that is known still serves
+                if not self._asks_in_vain:
+                    logger.warning("the directory cannot be asked: going on with the map that is known", exc_info=True)
+                self._asks_in_vain = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _More:
+    """What every search is given beside its queries."""
+
+    filter: str | None
+    deadline_s: float
+    allow_partial: bool
+    explain: bool
+
+    def request(self, kind: Kind, queries: CodeArray, number: int) -> Request:
+        return Request(kind, 0, 0, 0.0, as_values(queries), number, None, self.filter, self.explain)
+
+
+def _coverage(whole: ClusterMap, parts: Sequence[Part], *, allow_partial: bool) -> Coverage:
+    """Return what was seen.
+
+    Raises
+    ------
+    OverloadedError
+        If any group was too busy: to answer in part would make the rush worse.
+    DeadlineExceededError, NoShardError, IncompleteError
+        If no group answered, or one did not and `allow_partial` is false.
+    """
+    if all(part.answer is not None for part in parts):
+        return whole.coverage
+    missing = _missing(whole.groups, parts)
+    answered = [group for group, part in zip(whole.groups, parts, strict=True) if part.answer is not None]
+    if not answered or not allow_partial or any(isinstance(part.error, OverloadedError) for part in parts):
+        raise _error(missing, parts, total=whole.coverage.shards)
+    return dataclasses.replace(
+        whole.coverage,
+        answered=sum(len(group.shards) for group in answered),
+        searched=sum(group.rows for group in answered),
+        degraded=missing,
+    )
+
+
+def _missing(groups: Sequence[Group], parts: Sequence[Part]) -> dict[str, str]:
+    return {
+        shard: str(part.error)
+        for group, part in zip(groups, parts, strict=True)
+        if part.answer is None
+        for shard in group.shards
+    }
+
+
+def _error(missing: Mapping[str, str], parts: Sequence[Part], *, total: int) -> HashlightError:
+    """Return the error that a caller can do most about."""
+    failures = [part.error for part in parts if part.answer is None]
+    busy = [error.retry_after_s for error in failures if isinstance(error, OverloadedError)]
+    message = f"{len(missing)} of {total} shards did not answer: {_list(missing)}"
+    if busy:
+        return OverloadedError(message, retry_after_s=max(busy))
+    if any(isinstance(error, DeadlineExceededError) for error in failures):
+        return DeadlineExceededError(message)
+    if len(missing) == total:
+        return NoShardError(message, missing=missing)
+    return IncompleteError(message, missing=missing)
+
+
+def _list(missing: Mapping[str, str]) -> str:
+    """Return the missing shards by reason, so that each reason stands once."""
+    by_reason: dict[str, list[str]] = {}
+    for shard, reason in missing.items():
+        by_reason.setdefault(reason, []).append(shard)
+    return "; ".join(f"{', '.join(shards)} ({reason})" for reason, shards in by_reason.items())
+
+
+def _places_in(view: _View, parts: Sequence[Part], wanted_M: IdArray, held: Sequence[IdArray]) -> NDArray[np.int64]:
+    """Return where each wanted id stands among those that the groups hold, one after the other.
+
+    Raises
+    ------
+    IdNotFoundError
+        If one is in none.
+    IncompleteError, DeadlineExceededError, OverloadedError
+        If it may be in a group that did not answer.
+    """
+    try:
+        return _places(wanted_M, np.concatenate(held))
+    except IdNotFoundError:
+        _coverage(view.map, parts, allow_partial=False)
+        raise
+
+
+def _places(wanted_M: IdArray, held_N: IdArray) -> NDArray[np.int64]:
+    """Return where each wanted id stands among those that are held.
+
+    Raises
+    ------
+    IdNotFoundError
+        If one is not.
+    """
+    order_N = np.argsort(held_N, kind="stable")
+    sorted_N = held_N[order_N]
+    place_M = np.searchsorted(sorted_N, wanted_M)
+    there_M = place_M < len(sorted_N)
+    there_M[there_M] = sorted_N[place_M[there_M]] == wanted_M[there_M]
+    if not there_M.all():
+        missing = wanted_M[~there_M]
+        hint = " (-1 pads short answers: drop it)" if (missing == PAD_ID).any() else ""
+        raise IdNotFoundError(f"{len(missing)} of {len(wanted_M)} ids are not here, first {missing[0]}{hint}")
+    found_M: NDArray[np.int64] = order_N[place_M]
+    return found_M

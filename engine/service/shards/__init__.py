@@ -1,0 +1,1 @@
+"""The shard server: a group of shards, open, answering over Arrow Flight."""

@@ -1,0 +1,1 @@
+"""The build job: from a folder of codes to a collection."""

@@ -1,0 +1,169 @@
+"""What a person at a terminal sees."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+
+# Paths and attributes are shown as they are: markup would take `[...]` in them for styles.
+out = Console(markup=False, emoji=False, highlight=False)
+if not out.is_terminal:
+    # A program that reads the output wants one line a row.
+    out.width = 10_000
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+_SECONDS_A_LINE = 10
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on the standard error; yields a function of (done, total)."""
+    if not err.is_terminal:
+        yield _plain_lines(title)
+        return
+    with _bar() as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def encoding_bar() -> Iterator[Callable[[Any], None]]:
+    """Show how far an encode job is; yields a function of `pipelines.encoding.encode.EncodeProgress`.
+
+    Where the standard error is no terminal, it is a line of JSON every ten seconds, and one at the end.
+    """
+    if not err.is_terminal:
+        with _json_lines() as report:
+            yield report
+        return
+    with _bar() as bar:
+        task = bar.add_task("encoding", total=None)
+
+        def report_state(state: Any) -> None:
+            text = f"encoding, {state.images_per_s:,.0f} images/s, {state.images:,} images, {state.rejects:,} rejects"
+            bar.update(task, completed=state.units, total=state.units_total, description=text + ", units")
+
+        yield report_state
+
+
+@contextlib.contextmanager
+def _json_lines() -> Iterator[Callable[[Any], None]]:
+    latest: list[Any] = []
+    ended = threading.Event()
+
+    def tell() -> None:
+        if latest:
+            typer.echo(json.dumps(_plain(latest[0])), err=True)
+
+    def tell_now_and_then() -> None:
+        while not ended.wait(_SECONDS_A_LINE):
+            tell()
+
+    thread = threading.Thread(target=tell_now_and_then, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield lambda state: latest.__setitem__(slice(None), [state])
+    finally:
+        ended.set()
+        thread.join()
+        tell()
+
+
+def _plain(state: Any) -> dict[str, Any]:
+    eta = None if state.eta_s is None else round(state.eta_s, 1)
+    names = ("images", "images_total", "units", "units_total", "rejects")
+    numbers = {name: getattr(state, name) for name in names}
+    return {"job": "encode", **numbers, "images_per_s": round(state.images_per_s, 1), "eta_s": eta}
+
+
+@contextlib.contextmanager
+def training_bar() -> Iterator[Callable[[int, int, Any], None]]:
+    """Show a bar a phase of training; yields a function of (step, steps, `encoders.training.train.Progress`)."""
+    if not err.is_terminal:
+        lines: dict[str, Callable[[int, int], None]] = {}
+        yield lambda step, steps, state: lines.setdefault(state.phase, _plain_lines(state.phase))(step, steps)
+        return
+    with _bar() as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(step: int, steps: int, state: Any) -> None:
+            if state.phase not in tasks:
+                tasks[state.phase] = bar.add_task(state.phase, total=steps)
+            text = f"{state.phase}, loss {state.loss:.3f}, {state.images_per_s:.0f} images/s"
+            if state.beta:
+                text += f", beta {state.beta:.1f}, imbalance {state.imbalance:.0f}, balance {state.bit_balance:.2f}"
+            bar.update(tasks[state.phase], completed=step, description=text)
+
+        yield report
+
+
+def _bar() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=err)
+
+
+def _plain_lines(title: str) -> Callable[[int, int], None]:
+    """Return a function of (done, total) that writes a line when it is done, and every ten seconds until then."""
+    due = [time.monotonic() + _SECONDS_A_LINE]
+
+    def report(done: int, total: int) -> None:
+        if done == total or time.monotonic() >= due[0]:
+            err.print(f"{title}: {done:,} of {total:,}")
+            due[0] = time.monotonic() + _SECONDS_A_LINE
+
+    return report
+
+
+@contextlib.contextmanager
+def spinner(title: str) -> Iterator[Callable[[str], None]]:
+    """Show what is being done on the standard error; yields a function that renames it."""
+    with err.status(title) as status:
+        yield status.update
+
+
+def key_value_table(title: str, rows: dict[str, Any]) -> Table:
+    """Make a table of two columns."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, str(value))
+    return table
+
+
+def answers_table(answers: list[Any]) -> Table:
+    """Make a table of `pipelines.searching.search.Answer`, one row each."""
+    names = list(answers[0].attributes) if answers else []
+    table = Table("#", "distance", "id", *(Column(name, overflow="fold") for name in names))
+    for rank, answer in enumerate(answers, start=1):
+        table.add_row(str(rank), str(answer.distance), str(answer.id), *(str(answer.attributes[n]) for n in names))
+    return table
+
+
+def plan_table(lines: list[Any]) -> Table:
+    """Make a table of `pipelines.capacity.plan.Line`: what, how much, and the arithmetic in two rows."""
+    table = Table("", Column("", justify="right", no_wrap=True), Column("arithmetic", overflow="fold"))
+    for line in lines:
+        table.add_row(line.name, line.text, f"{line.formula}\n= {line.numbers}")
+    return table

@@ -1,0 +1,147 @@
+"""WebDataset shards: tar files in which the files of one name, up to its first dot, are one sample.
+
+A sample is an image (`0001.jpg`) and what is known of it: `0001.cls` (its label), `0001.txt`, `0001.json`, each kept as
+the attribute `label`, `txt` or `json`, a string. A shard is read from its start to its end, once. What attributes a
+corpus has, its first thousand samples say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+from hashlight.pipelines.jobs.filesystems import is_local
+from hashlight.pipelines.jobs.reads import ReadFailedError, RetryingFile, TooManyBytesError
+
+_ATTRIBUTE_OF = {"cls": "label", "txt": "txt", "json": "json"}
+ATTRIBUTES = tuple(_ATTRIBUTE_OF.values())
+# Of a sample's text; images have a limit of their own.
+_MOST_TEXT_BYTES = 1_000_000
+# To find out which attributes a corpus has.
+_LOOKED_AT = 1000
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\0\0")
+# Of a store, a request brings so much.
+_LOCAL_BUFFER_BYTES, _STORE_BUFFER_BYTES = 1 << 18, 8 << 20
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose damaged header is an error; where it is not the first, `tarfile` takes it for the shard's end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise tarfile.ReadError(f"the header at byte {tarfile_.offset} is damaged: {error}") from error
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sample of a shard.
+
+    Attributes
+    ----------
+    key : str
+    name : str
+        The image's name in the shard; the key if there is no image.
+    data : bytes or OSError
+        The encoded image, or why there is none.
+    attributes : dict of str to str
+    """
+
+    key: str
+    name: str
+    data: bytes | OSError
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+def read_samples(uri: str, suffixes: set[str], most_bytes: int) -> Iterator[Sample]:
+    """Read the samples of a shard in order, one in memory at a time.
+
+    A shard that is damaged, or that may not be read, gives the samples before the damage, and then one whose `data`
+    says what is wrong.
+
+    Raises
+    ------
+    ReadFailedError
+        If its store fails for a reason that may be gone later.
+    """
+    sample: Sample | None = None
+    try:
+        with _open(uri) as shard:
+            for member in shard:
+                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                    continue
+                key, extension = _split(member.name)
+                if sample is None or key != sample.key:
+                    if sample is not None:
+                        yield sample
+                    sample = Sample(key, key, OSError("the sample has no image"))
+                _add(sample, shard, member, extension, suffixes, most_bytes)
+    except ReadFailedError:
+        raise
+    except (tarfile.TarError, EOFError, OSError) as error:
+        # The sample that was being read is not known to be whole.
+        yield Sample("", "", OSError(f"the shard cannot be read from here on: {error}"))
+        return
+    if sample is not None:
+        yield sample
+
+
+def attributes_of(uris: Iterable[str], suffixes: set[str]) -> list[str]:
+    """Return the attributes that the first samples of some shards have: a sample may lack one that others have."""
+    samples = itertools.chain.from_iterable(read_samples(uri, suffixes, _MOST_TEXT_BYTES) for uri in uris)
+    found: set[str] = set()
+    for sample in itertools.islice(samples, _LOOKED_AT):
+        found |= sample.attributes.keys()
+        if len(found) == len(ATTRIBUTES):
+            break
+    return [name for name in ATTRIBUTES if name in found]
+
+
+def _add(
+    sample: Sample, shard: tarfile.TarFile, member: tarfile.TarInfo, extension: str, suffixes: set[str], most: int
+) -> None:
+    if f".{extension.rpartition('.')[2]}" in suffixes:
+        if sample.name != sample.key:
+            return  # Of several images of a sample the first counts.
+        sample.name = member.name
+        sample.data = (
+            TooManyBytesError(f"too many bytes: above {most:,}") if member.size > most else _read(shard, member)
+        )
+    elif extension in _ATTRIBUTE_OF and member.size <= _MOST_TEXT_BYTES:
+        sample.attributes[_ATTRIBUTE_OF[extension]] = _read(shard, member).decode(errors="replace").strip()
+
+
+def _read(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.sparse is None and isinstance(shard.fileobj, io.BufferedReader):
+        # Many times as quick as a file object a member.
+        shard.fileobj.seek(member.offset_data)
+        data = shard.fileobj.read(member.size)
+    else:
+        file = shard.extractfile(member)
+        assert file is not None, "only files are read"
+        data = file.read()
+    if len(data) != member.size:
+        raise tarfile.ReadError(f"{member.name} is cut")
+    return data
+
+
+def _split(name: str) -> tuple[str, str]:
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+@contextlib.contextmanager
+def _open(uri: str) -> Iterator[tarfile.TarFile]:
+    size = _LOCAL_BUFFER_BYTES if is_local(uri) else _STORE_BUFFER_BYTES
+    with io.BufferedReader(RetryingFile(uri), size) as file:
+        is_plain = file.seekable() and not file.peek(6).startswith(_COMPRESSED)
+        with tarfile.open(fileobj=file, mode="r:" if is_plain else "r|*", tarinfo=_Member) as shard:
+            yield shard

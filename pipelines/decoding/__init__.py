@@ -1,0 +1,1 @@
+"""From encoded images to pixels, in guarded processes or in this one."""

@@ -1,0 +1,248 @@
+"""The process that decodes images, so that one that breaks a decoder costs itself only.
+
+Run as `python -m hashlight.pipelines.decoding.worker`, it forks a worker and watches it. The worker decodes what stands
+in memory that it shares with its owner (`pipelines.decoding.pool`), under limits that the kernel enforces: processor
+time and wall time for each image (a timer whose signal ends the process), memory (an allocation that fails). When it
+dies, the watcher says so and forks another, which takes milliseconds, for all is imported. When the owner is gone, both
+end.
+
+Messages are a few bytes, written whole by the kernel: a request names a slot of the shared memory, an answer the slot
+that is done, or how the worker died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import hashlib
+import io
+import json
+import mmap
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hashlight.encoders.data.images import decode_image
+from hashlight.encoders.data.preprocessing import Preprocessing
+from hashlight.encoders.errors import ImageError
+from hashlight.pipelines.jobs import chaos
+
+WAITING, GOOD, REJECTED = 0, 1, 2
+REASON_BYTES = 200
+# (slot, generation): see `pipelines.decoding.pool`.
+REQUEST = struct.Struct("<qq")
+# (DONE, slot, generation, -1), or (DIED, how, slot, row): the exit status, and the image it was at, or -1.
+ANSWER = struct.Struct("<cqqq")
+DONE, DIED = b"+", b"!"
+
+# A stalled machine must not cost an image, so wall time is limited at many times the processor time.
+WALL_FACTOR = 30
+_THUMBNAIL_QUALITY = 80
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeLimits:
+    """What one image may take.
+
+    Attributes
+    ----------
+    seconds : float
+        Of processor time; of wall time thirty times as much.
+    memory_bytes : int
+        Beyond what the process has when it starts.
+    """
+
+    seconds: float = 20.0
+    memory_bytes: int = 2 << 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeTask:
+    """What a worker needs to know: how pixels are made, batches, limits.
+
+    Attributes
+    ----------
+    preprocessing : dict
+        As `Preprocessing.to_dict` gives it.
+    batch_size, slots : int
+        Images of a slot, and slots in the shared memory.
+    encoded_bytes : int
+        Room for the encoded images of a slot.
+    thumbnail : int
+        Longest side of the thumbnails, 0 for none.
+    """
+
+    preprocessing: dict[str, Any]
+    batch_size: int
+    slots: int
+    encoded_bytes: int
+    thumbnail: int
+    limit_seconds: float
+    limit_memory_bytes: int
+
+    @property
+    def thumbnail_bytes(self) -> int:
+        """Room for one thumbnail: a JPEG takes less than its pixels, but for its header."""
+        return 3 * self.thumbnail**2 + 2048 if self.thumbnail else 0
+
+    def slot_type(self) -> np.dtype[np.void]:
+        """Return the layout of one slot."""
+        size, count = self.preprocessing["size"], self.batch_size
+        return np.dtype(
+            [
+                ("current", "<i8"),
+                ("count", "<i8"),
+                ("seconds", "<f8"),
+                ("offsets", "<i8", (count + 1,)),
+                ("status", "u1", (count,)),
+                ("reasons", f"S{REASON_BYTES}", (count,)),
+                ("thumbnail_sizes", "<i8", (count,)),
+                ("pixels", "u1", (count, size, size, self.preprocessing["channels"])),
+                ("thumbnails", "u1", (count, self.thumbnail_bytes)),
+                ("encoded", "u1", (self.encoded_bytes,)),
+            ]
+        )
+
+    def map(self, memory: int) -> Any:
+        """Map the slots of a memory file, an array of `slots` records."""
+        layout = self.slot_type()
+        return np.frombuffer(mmap.mmap(memory, layout.itemsize * self.slots), layout)
+
+
+def main() -> None:
+    """Watch a worker, and fork another when it dies; ends when the owner does."""
+    requests, answers, memory = (int(number) for number in sys.argv[1:4])
+    task = DecodeTask(**json.loads(sys.argv[4]))
+    slots = task.map(memory)
+    Image.init()
+    while True:
+        worker = os.fork()
+        if worker == 0:
+            os._exit(_run_until_closed(requests, answers, slots, task))
+        status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+        if status == 0:
+            return
+        try:
+            os.write(answers, ANSWER.pack(DIED, status, *_take_blame(slots)))
+        except BrokenPipeError:
+            return
+
+
+def _take_blame(slots: Any) -> tuple[int, int]:
+    """Return slot and row of the image that a dead worker was at, and forget them before the next one starts."""
+    for slot, row in enumerate(slots["current"].tolist()):
+        if row >= 0:
+            slots[slot]["current"] = -1
+            return slot, row
+    return -1, -1
+
+
+def _run_until_closed(requests: int, answers: int, slots: Any, task: DecodeTask) -> int:
+    """Work until the owner is gone; return the worker's exit code."""
+    log = os.dup(2)
+    try:
+        _run(requests, answers, slots, task)
+    except BrokenPipeError:
+        return 0
+    except BaseException:
+        # The child of a fork must not unwind into what its parent was doing.
+        os.write(log, traceback.format_exc().encode())
+        return 1
+    return 0
+
+
+def _run(requests: int, answers: int, slots: Any, task: DecodeTask) -> None:
+    _limit(task)
+    # What was imported lives as long as the process: not to be looked through again and again.
+    gc.freeze()
+    gc.set_threshold(20_000)
+    rule = Preprocessing.from_dict(task.preprocessing)
+    while message := os.read(requests, REQUEST.size):
+        slot, generation = REQUEST.unpack(message)
+        start = time.perf_counter()
+        _decode_slot(slots[slot : slot + 1], rule, task)
+        slots[slot]["seconds"] += time.perf_counter() - start
+        os.write(answers, ANSWER.pack(DONE, slot, generation, -1))
+
+
+def _limit(task: DecodeTask) -> None:
+    # The worker must not outlive its watcher, who alone knows of it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + task.limit_memory_bytes,) * 2)
+    # If the machine itself runs out of memory, this is the process to end; some containers forbid to say so.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+    # What the C libraries say of damaged files is in the reasons, as far as anyone can act on it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def _decode_slot(one: Any, rule: Preprocessing, task: DecodeTask) -> None:
+    """Decode what waits in a slot, given as an array of it alone; fields are looked up once, which costs more."""
+    current, status, pixels, reasons = one["current"], one["status"][0], one["pixels"][0], one["reasons"][0]
+    count = int(one["count"][0])
+    offsets, encoded = one["offsets"][0, : count + 1].tolist(), memoryview(one["encoded"][0])
+    watched = chaos.watches("decode")
+    for row in np.flatnonzero(status[:count] == WAITING).tolist():
+        current[0] = row
+        data = bytes(encoded[offsets[row] : offsets[row + 1]])
+        signal.setitimer(signal.ITIMER_PROF, task.limit_seconds)
+        signal.setitimer(signal.ITIMER_REAL, task.limit_seconds * WALL_FACTOR)
+        if watched:
+            chaos.step("decode", hashlib.blake2b(data, digest_size=8).hexdigest())
+        try:
+            image = decode_image(data)
+            pixels[row] = rule.pixels(image)
+            if task.thumbnail:
+                _keep_thumbnail(image, one[0], row, task.thumbnail)
+            status[row] = GOOD
+        except (ImageError, MemoryError) as error:
+            reasons[row] = _reason(error, task).encode()[:REASON_BYTES]
+            status[row] = REJECTED
+    current[0] = -1
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _keep_thumbnail(image: Image.Image, slot: Any, row: int, side: int) -> None:
+    encoded = _thumbnail(image, side)
+    slot["thumbnail_sizes"][row] = len(encoded)
+    slot["thumbnails"][row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
+
+
+def _reason(error: ImageError | MemoryError, task: DecodeTask) -> str:
+    if isinstance(error, ImageError) and not isinstance(error.__cause__, MemoryError):
+        return error.reason
+    return f"needs more than {task.limit_memory_bytes >> 20} MiB to decode"
+
+
+def _thumbnail(image: Image.Image, side: int) -> bytes:
+    small = image.convert("L" if image.mode == "L" else "RGB")
+    small.thumbnail((side, side))
+    small.info.clear()  # Pillow writes comments and profiles into the thumbnail
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=_THUMBNAIL_QUALITY)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Near-duplicates: pairs, clusters, a gallery."""

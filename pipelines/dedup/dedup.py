@@ -1,0 +1,392 @@
+"""Near-duplicates: all pairs of a collection's images within a Hamming radius, and the clusters they form.
+
+A Ray task joins two shards, each unordered pair of shards once: every distinct code of the one is searched for in the
+other, so that identical codes cost one search. Its pairs appear as one file in one step, so that a pair of shards that
+is done is not done again. Clusters are the connected components of all pairs: two images may be farther apart than the
+radius and in one cluster, if others lie between them.
+
+K images of one code are K * (K - 1) / 2 pairs, some 5 bytes each on the disk: where many are the same, remove exact
+copies first, or take a radius at which few are.
+
+::
+
+    DIR/
+      job.json            what is joined; it marks the folder
+      pairs/A-B.parquet   id_a < id_b (int64) and distance (int32): the pairs between shards number A and B
+      clusters.parquet    cluster, id, representative, pairs: one row an image that has a near-duplicate
+      gallery.html        the largest clusters, with pictures where they can be had
+      dedup.json          counts; written last
+
+A cluster is named after its lowest id. Its representative is the image with most pairs, of several the one with the
+lowest id. In `clusters.parquet` the largest cluster comes first, then the lowest name; ids ascend in each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import IdArray, check_radius
+from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.kernels.components import find_roots, join_edges
+from hashlight.engine.places.files import (
+    aside_of,
+    remove_leftovers,
+    sync_file,
+    sync_folder,
+    write_atomically,
+    writer_lock,
+)
+from hashlight.engine.places.store import open_store
+from hashlight.engine.results import RangeResult
+from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_current
+from hashlight.engine.storage.mirror import local_shard
+from hashlight.engine.storage.shard import Shard
+from hashlight.pipelines.jobs import chaos
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.session import ray_session
+from hashlight.pipelines.jobs.tasks import run_tasks
+from hashlight.pipelines.searching.bounded import search_bounded
+
+PAIRS = pa.schema({"id_a": pa.int64(), "id_b": pa.int64(), "distance": pa.int32()})
+CLUSTERS = pa.schema({"cluster": pa.int64(), "id": pa.int64(), "representative": pa.int64(), "pairs": pa.int64()})
+
+# Rows whose codes are searched for at once: few where they find much, so that a call finds about this many.
+_LEAST_ROWS, _MOST_ROWS = 16, 65_536
+_WANTED_HITS = 1_000_000
+# Of a call that finds more than those before it let expect.
+_MOST_HITS = 4 * _WANTED_HITS
+# Pairs in memory at a time, 80 MB.
+_PAIRS_AT_ONCE = 4_000_000
+
+_OWN_ENTRIES = ("dedup.json", "gallery.html", "clusters.parquet", "pairs", "job.json")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinJob:
+    """What is joined: a version of a collection, known by the shards it has, and the radius."""
+
+    collection: str
+    version: int
+    shards: str
+    bits: int
+    radius: int
+
+
+@dataclass(frozen=True, slots=True)
+class DedupSummary:
+    """What was found.
+
+    Attributes
+    ----------
+    codes : int
+        Images that were compared.
+    pairs : int
+        Pairs within the radius.
+    clusters, members, largest : int
+        Clusters of two images or more, the images in them, and the images of the largest.
+    removable : int
+        Images that could go if each cluster kept one: `members - clusters`.
+    """
+
+    codes: int
+    pairs: int
+    clusters: int
+    members: int
+    largest: int
+    removable: int
+
+
+def find_duplicates(
+    collection: str | Path,
+    output: str | Path,
+    *,
+    radius: int,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> DedupSummary:
+    """Find all pairs of images within a radius, and their clusters; an interrupted job goes on where it was.
+
+    Parameters
+    ----------
+    collection : str or Path
+    output : str or Path
+        Folder for what is found, as in the module's docstring.
+    radius : int
+        Inclusive.
+    workers : int, optional
+        Pairs of shards joined at once on this machine; one a core if left out.
+    overwrite : bool
+        Replace what another job left there.
+    progress : callable, optional
+        Called with (pairs of shards done, pairs of shards in all).
+
+    Raises
+    ------
+    PipelineError
+        If `output` holds something else.
+    """
+    store = open_store(collection)
+    live = read_current(store)
+    names = hashlib.sha256("".join(shard.name for shard in live.shards).encode()).hexdigest()
+    job = JoinJob(store.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
+    folder = Path(output)
+    _refuse_foreign_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with writer_lock(folder):
+        _begin(folder, job, overwrite=overwrite)
+        _join_all(job, folder, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
+        return _finish(job, folder, live)
+
+
+def _finish(job: JoinJob, folder: Path, live: Manifest) -> DedupSummary:
+    """Form the clusters of all pairs, draw the largest, and say what was found."""
+    files = sorted((folder / "pairs").glob("[0-9]*.parquet"))
+    clusters = cluster_pairs(files)
+    chaos.step("dedup:clustered")
+    _write_table(folder / "clusters.parquet", iter([clusters]), CLUSTERS)
+    _write_gallery(folder, job, live, clusters)
+    chaos.step("dedup:before-summary")
+    summary = _summary(live.rows, files, clusters)
+    for place in (folder, folder / "pairs"):
+        remove_leftovers(place)
+    write_atomically(folder / "dedup.json", (json.dumps({**asdict(job), **asdict(summary)}, indent=1) + "\n").encode())
+    return summary
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise PipelineError(f"{folder} is a file, expected a folder: choose another --output")
+    # What begins with a dot is a lock, or was left by a process that was killed.
+    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
+    if names and "job.json" not in names:
+        raise PipelineError(f"{folder} is not empty and holds no near-duplicates: choose another --output")
+
+
+def _begin(folder: Path, job: JoinJob, *, overwrite: bool) -> None:
+    """Refuse another job's folder, or remove what it left if asked; mark the folder."""
+    marker, marked = folder / "job.json", json.dumps(asdict(job), indent=1).encode()
+    if marker.is_file() and marker.read_bytes() != marked:
+        if not overwrite:
+            raise PipelineError(
+                f"{folder} holds the near-duplicates of another job, {marker.read_text()}, asked: {marked.decode()}: "
+                "choose another --output, or replace it with --overwrite"
+            )
+        for name in _OWN_ENTRIES:  # the marker goes last
+            entry = folder / name
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+    write_atomically(marker, marked)
+    (folder / "pairs").mkdir(exist_ok=True)
+
+
+def _join_all(job: JoinJob, folder: Path, shards: tuple[ShardSpec, ...], workers: int, progress: Progress) -> None:
+    numbers = list(itertools.combinations_with_replacement(range(len(shards)), 2))
+    waiting = [pair for pair in numbers if not _pairs_path(folder, *pair).is_file()]
+    done = len(numbers) - len(waiting)
+    progress(done, len(numbers))
+    if not waiting:
+        return
+    with ray_session(num_cpus=min(workers, len(waiting))):
+        import ray
+
+        join = ray.remote(join_shards)
+
+        def submit(pair: tuple[int, int]) -> Any:
+            return join.remote(job, str(_pairs_path(folder, *pair).absolute()), shards[pair[0]], shards[pair[1]])
+
+        for _ in run_tasks(submit, waiting):
+            done += 1
+            progress(done, len(numbers))
+
+
+def _pairs_path(folder: Path, first: int, second: int) -> Path:
+    return folder / "pairs" / f"{first:05d}-{second:05d}.parquet"
+
+
+def join_shards(job: JoinJob, path: str, first: ShardSpec, second: ShardSpec) -> None:
+    """Write the pairs between two shards, or within one."""
+    name = Path(path).stem
+    chaos.step("dedup:join", name)
+    store = open_store(job.collection)
+    shard = Shard(local_shard(store, first), first, bits=job.bits)
+    other = shard if first == second else Shard(local_shard(store, second), second, bits=job.bits)
+    _write_table(Path(path), _as_tables(find_pairs(shard, other, job.radius)), PAIRS)
+    chaos.step("dedup:joined", name)
+
+
+def find_pairs(shard: Shard, other: Shard, radius: int) -> Iterator[tuple[IdArray, IdArray, NDArray[np.int32]]]:
+    """Yield all pairs of a row of `shard` and one of `other` within `radius`: (lower ids, higher ids, distances).
+
+    A pair within one shard (`other is shard`) comes once, and no row is its own pair.
+    """
+    start, size = 0, _LEAST_ROWS
+    while start < len(shard):
+        rows = slice(start, min(start + size, len(shard)))
+        distinct_DW, place_R = _distinct(np.ascontiguousarray(shard.codes_NW[rows]))
+        ids_R, hits = shard.ids_N[rows], 0
+        for run, found in search_bounded(other, distinct_DW, radius, most_hits=_MOST_HITS):
+            # Rows are sorted by their codes, so that those of a run of codes stand side by side.
+            these = slice(*np.searchsorted(place_R, [run.start, run.stop]))
+            hits += len(found.ids)
+            for id_P, other_P, distance_P in _spread(ids_R[these], place_R[these] - run.start, found):
+                if other is shard:
+                    once = id_P < other_P
+                    yield id_P[once], other_P[once], distance_P[once]
+                else:
+                    yield np.minimum(id_P, other_P), np.maximum(id_P, other_P), distance_P
+        start = rows.stop
+        size = int(np.clip(size * _WANTED_HITS // max(hits, 1), size // 8, 4 * size))
+        size = int(np.clip(size, _LEAST_ROWS, _MOST_ROWS))
+
+
+def _distinct(codes_RW: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Return the distinct ones (D, W) of sorted codes, and for each row (R,) which of them it has."""
+    new_R = np.ones(len(codes_RW), np.bool_)
+    new_R[1:] = (codes_RW[1:] != codes_RW[:-1]).any(axis=1)
+    return codes_RW[new_R], np.cumsum(new_R) - 1
+
+
+def _spread(
+    ids_R: IdArray, place_R: NDArray[np.int64], found: RangeResult
+) -> Iterator[tuple[IdArray, IdArray, NDArray[np.int32]]]:
+    """Give each row what was found for its code: (row's id, id found, distance), so many pairs at a time."""
+    count_R = np.diff(found.lims)[place_R]
+    ends_R = np.cumsum(count_R)
+    start = 0
+    while start < len(ids_R):
+        before = int(ends_R[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends_R, before + _PAIRS_AT_ONCE, side="right")))
+        rows = slice(start, stop)
+        size = int(ends_R[stop - 1]) - before
+        shift_R = found.lims[place_R[rows]] - (ends_R[rows] - count_R[rows] - before)
+        hit_P = np.repeat(shift_R, count_R[rows]) + np.arange(size)
+        yield np.repeat(ids_R[rows], count_R[rows]), found.ids[hit_P], found.distances[hit_P]
+        start = stop
+
+
+def _as_tables(parts: Iterator[tuple[IdArray, IdArray, NDArray[np.int32]]]) -> Iterator[pa.Table]:
+    """Gather small parts into tables of a useful size."""
+    waiting: list[pa.Table] = []
+    for part in parts:
+        waiting.append(pa.table(list(part), schema=PAIRS))
+        if sum(map(len, waiting)) >= _WANTED_HITS:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    yield pa.concat_tables(waiting) if waiting else PAIRS.empty_table()
+
+
+def _write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
+    """Write a Parquet file that appears in one step."""
+    aside = aside_of(path)
+    try:
+        with pq.ParquetWriter(aside, schema, use_dictionary=["distance", "cluster", "representative"]) as writer:
+            for table in tables:
+                writer.write_table(table.combine_chunks())
+        sync_file(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def cluster_pairs(files: list[Path]) -> pa.Table:
+    """Return the clusters that pairs form, a table of `CLUSTERS`.
+
+    Memory grows with the images that have a near-duplicate, some 80 bytes each, not with the pairs.
+    """
+    members_M = _members(files)
+    root_M = np.arange(len(members_M))
+    degree_M = np.zeros(len(members_M), np.int64)
+    for pairs in _read_pairs(files):
+        join_edges(root_M, degree_M, *(_places(members_M, ids) for ids in pairs))
+    find_roots(root_M)
+    cluster_M, size_C = np.unique(root_M, return_inverse=True, return_counts=True)[1:]
+    by_degree = np.lexsort((members_M, -degree_M, cluster_M))
+    representative_C = members_M[by_degree[np.cumsum(size_C) - size_C]]
+    order = np.lexsort((members_M, root_M, -size_C[cluster_M]))
+    columns = (members_M[root_M], members_M, representative_C[cluster_M], degree_M)
+    return pa.table([column[order] for column in columns], schema=CLUSTERS)
+
+
+def _members(files: list[Path]) -> IdArray:
+    """Return the distinct ids in all pairs, sorted: runs of like lengths are merged, each id in few of them."""
+    runs: list[IdArray] = []
+    for pairs in _read_pairs(files):
+        runs.append(_sorted_union(*pairs))
+        while len(runs) > 1 and len(runs[-2]) < 2 * len(runs[-1]):
+            runs[-2:] = [_sorted_union(*runs[-2:])]
+    return _sorted_union(np.empty(0, np.int64), *runs)
+
+
+def _sorted_union(*ids: IdArray) -> IdArray:
+    """Return the distinct ids; sorting plain words is several times as quick as `numpy.unique`."""
+    sorted_M = np.concatenate(ids)
+    sorted_M.sort()
+    return sorted_M[np.concatenate([[True], sorted_M[1:] != sorted_M[:-1]])] if len(sorted_M) else sorted_M
+
+
+def _places(members_M: IdArray, ids_P: IdArray) -> NDArray[np.int64]:
+    """Return where each id stands among the members; asked in order, neighbours share what is in the cache."""
+    order_P = np.argsort(ids_P)
+    place_P = np.empty(len(ids_P), np.int64)
+    place_P[order_P] = np.searchsorted(members_M, ids_P[order_P])
+    return place_P
+
+
+def _read_pairs(files: list[Path]) -> Iterator[tuple[IdArray, IdArray]]:
+    """Read the ids of all pairs, about `_PAIRS_AT_ONCE` at a time."""
+    waiting: list[pa.Table] = []
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                waiting.append(file.read_row_group(group, columns=["id_a", "id_b"]))
+                if sum(map(len, waiting)) >= _PAIRS_AT_ONCE:
+                    yield _ids_of(waiting)
+                    waiting = []
+    if waiting:
+        yield _ids_of(waiting)
+
+
+def _ids_of(tables: list[pa.Table]) -> tuple[IdArray, IdArray]:
+    table = pa.concat_tables(tables)
+    return table["id_a"].to_numpy(), table["id_b"].to_numpy()
+
+
+def _summary(codes: int, files: list[Path], clusters: pa.Table) -> DedupSummary:
+    sizes = np.unique(clusters["cluster"].to_numpy(), return_counts=True)[1]
+    return DedupSummary(
+        codes=codes,
+        pairs=sum(pq.read_metadata(path).num_rows for path in files),
+        clusters=len(sizes),
+        members=len(clusters),
+        largest=int(sizes.max(initial=0)),
+        removable=len(clusters) - len(sizes),
+    )
+
+
+def _write_gallery(folder: Path, job: JoinJob, live: Manifest, clusters: pa.Table) -> None:
+    """Draw the largest clusters of the version that was joined, also if there is a newer one by now."""
+    from hashlight.engine.collection.collection import Collection
+    from hashlight.pipelines.dedup.gallery import gallery_page
+
+    store = open_store(job.collection)
+    shards = [Shard(local_shard(store, spec), spec, bits=job.bits) for spec in live.shards]
+    collection = Collection(Path(job.collection), live, shards, location=job.collection)
+    write_atomically(folder / "gallery.html", gallery_page(collection, clusters, radius=job.radius).encode())

@@ -1,0 +1,1 @@
+"""The encode job: its units and its rejects."""

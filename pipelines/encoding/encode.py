@@ -1,0 +1,553 @@
+"""Encode a corpus: images to codes, on Ray Data, losing nothing.
+
+A job is four steps. The corpus is listed once into `plan.parquet`, whose row groups are the units of work. Actors,
+which load the encoder once, read, decode and encode a unit and write its codes under the unit's number, with a sidecar
+that says they are whole. Rejects are gathered. `codes.json` is written last, and says that the folder is complete.
+
+::
+
+    CODES/
+      codes.json         bits, encoder fingerprint, counts; written last
+      job.json           what the codes depend on: corpus, digest of its listing, encoder, what is kept
+      plan.parquet       the work list (`pipelines.corpora.work`), one row group a unit
+      parts/00000.parquet   id, code, uri and attributes of the unit's good images; features and thumbnails if asked for
+      sidecars/00000.json   says the part is whole: codes, rejects, seconds of each step, SHA-256
+      rejects.parquet    id, uri and reason of every image that could not be encoded
+      stats.json         what the last run did, and how long each step took
+      encoder/           a copy of the encoder
+
+What stands in the parts does not depend on actors, batches, faults or restarts: on machines of one kind, it is a matter
+of the corpus, the encoder and the limits of decoding, which say which images are rejects. A GPU rounds otherwise than a
+processor, so that a bit whose input is next to zero may differ. The folder may be in a store (`s3://...`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
+from hashlight.engine.indexes.threads import usable_cores
+from hashlight.pipelines.codes.parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
+from hashlight.pipelines.corpora.identity import RepeatedIds
+from hashlight.pipelines.corpora.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
+from hashlight.pipelines.decoding.worker import DecodeLimits
+from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, write_rejects
+from hashlight.pipelines.encoding.units import (
+    STEPS,
+    EncodeUnits,
+    UnitSettings,
+    part_name,
+    reject_rows,
+    sidecar_name,
+)
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.reads import copy_file, map_ahead
+from hashlight.pipelines.jobs.session import ray_session
+from hashlight.pipelines.jobs.stores import OutputFolder
+
+logger = logging.getLogger(__name__)
+
+# Of a block of units, which is what Ray schedules; a larger job has larger blocks rather than more of them.
+_MOST_BLOCKS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeSummary:
+    """What an encode job did.
+
+    Attributes
+    ----------
+    images, codes, rejects : int
+        `images = codes + rejects`.
+    bits : int
+    encoder : str
+        The encoder's fingerprint.
+    corpus : str
+    """
+
+    images: int
+    codes: int
+    rejects: int
+    bits: int
+    encoder: str
+    corpus: str
+
+
+@dataclass(slots=True)
+class EncodeProgress:
+    """How far a job is.
+
+    Attributes
+    ----------
+    units, units_total, units_before : int
+        Units that are whole, all units, and those that were whole when this run began.
+    images : int
+        Images of the whole units, good or not.
+    images_total : int or None
+        None for shards, whose images are met when they are read.
+    rejects : int
+    images_per_s : float
+        Of this run, from its first unit on; 0 until then.
+    seconds : dict of str to float
+        What each step took in this run, summed over actors; steps overlap.
+    """
+
+    units: int
+    units_total: int
+    units_before: int
+    images: int
+    images_total: int | None
+    rejects: int
+    images_per_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds that the rest will take, if it goes on as this run did; None as long as nothing is known."""
+        done = self.units - self.units_before
+        if not self.images_per_s or not done:
+            return None
+        left = self.units_total - self.units
+        mean = self.images / self.units
+        return (self.images_total - self.images if self.images_total else left * mean) / self.images_per_s
+
+
+Progress = Callable[[EncodeProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """An encode job whose plan is written: where, its name (a hash of what its codes depend on), and its work."""
+
+    output: OutputFolder
+    name: str
+    identity: dict[str, Any]
+    work: WorkSummary
+
+
+def encode_corpus(
+    corpus: str | Path,
+    encoder: str | Path,
+    output: str | Path,
+    *,
+    batch_size: int = 256,
+    actors: int | None = None,
+    features: bool = False,
+    thumbnail: int = 0,
+    unit_images: int = UNIT_IMAGES,
+    max_rejects: str | int | None = None,
+    limits: DecodeLimits | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> EncodeSummary:
+    """Encode every image of a corpus.
+
+    Parameters
+    ----------
+    corpus : str or Path
+        A corpus, as in `pipelines.corpora.corpus`, or a work list of one, as `pipelines.corpora.work.plan_work` writes
+        it.
+    encoder : str or Path
+        An encoder's folder.
+    output : str or Path
+        Folder for the codes, local or in a store. An interrupted job with the same corpus and encoder goes on where it
+        was.
+    batch_size : int
+        Images decoded at a time by an actor; it does not change a bit of the codes.
+    actors : int, optional
+        Processes that run the model, at most one a GPU of the Ray cluster, or one a core where it has no GPU; as many
+        as that if left out.
+    features : bool
+        Keep the fine features too, float16, for re-ranking: 2 bytes a dimension and image.
+    thumbnail : int
+        Longest side in pixels of a JPEG kept of each image, 0 for none.
+    unit_images : int
+        Images of a unit, where `corpus` is not a work list already.
+    max_rejects : str or int, optional
+        Stop when more images than this were rejected: a number, or a share of all such as "1%".
+    limits : DecodeLimits, optional
+        What decoding one image may take. A job that goes on may have others: what is whole stays.
+    overwrite : bool
+        Replace codes that are there.
+    progress : callable, optional
+        Called with an `EncodeProgress` at the start and after every unit.
+
+    Raises
+    ------
+    PipelineError
+        If the corpus is empty, `output` holds another job's codes, or too many images were rejected.
+    """
+    if batch_size < 1 or (actors is not None and actors < 1) or thumbnail < 0:
+        raise ValueError(
+            f"`batch_size` and `actors` must be at least 1 and `thumbnail` at least 0, got {batch_size}, {actors} and "
+            f"{thumbnail}"
+        )
+    budget = RejectBudget.parse(max_rejects)
+    target = OutputFolder(output)
+    refuse_foreign_folder(target)
+    kept = {"features": features, "thumbnail": thumbnail}
+    loaded = HashEncoder.load(encoder)
+    with target.lock():
+        job = _plan(str(corpus), loaded, target, kept, unit_images=unit_images, overwrite=overwrite)
+        settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **kept}
+        start = time.perf_counter()
+        state, num_actors = _run(job, actors, settings, budget, progress or (lambda _state: None))
+        return _commit(job, state, {"actors": num_actors, "total_s": round(time.perf_counter() - start, 3)}, budget)
+
+
+def read_summary(codes: str | Path) -> EncodeSummary:
+    """Return what `codes.json` says of a folder of codes.
+
+    Raises
+    ------
+    PipelineError
+        If the folder is not one, or its job did not end.
+    """
+    output = OutputFolder(codes)
+    if not output.exists("codes.json"):
+        state = (
+            "an unfinished encode job: run the same `hashlight encode` again and it goes on"
+            if output.exists("job.json")
+            else "no codes: expected a folder that `hashlight encode` wrote"
+        )
+        raise PipelineError(f"{codes} holds {state}")
+    try:
+        return EncodeSummary(**json.loads(output.read("codes.json")))
+    except (ValueError, TypeError) as error:
+        raise PipelineError(f"{codes}/codes.json is damaged ({error}): encode the corpus again") from error
+
+
+def read_keeps_features(codes: str | Path) -> bool:
+    """Whether a folder of codes has fine features beside them."""
+    return bool(json.loads(OutputFolder(codes).read("job.json"))["features"])
+
+
+def read_parts(codes: str | Path) -> Iterator[pa.Table]:
+    """Read the parts of a folder of codes in order, each checked against its sidecar.
+
+    Raises
+    ------
+    PipelineError
+        If a part is missing or damaged.
+    """
+    output = OutputFolder(codes)
+    for unit in _units_in(output, "sidecars"):
+        expected = json.loads(output.read(sidecar_name(unit)))["sha256"]
+        data = output.read(part_name(unit)) if output.exists(part_name(unit)) else None
+        got = "nothing" if data is None else hashlib.sha256(data).hexdigest()
+        if got != expected:
+            raise PipelineError(
+                f"{output.path(part_name(unit))} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: "
+                f"delete it, {output.path(sidecar_name(unit))} and codes.json, and encode again as before"
+            )
+        yield pq.read_table(pa.BufferReader(data))
+
+
+# 1. Plan.
+
+
+def _plan(
+    corpus: str, encoder: HashEncoder, output: OutputFolder, kept: dict[str, Any], *, unit_images: int, overwrite: bool
+) -> _Job:
+    """List the corpus and write the plan, unless an interrupted job left the same; nothing is removed before that."""
+    with output.scratch("plan.parquet") as aside:
+        work = read_work(corpus)
+        if work is None:
+            work = plan_work(corpus, aside, unit_images=unit_images)
+        else:
+            copy_file(corpus, aside)
+        _refuse_taken_columns(work, kept)
+        identity = {
+            "corpus": work.corpus,
+            "listing": work.digest,
+            "encoder": encoder.fingerprint,
+            "bits": encoder.bits,
+            **kept,
+        }
+        if output.exists("job.json") and not overwrite:
+            _refuse_other_job(output, identity)
+        else:
+            _remove_codes(output)
+            if not output.put_new("job.json", json.dumps(identity, indent=1).encode()):
+                raise PipelineError(f"another process began to write {output} at this moment: choose another --output")
+        if not output.exists("plan.parquet"):
+            output.put_file("plan.parquet", aside)
+    _save_encoder(encoder, output)
+    with output.open("plan.parquet") as raw:
+        return _Job(output, _job_name(identity), identity, WorkList(raw).summary)
+
+
+def _refuse_taken_columns(work: WorkSummary, kept: dict[str, Any]) -> None:
+    written = {FEATURES_COLUMN: kept["features"], THUMBNAIL_COLUMN: kept["thumbnail"]}
+    for name, option in written.items():
+        if option and name in work.columns:
+            raise PipelineError(
+                f"{work.corpus} has a column `{name}` of its own: rename it, or encode without "
+                f"--{name.removesuffix('s')}s"
+            )
+
+
+def _job_name(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _save_encoder(encoder: HashEncoder, output: OutputFolder) -> None:
+    with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as folder:
+        encoder.save(folder)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            output.put(f"encoder/{name}", Path(folder, name).read_bytes())
+
+
+def _refuse_other_job(output: OutputFolder, identity: dict[str, Any]) -> None:
+    found = json.loads(output.read("job.json"))
+    different = [key for key in identity if found.get(key) != identity[key]]
+    if different == ["listing"]:
+        raise PipelineError(
+            f"{identity['corpus']} has changed since {output} was begun: encode it into another --output, or all of "
+            "it again with --overwrite"
+        )
+    if different:
+        details = ", ".join(f"{key} {found.get(key)} (asked: {identity[key]})" for key in different)
+        raise PipelineError(
+            f"{output} holds the codes of another job, with {details}: choose another --output, or replace it with "
+            "--overwrite"
+        )
+
+
+# The mark that the folder is ours goes last.
+_OUTPUT_ENTRIES = (
+    "codes.json", "sidecars", "parts", "attempts", "rejects.parquet", "stats.json", "encoder", "plan.parquet",
+    "job.json",
+)  # fmt: skip
+
+
+def refuse_foreign_folder(output: OutputFolder) -> None:
+    """Raise PipelineError unless `output` is not there, is empty, or is marked as ours by its `job.json`."""
+    if output.is_local and Path(output.uri).exists() and not Path(output.uri).is_dir():
+        raise PipelineError(f"{output} is a file, expected a folder for the codes: choose another --output")
+    if output.names() and not output.exists("job.json"):
+        raise PipelineError(f"{output} is not empty and holds no codes: choose another --output")
+
+
+def _remove_codes(output: OutputFolder) -> None:
+    for name in _OUTPUT_ENTRIES:
+        output.remove(name)
+
+
+# 2. Run.
+
+
+def _run(
+    job: _Job, actors: int | None, settings: dict[str, Any], budget: RejectBudget, progress: Progress
+) -> tuple[EncodeProgress, int]:
+    """Encode the units that are not whole; return what was done, and by how many actors."""
+    done = _whole_units(job)
+    state = EncodeProgress(
+        units=len(done),
+        units_total=job.work.units,
+        units_before=len(done),
+        images=sum(codes + rejects for codes, rejects in done.values()),
+        images_total=job.work.images,
+        rejects=sum(rejects for _, rejects in done.values()),
+    )
+    _refuse_too_many_rejects(job, state, budget)
+    progress(state)
+    waiting = [unit for unit in range(job.work.units) if unit not in done]
+    if not waiting:
+        return state, 0
+    job.output.remove("attempts")
+    with ray_session(num_cpus=max(actors or 0, usable_cores())):
+        stage = _plan_actors(actors, len(waiting))
+        before, first, last = state.images, math.inf, 0.0
+        for row in _encode_units(job, waiting, stage, UnitSettings(job=job.name, **stage.settings, **settings)):
+            # Rows do not come in the order in which units begin and end.
+            first, last = min(first, row["started"]), max(last, row["ended"])
+            _count(state, row)
+            state.images_per_s = (state.images - before) / max(last - first, 1e-3)
+            _refuse_too_many_rejects(job, state, budget)
+            progress(state)
+    return state, stage.actors
+
+
+def _count(state: EncodeProgress, row: dict[str, Any]) -> None:
+    state.units += 1
+    state.images += int(row["codes"] + row["rejects"])
+    state.rejects += int(row["rejects"])
+    for step in STEPS:
+        state.seconds[step] += float(row[f"{step}_s"])
+
+
+def _refuse_too_many_rejects(job: _Job, state: EncodeProgress, budget: RejectBudget) -> None:
+    total = state.images if state.units == state.units_total else state.images_total
+    if budget.is_exceeded(state.rejects, state.images, total):
+        reasons = write_rejects(job.output, _units_in(job.output, "sidecars"), job.name).reasons
+        raise PipelineError(
+            f"{state.rejects:,} of {state.images:,} images were rejected so far, more than --max-rejects {budget} "
+            f"allows: {common_reasons(reasons)}; they are in {job.output.path('rejects.parquet')}. What is finished is "
+            "kept: run the same `hashlight encode` with a larger --max-rejects to go on"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """How many actors, what each takes of its node, and what its units need to know of that."""
+
+    actors: int
+    resources: dict[str, float]
+    settings: dict[str, Any]
+
+
+def _plan_actors(actors: int | None, units: int) -> _Stage:
+    """Size actors to the cluster: one a GPU, with its share of the cores to decode on; else one a core; or fewer."""
+    import ray
+
+    found = ray.cluster_resources()
+    cores, gpus = int(found.get("CPU", 1)), int(found.get("GPU", 0))
+    if gpus:
+        share = max(1, cores // gpus)
+        settings = {"device": "cuda", "decoders": max(1, share - 1)}
+        return _Stage(min(actors or gpus, gpus, units), {"num_gpus": 1, "num_cpus": share}, settings)
+    cores = max(1, cores)
+    return _Stage(min(actors or cores, cores, units), {"num_cpus": 1}, {"device": "cpu", "decoders": 1})
+
+
+def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSettings) -> Iterator[dict[str, Any]]:
+    import ray.data
+
+    # The error that a unit met says more than Ray's, which says that there was one.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
+    # They log a traceback of what is then raised here, and told in a line.
+    for name in ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    items = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_BLOCKS))
+    results = items.map_batches(
+        EncodeUnits,
+        fn_constructor_args=(job.output.uri, settings),
+        batch_size=1,
+        # Of two calls at once the one writes while the other encodes; see `EncodeUnits`.
+        compute=ray.data.ActorPoolStrategy(
+            size=stage.actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+        ),
+        **stage.resources,
+    )
+    try:
+        yield from results.iter_rows()
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise PipelineError(
+            f"an encoding process failed ({type(cause).__name__}: {str(cause).splitlines()[0]}); what is finished "
+            "is kept: run the same `hashlight encode` again"
+        ) from error
+
+
+def _whole_units(job: _Job) -> dict[int, tuple[int, int]]:
+    """Return codes and rejects of each unit that is whole; what says so wrongly is removed."""
+    output = job.output
+    sizes = output.sizes("parts")
+    whole = {}
+    units = _units_in(output, "sidecars")
+    for unit, data in zip(units, output.read_many(map(sidecar_name, units)), strict=True):
+        sidecar = json.loads(data)
+        if sidecar["job"] == job.name and sizes.get(Path(part_name(unit)).name) == sidecar["bytes"]:
+            whole[unit] = sidecar["codes"], sidecar["rejects"]
+        else:
+            output.remove(sidecar_name(unit))
+    return whole
+
+
+def _units_in(output: OutputFolder, folder: str) -> list[int]:
+    return sorted(int(name.partition(".")[0]) for name in output.names(folder))
+
+
+# 3. Gather the rejects, and 4. commit.
+
+
+def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: RejectBudget) -> EncodeSummary:
+    output = job.output
+    if state.units != job.work.units:
+        raise PipelineError(
+            f"{job.work.units - state.units} of {job.work.units} units did not finish: run the job again"
+        )
+    if job.work.images is None:
+        _reject_repeated(job)
+    gathered = write_rejects(output, range(job.work.units), job.name)
+    _refuse_too_many_rejects(job, replace(state, rejects=gathered.rejects), budget)
+    if not gathered.codes:
+        raise PipelineError(
+            f"not one of {gathered.rejects} images could be encoded: {common_reasons(gathered.reasons)}; all reasons "
+            f"are in {output.path('rejects.parquet')}"
+        )
+    if gathered.left_out:
+        logger.warning(
+            "the attributes %s are left out: the first samples of %s, which say what there is, have none",
+            ", ".join(sorted(gathered.left_out)),
+            job.work.corpus,
+        )
+    output.remove("attempts")
+    for folder in ("", "parts", "sidecars", "encoder"):
+        output.remove_leftovers(folder)
+    identity = job.identity
+    summary = EncodeSummary(
+        images=gathered.codes + gathered.rejects,
+        codes=gathered.codes,
+        rejects=gathered.rejects,
+        bits=identity["bits"],
+        encoder=identity["encoder"],
+        corpus=identity["corpus"],
+    )
+    output.put("stats.json", json.dumps(_stats(state, gathered, run), indent=1).encode())
+    output.put("codes.json", json.dumps(asdict(summary), indent=1).encode())
+    return summary
+
+
+def _reject_repeated(job: _Job) -> None:
+    """Reject images whose id an earlier one has: those of shards are met only now, and their ids are hashes."""
+
+    def read(unit: int) -> pa.Table:
+        with job.output.open(part_name(unit)) as raw:
+            return pq.read_table(raw, columns=["id", "uri"])
+
+    def tables() -> Iterator[pa.Table]:
+        return map_ahead(read, range(job.work.units))
+
+    with RepeatedIds() as ids:
+        for table in tables():
+            ids.add(table["id"].to_numpy())
+        repeated = ids.find()
+    first: dict[int, str] = {}
+    for unit, table in enumerate(tables() if len(repeated) else ()):
+        late = {}
+        for row in np.flatnonzero(np.isin(table["id"].to_numpy(), repeated)).tolist():
+            uri = table["uri"][row].as_py()
+            if (before := first.setdefault(table["id"][row].as_py(), uri)) != uri:
+                late[row] = f"same id as another image: {before}"
+        if late:
+            reject_rows(job.output, unit, late)
+
+
+def _stats(state: EncodeProgress, gathered: Gathered, run: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "images": gathered.codes + gathered.rejects,
+        "codes": gathered.codes,
+        "rejects": gathered.rejects,
+        "reasons": dict(gathered.reasons.most_common()),
+        "attributes_left_out": sorted(gathered.left_out),
+        "units": state.units,
+        "units_of_this_run": state.units - state.units_before,
+        "images_per_s": round(state.images_per_s, 1),
+        "seconds": {step: round(spent, 3) for step, spent in state.seconds.items()},
+        **run,
+    }

@@ -1,0 +1,119 @@
+"""Images that could not be encoded: why, how many are too many, and the table of them all."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hashlight.pipelines.encoding.units import parse_sidecar, sidecar_name
+from hashlight.pipelines.jobs.stores import OutputFolder
+
+# Where the number of images is not known beforehand, a share means nothing until so many were seen.
+_FEWEST_FOR_A_SHARE = 1000
+_ROW_GROUP_ROWS = 10_000
+_SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), "reason": pa.string()})
+
+
+@dataclass(frozen=True, slots=True)
+class RejectBudget:
+    """How many images may be rejected: a number, a share of all, or any.
+
+    Attributes
+    ----------
+    count : int or None
+    share : float or None
+        0 to 1.
+    """
+
+    count: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str | int | None) -> RejectBudget:
+        """Read "1%" as a share, "100" as a number, None as any.
+
+        Raises
+        ------
+        ValueError
+            If it is neither.
+        """
+        if text is None:
+            return cls()
+        plain = str(text).strip()
+        try:
+            budget = cls(share=float(plain[:-1]) / 100) if plain.endswith("%") else cls(count=int(plain))
+        except ValueError:
+            budget = cls(count=-1)
+        if not (0 <= (budget.share or 0) <= 1 and (budget.count or 0) >= 0):
+            raise ValueError(f"--max-rejects must be a number of images or a share from 0% to 100%, got {plain!r}")
+        return budget
+
+    def __str__(self) -> str:
+        """Return it as it is given on the command line."""
+        if self.share is not None:
+            return f"{100 * self.share:g}%"
+        return "any" if self.count is None else str(self.count)
+
+    def is_exceeded(self, rejects: int, images: int, images_total: int | None) -> bool:
+        """Whether a job that rejected so many of the images it saw cannot end within the budget, or hardly will."""
+        if self.count is not None:
+            return rejects > self.count
+        if self.share is None:
+            return False
+        if images_total is not None:
+            return rejects > self.share * images_total
+        return images >= _FEWEST_FOR_A_SHARE and rejects > self.share * images
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What the sidecars of units say together: codes, rejects, how often each reason stands, attributes left out."""
+
+    codes: int = 0
+    rejects: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    left_out: set[str] = field(default_factory=set)
+
+
+def write_rejects(output: OutputFolder, units: Sequence[int], job: str) -> Gathered:
+    """Gather the rejects of finished units into `rejects.parquet`, in order.
+
+    Raises
+    ------
+    PipelineError
+        If a unit was finished by another job than `job`.
+    """
+    gathered = Gathered()
+    rows = _gather(output, units, job, gathered)
+    with output.scratch("rejects.parquet") as aside:
+        with pq.ParquetWriter(aside, _SCHEMA) as table:
+            while some := list(itertools.islice(rows, _ROW_GROUP_ROWS)):
+                table.write_table(pa.Table.from_pylist(some, _SCHEMA))
+        output.put_file("rejects.parquet", aside)
+    return gathered
+
+
+def _gather(output: OutputFolder, units: Sequence[int], job: str, gathered: Gathered) -> Iterator[dict[str, Any]]:
+    for unit, data in zip(units, output.read_many(map(sidecar_name, units)), strict=True):
+        sidecar = parse_sidecar(data, unit, job)
+        gathered.codes += sidecar["codes"]
+        gathered.rejects += sidecar["rejects"]
+        gathered.left_out.update(sidecar.get("left_out", ()))
+        gathered.reasons.update(_kind_of(row["reason"]) for row in sidecar["rejected"])
+        yield from sidecar["rejected"]
+
+
+def common_reasons(reasons: Counter[str]) -> str:
+    """Say the three most common reasons and how often each stands."""
+    return "; ".join(f"{reason} ({count:,} times)" for reason, count in reasons.most_common(3))
+
+
+def _kind_of(reason: str) -> str:
+    """Return the part of a reason that many images share."""
+    return reason.partition(":")[0]

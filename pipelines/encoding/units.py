@@ -1,0 +1,325 @@
+"""One unit of an encode job: read, decode, encode, write; the stage that Ray's actors run."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import io
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, EncoderOutput, HashEncoder
+from hashlight.pipelines.codes.parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
+from hashlight.pipelines.corpora.corpus import attribute_names, shard_entries
+from hashlight.pipelines.corpora.listing import SHARDS, SOURCE
+from hashlight.pipelines.corpora.reading import read_images, read_shard
+from hashlight.pipelines.corpora.webdataset import Sample
+from hashlight.pipelines.corpora.work import WorkList
+from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool
+from hashlight.pipelines.decoding.worker import DecodeLimits
+from hashlight.pipelines.jobs import chaos
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.stores import OutputFolder
+
+# Ray starts a dead actor again and hands it the same unit, for ever; this ends it.
+_MOST_ATTEMPTS = 5
+_NICER, _NICEST = 5, 19
+STEPS = ("read", "decode", "encode", "write")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitSettings:
+    """How units are encoded.
+
+    `features` and `thumbnail` say what is written; `limits` decide which images are rejects; `device` may change bits
+    whose sign is a matter of rounding. The others change nothing.
+
+    Attributes
+    ----------
+    job : str
+        Name of the job, which its sidecars carry.
+    batch_size : int
+        Images decoded at a time.
+    decoders : int
+        Decoding processes of an actor.
+    device : str
+    features : bool
+    thumbnail : int
+        Longest side of the thumbnails, 0 for none.
+    limits : DecodeLimits
+    """
+
+    job: str
+    batch_size: int
+    decoders: int
+    device: str
+    features: bool
+    thumbnail: int
+    limits: DecodeLimits
+
+
+@dataclass(slots=True)
+class _Encoded:
+    """What the good images of a unit gave, batch by batch, why the others were rejected, and attributes left out."""
+
+    good: list[np.ndarray] = field(default_factory=list)
+    outputs: list[EncoderOutput] = field(default_factory=list)
+    thumbnails: list[bytes] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+
+    def add(self, batch: DecodedBatch, output: EncoderOutput, encode_s: float) -> None:
+        self.good.append(batch.good)
+        self.outputs.append(output)
+        self.thumbnails += batch.thumbnails
+        self.reasons.update(batch.reasons)
+        self.seconds["read"] += batch.read_s
+        self.seconds["decode"] += batch.decode_s
+        self.seconds["encode"] += encode_s
+
+
+class EncodeUnits:
+    """Encodes units; the encoder is loaded and the decoding processes are started once, when the actor starts.
+
+    Two threads may call it at once: one unit is written while the next is encoded.
+
+    Maps a batch of `unit` numbers to one row a unit: `unit`, `codes`, `rejects`, the seconds `read_s`, `decode_s`,
+    `encode_s` and `write_s`, which overlap, and the times `started` and `ended`.
+    """
+
+    def __init__(self, output: str, settings: UnitSettings) -> None:
+        self._output = OutputFolder(output)
+        self._settings = settings
+        self._encoder = load_output_encoder(self._output).to(settings.device)
+        self._work = WorkList(self._output.open("plan.parquet"))
+        self._pool = DecodePool(
+            self._encoder.config.preprocessing,
+            processes=settings.decoders,
+            batch_size=settings.batch_size,
+            thumbnail=settings.thumbnail,
+            limits=settings.limits,
+        )
+        # For the work list, the decoding processes and the model, which serve one unit at a time.
+        self._lock = threading.Lock()
+        self._threads = threading.local()
+        self._warm_up()
+        # The model and what was imported live as long as the actor: not to be looked through again and again.
+        gc.freeze()
+
+    def _warm_up(self) -> None:
+        """Have all loaded and allocated before the first unit."""
+        rule = self._encoder.config.preprocessing
+        shape = (self._settings.batch_size, rule.size, rule.size, rule.channels)
+        self._encoder.encode_pixels(np.zeros(shape, np.uint8))
+        tiny = io.BytesIO()
+        Image.new("L", (1, 1)).save(tiny, "PNG")
+        for _ in self._pool.decode([tiny.getvalue()] * (self._settings.decoders * self._settings.batch_size)):
+            pass
+
+    def close(self) -> None:
+        """End the decoding processes; those of an actor end with it."""
+        self._pool.close()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Encode every unit of `batch` and write it."""
+        self._give_way()
+        started = time.time()
+        done = [self._sidecar_of(unit) or self._encode_unit(unit) for unit in batch["unit"].tolist()]
+        columns = {name: np.array([sidecar[name] for sidecar in done]) for name in ("codes", "rejects")}
+        seconds = {f"{step}_s": np.array([sidecar["seconds"][step] for sidecar in done]) for step in STEPS}
+        times = {"started": np.full(len(done), started), "ended": np.full(len(done), time.time())}
+        return {"unit": batch["unit"], **columns, **seconds, **times}
+
+    def _give_way(self) -> None:
+        """Let the decoding process go first: it then decodes a batch in one turn, while its caches are warm."""
+        if not hasattr(self._threads, "niceness"):
+            self._threads.niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, _NICEST)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._threads.niceness)
+
+    def _sidecar_of(self, unit: int) -> dict[str, Any] | None:
+        """Return what was published of a unit by an actor that died before it could say so."""
+        name = sidecar_name(unit)
+        if not self._output.exists(name):
+            return None
+        return parse_sidecar(self._output.read(name), unit, self._settings.job)
+
+    def _count_attempt(self, unit: int) -> None:
+        name = f"attempts/{unit:05d}"
+        before = int(self._output.read(name)) if self._output.exists(name) else 0
+        if before == _MOST_ATTEMPTS:
+            raise PipelineError(
+                f"unit {unit} was begun {before} times and ended its process every time: is a node out of memory? Try "
+                "a smaller --batch-size"
+            )
+        self._output.note(name, str(before + 1).encode())
+
+    def _encode_unit(self, unit: int) -> dict[str, Any]:
+        with self._lock:
+            self._count_attempt(unit)
+            chaos.step("unit", unit)
+            entries, encoded = self._encode_entries(self._work.read(unit))
+        chaos.step("encoded", unit)
+        return self._publish(unit, entries, encoded)
+
+    def _encode_entries(self, entries: pa.Table) -> tuple[pa.Table, _Encoded]:
+        """Encode the images of a unit; return their entries, which of a tar are known only now, and what they gave."""
+        encoded = _Encoded()
+        if self._work.summary.kind != SHARDS:
+            self._encode(read_images(entries), encoded)
+            return entries, encoded
+        samples: list[Sample] = []
+        uri, source = entries["uri"][0].as_py(), entries[SOURCE][0].as_py()
+        self._encode(_shard_images(source, samples), encoded)
+        schema = pa.schema([*entries.schema, *self._shard_attributes()])
+        encoded.left_out.update(*(sample.attributes.keys() - schema.names for sample in samples))
+        return shard_entries(uri, source, samples, schema), encoded
+
+    def _publish(self, unit: int, entries: pa.Table, encoded: _Encoded) -> dict[str, Any]:
+        """Write what a unit gave, and then that it is whole; return what says so."""
+        start = time.perf_counter()
+        table = self._table(entries, encoded)
+        part = _parquet_bytes(table)
+        self._output.put(part_name(unit), part)
+        encoded.seconds["write"] = time.perf_counter() - start
+        sidecar = self._sidecar(part, _rejects(entries, encoded.reasons), encoded)
+        name = sidecar_name(unit)
+        if self._output.put_new(name, json.dumps(sidecar).encode()):
+            return sidecar
+        # An actor that was thought dead published the unit meanwhile, with the same codes if it is of this job.
+        return parse_sidecar(self._output.read(name), unit, self._settings.job)
+
+    def _encode(self, images: Iterator[bytes | OSError], encoded: _Encoded) -> None:
+        for batch in self._pool.decode(images):
+            start = time.perf_counter()
+            output = self._encoder.encode_pixels(batch.pixels)
+            encoded.add(batch, output, time.perf_counter() - start)
+
+    def _shard_attributes(self) -> list[pa.Field]:
+        known = self._work.read(0).column_names
+        return [pa.field(name, pa.string()) for name in self._work.summary.columns if name not in known]
+
+    def _table(self, entries: pa.Table, encoded: _Encoded) -> pa.Table:
+        good = np.concatenate([np.zeros(0, np.int64), *encoded.good])
+        table = entries.select(["id", *attribute_names(entries)])
+        if len(good) < len(entries):
+            table = table.take(pa.array(good))
+        codes = [output.codes.astype("<u8", copy=False) for output in encoded.outputs]
+        table = table.add_column(1, "code", _fixed_column(codes, len(good), 8 * -(-self._encoder.bits // 64)))
+        if self._settings.features:
+            features = [output.features.astype("<f2") for output in encoded.outputs]
+            column = _fixed_column(features, len(good), 2 * self._encoder.feature_dim)
+            table = table.append_column(FEATURES_COLUMN, column)
+        if self._settings.thumbnail:
+            table = table.append_column(THUMBNAIL_COLUMN, pa.array(encoded.thumbnails, pa.binary()))
+        return table.replace_schema_metadata(None)
+
+    def _sidecar(self, part: bytes, rejected: list[dict[str, Any]], encoded: _Encoded) -> dict[str, Any]:
+        return {
+            "job": self._settings.job,
+            "codes": sum(map(len, encoded.good)),
+            "rejects": len(rejected),
+            "rejected": rejected,
+            "left_out": sorted(encoded.left_out),
+            "seconds": {step: round(spent, 4) for step, spent in encoded.seconds.items()},
+            **_describe(part),
+        }
+
+
+def part_name(unit: int) -> str:
+    """Name the file of a unit's codes."""
+    return f"parts/{unit:05d}.parquet"
+
+
+def sidecar_name(unit: int) -> str:
+    """Name the file that says that a unit is whole."""
+    return f"sidecars/{unit:05d}.json"
+
+
+def parse_sidecar(data: bytes, unit: int, job: str) -> dict[str, Any]:
+    """Return what a sidecar says of a unit.
+
+    Raises
+    ------
+    PipelineError
+        If it is another job's.
+    """
+    sidecar: dict[str, Any] = json.loads(data)
+    if sidecar["job"] != job:
+        raise PipelineError(
+            f"unit {unit} was published by another job meanwhile ({sidecar['job']}, this one is {job}): see that no "
+            "other `hashlight encode` writes to this --output, and run this one again, which does the unit anew"
+        )
+    return sidecar
+
+
+def reject_rows(output: OutputFolder, unit: int, reasons: dict[int, str]) -> None:
+    """Make rejects of some rows of a unit that is whole.
+
+    Who is killed between the two files leaves a sidecar that does not fit its part, so that the unit is done anew.
+    """
+    table = pq.read_table(pa.BufferReader(output.read(part_name(unit))))
+    sidecar = json.loads(output.read(sidecar_name(unit)))
+    rejected = [*sidecar["rejected"], *_rejects(table, reasons)]
+    part = _parquet_bytes(table.take(np.setdiff1d(np.arange(len(table)), list(reasons))))
+    said = {
+        **sidecar,
+        "codes": sidecar["codes"] - len(reasons),
+        "rejects": len(rejected),
+        "rejected": rejected,
+        **_describe(part),
+    }
+    output.put(part_name(unit), part)
+    output.put(sidecar_name(unit), json.dumps(said).encode())
+
+
+def _describe(part: bytes) -> dict[str, Any]:
+    return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+
+
+def load_output_encoder(output: OutputFolder) -> HashEncoder:
+    """Load the copy of the encoder that an encode job's folder keeps."""
+    with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as folder:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            Path(folder, name).write_bytes(output.read(f"encoder/{name}"))
+        return HashEncoder.load(folder)
+
+
+def _shard_images(source: str, samples: list[Sample]) -> Iterator[bytes | OSError]:
+    """Read a shard's images, and keep what else its samples hold; the second image of one name is no image."""
+    names: set[str] = set()
+    for sample in read_shard(source):
+        data = sample.data if sample.name not in names else OSError(f"{sample.name} stands twice in the shard")
+        names.add(sample.name)
+        sample.data = b""
+        samples.append(sample)
+        yield data
+
+
+def _fixed_column(rows: list[np.ndarray], count: int, width: int) -> pa.FixedSizeBinaryArray:
+    raw = b"".join(part.tobytes() for part in rows)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), count, [None, pa.py_buffer(raw)])
+
+
+def _rejects(entries: pa.Table, reasons: dict[int, str]) -> list[dict[str, Any]]:
+    rows = entries.select(["id", "uri"]).take(list(reasons)).to_pylist() if reasons else []
+    return [{**row, "reason": reason} for row, reason in zip(rows, reasons.values(), strict=True)]
+
+
+def _parquet_bytes(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    # Ids, codes and names are all different, and parts are read as a whole.
+    pq.write_table(table.combine_chunks(), buffer, use_dictionary=False, write_statistics=False)
+    return buffer.getvalue()

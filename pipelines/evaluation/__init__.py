@@ -1,0 +1,1 @@
+"""How well an encoder retrieves: measures, reports, pictures."""

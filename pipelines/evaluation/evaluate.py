@@ -1,0 +1,218 @@
+"""Evaluate an encoder: how well its codes find images of the query's labels, beside baselines on the same features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hashlight.encoders.encoder import EncoderOutput, HashEncoder
+from hashlight.encoders.methods import METHODS
+from hashlight.engine.places.buckets import split_options
+from hashlight.pipelines.corpora.corpus import labels_of, list_corpus
+from hashlight.pipelines.decoding.images import encode_entries
+from hashlight.pipelines.evaluation.measure import (
+    RELAXED_QUERIES,
+    Comparison,
+    Histograms,
+    Report,
+    Side,
+    count_distances,
+    method_report,
+    relaxed_maps,
+)
+from hashlight.pipelines.evaluation.report import write_report
+from hashlight.pipelines.jobs.errors import PipelineError
+
+BASELINES = tuple(name for name, method in METHODS.items() if method.fit is not None)
+
+Progress = Callable[[str], None]
+
+
+def evaluate_encoder(
+    encoder: str | Path,
+    *,
+    database: str | Path,
+    queries: str | Path,
+    output: str | Path,
+    train: str | Path | None = None,
+    baselines: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Report:
+    """Rank the database for every query and write a report, as `pipelines.evaluation.report.write_report` says.
+
+    Parameters
+    ----------
+    encoder : str or Path
+    database, queries : str or Path
+        Labelled corpora. An image is relevant to a query if they share a label.
+    output : str or Path
+        Folder of the report.
+    train : str or Path, optional
+        The corpus that baselines learn from; the database if left out.
+    baselines : sequence of str, optional
+        Methods that are fitted to features, learned on those that the encoder's hash layer reads. The encoder's own
+        is left out. If not given: ITQ, unless the encoder has more bits than features, and LSH.
+    seed : int
+        Of the baselines.
+    progress : callable, optional
+        Called with the name of each step.
+
+    Raises
+    ------
+    PipelineError
+        If a baseline is unknown or cannot give so many bits, a corpus has no labels, none of its images can be decoded,
+        or no query shares a label with any image of the database.
+    """
+    if Path(output).exists() and not Path(output).is_dir():
+        raise PipelineError(f"{output} is a file, expected a folder for the report: choose another --output")
+    say = progress or (lambda _step: None)
+    model = HashEncoder.load(encoder)
+    if baselines is None:
+        baselines = [name for name in ("itq", "lsh") if not _misfit(name, model)]
+    _refuse_baselines(baselines, model)
+    corpora = {"database": database, "queries": queries}
+    if train is not None and baselines:
+        corpora["train"] = train
+    sides, classes = _encode_sides(model, corpora, say)
+    compared = Comparison(sides["queries"], sides["database"], classes)
+    compared.codes[model.config.method] = (compared.queries.output.codes, compared.database.output.codes)
+    teacher = sides.get("train", compared.database)
+    for name in baselines:
+        if name == model.config.method:
+            continue
+        say(f"fitting {name}")
+        compared.codes[name] = _baseline_codes(name, teacher, compared, model.bits, seed)
+    say("ranking")
+    for name, (query_codes, codes) in compared.codes.items():
+        compared.histograms[name] = count_distances(
+            query_codes, codes, compared.queries.labels, compared.database.labels, model.bits
+        )
+    found = next(iter(compared.histograms.values()))
+    _refuse_unanswerable(found, compared)
+    # Without the options of a URI, which may be keys.
+    places = {name: split_options(str(corpus))[0] for name, corpus in corpora.items()}
+    report = _report(model, compared, found, places, len(teacher.labels))
+    say("drawing")
+    write_report(report, compared, Path(output))
+    return report
+
+
+def _misfit(baseline: str, model: HashEncoder) -> str:
+    """Return why a baseline cannot give the encoder's bits on its features, or nothing."""
+    try:
+        METHODS[baseline].check_bits(model.bits, model.feature_dim, 0)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _refuse_baselines(baselines: Sequence[str], model: HashEncoder) -> None:
+    unknown = set(baselines) - set(BASELINES)
+    if unknown:
+        raise PipelineError(f"unknown baselines {sorted(unknown)}: choose from {', '.join(BASELINES)}")
+    for name in baselines:
+        if misfit := _misfit(name, model):
+            raise PipelineError(f"the baseline {name} does not fit this encoder: {misfit}")
+
+
+def _encode_sides(
+    model: HashEncoder, corpora: dict[str, str | Path], say: Progress
+) -> tuple[dict[str, Side], list[str]]:
+    """Encode labelled corpora; number their labels alike, whichever of them has which."""
+    listed: dict[str, tuple[pa.Table, EncoderOutput, np.ndarray, list[str]]] = {}
+    for side, corpus in corpora.items():
+        say(f"encoding {side}")
+        entries, output = encode_entries(model, list_corpus(corpus))
+        listed[side] = (entries, output, *labels_of(entries))
+    dimensions = {labels.ndim for _, _, labels, _ in listed.values()}
+    if len(dimensions) > 1:
+        raise PipelineError("some corpora have one label an image and some have lists: give all of one kind")
+    classes = sorted({name for *_, names in listed.values() for name in names})
+    return {
+        side: Side(entries, _renumbered(labels, names, classes), output)
+        for side, (entries, output, labels, names) in listed.items()
+    }, classes
+
+
+def _renumbered(labels: np.ndarray, names: list[str], classes: list[str]) -> np.ndarray:
+    number = np.array([classes.index(name) for name in names], np.int64)
+    if labels.ndim == 1:
+        return number[labels]
+    matrix = np.zeros((len(labels), len(classes)), np.bool_)
+    matrix[:, number] = labels
+    return matrix
+
+
+def _baseline_codes(
+    name: str, teacher: Side, compared: Comparison, bits: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    fit = METHODS[name].fit
+    assert fit is not None, "BASELINES has only methods that are fitted"
+    labels = teacher.labels
+    matrix = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)
+    hasher = fit(teacher.output.features, bits, seed, matrix)
+    return hasher.encode(compared.queries.output.features), hasher.encode(compared.database.output.features)
+
+
+def _refuse_unanswerable(found: Histograms, compared: Comparison) -> None:
+    if not found.relevant.any():
+        raise PipelineError(
+            f"not one of the {len(compared.queries.labels)} queries shares a label with any of the "
+            f"{len(compared.database.labels)} images of the database: were their labels given the same names?"
+        )
+
+
+def _report(
+    model: HashEncoder, compared: Comparison, found: Histograms, corpora: dict[str, str], num_taught: int
+) -> Report:
+    training = model.config.training
+    relaxed, signs = relaxed_maps(compared.queries, compared.database, found)
+    return Report(
+        bits=model.bits,
+        encoder=model.fingerprint,
+        backbone=model.config.backbone,
+        title=str(training.get("title", model.config.method)),
+        protocol=_protocol(model, compared, found, corpora, num_taught),
+        map_relaxed=relaxed,
+        map_signs_of_those=signs,
+        methods={
+            name: method_report(histograms, compared.codes[name][1], model.bits)
+            for name, histograms in compared.histograms.items()
+        },
+    )
+
+
+def _protocol(
+    model: HashEncoder, compared: Comparison, found: Histograms, corpora: dict[str, str], num_taught: int
+) -> dict[str, str | int]:
+    """Say what was asked of what, and what encoder and baselines had seen before."""
+    training = model.config.training
+    queries, database = compared.queries.entries, compared.database.entries
+    return {
+        "queries": len(queries),
+        "queries_from": corpora["queries"],
+        "database": len(database),
+        "database_from": corpora["database"],
+        "uris_on_both_sides": _in_common(queries, database, "uri"),
+        "ids_on_both_sides": _in_common(queries, database, "id"),
+        "an_image_on_both_sides": "counts as a hit of its own",
+        "relevant": "shares a label with the query",
+        "queries_with_an_answer": int(found.relevant.any(axis=1).sum()),
+        "queries_without_an_answer": "left out of mAP and NDCG, 0 in P@N and precision within a radius",
+        "cut_off": "all of the database where none is named",
+        "ties": "expected value over the orders of equal distances",
+        "epoch": str(training.get("epoch", "unknown")),
+        "encoder_learned_from": str(training.get("supervision", "unknown")),
+        "baselines_learn_from": f"{num_taught} images, by the features of the encoder's hash layer",
+        "baselines_learn_from_corpus": corpora.get("train", corpora["database"]),
+        "relaxed_codes": f"at most {RELAXED_QUERIES} of the queries with an answer",
+    }
+
+
+def _in_common(queries: pa.Table, database: pa.Table, column: str) -> int:
+    return int(pc.sum(pc.is_in(queries[column], database[column].combine_chunks())).as_py() or 0)

@@ -1,0 +1,239 @@
+"""Measures of codes on labelled images, and the records that a report is made from.
+
+Shapes: Q queries, N database items, D = bits + 1 distances, C classes, L levels (numbers of shared labels).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from hashlight.encoders.encoder import EncoderOutput
+from hashlight.encoders.methods import METHODS
+from hashlight.encoders.metrics import (
+    average_precision_of_scores,
+    bit_balance,
+    bit_correlation,
+    distinct_codes,
+    largest_bucket,
+    mean_average_precision,
+    ndcg,
+    precision_at,
+    precision_within_radius,
+)
+from hashlight.engine.indexes.histogram import DistanceHistogram, distance_histogram, graded_histogram
+
+PRECISION_RADIUS = 2
+CUT_OFFS = (10, 100, 1000)
+
+# Relaxed codes are ranked by sorting, a second for 1,000 queries of 9,000 items: more queries would hardly say more.
+RELAXED_QUERIES = 1000
+_SORTED_AT_ONCE = 50_000_000
+
+
+class Histograms(NamedTuple):
+    """Counts of items by distance, for each query.
+
+    Attributes
+    ----------
+    total, relevant : ndarray of int64, shape (Q, D)
+    graded : ndarray of int64, shape (Q, D, L), or None
+        By the number of labels in common; None for one label an image.
+    seconds : float
+        That counting took.
+    """
+
+    total: np.ndarray
+    relevant: np.ndarray
+    graded: np.ndarray | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MethodReport:
+    """Quality of one method's codes. Every number is the expected value over the orders of equal distances.
+
+    Attributes
+    ----------
+    map_all : float
+        Mean average precision over the whole database.
+    map_at, map_at_found : dict of str to float
+        With a cut-off, over as many relevant items as the cut-off could hold, and over those it found (the rule of
+        HashNet's code and of most published tables).
+    precision_at : dict of str to float
+        Share of relevant items among the first N, of every query: one with nothing relevant counts as 0. Means of
+        average precision and NDCG are over the queries that have something relevant.
+    ndcg_at : dict of str to float or None
+        For several labels an image, with gain 2**shared - 1.
+    precision_radius_2 : float
+        Mean precision within radius 2; a query with nothing there counts as 0.
+    distinct_codes, largest_bucket : int
+        Of the database.
+    bit_balance : float
+        Mean over bits of the share of the rarer value, 0.5 at best.
+    bit_correlation : float or None
+        Mean absolute correlation of two bits, 0 at best; None with fewer than two bits that vary.
+    ms_a_query : float
+        To compare a query with the whole database and count, on one core.
+    """
+
+    map_all: float
+    map_at: dict[str, float]
+    map_at_found: dict[str, float]
+    precision_at: dict[str, float]
+    ndcg_at: dict[str, float] | None
+    precision_radius_2: float
+    distinct_codes: int
+    largest_bucket: int
+    bit_balance: float
+    bit_correlation: float | None
+    ms_a_query: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `evaluate_encoder` found; every number stands beside its protocol.
+
+    Attributes
+    ----------
+    title : str
+        The method that made the encoder, as it is to be printed.
+    protocol : dict
+        Corpora, tie rule, cut-off, epoch and what encoder and baselines learned from.
+    map_relaxed, map_signs_of_those : float
+        Mean average precision of the real-valued codes tanh(beta z), ranked by inner product, and that of their signs,
+        of the same queries: at most 1,000.
+    methods : dict of str to MethodReport
+        First the encoder under its method's name, and each baseline.
+    """
+
+    bits: int
+    encoder: str
+    backbone: str
+    title: str
+    protocol: dict[str, str | int]
+    map_relaxed: float
+    map_signs_of_those: float
+    methods: dict[str, MethodReport]
+
+    def titles(self) -> dict[str, str]:
+        """Return what to print for the name of each method."""
+        own, *baselines = self.methods
+        return {own: self.title, **{name: METHODS[name].title for name in baselines}}
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of the comparison.
+
+    Attributes
+    ----------
+    entries : pyarrow.Table
+        The corpus listing, without what could not be decoded.
+    labels : ndarray, shape (N,) int64 or (N, C) bool
+    output : EncoderOutput
+    """
+
+    entries: pa.Table
+    labels: np.ndarray
+    output: EncoderOutput
+
+
+@dataclass(slots=True)
+class Comparison:
+    """All that a report is drawn from.
+
+    Attributes
+    ----------
+    classes : list of str
+        Names by label number or column.
+    codes : dict of str to (ndarray, ndarray)
+        Of queries and database, by method.
+    histograms : dict of str to Histograms
+    """
+
+    queries: Side
+    database: Side
+    classes: list[str]
+    codes: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    histograms: dict[str, Histograms] = field(default_factory=dict)
+
+
+def count_distances(
+    queries: np.ndarray, codes: np.ndarray, query_labels: np.ndarray, code_labels: np.ndarray, bits: int
+) -> Histograms:
+    """Count items by distance from each query, and those that share a label with it.
+
+    Parameters
+    ----------
+    queries, codes : ndarray of uint64, shapes (Q, W) and (N, W)
+    query_labels, code_labels : ndarray, shapes (Q,) and (N,) int64, or (Q, C) and (N, C) bool
+    bits : int
+    """
+    count = distance_histogram if query_labels.ndim == 1 else graded_histogram
+    # The first call of a process loads the kernel, which is no part of a query's time.
+    count(queries[:1], codes, query_labels=query_labels[:1], code_labels=code_labels, bits=bits)
+    start = time.perf_counter()
+    counts = count(queries, codes, query_labels=query_labels, code_labels=code_labels, bits=bits)
+    seconds = time.perf_counter() - start
+    if isinstance(counts, DistanceHistogram):
+        return Histograms(*counts, None, seconds)
+    return Histograms(counts.sum(axis=2), counts[:, :, 1:].sum(axis=2), counts, seconds)
+
+
+def method_report(histograms: Histograms, codes: np.ndarray, bits: int) -> MethodReport:
+    """Measure one method's codes; `codes` (N, W) are the database's."""
+    total, relevant, graded, seconds = histograms
+    share_set = bit_balance(codes, bits)
+    correlation = bit_correlation(codes, bits)
+    gains = 2.0 ** np.arange(0 if graded is None else graded.shape[2]) - 1
+    cut_offs = [n for n in CUT_OFFS if n <= len(codes)]
+    return MethodReport(
+        map_all=mean_average_precision(total, relevant),
+        map_at={str(n): mean_average_precision(total, relevant, n) for n in cut_offs},
+        map_at_found={str(n): mean_average_precision(total, relevant, n, normalisation="found") for n in cut_offs},
+        precision_at={str(n): float(precision_at(total, relevant, n).mean()) for n in cut_offs},
+        ndcg_at=None if graded is None else {str(n): float(np.nanmean(ndcg(graded, gains, n))) for n in cut_offs},
+        precision_radius_2=float(np.mean(precision_within_radius(total, relevant, min(PRECISION_RADIUS, bits)))),
+        distinct_codes=distinct_codes(codes),
+        largest_bucket=largest_bucket(codes),
+        bit_balance=float(np.mean(np.minimum(share_set, 1 - share_set))),
+        bit_correlation=None if np.isnan(correlation) else correlation,
+        ms_a_query=1000 * seconds / max(len(total), 1),
+    )
+
+
+def relaxed_maps(queries: Side, database: Side, found: Histograms) -> tuple[float, float]:
+    """Mean average precision by inner products of relaxed codes, and by their signs, of the same queries.
+
+    These are at most 1,000 of the queries that have anything relevant, evenly taken.
+
+    Parameters
+    ----------
+    found : Histograms
+        Of the signs.
+
+    Returns
+    -------
+    tuple of float
+        Of relaxed codes, and of signs; nan where no query has anything relevant.
+    """
+    answered = np.flatnonzero(found.relevant.any(axis=1))
+    if not len(answered):
+        return float("nan"), float("nan")
+    chosen = answered[np.linspace(0, len(answered) - 1, min(RELAXED_QUERIES, len(answered))).astype(np.int64)]
+    values = []
+    for rows in np.array_split(chosen, -(-len(chosen) * len(database.labels) // _SORTED_AT_ONCE)):
+        scores = queries.output.relaxed[rows] @ database.output.relaxed.T
+        values.append(average_precision_of_scores(scores, _relevant(queries.labels[rows], database.labels)))
+    return float(np.concatenate(values).mean()), mean_average_precision(found.total[chosen], found.relevant[chosen])
+
+
+def _relevant(query_labels: np.ndarray, code_labels: np.ndarray) -> np.ndarray:
+    if query_labels.ndim == 1:
+        return query_labels[:, None] == code_labels
+    return query_labels.astype(np.float32) @ code_labels.T.astype(np.float32) > 0

@@ -1,0 +1,191 @@
+"""Write what an evaluation found: numbers for programs, a page for people, and pictures.
+
+::
+
+    report.json             every number, with its protocol
+    report.md               the same as a table, with the pictures
+    precision_recall.png    precision against recall, by radius
+    precision_at.png        share of relevant items among the first N
+    precision_radius.png    precision within each radius, radius 2 marked
+    sharpness.png           histogram of |h|: whether relaxed codes have become binary
+    tsne.png                a map of codes, one colour a label; not of fewer than 4
+    results.png             queries and their nearest images
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from hashlight.encoders.metrics import precision_at, precision_recall_curve, precision_within_radius
+from hashlight.encoders.packing import unpack_bits
+from hashlight.engine.places.files import write_atomically
+from hashlight.pipelines.corpora.reading import read_images
+from hashlight.pipelines.evaluation.measure import PRECISION_RADIUS, Comparison, MethodReport, Report, Side
+from hashlight.pipelines.evaluation.pictures import Tile, save_grid, save_lines, save_map, save_sharpness
+
+# Codes on the map: t-SNE takes some seconds for as many.
+_MAP_CODES = 1000
+_MAP_PERPLEXITY = 30.0
+_LEAST_MAP_CODES = 4
+_WIDEST_RADIUS = 12
+_GRID_QUERIES = 8
+_GRID_ANSWERS = 10
+
+REPORT_FILES = (
+    "report.json",
+    "report.md",
+    "precision_recall.png",
+    "precision_at.png",
+    "precision_radius.png",
+    "sharpness.png",
+    "tsne.png",
+    "results.png",
+)
+
+
+def write_report(report: Report, compared: Comparison, folder: Path) -> None:
+    """Write all of a report's files into `folder`, as the module's docstring lists them.
+
+    Parameters
+    ----------
+    report : Report
+    compared : Comparison
+        What the report was computed from; its first method is the encoder's.
+    folder : Path
+        Made if need be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "report.json", (json.dumps(asdict(report), indent=1) + "\n").encode())
+    title = f"{report.bits} bits, {report.backbone}"
+    pictures = _draw_curves(report, compared, folder, title)
+    save_sharpness(compared.database.output.relaxed, folder / "sharpness.png", title=report.title)
+    pictures.append("sharpness.png")
+    if len(compared.database.labels) >= _LEAST_MAP_CODES:
+        _draw_map(compared, folder / "tsne.png", f"{report.title}, {title}", report.bits)
+        pictures.append("tsne.png")
+    _draw_results(compared, folder / "results.png")
+    pictures.append("results.png")
+    write_atomically(folder / "report.md", _page(report, pictures).encode())
+
+
+def _draw_curves(report: Report, compared: Comparison, folder: Path, title: str) -> list[str]:
+    """Draw a curve a method into three pictures; return their names."""
+    named = {
+        f"{name}, mAP {report.methods[key].map_all:.3f}": compared.histograms[key]
+        for key, name in report.titles().items()
+    }
+    curves = {name: precision_recall_curve(counts.total, counts.relevant) for name, counts in named.items()}
+    save_lines(
+        {name: (curve.recall, curve.precision) for name, curve in curves.items()},
+        folder / "precision_recall.png",
+        title=title,
+        x="recall",
+        y="precision",
+    )
+    cut_offs = np.unique(np.geomspace(1, min(1000, len(compared.database.labels)), 30).astype(np.int64))
+    save_lines(
+        {
+            name: (cut_offs, np.array([precision_at(counts.total, counts.relevant, n).mean() for n in cut_offs]))
+            for name, counts in named.items()
+        },
+        folder / "precision_at.png",
+        title=title,
+        x="N",
+        y="precision of the first N",
+        log=True,
+    )
+    radii = np.arange(min(_WIDEST_RADIUS, report.bits) + 1)
+    save_lines(
+        {
+            name: (radii, np.array([precision_within_radius(counts.total, counts.relevant, r).mean() for r in radii]))
+            for name, counts in named.items()
+        },
+        folder / "precision_radius.png",
+        title=title,
+        x="radius",
+        y="precision within the radius",
+        mark=PRECISION_RADIUS,
+    )
+    return ["precision_recall.png", "precision_at.png", "precision_radius.png"]
+
+
+def _draw_map(compared: Comparison, path: Path, title: str, bits: int) -> None:
+    """Lay codes of the database out in the plane. Of several labels an image the first colours it."""
+    # Slow to import, and only wanted here.
+    from sklearn.manifold import TSNE
+
+    labels = compared.database.labels
+    groups = labels if labels.ndim == 1 else labels.argmax(axis=1)
+    rows = np.linspace(0, len(groups) - 1, min(_MAP_CODES, len(groups))).astype(np.int64)
+    bit_NB = unpack_bits(next(iter(compared.codes.values()))[1][rows], bits).astype(np.float32)
+    # Equal codes would lie on one another, and hide how many they are.
+    bit_NB += np.random.default_rng(0).normal(0.0, 0.01, bit_NB.shape).astype(np.float32)
+    layout = TSNE(perplexity=min(_MAP_PERPLEXITY, (len(rows) - 1) / 3), init="random", random_state=0)
+    save_map(layout.fit_transform(bit_NB), groups[rows], compared.classes, path, title=title)
+
+
+def _draw_results(compared: Comparison, path: Path) -> None:
+    """Show queries, evenly taken, and the nearest images of the database, ties in its order."""
+    query_codes, codes = next(iter(compared.codes.values()))
+    rows = np.linspace(0, len(query_codes) - 1, min(_GRID_QUERIES, len(query_codes))).astype(np.int64)
+    grid = []
+    for row in rows:
+        distance = np.bitwise_count(query_codes[row] ^ codes).sum(axis=1)
+        nearest = np.argsort(distance, kind="stable")[:_GRID_ANSWERS]
+        query = _tiles(compared.queries, [int(row)], compared.classes, None)
+        grid.append(query + _tiles(compared.database, nearest.tolist(), compared.classes, distance))
+    save_grid(grid, path)
+
+
+def _tiles(side: Side, rows: list[int], classes: list[str], distance: np.ndarray | None) -> list[Tile]:
+    ascending = np.unique(rows)
+    images = dict(zip(ascending.tolist(), read_images(side.entries.take(ascending)), strict=True))
+    tiles = []
+    for row in rows:
+        label = side.labels[row]
+        name = classes[label] if side.labels.ndim == 1 else ", ".join(classes[c] for c in np.flatnonzero(label))
+        data = images[row]
+        caption = name if distance is None else f"{distance[row]}: {name}"
+        tiles.append(Tile(data if isinstance(data, bytes) else None, caption))
+    return tiles
+
+
+def _page(report: Report, pictures: list[str]) -> str:
+    rows = {name: _row(report.methods[key]) for key, name in report.titles().items()}
+    columns = list(next(iter(rows.values())))
+    lines = [
+        f"# {report.title}, {report.bits} bits on {report.backbone}",
+        "",
+        *(f"- {name.replace('_', ' ')}: {value}" for name, value in report.protocol.items()),
+        f"- encoder: {report.encoder}",
+        f"- mAP of the relaxed codes: {report.map_relaxed:.4f}; of their signs, by the same queries: "
+        f"{report.map_signs_of_those:.4f}",
+        "",
+        f"| method | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+        *(f"| {name} | {' | '.join(row.values())} |" for name, row in rows.items()),
+        "",
+        *(f"![{Path(picture).stem}]({picture})" for picture in pictures),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(method: MethodReport) -> dict[str, str]:
+    graded = method.ndcg_at or {}
+    return {
+        "mAP": f"{method.map_all:.4f}",
+        **{f"mAP@{n}": f"{value:.4f}" for n, value in method.map_at.items()},
+        **{f"mAP@{n}, of found": f"{value:.4f}" for n, value in method.map_at_found.items()},
+        **{f"P@{n}": f"{value:.4f}" for n, value in method.precision_at.items()},
+        **{f"NDCG@{n}": f"{value:.4f}" for n, value in graded.items()},
+        "P, radius 2": f"{method.precision_radius_2:.4f}",
+        "distinct codes": f"{method.distinct_codes:,}",
+        "largest bucket": f"{method.largest_bucket:,}",
+        "bit balance": f"{method.bit_balance:.3f}",
+        "bit correlation": "-" if method.bit_correlation is None else f"{method.bit_correlation:.3f}",
+        "ms a query": f"{method.ms_a_query:.3f}",
+    }

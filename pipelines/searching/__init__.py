@@ -1,0 +1,1 @@
+"""Searching for images and for files of queries."""

@@ -1,0 +1,36 @@
+"""Radius search in bounded memory: how much a radius finds is known only when it is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hashlight.engine.codes import CodeArray
+from hashlight.engine.results import RangeResult
+from hashlight.engine.storage.shard import Shard
+
+
+def search_bounded(
+    shard: Shard, queries_QW: CodeArray, radius: int, *, most_hits: int
+) -> Iterator[tuple[slice, RangeResult]]:
+    """Yield all that is within a radius of each query, for runs of queries in their order: (the run, its answers).
+
+    Parameters
+    ----------
+    shard : Shard
+    queries_QW : ndarray of uint64, shape (Q, W)
+    radius : int
+        Inclusive.
+    most_hits : int
+        Of a run, or of each of its queries one, if they are more. A run of one query has all that it finds.
+    """
+    waiting = [slice(0, len(queries_QW))]
+    while waiting:
+        run = waiting.pop()
+        size = run.stop - run.start
+        limit = None if size <= 1 else max(1, most_hits // size)
+        found = shard.range_search(queries_QW[run], radius, limit, threads=1)
+        if found.truncated.any():
+            middle = run.start + size // 2
+            waiting += [slice(middle, run.stop), slice(run.start, middle)]
+        else:
+            yield run, found

@@ -1,0 +1,1 @@
+"""Serving a collection: embedded, from shard servers here, or on Ray."""

@@ -1,0 +1,141 @@
+"""Serve a collection over HTTP from shard servers: processes of this machine, or actors on Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import HashlightError
+from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.service.api.schemas import MAX_REPLICAS
+from hashlight.engine.service.control.processes import LocalCluster
+from hashlight.engine.service.door.http_server import Address, HttpServer, check_exposure
+from hashlight.engine.service.door.keys import Keys
+from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.protocol.security import Security
+from hashlight.engine.service.routing.router import ClusterRouter, Observer
+from hashlight.engine.service.telemetry.metrics import Metrics
+from hashlight.pipelines.jobs.session import ray_session
+from hashlight.pipelines.serving.ray_servers import RayCluster
+from hashlight.pipelines.serving.serve import bind_gateway, encoder_of
+
+logger = logging.getLogger(__name__)
+
+_ROLL_EVERY_S = 2.0
+
+
+@contextlib.contextmanager
+def serve_cluster(
+    path: str | Path,
+    address: Address,
+    keys: Keys,
+    *,
+    groups: int,
+    replicas: int,
+    ray: bool = False,
+    ray_address: str | None = None,
+    shard_security: Security | None = None,
+    encoder: Path | None = None,
+    limits: Limits | None = None,
+    image_hosts: Sequence[str] = (),
+    insecure: bool = False,
+) -> Iterator[HttpServer]:
+    """Start shard servers and bind a gateway to a router over them; they end with the context.
+
+    Arguments and errors are those of `pipelines.serving.serve.serve_embedded` and of `shard_servers`.
+    """
+    check_exposure(address, keys, insecure=insecure)
+    image_encoder = encoder_of(Collection.open(path), encoder)
+    metrics = Metrics()
+    with (
+        shard_servers(
+            path, groups=groups, replicas=replicas, ray=ray, ray_address=ray_address, security=shard_security
+        ) as cluster,
+        routing(cluster, observe=metrics.observe) as router,
+    ):
+        router.ready()
+        yield bind_gateway(
+            router,
+            image_encoder,
+            address,
+            keys,
+            limits=limits,
+            image_hosts=image_hosts,
+            metrics=metrics,
+            scale=cluster.scale,
+        )
+
+
+@contextlib.contextmanager
+def shard_servers(
+    path: str | Path,
+    *,
+    groups: int,
+    replicas: int,
+    ray: bool = False,
+    ray_address: str | None = None,
+    security: Security | None = None,
+) -> Iterator[RayCluster | LocalCluster]:
+    """Start shard servers; they end with the context.
+
+    Parameters
+    ----------
+    path : str or Path
+    groups, replicas : int
+    ray : bool
+        Actors on Ray in the place of processes of this machine.
+    ray_address : str, optional
+        Of a Ray cluster; without one, and without `RAY_ADDRESS`, Ray is started on this machine.
+    security : Security, optional
+        Of the shard servers; a token of their own if left out.
+
+    Raises
+    ------
+    ValueError
+        If the collection has fewer shards than groups.
+    NotReadyError, PipelineError
+        If the servers do not start, or Ray has no room for them.
+    """
+    with contextlib.ExitStack() as stack:
+        if ray:
+            is_own = stack.enter_context(ray_session(num_cpus=usable_cores(), address=ray_address))
+            # A Ray of our own has nothing else to place, so that there is room for any number of replicas.
+            cpus = usable_cores() / (groups * MAX_REPLICAS) if is_own else 1.0
+            yield stack.enter_context(RayCluster(path, groups=groups, replicas=replicas, security=security, cpus=cpus))
+        else:
+            yield stack.enter_context(LocalCluster(path, groups=groups, replicas=replicas, security=security))
+
+
+@contextlib.contextmanager
+def routing(cluster: RayCluster | LocalCluster, *, observe: Observer | None = None) -> Iterator[ClusterRouter]:
+    """Yield a router over shard servers. New versions of the collection are taken up as they come.
+
+    Parameters
+    ----------
+    cluster : RayCluster or LocalCluster
+    observe : callable, optional
+        As in `ClusterRouter`.
+    """
+    with contextlib.closing(ClusterRouter(cluster.map, security=cluster.security, observe=observe)) as router:
+        ending = threading.Event()
+        roller = threading.Thread(target=_keep_rolling, args=(cluster, ending), name="hashlight-roll", daemon=True)
+        roller.start()
+        try:
+            yield router
+        finally:
+            ending.set()
+            roller.join()
+
+
+def _keep_rolling(cluster: RayCluster | LocalCluster, ending: threading.Event) -> None:
+    """Take up new versions; one that a server cannot open leaves the old one served everywhere."""
+    while not ending.wait(_ROLL_EVERY_S):
+        try:
+            if cluster.roll():
+                logger.info("version %d is served", cluster.map().version)
+        except (HashlightError, OSError, ValueError) as error:
+            logger.warning("the new version cannot be served, the old one is served on: %s", error)

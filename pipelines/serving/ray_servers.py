@@ -1,0 +1,299 @@
+"""Shard servers as Ray actors: Ray places and restarts them; queries reach them over Arrow Flight, not through Ray."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from hashlight.engine.errors import NotReadyError
+from hashlight.engine.indexes.warmup import warm
+from hashlight.engine.service.control.registry import Registry
+from hashlight.engine.service.protocol.cluster_map import ClusterMap
+from hashlight.engine.service.protocol.security import Security
+from hashlight.engine.service.shards.server import DRAIN_S, ShardServer
+from hashlight.pipelines.jobs.errors import PipelineError
+
+logger = logging.getLogger(__name__)
+
+REGISTER_S = 1.0
+PLACED_S = 60.0
+READY_S = 600.0  # a large collection is hashed when it is first opened on a node
+ASKED_S = 5.0
+
+
+class Directory:
+    """The actor that knows who serves what.
+
+    When Ray restarts it, it knows nothing of the servers until they have registered again, a second later; until each
+    group has one it gives out no map, and routers go on with the one they have.
+    """
+
+    def __init__(self, collection: str, groups: int, security: Security) -> None:
+        self._registry = Registry(collection, groups=groups, security=security)
+        self._whole = False
+
+    def assignment(self, group: int) -> tuple[int, list[str]]:
+        """See `Registry.assignment`."""
+        return self._registry.assignment(group)
+
+    def register(self, group: int, number: int, address: str, versions: list[int]) -> tuple[int, list[str]]:
+        """See `Registry.register`."""
+        return self._registry.register(group, number, address, versions)
+
+    def remove(self, group: int, number: int) -> None:
+        """See `Registry.remove`."""
+        self._registry.remove(group, number)
+
+    def map(self) -> ClusterMap:
+        """Return the map for routers.
+
+        Raises
+        ------
+        NotReadyError
+            If a group has not had a server yet.
+        """
+        found = self._registry.map()
+        missing = [number for number, group in enumerate(found.groups) if not group.replicas]
+        if missing and not self._whole:
+            raise NotReadyError(f"no server has registered for groups {missing} yet")
+        self._whole = True
+        return found
+
+    def roll(self) -> bool:
+        """See `Registry.roll`."""
+        return self._registry.roll()
+
+
+class ShardActor:
+    """The actor that serves one replica of one group; it tells the directory each second where it is."""
+
+    def __init__(self, collection: str, directory: Any, group: int, number: int, security: Security) -> None:
+        import ray
+
+        warm()
+        self._directory, self._place = directory, (group, number)
+        self._server = ShardServer(collection, host=ray.util.get_node_ip_address(), security=security)
+        self._server.load(*ray.get(directory.assignment.remote(group)))
+        self._leaving = threading.Event()
+        self._register()
+        self._thread = threading.Thread(target=self._keep_registered, daemon=True)
+        self._thread.start()
+
+    def health(self) -> dict[str, Any]:
+        """See `ShardServer.health`."""
+        return self._server.health()
+
+    def drain(self) -> bool:
+        """Take no more requests; say whether all that were taken are answered."""
+        import ray
+
+        self._leaving.set()
+        self._thread.join()
+        ray.get(self._directory.remove.remote(*self._place))
+        return self._server.drain()
+
+    def _register(self) -> None:
+        import ray
+
+        versions = [int(version) for version in self._server.describe()["versions"]]
+        wanted, shards = ray.get(
+            self._directory.register.remote(*self._place, self._server.address, versions), timeout=ASKED_S
+        )
+        if wanted not in versions:
+            self._server.load(wanted, shards)
+
+    def _keep_registered(self) -> None:
+        while not self._leaving.wait(REGISTER_S):
+            try:
+                self._register()
+            except Exception:  # the directory is being restarted; what is served is served on
+                logger.warning("the directory cannot be told", exc_info=True)
+
+
+class RayCluster:
+    """Groups of replicated shard servers on the Ray cluster that this process uses. A context manager.
+
+    Parameters
+    ----------
+    collection : str or Path
+        Where every node finds it: a shared folder or a bucket's URI.
+    groups, replicas : int
+    security : Security, optional
+        A token of its own if left out.
+    cpus : float
+        Of each actor.
+
+    Raises
+    ------
+    PipelineError
+        If the cluster has no room.
+    """
+
+    def __init__(
+        self,
+        collection: str | Path,
+        *,
+        groups: int,
+        replicas: int,
+        security: Security | None = None,
+        cpus: float = 1.0,
+    ) -> None:
+        import ray
+
+        self.security = security or Security(token=secrets.token_urlsafe())
+        self._location = str(collection)
+        self._cpus = cpus
+        self._actors: dict[tuple[int, int], Any] = {}
+        self._placements: list[Any] = []
+        directory = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=32)(Directory)
+        self._directory = directory.remote(self._location, groups, self.security)
+        try:
+            for _ in range(groups):
+                self._placements.append(_place(replicas, cpus))
+            self._start([(group, number) for group in range(groups) for number in range(replicas)])
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return itself: the servers are ready."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop all actors."""
+        self.close()
+
+    def map(self) -> ClusterMap:
+        """Return the map for routers.
+
+        Raises
+        ------
+        NotReadyError
+            If a group has not had a server yet, or this process has left Ray.
+        """
+        import ray
+
+        if not ray.is_initialized():  # else Ray would start anew
+            raise NotReadyError("this process is not connected to Ray any more")
+        found: ClusterMap = ray.get(self._directory.map.remote(), timeout=ASKED_S)
+        return found
+
+    def roll(self) -> bool:
+        """Serve the live version of the collection; see `Registry.roll`."""
+        import ray
+
+        return bool(ray.get(self._directory.roll.remote()))
+
+    def scale(self, replicas: int) -> None:
+        """Have so many replicas of every group; those that go answer what they have taken.
+
+        Raises
+        ------
+        ValueError
+            If there would be none, or the cluster has no room for so many.
+        NotReadyError
+            If one does not start; then there are as many as before.
+        """
+        if replicas < 1:
+            raise ValueError(f"`replicas` must be at least 1, got {replicas}")
+        wanted = {(group, number) for group in range(len(self._placements)) for number in range(replicas)}
+        self._check_room([place for place in wanted - set(self._actors) if not self._is_reserved(*place)], replicas)
+        self._start(sorted(wanted - set(self._actors)))
+        self._stop(sorted(set(self._actors) - wanted))
+
+    def close(self) -> None:
+        """Stop all actors."""
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        for actor in [*self._actors.values(), self._directory]:
+            ray.kill(actor)
+        self._actors.clear()
+        for placement in self._placements:
+            remove_placement_group(placement)
+        self._placements = []
+
+    def health(self) -> dict[tuple[int, int], dict[str, Any]]:
+        """Return what each server says of itself, by group and number."""
+        import ray
+
+        return dict(zip(self._actors, ray.get([actor.health.remote() for actor in self._actors.values()]), strict=True))
+
+    def _start(self, places: list[tuple[int, int]]) -> None:
+        import ray
+
+        for place in places:
+            self._actors[place] = self._actor(*place)
+        try:
+            ray.get([self._actors[place].health.remote() for place in places], timeout=READY_S)
+        except ray.exceptions.RayError as error:
+            self._kill({place: self._actors.pop(place) for place in places})
+            reason = " ".join(str(getattr(error, "cause", None) or error).split())[:300]
+            raise NotReadyError(f"the shard servers {places} (group, number) do not start: {reason}") from error
+
+    def _check_room(self, places: list[tuple[int, int]], replicas: int) -> None:
+        import ray
+
+        free, needed = ray.available_resources().get("CPU", 0.0), len(places) * self._cpus
+        if needed > free:
+            raise ValueError(
+                f"`replicas` must be fewer than {replicas}: they need {needed:g} CPUs more, and the Ray cluster has "
+                f"{free:g} free; add nodes to it"
+            )
+
+    def _is_reserved(self, group: int, number: int) -> bool:
+        return bool(number < self._placements[group].bundle_count)
+
+    def _actor(self, group: int, number: int) -> Any:
+        """Start a server: in its bundle, or, of a replica that came later, where there is room."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        placement = self._placements[group]
+        strategy: Any = "SPREAD"
+        if self._is_reserved(group, number):
+            strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=number)
+        actor = ray.remote(num_cpus=self._cpus, max_restarts=-1, scheduling_strategy=strategy)(ShardActor)
+        return actor.remote(self._location, self._directory, group, number, self.security)
+
+    def _stop(self, places: list[tuple[int, int]]) -> None:
+        import ray
+
+        if not places:
+            return
+        going = {place: self._actors.pop(place) for place in places}
+        # One that is lost has nothing to answer, and does not keep the others from answering.
+        ray.wait([actor.drain.remote() for actor in going.values()], num_returns=len(going), timeout=DRAIN_S + 5)
+        self._kill(going)
+
+    def _kill(self, actors: dict[tuple[int, int], Any]) -> None:
+        """Kill servers, and have the directory forget them."""
+        import ray
+
+        for actor in actors.values():
+            ray.kill(actor)
+        time.sleep(REGISTER_S)  # Ray kills behind the scenes; one may register until then
+        forgotten = [self._directory.remove.remote(*place) for place in actors]
+        ray.wait(forgotten, num_returns=len(forgotten), timeout=ASKED_S)
+
+
+def _place(replicas: int, cpus: float) -> Any:
+    """Reserve room for the replicas of one group, on different nodes as far as there are."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    placement = placement_group([{"CPU": cpus}] * replicas, strategy="SPREAD")
+    try:
+        ray.get(placement.ready(), timeout=PLACED_S)
+    except ray.exceptions.GetTimeoutError as error:
+        remove_placement_group(placement)
+        free = ray.available_resources().get("CPU", 0.0)
+        raise PipelineError(
+            f"the Ray cluster has {free:g} CPUs free, and {replicas} replicas of a group need {replicas * cpus:g}: "
+            "add nodes, or serve fewer groups or replicas"
+        ) from error
+    return placement

@@ -1,0 +1,109 @@
+"""Serve a collection over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import HashlightError
+from hashlight.engine.indexes.warmup import warm
+from hashlight.engine.service.api.app import create_app
+from hashlight.engine.service.asking.encoding import ImageEncoder
+from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
+from hashlight.engine.service.door.fetch import ImageFetcher
+from hashlight.engine.service.door.http_server import LOOPBACK_NAMES, Address, HttpServer, check_exposure
+from hashlight.engine.service.door.keys import Keys
+from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.telemetry.metrics import Metrics
+from hashlight.pipelines.searching.search import load_encoder
+from hashlight.pipelines.serving.image_encoder import HashImageEncoder
+
+logger = logging.getLogger(__name__)
+
+_RENEW_EVERY_S = 2.0
+
+
+def serve_embedded(
+    path: str | Path,
+    address: Address,
+    keys: Keys,
+    *,
+    encoder: Path | None = None,
+    limits: Limits | None = None,
+    image_hosts: Sequence[str] = (),
+    insecure: bool = False,
+) -> HttpServer:
+    """Open a collection in this process and bind a gateway to it; `run()` of what is returned serves.
+
+    The kernels are compiled and a search is made before. A newer version of the collection is taken up when it is
+    published, without a query that fails.
+
+    Raises
+    ------
+    ValueError
+        If other machines could ask without a key, and `insecure` does not allow it.
+    EncoderMismatchError
+        If `encoder` is not the one that made the codes.
+    """
+    check_exposure(address, keys, insecure=insecure)
+    collection = Collection.open(path)
+    searcher = CollectionSearcher(collection)
+    model = encoder_of(collection, encoder)
+    server = bind_gateway(searcher, model, address, keys, limits=limits, image_hosts=image_hosts)
+    warm()
+    searcher.ready()
+    threading.Thread(target=_keep_renewing, args=(searcher,), name="hashlight-renew", daemon=True).start()
+    return server
+
+
+def bind_gateway(
+    searcher: Searcher,
+    encoder: ImageEncoder | None,
+    address: Address,
+    keys: Keys,
+    *,
+    limits: Limits | None = None,
+    image_hosts: Sequence[str] = (),
+    metrics: Metrics | None = None,
+    scale: Callable[[int], None] | None = None,
+) -> HttpServer:
+    """Bind a gateway to `address`, with what its exposure asks for."""
+    limits = limits or Limits()
+    app = create_app(
+        searcher,
+        encoder=encoder,
+        keys=keys,
+        limits=limits,
+        fetcher=ImageFetcher(image_hosts, max_bytes=limits.body_bytes) if image_hosts else None,
+        metrics=metrics,
+        scale=scale,
+        allowed_hosts=LOOPBACK_NAMES if not keys and address.is_loopback else None,
+    )
+    return HttpServer(app, address)
+
+
+def encoder_of(collection: Collection, encoder: Path | None) -> ImageEncoder | None:
+    """Load the encoder of a collection, None if neither it nor the caller has one.
+
+    Raises
+    ------
+    EncoderMismatchError
+        If `encoder` is not the one that made the codes.
+    """
+    if encoder is None and collection.encoder_path is None:
+        return None
+    return HashImageEncoder(load_encoder(collection, encoder))
+
+
+def _keep_renewing(searcher: CollectionSearcher) -> None:
+    """Take up new versions for as long as the process lives; one that cannot be opened leaves the old one."""
+    wait = threading.Event()
+    while not wait.wait(_RENEW_EVERY_S):
+        try:
+            if searcher.renew():
+                logger.info("version %d is served", searcher.version)
+        except (HashlightError, OSError) as error:
+            logger.warning("the new version cannot be opened, version %d is served on: %s", searcher.version, error)

@@ -1,0 +1,1 @@
+"""The training job, in one process or on Ray."""

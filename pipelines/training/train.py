@@ -1,0 +1,175 @@
+"""Train an encoder on a corpus."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from hashlight.encoders.data.supervision import LABELS, NOTHING, PAIRS, VIEWS, PairList
+from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
+from hashlight.encoders.methods import METHODS
+from hashlight.encoders.training.checkpoints import LOG_FILE
+from hashlight.encoders.training.train import Progress, TrainConfig, train
+from hashlight.engine.places.files import sync_folder
+from hashlight.pipelines.corpora.corpus import has_labels, labels_of, list_corpus
+from hashlight.pipelines.decoding.images import readable_images
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.training.workers import train_with_workers
+
+TrainingProgress = Callable[[int, int, Progress], None]
+
+SUPERVISIONS = (LABELS, PAIRS, VIEWS, NOTHING)
+
+
+def train_encoder(
+    corpus: str | Path,
+    output: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    supervision: str | None = None,
+    pairs: str | Path | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    address: str | None = None,
+    progress: TrainingProgress | None = None,
+) -> HashEncoder:
+    """Train an encoder on a corpus and save it.
+
+    While it runs, a folder beside `output`, `.NAME.training`, keeps its checkpoint and log; the same call after an
+    interruption goes on from there. The log of a finished training, `training.jsonl`, lies in `output`.
+
+    Parameters
+    ----------
+    corpus : str or Path
+        As in `pipelines.corpora.corpus.list_corpus`. Images that cannot be decoded are left out, with a warning.
+    output : str or Path
+        Folder for the encoder.
+    config : TrainConfig, optional
+    supervision : {"labels", "pairs", "views", "nothing"}, optional
+        What the method learns from. If left out: pairs if there are any, else labels if the corpus has them or the
+        method reads them, else nothing.
+    pairs : str or Path, optional
+        CSV or Parquet with columns `a`, `b` (ids of the corpus, or URIs) and `similar` (0 or 1).
+    overwrite : bool
+        Replace an encoder that is there, and begin anew what was interrupted.
+    workers : int, optional
+        Train on Ray, by so many processes that share every batch (`pipelines.training.workers`); in this process if
+        left out.
+    address : str, optional
+        Of a Ray cluster for the workers. `output` must then be on storage that its machines share.
+    progress : callable, optional
+        Called after every step with (step of this phase, steps of this phase, `encoders.training.train.Progress`).
+
+    Raises
+    ------
+    PipelineError
+        If the corpus has no images or labels, the pairs name others, or `output` is taken.
+    """
+    output = Path(output).resolve()
+    config = config or TrainConfig()
+    if address is not None and workers is None:
+        raise ValueError("`address` goes with `workers`: say how many to start on the cluster")
+    _refuse_taken(output, overwrite=overwrite)
+    entries, images = readable_images(list_corpus(corpus))
+    given = _supervision(supervision, pairs, entries, config)
+    report = None if progress is None else (lambda state: progress(state.step, state.steps, state))
+    folder = output.with_name(f".{output.name}.training")
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    if workers is None:
+        encoder = train(images, config=config, folder=folder, progress=report, **given)
+    else:
+        encoder = train_with_workers(
+            images, config, workers=workers, folder=folder, address=address, progress=report, **given
+        )
+    _save_aside(encoder, output, folder / LOG_FILE)
+    shutil.rmtree(folder)
+    return encoder
+
+
+def _supervision(kind: str | None, pairs: str | Path | None, entries: pa.Table, config: TrainConfig) -> dict[str, Any]:
+    """Return the arguments of `train` that say what is known of the images."""
+    if kind is None:
+        labelled = has_labels(entries) or METHODS[config.method].reads_classes
+        kind = PAIRS if pairs is not None else LABELS if labelled else NOTHING
+    if kind not in SUPERVISIONS:
+        raise PipelineError(f"`supervision` must be one of {', '.join(SUPERVISIONS)}, got {kind!r}")
+    if (kind == PAIRS) != (pairs is not None):
+        got = "no list of pairs" if pairs is None else f"a list of pairs with supervision by {kind}"
+        raise PipelineError(f"supervision by pairs and a list of pairs go together, got {got}")
+    if pairs is not None:
+        return {"pairs": read_pairs(pairs, entries)}
+    return {LABELS: lambda: {"labels": labels_of(entries)[0]}, VIEWS: lambda: {"views": True}, NOTHING: dict}[kind]()
+
+
+def read_pairs(path: str | Path, entries: pa.Table) -> PairList:
+    """Read a list of pairs and look their images up in a corpus listing.
+
+    Raises
+    ------
+    PipelineError
+        If the file is not one, or names an image that the corpus lacks.
+    """
+    path = Path(path)
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise PipelineError(f"{path} is not a readable list of pairs (CSV or Parquet): {error}") from error
+    missing = {"a", "b", "similar"} - set(table.column_names)
+    if missing:
+        raise PipelineError(
+            f"{path} lacks the columns {sorted(missing)}: expected a, b, similar, got {table.column_names}"
+        )
+    return PairList(
+        _positions(table["a"], entries, path), _positions(table["b"], entries, path), np.asarray(table["similar"])
+    )
+
+
+def _positions(names: pa.ChunkedArray, entries: pa.Table, path: Path) -> np.ndarray:
+    key = "id" if pa.types.is_integer(names.type) else "uri"
+    position = {name: row for row, name in enumerate(entries[key].to_pylist())}
+    wanted = names.to_pylist()
+    unknown = [name for name in wanted if name not in position]
+    if unknown:
+        raise PipelineError(
+            f"{path} names {len(unknown)} images by {key} that the corpus lacks or that cannot be decoded, "
+            f"first {unknown[0]!r}"
+        )
+    return np.array([position[name] for name in wanted], np.int64)
+
+
+def _refuse_taken(output: Path, *, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise PipelineError(f"{output} is a file, expected a folder for the encoder: choose another --output")
+    names = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    if names and not (overwrite and names - {LOG_FILE} == {CONFIG_FILE, WEIGHTS_FILE}):
+        raise PipelineError(
+            f"{output} is not empty (it has {', '.join(sorted(names)[:3])}): choose another --output, or replace an "
+            "encoder that is there with --overwrite"
+        )
+
+
+def _save_aside(encoder: HashEncoder, output: Path, log: Path) -> None:
+    """Write the whole folder aside, then let it and the encoder that was there change places by two renames."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside, replaced = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    encoder.save(aside)
+    if log.is_file():
+        shutil.copyfile(log, aside / LOG_FILE)
+    if output.is_dir():
+        output.rename(replaced)
+    try:
+        aside.rename(output)
+    except OSError:
+        replaced.rename(output)
+        raise
+    sync_folder(output.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
