@@ -110,7 +110,7 @@ def memory_of(pid: int) -> dict[str, int]:
 
 def import_only() -> None:
     """Import what a worker imports."""
-    from hashlight.engine.storage.faiss_file import import_faiss
+    from hashlight.engine.extras import import_faiss
     from hashlight.pipelines.building.build import build_shard  # noqa: F401
 
     import_faiss()

@@ -1,50 +1,36 @@
-"""Codes as a FAISS `IndexBinaryFlat` file: FAISS writes it, any FAISS reads it, and here its codes are mapped in place.
+"""Codes as a FAISS `IndexBinaryFlat` file: any FAISS reads it, and here its codes are mapped in place.
 
-The file is a header of 33 bytes and the packed codes. FAISS's own reader trusts what the header says, which on a
-damaged file ends in a crash; this one checks every field and the file's size before it maps anything.
+The file is a header of 33 bytes and the packed codes, so neither writing nor reading needs FAISS. FAISS's own reader
+trusts what the header says, which on a damaged file ends in a crash; this one checks every field and the file's size
+before it maps anything.
 """
 
 from __future__ import annotations
 
-import importlib
 import struct
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
 from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
-from hashlight.engine.errors import CorruptDataError, MissingDependencyError
+from hashlight.engine.errors import CorruptDataError
 
 # fourcc, d, code_size, ntotal, is_trained, metric_type, number of code bytes (index_write.cpp, `IBxF`)
 _HEADER = struct.Struct("<4siiq?iQ")
 _FOURCC = b"IBxF"
 _CODE_DTYPE = np.dtype("<u8")
-
-
-def import_faiss() -> ModuleType:
-    """Return the `faiss` module.
-
-    Raises
-    ------
-    MissingDependencyError
-        If neither faiss-cpu nor faiss-gpu is installed.
-    """
-    try:
-        return importlib.import_module("faiss")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "FAISS is not installed: `pip install 'hashlight[cpu]'`, or `'hashlight[gpu]'` on a machine with CUDA "
-            "(one of the two: both install a module `faiss`)"
-        ) from error
+# What FAISS writes of every binary flat index; a reader of codes has no use for either.
+_IS_TRAINED, _METRIC_L2 = True, 1
 
 
 def write_faiss_flat(path: Path, codes_NW: CodeArray) -> None:
-    """Write codes (uint64, shape (N, W)) as an `IndexBinaryFlat` of `64 * W` bits."""
-    faiss = import_faiss()
-    index = faiss.IndexBinaryFlat(WORD_BITS * codes_NW.shape[1])
-    index.add(codes_NW.astype(_CODE_DTYPE, copy=False).view(np.uint8))
-    faiss.write_index_binary(index, str(path))
+    """Write codes (uint64, shape (N, W)) as an `IndexBinaryFlat` of `64 * W` bits, byte for byte as FAISS would."""
+    rows, words = codes_NW.shape
+    code_bytes = words * _CODE_DTYPE.itemsize
+    head = _HEADER.pack(_FOURCC, words * WORD_BITS, code_bytes, rows, _IS_TRAINED, _METRIC_L2, rows * code_bytes)
+    with path.open("wb") as file:
+        file.write(head)
+        file.write(np.ascontiguousarray(codes_NW, _CODE_DTYPE))
 
 
 def map_faiss_flat(path: Path, *, bits: int, rows: int) -> CodeArray:

@@ -93,17 +93,26 @@ def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             err.print("interrupted: what is finished is kept; the same command goes on or starts again")
             raise typer.Exit(130) from None
-        except Exception as error:
-            if _debug or isinstance(error, typer.BadParameter):
+        except Exception as raised:
+            if _debug or isinstance(raised, typer.BadParameter):
                 raise
+            error = _name_extra(raised, command.__name__.replace("_", "-"))
             expected = isinstance(error, _expected_errors())
             what = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
             err.print(Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
             if not expected:
                 err.print("this is a fault of hashlight; `hashlight --debug ...` shows where", soft_wrap=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(1) from raised
 
     return run
+
+
+def _name_extra(error: Exception, verb: str) -> Exception:
+    """Return what to tell instead, where a verb fails for want of a package that an extra brings."""
+    from hashlight.engine.extras import missing
+
+    told = missing(error, f"`hashlight {verb}`") if isinstance(error, ModuleNotFoundError) else None
+    return told or error
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

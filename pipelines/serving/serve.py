@@ -18,8 +18,6 @@ from hashlight.engine.service.door.http_server import LOOPBACK_NAMES, Address, H
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.door.limits import Limits
 from hashlight.engine.service.telemetry.metrics import Metrics
-from hashlight.pipelines.searching.search import load_encoder
-from hashlight.pipelines.serving.image_encoder import HashImageEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +93,10 @@ def encoder_of(collection: Collection, encoder: Path | None) -> ImageEncoder | N
     """
     if encoder is None and collection.encoder_path is None:
         return None
+    # Here, so that a collection without an encoder is served without torch.
+    from hashlight.pipelines.searching.search import load_encoder
+    from hashlight.pipelines.serving.image_encoder import HashImageEncoder
+
     return HashImageEncoder(load_encoder(collection, encoder))
 
 

@@ -1,7 +1,8 @@
-"""The header of a FAISS file is never trusted."""
+"""What is written is FAISS's file; the header of one that is read is never trusted."""
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 
@@ -19,6 +20,26 @@ def test_mapped_codes_are_the_written_ones(tmp_path, codes):
     mapped = map_faiss_flat(tmp_path / "codes.faiss", bits=100, rows=50)
     np.testing.assert_array_equal(mapped, codes)
     assert not mapped.flags.writeable
+
+
+@pytest.mark.parametrize(("rows", "words"), [(0, 1), (1, 1), (50, 2), (3, 16)])
+def test_the_file_is_the_one_that_faiss_writes(tmp_path, rows, words):
+    codes = np.random.default_rng(1).integers(2**64, size=(words, rows), dtype=np.uint64).T  # not contiguous
+    index = faiss.IndexBinaryFlat(64 * words)
+    if rows:
+        index.add(np.ascontiguousarray(codes).view(np.uint8))
+    faiss.write_index_binary(index, str(tmp_path / "theirs"))
+    write_faiss_flat(tmp_path / "ours", codes)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_faiss_reads_the_file(tmp_path, codes):
+    write_faiss_flat(tmp_path / "codes.faiss", codes)
+    index = faiss.read_index_binary(str(tmp_path / "codes.faiss"))
+    assert (index.d, index.ntotal) == (128, 50)
+    distances, rows = index.search(codes[7:9].view(np.uint8), 1)
+    assert distances.tolist() == [[0], [0]]
+    assert rows.tolist() == [[7], [8]]
 
 
 @pytest.mark.parametrize("position", [0, 4, 8, 12, 19, 25, 32])

@@ -12,7 +12,6 @@ from hashlight.engine.indexes.faiss.flat import FaissFlatIndex
 from hashlight.engine.indexes.faiss.multi_hash import FaissMultiHashIndex
 from hashlight.engine.indexes.multi_index.index import MultiIndex
 from hashlight.engine.indexes.scan import ScanIndex
-from hashlight.engine.storage import faiss_file
 from tests.engine.test_indexes_exact import make_case
 
 KINDS = [ScanIndex, MultiIndex, FaissFlatIndex, FaissMultiHashIndex]
@@ -108,11 +107,8 @@ def test_faiss_explains_nothing(kind):
 
 @pytest.mark.parametrize("kind", [FaissFlatIndex, FaissMultiHashIndex])
 def test_without_faiss_the_error_says_what_to_install(kind, monkeypatch):
-    def absent(name):
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(faiss_file.importlib, "import_module", absent)
-    with pytest.raises(MissingDependencyError, match=r"hashlight\[cpu\]"):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingDependencyError, match=r"FAISS needs faiss, .*hashlight\[cpu\]' or .*hashlight\[gpu\]'"):
         kind.build(CODES, IDS, bits=64)
 
 

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
+from hashlight.engine.extras import import_faiss
 from hashlight.engine.indexes.answers import empty_heaps, range_result
 from hashlight.engine.indexes.base import RowMask, check_build, check_mask
 from hashlight.engine.indexes.threads import check_threads, usable_cores
 from hashlight.engine.results import PAD_ID, RangeResult, SearchResult
-from hashlight.engine.storage.faiss_file import import_faiss
 
 # lims (Q + 1,), distances (H,), rows (H,)
 FaissHits = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]

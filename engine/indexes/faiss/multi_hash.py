@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import WORD_BITS, CodeArray, IdArray, num_words
+from hashlight.engine.extras import import_faiss
 from hashlight.engine.indexes.base import RowMask
 from hashlight.engine.indexes.faiss.base import FaissHits, FaissIndex, faiss_range_search, flat_reach
-from hashlight.engine.storage.faiss_file import import_faiss
 
 MAX_TABLES = 16
 MAX_WIDTH = 24

@@ -21,8 +21,9 @@ from hashlight.engine.codes import CodeArray, num_words
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
 from hashlight.engine.service.api import bodies, schemas
+from hashlight.engine.service.api.json_body import json_bytes
 from hashlight.engine.service.api.problems import RequestError, invalid
-from hashlight.engine.service.api.rendering import hex_codes, json_bytes
+from hashlight.engine.service.api.rendering import hex_codes
 from hashlight.engine.service.asking.encoding import Encoded, EncodingThreads, ImageEncoder
 from hashlight.engine.service.asking.retrieval import Ask, stored_items
 from hashlight.engine.service.asking.searcher import Searcher

