@@ -1,0 +1,66 @@
+"""How a command fails: one line on the standard error and an exit code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import ParamSpec
+
+import typer
+from rich.text import Text
+
+from hashlight.pipelines.cli.console import err
+
+_P = ParamSpec("_P")
+_shows_tracebacks: ContextVar[bool] = ContextVar("shows_tracebacks", default=False)
+
+
+def show_tracebacks(wanted: bool) -> None:
+    """Choose whether a failure shows its traceback, as `--debug` asks."""
+    _shows_tracebacks.set(wanted)
+
+
+def report_errors(command: Callable[_P, None]) -> Callable[_P, None]:
+    """Turn a failure of `command` into one line and exit code 1, an interruption into 130."""
+
+    @functools.wraps(command)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (typer.Exit, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            err.print("interrupted: what is finished is kept; the same command goes on or starts again")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if _shows_tracebacks.get():
+                raise
+            _print_error(_name_extra(error, command.__name__.replace("_", "-")))
+            raise typer.Exit(1) from error
+
+    return run
+
+
+def _name_extra(error: Exception, verb: str) -> Exception:
+    """Return the error to report instead, where a verb lacks a package that an extra brings."""
+    from hashlight.engine.extras import missing
+
+    named = missing(error, f"`hashlight {verb}`") if isinstance(error, ModuleNotFoundError) else None
+    return named or error
+
+
+def _print_error(error: Exception) -> None:
+    expected = isinstance(error, _expected_errors())
+    what = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
+    err.print(Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
+    if not expected:
+        err.print("this is a fault of hashlight; `hashlight --debug ...` shows where", soft_wrap=True)
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from hashlight.encoders.errors import EncoderError, ImageError
+    from hashlight.engine.errors import HashlightError
+    from hashlight.pipelines.jobs.errors import PipelineError
+
+    return (HashlightError, EncoderError, ImageError, PipelineError, OSError, ValueError, FloatingPointError)

@@ -1,0 +1,1 @@
+"""Verbs that make something: an encoder, codes, a collection."""

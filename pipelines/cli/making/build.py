@@ -1,0 +1,77 @@
+"""`hashlight build`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from hashlight.pipelines.cli.console import out, progress_bar
+from hashlight.pipelines.cli.options import OverwriteOption, refuse_missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSize:
+    """How the codes are cut into shards: one of the three, or none."""
+
+    shards: Annotated[int | None, typer.Option(min=1, help="Number of shards.")] = None
+    shard_rows: Annotated[int | None, typer.Option(min=1, help="Most codes of a shard; 20 million.")] = None
+    shard_bytes: Annotated[str | None, typer.Option(help="About the most bytes of a shard: 500MB, 2GB.")] = None
+
+
+def build(
+    codes: Annotated[
+        str, typer.Option("--codes", help="Folder that `hashlight encode` wrote, or s3://.", callback=refuse_missing)
+    ],
+    output: Annotated[str, typer.Option("--output", help="The collection: a folder, or s3://BUCKET/PREFIX.")],
+    size: ShardSize,
+    tables: Annotated[
+        bool, typer.Option("--tables/--no-tables", help="Build the multi-index; without it every answer is a scan.")
+    ] = True,
+    append: Annotated[bool, typer.Option("--append", help="Add to the collection that is there.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Shards built at once, each in up to 3 times its size; one a core.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Build a collection from codes on Ray, or add codes to one."""
+    if sum(given is not None for given in (size.shards, size.shard_rows, size.shard_bytes)) > 1:
+        raise typer.BadParameter("give one of --shards, --shard-rows and --shard-bytes")
+    if append and overwrite:
+        raise typer.BadParameter("give --append or --overwrite, not both")
+    from hashlight.engine.places.store import open_store
+    from hashlight.engine.storage.manifest import read_current
+    from hashlight.pipelines.building.build import build_collection
+
+    with progress_bar("building") as report:
+        build_collection(
+            codes,
+            output,
+            shards=size.shards,
+            shard_rows=size.shard_rows,
+            shard_bytes=None if size.shard_bytes is None else _parse_bytes(size.shard_bytes),
+            tables=tables,
+            overwrite=overwrite,
+            append=append,
+            workers=workers,
+            progress=report,
+        )
+    store = open_store(output)
+    built = read_current(store)
+    what = f"{built.rows:,} codes of {built.bits} bits in {len(built.shards)} shards, {built.num_bytes:,} bytes"
+    out.print(f"built version {built.version} of {store}: {what}", soft_wrap=True)
+
+
+def _parse_bytes(text: str) -> int:
+    """Read a number of bytes: 1000, 500MB, 2GB, 1.5GiB."""
+    units = {
+        "": 1,
+        **{f"{c}B": 1000**n for n, c in enumerate("KMGT", 1)},
+        **{f"{c}iB": 1024**n for n, c in enumerate("KMGT", 1)},
+    }
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?B)?", text)
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"expected a number of bytes such as 500MB, 2GB or 1.5GiB, got {text!r}")
+    return int(float(found[1]) * units[found[2] or ""])

@@ -1,0 +1,17 @@
+"""`hashlight demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", help="Folder for everything the demo makes.")] = Path("demo"),
+) -> None:
+    """Run the main job on the packaged images: train, encode, build, evaluate, search."""
+    from hashlight.pipelines.cli.demo import run_demo
+
+    run_demo(output)

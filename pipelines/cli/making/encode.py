@@ -1,0 +1,101 @@
+"""`hashlight encode`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+
+from hashlight.pipelines.cli.console import encoding_bar, out
+from hashlight.pipelines.cli.options import (
+    CORPUS_HELP,
+    EncoderOption,
+    JsonOption,
+    OverwriteOption,
+    UnitImagesOption,
+    refuse_missing,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actors:
+    """Who encodes."""
+
+    batch_size: Annotated[int, typer.Option(min=1, help="Images decoded at a time by an actor.")] = 256
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Processes that run the model; one a GPU or core if left out.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is kept beside the codes."""
+
+    features: Annotated[bool, typer.Option("--features", help="Keep fine features too, to re-rank by.")] = False
+    thumbnails: Annotated[
+        int, typer.Option(min=0, max=1024, help="Keep a JPEG of each image, its longest side so many pixels; 0: none.")
+    ] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the job and a single image may take."""
+
+    unit_images: UnitImagesOption = 2000
+    max_rejects: Annotated[
+        str | None, typer.Option(help="Stop when more images than this are rejected: a number, or a share such as 1%.")
+    ] = None
+    decode_seconds: Annotated[float, typer.Option(min=0.01, help="Processor time that one image may take.")] = 20
+    decode_memory: Annotated[int, typer.Option(min=16, help="Memory in MiB that one image may take.")] = 2048
+
+
+def encode(
+    input: Annotated[
+        str,
+        typer.Option(
+            "--input", help=f"{CORPUS_HELP} Or a work list of `hashlight plan-work`.", callback=refuse_missing
+        ),
+    ],
+    encoder: EncoderOption,
+    output: Annotated[str, typer.Option("--output", help="Folder for the codes, local or in a store.")],
+    actors: Actors,
+    kept: Kept,
+    limits: Limits,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode a corpus on Ray; an interrupted job goes on where it was."""
+    from hashlight.pipelines.decoding.worker import DecodeLimits
+    from hashlight.pipelines.encoding.encode import encode_corpus
+
+    start = time.perf_counter()
+    with encoding_bar() as report:
+        summary = encode_corpus(
+            input,
+            encoder,
+            output,
+            batch_size=actors.batch_size,
+            actors=actors.actors,
+            features=kept.features,
+            thumbnail=kept.thumbnails,
+            unit_images=limits.unit_images,
+            max_rejects=limits.max_rejects,
+            limits=DecodeLimits(seconds=limits.decode_seconds, memory_bytes=limits.decode_memory << 20),
+            overwrite=overwrite,
+            progress=report,
+        )
+    seconds = time.perf_counter() - start
+    if as_json:
+        typer.echo(json.dumps({**asdict(summary), "seconds": round(seconds, 3)}))
+        return
+    out.print(
+        f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: {output}",
+        soft_wrap=True,
+    )
+    if summary.rejects:
+        out.print(
+            f"{summary.rejects:,} images were rejected; the reasons are in {output}/rejects.parquet", soft_wrap=True
+        )

@@ -1,0 +1,32 @@
+"""`hashlight plan-work`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from hashlight.pipelines.cli.console import out, spinner
+from hashlight.pipelines.cli.options import CORPUS_HELP, JsonOption, UnitImagesOption, refuse_missing
+
+
+def plan_work(
+    corpus: Annotated[str, typer.Argument(help=CORPUS_HELP, callback=refuse_missing)],
+    output: Annotated[str, typer.Option("--output", help="The work list (.parquet).")],
+    unit_images: UnitImagesOption = 2000,
+    as_json: JsonOption = False,
+) -> None:
+    """List a corpus once into a work list, which `hashlight encode --input` takes in the corpus's place."""
+    from hashlight.pipelines.corpora.work import plan_work as write_work
+
+    if not output.partition("?")[0].endswith(".parquet"):
+        raise typer.BadParameter(f"--output must end in .parquet, got {output}")
+    with spinner("listing") as say:
+        work = write_work(corpus, output, unit_images=unit_images, progress=lambda n: say(f"listing: {n:,} entries"))
+    if as_json:
+        typer.echo(json.dumps(asdict(work)))
+        return
+    what = f"{work.units:,} shards" if work.images is None else f"{work.images:,} images in {work.units:,} units"
+    out.print(f"listed {what}: {output}", soft_wrap=True)

@@ -1,0 +1,152 @@
+"""`hashlight train`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hashlight.pipelines.cli.console import out, training_bar
+from hashlight.pipelines.cli.options import CORPUS_HELP, BitsOption, OverwriteOption, refuse_missing
+
+if TYPE_CHECKING:
+    from hashlight.encoders.training.train import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What is trained."""
+
+    method: Annotated[
+        str,
+        typer.Option(
+            help="hashnet, hashnet-c, hashnet-w, hashnet-sgn, hashnet-tanh, hashnet-sharp, hashnet-st, dhn, latent, "
+            "joint, csq, orthohash; on the backbone's features lsh, sh, itq, itq-cca, sdh, ksh."
+        ),
+    ] = "hashnet"
+    bits: BitsOption = 48
+    backbone: Annotated[
+        str, typer.Option(help="small-cnn, efficientnet-lite0, or a torchvision classification model.")
+    ] = "small-cnn"
+    weights: Annotated[
+        str | None, typer.Option(help="Backbone weights: a file, or the name of weights the backbone has.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """What tells the images apart."""
+
+    supervision: Annotated[
+        str | None,
+        typer.Option(help="labels, pairs, views (two of each image, to find copies) or nothing; by what is there."),
+    ] = None
+    pairs: Annotated[
+        Path | None, typer.Option(help="Train on pairs (CSV or Parquet: a, b, similar), not labels.", exists=True)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How the training goes; None is the default of `encoders.training.train.TrainConfig`."""
+
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images; 15.")] = None
+    warmup_epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Passes of classification before; 12 with labels from random weights, or for joint; else 0."
+        ),
+    ] = None
+    batch_size: Annotated[int | None, typer.Option(min=4, help="Images a step, all pairs of which count; 64.")] = None
+    chunk_size: Annotated[int | None, typer.Option(min=2, help="Images of a batch in memory at a time; all.")] = None
+    schedule: Annotated[str | None, typer.Option(help="How beta rises: stages (by default), released or constant.")] = (
+        None
+    )
+    final_beta: Annotated[float | None, typer.Option(min=1, help="Where beta ends; by the schedule, 30 or 7.07.")] = (
+        None
+    )
+    validation_images: Annotated[
+        int | None, typer.Option(min=0, help="Keep this many images out, and choose the best epoch on them.")
+    ] = None
+    patience: Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a better.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computation:
+    """How it is computed."""
+
+    precision: Annotated[str | None, typer.Option(help="float32 (by default), bfloat16 (mixed) or float64.")] = None
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network.")] = False
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu"
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Who trains."""
+
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Train on Ray: processes that share every batch, a CPU or GPU each.")
+    ] = None
+    address: Annotated[str | None, typer.Option(help="With --workers: a Ray cluster.")] = None
+
+
+def train(
+    input: Annotated[
+        str, typer.Option("--input", help=f"{CORPUS_HELP} It must fit in memory.", callback=refuse_missing)
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the encoder.")],
+    model: Model,
+    similarity: Similarity,
+    course: Course,
+    computation: Computation,
+    cluster: Cluster,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train an encoder; an interrupted training goes on where it was."""
+    from hashlight.pipelines.training.train import SUPERVISIONS, train_encoder
+
+    if similarity.supervision not in (None, *SUPERVISIONS):
+        raise typer.BadParameter(
+            f"--supervision must be one of {', '.join(SUPERVISIONS)}, got {similarity.supervision!r}"
+        )
+    config = _config(model, course, computation)
+    start = time.perf_counter()
+    with training_bar() as report:
+        encoder = train_encoder(
+            input,
+            output,
+            config,
+            supervision=similarity.supervision,
+            pairs=similarity.pairs,
+            overwrite=overwrite,
+            workers=cluster.workers,
+            address=cluster.address,
+            progress=report,
+        )
+    seconds = time.perf_counter() - start
+    out.print(
+        f"trained {encoder.bits} bits by {model.method} in {seconds:.0f} s: {output}, "
+        f"encoder {encoder.fingerprint[:12]}…",
+        soft_wrap=True,
+    )
+
+
+def _config(model: Model, course: Course, computation: Computation) -> TrainConfig:
+    """Return the settings that were given; the others are left to the defaults of `TrainConfig`."""
+    from hashlight.encoders.methods import METHODS
+    from hashlight.encoders.training.train import TrainConfig
+
+    settings = {**asdict(model), **asdict(course), **asdict(computation)}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    try:
+        config = TrainConfig(**given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if ignored := METHODS[model.method].ignores & given.keys():
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(ignored))
+        raise typer.BadParameter(f"{model.method} has no use for {names}: leave it out")
+    return config

@@ -1,0 +1,33 @@
+"""Options and arguments that several verbs take, with the same words wherever they stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CORPUS_HELP = (
+    "Corpus: a folder of images, Parquet files, WebDataset tars or IDX files, or a text file of URIs; local or s3://."
+)
+
+
+def refuse_missing(place: str | None) -> str | None:
+    """Refuse a local path where nothing is; whether a store has something there is found out when it is read."""
+    if place is not None and "://" not in place and not Path(place).exists():
+        raise typer.BadParameter(f"{place} does not exist")
+    return place
+
+
+CollectionArgument = Annotated[str, typer.Argument(help="A collection: a folder, or s3://BUCKET/PREFIX.")]
+ExistingCollectionArgument = Annotated[
+    str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.", callback=refuse_missing)
+]
+EncoderOption = Annotated[Path, typer.Option("--encoder", help="Folder of a trained encoder.", exists=True)]
+OtherEncoderOption = Annotated[
+    Path | None, typer.Option(help="The encoder, if the collection does not keep it.", exists=True)
+]
+BitsOption = Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")]
+UnitImagesOption = Annotated[int, typer.Option(min=1, help="Images of a unit of work.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

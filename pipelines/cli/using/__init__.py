@@ -1,0 +1,1 @@
+"""Verbs that use a collection: search it, measure it, serve it."""

@@ -1,0 +1,42 @@
+"""`hashlight dedup`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hashlight.pipelines.cli.console import out, progress_bar
+from hashlight.pipelines.cli.options import CollectionArgument, JsonOption, OverwriteOption
+
+
+def dedup(
+    collection: CollectionArgument,
+    radius: Annotated[int, typer.Option(min=0, help="Images within this Hamming distance are near-duplicates.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for pairs, clusters and a gallery.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Pairs of shards joined at once; one a core.")] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find all near-duplicates of a collection on Ray; an interrupted job goes on where it was."""
+    from hashlight.pipelines.dedup.dedup import find_duplicates
+
+    start = time.perf_counter()
+    with progress_bar("joining") as report:
+        found = find_duplicates(
+            collection, output, radius=radius, workers=workers, overwrite=overwrite, progress=report
+        )
+    seconds = time.perf_counter() - start
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "seconds": round(seconds, 3)}))
+        return
+    out.print(
+        f"{found.pairs:,} pairs within radius {radius} among {found.codes:,} images, in {seconds:.1f} s: "
+        f"{found.clusters:,} clusters of {found.members:,} images, the largest of {found.largest:,}; "
+        f"{found.removable:,} could go; look at {output / 'gallery.html'}",
+        soft_wrap=True,
+    )

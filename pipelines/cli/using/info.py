@@ -1,0 +1,43 @@
+"""`hashlight info`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from hashlight.pipelines.cli.console import key_value_table, out
+from hashlight.pipelines.cli.options import ExistingCollectionArgument, JsonOption
+
+
+def info(
+    collection: ExistingCollectionArgument,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every file again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a collection and check its files."""
+    from hashlight.engine.collection.collection import Collection
+
+    opened = Collection.open(collection, verify=verify)
+    attributes = opened.shards[0].attributes
+    facts: dict[str, Any] = {
+        "path": str(opened.path),
+        "version": opened.version,
+        "codes": len(opened),
+        "bits": opened.bits,
+        "shards": len(opened.shards),
+        "bytes": opened.num_bytes,
+        "encoder": opened.fingerprint,
+        "attributes": [] if attributes is None else attributes.schema.names,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    facts["bytes"] = f"{opened.num_bytes:,}"
+    facts["codes"] = f"{len(opened):,}"
+    facts["encoder"] = opened.fingerprint or "not kept"
+    facts["attributes"] = ", ".join(facts["attributes"]) or "none"
+    if verify:
+        facts["verified"] = "every file, against its SHA-256"
+    out.print(key_value_table("collection", facts))

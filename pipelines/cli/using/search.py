@@ -1,0 +1,147 @@
+"""`hashlight search`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hashlight.pipelines.cli.console import answers_table, err, out, progress_bar
+from hashlight.pipelines.cli.options import CollectionArgument, JsonOption, OtherEncoderOption, OverwriteOption
+
+if TYPE_CHECKING:
+    from hashlight.pipelines.searching.search import Answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is searched for."""
+
+    image: Annotated[
+        Path | None, typer.Option("--image", help="The image to search for.", exists=True, dir_okay=False)
+    ] = None
+    codes: Annotated[
+        Path | None,
+        typer.Option("--codes", help="Or millions of queries: Parquet with a column `code`, or a folder of codes."),
+    ] = None
+    output: Annotated[Path | None, typer.Option("--output", help="With --codes: the Parquet file to write.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """How many answers are wanted, or how far away."""
+
+    k: Annotated[int | None, typer.Option("-k", min=1, help="Number of nearest images (10 without --radius).")] = None
+    radius: Annotated[int | None, typer.Option(min=0, help="Find all images within this Hamming distance.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="With --radius: keep the nearest this many.")] = None
+
+    def check(self) -> None:
+        """Refuse options that contradict each other."""
+        if self.k is not None and self.radius is not None:
+            raise typer.BadParameter("give -k or --radius, not both")
+        if self.limit is not None and self.radius is None:
+            raise typer.BadParameter("--limit goes with --radius; -k is a limit itself")
+
+    @property
+    def wanted(self) -> dict[str, int | None]:
+        """The arguments of the search."""
+        return {"k": self.k or 10} if self.radius is None else {"radius": self.radius, "limit": self.limit}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """How a job of many queries runs."""
+
+    workers: Annotated[int | None, typer.Option(min=1, help="With --codes: tasks at once; one a core.")] = None
+    overwrite: OverwriteOption = False
+
+
+def search(
+    *,
+    collection: CollectionArgument,
+    asked: Asked,
+    reach: Reach,
+    encoder: OtherEncoderOption = None,
+    as_json: JsonOption = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Save a picture (PNG) of the query and its 20 nearest answers.")
+    ] = None,
+    job: Job,
+) -> None:
+    """Find the images nearest to an image, or all within a Hamming radius; or answer a file of codes on Ray."""
+    reach.check()
+    if (asked.image is None) == (asked.codes is None):
+        raise typer.BadParameter("give one of --image and --codes")
+    if asked.codes is not None:
+        if asked.output is None or save is not None or encoder is not None:
+            raise typer.BadParameter("--codes goes with --output, and with neither --save nor --encoder")
+        _search_codes(collection, asked.codes, asked.output, reach, job, as_json)
+        return
+    assert asked.image is not None
+    if asked.output is not None:
+        raise typer.BadParameter("--output goes with --codes")
+    if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
+        raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
+    _search_image(collection, asked.image, reach, encoder, save, as_json)
+
+
+def _search_image(
+    collection: str, image: Path, reach: Reach, encoder: Path | None, save: Path | None, as_json: bool
+) -> None:
+    from hashlight.engine.collection.collection import Collection
+    from hashlight.pipelines.searching.search import encode_file, find_nearest, find_within, load_encoder, save_answers
+
+    opened = Collection.open(collection)
+    radius = reach.radius
+    if radius is not None and radius > opened.bits:
+        raise typer.BadParameter(
+            f"--radius must be 0 to {opened.bits} (the codes have {opened.bits} bits), got {radius}"
+        )
+    query = encode_file(load_encoder(opened, encoder), image)
+    if radius is None:
+        found = find_nearest(opened, query, reach.k or 10)
+    else:
+        found = find_within(opened, query, radius, reach.limit)
+    if as_json:
+        document = {"query": {"image": str(image), **reach.wanted}, **found.as_json()}
+        typer.echo(json.dumps(document, default=str))
+    else:
+        _show_answers(found)
+    if save is not None:
+        save_answers(image, found, save)
+        err.print(f"saved {save}", soft_wrap=True)
+
+
+def _search_codes(collection: str, codes: Path, output: Path, reach: Reach, job: Job, as_json: bool) -> None:
+    from hashlight.pipelines.searching.batch import search_codes
+
+    wanted = reach.wanted
+    start = time.perf_counter()
+    with progress_bar("searching") as report:
+        done = search_codes(
+            collection, codes, output, **wanted, workers=job.workers, overwrite=job.overwrite, progress=report
+        )
+    seconds = time.perf_counter() - start
+    if as_json:
+        typer.echo(json.dumps({"queries": done.queries, "codes": done.codes, **wanted, "seconds": round(seconds, 3)}))
+        return
+    out.print(
+        f"answered {done.queries:,} queries from {done.codes:,} codes in {seconds:.1f} s "
+        f"({done.queries / seconds:,.0f} a second): {output}",
+        soft_wrap=True,
+    )
+
+
+def _show_answers(found: Answers) -> None:
+    coverage = found.coverage
+    if found.answers:
+        out.print(answers_table(found.answers))
+    cut = " (the nearest: --limit cut more)" if found.truncated else ""
+    out.print(
+        f"{len(found.answers):,} answers{cut}, {coverage.searched:,} of {coverage.codes:,} "
+        f"codes searched in {coverage.answered} of {coverage.shards} shards"
+    )

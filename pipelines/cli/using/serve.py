@@ -1,0 +1,157 @@
+"""`hashlight serve`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hashlight.pipelines.cli.console import out, spinner
+from hashlight.pipelines.cli.options import ExistingCollectionArgument, OtherEncoderOption
+
+if TYPE_CHECKING:
+    from hashlight.engine.service.door.http_server import HttpServer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Where the server listens."""
+
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every address of the machine.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who may ask, and over what."""
+
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="API keys, lines `NAME SCOPES KEY`; HASHLIGHT_API_KEYS without it.", exists=True),
+    ] = None
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines ask without a key.")] = False
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM): serve https.", exists=True)] = None
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", exists=True)] = None
+
+    def check(self) -> None:
+        """Refuse half of a certificate."""
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise typer.BadParameter("--tls-cert and --tls-key go together: give both or neither")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """What a request may ask for, and how many there may be."""
+
+    image_host: Annotated[
+        list[str] | None, typer.Option(help="Fetch query images from this host, or from all below .example.com.")
+    ] = None
+    in_flight: Annotated[int | None, typer.Option(min=1, help="Requests at work; more are told to come again.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardServers:
+    """Which shard servers there are, if any."""
+
+    groups: Annotated[
+        int | None, typer.Option(min=1, help="Shard servers in so many groups, each with a part of the shards.")
+    ] = None
+    replicas: Annotated[int | None, typer.Option(min=1, help="Of each group; 1 if left out.")] = None
+    ray: Annotated[bool, typer.Option("--ray", help="Shard servers on Ray, not as processes here.")] = False
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; `auto` is this machine's.")] = None
+    shard_tls_cert: Annotated[Path | None, typer.Option(help="The shard servers' certificate (PEM).", exists=True)] = (
+        None
+    )
+    shard_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", exists=True)] = None
+    shard_tls_authority: Annotated[Path | None, typer.Option(help="Who signed it (PEM).", exists=True)] = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are shard servers at all."""
+        return self.groups is not None or self.ray
+
+    def check(self) -> None:
+        """Refuse options that would be ignored."""
+        if self.address is not None and not self.ray:
+            raise typer.BadParameter("--address is that of a Ray cluster: give --ray, too, or leave it out")
+        names = ("shard_tls_cert", "shard_tls_key", "shard_tls_authority", "replicas")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+        if given and not self.wanted:
+            raise typer.BadParameter(
+                f"{', '.join(given)}: there are no shard servers without --groups or --ray; give one of those, or "
+                "leave it out"
+            )
+        if self.shard_tls_authority is not None and self.shard_tls_cert is None:
+            raise typer.BadParameter("--shard-tls-authority goes with --shard-tls-cert and --shard-tls-key")
+
+
+def serve(
+    collection: ExistingCollectionArgument,
+    listening: Listening,
+    encoder: OtherEncoderOption = None,
+    *,
+    access: Access,
+    requests: Requests,
+    shard_servers: ShardServers,
+) -> None:
+    """Serve a collection over HTTP: from this process, or with --groups from shard servers, here or on Ray.
+
+    Shard servers want a token, that of HASHLIGHT_SHARD_TOKEN or one made for the occasion.
+    """
+    from hashlight.engine.places.store import open_store
+
+    shard_servers.check()
+    access.check()
+    # The web server ends in order and then raises the signal once more: shard servers must still be stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with contextlib.ExitStack() as stack:
+        with spinner("opening"):
+            server = stack.enter_context(_open_server(collection, listening, encoder, access, requests, shard_servers))
+        out.print(f"serving {open_store(collection)} at {server.url}", soft_wrap=True)
+        server.run()
+
+
+@contextlib.contextmanager
+def _open_server(
+    collection: str,
+    listening: Listening,
+    encoder: Path | None,
+    access: Access,
+    requests: Requests,
+    shard_servers: ShardServers,
+) -> Iterator[HttpServer]:
+    """Yield a server that is bound to its address; its shard servers, if there are any, end with the context."""
+    from hashlight.engine.service.door.http_server import Address
+    from hashlight.engine.service.door.keys import Keys
+    from hashlight.engine.service.door.limits import Limits
+    from hashlight.pipelines.serving.serve import serve_embedded
+
+    address = Address(host=listening.host, port=listening.port, certificate=access.tls_cert, private_key=access.tls_key)
+    keys = Keys.load(access.keys)
+    limits = Limits() if requests.in_flight is None else Limits(in_flight=requests.in_flight)
+    image_hosts = requests.image_host or ()
+    if not shard_servers.wanted:
+        yield serve_embedded(
+            collection, address, keys, encoder=encoder, limits=limits, image_hosts=image_hosts,
+            insecure=access.insecure,
+        )  # fmt: skip
+        return
+    from hashlight.engine.service.protocol.security import Security
+    from hashlight.pipelines.serving.cluster import serve_cluster
+
+    security = Security.from_files(
+        certificate=shard_servers.shard_tls_cert, key=shard_servers.shard_tls_key,
+        authority=shard_servers.shard_tls_authority, fresh_token=True,
+    )  # fmt: skip
+    with serve_cluster(
+        collection, address, keys, groups=shard_servers.groups or 1, replicas=shard_servers.replicas or 1,
+        ray=shard_servers.ray, ray_address=shard_servers.address, shard_security=security, encoder=encoder,
+        limits=limits, image_hosts=image_hosts, insecure=access.insecure,
+    ) as server:  # fmt: skip
+        yield server

@@ -1,0 +1,67 @@
+"""Groups of options: what a person types arrives in the right field, and the help lists what was declared."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hashlight.pipelines.cli.grouping import expand_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    width: Annotated[int, typer.Option(min=1)]
+    height: Annotated[int, typer.Option(min=1)] = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colour:
+    names: Annotated[list[str] | None, typer.Option("--name")] = None
+
+
+def draw(*, title: Annotated[str, typer.Argument()] = "none", size: Size, colour: Colour) -> None:
+    """Draw something."""
+    typer.echo(f"{title} {size} {colour}")
+
+
+@pytest.fixture
+def app():
+    made = typer.Typer()
+    made.command()(expand_groups(draw))
+    return made
+
+
+def test_the_fields_stand_where_their_group_stood():
+    expanded = expand_groups(draw)
+    assert list(inspect.signature(expanded).parameters) == ["title", "width", "height", "names"]
+    assert inspect.signature(expanded).parameters["width"].default is inspect.Parameter.empty
+    assert inspect.signature(expanded).parameters["height"].default == 7
+    assert (expanded.__name__, expanded.__doc__) == ("draw", "Draw something.")
+
+
+def test_every_option_arrives_in_its_field(app):
+    result = CliRunner().invoke(app, ["T", "--width", "3", "--name", "red", "--name", "blue"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"T {Size(width=3, height=7)} {Colour(names=['red', 'blue'])}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [([], "Missing option"), (["--width", "0"], "greater than or equal to 1")]
+)
+def test_a_field_is_checked_as_an_option_is(app, arguments, message):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_two_options_of_one_name_are_refused():
+    def draw_twice(size: Size, width: int) -> None:
+        raise AssertionError("never called")
+
+    with pytest.raises(ValueError, match="duplicate parameter name: 'width'"):
+        expand_groups(draw_twice)
