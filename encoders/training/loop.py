@@ -318,8 +318,10 @@ class _PhaseRun:
         beta = self._phase.beta_at(place.step / self._steps)
         self._optimizer.zero_grad()
         share = self._loop._workers.share(len(index_B), self._settings.chunk_size)
+        # Without augmentation the two views of an image would be one.
+        augment = self._settings.augment or supervision.kind == VIEWS
         with share.draws():
-            image_bCHW = self._loop.inputs(index_B[share.own_b], augment=self._settings.augment)
+            image_bCHW = self._loop.inputs(index_B[share.own_b], augment=augment)
         loss, output_BK = backward(
             self._network,
             image_bCHW,

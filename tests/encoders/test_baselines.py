@@ -120,6 +120,51 @@ def test_discrete_codes_minimise_what_they_should():
     assert left_over(5) < 0.5 * left_over(0)
 
 
+def slow_sdh(features, classes, bits, seed, iterations, ridge, fidelity):
+    """Minimise SDH's objective as the paper writes it down, weighing both values of each bit of each image.
+
+    All images are anchors, so that of the draws only the codes to start from count.
+    """
+    squares = np.array([[((left - right) ** 2).sum() for right in features] for left in features])
+    kernel = np.exp(-squares / (2 * squares.mean()))
+    rng = np.random.default_rng(seed)
+    rng.permutation(len(features))
+    codes = np.where(rng.standard_normal((len(features), bits)) > 0, 1.0, -1.0)
+
+    def mapped(codes):
+        ridge = 1e-6 * np.mean(np.diag(kernel.T @ kernel))
+        return kernel @ np.linalg.inv(kernel.T @ kernel + ridge * np.eye(len(kernel))) @ kernel.T @ codes
+
+    def cost(row, code, classifier, aim):
+        return ((classes[row] - code @ classifier) ** 2).sum() + fidelity * ((code - aim[row]) ** 2).sum()
+
+    for _ in range(iterations):
+        classifier = np.linalg.inv(codes.T @ codes + ridge * np.eye(bits)) @ codes.T @ classes
+        aim = mapped(codes)
+        for _ in range(10):
+            for bit in range(bits):
+                for row, code in enumerate(codes):
+                    flipped = code * np.where(np.arange(bits) == bit, -1, 1)
+                    if cost(row, flipped, classifier, aim) < cost(row, code, classifier, aim):
+                        codes[row] = flipped
+    return mapped(codes)
+
+
+# Between the extremes, where codes follow the labels alone or the kernel map alone, both terms matter.
+@pytest.mark.parametrize("fidelity", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("ridge", [1.0, 30.0])
+def test_sdh_descends_on_the_papers_objective(ridge, fidelity):
+    features, labels = overlapping(np.random.default_rng(8), rows=60)
+    classes = one_hot(labels)
+    settings = {"iterations": 3, "ridge": ridge}
+    hasher = SDH.fit(features, 6, 4, class_NC=classes, anchors=60, fidelity=fidelity, **settings)
+    expected = slow_sdh(features, classes, 6, 4, fidelity=fidelity, **settings)
+    np.testing.assert_allclose(hasher.project(features), expected, atol=1e-4)
+    others = (value for value in (0.0, 0.02, 1.0) if value != fidelity)
+    for other in others:
+        assert np.abs(slow_sdh(features, classes, 6, 4, fidelity=other, **settings) - expected).max() > 0.1
+
+
 def test_kernel_bits_approach_the_similarities():
     features, labels = clusters(np.random.default_rng(6), rows=150)
     similar = np.where(labels[:, None] == labels, 1, -1)

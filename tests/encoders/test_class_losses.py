@@ -149,6 +149,16 @@ def test_no_bit_of_ten_hadamard_centres_is_constant():
     assert sum((class_centres(10, 64, seed).float().mean(dim=0).abs() == 1).sum() for seed in range(3)) < 3
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_halves_of_hadamard_centres_are_no_copies_of_each_other(seed):
+    """A Hadamard matrix is built by doubling; a search that cuts codes into bands would see every band twice."""
+    centres = class_centres(40, 64, seed)
+    for width in (8, 16, 32):
+        bands = centres.reshape(40, -1, width)
+        repeats = (bands[:, :-1] * bands[:, 1:]).sum(dim=2).abs() == width
+        assert repeats.float().mean() < 0.1
+
+
 def test_an_image_of_several_classes_gets_the_majority():
     centres = torch.tensor([[1.0, 1, -1], [1, -1, -1], [-1, -1, -1]])
     target = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 1]])

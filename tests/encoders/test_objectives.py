@@ -172,3 +172,14 @@ def test_the_gradient_of_signs_is_that_of_tanh():
         down[i][k] -= 1e-5
         slope = (loop_pairs(up, classes) - loop_pairs(down, classes)) / 2e-5
         assert z.grad[i, k].item() == pytest.approx(slope * (1 - math.tanh(z[i, k].item()) ** 2), abs=1e-8)
+
+
+@pytest.mark.parametrize("bits", [8, 64])
+def test_the_latent_classifier_starts_with_logits_that_can_learn(bits):
+    torch.manual_seed(0)
+    settings = ObjectiveSettings(bits=bits, num_classes=60, seed=0, alpha=None)
+    weight = METHODS["latent"].objective(settings).classifier.weight.detach().numpy() * math.sqrt(bits)
+    # Uniform over -4 to 4, times 1 / sqrt(K); torch's own bound is a quarter of it.
+    assert 3.9 < np.abs(weight).max() <= 4.0
+    assert weight.std() == pytest.approx(8 / math.sqrt(12), rel=0.1)
+    assert abs(weight.mean()) < 0.4

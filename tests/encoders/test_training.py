@@ -6,9 +6,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hashlight.encoders.data.augment import random_view
+from hashlight.encoders.data.pixels import PixelSource
 from hashlight.encoders.data.supervision import LabelSupervision, PairList, PairSupervision, ViewSupervision
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.metrics import average_precision_of_scores, mean_average_precision
+from hashlight.encoders.networks.backbones import build_backbone
+from hashlight.encoders.networks.model import HashModel
+from hashlight.encoders.training.checkpoints import TrainingFolder
+from hashlight.encoders.training.loop import Loop, LoopSettings
 from hashlight.encoders.training.train import TrainConfig, train
 from hashlight.encoders.training.workers import forked_random, random_state, set_random_state
 from tests.oracles import distance_histograms
@@ -204,6 +209,39 @@ def test_views_of_one_image_are_similar_and_differ():
     views = random_view(image)
     assert views.shape == image.shape
     assert (views[0] - views[1:]).abs().flatten(1).mean(dim=1).min() > 0.05
+
+
+def relaxed(**settings):
+    config = TrainConfig(bits=8, batch_size=16, epochs=1, warmup_epochs=0, augment=settings.pop("augment"))
+    return train(IMAGES[:32], config=config, **settings).encode_all(QUERIES).relaxed
+
+
+def test_augmentation_can_be_left_out_but_not_of_views():
+    assert (relaxed(labels=LABELS[:32], augment=True) != relaxed(labels=LABELS[:32], augment=False)).any()
+    assert (relaxed(views=True, augment=True) == relaxed(views=True, augment=False)).all()
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_labelled_images_are_moved_and_views_are_changed_altogether(views):
+    supervision = ViewSupervision(8) if views else LabelSupervision(np.arange(8) % 2, 8)
+    backbone = build_backbone("small-cnn", None)
+    loop = Loop(
+        HashModel(backbone, 8),
+        PixelSource(np.full((8, 28, 28), 100, np.uint8), backbone.preprocessing),
+        supervision,
+        LoopSettings(
+            batch_size=8, chunk_size=None, precision="float32", device="cpu", compile=False, weight_decay=0.0,
+            augment=True, seed=0, patience=None,
+        ),
+        folder=TrainingFolder(None, {}),
+        kept_out_V=torch.arange(0),
+        progress=None,
+    )  # fmt: skip
+    plain, changed = (loop.inputs(torch.arange(8), augment=augment) for augment in (False, True))
+    assert len(plain.unique()) == 1
+    # A grey image stays grey however it is mirrored or shifted; light and noise show.
+    assert torch.equal(plain, changed) is not views
+    assert len(changed.unique()) == 1 or len(changed.unique()) > 1000
 
 
 def test_several_labels_make_similar_what_shares_one():
