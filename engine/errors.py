@@ -7,6 +7,8 @@
     ├── CollectionExistsError     a collection where a new one was to be made
     ├── CollectionBusyError       another process is writing
     ├── CorruptDataError          stored bytes are not what was written
+    ├── PlaceError                a location that cannot be used for what is asked
+    ├── ReadFailedError           a read that failed at every try, and may succeed later
     ├── EncoderMismatchError      codes of two encoders would meet
     ├── IdNotFoundError           an id that the collection does not hold
     ├── MissingDependencyError    a package that this machine lacks
@@ -40,6 +42,14 @@ class CollectionBusyError(HashlightError):
 
 class CorruptDataError(HashlightError):
     """Stored bytes are not what was written."""
+
+
+class PlaceError(HashlightError, ValueError):
+    """A location cannot be used for what is asked of it: no such kind of store, or one that cannot do it."""
+
+
+class ReadFailedError(HashlightError, OSError):
+    """A read failed for a reason that may be gone later, and did so at every try."""
 
 
 class EncoderMismatchError(HashlightError):

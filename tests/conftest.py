@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 
 import pytest
 
@@ -33,3 +34,45 @@ def ray_session(s3_credentials):
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+class Bucket:
+    """A bucket of a server that speaks S3's protocol, on this machine."""
+
+    def __init__(self, client, name, endpoint):
+        self._client, self.name, self._endpoint = client, name, endpoint
+
+    def uri(self, key):
+        return f"s3://{self.name}/{key}?endpoint_override={self._endpoint}&scheme=http&region=us-east-1"
+
+    def put(self, key, data):
+        self._client.put_object(Bucket=self.name, Key=key, Body=data)
+
+    def keys(self, prefix=""):
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+    def get(self, key):
+        return self._client.get_object(Bucket=self.name, Key=key)["Body"].read()
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_credentials):
+    """The host and port of a server of S3's protocol."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server):
+    """An empty bucket."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=f"http://{s3_server}", region_name="us-east-1")
+    name = f"bucket-{uuid.uuid4().hex}"
+    client.create_bucket(Bucket=name)
+    return Bucket(client, name, s3_server)

@@ -1,4 +1,7 @@
-"""Files that are either whole or not there: write aside, fsync, rename, fsync the folder."""
+"""Local files that are either whole or not there: write aside, fsync, rename, fsync the folder.
+
+Tests of what survives a crash watch the steps of every write through `on_step`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,28 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hashlight.engine.errors import CollectionBusyError
 
 _HASH_CHUNK_BYTES = 1 << 20
+
+_steps: list[Callable[[str, object], None]] = []
+
+
+def on_step(call: Callable[[str, object], None]) -> None:
+    """Have `call(step, name)` called when a file is about to be written aside (`aside`) and once it is `published`."""
+    if call not in _steps:
+        _steps.append(call)
+
+
+def pass_step(step: str, name: str) -> None:
+    """Tell whoever watches that a write has come to a step."""
+    for call in _steps:
+        call(step, name)
 
 
 def sync_file(path: Path) -> None:
@@ -30,6 +48,14 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those it lies in, where they are missing, and force their entries to the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
 def aside_of(path: Path) -> Path:
     """Return a name beside a file to write it under; no other process has it, in no container that shares the folder.
 
@@ -41,19 +67,91 @@ def aside_of(path: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes wrote aside in a folder, which nobody else writes to now."""
     for aside in folder.glob(".*.tmp"):
-        aside.unlink(missing_ok=True)
+        _remove(aside)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a mixture."""
-    aside = aside_of(path)
-    try:
-        aside.write_bytes(data)
-        sync_file(aside)
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish(aside: Path, path: Path, *, only_new: bool = False) -> bool:
+    """Let a file that was written aside appear at `path`, for good; return whether it did.
+
+    Parameters
+    ----------
+    aside : Path
+        In a folder of the same file system.
+    path : Path
+    only_new : bool
+        Leave a file that is there already; then this one stays aside.
+    """
+    sync_file(aside)
+    if not only_new:
         aside.replace(path)
+    else:
+        try:
+            # A link is refused where a name is taken; a rename would replace it.
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+    sync_folder(path.parent)
+    pass_step("published", path.name)
+    return True
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file at; when the context ends well, it replaces `path` in one step."""
+    aside = aside_of(path)
+    pass_step("aside", path.name)
+    try:
+        yield aside
+        publish(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes, *, only_new: bool = False) -> bool:
+    """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a mixture.
+
+    With `only_new` a file that is there stays; the return value says whether `data` was written.
+    """
+    aside = aside_of(path)
+    try:
+        with aside.open("wb") as file:
+            pass_step("aside", path.name)
+            file.write(data)
+        return publish(aside, path, only_new=only_new)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def replace_folder(aside: Path, path: Path) -> None:
+    """Let a folder that was written beside `path` take its place, by two renames; the old one goes.
+
+    Raises
+    ------
+    OSError
+        If it cannot; the old folder is at its place again.
+    """
+    for file in (entry for entry in aside.rglob("*") if entry.is_file()):
+        sync_file(file)
+    for folder in (aside, *(entry for entry in aside.rglob("*") if entry.is_dir())):
+        sync_folder(folder)
+    replaced = aside_of(path)
+    if path.is_dir():
+        path.rename(replaced)
+    try:
+        aside.rename(path)
+    except OSError:
+        if replaced.is_dir():
+            replaced.rename(path)
+        raise
     sync_folder(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

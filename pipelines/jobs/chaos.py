@@ -1,7 +1,8 @@
 """Faults on purpose, for tests of what survives them.
 
-The pipelines call `step(name, key)` at every point where a process may die. It does nothing unless the environment
-variable `HASHLIGHT_CHAOS` names a folder with `rules.json`, a list of objects:
+The pipelines call `step(name, key)` at every point where a process may die, and so do the writes of `engine.places`
+(`aside`, `published`, with the file's name) in a process that imported this module. It does nothing unless the
+environment variable `HASHLIGHT_CHAOS` names a folder with `rules.json`, a list of objects:
 
 =========  ============================================================================================================
 ``step``   name of the step
@@ -25,6 +26,8 @@ import os
 import signal
 from pathlib import Path
 from typing import Any
+
+from hashlight.engine.places.files import on_step
 
 VARIABLE = "HASHLIGHT_CHAOS"
 
@@ -77,3 +80,6 @@ def _act(what: str, folder: Path) -> None:
     elif what == "hang":
         while True:
             pass
+
+
+on_step(step)

@@ -1,0 +1,166 @@
+"""Any other file system that fsspec knows, to read corpora from."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hashlight.engine.errors import PlaceError
+from hashlight.engine.places.failures import retried
+from hashlight.engine.places.place import Entry, Found, Place
+from hashlight.engine.places.reading import RetryingFile, read_blocks, refuse_more
+from hashlight.engine.places.uris import scheme_of
+
+_COPIED_BYTES = 1 << 20
+
+
+class Elsewhere(Place):
+    """See `Place`; it is only read.
+
+    Raises
+    ------
+    PlaceError
+        If fsspec is not installed, or has no such file system.
+    """
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        self._files, self._base = _open_filesystem(location)
+
+    def _at(self, name: str) -> str:
+        return f"{self._base.rstrip('/')}/{name}" if name else self._base
+
+    def read(self, name: str = "", *, max_bytes: int | None = None) -> bytes:
+        """See `Place.read`."""
+        return retried(lambda: self._read(name, max_bytes), self.path(name))
+
+    def _read(self, name: str, max_bytes: int | None) -> bytes:
+        # Of a web server's file the size may be unknown until it is read.
+        with self._files.open(self._at(name), "rb") as stream:
+            size = getattr(stream, "size", None)
+            refuse_more(size or 0, max_bytes)
+            return read_blocks(stream, max_bytes)
+
+    def find(self, name: str) -> Found | None:
+        """See `Place.find`."""
+        try:
+            return Found(self.read(name))
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str = "") -> RetryingFile:
+        """See `Place.open`."""
+        return RetryingFile(lambda: self._files.open(self._at(name), "rb"), self.path(name))
+
+    def entry(self, name: str = "") -> Entry | None:
+        """See `Place.entry`."""
+        try:
+            return _entry_of(self._files.info(self._at(name)), name)
+        except FileNotFoundError:
+            return None
+
+    def children(self, folder: str = "", *, hidden: bool = False) -> list[Entry]:
+        """See `Place.children`."""
+        try:
+            infos = self._files.ls(self._at(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        entries = (_entry_of(info, info["name"].rstrip("/").rpartition("/")[2]) for info in infos)
+        return sorted((entry for entry in entries if hidden or entry.name[:1] != "."), key=lambda entry: entry.name)
+
+    def walk(self, folder: str = "") -> Iterator[Entry]:
+        """See `Place.walk`: folder by folder."""
+        return self._walk(folder, "")
+
+    def _walk(self, folder: str, inner: str) -> Iterator[Entry]:
+        for entry in self.children("/".join(part for part in (folder, inner) if part)):
+            below = f"{inner}/{entry.name}" if inner else entry.name
+            if entry.is_folder:
+                yield from self._walk(folder, below)
+            else:
+                yield Entry(below, entry.size, entry.stamp)
+
+    def download(self, name: str, target: Path) -> None:
+        """See `Place.download`."""
+        entry = self.entry(name)
+        if entry is None or not entry.is_folder:
+            self._download_file(name, target)
+            return
+        target.mkdir(parents=True, exist_ok=True)
+        for file in self.walk(name):
+            path = target / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._download_file(f"{name}/{file.name}" if name else file.name, path)
+
+    def _download_file(self, name: str, target: Path) -> None:
+        with self.open(name) as file, target.open("wb") as copy:
+            while data := file.read(_COPIED_BYTES):
+                copy.write(data)
+
+    def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Refuse; see the class."""
+        self._refuse()
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Refuse; see the class."""
+        self._refuse()
+
+    def replace(self, name: str, data: bytes, found: Found | None) -> bool:
+        """Refuse; see the class."""
+        self._refuse()
+
+    def scratch(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """Refuse; see the class."""
+        self._refuse()
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Refuse; see the class."""
+        self._refuse()
+
+    def new_folder(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """Refuse; see the class."""
+        self._refuse()
+
+    def remove(self, name: str) -> None:
+        """Refuse; see the class."""
+        self._refuse()
+
+    def lock(self, *, wait: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Refuse; see the class."""
+        self._refuse()
+
+    def remove_leftovers(self, folder: str = "") -> None:
+        """Refuse; see the class."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise PlaceError(
+            f"{self} can only be read: write to a folder of this machine, or to a bucket (s3://, gs://, az://)"
+        )
+
+
+def _open_filesystem(location: str) -> tuple[Any, str]:
+    scheme = scheme_of(location)
+    try:
+        core = importlib.import_module("fsspec.core")
+    except ModuleNotFoundError as error:
+        raise PlaceError(
+            f"{location}: no file system for {scheme}://: expected a path or a bucket (s3://, gs://, az://); others "
+            "are read through fsspec: `pip install fsspec`"
+        ) from error
+    try:
+        filesystem, path = core.url_to_fs(location)
+    except (ValueError, ImportError) as error:
+        raise PlaceError(f"{location}: no file system for {scheme}://: {error}") from error
+    return filesystem, path
+
+
+def _entry_of(info: dict[str, Any], name: str) -> Entry:
+    if info["type"] == "directory":
+        return Entry(name, 0, "", is_folder=True)
+    size = info.get("size") or 0
+    changed = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or info.get("created") or ""
+    return Entry(name, size, f"{size}:{changed}")

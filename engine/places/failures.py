@@ -1,0 +1,114 @@
+"""What goes wrong with reads and writes: which errors last, which pass, and the names that stores' errors get here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from obstore import exceptions
+
+from hashlight.engine.errors import PlaceError, ReadFailedError
+
+READ_TRIES = 3
+_FIRST_WAIT_S = 0.5
+
+T = TypeVar("T")
+
+
+class TooManyBytesError(OSError):
+    """A file is larger than the caller reads."""
+
+
+class NoFileError(OSError):
+    """What stands at a name cannot be read as a file: a folder, a device, a pipe, a name that no store holds."""
+
+
+class RefusedError(OSError):
+    """A store refused a request, and would do so again."""
+
+
+class OvertakenError(OSError):
+    """A conditional put or read was refused, for another process wrote the file meanwhile."""
+
+
+# These hold for as long as the file is as it is.
+_LASTING_ERRORS = (
+    FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, TooManyBytesError, NoFileError,
+    RefusedError, OvertakenError, PlaceError,
+)  # fmt: skip
+_LASTING_NUMBERS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_MOMENTARY_STATUSES = {408, 425, 429}
+_XML = re.compile(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", re.DOTALL)
+_QUERY = re.compile(r"\?\S*")
+
+
+def retried(read: Callable[[], T], where: str) -> T:
+    """Return what `read` does; where it fails for a moment it is called again.
+
+    Raises
+    ------
+    OSError
+        If the file is not there, is not one, or may not be read.
+    ReadFailedError
+        If it failed every time.
+    """
+    for attempt in range(1, READ_TRIES + 1):
+        try:
+            return read()
+        except OSError as error:
+            if _is_lasting(error):
+                raise
+            if attempt == READ_TRIES:
+                raise ReadFailedError(
+                    f"{where} cannot be read at this moment, after {READ_TRIES} tries: {error}"
+                ) from error
+            time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_lasting(error: OSError) -> bool:
+    return isinstance(error, _LASTING_ERRORS) or error.errno in _LASTING_NUMBERS
+
+
+@contextlib.contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Raise what a store's client raises as the `OSError` that callers of any place know.
+
+    The client's own message is cut to its first line: what follows are the client's internals, and addresses may hold
+    signatures.
+    """
+    try:
+        yield
+    except (exceptions.BaseError, FileNotFoundError, ValueError) as error:
+        raise _as_os_error(error, where) from None
+
+
+def _as_os_error(error: Exception, where: str) -> OSError:
+    reason = _reason_of(error)
+    status = int(found[1]) if (found := _STATUS.search(str(error))) else None
+    if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
+        return OvertakenError(f"{where} was written by another process meanwhile")
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return FileNotFoundError(errno.ENOENT, f"No such file ({reason})", where)
+    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or status in (401, 403):
+        return PermissionError(errno.EACCES, f"the store does not allow it ({reason})", where)
+    if isinstance(error, exceptions.InvalidPathError | ValueError):
+        return NoFileError(f"{where} has a name that no place can hold: {reason}")
+    if isinstance(error, exceptions.NotSupportedError | NotImplementedError) or status == 501:
+        return RefusedError(f"{where}: the store cannot do this: {reason}")
+    if status is not None and status < 500 and status not in _MOMENTARY_STATUSES:
+        return RefusedError(f"{where}: the store refused: {reason}")
+    return OSError(f"{where}: {reason}")
+
+
+def _reason_of(error: Exception) -> str:
+    text = str(error).partition("Debug source:")[0]
+    if found := _XML.search(text):
+        return f"{found[1]}: {found[2]}"
+    return _QUERY.sub("", " ".join(text.split()))

@@ -1,0 +1,33 @@
+"""From a location to its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hashlight.engine.places.bucket import Bucket
+from hashlight.engine.places.elsewhere import Elsewhere
+from hashlight.engine.places.folder import Folder
+from hashlight.engine.places.place import Place
+from hashlight.engine.places.uris import BUCKET_SCHEMES, is_local
+
+
+def open_place(location: str | Path) -> Place:
+    """Return the place at a path or URI; nothing is touched.
+
+    Parameters
+    ----------
+    location : str or Path
+        A path, `file://PATH`, or a URI as `engine.places.uris` describes. That of a file is a place, too, whose one
+        name is the empty one.
+
+    Raises
+    ------
+    PlaceError
+        If it is a URI of a store that is not known here.
+    """
+    text = str(location).removeprefix("file://")
+    if is_local(text):
+        return Folder(text)
+    if text.partition("://")[0].lower() in BUCKET_SCHEMES:
+        return Bucket(text.rstrip("/"))
+    return Elsewhere(text.rstrip("/"))

@@ -1,0 +1,159 @@
+"""Reading: local files whole, files anywhere at any position, and many reads under way at once."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from hashlight.engine.places.failures import NoFileError, TooManyBytesError, retried
+
+# A request to a store takes some 30 ms whatever its size, so that many must be under way at once.
+STORE_READS = 16
+_BLOCK_BYTES = 1 << 20
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def read_local(path: str, max_bytes: int | None) -> bytes:
+    """Read a whole file of this machine, once.
+
+    Raises
+    ------
+    OSError
+        If it is not there, is not a file, or may not be read.
+    TooManyBytesError
+        If it has more than `max_bytes` bytes.
+    """
+    # Opening a pipe would wait for its writer.
+    about = os.stat(path)
+    if stat.S_ISDIR(about.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(about.st_mode):
+        raise NoFileError(f"{path} is not a file")
+    refuse_more(about.st_size, max_bytes)
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
+
+
+def read_blocks(stream: Any, max_bytes: int | None) -> bytes:
+    """Read a stream to its end, but no more than a block above `max_bytes` bytes."""
+    blocks, total = [], 0
+    while block := stream.read(_BLOCK_BYTES):
+        blocks.append(block)
+        total += len(block)
+        refuse_more(total, max_bytes)
+    return b"".join(blocks)
+
+
+def refuse_more(num_bytes: int, max_bytes: int | None) -> None:
+    """Raise TooManyBytesError if there are more bytes than may be read."""
+    if max_bytes is not None and num_bytes > max_bytes:
+        raise TooManyBytesError(f"too many bytes: above {max_bytes:,}")
+
+
+class RetryingFile(io.RawIOBase):
+    """A file anywhere, read at any position; where a read fails for a moment, the file is opened anew and read again.
+
+    So whoever reads it can tell a damaged file from a store that fails: the latter is a `ReadFailedError`.
+
+    Parameters
+    ----------
+    opener : callable
+        Opens the file: something with `read`, `seek`, `tell`, `seekable` and `close`.
+    where : str
+        The file's name in messages.
+    """
+
+    def __init__(self, opener: Callable[[], Any], where: str) -> None:
+        self._opener = opener
+        self._where = where
+        self._position = 0
+        self._file: Any = retried(self._open, where)
+
+    def _open(self) -> Any:
+        return self._opener()
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether it can be read at any position."""
+        return bool(self._opened().seekable())
+
+    def tell(self) -> int:
+        """Return the position of the next read."""
+        return self._position
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position of the next read."""
+        if whence == io.SEEK_END:
+            position += retried(self._size, self._where)
+        elif whence == io.SEEK_CUR:
+            position += self._position
+        self._position = position
+        return position
+
+    def _size(self) -> int:
+        file = self._opened()
+        file.seek(0, io.SEEK_END)
+        return int(file.tell())
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read so many bytes, or all that are left."""
+        data = retried(lambda: self._read(None if size is None or size < 0 else size), self._where)
+        self._position += len(data)
+        return data
+
+    def _read(self, size: int | None) -> bytes:
+        file = self._opened()
+        try:
+            if file.tell() != self._position:
+                file.seek(self._position)
+            return bytes(file.read(size))
+        except OSError:
+            self._file = None
+            with contextlib.suppress(OSError):  # the read's error is the one to tell
+                file.close()
+            raise
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            self._file = self._open()
+        return self._file
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; return how many bytes there were."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], at_once: int = STORE_READS) -> Iterator[R]:
+    """Map in order, with up to `at_once` calls under way, ahead of what was asked for."""
+    with ThreadPoolExecutor(at_once, "ahead") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == at_once:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

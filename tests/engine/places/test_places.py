@@ -1,0 +1,361 @@
+"""Folders and buckets through the same calls: what one does, the other does; what differs is said here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+
+import fsspec
+import numpy as np
+import obstore
+import pytest
+from obstore import exceptions
+
+from hashlight.engine.errors import CollectionBusyError, PlaceError, ReadFailedError
+from hashlight.engine.places import failures, files, uris
+from hashlight.engine.places.bucket import Bucket
+from hashlight.engine.places.failures import NoFileError, RefusedError, TooManyBytesError
+from hashlight.engine.places.folder import Folder
+from hashlight.engine.places.opening import open_place
+
+NAMES = ["a.bin", "a b/c?#%25.png", "ü/[1]~*.jpg", "deep/er/x", "z"]
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path):
+    """A place that holds nothing."""
+    if request.param == "folder":
+        return open_place(tmp_path / "some" / "place")
+    return open_place(request.getfixturevalue("bucket").uri("some/place"))
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(failures, "_FIRST_WAIT_S", 0.001)
+
+
+def content_of(name):
+    return hashlib.sha256(name.encode()).digest() * 3
+
+
+def test_what_is_written_is_read_listed_and_removed(place):
+    assert (place.entry(), place.names(), list(place.walk())) == (None, [], [])
+    for name in [*NAMES, ".hidden", "deep/.hidden/y"]:
+        place.put(name, content_of(name))
+    assert [place.read(name) for name in NAMES] == [content_of(name) for name in NAMES]
+    assert list(place.read_many(NAMES)) == [content_of(name) for name in NAMES]
+    assert sorted(entry.name for entry in place.walk()) == sorted(NAMES)
+    assert all(entry.size == 96 and entry.stamp.startswith("96:") for entry in place.walk())
+    assert place.names() == ["a b", "a.bin", "deep", "z", "ü"]
+    assert place.names(hidden=True) == [".hidden", "a b", "a.bin", "deep", "z", "ü"]
+    assert [(entry.name, entry.is_folder) for entry in place.children("deep")] == [("er", True)]
+    assert [entry.name for entry in place.walk("deep")] == ["er/x"]
+    assert (place.exists("a.bin"), place.exists("deep"), place.exists("a")) == (True, False, False)
+    assert (place.entry("deep").is_folder, place.entry().is_folder, place.entry("a.bin").size) == (True, True, 96)
+    place.remove("deep")
+    place.remove("z")
+    place.remove("never")
+    assert place.names() == ["a b", "a.bin", "ü"]
+    assert open_place(place.location_of("a.bin")).read() == content_of("a.bin")
+    assert pickle.loads(pickle.dumps(place)).read("a.bin") == content_of("a.bin")
+
+
+def test_a_file_is_read_at_any_position(place):
+    data = np.random.default_rng(0).bytes(5000)
+    place.put("a", data)
+    with place.open("a") as file:
+        assert file.read(100) == data[:100]
+        assert (file.seek(-50, io.SEEK_CUR), file.read(10)) == (50, data[50:60])
+        assert (file.seek(-7, io.SEEK_END), file.read()) == (4993, data[-7:])
+        assert (file.read(), file.seek(6000), file.read(5)) == (b"", 6000, b"")
+    with io.BufferedReader(place.open("a"), 1 << 10) as file:
+        assert file.read() == data
+
+
+def test_errors_are_the_same_everywhere(place):
+    place.put("folder/a", b"123")
+    for call in (place.read, place.open):
+        with pytest.raises(FileNotFoundError, match="none"):
+            call("none")
+    assert place.find("none") is None
+    with pytest.raises(TooManyBytesError, match="above 2"):
+        place.read("folder/a", max_bytes=2)
+    assert place.read("folder/a", max_bytes=3) == b"123"
+    with pytest.raises(OSError, match="folder"):
+        place.read("folder")
+
+
+def test_of_several_new_files_one_is_written(place):
+    assert place.put_new("a/job.json", b"ours")
+    assert not place.put_new("a/job.json", b"another's")
+    assert place.read("a/job.json") == b"ours"
+    assert place.names("a", hidden=True) == ["job.json"]
+
+
+def test_only_what_was_found_is_replaced(place):
+    assert place.replace("CURRENT", b"1", None)
+    assert not place.replace("CURRENT", b"2", None)
+    found = place.find("CURRENT")
+    assert found.data == b"1"
+    assert place.replace("CURRENT", b"3", found)
+    assert not place.replace("CURRENT", b"4", found), "it was replaced since it was found"
+    assert place.read("CURRENT") == b"3"
+    place.remove("CURRENT")
+    assert not place.replace("CURRENT", b"5", found)
+    assert not place.exists("CURRENT")
+
+
+def test_large_files_go_through_scratch_space(place, tmp_path):
+    data = np.random.default_rng(1).bytes(20 << 20)
+    with place.scratch("large/file") as path:
+        path.write_bytes(data)
+        assert not place.exists("large/file")
+        place.put_file("large/file", path)
+    assert not path.exists()
+    assert place.read("large/file") == data
+    assert place.names("large", hidden=True) == ["file"]
+    (tmp_path / "elsewhere").write_bytes(b"other")
+    place.put_file("large/file", tmp_path / "elsewhere")
+    assert place.read("large/file") == b"other"
+    assert (tmp_path / "elsewhere").exists()
+    place.put("empty", b"")
+    place.download("large/file", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"other"
+    place.download("", tmp_path / "all")
+    assert (tmp_path / "all" / "large" / "file").read_bytes() == b"other"
+    assert (tmp_path / "all" / "empty").read_bytes() == b""
+
+
+def test_objects_larger_than_a_range_are_read_in_ranges(bucket, monkeypatch, tmp_path):
+    data = np.random.default_rng(1).bytes(10_001)
+    monkeypatch.setattr("hashlight.engine.places.bucket._RANGE_BYTES", 1000)
+    bucket.put("a", data)
+    place = open_place(bucket.uri(""))
+    assert place.read("a") == data
+    place.download("a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == data
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_not_mixed(bucket):
+    bucket.put("a", b"1" * 100)
+    with open_place(bucket.uri("a")).open() as file:
+        assert file.read(10) == b"1" * 10
+        bucket.put("a", b"2" * 100)
+        with pytest.raises(OSError, match="was written by another process meanwhile"):
+            file.read(10)
+
+
+def test_a_new_folder_is_there_when_its_context_ends_well(place):
+    with place.new_folder("shards/one") as path:
+        path.mkdir()
+        (path / "inner").mkdir()
+        (path / "inner" / "x").write_bytes(b"x")
+    assert [entry.name for entry in place.walk("shards")] == ["one/inner/x"]
+
+    def fail():
+        with place.new_folder("shards/two") as path:
+            path.mkdir()
+            (path / "x").write_bytes(b"x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert place.names("shards") == ["one"]
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    place = open_place(tmp_path / "a")
+    with place.lock(), pytest.raises(CollectionBusyError, match="being written"), open_place(tmp_path / "a").lock():
+        pass
+    with place.lock():
+        pass
+
+
+def test_leftovers_of_killed_writers_go(tmp_path):
+    place = open_place(tmp_path)
+    place.put("parts/a", b"1")
+    files.aside_of(tmp_path / "parts" / "b").write_bytes(b"half")
+    files.aside_of(tmp_path / "parts" / "c").mkdir()
+    place.remove_leftovers("parts")
+    assert place.names("parts", hidden=True) == ["a"]
+
+
+def test_folder_marks_of_other_tools_are_no_files(bucket):
+    for key in ("p/", "p/x/", "p/x/1", "p/y/", "p/y.txt"):
+        bucket.put(key, b"" if key.endswith("/") else b"1")
+    place = open_place(bucket.uri("p"))
+    assert [entry.name for entry in place.walk()] == ["x/1", "y.txt", "y"]
+    assert place.names() == ["x", "y", "y.txt"]
+
+
+def test_pages_are_listed_in_the_order_of_the_keys(bucket):
+    for number in range(25):
+        bucket.put(f"p/{number:04d}", b"1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hashlight.engine.places.bucket._LIST_PAGE", 7)
+        assert [entry.name for entry in open_place(bucket.uri("p")).walk()] == [f"{number:04d}" for number in range(25)]
+
+
+def test_a_bucket_whose_puts_are_not_conditional_is_refused(bucket, monkeypatch):
+    place = open_place(bucket.uri("c"))
+    with place.lock():
+        pass
+    put = obstore.put
+
+    def heedless(store, key, data, *, mode=None, **options):
+        return put(store, key, data, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(obstore, "put", heedless)
+        with pytest.raises(PlaceError, match="does not heed conditional puts"), place.lock():
+            pass
+
+    def unable(store, key, data, *, mode=None, **options):
+        if mode is not None:
+            raise exceptions.NotSupportedError("not implemented")
+        return put(store, key, data, **options)
+
+    monkeypatch.setattr(obstore, "put", unable)
+    with pytest.raises(PlaceError, match="puts that depend on what is there"), place.lock():
+        pass
+
+
+@pytest.mark.parametrize("mode", ["new", "swap"])
+def test_a_put_whose_answer_was_lost_is_ours(bucket, monkeypatch, mode):
+    place, put = open_place(bucket.uri("c")), obstore.put
+    if mode == "swap":
+        place.put("a", b"before")
+    found = place.find("a")
+
+    def twice(*arguments, **options):
+        put(*arguments, **options)
+        return put(*arguments, **options)
+
+    monkeypatch.setattr(obstore, "put", twice)
+    assert place.replace("a", b"ours", found)
+    monkeypatch.undo()
+    assert not place.replace("a", b"another's", found)
+    assert bucket.get("c/a") == b"ours"
+
+
+STORE_ERRORS = [
+    (exceptions.PermissionDeniedError("Access Denied"), PermissionError, 1),
+    (exceptions.UnauthenticatedError("who are you"), PermissionError, 1),
+    (exceptions.GenericError("Server returned non-2xx status code: 400 Bad Request: no"), RefusedError, 1),
+    (exceptions.InvalidPathError("empty segment"), NoFileError, 1),
+    (exceptions.GenericError("Server returned non-2xx status code: 503 Slow Down: busy"), ReadFailedError, 3),
+    (exceptions.GenericError("Server returned non-2xx status code: 429 Too Many Requests"), ReadFailedError, 3),
+    (exceptions.GenericError("error sending request\n\nDebug source:\ninternals"), ReadFailedError, 3),
+]
+
+
+@pytest.mark.parametrize(("error", "expected", "tries"), STORE_ERRORS)
+def test_what_lasts_is_not_tried_again(bucket, monkeypatch, error, expected, tries):
+    asked = []
+
+    def fail(*arguments, **options):
+        asked.append(arguments)
+        raise error
+
+    monkeypatch.setattr(obstore, "get", fail)
+    with pytest.raises(expected) as raised:
+        open_place(bucket.uri("some/place")).read("a")
+    assert len(asked) == tries
+    assert f"s3://{bucket.name}/some/place/a" in str(raised.value)
+    assert "internals" not in str(raised.value)
+
+
+def test_a_store_that_stumbles_is_asked_again(monkeypatch, bucket):
+    bucket.put("a", b"data")
+    get, errors = obstore.get, [exceptions.GenericError("reset"), exceptions.GenericError("reset")]
+
+    def stumble(*arguments, **options):
+        if errors:
+            raise errors.pop()
+        return get(*arguments, **options)
+
+    monkeypatch.setattr(obstore, "get", stumble)
+    assert open_place(bucket.uri("a")).read() == b"data"
+    assert errors == []
+
+
+def test_credentials_are_in_no_message(s3_server, bucket, monkeypatch):
+    bucket.put("a", b"1")
+    query = bucket.uri("a").partition("?")[2]
+    place = open_place(f"s3://KEY:SECRET%2F1@{bucket.name}/?{query}")
+    assert place.read("a") == b"1"
+    messages = [str(place), repr(place), place.path("a")]
+    for call in (place.read, place.open):
+        with pytest.raises(FileNotFoundError) as raised:
+            call("none")
+        messages.append(str(raised.value))
+    with pytest.raises(PlaceError) as refused:
+        open_place("s3://KEY:SECRET@/x")
+    messages.append(str(refused.value))
+    assert not any("SECRET" in message or "KEY" in message for message in messages), messages
+    assert uris.without_credentials("abfss://box@account.dfs.core.windows.net/a?anonymous=true") == (
+        "abfss://box@account.dfs.core.windows.net/a"
+    )
+
+
+def test_the_shared_files_of_aws_tools_are_read(tmp_path, monkeypatch, s3_server, bucket):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(f"[profile work]\nregion = eu-west-1\nendpoint_url = http://{s3_server}\n")
+    (tmp_path / "credentials").write_text("[work]\naws_access_key_id = K\naws_secret_access_key = S\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    uris._store_of.cache_clear()
+    bucket.put("a", b"1")
+    assert open_place(f"s3://{bucket.name}").read("a") == b"1"
+    config = uris._store_of("s3", bucket.name, "").config
+    assert {name: config[name] for name in ("access_key_id", "secret_access_key", "region")} == {
+        "access_key_id": "K",
+        "secret_access_key": "S",
+        "region": "eu-west-1",
+    }
+    uris._store_of.cache_clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    assert uris._store_of("s3", bucket.name, "").config["endpoint"] == "http://127.0.0.1:1"
+    uris._store_of.cache_clear()
+
+
+def test_other_clouds_are_set_up_from_their_uris(monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    for uri in ("gs://box/a?anonymous=true", "az://box/a?anonymous=true"):
+        place = open_place(uri)
+        assert (type(place), str(place)) == (Bucket, uri.partition("?")[0])
+    place = open_place("abfss://box@other.dfs.core.windows.net/a?anonymous=true")
+    assert place._store.config["account_name"] == "other"
+
+
+def test_any_other_file_system_is_read_through_fsspec(tmp_path):
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/photos/a/1.png": b"1", "/photos/2.png": b"22", "/photos/.hidden": b""})
+    place = open_place("memory://photos")
+    assert [(entry.name, entry.size) for entry in place.walk()] == [("2.png", 2), ("a/1.png", 1)]
+    assert (place.read("2.png"), place.names(), place.exists("a")) == (b"22", ["2.png", "a"], False)
+    with place.open("2.png") as file:
+        assert (file.seek(1), file.read()) == (1, b"2")
+    place.download("", tmp_path / "copy")
+    assert (tmp_path / "copy" / "a" / "1.png").read_bytes() == b"1"
+    with pytest.raises(FileNotFoundError):
+        place.read("none")
+    with pytest.raises(TooManyBytesError):
+        place.read("2.png", max_bytes=1)
+    with pytest.raises(PlaceError, match="can only be read"):
+        place.put("x", b"")
+    with pytest.raises(PlaceError, match="no file system for nowhere"):
+        open_place("nowhere://x/y")
+
+
+def test_locations():
+    assert open_place("file:///tmp/a").local == open_place("/tmp/a").local
+    assert type(open_place("relative")) is Folder
+    assert open_place("relative").location == os.path.abspath("relative")
+    assert uris.split_name("s3://b/k/x.parquet?region=r") == ("s3://b/k?region=r", "x.parquet")
+    assert uris.join("s3://b/k?region=r", "x/y") == "s3://b/k/x/y?region=r"
+    assert uris.split_options("s3://b/what?.png") == ("s3://b/what?.png", "")
