@@ -123,35 +123,6 @@ def check_codes(codes_NW: object, *, bits: int, name: str) -> CodeArray:
     return codes_NW
 
 
-def check_ids(ids_N: object, *, rows: int) -> IdArray:
-    """Return `ids_N` if it holds one distinct id of at least 0 for each of `rows` rows.
-
-    Raises
-    ------
-    TypeError
-        If it is no array of int64.
-    ValueError
-        If the length is wrong, or an id is negative or stands twice.
-    """
-    if not isinstance(ids_N, np.ndarray) or ids_N.dtype != np.int64:
-        raise TypeError(f"`ids` must be an int64 array of shape ({rows},), got {_describe(ids_N)}")
-    if ids_N.shape != (rows,):
-        raise ValueError(f"`ids` must have shape ({rows},), one id a code, got {ids_N.shape}")
-    if rows and ids_N.min() < 0:
-        bad = int(ids_N.argmin())
-        raise ValueError(f"`ids` must be 0 or more (-1 pads short answers), got {ids_N[bad]} in row {bad}")
-    if (ids_N[1:] > ids_N[:-1]).all():
-        return ids_N
-    sorted_N = np.sort(ids_N)
-    twice = np.flatnonzero(sorted_N[1:] == sorted_N[:-1])
-    if len(twice):
-        raise ValueError(
-            f"`ids` must be distinct, got {sorted_N[twice[0]]} more than once "
-            f"({len(twice)} of {rows} rows repeat an id)"
-        )
-    return ids_N
-
-
 def check_k(k: object, *, rows: int = MOST_ANSWERS) -> int:
     """Return `k` if it is a whole number of at least 1, not far above the number of codes: padding takes memory too."""
     value, most = as_integer(k, "k"), max(rows, MOST_PADDED)

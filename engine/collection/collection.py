@@ -16,7 +16,6 @@ from hashlight.engine.codes import (
     IdArray,
     check_bits,
     check_codes,
-    check_ids,
     check_k,
     check_limit,
     check_radius,
@@ -25,6 +24,7 @@ from hashlight.engine.collection.rerank import Rerank, RerankResult, check_query
 from hashlight.engine.collection.router import Router
 from hashlight.engine.collection.writer import CollectionWriter, split_rows
 from hashlight.engine.errors import IdNotFoundError
+from hashlight.engine.ids import check_ids
 from hashlight.engine.indexes.threads import check_threads
 from hashlight.engine.places.store import LocalStore, open_store
 from hashlight.engine.results import PAD_ID, RangeResult, SearchResult

@@ -21,6 +21,7 @@ from hashlight.engine.errors import (
     CorruptDataError,
     EncoderMismatchError,
 )
+from hashlight.engine.ids import find_repeated
 from hashlight.engine.places.files import sync_file, sync_folder
 from hashlight.engine.places.store import LocalStore, Store, open_store
 from hashlight.engine.storage.manifest import (
@@ -152,7 +153,7 @@ class CollectionWriter:
     def refuse_known_ids(self, ids_N: IdArray) -> None:
         """Raise ValueError if the version that is added to holds one of `ids_N` already."""
         for spec in self._previous.shards if self._previous else ():
-            known = np.intersect1d(read_ids(self.store, spec), ids_N)
+            known = find_repeated(np.concatenate([read_ids(self.store, spec), ids_N]))
             if len(known):
                 raise ValueError(
                     f"{len(known)} of {len(ids_N)} ids are in {self.store} already, first {known[0]}: append only new "

@@ -7,7 +7,8 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import CodeArray, IdArray, check_bits, check_codes, check_ids, num_words
+from hashlight.engine.codes import CodeArray, IdArray, check_bits, check_codes, num_words
+from hashlight.engine.ids import check_ids
 from hashlight.engine.results import RangeResult, SearchResult
 
 MAX_ROWS = 2**32 - 1  # rows are uint32 in the tables

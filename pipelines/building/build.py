@@ -2,7 +2,7 @@
 
 The rows of the folder are cut into shards in their order. A task reads its rows from the parts they stand in, one kind
 of data after another, so that a process needs little more memory than its shard. The ids of all shards are compared
-before the commit: each task cuts its own by a hash, and a task a cut looks for one that stands twice.
+before the commit, while the shards are built (`engine.ids.RepeatedIds`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from hashlight.engine.codes import CodeArray, IdArray, num_words
 from hashlight.engine.collection.writer import CollectionWriter, new_shard, refuse_foreign_folder, split_rows
+from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.buckets import split_options
 from hashlight.engine.places.store import open_store
@@ -56,12 +56,9 @@ from hashlight.pipelines.jobs.tasks import run_tasks
 # About a gigabyte of 64-bit codes with their tables, built in seconds.
 SHARD_ROWS = 20_000_000
 
-# Ids that one task compares: 32 MB, beside as much in Ray's store.
-_COMPARED_IDS = 4_000_000
 # malloc.h; from this size on a block is a map of its own.
 _M_MMAP_THRESHOLD = -3
 _LARGE_ARRAY_BYTES = 1 << 20
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 Progress = Callable[[int, int], None]
 
@@ -95,8 +92,6 @@ class ShardJob:
     bits : int
     tables : bool
     threads : int
-    cuts : int
-        Number of cuts of the ids.
     """
 
     number: int
@@ -106,7 +101,6 @@ class ShardJob:
     bits: int
     tables: bool
     threads: int
-    cuts: int
 
 
 def read_codes(folder: str | Path) -> EncodedCorpus:
@@ -183,7 +177,6 @@ def build_collection(
     options = {"fingerprint": corpus.encoder, "tables": tables, "overwrite": overwrite, "append": append}
     with CollectionWriter(output, bits=corpus.bits, **options) as writer:
         old = writer.previous.shards if append and writer.previous else ()
-        cuts = -(-(corpus.rows + sum(spec.rows for spec in old)) // _COMPARED_IDS)
         jobs = [
             ShardJob(
                 number=number,
@@ -193,7 +186,6 @@ def build_collection(
                 bits=corpus.bits,
                 tables=tables,
                 threads=max(1, usable_cores() // at_once),
-                cuts=cuts,
             )
             for number, pieces in enumerate(cut_parts(corpus.parts, split_rows(corpus.rows, shards)))
         ]
@@ -237,48 +229,22 @@ def _find_codes(codes: str | Path) -> _Codes:
 
 
 def _write_shards(jobs: list[ShardJob], old: Sequence[ShardSpec], writer: CollectionWriter, progress: Progress) -> None:
-    """Write all shards and compare their ids with each other and with those of the `old` ones."""
+    """Write all shards, and compare their ids with each other and with those of the `old` ones."""
     import ray
 
-    cuts = jobs[0].cuts
-    build = ray.remote(build_shard).options(num_returns=1 + cuts)
-    ids_of_shard: dict[int, list[Any]] = {}
-
-    def submit(job: ShardJob) -> Any:
-        spec, *ids_of_shard[job.number] = build.remote(job)
-        return spec
-
-    for done, (job, spec) in enumerate(run_tasks(submit, jobs), start=1):
-        writer.add_written(spec, number=job.number)
-        progress(done, len(jobs))
-    cut = ray.remote(_cut_old_ids).options(num_returns=1 + cuts)
-
-    def submit_old(number: int) -> Any:
-        done, *ids_of_shard[len(jobs) + number] = cut.remote(writer.store.location, old[number], cuts)
-        return done
-
-    for _ in run_tasks(submit_old, range(len(old))):
-        pass
-    where = f"{writer.store} and the codes" if old else "the codes"
-    _refuse_repeated(list(zip(*ids_of_shard.values(), strict=True)), where)
+    build = ray.remote(build_shard)
+    with RepeatedIds() as ids:
+        for done, (job, spec) in enumerate(run_tasks(build.remote, jobs), start=1):
+            writer.add_written(spec, number=job.number)
+            ids.add(read_ids(writer.store, spec))
+            progress(done, len(jobs))
+        for spec in old:
+            ids.add(read_ids(writer.store, spec))
+        refuse_repeated(ids.find(), where=f"{writer.store} and the codes" if old else "the codes")
 
 
-def _refuse_repeated(columns: list[tuple[Any, ...]], where: str) -> None:
-    """Raise ValueError if an id stands twice; a column has the references of all shards' ids of one cut."""
-    import ray
-
-    find = ray.remote(_find_repeated)
-    for _, repeated in run_tasks(lambda column: find.remote(*column), columns):
-        if repeated:
-            count, first = repeated
-            raise ValueError(
-                f"`ids` must be distinct, got {first} more than once in {where} ({count} or more ids stand twice): "
-                "give each image its own id, and append only new ones"
-            )
-
-
-def build_shard(job: ShardJob) -> Any:
-    """Write one shard; return its description, and its ids cut by a hash."""
+def build_shard(job: ShardJob) -> ShardSpec:
+    """Write one shard and return its description."""
     chaos.step("build:shard", job.number)
     with new_shard(open_store(job.output)) as folder:
         order_N = _write_rows(job, folder)
@@ -291,9 +257,8 @@ def build_shard(job: ShardJob) -> Any:
         if THUMBNAIL_COLUMN in job.schema.names:
             write_thumbnails(folder, _read_columns(job, [THUMBNAIL_COLUMN])[THUMBNAIL_COLUMN], order_N)
         spec = finish_shard(folder, len(order_N))
-        cut_ids = _cut(np.load(folder / "ids.npy"), job.cuts)
         chaos.step("build:shard-written", job.number)
-    return (spec, *cut_ids)
+    return spec
 
 
 def _write_rows(job: ShardJob, folder: Path) -> np.ndarray:
@@ -385,25 +350,3 @@ def _read_columns(job: ShardJob, names: list[str]) -> pa.Table:
         table = pq.read_table(read_checked(piece.part), columns=names, use_threads=False)
         tables.append(table.slice(piece.start, piece.stop - piece.start).select(names).cast(wanted))
     return pa.concat_tables(tables)
-
-
-def _cut(ids_N: IdArray, cuts: int) -> list[IdArray]:
-    """Cut ids by a hash, so that equal ones of different shards meet in the same cut."""
-    if cuts == 1:
-        return [ids_N]
-    cut_N = ((ids_N.view(np.uint64) * _GOLDEN) >> np.uint64(32)) % np.uint64(cuts)
-    cut_N = cut_N.astype(np.min_scalar_type(cuts))
-    ends = np.cumsum(np.bincount(cut_N, minlength=cuts))
-    return np.split(ids_N[np.argsort(cut_N, kind="stable")], ends[:-1])
-
-
-def _cut_old_ids(location: str, spec: ShardSpec, cuts: int) -> Any:
-    return (True, *_cut(read_ids(open_store(location), spec), cuts))
-
-
-def _find_repeated(*ids: IdArray) -> tuple[int, int] | None:
-    """Return how many ids stand twice, and the least of them; None if none does."""
-    sorted_N = np.concatenate(ids)
-    sorted_N.sort()
-    repeated = sorted_N[1:][sorted_N[1:] == sorted_N[:-1]]
-    return (len(repeated), int(repeated[0])) if len(repeated) else None

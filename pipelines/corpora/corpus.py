@@ -16,18 +16,101 @@ __row        int64   the row of that file, -1 if the file is the image
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.fs as pafs
 
+from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.places.buckets import split_options
-from hashlight.pipelines.corpora.identity import RepeatedIds, refuse_repeated_ids
-from hashlight.pipelines.corpora.listing import ROW, SHARDS, SOURCE, hashed_ids, open_listing
-from hashlight.pipelines.corpora.reading import read_shard
-from hashlight.pipelines.corpora.webdataset import Sample
+from hashlight.pipelines.corpora import idx, images, parquet, uris, webdataset
+from hashlight.pipelines.corpora.ids import refuse_repeated_ids
+from hashlight.pipelines.corpora.listing import ROW, SHARDS, SOURCE, File, FileStream, Listing, stamp_of, type_of, walk
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.filesystems import normalise
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of corpus: whether a file (by its name in lower case) is of it, and how its files are listed."""
+
+    name: str
+    holds: Callable[[str], bool]
+    list_files: Callable[[str, FileStream], Listing]
+
+
+_IMAGE = _Kind("image", images.is_image, images.list_files)
+_PARQUET = _Kind("Parquet", lambda name: name.endswith(parquet.SUFFIX), parquet.list_files)
+_TAR = _Kind("tar", lambda name: name.endswith(webdataset.SUFFIXES), webdataset.list_files)
+_IDX = _Kind("IDX", idx.is_idx, idx.list_files)
+_KINDS = (_IMAGE, _PARQUET, _TAR, _IDX)
+
+
+def open_listing(corpus: str | Path) -> Listing:
+    """Find out what kind of corpus is at a path or URI.
+
+    Raises
+    ------
+    PipelineError
+        If there is nothing, no image in it, or what is there cannot be read.
+    """
+    root = normalise(corpus)
+    found = type_of(root)
+    if found == pafs.FileType.NotFound:
+        raise PipelineError(
+            f"no corpus at {root}: expected a folder of images, Parquet files, tar shards or IDX files, one of those "
+            "files, or a list of URIs (.txt)"
+        )
+    if found == pafs.FileType.File:
+        return _open_file(root)
+    kind, first = _first_of_a_kind(root)
+    return kind.list_files(root, lambda: _files_of(kind, root, first))
+
+
+def _open_file(root: str) -> Listing:
+    base = split_options(root)[0]
+    name = base.rpartition("/")[2]
+    if kind := _kind_of(name):
+        file = File(root, name, stamp_of(root))
+        return kind.list_files(root, lambda: iter([file]))
+    if name.lower().endswith(uris.SUFFIXES):
+        return uris.list_lines(root)
+    raise PipelineError(
+        f"{base} is no corpus: expected an image, a .parquet, .tar or -ubyte file, or a list of URIs (.txt)"
+    )
+
+
+def _first_of_a_kind(root: str) -> tuple[_Kind, File]:
+    skipped = 0
+    for file in walk(root):
+        if kind := _kind_of(file.name):
+            return kind, file
+        skipped += 1
+    raise PipelineError(
+        f"{root} has no images: expected files ending in {' '.join(sorted(images.SUFFIXES))}, .parquet, .tar or "
+        f"-ubyte, got {skipped} other files"
+    )
+
+
+def _files_of(kind: _Kind, root: str, first: File) -> Iterator[File]:
+    """Walk the files of one kind; PipelineError at one of another, but for what may lie beside IDX files."""
+    for file in walk(root):
+        found = _kind_of(file.name)
+        if found is kind or (kind is _IMAGE and images.is_unsupported(file.name.lower())):
+            yield file
+        elif found and _IDX not in (kind, found):
+            raise PipelineError(
+                f"{root} has {kind.name} files ({first.name}) and {found.name} files ({file.name}): name one kind"
+            )
+
+
+def _kind_of(name: str) -> _Kind | None:
+    lower = name.lower()
+    return next((kind for kind in _KINDS if kind.holds(lower)), None)
 
 
 def list_corpus(path: str | Path) -> pa.Table:
@@ -41,13 +124,16 @@ def list_corpus(path: str | Path) -> pa.Table:
     Raises
     ------
     PipelineError
-        If there is nothing at `path`, no image in it, or one id stands twice.
+        If there is nothing at `path`, no image in it, or one id occurs twice.
     """
     listing = open_listing(path)
     tables = [chunk.entries for chunk in listing.chunks()]
     if listing.kind == SHARDS:
         shards = zip(*(_columns(tables, name) for name in ("uri", SOURCE)), strict=True)
-        tables = [shard_entries(name, source, list(read_shard(source)), listing.schema) for name, source in shards]
+        tables = [
+            webdataset.shard_entries(name, source, list(webdataset.read_shard(source)), listing.schema)
+            for name, source in shards
+        ]
     entries = pa.concat_tables(tables) if tables else listing.schema.empty_table()
     if not len(entries):
         raise PipelineError(f"{listing.corpus} has no images: its files have no rows")
@@ -61,69 +147,45 @@ def _columns(tables: list[pa.Table], name: str) -> list[str]:
     return [value for table in tables for value in table[name].to_pylist()]
 
 
-def shard_entries(shard: str, source: str, samples: list[Sample], schema: pa.Schema) -> pa.Table:
-    """Make the entries of the samples of a shard; `shard` is its name within the corpus.
-
-    Parameters
-    ----------
-    schema : pa.Schema
-        Of the entries; an attribute that a sample lacks is null, one that the schema lacks is left out.
-    """
-    uri = split_options(source)[0]
-    columns = {
-        "id": hashed_ids(f"{shard}#{sample.name}" for sample in samples),
-        "uri": [f"{uri}#{sample.name}" for sample in samples],
-        SOURCE: [source] * len(samples),
-        ROW: np.arange(len(samples)),
-    }
-    others = {name: [sample.attributes.get(name) for sample in samples] for name in schema.names if name not in columns}
-    return pa.table({**columns, **others}, schema)
-
-
-def attribute_names(entries: pa.Table) -> list[str]:
-    """Return the columns of a listing that are stored with the codes as attributes."""
-    return [name for name in entries.column_names if name not in ("id", SOURCE, ROW)]
-
-
-def has_labels(entries: pa.Table) -> bool:
-    """Whether the corpus has a column `label`."""
-    return "label" in entries.column_names
-
-
-def labels_of(entries: pa.Table) -> tuple[np.ndarray, list[str]]:
-    """Return what labels the entries have, and the labels' names.
-
-    A column `label` of plain values gives a label's number for each entry, (N,) int64. One of lists, of several labels
-    an image, gives (N, C) bool with a column a name.
+def read_images(entries: pa.Table) -> Iterator[bytes | OSError]:
+    """Read the encoded bytes of each entry, in order; one that is missing or damaged yields the error instead.
 
     Raises
     ------
-    PipelineError
-        If the corpus has no `label` column, or an entry lacks one.
+    ReadFailedError
+        If a read failed at every try for a reason that may pass: nothing is known of the images.
     """
-    if not has_labels(entries):
-        raise PipelineError(
-            "the corpus has no labels: expected sub-folders named after classes, or a Parquet column `label`; "
-            f"got beside the images {attribute_names(entries)}"
-        )
-    column = entries["label"]
-    lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    missing = pc.fill_null(pc.equal(pc.list_value_length(column), 0), True) if lists else column.is_null()
-    count = pc.sum(missing).as_py()
-    if count:
-        first = entries["uri"][pc.index(missing, True).as_py()]
-        raise PipelineError(
-            f"{count} of {len(column)} images have no label (first: {first}): leave them out or label them"
-        )
-    if lists:
-        return _several_labels(column)
-    names, numbers = np.unique(column.to_numpy(zero_copy_only=False), return_inverse=True)
-    return numbers.astype(np.int64), [str(name) for name in names]
+    rows = zip(entries[SOURCE].to_pylist(), entries[ROW].to_pylist(), strict=True)
+    for is_row, run in itertools.groupby(rows, key=lambda pair: pair[1] >= 0):
+        if is_row:
+            for source, pairs in itertools.groupby(run, key=lambda pair: pair[0]):
+                yield from _read_rows(source, np.array([row for _, row in pairs]))
+        else:
+            yield from images.read_files(source for source, _ in run)
 
 
-def _several_labels(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    lists = column.combine_chunks()
-    names, numbers = np.unique(lists.flatten().to_numpy(zero_copy_only=False), return_inverse=True)
-    matrix = np.zeros((len(lists), len(names)), np.bool_)
-    matrix[pc.list_parent_indices(lists).to_numpy(), numbers] = True
-    return matrix, [str(name) for name in names]
+def _read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
+    name = split_options(source)[0].lower()
+    if name.endswith(webdataset.SUFFIXES):
+        return webdataset.read_rows(source, rows)
+    return idx.read_rows(source, rows) if idx.is_idx(name) else parquet.read_rows(source, rows)
+
+
+def read_uri(uri: str) -> bytes:
+    """Read the encoded image at a URI of a listing: a file's, or `FILE#row` or `SHARD.tar#name`.
+
+    Raises
+    ------
+    OSError
+        If it is missing, or cannot be read.
+    """
+    source, _, inner = uri.rpartition("#")
+    if source.endswith(webdataset.SUFFIXES):
+        image = webdataset.read_image(source, inner)
+    elif inner.isdigit() and (source.endswith(parquet.SUFFIX) or idx.is_idx(source)):
+        image = next(_read_rows(source, np.array([int(inner)])))
+    else:
+        image = images.read_file(uri)
+    if isinstance(image, OSError):
+        raise image
+    return image

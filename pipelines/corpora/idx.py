@@ -1,4 +1,4 @@
-"""IDX files, MNIST's format: big-endian headers, then the values row by row; plain or gzipped."""
+"""IDX files as corpora, MNIST's format: big-endian headers, then the values row by row; plain or gzipped."""
 
 from __future__ import annotations
 
@@ -7,15 +7,31 @@ import gzip
 import io
 import math
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
 from PIL import Image
 
 from hashlight.engine.places.buckets import split_options
+from hashlight.pipelines.corpora.ids import hashed_ids
+from hashlight.pipelines.corpora.listing import (
+    BASE_SCHEMA,
+    CHUNK_ENTRIES,
+    IMAGES,
+    ROW,
+    SOURCE,
+    Chunk,
+    File,
+    FileStream,
+    Listing,
+    type_of,
+)
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.reads import RetryingFile
+from hashlight.pipelines.jobs.reads import ReadFailedError, RetryingFile
 
 SUFFIXES = ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz")
 _UNSIGNED_BYTES = 8
@@ -27,24 +43,84 @@ def is_idx(name: str) -> bool:
     return name.endswith(SUFFIXES)
 
 
-def labels_name(name: str) -> str:
-    """Return the name of the labels that belong to an IDX file of images: `X-labels-idx1-ubyte`."""
-    return name.replace("-images-idx3-", "-labels-idx1-")
-
-
-def read_header(uri: str) -> tuple[int, ...]:
-    """Return the shape of an IDX file of unsigned bytes.
+def list_files(root: str, found: FileStream) -> Listing:
+    """List the rows of IDX files of images; a file of labels beside one gives its rows' labels.
 
     Raises
     ------
     PipelineError
-        If it is none.
+        If no file has images.
     """
+    files = list(found())
+    by_name = {file.name: file for file in files}
+    images = [file for file in files if len(_read_header(file.uri)) in (3, 4)]
+    if not images:
+        raise PipelineError(f"{root} has no images: its IDX files have {[_read_header(f.uri) for f in files]} values")
+    labels = {file.name: _labels_of(file, by_name) for file in images}
+    schema = BASE_SCHEMA.append(pa.field("label", pa.int64())) if any(labels.values()) else BASE_SCHEMA
+
+    def chunks() -> Iterator[Chunk]:
+        for file in images:
+            rows = _read_header(file.uri)[0]
+            for start in range(0, rows, CHUNK_ENTRIES):
+                entries = _entries_of(file, start, min(start + CHUNK_ENTRIES, rows), labels[file.name], schema)
+                yield Chunk(entries, file.stamp.encode())
+
+    return Listing(root, IMAGES, schema, chunks)
+
+
+def _entries_of(file: File, start: int, stop: int, labels: str | None, schema: pa.Schema) -> pa.Table:
+    uri = split_options(file.uri)[0]
+    columns: dict[str, Any] = {
+        "id": hashed_ids(f"{file.name}#{row}" for row in range(start, stop)),
+        "uri": [f"{uri}#{row}" for row in range(start, stop)],
+        SOURCE: [file.uri] * (stop - start),
+        ROW: np.arange(start, stop),
+    }
+    if "label" in schema.names:
+        columns["label"] = _read_values(labels, start, stop).astype(np.int64) if labels else [None] * (stop - start)
+    return pa.table(columns, schema)
+
+
+def _labels_of(file: File, by_name: dict[str, File]) -> str | None:
+    """Return the URI of the labels beside a file of images, whether or not the corpus names them."""
+    name = file.name.replace("-images-idx3-", "-labels-idx1-")
+    if name == file.name:
+        return None
+    if name in by_name:
+        return by_name[name].uri
+    base, options = split_options(file.uri)
+    uri = f"{base.removesuffix(file.name)}{name}{options}"
+    return uri if type_of(uri) == pafs.FileType.File else None
+
+
+def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
+    """Read ascending rows of an IDX file as encoded images, a run of adjacent rows at a time."""
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+        try:
+            pixels = _read_values(source, int(run[0]), int(run[-1]) + 1)
+        except ReadFailedError:
+            raise
+        except (OSError, EOFError, zlib.error, struct.error, PipelineError) as error:
+            yield from [OSError(str(error))] * len(run)
+            continue
+        yield from map(as_png, pixels)
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    """Wrap the pixels of a row (H, W) or (H, W, 3) as an uncompressed PNG, which passes as the file of an image."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()
+
+
+def _read_header(uri: str) -> tuple[int, ...]:
+    """Return the shape of an IDX file of unsigned bytes; PipelineError if it is something else."""
     with _open(uri) as file:
         return _header(file, uri)
 
 
-def read_rows(uri: str, start: int, stop: int) -> np.ndarray:
+def _read_values(uri: str, start: int, stop: int) -> np.ndarray:
     """Read rows `start` to `stop` (exclusive) of an IDX file, uint8 of shape (stop - start, ...)."""
     with _open(uri) as file:
         shape = _header(file, uri)
@@ -54,13 +130,6 @@ def read_rows(uri: str, start: int, stop: int) -> np.ndarray:
     if len(data) != (stop - start) * size:
         raise OSError(f"{uri} is truncated: expected {shape[0]} rows of {size} bytes")
     return np.frombuffer(data, np.uint8).reshape(stop - start, *shape[1:])
-
-
-def as_png(pixels: np.ndarray) -> bytes:
-    """Wrap the pixels of a row (H, W) or (H, W, 3) as a PNG, uncompressed, so that they pass as any image's file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
-    return buffer.getvalue()
 
 
 def _header(file: Any, uri: str) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
-"""WebDataset shards: tar files in which the files of one name, up to its first dot, are one sample.
+"""WebDataset shards as corpora: tar files in which the files of one name, up to its first dot, are one sample.
 
 A sample is an image (`0001.jpg`) and what is known of it: `0001.cls` (its label), `0001.txt`, `0001.json`, each kept as
-the attribute `label`, `txt` or `json`, a string. A shard is read from its start to its end, once. What attributes a
-corpus has, its first thousand samples say.
+the attribute `label`, `txt` or `json`, a string. A shard is read from its start to its end, once. Which attributes a
+corpus has is taken from its first thousand samples.
 """
 
 from __future__ import annotations
@@ -15,22 +15,42 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
+import numpy as np
+import pyarrow as pa
+
+from hashlight.engine.places.buckets import split_options
+from hashlight.pipelines.corpora import images
+from hashlight.pipelines.corpora.ids import hashed_ids
+from hashlight.pipelines.corpora.listing import (
+    BASE_SCHEMA,
+    CHUNK_ENTRIES,
+    ROW,
+    SHARDS,
+    SOURCE,
+    Chunk,
+    File,
+    FileStream,
+    Listing,
+    groups,
+    stamps_of,
+)
 from hashlight.pipelines.jobs.filesystems import is_local
 from hashlight.pipelines.jobs.reads import ReadFailedError, RetryingFile, TooManyBytesError
 
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _ATTRIBUTE_OF = {"cls": "label", "txt": "txt", "json": "json"}
 ATTRIBUTES = tuple(_ATTRIBUTE_OF.values())
-# Of a sample's text; images have a limit of their own.
-_MOST_TEXT_BYTES = 1_000_000
+# Of the text of a sample; images have a limit of their own.
+_MAX_TEXT_BYTES = 1_000_000
 # To find out which attributes a corpus has.
 _LOOKED_AT = 1000
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\0\0")
-# Of a store, a request brings so much.
+# From a store, one request brings this much.
 _LOCAL_BUFFER_BYTES, _STORE_BUFFER_BYTES = 1 << 18, 8 << 20
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose damaged header is an error; where it is not the first, `tarfile` takes it for the shard's end."""
+    """A member whose damaged header is an error: `tarfile` takes all but the first for the end of the shard."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
@@ -60,7 +80,74 @@ class Sample:
     attributes: dict[str, str] = field(default_factory=dict)
 
 
-def read_samples(uri: str, suffixes: set[str], most_bytes: int) -> Iterator[Sample]:
+def list_files(root: str, found: FileStream) -> Listing:
+    """List shards; their images are known only when they are read."""
+    attributes = _attributes_of(file.uri for file in found())
+    schema = pa.schema([*BASE_SCHEMA, *(pa.field(name, pa.string()) for name in attributes)])
+    return Listing(root, SHARDS, schema, lambda: _chunks(found()))
+
+
+def _chunks(files: Iterator[File]) -> Iterator[Chunk]:
+    for part in groups(files, CHUNK_ENTRIES):
+        columns = {
+            "id": hashed_ids(file.name for file in part),
+            "uri": [file.name for file in part],
+            SOURCE: [file.uri for file in part],
+            ROW: np.full(len(part), -1, np.int64),
+        }
+        yield Chunk(pa.table(columns, BASE_SCHEMA), stamps_of(part))
+
+
+def _attributes_of(uris: Iterable[str]) -> list[str]:
+    """Return the attributes that the first samples of some shards have: a sample may lack one that others have."""
+    samples = itertools.chain.from_iterable(read_shard(uri, max_image_bytes=_MAX_TEXT_BYTES) for uri in uris)
+    found: set[str] = set()
+    for sample in itertools.islice(samples, _LOOKED_AT):
+        found |= sample.attributes.keys()
+        if len(found) == len(ATTRIBUTES):
+            break
+    return [name for name in ATTRIBUTES if name in found]
+
+
+def shard_entries(shard: str, source: str, samples: list[Sample], schema: pa.Schema) -> pa.Table:
+    """Make the entries of the samples of a shard; `shard` is its name within the corpus.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        Of the entries; an attribute that a sample lacks is null, one that the schema lacks is left out.
+    """
+    uri = split_options(source)[0]
+    columns = {
+        "id": hashed_ids(f"{shard}#{sample.name}" for sample in samples),
+        "uri": [f"{uri}#{sample.name}" for sample in samples],
+        SOURCE: [source] * len(samples),
+        ROW: np.arange(len(samples)),
+    }
+    others = {name: [sample.attributes.get(name) for sample in samples] for name in schema.names if name not in columns}
+    return pa.table({**columns, **others}, schema)
+
+
+def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
+    """Read the images of ascending samples of a shard, by their numbers."""
+    wanted = iter(rows.tolist())
+    row = next(wanted, None)
+    for number, sample in enumerate(read_shard(source)):
+        if number == row:
+            yield sample.data
+            row = next(wanted, None)
+    while row is not None:
+        yield OSError(f"{source} has no sample {row}")
+        row = next(wanted, None)
+
+
+def read_image(source: str, name: str) -> bytes | OSError:
+    """Read the image of one name from a shard."""
+    found = next((sample.data for sample in read_shard(source) if sample.name == name), None)
+    return OSError(f"{source} has no image {name}") if found is None else found
+
+
+def read_shard(uri: str, *, max_image_bytes: int = images.MAX_ENCODED_BYTES) -> Iterator[Sample]:
     """Read the samples of a shard in order, one in memory at a time.
 
     A shard that is damaged, or that may not be read, gives the samples before the damage, and then one whose `data`
@@ -69,7 +156,7 @@ def read_samples(uri: str, suffixes: set[str], most_bytes: int) -> Iterator[Samp
     Raises
     ------
     ReadFailedError
-        If its store fails for a reason that may be gone later.
+        If its store fails for a reason that may pass.
     """
     sample: Sample | None = None
     try:
@@ -82,7 +169,7 @@ def read_samples(uri: str, suffixes: set[str], most_bytes: int) -> Iterator[Samp
                     if sample is not None:
                         yield sample
                     sample = Sample(key, key, OSError("the sample has no image"))
-                _add(sample, shard, member, extension, suffixes, most_bytes)
+                _add(sample, shard, member, extension, max_image_bytes)
     except ReadFailedError:
         raise
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -93,28 +180,17 @@ def read_samples(uri: str, suffixes: set[str], most_bytes: int) -> Iterator[Samp
         yield sample
 
 
-def attributes_of(uris: Iterable[str], suffixes: set[str]) -> list[str]:
-    """Return the attributes that the first samples of some shards have: a sample may lack one that others have."""
-    samples = itertools.chain.from_iterable(read_samples(uri, suffixes, _MOST_TEXT_BYTES) for uri in uris)
-    found: set[str] = set()
-    for sample in itertools.islice(samples, _LOOKED_AT):
-        found |= sample.attributes.keys()
-        if len(found) == len(ATTRIBUTES):
-            break
-    return [name for name in ATTRIBUTES if name in found]
-
-
-def _add(
-    sample: Sample, shard: tarfile.TarFile, member: tarfile.TarInfo, extension: str, suffixes: set[str], most: int
-) -> None:
-    if f".{extension.rpartition('.')[2]}" in suffixes:
+def _add(sample: Sample, shard: tarfile.TarFile, member: tarfile.TarInfo, extension: str, max_bytes: int) -> None:
+    if f".{extension.rpartition('.')[2]}" in images.SUFFIXES:
         if sample.name != sample.key:
             return  # Of several images of a sample the first counts.
         sample.name = member.name
         sample.data = (
-            TooManyBytesError(f"too many bytes: above {most:,}") if member.size > most else _read(shard, member)
+            TooManyBytesError(f"too many bytes: above {max_bytes:,}")
+            if member.size > max_bytes
+            else _read(shard, member)
         )
-    elif extension in _ATTRIBUTE_OF and member.size <= _MOST_TEXT_BYTES:
+    elif extension in _ATTRIBUTE_OF and member.size <= _MAX_TEXT_BYTES:
         sample.attributes[_ATTRIBUTE_OF[extension]] = _read(shard, member).decode(errors="replace").strip()
 
 

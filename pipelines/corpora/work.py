@@ -17,8 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hashlight.pipelines.corpora.identity import RepeatedIds, refuse_repeated_ids
-from hashlight.pipelines.corpora.listing import SHARDS, Listing, open_listing
+from hashlight.engine.ids import RepeatedIds
+from hashlight.pipelines.corpora.corpus import open_listing
+from hashlight.pipelines.corpora.ids import refuse_repeated_ids
+from hashlight.pipelines.corpora.listing import SHARDS, Listing
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.filesystems import is_local, normalise, split_name
 from hashlight.pipelines.jobs.reads import open_file

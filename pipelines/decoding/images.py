@@ -12,7 +12,7 @@ from PIL import Image
 from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.errors import ImageError
-from hashlight.pipelines.corpora.reading import read_images
+from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.jobs.errors import PipelineError
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from hashlight.encoders.data.preprocessing import Preprocessing
-from hashlight.pipelines.corpora.reading import MAX_ENCODED_BYTES
+from hashlight.pipelines.corpora.images import MAX_ENCODED_BYTES
 from hashlight.pipelines.decoding.worker import (
     ANSWER,
     DIED,

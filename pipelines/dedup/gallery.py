@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.engine.collection.collection import Collection
-from hashlight.pipelines.corpora.reading import read_uri
+from hashlight.pipelines.corpora.corpus import read_uri
 from hashlight.pipelines.decoding.pool import DecodePool
 from hashlight.pipelines.decoding.worker import DecodeLimits
 

@@ -39,9 +39,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
+from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.pipelines.codes.parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
-from hashlight.pipelines.corpora.identity import RepeatedIds
 from hashlight.pipelines.corpora.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, write_rejects

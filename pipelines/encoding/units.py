@@ -22,10 +22,10 @@ from PIL import Image
 
 from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, EncoderOutput, HashEncoder
 from hashlight.pipelines.codes.parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
-from hashlight.pipelines.corpora.corpus import attribute_names, shard_entries
+from hashlight.pipelines.corpora.corpus import read_images
+from hashlight.pipelines.corpora.labels import attribute_names
 from hashlight.pipelines.corpora.listing import SHARDS, SOURCE
-from hashlight.pipelines.corpora.reading import read_images, read_shard
-from hashlight.pipelines.corpora.webdataset import Sample
+from hashlight.pipelines.corpora.webdataset import Sample, read_shard, shard_entries
 from hashlight.pipelines.corpora.work import WorkList
 from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool
 from hashlight.pipelines.decoding.worker import DecodeLimits

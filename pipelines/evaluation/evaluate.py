@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.methods import METHODS
 from hashlight.engine.places.buckets import split_options
-from hashlight.pipelines.corpora.corpus import labels_of, list_corpus
+from hashlight.pipelines.corpora.corpus import list_corpus
+from hashlight.pipelines.corpora.labels import labels_of
 from hashlight.pipelines.decoding.images import encode_entries
 from hashlight.pipelines.evaluation.measure import (
     RELAXED_QUERIES,

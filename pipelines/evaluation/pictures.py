@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.errors import ImageError
-from hashlight.pipelines.corpora.reading import read_uri
+from hashlight.pipelines.corpora.corpus import read_uri
 
 _TILE_INCHES = 1.1
 

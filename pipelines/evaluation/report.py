@@ -23,7 +23,7 @@ import numpy as np
 from hashlight.encoders.metrics import precision_at, precision_recall_curve, precision_within_radius
 from hashlight.encoders.packing import unpack_bits
 from hashlight.engine.places.files import write_atomically
-from hashlight.pipelines.corpora.reading import read_images
+from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.evaluation.measure import PRECISION_RADIUS, Comparison, MethodReport, Report, Side
 from hashlight.pipelines.evaluation.pictures import Tile, save_grid, save_lines, save_map, save_sharpness
 

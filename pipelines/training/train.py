@@ -19,7 +19,8 @@ from hashlight.encoders.methods import METHODS
 from hashlight.encoders.training.checkpoints import LOG_FILE
 from hashlight.encoders.training.train import Progress, TrainConfig, train
 from hashlight.engine.places.files import sync_folder
-from hashlight.pipelines.corpora.corpus import has_labels, labels_of, list_corpus
+from hashlight.pipelines.corpora.corpus import list_corpus
+from hashlight.pipelines.corpora.labels import has_labels, labels_of
 from hashlight.pipelines.decoding.images import readable_images
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.training.workers import train_with_workers

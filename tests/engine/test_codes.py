@@ -8,13 +8,13 @@ import pytest
 from hashlight.engine.codes import (
     check_bits,
     check_codes,
-    check_ids,
     check_k,
     check_limit,
     check_radius,
     pack_bits,
     unpack_bits,
 )
+from hashlight.engine.ids import check_ids
 
 
 @pytest.mark.parametrize("bits", [1, 16, 48, 64, 65, 128, 1000, 1024])

@@ -9,7 +9,6 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from hashlight.pipelines.building import build
 from hashlight.pipelines.dedup import dedup
 
 
@@ -51,15 +50,3 @@ def test_a_long_chain_is_one_cluster(tmp_path):
     clusters = dedup.cluster_pairs([tmp_path / "a.parquet"])
     assert set(clusters["cluster"].to_pylist()) == {0}
     assert len(clusters) == 50_000
-
-
-@pytest.mark.parametrize("cuts", [1, 2, 7, 300])
-def test_equal_ids_meet_in_one_cut(cuts):
-    rng = np.random.default_rng(1)
-    first, second = rng.integers(2**62, size=(2, 5000))
-    second[:1000] = first[:1000]
-    cut = [build._cut(ids, cuts) for ids in (first, second)]
-    assert [len(pieces) for pieces in cut] == [cuts, cuts]
-    assert sorted(np.concatenate(cut[0])) == sorted(first)
-    assert sum(len(np.intersect1d(*pair)) for pair in zip(*cut, strict=True)) == 1000
-    assert cuts == 1 or max(map(len, cut[0])) < 3 * 5000 / cuts + 60

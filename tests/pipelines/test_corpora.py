@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from hashlight.pipelines.corpora.corpus import labels_of, list_corpus
-from hashlight.pipelines.corpora.reading import read_images, read_uri
+from hashlight.pipelines.corpora.corpus import list_corpus, read_images, read_uri
+from hashlight.pipelines.corpora.labels import labels_of
 from hashlight.pipelines.jobs.errors import PipelineError
 
 

@@ -15,7 +15,6 @@ import pytest
 import ray
 
 from hashlight.encoders.encoder import HashEncoder
-from hashlight.pipelines.corpora import corpus as corpora
 from hashlight.pipelines.corpora import webdataset
 from hashlight.pipelines.corpora.work import WorkSummary, plan_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
@@ -137,8 +136,10 @@ def test_of_images_with_one_id_in_two_shards_the_later_is_a_reject(tmp_path, cor
     summary = plan_work(tmp_path / "shards", folder / "plan.parquet")
     shutil.copytree(encoder, folder / "encoder")
     ids = {"1.tar#2.png": 7, "2.tar#2.png": 7, "0.tar#0.png": 7}
-    hashed = corpora.hashed_ids
-    monkeypatch.setattr(corpora, "hashed_ids", lambda names: np.array([ids.get(n, int(hashed([n])[0])) for n in names]))
+    hashed = webdataset.hashed_ids
+    monkeypatch.setattr(
+        webdataset, "hashed_ids", lambda names: np.array([ids.get(n, int(hashed([n])[0])) for n in names])
+    )
     units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
     units({"unit": np.arange(3)})
     units.close()

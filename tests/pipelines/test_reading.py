@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hashlight.pipelines.corpora.corpus import list_corpus
-from hashlight.pipelines.corpora.reading import read_images, read_shard
+from hashlight.pipelines.corpora.corpus import list_corpus, read_images
+from hashlight.pipelines.corpora.webdataset import read_shard
 from hashlight.pipelines.jobs import reads
 from hashlight.pipelines.jobs.filesystems import open_filesystem
 from hashlight.pipelines.jobs.reads import ReadFailedError, RetryingFile, TooManyBytesError, map_ahead, read_bytes

@@ -16,8 +16,8 @@ from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.methods import METHODS
 from hashlight.encoders.training.train import TrainConfig, train
 from hashlight.pipelines.cli.main import app
-from hashlight.pipelines.corpora.corpus import labels_of
 from hashlight.pipelines.corpora.fashion_mnist import as_corpus
+from hashlight.pipelines.corpora.labels import labels_of
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.training.train import train_encoder
 

@@ -15,11 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from hashlight.engine.ids import RepeatedIds
 from hashlight.pipelines.codes.parts import list_parts
 from hashlight.pipelines.corpora import work
-from hashlight.pipelines.corpora.corpus import list_corpus
-from hashlight.pipelines.corpora.identity import RepeatedIds
-from hashlight.pipelines.corpora.reading import read_images, read_uri
+from hashlight.pipelines.corpora.corpus import list_corpus, read_images, read_uri
 from hashlight.pipelines.corpora.work import WorkList, plan_work, read_work
 from hashlight.pipelines.jobs import reads
 from hashlight.pipelines.jobs.errors import PipelineError

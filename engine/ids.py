@@ -1,0 +1,130 @@
+"""Ids of images: the checks that every batch passes, and the search for ids that occur more than once.
+
+`find_repeated` compares ids that fit in memory; `RepeatedIds` compares a stream of them, however long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+
+from hashlight.engine.codes import IdArray
+
+# A billion ids are 8 GB on disk, and 31 MB in memory while one of this many files is searched.
+_FILES = 256
+_BUFFER_IDS = 1 << 20
+# Spreads ids of any pattern over the files (Knuth's multiplicative hashing, 2**64 over the golden ratio).
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT = np.uint64(64 - 8)
+
+
+def check_ids(ids_N: object, *, rows: int) -> IdArray:
+    """Return `ids_N` if it holds one distinct id of at least 0 for each of `rows` rows.
+
+    Raises
+    ------
+    TypeError
+        If it is not an array of int64.
+    ValueError
+        If the length is wrong, or an id is negative or occurs more than once.
+    """
+    if not isinstance(ids_N, np.ndarray) or ids_N.dtype != np.int64:
+        got = f"{ids_N.dtype} of shape {ids_N.shape}" if isinstance(ids_N, np.ndarray) else type(ids_N).__name__
+        raise TypeError(f"`ids` must be an int64 array of shape ({rows},), got {got}")
+    if ids_N.shape != (rows,):
+        raise ValueError(f"`ids` must have shape ({rows},), one id a code, got {ids_N.shape}")
+    if rows and ids_N.min() < 0:
+        bad = int(ids_N.argmin())
+        raise ValueError(f"`ids` must be 0 or more (-1 pads short answers), got {ids_N[bad]} in row {bad}")
+    refuse_repeated(find_repeated(ids_N), where=f"{rows} rows")
+    return ids_N
+
+
+def find_repeated(ids_N: IdArray) -> IdArray:
+    """Return the ids that occur more than once, each once, ascending."""
+    if (ids_N[1:] > ids_N[:-1]).all():
+        return ids_N[:0]
+    sorted_N = np.sort(ids_N)
+    return np.unique(sorted_N[1:][sorted_N[1:] == sorted_N[:-1]])
+
+
+def refuse_repeated(repeated: IdArray, *, where: str) -> None:
+    """Raise ValueError, naming the first, if there are repeated ids.
+
+    Parameters
+    ----------
+    repeated : ndarray of int64
+        What `find_repeated` or `RepeatedIds.find` returned.
+    where : str
+        What was searched, for the message.
+    """
+    if len(repeated):
+        raise ValueError(
+            f"`ids` must be distinct, got {repeated[0]} more than once in {where} ({len(repeated)} ids are repeated): "
+            "give each image its own id, and append only new ones"
+        )
+
+
+class RepeatedIds:
+    """Finds the ids of a stream that were added more than once, in memory that does not grow with the stream.
+
+    Above a million ids they wait in temporary files, which the context manager removes.
+    """
+
+    def __init__(self) -> None:
+        self._open = contextlib.ExitStack()
+        self._files: list[IO[bytes]] = []
+        self._waiting: list[IdArray] = []
+        self._count = 0
+
+    def __enter__(self) -> RepeatedIds:
+        """Start empty."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the files."""
+        self._open.close()
+
+    def add(self, ids_N: IdArray) -> None:
+        """Add ids (N,)."""
+        for start in range(0, len(ids_N), _BUFFER_IDS):
+            # A copy, so that a few ids that wait do not keep a whole array alive.
+            part = ids_N[start : start + _BUFFER_IDS].copy()
+            self._waiting.append(part)
+            self._count += len(part)
+            if self._count >= _BUFFER_IDS:
+                self._spill()
+
+    def find(self) -> IdArray:
+        """Return the ids that were added more than once, each once, ascending."""
+        if not self._files:
+            return find_repeated(self._gather())
+        self._spill()
+        found = []
+        for file in self._files:
+            file.seek(0)
+            found.append(find_repeated(np.frombuffer(file.read(), np.int64)))
+        return np.sort(np.concatenate(found))
+
+    def _gather(self) -> IdArray:
+        return np.concatenate([np.zeros(0, np.int64), *self._waiting])
+
+    def _spill(self) -> None:
+        ids_N = self._gather()
+        self._waiting, self._count = [], 0
+        if not self._files:
+            new = functools.partial(tempfile.TemporaryFile, prefix="hashlight-ids-")
+            self._files = [self._open.enter_context(new()) for _ in range(_FILES)]
+        # Few distinct values in one byte each: numpy sorts those by radix.
+        file_N = ((ids_N.view(np.uint64) * _SPREAD) >> _SHIFT).astype(np.uint8)
+        order_N = np.argsort(file_N, kind="stable")
+        ends = np.cumsum(np.bincount(file_N, minlength=_FILES))
+        for file, part in zip(self._files, np.split(ids_N[order_N], ends[:-1]), strict=True):
+            file.write(part.tobytes())

@@ -1,0 +1,116 @@
+"""Images, one a file, as a corpus: a folder of them, whose sub-folders are labels. Also reads images by URI."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hashlight.engine.places.buckets import split_options
+from hashlight.pipelines.corpora.ids import hashed_ids
+from hashlight.pipelines.corpora.listing import (
+    BASE_SCHEMA,
+    CHUNK_ENTRIES,
+    IMAGES,
+    ROW,
+    SOURCE,
+    Chunk,
+    File,
+    FileStream,
+    Listing,
+    groups,
+    stamps_of,
+)
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.filesystems import is_local
+from hashlight.pipelines.jobs.reads import ReadFailedError, map_ahead, read_bytes
+
+SUFFIXES = {".apng", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# These cannot be decoded, but in a folder of images they are images: listed, they become rejects that say why.
+_UNSUPPORTED_SUFFIXES = {".avif", ".heic", ".heif", ".j2k", ".jp2", ".jxl"}
+# Larger than the file of any photograph, and small enough for a decoding process.
+MAX_ENCODED_BYTES = 64 << 20
+
+_REMOTE_READS = 32
+
+
+def is_image(name: str) -> bool:
+    """Whether a lower-case file name is that of an image."""
+    return PurePosixPath(name).suffix in SUFFIXES
+
+
+def is_unsupported(name: str) -> bool:
+    """Whether a lower-case file name is that of an image of a format that is not decoded."""
+    return PurePosixPath(name).suffix in _UNSUPPORTED_SUFFIXES
+
+
+def list_files(root: str, found: FileStream) -> Listing:
+    """List files that are images; if some lie in sub-folders of the corpus, the sub-folder is the label."""
+    some = list(itertools.islice(found(), CHUNK_ENTRIES))
+    labelled = any("/" in file.name for file in some) or (is_local(root) and _has_folders(root))
+    schema = BASE_SCHEMA.append(pa.field("label", pa.string())) if labelled else BASE_SCHEMA
+
+    def chunks() -> Iterator[Chunk]:
+        for part in groups(found(), CHUNK_ENTRIES):
+            names = [file.name for file in part]
+            _refuse_bad_names(part)
+            columns: dict[str, Any] = {
+                "id": hashed_ids(names),
+                "uri": [split_options(file.uri)[0] for file in part],
+                SOURCE: [file.uri for file in part],
+                ROW: np.full(len(part), -1, np.int64),
+            }
+            if labelled:
+                columns["label"] = [name.partition("/")[0] if "/" in name else None for name in names]
+            yield Chunk(pa.table(columns, schema), stamps_of(part))
+
+    return Listing(root, IMAGES, schema, chunks)
+
+
+def _has_folders(root: str) -> bool:
+    if not os.path.isdir(root):
+        return False
+    with os.scandir(root) as entries:
+        return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+
+
+def _refuse_bad_names(files: list[File]) -> None:
+    for file in files:
+        try:
+            file.name.encode()
+        except UnicodeEncodeError:
+            raise PipelineError(
+                f"the name of {file.uri!r} is not UTF-8, so it cannot be stored as a URI: rename it"
+            ) from None
+
+
+def read_file(source: str) -> bytes | OSError:
+    """Read the encoded image of a file; return the error if there is none.
+
+    Raises
+    ------
+    ReadFailedError
+        If reading failed at every try for a reason that may pass.
+    """
+    try:
+        return read_bytes(source, most=MAX_ENCODED_BYTES)
+    except ReadFailedError:
+        raise
+    except OSError as error:
+        return error
+    except (ValueError, pa.ArrowException, PipelineError) as error:  # not the name of a file, or of no known store
+        return OSError(str(error))
+
+
+def read_files(sources: Iterable[str]) -> Iterator[bytes | OSError]:
+    """Read the encoded images of files in order, those of a store several at once."""
+    for local, run in itertools.groupby(sources, key=is_local):
+        if local:
+            yield from map(read_file, run)
+        else:
+            yield from map_ahead(read_file, run, _REMOTE_READS)

@@ -1,0 +1,210 @@
+"""Parquet files as corpora: with encoded images in a column `image`, or with their URIs in a column `uri`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hashlight.engine.places.buckets import split_options
+from hashlight.engine.storage.attributes import RESERVED
+from hashlight.pipelines.corpora.ids import hashed_ids
+from hashlight.pipelines.corpora.listing import (
+    BASE_SCHEMA,
+    CHUNK_ENTRIES,
+    IMAGES,
+    ROW,
+    SOURCE,
+    Chunk,
+    File,
+    FileStream,
+    Listing,
+    within,
+)
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.filesystems import is_local
+from hashlight.pipelines.jobs.reads import ReadFailedError, RetryingFile, open_file
+
+SUFFIX = ".parquet"
+IMAGE_COLUMN = "image"
+
+_MAX_ID = 2**63 - 1
+_RESERVED = (RESERVED - {"id"}) | {SOURCE, ROW}
+_BATCH_ROWS = 256
+
+
+def list_files(root: str, found: FileStream) -> Listing:
+    """List the rows of Parquet files.
+
+    Raises
+    ------
+    PipelineError
+        If a file is no corpus, or the files disagree on their columns.
+    """
+    files = list(found())
+    schemas = [_entry_schema(file) for file in files]
+    try:
+        schema = pa.unify_schemas(schemas, promote_options="default")
+    except pa.ArrowException as error:
+        raise PipelineError(f"the Parquet files of {root} disagree on their columns: {error}") from error
+
+    def chunks() -> Iterator[Chunk]:
+        for file in files:
+            for table in _list_rows(file):
+                yield Chunk(_promote(table, schema), file.stamp.encode())
+
+    return Listing(root, IMAGES, schema, chunks)
+
+
+def _entry_schema(file: File) -> pa.Schema:
+    names, schema = _listed_columns(file)
+    others = [schema.field(name).remove_metadata() for name in names if name not in ("id", "uri")]
+    return pa.schema([*BASE_SCHEMA, *others])
+
+
+def _listed_columns(file: File) -> tuple[list[str], pa.Schema]:
+    """Return the columns other than the image, and the schema, of a Parquet file that can be a corpus."""
+    where = split_options(file.uri)[0]
+    try:
+        with open_file(file.uri) as raw, pq.ParquetFile(raw) as table:
+            schema = table.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise PipelineError(f"{where} is not a readable Parquet file: {error}") from error
+    images = schema.field(IMAGE_COLUMN).type if IMAGE_COLUMN in schema.names else None
+    names = [name for name in schema.names if name != IMAGE_COLUMN]
+    by_uri = images is None and "uri" in names and _is_text(schema.field("uri").type)
+    if not by_uri and not _holds_bytes(images):
+        raise PipelineError(
+            f"{where} has no column `{IMAGE_COLUMN}` with encoded images (binary, or a struct with `bytes`) and no "
+            f"column `uri` to read them from: it has {[*names, *([f'{IMAGE_COLUMN} ({images})'] if images else [])]}"
+        )
+    reserved = _RESERVED & set(names)
+    if reserved:
+        raise PipelineError(f"{where} has columns named {sorted(reserved)}, which Hashlight writes itself: rename them")
+    return names, schema
+
+
+def _holds_bytes(kind: pa.DataType | None) -> bool:
+    if kind is None:
+        return False
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return binary or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _list_rows(file: File) -> Iterator[pa.Table]:
+    names, schema = _listed_columns(file)
+    by_uri = IMAGE_COLUMN not in schema.names
+    try:
+        with open_file(file.uri) as raw, pq.ParquetFile(raw, pre_buffer=False) as parquet:
+            first = 0
+            if not names:
+                for start in range(0, parquet.metadata.num_rows, CHUNK_ENTRIES):
+                    rows = min(CHUNK_ENTRIES, parquet.metadata.num_rows - start)
+                    yield _entries_of(None, rows, start, file, by_uri=by_uri)
+                return
+            for batch in parquet.iter_batches(CHUNK_ENTRIES, columns=names):
+                yield _entries_of(pa.Table.from_batches([batch]), len(batch), first, file, by_uri=by_uri)
+                first += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise PipelineError(f"{split_options(file.uri)[0]} is not a readable Parquet file: {error}") from error
+
+
+def _entries_of(table: pa.Table | None, count: int, first: int, file: File, *, by_uri: bool) -> pa.Table:
+    base, options = split_options(file.uri)
+    names = [] if table is None else table.column_names
+    rows = np.arange(first, first + count)
+    if by_uri:
+        assert table is not None, "a column `uri` was found"
+        given = table["uri"].to_pylist()
+        if None in given:
+            raise PipelineError(f"{base}: `uri` must be there in every row, row {first + given.index(None)} has none")
+        made = hashed_ids(given)
+        uris = [within(base.rpartition("/")[0], uri) for uri in given]
+        sources = [f"{uri}{options}" if options and not is_local(uri) else uri for uri in uris]
+        rows = np.full(count, -1, np.int64)
+    else:
+        made = None if "id" in names else hashed_ids(f"{file.name}#{row}" for row in rows)
+        uris = table["uri"].cast(pa.string()) if "uri" in names else [f"{base}#{row}" for row in rows]
+        sources = pa.array([file.uri] * count, pa.string())
+    entries = {
+        "id": _given_ids(table["id"], base) if "id" in names else made,
+        "uri": uris,
+        SOURCE: sources,
+        ROW: rows,
+    }
+    return pa.table({**entries, **{name: table[name] for name in names if name not in entries}})
+
+
+def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = {
+        field.name: table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in schema
+    }
+    return pa.table(columns, schema)
+
+
+def _given_ids(column: pa.ChunkedArray, file: str) -> pa.ChunkedArray:
+    if not pa.types.is_integer(column.type):
+        raise PipelineError(f"{file}: `id` must be whole numbers, got {column.type}: leave it out to have ids made")
+    least, most = pc.min_max(column).as_py().values()
+    if column.null_count or (least is not None and (least < 0 or most > _MAX_ID)):
+        raise PipelineError(
+            f"{file}: `id` must be 0 to {_MAX_ID} in every row, got {column.null_count} nulls, a least of {least} and "
+            f"a most of {most}"
+        )
+    return column.cast(pa.int64())
+
+
+def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
+    """Read the image column of ascending rows, a part of a row group at a time; what cannot be read is an error."""
+    path = split_options(source)[0]
+    try:
+        raw = RetryingFile(source)
+        file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
+    except ReadFailedError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        yield from [OSError(f"{path} cannot be read: {error}")] * len(rows)
+        return
+    with raw, file:
+        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+        groups = np.searchsorted(ends, rows, side="right")
+        for group in np.unique(groups):
+            yield from _read_row_group(file, int(group), ends, rows[groups == group], path)
+
+
+def _read_row_group(
+    file: pq.ParquetFile, group: int, ends: np.ndarray, rows: np.ndarray, path: str
+) -> Iterator[bytes | OSError]:
+    read = 0
+    try:
+        first = ends[group] - file.metadata.row_group(group).num_rows
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[IMAGE_COLUMN]):
+            column = batch.column(0)
+            while read < len(rows) and rows[read] < first + len(column):
+                row = rows[read]
+                read += 1
+                yield _encoded_bytes(column[int(row - first)].as_py(), f"{path}#{row}")
+            if read == len(rows):
+                return
+            first += len(column)
+    except ReadFailedError:
+        raise
+    except (pa.ArrowException, OSError, IndexError) as error:
+        yield from [OSError(f"row group {group} of {path} cannot be read: {error}")] * (len(rows) - read)
+
+
+def _encoded_bytes(value: object, uri: str) -> bytes | OSError:
+    """Take plain bytes, or the `{bytes, path}` struct that image data sets are often published with."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else OSError(f"{uri} has no image bytes")

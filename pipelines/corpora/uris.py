@@ -1,0 +1,56 @@
+"""Text files with one URI a line as corpora; the images are read as files (`pipelines.corpora.images`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from hashlight.engine.places.buckets import split_options
+from hashlight.pipelines.corpora.ids import hashed_ids
+from hashlight.pipelines.corpora.listing import (
+    BASE_SCHEMA,
+    CHUNK_ENTRIES,
+    IMAGES,
+    ROW,
+    SOURCE,
+    Chunk,
+    Listing,
+    groups,
+    within,
+)
+from hashlight.pipelines.jobs.filesystems import is_local
+from hashlight.pipelines.jobs.reads import open_stream
+
+SUFFIXES = (".txt", ".lst")
+_BLOCK_BYTES = 1 << 20
+
+
+def list_lines(root: str) -> Listing:
+    """List the lines of a text file; a relative path is relative to the folder of the file."""
+    return Listing(root, IMAGES, BASE_SCHEMA, lambda: _chunks(root))
+
+
+def _chunks(root: str) -> Iterator[Chunk]:
+    base, options = split_options(root)
+    folder = base.rpartition("/")[0]
+    with open_stream(root) as raw:
+        lines = (line.decode().strip() for line in _lines(raw))
+        for part in groups((line for line in lines if line), CHUNK_ENTRIES):
+            places = [within(folder, line) for line in part]
+            columns = {
+                "id": hashed_ids(part),
+                "uri": places,
+                SOURCE: [f"{place}{options}" if options and not is_local(place) else place for place in places],
+                ROW: np.full(len(part), -1, np.int64),
+            }
+            yield Chunk(pa.table(columns, BASE_SCHEMA), "\0".join(part).encode())
+
+
+def _lines(stream: pa.NativeFile) -> Iterator[bytes]:
+    rest = b""
+    while block := stream.read(_BLOCK_BYTES):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    yield rest
