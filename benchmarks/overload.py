@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="without suffix: .md and .json are written")
     given = parser.parse_args()
     collection = build(given.collection, given.rows)
-    command = ("-m", "hashlight", "serve", str(given.collection), "--port", "0", "--groups", str(GROUPS))
+    command = ("-P", "-m", "hashlight", "serve", str(given.collection), "--port", "0", "--groups", str(GROUPS))
     with started(*command, "--in-flight", str(IN_FLIGHT)) as (url, pid):
         measured = asyncio.run(measure(url, pid, queries_of(collection, 64 * CODES), given.seconds))
     results = {

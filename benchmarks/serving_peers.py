@@ -264,7 +264,7 @@ def measure(peer: str, collection: Collection, codes: Path, given: argparse.Name
     if peer == "milvus-lite":
         return over_milvus(np.load(codes), queries, given.seconds)
     here = ("-m", "benchmarks.serving_peers", "--codes", str(codes), "--serve")
-    serve = ("-m", "hashlight", "serve", str(given.collection), "--port", "0")
+    serve = ("-P", "-m", "hashlight", "serve", str(given.collection), "--port", "0")
     command = {
         "hashlight, 4 groups": (*serve, "--groups", str(GROUPS)),
         "hashlight, embedded": serve,

@@ -11,7 +11,7 @@
     ├── ReadFailedError           a read that failed at every try, and may succeed later
     ├── EncoderMismatchError      codes of two encoders would meet
     ├── IdNotFoundError           an id that the collection does not hold
-    ├── MissingDependencyError    a package that this machine lacks
+    ├── MissingDependencyError    a package that is not installed; also an ImportError
     ├── DeadlineExceededError     no answer within the caller's time
     ├── OverloadedError           more is asked than can be answered; it says when to try again
     ├── NotReadyError             a server that cannot answer yet, or no longer
@@ -64,7 +64,7 @@ class IdNotFoundError(HashlightError, KeyError):
         return str(self.args[0])
 
 
-class MissingDependencyError(HashlightError):
+class MissingDependencyError(HashlightError, ImportError):
     """A package is needed that is not installed."""
 
 

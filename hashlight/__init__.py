@@ -1,49 +1,157 @@
 """Hashlight: finds images among billions by learned binary codes, exactly.
 
-The names below are loaded when they are first used, so that a program that only searches never imports torch.
+Everything public is importable from here. A name is loaded from the module that defines it when it is first used, so
+that `import hashlight` loads nothing, and a program that only searches never loads torch.
 """
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hashlight.encoders.encoder import HashEncoder
+    from hashlight.encoders.encoder import EncoderConfig, EncoderOutput, HashEncoder
+    from hashlight.encoders.errors import EncoderError, ImageError
+    from hashlight.encoders.methods import METHODS, Method
+    from hashlight.encoders.training.train import TrainConfig, train
     from hashlight.engine.client.client import AsyncSearchClient, SearchClient
+    from hashlight.engine.client.errors import (
+        AuthenticationError,
+        ClientError,
+        ConnectionFailedError,
+        InvalidRequestError,
+        PermissionDeniedError,
+        ServerError,
+    )
+    from hashlight.engine.client.results import Hit, Hits, Item, Items, SearchResponse
     from hashlight.engine.collection.collection import Collection
-    from hashlight.engine.collection.rerank import Rerank
+    from hashlight.engine.collection.rerank import Rerank, RerankResult
+    from hashlight.engine.errors import (
+        CollectionBusyError,
+        CollectionExistsError,
+        CollectionNotFoundError,
+        CorruptDataError,
+        DeadlineExceededError,
+        EncoderMismatchError,
+        HashlightError,
+        IdNotFoundError,
+        IncompleteError,
+        MissingDependencyError,
+        NoShardError,
+        NotReadyError,
+        OverloadedError,
+    )
+    from hashlight.engine.results import Coverage, Explanation, RangeResult, SearchResult
+    from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, ImageRefusedError
+    from hashlight.pipelines.jobs.errors import PipelineError
 
-__all__ = ["AsyncSearchClient", "Collection", "HashEncoder", "Rerank", "SearchClient"]
 __version__ = "0.1.0"
 
+# Module -> the public names that it defines: the imports above, for the interpreter.
 _HOMES = {
-    "AsyncSearchClient": "hashlight.engine.client.client",
-    "Collection": "hashlight.engine.collection.collection",
-    "HashEncoder": "hashlight.encoders.encoder",
-    "Rerank": "hashlight.engine.collection.rerank",
-    "SearchClient": "hashlight.engine.client.client",
+    "encoders.encoder": ("EncoderConfig", "EncoderOutput", "HashEncoder"),
+    "encoders.errors": ("EncoderError", "ImageError"),
+    "encoders.methods": ("METHODS", "Method"),
+    "encoders.training.train": ("TrainConfig", "train"),
+    "engine.client.client": ("AsyncSearchClient", "SearchClient"),
+    "engine.client.errors": (
+        "AuthenticationError",
+        "ClientError",
+        "ConnectionFailedError",
+        "InvalidRequestError",
+        "PermissionDeniedError",
+        "ServerError",
+    ),
+    "engine.client.results": ("Hit", "Hits", "Item", "Items", "SearchResponse"),
+    "engine.collection.collection": ("Collection",),
+    "engine.collection.rerank": ("Rerank", "RerankResult"),
+    "engine.errors": (
+        "CollectionBusyError",
+        "CollectionExistsError",
+        "CollectionNotFoundError",
+        "CorruptDataError",
+        "DeadlineExceededError",
+        "EncoderMismatchError",
+        "HashlightError",
+        "IdNotFoundError",
+        "IncompleteError",
+        "MissingDependencyError",
+        "NoShardError",
+        "NotReadyError",
+        "OverloadedError",
+    ),
+    "engine.results": ("Coverage", "Explanation", "RangeResult", "SearchResult"),
+    "engine.service.asking.encoding": ("Encoded", "ImageEncoder", "ImageRefusedError"),
+    "pipelines.jobs.errors": ("PipelineError",),
 }
+_MODULES = {name: f"hashlight.{module}" for module, names in _HOMES.items() for name in names}
 
+__all__ = [
+    "METHODS",
+    "AsyncSearchClient",
+    "AuthenticationError",
+    "ClientError",
+    "Collection",
+    "CollectionBusyError",
+    "CollectionExistsError",
+    "CollectionNotFoundError",
+    "ConnectionFailedError",
+    "CorruptDataError",
+    "Coverage",
+    "DeadlineExceededError",
+    "Encoded",
+    "EncoderConfig",
+    "EncoderError",
+    "EncoderMismatchError",
+    "EncoderOutput",
+    "Explanation",
+    "HashEncoder",
+    "HashlightError",
+    "Hit",
+    "Hits",
+    "IdNotFoundError",
+    "ImageEncoder",
+    "ImageError",
+    "ImageRefusedError",
+    "IncompleteError",
+    "InvalidRequestError",
+    "Item",
+    "Items",
+    "Method",
+    "MissingDependencyError",
+    "NoShardError",
+    "NotReadyError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "PipelineError",
+    "RangeResult",
+    "Rerank",
+    "RerankResult",
+    "SearchClient",
+    "SearchResponse",
+    "SearchResult",
+    "ServerError",
+    "TrainConfig",
+    "train",
+]
 
-def __getattr__(name: str) -> Any:
-    """Load a public name from the module that defines it."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'hashlight' has no attribute {name!r}")
-    home: Any = importlib.import_module(_HOMES[name])
-    if name.endswith("SearchClient"):
-        home.open_encoder = _open_encoder
-    return getattr(home, name)
+# Type checkers go by the imports above; with a `__getattr__` every misspelled name would be one of type Any.
+if not TYPE_CHECKING:
 
+    def __getattr__(name):
+        """Load a public name from the module that defines it."""
+        if name not in _MODULES:
+            raise AttributeError(f"module 'hashlight' has no attribute {name!r}")
+        import importlib
 
-def _open_encoder(folder: Path) -> Any:
-    """Open the encoder that a collection keeps, for a client that asks it with images in this process."""
-    from hashlight.pipelines.serving.image_encoder import HashImageEncoder
+        try:
+            value = getattr(importlib.import_module(_MODULES[name]), name)
+        except ModuleNotFoundError as error:
+            from hashlight.engine.extras import missing
 
-    return HashImageEncoder.load(folder)
+            raise missing(error, f"`hashlight.{name}`") or error from error
+        globals()[name] = value
+        return value
 
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted([*globals(), *__all__])
+    def __dir__():
+        """List the public names, loaded or not."""
+        return sorted({*globals(), *__all__})

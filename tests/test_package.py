@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import hashlight
 from hashlight.engine.extras import EXTRAS, missing
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +37,54 @@ sys.modules.update(dict.fromkeys({sorted(set(EXTRAS) - {"pydantic", "pydantic_co
 def run_without_extras(program, *arguments):
     command = [sys.executable, "-P", "-c", WITHOUT_EXTRAS + program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_every_public_name_is_loaded_from_where_it_is_defined():
+    for name in hashlight.__all__:
+        assert name in dir(hashlight)
+        value = getattr(hashlight, name)
+        if name != "METHODS":
+            assert value.__name__ == name
+            assert value.__module__ == hashlight._MODULES[name]
+    assert hashlight.METHODS["hashnet"].name == "hashnet"
+    with pytest.raises(AttributeError, match="no attribute 'Milvus'"):
+        hashlight.Milvus  # noqa: B018
+
+
+def test_type_checkers_and_the_interpreter_read_the_same_names():
+    imports = [node for node in ast.walk(ast.parse(inspect.getsource(hashlight))) if isinstance(node, ast.ImportFrom)]
+    typed = {alias.name: node.module for node in imports for alias in node.names if "." in node.module}
+    del typed["missing"]
+    assert typed == hashlight._MODULES
+    assert sorted(typed) == sorted(hashlight.__all__)
+
+
+def test_every_error_that_is_raised_on_purpose_is_public():
+    homes = ("engine.errors", "engine.client.errors", "encoders.errors", "pipelines.jobs.errors")
+    for home in homes:
+        module = importlib.import_module(f"hashlight.{home}")
+        errors = {name for name, value in vars(module).items() if inspect.isclass(value) and name.endswith("Error")}
+        assert errors
+        assert errors <= set(hashlight.__all__), home
+
+
+def test_importing_the_package_loads_nothing():
+    program = """
+import sys
+before = set(sys.modules)
+import hashlight
+after = {name.partition(".")[0] for name in set(sys.modules) - before}
+assert after - sys.stdlib_module_names == {"hashlight"}, after
+from hashlight import Coverage, Hit, SearchClient, SearchResult
+assert not {"torch", "ray", "faiss", "numba", "pyarrow", "PIL", "sklearn"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_public_name_without_its_extra_says_which():
+    done = run_without_extras("from hashlight import HashEncoder")
+    assert "MissingDependencyError: `hashlight.HashEncoder` needs torch, which is not installed" in done.stderr
 
 
 def asked_for(extra):

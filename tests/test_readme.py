@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
-import hashlight
 from hashlight.pipelines.cli.main import app
 
 README = Path(__file__).parent.parent / "README.md"
@@ -29,11 +27,3 @@ def test_every_command_and_option_of_the_readme_exists():
         usage = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
         for option in re.findall(r"(?<!\S)--?[a-z]+", arguments):
             assert option in usage, (name, option)
-
-
-def test_public_names_are_loaded_when_they_are_used():
-    for name in hashlight.__all__:
-        assert name in dir(hashlight)
-        assert getattr(hashlight, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'Milvus'"):
-        hashlight.Milvus  # noqa: B018

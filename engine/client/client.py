@@ -6,7 +6,7 @@ What they raise is drawn in `engine.client.errors`.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 BATCH_SIZE = 1000  # codes of a request of `stream_search`: some 10 kB each way, a few milliseconds
-
-# How the encoder that a collection keeps is opened. Set by whoever joins engine and encoders; the engine knows none.
-open_encoder: Callable[[Path], ImageEncoder] | None = None
 
 
 class SearchClient:
@@ -81,7 +78,7 @@ class SearchClient:
         else:
             from hashlight.engine.client.local import LocalTransport
 
-            self._transport = LocalTransport(target, encoder=encoder, open_encoder=open_encoder)
+            self._transport = LocalTransport(target, encoder=encoder)
 
     def __repr__(self) -> str:
         """Say what is asked."""
@@ -251,7 +248,7 @@ class AsyncSearchClient:
         else:
             from hashlight.engine.client.local import AsyncLocalTransport
 
-            self._transport = AsyncLocalTransport(target, encoder=encoder, open_encoder=open_encoder)
+            self._transport = AsyncLocalTransport(target, encoder=encoder)
 
     def __repr__(self) -> str:
         """Say what is asked."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,10 @@ from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, EncoderMismatchError, HashlightError
 from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.api.rendering import search_frame, search_table
-from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder
+from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, open_encoder
 from hashlight.engine.service.asking.retrieval import Ask, answer, stored_items
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
 from hashlight.engine.service.door.limits import Limits
-
-OpenEncoder = Callable[[Path], ImageEncoder]
 
 _PICTURE_S = 5.0  # for one that a notebook shows
 
@@ -38,14 +36,10 @@ class LocalTransport:
     target : str, Path or Searcher
         A collection's folder, or what answers already. A searcher that is given is not closed here.
     encoder : ImageEncoder, optional
-        For images.
-    open_encoder : callable, optional
-        Opens the encoder that a collection keeps, when the first image is asked with and no `encoder` was given.
+        For images. If it is left out, the one that the collection keeps is opened when the first image is asked with.
     """
 
-    def __init__(
-        self, target: str | Path | Searcher, *, encoder: ImageEncoder | None, open_encoder: OpenEncoder | None
-    ) -> None:
+    def __init__(self, target: str | Path | Searcher, *, encoder: ImageEncoder | None) -> None:
         self._owned = isinstance(target, str | Path)
         self._folder: Path | None = None
         if isinstance(target, str | Path):
@@ -55,7 +49,7 @@ class LocalTransport:
             self._folder, self._searcher = collection.encoder_path, CollectionSearcher(collection)
         else:
             self._searcher = target  # type: ignore[assignment]
-        self._given, self._open_encoder = encoder, open_encoder
+        self._given = encoder
 
     def __repr__(self) -> str:
         return repr(self._searcher)
@@ -152,8 +146,8 @@ class LocalTransport:
         return encoder.encode([encoder.decode(image, Limits().pixels) for image in images])
 
     def _encoder(self) -> ImageEncoder:
-        if self._given is None and self._folder is not None and self._open_encoder is not None:
-            self._given = self._open_encoder(self._folder)
+        if self._given is None and self._folder is not None:
+            self._given = open_encoder(self._folder)
         if self._given is None:
             raise EncoderMismatchError(
                 "there is no encoder here to make codes of images: pass `encoder`, or ask with codes or ids"

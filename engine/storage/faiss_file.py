@@ -30,7 +30,7 @@ def write_faiss_flat(path: Path, codes_NW: CodeArray) -> None:
     head = _HEADER.pack(_FOURCC, words * WORD_BITS, code_bytes, rows, _IS_TRAINED, _METRIC_L2, rows * code_bytes)
     with path.open("wb") as file:
         file.write(head)
-        file.write(np.ascontiguousarray(codes_NW, _CODE_DTYPE))
+        file.write(np.ascontiguousarray(codes_NW, _CODE_DTYPE).data)
 
 
 def map_faiss_flat(path: Path, *, bits: int, rows: int) -> CodeArray:

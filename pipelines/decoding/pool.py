@@ -188,12 +188,10 @@ class Decoder:
         to_read, self._requests = os.pipe()
         self._answers, to_write = os.pipe()
         arguments = [*map(str, (to_read, to_write, self._memory)), json.dumps(asdict(self._task))]
-        search_path = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hashlight.pipelines.decoding.worker", *arguments],
+            [sys.executable, "-P", "-m", "hashlight.pipelines.decoding.worker", *arguments],
             pass_fds=(to_read, to_write, self._memory),
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": search_path},
         )
         os.close(to_read)
         os.close(to_write)

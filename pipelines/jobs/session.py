@@ -26,6 +26,7 @@ def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
     """
     import ray
     import ray.data
+    from ray.job_config import JobConfig
 
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -36,7 +37,9 @@ def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
     address = address or os.environ.get("RAY_ADDRESS")
     where = {"address": address} if address else _own_session(num_cpus)
     with _without_backend_notices():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+        # Ray would put the working folder first in its workers' path, where a `types.py` or a folder `torch` of the
+        # user's hides what is meant; it does so unless the job is a client's, which changes nothing else here.
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, job_config=JobConfig(_client_job=True), **where)
     try:
         yield not address
     finally:

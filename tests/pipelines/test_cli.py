@@ -116,7 +116,9 @@ def test_uris_and_values_are_shown_as_they_are(tmp_path, codes, image, pictures)
 
 def test_warmup_leaves_compiled_kernels(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    result = subprocess.run([sys.executable, "-m", "hashlight", "warmup"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "hashlight", "warmup"], capture_output=True, text=True, check=True
+    )
     assert "ready in" in result.stdout
     assert len(list(tmp_path.rglob("*.nbi"))) > 5
     assert list(tmp_path.rglob("costs-*.json"))
@@ -231,14 +233,14 @@ def test_one_flipped_byte_of_a_shard_is_named(tmp_path, codes, image):
 
 
 def test_debug_shows_where(tmp_path, image):
-    arguments = [sys.executable, "-m", "hashlight", "--debug", "search", str(tmp_path), "--image", str(image)]
+    arguments = [sys.executable, "-P", "-m", "hashlight", "--debug", "search", str(tmp_path), "--image", str(image)]
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert "Traceback" in result.stderr
     assert "CollectionNotFoundError" in result.stderr
 
 
 def test_a_killed_build_leaves_the_old_collection_or_the_new_one(tmp_path, codes):
-    build = [sys.executable, "-m", "hashlight", "build", "--codes", codes, "--output", tmp_path / "c"]
+    build = [sys.executable, "-P", "-m", "hashlight", "build", "--codes", codes, "--output", tmp_path / "c"]
     started = time.monotonic()
     subprocess.run([*map(str, build), "--shards", "2"], check=True, capture_output=True, env=os.environ)
     duration = time.monotonic() - started

@@ -28,7 +28,7 @@ class Job:
     def __init__(self, folder, corpus, encoder, output=None):
         self.folder, self.output = folder, output or str(folder / "codes")
         arguments = ["--input", str(corpus), "--encoder", str(encoder), "--output", self.output, *OPTIONS]
-        self._command = [sys.executable, "-m", "hashlight", "encode", *arguments]
+        self._command = [sys.executable, "-P", "-m", "hashlight", "encode", *arguments]
         self.faults = folder / "faults"
         self.faults.mkdir()
 

@@ -122,7 +122,7 @@ def test_an_interrupted_run_goes_on(images, tmp_path, two_workers):
 @pytest.mark.slow
 def test_a_killed_driver_loses_nothing(images, tmp_path, two_workers):
     options = {"bits": 16, "batch-size": 32, "epochs": 20, "warmup-epochs": 1, "precision": "float64", "workers": 2}
-    command = [sys.executable, "-m", "hashlight", "train", "--input", images, "--output", tmp_path / "e"]
+    command = [sys.executable, "-P", "-m", "hashlight", "train", "--input", images, "--output", tmp_path / "e"]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     log = tmp_path / ".e.training" / "training.jsonl"
     with subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL) as driver:

@@ -10,18 +10,24 @@ import asyncio
 import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray
+from hashlight.engine.extras import missing
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.service.api.problems import invalid
 from hashlight.engine.service.asking.batching import MicroBatcher
 
 if TYPE_CHECKING:
     from hashlight.engine.service.telemetry.metrics import Metrics
+
+# Entry points of this group open the encoder of a folder: the engine knows of none itself.
+OPENERS = "hashlight.image_encoders"
 
 
 class ImageRefusedError(ValueError):
@@ -76,6 +82,23 @@ class ImageEncoder(Protocol):
     def encode(self, images: Sequence[Any]) -> Encoded:
         """Encode decoded images."""
         ...
+
+
+def open_encoder(folder: Path) -> ImageEncoder | None:
+    """Open the encoder that a collection keeps, None if nothing that is installed opens encoders.
+
+    Raises
+    ------
+    MissingDependencyError
+        If what opens it lacks a package that an extra brings.
+    """
+    for opener in entry_points(group=OPENERS):
+        try:
+            encoder: ImageEncoder = opener.load()(folder)
+        except ModuleNotFoundError as error:
+            raise missing(error, "searching by image") or error from error
+        return encoder
+    return None
 
 
 class EncodingThreads:

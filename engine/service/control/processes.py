@@ -41,7 +41,7 @@ class ShardProcess:
         *,
         more: Sequence[str] = (),
     ) -> None:
-        command = [sys.executable, "-m", "hashlight.engine.service.shards.server", collection]
+        command = [sys.executable, "-P", "-m", "hashlight.engine.service.shards.server", collection]
         command += ["--version", str(version), "--shards", ",".join(shards), *_tls_options(security, folder), *more]
         environment = {**os.environ, TOKEN_VARIABLE: security.token or ""}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)

@@ -350,7 +350,7 @@ def test_without_a_token_no_server_listens_to_other_machines(corpus, host):
 
 
 def test_a_shard_server_says_why_it_does_not_start(corpus):
-    command = [sys.executable, "-m", "hashlight.engine.service.shards.server", str(corpus.path)]
+    command = [sys.executable, "-P", "-m", "hashlight.engine.service.shards.server", str(corpus.path)]
     command += ["--version", "1", "--shards", "any", "--host", "0.0.0.0"]
     environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
