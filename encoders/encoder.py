@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from hashlight.encoders.data.images import decode_image, upright
+from hashlight.encoders.data.images import ImageLike, open_image
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.errors import EncoderError, ImageError
 from hashlight.encoders.networks.backbones import build_backbone
@@ -31,8 +31,6 @@ FORMAT = "hashlight-encoder"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-
-ImageLike = Image.Image | bytes | str | os.PathLike[str] | NDArray[np.uint8]
 
 
 class EncoderOutput(NamedTuple):
@@ -278,39 +276,6 @@ class HashEncoder:
             feature_ND, z_NB = self._model(batch_NCHW)
             relaxed_NB = torch.tanh(self.config.beta * z_NB)
         return tuple(part[:count].cpu().numpy() for part in (feature_ND, z_NB, relaxed_NB))  # type: ignore[return-value]
-
-
-def open_image(image: ImageLike) -> Image.Image:
-    """Return one image of any accepted kind as a Pillow image, turned as its EXIF orientation says.
-
-    Raises
-    ------
-    ImageError
-        If it cannot be read or decoded.
-    TypeError
-        If it is no image of an accepted kind.
-    """
-    if isinstance(image, Image.Image):
-        return upright(image)
-    if isinstance(image, bytes | bytearray | memoryview):
-        return decode_image(bytes(image))
-    if isinstance(image, str | os.PathLike):
-        try:
-            return decode_image(Path(image).read_bytes())
-        except OSError as exc:
-            raise ImageError(f"unreadable file: {exc.strerror or exc}") from exc
-    if isinstance(image, np.ndarray):
-        return _image_of_array(image)
-    raise TypeError(f"an image must be a PIL image, bytes, a path or a uint8 array, got {type(image).__name__}")
-
-
-def _image_of_array(pixels: NDArray[Any]) -> Image.Image:
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
-        raise TypeError(
-            f"an image array must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3), got {pixels.dtype} of shape "
-            f"{pixels.shape}"
-        )
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def _open_image(image: ImageLike, position: int) -> Image.Image:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from hashlight.encoders.errors import ImageError
+
+ImageLike = Image.Image | bytes | str | os.PathLike[str] | NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
 
@@ -33,6 +39,30 @@ _OTHER_FORMATS = (
     (b"<svg", 0, "SVG"),
     (b"%!PS", 0, "PostScript"),
 )
+
+
+def open_image(image: ImageLike) -> Image.Image:
+    """Return one image of any accepted kind as a Pillow image, turned as its EXIF orientation says.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read or decoded.
+    TypeError
+        If it is no image of an accepted kind.
+    """
+    if isinstance(image, Image.Image):
+        return upright(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_image(bytes(image))
+    if isinstance(image, str | os.PathLike):
+        try:
+            return decode_image(Path(image).read_bytes())
+        except OSError as exc:
+            raise ImageError(f"unreadable file: {exc.strerror or exc}") from exc
+    if isinstance(image, np.ndarray):
+        return _image_of_array(image)
+    raise TypeError(f"an image must be a PIL image, bytes, a path or a uint8 array, got {type(image).__name__}")
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -94,6 +124,15 @@ def to_rgb_or_grey(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         return _on_white(image)
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _image_of_array(pixels: NDArray[Any]) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        raise TypeError(
+            f"an image array must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3), got {pixels.dtype} of shape "
+            f"{pixels.shape}"
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:

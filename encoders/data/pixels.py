@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hashlight.encoders.data.images import open_image
 from hashlight.encoders.data.preprocessing import Preprocessing
-from hashlight.encoders.encoder import open_image
 from hashlight.encoders.errors import ImageError
 
 # A million 28x28 grey images, or 6,000 colour images of 224x224.

@@ -19,11 +19,11 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, EncoderMismatchError, HashlightError
 from hashlight.engine.indexes.warmup import warm
-from hashlight.engine.service.api.rendering import search_frame, search_table
 from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, open_encoder
+from hashlight.engine.service.asking.rendering import search_frame, search_table
 from hashlight.engine.service.asking.retrieval import Ask, answer, stored_items
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
-from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.limits import Limits
 
 _PICTURE_S = 5.0  # for one that a notebook shows
 

@@ -15,7 +15,7 @@ from hashlight.engine.service.api.schemas import MAX_REPLICAS
 from hashlight.engine.service.control.processes import LocalCluster
 from hashlight.engine.service.door.http_server import Address, HttpServer, check_exposure
 from hashlight.engine.service.door.keys import Keys
-from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.routing.router import ClusterRouter, Observer
 from hashlight.engine.service.telemetry.metrics import Metrics

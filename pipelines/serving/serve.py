@@ -16,7 +16,7 @@ from hashlight.engine.service.asking.searcher import CollectionSearcher, Searche
 from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.door.http_server import LOOPBACK_NAMES, Address, HttpServer, check_exposure
 from hashlight.engine.service.door.keys import Keys
-from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)

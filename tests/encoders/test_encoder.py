@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
-from hashlight.encoders.data.images import decode_image
-from hashlight.encoders.encoder import EncoderConfig, HashEncoder, open_image
+from hashlight.encoders.data.images import decode_image, open_image
+from hashlight.encoders.encoder import EncoderConfig, HashEncoder
 from hashlight.encoders.errors import EncoderError, ImageError
 from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
 from hashlight.encoders.networks.compat import load_torchvision

@@ -34,14 +34,14 @@ from hashlight.engine.errors import HashlightError
 from hashlight.engine.service.api import bodies, schemas
 from hashlight.engine.service.api.gateway import Gateway, json_response
 from hashlight.engine.service.api.openapi import describe_api, encode_body, search_body
-from hashlight.engine.service.api.problems import RequestError, invalid, refusal_of
-from hashlight.engine.service.api.rendering import items_document, table_stream
 from hashlight.engine.service.asking.encoding import ImageEncoder
+from hashlight.engine.service.asking.rendering import items_document, table_stream
 from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.door.guard import API_PATHS, REPLICAS_PATH, Guard
 from hashlight.engine.service.door.keys import Keys
-from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.limits import Limits
+from hashlight.engine.service.problems import RequestError, invalid, refusal_of
 from hashlight.engine.service.telemetry.metrics import CONTENT_TYPE, Metrics
 
 PAGE = Path(__file__).parent.parent / "page"

@@ -24,9 +24,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
-from hashlight.engine.service.api.problems import RequestError, invalid
 from hashlight.engine.service.api.schemas import EncodeOptions, Query
-from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.limits import Limits
+from hashlight.engine.service.problems import RequestError, invalid
 
 JSON = "application/json"
 FORM = "multipart/form-data"

@@ -22,14 +22,14 @@ from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
 from hashlight.engine.service.api import bodies, schemas
 from hashlight.engine.service.api.json_body import json_bytes
-from hashlight.engine.service.api.problems import RequestError, invalid
-from hashlight.engine.service.api.rendering import hex_codes
+from hashlight.engine.service.api.searching import SearchThreads, named
 from hashlight.engine.service.asking.encoding import Encoded, EncodingThreads, ImageEncoder
+from hashlight.engine.service.asking.rendering import hex_codes
 from hashlight.engine.service.asking.retrieval import Ask, stored_items
 from hashlight.engine.service.asking.searcher import Searcher
-from hashlight.engine.service.asking.searching import SearchThreads, named
 from hashlight.engine.service.door.fetch import ImageFetcher
-from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.limits import Limits
+from hashlight.engine.service.problems import RequestError, invalid
 from hashlight.engine.service.telemetry.metrics import Metrics
 
 _PICTURES = (

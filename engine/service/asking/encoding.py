@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.extras import missing
 from hashlight.engine.indexes.threads import usable_cores
-from hashlight.engine.service.api.problems import invalid
 from hashlight.engine.service.asking.batching import MicroBatcher
+from hashlight.engine.service.problems import invalid
 
 if TYPE_CHECKING:
     from hashlight.engine.service.telemetry.metrics import Metrics

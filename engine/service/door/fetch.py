@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from hashlight.engine.service.api.problems import RequestError, invalid
+from hashlight.engine.service.problems import RequestError, invalid
 
 Resolve = Callable[[str], Awaitable[list[str]]]
 

@@ -10,8 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hashlight.engine.service.api.problems import RequestError
-from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.limits import Limits
+from hashlight.engine.service.problems import RequestError
 from hashlight.engine.service.telemetry.metrics import Metrics
 
 API_POLICY = "default-src 'none'; frame-ancestors 'none'"

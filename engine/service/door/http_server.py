@@ -12,8 +12,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from hashlight.engine.service.door.exposure import is_loopback
 from hashlight.engine.service.door.keys import Keys
+from hashlight.engine.service.protocol.exposure import is_loopback
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 

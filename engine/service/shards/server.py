@@ -35,8 +35,8 @@ from hashlight.engine.errors import DeadlineExceededError, HashlightError, NotRe
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.asking.searcher import describe_collection, try_search
-from hashlight.engine.service.door.exposure import is_loopback
 from hashlight.engine.service.protocol.cluster_map import open_group
+from hashlight.engine.service.protocol.exposure import is_loopback
 from hashlight.engine.service.protocol.security import TOKEN_VARIABLE, Security
 from hashlight.engine.service.protocol.wire import (
     COMMAND,

@@ -129,7 +129,7 @@ def _open_server(
     """Yield a server that is bound to its address; its shard servers, if there are any, end with the context."""
     from hashlight.engine.service.door.http_server import Address
     from hashlight.engine.service.door.keys import Keys
-    from hashlight.engine.service.door.limits import Limits
+    from hashlight.engine.service.limits import Limits
     from hashlight.pipelines.serving.serve import serve_embedded
 
     address = Address(host=listening.host, port=listening.port, certificate=access.tls_cert, private_key=access.tls_key)

@@ -7,8 +7,8 @@ import asyncio
 import httpx
 import pytest
 
-from hashlight.engine.service.api.problems import RequestError
 from hashlight.engine.service.door.fetch import ImageFetcher, is_public, resolve
+from hashlight.engine.service.problems import RequestError
 
 ALLOWED = ("images.example.com", ".cdn.example.com")
 

@@ -17,7 +17,7 @@ from hashlight.engine.errors import IncompleteError, NoShardError, NotReadyError
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.asking.searcher import CollectionSearcher
 from hashlight.engine.service.door.keys import Keys
-from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.telemetry.metrics import Metrics
 from tests import oracles, serving
@@ -470,7 +470,7 @@ def test_an_answer_in_part_comes_in_time(collection, include):
 
 
 def test_searches_that_ask_alike_go_together_and_each_gets_its_own(collection, monkeypatch):
-    monkeypatch.setattr("hashlight.engine.service.asking.searching._PATIENCE_S", 60.0)
+    monkeypatch.setattr("hashlight.engine.service.api.searching._PATIENCE_S", 60.0)
     metrics = Metrics()
 
     def requests_read():

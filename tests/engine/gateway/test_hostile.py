@@ -18,7 +18,7 @@ import pytest
 
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.door.keys import Keys
-from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.limits import Limits
 from tests import serving
 
 JSON = {"content-type": "application/json"}

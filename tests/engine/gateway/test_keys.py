@@ -6,7 +6,7 @@ import pytest
 
 from hashlight.engine.service.door.http_server import Address, check_exposure
 from hashlight.engine.service.door.keys import Keys
-from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.limits import Limits
 
 LINES = """
 # the page

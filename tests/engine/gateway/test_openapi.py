@@ -8,7 +8,7 @@ import schemathesis
 
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.door.keys import Keys
-from hashlight.engine.service.door.limits import Limits
+from hashlight.engine.service.limits import Limits
 from tests import serving
 
 

@@ -14,11 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from hashlight.engine.service.api.json_body import json_bytes
-from hashlight.engine.service.api.problems import RequestError, invalid
-from hashlight.engine.service.api.rendering import search_document, search_stream
 from hashlight.engine.service.asking.batching import MicroBatcher
+from hashlight.engine.service.asking.rendering import search_document, search_stream
 from hashlight.engine.service.asking.retrieval import Answer, Ask, answer, join, split
 from hashlight.engine.service.asking.searcher import Searcher
+from hashlight.engine.service.problems import RequestError, invalid
 from hashlight.engine.service.telemetry.metrics import Metrics
 
 T = TypeVar("T")
