@@ -130,7 +130,10 @@ class LocalStore:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """See `Store.lock`; the kernel lets go when the process ends."""
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            sync_folder(folder.parent)
         with writer_lock(self.path):
             yield
 
