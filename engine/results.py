@@ -1,12 +1,19 @@
-"""What a query answers. Every index, shard, router and client answers in these types."""
+"""What a query answers, and how answers are put together. Every index, shard, router and client answers in these types.
+
+Answers of consecutive parts of a batch are *joined*, answers of disjoint sets of codes are *merged*: exactly, ascending
+by (distance, id), however the codes are spread.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hashlight.engine.query import Query
 
 PAD_ID = -1
 PAD_DISTANCE = 2**31 - 1
@@ -48,11 +55,12 @@ class Explanation:
     Attributes
     ----------
     plans : tuple of str, length Q
-        "scan" or "tables", or "tables, then scan" where the tables turned out too dear.
+        "scan" or "tables", or "tables, then scan" where the tables turned out too dear; "faiss-flat" or
+        "faiss-multi-hash" where the collection was opened so; joined by " + " where shards differ.
     probes : ndarray of int64, shape (Q,)
-        Buckets looked up.
+        Buckets looked up; 0 from FAISS, which does not count.
     candidates : ndarray of int64, shape (Q,)
-        Codes compared with the query.
+        Codes compared with the query; 0 from FAISS.
     seconds : ndarray of float64, shape (Q,)
         Time; queries that were answered together share theirs in equal parts.
     """
@@ -113,3 +121,131 @@ class RangeResult(NamedTuple):
     truncated: NDArray[np.bool_]
     coverage: Coverage | None = None
     explain: Explanation | None = None
+
+
+Result = SearchResult | RangeResult
+
+
+def as_range(nearest: SearchResult) -> RangeResult:
+    """Return k-nearest answers without their padding, as a radius search gives them; none is truncated."""
+    found_QK = nearest.ids != PAD_ID
+    lims = np.concatenate([[0], np.cumsum(found_QK.sum(axis=1))]).astype(np.int64)
+    truncated_Q = np.zeros(len(found_QK), np.bool_)
+    return RangeResult(
+        lims, nearest.distances[found_QK], nearest.ids[found_QK], truncated_Q, nearest.coverage, nearest.explain
+    )
+
+
+def cut_range(found: RangeResult, limit: int) -> RangeResult:
+    """Keep the nearest `limit` answers of each query, and say in `truncated` of which there were more."""
+    counts_Q = np.diff(found.lims)
+    rank_H = np.arange(found.lims[-1]) - np.repeat(found.lims[:-1], counts_Q)
+    kept_H = rank_H < limit
+    lims = np.concatenate([[0], np.cumsum(np.minimum(counts_Q, limit))]).astype(np.int64)
+    truncated_Q = found.truncated | (counts_Q > limit)
+    return found._replace(lims=lims, distances=found.distances[kept_H], ids=found.ids[kept_H], truncated=truncated_Q)
+
+
+def merge(parts: Sequence[Result], query: Query) -> Result:
+    """Merge what disjoint sets of codes answer to one query; see `merge_search` and `merge_range`."""
+    if query.k is not None:
+        return merge_search(cast(Sequence[SearchResult], parts), query.k)
+    return merge_range(cast(Sequence[RangeResult], parts), query.limit)
+
+
+def merge_search(parts: Sequence[SearchResult], k: int) -> SearchResult:
+    """Merge kNN answers of disjoint shards, each of k columns or of all it has, into the k nearest of all, (Q, k)."""
+    if len(parts) == 1 and parts[0].ids.shape[1] == k:
+        return parts[0]
+    distances = np.concatenate([part.distances for part in parts], axis=1)
+    ids = np.concatenate([part.ids for part in parts], axis=1)
+    order = np.lexsort((ids, distances), axis=1)[:, :k]
+    distances, ids = np.take_along_axis(distances, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    if order.shape[1] < k:
+        missing = ((0, 0), (0, k - order.shape[1]))
+        distances = np.pad(distances, missing, constant_values=PAD_DISTANCE)
+        ids = np.pad(ids, missing, constant_values=PAD_ID)
+    return SearchResult(distances, ids, explain=merge_explanations(parts))
+
+
+def merge_range(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:
+    """Merge radius answers of disjoint shards to the same Q queries; with `limit`, keep the nearest of each query."""
+    if len(parts) == 1:
+        return parts[0]
+    num_queries = len(parts[0].truncated)
+    if num_queries == 1:
+        return _merge_one(parts, limit)
+    query = np.concatenate([np.repeat(np.arange(num_queries), np.diff(part.lims)) for part in parts])
+    distances = np.concatenate([part.distances for part in parts])
+    ids = np.concatenate([part.ids for part in parts])
+    order = np.lexsort((ids, distances, query))
+    counts_Q = np.bincount(query, minlength=num_queries)
+    truncated_Q = np.any([part.truncated for part in parts], axis=0)
+    if limit is not None:
+        rank = np.arange(len(order)) - np.repeat(np.cumsum(counts_Q) - counts_Q, counts_Q)
+        order = order[rank < limit]
+        truncated_Q = truncated_Q | (counts_Q > limit)
+        counts_Q = np.minimum(counts_Q, limit)
+    lims = np.concatenate([[0], np.cumsum(counts_Q)]).astype(np.int64)
+    return RangeResult(lims, distances[order], ids[order], truncated_Q, explain=merge_explanations(parts))
+
+
+def _merge_one(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:
+    """Merge answers to a single query, without the bookkeeping of many."""
+    distances = np.concatenate([part.distances for part in parts])
+    ids = np.concatenate([part.ids for part in parts])
+    order = np.lexsort((ids, distances))[:limit]
+    truncated = len(order) < len(ids) or any(part.truncated[0] for part in parts)
+    lims = np.array([0, len(order)], np.int64)
+    return RangeResult(lims, distances[order], ids[order], np.array([truncated]), explain=merge_explanations(parts))
+
+
+def merge_explanations(parts: Sequence[SearchResult] | Sequence[RangeResult]) -> Explanation | None:
+    """Add up what shards say of their work; the plans of a query are the different ones of its shards."""
+    given = [part.explain for part in parts if part.explain is not None]
+    if not given:
+        return None
+    return Explanation(
+        plans=tuple(" + ".join(sorted(set(plans))) for plans in zip(*(one.plans for one in given), strict=True)),
+        probes=np.sum([one.probes for one in given], axis=0),
+        candidates=np.sum([one.candidates for one in given], axis=0),
+        seconds=np.sum([one.seconds for one in given], axis=0),
+    )
+
+
+def join_searches(parts: Sequence[SearchResult]) -> SearchResult:
+    """Join the answers to consecutive parts of a batch."""
+    if len(parts) == 1:
+        return parts[0]
+    return SearchResult(
+        np.concatenate([part.distances for part in parts]),
+        np.concatenate([part.ids for part in parts]),
+        explain=join_explanations([part.explain for part in parts]),
+    )
+
+
+def join_ranges(parts: Sequence[RangeResult]) -> RangeResult:
+    """Join the answers to consecutive parts of a batch."""
+    if len(parts) == 1:
+        return parts[0]
+    counts = np.concatenate([np.diff(part.lims) for part in parts])
+    return RangeResult(
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        np.concatenate([part.distances for part in parts]),
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.truncated for part in parts]),
+        explain=join_explanations([part.explain for part in parts]),
+    )
+
+
+def join_explanations(parts: Sequence[Explanation | None]) -> Explanation | None:
+    """Join the explanations of consecutive parts of a batch; None if there are none."""
+    given = [part for part in parts if part is not None]
+    if not given:
+        return None
+    return Explanation(
+        plans=tuple(plan for part in given for plan in part.plans),
+        probes=np.concatenate([part.probes for part in given]),
+        candidates=np.concatenate([part.candidates for part in given]),
+        seconds=np.concatenate([part.seconds for part in given]),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -16,18 +16,22 @@ from hashlight.engine.codes import (
     IdArray,
     check_bits,
     check_codes,
-    check_k,
-    check_limit,
-    check_radius,
 )
-from hashlight.engine.collection.rerank import Rerank, RerankResult, check_query_features, pools_of_range, rerank_ids
-from hashlight.engine.collection.router import Router
+from hashlight.engine.collection.rerank import (
+    Rerank,
+    RerankResult,
+    check_query_features,
+    pool_query,
+    pools_of,
+    rerank_ids,
+)
+from hashlight.engine.collection.shard_set import ShardSet
 from hashlight.engine.collection.writer import CollectionWriter, split_rows
 from hashlight.engine.errors import IdNotFoundError
 from hashlight.engine.ids import check_ids
-from hashlight.engine.indexes.threads import check_threads
 from hashlight.engine.places.store import LocalStore, open_store
-from hashlight.engine.results import PAD_ID, RangeResult, SearchResult
+from hashlight.engine.query import Query
+from hashlight.engine.results import PAD_ID, RangeResult, Result, SearchResult
 from hashlight.engine.storage.attributes import RESERVED
 from hashlight.engine.storage.manifest import Manifest, read_current
 from hashlight.engine.storage.mirror import mirror
@@ -57,7 +61,7 @@ class Collection:
         self.location = location or str(path)
         self._manifest = manifest
         self._shards = tuple(shards)
-        self._router = Router(self._shards, version=manifest.version)
+        self._shard_set = ShardSet(self._shards, version=manifest.version)
 
     @classmethod
     def create(
@@ -262,20 +266,8 @@ class Collection:
         TypeError, ValueError
             If codes, features or filter do not fit the collection, or it has no features to order by.
         """
-        check_codes(queries, bits=self.bits, name="queries")
-        k, threads = check_k(k, rows=len(self)), check_threads(threads)
-        check_query_features(features, rerank, num_queries=len(queries), k=k)
-        if rerank is None or features is None:
-            return self._router.search(queries, k, filter=filter, threads=threads, explain=explain)
-        if rerank.radius is not None:
-            found = self.range_search(queries, rerank.radius, filter=filter, threads=threads, explain=explain)
-            pool_ids, coverage, explanation = pools_of_range(found), found.coverage, found.explain
-        else:
-            pool = min(rerank.pool or k, max(1, len(self)))
-            nearest = self._router.search(queries, pool, filter=filter, threads=threads, explain=explain)
-            pool_ids, coverage, explanation = nearest.ids, nearest.coverage, nearest.explain
-        ordered = rerank_ids(features, pool_ids, self.features_of, k, metric=rerank.metric)
-        return ordered._replace(coverage=coverage, explain=explanation)
+        query = Query(k=k, filter=filter, threads=threads, explain=explain)
+        return cast(SearchResult | RerankResult, self.answer(queries, query, rerank=rerank, features=features))
 
     def range_search(
         self,
@@ -303,11 +295,41 @@ class Collection:
         -------
         RangeResult
         """
+        query = Query(radius=radius, limit=limit, filter=filter, threads=threads, explain=explain)
+        return cast(RangeResult, self.answer(queries, query))
+
+    def answer(
+        self,
+        queries: CodeArray,
+        query: Query,
+        *,
+        rerank: Rerank | None = None,
+        features: NDArray[np.floating[Any]] | None = None,
+    ) -> Result | RerankResult:
+        """Answer one query for each of several codes: what `search` and `range_search` do.
+
+        Parameters
+        ----------
+        queries : ndarray of uint64, shape (Q, W)
+        query : Query
+        rerank, features
+            As in `search`.
+
+        Returns
+        -------
+        SearchResult, RangeResult or RerankResult
+            Of `query.k`, `query.radius` or `rerank`.
+        """
         check_codes(queries, bits=self.bits, name="queries")
-        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
-        return self._router.range_search(
-            queries, radius, limit, filter=filter, threads=check_threads(threads), explain=explain
-        )
+        query = query.checked(bits=self.bits, rows=len(self))
+        check_query_features(features, rerank, num_queries=len(queries), k=query.k)
+        if rerank is None or features is None:
+            return self._shard_set.answer(queries, query)
+        pool = pool_query(query, rerank, rows=len(self)).checked(bits=self.bits)
+        found = self._shard_set.answer(queries, pool)
+        assert query.k is not None, "re-ranking was refused without"
+        ordered = rerank_ids(features, pools_of(found), self.features_of, query.k, metric=rerank.metric)
+        return ordered._replace(coverage=found.coverage, explain=found.explain)
 
     def append(
         self,

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray
-from hashlight.engine.results import PAD_ID, Coverage, Explanation, RangeResult
+from hashlight.engine.query import Query
+from hashlight.engine.results import PAD_ID, Coverage, Explanation, Result, SearchResult
 
 METRICS = ("l2", "cosine")
 
@@ -72,16 +73,25 @@ class RerankResult(NamedTuple):
     explain: Explanation | None = None
 
 
-def pools_of_range(result: RangeResult) -> NDArray[np.int64]:
-    """Return the answers of a radius search as rows (Q, P) of ids, padded with -1 to the longest."""
-    counts_Q = np.diff(result.lims)
+def pool_query(query: Query, rerank: Rerank, *, rows: int) -> Query:
+    """Return the query for the pool that a query for the nearest by features is answered from."""
+    if rerank.radius is not None:
+        return dataclasses.replace(query, k=None, radius=rerank.radius)
+    return dataclasses.replace(query, k=min(rerank.pool or query.k or 1, max(1, rows)))
+
+
+def pools_of(found: Result) -> NDArray[np.int64]:
+    """Return the ids of answers as rows (Q, P), padded with -1 to the longest."""
+    if isinstance(found, SearchResult):
+        return found.ids
+    counts_Q = np.diff(found.lims)
     pool_QP = np.full((len(counts_Q), int(counts_Q.max(initial=0))), PAD_ID, np.int64)
-    pool_QP[np.arange(pool_QP.shape[1]) < counts_Q[:, None]] = result.ids
+    pool_QP[np.arange(pool_QP.shape[1]) < counts_Q[:, None]] = found.ids
     return pool_QP
 
 
 def check_query_features(
-    features: NDArray[np.floating[Any]] | None, rerank: Rerank | None, *, num_queries: int, k: int
+    features: NDArray[np.floating[Any]] | None, rerank: Rerank | None, *, num_queries: int, k: int | None
 ) -> None:
     """Refuse re-ranking without the queries' features, features without re-ranking, and what does not fit.
 
@@ -94,6 +104,8 @@ def check_query_features(
         raise ValueError(f"`rerank` and `features` go together: pass {missing}, too, or neither")
     if features is None or rerank is None:
         return
+    if k is None:
+        raise ValueError("`rerank` goes with `k`, how many are wanted of the pool, got a radius search")
     if rerank.pool is not None and rerank.pool < k:
         raise ValueError(f"`rerank` must have a `pool` of at least `k`, {k}, got {rerank.pool}")
     if not isinstance(features, np.ndarray) or features.dtype.kind != "f":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray
 from hashlight.engine.kernels.select import FEW, arrange, count_hits, lay_out, order_ids, place_hits, sort_heaps
-from hashlight.engine.results import PAD_DISTANCE, PAD_ID, Explanation, RangeResult, SearchResult
+from hashlight.engine.results import PAD_DISTANCE, PAD_ID, RangeResult, SearchResult, join_ranges
 
 MAX_HEAP_PLACES = 2**22  # of one call: 48 MB
 MAX_COUNTERS = 2**20  # of one call, a query and a distance each: 8 MB
@@ -127,41 +127,3 @@ def _put_in_order(parts: list[tuple[NDArray[np.intp], RangeResult]], num_queries
     taken = np.repeat(joined.lims[place_Q] - lims[:-1], counts_Q) + np.arange(lims[-1])
     explain = joined.explain and joined.explain.take(place_Q)
     return RangeResult(lims, joined.distances[taken], joined.ids[taken], joined.truncated[place_Q], explain=explain)
-
-
-def join_searches(parts: Sequence[SearchResult]) -> SearchResult:
-    """Join the answers to consecutive parts of a batch."""
-    if len(parts) == 1:
-        return parts[0]
-    return SearchResult(
-        np.concatenate([part.distances for part in parts]),
-        np.concatenate([part.ids for part in parts]),
-        explain=join_explanations([part.explain for part in parts]),
-    )
-
-
-def join_ranges(parts: Sequence[RangeResult]) -> RangeResult:
-    """Join the answers to consecutive parts of a batch."""
-    if len(parts) == 1:
-        return parts[0]
-    counts = np.concatenate([np.diff(part.lims) for part in parts])
-    return RangeResult(
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        np.concatenate([part.distances for part in parts]),
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.truncated for part in parts]),
-        explain=join_explanations([part.explain for part in parts]),
-    )
-
-
-def join_explanations(parts: Sequence[Explanation | None]) -> Explanation | None:
-    """Join the explanations of consecutive parts of a batch; None if there are none."""
-    given = [part for part in parts if part is not None]
-    if not given:
-        return None
-    return Explanation(
-        plans=tuple(plan for part in given for plan in part.plans),
-        probes=np.concatenate([part.probes for part in given]),
-        candidates=np.concatenate([part.candidates for part in given]),
-        seconds=np.concatenate([part.seconds for part in given]),
-    )

@@ -1,15 +1,17 @@
-"""The protocol of every index over one shard's codes, and the checks they share."""
+"""What every index over one shard's codes does, and the checks they share."""
 
 from __future__ import annotations
 
-from typing import Protocol, Self, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, check_bits, check_codes, num_words
 from hashlight.engine.ids import check_ids
-from hashlight.engine.results import RangeResult, SearchResult
+from hashlight.engine.query import Query
+from hashlight.engine.results import RangeResult, Result, SearchResult
 
 MAX_ROWS = 2**32 - 1  # rows are uint32 in the tables
 SAMPLED_ROWS = 4096  # of a mask, to tell how many rows may answer
@@ -17,43 +19,58 @@ SAMPLED_ROWS = 4096  # of a mask, to tell how many rows may answer
 RowMask = NDArray[np.bool_]
 
 
-@runtime_checkable
-class Index(Protocol):
-    """Exact Hamming search over fixed codes. Several threads may search one index at once.
-
-    The keywords of both searches:
-
-    mask : ndarray of bool, shape (N,), or None
-        True for the rows that may answer, in the order of `ids_N`, in which the index keeps its rows.
-    threads : int or None
-        Parts into which a batch is cut, at most; None: one for a single query, one a core for a batch.
-    explain : bool
-        Whether the result carries an `Explanation`.
-    """
+class Index(ABC):
+    """Exact Hamming search over fixed codes. Several threads may search one index at once."""
 
     bits: int
     ids_N: IdArray  # noqa: N815 - the shape is part of the name
 
     @classmethod
+    @abstractmethod
     def build(cls, codes_NW: CodeArray, ids_N: IdArray, *, bits: int) -> Self:
         """Index `codes_NW` (uint64, shape (N, W)) under `ids_N` (distinct int64 of 0 or more, shape (N,))."""
-        ...
 
     def __len__(self) -> int:
         """Return the number of codes."""
-        ...
+        return len(self.ids_N)
 
-    def search(
+    @abstractmethod
+    def answer(
         self,
         queries_QW: CodeArray,
-        k: int,
+        query: Query,
         *,
         mask: RowMask | None = None,
-        threads: int | None = None,
-        explain: bool = False,
+        farthest_Q: NDArray[np.int32] | None = None,
+    ) -> Result:
+        """Answer one query for each of several codes.
+
+        Parameters
+        ----------
+        queries_QW : ndarray of uint64, shape (Q, W)
+        query : Query
+            An index has no attributes: whoever has them turns `query.filter` into `mask`.
+        mask : ndarray of bool, shape (N,), or None
+            True for the rows that may answer, in the order of `ids_N`, in which the index keeps its rows.
+        farthest_Q : ndarray of int32, shape (Q,), or None
+            With `query.k`: how far from each query an answer may be, such as the k-th distance in other shards.
+
+        Returns
+        -------
+        SearchResult or RangeResult
+            Of `query.k` or `query.radius`, ascending by (distance, id).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If codes, query or mask do not fit the index.
+        """
+
+    def search(
+        self, queries_QW: CodeArray, k: int, *, threads: int | None = None, explain: bool = False, **more: Any
     ) -> SearchResult:
-        """Return the `k` nearest codes of each query (uint64, shape (Q, W)), ascending by (distance, id)."""
-        ...
+        """Return the `k` nearest codes of each query; `more` are the keywords of `answer`."""
+        return cast(SearchResult, self.answer(queries_QW, Query(k=k, threads=threads, explain=explain), **more))
 
     def range_search(
         self,
@@ -61,12 +78,13 @@ class Index(Protocol):
         radius: int,
         limit: int | None = None,
         *,
-        mask: RowMask | None = None,
         threads: int | None = None,
         explain: bool = False,
+        **more: Any,
     ) -> RangeResult:
-        """Return the codes at distance `<= radius`; with `limit`, the nearest `limit` of each query."""
-        ...
+        """Return the codes within `radius`, with `limit` the nearest so many; `more` are the keywords of `answer`."""
+        query = Query(radius=radius, limit=limit, threads=threads, explain=explain)
+        return cast(RangeResult, self.answer(queries_QW, query, **more))
 
 
 def check_rows(rows: int) -> int:

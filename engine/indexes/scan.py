@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
+from hashlight.engine.codes import CodeArray, IdArray, check_codes
 from hashlight.engine.indexes.account import Account
 from hashlight.engine.indexes.answers import (
     MAX_COUNTERS,
@@ -18,18 +18,17 @@ from hashlight.engine.indexes.answers import (
     Hits,
     empty_heaps,
     gather_hits,
-    join_ranges,
-    join_searches,
     limited_search,
     range_result,
     search_result,
 )
 from hashlight.engine.indexes.arrays import bytes_of, mask_bytes, read_only
-from hashlight.engine.indexes.base import RowMask, check_arrays, check_build, check_farthest, check_mask
+from hashlight.engine.indexes.base import Index, RowMask, check_arrays, check_build, check_farthest, check_mask
 from hashlight.engine.indexes.order import sort_rows
-from hashlight.engine.indexes.threads import MIN_QUERIES_A_THREAD, check_threads, cut, no_larger, run_parts
+from hashlight.engine.indexes.threads import MIN_QUERIES_A_THREAD, cut, no_larger, run_parts
 from hashlight.engine.kernels.scan import STRIDE, knn_scan, range_scan
-from hashlight.engine.results import Explanation, RangeResult, SearchResult
+from hashlight.engine.query import Query
+from hashlight.engine.results import Explanation, RangeResult, Result, SearchResult, join_ranges, join_searches
 
 BLOCK_WORDS = 4096  # 32 KiB: a block of codes that stays in the L1 cache
 MIN_BLOCK = 256
@@ -37,7 +36,7 @@ MAX_BLOCK = 2048
 FIRST_HITS = 2**14  # places to begin with
 
 
-class ScanIndex:
+class ScanIndex(Index):
     """Exact search by comparing with every code; fast for batches and wide radii.
 
     Several threads may search one index at once.
@@ -71,10 +70,6 @@ class ScanIndex:
         order_N = sort_rows(codes_NW, ids_N)
         return cls(codes_NW=codes_NW[order_N], ids_N=ids_N[order_N], bits=bits)
 
-    def __len__(self) -> int:
-        """Return the number of codes."""
-        return len(self.ids_N)
-
     def __repr__(self) -> str:
         """Name kind, bits, rows and size."""
         return f"ScanIndex({self.bits} bits, {len(self):,} codes, {self.nbytes / 2**20:,.1f} MiB)"
@@ -84,42 +79,27 @@ class ScanIndex:
         """Bytes of codes and ids, in memory or mapped."""
         return self.codes_NW.nbytes + self.ids_N.nbytes
 
-    def search(
+    def answer(
         self,
         queries_QW: CodeArray,
-        k: int,
+        query: Query,
         *,
+        mask: RowMask | None = None,
         farthest_Q: NDArray[np.int32] | None = None,
-        mask: RowMask | None = None,
-        threads: int | None = None,
-        explain: bool = False,
-    ) -> SearchResult:
-        """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
+    ) -> Result:
+        """Answer by comparing every query with every code; see `engine.indexes.base.Index.answer`."""
         queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
-        mask = check_mask(mask, rows=len(self))
-        bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
-        return self._nearest(queries_QW, check_k(k), bound_Q, mask, check_threads(threads), explain)
-
-    def range_search(
-        self,
-        queries_QW: CodeArray,
-        radius: int,
-        limit: int | None = None,
-        *,
-        mask: RowMask | None = None,
-        threads: int | None = None,
-        explain: bool = False,
-    ) -> RangeResult:
-        """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
-        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
-        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
-        mask, threads = check_mask(mask, rows=len(self)), check_threads(threads)
+        query, mask = query.checked(bits=self.bits), check_mask(mask, rows=len(self))
+        if query.k is not None:
+            bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
+            return self._nearest(queries_QW, query.k, bound_Q, mask, query)
+        radius, limit = cast(int, query.radius), query.limit
         if limit is None or limit >= len(self):
-            return self._within(queries_QW, radius, mask, threads, explain)
+            return self._within(queries_QW, radius, mask, query)
 
         def ask(numbers_Q: NDArray[np.intp], k: int) -> SearchResult:
             bound_Q = np.full(len(numbers_Q), radius, np.int32)
-            return self._nearest(queries_QW[numbers_Q], k, bound_Q, mask, threads, explain)
+            return self._nearest(queries_QW[numbers_Q], k, bound_Q, mask, query)
 
         return limited_search(ask, len(queries_QW), limit)
 
@@ -129,9 +109,9 @@ class ScanIndex:
         k: int,
         bound_Q: NDArray[np.int32],
         mask: RowMask | None,
-        threads: int | None,
-        explain: bool,
+        query: Query,
     ) -> SearchResult:
+        """Return the `k` nearest within the bounds; of `query`, which was checked, threads and explain."""
         heap_k = max(1, min(k, len(self)))
 
         def work(part: slice) -> SearchResult:
@@ -139,22 +119,20 @@ class ScanIndex:
             heaps = empty_heaps(len(queries_QW[part]), heap_k)
             self.improve_heaps(queries_QW[part], bound_Q[part], mask, heaps)
             result = search_result(heaps, k)
-            return result._replace(explain=self._explain(len(bound_Q[part]), start)) if explain else result
+            return result._replace(explain=self._explain(len(bound_Q[part]), start)) if query.explain else result
 
-        parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
+        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_A_THREAD)
         return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
 
-    def _within(
-        self, queries_QW: CodeArray, radius: int, mask: RowMask | None, threads: int | None, explain: bool
-    ) -> RangeResult:
+    def _within(self, queries_QW: CodeArray, radius: int, mask: RowMask | None, query: Query) -> RangeResult:
         def work(part: slice) -> RangeResult:
             start = time.perf_counter()
             num_queries = len(queries_QW[part])
             found = self.find_hits(queries_QW[part], np.arange(num_queries), radius, mask)
             result = range_result(found, self.ids_N, num_queries, radius)
-            return result._replace(explain=self._explain(num_queries, start)) if explain else result
+            return result._replace(explain=self._explain(num_queries, start)) if query.explain else result
 
-        parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
+        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_A_THREAD)
         return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
 
     def improve_heaps(

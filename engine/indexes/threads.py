@@ -16,8 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from hashlight.engine.codes import as_integer
-
 T = TypeVar("T")
 
 MIN_QUERIES_A_THREAD = 2  # the scan takes queries in twos
@@ -33,24 +31,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def check_threads(threads: object) -> int | None:
-    """Return `threads` if it is None or a whole number of at least 1.
-
-    Raises
-    ------
-    TypeError
-        If it is something else.
-    ValueError
-        If it is below 1.
-    """
-    if threads is None:
-        return None
-    value = as_integer(threads, "threads")
-    if value < 1:
-        raise ValueError(f"`threads` must be at least 1 or None, got {value}")
-    return value
 
 
 def cut(items: int, threads: int | None, *, least: int) -> list[slice]:

@@ -37,7 +37,8 @@ from hashlight.engine.places.files import sync_file, sync_folder
 from hashlight.engine.places.integrity import check_bytes, describe_files, remember_verified, verify_files
 from hashlight.engine.places.mapping import read_at_random
 from hashlight.engine.places.store import Store
-from hashlight.engine.results import RangeResult, SearchResult
+from hashlight.engine.query import Query
+from hashlight.engine.results import Result
 from hashlight.engine.storage.attributes import AttributeFile, write_attributes
 from hashlight.engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
 from hashlight.engine.storage.manifest import ShardSpec
@@ -212,33 +213,15 @@ class Shard:
         """Name the shard and describe its index."""
         return f"Shard({self.name[:8]}, {self.index!r})"
 
-    def search(
-        self,
-        queries_QW: CodeArray,
-        k: int,
-        *,
-        farthest_Q: NDArray[np.int32] | None = None,
-        filter: str | None = None,
-        threads: int | None = None,
-        explain: bool = False,
-    ) -> SearchResult:
-        """See `engine.indexes.multi_index.index.MultiIndex.search`; only rows that satisfy `filter` answer."""
-        mask = self.mask_of(filter)
-        return self.index.search(queries_QW, k, farthest_Q=farthest_Q, mask=mask, threads=threads, explain=explain)
+    def answer(self, queries_QW: CodeArray, query: Query, *, farthest_Q: NDArray[np.int32] | None = None) -> Result:
+        """Answer from the rows that satisfy `query.filter`; see `engine.indexes.base.Index.answer`.
 
-    def range_search(
-        self,
-        queries_QW: CodeArray,
-        radius: int,
-        limit: int | None = None,
-        *,
-        filter: str | None = None,
-        threads: int | None = None,
-        explain: bool = False,
-    ) -> RangeResult:
-        """See `engine.indexes.base.Index.range_search`; only rows that satisfy `filter` answer."""
-        mask = self.mask_of(filter)
-        return self.index.range_search(queries_QW, radius, limit, mask=mask, threads=threads, explain=explain)
+        Raises
+        ------
+        FilterError
+            If the filter is no condition on the attributes.
+        """
+        return self.index.answer(queries_QW, query, mask=self.mask_of(query.filter), farthest_Q=farthest_Q)
 
     def mask_of(self, filter: str | None) -> RowMask | None:
         """Return which rows satisfy `filter`, in the shard's order of rows; None without one.

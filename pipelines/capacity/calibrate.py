@@ -26,10 +26,9 @@ from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.encoder import EncoderConfig, HashEncoder
 from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
 from hashlight.encoders.networks.model import HashModel
-from hashlight.engine.collection.merge import merge_search
 from hashlight.engine.indexes.planner import machine_file, write_machine_file
 from hashlight.engine.indexes.threads import usable_cores
-from hashlight.engine.results import SearchResult
+from hashlight.engine.results import SearchResult, merge_search
 from hashlight.engine.storage.shard import Shard, write_shard
 from hashlight.pipelines.capacity.constants import CAPACITY, Constants, Work
 from hashlight.pipelines.corpora.fashion_mnist import SAMPLE

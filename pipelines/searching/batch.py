@@ -22,7 +22,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,12 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from hashlight.engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius, num_words
-from hashlight.engine.collection.merge import merge_range
+from hashlight.engine.codes import CodeArray, IdArray, check_codes, num_words
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.files import aside_of, sync_file, sync_folder, write_atomically, writer_lock
 from hashlight.engine.places.store import open_store
-from hashlight.engine.results import PAD_ID, RangeResult, SearchResult
+from hashlight.engine.query import Query
+from hashlight.engine.results import RangeResult, SearchResult, as_range, merge_range
 from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_current
 from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
@@ -102,6 +102,11 @@ class SearchJob:
     def name(self) -> str:
         """A hash of all that it asks."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+    @property
+    def query(self) -> Query:
+        """What each shard is asked, by a task that has one core."""
+        return Query(k=self.k, radius=self.radius, limit=self.limit, threads=1)
 
     @property
     def most(self) -> int | None:
@@ -294,23 +299,13 @@ def _ask(shard: Shard, queries_QW: CodeArray, job: SearchJob) -> Iterator[tuple[
     """Yield what a shard answers to runs of the queries, in their order."""
     if job.radius is not None and job.limit is None:
         yield from search_bounded(shard, queries_QW, job.radius, most_hits=BATCH_HITS)
-    elif job.radius is not None:
-        size = max(1, BATCH_HITS // job.limit)
-        for start in range(0, len(queries_QW), size):
-            run = slice(start, start + size)
-            yield run, shard.range_search(queries_QW[run], job.radius, job.limit, threads=1)
-    else:
-        assert job.k is not None, "a job has `k` or `radius`"
-        size = max(1, BATCH_HITS // job.k)
-        for start in range(0, len(queries_QW), size):
-            run = slice(start, start + size)
-            yield run, _as_range(shard.search(queries_QW[run], min(job.k, len(shard)), threads=1))
-
-
-def _as_range(nearest: SearchResult) -> RangeResult:
-    found_QK = nearest.ids != PAD_ID
-    lims = np.concatenate([[0], np.cumsum(found_QK.sum(axis=1))])
-    return RangeResult(lims, nearest.distances[found_QK], nearest.ids[found_QK], np.zeros(len(lims) - 1, np.bool_))
+        return
+    query = job.query if job.k is None else replace(job.query, k=min(job.k, len(shard)))
+    size = max(1, BATCH_HITS // (query.k or query.limit or 1))
+    for start in range(0, len(queries_QW), size):
+        run = slice(start, start + size)
+        found = shard.answer(queries_QW[run], query)
+        yield run, as_range(found) if isinstance(found, SearchResult) else found
 
 
 def _as_batch(query: Any, result: RangeResult) -> pa.RecordBatch:
@@ -371,10 +366,7 @@ def _list_queries(path: Path, live: Manifest) -> list[Part]:
 def _make_job(
     location: str, live: Manifest, parts: list[Part], k: int | None, radius: int | None, limit: int | None
 ) -> SearchJob:
-    if (k is None) == (radius is None):
-        raise ValueError(f"give one of `k` and `radius`, got k {k} and radius {radius}")
-    if limit is not None and radius is None:
-        raise ValueError("`limit` goes with `radius`: `k` is a limit itself")
+    query = Query(k=k, radius=radius, limit=limit).checked(bits=live.bits)
     stats = [Path(part.path).stat() for part in parts]
     return SearchJob(
         collection=location,
@@ -382,9 +374,9 @@ def _make_job(
         bits=live.bits,
         encoder=live.encoder,
         codes=live.rows,
-        k=None if k is None else check_k(k),
-        radius=None if radius is None else check_radius(radius, bits=live.bits),
-        limit=check_limit(limit),
+        k=query.k,
+        radius=query.radius,
+        limit=query.limit,
         queries=sum(part.rows for part in parts),
         sources=tuple((p.path, s.st_size, s.st_mtime_ns) for p, s in zip(parts, stats, strict=True)),
     )

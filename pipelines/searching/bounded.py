@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hashlight.engine.codes import CodeArray
+from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult
 from hashlight.engine.storage.shard import Shard
 
@@ -28,7 +29,8 @@ def search_bounded(
         run = waiting.pop()
         size = run.stop - run.start
         limit = None if size <= 1 else max(1, most_hits // size)
-        found = shard.range_search(queries_QW[run], radius, limit, threads=1)
+        found = shard.answer(queries_QW[run], Query(radius=radius, limit=limit, threads=1))
+        assert isinstance(found, RangeResult), "of a radius"
         if found.truncated.any():
             middle = run.start + size // 2
             waiting += [slice(middle, run.stop), slice(run.start, middle)]

@@ -99,10 +99,15 @@ def test_an_unknown_plan_is_refused():
         MultiIndex.build(CODES, IDS, bits=64).search(ONE, 1, plan="best")
 
 
-@pytest.mark.parametrize("kind", [FaissFlatIndex, FaissMultiHashIndex])
-def test_faiss_explains_nothing(kind):
-    with pytest.raises(ValueError, match="`explain` must be False"):
-        kind.build(CODES, IDS, bits=64).search(ONE, 1, explain=True)
+@pytest.mark.parametrize(("kind", "plan"), [(FaissFlatIndex, "faiss-flat"), (FaissMultiHashIndex, "faiss-multi-hash")])
+def test_faiss_explains_who_answered_and_how_long_it_took(kind, plan):
+    index = kind.build(CODES, IDS, bits=64)
+    queries = np.concatenate([ONE, ONE])
+    for found in (index.search(queries, 1, explain=True), index.range_search(queries, 3, explain=True)):
+        assert found.explain.plans == (plan, plan)
+        assert found.explain.probes.tolist() == found.explain.candidates.tolist() == [0, 0]
+        assert (found.explain.seconds > 0).all()
+    assert index.search(queries, 1).explain is None
 
 
 @pytest.mark.parametrize("kind", [FaissFlatIndex, FaissMultiHashIndex])

@@ -187,7 +187,7 @@ def test_limits_beyond_the_first_places_cut_the_same(kind, limit):
     assert len(set(np.diff(answers.lims).tolist())) > 1
 
 
-@pytest.mark.parametrize("kind", [ScanIndex, MultiIndex])
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_farther_than_asked_for_is_answered(kind):
     codes, ids, queries = make_case(8, 500, 64, queries=9)
     index = kind.build(codes, ids, bits=64)

@@ -7,29 +7,32 @@ FAISS how far the k-th is and then for everything within that.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import time
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
+from hashlight.engine.codes import CodeArray, IdArray, check_codes
 from hashlight.engine.extras import import_faiss
 from hashlight.engine.indexes.answers import empty_heaps, range_result
-from hashlight.engine.indexes.base import RowMask, check_build, check_mask
-from hashlight.engine.indexes.threads import check_threads, usable_cores
-from hashlight.engine.results import PAD_ID, RangeResult, SearchResult
+from hashlight.engine.indexes.base import Index, RowMask, check_arrays, check_build, check_farthest, check_mask
+from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.query import Query
+from hashlight.engine.results import PAD_ID, Explanation, RangeResult, Result, SearchResult, cut_range
 
 # lims (Q + 1,), distances (H,), rows (H,)
 FaissHits = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]
 
 
-class FaissIndex(ABC):
+class FaissIndex(Index):
     """Base of the indexes that FAISS searches. Rows keep the order they were given in.
 
-    Several threads may search one index at once. `explain=True` is refused: FAISS does not say what it did.
+    Several threads may search one index at once. FAISS keeps no account of a query: an explanation says who answered
+    and how long it took, and 0 of probes and candidates.
 
     Parameters
     ----------
@@ -38,6 +41,8 @@ class FaissIndex(ABC):
     ids_N : ndarray of int64, shape (N,)
     bits : int
     """
+
+    plan: ClassVar[str]  # how an explanation names it
 
     def __init__(self, *, faiss_index: Any, ids_N: IdArray, bits: int) -> None:
         self.bits = bits
@@ -57,10 +62,22 @@ class FaissIndex(ABC):
             If codes or ids are not as `engine.codes` describes them.
         """
         check_build(codes_NW, ids_N, bits)
+        return cls.fill(codes_NW, ids_N.copy(), bits=bits)
+
+    @classmethod
+    def fill(cls, codes_NW: CodeArray, ids_N: IdArray, *, bits: int) -> Self:
+        """Index arrays that were validated when they were written, such as a shard's; FAISS copies the codes.
+
+        Raises
+        ------
+        MissingDependencyError
+            If FAISS is not installed.
+        """
+        check_arrays(codes_NW, ids_N, bits)
         faiss_index = cls._empty_index(bits, len(codes_NW))
         if len(codes_NW):
             faiss_index.add(codes_NW.view(np.uint8))
-        return cls(faiss_index=faiss_index, ids_N=ids_N.copy(), bits=bits)
+        return cls(faiss_index=faiss_index, ids_N=ids_N, bits=bits)
 
     @classmethod
     @abstractmethod
@@ -75,58 +92,45 @@ class FaissIndex(ABC):
     def _reach(self, queries_QW: CodeArray, k: int, mask: RowMask | None) -> NDArray[np.int64]:
         """Return a radius (Q,) for each query that holds its `k` nearest, or all if there are fewer than `k`."""
 
-    def __len__(self) -> int:
-        """Return the number of codes."""
-        return len(self.ids_N)
-
     def __repr__(self) -> str:
         """Name kind, bits and rows."""
         return f"{type(self).__name__}({self.bits} bits, {len(self):,} codes)"
 
-    def search(
+    def answer(
         self,
         queries_QW: CodeArray,
-        k: int,
+        query: Query,
         *,
         mask: RowMask | None = None,
-        threads: int | None = None,
-        explain: bool = False,
-    ) -> SearchResult:
-        """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
+        farthest_Q: NDArray[np.int32] | None = None,
+    ) -> Result:
+        """Answer with FAISS; see `engine.indexes.base.Index.answer`."""
         check_codes(queries_QW, bits=self.bits, name="queries")
-        k, mask = check_k(k), check_mask(mask, rows=len(self))
-        self._refuse(explain)
+        query, mask = query.checked(bits=self.bits), check_mask(mask, rows=len(self))
+        bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
+        start = time.perf_counter()
+        found: Result
+        with self._threads(len(queries_QW), query.threads):
+            if query.k is not None:
+                found = self._nearest(queries_QW, query.k, bound_Q, mask)
+            else:
+                found = self._ordered(queries_QW, cast(int, query.radius), mask)
+        if isinstance(found, RangeResult) and query.limit is not None:
+            found = cut_range(found, query.limit)
+        return found._replace(explain=self._explain(len(queries_QW), start)) if query.explain else found
+
+    def _nearest(self, queries_QW: CodeArray, k: int, bound_Q: NDArray[np.int32], mask: RowMask | None) -> SearchResult:
         distances_QK, ids_QK = empty_heaps(len(queries_QW), k)
         if len(self) and len(queries_QW):
-            with self._threads(len(queries_QW), threads):
-                reach_Q = self._reach(queries_QW, min(k, len(self)), mask)
-                for radius in np.unique(reach_Q):
-                    group = np.flatnonzero(reach_Q == radius)
-                    found = self._ordered(queries_QW[group], int(radius), mask)
-                    for place, query in enumerate(group):
-                        begin, end = found.lims[place], min(found.lims[place + 1], found.lims[place] + k)
-                        distances_QK[query, : end - begin] = found.distances[begin:end]
-                        ids_QK[query, : end - begin] = found.ids[begin:end]
+            reach_Q = np.minimum(self._reach(queries_QW, min(k, len(self)), mask), bound_Q)
+            for radius in np.unique(reach_Q):
+                group = np.flatnonzero(reach_Q == radius)
+                found = self._ordered(queries_QW[group], int(radius), mask)
+                for place, number in enumerate(group):
+                    begin, end = found.lims[place], min(found.lims[place + 1], found.lims[place] + k)
+                    distances_QK[number, : end - begin] = found.distances[begin:end]
+                    ids_QK[number, : end - begin] = found.ids[begin:end]
         return SearchResult(distances_QK, ids_QK)
-
-    def range_search(
-        self,
-        queries_QW: CodeArray,
-        radius: int,
-        limit: int | None = None,
-        *,
-        mask: RowMask | None = None,
-        threads: int | None = None,
-        explain: bool = False,
-    ) -> RangeResult:
-        """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
-        check_codes(queries_QW, bits=self.bits, name="queries")
-        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
-        mask = check_mask(mask, rows=len(self))
-        self._refuse(explain)
-        with self._threads(len(queries_QW), threads):
-            found = self._ordered(queries_QW, radius, mask)
-        return found if limit is None else _cut(found, limit)
 
     def _ordered(self, queries_QW: CodeArray, radius: int, mask: RowMask | None) -> RangeResult:
         num_queries = len(queries_QW)
@@ -140,29 +144,22 @@ class FaissIndex(ABC):
         hits = query, rows.astype(np.uint32), distances.astype(np.int32)
         return range_result([(np.arange(num_queries), hits)], self.ids_N, num_queries, radius)
 
-    def _refuse(self, explain: bool) -> None:
-        if explain:
-            raise ValueError(f"`explain` must be False for {type(self).__name__}, got True: FAISS keeps no account")
+    def _explain(self, num_queries: int, start: float) -> Explanation:
+        """Say who answered, and share the time since `start` (`time.perf_counter`) out evenly."""
+        seconds = (time.perf_counter() - start) / max(1, num_queries)
+        nothing_Q = np.zeros(num_queries, np.int64)
+        return Explanation((self.plan,) * num_queries, nothing_Q, nothing_Q.copy(), np.full(num_queries, seconds))
 
     @contextmanager
     def _threads(self, num_queries: int, threads: int | None) -> Iterator[None]:
         """Let FAISS use as many threads as were asked for; the setting is this thread's own."""
-        wanted = check_threads(threads) or (1 if num_queries == 1 else usable_cores())
+        wanted = threads or (1 if num_queries == 1 else usable_cores())
         before = self._faiss.omp_get_max_threads()
         self._faiss.omp_set_num_threads(wanted)
         try:
             yield
         finally:
             self._faiss.omp_set_num_threads(before)
-
-
-def _cut(found: RangeResult, limit: int) -> RangeResult:
-    """Keep the nearest `limit` of each query."""
-    counts_Q = np.diff(found.lims)
-    rank_H = np.arange(found.lims[-1]) - np.repeat(found.lims[:-1], counts_Q)
-    kept_H = rank_H < limit
-    lims = np.concatenate([[0], np.cumsum(np.minimum(counts_Q, limit))]).astype(np.int64)
-    return RangeResult(lims, found.distances[kept_H], found.ids[kept_H], counts_Q > limit)
 
 
 def faiss_range_search(faiss_index: Any, queries_QW: CodeArray, radius: int) -> FaissHits:

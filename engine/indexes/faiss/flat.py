@@ -16,6 +16,8 @@ from hashlight.engine.indexes.faiss.base import FaissHits, FaissIndex, faiss_ran
 class FaissFlatIndex(FaissIndex):
     """`faiss.IndexBinaryFlat`: every query is compared with every code."""
 
+    plan = "faiss-flat"
+
     @classmethod
     def _empty_index(cls, bits: int, rows: int) -> Any:
         return import_faiss().IndexBinaryFlat(WORD_BITS * num_words(bits))

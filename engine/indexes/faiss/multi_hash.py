@@ -26,6 +26,8 @@ class FaissMultiHashIndex(FaissIndex):
     grows until k are within it. Where more buckets would be looked up than there are codes, its storage is scanned.
     """
 
+    plan = "faiss-multi-hash"
+
     def __init__(self, *, faiss_index: Any, ids_N: IdArray, bits: int) -> None:
         super().__init__(faiss_index=faiss_index, ids_N=ids_N, bits=bits)
         self._nflip_lock = threading.Lock()  # FAISS keeps `nflip` in the index

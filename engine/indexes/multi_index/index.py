@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
+from hashlight.engine.codes import CodeArray, IdArray, check_codes
 from hashlight.engine.indexes.account import Account
 from hashlight.engine.indexes.answers import (
     MAX_COUNTERS,
@@ -17,13 +17,19 @@ from hashlight.engine.indexes.answers import (
     Found,
     Heaps,
     empty_heaps,
-    join_ranges,
-    join_searches,
     limited_search,
     range_result,
     search_result,
 )
-from hashlight.engine.indexes.base import RowMask, check_arrays, check_build, check_farthest, check_mask, count_allowed
+from hashlight.engine.indexes.base import (
+    Index,
+    RowMask,
+    check_arrays,
+    check_build,
+    check_farthest,
+    check_mask,
+    count_allowed,
+)
 from hashlight.engine.indexes.multi_index.probe import Budget, TableProbe, Work
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.order import sort_rows
@@ -31,13 +37,21 @@ from hashlight.engine.indexes.planner import current_costs, likely_radius, plan_
 from hashlight.engine.indexes.scan import ScanIndex
 from hashlight.engine.indexes.threads import (
     MIN_QUERIES_A_THREAD,
-    check_threads,
     cut,
     no_larger,
     run_parts,
     usable_cores,
 )
-from hashlight.engine.results import PAD_DISTANCE, PAD_ID, RangeResult, SearchResult
+from hashlight.engine.query import Query, check_threads
+from hashlight.engine.results import (
+    PAD_DISTANCE,
+    PAD_ID,
+    RangeResult,
+    Result,
+    SearchResult,
+    join_ranges,
+    join_searches,
+)
 
 Plan = Literal["auto", "scan", "tables"]
 PLANS = ("auto", "scan", "tables")
@@ -45,7 +59,7 @@ NO_QUERIES = np.empty(0, np.intp)
 FIRST_QUERY = np.zeros(1, np.intp)
 
 
-class MultiIndex:
+class MultiIndex(Index):
     """Exact search through tables of substrings, or by scan where that is cheaper.
 
     Several threads may search one index at once.
@@ -61,14 +75,6 @@ class MultiIndex:
     bits : int
     scanned_NW : ndarray of uint64, shape (N, W), optional
         The same codes for scans, where these are mapped apart: a map is read either here and there or in order.
-
-    Notes
-    -----
-    Both searches take, beside the keywords of `engine.indexes.base.Index`, `plan`: "auto" for the planner, "scan" or
-    "tables" to overrule it. The answer never depends on it.
-
-    `search` of this index and of `ScanIndex` takes `farthest_Q`, int32 of shape (Q,): how far from each query an answer
-    may be, such as the k-th distance in other shards.
     """
 
     def __init__(
@@ -120,10 +126,6 @@ class MultiIndex:
         """Write the tables, without codes and ids, into the new folder `folder`."""
         self.tables.save(folder)
 
-    def __len__(self) -> int:
-        """Return the number of codes."""
-        return len(self.ids_N)
-
     def __repr__(self) -> str:
         """Name kind, bits, rows, tables and size."""
         widths = "+".join(str(width) for width in self.tables.widths)
@@ -137,50 +139,37 @@ class MultiIndex:
         """Bytes of codes, ids and tables, in memory or mapped."""
         return self._scan.nbytes + self.tables.nbytes
 
-    def search(
+    def answer(
         self,
         queries_QW: CodeArray,
-        k: int,
+        query: Query,
         *,
+        mask: RowMask | None = None,
         farthest_Q: NDArray[np.int32] | None = None,
-        mask: RowMask | None = None,
-        threads: int | None = None,
-        explain: bool = False,
         plan: Plan = "auto",
-    ) -> SearchResult:
-        """Return the `k` nearest codes of each query; see `engine.indexes.base.Index.search`."""
-        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
-        mask = check_mask(mask, rows=len(self))
-        bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
-        return self._nearest(queries_QW, check_k(k), bound_Q, mask, check_threads(threads), explain, _check_plan(plan))
+    ) -> Result:
+        """Answer from the tables or by scan; see `engine.indexes.base.Index.answer`.
 
-    def range_search(
-        self,
-        queries_QW: CodeArray,
-        radius: int,
-        limit: int | None = None,
-        *,
-        mask: RowMask | None = None,
-        threads: int | None = None,
-        explain: bool = False,
-        plan: Plan = "auto",
-    ) -> RangeResult:
-        """Return the codes within `radius`; see `engine.indexes.base.Index.range_search`."""
+        `plan` overrules the planner: "scan" or "tables". The answer never depends on it.
+        """
         queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
-        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
-        mask, threads, plan = check_mask(mask, rows=len(self)), check_threads(threads), _check_plan(plan)
+        query, mask, plan = query.checked(bits=self.bits), check_mask(mask, rows=len(self)), _check_plan(plan)
+        if query.k is not None:
+            bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
+            return self._nearest(queries_QW, query.k, bound_Q, mask, query, plan)
+        radius, limit = cast(int, query.radius), query.limit
         if limit is not None and limit < len(self):
 
             def ask(numbers_Q: NDArray[np.intp], k: int) -> SearchResult:
                 bound_Q = np.full(len(numbers_Q), radius, np.int32)
-                return self._nearest(queries_QW[numbers_Q], k, bound_Q, mask, threads, explain, plan)
+                return self._nearest(queries_QW[numbers_Q], k, bound_Q, mask, query, plan)
 
             return limited_search(ask, len(queries_QW), limit)
 
         def work(part: slice) -> RangeResult:
-            return self._within(queries_QW[part], radius, mask, explain, plan)
+            return self._within(queries_QW[part], radius, mask, query.explain, plan)
 
-        parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
+        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_A_THREAD)
         return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
 
     def _within(
@@ -225,18 +214,18 @@ class MultiIndex:
         k: int,
         bound_Q: NDArray[np.int32],
         mask: RowMask | None,
-        threads: int | None,
-        explain: bool,
+        query: Query,
         plan: Plan,
     ) -> SearchResult:
-        """Return the `k` nearest within the bounds, of arguments that were checked."""
+        """Return the `k` nearest within the bounds; of `query`, which was checked, threads and explain."""
         heap_k = max(1, min(k, len(self)))
         reach = likely_radius(self.bits, count_allowed(mask, len(self)), heap_k)
 
         def work(part: slice) -> SearchResult:
-            return self._nearest_of_part(queries_QW[part], k, heap_k, reach, bound_Q[part].copy(), mask, explain, plan)
+            bound_P = bound_Q[part].copy()
+            return self._nearest_of_part(queries_QW[part], k, heap_k, reach, bound_P, mask, query.explain, plan)
 
-        parts = cut(len(queries_QW), threads, least=MIN_QUERIES_A_THREAD)
+        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_A_THREAD)
         return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
 
     def _nearest_of_part(

@@ -22,6 +22,7 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank, RerankResult
 from hashlight.engine.errors import DeadlineExceededError, NotReadyError
 from hashlight.engine.places.store import open_store
+from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, SearchResult
 from hashlight.engine.storage.manifest import read_current
 
@@ -288,13 +289,13 @@ def try_search(collection: Collection) -> None:
     """
     for shard in collection.shards:
         query = np.ascontiguousarray(shard.codes_NW[:1]).astype(np.uint64)
-        found = shard.search(query, 1)
-        if found.distances[0, 0] != 0:
+        found = shard.answer(query, Query(k=1))
+        if found.distances.flat[0] != 0:
             raise NotReadyError(
                 f"shard {shard.name} of {collection.path} does not find its own first code: nearest is id "
-                f"{found.ids[0, 0]} at distance {found.distances[0, 0]}, expected 0: build the collection again"
+                f"{found.ids.flat[0]} at distance {found.distances.flat[0]}, expected 0: build the collection again"
             )
-    collection.get(found.ids[0])
+    collection.get(found.ids.flat[:1])
 
 
 def _deadline(timeout_s: float | None) -> float:

@@ -14,8 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
-from hashlight.engine.collection.merge import merge_range, merge_search
-from hashlight.engine.collection.rerank import Rerank, RerankResult, check_query_features, pools_of_range, rerank_ids
+from hashlight.engine.collection.rerank import Rerank, RerankResult, check_query_features, pools_of, rerank_ids
 from hashlight.engine.errors import (
     DeadlineExceededError,
     HashlightError,
@@ -25,7 +24,7 @@ from hashlight.engine.errors import (
     NotReadyError,
     OverloadedError,
 )
-from hashlight.engine.results import PAD_ID, Coverage, RangeResult, SearchResult
+from hashlight.engine.results import PAD_ID, Coverage, RangeResult, SearchResult, merge_range, merge_search
 from hashlight.engine.service.protocol.cluster_map import ClusterMap, Group
 from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.protocol.wire import (
@@ -295,7 +294,7 @@ class ClusterRouter:
         if rerank.radius is not None:
             radius = check_radius(rerank.radius, bits=self.bits)
             found, view = self._within(queries, radius, None, searching)
-            pool_ids, coverage, explanation = pools_of_range(found), found.coverage, found.explain
+            pool_ids, coverage, explanation = pools_of(found), found.coverage, found.explain
         else:
             pool = min(rerank.pool or k, max(1, self._view.map.coverage.codes))
             nearest, view = self._nearest(queries, pool, searching)

@@ -1,43 +1,31 @@
-"""The router: the same answers whatever the batch, the shards and the threads, and what it adds up."""
+"""The shards of one process asked as one: the same answers whatever the batch and the threads, and what adds up."""
 
 import numpy as np
 import pytest
 
-from hashlight.engine.collection import router
-from hashlight.engine.collection.merge import merge_explanations, merge_search
+from hashlight.engine.collection import shard_set
 from hashlight.engine.indexes.multi_index.index import MultiIndex
-from hashlight.engine.results import Explanation, SearchResult
+from hashlight.engine.query import Query
+from hashlight.engine.results import Explanation, SearchResult, merge_explanations, merge_search
 from tests.engine.test_indexes_exact import assert_range, assert_search, make_case
-
-
-class Part(MultiIndex):
-    name = "part"
-
-    def search(self, queries, k, *, filter=None, **more):
-        assert filter is None
-        return super().search(queries, k, **more)
-
-    def range_search(self, queries, radius, limit=None, *, filter=None, **more):
-        assert filter is None
-        return super().range_search(queries, radius, limit, **more)
 
 
 def shards_of(codes, ids, bits, count):
     cuts = np.array_split(np.arange(len(codes)), count)
-    return [Part.build(np.ascontiguousarray(codes[rows]), ids[rows], bits=bits) for rows in cuts]
+    return [MultiIndex.build(np.ascontiguousarray(codes[rows]), ids[rows], bits=bits) for rows in cuts]
 
 
 @pytest.mark.parametrize("worth", [0.0, 1e9])
 @pytest.mark.parametrize("queries_asked", [1, 2, 3, 12])
 @pytest.mark.parametrize("threads", [1, 2, 5, None])
 def test_answers_depend_on_neither_threads_nor_shards(monkeypatch, worth, queries_asked, threads):
-    monkeypatch.setattr(router, "_WORTH_A_THREAD_S", worth)
+    monkeypatch.setattr(shard_set, "_WORTH_A_THREAD_S", worth)
     codes, ids, queries = make_case(4, 700, 64, queries=queries_asked)
-    whole = router.Router(shards_of(codes, ids, 64, 6), version=1)
+    whole = shard_set.ShardSet(shards_of(codes, ids, 64, 6), version=1)
     for k in (1, 5, 200):
-        assert_search(whole.search(queries, k, threads=threads), queries, codes, ids, k)
-    assert_range(whole.range_search(queries, 9, threads=threads), queries, codes, ids, 9)
-    assert_range(whole.range_search(queries, 9, 4, threads=threads), queries, codes, ids, 9, 4)
+        assert_search(whole.answer(queries, Query(k=k, threads=threads)), queries, codes, ids, k)
+    assert_range(whole.answer(queries, Query(radius=9, threads=threads)), queries, codes, ids, 9)
+    assert_range(whole.answer(queries, Query(radius=9, limit=4, threads=threads)), queries, codes, ids, 9, 4)
 
 
 def test_explanations_add_up_over_shards():

@@ -1,0 +1,87 @@
+"""The shards that are open in this process, asked as one: each in turn or in threads, merged by (distance, id)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray
+from hashlight.engine.indexes.threads import MIN_QUERIES_A_THREAD, cut, run_parts, usable_cores
+from hashlight.engine.query import Query
+from hashlight.engine.results import Coverage, RangeResult, Result, merge
+
+# Handing work to another thread costs some 50 microseconds, a search of one shard through its tables 5 to 50.
+_WORTH_A_THREAD_S = 300e-6
+
+
+class SearchableShard(Protocol):
+    """What is asked: a shard, or a bare index."""
+
+    def __len__(self) -> int:
+        """Return the number of codes."""
+        ...
+
+    def answer(self, queries_QW: CodeArray, query: Query, *, farthest_Q: NDArray[np.int32] | None = None) -> Result:
+        """Answer as `engine.indexes.base.Index.answer`, from the rows that satisfy `query.filter`."""
+        ...
+
+
+class ShardSet:
+    """Answers over all shards of one collection version. Several threads may use one at once."""
+
+    def __init__(self, shards: Sequence[SearchableShard], *, version: int) -> None:
+        self._shards = tuple(shards)
+        codes = sum(len(shard) for shard in self._shards)
+        self._coverage = Coverage(
+            shards=len(self._shards), answered=len(self._shards), codes=codes, searched=codes, version=version
+        )
+
+    def answer(self, queries_QW: CodeArray, query: Query) -> Result:
+        """Answer one query for each of several codes (Q, W), over all shards.
+
+        With `query.k` a shard looks no farther than the k-th answer of those before it.
+        """
+
+        def ask(shards: Sequence[SearchableShard], threads: int | None, first: list[Result]) -> list[Result]:
+            asked = query if threads is query.threads else dataclasses.replace(query, threads=threads)
+            answers: list[Result] = []
+            farthest_Q = _nearer(None, first[0]) if first else None
+            for shard in shards:
+                answers.append(shard.answer(queries_QW, asked, farthest_Q=farthest_Q))
+                farthest_Q = _nearer(farthest_Q, answers[-1])
+            return answers
+
+        return merge(self._ask_all(ask, len(queries_QW), query.threads), query)._replace(coverage=self._coverage)
+
+    def _ask_all(
+        self,
+        ask: Callable[[Sequence[SearchableShard], int | None, list[Result]], list[Result]],
+        num_queries: int,
+        threads: int | None,
+    ) -> list[Result]:
+        """Ask every shard: a batch spreads over threads within each shard, one too small for that over the shards.
+
+        Whether it is worth the threads, the first shard tells by the time it takes.
+        """
+        wanted = min(threads or usable_cores(), len(self._shards))
+        if wanted == 1 or len(cut(num_queries, threads, least=MIN_QUERIES_A_THREAD)) >= wanted:
+            return ask(self._shards, threads, [])
+        start = time.perf_counter()
+        first, rest = ask(self._shards[:1], 1, []), self._shards[1:]
+        if time.perf_counter() - start < _WORTH_A_THREAD_S:
+            return first + ask(rest, 1, first)
+        groups = run_parts(lambda part: ask(rest[part], 1, first), cut(len(rest), threads, least=1))
+        return first + [answer for group in groups for answer in group]
+
+
+def _nearer(farthest_Q: NDArray[np.int32] | None, answer: Result) -> NDArray[np.int32] | None:
+    """Return how far an answer may be (Q,) once this one is known; None, for a radius search: as far as the radius."""
+    if isinstance(answer, RangeResult):
+        return None
+    last_Q = answer.distances[:, -1]
+    return last_Q if farthest_Q is None else np.minimum(farthest_Q, last_Q)
