@@ -29,7 +29,8 @@ from hashlight.engine.collection.shard_set import ShardSet
 from hashlight.engine.collection.writer import CollectionWriter, split_rows
 from hashlight.engine.errors import IdNotFoundError
 from hashlight.engine.ids import check_ids
-from hashlight.engine.places.store import LocalStore, open_store
+from hashlight.engine.places.folder import Folder
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
 from hashlight.engine.results import PAD_ID, RangeResult, Result, SearchResult
 from hashlight.engine.storage.attributes import RESERVED
@@ -148,9 +149,9 @@ class Collection:
         CorruptDataError
             If a file is missing or damaged.
         """
-        store = open_store(path)
-        folder = store.path if isinstance(store, LocalStore) else mirror(store)
-        manifest = read_current(LocalStore(folder))
+        store = open_place(path)
+        folder = store.local or mirror(store)
+        manifest = read_current(Folder(folder))
         shards = [
             Shard(folder / "shards" / spec.name, spec, bits=manifest.bits, verify_all=verify)
             for spec in manifest.shards

@@ -23,7 +23,8 @@ from hashlight.engine.errors import (
 )
 from hashlight.engine.ids import find_repeated
 from hashlight.engine.places.files import sync_file, sync_folder
-from hashlight.engine.places.store import LocalStore, Store, open_store
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Found, Place
 from hashlight.engine.storage.manifest import (
     Manifest,
     ShardSpec,
@@ -53,7 +54,7 @@ class CollectionWriter:
     Parameters
     ----------
     path : str or Path
-        A folder, or the URI of a place in a bucket; see `engine.places.store`.
+        A folder, or the URI of a place in a bucket; see `engine.places.uris`.
     bits : int
     fingerprint : str or None
         Of the encoder that made the codes.
@@ -78,13 +79,13 @@ class CollectionWriter:
     ) -> None:
         if overwrite and append:
             raise ValueError("a collection is replaced (`overwrite`) or added to (`append`), not both")
-        self.store: Store = open_store(path)
+        self.store: Place = open_place(path)
         self._bits = check_bits(bits)
         self._fingerprint = fingerprint
         self._tables = tables
         self._mode: Mode = "append" if append else "replace" if overwrite else "create"
         self._previous: Manifest | None = None
-        self._current = b""
+        self._current: Found | None = None
         self._old_names: dict[str, list[str]] = {}
         self._specs: dict[int, ShardSpec] = {}
         self._uncommitted: list[str] = []
@@ -97,12 +98,12 @@ class CollectionWriter:
             read_current(self.store)  # before a lock file is left where there is no collection
         self._stack.enter_context(self.store.lock())
         try:
-            self._current = self.store.read("CURRENT") or b""
+            self._current = self.store.find("CURRENT")
             self._previous = self._to_append_to() if self._mode == "append" else self._replaceable()
-            if isinstance(self.store, LocalStore) and (self._previous or not self._current):
+            if self.store.local and (self._previous or not self._current):
                 # A disk that a dead build filled would stay full until one succeeds.
                 sweep_unnamed(self.store)
-            self._old_names = {folder: self.store.names(folder) for folder in _FOLDERS}
+            self._old_names = {folder: self.store.names(folder, hidden=True) for folder in _FOLDERS}
         except BaseException:
             self._stack.close()
             raise
@@ -213,7 +214,7 @@ class CollectionWriter:
         if self._fingerprint is None:
             raise ValueError("an encoder is kept under its fingerprint: give `fingerprint` with `encoder`")
         name = f"encoder/{self._fingerprint}"
-        if files == {file: self.store.read(f"{name}/{file}") for file in self.store.names(name)}:
+        if files == {file: self.store.read(f"{name}/{file}") for file in self.store.names(name, hidden=True)}:
             return
         self.store.remove(name)
         with self.store.new_folder(name) as target:
@@ -242,7 +243,7 @@ class CollectionWriter:
         # From here on the new version may be live, or have been, and another writer's version hold its shards, whatever
         # the store answers. What is in no live version is swept by the next write.
         self._uncommitted = []
-        make_live(self.store, current, expected=self._current)
+        make_live(self.store, current, self._current)
         # What lies here since before this write and is not live was left by a writer that died, or is two versions
         # old. The version before stays for readers that have read CURRENT and not yet opened its files.
         sweep(self.store, [manifest, *([self._previous] if self._previous else [])], self._old_names)
@@ -250,8 +251,8 @@ class CollectionWriter:
 
 
 @contextlib.contextmanager
-def new_shard(store: Store) -> Iterator[Path]:
-    """Yield the path of a new shard's folder; see `engine.places.store.Store.new_folder`."""
+def new_shard(store: Place) -> Iterator[Path]:
+    """Yield the path of a new shard's folder; see `engine.places.place.Place.new_folder`."""
     with store.new_folder(f"shards/{uuid.uuid4().hex}") as folder:
         yield folder
 
@@ -272,11 +273,11 @@ def split_rows(rows: int, shards: int) -> Iterator[slice]:
     return (slice(start, stop) for start, stop in itertools.pairwise(edges))
 
 
-def refuse_foreign_folder(store: Store) -> None:
+def refuse_foreign_folder(store: Place) -> None:
     """Raise CollectionExistsError if a place holds anything that is not a collection's."""
-    if isinstance(store, LocalStore) and store.path.exists() and not store.path.is_dir():
+    if store.local and store.local.exists() and not store.local.is_dir():
         raise CollectionExistsError(f"{store} is a file, expected a folder for the collection: choose another path")
-    names = set(store.names(""))
+    names = set(store.names(hidden=True))
     foreign = sorted(name for name in names - _OWN_ENTRIES if not name.endswith(".tmp"))
     if foreign or (names and not names & _MARKS):
         raise CollectionExistsError(

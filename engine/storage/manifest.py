@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hashlight.engine.codes import check_bits
-from hashlight.engine.errors import CollectionNotFoundError, CorruptDataError
+from hashlight.engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
 from hashlight.engine.places.integrity import FileSpec
-from hashlight.engine.places.store import LocalStore, Store
+from hashlight.engine.places.place import Found, Place
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Manifest:
         return f"{self.version:08d}.json"
 
 
-def read_current(store: Store) -> Manifest:
+def read_current(store: Place) -> Manifest:
     """Read the live manifest of a collection, and check it against the checksum that CURRENT names with it.
 
     Raises
@@ -79,28 +79,28 @@ def read_current(store: Store) -> Manifest:
     CorruptDataError
         If CURRENT or the manifest is damaged, or of a format that this release does not read.
     """
-    current = store.read("CURRENT")
+    current = store.find("CURRENT")
     if current is None:
         raise CollectionNotFoundError(
             f"no collection at {store}: expected a file CURRENT there, got {_what_is_there(store)}: make one with "
             "`hashlight build`, or run an interrupted build again"
         )
-    named = _CURRENT.fullmatch(current)
+    named = _CURRENT.fullmatch(current.data)
     if named is None:
         raise CorruptDataError(f"{store}/CURRENT is damaged: expected a manifest's name and SHA-256: {_REMEDY}")
     name, expected = f"manifests/{named[1].decode()}", named[2].decode()
-    data = store.read(name)
-    if data is None:
+    found = store.find(name)
+    if found is None:
         raise CorruptDataError(f"{store}/{name} is missing, which CURRENT names: {_REMEDY}")
-    got = hashlib.sha256(data).hexdigest()
+    got = hashlib.sha256(found.data).hexdigest()
     if got != expected:
         raise CorruptDataError(
             f"{store}/{name} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: {_REMEDY}"
         )
-    return _parse(f"{store}/{name}", json.loads(data))
+    return _parse(f"{store}/{name}", json.loads(found.data))
 
 
-def read_version(store: Store, version: int) -> Manifest:
+def read_version(store: Place, version: int) -> Manifest:
     """Read the manifest of one version, the live one or one that is kept for its readers.
 
     Raises
@@ -114,19 +114,19 @@ def read_version(store: Store, version: int) -> Manifest:
     if live.version == version:
         return live
     name = f"manifests/{version:08d}.json"
-    data = store.read(name)
-    if data is None:
+    found = store.find(name)
+    if found is None:
         raise CollectionNotFoundError(
             f"{store} keeps no version {version}: the live one is {live.version}, and older ones are removed"
         )
     try:
-        document = json.loads(data)
+        document = json.loads(found.data)
     except ValueError as error:
         raise CorruptDataError(f"{store}/{name} is damaged ({error}): {_REMEDY}") from error
     return _parse(f"{store}/{name}", document)
 
 
-def write_manifest(store: Store, manifest: Manifest) -> bytes:
+def write_manifest(store: Place, manifest: Manifest) -> bytes:
     """Write the file of `manifest`; return what CURRENT holds where it is live.
 
     Raises
@@ -134,23 +134,44 @@ def write_manifest(store: Store, manifest: Manifest) -> bytes:
     CollectionBusyError
         If another writer took the same number, which only one in a bucket can.
     """
-    data = json.dumps({"format_version": FORMAT_VERSION, **asdict(manifest)}, indent=1).encode()
-    store.replace(f"manifests/{manifest.file_name}", data, expected=b"")
-    return f"{manifest.file_name} {hashlib.sha256(data).hexdigest()}\n".encode()
+    data, current = _encode(manifest)
+    if not store.put_new(f"manifests/{manifest.file_name}", data):
+        raise _overtaken(store)
+    return current
 
 
-def make_live(store: Store, current: bytes, *, expected: bytes) -> None:
-    """Put what `write_manifest` returned into CURRENT, which must still hold `expected`, in one step.
+def make_live(store: Place, current: bytes, found: Found | None) -> None:
+    """Put what `write_manifest` returned into CURRENT in one step, if that still is as it was `found`.
 
     Raises
     ------
     CollectionBusyError
         If CURRENT holds something else by now. What was put may have been live in between.
     """
-    store.replace("CURRENT", current, expected=expected)
+    if not store.replace("CURRENT", current, found):
+        raise _overtaken(store)
 
 
-def sweep(store: Store, live: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:
+def copy_manifest(store: Place, manifest: Manifest) -> None:
+    """Make a manifest live in a copy of its collection, in the place of whatever is there. The caller has the lock."""
+    data, current = _encode(manifest)
+    store.put(f"manifests/{manifest.file_name}", data)
+    store.put("CURRENT", current)
+
+
+def _encode(manifest: Manifest) -> tuple[bytes, bytes]:
+    """Return what a manifest's file holds, and what CURRENT holds where it is live."""
+    data = json.dumps({"format_version": FORMAT_VERSION, **asdict(manifest)}, indent=1).encode()
+    return data, f"{manifest.file_name} {hashlib.sha256(data).hexdigest()}\n".encode()
+
+
+def _overtaken(store: Place) -> CollectionBusyError:
+    return CollectionBusyError(
+        f"{store} was written by another process meanwhile: nothing of this write is kept, try again"
+    )
+
+
+def sweep(store: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:
     """Remove those of `names` (folder -> names in it) that no live manifest names.
 
     That one cannot be removed takes nothing from the versions that are live: the next write tries again.
@@ -169,21 +190,20 @@ def sweep(store: Store, live: Sequence[Manifest], names: Mapping[str, Sequence[s
                 logger.warning("cannot remove %s/%s/%s (%s): the next write tries again", store, folder, name, error)
 
 
-def read_all(store: Store) -> list[Manifest] | None:
+def read_all(store: Place) -> list[Manifest] | None:
     """Read the manifests of all versions that are kept; None if one cannot be read."""
     found = []
     for name in store.names("manifests"):
-        if name.startswith("."):
-            continue
         try:
-            found.append(_parse(name, json.loads(store.read(f"manifests/{name}") or b"")))
+            there = store.find(f"manifests/{name}")
+            found.append(_parse(name, json.loads(there.data if there else b"")))
         except (CorruptDataError, ValueError, KeyError) as error:
             logger.warning("%s/manifests/%s cannot be read: %s", store, name, error)
             return None
     return found
 
 
-def sweep_unnamed(store: LocalStore, *others: Store) -> None:
+def sweep_unnamed(store: Place, *others: Place) -> None:
     """Remove the shards that no manifest names, here or in `others`: what dead writers left. The caller has the lock.
 
     Nothing is removed if a manifest cannot be read, for what it names is not known.
@@ -194,11 +214,11 @@ def sweep_unnamed(store: LocalStore, *others: Store) -> None:
         if manifests is None:
             return
         kept += manifests
-    sweep(store, kept, {"shards": store.names("shards")})
+    sweep(store, kept, {"shards": store.names("shards", hidden=True)})
 
 
-def _what_is_there(store: Store) -> str:
-    return "a folder without one" if isinstance(store, LocalStore) and store.path.is_dir() else "nothing"
+def _what_is_there(store: Place) -> str:
+    return "a folder without one" if store.local and store.local.is_dir() else "nothing"
 
 
 def _parse(path: str, document: dict[str, Any]) -> Manifest:

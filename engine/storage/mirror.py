@@ -10,17 +10,16 @@ from pathlib import Path
 import platformdirs
 
 from hashlight.engine.errors import CollectionNotFoundError, CorruptDataError
-from hashlight.engine.places.files import writer_lock
+from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.integrity import verify_files
-from hashlight.engine.places.store import BucketStore, LocalStore, Store
+from hashlight.engine.places.place import Place
 from hashlight.engine.storage.manifest import (
     Manifest,
     ShardSpec,
-    make_live,
+    copy_manifest,
     read_current,
     sweep,
     sweep_unnamed,
-    write_manifest,
 )
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 _FOLDERS = ("shards", "manifests", "encoder")
 
 
-def mirror(store: BucketStore) -> Path:
+def mirror(store: Place) -> Path:
     """Copy what is missing of a collection's live version into the user's cache folder; return the copy's path.
 
     The copy is itself a collection. The version it held before stays until the next one comes, for processes that
@@ -43,33 +42,33 @@ def mirror(store: BucketStore) -> Path:
     """
     live = read_current(store)
     folder = _folder_of(store)
-    folder.mkdir(parents=True, exist_ok=True)
-    local = LocalStore(folder)
-    with writer_lock(folder, wait=True):
+    local = Folder(folder)
+    with local.lock(wait=True):
         before = _version_here(local)
         # A damaged copy is replaced: only what the bucket holds counts.
         for spec in live.shards:
             _copy_shard(store, folder, spec)
         _copy_encoder(store, folder, live)
         if before != live:
-            make_live(local, write_manifest(local, live), expected=b"")
-            sweep(local, [live, *([before] if before else [])], {name: local.names(name) for name in _FOLDERS})
+            copy_manifest(local, live)
+            there = {name: local.names(name, hidden=True) for name in _FOLDERS}
+            sweep(local, [live, *([before] if before else [])], there)
     return folder
 
 
-def _version_here(local: LocalStore) -> Manifest | None:
+def _version_here(local: Folder) -> Manifest | None:
     try:
         return read_current(local)
     except (CollectionNotFoundError, CorruptDataError):
         return None
 
 
-def _folder_of(store: BucketStore) -> Path:
+def _folder_of(store: Place) -> Path:
     name = hashlib.sha256(store.location.encode()).hexdigest()[:32]
     return Path(platformdirs.user_cache_dir("hashlight")) / "collections" / name
 
 
-def _copy_shard(store: BucketStore, folder: Path, spec: ShardSpec) -> bool:
+def _copy_shard(store: Place, folder: Path, spec: ShardSpec) -> bool:
     """Copy a shard unless it is here and whole; return whether it was copied."""
     target = folder / "shards" / spec.name
     if target.is_dir():
@@ -87,7 +86,7 @@ def _copy_shard(store: BucketStore, folder: Path, spec: ShardSpec) -> bool:
     return True
 
 
-def _copy_encoder(store: BucketStore, folder: Path, live: Manifest) -> None:
+def _copy_encoder(store: Place, folder: Path, live: Manifest) -> None:
     if live.encoder is None or not store.names(f"encoder/{live.encoder}"):
         return
     target = folder / "encoder" / live.encoder
@@ -98,7 +97,7 @@ def _copy_encoder(store: BucketStore, folder: Path, live: Manifest) -> None:
         aside.rename(target)
 
 
-def local_shard(store: Store, spec: ShardSpec) -> Path:
+def local_shard(store: Place, spec: ShardSpec) -> Path:
     """Return the folder of one shard on this machine; of a bucket it is first copied, if it is not here.
 
     With a new copy go those of shards that neither the bucket nor the copy of it keeps in any version.
@@ -108,12 +107,11 @@ def local_shard(store: Store, spec: ShardSpec) -> Path:
     CorruptDataError
         If what came is not what the manifest names.
     """
-    if isinstance(store, LocalStore):
-        return store.path / "shards" / spec.name
-    assert isinstance(store, BucketStore), "there are two kinds of stores"
+    if store.local is not None:
+        return store.local / "shards" / spec.name
     folder = _folder_of(store)
-    folder.mkdir(parents=True, exist_ok=True)
-    with writer_lock(folder, wait=True):
+    local = Folder(folder)
+    with local.lock(wait=True):
         if _copy_shard(store, folder, spec):
-            sweep_unnamed(LocalStore(folder), store)
+            sweep_unnamed(local, store)
     return folder / "shards" / spec.name

@@ -36,7 +36,7 @@ from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.files import sync_file, sync_folder
 from hashlight.engine.places.integrity import check_bytes, describe_files, remember_verified, verify_files
 from hashlight.engine.places.mapping import read_at_random
-from hashlight.engine.places.store import Store
+from hashlight.engine.places.place import Place
 from hashlight.engine.query import Query
 from hashlight.engine.results import Result
 from hashlight.engine.storage.attributes import AttributeFile, write_attributes
@@ -147,7 +147,7 @@ def finish_shard(folder: Path, rows: int) -> ShardSpec:
     return ShardSpec(name=folder.name, rows=rows, files=files)
 
 
-def read_ids(store: Store, spec: ShardSpec) -> IdArray:
+def read_ids(store: Place, spec: ShardSpec) -> IdArray:
     """Read the ids (N,) of a shard wherever it lies, without anything else of it.
 
     Raises
@@ -155,13 +155,14 @@ def read_ids(store: Store, spec: ShardSpec) -> IdArray:
     CorruptDataError
         If the file is missing or damaged.
     """
-    data = store.read(f"shards/{spec.name}/ids.npy")
+    found = store.find(f"shards/{spec.name}/ids.npy")
+    data = None if found is None else found.data
     check_bytes(f"{store}/shards/{spec.name}/ids.npy", data, spec.files["ids.npy"])
     ids: IdArray = np.load(io.BytesIO(data or b""))
     return ids
 
 
-def read_layout(store: Store, spec: ShardSpec) -> str:
+def read_layout(store: Place, spec: ShardSpec) -> str:
     """Describe what a shard stores beside codes, wherever it lies: attributes with their types, width of features."""
     parts = []
     if "attributes.arrow" in spec.files:

@@ -21,7 +21,7 @@ from hashlight.engine.collection.writer import CollectionWriter, new_shard, refu
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.buckets import split_options
-from hashlight.engine.places.store import open_store
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.storage.attributes import RESERVED, write_attributes
 from hashlight.engine.storage.manifest import ShardSpec
 from hashlight.engine.storage.shard import (
@@ -169,7 +169,7 @@ def build_collection(
     """
     if sum(size is not None for size in (shards, shard_rows, shard_bytes)) > 1:
         raise ValueError("give one of `shards`, `shard_rows` and `shard_bytes`")
-    refuse_foreign_folder(open_store(output))
+    refuse_foreign_folder(open_place(output))
     corpus = _find_codes(codes)
     if shards is None:
         shards = -(-corpus.rows // (shard_rows or _rows_within(shard_bytes, corpus)))
@@ -246,7 +246,7 @@ def _write_shards(jobs: list[ShardJob], old: Sequence[ShardSpec], writer: Collec
 def build_shard(job: ShardJob) -> ShardSpec:
     """Write one shard and return its description."""
     chaos.step("build:shard", job.number)
-    with new_shard(open_store(job.output)) as folder:
+    with new_shard(open_place(job.output)) as folder:
         order_N = _write_rows(job, folder)
         chaos.step("build:rows-written", job.number)
         attributes = attribute_columns(job.schema)

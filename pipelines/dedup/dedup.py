@@ -48,7 +48,7 @@ from hashlight.engine.places.files import (
     write_atomically,
     writer_lock,
 )
-from hashlight.engine.places.store import open_store
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.results import RangeResult
 from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_current
 from hashlight.engine.storage.mirror import local_shard
@@ -140,7 +140,7 @@ def find_duplicates(
     PipelineError
         If `output` holds something else.
     """
-    store = open_store(collection)
+    store = open_place(collection)
     live = read_current(store)
     names = hashlib.sha256("".join(shard.name for shard in live.shards).encode()).hexdigest()
     job = JoinJob(store.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
@@ -224,7 +224,7 @@ def join_shards(job: JoinJob, path: str, first: ShardSpec, second: ShardSpec) ->
     """Write the pairs between two shards, or within one."""
     name = Path(path).stem
     chaos.step("dedup:join", name)
-    store = open_store(job.collection)
+    store = open_place(job.collection)
     shard = Shard(local_shard(store, first), first, bits=job.bits)
     other = shard if first == second else Shard(local_shard(store, second), second, bits=job.bits)
     _write_table(Path(path), _as_tables(find_pairs(shard, other, job.radius)), PAIRS)
@@ -386,7 +386,7 @@ def _write_gallery(folder: Path, job: JoinJob, live: Manifest, clusters: pa.Tabl
     from hashlight.engine.collection.collection import Collection
     from hashlight.pipelines.dedup.gallery import gallery_page
 
-    store = open_store(job.collection)
+    store = open_place(job.collection)
     shards = [Shard(local_shard(store, spec), spec, bits=job.bits) for spec in live.shards]
     collection = Collection(Path(job.collection), live, shards, location=job.collection)
     write_atomically(folder / "gallery.html", gallery_page(collection, clusters, radius=job.radius).encode())

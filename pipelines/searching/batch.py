@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from hashlight.engine.codes import CodeArray, IdArray, check_codes, num_words
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.files import aside_of, sync_file, sync_folder, write_atomically, writer_lock
-from hashlight.engine.places.store import open_store
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, SearchResult, as_range, merge_range
 from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_current
@@ -165,7 +165,7 @@ def search_codes(
     if not overwrite:
         _remove_finished_work(output, work)
     _refuse_taken(output, overwrite=overwrite)
-    store = open_store(collection)
+    store = open_place(collection)
     live = read_current(store)
     parts = _list_queries(Path(queries), live)
     job = _make_job(store.location, live, parts, k, radius, limit)
@@ -212,7 +212,7 @@ def _run(job: SearchJob, work: Path, blocks: list[Block], shards: tuple[ShardSpe
 def search_block(job: SearchJob, work: str, block: Block, spec: ShardSpec) -> str:
     """Ask one shard for one block of queries; write batches of `SCHEMA` and return the file's path."""
     chaos.step("search:shard", block.number)
-    shard = Shard(local_shard(open_store(job.collection), spec), spec, bits=job.bits)
+    shard = Shard(local_shard(open_place(job.collection), spec), spec, bits=job.bits)
     queries_QW, ids_Q = read_queries(job, block)
     path = Path(work) / f"block-{block.number:06d}.{spec.name}.arrow"
     aside = aside_of(path)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.places.store import LocalStore
+from hashlight.engine.places.folder import Folder
 from hashlight.engine.storage.manifest import read_current
 from hashlight.pipelines.codes.parts import Part, Piece
 from hashlight.pipelines.searching import batch as batch_search
@@ -62,7 +62,7 @@ def test_blocks_are_merged_however_shards_cut_them(tmp_path, monkeypatch, databa
     monkeypatch.setattr(batch_search, "BATCH_QUERIES", 77)
     monkeypatch.setattr(batch_search, "BATCH_HITS", hits)
     folder, _, codes, ids, queries = database
-    live = read_current(LocalStore(folder / "c"))
+    live = read_current(Folder(folder / "c"))
     job = SearchJob(str(folder / "c"), 1, BITS, None, len(codes), asked.get("k"), asked.get("radius"),
                     asked.get("limit"), len(queries), ())  # fmt: skip
     part = Part(str(folder / "queries.parquet"), 300, "")

@@ -10,13 +10,15 @@ import sys
 import time
 
 import numpy as np
+import obstore
 import pyarrow.parquet as pq
 import pytest
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writer import CollectionWriter
 from hashlight.engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
-from hashlight.engine.places.store import BucketStore, open_store
+from hashlight.engine.places.bucket import Bucket
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.storage.manifest import read_current
 from hashlight.engine.storage.mirror import local_shard
 from hashlight.pipelines.building.build import build_collection
@@ -96,18 +98,19 @@ def test_jobs_over_a_bucket(tmp_path, bucket, rows, folder):
 def test_what_may_have_been_live_keeps_its_shards(bucket, rows, monkeypatch):
     """Its put of CURRENT succeeds, the answer is lost, and another writer appends before it is told to be late."""
     codes, ids = rows
-    real = BucketStore.replace
+    real = Bucket.replace
 
-    def overtaken(store, name, data, *, expected=None):
-        real(store, name, data, expected=expected)
+    def overtaken(store, name, data, found):
+        written = real(store, name, data, found)
         if name == "CURRENT":
             monkeypatch.undo()
             with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, append=True) as other:
                 other.add_shard(codes[10:20], ids[10:20], None)
                 other.commit()
-            raise CollectionBusyError("written by another process meanwhile")
+            return False
+        return written
 
-    monkeypatch.setattr(BucketStore, "replace", overtaken)
+    monkeypatch.setattr(Bucket, "replace", overtaken)
     with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=False) as first:
         first.add_shard(codes[:10], ids[:10], None)
         with pytest.raises(CollectionBusyError):
@@ -152,7 +155,7 @@ def test_a_damaged_object_is_refused_and_a_damaged_copy_fetched_again(bucket, ro
 
 def test_copies_of_shards_that_are_no_more_go(bucket, rows):
     codes, ids = rows
-    store = open_store(bucket.uri("c"))
+    store = open_place(bucket.uri("c"))
     copies = []
     for _ in range(3):
         with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=True) as writer:
@@ -213,15 +216,15 @@ def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folde
 UPLOADER = """
 import os, signal, sys
 import numpy as np
-import pyarrow.fs
 from hashlight.engine.collection.collection import Collection
-copy, uploaded = pyarrow.fs.copy_files, []
+from hashlight.engine.places.bucket import Bucket
+copy, uploaded = Bucket.put_file, []
 def copy_some(*arguments, **options):
     if len(uploaded) == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
     uploaded.append(arguments)
     copy(*arguments, **options)
-pyarrow.fs.copy_files = copy_some
+Bucket.put_file = copy_some
 Collection.create(sys.argv[1], np.arange(100, dtype=np.uint64)[:, None], bits=48, shards=2, overwrite=True)
 """
 
@@ -250,18 +253,16 @@ def test_an_upload_killed_between_the_files_of_a_shard_leaves_the_old_collection
 
 
 @pytest.fixture
-def lost_answers(s3_server, monkeypatch):
+def lost_answers(monkeypatch):
     """Make every conditional put succeed and its answer get lost: the client's repetition of it is refused."""
-    import botocore.client
+    put = obstore.put
 
-    call = botocore.client.BaseClient._make_api_call
+    def twice(store, key, data, *, mode=None, **options):
+        if mode is not None:
+            put(store, key, data, mode=mode, **options)
+        return put(store, key, data, mode=mode, **options)
 
-    def twice(client, operation, arguments):
-        if operation == "PutObject" and {"IfMatch", "IfNoneMatch"} & arguments.keys():
-            call(client, operation, arguments)
-        return call(client, operation, arguments)
-
-    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", twice)
+    monkeypatch.setattr(obstore, "put", twice)
 
 
 @pytest.mark.usefixtures("lost_answers")

@@ -21,7 +21,7 @@ from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank, RerankResult
 from hashlight.engine.errors import DeadlineExceededError, NotReadyError
-from hashlight.engine.places.store import open_store
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, SearchResult
 from hashlight.engine.storage.manifest import read_current
@@ -255,7 +255,7 @@ class CollectionSearcher:
         """
         with self._renewing:
             location = self._collection.location
-            if read_current(open_store(location)).version == self.version:
+            if read_current(open_place(location)).version == self.version:
                 return False
             self._collection = Collection.open(location)
             return True

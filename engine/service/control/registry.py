@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from hashlight.engine.errors import HashlightError, NotReadyError
-from hashlight.engine.places.store import open_store
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.asking.searcher import describe_collection
 from hashlight.engine.service.protocol.cluster_map import ClusterMap, Group, assign_groups, open_group
 from hashlight.engine.service.protocol.security import Security
@@ -51,7 +51,7 @@ class Registry:
 
     def __init__(self, collection: str | Path, *, groups: int, security: Security | None = None) -> None:
         self.location = str(collection)
-        self._store = open_store(collection)
+        self._store = open_place(collection)
         self.security = security or Security()
         self._num_groups = groups
         self._servers: dict[tuple[int, int], tuple[str, frozenset[int]]] = {}

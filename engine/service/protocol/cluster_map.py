@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.places.store import open_store
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.results import Coverage
 from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_version
 from hashlight.engine.storage.mirror import local_shard
@@ -102,7 +102,7 @@ def open_group(path: str | Path, version: int, shards: Sequence[str]) -> Collect
     ValueError
         If the version has no shard of such a name.
     """
-    store = open_store(path)
+    store = open_place(path)
     manifest = read_version(store, version)
     specs = {spec.name: spec for spec in manifest.shards}
     unknown = sorted(set(shards) - set(specs))

@@ -41,7 +41,7 @@ def build(
         raise typer.BadParameter("give one of --shards, --shard-rows and --shard-bytes")
     if append and overwrite:
         raise typer.BadParameter("give --append or --overwrite, not both")
-    from hashlight.engine.places.store import open_store
+    from hashlight.engine.places.opening import open_place
     from hashlight.engine.storage.manifest import read_current
     from hashlight.pipelines.building.build import build_collection
 
@@ -58,7 +58,7 @@ def build(
             workers=workers,
             progress=report,
         )
-    store = open_store(output)
+    store = open_place(output)
     built = read_current(store)
     what = f"{built.rows:,} codes of {built.bits} bits in {len(built.shards)} shards, {built.num_bytes:,} bytes"
     out.print(f"built version {built.version} of {store}: {what}", soft_wrap=True)

@@ -104,7 +104,7 @@ def serve(
 
     Shard servers want a token, that of HASHLIGHT_SHARD_TOKEN or one made for the occasion.
     """
-    from hashlight.engine.places.store import open_store
+    from hashlight.engine.places.opening import open_place
 
     shard_servers.check()
     access.check()
@@ -113,7 +113,7 @@ def serve(
     with contextlib.ExitStack() as stack:
         with spinner("opening"):
             server = stack.enter_context(_open_server(collection, listening, encoder, access, requests, shard_servers))
-        out.print(f"serving {open_store(collection)} at {server.url}", soft_wrap=True)
+        out.print(f"serving {open_place(collection)} at {server.url}", soft_wrap=True)
         server.run()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.places.store import open_store
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.protocol.cluster_map import ClusterMap, Group, assign_groups, describe_whole
 from hashlight.engine.service.shards.server import ShardServer
 from hashlight.engine.storage.manifest import read_current
@@ -43,7 +43,7 @@ def corpus(tmp_path_factory):
 @contextlib.contextmanager
 def serving(path, *, groups=3, replicas=1, **options):
     """Shard servers in this process; yields them by group, and their map."""
-    manifest = read_current(open_store(path))
+    manifest = read_current(open_place(path))
     servers = [[ShardServer(path, **options) for _ in range(replicas)] for _ in range(groups)]
     found, about = [], []
     for names, group in zip(assign_groups(manifest, groups), servers, strict=True):

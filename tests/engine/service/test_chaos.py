@@ -11,7 +11,7 @@ import pytest
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import CorruptDataError, HashlightError, IncompleteError
-from hashlight.engine.places.store import open_store
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.control.processes import LocalCluster
 from hashlight.engine.service.control.registry import control
 from hashlight.engine.service.routing.router import ClusterRouter
@@ -153,7 +153,7 @@ def test_a_corrupt_version_is_refused_and_the_old_one_served_on(own, cluster, ro
     serving = router.version
     before = router.search(own.queries, 5)
     Corpus(own.path, np.random.default_rng(100), shards=4, overwrite=True)
-    broken = read_current(open_store(own.path))
+    broken = read_current(open_place(own.path))
     damaged = own.path / "shards" / broken.shards[2].name / "codes.faiss"
     data = bytearray(damaged.read_bytes())
     data[-1] ^= 1

@@ -9,7 +9,7 @@ import pytest
 
 from hashlight.engine.errors import NotReadyError
 from hashlight.engine.places.integrity import describe_files
-from hashlight.engine.places.store import open_store
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.control.registry import Registry, UnreachableError, control
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.shards.server import ShardServer
@@ -48,7 +48,7 @@ def versions_of(server):
 
 def publish_with_wrong_tables(path):
     """Publish a version one shard of which has the tables of another, all files with their right checksums."""
-    store = open_store(path)
+    store = open_place(path)
     live = read_current(store)
     wrong, other = live.shards[0], live.shards[1]
     folder = path / "shards" / wrong.name
@@ -58,7 +58,7 @@ def publish_with_wrong_tables(path):
     shutil.copytree(path / "shards" / other.name / "tables", fresh / "tables")
     spec = dataclasses.replace(wrong, name=fresh.name, files=describe_files(fresh))
     manifest = dataclasses.replace(live, version=live.version + 1, shards=(spec, *live.shards[1:]))
-    make_live(store, write_manifest(store, manifest), expected=store.read("CURRENT"))
+    make_live(store, write_manifest(store, manifest), store.find("CURRENT"))
     return manifest.version
 
 
