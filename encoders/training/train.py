@@ -229,25 +229,33 @@ def train(
     the papers' SGD.
     """
     config = config or TrainConfig()
-    if config.device == "cuda" and not torch.cuda.is_available():
+    _refuse_absent(config.device)
+    method = METHODS[config.method]
+    supervision = _supervise(len(images), labels, pairs, views)
+    method.check(supervision)
+    run = {"config": dataclasses.asdict(config), "supervision": supervision.digest(), "images": len(images)}
+    with forked_random(torch.device(config.device)):
+        trainer = _build_trainer(config, method, supervision, workers)
+        return trainer.train(images, TrainingFolder(folder if workers.is_first else None, run), progress)
+
+
+def _refuse_absent(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
         raise EncoderError(
             f"`device` must be one that is here, got cuda, of which torch {torch.__version__} sees none: train on cpu, "
             "or install a torch and a driver for CUDA"
         )
-    method = METHODS[config.method]
-    supervision = _supervise(len(images), labels, pairs, views)
-    method.check(supervision)
+
+
+def _build_trainer(config: TrainConfig, method: Method, supervision: Supervision, workers: Workers) -> _Trainer:
     warmup_epochs = _warmup_epochs(config, method, supervision)
     if config.compile:
         _refuse_compile(method, warmup_epochs, workers)
-    run = {"config": dataclasses.asdict(config), "supervision": supervision.digest(), "images": len(images)}
-    with forked_random(torch.device(config.device)):
-        torch.manual_seed(config.seed)
-        backbone = build_backbone(config.backbone, config.weights)
-        method.check_bits(config.bits, backbone.feature_dim, supervision.num_classes)
-        model = HashModel(backbone, config.bits).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        trainer = _Trainer(config, method, backbone, model, supervision, warmup_epochs, workers)
-        return trainer.train(images, TrainingFolder(folder if workers.is_first else None, run), progress)
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config.backbone, config.weights)
+    method.check_bits(config.bits, backbone.feature_dim, supervision.num_classes)
+    model = HashModel(backbone, config.bits).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _Trainer(config, method, backbone, model, supervision, warmup_epochs, workers)
 
 
 class _Trainer:

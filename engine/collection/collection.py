@@ -116,16 +116,12 @@ class Collection:
         CollectionBusyError
             If another process is writing there.
         """
-        if bits is None:
-            bits = WORD_BITS * codes.shape[-1] if isinstance(codes, np.ndarray) and codes.ndim else WORD_BITS
-        bits = check_bits(bits)
-        codes = check_codes(codes, bits=bits, name="codes")
+        codes, bits = _check_new_codes(codes, bits)
         ids = check_ids(np.arange(len(codes)) if ids is None else ids, rows=len(codes))
         table = _as_table(attributes, rows=len(codes))
         features = None if features is None else _check_features(features, rows=len(codes))
         with CollectionWriter(path, bits=bits, fingerprint=fingerprint, tables=tables, overwrite=overwrite) as writer:
-            if encoder is not None:
-                writer.add_encoder({file.name: file.read_bytes() for file in Path(encoder).iterdir() if file.is_file()})
+            _add_encoder(writer, encoder)
             _add_shards(writer, codes, ids, table, features, shards)
             writer.commit()
         return cls.open(path)
@@ -469,6 +465,19 @@ class Collection:
         for name, column in zip(shard.attributes.schema.names, shard.attributes.take(row_M).columns, strict=True):
             table = table.append_column(name, column)
         return table
+
+
+def _check_new_codes(codes: CodeArray, bits: int | None) -> tuple[CodeArray, int]:
+    """Return checked codes and their number of bits; all bits of their words if it was left out."""
+    if bits is None:
+        bits = WORD_BITS * codes.shape[-1] if isinstance(codes, np.ndarray) and codes.ndim else WORD_BITS
+    bits = check_bits(bits)
+    return check_codes(codes, bits=bits, name="codes"), bits
+
+
+def _add_encoder(writer: CollectionWriter, folder: str | Path | None) -> None:
+    if folder is not None:
+        writer.add_encoder({file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()})
 
 
 def _add_shards(

@@ -81,18 +81,10 @@ def evaluate_encoder(
         corpora["train"] = train
     sides, classes = _encode_sides(model, corpora, say)
     compared = Comparison(sides["queries"], sides["database"], classes)
-    compared.codes[model.config.method] = (compared.queries.output.codes, compared.database.output.codes)
     teacher = sides.get("train", compared.database)
-    for name in baselines:
-        if name == model.config.method:
-            continue
-        say(f"fitting {name}")
-        compared.codes[name] = _baseline_codes(name, teacher, compared, model.bits, seed)
+    _fill_codes(compared, model, baselines, teacher, seed, say)
     say("ranking")
-    for name, (query_codes, codes) in compared.codes.items():
-        compared.histograms[name] = count_distances(
-            query_codes, codes, compared.queries.labels, compared.database.labels, model.bits
-        )
+    _fill_histograms(compared, model.bits)
     found = next(iter(compared.histograms.values()))
     _refuse_unanswerable(found, compared)
     # Without the options of a URI, which may be keys.
@@ -101,6 +93,25 @@ def evaluate_encoder(
     say("drawing")
     write_report(report, compared, Path(output))
     return report
+
+
+def _fill_codes(
+    compared: Comparison, model: HashEncoder, baselines: Sequence[str], teacher: Side, seed: int, say: Progress
+) -> None:
+    """Add the encoder's codes of both sides, and those of every baseline but the encoder's own method."""
+    compared.codes[model.config.method] = (compared.queries.output.codes, compared.database.output.codes)
+    for name in baselines:
+        if name == model.config.method:
+            continue
+        say(f"fitting {name}")
+        compared.codes[name] = _baseline_codes(name, teacher, compared, model.bits, seed)
+
+
+def _fill_histograms(compared: Comparison, bits: int) -> None:
+    for name, (query_codes, codes) in compared.codes.items():
+        compared.histograms[name] = count_distances(
+            query_codes, codes, compared.queries.labels, compared.database.labels, bits
+        )
 
 
 def _misfit(baseline: str, model: HashEncoder) -> str:
