@@ -1,4 +1,4 @@
-"""The encoder that training gives and a collection keeps: images in, codes out, and a folder on disk."""
+"""The encoder that training produces and a collection stores: images in, codes out, and a folder on disk."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 class EncoderOutput(NamedTuple):
-    """What an encoder gives for N images.
+    """What an encoder returns for N images.
 
     Attributes
     ----------
     codes : ndarray of uint64, shape (N, W)
         Packed bits, W = ceil(bits / 64).
     relaxed : ndarray of float32, shape (N, B)
-        tanh(beta z), in [-1, 1], with the beta that training ended at; its sign is the code.
+        tanh(beta z), in [-1, 1], with the final beta of training; its sign is the code.
     features : ndarray of float32, shape (N, D)
         The layer before the hash layer.
     """
@@ -53,7 +53,7 @@ class EncoderOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
-    """All of an encoder but its weights.
+    """Everything about an encoder except its weights.
 
     Attributes
     ----------
@@ -62,14 +62,14 @@ class EncoderConfig:
     beta : float
         The sharpness of the relaxed codes.
     batch_size : int
-        The fixed shape that the model runs at.
+        The fixed batch size that the model runs at.
     preprocessing : Preprocessing
     head : str
         Kind of the hash layer: "linear", "kernel" or "spectral".
     anchors : int
-        Of a kernel head; 0 for the others.
+        Number of anchors of a kernel head; 0 for the others.
     training : mapping
-        How the encoder was made: method, settings. Kept for the reader; nothing here depends on it.
+        How the encoder was made: method, settings. For the record only; no code depends on it.
     """
 
     bits: int
@@ -95,7 +95,7 @@ class EncoderConfig:
 
     @property
     def method(self) -> str:
-        """The method that made the encoder, "encoder" if its maker did not say."""
+        """The method that made the encoder, or "encoder" if it is not recorded."""
         return str(self.training.get("method", "encoder"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,14 +130,14 @@ class EncoderConfig:
 class HashEncoder:
     """Turns images into binary codes.
 
-    The same image gives the same code whatever the batch it stands in and however many threads torch has (on one
-    kind of machine: another processor may round differently). Safe to share between threads; they take turns.
+    An image's code does not depend on the rest of the batch, nor on the number of torch threads. Another kind of
+    processor may round differently. Threads may share an encoder; their calls run one after another.
 
     Parameters
     ----------
     config : EncoderConfig
     model : HashModel
-        Owned by the encoder from here on, in evaluation mode.
+        The encoder takes ownership and puts it in evaluation mode.
     """
 
     def __init__(self, config: EncoderConfig, model: HashModel):
@@ -150,12 +150,12 @@ class HashEncoder:
 
     @property
     def bits(self) -> int:
-        """Number of bits of a code."""
+        """Number of bits in a code."""
         return self.config.bits
 
     @property
     def feature_dim(self) -> int:
-        """Number of features an image has before the hash layer."""
+        """Number of features that enter the hash layer."""
         return self._feature_dim
 
     def __repr__(self) -> str:
@@ -168,8 +168,8 @@ class HashEncoder:
         Parameters
         ----------
         images : sequence of PIL images, encoded bytes, paths or uint8 arrays
-            Arrays have shape (H, W), (H, W, 1) or (H, W, 3); one array of shape (N, H, W) or (N, H, W, C) is a
-            sequence too.
+            Arrays have shape (H, W), (H, W, 1) or (H, W, 3). One array of shape (N, H, W) or (N, H, W, C) is also a
+            sequence.
 
         Returns
         -------
@@ -180,7 +180,7 @@ class HashEncoder:
         ImageError
             If an image cannot be decoded; its reason names the position.
         TypeError
-            If `images` is one image, or holds something else than images.
+            If `images` is a single image, or holds anything but images.
         """
         return self.encode_all(images).codes
 
@@ -190,7 +190,7 @@ class HashEncoder:
         return self._encode(len(images), lambda rows: self._open_pixels(images, rows))
 
     def encode_pixels(self, pixels_NHWC: NDArray[np.uint8]) -> EncoderOutput:
-        """Return what `encode_all` returns, of images that `config.preprocessing.pixels` made ready elsewhere.
+        """Like `encode_all`, for images already prepared by `config.preprocessing.pixels`.
 
         Parameters
         ----------
@@ -219,11 +219,11 @@ class HashEncoder:
         return EncoderOutput(pack_bits(bit_NB), relaxed_NB, feature_ND)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into a folder, which is made if need be."""
+        """Write `config.json` and `model.safetensors` into a folder, creating it if necessary."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         config = self.config.to_dict() | {"fingerprint": self.fingerprint}
-        # The configuration goes last: it names the fingerprint of the weights, so a half-written folder is refused.
+        # The configuration is written last: its fingerprint covers the weights, so a half-written folder is refused.
         _write(target / WEIGHTS_FILE, self._weights)
         _write(target / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
@@ -239,7 +239,7 @@ class HashEncoder:
         Raises
         ------
         EncoderError
-            If the folder is no encoder, is damaged, or was written by a newer version.
+            If the folder is not an encoder, is damaged, or was written by a newer version.
         """
         source = Path(folder)
         plain = _read_config(source)
@@ -266,7 +266,7 @@ class HashEncoder:
     def _run_batch(
         self, pixels_RHWC: NDArray[np.uint8]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Return features, z and relaxed codes of some images, computed at the fixed shape with zeros behind them."""
+        """Return features, z and relaxed codes of some images, padded with zeros to the fixed batch size."""
         count = len(pixels_RHWC)
         pixels_NHWC = np.zeros((self.config.batch_size, *pixels_RHWC.shape[1:]), np.uint8)
         pixels_NHWC[:count] = pixels_RHWC
@@ -296,13 +296,13 @@ def _check_sequence(images: object) -> None:
 
 
 def _build_model(config: EncoderConfig, weights: dict[str, torch.Tensor]) -> HashModel:
-    # The random initial weights are thrown away at once, and must not disturb the caller's random numbers.
+    # The random initial weights are discarded at once, and must not advance the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         backbone = build_backbone(config.backbone)
         head = build_head(config.head, backbone.feature_dim, config.bits, config.anchors)
         model = HashModel(backbone, config.bits, head)
-    # Copies into the model's own memory: products depend on the alignment of their operands, which a mapped or
-    # sliced buffer does not promise.
+    # Copies into the model's own memory: matrix products depend on the alignment of their operands, which a mapped
+    # or sliced buffer does not guarantee.
     model.load_state_dict(weights)
     return model
 
@@ -342,7 +342,7 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write aside and rename, so that a reader never sees half a file."""
+    """Write to a temporary file and rename it, so that a reader never sees half a file."""
     aside = path.with_name(path.name + ".part")
     with aside.open("wb") as file:
         file.write(data)

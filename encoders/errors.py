@@ -1,6 +1,6 @@
 """What can go wrong between an image and its code.
 
-EncoderError: a folder is no encoder, an artifact is damaged, weights do not fit
+EncoderError: a folder is not an encoder, an artifact is damaged, weights do not fit
 ImageError: one image cannot be decoded
 """
 
@@ -17,7 +17,7 @@ class ImageError(Exception):
     Attributes
     ----------
     reason : str
-        Short and plain, fit for a column of rejects: "empty file", "truncated: ...".
+        Short and plain, suitable for a column of rejects: "empty file", "truncated: ...".
     """
 
     def __init__(self, reason: str):

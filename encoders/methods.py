@@ -1,23 +1,23 @@
-"""Every method by its name: what it learns from, and what it trains or fits.
+"""All methods by name: what each learns from, and what it trains or fits.
 
 =============  =========================================================================================
 hashnet        Cao et al., ICCV 2017: weighted pairs, tanh(beta z) with a rising beta
-hashnet-c      HashNet+C: similar pairs of multi-labelled images weigh as much as their labels have in common
+hashnet-c      HashNet+C: a similar pair of multi-labelled images is weighted by the overlap of its labels
 hashnet-w      ablation: no weights
 hashnet-sgn    ablation: signs from the first step, with straight-through gradients
-hashnet-tanh   ablation: tanh(z) throughout, signs taken afterwards; we take it to be the paper's HashNet-sgn
+hashnet-tanh   ablation: tanh(z) throughout, signs taken afterwards; probably the paper's HashNet-sgn
 hashnet-sharp  ablation: tanh(beta z) at the last beta (30 by default) from the first step
-hashnet-st     ours: hashnet-sgn, and a classifier that reads the same signs
+hashnet-st     ours: hashnet-sgn plus a classifier on the same signs
 dhn            Zhu et al., AAAI 2016: pairs and a quantisation penalty
 latent         Lin et al., CVPR workshops 2015: a classifier behind a layer of sigmoids
 joint          a reconstruction of Mu & Liu 2016: classification, then an exponentiated loss of pairs
-csq            Yuan et al., CVPR 2020: one Hadamard centre a class
+csq            Yuan et al., CVPR 2020: one Hadamard centre for each class
 orthohash      Hoe et al., NeurIPS 2021: one cross-entropy over cosines to centres
 lsh            Charikar, STOC 2002: random hyperplanes on the backbone's features
 sh             Weiss et al., NIPS 2008: spectral hashing of the features
-itq            Gong & Lazebnik, CVPR 2011: turned principal components of the features
-itq-cca        Gong et al., TPAMI 2013: turned canonical components of features and labels
-sdh            Shen et al., CVPR 2015: discrete codes that a linear classifier reads, on a kernel of the features
+itq            Gong & Lazebnik, CVPR 2011: rotated principal components of the features
+itq-cca        Gong et al., TPAMI 2013: rotated canonical components of features and labels
+sdh            Shen et al., CVPR 2015: discrete codes for a linear classifier, on a kernel of the features
 ksh            Liu et al., CVPR 2012: kernel hash functions fitted to pairs, one by one
 =============  =========================================================================================
 """
@@ -49,12 +49,12 @@ from hashlight.encoders.losses.objectives import (
 
 
 def _any_bits(bits: int, dims: int, num_classes: int) -> None:
-    """Take any number of bits."""
+    """Accept any number of bits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveSettings:
-    """What an objective is made from.
+    """What an objective is built from.
 
     Attributes
     ----------
@@ -71,31 +71,31 @@ class ObjectiveSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """One way to get codes. Either `objective` or `fit` is there.
+    """One way to get codes. Exactly one of `objective` and `fit` is set.
 
     Attributes
     ----------
     name : str
     title : str
-        The name to print beside numbers.
+        The name to print in tables.
     learns_from : tuple of str
         Kinds of supervision.
     refusal : str
-        Why no other kind will do, and what to do instead.
+        Why no other kind works, and what to do instead.
     objective : callable, optional
-        Makes what a network is trained on.
+        Builds the objective that a network is trained on.
     fit : callable, optional
         Learns a hasher from features (N, D), a number of bits, a seed and classes (N, C), which are None for a
         method that does not read them.
     check_bits : callable
-        Called before anything is learned with the number of bits, of feature dimensions and of classes (0 without
-        labels); raises ValueError if the method cannot give so many, or so few, bits.
+        Called before training with the numbers of bits, feature dimensions and classes (0 without labels); raises
+        ValueError if the method cannot produce that many, or that few, bits.
     continues : bool
-        beta rises by the schedule of the settings; else it is `beta` throughout.
+        Whether beta rises by the schedule of the settings; if not, it is `beta` throughout.
     beta : float or None
-        Sharpness of the relaxed codes tanh(beta z) that are the method's own; None is where continuation would end.
+        Sharpness of the method's own relaxed codes tanh(beta z); None is the beta at which continuation would end.
     pretrains : bool
-        Classification comes first whatever weights the backbone starts from.
+        Whether classification comes first, whatever weights the backbone starts from.
     """
 
     name: str
@@ -111,12 +111,12 @@ class Method:
 
     @property
     def reads_classes(self) -> bool:
-        """Whether nothing but labels will do."""
+        """Whether the method needs labels."""
         return set(self.learns_from) <= {LABELS, MULTI_LABELS}
 
     @property
     def ignores(self) -> frozenset[str]:
-        """Settings of `encoders.training.train.TrainConfig` that change nothing here."""
+        """Settings of `encoders.training.train.TrainConfig` that have no effect on this method."""
         if self.fit is not None:
             return frozenset({"epochs", "schedule", "final_beta", "validation_images", "patience"})
         if self.continues:

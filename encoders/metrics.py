@@ -1,10 +1,11 @@
-"""How good a retrieval is. Plain numpy on histograms of distances, which any search engine can count.
+"""How good retrieval is: plain numpy on histograms of distances, which any search engine can produce.
 
 Shapes: Q queries, D = bits + 1 distances, N database items, L levels of gain. `total_QD[q, d]` is the number of items
-at distance d of query q, `relevant_QD` the number of relevant ones among them, `count_QDL` that of each gain.
+at distance d from query q, `relevant_QD` the number of relevant ones among them, `count_QDL` the number at each gain.
 
-Codes give many items one distance, so the order of an answer is not unique. Every measure of an order here is the
-expected value over all orders of equal items, in closed form (McSherry & Najork, ECIR 2008): no sort can flatter it.
+With codes, many items are at the same distance, so the ranking is not unique. Every measure of a ranking here is the
+expected value over all orders of tied items, in closed form (McSherry & Najork, ECIR 2008), so no tie-breaking can
+flatter it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ FloatArray = NDArray[np.float64]
 
 NORMALISATIONS = ("possible", "found")
 
-# Below this many items harmonic numbers are summed, above it their series is exact to the last digit.
+# Harmonic numbers are summed up to here; beyond, their series is exact to the last digit.
 _SERIES_FROM = 32
 _HARMONIC = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, _SERIES_FROM + 1))])
 
@@ -32,7 +33,7 @@ class PrecisionRecall(NamedTuple):
     Attributes
     ----------
     precision : ndarray of float64, shape (D,)
-        Over the queries that have any item within the radius; nan where none has.
+        Over the queries that have any item within the radius; nan if none has.
     recall : ndarray of float64, shape (D,)
         Over the queries that have any relevant item.
     """
@@ -57,27 +58,27 @@ def average_precision(
     k : int, optional
         Count the first k items only; all by default.
     normalisation : {"possible", "found"}
-        What the sum of precisions at the relevant items is divided by. "possible" is as many relevant items as k
-        could hold, min(R, k) for R relevant ones in the database: 1 means that nothing could be better. "found" is
-        the number within the first k of the same order, as in the code of HashNet and most deep hashing tables: it
-        rewards an answer whose only relevant item comes first. Without a cut-off they are the same.
+        What the sum of precisions at the relevant items is divided by. "possible" is the largest possible number of
+        relevant items, min(R, k) for R relevant ones in the database, so that 1 is a perfect ranking. "found" is the
+        number among the first k of the ranking itself, as in HashNet's code and most deep hashing tables: it gives
+        full marks to an answer whose only relevant item comes first. Without a cut-off both are the same.
 
     Returns
     -------
     ndarray of float64, shape (Q,)
-        nan for a query with nothing relevant, whose average precision is not defined. An order with nothing relevant
-        within the cut-off has 0.
+        nan for a query with no relevant item, whose average precision is undefined; 0 for a ranking with no relevant
+        item within the cut-off.
 
     Raises
     ------
     ValueError
-        If the shapes differ, more items are relevant than there are, or `k` or `normalisation` is none.
+        If the shapes differ, there are more relevant items than items, or `k` or `normalisation` is invalid.
 
     Notes
     -----
     McSherry & Najork, "Computing information retrieval performance measures efficiently in the presence of tied
-    scores", ECIR 2008, section 4. For "found" the one group that the cut-off divides is summed over the number of
-    its relevant items within, which is hypergeometric; given that number, it is a group that ends at the cut-off.
+    scores", ECIR 2008, section 4. For "found", the one group that the cut-off splits is summed over the possible
+    numbers of relevant items inside it, which are hypergeometric; given that number, the group ends at the cut-off.
     """
     items_QD, hits_QD = _check_histograms(total_QD, relevant_QD)
     if normalisation not in NORMALISATIONS:
@@ -102,18 +103,18 @@ def average_precision(
 def mean_average_precision(
     total_QD: IntArray, relevant_QD: IntArray, k: int | None = None, *, normalisation: str = "possible"
 ) -> float:
-    """Mean of `average_precision` over the queries that have anything relevant; nan if none has."""
+    """Mean of `average_precision` over the queries that have a relevant item; nan if none has."""
     return _mean_of_defined(average_precision(total_QD, relevant_QD, k, normalisation=normalisation))
 
 
 def precision_at(total_QD: IntArray, relevant_QD: IntArray, n: int) -> FloatArray:
-    """Return the expected share of relevant items among the first n of each query, over all orders of equal items.
+    """Return the expected share of relevant items among the first n of each query, over all orders of tied items.
 
     Parameters
     ----------
     total_QD, relevant_QD : ndarray of int, shape (Q, D)
     n : int
-        Also the divisor where there are fewer items.
+        Also the divisor if there are fewer items.
 
     Returns
     -------
@@ -131,14 +132,14 @@ def precision_at(total_QD: IntArray, relevant_QD: IntArray, n: int) -> FloatArra
 
 
 def ndcg(count_QDL: IntArray, gain_L: NDArray[np.floating[Any]], k: int | None = None) -> FloatArray:
-    """Return the expected normalised discounted cumulative gain of each query, over all orders of equal items.
+    """Return the expected normalised discounted cumulative gain of each query, over all orders of tied items.
 
-    The item at rank i adds gain / log2(1 + i). The best order of the same items is 1.
+    The item at rank i adds gain / log2(1 + i). The best possible order of the same items scores 1.
 
     Parameters
     ----------
     count_QDL : ndarray of int, shape (Q, D, L)
-        Number of items by distance and level of gain: for several labels an image, by how many labels it shares.
+        Number of items by distance and level of gain; with several labels an image, by the number of shared labels.
     gain_L : ndarray of float, shape (L,)
         Gain of each level, at least 0; 2**level - 1 is usual.
     k : int, optional
@@ -147,7 +148,7 @@ def ndcg(count_QDL: IntArray, gain_L: NDArray[np.floating[Any]], k: int | None =
     Returns
     -------
     ndarray of float64, shape (Q,)
-        nan for a query to which no item has a gain.
+        nan for a query for which no item has a gain.
 
     Raises
     ------
@@ -164,9 +165,9 @@ def ndcg(count_QDL: IntArray, gain_L: NDArray[np.floating[Any]], k: int | None =
             "`count_QDL` must have shape (Q, D, L) and `gain_L` a gain of at least 0 for each of the L levels, got "
             f"{count_QDL.shape} and {value_L.tolist()}"
         )
-    most = int(count_QDL.sum(axis=(1, 2)).max(initial=0))
+    max_items = int(count_QDL.sum(axis=(1, 2)).max(initial=0))
     _check_cut_off(k if k is not None else 1)
-    discount_N = _cumulative_discount(most, most if k is None else k)
+    discount_N = _cumulative_discount(max_items, max_items if k is None else k)
     items_QD = count_QDL.sum(axis=2)
     mean_QD = np.asarray(count_QDL @ value_L / np.maximum(items_QD, 1), np.float64)
     best_L = np.argsort(-value_L)
@@ -175,7 +176,7 @@ def ndcg(count_QDL: IntArray, gain_L: NDArray[np.floating[Any]], k: int | None =
 
 
 def average_precision_of_scores(scores_QN: NDArray[np.floating[Any]], relevant_QN: NDArray[np.bool_]) -> FloatArray:
-    """Return the expected average precision when real scores order the items, higher first, ties in any order.
+    """Return the expected average precision when items are ranked by real scores, highest first, ties in any order.
 
     Parameters
     ----------
@@ -186,7 +187,7 @@ def average_precision_of_scores(scores_QN: NDArray[np.floating[Any]], relevant_Q
     Returns
     -------
     ndarray of float64, shape (Q,)
-        nan for a query with nothing relevant.
+        nan for a query with no relevant item.
 
     Raises
     ------
@@ -204,9 +205,9 @@ def average_precision_of_scores(scores_QN: NDArray[np.floating[Any]], relevant_Q
 
 
 def precision_within_radius(total_QD: IntArray, relevant_QD: IntArray, radius: int) -> FloatArray:
-    """Share of relevant items within a radius (inclusive), of each query; 0 where nothing is within it.
+    """Share of relevant items within a radius (inclusive) for each query; 0 if nothing is within it.
 
-    A query that finds nothing has failed, so it counts as 0 and is not left out.
+    A query that finds nothing has failed, so it counts as 0 instead of being left out.
 
     Raises
     ------
@@ -240,9 +241,9 @@ def bit_balance(codes_NW: CodeArray, bits: int) -> FloatArray:
 
 
 def bit_correlation(codes_NW: CodeArray, bits: int) -> float:
-    """Mean absolute correlation between two bits over the codes: 0 where each bit says something of its own.
+    """Mean absolute correlation between two bits over the codes: 0 if all bits are independent.
 
-    Bits that are constant correlate with nothing and are left out; nan if fewer than two are left.
+    Constant bits have no correlation and are left out; nan if fewer than two bits are left.
     """
     bit_NB = unpack_bits(codes_NW, bits).astype(np.float64)
     bit_NB = bit_NB[:, bit_NB.std(axis=0) > 0] if len(bit_NB) else bit_NB[:, :0]
@@ -265,7 +266,7 @@ def largest_bucket(codes_NW: CodeArray) -> int:
 def _group_gain(
     size: FloatArray, hits: FloatArray, behind: FloatArray, hits_behind: FloatArray, taken: FloatArray
 ) -> FloatArray:
-    """Return what the first `taken` items of each group add to the sum of precisions, as in `average_precision`."""
+    """Return what the first `taken` items of each group add to the sum of precisions; see `average_precision`."""
     size = np.maximum(size, 1.0)
     slope = (hits - 1.0) / np.maximum(size - 1.0, 1.0)
     constant = hits_behind + 1.0 - slope * (behind + 1.0)
@@ -291,9 +292,9 @@ def _expected_over_found(
 
 
 def _hypergeometric(inside_X: FloatArray, size: float, hits: float, taken: float) -> FloatArray:
-    """Return the chances that `taken` of `size` items hold `inside_X` of the `hits` relevant ones.
+    """Return the probabilities that `taken` of `size` items include `inside_X` of the `hits` relevant ones.
 
-    Ratios of neighbouring chances are simple; summing their logarithms from one end, and normalising, cannot overflow.
+    Ratios of neighbouring probabilities are simple; summing their logarithms and normalising cannot overflow.
     """
     rising = inside_X[1:]
     ratio = (hits - rising + 1) * (taken - rising + 1) / (rising * (size - hits - taken + rising))
@@ -303,14 +304,14 @@ def _hypergeometric(inside_X: FloatArray, size: float, hits: float, taken: float
 
 
 def _cumulative_discount(num_items: int, k: int) -> FloatArray:
-    """Return the sum of 1 / log2(1 + i) over the first 0, 1, ... `num_items` ranks, ranks behind k adding nothing."""
+    """Return the sum of 1 / log2(1 + i) over the first 0, 1, ... `num_items` ranks, ranks beyond k add nothing."""
     discount_N = 1.0 / np.log2(np.arange(2, num_items + 2, dtype=np.float64))
     discount_N[k:] = 0.0
     return np.concatenate([[0.0], np.cumsum(discount_N)])
 
 
 def _discounted(items_QG: IntArray, gain_QG: FloatArray, discount_N: FloatArray) -> FloatArray:
-    """Return the discounted gain of groups in order, whose items have the same mean gain at every rank."""
+    """Return the discounted gain of consecutive groups; within a group every rank has the same mean gain."""
     end_QG = np.cumsum(items_QG, axis=1)
     return np.asarray((gain_QG * (discount_N[end_QG] - discount_N[end_QG - items_QG])).sum(axis=1), np.float64)
 
@@ -325,7 +326,7 @@ def _bucket_sizes(codes_NW: CodeArray) -> NDArray[np.intp]:
 
 
 def _row_average_precision(score_N: NDArray[np.floating[Any]], relevant_N: NDArray[np.bool_]) -> float:
-    """Group one query's items by score, best first, and take the groups as distances."""
+    """Group one query's items by score, best first, and treat the groups as distances."""
     order_N = np.argsort(-score_N, kind="stable")
     sorted_N = score_N[order_N]
     if not len(sorted_N):
@@ -337,7 +338,7 @@ def _row_average_precision(score_N: NDArray[np.floating[Any]], relevant_N: NDArr
 
 
 def _harmonic_difference(start: FloatArray, count: FloatArray) -> FloatArray:
-    """H(start + count) - H(start), without the loss of digits of two large harmonic numbers."""
+    """H(start + count) - H(start), without the cancellation of two large harmonic numbers."""
     end = start + count
     low_start, low_end = np.minimum(start, _SERIES_FROM), np.minimum(end, _SERIES_FROM)
     summed = _HARMONIC[low_end.astype(np.int64)] - _HARMONIC[low_start.astype(np.int64)]
@@ -366,7 +367,7 @@ def _check_histograms(total_QD: IntArray, relevant_QD: IntArray) -> tuple[FloatA
 
 
 def _divide(numerator: FloatArray, denominator: NDArray[Any]) -> FloatArray:
-    """Divide, giving nan where there is nothing to divide by."""
+    """Divide; nan where the denominator is 0."""
     result = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=result, where=denominator > 0)
     return result

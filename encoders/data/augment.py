@@ -1,4 +1,4 @@
-"""Augmentation of whole batches, drawn from torch's random numbers."""
+"""Augmentation of whole batches, using torch's random numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 # A 28-pixel image moves by up to 2 pixels, a 224-pixel one by up to 16.
 SHIFT_SHARE = 1 / 14
 
-# What a copy may have lost and still be found: up to a third of each side, 10 degrees, some light and some noise.
+# How a copy may differ and still be found: cropped by a third of each side, rotated by 10 degrees, relit, noisy.
 _VIEW_SIDES = (0.67, 1.0)
 _VIEW_ANGLE = math.radians(10)
 _VIEW_CONTRAST = 0.4
@@ -19,7 +19,7 @@ _VIEW_NOISE = 0.1
 
 
 def flip_and_shift(image_NCHW: torch.Tensor) -> torch.Tensor:
-    """Mirror half of the images and shift each by its own few pixels, repeating the border.
+    """Mirror half of the images at random and shift each by a few pixels of its own, repeating the border.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def flip_and_shift(image_NCHW: torch.Tensor) -> torch.Tensor:
 
 
 def random_view(image_NCHW: torch.Tensor) -> torch.Tensor:
-    """Crop, turn, mirror, relight and roughen each image in its own way, as a copy of it on the web may be.
+    """Crop, rotate, mirror, relight and add noise to each image at random, as in copies found on the web.
 
     Parameters
     ----------

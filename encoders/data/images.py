@@ -1,4 +1,4 @@
-"""Bytes to pixels: any file that people call an image becomes RGB or L, or an `ImageError` that says why not."""
+"""Bytes to pixels: an image file becomes RGB or L, or an `ImageError` that says why not."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ImageLike = Image.Image | bytes | str | os.PathLike[str] | NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
 
-# 64 million pixels are 192 MB as RGB: above every phone's ordinary photograph, below what would hurt a worker.
+# 64 million pixels are 192 MB as RGB: more than an ordinary phone photo, little enough for a worker's memory.
 MAX_PIXELS = 64_000_000
 
-# Known by their first bytes, so that "unsupported" can be told from "not an image".
+# Formats recognised by their first bytes, so that "unsupported" can be told from "not an image".
 _OUR_FORMATS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 _OTHER_FORMATS = (
     (b"%PDF", 0, "PDF"),
@@ -42,14 +42,14 @@ _OTHER_FORMATS = (
 
 
 def open_image(image: ImageLike) -> Image.Image:
-    """Return one image of any accepted kind as a Pillow image, turned as its EXIF orientation says.
+    """Return an image of any accepted kind as a Pillow image, rotated according to its EXIF orientation.
 
     Raises
     ------
     ImageError
         If it cannot be read or decoded.
     TypeError
-        If it is no image of an accepted kind.
+        If it is not an image of an accepted kind.
     """
     if isinstance(image, Image.Image):
         return upright(image)
@@ -68,26 +68,26 @@ def open_image(image: ImageLike) -> Image.Image:
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one image completely.
 
-    The EXIF orientation is applied, the first frame of an animation is taken, 16-bit grey is scaled to 8 bits, and
-    transparent pixels lie on white, as a browser's page shows them.
+    Applies the EXIF orientation, takes the first frame of an animation, scales 16-bit grey to 8 bits, and puts
+    transparent pixels on white, as a browser does.
 
     Parameters
     ----------
     data : bytes
         A PNG, JPEG, GIF, WebP, BMP or TIFF file.
     max_pixels : int
-        An image whose header promises more is refused before its pixels are decoded. Pillow's own limit
-        (`PIL.Image.MAX_IMAGE_PIXELS`) holds too.
+        An image whose header announces more is refused before its pixels are decoded. Pillow's own limit
+        (`PIL.Image.MAX_IMAGE_PIXELS`) applies too.
 
     Returns
     -------
     PIL.Image.Image
-        Mode "RGB", or "L" where the file is grey.
+        Mode "RGB", or "L" if the file is grey.
 
     Raises
     ------
     ImageError
-        If `data` is empty, no image, of another format, truncated, damaged, or too large.
+        If `data` is empty, not an image, of another format, truncated, damaged, or too large.
     """
     if not data:
         raise ImageError("empty file")
@@ -99,7 +99,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return an opened image as its EXIF orientation says it is to be seen; the image itself stays as it is."""
+    """Return an opened image with its EXIF orientation applied; the original is not changed."""
     # A damaged EXIF block says nothing about orientation; the pixels are still good.
     with contextlib.suppress(Exception):
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -108,7 +108,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb_or_grey(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of any mode to "RGB", or to "L" where it is grey and opaque.
+    """Convert a loaded image of any mode to "RGB", or to "L" if it is grey and opaque.
 
     Raises
     ------
@@ -162,10 +162,10 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 @contextlib.contextmanager
 def _pillow_errors(data: bytes, max_pixels: int) -> Iterator[None]:
-    """Map whatever Pillow raises to one `ImageError`.
+    """Map every exception of Pillow to an `ImageError`.
 
-    Its decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on hostile bytes, so
-    everything but a request to stop is caught.
+    Its decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on hostile bytes, so all of
+    `Exception` is caught.
     """
     try:
         yield
@@ -174,8 +174,8 @@ def _pillow_errors(data: bytes, max_pixels: int) -> Iterator[None]:
     except UnidentifiedImageError as exc:
         raise ImageError(_name_unidentified(data)) from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        most = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
-        raise ImageError(f"too many pixels: at most {most:,} are decoded") from exc
+        limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+        raise ImageError(f"too many pixels: at most {limit:,} are decoded") from exc
     except Exception as exc:
         reason = " ".join(str(exc).split())[:120] or type(exc).__name__
         kind = "truncated" if "truncated" in reason.lower() else "damaged"

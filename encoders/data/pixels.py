@@ -1,4 +1,4 @@
-"""Training images, resized once and kept as bytes where they fit, else opened anew for every batch."""
+"""Training images: resized once and kept in memory if they fit, otherwise opened again for every batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hashlight.encoders.data.images import open_image
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.errors import ImageError
 
-# A million 28x28 grey images, or 6,000 colour images of 224x224.
+# Room for a million 28x28 grey images, or 6,000 colour images of 224x224.
 CACHE_BYTES = 1_000_000_000
 
 
@@ -21,14 +21,14 @@ class PixelSource:
 
     Parameters
     ----------
-    images : uint8 array or tensor, or anything that gives images by position
+    images : uint8 array or tensor, or any sequence of images
     preprocessing : Preprocessing
     cache_bytes : int
-        Resized pixels are kept if all of them take at most this much.
+        Resized pixels are kept if all of them together take at most this much.
 
     Attributes
     ----------
-    images : uint8 array, or what was given
+    images : uint8 array, or the sequence as given
     """
 
     def __init__(self, images: Any, preprocessing: Preprocessing, *, cache_bytes: int = CACHE_BYTES):

@@ -1,4 +1,4 @@
-"""From an image to the network's input: one rule, kept in the artifact, shared by training, pipelines and service."""
+"""From an image to the network's input: one rule, stored in the artifact, used by training, pipelines and servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from hashlight.encoders.data.images import to_rgb_or_grey
 
 if TYPE_CHECKING:
-    # Processes that only decode start without torch, which takes seconds to import.
+    # Torch takes seconds to import, and processes that only decode do not need it.
     import torch
 
 INTERPOLATIONS = {
@@ -36,10 +36,10 @@ class Preprocessing:
     channels : int
         1 (grey) or 3 (RGB).
     mean, std : tuple of float
-        One a channel, of pixels scaled to 0..1.
+        One for each channel, for pixels scaled to 0..1.
     fit : str
-        "stretch" resizes to the square whatever the shape; "crop" resizes the shorter side to `resize` and takes
-        the middle square.
+        "stretch" resizes to the square, ignoring the aspect ratio; "crop" resizes the shorter side to `resize` and
+        cuts out the central square.
     resize : int
         The shorter side before the crop; at least `size`. Unused by "stretch".
     interpolation : str
@@ -79,7 +79,7 @@ class Preprocessing:
         return self.normalise(pixels_HWC.unsqueeze(0))[0]
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Return the resized uint8 pixels (H, W, C), the part of the work that training may keep between epochs."""
+        """Return the resized uint8 pixels (H, W, C), which training can cache between epochs."""
         image = to_rgb_or_grey(image).convert("L" if self.channels == 1 else "RGB")
         image = self._crop(image) if self.fit == "crop" else self._stretch(image)
         return np.array(image, np.uint8).reshape(self.size, self.size, self.channels)
@@ -112,13 +112,13 @@ class Preprocessing:
         width, height = image.size
         scale = self.resize / min(width, height)
         width, height = max(self.resize, round(width * scale)), max(self.resize, round(height * scale))
-        # Resize only what the crop keeps: a panorama would otherwise be enlarged whole.
+        # Resize only what the crop keeps; a panorama would otherwise be enlarged as a whole.
         left, top = (width - self.size) // 2, (height - self.size) // 2
         box = (left / scale, top / scale, (left + self.size) / scale, (top + self.size) / scale)
         return image.resize((self.size, self.size), INTERPOLATIONS[self.interpolation], box=_within(box, image.size))
 
 
 def _within(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Pull a box inside the image, which rounding may leave by a fraction of a pixel."""
+    """Clip a box to the image; rounding may put it outside by a fraction of a pixel."""
     left, top, right, bottom = box
     return max(left, 0.0), max(top, 0.0), min(right, float(size[0])), min(bottom, float(size[1]))

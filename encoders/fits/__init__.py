@@ -1,1 +1,1 @@
-"""Hashing that is solved for rather than trained."""
+"""Hash functions that are solved for, not trained."""

@@ -1,7 +1,7 @@
-"""Hashers: what hashing of ready features has learned, in plain numpy.
+"""Hashers: fitted hash functions of precomputed features, in plain numpy.
 
-A hasher stands in the place of a hash layer on the backbone that made the features; `encoders.networks.heads` makes it
-one. Shapes: N images, D feature dimensions, B bits, M anchors.
+A hasher takes the place of the hash layer on the backbone that made the features; `encoders.networks.heads` converts
+it to one. Shapes: N images, D feature dimensions, B bits, M anchors.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Features = NDArray[np.floating[Any]]
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Hasher(abc.ABC):
-    """Bit i of an image is whether number i of its projection is above 0.
+    """Bit i of an image is 1 if component i of its projection is above 0.
 
     Attributes
     ----------
     weight : ndarray of float64
-        One column a bit.
+        One column for each bit.
     """
 
     weight: FloatArray
 
     @property
     def bits(self) -> int:
-        """Number of bits of a code."""
+        """Number of bits in a code."""
         return int(self.weight.shape[1])
 
     @property
@@ -47,7 +47,7 @@ class Hasher(abc.ABC):
         Raises
         ------
         ValueError
-            If the features have another number of dimensions than those it was fitted on.
+            If the features do not have the number of dimensions that the hasher was fitted on.
         """
         return self._project(check_features(features, self.dims))
 
@@ -138,7 +138,7 @@ def gaussian_kernel(left_ND: FloatArray, right_MD: FloatArray, scale: float) -> 
 
 
 def check_features(features: Features, dims: int | None = None) -> FloatArray:
-    """Return features as float64, or refuse what cannot be hashed."""
+    """Return features as float64, or raise ValueError if they cannot be hashed."""
     if features.ndim != 2 or (not len(features) if dims is None else features.shape[1] != dims):
         raise ValueError(
             f"`features` must have shape (N, {dims or 'D'}), one row an image, got {features.shape}: "
@@ -150,7 +150,7 @@ def check_features(features: Features, dims: int | None = None) -> FloatArray:
 
 
 def check_classes(class_NC: NDArray[Any], num_images: int) -> FloatArray:
-    """Return which classes each image has as float64, or refuse what does not fit the features."""
+    """Return the classes of each image as float64, or raise ValueError if they do not fit the features."""
     if class_NC.ndim != 2 or len(class_NC) != num_images or not np.isin(class_NC, (0, 1)).all():
         raise ValueError(
             f"`class_NC` must be 0 or 1 in {num_images} rows, one a feature row, got {class_NC.dtype} of shape "
@@ -160,13 +160,13 @@ def check_classes(class_NC: NDArray[Any], num_images: int) -> FloatArray:
 
 
 def check_bits(bits: int) -> None:
-    """Refuse a number of bits that no collection stores."""
+    """Raise ValueError for a number of bits that no collection stores."""
     if not 1 <= bits <= 1024:
         raise ValueError(f"`bits` must be 1 to 1024, got {bits}")
 
 
 def check_components(bits: int, dims: int, method: str) -> None:
-    """Refuse more bits than there are directions to take them from."""
+    """Raise ValueError for more bits than feature dimensions."""
     check_bits(bits)
     if bits > dims:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Supervised hashing through a Gaussian kernel to anchors.
 
-Shapes: N images, D feature dimensions, C classes, B bits, M anchors, L images that pairs are taken of.
+Shapes: N images, D feature dimensions, C classes, B bits, M anchors, L images that pairs are taken from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hashlight.encoders.fits.hashers import (
     squared_distances,
 )
 
-# Of the mean diagonal of a kernel's covariance.
+# Relative to the mean diagonal of the kernel's covariance.
 _RIDGE = 1e-6
 _KSH_STEPS = 200
 
@@ -31,7 +31,7 @@ KSH_LABELLED = 1000
 
 
 class SDH(KernelHasher):
-    """Codes from which a linear classifier reads the labels, learned bit by bit without relaxing them.
+    """Codes from which a linear classifier predicts the labels, learned bit by bit without relaxation.
 
     Shen, Shen, Liu & Shen, "Supervised discrete hashing", CVPR 2015: minimise
     |Y - B W|^2 + lambda |W|^2 + nu |B - F(X)|^2 over codes B, classifier W and kernel map F in turn, the codes by
@@ -58,10 +58,10 @@ class SDH(KernelHasher):
         features : ndarray of float, shape (N, D)
         bits : int
         seed : int
-            Of the anchors and of the codes to start from.
+            Of the anchors and of the initial codes.
         class_NC : ndarray of 0 and 1, shape (N, C)
         anchors : int
-            At most; no more than there are images.
+            Maximum number; at most the number of images.
         iterations : int
         ridge, fidelity : float
             The paper's lambda and nu.
@@ -86,10 +86,11 @@ class SDH(KernelHasher):
 
 
 class KSH(KernelHasher):
-    """Kernel hash functions, one after another, each fitted to what the earlier ones left of the similarities.
+    """Kernel hash functions, each fitted to the similarities that the earlier ones left unexplained.
 
-    Liu, Wang, Ji, Jiang & Chang, "Supervised hashing with kernels", CVPR 2012: code inner products over B approach
-    the similarities of labelled pairs; each bit starts at the spectral relaxation and descends on its sigmoids.
+    Liu, Wang, Ji, Jiang & Chang, "Supervised hashing with kernels", CVPR 2012: code inner products divided by
+    B approximate the similarities of labelled pairs; each bit starts at the spectral relaxation and is then optimised
+    through smooth sigmoids.
     """
 
     @classmethod
@@ -103,7 +104,7 @@ class KSH(KernelHasher):
         anchors: int = KSH_ANCHORS,
         labelled: int = KSH_LABELLED,
     ) -> Self:
-        """Fit bit after bit.
+        """Fit one bit after another.
 
         Parameters
         ----------
@@ -114,7 +115,7 @@ class KSH(KernelHasher):
         class_NC : ndarray of 0 and 1, shape (N, C)
             Images that share a class are similar.
         anchors, labelled : int
-            At most; no more than there are images. Time grows with the square of `labelled`.
+            Maximum numbers; at most the number of images. Time grows with the square of `labelled`.
 
         Raises
         ------
@@ -140,7 +141,7 @@ def _prepare(
 
 
 def _draw_anchors(feature_ND: FloatArray, anchors: int, rng: np.random.Generator) -> tuple[FloatArray, float]:
-    """Draw images as anchors; the kernel's scale is 1 / (2 sigma^2), sigma^2 the mean squared distance to them."""
+    """Draw images as anchors. The kernel's scale is 1 / (2 sigma^2), with sigma^2 the mean squared distance to them."""
     anchor_MD = feature_ND[np.sort(rng.permutation(len(feature_ND))[:anchors])]
     mean = float(squared_distances(feature_ND[:: max(1, len(feature_ND) // 1000)], anchor_MD).mean())
     return anchor_MD, 1.0 / (2.0 * max(mean, float(np.finfo(np.float32).tiny)))
@@ -194,9 +195,9 @@ def _spectral_direction(kernel_LM: FloatArray, residual_LL: FloatArray, root_MM:
 
 
 def _best_direction(kernel_LM: FloatArray, residual_LL: FloatArray, start_M: FloatArray) -> FloatArray:
-    """Ascend on sum R_ij s(k_i a) s(k_j a) with s = tanh(. / 2), and keep the better of start and end by its signs.
+    """Maximise sum R_ij s(k_i a) s(k_j a), s = tanh(. / 2); return the start or the end, whichever has better signs.
 
-    Nesterov's method, as in the paper; the step adapts by halving and growing.
+    Nesterov's method, as in the paper, with an adaptive step.
     """
     here_M, before_M = start_M, start_M
     step = 1.0 / len(kernel_LM)

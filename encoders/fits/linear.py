@@ -1,4 +1,4 @@
-"""Linear and spectral hashing of ready features: the classical methods that a learned code must beat.
+"""Linear and spectral hashing of precomputed features: the classical baselines for learned codes.
 
 Shapes: N images, D feature dimensions, C classes, B bits.
 """
@@ -21,15 +21,15 @@ from hashlight.encoders.fits.hashers import (
     check_features,
 )
 
-# Of the covariances' mean diagonal: keeps directions without variance from growing without bound.
+# Relative to the covariances' mean diagonal; bounds directions that have no variance.
 _CCA_RIDGE = 1e-4
 
 
 class LSH(LinearHasher):
     """Random hyperplanes through the mean of the features.
 
-    Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002. Features behind a rectifier
-    are all positive, so hyperplanes through zero would leave most bits constant; hence the mean.
+    Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002. Features after a
+    rectifier are never negative, so hyperplanes through zero would leave most bits constant; hence the mean.
     """
 
     @classmethod
@@ -49,7 +49,7 @@ class LSH(LinearHasher):
 
 
 class ITQ(LinearHasher):
-    """Principal components, turned until their signs lose least.
+    """Principal components, rotated to minimise the loss of taking signs.
 
     Gong & Lazebnik, "Iterative quantization: a procrustean approach to learning binary codes", CVPR 2011.
     """
@@ -64,7 +64,7 @@ class ITQ(LinearHasher):
         bits : int
             At most D: each bit needs a principal component.
         seed : int
-            Of the rotation that the iterations start from.
+            Of the initial rotation.
         iterations : int
             50 in the paper.
 
@@ -82,12 +82,12 @@ class ITQ(LinearHasher):
 
 
 class ITQCCA(LinearHasher):
-    """The directions that best predict the labels, turned until their signs lose least.
+    """The directions that best predict the labels, rotated to minimise the loss of taking signs.
 
     Gong, Lazebnik, Gordo & Perronnin, "Iterative quantization: a procrustean approach to learning binary codes for
-    large-scale image retrieval", TPAMI 2013, section 5: canonical correlation analysis between features and labels in
-    the place of principal components, each direction scaled by its correlation. Beyond as many directions as there
-    are labels the correlation is 0, and the rotation spreads those that have one over all bits.
+    large-scale image retrieval", TPAMI 2013, section 5: canonical correlation analysis between features and labels
+    instead of principal components, with each direction scaled by its correlation. There are only as many directions
+    with a correlation above 0 as labels; the rotation spreads them over all bits.
     """
 
     @classmethod
@@ -136,12 +136,12 @@ class SH(SpectralHasher):
         features : ndarray of float, shape (N, D)
         bits : int
         seed : int
-            Unused: nothing is drawn.
+            Unused; the fit is not random.
 
         Raises
         ------
         ValueError
-            If the features do not vary, so that no component has an eigenfunction.
+            If the features do not vary, so no component has an eigenfunction.
         """
         feature_ND = check_features(features)
         check_bits(bits)
@@ -149,9 +149,7 @@ class SH(SpectralHasher):
         projected_NP = feature_ND @ component_DP
         low_P, length_P = projected_NP.min(axis=0), np.ptp(projected_NP, axis=0)
         if length_P.max() <= 1e-12 * max(1.0, float(np.abs(projected_NP).max())):
-            raise ValueError(
-                f"`bits` of SH need features that vary, got {len(feature_ND)} equal rows: {bits} bits are not possible"
-            )
+            raise ValueError(f"`features` must vary for SH to find {bits} bits, got {len(feature_ND)} equal rows")
         component_B, mode_B = _smoothest_modes(length_P, bits)
         frequency_B = mode_B * np.pi / length_P[component_B]
         return cls(component_DP[:, component_B] * frequency_B, -low_P[component_B] * frequency_B)
@@ -164,7 +162,7 @@ def _principal_components(centred_ND: FloatArray, bits: int) -> FloatArray:
 
 
 def _canonical_components(centred_ND: FloatArray, centred_NC: FloatArray, bits: int) -> FloatArray:
-    """Return the `bits` directions of largest correlation with the labels, (D, B), times that correlation."""
+    """Return the `bits` directions of largest correlation with the labels, (D, B), scaled by that correlation."""
     half_DD = _inverse_root(centred_ND)
     between_DC = centred_ND.T @ centred_NC / len(centred_ND)
     left_DD, correlation, _ = np.linalg.svd(half_DD @ between_DC @ _inverse_root(centred_NC))
@@ -182,7 +180,7 @@ def _inverse_root(centred_ND: FloatArray) -> FloatArray:
 
 
 def _quantising_rotation(projected_NB: FloatArray, seed: int, iterations: int) -> FloatArray:
-    """Alternate between the signs and the rotation that brings the projections nearest to them (Procrustes)."""
+    """Alternate between taking signs and finding the rotation that best fits them (Procrustes)."""
     bits = projected_NB.shape[1]
     rotation_BB = np.linalg.qr(np.random.default_rng(seed).standard_normal((bits, bits)))[0]
     for _ in range(iterations):

@@ -1,7 +1,7 @@
 """Networks that turn images into features.
 
-A small CNN, EfficientNet-Lite0 with the ImageNet weights of a package, and every torchvision classifier without its
-last layer.
+A small CNN, EfficientNet-Lite0 with ImageNet weights from a package, and every torchvision classifier without its last
+layer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _AUXILIARY = ("aux1", "aux2", "AuxLogits")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Backbone:
-    """A network without its classifier, and what goes with it.
+    """A network without its classifier, with its preprocessing and shapes.
 
     Attributes
     ----------
@@ -41,9 +41,9 @@ class Backbone:
         Maps (N, C, H, W) float32 to features (N, `feature_dim`).
     feature_dim : int
     preprocessing : Preprocessing
-        What the network was, or is to be, trained with.
+        What the network was or will be trained with.
     batch_size : int
-        The shape that inference always runs at.
+        The fixed batch size of inference.
     """
 
     name: str
@@ -61,8 +61,8 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
     name : str
         "small-cnn" for 28x28 grey images, "efficientnet-lite0", or any torchvision classification model ("resnet18").
     weights : str or None
-        None for random ones, a local .pth, .pt or .safetensors file, "imagenet" for those of efficientnet-lite0's
-        package, or a name torchvision knows ("IMAGENET1K_V1", "DEFAULT"), which it downloads.
+        None for random weights; a local .pth, .pt or .safetensors file; "imagenet" for efficientnet-lite0's packaged
+        weights; or a name that torchvision knows ("IMAGENET1K_V1", "DEFAULT") and downloads.
 
     Raises
     ------
@@ -96,10 +96,10 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
 class SmallCNN(nn.Sequential):
     """Five convolutions and one dense layer for 28x28 grey images: 256 features, 0.4 million weights.
 
-    Pooling stands before normalisation: as a maximum commutes with the rectifier, the rest works on a quarter of the
-    numbers. On one core, trained in bfloat16 in batches of 128 and run in float32 in batches of 32, that and a single
-    convolution at full size gave 2,980 and 4,680 images/s, where two there and pooling last gave 1,690 and 3,640, at
-    the same accuracy after four epochs of Fashion-MNIST.
+    Pooling comes before normalisation, so that normalisation and the rectifier work on a quarter of the numbers (a
+    maximum commutes with the rectifier). With that and a single convolution at full size, one core trains 2,980
+    images/s (bfloat16, batches of 128) and encodes 4,680 (float32, batches of 32). With pooling last and two
+    convolutions at full size it was 1,690 and 3,640, at the same accuracy after four epochs of Fashion-MNIST.
     """
 
     def __init__(self, width: int = 24, feature_dim: int = 256, dropout: float = 0.3):
@@ -128,11 +128,11 @@ def _small_cnn() -> Backbone:
 
 
 class _EfficientNetLite(nn.Module):
-    """The package's network up to the pooled features; its own `forward` goes on to the classifier."""
+    """The package's network up to the pooled features; its own `forward` includes the classifier."""
 
     def __init__(self, network: Any):
         super().__init__()
-        # Submodules under their own names, so that the package's file of weights fits.
+        # Submodules keep their names, so that the package's weight file fits.
         for path, module in network.named_children():
             if path != "_fc":
                 self.add_module(path, module)
@@ -153,7 +153,7 @@ def _efficientnet_lite0() -> Backbone:
     network = _EfficientNetLite(
         _pretrained_package("efficientnet_lite_pytorch").EfficientNet.from_name(EFFICIENTNET_LITE0)
     )
-    # The network was trained by TensorFlow's code for it, on (pixel - 127) / 128 and bicubic resizing.
+    # The network was trained with its TensorFlow code, on (pixel - 127) / 128 and with bicubic resizing.
     preprocessing = Preprocessing(
         size=224,
         channels=3,
@@ -182,7 +182,7 @@ def _pretrained_package(name: str) -> Any:
 
 
 def _torchvision_backbone(name: str, weights: str | None) -> tuple[Backbone, str]:
-    """Build a torchvision model without its classifier, and return the classifier's path beside it."""
+    """Return a torchvision model without its classifier, and the path of that classifier."""
     models = load_torchvision().models
     if name not in models.list_models(module=models):
         raise EncoderError(
@@ -204,7 +204,7 @@ def _torchvision_backbone(name: str, weights: str | None) -> tuple[Backbone, str
 def _torchvision_network(models: Any, name: str, weights: str | None) -> nn.Module:
     options: dict[str, bool] = {}
     if name in _WITH_AUXILIARY:
-        # Their trained weights read other pixels than the preset gives, and have the auxiliary classifiers.
+        # Their trained weights expect differently scaled pixels than the preset, and include auxiliary classifiers.
         options = {"transform_input": True, "init_weights": False, **({"aux_logits": False} if weights is None else {})}
     try:
         network: nn.Module = models.get_model(name, weights=weights, **options)
@@ -214,14 +214,14 @@ def _torchvision_network(models: Any, name: str, weights: str | None) -> nn.Modu
             "pass a local file as `weights`, or None to start from random ones"
         ) from exc
     if name in _WITH_AUXILIARY:
-        # They answer with tuples while training.
+        # With auxiliary classifiers they return tuples during training.
         for attribute, nothing in (("aux_logits", False), *((auxiliary, None) for auxiliary in _AUXILIARY)):
             setattr(network, attribute, nothing)
     return network
 
 
 def _remove_classifier(network: nn.Module, name: str) -> tuple[str, int]:
-    """Put an identity in the place of the last layer that gives the 1,000 classes; return its path and its inputs."""
+    """Replace the last layer with 1,000 outputs by an identity; return its path and its number of inputs."""
     for path, module in reversed(list(network.named_modules())):
         outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
         if isinstance(module, nn.Linear | nn.Conv2d) and outputs == 1000:
@@ -229,7 +229,7 @@ def _remove_classifier(network: nn.Module, name: str) -> tuple[str, int]:
             parent, _, attribute = path.rpartition(".")
             setattr(network.get_submodule(parent), attribute, nn.Identity())
             return path, inputs
-    raise EncoderError(f"{name} has no layer of 1,000 classes to take off: choose a classification model")
+    raise EncoderError(f"{name} has no layer of 1,000 classes to remove: choose a classification model")
 
 
 def _preprocessing_of(preset: Any) -> Preprocessing:
@@ -246,7 +246,7 @@ def _preprocessing_of(preset: Any) -> Preprocessing:
 
 
 def _load_weights(backbone: Backbone, path: Path, classifier: str) -> None:
-    """Load a file of weights, with or without the classifier that was taken off."""
+    """Load a weight file, with or without the removed classifier."""
     state = _read_state(path)
     if classifier:
         state = {key: value for key, value in state.items() if key.rpartition(".")[0] != classifier}
@@ -263,7 +263,7 @@ def _load_weights(backbone: Backbone, path: Path, classifier: str) -> None:
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise EncoderError(f"`weights` names a file that is not there: {path}")
+        raise EncoderError(f"`weights` must be an existing file, {path} does not exist")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

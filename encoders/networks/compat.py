@@ -1,11 +1,11 @@
-"""The one door to torchvision.
+"""The only place that imports torchvision.
 
-torchvision's wheels link their compiled operators to CUDA. Beside a CPU-only torch the operators do not load, and
-`import torchvision` fails in `torchvision._meta_registrations`, which describes operators that are not there
+torchvision's wheels link their compiled operators to CUDA. With a CPU-only torch the operators do not load, and
+`import torchvision` fails in `torchvision._meta_registrations`, which describes operators that do not exist
 ("operator torchvision::nms does not exist"). An empty module in its place is enough for models and transforms;
-compiled operators (nms, roi_align, the JPEG decoder) stay missing, and nothing here needs them.
+the compiled operators (nms, roi_align, the JPEG decoder) stay missing, but nothing here needs them.
 
-This module may go, and `import torchvision` stand in its place, once torchvision skips those registrations when its
+Replace this module by a plain `import torchvision` once torchvision skips those registrations when its
 operators are not loaded, or publishes wheels for CPU-only torch on PyPI.
 """
 
@@ -23,7 +23,7 @@ _REGISTRATIONS = "torchvision._meta_registrations"
 
 @functools.cache
 def load_torchvision() -> Any:
-    """Import torchvision, without its compiled operators where they do not load.
+    """Import torchvision, without its compiled operators if they do not load.
 
     Returns
     -------
@@ -31,7 +31,7 @@ def load_torchvision() -> Any:
         `torchvision`, with `torchvision.models` and `torchvision.transforms` ready.
     """
     with warnings.catch_warnings():
-        # The missing image extension warns at import; images are decoded by Pillow here.
+        # The missing image extension warns at import; Pillow decodes images here.
         warnings.simplefilter("ignore")
         try:
             return importlib.import_module("torchvision")
@@ -44,6 +44,6 @@ def load_torchvision() -> Any:
 
 
 def _forget_torchvision() -> None:
-    """Drop what the failed import left behind, so that the next one starts anew."""
+    """Remove what the failed import left behind, so that the next one starts from scratch."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]

@@ -1,7 +1,7 @@
-"""Heads: from features to the real numbers whose signs are the bits.
+"""Heads: from features to real numbers, whose signs are the bits.
 
-Three kinds serve every method. A linear head is trained with the backbone, or holds a linear hasher; a kernel head
-compares with anchors first; a spectral head takes cosines of projections. Shapes: N images, D features, B bits, M
+Three kinds cover every method. A linear head is trained with the backbone or holds a linear hasher; a kernel head
+first compares with anchors; a spectral head takes cosines of projections. Shapes: N images, D features, B bits, M
 anchors.
 """
 
@@ -51,14 +51,14 @@ class SpectralHead(nn.Linear):
 
 
 def build_head(kind: str, feature_dim: int, bits: int, anchors: int = 0) -> nn.Module:
-    """Build a head with weights that are to be trained or loaded.
+    """Build a head whose weights are yet to be trained or loaded.
 
     Parameters
     ----------
     kind : {"linear", "kernel", "spectral"}
     feature_dim, bits : int
     anchors : int
-        Of a kernel head.
+        Number of anchors of a kernel head.
     """
     if kind == KERNEL:
         return KernelHead(feature_dim, bits, anchors)

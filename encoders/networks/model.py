@@ -9,15 +9,15 @@ from hashlight.encoders.networks.backbones import Backbone
 
 
 class HashModel(nn.Module):
-    """A backbone with a hash layer on its features.
+    """A backbone followed by a hash layer.
 
     Parameters
     ----------
     backbone : Backbone
     bits : int
-        Units of the hash layer; a code's bit is whether its unit is above 0.
+        Units of the hash layer; a bit is 1 where its unit is above 0.
     head : nn.Module, optional
-        The hash layer, of any kind of `encoders.networks.heads`; a linear one to be trained if left out.
+        The hash layer, one of `encoders.networks.heads`; by default an untrained linear one.
     """
 
     def __init__(self, backbone: Backbone, bits: int, head: nn.Module | None = None):
@@ -35,8 +35,8 @@ class HashModel(nn.Module):
 
 def _linear_to_train(feature_dim: int, bits: int) -> nn.Linear:
     layer = nn.Linear(feature_dim, bits)
-    # At std 0.01, as in the paper on 4,096 features, tanh(z) starts near 0 and the pairs give no gradient for
-    # the first epochs; 0.1 on 256 rectified features starts z near 1.
+    # With the paper's std of 0.01 (for 4,096 features) tanh(z) starts near 0, and the pairs give no gradient for the
+    # first epochs; with 0.1 on 256 rectified features z starts near 1.
     nn.init.normal_(layer.weight, std=0.1 * (256 / feature_dim) ** 0.5)
     nn.init.zeros_(layer.bias)
     return layer

@@ -1,9 +1,9 @@
-"""The folder of a training run: a checkpoint to go on from, and a log of its epochs.
+"""The folder of a training run: a checkpoint to resume from, and a log of its epochs.
 
 ::
 
     checkpoint.pt     weights, optimizer, rate, random numbers and position; replaced atomically
-    training.jsonl    one JSON line an epoch
+    training.jsonl    one JSON line for each epoch
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from hashlight.encoders.errors import EncoderError
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "training.jsonl"
 
-# Seconds of work that an interruption may cost, beside the epoch's end, which is always kept.
+# Seconds between checkpoints within an epoch, and so the work an interruption may cost; an epoch's end is always kept.
 CHECKPOINT_S = 60.0
 
 
 class TrainingFolder:
-    """Keeps a run's state; without a folder it keeps only the history.
+    """Stores a run's state; without a folder it keeps only the history.
 
     Parameters
     ----------
     folder : Path or None
     run : mapping
-        What a checkpoint must have in common with the run that would go on from it, as JSON: settings, supervision and
-        number of images. The pixels of the images and the contents of a file of weights are not compared: leave both
-        as they are until the run is done.
+        What identifies the run, as JSON: settings, supervision and number of images. A run resumes only from a
+        checkpoint with the same identity. The pixels of the images and the contents of a weight file are not compared:
+        do not change them before the run is done.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class TrainingFolder:
             folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> dict[str, Any] | None:
-        """Return the state to go on from, or None at the start of a run.
+        """Return the state to resume from, or None at the start of a run.
 
         Raises
         ------
@@ -69,18 +69,18 @@ class TrainingFolder:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as exc:
             raise EncoderError(
-                f"{path} is not a readable checkpoint ({' '.join(str(exc).split())[:200]}): delete it to start anew"
+                f"{path} is not a readable checkpoint ({' '.join(str(exc).split())[:200]}): delete it to start over"
             ) from exc
         if state.get("run") != self._run:
             raise EncoderError(
-                f"{path} belongs to a run with other settings, labels or number of images: go on with what it was "
-                "started with, or delete its folder (--overwrite does) to start anew"
+                f"{path} belongs to a run with other settings, labels or number of images: resume with those of "
+                "that run, or delete its folder (--overwrite does) to start over"
             )
         self.history = state["history"]
         return state
 
     def due(self) -> bool:
-        """Whether the last checkpoint is old enough for another."""
+        """Whether it is time for another checkpoint."""
         return self._folder is not None and time.monotonic() - self._saved_at >= CHECKPOINT_S
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -93,7 +93,7 @@ class TrainingFolder:
         self._saved_at = time.monotonic()
 
     def log(self, line: dict[str, Any]) -> None:
-        """Add a line to the log, which is written whole: an epoch that is run again has one line."""
+        """Add a line to the log and rewrite the file, so that an epoch that is run again has only one line."""
         self.history.append(line)
         if self._folder is not None:
             text = "".join(json.dumps(entry) + "\n" for entry in self.history)

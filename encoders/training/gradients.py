@@ -1,12 +1,12 @@
-"""Exact gradients of a loss over a batch that is too large to be held as a graph.
+"""Exact gradients of a loss over a batch whose graph does not fit into memory.
 
-A loss of pairs cannot be added up over small batches: pairs across them would be lost. So the outputs of the whole
-batch are computed without a graph, the loss and its gradient with respect to these outputs are taken over all pairs,
-and then each chunk is run again, with a graph, to carry its part of that gradient back to the weights. Memory is that
-of one chunk, time that of one more forward pass (Gao et al., "Scaling deep contrastive learning batch size under memory
-limited setup", 2021). Batch normalisation sees chunks, not the batch.
+A pairwise loss cannot be summed over small batches, because pairs across batches would be lost. So the outputs of the
+whole batch are computed without a graph, then the loss over all pairs and its gradient with respect to these outputs,
+and then each chunk is run again, with a graph, to propagate its part of that gradient to the weights. This needs the
+memory of one chunk and the time of one more forward pass (Gao et al., "Scaling deep contrastive learning batch size
+under memory limited setup", 2021). Batch normalisation sees chunks, not the batch.
 
-Several workers share a batch in the same way: each runs its own images, and the loss is over the outputs of all.
+Several workers share a batch in the same way: each runs its own images, and the loss covers the outputs of all.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def backward(
     loss_of : callable
         Maps the outputs of the whole batch, in at least float32, to a loss. Its own weights get their gradient too.
     chunk_size : int, optional
-        Images of a pass; the whole batch if left out.
+        Number of images in a pass; by default the whole batch.
     owner : nn.Module
-        Whose buffers (running statistics) the passes of `network` change; they change once a chunk.
+        The module whose buffers (running statistics) `network` updates; they are updated once for each chunk.
     share : Share, optional
-        Which images of the batch `image_BCHW` has, if several workers share it; it knows the chunks then. Each worker
-        gets the gradient that its own images bring to the network's weights.
+        Which images of the batch `image_BCHW` holds, if several workers share it; the share then defines the chunks.
+        Each worker gets the gradient that its own images contribute to the network's weights.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def backward(
     loss, output_BK, gradient_BK = _loss_and_gradient(share.gather(outputs), loss_of)
     gradients = share.split(share.own(gradient_BK))
     for number, (chunk, state, gradient) in enumerate(zip(chunks, states, gradients, strict=True)):
-        # The same dropout as in the first pass.
+        # Repeat the dropout of the first pass.
         set_random_state(state, device)
         with share.passing(number, device):
             output_bK = _at_least_float32(network(chunk))
@@ -98,7 +98,7 @@ def _at_least_float32(value: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _kept_buffers(owner: nn.Module) -> Iterator[None]:
-    """Put running statistics back afterwards."""
+    """Restore running statistics on exit."""
     kept = [buffer.clone() for buffer in owner.buffers()]
     yield
     for buffer, value in zip(owner.buffers(), kept, strict=True):

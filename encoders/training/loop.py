@@ -1,6 +1,6 @@
-"""The training loop: phases of epochs of steps, which can be interrupted anywhere and resumed to the same weights.
+"""The training loop: phases of epochs of steps; a run interrupted anywhere resumes to the same weights.
 
-Shapes: B images of a batch, D features, K bits, V images kept out of training.
+Shapes: B images of a batch, D features, K bits, V validation images.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from hashlight.encoders.training.workers import ALONE, Workers, forked_random, r
 WARM_UP = "warm-up"
 HASHING = "hashing"
 
-# Share of a one-cycle schedule in which the rate rises.
+# Fraction of the one-cycle schedule in which the rate rises.
 _RISING_SHARE = 0.2
-# torch's schedule divides by zero where the rising share is one step.
-_LEAST_CYCLE = 6
+# torch's schedule divides by zero if the rising part is a single step.
+_MIN_CYCLE = 6
 
 
 class Progress(NamedTuple):
@@ -41,16 +41,16 @@ class Progress(NamedTuple):
     phase : str
         "warm-up" or "hashing".
     epoch, epochs, step, steps : int
-        Done and in all, of this phase; steps count over all its epochs.
+        Done and total, of this phase; steps count over all its epochs.
     loss : float
     beta : float
         0 in the warm-up.
     images_per_s : float
-        Since the phase began, or was resumed.
+        Since the phase started or resumed.
     imbalance : float
-        Dissimilar pairs for each similar pair of the batch, inf if it has no similar one; nan in the warm-up.
+        Dissimilar pairs for each similar pair of the batch, inf without similar pairs; nan in the warm-up.
     bit_balance : float
-        Mean over bits of the rarer value's share in the batch: 0.5 is balanced, 0 constant; nan in the warm-up.
+        Mean over bits of the share of the rarer value in the batch: 0.5 is balanced, 0 constant; nan in the warm-up.
     """
 
     phase: str
@@ -67,7 +67,7 @@ class Progress(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LoopSettings:
-    """What all phases share; see `encoders.training.train.TrainConfig` for those of its names."""
+    """Settings of all phases; `encoders.training.train.TrainConfig` documents them under the same names."""
 
     batch_size: int
     chunk_size: int | None
@@ -81,7 +81,7 @@ class LoopSettings:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and inputs."""
+        """The dtype of weights and inputs."""
         return torch.float64 if self.precision == "float64" else torch.float32
 
 
@@ -94,12 +94,12 @@ class Phase:
     name : str
     epochs : int
     part : nn.Module
-        What is trained: the backbone, or backbone and hash layer.
+        The module that is trained: the backbone, or backbone and hash layer.
     objective : Objective
     groups : list of dict
-        Of the optimizer: weights and their peak rates.
+        Parameter groups of the optimizer: weights and their peak rates.
     beta_at : callable
-        Beta by the share of the phase that is done.
+        Beta as a function of the share of the phase that is done.
     """
 
     name: str
@@ -116,11 +116,11 @@ class Outcome(NamedTuple):
     Attributes
     ----------
     epoch : int
-        Whose weights the model has now.
+        The epoch whose weights the model has now.
     beta : float
         In that epoch.
     validation_map : float or None
-        In that epoch; None without images to validate on.
+        In that epoch; None without validation images.
     """
 
     epoch: int
@@ -130,13 +130,13 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class _Place:
-    """Where a phase stands. `batch` of the epoch's batches are done; their order came from `order_state`."""
+    """Position in a phase. `batch` of the epoch's batches are done; their order was drawn from `order_state`."""
 
     epoch: int = 1
     batch: int = 0
     step: int = 0
     order_state: torch.Tensor = dataclasses.field(default_factory=torch.get_rng_state)
-    # Over the batches done: loss, bit balance, dissimilar pairs, similar pairs.
+    # Sums over the batches done: loss, bit balance, dissimilar pairs, similar pairs.
     sums: list[float] = dataclasses.field(default_factory=lambda: [0.0] * 4)
 
 
@@ -151,11 +151,11 @@ class Loop:
     settings : LoopSettings
     folder : TrainingFolder
     kept_out_V : Tensor of int64, shape (V,)
-        Images to choose the epoch on, none to keep the last.
+        Validation images to choose the epoch by; if empty, the last epoch is kept.
     progress : callable, optional
         Called after every step.
     workers : Workers
-        Who share the batches.
+        The processes that share the batches.
     """
 
     def __init__(
@@ -181,11 +181,11 @@ class Loop:
         self._saved = workers.from_first(folder.read())
 
     def is_done(self, phase: str) -> bool:
-        """Whether the checkpoint is of a later phase."""
+        """Whether the checkpoint is from a later phase."""
         return self._saved is not None and phase == WARM_UP and self._saved["phase"] == HASHING
 
     def run(self, phase: Phase) -> Outcome:
-        """Train one phase, from where the checkpoint is if it is of this phase."""
+        """Train one phase, starting at the checkpoint if it is from this phase."""
         phase.part.to(self._settings.device, self._settings.dtype)
         phase.objective.to(self._settings.device, self._settings.dtype)
         steps = phase.epochs * self._supervision.batches_per_epoch(self._settings.batch_size)
@@ -206,7 +206,7 @@ class Loop:
         return image_BCHW.to(self._settings.device, self._settings.dtype)
 
     def validate(self) -> float:
-        """Return the mean average precision of the codes of the images kept out."""
+        """Return the mean average precision of the validation images' codes."""
         self._model.eval()
         views = self._supervision.kind == VIEWS
         with forked_random(torch.device(self._settings.device)), torch.inference_mode():
@@ -218,7 +218,7 @@ class Loop:
 
 
 class _PhaseRun:
-    """One phase under way."""
+    """One phase in progress."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class _PhaseRun:
         self._started, self._done_before = time.perf_counter(), 0
 
     def train(self) -> Outcome:
-        """Run the epochs that are left."""
+        """Run the remaining epochs."""
         self._loop._model.train()
         while self._place.epoch <= self._phase.epochs and not self._has_stalled():
             self._train_epoch()
@@ -248,8 +248,8 @@ class _PhaseRun:
         return Outcome(self._best["epoch"], self._best["beta"], self._best["map"])
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go to where a checkpoint was written."""
-        assert saved["phase"] == self._phase.name, "a run has its phases in one order"
+        """Restore the state of a checkpoint."""
+        assert saved["phase"] == self._phase.name, "the phases of a run have a fixed order"
         self._loop._model.load_state_dict(saved["model"])
         self._phase.objective.load_state_dict(saved["objective"])
         self._optimizer.load_state_dict(saved["optimizer"])
@@ -291,7 +291,7 @@ class _PhaseRun:
         return network
 
     def _train_epoch(self) -> None:
-        """Run what is left of an epoch, log it and keep it."""
+        """Run the rest of an epoch, log it and save a checkpoint."""
         place, beta = self._place, 0.0
         batches = self._batches()
         while place.batch < len(batches):
@@ -302,7 +302,7 @@ class _PhaseRun:
         self._finish_epoch(beta)
 
     def _batches(self) -> list[torch.Tensor]:
-        """Draw the epoch's batches, or draw them again as they were before the interruption."""
+        """Draw the epoch's batches; after an interruption, draw the same ones again."""
         place, now = self._place, torch.get_rng_state()
         if place.batch:
             torch.set_rng_state(place.order_state)
@@ -364,7 +364,7 @@ class _PhaseRun:
         line: dict[str, Any] = {"phase": phase.name, "epoch": place.epoch, "epochs": phase.epochs}
         line |= {"loss": loss / place.batch, "beta": beta}
         if phase.name == HASHING:
-            # JSON has no infinity: an epoch without a similar pair has no imbalance.
+            # JSON has no infinity, so an epoch without similar pairs has no imbalance.
             line["imbalance"] = dissimilar / similar if similar else None
             line["bit_balance"] = balance / place.batch
         if self._chooses:
@@ -374,7 +374,7 @@ class _PhaseRun:
         self._loop._folder.save(self._state())
 
     def _choose(self, beta: float) -> float:
-        """Keep this epoch's weights if they are the best yet on the images kept out."""
+        """Keep this epoch's weights if they are the best so far on the validation images."""
         value = self._loop.validate()
         if self._best is None or value > self._best["map"]:
             model = {name: tensor.clone() for name, tensor in self._loop._model.state_dict().items()}
@@ -387,13 +387,13 @@ def _one_cycle(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
     peaks = [float(group["lr"]) for group in groups]
-    total = max(steps + 1, _LEAST_CYCLE)
+    total = max(steps + 1, _MIN_CYCLE)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=total, pct_start=_RISING_SHARE)
     return optimizer, rate
 
 
 def _count_pairs(similar_BB: torch.Tensor, known_BB: torch.Tensor) -> tuple[int, int]:
-    """Return the numbers of dissimilar and of similar known pairs."""
+    """Return the numbers of known dissimilar and known similar pairs."""
     known_BB = known_BB & ~torch.eye(len(known_BB), dtype=torch.bool)
     num_similar = int((similar_BB & known_BB).sum())
     return int(known_BB.sum()) - num_similar, num_similar

@@ -1,7 +1,7 @@
-"""Continuation: how beta in tanh(beta z) rises until the relaxed code is its sign. Pure functions of progress.
+"""Continuation: how beta in tanh(beta z) rises until relaxed codes equal their signs. Pure functions of progress.
 
 HashNet (Cao et al., ICCV 2017, arXiv 1702.00758), section 3.2: train with a smooth activation, then sharpen it in
-stages, each starting from the weights that the one before reached.
+stages, each starting from the weights of the previous one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _RELEASED_GROWTH = 0.005
 
 
 def stages(progress: float, final_beta: float) -> float:
-    """Ten stages of equal length, beta rising from 1 to `final_beta` by equal ratios: the paper's algorithm 1.
+    """Ten stages of equal length with beta rising from 1 to `final_beta` by equal ratios: the paper's algorithm 1.
 
-    The paper leaves the sequence open. tanh(beta z) is already steep at a beta of 4, so that equal steps would spend
-    all stages but the first where gradients have nearly vanished; with equal ratios half of them lie before sqrt(30).
+    The paper does not fix the sequence. tanh(beta z) is already steep at a beta of 4, so equal steps would spend all
+    stages but the first where gradients have nearly vanished; with equal ratios, half of the stages are below sqrt(30).
 
     Parameters
     ----------
     progress : float
-        Share of the training that is done, 0 to 1.
+        Fraction of the training that is done, 0 to 1.
     final_beta : float
         Beta of the last stage.
     """
@@ -35,10 +35,10 @@ def stages(progress: float, final_beta: float) -> float:
 
 
 def released(progress: float, final_beta: float) -> float:
-    """Square-root rise in 50 small steps, with the shape of the authors' code and scaled to end at `final_beta`.
+    """Square-root rise in 50 small steps: the curve of the authors' code, scaled to end at `final_beta`.
 
-    Their code has beta = sqrt(1 + 0.005 i), refreshed every 200 of 10,000 iterations; that is this function
-    with a `final_beta` of 7.07, `FINAL_BETAS["released"]`.
+    Their code uses beta = sqrt(1 + 0.005 i), updated every 200 of 10,000 iterations, which is this function with a
+    `final_beta` of 7.07, `FINAL_BETAS["released"]`.
     """
     last = _RELEASED_ITERATIONS - _RELEASED_REFRESH
     iteration = min(int(_checked(progress) * _RELEASED_ITERATIONS) // _RELEASED_REFRESH * _RELEASED_REFRESH, last)
@@ -53,7 +53,7 @@ def constant(progress: float, final_beta: float) -> float:
 
 SCHEDULES: dict[str, Schedule] = {"stages": stages, "released": released, "constant": constant}
 
-# Where each ends unless it is told: the authors' code at sqrt(1 + 0.005 * 9,800), 7.07; the others where 99 % of
+# Default final betas: sqrt(1 + 0.005 * 9,800) = 7.07 in the authors' code; for the others, the value at which 99 % of
 # |tanh(beta z)| were above 0.99 on Fashion-MNIST.
 FINAL_BETAS = {
     "stages": 30.0,

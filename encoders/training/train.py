@@ -1,4 +1,4 @@
-"""Training: an optional classification warm-up of the backbone, then the method's own objective, or its fit.
+"""Training: an optional classification warm-up of the backbone, then the method's own objective or fit.
 
 Shapes: N images, K bits.
 """
@@ -46,10 +46,10 @@ DEVICES = ("cpu", "cuda")
 class TrainConfig:
     """Settings of a training run.
 
-    The defaults are for small-cnn from random weights on a few thousand 28x28 images. Measured on Fashion-MNIST's
-    test split (1,000 queries, 9,000 in the database, 5,000 of them to train on; 48 bits, seed 0, all epochs, mean
-    average precision over all 9,000 with ties averaged): signs 0.847, relaxed codes 0.847, 99 % of |h| above 0.99,
-    in some 100 s of one core.
+    The defaults suit small-cnn from random weights on a few thousand 28x28 images. Measured on Fashion-MNIST's test
+    split (1,000 queries, 9,000 images in the database, 5,000 of them for training; 48 bits, seed 0, all epochs, mean
+    average precision over all 9,000 with ties averaged): signs 0.847, relaxed codes 0.847, 99 % of |h| above 0.99, in
+    about 100 s on one core.
 
     Attributes
     ----------
@@ -59,48 +59,48 @@ class TrainConfig:
     backbone : str
         "small-cnn", "efficientnet-lite0" or a torchvision classification model.
     weights : str or None
-        Where the backbone starts: random (None), a local file, or a name that the backbone knows.
+        Initial weights of the backbone: random (None), a local file, or a name that the backbone knows.
     epochs : int
-        Of the method's objective; methods that are fitted have none.
+        Of the method's objective; fitted methods have none.
     warmup_epochs : int or None
-        Of classification before it, with a classifier that is then thrown away. It stands where the paper starts
-        from ImageNet weights: pairs alone teach a random network slowly. None is 12 for labels on random weights,
-        or for a method that begins by classification, else 0.
+        Epochs of classification before it, with a classifier that is then discarded. This replaces the paper's ImageNet
+        weights, because a random network learns slowly from pairs alone. None is 12 for labels with random weights,
+        or for a method that starts with classification, and otherwise 0.
     batch_size : int
-        Images whose pairs the loss compares.
+        Number of images whose pairs the loss compares.
     chunk_size : int or None
-        Images that pass through the network at a time, where a batch does not fit into memory; the gradient is still
-        that of all pairs of the batch. None is the whole batch.
+        Number of images that pass through the network at a time if a batch does not fit into memory; the gradient is
+        still that of all pairs of the batch. None is the whole batch.
     learning_rate : float or None
-        Peak rate of the backbone under the method's objective (AdamW, one cycle). None is 1e-4 for a backbone that has
-        learned before, in the warm-up or by its weights, and 5e-4 for a random one.
+        Peak rate of the backbone under the method's objective (AdamW, one cycle). None is 1e-4 for a backbone that is
+        already trained, by the warm-up or by its weights, and 5e-4 for a random one.
     warmup_learning_rate : float
         Peak rate of the warm-up.
     hash_multiplier : float or None
-        How much faster the hash layer learns than the backbone. None is 50 for a backbone that has learned before, 10,
-        as in the paper, for a random one. The slower rate disturbs less of what was learned: on 5,000 and 9,000 other
-        images of Fashion-MNIST, signs reach 0.854 with it, 0.849 with 5e-4 and 10.
+        Ratio of the hash layer's rate to the backbone's. None is 50 for a backbone that is already trained and, as in
+        the paper, 10 for a random one. The slower backbone rate preserves more of what was learned: on another split of
+        5,000 and 9,000 images of Fashion-MNIST, signs reach 0.854 with 1e-4 and 50, and 0.849 with 5e-4 and 10.
     weight_decay : float
     final_beta : float or None
-        Where continuation ends. None is where the schedule's own does: 30, and 7.07 for "released".
+        Last beta of the continuation. None is the schedule's own: 7.07 for "released", 30 for the others.
     schedule : str
-        "stages" (ten equal ones), "released" (square root) or "constant" (no continuation).
+        "stages" (ten of equal length), "released" (square root) or "constant" (no continuation).
     alpha : float or None
-        Slope of the likelihood of pairs; None is 10 / bits.
+        Slope of the pairwise likelihood; None is 10 / bits.
     validation_images : int
-        Kept out of training to choose the epoch on, by the mean average precision of their codes among themselves. 0
-        keeps the last epoch.
+        Number of images held out of training to choose the epoch, by the mean average precision of their codes among
+        themselves. 0 keeps the last epoch.
     patience : int or None
-        Stop after this many epochs without a better one on the validation images. With continuation that may be
-        while beta is still low, and codes far from their signs: the encoder keeps the beta of its best epoch.
+        Stop after this many epochs without improvement on the validation images. With continuation this may happen
+        while beta is still low and relaxed codes are far from their signs; the encoder keeps the beta of its best
+        epoch.
     precision : str
-        "float32", "bfloat16" for a network under automatic mixed precision, or "float64" to compare runs: training
-        lets rounding grow, so that in float32 the losses of one thread and of two differ in the second digit after
-        some thirty steps.
+        "float32", "bfloat16" for automatic mixed precision, or "float64" to compare runs: training amplifies rounding,
+        so that in float32 the losses of one thread and of two differ in the second digit after some thirty steps.
     compile : bool
         Compile the network with `torch.compile`.
     device : str
-        What trains: "cpu", "cuda".
+        Where to train: "cpu" or "cuda".
     seed : int
     augment : bool
         Mirror and shift the training images. Views are always augmented.
@@ -130,13 +130,13 @@ class TrainConfig:
     augment: bool = True
 
     def __post_init__(self) -> None:
-        _require(1 <= self.bits <= 1024, "bits", "1 to 1024, what a collection stores", self.bits)
+        _require(1 <= self.bits <= 1024, "bits", "1 to 1024, as collections store", self.bits)
         _require(self.method in METHODS, "method", f"one of {', '.join(METHODS)}", self.method)
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         _require(
             self.warmup_epochs is None or self.warmup_epochs >= 0, "warmup_epochs", "0 or more", self.warmup_epochs
         )
-        _require(self.batch_size >= 4, "batch_size", "at least 4, or a batch has hardly a pair", self.batch_size)
+        _require(self.batch_size >= 4, "batch_size", "at least 4, so that a batch has pairs", self.batch_size)
         _require(self.chunk_size is None or self.chunk_size >= 2, "chunk_size", "at least 2", self.chunk_size)
         for name in ("learning_rate", "hash_multiplier"):
             value = getattr(self, name)
@@ -144,8 +144,8 @@ class TrainConfig:
         _require(self.warmup_learning_rate > 0, "warmup_learning_rate", "above 0", self.warmup_learning_rate)
         _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
         _require(self.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}", self.schedule)
-        _require(self.last_beta >= 1, "final_beta", "at least 1, where continuation starts, or None", self.final_beta)
-        _require(self.alpha is None or self.alpha > 0, "alpha", "above 0 or None (10 / bits)", self.alpha)
+        _require(self.last_beta >= 1, "final_beta", "None, or at least 1, where continuation starts", self.final_beta)
+        _require(self.alpha is None or self.alpha > 0, "alpha", "above 0, or None for 10 / bits", self.alpha)
         _require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         _require(0 <= self.seed < 2**32, "seed", "0 to 4,294,967,295", self.seed)
         _require(self.device in DEVICES, "device", f"one of {', '.join(DEVICES)}", self.device)
@@ -153,7 +153,7 @@ class TrainConfig:
 
     @property
     def last_beta(self) -> float:
-        """Where continuation ends: `final_beta`, or the schedule's own end."""
+        """Last beta of the continuation: `final_beta`, or the schedule's own."""
         return FINAL_BETAS[self.schedule] if self.final_beta is None else self.final_beta
 
     def _check_validation(self) -> None:
@@ -195,20 +195,20 @@ def train(
     images : uint8 array or tensor of shape (N, H, W) or (N, H, W, C), or a dataset of N images
         A dataset gives PIL images, uint8 arrays, encoded bytes or paths by position.
     labels : int array of shape (N,), or 0/1 array of shape (N, C), optional
-        One label an image, or several. Images that share a label are similar, all others are not.
+        One label for each image, or several. Images that share a label are similar, all others are not.
     config : TrainConfig, optional
     pairs : PairList, optional
         Instead of labels: only these pairs count in the loss.
     views : bool
-        Instead of labels: two augmented views of an image are similar, which teaches to find copies.
+        Instead of labels: two augmented views of an image are similar, so the encoder learns to find copies.
     folder : Path, optional
-        Where the run keeps a checkpoint and its log (`encoders.training.checkpoints`). A run that finds the checkpoint
-        of an interrupted one goes on from it, to the same weights.
+        Where the run keeps its checkpoint and log (`encoders.training.checkpoints`). A run that finds the checkpoint of
+        an interrupted one resumes from it, to the same weights.
     progress : callable, optional
         Called after every step.
     workers : Workers
-        The processes that share every batch, this one among them; all call `train` with the same arguments and get the
-        same encoder, which is what one process would get, but for rounding. The first of them writes to `folder`.
+        The processes that share every batch, including this one. All call `train` with the same arguments and get the
+        same encoder, which equals that of a single process except for rounding. The first one writes to `folder`.
 
     Returns
     -------
@@ -217,16 +217,16 @@ def train(
     Raises
     ------
     ValueError
-        If there are no images, the method cannot learn from what is given, or it does not fit the images.
+        If there are no images, or the method cannot learn from the given supervision or images.
     EncoderError
-        If the backbone cannot be built, `folder` belongs to another run, or the device is not there.
+        If the backbone cannot be built, `folder` belongs to another run, or the device is not available.
     ImageError
         If an image cannot be decoded.
 
     Notes
     -----
-    `encoders.methods` names each method's paper. Networks are trained by AdamW with a one-cycle rate, in the place of
-    the papers' SGD.
+    `encoders.methods` names each method's paper. Networks are trained by AdamW with a one-cycle rate instead of the
+    papers' SGD.
     """
     config = config or TrainConfig()
     _refuse_absent(config.device)
@@ -242,8 +242,8 @@ def train(
 def _refuse_absent(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise EncoderError(
-            f"`device` must be one that is here, got cuda, of which torch {torch.__version__} sees none: train on cpu, "
-            "or install a torch and a driver for CUDA"
+            f"`device` must be available, got cuda, but torch {torch.__version__} finds no GPU: train on cpu, or "
+            "install torch and a driver for CUDA"
         )
 
 
@@ -305,7 +305,7 @@ class _Trainer:
         return HashEncoder(self._encoder_config(outcome.beta, self._epoch_rule(outcome)), self._model)
 
     def _warm_up(self) -> Phase:
-        """Train the backbone to tell the labels apart, with a classifier that is thrown away."""
+        """Train the backbone to classify the labels, with a classifier that is then discarded."""
         classifier = Classification(self._model.feature_dim, self._supervision.num_classes)
         weights = [*self._model.backbone.parameters(), *classifier.parameters()]
         return Phase(
@@ -318,7 +318,7 @@ class _Trainer:
         )
 
     def _hashing(self) -> Phase:
-        """Train backbone and hash layer on the method's objective, beta rising if the method says so."""
+        """Train backbone and hash layer on the method's objective, with rising beta if the method uses continuation."""
         config, model = self._config, self._model
         assert self._method.objective is not None
         objective = self._method.objective(
@@ -346,7 +346,7 @@ class _Trainer:
         return self._config.last_beta if self._method.beta is None else self._method.beta
 
     def _fit(self, images: Any) -> HashEncoder:
-        """Fit the method's hasher to the features of the images as they are, and put it in the hash layer's place."""
+        """Fit the method's hasher to the features of the unaugmented images, and use it as the hash layer."""
         assert self._method.fit is not None
         config, model = self._config, self._model.to("cpu", torch.float32)
         feature_ND = HashEncoder(self._encoder_config(1.0, "none"), model).encode_all(images).features
@@ -355,7 +355,7 @@ class _Trainer:
             class_NC = self._supervision.classes_of(torch.arange(len(feature_ND))).numpy()
         hasher = self._method.fit(feature_ND, config.bits, config.seed, class_NC)
         kind, head = head_of(hasher)
-        # Relaxed codes at a sharpness where they are neither all 0 nor all 1.
+        # A sharpness at which relaxed codes are neither all near 0 nor all near 1.
         beta = 1.0 / max(float(np.abs(hasher.project(feature_ND[:1000])).mean()), 1e-12)
         fitted = dataclasses.replace(
             self._encoder_config(beta, "none: fitted to features"),
@@ -374,7 +374,7 @@ class _Trainer:
         if outcome.validation_map is None:
             return f"last, {outcome.epoch}"
         return (
-            f"{outcome.epoch}, best on {self._config.validation_images} images kept out of training, "
+            f"{outcome.epoch}, best on {self._config.validation_images} validation images, "
             f"mAP {outcome.validation_map:.4f} among themselves"
         )
 
@@ -416,7 +416,7 @@ def _refuse_compile(method: Method, warmup_epochs: int, workers: Workers) -> Non
         raise ValueError(f"`compile` must be False with several workers, got True with {workers.size}: see `Workers`")
     if method.fit is not None and not warmup_epochs:
         raise ValueError(
-            f"`compile` must be False where no network is trained, got True: {method.name} is fitted to the features "
+            f"`compile` must be False if no network is trained, got True: {method.name} is fitted to the features "
             "of `weights`"
         )
 
@@ -432,7 +432,7 @@ def _warmup_epochs(config: TrainConfig, method: Method, supervision: Supervision
         epochs = 12 if supervision.num_classes and (config.weights is None or method.pretrains) else 0
     if epochs == 0 and config.weights is None and (method.fit is not None or method.pretrains):
         raise ValueError(
-            f"`method` {method.name} hashes features that were learned before, got a backbone of random weights and no "
+            f"`method` {method.name} needs a trained backbone, got one with random weights and no "
             "warm-up: pass `weights` (a file or a name that the backbone knows), or label the images and leave "
             "`warmup_epochs` to its default"
         )
@@ -440,7 +440,7 @@ def _warmup_epochs(config: TrainConfig, method: Method, supervision: Supervision
 
 
 def _rates(config: TrainConfig, *, has_learned: bool) -> tuple[float, float]:
-    """Return the backbone's rate, and the multiple of it that is the hash layer's."""
+    """Return the backbone's rate and the hash layer's multiple of it."""
     rate, multiplier = (1e-4, 50.0) if has_learned else (5e-4, 10.0)
     given_rate, given_multiplier = config.learning_rate, config.hash_multiplier
     return given_rate or rate, given_multiplier or multiplier

@@ -1,6 +1,6 @@
-"""How good codes are while they are being learned, on images kept out of training.
+"""The quality of codes during training, on validation images.
 
-Shapes: V images kept out, K bits.
+Shapes: V validation images, K bits.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from hashlight.encoders.metrics import average_precision_of_scores
 
 
 def keep_out(supervision: Supervision, num_images: int, seed: int) -> tuple[Supervision, torch.Tensor]:
-    """Draw images to validate on; return supervision of the others, and their positions.
+    """Draw validation images; return the supervision of the others, and the positions of the drawn ones.
 
-    For views each image stands there twice: one view is to find the other.
+    For views each image is listed twice, so that one view has to find the other.
 
     Raises
     ------
     ValueError
-        If more than half of the images would be kept out, no two of them are similar, or the supervision cannot be
+        If more than half of the images would be held out, no two of them are similar, or the supervision cannot be
         split.
     """
     if num_images > supervision.num_images // 2:
@@ -33,12 +33,12 @@ def keep_out(supervision: Supervision, num_images: int, seed: int) -> tuple[Supe
     others = supervision.restricted_to(order_N[num_images:].sort().values)
     similar_VV = supervision.pairs_within(index_V)[0]
     if not (similar_VV & ~torch.eye(len(index_V), dtype=torch.bool)).any():
-        raise ValueError(f"`validation_images` must hold two similar images to judge by, the {num_images} drawn do not")
+        raise ValueError(f"`validation_images` must include two similar images, the {num_images} drawn do not")
     return others, index_V
 
 
 def validation_map(z_VK: torch.Tensor, supervision: Supervision, index_V: torch.Tensor) -> float:
-    """Mean average precision when each image's code ranks all others, ties averaged; nan if none has a similar one."""
+    """Mean average precision when each image ranks all others, ties averaged; nan if no image has a similar one."""
     code_VK = np.where(z_VK.numpy() > 0, np.float32(1), np.float32(-1))
     similar_VV = supervision.pairs_within(index_V)[0].numpy()
     other_VV = ~np.eye(len(code_VK), dtype=np.bool_)

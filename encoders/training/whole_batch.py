@@ -1,6 +1,6 @@
-"""What a network sees of a batch that several workers share: random numbers and statistics of all its images.
+"""Random numbers and batch statistics over all images of a batch that several workers share.
 
-Two contexts around the passes of any network, which itself knows nothing of workers. Shapes: B images of a batch (or of
+Two contexts around the passes of any network; the network itself needs no change. Shapes: B images of a batch (or of
 a chunk of it), b of them this worker's, C channels, P workers.
 """
 
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Random numbers with a row an image are drawn for all images, and this worker's rows taken.
+    """Draws random numbers for all images of the batch and keeps this worker's rows.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run one operation, an ordinary one as it is."""
+        """Run one operation; those that draw no random numbers are unchanged."""
         options = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **options)
@@ -61,7 +61,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value * self._own_rows(factor), self._own_rows(kept)
 
     def _like_whole(self, func: Any, value: torch.Tensor) -> torch.Tensor:
-        """Return an empty tensor of all images with the layout of `value`: numbers are drawn in order of memory."""
+        """Return an empty tensor for all images in the layout of `value`: numbers are drawn in memory order."""
         whole = value.new_empty(self._whole_shape(func, value.shape))
         channels_last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
         return whole.contiguous(memory_format=torch.channels_last) if channels_last else whole
@@ -77,20 +77,20 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _unknown(self, func: Any, shape: tuple[int, ...] | None = None) -> NotImplementedError:
         got = f"{func}" if shape is None else f"{func} of shape {shape}"
         return NotImplementedError(
-            f"several workers can share random numbers that have a row for each of their {len(self._own_b)} images, "
+            f"several workers can only share random numbers with a row for each of their {len(self._own_b)} images, "
             f"got {got}: train this network with one worker"
         )
 
 
 class BatchNorm(TorchFunctionMode):
-    """Batch normalisation by the mean and variance of all workers' images.
+    """Batch normalisation with the mean and variance over all workers' images.
 
     Parameters
     ----------
     rank : int
-        This worker.
+        The index of this worker.
     counts : list of int
-        Images of each worker.
+        Number of images of each worker.
     """
 
     def __init__(self, rank: int, counts: list[int]):
@@ -100,7 +100,7 @@ class BatchNorm(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run one function, any but batch normalisation as it is."""
+        """Run one function; all but batch normalisation are unchanged."""
         run = self._normalise if func is functional.batch_norm else func
         return run(*args, **(kwargs or {}))
 
@@ -129,11 +129,11 @@ class BatchNorm(TorchFunctionMode):
         return (value * scale_C.to(exact).view(shape) + shift_C.to(exact).view(shape)).to(value.dtype)
 
     def _statistics(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Return mean and variance (C,) over all workers' images, and how many values they are over.
+        """Return mean and variance (C,) over all workers' images, and the number of values behind them.
 
-        Each worker sums squares around its own mean; sums of plain squares would lose digits.
+        Each worker sums squares around its own mean, because sums of plain squares would lose digits.
         """
-        # As torch's own batch normalisation: it adds up in float64 on CPUs.
+        # Like torch's own batch normalisation, which sums in float64 on CPUs.
         dtype = torch.float64 if value.device.type == "cpu" else torch.float32
         dims = [dim for dim in range(value.ndim) if dim != 1]
         places = math.prod(value.shape[2:])
@@ -152,7 +152,7 @@ class BatchNorm(TorchFunctionMode):
 
 
 class _Gather(torch.autograd.Function):
-    """Stacks a tensor of every worker; its gradient is the sum of what all workers ask of it."""
+    """Stacks a tensor of every worker; its gradient is the sum of all workers' gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, rank: int, size: int) -> torch.Tensor:

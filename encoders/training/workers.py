@@ -1,15 +1,15 @@
-"""Several processes that train one model as one process would.
+"""Several processes that train one model as a single process would.
 
-All run the same loop over the same batches, and each takes its part of a batch's images through the network. What a
-plain loop would see of the whole batch, all of them see:
+All run the same loop over the same batches, and each passes its share of a batch's images through the network. Three
+things still cover the whole batch:
 
-- the loss, because the outputs of the whole batch are gathered before it. Each worker then keeps the gradient of its
-  own outputs, and the gradients of the weights are added up: not averaged, as the loss is one already.
-- batch normalisation, whose means and variances are gathered. `torch.nn.SyncBatchNorm` does so on GPUs alone.
-- random numbers: dropout and augmentation draw for the whole batch, and a worker takes the rows of its own images, so
-  that the generators of all workers stay equal to the plain loop's.
+- The loss: the outputs of all workers are gathered before it. Each worker then keeps the gradient of its own outputs,
+  and the gradients of the weights are summed, not averaged, because all workers compute the same one loss.
+- Batch normalisation: means and variances are gathered. `torch.nn.SyncBatchNorm` works on GPUs only.
+- Random numbers: dropout and augmentation draw for the whole batch and a worker uses the rows of its own images, so
+  that all generators stay in step with those of the plain loop.
 
-`encoders.training.whole_batch` does the last two. What remains is the order in which floating-point numbers are added.
+`encoders.training.whole_batch` does the last two. Only the order of floating-point additions differs.
 Shapes: B images of a batch, b of them this worker's, K bits.
 """
 
@@ -34,7 +34,7 @@ class Workers:
     Parameters
     ----------
     rank, size : int
-        This process among how many.
+        Index of this process, and the number of processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1):
@@ -42,7 +42,7 @@ class Workers:
 
     @classmethod
     def of_process_group(cls) -> Workers:
-        """Return all processes of the group that this process has joined."""
+        """Return the workers of the process group that this process has joined."""
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
@@ -55,7 +55,7 @@ class Workers:
         return Share(self, num_images, chunk_size)
 
     def from_first(self, value: T) -> T:
-        """Return what the first worker has here."""
+        """Return the first worker's value."""
         if self.size == 1:
             return value
         box = [value]
@@ -63,21 +63,21 @@ class Workers:
         return box[0]
 
     def copy_first(self, *modules: nn.Module) -> None:
-        """Give the modules the first worker's weights: machines of another kind may draw other ones."""
+        """Give the modules the first worker's weights; a different kind of machine may draw different ones."""
         if self.size > 1:
             for module in modules:
                 for tensor in module.state_dict().values():
                     dist.broadcast(tensor, src=0)
 
     def add_gradients(self, shared: nn.Module, repeated: nn.Module) -> None:
-        """Add the gradients of all workers up.
+        """Sum the gradients of all workers.
 
         Parameters
         ----------
         shared : nn.Module
-            Whose gradients are each worker's part.
+            Each worker has a part of its gradients.
         repeated : nn.Module
-            Whose gradients every worker has whole: their mean keeps the workers equal to the last bit.
+            Every worker has its whole gradients; averaging them keeps the workers identical to the last bit.
         """
         if self.size == 1:
             return
@@ -96,7 +96,7 @@ ALONE = Workers()
 
 
 class Share:
-    """The images of one batch that one worker takes through the network.
+    """The images of one batch that one worker passes through the network.
 
     Parameters
     ----------
@@ -104,12 +104,12 @@ class Share:
     num_images : int
         B.
     chunk_size : int or None
-        Images of the batch that all workers together pass at a time; None is the whole batch.
+        Number of images that all workers together pass at a time; None is the whole batch.
 
     Attributes
     ----------
     own_b : Tensor of int64, shape (b,)
-        Where in the batch this worker's images stand.
+        Positions of this worker's images in the batch.
     num_chunks : int
     """
 
@@ -122,7 +122,7 @@ class Share:
         self.own_b = torch.cat([parts[workers.rank] for parts in self._parts])
 
     def split(self, row_b: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Cut rows of this worker's images by chunk."""
+        """Split rows of this worker's images by chunk."""
         return torch.split(row_b, [len(parts[self._workers.rank]) for parts in self._parts])
 
     def gather(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -140,14 +140,14 @@ class Share:
         return row_B if self._workers.size == 1 else row_B[self.own_b]
 
     def draws(self) -> contextlib.AbstractContextManager[object]:
-        """Within this context, random numbers for this worker's images are those of the whole batch."""
+        """Within this context, random numbers are drawn for the whole batch, and this worker gets its rows."""
         if self._workers.size == 1:
             return contextlib.nullcontext()
         return Draws(self.own_b, self._num_images)
 
     @contextlib.contextmanager
     def passing(self, number: int, device: torch.device) -> Iterator[None]:
-        """Within this context, a network that is given one chunk of this worker's images sees that of all workers.
+        """Within this context, the network's statistics and random numbers cover all workers' images of a chunk.
 
         Parameters
         ----------
@@ -165,27 +165,27 @@ class Share:
         with Draws(own_b, sum(counts)), BatchNorm(self._workers.rank, counts):
             yield
         if 0 in counts:
-            # torch draws nothing for the dropout of no images.
+            # For dropout on zero images torch draws nothing, so that generator would fall behind.
             set_random_state(self._workers.from_first(random_state(device)), device)
 
 
 def random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the state of the random numbers of the CPU, and of `device` if that is a GPU, which has its own.
+    """Return the random state of the CPU and, if `device` is a GPU, of that GPU.
 
-    That one and no other: of several workers each may use another GPU of one machine.
+    Other GPUs are left out, because other workers may be using them.
     """
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def set_random_state(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.device) -> None:
-    """Go back to a state."""
+    """Restore a random state."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)
 
 
 def forked_random(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Within this context, random numbers of the CPU and of `device` may be seeded; afterwards they are as before."""
+    """Restore the random state of the CPU and of `device` on exit, so that it may be seeded within."""
     if device.type != "cuda":
         return torch.random.fork_rng(devices=[])
     return torch.random.fork_rng(devices=[torch.cuda.current_device() if device.index is None else device.index])

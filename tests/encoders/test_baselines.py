@@ -192,7 +192,7 @@ def test_refusals_give_the_reason():
         ITQ.fit(features, 21)
     with pytest.raises(ValueError, match="at most 20 for ITQ-CCA on 20-dimensional features, got 32"):
         ITQCCA.fit(features, 32, class_NC=one_hot(labels))
-    with pytest.raises(ValueError, match="SH need features that vary, got 50 equal rows: 8 bits are not possible"):
+    with pytest.raises(ValueError, match="must vary for SH to find 8 bits, got 50 equal rows"):
         SH.fit(np.ones((50, 3)), 8)
     with pytest.raises(ValueError, match=r"0 or 1 in 300 rows.* got int64 of shape \(299, 4\)"):
         KSH.fit(features, 8, class_NC=one_hot(labels[1:]))

@@ -294,7 +294,7 @@ def test_bad_backbones_and_weights_are_refused(tmp_path):
         build_backbone("efficientnet-lite0", "DEFAULT")
     with pytest.raises(EncoderError, match="torchvision has none"):
         build_backbone(SMALL_CNN, "DEFAULT")
-    with pytest.raises(EncoderError, match="a file that is not there"):
+    with pytest.raises(EncoderError, match="must be an existing file"):
         build_backbone(SMALL_CNN, str(tmp_path / "none.pth"))
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(EncoderError, match="not a readable file of weights"):

@@ -116,7 +116,7 @@ def test_bad_combinations_are_refused_with_their_reason(weights):
     for labels in (LABELS, LABELS[:, None] == np.arange(4)):
         with pytest.raises(ValueError, match="hashnet-c learns from multi-labels, got labels: with one label an image"):
             train(IMAGES, labels, TrainConfig(method="hashnet-c"))
-    with pytest.raises(ValueError, match="SH need features that vary, got 20 equal rows: 8 bits are not possible"):
+    with pytest.raises(ValueError, match="must vary for SH to find 8 bits, got 20 equal rows"):
         train(np.zeros((20, 28, 28), np.uint8), config=TrainConfig(method="sh", bits=8, weights=weights))
     with pytest.raises(ValueError, match=r"`method` must be one of hashnet, .* got 'fruit'"):
         TrainConfig(method="fruit")
@@ -146,7 +146,7 @@ def test_bits_that_cannot_be_are_refused_before_the_warm_up(tmp_path, method, bi
 
 @pytest.mark.parametrize("method", ["lsh", "itq", "ksh", "joint"])
 def test_features_of_random_weights_are_not_hashed(method):
-    with pytest.raises(ValueError, match=f"{method} hashes features that were learned before, .*: pass `weights`"):
+    with pytest.raises(ValueError, match=f"{method} needs a trained backbone, .*: pass `weights`"):
         train(IMAGES, LABELS, TrainConfig(method=method, bits=8, warmup_epochs=0))
     if not METHODS[method].reads_classes:
         with pytest.raises(ValueError, match="random weights and no warm-up"):

@@ -103,7 +103,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             train(images, labels, config, folder=tmp_path)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(EncoderError, match=r"is not a readable checkpoint .*: delete it to start anew"):
+    with pytest.raises(EncoderError, match=r"is not a readable checkpoint .*: delete it to start over"):
         train(IMAGES[:64], LABELS[:64], TrainConfig(**SHORT), folder=tmp_path)
 
 
@@ -140,7 +140,7 @@ def test_the_best_epoch_on_images_kept_out_is_kept(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
     values = [line["validation_map"] for line in lines if line["phase"] == "hashing"]
     best = int(np.argmax(values))
-    assert encoder.config.training["epoch"].startswith(f"{best + 1}, best on 40 images kept out of training")
+    assert encoder.config.training["epoch"].startswith(f"{best + 1}, best on 40 validation images")
     assert encoder.config.beta == [line["beta"] for line in lines if line["phase"] == "hashing"][best]
     _, kept_out = keep_out(LabelSupervision(LABELS, 192), 40, seed=0)
     codes, labels = encoder.encode(IMAGES[kept_out]), LABELS[kept_out]
@@ -188,7 +188,7 @@ def test_validation_ranks_every_image_by_every_other():
 
 
 def test_validation_settings_are_checked():
-    with pytest.raises(ValueError, match="must hold two similar images to judge by, the 8 drawn do not"):
+    with pytest.raises(ValueError, match="must include two similar images, the 8 drawn do not"):
         train(IMAGES[:32], np.arange(32), TrainConfig(bits=8, validation_images=8, warmup_epochs=0))
     with pytest.raises(ValueError, match="`validation_images` must be 0, or at least 2, got 1"):
         TrainConfig(validation_images=1)

@@ -112,7 +112,7 @@ def test_wrong_values_of_options_exit_with_2(tmp_path, corpora, option, value, r
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
 def test_a_device_that_is_not_there_is_refused(tmp_path, corpora):
     reason = error("--input", corpora["one"], "--output", tmp_path / "encoder", "--device", "cuda", *QUICK)
-    assert "`device` must be one that is here, got cuda" in reason
+    assert "`device` must be available, got cuda" in reason
 
 
 @pytest.mark.parametrize(
