@@ -7,7 +7,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.indexes.multi_index.probe import Work
+from hashlight.engine.kernels.arguments import Work
 from hashlight.engine.results import Explanation
 
 
@@ -24,8 +24,8 @@ class Account:
     def add_tables(self, group: NDArray[np.intp], work: Work, start: float) -> None:
         """Book the work of the tables for the queries of `group`, begun at `start` (`time.perf_counter`)."""
         self._book(group, "tables", start)
-        self._probes_Q[group] += work.probes
-        self._candidates_Q[group] += work.candidates
+        self._probes_Q[group] += work.probes_Q
+        self._candidates_Q[group] += work.candidates_Q
 
     def add_scan(self, group: NDArray[np.intp], start: float) -> None:
         """Book a scan for the queries of `group`, begun at `start`."""

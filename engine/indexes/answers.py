@@ -16,6 +16,7 @@ MAX_COUNTERS = 2**20  # of one call, a query and a distance each: 8 MB
 FIRST_LIMITED = 256  # answers that a limited query gets places for at first
 LIMITED_GROWTH = 8
 
+# Plain tuples, as `engine.kernels.arguments` wants them, in the order of its `Hits` and `Heaps`.
 Hits = tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.int32]]  # query, row, distance
 Found = list[tuple[NDArray[np.intp], Hits]]  # with the numbers in the batch of the queries that hits count from 0
 Heaps = tuple[NDArray[np.int32], IdArray]  # distances, ids
@@ -52,13 +53,13 @@ def range_result(found: Found, ids_N: IdArray, num_queries: int, radius: int) ->
     unsorted_U2 = np.empty((min(place_QR.size, num_hits // FEW), 2), np.int64)
     if len(found) == 1:
         numbers_G, hits = found[0]
-        num_unsorted = arrange(numbers_G, *hits, ids_N, place_QR, lims, distances, ids, unsorted_U2)
+        num_unsorted = arrange(numbers_G, hits, ids_N, place_QR, lims, distances, ids, unsorted_U2)
     else:
-        for numbers_G, (query_H, _, dist_H) in found:
-            count_hits(numbers_G, query_H, dist_H, place_QR)
+        for numbers_G, hits in found:
+            count_hits(numbers_G, hits, place_QR)
         lay_out(place_QR, lims)
         for numbers_G, hits in found:
-            place_hits(numbers_G, *hits, ids_N, place_QR, ids)
+            place_hits(numbers_G, hits, ids_N, place_QR, ids)
         num_unsorted = order_ids(place_QR, distances, ids, unsorted_U2)
     for begin, end in unsorted_U2[:num_unsorted].tolist():
         ids[begin:end].sort()

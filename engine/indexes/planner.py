@@ -28,9 +28,10 @@ from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray
-from hashlight.engine.indexes.multi_index.probe import Budget, Prices, TableProbe
+from hashlight.engine.indexes.multi_index.probe import TableProbe
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.scan import ScanIndex
+from hashlight.engine.kernels.arguments import Budget, Prices
 from hashlight.engine.kernels.compiling import kernels_digest
 
 log = logging.getLogger(__name__)
@@ -310,7 +311,7 @@ def _near_ns(rng: np.random.Generator, lookup_ns: float, candidate_ns: float) ->
         lookups_ns=0.0, candidate_ns=0.0, read_ns=0.0, near_ns=1.0, scan_ns=math.inf, shared_scan_ns=-1.0
     )
     near = float(probe.price_radius(queries_QW, NEAR_RADIUS, only_near).sum())
-    other_ns = float(work.probes.sum()) * lookup_ns + float(work.candidates.sum()) * (candidate_ns + lookup_ns)
+    other_ns = float(work.probes_Q.sum()) * lookup_ns + float(work.candidates_Q.sum()) * (candidate_ns + lookup_ns)
     return float(max((_least_ns(run) - other_ns) / near, 1.0))
 
 
@@ -319,8 +320,8 @@ def _lookup_ns(codes_NW: CodeArray, queries_QW: CodeArray, widths: list[int], ra
     probe = TableProbe(codes_NW, np.arange(len(codes_NW)), Tables.build(codes_NW, bits=64, widths=widths))
     run = partial(probe.within, queries_QW, np.arange(len(queries_QW)), radius, None)
     work = run()[1]
-    lookups = float(work.probes.sum())
-    return _least_ns(run) / lookups, work.candidates.sum() / lookups
+    lookups = float(work.probes_Q.sum())
+    return _least_ns(run) / lookups, work.candidates_Q.sum() / lookups
 
 
 def _least_ns(run: Callable[[], object]) -> float:

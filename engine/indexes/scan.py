@@ -26,6 +26,7 @@ from hashlight.engine.indexes.arrays import bytes_of, mask_bytes, read_only
 from hashlight.engine.indexes.base import Index, RowMask, check_arrays, check_build, check_farthest, check_mask
 from hashlight.engine.indexes.order import sort_rows
 from hashlight.engine.indexes.threads import MIN_QUERIES_A_THREAD, cut, no_larger, run_parts
+from hashlight.engine.kernels.arguments import Rows
 from hashlight.engine.kernels.scan import STRIDE, knn_scan, range_scan
 from hashlight.engine.query import Query
 from hashlight.engine.results import Explanation, RangeResult, Result, SearchResult, join_ranges, join_searches
@@ -55,7 +56,7 @@ class ScanIndex(Index):
         self.bits = check_arrays(codes_NW, ids_N, bits)
         self.codes_NW: CodeArray = codes_NW
         self.ids_N: IdArray = read_only(ids_N)
-        self._code_bytes: NDArray[np.uint8] = bytes_of(self.codes_NW)
+        self._rows = tuple(Rows(bytes_of(codes_NW), self.ids_N, codes_NW.shape[1], len(codes_NW)))
 
     @classmethod
     def build(cls, codes_NW: CodeArray, ids_N: IdArray, *, bits: int) -> Self:
@@ -140,28 +141,23 @@ class ScanIndex(Index):
     ) -> None:
         """Offer every row within each query's bound to its heap, in this thread."""
         if len(queries_QW) and len(self):
-            words = self.codes_NW.shape[1]
-            scratch = _block_scratch(words, len(queries_QW))
-            knn_scan(
-                self._code_bytes, words, len(self), mask_bytes(mask), self.ids_N, read_only(queries_QW), bound_Q,
-                *scratch, *heaps,
-            )  # fmt: skip
+            block = _empty_block(self.codes_NW.shape[1], len(queries_QW))
+            knn_scan(self._rows, mask_bytes(mask), read_only(queries_QW), bound_Q, block, heaps)
 
     def find_hits(self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: RowMask | None) -> Found:
         """Return the rows within `radius` of each query, in no order, in this thread."""
         if not len(queries_QW):
             return []
-        words, queries_QW = self.codes_NW.shape[1], read_only(queries_QW)
-        scratch = _block_scratch(words, len(queries_QW))
-        block = len(scratch[1])
+        queries_QW = read_only(queries_QW)
+        block = _empty_block(self.codes_NW.shape[1], len(queries_QW))
         cursor_2 = np.zeros(2, np.int64)
         may_N = mask_bytes(mask)
 
         def fill(hits: Hits) -> tuple[int, int]:
-            count = range_scan(self._code_bytes, words, len(self), may_N, queries_QW, radius, cursor_2, *scratch, *hits)
+            count = range_scan(self._rows, may_N, queries_QW, radius, cursor_2, block, hits)
             return count, 0 if cursor_2[0] >= len(self) else 1
 
-        return gather_hits(numbers_Q, fill, places=max(FIRST_HITS, 4 * block))
+        return gather_hits(numbers_Q, fill, places=max(FIRST_HITS, 4 * len(block[1])))
 
     def _explain(self, num_queries: int, start: float) -> Explanation:
         account = Account(num_queries, len(self))
@@ -169,7 +165,7 @@ class ScanIndex(Index):
         return account.explanation()
 
 
-def _block_scratch(words: int, num_queries: int) -> tuple[CodeArray, NDArray[np.uint32], NDArray[np.uint64]]:
-    """Return `block_WB`, `row_B` and `dist_B`."""
-    block = MIN_BLOCK if num_queries == 1 else min(max(BLOCK_WORDS // words // STRIDE * STRIDE, MIN_BLOCK), MAX_BLOCK)
-    return np.empty((words, block), np.uint64), np.empty(block, np.uint32), np.empty(block, np.uint64)
+def _empty_block(words: int, num_queries: int) -> tuple[CodeArray, NDArray[np.uint32], NDArray[np.uint64]]:
+    """Return the arrays of an `engine.kernels.arguments.Block`."""
+    places = MIN_BLOCK if num_queries == 1 else min(max(BLOCK_WORDS // words // STRIDE * STRIDE, MIN_BLOCK), MAX_BLOCK)
+    return np.empty((words, places), np.uint64), np.empty(places, np.uint32), np.empty(places, np.uint64)

@@ -6,19 +6,7 @@ Source: Norouzi, Punjani, Fleet, "Fast exact search in Hamming space with multi-
 Shapes: N rows, sorted by (code, id), W words a code, D distinct codes, T tables, Q queries, K nearest, H places for
 hits, P buckets and C candidates of scratch, S = widest substring + 1.
 
-The tables are these arrays, always in this order:
-
-====================  ======================================================================================
-`low_T`, `width_T`    substring t is bits [low, low + width) of the code; substring 0 holds the highest bits
-`begin_T`             where table t's 2^width + 1 offsets begin in `offset_O`
-`submask_TW`          the bits of substring t
-`sketch_T4`           (low, width, low, width): the two runs of bits, none of substring t, that table t's sketches hold
-`offset_O`            bucket v of table t is entries [offset[v], offset[v + 1]) of that table's list
-`entry_bytes`         the lists of tables 1.., D entries each, and eight to read beyond; uint64: the first row of
-                      each distinct code in the low `row_bits`, a sketch of its code in those above
-`start_D`             the list of table 0, ascending because rows are sorted; empty if all codes are distinct, as
-                      the list is then 0, 1, 2...
-====================  ======================================================================================
+What kernels take together is in `arguments`, with the shapes of each array.
 
 A code at distance r differs in at most r // T bits from the query in some substring; so steps of (substring radius s,
 table t) in ascending order have, after step (s, t), met every code within T * s + t. A code is new in a step if no
@@ -34,6 +22,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from hashlight.engine.kernels.arguments import (
+    Budget,
+    Heaps,
+    Hits,
+    Prices,
+    Rows,
+    Scratch,
+    Sizes,
+    Step,
+    TableArrays,
+    Work,
+)
 from hashlight.engine.kernels.compiling import kernel
 from hashlight.engine.kernels.popcount import load_word, near_words, popcount, prefetch_word, trailing_zeros
 from hashlight.engine.kernels.scan import row_distance
@@ -151,20 +151,25 @@ def query_sketch(query_W, runs_4):
 
 
 @kernel
-def look_up(offset_O, begin, width, value, mask, entry_bytes, shift, from_P, to_P):
+def look_up(rows, tables, table, value, mask, scratch):
     """Look up buckets from `mask` on, as many as there is scratch for; keep those that are not empty.
 
-    Their entries are prefetched (`entry_bytes` from entry `shift` on), so that the misses overlap. Returns the mask
-    to go on from (beyond 2^width at the end), the buckets kept, the buckets looked up.
+    Their entries are prefetched, so that the misses overlap. Returns the mask to go on from (beyond 2^width at the
+    end), the buckets kept, the buckets looked up.
     """
-    end = ONE << np.uint64(width)
+    from_P = scratch.from_P
+    to_P = scratch.to_P
+    entry_bytes = tables.entry_bytes if table else rows.code_bytes
+    shift = (table - 1) * tables.num_distinct if table else 0
+    end = ONE << np.uint64(tables.width_T[table])
+    begin = tables.begin_T[table]
     kept = 0
     probes = 0
     while mask < end and probes < len(from_P):
         place = begin + np.int64(value ^ mask)
-        first = np.int64(offset_O[place])
+        first = np.int64(tables.offset_O[place])
         from_P[kept] = first
-        to_P[kept] = offset_O[place + 1]
+        to_P[kept] = tables.offset_O[place + 1]
         for entry in range(first, min(np.int64(to_P[kept]), first + FETCHED), EIGHT):
             prefetch_word(entry_bytes, shift + entry)
         prefetch_word(entry_bytes, shift + to_P[kept] - 1)
@@ -175,139 +180,130 @@ def look_up(offset_O, begin, width, value, mask, entry_bytes, shift, from_P, to_
 
 
 @kernel
-def dismiss(
-    code_bytes, num_words, num_rows, table, num_distinct, row_bits, entry_bytes, start_D,
-    query_W, sketch, radius, reach, from_P, to_P, kept, place_2, row_C,
-):  # fmt: skip
-    """List the rows of the buckets kept that may be within `radius`, `reach` of it spent on the substring.
+def dismiss(rows, tables, query_W, sketch, radius, step, kept, scratch):
+    """List the rows of the buckets kept that may be within `radius`, `step.reach` of it spent on the substring.
 
     Goes on from `place_2` (bucket, entry), as far as there is scratch, and prefetches the codes of the rows it lists.
     Table 0 has no sketches, its codes lie side by side: those of one word are compared whole, others all listed.
     Returns rows listed, entries seen.
     """
+    to_P = scratch.to_P
+    row_C = scratch.row_C
     filled = 0
     seen = 0
-    bucket = place_2[0]
-    entry = place_2[1]
-    shift = (table - 1) * num_distinct
-    room = np.uint64(radius - reach)
-    whole_codes = num_words == 1 and len(start_D) == 0
+    bucket = scratch.place_2[0]
+    entry = scratch.place_2[1]
+    shift = (step.table - 1) * tables.num_distinct
+    room = np.uint64(radius - step.reach)
+    whole_codes = rows.num_words == 1 and len(tables.start_D) == 0
     while bucket < kept and filled + EIGHT <= len(row_C):
         left = to_P[bucket] - entry
-        if table > 0:
-            near = near_words(entry_bytes, shift + entry, sketch, row_bits, room)
-        elif whole_codes and entry + EIGHT <= num_rows:
-            near = near_words(code_bytes, entry, query_W[0], 0, radius)
+        if step.table > 0:
+            near = near_words(tables.entry_bytes, shift + entry, sketch, tables.row_bits, room)
+        elif whole_codes and entry + EIGHT <= rows.num_rows:
+            near = near_words(rows.code_bytes, entry, query_W[0], 0, radius)
         else:
             near = np.uint64(255)
         if left <= EIGHT:
             near &= (ONE << np.uint64(left)) - ONE
             seen += left
             bucket += 1
-            following = from_P[bucket] if bucket < kept else 0
+            following = scratch.from_P[bucket] if bucket < kept else 0
         else:
             seen += EIGHT
             following = entry + EIGHT
         while near != np.uint64(0):
             place = entry + np.int64(trailing_zeros(near))
             near &= near - ONE
-            row_C[filled] = entry_place_row(table, place, num_distinct, row_bits, entry_bytes, start_D)
-            prefetch_word(code_bytes, row_C[filled] * num_words)
+            row_C[filled] = entry_place_row(tables, step.table, place)
+            prefetch_word(rows.code_bytes, row_C[filled] * rows.num_words)
             filled += 1
         entry = following
-    place_2[0] = bucket
-    place_2[1] = entry
+    scratch.place_2[0] = bucket
+    scratch.place_2[1] = entry
     return filled, seen
 
 
 @kernel
-def entry_place_row(table, place, num_distinct, row_bits, entry_bytes, start_D):
+def entry_place_row(tables, table, place):
     """Return the row at a place of a table's list."""
     if table > 0:
-        word = load_word(entry_bytes, (table - 1) * num_distinct + place)
-        return np.int64(word & ((ONE << np.uint64(row_bits)) - ONE))
-    return np.int64(start_D[place]) if len(start_D) else np.int64(place)
+        word = load_word(tables.entry_bytes, (table - 1) * tables.num_distinct + place)
+        return np.int64(word & ((ONE << np.uint64(tables.row_bits)) - ONE))
+    return np.int64(tables.start_D[place]) if len(tables.start_D) else np.int64(place)
 
 
 @kernel
-def met_before(code_bytes, num_words, row, query_W, low_T, width_T, submask_TW, seen_T):
+def met_before(rows, tables, row, query_W, seen_T):
     """Tell whether an earlier step met the row: `seen_T` is how far each table was probed, -1 for not at all."""
     for table in range(len(seen_T)):
         if seen_T[table] < 0:
             continue
+        low = tables.low_T[table]
         apart = np.uint64(0)
-        for word in range(low_T[table] >> 6, ((low_T[table] + width_T[table] - 1) >> 6) + 1):
-            differing = load_word(code_bytes, row * num_words + word) ^ query_W[word]
-            apart += popcount(differing & submask_TW[table, word])
+        for word in range(low >> 6, ((low + tables.width_T[table] - 1) >> 6) + 1):
+            differing = load_word(rows.code_bytes, row * rows.num_words + word) ^ query_W[word]
+            apart += popcount(differing & tables.submask_TW[table, word])
         if apart <= np.uint64(seen_T[table]):
             return True
     return False
 
 
 @kernel
-def emit_run(
-    code_bytes, num_words, num_rows, may_N, first, query, dist, num_hits, hit_query_H, hit_row_H, hit_dist_H
-):  # fmt: skip
+def emit_run(rows, may_N, first, query, dist, num_hits, hits):
     """Write all rows of one distinct code as hits, counting on when the places are used up."""
     row = first
-    while row < num_rows and (row == first or same_code(code_bytes, num_words, first, row)):
+    while row < rows.num_rows and (row == first or same_code(rows.code_bytes, rows.num_words, first, row)):
         if len(may_N) == 0 or may_N[row]:
-            if num_hits < len(hit_row_H):
-                hit_query_H[num_hits] = query
-                hit_row_H[num_hits] = row
-                hit_dist_H[num_hits] = dist
+            if num_hits < len(hits.row_H):
+                hits.query_H[num_hits] = query
+                hits.row_H[num_hits] = row
+                hits.dist_H[num_hits] = dist
             num_hits += 1
         row += 1
     return num_hits
 
 
 @kernel
-def offer_run(code_bytes, num_words, num_rows, may_N, id_N, first, dist, dist_K, id_K):
+def offer_run(rows, may_N, first, dist, dist_K, id_K):
     """Offer the rows of one distinct code to a heap until it declines one: their ids ascend."""
     row = first
-    while row < num_rows and (row == first or same_code(code_bytes, num_words, first, row)):
+    while row < rows.num_rows and (row == first or same_code(rows.code_bytes, rows.num_words, first, row)):
         if len(may_N) == 0 or may_N[row]:
-            if not comes_before(dist, id_N[row], dist_K[0], id_K[0]):
+            if not comes_before(dist, rows.id_N[row], dist_K[0], id_K[0]):
                 return
-            keep_nearest(dist_K, id_K, dist, id_N[row])
+            keep_nearest(dist_K, id_K, dist, rows.id_N[row])
         row += 1
 
 
 @kernel
-def range_tables(
-    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, query_QW, radius, reach_T, budget, cursor_2,
-    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
-    from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, hit_query_H, hit_row_H, hit_dist_H,
-):  # fmt: skip
+def range_tables(rows_, tables_, may_N, query_QW, radius, reach_T, budget, cursor_2, scratch_, work_, hits_):
     """Collect the hits of queries from `cursor_2[0]` on; return how many were written.
 
     `reach_T` is the substring radius of each table, -1 for a table that is not needed. When the places for hits do
     not suffice, the hits of that query are taken back: `cursor_2` is then (the query, the places it wants). A query
     that meets more than `budget` candidates is given up: `cursor_2` is then (the query, -1).
     """
+    rows, tables, scratch = Rows(*rows_), TableArrays(*tables_), Scratch(*scratch_)
+    work, hits = Work(*work_), Hits(*hits_)
     num_hits = 0
     for query in range(cursor_2[0], len(query_QW)):
         before = num_hits
-        probes_Q[query] = 0
-        candidates_Q[query] = 0
-        seen_T[:] = -1
-        for step in range((reach_T[0] + 1) * len(reach_T)):
-            reach = step // len(reach_T)
-            table = step % len(reach_T)
-            if reach <= reach_T[table]:
+        work.probes_Q[query] = 0
+        work.candidates_Q[query] = 0
+        scratch.seen_T[:] = -1
+        for number in range((reach_T[0] + 1) * len(reach_T)):
+            step = Step(query, number % len(reach_T), number // len(reach_T))
+            if step.reach <= reach_T[step.table]:
                 num_hits = range_step(
-                    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N,
-                    query_QW[query], radius, budget, query, reach, table,
-                    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
-                    from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
-                    num_hits, hit_query_H, hit_row_H, hit_dist_H,
-                )  # fmt: skip
-                seen_T[table] = reach
-        if candidates_Q[query] > budget:
+                    rows, tables, may_N, query_QW[query], step, radius, budget, scratch, work, num_hits, hits
+                )
+                scratch.seen_T[step.table] = step.reach
+        if work.candidates_Q[query] > budget:
             cursor_2[0] = query
             cursor_2[1] = -1
             return before
-        if num_hits > len(hit_row_H):
+        if num_hits > len(hits.row_H):
             cursor_2[0] = query
             cursor_2[1] = num_hits - before
             return before
@@ -316,145 +312,115 @@ def range_tables(
 
 
 @kernel
-def range_step(
-    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, query_W, radius, budget, query, reach, table,
-    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
-    from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
-    num_hits, hit_query_H, hit_row_H, hit_dist_H,
-):  # fmt: skip
-    """Collect what one table has at substring distance `reach`, until the budget is spent; return the new number."""
-    width = width_T[table]
-    value = query_substring(query_W, low_T[table], width)
-    sketch = query_sketch(query_W, sketch_T4[table])
-    mask = (ONE << np.uint64(reach)) - ONE
-    while mask < ONE << np.uint64(width) and candidates_Q[query] <= budget:
-        shift = (table - 1) * num_distinct
-        mask, kept, probes = look_up(
-            offset_O, begin_T[table], width, value, mask, entry_bytes if table else code_bytes,
-            shift if table else 0, from_P, to_P,
-        )  # fmt: skip
-        probes_Q[query] += probes
+def range_step(rows, tables, may_N, query_W, step, radius, budget, scratch, work, num_hits, hits):
+    """Collect what one step meets, until the budget is spent; return the new number of hits."""
+    candidates_Q = work.candidates_Q
+    place_2 = scratch.place_2
+    width = tables.width_T[step.table]
+    value = query_substring(query_W, tables.low_T[step.table], width)
+    sketch = query_sketch(query_W, tables.sketch_T4[step.table])
+    mask = (ONE << np.uint64(step.reach)) - ONE
+    while mask < ONE << np.uint64(width) and candidates_Q[step.query] <= budget:
+        mask, kept, probes = look_up(rows, tables, step.table, value, mask, scratch)
+        work.probes_Q[step.query] += probes
         place_2[0] = 0
-        place_2[1] = from_P[0]
-        while place_2[0] < kept and candidates_Q[query] <= budget:
-            size, seen = dismiss(
-                code_bytes, num_words, num_rows, table, num_distinct, row_bits, entry_bytes, start_D, query_W, sketch,
-                radius, reach, from_P, to_P, kept, place_2, row_C,
-            )  # fmt: skip
-            candidates_Q[query] += seen
+        place_2[1] = scratch.from_P[0]
+        while place_2[0] < kept and candidates_Q[step.query] <= budget:
+            size, seen = dismiss(rows, tables, query_W, sketch, radius, step, kept, scratch)
+            candidates_Q[step.query] += seen
             for candidate in range(size):
-                row = row_C[candidate]
-                dist = candidate_distance(code_bytes, num_words, row, query_W)
-                if dist <= np.uint64(radius) and not met_before(
-                    code_bytes, num_words, row, query_W, low_T, width_T, submask_TW, seen_T
-                ):
-                    num_hits = emit_run(
-                        code_bytes, num_words, num_rows, may_N, row, query, dist,
-                        num_hits, hit_query_H, hit_row_H, hit_dist_H,
-                    )  # fmt: skip
+                row = scratch.row_C[candidate]
+                dist = candidate_distance(rows, row, query_W)
+                if dist <= np.uint64(radius) and not met_before(rows, tables, row, query_W, scratch.seen_T):
+                    num_hits = emit_run(rows, may_N, row, step.query, dist, num_hits, hits)
     return num_hits
 
 
 @kernel
-def knn_tables(
-    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, id_N, query_QW, bound_Q,
-    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
-    from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q,
-    count_TS, mean_T, met_T, mask_ns, candidate_ns, read_ns, scan_ns, trial_ns, likely_radius,
-    done_Q, dist_QK, id_QK,
-):  # fmt: skip
+def knn_tables(rows_, tables_, sizes_, may_N, query_QW, bound_Q, budget_, scratch_, work_, done_Q, heaps_):
     """Fill the heaps with the nearest rows within `bound_Q` by steps of growing radius.
 
     Before each step the cost of the steps that remain is estimated: up to the k-th distance so far, or up to
-    `likely_radius` if that is less. A query whose remaining steps cost more than `scan_ns` is given up (`done_Q` 0),
-    once `trial_ns` have been spent on it; its `bound_Q` is then lowered to the k-th distance so far.
-
-    `count_TS` is the number of masks of a step, `mean_T` the mean size of a bucket; `met_T` is scratch: how many
-    entries a table's last step met, -1 before its first.
+    `budget.likely_radius` if that is less. A query whose remaining steps cost more than `budget.scan_ns` is given up
+    (`done_Q` 0), once `budget.trial_ns` have been spent on it; its `bound_Q` is then lowered to the k-th distance so
+    far.
     """
-    num_tables = len(width_T)
+    rows, tables, scratch = Rows(*rows_), TableArrays(*tables_), Scratch(*scratch_)
+    work, budget, heaps = Work(*work_), Budget(*budget_), Heaps(*heaps_)
+    count_TS, mean_T = Sizes(*sizes_)
+    candidates_Q = work.candidates_Q
+    met_T = scratch.met_T
+    num_tables = len(mean_T)
     widest = count_TS.shape[1] - 2
     for query in range(len(query_QW)):
-        dist_K = dist_QK[query]
-        probes_Q[query] = 0
+        dist_K = heaps.dist_QK[query]
+        work.probes_Q[query] = 0
         candidates_Q[query] = 0
         done_Q[query] = 0
-        seen_T[:] = -1
+        scratch.seen_T[:] = -1
         met_T[:] = -1.0
         crowding = 1.0
         share_read = 1.0
         spent_ns = 0.0
-        step = 0
+        number = 0
         while done_Q[query] == 0:
-            reach = step // num_tables
-            table = step % num_tables
-            goal = min(likely_radius, np.int64(min(bound_Q[query], dist_K[0])))
-            entry_ns = candidate_ns + share_read * read_ns
-            next_ns, rest_ns = steps_cost(step, goal, count_TS, mean_T, met_T, crowding, mask_ns, entry_ns)
-            if spent_ns + next_ns > trial_ns and rest_ns > scan_ns:
+            step = Step(query, number % num_tables, number // num_tables)
+            goal = min(budget.likely_radius, np.int64(min(bound_Q[query], dist_K[0])))
+            entry_ns = budget.candidate_ns + share_read * budget.read_ns
+            next_ns, rest_ns = steps_cost(number, goal, count_TS, mean_T, met_T, crowding, budget.mask_ns, entry_ns)
+            if spent_ns + next_ns > budget.trial_ns and rest_ns > budget.scan_ns:
                 bound_Q[query] = min(bound_Q[query], dist_K[0])
                 break
-            if reach <= width_T[table]:
+            if step.reach <= tables.width_T[step.table]:
                 before = candidates_Q[query]
                 read = knn_step(
-                    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, id_N,
-                    query_QW[query], bound_Q[query], query, reach, table,
-                    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
-                    from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, dist_K, id_QK[query],
+                    rows, tables, may_N, query_QW[query], bound_Q[query], step, scratch, work, dist_K,
+                    heaps.id_QK[query],
                 )  # fmt: skip
                 met = candidates_Q[query] - before
-                met_T[table] = met
-                if reach == 0:
-                    crowding += (max(met / mean_T[table], 1.0) - crowding) / (table + 1)
+                met_T[step.table] = met
+                if step.reach == 0:
+                    crowding += (max(met / mean_T[step.table], 1.0) - crowding) / (step.table + 1)
                 share_read = read / max(met, 1)
-                spent_ns += count_TS[table, reach] * mask_ns + met * candidate_ns + read * read_ns
-                seen_T[table] = reach
-            # Everything within `step` has now been met.
-            if step >= min(bound_Q[query], dist_K[0]) or reach > widest:
+                spent_ns += count_TS[step.table, step.reach] * budget.mask_ns
+                spent_ns += met * budget.candidate_ns + read * budget.read_ns
+                scratch.seen_T[step.table] = step.reach
+            # Everything within `number` has now been met.
+            if number >= min(bound_Q[query], dist_K[0]) or step.reach > widest:
                 done_Q[query] = 1
-            step += 1
+            number += 1
 
 
 @kernel
-def knn_step(
-    code_bytes, num_words, num_rows, num_distinct, row_bits, may_N, id_N, query_W, bound, query, reach, table,
-    low_T, width_T, begin_T, submask_TW, sketch_T4, offset_O, entry_bytes, start_D,
-    from_P, to_P, place_2, row_C, seen_T, probes_Q, candidates_Q, dist_K, id_K,
-):  # fmt: skip
-    """Offer what one table has at substring distance `reach` to a heap; return how many codes were read.
+def knn_step(rows, tables, may_N, query_W, bound, step, scratch, work, dist_K, id_K):
+    """Offer what one step meets to a heap; return how many codes were read.
 
     Those of table 0 lie side by side: only what came near of them counts, as little as sketches will leave elsewhere.
     """
     read = 0
-    width = width_T[table]
-    value = query_substring(query_W, low_T[table], width)
-    sketch = query_sketch(query_W, sketch_T4[table])
-    mask = (ONE << np.uint64(reach)) - ONE
+    place_2 = scratch.place_2
+    width = tables.width_T[step.table]
+    value = query_substring(query_W, tables.low_T[step.table], width)
+    sketch = query_sketch(query_W, tables.sketch_T4[step.table])
+    mask = (ONE << np.uint64(step.reach)) - ONE
     while mask < ONE << np.uint64(width):
-        shift = (table - 1) * num_distinct
-        mask, kept, probes = look_up(
-            offset_O, begin_T[table], width, value, mask, entry_bytes if table else code_bytes,
-            shift if table else 0, from_P, to_P,
-        )  # fmt: skip
-        probes_Q[query] += probes
+        mask, kept, probes = look_up(rows, tables, step.table, value, mask, scratch)
+        work.probes_Q[step.query] += probes
         place_2[0] = 0
-        place_2[1] = from_P[0]
+        place_2[1] = scratch.from_P[0]
         while place_2[0] < kept:
-            farthest = max(np.int64(min(bound, dist_K[0])), reach)
-            size, seen = dismiss(
-                code_bytes, num_words, num_rows, table, num_distinct, row_bits, entry_bytes, start_D, query_W, sketch,
-                farthest, reach, from_P, to_P, kept, place_2, row_C,
-            )  # fmt: skip
-            candidates_Q[query] += seen
-            read += size if table > 0 else 0
+            farthest = max(np.int64(min(bound, dist_K[0])), step.reach)
+            size, seen = dismiss(rows, tables, query_W, sketch, farthest, step, kept, scratch)
+            work.candidates_Q[step.query] += seen
+            read += size if step.table > 0 else 0
             for candidate in range(size):
-                row = row_C[candidate]
-                dist = candidate_distance(code_bytes, num_words, row, query_W)
+                row = scratch.row_C[candidate]
+                dist = candidate_distance(rows, row, query_W)
                 if dist > np.uint64(min(bound, dist_K[0])):
                     continue
-                read += table == 0
-                if not met_before(code_bytes, num_words, row, query_W, low_T, width_T, submask_TW, seen_T):
-                    offer_run(code_bytes, num_words, num_rows, may_N, id_N, row, np.int32(dist), dist_K, id_K)
+                read += step.table == 0
+                if not met_before(rows, tables, row, query_W, scratch.seen_T):
+                    offer_run(rows, may_N, row, np.int32(dist), dist_K, id_K)
     return read
 
 
@@ -483,38 +449,35 @@ def steps_cost(step, goal, count_TS, mean_T, met_T, crowding, mask_ns, entry_ns)
 
 
 @kernel
-def candidate_distance(code_bytes, num_words, row, query_W):
+def candidate_distance(rows, row, query_W):
     """Return the distance of a row."""
-    if num_words == 1:
-        return popcount(load_word(code_bytes, row) ^ query_W[0])
-    return row_distance(code_bytes, num_words, row, query_W)
+    if rows.num_words == 1:
+        return popcount(load_word(rows.code_bytes, row) ^ query_W[0])
+    return row_distance(rows.code_bytes, rows.num_words, row, query_W)
 
 
 @kernel
-def price_radius(
-    code_bytes, num_words, num_distinct, row_bits, query_QW, radius, reach_T, count_TS,
-    low_T, width_T, begin_T, sketch_T4, offset_O, entry_bytes, start_D,
-    every, picks, lookups_ns, candidate_ns, read_ns, near_ns, scan_ns, shared_scan_ns, price_Q,
-):  # fmt: skip
-    """Estimate what the tables cost for each query, whose lookups cost `lookups_ns`.
+def price_radius(rows_, tables_, count_TS, query_QW, radius, reach_T, every, picks, prices_, price_Q):
+    """Estimate what the tables cost for each query, whose lookups cost `prices.lookups_ns`.
 
-    Codes are looked at only where the price without them is below `scan_ns`, one query's scan, and, were all candidates
-    near, would be above `shared_scan_ns`, a query's part in the scan of a batch.
+    Codes are looked at only where the price without them is below `prices.scan_ns`, one query's scan, and, were all
+    candidates near, would be above `prices.shared_scan_ns`, a query's part in the scan of a batch.
     """
+    rows, tables, prices = Rows(*rows_), TableArrays(*tables_), Prices(*prices_)
     for query in range(len(query_QW)):
-        candidates = count_candidates(query_QW[query], reach_T, count_TS, low_T, width_T, begin_T, offset_O, every)
-        price = lookups_ns + candidates * candidate_ns
-        if price < scan_ns and price + candidates * (read_ns + near_ns) > shared_scan_ns:
+        candidates = count_candidates(tables, count_TS, query_QW[query], reach_T, every)
+        price = prices.lookups_ns + candidates * prices.candidate_ns
+        dearest = price + candidates * (prices.read_ns + prices.near_ns)
+        if price < prices.scan_ns and dearest > prices.shared_scan_ns:
             read, near = inspect_candidates(
-                code_bytes, num_words, num_distinct, row_bits, query_QW[query], radius, reach_T, count_TS,
-                low_T, width_T, begin_T, sketch_T4, offset_O, entry_bytes, start_D, every, picks, candidates,
-            )  # fmt: skip
-            price += read * read_ns + near * near_ns
+                rows, tables, count_TS, query_QW[query], radius, reach_T, every, picks, candidates
+            )
+            price += read * prices.read_ns + near * prices.near_ns
         price_Q[query] = price
 
 
 @kernel
-def count_candidates(query_W, reach_T, count_TS, low_T, width_T, begin_T, offset_O, every):
+def count_candidates(tables, count_TS, query_W, reach_T, every):
     """Estimate from the sizes of buckets how many candidates the tables hold for a query.
 
     Steps of up to `every` masks are counted whole, of larger ones a sample of one in `every`, at least 16.
@@ -522,15 +485,15 @@ def count_candidates(query_W, reach_T, count_TS, low_T, width_T, begin_T, offset
     total = 0.0
     state = query_W[0] | ONE
     for table in range(len(reach_T)):
-        value = query_substring(query_W, low_T[table], width_T[table])
+        value = query_substring(query_W, tables.low_T[table], tables.width_T[table])
         for reach in range(reach_T[table] + 1):
             samples, share = sampled(count_TS[table, reach], every)
             mask = (ONE << np.uint64(reach)) - ONE
             for _ in range(samples):
                 if share < 1.0:
-                    state, mask = random_mask(state, reach, np.uint64(width_T[table]))
-                place = begin_T[table] + np.int64(value ^ mask)
-                total += (np.int64(offset_O[place + 1]) - np.int64(offset_O[place])) / share
+                    state, mask = random_mask(state, reach, np.uint64(tables.width_T[table]))
+                place = tables.begin_T[table] + np.int64(value ^ mask)
+                total += (np.int64(tables.offset_O[place + 1]) - np.int64(tables.offset_O[place])) / share
                 mask = next_mask(mask)
     return total
 
@@ -543,15 +506,13 @@ def sampled(masks, every):
 
 
 @kernel
-def inspect_candidates(
-    code_bytes, num_words, num_distinct, row_bits, query_W, radius, reach_T, count_TS,
-    low_T, width_T, begin_T, sketch_T4, offset_O, entry_bytes, start_D, every, picks, candidates,
-):  # fmt: skip
+def inspect_candidates(rows, tables, count_TS, query_W, radius, reach_T, every, picks, candidates):
     """Estimate how many of the candidates that `count_candidates` counted are read, and how many are near.
 
     Those of table 0 do not count as read: their codes lie side by side.
     The sample of buckets is the same; `picks` of their entries, evenly spread, are looked at.
     """
+    offset_O = tables.offset_O
     total = 0.0
     read = 0.0
     near = 0.0
@@ -559,23 +520,23 @@ def inspect_candidates(
     next_pick = spacing / 2
     state = query_W[0] | ONE
     for table in range(len(reach_T)):
-        value = query_substring(query_W, low_T[table], width_T[table])
-        sketch = query_sketch(query_W, sketch_T4[table])
+        value = query_substring(query_W, tables.low_T[table], tables.width_T[table])
+        sketch = query_sketch(query_W, tables.sketch_T4[table])
         for reach in range(reach_T[table] + 1):
             samples, share = sampled(count_TS[table, reach], every)
             mask = (ONE << np.uint64(reach)) - ONE
             for _ in range(samples):
                 if share < 1.0:
-                    state, mask = random_mask(state, reach, np.uint64(width_T[table]))
-                place = begin_T[table] + np.int64(value ^ mask)
+                    state, mask = random_mask(state, reach, np.uint64(tables.width_T[table]))
+                place = tables.begin_T[table] + np.int64(value ^ mask)
                 size = (np.int64(offset_O[place + 1]) - np.int64(offset_O[place])) / share
                 while total + size > next_pick:
                     entry = np.int64(offset_O[place]) + np.int64((next_pick - total) * share)
                     entry = min(entry, np.int64(offset_O[place + 1]) - 1)
-                    far, row = entry_row(table, entry, num_distinct, row_bits, sketch, entry_bytes, start_D)
+                    far, row = entry_row(tables, table, entry, sketch)
                     if far <= np.uint64(radius - reach):
                         read += spacing if table > 0 else 0.0
-                        if candidate_distance(code_bytes, num_words, row, query_W) <= np.uint64(radius):
+                        if candidate_distance(rows, row, query_W) <= np.uint64(radius):
                             near += spacing
                     next_pick += spacing
                 total += size
@@ -584,13 +545,13 @@ def inspect_candidates(
 
 
 @kernel
-def entry_row(table, entry, num_distinct, row_bits, sketch, entry_bytes, start_D):
+def entry_row(tables, table, entry, sketch):
     """Return the distance of the sketch at place `entry` of a table's list, 0 where there is none, and its row."""
     if table > 0:
-        word = load_word(entry_bytes, (table - 1) * num_distinct + entry)
-        far = popcount((word >> np.uint64(row_bits)) ^ sketch)
-        return far, np.int64(word & ((ONE << np.uint64(row_bits)) - ONE))
-    return np.uint64(0), np.int64(start_D[entry]) if len(start_D) else np.int64(entry)
+        word = load_word(tables.entry_bytes, (table - 1) * tables.num_distinct + entry)
+        far = popcount((word >> np.uint64(tables.row_bits)) ^ sketch)
+        return far, np.int64(word & ((ONE << np.uint64(tables.row_bits)) - ONE))
+    return np.uint64(0), np.int64(tables.start_D[entry]) if len(tables.start_D) else np.int64(entry)
 
 
 @kernel

@@ -1,13 +1,14 @@
 # mypy: disable-error-code="no-untyped-def"
 """The scan: every code against every query, block by block.
 
-Shapes: N codes, W words a code, Q queries, B codes of a block, K nearest, H places for hits.
+Shapes: N codes, W words a code, Q queries, B codes of a block, K nearest, H places for hits; what kernels take
+together is in `arguments`.
 
-`code_bytes` are the bytes of the (N, W) codes (see `popcount`), `may_N` is uint8 (not 0: the row may answer) or empty
-(all may). A block of codes stays in the L1 cache while all queries of the batch pass over it, two at a time. The first
-pass takes only the block's minimum, which vectorises whole; only a block whose minimum counts is walked again.
+`may_N` is uint8 (not 0: the row may answer) or empty (all may). A block of codes stays in the L1 cache while all
+queries of the batch pass over it, two at a time. The first pass takes only the block's minimum, which vectorises whole;
+only a block whose minimum counts is walked again.
 
-The words of a block are first laid out plane by plane, `block_WB`, so that a vector holds the same word of several
+The words of a block are first laid out plane by plane, `word_WB`, so that a vector holds the same word of several
 codes. Measured on 256-bit codes, 64 queries: 3.9 G codes/s, row by row 0.64. One query alone does not repay the move
 and reads the rows as they lie.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hashlight.engine.kernels.arguments import Block, Heaps, Hits, Rows
 from hashlight.engine.kernels.compiling import kernel
 from hashlight.engine.kernels.popcount import (
     load_word,
@@ -36,46 +38,43 @@ STRIDE = 64  # places of a block that are looked at together for hits; blocks ar
 
 
 @kernel
-def range_scan(
-    code_bytes, num_words, num_rows, may_N, query_QW, radius, cursor_2, block_WB, row_B, dist_B,
-    hit_query_H, hit_row_H, hit_dist_H,
-):  # fmt: skip
+def range_scan(rows_, may_N, query_QW, radius, cursor_2, block_, hits_):
     """Collect the hits of all queries; return how many were written.
 
     `cursor_2` is the (row, query) to go on from, (0, 0) at first; it comes back with row `num_rows` at the end, or
     earlier when the places for hits do not suffice for another block.
     """
-    block = len(dist_B)
+    rows, block, hits = Rows(*rows_), Block(*block_), Hits(*hits_)
+    word_WB = block.word_WB
+    dist_B = block.dist_B
+    num_words = rows.num_words
+    places = len(dist_B)
     num_hits = 0
     limit = np.uint64(radius)
     begin = cursor_2[0]
     first_query = cursor_2[1]
-    while begin < num_rows:
-        end = min(begin + block, num_rows)
+    while begin < rows.num_rows:
+        end = min(begin + places, rows.num_rows)
         alone = len(query_QW) == 1
-        size = end - begin if alone else load_block(code_bytes, num_words, begin, end, may_N, block_WB, row_B)
+        size = end - begin if alone else load_block(rows, begin, end, may_N, block)
         for query in range(first_query, len(query_QW), 2):
-            if num_hits + 2 * block > len(hit_row_H):
+            if num_hits + 2 * places > len(hits.row_H):
                 cursor_2[0] = begin
                 cursor_2[1] = query
                 return num_hits
             second = min(query + 1, len(query_QW) - 1)
             if alone:
-                least_a = row_distances(code_bytes, num_words, num_rows, begin, end, may_N, query_QW[0], dist_B)
+                least_a = row_distances(rows, begin, end, may_N, query_QW[0], dist_B)
                 least_b = FAR
             else:
-                least_a, least_b = block_minima(block_WB, num_words, size, query_QW[query], query_QW[second], dist_B)
+                least_a, least_b = block_minima(word_WB, num_words, size, query_QW[query], query_QW[second], dist_B)
             if least_a <= limit:
                 if not alone:
-                    block_distances(block_WB, num_words, size, query_QW[query], dist_B)
-                num_hits = collect(
-                    dist_B, size, limit, begin, alone, row_B, query, num_hits, hit_query_H, hit_row_H, hit_dist_H
-                )
+                    block_distances(word_WB, num_words, size, query_QW[query], dist_B)
+                num_hits = collect(block, size, limit, begin, alone, query, num_hits, hits)
             if least_b <= limit and second != query:
-                block_distances(block_WB, num_words, size, query_QW[second], dist_B)
-                num_hits = collect(
-                    dist_B, size, limit, begin, alone, row_B, second, num_hits, hit_query_H, hit_row_H, hit_dist_H
-                )
+                block_distances(word_WB, num_words, size, query_QW[second], dist_B)
+                num_hits = collect(block, size, limit, begin, alone, second, num_hits, hits)
         begin = end
         first_query = 0
     cursor_2[0] = begin
@@ -84,66 +83,74 @@ def range_scan(
 
 
 @kernel
-def knn_scan(
-    code_bytes, num_words, num_rows, may_N, id_N, query_QW, bound_Q, block_WB, row_B, dist_B, dist_QK, id_QK
-):  # fmt: skip
-    """Put the nearest rows of distance `<= bound_Q` into the heaps `dist_QK`, `id_QK` (see `select`)."""
-    block = len(dist_B)
-    for begin in range(0, num_rows, block):
-        end = min(begin + block, num_rows)
+def knn_scan(rows_, may_N, query_QW, bound_Q, block_, heaps_):
+    """Put the nearest rows of distance `<= bound_Q` into the heaps (see `select`)."""
+    rows, block, heaps = Rows(*rows_), Block(*block_), Heaps(*heaps_)
+    word_WB = block.word_WB
+    dist_B = block.dist_B
+    dist_QK = heaps.dist_QK
+    id_QK = heaps.id_QK
+    num_words = rows.num_words
+    places = len(dist_B)
+    for begin in range(0, rows.num_rows, places):
+        end = min(begin + places, rows.num_rows)
         if len(query_QW) == 1:
-            least = row_distances(code_bytes, num_words, num_rows, begin, end, may_N, query_QW[0], dist_B)
+            least = row_distances(rows, begin, end, may_N, query_QW[0], dist_B)
             if least <= np.uint64(min(bound_Q[0], dist_QK[0, 0])):
-                improve(dist_B, end - begin, begin, True, row_B, id_N, bound_Q[0], dist_QK[0], id_QK[0])
+                improve(block, end - begin, begin, True, rows.id_N, bound_Q[0], dist_QK[0], id_QK[0])
             continue
-        size = load_block(code_bytes, num_words, begin, end, may_N, block_WB, row_B)
+        size = load_block(rows, begin, end, may_N, block)
         for query in range(0, len(query_QW), 2):
             second = min(query + 1, len(query_QW) - 1)
-            least_a, least_b = block_minima(block_WB, num_words, size, query_QW[query], query_QW[second], dist_B)
+            least_a, least_b = block_minima(word_WB, num_words, size, query_QW[query], query_QW[second], dist_B)
             if least_a <= np.uint64(min(bound_Q[query], dist_QK[query, 0])):
-                block_distances(block_WB, num_words, size, query_QW[query], dist_B)
-                improve(dist_B, size, begin, False, row_B, id_N, bound_Q[query], dist_QK[query], id_QK[query])
+                block_distances(word_WB, num_words, size, query_QW[query], dist_B)
+                improve(block, size, begin, False, rows.id_N, bound_Q[query], dist_QK[query], id_QK[query])
             if second != query and least_b <= np.uint64(min(bound_Q[second], dist_QK[second, 0])):
-                block_distances(block_WB, num_words, size, query_QW[second], dist_B)
-                improve(dist_B, size, begin, False, row_B, id_N, bound_Q[second], dist_QK[second], id_QK[second])
+                block_distances(word_WB, num_words, size, query_QW[second], dist_B)
+                improve(block, size, begin, False, rows.id_N, bound_Q[second], dist_QK[second], id_QK[second])
 
 
 @kernel
-def load_block(code_bytes, num_words, begin, end, may_N, block_WB, row_B):
+def load_block(rows, begin, end, may_N, block):
     """Lay out the rows of [begin, end) that may answer plane by plane; return their number."""
+    code_bytes = rows.code_bytes
+    num_words = rows.num_words
+    word_WB = block.word_WB
+    row_B = block.row_B
     if len(may_N) == 0:
         for word in range(num_words):
             for row in range(begin, end):
-                block_WB[word, row - begin] = load_word(code_bytes, row * num_words + word)
+                word_WB[word, row - begin] = load_word(code_bytes, row * num_words + word)
         for row in range(begin, end):
             row_B[row - begin] = row
         return end - begin
     size = 0
     for row in range(begin, end):
         for word in range(num_words):
-            block_WB[word, size] = load_word(code_bytes, row * num_words + word)
+            word_WB[word, size] = load_word(code_bytes, row * num_words + word)
         row_B[size] = row
         size += may_N[row] != 0
     return size
 
 
 @kernel
-def block_minima(block_WB, num_words, size, query_a_W, query_b_W, dist_B):
+def block_minima(word_WB, num_words, size, query_a_W, query_b_W, dist_B):
     """Return the least distance of a block to each of two queries; `dist_B` is scratch."""
     if num_words == 1:
-        return minima_of_1(block_WB, size, query_a_W, query_b_W)
+        return minima_of_1(word_WB, size, query_a_W, query_b_W)
     if num_words == 2:
-        return minima_of_2(block_WB, size, query_a_W, query_b_W)
+        return minima_of_2(word_WB, size, query_a_W, query_b_W)
     if num_words == 4:
-        return minima_of_4(block_WB, size, query_a_W, query_b_W)
-    block_distances(block_WB, num_words, size, query_a_W, dist_B)
+        return minima_of_4(word_WB, size, query_a_W, query_b_W)
+    block_distances(word_WB, num_words, size, query_a_W, dist_B)
     least_a = minimum(dist_B, 0, size)
-    block_distances(block_WB, num_words, size, query_b_W, dist_B)
+    block_distances(word_WB, num_words, size, query_b_W, dist_B)
     return least_a, minimum(dist_B, 0, size)
 
 
 @kernel
-def minima_of_1(block_WB, size, query_a_W, query_b_W):
+def minima_of_1(word_WB, size, query_a_W, query_b_W):
     """`block_minima` for one word a code."""
     use_wide_vectors()
     a = query_a_W[0]
@@ -151,14 +158,14 @@ def minima_of_1(block_WB, size, query_a_W, query_b_W):
     least_a = FAR
     least_b = FAR
     for place in range(size):
-        word = block_WB[0, place]
+        word = word_WB[0, place]
         least_a = min(least_a, popcount(word ^ a))
         least_b = min(least_b, popcount(word ^ b))
     return least_a, least_b
 
 
 @kernel
-def minima_of_2(block_WB, size, query_a_W, query_b_W):
+def minima_of_2(word_WB, size, query_a_W, query_b_W):
     """`block_minima` for two words a code."""
     use_wide_vectors()
     a0, a1 = query_a_W[0], query_a_W[1]
@@ -166,15 +173,15 @@ def minima_of_2(block_WB, size, query_a_W, query_b_W):
     least_a = FAR
     least_b = FAR
     for place in range(size):
-        word_0 = block_WB[0, place]
-        word_1 = block_WB[1, place]
+        word_0 = word_WB[0, place]
+        word_1 = word_WB[1, place]
         least_a = min(least_a, popcount(word_0 ^ a0) + popcount(word_1 ^ a1))
         least_b = min(least_b, popcount(word_0 ^ b0) + popcount(word_1 ^ b1))
     return least_a, least_b
 
 
 @kernel
-def minima_of_4(block_WB, size, query_a_W, query_b_W):
+def minima_of_4(word_WB, size, query_a_W, query_b_W):
     """`block_minima` for four words a code."""
     use_wide_vectors()
     a0, a1, a2, a3 = query_a_W[0], query_a_W[1], query_a_W[2], query_a_W[3]
@@ -182,10 +189,10 @@ def minima_of_4(block_WB, size, query_a_W, query_b_W):
     least_a = FAR
     least_b = FAR
     for place in range(size):
-        word_0 = block_WB[0, place]
-        word_1 = block_WB[1, place]
-        word_2 = block_WB[2, place]
-        word_3 = block_WB[3, place]
+        word_0 = word_WB[0, place]
+        word_1 = word_WB[1, place]
+        word_2 = word_WB[2, place]
+        word_3 = word_WB[3, place]
         half_a = popcount(word_0 ^ a0) + popcount(word_1 ^ a1)
         half_b = popcount(word_0 ^ b0) + popcount(word_1 ^ b1)
         least_a = min(least_a, half_a + popcount(word_2 ^ a2) + popcount(word_3 ^ a3))
@@ -194,34 +201,36 @@ def minima_of_4(block_WB, size, query_a_W, query_b_W):
 
 
 @kernel
-def block_distances(block_WB, num_words, size, query_W, dist_B):
+def block_distances(word_WB, num_words, size, query_W, dist_B):
     """Write the distance of every code of a block to one query, four planes a pass."""
     use_wide_vectors()
     for place in range(size):
-        dist_B[place] = popcount(block_WB[0, place] ^ query_W[0])
+        dist_B[place] = popcount(word_WB[0, place] ^ query_W[0])
     word = 1
     while word + 4 <= num_words:
         a, b, c, d = query_W[word], query_W[word + 1], query_W[word + 2], query_W[word + 3]
         for place in range(size):
-            first = popcount(block_WB[word, place] ^ a) + popcount(block_WB[word + 1, place] ^ b)
-            second = popcount(block_WB[word + 2, place] ^ c) + popcount(block_WB[word + 3, place] ^ d)
+            first = popcount(word_WB[word, place] ^ a) + popcount(word_WB[word + 1, place] ^ b)
+            second = popcount(word_WB[word + 2, place] ^ c) + popcount(word_WB[word + 3, place] ^ d)
             dist_B[place] += first + second
         word += 4
     while word < num_words:
         a = query_W[word]
         for place in range(size):
-            dist_B[place] += popcount(block_WB[word, place] ^ a)
+            dist_B[place] += popcount(word_WB[word, place] ^ a)
         word += 1
 
 
 @kernel
-def row_distances(code_bytes, num_words, num_rows, begin, end, may_N, query_W, dist_B):
+def row_distances(rows, begin, end, may_N, query_W, dist_B):
     """Write the distances of rows [begin, end), as they lie, and return the least; `FAR` for rows that may not.
 
     Rows 8 KiB on are prefetched, as one query alone waits for memory most of the time. Measured on 10
     million 64-bit codes: 3.3 G codes/s instead of 2.2, both with blocks of 256 rows, which beat larger ones.
     """
-    last = num_rows * num_words - 1
+    code_bytes = rows.code_bytes
+    num_words = rows.num_words
+    last = rows.num_rows * num_words - 1
     for word in range(begin * num_words + AHEAD, end * num_words + AHEAD, LINE_WORDS):
         prefetch_word(code_bytes, min(word, last))
     row = begin
@@ -329,34 +338,33 @@ def places_within(dist_B, start, size, limit):
 
 
 @kernel
-def collect(
-    dist_B, size, limit, begin, in_place, row_B, query, num_hits, hit_query_H, hit_row_H, hit_dist_H
-):  # fmt: skip
+def collect(block, size, limit, begin, in_place, query, num_hits, hits):
     """Write the places of a block within `limit` as hits of `query`; return the new number of hits.
 
     Hits are taken from a mask of a whole stride, because a branch for every place is mispredicted at nearly every hit.
     Measured with 6,000 hits among 60,000 codes, batches of 64: 22 us a query instead of 39.
     """
     for start in range(0, size, STRIDE):
-        near = places_within(dist_B, start, size, limit)
+        near = places_within(block.dist_B, start, size, limit)
         while near != np.uint64(0):
             place = start + np.int64(trailing_zeros(near))
             near &= near - np.uint64(1)
-            hit_query_H[num_hits] = query
-            hit_row_H[num_hits] = begin + place if in_place else row_B[place]
-            hit_dist_H[num_hits] = dist_B[place]
+            hits.query_H[num_hits] = query
+            hits.row_H[num_hits] = begin + place if in_place else block.row_B[place]
+            hits.dist_H[num_hits] = block.dist_B[place]
             num_hits += 1
     return num_hits
 
 
 @kernel
-def improve(dist_B, size, begin, in_place, row_B, id_N, bound, dist_K, id_K):
+def improve(block, size, begin, in_place, id_N, bound, dist_K, id_K):
     """Offer the places of a block within `bound` to a heap."""
+    dist_B = block.dist_B
     for start in range(0, size, STRIDE):
         near = places_within(dist_B, start, size, np.uint64(min(bound, dist_K[0])))
         while near != np.uint64(0):
             place = start + np.int64(trailing_zeros(near))
             near &= near - np.uint64(1)
             if dist_B[place] <= np.uint64(min(bound, dist_K[0])):
-                row = begin + place if in_place else row_B[place]
+                row = begin + place if in_place else block.row_B[place]
                 keep_nearest(dist_K, id_K, np.int32(dist_B[place]), id_N[row])

@@ -8,6 +8,7 @@ holds the worst pair; free places hold (2**31 - 1, -1), which is worse than any 
 
 from __future__ import annotations
 
+from hashlight.engine.kernels.arguments import Hits
 from hashlight.engine.kernels.compiling import kernel
 
 FEW = 32  # ids that are sorted here; more are sorted by numpy, which has vector instructions for it
@@ -80,10 +81,11 @@ def gather_full(dist_K, id_K):
 
 
 @kernel
-def count_hits(number_G, hit_query_H, hit_dist_H, place_QR):
+def count_hits(number_G, hits_, place_QR):
     """Count hits by query and distance in `place_QR`, zeros at first; `number_G` is a hit query's number there."""
-    for hit in range(len(hit_query_H)):
-        place_QR[number_G[hit_query_H[hit]], hit_dist_H[hit]] += 1
+    hits = Hits(*hits_)
+    for hit in range(len(hits.query_H)):
+        place_QR[number_G[hits.query_H[hit]], hits.dist_H[hit]] += 1
 
 
 @kernel
@@ -100,14 +102,15 @@ def lay_out(place_QR, lims_Q1):
 
 
 @kernel
-def place_hits(number_G, hit_query_H, hit_row_H, hit_dist_H, id_N, place_QR, id_H):
+def place_hits(number_G, hits_, id_N, place_QR, id_H):
     """Write the ids of hits where `place_QR` says, which moves on: in the end each place is where its distance ends."""
-    for hit in range(len(hit_query_H)):
-        query = number_G[hit_query_H[hit]]
-        dist = hit_dist_H[hit]
+    hits = Hits(*hits_)
+    for hit in range(len(hits.query_H)):
+        query = number_G[hits.query_H[hit]]
+        dist = hits.dist_H[hit]
         place = place_QR[query, dist]
         place_QR[query, dist] = place + 1
-        id_H[place] = id_N[hit_row_H[hit]]
+        id_H[place] = id_N[hits.row_H[hit]]
 
 
 @kernel
@@ -133,11 +136,11 @@ def order_ids(place_QR, dist_H, id_H, unsorted_U2):
 
 
 @kernel
-def arrange(number_G, hit_query_H, hit_row_H, hit_dist_H, id_N, place_QR, lims_Q1, dist_H, id_H, unsorted_U2):
+def arrange(number_G, hits_, id_N, place_QR, lims_Q1, dist_H, id_H, unsorted_U2):
     """Do all of the above for hits that lie in one piece: to a small answer, four calls would be most of the time."""
-    count_hits(number_G, hit_query_H, hit_dist_H, place_QR)
+    count_hits(number_G, hits_, place_QR)
     lay_out(place_QR, lims_Q1)
-    place_hits(number_G, hit_query_H, hit_row_H, hit_dist_H, id_N, place_QR, id_H)
+    place_hits(number_G, hits_, id_N, place_QR, id_H)
     return order_ids(place_QR, dist_H, id_H, unsorted_U2)
 
 

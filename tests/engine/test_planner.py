@@ -11,9 +11,9 @@ import pytest
 from hashlight.engine.indexes import planner, threads
 from hashlight.engine.indexes.multi_index import probe, tables
 from hashlight.engine.indexes.multi_index.index import MultiIndex
-from hashlight.engine.indexes.multi_index.probe import Prices
 from hashlight.engine.indexes.multi_index.tables import choose_widths, sketch_runs
 from hashlight.engine.indexes.planner import Costs, likely_radius, split_by_cost
+from hashlight.engine.kernels.arguments import Prices
 from hashlight.engine.kernels.compiling import cache_folder
 from tests import oracles
 from tests.engine.test_indexes_exact import assert_range, assert_search
@@ -223,7 +223,7 @@ def test_one_query_is_answered_within_its_budget_or_not_at_all(monkeypatch):
     index = MultiIndex.build(crowd, np.arange(30_000), bits=64)
     first = np.zeros(1, np.intp)
     for query in (crowd[:1], ~crowd[:1]):
-        met = int(index.probe.within(query, first, 6, None)[1].candidates[0])
+        met = int(index.probe.within(query, first, 6, None)[1].candidates_Q[0])
         expected = np.flatnonzero(np.bitwise_count(index.codes_NW[:, 0] ^ query[0, 0]) <= 6)
         (_, (_, rows, _)), *more = index.probe.within_budget(query, first, 6, None, met)
         rows = np.concatenate([rows, *(hits[1] for _, hits in more)])

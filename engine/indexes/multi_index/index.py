@@ -30,7 +30,7 @@ from hashlight.engine.indexes.base import (
     check_mask,
     count_allowed,
 )
-from hashlight.engine.indexes.multi_index.probe import Budget, TableProbe, Work
+from hashlight.engine.indexes.multi_index.probe import TableProbe
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.order import sort_rows
 from hashlight.engine.indexes.planner import current_costs, likely_radius, plan_nearest, plan_range, trial_budget
@@ -42,6 +42,7 @@ from hashlight.engine.indexes.threads import (
     run_parts,
     usable_cores,
 )
+from hashlight.engine.kernels.arguments import Budget, Work
 from hashlight.engine.query import Query, check_threads
 from hashlight.engine.results import (
     PAD_DISTANCE,

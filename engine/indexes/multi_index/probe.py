@@ -6,7 +6,7 @@ import itertools
 import math
 import threading
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.indexes.answers import Found, Heaps, Hits, gather_hits
 from hashlight.engine.indexes.arrays import bytes_of, mask_bytes, read_only
 from hashlight.engine.indexes.multi_index.tables import Tables
+from hashlight.engine.kernels.arguments import Budget, Prices, Rows, Scratch, Sizes, Work
 from hashlight.engine.kernels.multi_index import knn_tables, price_radius, range_tables
 
 SCRATCH_BUCKETS = 128  # looked up, and prefetched, together; 512 measured slower by a tenth at 10 million codes
@@ -24,13 +25,6 @@ EVEN = 8.0  # buckets up to this much above their mean are what chance makes of 
 UNLIMITED = 2**62
 SAMPLE_EVERY = 64  # masks of a large step of which one is counted
 SAMPLED_CANDIDATES = 16  # a query, to tell how many are near, to an eighth of them
-
-
-class Work(NamedTuple):
-    """What the tables were asked: `probes` buckets and `candidates` codes, int64, (Q,) each."""
-
-    probes: NDArray[np.int64]
-    candidates: NDArray[np.int64]
 
 
 class RadiusPlan(NamedTuple):
@@ -57,50 +51,6 @@ class RadiusPlan(NamedTuple):
     by_table: list[int]
 
 
-class Budget(NamedTuple):
-    """When `TableProbe.nearest` gives a query up; in the order in which the kernel takes it.
-
-    Attributes
-    ----------
-    mask_ns, candidate_ns, read_ns : float
-        Cost of looking up a bucket, of an entry in it, and of reading the code of an entry that was not dismissed.
-    scan_ns : float
-        Give up when the steps that remain cost more than this, which is what a scan costs...
-    trial_ns : float
-        ...but not before this much was spent.
-    likely_radius : int
-        How far the k-th is thought to be.
-    """
-
-    mask_ns: float
-    candidate_ns: float
-    read_ns: float
-    scan_ns: float
-    trial_ns: float
-    likely_radius: int
-
-
-class Prices(NamedTuple):
-    """What a radius search is priced by, in nanoseconds; in the order in which the kernel takes it.
-
-    Attributes
-    ----------
-    lookups_ns : float
-        All lookups of a query.
-    candidate_ns, read_ns, near_ns : float
-        An entry of a bucket; what comes on top where its code is read; and where it is near.
-    scan_ns, shared_scan_ns : float
-        A scan for one query, and a query's part in the scan of the batch.
-    """
-
-    lookups_ns: float
-    candidate_ns: float
-    read_ns: float
-    near_ns: float
-    scan_ns: float
-    shared_scan_ns: float
-
-
 class TableProbe:
     """Tables over the rows of one index, ready to be asked by several threads at once.
 
@@ -119,9 +69,8 @@ class TableProbe:
 
     def __init__(self, codes_NW: CodeArray, ids_N: IdArray, tables: Tables) -> None:
         self.tables = tables
-        self._ids_N = ids_N
-        self._shape = bytes_of(codes_NW), codes_NW.shape[1], len(codes_NW), tables.distinct, tables.row_bits
-        self._arrays = tables.kernel_arrays()
+        self._rows = tuple(Rows(bytes_of(codes_NW), ids_N, codes_NW.shape[1], len(codes_NW)))
+        self._arrays = tuple(tables.kernel_arrays())
         self._plans: dict[int, RadiusPlan] = {}
         self._crowds: dict[int, float] = {}
         widest = max(tables.widths)
@@ -129,6 +78,7 @@ class TableProbe:
             [[math.comb(width, ones) for ones in range(widest + 2)] for width in tables.widths], np.int64
         )
         self.mean_T = np.array([tables.distinct / 2**width for width in tables.widths])
+        self._sizes = tuple(Sizes(self.count_TS, self.mean_T))
         self.even = max(tables.largest) <= EVEN * float(self.mean_T.max()) + EVEN
 
     def plan(self, radius: int) -> RadiusPlan:
@@ -164,11 +114,9 @@ class TableProbe:
     def price_radius(self, queries_QW: CodeArray, radius: int, prices: Prices) -> NDArray[np.float64]:
         """Estimate what a radius search would cost each query (Q,) here, in nanoseconds."""
         price_Q, queries_QW = np.empty(len(queries_QW)), read_only(queries_QW)
-        code_bytes, words, _, distinct, row_bits = self._shape
-        low_T, width_T, begin_T, _, *lists = self._arrays
         price_radius(
-            code_bytes, words, distinct, row_bits, queries_QW, radius, self.plan(radius).reach, self.count_TS,
-            low_T, width_T, begin_T, *lists, SAMPLE_EVERY, SAMPLED_CANDIDATES, *prices, price_Q,
+            self._rows, self._arrays, self.count_TS, queries_QW, radius, self.plan(radius).reach,
+            SAMPLE_EVERY, SAMPLED_CANDIDATES, tuple(prices), price_Q,
         )  # fmt: skip
         return price_Q
 
@@ -207,8 +155,8 @@ class TableProbe:
 
         def fill(hits: Hits) -> tuple[int, int]:
             count = range_tables(
-                *self._shape, may_N, queries_QW, radius, reach_T, budget, cursor_2, *self._arrays, *scratch, *work,
-                *hits,
+                self._rows, self._arrays, may_N, queries_QW, radius, reach_T, budget, cursor_2,
+                scratch, tuple(work), hits,
             )  # fmt: skip
             done = int(cursor_2[0]) == len(queries_QW)
             return count, 0 if done else max(int(cursor_2[1]), 0)
@@ -230,20 +178,26 @@ class TableProbe:
         """
         work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         done_Q = np.zeros(len(queries_QW), np.bool_)
-        met_T = np.empty(len(self.mean_T))
         knn_tables(
-            *self._shape, mask_bytes(mask), self._ids_N, queries_QW, bound_Q, *self._arrays, *self._scratch(), *work,
-            self.count_TS, self.mean_T, met_T, *budget, done_Q, *heaps,
+            self._rows, self._arrays, self._sizes, mask_bytes(mask), queries_QW, bound_Q, tuple(budget),
+            self._scratch(), tuple(work), done_Q, heaps,
         )  # fmt: skip
         return done_Q, work
 
-    def _scratch(self) -> tuple[NDArray[np.int64], ...]:
-        """Return this thread's `from_P`, `to_P`, `place_2`, `row_C`, `seen_T`, worthless between kernels."""
+    def _scratch(self) -> tuple[NDArray[Any], ...]:
+        """Return the `Scratch` of this thread, undefined between kernels."""
         kept = _of_thread.scratch
         tables = len(self.mean_T)
         if tables not in kept:
-            sizes = SCRATCH_BUCKETS, SCRATCH_BUCKETS, 2, SCRATCH_CANDIDATES, tables
-            kept[tables] = tuple(np.empty(size, np.int64) for size in sizes)
+            scratch = Scratch(
+                from_P=np.empty(SCRATCH_BUCKETS, np.int64),
+                to_P=np.empty(SCRATCH_BUCKETS, np.int64),
+                place_2=np.empty(2, np.int64),
+                row_C=np.empty(SCRATCH_CANDIDATES, np.int64),
+                seen_T=np.empty(tables, np.int64),
+                met_T=np.empty(tables),
+            )
+            kept[tables] = tuple(scratch)
         return kept[tables]
 
 
@@ -251,7 +205,7 @@ class _Scratch(threading.local):
     """Arrays that a thread keeps, by the number of tables."""
 
     def __init__(self) -> None:
-        self.scratch: dict[int, tuple[NDArray[np.int64], ...]] = {}
+        self.scratch: dict[int, tuple[NDArray[Any], ...]] = {}
 
 
 _of_thread = _Scratch()

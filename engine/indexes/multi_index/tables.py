@@ -16,6 +16,7 @@ from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
 from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.indexes.arrays import bytes_of, read_only
 from hashlight.engine.indexes.threads import run_parts
+from hashlight.engine.kernels.arguments import TableArrays
 from hashlight.engine.kernels.multi_index import build_first_table, build_table, mark_distinct
 from hashlight.engine.places.mapping import read_at_random
 
@@ -74,7 +75,7 @@ def sketch_runs(bits: int, widths: list[int], sketch_bits: int) -> NDArray[np.in
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The tables of one index over N rows sorted by (code, id); see `engine.kernels.multi_index` for the arrays.
+    """The tables of one index over N rows sorted by (code, id); see `engine.kernels.arguments` for the arrays.
 
     Attributes
     ----------
@@ -139,8 +140,8 @@ class Tables:
         """Low bits of an entry that hold the row; the rest holds the sketch."""
         return _row_bits(self.rows)
 
-    def kernel_arrays(self) -> tuple[NDArray[Any], ...]:
-        """Return the arrays in the order in which kernels take them."""
+    def kernel_arrays(self) -> TableArrays:
+        """Return the arrays as kernels take them."""
         low_T = self.bits - np.cumsum(self.widths)
         width_T = np.array(self.widths, np.int64)
         submask_TW = np.zeros((len(self.widths), num_words(self.bits)), np.uint64)
@@ -151,8 +152,18 @@ class Tables:
         begin_T = np.array(_begins(list(self.widths))[:-1], np.int64)
         runs_T4 = sketch_runs(self.bits, list(self.widths), WORD_BITS - self.row_bits)
         entry_bytes = self.entries.view(np.uint8)
-        arrays = (low_T, width_T, begin_T, submask_TW, runs_T4, self.offsets, entry_bytes, self.starts)
-        return tuple(read_only(array) for array in arrays)
+        return TableArrays(
+            low_T=read_only(low_T),
+            width_T=read_only(width_T),
+            begin_T=read_only(begin_T),
+            submask_TW=read_only(submask_TW),
+            sketch_T4=read_only(runs_T4),
+            offset_O=read_only(self.offsets),
+            entry_bytes=read_only(entry_bytes),
+            start_D=read_only(self.starts),
+            num_distinct=self.distinct,
+            row_bits=self.row_bits,
+        )
 
     def save(self, folder: Path) -> None:
         """Write the tables into `folder`, which is made."""
