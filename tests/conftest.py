@@ -2,15 +2,23 @@ from __future__ import annotations
 
 import os
 import uuid
+from dataclasses import asdict
 
 import pytest
+
+from hashlight.engine.indexes import planner
+from tests.costs import FIXED_COSTS
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """Keep the stamps of verified shards away from the user's own."""
+    """Keep the stamps of verified shards away from the user's own, and plans away from this machine's clock.
+
+    Processes that tests start find the same costs there: nothing is measured but by the tests of measuring.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        planner.write_machine_file(planner.machine_file("costs"), asdict(FIXED_COSTS))
         yield
 
 

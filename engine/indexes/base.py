@@ -66,6 +66,25 @@ class Index(ABC):
             If codes, query or mask do not fit the index.
         """
 
+    def find_fault(self, codes_NW: CodeArray) -> str | None:
+        """Return what keeps the index from finding its own codes, None if nothing does: a check by a few of them.
+
+        Asks every way of answering that the index has, whichever a plan would choose. `codes_NW` are the codes that it
+        should hold, in its order of rows.
+        """
+        return self._fault_of_first_code(codes_NW, "the index")
+
+    def _fault_of_first_code(self, codes_NW: CodeArray, way: str, **more: Any) -> str | None:
+        """Search for the first code with the keywords `more`; return that it was not found, or None."""
+        if not len(self):
+            return None
+        found = self.search(np.array(codes_NW[:1], np.uint64), 1, threads=1, **more)
+        if found.distances[0, 0] == 0:
+            return None
+        return (
+            f"{way} does not find the first code: nearest is id {found.ids[0, 0]} at distance {found.distances[0, 0]}"
+        )
+
     def search(
         self, queries_QW: CodeArray, k: int, *, threads: int | None = None, explain: bool = False, **more: Any
     ) -> SearchResult:

@@ -1,5 +1,6 @@
 """Indexes over memory maps: saved and opened tables, codes at any address, damaged files, many threads."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -154,3 +155,42 @@ def test_eight_threads_search_while_others_open_and_close(tmp_path):
 @pytest.mark.slow
 def test_eight_threads_search_for_a_minute(tmp_path):
     search_while_others_open(tmp_path, 60)
+
+
+@pytest.mark.parametrize("bits", [64, 72, 256])
+def test_tables_over_their_own_codes_have_no_fault(bits):
+    for rows in (1, 2, 900):
+        codes, ids, _ = make_case(3, rows, bits)
+        for index in (ScanIndex.build(codes, ids, bits=bits), MultiIndex.build(codes, ids, bits=bits)):
+            assert index.find_fault(index.codes_NW) is None
+
+
+def random_codes(seed, rows, bits):
+    return np.random.default_rng(seed).integers(2**64, size=(rows, bits // 64), dtype=np.uint64)
+
+
+@pytest.mark.parametrize("bits", [64, 256])
+def test_any_table_of_other_codes_is_a_fault_whatever_the_planner_would_ask(bits):
+    # Distinct codes, so that both tables are of as many entries.
+    some, others = (MultiIndex.build(random_codes(seed, 900, bits), np.arange(900), bits=bits) for seed in (1, 2))
+    assert some.tables.widths == others.tables.widths
+    edges = np.cumsum([0, *(2**width + 1 for width in some.tables.widths)])
+    for table in range(len(some.tables.widths)):
+        offsets, entries = some.tables.offsets.copy(), some.tables.entries.copy()
+        own = slice(edges[table], edges[table + 1])
+        offsets[own] = others.tables.offsets[own]
+        listed = slice(max(table - 1, 0) * 900, table * 900)
+        entries[listed] = others.tables.entries[listed]
+        wrong = dataclasses.replace(some.tables, offsets=offsets, entries=entries)
+        index = MultiIndex(codes_NW=some.codes_NW, ids_N=some.ids_N, tables=wrong, bits=bits)
+        assert f"is missing in table {table}" in index.find_fault(some.codes_NW)
+
+
+def test_a_wrong_sketch_is_a_fault():
+    codes, ids, _ = make_case(3, 900, 64)
+    index = MultiIndex.build(codes, ids, bits=64)
+    entries = index.tables.entries ^ np.uint64(1 << index.tables.row_bits)
+    wrong = MultiIndex(
+        codes_NW=index.codes_NW, ids_N=index.ids_N, tables=dataclasses.replace(index.tables, entries=entries), bits=64
+    )
+    assert "is missing in table 1" in wrong.find_fault(index.codes_NW)

@@ -16,6 +16,7 @@ from hashlight.engine.indexes.planner import Costs, likely_radius, split_by_cost
 from hashlight.engine.kernels.arguments import Prices
 from hashlight.engine.kernels.compiling import cache_folder
 from tests import oracles
+from tests.costs import FIXED_COSTS
 from tests.engine.test_indexes_exact import assert_range, assert_search
 
 ROWS = 200_000
@@ -161,6 +162,18 @@ def test_likely_radius_is_what_uniform_codes_have(bits, k):
         rng.integers(2, size=(20, bits)).astype(bool), rng.integers(2, size=(5000, bits)) > 0
     )
     assert abs(likely_radius(bits, 5000, k) - np.sort(codes, axis=1)[:, k - 1].mean()) < 0.02 * bits
+
+
+def test_neither_tests_nor_what_they_start_measure_this_machine():
+    assert asdict(planner.current_costs(planner.WORTH_MEASURING)) == asdict(FIXED_COSTS)
+    program = """
+from dataclasses import asdict
+from hashlight.engine.indexes import planner
+planner._measure = None
+print(asdict(planner.current_costs(planner.WORTH_MEASURING)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{asdict(FIXED_COSTS)}\n"
 
 
 def test_costs_are_measured_once_and_stored(tmp_path, monkeypatch):

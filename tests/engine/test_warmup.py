@@ -7,15 +7,12 @@ SCRIPT = """
 import numpy as np
 from hashlight.engine.indexes.histogram import distance_histogram, graded_histogram
 from hashlight.engine.indexes.multi_index.index import MultiIndex
-from hashlight.engine.indexes.planner import Costs
-from hashlight.engine.indexes import planner
 from hashlight.engine.indexes import warmup
 from hashlight.engine.indexes.scan import ScanIndex
 from hashlight.engine.kernels.components import find_roots, join_edges
 import hashlight.engine.kernels, importlib, pkgutil
 
 warmup.warm(costs=False)
-planner._costs = Costs()
 names = [found.name for found in pkgutil.iter_modules(hashlight.engine.kernels.__path__)]
 modules = [importlib.import_module(f"hashlight.engine.kernels.{name}") for name in names]
 kernels = [(m.__name__, n, k) for m in modules for n, k in vars(m).items() if hasattr(k, "signatures")]

@@ -30,6 +30,7 @@ from hashlight.engine.indexes.base import (
     check_mask,
     count_allowed,
 )
+from hashlight.engine.indexes.multi_index.checking import find_missing
 from hashlight.engine.indexes.multi_index.probe import TableProbe
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.order import sort_rows
@@ -172,6 +173,14 @@ class MultiIndex(Index):
 
         parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_A_THREAD)
         return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
+
+    def find_fault(self, codes_NW: CodeArray) -> str | None:
+        """Look for a few codes in every table, and for the first by the tables and by a scan; see `Index`."""
+        return (
+            find_missing(self.tables, codes_NW)
+            or self._fault_of_first_code(codes_NW, "a search by tables", plan="tables")
+            or self._fault_of_first_code(codes_NW, "a scan", plan="scan")
+        )
 
     def _within(
         self, queries_QW: CodeArray, radius: int, mask: RowMask | None, explain: bool, plan: Plan

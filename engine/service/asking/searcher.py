@@ -22,7 +22,6 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank, RerankResult
 from hashlight.engine.errors import DeadlineExceededError, NotReadyError
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, SearchResult
 from hashlight.engine.storage.manifest import read_current
 
@@ -280,22 +279,20 @@ def describe_collection(collection: Collection) -> dict[str, Any]:
 
 
 def try_search(collection: Collection) -> None:
-    """Search each shard for one of its own codes, and read an item: what a first answer loads is loaded then.
+    """Look in each shard for a few of its own codes, and read an item: what a first answer loads is loaded then.
 
     Raises
     ------
     NotReadyError
-        If a shard does not find it.
+        If a shard does not find them, in any of its tables or by a scan.
     """
     for shard in collection.shards:
-        query = np.ascontiguousarray(shard.codes_NW[:1]).astype(np.uint64)
-        found = shard.answer(query, Query(k=1))
-        if found.distances.flat[0] != 0:
+        if fault := shard.index.find_fault(shard.codes_NW):
             raise NotReadyError(
-                f"shard {shard.name} of {collection.path} does not find its own first code: nearest is id "
-                f"{found.ids.flat[0]} at distance {found.distances.flat[0]}, expected 0: build the collection again"
+                f"shard {shard.name} of {collection.path} does not find its own codes ({fault}): "
+                "build the collection again"
             )
-    collection.get(found.ids.flat[:1])
+    collection.get(collection.shards[-1].ids_N[:1])
 
 
 def _deadline(timeout_s: float | None) -> float:

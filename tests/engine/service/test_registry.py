@@ -69,7 +69,8 @@ def test_a_version_that_does_not_find_its_own_codes_is_served_nowhere(own):
     ):
         expected = knn(own.queries, own.codes, own.ids, 5)[1]
         new = publish_with_wrong_tables(own.path)
-        with pytest.raises(NotReadyError, match="does not find its own first code"):
+        fault = r"does not find its own codes \(the code of row \d+ is missing in table \d\)"
+        with pytest.raises(NotReadyError, match=fault):
             registry.roll(linger_s=0.0)
         assert registry.version == registry.map().version == new - 1
         assert [versions_of(server) for server in servers.values()] == [[new - 1]] * 4

@@ -1,0 +1,69 @@
+"""Whether tables are those of the codes beside them: a few rows are looked for in every table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hashlight.engine.codes import WORD_BITS, CodeArray
+from hashlight.engine.indexes.multi_index.tables import Tables
+
+ROWS_CHECKED = 8
+
+
+def find_missing(tables: Tables, codes_NW: CodeArray) -> str | None:
+    """Look for a few codes, evenly spread, in the bucket of each table that should list them.
+
+    Plain reads of the arrays, which no plan and no luck can get around: a search would do without a table that is
+    wrong as long as another one lists the code.
+
+    Parameters
+    ----------
+    tables : Tables
+    codes_NW : ndarray of uint64, shape (N, W)
+        Sorted, as `Tables.build` takes them.
+
+    Returns
+    -------
+    str or None
+        Which code is missing where; None if all are found.
+    """
+    arrays = tables.kernel_arrays()
+    for row in np.unique(np.linspace(0, max(len(codes_NW) - 1, 0), ROWS_CHECKED).astype(int))[: len(codes_NW)].tolist():
+        first = _first_of_run(codes_NW, row)
+        code = _as_integer(codes_NW[row])
+        for table, (low, width) in enumerate(zip(arrays.low_T.tolist(), tables.widths, strict=True)):
+            bucket = int(arrays.begin_T[table]) + ((code >> low) & ((1 << width) - 1))
+            begin, end = arrays.offset_O[bucket : bucket + 2].tolist()
+            if table == 0:
+                rows = tables.starts[begin:end] if len(tables.starts) else np.arange(begin, end)
+                found = bool((rows == first).any())
+            else:
+                skipped = (table - 1) * tables.distinct
+                sketch = _sketch(code, arrays.sketch_T4[table].tolist())
+                found = first | sketch << tables.row_bits in tables.entries[skipped + begin : skipped + end].tolist()
+            if not found:
+                return f"the code of row {row} is missing in table {table}"
+    return None
+
+
+def _sketch(code: int, runs: list[int]) -> int:
+    """Return the bits of a code that a sketch holds; `runs` is a row of `TableArrays.sketch_T4`."""
+    above_low, above_width, below_low, below_width = runs
+    above = (code >> above_low) & ((1 << above_width) - 1)
+    return above | ((code >> below_low) & ((1 << below_width) - 1)) << above_width
+
+
+def _first_of_run(codes_NW: CodeArray, row: int) -> int:
+    """Return the first row with the code of `row`: equal codes lie side by side."""
+    low, high = 0, row
+    while low < high:
+        middle = (low + high) // 2
+        if np.array_equal(codes_NW[middle], codes_NW[row]):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _as_integer(code_W: CodeArray) -> int:
+    return sum(int(word) << (WORD_BITS * number) for number, word in enumerate(code_W))
