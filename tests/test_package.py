@@ -8,7 +8,9 @@ import inspect
 import json
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,44 @@ print(json.dumps([found.distances.tolist(), [[hit.distance, hit.attributes] for 
     nearest, labelled = json.loads(done.stdout)
     assert nearest == [[0, 1, 1, 2]]
     assert labelled == [[0, {"label": "a"}], [3, {"label": "a"}]]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The wheel and the sdist, built from the checkout."""
+    folder = tmp_path_factory.mktemp("dist")
+    build(ROOT, "-t", "wheel", "-t", "sdist", "-d", folder)
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def build(source, *arguments):
+    command = [sys.executable, "-P", "-m", "hatchling", "build", *map(str, arguments)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def files_of(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_wheel_holds_one_package_and_its_types(built):
+    names = set(files_of(built[0]))
+    assert {name.partition("/")[0] for name in names} == {"hashlight", "hashlight-0.1.0.dist-info"}
+    assert "hashlight/py.typed" in names
+    for folder in ("engine", "encoders", "pipelines"):
+        here = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file()}
+        expected = {f"hashlight/{path}" for path in here if "__pycache__" not in path.parts}
+        assert expected == {name for name in names if name.startswith(f"hashlight/{folder}/")}
+
+
+def test_the_sdist_builds_the_same_wheel(built, tmp_path):
+    wheel, sdist = built
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    build(tmp_path / "hashlight-0.1.0", "-t", "wheel", "-d", tmp_path)
+    assert files_of(tmp_path / wheel.name) == files_of(wheel)
 
 
 VERBS = {

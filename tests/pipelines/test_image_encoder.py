@@ -10,8 +10,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from hashlight.encoders.encoder import HashEncoder
-from hashlight.engine.client.client import SearchClient
-from hashlight.engine.collection.collection import Collection
 from hashlight.engine.service.asking.encoding import ImageRefusedError
 from hashlight.pipelines.decoding.pool import DecodePool
 from hashlight.pipelines.serving.image_encoder import HashImageEncoder
@@ -81,12 +79,3 @@ def test_a_large_image_waits_as_what_the_model_takes(model):
 def test_what_is_no_image_is_refused(model, data, message):
     with pytest.raises(ImageRefusedError, match=message):
         HashImageEncoder(model).decode(data, MOST_PIXELS)
-
-
-def test_a_client_in_this_process_opens_the_encoder_that_the_collection_keeps(model, encoder, files, tmp_path):
-    codes = model.encode(files)
-    folder = tmp_path / "c"
-    Collection.create(folder, codes, bits=model.bits, encoder=encoder, fingerprint=model.fingerprint)
-    with SearchClient(folder) as client:
-        assert client.search(files[3], k=1)[0].distances.tolist() == [0]
-        assert client.encode(files[:5]).tolist() == codes[:5].tolist()
