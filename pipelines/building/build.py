@@ -20,8 +20,9 @@ from hashlight.engine.codes import CodeArray, IdArray, num_words
 from hashlight.engine.collection.writer import CollectionWriter, new_shard, refuse_foreign_folder, split_rows
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
-from hashlight.engine.places.buckets import split_options
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.reading import map_ahead
+from hashlight.engine.places.uris import split_options
 from hashlight.engine.storage.attributes import RESERVED, write_attributes
 from hashlight.engine.storage.manifest import ShardSpec
 from hashlight.engine.storage.shard import (
@@ -48,9 +49,7 @@ from hashlight.pipelines.codes.parts import (
 )
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.reads import map_ahead, open_file
 from hashlight.pipelines.jobs.session import ray_session
-from hashlight.pipelines.jobs.stores import OutputFolder
 from hashlight.pipelines.jobs.tasks import run_tasks
 
 # About a gigabyte of 64-bit codes with their tables, built in seconds.
@@ -191,7 +190,7 @@ def build_collection(
         ]
         with ray_session(num_cpus=at_once):
             _write_shards(jobs, old, writer, progress or (lambda _done, _total: None))
-        encoder = OutputFolder(codes)
+        encoder = open_place(codes)
         writer.add_encoder({name: encoder.read(f"encoder/{name}") for name in encoder.names("encoder")})
         chaos.step("build:before-commit")
         writer.commit()
@@ -287,7 +286,7 @@ def _common_schema(parts: list[Part]) -> pa.Schema:
 
 def _schema_of(part: Part) -> pa.Schema:
     try:
-        with open_file(part.path) as file:
+        with open_place(part.path).open() as file:
             return pq.read_schema(file).remove_metadata()
     except (pa.ArrowException, OSError) as error:
         where = split_options(part.path)[0]
@@ -307,7 +306,7 @@ def _rows_within(budget: int | None, corpus: _Codes) -> int:
 
 def _other_bytes(part: Part) -> float:
     """Return the bytes a row of whatever a part has beside ids and codes."""
-    with open_file(part.path) as file:
+    with open_place(part.path).open() as file:
         metadata = pq.read_metadata(file)
     columns = [
         metadata.row_group(group).column(column)

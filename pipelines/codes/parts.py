@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from hashlight.engine.codes import CodeArray
-from hashlight.engine.places.buckets import split_options
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.uris import split_options
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.reads import read_bytes
-from hashlight.pipelines.jobs.stores import OutputFolder
 
 FEATURES_COLUMN = "features"
 THUMBNAIL_COLUMN = "thumbnail"
@@ -42,12 +41,12 @@ class Piece:
 
 def list_parts(codes: str | Path) -> list[Part]:
     """List the files of a folder of codes, local or in a store, in order, with what their sidecars say of them."""
-    folder = OutputFolder(codes)
+    folder = open_place(codes)
     # By number: their names have five digits, or more.
     names = sorted(folder.names("sidecars"), key=lambda name: int(name.partition(".")[0]))
     said = [json.loads(sidecar) for sidecar in folder.read_many(f"sidecars/{name}" for name in names)]
     return [
-        Part(folder.uri_of(f"parts/{name.removesuffix('.json')}.parquet"), sidecar["codes"], sidecar["sha256"])
+        Part(folder.location_of(f"parts/{name.removesuffix('.json')}.parquet"), sidecar["codes"], sidecar["sha256"])
         for name, sidecar in zip(names, said, strict=True)
         if sidecar["codes"]
     ]
@@ -77,7 +76,7 @@ def read_checked(part: Part) -> pa.BufferReader:
         If it is missing or damaged.
     """
     try:
-        data = read_bytes(part.path)
+        data = open_place(part.path).read()
         got = hashlib.sha256(data).hexdigest()
     except FileNotFoundError:
         data, got = b"", "nothing"

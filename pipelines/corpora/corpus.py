@@ -23,15 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from hashlight.engine.ids import RepeatedIds
-from hashlight.engine.places.buckets import split_options
+from hashlight.engine.places.uris import normalise, split_options
 from hashlight.pipelines.corpora import idx, images, parquet, uris, webdataset
 from hashlight.pipelines.corpora.ids import refuse_repeated_ids
-from hashlight.pipelines.corpora.listing import ROW, SHARDS, SOURCE, File, FileStream, Listing, stamp_of, type_of, walk
+from hashlight.pipelines.corpora.listing import ROW, SHARDS, SOURCE, File, FileStream, Listing, entry_of, walk
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.filesystems import normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +57,23 @@ def open_listing(corpus: str | Path) -> Listing:
         If there is nothing, no image in it, or what is there cannot be read.
     """
     root = normalise(corpus)
-    found = type_of(root)
-    if found == pafs.FileType.NotFound:
+    found = entry_of(root)
+    if found is None:
         raise PipelineError(
             f"no corpus at {root}: expected a folder of images, Parquet files, tar shards or IDX files, one of those "
             "files, or a list of URIs (.txt)"
         )
-    if found == pafs.FileType.File:
-        return _open_file(root)
+    if not found.is_folder:
+        return _open_file(root, found.stamp)
     kind, first = _first_of_a_kind(root)
     return kind.list_files(root, lambda: _files_of(kind, root, first))
 
 
-def _open_file(root: str) -> Listing:
+def _open_file(root: str, stamp: str) -> Listing:
     base = split_options(root)[0]
     name = base.rpartition("/")[2]
     if kind := _kind_of(name):
-        file = File(root, name, stamp_of(root))
+        file = File(root, name, stamp)
         return kind.list_files(root, lambda: iter([file]))
     if name.lower().endswith(uris.SUFFIXES):
         return uris.list_lines(root)

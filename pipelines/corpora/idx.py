@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 from PIL import Image
 
-from hashlight.engine.places.buckets import split_options
+from hashlight.engine.errors import ReadFailedError
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.uris import split_options
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
@@ -28,10 +29,9 @@ from hashlight.pipelines.corpora.listing import (
     File,
     FileStream,
     Listing,
-    type_of,
+    entry_of,
 )
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.reads import ReadFailedError, RetryingFile
 
 SUFFIXES = ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz")
 _UNSIGNED_BYTES = 8
@@ -91,7 +91,8 @@ def _labels_of(file: File, by_name: dict[str, File]) -> str | None:
         return by_name[name].uri
     base, options = split_options(file.uri)
     uri = f"{base.removesuffix(file.name)}{name}{options}"
-    return uri if type_of(uri) == pafs.FileType.File else None
+    beside = entry_of(uri)
+    return uri if beside and not beside.is_folder else None
 
 
 def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
@@ -150,7 +151,7 @@ def _skip(file: Any, num_bytes: int) -> None:
 
 @contextlib.contextmanager
 def _open(uri: str) -> Iterator[Any]:
-    with io.BufferedReader(RetryingFile(uri), _BUFFER_BYTES) as file:
+    with io.BufferedReader(open_place(uri).open(), _BUFFER_BYTES) as file:
         if split_options(uri)[0].endswith(".gz"):
             with gzip.open(file) as plain:
                 yield plain

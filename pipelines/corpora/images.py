@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hashlight.engine.places.buckets import split_options
+from hashlight.engine.errors import ReadFailedError
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.reading import map_ahead
+from hashlight.engine.places.uris import is_local, split_options
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
@@ -27,8 +30,6 @@ from hashlight.pipelines.corpora.listing import (
     stamps_of,
 )
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.filesystems import is_local
-from hashlight.pipelines.jobs.reads import ReadFailedError, map_ahead, read_bytes
 
 SUFFIXES = {".apng", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # These cannot be decoded, but in a folder of images they are images: listed, they become rejects that say why.
@@ -98,12 +99,12 @@ def read_file(source: str) -> bytes | OSError:
         If reading failed at every try for a reason that may pass.
     """
     try:
-        return read_bytes(source, most=MAX_ENCODED_BYTES)
+        return open_place(source).read(max_bytes=MAX_ENCODED_BYTES)
     except ReadFailedError:
         raise
     except OSError as error:
         return error
-    except (ValueError, pa.ArrowException, PipelineError) as error:  # not the name of a file, or of no known store
+    except ValueError as error:  # not the name of a file, or of no known store
         return OSError(str(error))
 
 

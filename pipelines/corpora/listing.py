@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
-from hashlight.engine.places.buckets import split_options
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Entry
+from hashlight.engine.places.uris import is_local, normalise, split_options
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.filesystems import is_local, list_s3, normalise, open_filesystem
 
 SOURCE, ROW = "__source", "__row"
 IMAGES, SHARDS = "images", "shards"
@@ -70,32 +69,18 @@ class Listing:
     chunks: Callable[[], Iterator[Chunk]]
 
 
-def type_of(uri: str) -> pafs.FileType:
-    """Return whether a file, a folder or nothing is at a path or URI.
+def entry_of(uri: str) -> Entry | None:
+    """Return what is at a path or URI, None if there is nothing.
 
     Raises
     ------
     PipelineError
         If the store does not say.
     """
-    filesystem, path = open_filesystem(uri)
     try:
-        return filesystem.get_file_info(path).type
+        return open_place(uri).entry()
     except OSError as error:
         raise PipelineError(f"{split_options(uri)[0]} cannot be listed: {error}") from error
-
-
-def stamp_of(uri: str) -> str:
-    """Return a text that changes when a file's size or time does."""
-    if is_local(uri):
-        try:
-            stat = os.stat(uri)
-        except OSError:
-            return "unreadable"
-        return f"{stat.st_size}:{stat.st_mtime_ns}"
-    filesystem, path = open_filesystem(uri)
-    info = filesystem.get_file_info(path)
-    return f"{info.size}:{info.mtime_ns}"
 
 
 def stamps_of(files: list[File]) -> bytes:
@@ -119,58 +104,6 @@ def within(folder: str, name: str) -> str:
 
 def walk(root: str) -> Iterator[File]:
     """Walk the visible files under a folder, in the order of their names."""
-    if is_local(root):
-        yield from _walk_local(root, "")
-    elif root.startswith("s3://"):
-        base, options = split_options(root)
-        for uri, size, time in list_s3(root):
-            name = uri[len(base) + 1 :]
-            if not name.endswith("/") and not any(part.startswith(".") for part in name.split("/")):
-                yield File(uri + options, name, f"{size}:{time}")
-    else:
-        filesystem, path = open_filesystem(root)
-        yield from _walk_store(filesystem, path, root, "")
-
-
-def _walk_local(root: str, inner: str) -> Iterator[File]:
-    folder = f"{root}/{inner}" if inner else root
-    for name, is_folder in _sorted_names(folder):
-        below = f"{inner}/{name}" if inner else name
-        if is_folder:
-            yield from _walk_local(root, below)
-        else:
-            uri = f"{root}/{below}"
-            yield File(uri, below, stamp_of(uri))
-
-
-def _sorted_names(folder: str) -> Iterator[tuple[str, bool]]:
-    """Yield the visible names of a folder in order, and whether each is a folder.
-
-    Millions of names are kept as Arrow's bytes, a sixth of what as many Python strings take.
-    """
-    names, folders = [], []
-    with os.scandir(folder) as entries:
-        visible = (entry for entry in entries if not entry.name.startswith("."))
-        for part in groups(visible, CHUNK_ENTRIES):
-            names.append(pa.array([os.fsencode(entry.name) for entry in part], pa.large_binary()))
-            folders.append(pa.array([entry.is_dir(follow_symlinks=False) for entry in part], pa.bool_()))
-    if not names:
-        return
-    table = pa.table({"name": pa.chunked_array(names), "folder": pa.chunked_array(folders)})
-    order = pc.sort_indices(table, [("name", "ascending")])
-    for start in range(0, len(order), CHUNK_ENTRIES):
-        part = table.take(order[start : start + CHUNK_ENTRIES])
-        yield from zip(map(os.fsdecode, part["name"].to_pylist()), part["folder"].to_pylist(), strict=True)
-
-
-def _walk_store(filesystem: pafs.FileSystem, path: str, root: str, inner: str) -> Iterator[File]:
-    infos = filesystem.get_file_info(pafs.FileSelector(f"{path}/{inner}" if inner else path))
-    for info in sorted(infos, key=lambda info: info.base_name):
-        if info.base_name.startswith("."):
-            continue
-        below = f"{inner}/{info.base_name}" if inner else info.base_name
-        if info.type == pafs.FileType.Directory:
-            yield from _walk_store(filesystem, path, root, below)
-        else:
-            base, options = split_options(root)
-            yield File(f"{base}/{below}{options}", below, f"{info.size}:{info.mtime_ns}")
+    base, options = split_options(root)
+    for entry in open_place(root).walk():
+        yield File(f"{base}/{entry.name}{options}", entry.name, entry.stamp)

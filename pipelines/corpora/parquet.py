@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hashlight.engine.places.buckets import split_options
+from hashlight.engine.errors import ReadFailedError
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.uris import is_local, split_options
 from hashlight.engine.storage.attributes import RESERVED
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
@@ -25,8 +27,6 @@ from hashlight.pipelines.corpora.listing import (
     within,
 )
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.filesystems import is_local
-from hashlight.pipelines.jobs.reads import ReadFailedError, RetryingFile, open_file
 
 SUFFIX = ".parquet"
 IMAGE_COLUMN = "image"
@@ -69,7 +69,7 @@ def _listed_columns(file: File) -> tuple[list[str], pa.Schema]:
     """Return the columns other than the image, and the schema, of a Parquet file that can be a corpus."""
     where = split_options(file.uri)[0]
     try:
-        with open_file(file.uri) as raw, pq.ParquetFile(raw) as table:
+        with open_place(file.uri).open() as raw, pq.ParquetFile(raw) as table:
             schema = table.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{where} is not a readable Parquet file: {error}") from error
@@ -102,7 +102,7 @@ def _list_rows(file: File) -> Iterator[pa.Table]:
     names, schema = _listed_columns(file)
     by_uri = IMAGE_COLUMN not in schema.names
     try:
-        with open_file(file.uri) as raw, pq.ParquetFile(raw, pre_buffer=False) as parquet:
+        with open_place(file.uri).open() as raw, pq.ParquetFile(raw, pre_buffer=False) as parquet:
             first = 0
             if not names:
                 for start in range(0, parquet.metadata.num_rows, CHUNK_ENTRIES):
@@ -168,7 +168,7 @@ def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
     """Read the image column of ascending rows, a part of a row group at a time; what cannot be read is an error."""
     path = split_options(source)[0]
     try:
-        raw = RetryingFile(source)
+        raw = open_place(source).open()
         file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
     except ReadFailedError:
         raise

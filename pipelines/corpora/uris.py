@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from hashlight.engine.places.buckets import split_options
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.reading import RetryingFile
+from hashlight.engine.places.uris import is_local, split_options
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
@@ -20,8 +22,6 @@ from hashlight.pipelines.corpora.listing import (
     groups,
     within,
 )
-from hashlight.pipelines.jobs.filesystems import is_local
-from hashlight.pipelines.jobs.reads import open_stream
 
 SUFFIXES = (".txt", ".lst")
 _BLOCK_BYTES = 1 << 20
@@ -35,7 +35,7 @@ def list_lines(root: str) -> Listing:
 def _chunks(root: str) -> Iterator[Chunk]:
     base, options = split_options(root)
     folder = base.rpartition("/")[0]
-    with open_stream(root) as raw:
+    with open_place(root).open() as raw:
         lines = (line.decode().strip() for line in _lines(raw))
         for part in groups((line for line in lines if line), CHUNK_ENTRIES):
             places = [within(folder, line) for line in part]
@@ -48,7 +48,7 @@ def _chunks(root: str) -> Iterator[Chunk]:
             yield Chunk(pa.table(columns, BASE_SCHEMA), "\0".join(part).encode())
 
 
-def _lines(stream: pa.NativeFile) -> Iterator[bytes]:
+def _lines(stream: RetryingFile) -> Iterator[bytes]:
     rest = b""
     while block := stream.read(_BLOCK_BYTES):
         *lines, rest = (rest + block).split(b"\n")

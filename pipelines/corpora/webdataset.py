@@ -18,7 +18,10 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from hashlight.engine.places.buckets import split_options
+from hashlight.engine.errors import ReadFailedError
+from hashlight.engine.places.failures import TooManyBytesError
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.uris import is_local, split_options
 from hashlight.pipelines.corpora import images
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
@@ -34,8 +37,6 @@ from hashlight.pipelines.corpora.listing import (
     groups,
     stamps_of,
 )
-from hashlight.pipelines.jobs.filesystems import is_local
-from hashlight.pipelines.jobs.reads import ReadFailedError, RetryingFile, TooManyBytesError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _ATTRIBUTE_OF = {"cls": "label", "txt": "txt", "json": "json"}
@@ -217,7 +218,7 @@ def _split(name: str) -> tuple[str, str]:
 @contextlib.contextmanager
 def _open(uri: str) -> Iterator[tarfile.TarFile]:
     size = _LOCAL_BUFFER_BYTES if is_local(uri) else _STORE_BUFFER_BYTES
-    with io.BufferedReader(RetryingFile(uri), size) as file:
+    with io.BufferedReader(open_place(uri).open(), size) as file:
         is_plain = file.seekable() and not file.peek(6).startswith(_COMPRESSED)
         with tarfile.open(fileobj=file, mode="r:" if is_plain else "r|*", tarinfo=_Member) as shard:
             yield shard

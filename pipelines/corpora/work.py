@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hashlight.engine.ids import RepeatedIds
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.uris import is_local, normalise, split_name
 from hashlight.pipelines.corpora.corpus import open_listing
 from hashlight.pipelines.corpora.ids import refuse_repeated_ids
 from hashlight.pipelines.corpora.listing import SHARDS, Listing
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.filesystems import is_local, normalise, split_name
-from hashlight.pipelines.jobs.reads import open_file
-from hashlight.pipelines.jobs.stores import OutputFolder
 
 UNIT_IMAGES = 2000
 # Arrow reads no footer of more row groups.
@@ -85,7 +84,7 @@ def plan_work(
         raise ValueError(f"`unit_images` must be at least 1, got {unit_images}")
     listing = open_listing(corpus)
     folder, name = split_name(normalise(output))
-    target = OutputFolder(folder)
+    target = open_place(folder)
     with target.scratch(name) as aside:
         summary = _write(listing, aside, unit_images, progress or (lambda _entries: None))
         target.put_file(name, aside)
@@ -98,7 +97,7 @@ def read_work(work: str | Path) -> WorkSummary | None:
     if not split_name(uri)[1].endswith(".parquet") or (is_local(uri) and not Path(uri).is_file()):
         return None
     try:
-        with open_file(uri) as raw, pq.ParquetFile(raw) as file:
+        with open_place(uri).open() as raw, pq.ParquetFile(raw) as file:
             return _summary_of(file.metadata)
     except (pa.ArrowException, OSError):
         return None

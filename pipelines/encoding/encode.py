@@ -41,6 +41,9 @@ import pyarrow.parquet as pq
 from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
 from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Place
+from hashlight.engine.places.reading import map_ahead
 from hashlight.pipelines.codes.parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
 from hashlight.pipelines.corpora.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
@@ -54,9 +57,7 @@ from hashlight.pipelines.encoding.units import (
     sidecar_name,
 )
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.reads import copy_file, map_ahead
 from hashlight.pipelines.jobs.session import ray_session
-from hashlight.pipelines.jobs.stores import OutputFolder
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ Progress = Callable[[EncodeProgress], None]
 class _Job:
     """An encode job whose plan is written: where, its name (a hash of what its codes depend on), and its work."""
 
-    output: OutputFolder
+    output: Place
     name: str
     identity: dict[str, Any]
     work: WorkSummary
@@ -196,7 +197,7 @@ def encode_corpus(
             f"{thumbnail}"
         )
     budget = RejectBudget.parse(max_rejects)
-    target = OutputFolder(output)
+    target = open_place(output)
     refuse_foreign_folder(target)
     kept = {"features": features, "thumbnail": thumbnail}
     loaded = HashEncoder.load(encoder)
@@ -216,7 +217,7 @@ def read_summary(codes: str | Path) -> EncodeSummary:
     PipelineError
         If the folder is not one, or its job did not end.
     """
-    output = OutputFolder(codes)
+    output = open_place(codes)
     if not output.exists("codes.json"):
         state = (
             "an unfinished encode job: run the same `hashlight encode` again and it goes on"
@@ -232,7 +233,7 @@ def read_summary(codes: str | Path) -> EncodeSummary:
 
 def read_keeps_features(codes: str | Path) -> bool:
     """Whether a folder of codes has fine features beside them."""
-    return bool(json.loads(OutputFolder(codes).read("job.json"))["features"])
+    return bool(json.loads(open_place(codes).read("job.json"))["features"])
 
 
 def read_parts(codes: str | Path) -> Iterator[pa.Table]:
@@ -243,7 +244,7 @@ def read_parts(codes: str | Path) -> Iterator[pa.Table]:
     PipelineError
         If a part is missing or damaged.
     """
-    output = OutputFolder(codes)
+    output = open_place(codes)
     for unit in _units_in(output, "sidecars"):
         expected = json.loads(output.read(sidecar_name(unit)))["sha256"]
         data = output.read(part_name(unit)) if output.exists(part_name(unit)) else None
@@ -260,7 +261,7 @@ def read_parts(codes: str | Path) -> Iterator[pa.Table]:
 
 
 def _plan(
-    corpus: str, encoder: HashEncoder, output: OutputFolder, kept: dict[str, Any], *, unit_images: int, overwrite: bool
+    corpus: str, encoder: HashEncoder, output: Place, kept: dict[str, Any], *, unit_images: int, overwrite: bool
 ) -> _Job:
     """List the corpus and write the plan, unless an interrupted job left the same; nothing is removed before that."""
     with output.scratch("plan.parquet") as aside:
@@ -268,7 +269,7 @@ def _plan(
         if work is None:
             work = plan_work(corpus, aside, unit_images=unit_images)
         else:
-            copy_file(corpus, aside)
+            open_place(corpus).download("", aside)
         _refuse_taken_columns(work, kept)
         identity = {
             "corpus": work.corpus,
@@ -304,14 +305,14 @@ def _job_name(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _save_encoder(encoder: HashEncoder, output: OutputFolder) -> None:
+def _save_encoder(encoder: HashEncoder, output: Place) -> None:
     with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as folder:
         encoder.save(folder)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             output.put(f"encoder/{name}", Path(folder, name).read_bytes())
 
 
-def _refuse_other_job(output: OutputFolder, identity: dict[str, Any]) -> None:
+def _refuse_other_job(output: Place, identity: dict[str, Any]) -> None:
     found = json.loads(output.read("job.json"))
     different = [key for key in identity if found.get(key) != identity[key]]
     if different == ["listing"]:
@@ -334,15 +335,15 @@ _OUTPUT_ENTRIES = (
 )  # fmt: skip
 
 
-def refuse_foreign_folder(output: OutputFolder) -> None:
+def refuse_foreign_folder(output: Place) -> None:
     """Raise PipelineError unless `output` is not there, is empty, or is marked as ours by its `job.json`."""
-    if output.is_local and Path(output.uri).exists() and not Path(output.uri).is_dir():
+    if output.local and output.local.exists() and not output.local.is_dir():
         raise PipelineError(f"{output} is a file, expected a folder for the codes: choose another --output")
     if output.names() and not output.exists("job.json"):
         raise PipelineError(f"{output} is not empty and holds no codes: choose another --output")
 
 
-def _remove_codes(output: OutputFolder) -> None:
+def _remove_codes(output: Place) -> None:
     for name in _OUTPUT_ENTRIES:
         output.remove(name)
 
@@ -435,7 +436,7 @@ def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSett
     items = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_BLOCKS))
     results = items.map_batches(
         EncodeUnits,
-        fn_constructor_args=(job.output.uri, settings),
+        fn_constructor_args=(job.output.location, settings),
         batch_size=1,
         # Of two calls at once the one writes while the other encodes; see `EncodeUnits`.
         compute=ray.data.ActorPoolStrategy(
@@ -456,7 +457,7 @@ def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSett
 def _whole_units(job: _Job) -> dict[int, tuple[int, int]]:
     """Return codes and rejects of each unit that is whole; what says so wrongly is removed."""
     output = job.output
-    sizes = output.sizes("parts")
+    sizes = {entry.name: entry.size for entry in output.children("parts")}
     whole = {}
     units = _units_in(output, "sidecars")
     for unit, data in zip(units, output.read_many(map(sidecar_name, units)), strict=True):
@@ -468,7 +469,7 @@ def _whole_units(job: _Job) -> dict[int, tuple[int, int]]:
     return whole
 
 
-def _units_in(output: OutputFolder, folder: str) -> list[int]:
+def _units_in(output: Place, folder: str) -> list[int]:
     return sorted(int(name.partition(".")[0]) for name in output.names(folder))
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hashlight.engine.places.place import Place
 from hashlight.pipelines.encoding.units import parse_sidecar, sidecar_name
-from hashlight.pipelines.jobs.stores import OutputFolder
 
 # Where the number of images is not known beforehand, a share means nothing until so many were seen.
 _FEWEST_FOR_A_SHARE = 1000
@@ -81,7 +81,7 @@ class Gathered:
     left_out: set[str] = field(default_factory=set)
 
 
-def write_rejects(output: OutputFolder, units: Sequence[int], job: str) -> Gathered:
+def write_rejects(output: Place, units: Sequence[int], job: str) -> Gathered:
     """Gather the rejects of finished units into `rejects.parquet`, in order.
 
     Raises
@@ -99,7 +99,7 @@ def write_rejects(output: OutputFolder, units: Sequence[int], job: str) -> Gathe
     return gathered
 
 
-def _gather(output: OutputFolder, units: Sequence[int], job: str, gathered: Gathered) -> Iterator[dict[str, Any]]:
+def _gather(output: Place, units: Sequence[int], job: str, gathered: Gathered) -> Iterator[dict[str, Any]]:
     for unit, data in zip(units, output.read_many(map(sidecar_name, units)), strict=True):
         sidecar = parse_sidecar(data, unit, job)
         gathered.codes += sidecar["codes"]

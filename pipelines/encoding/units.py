@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, EncoderOutput, HashEncoder
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Place
 from hashlight.pipelines.codes.parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
 from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.corpora.labels import attribute_names
@@ -31,7 +33,6 @@ from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.stores import OutputFolder
 
 # Ray starts a dead actor again and hands it the same unit, for ever; this ends it.
 _MOST_ATTEMPTS = 5
@@ -101,7 +102,7 @@ class EncodeUnits:
     """
 
     def __init__(self, output: str, settings: UnitSettings) -> None:
-        self._output = OutputFolder(output)
+        self._output = open_place(output)
         self._settings = settings
         self._encoder = load_output_encoder(self._output).to(settings.device)
         self._work = WorkList(self._output.open("plan.parquet"))
@@ -164,7 +165,7 @@ class EncodeUnits:
                 f"unit {unit} was begun {before} times and ended its process every time: is a node out of memory? Try "
                 "a smaller --batch-size"
             )
-        self._output.note(name, str(before + 1).encode())
+        self._output.put(name, str(before + 1).encode(), durable=False)
 
     def _encode_unit(self, unit: int) -> dict[str, Any]:
         with self._lock:
@@ -265,7 +266,7 @@ def parse_sidecar(data: bytes, unit: int, job: str) -> dict[str, Any]:
     return sidecar
 
 
-def reject_rows(output: OutputFolder, unit: int, reasons: dict[int, str]) -> None:
+def reject_rows(output: Place, unit: int, reasons: dict[int, str]) -> None:
     """Make rejects of some rows of a unit that is whole.
 
     Who is killed between the two files leaves a sidecar that does not fit its part, so that the unit is done anew.
@@ -289,7 +290,7 @@ def _describe(part: bytes) -> dict[str, Any]:
     return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
 
 
-def load_output_encoder(output: OutputFolder) -> HashEncoder:
+def load_output_encoder(output: Place) -> HashEncoder:
     """Load the copy of the encoder that an encode job's folder keeps."""
     with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as folder:
         for name in (CONFIG_FILE, WEIGHTS_FILE):

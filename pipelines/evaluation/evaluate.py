@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.methods import METHODS
-from hashlight.engine.places.buckets import split_options
+from hashlight.engine.places.uris import split_options
 from hashlight.pipelines.corpora.corpus import list_corpus
 from hashlight.pipelines.corpora.labels import labels_of
 from hashlight.pipelines.decoding.images import encode_entries

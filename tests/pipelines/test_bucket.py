@@ -25,7 +25,6 @@ from hashlight.pipelines.building.build import build_collection
 from hashlight.pipelines.dedup.dedup import find_duplicates
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.stores import OutputFolder
 from hashlight.pipelines.searching.batch import search_codes
 from tests import oracles
 from tests.pipelines.test_build import BITS, answers, write_codes
@@ -277,7 +276,7 @@ def test_a_commit_whose_answer_was_lost_is_ours(bucket, rows):
 
 @pytest.mark.usefixtures("lost_answers")
 def test_a_new_file_whose_answer_was_lost_is_ours(bucket):
-    folder = OutputFolder(bucket.uri("codes"))
+    folder = open_place(bucket.uri("codes"))
     assert folder.put_new("job.json", b"ours")
     assert not folder.put_new("job.json", b"another's")
     assert bucket.get("codes/job.json") == b"ours"

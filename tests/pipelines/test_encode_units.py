@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from hashlight.encoders.encoder import HashEncoder
+from hashlight.engine.places.opening import open_place
 from hashlight.pipelines.corpora import webdataset
 from hashlight.pipelines.corpora.work import WorkSummary, plan_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
@@ -23,7 +24,6 @@ from hashlight.pipelines.encoding import units as encode_units
 from hashlight.pipelines.encoding.rejects import RejectBudget, write_rejects
 from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings, parse_sidecar, part_name, sidecar_name
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.stores import OutputFolder
 
 OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": DecodeLimits()}
 
@@ -64,7 +64,7 @@ def test_actors_are_as_many_as_the_cluster_has_room_for(monkeypatch, cluster, ac
 def test_images_a_second_are_of_the_time_from_the_first_begin_to_the_last_end(monkeypatch, tmp_path):
     """Rows come in another order than units begin and end."""
     work = WorkSummary("c", "images", units=3, images=300, columns=[], digest="")
-    job = encode._Job(OutputFolder(tmp_path), "ours", {}, work)
+    job = encode._Job(open_place(tmp_path), "ours", {}, work)
     times = [(10.0, 14.0), (9.0, 15.0), (12.0, 13.0)]
     rows = [
         {
@@ -116,7 +116,7 @@ def test_a_name_that_stands_twice_in_a_shard_and_attributes_that_come_late(tmp_p
         {"uri": f"{tmp_path}/shards/1.tar#b.png", "label": None, "txt": "two"},
         {"uri": f"{tmp_path}/shards/1.tar#c.png", "label": None, "txt": None},
     ]
-    gathered = write_rejects(OutputFolder(folder), range(2), "ours")
+    gathered = write_rejects(open_place(folder), range(2), "ours")
     assert gathered.left_out == {"json"}
     (first, _) = pq.read_table(folder / "rejects.parquet").to_pylist()
     assert first["uri"] == f"{tmp_path}/shards/0.tar#a.png"
@@ -144,7 +144,7 @@ def test_of_images_with_one_id_in_two_shards_the_later_is_a_reject(tmp_path, cor
     units({"unit": np.arange(3)})
     units.close()
     whole = pq.read_table(folder / part_name(1))
-    job = encode._Job(OutputFolder(folder), "ours", {}, summary)
+    job = encode._Job(open_place(folder), "ours", {}, summary)
     for _ in range(2):  # a second time there is nothing to do
         encode._reject_repeated(job)
         gathered = write_rejects(job.output, range(3), "ours")
@@ -162,7 +162,7 @@ def publish_meanwhile(monkeypatch, folder, job):
 
     def step(name, key=""):
         if (name, key) == ("encoded", 1):
-            OutputFolder(folder).put(sidecar_name(1), said.encode())
+            open_place(folder).put(sidecar_name(1), said.encode())
 
     monkeypatch.setattr(encode_units.chaos, "step", step)
 
@@ -194,7 +194,7 @@ def test_a_unit_that_a_lost_actor_publishes_meanwhile_counts_as_it_says(monkeypa
 
 def test_units_of_another_job_are_not_committed(folder, units):
     units({"unit": np.arange(3)})
-    output = OutputFolder(folder)
+    output = open_place(folder)
     gathered = write_rejects(output, range(3), "ours")
     assert (gathered.codes, gathered.rejects) == (300, 0)
     said = json.loads(output.read(sidecar_name(2)))

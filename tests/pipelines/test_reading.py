@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hashlight.engine.errors import ReadFailedError
+from hashlight.engine.places import failures, folder
+from hashlight.engine.places.reading import RetryingFile
 from hashlight.pipelines.corpora.corpus import list_corpus, read_images
 from hashlight.pipelines.corpora.webdataset import read_shard
-from hashlight.pipelines.jobs import reads
-from hashlight.pipelines.jobs.filesystems import open_filesystem
-from hashlight.pipelines.jobs.reads import ReadFailedError, RetryingFile, TooManyBytesError, map_ahead, read_bytes
 
 
 class FailingFile:
@@ -39,20 +39,20 @@ class FailingFile:
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Make reads through `RetryingFile` and `read_bytes` fail; returns what sets how often."""
-    monkeypatch.setattr(reads, "_FIRST_WAIT_S", 0.001)
+    """Make reads of files, whole or through `RetryingFile`, fail; returns what sets how often."""
+    monkeypatch.setattr(failures, "_FIRST_WAIT_S", 0.001)
 
     def fail(times, number=errno.EIO):
         failures = itertools.repeat(OSError(number, "the store is busy"), times)
-        opened, local = RetryingFile._open, reads._read_local
+        opened, local = RetryingFile._open, folder.read_local
         monkeypatch.setattr(RetryingFile, "_open", lambda self: FailingFile(opened(self), failures))
 
-        def read_local(path, most):
+        def read_local(path, max_bytes):
             if (error := next(failures, None)) is not None:
                 raise error
-            return local(path, most)
+            return local(path, max_bytes)
 
-        monkeypatch.setattr(reads, "_read_local", read_local)
+        monkeypatch.setattr(folder, "read_local", read_local)
 
     return fail
 
@@ -143,19 +143,6 @@ def test_a_shard_that_is_gone_is_a_reject(tmp_path):
     assert "No such file" in str(sample.data)
 
 
-def test_what_lasts_is_not_tried_again(tmp_path):
-    tries = []
-
-    def read():
-        tries.append(1)
-        raise OSError("When getting information for key 'a' in bucket 'b': AWS Error ACCESS_DENIED during HeadObject")
-
-    with pytest.raises(OSError, match="ACCESS_DENIED") as raised:
-        reads.retried(read, "s3://b/a")
-    assert not isinstance(raised.value, ReadFailedError)
-    assert len(tries) == 1
-
-
 def test_folders_and_sockets_in_a_list_cost_no_descriptor(tmp_path):
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as listening:
@@ -168,7 +155,7 @@ def test_folders_and_sockets_in_a_list_cost_no_descriptor(tmp_path):
         images = list(read_images(list_corpus(tmp_path / "corpus.txt")))
         assert len(os.listdir("/proc/self/fd")) == before
     assert all(isinstance(image, OSError) and not isinstance(image, ReadFailedError) for image in images)
-    assert str(images[0]).endswith("socket is no file")
+    assert str(images[0]).endswith("socket is not a file")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +165,7 @@ def test_folders_and_sockets_in_a_list_cost_no_descriptor(tmp_path):
         ("a\0b.png", "null byte"),
         ("nowhere://x/y.png", "no file system for nowhere"),
         ("x" * 5000 + ".png", "name too long"),
-        ("/dev/zero", "is no file"),
+        ("/dev/zero", "is not a file"),
         (".", "Is a directory"),
     ],
 )
@@ -189,58 +176,3 @@ def test_a_bad_entry_costs_itself_only(tmp_path, entry, reason):
     assert first == b"good"
     assert isinstance(bad, OSError)
     assert reason in str(bad)
-
-
-def test_no_more_is_read_than_may_be(tmp_path):
-    huge = tmp_path / "huge"
-    huge.touch()
-    os.truncate(huge, 1 << 40)
-    with pytest.raises(TooManyBytesError, match="above 99"):
-        read_bytes(str(huge), most=99)
-
-    class Endless:
-        given = 0
-
-        def read(self, size):
-            self.given += size
-            return bytes(size)
-
-    with pytest.raises(TooManyBytesError, match="above 99"):
-        reads._read_blocks(stream := Endless(), 99)
-    assert stream.given <= 1 << 20
-
-
-def test_files_of_as_many_bytes_as_may_be_are_read(tmp_path):
-    (tmp_path / "a").write_bytes(bytes(100))
-    assert len(read_bytes(str(tmp_path / "a"), most=100)) == 100
-    for uri in (str(tmp_path / "a"), f"memory://{tmp_path}/a"):
-        if "://" in uri:
-            open_filesystem(uri)[0].create_dir(str(tmp_path))
-            with open_filesystem(uri)[0].open_output_stream(f"{tmp_path}/a") as file:
-                file.write(bytes(100))
-        with pytest.raises(TooManyBytesError, match="above 99"):
-            read_bytes(uri, most=99)
-
-
-def test_mapping_ahead_keeps_order_and_bounds_what_is_under_way():
-    taken = []
-
-    def items():
-        for number in range(100):
-            taken.append(number)
-            yield number
-
-    for number, result in enumerate(map_ahead(lambda number: number * 2, items(), 8)):
-        assert result == 2 * number
-        assert len(taken) <= number + 8
-    assert len(taken) == 100
-
-
-def test_a_retrying_file_is_read_at_any_place(tmp_path, failing):
-    data = np.random.default_rng(0).bytes(5000)
-    (tmp_path / "a").write_bytes(data)
-    failing(2)
-    with RetryingFile(str(tmp_path / "a")) as file:
-        assert file.read(100) == data[:100]
-        assert (file.seek(-50, io.SEEK_CUR), file.read(10)) == (50, data[50:60])
-        assert (file.seek(-7, io.SEEK_END), file.read()) == (4993, data[-7:])

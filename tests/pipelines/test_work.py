@@ -9,6 +9,7 @@ import json
 import struct
 import tarfile
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,15 +17,12 @@ import pytest
 from PIL import Image
 
 from hashlight.engine.ids import RepeatedIds
+from hashlight.engine.places.opening import open_place
 from hashlight.pipelines.codes.parts import list_parts
 from hashlight.pipelines.corpora import work
 from hashlight.pipelines.corpora.corpus import list_corpus, read_images, read_uri
 from hashlight.pipelines.corpora.work import WorkList, plan_work, read_work
-from hashlight.pipelines.jobs import reads
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.filesystems import list_s3
-from hashlight.pipelines.jobs.reads import read_bytes
-from hashlight.pipelines.jobs.stores import OutputFolder
 
 
 def png(value):
@@ -188,7 +186,7 @@ def test_a_bucket_is_a_corpus_like_a_folder(folder, tmp_path, bucket):
     assert there.select(["id", "label"]).equals(here.select(["id", "label"]))
     assert there["uri"][0].as_py() == f"s3://{bucket.name}/photos/class 0/0.png"
     assert list(read_images(there)) == list(read_images(here))
-    assert len(list(list_s3(bucket.uri("photos")))) == 11
+    assert len(list(open_place(bucket.uri("photos")).walk())) == 10
     summary = plan_work(bucket.uri("photos"), bucket.uri("work/list.parquet"), unit_images=3)
     assert read_work(bucket.uri("work/list.parquet")) == summary
     bucket.put("shards/0.tar", tar_of({"a.png": png(1), "b.png": png(2)}))
@@ -198,42 +196,12 @@ def test_a_bucket_is_a_corpus_like_a_folder(folder, tmp_path, bucket):
 
 
 def test_any_file_system_of_fsspec(folder):
-    output = OutputFolder("memory://photos")
+    memory = fsspec.filesystem("memory")
     for path in folder.rglob("*.png"):
-        output.put(path.relative_to(folder).as_posix(), path.read_bytes())
+        memory.pipe(f"/photos/{path.relative_to(folder).as_posix()}", path.read_bytes())
     entries = list_corpus("memory://photos")
     assert entries.select(["id", "label"]).equals(list_corpus(folder).select(["id", "label"]))
     assert [pixel(data) for data in read_images(entries)] == [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]
-
-
-@pytest.mark.parametrize("where", ["local", "bucket"])
-def test_a_new_file_is_published_once(tmp_path, bucket, where):
-    output = OutputFolder(tmp_path / "out" if where == "local" else bucket.uri("out"))
-    assert output.put_new("a/b.json", b"1")
-    assert not output.put_new("a/b.json", b"2")
-    assert output.read("a/b.json") == b"1"
-    output.put("a/b.json", b"333")
-    assert output.sizes("a") == {"b.json": 3}
-    assert (output.names(), output.names("none"), output.exists("a")) == (["a"], [], False)
-    output.remove("a")
-    assert output.names() == []
-
-
-def test_a_store_that_stumbles_is_asked_again(monkeypatch, bucket):
-    bucket.put("a", b"data")
-    real, failures = reads.open_filesystem, [OSError("reset"), OSError("reset")]
-
-    def stumble(uri):
-        if failures:
-            raise failures.pop()
-        return real(uri)
-
-    monkeypatch.setattr(reads, "open_filesystem", stumble)
-    monkeypatch.setattr(reads, "_FIRST_WAIT_S", 0)
-    assert read_bytes(bucket.uri("a")) == b"data"
-    assert failures == []
-    with pytest.raises(OSError, match="above 2"):
-        read_bytes(bucket.uri("a"), most=2)
 
 
 @pytest.mark.parametrize("size", [1000, 3_000_000])

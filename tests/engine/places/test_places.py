@@ -19,6 +19,7 @@ from hashlight.engine.places.bucket import Bucket
 from hashlight.engine.places.failures import NoFileError, RefusedError, TooManyBytesError
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.reading import map_ahead, read_blocks
 
 NAMES = ["a.bin", "a b/c?#%25.png", "ü/[1]~*.jpg", "deep/er/x", "z"]
 
@@ -334,8 +335,8 @@ def test_other_clouds_are_set_up_from_their_uris(monkeypatch):
 
 def test_any_other_file_system_is_read_through_fsspec(tmp_path):
     memory = fsspec.filesystem("memory")
-    memory.pipe({"/photos/a/1.png": b"1", "/photos/2.png": b"22", "/photos/.hidden": b""})
-    place = open_place("memory://photos")
+    memory.pipe({"/album/a/1.png": b"1", "/album/2.png": b"22", "/album/.hidden": b""})
+    place = open_place("memory://album")
     assert [(entry.name, entry.size) for entry in place.walk()] == [("2.png", 2), ("a/1.png", 1)]
     assert (place.read("2.png"), place.names(), place.exists("a")) == (b"22", ["2.png", "a"], False)
     with place.open("2.png") as file:
@@ -350,6 +351,65 @@ def test_any_other_file_system_is_read_through_fsspec(tmp_path):
         place.put("x", b"")
     with pytest.raises(PlaceError, match="no file system for nowhere"):
         open_place("nowhere://x/y")
+
+
+def test_what_stands_at_a_name_but_is_not_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NoFileError, match="pipe is not a file"):
+        open_place(tmp_path).read("pipe")
+    with pytest.raises(IsADirectoryError):
+        open_place(tmp_path).read()
+    with pytest.raises(OSError, match="name too long"):
+        open_place(tmp_path).read("x" * 5000)
+
+
+def test_no_more_is_read_than_may_be(tmp_path):
+    huge = tmp_path / "huge"
+    huge.touch()
+    os.truncate(huge, 1 << 40)
+    with pytest.raises(TooManyBytesError, match="above 99"):
+        open_place(huge).read(max_bytes=99)
+
+    class Endless:
+        given = 0
+
+        def read(self, size):
+            self.given += size
+            return bytes(size)
+
+    with pytest.raises(TooManyBytesError, match="above 99"):
+        read_blocks(stream := Endless(), 99)
+    assert stream.given <= 1 << 20
+
+
+@pytest.mark.parametrize("where", ["folder", "bucket", "elsewhere"])
+def test_files_of_as_many_bytes_as_may_be_are_read(tmp_path, bucket, where):
+    if where == "folder":
+        (tmp_path / "a").write_bytes(bytes(100))
+        place = open_place(tmp_path / "a")
+    elif where == "bucket":
+        bucket.put("a", bytes(100))
+        place = open_place(bucket.uri("a"))
+    else:
+        fsspec.filesystem("memory").pipe("/many/a", bytes(100))
+        place = open_place("memory://many/a")
+    assert len(place.read(max_bytes=100)) == 100
+    with pytest.raises(TooManyBytesError, match="above 99"):
+        place.read(max_bytes=99)
+
+
+def test_mapping_ahead_keeps_order_and_bounds_what_is_under_way():
+    taken = []
+
+    def items():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    for number, result in enumerate(map_ahead(lambda number: number * 2, items(), 8)):
+        assert result == 2 * number
+        assert len(taken) <= number + 8
+    assert len(taken) == 100
 
 
 def test_locations():
