@@ -39,6 +39,8 @@ if TYPE_CHECKING:
         NoShardError,
         NotReadyError,
         OverloadedError,
+        PlaceError,
+        ReadFailedError,
     )
     from hashlight.engine.results import Coverage, Explanation, RangeResult, SearchResult
     from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, ImageRefusedError
@@ -78,6 +80,8 @@ _HOMES = {
         "NoShardError",
         "NotReadyError",
         "OverloadedError",
+        "PlaceError",
+        "ReadFailedError",
     ),
     "engine.results": ("Coverage", "Explanation", "RangeResult", "SearchResult"),
     "engine.service.asking.encoding": ("Encoded", "ImageEncoder", "ImageRefusedError"),
@@ -123,7 +127,9 @@ __all__ = [
     "OverloadedError",
     "PermissionDeniedError",
     "PipelineError",
+    "PlaceError",
     "RangeResult",
+    "ReadFailedError",
     "Rerank",
     "RerankResult",
     "SearchClient",

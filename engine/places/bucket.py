@@ -170,7 +170,7 @@ class Bucket(Place):
         """See `Place.put`."""
         pass_step("aside", name)
         with translated(self.path(name)):
-            obstore.put(self._store, self._key(name), data, use_multipart=False)
+            obstore.put(self._store, self._key(name), data, chunk_size=_PART_BYTES, max_concurrency=4)
         pass_step("published", name)
 
     def put_new(self, name: str, data: bytes) -> bool:
