@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import tempfile
 from types import TracebackType
 from typing import IO
@@ -120,11 +119,14 @@ class RepeatedIds:
         ids_N = self._gather()
         self._waiting, self._count = [], 0
         if not self._files:
-            new = functools.partial(tempfile.TemporaryFile, prefix="hashlight-ids-")
-            self._files = [self._open.enter_context(new()) for _ in range(_FILES)]
+            self._files = [self._open.enter_context(_temporary_file()) for _ in range(_FILES)]
         # Few distinct values in one byte each: numpy sorts those by radix.
         file_N = ((ids_N.view(np.uint64) * _SPREAD) >> _SHIFT).astype(np.uint8)
         order_N = np.argsort(file_N, kind="stable")
         ends = np.cumsum(np.bincount(file_N, minlength=_FILES))
         for file, part in zip(self._files, np.split(ids_N[order_N], ends[:-1]), strict=True):
             file.write(part.tobytes())
+
+
+def _temporary_file() -> IO[bytes]:
+    return tempfile.TemporaryFile(prefix="hashlight-ids-")

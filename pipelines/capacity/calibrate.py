@@ -187,7 +187,7 @@ def _measure_call() -> float:
         return statistics.median(_times(lambda: list(client.do_action(action)), _CALLS, time.perf_counter))
 
 
-class _Echo(flight.FlightServerBase):
+class _Echo(flight.FlightServerBase):  # type: ignore[misc]
     def do_action(self, context: Any, action: flight.Action) -> list[pa.Buffer]:
         return [action.body]
 

@@ -61,7 +61,7 @@ class Constants:
 class Work(NamedTuple):
     """What a query takes of one shard's tables: buckets looked up, and candidates met in them."""
 
-    lookups: int
+    lookups: float
     candidates: float
 
 
@@ -98,7 +98,7 @@ def bytes_a_code(bits: int, rows: int) -> float:
     36.54
     """
     widths = choose_widths(bits, rows)
-    offsets = 4 * sum(2**width + 1 for width in widths) / rows
+    offsets = 4 * sum((1 << width) + 1 for width in widths) / rows
     return 8 * num_words(bits) + 8 + 4 + 8 * (len(widths) - 1) + offsets
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from hashlight.encoders.training.train import TrainConfig
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.results import PAD_ID
-from hashlight.pipelines.building.build import build_collection, codes_column
+from hashlight.pipelines.building.build import build_collection
 from hashlight.pipelines.cli.console import (
     answers_table,
     encoding_bar,
@@ -26,6 +26,7 @@ from hashlight.pipelines.cli.console import (
     spinner,
     training_bar,
 )
+from hashlight.pipelines.codes.parts import codes_column
 from hashlight.pipelines.corpora.fashion_mnist import split_sample, write_corpus
 from hashlight.pipelines.encoding.encode import encode_corpus, read_parts
 from hashlight.pipelines.evaluation.evaluate import evaluate_encoder

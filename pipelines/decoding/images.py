@@ -43,9 +43,10 @@ def readable_images(entries: pa.Table) -> tuple[pa.Table, list[bytes]]:
     PipelineError
         If there are none.
     """
-    good, encoded = [], []
+    good: list[int] = []
+    encoded: list[bytes] = []
     for row, data in enumerate(read_images(entries)):
-        if _image_or_none(data, entries, row) is not None:
+        if _image_or_none(data, entries, row) is not None and not isinstance(data, OSError):
             good.append(row)
             encoded.append(data)
     _refuse_none(good, entries)

@@ -215,8 +215,10 @@ class DecodePool:
         thumbnail: int = 0,
         limits: DecodeLimits | None = None,
     ) -> None:
-        options = {"batch_size": batch_size, "thumbnail": thumbnail, "limits": limits or DecodeLimits()}
-        self._decoders = [Decoder(preprocessing, **options) for _ in range(processes)]
+        limits = limits or DecodeLimits()
+        self._decoders = [
+            Decoder(preprocessing, batch_size=batch_size, thumbnail=thumbnail, limits=limits) for _ in range(processes)
+        ]
         self._batch_size = batch_size
         self._keeps_thumbnails = thumbnail > 0
         self._is_busy = False

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.methods import METHODS
@@ -154,7 +155,8 @@ def _encode_sides(
 def _renumbered(labels: np.ndarray, names: list[str], classes: list[str]) -> np.ndarray:
     number = np.array([classes.index(name) for name in names], np.int64)
     if labels.ndim == 1:
-        return number[labels]
+        renumbered: NDArray[np.int64] = number[labels]
+        return renumbered
     matrix = np.zeros((len(labels), len(classes)), np.bool_)
     matrix[:, number] = labels
     return matrix

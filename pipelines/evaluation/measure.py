@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from hashlight.encoders.encoder import EncoderOutput
 from hashlight.encoders.methods import METHODS
@@ -233,7 +234,9 @@ def relaxed_maps(queries: Side, database: Side, found: Histograms) -> tuple[floa
     return float(np.concatenate(values).mean()), mean_average_precision(found.total[chosen], found.relevant[chosen])
 
 
-def _relevant(query_labels: np.ndarray, code_labels: np.ndarray) -> np.ndarray:
+def _relevant(query_labels: np.ndarray, code_labels: np.ndarray) -> NDArray[np.bool_]:
     if query_labels.ndim == 1:
-        return query_labels[:, None] == code_labels
-    return query_labels.astype(np.float32) @ code_labels.T.astype(np.float32) > 0
+        relevant: NDArray[np.bool_] = query_labels[:, None] == code_labels
+    else:
+        relevant = query_labels.astype(np.float32) @ code_labels.T.astype(np.float32) > 0
+    return relevant

@@ -78,7 +78,7 @@ def save_sharpness(relaxed: np.ndarray, path: Path, *, title: str) -> None:
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
     magnitude = np.abs(relaxed).ravel()
-    axis.hist(magnitude, bins=np.linspace(0, 1, 51), weights=np.full(len(magnitude), 1 / len(magnitude)))
+    axis.hist(magnitude, bins=50, range=(0, 1), weights=np.full(len(magnitude), 1 / len(magnitude)))
     share = float((magnitude > 0.99).mean())
     axis.set(xlabel="|h|", ylabel="share of units", title=f"{title}: {share:.1%} of |h| above 0.99")
     _save(figure, path)
@@ -88,12 +88,12 @@ def save_map(points: np.ndarray, groups: np.ndarray, names: Sequence[str], path:
     """Draw points (N, 2), one colour a group."""
     figure = Figure(figsize=(7, 6), layout="constrained")
     axis = figure.subplots()
-    colours = colormaps["tab20"].colors
+    colours = colormaps["tab20"]
     for group in np.unique(groups):
         x, y = points[groups == group].T
-        axis.scatter(x, y, s=6, color=colours[group % len(colours)], label=names[group])
+        axis.scatter(x, y, s=6, color=colours(group % colours.N), label=names[group])
     axis.set(xticks=[], yticks=[], title=title)
-    if len(names) <= len(colours):
+    if len(names) <= colours.N:
         axis.legend(markerscale=2, fontsize=7)
     _save(figure, path)
 

@@ -98,10 +98,13 @@ def _draw_curves(report: Report, compared: Comparison, folder: Path, title: str)
         y="precision of the first N",
         log=True,
     )
-    radii = np.arange(min(_WIDEST_RADIUS, report.bits) + 1)
+    radii = range(min(_WIDEST_RADIUS, report.bits) + 1)
     save_lines(
         {
-            name: (radii, np.array([precision_within_radius(counts.total, counts.relevant, r).mean() for r in radii]))
+            name: (
+                np.array(radii),
+                np.array([precision_within_radius(counts.total, counts.relevant, r).mean() for r in radii]),
+            )
             for name, counts in named.items()
         },
         folder / "precision_radius.png",

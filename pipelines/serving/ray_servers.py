@@ -149,8 +149,8 @@ class RayCluster:
         self._cpus = cpus
         self._actors: dict[tuple[int, int], Any] = {}
         self._placements: list[Any] = []
-        directory = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=32)(Directory)
-        self._directory = directory.remote(self._location, groups, self.security)
+        directory = ray.remote(Directory).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=32)
+        self._directory: Any = directory.remote(self._location, groups, self.security)
         try:
             for _ in range(groups):
                 self._placements.append(_place(replicas, cpus))
