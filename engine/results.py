@@ -123,17 +123,40 @@ class RangeResult(NamedTuple):
     explain: Explanation | None = None
 
 
+class RerankResult(NamedTuple):
+    """The nearest of each query's pool by fine features.
+
+    Attributes
+    ----------
+    distances : ndarray of float32, shape (Q, k)
+        Ascending; inf where the pool had fewer than k items.
+    ids : ndarray of int64, shape (Q, k)
+        Equal distances in the order of ids; -1 where the pool had fewer.
+    coverage : Coverage or None
+        What the search of the pool saw; None from `engine.collection.rerank.rerank_pool`.
+    explain : Explanation or None
+        How the pool was found, where that was asked.
+    """
+
+    distances: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    coverage: Coverage | None = None
+    explain: Explanation | None = None
+
+
 Result = SearchResult | RangeResult
 
 
-def as_range(nearest: SearchResult) -> RangeResult:
-    """Return k-nearest answers without their padding, as a radius search gives them; none is truncated."""
+def as_range(nearest: SearchResult | RerankResult) -> RangeResult:
+    """Return k-nearest answers without their padding, as a radius search gives them; none is truncated.
+
+    Of re-ranked answers the distances stay float32.
+    """
     found_QK = nearest.ids != PAD_ID
     lims = np.concatenate([[0], np.cumsum(found_QK.sum(axis=1))]).astype(np.int64)
     truncated_Q = np.zeros(len(found_QK), np.bool_)
-    return RangeResult(
-        lims, nearest.distances[found_QK], nearest.ids[found_QK], truncated_Q, nearest.coverage, nearest.explain
-    )
+    distances: NDArray[Any] = nearest.distances[found_QK]
+    return RangeResult(lims, distances, nearest.ids[found_QK], truncated_Q, nearest.coverage, nearest.explain)
 
 
 def cut_range(found: RangeResult, limit: int) -> RangeResult:

@@ -4,25 +4,54 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hashlight.engine.client.queries import Code, Picture, QueryInput
+from hashlight.engine.query import Query
+
+if TYPE_CHECKING:
+    from hashlight.engine.collection.rerank import Rerank
 
 INCLUDES = ("attributes", "code", "explain")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """Find the nearest items, or with `radius` all within it."""
+    """Find the nearest items, or all within a radius.
+
+    Attributes
+    ----------
+    queries : ndarray of uint64, shape (Q, W), or list of QueryInput
+    query : Query
+        What is asked of each.
+    rerank : Rerank or None
+    include : tuple of str
+        Of "attributes", "code" and "explain".
+    allow_partial : bool
+    timeout_s : float
+    """
 
     queries: Code | list[QueryInput]
-    options: dict[str, Any]
+    query: Query
+    rerank: Rerank | None = None
+    include: tuple[str, ...] = ()
+    allow_partial: bool
     timeout_s: float
 
-    @property
-    def is_range(self) -> bool:
-        """Whether all within a radius are asked for."""
-        return "radius" in self.options
+    def options(self) -> dict[str, Any]:
+        """Return what is asked in the words of the HTTP interface, without what is not given."""
+        query = self.query
+        options: dict[str, Any] = (
+            {"k": query.k} if query.radius is None else {"radius": query.radius, "limit": query.limit}
+        )
+        options["allow_partial"] = self.allow_partial
+        if query.filter is not None:
+            options["filter"] = query.filter
+        if self.rerank is not None:
+            options["rerank"] = {"pool": self.rerank.pool, "metric": self.rerank.metric}
+        if self.include:
+            options["include"] = list(self.include)
+        return options
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,23 +95,9 @@ class Ready:
 Call = Search | Encode | Get | Thumbnail | Describe | Ready
 
 
-def search_options(
-    *,
-    filter: str | None,
-    allow_partial: bool,
-    include: Sequence[str],
-    rerank: dict[str, Any] | None = None,
-    **wanted: int,
-) -> dict[str, Any]:
-    """Return the options of a search in the words of the HTTP interface, without those that are not given."""
+def check_include(include: Sequence[str]) -> tuple[str, ...]:
+    """Return what is to be said of each hit, if it can be."""
     unknown = sorted(set(include) - set(INCLUDES))
     if unknown or isinstance(include, str):
         raise ValueError(f"`include` must be a list of some of {', '.join(INCLUDES)}, got {include!r}")
-    options: dict[str, Any] = {**wanted, "allow_partial": allow_partial}
-    if filter is not None:
-        options["filter"] = filter
-    if rerank is not None:
-        options["rerank"] = rerank
-    if include:
-        options["include"] = list(include)
-    return options
+    return tuple(include)

@@ -5,6 +5,7 @@ What they raise is drawn in `engine.client.errors`.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.client.calls import Describe, Encode, Get, Ready, Search, Thumbnail, search_options
+from hashlight.engine.client.calls import Describe, Encode, Get, Ready, Search, Thumbnail, check_include
 from hashlight.engine.client.http import MAX_RETRIES, AsyncHttpTransport, HttpTransport
 from hashlight.engine.client.queries import Code, Image, is_url, read_ids, read_images, read_queries
 from hashlight.engine.client.results import Items, SearchResponse
 from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.query import Query
 
 if TYPE_CHECKING:
     from hashlight.engine.service.asking.encoding import ImageEncoder
@@ -130,7 +132,8 @@ class SearchClient:
         SearchResponse
             Of Q queries, in order, also if there is only one.
         """
-        return self._search(read_queries(queries), timeout_s, _nearest(k, rerank, filter, include, allow_partial))
+        query = Query(k=k, filter=filter)
+        return self._search(queries, query, include, allow_partial, timeout_s, rerank)
 
     def range_search(
         self,
@@ -156,7 +159,8 @@ class SearchClient:
         queries, filter, include, timeout_s
             As in `search`.
         """
-        return self._search(read_queries(queries), timeout_s, _within(radius, limit, filter, include, allow_partial))
+        query = Query(radius=radius, limit=limit, filter=filter)
+        return self._search(queries, query, include, allow_partial, timeout_s)
 
     def stream_search(
         self,
@@ -210,9 +214,17 @@ class SearchClient:
         """Make one real search; NotReadyError if it fails."""
         self._transport.send(Ready(self._seconds(timeout_s)))
 
-    def _search(self, queries: Any, timeout_s: float | None, options: dict[str, Any]) -> SearchResponse:
-        seconds = self._seconds(timeout_s)
-        response: SearchResponse = self._transport.send(Search(queries, options, seconds))
+    def _search(
+        self,
+        queries: Any,
+        query: Query,
+        include: Sequence[str],
+        allow_partial: bool,
+        timeout_s: float | None,
+        rerank: Rerank | None = None,
+    ) -> SearchResponse:
+        call = _search_call(queries, query, include, allow_partial, self._seconds(timeout_s), rerank)
+        response: SearchResponse = self._transport.send(call)
         return response
 
     def _seconds(self, timeout_s: float | None) -> float:
@@ -278,7 +290,8 @@ class AsyncSearchClient:
         timeout_s: float | None = None,
     ) -> SearchResponse:
         """See `SearchClient.search`."""
-        return await self._search(read_queries(queries), timeout_s, _nearest(k, rerank, filter, include, allow_partial))
+        query = Query(k=k, filter=filter)
+        return await self._search(queries, query, include, allow_partial, timeout_s, rerank)
 
     async def range_search(
         self,
@@ -292,8 +305,8 @@ class AsyncSearchClient:
         timeout_s: float | None = None,
     ) -> SearchResponse:
         """See `SearchClient.range_search`."""
-        options = _within(radius, limit, filter, include, allow_partial)
-        return await self._search(read_queries(queries), timeout_s, options)
+        query = Query(radius=radius, limit=limit, filter=filter)
+        return await self._search(queries, query, include, allow_partial, timeout_s)
 
     async def stream_search(
         self,
@@ -331,8 +344,17 @@ class AsyncSearchClient:
         """See `SearchClient.ready`."""
         await self._transport.send(Ready(self._seconds(timeout_s)))
 
-    async def _search(self, queries: Any, timeout_s: float | None, options: dict[str, Any]) -> SearchResponse:
-        response: SearchResponse = await self._transport.send(Search(queries, options, self._seconds(timeout_s)))
+    async def _search(
+        self,
+        queries: Any,
+        query: Query,
+        include: Sequence[str],
+        allow_partial: bool,
+        timeout_s: float | None,
+        rerank: Rerank | None = None,
+    ) -> SearchResponse:
+        call = _search_call(queries, query, include, allow_partial, self._seconds(timeout_s), rerank)
+        response: SearchResponse = await self._transport.send(call)
         return response
 
     def _seconds(self, timeout_s: float | None) -> float:
@@ -351,17 +373,25 @@ def _seconds(timeout_s: float) -> float:
     return timeout_s
 
 
-def _nearest(
-    k: int, rerank: Rerank | None, filter: str | None, include: Sequence[str], allow_partial: bool
-) -> dict[str, Any]:
+def _search_call(
+    queries: Any,
+    query: Query,
+    include: Sequence[str],
+    allow_partial: bool,
+    timeout_s: float,
+    rerank: Rerank | None,
+) -> Search:
     if rerank is not None and rerank.pool is None:
         raise ValueError(f"`rerank` must name a `pool`, got one of radius {rerank.radius}")
-    pool = None if rerank is None else {"pool": rerank.pool, "metric": rerank.metric}
-    return search_options(k=k, rerank=pool, filter=filter, include=include, allow_partial=allow_partial)
-
-
-def _within(radius: int, limit: int, filter: str | None, include: Sequence[str], allow_partial: bool) -> dict[str, Any]:
-    return search_options(radius=radius, limit=limit, filter=filter, include=include, allow_partial=allow_partial)
+    told = check_include(include)
+    return Search(
+        queries=read_queries(queries),
+        query=dataclasses.replace(query, explain="explain" in told),
+        rerank=rerank,
+        include=told,
+        allow_partial=allow_partial,
+        timeout_s=timeout_s,
+    )
 
 
 def _batches(queries: Any, size: int) -> Iterator[Any]:

@@ -239,8 +239,8 @@ def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float
 def _search_request(
     client: httpx.Client | httpx.AsyncClient, call: Search, timeout: httpx.Timeout, timeout_ms: int
 ) -> httpx.Request:
-    path = "/v1/range_search" if call.is_range else "/v1/search"
-    options = {**call.options, "timeout_ms": timeout_ms}
+    path = "/v1/search" if call.query.kind == "nearest" else "/v1/range_search"
+    options = {**call.options(), "timeout_ms": timeout_ms}
     headers = {"Accept": _ARROW}
     short = "rerank" not in options and len(options.get("filter", "")) <= _MOST_FILTER
     if isinstance(call.queries, np.ndarray) and len(call.queries) > _JSON_CODES and short:

@@ -16,7 +16,6 @@ from hashlight.engine.client.queries import Address, Code, Picture, QueryInput
 from hashlight.engine.client.results import Items, SearchResponse, data_uri
 from hashlight.engine.codes import CodeArray, check_codes, num_words
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, EncoderMismatchError, HashlightError
 from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, open_encoder
@@ -77,24 +76,16 @@ class LocalTransport:
 
     def _search(self, call: Search) -> SearchResponse:
         deadline_s = time.monotonic() + call.timeout_s
-        options = call.options
-        rerank = Rerank(**options["rerank"]) if "rerank" in options else None
-        codes, features = self._resolve(call.queries, deadline_s, reranks=rerank is not None)
-        found = answer(
-            self._searcher,
-            Ask(
-                codes=codes,
-                features=features,
-                k=options.get("k"),
-                radius=options.get("radius"),
-                limit=options.get("limit"),
-                filter=options.get("filter"),
-                rerank=rerank,
-                allow_partial=options["allow_partial"],
-                include=frozenset(options.get("include", ())),
-            ),
-            timeout_s=_left_s(deadline_s),
+        codes, features = self._resolve(call.queries, deadline_s, reranks=call.rerank is not None)
+        ask = Ask(
+            codes=codes,
+            query=call.query,
+            features=features,
+            rerank=call.rerank,
+            allow_partial=call.allow_partial,
+            include=frozenset(call.include) - {"explain"},
         )
+        found = answer(self._searcher, ask, timeout_s=_left_s(deadline_s))
         timing_ms = {stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}
         table = search_table(found)
         return SearchResponse(table, search_frame(found, timing_ms), self._pictures)

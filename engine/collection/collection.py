@@ -19,7 +19,6 @@ from hashlight.engine.codes import (
 )
 from hashlight.engine.collection.rerank import (
     Rerank,
-    RerankResult,
     check_query_features,
     pool_query,
     pools_of,
@@ -32,7 +31,7 @@ from hashlight.engine.ids import check_ids
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
-from hashlight.engine.results import PAD_ID, RangeResult, Result, SearchResult
+from hashlight.engine.results import PAD_ID, RangeResult, RerankResult, Result, SearchResult
 from hashlight.engine.storage.attributes import RESERVED
 from hashlight.engine.storage.manifest import Manifest, read_current
 from hashlight.engine.storage.mirror import mirror
@@ -294,6 +293,19 @@ class Collection:
         """
         query = Query(radius=radius, limit=limit, filter=filter, threads=threads, explain=explain)
         return cast(RangeResult, self.answer(queries, query))
+
+    @overload
+    def answer(self, queries: CodeArray, query: Query) -> Result: ...
+
+    @overload
+    def answer(
+        self,
+        queries: CodeArray,
+        query: Query,
+        *,
+        rerank: Rerank | None,
+        features: NDArray[np.floating[Any]] | None,
+    ) -> Result | RerankResult: ...
 
     def answer(
         self,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray
 from hashlight.engine.query import Query
-from hashlight.engine.results import PAD_ID, Coverage, Explanation, Result, SearchResult
+from hashlight.engine.results import PAD_ID, RerankResult, Result, SearchResult
 
 METRICS = ("l2", "cosine")
 
@@ -50,27 +50,6 @@ class Rerank:
             raise ValueError(f"`radius` must be at least 0, got {self.radius}")
         if self.metric not in METRICS:
             raise ValueError(f"`metric` must be one of {', '.join(METRICS)}, got {self.metric!r}")
-
-
-class RerankResult(NamedTuple):
-    """The nearest of each query's pool by fine features.
-
-    Attributes
-    ----------
-    distances : ndarray of float32, shape (Q, k)
-        Ascending; inf where the pool had fewer than k items.
-    ids : ndarray of int64, shape (Q, k)
-        Equal distances in the order of ids; -1 where the pool had fewer.
-    coverage : Coverage or None
-        What the search of the pool saw; None from `rerank_pool`.
-    explain : Explanation or None
-        How the pool was found, where that was asked.
-    """
-
-    distances: NDArray[np.float32]
-    ids: NDArray[np.int64]
-    coverage: Coverage | None = None
-    explain: Explanation | None = None
 
 
 def pool_query(query: Query, rerank: Rerank, *, rows: int) -> Query:

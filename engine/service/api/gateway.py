@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, num_words
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
+from hashlight.engine.query import Query
 from hashlight.engine.service.api import bodies, schemas
 from hashlight.engine.service.api.json_body import json_bytes
 from hashlight.engine.service.api.searching import SearchThreads, named
@@ -200,12 +201,13 @@ class Gateway:
     async def _resolve(self, asked: bodies.Asked, deadline_s: float, timing_ms: dict[str, float]) -> Ask:
         """Turn queries into codes, and into features where those are needed."""
         options, features, rerank = asked.options, None, None
+        more = {"filter": options.filter, "explain": "explain" in options.include}
         if isinstance(options, schemas.SearchOptions):
-            wanted = {"k": options.k}
+            query = Query(k=options.k, **more)
             if options.rerank is not None:
                 rerank = Rerank(pool=options.rerank.pool, metric=options.rerank.metric)
         else:
-            wanted = {"radius": options.radius, "limit": options.limit}
+            query = Query(radius=options.radius, limit=options.limit, **more)
         if asked.codes is not None:
             if rerank is not None:
                 raise invalid("a code has no features to re-rank by: ask with images or ids", "rerank")
@@ -214,12 +216,11 @@ class Gateway:
             codes, features = await self._codes_of(asked.queries, rerank is not None, deadline_s, timing_ms)
         return Ask(
             codes=codes,
+            query=query,
             features=features,
-            **wanted,
-            filter=options.filter,
             rerank=rerank,
             allow_partial=options.allow_partial,
-            include=frozenset(options.include),
+            include=frozenset(options.include) - {"explain"},
         )
 
     async def _codes_of(

@@ -84,7 +84,7 @@ class SearchThreads:
         if len(ask.codes) == 1 and ask.rerank is None:
             # What goes together has about the same time left: within a factor of two.
             _, time_left = math.frexp(deadline_s - time.monotonic())
-            kind = (ask.k, ask.radius, ask.limit, ask.filter, ask.allow_partial, ask.include, time_left)
+            kind = (ask.query, ask.allow_partial, ask.include, time_left)
             return await self._batcher(kind).submit(job)
         [body] = await self.run(functools.partial(self._answer, [job]))
         return body

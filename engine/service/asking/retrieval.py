@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, NotReadyError
-from hashlight.engine.results import PAD_ID, Coverage, Explanation, RangeResult
+from hashlight.engine.query import Query
+from hashlight.engine.results import Coverage, Explanation, RangeResult, as_range
 from hashlight.engine.service.asking.searcher import Searcher
 
-_OF_ITEMS = {"attributes", "code"}
+_MANY = 1000
 
 # What is kept of the time for an answer, as a share and in seconds at most: for reading items, or for sending alone.
 _FOR_ITEMS = (0.3, 1.0)
@@ -37,25 +38,18 @@ class Ask:
     Attributes
     ----------
     codes : ndarray of uint64, shape (Q, W)
+    query : Query
     features : ndarray of float, shape (Q, F), or None
         With `rerank`.
-    k : int or None
-        Nearest answers to find; or
-    radius, limit : int or None
-        all within a radius, at most `limit` of them.
-    filter : str or None
     rerank : Rerank or None
     allow_partial : bool
     include : frozenset of str
-        Of "attributes", "code" and "explain".
+        Of "attributes" and "code": what to fetch of the answers.
     """
 
     codes: CodeArray
+    query: Query
     features: NDArray[np.floating[Any]] | None = None
-    k: int | None = None
-    radius: int | None = None
-    limit: int | None = None
-    filter: str | None = None
     rerank: Rerank | None = None
     allow_partial: bool = False
     include: frozenset[str] = frozenset()
@@ -148,43 +142,25 @@ def _time_to_search(deadline_s: float | None, include: frozenset[str]) -> float 
     left_s = _left(deadline_s)
     if left_s is None:
         return None
-    share, most_s = _FOR_ITEMS if include & _OF_ITEMS else _FOR_SENDING
+    share, most_s = _FOR_ITEMS if include else _FOR_SENDING
     return left_s - min(share * left_s, most_s)
 
 
 def _search(searcher: Searcher, ask: Ask, timeout_s: float | None) -> Answer:
-    explain = "explain" in ask.include
-    common: dict[str, Any] = {
-        "filter": ask.filter, "timeout_s": timeout_s, "allow_partial": ask.allow_partial, "explain": explain
-    }  # fmt: skip
-    if ask.radius is not None:
-        return _of_range(searcher.range_search(ask.codes, ask.radius, ask.limit, **common))
-    assert ask.k is not None, "a request asks for k answers or for those within a radius"
-    # More than all codes would only be padding.
-    k = max(1, min(ask.k, searcher.describe()["rows"])) if ask.k > 1000 else ask.k
-    nearest = searcher.search(ask.codes, k, rerank=ask.rerank, features=ask.features, **common)
-    there_QK = nearest.ids != PAD_ID
-    assert nearest.coverage is not None, "a searcher's answers carry coverage"
-    return Answer(
-        lims=np.concatenate([[0], np.cumsum(there_QK.sum(axis=1))]).astype(np.int64),
-        ids=nearest.ids[there_QK],
-        distances=nearest.distances[there_QK],
-        truncated=np.zeros(len(ask.codes), np.bool_),
-        coverage=nearest.coverage,
-        explain=nearest.explain,
+    query = ask.query
+    if query.k is not None and query.k > _MANY:  # more than all codes would only be padding
+        query = dataclasses.replace(query, k=max(1, min(query.k, searcher.describe()["rows"])))
+    found = searcher.answer(
+        ask.codes,
+        query,
+        rerank=ask.rerank,
+        features=ask.features,
+        timeout_s=timeout_s,
+        allow_partial=ask.allow_partial,
     )
-
-
-def _of_range(found: RangeResult) -> Answer:
-    assert found.coverage is not None, "a searcher's answers carry coverage"
-    return Answer(
-        lims=found.lims,
-        ids=found.ids,
-        distances=found.distances,
-        truncated=found.truncated,
-        coverage=found.coverage,
-        explain=found.explain,
-    )
+    within = found if isinstance(found, RangeResult) else as_range(found)
+    assert within.coverage is not None, "a searcher's answers carry coverage"
+    return Answer(**within._asdict())
 
 
 def stored_items(searcher: Searcher, ids: Sequence[int], *, timeout_s: float | None) -> pa.Table:
@@ -208,7 +184,7 @@ def shorten_codes(column: pa.ChunkedArray, bits: int) -> pa.Array:
 
 def _items(searcher: Searcher, found: Answer, include: frozenset[str], deadline_s: float | None) -> pa.Table | None:
     """Return what is stored of the answers, each item read once; None if nothing of it was asked for."""
-    if not include & _OF_ITEMS:
+    if not include:
         return None
     distinct, place_M = np.unique(found.ids, return_inverse=True)
     table = searcher.get(distinct, timeout_s=_left(deadline_s), without=found.coverage.degraded)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +20,17 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.collection.rerank import Rerank, RerankResult
+from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, NotReadyError
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.results import RangeResult, SearchResult
+from hashlight.engine.query import Query
+from hashlight.engine.results import RangeResult, RerankResult, Result, SearchResult
 from hashlight.engine.storage.manifest import read_current
 
 logger = logging.getLogger(__name__)
 
 
-class Searcher(Protocol):
+class Searcher(ABC):
     """Answers over one collection. Several threads may use one searcher at once.
 
     Every answer carries `coverage`. The errors of all methods, beside their own:
@@ -44,19 +46,50 @@ class Searcher(Protocol):
     """
 
     @property
+    @abstractmethod
     def bits(self) -> int:
         """True number of bits of a code."""
-        ...
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str | None:
         """Fingerprint of the encoder that made the codes, if one did."""
-        ...
 
     @property
+    @abstractmethod
     def version(self) -> int:
         """Version of the collection that is served now."""
-        ...
+
+    @abstractmethod
+    def answer(
+        self,
+        queries: CodeArray,
+        query: Query,
+        *,
+        rerank: Rerank | None = None,
+        features: NDArray[np.floating[Any]] | None = None,
+        timeout_s: float | None = None,
+        allow_partial: bool,
+    ) -> Result | RerankResult:
+        """Answer one query for each of several codes.
+
+        Parameters
+        ----------
+        queries : ndarray of uint64, shape (Q, W)
+        query : Query
+        rerank : Rerank, optional
+            With `query.k`: the nearest by fine features among the nearest codes.
+        features : ndarray of float, shape (Q, F), with `rerank` only
+        timeout_s : float, optional
+            From now; without it a long time of the searcher's own.
+        allow_partial : bool
+            Answer from the shards that can, and say in `coverage` which did not.
+
+        Raises
+        ------
+        IncompleteError
+            If shards are missing and `allow_partial` is false.
+        """
 
     def search(
         self,
@@ -64,34 +97,13 @@ class Searcher(Protocol):
         k: int = 10,
         *,
         filter: str | None = None,
-        rerank: Rerank | None = None,
-        features: NDArray[np.floating[Any]] | None = None,
-        timeout_s: float | None = None,
-        allow_partial: bool = True,
         explain: bool = False,
+        allow_partial: bool = True,
+        **more: Any,
     ) -> SearchResult | RerankResult:
-        """Find the k nearest codes of each query, or the k nearest by fine features among the nearest codes.
-
-        Parameters
-        ----------
-        queries : ndarray of uint64, shape (Q, W)
-        k : int
-        filter : str, optional
-            Only rows whose attributes satisfy it; see `engine.filters.filter`.
-        rerank : Rerank, optional
-        features : ndarray of float, shape (Q, F), with `rerank` only
-        timeout_s : float, optional
-            From now; without it a long time of the searcher's own.
-        allow_partial : bool
-            Answer from the shards that can, and say in `coverage` which did not.
-        explain : bool
-
-        Raises
-        ------
-        IncompleteError
-            If shards are missing and `allow_partial` is false.
-        """
-        ...
+        """Find the k nearest codes of each query; `more` are the other keywords of `answer`."""
+        query = Query(k=k, filter=filter, explain=explain)
+        return cast(SearchResult | RerankResult, self.answer(queries, query, allow_partial=allow_partial, **more))
 
     def range_search(
         self,
@@ -100,13 +112,15 @@ class Searcher(Protocol):
         limit: int | None = None,
         *,
         filter: str | None = None,
-        timeout_s: float | None = None,
-        allow_partial: bool = False,
         explain: bool = False,
+        allow_partial: bool = False,
+        **more: Any,
     ) -> RangeResult:
-        """Find every code within a Hamming radius of each query; arguments and errors as in `search`."""
-        ...
+        """Find every code within a radius of each query; `more` are the other keywords of `answer`."""
+        query = Query(radius=radius, limit=limit, filter=filter, explain=explain)
+        return cast(RangeResult, self.answer(queries, query, allow_partial=allow_partial, **more))
 
+    @abstractmethod
     def get(
         self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
     ) -> pa.Table:
@@ -121,24 +135,24 @@ class Searcher(Protocol):
         IncompleteError
             If it may be in a shard that does not answer.
         """
-        ...
 
+    @abstractmethod
     def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """Return the small encoded picture of an item, None if it has none; errors as in `get`."""
-        ...
 
+    @abstractmethod
     def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
         """Return the fine features of some ids, (M, F), in the order asked; errors as in `get`."""
-        ...
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what is served, in plain types for JSON.
 
         `bits`, `rows`, `shards`, `version`, `encoder` (fingerprint or None), `attributes` (name -> type), `features`
         (whether there are fine ones to re-rank by).
         """
-        ...
 
+    @abstractmethod
     def ready(self) -> None:
         """Make one real search in every shard, and read an item.
 
@@ -147,14 +161,13 @@ class Searcher(Protocol):
         NotReadyError
             If any shard cannot answer.
         """
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of connections and files."""
-        ...
 
 
-class CollectionSearcher:
+class CollectionSearcher(Searcher):
     """Answers from a collection that is open in this process.
 
     A search here cannot be interrupted; one that took longer than `timeout_s` raises when it ends.
@@ -183,44 +196,21 @@ class CollectionSearcher:
         """Version of the collection that is open."""
         return self._collection.version
 
-    def search(
+    def answer(
         self,
         queries: CodeArray,
-        k: int = 10,
+        query: Query,
         *,
-        filter: str | None = None,
         rerank: Rerank | None = None,
         features: NDArray[np.floating[Any]] | None = None,
         timeout_s: float | None = None,
-        allow_partial: bool = True,
-        explain: bool = False,
-    ) -> SearchResult | RerankResult:
-        """See `Searcher.search`; every shard is here, so no answer is partial."""
+        allow_partial: bool,
+    ) -> Result | RerankResult:
+        """See `Searcher.answer`; every shard is here, so no answer is partial."""
         deadline_s = _deadline(timeout_s)
-        # Only one of the two given is refused by the collection.
-        more: dict[str, Any] = {"rerank": rerank, "features": features}
-        answer: SearchResult | RerankResult = self._collection.search(
-            queries, k, filter=filter, explain=explain, **more
-        )
+        found = self._collection.answer(queries, query, rerank=rerank, features=features)
         _check_time(deadline_s, timeout_s)
-        return answer
-
-    def range_search(
-        self,
-        queries: CodeArray,
-        radius: int = 4,
-        limit: int | None = None,
-        *,
-        filter: str | None = None,
-        timeout_s: float | None = None,
-        allow_partial: bool = False,
-        explain: bool = False,
-    ) -> RangeResult:
-        """See `Searcher.range_search`."""
-        deadline_s = _deadline(timeout_s)
-        answer = self._collection.range_search(queries, radius, limit, filter=filter, explain=explain)
-        _check_time(deadline_s, timeout_s)
-        return answer
+        return found
 
     def get(
         self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()

@@ -16,7 +16,7 @@ import enum
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,8 @@ from hashlight.engine.errors import (
     OverloadedError,
 )
 from hashlight.engine.filters.filter import FilterError
-from hashlight.engine.results import Explanation, RangeResult, SearchResult
+from hashlight.engine.query import Query
+from hashlight.engine.results import Explanation, RangeResult, Result, SearchResult
 
 PROTOCOL = 1
 COMMAND = b"hashlight"  # of the exchange's descriptor
@@ -93,11 +94,8 @@ class Request(NamedTuple):
         What is left of the caller's time; clocks of two machines need not agree.
     values : ndarray of uint64, shape (Q, W) or (M, 1)
         Codes, or the bits of int64 ids.
-    number : int
-        k, or the radius.
-    limit : int or None
-    filter : str or None
-    explain : bool
+    query : Query or None
+        Of a search for the nearest or within a radius, and of nothing else; its threads are the server's affair.
     """
 
     kind: Kind
@@ -105,10 +103,20 @@ class Request(NamedTuple):
     version: int
     timeout_s: float
     values: NDArray[np.uint64]
-    number: int = 0
-    limit: int | None = None
-    filter: str | None = None
-    explain: bool = False
+    query: Query | None = None
+
+    @classmethod
+    def of_query(cls, query: Query, codes_QW: CodeArray) -> Request:
+        """Return the request for the answers to codes (Q, W); id, version and time left are the router's to fill in."""
+        kind = Kind.SEARCH if query.kind == "nearest" else Kind.RANGE
+        return cls(kind, 0, 0, 0.0, as_values(codes_QW), query)
+
+    @property
+    def number(self) -> int:
+        """The k or the radius that is asked for; 0 without a query."""
+        if self.query is None:
+            return 0
+        return cast(int, self.query.radius if self.query.k is None else self.query.k)
 
     @property
     def ids(self) -> IdArray:
@@ -117,7 +125,8 @@ class Request(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the request as a frame."""
-        text = (self.filter or "").encode()
+        query = self.query
+        text = ((query and query.filter) or "").encode()
         rows, words = self.values.shape
         head = _REQUEST.pack(
             _MAGIC,
@@ -128,9 +137,9 @@ class Request(NamedTuple):
             max(0, int(self.timeout_s * 1e6)),
             rows,
             words,
-            _EXPLAIN if self.explain else 0,
+            _EXPLAIN if query is not None and query.explain else 0,
             self.number,
-            _NO_LIMIT if self.limit is None else self.limit,
+            _NO_LIMIT if query is None or query.limit is None else query.limit,
             len(text),
         )
         return head + text + self.values.astype("<u8", copy=False).tobytes()
@@ -166,18 +175,16 @@ class Request(NamedTuple):
             )
         # A copy, because the kernels want aligned words and the frame's buffer promises none.
         values = np.frombuffer(frame[start:], "<u8").astype(np.uint64).reshape(rows, words)
-        text = bytes(frame[_REQUEST.size : start]).decode() or None
-        return cls(
-            Kind(kind),
-            id_,
-            version,
-            left_us / 1e6,
-            values,
-            number,
-            None if limit == _NO_LIMIT else limit,
-            text,
-            bool(flags & _EXPLAIN),
-        )
+        query = None
+        if kind in (Kind.SEARCH, Kind.RANGE):
+            text = bytes(frame[_REQUEST.size : start]).decode() or None
+            explain = bool(flags & _EXPLAIN)
+            if kind == Kind.SEARCH:
+                query = Query(k=number, filter=text, explain=explain)
+            else:
+                limit = None if limit == _NO_LIMIT else limit
+                query = Query(radius=number, limit=limit, filter=text, explain=explain)
+        return cls(Kind(kind), id_, version, left_us / 1e6, values, query)
 
 
 class Page(NamedTuple):
@@ -218,39 +225,28 @@ def pages(status: Status, id_: int, version: int, body: bytes, seconds: float = 
         yield head + view[offset : offset + PAGE_BYTES]
 
 
-def encode_search(result: SearchResult) -> bytes:
-    """Return a k-nearest answer as bytes."""
-    counts = _COUNTS.pack(*result.ids.shape, 0)
-    return b"".join([counts, _raw(result.distances, "<i4"), _raw(result.ids, "<i8"), _explain_bytes(result.explain)])
-
-
-def decode_search(body: memoryview) -> SearchResult:
-    """Undo `encode_search`."""
-    queries, k, _ = _COUNTS.unpack_from(body)
-    distances, rest = _take(body[_COUNTS.size :], "<i4", queries * k)
-    ids, rest = _take(rest, "<i8", queries * k)
-    return SearchResult(distances.reshape(queries, k), ids.reshape(queries, k), explain=_explanation(rest))
-
-
-def encode_range(result: RangeResult) -> bytes:
-    """Return a radius answer as bytes."""
+def encode_result(result: Result) -> bytes:
+    """Return the answers to a query as bytes."""
+    arrays = [_raw(result.distances, "<i4"), _raw(result.ids, "<i8"), _explain_bytes(result.explain)]
+    if isinstance(result, SearchResult):
+        return b"".join([_COUNTS.pack(*result.ids.shape, 0), *arrays])
     counts = _COUNTS.pack(len(result.truncated), len(result.ids), 0)
-    arrays = [
-        _raw(result.lims, "<i8"),
-        _raw(result.truncated, "?"),
-        _raw(result.distances, "<i4"),
-        _raw(result.ids, "<i8"),
-    ]
-    return b"".join([counts, *arrays, _explain_bytes(result.explain)])
+    return b"".join([counts, _raw(result.lims, "<i8"), _raw(result.truncated, "?"), *arrays])
 
 
-def decode_range(body: memoryview) -> RangeResult:
-    """Undo `encode_range`."""
-    queries, answers, _ = _COUNTS.unpack_from(body)
-    lims, rest = _take(body[_COUNTS.size :], "<i8", queries + 1)
+def decode_result(query: Query, body: memoryview) -> Result:
+    """Undo `encode_result` of an answer to `query`."""
+    queries, columns, _ = _COUNTS.unpack_from(body)
+    rest = body[_COUNTS.size :]
+    if query.kind == "nearest":
+        distances, rest = _take(rest, "<i4", queries * columns)
+        ids, rest = _take(rest, "<i8", queries * columns)
+        shape = queries, columns
+        return SearchResult(distances.reshape(shape), ids.reshape(shape), explain=_explanation(rest))
+    lims, rest = _take(rest, "<i8", queries + 1)
     truncated, rest = _take(rest, "?", queries)
-    distances, rest = _take(rest, "<i4", answers)
-    ids, rest = _take(rest, "<i8", answers)
+    distances, rest = _take(rest, "<i4", columns)
+    ids, rest = _take(rest, "<i8", columns)
     return RangeResult(lims, distances, ids, truncated, explain=_explanation(rest))
 
 

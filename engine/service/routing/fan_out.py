@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from hashlight.engine.errors import DeadlineExceededError, HashlightError, NotReadyError, OverloadedError
 from hashlight.engine.service.protocol.wire import Request, Status, VersionNotServedError, decode_error
 from hashlight.engine.service.routing.hedging import HedgeBudget
-from hashlight.engine.service.routing.replica import Answer, Replica, ReplicaLostError, next_id
+from hashlight.engine.service.routing.replica import Replica, ReplicaLostError, Reply, next_id
 
 # What a server says that is well: it is full, about to end, or of another version.
 _NO_FAULT = (OverloadedError, DeadlineExceededError, NotReadyError, VersionNotServedError)
@@ -28,7 +28,7 @@ class Part:
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self.replicas = replicas
-        self.answer: Answer | None = None
+        self.answer: Reply | None = None
         self.answered_s = 0.0
         self.error: HashlightError | None = None
         self.settled = False
@@ -80,7 +80,7 @@ class FanOut:
         self._budget = budget
         self._started_s = time.monotonic()
         self._late_s = self._started_s + late_s
-        self._heard: queue.SimpleQueue[tuple[Part, int, Answer | ReplicaLostError] | None] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[tuple[Part, int, Reply | ReplicaLostError] | None] = queue.SimpleQueue()
         self._counting = threading.Lock()
         self._unsettled = len(groups)
 
@@ -151,7 +151,7 @@ class FanOut:
         with self._counting:
             self._count_off()
 
-    def _tell(self, part: Part, id_: int, outcome: Answer | ReplicaLostError) -> None:
+    def _tell(self, part: Part, id_: int, outcome: Reply | ReplicaLostError) -> None:
         """Take what a replica's own thread brings; wake the caller for failures, and once all parts are settled."""
         if isinstance(outcome, ReplicaLostError) or outcome.status is not Status.OK:
             self._heard.put((part, id_, outcome))
@@ -171,7 +171,7 @@ class FanOut:
         if self._unsettled == 0:
             self._heard.put(None)
 
-    def _failed(self, part: Part, replica: Replica, outcome: Answer | ReplicaLostError) -> None:
+    def _failed(self, part: Part, replica: Replica, outcome: Reply | ReplicaLostError) -> None:
         """Ask the next replica, unless the request itself is wrong."""
         error = outcome if isinstance(outcome, ReplicaLostError) else decode_error(outcome.body)
         if not isinstance(error, HashlightError):

@@ -50,7 +50,7 @@ class ReplicaLostError(HashlightError):
     """The connection to a shard server broke, or there is none."""
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """A whole answer of one shard server."""
 
     status: Status
@@ -60,7 +60,7 @@ class Answer(NamedTuple):
 
 
 # What becomes of a request: an answer, or the error that there will be none.
-Receiver = Callable[[Answer | ReplicaLostError], None]
+Receiver = Callable[[Reply | ReplicaLostError], None]
 
 
 class _Waiting:
@@ -307,7 +307,7 @@ class _Stream:
             return
         body = waiting.add(page)
         if body is not None and self.waiting.pop(page.id, None) is not None:
-            waiting.receiver(Answer(page.status, page.version, page.seconds, body))
+            waiting.receiver(Reply(page.status, page.version, page.seconds, body))
 
     def _write(self, frame: bytes) -> None:
         self._unread_bytes += len(frame)

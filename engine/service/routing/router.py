@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import CodeArray, IdArray, check_codes, check_k, check_limit, check_radius
-from hashlight.engine.collection.rerank import Rerank, RerankResult, check_query_features, pools_of, rerank_ids
+from hashlight.engine.codes import CodeArray, IdArray, check_codes
+from hashlight.engine.collection.rerank import Rerank, check_query_features, pool_query, pools_of, rerank_ids
 from hashlight.engine.errors import (
     DeadlineExceededError,
     HashlightError,
@@ -24,7 +24,9 @@ from hashlight.engine.errors import (
     NotReadyError,
     OverloadedError,
 )
-from hashlight.engine.results import PAD_ID, Coverage, RangeResult, SearchResult, merge_range, merge_search
+from hashlight.engine.query import Query
+from hashlight.engine.results import PAD_ID, Coverage, RerankResult, Result, merge
+from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.protocol.cluster_map import ClusterMap, Group
 from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.protocol.wire import (
@@ -34,8 +36,7 @@ from hashlight.engine.service.protocol.wire import (
     VersionNotServedError,
     as_values,
     decode_features,
-    decode_range,
-    decode_search,
+    decode_result,
     decode_table,
 )
 from hashlight.engine.service.routing.fan_out import FanOut, Part
@@ -75,8 +76,8 @@ class _View:
         return _View(dataclasses.replace(self.map, groups=groups), replicas)
 
 
-class ClusterRouter:
-    """Answers over shard servers; a `Searcher`. Several threads may use one router at once.
+class ClusterRouter(Searcher):
+    """Answers over shard servers. Several threads may use one router at once.
 
     Parameters
     ----------
@@ -154,44 +155,24 @@ class ClusterRouter:
         """Version of the collection that is served now."""
         return self._view.map.version
 
-    def search(
+    def answer(
         self,
         queries: CodeArray,
-        k: int = 10,
+        query: Query,
         *,
-        filter: str | None = None,
         rerank: Rerank | None = None,
         features: NDArray[np.floating[Any]] | None = None,
         timeout_s: float | None = None,
-        allow_partial: bool = True,
-        explain: bool = False,
-    ) -> SearchResult | RerankResult:
-        """See `Searcher.search`."""
+        allow_partial: bool,
+    ) -> Result | RerankResult:
+        """See `Searcher.answer`."""
         deadline_s = self._deadline(timeout_s)
         self._check_queries(queries)
-        k = check_k(k, rows=self._view.map.coverage.codes)
-        check_query_features(features, rerank, num_queries=len(queries), k=k)
-        more = _More(filter, deadline_s, allow_partial, explain)
+        query = query.checked(bits=self.bits, rows=self._view.map.coverage.codes)
+        check_query_features(features, rerank, num_queries=len(queries), k=query.k)
         if rerank is None or features is None:
-            return self._nearest(queries, k, more)[0]
-        return self._reranked(queries, k, rerank, features, more)
-
-    def range_search(
-        self,
-        queries: CodeArray,
-        radius: int = 4,
-        limit: int | None = None,
-        *,
-        filter: str | None = None,
-        timeout_s: float | None = None,
-        allow_partial: bool = False,
-        explain: bool = False,
-    ) -> RangeResult:
-        """See `Searcher.range_search`."""
-        deadline_s = self._deadline(timeout_s)
-        self._check_queries(queries)
-        radius, limit = check_radius(radius, bits=self.bits), check_limit(limit)
-        return self._within(queries, radius, limit, _More(filter, deadline_s, allow_partial, explain))[0]
+            return self._found(queries, query, deadline_s, allow_partial=allow_partial)[0]
+        return self._reranked(queries, query, rerank, features, deadline_s, allow_partial=allow_partial)
 
     def get(
         self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
@@ -264,50 +245,43 @@ class ClusterRouter:
         for replica in [*self._replicas.values(), *(replica for _, replica in self._retired)]:
             replica.close()
 
-    def _nearest(self, queries: CodeArray, k: int, more: _More) -> tuple[SearchResult, _View]:
-        request = more.request(Kind.SEARCH, queries, k)
-        view, parts = self._ask(request, more.deadline_s)
-        coverage = _coverage(view.map, parts, allow_partial=more.allow_partial)
+    def _found(
+        self, queries: CodeArray, query: Query, deadline_s: float, *, allow_partial: bool
+    ) -> tuple[Result, _View]:
+        """Return the merged answers of the groups, and the view that gave them."""
+        view, parts = self._ask(Request.of_query(query, queries), deadline_s)
+        coverage = _coverage(view.map, parts, allow_partial=allow_partial)
         started_s = time.perf_counter()
-        answers = [decode_search(part.answer.body) for part in parts if part.answer is not None]
-        result = merge_search(answers, k)._replace(coverage=coverage)
-        self._observe("merge", time.perf_counter() - started_s)
-        return result, view
-
-    def _within(self, queries: CodeArray, radius: int, limit: int | None, more: _More) -> tuple[RangeResult, _View]:
-        request = more.request(Kind.RANGE, queries, radius)._replace(limit=limit)
-        view, parts = self._ask(request, more.deadline_s)
-        coverage = _coverage(view.map, parts, allow_partial=more.allow_partial)
-        started_s = time.perf_counter()
-        answers = [decode_range(part.answer.body) for part in parts if part.answer is not None]
-        result = merge_range(answers, limit)._replace(coverage=coverage)
+        answers = [decode_result(query, part.answer.body) for part in parts if part.answer is not None]
+        result = merge(answers, query)._replace(coverage=coverage)
         self._observe("merge", time.perf_counter() - started_s)
         return result, view
 
     def _reranked(
-        self, queries: CodeArray, k: int, rerank: Rerank, features: NDArray[np.floating[Any]], more: _More
+        self,
+        queries: CodeArray,
+        query: Query,
+        rerank: Rerank,
+        features: NDArray[np.floating[Any]],
+        deadline_s: float,
+        *,
+        allow_partial: bool,
     ) -> RerankResult:
+        pool = pool_query(query, rerank, rows=self._view.map.coverage.codes).checked(bits=self.bits)
         # A search that answers in part does so when its time is over, and the features are still to be read.
-        searching = dataclasses.replace(
-            more, deadline_s=more.deadline_s - _FOR_FEATURES * (more.deadline_s - time.monotonic())
-        )
-        if rerank.radius is not None:
-            radius = check_radius(rerank.radius, bits=self.bits)
-            found, view = self._within(queries, radius, None, searching)
-            pool_ids, coverage, explanation = pools_of(found), found.coverage, found.explain
-        else:
-            pool = min(rerank.pool or k, max(1, self._view.map.coverage.codes))
-            nearest, view = self._nearest(queries, pool, searching)
-            pool_ids, coverage, explanation = nearest.ids, nearest.coverage, nearest.explain
+        search_until_s = deadline_s - _FOR_FEATURES * (deadline_s - time.monotonic())
+        found, view = self._found(queries, pool, search_until_s, allow_partial=allow_partial)
+        coverage = found.coverage
         assert coverage is not None, "a router's answers carry coverage"
+        assert query.k is not None, "re-ranking was refused without"
         ordered = rerank_ids(
             features,
-            pool_ids,
-            lambda ids: self._features(view, ids, more.deadline_s, coverage.degraded),
-            k,
+            pools_of(found),
+            lambda ids: self._features(view, ids, deadline_s, coverage.degraded),
+            query.k,
             metric=rerank.metric,
         )
-        return ordered._replace(coverage=coverage, explain=explanation)
+        return ordered._replace(coverage=coverage, explain=found.explain)
 
     def _features(
         self, view: _View | None, ids: IdArray, deadline_s: float, without: Container[str]
@@ -454,19 +428,6 @@ class ClusterRouter:
                 if not self._asks_in_vain:
                     logger.warning("the directory cannot be asked: going on with the map that is known", exc_info=True)
                 self._asks_in_vain = True
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _More:
-    """What every search is given beside its queries."""
-
-    filter: str | None
-    deadline_s: float
-    allow_partial: bool
-    explain: bool
-
-    def request(self, kind: Kind, queries: CodeArray, number: int) -> Request:
-        return Request(kind, 0, 0, 0.0, as_values(queries), number, None, self.filter, self.explain)
 
 
 def _coverage(whole: ClusterMap, parts: Sequence[Part], *, allow_partial: bool) -> Coverage:

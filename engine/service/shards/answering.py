@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import MOST_PADDED, IdArray
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.query import Query
 from hashlight.engine.service.asking.searcher import try_search
 from hashlight.engine.service.protocol.wire import (
     Kind,
     ProtocolError,
     Request,
     encode_features,
-    encode_range,
-    encode_search,
+    encode_result,
     encode_table,
 )
 
@@ -31,16 +33,9 @@ def answer(collection: Collection, request: Request) -> bytes:
         If a shard does not find its own codes.
     """
     match request.kind:
-        case Kind.SEARCH:
-            # What a group has; the router, which knows how many codes there are in all, pads.
-            k = min(request.number, max(len(collection), MOST_PADDED))
-            result = collection.search(request.values, k, filter=request.filter, explain=request.explain)
-            return encode_search(result)
-        case Kind.RANGE:
-            within = collection.range_search(
-                request.values, request.number, request.limit, filter=request.filter, explain=request.explain
-            )
-            return encode_range(within)
+        case Kind.SEARCH | Kind.RANGE:
+            assert request.query is not None, "a search has a query"
+            return encode_result(collection.answer(request.values, _no_wider(request.query, collection)))
         case Kind.GET:
             return encode_table(collection.get(_held(collection, request.ids)))
         case Kind.THUMBNAILS:
@@ -52,6 +47,12 @@ def answer(collection: Collection, request: Request) -> bytes:
             try_search(collection)
             return b""
     raise ProtocolError(f"{request.kind!r} has no answer")
+
+
+def _no_wider(query: Query, collection: Collection) -> Query:
+    """Ask for no more than the group has: the router, which knows how many codes there are in all, pads."""
+    most = max(len(collection), MOST_PADDED)
+    return query if query.k is None or query.k <= most else dataclasses.replace(query, k=most)
 
 
 def _held(collection: Collection, ids_M: IdArray) -> IdArray:

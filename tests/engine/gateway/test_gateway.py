@@ -343,10 +343,10 @@ class Gate(CollectionSearcher):
         self.open = threading.Event()
         self.entered = threading.Semaphore(0)
 
-    def search(self, *args, **kwargs):
+    def answer(self, *args, **kwargs):
         self.entered.release()
         assert self.open.wait(60)
-        return super().search(*args, **{**kwargs, "timeout_s": None})
+        return super().answer(*args, **{**kwargs, "timeout_s": None})
 
 
 def test_more_than_can_be_answered_is_refused_at_once(collection):
@@ -398,8 +398,10 @@ def test_past_the_deadline_is_504_and_the_thread_stays_counted(collection):
 )
 def test_what_a_searcher_raises_is_told(collection, raised, expected):
     class Failing(CollectionSearcher):
-        def range_search(self, *args, **kwargs):
-            raise raised
+        def answer(self, queries, query, **kwargs):
+            if query.kind == "within":
+                raise raised
+            return super().answer(queries, query, **kwargs)
 
         def ready(self):
             raise raised
@@ -479,12 +481,12 @@ def test_searches_that_ask_alike_go_together_and_each_gets_its_own(collection, m
     class Counting(CollectionSearcher):
         queries = ()
 
-        def search(self, queries, *args, **kwargs):
+        def answer(self, queries, *args, **kwargs):
             self.queries += (len(queries),)
             until_s = time.monotonic() + 60
             while requests_read() < 10 and time.monotonic() < until_s:
                 time.sleep(0.001)
-            return super().search(queries, *args, **kwargs)
+            return super().answer(queries, *args, **kwargs)
 
     codes = np.concatenate([shard.codes_NW for shard in collection.shards])
     ids = np.concatenate([shard.ids_N for shard in collection.shards])

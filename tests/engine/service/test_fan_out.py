@@ -8,7 +8,7 @@ from hashlight.engine.errors import DeadlineExceededError
 from hashlight.engine.service.protocol.wire import Kind, Request, Status
 from hashlight.engine.service.routing.fan_out import FanOut
 from hashlight.engine.service.routing.hedging import HedgeBudget
-from hashlight.engine.service.routing.replica import Answer
+from hashlight.engine.service.routing.replica import Reply
 
 
 class LateReplica:
@@ -39,5 +39,5 @@ def test_an_answer_after_the_deadline_changes_nothing():
     (part,) = fan_out.run()
     assert isinstance(part.error, DeadlineExceededError)
     (receiver,) = replica.receivers
-    receiver(Answer(Status.OK, 1, 0.0, memoryview(b"")))
+    receiver(Reply(Status.OK, 1, 0.0, memoryview(b"")))
     assert part.answer is None

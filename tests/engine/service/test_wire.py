@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from hashlight.engine.errors import CorruptDataError, OverloadedError
 from hashlight.engine.filters.filter import FilterError
+from hashlight.engine.query import Query
 from hashlight.engine.results import Explanation, RangeResult, SearchResult
 from hashlight.engine.service.protocol.wire import (
     PAGE_BYTES,
@@ -16,11 +17,9 @@ from hashlight.engine.service.protocol.wire import (
     Request,
     Status,
     decode_error,
-    decode_range,
-    decode_search,
+    decode_result,
     encode_error,
-    encode_range,
-    encode_search,
+    encode_result,
     pages,
 )
 
@@ -38,12 +37,17 @@ WORDS = st.integers(0, 2**64 - 1)
 )
 def test_a_request_is_read_as_it_was_written(kind, id_, rows, number, limit, text, explain):
     values = np.array(rows, np.uint64).reshape(len(rows), 2)
-    read = Request.decode(memoryview(Request(kind, id_, 7, 1.5, values, number, limit, text, explain).encode()))
+    query = None
+    if kind is Kind.SEARCH:
+        query = Query(k=number, filter=text, explain=explain)
+    elif kind is Kind.RANGE:
+        query = Query(radius=number, limit=limit, filter=text, explain=explain)
+    frame = Request(kind, id_, 7, 1.5, values, query).encode()
+    read = Request.decode(memoryview(frame))
     assert read[:4] == (kind, id_, 7, 1.5)
-    assert (read.number, read.limit, read.filter, read.explain) == (number, limit, text, explain)
+    assert read.query == query
     assert read.values.shape == values.shape
     assert (read.values == values).all()
-    frame = Request(kind, id_, 7, 1.5, values, number, limit, text, explain).encode()
     again = Request.decode(memoryview(Request.stamp(frame, 2**64 - 1, 0.25)))
     assert again[:4] == (kind, 2**64 - 1, 7, 0.25)
     assert again[5:] == read[5:]
@@ -59,13 +63,13 @@ def test_noise_is_no_request(noise):
 
 @pytest.mark.parametrize("cut", [1, 8, 20])
 def test_a_request_cut_short_is_refused(cut):
-    frame = Request(Kind.SEARCH, 1, 1, 1.0, np.ones((3, 1), np.uint64), 5).encode()
+    frame = Request(Kind.SEARCH, 1, 1, 1.0, np.ones((3, 1), np.uint64), Query(k=5)).encode()
     with pytest.raises(ProtocolError, match="rows"):
         Request.decode(memoryview(frame)[:-cut])
 
 
 def test_another_protocol_is_refused_by_number():
-    frame = bytearray(Request(Kind.SEARCH, 1, 1, 1.0, np.ones((1, 1), np.uint64)).encode())
+    frame = bytearray(Request(Kind.SEARCH, 1, 1, 1.0, np.ones((1, 1), np.uint64), Query(k=1)).encode())
     frame[2] = 9
     with pytest.raises(ProtocolError, match="protocol 9"):
         Request.decode(memoryview(frame))
@@ -91,8 +95,8 @@ def test_answers_are_read_as_they_were_written(explained):
     lims, truncated = np.array([0, 4, 5]), np.array([True, False])
     within = RangeResult(lims, np.arange(5, dtype=np.int32), np.arange(5) + 2**40, truncated, None, explain)
     for result, read in (
-        (nearest, decode_search(memoryview(encode_search(nearest)))),
-        (within, decode_range(memoryview(encode_range(within)))),
+        (nearest, decode_result(Query(k=3), memoryview(encode_result(nearest)))),
+        (within, decode_result(Query(radius=3), memoryview(encode_result(within)))),
     ):
         for name in {"lims", "distances", "ids", "truncated"} & set(result._fields):
             written, back = getattr(result, name), getattr(read, name)
