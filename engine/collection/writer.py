@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -38,7 +38,10 @@ from hashlight.engine.storage.shard import read_ids, read_layout, write_shard
 
 logger = logging.getLogger(__name__)
 
-_OWN_ENTRIES = {".lock", "CURRENT", "encoder", "manifests", "shards"}
+# Where a job that writes shards one after another may keep what it has finished; no version of a collection needs it.
+JOB_FOLDER = "build"
+
+_OWN_ENTRIES = {".lock", "CURRENT", "encoder", "manifests", "shards", JOB_FOLDER}
 _MARKS = {".lock", "CURRENT", "manifests"}
 _FOLDERS = ("shards", "manifests", "encoder")
 
@@ -65,6 +68,9 @@ class CollectionWriter:
     append : bool
         Keep the shards of the collection that is there and add to them. That ids stay distinct is for the caller to
         check; see `refuse_known_ids`.
+    finished : callable, optional
+        Called once the lock is held: returns the names of shards that an interrupted write finished and this one will
+        add. Other shards that no version names are removed.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class CollectionWriter:
         tables: bool = True,
         overwrite: bool = False,
         append: bool = False,
+        finished: Callable[[], Collection[str]] = tuple,
     ) -> None:
         if overwrite and append:
             raise ValueError("a collection is replaced (`overwrite`) or added to (`append`), not both")
@@ -84,6 +91,7 @@ class CollectionWriter:
         self._fingerprint = fingerprint
         self._tables = tables
         self._mode: Mode = "append" if append else "replace" if overwrite else "create"
+        self._finished = finished
         self._previous: Manifest | None = None
         self._current: Found | None = None
         self._old_names: dict[str, list[str]] = {}
@@ -102,7 +110,7 @@ class CollectionWriter:
             self._previous = self._to_append_to() if self._mode == "append" else self._replaceable()
             if self.store.local and (self._previous or not self._current):
                 # A disk that a dead build filled would stay full until one succeeds.
-                sweep_unnamed(self.store)
+                sweep_unnamed(self.store, keep=self._finished())
             self._old_names = {folder: self.store.names(folder, hidden=True) for folder in _FOLDERS}
         except BaseException:
             self._stack.close()
@@ -184,14 +192,15 @@ class CollectionWriter:
             spec = write_shard(
                 folder, codes_NW, ids_N, attributes, bits=self._bits, tables=self._tables, features_NF=features_NF
             )
+        self._uncommitted.append(f"shards/{spec.name}")
         self.add_written(spec)
 
     def add_written(self, spec: ShardSpec, *, number: int | None = None) -> None:
         """Take a shard that was written into `new_shard(store)`, here or in another process.
 
-        Shards stand in the order of `number`; in the order in which they came if it is left out.
+        Shards are in the order of `number`; in the order in which they came if it is left out. The shard stays if there
+        is no commit: it is the caller's to remove.
         """
-        self._uncommitted.append(f"shards/{spec.name}")
         expected, got = self._layout(), read_layout(self.store, spec)
         if expected not in (None, got):
             raise ValueError(

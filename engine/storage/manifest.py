@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -203,10 +203,10 @@ def read_all(store: Place) -> list[Manifest] | None:
     return found
 
 
-def sweep_unnamed(store: Place, *others: Place) -> None:
+def sweep_unnamed(store: Place, *others: Place, keep: Collection[str] = ()) -> None:
     """Remove the shards that no manifest names, here or in `others`: what dead writers left. The caller has the lock.
 
-    Nothing is removed if a manifest cannot be read, for what it names is not known.
+    Shards named in `keep` stay. Nothing is removed if a manifest cannot be read, for what it names is not known.
     """
     kept: list[Manifest] = []
     for place in (store, *others):
@@ -214,7 +214,7 @@ def sweep_unnamed(store: Place, *others: Place) -> None:
         if manifests is None:
             return
         kept += manifests
-    sweep(store, kept, {"shards": store.names("shards", hidden=True)})
+    sweep(store, kept, {"shards": [name for name in store.names("shards", hidden=True) if name not in keep]})
 
 
 def _what_is_there(store: Place) -> str:
@@ -233,17 +233,24 @@ def _parse(path: str, document: dict[str, Any]) -> Manifest:
         raise CorruptDataError(f"{path} is not a readable manifest ({error!r}): {_REMEDY}") from error
 
 
-def _manifest(body: dict[str, Any]) -> Manifest:
-    for shard in body["shards"]:
-        for name in (shard["name"], *shard["files"]):
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(f"a shard's files lie inside it, got {name!r}")
-    shards = tuple(
-        ShardSpec(
-            name=str(shard["name"]),
-            rows=int(shard["rows"]),
-            files={name: FileSpec(**spec) for name, spec in shard["files"].items()},
-        )
-        for shard in body["shards"]
+def parse_shard(shard: dict[str, Any]) -> ShardSpec:
+    """Read what `dataclasses.asdict` makes of a `ShardSpec`.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If it is something else.
+    """
+    for name in (shard["name"], *shard["files"]):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"a shard's files lie inside it, got {name!r}")
+    return ShardSpec(
+        name=str(shard["name"]),
+        rows=int(shard["rows"]),
+        files={name: FileSpec(**spec) for name, spec in shard["files"].items()},
     )
+
+
+def _manifest(body: dict[str, Any]) -> Manifest:
+    shards = tuple(parse_shard(shard) for shard in body["shards"])
     return Manifest(version=int(body["version"]), bits=check_bits(body["bits"]), encoder=body["encoder"], shards=shards)

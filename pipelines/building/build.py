@@ -1,63 +1,54 @@
 """Build a collection from a folder of codes: a Ray task a shard, then one commit.
 
-The rows of the folder are cut into shards in their order. A task reads its rows from the parts they stand in, one kind
-of data after another, so that a process needs little more memory than its shard. The ids of all shards are compared
-before the commit, while the shards are built (`engine.ids.RepeatedIds`).
+The rows of the folder are cut into shards in their order. The ids of all shards are compared while they are built
+(`engine.ids.RepeatedIds`). Shards that are whole are kept beside the collection's own files until the commit, in
+`build/sidecars`, so that the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hashlight.engine.codes import CodeArray, IdArray, num_words
-from hashlight.engine.collection.writer import CollectionWriter, new_shard, refuse_foreign_folder, split_rows
+from hashlight.engine.codes import CodeArray
+from hashlight.engine.collection.writer import JOB_FOLDER, CollectionWriter, refuse_foreign_folder, split_rows
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import map_ahead
 from hashlight.engine.places.uris import split_options
-from hashlight.engine.storage.attributes import RESERVED, write_attributes
-from hashlight.engine.storage.manifest import ShardSpec
-from hashlight.engine.storage.shard import (
-    finish_shard,
-    order_rows,
-    read_ids,
-    write_codes,
-    write_features,
-    write_ids,
-    write_thumbnails,
-)
+from hashlight.engine.storage.attributes import RESERVED
+from hashlight.engine.storage.manifest import ShardSpec, parse_shard, read_all
+from hashlight.engine.storage.shard import read_ids
+from hashlight.pipelines.building.shards import ShardJob, build_shard
 from hashlight.pipelines.capacity.constants import bytes_a_code
 from hashlight.pipelines.codes.parts import (
     FEATURES_COLUMN,
-    THUMBNAIL_COLUMN,
     Part,
-    Piece,
     attribute_columns,
     codes_column,
     cut_parts,
     features_column,
     list_parts,
-    read_checked,
 )
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.folder import JobFolder, JobKind, sidecar_name
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.jobs.tasks import run_tasks
 
 # About a gigabyte of 64-bit codes with their tables, built in seconds.
 SHARD_ROWS = 20_000_000
 
-# malloc.h; from this size on a block is a map of its own.
-_M_MMAP_THRESHOLD = -3
-_LARGE_ARRAY_BYTES = 1 << 20
+BUILD = JobKind(holds="unfinished build", remedy="run that build again to finish it, or delete {folder} to give it up")
 
 Progress = Callable[[int, int], None]
 
@@ -73,33 +64,6 @@ class EncodedCorpus:
     bits: int
     fingerprint: str
     encoder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class ShardJob:
-    """What a task needs to know to write one shard.
-
-    Attributes
-    ----------
-    number : int
-    output : str
-        Where the collection lies.
-    pieces : tuple of Piece
-        Its rows, in their order.
-    schema : pyarrow.Schema
-        Of all parts together.
-    bits : int
-    tables : bool
-    threads : int
-    """
-
-    number: int
-    output: str
-    pieces: tuple[Piece, ...]
-    schema: pa.Schema
-    bits: int
-    tables: bool
-    threads: int
 
 
 def read_codes(folder: str | Path) -> EncodedCorpus:
@@ -168,39 +132,133 @@ def build_collection(
     """
     if sum(size is not None for size in (shards, shard_rows, shard_bytes)) > 1:
         raise ValueError("give one of `shards`, `shard_rows` and `shard_bytes`")
-    refuse_foreign_folder(open_place(output))
+    place = open_place(output)
+    refuse_foreign_folder(place)
     corpus = _find_codes(codes)
     if shards is None:
         shards = -(-corpus.rows // (shard_rows or _rows_within(shard_bytes, corpus)))
-    at_once = min(workers or usable_cores(), shards)
-    options = {"fingerprint": corpus.encoder, "tables": tables, "overwrite": overwrite, "append": append}
-    with CollectionWriter(output, bits=corpus.bits, **options) as writer:
-        old = writer.previous.shards if append and writer.previous else ()
-        jobs = [
-            ShardJob(
-                number=number,
-                output=writer.store.location,
-                pieces=tuple(pieces),
-                schema=corpus.schema,
-                bits=corpus.bits,
-                tables=tables,
-                threads=max(1, usable_cores() // at_once),
-            )
-            for number, pieces in enumerate(cut_parts(corpus.parts, split_rows(corpus.rows, shards)))
-        ]
+    job = JobFolder(place.location_of(JOB_FOLDER), BUILD)
+    with CollectionWriter(
+        output,
+        bits=corpus.bits,
+        fingerprint=corpus.encoder,
+        tables=tables,
+        overwrite=overwrite,
+        append=append,
+        finished=lambda: _finished_shards(job),
+    ) as writer:
+        _begin(job, writer, _identity(corpus, shards, tables=tables), overwrite=overwrite)
+        at_once = min(workers or usable_cores(), shards)
+        tasks = _plan(job, corpus, shards, tables=tables, output=place.location, at_once=at_once)
         with ray_session(num_cpus=at_once):
-            _write_shards(jobs, old, writer, progress or (lambda _done, _total: None))
-        encoder = open_place(codes)
-        writer.add_encoder({name: encoder.read(f"encoder/{name}") for name in encoder.names("encoder")})
-        chaos.step("build:before-commit")
-        writer.commit()
-        chaos.step("build:after-commit")
+            _write_shards(job, tasks, writer, append=append, progress=progress or (lambda _done, _total: None))
+        _commit(job, corpus, writer)
+
+
+def _identity(corpus: _Codes, shards: int, *, tables: bool) -> dict[str, Any]:
+    """Return what the bytes of the shards depend on."""
+    digest = hashlib.sha256("".join(part.sha256 for part in corpus.parts).encode()).hexdigest()
+    return {
+        "codes": str(open_place(corpus.location)),
+        "parts": digest,
+        "rows": corpus.rows,
+        "bits": corpus.bits,
+        "encoder": corpus.encoder,
+        "shards": shards,
+        "tables": tables,
+    }
+
+
+def _begin(job: JobFolder, writer: CollectionWriter, identity: dict[str, Any], *, overwrite: bool) -> None:
+    """Go on with this job, or begin it; another one that had committed before it was killed is over."""
+    live = {shard.name for shard in writer.previous.shards} if writer.previous else set()
+    finished = _finished_shards(job)
+    job.begin(identity, overwrite=overwrite or bool(finished and finished <= live))
+
+
+def _plan(job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: str, at_once: int) -> list[ShardJob]:
+    cuts = cut_parts(corpus.parts, split_rows(corpus.rows, shards))
+    return [
+        ShardJob(
+            number=number,
+            folder=job,
+            output=output,
+            pieces=tuple(pieces),
+            schema=corpus.schema,
+            bits=corpus.bits,
+            tables=tables,
+            threads=max(1, usable_cores() // at_once),
+        )
+        for number, pieces in enumerate(cuts)
+    ]
+
+
+def _write_shards(
+    job: JobFolder, tasks: list[ShardJob], writer: CollectionWriter, *, append: bool, progress: Progress
+) -> None:
+    """Write the shards that are not whole yet, and compare the ids of all with each other and with the old ones."""
+    import ray
+
+    old: tuple[ShardSpec, ...] = writer.previous.shards if append and writer.previous else ()
+    done = job.done(lambda _unit, said: _is_whole(writer.store.location, parse_shard(said["shard"])))
+    specs = {number: parse_shard(said["shard"]) for number, said in done.items()}
+    waiting = [task for task in tasks if task.number not in specs]
+    progress(len(specs), len(tasks))
+    build = ray.remote(build_shard)
+    try:
+        with RepeatedIds() as ids:
+            for spec in (*old, *specs.values()):
+                ids.add(read_ids(writer.store, spec))
+            for number, spec in specs.items():
+                writer.add_written(spec, number=number)
+            for task, spec in run_tasks(build.remote, waiting):
+                specs[task.number] = spec
+                writer.add_written(spec, number=task.number)
+                ids.add(read_ids(writer.store, spec))
+                progress(len(specs), len(tasks))
+            refuse_repeated(ids.find(), where=f"{writer.store} and the codes" if old else "the codes")
+    except ValueError:
+        # These codes cannot become a collection, or not here: what was made of them is of no use.
+        _discard(job, writer)
+        raise
+
+
+def _commit(job: JobFolder, corpus: _Codes, writer: CollectionWriter) -> None:
+    encoder = open_place(corpus.location)
+    writer.add_encoder({name: encoder.read(f"encoder/{name}") for name in encoder.names("encoder")})
+    chaos.step("build:before-commit")
+    writer.commit()
+    chaos.step("build:after-commit")
+    job.remove()
+
+
+def _finished_shards(job: JobFolder) -> set[str]:
+    """Return the names of the shards that a job, this or another, finished here."""
+    names = map(sidecar_name, job.units())
+    return {json.loads(data)["shard"]["name"] for data in job.place.read_many(names)}
+
+
+def _is_whole(location: str, spec: ShardSpec) -> bool:
+    """Whether all files of a shard are there: an unrelated write to the collection may have removed them."""
+    sizes = {entry.name: entry.size for entry in open_place(location).walk(f"shards/{spec.name}")}
+    return all(sizes.get(name) == file.bytes for name, file in spec.files.items())
+
+
+def _discard(job: JobFolder, writer: CollectionWriter) -> None:
+    finished = _finished_shards(job)
+    job.remove()
+    versions = read_all(writer.store)
+    if versions is None:
+        return
+    for name in finished - {shard.name for version in versions for shard in version.shards}:
+        writer.store.remove(f"shards/{name}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Codes:
     """A folder of codes: its files, the schema of all of them together, and what made them."""
 
+    location: str | Path
     parts: list[Part]
     rows: int
     schema: pa.Schema
@@ -224,55 +282,7 @@ def _find_codes(codes: str | Path) -> _Codes:
             f"{codes} has attributes named {sorted(reserved)}, which are columns of answers themselves: rename them in "
             "the corpus and encode it again"
         )
-    return _Codes(parts, rows, schema, summary.bits, summary.encoder)
-
-
-def _write_shards(jobs: list[ShardJob], old: Sequence[ShardSpec], writer: CollectionWriter, progress: Progress) -> None:
-    """Write all shards, and compare their ids with each other and with those of the `old` ones."""
-    import ray
-
-    build = ray.remote(build_shard)
-    with RepeatedIds() as ids:
-        for done, (job, spec) in enumerate(run_tasks(build.remote, jobs), start=1):
-            writer.add_written(spec, number=job.number)
-            ids.add(read_ids(writer.store, spec))
-            progress(done, len(jobs))
-        for spec in old:
-            ids.add(read_ids(writer.store, spec))
-        refuse_repeated(ids.find(), where=f"{writer.store} and the codes" if old else "the codes")
-
-
-def build_shard(job: ShardJob) -> ShardSpec:
-    """Write one shard and return its description."""
-    chaos.step("build:shard", job.number)
-    with new_shard(open_place(job.output)) as folder:
-        order_N = _write_rows(job, folder)
-        chaos.step("build:rows-written", job.number)
-        attributes = attribute_columns(job.schema)
-        if attributes:
-            write_attributes(folder / "attributes.arrow", _read_columns(job, attributes), order_N)
-        if FEATURES_COLUMN in job.schema.names:
-            write_features(folder, features_column(_read_columns(job, [FEATURES_COLUMN])[FEATURES_COLUMN]), order_N)
-        if THUMBNAIL_COLUMN in job.schema.names:
-            write_thumbnails(folder, _read_columns(job, [THUMBNAIL_COLUMN])[THUMBNAIL_COLUMN], order_N)
-        spec = finish_shard(folder, len(order_N))
-        chaos.step("build:shard-written", job.number)
-    return spec
-
-
-def _write_rows(job: ShardJob, folder: Path) -> np.ndarray:
-    """Write ids, codes and tables, and let go of each before the next; return the order of the rows."""
-    _return_freed_memory()
-    codes_NW, ids_N = _read_rows(job)
-    pa.default_memory_pool().release_unused()
-    order_N = order_rows(codes_NW, ids_N)
-    folder.mkdir(parents=True)
-    write_ids(folder, ids_N[order_N])
-    del ids_N
-    codes_NW = codes_NW[order_N]
-    order_N = order_N.astype(np.uint32)
-    write_codes(folder, codes_NW, bits=job.bits, tables=job.tables, threads=job.threads)
-    return order_N
+    return _Codes(codes, parts, rows, schema, summary.bits, summary.encoder)
 
 
 def _common_schema(parts: list[Part]) -> pa.Schema:
@@ -314,38 +324,3 @@ def _other_bytes(part: Part) -> float:
         for column in range(metadata.num_columns)
     ]
     return sum(c.total_compressed_size for c in columns if c.path_in_schema not in ("id", "code")) / metadata.num_rows
-
-
-def _return_freed_memory() -> None:
-    """Have the C library return arrays to the system when they are freed.
-
-    glibc keeps freed blocks of up to 32 MB for later, which here, where each array is used once, came to half a shard.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_ARRAY_BYTES)
-
-
-def _read_rows(job: ShardJob) -> tuple[CodeArray, IdArray]:
-    """Read codes (N, W) and ids (N,) of a shard, each part checked against its sidecar."""
-    rows = sum(piece.stop - piece.start for piece in job.pieces)
-    codes_NW, ids_N = np.empty((rows, num_words(job.bits)), np.uint64), np.empty(rows, np.int64)
-    place = 0
-    for piece in job.pieces:
-        table = pq.read_table(read_checked(piece.part), columns=["id", "code"], use_threads=False)
-        table = table.slice(piece.start, piece.stop - piece.start)
-        codes_NW[place : place + len(table)] = codes_column(table["code"])
-        ids_N[place : place + len(table)] = table["id"].to_numpy()
-        place += len(table)
-    if ids_N.min() < 0:
-        raise ValueError(f"`ids` must be 0 or more (-1 pads short answers), got {ids_N.min()}")
-    return codes_NW, ids_N
-
-
-def _read_columns(job: ShardJob, names: list[str]) -> pa.Table:
-    wanted = pa.schema([job.schema.field(name) for name in names])
-    tables = []
-    for piece in job.pieces:
-        table = pq.read_table(read_checked(piece.part), columns=names, use_threads=False)
-        tables.append(table.slice(piece.start, piece.stop - piece.start).select(names).cast(wanted))
-    return pa.concat_tables(tables)

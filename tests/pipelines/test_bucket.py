@@ -27,7 +27,7 @@ from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.searching.batch import search_codes
 from tests import oracles
-from tests.pipelines.test_build import BITS, answers, write_codes
+from tests.pipelines.test_build import BITS, answers, steps_of, write_codes
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,45 @@ from hashlight.pipelines.building.build import build_collection
 Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
 build_collection(sys.argv[1], sys.argv[2], shards=3, overwrite=True, workers=1)
 """
+
+
+def build_elsewhere(folder, uri, faults, rule):
+    faults.mkdir()
+    (faults / "rules.json").write_text(json.dumps([rule]))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
+    return subprocess.run(
+        [sys.executable, "-c", DRIVER, str(folder), uri], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "skip", "finished"),
+    [
+        ("build:shard-done", 1, 2),
+        pytest.param("build:shard-written", 1, 1, marks=pytest.mark.slow),
+        pytest.param("build:before-commit", 0, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_build_goes_on_in_a_bucket(tmp_path, bucket, rows, folder, step, skip, finished):
+    codes, ids = rows
+    uri = bucket.uri("c")
+    rule = {"step": step, "do": "kill-driver", "skip": skip}
+    done = build_elsewhere(folder, uri, tmp_path / "faults", rule)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    wait_for_orphans(bucket)
+    before = {
+        int(key.rpartition("/")[2].partition(".")[0]): json.loads(bucket.get(key))["shard"]["name"]
+        for key in bucket.keys("c/build/sidecars/")
+    }
+    assert len(before) >= finished
+    done = build_elsewhere(folder, uri, tmp_path / "log", {"step": "build:shard", "do": "log"})
+    assert done.returncode == 0, done.stderr
+    built = steps_of(tmp_path / "log", "build:shard")
+    assert sorted([*built, *before]) == [0, 1, 2], "each shard is built once, by one of the two"
+    assert {spec.name for spec in read_current(open_place(uri)).shards} >= set(before.values())
+    found = Collection.open(uri).search(codes[::30].copy(), 20)
+    assert found.ids.tolist() == oracles.knn(codes[::30], codes, ids, 20)[1].tolist()
+    assert not bucket.keys("c/build/")
 
 
 def wait_for_orphans(bucket):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.writer import CollectionWriter
 from hashlight.engine.errors import CollectionExistsError, CollectionNotFoundError, EncoderMismatchError
 from hashlight.engine.places.files import sha256_of
 from hashlight.pipelines.building.build import build_collection
@@ -225,3 +226,86 @@ def test_what_goes_wrong_leaves_the_old_collection_or_the_new(tmp_path, rows, fo
     kept = 3 + (3 if survives else 1)
     assert len(list((tmp_path / "c" / "shards").iterdir())) == kept, "what the dead left is swept"
     assert answers(Collection.open(tmp_path / "c"), queries)[0] == oracles.knn(queries, codes, ids, 20)[1].tolist()
+
+
+def steps_of(faults, step):
+    """The keys with which a step was passed."""
+    log = faults / "steps.log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [int(line.split()[1]) for line in lines if line.startswith(f"{step} ")]
+
+
+def finished_shards(output):
+    """{number: name} of the shards that an interrupted build says are whole."""
+    sidecars = (output / "build" / "sidecars").glob("*.json")
+    return {int(path.stem): json.loads(path.read_text())["shard"]["name"] for path in sidecars}
+
+
+@pytest.mark.parametrize(
+    ("step", "skip", "finished"),
+    [
+        ("build:shard-done", 1, 2),
+        pytest.param("build:shard", 0, 0, marks=pytest.mark.slow),
+        pytest.param("build:rows-written", 1, 1, marks=pytest.mark.slow),
+        pytest.param("build:shard-written", 2, 2, marks=pytest.mark.slow),
+        pytest.param("build:before-commit", 0, 3, marks=pytest.mark.slow),
+        pytest.param("build:after-commit", 0, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_build_goes_on_and_builds_no_finished_shard_twice(tmp_path, rows, folder, step, skip, finished):
+    codes, ids, queries = rows
+    output = tmp_path / "c"
+    done = build_elsewhere(folder, output, tmp_path / "faults", {"step": step, "do": "kill-driver", "skip": skip})
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    before = finished_shards(output)
+    assert len(before) >= finished
+    done = build_elsewhere(folder, output, tmp_path / "log", {"step": "build:shard", "do": "log"})
+    assert done.returncode == 0, done.stderr
+    built = steps_of(tmp_path / "log", "build:shard")
+    assert sorted([*built, *before]) == [0, 1, 2], "each shard is built once, by one of the two"
+    opened = Collection.open(output, verify=True)
+    assert {opened.shards[number].name for number in before} == set(before.values())
+    assert answers(opened, queries)[0] == oracles.knn(queries, codes, ids, 20)[1].tolist()
+    assert not (output / "build").exists()
+
+
+def interrupt_build(monkeypatch, folder, output, **options):
+    """Build, with a disk that is full when all but the commit is done."""
+
+    def fail(_writer):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CollectionWriter, "commit", fail)
+        with pytest.raises(OSError, match="No space"):
+            build_collection(folder, output, **options)
+
+
+def test_an_unfinished_build_of_another_job_is_refused_unless_overwritten(tmp_path, rows, folder, monkeypatch):
+    output = tmp_path / "c"
+    interrupt_build(monkeypatch, folder, output, shards=2)
+    names = set(finished_shards(output).values())
+    assert len(names) == 2
+    with pytest.raises(
+        PipelineError, match=r"build holds the unfinished build of another job, with shards 2 .asked: 3"
+    ):
+        build_collection(folder, output, shards=3)
+    assert set(finished_shards(output).values()) == names, "a refused job removes nothing"
+    build_collection(folder, output, shards=2)
+    assert {shard.name for shard in Collection.open(output).shards} == names
+    interrupt_build(monkeypatch, folder, output, shards=2, overwrite=True)
+    build_collection(folder, output, shards=3, overwrite=True)
+    assert len(list((output / "shards").iterdir())) == 5, "the live version's, and those of the one before it"
+    assert not (output / "build").exists()
+
+
+def test_a_finished_shard_that_is_gone_is_built_again(tmp_path, rows, folder, monkeypatch):
+    output = tmp_path / "c"
+    interrupt_build(monkeypatch, folder, output, shards=2)
+    names = finished_shards(output)
+    (output / "shards" / names[1] / "ids.npy").unlink()
+    build_collection(folder, output, shards=2)
+    opened = Collection.open(output, verify=True)
+    assert opened.shards[0].name == names[0]
+    assert opened.shards[1].name != names[1]
+    assert len(opened) == 3000

@@ -1,0 +1,219 @@
+"""The folder of a job: what it has finished, so that the same command goes on where it was interrupted.
+
+::
+
+    FOLDER/
+      job.json              the identity: all that the result depends on; it marks the folder
+      sidecars/00000.json   written last of a unit of work: the unit is whole, and what it gave
+      (others)              what the job makes
+
+Two jobs are the same if their identities are equal, whatever else they were given (processes, batches). Of two
+processes that finish a unit, the first one's sidecar counts. The folder may be in a bucket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hashlight.engine.places.opening import open_place
+from hashlight.pipelines.jobs.errors import PipelineError
+
+LOCK = ".lock"
+MARKER = "job.json"
+SIDECARS = "sidecars"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobKind:
+    """What sets the folders of one kind of job apart.
+
+    Attributes
+    ----------
+    holds : str
+        What such a folder holds, for messages: "codes".
+    entries : tuple of str
+        The names that a job of this kind writes beside the marker and the sidecars.
+    private : bool
+        Whether the folder is named by the job itself, so that nothing in it can belong to anyone else.
+    remedy : str
+        What to do about the folder of another job; `{folder}` is the folder.
+    """
+
+    holds: str
+    entries: tuple[str, ...] = ()
+    private: bool = False
+    remedy: str = "choose another --output, or replace it with --overwrite"
+
+
+class OtherJobError(PipelineError):
+    """A folder holds what another job finished; `different` names what the jobs differ in."""
+
+    def __init__(self, message: str, different: list[str]) -> None:
+        super().__init__(message)
+        self.different = different
+
+
+class JobFolder:
+    """What a job has finished, at a place that processes of any machine may open.
+
+    Parameters
+    ----------
+    location : str or Path
+        A folder, or a prefix of a bucket.
+    kind : JobKind
+    name : str
+        Of the job that was begun there, as `begin` returned it, for processes that do its units.
+
+    Attributes
+    ----------
+    place : Place
+    name : str
+        A hash of the identity, which every sidecar carries.
+    """
+
+    def __init__(self, location: str | Path, kind: JobKind, *, name: str = "") -> None:
+        self.place = open_place(location)
+        self.kind = kind
+        self.name = name
+
+    def __str__(self) -> str:
+        """Return the path or URI."""
+        return str(self.place)
+
+    def refuse_foreign(self) -> None:
+        """Raise PipelineError unless the folder is missing, empty, or marked as that of a job."""
+        entry = self.place.entry()
+        if entry is not None and not entry.is_folder:
+            raise PipelineError(f"{self} is a file, expected a folder for {self.kind.holds}: choose another --output")
+        if self.place.names() and not self.place.exists(MARKER):
+            raise PipelineError(f"{self} is not empty and holds no {self.kind.holds}: choose another --output")
+
+    def begin(self, identity: Mapping[str, Any], *, overwrite: bool) -> str:
+        """Mark the folder as this job's, which may have begun it before; the caller holds the place. Return its name.
+
+        Parameters
+        ----------
+        identity : mapping
+            All that the result depends on, as JSON.
+        overwrite : bool
+            Remove what another job left.
+
+        Raises
+        ------
+        OtherJobError
+            If another job's results are there, and are not to be removed.
+        PipelineError
+            If another process began a job there meanwhile.
+        """
+        document = json.loads(json.dumps(identity))
+        self.name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        found = self.identity()
+        if found == document:
+            return self.name
+        if found is not None and not overwrite:
+            raise self._other_job(found, document)
+        self.clear()
+        if not self.place.put_new(MARKER, (json.dumps(document, indent=1) + "\n").encode()):
+            raise PipelineError(f"another process began to write {self} meanwhile: choose another --output")
+        return self.name
+
+    def _other_job(self, found: dict[str, Any], asked: dict[str, Any]) -> OtherJobError:
+        different = [key for key in {**asked, **found} if found.get(key) != asked.get(key)]
+        details = ", ".join(f"{key} {found.get(key)} (asked: {asked.get(key)})" for key in different)
+        remedy = self.kind.remedy.format(folder=self)
+        return OtherJobError(f"{self} holds the {self.kind.holds} of another job, with {details}: {remedy}", different)
+
+    def identity(self) -> dict[str, Any] | None:
+        """Return the identity of the job whose folder it is; None if it is nobody's."""
+        found = self.place.find(MARKER)
+        if found is None:
+            return None
+        try:
+            identity: dict[str, Any] = json.loads(found.data)
+        except ValueError as error:
+            raise PipelineError(
+                f"{self.place.path(MARKER)} is damaged ({error}): delete {self} and run again"
+            ) from error
+        return identity
+
+    def clear(self) -> None:
+        """Remove all that a job wrote; the marker goes last."""
+        entries = self.place.names(hidden=True) if self.kind.private else self.kind.entries
+        for name in (*(name for name in entries if name not in (MARKER, LOCK)), SIDECARS, MARKER):
+            self.place.remove(name)
+
+    def remove(self) -> None:
+        """Remove a private folder, once its job is finished."""
+        self.place.remove("")
+
+    # Units of work.
+
+    def publish(self, unit: int, said: Mapping[str, Any]) -> dict[str, Any]:
+        """Say that a unit is whole; return what is said of it, by the process that was first to say it."""
+        sidecar = {"job": self.name, **said}
+        if self.place.put_new(sidecar_name(unit), json.dumps(sidecar).encode()):
+            return sidecar
+        return self.parse(unit, self.place.read(sidecar_name(unit)))
+
+    def sidecar(self, unit: int) -> dict[str, Any] | None:
+        """Return what is said of a unit; None if it is not whole yet."""
+        found = self.place.find(sidecar_name(unit))
+        return None if found is None else self.parse(unit, found.data)
+
+    def parse(self, unit: int, data: bytes) -> dict[str, Any]:
+        """Return what a sidecar says of a unit.
+
+        Raises
+        ------
+        PipelineError
+            If it is another job's.
+        """
+        sidecar: dict[str, Any] = json.loads(data)
+        if sidecar["job"] != self.name:
+            raise PipelineError(
+                f"unit {unit} was published by another job meanwhile ({sidecar['job']}, this one is {self.name}): see "
+                f"that no other job writes to {self}, and run the same command again, which does the unit anew"
+            )
+        return sidecar
+
+    def units(self) -> list[int]:
+        """Return the numbers of the units that have a sidecar, ascending."""
+        return sorted(int(name.partition(".")[0]) for name in self.place.names(SIDECARS))
+
+    def done(self, is_whole: Callable[[int, dict[str, Any]], bool] | None = None) -> dict[int, dict[str, Any]]:
+        """Return what the sidecars of this job say, by unit; sidecars that are wrong are removed.
+
+        Parameters
+        ----------
+        is_whole : callable, optional
+            Whether what a sidecar says of a unit holds; its job is compared in any case.
+        """
+        done = {}
+        units = self.units()
+        for unit, data in zip(units, self.place.read_many(map(sidecar_name, units)), strict=True):
+            sidecar = json.loads(data)
+            if sidecar["job"] == self.name and (is_whole is None or is_whole(unit, sidecar)):
+                done[unit] = sidecar
+            else:
+                self.place.remove(sidecar_name(unit))
+        return done
+
+    # The end.
+
+    def finish(self, name: str, document: Mapping[str, Any]) -> None:
+        """Remove what killed processes left aside, and write the file that says that the job is finished."""
+        for entry in self.place.children():
+            if entry.is_folder:
+                self.place.remove_leftovers(entry.name)
+        self.place.remove_leftovers()
+        self.place.put(name, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def sidecar_name(unit: int) -> str:
+    """Name the file that says that a unit is whole."""
+    return f"{SIDECARS}/{unit:05d}.json"
