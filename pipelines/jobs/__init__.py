@@ -1,1 +1,1 @@
-"""What every job needs: a Ray session, tasks, files anywhere, faults for tests."""
+"""What every job needs: its folder, a Ray session, tasks, faults for tests."""
