@@ -1,4 +1,4 @@
-"""The calls of a client, as plain descriptions that either transport carries out."""
+"""The calls of a client, as plain data that every transport can execute."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Search:
     ----------
     queries : ndarray of uint64, shape (Q, W), or list of QueryInput
     query : Query
-        What is asked of each.
+        The search to make for each.
     rerank : Rerank or None
     include : tuple of str
-        Of "attributes", "code" and "explain".
+        Any of "attributes", "code" and "explain".
     allow_partial : bool
     timeout_s : float
     """
@@ -39,7 +39,7 @@ class Search:
     timeout_s: float
 
     def options(self) -> dict[str, Any]:
-        """Return what is asked in the words of the HTTP interface, without what is not given."""
+        """Return the given options under their names in the HTTP interface."""
         query = self.query
         options: dict[str, Any] = (
             {"k": query.k} if query.radius is None else {"radius": query.radius, "limit": query.limit}
@@ -64,7 +64,7 @@ class Encode:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Get:
-    """Read what is stored of items."""
+    """Read stored items."""
 
     ids: list[int]
     timeout_s: float
@@ -72,7 +72,7 @@ class Get:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """Read the picture of an item."""
+    """Read the thumbnail of an item."""
 
     id: int
     timeout_s: float
@@ -80,14 +80,14 @@ class Thumbnail:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Describe:
-    """Ask what is served."""
+    """Describe the collection being served."""
 
     timeout_s: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ready:
-    """Make one real search."""
+    """Make a test search."""
 
     timeout_s: float
 
@@ -96,7 +96,7 @@ Call = Search | Encode | Get | Thumbnail | Describe | Ready
 
 
 def check_include(include: Sequence[str]) -> tuple[str, ...]:
-    """Return what is to be said of each hit, if it can be."""
+    """Return `include` as a tuple, or raise ValueError for unknown names."""
     unknown = sorted(set(include) - set(INCLUDES))
     if unknown or isinstance(include, str):
         raise ValueError(f"`include` must be a list of some of {', '.join(INCLUDES)}, got {include!r}")

@@ -1,6 +1,6 @@
-"""`SearchClient` and `AsyncSearchClient`: one collection, asked over HTTP or in this process.
+"""`SearchClient` and `AsyncSearchClient`: query one collection, over HTTP or in this process.
 
-What they raise is drawn in `engine.client.errors`.
+`engine.client.errors` shows the tree of exceptions.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
     from hashlight.engine.service.asking.searcher import Searcher
 
 TIMEOUT_S = 10.0
-BATCH_SIZE = 1000  # codes of a request of `stream_search`: some 10 kB each way, a few milliseconds
+BATCH_SIZE = 1000  # queries in a request of `stream_search`: some 10 kB each way, a few milliseconds
 
 
 class SearchClient:
-    """Asks one collection. Several threads may use one client at once.
+    """Queries one collection. Thread-safe.
 
     Parameters
     ----------
     target : str, Path or Searcher
-        `http://...` or `https://...` of a gateway; or the folder of a collection, which is opened in this process; or
-        what answers already.
+        The URL of a gateway (`http://...` or `https://...`), the folder of a collection, which is opened in this
+        process, or an existing searcher.
     api_key : str, optional
         For a gateway.
     timeout_s : float
-        For each call, retries included.
+        For each call, including retries.
     max_retries : int
-        After a gateway cannot be reached, is overloaded or not ready.
+        If a gateway cannot be reached, is overloaded or is not ready.
     encoder : ImageEncoder, optional
-        For images, where no gateway encodes them. The one that the collection keeps is opened when it is needed.
+        For images, without a gateway to encode them. By default the collection's own encoder is opened when needed.
     transport : httpx.BaseTransport, optional
-        Instead of the network.
+        Replaces the network.
 
     Examples
     --------
@@ -83,7 +83,7 @@ class SearchClient:
             self._transport = LocalTransport(target, encoder=encoder)
 
     def __repr__(self) -> str:
-        """Say what is asked."""
+        """Show the target."""
         return f"SearchClient({self._transport!r})"
 
     def __enter__(self) -> Self:
@@ -114,23 +114,23 @@ class SearchClient:
         Parameters
         ----------
         queries : one query, or a sequence of them
-            An image (path, bytes, PIL image, or an address that the gateway fetches), the id of an item (to find more
-            like it), or a code (uint64 array of shape (W,)); codes may be one array (Q, W).
+            An image (path, bytes, PIL image, or a URL for the gateway to fetch), the id of an item (to find more like
+            it), or a code (uint64 array of shape (W,)); codes may be one array (Q, W).
         k : int
         filter : str, optional
-            Only items whose attributes satisfy it, such as `'label == 3 and price < 5.5'`; see `engine.filters.filter`.
+            Only items whose attributes match, such as `'label == 3 and price < 5.5'`; see `engine.filters.filter`.
         rerank : Rerank, optional
-            Order a pool of nearest codes (`Rerank(pool=100)`) by fine features; queries must be images or ids.
+            Re-rank a pool of nearest codes (`Rerank(pool=100)`) by fine features; queries must be images or ids.
         include : sequence of {"attributes", "code", "explain"}
-            What to say of each hit beside id and distance.
+            What to return for each hit besides id and distance.
         allow_partial : bool
-            Answer from the shards that can, and say in `coverage` which did not.
+            Answer from the shards that respond; `coverage` names the others.
         timeout_s : float, optional
 
         Returns
         -------
         SearchResponse
-            Of Q queries, in order, also if there is only one.
+            One entry for each query, in order, even for a single query.
         """
         query = Query(k=k, filter=filter)
         return self._search(queries, query, include, allow_partial, timeout_s, rerank)
@@ -153,9 +153,9 @@ class SearchClient:
         radius : int
             Inclusive.
         limit : int
-            Keep the nearest this many of each query; `truncated` of its hits says where more were found.
+            Keep this many nearest items of each query; `truncated` of its hits says whether there were more.
         allow_partial : bool
-            Unless it is set, an answer that lacks shards is an IncompleteError.
+            If not set, a missing shard raises IncompleteError.
         queries, filter, include, timeout_s
             As in `search`.
         """
@@ -170,22 +170,22 @@ class SearchClient:
         batch_size: int = BATCH_SIZE,
         **options: Any,
     ) -> Iterator[SearchResponse]:
-        """Find the k nearest items of very many queries, a batch at a time.
+        """Find the k nearest items of any number of queries, a batch at a time.
 
         Parameters
         ----------
         queries : ndarray of uint64, shape (Q, W), or iterable of queries
-            An iterable is read as answers are taken.
+            An iterable is read lazily.
         k : int
         batch_size : int
-            Queries of a request.
+            Number of queries in a request.
         **options
             As in `search`.
 
         Yields
         ------
         SearchResponse
-            Of each batch, in order.
+            For each batch, in order.
         """
         for batch in _batches(queries, batch_size):
             yield self.search(batch, k, **options)
@@ -196,22 +196,22 @@ class SearchClient:
         return codes
 
     def get(self, ids: int | Sequence[int], *, timeout_s: float | None = None) -> Items:
-        """Return what is stored of items, in the order asked; IdNotFoundError if one is not there."""
+        """Return stored items in the order requested; IdNotFoundError if one does not exist."""
         items: Items = self._transport.send(Get(read_ids(ids), self._seconds(timeout_s)))
         return items
 
     def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
-        """Return the small picture of an item, None if it has none."""
+        """Return the thumbnail of an item, None if it has none."""
         picture: bytes | None = self._transport.send(Thumbnail(id, self._seconds(timeout_s)))
         return picture
 
     def describe(self, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """Return what is served: bits, rows, shards, version, encoder, attributes."""
+        """Describe the collection being served: bits, rows, shards, version, encoder, attributes."""
         document: dict[str, Any] = self._transport.send(Describe(self._seconds(timeout_s)))
         return document
 
     def ready(self, *, timeout_s: float | None = None) -> None:
-        """Make one real search; NotReadyError if it fails."""
+        """Make a test search; NotReadyError if it fails."""
         self._transport.send(Ready(self._seconds(timeout_s)))
 
     def _search(
@@ -232,7 +232,7 @@ class SearchClient:
 
 
 class AsyncSearchClient:
-    """As `SearchClient`, for asyncio. Belongs to one event loop.
+    """Like `SearchClient`, for asyncio. Belongs to one event loop.
 
     Examples
     --------
@@ -263,7 +263,7 @@ class AsyncSearchClient:
             self._transport = AsyncLocalTransport(target, encoder=encoder)
 
     def __repr__(self) -> str:
-        """Say what is asked."""
+        """Show the target."""
         return f"AsyncSearchClient({self._transport!r})"
 
     async def __aenter__(self) -> Self:

@@ -1,19 +1,19 @@
-"""What a client raises.
+"""The exceptions of a client.
 
-The same types come from a server and from a collection that is open in this process::
+Servers and collections opened in this process raise the same types::
 
     HashlightError
     ├── ClientError                 raised by the client itself
-    │   ├── ConnectionFailedError   the server cannot be reached, or went away; also a ConnectionError
-    │   ├── InvalidRequestError     the server refuses the request; also a ValueError, as a collection here raises
+    │   ├── ConnectionFailedError   the server cannot be reached, or disconnected; also a ConnectionError
+    │   ├── InvalidRequestError     the server refuses the request; also a ValueError, as from a local collection
     │   ├── AuthenticationError     no key, or an unknown one
     │   ├── PermissionDeniedError   the key may not do this
     │   └── ServerError             the server failed, or its answer cannot be read
     ├── IdNotFoundError             the collection has no such item
     ├── DeadlineExceededError       no answer within `timeout_s`; also a TimeoutError
-    ├── OverloadedError             too much is asked; retried before it is raised
+    ├── OverloadedError             the server is overloaded; retried before it is raised
     ├── NotReadyError               the server cannot answer yet; retried before it is raised
-    └── IncompleteError             shards are missing from an answer that must be whole
+    └── IncompleteError             shards are missing from an answer that must be complete
         └── NoShardError            no shard answered
 """
 
@@ -55,7 +55,7 @@ class ClientError(HashlightError):
 
 
 class ConnectionFailedError(ClientError, ConnectionError):
-    """The server cannot be reached, or went away before it had answered."""
+    """The server cannot be reached, or disconnected before it answered."""
 
 
 class InvalidRequestError(ClientError, ValueError):
@@ -64,7 +64,7 @@ class InvalidRequestError(ClientError, ValueError):
     Attributes
     ----------
     status : int
-        Of HTTP.
+        HTTP status.
     type : str
         For programs, such as "invalid_request" or "too_large".
     field : str or None
@@ -79,7 +79,7 @@ class InvalidRequestError(ClientError, ValueError):
 
 
 class AuthenticationError(ClientError):
-    """The request brought no key, or an unknown one."""
+    """The request has no key, or an unknown one."""
 
 
 class PermissionDeniedError(ClientError):
@@ -100,7 +100,7 @@ _BY_TYPE: dict[str, type[HashlightError]] = {
 
 
 def error_of(status: int, document: Any, headers: Mapping[str, str]) -> HashlightError:
-    """Return the error that a server's answer stands for.
+    """Return the exception for a server's error response.
 
     Parameters
     ----------
@@ -112,8 +112,8 @@ def error_of(status: int, document: Any, headers: Mapping[str, str]) -> Hashligh
     told = document.get("error") if isinstance(document, dict) else None
     if not isinstance(told, dict) or not {"type", "message"} <= told.keys():
         if status == 503:
-            return OverloadedError("the server takes no more connections", retry_after_s=retry_after_s(headers))
-        return ServerError(f"the server answers with status {status} and no reason: is it a Hashlight gateway?")
+            return OverloadedError("the server accepts no more connections", retry_after_s=retry_after_s(headers))
+        return ServerError(f"the server returned status {status} without a reason: is it a Hashlight gateway?")
     kind, message = str(told["type"]), str(told["message"])
     if kind == "overloaded":
         return OverloadedError(message, retry_after_s=retry_after_s(headers))
@@ -127,6 +127,6 @@ def error_of(status: int, document: Any, headers: Mapping[str, str]) -> Hashligh
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float:
-    """Return the seconds that a Retry-After header names, 1 without one."""
+    """Return the seconds in a Retry-After header, 1 without one."""
     text = headers.get("retry-after", "1")
     return float(text) if text.isdecimal() else 1.0

@@ -1,4 +1,4 @@
-"""Calls over HTTP: requests, answers, and when to try again."""
+"""Calls over HTTP: requests, answers and retries."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ from hashlight.engine.client.results import Items, SearchResponse, Thumbnails, d
 
 MAX_RETRIES = 2
 FIRST_WAIT_S = 0.5
-LONGEST_WAIT_S = 8.0  # also of what Retry-After may ask
+LONGEST_WAIT_S = 8.0  # also caps Retry-After
 CONNECT_S = 5.0
-_PICTURES_S = 5.0  # for those of one query, in a notebook that waits for them
-_GRACE_S = 0.5  # after the server's own deadline, so that its answer, which says more, comes first
+_PICTURES_S = 5.0  # for all of one query, while a notebook waits
+_GRACE_S = 0.5  # on top of the server's deadline, so that its more specific error arrives first
 
 _ARROW = "application/vnd.apache.arrow.stream"
-_JSON_CODES = 4  # more codes than this go as Arrow
-# httpx and gateways take an address of 65,536 characters. An id of 19 digits and its comma have 22 there, a character
-# of a filter 12 at most.
-_MOST_IDS = 1000
-_MOST_FILTER = 5000
+_JSON_CODES = 4  # more codes than this are sent as Arrow
+# httpx and gateways accept URLs of up to 65,536 characters. Encoded, an id of 19 digits and its comma take 22, a
+# character of a filter at most 12.
+_MAX_IDS = 1000
+_MAX_FILTER = 5000
 
-# Every call only reads, so each may be made again. After these the next try may go well.
+# Calls only read, so they can be repeated; after these errors a retry may succeed.
 _RETRIED = (ConnectionFailedError, OverloadedError, NotReadyError)
 
 
 class HttpTransport:
-    """Carries out calls at a gateway. Several threads may use one at once.
+    """Executes calls on a gateway. Thread-safe.
 
     Parameters
     ----------
     url : str
-        Of the gateway, `https://search.example.com`.
+        The gateway, such as `https://search.example.com`.
     api_key : str or None
     max_retries : int
     transport : httpx.BaseTransport, optional
-        Instead of the network.
+        Replaces the network.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class HttpTransport:
         return repr(self.url)
 
     def send(self, call: Call) -> Any:
-        """Carry out a call."""
+        """Execute a call."""
         until_s = time.monotonic() + call.timeout_s
         if isinstance(call, Get):
             return _joined([self._send(part, until_s) for part in _parts(call)])
@@ -88,7 +88,7 @@ class HttpTransport:
         raise AssertionError("the last try returns or raises")
 
     def pictures(self, ids: Sequence[int]) -> list[str | None]:
-        """Return pictures of items as addresses that hold them, None for those that cannot be had."""
+        """Return thumbnails of items as data URIs, None for those that are unavailable."""
         if self._client.is_closed:
             return self._pictures_elsewhere(ids)
         until_s = time.monotonic() + _PICTURES_S
@@ -114,7 +114,7 @@ class HttpTransport:
 
 
 class AsyncHttpTransport:
-    """As `HttpTransport`, for asyncio. Belongs to one event loop."""
+    """Like `HttpTransport`, for asyncio. Belongs to one event loop."""
 
     def __init__(
         self, url: str, *, api_key: str | None, max_retries: int, transport: httpx.AsyncBaseTransport | None = None
@@ -128,7 +128,7 @@ class AsyncHttpTransport:
         return repr(self.url)
 
     async def send(self, call: Call) -> Any:
-        """Carry out a call."""
+        """Execute a call."""
         until_s = time.monotonic() + call.timeout_s
         if isinstance(call, Get):
             return _joined([await self._send(part, until_s) for part in _parts(call)])
@@ -160,7 +160,7 @@ def _headers(api_key: str | None) -> dict[str, str]:
 
 
 def _wait_s(error: HashlightError, attempt: int, max_retries: int, left_s: float) -> float:
-    """Return how long to wait before the next try; raises `error` where there is none, or no time for one."""
+    """Return how long to wait before the next try; raises `error` if no retry, or no time for one, is left."""
     wait_s: float = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0)
     if isinstance(error, OverloadedError):
         wait_s = max(wait_s, min(LONGEST_WAIT_S, error.retry_after_s))
@@ -170,9 +170,9 @@ def _wait_s(error: HashlightError, attempt: int, max_retries: int, left_s: float
 
 
 def _pictures_of(url: str, api_key: str | None, transport: object | None) -> Thumbnails:
-    """Return what fetches pictures over the network by connections of its own.
+    """Return a function that fetches thumbnails over connections of its own.
 
-    Answers are shown after their client was closed, too, and what shows them cannot wait for an event loop.
+    A notebook shows answers even after their client was closed, and cannot wait for an event loop.
     """
     if transport is not None:
         return lambda ids: [None] * len(ids)
@@ -188,15 +188,14 @@ def _checked(url: str) -> str:
     try:
         httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"`target` must be the address of a gateway or a collection's folder: {error}") from error
+        raise ValueError(f"`target` must be the URL of a gateway or a collection's folder: {error}") from error
     return url.rstrip("/")
 
 
 def _parts(call: Get) -> list[Get]:
-    """Return calls of as many ids as an address holds."""
+    """Split a call into calls whose ids fit into a URL."""
     return [
-        dataclasses.replace(call, ids=call.ids[first : first + _MOST_IDS])
-        for first in range(0, len(call.ids), _MOST_IDS)
+        dataclasses.replace(call, ids=call.ids[first : first + _MAX_IDS]) for first in range(0, len(call.ids), _MAX_IDS)
     ]
 
 
@@ -208,7 +207,7 @@ def _joined(parts: list[Items]) -> Items:
     try:
         return Items(pa.concat_tables([part.to_arrow() for part in parts]))
     except pa.ArrowInvalid as error:
-        raise NotReadyError("the collection changed while parts of `ids` were asked: try again") from error
+        raise NotReadyError("the collection changed while `ids` were read in parts: try again") from error
 
 
 def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float) -> httpx.Request:
@@ -242,7 +241,7 @@ def _search_request(
     path = "/v1/search" if call.query.kind == "nearest" else "/v1/range_search"
     options = {**call.options(), "timeout_ms": timeout_ms}
     headers = {"Accept": _ARROW}
-    short = "rerank" not in options and len(options.get("filter", "")) <= _MOST_FILTER
+    short = "rerank" not in options and len(options.get("filter", "")) <= _MAX_FILTER
     if isinstance(call.queries, np.ndarray) and len(call.queries) > _JSON_CODES and short:
         params = {name: _as_text(value) for name, value in options.items()}
         headers["Content-Type"] = _ARROW
@@ -290,7 +289,7 @@ def _error_of_transport(error: httpx.HTTPError, url: str, call: Call) -> Hashlig
 
 
 def _read(call: Call, response: httpx.Response, pictures: Thumbnails) -> Any:
-    """Return what an answer says; raise what it stands for if it is none."""
+    """Return the parsed answer, or raise the error that it reports."""
     if isinstance(call, Thumbnail) and response.status_code == 404 and _type_of(response) == "not_found":
         return None
     if response.status_code != 200:
@@ -331,7 +330,7 @@ def _frame(table: Any) -> Any:
 
 
 def document_of(response: httpx.Response) -> Any:
-    """Return the body of an answer if it is JSON, else None."""
+    """Return the body of an answer if it is JSON, otherwise None."""
     try:
         return response.json()
     except ValueError:

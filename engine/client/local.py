@@ -1,4 +1,4 @@
-"""Calls answered in this process, by a collection that is open here or by the servers of a cluster."""
+"""Calls executed in this process, by an open collection or by the servers of a cluster."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from hashlight.engine.service.asking.retrieval import Ask, answer, stored_items
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
 from hashlight.engine.service.limits import Limits
 
-_PICTURE_S = 5.0  # for one that a notebook shows
+_PICTURE_S = 5.0  # for one picture in a notebook
 
 
 class LocalTransport:
-    """Carries out calls here. Several threads may use one at once.
+    """Executes calls in this process. Thread-safe.
 
     Parameters
     ----------
     target : str, Path or Searcher
-        A collection's folder, or what answers already. A searcher that is given is not closed here.
+        A collection's folder, or an existing searcher, which is not closed here.
     encoder : ImageEncoder, optional
-        For images. If it is left out, the one that the collection keeps is opened when the first image is asked with.
+        For images. By default the collection's own encoder is opened for the first image.
     """
 
     def __init__(self, target: str | Path | Searcher, *, encoder: ImageEncoder | None) -> None:
         self._owned = isinstance(target, str | Path)
         self._folder: Path | None = None
         if isinstance(target, str | Path):
-            # On a machine's first use kernels are compiled, which no search has the time for.
+            # Kernels are compiled on a machine's first use, which would take longer than a search's timeout.
             warm()
             collection = Collection.open(target)
             self._folder, self._searcher = collection.encoder_path, CollectionSearcher(collection)
@@ -54,7 +54,7 @@ class LocalTransport:
         return repr(self._searcher)
 
     def send(self, call: Call) -> Any:
-        """Carry out a call."""
+        """Execute a call."""
         match call:
             case Search():
                 return self._search(call)
@@ -70,7 +70,7 @@ class LocalTransport:
                 return self._searcher.ready()
 
     def close(self) -> None:
-        """Close what was opened here."""
+        """Close whatever this transport opened."""
         if self._owned:
             self._searcher.close()
 
@@ -93,9 +93,9 @@ class LocalTransport:
     def _resolve(
         self, queries: Code | list[QueryInput], deadline_s: float, *, reranks: bool
     ) -> tuple[CodeArray, NDArray[np.float32] | None]:
-        """Return codes (Q, W), and features (Q, F) where answers are re-ranked."""
+        """Return codes (Q, W), and features (Q, F) if answers are re-ranked."""
         if reranks and any(isinstance(query, np.ndarray) for query in queries):
-            raise ValueError("`rerank` needs features, which a code has not: ask with images or ids")
+            raise ValueError("`rerank` needs features, which codes do not have: query by image or id")
         if isinstance(queries, np.ndarray):
             return queries, None
         pictures: dict[int, bytes] = {}
@@ -123,7 +123,7 @@ class LocalTransport:
         return codes_QW, np.concatenate([encoded.features for _, encoded in found])[order]
 
     def _stored(self, ids: Sequence[int], deadline_s: float, reranks: bool) -> Encoded:
-        """Return codes of items, and their features where answers are re-ranked."""
+        """Return codes of items, and their features if answers are re-ranked."""
         wanted = np.array(ids, np.int64)
         codes = b"".join(self._searcher.get(wanted, timeout_s=_left_s(deadline_s))["code"].to_pylist())
         words = np.frombuffer(codes, "<u8").reshape(len(ids), -1).astype(np.uint64)
@@ -162,7 +162,7 @@ class LocalTransport:
 
 
 class AsyncLocalTransport:
-    """As `LocalTransport`, for asyncio: each call runs in a thread."""
+    """Like `LocalTransport`, for asyncio: each call runs in a thread."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._transport = LocalTransport(*args, **kwargs)
@@ -171,11 +171,11 @@ class AsyncLocalTransport:
         return repr(self._transport)
 
     async def send(self, call: Call) -> Any:
-        """Carry out a call."""
+        """Execute a call."""
         return await asyncio.to_thread(self._transport.send, call)
 
     async def close(self) -> None:
-        """Close what was opened here."""
+        """Close whatever this transport opened."""
         self._transport.close()
 
 

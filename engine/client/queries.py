@@ -1,4 +1,4 @@
-"""What people ask with: images as paths, bytes, PIL images or addresses; codes as arrays; items by their ids."""
+"""Queries: images as paths, bytes, PIL images or URLs; codes as arrays; items by id."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-# A PIL image too, which is not named here so that Pillow is loaded only by those who use it.
+# A PIL image too; it is not named here, so that Pillow is only loaded by those who use it.
 Image = str | os.PathLike[str] | bytes | Any
 Code = NDArray[np.uint64]
 
@@ -23,7 +23,7 @@ class Picture(NamedTuple):
 
 
 class Address(NamedTuple):
-    """Where an image is, for a gateway to fetch."""
+    """The URL of an image, for a gateway to fetch."""
 
     url: str
 
@@ -32,18 +32,18 @@ QueryInput = Picture | Address | int | Code
 
 
 def read_queries(queries: Any) -> Code | list[QueryInput]:
-    """Return codes (Q, W) if all queries are codes, else one entry a query: an image, an id or a code (W,).
+    """Return codes (Q, W) if all queries are codes, otherwise one entry for each: an image, an id or a code (W,).
 
     Parameters
     ----------
     queries : one query, or a sequence of them
-        An image (path, bytes, PIL image, or an address that begins with http:// or https://), an id (int), a code
-        (uint64 array of shape (W,)); or codes (Q, W).
+        An image (path, bytes, PIL image, or a URL starting with http:// or https://), an id (int), a code (uint64
+        array of shape (W,)); or codes (Q, W).
 
     Raises
     ------
     TypeError, ValueError
-        If something is none of these.
+        If a query is none of these.
     """
     if isinstance(queries, np.ndarray) and queries.dtype.kind not in "iO":
         return _codes(queries)
@@ -57,22 +57,22 @@ def read_queries(queries: Any) -> Code | list[QueryInput]:
 
 
 def read_images(images: Any) -> list[Picture]:
-    """Return encoded images of one image or a sequence of them."""
+    """Return one image or a sequence of images, encoded."""
     read = read_queries(images)
     if isinstance(read, np.ndarray) or not all(isinstance(query, Picture) for query in read):
-        raise TypeError("`images` must be images: paths, bytes or PIL images; addresses are for searches only")
+        raise TypeError("`images` must be paths, bytes or PIL images; URLs are for searches only")
     return [query for query in read if isinstance(query, Picture)]
 
 
 def read_ids(ids: int | Sequence[int] | NDArray[np.int64]) -> list[int]:
-    """Return ids as a list of Python's numbers."""
+    """Return ids as a list of Python ints."""
     if isinstance(ids, int | np.integer):
         return [int(ids)]
     return [_whole(id_) for id_ in ids]
 
 
 def is_url(value: object) -> TypeGuard[str]:
-    """Tell whether something is an address, not a path."""
+    """Return whether a value is a URL rather than a path."""
     return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 

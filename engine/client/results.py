@@ -1,6 +1,6 @@
-"""What a client answers: typed, as Arrow, and in a notebook as pictures.
+"""The answers of a client: typed, as Arrow, and as pictures in notebooks.
 
-Q queries, M hits of all of them together.
+Shapes: Q queries, M hits.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from hashlight.engine.results import Coverage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Pictures of items as addresses that hold them, None for an item whose picture cannot be had.
+# Ids -> thumbnails as data URIs, None for those that are unavailable.
 Thumbnails = Callable[[Sequence[int]], list[str | None]]
 
-_MOST_SHOWN = 20  # hits of a query in a notebook
+_MAX_SHOWN = 20  # hits of a query in a notebook
 _QUERIES_SHOWN = 10
 
 
@@ -34,11 +34,11 @@ class Hit:
     ----------
     id : int
     distance : int or float
-        Hamming distance, or that of features after re-ranking.
+        Hamming distance, or distance of features after re-ranking.
     attributes : dict or None
-        If they were asked for (`include=["attributes"]`).
+        If requested by `include=["attributes"]`.
     code : ndarray of uint64, shape (W,), or None
-        If it was asked for (`include=["code"]`).
+        If requested by `include=["code"]`.
     """
 
     id: int
@@ -49,7 +49,7 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """What is stored of one item: its id, its code of shape (W,), its attributes."""
+    """A stored item: its id, its code of shape (W,), its attributes."""
 
     id: int
     code: NDArray[np.uint64]
@@ -64,9 +64,9 @@ class Hits(Sequence[Hit]):
     ids : ndarray of int64, shape (M,)
     distances : ndarray of int32, or of float32 after re-ranking, shape (M,)
     truncated : bool
-        Whether `limit` cut more.
+        Whether `limit` cut off further hits.
     explain : dict or None
-        How it was found: plan, probes, candidates, seconds; if it was asked for.
+        How the query was answered, if requested: plan, probes, candidates, seconds.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Hits(Sequence[Hit]):
     @overload
     def __getitem__(self, index: slice) -> list[Hit]: ...
     def __getitem__(self, index: int | slice) -> Hit | list[Hit]:
-        """Return the hit at a place, or a list of several."""
+        """Return the hit at a position, or a list of several."""
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         place = range(len(self))[index]
@@ -98,19 +98,19 @@ class Hits(Sequence[Hit]):
         return Hit(id_, distance, row if asked else None, None if code is None else words_of(code))
 
     def __repr__(self) -> str:
-        """Show the nearest few."""
+        """Show the nearest hits."""
         shown = ", ".join(f"{id_} at {distance:g}" for id_, distance in zip(self.ids[:5], self.distances, strict=False))
         return f"Hits({len(self)}{'+' if self.truncated else ''}: {shown}{', …' if len(self) > 5 else ''})"
 
     def to_arrow(self) -> pa.Table:
-        """Return one row a hit: `id`, `distance`, and what was included."""
+        """Return one row for each hit: `id`, `distance`, and what was included."""
         return self._table
 
     def _repr_html_(self) -> str:
-        shown = self[:_MOST_SHOWN]
+        shown = self[:_MAX_SHOWN]
         pictures = self._thumbnails([hit.id for hit in shown])
         cells = "".join(_cell(hit, picture) for hit, picture in zip(shown, pictures, strict=True))
-        more = len(self) - _MOST_SHOWN
+        more = len(self) - _MAX_SHOWN
         note = f"<div>… and {more:,} more</div>" if more > 0 else ""
         return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{cells}</div>{note}'
 
@@ -121,7 +121,7 @@ class SearchResponse(Sequence[Hits]):
     Attributes
     ----------
     coverage : Coverage
-        Which part of the collection was seen, of which version.
+        Which part of the collection was searched, and of which version.
     version : int
     timing_ms : dict of str to float
         Where the time went.
@@ -160,13 +160,13 @@ class SearchResponse(Sequence[Hits]):
         return Hits(rows.drop_columns(["query"]), number in self._truncated, explain, self._thumbnails)
 
     def __repr__(self) -> str:
-        """Say how much was found, and where."""
+        """Show how much was found, and where."""
         coverage = self.coverage
         partial = "" if coverage.complete else f", {coverage.answered} of {coverage.shards} shards"
         return f"SearchResponse({len(self)} queries, {len(self._table)} hits, version {self.version}{partial})"
 
     def to_arrow(self) -> pa.Table:
-        """Return one row a hit: `query`, `id`, `distance`, and what was included."""
+        """Return one row for each hit: `query`, `id`, `distance`, and what was included."""
         return self._table
 
     def _repr_html_(self) -> str:
@@ -175,7 +175,7 @@ class SearchResponse(Sequence[Hits]):
 
 
 class Items(Sequence[Item]):
-    """What is stored of some items, in the order asked."""
+    """Stored items, in the order requested."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -189,7 +189,7 @@ class Items(Sequence[Item]):
     @overload
     def __getitem__(self, index: slice) -> list[Item]: ...
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        """Return the item at a place, or a list of several."""
+        """Return the item at a position, or a list of several."""
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         (row,) = self._table.slice(range(len(self))[index], 1).to_pylist()
@@ -200,17 +200,17 @@ class Items(Sequence[Item]):
         return f"Items({len(self)}: {', '.join(self._table.column_names)})"
 
     def to_arrow(self) -> pa.Table:
-        """Return one row an item: `id`, `code`, and the attributes."""
+        """Return one row for each item: `id`, `code`, and the attributes."""
         return self._table
 
 
 def words_of(code: bytes) -> NDArray[np.uint64]:
-    """Return the words of a code's bytes, which may lack the zeros at the end."""
+    """Return the words of a code's bytes, which may lack trailing zeros."""
     return np.frombuffer(code.ljust(-(-len(code) // 8) * 8, b"\0"), "<u8").astype(np.uint64)
 
 
 def data_uri(picture: bytes | None) -> str | None:
-    """Return an encoded image as an address that holds it."""
+    """Return an encoded image as a data URI."""
     return None if picture is None else f"data:;base64,{base64.b64encode(picture).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""How much one server takes on: what is beyond is refused at once, with the number that was exceeded."""
+"""How much one server accepts; anything beyond is refused at once, naming the limit."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ class Limits:
     Attributes
     ----------
     body_bytes : int
-        Of one request: 32 MiB hold 500 ordinary photographs for a page, or two million 64-bit codes.
+        Of one request. 32 MiB hold 500 web-sized photographs or two million 64-bit codes.
     buffered_bytes : int
         Of all bodies being received at once, so that many slow uploads cannot fill the memory.
     body_s : float
-        Seconds a body may take to arrive.
+        Seconds for a body to arrive.
     pixels : int
-        Of one image, told from its header before it is decoded. 64 million are 192 MB of RGB, which every decoding
-        thread may hold, some three times over while transparent ones are laid on white.
+        Of one image, read from its header before it is decoded. 64 million are 192 MB of RGB for every decoding
+        thread, and about three times that while a transparent image is put on white.
     queries, images : int
-        In one request.
+        Maximum number in one request.
     results : int
-        Answers of one request, queries times `k` or `limit`.
+        Maximum number of answers in one request: queries times `k` or `limit`.
     k : int
         Largest `k`, `limit` and `rerank.pool`.
     timeout_s, longest_timeout_s : float
-        For a request that names no `timeout_ms`, and the most it may name.
+        Default for requests without `timeout_ms`, and the maximum.
     in_flight : int
-        Requests at work; more are told to come again. With a millisecond each, 64 is the most that wait 0.1 s.
+        Requests in progress; more are refused and told to retry. At a millisecond each, 64 wait less than 0.1 s.
     """
 
     body_bytes: int = 32 * MIB

@@ -1,4 +1,4 @@
-"""What a request can be answered with when it cannot be answered: a status, a type, a message, the field at fault.
+"""Refusals and failures: a status, a type, a message, the field at fault.
 
 ======  ====================================================================================
 400     `malformed`: the body cannot be read at all
@@ -7,13 +7,13 @@
 404     `not_found`, `id_not_found`
 405     `method_not_allowed`
 408     `body_timeout`: the body took too long to arrive
-409     `conflict`: what is served has no replicas
+409     `conflict`: the server has no replicas to change
 413     `too_large`: the body, or an image that was fetched
 415     `unsupported_media_type`
 422     `invalid_request`: a field is wrong; `no_encoder`: images cannot be encoded here
 429     `overloaded`, with Retry-After
-500     `internal`: a fault of the server, in its log under the `request_id`
-503     `not_ready`, `incomplete` (shards are missing, which `missing` names), `no_shard`
+500     `internal`: a server error, logged under the `request_id`
+503     `not_ready`, `incomplete` (`missing` names the missing shards), `no_shard`
 504     `deadline_exceeded`
 ======  ====================================================================================
 """
@@ -41,20 +41,20 @@ logger = logging.getLogger(__name__)
 
 
 class RequestError(Exception):
-    """A request that is refused.
+    """A refused request.
 
     Attributes
     ----------
     status : int
-        Of HTTP.
+        HTTP status.
     type : str
         For programs; see the table above.
     field : str or None
-        What is at fault, with dots: `queries.0.code`.
+        The field at fault, with dots: `queries.0.code`.
     headers : mapping
         To send with the answer.
     details : mapping
-        More for programs, beside `type`, `message` and `field`.
+        Further fields for programs, besides `type`, `message` and `field`.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class RequestError(Exception):
 
 
 def invalid(message: str, field: str | None) -> RequestError:
-    """Return the refusal of one wrong field."""
+    """Return the refusal of a wrong field."""
     return RequestError(422, "invalid_request", message, field=field)
 
 
 def refusal_of(error: Exception) -> RequestError:
-    """Return what to answer when `error` ended a request.
+    """Return the answer to a request that `error` ended.
 
-    What is none of the engine's errors is logged, and the answer names only the number under which it was.
+    Errors from outside the engine are logged, and the answer gives only the id of the log entry.
     """
     if isinstance(error, RequestError):
         return error
@@ -95,7 +95,7 @@ def refusal_of(error: Exception) -> RequestError:
         return _refusal_of_engine(error)
     request_id = uuid.uuid4().hex
     logger.error("request %s failed", request_id, exc_info=error)
-    message = f"the server failed; its log says why, under request_id {request_id}"
+    message = f"internal server error: see the server's log for request_id {request_id}"
     return RequestError(500, "internal", message, details={"request_id": request_id})
 
 

@@ -80,7 +80,7 @@ def test_a_new_version_is_taken_up(served, codes):
 
 
 def test_what_cannot_be_scaled_is_said(served):
-    for address, message in ((served[1], "without shard servers"), ("http://127.0.0.1:9", "cannot be reached")):
+    for address, message in ((served[1], "no shard servers"), ("http://127.0.0.1:9", "cannot be reached")):
         result = run("scale", address, "--replicas", 2)
         assert result.exit_code == 1
         assert message in result.output
@@ -99,6 +99,6 @@ def test_what_cannot_be_served_is_said(collection, tmp_path):
     assert result.exit_code == 1
     assert "can be reached from other machines, and there are no API keys" in " ".join(result.stderr.split())
     (tmp_path / "keys").write_text("page fly 0123456789abcdefg")
-    assert "line 1: scopes are search, write, admin" in run("serve", collection, "--keys", tmp_path / "keys").stderr
+    assert "line 1: scopes must be search, write, admin" in run("serve", collection, "--keys", tmp_path / "keys").stderr
     (tmp_path / "empty").mkdir()
     assert "no collection at" in " ".join(run("serve", tmp_path / "empty").stderr.split())

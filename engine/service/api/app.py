@@ -5,13 +5,13 @@
     POST /v1/search             the nearest items of images, codes or items
     POST /v1/range_search       all items within a radius
     POST /v1/encode             codes of images
-    GET  /v1/items?ids=1,2      what is stored of items
-    GET  /v1/items/{id}         of one
+    GET  /v1/items?ids=1,2      stored items
+    GET  /v1/items/{id}         one stored item
     GET  /v1/items/{id}/thumbnail
-    GET  /v1/collection         what is served
-    PUT  /v1/replicas           more or fewer shard servers
+    GET  /v1/collection         the collection being served
+    PUT  /v1/replicas           change the number of shard servers
     GET  /health/live, /health/ready, /metrics, /openapi.json
-    GET  /                      the page
+    GET  /                      the web page
 """
 
 from __future__ import annotations
@@ -67,22 +67,22 @@ def create_app(
     Parameters
     ----------
     searcher : Searcher
-        Its owner closes it, after the application has ended.
+        The caller closes it after the application has ended.
     encoder : ImageEncoder, optional
-        The one that made the collection's codes; without it queries are codes or ids.
+        The encoder that made the collection's codes; without it, queries must be codes or ids.
     keys : Keys, optional
-        Without any, whoever reaches the server may ask anything.
+        Without keys, anyone who reaches the server may do anything.
     limits : Limits, optional
     fetcher : ImageFetcher, optional
-        For queries that name the address of an image; without it they are refused.
+        For queries that give the URL of an image; without it they are refused.
     metrics : Metrics, optional
     allowed_hosts : sequence of str, optional
-        Names by which the server may be called. A server without keys on a loopback address needs them, or any web
-        page could reach it through a name that it makes point there.
+        Accepted Host headers. A server without keys on a loopback address needs them; otherwise any web page could
+        reach it through a name that resolves to the loopback address (DNS rebinding).
     scale : callable, optional
-        Gives every group of shard servers so many replicas; without it there are none to change.
+        Sets the number of replicas of every group of shard servers; None if there are no shard servers.
     page : Path
-        Folder of static files for `/`, if it is there.
+        Folder of static files for `/`; skipped if it does not exist.
     """
     limits, metrics = limits or Limits(), metrics or Metrics()
     gateway = Gateway(searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics, scale=scale)
@@ -107,10 +107,10 @@ def create_app(
 
 
 class _Page(Mount):
-    """Static files below the API: a wrong method there is a wrong method, not a file that is missing."""
+    """Static files, matched after the API, so that a wrong method there is not reported as a missing file."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match nothing that is the API's."""
+        """Match everything outside the API's paths."""
         return (Match.NONE, {}) if scope["path"].startswith(API_PATHS) else super().matches(scope)
 
 
@@ -142,7 +142,7 @@ def _add_items(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
         ids: Annotated[str, Query(description="Ids, joined by commas.", pattern=r"^[0-9]{1,19}(,[0-9]{1,19})*$")],
         timeout_ms: Timeout = None,
     ) -> Response:
-        """Return what is stored of some items."""
+        """Return stored items."""
         table = await gateway.items(_ids(ids, gateway.limits.queries), timeout_ms)
         if bodies.wants_arrow(request):
             return Response(table_stream(table), media_type=bodies.ARROW)
@@ -150,12 +150,12 @@ def _add_items(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
 
     @app.get("/v1/items/{id}", dependencies=may_search, response_model=schemas.ItemModel)
     async def item(id: ItemId, timeout_ms: Timeout = None) -> Response:
-        """Return what is stored of one item."""
+        """Return one stored item."""
         return json_response(items_document(await gateway.items([id], timeout_ms))["items"][0])
 
     @app.get("/v1/items/{id}/thumbnail", dependencies=may_search, response_class=Response)
     async def thumbnail(id: ItemId, timeout_ms: Timeout = None) -> Response:
-        """Return the picture of one item."""
+        """Return the thumbnail of one item."""
         return await gateway.thumbnail(id, timeout_ms)
 
 
@@ -164,29 +164,29 @@ def _add_operations(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
 
     @app.get("/v1/collection", dependencies=may_search, response_model=schemas.CollectionModel)
     async def collection() -> Response:
-        """Describe what is served."""
+        """Describe the collection being served."""
         return json_response(await gateway.describe())
 
     @app.put(REPLICAS_PATH, dependencies=may_administer, response_model=schemas.ReplicasModel)
     async def replicas(asked: schemas.ReplicasModel) -> Response:
-        """Have so many shard servers in every group; answers when they are ready."""
+        """Set the number of replicas of every group; returns when they are ready."""
         await gateway.scale(asked.replicas)
         return json_response(asked.model_dump())
 
     @app.get("/health/live", response_model=schemas.HealthModel)
     async def live() -> Response:
-        """Say that the process runs."""
+        """Report that the process is running."""
         return json_response({"status": "live"})
 
     @app.get("/health/ready", response_model=schemas.HealthModel)
     async def ready() -> Response:
-        """Say that a real search was answered just now."""
+        """Report that a real search has just succeeded."""
         await gateway.prove_ready()
         return json_response({"status": "ready"})
 
     @app.get("/metrics", dependencies=may_administer, response_class=Response)
     async def metrics() -> Response:
-        """Return metrics for Prometheus."""
+        """Return the Prometheus metrics."""
         gateway.metrics.version.set(gateway.searcher.version)
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
 
@@ -202,15 +202,15 @@ def _requires(keys: Keys, scope: str) -> Callable[[Request], Awaitable[None]]:
             message = "expected a key as `Authorization: Bearer KEY`, got " + ("an unknown one" if secret else "none")
             raise RequestError(401, "unauthenticated", message, headers={"WWW-Authenticate": "Bearer"})
         if scope not in key.scopes:
-            raise RequestError(403, "forbidden", f"key {key.name} may not {scope}: its scopes do not say so")
+            raise RequestError(403, "forbidden", f"key {key.name} lacks the scope {scope}")
 
     return check
 
 
-def _ids(text: str, most: int) -> list[int]:
+def _ids(text: str, max_ids: int) -> list[int]:
     ids = [int(part) for part in text.split(",")]
-    if len(ids) > most or max(ids) > schemas.MAX_ID:
-        raise invalid(f"`ids` must be 1 to {most} ids of at most {schemas.MAX_ID}", "ids")
+    if len(ids) > max_ids or max(ids) > schemas.MAX_ID:
+        raise invalid(f"`ids` must be 1 to {max_ids} ids of at most {schemas.MAX_ID}", "ids")
     return ids
 
 
@@ -221,16 +221,16 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 def _refusal_of_path(request: Request, error: HTTPException) -> RequestError:
-    """Say what is there instead of the path or method asked for."""
+    """Point to the paths or methods that do exist."""
     if error.status_code == 404:
-        return RequestError(404, "not_found", f"there is no {request.url.path[:100]}; /openapi.json says what there is")
+        return RequestError(404, "not_found", f"there is no {request.url.path[:100]}; see /openapi.json")
     expected = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow") or "another method"
     message = f"{request.url.path[:100]} expects {expected}, got {request.method[:20]}"
     return RequestError(405, "method_not_allowed", message, headers=error.headers)
 
 
 def _answer_of(error: Exception) -> Response:
-    """Answer what went wrong, in one form."""
+    """Turn any error into an answer of the common form."""
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:])

@@ -1,4 +1,4 @@
-"""Reading requests: three kinds of body become one kind of request, and what is wrong is named by its field.
+"""Reading requests: three kinds of body become one kind of request, and errors name the field at fault.
 
 JSON as `engine.service.api.schemas` describes it; `multipart/form-data` with one file `image` and the options as
 fields; an Arrow IPC stream with one column `code` (fixed_size_binary) and the options as URL parameters.
@@ -40,7 +40,7 @@ Options = TypeVar("Options", bound=BaseModel)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
-    """A request as it came: its options, and either queries or codes."""
+    """A request as received: its options, and either queries or codes."""
 
     options: Any
     queries: Sequence[Query | bytes] = ()
@@ -54,7 +54,7 @@ def media_type(request: Request) -> str:
 
 
 def wants_arrow(request: Request) -> bool:
-    """Tell whether the client asks to be answered in Arrow."""
+    """Return whether the client asks for an Arrow answer."""
     return ARROW in request.headers.get("accept", "").lower()
 
 
@@ -67,17 +67,17 @@ async def read_search(
     ----------
     request : Request
     body : type
-        Model of the JSON body, which has `queries` beside the options.
+        Model of the JSON body: `queries` and the options.
     options : type
         Model of the options alone.
     bits : int
-        Of the collection's codes.
+        Number of bits of the collection's codes.
     limits : Limits
 
     Raises
     ------
     RequestError
-        400 if the body cannot be read, 415 if it is of another kind, 422 if a field is wrong.
+        400 if the body cannot be read, 415 if it is of another type, 422 if a field is wrong.
     """
     kind = media_type(request)
     if kind == JSON:
@@ -90,7 +90,7 @@ async def read_search(
     if kind == ARROW:
         data = await request.body()
         parsed = _parse_fields(options, _url_fields(request))
-        return Asked(parsed, codes=codes_of_arrow(data, bits=bits, most=limits.queries), arrow=True)
+        return Asked(parsed, codes=codes_of_arrow(data, bits=bits, max_rows=limits.queries), arrow=True)
     raise unsupported(kind, (JSON, FORM, ARROW))
 
 
@@ -109,13 +109,13 @@ async def read_images(request: Request, body: type[Any], limits: Limits) -> tupl
 
 
 def unsupported(kind: str, expected: Sequence[str]) -> RequestError:
-    """Return the refusal of a body of an unknown kind."""
+    """Return the refusal of a body of an unknown type."""
     message = f"expected content-type {' or '.join(expected)}, got {kind[:100] or 'none'}"
     return RequestError(415, "unsupported_media_type", message, field="content-type")
 
 
 def parse_json(model: type[Options], data: bytes) -> Options:
-    """Read a JSON body; 400 if it is no JSON, 422 if a field is wrong."""
+    """Read a JSON body; 400 if it is not valid JSON, 422 if a field is wrong."""
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
@@ -132,14 +132,14 @@ async def read_form(request: Request) -> tuple[dict[str, str], bytes]:
                 if name in fields or (name == "image" and image is not None):
                     raise invalid(f"`{name}` is given twice", name)
                 if isinstance(value, UploadFile) != (name == "image"):
-                    wrong = "must be a file" if name == "image" else "must be a field, no file: the file is `image`"
+                    wrong = "must be a file" if name == "image" else "must be a field, not a file: the file is `image`"
                     raise invalid(f"`{name}` {wrong}", name)
                 if isinstance(value, UploadFile):
                     image = await value.read()
                 else:
                     fields[name] = value
     except HTTPException as error:
-        several = " Several images go as JSON, in base64." if error.detail.startswith("Too many files") else ""
+        several = " Send several images as JSON, in base64." if error.detail.startswith("Too many files") else ""
         raise RequestError(400, "malformed", f"the form cannot be read: {error.detail}{several}") from error
     if not image:
         raise invalid("expected a file `image`, got " + ("none" if image is None else "an empty one"), "image")
@@ -156,7 +156,7 @@ def _url_fields(request: Request) -> dict[str, str]:
 
 
 def _parse_fields(model: type[Options], fields: Mapping[str, str]) -> Options:
-    """Read options that came as text, in a form or a URL: `include` joined by commas, `rerank` as JSON."""
+    """Read options given as text in a form or a URL: `include` joined by commas, `rerank` as JSON."""
     plain: dict[str, Any] = {}
     for name, text in fields.items():
         if name == "include":
@@ -179,33 +179,33 @@ def _parse_fields(model: type[Options], fields: Mapping[str, str]) -> Options:
 
 
 def _refusal(error: ValidationError) -> RequestError:
-    """Name the first field that is wrong; the number of others is told."""
+    """Name the first wrong field, and the number of others."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["type"] == "json_invalid":
-        return RequestError(400, "malformed", f"the body is no JSON: {first['msg']}")
+        return RequestError(400, "malformed", f"the body is not valid JSON: {first['msg']}")
     field = ".".join(str(part) for part in first["loc"]) or None
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return invalid(f"`{field or 'body'}`: {first['msg'].removeprefix('Value error, ')}{more}", field)
 
 
-def _check_count(count: int, name: str, most: int) -> None:
-    if count > most:
-        raise invalid(f"`{name}` must be 1 to {most}, got {count}: ask in several requests", name)
+def _check_count(count: int, name: str, max_count: int) -> None:
+    if count > max_count:
+        raise invalid(f"`{name}` must be 1 to {max_count}, got {count}: split it into several requests", name)
 
 
 def bytes_of_base64(text: str, field: str) -> bytes:
-    """Decode base64; 422 for `field` if it is none."""
+    """Decode base64; 422 for `field` if it is invalid."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise invalid(f"`{field}` is no base64: {error}", field) from error
+        raise invalid(f"`{field}` is not valid base64: {error}", field) from error
 
 
 def code_of_text(text: str, field: str, *, bits: int) -> bytes:
     """Decode a code in hex or padded base64; return its whole words, as bytes.
 
-    It may have ceil(bits / 8) bytes, or be filled with zeros to whole words. No text is both: what base64 of one size
-    is as long as hex of another ends in "=".
+    It may have ceil(bits / 8) bytes, or be zero-padded to whole words. No text is valid as both hex and base64: where
+    the lengths coincide, the base64 ends in "=".
     """
     size, padded = -(-bits // 8), 8 * num_words(bits)
     if re.fullmatch(r"[0-9a-fA-F]*", text) and len(text) in (2 * size, 2 * padded):
@@ -216,8 +216,8 @@ def code_of_text(text: str, field: str, *, bits: int) -> bytes:
             return data.ljust(padded, b"\0")
     other = re.search(r"[^0-9a-fA-F]", text) if len(text) in (2 * size, 2 * padded) else None
     raise invalid(
-        f"`{field}` must be {size} bytes ({bits} bits): {2 * size} digits of hex or {4 * -(-size // 3)} characters of "
-        f"base64, got {len(text)} characters" + (f", of which {other[0]!r} is no digit of hex" if other else ""),
+        f"`{field}` must be {size} bytes ({bits} bits): {2 * size} hex digits or {4 * -(-size // 3)} characters of "
+        f"base64, got {len(text)} characters" + (f", of which {other[0]!r} is not a hex digit" if other else ""),
         field,
     )
 
@@ -233,27 +233,27 @@ def words_of_bytes(rows: np.ndarray, *, bits: int, field: str) -> CodeArray:
     return codes
 
 
-def codes_of_arrow(data: bytes, *, bits: int, most: int) -> CodeArray:
-    """Return the codes (Q, W) of an Arrow IPC stream of 1 to `most` rows.
+def codes_of_arrow(data: bytes, *, bits: int, max_rows: int) -> CodeArray:
+    """Return the codes (Q, W) in an Arrow IPC stream of 1 to `max_rows` rows.
 
     Raises
     ------
     RequestError
-        400 if it is no such stream or is compressed, 422 if its column is another one or has nulls.
+        400 if it is not such a stream or is compressed, 422 if it has another column or nulls.
     """
     try:
         batches, schema = _read_stream(data)
     except (pa.ArrowException, struct.error, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RequestError(400, "malformed", f"the body is no Arrow IPC stream: {reason}") from error
+        raise RequestError(400, "malformed", f"the body is not an Arrow IPC stream: {reason}") from error
     sizes = (-(-bits // 8), 8 * num_words(bits))
     kind = schema.field(0).type if schema.names == ["code"] else None
     if kind is None or not pa.types.is_fixed_size_binary(kind) or kind.byte_width not in sizes:
         got = ", ".join(f"{field.name}: {field.type}" for field in schema)[:200]
         raise invalid(f"expected one column, code: fixed_size_binary[{sizes[0]}] ({bits} bits), got {got}", "code")
     rows = sum(len(batch) for batch in batches)
-    if not 1 <= rows <= most:
-        raise invalid(f"expected 1 to {most} rows, got {rows}: ask in several requests", "code")
+    if not 1 <= rows <= max_rows:
+        raise invalid(f"expected 1 to {max_rows} rows, got {rows}: split it into several requests", "code")
     if any(batch.column(0).null_count for batch in batches):
         raise invalid("a code must not be null", "code")
     parts = [_bytes_of(batch.column(0), kind.byte_width) for batch in batches if len(batch)]
@@ -267,7 +267,7 @@ def _bytes_of(column: pa.FixedSizeBinaryArray, width: int) -> np.ndarray:
 
 
 def _read_stream(data: bytes) -> tuple[list[pa.RecordBatch], pa.Schema]:
-    """Read an Arrow stream message by message, so that none is decompressed and each is checked before its use."""
+    """Read an Arrow stream message by message, so that each is checked before use and none is decompressed."""
     messages = pyarrow.ipc.MessageReader.open_stream(pa.BufferReader(data))
     try:
         first = messages.read_next_message()
@@ -292,9 +292,9 @@ def _read_stream(data: bytes) -> tuple[list[pa.RecordBatch], pa.Schema]:
 
 
 def _is_compressed(metadata: bytes) -> bool:
-    """Tell whether the flatbuffer of a record batch (Arrow's Message.fbs) names a compression.
+    """Return whether the flatbuffer of a record batch (Arrow's Message.fbs) names a compression.
 
-    A few bytes of a compressed buffer may claim any size, and pyarrow allocates it; it has no call that tells before.
+    A few compressed bytes may claim any size, which pyarrow would allocate; it has no call to check this beforehand.
     """
     (message,) = struct.unpack_from("<I", metadata, 0)
     header_at = _field(metadata, message, 2)
@@ -305,7 +305,7 @@ def _is_compressed(metadata: bytes) -> bool:
 
 
 def _field(data: bytes, table: int, number: int) -> int | None:
-    """Return where field `number` of the flatbuffer table at `table` lies, None if it is absent."""
+    """Return the position of field `number` of the flatbuffer table at `table`, None if absent."""
     vtable = table - struct.unpack_from("<i", data, table)[0]
     entry = 4 + 2 * number
     if entry >= struct.unpack_from("<H", data, vtable)[0]:

@@ -1,7 +1,7 @@
-"""The gateway: what answers requests over HTTP, apart from the routes that lead here (`engine.service.api.app`).
+"""The gateway: answers requests over HTTP; the routes are in `engine.service.api.app`.
 
-A gateway keeps no state; any number may stand side by side. The event loop reads and writes, threads search: a search
-holds one thread until it ends, also when its client has given up, and no more than `Limits.in_flight` are at work.
+A gateway is stateless, so any number can run side by side. The event loop does I/O, threads search. A search occupies
+one thread until it ends, even after its client has given up; at most `Limits.in_flight` run at once.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _PICTURES = (
 
 
 class Gateway:
-    """Answers requests of one collection. Belongs to one event loop.
+    """Answers requests for one collection. Belongs to one event loop.
 
     Parameters
     ----------
     searcher : Searcher
         Not closed here.
     encoder : ImageEncoder or None
-        Without one, queries are codes or ids.
+        Without one, queries must be codes or ids.
     limits : Limits
     fetcher : ImageFetcher or None
-        Without one, no image is fetched from an address.
+        Without one, queries by URL are refused.
     metrics : Metrics
     scale : callable or None
-        Gives every group so many shard servers; returns when they answer.
+        Sets the number of replicas of every group; returns when they are ready.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Gateway:
         self._scaling = asyncio.Lock()
 
     async def close(self) -> None:
-        """Let go of threads and connections."""
+        """Release threads and connections."""
         self._searches.close()
         if self._images is not None:
             self._images.close()
@@ -85,7 +85,7 @@ class Gateway:
             await self._fetcher.close()
 
     async def search(self, request: Request, body_model: type[Any], options_model: type[Any]) -> Response:
-        """Answer a search of either kind; the models are those of its body and of its options alone."""
+        """Answer a search of either kind, given the models of its body and of its options."""
         arrived_s = time.monotonic()
         timing_ms: dict[str, float] = {}
         with self.metrics.stage("read", timing_ms):
@@ -119,13 +119,13 @@ class Gateway:
         return json_response(document)
 
     async def items(self, ids: Sequence[int], timeout_ms: int | None) -> pa.Table:
-        """Return what is stored of items, as `stored_items`."""
+        """Return stored items; see `stored_items`."""
         timeout_s = self._timeout_s(timeout_ms)
         async with self._within(time.monotonic() + timeout_s):
             return await self._searches.run(lambda: stored_items(self.searcher, ids, timeout_s=timeout_s))
 
     async def thumbnail(self, id: int, timeout_ms: int | None) -> Response:
-        """Return the picture of an item of the collection."""
+        """Return the thumbnail of an item."""
         timeout_s = self._timeout_s(timeout_ms)
         async with self._within(time.monotonic() + timeout_s):
             data = await self._searches.run(lambda: self.searcher.thumbnail(id, timeout_s=timeout_s))
@@ -135,7 +135,7 @@ class Gateway:
         return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
 
     async def describe(self) -> dict[str, Any]:
-        """Return what is served."""
+        """Describe the collection and the limits."""
         limits = self.limits
         told = ("body_bytes", "pixels", "queries", "images", "results", "k", "longest_timeout_s")
         return {
@@ -145,9 +145,9 @@ class Gateway:
         }
 
     async def scale(self, replicas: int) -> None:
-        """Have so many shard servers in every group; return when they answer."""
+        """Set the number of replicas of every group; returns when they are ready."""
         if self._scale is None:
-            raise RequestError(409, "conflict", "the collection is served without shard servers: there are no replicas")
+            raise RequestError(409, "conflict", "no shard servers are in use, so there are no replicas")
         async with self._scaling:
             try:
                 await asyncio.to_thread(self._scale, replicas)
@@ -155,14 +155,14 @@ class Gateway:
                 raise named(error) from error
 
     async def prove_ready(self) -> None:
-        """Make one real search; NotReadyError if it fails. However many ask at once, one search runs."""
+        """Make a test search; NotReadyError if it fails. Concurrent callers share one search."""
         if self._proof is None or self._proof.done():
             self._proof = asyncio.create_task(asyncio.to_thread(self.searcher.ready))
-        # One who asks may give up; the others still wait.
+        # Shielded, because one caller may give up while others still wait.
         await asyncio.shield(self._proof)
 
     def _check(self, options: Any, count: int) -> None:
-        """Refuse what is beyond the collection or the limits."""
+        """Refuse what exceeds the limits or the collection."""
         bits, limits = self.searcher.bits, self.limits
         name = "k" if isinstance(options, schemas.SearchOptions) else "limit"
         wanted = getattr(options, name)
@@ -185,8 +185,8 @@ class Gateway:
         if pool < k:
             raise invalid(f"`rerank.pool` must be at least `k`, {k}, got {pool}", "rerank.pool")
         if pool > self.limits.k or pool * count > self.limits.results:
-            most = min(self.limits.k, self.limits.results // count)
-            raise invalid(f"`rerank.pool` must be 1 to {most} for {count} queries, got {pool}", "rerank.pool")
+            max_pool = min(self.limits.k, self.limits.results // count)
+            raise invalid(f"`rerank.pool` must be 1 to {max_pool} for {count} queries, got {pool}", "rerank.pool")
         if not self.searcher.describe()["features"]:
             raise invalid("the collection has no fine features to re-rank by: encode it with `--features`", "rerank")
 
@@ -199,7 +199,7 @@ class Gateway:
         return timeout_ms / 1000
 
     async def _resolve(self, asked: bodies.Asked, deadline_s: float, timing_ms: dict[str, float]) -> Ask:
-        """Turn queries into codes, and into features where those are needed."""
+        """Turn queries into codes, and into features if they are needed."""
         options, features, rerank = asked.options, None, None
         more = {"filter": options.filter, "explain": "explain" in options.include}
         if isinstance(options, schemas.SearchOptions):
@@ -226,7 +226,7 @@ class Gateway:
     async def _codes_of(
         self, queries: Sequence[schemas.Query | bytes], reranks: bool, deadline_s: float, timing_ms: dict[str, float]
     ) -> tuple[CodeArray, NDArray[np.float32] | None]:
-        """Return codes (Q, W) of queries, and features (Q, F) where answers are re-ranked."""
+        """Return codes (Q, W) of queries, and features (Q, F) if answers are re-ranked."""
         bits = self.searcher.bits
         row_QB = np.zeros((len(queries), 8 * num_words(bits)), np.uint8)
         ids: dict[int, int] = {}
@@ -280,7 +280,7 @@ class Gateway:
             raise invalid(f"at most {self.limits.images} queries may be images, got {len(pictures)}", "queries")
         fields: list[str] = []
         images: list[bytes] = []
-        left_bytes = self.limits.body_bytes  # what lies elsewhere counts as if it had been sent
+        left_bytes = self.limits.body_bytes  # fetched images count like uploaded ones
         for number, query in pictures.items():
             kind = "image" if isinstance(query, bytes) or query.image is not None else "url"
             fields.append("image" if isinstance(query, bytes) else f"queries.{number}.{kind}")
@@ -295,31 +295,33 @@ class Gateway:
         if query.image is not None:
             return bodies.bytes_of_base64(query.image, field)
         if self._fetcher is None:
-            raise invalid("this server fetches no images: send the image itself", field)
+            raise invalid("this server does not fetch images: send the image itself", field)
         return await self._fetcher.fetch(query.url or "", field, left_bytes=left_bytes)
 
     def _encoding(self, field: str) -> EncodingThreads:
-        """Return what encodes images, if there is an encoder and it is the one that made the codes."""
+        """Return the encoding threads, if there is an encoder and it made the codes."""
         if self._images is None:
-            raise RequestError(422, "no_encoder", "this server encodes no images: ask with codes or ids", field=field)
+            raise RequestError(
+                422, "no_encoder", "this server does not encode images: query by code or id", field=field
+            )
         encoder, served = self._images.encoder, self.searcher.fingerprint
         if encoder.bits != self.searcher.bits or served not in (None, encoder.fingerprint):
             raise RequestError(
                 503,
                 "not_ready",
-                f"the collection's codes are of encoder {served}, this gateway has {encoder.fingerprint}: "
+                f"the collection's codes were made by encoder {served}, this gateway has {encoder.fingerprint}: "
                 "start it with the collection's encoder",
             )
         return self._images
 
     def refuse_overload(self) -> None:
-        """Raise OverloadedError if too many requests are at work."""
+        """Raise OverloadedError if too many requests are in progress."""
         if max(self._requests, self._searches.at_work) >= self.limits.in_flight:
-            raise OverloadedError(f"{self.limits.in_flight} requests are at work: try again", retry_after_s=1)
+            raise OverloadedError(f"{self.limits.in_flight} requests are in progress: try again", retry_after_s=1)
 
     @contextlib.asynccontextmanager
     async def _within(self, deadline_s: float) -> AsyncIterator[None]:
-        """Count a request as at work, until `deadline_s` of `time.monotonic` at most."""
+        """Count a request as in progress, at most until `deadline_s` of `time.monotonic`."""
         self.refuse_overload()
         self._requests += 1
         self.metrics.in_flight.inc()

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI cannot tell from the routes, which read their bodies themselves."""
+"""The OpenAPI document: what FastAPI cannot infer, because the routes read their bodies themselves."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BODIES: tuple[type[BaseModel], ...] = (
 )  # fmt: skip
 _ERRORS = {
     "4XX": "The request is refused; `error.field` names the field at fault.",
-    "5XX": "There is no answer now.",
+    "5XX": "The server cannot answer at present.",
 }
 
 
 def search_body(body: type[BaseModel], options: type[BaseModel]) -> dict[str, Any]:
-    """Return what FastAPI's route decorator takes to describe a search's body of several kinds and its answer."""
+    """Return arguments for FastAPI's route decorator that describe a search's bodies and its answer."""
     stream = {"schema": {"type": "string", "format": "binary"}}
     described = _body(body, options, schemas.SearchAnswer)
     described["responses"][200]["content"][bodies.ARROW] = stream
@@ -55,12 +55,12 @@ def _body(body: type[BaseModel], options: type[BaseModel], answer: type[BaseMode
 
 _ARROW = (
     "An Arrow IPC stream with one column `code`, fixed_size_binary of ceil(bits / 8); the options are URL parameters. "
-    "Answered in kind: columns `query`, `id`, `distance` and what was included."
+    "The answer is a stream too: columns `query`, `id`, `distance` and what was included."
 )
 
 
 def describe_api(app: FastAPI, *, secured: bool) -> None:
-    """Make `app.openapi` complete: models of bodies, errors of every route, and how to bring a key."""
+    """Complete `app.openapi`: models of bodies, errors of every route, and how to send a key."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -1,4 +1,4 @@
-"""What goes over HTTP as JSON: requests, which these models check, and answers, which they describe."""
+"""JSON over HTTP: models that check requests and describe answers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ class Query(_Request):
     )
     image: str | None = Field(None, description="An image file (PNG, JPEG, GIF, WebP, BMP, TIFF) in base64.")
     id: int | None = Field(None, ge=0, le=MAX_ID, description="An item of the collection: find more like it.")
-    url: str | None = Field(
-        None, max_length=2048, description="https address of an image, where the server allows its host."
-    )
+    url: str | None = Field(None, max_length=2048, description="https URL of an image, if the server allows its host.")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -43,9 +41,9 @@ class Query(_Request):
 
 
 class RerankBody(_Request):
-    """Order a pool of nearest codes by fine features; queries must then be images or ids."""
+    """Re-rank a pool of nearest codes by fine features; queries must be images or ids."""
 
-    pool: int = Field(ge=1, description="Take this many nearest codes, at least `k`.")
+    pool: int = Field(ge=1, description="Number of nearest codes to re-rank, at least `k`.")
     metric: Literal["l2", "cosine"] = "l2"
 
 
@@ -53,11 +51,11 @@ class _Options(_Request):
     filter: str | None = Field(
         None,
         max_length=10_000,
-        description='Only items whose attributes satisfy it: `label == 3 and kind in ("shoe", "bag")`.',
+        description='Only items whose attributes match: `label == 3 and kind in ("shoe", "bag")`.',
     )
     timeout_ms: int | None = Field(None, ge=1, description=GIVE_UP)
     include: list[Literal["attributes", "code", "explain"]] = Field(
-        default_factory=list, max_length=3, description="What to say of each answer beside id and distance."
+        default_factory=list, max_length=3, description="What to return for each hit besides id and distance."
     )
 
 
@@ -66,15 +64,19 @@ class SearchOptions(_Options):
 
     k: int = Field(10, ge=1, description="Number of nearest items.")
     rerank: RerankBody | None = None
-    allow_partial: bool = Field(True, description="Answer from the shards that can; `coverage` says which did not.")
+    allow_partial: bool = Field(True, description="Answer from the shards that respond; `coverage` names the others.")
 
 
 class RangeOptions(_Options):
     """How to find all items within a radius."""
 
     radius: int = Field(4, ge=0, description="Hamming distance, inclusive.")
-    limit: int = Field(100, ge=1, description="Keep the nearest this many a query; `truncated` says if more are there.")
-    allow_partial: bool = Field(False, description="As for a search; a radius answer is whole unless this is set.")
+    limit: int = Field(
+        100, ge=1, description="Keep this many nearest items of each query; `truncated` says if there are more."
+    )
+    allow_partial: bool = Field(
+        False, description="As for a search; unless this is set, a radius answer is complete or an error."
+    )
 
 
 class SearchBody(SearchOptions):
@@ -118,7 +120,7 @@ class HitModel(BaseModel):
     """One item found."""
 
     id: int
-    distance: float = Field(description="Hamming distance, or that of features after re-ranking.")
+    distance: float = Field(description="Hamming distance, or distance of features after re-ranking.")
     attributes: dict[str, Any] | None = None
     code: str | None = Field(None, description="In hex.")
 
@@ -148,15 +150,15 @@ class CoverageModel(BaseModel):
     codes: int
     searched: int
     complete: bool
-    degraded: dict[str, str] = Field(description="Name of each shard that did not answer -> the reason.")
+    degraded: dict[str, str] = Field(description="Name of each shard that did not answer -> reason.")
 
 
 class SearchAnswer(BaseModel):
-    """Answers, one result a query."""
+    """Answers, one result for each query."""
 
     results: list[ResultModel]
     coverage: CoverageModel
-    version: int = Field(description="Of the collection.")
+    version: int = Field(description="Collection version.")
     timing_ms: dict[str, float]
 
 
@@ -170,7 +172,7 @@ class EncodeAnswer(BaseModel):
 
 
 class ItemModel(BaseModel):
-    """What is stored of one item."""
+    """One stored item."""
 
     id: int
     code: str
@@ -178,13 +180,13 @@ class ItemModel(BaseModel):
 
 
 class ItemsModel(BaseModel):
-    """Items, in the order asked."""
+    """Items, in the order requested."""
 
     items: list[ItemModel]
 
 
 class CollectionModel(BaseModel):
-    """What is served."""
+    """The collection being served."""
 
     bits: int
     rows: int
@@ -198,7 +200,7 @@ class CollectionModel(BaseModel):
 
 
 class ReplicasModel(BaseModel):
-    """How many shard servers every group has."""
+    """Number of replicas of every group."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -206,7 +208,7 @@ class ReplicasModel(BaseModel):
 
 
 class HealthModel(BaseModel):
-    """How the server is."""
+    """State of the server."""
 
     status: Literal["live", "ready"]
 
@@ -221,6 +223,6 @@ class ErrorModel(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The body of every answer that is none."""
+    """The body of every error."""
 
     error: ErrorModel

@@ -1,4 +1,4 @@
-"""Answers as they go over HTTP: JSON, or an Arrow IPC stream with one row an answer."""
+"""Answers as sent over HTTP: JSON, or an Arrow IPC stream with one row for each hit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def search_stream(answer: Answer, *, timing_ms: dict[str, float]) -> bytes:
 
 
 def search_table(answer: Answer) -> pa.Table:
-    """Return one row a hit: `query` (int32, its number in the request), `id`, `distance`, and what was included."""
+    """Return one row for each hit: `query` (int32, its position in the request), `id`, `distance`, included columns."""
     counts_Q = np.diff(answer.lims)
     table = pa.table(
         {
@@ -53,10 +53,10 @@ def search_table(answer: Answer) -> pa.Table:
 
 
 def search_frame(answer: Answer, timing_ms: dict[str, float]) -> dict[str, Any]:
-    """Return what an answer says beside its hits.
+    """Return everything in an answer besides its hits.
 
-    `queries` (their number), `truncated` (the numbers of those that were cut), `coverage`, `version`, `timing_ms`, and
-    `explain` (one entry a query) where it was asked for.
+    `queries` (their number), `truncated` (the positions of truncated ones), `coverage`, `version`, `timing_ms`, and, if
+    requested, `explain` (one entry for each query).
     """
     truncated = np.flatnonzero(answer.truncated).tolist()
     frame = {"queries": len(answer.truncated), "truncated": truncated, **_frame(answer, timing_ms)}
@@ -74,7 +74,7 @@ def table_stream(table: pa.Table) -> bytes:
 
 
 def items_document(items: pa.Table) -> dict[str, Any]:
-    """Return the JSON document of items, as `engine.service.asking.retrieval.stored_items` gave them."""
+    """Return the JSON document of items from `engine.service.asking.retrieval.stored_items`."""
     rows = [{"id": row.pop("id"), "code": row.pop("code").hex(), "attributes": row} for row in items.to_pylist()]
     return {"items": rows}
 
@@ -110,7 +110,7 @@ def _frame(answer: Answer, timing_ms: dict[str, float]) -> dict[str, Any]:
 
 def _explain(answer: Answer, number: int) -> dict[str, Any]:
     explain = answer.explain
-    assert explain is not None, "asked for where it was given"
+    assert explain is not None, "the caller checks that there is an explanation"
     return {
         "plan": explain.plans[number],
         "probes": int(explain.probes[number]),

@@ -1,1 +1,1 @@
-"""Who gets in: the HTTP server, keys, limits, and images fetched from elsewhere."""
+"""The way in: the HTTP server, keys, limits, and fetching images by URL."""

@@ -1,8 +1,8 @@
-"""Fetching an image from an address that a client names, without becoming the client's hand inside our network.
+"""Fetching an image from a URL that a client names, without exposing our own network (SSRF).
 
-Only https on its own port, only hosts of an allow-list; the host's name is resolved once, every address it has must be
-a public one, and the connection goes to that very address, so that a second answer of the name server changes nothing.
-No redirect is followed, no proxy is used, nothing is decompressed, and the size is limited while it arrives.
+Only https on port 443 and only hosts of an allow-list. The name is resolved once, all of its addresses must be public,
+and the connection goes to the checked address, so that a later DNS answer changes nothing. No redirect is followed, no
+proxy is used, nothing is decompressed, and the size is limited while the data arrives.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ async def resolve(host: str) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an address is one of the public internet, itself and whatever it carries inside."""
+    """Return whether an address, and any IPv4 address embedded in it, is on the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     inner: list[ipaddress.IPv4Address | ipaddress.IPv6Address | None] = [ip]
     if isinstance(ip, ipaddress.IPv6Address):
@@ -40,18 +40,18 @@ def is_public(address: str) -> bool:
 
 
 class ImageFetcher:
-    """Fetches images of allowed hosts.
+    """Fetches images from allowed hosts.
 
     Parameters
     ----------
     allow : sequence of str
-        Hosts, such as `images.example.com`; `.example.com` allows every host below it.
+        Hosts, such as `images.example.com`; `.example.com` allows all of its subdomains.
     max_bytes : int
-        Of one image.
+        Limit for one image.
     resolve : callable
         Name -> addresses.
     transport : httpx.AsyncBaseTransport, optional
-        Instead of the network.
+        Replaces the network.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class ImageFetcher:
         )
 
     async def fetch(self, url: str, field: str, *, left_bytes: int | None = None) -> bytes:
-        """Return what lies at `url`.
+        """Return the bytes at `url`.
 
         Parameters
         ----------
         url, field : str
         left_bytes : int, optional
-            What the request that names it may still bring.
+            How much the request that names it may still bring.
 
         Raises
         ------
         RequestError
-            422 for `field` if the address is not allowed or does not give an image's bytes, 413 if these are too many.
+            422 for `field` if the URL is not allowed or cannot be fetched, 413 if the image is too large.
         """
         host, target = self._split(url, field)
         address = await self._address(host, field)
@@ -107,9 +107,9 @@ class ImageFetcher:
             parts = urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise invalid(f"`{field}` is no address: {error}", field) from error
+            raise invalid(f"`{field}` is not a valid URL: {error}", field) from error
         if parts.scheme != "https" or port not in (None, 443) or parts.username is not None or "\\" in url:
-            raise invalid(f"`{field}` must be an https address on port 443 without a user name", field)
+            raise invalid(f"`{field}` must be an https URL on port 443 without a user name", field)
         host = (parts.hostname or "").lower().rstrip(".")
         if not any(host == one or (one.startswith(".") and host.endswith(one)) for one in self._allow):
             raise invalid(f"`{field}`: images of host {host[:100]!r} are not allowed here", field)
@@ -128,15 +128,15 @@ class ImageFetcher:
         response = await self._client.send(request, stream=True)
         try:
             if response.status_code != 200:
-                raise invalid(f"`{field}` answers with status {response.status_code}, expected 200", field)
+                raise invalid(f"`{field}` returned status {response.status_code}, expected 200", field)
             data = bytearray()
             async for chunk in response.aiter_raw():
                 data += chunk
                 if len(data) > self._max_bytes:
                     raise _too_large(f"`{field}` is over {self._max_bytes} bytes", field)
                 if left_bytes is not None and len(data) > left_bytes:
-                    message = f"`{field}` is over the {left_bytes} bytes that this request may still bring"
-                    raise _too_large(f"{message}: ask in several requests", field)
+                    message = f"`{field}` exceeds the {left_bytes} bytes left for this request"
+                    raise _too_large(f"{message}: split it into several requests", field)
             return bytes(data)
         finally:
             await response.aclose()

@@ -1,4 +1,4 @@
-"""What stands before every request: limits of its body, headers of its answer, an answer to every failure, counters."""
+"""Wraps every request: limits on its body, headers of its answer, an answer to every failure, counters."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hashlight.engine.service.problems import RequestError
 from hashlight.engine.service.telemetry.metrics import Metrics
 
 API_POLICY = "default-src 'none'; frame-ancestors 'none'"
-# The page's own files and nothing else; pictures also from memory, which is how those behind a key are shown.
+# The page's own files and nothing else; pictures also from memory, as those that need a key are shown that way.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 API_PATHS = ("/v1/", "/health/", "/metrics", "/openapi.json")
-# What mends an overload is not refused under one.
+# Adding replicas relieves an overload, so it is not refused under one.
 REPLICAS_PATH = "/v1/replicas"
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -31,7 +31,7 @@ _HEADERS = {
 
 
 class Guard:
-    """ASGI middleware. Bodies that are too large, too slow or too many raise `RequestError` where they are read."""
+    """ASGI middleware. Bodies that are too large, too slow or too many raise `RequestError` when they are read."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Guard:
         except Exception as error:
             if status:
                 raise
-            # Answered here, because Starlette's own last resort closes the connection under the client's next request.
+            # Answered here, because Starlette's fallback closes the connection and breaks the client's next request.
             await self._refuse(error)(scope, body.receive, send_guarded)
         finally:
             self.buffered -= body.received
@@ -80,7 +80,7 @@ class Guard:
             self._metrics.count(route, status, time.perf_counter() - start)
 
     def check_buffered(self) -> None:
-        """Raise 429 if all bodies that are being received are too much together."""
+        """Raise 429 if the bodies being received are too large together."""
         if self.buffered > self._limits.buffered_bytes:
             raise RequestError(
                 429,
@@ -101,7 +101,7 @@ class Guard:
 
 
 class _Body:
-    """The body of one request while it arrives."""
+    """The body of one request as it arrives."""
 
     def __init__(self, guard: Guard, limits: Limits, headers: Headers, receive: Receive) -> None:
         self._guard = guard
@@ -114,7 +114,7 @@ class _Body:
         self.refused = False
 
     async def receive(self) -> Message:
-        """Return the next part of the body; RequestError if it must end here."""
+        """Return the next part of the body; RequestError if it exceeds a limit."""
         if self._whole:
             return await self._receive()
         try:
@@ -133,7 +133,7 @@ class _Body:
             async with asyncio.timeout_at(self._deadline_s):
                 message = await self._receive()
         except TimeoutError as error:
-            text = f"the body did not arrive within {self._limits.body_s:g} s: send it faster, or less of it"
+            text = f"the body did not arrive within {self._limits.body_s:g} s: send it faster or make it smaller"
             raise RequestError(408, "body_timeout", text) from error
         size = len(message.get("body", b""))
         self.received += size
@@ -145,5 +145,5 @@ class _Body:
         return message
 
     def _too_large(self, got: str) -> RequestError:
-        text = f"a body has at most {self._limits.body_bytes} bytes, got {got}: ask in several requests"
+        text = f"a body must have at most {self._limits.body_bytes} bytes, got {got}: split it into several requests"
         return RequestError(413, "too_large", text)

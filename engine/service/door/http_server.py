@@ -1,4 +1,4 @@
-"""Running a gateway: where it may be bound, and by uvicorn."""
+"""Running a gateway under uvicorn, and the addresses it may bind to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hashlight.engine.service.protocol.exposure import is_loopback
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
-# Connections, beyond which uvicorn answers 503: above what waits for a thread, below what would exhaust file handles.
+# Connections beyond which uvicorn answers 503: more than can wait for a thread, fewer than there are file handles.
 _MAX_CONNECTIONS = 1000
 _BACKLOG = 2048
 _MAX_HEAD_BYTES = 65_536
@@ -32,11 +32,11 @@ class Address:
     Attributes
     ----------
     host : str
-        Name or address; `0.0.0.0` is every one of the machine.
+        Name or address; `0.0.0.0` is every address of the machine.
     port : int
-        0 for any that is free.
+        0 for any free port.
     certificate, private_key : Path or None
-        PEM files: with them the gateway speaks https.
+        PEM files that turn on https.
     """
 
     host: str = "127.0.0.1"
@@ -57,25 +57,25 @@ class Address:
 
 
 def check_exposure(address: Address, keys: Keys, *, insecure: bool) -> None:
-    """Refuse to open a server without keys to other machines.
+    """Refuse to expose a server without keys to other machines.
 
     Raises
     ------
     ValueError
-        If others can reach it, it has no keys, and `insecure` does not say that this is meant.
+        If other machines can reach it, it has no keys, and `insecure` is not set.
     """
     if not keys and not insecure and not address.is_loopback:
         raise ValueError(
             f"{address.host} can be reached from other machines, and there are no API keys: give keys (`--keys FILE` "
-            "or HASHLIGHT_API_KEYS), bind to 127.0.0.1, or say that everyone may ask (`--insecure`)"
+            "or HASHLIGHT_API_KEYS), bind to 127.0.0.1, or allow everyone (`--insecure`)"
         )
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's protocol with limits to the head of a request.
+    """uvicorn's protocol with limits on the head of a request.
 
-    The parser would let it grow for ever. And uvicorn limits only the time in which nothing at all comes after an
-    answer: here a connection ends when it has had no request at work for that long, whatever comes or does not.
+    The parser lets a head grow without bound, and uvicorn times out only connections that are silent after an answer.
+    Here a connection is closed when it has had no request in progress for that long, whether data arrives or not.
     """
 
     _head_bytes = 0
@@ -89,12 +89,12 @@ class BoundedHttp(HttpToolsProtocol):
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """Stop the timer."""
         self._wait_no_more()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived; 400 and the end of the connection if the head is still not whole beyond its limit."""
+        """Parse what arrived; answer 400 and close if the head exceeds its limit before it is complete."""
         before = self._whole_heads
         super().data_received(data)
         if not self._in_head or self._whole_heads != before:
@@ -102,22 +102,22 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._head_bytes += len(data)
         if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"the head of a request has at most {_MAX_HEAD_BYTES} bytes")
+            self.send_400_response(f"the head of a request must have at most {_MAX_HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
-        """Begin the request; what follows is its body."""
+        """Start the request; its body follows."""
         self._in_head = False
         self._wait_no_more()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """End the request; what follows is the next head."""
+        """End the request; the next head follows."""
         super().on_message_complete()
         self._in_head = True
         self._whole_heads += 1
 
     def on_response_complete(self) -> None:
-        """Go on to the next request, which may have come already."""
+        """Continue with the next request, which may have arrived already."""
         super().on_response_complete()
         if self.cycle.response_complete and not self.transport.is_closing():
             self._wait_for_head()
@@ -140,7 +140,7 @@ class HttpServer:
     app : FastAPI
     address : Address
     head_s : int
-        Seconds that a connection may be without a request: idle, or with a head that is not whole.
+        Seconds that a connection may be idle or have an incomplete head.
 
     Raises
     ------
@@ -157,11 +157,11 @@ class HttpServer:
         self.url = f"{scheme}://{host}:{self._socket.getsockname()[1]}"
 
     def run(self) -> None:
-        """Serve until SIGTERM, SIGINT or `stop`, then end what is under way."""
+        """Serve until SIGTERM, SIGINT or `stop`, then finish the requests in progress."""
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
-        """End `run`, which another thread is in."""
+        """Make `run` return, which another thread has called."""
         self._server.should_exit = True
 
 

@@ -1,6 +1,6 @@
-// The gateway's HTTP API. Ids are strings here: JavaScript's numbers hold 53 bits, ids have 63.
+// The gateway's HTTP API. Ids are strings here, because JavaScript numbers hold 53 bits and ids have 63.
 
-const ID = /([{,]"id":)(\d+)/g; // cannot stand within a string, where quotes are escaped
+const ID = /([{,]"id":)(\d+)/g; // cannot match inside a string, where quotes are escaped
 const KEY = "hashlight-key";
 
 export class ApiError extends Error {
@@ -29,7 +29,7 @@ async function request(path, options = {}) {
   try {
     problem = JSON.parse(text).error;
   } catch {
-    problem = { message: text.slice(0, 200) || undefined }; // a proxy's own page, say
+    problem = { message: text.slice(0, 200) || undefined }; // for example a proxy's error page
   }
   throw new ApiError(response.status, problem);
 }
@@ -65,7 +65,7 @@ export function thumbnailPath(id) {
   return `v1/items/${id}/thumbnail`;
 }
 
-// An image element sends no key, so a picture behind one is fetched and shown from memory.
+// An image element sends no key, so pictures that need one are fetched and shown from memory.
 export async function thumbnailFromMemory(id) {
   return URL.createObjectURL(await (await request(thumbnailPath(id))).blob());
 }

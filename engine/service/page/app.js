@@ -1,13 +1,13 @@
-// The page: what is asked, in `state`, is asked again whenever it changes.
+// The page: `state` holds the query, and every change to it starts a new search.
 
 import { ApiError, describeCollection, encode, find, setKey } from "./api.js";
 import { parseQuery, randomCode, readAddress, toAddress } from "./state.js";
 import { card, codePattern, collectionLine, element, statusLine, thumbnail } from "./view.js";
 
 const RANGE_LIMIT = 200;
-const LONGEST_RADIUS = 32;
+const MAX_RADIUS = 32;
 const TYPING_MS = 250;
-// Browsers refuse an address that changes a hundred times in some seconds, as a slider would have it.
+// Browsers throttle pages that change their address too often, as a moving slider would.
 const writeAddress = later(() => history.replaceState(null, "", toAddress(state)));
 
 const byId = (id) => document.getElementById(id);
@@ -15,7 +15,7 @@ const [ask, drop, file, text, answers, error, status] = ["ask", "drop", "file", 
 
 let collection = null;
 let state = readAddress(location);
-let chosen = null; // {code, url, name} of an image that was brought, until another query comes
+let chosen = null; // {code, url, name} of the chosen image, until the next query
 let running = null;
 
 start();
@@ -29,12 +29,12 @@ async function start() {
   byId("key").hidden = true;
   byId("collection").textContent = collectionLine(collection);
   byId("k").max = Math.min(200, collection.limits.k);
-  byId("radius").max = Math.min(LONGEST_RADIUS, collection.bits);
+  byId("radius").max = Math.min(MAX_RADIUS, collection.bits);
   const kinds = Object.entries(collection.attributes).map(([name, type]) => `${name} (${type})`);
   byId("attributes").textContent = kinds.length ? `Attributes: ${kinds.join(", ")}` : "The images have no attributes.";
   byId("filter").disabled = !kinds.length;
   if (!collection.encodes_images) {
-    byId("hint").textContent = "This server encodes no images: give an id or a code, or click one of the answers.";
+    byId("hint").textContent = "This server does not encode images: enter an id or a code, or click one of the answers.";
     file.disabled = true;
     file.parentElement.hidden = true;
   }
@@ -42,7 +42,7 @@ async function start() {
   return search();
 }
 
-// Take up a change. A new query is a step that "back" undoes; a moved slider is not.
+// Apply a change. A new query gets its own step in the history; a moved slider does not.
 function change(update, { isNewQuery = false } = {}) {
   if (isNewQuery) history.replaceState(null, "", toAddress(state));
   state = { ...state, ...update };
@@ -81,7 +81,7 @@ function showQuery() {
     isChosen ? chosen.name : query.id === undefined ? `Code ${query.code}` : `Item ${query.id}`;
 }
 
-// Only the last of what was asked is shown: what it overtakes is given up.
+// Only the latest search is shown; earlier ones are aborted.
 async function search() {
   running?.abort();
   const mine = (running = new AbortController());
@@ -103,7 +103,7 @@ async function search() {
 
 function showAnswer(answer, elapsedMs) {
   status.replaceChildren(statusLine(answer, elapsedMs));
-  if (state.query === null) status.prepend("Some of the collection: ");
+  if (state.query === null) status.prepend("A sample of the collection: ");
   const more = (hit) => change({ query: { id: hit.id } }, { isNewQuery: true });
   answers.replaceChildren(...answer.results[0].hits.map((hit) => card(hit, more)));
 }

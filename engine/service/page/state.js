@@ -1,10 +1,10 @@
-// What is asked, as it stands in the address: a link keeps the query.
+// The query as part of the address, so that a link keeps it.
 
 export const DEFAULTS = { mode: "search", k: 24, radius: 4, filter: "" };
 
 const ID = /^\d{1,19}$/;
 
-// The id or code that somebody wrote, as a query; a code of decimal digits alone is told by its length.
+// Parses an id or a code. A code of decimal digits only is recognised by its length.
 export function parseQuery(text, bits) {
   const word = text.trim().toLowerCase();
   const digits = 2 * Math.ceil(bits / 8);

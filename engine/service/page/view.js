@@ -1,4 +1,4 @@
-// What is shown: elements from answers. Text goes in as text, never as HTML.
+// Turns answers into elements. Text is inserted as text, never as HTML.
 
 import { hasKey, thumbnailFromMemory, thumbnailPath } from "./api.js";
 
@@ -12,7 +12,7 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
-// The bits of a code as a pattern of squares, where there is no picture.
+// Shows the bits of a code as a pattern of squares if there is no picture.
 export function codePattern(code) {
   const bits = Array.from(code, (digit) => parseInt(digit, 16).toString(2).padStart(4, "0")).join("");
   const side = Math.ceil(Math.sqrt(bits.length));
@@ -68,7 +68,7 @@ export function collectionLine({ rows, bits, shards, version }) {
   return `${count.format(rows)} images, ${bits} bits, ${shards} ${shards === 1 ? "shard" : "shards"}, version ${version}`;
 }
 
-// What came, how long it took (there and back, and in the server), and which part of the collection it is from.
+// How much was found, how long it took (round trip, and in the server), and which part of the collection answered.
 export function statusLine(answer, elapsedMs) {
   const [result] = answer.results;
   const { coverage } = answer;

@@ -1,4 +1,4 @@
-"""Whether other machines can reach what listens on a host."""
+"""Whether a listening host can be reached from other machines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 
 
 def is_loopback(host: str, port: int = 0) -> bool:
-    """Return whether every address of `host` is one that only this machine can reach.
+    """Return whether only this machine can reach every address of `host`.
 
     Raises
     ------

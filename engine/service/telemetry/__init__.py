@@ -1,1 +1,1 @@
-"""What a server tells its operators."""
+"""Metrics for operators."""

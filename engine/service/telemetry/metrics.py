@@ -1,4 +1,4 @@
-"""What a gateway tells Prometheus.
+"""The Prometheus metrics of a gateway.
 
 ::
 
@@ -6,10 +6,10 @@
                                               cluster router also fan_out, shard, merge
     hashlight_request_seconds{route}          histogram: whole requests
     hashlight_requests_total{route, status}   counter
-    hashlight_in_flight                       gauge: requests at work
+    hashlight_in_flight                       gauge: requests in progress
     hashlight_encode_batch_images             histogram: images encoded together
-    hashlight_search_batch_requests           histogram: requests of one query that were searched for together
-    hashlight_partial_answers_total           counter: answers from some of the shards
+    hashlight_search_batch_requests           histogram: single-query requests searched as one batch
+    hashlight_partial_answers_total           counter: answers that lack shards
     hashlight_collection_version              gauge
 """
 
@@ -24,7 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-# A shard answers in 10 microseconds to some milliseconds, an encoder in tens of them.
+# A shard takes 10 microseconds to a few milliseconds, an encoder tens of milliseconds.
 _SECONDS = (
     25e-6,
     50e-6,
@@ -48,7 +48,7 @@ _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """The metrics of one gateway, in a registry of their own. Several threads may use one at once."""
+    """The metrics of one gateway, in their own registry. Thread-safe."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -59,18 +59,18 @@ class Metrics:
             "hashlight_request_seconds", "Whole requests.", ["route"], buckets=_SECONDS, registry=registry
         )
         self._requests = Counter("hashlight_requests", "Requests answered.", ["route", "status"], registry=registry)
-        self.in_flight = Gauge("hashlight_in_flight", "Requests at work.", registry=registry)
+        self.in_flight = Gauge("hashlight_in_flight", "Requests in progress.", registry=registry)
         self.encode_batch = Histogram(
             "hashlight_encode_batch_images", "Images encoded together.", buckets=_COUNTS, registry=registry
         )
         self.search_batch = Histogram(
             "hashlight_search_batch_requests", "Requests searched together.", buckets=_COUNTS, registry=registry
         )
-        self.partial = Counter("hashlight_partial_answers", "Answers from some of the shards.", registry=registry)
-        self.version = Gauge("hashlight_collection_version", "Version that is served.", registry=registry)
+        self.partial = Counter("hashlight_partial_answers", "Answers that lack shards.", registry=registry)
+        self.version = Gauge("hashlight_collection_version", "Collection version being served.", registry=registry)
 
     def observe(self, stage: str, seconds: float) -> None:
-        """Record that a stage took so long."""
+        """Record the duration of a stage."""
         self._stage.labels(stage).observe(seconds)
 
     @contextlib.contextmanager
@@ -85,7 +85,7 @@ class Metrics:
             self.observe(name, seconds)
 
     def count(self, route: str, status: int, seconds: float) -> None:
-        """Record a request that was answered."""
+        """Record an answered request."""
         self._requests.labels(route, str(status)).inc()
         self._request.labels(route).observe(seconds)
 

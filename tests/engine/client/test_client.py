@@ -175,7 +175,7 @@ def test_the_parts_of_one_call_share_its_time(url):
 
 def test_parts_that_do_not_fit_together_are_of_two_versions(url):
     transport = answering(url, *(httpx.Response(200, content=items(**more)) for more in ({"a": [1]}, {"b": [1]})))
-    with SearchClient(url, transport=transport) as client, pytest.raises(NotReadyError, match="changed while parts"):
+    with SearchClient(url, transport=transport) as client, pytest.raises(NotReadyError, match="changed while `ids` were read in parts"):
         client.get([1] * 1001)
 
 
@@ -189,7 +189,7 @@ def items(**attributes):
 
 def test_an_address_that_is_none_is_refused_before_it_is_asked():
     for client in (SearchClient, AsyncSearchClient):
-        with pytest.raises(ValueError, match=r"`target` must be the address .*non-printable"):
+        with pytest.raises(ValueError, match=r"`target` must be the URL .*non-printable"):
             client("http://localhost:8000\n")
 
 

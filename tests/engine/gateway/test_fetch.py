@@ -123,7 +123,7 @@ def test_a_request_brings_no_more_than_is_left_to_it():
     data, _ = fetch("https://images.example.com/", left_bytes=7)
     assert data == b"picture"
     for left, answer in ((6, None), (0, None), (60, httpx.Response(200, stream=Chunks(b"x" * 40, b"x" * 40)))):
-        with pytest.raises(RequestError, match=f"over the {left} bytes that this request may still bring") as caught:
+        with pytest.raises(RequestError, match=f"exceeds the {left} bytes left for this request") as caught:
             fetch("https://images.example.com/", answer=answer, left_bytes=left)
         assert (caught.value.status, caught.value.field) == (413, "queries.0.url")
 

@@ -549,7 +549,7 @@ def test_only_known_host_names_where_those_are_given(searcher):
     [
         ("GET", "/v1/search", 405, "/v1/search expects POST, got GET"),
         ("PUT", "/v1/collection", 405, "/v1/collection expects GET, got PUT"),
-        ("GET", "/v1/v1/search", 404, "there is no /v1/v1/search; /openapi.json says what there is"),
+        ("GET", "/v1/v1/search", 404, "there is no /v1/v1/search; see /openapi.json"),
     ],
 )
 def test_a_wrong_path_or_method_is_told_what_is_there(http, method, path, status, message):
@@ -560,11 +560,11 @@ def test_a_wrong_path_or_method_is_told_what_is_there(http, method, path, status
 
 def test_a_code_with_a_wrong_digit_is_told_which(http):
     answer = http.post("/v1/search", json={"queries": [{"code": CODE[:-1] + "z"}]})
-    assert "of which 'z' is no digit of hex" in answer.json()["error"]["message"]
+    assert "of which 'z' is not a hex digit" in answer.json()["error"]["message"]
 
 
 def test_a_form_takes_one_image_of_that_name(http):
     other = http.post("/v1/search", files={"img": ("a", IMAGE)})
     assert "the file is `image`" in other.json()["error"]["message"]
     two = http.post("/v1/search", files=[("image", ("a", IMAGE)), ("image", ("b", IMAGE))])
-    assert "Several images go as JSON, in base64" in two.json()["error"]["message"]
+    assert "Send several images as JSON, in base64" in two.json()["error"]["message"]

@@ -32,8 +32,8 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path):
     ("line", "message"),
     [
         ("page search", "line 2: expected `NAME SCOPES KEY`, got 2 words"),
-        ("page search,fly searching-is-all-0001", "line 2: scopes are search, write, admin"),
-        ("page search tooshort", "line 2: a key has at least 16 characters, got 8"),
+        ("page search,fly searching-is-all-0001", "line 2: scopes must be search, write, admin"),
+        ("page search tooshort", "line 2: a key must have at least 16 characters, got 8"),
     ],
 )
 def test_a_line_that_is_no_key_is_named_by_number(tmp_path, line, message):
@@ -45,7 +45,7 @@ def test_a_line_that_is_no_key_is_named_by_number(tmp_path, line, message):
 
 def test_a_file_without_keys_is_refused(tmp_path):
     (tmp_path / "keys").write_text("# none yet\n")
-    with pytest.raises(ValueError, match="holds no key"):
+    with pytest.raises(ValueError, match="has no keys"):
         Keys.load(tmp_path / "keys")
 
 
