@@ -33,9 +33,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from hashlight.encoders.data.supervision import PairList
+from hashlight.encoders.data.supervision.pairs import PairList
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
-from hashlight.encoders.fits.kernel import KSH_ANCHORS, KSH_LABELLED, SDH_ANCHORS
+from hashlight.encoders.fits.ksh import KSH_ANCHORS, KSH_LABELLED
+from hashlight.encoders.fits.sdh import SDH_ANCHORS
 from hashlight.encoders.methods import METHODS
 from hashlight.encoders.metrics import precision_at
 from hashlight.encoders.training.train import TrainConfig, train

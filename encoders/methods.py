@@ -30,22 +30,23 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hashlight.encoders.data.supervision import LABELS, MULTI_LABELS, NOTHING, PAIRS, VIEWS, Supervision
+from hashlight.encoders.data.supervision.protocol import LABELS, MULTI_LABELS, NOTHING, PAIRS, VIEWS, Supervision
 from hashlight.encoders.fits.hashers import Features, Hasher, check_components
-from hashlight.encoders.fits.kernel import KSH, SDH
-from hashlight.encoders.fits.linear import ITQ, ITQCCA, LSH, SH
-from hashlight.encoders.losses.classes import check_centres
-from hashlight.encoders.losses.objectives import (
-    CSQ,
-    DHN,
-    HashNet,
-    Joint,
-    Latent,
-    Objective,
-    OrthoHash,
-    SignHashNet,
-    StraightHashNet,
-)
+from hashlight.encoders.fits.itq import ITQ
+from hashlight.encoders.fits.itq_cca import ITQCCA
+from hashlight.encoders.fits.ksh import KSH
+from hashlight.encoders.fits.lsh import LSH
+from hashlight.encoders.fits.sdh import SDH
+from hashlight.encoders.fits.sh import SH
+from hashlight.encoders.losses.centres import check_centres
+from hashlight.encoders.losses.csq import CSQ
+from hashlight.encoders.losses.dhn import DHN
+from hashlight.encoders.losses.hashnet import HashNet
+from hashlight.encoders.losses.joint import Joint
+from hashlight.encoders.losses.latent import Latent
+from hashlight.encoders.losses.objective import Objective
+from hashlight.encoders.losses.orthohash import OrthoHash
+from hashlight.encoders.losses.straight_through import SignHashNet, StraightHashNet
 
 
 def _any_bits(bits: int, dims: int, num_classes: int) -> None:

@@ -1,1 +1,1 @@
-"""Hash functions that are solved for, not trained."""
+"""Hash functions that are solved for, not trained: one method a file."""

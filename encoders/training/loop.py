@@ -16,8 +16,8 @@ from torch import nn
 
 from hashlight.encoders.data.augment import flip_and_shift, random_view
 from hashlight.encoders.data.pixels import PixelSource
-from hashlight.encoders.data.supervision import VIEWS, Supervision
-from hashlight.encoders.losses.objectives import Objective
+from hashlight.encoders.data.supervision.protocol import VIEWS, Supervision
+from hashlight.encoders.losses.objective import Objective
 from hashlight.encoders.networks.model import HashModel
 from hashlight.encoders.training.checkpoints import TrainingFolder
 from hashlight.encoders.training.gradients import backward

@@ -15,17 +15,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from hashlight.encoders.data.pixels import PixelSource
-from hashlight.encoders.data.supervision import (
-    LabelSupervision,
-    NoSupervision,
-    PairList,
-    PairSupervision,
-    Supervision,
-    ViewSupervision,
-)
+from hashlight.encoders.data.supervision.labels import LabelSupervision
+from hashlight.encoders.data.supervision.pairs import PairList, PairSupervision
+from hashlight.encoders.data.supervision.protocol import Supervision
+from hashlight.encoders.data.supervision.views import NoSupervision, ViewSupervision
 from hashlight.encoders.encoder import EncoderConfig, HashEncoder
 from hashlight.encoders.errors import EncoderError
-from hashlight.encoders.losses.objectives import Classification
+from hashlight.encoders.losses.classification import Classification
 from hashlight.encoders.methods import METHODS, Method, ObjectiveSettings
 from hashlight.encoders.networks.backbones import SMALL_CNN, Backbone, build_backbone
 from hashlight.encoders.networks.heads import KernelHead, head_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hashlight.encoders.data.supervision import VIEWS, Supervision
+from hashlight.encoders.data.supervision.protocol import VIEWS, Supervision
 from hashlight.encoders.metrics import average_precision_of_scores
 
 

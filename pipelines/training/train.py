@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from hashlight.encoders.data.supervision import LABELS, NOTHING, PAIRS, VIEWS, PairList
+from hashlight.encoders.data.supervision.pairs import PairList
+from hashlight.encoders.data.supervision.protocol import LABELS, NOTHING, PAIRS, VIEWS
 from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
 from hashlight.encoders.methods import METHODS
 from hashlight.encoders.training.checkpoints import LOG_FILE

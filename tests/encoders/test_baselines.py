@@ -2,8 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from hashlight.encoders.fits.kernel import KSH, SDH
-from hashlight.encoders.fits.linear import ITQ, ITQCCA, LSH, SH
+from hashlight.encoders.fits.itq import ITQ
+from hashlight.encoders.fits.itq_cca import ITQCCA
+from hashlight.encoders.fits.ksh import KSH
+from hashlight.encoders.fits.lsh import LSH
+from hashlight.encoders.fits.sdh import SDH
+from hashlight.encoders.fits.sh import SH
 from hashlight.encoders.metrics import mean_average_precision
 from hashlight.encoders.networks.heads import build_head, head_of
 from hashlight.encoders.packing import unpack_bits

@@ -3,14 +3,11 @@ import math
 import pytest
 import torch
 
-from hashlight.encoders.losses.classes import (
-    centres_of_images,
-    class_centres,
-    class_loss,
-    csq_loss,
-    latent_loss,
-    orthohash_loss,
-)
+from hashlight.encoders.losses.centres import class_centres
+from hashlight.encoders.losses.classification import class_loss
+from hashlight.encoders.losses.csq import centres_of_images, csq_loss
+from hashlight.encoders.losses.latent import latent_loss
+from hashlight.encoders.losses.orthohash import orthohash_loss
 
 
 def draw(seed, batch=6, bits=8, classes=4):

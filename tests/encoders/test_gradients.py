@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hashlight.encoders.losses.pairs import hashnet_loss
+from hashlight.encoders.losses.hashnet import hashnet_loss
 from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
 from hashlight.encoders.networks.model import HashModel
 from hashlight.encoders.training.gradients import backward

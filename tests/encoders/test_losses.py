@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hashlight.encoders.losses.pairs import dhn_loss, exponentiated_loss, hashnet_loss, pair_weights
+from hashlight.encoders.losses.dhn import dhn_loss
+from hashlight.encoders.losses.hashnet import hashnet_loss
+from hashlight.encoders.losses.joint import exponentiated_loss
+from hashlight.encoders.losses.pairs import pair_weights
 
 
 def known_pairs(codes, known):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hashlight.encoders.data.supervision import PairList
+from hashlight.encoders.data.supervision.pairs import PairList
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.methods import METHODS
 from hashlight.encoders.metrics import mean_average_precision

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hashlight.encoders.data.supervision import LabelSupervision
-from hashlight.encoders.losses.objectives import StraightHashNet
+from hashlight.encoders.data.supervision.labels import LabelSupervision
+from hashlight.encoders.losses.straight_through import StraightHashNet
 from hashlight.encoders.methods import METHODS, ObjectiveSettings
 from tests.encoders.test_class_losses import loop_cross_entropy
 from tests.encoders.test_losses import dot, loop_dhn, loop_exponentiated, loop_loss

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import hashlight.encoders.training.checkpoints
-from hashlight.encoders.data.supervision import LabelSupervision, NoSupervision, PairList, ViewSupervision
+from hashlight.encoders.data.supervision.labels import LabelSupervision
+from hashlight.encoders.data.supervision.pairs import PairList
+from hashlight.encoders.data.supervision.views import NoSupervision, ViewSupervision
 from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.metrics import mean_average_precision
 from hashlight.encoders.training.train import TrainConfig, train

@@ -7,7 +7,9 @@ from PIL import Image
 
 from hashlight.encoders.data.augment import random_view
 from hashlight.encoders.data.pixels import PixelSource
-from hashlight.encoders.data.supervision import LabelSupervision, PairList, PairSupervision, ViewSupervision
+from hashlight.encoders.data.supervision.labels import LabelSupervision
+from hashlight.encoders.data.supervision.pairs import PairList, PairSupervision
+from hashlight.encoders.data.supervision.views import ViewSupervision
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.metrics import average_precision_of_scores, mean_average_precision
 from hashlight.encoders.networks.backbones import build_backbone

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hashlight.encoders.data.supervision import PairList
-from hashlight.encoders.losses.pairs import hashnet_loss
+from hashlight.encoders.data.supervision.pairs import PairList
+from hashlight.encoders.losses.hashnet import hashnet_loss
 from hashlight.encoders.training.gradients import backward
 from hashlight.encoders.training.train import TrainConfig, train
 from hashlight.encoders.training.workers import ALONE, Share, Workers

@@ -1,0 +1,93 @@
+"""The codes that CSQ and OrthoHash aim at, one a class, far from each other.
+
+Shapes: K bits, C classes.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from hashlight.encoders.losses.objective import Objective
+
+# Sets of random centres that are drawn to choose the best one from, and the distances computed for it at most.
+_CENTRE_DRAWS = 200
+_CENTRE_DISTANCES = 20_000_000
+
+
+class Centred(Objective):
+    """An objective with one fixed code a class."""
+
+    def __init__(self, bits: int, num_classes: int, seed: int):
+        super().__init__()
+        self.centre_CK: torch.Tensor
+        self.register_buffer("centre_CK", class_centres(num_classes, bits, seed))
+
+
+def class_centres(num_classes: int, bits: int, seed: int = 0) -> torch.Tensor:
+    """Draw one code a class, far from each other, each with as many ones as minus ones where it can be.
+
+    Rows of a Hadamard matrix and their negatives, with random signs, where `bits` is a power of two and
+    `num_classes` at most twice as many; else the best of a number of random draws, by the least distance between two
+    centres. The signs matter: plain rows share a first bit that is constant.
+
+    Parameters
+    ----------
+    num_classes, bits : int
+    seed : int
+
+    Returns
+    -------
+    Tensor of float32, shape (C, K)
+        -1 or 1. No two classes have one centre.
+
+    Raises
+    ------
+    ValueError
+        If there are more classes than codes.
+    """
+    check_centres(num_classes, bits)
+    generator = torch.Generator().manual_seed(seed)
+    if bits & (bits - 1) == 0 and num_classes <= 2 * bits:
+        return _hadamard_centres(num_classes, bits, generator)
+    num_draws = min(_CENTRE_DRAWS, max(1, _CENTRE_DISTANCES // num_classes**2))
+    draws = [_random_centres(num_classes, bits, generator) for _ in range(num_draws)]
+    best = max(draws, key=_least_distance)
+    if _least_distance(best) == 0:
+        return _numbered_centres(num_classes, bits, seed)
+    return best
+
+
+def check_centres(num_classes: int, bits: int) -> None:
+    """Refuse more classes than there are codes to give them."""
+    if num_classes > 2**bits:
+        raise ValueError(f"`bits` must give each of {num_classes} classes its own code, got {bits}: use more bits")
+
+
+def _hadamard_centres(num_classes: int, bits: int, generator: torch.Generator) -> torch.Tensor:
+    matrix = torch.ones(1, 1)
+    while len(matrix) < bits:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    matrix = matrix[:, torch.randperm(bits, generator=generator)]
+    sign_K1 = torch.where(torch.rand(bits, 1, generator=generator) < 0.5, -1.0, 1.0)
+    rows_KK = sign_K1 * matrix[torch.randperm(bits, generator=generator)]
+    return torch.cat([rows_KK, -rows_KK])[:num_classes]
+
+
+def _random_centres(num_classes: int, bits: int, generator: torch.Generator) -> torch.Tensor:
+    order_CK = torch.rand(num_classes, bits, generator=generator).argsort(dim=1)
+    return torch.where(order_CK < bits // 2, -1.0, 1.0)
+
+
+def _numbered_centres(num_classes: int, bits: int, seed: int) -> torch.Tensor:
+    """Different codes where there are few more of them than classes: different random numbers, bit by bit."""
+    numbers = random.Random(seed).sample(range(2**bits), num_classes)
+    return torch.tensor([[1.0 if number >> bit & 1 else -1.0 for bit in range(bits)] for number in numbers])
+
+
+def _least_distance(centre_CK: torch.Tensor) -> int:
+    """Return the least Hamming distance between two centres."""
+    bits = centre_CK.shape[1]
+    distance_CC = (bits - centre_CK @ centre_CK.T) / 2
+    return int(distance_CC.fill_diagonal_(bits).min())

@@ -1,0 +1,68 @@
+"""HashNet's pairs of signs from the first step, alone or with a classifier that reads the same signs.
+
+Bengio, Leonard & Courville, arXiv 1308.3432, for the straight-through estimator. Shapes: B images of a batch, K bits,
+C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hashlight.encoders.data.supervision.protocol import Supervision
+from hashlight.encoders.losses.classification import class_loss
+from hashlight.encoders.losses.hashnet import HashNet
+from hashlight.encoders.losses.objective import classes_of
+
+
+class SignHashNet(HashNet):
+    """HashNet's pairs of sign(z) from the first step, in the place of continuation.
+
+    The gradient of a sign passes to tanh(z) as it is: the straight-through estimator of Bengio, Leonard & Courville,
+    arXiv 1308.3432.
+
+    Parameters
+    ----------
+    alpha : float or None
+        See `hashnet_loss`.
+    """
+
+    def forward(
+        self, output_BK: torch.Tensor, beta: float, supervision: Supervision, index_B: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Objective.forward`; beta is not read."""
+        return self._pair_loss(straight_through_sign(output_BK), supervision, index_B)
+
+
+class StraightHashNet(HashNet):
+    """`SignHashNet`, and a classifier that reads the classes off the same signs; a method of this project.
+
+    It differs from HashNet by two things: signs from the first step, in the place of continuation, and the classifier.
+    `SignHashNet` (the method hashnet-sgn) has the first alone, so what lies between HashNet and it is what the signs
+    add, and what lies between it and this one is what the classifier adds. Pairs place codes against each other, the
+    cross-entropy places each against all classes at once. The two losses add up, with equal weight.
+
+    Parameters
+    ----------
+    alpha : float or None
+        See `hashnet_loss`.
+    bits, num_classes : int
+    """
+
+    def __init__(self, alpha: float | None, bits: int, num_classes: int):
+        super().__init__(alpha)
+        self.classifier = nn.Linear(bits, num_classes)
+
+    def forward(
+        self, output_BK: torch.Tensor, beta: float, supervision: Supervision, index_B: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Objective.forward`."""
+        code_BK = straight_through_sign(output_BK)
+        target_BC = classes_of(supervision, index_B, output_BK.device)
+        return self._pair_loss(code_BK, supervision, index_B) + class_loss(self.classifier(code_BK), target_BC)
+
+
+def straight_through_sign(z_BK: torch.Tensor) -> torch.Tensor:
+    """Return sign(z) with the gradient of tanh(z): forward it is binary, backward it is as if it were not."""
+    soft_BK = torch.tanh(z_BK)
+    return soft_BK + (torch.where(z_BK > 0, 1.0, -1.0) - soft_BK).detach()

@@ -1,0 +1,71 @@
+"""The words of a filter: names, texts, numbers and signs, and the error that points at one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+    (?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])
+  | (?P<text>"(?:[^"]|"")*"|'(?:[^']|'')*')
+  | (?P<quoted>`[^`]+`)
+  | (?P<word>[^\W\d]\w*)
+  | (?P<sign><=|>=|==|!=|<>|[=<>(),])
+  )""",
+    re.VERBOSE,
+)
+KEYWORDS = {"and", "or", "not", "in", "like", "is", "null", "true", "false"}
+
+
+class FilterError(ValueError):
+    """A filter cannot be understood, or does not fit the attributes.
+
+    Attributes
+    ----------
+    position : int
+        Of the character at fault, from 0.
+    """
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(f"`filter`, at character {position}: {message}")
+        self.position = position
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Token:
+    """One word, sign, number or text of a filter, and where it stands."""
+
+    kind: str
+    text: str
+    position: int
+
+    @property
+    def word(self) -> str:
+        """The keyword or sign that stands here, in lower case; empty for names, texts and numbers."""
+        lower = self.text.lower()
+        return lower if self.kind == "sign" or (self.kind == "word" and lower in KEYWORDS) else ""
+
+    def __str__(self) -> str:
+        return "the end" if self.kind == "end" else f"`{self.text[:40]}`"
+
+
+def tokens_of(text: str) -> Iterator[Token]:
+    """Cut the text of a filter into tokens, the last of which is its end."""
+    position, end = 0, len(text.rstrip())
+    while position < end:
+        match = _TOKEN.match(text, position)
+        if match is None:
+            place = position + len(text[position:]) - len(text[position:].lstrip())
+            unclosed = "a closing quote" if text[place] in "\"'`" else "a name, a value or an operator"
+            raise FilterError(f"expected {unclosed}, got `{text[place : place + 20]}`", place)
+        kind = str(match.lastgroup)
+        yield Token(kind, match[kind], match.start(kind))
+        position = match.end()
+    yield Token("end", "", len(text))
+
+
+def unquote(text: str) -> str:
+    """Return the text between quotes."""
+    return text[1:-1].replace(text[0] * 2, text[0])
