@@ -323,4 +323,5 @@ def _other_bytes(part: Part) -> float:
         for group in range(metadata.num_row_groups)
         for column in range(metadata.num_columns)
     ]
-    return sum(c.total_compressed_size for c in columns if c.path_in_schema not in ("id", "code")) / metadata.num_rows
+    others = sum(c.total_compressed_size for c in columns if c.path_in_schema not in ("id", "code"))
+    return float(others / metadata.num_rows)

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hashlight.engine.ids import IdArray, RepeatedIds
+from hashlight.engine.codes import IdArray
+from hashlight.engine.ids import RepeatedIds
 from hashlight.pipelines.jobs.errors import PipelineError
 
 

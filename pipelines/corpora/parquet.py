@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hashlight.engine.codes import IdArray
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import is_local, split_options
@@ -91,11 +92,11 @@ def _holds_bytes(kind: pa.DataType | None) -> bool:
     if kind is None:
         return False
     binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return binary or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+    return bool(binary or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _list_rows(file: File) -> Iterator[pa.Table]:
@@ -118,11 +119,11 @@ def _list_rows(file: File) -> Iterator[pa.Table]:
 
 def _entries_of(table: pa.Table | None, count: int, first: int, file: File, *, by_uri: bool) -> pa.Table:
     base, options = split_options(file.uri)
-    names = [] if table is None else table.column_names
+    columns = {} if table is None else dict(zip(table.column_names, table.columns, strict=True))
     rows = np.arange(first, first + count)
+    made: IdArray | None
     if by_uri:
-        assert table is not None, "a column `uri` was found"
-        given = table["uri"].to_pylist()
+        given = columns["uri"].to_pylist()
         if None in given:
             raise PipelineError(f"{base}: `uri` must be there in every row, row {first + given.index(None)} has none")
         made = hashed_ids(given)
@@ -130,16 +131,16 @@ def _entries_of(table: pa.Table | None, count: int, first: int, file: File, *, b
         sources = [f"{uri}{options}" if options and not is_local(uri) else uri for uri in uris]
         rows = np.full(count, -1, np.int64)
     else:
-        made = None if "id" in names else hashed_ids(f"{file.name}#{row}" for row in rows)
-        uris = table["uri"].cast(pa.string()) if "uri" in names else [f"{base}#{row}" for row in rows]
+        made = None if "id" in columns else hashed_ids(f"{file.name}#{row}" for row in rows)
+        uris = columns["uri"].cast(pa.string()) if "uri" in columns else [f"{base}#{row}" for row in rows]
         sources = pa.array([file.uri] * count, pa.string())
     entries = {
-        "id": _given_ids(table["id"], base) if "id" in names else made,
+        "id": _given_ids(columns["id"], base) if "id" in columns else made,
         "uri": uris,
         SOURCE: sources,
         ROW: rows,
     }
-    return pa.table({**entries, **{name: table[name] for name in names if name not in entries}})
+    return pa.table({**entries, **{name: column for name, column in columns.items() if name not in entries}})
 
 
 def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:

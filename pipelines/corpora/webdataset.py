@@ -50,6 +50,10 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\0\0")
 _LOCAL_BUFFER_BYTES, _STORE_BUFFER_BYTES = 1 << 18, 8 << 20
 
 
+# Both are public in `tarfile`; typeshed leaves them out.
+_DAMAGED_HEADER = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
+
+
 class _Member(tarfile.TarInfo):
     """A member whose damaged header is an error: `tarfile` takes all but the first for the end of the shard."""
 
@@ -57,7 +61,7 @@ class _Member(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tarfile_)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+        except _DAMAGED_HEADER as error:
             raise tarfile.ReadError(f"the header at byte {tarfile_.offset} is damaged: {error}") from error
 
 

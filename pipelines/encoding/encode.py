@@ -407,8 +407,9 @@ class _Stage:
     """How many actors, what each takes of its node, and what its units need to know of that."""
 
     actors: int
-    resources: dict[str, float]
     settings: dict[str, Any]
+    num_cpus: int
+    num_gpus: int | None = None
 
 
 def _plan_actors(actors: int | None, units: int) -> _Stage:
@@ -420,9 +421,9 @@ def _plan_actors(actors: int | None, units: int) -> _Stage:
     if gpus:
         share = max(1, cores // gpus)
         settings = {"device": "cuda", "decoders": max(1, share - 1)}
-        return _Stage(min(actors or gpus, gpus, units), {"num_gpus": 1, "num_cpus": share}, settings)
+        return _Stage(min(actors or gpus, gpus, units), settings, num_cpus=share, num_gpus=1)
     cores = max(1, cores)
-    return _Stage(min(actors or cores, cores, units), {"num_cpus": 1}, {"device": "cpu", "decoders": 1})
+    return _Stage(min(actors or cores, cores, units), {"device": "cpu", "decoders": 1}, num_cpus=1)
 
 
 def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSettings) -> Iterator[dict[str, Any]]:
@@ -442,7 +443,8 @@ def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSett
         compute=ray.data.ActorPoolStrategy(
             size=stage.actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
         ),
-        **stage.resources,
+        num_cpus=stage.num_cpus,
+        num_gpus=stage.num_gpus,
     )
     try:
         yield from results.iter_rows()

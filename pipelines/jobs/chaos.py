@@ -63,8 +63,8 @@ def _is_due(folder: Path, number: int, rule: dict[str, Any]) -> bool:
         counter.write(b".")
         counter.flush()
         passed = counter.tell()
-    first = rule.get("skip", 0) + 1
-    return first <= passed < first + rule.get("times", 1)
+    first = int(rule.get("skip", 0)) + 1
+    return first <= passed < first + int(rule.get("times", 1))
 
 
 def _act(what: str, folder: Path) -> None:

@@ -34,7 +34,8 @@ def run_tasks(submit: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[
     import ray
 
     most = _WAITING_A_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting, running = iter(items), {}
+    waiting = iter(items)
+    running: dict[Any, T] = {}
     try:
         while True:
             while len(running) < most and (item := next(waiting, None)) is not None:

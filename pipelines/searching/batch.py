@@ -254,14 +254,14 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
 def _aligned(files: list[Iterator[pa.RecordBatch]]) -> Iterator[list[pa.RecordBatch]]:
     """Yield the rows of the same queries from each file; files cut their rows into batches each in its own way."""
     current = [next(batches, None) for batches in files]
-    while None not in current:
-        rows = min(map(len, current))
-        yield [batch.slice(0, rows) for batch in current]
+    while len(there := [batch for batch in current if batch is not None]) == len(files):
+        rows = min(map(len, there))
+        yield [batch.slice(0, rows) for batch in there]
         current = [
             batch.slice(rows) if len(batch) > rows else next(batches, None)
-            for batch, batches in zip(current, files, strict=True)
+            for batch, batches in zip(there, files, strict=True)
         ]
-    assert all(batch is None for batch in current), "every shard is asked the same queries"
+    assert not there, "every shard is asked the same queries"
 
 
 def read_queries(job: SearchJob, block: Block) -> tuple[CodeArray, IdArray]:

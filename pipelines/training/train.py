@@ -109,7 +109,9 @@ def _supervision(kind: str | None, pairs: str | Path | None, entries: pa.Table, 
         raise PipelineError(f"supervision by pairs and a list of pairs go together, got {got}")
     if pairs is not None:
         return {"pairs": read_pairs(pairs, entries)}
-    return {LABELS: lambda: {"labels": labels_of(entries)[0]}, VIEWS: lambda: {"views": True}, NOTHING: dict}[kind]()
+    if kind == LABELS:
+        return {"labels": labels_of(entries)[0]}
+    return {"views": True} if kind == VIEWS else {}
 
 
 def read_pairs(path: str | Path, entries: pa.Table) -> PairList:

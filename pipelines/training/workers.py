@@ -127,13 +127,16 @@ def _trainer(job: dict[str, Any], workers: int) -> Any:
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    # Ray runs the second version of its trainer, while its types are those of the first, which takes no value back.
     return TorchTrainer(
-        _work,
+        _work,  # type: ignore[arg-type]
         train_loop_config=job,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=job["config"].device == "cuda"),
         run_config=RunConfig(
             storage_path=str(job["folder"] / "ray"),
-            failure_config=FailureConfig(max_failures=MAX_LOSSES, controller_failure_limit=MAX_LOSSES),
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=MAX_LOSSES, controller_failure_limit=MAX_LOSSES
+            ),
         ),
     )
 
@@ -203,7 +206,8 @@ def _run(trainer: Any, board: Any, progress: Callable[[Progress], None] | None) 
         ) from outcome[0]
     if isinstance(outcome[0], Exception):
         raise outcome[0]
-    return outcome[0]
+    encoder: HashEncoder = outcome[0]
+    return encoder
 
 
 class _StoppedError(Exception):
