@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.scan import ScanIndex
 from hashlight.engine.kernels.arguments import Budget, Prices
 from hashlight.engine.kernels.compiling import kernels_digest
+from hashlight.engine.places.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -247,9 +247,7 @@ def _measure_and_store() -> Costs:
 def write_machine_file(path: Path, content: dict[str, Any]) -> None:
     """Replace a file of measurements."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        json.dump(content, file)
-    os.replace(file.name, path)
+    write_atomically(path, json.dumps(content).encode())
 
 
 def _load() -> Costs | None:

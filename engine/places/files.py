@@ -79,7 +79,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def publish(aside: Path, path: Path, *, only_new: bool = False) -> bool:
+def publish(aside: Path, path: Path, *, only_new: bool = False, durable: bool = True) -> bool:
     """Let a file that was written aside appear at `path`, for good; return whether it did.
 
     Parameters
@@ -89,8 +89,11 @@ def publish(aside: Path, path: Path, *, only_new: bool = False) -> bool:
     path : Path
     only_new : bool
         Leave a file that is there already; then this one stays aside.
+    durable : bool
+        Whether it must survive a crash of the machine.
     """
-    sync_file(aside)
+    if durable:
+        sync_file(aside)
     if not only_new:
         aside.replace(path)
     else:
@@ -99,50 +102,64 @@ def publish(aside: Path, path: Path, *, only_new: bool = False) -> bool:
             os.link(aside, path)
         except FileExistsError:
             return False
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
     pass_step("published", path.name)
     return True
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a path to write a file at; when the context ends well, it replaces `path` in one step."""
+def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a path to write a file at; when the context ends well, it replaces `path` in one step.
+
+    `durable` says whether it must survive a crash of the machine.
+    """
     aside = aside_of(path)
     pass_step("aside", path.name)
     try:
         yield aside
-        publish(aside, path)
+        publish(aside, path, durable=durable)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes, *, only_new: bool = False) -> bool:
+def write_atomically(path: Path, data: bytes, *, only_new: bool = False, durable: bool = True) -> bool:
     """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a mixture.
 
-    With `only_new` a file that is there stays; the return value says whether `data` was written.
+    With `only_new` a file that is there stays; the return value says whether `data` was written. `durable` says whether
+    it must survive a crash of the machine.
     """
     aside = aside_of(path)
     try:
         with aside.open("wb") as file:
             pass_step("aside", path.name)
             file.write(data)
-        return publish(aside, path, only_new=only_new)
+        return publish(aside, path, only_new=only_new, durable=durable)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def replace_folder(aside: Path, path: Path) -> None:
-    """Let a folder that was written beside `path` take its place, by two renames; the old one goes.
+@contextlib.contextmanager
+def folder_written_aside(path: Path) -> Iterator[Path]:
+    """Yield a path to make a folder at; when the context ends well, it takes the place of `path`, by two renames.
 
     Raises
     ------
     OSError
         If it cannot; the old folder is at its place again.
     """
-    for file in (entry for entry in aside.rglob("*") if entry.is_file()):
-        sync_file(file)
-    for folder in (aside, *(entry for entry in aside.rglob("*") if entry.is_dir())):
-        sync_folder(folder)
+    aside = aside_of(path)
+    try:
+        yield aside
+        for entry in aside.rglob("*"):
+            (sync_folder if entry.is_dir() else sync_file)(entry)
+        sync_folder(aside)
+        _exchange(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(aside: Path, path: Path) -> None:
     replaced = aside_of(path)
     if path.is_dir():
         path.rename(replaced)

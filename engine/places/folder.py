@@ -104,12 +104,7 @@ class Folder(Place):
         """See `Place.put`."""
         path = Path(self.location_of(name))
         make_folder(path.parent)
-        if durable:
-            write_atomically(path, data)
-            return
-        aside = aside_of(path)
-        aside.write_bytes(data)
-        aside.replace(path)
+        write_atomically(path, data, durable=durable)
 
     def put_new(self, name: str, data: bytes) -> bool:
         """See `Place.put_new`."""

@@ -41,12 +41,10 @@ from hashlight.engine.codes import IdArray, check_radius
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.kernels.components import find_roots, join_edges
 from hashlight.engine.places.files import (
-    aside_of,
     remove_leftovers,
-    sync_file,
-    sync_folder,
     write_atomically,
     writer_lock,
+    written_aside,
 )
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.results import RangeResult
@@ -294,16 +292,12 @@ def _as_tables(parts: Iterator[tuple[IdArray, IdArray, NDArray[np.int32]]]) -> I
 
 def _write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
     """Write a Parquet file that appears in one step."""
-    aside = aside_of(path)
-    try:
-        with pq.ParquetWriter(aside, schema, use_dictionary=["distance", "cluster", "representative"]) as writer:
-            for table in tables:
-                writer.write_table(table.combine_chunks())
-        sync_file(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with (
+        written_aside(path) as aside,
+        pq.ParquetWriter(aside, schema, use_dictionary=["distance", "cluster", "representative"]) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table.combine_chunks())
 
 
 def cluster_pairs(files: list[Path]) -> pa.Table:

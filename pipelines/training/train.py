@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
 from hashlight.encoders.methods import METHODS
 from hashlight.encoders.training.checkpoints import LOG_FILE
 from hashlight.encoders.training.train import Progress, TrainConfig, train
-from hashlight.engine.places.files import sync_folder
+from hashlight.engine.places.files import folder_written_aside, make_folder
 from hashlight.pipelines.corpora.corpus import list_corpus
 from hashlight.pipelines.corpora.labels import has_labels, labels_of
 from hashlight.pipelines.decoding.images import readable_images
@@ -92,7 +91,7 @@ def train_encoder(
         encoder = train_with_workers(
             images, config, workers=workers, folder=folder, address=address, progress=report, **given
         )
-    _save_aside(encoder, output, folder / LOG_FILE)
+    _save(encoder, output, folder / LOG_FILE)
     shutil.rmtree(folder)
     return encoder
 
@@ -161,19 +160,10 @@ def _refuse_taken(output: Path, *, overwrite: bool) -> None:
         )
 
 
-def _save_aside(encoder: HashEncoder, output: Path, log: Path) -> None:
-    """Write the whole folder aside, then let it and the encoder that was there change places by two renames."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    aside, replaced = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
-    encoder.save(aside)
-    if log.is_file():
-        shutil.copyfile(log, aside / LOG_FILE)
-    if output.is_dir():
-        output.rename(replaced)
-    try:
-        aside.rename(output)
-    except OSError:
-        replaced.rename(output)
-        raise
-    sync_folder(output.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+def _save(encoder: HashEncoder, output: Path, log: Path) -> None:
+    """Write the whole folder aside, then let it take the place of the encoder that was there."""
+    make_folder(output.parent)
+    with folder_written_aside(output) as aside:
+        encoder.save(aside)
+        if log.is_file():
+            shutil.copyfile(log, aside / LOG_FILE)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from hashlight.engine.places.files import replace_folder, written_aside
+from hashlight.engine.places.files import folder_written_aside, written_aside
 from hashlight.engine.places.opening import open_place
 
 
@@ -91,10 +91,9 @@ def test_a_new_folder_has_its_name_on_the_disk(folder, calls):
 def test_a_folder_takes_the_place_of_another_when_it_is_on_the_disk(folder, calls):
     (folder / "old").mkdir()
     (folder / "old" / "b").write_bytes(b"old")
-    aside = folder / ".old.new.tmp"
-    aside.mkdir()
-    (aside / "b").write_bytes(b"data")
-    replace_folder(aside, folder / "old")
+    with folder_written_aside(folder / "old") as aside:
+        aside.mkdir()
+        (aside / "b").write_bytes(b"data")
     assert without_sizes(calls, {"there", "aside"}) == [
         ("fsync", "b", 4),
         ("fsync", "aside"),
