@@ -1,4 +1,4 @@
-"""Which file holds a shard's attributes best? Arrow IPC against Parquet: bytes a row, time to open, time for ten rows.
+"""Which file format suits a shard's attributes? Arrow IPC against Parquet: bytes a row, time to open and to read rows.
 
 python benchmarks/attributes.py --rows 2000000
 """
@@ -50,7 +50,7 @@ def take_parquet(file, rows):
 
 
 def measure(path: Path, table: pa.Table, open_file, take) -> tuple[float, float]:
-    """Median seconds to open the file and to take ten scattered rows, each answer checked."""
+    """Median seconds to open the file and to read ten scattered rows; every answer is checked."""
     rng = np.random.default_rng(1)
     opened_s, taken_s = [], []
     for _ in range(RUNS):

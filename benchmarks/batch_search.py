@@ -2,9 +2,9 @@
 
     python -m benchmarks.batch_search --out benchmarks/results/batch_search_NAME_DATE
 
-builds a collection of uniform 64-bit codes, writes queries three bits away from stored codes, and answers them. What is
-timed is the whole command but for Ray's start: reading, searching, merging, writing and publishing. The answers of a
-sample of queries are checked against a plain scan.
+builds a collection of uniform 64-bit codes, writes queries three bits away from stored codes, and answers them. The
+timed part is the whole command except Ray's start-up: reading, searching, merging, writing and publishing. The answers
+of a sample of queries are checked against a plain scan.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write_queries(path: Path, codes: np.ndarray, queries: int, rng: np.random.Ge
 
 
 def check(path: Path, codes: np.ndarray, asked: np.ndarray, wanted: dict, rng: np.random.Generator) -> int:
-    """Compare a sample of the answers with a scan; return the number of all answers."""
+    """Compare a sample of the answers with a scan; return the total number of answers."""
     found = pq.read_table(path)
     assert len(found) == len(asked)
     for row in rng.choice(len(asked), CHECKED, replace=False).tolist():
@@ -62,7 +62,7 @@ def measure(folder: Path, rows: int, queries: int, shards: int, workers: int, ra
     results = []
     with ray_session(num_cpus=workers):
         for name, wanted in ((f"radius {radius}", {"radius": radius}), ("10 nearest", {"k": 10})):
-            # Workers start, and load their kernels.
+            # Workers start and load their kernels.
             search_codes(folder / "c", folder / "few.parquet", folder / "few-r.parquet", overwrite=True, **wanted)
             start = time.perf_counter()
             search_codes(folder / "c", folder / "queries.parquet", folder / "r.parquet", overwrite=True, **wanted)

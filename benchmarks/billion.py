@@ -3,8 +3,8 @@
     python benchmarks/billion.py --folder /a/disk/with/45/GB --out benchmarks/results/billion_NAME_DATE
 
 The codes are uniform, with neighbours planted at known distances from 1,000 queries, each in one shard. Every answer is
-checked to hold the planted ones; a few queries are checked against all codes, read from the files by numpy. Times are
-of one query at a time on one thread: *cold*, after the files were dropped from the page cache; *warm*, the same queries
+checked to contain the planted ones; a few queries are checked against all codes, read from the files by numpy. Queries
+run one at a time on one thread: *cold*, after the files were dropped from the page cache; *warm*, the same queries
 again.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from hashlight.engine.collection.collection import Collection, CollectionWriter
 
-BYTES_A_CODE = 40  # codes 8, ids 8, rows by id 4, tables about 17, and room for what is being written
+BYTES_A_CODE = 40  # codes 8, ids 8, rows by id 4, tables about 17, and room for files being written
 QUERIES = 1000
 PLANTED_DISTANCES = (0, 1, 2, 3, 4, 6, 8)
 RADII = (2, 4, 6, 8)
@@ -39,7 +39,7 @@ def make_queries() -> np.ndarray:
 
 
 def planted(query: int) -> list[np.uint64]:
-    """The masks by which the planted neighbours of a query differ from it, one a distance."""
+    """Return the bit masks between a query and its planted neighbours, one for each distance."""
     rng = np.random.default_rng(10_000 + query)
     return [
         np.bitwise_or.reduce(
@@ -50,7 +50,7 @@ def planted(query: int) -> list[np.uint64]:
 
 
 def make_shard(shard: int, shards: int, rows: int, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (rows, 1) and ids of one shard; the planted codes stand in its first rows."""
+    """Return codes (rows, 1) and ids of one shard; the planted codes are in its first rows."""
     codes = np.random.default_rng(1000 + shard).integers(0, 2**64, (rows, 1), np.uint64)
     row = 0
     for query in range(shard, QUERIES, shards):
@@ -61,7 +61,7 @@ def make_shard(shard: int, shards: int, rows: int, queries: np.ndarray) -> tuple
 
 
 def fitting(wanted: int, folder: Path) -> int:
-    """Scale down, and say so, where the disk is too small."""
+    """Scale down, with a message, if the disk is too small."""
     free = shutil.disk_usage(folder).free
     fits = int(free * 0.95) // BYTES_A_CODE
     if fits >= wanted:
@@ -96,7 +96,7 @@ def peak_rss() -> int:
 
 
 def memory() -> dict[str, int]:
-    """Bytes resident now: private, and mapped from files (page cache that the kernel may take back)."""
+    """Return resident bytes: private ones, and those mapped from files (page cache that the kernel can reclaim)."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return {name: int(lines[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile")}
 
@@ -131,7 +131,7 @@ def one_pass(collection: Collection, operation: str, value: int, queries: np.nda
 
 
 def check_planted(collection: Collection, number: int, answer, radius: int) -> None:
-    """Every planted code within `radius` is in the answer; uniform codes may stand between them."""
+    """Check that every planted code within `radius` is in the answer; it may contain uniform codes as well."""
     shards = len(collection.shards)
     first_row = number // shards * len(PLANTED_DISTANCES)
     first_id = number % shards * (len(collection) // shards) + first_row
@@ -141,7 +141,7 @@ def check_planted(collection: Collection, number: int, answer, radius: int) -> N
 
 
 def query(path: Path, results: Path) -> None:
-    """In a fresh process: open, then each operation cold and warm, but for those that the results hold already."""
+    """In a fresh process: open, then run each operation cold and warm, skipping those that already have results."""
     document = json.loads(results.read_bytes())
     queries = make_queries()
     Collection.open(path).range_search(queries[:1] ^ np.uint64(2**63), 8, threads=1)  # compiled kernels are loaded
@@ -155,7 +155,7 @@ def query(path: Path, results: Path) -> None:
         for value in values:
             if (operation, value) in done:
                 continue
-            collection = None  # its maps hold the pages
+            collection = None  # its maps keep the pages resident
             drop_from_cache(path)
             collection = Collection.open(path)
             cold = one_pass(collection, operation, value, queries)

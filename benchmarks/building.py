@@ -2,9 +2,9 @@
 
     python -m benchmarks.building --out benchmarks/results/building_NAME_DATE
 
-writes a folder of random codes as `hashlight encode` leaves it, builds it into shards, and reads the peak resident
-memory (VmHWM) of every process that ran a task from the kernel. A worker that has only imported the program is
-measured too: that memory does not grow with the codes.
+writes a folder of random codes like that of `hashlight encode`, builds it into shards, and reads the peak resident
+memory (VmHWM) of every process that ran a task. A worker that has only imported the program is measured too, since that
+memory does not grow with the codes.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def write_codes(folder: Path, rows: int, *, uris: bool) -> None:
 
 
 class PeakMemory:
-    """Watches this process's Ray workers: peak resident bytes of each, and the part of it that is no file's.
+    """Watches this process's Ray workers: peak resident bytes of each, and the part that is not backed by files.
 
-    The kernel keeps the peak of the whole; the part (arrays, not libraries or maps) is sampled.
+    The kernel records the peak of the whole; the part (arrays, without libraries and maps) is sampled.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ def memory_of(pid: int) -> dict[str, int]:
 
 
 def import_only() -> None:
-    """Import what a worker imports."""
+    """Import everything that a worker imports."""
     from hashlight.engine.extras import import_faiss
     from hashlight.pipelines.building.build import build_shard  # noqa: F401
 

@@ -2,13 +2,14 @@
 
     python -m benchmarks.dedup --out benchmarks/results/dedup_NAME_DATE
 
-Join: 2 million clustered 64-bit codes, radius 3, by `hashlight dedup` as a whole (join, clusters, gallery; Ray's start
-left out), and by itself. FAISS (`IndexBinaryFlat.range_search`, as many threads) answers a sample of the codes as
-queries over all codes, and its time is scaled by the number of codes: that is what the whole would take, as its time
-is proportional to the queries. All pairs of a sample of 20,000 codes are compared with plain scans.
+Join: 2 million clustered 64-bit codes, radius 3, by `hashlight dedup` as a whole (join, clusters, gallery; without
+Ray's start-up), and the join by itself. FAISS (`IndexBinaryFlat.range_search`, with as many threads) searches all codes
+for a sample of them, and its time is scaled to all codes, because it is proportional to the number of queries. All
+pairs of a sample of 20,000 codes are compared with plain scans.
 
-Copies: images of Fashion-MNIST and copies of some (resized, recompressed as JPEG, cropped by 5 %); the encoder learned
-from two views of other images (`hashlight train --supervision views`). A pair is right if it is of one original.
+Copies: images of Fashion-MNIST and copies of some (resized, recompressed as JPEG, cropped by 5 %); the encoder was
+trained on two views of other images (`hashlight train --supervision views`). A pair is correct if both have the same
+original.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ CHECKED = 20_000
 
 
 def clustered(rng: np.random.Generator, rows: int) -> np.ndarray:
-    """Ten codes around each centre on average, each bit of which differs from the centre's with a chance of 2 %."""
+    """Ten codes around each centre on average; each bit differs from the centre's with a probability of 2 %."""
     codes = rng.integers(2**64, size=rows // MEMBERS, dtype=np.uint64)[rng.integers(rows // MEMBERS, size=rows)]
     for start in range(0, rows, 100_000):
         flips = rng.random((len(codes[start : start + 100_000]), 64)) < FLIP_SHARE
@@ -93,7 +94,7 @@ def measure_faiss(codes: np.ndarray, rng: np.random.Generator, radius: int, thre
 
 
 def check_pairs(files: list[Path], codes: np.ndarray, rng: np.random.Generator, radius: int, checked: int) -> None:
-    """Compare all pairs of a sample of codes, with whatever other code, with those that plain scans find."""
+    """Compare all pairs that involve a sample of codes with those that plain scans find."""
     sample = rng.choice(len(codes), min(checked, len(codes)), replace=False)
     expected = set()
     for row in sample.tolist():
@@ -113,7 +114,7 @@ def check_pairs(files: list[Path], codes: np.ndarray, rng: np.random.Generator, 
 
 
 def copies_of(image: Image.Image) -> list[Image.Image]:
-    """Return a resized, a recompressed and a cropped copy."""
+    """Return a resized, a recompressed and a cropped copy of an image."""
     side = image.width
     small = image.resize((side * 3 // 4,) * 2, Image.Resampling.BILINEAR)
     buffer = io.BytesIO()

@@ -1,9 +1,9 @@
 """What encoding on Ray costs: images/s of `encode_corpus` against plain loops of the same decode and model code.
 
 Fashion-MNIST as PNG, in tars and as a folder. The plain loops run in as many processes as there are actors; each reads,
-decodes and encodes its share, batch by batch, on one thread, unguarded, and writes nothing. Start-up is left out of
-both: the loops begin together when all have loaded, the job's clock runs from the start of its first unit to the end of
-its last. Runs alternate; medians are compared. Both must give the same codes.
+decodes and encodes its share, batch by batch, on one thread, unguarded, and writes nothing. Start-up is excluded from
+both: the loops start together once all have loaded, and the job's clock runs from the start of its first unit to the
+end of its last. Runs alternate; medians are compared. Both must give the same codes.
 
     python -m benchmarks.encoding --images 60000 --repeats 5 --out benchmarks/results/encoding_NAME_DATE
 """
@@ -42,7 +42,7 @@ PROCESSES = 2
 
 
 def prepare(folder: Path, images: int) -> None:
-    """Write the corpus twice, and an encoder: what it has learned does not matter here."""
+    """Write the corpus in both forms, and a barely trained encoder, since its quality does not matter here."""
     pixels, labels = load_fashion_mnist("train", folder / "download")
     train(pixels[:2000], labels[:2000], TrainConfig(bits=64, epochs=1, warmup_epochs=0)).save(folder / "encoder")
     rows = as_corpus(pixels[:images], labels[:images], np.arange(images)).to_pylist()
@@ -106,7 +106,7 @@ def run_plain(kind: str, folder: Path) -> tuple[float, dict[str, bytes]]:
 
 
 def run_ray(kind: str, folder: Path, output: Path) -> tuple[float, dict[str, bytes], dict[str, float]]:
-    # Its processes are there for its own turns only; the actors begin together, as the loops do.
+    # The processes exist during this run only; the actors start together, as the loops do.
     ray.init(
         address="local",
         num_cpus=PROCESSES,
@@ -115,7 +115,7 @@ def run_ray(kind: str, folder: Path, output: Path) -> tuple[float, dict[str, byt
         log_to_driver=False,
     )
     ray.data.DataContext.get_current().wait_for_min_actors_s = 120
-    # Ray Data starts actors of its own with the first job, and they import for a second.
+    # Ray Data starts actors of its own for the first job, whose imports take a second.
     ray.data.range(PROCESSES).map_batches(lambda batch: batch).materialize()
     encode_corpus(folder / kind, folder / "encoder", output, actors=PROCESSES, overwrite=True)
     ray.shutdown()

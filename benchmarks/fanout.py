@@ -2,9 +2,9 @@
 
     python -m benchmarks.fanout --out benchmarks/results/fanout_NAME_DATE
 
-A Flight server in a process of its own answers radius queries over a shard; the times of single calls, one at a time,
-are the service times of the simulator (`benchmarks.simulate`, which tests hold to closed forms). Each table changes one
-thing. Latency is in ms; a hedge is a second call; busy is the share of their time that cores work.
+A Flight server in its own process answers radius queries over a shard; the times of single calls, one at a time, are
+the service times of the simulator (`benchmarks.simulate`, which tests check against closed forms). Each table varies
+one parameter. Latency is in ms; a hedge is a second call; busy is the utilisation of the cores.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ROWS = 2_500_000
 RADIUS = 4
 CALLS, ROUNDS, PAUSE_S = 4_000, 15, 4.0
 GROUPS, REPLICAS, LOAD = 16, 2, 0.5
-LOAD_IF_ONE_DIES = 0.3  # at half load the replica that is left would have more to do than it can
-# One call in 200 meets a page that is read from the disk or a process that is not scheduled.
+LOAD_IF_ONE_DIES = 0.3  # at half load the surviving replica would be overloaded
+# One call in 200 waits for a page from the disk or for a process to be scheduled.
 STALL_SHARE, STALL_S = 0.005, 10e-3
 QUANTILES = (0.5, 0.95, 0.99, 0.999)
 
@@ -71,9 +71,9 @@ def serve(pipe) -> None:
 
 
 def measure_calls() -> np.ndarray:
-    """Seconds of single calls to a server in another process, of the quietest of several rounds.
+    """Return the seconds of single calls to a server in another process, from the quietest of several rounds.
 
-    Answers are checked to hold the code that is asked.
+    Answers are checked to contain the query's own code.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -100,7 +100,7 @@ def time_call(client, query: bytes) -> float:
 
 
 def run(system: System, policy: Policy, load: float, calls: int) -> Outcome:
-    """Simulate at a load: the share of their time that cores would work without hedges."""
+    """Simulate at a load: the utilisation that cores would have without hedges."""
     queries = calls // system.groups
     mean_s = float(np.mean(system.service(np.random.default_rng(0), 400_000)))
     return simulate(system, policy, qps=load * system.replicas * system.cores / mean_s, queries=queries, seed=1)
@@ -181,7 +181,7 @@ def as_markdown(results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="without suffix: .md and .json are written")
-    parser.add_argument("--times", type=Path, help="service times (.npy): read if there, else measured and kept")
+    parser.add_argument("--times", type=Path, help="service times (.npy), measured and saved if missing")
     parser.add_argument("--calls", type=int, default=1_000_000, help="of each simulation")
     parser.add_argument("--note", default="", help="what else the machine did")
     arguments = parser.parse_args()

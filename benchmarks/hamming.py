@@ -3,9 +3,9 @@
     pip install -r benchmarks/requirements.txt
     python benchmarks/hamming.py --out benchmarks/results/hamming_NAME_DATE
 
-measures every data set of `DATA_SETS` and writes `.json`, `.md` and a plot. A peer gets `--seconds` for the queries of
-a data set; cells it does not reach are left empty. Medians over calls; a cell of batch 1 is over up to 100 queries. The
-answers to 32 queries a cell are checked, to 4 beyond a million rows.
+measures every data set of `DATA_SETS` and writes `.json`, `.md` and a plot. A peer has `--seconds` for the queries of a
+data set; cells that it does not reach are left empty. Cells are medians over calls; a cell of batch 1 covers up to 100
+queries. The answers to 32 queries in each cell are checked, or to 4 beyond a million rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RADII = (0, 2, 4, 6, 8, 10, 12, 16)
 KS = (1, 10, 100)
 BATCHES = (1, 64, 1024)
 CELL_SECONDS = 0.2
-LONGEST_CALL_S = 4.0  # a batch that would take longer is not asked: its cell repeats that of a smaller one, marked
+LONGEST_CALL_S = 4.0  # a batch that would take longer is skipped; its cell repeats that of a smaller one, marked
 MIN_CALLS = 3
 
 # kind, bits, rows, peers
@@ -58,7 +58,7 @@ def uniform(rng, rows, bits):
 
 
 def clustered(rng, rows, bits, centres=4000, share=0.06):
-    """A few thousand centres of uneven size; each bit of a code differs from its centre with probability `share`."""
+    """A few thousand clusters of uneven size; each bit of a code differs from its centre with probability `share`."""
     weights = rng.pareto(1.2, centres) + 0.05
     centre = rng.integers(0, 256, (centres, bits // 8), np.uint8)[rng.choice(centres, rows, p=weights / weights.sum())]
     for start in range(0, rows, 1_000_000):
@@ -91,7 +91,7 @@ def distances_to_all(query_C: np.ndarray, codes_NC: np.ndarray) -> np.ndarray:
 
 
 def measure(peer_name: str, folder: Path, seconds: float) -> dict:
-    """Run in a process of its own: build, then every cell until the time is up."""
+    """Runs in its own process: build, then measure every cell until the time is up."""
     codes, queries = np.load(folder / "codes.npy"), np.load(folder / "queries.npy")
     warm(peer_name, codes[:5000], queries)
     before = resident_bytes()
@@ -122,7 +122,7 @@ def resident_bytes() -> int:
 
 
 def measure_files(peer_name: str, peer: Peer, folder: Path, queries: np.ndarray) -> dict:
-    """Save the peer, and time a fresh process from its open to the first answer: files may be mapped and read later."""
+    """Save the peer, and time a fresh process from opening to first answer: mapped files are read lazily."""
     folder.mkdir()
     try:
         if not peer.save(folder):
@@ -135,7 +135,7 @@ def measure_files(peer_name: str, peer: Peer, folder: Path, queries: np.ndarray)
 
 
 def open_peer(peer_name: str, folder: Path) -> dict:
-    """Run in a process of its own: open what was saved, once for the imports and once more, and ask for one query."""
+    """Runs in its own process: open the saved files, once to warm up imports and once timed, and answer one query."""
     query = np.load(folder / "queries.npy")[:1]
     for _ in range(2):
         start = time.perf_counter()
@@ -147,7 +147,7 @@ def open_peer(peer_name: str, folder: Path) -> dict:
 
 
 def warm(peer_name: str, codes: np.ndarray, queries: np.ndarray) -> None:
-    """Compile and import on a small index, so that neither is counted as build time."""
+    """Compile and import with a small index, so that neither counts as build time."""
     peer: Peer = PEERS[peer_name](codes)
     for batch in BATCHES:
         peer.within(queries[:batch], 2)
@@ -181,7 +181,7 @@ def measure_cell(peer, queries, operation, value, batch, truth) -> dict | None:
 
 
 class Truth:
-    """Recall of an answer: 1 only if it holds all and nothing else."""
+    """Return the recall of an answer; it is 1 only if the answer is complete and has nothing else."""
 
     def __init__(self, codes, queries) -> None:
         self.codes, self.queries = codes, queries
@@ -194,7 +194,7 @@ class Truth:
         return self.rows[query]
 
     def recall(self, operation, value, answer, begin, num_queries) -> float:
-        """Mean over the queries from number `begin` on that `answer` holds."""
+        """Mean over the queries in `answer`, which start at number `begin`."""
         shares = []
         for query in range(num_queries):
             distance = self.distances(begin + query)
@@ -209,13 +209,13 @@ class Truth:
                 expected = np.sort(np.partition(distance, k - 1)[:k])
                 rows = np.asarray(answer[0][query], np.int64)[:k]
                 got = np.sort(distance[rows[(rows >= 0) & (rows < len(distance))]])
-                # Equal distances may be answered by different rows: what counts is that none is farther.
+                # Ties may be broken differently; what counts is that no distance is larger.
                 shares.append(float((got <= expected[-1]).sum()) / k)
         return float(np.mean(shares))
 
 
 def run_peer(peer: str, folder: Path, seconds: float) -> dict:
-    """Measure in a fresh process; what it says when it fails is kept."""
+    """Measure in a fresh process; if it fails, its message is recorded."""
     try:
         return run_self("--measure", peer, "--folder", str(folder), "--seconds", str(seconds))
     except subprocess.CalledProcessError as failure:
@@ -223,7 +223,7 @@ def run_peer(peer: str, folder: Path, seconds: float) -> dict:
 
 
 def run_self(*arguments: str) -> dict:
-    """Run this script in a process of its own, on one thread, and return what it prints last."""
+    """Run this script in its own process, on one thread, and return the last line it prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "1", "PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-W", "ignore", __file__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=2400)
@@ -247,8 +247,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seconds", type=float, default=40, help="for the queries of one peer on one data set")
     parser.add_argument("--learned", type=Path, help="folder with database-BITS.npy and queries-BITS.npy")
-    parser.add_argument("--only", help="measure the data sets whose name has this in it")
-    parser.add_argument("--peers", nargs="*", help="measure these again, and keep the results of the others")
+    parser.add_argument("--only", help="measure the data sets whose names contain this")
+    parser.add_argument("--peers", nargs="*", help="measure these again and keep the other results")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--open", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

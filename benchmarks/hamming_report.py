@@ -43,7 +43,7 @@ def table(data_set: dict, batch: int) -> list[str]:
         cells = [cell(measured, *column, batch) for column in columns]
         if any(cells):
             lines.append(f"| {name} | " + " | ".join(map(shown, cells)) + " |")
-        # An approximate peer may be complete on the few queries that were checked, and not on others.
+        # An approximate peer may be complete on the few checked queries but not on others.
         if measured.get("exact") and not name.startswith("hashlight"):
             for column, one in zip(columns, cells, strict=True):
                 if complete(one):

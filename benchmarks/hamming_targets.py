@@ -2,8 +2,9 @@
 
     python -m benchmarks.hamming_targets [--rows 10000000] [--json FILE]
 
-Prints one line a target: both medians, their ratio and the ratio wanted. Both sides get the same batches; the near
-queries are 3 bits from a stored code. Times are CPU time of this process, as other programs may share its cores.
+Prints one line for each target: both medians, their ratio and the target ratio. Both sides get the same batches; the
+near queries are 3 bits from a stored code. Times are CPU times of this process, because other programs may share its
+cores.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Line:
 
 
 def median_us(run: Callable[[], object], queries: int, seconds: float = 3.0) -> float:
-    """Median CPU time a query, of 3 to 15 runs after a first."""
+    """Return the median CPU time a query over 3 to 15 runs after a warm-up."""
     run()
     times: list[float] = []
     until = time.monotonic() + seconds
@@ -68,7 +69,7 @@ def near_queries(rng: np.random.Generator, codes: np.ndarray, queries: int) -> n
 
 
 def check_range(peer, ours) -> None:
-    """FAISS's answer is in no order: compare distances and rows query by query."""
+    """FAISS's answers are unordered, so compare distances and rows query by query."""
     np.testing.assert_array_equal(peer[0].astype(np.int64), ours.lims)
     for begin, end in zip(ours.lims, ours.lims[1:], strict=False):
         expected = sorted(zip(peer[1][begin:end].astype(int), peer[2][begin:end], strict=True))
@@ -131,7 +132,7 @@ def multi_hash_lines(codes: np.ndarray, packed: np.ndarray, ours: dict[int, floa
         start = time.process_time()
         peer = faiss.IndexBinaryMultiHash(64, nhash, bits)
         peer.add(codes.view(np.uint8))
-        if nhash == min(HASHES):  # the one that is best at most radii
+        if nhash == min(HASHES):  # the setting that is best at most radii
             build = (time.process_time() - start) * 1e6
         for radius in ours:
             peer.nflip = radius // nhash

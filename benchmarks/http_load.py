@@ -1,4 +1,4 @@
-"""An HTTP client over plain sockets: what an ordinary one costs would be charged to the servers on the same machine."""
+"""An HTTP client over plain sockets; the CPU time of an ordinary client would slow the servers on the same machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Answer(NamedTuple):
 
 
 class HttpLoad:
-    """Posts to one server, over as many connections as there are requests at once; each is used again."""
+    """Posts to one server over reusable connections, as many as there are concurrent requests."""
 
     def __init__(self, url: str) -> None:
         place = urlsplit(url)
@@ -24,7 +24,7 @@ class HttpLoad:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     def request(self, path: str, content_type: str, body: bytes) -> bytes:
-        """Return what goes over the wire."""
+        """Return the bytes of a request."""
         head = f"POST {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Type: {content_type}\r\n"
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
@@ -41,7 +41,7 @@ class HttpLoad:
             try:
                 return await self._exchange(*connection, request)
             except (ConnectionError, asyncio.IncompleteReadError) as error:
-                # A server may end a connection that was idle for long, and a request may meet that on the way.
+                # A server may close an idle connection just as a request is sent on it.
                 if isinstance(error, asyncio.IncompleteReadError) and error.partial:
                     raise
                 connection[1].close()

@@ -1,8 +1,8 @@
-"""Learned codes to search: HashNet encoders of several lengths, and the codes of Fashion-MNIST that they give.
+"""Learned codes for searching: HashNet encoders of several lengths, and their codes of Fashion-MNIST.
 
     python benchmarks/learned_codes.py --out FOLDER --bits 64 128 256
 
-Each encoder learns from 5,000 packaged images. `database-BITS.npy` holds the 60,000 images of the train split,
+Each encoder is trained on 5,000 packaged images. `database-BITS.npy` holds the 60,000 images of the train split,
 `queries-BITS.npy` the 10,000 of the test split, as packed bytes (N, bits / 8) uint8.
 """
 

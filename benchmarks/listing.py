@@ -1,4 +1,4 @@
-"""How much memory and time listing a corpus takes: synthetic entries into a work list, each kind in its own process.
+"""Memory and time of listing a corpus: synthetic entries into a work list, each kind in its own process.
 
 python -m benchmarks.listing --entries 10_000_000 --folder-entries 1_000_000 --out benchmarks/results/listing_NAME_DATE
 """
@@ -54,7 +54,7 @@ def write_folder(path: Path, entries: int) -> Path:
 
 
 def peak_mib() -> int:
-    """Peak resident memory since this program was loaded (`ru_maxrss` would be its parent's, if that was larger)."""
+    """Return the peak resident memory since this program was loaded (`ru_maxrss` may include its parent's)."""
     said = Path("/proc/self/status").read_text().partition("VmHWM:")[2]
     return int(said.split()[0]) // 1024
 

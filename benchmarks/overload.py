@@ -1,9 +1,9 @@
-"""Three times the load that a gateway can answer, for ten minutes: who is refused, how fast, and what memory does.
+"""A gateway at three times its capacity for ten minutes: what is refused, how fast, and how memory develops.
 
     python -m benchmarks.overload --collection FOLDER --out benchmarks/results/overload_NAME_DATE
 
-Gateway, shard servers and load run on one machine. Requests come at random times, at a rate that does not depend on the
-answers, and their time counts from when they were due.
+Gateway, shard servers and load generator run on one machine. Requests arrive at random at a rate that does not depend
+on the answers, and latency counts from their scheduled time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.serving import GROUPS, K, build, quantiles, queries_of
 from benchmarks.serving_peers import hexed, started
 
 IN_FLIGHT = 8
-CODES = 64  # of a request, so that the load costs little beside the answers
+CODES = 64  # of a request, so that generating load costs little compared with answering
 FACTOR = 3
 SLICE_S = 60.0
 
@@ -41,7 +41,7 @@ def resident_mib(pid: int) -> float:
 
 
 class Load:
-    """Requests of a few kinds, asked in turn."""
+    """A few different requests, sent in turn."""
 
     def __init__(self, url: str, queries: np.ndarray) -> None:
         self._http = HttpLoad(url)
@@ -61,7 +61,7 @@ class Load:
         self._http.close()
 
     async def capacity(self, seconds: float) -> dict:
-        """Ask from as many clients as there may be requests at work."""
+        """Send requests from as many clients as the server accepts in parallel."""
         until, took = time.perf_counter() + seconds, []
 
         async def keep_asking() -> None:
@@ -73,7 +73,7 @@ class Load:
         return {"requests_per_s": round(len(took) / seconds, 1), **quantiles(took)}
 
     async def open(self, rate: float, seconds: float) -> list[tuple[float, int, float]]:
-        """Ask `rate` times a second in the mean; return when each was due, its status and its time."""
+        """Send `rate` requests a second on average; return for each its scheduled time, its status and its latency."""
         due_N = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * seconds)))
         start, done = time.perf_counter(), []
 

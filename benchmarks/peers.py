@@ -1,13 +1,13 @@
-"""Hamming search as its peers do it, behind one small interface. Each is imported only by the process that measures it.
+"""Hamming search by other libraries behind one small interface. Each is imported only by the process that measures it.
 
-A peer is built over packed codes (N, C) uint8 and answers, on one thread, in rows 0..N-1:
+A peer is built over packed codes (N, C) uint8 and answers, on one thread, with rows 0..N-1:
 
-- `within(queries_QC, radius)` -> (lims (Q + 1,), rows), or None where it has no radius search;
+- `within(queries_QC, radius)` -> (lims (Q + 1,), rows), or None if it has no radius search;
 - `nearest(queries_QC, k)` -> (rows (Q, k), distances (Q, k)).
 
-`save(folder)` writes it as its users would, `open(folder)` brings it back in the way that is quickest to the first
-answer, mapped where it can be; a peer without files of its own has neither. `exact` says whether the answers must equal
-the oracle's; the others are shown with their recall.
+`save(folder)` writes it as its users would; `open(folder)` opens it in the way that gives the first answer soonest,
+memory-mapped if possible; a peer without files has neither. `exact` says whether the answers must equal the oracle's;
+other peers are shown with their recall.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Peer:
         return None
 
     def num_bytes(self) -> int | None:
-        """Bytes it holds, where it can tell."""
+        """Return its size in bytes, if it can tell."""
         return None
 
     def save(self, folder: Path) -> bool:
-        """Write it into an empty folder; False if it has no such thing."""
+        """Write it into an empty folder; False if it cannot be saved."""
         return False
 
     @classmethod
@@ -133,7 +133,7 @@ class _Faiss(Peer):
         return peer
 
     def set_up(self):
-        """Set what a file does not keep."""
+        """Set parameters that the file does not store."""
 
     def within(self, queries_QC, radius):
         # FAISS is strict: distance < radius.
@@ -360,7 +360,7 @@ class MilvusLite(Peer):
         return [[(hit["id"], hit["distance"]) for hit in hits] for hits in found]
 
     def within(self, queries_QC, radius):
-        # `radius` is exclusive, `range_filter` the inclusive near end; an answer holds at most 16,384.
+        # `radius` is exclusive, `range_filter` is the inclusive lower bound; an answer has at most 16,384 hits.
         hits = self._ask(queries_QC, 16_384, {"radius": radius + 1, "range_filter": 0})
         rows = [np.array([row for row, _ in one], np.int64) for one in hits]
         return np.cumsum([0, *map(len, rows)]), np.concatenate(rows)

@@ -1,4 +1,4 @@
-"""What reports of benchmarks have in common: the machine, the versions, and two files beside each other."""
+"""Common parts of benchmark reports: the machine, the versions, and a pair of files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """The machine, and the versions of Python and of packages."""
+    """Return the machine and the versions of Python and of packages."""
     return {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
@@ -19,7 +19,7 @@ def environment(*packages: str) -> dict[str, Any]:
 
 
 def save_report(out: Path | None, document: dict[str, Any], markdown: str) -> None:
-    """Write `OUT.json` and `OUT.md`, if a place is given, and print the second."""
+    """Print the Markdown report and, if a path is given, write `OUT.json` and `OUT.md`."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{out}.json").write_text(json.dumps(document, indent=1) + "\n")

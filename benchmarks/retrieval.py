@@ -2,17 +2,17 @@
 
     OMP_NUM_THREADS=1 python benchmarks/retrieval.py --out benchmarks/results/retrieval_NAME_DATE
 
-runs every cell (variant, method, bits, seed) that has no result yet in `OUT.cells/`, and writes `OUT.json` and `OUT.md`
-from all that are there after each. `--variant`, `--method`, `--bits` and `--seed` choose cells. `--images N` cuts every
-part to N images, for a trial, whose cells and report lie apart, at OUT.trial-N. A cell says what it was made with; one
-that was made by another method of that name, or with other settings of its variant, is refused.
+runs every cell (variant, method, bits, seed) that has no result yet in `OUT.cells/`, and after each cell writes
+`OUT.json` and `OUT.md` from all results. `--variant`, `--method`, `--bits` and `--seed` choose cells. `--images N` runs
+a trial with every part cut to N images; its cells and report are kept apart, at OUT.trial-N. A cell records how it was
+made; one made by another method of the same name, or with other settings of its variant, is refused.
 
-All methods of a split and seed start from one backbone: small-cnn, trained to classify the split's training images, at
-last as they are, without mirroring and shifting. So a row says what the hashing adds, and the joint method has its
-pre-training. Trained methods go on training all of it; fitted ones take its features, computed once. But in the variant
-imbalanced pairs are all that is known, and the network starts from random weights; outfits has pairs too, and the
-backbone. HashNet+C is left out: with one label an image it is HashNet. No part of training sees a query; the last epoch
-counts. Seconds are processor seconds of the one process.
+All methods of a split and seed start from one backbone: small-cnn, trained to classify the split's training images,
+finally without mirroring and shifting. So a row shows what the hashing adds, and the joint method has its pre-training.
+Trained methods continue to train the whole network; fitted ones use its features, computed once. In the variant
+imbalanced only pairs are known and the network starts from random weights; outfits has pairs as well, and the backbone.
+HashNet+C is left out, because with one label an image it equals HashNet. Training never sees a query; the last epoch
+counts. Seconds are processor seconds of one process.
 """
 
 from __future__ import annotations
@@ -60,29 +60,29 @@ BITS = (12, 16, 24, 32, 48, 64)
 ALL_METHODS = tuple(name for name in METHODS if name != "hashnet-c")
 ABLATIONS = ("hashnet", "hashnet-w", "hashnet-sgn", "hashnet-tanh", "hashnet-sharp")
 SEEDS = (0, 1, 2)
-# HashNet and its nearest rivals: the methods whose differences are small enough to need several seeds.
+# HashNet and its closest rivals, whose differences are small enough to need several seeds.
 RIVALS = ("hashnet", "hashnet-st", "latent")
 RERANKED_METHODS = ("hashnet", "hashnet-st", "latent")
 
 BATCH = 128
-# One learning rate cycle each: the first of augmented images, the others of images as they are.
+# One learning rate cycle each: the first on augmented images, the others on unaugmented ones.
 PRETRAIN_EPOCHS = {"full": (12, 4, 4), "small": (30, 10, 10), "unseen": (12, 4, 4)}
-UNSEEN_CLASSES = (0, 5, 8)  # T-shirt, sandal, bag: one of each of three kinds of things
+UNSEEN_CLASSES = (0, 5, 8)  # T-shirt, sandal, bag: one class of each of three kinds
 PAIRS, SIMILAR_PAIRS = 2_000_000, 20_000
 CLASSES = 10
 OUTFITS = 5  # T-shirt and sandal, trousers and shirt, pullover and sneaker, dress and bag, coat and ankle boot
 POOL, RERANKED = 1000, 10
-# Of cells that do not say how many.
+# For cells that do not record the number.
 RERANK_QUERIES = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A protocol: its split and how long methods train on it. `title` and `note` stand over its table.
+    """A protocol: its split and how long methods train on it. `title` and `note` head its table.
 
-    `several_seeds` are the methods that are run with all of `SEEDS`, the others with the first. `by_pairs` gives
-    methods known pairs in the place of labels; without `pretrained` they start from random weights and see mirrored and
-    shifted images; with `outfits` two classes are alike.
+    Methods in `several_seeds` run with all of `SEEDS`, others with the first only. With `by_pairs`, methods get known
+    pairs instead of labels; without `pretrained` they start from random weights and see mirrored and shifted images;
+    with `outfits` two classes count as similar.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Variant:
 
     @property
     def settings(self) -> dict:
-        """What a cell depends on, as JSON has it."""
+        """Return what a cell depends on, as plain JSON values."""
         classes = OUTFITS if self.outfits else CLASSES
         pairs = {"pairs": PAIRS, "similar_pairs": SIMILAR_PAIRS, "classes": classes} if self.by_pairs else None
         return {
@@ -207,7 +207,7 @@ class Cell:
 
 
 def split_of(name: str, images: int | None) -> Split:
-    """The images of a split; the same for every seed, so that seeds differ in training alone."""
+    """The images of a split; the same for every seed, so that seeds differ in training only."""
     train_part, test_part = (Part(*load_fashion_mnist(split)) for split in ("train", "test"))
     if name == "small":
         whole = Part(*(np.concatenate(pair) for pair in zip(train_part, test_part, strict=True)))
@@ -233,7 +233,7 @@ def spread(count: int, images: int) -> np.ndarray:
 
 
 def draw_pairs(labels: np.ndarray, seed: int) -> PairList:
-    """Known pairs, hardly any similar, as where similarity is a click or a link."""
+    """Return known pairs, few of them similar, as when similarity comes from clicks or links."""
     rng = np.random.default_rng(seed)
     first, second = np.triu_indices(len(labels), 1)
     order = rng.permutation(len(first))[: 4 * PAIRS]
@@ -245,7 +245,7 @@ def draw_pairs(labels: np.ndarray, seed: int) -> PairList:
 
 
 class Start:
-    """What the methods of a split and seed have in common: the images, the backbone, and its features."""
+    """The common part of all methods of a split and seed: the images, the backbone, and its features."""
 
     def __init__(self, split: str, seed: int, folder: Path, images: int | None, device: str):
         self.split = split_of(split, images)
@@ -259,14 +259,14 @@ class Start:
 
     @property
     def backbone(self) -> Path:
-        """The weights, learned when they are first asked for."""
+        """The weights, trained on first use."""
         if not self._facts.is_file():
             self._make()
         return self._backbone
 
     @functools.cached_property
     def features(self) -> dict[str, np.ndarray]:
-        """Float32 features of each part, by its name."""
+        """Float32 features of each part, by name."""
         with np.load(self.backbone.with_suffix(".npz")) as file:
             return dict(file)
 
@@ -275,7 +275,7 @@ class Start:
         return json.loads(self.backbone.with_suffix(".json").read_bytes())
 
     def _make(self) -> None:
-        """Learn to classify augmented images, then images as they are: those that stand in the database."""
+        """Train to classify augmented images, then unaugmented ones, as in the database."""
         start = time.process_time()
         encoder = self._classify(warmup_epochs=self._epochs[0])
         encoder.save_backbone(self._backbone)
@@ -295,7 +295,7 @@ class Start:
         write_atomically(self._facts, json.dumps(facts).encode())
 
     def _classify(self, **settings: Any) -> HashEncoder:
-        # The random hyperplanes are thrown away: the warm-up is what is wanted.
+        # The random hyperplanes are discarded; only the warm-up is needed.
         config = TrainConfig(
             method="lsh", bits=8, batch_size=BATCH, precision="bfloat16", seed=self.seed, device=self.device, **settings
         )
@@ -303,7 +303,7 @@ class Start:
 
 
 class Coded(NamedTuple):
-    """Both sides in the codes of one method, and what that cost."""
+    """Both sides encoded by one method, and the cost."""
 
     queries: Side
     database: Side
@@ -311,7 +311,7 @@ class Coded(NamedTuple):
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What the work returns, and its processor seconds."""
+    """Return the result of `work`, and its processor seconds."""
     start = time.process_time()
     result = work()
     return result, round(time.process_time() - start, 2)
@@ -393,7 +393,7 @@ def measure(cell: Cell, queries: Side, database: Side) -> dict:
 
 
 def measure_rerank(queries: Side, database: Side, bits: int, found: Histograms) -> dict:
-    """Precision of the first ten of a pool by codes and by features, of all queries, and what the second step costs."""
+    """Precision of the first ten of a pool by codes and by features, over all queries, and the cost of re-ranking."""
     rows = np.arange(len(queries.labels))
     index = ScanIndex.build(database.output.codes, np.arange(len(database.labels)), bits=bits)
     pool = index.search(queries.output.codes[rows], min(POOL, len(index)), threads=1).ids
@@ -416,7 +416,7 @@ def measure_rerank(queries: Side, database: Side, bits: int, found: Histograms) 
 
 
 def cells_of(variants: list[str], methods: list[str] | None, bits: list[int], seeds: list[int]) -> list[Cell]:
-    """Every cell, first seeds first, so that the whole table stands before the repetitions."""
+    """Return every cell, first seeds first, so that the table is complete before the repetitions."""
     return [
         Cell(name, method, length, seed)
         for seed in seeds
@@ -428,7 +428,7 @@ def cells_of(variants: list[str], methods: list[str] | None, bits: list[int], se
 
 
 def results_in(folder: Path) -> list[dict]:
-    """All cells that are there, in the order of the tables."""
+    """Return all finished cells, in the order of the tables."""
     results = [read_cell(path) for path in folder.glob("*_*_*_*.json")]
     methods, variants = list(METHODS), list(VARIANTS)
 
@@ -439,9 +439,9 @@ def results_in(folder: Path) -> list[dict]:
 
 
 def read_cell(path: Path) -> dict:
-    """A cell, refused if it is of another method or of other settings than those of its name now.
+    """Read a cell; raise if it is of another method or other settings than its name has now.
 
-    Of a cell that does not say its settings they are taken to be the present ones.
+    A cell that does not record its settings is assumed to have the present ones.
     """
     result = json.loads(path.read_bytes())
     variant, method = VARIANTS.get(result["variant"]), METHODS.get(result["method"])
@@ -455,9 +455,9 @@ def read_cell(path: Path) -> dict:
 
 
 def facts_in(results: list[dict]) -> dict[str, str]:
-    """What the cells say of how they were made: each fact, and of how many cells where they differ.
+    """Return how the cells were made: each fact, and the number of cells if they differ.
 
-    A cell that does not say is no trial, and was made on a CPU.
+    A cell without a record is not a trial and was made on a CPU.
     """
     told = [result.get("facts", {"trial": "no", "device": "cpu"}) for result in results]
     facts = {}
@@ -469,7 +469,7 @@ def facts_in(results: list[dict]) -> dict[str, str]:
 
 
 def page(results: list[dict]) -> str:
-    """The tables, every number beside its protocol."""
+    """Return the tables, every number with its protocol."""
     lines = [
         "# Retrieval on Fashion-MNIST",
         "",
@@ -541,13 +541,13 @@ def rerank_queries(row: dict) -> int:
 
 
 def fullest(rows: list[dict]) -> list[dict]:
-    """Of the cells of several seeds those that asked most queries: means are over cells that asked the same."""
+    """Keep the cells with the largest number of queries, so that means are over equal numbers of queries."""
     most = max(rerank_queries(row) for row in rows)
     return [row for row in rows if rerank_queries(row) == most]
 
 
 def asked(rows: list[dict]) -> str:
-    """How many queries, if not all."""
+    """Return the number of queries, if not all were asked."""
     most = max(rerank_queries(row) for row in rows)
     return f" ({most:,} queries)" if most < rows[0]["queries"] else ""
 
@@ -560,7 +560,7 @@ def gain(rows: list[dict]) -> str:
 
 
 def table(title: str, rows: list[dict], text_of: Callable[[list[dict]], str]) -> list[str]:
-    """A row a method, a column a number of bits; `text_of` is given the cells of all seeds. Empty without a value."""
+    """One row for each method, one column for each number of bits; `text_of` gets the cells of all seeds."""
     bits = sorted({row["bits"] for row in rows})
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -587,7 +587,7 @@ def shown(values: list[float | None]) -> str:
 
 
 def facts_of(options: argparse.Namespace) -> dict[str, str]:
-    """How this process makes cells, beside the settings of their variants."""
+    """Return how this process makes cells, besides the settings of their variants."""
     return {
         "trial": "no" if options.images is None else f"YES: {options.images} images of each part, one epoch",
         "device": options.device,
@@ -612,7 +612,7 @@ def write_report(out: Path, folder: Path) -> None:
 
 
 def draw(out: Path, results: list[dict]) -> None:
-    """mAP and precision within radius 2 by bits, one line a method, a picture a variant."""
+    """Plot mAP and precision within radius 2 by bits: one line for each method, one picture for each variant."""
     for variant in dict.fromkeys(result["variant"] for result in results):
         rows = [result for result in results if result["variant"] == variant]
         for key, name in (("map_all", "mAP"), ("precision_radius_2", "precision within radius 2")):
@@ -633,14 +633,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--method", nargs="*", choices=ALL_METHODS)
     parser.add_argument("--bits", nargs="*", type=int, default=list(BITS))
     parser.add_argument("--seed", nargs="*", type=int, default=list(SEEDS))
-    parser.add_argument("--images", type=int, help="cut every part to this many, one epoch: a trial")
+    parser.add_argument("--images", type=int, help="a trial: cut every part to this many images, one epoch")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     trial = "" if options.images is None else f".trial-{options.images}"
     out = options.out.with_name(f"{options.out.name}{trial}")
     folder = out.with_name(f"{out.name}.cells")
     folder.mkdir(parents=True, exist_ok=True)
-    # Cells of other settings are refused before hours of work, not after.
+    # Refuse cells of other settings before hours of work, not after.
     results_in(folder)
     cells = cells_of(options.variant, options.method, options.bits, options.seed)
     start_of = functools.lru_cache(maxsize=1)(

@@ -2,9 +2,9 @@
 
     python -m benchmarks.serving --collection FOLDER --out benchmarks/results/serving_NAME_DATE
 
-Client, router and shard servers run on one machine. `--collection` is built if it is not there. Load is open: queries
-start at random at a rate that does not depend on the answers, and their time counts from when they were due, so that a
-slow server is not flattered. Every kind of answer is compared with the embedded collection's before it is timed.
+Client, router and shard servers run on one machine. `--collection` is built if it does not exist. Load is open: queries
+arrive at random at a rate that does not depend on the answers, and latency counts from their scheduled time, so that
+a slow server is not flattered. Every kind of answer is compared with the embedded collection's before it is timed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ SECTIONS = ("transports", "router", "load", "kill")
 
 
 def quantiles(seconds) -> dict:
-    """Milliseconds at the usual shares."""
+    """Return milliseconds at the usual percentiles."""
     return {f"p{share * 100:g}_ms": round(float(np.quantile(seconds, share)) * 1e3, 3) for share in (0.5, 0.95, 0.99)}
 
 
 def timed(ask, calls: int) -> dict:
-    """Time calls one after the other, and the CPU time this process spends on one."""
+    """Time consecutive calls, and the CPU time that this process spends on each."""
     for _ in range(max(10, calls // 10)):
         ask()
     seconds, cpu_s = np.empty(calls), time.process_time()
@@ -53,7 +53,7 @@ def timed(ask, calls: int) -> dict:
 
 
 def closed_loop(ask, clients: int, seconds: float) -> dict:
-    """Ask from so many threads, each as fast as it is answered."""
+    """Query from several threads, each as fast as it gets answers."""
     ending, times = threading.Event(), [[] for _ in range(clients)]
 
     def run(own: list) -> None:
@@ -76,7 +76,7 @@ def closed_loop(ask, clients: int, seconds: float) -> dict:
 
 
 def open_loop(ask, rate: float, seconds: float, *, threads: int = 64) -> tuple[np.ndarray, np.ndarray, list]:
-    """Ask at random times, `rate` a second in the mean; return when each was due, how long it took, and what failed."""
+    """Query at random times, `rate` a second on average; return scheduled times, latencies and failures."""
     due_N = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * seconds)))
     took_N, failed = np.full(len(due_N), np.nan), []
     work: queue.SimpleQueue = queue.SimpleQueue()
@@ -104,7 +104,7 @@ def open_loop(ask, rate: float, seconds: float, *, threads: int = 64) -> tuple[n
 
 
 class Echo(flight.FlightServerBase):
-    """Gives back what it is given, by every kind of call."""
+    """Echoes its input, for every kind of call."""
 
     def do_action(self, context, action):
         return [action.body]
@@ -137,7 +137,7 @@ def serve_echo() -> None:
 
 
 def transports(calls: int) -> dict:
-    """Ask four servers for 200 bytes each, by the calls that Flight has."""
+    """Get 200 bytes from each of four servers, by each of Flight's calls."""
     command = [sys.executable, "-m", "benchmarks.serving", "--echo"]
     servers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(GROUPS)]
     clients = [flight.connect(f"grpc://127.0.0.1:{int(server.stdout.readline())}") for server in servers]
@@ -180,7 +180,7 @@ def queries_of(collection: Collection, count: int) -> np.ndarray:
 
 
 def in_turn(queries: np.ndarray, size: int, ask):
-    """Ask other queries each time."""
+    """Use different queries each time."""
     places = iter(range(10**12))
 
     def go() -> None:
@@ -191,7 +191,7 @@ def in_turn(queries: np.ndarray, size: int, ask):
 
 
 def compare(router: ClusterRouter, collection: Collection, queries: np.ndarray) -> None:
-    """Refuse to time wrong answers."""
+    """Raise if answers are wrong, before they are timed."""
     for one, two in (
         (router.search(queries, K), collection.search(queries, K)),
         (router.range_search(queries, RADIUS), collection.range_search(queries, RADIUS)),
@@ -217,7 +217,7 @@ def over_router(router: ClusterRouter, queries: np.ndarray, calls: int, seconds:
 
 
 def under_load(router: ClusterRouter, queries: np.ndarray, capacity: float, seconds: float) -> dict:
-    """Open load at shares of what 16 clients got."""
+    """Run open load at fractions of the rate that 16 clients reached."""
     within = in_turn(queries, 1, lambda some: router.range_search(some, RADIUS))
     rows = {}
     for share in (0.25, 0.5, 0.75):

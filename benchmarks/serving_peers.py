@@ -1,10 +1,10 @@
-"""A radius query over HTTP: this gateway against servers that one would otherwise write, in one run.
+"""A radius query over HTTP: this gateway against the obvious alternatives, in one run.
 
     pip install -r benchmarks/requirements.txt
     python -m benchmarks.serving_peers --collection FOLDER --out benchmarks/results/serving_peers_NAME_DATE
 
-Each server has processes of its own on this machine, the same codes and the same queries, and is checked before it is
-timed:
+Each server has its own processes on this machine, the same codes and the same queries, and its answers are checked
+before it is timed:
 
 - Hashlight: `hashlight serve --groups 4`, and embedded;
 - FAISS behind FastAPI: one process, `IndexBinaryFlat`, or `IndexBinaryMultiHash` with 3 tables made exact;
@@ -46,7 +46,7 @@ def hexed(queries: np.ndarray) -> list[str]:
     return [query.tobytes().hex() for query in queries]
 
 
-# Servers; each runs in a process of its own and prints its port.
+# The servers; each runs in its own process and prints its port.
 
 
 def serve_faiss(codes: Path, kind: str) -> None:
@@ -152,12 +152,12 @@ def serve_ray(codes: Path) -> None:
     ray.shutdown()
 
 
-# What is measured.
+# The measurements.
 
 
 @contextlib.contextmanager
 def started(*command: str) -> Iterator[tuple[str, int]]:
-    """Start a server and wait for its port; yields its URL and process id, and ends it."""
+    """Start a server and wait for its port; yields its URL and process id, and stops it on exit."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -241,7 +241,7 @@ def arrow_body(queries: np.ndarray) -> bytes:
 
 
 def over_milvus(codes: np.ndarray, queries: np.ndarray, seconds: float) -> dict:
-    """Insert a part of the codes and ask by its own client."""
+    """Insert a part of the codes and query with its own client."""
     sys.path.insert(0, str(Path(__file__).parent))
     from peers import MilvusLite
 

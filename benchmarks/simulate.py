@@ -1,7 +1,7 @@
-"""A discrete-event simulator of the fan-out: what a router's policy does to the tail of its latency.
+"""A discrete-event simulator of the fan-out: how a router's policy affects tail latency.
 
-A query asks one replica of every group and is answered when the last group has answered. A replica is a queue, first
-come first served, with as many servers as it has cores. Queries arrive at random, whatever the answers take (open
+A query asks one replica of every group and is answered when the last group has answered. A replica is a first-come,
+first-served queue with as many servers as it has cores. Queries arrive at random, independently of the answers (open
 loop), so that a slow system is not flattered. Times are in seconds. The same arguments and seed give the same numbers.
 """
 
@@ -18,30 +18,30 @@ from numpy.typing import NDArray
 
 ServiceTimes = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
-# A percentile of the calls that were answered last is taken anew after so many answers.
+# The percentile of recent calls is recomputed after this many answers.
 _WINDOW_CALLS = 2000
 _RENEW_CALLS = 200
-_WARMING = 0.1  # share of the queries that fill the queues and are not counted
+_WARMING = 0.1  # fraction of the queries that fill the queues and are not counted
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """What is asked.
+    """The system and its load.
 
     Attributes
     ----------
     groups : int
-        All of which a query needs.
+        A query needs an answer from each.
     replicas : int
-        Of each group.
+        Number in each group.
     cores : int
-        Calls that a replica works on at once.
+        Calls that a replica processes in parallel.
     service : callable
-        Maps (generator, n) to n times that a replica works on a call, in seconds.
+        Maps (generator, n) to n service times, in seconds.
     refusing : int
         Groups whose first replica refuses every call, as a dead one does.
     refusal_s : float
-        Until a refusal is known.
+        Time until a refusal is noticed.
     """
 
     groups: int
@@ -62,26 +62,26 @@ class System:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What the router does.
+    """The router's policy.
 
     Attributes
     ----------
     choice : str
-        "random", or "power-of-two": of two replicas at random the one with fewer calls under way.
+        "random", or "power-of-two": of two replicas at random, the one with fewer calls in progress.
     hedge_quantile : float or None
-        Call another replica when a call takes longer than this quantile of the calls before it; None never does.
+        Call another replica when a call takes longer than this quantile of earlier calls; None never hedges.
     hedge_after_s : float or None
-        A fixed delay in the place of the observed quantile.
+        A fixed delay instead of the observed quantile.
     budget : float
-        Hedges at most, as a share of calls.
+        Maximum share of calls that are hedged.
     burst : float
-        Hedges that may be saved up for a bad moment.
+        Maximum number of unused hedges that accumulate.
     retry : bool
-        Call another replica at once when one refuses.
+        Whether to call another replica at once when one refuses.
     breaker_s : float
-        After a refusal, do not choose that replica for so long.
+        How long a replica is not chosen after a refusal.
     cancel : bool
-        Take a call that still waits at one replica out of its queue when another has answered it.
+        Whether a call still waiting at one replica is removed from its queue once another has answered it.
     """
 
     choice: str = "power-of-two"
@@ -101,18 +101,18 @@ class Policy:
 
 
 class Outcome(NamedTuple):
-    """What came of it.
+    """The result of a simulation.
 
     Attributes
     ----------
     latency_s : ndarray of float64
-        Of each complete query, after a warming-up.
+        Of each complete query after the warm-up.
     failed : int
-        Queries of which a group did not answer.
+        Queries for which a group did not answer.
     hedges, calls : int
-        Second calls for want of an answer, and first ones.
+        Second calls to late groups, and first calls.
     busy : float
-        Share of their time that cores worked.
+        Utilisation of the cores.
     """
 
     latency_s: NDArray[np.float64]
@@ -127,7 +127,7 @@ class Outcome(NamedTuple):
 
 
 def simulate(system: System, policy: Policy, *, qps: float, queries: int, seed: int = 0) -> Outcome:
-    """Let queries arrive at random, `qps` a second in the mean, until all of `queries` are answered.
+    """Let queries arrive at random, `qps` a second on average, until all of `queries` are answered.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def simulate(system: System, policy: Policy, *, qps: float, queries: int, seed: 
 
 
 class _Call:
-    """One group's part of one query."""
+    """One query's call to one group."""
 
     __slots__ = ("answered", "group", "query", "replica", "sent_s", "tried")
 
@@ -152,7 +152,7 @@ class _Call:
 
 
 class _Replica:
-    """A queue and its cores. `load` counts calls waiting and worked on."""
+    """A queue and its cores. `load` counts calls waiting or in progress."""
 
     __slots__ = ("busy", "load", "refuses", "shut_until_s", "waiting")
 
@@ -185,7 +185,7 @@ class _Simulation:
         self._worked_s = 0.0
 
     def run(self) -> Outcome:
-        """Work all events off."""
+        """Process all events."""
         for query in range(self._queries):
             self._work_off(float(self._arrival_s[query]))
             self._arrive(query)
@@ -246,7 +246,7 @@ class _Simulation:
         """Return a replica that this call has not tried; None if there is none."""
         group = self._groups[call.group]
         left = [number for number in range(len(group)) if number not in call.tried]
-        # A shut breaker is ignored where nothing else is left.
+        # An open breaker is ignored if no other replica is left.
         open_ones = [number for number in left if group[number].shut_until_s <= now_s] or left
         if len(open_ones) < 2:
             return open_ones[0] if open_ones else None
@@ -277,7 +277,7 @@ class _Simulation:
             if not (following.answered and self._policy.cancel):
                 self._start(following, replica, now_s)
                 return
-            # Cancelled while it waited: the other replica was quicker.
+            # Cancelled while waiting, because the other replica was faster.
             replica.load -= 1
 
     def _answer(self, call: _Call, now_s: float) -> None:
@@ -294,7 +294,7 @@ class _Simulation:
 
 
 class _Stream:
-    """Random numbers drawn many at a time and given out one by one."""
+    """Random numbers drawn in blocks and handed out one by one."""
 
     def __init__(self, draw: Callable[[int], NDArray[np.float64]]):
         self._draw = draw
@@ -307,7 +307,7 @@ class _Stream:
 
 
 def exponential(mean_s: float) -> ServiceTimes:
-    """Service times as in the textbook."""
+    """Exponential service times."""
     return lambda rng, count: rng.exponential(mean_s, count)
 
 
@@ -318,7 +318,7 @@ def measured(times_s: NDArray[np.float64]) -> ServiceTimes:
 
 
 def with_stalls(service: ServiceTimes, *, share: float, stall_s: float) -> ServiceTimes:
-    """Add a stall, exponential around `stall_s`, to a share of the times: a page read from disk, a paused process."""
+    """Add an exponential stall with mean `stall_s` to a share of the times, as for a page fault or a paused process."""
 
     def draw(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
         return service(rng, count) + (rng.random(count) < share) * rng.exponential(stall_s, count)
