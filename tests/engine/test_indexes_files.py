@@ -118,7 +118,10 @@ def test_tables_of_other_codes_are_refused():
 
 
 def search_while_others_open(folder, seconds):
-    """Eight threads search one open collection of two shards while two others open, ask and drop it."""
+    """Eight threads search one open collection of two shards while two others open, ask and drop it.
+
+    They go on for `seconds`, and until each has asked a few times.
+    """
     codes, ids, queries = make_case(2, 3000, 64)
     Collection.create(folder / "c", codes, ids=ids, bits=64, shards=2)
     shared = Collection.open(folder / "c")
@@ -129,7 +132,7 @@ def search_while_others_open(folder, seconds):
 
     def work(number):
         try:
-            while time.monotonic() < until:
+            while not failures and (time.monotonic() < until or min(rounds) < 4):
                 collection = shared if number < 8 else Collection.open(folder / "c")
                 radius = rounds[number] % 12
                 found = collection.range_search(queries, radius, threads=1 + number % 3)
@@ -145,7 +148,6 @@ def search_while_others_open(folder, seconds):
     for thread in threads:
         thread.join()
     assert failures == []
-    assert min(rounds) > 3
 
 
 def test_eight_threads_search_while_others_open_and_close(tmp_path):

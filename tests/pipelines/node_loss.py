@@ -46,7 +46,7 @@ def main(path):
             nodes.remove_node(second, allow_graceful=False)
             load.wait_for(10)
             # One replica of each group was there.
-            eventually(lambda: moved() == [0, 1], timeout_s=120)
+            eventually(lambda: moved() == [0, 1])
             eventually(well)
             load.wait_for(10)
         assert load.errors == [], load.errors

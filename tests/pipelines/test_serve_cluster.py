@@ -52,7 +52,7 @@ def test_answers_over_http_are_the_oracle_s(own, url):
 def test_a_published_version_is_taken_up(own, url):
     with hashlight.SearchClient(url, timeout_s=60) as client:
         new = Corpus(own.path, np.random.default_rng(12), rows=700, shards=5, overwrite=True)
-        eventually(lambda: client.describe()["version"] == new.collection.version, timeout_s=60)
+        eventually(lambda: client.describe()["version"] == new.collection.version)
         found = client.search(new.queries, 10)
         assert [answer.ids.tolist() for answer in found] == knn(new.queries, new.codes, new.ids, 10)[1].tolist()
 
@@ -102,7 +102,7 @@ def test_a_collection_in_a_bucket_is_served_and_its_new_versions(bucket, options
             assert [answer.ids.tolist() for answer in found] == knn(codes[:9], codes, ids, 10)[1].tolist()
             fewer, fewer_ids = codes[100:], ids[100:]
             Collection.create(uri, fewer, ids=fewer_ids, bits=BITS, shards=3, overwrite=True)
-            eventually(lambda: client.describe()["version"] == 2, timeout_s=60)
+            eventually(lambda: client.describe()["version"] == 2)
             found = client.search(codes[:9], 10)
             assert [answer.ids.tolist() for answer in found] == knn(codes[:9], fewer, fewer_ids, 10)[1].tolist()
     finally:

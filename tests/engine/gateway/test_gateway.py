@@ -21,6 +21,7 @@ from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.telemetry.metrics import Metrics
 from tests import oracles, serving
+from tests.engine.service.conftest import eventually
 from tests.engine.service.conftest import serving as shard_servers
 
 CODE = "0f" * 7 + "0f"
@@ -373,18 +374,12 @@ def test_past_the_deadline_is_504_and_the_thread_stays_counted(collection):
     gate = Gate(collection)
     app = create_app(gate, limits=Limits(in_flight=1))
     with serving.running(app) as url, httpx.Client(base_url=url, timeout=60) as http:
-        start = time.monotonic()
         assert error(http.post("/v1/search", json={**QUERY, "timeout_ms": 50})) == (
             504, "deadline_exceeded", "timeout_ms"
         )  # fmt: skip
-        assert time.monotonic() - start < 30
         assert error(http.post("/v1/search", json=QUERY))[:2] == (429, "overloaded")
         gate.open.set()
-        for _ in range(600):
-            if (answer := http.post("/v1/search", json=QUERY)).status_code == 200:
-                break
-            time.sleep(0.05)
-        assert answer.status_code == 200
+        eventually(lambda: http.post("/v1/search", json=QUERY).status_code == 200)
 
 
 @pytest.mark.parametrize(
@@ -446,13 +441,13 @@ def test_what_the_other_groups_hold_is_known_while_one_is_lost(collection):
 
 @pytest.mark.parametrize("include", [[], ["code", "attributes"]])
 def test_an_answer_in_part_comes_in_time(collection, include):
-    body = {"queries": [{"code": CODE}], "k": 4, "timeout_ms": 2000, "include": include}
+    body = {"queries": [{"code": CODE}], "k": 4, "timeout_ms": 3000, "include": include}
     with (
         shard_servers(collection.path, faults=True) as (servers, cluster_map),
         gateway_before(cluster_map) as http,
         ThreadPoolExecutor(4) as pool,
     ):
-        servers[-1][0]._fault(delay_s=4.0)
+        servers[-1][0]._fault(delay_s=9.0)
         answers = list(pool.map(lambda _: http.post("/v1/search", json=body), range(4)))
         refused = http.post("/v1/search", json={**body, "allow_partial": False, "timeout_ms": 300})
     assert error(refused)[:2] == (504, "deadline_exceeded")
@@ -520,12 +515,24 @@ def test_searches_that_ask_alike_go_together_and_each_gets_its_own(collection, m
 
 
 def test_images_of_several_requests_are_encoded_together(searcher):
-    class Slow(serving.AverageHash):
+    class Late(serving.AverageHash):
+        """Encodes nothing before the images of all requests are there."""
+
+        def __init__(self):
+            super().__init__()
+            self.decoded = threading.Semaphore(0)
+            self.all_there = False
+
+        def decode(self, *args):
+            image = super().decode(*args)
+            self.decoded.release()
+            return image
+
         def encode(self, images):
-            time.sleep(0.2)
+            self.all_there = self.all_there or all(self.decoded.acquire(timeout=60) for _ in range(12))
             return super().encode(images)
 
-    encoder, pictures = Slow(), serving.make_pictures(12)
+    encoder, pictures = Late(), serving.make_pictures(12)
     with serving.running(create_app(searcher, encoder=encoder)) as url, ThreadPoolExecutor(12) as pool:
         bodies = [{"images": [b64(serving.png(picture))]} for picture in pictures]
         answers = list(pool.map(lambda body: httpx.post(f"{url}/v1/encode", json=body, timeout=60), bodies))

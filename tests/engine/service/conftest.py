@@ -84,7 +84,7 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def wait_for(self, more, timeout_s=60):
+    def wait_for(self, more, timeout_s=240):
         """Let `more` answers come."""
         wanted, until_s = self.answers + more, time.monotonic() + timeout_s
         while self.answers < wanted and not self.errors:
@@ -103,7 +103,7 @@ class Load:
             self.answers += 1
 
 
-def eventually(true, timeout_s=30.0):
+def eventually(true, timeout_s=240.0):
     """Wait until `true()` is."""
     until_s = time.monotonic() + timeout_s
     while not true():

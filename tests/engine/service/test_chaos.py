@@ -197,7 +197,7 @@ def test_without_replicas_a_dead_group_is_named_and_comes_back(own, cluster, rou
         router.range_search(own.queries, 5)
     assert set(caught.value.missing) == lost
     assert router.range_search(own.queries, 5, allow_partial=True).coverage.searched == partial.coverage.searched
-    eventually(lambda: router.search(own.queries, 5).coverage.complete, timeout_s=60)
+    eventually(lambda: router.search(own.queries, 5).coverage.complete)
     assert router.range_search(own.queries, 5).coverage.complete
 
 

@@ -167,11 +167,11 @@ def test_an_answer_of_many_pages_is_whole(corpus, searchers):
 def test_a_slow_group_costs_its_part_of_the_nearest_and_the_whole_of_a_radius(corpus):
     with serving(corpus.path, groups=3, faults=True) as (servers, cluster):
         router = ClusterRouter(cluster)
-        servers[1][0]._fault(delay_s=0.6)
-        result = router.search(corpus.queries, 10, timeout_s=0.25)
+        servers[1][0]._fault(delay_s=6.0)
+        result = router.search(corpus.queries, 10, timeout_s=2.0)
         slow = set(cluster.groups[1].shards)
         assert set(result.coverage.degraded) == slow
-        assert "within 0.25" in next(iter(result.coverage.degraded.values()))
+        assert "within 2" in next(iter(result.coverage.degraded.values()))
         assert result.coverage.answered == 4
         assert result.coverage.searched == len(corpus.codes) - cluster.groups[1].rows
         held = np.isin(corpus.ids, router_ids(servers[0][0], servers[2][0]))
@@ -179,13 +179,13 @@ def test_a_slow_group_costs_its_part_of_the_nearest_and_the_whole_of_a_radius(co
         assert (result.ids == ids).all()
         assert (result.distances == distances).all()
         for ask in (
-            lambda: router.range_search(corpus.queries, 4, timeout_s=0.25),
-            lambda: router.search(corpus.queries, 10, timeout_s=0.25, allow_partial=False),
+            lambda: router.range_search(corpus.queries, 4, timeout_s=2.0),
+            lambda: router.search(corpus.queries, 10, timeout_s=2.0, allow_partial=False),
         ):
             with pytest.raises(DeadlineExceededError, match="2 of 6 shards") as caught:
                 ask()
             assert all(shard in str(caught.value) for shard in slow)
-        partial = router.range_search(corpus.queries, 4, timeout_s=0.25, allow_partial=True)
+        partial = router.range_search(corpus.queries, 4, timeout_s=2.0, allow_partial=True)
         assert set(partial.coverage.degraded) == slow
         servers[1][0]._fault(delay_s=0.0)
         eventually(lambda: router.range_search(corpus.queries, 4).coverage.complete)
@@ -301,7 +301,7 @@ def test_a_token_is_wanted(corpus):
         router.close()
         for wrong in (Security(), Security(token="wrong")):
             with pytest.raises(NoShardError, match="wants a token"):
-                ClusterRouter(cluster, security=wrong, connect_s=0.5)
+                ClusterRouter(cluster, security=wrong, connect_s=2.0)
 
 
 def test_a_cut_network_delays_no_query_past_its_deadline(corpus):
@@ -378,7 +378,7 @@ def test_no_server_at_all_is_an_error(corpus):
     with serving(corpus.path, groups=2) as (_, cluster):
         pass
     with pytest.raises(NoShardError, match="no shard server can be reached"):
-        ClusterRouter(cluster, connect_s=0.5)
+        ClusterRouter(cluster, connect_s=2.0)
 
 
 def test_a_missing_group_is_named_in_what_is_refused(corpus):
