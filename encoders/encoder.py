@@ -224,13 +224,13 @@ class HashEncoder:
         target.mkdir(parents=True, exist_ok=True)
         config = self.config.to_dict() | {"fingerprint": self.fingerprint}
         # The configuration is written last: its fingerprint covers the weights, so a half-written folder is refused.
-        _write(target / WEIGHTS_FILE, self._weights)
-        _write(target / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+        write_whole(target / WEIGHTS_FILE, self._weights)
+        write_whole(target / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
     def save_backbone(self, path: str | os.PathLike[str]) -> None:
         """Write the weights of the backbone alone (.safetensors), for another training to start from."""
         state = self._model.backbone.state_dict()
-        _write(Path(path), save_tensors({name: value.contiguous() for name, value in state.items()}))
+        write_whole(Path(path), save_tensors({name: value.contiguous() for name, value in state.items()}))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> HashEncoder:
@@ -341,7 +341,7 @@ def _read(path: Path) -> bytes:
         raise EncoderError(f"{path} cannot be read: {exc.strerror or exc}; copy or train the encoder again") from exc
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write to a temporary file and rename it, so that a reader never sees half a file."""
     aside = path.with_name(path.name + ".part")
     with aside.open("wb") as file:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pickle
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from hashlight.encoders.encoder import write_whole
 from hashlight.encoders.errors import EncoderError
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -89,7 +89,7 @@ class TrainingFolder:
             return
         buffer = io.BytesIO()
         torch.save({**state, "run": self._run, "history": self.history}, buffer)
-        _replace(self._folder / CHECKPOINT_FILE, buffer.getvalue())
+        write_whole(self._folder / CHECKPOINT_FILE, buffer.getvalue())
         self._saved_at = time.monotonic()
 
     def log(self, line: dict[str, Any]) -> None:
@@ -97,13 +97,4 @@ class TrainingFolder:
         self.history.append(line)
         if self._folder is not None:
             text = "".join(json.dumps(entry) + "\n" for entry in self.history)
-            _replace(self._folder / LOG_FILE, text.encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+            write_whole(self._folder / LOG_FILE, text.encode())

@@ -140,8 +140,10 @@ def write_atomically(path: Path, data: bytes, *, only_new: bool = False, durable
 
 
 @contextlib.contextmanager
-def folder_written_aside(path: Path) -> Iterator[Path]:
+def folder_written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a path to make a folder at; when the context ends well, it takes the place of `path`, by two renames.
+
+    `durable` says whether it must survive a crash of the machine.
 
     Raises
     ------
@@ -151,15 +153,16 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
     aside = aside_of(path)
     try:
         yield aside
-        for entry in aside.rglob("*"):
-            (sync_folder if entry.is_dir() else sync_file)(entry)
-        sync_folder(aside)
-        _exchange(aside, path)
+        if durable:
+            for entry in aside.rglob("*"):
+                (sync_folder if entry.is_dir() else sync_file)(entry)
+            sync_folder(aside)
+        _exchange(aside, path, durable=durable)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _exchange(aside: Path, path: Path) -> None:
+def _exchange(aside: Path, path: Path, *, durable: bool) -> None:
     replaced = aside_of(path)
     if path.is_dir():
         path.rename(replaced)
@@ -169,7 +172,9 @@ def _exchange(aside: Path, path: Path) -> None:
         if replaced.is_dir():
             replaced.rename(path)
         raise
-    sync_folder(path.parent)
+    if durable:
+        # Before the old folder goes: until then the disk may hold it under its old name.
+        sync_folder(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

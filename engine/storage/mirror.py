@@ -10,6 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from hashlight.engine.errors import CollectionNotFoundError, CorruptDataError
+from hashlight.engine.places.files import folder_written_aside, make_folder
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.integrity import verify_files
 from hashlight.engine.places.place import Place
@@ -47,8 +48,8 @@ def mirror(store: Place) -> Path:
         before = _version_here(local)
         # A damaged copy is replaced: only what the bucket holds counts.
         for spec in live.shards:
-            _copy_shard(store, folder, spec)
-        _copy_encoder(store, folder, live)
+            _copy_shard(store, local, spec)
+        _copy_encoder(store, local, live)
         if before != live:
             copy_manifest(local, live)
             there = {name: local.names(name, hidden=True) for name in _FOLDERS}
@@ -68,9 +69,9 @@ def _folder_of(store: Place) -> Path:
     return Path(platformdirs.user_cache_dir("hashlight")) / "collections" / name
 
 
-def _copy_shard(store: Place, folder: Path, spec: ShardSpec) -> bool:
+def _copy_shard(store: Place, local: Folder, spec: ShardSpec) -> bool:
     """Copy a shard unless it is here and whole; return whether it was copied."""
-    target = folder / "shards" / spec.name
+    target = local.local / "shards" / spec.name
     if target.is_dir():
         try:
             verify_files(target, spec.files)
@@ -78,23 +79,23 @@ def _copy_shard(store: Place, folder: Path, spec: ShardSpec) -> bool:
         except CorruptDataError as error:
             logger.warning("copying a shard again: %s", error)
             shutil.rmtree(target)
-    aside = target.with_name(f"{spec.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    store.download(f"shards/{spec.name}", aside)
-    aside.rename(target)
+    local.remove_leftovers("shards")
+    make_folder(target.parent)
+    with folder_written_aside(target, durable=False) as aside:
+        store.download(f"shards/{spec.name}", aside)
     verify_files(target, spec.files)
     return True
 
 
-def _copy_encoder(store: Place, folder: Path, live: Manifest) -> None:
+def _copy_encoder(store: Place, local: Folder, live: Manifest) -> None:
     if live.encoder is None or not store.names(f"encoder/{live.encoder}"):
         return
-    target = folder / "encoder" / live.encoder
+    target = local.local / "encoder" / live.encoder
     if not target.is_dir():
-        aside = target.with_name(f"{live.encoder}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        store.download(f"encoder/{live.encoder}", aside)
-        aside.rename(target)
+        local.remove_leftovers("encoder")
+        make_folder(target.parent)
+        with folder_written_aside(target, durable=False) as aside:
+            store.download(f"encoder/{live.encoder}", aside)
 
 
 def local_shard(store: Place, spec: ShardSpec) -> Path:
@@ -112,6 +113,6 @@ def local_shard(store: Place, spec: ShardSpec) -> Path:
     folder = _folder_of(store)
     local = Folder(folder)
     with local.lock(wait=True):
-        if _copy_shard(store, folder, spec):
+        if _copy_shard(store, local, spec):
             sweep_unnamed(local, store)
     return folder / "shards" / spec.name

@@ -35,6 +35,7 @@ def calls(monkeypatch):
     watch("fsync", synced)
     watch("replace", lambda source, target: (name_of(source), name_of(target)))
     watch("rename", lambda source, target: (name_of(source), name_of(target)))
+    watch("rmdir", lambda path: (name_of(path),))
     watch("link", lambda source, target: (name_of(source), name_of(target)))
     return made
 
@@ -100,6 +101,7 @@ def test_a_folder_takes_the_place_of_another_when_it_is_on_the_disk(folder, call
         ("rename", "old", "aside"),
         ("rename", "aside", "old"),
         ("fsync", "there"),
+        ("rmdir", "aside"),
     ]
     assert (folder / "old" / "b").read_bytes() == b"data"
     assert [path.name for path in folder.iterdir()] == ["old"]
