@@ -37,7 +37,7 @@ class JobKind:
     holds : str
         What such a folder holds, for messages: "codes".
     entries : tuple of str
-        The names that a job of this kind writes beside the marker and the sidecars.
+        The names that a job of this kind writes beside the marker and the sidecars; the first says that it is finished.
     private : bool
         Whether the folder is named by the job itself, so that nothing in it can belong to anyone else.
     remedy : str
@@ -111,7 +111,7 @@ class JobFolder:
             If another process began a job there meanwhile.
         """
         document = json.loads(json.dumps(identity))
-        self.name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self.name = name_of(identity)
         found = self.identity()
         if found == document:
             return self.name
@@ -144,7 +144,8 @@ class JobFolder:
     def clear(self) -> None:
         """Remove all that a job wrote; the marker goes last."""
         entries = self.place.names(hidden=True) if self.kind.private else self.kind.entries
-        for name in (*(name for name in entries if name not in (MARKER, LOCK)), SIDECARS, MARKER):
+        others = [name for name in entries if name not in (SIDECARS, MARKER, LOCK)]
+        for name in (*others[:1], SIDECARS, *others[1:], MARKER):
             self.place.remove(name)
 
     def remove(self) -> None:
@@ -212,6 +213,11 @@ class JobFolder:
                 self.place.remove_leftovers(entry.name)
         self.place.remove_leftovers()
         self.place.put(name, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def name_of(identity: Mapping[str, Any]) -> str:
+    """Return the name of the job that has an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def sidecar_name(unit: int) -> str:

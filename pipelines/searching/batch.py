@@ -17,10 +17,9 @@ truncated   bool         whether a limit cut the answers of a radius search
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,8 +32,9 @@ import pyarrow.parquet as pq
 
 from hashlight.engine.codes import CodeArray, IdArray, check_codes, num_words
 from hashlight.engine.indexes.threads import usable_cores
-from hashlight.engine.places.files import aside_of, sync_file, sync_folder, write_atomically, writer_lock
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Place
+from hashlight.engine.places.uris import split_name
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, SearchResult, as_range, merge_range
 from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_current
@@ -43,6 +43,7 @@ from hashlight.engine.storage.shard import Shard
 from hashlight.pipelines.codes.parts import Part, Piece, codes_column, cut_parts, list_parts, read_checked
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.folder import JobFolder, JobKind, name_of
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.jobs.tasks import run_tasks
 from hashlight.pipelines.searching.bounded import search_bounded
@@ -64,6 +65,12 @@ SCHEMA = pa.schema(
     }
 )
 
+ANSWERS = JobKind(
+    holds="unfinished answers",
+    private=True,
+    remedy="run that search again to finish it, choose another --output, or begin anew with --overwrite",
+)
+
 Progress = Callable[[int, int], None]
 
 
@@ -83,8 +90,8 @@ class SearchJob:
     k, radius, limit : int or None
         The `k` nearest, or all within `radius`, of which the nearest `limit`.
     queries : int
-    sources : tuple of (path, bytes, ns)
-        The files of queries, their sizes and when they were written.
+    sources : tuple of (path, stamp)
+        The files of queries, and what changes when they do.
     """
 
     collection: str
@@ -96,12 +103,7 @@ class SearchJob:
     radius: int | None
     limit: int | None
     queries: int
-    sources: tuple[tuple[str, int, int], ...]
-
-    @property
-    def name(self) -> str:
-        """A hash of all that it asks."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+    sources: tuple[tuple[str, str], ...]
 
     @property
     def query(self) -> Query:
@@ -143,7 +145,7 @@ def search_codes(
     queries : str or Path
         A Parquet file with a column `code` (binary, `8 * W` bytes) and perhaps one `id`, or a folder of codes.
     output : str or Path
-        The Parquet file to write; see the module's docstring.
+        The Parquet file to write, local or in a bucket; see the module's docstring.
     k, radius : int
         One of: how many nearest, or within what distance.
     limit : int, optional
@@ -160,93 +162,104 @@ def search_codes(
     PipelineError
         If the queries are not codes like the collection's, or there is an output already.
     """
-    output = Path(output).absolute()
-    work = output.with_name(f".{output.name}.work")
+    target, name = _target_of(output)
+    folder = JobFolder(target.location_of(f".{name}.work"), ANSWERS)
     if not overwrite:
-        _remove_finished_work(output, work)
-    _refuse_taken(output, overwrite=overwrite)
+        _remove_finished_work(target, name, folder)
+    _refuse_taken(target, name, overwrite=overwrite)
     store = open_place(collection)
     live = read_current(store)
-    parts = _list_queries(Path(queries), live)
+    parts = _list_queries(queries, live)
     job = _make_job(store.location, live, parts, k, radius, limit)
-    work.mkdir(exist_ok=True)
-    with writer_lock(work):
-        _keep_work_of(work, job)
+    with folder.place.lock():
+        folder.begin({**asdict(job), "collection": str(store)}, overwrite=overwrite)
+        _remove_asides(target, name)
         blocks = _cut_blocks(parts, job.queries)
-        _answer(job, work, blocks, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
+        _answer(job, folder, blocks, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
         chaos.step("search:before-publish")
-        _publish(output, job, [_answers_path(work, block) for block in blocks])
+        _publish(target, name, job, folder, blocks)
         chaos.step("search:published")
-        shutil.rmtree(work)
+        folder.remove()
     return job
 
 
 def _answer(
-    job: SearchJob, work: Path, blocks: list[Block], shards: tuple[ShardSpec, ...], workers: int, progress: Progress
+    job: SearchJob,
+    folder: JobFolder,
+    blocks: list[Block],
+    shards: tuple[ShardSpec, ...],
+    workers: int,
+    progress: Progress,
 ) -> None:
     """Answer the blocks that have no answers yet."""
-    waiting = [block for block in blocks if not _answers_path(work, block).is_file()]
+    finished = folder.done()
+    waiting = [block for block in blocks if block.number not in finished]
     done = job.queries - sum(_size(block) for block in waiting)
     progress(done, job.queries)
     if not waiting:
         return
     with ray_session(num_cpus=workers):
-        for block in _run(job, work, waiting, shards):
+        for block in _run(job, folder, waiting, shards):
             done += _size(block)
             progress(done, job.queries)
 
 
-def _run(job: SearchJob, work: Path, blocks: list[Block], shards: tuple[ShardSpec, ...]) -> Iterator[Block]:
+def _run(job: SearchJob, folder: JobFolder, blocks: list[Block], shards: tuple[ShardSpec, ...]) -> Iterator[Block]:
     import ray
 
     search, merge = ray.remote(search_block), ray.remote(merge_block)
 
     def submit(block: Block) -> Any:
-        found = [search.remote(job, str(work), block, spec) for spec in shards]
-        return merge.remote(job, str(work), block, *found)
+        found = [search.remote(job, folder, block, spec) for spec in shards]
+        return merge.remote(job, folder, block, *found)
 
     for block, _ in run_tasks(submit, blocks):
         yield block
 
 
-def search_block(job: SearchJob, work: str, block: Block, spec: ShardSpec) -> str:
-    """Ask one shard for one block of queries; write batches of `SCHEMA` and return the file's path."""
+def search_block(job: SearchJob, folder: JobFolder, block: Block, spec: ShardSpec) -> str:
+    """Ask one shard for one block of queries; write batches of `SCHEMA` and return the file's name in the folder."""
     chaos.step("search:shard", block.number)
     shard = Shard(local_shard(open_place(job.collection), spec), spec, bits=job.bits)
     queries_QW, ids_Q = read_queries(job, block)
-    path = Path(work) / f"block-{block.number:06d}.{spec.name}.arrow"
-    aside = aside_of(path)
-    with pa.OSFile(str(aside), "wb") as sink, pyarrow.ipc.new_file(sink, SCHEMA) as writer:
-        for start in range(0, len(queries_QW), BATCH_QUERIES):
-            batch_ids_Q = ids_Q[start : start + BATCH_QUERIES]
-            for run, found in _ask(shard, queries_QW[start : start + BATCH_QUERIES], job):
-                writer.write_batch(_as_batch(batch_ids_Q[run], found))
-    aside.replace(path)
-    return str(path)
+    name = f"found-{block.number:06d}.{spec.name}.arrow"
+    with folder.place.scratch(name) as aside:
+        with pa.OSFile(str(aside), "wb") as sink, pyarrow.ipc.new_file(sink, SCHEMA) as writer:
+            for start in range(0, len(queries_QW), BATCH_QUERIES):
+                batch_ids_Q = ids_Q[start : start + BATCH_QUERIES]
+                for run, found in _ask(shard, queries_QW[start : start + BATCH_QUERIES], job):
+                    writer.write_batch(_as_batch(batch_ids_Q[run], found))
+        if folder.place.local:
+            # Of use for a moment only, so that it need not be forced to the disk.
+            aside.replace(folder.place.local / name)
+        else:
+            folder.place.put_file(name, aside)
+    return name
 
 
-def merge_block(job: SearchJob, work: str, block: Block, *found: str) -> None:
+def merge_block(job: SearchJob, folder: JobFolder, block: Block, *found: str) -> None:
     """Merge what the shards found for one block, and publish it."""
     chaos.step("search:merge", block.number)
-    path = _answers_path(Path(work), block)
-    if path.is_file():  # by a task that died before it could say so, when what the shards found was gone
+    # A task that died before it could return may have finished the block, and removed what the shards found.
+    if folder.sidecar(block.number) is not None:
         return
-    aside = aside_of(path)
-    with pq.ParquetWriter(aside, SCHEMA) as writer:
-        for batches in _aligned([_batches(shard) for shard in found]):
-            merged = merge_range([_as_result(batch) for batch in batches], job.most)
-            if job.k is not None:
-                merged = merged._replace(truncated=np.zeros_like(merged.truncated))
-            writer.write_batch(_as_batch(batches[0]["query"], merged))
-    sync_file(aside)
-    aside.replace(path)
-    sync_folder(path.parent)
-    for shard in found:
-        Path(shard).unlink(missing_ok=True)
+    name = _answers_name(block)
+    with folder.place.scratch(name) as aside:
+        with pq.ParquetWriter(aside, SCHEMA) as writer:
+            for batches in _aligned([_batches(folder.place, file) for file in found]):
+                merged = merge_range([_as_result(batch) for batch in batches], job.most)
+                if job.k is not None:
+                    merged = merged._replace(truncated=np.zeros_like(merged.truncated))
+                writer.write_batch(_as_batch(batches[0]["query"], merged))
+        folder.place.put_file(name, aside)
+    folder.publish(block.number, {"queries": _size(block)})
+    for file in found:
+        folder.place.remove(file)
 
 
-def _batches(path: str) -> Iterator[pa.RecordBatch]:
-    with pyarrow.ipc.open_file(pa.memory_map(path)) as file:
+def _batches(place: Place, name: str) -> Iterator[pa.RecordBatch]:
+    source = pa.memory_map(str(place.local / name)) if place.local else place.open(name)
+    with source, pyarrow.ipc.open_file(source) as file:
         for number in range(file.num_record_batches):
             yield file.get_batch(number)
 
@@ -287,7 +300,8 @@ def _fixed(column: pa.ChunkedArray, width: int, piece: Piece) -> pa.ChunkedArray
 
 def _read_rows(piece: Piece) -> pa.Table:
     """Read the rows of a piece from the row groups in which they stand."""
-    with pq.ParquetFile(read_checked(piece.part) if piece.part.sha256 else piece.part.path) as file:
+    source = read_checked(piece.part) if piece.part.sha256 else open_place(piece.part.path).open()
+    with source, pq.ParquetFile(source) as file:
         ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
         first, last = np.searchsorted(ends, [piece.start, piece.stop - 1], side="right").tolist()
         columns = [name for name in ("id", "code") if name in file.schema_arrow.names]
@@ -324,27 +338,38 @@ def _as_result(batch: pa.RecordBatch) -> RangeResult:
     return RangeResult(lims - lims[0], distances.values.to_numpy()[hits], ids.values.to_numpy()[hits], truncated)
 
 
-def _refuse_taken(output: Path, *, overwrite: bool) -> None:
-    if not output.parent.is_dir() or output.is_dir():
-        raise PipelineError(f"{output} must be a file in a folder that is there: choose another --output")
-    if output.exists() and not overwrite:
-        raise PipelineError(f"{output} is there already: choose another --output, or replace it with --overwrite")
+def _target_of(output: str | Path) -> tuple[Place, str]:
+    """Return the place of the folder of the output, and the output's name in it."""
+    location, name = split_name(open_place(output).location)
+    return open_place(location), name
 
 
-def _list_queries(path: Path, live: Manifest) -> list[Part]:
+def _refuse_taken(target: Place, name: str, *, overwrite: bool) -> None:
+    there = target.entry(name)
+    if (target.local and not target.local.is_dir()) or (there and there.is_folder):
+        raise PipelineError(f"{target.path(name)} must be a file in a folder that exists: choose another --output")
+    if there and not overwrite:
+        raise PipelineError(
+            f"{target.path(name)} is there already: choose another --output, or replace it with --overwrite"
+        )
+
+
+def _list_queries(queries: str | Path, live: Manifest) -> list[Part]:
     """Return the files of queries, each known to hold codes as wide as the collection's."""
-    if path.is_dir():
+    path = open_place(queries)
+    entry = path.entry()
+    if entry is not None and entry.is_folder:
         from hashlight.pipelines.encoding.encode import read_summary
 
-        summary = read_summary(path)
+        summary = read_summary(queries)
         if live.encoder not in (None, summary.encoder):
             raise PipelineError(
                 f"{path} has codes of encoder {summary.encoder[:12]}…, the collection stores codes of encoder "
                 f"{str(live.encoder)[:12]}…: encode the queries with the encoder that made the collection's codes"
             )
-        return list_parts(path)
+        return list_parts(queries)
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open() as raw, pq.ParquetFile(raw) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{path} is not a readable Parquet file: {error}") from error
@@ -360,14 +385,13 @@ def _list_queries(path: Path, live: Manifest) -> list[Part]:
         )
     if not rows:
         raise PipelineError(f"{path} has no rows, expected at least one query")
-    return [Part(str(path.resolve()), rows, "")]
+    return [Part(path.location, rows, "")]
 
 
 def _make_job(
     location: str, live: Manifest, parts: list[Part], k: int | None, radius: int | None, limit: int | None
 ) -> SearchJob:
     query = Query(k=k, radius=radius, limit=limit).checked(bits=live.bits)
-    stats = [Path(part.path).stat() for part in parts]
     return SearchJob(
         collection=location,
         version=live.version,
@@ -378,32 +402,34 @@ def _make_job(
         radius=query.radius,
         limit=query.limit,
         queries=sum(part.rows for part in parts),
-        sources=tuple((p.path, s.st_size, s.st_mtime_ns) for p, s in zip(parts, stats, strict=True)),
+        sources=tuple((str(open_place(part.path)), part.sha256 or _stamp_of(part)) for part in parts),
     )
 
 
-def _keep_work_of(work: Path, job: SearchJob) -> None:
-    """Keep the finished blocks of the same job, and remove those of any other; the lock is in use."""
-    marker = work / "job"
-    is_ours = marker.is_file() and marker.read_text() == job.name
-    for path in work.iterdir():
-        if path.name != ".lock" and not (is_ours and path.suffix == ".parquet"):
-            path.unlink(missing_ok=True)  # a task of a killed driver may be at work yet
-    write_atomically(marker, job.name.encode())
+def _stamp_of(part: Part) -> str:
+    entry = open_place(part.path).entry()
+    return entry.stamp if entry else ""
 
 
-def _remove_finished_work(output: Path, work: Path) -> None:
+def _remove_finished_work(target: Place, name: str, folder: JobFolder) -> None:
     """Remove what a process left that was killed between publishing its answers and the end."""
-    marker = work / "job"
-    if output.is_file() and marker.is_file() and _job_of(output) == marker.read_text():
-        with writer_lock(work):
-            shutil.rmtree(work)
+    if target.exists(name) and (identity := folder.identity()) and _job_of(target, name) == name_of(identity):
+        with folder.place.lock():
+            folder.remove()
 
 
-def _job_of(output: Path) -> str | None:
+def _remove_asides(target: Place, name: str) -> None:
+    """Remove what killed drivers left beside a local output, which is held by this process now."""
+    if target.local:
+        for aside in target.local.glob(f".{glob.escape(name)}.{'[0-9a-f]' * 32}.tmp"):
+            aside.unlink(missing_ok=True)
+
+
+def _job_of(target: Place, name: str) -> str | None:
     """Return the name of the job that wrote a file of answers; None if it is something else."""
     try:
-        about = json.loads((pq.read_schema(output).metadata or {})[b"hashlight"])
+        with target.open(name) as raw:
+            about = json.loads((pq.read_schema(raw).metadata or {})[b"hashlight"])
         return str(about["job"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
@@ -418,35 +444,31 @@ def _cut_blocks(parts: list[Part], queries: int) -> list[Block]:
     ]
 
 
-def _answers_path(work: Path, block: Block) -> Path:
-    return work / f"block-{block.number:06d}.parquet"
+def _answers_name(block: Block) -> str:
+    return f"block-{block.number:06d}.parquet"
 
 
 def _size(block: Block) -> int:
     return sum(piece.stop - piece.start for piece in block.pieces)
 
 
-def _publish(output: Path, job: SearchJob, blocks: list[Path]) -> None:
+def _publish(target: Place, name: str, job: SearchJob, folder: JobFolder, blocks: list[Block]) -> None:
     """Join the blocks' answers into the output, which appears in one step."""
-    about = {name: value for name, value in asdict(job).items() if name != "sources"} | {"job": job.name}
+    about = {key: value for key, value in asdict(job).items() if key != "sources"}
+    about |= {"collection": str(open_place(job.collection)), "job": folder.name}
     schema = SCHEMA.with_metadata({"hashlight": json.dumps(about)})
-    aside = output.with_name(f".{output.name}.tmp")  # of a driver, which holds the lock
-    try:
+    with target.scratch(name) as aside:
         with pq.ParquetWriter(aside, schema) as writer:
             for block in blocks:
-                _copy_rows(block, writer)
+                _copy_rows(folder.place, _answers_name(block), writer)
         chaos.step("search:written-aside")
-        sync_file(aside)
-        aside.replace(output)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(output.parent)
+        target.put_file(name, aside)
 
 
-def _copy_rows(block: Path, writer: pq.ParquetWriter) -> None:
+def _copy_rows(place: Place, name: str, writer: pq.ParquetWriter) -> None:
     """Copy a block's rows, in row groups of a useful size."""
     waiting: list[pa.Table] = []
-    with pq.ParquetFile(block) as file:
+    with place.open(name) as raw, pq.ParquetFile(raw) as file:
         for group in range(file.num_row_groups):
             waiting.append(file.read_row_group(group))
             if sum(table.nbytes for table in waiting) > _ROW_GROUP_BYTES or group == file.num_row_groups - 1:

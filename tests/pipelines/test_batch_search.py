@@ -143,6 +143,44 @@ def test_bad_queries_are_refused(tmp_path, database, columns, message):
     assert not (tmp_path / "r.parquet").exists()
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_another_search_into_the_same_file_is_refused_until_it_is_overwritten(tmp_path, database, monkeypatch):
+    asked = [database[0] / "c", database[0] / "queries.parquet", tmp_path / "r.parquet"]
+
+    def fail(*_):
+        raise OSError("No space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_search, "_publish", fail)
+        with pytest.raises(OSError, match="No space"):
+            search_codes(*asked, k=3)
+    work = tmp_path / ".r.parquet.work"
+    kept = {path: path.read_bytes() for path in work.rglob("*.parquet")}
+    assert len(kept) == 3
+    with pytest.raises(PipelineError, match=r"unfinished answers of another job, with k 3 \(asked: 4\)"):
+        search_codes(*asked, k=4)
+    assert {path: path.read_bytes() for path in work.rglob("*.parquet")} == kept
+    seen = []
+    search_codes(*asked, k=3, progress=lambda done, _total: seen.append(done))
+    assert seen == [500], "all blocks were done"
+    check(tmp_path / "r.parquet", database, k=3)
+    search_codes(*asked, k=4, overwrite=True)
+    check(tmp_path / "r.parquet", database, k=4)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_queries_and_answers_in_a_bucket(tmp_path, database, bucket, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bucket.put("queries.parquet", (database[0] / "queries.parquet").read_bytes())
+    search_codes(database[0] / "c", bucket.uri("queries.parquet"), bucket.uri("found/r.parquet"), radius=3)
+    (tmp_path / "r.parquet").write_bytes(bucket.get("found/r.parquet"))
+    check(tmp_path / "r.parquet", database, radius=3)
+    assert bucket.keys("found/") == ["found/r.parquet"]
+    assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"], "no folder is called s3:"
+    with pytest.raises(PipelineError, match="is there already"):
+        search_codes(database[0] / "c", bucket.uri("queries.parquet"), bucket.uri("found/r.parquet"), radius=3)
+
+
 DRIVER = """
 import os, sys
 from pathlib import Path
@@ -173,7 +211,7 @@ def test_an_interrupted_search_goes_on(tmp_path, database, monkeypatch, step, ac
         [sys.executable, "-c", DRIVER, *asked], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == (-signal.SIGKILL if act == "kill-driver" else 1), done.stderr
-    kept = len(list((tmp_path / ".r.parquet.work").glob("block-*.parquet")))
+    kept = len(list((tmp_path / ".r.parquet.work" / "sidecars").glob("*.json")))
     assert kept > 0
     assert (tmp_path / "r.parquet").exists() == (step == "search:published")
     if step == "search:published":
