@@ -13,6 +13,7 @@ copies first, or take a radius at which few are.
     DIR/
       job.json            what is joined; it marks the folder
       pairs/A-B.parquet   id_a < id_b (int64) and distance (int32): the pairs between shards number A and B
+      sidecars/N.json     says that the Nth pair of shards is done
       clusters.parquet    cluster, id, representative, pairs: one row an image that has a near-duplicate
       gallery.html        the largest clusters, with pictures where they can be had
       dedup.json          counts; written last
@@ -25,9 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,19 +39,14 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import IdArray, check_radius
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.kernels.components import find_roots, join_edges
-from hashlight.engine.places.files import (
-    remove_leftovers,
-    write_atomically,
-    writer_lock,
-    written_aside,
-)
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Place
 from hashlight.engine.results import RangeResult
 from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_current
 from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
 from hashlight.pipelines.jobs import chaos
-from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.folder import JobFolder, JobKind
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.jobs.tasks import run_tasks
 from hashlight.pipelines.searching.bounded import search_bounded
@@ -68,7 +62,7 @@ _MOST_HITS = 4 * _WANTED_HITS
 # Pairs in memory at a time, 80 MB.
 _PAIRS_AT_ONCE = 4_000_000
 
-_OWN_ENTRIES = ("dedup.json", "gallery.html", "clusters.parquet", "pairs", "job.json")
+NEAR_DUPLICATES = JobKind(holds="near-duplicates", entries=("dedup.json", "gallery.html", "clusters.parquet", "pairs"))
 
 Progress = Callable[[int, int], None]
 
@@ -123,7 +117,7 @@ def find_duplicates(
     ----------
     collection : str or Path
     output : str or Path
-        Folder for what is found, as in the module's docstring.
+        Folder for what is found, local or in a bucket, as in the module's docstring.
     radius : int
         Inclusive.
     workers : int, optional
@@ -142,63 +136,33 @@ def find_duplicates(
     live = read_current(store)
     names = hashlib.sha256("".join(shard.name for shard in live.shards).encode()).hexdigest()
     job = JoinJob(store.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
-    folder = Path(output)
-    _refuse_foreign_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with writer_lock(folder):
-        _begin(folder, job, overwrite=overwrite)
+    folder = JobFolder(output, NEAR_DUPLICATES)
+    folder.refuse_foreign()
+    with folder.place.lock():
+        folder.begin({**asdict(job), "collection": str(store)}, overwrite=overwrite)
         _join_all(job, folder, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
         return _finish(job, folder, live)
 
 
-def _finish(job: JoinJob, folder: Path, live: Manifest) -> DedupSummary:
+def _finish(job: JoinJob, folder: JobFolder, live: Manifest) -> DedupSummary:
     """Form the clusters of all pairs, draw the largest, and say what was found."""
-    files = sorted((folder / "pairs").glob("[0-9]*.parquet"))
-    clusters = cluster_pairs(files)
+    place = folder.place
+    clusters = cluster_pairs([place.location_of(f"pairs/{name}") for name in place.names("pairs")])
     chaos.step("dedup:clustered")
-    _write_table(folder / "clusters.parquet", iter([clusters]), CLUSTERS)
-    _write_gallery(folder, job, live, clusters)
+    _write_table(place, "clusters.parquet", iter([clusters]), CLUSTERS)
+    place.put("gallery.html", _gallery(job, live, clusters))
     chaos.step("dedup:before-summary")
-    summary = _summary(live.rows, files, clusters)
-    for place in (folder, folder / "pairs"):
-        remove_leftovers(place)
-    write_atomically(folder / "dedup.json", (json.dumps({**asdict(job), **asdict(summary)}, indent=1) + "\n").encode())
+    summary = _summary(live.rows, sum(said["pairs"] for said in folder.done().values()), clusters)
+    folder.finish("dedup.json", {**asdict(job), "collection": str(open_place(job.collection)), **asdict(summary)})
     return summary
 
 
-def _refuse_foreign_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise PipelineError(f"{folder} is a file, expected a folder: choose another --output")
-    # What begins with a dot is a lock, or was left by a process that was killed.
-    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
-    if names and "job.json" not in names:
-        raise PipelineError(f"{folder} is not empty and holds no near-duplicates: choose another --output")
-
-
-def _begin(folder: Path, job: JoinJob, *, overwrite: bool) -> None:
-    """Refuse another job's folder, or remove what it left if asked; mark the folder."""
-    marker, marked = folder / "job.json", json.dumps(asdict(job), indent=1).encode()
-    if marker.is_file() and marker.read_bytes() != marked:
-        if not overwrite:
-            raise PipelineError(
-                f"{folder} holds the near-duplicates of another job, {marker.read_text()}, asked: {marked.decode()}: "
-                "choose another --output, or replace it with --overwrite"
-            )
-        for name in _OWN_ENTRIES:  # the marker goes last
-            entry = folder / name
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink(missing_ok=True)
-    write_atomically(marker, marked)
-    (folder / "pairs").mkdir(exist_ok=True)
-
-
-def _join_all(job: JoinJob, folder: Path, shards: tuple[ShardSpec, ...], workers: int, progress: Progress) -> None:
-    numbers = list(itertools.combinations_with_replacement(range(len(shards)), 2))
-    waiting = [pair for pair in numbers if not _pairs_path(folder, *pair).is_file()]
-    done = len(numbers) - len(waiting)
-    progress(done, len(numbers))
+def _join_all(job: JoinJob, folder: JobFolder, shards: tuple[ShardSpec, ...], workers: int, progress: Progress) -> None:
+    pairs = list(enumerate(itertools.combinations_with_replacement(range(len(shards)), 2)))
+    finished = folder.done()
+    waiting = [(unit, pair) for unit, pair in pairs if unit not in finished]
+    done = len(pairs) - len(waiting)
+    progress(done, len(pairs))
     if not waiting:
         return
     with ray_session(num_cpus=min(workers, len(waiting))):
@@ -206,26 +170,29 @@ def _join_all(job: JoinJob, folder: Path, shards: tuple[ShardSpec, ...], workers
 
         join = ray.remote(join_shards)
 
-        def submit(pair: tuple[int, int]) -> Any:
-            return join.remote(job, str(_pairs_path(folder, *pair).absolute()), shards[pair[0]], shards[pair[1]])
+        def submit(item: tuple[int, tuple[int, int]]) -> Any:
+            unit, (first, second) = item
+            return join.remote(job, folder, unit, (first, second), shards[first], shards[second])
 
         for _ in run_tasks(submit, waiting):
             done += 1
-            progress(done, len(numbers))
+            progress(done, len(pairs))
 
 
-def _pairs_path(folder: Path, first: int, second: int) -> Path:
-    return folder / "pairs" / f"{first:05d}-{second:05d}.parquet"
-
-
-def join_shards(job: JoinJob, path: str, first: ShardSpec, second: ShardSpec) -> None:
-    """Write the pairs between two shards, or within one."""
-    name = Path(path).stem
+def join_shards(
+    job: JoinJob, folder: JobFolder, unit: int, numbers: tuple[int, int], first: ShardSpec, second: ShardSpec
+) -> None:
+    """Write the pairs between two shards, or within one, and say that they are whole."""
+    if folder.sidecar(unit) is not None:  # by a task that died before it could return
+        return
+    name = f"{numbers[0]:05d}-{numbers[1]:05d}"
     chaos.step("dedup:join", name)
     store = open_place(job.collection)
     shard = Shard(local_shard(store, first), first, bits=job.bits)
     other = shard if first == second else Shard(local_shard(store, second), second, bits=job.bits)
-    _write_table(Path(path), _as_tables(find_pairs(shard, other, job.radius)), PAIRS)
+    pairs = _as_tables(find_pairs(shard, other, job.radius))
+    count = _write_table(folder.place, f"pairs/{name}.parquet", pairs, PAIRS)
+    folder.publish(unit, {"pairs": count})
     chaos.step("dedup:joined", name)
 
 
@@ -290,18 +257,20 @@ def _as_tables(parts: Iterator[tuple[IdArray, IdArray, NDArray[np.int32]]]) -> I
     yield pa.concat_tables(waiting) if waiting else PAIRS.empty_table()
 
 
-def _write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
-    """Write a Parquet file that appears in one step."""
-    with (
-        written_aside(path) as aside,
-        pq.ParquetWriter(aside, schema, use_dictionary=["distance", "cluster", "representative"]) as writer,
-    ):
-        for table in tables:
-            writer.write_table(table.combine_chunks())
+def _write_table(place: Place, name: str, tables: Iterator[pa.Table], schema: pa.Schema) -> int:
+    """Write a Parquet file that appears in one step; return the number of its rows."""
+    rows = 0
+    with place.scratch(name) as aside:
+        with pq.ParquetWriter(aside, schema, use_dictionary=["distance", "cluster", "representative"]) as writer:
+            for table in tables:
+                writer.write_table(table.combine_chunks())
+                rows += len(table)
+        place.put_file(name, aside)
+    return rows
 
 
-def cluster_pairs(files: list[Path]) -> pa.Table:
-    """Return the clusters that pairs form, a table of `CLUSTERS`.
+def cluster_pairs(files: Sequence[str | Path]) -> pa.Table:
+    """Return the clusters that the pairs in some files form, a table of `CLUSTERS`.
 
     Memory grows with the images that have a near-duplicate, some 80 bytes each, not with the pairs.
     """
@@ -319,7 +288,7 @@ def cluster_pairs(files: list[Path]) -> pa.Table:
     return pa.table([column[order] for column in columns], schema=CLUSTERS)
 
 
-def _members(files: list[Path]) -> IdArray:
+def _members(files: Sequence[str | Path]) -> IdArray:
     """Return the distinct ids in all pairs, sorted: runs of like lengths are merged, each id in few of them."""
     runs: list[IdArray] = []
     for pairs in _read_pairs(files):
@@ -344,11 +313,11 @@ def _places(members_M: IdArray, ids_P: IdArray) -> NDArray[np.int64]:
     return place_P
 
 
-def _read_pairs(files: list[Path]) -> Iterator[tuple[IdArray, IdArray]]:
+def _read_pairs(files: Sequence[str | Path]) -> Iterator[tuple[IdArray, IdArray]]:
     """Read the ids of all pairs, about `_PAIRS_AT_ONCE` at a time."""
     waiting: list[pa.Table] = []
     for path in files:
-        with pq.ParquetFile(path) as file:
+        with open_place(path).open() as raw, pq.ParquetFile(raw) as file:
             for group in range(file.num_row_groups):
                 waiting.append(file.read_row_group(group, columns=["id_a", "id_b"]))
                 if sum(map(len, waiting)) >= _PAIRS_AT_ONCE:
@@ -363,11 +332,11 @@ def _ids_of(tables: list[pa.Table]) -> tuple[IdArray, IdArray]:
     return table["id_a"].to_numpy(), table["id_b"].to_numpy()
 
 
-def _summary(codes: int, files: list[Path], clusters: pa.Table) -> DedupSummary:
+def _summary(codes: int, pairs: int, clusters: pa.Table) -> DedupSummary:
     sizes = np.unique(clusters["cluster"].to_numpy(), return_counts=True)[1]
     return DedupSummary(
         codes=codes,
-        pairs=sum(pq.read_metadata(path).num_rows for path in files),
+        pairs=pairs,
         clusters=len(sizes),
         members=len(clusters),
         largest=int(sizes.max(initial=0)),
@@ -375,7 +344,7 @@ def _summary(codes: int, files: list[Path], clusters: pa.Table) -> DedupSummary:
     )
 
 
-def _write_gallery(folder: Path, job: JoinJob, live: Manifest, clusters: pa.Table) -> None:
+def _gallery(job: JoinJob, live: Manifest, clusters: pa.Table) -> bytes:
     """Draw the largest clusters of the version that was joined, also if there is a newer one by now."""
     from hashlight.engine.collection.collection import Collection
     from hashlight.pipelines.dedup.gallery import gallery_page
@@ -383,4 +352,4 @@ def _write_gallery(folder: Path, job: JoinJob, live: Manifest, clusters: pa.Tabl
     store = open_place(job.collection)
     shards = [Shard(local_shard(store, spec), spec, bits=job.bits) for spec in live.shards]
     collection = Collection(Path(job.collection), live, shards, location=job.collection)
-    write_atomically(folder / "gallery.html", gallery_page(collection, clusters, radius=job.radius).encode())
+    return gallery_page(collection, clusters, radius=job.radius).encode()

@@ -174,6 +174,25 @@ def test_two_jobs_into_one_folder_are_refused_and_leftovers_removed(tmp_path, ro
     assert not list((tmp_path / "d").rglob("*.tmp"))
 
 
+def test_near_duplicates_in_a_bucket(tmp_path, rows, bucket, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    codes, ids = rows
+    Collection.create(bucket.uri("c"), codes, ids=ids, bits=BITS, shards=2)
+    find_duplicates(bucket.uri("c"), bucket.uri("d"), radius=RADIUS)
+    assert not list(tmp_path.iterdir()), "no folder is called s3:"
+    for key in bucket.keys("d/"):
+        path = tmp_path / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bucket.get(key))
+    check(tmp_path / "d", rows)
+    assert "gallery.html" in {path.name for path in (tmp_path / "d").iterdir()}
+    seen = []
+    find_duplicates(bucket.uri("c"), bucket.uri("d"), radius=RADIUS, progress=lambda done, _total: seen.append(done))
+    assert seen == [3], "what is done is not done again"
+    with pytest.raises(PipelineError, match=r"of another job, with radius 2 \(asked: 1\)"):
+        find_duplicates(bucket.uri("c"), bucket.uri("d"), radius=1)
+
+
 class Page(html.parser.HTMLParser):
     """Collects what a page asks a browser to do."""
 
@@ -241,7 +260,10 @@ def test_an_interrupted_join_goes_on(tmp_path, rows, step, act, skip):
     )  # fmt: skip
     assert done.returncode == (-signal.SIGKILL if act == "kill-driver" else 1), done.stderr
     assert not (tmp_path / "d" / "dedup.json").exists()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "d" / "pairs").glob("[0-9]*.parquet")}
+    numbers = list(itertools.combinations_with_replacement(range(3), 2))
+    done = [numbers[int(path.stem)] for path in (tmp_path / "d" / "sidecars").glob("*.json")]
+    paths = [tmp_path / "d" / "pairs" / f"{first:05d}-{second:05d}.parquet" for first, second in done]
+    kept = {path: path.stat().st_mtime_ns for path in paths}
     assert kept
     find_duplicates(tmp_path / "c", tmp_path / "d", radius=RADIUS)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was done is not done again"

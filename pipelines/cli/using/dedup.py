@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,12 +16,13 @@ from hashlight.pipelines.cli.options import CollectionArgument, JsonOption, Over
 def dedup(
     collection: CollectionArgument,
     radius: Annotated[int, typer.Option(min=0, help="Images within this Hamming distance are near-duplicates.")],
-    output: Annotated[Path, typer.Option("--output", help="Folder for pairs, clusters and a gallery.")],
+    output: Annotated[str, typer.Option("--output", help="Folder for pairs, clusters and a gallery, or s3://.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Pairs of shards joined at once; one a core.")] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find all near-duplicates of a collection on Ray; an interrupted job goes on where it was."""
+    from hashlight.engine.places.opening import open_place
     from hashlight.pipelines.dedup.dedup import find_duplicates
 
     start = time.perf_counter()
@@ -37,6 +37,6 @@ def dedup(
     out.print(
         f"{found.pairs:,} pairs within radius {radius} among {found.codes:,} images, in {seconds:.1f} s: "
         f"{found.clusters:,} clusters of {found.members:,} images, the largest of {found.largest:,}; "
-        f"{found.removable:,} could go; look at {output / 'gallery.html'}",
+        f"{found.removable:,} could go; look at {open_place(output).path('gallery.html')}",
         soft_wrap=True,
     )

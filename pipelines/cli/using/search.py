@@ -25,10 +25,13 @@ class Asked:
         Path | None, typer.Option("--image", help="The image to search for.", exists=True, dir_okay=False)
     ] = None
     codes: Annotated[
-        Path | None,
-        typer.Option("--codes", help="Or millions of queries: Parquet with a column `code`, or a folder of codes."),
+        str | None,
+        typer.Option(
+            "--codes",
+            help="Or millions of queries: Parquet with a column `code`, or a folder of codes; or s3://.",
+        ),
     ] = None
-    output: Annotated[Path | None, typer.Option("--output", help="With --codes: the Parquet file to write.")] = None
+    output: Annotated[str | None, typer.Option("--output", help="With --codes: the Parquet file to write.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,7 @@ def _search_image(
         err.print(f"saved {save}", soft_wrap=True)
 
 
-def _search_codes(collection: str, codes: Path, output: Path, reach: Reach, job: Job, as_json: bool) -> None:
+def _search_codes(collection: str, codes: str, output: str, reach: Reach, job: Job, as_json: bool) -> None:
     from hashlight.pipelines.searching.batch import search_codes
 
     wanted = reach.wanted
