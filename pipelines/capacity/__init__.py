@@ -1,1 +1,1 @@
-"""What a collection of some size takes, from what this machine was measured to do."""
+"""Capacity planning from measurements of this machine."""

@@ -1,6 +1,6 @@
-"""What this machine does in a second: the constants of the capacity plan, measured once and stored.
+"""The speed of this machine: the constants of the capacity plan, measured once and stored.
 
-They are stored beside the costs of the query planner (`engine.indexes.planner`), one file a machine.
+They are stored next to the costs of the query planner (`engine.indexes.planner`), one file for each machine.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _MERGED_ANSWERS = 10
 
 
 def calibrate(encoder: str | Path | None = None, *, say: Callable[[str], None] = lambda _: None) -> Constants:
-    """Measure this machine, about a minute, and store what was found.
+    """Measure this machine for about a minute and store the results.
 
     Parameters
     ----------
     encoder : str or Path, optional
-        An encoder's folder; an untrained one of small-cnn if left out, which is as quick as a trained one.
+        An encoder's folder; by default an untrained small-cnn, which is as fast as a trained one.
     say : callable, optional
-        Told what is being measured.
+        Called with the name of each measurement.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def calibrate(encoder: str | Path | None = None, *, say: Callable[[str], None] =
 
 
 def _measure_encoding(folder: str | Path | None) -> tuple[str, float]:
-    """Return the encoder's name and seconds of one core an image, decoded from the packaged PNGs."""
+    """Return the encoder's name and its core seconds an image, including decoding of the packaged PNGs."""
     encoder = _untrained() if folder is None else HashEncoder.load(folder)
     with pq.ParquetFile(SAMPLE) as file:
         encoded = next(file.iter_batches(_IMAGES, columns=["image"])).column(0).to_pylist()
@@ -110,12 +110,12 @@ def _untrained() -> HashEncoder:
 
 
 def _core_seconds(run: Callable[[], object]) -> float:
-    """Return the time that the cores of this process spent on it: other programs do not lengthen it."""
+    """Return the CPU time that this process spent on it, which other programs do not affect."""
     return _times(run, 1)[0]
 
 
 def _measure_disk(folder: Path) -> float:
-    """Return bytes a second, forced to the disk."""
+    """Return bytes a second, including fsync."""
     block = np.random.default_rng(0).bytes(_BLOCK_BYTES)
     start = time.perf_counter()
     with (folder / "blocks").open("wb") as file:
@@ -127,7 +127,7 @@ def _measure_disk(folder: Path) -> float:
 
 
 def _measure_shards(folder: Path) -> tuple[float, float, tuple[float, float, float]]:
-    """Return core seconds a code to build the largest shard, of a word to scan it, and what a query to tables costs."""
+    """Return core seconds for building a code (largest shard), for scanning a word, and for a query to the tables."""
     rng = np.random.default_rng(0)
     works, times_s = [], []
     _write(folder / "warm", rng, 1000)
@@ -149,7 +149,7 @@ def _write(folder: Path, rng: np.random.Generator, rows: int) -> Shard:
 
 
 def _time_queries(index: Any, rng: np.random.Generator, radius: int) -> tuple[Work, float]:
-    """Return the mean work and the median time of single queries, each asked for the first time."""
+    """Return the mean work and the median time of single queries, each for the first time."""
     times_s = _times(lambda: _ask(index, rng, radius), _QUERIES)
     explained = index.range_search(
         rng.integers(2**64, size=(_QUERIES, 1), dtype=np.uint64), radius, threads=1, plan="tables", explain=True
@@ -162,7 +162,7 @@ def _ask(index: Any, rng: np.random.Generator, radius: int, plan: str = "tables"
 
 
 def _times(run: Callable[[], object], count: int, clock: Callable[[], float] = time.process_time) -> list[float]:
-    """Return the seconds of each of `count` runs; those of cores, which other programs do not lengthen, if not told."""
+    """Return the seconds of each of `count` runs; by default CPU seconds, which other programs do not affect."""
     times_s = []
     for _ in range(count):
         start = clock()
@@ -172,7 +172,7 @@ def _times(run: Callable[[], object], count: int, clock: Callable[[], float] = t
 
 
 def _fit(work_M2: NDArray[np.float64], time_M: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Return the costs of a query, a lookup and a candidate, none below 0, with the least relative error."""
+    """Fit non-negative costs of a query, a lookup and a candidate, minimising the relative error."""
     from scipy.optimize import nnls
 
     terms_M3 = np.column_stack([np.ones(len(work_M2)), work_M2])
@@ -181,7 +181,7 @@ def _fit(work_M2: NDArray[np.float64], time_M: NDArray[np.float64]) -> tuple[flo
 
 
 def _measure_call() -> float:
-    """Return the median time of a Flight call that asks 8 bytes and is answered 8."""
+    """Return the median time of a Flight call with 8 bytes each way."""
     with _echo_server() as address, flight.connect(address) as client:
         action = flight.Action("echo", b"12345678")
         return statistics.median(_times(lambda: list(client.do_action(action)), _CALLS, time.perf_counter))
@@ -203,7 +203,7 @@ def _echo_server() -> Iterator[str]:
 
 
 def _measure_merge() -> float:
-    """Return the time of a merge for each of its parts."""
+    """Return the time of a merge, divided by its number of parts."""
     rng = np.random.default_rng(0)
     parts = [
         SearchResult(np.sort(rng.integers(64, size=(1, _MERGED_ANSWERS), dtype=np.int32)), row[None])

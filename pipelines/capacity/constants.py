@@ -1,4 +1,4 @@
-"""What a machine does, as `pipelines.capacity.calibrate` measured it, and what shards and queries take by design."""
+"""The speed of a machine, measured by `pipelines.capacity.calibrate`, and the size and work of shards by design."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ CAPACITY = "capacity"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
-    """What one machine does.
+    """The measured speed of one machine.
 
     Attributes
     ----------
     cores : int
     memory_bytes : int
     encoder : str
-        What was measured to encode with.
+        The encoder that was measured.
     image_core_s : float
-        To decode and encode one image, in seconds of one core.
+        Core seconds to decode and encode one image.
     build_core_s : float
-        To sort, index and hash one code, in seconds of one core.
+        Core seconds to sort, index and hash one code.
     disk_bytes_s : float
-        Written and forced to the disk.
+        Write speed, including fsync.
     query_s, lookup_s, candidate_s : float
-        Of a query to one shard, one query at a time: each query, each bucket looked up, each candidate in it.
+        Cost of a query to one shard, one query at a time: for the query, for each bucket, for each candidate in it.
     scan_word_s : float
-        To compare a query with one word of a code, in a scan.
+        Cost of comparing a query with one word of a code in a scan.
     rows : int
-        Of the largest shard that was asked.
+        Number of rows of the largest measured shard.
     call_s : float
-        An empty Arrow Flight call on this machine, median.
+        Median time of an empty Arrow Flight call on this machine.
     merge_s : float
-        To merge one shard's ten answers with those of the others.
+        Cost of merging ten answers of one shard with those of the others.
     """
 
     cores: int
@@ -59,16 +59,16 @@ class Constants:
 
 
 class Work(NamedTuple):
-    """What a query takes of one shard's tables: buckets looked up, and candidates met in them."""
+    """The work of a query in one shard's tables: buckets looked up, and candidates found in them."""
 
     lookups: float
     candidates: float
 
 
 def work_of_radius(bits: int, rows: int, radius: int) -> Work:
-    """Return what a radius query takes of a shard of uniform codes; learned codes crowd, and have more candidates.
+    """Return the work of a radius query in a shard of uniform codes; learned codes cluster and have more candidates.
 
-    With m tables and radius r = m q + a, the first a + 1 tables are asked at radius q, the others at q - 1.
+    With m tables and radius r = m q + a, the first a + 1 tables are probed at radius q, the others at q - 1.
 
     Examples
     --------
@@ -87,10 +87,10 @@ def work_of_radius(bits: int, rows: int, radius: int) -> Work:
 
 
 def bytes_a_code(bits: int, rows: int) -> float:
-    """Return what a code of a shard takes on disk, attributes aside, if all codes differ.
+    """Return the bytes of a code on disk, without attributes, if all codes differ.
 
-    The code and its id, its row in the order of ids, an entry in every table but the first, which needs none as the
-    rows stand in its order, and its part of the tables' offsets.
+    They are the code and its id, its row in the order of ids, an entry in every table but the first (rows are sorted in
+    its order, so it needs none), and its share of the tables' offsets.
 
     Examples
     --------
@@ -108,7 +108,7 @@ def load_constants() -> Constants:
     Raises
     ------
     PipelineError
-        If nothing is stored, or nothing usable.
+        If nothing usable is stored.
     """
     path = machine_file(CAPACITY)
     try:
@@ -116,7 +116,7 @@ def load_constants() -> Constants:
         constants = Constants(**stored)
     except (OSError, ValueError, TypeError) as error:
         raise PipelineError(
-            f"this machine was not measured yet ({path} has no constants): run `hashlight calibrate`"
+            f"this machine has not been measured ({path} has no constants): run `hashlight calibrate`"
         ) from error
     numbers = [getattr(constants, field.name) for field in fields(constants) if field.name != "encoder"]
     if not all(isinstance(number, int | float) and math.isfinite(number) and number >= 0 for number in numbers):

@@ -15,30 +15,30 @@ from hashlight.engine.indexes.planner import likely_radius
 from hashlight.engine.service.routing.hedging import BUDGET
 from hashlight.pipelines.capacity.constants import Constants, bytes_a_code, work_of_radius
 
-# What is left of a node's memory for mapped files when the system and the processes have theirs.
+# Share of a node's memory that the system and the processes leave for mapped files.
 MEMORY_SHARE = 0.8
-# Above this share of busy cores the tail grows faster than the load; see docs/capacity.md.
+# Above this utilisation, tail latency grows faster than the load; see docs/capacity.md.
 CORE_SHARE = 0.6
-# The version before the live one stays on disk for its readers.
+# The previous version stays on disk for its readers.
 VERSIONS = 2
 GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What is to be planned.
+    """The requirements to plan for.
 
     Attributes
     ----------
     images : int
     bits : int
     qps : float
-        Queries a second, one at a time.
+        Single queries a second.
     radius, k : int or None
-        One of them.
+        Exactly one of them.
     replicas : int
     shard_codes : int
-        Codes of a shard.
+        Number of codes in a shard.
     node_cores : int
     node_bytes : int
         Memory of a node.
@@ -56,13 +56,13 @@ class Demand:
 
     def __post_init__(self) -> None:
         if (self.radius is None) == (self.k is None):
-            raise ValueError(f"give `radius` or `k`, one of them, got {self.radius} and {self.k}")
+            raise ValueError(f"give exactly one of `radius` and `k`, got {self.radius} and {self.k}")
         whole = ("images", "replicas", "shard_codes", "node_cores", "node_bytes")
         wrong = [f"{name} {getattr(self, name)}" for name in whole if getattr(self, name) < 1]
         if wrong or self.qps <= 0:
-            raise ValueError(f"a plan's numbers must be above 0, got {', '.join(wrong or [f'qps {self.qps}'])}")
+            raise ValueError(f"the numbers of a plan must be above 0, got {', '.join(wrong or [f'qps {self.qps}'])}")
         if not 1 <= self.bits <= 1024:
-            raise ValueError(f"`bits` must be 1 to 1024, what a collection stores, got {self.bits}")
+            raise ValueError(f"`bits` must be 1 to 1024, as collections store, got {self.bits}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Line:
 
 
 def plan(demand: Demand, constants: Constants) -> list[Line]:
-    """Work a plan out, line by line; each line uses those before it."""
+    """Compute a plan line by line; each line uses the previous ones."""
     sheet = _Sheet()
     _storage(sheet, demand)
     _queries(sheet, demand, constants)

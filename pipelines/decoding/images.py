@@ -1,4 +1,4 @@
-"""The images of a corpus in this process, for training and evaluation; jobs over whole corpora are in `encode`."""
+"""The images of a corpus in this process, for training and evaluation; jobs decode in guarded processes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from hashlight.pipelines.jobs.errors import PipelineError
 
 logger = logging.getLogger(__name__)
 
-# What decoded images may take together: a photograph of 12 megapixels takes 36 MB.
+# Limit on the decoded images of a batch; a photograph of 12 megapixels takes 36 MB.
 MAX_BATCH_PIXELS = 32_000_000
 _ENCODE_BATCH = 512
 
 
 def decode_entry(data: bytes | OSError) -> Image.Image:
-    """Decode what `read_images` gave for one entry.
+    """Decode the result of `read_images` for one entry.
 
     Raises
     ------
     ImageError
-        If it could not be read, or cannot be decoded.
+        If the image could not be read or cannot be decoded.
     """
     if isinstance(data, OSError):
         raise ImageError(f"unreadable: {data}")
@@ -36,7 +36,7 @@ def decode_entry(data: bytes | OSError) -> Image.Image:
 
 
 def readable_images(entries: pa.Table) -> tuple[pa.Table, list[bytes]]:
-    """Return the entries whose images can be decoded, and these images, still encoded.
+    """Return the entries whose images can be decoded, and those images in encoded form.
 
     Raises
     ------
@@ -68,12 +68,12 @@ def batches(images: Iterable[tuple[int, Image.Image]], size: int) -> Iterator[li
 
 
 def encode_entries(model: HashEncoder, entries: pa.Table) -> tuple[pa.Table, EncoderOutput]:
-    """Encode a listing here, a batch of images in memory at a time; return the good entries and what they gave.
+    """Encode a listing in this process, a batch at a time; return the good entries and their output.
 
     Raises
     ------
     PipelineError
-        If not one image can be decoded.
+        If no image can be decoded.
     """
     good: list[int] = []
     outputs = []
@@ -101,4 +101,4 @@ def _image_or_none(data: bytes | OSError, entries: pa.Table, row: int) -> Image.
 
 def _refuse_none(good: list[int], entries: pa.Table) -> None:
     if not good:
-        raise PipelineError(f"not one of {len(entries)} images can be decoded: the log names each with its reason")
+        raise PipelineError(f"none of {len(entries)} images can be decoded: the log gives the reason for each")

@@ -1,9 +1,10 @@
-"""Decoding beside the model: images go to other processes and come back as pixels, in order, a batch at a time.
+"""Decoding in parallel with the model: images go to other processes and return as pixels, in order, batch by batch.
 
-A `Decoder` owns one decoding process (`pipelines.decoding.worker`) and memory shared with it, cut into slots of a batch
-each. While the model runs on one slot the process decodes the next, and a third is being filled. When a worker dies,
-what it was decoding is known; that image is tried once more by a fresh worker, and if it kills that one too, it is
-rejected. Every answer carries the generation of its worker, so that one from before a death is not taken for another.
+A `Decoder` owns one decoding process (`pipelines.decoding.worker`) and memory shared with it, divided into slots of one
+batch each. While the model runs on one slot, the process decodes the next and a third is being filled. When a worker
+dies, the image it was decoding is known; a fresh worker tries it once more, and if that one dies too, the image is
+rejected. Every answer carries the generation of its worker, so that an answer from before a death is not mistaken for a
+later one.
 """
 
 from __future__ import annotations
@@ -41,29 +42,29 @@ from hashlight.pipelines.decoding.worker import (
 from hashlight.pipelines.jobs.errors import PipelineError
 
 SLOTS = 3
-# A batch of large files is cut here, so that a slot's touched memory stays small.
+# Batches of large files are cut at this size, to limit the memory that a slot touches.
 _BATCH_BYTES = 16 << 20
 _DEATHS_OF_AN_IMAGE = 2
-# Without one slot done between them.
+# Consecutive deaths without a finished slot in between.
 _MOST_RESTARTS = 10
 _MOST_SLOT_BYTES = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedBatch:
-    """Some images of a stream, in order. The arrays are valid until the next batch is asked for.
+    """Consecutive images of a stream. The arrays are valid until the next batch is requested.
 
     Attributes
     ----------
     first : int
         Position in the stream of the first image.
     good : ndarray of int64, shape (G,)
-        Positions in the stream of those that were decoded.
+        Positions in the stream of the decoded images.
     pixels : ndarray of uint8, shape (G, size, size, channels)
     thumbnails : list of bytes
-        JPEG, one for each decoded image; empty if none were asked for.
+        JPEG, one for each decoded image; empty if not requested.
     reasons : dict of int to str
-        Why the others were not, by their positions.
+        Position -> reason, for the other images.
     read_s, decode_s : float
         Seconds spent on the batch.
     """
@@ -78,7 +79,7 @@ class DecodedBatch:
 
 
 class Decoder:
-    """One decoding process and its slots. One thread may fill and send while another waits for what was sent."""
+    """One decoding process and its slots. One thread may fill and send while another waits for results."""
 
     def __init__(self, preprocessing: Preprocessing, *, batch_size: int, thumbnail: int, limits: DecodeLimits) -> None:
         self._task = DecodeTask(
@@ -103,13 +104,13 @@ class Decoder:
         self._start()
 
     def send(self, slot: int) -> None:
-        """Have a filled slot decoded."""
+        """Send a filled slot for decoding."""
         with self._lock:
             self._sent.append(slot)
             self._request(slot)
 
     def wait(self, slot: int) -> None:
-        """Return when a slot that was sent, the first of those not waited for, is decoded."""
+        """Wait until the oldest sent slot is decoded."""
         while self._is_under_way(slot):
             message = os.read(self._answers, ANSWER.size)
             with self._lock:
@@ -136,14 +137,14 @@ class Decoder:
             if number > 0:
                 raise PipelineError(f"a decoding process failed with exit code {number}: see the standard error")
             if number == -signal.SIGKILL:
-                # The kernel, short of memory, or a person: the image that was at hand has no part in it.
+                # Killed by the kernel, short of memory, or by a person: the image being decoded is not to blame.
                 self._count_restart()
             else:
                 self._blame(first, second, number)
             self._send_again()
 
     def _restart(self) -> None:
-        """Start another watcher in the place of one that was killed, and its worker with it."""
+        """Start a watcher, with its worker, to replace one that was killed."""
         self._count_restart()
         self._stop()
         self._start()
@@ -159,13 +160,13 @@ class Decoder:
             )
 
     def _send_again(self) -> None:
-        """Ask for all that the dead worker did not answer."""
+        """Send again everything that the dead worker did not answer."""
         self._generation += 1
         for slot in self._sent:
             self._request(slot)
 
     def _blame(self, slot: int, row: int, status: int) -> None:
-        """Count a death for the image that the worker was at (-1: it was at none); reject it at its last."""
+        """Count a death for the image being decoded (-1: none); reject the image if it was its last try."""
         if slot < 0:
             return
         self._deaths[slot, row] += 1
@@ -174,13 +175,13 @@ class Decoder:
             self.slots[slot]["status"][row] = REJECTED
 
     def forget(self, slot: int) -> None:
-        """Make a slot ready to be filled anew."""
+        """Prepare a slot to be filled again."""
         with self._lock:
             for key in [key for key in self._deaths if key[0] == slot]:
                 del self._deaths[key]
 
     def _request(self, slot: int) -> None:
-        # If the watcher is gone, `wait` finds out and asks again.
+        # If the watcher is gone, `wait` notices and sends again.
         with contextlib.suppress(BrokenPipeError):
             os.write(self._requests, REQUEST.pack(slot, self._generation))
 
@@ -204,7 +205,7 @@ class Decoder:
 
 
 class DecodePool:
-    """Several decoders, among which the batches of a stream take turns."""
+    """Several decoders that take the batches of a stream in turn."""
 
     def __init__(
         self,
@@ -237,19 +238,17 @@ class DecodePool:
             decoder.close()
 
     def decode(self, images: Iterable[bytes | OSError]) -> Iterator[DecodedBatch]:
-        """Decode a stream of encoded images; what could not be read is rejected for that reason.
+        """Decode a stream of encoded images; those that could not be read are rejected with that reason.
 
-        One stream at a time, to be consumed to its end: what was left in slots would come out as images of the next.
+        Consume one stream to its end before the next: images left in slots would appear in the next stream.
 
         Raises
         ------
         PipelineError
-            If the stream before was not consumed to its end, or a decoding process cannot be kept alive.
+            If the previous stream was not consumed to its end, or a decoding process keeps dying.
         """
         if self._is_busy:
-            raise PipelineError(
-                "the images before were not decoded to their end, so that these processes are of no use"
-            )
+            raise PipelineError("the previous stream was not consumed to its end: use a new pool of decoding processes")
         self._is_busy = True
         free: queue.Queue[tuple[Decoder, int]] = queue.Queue()
         for slot in range(SLOTS):
@@ -260,7 +259,7 @@ class DecodePool:
         reader.start()
         while (item := sent.get()) is not None:
             if isinstance(item, BaseException):
-                self._is_busy = False  # it came after all that was sent
+                self._is_busy = False  # it comes after everything that was sent
                 raise item
             item.decoder.wait(item.slot)
             yield self._decoded(item)
@@ -286,13 +285,13 @@ class DecodePool:
                 sent.put(_Sent(decoder, slot, first, len(batch), unreadable, read_s))
                 first += len(batch)
             sent.put(None)
-        except BaseException as error:  # Raised again where the batches are consumed.
+        except BaseException as error:  # Raised again by the consumer of the batches.
             sent.put(error)
 
     def _next_batch(
         self, images: Iterator[bytes | OSError], held: bytes | OSError | None
     ) -> tuple[list[bytes | OSError], bytes | OSError | None]:
-        """Take images for one slot; returns them, and the first that did not fit."""
+        """Take images for one slot; returns them and the first one that did not fit."""
         batch: list[bytes | OSError] = []
         total = 0
         while len(batch) < self._batch_size:
@@ -334,7 +333,7 @@ class DecodePool:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A slot under way, where it stands in the stream, and which of its images could not be read."""
+    """A slot in progress: its position in the stream, and which of its images could not be read."""
 
     decoder: Decoder
     slot: int
@@ -345,7 +344,7 @@ class _Sent:
 
 
 def _fill(record: Any, batch: list[bytes | OSError]) -> dict[int, str]:
-    """Put encoded images into a slot; return why those that could not be read could not."""
+    """Put encoded images into a slot; return the reasons for those that could not be read."""
     encoded, offsets = record["encoded"], record["offsets"]
     unreadable = {row: f"unreadable: {data}" for row, data in enumerate(batch) if isinstance(data, OSError)}
     sizes = [0 if isinstance(data, OSError) else len(data) for data in batch]

@@ -1,13 +1,13 @@
-"""The process that decodes images, so that one that breaks a decoder costs itself only.
+"""The process that decodes images, so that an image that crashes the decoder harms no other.
 
-Run as `python -m hashlight.pipelines.decoding.worker`, it forks a worker and watches it. The worker decodes what stands
+Run as `python -m hashlight.pipelines.decoding.worker`, it forks a worker and watches it. The worker decodes images
 in memory that it shares with its owner (`pipelines.decoding.pool`), under limits that the kernel enforces: processor
 time and wall time for each image (a timer whose signal ends the process), memory (an allocation that fails). When it
-dies, the watcher says so and forks another, which takes milliseconds, for all is imported. When the owner is gone, both
-end.
+dies, the watcher reports it and forks another, which takes milliseconds because everything is imported already. When
+the owner is gone, both exit.
 
-Messages are a few bytes, written whole by the kernel: a request names a slot of the shared memory, an answer the slot
-that is done, or how the worker died.
+Messages are a few bytes, which the kernel writes atomically: a request names a slot of the shared memory, an answer the
+finished slot, or how the worker died.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ REQUEST = struct.Struct("<qq")
 ANSWER = struct.Struct("<cqqq")
 DONE, DIED = b"+", b"!"
 
-# A stalled machine must not cost an image, so wall time is limited at many times the processor time.
+# A stalled machine must not get an image rejected, so the wall time limit is many times the processor time limit.
 WALL_FACTOR = 30
 _THUMBNAIL_QUALITY = 80
 _PR_SET_PDEATHSIG = 1
@@ -54,14 +54,14 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeLimits:
-    """What one image may take.
+    """Limits for one image.
 
     Attributes
     ----------
     seconds : float
-        Of processor time; of wall time thirty times as much.
+        Processor time; the wall time limit is thirty times as long.
     memory_bytes : int
-        Beyond what the process has when it starts.
+        In addition to what the process uses at the start.
     """
 
     seconds: float = 20.0
@@ -70,16 +70,16 @@ class DecodeLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeTask:
-    """What a worker needs to know: how pixels are made, batches, limits.
+    """A worker's settings: preprocessing, batches, limits.
 
     Attributes
     ----------
     preprocessing : dict
-        As `Preprocessing.to_dict` gives it.
+        From `Preprocessing.to_dict`.
     batch_size, slots : int
-        Images of a slot, and slots in the shared memory.
+        Number of images in a slot, and of slots in the shared memory.
     encoded_bytes : int
-        Room for the encoded images of a slot.
+        Space for the encoded images of a slot.
     thumbnail : int
         Longest side of the thumbnails, 0 for none.
     """
@@ -94,7 +94,7 @@ class DecodeTask:
 
     @property
     def thumbnail_bytes(self) -> int:
-        """Room for one thumbnail: a JPEG takes less than its pixels, but for its header."""
+        """Space for one thumbnail: a JPEG is smaller than its pixels, apart from its header."""
         return 3 * self.thumbnail**2 + 2048 if self.thumbnail else 0
 
     def slot_type(self) -> np.dtype[np.void]:
@@ -116,13 +116,13 @@ class DecodeTask:
         )
 
     def map(self, memory: int) -> Any:
-        """Map the slots of a memory file, an array of `slots` records."""
+        """Map the slots of a memory file as an array of `slots` records."""
         layout = self.slot_type()
         return np.frombuffer(mmap.mmap(memory, layout.itemsize * self.slots), layout)
 
 
 def main() -> None:
-    """Watch a worker, and fork another when it dies; ends when the owner does."""
+    """Watch a worker and fork another when it dies; exits with the owner."""
     requests, answers, memory = (int(number) for number in sys.argv[1:4])
     task = DecodeTask(**json.loads(sys.argv[4]))
     slots = task.map(memory)
@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def _take_blame(slots: Any) -> tuple[int, int]:
-    """Return slot and row of the image that a dead worker was at, and forget them before the next one starts."""
+    """Return and clear the slot and row of the image that a dead worker was decoding."""
     for slot, row in enumerate(slots["current"].tolist()):
         if row >= 0:
             slots[slot]["current"] = -1
@@ -157,7 +157,7 @@ def _run_until_closed(requests: int, answers: int, slots: Any, task: DecodeTask)
     except BrokenPipeError:
         return 0
     except BaseException:
-        # The child of a fork must not unwind into what its parent was doing.
+        # The child of a fork must not unwind into its parent's stack.
         os.write(log, traceback.format_exc().encode())
         return 1
     return 0
@@ -165,7 +165,7 @@ def _run_until_closed(requests: int, answers: int, slots: Any, task: DecodeTask)
 
 def _run(requests: int, answers: int, slots: Any, task: DecodeTask) -> None:
     _limit(task)
-    # What was imported lives as long as the process: not to be looked through again and again.
+    # Imported objects live as long as the process, so the garbage collector can ignore them.
     gc.freeze()
     gc.set_threshold(20_000)
     rule = Preprocessing.from_dict(task.preprocessing)
@@ -178,7 +178,7 @@ def _run(requests: int, answers: int, slots: Any, task: DecodeTask) -> None:
 
 
 def _limit(task: DecodeTask) -> None:
-    # The worker must not outlive its watcher, who alone knows of it.
+    # The worker must not outlive its watcher, because nobody else knows about it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
@@ -187,17 +187,17 @@ def _limit(task: DecodeTask) -> None:
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + task.limit_memory_bytes,) * 2)
-    # If the machine itself runs out of memory, this is the process to end; some containers forbid to say so.
+    # If the machine runs out of memory, this process should be killed first; some containers forbid the setting.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    # What the C libraries say of damaged files is in the reasons, as far as anyone can act on it.
+    # Messages of C libraries about damaged files are dropped; the reasons of rejects have what is useful.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     warnings.simplefilter("ignore")
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def _decode_slot(one: Any, rule: Preprocessing, task: DecodeTask) -> None:
-    """Decode what waits in a slot, given as an array of it alone; fields are looked up once, which costs more."""
+    """Decode the images waiting in a slot, given as a one-element array; slow field lookups are hoisted."""
     current, status, pixels, reasons = one["current"], one["status"][0], one["pixels"][0], one["reasons"][0]
     count = int(one["count"][0])
     offsets, encoded = one["offsets"][0, : count + 1].tolist(), memoryview(one["encoded"][0])
@@ -238,7 +238,7 @@ def _reason(error: ImageError | MemoryError, task: DecodeTask) -> str:
 def _thumbnail(image: Image.Image, side: int) -> bytes:
     small = image.convert("L" if image.mode == "L" else "RGB")
     small.thumbnail((side, side))
-    small.info.clear()  # Pillow writes comments and profiles into the thumbnail
+    small.info.clear()  # Pillow would copy comments and profiles into the thumbnail
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_THUMBNAIL_QUALITY)
     return buffer.getvalue()

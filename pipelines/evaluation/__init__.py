@@ -1,1 +1,1 @@
-"""How well an encoder retrieves: measures, reports, pictures."""
+"""How well an encoder retrieves: metrics, reports, pictures."""

@@ -1,4 +1,4 @@
-"""Evaluate an encoder: how well its codes find images of the query's labels, beside baselines on the same features."""
+"""Evaluate an encoder: how well its codes find images with the query's labels, compared with baselines."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def evaluate_encoder(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Report:
-    """Rank the database for every query and write a report, as `pipelines.evaluation.report.write_report` says.
+    """Rank the database for every query and write a report; see `pipelines.evaluation.report.write_report`.
 
     Parameters
     ----------
@@ -55,20 +55,20 @@ def evaluate_encoder(
     output : str or Path
         Folder of the report.
     train : str or Path, optional
-        The corpus that baselines learn from; the database if left out.
+        The corpus that baselines are fitted to; by default the database.
     baselines : sequence of str, optional
-        Methods that are fitted to features, learned on those that the encoder's hash layer reads. The encoder's own
-        is left out. If not given: ITQ, unless the encoder has more bits than features, and LSH.
+        Methods fitted to the features that enter the encoder's hash layer. The encoder's own method is left out. By
+        default LSH and, unless the encoder has more bits than features, ITQ.
     seed : int
-        Of the baselines.
+        Seed of the baselines.
     progress : callable, optional
         Called with the name of each step.
 
     Raises
     ------
     PipelineError
-        If a baseline is unknown or cannot give so many bits, a corpus has no labels, none of its images can be decoded,
-        or no query shares a label with any image of the database.
+        If a baseline is unknown or cannot produce that many bits, a corpus has no labels or no decodable image, or no
+        query shares a label with any image of the database.
     """
     if Path(output).exists() and not Path(output).is_dir():
         raise PipelineError(f"{output} is a file, expected a folder for the report: choose another --output")
@@ -88,7 +88,7 @@ def evaluate_encoder(
     _fill_histograms(compared, model.bits)
     found = next(iter(compared.histograms.values()))
     _refuse_unanswerable(found, compared)
-    # Without the options of a URI, which may be keys.
+    # Without the options of a URI, which may contain keys.
     places = {name: split_options(str(corpus))[0] for name, corpus in corpora.items()}
     report = _report(model, compared, found, places, len(teacher.labels))
     say("drawing")
@@ -99,7 +99,7 @@ def evaluate_encoder(
 def _fill_codes(
     compared: Comparison, model: HashEncoder, baselines: Sequence[str], teacher: Side, seed: int, say: Progress
 ) -> None:
-    """Add the encoder's codes of both sides, and those of every baseline but the encoder's own method."""
+    """Add the codes of both sides by the encoder and by every baseline other than its own method."""
     compared.codes[model.config.method] = (compared.queries.output.codes, compared.database.output.codes)
     for name in baselines:
         if name == model.config.method:
@@ -116,7 +116,7 @@ def _fill_histograms(compared: Comparison, bits: int) -> None:
 
 
 def _misfit(baseline: str, model: HashEncoder) -> str:
-    """Return why a baseline cannot give the encoder's bits on its features, or nothing."""
+    """Return why a baseline cannot produce the encoder's bits from its features, or an empty string."""
     try:
         METHODS[baseline].check_bits(model.bits, model.feature_dim, 0)
     except ValueError as error:
@@ -136,7 +136,7 @@ def _refuse_baselines(baselines: Sequence[str], model: HashEncoder) -> None:
 def _encode_sides(
     model: HashEncoder, corpora: dict[str, str | Path], say: Progress
 ) -> tuple[dict[str, Side], list[str]]:
-    """Encode labelled corpora; number their labels alike, whichever of them has which."""
+    """Encode labelled corpora, with one numbering of the labels for all of them."""
     listed: dict[str, tuple[pa.Table, EncoderOutput, np.ndarray, list[str]]] = {}
     for side, corpus in corpora.items():
         say(f"encoding {side}")
@@ -176,8 +176,8 @@ def _baseline_codes(
 def _refuse_unanswerable(found: Histograms, compared: Comparison) -> None:
     if not found.relevant.any():
         raise PipelineError(
-            f"not one of the {len(compared.queries.labels)} queries shares a label with any of the "
-            f"{len(compared.database.labels)} images of the database: were their labels given the same names?"
+            f"none of the {len(compared.queries.labels)} queries shares a label with any of the "
+            f"{len(compared.database.labels)} images of the database: do both corpora name their labels alike?"
         )
 
 
@@ -204,7 +204,7 @@ def _report(
 def _protocol(
     model: HashEncoder, compared: Comparison, found: Histograms, corpora: dict[str, str], num_taught: int
 ) -> dict[str, str | int]:
-    """Say what was asked of what, and what encoder and baselines had seen before."""
+    """Describe what was compared, and what encoder and baselines were trained on."""
     training = model.config.training
     queries, database = compared.queries.entries, compared.database.entries
     return {

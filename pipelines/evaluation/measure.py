@@ -1,4 +1,4 @@
-"""Measures of codes on labelled images, and the records that a report is made from.
+"""Metrics of codes on labelled images, and the records behind a report.
 
 Shapes: Q queries, N database items, D = bits + 1 distances, C classes, L levels (numbers of shared labels).
 """
@@ -31,7 +31,7 @@ from hashlight.engine.indexes.histogram import DistanceHistogram, distance_histo
 PRECISION_RADIUS = 2
 CUT_OFFS = (10, 100, 1000)
 
-# Relaxed codes are ranked by sorting, a second for 1,000 queries of 9,000 items: more queries would hardly say more.
+# Ranking relaxed codes needs sorting, a second for 1,000 queries of 9,000 items; more queries would add little.
 RELAXED_QUERIES = 1000
 _SORTED_AT_ONCE = 50_000_000
 
@@ -43,9 +43,9 @@ class Histograms(NamedTuple):
     ----------
     total, relevant : ndarray of int64, shape (Q, D)
     graded : ndarray of int64, shape (Q, D, L), or None
-        By the number of labels in common; None for one label an image.
+        By the number of shared labels; None with one label an image.
     seconds : float
-        That counting took.
+        Time spent counting.
     """
 
     total: np.ndarray
@@ -56,30 +56,30 @@ class Histograms(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MethodReport:
-    """Quality of one method's codes. Every number is the expected value over the orders of equal distances.
+    """Quality of one method's codes. Every number is the expected value over all orders of tied items.
 
     Attributes
     ----------
     map_all : float
         Mean average precision over the whole database.
     map_at, map_at_found : dict of str to float
-        With a cut-off, over as many relevant items as the cut-off could hold, and over those it found (the rule of
-        HashNet's code and of most published tables).
+        With a cut-off, normalised by the largest possible number of relevant items, and by the number found (the rule
+        of HashNet's code and of most published tables).
     precision_at : dict of str to float
-        Share of relevant items among the first N, of every query: one with nothing relevant counts as 0. Means of
-        average precision and NDCG are over the queries that have something relevant.
+        Share of relevant items among the first N, over all queries; a query with no relevant item counts as 0. Means
+        of average precision and NDCG are over queries that have a relevant item.
     ndcg_at : dict of str to float or None
-        For several labels an image, with gain 2**shared - 1.
+        With several labels an image; the gain is 2**shared - 1.
     precision_radius_2 : float
-        Mean precision within radius 2; a query with nothing there counts as 0.
+        Mean precision within radius 2; a query that finds nothing counts as 0.
     distinct_codes, largest_bucket : int
         Of the database.
     bit_balance : float
-        Mean over bits of the share of the rarer value, 0.5 at best.
+        Mean over bits of the share of the rarer value; 0.5 is best.
     bit_correlation : float or None
-        Mean absolute correlation of two bits, 0 at best; None with fewer than two bits that vary.
+        Mean absolute correlation of two bits, 0 is best; None with fewer than two bits that vary.
     ms_a_query : float
-        To compare a query with the whole database and count, on one core.
+        Time to compare a query with the whole database and count, on one core.
     """
 
     map_all: float
@@ -97,19 +97,19 @@ class MethodReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `evaluate_encoder` found; every number stands beside its protocol.
+    """The results of `evaluate_encoder`, with their protocol.
 
     Attributes
     ----------
     title : str
-        The method that made the encoder, as it is to be printed.
+        Printable name of the method that made the encoder.
     protocol : dict
-        Corpora, tie rule, cut-off, epoch and what encoder and baselines learned from.
+        Corpora, tie rule, cut-off, epoch, and the training data of encoder and baselines.
     map_relaxed, map_signs_of_those : float
-        Mean average precision of the real-valued codes tanh(beta z), ranked by inner product, and that of their signs,
-        of the same queries: at most 1,000.
+        Mean average precision of the real-valued codes tanh(beta z), ranked by inner product, and of their signs, on
+        the same queries (at most 1,000).
     methods : dict of str to MethodReport
-        First the encoder under its method's name, and each baseline.
+        The encoder, under its method's name, then each baseline.
     """
 
     bits: int
@@ -122,7 +122,7 @@ class Report:
     methods: dict[str, MethodReport]
 
     def titles(self) -> dict[str, str]:
-        """Return what to print for the name of each method."""
+        """Return the printable name of each method."""
         own, *baselines = self.methods
         return {own: self.title, **{name: METHODS[name].title for name in baselines}}
 
@@ -134,7 +134,7 @@ class Side:
     Attributes
     ----------
     entries : pyarrow.Table
-        The corpus listing, without what could not be decoded.
+        The corpus listing, without images that could not be decoded.
     labels : ndarray, shape (N,) int64 or (N, C) bool
     output : EncoderOutput
     """
@@ -146,7 +146,7 @@ class Side:
 
 @dataclass(slots=True)
 class Comparison:
-    """All that a report is drawn from.
+    """The data behind a report.
 
     Attributes
     ----------
@@ -167,7 +167,7 @@ class Comparison:
 def count_distances(
     queries: np.ndarray, codes: np.ndarray, query_labels: np.ndarray, code_labels: np.ndarray, bits: int
 ) -> Histograms:
-    """Count items by distance from each query, and those that share a label with it.
+    """Count all items, and those that share a label, by distance from each query.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def count_distances(
     bits : int
     """
     count = distance_histogram if query_labels.ndim == 1 else graded_histogram
-    # The first call of a process loads the kernel, which is no part of a query's time.
+    # The first call in a process loads the kernel, which does not count as query time.
     count(queries[:1], codes, query_labels=query_labels[:1], code_labels=code_labels, bits=bits)
     start = time.perf_counter()
     counts = count(queries, codes, query_labels=query_labels, code_labels=code_labels, bits=bits)
@@ -187,7 +187,7 @@ def count_distances(
 
 
 def method_report(histograms: Histograms, codes: np.ndarray, bits: int) -> MethodReport:
-    """Measure one method's codes; `codes` (N, W) are the database's."""
+    """Compute the metrics of one method; `codes` (N, W) are those of the database."""
     total, relevant, graded, seconds = histograms
     share_set = bit_balance(codes, bits)
     correlation = bit_correlation(codes, bits)
@@ -209,19 +209,19 @@ def method_report(histograms: Histograms, codes: np.ndarray, bits: int) -> Metho
 
 
 def relaxed_maps(queries: Side, database: Side, found: Histograms) -> tuple[float, float]:
-    """Mean average precision by inner products of relaxed codes, and by their signs, of the same queries.
+    """Mean average precision by inner products of relaxed codes, and by their signs, on the same queries.
 
-    These are at most 1,000 of the queries that have anything relevant, evenly taken.
+    These are at most 1,000 evenly spaced queries among those that have a relevant item.
 
     Parameters
     ----------
     found : Histograms
-        Of the signs.
+        Histograms of the signs.
 
     Returns
     -------
     tuple of float
-        Of relaxed codes, and of signs; nan where no query has anything relevant.
+        For relaxed codes and for signs; nan if no query has a relevant item.
     """
     answered = np.flatnonzero(found.relevant.any(axis=1))
     if not len(answered):

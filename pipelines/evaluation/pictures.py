@@ -20,14 +20,14 @@ _TILE_INCHES = 1.1
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One image of a grid: its encoded bytes (None if they are not to be had) and what stands under it."""
+    """One image of a grid: its encoded bytes (None if unavailable) and its caption."""
 
     data: bytes | None
     caption: str
 
 
 def answer_tile(uri: str | None, caption: str) -> Tile:
-    """Make the tile of an answer; an image that is no longer where its URI says is left blank."""
+    """Make the tile of an answer; it is blank if the image is no longer at its URI."""
     try:
         return Tile(read_uri(uri) if uri else None, caption)
     except OSError:
@@ -35,7 +35,7 @@ def answer_tile(uri: str | None, caption: str) -> Tile:
 
 
 def save_grid(rows: Sequence[Sequence[Tile]], path: Path) -> None:
-    """Draw one row a query: the query first, framed, then its answers."""
+    """Draw one row for each query: the framed query, then its answers."""
     width = max(len(row) for row in rows)
     figure = Figure(figsize=(_TILE_INCHES * width, 1.35 * _TILE_INCHES * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), width, squeeze=False)
@@ -60,7 +60,7 @@ def save_lines(
     log: bool = False,
     mark: float | None = None,
 ) -> None:
-    """Draw one line of (x, y) a method, over a logarithmic axis if asked, with a dotted mark at one x."""
+    """Draw one line of (x, y) for each method, optionally on a logarithmic axis, with a dotted mark at one x."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
     for name, (across, up) in lines.items():
@@ -74,7 +74,7 @@ def save_lines(
 
 
 def save_sharpness(relaxed: np.ndarray, path: Path, *, title: str) -> None:
-    """Draw how near to -1 and 1 the relaxed codes are: the histogram of their absolute values."""
+    """Draw how close to -1 and 1 the relaxed codes are: a histogram of their absolute values."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
     magnitude = np.abs(relaxed).ravel()
@@ -85,7 +85,7 @@ def save_sharpness(relaxed: np.ndarray, path: Path, *, title: str) -> None:
 
 
 def save_map(points: np.ndarray, groups: np.ndarray, names: Sequence[str], path: Path, *, title: str) -> None:
-    """Draw points (N, 2), one colour a group."""
+    """Draw points (N, 2), one colour for each group."""
     figure = Figure(figsize=(7, 6), layout="constrained")
     axis = figure.subplots()
     colours = colormaps["tab20"]

@@ -1,4 +1,4 @@
-"""Write what an evaluation found: numbers for programs, a page for people, and pictures.
+"""Write the results of an evaluation: numbers for programs, a page for people, and pictures.
 
 ::
 
@@ -8,7 +8,7 @@
     precision_at.png        share of relevant items among the first N
     precision_radius.png    precision within each radius, radius 2 marked
     sharpness.png           histogram of |h|: whether relaxed codes have become binary
-    tsne.png                a map of codes, one colour a label; not of fewer than 4
+    tsne.png                a map of codes, one colour for each label; needs at least 4
     results.png             queries and their nearest images
 """
 
@@ -27,7 +27,7 @@ from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.evaluation.measure import PRECISION_RADIUS, Comparison, MethodReport, Report, Side
 from hashlight.pipelines.evaluation.pictures import Tile, save_grid, save_lines, save_map, save_sharpness
 
-# Codes on the map: t-SNE takes some seconds for as many.
+# Number of codes on the map; t-SNE takes a few seconds for these.
 _MAP_CODES = 1000
 _MAP_PERPLEXITY = 30.0
 _LEAST_MAP_CODES = 4
@@ -48,15 +48,15 @@ REPORT_FILES = (
 
 
 def write_report(report: Report, compared: Comparison, folder: Path) -> None:
-    """Write all of a report's files into `folder`, as the module's docstring lists them.
+    """Write the files listed in the module's docstring into `folder`.
 
     Parameters
     ----------
     report : Report
     compared : Comparison
-        What the report was computed from; its first method is the encoder's.
+        The data behind the report; its first method is the encoder's.
     folder : Path
-        Made if need be.
+        Created if necessary.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report.json", (json.dumps(asdict(report), indent=1) + "\n").encode())
@@ -73,7 +73,7 @@ def write_report(report: Report, compared: Comparison, folder: Path) -> None:
 
 
 def _draw_curves(report: Report, compared: Comparison, folder: Path, title: str) -> list[str]:
-    """Draw a curve a method into three pictures; return their names."""
+    """Draw three pictures with a curve for each method; return their names."""
     named = {
         f"{name}, mAP {report.methods[key].map_all:.3f}": compared.histograms[key]
         for key, name in report.titles().items()
@@ -117,22 +117,22 @@ def _draw_curves(report: Report, compared: Comparison, folder: Path, title: str)
 
 
 def _draw_map(compared: Comparison, path: Path, title: str, bits: int) -> None:
-    """Lay codes of the database out in the plane. Of several labels an image the first colours it."""
-    # Slow to import, and only wanted here.
+    """Draw a map of the database's codes. An image with several labels gets the colour of the first."""
+    # Slow to import, and only needed here.
     from sklearn.manifold import TSNE
 
     labels = compared.database.labels
     groups = labels if labels.ndim == 1 else labels.argmax(axis=1)
     rows = np.linspace(0, len(groups) - 1, min(_MAP_CODES, len(groups))).astype(np.int64)
     bit_NB = unpack_bits(next(iter(compared.codes.values()))[1][rows], bits).astype(np.float32)
-    # Equal codes would lie on one another, and hide how many they are.
+    # Equal codes would overlap and hide their number.
     bit_NB += np.random.default_rng(0).normal(0.0, 0.01, bit_NB.shape).astype(np.float32)
     layout = TSNE(perplexity=min(_MAP_PERPLEXITY, (len(rows) - 1) / 3), init="random", random_state=0)
     save_map(layout.fit_transform(bit_NB), groups[rows], compared.classes, path, title=title)
 
 
 def _draw_results(compared: Comparison, path: Path) -> None:
-    """Show queries, evenly taken, and the nearest images of the database, ties in its order."""
+    """Show evenly spaced queries and their nearest images of the database, ties in database order."""
     query_codes, codes = next(iter(compared.codes.values()))
     rows = np.linspace(0, len(query_codes) - 1, min(_GRID_QUERIES, len(query_codes))).astype(np.int64)
     grid = []

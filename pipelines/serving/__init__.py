@@ -1,1 +1,1 @@
-"""Serving a collection: embedded, from shard servers here, or on Ray."""
+"""Serving a collection: embedded, from local shard servers, or on Ray."""

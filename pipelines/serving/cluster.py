@@ -1,4 +1,4 @@
-"""Serve a collection over HTTP from shard servers: processes of this machine, or actors on Ray."""
+"""Serve a collection over HTTP from shard servers: local processes, or actors on Ray."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def serve_cluster(
     image_hosts: Sequence[str] = (),
     insecure: bool = False,
 ) -> Iterator[HttpServer]:
-    """Start shard servers and bind a gateway to a router over them; they end with the context.
+    """Start shard servers and bind a gateway to a router over them; they stop when the context exits.
 
     Arguments and errors are those of `pipelines.serving.serve.serve_embedded` and of `shard_servers`.
     """
@@ -80,30 +80,30 @@ def shard_servers(
     ray_address: str | None = None,
     security: Security | None = None,
 ) -> Iterator[RayCluster | LocalCluster]:
-    """Start shard servers; they end with the context.
+    """Start shard servers; they stop when the context exits.
 
     Parameters
     ----------
     path : str or Path
     groups, replicas : int
     ray : bool
-        Actors on Ray in the place of processes of this machine.
+        Use actors on Ray instead of local processes.
     ray_address : str, optional
         Of a Ray cluster; without one, and without `RAY_ADDRESS`, Ray is started on this machine.
     security : Security, optional
-        Of the shard servers; a token of their own if left out.
+        For the shard servers; by default a generated token.
 
     Raises
     ------
     ValueError
         If the collection has fewer shards than groups.
     NotReadyError, PipelineError
-        If the servers do not start, or Ray has no room for them.
+        If the servers do not start, or Ray has too few CPUs for them.
     """
     with contextlib.ExitStack() as stack:
         if ray:
             is_own = stack.enter_context(ray_session(num_cpus=usable_cores(), address=ray_address))
-            # A Ray of our own has nothing else to place, so that there is room for any number of replicas.
+            # Our own Ray session places nothing else, so it has room for any number of replicas.
             cpus = usable_cores() / (groups * MAX_REPLICAS) if is_own else 1.0
             yield stack.enter_context(RayCluster(path, groups=groups, replicas=replicas, security=security, cpus=cpus))
         else:
@@ -112,7 +112,7 @@ def shard_servers(
 
 @contextlib.contextmanager
 def routing(cluster: RayCluster | LocalCluster, *, observe: Observer | None = None) -> Iterator[ClusterRouter]:
-    """Yield a router over shard servers. New versions of the collection are taken up as they come.
+    """Yield a router over shard servers. New versions of the collection are picked up as they are published.
 
     Parameters
     ----------
@@ -132,10 +132,10 @@ def routing(cluster: RayCluster | LocalCluster, *, observe: Observer | None = No
 
 
 def _keep_rolling(cluster: RayCluster | LocalCluster, ending: threading.Event) -> None:
-    """Take up new versions; one that a server cannot open leaves the old one served everywhere."""
+    """Pick up new versions; if a server cannot open one, the old version stays in service everywhere."""
     while not ending.wait(_ROLL_EVERY_S):
         try:
             if cluster.roll():
-                logger.info("version %d is served", cluster.map().version)
+                logger.info("serving version %d", cluster.map().version)
         except (HashlightError, OSError, ValueError) as error:
-            logger.warning("the new version cannot be served, the old one is served on: %s", error)
+            logger.warning("the new version cannot be served, still serving the old one: %s", error)

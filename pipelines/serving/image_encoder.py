@@ -1,4 +1,4 @@
-"""A trained encoder, as servers and clients of a collection ask it."""
+"""A trained encoder behind the interface that servers and clients use."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from hashlight.engine.service.asking.encoding import Encoded, ImageRefusedError
 
 
 class HashImageEncoder:
-    """An `engine.service.asking.encoding.ImageEncoder` of a `HashEncoder`. Several threads may use one at once."""
+    """An `engine.service.asking.encoding.ImageEncoder` from a `HashEncoder`. Thread-safe."""
 
     def __init__(self, model: HashEncoder) -> None:
         self._model = model
 
     @classmethod
     def load(cls, folder: str | Path) -> HashImageEncoder:
-        """Open the encoder that `hashlight train` wrote, or that a collection keeps."""
+        """Open an encoder written by `hashlight train` or stored in a collection."""
         return cls(HashEncoder.load(folder))
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """Number of bits in a code."""
         return self._model.bits
 
     @property
     def fingerprint(self) -> str:
-        """Which encoder this is."""
+        """Identifies the encoder."""
         return self._model.fingerprint
 
     @property
     def batch_size(self) -> int:
-        """The shape that the model always runs at: as many images cost what one does."""
+        """The fixed batch size of the model; a full batch costs as much as one image."""
         return self._model.config.batch_size
 
     def decode(self, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
-        """Return an image file's pixels at the size of the model's input; ImageRefusedError says why it is none."""
+        """Return an image file's pixels at the size of the model's input; ImageRefusedError if it cannot be decoded."""
         try:
             return self._model.config.preprocessing.pixels(decode_image(data, max_pixels=max_pixels))
         except ImageError as error:

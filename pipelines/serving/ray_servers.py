@@ -21,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 REGISTER_S = 1.0
 PLACED_S = 60.0
-READY_S = 600.0  # a large collection is hashed when it is first opened on a node
+READY_S = 600.0  # a node hashes a large collection when it first opens it
 ASKED_S = 5.0
 
 
 class Directory:
-    """The actor that knows who serves what.
+    """The actor that knows which server has which shards.
 
-    When Ray restarts it, it knows nothing of the servers until they have registered again, a second later; until each
-    group has one it gives out no map, and routers go on with the one they have.
+    After a restart by Ray it is empty until the servers have registered again, a second later. Until each group has a
+    server it gives out no map, and routers keep using the one they have.
     """
 
     def __init__(self, collection: str, groups: int, security: Security) -> None:
@@ -54,12 +54,12 @@ class Directory:
         Raises
         ------
         NotReadyError
-            If a group has not had a server yet.
+            If a group has no server yet.
         """
         found = self._registry.map()
         missing = [number for number, group in enumerate(found.groups) if not group.replicas]
         if missing and not self._whole:
-            raise NotReadyError(f"no server has registered for groups {missing} yet")
+            raise NotReadyError(f"groups {missing} have no registered server yet: try again")
         self._whole = True
         return found
 
@@ -69,7 +69,7 @@ class Directory:
 
 
 class ShardActor:
-    """The actor that serves one replica of one group; it tells the directory each second where it is."""
+    """The actor that serves one replica of one group and registers with the directory every second."""
 
     def __init__(self, collection: str, directory: Any, group: int, number: int, security: Security) -> None:
         import ray
@@ -88,7 +88,7 @@ class ShardActor:
         return self._server.health()
 
     def drain(self) -> bool:
-        """Take no more requests; say whether all that were taken are answered."""
+        """Accept no more requests; return whether all accepted ones are answered."""
         import ray
 
         self._leaving.set()
@@ -110,8 +110,8 @@ class ShardActor:
         while not self._leaving.wait(REGISTER_S):
             try:
                 self._register()
-            except Exception:  # the directory is being restarted; what is served is served on
-                logger.warning("the directory cannot be told", exc_info=True)
+            except Exception:  # the directory is restarting; keep serving
+                logger.warning("cannot reach the directory", exc_info=True)
 
 
 class RayCluster:
@@ -120,17 +120,17 @@ class RayCluster:
     Parameters
     ----------
     collection : str or Path
-        Where every node finds it: a shared folder or a bucket's URI.
+        A path that every node can reach: a shared folder or a bucket's URI.
     groups, replicas : int
     security : Security, optional
-        A token of its own if left out.
+        By default a generated token.
     cpus : float
-        Of each actor.
+        CPUs of each actor.
 
     Raises
     ------
     PipelineError
-        If the cluster has no room.
+        If the cluster has too few free CPUs.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class RayCluster:
             raise
 
     def __enter__(self) -> Self:
-        """Return itself: the servers are ready."""
+        """Return itself; the servers are ready."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,12 +173,12 @@ class RayCluster:
         Raises
         ------
         NotReadyError
-            If a group has not had a server yet, or this process has left Ray.
+            If a group has no server yet, or this process is no longer connected to Ray.
         """
         import ray
 
-        if not ray.is_initialized():  # else Ray would start anew
-            raise NotReadyError("this process is not connected to Ray any more")
+        if not ray.is_initialized():  # otherwise Ray would start a new session
+            raise NotReadyError("this process is no longer connected to Ray")
         found: ClusterMap = ray.get(self._directory.map.remote(), timeout=ASKED_S)
         return found
 
@@ -189,14 +189,14 @@ class RayCluster:
         return bool(ray.get(self._directory.roll.remote()))
 
     def scale(self, replicas: int) -> None:
-        """Have so many replicas of every group; those that go answer what they have taken.
+        """Set the number of replicas of every group; removed ones first answer their accepted requests.
 
         Raises
         ------
         ValueError
-            If there would be none, or the cluster has no room for so many.
+            If the number is 0, or the cluster has too few free CPUs.
         NotReadyError
-            If one does not start; then there are as many as before.
+            If one does not start; then the number stays as it was.
         """
         if replicas < 1:
             raise ValueError(f"`replicas` must be at least 1, got {replicas}")
@@ -218,7 +218,7 @@ class RayCluster:
         self._placements = []
 
     def health(self) -> dict[tuple[int, int], dict[str, Any]]:
-        """Return what each server says of itself, by group and number."""
+        """Return the health of each server, by group and number."""
         import ray
 
         return dict(zip(self._actors, ray.get([actor.health.remote() for actor in self._actors.values()]), strict=True))
@@ -249,7 +249,7 @@ class RayCluster:
         return bool(number < self._placements[group].bundle_count)
 
     def _actor(self, group: int, number: int) -> Any:
-        """Start a server: in its bundle, or, of a replica that came later, where there is room."""
+        """Start a server in its bundle, or, for a replica added later, wherever there is room."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -266,23 +266,23 @@ class RayCluster:
         if not places:
             return
         going = {place: self._actors.pop(place) for place in places}
-        # One that is lost has nothing to answer, and does not keep the others from answering.
+        # A lost server has nothing to answer, and must not keep the others from doing so.
         ray.wait([actor.drain.remote() for actor in going.values()], num_returns=len(going), timeout=DRAIN_S + 5)
         self._kill(going)
 
     def _kill(self, actors: dict[tuple[int, int], Any]) -> None:
-        """Kill servers, and have the directory forget them."""
+        """Kill servers and remove them from the directory."""
         import ray
 
         for actor in actors.values():
             ray.kill(actor)
-        time.sleep(REGISTER_S)  # Ray kills behind the scenes; one may register until then
+        time.sleep(REGISTER_S)  # Ray kills asynchronously; a server may still register until then
         forgotten = [self._directory.remove.remote(*place) for place in actors]
         ray.wait(forgotten, num_returns=len(forgotten), timeout=ASKED_S)
 
 
 def _place(replicas: int, cpus: float) -> Any:
-    """Reserve room for the replicas of one group, on different nodes as far as there are."""
+    """Reserve room for the replicas of one group, on different nodes if possible."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 

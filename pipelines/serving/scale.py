@@ -7,29 +7,29 @@ import httpx
 from hashlight.engine.client.errors import ConnectionFailedError, error_of
 from hashlight.engine.client.http import document_of
 
-# Servers that start hash the files of a large collection.
+# Starting servers hash the files of a large collection.
 READY_S = 600.0
 
 
 def scale_replicas(url: str, replicas: int, *, key: str | None = None) -> None:
-    """Have so many replicas of every group of shard servers behind a gateway; return when they answer.
+    """Set the number of replicas of every group behind a gateway; returns when they are ready.
 
     Parameters
     ----------
     url : str
-        Of the gateway.
+        The gateway.
     replicas : int
-        Those that go answer what they have taken.
+        Removed ones first answer their accepted requests.
     key : str, optional
-        With the scope admin.
+        A key with the scope `admin`.
 
     Raises
     ------
     ConnectionFailedError
         If the gateway cannot be reached, or does not answer in ten minutes.
     HashlightError
-        What the gateway says: `AuthenticationError` and `PermissionDeniedError` over the key, `InvalidRequestError` if
-        it has no shard servers, or no room for so many.
+        As reported by the gateway: `AuthenticationError` and `PermissionDeniedError` for the key, `InvalidRequestError`
+        if it has no shard servers or not enough room.
     """
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:

@@ -34,15 +34,15 @@ def serve_embedded(
     image_hosts: Sequence[str] = (),
     insecure: bool = False,
 ) -> HttpServer:
-    """Open a collection in this process and bind a gateway to it; `run()` of what is returned serves.
+    """Open a collection in this process and bind a gateway to it; call `run()` on the result to serve.
 
-    The kernels are compiled and a search is made before. A newer version of the collection is taken up when it is
-    published, without a query that fails.
+    Kernels are compiled and a test search is made first. A new version of the collection is picked up when it is
+    published, without failing a query.
 
     Raises
     ------
     ValueError
-        If other machines could ask without a key, and `insecure` does not allow it.
+        If other machines could query without a key and `insecure` is not set.
     EncoderMismatchError
         If `encoder` is not the one that made the codes.
     """
@@ -68,7 +68,7 @@ def bind_gateway(
     metrics: Metrics | None = None,
     scale: Callable[[int], None] | None = None,
 ) -> HttpServer:
-    """Bind a gateway to `address`, with what its exposure asks for."""
+    """Bind a gateway to `address`, with the checks that its exposure requires."""
     limits = limits or Limits()
     app = create_app(
         searcher,
@@ -84,7 +84,7 @@ def bind_gateway(
 
 
 def encoder_of(collection: Collection, encoder: Path | None) -> ImageEncoder | None:
-    """Load the encoder of a collection, None if neither it nor the caller has one.
+    """Load the encoder of a collection; None if neither the collection nor the caller has one.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def encoder_of(collection: Collection, encoder: Path | None) -> ImageEncoder | N
     """
     if encoder is None and collection.encoder_path is None:
         return None
-    # Here, so that a collection without an encoder is served without torch.
+    # Imported here, so that a collection without an encoder is served without torch.
     from hashlight.pipelines.searching.search import load_encoder
     from hashlight.pipelines.serving.image_encoder import HashImageEncoder
 
@@ -101,11 +101,11 @@ def encoder_of(collection: Collection, encoder: Path | None) -> ImageEncoder | N
 
 
 def _keep_renewing(searcher: CollectionSearcher) -> None:
-    """Take up new versions for as long as the process lives; one that cannot be opened leaves the old one."""
+    """Pick up new versions as long as the process lives; one that cannot be opened leaves the old one in service."""
     wait = threading.Event()
     while not wait.wait(_RENEW_EVERY_S):
         try:
             if searcher.renew():
-                logger.info("version %d is served", searcher.version)
+                logger.info("serving version %d", searcher.version)
         except (HashlightError, OSError) as error:
-            logger.warning("the new version cannot be opened, version %d is served on: %s", searcher.version, error)
+            logger.warning("the new version cannot be opened, still serving version %d: %s", searcher.version, error)

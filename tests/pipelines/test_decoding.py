@@ -165,7 +165,7 @@ def test_a_stream_that_fails_leaves_the_pool_usable_and_one_that_is_left_does_no
         pixels, _, _ = decoded(pool, numbered(30)[::-1])
         assert [int(pixels[row][0, 0, 0]) for row in range(30)] == list(range(30))[::-1]
         next(pool.decode(numbered(40)))
-        with pytest.raises(PipelineError, match="were not decoded to their end"):
+        with pytest.raises(PipelineError, match="was not consumed to its end"):
             decoded(pool, numbered(30))
 
 

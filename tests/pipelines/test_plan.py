@@ -119,7 +119,7 @@ def test_calibrate_then_plan(tmp_path, monkeypatch):
     asked = ("plan", "--images", "5e9", "--qps", 500, "--radius", 4)
     before = run(*asked)
     assert before.exit_code == 1
-    assert "this machine was not measured yet" in " ".join(before.stderr.split())
+    assert "this machine has not been measured" in " ".join(before.stderr.split())
     for name, value in {"ROWS": (2**11, 2**12, 2**14), "_IMAGES": 64, "_CALLS": 20, "_BLOCKS": 2}.items():
         monkeypatch.setattr(calibrate, name, value)
     measured = run("calibrate", "--json")
@@ -153,11 +153,11 @@ def test_damaged_constants_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("demand", "message"),
     [
-        ({"radius": 4, "k": 3}, "`radius` or `k`, one of them, got 4 and 3"),
-        ({}, "`radius` or `k`, one of them, got None and None"),
+        ({"radius": 4, "k": 3}, "exactly one of `radius` and `k`, got 4 and 3"),
+        ({}, "exactly one of `radius` and `k`, got None and None"),
         ({"radius": 4, "qps": 0.0}, "must be above 0, got qps 0.0"),
         ({"radius": 4, "replicas": 0}, "must be above 0, got replicas 0"),
-        ({"radius": 4, "bits": 2000}, "1 to 1024, what a collection stores, got 2000"),
+        ({"radius": 4, "bits": 2000}, "1 to 1024, as collections store, got 2000"),
     ],
 )
 def test_what_makes_no_plan_is_refused(demand, message):
