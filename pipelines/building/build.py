@@ -138,7 +138,19 @@ def build_collection(
     if shards is None:
         shards = -(-corpus.rows // (shard_rows or _rows_within(shard_bytes, corpus)))
     job = JobFolder(place.location_of(JOB_FOLDER), BUILD)
-    with CollectionWriter(
+    with _open_writer(output, corpus, job, tables=tables, overwrite=overwrite, append=append) as writer:
+        _begin(job, writer, _identity(corpus, shards, tables=tables), overwrite=overwrite)
+        at_once = min(workers or usable_cores(), shards)
+        tasks = _plan(job, corpus, shards, tables=tables, output=place.location, at_once=at_once)
+        with ray_session(num_cpus=at_once):
+            _write_shards(job, tasks, writer, append=append, progress=progress or (lambda _done, _total: None))
+        _commit(job, corpus, writer)
+
+
+def _open_writer(
+    output: str | Path, corpus: _Codes, job: JobFolder, *, tables: bool, overwrite: bool, append: bool
+) -> CollectionWriter:
+    return CollectionWriter(
         output,
         bits=corpus.bits,
         fingerprint=corpus.encoder,
@@ -146,13 +158,7 @@ def build_collection(
         overwrite=overwrite,
         append=append,
         finished=lambda: _finished_shards(job),
-    ) as writer:
-        _begin(job, writer, _identity(corpus, shards, tables=tables), overwrite=overwrite)
-        at_once = min(workers or usable_cores(), shards)
-        tasks = _plan(job, corpus, shards, tables=tables, output=place.location, at_once=at_once)
-        with ray_session(num_cpus=at_once):
-            _write_shards(job, tasks, writer, append=append, progress=progress or (lambda _done, _total: None))
-        _commit(job, corpus, writer)
+    )
 
 
 def _identity(corpus: _Codes, shards: int, *, tables: bool) -> dict[str, Any]:

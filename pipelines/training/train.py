@@ -85,15 +85,19 @@ def train_encoder(
     folder = output.with_name(f".{output.name}.training")
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    if workers is None:
-        encoder = train(images, config=config, folder=folder, progress=report, **given)
-    else:
-        encoder = train_with_workers(
-            images, config, workers=workers, folder=folder, address=address, progress=report, **given
-        )
+    run = {"folder": folder, "progress": report, **given}
+    encoder = _train(images, config, workers, address, run)
     _save(encoder, output, folder / LOG_FILE)
     shutil.rmtree(folder)
     return encoder
+
+
+def _train(
+    images: list[bytes], config: TrainConfig, workers: int | None, address: str | None, run: dict[str, Any]
+) -> HashEncoder:
+    if workers is None:
+        return train(images, config=config, **run)
+    return train_with_workers(images, config, workers=workers, address=address, **run)
 
 
 def _supervision(kind: str | None, pairs: str | Path | None, entries: pa.Table, config: TrainConfig) -> dict[str, Any]:

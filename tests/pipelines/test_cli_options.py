@@ -1,8 +1,10 @@
-"""Groups of options: what a person types arrives in the right field, and the help lists what was declared."""
+"""Options: what a person types arrives in the right field, the help lists what was declared, and is quick to come."""
 
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -65,3 +67,15 @@ def test_two_options_of_one_name_are_refused():
 
     with pytest.raises(ValueError, match="duplicate parameter name: 'width'"):
         expand_groups(draw_twice)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_loads_none_of_the_libraries_that_jobs_need(arguments):
+    program = f"""
+import sys
+from hashlight.pipelines.cli.main import app
+app({arguments}, prog_name="hashlight", standalone_mode=False)
+assert not {{"torch", "ray", "faiss", "numba", "numpy", "pyarrow", "PIL", "sklearn", "httpx"}} & set(sys.modules)
+"""
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "hashlight" in shown.stdout
