@@ -1,1 +1,1 @@
-"""Serving a collection: shard servers over Arrow Flight, the router that asks them, the gateway before both."""
+"""Serving a collection: shard servers over Arrow Flight, the router over them, and the gateway in front."""

@@ -332,7 +332,7 @@ class Gateway:
             if isinstance(error, DeadlineExceededError):
                 raise
             raise DeadlineExceededError(
-                "no answer within the time given: give more (`timeout_ms`), or ask for less"
+                "no answer within the time given: allow more (`timeout_ms`) or ask for less"
             ) from error
         finally:
             self._requests -= 1

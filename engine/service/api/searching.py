@@ -61,7 +61,7 @@ class SearchThreads:
         self.at_work = 0
 
     def close(self) -> None:
-        """Let go of the threads; what has not begun never does."""
+        """Release the threads; work that has not started is dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[[], T]) -> T:

@@ -1,1 +1,1 @@
-"""A question to a searcher: codes or images in, answers with what is stored of them out."""
+"""A question to a searcher: codes or images in, answers with their stored items out."""

@@ -1,6 +1,6 @@
-"""Requests that are cheaper together than one by one: those that wait go out in one batch.
+"""Requests that are cheaper together than one by one: waiting ones go out in one batch.
 
-Nobody waits for a batch to fill: while batches are at work, those that arrive wait and become the next one.
+No request waits for a batch to fill: those that arrive while batches are in progress become the next batch.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ Row = TypeVar("Row")
 
 
 class MicroBatcher(Generic[Item, Row]):
-    """Does what several requests bring in common batches, one after the other. Belongs to one event loop.
+    """Processes the items of several requests in shared batches, one after another. Belongs to one event loop.
 
     Parameters
     ----------
     work : callable
         Awaited with the items of a batch; returns a row for each.
     batch_size : int
-        Most items of a batch.
+        Maximum number of items in a batch.
     patience_s : float, optional
-        Nobody waits longer for the batch before: while batches take longer, every item goes at once and alone. What is
-        slow, or waits for something else, gains nothing by company. Sizes double with each batch that is in time.
+        Maximum time to wait for the previous batch. While batches take longer, every item goes out at once and alone,
+        because slow or waiting work gains nothing from batching. Sizes double with each batch that is in time.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class MicroBatcher(Generic[Item, Row]):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is at work, and so nothing waits."""
+        """Whether nothing is in progress, and so nothing waits."""
         return not self._current and not self._overdue
 
     def submit(self, item: Item) -> asyncio.Future[Row]:
-        """Put an item into the next batch; cancelling the future takes it out again."""
+        """Put an item into the next batch; cancelling the future removes it."""
         future: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if not self._current or not self._size:
@@ -57,7 +57,7 @@ class MicroBatcher(Generic[Item, Row]):
         return future
 
     def _start(self) -> None:
-        """Begin the next batch, if something waits."""
+        """Start the next batch, if anything waits."""
         batch = self._next_batch()
         if not batch:
             return
@@ -101,7 +101,7 @@ class MicroBatcher(Generic[Item, Row]):
                 future.set_result(row)
 
     def _next_batch(self) -> list[tuple[Item, asyncio.Future[Row]]]:
-        """Take what waits, without those whose request has ended meanwhile."""
+        """Take the waiting items, except those whose request has ended."""
         batch: list[tuple[Item, asyncio.Future[Row]]] = []
         while self._waiting and len(batch) < max(1, self._size):
             item, future = self._waiting.popleft()

@@ -1,7 +1,7 @@
 """Images to codes inside a server: decoded one by one, encoded together.
 
-An encoder takes about as long for one image as for a batch, so while one batch is at work those that arrive wait and
-become the next one.
+An encoder takes about as long for one image as for a batch, so images that arrive while one batch is in progress become
+the next one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hashlight.engine.service.problems import invalid
 if TYPE_CHECKING:
     from hashlight.engine.service.telemetry.metrics import Metrics
 
-# Entry points of this group open the encoder of a folder: the engine knows of none itself.
+# Entry points of this group open the encoder in a folder; the engine itself has none.
 OPENERS = "hashlight.image_encoders"
 
 
@@ -35,13 +35,13 @@ class ImageRefusedError(ValueError):
 
 
 class Encoded(NamedTuple):
-    """What an encoder gives for N images.
+    """What an encoder returns for N images.
 
     Attributes
     ----------
     codes : ndarray of uint64, shape (N, W)
     features : ndarray of float32, shape (N, F)
-        Fine features, to re-rank by.
+        Fine features, for re-ranking.
     """
 
     codes: CodeArray
@@ -52,30 +52,30 @@ _Row = tuple[NDArray[np.uint64], NDArray[np.float32]]  # of Encoded
 
 
 class ImageEncoder(Protocol):
-    """What makes codes of images. Several threads may use one at once."""
+    """Makes codes from images. Thread-safe."""
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """Number of bits in a code."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Which encoder this is."""
+        """Identifies the encoder."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Images that are encoded as quickly as one."""
+        """Number of images that are encoded as fast as one."""
         ...
 
     def decode(self, data: bytes, max_pixels: int) -> Any:
-        """Return an image for `encode`, as small as the model takes it: many may wait.
+        """Return an image for `encode`, at the size of the model's input, because many may be waiting.
 
         Raises
         ------
         ImageRefusedError
-            If `data` is no image, is damaged, or has more than `max_pixels` pixels.
+            If `data` is not an image, is damaged, or has more than `max_pixels` pixels.
         """
         ...
 
@@ -85,12 +85,12 @@ class ImageEncoder(Protocol):
 
 
 def open_encoder(folder: Path) -> ImageEncoder | None:
-    """Open the encoder that a collection keeps, None if nothing that is installed opens encoders.
+    """Open the encoder of a collection; None if no installed package opens encoders.
 
     Raises
     ------
     MissingDependencyError
-        If what opens it lacks a package that an extra brings.
+        If opening it needs a package of an extra that is not installed.
     """
     for opener in entry_points(group=OPENERS):
         try:
@@ -108,7 +108,7 @@ class EncodingThreads:
     ----------
     encoder : ImageEncoder
     max_pixels : int
-        Of one image.
+        Limit for one image.
     metrics : Metrics
     """
 
@@ -121,7 +121,7 @@ class EncodingThreads:
         self._batcher: MicroBatcher[Any, _Row] = MicroBatcher(self._encode_batch, batch_size=encoder.batch_size)
 
     def close(self) -> None:
-        """Let go of the threads; what has not begun never does."""
+        """Release the threads; work that has not started is dropped."""
         for pool in (self._decoders, self._encoders):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -131,7 +131,7 @@ class EncodingThreads:
         Raises
         ------
         RequestError
-            For the one of `fields` whose image cannot be decoded.
+            Naming the one of `fields` whose image cannot be decoded.
         """
         loop = asyncio.get_running_loop()
         with self._metrics.stage("decode", timing_ms):

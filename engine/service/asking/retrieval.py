@@ -1,6 +1,6 @@
-"""From codes to what a client is shown: search, then what is stored of the answers; the same for every client.
+"""From codes to complete answers: search, then read the stored items of the hits; the same for every client.
 
-Q queries, M answers of all of them together.
+Shapes: Q queries, M hits.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from hashlight.engine.service.asking.searcher import Searcher
 
 _MANY = 1000
 
-# What is kept of the time for an answer, as a share and in seconds at most: for reading items, or for sending alone.
+# Time reserved for the answer, as a share and at most in seconds: for reading items, or for sending only.
 _FOR_ITEMS = (0.3, 1.0)
 _FOR_SENDING = (0.1, 0.25)
 
-# A version may go live between a search and the reading of what was found; then both are done again.
+# If a version goes live between a search and the reading of its items, both are repeated.
 _TRIES = 3
 
 
@@ -44,7 +44,7 @@ class Ask:
     rerank : Rerank or None
     allow_partial : bool
     include : frozenset of str
-        Of "attributes" and "code": what to fetch of the answers.
+        Any of "attributes" and "code": what to read for the hits.
     """
 
     codes: CodeArray
@@ -69,7 +69,7 @@ class Answer:
     coverage : Coverage
     explain : Explanation or None
     items : pyarrow.Table or None
-        M rows: `code` and the attributes, as far as they were asked for.
+        M rows: `code` and the attributes, if requested.
     seconds : dict of str to float
         Time of each stage.
     """
@@ -85,12 +85,12 @@ class Answer:
 
 
 def join(asks: Sequence[Ask]) -> Ask:
-    """Return one request for requests that differ in nothing but their codes, none of them with features."""
+    """Combine requests that differ only in their codes and have no features."""
     return dataclasses.replace(asks[0], codes=np.concatenate([ask.codes for ask in asks]))
 
 
 def split(found: Answer) -> list[Answer]:
-    """Return what was found as one answer a query."""
+    """Split into one answer for each query."""
     return [_of_query(found, query) for query in range(len(found.truncated))]
 
 
@@ -108,16 +108,16 @@ def _of_query(found: Answer, query: int) -> Answer:
 
 
 def answer(searcher: Searcher, ask: Ask, *, timeout_s: float | None) -> Answer:
-    """Search, and fetch what is to be included.
+    """Search, and read what is to be included.
 
-    The search itself has less than the whole time, so that what answers in part when its time is over is in time.
+    The search itself gets less than the whole time, so that a partial answer at its end is still in time.
 
     Raises
     ------
     DeadlineExceededError
-        If `timeout_s` are over.
+        If `timeout_s` expires.
     NotReadyError
-        If new versions go live as fast as they can be asked.
+        If new versions keep going live during the request.
     """
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     for _ in range(_TRIES):
@@ -148,7 +148,7 @@ def _time_to_search(deadline_s: float | None, include: frozenset[str]) -> float 
 
 def _search(searcher: Searcher, ask: Ask, timeout_s: float | None) -> Answer:
     query = ask.query
-    if query.k is not None and query.k > _MANY:  # more than all codes would only be padding
+    if query.k is not None and query.k > _MANY:  # more than the number of codes would only be padding
         query = dataclasses.replace(query, k=max(1, min(query.k, searcher.describe()["rows"])))
     found = searcher.answer(
         ask.codes,
@@ -164,7 +164,7 @@ def _search(searcher: Searcher, ask: Ask, timeout_s: float | None) -> Answer:
 
 
 def stored_items(searcher: Searcher, ids: Sequence[int], *, timeout_s: float | None) -> pa.Table:
-    """Return what is stored of items, in the order asked: `id`, `code` (ceil(bits / 8) bytes), attributes.
+    """Return stored items in the order requested: `id`, `code` (ceil(bits / 8) bytes), attributes.
 
     Raises
     ------
@@ -177,13 +177,13 @@ def stored_items(searcher: Searcher, ids: Sequence[int], *, timeout_s: float | N
 
 
 def shorten_codes(column: pa.ChunkedArray, bits: int) -> pa.Array:
-    """Return codes as ceil(bits / 8) bytes, without the zeros that fill the last word."""
+    """Return codes as ceil(bits / 8) bytes, without the padding of the last word."""
     size = -(-bits // 8)
     return pa.array([code[:size] for code in column.to_pylist()], pa.binary(size))
 
 
 def _items(searcher: Searcher, found: Answer, include: frozenset[str], deadline_s: float | None) -> pa.Table | None:
-    """Return what is stored of the answers, each item read once; None if nothing of it was asked for."""
+    """Return the stored items of the hits, each read once; None if none were requested."""
     if not include:
         return None
     distinct, place_M = np.unique(found.ids, return_inverse=True)
@@ -204,5 +204,5 @@ def _left(deadline_s: float | None) -> float | None:
         return None
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
-        raise DeadlineExceededError("no answer within the time given: give more (`timeout_ms`), or ask for less")
+        raise DeadlineExceededError("no answer within the time given: allow more (`timeout_ms`) or ask for less")
     return left_s

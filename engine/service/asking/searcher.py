@@ -1,4 +1,4 @@
-"""What a gateway or an in-process client asks: one collection, in this process or behind shard servers.
+"""The interface that gateways and in-process clients query: one collection, local or behind shard servers.
 
 `CollectionSearcher` answers from a `Collection` that is open here, `engine.service.routing.router.ClusterRouter` from
 shard servers. Both give the same answers.
@@ -31,16 +31,16 @@ logger = logging.getLogger(__name__)
 
 
 class Searcher(ABC):
-    """Answers over one collection. Several threads may use one searcher at once.
+    """Answers queries over one collection. Thread-safe.
 
-    Every answer carries `coverage`. The errors of all methods, beside their own:
+    Every answer carries `coverage`. All methods may raise, besides their own errors:
 
     TypeError, ValueError
-        An argument is wrong in itself or does not fit the collection.
+        An argument is invalid or does not fit the collection.
     DeadlineExceededError
         There was no answer within `timeout_s`.
     OverloadedError
-        More is asked than can be answered; `retry_after_s` says when to try again.
+        The server is overloaded; `retry_after_s` says when to try again.
     NoShardError
         No shard answered.
     """
@@ -48,17 +48,17 @@ class Searcher(ABC):
     @property
     @abstractmethod
     def bits(self) -> int:
-        """True number of bits of a code."""
+        """True number of bits in a code."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str | None:
-        """Fingerprint of the encoder that made the codes, if one did."""
+        """Fingerprint of the encoder that made the codes, if known."""
 
     @property
     @abstractmethod
     def version(self) -> int:
-        """Version of the collection that is served now."""
+        """Version of the collection being served."""
 
     @abstractmethod
     def answer(
@@ -71,19 +71,19 @@ class Searcher(ABC):
         timeout_s: float | None = None,
         allow_partial: bool,
     ) -> Result | RerankResult:
-        """Answer one query for each of several codes.
+        """Answer the same query for each of several codes.
 
         Parameters
         ----------
         queries : ndarray of uint64, shape (Q, W)
         query : Query
         rerank : Rerank, optional
-            With `query.k`: the nearest by fine features among the nearest codes.
+            With `query.k`: re-rank the nearest codes by fine features.
         features : ndarray of float, shape (Q, F), with `rerank` only
         timeout_s : float, optional
-            From now; without it a long time of the searcher's own.
+            By default a long time chosen by the searcher.
         allow_partial : bool
-            Answer from the shards that can, and say in `coverage` which did not.
+            Answer from the shards that respond; `coverage` names the others.
 
         Raises
         ------
@@ -124,37 +124,37 @@ class Searcher(ABC):
     def get(
         self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
     ) -> pa.Table:
-        """Return `id`, `code` and the attributes of some ids, in the order asked.
+        """Return `id`, `code` and the attributes of some ids, in the order requested.
 
-        `without` names shards that need not be asked: they did not answer just now, and the ids are of others.
+        `without` names shards to skip: they have just failed to answer, and the ids are in other shards.
 
         Raises
         ------
         IdNotFoundError
             If the collection lacks one of them.
         IncompleteError
-            If it may be in a shard that does not answer.
+            If an id may be in a shard that does not answer.
         """
 
     @abstractmethod
     def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
-        """Return the small encoded picture of an item, None if it has none; errors as in `get`."""
+        """Return the thumbnail of an item, None if it has none; errors as in `get`."""
 
     @abstractmethod
     def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
-        """Return the fine features of some ids, (M, F), in the order asked; errors as in `get`."""
+        """Return the fine features of some ids, (M, F), in the order requested; errors as in `get`."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return what is served, in plain types for JSON.
+        """Describe the collection in plain types for JSON.
 
         `bits`, `rows`, `shards`, `version`, `encoder` (fingerprint or None), `attributes` (name -> type), `features`
-        (whether there are fine ones to re-rank by).
+        (whether there are any for re-ranking).
         """
 
     @abstractmethod
     def ready(self) -> None:
-        """Make one real search in every shard, and read an item.
+        """Make a test search in every shard, and read an item.
 
         Raises
         ------
@@ -164,13 +164,13 @@ class Searcher(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of connections and files."""
+        """Release connections and files."""
 
 
 class CollectionSearcher(Searcher):
     """Answers from a collection that is open in this process.
 
-    A search here cannot be interrupted; one that took longer than `timeout_s` raises when it ends.
+    A search cannot be interrupted; one that takes longer than `timeout_s` raises when it ends.
     """
 
     def __init__(self, collection: Collection | str | Path) -> None:
@@ -183,17 +183,17 @@ class CollectionSearcher(Searcher):
 
     @property
     def bits(self) -> int:
-        """True number of bits of a code."""
+        """True number of bits in a code."""
         return self._collection.bits
 
     @property
     def fingerprint(self) -> str | None:
-        """Fingerprint of the encoder that made the codes, if one did."""
+        """Fingerprint of the encoder that made the codes, if known."""
         return self._collection.fingerprint
 
     @property
     def version(self) -> int:
-        """Version of the collection that is open."""
+        """Version of the open collection."""
         return self._collection.version
 
     def answer(
@@ -206,7 +206,7 @@ class CollectionSearcher(Searcher):
         timeout_s: float | None = None,
         allow_partial: bool,
     ) -> Result | RerankResult:
-        """See `Searcher.answer`; every shard is here, so no answer is partial."""
+        """See `Searcher.answer`; all shards are local, so no answer is partial."""
         deadline_s = _deadline(timeout_s)
         found = self._collection.answer(queries, query, rerank=rerank, features=features)
         _check_time(deadline_s, timeout_s)
@@ -222,7 +222,7 @@ class CollectionSearcher(Searcher):
         """See `Searcher.thumbnail`."""
         picture = self._collection.thumbnails_of(np.array([id], np.int64))[0]
         if picture is None:
-            self._collection.get([id])  # an id that is not there is an error
+            self._collection.get([id])  # raises if the id does not exist
         return picture
 
     def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
@@ -238,9 +238,9 @@ class CollectionSearcher(Searcher):
         try_search(self._collection)
 
     def renew(self) -> bool:
-        """Open the live version if it is another than the one that is open, and say whether it was.
+        """Open the live version if it has changed; return whether it had.
 
-        Queries under way end with the version they began with.
+        Queries in progress finish on the version they started with.
         """
         with self._renewing:
             location = self._collection.location
@@ -250,11 +250,11 @@ class CollectionSearcher(Searcher):
             return True
 
     def close(self) -> None:
-        """See `Searcher.close`; maps go with their last reader."""
+        """See `Searcher.close`; maps are released by their last reader."""
 
 
 def describe_collection(collection: Collection) -> dict[str, Any]:
-    """Return what `Searcher.describe` says of an open collection."""
+    """Describe an open collection; see `Searcher.describe`."""
     first = collection.shards[0]
     schema = pa.schema([]) if first.attributes is None else first.attributes.schema
     return {
@@ -269,12 +269,12 @@ def describe_collection(collection: Collection) -> dict[str, Any]:
 
 
 def try_search(collection: Collection) -> None:
-    """Look in each shard for a few of its own codes, and read an item: what a first answer loads is loaded then.
+    """Search each shard for a few of its own codes, and read an item, so that everything is loaded.
 
     Raises
     ------
     NotReadyError
-        If a shard does not find them, in any of its tables or by a scan.
+        If a shard does not find them in one of its tables or by a scan.
     """
     for shard in collection.shards:
         if fault := shard.index.find_fault(shard.codes_NW):

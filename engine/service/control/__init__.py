@@ -1,1 +1,1 @@
-"""Who serves what: shard servers started, watched, and moved to another version."""
+"""Control of shard servers: starting, watching, and moving them to another version."""

@@ -1,4 +1,4 @@
-"""Shard servers as processes of this machine: started, watched, replaced when they die."""
+"""Shard servers as local processes: started, watched, and replaced when they die."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from hashlight.engine.service.shards.server import DRAIN_S
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.1
-_FIRST_WAIT_S, _MOST_WAIT_S = 0.5, 30.0  # between attempts to start a server that dies at once
+_FIRST_WAIT_S, _MOST_WAIT_S = 0.5, 30.0  # between attempts to start a server that keeps dying
 
 
 class ShardProcess:
-    """A shard server in a process of its own, which ends with this one."""
+    """A shard server in its own process, which exits with this one."""
 
     def __init__(
         self,
@@ -51,39 +51,38 @@ class ShardProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def wait_ready(self) -> None:
-        """Wait until it has answered a search; `address` is known then.
+        """Wait until it has answered a search; `address` is then known.
 
         Raises
         ------
         NotReadyError
-            If it ends before.
+            If it exits before that.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise NotReadyError(
-                f"{self._what} ended with exit code {self._process.wait()} before it was ready: its own words are on "
-                "the standard error"
+                f"{self._what} ended with exit code {self._process.wait()} before it was ready: see its standard error"
             )
         self.address = json.loads(line)["address"]
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it at once."""
         self._process.kill()
 
     def stop(self) -> None:
-        """Ask it to answer what it has taken and to end; kill it if that takes too long."""
+        """Let it answer its accepted requests and exit; kill it if that takes too long."""
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(DRAIN_S + 5)
         self.bury()
 
     def bury(self) -> None:
-        """Kill it if it runs, and let go of what the system keeps of it."""
+        """Kill it if it is running, and reap it."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -92,7 +91,7 @@ class ShardProcess:
 
 
 class _Keeper:
-    """Keeps one place filled, in a thread of its own: starts a server, and another when that dies.
+    """Keeps one server running, in its own thread: starts it, and starts another when it dies.
 
     Parameters
     ----------
@@ -100,13 +99,13 @@ class _Keeper:
     place : tuple of int
         Group and number.
     launch : callable
-        Makes a process of a version and its shards.
+        Starts a process for a version and its shards.
     """
 
     def __init__(
         self, registry: Registry, place: tuple[int, int], launch: Callable[[int, Sequence[str]], ShardProcess]
     ) -> None:
-        self.first: Future[None] = Future()  # what became of the first attempt
+        self.first: Future[None] = Future()  # outcome of the first attempt
         self.serving: ShardProcess | None = None
         self._registry, self._place, self._launch = registry, place, launch
         self._starting: ShardProcess | None = None
@@ -115,14 +114,14 @@ class _Keeper:
         self._thread.start()
 
     def end(self) -> None:
-        """Start no more servers, and let the one that serves answer what it has taken."""
+        """Start no more servers, and let the current one answer its accepted requests."""
         self._ending.set()
         starting = self._starting
         if starting is not None:
             starting.kill()
 
     def join(self) -> None:
-        """Wait until all has ended after `end`."""
+        """Wait until everything has stopped after `end`."""
         self._thread.join()
 
     def _keep(self) -> None:
@@ -130,9 +129,9 @@ class _Keeper:
         while not self._ending.wait(wait_s):
             try:
                 self.serving = self._start()
-            except Exception as error:  # whatever it is, the place is to be filled
+            except Exception as error:  # whatever the error, a server is needed
                 wait_s = min(_MOST_WAIT_S, max(_FIRST_WAIT_S, 2 * wait_s))
-                logger.warning("a shard server does not start, next attempt in %.1f s: %s", wait_s, error)
+                logger.warning("a shard server failed to start, next attempt in %.1f s: %s", wait_s, error)
                 self._tell(error)
                 continue
             wait_s = 0.0
@@ -141,16 +140,16 @@ class _Keeper:
         self._tell(NotReadyError("the shard servers are being stopped"))
 
     def _start(self) -> ShardProcess:
-        """Return a server that has the version which is served."""
+        """Return a server that has the current version."""
         group, number = self._place
         version, shards = self._registry.assignment(group)
         process = self._starting = self._launch(version, shards)
         try:
-            if self._ending.is_set():  # `end` may have come too early to see the process
+            if self._ending.is_set():  # `end` may have run before the process existed
                 process.kill()
             process.wait_ready()
             wanted, shards = self._registry.register(group, number, process.address, [version])
-            if wanted != version:  # it changed while the server started
+            if wanted != version:  # the version changed during start-up
                 control(process.address, "load", self._registry.security, version=wanted, shards=shards)
                 self._registry.register(group, number, process.address, [version, wanted])
         except BaseException:
@@ -162,7 +161,7 @@ class _Keeper:
         return process
 
     def _hold(self, process: ShardProcess) -> None:
-        """Return when the server has died, or is to end and has."""
+        """Wait until the server has died or, after `end`, has exited."""
         while process.alive and not self._ending.wait(_LOOK_S):
             pass
         self.serving = None
@@ -190,7 +189,7 @@ class LocalCluster:
     collection : str or Path
     groups, replicas : int
     security : Security, optional
-        A token of its own if left out.
+        By default a generated token.
     more : sequence of str
         Further options of `python -m hashlight.engine.service.shards.server`.
 
@@ -224,7 +223,7 @@ class LocalCluster:
             raise
 
     def __enter__(self) -> Self:
-        """Return itself: the servers are ready."""
+        """Return itself; the servers are ready."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -246,14 +245,14 @@ class LocalCluster:
         return self.registry.roll()
 
     def scale(self, replicas: int) -> None:
-        """Have so many replicas of every group; those that go answer what they have taken.
+        """Set the number of replicas of every group; removed ones first answer their accepted requests.
 
         Raises
         ------
         ValueError
-            If there would be none.
+            If the number is 0.
         NotReadyError
-            If a server does not start, which is tried again and again; those that did stay.
+            If a server does not start. Starting it is retried; servers that did start stay.
         """
         if replicas < 1:
             raise ValueError(f"`replicas` must be at least 1, got {replicas}")
@@ -271,7 +270,7 @@ class LocalCluster:
                 keeper.first.result()
 
     def close(self) -> None:
-        """Stop all servers, also those that are being started."""
+        """Stop all servers, including those that are starting."""
         with self._changing:
             self._closed = True
             keepers = list(self._keepers.values())
@@ -294,7 +293,7 @@ def _end(keepers: Sequence[_Keeper]) -> None:
 
 
 def _tls_options(security: Security, folder: Path) -> list[str]:
-    """Write the certificates where the servers read them; the folder is this user's alone."""
+    """Write the certificates for the servers to read, into a folder private to this user."""
     options: list[str] = []
     pems: dict[str, Any] = {
         "certificate": security.certificate,

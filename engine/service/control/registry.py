@@ -1,4 +1,4 @@
-"""Who serves what, and how all of them come to serve another version."""
+"""Which server has which shards, and moving all of them to another version."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from hashlight.engine.storage.manifest import read_current, read_version
 
 logger = logging.getLogger(__name__)
 
-ACTION_S = 600.0  # a large version is hashed when it is first opened on a machine
-LINGER_S = 4 * REFRESH_S  # the old version stays for routers that have not looked at the map yet
+ACTION_S = 600.0  # a machine hashes a large version when it first opens it
+LINGER_S = 4 * REFRESH_S  # the old version stays for routers that have not read the new map yet
 
 
 class UnreachableError(NotReadyError):
-    """A server gives no answer, so that nobody knows whether it lives."""
+    """A server does not answer, so it may or may not be alive."""
 
 
 class Registry:
-    """The assignment of shards to groups, and the addresses of the servers. Several threads may use one registry.
+    """The assignment of shards to groups, and the addresses of the servers. Thread-safe.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Registry:
 
     @property
     def version(self) -> int:
-        """The version that is served."""
+        """The version being served."""
         return self._map.version
 
     def assignment(self, group: int) -> tuple[int, list[str]]:
@@ -70,20 +70,20 @@ class Registry:
             return self._map.version, self._shards[group]
 
     def register(self, group: int, number: int, address: str, versions: Iterable[int]) -> tuple[int, list[str]]:
-        """Note where a server is and which versions it has; return what it must have."""
+        """Record a server's address and versions; return what it must have."""
         with self._lock:
-            # A version that it was told to load after it looked at what it has is noted already, and stays so.
+            # A version that it loaded on order after compiling its list is recorded already, and is kept.
             before, noted = self._servers.get((group, number), ("", frozenset()))
             self._servers[group, number] = address, frozenset(versions) | (noted if before == address else frozenset())
             return self._map.version, self._shards[group]
 
     def remove(self, group: int, number: int) -> None:
-        """Name a server no more."""
+        """Remove a server from the map."""
         with self._lock:
             self._servers.pop((group, number), None)
 
     def map(self) -> ClusterMap:
-        """Return the map for routers: the servers that have the version that is served."""
+        """Return the map for routers: the servers that have the current version."""
         with self._lock:
             replicas: list[list[str]] = [[] for _ in range(self._num_groups)]
             for (group, _), (address, versions) in sorted(self._servers.items()):
@@ -92,17 +92,17 @@ class Registry:
             return self._map.with_replicas(replicas)
 
     def roll(self, *, linger_s: float = LINGER_S) -> bool:
-        """Serve the live version: every server loads it beside the old one, then the map flips, then the old one goes.
+        """Serve the live version: every server loads it beside the old one, the map flips, and the old one is dropped.
 
         Returns
         -------
         bool
-            False if the live version is served already.
+            False if the live version is already being served.
 
         Raises
         ------
         HashlightError, TypeError, ValueError
-            If a server cannot load it, or none of a group can be reached; the old version is served on, everywhere.
+            If a server cannot load it, or no server of a group can be reached; the old version stays in service.
         """
         with self._rolling:
             old = self.version
@@ -118,7 +118,7 @@ class Registry:
             except (HashlightError, TypeError, ValueError):
                 self._tell_all(lambda group: ("drop", {"version": new}), strict=False)
                 raise
-            # Once more, for a server that began before the flip and took the old version.
+            # Once more, for a server that started before the flip and loaded the old version.
             self._tell_all(lambda group: ("load", {"version": new, "shards": shards[group]}), strict=False)
             time.sleep(linger_s)
             self._tell_all(lambda group: ("drop", {"version": old}), strict=False)
@@ -134,14 +134,14 @@ class Registry:
         return ClusterMap(about, groups), shards
 
     def _check_served(self, version: int) -> None:
-        """Refuse a version that no server of some group has; the caller holds the lock."""
+        """Raise if no server of some group has the version; the caller holds the lock."""
         having = {group for (group, _), (_, versions) in self._servers.items() if version in versions}
         missing = sorted(set(range(self._num_groups)) - having)
         if missing:
             raise NotReadyError(f"no server of groups {missing} has version {version}, expected one of each group")
 
     def _tell_all(self, order: Callable[[int], tuple[str, dict[str, Any]]], *, strict: bool = True) -> None:
-        """Give every server its order at once; `strict` raises the first refusal; what else goes wrong is logged."""
+        """Send all servers their orders in parallel; `strict` raises the first refusal; other errors are logged."""
         with self._lock:
             places = dict(self._servers)
 
@@ -160,7 +160,7 @@ class Registry:
             list(pool.map(tell, places.items()))
 
     def _note(self, group: int, number: int, address: str, told: dict[str, Any]) -> None:
-        """Note which versions a server says it has, unless another has taken its place meanwhile."""
+        """Record the versions that a server reports, unless another has replaced it meanwhile."""
         with self._lock:
             if self._servers.get((group, number), ("",))[0] == address:
                 self._servers[group, number] = address, frozenset(int(version) for version in told["versions"])
@@ -169,14 +169,14 @@ class Registry:
 def control(
     address: str, action: str, security: Security | None = None, *, timeout_s: float = ACTION_S, **arguments: Any
 ) -> dict[str, Any]:
-    """Give a shard server an order (see `engine.service.shards.server`) and return what it says.
+    """Send a shard server an action (see `engine.service.shards.server`) and return its reply.
 
     Raises
     ------
     UnreachableError
-        If there is no answer.
+        If it does not answer.
     HashlightError, TypeError, ValueError
-        If it cannot do it.
+        If it fails.
     """
     security = security or Security()
     try:

@@ -1,1 +1,1 @@
-"""What routers and shard servers say to each other, and how they trust each other."""
+"""The protocol between routers and shard servers, and how they authenticate each other."""

@@ -1,4 +1,4 @@
-"""Who serves what: the groups of shards of one collection version, and the addresses of their replicas."""
+"""The cluster map: the groups of shards of one collection version, and the addresses of their replicas."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ClusterMap:
     Attributes
     ----------
     about : dict
-        What `engine.service.asking.searcher.Searcher.describe` says of the whole.
+        `engine.service.asking.searcher.Searcher.describe` of the whole collection.
     groups : tuple of Group
     """
 
@@ -58,12 +58,12 @@ class ClusterMap:
 
     @functools.cached_property
     def coverage(self) -> Coverage:
-        """What an answer of all groups has seen."""
+        """Coverage of an answer from all groups."""
         shards, codes = sum(len(group.shards) for group in self.groups), sum(group.rows for group in self.groups)
         return Coverage(shards=shards, answered=shards, codes=codes, searched=codes, version=self.version)
 
     def with_replicas(self, replicas: Sequence[Sequence[str]]) -> ClusterMap:
-        """Return the same shards at other addresses, one sequence of them a group."""
+        """Return the same shards at other addresses, one sequence of them for each group."""
         groups = [
             dataclasses.replace(group, replicas=tuple(addresses))
             for group, addresses in zip(self.groups, replicas, strict=True)
@@ -72,7 +72,7 @@ class ClusterMap:
 
 
 def assign_groups(manifest: Manifest, count: int) -> list[list[str]]:
-    """Deal the shards out to `count` groups of about equal rows: the largest first, each to the smallest group.
+    """Divide the shards into `count` groups of similar size: the largest first, each to the smallest group.
 
     Raises
     ------
@@ -96,11 +96,11 @@ def open_group(path: str | Path, version: int, shards: Sequence[str]) -> Collect
     Raises
     ------
     CollectionNotFoundError
-        If the collection does not keep that version.
+        If the collection no longer has that version.
     CorruptDataError
         If a file is missing or damaged.
     ValueError
-        If the version has no shard of such a name.
+        If the version has no shard of that name.
     """
     store = open_place(path)
     manifest = read_version(store, version)
@@ -118,7 +118,7 @@ def open_group(path: str | Path, version: int, shards: Sequence[str]) -> Collect
 
 
 def describe_whole(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what the groups of one version say of themselves."""
+    """Combine the descriptions of the groups of one version."""
     return {
         **parts[0],
         "rows": sum(part["rows"] for part in parts),

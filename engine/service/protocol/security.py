@@ -1,4 +1,4 @@
-"""What router and shard servers show each other: a shared token, and certificates where the network is not trusted."""
+"""Authentication between routers and shard servers: a shared token, and certificates on untrusted networks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ TOKEN_VARIABLE = "HASHLIGHT_SHARD_TOKEN"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Security:
-    """How a Flight connection is protected; the same for both of its sides.
+    """How a Flight connection is protected; the same for both sides.
 
     Attributes
     ----------
     token : str or None
-        Must come with every call.
+        Required in every call.
     certificate, key : bytes or None
-        PEM. A shard server that has them speaks TLS.
+        PEM files. A shard server that has them uses TLS.
     authority : bytes or None
-        PEM of who signed the certificates. A router checks the servers' by it; a server that has it demands one of its
-        clients, too.
+        PEM of the certificates' issuer. A router verifies servers by it; a server that has it requires client
+        certificates.
     """
 
     token: str | None = dataclasses.field(default=None, repr=False)
@@ -48,7 +48,7 @@ class Security:
         authority: str | Path | None = None,
         fresh_token: bool = False,
     ) -> Self:
-        """Read PEM files, and the token from the environment (`HASHLIGHT_SHARD_TOKEN`); make one if none is there."""
+        """Read PEM files, and the token from the environment (`HASHLIGHT_SHARD_TOKEN`), else generate one."""
         pems = [None if path is None else Path(path).read_bytes() for path in (certificate, key, authority)]
         token = os.environ.get(TOKEN_VARIABLE) or (secrets.token_urlsafe() if fresh_token else None)
         return cls(token, *pems)
@@ -89,4 +89,6 @@ class _TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
     def start_call(self, info: Any, headers: Mapping[str, list[str]]) -> None:
         given = headers.get("authorization") or [""]
         if not hmac.compare_digest(given[0].encode(), self._expected):
-            raise flight.FlightUnauthenticatedError("this shard server wants a token: give the one it was started with")
+            raise flight.FlightUnauthenticatedError(
+                "this shard server requires a token: give the one it was started with"
+            )

@@ -1,9 +1,9 @@
-"""What router and shard server say to each other: frames of a fixed header and raw arrays, little-endian, no pickle.
+"""The wire protocol of routers and shard servers: frames of a fixed header and raw arrays, little-endian, no pickle.
 
 A router keeps one `DoExchange` stream open to each shard server; every frame is the application metadata of one Flight
 message. A request is one frame. An answer is one frame or several pages, told apart by the request's id, so that many
-requests share a stream and answers come in any order. Measured with four servers on one 2-core machine that was busy
-otherwise, medians (`python -m benchmarks.serving --only transports`): asking all four and waiting for the last costs a
+requests share a stream and answers arrive in any order. Measured with four servers on one busy 2-core machine,
+medians (`python -m benchmarks.serving --only transports`): querying all four and waiting for the last costs a
 caller 0.17 ms of CPU time over open streams and 0.49 ms with four `DoAction` calls; one `DoGet`, which also writes a
 schema, costs 0.26 ms by itself.
 
@@ -36,9 +36,9 @@ from hashlight.engine.query import Query
 from hashlight.engine.results import Explanation, RangeResult, Result, SearchResult
 
 PROTOCOL = 1
-COMMAND = b"hashlight"  # of the exchange's descriptor
+COMMAND = b"hashlight"  # command in the exchange's descriptor
 PAGE_BYTES = 1 << 20
-MAX_ROWS_ASKED = 1 << 20  # queries or ids of one request
+MAX_ROWS_ASKED = 1 << 20  # queries or ids in one request
 
 _MAGIC = b"HL"
 # magic, protocol, kind, id, version, microseconds left, rows, words, flags, k or radius, limit, bytes of the filter
@@ -52,15 +52,15 @@ _EXPLAIN = 1
 
 
 class ProtocolError(HashlightError):
-    """The other side does not speak this protocol."""
+    """The other side does not use this protocol."""
 
 
 class VersionNotServedError(HashlightError):
-    """The server does not have the version that is asked for; a newer map says who has what."""
+    """The server does not have the requested version; a newer map says which servers do."""
 
 
 class Kind(enum.IntEnum):
-    """What is asked."""
+    """The kind of a request."""
 
     SEARCH = 1
     RANGE = 2
@@ -73,7 +73,7 @@ class Kind(enum.IntEnum):
 
 
 class Status(enum.IntEnum):
-    """What an answer is: whole arrays, an error as JSON, or word that the server takes no new requests."""
+    """The kind of an answer: arrays, an error as JSON, or notice that the server accepts no new requests."""
 
     OK = 0
     ERROR = 1
@@ -87,15 +87,15 @@ class Request(NamedTuple):
     ----------
     kind : Kind
     id : int
-        Told by the router, given back with the answer.
+        Chosen by the router, returned with the answer.
     version : int
         Collection version that must answer.
     timeout_s : float
-        What is left of the caller's time; clocks of two machines need not agree.
+        The caller's remaining time, so that the clocks of two machines need not agree.
     values : ndarray of uint64, shape (Q, W) or (M, 1)
         Codes, or the bits of int64 ids.
     query : Query or None
-        Of a search for the nearest or within a radius, and of nothing else; its threads are the server's affair.
+        For searches only; the server chooses its own threads.
     """
 
     kind: Kind
@@ -107,13 +107,13 @@ class Request(NamedTuple):
 
     @classmethod
     def of_query(cls, query: Query, codes_QW: CodeArray) -> Request:
-        """Return the request for the answers to codes (Q, W); id, version and time left are the router's to fill in."""
+        """Return the request for a search of codes (Q, W); the router fills in id, version and remaining time."""
         kind = Kind.SEARCH if query.kind == "nearest" else Kind.RANGE
         return cls(kind, 0, 0, 0.0, as_values(codes_QW), query)
 
     @property
     def number(self) -> int:
-        """The k or the radius that is asked for; 0 without a query."""
+        """The k or the radius of the query; 0 without a query."""
         if self.query is None:
             return 0
         return cast(int, self.query.radius if self.query.k is None else self.query.k)
@@ -146,7 +146,7 @@ class Request(NamedTuple):
 
     @staticmethod
     def stamp(frame: bytes, id_: int, timeout_s: float) -> bytes:
-        """Return a frame with another id and time left: the same request once more."""
+        """Return a copy of a frame with another id and remaining time."""
         stamped = bytearray(frame)
         _U64.pack_into(stamped, _ID_AT, id_)
         _U64.pack_into(stamped, _TIME_AT, max(0, int(timeout_s * 1e6)))
@@ -159,10 +159,10 @@ class Request(NamedTuple):
         Raises
         ------
         ProtocolError
-            If it is no request of this protocol.
+            If it is not a request of this protocol.
         """
         if len(frame) < _REQUEST.size:
-            raise ProtocolError(f"a request has at least {_REQUEST.size} bytes, got {len(frame)}")
+            raise ProtocolError(f"a request must have at least {_REQUEST.size} bytes, got {len(frame)}")
         magic, protocol, kind, id_, version, left_us, rows, words, flags, number, limit, text_bytes = (
             _REQUEST.unpack_from(frame)
         )
@@ -173,7 +173,7 @@ class Request(NamedTuple):
                 f"a request of kind {kind} with {rows} rows of {words} words and {text_bytes} bytes of filter does "
                 f"not have {len(frame)} bytes (at most {MAX_ROWS_ASKED} rows): use the same release on both sides"
             )
-        # A copy, because the kernels want aligned words and the frame's buffer promises none.
+        # A copy, because the kernels need aligned words, which the frame's buffer does not guarantee.
         values = np.frombuffer(frame[start:], "<u8").astype(np.uint64).reshape(rows, words)
         query = None
         if kind in (Kind.SEARCH, Kind.RANGE):
@@ -205,10 +205,10 @@ class Page(NamedTuple):
         Raises
         ------
         ProtocolError
-            If it is no page of this protocol.
+            If it is not a page of this protocol.
         """
         if len(frame) < _PAGE.size:
-            raise ProtocolError(f"a page has at least {_PAGE.size} bytes, got {len(frame)}")
+            raise ProtocolError(f"a page must have at least {_PAGE.size} bytes, got {len(frame)}")
         magic, protocol, status, id_, version, total, offset, seconds = _PAGE.unpack_from(frame)
         _check_head(magic, protocol)
         body = frame[_PAGE.size :]
@@ -251,7 +251,7 @@ def decode_result(query: Query, body: memoryview) -> Result:
 
 
 def encode_features(ids: IdArray, features_MF: NDArray[np.float16]) -> bytes:
-    """Return the features of those ids that a server has."""
+    """Return the features of the ids that a server has."""
     return b"".join([_COUNTS.pack(*features_MF.shape, 0), _raw(ids, "<i8"), _raw(features_MF, "<f2")])
 
 
@@ -277,17 +277,17 @@ def decode_table(body: memoryview) -> pa.Table:
 
 
 def encode_error(error: BaseException) -> bytes:
-    """Return an error as JSON: its classes from the nearest to the widest, its message, and its plain attributes."""
+    """Return an error as JSON: its classes from the most specific on, its message, and its plain attributes."""
     attributes = {name: value for name, value in vars(error).items() if isinstance(value, int | float | str)}
     types = [cls.__name__ for cls in type(error).__mro__]
     return json.dumps({"types": types, "message": str(error), "attributes": attributes}).encode()
 
 
 def decode_error(body: memoryview) -> Exception:
-    """Undo `encode_error`: an error of the nearest class that is known here."""
+    """Undo `encode_error`: an error of the most specific class known here."""
     told = json.loads(bytes(body))
     cls = next((_ERRORS[name] for name in told["types"] if name in _ERRORS), HashlightError)
-    # Past the constructors, some of which make the message from parts that are no longer known.
+    # Bypasses the constructors, because some of them build the message from parts that are not sent.
     error = cls.__new__(cls)
     error.args = (told["message"],)
     vars(error).update(told["attributes"])

@@ -1,4 +1,4 @@
-"""One request to one replica of every group: retried at once where a replica fails, hedged where it is late."""
+"""One request to one replica of every group, retried at once if a replica fails and hedged if it is late."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hashlight.engine.service.protocol.wire import Request, Status, VersionNotSe
 from hashlight.engine.service.routing.hedging import HedgeBudget
 from hashlight.engine.service.routing.replica import Replica, ReplicaLostError, Reply, next_id
 
-# What a server says that is well: it is full, about to end, or of another version.
+# Refusals of a healthy server: it is full, shutting down, or has another version.
 _NO_FAULT = (OverloadedError, DeadlineExceededError, NotReadyError, VersionNotServedError)
 
-# While it waits, a query looks so often whether those it waits for still show signs of life.
+# Interval at which a waiting query checks that its replicas are still alive.
 _LOOK_S = 0.25
 
 
 class Part:
-    """What one group makes of a request: an answer, or the error that is left when no replica is."""
+    """One group's part of a request: an answer, or the last error when no replica is left."""
 
     __slots__ = ("answer", "answered_s", "error", "replicas", "settled", "tried", "under_way")
 
@@ -37,11 +37,11 @@ class Part:
 
     @property
     def open(self) -> bool:
-        """Whether an answer may still come."""
+        """Whether an answer may still arrive."""
         return self.answer is None and bool(self.under_way)
 
     def choose(self) -> Replica | None:
-        """Return a replica that was not tried: of two at random the one with less to do, trusted ones first."""
+        """Return an untried replica: the less loaded of two at random, trusted ones first."""
         left = [replica for replica in self.replicas if replica.connected and replica not in self.tried]
         left = [replica for replica in left if replica.trusted] or left
         if len(left) > 1:
@@ -56,11 +56,11 @@ class FanOut:
     ----------
     groups : sequence of sequence of Replica
     request : Request
-        Its id and time left are filled in for each call.
+        Its id and remaining time are filled in for each call.
     deadline_s : float
         On the clock of `time.monotonic`.
     late_s : float
-        After so long another replica is asked.
+        After this time another replica is asked.
     budget : HedgeBudget
     """
 
@@ -85,12 +85,12 @@ class FanOut:
         self._unsettled = len(groups)
 
     def run(self) -> list[Part]:
-        """Return every group's part once all are settled or time is over.
+        """Return every group's part once all are settled or time is up.
 
         Raises
         ------
         TypeError, ValueError
-            If a shard server says that the request is wrong in itself.
+            If a shard server reports that the request is invalid.
         """
         self._budget.earn(len(self.parts))
         try:
@@ -119,7 +119,7 @@ class FanOut:
                 self._failed(part, replica, outcome)
 
     def _ask_others(self) -> None:
-        """Ask one more replica for each part that is late, and for each whose replicas give no sign of life."""
+        """Ask one more replica for each part that is late or whose replicas show no sign of life."""
         late = time.monotonic() >= self._late_s
         if late:
             self._late_s = float("inf")
@@ -152,7 +152,7 @@ class FanOut:
             self._count_off()
 
     def _tell(self, part: Part, id_: int, outcome: Reply | ReplicaLostError) -> None:
-        """Take what a replica's own thread brings; wake the caller for failures, and once all parts are settled."""
+        """Receive a result from a replica's thread; wake the caller for failures, and once all parts are settled."""
         if isinstance(outcome, ReplicaLostError) or outcome.status is not Status.OK:
             self._heard.put((part, id_, outcome))
             return
@@ -172,7 +172,7 @@ class FanOut:
             self._heard.put(None)
 
     def _failed(self, part: Part, replica: Replica, outcome: Reply | ReplicaLostError) -> None:
-        """Ask the next replica, unless the request itself is wrong."""
+        """Ask the next replica, unless the request itself is invalid."""
         error = outcome if isinstance(outcome, ReplicaLostError) else decode_error(outcome.body)
         if not isinstance(error, HashlightError):
             raise error
@@ -183,7 +183,7 @@ class FanOut:
         self._send(part)
 
     def _settle(self, part: Part) -> None:
-        """Take no more answers, cancel what is still under way, and give a part without an answer its error."""
+        """Accept no more answers, cancel calls in progress, and give each part without an answer its error."""
         with self._counting:
             part.settled = True
         if part.answer is None and part.under_way:
@@ -191,5 +191,5 @@ class FanOut:
             asked = ", ".join(replica.address for replica in part.under_way.values())
             part.error = DeadlineExceededError(f"no answer from {asked} within {waited_s:.3g} s")
         for id_, replica in part.under_way.items():
-            replica.cancel(id_)  # nothing happens where it was this one that answered
+            replica.cancel(id_)  # has no effect on the replica that answered
         part.under_way = {}

@@ -1,7 +1,7 @@
-"""When a second replica is asked for want of an answer, and how often.
+"""When a late call is hedged by asking a second replica, and how often.
 
-The constants are those that a simulation of the fan-out found best (`benchmarks/fanout.py`, `docs/capacity.md`): wait
-until the 97th percentile of the calls before it, spend at most one hedge in twenty calls, save up twenty.
+The constants performed best in a simulation of the fan-out (`benchmarks/fanout.py`, `docs/capacity.md`): wait until
+the 97th percentile of earlier calls, hedge at most one call in twenty, save up at most twenty hedges.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_CLASSES = 256
 
 
 class HedgeBudget:
-    """Second calls that may be made: a share of the first ones, saved up to a few. Threads may share it."""
+    """Budget of second calls: a share of first calls, with a small reserve. Thread-safe."""
 
     def __init__(self, *, budget: float = BUDGET, burst: float = BURST) -> None:
         self.calls = self.hedges = 0
@@ -35,7 +35,7 @@ class HedgeBudget:
             self._saved = min(self._saved + self._budget * calls, self._burst)
 
     def spend(self) -> bool:
-        """Take one hedge, if there is one."""
+        """Take one hedge, if any is left."""
         with self._lock:
             if self._saved < 1:
                 return False
@@ -45,9 +45,9 @@ class HedgeBudget:
 
 
 class Delays:
-    """How long calls of a class took, and after how long one is late. Threads may share it.
+    """Latencies of each class of calls, and when a call counts as late. Thread-safe.
 
-    A class is what makes calls alike: the kind of request, its size, its radius.
+    A class combines the kind of request, its size and its radius.
     """
 
     def __init__(self, *, quantile: float = QUANTILE) -> None:
@@ -56,12 +56,12 @@ class Delays:
         self._lock = threading.Lock()
 
     def late_s(self, key: tuple[int, ...]) -> float:
-        """Return when a call of this class is late; never, while too few were seen."""
+        """Return after how long a call of this class is late; infinite until enough calls were seen."""
         recent = self._classes.get(key)
         return float("inf") if recent is None else recent.late_s
 
     def add(self, key: tuple[int, ...], seconds: list[float]) -> None:
-        """Note how long calls took."""
+        """Record latencies."""
         with self._lock:
             recent = self._classes.setdefault(key, _Recent())
             self._classes.move_to_end(key)
@@ -75,7 +75,7 @@ class Delays:
 
 
 class _Recent:
-    """The last calls of one class."""
+    """The most recent calls of one class."""
 
     def __init__(self) -> None:
         self.seconds: collections.deque[float] = collections.deque(maxlen=_WINDOW_CALLS)

@@ -1,4 +1,4 @@
-"""One shard server as a router sees it: an open stream that is kept open, and how far the server can be relied on."""
+"""One shard server as seen by a router: a persistent stream, and how reliable the server is."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ logger = logging.getLogger(__name__)
 BREAKER_S = 1.0
 MOST_BREAKER_S = 30.0
 PING_S = 0.25
-SILENT_S = 1.0  # without a word, though one is due: a stopped process or a cut network
-GIVEN_UP_S = 15.0  # of silence, after which the connection is made anew
+SILENT_S = 1.0  # silence although an answer is due: a stopped process or a cut network
+GIVEN_UP_S = 15.0  # of silence, after which the connection is reopened
 FIRST_WAIT_S, MOST_WAIT_S = 0.05, 2.0  # between attempts to connect
 
-# gRPC grants a stream 64 KiB that nobody has read before a write waits for the reader. A write that could wait does so
-# in a thread of its own, so that no caller waits past its deadline for a server that reads no more.
+# gRPC lets 64 KiB of a stream go unread before a write blocks. Writes that could block run in their own thread, so that
+# no caller waits past its deadline for a server that has stopped reading.
 _FREE_BYTES = 32 << 10
 
-# Own connections and short pauses, so that a server that is back is found at once.
+# Separate connections and short pauses, so that a returning server is noticed at once.
 _GRPC_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -47,11 +47,11 @@ _NOTHING = np.zeros((0, 1), np.uint64)
 
 
 class ReplicaLostError(HashlightError):
-    """The connection to a shard server broke, or there is none."""
+    """The connection to a shard server broke or does not exist."""
 
 
 class Reply(NamedTuple):
-    """A whole answer of one shard server."""
+    """A complete answer of one shard server."""
 
     status: Status
     version: int
@@ -59,12 +59,12 @@ class Reply(NamedTuple):
     body: memoryview
 
 
-# What becomes of a request: an answer, or the error that there will be none.
+# Receives the outcome of a request: an answer, or the error that replaces it.
 Receiver = Callable[[Reply | ReplicaLostError], None]
 
 
 class _Waiting:
-    """A request under way."""
+    """A request in progress."""
 
     __slots__ = ("body", "filled", "receiver")
 
@@ -74,7 +74,7 @@ class _Waiting:
         self.filled = 0
 
     def add(self, page: Page) -> memoryview | None:
-        """Put a page where it belongs; return the body once it is whole."""
+        """Store a page; return the body once it is complete."""
         if len(page.body) == page.total:
             return page.body
         if self.body is None:
@@ -85,16 +85,16 @@ class _Waiting:
 
 
 class Replica:
-    """A shard server and the stream to it. Several threads may use one replica at once.
+    """A shard server and the stream to it. Thread-safe.
 
-    A thread of its own connects, reads answers, and connects again when the stream breaks.
+    Its own thread connects, reads answers, and reconnects when the stream breaks.
 
     Parameters
     ----------
     address : str
     security : Security
     on_change : callable
-        Called when the replica becomes reachable or is so no longer.
+        Called when the replica becomes reachable or unreachable.
     """
 
     def __init__(self, address: str, security: Security, on_change: Callable[[], None]) -> None:
@@ -111,7 +111,7 @@ class Replica:
         self._thread.start()
 
     def __repr__(self) -> str:
-        """Name address and state."""
+        """Show address and state."""
         return f"Replica({self.address}, {self.state}, {self.load} under way)"
 
     @property
@@ -121,13 +121,13 @@ class Replica:
 
     @property
     def load(self) -> int:
-        """Number of requests under way."""
+        """Number of requests in progress."""
         stream = self._stream
         return 0 if stream is None else len(stream.waiting)
 
     @property
     def state(self) -> str:
-        """Connected, silent (a word is overdue), shut (it failed a moment ago), leaving, or lost."""
+        """Connected, silent (an answer is overdue), shut (it has just failed), leaving, or lost."""
         if self._stream is None:
             return "lost"
         if self._leaving:
@@ -138,17 +138,17 @@ class Replica:
 
     @property
     def trusted(self) -> bool:
-        """Whether it is as good a choice as any other; where there is no other, it may still be asked."""
+        """Whether it is a good choice; an untrusted replica is asked only if there is no other."""
         return self.state == "connected"
 
     @property
     def silent(self) -> bool:
-        """Whether the server is overdue with every kind of answer."""
+        """Whether the server owes an answer and has gone silent."""
         stream = self._stream
         return stream is not None and stream.silent_s() > SILENT_S
 
     def send(self, id_: int, frame: bytes, receiver: Receiver) -> None:
-        """Send a request under its id; `receiver` hears once what became of it, in another thread.
+        """Send a request under its id; `receiver` is called once with its outcome, in another thread.
 
         Raises
         ------
@@ -161,13 +161,13 @@ class Replica:
         stream.send(id_, frame, receiver)
 
     def cancel(self, id_: int) -> None:
-        """Want no answer to a request any more."""
+        """Drop the answer to a request."""
         stream = self._stream
         if stream is not None and stream.waiting.pop(id_, None) is not None:
             stream.tell(Request(Kind.CANCEL, id_, 0, 0.0, _NOTHING))
 
     def failed(self) -> None:
-        """Do not choose the replica for a while, longer each time it fails in a row."""
+        """Avoid the replica for a while, longer with each failure in a row."""
         self._failures += 1
         pause_s = min(MOST_BREAKER_S, BREAKER_S * 2 ** (self._failures - 1))
         self._shut_until_s = time.monotonic() + pause_s
@@ -178,18 +178,18 @@ class Replica:
         self._shut_until_s = 0.0
 
     def check(self) -> None:
-        """Ask for a sign of life if none is under way; connect anew after a long silence."""
+        """Send a heartbeat request if none is pending; reconnect after a long silence."""
         stream = self._stream
         if stream is None:
             return
         if stream.silent_s() > GIVEN_UP_S:
-            logger.warning("%s has been silent for %.0f s: connecting anew", self.address, GIVEN_UP_S)
+            logger.warning("%s has been silent for %.0f s: reconnecting", self.address, GIVEN_UP_S)
             stream.cancel()
         else:
             stream.ping()
 
     def close(self) -> None:
-        """End the stream and the thread; what is under way is lost."""
+        """Close the stream and the thread; requests in progress are lost."""
         self._closed.set()
         stream = self._stream
         if stream is not None:
@@ -200,11 +200,11 @@ class Replica:
         while not self._closed.is_set():
             connected_s = self._connect_and_read()
             wait_s = FIRST_WAIT_S if connected_s > MOST_WAIT_S else min(MOST_WAIT_S, 2 * wait_s)
-            # Spread out, so that many routers do not come back all at once.
+            # Jitter, so that many routers do not reconnect all at once.
             self._closed.wait(wait_s * random.uniform(0.5, 1.0))
 
     def _connect_and_read(self) -> float:
-        """Read answers until the stream ends; return how long it was there, in seconds."""
+        """Read answers until the stream ends; return its lifetime in seconds."""
         connected_s, stream = time.monotonic(), None
         try:
             stream = _Stream(self.address, self._security)
@@ -226,14 +226,14 @@ class Replica:
         if stream is not None:
             stream.abandon(self.reason)
         if was_there and not self._closed.is_set():
-            # One that had said that it was leaving is no fault.
+            # A server that announced its departure has not failed.
             logger.log(logging.INFO if self._leaving else logging.WARNING, "%s", self.reason)
             self._on_change()
         return time.monotonic() - connected_s if was_there else 0.0
 
 
 class _Stream:
-    """An exchange that is open, the requests under way on it, and when the server was last heard."""
+    """An open exchange, its requests in progress, and when the server was last heard."""
 
     def __init__(self, address: str, security: Security) -> None:
         self.waiting: dict[int, _Waiting] = {}
@@ -249,37 +249,37 @@ class _Stream:
         self._finished = False
 
     def silent_s(self) -> float:
-        """Return for how long a sign of life has been due, in seconds."""
+        """Return for how many seconds an answer has been overdue."""
         due_s = self._due_s
         return 0.0 if due_s is None else time.monotonic() - due_s
 
     def send(self, id_: int, frame: bytes, receiver: Receiver) -> None:
-        """Write a request and remember who waits for it."""
+        """Write a request and remember its receiver."""
         self.waiting[id_] = _Waiting(receiver)
-        # Whoever takes the request out tells of it: the thread that gave the stream up, or this one.
+        # Whoever removes the request reports it: the thread that gave up the stream, or this one.
         if self._lost is not None and self.waiting.pop(id_, None) is not None:
             raise ReplicaLostError(self._lost)
         self._write(frame)
 
     def ping(self) -> None:
-        """Ask for a sign of life, unless one is due."""
+        """Send a heartbeat request, unless an answer is due anyway."""
         if self._due_s is None:
             self._due_s = time.monotonic()
             self.tell(Request(Kind.PING, 0, 0, 0.0, _NOTHING))
 
     def tell(self, request: Request) -> None:
-        """Write what nobody waits for."""
+        """Write a frame that has no receiver."""
         self._write(request.encode())
 
     def pages(self) -> Any:
-        """Read pages until the stream ends, handing whole answers to those who wait for them."""
+        """Read pages until the stream ends, passing complete answers to their receivers."""
         while True:
             try:
                 chunk = self._reader.read_chunk()
             except StopIteration:
                 return
             page = Page.decode(memoryview(chunk.app_metadata or b""))
-            # Whatever it says, the server lives and has read what was written before.
+            # Any answer shows that the server is alive and has read everything written before.
             self._due_s, self._unread_bytes = None, 0
             self._deliver(page)
             yield page
@@ -289,11 +289,11 @@ class _Stream:
         self._reader.cancel()
 
     def end(self) -> None:
-        """End the stream in order: the server ends its side, then reading ends."""
+        """Close the stream cleanly: the server closes its side, then reading ends."""
         self._patient.put(lambda: self._finish(self._writer.done_writing))
 
     def abandon(self, reason: str) -> None:
-        """Tell all who wait that no answer will come."""
+        """Tell all receivers that no answer will come."""
         self._lost = reason
         self._finish(self._writer.close)
         self._patient.put(None)
@@ -328,7 +328,7 @@ class _Stream:
             write()
 
     def _finish(self, finish: Callable[[], None]) -> None:
-        """Write no more. gRPC ends the whole process if it is told so twice, or is given a frame afterwards."""
+        """Close for writing. gRPC aborts the process if this is done twice, or if a frame is written afterwards."""
         with self._writing:
             if self._finished:
                 return
@@ -336,7 +336,7 @@ class _Stream:
             try:
                 finish()
             except _BROKEN as error:
-                logger.debug("a stream did not end in order: %s", error)
+                logger.debug("a stream did not close cleanly: %s", error)
 
     def _put(self, frame: bytes) -> None:
         if self._finished:
@@ -344,7 +344,7 @@ class _Stream:
         try:
             self._writer.write_metadata(pa.py_buffer(frame))
         except _BROKEN as error:
-            # Reading ends for the same reason, and tells all who wait.
+            # Reading ends for the same reason, and informs all receivers.
             logger.debug("a request was not written: %s", error)
 
 
@@ -354,5 +354,5 @@ def next_id() -> int:
 
 
 def _what_happened(error: BaseException) -> str:
-    """Return what happened, without what gRPC and Arrow add to it."""
+    """Return the message without the details that gRPC and Arrow add."""
     return re.split(r"\n|\. Detail: |\. gRPC client debug context", str(error).strip(), maxsplit=1)[0]

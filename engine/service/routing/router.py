@@ -1,4 +1,4 @@
-"""The router over shard servers: asks one replica of every group, merges exactly, and keeps the caller's deadline."""
+"""The router over shard servers: asks one replica of every group, merges exactly, and meets the caller's deadline."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ from hashlight.engine.service.routing.replica import PING_S, Replica
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
-REFRESH_S = 0.5  # between looks at the directory
+REFRESH_S = 0.5  # between reads of the directory
 CONNECT_S = 10.0
 READY_S = 10.0
-_FOR_FEATURES = 0.3  # of the time for a search that re-ranks
-_KEPT_S = 2.0  # a replica of an older map, for queries that began with it
+_FOR_FEATURES = 0.3  # share of the time, for a search that re-ranks
+_KEPT_S = 2.0  # keep a replica of an older map for queries that started with it
 
 Directory = Callable[[], ClusterMap]
 Observer = Callable[[str, float], None]
@@ -58,13 +58,13 @@ Observer = Callable[[str, float], None]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _View:
-    """A map and the replicas it names. A query keeps the view it began with, so no answer mixes versions."""
+    """A map and its replicas. A query keeps the view it started with, so no answer mixes versions."""
 
     map: ClusterMap
     replicas: tuple[tuple[Replica, ...], ...]
 
     def without(self, shards: Container[str]) -> _View:
-        """Leave out the groups of which some shard is named."""
+        """Leave out the groups that have any of the named shards."""
         kept = [
             (group, replicas)
             for group, replicas in zip(self.map.groups, self.replicas, strict=True)
@@ -77,20 +77,20 @@ class _View:
 
 
 class ClusterRouter(Searcher):
-    """Answers over shard servers. Several threads may use one router at once.
+    """Answers queries over shard servers. Thread-safe.
 
     Parameters
     ----------
     directory : callable or ClusterMap
-        Returns who serves what now; it is asked every half second, and at once when a server is lost.
+        Returns the current map; it is called every half second, and at once when a server is lost.
     security : Security, optional
         As the servers'.
     timeout_s : float
-        For callers that give none.
+        Default for callers that give none.
     connect_s : float
-        How long to wait for the servers of a new map; those that come later are used when they come.
+        How long to wait for the servers of a new map; later ones are used as soon as they connect.
     observe : callable, optional
-        Hears the name of a stage ("fan_out", "shard", "merge") and the seconds it took.
+        Called with the name of a stage ("fan_out", "shard", "merge") and its seconds.
 
     Raises
     ------
@@ -136,23 +136,23 @@ class ClusterRouter(Searcher):
             thread.start()
 
     def __repr__(self) -> str:
-        """Name what is served and by whom."""
+        """Show the collection and its servers."""
         return f"ClusterRouter(version {self.version}, {len(self._view.replicas)} groups, {self.stats()['replicas']})"
 
     @property
     def bits(self) -> int:
-        """True number of bits of a code."""
+        """True number of bits in a code."""
         return int(self._view.map.about["bits"])
 
     @property
     def fingerprint(self) -> str | None:
-        """Fingerprint of the encoder that made the codes, if one did."""
+        """Fingerprint of the encoder that made the codes, if known."""
         fingerprint: str | None = self._view.map.about["encoder"]
         return fingerprint
 
     @property
     def version(self) -> int:
-        """Version of the collection that is served now."""
+        """Version of the collection being served."""
         return self._view.map.version
 
     def answer(
@@ -203,7 +203,7 @@ class ClusterRouter(Searcher):
             raise NotReadyError(f"{len(missing)} shards cannot be searched: {_list(missing)}")
 
     def stats(self) -> dict[str, Any]:
-        """Return what an operator asks: queries, calls, hedges, retries, and the state of every replica."""
+        """Return statistics for operators: queries, calls, hedges, retries, and the state of every replica."""
         view = self._view
         return {
             "version": view.map.version,
@@ -219,9 +219,9 @@ class ClusterRouter(Searcher):
         }
 
     def renew(self) -> bool:
-        """Look at the directory now; say whether another version is served than before.
+        """Read the directory now; return whether the version has changed.
 
-        Queries under way end with the version they began with.
+        Queries in progress finish on the version they started with.
         """
         with self._renewing:
             before = self._view.map
@@ -239,7 +239,7 @@ class ClusterRouter(Searcher):
             return fresh.version != before.version
 
     def close(self) -> None:
-        """See `Searcher.close`; queries under way fail."""
+        """See `Searcher.close`; queries in progress fail."""
         self._closed.set()
         self._on_change()
         for replica in [*self._replicas.values(), *(replica for _, replica in self._retired)]:
@@ -248,7 +248,7 @@ class ClusterRouter(Searcher):
     def _found(
         self, queries: CodeArray, query: Query, deadline_s: float, *, allow_partial: bool
     ) -> tuple[Result, _View]:
-        """Return the merged answers of the groups, and the view that gave them."""
+        """Return the merged answers of the groups, and the view that they came from."""
         view, parts = self._ask(Request.of_query(query, queries), deadline_s)
         coverage = _coverage(view.map, parts, allow_partial=allow_partial)
         started_s = time.perf_counter()
@@ -268,7 +268,7 @@ class ClusterRouter(Searcher):
         allow_partial: bool,
     ) -> RerankResult:
         pool = pool_query(query, rerank, rows=self._view.map.coverage.codes).checked(bits=self.bits)
-        # A search that answers in part does so when its time is over, and the features are still to be read.
+        # A partial answer comes only when the search's time is up, and the features still have to be read.
         search_until_s = deadline_s - _FOR_FEATURES * (deadline_s - time.monotonic())
         found, view = self._found(queries, pool, search_until_s, allow_partial=allow_partial)
         coverage = found.coverage
@@ -294,7 +294,7 @@ class ClusterRouter(Searcher):
         return np.concatenate([values for _, values in found])[place_M]
 
     def _table(self, kind: Kind, ids: IdArray, timeout_s: float | None, without: Container[str]) -> pa.Table:
-        """Return what the groups have of some ids, in the order asked."""
+        """Return the stored data of some ids, in the order requested."""
         asked, parts = self._ask_for_ids(None, kind, ids, self._deadline(timeout_s), without)
         tables = [decode_table(part.answer.body) for part in parts if part.answer is not None]
         place_M = _places_in(asked, parts, ids, [table["id"].to_numpy() for table in tables])
@@ -303,9 +303,9 @@ class ClusterRouter(Searcher):
     def _ask_for_ids(
         self, view: _View | None, kind: Kind, ids: IdArray, deadline_s: float, without: Container[str]
     ) -> tuple[_View, list[Part]]:
-        """Ask the groups of one view (None: of the live one) for some ids; at least one answers."""
+        """Ask the groups of one view (None: the live one) for some ids; at least one answers."""
         if len(ids) > MAX_ROWS_ASKED:
-            raise ValueError(f"at most {MAX_ROWS_ASKED} ids can be asked for at once, got {len(ids)}")
+            raise ValueError(f"`ids` must be at most {MAX_ROWS_ASKED} at once, got {len(ids)}")
         request = Request(kind, 0, 0, 0.0, as_values(ids))
         if view is None:
             asked, parts = self._ask(request, deadline_s, without)
@@ -316,7 +316,7 @@ class ClusterRouter(Searcher):
         return asked, parts
 
     def _ask(self, request: Request, deadline_s: float, without: Container[str] = ()) -> tuple[_View, list[Part]]:
-        """Ask the groups of the live view; begin again if another takes its place because servers left its version."""
+        """Ask the groups of the live view; start again if it is replaced because servers have dropped its version."""
         while True:
             view = self._view
             asked = view.without(without)
@@ -326,9 +326,9 @@ class ClusterRouter(Searcher):
                 return asked, parts
 
     def _is_replaced(self, view: _View, deadline_s: float) -> bool:
-        """Have the directory asked, and wait for that until a deadline at most; say whether there is another view."""
+        """Have the directory read, and wait for it at most until a deadline; return whether the view has changed."""
         with self._changed:
-            look = self._looks_begun + 1  # one that is under way may have seen too little
+            look = self._looks_begun + 1  # a read in progress may have missed the change
             self._stale.set()
             self._changed.wait_for(
                 lambda: self._view is not view or self._looks_ended >= look or self._closed.is_set(),
@@ -363,7 +363,7 @@ class ClusterRouter(Searcher):
     def _check_queries(self, queries: CodeArray) -> None:
         check_codes(queries, bits=self.bits, name="queries")
         if len(queries) > MAX_ROWS_ASKED:
-            raise ValueError(f"at most {MAX_ROWS_ASKED} queries can be asked at once, got {len(queries)}")
+            raise ValueError(f"`queries` must be at most {MAX_ROWS_ASKED} at once, got {len(queries)}")
 
     def _deadline(self, timeout_s: float | None) -> float:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
@@ -372,9 +372,9 @@ class ClusterRouter(Searcher):
         return time.monotonic() + timeout_s
 
     def _open_view(self, fresh: ClusterMap) -> _View:
-        """Connect to servers that a map names for the first time, and wait for one of each group, but not too long.
+        """Connect to the new servers of a map, and wait a limited time for one of each group.
 
-        A group all of whose servers are known and lost is not waited for.
+        Does not wait for a group whose servers are all known and lost.
         """
         unknown = {address for group in fresh.groups for address in group.replicas} - set(self._replicas)
         for address in unknown:
@@ -392,7 +392,7 @@ class ClusterRouter(Searcher):
         return _View(fresh, replicas)
 
     def _retire(self) -> None:
-        """Let go of replicas that the live view does not name, once nothing is under way on them."""
+        """Close replicas that are not in the live view, once they have no requests in progress."""
         live = {replica.address for group in self._view.replicas for replica in group}
         now_s = time.monotonic()
         for address in set(self._replicas) - live:
@@ -424,19 +424,19 @@ class ClusterRouter(Searcher):
                 with self._renewing:
                     self._retire()
                 self._asks_in_vain = False
-            except Exception:  # whatever a directory may raise: the map that is known still serves
+            except Exception:  # whatever a directory may raise, the known map still works
                 if not self._asks_in_vain:
-                    logger.warning("the directory cannot be asked: going on with the map that is known", exc_info=True)
+                    logger.warning("the directory cannot be read: continuing with the known map", exc_info=True)
                 self._asks_in_vain = True
 
 
 def _coverage(whole: ClusterMap, parts: Sequence[Part], *, allow_partial: bool) -> Coverage:
-    """Return what was seen.
+    """Return the coverage.
 
     Raises
     ------
     OverloadedError
-        If any group was too busy: to answer in part would make the rush worse.
+        If any group was too busy; a partial answer would make the overload worse.
     DeadlineExceededError, NoShardError, IncompleteError
         If no group answered, or one did not and `allow_partial` is false.
     """
@@ -464,7 +464,7 @@ def _missing(groups: Sequence[Group], parts: Sequence[Part]) -> dict[str, str]:
 
 
 def _error(missing: Mapping[str, str], parts: Sequence[Part], *, total: int) -> HashlightError:
-    """Return the error that a caller can do most about."""
+    """Return the error that is most useful to the caller."""
     failures = [part.error for part in parts if part.answer is None]
     busy = [error.retry_after_s for error in failures if isinstance(error, OverloadedError)]
     message = f"{len(missing)} of {total} shards did not answer: {_list(missing)}"
@@ -478,7 +478,7 @@ def _error(missing: Mapping[str, str], parts: Sequence[Part], *, total: int) -> 
 
 
 def _list(missing: Mapping[str, str]) -> str:
-    """Return the missing shards by reason, so that each reason stands once."""
+    """Return the missing shards grouped by reason."""
     by_reason: dict[str, list[str]] = {}
     for shard, reason in missing.items():
         by_reason.setdefault(reason, []).append(shard)
@@ -486,14 +486,14 @@ def _list(missing: Mapping[str, str]) -> str:
 
 
 def _places_in(view: _View, parts: Sequence[Part], wanted_M: IdArray, held: Sequence[IdArray]) -> NDArray[np.int64]:
-    """Return where each wanted id stands among those that the groups hold, one after the other.
+    """Return the position of each wanted id in the concatenated ids of the groups.
 
     Raises
     ------
     IdNotFoundError
-        If one is in none.
+        If one is in no group.
     IncompleteError, DeadlineExceededError, OverloadedError
-        If it may be in a group that did not answer.
+        If one may be in a group that did not answer.
     """
     try:
         return _places(wanted_M, np.concatenate(held))
@@ -503,12 +503,12 @@ def _places_in(view: _View, parts: Sequence[Part], wanted_M: IdArray, held: Sequ
 
 
 def _places(wanted_M: IdArray, held_N: IdArray) -> NDArray[np.int64]:
-    """Return where each wanted id stands among those that are held.
+    """Return the position of each wanted id among the held ones.
 
     Raises
     ------
     IdNotFoundError
-        If one is not.
+        If one is missing.
     """
     order_N = np.argsort(held_N, kind="stable")
     sorted_N = held_N[order_N]

@@ -1,1 +1,1 @@
-"""The shard server: a group of shards, open, answering over Arrow Flight."""
+"""The shard server: a group of open shards that answers over Arrow Flight."""

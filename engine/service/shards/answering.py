@@ -1,4 +1,4 @@
-"""What a shard server answers to one request, from the shards it has open."""
+"""A shard server's answer to one request, from its open shards."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def answer(collection: Collection, request: Request) -> bytes:
         case Kind.READY:
             try_search(collection)
             return b""
-    raise ProtocolError(f"{request.kind!r} has no answer")
+    raise ProtocolError(f"expected a request that shards can answer, got {request.kind!r}")
 
 
 def _no_wider(query: Query, collection: Collection) -> Query:
-    """Ask for no more than the group has: the router, which knows how many codes there are in all, pads."""
+    """Limit k to the size of the group; the router, which knows the total number of codes, pads."""
     most = max(len(collection), MOST_PADDED)
     return query if query.k is None or query.k <= most else dataclasses.replace(query, k=most)
 
 
 def _held(collection: Collection, ids_M: IdArray) -> IdArray:
-    """Return those of the ids that are in these shards."""
+    """Return the ids that are in these shards."""
     here_M: NDArray[np.bool_] = np.zeros(len(ids_M), np.bool_)
     for shard in collection.shards:
         here_M |= shard.rows_of(ids_M) >= 0

@@ -1,13 +1,13 @@
-"""A shard server: a process that has a group of shards open and answers over Arrow Flight.
+"""A shard server: a process that keeps a group of shards open and answers over Arrow Flight.
 
     python -m hashlight.engine.service.shards.server COLLECTION --version 3 --shards NAME,NAME
 
-It prints one line of JSON, `{"address": ..., "pid": ...}`, once it has answered a real search. Requests come over
+It prints one line of JSON, `{"address": ..., "pid": ...}`, once it has answered a test search. Requests arrive over
 `DoExchange` streams (`engine.service.protocol.wire`), go into a bounded queue and are answered by as many threads as
-there are cores; what finds the queue full is refused at once, and what waited past its deadline is not begun.
+there are cores. A request that finds the queue full is refused at once; one that waited past its deadline is dropped.
 `DoAction` controls it: `health`, `ready`, `describe`, `load`, `drop`.
 
-SIGTERM, or the end of its standard input, drains it: routers are told, what was taken is answered, then it ends.
+SIGTERM, or the end of its standard input, drains it: it tells the routers, answers accepted requests, and exits.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ logger = logging.getLogger(__name__)
 QUEUE_SIZE = 256
 DRAIN_S = 20.0
 
-_MOST_PAGES_BEHIND = 4096  # 4 GB: a router that reads no more
-_SMOOTHING = 0.05  # weight of the last request in the mean time of one
+_MOST_PAGES_BEHIND = 4096  # 4 GB: the router has stopped reading
+_SMOOTHING = 0.05  # weight of the latest request in the running mean
 
 
 class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
-    """Answers for groups of shards of a collection, of one or more of its versions.
+    """Answers for groups of shards of one or more versions of a collection.
 
     Parameters
     ----------
@@ -69,20 +69,20 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
     port : int
         0 for a free one.
     advertise : str, optional
-        Host that others reach it by, if not `host`.
+        Host name for others to connect to, if not `host`.
     security : Security, optional
-        With a token, if other machines can reach `host`.
+        Must have a token if other machines can reach `host`.
     workers : int, optional
-        Requests answered at a time; one a core if left out.
+        Number of requests answered in parallel; by default one for each core.
     queue_size : int
-        Requests that may wait.
+        Maximum number of waiting requests.
     faults : bool
-        Whether the action `fault`, which slows every answer down for tests of routers, is there.
+        Whether to offer the action `fault`, which slows every answer down, for tests of routers.
 
     Raises
     ------
     ValueError
-        If other machines could ask without a token, or `host` cannot be resolved.
+        If other machines could query without a token, or `host` cannot be resolved.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         self._faults = faults
         self._delay_s = 0.0
         self._mean_s = 1e-3
-        self._taken = 0  # requests that wait or are at work
+        self._taken = 0  # requests waiting or in progress
         self._counting = threading.Lock()
         self._workers = [
             threading.Thread(target=self._work, name=f"hashlight-shard-{number}", daemon=True)
@@ -124,12 +124,12 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             worker.start()
 
     def load(self, version: int, shards: Sequence[str]) -> dict[str, Any]:
-        """Open shards of a version beside what is open, search in each, then serve them; return what is served.
+        """Open shards of a version beside the open ones, search each, then serve them; return what is served.
 
         Raises
         ------
         CollectionNotFoundError, CorruptDataError, NotReadyError, ValueError
-            As `open_group` and `try_search`; what was served before is served on.
+            As in `open_group` and `try_search`; what was served before stays in service.
         """
         served = self._served.get(version)
         if served is None or {shard.name for shard in served.shards} != set(shards):
@@ -139,12 +139,12 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         return self.describe()
 
     def drop(self, version: int) -> dict[str, Any]:
-        """Stop serving a version; what was taken of it is still answered."""
+        """Stop serving a version; its accepted requests are still answered."""
         self._served = {number: group for number, group in self._served.items() if number != version}
         return self.describe()
 
     def describe(self) -> dict[str, Any]:
-        """Return what is served, by version, how many requests wait, and how many are taken and not answered."""
+        """Return the served shards by version, and the numbers of waiting and of unanswered requests."""
         versions = {
             str(version): {
                 "about": describe_collection(group),
@@ -155,7 +155,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         return {**self.health(), "versions": versions, "waiting": self._jobs.qsize(), "taken": self._taken}
 
     def health(self) -> dict[str, Any]:
-        """Say that the process lives, and whether it takes requests."""
+        """Report that the process is alive, and whether it accepts requests."""
         return {
             "status": "leaving" if self._leaving.is_set() else "serving",
             "address": self.address,
@@ -168,16 +168,18 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         Raises
         ------
         NotReadyError
-            If there is none, one does not find its own code, or the server is about to end.
+            If there is none, one does not find its own codes, or the server is shutting down.
         """
         if self._leaving.is_set() or not self._served:
-            raise NotReadyError(f"{self.address} serves no shards" if not self._served else f"{self.address} is ending")
+            raise NotReadyError(
+                f"{self.address} serves no shards" if not self._served else f"{self.address} is shutting down"
+            )
         for group in self._served.values():
             try_search(group)
         return self.health()
 
     def drain(self, timeout_s: float = DRAIN_S) -> bool:
-        """Take no more requests, tell the routers, answer what was taken; say whether all of it was."""
+        """Accept no more requests, tell the routers, answer accepted ones; return whether all were answered."""
         with self._counting:
             self._leaving.set()
         for stream in tuple(self._streams):
@@ -190,7 +192,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         return True
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        """Take the requests of one router until it ends the stream."""
+        """Serve the requests of one router until it closes the stream."""
         if descriptor.command != COMMAND:
             raise ValueError(f"expected an exchange of {COMMAND!r}, got {descriptor.command!r}")
         stream = _Stream(writer)
@@ -229,7 +231,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         return self.health()
 
     def _take(self, stream: _Stream, request: Request) -> None:
-        """Queue a request, or answer at once what needs no shard."""
+        """Queue a request, or answer it at once if it needs no shard."""
         if request.kind is Kind.PING:
             stream.send(Status.OK, request.id, 0, b"")
         elif request.kind is Kind.CANCEL:
@@ -242,7 +244,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def _queue(self, stream: _Stream, request: Request) -> None:
         """Queue a request; errors as in `_group_for`."""
-        with self._counting:  # so that `drain` waits for all that it does not refuse
+        with self._counting:  # so that `drain` waits for every request that is not refused
             group = self._group_for(request)
             self._taken += 1
         job = _Job(stream, request, group, time.monotonic() + request.timeout_s)
@@ -250,15 +252,15 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         self._jobs.put(job)
 
     def _group_for(self, request: Request) -> Collection:
-        """Return the shards that a request is to be answered from.
+        """Return the shards that a request needs.
 
         Raises
         ------
         NotReadyError, VersionNotServedError, OverloadedError
-            If it is not taken.
+            If it is refused.
         """
         if self._leaving.is_set():
-            raise NotReadyError(f"{self.address} is ending: ask another replica")
+            raise NotReadyError(f"{self.address} is shutting down: ask another replica")
         group = self._served.get(request.version)
         if group is None:
             served = ", ".join(map(str, sorted(self._served))) or "none"
@@ -291,18 +293,18 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
     def _outcome(self, job: _Job, now_s: float) -> tuple[Status, bytes]:
         try:
             if now_s >= job.deadline_s:
-                raise DeadlineExceededError(f"waited at {self.address} past its deadline")
+                raise DeadlineExceededError(f"the request waited at {self.address} past its deadline")
             if self._delay_s:
                 time.sleep(self._delay_s)
             return Status.OK, answer(job.group, job.request)
-        except Exception as error:  # whatever it is, the router must hear of it and the server go on
+        except Exception as error:  # whatever the error, the router must hear of it and the server must go on
             if not isinstance(error, HashlightError | TypeError | ValueError):
                 logger.exception("request %s failed", job.request.kind.name)
             return Status.ERROR, encode_error(error)
 
 
 class _Job:
-    """A request that waits."""
+    """A waiting request."""
 
     __slots__ = ("deadline_s", "group", "request", "stream")
 
@@ -311,10 +313,10 @@ class _Job:
 
 
 class _Stream:
-    """The way back to one router.
+    """The stream back to one router.
 
-    Whoever finds the stream free writes what waits for it, also that of others, so that a router that reads slowly
-    holds one thread and no more.
+    Whichever thread finds the stream free writes all waiting frames, including those of others, so that a slow reader
+    blocks only one thread.
     """
 
     def __init__(self, writer: Any) -> None:
@@ -326,35 +328,35 @@ class _Stream:
 
     @property
     def behind(self) -> int:
-        """Number of frames that wait to be written or are being written."""
+        """Number of frames waiting or being written."""
         return len(self._frames) + self._writing.locked()
 
     def send(self, status: Status, id_: int, version: int, body: bytes, seconds: float = 0.0) -> None:
         """Write an answer page by page."""
         self._frames.extend(pages(status, id_, version, body, seconds))
         if len(self._frames) > _MOST_PAGES_BEHIND:
-            logger.warning("a router reads no more, %d pages behind: its stream is given up", len(self._frames))
+            logger.warning("a router has stopped reading, %d pages behind: closing its stream", len(self._frames))
             self.give_up()
         while self._frames and self._writing.acquire(blocking=False):
             try:
-                with contextlib.suppress(IndexError):  # the last one is written, or all were dropped meanwhile
+                with contextlib.suppress(IndexError):  # the last one was written, or all were dropped meanwhile
                     while True:
                         self._write(self._frames.popleft())
             finally:
                 self._writing.release()
 
     def cancel(self, id_: int) -> None:
-        """Forget a request that has not begun."""
+        """Drop a request that has not started."""
         self.waiting.pop(id_, None)
 
     def close(self) -> None:
-        """Wait for who is writing, and let nobody write again: gRPC ends the process over a frame after the call."""
+        """Wait for the current writer, then forbid writing: gRPC aborts the process on a frame after the call."""
         self.give_up()
         with self._writing:
             self._writer = None
 
     def give_up(self) -> None:
-        """Drop what waits; the router is gone."""
+        """Drop waiting frames; the router is gone."""
         self.closed = True
         self.waiting.clear()
         self._frames.clear()
@@ -370,7 +372,7 @@ class _Stream:
 
 
 def _frames(reader: Any) -> Iterator[memoryview]:
-    """Read frames until the stream ends, as it should or by a broken connection."""
+    """Read frames until the stream ends, cleanly or by a broken connection."""
     while True:
         try:
             chunk = reader.read_chunk()
@@ -422,12 +424,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ending.wait()
     whole = server.drain()
     logging.shutdown()
-    # Streams that routers hold open would keep an orderly shutdown waiting; what was taken is answered.
+    # Accepted requests are answered; open streams of routers would block a clean shutdown.
     os._exit(0 if whole else 1)
 
 
 def _end_with_input(ending: threading.Event) -> None:
-    """Wait for the end of the standard input: the process that started this one is gone."""
+    """Wait for the end of standard input, which means that the parent process is gone."""
     while sys.stdin.buffer.read(4096):
         pass
     ending.set()

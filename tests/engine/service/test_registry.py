@@ -122,6 +122,6 @@ def test_whether_a_server_answers_is_told_apart_from_what_it_answers(own):
         control(NOBODY, "health", timeout_s=5.0)
     with registered(own.path, replicas=1) as (_, servers):
         servers[0, 0].drain()
-        with pytest.raises(NotReadyError, match="is ending") as caught:
+        with pytest.raises(NotReadyError, match="is shutting down") as caught:
             control(servers[0, 0].address, "ready")
         assert not isinstance(caught.value, UnreachableError)

@@ -300,7 +300,7 @@ def test_a_token_is_wanted(corpus):
         assert router.search(corpus.queries, 3).coverage.complete
         router.close()
         for wrong in (Security(), Security(token="wrong")):
-            with pytest.raises(NoShardError, match="wants a token"):
+            with pytest.raises(NoShardError, match="requires a token"):
                 ClusterRouter(cluster, security=wrong, connect_s=2.0)
 
 
