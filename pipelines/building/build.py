@@ -24,7 +24,7 @@ from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import map_ahead
-from hashlight.engine.places.uris import split_options
+from hashlight.engine.places.uris import without_credentials
 from hashlight.engine.storage.attributes import RESERVED
 from hashlight.engine.storage.manifest import ShardSpec, parse_shard, read_all
 from hashlight.engine.storage.shard import read_ids
@@ -305,7 +305,7 @@ def _schema_of(part: Part) -> pa.Schema:
         with open_place(part.path).open() as file:
             return pq.read_schema(file).remove_metadata()
     except (pa.ArrowException, OSError) as error:
-        where = split_options(part.path)[0]
+        where = without_credentials(part.path)
         raise PipelineError(f"{where} is damaged ({error}): encode the corpus again") from error
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.places.uris import split_options
+from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.jobs.errors import PipelineError
 
 FEATURES_COLUMN = "features"
@@ -82,8 +82,8 @@ def read_checked(part: Part) -> pa.BufferReader:
         data, got = b"", "nothing"
     if got != part.sha256:
         raise PipelineError(
-            f"{split_options(part.path)[0]} is damaged: expected SHA-256 {part.sha256[:16]}…, got {got[:16]}…: encode "
-            "the corpus again"
+            f"{without_credentials(part.path)} is damaged: expected SHA-256 {part.sha256[:16]}…, got {got[:16]}…: "
+            "encode the corpus again"
         )
     return pa.BufferReader(data)
 

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from hashlight.engine.ids import RepeatedIds
-from hashlight.engine.places.uris import normalise, split_options
+from hashlight.engine.places.uris import normalise, without_credentials
 from hashlight.pipelines.corpora import idx, images, parquet, uris, webdataset
 from hashlight.pipelines.corpora.ids import refuse_repeated_ids
 from hashlight.pipelines.corpora.listing import ROW, SHARDS, SOURCE, File, FileStream, Listing, entry_of, walk
@@ -60,17 +60,20 @@ def open_listing(corpus: str | Path) -> Listing:
     found = entry_of(root)
     if found is None:
         raise PipelineError(
-            f"no corpus at {root}: expected a folder of images, Parquet files, tar shards or IDX files, one of those "
-            "files, or a list of URIs (.txt)"
+            f"no corpus at {without_credentials(root)}: expected a folder of images, Parquet files, tar shards or IDX "
+            "files, one of those files, or a list of URIs (.txt)"
         )
-    if not found.is_folder:
-        return _open_file(root, found.stamp)
+    listing = _open_folder(root) if found.is_folder else _open_file(root, found.stamp)
+    return replace(listing, corpus=without_credentials(root))
+
+
+def _open_folder(root: str) -> Listing:
     kind, first = _first_of_a_kind(root)
     return kind.list_files(root, lambda: _files_of(kind, root, first))
 
 
 def _open_file(root: str, stamp: str) -> Listing:
-    base = split_options(root)[0]
+    base = without_credentials(root)
     name = base.rpartition("/")[2]
     if kind := _kind_of(name):
         file = File(root, name, stamp)
@@ -89,8 +92,8 @@ def _first_of_a_kind(root: str) -> tuple[_Kind, File]:
             return kind, file
         skipped += 1
     raise PipelineError(
-        f"{root} has no images: expected files ending in {' '.join(sorted(images.SUFFIXES))}, .parquet, .tar or "
-        f"-ubyte, got {skipped} other files"
+        f"{without_credentials(root)} has no images: expected files ending in {' '.join(sorted(images.SUFFIXES))}, "
+        f".parquet, .tar or -ubyte, got {skipped} other files"
     )
 
 
@@ -102,7 +105,8 @@ def _files_of(kind: _Kind, root: str, first: File) -> Iterator[File]:
             yield file
         elif found and _IDX not in (kind, found):
             raise PipelineError(
-                f"{root} has {kind.name} files ({first.name}) and {found.name} files ({file.name}): name one kind"
+                f"{without_credentials(root)} has {kind.name} files ({first.name}) and {found.name} files "
+                f"({file.name}): name one kind"
             )
 
 
@@ -163,7 +167,7 @@ def read_images(entries: pa.Table) -> Iterator[bytes | OSError]:
 
 
 def _read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
-    name = split_options(source)[0].lower()
+    name = without_credentials(source).lower()
     if name.endswith(webdataset.SUFFIXES):
         return webdataset.read_rows(source, rows)
     return idx.read_rows(source, rows) if idx.is_idx(name) else parquet.read_rows(source, rows)

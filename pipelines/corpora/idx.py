@@ -17,7 +17,7 @@ from PIL import Image
 
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.places.uris import split_options
+from hashlight.engine.places.uris import split_options, without_credentials
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
@@ -55,7 +55,10 @@ def list_files(root: str, found: FileStream) -> Listing:
     by_name = {file.name: file for file in files}
     images = [file for file in files if len(_read_header(file.uri)) in (3, 4)]
     if not images:
-        raise PipelineError(f"{root} has no images: its IDX files have {[_read_header(f.uri) for f in files]} values")
+        raise PipelineError(
+            f"{without_credentials(root)} has no images: its IDX files have "
+            f"{[_read_header(f.uri) for f in files]} values"
+        )
     labels = {file.name: _labels_of(file, by_name) for file in images}
     schema = BASE_SCHEMA.append(pa.field("label", pa.int64())) if any(labels.values()) else BASE_SCHEMA
 
@@ -70,7 +73,7 @@ def list_files(root: str, found: FileStream) -> Listing:
 
 
 def _entries_of(file: File, start: int, stop: int, labels: str | None, schema: pa.Schema) -> pa.Table:
-    uri = split_options(file.uri)[0]
+    uri = without_credentials(file.uri)
     columns: dict[str, Any] = {
         "id": hashed_ids(f"{file.name}#{row}" for row in range(start, stop)),
         "uri": [f"{uri}#{row}" for row in range(start, stop)],
@@ -129,14 +132,16 @@ def _read_values(uri: str, start: int, stop: int) -> np.ndarray:
         _skip(file, start * size)
         data = file.read((stop - start) * size)
     if len(data) != (stop - start) * size:
-        raise OSError(f"{uri} is truncated: expected {shape[0]} rows of {size} bytes")
+        raise OSError(f"{without_credentials(uri)} is truncated: expected {shape[0]} rows of {size} bytes")
     return np.frombuffer(data, np.uint8).reshape(stop - start, *shape[1:])
 
 
 def _header(file: Any, uri: str) -> tuple[int, ...]:
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != _UNSIGNED_BYTES or not 1 <= magic[3] <= 4:
-        raise PipelineError(f"{uri} is no IDX file of unsigned bytes: its first bytes are {magic.hex()}")
+        raise PipelineError(
+            f"{without_credentials(uri)} is not an IDX file of unsigned bytes: its first bytes are {magic.hex()}"
+        )
     rank = magic[3]
     return struct.unpack(f">{rank}I", file.read(4 * rank))
 
@@ -152,7 +157,7 @@ def _skip(file: Any, num_bytes: int) -> None:
 @contextlib.contextmanager
 def _open(uri: str) -> Iterator[Any]:
     with io.BufferedReader(open_place(uri).open(), _BUFFER_BYTES) as file:
-        if split_options(uri)[0].endswith(".gz"):
+        if without_credentials(uri).endswith(".gz"):
             with gzip.open(file) as plain:
                 yield plain
         else:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import map_ahead
-from hashlight.engine.places.uris import is_local, split_options
+from hashlight.engine.places.uris import is_local, without_credentials
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
@@ -62,7 +62,7 @@ def list_files(root: str, found: FileStream) -> Listing:
             _refuse_bad_names(part)
             columns: dict[str, Any] = {
                 "id": hashed_ids(names),
-                "uri": [split_options(file.uri)[0] for file in part],
+                "uri": [without_credentials(file.uri) for file in part],
                 SOURCE: [file.uri for file in part],
                 ROW: np.full(len(part), -1, np.int64),
             }

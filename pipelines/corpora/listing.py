@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Entry
-from hashlight.engine.places.uris import is_local, normalise, split_options
+from hashlight.engine.places.uris import is_local, normalise, split_options, without_credentials
 from hashlight.pipelines.jobs.errors import PipelineError
 
 SOURCE, ROW = "__source", "__row"
@@ -54,7 +54,7 @@ class Listing:
     Attributes
     ----------
     corpus : str
-        Its path or URI.
+        Its path or URI, without credentials.
     kind : str
         `IMAGES`: an entry is an image. `SHARDS`: an entry is a tar file, whose images are known when it is read.
     schema : pyarrow.Schema
@@ -80,7 +80,7 @@ def entry_of(uri: str) -> Entry | None:
     try:
         return open_place(uri).entry()
     except OSError as error:
-        raise PipelineError(f"{split_options(uri)[0]} cannot be listed: {error}") from error
+        raise PipelineError(f"{without_credentials(uri)} cannot be listed: {error}") from error
 
 
 def stamps_of(files: list[File]) -> bytes:
@@ -95,8 +95,20 @@ def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield part
 
 
-def within(folder: str, name: str) -> str:
-    """Return the place of a name that a file of a folder mentions: a relative one is relative to the folder."""
+def mentioned_in(uri: str, names: list[str]) -> tuple[list[str], list[str]]:
+    """Return where the names that a file mentions are: what they are called, and what opens them.
+
+    A relative name is relative to the file's folder. The file's options and credentials open others of the same
+    kind of store, too.
+    """
+    base, options = split_options(uri)
+    folder = base.rpartition("/")[0]
+    opened = [_within(folder, name) for name in names]
+    called = [_within(without_credentials(folder), name) for name in names]
+    return called, [f"{place}{options}" if options and not is_local(place) else place for place in opened]
+
+
+def _within(folder: str, name: str) -> str:
     if not is_local(name) or name.startswith("/"):
         return normalise(name) if name.startswith("file://") else name
     return os.path.normpath(f"{folder}/{name}") if is_local(folder) else f"{folder}/{name}"

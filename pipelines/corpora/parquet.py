@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hashlight.engine.codes import IdArray
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.places.uris import is_local, split_options
+from hashlight.engine.places.uris import without_credentials
 from hashlight.engine.storage.attributes import RESERVED
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
@@ -25,7 +25,7 @@ from hashlight.pipelines.corpora.listing import (
     File,
     FileStream,
     Listing,
-    within,
+    mentioned_in,
 )
 from hashlight.pipelines.jobs.errors import PipelineError
 
@@ -50,7 +50,9 @@ def list_files(root: str, found: FileStream) -> Listing:
     try:
         schema = pa.unify_schemas(schemas, promote_options="default")
     except pa.ArrowException as error:
-        raise PipelineError(f"the Parquet files of {root} disagree on their columns: {error}") from error
+        raise PipelineError(
+            f"the Parquet files of {without_credentials(root)} disagree on their columns: {error}"
+        ) from error
 
     def chunks() -> Iterator[Chunk]:
         for file in files:
@@ -68,7 +70,7 @@ def _entry_schema(file: File) -> pa.Schema:
 
 def _listed_columns(file: File) -> tuple[list[str], pa.Schema]:
     """Return the columns other than the image, and the schema, of a Parquet file that can be a corpus."""
-    where = split_options(file.uri)[0]
+    where = without_credentials(file.uri)
     try:
         with open_place(file.uri).open() as raw, pq.ParquetFile(raw) as table:
             schema = table.schema_arrow
@@ -114,11 +116,11 @@ def _list_rows(file: File) -> Iterator[pa.Table]:
                 yield _entries_of(pa.Table.from_batches([batch]), len(batch), first, file, by_uri=by_uri)
                 first += len(batch)
     except (pa.ArrowException, OSError) as error:
-        raise PipelineError(f"{split_options(file.uri)[0]} is not a readable Parquet file: {error}") from error
+        raise PipelineError(f"{without_credentials(file.uri)} is not a readable Parquet file: {error}") from error
 
 
 def _entries_of(table: pa.Table | None, count: int, first: int, file: File, *, by_uri: bool) -> pa.Table:
-    base, options = split_options(file.uri)
+    base = without_credentials(file.uri)
     columns = {} if table is None else dict(zip(table.column_names, table.columns, strict=True))
     rows = np.arange(first, first + count)
     made: IdArray | None
@@ -127,8 +129,7 @@ def _entries_of(table: pa.Table | None, count: int, first: int, file: File, *, b
         if None in given:
             raise PipelineError(f"{base}: `uri` must be there in every row, row {first + given.index(None)} has none")
         made = hashed_ids(given)
-        uris = [within(base.rpartition("/")[0], uri) for uri in given]
-        sources = [f"{uri}{options}" if options and not is_local(uri) else uri for uri in uris]
+        uris, sources = mentioned_in(file.uri, given)
         rows = np.full(count, -1, np.int64)
     else:
         made = None if "id" in columns else hashed_ids(f"{file.name}#{row}" for row in rows)
@@ -167,7 +168,7 @@ def _given_ids(column: pa.ChunkedArray, file: str) -> pa.ChunkedArray:
 
 def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
     """Read the image column of ascending rows, a part of a row group at a time; what cannot be read is an error."""
-    path = split_options(source)[0]
+    path = without_credentials(source)
     try:
         raw = open_place(source).open()
         file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import RetryingFile
-from hashlight.engine.places.uris import is_local, split_options
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
@@ -20,7 +19,7 @@ from hashlight.pipelines.corpora.listing import (
     Chunk,
     Listing,
     groups,
-    within,
+    mentioned_in,
 )
 
 SUFFIXES = (".txt", ".lst")
@@ -33,16 +32,14 @@ def list_lines(root: str) -> Listing:
 
 
 def _chunks(root: str) -> Iterator[Chunk]:
-    base, options = split_options(root)
-    folder = base.rpartition("/")[0]
     with open_place(root).open() as raw:
         lines = (line.decode().strip() for line in _lines(raw))
         for part in groups((line for line in lines if line), CHUNK_ENTRIES):
-            places = [within(folder, line) for line in part]
+            uris, sources = mentioned_in(root, part)
             columns = {
                 "id": hashed_ids(part),
-                "uri": places,
-                SOURCE: [f"{place}{options}" if options and not is_local(place) else place for place in places],
+                "uri": uris,
+                SOURCE: sources,
                 ROW: np.full(len(part), -1, np.int64),
             }
             yield Chunk(pa.table(columns, BASE_SCHEMA), "\0".join(part).encode())

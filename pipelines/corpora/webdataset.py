@@ -21,7 +21,7 @@ import pyarrow as pa
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.failures import TooManyBytesError
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.places.uris import is_local, split_options
+from hashlight.engine.places.uris import is_local, without_credentials
 from hashlight.pipelines.corpora import images
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
@@ -122,7 +122,7 @@ def shard_entries(shard: str, source: str, samples: list[Sample], schema: pa.Sch
     schema : pyarrow.Schema
         Of the entries; an attribute that a sample lacks is null, one that the schema lacks is left out.
     """
-    uri = split_options(source)[0]
+    uri = without_credentials(source)
     columns = {
         "id": hashed_ids(f"{shard}#{sample.name}" for sample in samples),
         "uri": [f"{uri}#{sample.name}" for sample in samples],
@@ -142,14 +142,14 @@ def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
             yield sample.data
             row = next(wanted, None)
     while row is not None:
-        yield OSError(f"{source} has no sample {row}")
+        yield OSError(f"{without_credentials(source)} has no sample {row}")
         row = next(wanted, None)
 
 
 def read_image(source: str, name: str) -> bytes | OSError:
     """Read the image of one name from a shard."""
     found = next((sample.data for sample in read_shard(source) if sample.name == name), None)
-    return OSError(f"{source} has no image {name}") if found is None else found
+    return OSError(f"{without_credentials(source)} has no image {name}") if found is None else found
 
 
 def read_shard(uri: str, *, max_image_bytes: int = images.MAX_ENCODED_BYTES) -> Iterator[Sample]:

@@ -69,7 +69,7 @@ def plan_work(
     corpus : str or Path
         A corpus, as in `pipelines.corpora.corpus`.
     output : str or Path
-        The Parquet file to write, local or in a store; it appears when it is whole.
+        The Parquet file to write, local or in a bucket; it appears when it is whole.
     unit_images : int
         Images of a unit. What a killed job loses is at most a unit of every actor.
     progress : callable, optional

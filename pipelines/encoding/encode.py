@@ -18,7 +18,7 @@ that says they are whole. Rejects are gathered. `codes.json` is written last, an
 
 What stands in the parts does not depend on actors, batches, faults or restarts: on machines of one kind, it is a matter
 of the corpus, the encoder and the limits of decoding, which say which images are rejects. A GPU rounds otherwise than a
-processor, so that a bit whose input is next to zero may differ. The folder may be in a store (`s3://...`).
+processor, so that a bit whose input is next to zero may differ. The folder may be in a bucket (`s3://...`).
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def encode_corpus(
     encoder : str or Path
         An encoder's folder.
     output : str or Path
-        Folder for the codes, local or in a store. An interrupted job with the same corpus and encoder goes on where it
+        Folder for the codes, local or in a bucket. An interrupted job with the same corpus and encoder goes on where it
         was.
     batch_size : int
         Images decoded at a time by an actor; it does not change a bit of the codes.

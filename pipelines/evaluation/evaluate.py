@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.methods import METHODS
-from hashlight.engine.places.uris import split_options
+from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.corpora.corpus import list_corpus
 from hashlight.pipelines.corpora.labels import labels_of
 from hashlight.pipelines.decoding.images import encode_entries
@@ -88,8 +88,7 @@ def evaluate_encoder(
     _fill_histograms(compared, model.bits)
     found = next(iter(compared.histograms.values()))
     _refuse_unanswerable(found, compared)
-    # Without the options of a URI, which may contain keys.
-    places = {name: split_options(str(corpus))[0] for name, corpus in corpora.items()}
+    places = {name: without_credentials(str(corpus)) for name, corpus in corpora.items()}
     report = _report(model, compared, found, places, len(teacher.labels))
     say("drawing")
     write_report(report, compared, Path(output))

@@ -195,6 +195,25 @@ def test_a_bucket_is_a_corpus_like_a_folder(folder, tmp_path, bucket):
         list_corpus(bucket.uri("nothing"))
 
 
+def test_credentials_in_a_uri_are_used_and_not_told(folder, tmp_path, bucket):
+    query = bucket.uri("").partition("?")[2]
+    for path in folder.rglob("*.png"):
+        bucket.put(f"photos/{path.relative_to(folder)}", path.read_bytes())
+    bucket.put("list.txt", b"photos/class 0/0.png\n")
+    with_key = f"s3://KEY:SECRET@{bucket.name}"
+    for name in ("photos", "list.txt"):
+        listed = list_corpus(f"{with_key}/{name}?{query}")
+        assert listed["uri"][0].as_py() == f"s3://{bucket.name}/photos/class 0/0.png"
+        assert next(read_images(listed)) == (folder / "class 0" / "0.png").read_bytes()
+    summary = plan_work(f"{with_key}/photos?{query}", tmp_path / "work.parquet")
+    assert summary.corpus == f"s3://{bucket.name}/photos"
+    bucket.put("photos/x.parquet", b"")
+    for name in ("nothing", "photos"):
+        with pytest.raises(PipelineError) as raised:
+            list_corpus(f"{with_key}/{name}?{query}")
+        assert "SECRET" not in str(raised.value)
+
+
 def test_any_file_system_of_fsspec(folder):
     memory = fsspec.filesystem("memory")
     for path in folder.rglob("*.png"):

@@ -60,7 +60,7 @@ def encode(
         ),
     ],
     encoder: EncoderOption,
-    output: Annotated[str, typer.Option("--output", help="Folder for the codes, local or in a store.")],
+    output: Annotated[str, typer.Option("--output", help="Folder for the codes, local or in a bucket.")],
     actors: Actors,
     kept: Kept,
     limits: Limits,
