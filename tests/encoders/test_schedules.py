@@ -20,6 +20,10 @@ def test_released_is_the_authors_rule(iteration):
     assert FINAL_BETAS["released"] == pytest.approx(final)
 
 
+def test_the_schedules_of_this_project_end_where_codes_are_sharp():
+    assert {FINAL_BETAS["stages"], FINAL_BETAS["constant"]} == {30.0}
+
+
 def test_constant_has_no_continuation():
     assert {constant(p, 8.0) for p in (0.0, 0.5, 1.0)} == {8.0}
 
