@@ -95,6 +95,59 @@ def test_itq_rotation_is_orthonormal_and_loses_less_than_plain_components():
     assert loss(50) < 0.99 * loss(0)
 
 
+def test_lsh_draws_hyperplanes_through_the_mean():
+    features = np.random.default_rng(9).standard_normal((50, 40)) + 7
+    hasher = LSH.fit(features, 200, seed=3)
+    assert np.abs(hasher.project(features.mean(axis=0, keepdims=True))).max() < 1e-9
+    assert abs(hasher.weight.mean()) < 0.05
+    assert hasher.weight.std() == pytest.approx(1, abs=0.05)
+    assert (hasher.weight != LSH.fit(features, 200, seed=4).weight).all()
+
+
+def test_itq_turns_the_directions_of_largest_variance():
+    features, _ = overlapping(np.random.default_rng(10))
+    hasher = ITQ.fit(features, 6, seed=1)
+    components = np.linalg.svd(features - features.mean(axis=0))[2][:6]
+    np.testing.assert_allclose(hasher.weight @ hasher.weight.T, components.T @ components, atol=1e-9)
+    np.testing.assert_allclose(hasher.mean, features.mean(axis=0))
+
+
+@pytest.mark.parametrize("bits", [2, 5])
+def test_itq_cca_turns_the_directions_that_correlate_with_the_labels(bits):
+    """The textbook's way: a A'CA = 1 of the eigenvectors of Cxx^-1 Cxy Cyy^-1 Cyx, each times its correlation."""
+    features, labels = overlapping(np.random.default_rng(11))
+    classes = one_hot(labels)
+    hasher = ITQCCA.fit(features, bits, seed=2, class_NC=classes)
+    left, right = (given - given.mean(axis=0) for given in (features, classes))
+
+    def covariance(centred):
+        matrix = centred.T @ centred / len(centred)
+        return matrix + 1e-4 * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+
+    between = left.T @ right / len(left)
+    product = np.linalg.inv(covariance(left)) @ between @ np.linalg.inv(covariance(right)) @ between.T
+    values, vectors = np.linalg.eig(product)
+    order = np.argsort(-values.real)[:bits]
+    directions = vectors[:, order].real
+    directions /= np.sqrt(np.einsum("db,de,eb->b", directions, covariance(left), directions))
+    # A rotation leaves the sum of the directions' squares as it is.
+    expected = directions * values.real[order] @ directions.T
+    np.testing.assert_allclose(hasher.weight @ hasher.weight.T, expected, atol=1e-6)
+
+
+def test_spectral_hashing_takes_the_smoothest_waves_along_the_components():
+    box = np.random.default_rng(12).random((3000, 3)) * [9.0, 4.0, 1.0]
+    components = np.linalg.svd(box - box.mean(axis=0), full_matrices=False)[2]
+    along = box @ components.T
+    length = np.ptp(along, axis=0)
+    waves = sorted((mode / length[axis], axis, mode) for axis in range(3) for mode in range(1, 9))[:8]
+    place = (along - along.min(axis=0)) / length
+    expected = np.stack([np.cos(mode * np.pi * place[:, axis]) for _, axis, mode in waves], axis=1)
+    got = SH.fit(box, 8).project(box)
+    # A component may point either way, which turns some waves over.
+    np.testing.assert_allclose(np.abs(got), np.abs(expected), atol=1e-6)
+
+
 def test_spectral_hashing_cuts_a_line_into_halves_and_then_quarters():
     line = np.linspace(3.0, 11.0, 801)[:, None] * [[0.6, 0.8]]
     bits = unpack_bits(SH.fit(line, 2).encode(line), 2)
