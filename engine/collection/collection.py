@@ -28,6 +28,7 @@ from hashlight.engine.collection.shard_set import ShardSet
 from hashlight.engine.collection.writer import CollectionWriter, split_rows
 from hashlight.engine.errors import IdNotFoundError
 from hashlight.engine.ids import check_ids
+from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
@@ -56,9 +57,18 @@ class Collection:
     [7, 8, 9]
     """
 
-    def __init__(self, path: Path, manifest: Manifest, shards: Sequence[Shard], *, location: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        shards: Sequence[Shard],
+        *,
+        location: str | None = None,
+        index: IndexChoice = "auto",
+    ) -> None:
         self.path = path
         self.location = location or str(path)
+        self.index: IndexChoice = index
         self._manifest = manifest
         self._shards = tuple(shards)
         self._shard_set = ShardSet(self._shards, version=manifest.version)
@@ -126,7 +136,7 @@ class Collection:
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = False) -> Self:
+    def open(cls, path: str | Path, *, verify: bool = False, index: IndexChoice = "auto") -> Self:
         """Open the live version of a collection.
 
         Parameters
@@ -136,6 +146,9 @@ class Collection:
             copied into the user's cache folder, as far as it is not there.
         verify : bool
             Hash every file again, also those that were verified on this machine and not written since.
+        index : {"auto", "multi", "scan", "faiss-flat", "faiss-multi-hash"}
+            Who answers; the answers are the same. "auto" plans each query, "multi" asks the tables alone, "scan"
+            compares with every code, and the others are FAISS's indexes, filled with a copy of the codes.
 
         Raises
         ------
@@ -143,15 +156,19 @@ class Collection:
             If there is none at `path`.
         CorruptDataError
             If a file is missing or damaged.
+        MissingDependencyError
+            If FAISS is to answer and is not installed.
+        ValueError
+            If tables are to answer and a shard was built without.
         """
         store = open_place(path)
         folder = store.local or mirror(store)
         manifest = read_current(Folder(folder))
         shards = [
-            Shard(folder / "shards" / spec.name, spec, bits=manifest.bits, verify_all=verify)
+            Shard(folder / "shards" / spec.name, spec, bits=manifest.bits, verify_all=verify, index=index)
             for spec in manifest.shards
         ]
-        return cls(folder, manifest, shards, location=store.location)
+        return cls(folder, manifest, shards, location=store.location, index=index)
 
     @property
     def bits(self) -> int:
@@ -180,6 +197,11 @@ class Collection:
         return self._shards
 
     @property
+    def has_tables(self) -> bool:
+        """Whether every shard has tables, which `index="multi"` asks."""
+        return all(any(name.startswith("tables/") for name in spec.files) for spec in self._manifest.shards)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all shard files."""
         return self._manifest.num_bytes
@@ -192,7 +214,7 @@ class Collection:
         """Answer what an operator asks first."""
         return (
             f"Collection({str(self.path)!r}, version {self.version}: {len(self):,} codes of {self.bits} bits in "
-            f"{len(self._shards)} shards, {self.num_bytes / 1e6:,.1f} MB)"
+            f"{len(self._shards)} shards, {self.num_bytes / 1e6:,.1f} MB, index {self.index})"
         )
 
     @overload
@@ -384,7 +406,7 @@ class Collection:
                 writer.refuse_known_ids(check_ids(ids, rows=len(codes)))
             _add_shards(writer, codes, ids, table, features, shards)
             writer.commit()
-        return type(self).open(self.location)
+        return type(self).open(self.location, index=self.index)
 
     def get(self, ids: IdArray | Sequence[int]) -> pa.Table:
         """Return what is stored of some ids, in the order asked.

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.filters.filter import Filter, MaskCache
-from hashlight.engine.indexes.base import MAX_ROWS, RowMask
+from hashlight.engine.indexes.base import MAX_ROWS, Index, RowMask
+from hashlight.engine.indexes.choice import IndexChoice, check_index, faiss_kind
 from hashlight.engine.indexes.multi_index.index import MultiIndex
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.order import sort_rows
@@ -180,14 +181,37 @@ def read_layout(store: Place, spec: ShardSpec) -> str:
 
 
 class Shard:
-    """An open shard. Opening maps files and reads none; several threads may search one shard at once."""
+    """An open shard. Several threads may search one shard at once.
 
-    def __init__(self, folder: Path, spec: ShardSpec, *, bits: int, verify_all: bool = False) -> None:
+    Opening maps files and reads none, except for an index of FAISS's, which is filled with the codes.
+
+    Parameters
+    ----------
+    folder : Path
+    spec : ShardSpec
+    bits : int
+    verify_all : bool
+        Hash every file again, also those that were verified on this machine and not written since.
+    index : {"auto", "multi", "scan", "faiss-flat", "faiss-multi-hash"}
+        Who answers; see `engine.collection.collection.Collection.open`.
+
+    Raises
+    ------
+    CorruptDataError
+        If a file is missing or damaged.
+    MissingDependencyError
+        If FAISS is to answer and is not installed.
+    ValueError
+        If tables are to answer and the shard has none.
+    """
+
+    def __init__(
+        self, folder: Path, spec: ShardSpec, *, bits: int, verify_all: bool = False, index: IndexChoice = "auto"
+    ) -> None:
         verify_files(folder, spec.files, full=verify_all)
         self._folder = folder.resolve()
         self.name = spec.name
-        codes = functools.partial(map_faiss_flat, folder / "codes.faiss", bits=bits, rows=spec.rows)
-        self.codes_NW: CodeArray = codes()
+        self.codes_NW: CodeArray = map_faiss_flat(folder / "codes.faiss", bits=bits, rows=spec.rows)
         self.ids_N: IdArray = _map_rows(folder / "ids.npy", np.int64, spec.rows)
         self._rows_by_id_N: NDArray[np.uint32] = _map_rows(folder / "rows_by_id.npy", np.uint32, spec.rows)
         has_attributes = "attributes.arrow" in spec.files
@@ -196,15 +220,27 @@ class Shard:
         self.thumbnails = AttributeFile(folder / "thumbnails.arrow") if has_thumbnails else None
         has_features = "features.npy" in spec.files
         self.features_NF = _map_features(folder / "features.npy", spec.rows) if has_features else None
-        self.index: MultiIndex | ScanIndex
-        if any(name.startswith("tables/") for name in spec.files):
-            probed_NW = codes()
-            read_at_random(probed_NW)
-            self.index = MultiIndex.open(
-                folder / "tables", codes_NW=probed_NW, scanned_NW=self.codes_NW, ids_N=self.ids_N, bits=bits
+        self.index: Index = self._open_index(check_index(index), spec, bits)
+
+    def _open_index(self, index: IndexChoice, spec: ShardSpec, bits: int) -> Index:
+        has_tables = any(name.startswith("tables/") for name in spec.files)
+        if index == "multi" and not has_tables:
+            raise ValueError(
+                f'shard {self.name} was built without tables, which `index` "multi" asks: open the collection with '
+                '"auto" or "scan", or build it again with tables'
             )
-        else:
-            self.index = ScanIndex(codes_NW=self.codes_NW, ids_N=self.ids_N, bits=bits)
+        kind = faiss_kind(index)
+        if kind is not None:
+            return kind.fill(self.codes_NW, self.ids_N, bits=bits)
+        if index == "scan" or not has_tables:
+            return ScanIndex(codes_NW=self.codes_NW, ids_N=self.ids_N, bits=bits)
+        probed_NW = map_faiss_flat(self._folder / "codes.faiss", bits=bits, rows=spec.rows)
+        read_at_random(probed_NW)
+        opened = MultiIndex.open(
+            self._folder / "tables", codes_NW=probed_NW, scanned_NW=self.codes_NW, ids_N=self.ids_N, bits=bits
+        )
+        opened.plan = "tables" if index == "multi" else "auto"
+        return opened
 
     def __len__(self) -> int:
         """Return the number of codes."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hashlight.engine.indexes.choice import IndexChoice
+
 CORPUS_HELP = (
     "Corpus: a folder of images, Parquet files, WebDataset tars or IDX files, or a text file of URIs; local or s3://."
 )
@@ -26,6 +28,10 @@ ExistingCollectionArgument = Annotated[
 EncoderOption = Annotated[Path, typer.Option("--encoder", help="Folder of a trained encoder.", exists=True)]
 OtherEncoderOption = Annotated[
     Path | None, typer.Option(help="The encoder, if the collection does not keep it.", exists=True)
+]
+IndexOption = Annotated[
+    IndexChoice,
+    typer.Option("--index", help="Who answers: a plan a query, tables alone, a scan, or FAISS. Answers are the same."),
 ]
 BitsOption = Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")]
 UnitImagesOption = Annotated[int, typer.Option(min=1, help="Images of a unit of work.")]

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.methods import METHODS
+from hashlight.engine.extras import import_faiss
+from hashlight.engine.indexes.choice import IndexChoice, check_index, faiss_kind
 from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.corpora.corpus import list_corpus
 from hashlight.pipelines.corpora.labels import labels_of
@@ -43,6 +45,7 @@ def evaluate_encoder(
     train: str | Path | None = None,
     baselines: Sequence[str] | None = None,
     seed: int = 0,
+    index: IndexChoice = "auto",
     progress: Progress | None = None,
 ) -> Report:
     """Rank the database for every query and write a report; see `pipelines.evaluation.report.write_report`.
@@ -61,6 +64,9 @@ def evaluate_encoder(
         default LSH and, unless the encoder has more bits than features, ITQ.
     seed : int
         Seed of the baselines.
+    index : str
+        The index that finds the nearest images shown in the report, as in `Collection.open`. The measures rank the
+        whole database without an index.
     progress : callable, optional
         Called with the name of each step.
 
@@ -72,6 +78,8 @@ def evaluate_encoder(
     """
     if Path(output).exists() and not Path(output).is_dir():
         raise PipelineError(f"{output} is a file, expected a folder for the report: choose another --output")
+    if faiss_kind(check_index(index)) is not None:
+        import_faiss()  # what is missing is said before hours of work
     say = progress or (lambda _step: None)
     model = HashEncoder.load(encoder)
     if baselines is None:
@@ -91,7 +99,7 @@ def evaluate_encoder(
     places = {name: without_credentials(str(corpus)) for name, corpus in corpora.items()}
     report = _report(model, compared, found, places, len(teacher.labels))
     say("drawing")
-    write_report(report, compared, Path(output))
+    write_report(report, compared, Path(output), index=index)
     return report
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from hashlight.encoders.metrics import precision_at, precision_recall_curve, precision_within_radius
 from hashlight.encoders.packing import unpack_bits
+from hashlight.engine.indexes.choice import IndexChoice, build_index
 from hashlight.engine.places.files import write_atomically
 from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.evaluation.measure import PRECISION_RADIUS, Comparison, MethodReport, Report, Side
@@ -47,7 +48,7 @@ REPORT_FILES = (
 )
 
 
-def write_report(report: Report, compared: Comparison, folder: Path) -> None:
+def write_report(report: Report, compared: Comparison, folder: Path, *, index: IndexChoice = "auto") -> None:
     """Write the files listed in the module's docstring into `folder`.
 
     Parameters
@@ -57,6 +58,8 @@ def write_report(report: Report, compared: Comparison, folder: Path) -> None:
         The data behind the report; its first method is the encoder's.
     folder : Path
         Created if necessary.
+    index : str
+        The index that finds the nearest images shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report.json", (json.dumps(asdict(report), indent=1) + "\n").encode())
@@ -67,7 +70,7 @@ def write_report(report: Report, compared: Comparison, folder: Path) -> None:
     if len(compared.database.labels) >= _LEAST_MAP_CODES:
         _draw_map(compared, folder / "tsne.png", f"{report.title}, {title}", report.bits)
         pictures.append("tsne.png")
-    _draw_results(compared, folder / "results.png")
+    _draw_results(compared, report.bits, index, folder / "results.png")
     pictures.append("results.png")
     write_atomically(folder / "report.md", _page(report, pictures).encode())
 
@@ -131,28 +134,28 @@ def _draw_map(compared: Comparison, path: Path, title: str, bits: int) -> None:
     save_map(layout.fit_transform(bit_NB), groups[rows], compared.classes, path, title=title)
 
 
-def _draw_results(compared: Comparison, path: Path) -> None:
+def _draw_results(compared: Comparison, bits: int, index: IndexChoice, path: Path) -> None:
     """Show evenly spaced queries and their nearest images of the database, ties in database order."""
     query_codes, codes = next(iter(compared.codes.values()))
     rows = np.linspace(0, len(query_codes) - 1, min(_GRID_QUERIES, len(query_codes))).astype(np.int64)
+    database = build_index(index, codes, np.arange(len(codes)), bits=bits)
+    found = database.search(query_codes[rows], min(_GRID_ANSWERS, len(codes)))
     grid = []
-    for row in rows:
-        distance = np.bitwise_count(query_codes[row] ^ codes).sum(axis=1)
-        nearest = np.argsort(distance, kind="stable")[:_GRID_ANSWERS]
-        query = _tiles(compared.queries, [int(row)], compared.classes, None)
-        grid.append(query + _tiles(compared.database, nearest.tolist(), compared.classes, distance))
+    for row, nearest, distances in zip(rows.tolist(), found.ids.tolist(), found.distances.tolist(), strict=True):
+        query = _tiles(compared.queries, [row], compared.classes, None)
+        grid.append(query + _tiles(compared.database, nearest, compared.classes, distances))
     save_grid(grid, path)
 
 
-def _tiles(side: Side, rows: list[int], classes: list[str], distance: np.ndarray | None) -> list[Tile]:
+def _tiles(side: Side, rows: list[int], classes: list[str], distances: list[int] | None) -> list[Tile]:
     ascending = np.unique(rows)
     images = dict(zip(ascending.tolist(), read_images(side.entries.take(ascending)), strict=True))
     tiles = []
-    for row in rows:
+    for place, row in enumerate(rows):
         label = side.labels[row]
         name = classes[label] if side.labels.ndim == 1 else ", ".join(classes[c] for c in np.flatnonzero(label))
         data = images[row]
-        caption = name if distance is None else f"{distance[row]}: {name}"
+        caption = name if distances is None else f"{distances[place]}: {name}"
         tiles.append(Tile(data if isinstance(data, bytes) else None, caption))
     return tiles
 

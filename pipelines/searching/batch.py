@@ -31,6 +31,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from hashlight.engine.codes import CodeArray, IdArray, check_codes, num_words
+from hashlight.engine.indexes.choice import IndexChoice, check_index
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
@@ -92,6 +93,8 @@ class SearchJob:
     queries : int
     sources : tuple of (path, stamp)
         The files of queries, and what changes when they do.
+    index : str
+        The index that answers, as in `Collection.open`. Two jobs that differ in nothing else are the same job.
     """
 
     collection: str
@@ -104,6 +107,7 @@ class SearchJob:
     limit: int | None
     queries: int
     sources: tuple[tuple[str, str], ...]
+    index: IndexChoice = "auto"
 
     @property
     def query(self) -> Query:
@@ -133,6 +137,7 @@ def search_codes(
     k: int | None = None,
     radius: int | None = None,
     limit: int | None = None,
+    index: IndexChoice = "auto",
     workers: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -150,6 +155,8 @@ def search_codes(
         One of: how many nearest, or within what distance.
     limit : int, optional
         With `radius`: keep the nearest this many.
+    index : str
+        Who answers, as in `Collection.open`.
     workers : int, optional
         Tasks at once on this machine; one a core if left out.
     overwrite : bool
@@ -170,9 +177,9 @@ def search_codes(
     store = open_place(collection)
     live = read_current(store)
     parts = _list_queries(queries, live)
-    job = _make_job(store.location, live, parts, k, radius, limit)
+    job = replace(_make_job(store.location, live, parts, k, radius, limit), index=check_index(index))
     with folder.place.lock():
-        folder.begin({**asdict(job), "collection": str(store)}, overwrite=overwrite)
+        folder.begin({**_asked(job), "collection": str(store)}, overwrite=overwrite)
         _remove_asides(target, name)
         blocks = _cut_blocks(parts, job.queries)
         _answer(job, folder, blocks, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
@@ -220,7 +227,7 @@ def _run(job: SearchJob, folder: JobFolder, blocks: list[Block], shards: tuple[S
 def search_block(job: SearchJob, folder: JobFolder, block: Block, spec: ShardSpec) -> str:
     """Ask one shard for one block of queries; write batches of `SCHEMA` and return the file's name in the folder."""
     chaos.step("search:shard", block.number)
-    shard = Shard(local_shard(open_place(job.collection), spec), spec, bits=job.bits)
+    shard = Shard(local_shard(open_place(job.collection), spec), spec, bits=job.bits, index=job.index)
     queries_QW, ids_Q = read_queries(job, block)
     name = f"found-{block.number:06d}.{spec.name}.arrow"
     with folder.place.scratch(name) as aside:
@@ -435,6 +442,11 @@ def _job_of(target: Place, name: str) -> str | None:
         return None
 
 
+def _asked(job: SearchJob) -> dict[str, Any]:
+    """Return what a job asks, without the index, on which the answers do not depend."""
+    return {key: value for key, value in asdict(job).items() if key != "index"}
+
+
 def _cut_blocks(parts: list[Part], queries: int) -> list[Block]:
     edges = [*range(0, queries, BLOCK_QUERIES), queries]
     cuts = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
@@ -454,7 +466,7 @@ def _size(block: Block) -> int:
 
 def _publish(target: Place, name: str, job: SearchJob, folder: JobFolder, blocks: list[Block]) -> None:
     """Join the blocks' answers into the output, which appears in one step."""
-    about = {key: value for key, value in asdict(job).items() if key != "sources"}
+    about = {key: value for key, value in _asked(job).items() if key != "sources"}
     about |= {"collection": str(open_place(job.collection)), "job": folder.name}
     schema = SCHEMA.with_metadata({"hashlight": json.dumps(about)})
     with target.scratch(name) as aside:

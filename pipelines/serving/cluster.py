@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import HashlightError
+from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.service.api.schemas import MAX_REPLICAS
 from hashlight.engine.service.control.processes import LocalCluster
@@ -43,6 +44,7 @@ def serve_cluster(
     limits: Limits | None = None,
     image_hosts: Sequence[str] = (),
     insecure: bool = False,
+    index: IndexChoice = "auto",
 ) -> Iterator[HttpServer]:
     """Start shard servers and bind a gateway to a router over them; they stop when the context exits.
 
@@ -53,7 +55,13 @@ def serve_cluster(
     metrics = Metrics()
     with (
         shard_servers(
-            path, groups=groups, replicas=replicas, ray=ray, ray_address=ray_address, security=shard_security
+            path,
+            groups=groups,
+            replicas=replicas,
+            ray=ray,
+            ray_address=ray_address,
+            security=shard_security,
+            index=index,
         ) as cluster,
         routing(cluster, observe=metrics.observe) as router,
     ):
@@ -79,6 +87,7 @@ def shard_servers(
     ray: bool = False,
     ray_address: str | None = None,
     security: Security | None = None,
+    index: IndexChoice = "auto",
 ) -> Iterator[RayCluster | LocalCluster]:
     """Start shard servers; they stop when the context exits.
 
@@ -92,6 +101,8 @@ def shard_servers(
         Of a Ray cluster; without one, and without `RAY_ADDRESS`, Ray is started on this machine.
     security : Security, optional
         For the shard servers; by default a generated token.
+    index : str
+        The index that answers in each of them, as in `Collection.open`.
 
     Raises
     ------
@@ -105,9 +116,14 @@ def shard_servers(
             is_own = stack.enter_context(ray_session(num_cpus=usable_cores(), address=ray_address))
             # Our own Ray session places nothing else, so it has room for any number of replicas.
             cpus = usable_cores() / (groups * MAX_REPLICAS) if is_own else 1.0
-            yield stack.enter_context(RayCluster(path, groups=groups, replicas=replicas, security=security, cpus=cpus))
+            yield stack.enter_context(
+                RayCluster(path, groups=groups, replicas=replicas, security=security, cpus=cpus, index=index)
+            )
         else:
-            yield stack.enter_context(LocalCluster(path, groups=groups, replicas=replicas, security=security))
+            more = ("--index", index)
+            yield stack.enter_context(
+                LocalCluster(path, groups=groups, replicas=replicas, security=security, more=more)
+            )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hashlight.engine.errors import NotReadyError
+from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.control.registry import Registry
 from hashlight.engine.service.protocol.cluster_map import ClusterMap
@@ -71,12 +72,14 @@ class Directory:
 class ShardActor:
     """The actor that serves one replica of one group and registers with the directory every second."""
 
-    def __init__(self, collection: str, directory: Any, group: int, number: int, security: Security) -> None:
+    def __init__(
+        self, collection: str, directory: Any, group: int, number: int, security: Security, index: IndexChoice
+    ) -> None:
         import ray
 
         warm()
         self._directory, self._place = directory, (group, number)
-        self._server = ShardServer(collection, host=ray.util.get_node_ip_address(), security=security)
+        self._server = ShardServer(collection, host=ray.util.get_node_ip_address(), security=security, index=index)
         self._server.load(*ray.get(directory.assignment.remote(group)))
         self._leaving = threading.Event()
         self._register()
@@ -126,6 +129,8 @@ class RayCluster:
         By default a generated token.
     cpus : float
         CPUs of each actor.
+    index : str
+        The index that answers in each of them, as in `Collection.open`.
 
     Raises
     ------
@@ -141,12 +146,14 @@ class RayCluster:
         replicas: int,
         security: Security | None = None,
         cpus: float = 1.0,
+        index: IndexChoice = "auto",
     ) -> None:
         import ray
 
         self.security = security or Security(token=secrets.token_urlsafe())
         self._location = str(collection)
         self._cpus = cpus
+        self._index = index
         self._actors: dict[tuple[int, int], Any] = {}
         self._placements: list[Any] = []
         directory = ray.remote(Directory).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=32)
@@ -258,7 +265,7 @@ class RayCluster:
         if self._is_reserved(group, number):
             strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=number)
         actor = ray.remote(num_cpus=self._cpus, max_restarts=-1, scheduling_strategy=strategy)(ShardActor)
-        return actor.remote(self._location, self._directory, group, number, self.security)
+        return actor.remote(self._location, self._directory, group, number, self.security, self._index)
 
     def _stop(self, places: list[tuple[int, int]]) -> None:
         import ray

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import HashlightError
+from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.asking.encoding import ImageEncoder
@@ -33,11 +34,12 @@ def serve_embedded(
     limits: Limits | None = None,
     image_hosts: Sequence[str] = (),
     insecure: bool = False,
+    index: IndexChoice = "auto",
 ) -> HttpServer:
     """Open a collection in this process and bind a gateway to it; call `run()` on the result to serve.
 
     Kernels are compiled and a test search is made first. A new version of the collection is picked up when it is
-    published, without failing a query.
+    published, without failing a query. `index` is the index that answers, as in `Collection.open`.
 
     Raises
     ------
@@ -47,7 +49,7 @@ def serve_embedded(
         If `encoder` is not the one that made the codes.
     """
     check_exposure(address, keys, insecure=insecure)
-    collection = Collection.open(path)
+    collection = Collection.open(path, index=index)
     searcher = CollectionSearcher(collection)
     model = encoder_of(collection, encoder)
     server = bind_gateway(searcher, model, address, keys, limits=limits, image_hosts=image_hosts)

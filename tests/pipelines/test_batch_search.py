@@ -119,6 +119,9 @@ def test_the_command(tmp_path, database):
     assert run.exit_code == 0, run.output
     assert json.loads(run.stdout)["queries"] == 500
     check(tmp_path / "r.parquet", database, radius=3)
+    by_faiss = ["--output", str(tmp_path / "f.parquet"), "--radius", "3", "--index", "faiss-flat"]
+    assert CliRunner().invoke(app, [*arguments, *by_faiss]).exit_code == 0
+    assert pq.read_table(tmp_path / "f.parquet").equals(pq.read_table(tmp_path / "r.parquet"))
     again = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "r.parquet")])
     assert again.exit_code == 1
     assert "is there already" in again.stderr

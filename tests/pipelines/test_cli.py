@@ -72,6 +72,16 @@ def test_a_limit_cuts_and_says_so(collection, image, expected):
     assert "--limit cut more" in run(*arguments).stdout
 
 
+@pytest.mark.parametrize("index", ["multi", "scan", "faiss-flat", "faiss-multi-hash"])
+def test_every_index_answers_a_search_alike(collection, image, expected, index):
+    document = json.loads(run("search", collection, "--image", image, "-k", 9, "--index", index, "--json").stdout)
+    assert [(a["distance"], a["id"]) for a in document["answers"]] == expected[:9]
+
+
+def test_an_unknown_index_is_wrong_usage(collection, image):
+    assert run("search", collection, "--image", image, "--index", "best").exit_code == 2
+
+
 def test_search_for_people_with_a_picture(collection, image, tmp_path):
     result = run("search", collection, "--image", image, "--save", tmp_path / "grid.png")
     assert result.exit_code == 0, result.output
@@ -84,6 +94,7 @@ def test_info_describes_and_verifies(collection):
     facts = json.loads(run("info", collection, "--json", "--verify").stdout)
     assert (facts["codes"], facts["bits"], facts["shards"], facts["version"]) == (300, 48, 3, 1)
     assert facts["attributes"] == ["uri", "label", "label_name"]
+    assert facts["tables"] is True
 
 
 def test_train_on_pairs(tmp_path, corpus):
@@ -129,11 +140,18 @@ def test_evaluate_writes_a_report(tmp_path, corpus, encoder):
         "evaluate", "--encoder", encoder, "--database", corpus, "--queries", corpus, "--output", tmp_path / "report"
     )
     assert result.exit_code == 0, result.output
+    shown = (tmp_path / "report" / "results.png").read_bytes()
     report = json.loads((tmp_path / "report" / "report.json").read_bytes())
     assert set(report["methods"]) == {"hashnet", "itq", "lsh"}
     assert all(0.1 < method["map_all"] < 1 for method in report["methods"].values())
     assert (report["protocol"]["queries"], report["protocol"]["database"]) == (300, 300)
     assert (tmp_path / "report" / "precision_recall.png").stat().st_size > 5000
+    again = run(
+        "evaluate", "--encoder", encoder, "--database", corpus, "--queries", corpus, "--output", tmp_path / "report",
+        "--index", "faiss-multi-hash", "--baseline", "lsh",
+    )  # fmt: skip
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "report" / "results.png").read_bytes() == shown
 
 
 def test_encode_reports_and_resumes(tmp_path, corpus, encoder):

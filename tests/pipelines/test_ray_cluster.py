@@ -169,6 +169,16 @@ def test_a_collection_in_a_bucket_is_served(bucket, ray_session):
         assert (router.search(codes[:9], 10).ids == knn(codes[:9], codes, ids, 10)[1]).all()
 
 
+def test_the_servers_answer_with_the_index_that_was_chosen(own, ray_session):
+    with (
+        RayCluster(own.path, groups=1, replicas=1, cpus=0.1, index="faiss-flat") as cluster,
+        contextlib.closing(ClusterRouter(cluster.map, security=cluster.security)) as router,
+    ):
+        found = router.search(own.queries, 10, explain=True)
+        assert (found.ids == knn(own.queries, own.codes, own.ids, 10)[1]).all()
+        assert set(found.explain.plans) == {"faiss-flat"}
+
+
 @pytest.mark.slow
 def test_a_lost_node_fails_no_query(own):
     done = subprocess.run(

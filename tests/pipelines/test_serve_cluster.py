@@ -49,6 +49,18 @@ def test_answers_over_http_are_the_oracle_s(own, url):
         ].tolist()
 
 
+@pytest.mark.parametrize(("index", "more"), [("faiss-multi-hash", ["--groups", 2]), ("faiss-flat", [])])
+def test_who_answers_can_be_chosen(own, index, more):
+    server, url = start(own.path, "--port", 0, "--index", index, *more)
+    try:
+        with hashlight.SearchClient(url, timeout_s=60) as client:
+            found = client.search(own.queries[:3], 10, include=["explain"])
+            assert [answer.ids.tolist() for answer in found] == knn(own.queries[:3], own.codes, own.ids, 10)[1].tolist()
+            assert {answer.explain["plan"] for answer in found} == {index}
+    finally:
+        end(server)
+
+
 def test_a_published_version_is_taken_up(own, url):
     with hashlight.SearchClient(url, timeout_s=60) as client:
         new = Corpus(own.path, np.random.default_rng(12), rows=700, shards=5, overwrite=True)

@@ -77,11 +77,17 @@ class MultiIndex(Index):
     bits : int
     scanned_NW : ndarray of uint64, shape (N, W), optional
         The same codes for scans, where these are mapped apart: a map is read either here and there or in order.
+
+    Attributes
+    ----------
+    plan : {"auto", "scan", "tables"}
+        What `answer` follows where it is given no other: the planner, until it is set.
     """
 
     def __init__(
         self, *, codes_NW: CodeArray, ids_N: IdArray, tables: Tables, bits: int, scanned_NW: CodeArray | None = None
     ) -> None:
+        self.plan: Plan = "auto"
         check_arrays(codes_NW, ids_N, bits)
         self._scan = ScanIndex(codes_NW=codes_NW if scanned_NW is None else scanned_NW, ids_N=ids_N, bits=bits)
         if (tables.rows, tables.bits) != (len(ids_N), bits):
@@ -148,14 +154,15 @@ class MultiIndex(Index):
         *,
         mask: RowMask | None = None,
         farthest_Q: NDArray[np.int32] | None = None,
-        plan: Plan = "auto",
+        plan: Plan | None = None,
     ) -> Result:
         """Answer from the tables or by scan; see `engine.indexes.base.Index.answer`.
 
-        `plan` overrules the planner: "scan" or "tables". The answer never depends on it.
+        `plan` stands in for the index's own. The answer never depends on it.
         """
         queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
-        query, mask, plan = query.checked(bits=self.bits), check_mask(mask, rows=len(self)), _check_plan(plan)
+        query, mask = query.checked(bits=self.bits), check_mask(mask, rows=len(self))
+        plan = _check_plan(plan or self.plan)
         if query.k is not None:
             bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
             return self._nearest(queries_QW, query.k, bound_Q, mask, query, plan)

@@ -246,7 +246,7 @@ class CollectionSearcher(Searcher):
             location = self._collection.location
             if read_current(open_place(location)).version == self.version:
                 return False
-            self._collection = Collection.open(location)
+            self._collection = Collection.open(location, index=self._collection.index)
             return True
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.results import Coverage
 from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_version
@@ -90,8 +91,8 @@ def assign_groups(manifest: Manifest, count: int) -> list[list[str]]:
     return [[shard.name for shard in group] for group in groups]
 
 
-def open_group(path: str | Path, version: int, shards: Sequence[str]) -> Collection:
-    """Open some shards of one version of a collection.
+def open_group(path: str | Path, version: int, shards: Sequence[str], *, index: IndexChoice = "auto") -> Collection:
+    """Open some shards of one version of a collection; `index` as in `Collection.open`.
 
     Raises
     ------
@@ -112,9 +113,11 @@ def open_group(path: str | Path, version: int, shards: Sequence[str]) -> Collect
         raise ValueError(f"version {version} of {store} has no shards {', '.join(unknown)}")
     chosen = tuple(specs[name] for name in shards)
     folders = [local_shard(store, spec) for spec in chosen]
-    opened = [Shard(folder, spec, bits=manifest.bits) for folder, spec in zip(folders, chosen, strict=True)]
+    opened = [
+        Shard(folder, spec, bits=manifest.bits, index=index) for folder, spec in zip(folders, chosen, strict=True)
+    ]
     part = dataclasses.replace(manifest, shards=chosen)
-    return Collection(folders[0].parents[1], part, opened, location=store.location)
+    return Collection(folders[0].parents[1], part, opened, location=store.location, index=index)
 
 
 def describe_whole(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ import pyarrow.flight as flight
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import DeadlineExceededError, HashlightError, NotReadyError, OverloadedError
+from hashlight.engine.indexes.choice import INDEX_CHOICES, IndexChoice
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.asking.searcher import describe_collection, try_search
@@ -76,6 +77,8 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         Number of requests answered in parallel; by default one for each core.
     queue_size : int
         Maximum number of waiting requests.
+    index : str
+        The index that answers, as in `Collection.open`.
     faults : bool
         Whether to offer the action `fault`, which slows every answer down, for tests of routers.
 
@@ -95,6 +98,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         security: Security | None = None,
         workers: int | None = None,
         queue_size: int = QUEUE_SIZE,
+        index: IndexChoice = "auto",
         faults: bool = False,
     ) -> None:
         security = security or Security()
@@ -106,6 +110,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         super().__init__(f"{security.scheme}://{host}:{port}", **security.server_options())
         self.address = f"{security.scheme}://{advertise or host}:{self.port}"
         self._location = collection
+        self._index = index
         self._served: dict[int, Collection] = {}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._queue_size = queue_size
@@ -133,7 +138,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         """
         served = self._served.get(version)
         if served is None or {shard.name for shard in served.shards} != set(shards):
-            group = open_group(self._location, version, shards)
+            group = open_group(self._location, version, shards, index=self._index)
             try_search(group)
             self._served = {**self._served, version: group}
         return self.describe()
@@ -394,6 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--queue-size", type=int, default=QUEUE_SIZE)
+    parser.add_argument("--index", choices=INDEX_CHOICES, default="auto")
     parser.add_argument("--tls-certificate", type=Path)
     parser.add_argument("--tls-key", type=Path)
     parser.add_argument("--tls-authority", type=Path)
@@ -412,6 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             security=security,
             workers=given.workers,
             queue_size=given.queue_size,
+            index=given.index,
             faults=given.faults,
         )
     except ValueError as error:

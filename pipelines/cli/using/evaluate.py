@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hashlight.pipelines.cli.console import key_value_table, out, spinner
-from hashlight.pipelines.cli.options import EncoderOption, refuse_missing
+from hashlight.pipelines.cli.options import EncoderOption, IndexOption, refuse_missing
 
 
 def evaluate(
@@ -24,6 +24,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Methods on features, beside the encoder; by default itq, where it fits, and lsh."),
     ] = None,
+    index: IndexOption = "auto",
 ) -> None:
     """Measure how well an encoder retrieves images that share a label with the query."""
     from hashlight.pipelines.evaluation.evaluate import evaluate_encoder
@@ -36,6 +37,7 @@ def evaluate(
             output=output,
             train=train,
             baselines=baseline,
+            index=index,
             progress=say,
         )
     rows = {f"mAP, {title}": f"{report.methods[name].map_all:.4f}" for name, title in report.titles().items()}

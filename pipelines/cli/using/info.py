@@ -28,6 +28,7 @@ def info(
         "bits": opened.bits,
         "shards": len(opened.shards),
         "bytes": opened.num_bytes,
+        "tables": opened.has_tables,
         "encoder": opened.fingerprint,
         "attributes": [] if attributes is None else attributes.schema.names,
     }
@@ -35,6 +36,7 @@ def info(
         typer.echo(json.dumps(facts))
         return
     facts["bytes"] = f"{opened.num_bytes:,}"
+    facts["tables"] = "in every shard" if opened.has_tables else "not in every shard: --index multi is refused"
     facts["codes"] = f"{len(opened):,}"
     facts["encoder"] = opened.fingerprint or "not kept"
     facts["attributes"] = ", ".join(facts["attributes"]) or "none"

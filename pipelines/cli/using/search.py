@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hashlight.pipelines.cli.console import answers_table, err, out, progress_bar
-from hashlight.pipelines.cli.options import CollectionArgument, JsonOption, OtherEncoderOption, OverwriteOption
+from hashlight.pipelines.cli.options import (
+    CollectionArgument,
+    IndexOption,
+    JsonOption,
+    OtherEncoderOption,
+    OverwriteOption,
+)
 
 if TYPE_CHECKING:
+    from hashlight.engine.collection.collection import Collection
+    from hashlight.engine.indexes.choice import IndexChoice
     from hashlight.pipelines.searching.search import Answers
 
 
@@ -73,6 +81,7 @@ def search(
     save: Annotated[
         Path | None, typer.Option(help="Save a picture (PNG) of the query and its 20 nearest answers.")
     ] = None,
+    index: IndexOption = "auto",
     job: Job,
 ) -> None:
     """Find the images nearest to an image, or all within a Hamming radius; or answer a file of codes on Ray."""
@@ -82,23 +91,23 @@ def search(
     if asked.codes is not None:
         if asked.output is None or save is not None or encoder is not None:
             raise typer.BadParameter("--codes goes with --output, and with neither --save nor --encoder")
-        _search_codes(collection, asked.codes, asked.output, reach, job, as_json)
+        _search_codes(collection, asked.codes, asked.output, reach, index, job, as_json)
         return
+    from hashlight.engine.collection.collection import Collection
+
     assert asked.image is not None
     if asked.output is not None:
         raise typer.BadParameter("--output goes with --codes")
     if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
         raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
-    _search_image(collection, asked.image, reach, encoder, save, as_json)
+    _search_image(Collection.open(collection, index=index), asked.image, reach, encoder, save, as_json)
 
 
 def _search_image(
-    collection: str, image: Path, reach: Reach, encoder: Path | None, save: Path | None, as_json: bool
+    opened: Collection, image: Path, reach: Reach, encoder: Path | None, save: Path | None, as_json: bool
 ) -> None:
-    from hashlight.engine.collection.collection import Collection
     from hashlight.pipelines.searching.search import encode_file, find_nearest, find_within, load_encoder, save_answers
 
-    opened = Collection.open(collection)
     radius = reach.radius
     if radius is not None and radius > opened.bits:
         raise typer.BadParameter(
@@ -119,14 +128,23 @@ def _search_image(
         err.print(f"saved {save}", soft_wrap=True)
 
 
-def _search_codes(collection: str, codes: str, output: str, reach: Reach, job: Job, as_json: bool) -> None:
+def _search_codes(
+    collection: str, codes: str, output: str, reach: Reach, index: IndexChoice, job: Job, as_json: bool
+) -> None:
     from hashlight.pipelines.searching.batch import search_codes
 
     wanted = reach.wanted
     start = time.perf_counter()
     with progress_bar("searching") as report:
         done = search_codes(
-            collection, codes, output, **wanted, workers=job.workers, overwrite=job.overwrite, progress=report
+            collection,
+            codes,
+            output,
+            **wanted,
+            index=index,
+            workers=job.workers,
+            overwrite=job.overwrite,
+            progress=report,
         )
     seconds = time.perf_counter() - start
     if as_json:

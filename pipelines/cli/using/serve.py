@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hashlight.pipelines.cli.console import out, spinner
-from hashlight.pipelines.cli.options import ExistingCollectionArgument, OtherEncoderOption
+from hashlight.pipelines.cli.options import ExistingCollectionArgument, IndexOption, OtherEncoderOption
 
 if TYPE_CHECKING:
+    from hashlight.engine.indexes.choice import IndexChoice
     from hashlight.engine.service.door.http_server import HttpServer
 
 
@@ -96,6 +97,7 @@ def serve(
     listening: Listening,
     encoder: OtherEncoderOption = None,
     *,
+    index: IndexOption = "auto",
     access: Access,
     requests: Requests,
     shard_servers: ShardServers,
@@ -112,7 +114,9 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
         with spinner("opening"):
-            server = stack.enter_context(_open_server(collection, listening, encoder, access, requests, shard_servers))
+            server = stack.enter_context(
+                _open_server(collection, listening, encoder, index, access, requests, shard_servers)
+            )
         out.print(f"serving {open_place(collection)} at {server.url}", soft_wrap=True)
         server.run()
 
@@ -122,6 +126,7 @@ def _open_server(
     collection: str,
     listening: Listening,
     encoder: Path | None,
+    index: IndexChoice,
     access: Access,
     requests: Requests,
     shard_servers: ShardServers,
@@ -139,7 +144,7 @@ def _open_server(
     if not shard_servers.wanted:
         yield serve_embedded(
             collection, address, keys, encoder=encoder, limits=limits, image_hosts=image_hosts,
-            insecure=access.insecure,
+            insecure=access.insecure, index=index,
         )  # fmt: skip
         return
     from hashlight.engine.service.protocol.security import Security
@@ -152,6 +157,6 @@ def _open_server(
     with serve_cluster(
         collection, address, keys, groups=shard_servers.groups or 1, replicas=shard_servers.replicas or 1,
         ray=shard_servers.ray, ray_address=shard_servers.address, shard_security=security, encoder=encoder,
-        limits=limits, image_hosts=image_hosts, insecure=access.insecure,
+        limits=limits, image_hosts=image_hosts, insecure=access.insecure, index=index,
     ) as server:  # fmt: skip
         yield server
