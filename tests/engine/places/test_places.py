@@ -199,6 +199,15 @@ def test_pages_are_listed_in_the_order_of_the_keys(bucket):
         assert [entry.name for entry in open_place(bucket.uri("p")).walk()] == [f"{number:04d}" for number in range(25)]
 
 
+def test_a_key_that_the_client_cannot_read_is_named(bucket):
+    bucket.put("p/a//b", b"1")
+    place = open_place(bucket.uri("p"))
+    with pytest.raises(NoFileError, match="a//b"):
+        list(place.walk())
+    with pytest.raises(NoFileError, match="a//b"):
+        place.read("a//b")
+
+
 def test_a_bucket_whose_puts_are_not_conditional_is_refused(bucket, monkeypatch):
     place = open_place(bucket.uri("c"))
     with place.lock():
