@@ -1,0 +1,271 @@
+"""Kernels one by one, against plain Python: also what answers do not show, such as work that was not needed."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hashlight.engine.indexes import planner
+from hashlight.engine.indexes.answers import empty_heaps
+from hashlight.engine.indexes.arrays import mask_bytes, read_only
+from hashlight.engine.indexes.multi_index import index as multi_index
+from hashlight.engine.indexes.multi_index.index import MultiIndex
+from hashlight.engine.indexes.planner import Costs
+from hashlight.engine.kernels import multi_index as kernels
+from hashlight.engine.kernels.arguments import Budget, Prices, Rows, Scratch, Step, TableArrays
+from hashlight.engine.kernels.order import unpack_rows
+from hashlight.engine.kernels.scan import knn_scan
+from hashlight.engine.kernels.select import FEW, order_ids
+from tests import oracles
+
+ROWS = 3000
+
+
+class Searched:
+    """An index of distinct codes, or of codes that repeat, with what its kernels take and plain integers to compare."""
+
+    def __init__(self, bits, *, distinct):
+        rng = np.random.default_rng(bits)
+        codes = rng.integers(2**64, size=(ROWS, bits // 64), dtype=np.uint64)
+        if not distinct:
+            codes[::3] = codes[1::3]
+        self.index = MultiIndex.build(codes, np.arange(ROWS), bits=bits)
+        self.codes = [as_integer(code) for code in self.index.codes_NW]
+        self.rows = Rows(*self.index.probe._rows)
+        self.tables = TableArrays(*self.index.probe._arrays)
+        self.scratch = Scratch(*(array.copy() for array in self.index.probe._scratch()))
+        self.query_W = read_only(self.index.codes_NW[ROWS // 2 : ROWS // 2 + 1] ^ np.uint64(0b1010010001))[0]
+        self.query = as_integer(self.query_W)
+
+    def part(self, code, table):
+        return code >> int(self.tables.low_T[table]) & ((1 << int(self.tables.width_T[table])) - 1)
+
+    def sketch_distance(self, code, table):
+        low_a, width_a, low_b, width_b = self.tables.sketch_T4[table].tolist()
+        mask = ((1 << width_a) - 1) << low_a | ((1 << width_b) - 1) << low_b
+        return ((code ^ self.query) & mask).bit_count()
+
+    def bucket(self, table, value):
+        """Return the first rows of the distinct codes whose substring is `value`, by looking at all codes."""
+        return [
+            row for row, code in enumerate(self.codes)
+            if self.part(code, table) == value and (row == 0 or self.codes[row - 1] != code)
+        ]  # fmt: skip
+
+
+def as_integer(code_W):
+    return sum(int(word) << (64 * place) for place, word in enumerate(code_W))
+
+
+@pytest.fixture(scope="module", params=[(64, True), (64, False), (256, True)], ids=str)
+def searched(request):
+    bits, distinct = request.param
+    return Searched(bits, distinct=distinct)
+
+
+def masks_of(width, ones):
+    return sorted(value for value in range(1 << width) if value.bit_count() == ones)
+
+
+def test_looking_up_keeps_the_buckets_that_are_not_empty_and_goes_on_where_it_stopped(searched):
+    for table in range(len(searched.tables.width_T)):
+        width = int(searched.tables.width_T[table])
+        value = searched.part(searched.query, table)
+        mask, kept_sizes, probes = np.uint64(3), [], 0
+        while mask < 2**width:
+            mask, kept, looked = kernels.look_up(
+                searched.rows, searched.tables, table, np.uint64(value), mask, searched.scratch
+            )
+            assert looked <= len(searched.scratch.from_P)
+            kept_sizes += (searched.scratch.to_P[:kept] - searched.scratch.from_P[:kept]).tolist()
+            probes += looked
+        sizes = [len(searched.bucket(table, value ^ mask)) for mask in masks_of(width, 2)]
+        assert probes == math.comb(width, 2)
+        assert kept_sizes == [size for size in sizes if size]
+
+
+@pytest.mark.parametrize("places", [8, 13, 256])
+def test_only_candidates_whose_sketch_is_near_enough_are_read(searched, places):
+    radius, scratch = searched.index.bits // 4, searched.scratch._replace(row_C=np.empty(places, np.int64))
+    read = 0
+    for table in range(len(searched.tables.width_T)):
+        value = searched.part(searched.query, table)
+        sketch = kernels.query_sketch(searched.query_W, searched.tables.sketch_T4[table])
+        for reach in (0, 1):
+            buckets = [
+                searched.bucket(table, value ^ mask) for mask in masks_of(int(searched.tables.width_T[table]), reach)
+            ]
+            expected = [row for bucket in buckets for row in bucket if is_read(searched, table, row, radius, reach)]
+            start = np.uint64((1 << reach) - 1)
+            _, kept, _ = kernels.look_up(searched.rows, searched.tables, table, np.uint64(value), start, scratch)
+            scratch.place_2[:] = 0, scratch.from_P[0]
+            listed, seen = [], 0
+            while scratch.place_2[0] < kept:
+                size, met = kernels.dismiss(
+                    searched.rows,
+                    searched.tables,
+                    searched.query_W,
+                    sketch,
+                    radius,
+                    Step(0, table, reach),
+                    kept,
+                    scratch,
+                )
+                listed += scratch.row_C[:size].tolist()
+                seen += met
+            assert listed == expected
+            assert seen == sum(map(len, buckets))
+            read += len(listed)
+    assert read > 0
+
+
+def is_read(searched, table, row, radius, reach):
+    """Tell whether a candidate is to be read: table 0 has whole codes at hand, if they are of one word and distinct."""
+    if table > 0:
+        return searched.sketch_distance(searched.codes[row], table) <= radius - reach
+    if searched.rows.num_words == 1 and not len(searched.tables.start_D) and row + 8 <= ROWS:
+        return (searched.codes[row] ^ searched.query).bit_count() <= radius
+    return True
+
+
+def test_a_row_was_met_if_a_table_that_was_probed_so_far_has_it(searched):
+    num_tables = len(searched.tables.width_T)
+    seen = [-1, 3, 4, *[-1] * num_tables][:num_tables]
+    met = 0
+    for row in range(0, ROWS, 7):
+        apart = [
+            (searched.part(searched.codes[row] ^ searched.query, table)).bit_count() for table in range(num_tables)
+        ]
+        expected = any(distance <= far for distance, far in zip(apart, seen, strict=True))
+        seen_T = np.array(seen)
+        assert kernels.met_before(searched.rows, searched.tables, row, searched.query_W, seen_T) == expected
+        met += expected
+    assert 0 < met < ROWS // 7
+
+
+def nearest(index, queries, k, budget, bound=None):
+    bound_Q = np.full(len(queries), index.bits if bound is None else bound, np.int32)
+    heaps = empty_heaps(len(queries), k)
+    done_Q, work = index.probe.nearest(queries, bound_Q, None, heaps, budget)
+    return done_Q, bound_Q, heaps, work
+
+
+def test_a_query_that_is_given_up_leaves_a_bound_that_holds_its_answer(searched):
+    index, k = searched.index, 4
+    queries = index.codes_NW[::100] ^ np.uint64(0b1010010001)
+    expected = oracles.knn(queries, index.codes_NW, index.ids_N, k)[0][:, -1]
+    steps = Budget(mask_ns=1.0, candidate_ns=0.0, read_ns=0.0, scan_ns=0.0, trial_ns=30.0, likely_radius=index.bits)
+    done_Q, bound_Q, heaps, _ = nearest(index, queries, k, steps)
+    assert not done_Q.any()
+    assert (bound_Q >= expected).all()
+    assert (bound_Q == np.minimum(heaps[0][:, 0], index.bits)).all()
+    never = steps._replace(scan_ns=np.inf)
+    done_Q, _, heaps, _ = nearest(index, queries, k, never)
+    assert done_Q.all()
+    assert (heaps[0][:, 0] == expected).all()
+
+
+def test_a_trial_is_not_overspent(searched):
+    index = searched.index
+    queries = index.codes_NW[:20].copy()
+    for trial in (0.0, 1.0, 25.0, 400.0):
+        budget = Budget(
+            mask_ns=1.0, candidate_ns=0.0, read_ns=0.0, scan_ns=0.0, trial_ns=trial, likely_radius=index.bits
+        )
+        work = nearest(index, queries, 900, budget)[3]
+        assert (work.probes_Q <= trial).all()
+        if trial:
+            assert (work.probes_Q > 0).all()
+
+
+def test_a_query_whose_steps_cost_less_than_a_scan_is_never_given_up(searched):
+    index = searched.index
+    budget = Budget(mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=1e18, trial_ns=0.0, likely_radius=index.bits)
+    assert nearest(index, index.codes_NW[:20].copy(), 3, budget)[0].all()
+
+
+def test_steps_end_with_the_bound(searched):
+    index = searched.index
+    budget = Budget(mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=1e18, trial_ns=0.0, likely_radius=index.bits)
+    for bound in (0, 1, 5):
+        work = nearest(index, ~index.codes_NW[:5], 3, budget, bound=bound)[3]
+        widths = index.tables.widths
+        steps = [(step // len(widths), step % len(widths)) for step in range(bound + 1)]
+        assert set(work.probes_Q.tolist()) == {sum(math.comb(widths[table], reach) for reach, table in steps)}
+
+
+def test_codes_are_looked_at_for_a_price_only_where_it_matters(searched):
+    queries = searched.index.codes_NW[:9].copy()
+    plan = searched.index.probe.plan(6)
+    base = Prices(lookups_ns=3.0, candidate_ns=2.0, read_ns=0.5, near_ns=7.0, scan_ns=1e9, shared_scan_ns=0.0)
+    met = np.array([searched.index.probe.within(queries[q : q + 1], np.zeros(1, np.intp), 6, None)[1].candidates_Q[0]
+                    for q in range(9)])  # fmt: skip
+    assert plan.lookups > 0
+    blind = 3.0 + 2.0 * met
+    for prices in (base._replace(scan_ns=0.0), base._replace(shared_scan_ns=1e9)):
+        np.testing.assert_allclose(searched.index.probe.price_radius(queries, 6, prices), blind)
+    inspected = searched.index.probe.price_radius(queries, 6, base)
+    assert (inspected >= blind).all()
+    assert (inspected > blind).any()
+
+
+def test_prices_by_hand():
+    costs = Costs(word_ns=0.1, load_ns=0.5, near_lookup_ns=4.0, far_lookup_ns=16.0, candidate_ns=1.0, near_ns=20.0)
+    assert costs.scan_ns(1000, 2, 5) == pytest.approx(1000 * 2 * (0.1 + 0.1))
+    assert costs.scan_ns(1000, 2, 0) == pytest.approx(1000 * 2 * 0.6)
+    assert costs.lookup_ns(1) == costs.lookup_ns(2**16) == 4.0
+    assert costs.lookup_ns(2**19) == pytest.approx(10.0)
+    assert costs.lookup_ns(2**22) == costs.lookup_ns(2**30) == 16.0
+    assert costs.read_ns(2**16, 1) == 4.0
+    assert costs.read_ns(2**16, 5) == 8.0
+    budget = planner.plan_nearest(costs, 1000, 2**16, 2, 5, 9)
+    assert (budget.mask_ns, budget.candidate_ns, budget.read_ns, budget.likely_radius) == (4.0, 1.0, 5.0, 9)
+    assert budget.scan_ns == pytest.approx(400.0)
+    assert budget.trial_ns == pytest.approx(0.07 * 400.0)
+
+
+def test_the_trial_of_a_radius_by_hand(searched):
+    # A scan of a million codes of one word costs 600 us, of which 90 may be spent: less 4 ns a lookup, 25 a candidate.
+    costs = Costs(word_ns=0.1, load_ns=0.5, near_lookup_ns=4.0, far_lookup_ns=4.0, candidate_ns=1.0, near_ns=20.0)
+    probe = searched.index.probe
+    assert planner.trial_budget(probe, 4, costs, 1_000_000, 1) == (90_000 - 4 * probe.plan(4).lookups) // 25
+    assert planner.trial_budget(probe, 4, costs, 100_000, 1) == 0  # the whole scan is not worth a trial
+
+
+def test_masks_tell_how_far_the_nearest_are_likely(monkeypatch):
+    asked = []
+    monkeypatch.setattr(multi_index, "likely_radius", lambda bits, rows, k: asked.append((bits, rows, k)) or 5)
+    index = MultiIndex.build(np.arange(1000, dtype=np.uint64)[:, None], np.arange(1000), bits=64)
+    index.search(index.codes_NW[:2].copy(), 3, mask=np.arange(1000) % 4 == 0)
+    index.search(index.codes_NW[:2].copy(), 3000)
+    assert asked == [(64, 250, 3), (64, 1000, 1000)]
+
+
+def test_only_runs_that_are_long_and_out_of_order_are_left_to_numpy():
+    ends = np.cumsum([FEW, FEW + 1, FEW + 1])
+    ids = np.concatenate([np.arange(FEW)[::-1], np.arange(FEW + 1), np.arange(FEW + 1)[::-1]])
+    unsorted = np.empty((2, 2), np.int64)
+    assert order_ids(ends.reshape(1, 3).copy(), np.empty(len(ids), np.int32), ids, unsorted) == 1
+    assert unsorted[0].tolist() == [ends[1], ends[2]]
+    assert ids[: ends[1]].tolist() == [*range(FEW), *range(FEW + 1)]
+
+
+def test_packed_rows_that_share_a_key_are_counted():
+    packed = np.array([5 << 3 | 2, 5 << 3 | 4, 6 << 3 | 0, 7 << 3 | 1, 7 << 3 | 3], np.uint64)
+    order = np.empty(5, np.int64)
+    assert unpack_rows(packed, 3, order) == 4
+    assert order.tolist() == [2, 4, 0, 1, 3]
+
+
+def test_a_scan_keeps_to_each_querys_own_bound(searched):
+    index = searched.index
+    queries = read_only(index.codes_NW[:5] ^ np.uint64(1))
+    bound_Q = np.array([0, 1, index.bits, 0, 1], np.int32)
+    heaps = empty_heaps(5, 3)
+    block = np.empty((index.codes_NW.shape[1], 256), np.uint64), np.empty(256, np.uint32), np.empty(256, np.uint64)
+    knn_scan(index.probe._rows, mask_bytes(None), queries, bound_Q, block, heaps)
+    distances = oracles.hamming_distances(queries, index.codes_NW)
+    for query in range(5):
+        within = np.sort(distances[query][distances[query] <= bound_Q[query]])[:3]
+        found = np.sort(heaps[0][query][heaps[1][query] >= 0])
+        assert found.tolist() == within.tolist()
