@@ -10,7 +10,7 @@ from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.methods import METHODS
 from hashlight.encoders.metrics import mean_average_precision
 from hashlight.encoders.training.train import TrainConfig, train
-from tests.encoders.test_training import IMAGES, LABELS, QUERIES, QUERY_LABELS
+from tests.encoders.training.test_training import IMAGES, LABELS, QUERIES, QUERY_LABELS
 from tests.oracles import distance_histograms
 
 # Each image has the label of its bar, and one of two that say whether the bar is in the upper half.

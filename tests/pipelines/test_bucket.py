@@ -27,7 +27,7 @@ from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.searching.batch import search_codes
 from tests import oracles
-from tests.pipelines.test_build import BITS, answers, steps_of, write_codes
+from tests.pipelines.building.test_build import BITS, answers, steps_of, write_codes
 
 
 @pytest.fixture(scope="module")

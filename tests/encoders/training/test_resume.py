@@ -13,7 +13,7 @@ from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.metrics import mean_average_precision
 from hashlight.encoders.training.train import TrainConfig, train
 from hashlight.encoders.training.validation import keep_out, validation_map
-from tests.encoders.test_training import IMAGES, LABELS, QUERIES
+from tests.encoders.training.test_training import IMAGES, LABELS, QUERIES
 from tests.oracles import distance_histograms
 
 SHORT = {"bits": 8, "batch_size": 16, "epochs": 2, "warmup_epochs": 1}

@@ -15,7 +15,7 @@ from hashlight.encoders.losses.hashnet import hashnet_loss
 from hashlight.encoders.training.gradients import backward
 from hashlight.encoders.training.train import TrainConfig, train
 from hashlight.encoders.training.workers import ALONE, Share, Workers
-from tests.encoders.test_training import IMAGES, LABELS
+from tests.encoders.training.test_training import IMAGES, LABELS
 
 # 16 images in three parts are 6, 5 and 5; a chunk of 2 leaves the third worker without an image.
 WORLD = 3

@@ -7,8 +7,8 @@ import torch
 from hashlight.encoders.data.supervision.labels import LabelSupervision
 from hashlight.encoders.losses.straight_through import StraightHashNet
 from hashlight.encoders.methods import METHODS, ObjectiveSettings
-from tests.encoders.test_class_losses import loop_cross_entropy
-from tests.encoders.test_losses import dot, loop_dhn, loop_exponentiated, loop_loss
+from tests.encoders.losses.test_class_losses import loop_cross_entropy
+from tests.encoders.losses.test_losses import dot, loop_dhn, loop_exponentiated, loop_loss
 
 LABELS = np.array([0, 1, 2, 0, 1, 0, 2, 2])
 SEVERAL = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 1, 1]])

@@ -182,6 +182,9 @@ def test_the_servers_answer_with_the_index_that_was_chosen(own, ray_session):
 @pytest.mark.slow
 def test_a_lost_node_fails_no_query(own):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.pipelines.node_loss", str(own.path)], capture_output=True, text=True, timeout=400
+        [sys.executable, "-m", "tests.pipelines.serving.node_loss", str(own.path)],
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -14,7 +14,7 @@ import torch
 
 from hashlight.encoders.training.checkpoints import CHECKPOINT_FILE
 from hashlight.encoders.training.train import TrainConfig, train
-from tests.encoders.test_training import IMAGES, LABELS
+from tests.encoders.training.test_training import IMAGES, LABELS
 
 FIRST = 1 / 25
 # A rate at which nothing moves: what training started from.

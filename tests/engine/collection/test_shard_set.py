@@ -7,7 +7,7 @@ from hashlight.engine.collection import shard_set
 from hashlight.engine.indexes.multi_index.index import MultiIndex
 from hashlight.engine.query import Query
 from hashlight.engine.results import Explanation, SearchResult, merge_explanations, merge_search
-from tests.engine.test_indexes_exact import assert_range, assert_search, make_case
+from tests.engine.indexes.test_indexes_exact import assert_range, assert_search, make_case
 
 
 def shards_of(codes, ids, bits, count):

@@ -12,7 +12,7 @@ from hashlight.engine.indexes.faiss.flat import FaissFlatIndex
 from hashlight.engine.indexes.faiss.multi_hash import FaissMultiHashIndex
 from hashlight.engine.indexes.multi_index.index import MultiIndex
 from hashlight.engine.indexes.scan import ScanIndex
-from tests.engine.test_indexes_exact import make_case
+from tests.engine.indexes.test_indexes_exact import make_case
 
 KINDS = [ScanIndex, MultiIndex, FaissFlatIndex, FaissMultiHashIndex]
 

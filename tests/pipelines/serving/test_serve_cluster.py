@@ -12,8 +12,8 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.pipelines.serving.cluster import shard_servers
 from tests.engine.service.conftest import BITS, Corpus, Load, eventually
 from tests.oracles import clustered_codes, knn, within_radius
-from tests.pipelines.test_cli import run
-from tests.pipelines.test_serve import end, start
+from tests.pipelines.cli.test_cli import run
+from tests.pipelines.serving.test_serve import end, start
 
 
 @pytest.fixture(scope="module")

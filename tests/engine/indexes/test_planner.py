@@ -17,7 +17,7 @@ from hashlight.engine.kernels.arguments import Prices
 from hashlight.engine.kernels.compiling import cache_folder
 from tests import oracles
 from tests.costs import FIXED_COSTS
-from tests.engine.test_indexes_exact import assert_range, assert_search
+from tests.engine.indexes.test_indexes_exact import assert_range, assert_search
 
 ROWS = 200_000
 CHEAP_TABLES = Costs(word_ns=1e3, load_ns=1e3, near_lookup_ns=1e-3, far_lookup_ns=1e-3, candidate_ns=1e-3)

@@ -15,7 +15,7 @@ from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.order import sort_rows
 from hashlight.engine.indexes.scan import ScanIndex
 from tests import oracles
-from tests.engine.test_indexes_exact import assert_range, assert_search, make_case
+from tests.engine.indexes.test_indexes_exact import assert_range, assert_search, make_case
 
 
 def write_mapped(folder, bits, rows=600, seed=2):

@@ -19,7 +19,7 @@ import hashlight
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.engine.collection.collection import Collection
 from hashlight.pipelines.building.build import build_collection
-from tests.pipelines.test_cli import run
+from tests.pipelines.cli.test_cli import run
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -18,7 +18,7 @@ from hashlight.pipelines.decoding.pool import DecodePool
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
-from tests.pipelines import hostile
+from tests.pipelines.decoding import hostile
 
 RULE = Preprocessing(size=hostile.SIDE, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 

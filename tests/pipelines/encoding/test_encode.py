@@ -30,7 +30,7 @@ from hashlight.pipelines.encoding import encode as encode_module
 from hashlight.pipelines.encoding.encode import encode_corpus, read_parts, read_summary
 from hashlight.pipelines.encoding.rejects import RejectBudget
 from hashlight.pipelines.jobs.errors import PipelineError
-from tests.pipelines import hostile
+from tests.pipelines.decoding import hostile
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
