@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check install clean
+.PHONY: demo test test-slow test-lowest check install clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,30 @@ test: check
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The quick part of the suite against the lowest versions that pyproject.toml allows, in an environment of its own. torch and
+# torchvision stay at the versions of the constraints, and tools of the tests are the newest: it is the package that is tested.
+# Old releases warn of what has changed since, so warnings are no errors here.
+LOWEST := build/lowest
+LOWEST_TESTS := \
+	tests/engine/test_codes.py tests/engine/test_collection.py tests/engine/test_faiss_file.py tests/engine/test_filters.py \
+	tests/engine/test_indexes_exact.py tests/engine/test_rerank.py tests/engine/client tests/engine/service/test_wire.py \
+	tests/encoders/test_baselines.py tests/encoders/test_encoder.py tests/encoders/test_metrics.py tests/pipelines/test_cli.py \
+	tests/pipelines/test_dedup.py tests/pipelines/test_evaluate.py tests/pipelines/test_image_encoder.py \
+	tests/pipelines/test_train.py
+
+test-lowest:
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	printf 'torch\ntorchvision\n' > $(LOWEST)/excluded.txt
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra cpu --extra serve --extra pretrained \
+		--excludes $(LOWEST)/excluded.txt --python $(LOWEST)/bin/python --output-file $(LOWEST)/requirements.txt pyproject.toml
+	$(LOWEST)/bin/python -m pip install --quiet -c constraints.txt torch torchvision
+	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/requirements.txt \
+		pytest pytest-timeout hypothesis 'moto[s3]' flask flask-cors boto3
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e .
+	$(LOWEST)/bin/python -m pytest -m 'not slow' -o filterwarnings= $(LOWEST_TESTS)
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -6,6 +6,9 @@ import ast
 import importlib
 import inspect
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -115,10 +118,9 @@ def test_a_module_that_no_extra_brings_is_not_explained_away():
     )
 
 
-def test_the_base_makes_opens_and_searches_a_collection(tmp_path):
-    done = run_without_extras(
-        """
-import json, numpy as np
+USE = """
+import json, sys
+import numpy as np
 from hashlight import Collection, SearchClient
 codes = np.array([[0b0000], [0b0001], [0b0111]], np.uint64)
 Collection.create(sys.argv[1], codes, bits=16, attributes={"label": ["a", "b", "a"]})
@@ -128,13 +130,18 @@ found = Collection.open(sys.argv[1]).search(codes[:1], k=4)
 with SearchClient(sys.argv[1]) as client:
     answer = client.search(codes[0], k=2, filter='label == "a"', include=["attributes", "explain"])
 print(json.dumps([found.distances.tolist(), [[hit.distance, hit.attributes] for hit in answer[0]]]))
-""",
-        tmp_path / "c",
-    )
+"""
+
+
+def check_use(done):
     assert done.returncode == 0, done.stderr
     nearest, labelled = json.loads(done.stdout)
     assert nearest == [[0, 1, 1, 2]]
     assert labelled == [[0, {"label": "a"}], [3, {"label": "a"}]]
+
+
+def test_the_base_makes_opens_and_searches_a_collection(tmp_path):
+    check_use(run_without_extras(USE, tmp_path / "c"))
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +209,82 @@ def test_the_base_shows_help():
     assert done.returncode == 0, done.stderr
     for verb in VERBS:
         assert verb in done.stdout
+
+
+@pytest.fixture(scope="module")
+def base(built, tmp_path_factory):
+    """Runs programs in an environment that has the wheel and what it asks for, no extra, outside the checkout."""
+    folder = tmp_path_factory.mktemp("base")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command, check=True):
+        command = [folder / "bin" / command[0], *map(str, command[1:])]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=check)
+
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    run("python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", built[0])
+    return run
+
+
+HEAVY = {"torch", "torchvision", "ray", "faiss-cpu", "faiss-gpu", "scikit-learn", "scipy", "matplotlib", "pandas"}
+
+
+@pytest.mark.slow
+def test_the_base_installs_nothing_heavy_and_works(base, tmp_path):
+    listed = json.loads(base("python", "-m", "pip", "list", "--format", "json").stdout)
+    names = {package["name"].lower() for package in listed}
+    assert "hashlight" in names
+    assert not HEAVY & names
+    check_use(base("python", "-c", USE, tmp_path / "c"))
+    assert "train" in base("hashlight", "--help").stdout
+    assert json.loads(base("hashlight", "info", tmp_path / "c", "--json").stdout)["codes"] == 6
+    told = base("hashlight", "train", "--input", tmp_path, "--output", "e", check=False)
+    assert told.returncode == 1
+    assert told.stderr == (
+        "error: `hashlight train` needs torch, which is not installed: pip install 'hashlight[cpu]' or "
+        "pip install 'hashlight[gpu]'\n"
+    )
+
+
+@pytest.mark.slow
+def test_the_base_asks_a_server(base, tmp_path):
+    base("python", "-c", USE, tmp_path / "c")
+    command = [sys.executable, "-P", "-m", "hashlight", "serve", str(tmp_path / "c"), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        url = re.search(r"at (http://\S+)", server.stdout.readline())[1]
+        program = (
+            "import sys, hashlight; print(hashlight.SearchClient(sys.argv[1]).search(2, k=2)[0].distances.tolist())"
+        )
+        assert json.loads(base("python", "-c", program, url).stdout) == [0, 1]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
+
+
+USER = """
+import numpy as np
+from hashlight import Collection, Coverage, Hit, Rerank, SearchClient, SearchResult
+
+collection = Collection.open("photos")
+found = collection.search(np.zeros((1, 1), np.uint64), k=3)
+reveal_type(found)
+with SearchClient("http://localhost:8000") as client:
+    reveal_type(client.search("shoe.jpg", rerank=Rerank(pool=9))[0][0])
+    reveal_type(client.search("shoe.jpg").coverage)
+"""
+
+
+@pytest.mark.slow
+def test_type_checkers_see_the_types_of_the_installed_package(base, tmp_path):
+    (tmp_path / "user.py").write_text(USER)
+    python = json.loads(base("python", "-c", "import json, sys; print(json.dumps(sys.executable))").stdout)
+    command = [sys.executable, "-P", "-m", "mypy", "--strict", "--python-executable", python, "user.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    revealed = re.findall(r'Revealed type is "(.*)"', done.stdout)
+    assert [kind.rpartition("fallback=")[2].rstrip("]").rpartition(".")[2] for kind in revealed] == [
+        "SearchResult",
+        "Hit",
+        "Coverage",
+    ]
