@@ -11,7 +11,7 @@ so that `open_place(FILE).read()` reads one file.
 ``put``, ``put_new``                  a small file in one step; `put_new` says whether there was none
 ``scratch``, ``put_file``             a large file: write it locally, then publish it
 ``new_folder``                        a folder, written locally; nobody reads it before it is whole
-``exists``, ``entry``                 whether a file is there; what stands at a name
+``exists``, ``entry``                 whether a file is there; what is at a name
 ``names``, ``children``, ``walk``     one folder's names or entries; every file below it, as a stream
 ``remove``, ``remove_leftovers``      a file or folder; what killed writers left
 ``lock``                              one writer at a time; in a bucket, the check that its puts can be conditional

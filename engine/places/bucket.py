@@ -236,7 +236,7 @@ class Bucket(Place):
         for mode in modes:
             if self._put_if(".lock", b"overwritten by a conditional put", mode):
                 raise PlaceError(
-                    f"{self}: its store does not heed conditional puts, without which two writers could overwrite each "
+                    f"{self}: its store ignores the conditions of puts, without which two writers could overwrite each "
                     "other: write to a folder of this machine, or to a store that has them, and copy"
                 )
         yield

@@ -24,7 +24,7 @@ class TooManyBytesError(OSError):
 
 
 class NoFileError(OSError):
-    """What stands at a name cannot be read as a file: a folder, a device, a pipe, a name that no store holds."""
+    """What is at a name cannot be read as a file: a folder, a device, a pipe, a name that no store holds."""
 
 
 class RefusedError(OSError):

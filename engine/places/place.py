@@ -100,7 +100,7 @@ class Place(abc.ABC):
 
     @abc.abstractmethod
     def entry(self, name: str = "") -> Entry | None:
-        """Say what stands at a name, None if there is nothing; in a bucket a prefix of other names is a folder."""
+        """Say what is at a name, None if there is nothing; in a bucket a prefix of other names is a folder."""
 
     def exists(self, name: str = "") -> bool:
         """Whether there is a file of this name."""
@@ -109,7 +109,7 @@ class Place(abc.ABC):
 
     @abc.abstractmethod
     def children(self, folder: str = "", *, hidden: bool = False) -> list[Entry]:
-        """List what stands in a folder, sorted by name; nothing if it is not there.
+        """List what is in a folder, sorted by name; nothing if it is not there.
 
         Parameters
         ----------

@@ -1,8 +1,8 @@
 """Locations: paths and URIs, taken apart and joined; how a bucket's URI becomes a client of its store.
 
 `s3://BUCKET/KEY` is found as the AWS tools find it: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`,
-credentials from the environment, the shared files (static keys, `AWS_PROFILE`) or the machine. Options may stand in the
-query, as `s3://bucket/photos?endpoint_override=HOST:PORT&scheme=http&region=REGION` or `?anonymous=true`.
+credentials from the environment, the shared files (static keys, `AWS_PROFILE`) or the machine. The query may give
+options, as in `s3://bucket/photos?endpoint_override=HOST:PORT&scheme=http&region=REGION` or `?anonymous=true`.
 `gs://BUCKET/KEY`, `az://CONTAINER/KEY` and `abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY` are found by the
 environment variables of Google's and Azure's tools.
 """
@@ -63,7 +63,7 @@ def join(location: str, name: str) -> str:
 
 
 def without_credentials(location: str) -> str:
-    """Return a location for messages: without options, and without the `KEY:SECRET@` that may stand in a URI."""
+    """Return a location for messages: without options, and without the `KEY:SECRET@` that a URI may contain."""
     base = split_options(location)[0]
     if is_local(base):
         return base

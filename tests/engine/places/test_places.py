@@ -214,12 +214,12 @@ def test_a_bucket_whose_puts_are_not_conditional_is_refused(bucket, monkeypatch)
         pass
     put = obstore.put
 
-    def heedless(store, key, data, *, mode=None, **options):
+    def ignoring(store, key, data, *, mode=None, **options):
         return put(store, key, data, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(obstore, "put", heedless)
-        with pytest.raises(PlaceError, match="does not heed conditional puts"), place.lock():
+        patch.setattr(obstore, "put", ignoring)
+        with pytest.raises(PlaceError, match="ignores the conditions of puts"), place.lock():
             pass
 
     def unable(store, key, data, *, mode=None, **options):
