@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from hashlight.engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
 from hashlight.engine.client.queries import Address, Code, Picture, QueryInput
 from hashlight.engine.client.results import Items, SearchResponse, data_uri
-from hashlight.engine.codes import CodeArray, check_codes, num_words
+from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.errors import DeadlineExceededError, EncoderMismatchError, HashlightError
+from hashlight.engine.errors import EncoderMismatchError, HashlightError
 from hashlight.engine.indexes.warmup import warm
-from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, open_encoder
+from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, is_encoder_of, open_encoder
 from hashlight.engine.service.asking.rendering import search_frame, search_table
-from hashlight.engine.service.asking.retrieval import Ask, answer, stored_items
+from hashlight.engine.service.asking.resolving import NoFeaturesError, sort_queries, stored_codes
+from hashlight.engine.service.asking.retrieval import Ask, answer, stored_items, time_left
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
 from hashlight.engine.service.limits import Limits
 
@@ -85,7 +86,7 @@ class LocalTransport:
             allow_partial=call.allow_partial,
             include=frozenset(call.include) - {"explain"},
         )
-        found = answer(self._searcher, ask, timeout_s=_left_s(deadline_s))
+        found = answer(self._searcher, ask, timeout_s=time_left(deadline_s))
         timing_ms = {stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}
         table = search_table(found)
         return SearchResponse(table, search_frame(found, timing_ms), self._pictures)
@@ -94,43 +95,22 @@ class LocalTransport:
         self, queries: Code | list[QueryInput], deadline_s: float, *, reranks: bool
     ) -> tuple[CodeArray, NDArray[np.float32] | None]:
         """Return codes (Q, W), and features (Q, F) if answers are re-ranked."""
-        if reranks and any(isinstance(query, np.ndarray) for query in queries):
-            raise ValueError("`rerank` needs features, which codes do not have: query by image or id")
         if isinstance(queries, np.ndarray):
+            if reranks:
+                raise NoFeaturesError(0)
             return queries, None
-        pictures: dict[int, bytes] = {}
-        ids: dict[int, int] = {}
-        codes_QW = np.zeros((len(queries), num_words(self._searcher.bits)), np.uint64)
-        for number, query in enumerate(queries):
+        for query in queries:
             if isinstance(query, Address):
                 raise ValueError(f"`queries` has {query.url}, which only a gateway fetches: pass the image's bytes")
-            if isinstance(query, Picture):
-                pictures[number] = query.data
-            elif isinstance(query, np.ndarray):
-                codes_QW[number] = check_codes(query[None], bits=self._searcher.bits, name="queries")[0]
-            else:
-                ids[number] = query
-        found: list[tuple[list[int], Encoded]] = []
-        if pictures:
-            found.append((list(pictures), self._encode(list(pictures.values()))))
-        if ids:
-            found.append((list(ids), self._stored(list(ids.values()), deadline_s, reranks)))
-        for numbers, encoded in found:
-            codes_QW[numbers] = encoded.codes
-        if not reranks:
-            return codes_QW, None
-        order = np.argsort([number for numbers, _ in found for number in numbers])
-        return codes_QW, np.concatenate([encoded.features for _, encoded in found])[order]
-
-    def _stored(self, ids: Sequence[int], deadline_s: float, reranks: bool) -> Encoded:
-        """Return codes of items, and their features if answers are re-ranked."""
-        wanted = np.array(ids, np.int64)
-        codes = b"".join(self._searcher.get(wanted, timeout_s=_left_s(deadline_s))["code"].to_pylist())
-        words = np.frombuffer(codes, "<u8").reshape(len(ids), -1).astype(np.uint64)
-        if not reranks:
-            return Encoded(words, np.zeros((len(ids), 0), np.float32))
-        features = self._searcher.features_of(wanted, timeout_s=_left_s(deadline_s))
-        return Encoded(words, features.astype(np.float32))
+        by_kind = sort_queries(queries, bits=self._searcher.bits, reranks=reranks)
+        found: list[tuple[Iterable[int], Encoded]] = []
+        if by_kind.images:
+            pictures = [image.data for image in by_kind.images.values() if isinstance(image, Picture)]
+            found.append((by_kind.images, self._encode(pictures)))
+        if by_kind.ids:
+            wanted = list(by_kind.ids.values())
+            found.append((by_kind.ids, stored_codes(self._searcher, wanted, reranks=reranks, deadline_s=deadline_s)))
+        return by_kind.resolve(found)
 
     def _encode(self, images: Sequence[bytes]) -> Encoded:
         encoder = self._encoder()
@@ -144,7 +124,7 @@ class LocalTransport:
                 "there is no encoder here to make codes of images: pass `encoder`, or ask with codes or ids"
             )
         fingerprint = self._searcher.fingerprint
-        if self._given.bits != self._searcher.bits or fingerprint not in (None, self._given.fingerprint):
+        if not is_encoder_of(self._given, bits=self._searcher.bits, fingerprint=fingerprint):
             raise EncoderMismatchError(
                 f"the collection stores {self._searcher.bits}-bit codes of encoder {fingerprint}, `encoder` is "
                 f"{self._given.fingerprint} with {self._given.bits} bits: pass the one that made the codes"
@@ -177,10 +157,3 @@ class AsyncLocalTransport:
     async def close(self) -> None:
         """Close whatever this transport opened."""
         self._transport.close()
-
-
-def _left_s(deadline_s: float) -> float:
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0:
-        raise DeadlineExceededError("no answer within the time given: give more (`timeout_s`), or ask for less")
-    return round(left_s, 3)

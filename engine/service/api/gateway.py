@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,16 @@ import pyarrow as pa
 from fastapi import Request, Response
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import CodeArray, num_words
+from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
 from hashlight.engine.query import Query
 from hashlight.engine.service.api import bodies, schemas
 from hashlight.engine.service.api.json_body import json_bytes
 from hashlight.engine.service.api.searching import SearchThreads, named
-from hashlight.engine.service.asking.encoding import Encoded, EncodingThreads, ImageEncoder
+from hashlight.engine.service.asking.encoding import Encoded, EncodingThreads, ImageEncoder, is_encoder_of
 from hashlight.engine.service.asking.rendering import hex_codes
+from hashlight.engine.service.asking.resolving import NoFeaturesError, Sorted, sort_queries, stored_codes
 from hashlight.engine.service.asking.retrieval import Ask, stored_items
 from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.door.fetch import ImageFetcher
@@ -210,7 +211,7 @@ class Gateway:
             query = Query(radius=options.radius, limit=options.limit, **more)
         if asked.codes is not None:
             if rerank is not None:
-                raise invalid("a code has no features to re-rank by: ask with images or ids", "rerank")
+                raise invalid(str(NoFeaturesError(0)), "rerank")
             codes = asked.codes
         else:
             codes, features = await self._codes_of(asked.queries, rerank is not None, deadline_s, timing_ms)
@@ -228,48 +229,27 @@ class Gateway:
     ) -> tuple[CodeArray, NDArray[np.float32] | None]:
         """Return codes (Q, W) of queries, and features (Q, F) if answers are re-ranked."""
         bits = self.searcher.bits
-        row_QB = np.zeros((len(queries), 8 * num_words(bits)), np.uint8)
-        ids: dict[int, int] = {}
-        pictures: dict[int, bytes | schemas.Query] = {}
-        for number, query in enumerate(queries):
-            if isinstance(query, bytes) or query.image is not None or query.url is not None:
-                pictures[number] = query
-            elif query.id is not None:
-                ids[number] = query.id
-            elif reranks:
-                raise invalid("a code has no features to re-rank by: ask with images or ids", f"queries.{number}.code")
-            else:
-                code = bodies.code_of_text(query.code or "", f"queries.{number}.code", bits=bits)
-                row_QB[number] = np.frombuffer(code, np.uint8)
-        codes = bodies.words_of_bytes(row_QB, bits=bits, field="queries")
-        found: list[tuple[list[int], Encoded]] = []
-        if ids:
-            found.append((list(ids), await self._stored(ids, reranks, deadline_s)))
-        if pictures:
-            found.append((list(pictures), await self._encode_queries(pictures, timing_ms)))
-        for numbers, encoded in found:
-            codes[numbers] = encoded.codes
-        if not reranks:
-            return codes, None
-        features_QF = np.zeros((len(queries), found[0][1].features.shape[1]), np.float32)
-        for numbers, encoded in found:
-            features_QF[numbers] = encoded.features
-        return codes, features_QF
+        kinds = [_kind_of(query, number, bits) for number, query in enumerate(queries)]
+        try:
+            by_kind: Sorted[schemas.Query | bytes] = sort_queries(kinds, bits=bits, reranks=reranks)
+        except NoFeaturesError as error:
+            raise invalid(str(error), f"queries.{error.number}.code") from error
+        except ValueError as error:
+            raise named(error) from error
+        found: list[tuple[Iterable[int], Encoded]] = []
+        if by_kind.ids:
+            found.append((by_kind.ids, await self._stored(by_kind.ids, reranks, deadline_s)))
+        if by_kind.images:
+            found.append((by_kind.images, await self._encode_queries(by_kind.images, timing_ms)))
+        return by_kind.resolve(found)
 
     async def _stored(self, ids: dict[int, int], reranks: bool, deadline_s: float) -> Encoded:
         """Return codes and features of items, in the order of `ids` (query number -> id)."""
-        wanted = np.array(list(ids.values()), np.int64)
-
-        def read() -> Encoded:
-            codes = self.searcher.get(wanted, timeout_s=deadline_s - time.monotonic())["code"].to_pylist()
-            words = np.frombuffer(b"".join(codes), "<u8").reshape(len(wanted), -1).astype(np.uint64)
-            if not reranks:
-                return Encoded(words, np.zeros((len(wanted), 0), np.float32))
-            features = self.searcher.features_of(wanted, timeout_s=deadline_s - time.monotonic())
-            return Encoded(words, features.astype(np.float32))
-
+        wanted = list(ids.values())
         try:
-            return await self._searches.run(read)
+            return await self._searches.run(
+                lambda: stored_codes(self.searcher, wanted, reranks=reranks, deadline_s=deadline_s)
+            )
         except IdNotFoundError as error:
             field = f"queries.{next(iter(ids))}.id" if len(ids) == 1 else "queries"
             raise RequestError(404, "id_not_found", str(error), field=field) from error
@@ -305,7 +285,7 @@ class Gateway:
                 422, "no_encoder", "this server does not encode images: query by code or id", field=field
             )
         encoder, served = self._images.encoder, self.searcher.fingerprint
-        if encoder.bits != self.searcher.bits or served not in (None, encoder.fingerprint):
+        if not is_encoder_of(encoder, bits=self.searcher.bits, fingerprint=served):
             raise RequestError(
                 503,
                 "not_ready",
@@ -342,3 +322,13 @@ class Gateway:
 def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return `document` as a JSON answer."""
     return Response(json_bytes(document), status, headers, bodies.JSON)
+
+
+def _kind_of(query: schemas.Query | bytes, number: int, bits: int) -> CodeArray | int | schemas.Query | bytes:
+    """Return a query as `sort_queries` takes it: its code, its id, or itself if it is an image."""
+    if isinstance(query, bytes) or query.image is not None or query.url is not None:
+        return query
+    if query.id is not None:
+        return query.id
+    code = bodies.code_of_text(query.code or "", f"queries.{number}.code", bits=bits)
+    return np.frombuffer(code, "<u8").astype(np.uint64)

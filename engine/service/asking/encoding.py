@@ -84,6 +84,11 @@ class ImageEncoder(Protocol):
         ...
 
 
+def is_encoder_of(encoder: ImageEncoder, *, bits: int, fingerprint: str | None) -> bool:
+    """Return whether an encoder made a collection's codes; without a fingerprint, whether it could have."""
+    return encoder.bits == bits and fingerprint in (None, encoder.fingerprint)
+
+
 def open_encoder(folder: Path) -> ImageEncoder | None:
     """Open the encoder of a collection; None if no installed package opens encoders.
 

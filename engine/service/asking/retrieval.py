@@ -139,7 +139,7 @@ def answer(searcher: Searcher, ask: Ask, *, timeout_s: float | None) -> Answer:
 
 
 def _time_to_search(deadline_s: float | None, include: frozenset[str]) -> float | None:
-    left_s = _left(deadline_s)
+    left_s = _time_left(deadline_s)
     if left_s is None:
         return None
     share, most_s = _FOR_ITEMS if include else _FOR_SENDING
@@ -187,7 +187,7 @@ def _items(searcher: Searcher, found: Answer, include: frozenset[str], deadline_
     if not include:
         return None
     distinct, place_M = np.unique(found.ids, return_inverse=True)
-    table = searcher.get(distinct, timeout_s=_left(deadline_s), without=found.coverage.degraded)
+    table = searcher.get(distinct, timeout_s=_time_left(deadline_s), without=found.coverage.degraded)
     table = table.drop_columns(["id"])
     if "attributes" not in include:
         table = table.select(["code"])
@@ -199,10 +199,21 @@ def _items(searcher: Searcher, found: Answer, include: frozenset[str], deadline_
     return table.take(place_M)
 
 
-def _left(deadline_s: float | None) -> float | None:
-    if deadline_s is None:
-        return None
+def time_left(deadline_s: float) -> float:
+    """Return the seconds until a deadline of `time.monotonic`.
+
+    Raises
+    ------
+    DeadlineExceededError
+        If there are none.
+    """
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
-        raise DeadlineExceededError("no answer within the time given: allow more (`timeout_ms`) or ask for less")
+        raise DeadlineExceededError(
+            "no answer within the time given: allow more (`timeout_s`, over HTTP `timeout_ms`), or ask for less"
+        )
     return left_s
+
+
+def _time_left(deadline_s: float | None) -> float | None:
+    return None if deadline_s is None else time_left(deadline_s)
