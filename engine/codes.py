@@ -1,4 +1,4 @@
-"""Binary codes: how bits are packed, and the checks every batch of codes passes before a kernel sees it.
+"""Binary codes: how bits are packed, and the checks on every batch of codes before a kernel runs.
 
 A code of `bits` bits is `W = ceil(bits / 64)` little-endian uint64 words. Bit `i` is bit `i % 8` of byte `i // 8`,
 which is `numpy.packbits(..., bitorder="little")` and FAISS's own order; the bits past `bits` in the last word are
@@ -21,12 +21,12 @@ MAX_BITS = 1024
 
 
 def num_words(bits: int) -> int:
-    """Return the number of 64-bit words that a code of `bits` bits takes."""
+    """Return the number of 64-bit words in a code of `bits` bits."""
     return -(-bits // WORD_BITS)
 
 
 def check_bits(bits: int) -> int:
-    """Return `bits` if a code can have that many.
+    """Return `bits`, checked.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def pack_bits(bits_NB: NDArray[np.bool_]) -> CodeArray:
     Parameters
     ----------
     bits_NB : ndarray of bool, shape (N, B)
-        One row a code.
+        One row for each code.
 
     Returns
     -------
@@ -69,21 +69,21 @@ def unpack_bits(codes_NW: CodeArray, bits: int) -> NDArray[np.bool_]:
 
 
 def check_codes(codes_NW: object, *, bits: int, name: str) -> CodeArray:
-    """Return `codes_NW` if it is a batch of codes of `bits` bits. Nothing is cast: a cast would change the bits.
+    """Return `codes_NW` if it is a batch of `bits`-bit codes. Nothing is cast, because a cast would change the bits.
 
     Parameters
     ----------
     codes_NW : ndarray of uint64, shape (N, W)
         C-contiguous, `W = ceil(bits / 64)`, unused high bits of the last word zero.
     bits : int
-        What the index or collection stores.
+        Number of bits in the index or collection.
     name : str
         The argument's name, for the messages.
 
     Raises
     ------
     TypeError
-        If it is no array of uint64.
+        If it is not an array of uint64.
     ValueError
         If the shape, the layout or the unused bits are wrong.
     """
@@ -124,7 +124,7 @@ def check_codes(codes_NW: object, *, bits: int, name: str) -> CodeArray:
 
 
 def check_k(k: object, *, rows: int = MOST_ANSWERS) -> int:
-    """Return `k` if it is a whole number of at least 1, not far above the number of codes: padding takes memory too."""
+    """Return `k` if it is an integer of at least 1 and not far above the number of codes: padding takes memory too."""
     value, most = as_integer(k, "k"), max(rows, MOST_PADDED)
     if not 1 <= value <= most:
         there = "" if rows == MOST_ANSWERS else f" (there are {rows} codes; short answers are padded)"

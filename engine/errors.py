@@ -1,39 +1,40 @@
-"""What the engine raises, beside `TypeError` and `ValueError` for arguments that are wrong in themselves.
+"""The engine's exceptions, besides `TypeError` and `ValueError` for invalid arguments.
 
 ::
 
     HashlightError
-    ├── CollectionNotFoundError   no collection where one was named
-    ├── CollectionExistsError     a collection where a new one was to be made
+    ├── CollectionNotFoundError   there is no collection at a location
+    ├── CollectionExistsError     there is already a collection at a location
     ├── CollectionBusyError       another process is writing
-    ├── CorruptDataError          stored bytes are not what was written
-    ├── PlaceError                a location that cannot be used for what is asked
-    ├── ReadFailedError           a read that failed at every try, and may succeed later
+    ├── CorruptDataError          stored data is damaged
+    ├── PlaceError                a location cannot be used for an operation
+    ├── ReadFailedError           a read failed at every try, but may succeed later
     ├── EncoderMismatchError      codes of two encoders would meet
     ├── IdNotFoundError           an id that the collection does not hold
     ├── MissingDependencyError    a package that is not installed; also an ImportError
     ├── DeadlineExceededError     no answer within the caller's time
-    ├── OverloadedError           more is asked than can be answered; it says when to try again
-    ├── NotReadyError             a server that cannot answer yet, or no longer
-    └── IncompleteError           shards are missing from an answer that must be whole
+    ├── OverloadedError           a server is overloaded; says when to try again
+    ├── NotReadyError             a server cannot answer yet, or no longer
+    └── IncompleteError           shards are missing from an answer that must be complete
         └── NoShardError          no shard answered at all
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 
 class HashlightError(Exception):
-    """Base of every failure that is not the caller's argument."""
+    """Base of all failures other than invalid arguments."""
 
 
 class CollectionNotFoundError(HashlightError):
-    """There is no collection where one was named."""
+    """There is no collection at a location."""
 
 
 class CollectionExistsError(HashlightError):
-    """There is a collection where a new one was to be made."""
+    """There is already a collection at a location."""
 
 
 class CollectionBusyError(HashlightError):
@@ -41,15 +42,15 @@ class CollectionBusyError(HashlightError):
 
 
 class CorruptDataError(HashlightError):
-    """Stored bytes are not what was written."""
+    """Stored data is damaged."""
 
 
 class PlaceError(HashlightError, ValueError):
-    """A location cannot be used for what is asked of it: no such kind of store, or one that cannot do it."""
+    """A location cannot be used: its kind of store is unknown or lacks the operation."""
 
 
 class ReadFailedError(HashlightError, OSError):
-    """A read failed for a reason that may be gone later, and did so at every try."""
+    """A read failed at every try, for a reason that may be temporary."""
 
 
 class EncoderMismatchError(HashlightError):
@@ -59,13 +60,21 @@ class EncoderMismatchError(HashlightError):
 class IdNotFoundError(HashlightError, KeyError):
     """The collection does not hold an id."""
 
+    @classmethod
+    def of(cls, missing: Sequence[int], *, wanted: int) -> Self:
+        """Return the error for the `missing` ones of `wanted` ids."""
+        hint = " (-1 pads short answers: drop it)" if -1 in missing else ""
+        if wanted == 1:
+            return cls(f"id {missing[0]} was not found{hint}")
+        return cls(f"{len(missing)} of {wanted} ids were not found, first {missing[0]}{hint}")
+
     def __str__(self) -> str:
         """Return the message; `KeyError` would quote it."""
         return str(self.args[0])
 
 
 class MissingDependencyError(HashlightError, ImportError):
-    """A package is needed that is not installed."""
+    """A required package is not installed."""
 
 
 class DeadlineExceededError(HashlightError, TimeoutError):
@@ -73,12 +82,12 @@ class DeadlineExceededError(HashlightError, TimeoutError):
 
 
 class OverloadedError(HashlightError):
-    """More is asked than can be answered.
+    """The server is overloaded.
 
     Attributes
     ----------
     retry_after_s : float
-        When it is worth to try again.
+        Seconds after which it is worth trying again.
     """
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
@@ -91,7 +100,7 @@ class NotReadyError(HashlightError):
 
 
 class IncompleteError(HashlightError):
-    """Shards are missing from an answer that must be whole.
+    """Shards are missing from an answer that must be complete.
 
     Attributes
     ----------

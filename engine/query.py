@@ -1,4 +1,4 @@
-"""What is asked of codes: the k nearest, or all within a radius. Every layer from client to index passes it on."""
+"""The query: the k nearest, or all within a radius. Every layer from client to index passes it on."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Kind = Literal["nearest", "within"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Query:
-    """What a caller wants to know of each code of a batch.
+    """The search to make for each code of a batch.
 
     Attributes
     ----------
     k : int or None
         Find the `k` nearest; or
     radius : int or None
-        find all within this Hamming distance, inclusive. One of the two is given.
+        find all within this Hamming distance, inclusive. Exactly one of the two is given.
     limit : int or None
-        With `radius`: keep at most this many answers, the nearest.
+        With `radius`: keep at most this many nearest answers.
     filter : str or None
-        Only rows whose attributes satisfy it answer; see `engine.filters.filter`.
+        Search only rows whose attributes match; see `engine.filters.filter`.
     threads : int or None
-        Parts into which a batch is cut, at most; None: one for a single code, one a core for a batch.
+        Maximum number of threads for a batch; None: one for a single code, one for each core for a batch.
     explain : bool
-        Whether the answer carries an `engine.results.Explanation`.
+        Whether the answer includes an `engine.results.Explanation`.
 
     Raises
     ------
@@ -45,7 +45,7 @@ class Query:
 
     def __post_init__(self) -> None:
         if (self.k is None) == (self.radius is None):
-            raise ValueError(f"give one of `k` and `radius`, got k {self.k} and radius {self.radius}")
+            raise ValueError(f"give exactly one of `k` and `radius`, got k {self.k} and radius {self.radius}")
         if self.limit is not None and self.radius is None:
             raise ValueError("`limit` goes with `radius`: `k` is a limit itself")
 
@@ -55,7 +55,7 @@ class Query:
         return "within" if self.k is None else "nearest"
 
     def checked(self, *, bits: int, rows: int = MOST_ANSWERS) -> Query:
-        """Return the query with plain integers, if it can be asked of `rows` codes of `bits` bits.
+        """Return the query with plain integers, checked for `rows` codes of `bits` bits.
 
         Raises
         ------
@@ -78,7 +78,7 @@ def check_threads(threads: object) -> int | None:
     Raises
     ------
     TypeError
-        If it is something else.
+        If it is anything else.
     ValueError
         If it is below 1.
     """

@@ -1,4 +1,4 @@
-"""What a query answers, and how answers are put together. Every index, shard, router and client answers in these types.
+"""The types of answers, and how answers are combined. Every index, shard, router and client answers in these types.
 
 Answers of consecutive parts of a batch are *joined*, answers of disjoint sets of codes are *merged*: exactly, ascending
 by (distance, id), however the codes are spread.
@@ -21,14 +21,14 @@ PAD_DISTANCE = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Which part of a collection an answer saw.
+    """Which part of a collection an answer covers.
 
     Attributes
     ----------
     shards, answered : int
         Shards of the collection, and how many of them answered.
     codes, searched : int
-        Codes of the collection, and how many stand in shards that answered.
+        Codes of the collection, and how many are in shards that answered.
     degraded : dict of str to str
         Name of each shard that did not answer -> the reason.
     version : int
@@ -71,7 +71,7 @@ class Explanation:
     seconds: NDArray[np.float64]
 
     def take(self, chosen_Q: NDArray[Any]) -> Explanation:
-        """Return what is said of some queries, given by a mask or by their numbers."""
+        """Return the explanations of some queries, given by a mask or by number."""
         plans = tuple(np.array(self.plans, object)[chosen_Q])
         return Explanation(plans, self.probes[chosen_Q], self.candidates[chosen_Q], self.seconds[chosen_Q])
 
@@ -86,9 +86,9 @@ class SearchResult(NamedTuple):
     ids : ndarray of int64, shape (Q, k)
         Ids; padded with -1.
     coverage : Coverage or None
-        What the answer saw; None from a bare index.
+        Which part of the collection was searched; None from a bare index.
     explain : Explanation or None
-        How it was found, where that was asked.
+        How the query was answered, if requested.
     """
 
     distances: NDArray[np.int32]
@@ -110,9 +110,9 @@ class RangeResult(NamedTuple):
     truncated : ndarray of bool, shape (Q,)
         Whether `limit` cut the answers of a query; the nearest are kept.
     coverage : Coverage or None
-        What the answer saw; None from a bare index.
+        Which part of the collection was searched; None from a bare index.
     explain : Explanation or None
-        How it was found, where that was asked.
+        How the query was answered, if requested.
     """
 
     lims: NDArray[np.int64]
@@ -160,7 +160,7 @@ def as_range(nearest: SearchResult | RerankResult) -> RangeResult:
 
 
 def cut_range(found: RangeResult, limit: int) -> RangeResult:
-    """Keep the nearest `limit` answers of each query, and say in `truncated` of which there were more."""
+    """Keep the nearest `limit` answers of each query; `truncated` says which had more."""
     counts_Q = np.diff(found.lims)
     rank_H = np.arange(found.lims[-1]) - np.repeat(found.lims[:-1], counts_Q)
     kept_H = rank_H < limit
@@ -170,7 +170,7 @@ def cut_range(found: RangeResult, limit: int) -> RangeResult:
 
 
 def merge(parts: Sequence[Result], query: Query) -> Result:
-    """Merge what disjoint sets of codes answer to one query; see `merge_search` and `merge_range`."""
+    """Merge the answers of disjoint sets of codes to one query; see `merge_search` and `merge_range`."""
     if query.k is not None:
         return merge_search(cast(Sequence[SearchResult], parts), query.k)
     return merge_range(cast(Sequence[RangeResult], parts), query.limit)
@@ -224,7 +224,7 @@ def _merge_one(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:
 
 
 def merge_explanations(parts: Sequence[SearchResult] | Sequence[RangeResult]) -> Explanation | None:
-    """Add up what shards say of their work; the plans of a query are the different ones of its shards."""
+    """Sum the work of the shards; a query's plan lists the different plans of its shards."""
     given = [part.explain for part in parts if part.explain is not None]
     if not given:
         return None

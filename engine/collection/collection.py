@@ -32,7 +32,7 @@ from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
-from hashlight.engine.results import PAD_ID, RangeResult, RerankResult, Result, SearchResult
+from hashlight.engine.results import RangeResult, RerankResult, Result, SearchResult
 from hashlight.engine.storage.attributes import RESERVED
 from hashlight.engine.storage.manifest import Manifest, read_current
 from hashlight.engine.storage.mirror import mirror
@@ -42,8 +42,7 @@ from hashlight.engine.storage.shard import Shard
 class Collection:
     """Codes on disk that answer exact Hamming queries.
 
-    A collection keeps the version it was opened at, also while another process writes a newer one. Several threads may
-    use one collection at once.
+    A collection stays at the version it was opened at, even while another process writes a newer one. Thread-safe.
 
     Examples
     --------
@@ -94,17 +93,17 @@ class Collection:
         Parameters
         ----------
         path : str or Path
-            A folder or URI where there is nothing, or (with `overwrite`) a collection.
+            An unused folder or URI or, with `overwrite`, an existing collection.
         codes : ndarray of uint64, shape (N, W)
             N of at least 1, `W = ceil(bits / 64)`.
         ids : ndarray of int64, shape (N,), optional
-            Distinct, 0 or more; the row numbers if left out.
+            Distinct, 0 or more; the row numbers by default.
         attributes : pyarrow.Table or mapping of columns, optional
-            N rows to be given back with the answers.
+            N rows, returned with the answers.
         bits : int, optional
-            True number of bits of a code; `64 * W` if left out.
+            True number of bits in a code; `64 * W` by default.
         features : ndarray of float16, shape (N, F), optional
-            Fine features to re-rank answers by; see `engine.collection.rerank`.
+            Fine features for re-ranking answers; see `engine.collection.rerank`.
         shards : int
             Number of shards, 1 to N.
         encoder : str or Path, optional
@@ -112,16 +111,16 @@ class Collection:
         fingerprint : str, optional
             The encoder's fingerprint.
         tables : bool
-            Build the multi-index of each shard. Without it every answer is a scan, and the shard half the size.
+            Build the multi-index of each shard. Without it every search is a scan, and shards are half the size.
         overwrite : bool
-            Replace a collection that is there. Readers of the old one keep it until they close it.
+            Replace an existing collection. Readers of the old one keep it until they close it.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument is wrong in itself.
+            If an argument is invalid.
         CollectionExistsError
-            If there is something at `path` and `overwrite` is false, or it is not a collection.
+            If `path` exists and `overwrite` is false, or it is not a collection.
         CollectionBusyError
             If another process is writing there.
         """
@@ -145,7 +144,7 @@ class Collection:
             A folder, or the URI of a collection in a bucket (`s3://BUCKET/PREFIX`), whose live version is first
             copied into the user's cache folder, as far as it is not there.
         verify : bool
-            Hash every file again, also those that were verified on this machine and not written since.
+            Hash every file again, even those already verified on this machine and unchanged since.
         index : {"auto", "multi", "scan", "faiss-flat", "faiss-multi-hash"}
             Who answers; the answers are the same. "auto" plans each query, "multi" asks the tables alone, "scan"
             compares with every code, and the others are FAISS's indexes, filled with a copy of the codes.
@@ -172,17 +171,17 @@ class Collection:
 
     @property
     def bits(self) -> int:
-        """True number of bits of a code."""
+        """True number of bits in a code."""
         return self._manifest.bits
 
     @property
     def version(self) -> int:
-        """The version that is open."""
+        """The open version."""
         return self._manifest.version
 
     @property
     def fingerprint(self) -> str | None:
-        """Fingerprint of the encoder that made the codes, if one did."""
+        """Fingerprint of the encoder that made the codes, if known."""
         return self._manifest.encoder
 
     @property
@@ -211,7 +210,7 @@ class Collection:
         return self._manifest.rows
 
     def __repr__(self) -> str:
-        """Answer what an operator asks first."""
+        """Show what an operator asks first."""
         return (
             f"Collection({str(self.path)!r}, version {self.version}: {len(self):,} codes of {self.bits} bits in "
             f"{len(self._shards)} shards, {self.num_bytes / 1e6:,.1f} MB, index {self.index})"
@@ -260,18 +259,18 @@ class Collection:
         ----------
         queries : ndarray of uint64, shape (Q, W)
         k : int
-            At least 1; more than there are codes gives padded rows, and is refused above 10,000.
+            At least 1. If it exceeds the number of codes, rows are padded; beyond 10,000 that is refused.
         filter : str, optional
-            Search only rows whose attributes satisfy it, such as `'label == 3 and price < 5.5'`; see
+            Search only rows whose attributes match, such as `'label == 3 and price < 5.5'`; see
             `engine.filters.filter`.
         rerank : Rerank, optional
-            Take a pool of codes, of a size or within a radius, and order it by fine features.
+            Take a pool of codes, by size or within a radius, and order it by fine features.
         features : ndarray of float, shape (Q, F), with `rerank` only
-            The queries' own fine features, from the encoder that made the collection's.
+            The queries' fine features, from the collection's encoder.
         threads : int, optional
-            At most this many for one call; one a core if left out. All calls of a process share one pool.
+            Maximum for this call; by default one for each core. All calls of a process share one pool.
         explain : bool
-            Say in `explain` how each query was answered: plan, probes, candidates, seconds.
+            Report in `explain` how each query was answered: plan, probes, candidates, seconds.
 
         Returns
         -------
@@ -282,7 +281,7 @@ class Collection:
         Raises
         ------
         TypeError, ValueError
-            If codes, features or filter do not fit the collection, or it has no features to order by.
+            If codes, features or filter do not fit the collection, or it has no features.
         """
         query = Query(k=k, filter=filter, threads=threads, explain=explain)
         return cast(SearchResult | RerankResult, self.answer(queries, query, rerank=rerank, features=features))
@@ -305,7 +304,7 @@ class Collection:
         radius : int
             Inclusive, 0 to `bits`.
         limit : int, optional
-            Keep at most this many answers a query, the nearest, and say in `truncated` where more were found.
+            Keep at most this many nearest answers of each query; `truncated` says whether there were more.
         filter, threads, explain
             As in `search`.
 
@@ -337,7 +336,7 @@ class Collection:
         rerank: Rerank | None = None,
         features: NDArray[np.floating[Any]] | None = None,
     ) -> Result | RerankResult:
-        """Answer one query for each of several codes: what `search` and `range_search` do.
+        """Answer the same query for each of several codes, as `search` and `range_search` do.
 
         Parameters
         ----------
@@ -372,25 +371,25 @@ class Collection:
         shards: int = 1,
         tables: bool = True,
     ) -> Self:
-        """Write a version of this collection that has more codes, and open it. This one stays as it is.
+        """Write a version of this collection with additional codes, and open it. This object does not change.
 
         Parameters
         ----------
         codes : ndarray of uint64, shape (N, W)
-            Of the encoder that made the others.
+            From the encoder that made the stored ones.
         ids : ndarray of int64, shape (N,), optional
-            Not yet in the live version; the numbers after its highest if left out.
+            Not yet in the live version; by default the numbers after its highest id.
         attributes, features
-            As in `create`, and with the same names, types and widths as those that are there.
+            As in `create`, with the same names, types and widths as the stored ones.
         shards : int
-            Number of new shards; the old ones are left as they are.
+            Number of new shards; old shards do not change.
         tables : bool
             As in `create`.
 
         Raises
         ------
         ValueError
-            If an id is there already, or attributes or features are others than those that are there.
+            If an id exists already, or attributes or features do not match the stored ones.
         CollectionBusyError
             If another process is writing.
         """
@@ -409,7 +408,7 @@ class Collection:
         return type(self).open(self.location, index=self.index)
 
     def get(self, ids: IdArray | Sequence[int]) -> pa.Table:
-        """Return what is stored of some ids, in the order asked.
+        """Return the stored data of some ids, in the order requested.
 
         Parameters
         ----------
@@ -436,13 +435,11 @@ class Collection:
                 place_M[found] = offset + np.arange(len(found))
                 offset += len(found)
         if (place_M < 0).any():
-            missing = wanted_M[place_M < 0]
-            hint = " (-1 pads short answers: drop it)" if (missing == PAD_ID).any() else ""
-            raise IdNotFoundError(f"{len(missing)} of {len(wanted_M)} ids are not here, first {missing[0]}{hint}")
+            raise IdNotFoundError.of(wanted_M[place_M < 0].tolist(), wanted=len(wanted_M))
         return pa.concat_tables(tables).take(place_M)
 
     def thumbnails_of(self, ids: IdArray) -> list[bytes | None]:
-        """Return the small encoded pictures of some ids, in the order asked; None where there is none.
+        """Return the thumbnails of some ids, in the order requested; None for those without one.
 
         Parameters
         ----------
@@ -459,7 +456,7 @@ class Collection:
         return pictures
 
     def features_of(self, ids: IdArray) -> NDArray[np.float16]:
-        """Return the fine features of some ids, (M, F) float16, in the order asked.
+        """Return the fine features of some ids, (M, F) float16, in the order requested.
 
         Parameters
         ----------
@@ -486,7 +483,7 @@ class Collection:
             features_MF[here_M] = shard_features[row_M[here_M]]
             found_M |= here_M
         if not found_M.all():
-            raise IdNotFoundError(f"{int((~found_M).sum())} of {len(ids)} ids are not here, first {ids[~found_M][0]}")
+            raise IdNotFoundError.of(ids[~found_M].tolist(), wanted=len(ids))
         return features_MF
 
     @staticmethod
@@ -502,7 +499,7 @@ class Collection:
 
 
 def _check_new_codes(codes: CodeArray, bits: int | None) -> tuple[CodeArray, int]:
-    """Return checked codes and their number of bits; all bits of their words if it was left out."""
+    """Return checked codes and their number of bits, by default all bits of their words."""
     if bits is None:
         bits = WORD_BITS * codes.shape[-1] if isinstance(codes, np.ndarray) and codes.ndim else WORD_BITS
     bits = check_bits(bits)

@@ -1,4 +1,4 @@
-"""Coarse to fine: a pool of Hamming neighbours, put into the order of their fine features.
+"""Coarse to fine: a pool of Hamming neighbours, re-ranked by their fine features.
 
 Lin et al., "Deep learning of binary hash codes for fast image retrieval", CVPR workshops 2015. Q queries, P items of a
 pool, F feature dimensions.
@@ -19,20 +19,20 @@ from hashlight.engine.results import PAD_ID, RerankResult, Result, SearchResult
 
 METRICS = ("l2", "cosine")
 
-# Feature values that are held at a time, in float32: 64 MB, and as much again for their differences.
+# Number of float32 feature values in memory at a time: 64 MB, and as much again for their differences.
 _VALUES_AT_ONCE = 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Rerank:
-    """How a pool is taken and ordered.
+    """How a pool is chosen and ordered.
 
     Attributes
     ----------
     pool : int or None
-        Take this many nearest codes, at least as many as are asked for.
+        Take this many nearest codes, at least k.
     radius : int or None
-        Or take all codes within this distance. One of the two is given.
+        Or take all codes within this distance. Exactly one of the two is given.
     metric : {"l2", "cosine"}
         Euclidean distance, or 1 - cosine, of the fine features.
     """
@@ -53,7 +53,7 @@ class Rerank:
 
 
 def pool_query(query: Query, rerank: Rerank, *, rows: int) -> Query:
-    """Return the query for the pool that a query for the nearest by features is answered from."""
+    """Return the query that fetches the pool."""
     if rerank.radius is not None:
         return dataclasses.replace(query, k=None, radius=rerank.radius)
     return dataclasses.replace(query, k=min(rerank.pool or query.k or 1, max(1, rows)))
@@ -72,7 +72,7 @@ def pools_of(found: Result) -> NDArray[np.int64]:
 def check_query_features(
     features: NDArray[np.floating[Any]] | None, rerank: Rerank | None, *, num_queries: int, k: int | None
 ) -> None:
-    """Refuse re-ranking without the queries' features, features without re-ranking, and what does not fit.
+    """Raise if re-ranking lacks the queries' features, features lack re-ranking, or they do not fit.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def check_query_features(
     if features is None or rerank is None:
         return
     if k is None:
-        raise ValueError("`rerank` goes with `k`, how many are wanted of the pool, got a radius search")
+        raise ValueError("`rerank` needs `k`, the number of answers to take from the pool, got a radius search")
     if rerank.pool is not None and rerank.pool < k:
         raise ValueError(f"`rerank` must have a `pool` of at least `k`, {k}, got {rerank.pool}")
     if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
@@ -103,7 +103,7 @@ def rerank_ids(
     *,
     metric: str = "l2",
 ) -> RerankResult:
-    """Order pools whose features are read a few queries at a time, so that memory does not grow with the batch.
+    """Re-rank pools, reading features a few queries at a time so that memory does not grow with the batch.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def rerank_pool(
     Raises
     ------
     ValueError
-        If the shapes do not fit, or `metric` is none.
+        If the shapes do not fit, or `metric` is unknown.
     """
     if pool_features.shape != (*pool_ids.shape, query_features.shape[-1]) or len(query_features) != len(pool_ids):
         raise ValueError(

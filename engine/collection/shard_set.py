@@ -1,4 +1,4 @@
-"""The shards that are open in this process, asked as one: each in turn or in threads, merged by (distance, id)."""
+"""The open shards of this process, searched as one: one after another or in threads, merged by (distance, id)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _WORTH_A_THREAD_S = 300e-6
 
 
 class SearchableShard(Protocol):
-    """What is asked: a shard, or a bare index."""
+    """A shard or a bare index."""
 
     def __len__(self) -> int:
         """Return the number of codes."""
         ...
 
     def answer(self, queries_QW: CodeArray, query: Query, *, farthest_Q: NDArray[np.int32] | None = None) -> Result:
-        """Answer as `engine.indexes.base.Index.answer`, from the rows that satisfy `query.filter`."""
+        """Like `engine.indexes.base.Index.answer`, from the rows that match `query.filter`."""
         ...
 
 
 class ShardSet:
-    """Answers over all shards of one collection version. Several threads may use one at once."""
+    """Answers over all shards of one collection version. Thread-safe."""
 
     def __init__(self, shards: Sequence[SearchableShard], *, version: int) -> None:
         self._shards = tuple(shards)
@@ -42,9 +42,9 @@ class ShardSet:
         )
 
     def answer(self, queries_QW: CodeArray, query: Query) -> Result:
-        """Answer one query for each of several codes (Q, W), over all shards.
+        """Answer the same query for each of several codes (Q, W), over all shards.
 
-        With `query.k` a shard looks no farther than the k-th answer of those before it.
+        With `query.k`, a shard searches no farther than the k-th answer of earlier shards.
         """
 
         def ask(shards: Sequence[SearchableShard], threads: int | None, first: list[Result]) -> list[Result]:
@@ -64,9 +64,9 @@ class ShardSet:
         num_queries: int,
         threads: int | None,
     ) -> list[Result]:
-        """Ask every shard: a batch spreads over threads within each shard, one too small for that over the shards.
+        """Search every shard: large batches spread over threads inside each shard, small ones over the shards.
 
-        Whether it is worth the threads, the first shard tells by the time it takes.
+        The time that the first shard takes decides whether threads are worth their cost.
         """
         wanted = min(threads or usable_cores(), len(self._shards))
         if wanted == 1 or len(cut(num_queries, threads, least=MIN_QUERIES_A_THREAD)) >= wanted:
@@ -80,7 +80,7 @@ class ShardSet:
 
 
 def _nearer(farthest_Q: NDArray[np.int32] | None, answer: Result) -> NDArray[np.int32] | None:
-    """Return how far an answer may be (Q,) once this one is known; None, for a radius search: as far as the radius."""
+    """Return the distance bound (Q,) that this answer gives for further shards; None for a radius search."""
     if isinstance(answer, RangeResult):
         return None
     last_Q = answer.distances[:, -1]

@@ -38,7 +38,7 @@ from hashlight.engine.storage.shard import read_ids, read_layout, write_shard
 
 logger = logging.getLogger(__name__)
 
-# Where a job that writes shards one after another may keep what it has finished; no version of a collection needs it.
+# Where a job that writes shards one by one may record finished ones; no collection version needs it.
 JOB_FOLDER = "build"
 
 _OWN_ENTRIES = {".lock", "CURRENT", "encoder", "manifests", "shards", JOB_FOLDER}
@@ -49,10 +49,10 @@ Mode = Literal["create", "replace", "append"]
 
 
 class CollectionWriter:
-    """Writes one new version of a collection; nothing is seen of it until `commit`.
+    """Writes one new version of a collection, which is invisible until `commit`.
 
-    Use it as a context manager: it holds the collection's writer lock, and what was not committed is removed. In a
-    bucket, which has no locks, of two writers the one that commits later is refused.
+    Use it as a context manager: it holds the collection's writer lock, and removes everything uncommitted. Buckets have
+    no locks; of two writers, the one that commits second is refused.
 
     Parameters
     ----------
@@ -64,10 +64,10 @@ class CollectionWriter:
     tables : bool
         Whether shards get a multi-index.
     overwrite : bool
-        Whether a collection that is there may be replaced.
+        Whether an existing collection may be replaced.
     append : bool
-        Keep the shards of the collection that is there and add to them. That ids stay distinct is for the caller to
-        check; see `refuse_known_ids`.
+        Keep the shards of the existing collection and add to them. The caller must make sure that ids stay distinct;
+        see `refuse_known_ids`.
     finished : callable, optional
         Called once the lock is held: returns the names of shards that an interrupted write finished and this one will
         add. Other shards that no version names are removed.
@@ -103,13 +103,13 @@ class CollectionWriter:
         """Take the writer lock and check that a collection may be written here."""
         refuse_foreign_folder(self.store)
         if self._mode == "append":
-            read_current(self.store)  # before a lock file is left where there is no collection
+            read_current(self.store)  # before a lock file is created where there is no collection
         self._stack.enter_context(self.store.lock())
         try:
             self._current = self.store.find("CURRENT")
             self._previous = self._to_append_to() if self._mode == "append" else self._replaceable()
             if self.store.local and (self._previous or not self._current):
-                # A disk that a dead build filled would stay full until one succeeds.
+                # Before writing: a disk filled by a dead build would otherwise stay full until a build succeeds.
                 sweep_unnamed(self.store, keep=self._finished())
             self._old_names = {folder: self.store.names(folder, hidden=True) for folder in _FOLDERS}
         except BaseException:
@@ -118,7 +118,7 @@ class CollectionWriter:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Remove what was not committed and let go of the lock."""
+        """Remove everything uncommitted and release the lock."""
         with self._stack:
             for name in self._uncommitted:
                 with contextlib.suppress(OSError):  # the next write removes it
@@ -126,11 +126,11 @@ class CollectionWriter:
 
     @property
     def previous(self) -> Manifest | None:
-        """The version that this write follows, if it can be read."""
+        """The version before this write, if it can be read."""
         return self._previous
 
     def _replaceable(self) -> Manifest | None:
-        """Return the live manifest that this write will replace; a damaged one may be replaced too."""
+        """Return the live manifest that this write will replace; it may be damaged."""
         try:
             live = read_current(self.store)
         except (CollectionNotFoundError, CorruptDataError) as error:
@@ -143,7 +143,7 @@ class CollectionWriter:
         if self._mode == "create":
             raise CollectionExistsError(
                 f"{self.store} is a collection (version {live.version}, {live.rows:,} codes): choose another path, "
-                "say that it may be replaced (`overwrite=True`, `--overwrite`), or add to it (`Collection.append`, "
+                "allow it to be replaced (`overwrite=True`, `--overwrite`), or add to it (`Collection.append`, "
                 "`--append`)"
             )
         return live
@@ -160,7 +160,7 @@ class CollectionWriter:
         return live
 
     def refuse_known_ids(self, ids_N: IdArray) -> None:
-        """Raise ValueError if the version that is added to holds one of `ids_N` already."""
+        """Raise ValueError if the existing version already has one of `ids_N`."""
         for spec in self._previous.shards if self._previous else ():
             known = find_repeated(np.concatenate([read_ids(self.store, spec), ids_N]))
             if len(known):
@@ -170,7 +170,7 @@ class CollectionWriter:
                 )
 
     def highest_id(self) -> int:
-        """Return the highest id of the version that is added to, -1 if there is none."""
+        """Return the highest id of the existing version, -1 if there is none."""
         shards = self._previous.shards if self._previous else ()
         return max((int(read_ids(self.store, spec).max()) for spec in shards), default=-1)
 
@@ -186,7 +186,7 @@ class CollectionWriter:
         Raises
         ------
         ValueError
-            If attributes or features are not those of the shards that are there.
+            If attributes or features do not match those of the other shards.
         """
         with new_shard(self.store) as folder:
             spec = write_shard(
@@ -210,7 +210,7 @@ class CollectionWriter:
         self._specs[len(self._specs) if number is None else number] = spec
 
     def _layout(self) -> str | None:
-        """Describe what the shards that will be live so far store beside codes; None if there are none."""
+        """Describe what the shards so far store besides codes; None if there are no shards."""
         first = next(iter((*self._kept, *self._specs.values())), None)
         return None if first is None else read_layout(self.store, first)
 
@@ -219,7 +219,7 @@ class CollectionWriter:
         return self._previous.shards if self._mode == "append" and self._previous else ()
 
     def add_encoder(self, files: Mapping[str, bytes]) -> None:
-        """Keep a copy of the encoder that made the codes, the files of its folder by name."""
+        """Store a copy of the encoder that made the codes: the files of its folder, by name."""
         if self._fingerprint is None:
             raise ValueError("an encoder is kept under its fingerprint: give `fingerprint` with `encoder`")
         name = f"encoder/{self._fingerprint}"
@@ -239,7 +239,7 @@ class CollectionWriter:
         Raises
         ------
         CollectionBusyError
-            If another process wrote to the bucket meanwhile.
+            If another process has written to the bucket meanwhile.
         """
         last = max((int(name[:8]) for name in self._old_names["manifests"] if name[:8].isdigit()), default=0)
         manifest = Manifest(
@@ -249,12 +249,12 @@ class CollectionWriter:
             shards=(*self._kept, *(spec for _, spec in sorted(self._specs.items()))),
         )
         current = write_manifest(self.store, manifest)
-        # From here on the new version may be live, or have been, and another writer's version hold its shards, whatever
-        # the store answers. What is in no live version is swept by the next write.
+        # From here on, whatever the store answers, the new version may be or have been live, and another writer's
+        # version may use its shards. The next write removes whatever is in no live version.
         self._uncommitted = []
         make_live(self.store, current, self._current)
-        # What lies here since before this write and is not live was left by a writer that died, or is two versions
-        # old. The version before stays for readers that have read CURRENT and not yet opened its files.
+        # Anything older than this write that is not live is a leftover of a dead writer, or two versions old. The
+        # previous version stays for readers that have read CURRENT but not yet opened its files.
         sweep(self.store, [manifest, *([self._previous] if self._previous else [])], self._old_names)
         return manifest
 
@@ -267,7 +267,7 @@ def new_shard(store: Place) -> Iterator[Path]:
 
 
 def split_rows(rows: int, shards: int) -> Iterator[slice]:
-    """Cut `rows` rows into `shards` runs whose lengths differ by at most one.
+    """Divide `rows` rows into `shards` runs whose lengths differ by at most one.
 
     Raises
     ------
@@ -275,7 +275,7 @@ def split_rows(rows: int, shards: int) -> Iterator[slice]:
         If there are no rows, or `shards` is not within 1 to `rows`.
     """
     if rows == 0:
-        raise ValueError("a collection holds at least 1 code, got 0")
+        raise ValueError("a collection must have at least 1 code, got 0")
     if not 1 <= shards <= rows:
         raise ValueError(f"`shards` must be 1 to {rows} (the number of codes), got {shards}")
     edges = [rows * number // shards for number in range(shards + 1)]

@@ -1,1 +1,1 @@
-"""Conditions on attributes, in the words of SQL, that say which rows may answer."""
+"""Conditions on attributes, in SQL's syntax, that select rows."""

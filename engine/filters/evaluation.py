@@ -1,4 +1,4 @@
-"""What a filter does to a batch of rows: comparisons, membership and logic on Arrow columns, with nulls as in SQL."""
+"""Evaluating a filter on a batch of rows: comparisons, membership and logic on Arrow columns, with SQL's nulls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters: a condition on attributes, in the words of SQL, that says which rows may answer.
+"""Filters: a condition on attributes, in SQL's syntax, that selects rows.
 
 ::
 
@@ -15,9 +15,9 @@
     column := name | `name with any characters`
     value := number | "text" | 'text' | true | false
 
-Words may be in either case. A quote inside a text is doubled, as in SQL. Dates and times are compared with their ISO
-8601 text. As in SQL, a comparison with a null is neither true nor false, and a row answers only where the whole
-condition is true. The text is parsed here and never evaluated as a program.
+Keywords are case-insensitive. A quote inside a string is doubled, as in SQL. Dates and times are compared with ISO 8601
+strings. As in SQL, a comparison with null is neither true nor false, and a row matches only if the whole condition is
+true. The text is parsed here and never evaluated as code.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_LENGTH = 10_000  # characters
 
 
 class Filter:
-    """A parsed filter over rows of one schema. Several threads may use one filter at once.
+    """A parsed filter over rows of one schema. Thread-safe.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Filter:
     Raises
     ------
     FilterError
-        If the text is no condition, names no attribute, or compares one with a value of another kind.
+        If the text is not a condition, names an unknown attribute, or compares one with a value of another type.
 
     Examples
     --------
@@ -76,7 +76,7 @@ class Filter:
         self.columns = tuple(sorted(parser.columns))
 
     def mask(self, batches: Iterable[pa.RecordBatch]) -> NDArray[np.bool_]:
-        """Return whether each row of the batches, laid end to end, satisfies the condition."""
+        """Return whether each row of the concatenated batches matches the condition."""
         parts = [
             pc.fill_null(self._condition(batch), False).to_numpy(zero_copy_only=False).astype(np.bool_)
             for batch in batches
@@ -85,7 +85,7 @@ class Filter:
 
 
 class MaskCache:
-    """Row masks by (what they are of, filter), the least recently used ones dropped beyond `max_bytes`."""
+    """A cache of row masks by (owner, filter); beyond `max_bytes` the least recently used are dropped."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -94,7 +94,7 @@ class MaskCache:
         self._lock = threading.Lock()
 
     def get(self, owner: str, text: str, make: Callable[[], NDArray[np.bool_]]) -> NDArray[np.bool_]:
-        """Return the mask of `text` over `owner`, made if it is not here."""
+        """Return the mask of `text` over `owner`, computed if it is not cached."""
         key = (owner, text)
         with self._lock:
             if key in self._masks:

@@ -26,12 +26,12 @@ from hashlight.engine.filters.evaluation import (
 )
 from hashlight.engine.filters.tokens import FilterError, Token, tokens_of, unquote
 
-MAX_DEPTH = 50  # of brackets and negations: far above what people write, far below what Python's stack takes
+MAX_DEPTH = 50  # of brackets and negations: far more than people write, far less than Python's stack allows
 MAX_PREDICATES = 100  # each is a pass over all rows
 
 
 class Parser:
-    """Recursive descent, one method a rule of the grammar.
+    """A recursive-descent parser with one method for each rule of the grammar.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Parser:
         self.columns: set[str] = set()
 
     def parse(self) -> Condition:
-        """Return the condition that the whole text states."""
+        """Parse the whole text."""
         condition = self._any()
         if self._here.kind != "end":
             self._fail("`and`, `or` or the end")
@@ -64,7 +64,7 @@ class Parser:
         return token
 
     def _accept(self, *words: str) -> bool:
-        """Step over these words if they stand here."""
+        """Skip these words if they are next."""
         if [token.word for token in self._tokens[self._next : self._next + len(words)]] != list(words):
             return False
         self._next += len(words)
@@ -135,7 +135,7 @@ class Parser:
         name = token.text.strip("`")
         if name not in self._schema.names:
             known = ", ".join(self._schema.names) or "none"
-            raise FilterError(f"`{name}` is no attribute; there are: {known}", token.position)
+            raise FilterError(f"`{name}` is not an attribute; there are: {known}", token.position)
         self.columns.add(name)
         return self._schema.field(name)
 
@@ -174,7 +174,7 @@ class Parser:
         column = self._column()
         if not is_list(column.type):
             raise FilterError(
-                f"`{column.name}` is {column.type}, no list: write `{column.name} == value`, the attribute first",
+                f"`{column.name}` is {column.type}, not a list: write `{column.name} == value`, the attribute first",
                 position,
             )
         after, self._next = self._next, start
@@ -216,17 +216,17 @@ def _scalar(token: Token, kind: pa.DataType) -> pa.Scalar:
         return pa.scalar(unquote(token.text)).cast(kind)
     if token.kind == "word" and pa.types.is_boolean(kind):
         return pa.scalar(token.word == "true")
-    raise ValueError(f"{token} is no {kind}")
+    raise ValueError(f"{token} is not a valid {kind}")
 
 
 def _number(text: str, kind: pa.DataType) -> pa.Scalar:
     if pa.types.is_floating(kind):
-        # In the attribute's own precision: a stored float32 of 0.1 equals 0.1.
+        # In the attribute's own precision, so that a stored float32 of 0.1 equals 0.1.
         return pa.scalar(float(text), kind).cast(comparable_type(kind))
     value = int(text) if re.fullmatch(r"-?\d+", text) else float(text)
     if isinstance(value, float) and (not value.is_integer() or abs(value) > 2**53):
         return pa.scalar(value)
     if not pa.types.is_integer(kind):
         return pa.scalar(value)
-    # Beyond the type's range the comparison is still meant; Arrow widens all but uint64 with signed numbers.
+    # Values beyond the type's range still compare; Arrow widens all types except uint64 with signed numbers.
     return pa.scalar(int(value), pa.uint64() if pa.types.is_uint64(kind) else pa.int64())

@@ -1,4 +1,4 @@
-"""The words of a filter: names, texts, numbers and signs, and the error that points at one of them."""
+"""The tokens of a filter: names, strings, numbers and operators, and the error that points at one of them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ KEYWORDS = {"and", "or", "not", "in", "like", "is", "null", "true", "false"}
 
 
 class FilterError(ValueError):
-    """A filter cannot be understood, or does not fit the attributes.
+    """A filter cannot be parsed, or does not fit the attributes.
 
     Attributes
     ----------
     position : int
-        Of the character at fault, from 0.
+        Index of the offending character, from 0.
     """
 
     def __init__(self, message: str, position: int) -> None:
@@ -35,7 +35,7 @@ class FilterError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Token:
-    """One word, sign, number or text of a filter, and where it stands."""
+    """One word, operator, number or string of a filter, and its position."""
 
     kind: str
     text: str
@@ -43,7 +43,7 @@ class Token:
 
     @property
     def word(self) -> str:
-        """The keyword or sign that stands here, in lower case; empty for names, texts and numbers."""
+        """The keyword or operator in lower case; empty for names, strings and numbers."""
         lower = self.text.lower()
         return lower if self.kind == "sign" or (self.kind == "word" and lower in KEYWORDS) else ""
 
@@ -52,7 +52,7 @@ class Token:
 
 
 def tokens_of(text: str) -> Iterator[Token]:
-    """Cut the text of a filter into tokens, the last of which is its end."""
+    """Split the text of a filter into tokens, the last of which marks its end."""
     position, end = 0, len(text.rstrip())
     while position < end:
         match = _TOKEN.match(text, position)

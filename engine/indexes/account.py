@@ -1,4 +1,4 @@
-"""Keeping account of how each query of a batch was answered."""
+"""Records how each query of a batch was answered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hashlight.engine.results import Explanation
 
 
 class Account:
-    """What was done for each of `num_queries` queries over `rows` codes."""
+    """The work done for each of `num_queries` queries over `rows` codes."""
 
     def __init__(self, num_queries: int, rows: int) -> None:
         self._rows = rows
@@ -22,13 +22,13 @@ class Account:
         self._seconds_Q = np.zeros(num_queries)
 
     def add_tables(self, group: NDArray[np.intp], work: Work, start: float) -> None:
-        """Book the work of the tables for the queries of `group`, begun at `start` (`time.perf_counter`)."""
+        """Record the work of the tables for the queries of `group`, started at `start` (`time.perf_counter`)."""
         self._book(group, "tables", start)
         self._probes_Q[group] += work.probes_Q
         self._candidates_Q[group] += work.candidates_Q
 
     def add_scan(self, group: NDArray[np.intp], start: float) -> None:
-        """Book a scan for the queries of `group`, begun at `start`."""
+        """Record a scan for the queries of `group`, started at `start`."""
         self._book(group, "scan", start)
         self._candidates_Q[group] += self._rows
 
@@ -39,7 +39,7 @@ class Account:
                 self._plans[query].append(plan)
 
     def explanation(self) -> Explanation:
-        """Return what was booked."""
+        """Return the records."""
         return Explanation(
             plans=tuple(", then ".join(plans) for plans in self._plans),
             probes=self._probes_Q,

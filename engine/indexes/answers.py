@@ -1,4 +1,4 @@
-"""From what kernels write to the result types: places for hits that grow, heaps, padding, order."""
+"""From the output of kernels to result types: growing buffers for hits, heaps, padding, order."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ RowMask = NDArray[np.bool_]
 
 
 class Index(ABC):
-    """Exact Hamming search over fixed codes. Several threads may search one index at once."""
+    """Exact Hamming search over fixed codes. Thread-safe."""
 
     bits: int
     ids_N: IdArray  # noqa: N815 - the shape is part of the name
@@ -43,7 +43,7 @@ class Index(ABC):
         mask: RowMask | None = None,
         farthest_Q: NDArray[np.int32] | None = None,
     ) -> Result:
-        """Answer one query for each of several codes.
+        """Answer the same query for each of several codes.
 
         Parameters
         ----------
@@ -67,10 +67,10 @@ class Index(ABC):
         """
 
     def find_fault(self, codes_NW: CodeArray) -> str | None:
-        """Return what keeps the index from finding its own codes, None if nothing does: a check by a few of them.
+        """Return why the index does not find its own codes, or None; checks a few of them.
 
-        Asks every way of answering that the index has, whichever a plan would choose. `codes_NW` are the codes that it
-        should hold, in its order of rows.
+        Tries every way of answering that the index has, whatever a plan would choose. `codes_NW` are the codes that it
+        should hold, in its row order.
         """
         return self._fault_of_first_code(codes_NW, "the index")
 
@@ -107,7 +107,7 @@ class Index(ABC):
 
 
 def check_rows(rows: int) -> int:
-    """Return `rows` if one index can hold that many.
+    """Return `rows` if one index can hold them.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def check_rows(rows: int) -> int:
         If it cannot.
     """
     if rows > MAX_ROWS:
-        raise ValueError(f"an index holds at most {MAX_ROWS} codes, got {rows}: spread them over more shards")
+        raise ValueError(f"an index can have at most {MAX_ROWS} codes, got {rows}: spread them over more shards")
     return rows
 
 
@@ -155,7 +155,7 @@ def check_mask(mask: object, *, rows: int) -> RowMask | None:
     Raises
     ------
     TypeError
-        If it is no array of bool.
+        If it is not an array of bool.
     ValueError
         If the shape or the layout is wrong.
     """
@@ -178,7 +178,7 @@ def check_farthest(farthest_Q: NDArray[np.int32] | None, *, rows: int, bits: int
     Raises
     ------
     TypeError, ValueError
-        If it is no int32 array of that many.
+        If it is not an int32 array of that length.
     """
     if farthest_Q is None:
         return np.full(rows, bits, np.int32)

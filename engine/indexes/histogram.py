@@ -1,4 +1,4 @@
-"""Distance histograms: all that retrieval metrics need to know of a Hamming ranking."""
+"""Distance histograms, from which retrieval metrics of a Hamming ranking are computed."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def graded_histogram(
 
 
 def _packed(labels: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Return a bit a label, in whole words."""
+    """Pack labels into one bit each, in whole words."""
     words = max(1, -(-labels.shape[1] // 64))
     packed = np.zeros((len(labels), 8 * words), np.uint8)
     packed[:, : -(-labels.shape[1] // 8)] = np.packbits(labels, axis=1)

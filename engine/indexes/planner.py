@@ -1,9 +1,10 @@
-"""Scan or tables: what each would cost, from constants measured on this machine.
+"""Scan or tables: the cost of each, from constants measured on this machine.
 
-A scan costs the rows, and shares the loading of codes among the queries of a batch. The tables cost the buckets they
-look up and the candidates they read. For a radius search the candidates are counted before any code is read, from the
-bucket sizes (a sample of them where there are many), because learned codes crowd into few buckets. For kNN the tables
-are asked in steps, each priced before it is taken; a query whose remaining steps cost more than a scan goes there.
+The cost of a scan is proportional to the rows; loading the codes is shared among the queries of a batch. The cost of
+the tables is that of the buckets looked up and the candidates read. For a radius search the candidates are counted
+before any code is read, from the bucket sizes (a sample of them where there are many), because learned codes crowd into
+few buckets. For kNN the tables are asked in steps, each priced before it is taken; a query whose remaining steps cost
+more than a scan goes there.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ WORTH_MEASURING = 500_000  # rows from which a wrong choice is felt
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Costs:
-    """What work costs on one machine, in nanoseconds. Compared by identity, so that keeping what follows is cheap.
+    """The costs on one machine, in nanoseconds. Compared by identity, so that derived values can be cached cheaply.
 
     Attributes
     ----------
@@ -74,24 +75,24 @@ class Costs:
     near_ns: float = 25.0
 
     def lookup_ns(self, distinct: int) -> float:
-        """Return what a lookup costs in tables over so many distinct codes: between near and far by their logarithm."""
+        """Return the cost of a lookup in tables over so many distinct codes, interpolated on a log scale."""
         far = (math.log2(max(distinct, 1)) - math.log2(NEAR_ROWS)) / (math.log2(FAR_ROWS) - math.log2(NEAR_ROWS))
         return self.near_lookup_ns + min(max(far, 0.0), 1.0) * (self.far_lookup_ns - self.near_lookup_ns)
 
     def read_ns(self, distinct: int, words: int) -> float:
-        """Return what it costs to read the code of an entry whose sketch did not dismiss it."""
+        """Return the cost of reading the code of an entry that its sketch did not dismiss."""
         return self.lookup_ns(distinct) * (1 + (words - 1) / 4)
 
     def scan_ns(self, rows: int, words: int, queries: int) -> float:
-        """Return what a scan costs for each of `queries` that share it."""
+        """Return the cost of a scan for each of the `queries` that share it."""
         return rows * words * (self.word_ns + self.load_ns / max(queries, 1))
 
 
 def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int, words: int) -> NDArray[np.bool_]:
-    """Return which queries (Q,) the tables should answer, given what they would cost there.
+    """Return which queries (Q,) the tables should answer, given their costs there.
 
-    The dearest queries go to a scan together, as long as the scan they share is cheaper for all of them together:
-    each number of scanned queries is tried, and the cheapest sum is taken.
+    The most expensive queries share a scan if that lowers the total: every number of scanned queries is tried, and the
+    lowest total wins.
     """
     dearest_Q = np.argsort(-table_ns_Q, kind="stable")
     left = table_ns_Q.sum() - np.concatenate([[0.0], np.cumsum(table_ns_Q[dearest_Q])])
@@ -146,7 +147,7 @@ def _trial_budget(costs: Costs, lookups: int, distinct: int, rows: int, words: i
     return max(0, int(left_ns / (prices.candidate_ns + prices.read_ns + prices.near_ns)))
 
 
-# Kept, because for one query among thousands of codes this arithmetic would take longer than the search.
+# Cached, because for one query among thousands of codes this arithmetic would take longer than the search.
 @lru_cache(maxsize=1024)
 def _prices(costs: Costs, lookups: int, distinct: int, rows: int, words: int, num_queries: int) -> Prices:
     return Prices(
@@ -160,7 +161,7 @@ def _prices(costs: Costs, lookups: int, distinct: int, rows: int, words: int, nu
 
 
 def plan_nearest(costs: Costs, rows: int, distinct: int, words: int, sharing: int, likely_radius: int) -> Budget:
-    """Return what a kNN query may spend on the tables before it joins a scan shared by `sharing` queries."""
+    """Return the budget of a kNN query in the tables before it joins a scan shared by `sharing` queries."""
     scan_ns = costs.scan_ns(rows, words, sharing)
     return Budget(
         mask_ns=costs.lookup_ns(distinct),
@@ -205,14 +206,14 @@ def current_costs(rows: int) -> Costs:
 
 
 def has_stored_costs() -> bool:
-    """Tell whether this machine's costs were measured before."""
+    """Return whether this machine's costs have been measured."""
     return _load() is not None
 
 
 def calibrate() -> Costs:
     """Measure the costs on this machine, about a second, and store them in the user's cache folder.
 
-    A folder that cannot be written is no failure: the costs then hold for this process.
+    If the folder cannot be written, the costs apply to this process only.
     """
     global _costs
     with _lock:
@@ -323,7 +324,7 @@ def _lookup_ns(codes_NW: CodeArray, queries_QW: CodeArray, widths: list[int], ra
 
 
 def _least_ns(run: Callable[[], object]) -> float:
-    """Return the least time of several runs: what other programs take only ever adds to it."""
+    """Return the minimum time of several runs, because other programs can only add to it."""
     run()
     times = []
     for _ in range(REPEATS):

@@ -1,4 +1,4 @@
-"""An index that is the codes and nothing else: every query is compared with every code."""
+"""An index without structure: every query is compared with every code."""
 
 from __future__ import annotations
 

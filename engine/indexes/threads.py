@@ -1,6 +1,6 @@
-"""However many requests come at once, no more kernels run than there are cores.
+"""Limits running kernels to the number of cores, however many requests arrive at once.
 
-A process has one pool of threads, and a slot for each core, which a thread holds while it computes.
+A process has one pool of threads and a slot for each core, which a thread holds while it computes.
 
 Kernels release the GIL. numba's own parallel loops are not used, because its default threading layer must not be
 entered by several threads at once.
@@ -72,7 +72,7 @@ def run_parts(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
 
 
 def _in_slot(work: Callable[[slice], T], part: slice) -> T:
-    """Wait for a free core and work; a thread that holds one already goes on with it."""
+    """Wait for a free core and run; a thread that already holds one keeps it."""
     if getattr(_held, "slot", False):
         return work(part)
     slots = _free_slots()
@@ -106,7 +106,7 @@ def _shared_pool() -> ThreadPoolExecutor:
 
 
 def _forget_pool() -> None:
-    """Drop the pool in a forked child, where its threads do not exist, nor those that hold slots."""
+    """Drop the pool in a forked child, which has neither its threads nor those that hold slots."""
     global _pool, _slots, _lock, _held
     _pool = _slots = None
     _held = threading.local()

@@ -49,7 +49,7 @@ def verify_files(folder: Path, files: dict[str, FileSpec], *, full: bool = False
     folder : Path
     files : dict of str to FileSpec
     full : bool
-        Hash every file again, whatever the stamps say.
+        Hash every file again and ignore the stamps.
 
     Raises
     ------
@@ -63,12 +63,12 @@ def verify_files(folder: Path, files: dict[str, FileSpec], *, full: bool = False
 
 
 def check_bytes(name: str, data: bytes | None, spec: FileSpec) -> None:
-    """Check that the bytes of one file, read whole, are the ones its manifest names.
+    """Verify the bytes of one file against its manifest.
 
     Raises
     ------
     CorruptDataError
-        If they are not, or there are none.
+        If they differ or are missing.
     """
     if data is None:
         raise CorruptDataError(f"{name} is missing, expected {spec.bytes} bytes: {_REMEDY}")
@@ -128,4 +128,4 @@ def _write_stamps(folder: Path, stamps: dict[str, Stamp]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(stamps).encode())
     except OSError as error:
-        logger.warning("cannot remember that %s was verified (%s): it will be hashed at every opening", folder, error)
+        logger.warning("cannot record that %s was verified (%s): it will be hashed at every opening", folder, error)

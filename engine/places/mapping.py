@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 
 def read_at_random(array: NDArray[np.generic]) -> None:
-    """Tell the kernel that a memory map will be read here and there; an array in memory is left as it is.
+    """Advise the kernel that a memory map will be read at random; has no effect on an array in memory.
 
-    By default every page that is missing brings its neighbours, up to 128 KiB. Probes of a table want one page each;
-    measured on a billion codes, larger than memory, the neighbours drove out what was needed and a warm query took 15
-    ms instead of under one.
+    By default a page fault also reads up to 128 KiB of neighbours, but probes of a table need one page each. On a
+    billion codes, larger than memory, the neighbours evicted needed pages, and a warm query took 15 ms instead of
+    under one.
     """
     backing = getattr(array, "_mmap", None)
     if backing is not None:

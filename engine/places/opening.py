@@ -12,7 +12,7 @@ from hashlight.engine.places.uris import BUCKET_SCHEMES, is_local
 
 
 def open_place(location: str | Path) -> Place:
-    """Return the place at a path or URI; nothing is touched.
+    """Return the place at a path or URI, without accessing it.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def open_place(location: str | Path) -> Place:
     Raises
     ------
     PlaceError
-        If it is a URI of a store that is not known here.
+        If it is a URI of an unknown kind of store.
     """
     text = str(location).removeprefix("file://")
     if is_local(text):

@@ -1,4 +1,4 @@
-"""What every place can do; `engine.places` says which call is for what."""
+"""The operations of every place; `engine.places` explains which to use when."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Entry:
     Attributes
     ----------
     name : str
-        Relative to the place, or to the folder that was listed.
+        Relative to the place or to the listed folder.
     size : int
-        Bytes of a file; 0 of a folder, and where it is unknown.
+        Bytes of a file; 0 for a folder or if unknown.
     stamp : str
         Changes when the file changes: its size and its time of modification.
     is_folder : bool
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file as it was read: its bytes, and the tag by which its store tells this version from others."""
+    """A file as it was read: its bytes, and the store's tag of this version."""
 
     data: bytes
     tag: dict[str, str] = field(default_factory=dict)
@@ -60,11 +60,11 @@ class Place(abc.ABC):
 
     @property
     def local(self) -> Path | None:
-        """The path, if it is a folder of this machine (or one mounted in it)."""
+        """The path, if it is a local or mounted folder."""
         return None
 
     def path(self, name: str = "") -> str:
-        """Return what messages call a file."""
+        """Return a file's name for messages."""
         return f"{self}/{name}" if name else str(self)
 
     def location_of(self, name: str = "") -> str:
@@ -75,24 +75,24 @@ class Place(abc.ABC):
 
     @abc.abstractmethod
     def read(self, name: str = "", *, max_bytes: int | None = None) -> bytes:
-        """Read a whole file; where that fails for a moment it is tried again.
+        """Read a whole file; temporary failures are retried.
 
         Raises
         ------
         OSError
-            If it is not there (`FileNotFoundError`), is not a file, may not be read (`PermissionError`), or has more
+            If it does not exist (`FileNotFoundError`), is not a file, may not be read (`PermissionError`), or has more
             than `max_bytes` bytes (`TooManyBytesError`).
         ReadFailedError
-            If reading it failed at every try.
+            If every try failed.
         """
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
-        """Read whole files in order; of a bucket several at once."""
+        """Read whole files in order; from a bucket, several in parallel."""
         return map_ahead(self.read, names, STORE_READS) if self.local is None else map(self.read, names)
 
     @abc.abstractmethod
     def find(self, name: str) -> Found | None:
-        """Read a file that `replace` may later replace; None if there is none."""
+        """Read a file for a later `replace`; None if it does not exist."""
 
     @abc.abstractmethod
     def open(self, name: str = "") -> RetryingFile:
@@ -100,22 +100,22 @@ class Place(abc.ABC):
 
     @abc.abstractmethod
     def entry(self, name: str = "") -> Entry | None:
-        """Say what is at a name, None if there is nothing; in a bucket a prefix of other names is a folder."""
+        """Return what exists at a name, or None; in a bucket, a prefix of other names is a folder."""
 
     def exists(self, name: str = "") -> bool:
-        """Whether there is a file of this name."""
+        """Whether a file of this name exists."""
         entry = self.entry(name)
         return entry is not None and not entry.is_folder
 
     @abc.abstractmethod
     def children(self, folder: str = "", *, hidden: bool = False) -> list[Entry]:
-        """List what is in a folder, sorted by name; nothing if it is not there.
+        """List a folder, sorted by name; empty if it does not exist.
 
         Parameters
         ----------
         folder : str
         hidden : bool
-            Whether to list names that begin with a dot, too.
+            Whether to include names that begin with a dot.
         """
 
     def names(self, folder: str = "", *, hidden: bool = False) -> list[str]:
@@ -124,14 +124,14 @@ class Place(abc.ABC):
 
     @abc.abstractmethod
     def walk(self, folder: str = "") -> Iterator[Entry]:
-        """Stream all files below a folder, none if it is not there, in an order that depends on their names only.
+        """Stream all files below a folder (none if it does not exist), in an order that depends on their names only.
 
         Files and folders whose names begin with a dot are left out. Names are relative to the folder.
         """
 
     @abc.abstractmethod
     def download(self, name: str, target: Path) -> None:
-        """Copy a file, or all files below a folder, to the path `target` of this machine."""
+        """Copy a file, or all files below a folder, to the local path `target`."""
 
     # Writing.
 
@@ -144,53 +144,53 @@ class Place(abc.ABC):
         name : str
         data : bytes
         durable : bool
-            Whether it must survive a crash of the machine; a local file is then forced to the disk.
+            Whether it must survive a crash of the machine; a local file is then fsynced.
         """
 
     @abc.abstractmethod
     def put_new(self, name: str, data: bytes) -> bool:
-        """Write a file unless there is one; return whether it was written. Of several writers one is told so."""
+        """Write a file unless it exists; return whether it was written. Exactly one of several writers succeeds."""
 
     @abc.abstractmethod
     def replace(self, name: str, data: bytes, found: Found | None) -> bool:
-        """Write a file if it still is as `find` found it (None: not there); return whether it was written.
+        """Write a file if it is unchanged since `find` (None: if it does not exist); return whether it was written.
 
-        In a folder of this machine the caller holds the place (`lock`).
+        In a local folder the caller must hold the lock (`lock`).
         """
 
     @abc.abstractmethod
     def scratch(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Yield a local path to write a large file at, for `put_file`; it is gone when the context ends."""
+        """Yield a local path for writing a large file, for `put_file`; it is removed when the context exits."""
 
     @abc.abstractmethod
     def put_file(self, name: str, path: Path) -> None:
-        """Write a file in one step from a local one, best one that was written at a `scratch` path."""
+        """Write a file in one step from a local one, preferably one at a `scratch` path."""
 
     @abc.abstractmethod
     def new_folder(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Yield a local path, not there yet, to be made a folder; it lies in the place when the context ends well.
+        """Yield an unused local path for a new folder; if the context exits without an error, it is in the place.
 
-        Other processes may see it come; none may need it before the context has ended.
+        Other processes may see it appear; none may use it before the context has exited.
         """
 
     @abc.abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it; nothing happens if it is not there."""
+        """Remove a file, or a folder with its contents; does nothing if it does not exist."""
 
     @abc.abstractmethod
     def lock(self, *, wait: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Hold the place for one writer.
+        """Lock the place for one writer.
 
-        A bucket cannot be held: its conditional puts decide between writers, and that it has them is checked here.
+        A bucket cannot be locked: its conditional puts decide between writers, and this checks that it has them.
 
         Raises
         ------
         CollectionBusyError
-            If another process holds the folder, and this one does not `wait`.
+            If another process holds the lock and this one does not `wait`.
         PlaceError
-            If it is a bucket whose puts cannot be conditional.
+            If it is a bucket without conditional puts.
         """
 
     @abc.abstractmethod
     def remove_leftovers(self, folder: str = "") -> None:
-        """Remove what killed processes wrote aside in a folder that nobody else writes to now."""
+        """Remove temporary files of killed processes from a folder that nobody else is writing to."""

@@ -1,4 +1,4 @@
-"""Reading: local files whole, files anywhere at any position, and many reads under way at once."""
+"""Reading: whole local files, any file at any position, and many reads in parallel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from hashlight.engine.places.failures import NoFileError, TooManyBytesError, retried
 
-# A request to a store takes some 30 ms whatever its size, so that many must be under way at once.
+# A request to a store takes some 30 ms whatever its size, so many must run in parallel.
 STORE_READS = 16
 _BLOCK_BYTES = 1 << 20
 
@@ -23,16 +23,16 @@ R = TypeVar("R")
 
 
 def read_local(path: str, max_bytes: int | None) -> bytes:
-    """Read a whole file of this machine, once.
+    """Read a whole local file, without retries.
 
     Raises
     ------
     OSError
-        If it is not there, is not a file, or may not be read.
+        If it does not exist, is not a file, or may not be read.
     TooManyBytesError
         If it has more than `max_bytes` bytes.
     """
-    # Opening a pipe would wait for its writer.
+    # Opening a pipe would block until it has a writer.
     about = os.stat(path)
     if stat.S_ISDIR(about.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
@@ -44,7 +44,7 @@ def read_local(path: str, max_bytes: int | None) -> bytes:
 
 
 def read_blocks(stream: Any, max_bytes: int | None) -> bytes:
-    """Read a stream to its end, but no more than a block above `max_bytes` bytes."""
+    """Read a stream to its end, but at most one block beyond `max_bytes` bytes."""
     blocks, total = [], 0
     while block := stream.read(_BLOCK_BYTES):
         blocks.append(block)
@@ -54,20 +54,20 @@ def read_blocks(stream: Any, max_bytes: int | None) -> bytes:
 
 
 def refuse_more(num_bytes: int, max_bytes: int | None) -> None:
-    """Raise TooManyBytesError if there are more bytes than may be read."""
+    """Raise TooManyBytesError if there are more bytes than allowed."""
     if max_bytes is not None and num_bytes > max_bytes:
         raise TooManyBytesError(f"too many bytes: above {max_bytes:,}")
 
 
 class RetryingFile(io.RawIOBase):
-    """A file anywhere, read at any position; where a read fails for a moment, the file is opened anew and read again.
+    """A file in any place, readable at any position; after a temporary failure it is reopened and read again.
 
-    So whoever reads it can tell a damaged file from a store that fails: the latter is a `ReadFailedError`.
+    So a reader can tell a damaged file from a failing store: the latter raises `ReadFailedError`.
 
     Parameters
     ----------
     opener : callable
-        Opens the file: something with `read`, `seek`, `tell`, `seekable` and `close`.
+        Opens the file; returns an object with `read`, `seek`, `tell`, `seekable` and `close`.
     where : str
         The file's name in messages.
     """
@@ -108,7 +108,7 @@ class RetryingFile(io.RawIOBase):
         return int(file.tell())
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read so many bytes, or all that are left."""
+        """Read up to so many bytes, or all the rest."""
         data = retried(lambda: self._read(None if size is None or size < 0 else size), self._where)
         self._position += len(data)
         return data
@@ -121,7 +121,7 @@ class RetryingFile(io.RawIOBase):
             return bytes(file.read(size))
         except OSError:
             self._file = None
-            with contextlib.suppress(OSError):  # the read's error is the one to tell
+            with contextlib.suppress(OSError):  # the error of the read matters more
                 file.close()
             raise
 
@@ -144,7 +144,7 @@ class RetryingFile(io.RawIOBase):
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], at_once: int = STORE_READS) -> Iterator[R]:
-    """Map in order, with up to `at_once` calls under way, ahead of what was asked for."""
+    """Map in order, with up to `at_once` calls running ahead of the consumer."""
     with ThreadPoolExecutor(at_once, "ahead") as pool:
         waiting: deque[Future[R]] = deque()
         try:

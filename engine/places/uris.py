@@ -1,9 +1,9 @@
-"""Locations: paths and URIs, taken apart and joined; how a bucket's URI becomes a client of its store.
+"""Locations: splitting and joining paths and URIs, and creating the client of a bucket's store.
 
-`s3://BUCKET/KEY` is found as the AWS tools find it: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`,
+`s3://BUCKET/KEY` is resolved as by the AWS tools: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`,
 credentials from the environment, the shared files (static keys, `AWS_PROFILE`) or the machine. The query may give
 options, as in `s3://bucket/photos?endpoint_override=HOST:PORT&scheme=http&region=REGION` or `?anonymous=true`.
-`gs://BUCKET/KEY`, `az://CONTAINER/KEY` and `abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY` are found by the
+`gs://BUCKET/KEY`, `az://CONTAINER/KEY` and `abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY` are resolved by the
 environment variables of Google's and Azure's tools.
 """
 
@@ -24,16 +24,16 @@ from hashlight.engine.errors import PlaceError
 
 BUCKET_SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "abfss")
 
-# Elsewhere in a URI a question mark may belong to a name.
+# In other URIs a question mark may be part of a name.
 _OPTIONS = re.compile(r"\?(?:endpoint_override|region|scheme|anonymous)=.*$")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+")
-# The places' own retries come on top; see `engine.places.failures`.
+# The places' own retries come on top of these; see `engine.places.failures`.
 _RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 _TIMEOUT = timedelta(seconds=60)
 
 
 def is_local(location: str) -> bool:
-    """Whether a location is a path of this machine."""
+    """Whether a location is a local path."""
     return "://" not in location
 
 
@@ -44,7 +44,7 @@ def split_options(location: str) -> tuple[str, str]:
 
 
 def normalise(location: str | Path) -> str:
-    """Return an absolute path without symbolic links, or the URI of a place elsewhere, without a slash at the end."""
+    """Return an absolute path without symbolic links, or a URI, without a trailing slash."""
     text = str(location).removeprefix("file://")
     return str(Path(text).resolve()) if is_local(text) else text.rstrip("/")
 
@@ -63,20 +63,20 @@ def join(location: str, name: str) -> str:
 
 
 def without_credentials(location: str) -> str:
-    """Return a location for messages: without options, and without the `KEY:SECRET@` that a URI may contain."""
+    """Return a location for messages, without options and without any `KEY:SECRET@` in the URI."""
     base = split_options(location)[0]
     if is_local(base):
         return base
     scheme, _, rest = base.partition("://")
     place, slash, key = rest.partition("/")
     user, at, host = place.rpartition("@")
-    # In `abfss://CONTAINER@ACCOUNT` what comes first is no secret.
+    # In `abfss://CONTAINER@ACCOUNT` the first part is not a secret.
     kept = host if ":" in user or not scheme.startswith("abfs") else user + at + host
     return f"{scheme}://{kept}{slash}{key}"
 
 
 def split_bucket(location: str) -> tuple[Any, str]:
-    """Return the store of a bucket's URI, and the key in it without slashes at its ends.
+    """Return the store of a bucket's URI, and the key in it without leading or trailing slashes.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def _s3(place: str, query: dict[str, str]) -> Any:
 
 
 def _aws_profile() -> dict[str, str]:
-    """Return what the AWS tools' shared files say of the profile in use, with its static keys."""
+    """Return the settings of the current profile, with its static keys, from the AWS tools' shared files."""
     name = os.environ.get("AWS_PROFILE", "default")
     home = Path.home() / ".aws"
     config = configparser.RawConfigParser()

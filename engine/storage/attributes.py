@@ -1,4 +1,4 @@
-"""What the user brought with each row (URI, labels, anything), as an Arrow IPC file read by row number.
+"""The attributes of each row (URI, labels, anything), as an Arrow IPC file read by row number.
 
 Batches of 1,024 rows, each buffer compressed: measured on 2 million URIs with a label (`benchmarks/attributes.py`), 5.2
 bytes a row, 0.16 ms to open and 2.1 ms for 10 scattered rows. Parquet with row groups of the same size took 4.2 bytes,
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hashlight.engine.filters.filter import Filter
 
-# Names that no attribute may have: they are columns of answers, beside those of the attributes.
+# Names that no attribute may have, because answers have columns of these names.
 RESERVED = frozenset({"id", "code", "query", "distance"})
 
 _BATCH_ROWS = 1024
@@ -31,7 +31,8 @@ def write_attributes(
 ) -> None:
     """Write the rows of `table` in the order of the shard's rows: row n of the file is row `order_N[n]`.
 
-    Pictures are compressed already: `compressed=False` leaves them so, and reading one costs no batch of others.
+    Pictures are compressed already; `compressed=False` stores them as they are, so that reading one does not
+    decompress a batch.
     """
     table = table.combine_chunks()
     options = _COMPRESSED if compressed else _PLAIN
@@ -42,7 +43,7 @@ def write_attributes(
 
 
 class AttributeFile:
-    """Attributes of one shard, mapped. Several threads may read one file at once."""
+    """Mapped attributes of one shard. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -60,12 +61,12 @@ class AttributeFile:
         return pa.Table.from_batches(picked, schema=self.schema)
 
     def mask(self, text: str) -> NDArray[np.bool_]:
-        """Return which rows satisfy a filter (see `engine.filters.filter`), reading only the attributes that it names.
+        """Return which rows match a filter (see `engine.filters.filter`), reading only the attributes that it names.
 
         Raises
         ------
         FilterError
-            If the filter is no condition on these attributes.
+            If the filter is not a condition on these attributes.
         """
         parsed = Filter(text, self.schema)
         fields = [self.schema.get_field_index(name) for name in parsed.columns]

@@ -1,7 +1,7 @@
-"""Codes as a FAISS `IndexBinaryFlat` file: any FAISS reads it, and here its codes are mapped in place.
+"""Codes as a FAISS `IndexBinaryFlat` file, which any FAISS can read; its codes are mapped in place.
 
 The file is a header of 33 bytes and the packed codes, so neither writing nor reading needs FAISS. FAISS's own reader
-trusts what the header says, which on a damaged file ends in a crash; this one checks every field and the file's size
+trusts the header and crashes on a damaged file; this one checks every field and the file's size
 before it maps anything.
 """
 
@@ -19,7 +19,7 @@ from hashlight.engine.errors import CorruptDataError
 _HEADER = struct.Struct("<4siiq?iQ")
 _FOURCC = b"IBxF"
 _CODE_DTYPE = np.dtype("<u8")
-# What FAISS writes of every binary flat index; a reader of codes has no use for either.
+# FAISS writes these for every binary flat index; a reader of codes needs neither.
 _IS_TRAINED, _METRIC_L2 = True, 1
 
 
@@ -40,7 +40,7 @@ def map_faiss_flat(path: Path, *, bits: int, rows: int) -> CodeArray:
     ----------
     path : Path
     bits, rows : int
-        What the file must hold: `rows` codes of `ceil(bits / 64)` words.
+        The expected contents: `rows` codes of `ceil(bits / 64)` words.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def map_faiss_flat(path: Path, *, bits: int, rows: int) -> CodeArray:
     Raises
     ------
     CorruptDataError
-        If the header or the size is not what `bits` and `rows` say.
+        If the header or the size does not match `bits` and `rows`.
     """
     words = num_words(bits)
     code_bytes = words * _CODE_DTYPE.itemsize

@@ -1,4 +1,4 @@
-"""The manifest: which shards make a collection, and what their bytes must be."""
+"""The manifest: the shards of a collection, with checksums."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Manifest:
     Attributes
     ----------
     version : int
-        1 for the first; a write makes the next.
+        1 for the first; each write makes the next.
     bits : int
         True number of bits of a code.
     encoder : str or None
@@ -70,14 +70,14 @@ class Manifest:
 
 
 def read_current(store: Place) -> Manifest:
-    """Read the live manifest of a collection, and check it against the checksum that CURRENT names with it.
+    """Read the live manifest of a collection and verify it against the checksum in CURRENT.
 
     Raises
     ------
     CollectionNotFoundError
         If there is no collection there.
     CorruptDataError
-        If CURRENT or the manifest is damaged, or of a format that this release does not read.
+        If CURRENT or the manifest is damaged, or of a format that this release cannot read.
     """
     current = store.find("CURRENT")
     if current is None:
@@ -101,12 +101,12 @@ def read_current(store: Place) -> Manifest:
 
 
 def read_version(store: Place, version: int) -> Manifest:
-    """Read the manifest of one version, the live one or one that is kept for its readers.
+    """Read the manifest of one version: the live one or one kept for its readers.
 
     Raises
     ------
     CollectionNotFoundError
-        If the collection does not keep that version.
+        If the collection no longer has that version.
     CorruptDataError
         If the manifest is damaged.
     """
@@ -117,7 +117,7 @@ def read_version(store: Place, version: int) -> Manifest:
     found = store.find(name)
     if found is None:
         raise CollectionNotFoundError(
-            f"{store} keeps no version {version}: the live one is {live.version}, and older ones are removed"
+            f"{store} no longer has version {version}: the live one is {live.version}, older ones are removed"
         )
     try:
         document = json.loads(found.data)
@@ -127,12 +127,12 @@ def read_version(store: Place, version: int) -> Manifest:
 
 
 def write_manifest(store: Place, manifest: Manifest) -> bytes:
-    """Write the file of `manifest`; return what CURRENT holds where it is live.
+    """Write the file of `manifest`; return the contents of CURRENT that make it live.
 
     Raises
     ------
     CollectionBusyError
-        If another writer took the same number, which only one in a bucket can.
+        If another writer took the same number, which can happen only in a bucket.
     """
     data, current = _encode(manifest)
     if not store.put_new(f"manifests/{manifest.file_name}", data):
@@ -141,26 +141,26 @@ def write_manifest(store: Place, manifest: Manifest) -> bytes:
 
 
 def make_live(store: Place, current: bytes, found: Found | None) -> None:
-    """Put what `write_manifest` returned into CURRENT in one step, if that still is as it was `found`.
+    """Put the result of `write_manifest` into CURRENT in one step, if CURRENT is still as `found`.
 
     Raises
     ------
     CollectionBusyError
-        If CURRENT holds something else by now. What was put may have been live in between.
+        If CURRENT has changed. The new version may have been live in between.
     """
     if not store.replace("CURRENT", current, found):
         raise _overtaken(store)
 
 
 def copy_manifest(store: Place, manifest: Manifest) -> None:
-    """Make a manifest live in a copy of its collection, in the place of whatever is there. The caller has the lock."""
+    """Make a manifest live in a copy of its collection, replacing any other. The caller holds the lock."""
     data, current = _encode(manifest)
     store.put(f"manifests/{manifest.file_name}", data)
     store.put("CURRENT", current)
 
 
 def _encode(manifest: Manifest) -> tuple[bytes, bytes]:
-    """Return what a manifest's file holds, and what CURRENT holds where it is live."""
+    """Return the contents of a manifest's file, and those of CURRENT when it is live."""
     data = json.dumps({"format_version": FORMAT_VERSION, **asdict(manifest)}, indent=1).encode()
     return data, f"{manifest.file_name} {hashlib.sha256(data).hexdigest()}\n".encode()
 
@@ -174,7 +174,7 @@ def _overtaken(store: Place) -> CollectionBusyError:
 def sweep(store: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:
     """Remove those of `names` (folder -> names in it) that no live manifest names.
 
-    That one cannot be removed takes nothing from the versions that are live: the next write tries again.
+    Failing to remove one does not affect live versions: the next write tries again.
     """
     kept: dict[str, set[str | None]] = {
         "shards": {shard.name for manifest in live for shard in manifest.shards},
@@ -191,7 +191,7 @@ def sweep(store: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[s
 
 
 def read_all(store: Place) -> list[Manifest] | None:
-    """Read the manifests of all versions that are kept; None if one cannot be read."""
+    """Read the manifests of all existing versions; None if one cannot be read."""
     found = []
     for name in store.names("manifests"):
         try:
@@ -204,9 +204,9 @@ def read_all(store: Place) -> list[Manifest] | None:
 
 
 def sweep_unnamed(store: Place, *others: Place, keep: Collection[str] = ()) -> None:
-    """Remove the shards that no manifest names, here or in `others`: what dead writers left. The caller has the lock.
+    """Remove shards that no manifest names, here or in `others`: leftovers of dead writers. The caller holds the lock.
 
-    Shards named in `keep` stay. Nothing is removed if a manifest cannot be read, for what it names is not known.
+    Shards named in `keep` stay. Nothing is removed if a manifest cannot be read, because its shards are unknown.
     """
     kept: list[Manifest] = []
     for place in (store, *others):
@@ -234,16 +234,16 @@ def _parse(path: str, document: dict[str, Any]) -> Manifest:
 
 
 def parse_shard(shard: dict[str, Any]) -> ShardSpec:
-    """Read what `dataclasses.asdict` makes of a `ShardSpec`.
+    """Undo `dataclasses.asdict` of a `ShardSpec`.
 
     Raises
     ------
     ValueError, KeyError, TypeError
-        If it is something else.
+        If it is anything else.
     """
     for name in (shard["name"], *shard["files"]):
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"a shard's files lie inside it, got {name!r}")
+            raise ValueError(f"a shard's files must be inside its folder, got {name!r}")
     return ShardSpec(
         name=str(shard["name"]),
         rows=int(shard["rows"]),

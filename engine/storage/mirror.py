@@ -1,4 +1,4 @@
-"""A local copy of a collection in a bucket: shards are mapped, so they must be files of this machine."""
+"""A local copy of a collection in a bucket, because shards are mapped and so must be local files."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ _FOLDERS = ("shards", "manifests", "encoder")
 
 
 def mirror(store: Place) -> Path:
-    """Copy what is missing of a collection's live version into the user's cache folder; return the copy's path.
+    """Copy the missing parts of a collection's live version to the user's cache folder; return the copy's path.
 
-    The copy is itself a collection. The version it held before stays until the next one comes, for processes that
-    are opening it; of two processes one copies and the other waits.
+    The copy is itself a collection. Its previous version stays until the next one, for processes that are opening it;
+    of two processes, one copies and the other waits.
 
     Raises
     ------
     CollectionNotFoundError
         If there is no collection at the URI.
     CorruptDataError
-        If what came is not what the manifest names.
+        If the copied files do not match the manifest.
     """
     live = read_current(store)
     folder = _folder_of(store)
     local = Folder(folder)
     with local.lock(wait=True):
         before = _version_here(local)
-        # A damaged copy is replaced: only what the bucket holds counts.
+        # A damaged copy is replaced; the bucket is authoritative.
         for spec in live.shards:
             _copy_shard(store, local, spec)
         _copy_encoder(store, local, live)
@@ -70,7 +70,7 @@ def _folder_of(store: Place) -> Path:
 
 
 def _copy_shard(store: Place, local: Folder, spec: ShardSpec) -> bool:
-    """Copy a shard unless it is here and whole; return whether it was copied."""
+    """Copy a shard unless an intact copy exists; return whether it was copied."""
     target = local.local / "shards" / spec.name
     if target.is_dir():
         try:
@@ -99,14 +99,14 @@ def _copy_encoder(store: Place, local: Folder, live: Manifest) -> None:
 
 
 def local_shard(store: Place, spec: ShardSpec) -> Path:
-    """Return the folder of one shard on this machine; of a bucket it is first copied, if it is not here.
+    """Return the local folder of one shard; a shard in a bucket is first copied if necessary.
 
-    With a new copy go those of shards that neither the bucket nor the copy of it keeps in any version.
+    A new copy removes the copies of shards that no version in the bucket or in its copy uses any more.
 
     Raises
     ------
     CorruptDataError
-        If what came is not what the manifest names.
+        If the copied files do not match the manifest.
     """
     if store.local is not None:
         return store.local / "shards" / spec.name

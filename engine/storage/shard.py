@@ -6,8 +6,8 @@
     ids.npy            int64 per row
     rows_by_id.npy     uint32: the rows in ascending order of their ids, so that an id is found by bisection
     tables/            optional, the multi-index; a shard without it answers by scan
-    attributes.arrow   optional, what the user brought
-    features.npy       optional, float16 (rows, F): fine features to re-rank answers by
+    attributes.arrow   optional, the user's attributes
+    features.npy       optional, float16 (rows, F): fine features for re-ranking
     thumbnails.arrow   optional, small encoded pictures
 """
 
@@ -46,7 +46,7 @@ from hashlight.engine.storage.manifest import ShardSpec
 
 _COPIED_ROWS = 65_536
 
-# Filters come again and again (a page's next radius, the next batch); a mask takes a byte a row.
+# Filters repeat (the next radius on the page, the next batch); a mask takes a byte a row.
 _masks = MaskCache(256 * 2**20)
 
 
@@ -60,7 +60,7 @@ def write_shard(
     tables: bool = True,
     features_NF: NDArray[np.float16] | None = None,
 ) -> ShardSpec:
-    """Write one shard into the new folder `folder` and force it to the disk.
+    """Write one shard into the new folder `folder` and fsync it.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def write_shard(
     return finish_shard(folder, len(order_N))
 
 
-# Whoever has little memory writes a shard in these steps, and holds one kind of data at a time.
+# With little memory, write a shard in these steps, with one kind of data in memory at a time.
 
 
 def order_rows(codes_NW: CodeArray, ids_N: IdArray) -> NDArray[np.int64]:
@@ -105,12 +105,12 @@ def order_rows(codes_NW: CodeArray, ids_N: IdArray) -> NDArray[np.int64]:
         If a shard cannot hold that many.
     """
     if not 0 < len(codes_NW) <= MAX_ROWS:
-        raise ValueError(f"a shard holds 1 to {MAX_ROWS} codes, got {len(codes_NW)}: use more shards")
+        raise ValueError(f"a shard must have 1 to {MAX_ROWS} codes, got {len(codes_NW)}: use more shards")
     return sort_rows(codes_NW, ids_N)
 
 
 def write_ids(folder: Path, ids_N: IdArray) -> None:
-    """Write the ids of a shard, which stand in its order."""
+    """Write the ids of a shard, given in its order."""
     np.save(folder / "ids.npy", ids_N)
     np.save(folder / "rows_by_id.npy", np.argsort(ids_N).astype(np.uint32))
 
@@ -118,7 +118,7 @@ def write_ids(folder: Path, ids_N: IdArray) -> None:
 def write_codes(
     folder: Path, codes_NW: CodeArray, *, bits: int, tables: bool = True, threads: int | None = None
 ) -> None:
-    """Write the codes of a shard, which stand in its order, and their tables, built by `threads` (None: one a core)."""
+    """Write the codes of a shard, given in its order, and their tables, built by `threads` (None: one a core)."""
     write_faiss_flat(folder / "codes.faiss", codes_NW)
     if tables:
         Tables.build(codes_NW, bits=bits, threads=threads or usable_cores()).save(folder / "tables")

@@ -1,8 +1,8 @@
-"""What the two FAISS indexes share: rows to ids, the strict radius, exact order, masks.
+"""Common parts of the FAISS indexes: rows to ids, the strict radius, exact order, masks.
 
-FAISS counts a radius strictly (`distance < radius`), ours is inclusive: `radius + 1` is asked of it, here and nowhere
-else. At the k-th place it keeps any of several codes of equal distance; here the lowest ids are kept, so kNN asks
-FAISS how far the k-th is and then for everything within that.
+FAISS's radius is strict (`distance < radius`), ours is inclusive, so this module, and no other, passes `radius + 1`.
+Among codes tied at the k-th distance FAISS keeps any; we keep the lowest ids, so kNN first asks FAISS for the k-th
+distance and then for everything within it.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class FaissIndex(Index):
         return range_result([(np.arange(num_queries), hits)], self.ids_N, num_queries, radius)
 
     def _explain(self, num_queries: int, start: float) -> Explanation:
-        """Say who answered, and share the time since `start` (`time.perf_counter`) out evenly."""
+        """Record which index answered, and divide the time since `start` (`time.perf_counter`) evenly."""
         seconds = (time.perf_counter() - start) / max(1, num_queries)
         nothing_Q = np.zeros(num_queries, np.int64)
         return Explanation((self.plan,) * num_queries, nothing_Q, nothing_Q.copy(), np.full(num_queries, seconds))

@@ -1,4 +1,4 @@
-"""FAISS's own scan behind the protocol: the reference to compare with."""
+"""FAISS's own scan behind our protocol."""
 
 from __future__ import annotations
 

@@ -19,11 +19,12 @@ MAX_WIDTH = 24
 
 
 class FaissMultiHashIndex(FaissIndex):
-    """`faiss.IndexBinaryMultiHash`, asked so that nothing is missed.
+    """`faiss.IndexBinaryMultiHash` with settings that make it exact.
 
-    FAISS looks up buckets within `nflip` bits in each of `nhash` tables, so a code within `radius` is sure to be met
-    only with `nflip = radius // nhash`. Its own kNN keeps to a fixed `nflip` and may miss neighbours; here the radius
-    grows until k are within it. Where more buckets would be looked up than there are codes, its storage is scanned.
+    FAISS looks up buckets within `nflip` bits in each of `nhash` tables, so a code within `radius` is guaranteed to be
+    found only with `nflip = radius // nhash`. Its own kNN keeps to a fixed `nflip` and may miss neighbours; here the
+    radius grows until k are within it. Where more buckets would be looked up than there are codes, its storage is
+    scanned.
     """
 
     plan = "faiss-multi-hash"
@@ -45,7 +46,7 @@ class FaissMultiHashIndex(FaissIndex):
         if self._lookups(nflip) > len(self):
             return faiss_range_search(self._index.storage, queries_QW, radius)
         with self._nflip_lock:
-            self._index.nflip = min(nflip, self._index.b)  # beyond the width it would search for ever
+            self._index.nflip = min(nflip, self._index.b)  # beyond the width it would search forever
             return faiss_range_search(self._index, queries_QW, radius)
 
     def _reach(self, queries_QW: CodeArray, k: int, mask: RowMask | None) -> NDArray[np.int64]:

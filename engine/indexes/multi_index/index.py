@@ -1,4 +1,4 @@
-"""The multi-index: tables for what is near, a scan for what is wide, and a planner that picks for each query."""
+"""The multi-index: tables for near queries, a scan for wide ones, and a planner that chooses for each query."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from hashlight.engine.errors import (
     OverloadedError,
 )
 from hashlight.engine.query import Query
-from hashlight.engine.results import PAD_ID, Coverage, RerankResult, Result, merge
+from hashlight.engine.results import Coverage, RerankResult, Result, merge
 from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.protocol.cluster_map import ClusterMap, Group
 from hashlight.engine.service.protocol.security import Security
@@ -516,8 +516,6 @@ def _places(wanted_M: IdArray, held_N: IdArray) -> NDArray[np.int64]:
     there_M = place_M < len(sorted_N)
     there_M[there_M] = sorted_N[place_M[there_M]] == wanted_M[there_M]
     if not there_M.all():
-        missing = wanted_M[~there_M]
-        hint = " (-1 pads short answers: drop it)" if (missing == PAD_ID).any() else ""
-        raise IdNotFoundError(f"{len(missing)} of {len(wanted_M)} ids are not here, first {missing[0]}{hint}")
+        raise IdNotFoundError.of(wanted_M[~there_M].tolist(), wanted=len(wanted_M))
     found_M: NDArray[np.int64] = order_N[place_M]
     return found_M

@@ -127,7 +127,7 @@ def test_get_gives_back_codes_and_attributes_in_the_order_asked(tmp_path, corpus
     assert items["code"].to_pylist() == [codes[row].tobytes() for row in rows]
     assert items["uri"].to_pylist() == [f"image-{ids[row]}.png" for row in rows]
     assert items["label"].to_pylist() == (ids[rows] % 7).tolist()
-    with pytest.raises(IdNotFoundError, match=r"1 of 2 ids are not here, first -1 \(-1 pads short answers"):
+    with pytest.raises(IdNotFoundError, match=r"1 of 2 ids were not found, first -1 \(-1 pads short answers"):
         collection.get([int(ids[0]), -1])
     assert len(collection.get([])) == 0
 

@@ -90,7 +90,7 @@ def test_rows_that_satisfy(text, expected):
         ("label ==", "at character 8: expected a value"),
         ("label == 3 kind == 'x'", "at character 11: expected `and`, `or` or the end, got `kind`"),
         ("(label == 3", "at character 11: expected `)`, got the end"),
-        ("colour == 3", "at character 0: `colour` is no attribute; there are: label, price, kind"),
+        ("colour == 3", "at character 0: `colour` is not an attribute; there are: label, price, kind"),
         ("kind == 'shoe", "at character 8: expected a closing quote"),
         ("label == 'shoe'", "at character 9: `label` is int64 and compares with a number within 64 bits, got `'shoe'`"),
         ("kind == 3", "`kind` is string and compares with a text in quotes, got `3`"),
@@ -99,11 +99,11 @@ def test_rows_that_satisfy(text, expected):
         ("label in 3", "at character 9: expected `(`"),
         ("label = 99999999999999999999", "a number within 64 bits, got `99999999999999999999`"),
         ("tags == 'red'", "`tags` holds lists: write `value in tags`"),
-        ("3 in label", "`label` is int64, no list: write `label == value`"),
+        ("3 in label", "`label` is int64, not a list: write `label == value`"),
         ("3 == label", "at character 2: expected `in`, got `==`"),
         ("day > 'soon'", "an ISO 8601 text in quotes, got `'soon'`"),
         ("label == 3; drop", "at character 10: expected a name, a value or an operator, got `; drop`"),
-        ("__import__('os')", "at character 0: `__import__` is no attribute"),
+        ("__import__('os')", "at character 0: `__import__` is not an attribute"),
         ("label == 3kind", "got `3kind`"),
         ("(" * 60 + "label == 3", "at character 50: expected at most 50 brackets"),
         ("label == 3" + " or label == 3" * 150, "at most 100 comparisons"),
@@ -161,13 +161,13 @@ def test_a_collection_answers_from_the_rows_of_a_filter(tmp_path, shards, tables
         assert list(zip(within.distances.tolist(), within.ids.tolist(), strict=True)) == expected
     assert len(within.ids) > 100
     assert (collection.search(queries[:1], 3, filter="label == 99").ids == -1).all()
-    with pytest.raises(FilterError, match="`kind` is no attribute; there are: label, price"):
+    with pytest.raises(FilterError, match="`kind` is not an attribute; there are: label, price"):
         collection.search(queries, filter="kind is null")
 
 
 def test_a_collection_without_attributes_says_so(tmp_path):
     collection = Collection.create(tmp_path / "c", np.array([[1]], np.uint64), bits=16)
-    with pytest.raises(FilterError, match="`label` is no attribute; there are: none"):
+    with pytest.raises(FilterError, match="`label` is not an attribute; there are: none"):
         collection.range_search(np.array([[1]], np.uint64), 1, filter="label == 3")
 
 

@@ -210,7 +210,7 @@ def test_very_many_queries_in_a_stream(client, rows, queries):
         (lambda client, code: client.range_search(code, 61), ValueError, "`radius` must be 0 to 60"),
         (lambda client, code: client.range_search(code, -1), ValueError, "`radius`"),
         (lambda client, code: client.range_search(code, 2, 0), ValueError, "`limit`"),
-        (lambda client, code: client.search(code, filter="colour == 3"), ValueError, "`colour` is no attribute"),
+        (lambda client, code: client.search(code, filter="colour == 3"), ValueError, "`colour` is not an attribute"),
         (lambda client, code: client.search(b"no image"), ValueError, "not an image"),
         (lambda client, code: client.search(code.repeat(2, axis=1)), ValueError, "60"),
         (lambda client, code: client.search(code | np.uint64(1 << 62)), ValueError, "bits set past bit 59"),
