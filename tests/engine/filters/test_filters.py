@@ -121,6 +121,82 @@ def test_only_text_is_parsed():
         Filter(3, SCHEMA)
 
 
+NUMBERS = [pa.int8(), pa.uint8(), pa.int32(), pa.uint64(), pa.int64(), pa.float16(), pa.float32(), pa.float64(),
+           pa.decimal128(9, 2)]  # fmt: skip
+TEXTS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()),
+         pa.dictionary(pa.int8(), pa.large_string())]  # fmt: skip
+TIMES = [pa.date32(), pa.date64(), pa.timestamp("us"), pa.timestamp("ns")]
+
+
+def kept(values, kind, text):
+    batch = pa.record_batch([pa.array(values, kind)], names=["a"])
+    return np.flatnonzero(Filter(text, batch.schema).mask([batch])).tolist()
+
+
+@pytest.mark.parametrize("kind", NUMBERS, ids=str)
+def test_numbers_of_every_type_compare_alike(kind):
+    values = [1, None, 5, 3]
+    compared = {"==": [3], "!=": [0, 2], "<": [0], "<=": [0, 3], ">": [2], ">=": [2, 3]}
+    for sign, rows in compared.items():
+        assert kept(values, kind, f"a {sign} 3") == rows
+        assert kept(values, kind, f"a {sign} 3.0") == rows
+        assert kept(values, kind, f"not a {sign} 3") == [row for row in (0, 2, 3) if row not in rows]
+    assert kept(values, kind, "a > 2.5 and a < 3.5") == [3]
+    assert kept(values, kind, "a in (3, 1.0, 99)") == [0, 3]
+    assert kept(values, kind, "a not in (3, 4.5)") == [0, 2]
+    if not pa.types.is_floating(kind):
+        # Beyond what the type holds.
+        assert kept(values, kind, "a < 1000") == [0, 2, 3]
+        assert kept(values, kind, "a > 1e12 or a in (70000, 5)") == [2]
+    if kind != pa.uint64():
+        assert kept(values, kind, "a > -1") == [0, 2, 3]
+
+
+@pytest.mark.parametrize("kind", TEXTS, ids=str)
+def test_texts_of_every_type_compare_alike(kind):
+    values = ["b", None, "abc", "it's"]
+    assert kept(values, kind, "a == 'b'") == [0]
+    assert kept(values, kind, "a != 'b'") == [2, 3]
+    assert kept(values, kind, "a < 'b'") == [2]
+    assert kept(values, kind, "a >= 'b'") == [0, 3]
+    assert kept(values, kind, "a in ('abc', 'it''s', 'x')") == [2, 3]
+    assert kept(values, kind, "a not in ('abc')") == [0, 3]
+    assert kept(values, kind, "a like '_b%'") == [2]
+    assert kept(values, kind, "a is null") == [1]
+
+
+@pytest.mark.parametrize("kind", TIMES, ids=str)
+def test_times_of_every_type_compare_with_iso_text(kind):
+    values = [datetime.datetime(2024, 1, 1), None, datetime.datetime(1999, 12, 31)]
+    assert kept(values, kind, "a > '2000-01-01'") == [0]
+    assert kept(values, kind, "a == '1999-12-31'") == [2]
+    assert kept(values, kind, "a in ('1999-12-31', '2024-01-01')") == [0, 2]
+
+
+def test_a_duration_and_an_unknown_type_can_only_be_null_or_not():
+    with pytest.raises(FilterError, match=r"`a` is duration\[s\] and compares with"):
+        kept([3, None], pa.duration("s"), "a == '3'")
+    with pytest.raises(FilterError, match="`a` is binary and compares with nothing: it can only be null or not"):
+        kept([b"x", None], pa.binary(), "a == 'x'")
+    assert kept([b"x", None], pa.binary(), "a is not null") == [0]
+
+
+@pytest.mark.parametrize("values", [pa.string(), pa.dictionary(pa.int32(), pa.string()), pa.large_string()], ids=str)
+@pytest.mark.parametrize("made", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2)], ids=["list", "large", "2"])
+def test_lists_of_every_type_are_searched_alike(values, made):
+    lists = [["red", "new"], None, [None, "red"], ["x", "new"]]
+    kind = made(values)
+    assert kept(lists, kind, "'red' in a") == [0, 2]
+    assert kept(lists, kind, "'red' not in a") == [3]
+    assert kept(lists, kind, "not ('new' in a)") == [2]
+    assert kept(lists, kind, "a is null") == [1]
+
+
+def test_rows_of_a_slice_are_its_own():
+    batch = pa.record_batch({"a": pa.array([["x"], ["y"], None, ["x", "y"]])}).slice(1)
+    assert Filter("'x' in a", batch.schema).mask([batch]).tolist() == [False, False, True]
+
+
 @given(st.text(alphabet="label == 3 andornotin()'\"`,<>.%e", max_size=60))
 def test_any_text_is_a_filter_or_a_filter_error(text):
     position = 0
