@@ -14,8 +14,8 @@ CodeArray = NDArray[np.uint64]
 IdArray = NDArray[np.int64]
 
 WORD_BITS = 64
-MOST_ANSWERS = 2**31 - 1  # to one query
-MOST_PADDED = 10_000  # answers, where there are fewer codes
+MAX_ANSWERS = 2**31 - 1  # to one query
+MAX_PADDED = 10_000  # answers, where there are fewer codes
 MIN_BITS = 1
 MAX_BITS = 1024
 
@@ -123,11 +123,11 @@ def check_codes(codes_NW: object, *, bits: int, name: str) -> CodeArray:
     return codes_NW
 
 
-def check_k(k: object, *, rows: int = MOST_ANSWERS) -> int:
+def check_k(k: object, *, rows: int = MAX_ANSWERS) -> int:
     """Return `k` if it is an integer of at least 1 and not far above the number of codes: padding takes memory too."""
-    value, most = as_integer(k, "k"), max(rows, MOST_PADDED)
+    value, most = as_integer(k, "k"), max(rows, MAX_PADDED)
     if not 1 <= value <= most:
-        there = "" if rows == MOST_ANSWERS else f" (there are {rows} codes; short answers are padded)"
+        there = "" if rows == MAX_ANSWERS else f" (there are {rows} codes; short answers are padded)"
         raise ValueError(f"`k` must be at least 1 and at most {most}{there}, got {value}")
     return value
 
@@ -145,8 +145,8 @@ def check_limit(limit: object) -> int | None:
     if limit is None:
         return None
     value = as_integer(limit, "limit")
-    if not 1 <= value <= MOST_ANSWERS:
-        raise ValueError(f"`limit` must be None or at least 1 and at most {MOST_ANSWERS}, got {value}")
+    if not 1 <= value <= MAX_ANSWERS:
+        raise ValueError(f"`limit` must be None or at least 1 and at most {MAX_ANSWERS}, got {value}")
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from hashlight.engine.codes import MOST_ANSWERS, as_integer, check_k, check_limit, check_radius
+from hashlight.engine.codes import MAX_ANSWERS, as_integer, check_k, check_limit, check_radius
 
 Kind = Literal["nearest", "within"]
 
@@ -54,7 +54,7 @@ class Query:
         """Whether the nearest are wanted, or all within a radius."""
         return "within" if self.k is None else "nearest"
 
-    def checked(self, *, bits: int, rows: int = MOST_ANSWERS) -> Query:
+    def checked(self, *, bits: int, rows: int = MAX_ANSWERS) -> Query:
         """Return the query with plain integers, checked for `rows` codes of `bits` bits.
 
         Raises

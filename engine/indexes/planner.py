@@ -131,7 +131,7 @@ def plan_range(
 
 
 def trial_budget(probe: TableProbe, radius: int, costs: Costs, rows: int, words: int) -> int:
-    """Return how many candidates one query may meet in the tables before it is worth to plan; 0 to plan at once.
+    """Return how many candidates one query may meet in the tables before planning is worthwhile; 0 to plan at once.
 
     Most queries are answered before a plan would be made.
     """

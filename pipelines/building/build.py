@@ -2,7 +2,7 @@
 
 The rows of the folder are cut into shards in their order. The ids of all shards are compared while they are built
 (`engine.ids.RepeatedIds`). Shards that are whole are kept beside the collection's own files until the commit, in
-`build/sidecars`, so that the same command goes on where it was interrupted.
+`build/sidecars`, so that the same command resumes where it was interrupted.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def _open_file(root: str, stamp: str) -> Listing:
     if name.lower().endswith(uris.SUFFIXES):
         return uris.list_lines(root)
     raise PipelineError(
-        f"{base} is no corpus: expected an image, a .parquet, .tar or -ubyte file, or a list of URIs (.txt)"
+        f"{base} is not a corpus: expected an image, a .parquet, .tar or -ubyte file, or a list of URIs (.txt)"
     )
 
 

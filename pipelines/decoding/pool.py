@@ -46,8 +46,8 @@ SLOTS = 3
 _BATCH_BYTES = 16 << 20
 _DEATHS_OF_AN_IMAGE = 2
 # Consecutive deaths without a finished slot in between.
-_MOST_RESTARTS = 10
-_MOST_SLOT_BYTES = (1 << 31) - 1
+_MAX_RESTARTS = 10
+_MAX_SLOT_BYTES = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Decoder:
             limit_memory_bytes=limits.memory_bytes,
         )
         layout = self._task.slot_type()
-        if layout.itemsize > _MOST_SLOT_BYTES:
+        if layout.itemsize > _MAX_SLOT_BYTES:
             raise ValueError(f"`batch_size` {batch_size} needs {layout.itemsize:,} bytes a batch: choose a smaller one")
         self._memory = os.memfd_create("hashlight-decode")
         os.ftruncate(self._memory, layout.itemsize * SLOTS)
@@ -153,7 +153,7 @@ class Decoder:
 
     def _count_restart(self) -> None:
         self._restarts += 1
-        if self._restarts > _MOST_RESTARTS:
+        if self._restarts > _MAX_RESTARTS:
             raise PipelineError(
                 f"the decoding process was killed {self._restarts} times in a row: is the machine out of memory? Try "
                 "fewer --actors, or a smaller --decode-memory"

@@ -111,7 +111,7 @@ def find_duplicates(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> DedupSummary:
-    """Find all pairs of images within a radius, and their clusters; an interrupted job goes on where it was.
+    """Find all pairs of images within a radius, and their clusters; an interrupted job resumes where it stopped.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The folder of a job: what it has finished, so that the same command goes on where it was interrupted.
+"""The folder of a job: what it has finished, so that the same command resumes where it was interrupted.
 
 ::
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 # millisecond or two with all that is around it; what takes longer than the patience is slow by itself.
 _TOGETHER = 64
 _PATIENCE_S = 0.02
-_MOST_KINDS = 256
+_MAX_KINDS = 256
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class SearchThreads:
 
     def _batcher(self, kind: Hashable) -> MicroBatcher[_Job, bytes]:
         if kind not in self._batchers:
-            if len(self._batchers) >= _MOST_KINDS:
+            if len(self._batchers) >= _MAX_KINDS:
                 self._batchers = {known: batcher for known, batcher in self._batchers.items() if not batcher.idle}
             self._batchers[kind] = MicroBatcher(self._answer_batch, batch_size=_TOGETHER, patience_s=_PATIENCE_S)
         return self._batchers[kind]

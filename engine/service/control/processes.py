@@ -25,7 +25,7 @@ from hashlight.engine.service.shards.server import DRAIN_S
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.1
-_FIRST_WAIT_S, _MOST_WAIT_S = 0.5, 30.0  # between attempts to start a server that keeps dying
+_FIRST_WAIT_S, _MAX_WAIT_S = 0.5, 30.0  # between attempts to start a server that keeps dying
 
 
 class ShardProcess:
@@ -130,7 +130,7 @@ class _Keeper:
             try:
                 self.serving = self._start()
             except Exception as error:  # whatever the error, a server is needed
-                wait_s = min(_MOST_WAIT_S, max(_FIRST_WAIT_S, 2 * wait_s))
+                wait_s = min(_MAX_WAIT_S, max(_FIRST_WAIT_S, 2 * wait_s))
                 logger.warning("a shard server failed to start, next attempt in %.1f s: %s", wait_s, error)
                 self._tell(error)
                 continue

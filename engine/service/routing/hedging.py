@@ -17,7 +17,7 @@ BURST = 20.0
 
 _WINDOW_CALLS = 2000
 _RENEW_CALLS = 200
-_MOST_CLASSES = 256
+_MAX_CLASSES = 256
 
 
 class HedgeBudget:
@@ -65,7 +65,7 @@ class Delays:
         with self._lock:
             recent = self._classes.setdefault(key, _Recent())
             self._classes.move_to_end(key)
-            if len(self._classes) > _MOST_CLASSES:
+            if len(self._classes) > _MAX_CLASSES:
                 self._classes.popitem(last=False)
             recent.seconds.extend(seconds)
             recent.fresh += len(seconds)

@@ -23,11 +23,11 @@ from hashlight.engine.service.protocol.wire import COMMAND, Kind, Page, Protocol
 logger = logging.getLogger(__name__)
 
 BREAKER_S = 1.0
-MOST_BREAKER_S = 30.0
+MAX_BREAKER_S = 30.0
 PING_S = 0.25
 SILENT_S = 1.0  # silence although an answer is due: a stopped process or a cut network
 GIVEN_UP_S = 15.0  # of silence, after which the connection is reopened
-FIRST_WAIT_S, MOST_WAIT_S = 0.05, 2.0  # between attempts to connect
+FIRST_WAIT_S, MAX_WAIT_S = 0.05, 2.0  # between attempts to connect
 
 # gRPC lets 64 KiB of a stream go unread before a write blocks. Writes that could block run in their own thread, so that
 # no caller waits past its deadline for a server that has stopped reading.
@@ -169,7 +169,7 @@ class Replica:
     def failed(self) -> None:
         """Avoid the replica for a while, longer with each failure in a row."""
         self._failures += 1
-        pause_s = min(MOST_BREAKER_S, BREAKER_S * 2 ** (self._failures - 1))
+        pause_s = min(MAX_BREAKER_S, BREAKER_S * 2 ** (self._failures - 1))
         self._shut_until_s = time.monotonic() + pause_s
 
     def succeeded(self) -> None:
@@ -199,7 +199,7 @@ class Replica:
         wait_s = FIRST_WAIT_S
         while not self._closed.is_set():
             connected_s = self._connect_and_read()
-            wait_s = FIRST_WAIT_S if connected_s > MOST_WAIT_S else min(MOST_WAIT_S, 2 * wait_s)
+            wait_s = FIRST_WAIT_S if connected_s > MAX_WAIT_S else min(MAX_WAIT_S, 2 * wait_s)
             # Jitter, so that many routers do not reconnect all at once.
             self._closed.wait(wait_s * random.uniform(0.5, 1.0))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import MOST_PADDED, IdArray
+from hashlight.engine.codes import MAX_PADDED, IdArray
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.query import Query
 from hashlight.engine.service.asking.searcher import try_search
@@ -51,7 +51,7 @@ def answer(collection: Collection, request: Request) -> bytes:
 
 def _no_wider(query: Query, collection: Collection) -> Query:
     """Limit k to the size of the group; the router, which knows the total number of codes, pads."""
-    most = max(len(collection), MOST_PADDED)
+    most = max(len(collection), MAX_PADDED)
     return query if query.k is None or query.k <= most else dataclasses.replace(query, k=most)
 
 

@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 QUEUE_SIZE = 256
 DRAIN_S = 20.0
 
-_MOST_PAGES_BEHIND = 4096  # 4 GB: the router has stopped reading
+_MAX_PAGES_BEHIND = 4096  # 4 GB: the router has stopped reading
 _SMOOTHING = 0.05  # weight of the latest request in the running mean
 
 
@@ -339,7 +339,7 @@ class _Stream:
     def send(self, status: Status, id_: int, version: int, body: bytes, seconds: float = 0.0) -> None:
         """Write an answer page by page."""
         self._frames.extend(pages(status, id_, version, body, seconds))
-        if len(self._frames) > _MOST_PAGES_BEHIND:
+        if len(self._frames) > _MAX_PAGES_BEHIND:
             logger.warning("a router has stopped reading, %d pages behind: closing its stream", len(self._frames))
             self.give_up()
         while self._frames and self._writing.acquire(blocking=False):

@@ -67,7 +67,7 @@ def encode(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Encode a corpus on Ray; an interrupted job goes on where it was."""
+    """Encode a corpus on Ray; an interrupted job resumes where it stopped."""
     from hashlight.pipelines.decoding.worker import DecodeLimits
     from hashlight.pipelines.encoding.encode import encode_corpus
 

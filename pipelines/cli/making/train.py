@@ -106,7 +106,7 @@ def train(
     cluster: Cluster,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train an encoder; an interrupted training goes on where it was."""
+    """Train an encoder; an interrupted training resumes where it stopped."""
     from hashlight.pipelines.training.train import SUPERVISIONS, train_encoder
 
     if similarity.supervision not in (None, *SUPERVISIONS):

@@ -21,7 +21,7 @@ def dedup(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find all near-duplicates of a collection on Ray; an interrupted job goes on where it was."""
+    """Find all near-duplicates of a collection on Ray; an interrupted job resumes where it stopped."""
     from hashlight.engine.places.opening import open_place
     from hashlight.pipelines.dedup.dedup import find_duplicates
 

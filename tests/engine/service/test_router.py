@@ -71,8 +71,8 @@ def test_nearest_are_those_of_the_oracle(corpus, searcher, k):
 
 
 def test_more_answers_than_a_group_has_codes(corpus, searcher, monkeypatch):
-    monkeypatch.setattr("hashlight.engine.codes.MOST_PADDED", 100)
-    monkeypatch.setattr("hashlight.engine.service.shards.answering.MOST_PADDED", 100)
+    monkeypatch.setattr("hashlight.engine.codes.MAX_PADDED", 100)
+    monkeypatch.setattr("hashlight.engine.service.shards.answering.MAX_PADDED", 100)
     rows = len(corpus.codes)
     result = searcher.search(corpus.queries, rows)
     distances, ids = knn(corpus.queries, corpus.codes, corpus.ids, rows)
