@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from hashlight.engine.client.results import Hit, Hits, Item, Items, SearchResponse
     from hashlight.engine.collection.collection import Collection
-    from hashlight.engine.collection.rerank import Rerank, RerankResult
+    from hashlight.engine.collection.rerank import Rerank
     from hashlight.engine.errors import (
         CollectionBusyError,
         CollectionExistsError,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         PlaceError,
         ReadFailedError,
     )
-    from hashlight.engine.results import Coverage, Explanation, RangeResult, SearchResult
+    from hashlight.engine.results import Coverage, Explanation, RangeResult, RerankResult, SearchResult
     from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, ImageRefusedError
     from hashlight.pipelines.jobs.errors import PipelineError
 
@@ -65,7 +65,7 @@ _HOMES = {
     ),
     "engine.client.results": ("Hit", "Hits", "Item", "Items", "SearchResponse"),
     "engine.collection.collection": ("Collection",),
-    "engine.collection.rerank": ("Rerank", "RerankResult"),
+    "engine.collection.rerank": ("Rerank",),
     "engine.errors": (
         "CollectionBusyError",
         "CollectionExistsError",
@@ -83,7 +83,7 @@ _HOMES = {
         "PlaceError",
         "ReadFailedError",
     ),
-    "engine.results": ("Coverage", "Explanation", "RangeResult", "SearchResult"),
+    "engine.results": ("Coverage", "Explanation", "RangeResult", "RerankResult", "SearchResult"),
     "engine.service.asking.encoding": ("Encoded", "ImageEncoder", "ImageRefusedError"),
     "pipelines.jobs.errors": ("PipelineError",),
 }
