@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import typer
@@ -152,12 +152,12 @@ def key_value_table(title: str, rows: dict[str, Any]) -> Table:
     return table
 
 
-def answers_table(answers: list[Any]) -> Table:
-    """Make a table of `pipelines.searching.search.Answer`, one row each."""
-    names = list(answers[0].attributes) if answers else []
+def answers_table(hits: Sequence[Any]) -> Table:
+    """Make a table of `engine.client.results.Hit`, one row each."""
+    names = list(hits[0].attributes or {}) if hits else []
     table = Table("#", "distance", "id", *(Column(name, overflow="fold") for name in names))
-    for rank, answer in enumerate(answers, start=1):
-        table.add_row(str(rank), str(answer.distance), str(answer.id), *(str(answer.attributes[n]) for n in names))
+    for rank, hit in enumerate(hits, start=1):
+        table.add_row(str(rank), str(hit.distance), str(hit.id), *(str(hit.attributes[n]) for n in names))
     return table
 
 

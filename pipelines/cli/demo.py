@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from hashlight.encoders.training.train import TrainConfig
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.query import Query
 from hashlight.engine.results import PAD_ID
 from hashlight.pipelines.building.build import build_collection
 from hashlight.pipelines.cli.console import (
@@ -34,7 +35,7 @@ from hashlight.pipelines.evaluation.measure import Report
 from hashlight.pipelines.evaluation.pictures import Tile, answer_tile, save_grid
 from hashlight.pipelines.evaluation.report import REPORT_FILES
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.searching.search import encode_file, find_nearest, load_encoder
+from hashlight.pipelines.searching.search import encode_file, find, load_encoder
 from hashlight.pipelines.training.train import train_encoder
 
 BITS = 48
@@ -121,7 +122,7 @@ def _tell(folder: Path, report: Report, seconds: dict[str, float]) -> None:
     collection = Collection.open(folder / "collection")
     query = encode_file(load_encoder(collection), folder / "query.png")
     out.print(f"nearest to {folder / 'query.png'}:")
-    out.print(answers_table(find_nearest(collection, query, 5).answers))
+    out.print(answers_table(find(collection, query, Query(k=5))[0]))
     out.print(f"pictures: {folder / 'answers.png'}, {folder / 'precision_recall.png'}; numbers: {folder / 'report.md'}")
     out.print("try next:", style="bold")
     image = folder / "query.png"

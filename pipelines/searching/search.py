@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import ImageError
+from hashlight.engine.client.results import Hit, SearchResponse
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import EncoderMismatchError
-from hashlight.engine.results import PAD_ID, Coverage
+from hashlight.engine.query import Query
+from hashlight.engine.service.asking.rendering import search_frame, search_table
+from hashlight.engine.service.asking.retrieval import Ask, answer
+from hashlight.engine.service.asking.searcher import CollectionSearcher
 from hashlight.pipelines.evaluation.pictures import Tile, answer_tile, save_grid
 from hashlight.pipelines.jobs.errors import PipelineError
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One image found: its id, its Hamming distance from the query, and its attributes."""
-
-    id: int
-    distance: int
-    attributes: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What a query found: answers ascending by (distance, id), whether a limit cut them, and what was searched."""
-
-    answers: list[Answer]
-    truncated: bool
-    coverage: Coverage
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain types for `json.dumps`."""
-        coverage = {**asdict(self.coverage), "complete": self.coverage.complete}
-        return {**_without_nan(asdict(self)), "coverage": coverage}
 
 
 def load_encoder(collection: Collection, encoder: str | Path | None = None) -> HashEncoder:
@@ -81,43 +61,32 @@ def encode_file(model: HashEncoder, image: str | Path) -> CodeArray:
         raise PipelineError(f"{image} cannot be searched for: {error}") from error
 
 
-def find_nearest(collection: Collection, query: CodeArray, k: int) -> Answers:
-    """Find the `k` nearest images of one query, (1, W)."""
-    result = collection.search(query, min(k, len(collection)))
-    found = result.ids[0] != PAD_ID
-    return _answers(collection, result.ids[0][found], result.distances[0][found], False, result.coverage)
+def find(collection: Collection, code: CodeArray, query: Query) -> SearchResponse:
+    """Find images by one code, (1, W), with their attributes."""
+    ask = Ask(codes=code, query=query, include=frozenset({"attributes"}))
+    found = answer(CollectionSearcher(collection), ask, timeout_s=None)
+    return SearchResponse(search_table(found), search_frame(found, {}), lambda ids: [None] * len(ids))
 
 
-def find_within(collection: Collection, query: CodeArray, radius: int, limit: int | None = None) -> Answers:
-    """Find the images within `radius` of one query, (1, W)."""
-    result = collection.range_search(query, radius, limit)
-    return _answers(collection, result.ids, result.distances, bool(result.truncated[0]), result.coverage)
+def as_json(found: SearchResponse) -> dict[str, Any]:
+    """Return what `find` found as plain types for `json.dumps`."""
+    [hits] = found
+    answers = [{"id": hit.id, "distance": hit.distance, "attributes": hit.attributes or {}} for hit in hits]
+    coverage = {**asdict(found.coverage), "complete": found.coverage.complete}
+    return {"answers": _without_nan(answers), "truncated": hits.truncated, "coverage": coverage}
 
 
-def save_answers(image: str | Path, found: Answers, path: Path, *, most: int = 20) -> None:
+def save_answers(image: str | Path, hits: Sequence[Hit], path: Path, *, most: int = 20) -> None:
     """Save a picture of the query and its nearest answers with their distances."""
     query = Tile(Path(image).read_bytes(), "query")
-    save_grid([[query, *(_tile(answer) for answer in found.answers[:most])]], path)
+    save_grid([[query, *(_tile(hit) for hit in hits[:most])]], path)
 
 
-def _tile(answer: Answer) -> Tile:
-    label = answer.attributes.get("label_name", answer.attributes.get("label"))
-    caption = f"d={answer.distance}" if label is None else f"d={answer.distance} {label}"
-    return answer_tile(answer.attributes.get("uri"), caption)
-
-
-def _answers(
-    collection: Collection, ids: np.ndarray, distances: np.ndarray, truncated: bool, coverage: Coverage | None
-) -> Answers:
-    assert coverage is not None, "a collection's answers carry coverage"
-    rows = collection.get(ids).drop_columns(["id", "code"]).to_pylist()
-    if not rows:
-        rows = [{} for _ in ids]
-    answers = [
-        Answer(id=int(id_), distance=int(distance), attributes=row)
-        for id_, distance, row in zip(ids, distances, rows, strict=True)
-    ]
-    return Answers(answers, truncated, coverage)
+def _tile(hit: Hit) -> Tile:
+    attributes = hit.attributes or {}
+    label = attributes.get("label_name", attributes.get("label"))
+    caption = f"d={hit.distance}" if label is None else f"d={hit.distance} {label}"
+    return answer_tile(attributes.get("uri"), caption)
 
 
 def _without_nan(value: Any) -> Any:

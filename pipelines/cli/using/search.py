@@ -20,9 +20,9 @@ from hashlight.pipelines.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from hashlight.engine.client.results import SearchResponse
     from hashlight.engine.collection.collection import Collection
     from hashlight.engine.indexes.choice import IndexChoice
-    from hashlight.pipelines.searching.search import Answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,25 +106,24 @@ def search(
 def _search_image(
     opened: Collection, image: Path, reach: Reach, encoder: Path | None, save: Path | None, as_json: bool
 ) -> None:
-    from hashlight.pipelines.searching.search import encode_file, find_nearest, find_within, load_encoder, save_answers
+    from hashlight.engine.query import Query
+    from hashlight.pipelines.searching.search import as_json as document_of
+    from hashlight.pipelines.searching.search import encode_file, find, load_encoder, save_answers
 
     radius = reach.radius
     if radius is not None and radius > opened.bits:
         raise typer.BadParameter(
             f"--radius must be 0 to {opened.bits} (the codes have {opened.bits} bits), got {radius}"
         )
-    query = encode_file(load_encoder(opened, encoder), image)
-    if radius is None:
-        found = find_nearest(opened, query, reach.k or 10)
-    else:
-        found = find_within(opened, query, radius, reach.limit)
+    query = Query(k=reach.k or 10) if radius is None else Query(radius=radius, limit=reach.limit)
+    found = find(opened, encode_file(load_encoder(opened, encoder), image), query)
     if as_json:
-        document = {"query": {"image": str(image), **reach.wanted}, **found.as_json()}
+        document = {"query": {"image": str(image), **reach.wanted}, **document_of(found)}
         typer.echo(json.dumps(document, default=str))
     else:
         _show_answers(found)
     if save is not None:
-        save_answers(image, found, save)
+        save_answers(image, found[0], save)
         err.print(f"saved {save}", soft_wrap=True)
 
 
@@ -157,12 +156,12 @@ def _search_codes(
     )
 
 
-def _show_answers(found: Answers) -> None:
-    coverage = found.coverage
-    if found.answers:
-        out.print(answers_table(found.answers))
-    cut = " (the nearest: --limit cut more)" if found.truncated else ""
+def _show_answers(found: SearchResponse) -> None:
+    [hits], coverage = found, found.coverage
+    if hits:
+        out.print(answers_table(hits))
+    cut = " (the nearest: --limit cut more)" if hits.truncated else ""
     out.print(
-        f"{len(found.answers):,} answers{cut}, {coverage.searched:,} of {coverage.codes:,} "
+        f"{len(hits):,} answers{cut}, {coverage.searched:,} of {coverage.codes:,} "
         f"codes searched in {coverage.answered} of {coverage.shards} shards"
     )
