@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("encoders", "engine", "pipelines")
-MOST_FILES, MOST_ARGUMENTS = 12, 12
+MOST_FILES, MOST_LINES, MOST_ARGUMENTS = 12, 60, 12
 
 FILES = sorted(file for part in PARTS for file in (ROOT / part).rglob("*.py"))
 FOLDERS = sorted({file.parent for file in FILES})
@@ -24,6 +24,10 @@ def functions(file):
 
 def named(file, node):
     return f"{file.relative_to(ROOT)}::{node.name}"
+
+
+def num_lines(node):
+    return node.end_lineno - node.lineno + 1
 
 
 def num_arguments(node):
@@ -42,6 +46,13 @@ def test_no_folder_holds_more_than_a_dozen_files_of_code():
         for folder in FOLDERS
     }
     assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
+
+
+def test_no_function_is_longer_than_sixty_lines_but_in_kernels():
+    lengths = {
+        named(file, node): num_lines(node) for file in FILES if "kernels" not in file.parts for node in functions(file)
+    }
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
 
 
 def test_no_function_takes_more_than_a_dozen_arguments():

@@ -159,8 +159,7 @@ def encode_corpus(
     Parameters
     ----------
     corpus : str or Path
-        A corpus, as in `pipelines.corpora.corpus`, or a work list of one, as `pipelines.corpora.work.plan_work` writes
-        it.
+        A corpus, as in `pipelines.corpora.corpus`, or a work list by `pipelines.corpora.work.plan_work`.
     encoder : str or Path
         An encoder's folder.
     output : str or Path
@@ -169,8 +168,7 @@ def encode_corpus(
     batch_size : int
         Images decoded at a time by an actor; it does not change a bit of the codes.
     actors : int, optional
-        Processes that run the model, at most one a GPU of the Ray cluster, or one a core where it has no GPU; as many
-        as that if left out.
+        Processes that run the model: by default and at most one a GPU of the Ray cluster, or one a core without GPUs.
     features : bool
         Keep the fine features too, float16, for re-ranking: 2 bytes a dimension and image.
     thumbnail : int
@@ -191,11 +189,7 @@ def encode_corpus(
     PipelineError
         If the corpus is empty, `output` holds another job's codes, or too many images were rejected.
     """
-    if batch_size < 1 or (actors is not None and actors < 1) or thumbnail < 0:
-        raise ValueError(
-            f"`batch_size` and `actors` must be at least 1 and `thumbnail` at least 0, got {batch_size}, {actors} and "
-            f"{thumbnail}"
-        )
+    _check_sizes(batch_size, actors, thumbnail)
     budget = RejectBudget.parse(max_rejects)
     target = open_place(output)
     refuse_foreign_folder(target)
@@ -204,9 +198,24 @@ def encode_corpus(
     with target.lock():
         job = _plan(str(corpus), loaded, target, kept, unit_images=unit_images, overwrite=overwrite)
         settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **kept}
-        start = time.perf_counter()
-        state, num_actors = _run(job, actors, settings, budget, progress or (lambda _state: None))
-        return _commit(job, state, {"actors": num_actors, "total_s": round(time.perf_counter() - start, 3)}, budget)
+        return _finish(job, actors, settings, budget, progress or (lambda _state: None))
+
+
+def _check_sizes(batch_size: int, actors: int | None, thumbnail: int) -> None:
+    if batch_size < 1 or (actors is not None and actors < 1) or thumbnail < 0:
+        raise ValueError(
+            f"`batch_size` and `actors` must be at least 1 and `thumbnail` at least 0, got {batch_size}, {actors} and "
+            f"{thumbnail}"
+        )
+
+
+def _finish(
+    job: _Job, actors: int | None, settings: dict[str, Any], budget: RejectBudget, progress: Progress
+) -> EncodeSummary:
+    """Encode what is left of a job, and commit it."""
+    start = time.perf_counter()
+    state, num_actors = _run(job, actors, settings, budget, progress)
+    return _commit(job, state, {"actors": num_actors, "total_s": round(time.perf_counter() - start, 3)}, budget)
 
 
 def read_summary(codes: str | Path) -> EncodeSummary:

@@ -76,15 +76,10 @@ def evaluate_encoder(
         If a baseline is unknown or cannot produce that many bits, a corpus has no labels or no decodable image, or no
         query shares a label with any image of the database.
     """
-    if Path(output).exists() and not Path(output).is_dir():
-        raise PipelineError(f"{output} is a file, expected a folder for the report: choose another --output")
-    if faiss_kind(check_index(index)) is not None:
-        import_faiss()  # what is missing is said before hours of work
+    _refuse_late_failures(Path(output), index)
     say = progress or (lambda _step: None)
     model = HashEncoder.load(encoder)
-    if baselines is None:
-        baselines = [name for name in ("itq", "lsh") if not _misfit(name, model)]
-    _refuse_baselines(baselines, model)
+    baselines = _chosen_baselines(baselines, model)
     corpora = {"database": database, "queries": queries}
     if train is not None and baselines:
         corpora["train"] = train
@@ -101,6 +96,14 @@ def evaluate_encoder(
     say("drawing")
     write_report(report, compared, Path(output), index=index)
     return report
+
+
+def _refuse_late_failures(output: Path, index: IndexChoice) -> None:
+    """Refuse, before hours of work, a place where no report can be written and an index whose package is missing."""
+    if output.exists() and not output.is_dir():
+        raise PipelineError(f"{output} is a file, expected a folder for the report: choose another --output")
+    if faiss_kind(check_index(index)) is not None:
+        import_faiss()
 
 
 def _fill_codes(
@@ -131,13 +134,16 @@ def _misfit(baseline: str, model: HashEncoder) -> str:
     return ""
 
 
-def _refuse_baselines(baselines: Sequence[str], model: HashEncoder) -> None:
+def _chosen_baselines(baselines: Sequence[str] | None, model: HashEncoder) -> Sequence[str]:
+    if baselines is None:
+        return [name for name in ("itq", "lsh") if not _misfit(name, model)]
     unknown = set(baselines) - set(BASELINES)
     if unknown:
         raise PipelineError(f"unknown baselines {sorted(unknown)}: choose from {', '.join(BASELINES)}")
     for name in baselines:
         if misfit := _misfit(name, model):
             raise PipelineError(f"the baseline {name} does not fit this encoder: {misfit}")
+    return baselines
 
 
 def _encode_sides(

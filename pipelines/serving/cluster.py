@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from hashlight.engine.collection.collection import Collection
@@ -34,35 +35,23 @@ def serve_cluster(
     path: str | Path,
     address: Address,
     keys: Keys,
+    servers: AbstractContextManager[RayCluster | LocalCluster],
     *,
-    groups: int,
-    replicas: int,
-    ray: bool = False,
-    ray_address: str | None = None,
-    shard_security: Security | None = None,
     encoder: Path | None = None,
     limits: Limits | None = None,
     image_hosts: Sequence[str] = (),
     insecure: bool = False,
-    index: IndexChoice = "auto",
 ) -> Iterator[HttpServer]:
     """Start shard servers and bind a gateway to a router over them; they stop when the context exits.
 
-    Arguments and errors are those of `pipelines.serving.serve.serve_embedded` and of `shard_servers`.
+    `servers` is what `shard_servers` returns for the same collection, not yet entered. The other arguments and the
+    errors are those of `pipelines.serving.serve.serve_embedded`, and the errors those of `shard_servers`, too.
     """
     check_exposure(address, keys, insecure=insecure)
     image_encoder = encoder_of(Collection.open(path), encoder)
     metrics = Metrics()
     with (
-        shard_servers(
-            path,
-            groups=groups,
-            replicas=replicas,
-            ray=ray,
-            ray_address=ray_address,
-            security=shard_security,
-            index=index,
-        ) as cluster,
+        servers as cluster,
         routing(cluster, observe=metrics.observe) as router,
     ):
         router.ready()

@@ -149,14 +149,18 @@ def _open_server(
         return
     from hashlight.engine.service.protocol.security import Security
     from hashlight.pipelines.serving.cluster import serve_cluster
+    from hashlight.pipelines.serving.cluster import shard_servers as start_servers
 
     security = Security.from_files(
         certificate=shard_servers.shard_tls_cert, key=shard_servers.shard_tls_key,
         authority=shard_servers.shard_tls_authority, fresh_token=True,
     )  # fmt: skip
+    servers = start_servers(
+        collection, groups=shard_servers.groups or 1, replicas=shard_servers.replicas or 1, ray=shard_servers.ray,
+        ray_address=shard_servers.address, security=security, index=index,
+    )  # fmt: skip
     with serve_cluster(
-        collection, address, keys, groups=shard_servers.groups or 1, replicas=shard_servers.replicas or 1,
-        ray=shard_servers.ray, ray_address=shard_servers.address, shard_security=security, encoder=encoder,
-        limits=limits, image_hosts=image_hosts, insecure=access.insecure, index=index,
+        collection, address, keys, servers, encoder=encoder, limits=limits, image_hosts=image_hosts,
+        insecure=access.insecure,
     ) as server:  # fmt: skip
         yield server
