@@ -230,6 +230,7 @@ HEAVY = {"torch", "torchvision", "ray", "faiss-cpu", "faiss-gpu", "scikit-learn"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to install the base, and again to compile its kernels
 def test_the_base_installs_nothing_heavy_and_works(base, tmp_path):
     listed = json.loads(base("python", "-m", "pip", "list", "--format", "json").stdout)
     names = {package["name"].lower() for package in listed}
@@ -247,6 +248,7 @@ def test_the_base_installs_nothing_heavy_and_works(base, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to install the base, and again to compile its kernels
 def test_the_base_asks_a_server(base, tmp_path):
     base("python", "-c", USE, tmp_path / "c")
     command = [sys.executable, "-P", "-m", "hashlight", "serve", str(tmp_path / "c"), "--port", "0"]
@@ -276,6 +278,7 @@ with SearchClient("http://localhost:8000") as client:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to install the base, and again to compile its kernels
 def test_type_checkers_see_the_types_of_the_installed_package(base, tmp_path):
     (tmp_path / "user.py").write_text(USER)
     python = json.loads(base("python", "-c", "import json, sys; print(json.dumps(sys.executable))").stdout)
