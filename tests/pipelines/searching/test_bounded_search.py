@@ -11,6 +11,7 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.storage.manifest import read_current
 from hashlight.pipelines.codes.parts import Part, Piece
+from hashlight.pipelines.jobs.folder import JobFolder
 from hashlight.pipelines.searching import batch as batch_search
 from hashlight.pipelines.searching.batch import Block, SearchJob, merge_block, search_block
 from hashlight.pipelines.searching.bounded import search_bounded
@@ -67,7 +68,9 @@ def test_blocks_are_merged_however_shards_cut_them(tmp_path, monkeypatch, databa
                     asked.get("limit"), len(queries), ())  # fmt: skip
     part = Part(str(folder / "queries.parquet"), 300, "")
     block = Block(0, 0, (Piece(part, 0, 300),))
-    merge_block(job, str(tmp_path), block, *(search_block(job, str(tmp_path), block, spec) for spec in live.shards))
+    work = JobFolder(str(tmp_path), batch_search.ANSWERS)
+    work.begin({"of": "this test"}, overwrite=False)
+    merge_block(job, work, block, *(search_block(job, work, block, spec) for spec in live.shards))
     rows = pq.read_table(tmp_path / "block-000000.parquet").to_pylist()
     assert [row["query"] for row in rows] == list(range(300))
     if "k" in asked:
