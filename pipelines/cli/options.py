@@ -25,7 +25,9 @@ CollectionArgument = Annotated[str, typer.Argument(help="A collection: a folder,
 ExistingCollectionArgument = Annotated[
     str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.", callback=refuse_missing)
 ]
-EncoderOption = Annotated[Path, typer.Option("--encoder", help="Folder of a trained encoder.", exists=True)]
+EncoderOption = Annotated[
+    str, typer.Option("--encoder", help="Folder of a trained encoder, or s3://.", callback=refuse_missing)
+]
 OtherEncoderOption = Annotated[
     Path | None, typer.Option(help="The encoder, if the collection does not keep it.", exists=True)
 ]

@@ -27,7 +27,6 @@ import hashlib
 import json
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -38,25 +37,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
+from hashlight.encoders.encoder import HashEncoder
 from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.places.place import Place
 from hashlight.engine.places.reading import map_ahead
+from hashlight.pipelines.codes.encoder import load_encoder, save_encoder
 from hashlight.pipelines.codes.parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
 from hashlight.pipelines.corpora.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, write_rejects
 from hashlight.pipelines.encoding.units import (
+    CODES,
     STEPS,
     EncodeUnits,
     UnitSettings,
     part_name,
     reject_rows,
-    sidecar_name,
 )
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.folder import JobFolder, OtherJobError, sidecar_name
 from hashlight.pipelines.jobs.session import ray_session
 
 logger = logging.getLogger(__name__)
@@ -131,10 +131,9 @@ Progress = Callable[[EncodeProgress], None]
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """An encode job whose plan is written: where, its name (a hash of what its codes depend on), and its work."""
+    """An encode job whose plan is written: where, what its codes depend on, and its work."""
 
-    output: Place
-    name: str
+    folder: JobFolder
     identity: dict[str, Any]
     work: WorkSummary
 
@@ -161,7 +160,7 @@ def encode_corpus(
     corpus : str or Path
         A corpus, as in `pipelines.corpora.corpus`, or a work list by `pipelines.corpora.work.plan_work`.
     encoder : str or Path
-        An encoder's folder.
+        An encoder's folder, local or in a bucket.
     output : str or Path
         Folder for the codes, local or in a bucket. An interrupted job with the same corpus and encoder goes on where it
         was.
@@ -191,12 +190,12 @@ def encode_corpus(
     """
     _check_sizes(batch_size, actors, thumbnail)
     budget = RejectBudget.parse(max_rejects)
-    target = open_place(output)
-    refuse_foreign_folder(target)
+    folder = JobFolder(output, CODES)
+    folder.refuse_foreign()
     kept = {"features": features, "thumbnail": thumbnail}
-    loaded = HashEncoder.load(encoder)
-    with target.lock():
-        job = _plan(str(corpus), loaded, target, kept, unit_images=unit_images, overwrite=overwrite)
+    loaded = load_encoder(encoder)
+    with folder.place.lock():
+        job = _plan(str(corpus), loaded, folder, kept, unit_images=unit_images, overwrite=overwrite)
         settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **kept}
         return _finish(job, actors, settings, budget, progress or (lambda _state: None))
 
@@ -253,8 +252,9 @@ def read_parts(codes: str | Path) -> Iterator[pa.Table]:
     PipelineError
         If a part is missing or damaged.
     """
-    output = open_place(codes)
-    for unit in _units_in(output, "sidecars"):
+    job = JobFolder(codes, CODES)
+    output = job.place
+    for unit in job.units():
         expected = json.loads(output.read(sidecar_name(unit)))["sha256"]
         data = output.read(part_name(unit)) if output.exists(part_name(unit)) else None
         got = "nothing" if data is None else hashlib.sha256(data).hexdigest()
@@ -270,9 +270,10 @@ def read_parts(codes: str | Path) -> Iterator[pa.Table]:
 
 
 def _plan(
-    corpus: str, encoder: HashEncoder, output: Place, kept: dict[str, Any], *, unit_images: int, overwrite: bool
+    corpus: str, encoder: HashEncoder, folder: JobFolder, kept: dict[str, Any], *, unit_images: int, overwrite: bool
 ) -> _Job:
     """List the corpus and write the plan, unless an interrupted job left the same; nothing is removed before that."""
+    output = folder.place
     with output.scratch("plan.parquet") as aside:
         work = read_work(corpus)
         if work is None:
@@ -287,17 +288,14 @@ def _plan(
             "bits": encoder.bits,
             **kept,
         }
-        if output.exists("job.json") and not overwrite:
-            _refuse_other_job(output, identity)
-        else:
-            _remove_codes(output)
-            if not output.put_new("job.json", json.dumps(identity, indent=1).encode()):
-                raise PipelineError(f"another process began to write {output} at this moment: choose another --output")
+        if overwrite:
+            folder.clear()
+        _begin(folder, identity)
         if not output.exists("plan.parquet"):
             output.put_file("plan.parquet", aside)
-    _save_encoder(encoder, output)
+    save_encoder(encoder, output, "encoder")
     with output.open("plan.parquet") as raw:
-        return _Job(output, _job_name(identity), identity, WorkList(raw).summary)
+        return _Job(folder, identity, WorkList(raw).summary)
 
 
 def _refuse_taken_columns(work: WorkSummary, kept: dict[str, Any]) -> None:
@@ -310,51 +308,16 @@ def _refuse_taken_columns(work: WorkSummary, kept: dict[str, Any]) -> None:
             )
 
 
-def _job_name(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _save_encoder(encoder: HashEncoder, output: Place) -> None:
-    with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as folder:
-        encoder.save(folder)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            output.put(f"encoder/{name}", Path(folder, name).read_bytes())
-
-
-def _refuse_other_job(output: Place, identity: dict[str, Any]) -> None:
-    found = json.loads(output.read("job.json"))
-    different = [key for key in identity if found.get(key) != identity[key]]
-    if different == ["listing"]:
+def _begin(folder: JobFolder, identity: dict[str, Any]) -> None:
+    try:
+        folder.begin(identity, overwrite=False)
+    except OtherJobError as error:
+        if error.different != ["listing"]:
+            raise
         raise PipelineError(
-            f"{identity['corpus']} has changed since {output} was begun: encode it into another --output, or all of "
+            f"{identity['corpus']} has changed since {folder} was begun: encode it into another --output, or all of "
             "it again with --overwrite"
-        )
-    if different:
-        details = ", ".join(f"{key} {found.get(key)} (asked: {identity[key]})" for key in different)
-        raise PipelineError(
-            f"{output} holds the codes of another job, with {details}: choose another --output, or replace it with "
-            "--overwrite"
-        )
-
-
-# The mark that the folder is ours goes last.
-_OUTPUT_ENTRIES = (
-    "codes.json", "sidecars", "parts", "attempts", "rejects.parquet", "stats.json", "encoder", "plan.parquet",
-    "job.json",
-)  # fmt: skip
-
-
-def refuse_foreign_folder(output: Place) -> None:
-    """Raise PipelineError unless `output` is not there, is empty, or is marked as ours by its `job.json`."""
-    if output.local and output.local.exists() and not output.local.is_dir():
-        raise PipelineError(f"{output} is a file, expected a folder for the codes: choose another --output")
-    if output.names() and not output.exists("job.json"):
-        raise PipelineError(f"{output} is not empty and holds no codes: choose another --output")
-
-
-def _remove_codes(output: Place) -> None:
-    for name in _OUTPUT_ENTRIES:
-        output.remove(name)
+        ) from error
 
 
 # 2. Run.
@@ -378,11 +341,11 @@ def _run(
     waiting = [unit for unit in range(job.work.units) if unit not in done]
     if not waiting:
         return state, 0
-    job.output.remove("attempts")
+    job.folder.place.remove("attempts")
     with ray_session(num_cpus=max(actors or 0, usable_cores())):
         stage = _plan_actors(actors, len(waiting))
         before, first, last = state.images, math.inf, 0.0
-        for row in _encode_units(job, waiting, stage, UnitSettings(job=job.name, **stage.settings, **settings)):
+        for row in _encode_units(job, waiting, stage, UnitSettings(job=job.folder.name, **stage.settings, **settings)):
             # Rows do not come in the order in which units begin and end.
             first, last = min(first, row["started"]), max(last, row["ended"])
             _count(state, row)
@@ -403,11 +366,11 @@ def _count(state: EncodeProgress, row: dict[str, Any]) -> None:
 def _refuse_too_many_rejects(job: _Job, state: EncodeProgress, budget: RejectBudget) -> None:
     total = state.images if state.units == state.units_total else state.images_total
     if budget.is_exceeded(state.rejects, state.images, total):
-        reasons = write_rejects(job.output, _units_in(job.output, "sidecars"), job.name).reasons
+        reasons = write_rejects(job.folder, job.folder.units()).reasons
         raise PipelineError(
             f"{state.rejects:,} of {state.images:,} images were rejected so far, more than --max-rejects {budget} "
-            f"allows: {common_reasons(reasons)}; they are in {job.output.path('rejects.parquet')}. What is finished is "
-            "kept: run the same `hashlight encode` with a larger --max-rejects to go on"
+            f"allows: {common_reasons(reasons)}; they are in {job.folder}/rejects.parquet. What is finished "
+            "is kept: run the same `hashlight encode` with a larger --max-rejects to go on"
         )
 
 
@@ -446,7 +409,7 @@ def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSett
     items = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_BLOCKS))
     results = items.map_batches(
         EncodeUnits,
-        fn_constructor_args=(job.output.location, settings),
+        fn_constructor_args=(job.folder.place.location, settings),
         batch_size=1,
         # Of two calls at once the one writes while the other encodes; see `EncodeUnits`.
         compute=ray.data.ActorPoolStrategy(
@@ -466,36 +429,24 @@ def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSett
 
 
 def _whole_units(job: _Job) -> dict[int, tuple[int, int]]:
-    """Return codes and rejects of each unit that is whole; what says so wrongly is removed."""
-    output = job.output
-    sizes = {entry.name: entry.size for entry in output.children("parts")}
-    whole = {}
-    units = _units_in(output, "sidecars")
-    for unit, data in zip(units, output.read_many(map(sidecar_name, units)), strict=True):
-        sidecar = json.loads(data)
-        if sidecar["job"] == job.name and sizes.get(Path(part_name(unit)).name) == sidecar["bytes"]:
-            whole[unit] = sidecar["codes"], sidecar["rejects"]
-        else:
-            output.remove(sidecar_name(unit))
-    return whole
-
-
-def _units_in(output: Place, folder: str) -> list[int]:
-    return sorted(int(name.partition(".")[0]) for name in output.names(folder))
+    """Return codes and rejects of each unit that is whole."""
+    sizes = {entry.name: entry.size for entry in job.folder.place.children("parts")}
+    done = job.folder.done(lambda unit, said: sizes.get(Path(part_name(unit)).name) == said["bytes"])
+    return {unit: (said["codes"], said["rejects"]) for unit, said in done.items()}
 
 
 # 3. Gather the rejects, and 4. commit.
 
 
 def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: RejectBudget) -> EncodeSummary:
-    output = job.output
+    output = job.folder.place
     if state.units != job.work.units:
         raise PipelineError(
             f"{job.work.units - state.units} of {job.work.units} units did not finish: run the job again"
         )
     if job.work.images is None:
         _reject_repeated(job)
-    gathered = write_rejects(output, range(job.work.units), job.name)
+    gathered = write_rejects(job.folder, range(job.work.units))
     _refuse_too_many_rejects(job, replace(state, rejects=gathered.rejects), budget)
     if not gathered.codes:
         raise PipelineError(
@@ -509,8 +460,6 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
             job.work.corpus,
         )
     output.remove("attempts")
-    for folder in ("", "parts", "sidecars", "encoder"):
-        output.remove_leftovers(folder)
     identity = job.identity
     summary = EncodeSummary(
         images=gathered.codes + gathered.rejects,
@@ -521,7 +470,7 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
         corpus=identity["corpus"],
     )
     output.put("stats.json", json.dumps(_stats(state, gathered, run), indent=1).encode())
-    output.put("codes.json", json.dumps(asdict(summary), indent=1).encode())
+    job.folder.finish("codes.json", asdict(summary))
     return summary
 
 
@@ -529,7 +478,7 @@ def _reject_repeated(job: _Job) -> None:
     """Reject images whose id an earlier one has: those of shards are met only now, and their ids are hashes."""
 
     def read(unit: int) -> pa.Table:
-        with job.output.open(part_name(unit)) as raw:
+        with job.folder.place.open(part_name(unit)) as raw:
             return pq.read_table(raw, columns=["id", "uri"])
 
     def tables() -> Iterator[pa.Table]:
@@ -547,7 +496,7 @@ def _reject_repeated(job: _Job) -> None:
             if (before := first.setdefault(table["id"][row].as_py(), uri)) != uri:
                 late[row] = f"same id as another image: {before}"
         if late:
-            reject_rows(job.output, unit, late)
+            reject_rows(job.folder.place, unit, late)
 
 
 def _stats(state: EncodeProgress, gathered: Gathered, run: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hashlight.engine.places.place import Place
-from hashlight.pipelines.encoding.units import parse_sidecar, sidecar_name
+from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 
 # Where the number of images is not known beforehand, a share means nothing until so many were seen.
 _FEWEST_FOR_A_SHARE = 1000
@@ -81,27 +80,27 @@ class Gathered:
     left_out: set[str] = field(default_factory=set)
 
 
-def write_rejects(output: Place, units: Sequence[int], job: str) -> Gathered:
+def write_rejects(job: JobFolder, units: Sequence[int]) -> Gathered:
     """Gather the rejects of finished units into `rejects.parquet`, in order.
 
     Raises
     ------
     PipelineError
-        If a unit was finished by another job than `job`.
+        If a unit was finished by another job.
     """
     gathered = Gathered()
-    rows = _gather(output, units, job, gathered)
-    with output.scratch("rejects.parquet") as aside:
+    rows = _gather(job, units, gathered)
+    with job.place.scratch("rejects.parquet") as aside:
         with pq.ParquetWriter(aside, _SCHEMA) as table:
             while some := list(itertools.islice(rows, _ROW_GROUP_ROWS)):
                 table.write_table(pa.Table.from_pylist(some, _SCHEMA))
-        output.put_file("rejects.parquet", aside)
+        job.place.put_file("rejects.parquet", aside)
     return gathered
 
 
-def _gather(output: Place, units: Sequence[int], job: str, gathered: Gathered) -> Iterator[dict[str, Any]]:
-    for unit, data in zip(units, output.read_many(map(sidecar_name, units)), strict=True):
-        sidecar = parse_sidecar(data, unit, job)
+def _gather(job: JobFolder, units: Sequence[int], gathered: Gathered) -> Iterator[dict[str, Any]]:
+    for unit, data in zip(units, job.place.read_many(map(sidecar_name, units)), strict=True):
+        sidecar = job.parse(unit, data)
         gathered.codes += sidecar["codes"]
         gathered.rejects += sidecar["rejects"]
         gathered.left_out.update(sidecar.get("left_out", ()))

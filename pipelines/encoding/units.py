@@ -7,12 +7,10 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, EncoderOutput, HashEncoder
-from hashlight.engine.places.opening import open_place
+from hashlight.encoders.encoder import EncoderOutput
 from hashlight.engine.places.place import Place
+from hashlight.pipelines.codes.encoder import load_encoder
 from hashlight.pipelines.codes.parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
 from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.corpora.labels import attribute_names
@@ -33,6 +31,12 @@ from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.folder import JobFolder, JobKind, sidecar_name
+
+CODES = JobKind(
+    holds="codes",
+    entries=("codes.json", "parts", "attempts", "rejects.parquet", "stats.json", "encoder", "plan.parquet"),
+)
 
 # Ray starts a dead actor again and hands it the same unit, for ever; this ends it.
 _MOST_ATTEMPTS = 5
@@ -102,9 +106,10 @@ class EncodeUnits:
     """
 
     def __init__(self, output: str, settings: UnitSettings) -> None:
-        self._output = open_place(output)
+        self._job = JobFolder(output, CODES, name=settings.job)
+        self._output = self._job.place
         self._settings = settings
-        self._encoder = load_output_encoder(self._output).to(settings.device)
+        self._encoder = load_encoder(self._output.location_of("encoder")).to(settings.device)
         self._work = WorkList(self._output.open("plan.parquet"))
         self._pool = DecodePool(
             self._encoder.config.preprocessing,
@@ -138,7 +143,7 @@ class EncodeUnits:
         """Encode every unit of `batch` and write it."""
         self._give_way()
         started = time.time()
-        done = [self._sidecar_of(unit) or self._encode_unit(unit) for unit in batch["unit"].tolist()]
+        done = [self._job.sidecar(unit) or self._encode_unit(unit) for unit in batch["unit"].tolist()]
         columns = {name: np.array([sidecar[name] for sidecar in done]) for name in ("codes", "rejects")}
         seconds = {f"{step}_s": np.array([sidecar["seconds"][step] for sidecar in done]) for step in STEPS}
         times = {"started": np.full(len(done), started), "ended": np.full(len(done), time.time())}
@@ -149,13 +154,6 @@ class EncodeUnits:
         if not hasattr(self._threads, "niceness"):
             self._threads.niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, _NICEST)
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._threads.niceness)
-
-    def _sidecar_of(self, unit: int) -> dict[str, Any] | None:
-        """Return what was published of a unit by an actor that died before it could say so."""
-        name = sidecar_name(unit)
-        if not self._output.exists(name):
-            return None
-        return parse_sidecar(self._output.read(name), unit, self._settings.job)
 
     def _count_attempt(self, unit: int) -> None:
         name = f"attempts/{unit:05d}"
@@ -196,11 +194,8 @@ class EncodeUnits:
         self._output.put(part_name(unit), part)
         encoded.seconds["write"] = time.perf_counter() - start
         sidecar = self._sidecar(part, _rejects(entries, encoded.reasons), encoded)
-        name = sidecar_name(unit)
-        if self._output.put_new(name, json.dumps(sidecar).encode()):
-            return sidecar
-        # An actor that was thought dead published the unit meanwhile, with the same codes if it is of this job.
-        return parse_sidecar(self._output.read(name), unit, self._settings.job)
+        # An actor that was thought dead may have published the unit meanwhile, with the same codes.
+        return self._job.publish(unit, sidecar)
 
     def _encode(self, images: Iterator[bytes | OSError], encoded: _Encoded) -> None:
         for batch in self._pool.decode(images):
@@ -229,7 +224,6 @@ class EncodeUnits:
 
     def _sidecar(self, part: bytes, rejected: list[dict[str, Any]], encoded: _Encoded) -> dict[str, Any]:
         return {
-            "job": self._settings.job,
             "codes": sum(map(len, encoded.good)),
             "rejects": len(rejected),
             "rejected": rejected,
@@ -242,28 +236,6 @@ class EncodeUnits:
 def part_name(unit: int) -> str:
     """Name the file of a unit's codes."""
     return f"parts/{unit:05d}.parquet"
-
-
-def sidecar_name(unit: int) -> str:
-    """Name the file that says that a unit is whole."""
-    return f"sidecars/{unit:05d}.json"
-
-
-def parse_sidecar(data: bytes, unit: int, job: str) -> dict[str, Any]:
-    """Return what a sidecar says of a unit.
-
-    Raises
-    ------
-    PipelineError
-        If it is another job's.
-    """
-    sidecar: dict[str, Any] = json.loads(data)
-    if sidecar["job"] != job:
-        raise PipelineError(
-            f"unit {unit} was published by another job meanwhile ({sidecar['job']}, this one is {job}): see that no "
-            "other `hashlight encode` writes to this --output, and run this one again, which does the unit anew"
-        )
-    return sidecar
 
 
 def reject_rows(output: Place, unit: int, reasons: dict[int, str]) -> None:
@@ -288,14 +260,6 @@ def reject_rows(output: Place, unit: int, reasons: dict[int, str]) -> None:
 
 def _describe(part: bytes) -> dict[str, Any]:
     return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
-
-
-def load_output_encoder(output: Place) -> HashEncoder:
-    """Load the copy of the encoder that an encode job's folder keeps."""
-    with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as folder:
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            Path(folder, name).write_bytes(output.read(f"encoder/{name}"))
-        return HashEncoder.load(folder)
 
 
 def _shard_images(source: str, samples: list[Sample]) -> Iterator[bytes | OSError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.methods import METHODS
 from hashlight.engine.extras import import_faiss
 from hashlight.engine.indexes.choice import IndexChoice, check_index, faiss_kind
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import without_credentials
+from hashlight.pipelines.codes.encoder import load_encoder
 from hashlight.pipelines.corpora.corpus import list_corpus
 from hashlight.pipelines.corpora.labels import labels_of
 from hashlight.pipelines.decoding.images import encode_entries
@@ -56,7 +60,7 @@ def evaluate_encoder(
     database, queries : str or Path
         Labelled corpora. An image is relevant to a query if they share a label.
     output : str or Path
-        Folder of the report.
+        Folder of the report, local or in a bucket.
     train : str or Path, optional
         The corpus that baselines are fitted to; by default the database.
     baselines : sequence of str, optional
@@ -76,9 +80,10 @@ def evaluate_encoder(
         If a baseline is unknown or cannot produce that many bits, a corpus has no labels or no decodable image, or no
         query shares a label with any image of the database.
     """
-    _refuse_late_failures(Path(output), index)
+    target = open_place(output)
+    _refuse_late_failures(target, index)
     say = progress or (lambda _step: None)
-    model = HashEncoder.load(encoder)
+    model = load_encoder(encoder)
     baselines = _chosen_baselines(baselines, model)
     corpora = {"database": database, "queries": queries}
     if train is not None and baselines:
@@ -94,13 +99,14 @@ def evaluate_encoder(
     places = {name: without_credentials(str(corpus)) for name, corpus in corpora.items()}
     report = _report(model, compared, found, places, len(teacher.labels))
     say("drawing")
-    write_report(report, compared, Path(output), index=index)
+    _publish(report, compared, target, index)
     return report
 
 
-def _refuse_late_failures(output: Path, index: IndexChoice) -> None:
+def _refuse_late_failures(output: Place, index: IndexChoice) -> None:
     """Refuse, before hours of work, a place where no report can be written and an index whose package is missing."""
-    if output.exists() and not output.is_dir():
+    entry = output.entry()
+    if entry is not None and not entry.is_folder:
         raise PipelineError(f"{output} is a file, expected a folder for the report: choose another --output")
     if faiss_kind(check_index(index)) is not None:
         import_faiss()
@@ -123,6 +129,17 @@ def _fill_histograms(compared: Comparison, bits: int) -> None:
         compared.histograms[name] = count_distances(
             query_codes, codes, compared.queries.labels, compared.database.labels, bits
         )
+
+
+def _publish(report: Report, compared: Comparison, output: Place, index: IndexChoice) -> None:
+    """Write the report into its folder; for a bucket it is drawn on this machine and then copied."""
+    if output.local:
+        write_report(report, compared, output.local, index=index)
+        return
+    with tempfile.TemporaryDirectory(prefix="hashlight-report-") as folder:
+        write_report(report, compared, Path(folder), index=index)
+        for file in sorted(Path(folder).iterdir()):
+            output.put_file(file.name, file)
 
 
 def _misfit(baseline: str, model: HashEncoder) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -16,16 +18,27 @@ from hashlight.encoders.data.supervision.pairs import PairList
 from hashlight.encoders.data.supervision.protocol import LABELS, NOTHING, PAIRS, VIEWS
 from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
 from hashlight.encoders.methods import METHODS
-from hashlight.encoders.training.checkpoints import LOG_FILE
+from hashlight.encoders.training.checkpoints import CHECKPOINT_FILE, LOG_FILE
 from hashlight.encoders.training.train import Progress, TrainConfig, train
 from hashlight.engine.places.files import folder_written_aside, make_folder
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Place
+from hashlight.engine.places.uris import normalise, split_name
+from hashlight.pipelines.codes.encoder import save_encoder
 from hashlight.pipelines.corpora.corpus import list_corpus
 from hashlight.pipelines.corpora.labels import has_labels, labels_of
 from hashlight.pipelines.decoding.images import readable_images
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.folder import JobFolder, JobKind
 from hashlight.pipelines.training.workers import train_with_workers
 
 TrainingProgress = Callable[[int, int, Progress], None]
+
+TRAINING = JobKind(
+    holds="unfinished training",
+    private=True,
+    remedy="run that training again to finish it, choose another --output, or begin anew with --overwrite",
+)
 
 SUPERVISIONS = (LABELS, PAIRS, VIEWS, NOTHING)
 
@@ -44,15 +57,16 @@ def train_encoder(
 ) -> HashEncoder:
     """Train an encoder on a corpus and save it.
 
-    While it runs, a folder beside `output`, `.NAME.training`, keeps its checkpoint and log; the same call after an
-    interruption goes on from there. The log of a finished training, `training.jsonl`, lies in `output`.
+    While it runs, a folder beside `output`, `.NAME.training`, keeps its checkpoint and log; for an `output` in a bucket
+    it is a folder of the user's cache. The same call after an interruption resumes from there. The log of a finished
+    training, `training.jsonl`, is in `output`.
 
     Parameters
     ----------
     corpus : str or Path
         As in `pipelines.corpora.corpus.list_corpus`. Images that cannot be decoded are left out, with a warning.
     output : str or Path
-        Folder for the encoder.
+        Folder for the encoder, or a prefix in a bucket.
     config : TrainConfig, optional
     supervision : {"labels", "pairs", "views", "nothing"}, optional
         What the method learns from. If left out: pairs if there are any, else labels if the corpus has them or the
@@ -74,30 +88,73 @@ def train_encoder(
     PipelineError
         If the corpus has no images or labels, the pairs name others, or `output` is taken.
     """
-    output = Path(output).resolve()
     config = config or TrainConfig()
+    place = open_place(normalise(output))
     if address is not None and workers is None:
         raise ValueError("`address` goes with `workers`: say how many to start on the cluster")
-    _refuse_taken(output, overwrite=overwrite)
+    _refuse_taken(place, overwrite=overwrite)
     entries, images = readable_images(list_corpus(corpus))
     given = _supervision(supervision, pairs, entries, config)
     report = None if progress is None else (lambda state: progress(state.step, state.steps, state))
-    folder = output.with_name(f".{output.name}.training")
-    if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
-    run = {"folder": folder, "progress": report, **given}
-    encoder = _train(images, config, workers, address, run)
-    _save(encoder, output, folder / LOG_FILE)
-    shutil.rmtree(folder)
+    job = JobFolder(_folder_of(place, address), TRAINING)
+    with job.place.lock():
+        if overwrite:
+            job.clear()
+        job.begin(_identity(corpus, entries, given, config), overwrite=False)
+        encoder = _train(job, images, config, workers=workers, address=address, report=report, given=given)
+        _save(encoder, place, job.place)
+        job.remove()
     return encoder
 
 
+def _folder_of(output: Place, address: str | None) -> str | Path:
+    """Return where the checkpoint of a training lies: beside the encoder, or on this machine if that is in a bucket."""
+    location, name = split_name(output.location)
+    if output.local:
+        return open_place(location).location_of(f".{name}.training")
+    if address is not None:
+        raise PipelineError(
+            f"the workers of a cluster need a folder for checkpoints that they share, got {output}: choose an --output "
+            "on storage that all machines mount"
+        )
+    digest = hashlib.sha256(output.location.encode()).hexdigest()[:32]
+    return Path(platformdirs.user_cache_dir("hashlight")) / "training" / digest
+
+
+def _identity(corpus: str | Path, entries: pa.Table, given: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Return what the weights depend on; labels and pairs themselves are compared with the checkpoint."""
+    return {
+        "corpus": str(open_place(corpus)),
+        "images": len(entries),
+        "listing": hashlib.sha256(entries["id"].to_numpy().tobytes()).hexdigest(),
+        "supervision": next(iter(given), NOTHING),
+        **asdict(config),
+    }
+
+
 def _train(
-    images: list[bytes], config: TrainConfig, workers: int | None, address: str | None, run: dict[str, Any]
+    job: JobFolder,
+    images: Sequence[bytes],
+    config: TrainConfig,
+    *,
+    workers: int | None,
+    address: str | None,
+    report: Callable[[Progress], None] | None,
+    given: dict[str, Any],
 ) -> HashEncoder:
-    if workers is None:
-        return train(images, config=config, **run)
-    return train_with_workers(images, config, workers=workers, address=address, **run)
+    """Train in this process or several; a training that fails before its first checkpoint leaves nothing."""
+    folder = job.place.local
+    assert folder is not None, "checkpoints are kept on this machine"
+    try:
+        if workers is None:
+            return train(images, config=config, folder=folder, progress=report, **given)
+        return train_with_workers(
+            images, config, workers=workers, folder=folder, address=address, progress=report, **given
+        )
+    except BaseException:
+        if not job.place.exists(CHECKPOINT_FILE):
+            job.remove()
+        raise
 
 
 def _supervision(kind: str | None, pairs: str | Path | None, entries: pa.Table, config: TrainConfig) -> dict[str, Any]:
@@ -153,10 +210,11 @@ def _positions(names: pa.ChunkedArray, entries: pa.Table, path: Path) -> np.ndar
     return np.array([position[name] for name in wanted], np.int64)
 
 
-def _refuse_taken(output: Path, *, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
+def _refuse_taken(output: Place, *, overwrite: bool) -> None:
+    entry = output.entry()
+    if entry is not None and not entry.is_folder:
         raise PipelineError(f"{output} is a file, expected a folder for the encoder: choose another --output")
-    names = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    names = set(output.names(hidden=True))
     if names and not (overwrite and names - {LOG_FILE} == {CONFIG_FILE, WEIGHTS_FILE}):
         raise PipelineError(
             f"{output} is not empty (it has {', '.join(sorted(names)[:3])}): choose another --output, or replace an "
@@ -164,10 +222,16 @@ def _refuse_taken(output: Path, *, overwrite: bool) -> None:
         )
 
 
-def _save(encoder: HashEncoder, output: Path, log: Path) -> None:
-    """Write the whole folder aside, then let it take the place of the encoder that was there."""
-    make_folder(output.parent)
-    with folder_written_aside(output) as aside:
+def _save(encoder: HashEncoder, output: Place, training: Place) -> None:
+    """Publish the encoder and the log of its training: a local folder in one step, in a bucket the encoder last."""
+    log = training.find(LOG_FILE)
+    if output.local is None:
+        if log:
+            output.put(LOG_FILE, log.data)
+        save_encoder(encoder, output)
+        return
+    make_folder(output.local.parent)
+    with folder_written_aside(output.local) as aside:
         encoder.save(aside)
-        if log.is_file():
-            shutil.copyfile(log, aside / LOG_FILE)
+        if log:
+            (aside / LOG_FILE).write_bytes(log.data)

@@ -98,7 +98,7 @@ def train(
     input: Annotated[
         str, typer.Option("--input", help=f"{CORPUS_HELP} It must fit in memory.", callback=refuse_missing)
     ],
-    output: Annotated[Path, typer.Option("--output", help="Folder for the encoder.")],
+    output: Annotated[str, typer.Option("--output", help="Folder for the encoder, or s3://.")],
     model: Model,
     similarity: Similarity,
     course: Course,

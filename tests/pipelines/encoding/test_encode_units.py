@@ -22,8 +22,9 @@ from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding import encode
 from hashlight.pipelines.encoding import units as encode_units
 from hashlight.pipelines.encoding.rejects import RejectBudget, write_rejects
-from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings, parse_sidecar, part_name, sidecar_name
+from hashlight.pipelines.encoding.units import CODES, STEPS, EncodeUnits, UnitSettings, part_name
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 
 OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": DecodeLimits()}
 
@@ -41,6 +42,11 @@ def units(folder):
     units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
     yield units
     units.close()
+
+
+def ours(folder):
+    """The folder of the job that these tests do units of."""
+    return JobFolder(folder, CODES, name="ours")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +70,7 @@ def test_actors_are_as_many_as_the_cluster_has_room_for(monkeypatch, cluster, ac
 def test_images_a_second_are_of_the_time_from_the_first_begin_to_the_last_end(monkeypatch, tmp_path):
     """Rows come in another order than units begin and end."""
     work = WorkSummary("c", "images", units=3, images=300, columns=[], digest="")
-    job = encode._Job(open_place(tmp_path), "ours", {}, work)
+    job = encode._Job(ours(tmp_path), {}, work)
     times = [(10.0, 14.0), (9.0, 15.0), (12.0, 13.0)]
     rows = [
         {
@@ -116,7 +122,7 @@ def test_a_name_that_stands_twice_in_a_shard_and_attributes_that_come_late(tmp_p
         {"uri": f"{tmp_path}/shards/1.tar#b.png", "label": None, "txt": "two"},
         {"uri": f"{tmp_path}/shards/1.tar#c.png", "label": None, "txt": None},
     ]
-    gathered = write_rejects(open_place(folder), range(2), "ours")
+    gathered = write_rejects(ours(folder), range(2))
     assert gathered.left_out == {"json"}
     (first, _) = pq.read_table(folder / "rejects.parquet").to_pylist()
     assert first["uri"] == f"{tmp_path}/shards/0.tar#a.png"
@@ -144,10 +150,10 @@ def test_of_images_with_one_id_in_two_shards_the_later_is_a_reject(tmp_path, cor
     units({"unit": np.arange(3)})
     units.close()
     whole = pq.read_table(folder / part_name(1))
-    job = encode._Job(open_place(folder), "ours", {}, summary)
+    job = encode._Job(ours(folder), {}, summary)
     for _ in range(2):  # a second time there is nothing to do
         encode._reject_repeated(job)
-        gathered = write_rejects(job.output, range(3), "ours")
+        gathered = write_rejects(job.folder, range(3))
         assert (gathered.codes, gathered.rejects) == (10, 2)
         assert encode._whole_units(job) == {0: (4, 0), 1: (3, 1), 2: (3, 1)}
     assert pq.read_table(folder / part_name(1)).equals(whole.take([0, 1, 3]))
@@ -174,7 +180,7 @@ def test_a_unit_is_written_with_what_says_that_it_is_whole(folder, units, encode
     expected = HashEncoder.load(encoder).encode(pictures[0][100:200])
     assert table["code"].to_pylist() == [code.tobytes() for code in expected]
     assert table["id"].to_pylist() == list(range(1100, 1200))
-    sidecar = parse_sidecar((folder / sidecar_name(1)).read_bytes(), 1, "ours")
+    sidecar = ours(folder).sidecar(1)
     assert (sidecar["codes"], sidecar["rejected"]) == (100, [])
     before = (folder / part_name(1)).stat().st_mtime_ns
     assert units({"unit": np.array([1])})["codes"].tolist() == [100]
@@ -195,9 +201,9 @@ def test_a_unit_that_a_lost_actor_publishes_meanwhile_counts_as_it_says(monkeypa
 def test_units_of_another_job_are_not_committed(folder, units):
     units({"unit": np.arange(3)})
     output = open_place(folder)
-    gathered = write_rejects(output, range(3), "ours")
+    gathered = write_rejects(ours(folder), range(3))
     assert (gathered.codes, gathered.rejects) == (300, 0)
     said = json.loads(output.read(sidecar_name(2)))
     output.put(sidecar_name(2), json.dumps({**said, "job": "another"}).encode())
     with pytest.raises(PipelineError, match="unit 2 was published by another job"):
-        write_rejects(output, range(3), "ours")
+        write_rejects(ours(folder), range(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.methods import METHODS
 from hashlight.encoders.training.train import TrainConfig, train
 from hashlight.pipelines.cli.main import app
+from hashlight.pipelines.codes.encoder import load_encoder
 from hashlight.pipelines.corpora.fashion_mnist import as_corpus
 from hashlight.pipelines.corpora.labels import labels_of
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -148,7 +150,7 @@ def test_views_need_no_labels(tmp_path, corpora):
 
 def test_unsupervised_methods_need_no_labels_but_weights(tmp_path, corpora, pictures):
     arguments = ("--input", corpora["none"], "--output", tmp_path / "encoder", "--method", "itq", "--bits", 8)
-    assert "got a backbone of random weights and no warm-up: pass `weights`" in error(*arguments)
+    assert "random weights and no warm-up: pass `weights`" in error(*arguments)
     weights = tmp_path / "backbone.safetensors"
     images, labels = pictures
     config = TrainConfig(method="lsh", bits=8, batch_size=16, warmup_epochs=1)
@@ -183,6 +185,49 @@ def test_an_interrupted_training_goes_on_to_the_same_encoder(tmp_path, corpora, 
     assert resumed.fingerprint == whole.fingerprint
     lines = [json.loads(line) for line in (tmp_path / "cut" / "training.jsonl").read_text().splitlines()]
     assert [(line["phase"], line["epoch"]) for line in lines] == [("warm-up", 1), ("hashing", 1), ("hashing", 2)]
+
+
+def interrupt(step, steps, state):
+    if state.phase == "hashing" and step == 6:
+        raise KeyboardInterrupt
+
+
+def test_another_training_into_the_same_folder_is_refused_until_it_is_overwritten(tmp_path, corpora, monkeypatch):
+    monkeypatch.setattr(hashlight.encoders.training.checkpoints, "CHECKPOINT_S", 0.0)
+    config = TrainConfig(bits=8, batch_size=16, epochs=2, warmup_epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        train_encoder(corpora["one"], tmp_path / "cut", config, progress=interrupt)
+    checkpoint = tmp_path / ".cut.training" / "checkpoint.pt"
+    kept = checkpoint.read_bytes()
+    other = dataclasses.replace(config, bits=12)
+    with pytest.raises(PipelineError, match=r"unfinished training of another job, with bits 8 \(asked: 12\)"):
+        train_encoder(corpora["one"], tmp_path / "cut", other)
+    assert checkpoint.read_bytes() == kept
+    assert train_encoder(corpora["one"], tmp_path / "cut", other, overwrite=True).bits == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["cut"]
+
+
+def test_an_interrupted_training_into_a_bucket_goes_on_and_the_bucket_serves_it(tmp_path, corpora, bucket, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashlight.encoders.training.checkpoints, "CHECKPOINT_S", 0.0)
+    config = TrainConfig(bits=8, batch_size=16, epochs=2, warmup_epochs=1)
+    whole = train_encoder(corpora["one"], tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        train_encoder(corpora["one"], bucket.uri("encoder"), config, progress=interrupt)
+    assert not bucket.keys("encoder")
+    steps = []
+    train_encoder(corpora["one"], bucket.uri("encoder"), config, progress=lambda *state: steps.append(state[0]))
+    assert steps == [6, 7, 8]
+    assert load_encoder(bucket.uri("encoder")).fingerprint == whole.fingerprint
+    assert not list((tmp_path / "cache" / "hashlight" / "training").iterdir())
+    with pytest.raises(PipelineError, match="is not empty"):
+        train_encoder(corpora["one"], bucket.uri("encoder"), config)
+    arguments = ("--encoder", bucket.uri("encoder"), "--database", corpora["one"], "--queries", corpora["one"])
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--output", bucket.uri("report")])
+    assert result.exit_code == 0, result.output
+    assert {"report/report.md", "report/report.json", "report/results.png"} <= set(bucket.keys("report/"))
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "cache"}, "no folder is called s3:"
 
 
 def test_a_corpus_in_a_bucket_is_trained_on_and_evaluated(tmp_path, corpora, bucket):

@@ -1,0 +1,43 @@
+"""The encoder of codes, wherever its folder is."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Place
+from hashlight.pipelines.jobs.errors import PipelineError
+
+
+def load_encoder(location: str | Path) -> HashEncoder:
+    """Load an encoder from its folder, on this machine or in a bucket.
+
+    Raises
+    ------
+    PipelineError
+        If there is none in the bucket.
+    EncoderError
+        If it is damaged, or there is none in the folder.
+    """
+    place = open_place(location)
+    if place.local:
+        return HashEncoder.load(place.local)
+    with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as folder:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            try:
+                Path(folder, name).write_bytes(place.read(name))
+            except FileNotFoundError as error:
+                raise PipelineError(
+                    f"{place} is not an encoder: it has no {name}, expected what `hashlight train` writes"
+                ) from error
+        return HashEncoder.load(folder)
+
+
+def save_encoder(encoder: HashEncoder, place: Place, folder: str = "") -> None:
+    """Save an encoder into a folder of a place; its configuration, without which it is none, is written last."""
+    with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as scratch:
+        encoder.save(scratch)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            place.put(f"{folder}/{name}" if folder else name, Path(scratch, name).read_bytes())
