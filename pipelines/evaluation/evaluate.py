@@ -94,10 +94,8 @@ def evaluate_encoder(
     _fill_codes(compared, model, baselines, teacher, seed, say)
     say("ranking")
     _fill_histograms(compared, model.bits)
-    found = next(iter(compared.histograms.values()))
-    _refuse_unanswerable(found, compared)
     places = {name: without_credentials(str(corpus)) for name, corpus in corpora.items()}
-    report = _report(model, compared, found, places, len(teacher.labels))
+    report = _report(model, compared, _answered(compared), places, len(teacher.labels))
     say("drawing")
     _publish(report, compared, target, index)
     return report
@@ -203,12 +201,15 @@ def _baseline_codes(
     return hasher.encode(compared.queries.output.features), hasher.encode(compared.database.output.features)
 
 
-def _refuse_unanswerable(found: Histograms, compared: Comparison) -> None:
+def _answered(compared: Comparison) -> Histograms:
+    """Return the histograms of the encoder; PipelineError if no query has a relevant image."""
+    found = next(iter(compared.histograms.values()))
     if not found.relevant.any():
         raise PipelineError(
             f"none of the {len(compared.queries.labels)} queries shares a label with any of the "
             f"{len(compared.database.labels)} images of the database: do both corpora name their labels alike?"
         )
+    return found
 
 
 def _report(

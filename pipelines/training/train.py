@@ -90,8 +90,7 @@ def train_encoder(
     """
     config = config or TrainConfig()
     place = open_place(normalise(output))
-    if address is not None and workers is None:
-        raise ValueError("`address` goes with `workers`: say how many to start on the cluster")
+    _check_address(workers, address)
     _refuse_taken(place, overwrite=overwrite)
     entries, images = readable_images(list_corpus(corpus))
     given = _supervision(supervision, pairs, entries, config)
@@ -102,9 +101,13 @@ def train_encoder(
             job.clear()
         job.begin(_identity(corpus, entries, given, config), overwrite=False)
         encoder = _train(job, images, config, workers=workers, address=address, report=report, given=given)
-        _save(encoder, place, job.place)
-        job.remove()
+        _save(encoder, place, job)
     return encoder
+
+
+def _check_address(workers: int | None, address: str | None) -> None:
+    if address is not None and workers is None:
+        raise ValueError("`address` goes with `workers`: say how many to start on the cluster")
 
 
 def _folder_of(output: Place, address: str | None) -> str | Path:
@@ -222,16 +225,18 @@ def _refuse_taken(output: Place, *, overwrite: bool) -> None:
         )
 
 
-def _save(encoder: HashEncoder, output: Place, training: Place) -> None:
+def _save(encoder: HashEncoder, output: Place, job: JobFolder) -> None:
     """Publish the encoder and the log of its training: a local folder in one step, in a bucket the encoder last."""
-    log = training.find(LOG_FILE)
+    log = job.place.find(LOG_FILE)
     if output.local is None:
         if log:
             output.put(LOG_FILE, log.data)
         save_encoder(encoder, output)
+        job.remove()
         return
     make_folder(output.local.parent)
     with folder_written_aside(output.local) as aside:
         encoder.save(aside)
         if log:
             (aside / LOG_FILE).write_bytes(log.data)
+    job.remove()
