@@ -37,11 +37,11 @@ test-slow: install
 # out of range, which are others in its lowest version.
 LOWEST := build/lowest
 LOWEST_TESTS := \
-	tests/engine/test_codes.py tests/engine/test_collection.py tests/engine/test_faiss_file.py tests/engine/test_filters.py \
-	tests/engine/test_indexes_exact.py tests/engine/test_rerank.py tests/engine/client tests/engine/service/test_wire.py \
-	tests/encoders/test_baselines.py tests/encoders/test_encoder.py tests/encoders/test_metrics.py tests/pipelines/test_cli.py \
-	tests/pipelines/test_dedup.py tests/pipelines/test_evaluate.py tests/pipelines/test_image_encoder.py \
-	tests/pipelines/test_train.py
+	tests/engine/test_codes.py tests/engine/collection/test_collection.py tests/engine/storage/test_faiss_file.py tests/engine/filters/test_filters.py \
+	tests/engine/indexes/test_indexes_exact.py tests/engine/collection/test_rerank.py tests/engine/client tests/engine/service/test_wire.py \
+	tests/encoders/fits/test_baselines.py tests/encoders/test_encoder.py tests/encoders/test_metrics.py tests/pipelines/cli/test_cli.py \
+	tests/pipelines/dedup/test_dedup.py tests/pipelines/evaluation/test_evaluate.py tests/pipelines/serving/test_image_encoder.py \
+	tests/pipelines/training/test_train.py
 
 test-lowest:
 	rm -rf $(LOWEST)
@@ -55,8 +55,8 @@ test-lowest:
 		pytest pytest-timeout hypothesis 'moto[s3]' flask flask-cors boto3
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e .
 	$(LOWEST)/bin/python -m pytest -m 'not slow' -o filterwarnings= $(LOWEST_TESTS) \
-		--deselect 'tests/pipelines/test_cli.py::test_wrong_usage_exits_with_2[arguments0-greater than or equal to 1]' \
-		--deselect 'tests/pipelines/test_cli.py::test_wrong_usage_exits_with_2[arguments1-greater than or equal to 0]'
+		--deselect 'tests/pipelines/cli/test_cli.py::test_wrong_usage_exits_with_2[arguments0-greater than or equal to 1]' \
+		--deselect 'tests/pipelines/cli/test_cli.py::test_wrong_usage_exits_with_2[arguments1-greater than or equal to 0]'
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

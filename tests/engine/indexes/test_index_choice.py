@@ -13,7 +13,7 @@ from hashlight.engine.indexes.choice import INDEX_CHOICES, build_index
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult
 from tests import oracles
-from tests.engine.test_indexes_exact import assert_range, assert_search
+from tests.engine.indexes.test_indexes_exact import assert_range, assert_search
 
 BITS = 64
 ROWS = 600
