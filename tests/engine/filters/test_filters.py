@@ -116,6 +116,18 @@ def test_what_is_wrong_and_where(text, message):
     assert message in str(caught.value)
 
 
+def test_the_limits_are_what_they_say():
+    assert rows_of(" or ".join(["label == 3"] * 100)) == [0, 1]
+    with pytest.raises(FilterError, match="at most 100 comparisons"):
+        rows_of(" or ".join(["label == 3"] * 101))
+    assert rows_of("(" * 49 + "label == 3" + ")" * 49) == [0, 1]
+    with pytest.raises(FilterError, match="at most 50 "):
+        rows_of("(" * 50 + "label == 3" + ")" * 50)
+    assert rows_of("label == 3".ljust(10_000)) == [0, 1]
+    with pytest.raises(FilterError, match="at most 10000 characters, got 10001"):
+        rows_of("label == 3".ljust(10_001))
+
+
 def test_only_text_is_parsed():
     with pytest.raises(TypeError, match="must be a string, got int"):
         Filter(3, SCHEMA)

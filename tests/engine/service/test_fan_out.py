@@ -151,7 +151,7 @@ def test_all_that_is_left_of_failures_is_the_last_error():
 def test_a_wrong_request_is_raised_and_what_is_under_way_is_cancelled():
     other = Far("other")
     with pytest.raises(ValueError, match="`k` is wrong"):
-        ask([other], [Far("1", refusal(ValueError("`k` is wrong"))), Far("2", answer())])
+        ask([other], [Far("1", refusal(ValueError("`k` is wrong"))), Far("2", answer(), load=1)])
     assert len(other.cancelled) == 1
 
 
