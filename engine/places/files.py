@@ -6,6 +6,7 @@ Tests of what survives a crash watch the steps of every write through `on_step`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from hashlight.engine.errors import CollectionBusyError
 
 _HASH_CHUNK_BYTES = 1 << 20
+# What file systems without hard links (exFAT, many network and FUSE mounts) say of one.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 _steps: list[Callable[[str, object], None]] = []
 
@@ -88,7 +91,8 @@ def publish(aside: Path, path: Path, *, only_new: bool = False, durable: bool = 
         In a folder of the same file system.
     path : Path
     only_new : bool
-        Leave a file that is there already; then this one stays aside.
+        Leave a file that is there already; then this one stays aside. On a file system without hard links, of two
+        processes that publish at the same moment both may succeed: the lock must keep one of them away.
     durable : bool
         Whether it must survive a crash of the machine.
     """
@@ -96,15 +100,26 @@ def publish(aside: Path, path: Path, *, only_new: bool = False, durable: bool = 
         sync_file(aside)
     if not only_new:
         aside.replace(path)
-    else:
-        try:
-            # A link is refused where a name is taken; a rename would replace it.
-            os.link(aside, path)
-        except FileExistsError:
-            return False
+    elif not _link(aside, path):
+        return False
     if durable:
         sync_folder(path.parent)
     pass_step("published", path.name)
+    return True
+
+
+def _link(aside: Path, path: Path) -> bool:
+    """Give a file the name `path`, too, unless it is taken; return whether it was free. A rename would replace."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            return False
+        aside.replace(path)
     return True
 
 
@@ -189,7 +204,7 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def writer_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold `folder` for one writer; the kernel lets go when the process ends, however it ends.
+    """Hold `folder` for one writer, making it if need be; the kernel lets go when the process ends, however it ends.
 
     Parameters
     ----------
@@ -202,11 +217,24 @@ def writer_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     CollectionBusyError
         If another process holds it, and this one does not wait.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise CollectionBusyError(
-                f"{folder} is being written by another process: wait until it ends, then try again"
-            ) from error
-        yield
+    while True:
+        make_folder(folder)
+        with (folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise CollectionBusyError(
+                    f"{folder} is being written by another process: wait until it ends, then try again"
+                ) from error
+            # A finished job removes its folder before it unlocks it: a lock on the removed file excludes nobody.
+            if _is_at(file.fileno(), folder / ".lock"):
+                yield
+                return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

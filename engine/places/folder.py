@@ -171,7 +171,6 @@ class Folder(Place):
     @contextlib.contextmanager
     def lock(self, *, wait: bool = False) -> Iterator[None]:
         """See `Place.lock`; the kernel lets go when the process ends, however it ends."""
-        make_folder(self.local)
         with writer_lock(self.local, wait=wait):
             yield
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import io
 import os
 import pickle
+import threading
 
 import fsspec
 import numpy as np
@@ -172,6 +175,39 @@ def test_a_folder_has_one_writer(tmp_path):
         pass
     with place.lock():
         pass
+
+
+def test_a_lock_on_a_folder_that_was_removed_meanwhile_is_taken_again(tmp_path, monkeypatch):
+    place, waits, held, let_go = Folder(tmp_path / "work"), threading.Event(), threading.Event(), threading.Event()
+
+    def wait_for_lock():
+        with place.lock(wait=True):
+            held.set()
+            assert let_go.wait(60)
+
+    with place.lock():
+        real = fcntl.flock
+        monkeypatch.setattr(fcntl, "flock", lambda *arguments: (waits.set(), real(*arguments))[1])
+        waiter = threading.Thread(target=wait_for_lock)
+        waiter.start()
+        assert waits.wait(60), "it has opened the file that is removed here"
+        place.remove("")
+    assert held.wait(60)
+    with pytest.raises(CollectionBusyError), place.lock():
+        pass
+    let_go.set()
+    waiter.join()
+
+
+def test_new_files_are_published_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    place = Folder(tmp_path)
+    assert place.put_new("a", b"first")
+    assert not place.put_new("a", b"second")
+    assert (place.read("a"), [path.name for path in tmp_path.iterdir()]) == (b"first", ["a"])
 
 
 def test_leftovers_of_killed_writers_go(tmp_path):
