@@ -176,10 +176,14 @@ def _identity(corpus: _Codes, shards: int, *, tables: bool) -> dict[str, Any]:
 
 
 def _begin(job: JobFolder, writer: CollectionWriter, identity: dict[str, Any], *, overwrite: bool) -> None:
-    """Go on with this job, or begin it; another one that had committed before it was killed is over."""
+    """Resume this job, or begin it; another one is in the way only if it has finished shards to lose.
+
+    Shards that are live are not lost: that job was killed after its commit. Shards that another write to the collection
+    has removed are lost already.
+    """
     live = {shard.name for shard in writer.previous.shards} if writer.previous else set()
-    finished = _finished_shards(job)
-    job.begin(identity, overwrite=overwrite or bool(finished and finished <= live))
+    left = _finished_shards(job) & set(writer.store.names("shards"))
+    job.begin(identity, overwrite=overwrite or left <= live)
 
 
 def _plan(job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: str, at_once: int) -> list[ShardJob]:

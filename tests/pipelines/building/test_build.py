@@ -299,6 +299,27 @@ def test_an_unfinished_build_of_another_job_is_refused_unless_overwritten(tmp_pa
     assert not (output / "build").exists()
 
 
+def test_an_unfinished_build_with_nothing_to_lose_is_in_nobodys_way(tmp_path, rows, folder, monkeypatch):
+    codes, ids, _ = rows
+    output = tmp_path / "c"
+    interrupt_build(monkeypatch, folder, output, shards=2)
+    for sidecar in (output / "build" / "sidecars").iterdir():
+        sidecar.unlink()  # as if it had been killed before its first shard was whole
+    build_collection(folder, output, shards=3)
+    assert len(Collection.open(output).shards) == 3
+    more = write_codes(tmp_path / "more", codes, ids + 10_000)
+    interrupt_build(monkeypatch, more, output, shards=2, append=True)
+    others = write_codes(tmp_path / "others", codes, ids + 20_000)
+    with pytest.raises(PipelineError, match=r"or delete .*/c/build to give it up"):
+        build_collection(others, output, append=True)
+    # Any other write removes the shards that no version lists.
+    Collection.open(output).append(codes[:10], ids=np.arange(30_000, 30_010), attributes={"uri": ["x"] * 10})
+    build_collection(others, output, append=True)
+    opened = Collection.open(output, verify=True)
+    assert len(opened) == 6010
+    assert not (output / "build").exists()
+
+
 def test_a_finished_shard_that_is_gone_is_built_again(tmp_path, rows, folder, monkeypatch):
     output = tmp_path / "c"
     interrupt_build(monkeypatch, folder, output, shards=2)
