@@ -1,11 +1,11 @@
-"""What kernels take together, as named tuples: a legend of every array that travels with others.
+"""Named tuples of the arrays that kernels take together, with the shape and meaning of each array.
 
-Shapes: N rows, sorted by (code, id), W words a code, D distinct codes, T tables, Q queries, K nearest, H places for
-hits, B codes of a block, P buckets and C candidates of scratch, S = widest substring + 1.
+Shapes: N rows, sorted by (code, id), W words per code, D distinct codes, T tables, Q queries, K nearest, H slots for
+hits, B codes per block, P buckets and C candidates of scratch, S = widest substring + 1.
 
-A kernel that is called from Python takes each as a plain tuple in this order, `rows_` for `Rows`, and names it first of
-all. Measured for a tuple of 12 arrays: to recognise it at a call, numba takes 1.4 us if it is named and 0.2 us if it is
-plain. Inside kernels tuples cost nothing.
+A kernel that is called from Python takes each of them as a plain tuple in this order (`rows_` for `Rows`) and rebuilds
+the named tuple first. Measured with 12 arrays: numba needs 1.4 us to identify the type of a named tuple at each call,
+0.2 us for a plain one. Inside kernels tuples cost nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Rows(NamedTuple):
     Attributes
     ----------
     code_bytes : ndarray of uint8, shape (8 N W,)
-        The bytes of the codes, which may start at any address (see `popcount`).
+        The bytes of the codes; they need not be aligned (see `popcount`).
     id_N : ndarray of int64, shape (N,)
     num_words, num_rows : int
         W and N.
@@ -40,20 +40,21 @@ class TableArrays(NamedTuple):
     Attributes
     ----------
     low_T, width_T : ndarray of int64, shape (T,)
-        Substring t is bits [low, low + width) of the code; substring 0 holds the highest bits.
+        Substring t is bits [low, low + width) of the code; substring 0 is the most significant.
     begin_T : ndarray of int64, shape (T,)
-        Where the 2^width + 1 offsets of table t begin in `offset_O`.
+        Where the 2^width + 1 offsets of table t start in `offset_O`.
     submask_TW : ndarray of uint64, shape (T, W)
-        The bits of substring t.
+        Mask of the bits of substring t.
     sketch_T4 : ndarray of int64, shape (T, 4)
-        (low, width, low, width): the two runs of bits, none of substring t, that the sketches of table t hold.
+        (low, width, low, width): the two runs of bits outside substring t that the sketches of table t hold.
     offset_O : ndarray of uint32, shape (sum of 2^width + 1,)
         Bucket v of table t is entries [offset[v], offset[v + 1]) of that table's list.
     entry_bytes : ndarray of uint8, shape (8 ((T - 1) D + 8),)
-        The lists of tables 1.., D entries each, and eight to read beyond; each a uint64 with the first row of a
-        distinct code in the low `row_bits` and a sketch of the code above.
+        The lists of tables 1, 2, ... with D entries each, then eight entries of padding, because kernels read eight at
+        a time. An entry is a uint64: the first row of a distinct code in the low `row_bits`, a sketch of the code in
+        the bits above.
     start_D : ndarray of uint32, shape (D,) or (0,)
-        The list of table 0, ascending because rows are sorted; empty if all codes are distinct, as the list is then
+        The list of table 0, ascending because rows are sorted. Empty if all codes are distinct: the list would be
         0, 1, 2...
     num_distinct, row_bits : int
         D, and the low bits of an entry that hold the row.
@@ -72,14 +73,14 @@ class TableArrays(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How much work a step of the tables is.
+    """How much work each step of a search through the tables is.
 
     Attributes
     ----------
     count_TS : ndarray of int64, shape (T, S + 1)
-        Masks, which is buckets looked up, of each substring radius.
+        Number of masks, and so of buckets looked up, for each substring radius.
     mean_T : ndarray of float64, shape (T,)
-        Mean size of a bucket.
+        Mean bucket size.
     """
 
     count_TS: NDArray[np.int64]
@@ -92,7 +93,7 @@ class Step(NamedTuple):
     Attributes
     ----------
     query, table : int
-        Their numbers.
+        Index of the query in the batch, and of the table.
     reach : int
         The substring distance.
     """
@@ -103,20 +104,20 @@ class Step(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Arrays of one thread for the tables, undefined between kernels.
+    """Scratch arrays of one thread for searches through the tables; their contents are undefined between kernels.
 
     Attributes
     ----------
     from_P, to_P : ndarray of int64, shape (P,)
-        Entries [from, to) of the buckets looked up that are not empty.
+        Entries [from, to) of the non-empty buckets.
     place_2 : ndarray of int64, shape (2,)
-        The (bucket, entry) to go on from.
+        The (bucket, entry) to resume from.
     row_C : ndarray of int64, shape (C,)
-        Rows that may be near.
+        Candidate rows.
     seen_T : ndarray of int64, shape (T,)
-        How far each table was probed, -1 for not at all.
+        Largest substring distance probed in each table, -1 for none.
     met_T : ndarray of float64, shape (T,)
-        How many entries a table's last step met, -1 before its first.
+        Number of entries that a table's last step met, -1 before its first.
     """
 
     from_P: NDArray[np.int64]
@@ -128,12 +129,12 @@ class Scratch(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What the tables were asked, by query.
+    """Work done in the tables for each query.
 
     Attributes
     ----------
     probes_Q, candidates_Q : ndarray of int64, shape (Q,)
-        Buckets looked up, and entries met there.
+        Buckets looked up, and entries met in them.
     """
 
     probes_Q: NDArray[np.int64]
@@ -141,18 +142,18 @@ class Work(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """When a kNN query gives the tables up.
+    """When a kNN query gives up on the tables.
 
     Attributes
     ----------
     mask_ns, candidate_ns, read_ns : float
         Cost of looking up a bucket, of an entry in it, and of reading the code of an entry that was not dismissed.
     scan_ns : float
-        Give up when the steps that remain cost more than this, which is what a scan costs...
+        Cost of a scan: give up when the remaining steps cost more...
     trial_ns : float
-        ...but not before this much was spent.
+        ...but not before this much has been spent.
     likely_radius : int
-        How far the k-th is thought to be.
+        Expected distance of the k-th neighbour.
     """
 
     mask_ns: float
@@ -164,16 +165,16 @@ class Budget(NamedTuple):
 
 
 class Prices(NamedTuple):
-    """What a radius search is priced by, in nanoseconds.
+    """Costs from which the price of a radius search is computed, in nanoseconds.
 
     Attributes
     ----------
     lookups_ns : float
         All lookups of a query.
     candidate_ns, read_ns, near_ns : float
-        An entry of a bucket; what comes on top where its code is read; and where it is near.
+        Cost of a bucket entry, and what reading its code and reporting it as a hit add.
     scan_ns, shared_scan_ns : float
-        A scan for one query, and a query's part in the scan of the batch.
+        A scan for one query, and a query's share of a scan for the batch.
     """
 
     lookups_ns: float
@@ -190,11 +191,11 @@ class Block(NamedTuple):
     Attributes
     ----------
     word_WB : ndarray of uint64, shape (W, B)
-        The codes, plane by plane; B is a multiple of `scan.STRIDE`.
+        The codes, one plane per word; B is a multiple of `scan.STRIDE`.
     row_B : ndarray of uint32, shape (B,)
-        Their rows.
+        Row of each code.
     dist_B : ndarray of uint64, shape (B,)
-        Their distances from one query.
+        Distance of each code from one query.
     """
 
     word_WB: NDArray[np.uint64]
@@ -203,12 +204,12 @@ class Block(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """Places for hits of a radius search.
+    """Buffers for the hits of a radius search.
 
     Attributes
     ----------
     query_H, dist_H : ndarray of int32, shape (H,)
-        The query's number among those that were asked together, and the distance.
+        Index of the query among those asked together, and the distance.
     row_H : ndarray of uint32, shape (H,)
     """
 
@@ -218,7 +219,7 @@ class Hits(NamedTuple):
 
 
 class Heaps(NamedTuple):
-    """The nearest so far of each query, a heap each (see `select`).
+    """The nearest rows found so far, one heap per query (see `select`).
 
     Attributes
     ----------

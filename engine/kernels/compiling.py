@@ -1,8 +1,7 @@
-"""How kernels are compiled: on first use, without the GIL, and cached on disk in one folder of the user's.
+"""How kernels are compiled: on first use, to run without the GIL, and cached on disk in the user's cache folder.
 
-The folder's name carries a hash of every kernel's source, because numba looks only at the file of the function it
-loads, not at those of the functions inlined into it. Another CPU or another numba finds nothing in the cache and
-compiles anew; numba sees to that itself.
+The folder's name contains a hash of all kernel sources, because numba checks only the file of the function it loads,
+not the files of functions inlined into it. numba itself recompiles for another CPU or another version of numba.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ def cache_folder() -> Path:
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` on its first call, without reference counts, and keep the result on disk.
 
-    A kernel allocates nothing, so numba need not count references (`_nrt=False`). Where it does, each call of a small
-    function with an array is two atomic additions: measured, 80 ns instead of 1 for two loads and a few shifts.
+    A kernel allocates nothing, so numba need not count references (`_nrt=False`). Counting costs two atomic additions
+    for each array passed to a small function: measured, 80 ns instead of 1 for two loads and a few shifts.
 
-    numba decides where a function is cached while it decorates it, so its setting is changed only for that long:
-    other numba users of the process keep theirs.
+    numba reads its cache folder setting while it decorates a function, so the setting is changed only for that
+    moment: other users of numba in this process keep theirs.
     """
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache_folder())

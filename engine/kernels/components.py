@@ -1,6 +1,6 @@
-"""Connected components of a graph whose edges come as a stream: union-find in one array.
+"""Connected components of a graph whose edges arrive as a stream: union-find in one array.
 
-Suffixes: M nodes, P edges of a part of the stream.
+Suffixes: M nodes, P edges in one chunk of the stream.
 """
 
 from __future__ import annotations
@@ -37,6 +37,6 @@ def join_edges(
 
 @kernel
 def find_roots(parent_M: NDArray[np.int64]) -> None:
-    """Replace the parent of each node by its root; parents stand before their children."""
+    """Replace the parent of each node by its root; parents come before their children."""
     for node in range(len(parent_M)):
         parent_M[node] = parent_M[parent_M[node]]

@@ -1,7 +1,7 @@
-"""How many codes, and how many relevant ones, stand at each distance of a query.
+"""Counts of all codes and of relevant codes at each distance from a query.
 
-Q queries, N codes, W words a code, D = bits + 1 distances, V words of labels (a bit a label), L = 1 + the most labels
-that two can share.
+Q queries, N codes, W words per code, D = bits + 1 distances, V words of labels (one bit per label), L = 1 + the largest
+number of labels that two codes can share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def count_distances(
     total_QD: NDArray[np.int64],
     relevant_QD: NDArray[np.int64],
 ) -> None:
-    """Add to `total_QD` every code, to `relevant_QD` those whose label is the query's."""
+    """Count every code in `total_QD`, and those with the query's label in `relevant_QD`."""
     for q in range(query_QW.shape[0]):
         for n in range(code_NW.shape[0]):
             distance = np.int64(0)
@@ -41,7 +41,7 @@ def count_shared(
     code_label_NV: NDArray[np.uint64],
     count_QDL: NDArray[np.int64],
 ) -> None:
-    """Add every code to `count_QDL`, by its distance and the number of labels that it shares with the query."""
+    """Count every code in `count_QDL`, by its distance and the number of labels that it shares with the query."""
     for q in range(query_QW.shape[0]):
         for n in range(code_NW.shape[0]):
             distance = np.int64(0)

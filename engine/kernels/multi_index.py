@@ -3,19 +3,19 @@
 
 Source: Norouzi, Punjani, Fleet, "Fast exact search in Hamming space with multi-index hashing", CVPR 2012, TPAMI 2014.
 
-Shapes: N rows, sorted by (code, id), W words a code, D distinct codes, T tables, Q queries, K nearest, H places for
+Shapes: N rows, sorted by (code, id), W words per code, D distinct codes, T tables, Q queries, K nearest, H slots for
 hits, P buckets and C candidates of scratch, S = widest substring + 1.
 
-What kernels take together is in `arguments`, with the shapes of each array.
+The named tuples in `arguments` give the shape of each array.
 
-A code at distance r differs in at most r // T bits from the query in some substring; so steps of (substring radius s,
-table t) in ascending order have, after step (s, t), met every code within T * s + t. A code is new in a step if no
-earlier step met it, which its own bits tell: no memory of what was visited is kept.
+A code at distance r differs from the query in at most r // T bits of some substring. So steps of (substring radius s,
+table t), taken in ascending order, have met every code within T * s + t after step (s, t). Whether an earlier step has
+met a code follows from the bits of the code, so there is no set of visited rows.
 
-A sketch is as many bits of the code, from outside the substring, as the row leaves room for. Their distance and the
-substring's are a lower bound of the whole, so most candidates are dismissed without a look at their codes, each of
-which would be a cache miss. Measured at 10 million uniform codes of 64 bits and radius 12: a third of the time, for 4
-bytes more an entry.
+A sketch holds as many bits of the code from outside the substring as fit beside the row number. The distance of the
+sketches plus that of the substrings is a lower bound of the whole distance, so most candidates are dismissed without
+reading their codes, each of which would be a cache miss. Measured at 10 million uniform 64-bit codes and radius 12: a
+third of the time, for 4 more bytes per entry.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from hashlight.engine.kernels.select import comes_before, keep_nearest
 ONE = np.uint64(1)
 NO_MASK = np.uint64(1 << 62)
 EIGHT = 8
-FETCHED = 256  # entries of a bucket; of larger ones the machine foresees the rest
+FETCHED = 256  # entries of a bucket to prefetch; the hardware prefetcher predicts the rest
 
 
 @kernel
 def mark_distinct(code_bytes, num_words, num_rows, start_D):
-    """Write the first row of each distinct code as far as there are places; return the number of distinct codes."""
+    """Write the first row of each distinct code as far as `start_D` has room; return the number of distinct codes."""
     count = 0
     for row in range(num_rows):
         if row == 0 or not same_code(code_bytes, num_words, row - 1, row):
@@ -108,7 +108,7 @@ def build_table(code_bytes, num_words, start_D, num_distinct, low, width, runs_4
     for place in range(num_distinct):
         row = np.int64(start_D[place]) if len(start_D) else place
         offset_V[code_substring(code_bytes, num_words, row, low, width) + 1] += np.uint32(1)
-    # While the list fills, place v + 1 is where bucket v goes on; in the end that is where bucket v + 1 begins.
+    # While the list fills, offset v + 1 is where the next entry of bucket v goes; then it is where bucket v + 1 begins.
     largest = np.uint32(0)
     total = np.uint32(0)
     for value in range(1, len(offset_V)):
@@ -127,7 +127,7 @@ def build_table(code_bytes, num_words, start_D, num_distinct, low, width, runs_4
 
 @kernel
 def next_mask(mask):
-    """Return the next larger number with as many ones (Gosper); `NO_MASK` after 0."""
+    """Return the next larger number with the same number of ones (Gosper's hack); `NO_MASK` after 0."""
     if mask == np.uint64(0):
         return NO_MASK
     lowest = mask & (~mask + ONE)
@@ -152,10 +152,10 @@ def query_sketch(query_W, runs_4):
 
 @kernel
 def look_up(rows, tables, table, value, mask, scratch):
-    """Look up buckets from `mask` on, as many as there is scratch for; keep those that are not empty.
+    """Look up buckets from `mask` on, as many as fit into scratch, and keep those that are not empty.
 
-    Their entries are prefetched, so that the misses overlap. Returns the mask to go on from (beyond 2^width at the
-    end), the buckets kept, the buckets looked up.
+    Their entries are prefetched, so that the misses overlap. Returns the mask to resume from (beyond 2^width at the
+    end), the number of buckets kept and the number looked up.
     """
     from_P = scratch.from_P
     to_P = scratch.to_P
@@ -181,11 +181,11 @@ def look_up(rows, tables, table, value, mask, scratch):
 
 @kernel
 def dismiss(rows, tables, query_W, sketch, radius, step, kept, scratch):
-    """List the rows of the buckets kept that may be within `radius`, `step.reach` of it spent on the substring.
+    """List rows in the kept buckets that may be within `radius`, given that the substring accounts for `step.reach`.
 
-    Goes on from `place_2` (bucket, entry), as far as there is scratch, and prefetches the codes of the rows it lists.
-    Table 0 has no sketches, its codes lie side by side: those of one word are compared whole, others all listed.
-    Returns rows listed, entries seen.
+    Resumes from `place_2` (bucket, entry), stops when scratch is full, and prefetches the codes of the rows it lists.
+    Table 0 has no sketches because its codes are adjacent: one-word codes are compared whole, all others are listed.
+    Returns the number of rows listed and of entries seen.
     """
     to_P = scratch.to_P
     row_C = scratch.row_C
@@ -226,7 +226,7 @@ def dismiss(rows, tables, query_W, sketch, radius, step, kept, scratch):
 
 @kernel
 def entry_place_row(tables, table, place):
-    """Return the row at a place of a table's list."""
+    """Return the row at position `place` of a table's list."""
     if table > 0:
         word = load_word(tables.entry_bytes, (table - 1) * tables.num_distinct + place)
         return np.int64(word & ((ONE << np.uint64(tables.row_bits)) - ONE))
@@ -235,7 +235,7 @@ def entry_place_row(tables, table, place):
 
 @kernel
 def met_before(rows, tables, row, query_W, seen_T):
-    """Tell whether an earlier step met the row: `seen_T` is how far each table was probed, -1 for not at all."""
+    """Tell whether an earlier step met the row; `seen_T` is how far each table was probed, -1 for not at all."""
     for table in range(len(seen_T)):
         if seen_T[table] < 0:
             continue
@@ -251,7 +251,7 @@ def met_before(rows, tables, row, query_W, seen_T):
 
 @kernel
 def emit_run(rows, may_N, first, query, dist, num_hits, hits):
-    """Write all rows of one distinct code as hits, counting on when the places are used up."""
+    """Write all rows of one distinct code as hits; keep counting when the buffers are full."""
     row = first
     while row < rows.num_rows and (row == first or same_code(rows.code_bytes, rows.num_words, first, row)):
         if len(may_N) == 0 or may_N[row]:
@@ -280,9 +280,9 @@ def offer_run(rows, may_N, first, dist, dist_K, id_K):
 def range_tables(rows_, tables_, may_N, query_QW, radius, reach_T, budget, cursor_2, scratch_, work_, hits_):
     """Collect the hits of queries from `cursor_2[0]` on; return how many were written.
 
-    `reach_T` is the substring radius of each table, -1 for a table that is not needed. When the places for hits do
-    not suffice, the hits of that query are taken back: `cursor_2` is then (the query, the places it wants). A query
-    that meets more than `budget` candidates is given up: `cursor_2` is then (the query, -1).
+    `reach_T` is the substring radius of each table, -1 for a table that is not needed. When the hits of a query do not
+    fit, they are dropped and `cursor_2` is set to (the query, the slots it needs). When a query meets more than
+    `budget` candidates, it is given up and `cursor_2` is set to (the query, -1).
     """
     rows, tables, scratch = Rows(*rows_), TableArrays(*tables_), Scratch(*scratch_)
     work, hits = Work(*work_), Hits(*hits_)
@@ -313,7 +313,7 @@ def range_tables(rows_, tables_, may_N, query_QW, radius, reach_T, budget, curso
 
 @kernel
 def range_step(rows, tables, may_N, query_W, step, radius, budget, scratch, work, num_hits, hits):
-    """Collect what one step meets, until the budget is spent; return the new number of hits."""
+    """Collect the hits of one step, until the budget is spent; return the new number of hits."""
     candidates_Q = work.candidates_Q
     place_2 = scratch.place_2
     width = tables.width_T[step.table]
@@ -340,10 +340,9 @@ def range_step(rows, tables, may_N, query_W, step, radius, budget, scratch, work
 def knn_tables(rows_, tables_, sizes_, may_N, query_QW, bound_Q, budget_, scratch_, work_, done_Q, heaps_):
     """Fill the heaps with the nearest rows within `bound_Q` by steps of growing radius.
 
-    Before each step the cost of the steps that remain is estimated: up to the k-th distance so far, or up to
-    `budget.likely_radius` if that is less. A query whose remaining steps cost more than `budget.scan_ns` is given up
-    (`done_Q` 0), once `budget.trial_ns` have been spent on it; its `bound_Q` is then lowered to the k-th distance so
-    far.
+    Before each step the cost of the remaining steps is estimated: up to the k-th distance so far, or up to
+    `budget.likely_radius` if that is less. Once `budget.trial_ns` have been spent on a query whose remaining steps cost
+    more than `budget.scan_ns`, it is given up: its `done_Q` stays 0, its `bound_Q` drops to the k-th distance so far.
     """
     rows, tables, scratch = Rows(*rows_), TableArrays(*tables_), Scratch(*scratch_)
     work, budget, heaps = Work(*work_), Budget(*budget_), Heaps(*heaps_)
@@ -385,7 +384,7 @@ def knn_tables(rows_, tables_, sizes_, may_N, query_QW, bound_Q, budget_, scratc
                 spent_ns += count_TS[step.table, step.reach] * budget.mask_ns
                 spent_ns += met * budget.candidate_ns + read * budget.read_ns
                 scratch.seen_T[step.table] = step.reach
-            # Everything within `number` has now been met.
+            # Every row within distance `number` has now been met.
             if number >= min(bound_Q[query], dist_K[0]) or step.reach > widest:
                 done_Q[query] = 1
             number += 1
@@ -393,9 +392,9 @@ def knn_tables(rows_, tables_, sizes_, may_N, query_QW, bound_Q, budget_, scratc
 
 @kernel
 def knn_step(rows, tables, may_N, query_W, bound, step, scratch, work, dist_K, id_K):
-    """Offer what one step meets to a heap; return how many codes were read.
+    """Offer the rows that one step meets to a heap; return how many codes were read.
 
-    Those of table 0 lie side by side: only what came near of them counts, as little as sketches will leave elsewhere.
+    The codes of table 0 are adjacent and cheap to read: only near ones count, about as many as sketches would leave.
     """
     read = 0
     place_2 = scratch.place_2
@@ -426,11 +425,11 @@ def knn_step(rows, tables, may_N, query_W, bound, step, scratch, work, dist_K, i
 
 @kernel
 def steps_cost(step, goal, count_TS, mean_T, met_T, crowding, mask_ns, entry_ns):
-    """Return the estimated cost of `step`, and of all steps from it until everything within `goal` is met.
+    """Return the estimated cost of `step`, and of all steps from it on until everything within `goal` has been met.
 
-    A table that was not asked yet is thought to be as crowded around the query as those that were, `crowding` times the
-    mean. A wider step of the others is thought to meet what chance puts there, or as much as the last step did: the
-    codes of a crowd that differ in one more bit are no fewer, as long as few differ.
+    A table not probed yet is assumed to be as crowded around the query as the probed ones: `crowding` times the mean. A
+    wider step of a probed table is assumed to meet as many entries as chance would give, or as many as its last step,
+    whichever is more: in a crowd, each further differing bit brings no fewer codes, as long as few bits differ.
     """
     num_tables = len(mean_T)
     first = 0.0
@@ -450,7 +449,7 @@ def steps_cost(step, goal, count_TS, mean_T, met_T, crowding, mask_ns, entry_ns)
 
 @kernel
 def candidate_distance(rows, row, query_W):
-    """Return the distance of a row."""
+    """Return the distance of a row from the query."""
     if rows.num_words == 1:
         return popcount(load_word(rows.code_bytes, row) ^ query_W[0])
     return row_distance(rows.code_bytes, rows.num_words, row, query_W)
@@ -458,10 +457,10 @@ def candidate_distance(rows, row, query_W):
 
 @kernel
 def price_radius(rows_, tables_, count_TS, query_QW, radius, reach_T, every, picks, prices_, price_Q):
-    """Estimate what the tables cost for each query, whose lookups cost `prices.lookups_ns`.
+    """Estimate what answering each query from the tables costs.
 
-    Codes are looked at only where the price without them is below `prices.scan_ns`, one query's scan, and, were all
-    candidates near, would be above `prices.shared_scan_ns`, a query's part in the scan of a batch.
+    Codes are sampled only if they can decide: the price without reading them is below `prices.scan_ns`, a scan for one
+    query, but would be above `prices.shared_scan_ns`, a query's share of a batch's scan, if all candidates were near.
     """
     rows, tables, prices = Rows(*rows_), TableArrays(*tables_), Prices(*prices_)
     for query in range(len(query_QW)):
@@ -478,9 +477,9 @@ def price_radius(rows_, tables_, count_TS, query_QW, radius, reach_T, every, pic
 
 @kernel
 def count_candidates(tables, count_TS, query_W, reach_T, every):
-    """Estimate from the sizes of buckets how many candidates the tables hold for a query.
+    """Estimate from the bucket sizes how many candidates the tables hold for a query.
 
-    Steps of up to `every` masks are counted whole, of larger ones a sample of one in `every`, at least 16.
+    Steps of up to `every` masks are counted in full; larger ones from a sample of one mask in `every`, at least 16.
     """
     total = 0.0
     state = query_W[0] | ONE
@@ -500,7 +499,7 @@ def count_candidates(tables, count_TS, query_W, reach_T, every):
 
 @kernel
 def sampled(masks, every):
-    """Return how many of a step's masks are looked at, and their share."""
+    """Return how many of a step's masks to sample, and their share of all."""
     samples = masks if masks <= every else max(masks // every, 16)
     return samples, samples / masks
 
@@ -509,8 +508,8 @@ def sampled(masks, every):
 def inspect_candidates(rows, tables, count_TS, query_W, radius, reach_T, every, picks, candidates):
     """Estimate how many of the candidates that `count_candidates` counted are read, and how many are near.
 
-    Those of table 0 do not count as read: their codes lie side by side.
-    The sample of buckets is the same; `picks` of their entries, evenly spread, are looked at.
+    Uses the same sample of buckets, and of their entries `picks`, evenly spread. Candidates in table 0 do not count as
+    read, because their codes are adjacent.
     """
     offset_O = tables.offset_O
     total = 0.0
@@ -546,7 +545,7 @@ def inspect_candidates(rows, tables, count_TS, query_W, radius, reach_T, every, 
 
 @kernel
 def entry_row(tables, table, entry, sketch):
-    """Return the distance of the sketch at place `entry` of a table's list, 0 where there is none, and its row."""
+    """Return the sketch distance and the row of an entry of a table's list; table 0 has no sketches: 0."""
     if table > 0:
         word = load_word(tables.entry_bytes, (table - 1) * tables.num_distinct + entry)
         far = popcount((word >> np.uint64(tables.row_bits)) ^ sketch)
@@ -556,7 +555,7 @@ def entry_row(tables, table, entry, sketch):
 
 @kernel
 def random_mask(state, ones, width):
-    """Return the generator's next state (xorshift) and a mask of `ones` ones among `width` bits."""
+    """Return the random generator's next state (xorshift) and a mask with `ones` of `width` bits set."""
     mask = np.uint64(0)
     while popcount(mask) < np.uint64(ones):
         state ^= state << np.uint64(13)

@@ -1,6 +1,6 @@
-"""The first pass of sorting rows: key and row in one word, so that plain words are sorted.
+"""The first pass of sorting rows: key and row number share a word, so that plain words can be sorted.
 
-N rows, W words a code.
+N rows, W words per code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hashlight.engine.kernels.compiling import kernel
 
 @kernel
 def pack_rows(code_NW: NDArray[np.uint64], shift: int, row_bits: int, packed_N: NDArray[np.uint64]) -> None:
-    """Write the bits of each code's last word above `shift`, and below them the row's number."""
+    """Write, for each row, the bits of its code's last word from `shift` up and, below them, the row number."""
     last = code_NW.shape[1] - 1
     for n in range(code_NW.shape[0]):
         packed_N[n] = ((code_NW[n, last] >> np.uint64(shift)) << np.uint64(row_bits)) | np.uint64(n)
@@ -21,7 +21,7 @@ def pack_rows(code_NW: NDArray[np.uint64], shift: int, row_bits: int, packed_N: 
 
 @kernel
 def unpack_rows(packed_N: NDArray[np.uint64], row_bits: int, order_N: NDArray[np.int64]) -> int:
-    """Write the row of each sorted word, and return how many words share their key with a neighbour."""
+    """Write the row of each sorted word; return how many words share their key with a neighbour."""
     mask = np.uint64((1 << row_bits) - 1)
     rows = packed_N.shape[0]
     tied = 0
@@ -38,7 +38,7 @@ def unpack_rows(packed_N: NDArray[np.uint64], row_bits: int, order_N: NDArray[np
 def list_ties(
     packed_N: NDArray[np.uint64], row_bits: int, tied_T: NDArray[np.int64], group_T: NDArray[np.uint64]
 ) -> None:
-    """Write the places of tied words, and a number that rises by one from each group of ties to the next."""
+    """Write the positions of tied words and, for each, the number of its group of ties."""
     rows = packed_N.shape[0]
     tied = 0
     group = np.uint64(0)

@@ -1,8 +1,8 @@
-"""What numba lacks: the population count, loads at any address, prefetching, and wide vectors.
+"""Intrinsics that numba lacks: population count, unaligned loads, prefetching, and wide vectors.
 
-Shapes: N codes, W words a code. A code array is passed as its bytes, (8 * N * W,) uint8, because a shard's codes are
-mapped behind a header of 33 bytes: a uint64 array there is not aligned, and to read it as if it were is undefined
-behaviour that happens to work on some machines. The loads here state an alignment of 1; on x86-64 they cost the same.
+Shapes: N codes, W words per code. A code array is passed as its bytes, (8 * N * W,) uint8, because a shard's codes are
+mapped behind a header of 33 bytes: a uint64 array there is not aligned, and reading it as if it were is undefined
+behaviour that happens to work on some machines. The loads here declare an alignment of 1; on x86-64 they cost the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EIGHT = ir.VectorType(_WORD, 8)
 
 @intrinsic
 def popcount(typingctx: Any, word: Any) -> Any:
-    """Return the number of ones in a uint64. LLVM vectorises it where the machine can."""
+    """Return the number of ones in a uint64. LLVM vectorises it where the CPU can."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ctpop(args[0])
@@ -39,7 +39,7 @@ def trailing_zeros(typingctx: Any, word: Any) -> Any:
 
 @intrinsic
 def load_word(typingctx: Any, bytes_array: Any, index: Any) -> Any:
-    """Return word `index` (uint64) of an array of bytes that may start at any address."""
+    """Return word `index` (uint64) of an array of bytes, which need not be aligned."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = builder.load(_word_pointer(context, builder, signature, args))
@@ -51,10 +51,10 @@ def load_word(typingctx: Any, bytes_array: Any, index: Any) -> Any:
 
 @intrinsic
 def near_words(typingctx: Any, bytes_array: Any, index: Any, word: Any, shift: Any, room: Any) -> Any:
-    """Return which of words [index, index + 8) are within `room` of `word` after a shift to the right by `shift`.
+    """Return which of words [index, index + 8), shifted right by `shift`, are within `room` of `word`.
 
-    The answer is a uint64 with bit i for word i; all eight words must exist. Written out as a vector, because LLVM
-    would not make one of a loop as short as a bucket.
+    The result is a uint64 with bit i for word i; all eight words must exist. Written as a vector, because LLVM does not
+    vectorise a loop as short as a bucket.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -86,10 +86,10 @@ def store_eight_distances(
 ) -> Any:
     """Write the distances of rows [row, row + 8) of 2, 4, 8 or 16 words to `dist_B[place:place + 8]`.
 
-    `num_words` is a literal. Written out as vectors: whole vectors of words are counted and the counts of a row added
-    up by interleaving, which LLVM does not find. Measured on 3 million codes of 256 bits: half the time.
+    `num_words` is a literal. Written as vectors: whole vectors of words are counted, and the counts of a row are summed
+    by interleaving, which LLVM does not find by itself. Measured on 3 million codes of 256 bits: half the time.
     """
-    words = num_words.literal_value  # numba hands literals over as types of their own
+    words = num_words.literal_value  # numba passes a literal as a type of its own
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         query = context.make_array(signature.args[2])(context, builder, args[2]).data
@@ -115,10 +115,10 @@ def store_eight_distances(
 
 @intrinsic
 def prefetch_word(typingctx: Any, bytes_array: Any, index: Any) -> Any:
-    """Ask the memory for word `index` of an array of bytes, without waiting for it.
+    """Prefetch word `index` of an array of bytes, without waiting for it.
 
-    It is brought into the second level of the cache: the first has too few places for so many. Measured on lookups in
-    tables of 10 million codes: 0.24 ms instead of 0.35 for 12,000 buckets.
+    It goes to the L2 cache, because L1 is too small for that many lines. Measured on lookups in tables of 10 million
+    codes: 0.24 ms instead of 0.35 for 12,000 buckets.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -134,14 +134,14 @@ def prefetch_word(typingctx: Any, bytes_array: Any, index: Any) -> Any:
 
 @intrinsic
 def use_wide_vectors(typingctx: Any) -> Any:
-    """Let LLVM vectorise the calling function with 512 bits where the machine has them.
+    """Let LLVM vectorise the calling function with 512 bits where the CPU has them.
 
-    LLVM holds back to 256 on many AVX-512 machines, for the sake of their clock. Measured with two queries a pass over
-    a block of 64-bit codes: 13.4 G codes/s instead of 7.0.
+    LLVM keeps to 256 bits on many AVX-512 CPUs, because wider vectors may lower their clock. Measured with two queries
+    per pass over a block of 64-bit codes: 13.4 G codes/s instead of 7.0.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        # llvmlite's own `add` admits only the attributes it knows.
+        # llvmlite's own `add` accepts only the attributes it knows.
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
         return context.get_dummy_value()
 
@@ -164,7 +164,7 @@ def _lanes(numbers: list[int]) -> Any:
 
 
 def _load_eight(builder: Any, pointer: Any) -> Any:
-    """Return eight words from any address."""
+    """Return eight words, which need not be aligned."""
     words = builder.load(builder.bitcast(pointer, _EIGHT.as_pointer()))
     words.align = 1
     return words

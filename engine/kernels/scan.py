@@ -1,16 +1,16 @@
 # mypy: disable-error-code="no-untyped-def"
 """The scan: every code against every query, block by block.
 
-Shapes: N codes, W words a code, Q queries, B codes of a block, K nearest, H places for hits; what kernels take
-together is in `arguments`.
+Shapes: N codes, W words per code, Q queries, B codes per block, K nearest, H slots for hits; the named tuples are in
+`arguments`.
 
-`may_N` is uint8 (not 0: the row may answer) or empty (all may). A block of codes stays in the L1 cache while all
-queries of the batch pass over it, two at a time. The first pass takes only the block's minimum, which vectorises whole;
-only a block whose minimum counts is walked again.
+`may_N` is uint8, nonzero for rows that may be returned; empty means all may. A block of codes stays in the L1 cache
+while all queries of the batch pass over it, two at a time. The first pass computes only the block's minimum, which
+vectorises fully; only a block whose minimum is small enough is read again.
 
-The words of a block are first laid out plane by plane, `word_WB`, so that a vector holds the same word of several
-codes. Measured on 256-bit codes, 64 queries: 3.9 G codes/s, row by row 0.64. One query alone does not repay the move
-and reads the rows as they lie.
+The words of a block are first transposed into planes, `word_WB`, so that a vector holds the same word of several codes.
+Measured on 256-bit codes, 64 queries: 3.9 G codes/s, against 0.64 row by row. For a single query the transposition does
+not pay, so it reads the rows in place.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ FAR = np.uint64(1 << 20)  # beyond any distance
 AHEAD = 1024  # words: 8 KiB
 LINE_WORDS = 8
 EIGHT = 8
-STRIDE = 64  # places of a block that are looked at together for hits; blocks are a multiple of it
+STRIDE = 64  # codes of a block that are tested for hits together; the block size is a multiple of it
 
 
 @kernel
 def range_scan(rows_, may_N, query_QW, radius, cursor_2, block_, hits_):
     """Collect the hits of all queries; return how many were written.
 
-    `cursor_2` is the (row, query) to go on from, (0, 0) at first; it comes back with row `num_rows` at the end, or
-    earlier when the places for hits do not suffice for another block.
+    `cursor_2` is the (row, query) to resume from, (0, 0) at first; on return its row is `num_rows` when all is done,
+    less when the hits of another block might not fit.
     """
     rows, block, hits = Rows(*rows_), Block(*block_), Hits(*hits_)
     word_WB = block.word_WB
@@ -84,7 +84,7 @@ def range_scan(rows_, may_N, query_QW, radius, cursor_2, block_, hits_):
 
 @kernel
 def knn_scan(rows_, may_N, query_QW, bound_Q, block_, heaps_):
-    """Put the nearest rows of distance `<= bound_Q` into the heaps (see `select`)."""
+    """Put the nearest rows at distance `<= bound_Q` into the heaps (see `select`)."""
     rows, block, heaps = Rows(*rows_), Block(*block_), Heaps(*heaps_)
     word_WB = block.word_WB
     dist_B = block.dist_B
@@ -113,7 +113,7 @@ def knn_scan(rows_, may_N, query_QW, bound_Q, block_, heaps_):
 
 @kernel
 def load_block(rows, begin, end, may_N, block):
-    """Lay out the rows of [begin, end) that may answer plane by plane; return their number."""
+    """Transpose the rows of [begin, end) that may be returned into planes; return their number."""
     code_bytes = rows.code_bytes
     num_words = rows.num_words
     word_WB = block.word_WB
@@ -202,7 +202,7 @@ def minima_of_4(word_WB, size, query_a_W, query_b_W):
 
 @kernel
 def block_distances(word_WB, num_words, size, query_W, dist_B):
-    """Write the distance of every code of a block to one query, four planes a pass."""
+    """Write the distance of every code of a block to one query, four planes per pass."""
     use_wide_vectors()
     for place in range(size):
         dist_B[place] = popcount(word_WB[0, place] ^ query_W[0])
@@ -223,10 +223,10 @@ def block_distances(word_WB, num_words, size, query_W, dist_B):
 
 @kernel
 def row_distances(rows, begin, end, may_N, query_W, dist_B):
-    """Write the distances of rows [begin, end), as they lie, and return the least; `FAR` for rows that may not.
+    """Write the distances of rows [begin, end), read in place, and return the least; rows not in `may_N` get `FAR`.
 
-    Rows 8 KiB on are prefetched, as one query alone waits for memory most of the time. Measured on 10
-    million 64-bit codes: 3.3 G codes/s instead of 2.2, both with blocks of 256 rows, which beat larger ones.
+    Rows 8 KiB ahead are prefetched, because a single query waits for memory most of the time. Measured on 10 million
+    64-bit codes: 3.3 G codes/s instead of 2.2, both with blocks of 256 rows, which beat larger ones.
     """
     code_bytes = rows.code_bytes
     num_words = rows.num_words
@@ -255,7 +255,7 @@ def row_distances(rows, begin, end, may_N, query_W, dist_B):
 
 @kernel
 def rows_of_1(code_bytes, begin, end, query_W, dist_B):
-    """Write distances of rows of one word; return `end`."""
+    """Write the distances of one-word rows; return `end`."""
     use_wide_vectors()
     a = query_W[0]
     for row in range(begin, end):
@@ -265,7 +265,7 @@ def rows_of_1(code_bytes, begin, end, query_W, dist_B):
 
 @kernel
 def rows_of_2(code_bytes, begin, end, query_W, dist_B):
-    """Write distances of as many rows as are whole eights, of 2 words; return the first row left."""
+    """Write the distances of 2-word rows, eight at a time; return the first row left over."""
     use_wide_vectors()
     row = begin
     while row + EIGHT <= end:
@@ -276,7 +276,7 @@ def rows_of_2(code_bytes, begin, end, query_W, dist_B):
 
 @kernel
 def rows_of_4(code_bytes, begin, end, query_W, dist_B):
-    """Write distances of as many rows as are whole eights, of 4 words; return the first row left."""
+    """Write the distances of 4-word rows, eight at a time; return the first row left over."""
     use_wide_vectors()
     row = begin
     while row + EIGHT <= end:
@@ -287,7 +287,7 @@ def rows_of_4(code_bytes, begin, end, query_W, dist_B):
 
 @kernel
 def rows_of_8(code_bytes, begin, end, query_W, dist_B):
-    """Write distances of as many rows as are whole eights, of 8 words; return the first row left."""
+    """Write the distances of 8-word rows, eight at a time; return the first row left over."""
     use_wide_vectors()
     row = begin
     while row + EIGHT <= end:
@@ -298,7 +298,7 @@ def rows_of_8(code_bytes, begin, end, query_W, dist_B):
 
 @kernel
 def rows_of_16(code_bytes, begin, end, query_W, dist_B):
-    """Write distances of as many rows as are whole eights, of 16 words; return the first row left."""
+    """Write the distances of 16-word rows, eight at a time; return the first row left over."""
     use_wide_vectors()
     row = begin
     while row + EIGHT <= end:
@@ -309,7 +309,7 @@ def rows_of_16(code_bytes, begin, end, query_W, dist_B):
 
 @kernel
 def row_distance(code_bytes, num_words, row, query_W):
-    """Return the distance of one row."""
+    """Return the distance of one row from the query."""
     total = np.uint64(0)
     for word in range(num_words):
         total += popcount(load_word(code_bytes, row * num_words + word) ^ query_W[word])
@@ -318,7 +318,7 @@ def row_distance(code_bytes, num_words, row, query_W):
 
 @kernel
 def minimum(dist_B, begin, end):
-    """Return the least of [begin, end), `FAR` for none."""
+    """Return the smallest distance in [begin, end), `FAR` if the range is empty."""
     use_wide_vectors()
     least = FAR
     for place in range(begin, end):
@@ -328,7 +328,7 @@ def minimum(dist_B, begin, end):
 
 @kernel
 def places_within(dist_B, start, size, limit):
-    """Return which of the places [start, start + STRIDE) of a block of `size` are within `limit`, a bit for each."""
+    """Return which codes [start, start + STRIDE) of a block of `size` are within `limit`, one bit per code."""
     near = np.uint64(0)
     for part in range(0, STRIDE, EIGHT):
         near |= near_places(dist_B, start + part, limit) << np.uint64(part)
@@ -339,10 +339,10 @@ def places_within(dist_B, start, size, limit):
 
 @kernel
 def collect(block, size, limit, begin, in_place, query, num_hits, hits):
-    """Write the places of a block within `limit` as hits of `query`; return the new number of hits.
+    """Write the codes of a block within `limit` as hits of `query`; return the new number of hits.
 
-    Hits are taken from a mask of a whole stride, because a branch for every place is mispredicted at nearly every hit.
-    Measured with 6,000 hits among 60,000 codes, batches of 64: 22 us a query instead of 39.
+    Hits come from a bit mask of a whole stride, because a branch per code would be mispredicted at nearly every hit.
+    Measured with 6,000 hits among 60,000 codes, batches of 64: 22 us per query instead of 39.
     """
     for start in range(0, size, STRIDE):
         near = places_within(block.dist_B, start, size, limit)
@@ -358,7 +358,7 @@ def collect(block, size, limit, begin, in_place, query, num_hits, hits):
 
 @kernel
 def improve(block, size, begin, in_place, id_N, bound, dist_K, id_K):
-    """Offer the places of a block within `bound` to a heap."""
+    """Offer the codes of a block within `bound` to a heap."""
     dist_B = block.dist_B
     for start in range(0, size, STRIDE):
         near = places_within(dist_B, start, size, np.uint64(min(bound, dist_K[0])))

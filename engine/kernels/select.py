@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Keeping the nearest, and putting answers in order: ascending (distance, id).
+"""Keeping the nearest, and sorting answers by ascending (distance, id).
 
-Shapes: K places of a heap, H hits, Q queries, G queries of a group that was asked together, U groups of ids,
-R = radius + 1 distances. A heap is two arrays, `dist_K` int32 and `id_K` int64, whose first place
-holds the worst pair; free places hold (2**31 - 1, -1), which is worse than any answer because of its distance.
+Shapes: K slots of a heap, H hits, Q queries, G queries of a group that was asked together, U runs of ids,
+R = radius + 1 distances. A heap is two arrays, `dist_K` int32 and `id_K` int64, whose first slot holds the worst pair;
+free slots hold (2**31 - 1, -1), which is farther than any answer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from hashlight.engine.kernels.arguments import Hits
 from hashlight.engine.kernels.compiling import kernel
 
-FEW = 32  # ids that are sorted here; more are sorted by numpy, which has vector instructions for it
+FEW = 32  # up to this many ids are sorted here, more by numpy, which sorts with vector instructions
 
 
 @kernel
@@ -22,7 +22,7 @@ def comes_before(dist_a, id_a, dist_b, id_b):
 
 @kernel
 def sift_down(dist_K, id_K, hole, size, dist, id_):
-    """Drop the pair of place `hole`, put (dist, id_) in, and restore the heap of `size` places below it."""
+    """Replace the pair in slot `hole` by (dist, id_) and restore the heap of `size` slots below it."""
     child = 2 * hole + 1
     while child < size:
         other = child + 1
@@ -40,14 +40,14 @@ def sift_down(dist_K, id_K, hole, size, dist, id_):
 
 @kernel
 def keep_nearest(dist_K, id_K, dist, id_):
-    """Put (dist, id_) into the heap if it is better than the worst there."""
+    """Put (dist, id_) into the heap if it is better than the worst pair there."""
     if comes_before(dist, id_, dist_K[0], id_K[0]):
         sift_down(dist_K, id_K, 0, len(dist_K), dist, id_)
 
 
 @kernel
 def sort_heaps(dist_QK, id_QK):
-    """Turn every heap into an ascending list, in place; free places come last."""
+    """Turn every heap into an ascending list, in place; free slots come last."""
     for query in range(len(dist_QK)):
         dist_K = dist_QK[query]
         id_K = id_QK[query]
@@ -64,7 +64,7 @@ def sort_heaps(dist_QK, id_QK):
 
 @kernel
 def gather_full(dist_K, id_K):
-    """Make a heap of the places that are not free, before those that are; return their number."""
+    """Move used slots before free ones and make a heap of them; return their number."""
     full = 0
     for place in range(len(dist_K)):
         dist = dist_K[place]
@@ -82,7 +82,7 @@ def gather_full(dist_K, id_K):
 
 @kernel
 def count_hits(number_G, hits_, place_QR):
-    """Count hits by query and distance in `place_QR`, zeros at first; `number_G` is a hit query's number there."""
+    """Count hits by query and distance in `place_QR`, initially zero; `number_G` is each query's row there."""
     hits = Hits(*hits_)
     for hit in range(len(hits.query_H)):
         place_QR[number_G[hits.query_H[hit]], hits.dist_H[hit]] += 1
@@ -90,7 +90,7 @@ def count_hits(number_G, hits_, place_QR):
 
 @kernel
 def lay_out(place_QR, lims_Q1):
-    """Turn counts into where each distance of each query begins, and write where each query does."""
+    """Turn counts into the offset of each distance of each query, and write the offset of each query."""
     total = 0
     for query in range(len(place_QR)):
         lims_Q1[query] = total
@@ -103,7 +103,7 @@ def lay_out(place_QR, lims_Q1):
 
 @kernel
 def place_hits(number_G, hits_, id_N, place_QR, id_H):
-    """Write the ids of hits where `place_QR` says, which moves on: in the end each place is where its distance ends."""
+    """Write the ids of hits at the offsets in `place_QR`, advancing them: each ends up where its distance ends."""
     hits = Hits(*hits_)
     for hit in range(len(hits.query_H)):
         query = number_G[hits.query_H[hit]]
@@ -115,9 +115,9 @@ def place_hits(number_G, hits_, id_N, place_QR, id_H):
 
 @kernel
 def order_ids(place_QR, dist_H, id_H, unsorted_U2):
-    """Write the distances, sort the ids of each where they are few, and return how many are not sorted.
+    """Write the distances, sort runs of few ids at the same distance, and return how many runs are left unsorted.
 
-    Those, [begin, end), are written to `unsorted_U2`, which has room for all of more than `FEW` hits.
+    Their bounds [begin, end) are written to `unsorted_U2`, which has room for every run of more than `FEW` hits.
     """
     begin = 0
     num_unsorted = 0
@@ -137,7 +137,7 @@ def order_ids(place_QR, dist_H, id_H, unsorted_U2):
 
 @kernel
 def arrange(number_G, hits_, id_N, place_QR, lims_Q1, dist_H, id_H, unsorted_U2):
-    """Do all of the above for hits that lie in one piece: to a small answer, four calls would be most of the time."""
+    """Run the four steps above in one call: for a small answer, four calls would take most of the time."""
     count_hits(number_G, hits_, place_QR)
     lay_out(place_QR, lims_Q1)
     place_hits(number_G, hits_, id_N, place_QR, id_H)
