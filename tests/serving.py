@@ -84,7 +84,7 @@ def make_collection(folder, count: int = 500, shards: int = 3) -> Collection:
     options = {"bits": BITS, "fingerprint": AverageHash.fingerprint, "overwrite": False}
     with CollectionWriter(folder, **options) as writer:
         for part in split_rows(count, shards):
-            with new_shard(writer.store) as shard_folder:
+            with new_shard(writer.place) as shard_folder:
                 order = order_rows(encoded.codes[part], ids[part])
                 shard_folder.mkdir(parents=True)
                 write_ids(shard_folder, ids[part][order])

@@ -160,14 +160,14 @@ class Collection:
         ValueError
             If tables are to answer and a shard was built without.
         """
-        store = open_place(path)
-        folder = store.local or mirror(store)
+        place = open_place(path)
+        folder = place.local or mirror(place)
         manifest = read_current(Folder(folder))
         shards = [
             Shard(folder / "shards" / spec.name, spec, bits=manifest.bits, verify_all=verify, index=index)
             for spec in manifest.shards
         ]
-        return cls(folder, manifest, shards, location=store.location, index=index)
+        return cls(folder, manifest, shards, location=place.location, index=index)
 
     @property
     def bits(self) -> int:

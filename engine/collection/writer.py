@@ -86,7 +86,7 @@ class CollectionWriter:
     ) -> None:
         if overwrite and append:
             raise ValueError("a collection is replaced (`overwrite`) or added to (`append`), not both")
-        self.store: Place = open_place(path)
+        self.place: Place = open_place(path)
         self._bits = check_bits(bits)
         self._fingerprint = fingerprint
         self._tables = tables
@@ -101,17 +101,17 @@ class CollectionWriter:
 
     def __enter__(self) -> Self:
         """Take the writer lock and check that a collection may be written here."""
-        refuse_foreign_folder(self.store)
+        refuse_foreign_folder(self.place)
         if self._mode == "append":
-            read_current(self.store)  # before a lock file is created where there is no collection
-        self._stack.enter_context(self.store.lock())
+            read_current(self.place)  # before a lock file is created where there is no collection
+        self._stack.enter_context(self.place.lock())
         try:
-            self._current = self.store.find("CURRENT")
+            self._current = self.place.find("CURRENT")
             self._previous = self._to_append_to() if self._mode == "append" else self._replaceable()
-            if self.store.local and (self._previous or not self._current):
+            if self.place.local and (self._previous or not self._current):
                 # Before writing: a disk filled by a dead build would otherwise stay full until a build succeeds.
-                sweep_unnamed(self.store, keep=self._finished())
-            self._old_names = {folder: self.store.names(folder, hidden=True) for folder in _FOLDERS}
+                sweep_unnamed(self.place, keep=self._finished())
+            self._old_names = {folder: self.place.names(folder, hidden=True) for folder in _FOLDERS}
         except BaseException:
             self._stack.close()
             raise
@@ -122,7 +122,7 @@ class CollectionWriter:
         with self._stack:
             for name in self._uncommitted:
                 with contextlib.suppress(OSError):  # the next write removes it
-                    self.store.remove(name)
+                    self.place.remove(name)
 
     @property
     def previous(self) -> Manifest | None:
@@ -132,17 +132,17 @@ class CollectionWriter:
     def _replaceable(self) -> Manifest | None:
         """Return the live manifest that this write will replace; it may be damaged."""
         try:
-            live = read_current(self.store)
+            live = read_current(self.place)
         except (CollectionNotFoundError, CorruptDataError) as error:
-            if self._mode == "replace" or not self.store.names("manifests"):
+            if self._mode == "replace" or not self.place.names("manifests"):
                 return None
             raise CorruptDataError(
-                f"{self.store} holds a collection that cannot be read ({error}); it can be replaced "
+                f"{self.place} holds a collection that cannot be read ({error}); it can be replaced "
                 "(`overwrite=True`, `--overwrite`)"
             ) from error
         if self._mode == "create":
             raise CollectionExistsError(
-                f"{self.store} is a collection (version {live.version}, {live.rows:,} codes): choose another path, "
+                f"{self.place} is a collection (version {live.version}, {live.rows:,} codes): choose another path, "
                 "allow it to be replaced (`overwrite=True`, `--overwrite`), or add to it (`Collection.append`, "
                 "`--append`)"
             )
@@ -150,10 +150,10 @@ class CollectionWriter:
 
     def _to_append_to(self) -> Manifest:
         """Return the live manifest, whose codes must be comparable with the new ones."""
-        live = read_current(self.store)
+        live = read_current(self.place)
         if (live.bits, live.encoder) != (self._bits, self._fingerprint):
             raise EncoderMismatchError(
-                f"{self.store} stores {live.bits}-bit codes of encoder {_short(live.encoder)}, got {self._bits}-bit "
+                f"{self.place} stores {live.bits}-bit codes of encoder {_short(live.encoder)}, got {self._bits}-bit "
                 f"codes of encoder {_short(self._fingerprint)}: append codes of the same encoder, or build a "
                 "collection of their own"
             )
@@ -162,17 +162,17 @@ class CollectionWriter:
     def refuse_known_ids(self, ids_N: IdArray) -> None:
         """Raise ValueError if the existing version already has one of `ids_N`."""
         for spec in self._previous.shards if self._previous else ():
-            known = find_repeated(np.concatenate([read_ids(self.store, spec), ids_N]))
+            known = find_repeated(np.concatenate([read_ids(self.place, spec), ids_N]))
             if len(known):
                 raise ValueError(
-                    f"{len(known)} of {len(ids_N)} ids are in {self.store} already, first {known[0]}: append only new "
+                    f"{len(known)} of {len(ids_N)} ids are in {self.place} already, first {known[0]}: append only new "
                     "images, under ids of their own"
                 )
 
     def highest_id(self) -> int:
         """Return the highest id of the existing version, -1 if there is none."""
         shards = self._previous.shards if self._previous else ()
-        return max((int(read_ids(self.store, spec).max()) for spec in shards), default=-1)
+        return max((int(read_ids(self.place, spec).max()) for spec in shards), default=-1)
 
     def add_shard(
         self,
@@ -188,7 +188,7 @@ class CollectionWriter:
         ValueError
             If attributes or features do not match those of the other shards.
         """
-        with new_shard(self.store) as folder:
+        with new_shard(self.place) as folder:
             spec = write_shard(
                 folder, codes_NW, ids_N, attributes, bits=self._bits, tables=self._tables, features_NF=features_NF
             )
@@ -196,15 +196,15 @@ class CollectionWriter:
         self.add_written(spec)
 
     def add_written(self, spec: ShardSpec, *, number: int | None = None) -> None:
-        """Take a shard that was written into `new_shard(store)`, here or in another process.
+        """Take a shard that was written into `new_shard(place)`, here or in another process.
 
         Shards are in the order of `number`; in the order in which they came if it is left out. The shard stays if there
         is no commit: it is the caller's to remove.
         """
-        expected, got = self._layout(), read_layout(self.store, spec)
+        expected, got = self._layout(), read_layout(self.place, spec)
         if expected not in (None, got):
             raise ValueError(
-                f"all shards of a collection store the same beside the codes; {self.store} stores {expected}, got "
+                f"all shards of a collection store the same beside the codes; {self.place} stores {expected}, got "
                 f"{got}: give the same attributes and features"
             )
         self._specs[len(self._specs) if number is None else number] = spec
@@ -212,7 +212,7 @@ class CollectionWriter:
     def _layout(self) -> str | None:
         """Describe what the shards so far store besides codes; None if there are no shards."""
         first = next(iter((*self._kept, *self._specs.values())), None)
-        return None if first is None else read_layout(self.store, first)
+        return None if first is None else read_layout(self.place, first)
 
     @property
     def _kept(self) -> tuple[ShardSpec, ...]:
@@ -223,10 +223,10 @@ class CollectionWriter:
         if self._fingerprint is None:
             raise ValueError("an encoder is kept under its fingerprint: give `fingerprint` with `encoder`")
         name = f"encoder/{self._fingerprint}"
-        if files == {file: self.store.read(f"{name}/{file}") for file in self.store.names(name, hidden=True)}:
+        if files == {file: self.place.read(f"{name}/{file}") for file in self.place.names(name, hidden=True)}:
             return
-        self.store.remove(name)
-        with self.store.new_folder(name) as target:
+        self.place.remove(name)
+        with self.place.new_folder(name) as target:
             target.mkdir()
             for file, data in files.items():
                 (target / file).write_bytes(data)
@@ -248,21 +248,21 @@ class CollectionWriter:
             encoder=self._fingerprint,
             shards=(*self._kept, *(spec for _, spec in sorted(self._specs.items()))),
         )
-        current = write_manifest(self.store, manifest)
+        current = write_manifest(self.place, manifest)
         # From here on, whatever the store answers, the new version may be or have been live, and another writer's
         # version may use its shards. The next write removes whatever is in no live version.
         self._uncommitted = []
-        make_live(self.store, current, self._current)
+        make_live(self.place, current, self._current)
         # Anything older than this write that is not live is a leftover of a dead writer, or two versions old. The
         # previous version stays for readers that have read CURRENT but not yet opened its files.
-        sweep(self.store, [manifest, *([self._previous] if self._previous else [])], self._old_names)
+        sweep(self.place, [manifest, *([self._previous] if self._previous else [])], self._old_names)
         return manifest
 
 
 @contextlib.contextmanager
-def new_shard(store: Place) -> Iterator[Path]:
+def new_shard(place: Place) -> Iterator[Path]:
     """Yield the path of a new shard's folder; see `engine.places.place.Place.new_folder`."""
-    with store.new_folder(f"shards/{uuid.uuid4().hex}") as folder:
+    with place.new_folder(f"shards/{uuid.uuid4().hex}") as folder:
         yield folder
 
 
@@ -282,15 +282,15 @@ def split_rows(rows: int, shards: int) -> Iterator[slice]:
     return (slice(start, stop) for start, stop in itertools.pairwise(edges))
 
 
-def refuse_foreign_folder(store: Place) -> None:
+def refuse_foreign_folder(place: Place) -> None:
     """Raise CollectionExistsError if a place holds anything that is not a collection's."""
-    if store.local and store.local.exists() and not store.local.is_dir():
-        raise CollectionExistsError(f"{store} is a file, expected a folder for the collection: choose another path")
-    names = set(store.names(hidden=True))
+    if place.local and place.local.exists() and not place.local.is_dir():
+        raise CollectionExistsError(f"{place} is a file, expected a folder for the collection: choose another path")
+    names = set(place.names(hidden=True))
     foreign = sorted(name for name in names - _OWN_ENTRIES if not name.endswith(".tmp"))
     if foreign or (names and not names & _MARKS):
         raise CollectionExistsError(
-            f"{store} is not a collection and not empty (it has {', '.join(sorted(names)[:3])}): choose another path"
+            f"{place} is not a collection and not empty (it has {', '.join(sorted(names)[:3])}): choose another path"
         )
 
 

@@ -11,28 +11,28 @@ from hashlight.engine.codes import IdArray
 from hashlight.engine.kernels.select import FEW, arrange, count_hits, lay_out, order_ids, place_hits, sort_heaps
 from hashlight.engine.results import PAD_DISTANCE, PAD_ID, RangeResult, SearchResult, join_ranges
 
-MAX_HEAP_PLACES = 2**22  # of one call: 48 MB
-MAX_COUNTERS = 2**20  # of one call, a query and a distance each: 8 MB
-FIRST_LIMITED = 256  # answers that a limited query gets places for at first
+MAX_HEAP_PLACES = 2**22  # per call: 48 MB
+MAX_COUNTERS = 2**20  # per call, one for each query and distance: 8 MB
+FIRST_LIMITED = 256  # initial room for the answers of a query with a limit
 LIMITED_GROWTH = 8
 
-# Plain tuples, as `engine.kernels.arguments` wants them, in the order of its `Hits` and `Heaps`.
+# Plain tuples, as `engine.kernels.arguments` requires, in the order of its `Hits` and `Heaps`.
 Hits = tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.int32]]  # query, row, distance
-Found = list[tuple[NDArray[np.intp], Hits]]  # with the numbers in the batch of the queries that hits count from 0
+Found = list[tuple[NDArray[np.intp], Hits]]  # hits number the queries of a group; the array has their batch indices
 Heaps = tuple[NDArray[np.int32], IdArray]  # distances, ids
 
 
 def gather_hits(numbers_G: NDArray[np.intp], fill: Callable[[Hits], tuple[int, int]], places: int) -> Found:
-    """Call `fill(hits)` until it is done, with at least twice the places each time; return all hits.
+    """Call `fill(hits)` until it is done, with at least twice the room each time; return all hits.
 
     Parameters
     ----------
     numbers_G : ndarray of intp, shape (G,)
-        The numbers in the batch of the queries that are asked.
+        Batch indices of the queries.
     fill : callable
-        Writes hits into the arrays it is given, returns how many and how many places it wants next, 0 when done.
+        Writes hits into the arrays it is given; returns how many, and how much room it needs next, 0 when done.
     places : int
-        How many to begin with.
+        Room for hits in the first call.
     """
     found = []
     while True:
@@ -45,7 +45,7 @@ def gather_hits(numbers_G: NDArray[np.intp], fill: Callable[[Hits], tuple[int, i
 
 
 def range_result(found: Found, ids_N: IdArray, num_queries: int, radius: int) -> RangeResult:
-    """Put hits in order: by query and distance by counting, then the ids of each distance by sorting."""
+    """Sort hits: by query and distance with a counting sort, then by id within each distance."""
     num_hits = sum(len(hits[1]) for _, hits in found)
     lims = np.empty(num_queries + 1, np.int64)
     distances, ids = np.empty(num_hits, np.int32), np.empty(num_hits, np.int64)
@@ -67,12 +67,12 @@ def range_result(found: Found, ids_N: IdArray, num_queries: int, radius: int) ->
 
 
 def empty_heaps(num_queries: int, k: int) -> Heaps:
-    """Return heaps of `k` free places for each query."""
+    """Return heaps of `k` free slots for each query."""
     return np.full((num_queries, k), PAD_DISTANCE, np.int32), np.full((num_queries, k), PAD_ID, np.int64)
 
 
 def search_result(heaps: Heaps, k: int) -> SearchResult:
-    """Order heaps, which are spent by it, and pad them to `k` places."""
+    """Sort heaps in place, and pad them to `k` columns."""
     distances_QK, ids_QK = heaps
     sort_heaps(distances_QK, ids_QK)
     if distances_QK.shape[1] == k:
@@ -84,15 +84,15 @@ def search_result(heaps: Heaps, k: int) -> SearchResult:
 
 
 def limited_search(ask: Callable[[NDArray[np.intp], int], SearchResult], num_queries: int, limit: int) -> RangeResult:
-    """Answer a radius search that is cut at `limit`, by the nearest within the radius.
+    """Answer a radius search with a `limit` by the nearest within the radius.
 
-    Places are made for few answers first, and again for the queries that fill them, so that a generous limit costs what
-    is found and not what it allows.
+    Queries first get room for few answers, and only those that fill it are asked again with more, so that a generous
+    limit costs as much as what is found, not as much as it allows.
 
     Parameters
     ----------
     ask : callable
-        Returns the k nearest within the radius, given the numbers of queries and k.
+        Returns the k nearest within the radius, given the indices of queries and k.
     """
     open_Q = np.arange(num_queries)
     k = min(limit + 1, FIRST_LIMITED)
@@ -108,7 +108,7 @@ def limited_search(ask: Callable[[NDArray[np.intp], int], SearchResult], num_que
 
 
 def _limited_part(nearest: SearchResult, chosen_Q: NDArray[np.bool_], limit: int) -> RangeResult:
-    """Turn the nearest to the chosen queries into a radius answer cut at `limit`."""
+    """Turn the nearest of the chosen queries into a radius answer cut at `limit`."""
     found_QK = nearest.ids[chosen_Q] != PAD_ID
     kept_QK = found_QK[:, :limit]
     lims = np.concatenate([[0], np.cumsum(kept_QK.sum(axis=1))]).astype(np.int64)
@@ -118,7 +118,7 @@ def _limited_part(nearest: SearchResult, chosen_Q: NDArray[np.bool_], limit: int
 
 
 def _put_in_order(parts: list[tuple[NDArray[np.intp], RangeResult]], num_queries: int) -> RangeResult:
-    """Join answers to some queries each, given the queries' numbers."""
+    """Join answers to groups of queries, given the indices of the queries."""
     joined = join_ranges([part for _, part in parts])
     number_Q = np.concatenate([numbers for numbers, _ in parts])
     place_Q = np.empty(num_queries, np.intp)

@@ -1,4 +1,4 @@
-"""Arrays as kernels take them: one type each, whatever was given, so that each kernel is compiled once."""
+"""Arrays in the form that kernels take: always the same type, so that each kernel is compiled only once."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ NO_MASK.flags.writeable = False
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a read-only plain view, of a memory map too; a copy if it is not aligned, which kernels rely on."""
+    """Return a plain read-only view, even of a memory map; a copy if it is not aligned, because kernels rely on it."""
     view = np.asarray(array).view() if array.flags.aligned else np.array(array)
     view.flags.writeable = False
     return view
 
 
 def bytes_of(codes_NW: CodeArray) -> NDArray[np.uint8]:
-    """Return the bytes of codes, which may start at any address."""
-    return read_only(np.asarray(codes_NW).reshape(-1).view(np.uint8))  # bytes are aligned anywhere
+    """Return the bytes of codes, which need not be aligned."""
+    return read_only(np.asarray(codes_NW).reshape(-1).view(np.uint8))  # bytes are always aligned
 
 
 def mask_bytes(mask: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
-    """Return a mask as uint8, empty for none."""
+    """Return a mask as uint8; empty if there is none."""
     return NO_MASK if mask is None else read_only(mask.view(np.uint8))

@@ -14,7 +14,7 @@ from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, Result, SearchResult
 
 MAX_ROWS = 2**32 - 1  # rows are uint32 in the tables
-SAMPLED_ROWS = 4096  # of a mask, to tell how many rows may answer
+SAMPLED_ROWS = 4096  # of a mask, to estimate how many rows may be returned
 
 RowMask = NDArray[np.bool_]
 
@@ -49,16 +49,16 @@ class Index(ABC):
         ----------
         queries_QW : ndarray of uint64, shape (Q, W)
         query : Query
-            An index has no attributes: whoever has them turns `query.filter` into `mask`.
+            An index has no attributes: the caller turns `query.filter` into `mask`.
         mask : ndarray of bool, shape (N,), or None
-            True for the rows that may answer, in the order of `ids_N`, in which the index keeps its rows.
+            True for the rows that may be returned, in the order of `ids_N`, which is the order of the index's rows.
         farthest_Q : ndarray of int32, shape (Q,), or None
-            With `query.k`: how far from each query an answer may be, such as the k-th distance in other shards.
+            With `query.k`: maximum distance of an answer to each query, such as the k-th distance in other shards.
 
         Returns
         -------
         SearchResult or RangeResult
-            Of `query.k` or `query.radius`, ascending by (distance, id).
+            For `query.k` or `query.radius`, ascending by (distance, id).
 
         Raises
         ------
@@ -67,9 +67,9 @@ class Index(ABC):
         """
 
     def find_fault(self, codes_NW: CodeArray) -> str | None:
-        """Return why the index does not find its own codes, or None; checks a few of them.
+        """Check that the index finds a few of its own codes; return what is wrong, or None.
 
-        Tries every way of answering that the index has, whatever a plan would choose. `codes_NW` are the codes that it
+        Tries every way that the index has to answer, whatever a plan would choose. `codes_NW` are the codes that it
         should hold, in its row order.
         """
         return self._fault_of_first_code(codes_NW, "the index")
@@ -101,13 +101,13 @@ class Index(ABC):
         explain: bool = False,
         **more: Any,
     ) -> RangeResult:
-        """Return the codes within `radius`, with `limit` the nearest so many; `more` are the keywords of `answer`."""
+        """Return the codes within `radius`, at most the `limit` nearest; `more` are the keywords of `answer`."""
         query = Query(radius=radius, limit=limit, threads=threads, explain=explain)
         return cast(RangeResult, self.answer(queries_QW, query, **more))
 
 
 def check_rows(rows: int) -> int:
-    """Return `rows` if one index can hold them.
+    """Return `rows` if one index can hold that many.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def check_rows(rows: int) -> int:
 
 
 def check_build(codes_NW: CodeArray, ids_N: IdArray, bits: int) -> int:
-    """Check everything `Index.build` is given; return `bits`."""
+    """Check all arguments of `Index.build`; return `bits`."""
     bits = check_bits(bits)
     if isinstance(codes_NW, np.ndarray):
         check_rows(len(codes_NW) if codes_NW.ndim else 0)
@@ -130,7 +130,7 @@ def check_build(codes_NW: CodeArray, ids_N: IdArray, bits: int) -> int:
 
 
 def check_arrays(codes_NW: CodeArray, ids_N: IdArray, bits: int) -> int:
-    """Check the form of arrays that were validated when they were written, without reading them; return `bits`."""
+    """Check dtype, shape and layout of arrays that were validated when they were written; return `bits`."""
     bits = check_bits(bits)
     for name, array in (("codes_NW", codes_NW), ("ids_N", ids_N)):
         if not isinstance(array, np.ndarray):
@@ -150,7 +150,7 @@ def check_arrays(codes_NW: CodeArray, ids_N: IdArray, bits: int) -> int:
 
 
 def check_mask(mask: object, *, rows: int) -> RowMask | None:
-    """Return `mask` if it is None or says of each of `rows` rows whether it may answer.
+    """Return `mask` if it is None or has one bool for each of `rows` rows: whether it may be returned.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def check_mask(mask: object, *, rows: int) -> RowMask | None:
 
 
 def check_farthest(farthest_Q: NDArray[np.int32] | None, *, rows: int, bits: int) -> NDArray[np.int32]:
-    """Return how far an answer may be from each of `rows` queries; None is any distance.
+    """Return the maximum distance of an answer to each of `rows` queries; None means any distance.
 
     Raises
     ------
@@ -191,7 +191,7 @@ def check_farthest(farthest_Q: NDArray[np.int32] | None, *, rows: int, bits: int
 
 
 def count_allowed(mask: RowMask | None, rows: int) -> int:
-    """Return about how many rows may answer, from a sample of the mask."""
+    """Estimate from a sample of the mask how many rows may be returned."""
     if mask is None:
         return rows
     step = max(1, rows // SAMPLED_ROWS)

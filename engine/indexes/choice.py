@@ -1,4 +1,4 @@
-"""The indexes that a user can choose between. Their answers are the same; what differs is who finds them."""
+"""The indexes that a user can choose between. They all give the same answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_index(index: object) -> IndexChoice:
 
 
 def faiss_kind(index: IndexChoice) -> type[FaissIndex] | None:
-    """Return the class of a FAISS index, None of one of our own."""
+    """Return the class of a FAISS index; None for one of our own."""
     from hashlight.engine.indexes.faiss.flat import FaissFlatIndex
     from hashlight.engine.indexes.faiss.multi_hash import FaissMultiHashIndex
 

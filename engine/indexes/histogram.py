@@ -72,14 +72,14 @@ def graded_histogram(
     Returns
     -------
     ndarray of int64, shape (Q, bits + 1, L)
-        L is 1 + the most labels that any query and any code could share.
+        L is 1 + the largest number of labels that a query and a code could share.
     """
     check_codes(queries, bits=bits, name="queries")
     check_codes(codes, bits=bits, name="codes")
     _check_label_sets(query_labels, (len(queries), code_labels.shape[-1]), "query_labels")
     _check_label_sets(code_labels, (len(codes), code_labels.shape[-1]), "code_labels")
-    most = min(int(labels.sum(axis=1).max(initial=0)) for labels in (query_labels, code_labels))
-    count = np.zeros((len(queries), bits + 1, most + 1), np.int64)
+    max_shared = min(int(labels.sum(axis=1).max(initial=0)) for labels in (query_labels, code_labels))
+    count = np.zeros((len(queries), bits + 1, max_shared + 1), np.int64)
     labels = read_only(_packed(query_labels)), read_only(_packed(code_labels))
     count_shared(read_only(queries), read_only(codes), *labels, count)
     return count

@@ -1,10 +1,10 @@
 """Scan or tables: the cost of each, from constants measured on this machine.
 
-The cost of a scan is proportional to the rows; loading the codes is shared among the queries of a batch. The cost of
+The cost of a scan is proportional to the rows; the queries of a batch share the cost of loading the codes. The cost of
 the tables is that of the buckets looked up and the candidates read. For a radius search the candidates are counted
-before any code is read, from the bucket sizes (a sample of them where there are many), because learned codes crowd into
-few buckets. For kNN the tables are asked in steps, each priced before it is taken; a query whose remaining steps cost
-more than a scan goes there.
+before any code is read, from the bucket sizes (or a sample of them), because learned codes crowd into few buckets. For
+kNN the tables are probed in steps, each priced before it is taken; a query is scanned when its remaining steps would
+cost more than a scan.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from hashlight.engine.places.files import write_atomically
 log = logging.getLogger(__name__)
 
 TRIAL = 0.07  # share of a scan that may be spent on finding out whether the tables are cheaper
-RANGE_TRIAL = 0.15  # as much for a radius, were all candidates near
+RANGE_TRIAL = 0.15  # the same for a radius search, if all candidates were near
 NEAR_ROWS = 2**16
 FAR_ROWS = 2**22
 SCANNED_TOGETHER = 32
 NEAR_RADIUS = 7
 REPEATS = 7
 WORTH_COUNTING_NS = 60_000.0
-WORTH_TRYING_NS = 100_000.0  # beside which the call of a kernel for nothing is little
-WORTH_MEASURING = 500_000  # rows from which a wrong choice is felt
+WORTH_TRYING_NS = 100_000.0  # compared with this, a wasted kernel call costs little
+WORTH_MEASURING = 500_000  # rows from which a wrong choice is noticeable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,15 +56,15 @@ class Costs:
     Attributes
     ----------
     word_ns : float
-        One word of one code against one query, in a large batch.
+        Comparing one word of one code with one query, in a large batch.
     load_ns : float
-        One word of one code brought in, once for the whole batch.
+        Loading one word of one code, once for the whole batch.
     near_lookup_ns, far_lookup_ns : float
-        One bucket looked up, in tables that fit the cache and in tables that do not.
+        Looking up one bucket, in tables that fit into the cache and in tables that do not.
     candidate_ns : float
         One entry of a bucket.
     near_ns : float
-        What comes on top for an entry within the radius: other tables may have had it, and it is written down.
+        Additional cost of an entry within the radius: checking whether other tables had it, and writing it as a hit.
     """
 
     word_ns: float = 0.1
@@ -75,7 +75,7 @@ class Costs:
     near_ns: float = 25.0
 
     def lookup_ns(self, distinct: int) -> float:
-        """Return the cost of a lookup in tables over so many distinct codes, interpolated on a log scale."""
+        """Return the cost of a lookup in tables over `distinct` codes, interpolated on a log scale."""
         far = (math.log2(max(distinct, 1)) - math.log2(NEAR_ROWS)) / (math.log2(FAR_ROWS) - math.log2(NEAR_ROWS))
         return self.near_lookup_ns + min(max(far, 0.0), 1.0) * (self.far_lookup_ns - self.near_lookup_ns)
 
@@ -109,10 +109,10 @@ def plan_range(
 ) -> NDArray[np.bool_] | bool:
     """Return which queries (Q,) of a radius search the tables should answer; one bool if it is all or none.
 
-    Nothing is counted where lookups alone cost more than any scan, where even the fullest buckets cost less, where all
-    buckets are about as full, or where the whole scan is so short that counting, whose cache misses it causes itself,
-    would be a good part of it: then the query is taken to be among the stored codes. Only where it matters how many of
-    the candidates are near, some of their codes are compared.
+    Candidates are not counted if the lookups alone cost more than a scan, if even the fullest buckets cost less, or if
+    all buckets are about equally full. Nor are they if the whole scan is so short that counting, with its own cache
+    misses, would take a good part of it: the query is then assumed to lie among the stored codes. Codes of candidates
+    are sampled only if the choice depends on how many of them are near.
     """
     num_queries, words = queries_QW.shape
     plan = probe.plan(radius)
@@ -120,7 +120,7 @@ def plan_range(
     if prices.lookups_ns > prices.scan_ns:
         return False
     each_ns = prices.candidate_ns + prices.read_ns + prices.near_ns
-    if prices.lookups_ns + plan.most * each_ns < prices.shared_scan_ns:
+    if prices.lookups_ns + plan.max_candidates * each_ns < prices.shared_scan_ns:
         return True
     if probe.even:
         return prices.lookups_ns + plan.mean * prices.candidate_ns < prices.shared_scan_ns
@@ -133,7 +133,7 @@ def plan_range(
 def trial_budget(probe: TableProbe, radius: int, costs: Costs, rows: int, words: int) -> int:
     """Return how many candidates one query may meet in the tables before planning is worthwhile; 0 to plan at once.
 
-    Most queries are answered before a plan would be made.
+    Most queries are answered within this budget, without a plan.
     """
     return _trial_budget(costs, probe.plan(radius).lookups, probe.tables.distinct, rows, words)
 
@@ -175,7 +175,7 @@ def plan_nearest(costs: Costs, rows: int, distinct: int, words: int, sharing: in
 
 @lru_cache(maxsize=1024)
 def likely_radius(bits: int, rows: int, k: int) -> int:
-    """Return how far the k-th of `rows` codes would be, were they uniform: learned codes are nearer.
+    """Return the expected distance of the k-th of `rows` uniform codes; learned codes are nearer.
 
     Examples
     --------
@@ -193,7 +193,7 @@ def _share_within(bits: int) -> NDArray[np.float64]:
 
 
 def current_costs(rows: int) -> Costs:
-    """Return this machine's costs: measured before, measured now if `rows` make it worth a second, or the defaults."""
+    """Return this machine's costs: the stored ones, new ones if `rows` justify a second of measuring, or defaults."""
     global _costs, _looked
     if _costs is not None or (_looked and rows < WORTH_MEASURING):
         return _costs or Costs()
@@ -211,7 +211,7 @@ def has_stored_costs() -> bool:
 
 
 def calibrate() -> Costs:
-    """Measure the costs on this machine, about a second, and store them in the user's cache folder.
+    """Measure the costs on this machine, which takes about a second, and store them in the user's cache folder.
 
     If the folder cannot be written, the costs apply to this process only.
     """
@@ -222,7 +222,7 @@ def calibrate() -> Costs:
 
 
 def _forget_lock() -> None:
-    """Make a new lock in a forked child: a thread that does not exist there may have held it."""
+    """Make a new lock in a forked child: a thread that does not exist there may have held the old one."""
     global _lock
     _lock = threading.Lock()
 
@@ -232,7 +232,7 @@ if hasattr(os, "register_at_fork"):
 
 _lock = threading.Lock()
 _costs: Costs | None = None
-_looked = False  # whether `_costs` is what the cache folder holds, if only nothing
+_looked = False  # whether the cache folder has been read; `_costs` is None if it had no costs
 
 
 def _measure_and_store() -> Costs:
@@ -261,14 +261,14 @@ def _load() -> Costs | None:
 
 
 def machine_file(kind: str) -> Path:
-    """Return where measurements are stored: by processor, since machines may share a home folder, and by kernels."""
+    """Return where measurements are stored: a file for each CPU (machines may share a home folder) and kernel hash."""
     parts = get_host_cpu_name(), sorted(get_host_cpu_features().items()), kernels_digest()
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
     return Path(platformdirs.user_cache_dir("hashlight")) / f"{kind}-{name}.json"
 
 
 def _measure() -> Costs:
-    """Time scans of one and of many queries, then lookups in near and far tables, sparse and crowded ones."""
+    """Time scans of one and of many queries, then lookups in small and large tables, sparse and crowded."""
     rng = np.random.default_rng(0)
     codes_NW = np.sort(rng.integers(2**64, size=(FAR_ROWS, 1), dtype=np.uint64), axis=0)
     ids_N = np.arange(FAR_ROWS)
@@ -294,9 +294,9 @@ def _measure() -> Costs:
 
 
 def _near_ns(rng: np.random.Generator, lookup_ns: float, candidate_ns: float) -> float:
-    """Return what a near candidate costs beyond its reading: a few crowds, each asked for by its own, half of it near.
+    """Return what a near candidate costs beyond reading it, from queries within crowds of which half is near.
 
-    Codes come once to seven times, as learned ones do: most of the time goes into branches that cannot be foreseen.
+    Each code occurs one to seven times, as learned codes do: most of the time goes into mispredicted branches.
     """
     centres_QW = rng.integers(2**64, size=(SCANNED_TOGETHER, 1), dtype=np.uint64)
     noise = np.bitwise_and.reduce(rng.integers(2**64, size=(4, NEAR_ROWS, 1), dtype=np.uint64))
@@ -315,7 +315,7 @@ def _near_ns(rng: np.random.Generator, lookup_ns: float, candidate_ns: float) ->
 
 
 def _lookup_ns(codes_NW: CodeArray, queries_QW: CodeArray, widths: list[int], radius: int) -> tuple[float, float]:
-    """Return the time of a lookup with all that follows from it, and the mean number of entries it meets."""
+    """Return the time of a lookup, including the work on its entries, and the mean number of entries it meets."""
     probe = TableProbe(codes_NW, np.arange(len(codes_NW)), Tables.build(codes_NW, bits=64, widths=widths))
     run = partial(probe.within, queries_QW, np.arange(len(queries_QW)), radius, None)
     work = run()[1]

@@ -1,4 +1,4 @@
-"""An index without structure: every query is compared with every code."""
+"""An index without data structures: every query is compared with every code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from hashlight.engine.results import Explanation, RangeResult, Result, SearchRes
 BLOCK_WORDS = 4096  # 32 KiB: a block of codes that stays in the L1 cache
 MIN_BLOCK = 256
 MAX_BLOCK = 2048
-FIRST_HITS = 2**14  # places to begin with
+FIRST_HITS = 2**14  # initial room for hits
 
 
 class ScanIndex(Index):
@@ -112,7 +112,7 @@ class ScanIndex(Index):
         mask: RowMask | None,
         query: Query,
     ) -> SearchResult:
-        """Return the `k` nearest within the bounds; of `query`, which was checked, threads and explain."""
+        """Return the `k` nearest within the bounds; of the checked `query`, only `threads` and `explain` are used."""
         heap_k = max(1, min(k, len(self)))
 
         def work(part: slice) -> SearchResult:
@@ -139,13 +139,13 @@ class ScanIndex(Index):
     def improve_heaps(
         self, queries_QW: CodeArray, bound_Q: NDArray[np.int32], mask: RowMask | None, heaps: Heaps
     ) -> None:
-        """Offer every row within each query's bound to its heap, in this thread."""
+        """Offer every row within each query's bound to its heap, in the calling thread."""
         if len(queries_QW) and len(self):
             block = _empty_block(self.codes_NW.shape[1], len(queries_QW))
             knn_scan(self._rows, mask_bytes(mask), read_only(queries_QW), bound_Q, block, heaps)
 
     def find_hits(self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: RowMask | None) -> Found:
-        """Return the rows within `radius` of each query, in no order, in this thread."""
+        """Return the rows within `radius` of each query, in any order, computed in the calling thread."""
         if not len(queries_QW):
             return []
         queries_QW = read_only(queries_QW)

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MIN_QUERIES_A_THREAD = 2  # the scan takes queries in twos
+MIN_QUERIES_A_THREAD = 2  # the scan takes queries in pairs
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -34,7 +34,7 @@ def usable_cores() -> int:
 
 
 def cut(items: int, threads: int | None, *, least: int) -> list[slice]:
-    """Cut `items` into at most `threads` parts (None: one a core) of at least `least` each; one part if there are few.
+    """Cut `items` into at most `threads` parts (None: one per core) of at least `least` items; few stay one part.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def cut(items: int, threads: int | None, *, least: int) -> list[slice]:
 
 
 def no_larger(parts: list[slice], size: int) -> list[slice]:
-    """Cut parts further, so that none exceeds `size`."""
+    """Cut parts further, so that none has more than `size` items."""
     if len(parts) == 1 and parts[0].stop <= size:
         return parts
     return [
@@ -62,9 +62,9 @@ def no_larger(parts: list[slice], size: int) -> list[slice]:
 
 
 def run_parts(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
-    """Return `work(part)` of every part, in order; a single part runs in the calling thread.
+    """Return `work(part)` for every part, in order; a single part runs in the calling thread.
 
-    `work` must not call this function itself, or the pool could wait for itself.
+    `work` must not call this function itself, because the pool could deadlock.
     """
     if len(parts) == 1:
         return [_in_slot(work, parts[0])]
@@ -72,7 +72,7 @@ def run_parts(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
 
 
 def _in_slot(work: Callable[[slice], T], part: slice) -> T:
-    """Wait for a free core and run; a thread that already holds one keeps it."""
+    """Wait for a free slot and run; a thread that already holds one keeps it."""
     if getattr(_held, "slot", False):
         return work(part)
     slots = _free_slots()
@@ -106,7 +106,7 @@ def _shared_pool() -> ThreadPoolExecutor:
 
 
 def _forget_pool() -> None:
-    """Drop the pool in a forked child, which has neither its threads nor those that hold slots."""
+    """Drop the pool in a forked child, which has neither the pool's threads nor those that hold slots."""
     global _pool, _slots, _lock, _held
     _pool = _slots = None
     _held = threading.local()

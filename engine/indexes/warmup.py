@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 def warm(*, costs: bool = True) -> None:
     """Compile all kernels into the cache on disk, and measure this machine's costs if they are not known yet.
 
-    Takes some twenty seconds on a new machine and a fraction of one afterwards. Several processes may call it at once:
-    one compiles, the others wait and load what it wrote.
+    Takes about twenty seconds on a new machine and a fraction of a second afterwards. Several processes may call it at
+    once: one compiles, the others wait and load what it wrote.
 
     Parameters
     ----------
     costs : bool
-        Whether to measure the costs the planner goes by.
+        Whether to measure the costs that the planner uses.
     """
     with _one_process_at_a_time(cache_folder()):
         _run_every_kernel()
@@ -39,13 +39,13 @@ def warm(*, costs: bool = True) -> None:
 
 
 def _run_every_kernel() -> None:
-    """Run each kernel once; numba compiles by type of argument, and whatever is asked, each gets only one."""
+    """Run each kernel once: numba compiles by argument types, and each kernel is only called with one set of types."""
     codes_NW = np.arange(64, dtype=np.uint64).reshape(32, 2)
     codes_NW[1] = codes_NW[0]
     index = MultiIndex.build(codes_NW, np.arange(32), bits=128, threads=1)
     for plan in get_args(Plan):
         index.search(codes_NW[:3], 2, plan=plan, threads=1)
-        for explain in (False, True):  # explained, the hits of each query lie apart, for other kernels to put in order
+        for explain in (False, True):  # with explain, hits are separate arrays, sorted by other kernels
             index.range_search(codes_NW[:3], 2, plan=plan, threads=1, explain=explain)
     labels = np.zeros(3, np.int64)
     distance_histogram(codes_NW[:3], codes_NW[:3], query_labels=labels, code_labels=labels, bits=128)
@@ -59,7 +59,7 @@ def _run_every_kernel() -> None:
 
 @contextmanager
 def _one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold a lock in `folder`; without one where the folder cannot be written, and nothing will be cached either."""
+    """Hold a lock in `folder`; no lock if the folder cannot be written, where nothing will be cached either."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".warm").open("w")

@@ -69,7 +69,7 @@ class Manifest:
         return f"{self.version:08d}.json"
 
 
-def read_current(store: Place) -> Manifest:
+def read_current(place: Place) -> Manifest:
     """Read the live manifest of a collection and verify it against the checksum in CURRENT.
 
     Raises
@@ -79,28 +79,28 @@ def read_current(store: Place) -> Manifest:
     CorruptDataError
         If CURRENT or the manifest is damaged, or of a format that this release cannot read.
     """
-    current = store.find("CURRENT")
+    current = place.find("CURRENT")
     if current is None:
         raise CollectionNotFoundError(
-            f"no collection at {store}: expected a file CURRENT there, got {_what_is_there(store)}: make one with "
+            f"no collection at {place}: expected a file CURRENT there, got {_what_is_there(place)}: make one with "
             "`hashlight build`, or run an interrupted build again"
         )
     named = _CURRENT.fullmatch(current.data)
     if named is None:
-        raise CorruptDataError(f"{store}/CURRENT is damaged: expected a manifest's name and SHA-256: {_REMEDY}")
+        raise CorruptDataError(f"{place}/CURRENT is damaged: expected a manifest's name and SHA-256: {_REMEDY}")
     name, expected = f"manifests/{named[1].decode()}", named[2].decode()
-    found = store.find(name)
+    found = place.find(name)
     if found is None:
-        raise CorruptDataError(f"{store}/{name} is missing, which CURRENT names: {_REMEDY}")
+        raise CorruptDataError(f"{place}/{name} is missing, which CURRENT names: {_REMEDY}")
     got = hashlib.sha256(found.data).hexdigest()
     if got != expected:
         raise CorruptDataError(
-            f"{store}/{name} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: {_REMEDY}"
+            f"{place}/{name} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: {_REMEDY}"
         )
-    return _parse(f"{store}/{name}", json.loads(found.data))
+    return _parse(f"{place}/{name}", json.loads(found.data))
 
 
-def read_version(store: Place, version: int) -> Manifest:
+def read_version(place: Place, version: int) -> Manifest:
     """Read the manifest of one version: the live one or one kept for its readers.
 
     Raises
@@ -110,23 +110,23 @@ def read_version(store: Place, version: int) -> Manifest:
     CorruptDataError
         If the manifest is damaged.
     """
-    live = read_current(store)
+    live = read_current(place)
     if live.version == version:
         return live
     name = f"manifests/{version:08d}.json"
-    found = store.find(name)
+    found = place.find(name)
     if found is None:
         raise CollectionNotFoundError(
-            f"{store} no longer has version {version}: the live one is {live.version}, older ones are removed"
+            f"{place} no longer has version {version}: the live one is {live.version}, older ones are removed"
         )
     try:
         document = json.loads(found.data)
     except ValueError as error:
-        raise CorruptDataError(f"{store}/{name} is damaged ({error}): {_REMEDY}") from error
-    return _parse(f"{store}/{name}", document)
+        raise CorruptDataError(f"{place}/{name} is damaged ({error}): {_REMEDY}") from error
+    return _parse(f"{place}/{name}", document)
 
 
-def write_manifest(store: Place, manifest: Manifest) -> bytes:
+def write_manifest(place: Place, manifest: Manifest) -> bytes:
     """Write the file of `manifest`; return the contents of CURRENT that make it live.
 
     Raises
@@ -135,12 +135,12 @@ def write_manifest(store: Place, manifest: Manifest) -> bytes:
         If another writer took the same number, which can happen only in a bucket.
     """
     data, current = _encode(manifest)
-    if not store.put_new(f"manifests/{manifest.file_name}", data):
-        raise _overtaken(store)
+    if not place.put_new(f"manifests/{manifest.file_name}", data):
+        raise _overtaken(place)
     return current
 
 
-def make_live(store: Place, current: bytes, found: Found | None) -> None:
+def make_live(place: Place, current: bytes, found: Found | None) -> None:
     """Put the result of `write_manifest` into CURRENT in one step, if CURRENT is still as `found`.
 
     Raises
@@ -148,15 +148,15 @@ def make_live(store: Place, current: bytes, found: Found | None) -> None:
     CollectionBusyError
         If CURRENT has changed. The new version may have been live in between.
     """
-    if not store.replace("CURRENT", current, found):
-        raise _overtaken(store)
+    if not place.replace("CURRENT", current, found):
+        raise _overtaken(place)
 
 
-def copy_manifest(store: Place, manifest: Manifest) -> None:
+def copy_manifest(place: Place, manifest: Manifest) -> None:
     """Make a manifest live in a copy of its collection, replacing any other. The caller holds the lock."""
     data, current = _encode(manifest)
-    store.put(f"manifests/{manifest.file_name}", data)
-    store.put("CURRENT", current)
+    place.put(f"manifests/{manifest.file_name}", data)
+    place.put("CURRENT", current)
 
 
 def _encode(manifest: Manifest) -> tuple[bytes, bytes]:
@@ -165,13 +165,13 @@ def _encode(manifest: Manifest) -> tuple[bytes, bytes]:
     return data, f"{manifest.file_name} {hashlib.sha256(data).hexdigest()}\n".encode()
 
 
-def _overtaken(store: Place) -> CollectionBusyError:
+def _overtaken(place: Place) -> CollectionBusyError:
     return CollectionBusyError(
-        f"{store} was written by another process meanwhile: nothing of this write is kept, try again"
+        f"{place} was written by another process meanwhile: nothing of this write is kept, try again"
     )
 
 
-def sweep(store: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:
+def sweep(place: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:
     """Remove those of `names` (folder -> names in it) that no live manifest names.
 
     Failing to remove one does not affect live versions: the next write tries again.
@@ -183,42 +183,42 @@ def sweep(store: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[s
     }
     for folder, entries in names.items():
         for name in (entry for entry in entries if entry not in kept[folder]):
-            logger.info("removing %s/%s/%s, which no live version names", store, folder, name)
+            logger.info("removing %s/%s/%s, which no live version names", place, folder, name)
             try:
-                store.remove(f"{folder}/{name}")
+                place.remove(f"{folder}/{name}")
             except OSError as error:
-                logger.warning("cannot remove %s/%s/%s (%s): the next write tries again", store, folder, name, error)
+                logger.warning("cannot remove %s/%s/%s (%s): the next write tries again", place, folder, name, error)
 
 
-def read_all(store: Place) -> list[Manifest] | None:
+def read_all(place: Place) -> list[Manifest] | None:
     """Read the manifests of all existing versions; None if one cannot be read."""
     found = []
-    for name in store.names("manifests"):
+    for name in place.names("manifests"):
         try:
-            there = store.find(f"manifests/{name}")
+            there = place.find(f"manifests/{name}")
             found.append(_parse(name, json.loads(there.data if there else b"")))
         except (CorruptDataError, ValueError, KeyError) as error:
-            logger.warning("%s/manifests/%s cannot be read: %s", store, name, error)
+            logger.warning("%s/manifests/%s cannot be read: %s", place, name, error)
             return None
     return found
 
 
-def sweep_unnamed(store: Place, *others: Place, keep: Collection[str] = ()) -> None:
+def sweep_unnamed(place: Place, *others: Place, keep: Collection[str] = ()) -> None:
     """Remove shards that no manifest names, here or in `others`: leftovers of dead writers. The caller holds the lock.
 
     Shards named in `keep` stay. Nothing is removed if a manifest cannot be read, because its shards are unknown.
     """
     kept: list[Manifest] = []
-    for place in (store, *others):
-        manifests = read_all(place)
+    for each in (place, *others):
+        manifests = read_all(each)
         if manifests is None:
             return
         kept += manifests
-    sweep(store, kept, {"shards": [name for name in store.names("shards", hidden=True) if name not in keep]})
+    sweep(place, kept, {"shards": [name for name in place.names("shards", hidden=True) if name not in keep]})
 
 
-def _what_is_there(store: Place) -> str:
-    return "a folder without one" if store.local and store.local.is_dir() else "nothing"
+def _what_is_there(place: Place) -> str:
+    return "a folder without one" if place.local and place.local.is_dir() else "nothing"
 
 
 def _parse(path: str, document: dict[str, Any]) -> Manifest:

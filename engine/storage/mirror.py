@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _FOLDERS = ("shards", "manifests", "encoder")
 
 
-def mirror(store: Place) -> Path:
+def mirror(place: Place) -> Path:
     """Copy the missing parts of a collection's live version to the user's cache folder; return the copy's path.
 
     The copy is itself a collection. Its previous version stays until the next one, for processes that are opening it;
@@ -41,15 +41,15 @@ def mirror(store: Place) -> Path:
     CorruptDataError
         If the copied files do not match the manifest.
     """
-    live = read_current(store)
-    folder = _folder_of(store)
+    live = read_current(place)
+    folder = _folder_of(place)
     local = Folder(folder)
     with local.lock(wait=True):
         before = _version_here(local)
         # A damaged copy is replaced; the bucket is authoritative.
         for spec in live.shards:
-            _copy_shard(store, local, spec)
-        _copy_encoder(store, local, live)
+            _copy_shard(place, local, spec)
+        _copy_encoder(place, local, live)
         if before != live:
             copy_manifest(local, live)
             there = {name: local.names(name, hidden=True) for name in _FOLDERS}
@@ -64,12 +64,12 @@ def _version_here(local: Folder) -> Manifest | None:
         return None
 
 
-def _folder_of(store: Place) -> Path:
-    name = hashlib.sha256(store.location.encode()).hexdigest()[:32]
+def _folder_of(place: Place) -> Path:
+    name = hashlib.sha256(place.location.encode()).hexdigest()[:32]
     return Path(platformdirs.user_cache_dir("hashlight")) / "collections" / name
 
 
-def _copy_shard(store: Place, local: Folder, spec: ShardSpec) -> bool:
+def _copy_shard(place: Place, local: Folder, spec: ShardSpec) -> bool:
     """Copy a shard unless an intact copy exists; return whether it was copied."""
     target = local.local / "shards" / spec.name
     if target.is_dir():
@@ -82,23 +82,23 @@ def _copy_shard(store: Place, local: Folder, spec: ShardSpec) -> bool:
     local.remove_leftovers("shards")
     make_folder(target.parent)
     with folder_written_aside(target, durable=False) as aside:
-        store.download(f"shards/{spec.name}", aside)
+        place.download(f"shards/{spec.name}", aside)
     verify_files(target, spec.files)
     return True
 
 
-def _copy_encoder(store: Place, local: Folder, live: Manifest) -> None:
-    if live.encoder is None or not store.names(f"encoder/{live.encoder}"):
+def _copy_encoder(place: Place, local: Folder, live: Manifest) -> None:
+    if live.encoder is None or not place.names(f"encoder/{live.encoder}"):
         return
     target = local.local / "encoder" / live.encoder
     if not target.is_dir():
         local.remove_leftovers("encoder")
         make_folder(target.parent)
         with folder_written_aside(target, durable=False) as aside:
-            store.download(f"encoder/{live.encoder}", aside)
+            place.download(f"encoder/{live.encoder}", aside)
 
 
-def local_shard(store: Place, spec: ShardSpec) -> Path:
+def local_shard(place: Place, spec: ShardSpec) -> Path:
     """Return the local folder of one shard; a shard in a bucket is first copied if necessary.
 
     A new copy removes the copies of shards that no version in the bucket or in its copy uses any more.
@@ -108,11 +108,11 @@ def local_shard(store: Place, spec: ShardSpec) -> Path:
     CorruptDataError
         If the copied files do not match the manifest.
     """
-    if store.local is not None:
-        return store.local / "shards" / spec.name
-    folder = _folder_of(store)
+    if place.local is not None:
+        return place.local / "shards" / spec.name
+    folder = _folder_of(place)
     local = Folder(folder)
     with local.lock(wait=True):
-        if _copy_shard(store, local, spec):
-            sweep_unnamed(local, store)
+        if _copy_shard(place, local, spec):
+            sweep_unnamed(local, place)
     return folder / "shards" / spec.name

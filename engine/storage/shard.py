@@ -148,7 +148,7 @@ def finish_shard(folder: Path, rows: int) -> ShardSpec:
     return ShardSpec(name=folder.name, rows=rows, files=files)
 
 
-def read_ids(store: Place, spec: ShardSpec) -> IdArray:
+def read_ids(place: Place, spec: ShardSpec) -> IdArray:
     """Read the ids (N,) of a shard wherever it lies, without anything else of it.
 
     Raises
@@ -156,22 +156,22 @@ def read_ids(store: Place, spec: ShardSpec) -> IdArray:
     CorruptDataError
         If the file is missing or damaged.
     """
-    found = store.find(f"shards/{spec.name}/ids.npy")
+    found = place.find(f"shards/{spec.name}/ids.npy")
     data = None if found is None else found.data
-    check_bytes(f"{store}/shards/{spec.name}/ids.npy", data, spec.files["ids.npy"])
+    check_bytes(f"{place}/shards/{spec.name}/ids.npy", data, spec.files["ids.npy"])
     ids: IdArray = np.load(io.BytesIO(data or b""))
     return ids
 
 
-def read_layout(store: Place, spec: ShardSpec) -> str:
+def read_layout(place: Place, spec: ShardSpec) -> str:
     """Describe what a shard stores beside codes, wherever it lies: attributes with their types, width of features."""
     parts = []
     if "attributes.arrow" in spec.files:
-        with store.open(f"shards/{spec.name}/attributes.arrow") as file:
+        with place.open(f"shards/{spec.name}/attributes.arrow") as file:
             schema = pyarrow.ipc.open_file(file).schema
         parts.append("attributes " + ", ".join(f"{field.name} ({field.type})" for field in schema))
     if "features.npy" in spec.files:
-        with store.open(f"shards/{spec.name}/features.npy") as file:
+        with place.open(f"shards/{spec.name}/features.npy") as file:
             version = np.lib.format.read_magic(file)
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             parts.append(f"features of {header(file)[0][1]} dimensions")

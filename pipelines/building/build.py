@@ -210,7 +210,7 @@ def _write_shards(
     import ray
 
     old: tuple[ShardSpec, ...] = writer.previous.shards if append and writer.previous else ()
-    done = job.done(lambda _unit, said: _is_whole(writer.store.location, parse_shard(said["shard"])))
+    done = job.done(lambda _unit, said: _is_whole(writer.place.location, parse_shard(said["shard"])))
     specs = {number: parse_shard(said["shard"]) for number, said in done.items()}
     waiting = [task for task in tasks if task.number not in specs]
     progress(len(specs), len(tasks))
@@ -218,15 +218,15 @@ def _write_shards(
     try:
         with RepeatedIds() as ids:
             for spec in (*old, *specs.values()):
-                ids.add(read_ids(writer.store, spec))
+                ids.add(read_ids(writer.place, spec))
             for number, spec in specs.items():
                 writer.add_written(spec, number=number)
             for task, spec in run_tasks(build.remote, waiting):
                 specs[task.number] = spec
                 writer.add_written(spec, number=task.number)
-                ids.add(read_ids(writer.store, spec))
+                ids.add(read_ids(writer.place, spec))
                 progress(len(specs), len(tasks))
-            refuse_repeated(ids.find(), where=f"{writer.store} and the codes" if old else "the codes")
+            refuse_repeated(ids.find(), where=f"{writer.place} and the codes" if old else "the codes")
     except ValueError:
         # These codes cannot become a collection, or not here: what was made of them is of no use.
         _discard(job, writer)
@@ -257,11 +257,11 @@ def _is_whole(location: str, spec: ShardSpec) -> bool:
 def _discard(job: JobFolder, writer: CollectionWriter) -> None:
     finished = _finished_shards(job)
     job.remove()
-    versions = read_all(writer.store)
+    versions = read_all(writer.place)
     if versions is None:
         return
     for name in finished - {shard.name for version in versions for shard in version.shards}:
-        writer.store.remove(f"shards/{name}")
+        writer.place.remove(f"shards/{name}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""FAISS's own indexes behind the protocol."""
+"""FAISS's own indexes behind the `Index` interface."""

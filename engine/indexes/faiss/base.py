@@ -1,8 +1,8 @@
 """Common parts of the FAISS indexes: rows to ids, the strict radius, exact order, masks.
 
-FAISS's radius is strict (`distance < radius`), ours is inclusive, so this module, and no other, passes `radius + 1`.
-Among codes tied at the k-th distance FAISS keeps any; we keep the lowest ids, so kNN first asks FAISS for the k-th
-distance and then for everything within it.
+FAISS's radius is strict (`distance < radius`) and ours is inclusive, so this module (and only this one) passes
+`radius + 1`. Among codes tied at the k-th distance FAISS keeps arbitrary ones; we keep the lowest ids, so kNN first
+asks FAISS for the k-th distance and then for everything within it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FaissHits = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]
 
 
 class FaissIndex(Index):
-    """Base of the indexes that FAISS searches. Rows keep the order they were given in.
+    """Base of the indexes that FAISS searches. Rows keep the order in which they were given.
 
-    Several threads may search one index at once. FAISS keeps no account of a query: an explanation says who answered
-    and how long it took, and 0 of probes and candidates.
+    Several threads may search one index at once. FAISS does not report its work: an explanation has the name of the
+    index and the time, and 0 probes and candidates.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class FaissIndex(Index):
     bits : int
     """
 
-    plan: ClassVar[str]  # how an explanation names it
+    plan: ClassVar[str]  # its name in explanations
 
     def __init__(self, *, faiss_index: Any, ids_N: IdArray, bits: int) -> None:
         self.bits = bits
@@ -86,11 +86,11 @@ class FaissIndex(Index):
 
     @abstractmethod
     def _rows_within(self, queries_QW: CodeArray, radius: int, mask: RowMask | None) -> FaissHits:
-        """Return (lims, distances, rows) of all rows within `radius` that may answer, in any order."""
+        """Return (lims, distances, rows) of all allowed rows within `radius`, in any order."""
 
     @abstractmethod
     def _reach(self, queries_QW: CodeArray, k: int, mask: RowMask | None) -> NDArray[np.int64]:
-        """Return a radius (Q,) for each query that holds its `k` nearest, or all if there are fewer than `k`."""
+        """Return, for each query, a radius (Q,) that contains its `k` nearest, or all if there are fewer."""
 
     def __repr__(self) -> str:
         """Name kind, bits and rows."""
@@ -152,7 +152,7 @@ class FaissIndex(Index):
 
     @contextmanager
     def _threads(self, num_queries: int, threads: int | None) -> Iterator[None]:
-        """Let FAISS use as many threads as were asked for; the setting is this thread's own."""
+        """Let FAISS use as many threads as requested; the setting is local to the calling thread."""
         wanted = threads or (1 if num_queries == 1 else usable_cores())
         before = self._faiss.omp_get_max_threads()
         self._faiss.omp_set_num_threads(wanted)
@@ -163,13 +163,13 @@ class FaissIndex(Index):
 
 
 def faiss_range_search(faiss_index: Any, queries_QW: CodeArray, radius: int) -> FaissHits:
-    """Ask FAISS, whose radius is strict, for everything within `radius`."""
+    """Ask FAISS, whose radius is strict, for everything within `radius`, inclusive."""
     lims, distances, rows = faiss_index.range_search(queries_QW.view(np.uint8), radius + 1)
     return lims.astype(np.int64), distances, rows
 
 
 def flat_reach(faiss: Any, flat_index: Any, queries_QW: CodeArray, k: int, mask: RowMask | None) -> NDArray[np.int64]:
-    """Return how far the k-th row that may answer is from each query, or the last if there are fewer."""
+    """Return the distance of the k-th allowed row from each query, or of the last if there are fewer."""
     params = None
     if mask is not None:
         params = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little")))

@@ -1,4 +1,4 @@
-"""FAISS's own scan behind our protocol."""
+"""FAISS's own scan behind the `Index` interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAISS's multi-hash behind the protocol, made exact: a peer to compare with."""
+"""FAISS's multi-hash behind the `Index` interface, made exact, as a baseline to compare with."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ class FaissMultiHashIndex(FaissIndex):
     """`faiss.IndexBinaryMultiHash` with settings that make it exact.
 
     FAISS looks up buckets within `nflip` bits in each of `nhash` tables, so a code within `radius` is guaranteed to be
-    found only with `nflip = radius // nhash`. Its own kNN keeps to a fixed `nflip` and may miss neighbours; here the
-    radius grows until k are within it. Where more buckets would be looked up than there are codes, its storage is
-    scanned.
+    found only with `nflip = radius // nhash`. Its own kNN uses a fixed `nflip` and may miss neighbours; here the radius
+    grows until k codes are within it. If more buckets would be looked up than there are codes, the codes are scanned.
     """
 
     plan = "faiss-multi-hash"
 
     def __init__(self, *, faiss_index: Any, ids_N: IdArray, bits: int) -> None:
         super().__init__(faiss_index=faiss_index, ids_N=ids_N, bits=bits)
-        self._nflip_lock = threading.Lock()  # FAISS keeps `nflip` in the index
+        self._nflip_lock = threading.Lock()  # `nflip` is a field of FAISS's index
 
     @classmethod
     def _empty_index(cls, bits: int, rows: int) -> Any:
-        # Substrings of about log2(rows) bits: about one code a bucket.
+        # Substrings of about log2(rows) bits: about one code per bucket.
         wanted = min(max(math.log2(max(rows, 2)), 1.0), MAX_WIDTH)
         nhash = max(1, min(round(bits / wanted), MAX_TABLES))
         width = min(bits // nhash, math.ceil(wanted))
@@ -46,7 +45,7 @@ class FaissMultiHashIndex(FaissIndex):
         if self._lookups(nflip) > len(self):
             return faiss_range_search(self._index.storage, queries_QW, radius)
         with self._nflip_lock:
-            self._index.nflip = min(nflip, self._index.b)  # beyond the width it would search forever
+            self._index.nflip = min(nflip, self._index.b)  # beyond the width FAISS would loop forever
             return faiss_range_search(self._index, queries_QW, radius)
 
     def _reach(self, queries_QW: CodeArray, k: int, mask: RowMask | None) -> NDArray[np.int64]:

@@ -1,1 +1,1 @@
-"""The multi-index: tables from substrings of codes to rows, and how they are asked."""
+"""The multi-index: tables from substrings of codes to rows, and the search through them."""

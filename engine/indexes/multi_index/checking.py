@@ -1,4 +1,4 @@
-"""Whether tables are those of the codes beside them: a few rows are looked for in every table."""
+"""Checks that tables belong to the codes beside them, by looking for a few rows in every table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ ROWS_CHECKED = 8
 def find_missing(tables: Tables, codes_NW: CodeArray) -> str | None:
     """Look for a few codes, evenly spread, in the bucket of each table that should list them.
 
-    Plain reads of the arrays, which no plan and no luck can get around: a search would do without a table that is
-    wrong as long as another one lists the code.
+    It reads the arrays directly, because a search would not notice a wrong table as long as another one lists the code.
 
     Parameters
     ----------
     tables : Tables
     codes_NW : ndarray of uint64, shape (N, W)
-        Sorted, as `Tables.build` takes them.
+        Sorted, as for `Tables.build`.
 
     Returns
     -------
@@ -54,7 +53,7 @@ def _sketch(code: int, runs: list[int]) -> int:
 
 
 def _first_of_run(codes_NW: CodeArray, row: int) -> int:
-    """Return the first row with the code of `row`: equal codes lie side by side."""
+    """Return the first row with the code of `row`; equal codes are adjacent."""
     low, high = 0, row
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""The multi-index: tables for near queries, a scan for wide ones, and a planner that chooses for each query."""
+"""The multi-index: tables for narrow searches, a scan for wide ones, and a planner that chooses for each query."""
 
 from __future__ import annotations
 
@@ -69,19 +69,19 @@ class MultiIndex(Index):
     Parameters
     ----------
     codes_NW : ndarray of uint64, shape (N, W)
-        In the order of `engine.indexes.order`; may be a read-only memory map at any address. Its bits and order are
-        trusted; `build` takes any order and checks.
+        In the order of `engine.indexes.order`; may be a read-only memory map and need not be aligned. Bits and order
+        are trusted; `build` takes any order and checks the bits.
     ids_N : ndarray of int64, shape (N,)
     tables : Tables
         Built over `codes_NW`.
     bits : int
     scanned_NW : ndarray of uint64, shape (N, W), optional
-        The same codes for scans, where these are mapped apart: a map is read either here and there or in order.
+        The same codes in a map of its own for scans, because a map is advised for reads either at random or in order.
 
     Attributes
     ----------
     plan : {"auto", "scan", "tables"}
-        What `answer` follows where it is given no other: the planner, until it is set.
+        The plan that `answer` follows unless it is given another; "auto", the planner, by default.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class MultiIndex(Index):
 
     @classmethod
     def build(cls, codes_NW: CodeArray, ids_N: IdArray, *, bits: int, threads: int | None = None) -> Self:
-        """Sort copies of `codes_NW` and `ids_N` and build tables over them, with `threads` threads (None: one a core).
+        """Build tables over sorted copies of `codes_NW` and `ids_N`, with `threads` threads (None: one per core).
 
         Raises
         ------
@@ -156,9 +156,9 @@ class MultiIndex(Index):
         farthest_Q: NDArray[np.int32] | None = None,
         plan: Plan | None = None,
     ) -> Result:
-        """Answer from the tables or by scan; see `engine.indexes.base.Index.answer`.
+        """Answer from the tables or by a scan; see `engine.indexes.base.Index.answer`.
 
-        `plan` stands in for the index's own. The answer never depends on it.
+        `plan` overrides the index's own. The answer does not depend on it.
         """
         queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
         query, mask = query.checked(bits=self.bits), check_mask(mask, rows=len(self))
@@ -182,7 +182,7 @@ class MultiIndex(Index):
         return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
 
     def find_fault(self, codes_NW: CodeArray) -> str | None:
-        """Look for a few codes in every table, and for the first by the tables and by a scan; see `Index`."""
+        """Look for a few codes in every table, and search for the first code by tables and by a scan; see `Index`."""
         return (
             find_missing(self.tables, codes_NW)
             or self._fault_of_first_code(codes_NW, "a search by tables", plan="tables")
@@ -192,7 +192,7 @@ class MultiIndex(Index):
     def _within(
         self, queries_QW: CodeArray, radius: int, mask: RowMask | None, explain: bool, plan: Plan
     ) -> RangeResult:
-        """Answer a part of a batch in this thread: first the queries for the tables, then those for the scan."""
+        """Answer a part of a batch in the calling thread: first the queries for the tables, then those for the scan."""
         if len(queries_QW) == 1 and plan == "auto" and not explain and len(self):
             budget = trial_budget(self.probe, radius, current_costs(len(self)), len(self), self.codes_NW.shape[1])
             hits_in_budget = self.probe.within_budget(queries_QW, FIRST_QUERY, radius, mask, budget) if budget else None
@@ -216,7 +216,7 @@ class MultiIndex(Index):
         return result._replace(explain=account.explanation()) if account else result
 
     def _plan_range(self, queries_QW: CodeArray, radius: int, plan: Plan) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Return which queries the tables answer, and which a scan."""
+        """Return which queries are answered from the tables, and which by a scan."""
         every = np.arange(len(queries_QW))
         if plan != "auto" or not len(self):
             return (every, NO_QUERIES) if plan == "tables" else (NO_QUERIES, every)
@@ -234,7 +234,7 @@ class MultiIndex(Index):
         query: Query,
         plan: Plan,
     ) -> SearchResult:
-        """Return the `k` nearest within the bounds; of `query`, which was checked, threads and explain."""
+        """Return the `k` nearest within the bounds; of the checked `query`, only `threads` and `explain` are used."""
         heap_k = max(1, min(k, len(self)))
         reach = likely_radius(self.bits, count_allowed(mask, len(self)), heap_k)
 
@@ -256,12 +256,12 @@ class MultiIndex(Index):
         explain: bool,
         plan: Plan,
     ) -> SearchResult:
-        """Answer a part of a batch in this thread: from the tables, and by one scan for the queries they give up."""
+        """Answer a part of a batch in the calling thread: from the tables, then one scan for the queries given up."""
         account = Account(len(queries_QW), len(self)) if explain else None
         heaps = empty_heaps(len(queries_QW), heap_k)
         open_Q = np.arange(len(queries_QW))
         sharing = 0
-        # The fewer give up, the dearer the scan for each of them, and the more the tables may cost: ask again.
+        # The fewer queries share the scan, the more it costs each of them, so the tables may be worth another try.
         while plan != "scan" and len(self) and len(open_Q) and sharing != len(open_Q):
             sharing = len(open_Q)
             budget = self._budget(plan, reach, sharing)
@@ -289,7 +289,7 @@ class MultiIndex(Index):
         budget: Budget,
         account: Account | None,
     ) -> NDArray[np.intp]:
-        """Answer the open queries from the tables; return those that were given up, with their heaps empty."""
+        """Answer the open queries from the tables; return those given up, with their heaps emptied."""
         if not account:
             return self._ask_tables_together(queries_QW, open_Q, bound_Q, mask, heaps, budget)[0]
         given_up = []
@@ -309,8 +309,8 @@ class MultiIndex(Index):
         heaps: Heaps,
         budget: Budget,
     ) -> tuple[NDArray[np.intp], Work]:
-        """Ask the tables for a group of queries; return those that were given up, and the work."""
-        if len(group) == len(queries_QW):  # then nothing need be taken out and put back
+        """Answer a group of queries from the tables; return those given up, and the work done."""
+        if len(group) == len(queries_QW):  # the whole batch: no rows to gather and scatter
             done_G, work = self.probe.nearest(queries_QW, bound_Q, mask, heaps, budget)
         else:
             bound_G, heaps_G = bound_Q[group], (heaps[0][group], heaps[1][group])

@@ -1,4 +1,4 @@
-"""Asking the tables: scratch space and arguments for the kernels of `engine.kernels.multi_index`."""
+"""Probing the tables: scratch space and arguments for the kernels of `engine.kernels.multi_index`."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.kernels.arguments import Budget, Prices, Rows, Scratch, Sizes, Work
 from hashlight.engine.kernels.multi_index import knn_tables, price_radius, range_tables
 
-SCRATCH_BUCKETS = 128  # looked up, and prefetched, together; 512 measured slower by a tenth at 10 million codes
+SCRATCH_BUCKETS = 128  # looked up and prefetched together; 512 were a tenth slower at 10 million codes
 SCRATCH_CANDIDATES = 256
 FIRST_HITS = 1024
-EVEN = 8.0  # buckets up to this much above their mean are what chance makes of uniform codes
+EVEN = 8.0  # uniform codes may by chance have buckets up to this many times the mean size
 UNLIMITED = 2**62
-SAMPLE_EVERY = 64  # masks of a large step of which one is counted
-SAMPLED_CANDIDATES = 16  # a query, to tell how many are near, to an eighth of them
+SAMPLE_EVERY = 64  # in large steps, one mask in this many is counted
+SAMPLED_CANDIDATES = 16  # per query, to estimate the share of near ones to about an eighth
 
 
 class RadiusPlan(NamedTuple):
-    """What a radius takes of the tables.
+    """The lookups that a radius search needs in the tables, and the candidates to expect.
 
     Attributes
     ----------
     reach : ndarray of int64, shape (T,)
-        Substring radius of each table, which together find everything; -1 for a table that is not needed.
+        Substring radius of each table that together find everything; -1 for a table that is not needed.
     lookups : int
-        Buckets a query looks up.
-    most : int
-        Candidates it meets at most, were all those buckets the largest of their table.
+        Buckets that a query looks up.
+    max_candidates : int
+        Candidates if every bucket looked up were the largest of its table.
     mean : float
-        Candidates it meets if those buckets are no fuller than others.
+        Candidates if the buckets looked up have the mean size.
     by_table : list of int
-        Lookups of each table.
+        Lookups in each table.
     """
 
     reach: NDArray[np.int64]
     lookups: int
-    most: int
+    max_candidates: int
     mean: float
     by_table: list[int]
 
 
 class TableProbe:
-    """Tables over the rows of one index, ready to be asked by several threads at once.
+    """Tables over the rows of one index, for use by several threads at once.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class TableProbe:
     Attributes
     ----------
     even : bool
-        Whether all buckets are about as full as they would be of uniform codes.
+        Whether all buckets are about as full as with uniform codes.
     """
 
     def __init__(self, codes_NW: CodeArray, ids_N: IdArray, tables: Tables) -> None:
@@ -82,7 +82,7 @@ class TableProbe:
         self.even = max(tables.largest) <= EVEN * float(self.mean_T.max()) + EVEN
 
     def plan(self, radius: int) -> RadiusPlan:
-        """Return what a query of `radius` takes."""
+        """Return what a query with `radius` needs."""
         plan = self._plans.get(radius)
         if plan is None:
             each, more = divmod(radius, len(self.tables.widths))
@@ -90,13 +90,13 @@ class TableProbe:
             reach_T[: more + 1] += 1
             reach_T = np.minimum(reach_T, self.tables.widths)
             lookups = [sum(counts[: reach + 1].tolist()) for counts, reach in zip(self.count_TS, reach_T, strict=True)]
-            most = sum(count * largest for count, largest in zip(lookups, self.tables.largest, strict=True))
+            max_candidates = sum(count * largest for count, largest in zip(lookups, self.tables.largest, strict=True))
             mean = float(self.mean_T @ np.array(lookups))
-            plan = self._plans[radius] = RadiusPlan(reach_T, sum(lookups), most, mean, lookups)
+            plan = self._plans[radius] = RadiusPlan(reach_T, sum(lookups), max_candidates, mean, lookups)
         return plan
 
     def crowd(self, radius: int) -> float:
-        """Return how many candidates a query meets that lies among the stored codes, as most queries do."""
+        """Return how many candidates a query among the stored codes meets; most queries are."""
         crowd = self._crowds.get(radius)
         if crowd is None:
             lookups_T = np.array(self.plan(radius).by_table)
@@ -106,13 +106,13 @@ class TableProbe:
 
     @cached_property
     def _own_bucket_T(self) -> NDArray[np.float64]:  # noqa: N802
-        """The mean size of the bucket that a code is in, of each table."""
+        """The mean, over all codes, of the size of the bucket that holds the code, for each table."""
         edges = np.cumsum([0, *(2**width + 1 for width in self.tables.widths)])
         sizes = [np.diff(self.tables.offsets[a:b].astype(np.float64)) for a, b in itertools.pairwise(edges)]
         return np.array([size @ size / max(size.sum(), 1.0) for size in sizes])
 
     def price_radius(self, queries_QW: CodeArray, radius: int, prices: Prices) -> NDArray[np.float64]:
-        """Estimate what a radius search would cost each query (Q,) here, in nanoseconds."""
+        """Estimate what a radius search in the tables would cost for each query (Q,), in nanoseconds."""
         price_Q, queries_QW = np.empty(len(queries_QW)), read_only(queries_QW)
         price_radius(
             self._rows, self._arrays, self.count_TS, queries_QW, radius, self.plan(radius).reach,
@@ -123,7 +123,7 @@ class TableProbe:
     def within(
         self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: NDArray[np.bool_] | None
     ) -> tuple[Found, Work]:
-        """Return the rows within `radius` of each query, in no order, and the work it took."""
+        """Return the rows within `radius` of each query, in any order, and the work done."""
         found, work, _ = self._collect(queries_QW, numbers_Q, radius, mask, UNLIMITED)
         return found, work
 
@@ -135,7 +135,7 @@ class TableProbe:
         mask: NDArray[np.bool_] | None,
         budget: int,
     ) -> Found | None:
-        """Return the rows within `radius` of each query, in no order; None if one meets over `budget` candidates."""
+        """Return the rows within `radius` of each query, in any order; None if one meets over `budget` candidates."""
         found, _, is_whole = self._collect(queries_QW, numbers_Q, radius, mask, budget)
         return found if is_whole else None
 
@@ -173,8 +173,8 @@ class TableProbe:
     ) -> tuple[NDArray[np.bool_], Work]:
         """Fill `heaps` with the nearest rows within `bound_Q`.
 
-        Returns which queries (Q,) are done. For the others `bound_Q` is lowered to where their answers are sure to
-        be, and their heaps are worthless.
+        Returns which queries (Q,) are done. For the others `bound_Q` is lowered to a radius that is sure to contain
+        their answers, and their heaps are to be discarded.
         """
         work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         done_Q = np.zeros(len(queries_QW), np.bool_)
@@ -202,7 +202,7 @@ class TableProbe:
 
 
 class _Scratch(threading.local):
-    """Arrays that a thread keeps, by the number of tables."""
+    """Scratch arrays that a thread keeps, by the number of tables."""
 
     def __init__(self) -> None:
         self.scratch: dict[int, tuple[NDArray[Any], ...]] = {}

@@ -1,4 +1,4 @@
-"""The arrays of a multi-index: how wide its substrings are, how its tables are built, saved and mapped."""
+"""The arrays of a multi-index: choosing the substring widths; building, saving and mapping the tables."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from hashlight.engine.kernels.multi_index import build_first_table, build_table,
 from hashlight.engine.places.mapping import read_at_random
 
 FORMAT_VERSION = 1
-MAX_WIDTH = 24  # 64 MiB of offsets a table
+MAX_WIDTH = 24  # 64 MiB of offsets per table
 MAX_TABLES = 16
 TABLES_A_WORD = 5
-BEYOND = 8  # entries after the last, because kernels read eight at a time
+BEYOND = 8  # entries of padding after the last, because kernels read eight at a time
 EMPTY_NPY = 128  # bytes of a .npy file without rows, which cannot be mapped
 
 
 def choose_widths(bits: int, distinct: int) -> list[int]:
-    """Return the widths of the substrings, the highest bits first: narrow ones first, whose steps cost less.
+    """Return the widths of the substrings, the highest bits first; narrow ones come first, as their steps cost less.
 
-    A substring has about log2(distinct) - 4 bits, sixteen codes a bucket: shorter ones meet more candidates than they
-    save lookups, longer ones the reverse. It is the number of tables that this sets: bits left over make substrings
-    wider, down to four codes a bucket. Measured on 4 million codes, 4 tables of 16 bits against 3 of 20: 1.2 to 2.3
-    times as fast. Bits that no substring covers cost candidates, never answers.
+    A substring has about log2(distinct) - 4 bits, sixteen codes per bucket: with shorter ones the additional candidates
+    cost more than the lookups saved, with longer ones the reverse. This determines the number of tables; bits left over
+    widen the substrings, down to four codes per bucket. Measured on 4 million codes, 4 tables of 16 bits against 3 of
+    20: 1.2 to 2.3 times as fast. Bits that no substring covers cost candidates, never answers.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def choose_widths(bits: int, distinct: int) -> list[int]:
 def sketch_runs(bits: int, widths: list[int], sketch_bits: int) -> NDArray[np.int64]:
     """Return (low, width, low, width), shape (T, 4), of the two runs of bits that each table's sketches hold.
 
-    They are `sketch_bits` bits, or as many as there are, from above the substring first and then from below it.
+    Together they have `sketch_bits` bits, or as many as there are: first from above the substring, then from below it.
 
     Examples
     --------
@@ -80,9 +80,9 @@ class Tables:
     Attributes
     ----------
     bits, rows, distinct : int
-        What they were built over.
+        Bits, rows and distinct codes that the tables were built over.
     widths : tuple of int
-        Width of each substring; the first holds the highest bits, each further one those below.
+        Width of each substring, from the highest bits down.
     largest : tuple of int
         Size of each table's largest bucket.
     offsets : ndarray of uint32, shape (sum of 2^width + 1,)
@@ -166,7 +166,7 @@ class Tables:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the tables into `folder`, which is made."""
+        """Write the tables into the new folder `folder`."""
         folder.mkdir(parents=True)
         np.save(folder / "offsets.npy", self.offsets)
         np.save(folder / "entries.npy", self.entries)
@@ -183,12 +183,12 @@ class Tables:
 
     @classmethod
     def open(cls, folder: Path, *, bits: int, rows: int) -> Self:
-        """Map the tables of `folder`, reading nothing but their sizes.
+        """Map the tables in `folder`, reading only their sizes.
 
         Raises
         ------
         CorruptDataError
-            If they are not tables of `rows` codes of `bits` bits, or their parts do not fit together.
+            If they are not tables of `rows` codes of `bits` bits, or are inconsistent.
         """
         try:
             head = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
@@ -221,7 +221,7 @@ class Tables:
 
 
 def _distinct_rows(code_bytes: NDArray[np.uint8], words: int, rows: int) -> NDArray[np.uint32]:
-    """Return the first row of each distinct code; nothing if all are distinct."""
+    """Return the first row of each distinct code; an empty array if all are distinct."""
     distinct = mark_distinct(code_bytes, words, rows, np.empty(0, np.uint32))
     starts = np.empty(0 if distinct == rows else distinct, np.uint32)
     if len(starts):

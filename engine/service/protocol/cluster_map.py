@@ -103,21 +103,21 @@ def open_group(path: str | Path, version: int, shards: Sequence[str], *, index: 
     ValueError
         If the version has no shard of that name.
     """
-    store = open_place(path)
-    manifest = read_version(store, version)
+    place = open_place(path)
+    manifest = read_version(place, version)
     specs = {spec.name: spec for spec in manifest.shards}
     unknown = sorted(set(shards) - set(specs))
     if not shards:
         raise ValueError("a group has at least 1 shard, got 0")
     if unknown:
-        raise ValueError(f"version {version} of {store} has no shards {', '.join(unknown)}")
+        raise ValueError(f"version {version} of {place} has no shards {', '.join(unknown)}")
     chosen = tuple(specs[name] for name in shards)
-    folders = [local_shard(store, spec) for spec in chosen]
+    folders = [local_shard(place, spec) for spec in chosen]
     opened = [
         Shard(folder, spec, bits=manifest.bits, index=index) for folder, spec in zip(folders, chosen, strict=True)
     ]
     part = dataclasses.replace(manifest, shards=chosen)
-    return Collection(folders[0].parents[1], part, opened, location=store.location, index=index)
+    return Collection(folders[0].parents[1], part, opened, location=place.location, index=index)
 
 
 def describe_whole(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
