@@ -15,7 +15,7 @@ IdArray = NDArray[np.int64]
 
 WORD_BITS = 64
 MAX_ANSWERS = 2**31 - 1  # to one query
-MAX_PADDED = 10_000  # answers, where there are fewer codes
+MAX_PADDED = 10_000  # `k` may be this large even if there are fewer codes
 MIN_BITS = 1
 MAX_BITS = 1024
 
@@ -125,10 +125,10 @@ def check_codes(codes_NW: object, *, bits: int, name: str) -> CodeArray:
 
 def check_k(k: object, *, rows: int = MAX_ANSWERS) -> int:
     """Return `k` if it is an integer of at least 1 and not far above the number of codes: padding takes memory too."""
-    value, most = as_integer(k, "k"), max(rows, MAX_PADDED)
-    if not 1 <= value <= most:
+    value, max_k = as_integer(k, "k"), max(rows, MAX_PADDED)
+    if not 1 <= value <= max_k:
         there = "" if rows == MAX_ANSWERS else f" (there are {rows} codes; short answers are padded)"
-        raise ValueError(f"`k` must be at least 1 and at most {most}{there}, got {value}")
+        raise ValueError(f"`k` must be at least 1 and at most {max_k}{there}, got {value}")
     return value
 
 
@@ -151,7 +151,7 @@ def check_limit(limit: object) -> int | None:
 
 
 def as_integer(value: object, name: str) -> int:
-    """Return `value` if it is a whole number of Python or numpy, and no bool."""
+    """Return `value` as an int if it is a Python or numpy integer, but not a bool."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"`{name}` must be a whole number, got {value!r} ({type(value).__name__})")
     return int(value)

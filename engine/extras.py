@@ -1,7 +1,8 @@
-"""Which extra of the package brings a module that the base installation lacks.
+"""Which extra of the package installs a module that the base installation lacks.
 
-The base searches and asks. Encoders, jobs and the gateway need more; their modules import it without ceremony, and
-whoever offers them by name (the command line, `hashlight` itself) turns the failed import into one line by `missing`.
+The base installation has the search engine and its clients. Encoders, jobs and the gateway need more; their modules
+import it unconditionally, and the callers that offer them to users (the command line, `hashlight` itself) turn a failed
+import into a one-line error with `missing`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from hashlight.engine.errors import MissingDependencyError
 
 _JOBS = ("cpu", "gpu")
 
-# Top-level module -> the extras any one of which brings it.
+# Top-level module -> the extras that install it; any one of them will do.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "PIL": _JOBS,
     "faiss": _JOBS,
@@ -40,12 +41,12 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 
 def missing(error: ModuleNotFoundError, what: str) -> MissingDependencyError | None:
-    """Return the error that says which extra to install, None if no extra brings the module.
+    """Return an error that says which extra to install; None if no extra installs the module.
 
     Parameters
     ----------
     error : ModuleNotFoundError
-        Of the import that failed.
+        Raised by the failed import.
     what : str
         What needs the module, as the subject of a sentence: "`hashlight train`".
     """
@@ -67,7 +68,7 @@ def import_faiss() -> ModuleType:
     try:
         return importlib.import_module("faiss")
     except ModuleNotFoundError as error:
-        told = missing(error, "an index of FAISS")
-        if told is None:
+        explained = missing(error, "a FAISS index")
+        if explained is None:
             raise
-        raise told from error
+        raise explained from error

@@ -45,7 +45,7 @@ def check_ids(ids_N: object, *, rows: int) -> IdArray:
 
 
 def find_repeated(ids_N: IdArray) -> IdArray:
-    """Return the ids that occur more than once, each once, ascending."""
+    """Return the distinct ids that occur more than once, ascending."""
     if (ids_N[1:] > ids_N[:-1]).all():
         return ids_N[:0]
     sorted_N = np.sort(ids_N)
@@ -72,7 +72,7 @@ def refuse_repeated(repeated: IdArray, *, where: str) -> None:
 class RepeatedIds:
     """Finds the ids of a stream that were added more than once, in memory that does not grow with the stream.
 
-    Above a million ids they wait in temporary files, which the context manager removes.
+    Beyond a million ids it spills to temporary files, which the context manager removes.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class RepeatedIds:
     def add(self, ids_N: IdArray) -> None:
         """Add ids (N,)."""
         for start in range(0, len(ids_N), _BUFFER_IDS):
-            # A copy, so that a few ids that wait do not keep a whole array alive.
+            # A copy, so that a few buffered ids do not keep a whole array alive.
             part = ids_N[start : start + _BUFFER_IDS].copy()
             self._waiting.append(part)
             self._count += len(part)
@@ -102,7 +102,7 @@ class RepeatedIds:
                 self._spill()
 
     def find(self) -> IdArray:
-        """Return the ids that were added more than once, each once, ascending."""
+        """Return the distinct ids that were added more than once, ascending."""
         if not self._files:
             return find_repeated(self._gather())
         self._spill()
@@ -120,7 +120,7 @@ class RepeatedIds:
         self._waiting, self._count = [], 0
         if not self._files:
             self._files = [self._open.enter_context(_temporary_file()) for _ in range(_FILES)]
-        # Few distinct values in one byte each: numpy sorts those by radix.
+        # uint8 values: numpy sorts them with a radix sort.
         file_N = ((ids_N.view(np.uint64) * _SPREAD) >> _SHIFT).astype(np.uint8)
         order_N = np.argsort(file_N, kind="stable")
         ends = np.cumsum(np.bincount(file_N, minlength=_FILES))

@@ -32,8 +32,8 @@ class Query:
     Raises
     ------
     ValueError
-        If not exactly one of `k` and `radius` is given, or `limit` without `radius`. Whether the numbers are possible
-        is for `checked` to say, which knows the codes.
+        If not exactly one of `k` and `radius` is given, or `limit` without `radius`. The ranges depend on the codes;
+        `checked` checks them.
     """
 
     k: int | None = None
@@ -51,7 +51,7 @@ class Query:
 
     @property
     def kind(self) -> Kind:
-        """Whether the nearest are wanted, or all within a radius."""
+        """Whether the query is for the nearest, or for all within a radius."""
         return "within" if self.k is None else "nearest"
 
     def checked(self, *, bits: int, rows: int = MAX_ANSWERS) -> Query:

@@ -55,14 +55,14 @@ class Explanation:
     Attributes
     ----------
     plans : tuple of str, length Q
-        "scan" or "tables", or "tables, then scan" where the tables turned out too dear; "faiss-flat" or
-        "faiss-multi-hash" where the collection was opened so; joined by " + " where shards differ.
+        "scan" or "tables", or "tables, then scan" if the tables turned out too expensive; "faiss-flat" or
+        "faiss-multi-hash" if the collection was opened with that index; joined by " + " if shards differ.
     probes : ndarray of int64, shape (Q,)
         Buckets looked up; 0 from FAISS, which does not count.
     candidates : ndarray of int64, shape (Q,)
         Codes compared with the query; 0 from FAISS.
     seconds : ndarray of float64, shape (Q,)
-        Time; queries that were answered together share theirs in equal parts.
+        Time; queries that were answered together share it in equal parts.
     """
 
     plans: tuple[str, ...]
@@ -71,7 +71,7 @@ class Explanation:
     seconds: NDArray[np.float64]
 
     def take(self, chosen_Q: NDArray[Any]) -> Explanation:
-        """Return the explanations of some queries, given by a mask or by number."""
+        """Return the explanations of some queries, given by a mask or by indices."""
         plans = tuple(np.array(self.plans, object)[chosen_Q])
         return Explanation(plans, self.probes[chosen_Q], self.candidates[chosen_Q], self.seconds[chosen_Q])
 
@@ -131,11 +131,11 @@ class RerankResult(NamedTuple):
     distances : ndarray of float32, shape (Q, k)
         Ascending; inf where the pool had fewer than k items.
     ids : ndarray of int64, shape (Q, k)
-        Equal distances in the order of ids; -1 where the pool had fewer.
+        Ordered by id at equal distance; -1 where the pool had fewer.
     coverage : Coverage or None
-        What the search of the pool saw; None from `engine.collection.rerank.rerank_pool`.
+        Which part of the collection the search for the pool covered; None from `engine.collection.rerank.rerank_pool`.
     explain : Explanation or None
-        How the pool was found, where that was asked.
+        How the pool was found, if requested.
     """
 
     distances: NDArray[np.float32]
@@ -148,9 +148,9 @@ Result = SearchResult | RangeResult
 
 
 def as_range(nearest: SearchResult | RerankResult) -> RangeResult:
-    """Return k-nearest answers without their padding, as a radius search gives them; none is truncated.
+    """Return k-nearest answers without their padding, in the form of a radius search; none is truncated.
 
-    Of re-ranked answers the distances stay float32.
+    The distances of re-ranked answers stay float32.
     """
     found_QK = nearest.ids != PAD_ID
     lims = np.concatenate([[0], np.cumsum(found_QK.sum(axis=1))]).astype(np.int64)
@@ -177,7 +177,7 @@ def merge(parts: Sequence[Result], query: Query) -> Result:
 
 
 def merge_search(parts: Sequence[SearchResult], k: int) -> SearchResult:
-    """Merge kNN answers of disjoint shards, each of k columns or of all it has, into the k nearest of all, (Q, k)."""
+    """Merge kNN answers of disjoint shards, each with k columns or all it has, into the k nearest overall, (Q, k)."""
     if len(parts) == 1 and parts[0].ids.shape[1] == k:
         return parts[0]
     distances = np.concatenate([part.distances for part in parts], axis=1)
@@ -214,7 +214,7 @@ def merge_range(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:
 
 
 def _merge_one(parts: Sequence[RangeResult], limit: int | None) -> RangeResult:
-    """Merge answers to a single query, without the bookkeeping of many."""
+    """Merge answers to a single query, without the bookkeeping for many."""
     distances = np.concatenate([part.distances for part in parts])
     ids = np.concatenate([part.ids for part in parts])
     order = np.lexsort((ids, distances))[:limit]

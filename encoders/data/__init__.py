@@ -1,1 +1,1 @@
-"""Images and what is known of them: decoding, preprocessing, augmentation, supervision."""
+"""Images and their supervision: decoding, preprocessing, augmentation, labels and pairs."""

@@ -1,1 +1,1 @@
-"""Hash functions that are solved for, not trained: one method a file."""
+"""Hash functions that are fitted in closed form or by alternation, not trained: one method per file."""

@@ -1,4 +1,4 @@
-"""What SDH and KSH share: a Gaussian kernel to anchors, and the equations that are solved on it.
+"""Shared by SDH and KSH: a Gaussian kernel to anchors, and solving linear equations on it.
 
 Shapes: N images, D feature dimensions, C classes, M anchors.
 """
@@ -26,7 +26,7 @@ _RIDGE = 1e-6
 def prepare(
     features: Features, bits: int, seed: int, class_NC: NDArray[Any]
 ) -> tuple[FloatArray, FloatArray, np.random.Generator]:
-    """Return checked features and classes as float64, and the random numbers of a fit."""
+    """Return checked features and classes as float64, and the random generator of a fit."""
     check_bits(bits)
     feature_ND = check_features(features)
     return feature_ND, check_classes(class_NC, len(feature_ND)), np.random.default_rng(seed)

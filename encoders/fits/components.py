@@ -1,4 +1,4 @@
-"""What ITQ, ITQ-CCA and spectral hashing share: principal components, and the rotation that quantises best.
+"""Shared by ITQ, ITQ-CCA and spectral hashing: principal components, and the rotation that quantises best.
 
 Shapes: N images, D feature dimensions, B bits.
 """

@@ -1,7 +1,7 @@
 """Hashers: fitted hash functions of precomputed features, in plain numpy.
 
-A hasher takes the place of the hash layer on the backbone that made the features; `encoders.networks.heads` converts
-it to one. Shapes: N images, D feature dimensions, B bits, M anchors.
+A hasher replaces the hash layer on the backbone that made the features; `encoders.networks.heads` converts it to one.
+Shapes: N images, D feature dimensions, B bits, M anchors.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Hasher(abc.ABC):
         Raises
         ------
         ValueError
-            If the features do not have the number of dimensions that the hasher was fitted on.
+            If the features do not have as many dimensions as those that the hasher was fitted on.
         """
         return self._project(check_features(features, self.dims))
 
@@ -160,13 +160,13 @@ def check_classes(class_NC: NDArray[Any], num_images: int) -> FloatArray:
 
 
 def check_bits(bits: int) -> None:
-    """Raise ValueError for a number of bits that no collection stores."""
+    """Raise ValueError for a number of bits that collections cannot store."""
     if not 1 <= bits <= 1024:
         raise ValueError(f"`bits` must be 1 to 1024, got {bits}")
 
 
 def check_components(bits: int, dims: int, method: str) -> None:
-    """Raise ValueError for more bits than feature dimensions."""
+    """Raise ValueError if there are more bits than feature dimensions."""
     check_bits(bits)
     if bits > dims:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Iterative quantisation: principal components, turned.
+"""Iterative quantisation: rotated principal components.
 
 Gong & Lazebnik, "Iterative quantization: a procrustean approach to learning binary codes", CVPR 2011. Shapes: N images,
 D feature dimensions, B bits.
@@ -13,7 +13,7 @@ from hashlight.encoders.fits.hashers import Features, LinearHasher, check_compon
 
 
 class ITQ(LinearHasher):
-    """Principal components, rotated to minimise the loss of taking signs.
+    """Principal components, rotated to minimise the quantisation error of taking signs.
 
     Gong & Lazebnik, "Iterative quantization: a procrustean approach to learning binary codes", CVPR 2011.
     """
@@ -28,7 +28,7 @@ class ITQ(LinearHasher):
         bits : int
             At most D: each bit needs a principal component.
         seed : int
-            Of the initial rotation.
+            Seed of the initial rotation.
         iterations : int
             50 in the paper.
 

@@ -1,4 +1,4 @@
-"""Iterative quantisation of what predicts the labels.
+"""Iterative quantisation of the directions that predict the labels.
 
 Gong, Lazebnik, Gordo & Perronnin, TPAMI 2013, section 5. Shapes: N images, D feature dimensions, C classes, B bits.
 """
@@ -20,12 +20,12 @@ from hashlight.encoders.fits.hashers import (
     check_features,
 )
 
-# Relative to the covariances' mean diagonal; bounds directions that have no variance.
+# Ridge, relative to the mean diagonal of the covariance; it bounds directions without variance.
 _CCA_RIDGE = 1e-4
 
 
 class ITQCCA(LinearHasher):
-    """The directions that best predict the labels, rotated to minimise the loss of taking signs.
+    """The directions that best predict the labels, rotated to minimise the quantisation error of taking signs.
 
     Gong, Lazebnik, Gordo & Perronnin, "Iterative quantization: a procrustean approach to learning binary codes for
     large-scale image retrieval", TPAMI 2013, section 5: canonical correlation analysis between features and labels

@@ -47,7 +47,7 @@ class KSH(KernelHasher):
         features : ndarray of float, shape (N, D)
         bits : int
         seed : int
-            Of the anchors and of the labelled images.
+            Seed for drawing the anchors and the labelled images.
         class_NC : ndarray of 0 and 1, shape (N, C)
             Images that share a class are similar.
         anchors, labelled : int

@@ -46,7 +46,7 @@ class SDH(KernelHasher):
         features : ndarray of float, shape (N, D)
         bits : int
         seed : int
-            Of the anchors and of the initial codes.
+            Seed for drawing the anchors and the initial codes.
         class_NC : ndarray of 0 and 1, shape (N, C)
         anchors : int
             Maximum number; at most the number of images.

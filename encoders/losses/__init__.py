@@ -1,1 +1,1 @@
-"""What training minimises: one loss a file, as a pure function and as the module that training calls."""
+"""The losses that training minimises, one per file: a pure function, and the module that training calls."""

@@ -1,4 +1,4 @@
-"""The codes that CSQ and OrthoHash aim at, one a class, far from each other.
+"""The codes that CSQ and OrthoHash aim at: one per class, far from each other.
 
 Shapes: K bits, C classes.
 """
@@ -11,13 +11,13 @@ import torch
 
 from hashlight.encoders.losses.objective import Objective
 
-# Sets of random centres that are drawn to choose the best one from, and the distances computed for it at most.
+# Number of random sets of centres to choose the best from, and the maximum number of distances to compute for that.
 _CENTRE_DRAWS = 200
 _CENTRE_DISTANCES = 20_000_000
 
 
 class Centred(Objective):
-    """An objective with one fixed code a class."""
+    """An objective with one fixed code per class."""
 
     def __init__(self, bits: int, num_classes: int, seed: int):
         super().__init__()
@@ -26,11 +26,11 @@ class Centred(Objective):
 
 
 def class_centres(num_classes: int, bits: int, seed: int = 0) -> torch.Tensor:
-    """Draw one code a class, far from each other, each with as many ones as minus ones where it can be.
+    """Draw one code per class, far from each other, each with as many ones as minus ones if possible.
 
-    Rows of a Hadamard matrix and their negatives, with random signs, where `bits` is a power of two and
-    `num_classes` at most twice as many; else the best of a number of random draws, by the least distance between two
-    centres. The signs matter: plain rows share a first bit that is constant.
+    If `bits` is a power of two and there are at most twice as many classes, they are rows of a Hadamard matrix and
+    their negatives, with random signs; else the best of a number of random draws, by the smallest distance between two
+    centres. The signs matter: without them all rows have the same first bit.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def class_centres(num_classes: int, bits: int, seed: int = 0) -> torch.Tensor:
     Returns
     -------
     Tensor of float32, shape (C, K)
-        -1 or 1. No two classes have one centre.
+        -1 or 1. All centres are different.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def class_centres(num_classes: int, bits: int, seed: int = 0) -> torch.Tensor:
 
 
 def check_centres(num_classes: int, bits: int) -> None:
-    """Refuse more classes than there are codes to give them."""
+    """Raise ValueError if there are more classes than codes."""
     if num_classes > 2**bits:
         raise ValueError(f"`bits` must give each of {num_classes} classes its own code, got {bits}: use more bits")
 
@@ -81,13 +81,13 @@ def _random_centres(num_classes: int, bits: int, generator: torch.Generator) -> 
 
 
 def _numbered_centres(num_classes: int, bits: int, seed: int) -> torch.Tensor:
-    """Different codes where there are few more of them than classes: different random numbers, bit by bit."""
+    """Draw different codes when there are few more codes than classes: the bits of different random numbers."""
     numbers = random.Random(seed).sample(range(2**bits), num_classes)
     return torch.tensor([[1.0 if number >> bit & 1 else -1.0 for bit in range(bits)] for number in numbers])
 
 
 def _least_distance(centre_CK: torch.Tensor) -> int:
-    """Return the least Hamming distance between two centres."""
+    """Return the smallest Hamming distance between two centres."""
     bits = centre_CK.shape[1]
     distance_CC = (bits - centre_CK @ centre_CK.T) / 2
     return int(distance_CC.fill_diagonal_(bits).min())

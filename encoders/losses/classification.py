@@ -1,7 +1,7 @@
-"""Classification of images: the warm-up's loss, and a part of others.
+"""Classification of images: the loss of the warm-up, and a term of other losses.
 
-Shapes: B images of a batch, C classes. `target_BC` says which classes an image has, 0 or 1, and may have several ones a
-row. Half precision is summed in float32. A batch of no images has a loss of zero, with a gradient.
+Shapes: B images of a batch, C classes. `target_BC` is 1 for the classes of an image, which may be several, and else 0.
+Half precision is summed in float32. An empty batch has a loss of zero, with a gradient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hashlight.encoders.losses.objective import Objective, at_least_float32, cla
 
 
 def class_loss(logit_BC: torch.Tensor, target_BC: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy between the softmax of the logits and the classes, an image with several sharing itself out.
+    """Cross-entropy between the softmax of the logits and the classes; several classes of an image share its weight.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def class_loss(logit_BC: torch.Tensor, target_BC: torch.Tensor) -> torch.Tensor:
 
 
 class Classification(Objective):
-    """A linear classifier on the outputs, as it stands: the warm-up's, on features."""
+    """A linear classifier on the outputs; the warm-up uses it on features."""
 
     def __init__(self, dims: int, num_classes: int):
         super().__init__()

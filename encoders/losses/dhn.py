@@ -21,11 +21,11 @@ def dhn_loss(
     alpha: float | None = None,
     quantisation: float = 0.1,
 ) -> torch.Tensor:
-    """Maximum likelihood of the pairs, and a penalty for codes that are not near -1 or 1.
+    """Negative log likelihood of the pairs, and a penalty for codes that are not near -1 or 1.
 
     Deep Hashing Network (Zhu et al., AAAI 2016), equations 4 to 6: the mean over known pairs of
     log(1 + exp(alpha <h_i, h_j>)) - alpha s_ij <h_i, h_j>, and lambda times the mean over units of
-    log cosh(|h_ik| - 1). The paper has alpha = 1, at which pairs of 48 bits are certain from the start; here alpha is
+    log cosh(|h_ik| - 1). With the paper's alpha = 1, pairs of 48-bit codes saturate from the start; here alpha is
     HashNet's.
 
     Parameters
@@ -52,7 +52,7 @@ def dhn_loss(
 
 
 class DHN(Objective):
-    """Likelihood of pairs of tanh(z), and a penalty for what is far from -1 and 1."""
+    """Likelihood of pairs of tanh(z), and a penalty for outputs far from -1 and 1."""
 
     def __init__(self, alpha: float | None):
         super().__init__()

@@ -22,7 +22,7 @@ def hashnet_loss(
     alpha: float | None = None,
     weighted: bool = True,
 ) -> torch.Tensor:
-    """Weighted maximum likelihood of the pairs, averaged over the known ones.
+    """Weighted negative log likelihood of the pairs, averaged over the known ones.
 
     HashNet (Cao et al., ICCV 2017, arXiv 1702.00758), equations 2 and 4:
     w_ij (log(1 + exp(alpha <h_i, h_j>)) - alpha s_ij <h_i, h_j>).
@@ -36,7 +36,7 @@ def hashnet_loss(
     affinity_BB : Tensor of float, shape (B, B), optional
         c_ij of similar pairs, the Jaccard index of their labels in HashNet+C; 1 by default.
     alpha : float, optional
-        10 / K by default: the paper asks for a slope below 1, and the inner product grows with the bits.
+        10 / K by default: the paper requires a slope below 1, and the inner product grows with the number of bits.
     weighted : bool
         See `pair_weights`; False is the ablation HashNet-W.
 
@@ -67,7 +67,7 @@ class HashNet(Objective):
     weighted : bool
         False for HashNet-W.
     jaccard : bool
-        Weigh similar pairs by what share of their labels they have in common, for HashNet+C.
+        Weight similar pairs by the share of labels that they have in common, for HashNet+C.
     """
 
     def __init__(self, alpha: float | None, *, weighted: bool = True, jaccard: bool = False):

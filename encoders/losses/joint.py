@@ -1,4 +1,4 @@
-"""The exponentiated loss of pairs, a reconstruction.
+"""The exponentiated loss of pairs; a reconstruction.
 
 After Mu & Liu, "Deep hashing: a joint approach for image signature learning", arXiv 1608.03658. Shapes: B images of a
 batch, K bits; see `encoders.losses.pairs` for pairs.
@@ -22,7 +22,7 @@ def exponentiated_loss(
     description, not from the paper's formula. A pair costs exp(-y_ij <b_i, b_j> / K), with y_ij = 1 for similar and
     -1 for dissimilar pairs and b = sign(h). Its first-order expansion at the binary codes,
     exp(-y t_b) (1 - y (t_h - t_b)) with t = <., .> / K, is linear in t_h = <h_i, h_j> / K, hence bilinear in the
-    relaxed codes: the exponential only weighs pairs, and those that the binary codes get wrong weigh most.
+    relaxed codes: the exponential only weights the pairs, most heavily those that the binary codes get wrong.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def exponentiated_loss(
     Returns
     -------
     Tensor, shape ()
-        The mean over known pairs. It may fall below zero, as an expansion of a positive function may.
+        The mean over known pairs. It may be negative, like any linear expansion of a positive function.
     """
     code_BK, known_BB = prepare_pairs(code_BK, similar_BB, known_BB)
     bits = code_BK.shape[1]

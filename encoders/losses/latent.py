@@ -29,7 +29,7 @@ def latent_loss(
     z_BK : Tensor of float, shape (B, K)
         The latent layer before its sigmoid.
     weight_CK, bias_C : Tensor of float
-        Of the classifier on the sigmoids.
+        Parameters of the classifier on the sigmoids.
     target_BC : Tensor of float, shape (B, C)
 
     Returns
@@ -47,7 +47,7 @@ class Latent(Objective):
     def __init__(self, bits: int, num_classes: int):
         super().__init__()
         self.classifier = nn.Linear(bits, num_classes)
-        # The sigmoids lie in 0 to 1: the default bound, 1 / sqrt(K), leaves the logits of few bits too flat to learn.
+        # Sigmoids are within 0 to 1: with few bits and the default bound, 1 / sqrt(K), logits are too flat to learn.
         nn.init.uniform_(self.classifier.weight, -4 / math.sqrt(bits), 4 / math.sqrt(bits))
 
     def forward(

@@ -1,7 +1,7 @@
-"""What all losses share: the module that training calls, and arithmetic that stays finite.
+"""Shared by all losses: the module that training calls, and functions that do not overflow.
 
-An objective is a module, because some learn weights of their own (a classifier on the codes), which are thrown away
-after training. Shapes: B images of a batch, K bits, C classes.
+An objective is a module because some learn weights of their own (a classifier on the codes), which are discarded after
+training. Shapes: B images of a batch, K bits, C classes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Objective(nn.Module, abc.ABC):
         output_BK : Tensor of float, shape (B, K)
             The hash layer's outputs z; the features, for a classification of features.
         beta : float
-            Where continuation stands.
+            The current sharpness of continuation.
         supervision : Supervision
         index_B : Tensor of int64, shape (B,)
-            The images.
+            Positions of the images in the training set.
         """
 
 

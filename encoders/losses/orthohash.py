@@ -18,11 +18,11 @@ from hashlight.encoders.losses.objective import at_least_float32, classes_of
 def orthohash_loss(
     z_BK: torch.Tensor, centre_CK: torch.Tensor, target_BC: torch.Tensor, *, scale: float = 8.0, margin: float = 0.2
 ) -> torch.Tensor:
-    """One cross-entropy over the cosines between an image and all centres, with a margin for its own.
+    """Cross-entropy over the cosines between an image and all centres, with a margin for its own.
 
     OrthoHash (Hoe et al., NeurIPS 2021, arXiv 2109.14449), equation 7: the logit of class c is
-    s (cos(z, o_c) - m [c is the image's]). The cosine to a centre of -1 and 1 is itself the Hamming distance of a
-    binary code, so no further term is needed. The paper's batch normalisation of the hash layer is left out.
+    s (cos(z, o_c) - m [c is the image's]). For binary codes the cosine to a centre determines the Hamming distance, so
+    no further term is needed. The paper's batch normalisation of the hash layer is left out.
 
     Parameters
     ----------

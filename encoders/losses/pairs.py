@@ -1,9 +1,9 @@
-"""What the losses over pairs of codes share.
+"""Shared by the losses over pairs of codes.
 
-Shapes: B images of a batch, K bits. `code_BK` are relaxed codes in [-1, 1]; `similar_BB` says which pairs are
-similar, `known_BB` which pairs are known at all. An image is not paired with itself: the diagonal is always left out.
-In a small batch it would be most of the similar pairs, and it teaches nothing. Half precision is summed in float32.
-Without a known pair every pair loss is zero, with a gradient of zeros.
+Shapes: B images of a batch, K bits. `code_BK` are relaxed codes in [-1, 1]; `similar_BB` says which pairs are similar,
+`known_BB` which pairs are known at all. An image is not paired with itself: the diagonal is always left out, because it
+teaches nothing and would be most of the similar pairs of a small batch. Half precision is summed in float32. Without
+a known pair every pair loss is zero, with a gradient of zeros.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ def pair_weights(
     affinity_BB: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Weigh each known pair against how rare its kind is.
+    """Weight each known pair by how rare its kind is.
 
     HashNet (Cao et al., ICCV 2017, arXiv 1702.00758), equation 2: c_ij |S| / |S1| for similar pairs, |S| / |S0| for
     dissimilar ones. The paper's S is the set of all known pairs; here, as in the authors' code, |S|, |S1| and |S0|
     count the known pairs of the batch, so the weights vary from batch to batch. Dissimilar pairs always have c_ij = 1:
-    their labels have nothing in common, and a Jaccard index of 0 would make all of them vanish.
+    they share no label, and a Jaccard index of 0 would remove them all.
 
     Parameters
     ----------
     similar_BB, known_BB : Tensor of bool, shape (B, B)
-        Read where `known_BB`, which must leave out the diagonal.
+        `similar_BB` is only read where `known_BB` is set; `known_BB` must not include the diagonal.
     weighted : bool
-        False gives every known pair c_ij alone.
+        If False, the weight of a known pair is c_ij alone.
     affinity_BB : Tensor of float, shape (B, B), optional
-        c_ij, read where pairs are similar; 1 by default.
+        c_ij, only read for similar pairs; 1 by default.
     dtype : torch.dtype
         Of the weights.
 

@@ -16,10 +16,10 @@ from hashlight.encoders.losses.objective import classes_of
 
 
 class SignHashNet(HashNet):
-    """HashNet's pairs of sign(z) from the first step, in the place of continuation.
+    """HashNet's pairs of sign(z) from the first step, in place of continuation.
 
-    The gradient of a sign passes to tanh(z) as it is: the straight-through estimator of Bengio, Leonard & Courville,
-    arXiv 1308.3432.
+    The gradient of the sign is passed to tanh(z) unchanged: the straight-through estimator of Bengio, Leonard &
+    Courville, arXiv 1308.3432.
 
     Parameters
     ----------
@@ -35,12 +35,12 @@ class SignHashNet(HashNet):
 
 
 class StraightHashNet(HashNet):
-    """`SignHashNet`, and a classifier that reads the classes off the same signs; a method of this project.
+    """`SignHashNet` plus a classifier on the same signs; a method of this project.
 
-    It differs from HashNet by two things: signs from the first step, in the place of continuation, and the classifier.
-    `SignHashNet` (the method hashnet-sgn) has the first alone, so what lies between HashNet and it is what the signs
-    add, and what lies between it and this one is what the classifier adds. Pairs place codes against each other, the
-    cross-entropy places each against all classes at once. The two losses add up, with equal weight.
+    It differs from HashNet in two ways: signs from the first step, in place of continuation, and the classifier.
+    `SignHashNet` (the method hashnet-sgn) has only the first, so comparing it with HashNet shows the effect of the
+    signs, and comparing it with this method the effect of the classifier. Pairs place codes relative to each other, the
+    cross-entropy places each code relative to all classes at once. The two losses are added with equal weight.
 
     Parameters
     ----------
@@ -63,6 +63,6 @@ class StraightHashNet(HashNet):
 
 
 def straight_through_sign(z_BK: torch.Tensor) -> torch.Tensor:
-    """Return sign(z) with the gradient of tanh(z): forward it is binary, backward it is as if it were not."""
+    """Return sign(z) with the gradient of tanh(z): binary in the forward pass, smooth in the backward pass."""
     soft_BK = torch.tanh(z_BK)
     return soft_BK + (torch.where(z_BK > 0, 1.0, -1.0) - soft_BK).detach()

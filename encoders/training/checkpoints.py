@@ -25,7 +25,7 @@ from hashlight.encoders.errors import EncoderError
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "training.jsonl"
 
-# Seconds between checkpoints within an epoch, and so the work an interruption may cost; an epoch's end is always kept.
+# Seconds between checkpoints within an epoch: an interruption loses at most this much work. Each epoch's end is saved.
 CHECKPOINT_S = 60.0
 
 

@@ -57,7 +57,7 @@ class TrainConfig:
     weights : str or None
         Initial weights of the backbone: random (None), a local file, or a name that the backbone knows.
     epochs : int
-        Of the method's objective; fitted methods have none.
+        Epochs of the method's objective; fitted methods have none.
     warmup_epochs : int or None
         Epochs of classification before it, with a classifier that is then discarded. This replaces the paper's ImageNet
         weights, because a random network learns slowly from pairs alone. None is 12 for labels with random weights,

@@ -36,14 +36,14 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def comparable_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type that stands for `kind` in Arrow's comparisons, which lack some."""
+    """Return the type to compare `kind` as, because Arrow cannot compare every type."""
     if pa.types.is_float16(kind):
         return pa.float32()
     return pa.string() if pa.types.is_string_view(kind) else kind
 
 
 def values_of(batch: pa.RecordBatch, column: pa.Field) -> pa.Array:
-    """Return a column's values in a type that Arrow compares."""
+    """Return a column's values in a type that Arrow can compare."""
     values = batch.column(column.name)
     values = values.dictionary_decode() if pa.types.is_dictionary(column.type) else values
     return values.cast(comparable_type(values.type))
@@ -52,7 +52,7 @@ def values_of(batch: pa.RecordBatch, column: pa.Field) -> pa.Array:
 def compare(comparison: Callable[[Any, Any], pa.Array], values: pa.Array, operand: pa.Scalar) -> pa.Array:
     """Compare a column with a value."""
     if pa.types.is_floating(operand.type) and pa.types.is_integer(values.type):
-        # Exact, though the cast rounds beyond 2**53: so large, a number with a fraction does not exist.
+        # Exact although the cast rounds beyond 2**53: an operand with a fraction is smaller than that.
         values = values.cast(pa.float64(), safe=False)
     return comparison(values, operand)
 

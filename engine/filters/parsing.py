@@ -1,4 +1,4 @@
-"""From the text of a filter to its condition; `engine.filters.filter` has the grammar."""
+"""Parses the text of a filter into a condition; `engine.filters.filter` has the grammar."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hashlight.engine.filters.evaluation import (
 )
 from hashlight.engine.filters.tokens import FilterError, Token, tokens_of, unquote
 
-MAX_DEPTH = 50  # of brackets and negations: far more than people write, far less than Python's stack allows
+MAX_DEPTH = 50  # of parentheses and negations: far more than people write, far less than Python's stack allows
 MAX_PREDICATES = 100  # each is a pass over all rows
 
 

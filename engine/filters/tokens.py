@@ -1,4 +1,4 @@
-"""The tokens of a filter: names, strings, numbers and operators, and the error that points at one of them."""
+"""The tokens of a filter: names, strings, numbers and operators, and the error that gives the position of one."""
 
 from __future__ import annotations
 

@@ -5,22 +5,22 @@ any other file system that fsspec knows. Names are relative to the place, with `
 so that `open_place(FILE).read()` reads one file.
 
 ====================================  =================================================================================
-``read``, ``read_many``               whole files; many of a bucket at once, in order
-``open``                              a file to be read at any place (pyarrow, tarfile, gzip)
+``read``, ``read_many``               whole files; from a bucket, many in parallel, in order
+``open``                              a file to read at any position (pyarrow, tarfile, gzip)
 ``find``, ``replace``                 a file with its tag, and the compare-and-swap that needs it
-``put``, ``put_new``                  a small file in one step; `put_new` says whether there was none
+``put``, ``put_new``                  a small file in one step; `put_new` only if it does not exist
 ``scratch``, ``put_file``             a large file: write it locally, then publish it
-``new_folder``                        a folder, written locally; nobody reads it before it is whole
+``new_folder``                        a folder, written locally; nobody reads it before it is complete
 ``exists``, ``entry``                 whether a file is there; what is at a name
 ``names``, ``children``, ``walk``     one folder's names or entries; every file below it, as a stream
-``remove``, ``remove_leftovers``      a file or folder; what killed writers left
-``lock``                              one writer at a time; in a bucket, the check that its puts can be conditional
+``remove``, ``remove_leftovers``      a file or folder; temporary files of killed writers
+``lock``                              one writer at a time; in a bucket, checks that it supports conditional puts
 ``download``                          a copy on this machine
-``local``                             the path of a folder of this machine, else None
-``path``, ``location_of``, ``str``    names for messages (no credentials); what another process opens a name by
+``local``                             the path of a local folder, else None
+``path``, ``location_of``, ``str``    names for messages (no credentials); a location that another process can open
 ====================================  =================================================================================
 
-Reads that fail for a moment are tried again (`engine.places.failures`), and raise `ReadFailedError` in the end; a file
-that is not there is a `FileNotFoundError` and one that may not be read a `PermissionError`, wherever it lies.
-`engine.places.files` holds the steps by which a local file appears: written aside, forced to the disk, renamed.
+Temporary read failures are retried (`engine.places.failures`) and end in a `ReadFailedError`. In every kind of place a
+missing file raises `FileNotFoundError`, and one that may not be read `PermissionError`. `engine.places.files` has the
+steps that publish a local file: write to a temporary name, fsync, rename.
 """

@@ -13,29 +13,29 @@ import obstore
 
 from hashlight.engine.errors import PlaceError
 from hashlight.engine.places.failures import OvertakenError, RefusedError, retried, translated
-from hashlight.engine.places.files import pass_step
+from hashlight.engine.places.files import report_step
 from hashlight.engine.places.place import Entry, Found, Place
 from hashlight.engine.places.reading import RetryingFile, map_ahead, refuse_more
 from hashlight.engine.places.uris import split_bucket
 
 _LIST_PAGE = 1000
-# A larger object is read in ranges, several at once: each must arrive within the client's timeout.
+# Larger objects are read in ranges, in parallel: each range must arrive within the client's timeout.
 _RANGE_BYTES = 32 << 20
 _PART_BYTES = 8 << 20
-# S3 takes 10,000 parts of an upload.
+# S3 accepts at most 10,000 parts per upload.
 _MAX_PARTS = 9000
 _NO_SUCH_TAG = {"e_tag": f'"{"0" * 32}"', "version": "1"}
 
 
 class Bucket(Place):
-    """See `Place`. An object appears whole or not at all, and a killed upload leaves nothing to be seen."""
+    """See `Place`. An object appears complete or not at all, and a killed upload leaves nothing visible."""
 
     def __init__(self, location: str) -> None:
         super().__init__(location)
         self._store, self._base = split_bucket(location)
 
     def __reduce__(self) -> tuple[type[Bucket], tuple[str]]:
-        """Travel to other processes as a location: a connection cannot."""
+        """Pickle as the location, because a connection cannot be pickled."""
         return Bucket, (self.location,)
 
     def _key(self, name: str) -> str:
@@ -59,7 +59,7 @@ class Bucket(Place):
         return b"".join(parts), tag
 
     def _read_range(self, name: str, start: int, stop: int, tag: dict[str, str]) -> bytes:
-        """Read bytes of an object that must still be the one with the tag."""
+        """Read bytes of an object; fails if it no longer has this tag."""
         options: Any = {"range": (start, stop)}
         if "e_tag" in tag:
             options["if_match"] = tag["e_tag"]
@@ -100,7 +100,7 @@ class Bucket(Place):
 
         try:
             return retried(first, self.path(folder))
-        except FileNotFoundError:  # there is no such bucket
+        except FileNotFoundError:  # the bucket does not exist
             return False
 
     def children(self, folder: str = "", *, hidden: bool = False) -> list[Entry]:
@@ -116,7 +116,7 @@ class Bucket(Place):
             about["path"]: Entry(about["path"].rpartition("/")[2], about["size"], _stamp_of(about))
             for about in found["objects"]
         }
-        # Some tools mark a folder by an empty object of its name; the folder is what counts.
+        # Some tools mark a folder with an empty object of the same name; only the folder is listed.
         entries |= {path: Entry(path.rpartition("/")[2], 0, "", is_folder=True) for path in found["common_prefixes"]}
         entries.pop(prefix, None)
         visible = (entry for entry in entries.values() if hidden or not entry.name.startswith("."))
@@ -127,7 +127,7 @@ class Bucket(Place):
         prefix = self._key(folder)
         waiting: Any = None
         for about in self._list(folder):
-            # An empty object whose name is that of a folder marks it; the folder's files come next.
+            # An empty object with the name of a folder is a marker; the folder's files come next.
             is_mark = waiting and waiting["size"] == 0 and about["path"].startswith(waiting["path"] + "/")
             if waiting and not is_mark:
                 yield from _visible(waiting, prefix)
@@ -168,16 +168,16 @@ class Bucket(Place):
 
     def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """See `Place.put`."""
-        pass_step("aside", name)
+        report_step("aside", name)
         with translated(self.path(name)):
             obstore.put(self._store, self._key(name), data, chunk_size=_PART_BYTES, max_concurrency=4)
-        pass_step("published", name)
+        report_step("published", name)
 
     def put_new(self, name: str, data: bytes) -> bool:
         """See `Place.put_new`."""
-        pass_step("aside", name)
+        report_step("aside", name)
         is_new = self._put_if(name, data, "create")
-        pass_step("published", name)
+        report_step("published", name)
         return is_new
 
     def replace(self, name: str, data: bytes, found: Found | None) -> bool:
@@ -190,11 +190,11 @@ class Bucket(Place):
                 obstore.put(self._store, self._key(name), data, mode=mode)
             return True
         except OvertakenError:
-            # A put whose answer was lost is repeated by the client, and refused if the first one had succeeded.
+            # The client repeats a put whose response was lost, and the repeat is refused if the first put succeeded.
             there = self.find(name)
             return there is not None and there.data == data
         except RefusedError as error:
-            raise PlaceError(f"{error}: puts that depend on what is there are needed here") from error
+            raise PlaceError(f"{error}: this operation needs conditional puts") from error
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
@@ -203,12 +203,12 @@ class Bucket(Place):
             yield Path(folder) / name.rpartition("/")[2]
 
     def put_file(self, name: str, path: Path) -> None:
-        """See `Place.put_file`: a large file goes in parts, several at once."""
-        pass_step("aside", name)
+        """See `Place.put_file`: a large file is uploaded in parts, in parallel."""
+        report_step("aside", name)
         part_bytes = max(_PART_BYTES, path.stat().st_size // _MAX_PARTS + 1)
         with translated(self.path(name)), path.open("rb") as file:
             obstore.put(self._store, self._key(name), file, chunk_size=part_bytes, max_concurrency=4)
-        pass_step("published", name)
+        report_step("published", name)
 
     @contextlib.contextmanager
     def new_folder(self, name: str) -> Iterator[Path]:
@@ -230,23 +230,23 @@ class Bucket(Place):
 
     @contextlib.contextmanager
     def lock(self, *, wait: bool = False) -> Iterator[None]:
-        """See `Place.lock`: the prefix is marked, and its store shown to refuse what it must refuse."""
+        """See `Place.lock`: writes a marker, and checks that the store refuses conditional puts that must fail."""
         self.put(".lock", b"")
         modes: tuple[Any, ...] = ("create", _NO_SUCH_TAG)
         for mode in modes:
             if self._put_if(".lock", b"overwritten by a conditional put", mode):
                 raise PlaceError(
-                    f"{self}: its store ignores the conditions of puts, without which two writers could overwrite each "
-                    "other: write to a folder of this machine, or to a store that has them, and copy"
+                    f"{self}: its store ignores the conditions of puts, so two writers could overwrite each other: "
+                    "write to a folder of this machine, or to a store that supports conditional puts, and copy"
                 )
         yield
 
     def remove_leftovers(self, folder: str = "") -> None:
-        """See `Place.remove_leftovers`: in a bucket nothing is written aside."""
+        """See `Place.remove_leftovers`: a bucket has no temporary files."""
 
 
 class _Object(io.RawIOBase):
-    """An object's bytes, by ranges."""
+    """An object's bytes, read in ranges."""
 
     def __init__(self, read_range: Any, size: int) -> None:
         self._read_range = read_range

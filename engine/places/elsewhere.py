@@ -1,4 +1,4 @@
-"""Any other file system that fsspec knows, to read corpora from."""
+"""Any other file system that fsspec supports, for reading corpora."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _COPIED_BYTES = 1 << 20
 
 
 class Elsewhere(Place):
-    """See `Place`; it is only read.
+    """See `Place`; read-only.
 
     Raises
     ------
     PlaceError
-        If fsspec is not installed, or has no such file system.
+        If fsspec is not installed, or does not support the scheme.
     """
 
     def __init__(self, location: str) -> None:
@@ -38,7 +38,7 @@ class Elsewhere(Place):
         return retried(lambda: self._read(name, max_bytes), self.path(name))
 
     def _read(self, name: str, max_bytes: int | None) -> bytes:
-        # Of a web server's file the size may be unknown until it is read.
+        # A web server may not tell the size of a file before it is read.
         with self._files.open(self._at(name), "rb") as stream:
             size = getattr(stream, "size", None)
             refuse_more(size or 0, max_bytes)

@@ -1,4 +1,4 @@
-"""What goes wrong with reads and writes: which errors last, which pass, and the names that stores' errors get here."""
+"""Errors of reads and writes: which are permanent, which are retried, and how a store's errors become `OSError`."""
 
 from __future__ import annotations
 
@@ -20,68 +20,67 @@ T = TypeVar("T")
 
 
 class TooManyBytesError(OSError):
-    """A file is larger than the caller reads."""
+    """A file is larger than the caller accepts."""
 
 
 class NoFileError(OSError):
-    """What is at a name cannot be read as a file: a folder, a device, a pipe, a name that no store holds."""
+    """A name cannot be read as a file: it is a folder, a device or a pipe, or not a valid name."""
 
 
 class RefusedError(OSError):
-    """A store refused a request, and would do so again."""
+    """A store refused a request, and would refuse it again."""
 
 
 class OvertakenError(OSError):
-    """A conditional put or read was refused, for another process wrote the file meanwhile."""
+    """A conditional put or read was refused, because another process has written the file in the meantime."""
 
 
-# These hold for as long as the file is as it is.
-_LASTING_ERRORS = (
+# Retrying does not help as long as the file does not change.
+_PERMANENT_ERRORS = (
     FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, TooManyBytesError, NoFileError,
     RefusedError, OvertakenError, PlaceError,
 )  # fmt: skip
-_LASTING_NUMBERS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
+_PERMANENT_NUMBERS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
 
 _STATUS = re.compile(r"status code: (\d{3})")
-_MOMENTARY_STATUSES = {408, 425, 429}
+_TRANSIENT_STATUSES = {408, 425, 429}
 _XML = re.compile(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", re.DOTALL)
 _QUERY = re.compile(r"\?\S*")
 
 
 def retried(read: Callable[[], T], where: str) -> T:
-    """Return what `read` does; where it fails for a moment it is called again.
+    """Return the result of `read`, with retries after transient errors.
 
     Raises
     ------
     OSError
-        If the file is not there, is not one, or may not be read.
+        If it does not exist, is not a file, or may not be read.
     ReadFailedError
-        If it failed every time.
+        If every try failed.
     """
     for attempt in range(1, READ_TRIES + 1):
         try:
             return read()
         except OSError as error:
-            if _is_lasting(error):
+            if _is_permanent(error):
                 raise
             if attempt == READ_TRIES:
                 raise ReadFailedError(
-                    f"{where} cannot be read at this moment, after {READ_TRIES} tries: {error}"
+                    f"{where} cannot be read at the moment, after {READ_TRIES} tries: {error}"
                 ) from error
             time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
     raise AssertionError("the last try returns or raises")
 
 
-def _is_lasting(error: OSError) -> bool:
-    return isinstance(error, _LASTING_ERRORS) or error.errno in _LASTING_NUMBERS
+def _is_permanent(error: OSError) -> bool:
+    return isinstance(error, _PERMANENT_ERRORS) or error.errno in _PERMANENT_NUMBERS
 
 
 @contextlib.contextmanager
 def translated(where: str) -> Iterator[None]:
-    """Raise what a store's client raises as the `OSError` that callers of any place know.
+    """Convert the errors of a store's client into the `OSError` that every place raises.
 
-    The client's own message is cut to its first line: what follows are the client's internals, and addresses may hold
-    signatures.
+    The client's message is cut before its debug output, and URLs lose their query, which may contain a signature.
     """
     try:
         yield
@@ -102,7 +101,7 @@ def _as_os_error(error: Exception, where: str) -> OSError:
         return NoFileError(f"{where} has a name that no place can hold: {reason}")
     if isinstance(error, exceptions.NotSupportedError | NotImplementedError) or status == 501:
         return RefusedError(f"{where}: the store cannot do this: {reason}")
-    if status is not None and status < 500 and status not in _MOMENTARY_STATUSES:
+    if status is not None and status < 500 and status not in _TRANSIENT_STATUSES:
         return RefusedError(f"{where}: the store refused: {reason}")
     return OSError(f"{where}: {reason}")
 

@@ -1,6 +1,6 @@
-"""Local files that are either whole or not there: write aside, fsync, rename, fsync the folder.
+"""Local files that are either complete or absent: write to a temporary name, fsync, rename, fsync the folder.
 
-Tests of what survives a crash watch the steps of every write through `on_step`.
+Crash tests observe the steps of every write through `on_step`.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ _steps: list[Callable[[str, object], None]] = []
 
 
 def on_step(call: Callable[[str, object], None]) -> None:
-    """Have `call(step, name)` called when a file is about to be written aside (`aside`) and once it is `published`."""
+    """Register `call(step, name)`: "aside" before a write to a temporary name, "published" after the rename."""
     if call not in _steps:
         _steps.append(call)
 
 
-def pass_step(step: str, name: str) -> None:
-    """Tell whoever watches that a write has come to a step."""
+def report_step(step: str, name: str) -> None:
+    """Tell the registered observers that a write has reached a step."""
     for call in _steps:
         call(step, name)
 
 
 def sync_file(path: Path) -> None:
-    """Force a file's bytes to the disk."""
+    """Fsync a file."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Force a folder's entries to the disk, without which a rename may be forgotten."""
+    """Fsync a folder, without which a crash may undo a rename."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -52,7 +52,7 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those it lies in, where they are missing, and force their entries to the disk."""
+    """Make a folder and its missing parents, and fsync their entries."""
     if path.is_dir():
         return
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -62,15 +62,15 @@ def make_folder(path: Path) -> None:
 
 
 def aside_of(path: Path) -> Path:
-    """Return a name beside a file to write it under; no other process has it, in no container that shares the folder.
+    """Return a temporary path in the same folder, unique even among containers that share the folder.
 
-    Where the file goes when it is whole, the rename is one step. `remove_leftovers` removes what was not.
+    From there a rename to `path` is atomic. `remove_leftovers` removes the files of writers that did not get that far.
     """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes wrote aside in a folder, which nobody else writes to now."""
+    """Remove the temporary files of killed processes from a folder that nobody else is writing to."""
     for aside in folder.glob(".*.tmp"):
         _remove(aside)
 
@@ -83,16 +83,16 @@ def _remove(path: Path) -> None:
 
 
 def publish(aside: Path, path: Path, *, only_new: bool = False, durable: bool = True) -> bool:
-    """Let a file that was written aside appear at `path`, for good; return whether it did.
+    """Move a temporary file to `path`; return whether it was moved.
 
     Parameters
     ----------
     aside : Path
-        In a folder of the same file system.
+        In the same file system.
     path : Path
     only_new : bool
-        Leave a file that is there already; then this one stays aside. On a file system without hard links, of two
-        processes that publish at the same moment both may succeed: the lock must keep one of them away.
+        Do not replace an existing file; the temporary file then stays where it is. Without hard links in the file
+        system, two processes that publish at the same time may both succeed: the lock must keep one of them away.
     durable : bool
         Whether it must survive a crash of the machine.
     """
@@ -104,12 +104,12 @@ def publish(aside: Path, path: Path, *, only_new: bool = False, durable: bool = 
         return False
     if durable:
         sync_folder(path.parent)
-    pass_step("published", path.name)
+    report_step("published", path.name)
     return True
 
 
 def _link(aside: Path, path: Path) -> bool:
-    """Give a file the name `path`, too, unless it is taken; return whether it was free. A rename would replace."""
+    """Link a file to `path` unless that exists, which a rename would replace; return whether it was linked."""
     try:
         os.link(aside, path)
     except FileExistsError:
@@ -125,12 +125,12 @@ def _link(aside: Path, path: Path) -> bool:
 
 @contextlib.contextmanager
 def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a path to write a file at; when the context ends well, it replaces `path` in one step.
+    """Yield a temporary path for a file; if the context exits without an error, the file replaces `path` in one step.
 
     `durable` says whether it must survive a crash of the machine.
     """
     aside = aside_of(path)
-    pass_step("aside", path.name)
+    report_step("aside", path.name)
     try:
         yield aside
         publish(aside, path, durable=durable)
@@ -141,13 +141,13 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def write_atomically(path: Path, data: bytes, *, only_new: bool = False, durable: bool = True) -> bool:
     """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a mixture.
 
-    With `only_new` a file that is there stays; the return value says whether `data` was written. `durable` says whether
+    With `only_new` an existing file is kept; the return value says whether `data` was written. `durable` says whether
     it must survive a crash of the machine.
     """
     aside = aside_of(path)
     try:
         with aside.open("wb") as file:
-            pass_step("aside", path.name)
+            report_step("aside", path.name)
             file.write(data)
         return publish(aside, path, only_new=only_new, durable=durable)
     finally:
@@ -156,14 +156,14 @@ def write_atomically(path: Path, data: bytes, *, only_new: bool = False, durable
 
 @contextlib.contextmanager
 def folder_written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a path to make a folder at; when the context ends well, it takes the place of `path`, by two renames.
+    """Yield a temporary path for a folder; if the context exits without an error, two renames exchange it for `path`.
 
     `durable` says whether it must survive a crash of the machine.
 
     Raises
     ------
     OSError
-        If it cannot; the old folder is at its place again.
+        If the exchange fails; the old folder is restored.
     """
     aside = aside_of(path)
     try:
@@ -188,7 +188,7 @@ def _exchange(aside: Path, path: Path, *, durable: bool) -> None:
             replaced.rename(path)
         raise
     if durable:
-        # Before the old folder goes: until then the disk may hold it under its old name.
+        # Before the old folder is removed: until the fsync, a crash may bring back its old name.
         sync_folder(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
@@ -204,18 +204,18 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def writer_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold `folder` for one writer, making it if need be; the kernel lets go when the process ends, however it ends.
+    """Lock `folder`, made if missing, for one writer; the kernel releases the lock when the process ends in any way.
 
     Parameters
     ----------
     folder : Path
     wait : bool
-        Wait for another process that holds it.
+        Wait for another process to release it.
 
     Raises
     ------
     CollectionBusyError
-        If another process holds it, and this one does not wait.
+        If another process holds the lock and `wait` is False.
     """
     while True:
         make_folder(folder)

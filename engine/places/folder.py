@@ -1,4 +1,4 @@
-"""A folder of this machine, or one mounted in it."""
+"""A local or mounted folder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hashlight.engine.places.failures import retried
 from hashlight.engine.places.files import (
     aside_of,
     make_folder,
-    pass_step,
     publish,
     remove_leftovers,
+    report_step,
     sync_folder,
     write_atomically,
     writer_lock,
@@ -88,7 +88,7 @@ class Folder(Place):
         return sorted(found, key=lambda entry: entry.name)
 
     def walk(self, folder: str = "") -> Iterator[Entry]:
-        """See `Place.walk`: folder by folder, one folder's names in memory at a time."""
+        """See `Place.walk`: folder by folder, with the names of one folder in memory at a time."""
         root = self.location_of(folder)
         return _walk(root, "") if os.path.isdir(root) else iter(())
 
@@ -124,7 +124,7 @@ class Folder(Place):
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        """See `Place.scratch`: beside where the file goes, so that `put_file` renames it."""
+        """See `Place.scratch`: in the target folder, so that `put_file` only needs to rename it."""
         path = Path(self.location_of(name))
         make_folder(path.parent)
         aside = aside_of(path)
@@ -137,7 +137,7 @@ class Folder(Place):
         """See `Place.put_file`."""
         target = Path(self.location_of(name))
         make_folder(target.parent)
-        pass_step("aside", target.name)
+        report_step("aside", target.name)
         if path.parent == target.parent:
             publish(path, target)
             return
@@ -170,7 +170,7 @@ class Folder(Place):
 
     @contextlib.contextmanager
     def lock(self, *, wait: bool = False) -> Iterator[None]:
-        """See `Place.lock`; the kernel lets go when the process ends, however it ends."""
+        """See `Place.lock`; the kernel releases it when the process ends, however it ends."""
         with writer_lock(self.local, wait=wait):
             yield
 
@@ -182,7 +182,7 @@ class Folder(Place):
 def _file_entry(path: str, name: str) -> Entry:
     try:
         about = os.stat(path)
-    except OSError:  # a link to nowhere, or gone meanwhile: reading it will say why
+    except OSError:  # a broken link, or removed in the meantime: reading it will tell
         return Entry(name, 0, "unreadable")
     return Entry(name, about.st_size, f"{about.st_size}:{about.st_mtime_ns}")
 
@@ -199,7 +199,7 @@ def _walk(root: str, inner: str) -> Iterator[Entry]:
 def _sorted_names(folder: str) -> Iterator[tuple[str, bool]]:
     """Yield the visible names of a folder in order, and whether each is a folder.
 
-    Millions of names are kept as Arrow's bytes, a sixth of what as many Python strings take.
+    Names are kept in Arrow arrays: with millions of names, a sixth of the memory of Python strings.
     """
     names, folders = [], []
     with os.scandir(folder) as entries:

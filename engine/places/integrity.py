@@ -1,9 +1,8 @@
-"""Checksums: no stored file is trusted before its bytes were seen to be the ones that were written.
+"""Checksums: no stored file is trusted before its bytes have been verified.
 
-Hashing costs a pass over the bytes, and a shard must open in milliseconds whatever its size. So a file is hashed once
-on a machine, and a stamp in the user's cache folder remembers what the file system said of it then (device, inode,
-size, modification and change time; the last cannot be set by a program). As long as it says the same, the file was
-not written since.
+Hashing reads the whole file, but a shard must open in milliseconds whatever its size. So each machine hashes a file
+once and keeps a stamp of it in the user's cache folder: device, inode, size, modification time and change time, which
+programs cannot set. As long as the stamp matches, the file has not been written since.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Stamp = list[int]
 
 @dataclass(frozen=True, slots=True)
 class FileSpec:
-    """What a manifest says of one file: its size in bytes and its SHA-256 in hex."""
+    """A manifest's record of one file: its size in bytes and its SHA-256 in hex."""
 
     bytes: int
     sha256: str
@@ -42,7 +41,7 @@ def describe_files(folder: Path) -> dict[str, FileSpec]:
 
 
 def verify_files(folder: Path, files: dict[str, FileSpec], *, full: bool = False) -> None:
-    """Check that the files of a shard are the ones its manifest names.
+    """Check that the files of a shard match its manifest.
 
     Parameters
     ----------
@@ -81,7 +80,7 @@ def check_bytes(name: str, data: bytes | None, spec: FileSpec) -> None:
 
 
 def remember_verified(folder: Path, files: dict[str, FileSpec]) -> None:
-    """Stamp files that this process has just written and hashed."""
+    """Store stamps of files that this process has just written and hashed."""
     _write_stamps(folder, {name: _stamp_of(folder / name, spec) for name, spec in files.items()})
 
 

@@ -1,4 +1,4 @@
-"""From a location to its place."""
+"""Opening a place by its location."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def open_place(location: str | Path) -> Place:
     Parameters
     ----------
     location : str or Path
-        A path, `file://PATH`, or a URI as `engine.places.uris` describes. That of a file is a place, too, whose one
+        A path, `file://PATH`, or a URI as `engine.places.uris` describes. The location of a file is a place whose only
         name is the empty one.
 
     Raises
     ------
     PlaceError
-        If it is a URI of an unknown kind of store.
+        If the URI's scheme is unknown.
     """
     text = str(location).removeprefix("file://")
     if is_local(text):

@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file as it was read: its bytes, and the store's tag of this version."""
+    """A file's bytes and the store's tag for this version of it."""
 
     data: bytes
     tag: dict[str, str] = field(default_factory=dict)

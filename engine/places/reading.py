@@ -108,7 +108,7 @@ class RetryingFile(io.RawIOBase):
         return int(file.tell())
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read up to so many bytes, or all the rest."""
+        """Read up to `size` bytes, or all the rest."""
         data = retried(lambda: self._read(None if size is None or size < 0 else size), self._where)
         self._position += len(data)
         return data
@@ -131,7 +131,7 @@ class RetryingFile(io.RawIOBase):
         return self._file
 
     def readinto(self, buffer: Any) -> int:
-        """Read into a buffer; return how many bytes there were."""
+        """Read into a buffer; return the number of bytes read."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

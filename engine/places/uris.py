@@ -81,7 +81,7 @@ def split_bucket(location: str) -> tuple[Any, str]:
     Raises
     ------
     PlaceError
-        If the URI names no bucket, or its store cannot be set up.
+        If the URI does not name a bucket, or its client cannot be created.
     """
     base, options = split_options(location)
     scheme, _, rest = base.partition("://")

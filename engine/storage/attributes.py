@@ -31,8 +31,8 @@ def write_attributes(
 ) -> None:
     """Write the rows of `table` in the order of the shard's rows: row n of the file is row `order_N[n]`.
 
-    Pictures are compressed already; `compressed=False` stores them as they are, so that reading one does not
-    decompress a batch.
+    Pictures are already compressed; `compressed=False` stores them as they are, so that reading one does not
+    decompress a whole batch.
     """
     table = table.combine_chunks()
     options = _COMPRESSED if compressed else _PLAIN

@@ -77,7 +77,7 @@ def read_current(place: Place) -> Manifest:
     CollectionNotFoundError
         If there is no collection there.
     CorruptDataError
-        If CURRENT or the manifest is damaged, or of a format that this release cannot read.
+        If CURRENT or the manifest is damaged, or has a format that this release cannot read.
     """
     current = place.find("CURRENT")
     if current is None:
@@ -239,7 +239,7 @@ def parse_shard(shard: dict[str, Any]) -> ShardSpec:
     Raises
     ------
     ValueError, KeyError, TypeError
-        If it is anything else.
+        If it is not a valid description of a shard.
     """
     for name in (shard["name"], *shard["files"]):
         if Path(name).is_absolute() or ".." in Path(name).parts:

@@ -4,7 +4,7 @@
 
     codes.faiss        the codes, as a FAISS IndexBinaryFlat
     ids.npy            int64 per row
-    rows_by_id.npy     uint32: the rows in ascending order of their ids, so that an id is found by bisection
+    rows_by_id.npy     uint32: the rows in ascending order of their ids, for finding an id by binary search
     tables/            optional, the multi-index; a shard without it answers by scan
     attributes.arrow   optional, the user's attributes
     features.npy       optional, float16 (rows, F): fine features for re-ranking
@@ -46,7 +46,7 @@ from hashlight.engine.storage.manifest import ShardSpec
 
 _COPIED_ROWS = 65_536
 
-# Filters repeat (the next radius on the page, the next batch); a mask takes a byte a row.
+# Filters repeat (the next radius on the page, the next batch); a mask takes one byte per row.
 _masks = MaskCache(256 * 2**20)
 
 
@@ -93,7 +93,7 @@ def write_shard(
     return finish_shard(folder, len(order_N))
 
 
-# With little memory, write a shard in these steps, with one kind of data in memory at a time.
+# If memory is short, a shard can be written in these steps, with one kind of data in memory at a time.
 
 
 def order_rows(codes_NW: CodeArray, ids_N: IdArray) -> NDArray[np.int64]:
@@ -102,7 +102,7 @@ def order_rows(codes_NW: CodeArray, ids_N: IdArray) -> NDArray[np.int64]:
     Raises
     ------
     ValueError
-        If a shard cannot hold that many.
+        If there are too many rows for a shard.
     """
     if not 0 < len(codes_NW) <= MAX_ROWS:
         raise ValueError(f"a shard must have 1 to {MAX_ROWS} codes, got {len(codes_NW)}: use more shards")
@@ -118,14 +118,14 @@ def write_ids(folder: Path, ids_N: IdArray) -> None:
 def write_codes(
     folder: Path, codes_NW: CodeArray, *, bits: int, tables: bool = True, threads: int | None = None
 ) -> None:
-    """Write the codes of a shard, given in its order, and their tables, built by `threads` (None: one a core)."""
+    """Write the codes of a shard, given in its order, and tables built by `threads` threads (None: one per core)."""
     write_faiss_flat(folder / "codes.faiss", codes_NW)
     if tables:
         Tables.build(codes_NW, bits=bits, threads=threads or usable_cores()).save(folder / "tables")
 
 
 def write_features(folder: Path, features_NF: NDArray[np.float16], order_N: NDArray[np.integer[Any]]) -> None:
-    """Write fine features (N, F) of a shard, row n being `features_NF[order_N[n]]`."""
+    """Write the fine features (N, F) of a shard; row n is `features_NF[order_N[n]]`."""
     stored_NF = open_memmap(folder / "features.npy", mode="w+", dtype=np.float16, shape=features_NF.shape)
     for start in range(0, len(order_N), _COPIED_ROWS):
         stored_NF[start : start + _COPIED_ROWS] = features_NF[order_N[start : start + _COPIED_ROWS]]
@@ -133,12 +133,12 @@ def write_features(folder: Path, features_NF: NDArray[np.float16], order_N: NDAr
 
 
 def write_thumbnails(folder: Path, thumbnails: pa.ChunkedArray, order_N: NDArray[np.integer[Any]]) -> None:
-    """Write encoded pictures (binary, null where there is none), row n being `thumbnails[order_N[n]]`."""
+    """Write encoded pictures (binary, null if missing); row n is `thumbnails[order_N[n]]`."""
     write_attributes(folder / "thumbnails.arrow", pa.table({"thumbnail": thumbnails}), order_N, compressed=False)
 
 
 def finish_shard(folder: Path, rows: int) -> ShardSpec:
-    """Force a shard's files to the disk and describe them."""
+    """Fsync a shard's files and describe them."""
     files = describe_files(folder)
     for name in files:
         sync_file(folder / name)
@@ -149,7 +149,7 @@ def finish_shard(folder: Path, rows: int) -> ShardSpec:
 
 
 def read_ids(place: Place, spec: ShardSpec) -> IdArray:
-    """Read the ids (N,) of a shard wherever it lies, without anything else of it.
+    """Read only the ids (N,) of a shard, local or in a bucket.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def read_ids(place: Place, spec: ShardSpec) -> IdArray:
 
 
 def read_layout(place: Place, spec: ShardSpec) -> str:
-    """Describe what a shard stores beside codes, wherever it lies: attributes with their types, width of features."""
+    """Describe what a shard, local or in a bucket, stores besides codes: attributes with types, width of features."""
     parts = []
     if "attributes.arrow" in spec.files:
         with place.open(f"shards/{spec.name}/attributes.arrow") as file:
@@ -183,7 +183,7 @@ def read_layout(place: Place, spec: ShardSpec) -> str:
 class Shard:
     """An open shard. Several threads may search one shard at once.
 
-    Opening maps files and reads none, except for an index of FAISS's, which is filled with the codes.
+    Opening maps files without reading them, except that a FAISS index is filled with the codes.
 
     Parameters
     ----------
@@ -191,18 +191,18 @@ class Shard:
     spec : ShardSpec
     bits : int
     verify_all : bool
-        Hash every file again, also those that were verified on this machine and not written since.
+        Hash every file again, even those verified on this machine and not written since.
     index : {"auto", "multi", "scan", "faiss-flat", "faiss-multi-hash"}
-        Who answers; see `engine.collection.collection.Collection.open`.
+        The index that answers; see `engine.collection.collection.Collection.open`.
 
     Raises
     ------
     CorruptDataError
         If a file is missing or damaged.
     MissingDependencyError
-        If FAISS is to answer and is not installed.
+        If a FAISS index is chosen and FAISS is not installed.
     ValueError
-        If tables are to answer and the shard has none.
+        If `index` is "multi" and the shard has no tables.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class Shard:
         has_tables = any(name.startswith("tables/") for name in spec.files)
         if index == "multi" and not has_tables:
             raise ValueError(
-                f'shard {self.name} was built without tables, which `index` "multi" asks: open the collection with '
+                f'shard {self.name} was built without tables, which `index` "multi" needs: open the collection with '
                 '"auto" or "scan", or build it again with tables'
             )
         kind = faiss_kind(index)
@@ -256,17 +256,17 @@ class Shard:
         Raises
         ------
         FilterError
-            If the filter is no condition on the attributes.
+            If the filter is not a condition on these attributes.
         """
         return self.index.answer(queries_QW, query, mask=self.mask_of(query.filter), farthest_Q=farthest_Q)
 
     def mask_of(self, filter: str | None) -> RowMask | None:
-        """Return which rows satisfy `filter`, in the shard's order of rows; None without one.
+        """Return which rows satisfy `filter`, in the shard's row order; None without a filter.
 
         Raises
         ------
         FilterError
-            If the filter is no condition on the attributes.
+            If the filter is not a condition on these attributes.
         """
         if filter is None:
             return None

@@ -16,7 +16,7 @@ from hashlight.encoders.data.supervision.samplers import DrawsImages
 
 
 class LabelSupervision(DrawsImages):
-    """One label an image, or several: every pair is known, and images that share a label are similar.
+    """One or several labels per image: every pair is known, and images that share a label are similar.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class LabelSupervision(DrawsImages):
     def __init__(self, labels: NDArray[Any], num_images: int):
         super().__init__(num_images)
         class_NC = _multi_hot(labels, num_images) if labels.ndim == 2 else _one_hot(labels, num_images)
-        # A matrix with one label in every row says no more than a column of labels.
+        # A matrix with one label in every row is the same as a column of labels.
         self._kind = MULTI_LABELS if (class_NC.sum(axis=1) > 1).any() else LABELS
         self._class_NC = torch.from_numpy(class_NC)
 
@@ -53,7 +53,7 @@ class LabelSupervision(DrawsImages):
         return similar_BB, torch.ones_like(similar_BB)
 
     def affinity_within(self, index_B: torch.Tensor) -> torch.Tensor | None:
-        """Return labels in common over labels of either, for several labels an image."""
+        """Return the number of shared labels over the number in either, if images have several labels."""
         if self._kind == LABELS:
             return None
         class_BC = self.classes_of(index_B)
@@ -62,7 +62,7 @@ class LabelSupervision(DrawsImages):
         return shared_BB / (count_B[:, None] + count_B - shared_BB)
 
     def describe(self) -> str:
-        """Return "labels" and how many."""
+        """Return "labels" and their number."""
         several = ", several an image" if self._kind == MULTI_LABELS else ""
         return f"{self.num_classes} labels{several}"
 

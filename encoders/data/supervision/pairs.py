@@ -1,6 +1,6 @@
-"""A list of known pairs, all others being unknown.
+"""A list of known pairs; all other pairs are unknown.
 
-Shapes: P pairs, B images of a batch, Q pairs of these.
+Shapes: P pairs, B images of a batch, Q pairs among them.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class PairSupervision:
     Raises
     ------
     ValueError
-        If the list is empty, names images that are not there, pairs an image with itself, or contradicts itself.
+        If the list is empty, has positions out of range, pairs an image with itself, or contradicts itself.
     """
 
     def __init__(self, pairs: PairList, num_images: int):
         first_P, second_P, similar_P = _check_pairs(pairs, num_images)
         self._num_images = num_images
-        # A pair has one key whichever way round it was given.
+        # A pair has the same key in either order.
         key_P = np.minimum(first_P, second_P) * num_images + np.maximum(first_P, second_P)
         self._key_P, position_P, inverse_P = np.unique(key_P, return_index=True, return_inverse=True)
         self._similar_P = similar_P[position_P]
@@ -88,11 +88,11 @@ class PairSupervision:
         return self._sampler.batches(batch_size)
 
     def pairs_within(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Look every pair of the batch up in the list."""
+        """Look up every pair of the batch in the list."""
         index = index_B.numpy().astype(np.int64)
         order_B = np.argsort(index)
         first_Q, second_Q = order_B[np.stack(np.triu_indices(len(order_B), 1))]
-        # Each pair once and in ascending order: ten times as fast as at random, of which each search misses the caches.
+        # Each pair once, in ascending order: ten times as fast as at random, where each search misses the caches.
         key_Q = index[first_Q] * self._num_images + index[second_Q]
         place_Q = np.searchsorted(self._key_P, key_Q).clip(max=len(self._key_P) - 1)
         known_Q = self._key_P[place_Q] == key_Q
@@ -106,11 +106,11 @@ class PairSupervision:
         return None
 
     def restricted_to(self, index_M: torch.Tensor) -> Self:
-        """Refuse: of pairs drawn from a part of the images hardly one would be left."""
+        """Refuse: hardly any pair would have both images in a part of them."""
         raise ValueError("a pair list cannot be restricted to some of its images without losing most of its pairs")
 
     def describe(self) -> str:
-        """Return "pairs" and how many."""
+        """Return "pairs" and their number."""
         return f"{len(self._key_P)} pairs, {int(self._similar_P.sum())} similar"
 
     def digest(self) -> str:

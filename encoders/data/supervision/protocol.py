@@ -1,4 +1,4 @@
-"""What a training run asks of its supervision, whatever that is.
+"""The interface between a training run and its supervision.
 
 Shapes: C classes, B images of a batch.
 """
@@ -21,7 +21,7 @@ NOTHING = "nothing"
 
 
 class Supervision(Protocol):
-    """What a training run asks of its supervision."""
+    """What is known about the images: labels, pairs, views, or nothing."""
 
     @property
     def kind(self) -> str:
@@ -39,10 +39,10 @@ class Supervision(Protocol):
         """Return which classes each image has, (B, C) float32 of 0 and 1."""
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Return how many batches `batches` gives."""
+        """Return how many batches `batches` yields."""
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """Give the positions of the images of each batch of one epoch, in an order from torch's random numbers.
+        """Yield the positions of the images of each batch of one epoch, in an order from torch's random numbers.
 
         All random numbers of an epoch are drawn before its first batch.
         """
@@ -57,14 +57,14 @@ class Supervision(Protocol):
         """Return the same supervision with batches of these images only."""
 
     def describe(self) -> str:
-        """Return a word on it for the artifact."""
+        """Return a short description for the artifact."""
 
     def digest(self) -> str:
-        """Return a hash of all it knows, by which a checkpoint recognises it."""
+        """Return a hash of its contents, by which a checkpoint recognises it."""
 
 
 def digest_of(kind: str, *arrays: NDArray[Any]) -> str:
-    """Return a hash of a kind of supervision and the arrays that make it up."""
+    """Return a hash of a kind of supervision and its arrays."""
     hasher = hashlib.sha256(kind.encode())
     for array in arrays:
         hasher.update(f"{array.dtype}{array.shape}".encode())

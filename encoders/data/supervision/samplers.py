@@ -1,6 +1,6 @@
 """The order in which training sees images: batches of images, or of known pairs.
 
-All random numbers of an epoch are drawn from torch's before its first batch. Shapes: M images to draw from, P pairs.
+All random numbers of an epoch are drawn by torch before its first batch. Shapes: M images to draw from, P pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 class DrawsImages:
-    """Supervision that draws images, not pairs.
+    """Base of supervisions that draw images, not pairs.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class DrawsImages:
         return max(1, len(self._member_M) // batch_size)
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """Give shuffled full batches; the remainder sits out this epoch, as a small batch has few pairs."""
+        """Yield shuffled full batches; the remainder sits out this epoch, because a small batch has few pairs."""
         order_M = self._member_M[torch.randperm(len(self._member_M))]
         full = max(1, len(order_M) // batch_size)
         yield from torch.split(order_M, batch_size)[:full]
@@ -51,8 +51,8 @@ class DrawsImages:
 class PairSampler:
     """Draws the images of known pairs.
 
-    Drawing pairs, not images, is what makes known pairs meet in a batch at all. Where so many are known that as many
-    meet by chance, images are drawn: an epoch shows each paired image once, in full batches.
+    With images drawn at random, a batch would rarely contain a known pair, so pairs are drawn. If so many are known
+    that random images make as many pairs, images are drawn: an epoch shows each paired image once, in full batches.
 
     Parameters
     ----------
@@ -67,13 +67,13 @@ class PairSampler:
         self._paired_M = torch.from_numpy(np.unique([key_P // num_images, key_P % num_images]))
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Return the number of batches that show each pair once, or each image once where pairs are dense."""
+        """Return the number of batches that show each pair once, or each image once if pairs are dense."""
         if self._is_dense(batch_size):
             return max(1, len(self._paired_M) // batch_size)
         return -(-len(self._key_P) // (batch_size // 2))
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """Give the images of `batch_size` / 2 pairs at a time, each image once; every pair is shown once."""
+        """Yield the images of `batch_size` / 2 pairs at a time, each image once; every pair is shown once."""
         if self._is_dense(batch_size):
             order_M = self._paired_M[torch.randperm(len(self._paired_M))]
             yield from torch.split(order_M, batch_size)[: self.batches_per_epoch(batch_size)]

@@ -15,10 +15,10 @@ from hashlight.encoders.data.supervision.samplers import DrawsImages
 
 
 class ViewSupervision(DrawsImages):
-    """No knowledge but the images: two views of one image are similar, views of different images are not.
+    """No labels: two views of one image are similar, views of different images are not.
 
-    Each batch holds each of its images twice; augmentation makes the two views differ. What is learned is
-    copy detection: codes that stay where an image is cropped, mirrored or recoloured.
+    Each batch contains each of its images twice; augmentation makes the two views differ. The model learns copy
+    detection: codes that do not change when an image is cropped, mirrored or recoloured.
 
     Parameters
     ----------
@@ -40,16 +40,16 @@ class ViewSupervision(DrawsImages):
         raise ValueError("two views of an image have no labels")
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Return the number of full batches of half as many images."""
+        """Return the number of full batches of `batch_size` / 2 images."""
         return super().batches_per_epoch(batch_size // 2)
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """Give batches of `batch_size` / 2 images, each twice."""
+        """Yield batches of `batch_size` / 2 images, each twice."""
         for index_B in super().batches(batch_size // 2):
             yield torch.cat([index_B, index_B])
 
     def pairs_within(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return which pairs are of one image, and all True."""
+        """Return which pairs are views of the same image, and all True."""
         similar_BB = index_B[:, None] == index_B
         return similar_BB, torch.ones_like(similar_BB)
 
@@ -58,7 +58,7 @@ class ViewSupervision(DrawsImages):
         return None
 
     def describe(self) -> str:
-        """Return "views" and of how many images."""
+        """Return "two views" and the number of images."""
         return f"two views of each of {self.num_images} images"
 
     def digest(self) -> str:

@@ -114,7 +114,7 @@ def test_an_index_in_memory_answers_like_the_oracle(corpus, index):
 def test_tables_that_were_not_built_are_refused_and_all_else_answers(tmp_path):
     codes = np.arange(30, dtype=np.uint64)[:, None]
     Collection.create(tmp_path / "c", codes, bits=BITS, tables=False)
-    with pytest.raises(ValueError, match=r'was built without tables, which `index` "multi" asks: open .*"scan"'):
+    with pytest.raises(ValueError, match=r'was built without tables, which `index` "multi" needs: open .*"scan"'):
         Collection.open(tmp_path / "c", index="multi")
     for index in set(INDEX_CHOICES) - {"multi"}:
         assert Collection.open(tmp_path / "c", index=index).search(codes[7:8], 1).ids.tolist() == [[7]]

@@ -264,7 +264,7 @@ def test_a_bucket_whose_puts_are_not_conditional_is_refused(bucket, monkeypatch)
         return put(store, key, data, **options)
 
     monkeypatch.setattr(obstore, "put", unable)
-    with pytest.raises(PlaceError, match="puts that depend on what is there"), place.lock():
+    with pytest.raises(PlaceError, match="needs conditional puts"), place.lock():
         pass
 
 

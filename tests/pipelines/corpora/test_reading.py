@@ -87,7 +87,7 @@ def test_a_failure_of_the_moment_costs_no_image(tmp_path, failing, write):
     failing(2)
     assert list(read_images(entries)) == expected
     failing(100)
-    with pytest.raises(ReadFailedError, match=r"cannot be read at this moment, after 3 tries: .*the store is busy"):
+    with pytest.raises(ReadFailedError, match=r"cannot be read at the moment, after 3 tries: .*the store is busy"):
         list(read_images(entries))
 
 
