@@ -312,7 +312,7 @@ def test_bad_supervision_is_refused():
         train(IMAGES[:0], LABELS[:0])
     with pytest.raises(ValueError, match="`warmup_epochs` must be 0 or None when training on pairs, got 3"):
         train(IMAGES, pairs=pairs, config=TrainConfig(warmup_epochs=3))
-    with pytest.raises(ValueError, match="`compile` must be False where no network is trained, got True: itq"):
+    with pytest.raises(ValueError, match="`compile` must be False if no network is trained, got True: itq"):
         train(IMAGES, config=TrainConfig(method="itq", weights="imagenet", compile=True, bits=8))
 
 
