@@ -182,7 +182,7 @@ def _begin(job: JobFolder, writer: CollectionWriter, identity: dict[str, Any], *
     has removed are lost already.
     """
     live = {shard.name for shard in writer.previous.shards} if writer.previous else set()
-    left = _finished_shards(job) & set(writer.store.names("shards"))
+    left = _finished_shards(job) & set(writer.place.names("shards"))
     job.begin(identity, overwrite=overwrite or left <= live)
 
 
