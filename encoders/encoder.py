@@ -342,10 +342,15 @@ def _read(path: Path) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write to a temporary file and rename it, so that a reader never sees half a file."""
+    """Write to a temporary file and rename it: a reader never sees half a file, and a crash does not undo it."""
     aside = path.with_name(path.name + ".part")
     with aside.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import sys
 
 import numpy as np
@@ -182,6 +183,17 @@ def test_what_is_no_image_is_refused(encoder, tmp_path):
         encoder.encode([IMAGES[0].astype(float)])
     with pytest.raises(TypeError, match="got int"):
         encoder.encode([3])
+
+
+def test_a_saved_encoder_survives_a_crash_of_the_machine(encoder, tmp_path, monkeypatch):
+    calls, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (calls.append(os.path.basename(os.readlink(f"/proc/self/fd/{file}"))), sync(file))[1]
+    )
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths))[1])
+    encoder.save(tmp_path / "saved")
+    one_file = ["{}.part", "replace", "saved"]
+    assert calls == [call.format(name) for name in ("model.safetensors", "config.json") for call in one_file]
 
 
 def test_saved_and_loaded_it_is_the_same_encoder(encoder, folder):
