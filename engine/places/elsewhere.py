@@ -12,7 +12,7 @@ from hashlight.engine.errors import PlaceError
 from hashlight.engine.places.failures import retried
 from hashlight.engine.places.place import Entry, Found, Place
 from hashlight.engine.places.reading import RetryingFile, read_blocks, refuse_more
-from hashlight.engine.places.uris import scheme_of
+from hashlight.engine.places.uris import scheme_of, without_credentials
 
 _COPIED_BYTES = 1 << 20
 
@@ -143,18 +143,18 @@ class Elsewhere(Place):
 
 
 def _open_filesystem(location: str) -> tuple[Any, str]:
-    scheme = scheme_of(location)
+    scheme, where = scheme_of(location), without_credentials(location)
     try:
         core = importlib.import_module("fsspec.core")
     except ModuleNotFoundError as error:
         raise PlaceError(
-            f"{location}: no file system for {scheme}://: expected a path or a bucket (s3://, gs://, az://); others "
+            f"{where}: no file system for {scheme}://: expected a path or a bucket (s3://, gs://, az://); others "
             "are read through fsspec: `pip install fsspec`"
         ) from error
     try:
         filesystem, path = core.url_to_fs(location)
     except (ValueError, ImportError) as error:
-        raise PlaceError(f"{location}: no file system for {scheme}://: {error}") from error
+        raise PlaceError(f"{where}: no file system for {scheme}://: {error}") from error
     return filesystem, path
 
 

@@ -183,5 +183,8 @@ def scheme_of(location: str) -> str:
     """
     scheme = urlsplit(location).scheme if _SCHEME.match(location) else ""
     if not scheme:
-        raise PlaceError(f"{location} is not a URI: expected a path or SCHEME://PLACE/NAME, as in s3://bucket/photos")
+        raise PlaceError(
+            f"{without_credentials(location)} is not a URI: expected a path or SCHEME://PLACE/NAME, as in "
+            "s3://bucket/photos"
+        )
     return scheme.lower()

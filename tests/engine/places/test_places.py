@@ -337,9 +337,10 @@ def test_credentials_are_in_no_message(s3_server, bucket, monkeypatch):
         with pytest.raises(FileNotFoundError) as raised:
             call("none")
         messages.append(str(raised.value))
-    with pytest.raises(PlaceError) as refused:
-        open_place("s3://KEY:SECRET@/x")
-    messages.append(str(refused.value))
+    for location in ("s3://KEY:SECRET@/x", "nowhere://KEY:SECRET@host/x", "no_scheme://KEY:SECRET@host/x"):
+        with pytest.raises(PlaceError) as refused:
+            open_place(location)
+        messages.append(str(refused.value))
     assert not any("SECRET" in message or "KEY" in message for message in messages), messages
     assert uris.without_credentials("abfss://box@account.dfs.core.windows.net/a?anonymous=true") == (
         "abfss://box@account.dfs.core.windows.net/a"
