@@ -48,7 +48,7 @@ class ShardSet:
         """
 
         def ask(shards: Sequence[SearchableShard], threads: int | None, first: list[Result]) -> list[Result]:
-            asked = query if threads is query.threads else dataclasses.replace(query, threads=threads)
+            asked = query if threads == query.threads else dataclasses.replace(query, threads=threads)
             answers: list[Result] = []
             farthest_Q = _nearer(None, first[0]) if first else None
             for shard in shards:

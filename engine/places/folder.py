@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +23,7 @@ from hashlight.engine.places.files import (
     writer_lock,
 )
 from hashlight.engine.places.place import Entry, Found, Place
-from hashlight.engine.places.reading import RetryingFile, read_local
+from hashlight.engine.places.reading import RetryingFile, groups, read_local
 
 _LISTED_AT_ONCE = 20_000
 
@@ -204,7 +202,7 @@ def _sorted_names(folder: str) -> Iterator[tuple[str, bool]]:
     names, folders = [], []
     with os.scandir(folder) as entries:
         visible = (entry for entry in entries if not entry.name.startswith("."))
-        for part in _groups(visible):
+        for part in groups(visible, _LISTED_AT_ONCE):
             names.append(pa.array([os.fsencode(entry.name) for entry in part], pa.large_binary()))
             folders.append(pa.array([entry.is_dir(follow_symlinks=False) for entry in part], pa.bool_()))
     if not names:
@@ -214,9 +212,3 @@ def _sorted_names(folder: str) -> Iterator[tuple[str, bool]]:
     for start in range(0, len(order), _LISTED_AT_ONCE):
         part = table.take(order[start : start + _LISTED_AT_ONCE])
         yield from zip(map(os.fsdecode, part["name"].to_pylist()), part["folder"].to_pylist(), strict=True)
-
-
-def _groups(items: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while part := list(itertools.islice(iterator, _LISTED_AT_ONCE)):
-        yield part

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import os
 import stat
 from collections import deque
@@ -157,3 +158,10 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], at_once: int = STO
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Cut a stream into lists of `size`; the last may be shorter."""
+    iterator = iter(items)
+    while part := list(itertools.islice(iterator, size)):
+        yield part

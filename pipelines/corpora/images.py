@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.places.reading import map_ahead
+from hashlight.engine.places.reading import groups, map_ahead
 from hashlight.engine.places.uris import is_local, without_credentials
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
@@ -26,7 +26,6 @@ from hashlight.pipelines.corpora.listing import (
     File,
     FileStream,
     Listing,
-    groups,
     stamps_of,
 )
 from hashlight.pipelines.jobs.errors import PipelineError

@@ -6,11 +6,9 @@ and entries are made 20,000 at a time, so that memory does not grow with the cor
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import pyarrow as pa
 
@@ -23,8 +21,6 @@ SOURCE, ROW = "__source", "__row"
 IMAGES, SHARDS = "images", "shards"
 CHUNK_ENTRIES = 20_000
 BASE_SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), SOURCE: pa.string(), ROW: pa.int64()})
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +82,6 @@ def entry_of(uri: str) -> Entry | None:
 def stamps_of(files: list[File]) -> bytes:
     """Join the stamps of some files, for a chunk of one entry a file."""
     return "\0".join(file.stamp for file in files).encode()
-
-
-def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Cut a stream into lists of `size`; the last may be shorter."""
-    iterator = iter(items)
-    while part := list(itertools.islice(iterator, size)):
-        yield part
 
 
 def mentioned_in(uri: str, names: list[str]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.places.reading import RetryingFile
+from hashlight.engine.places.reading import RetryingFile, groups
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
@@ -18,7 +18,6 @@ from hashlight.pipelines.corpora.listing import (
     SOURCE,
     Chunk,
     Listing,
-    groups,
     mentioned_in,
 )
 

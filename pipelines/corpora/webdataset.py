@@ -21,6 +21,7 @@ import pyarrow as pa
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.failures import TooManyBytesError
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.reading import groups
 from hashlight.engine.places.uris import is_local, without_credentials
 from hashlight.pipelines.corpora import images
 from hashlight.pipelines.corpora.ids import hashed_ids
@@ -34,7 +35,6 @@ from hashlight.pipelines.corpora.listing import (
     File,
     FileStream,
     Listing,
-    groups,
     stamps_of,
 )
 
