@@ -74,7 +74,8 @@ def train_encoder(
     pairs : str or Path, optional
         CSV or Parquet with columns `a`, `b` (ids of the corpus, or URIs) and `similar` (0 or 1).
     overwrite : bool
-        Replace an encoder that is there, and begin anew what was interrupted.
+        Replace an encoder that is there, and begin anew what was interrupted. In a bucket its files are replaced one by
+        one: who loads it in between gets an `EncoderError`, never a mixture.
     workers : int, optional
         Train on Ray, by so many processes that share every batch (`pipelines.training.workers`); in this process if
         left out.
@@ -218,7 +219,10 @@ def _refuse_taken(output: Place, *, overwrite: bool) -> None:
     if entry is not None and not entry.is_folder:
         raise PipelineError(f"{output} is a file, expected a folder for the encoder: choose another --output")
     names = set(output.names(hidden=True))
-    if names and not (overwrite and names - {LOG_FILE} == {CONFIG_FILE, WEIGHTS_FILE}):
+    is_encoder = names - {LOG_FILE} == {CONFIG_FILE, WEIGHTS_FILE}
+    # In a bucket the files appear one by one, the configuration last: without it they are what a killed save left.
+    is_unfinished = output.local is None and names <= {LOG_FILE, WEIGHTS_FILE}
+    if not is_unfinished and names and not (overwrite and is_encoder):
         raise PipelineError(
             f"{output} is not empty (it has {', '.join(sorted(names)[:3])}): choose another --output, or replace an "
             "encoder that is there with --overwrite"

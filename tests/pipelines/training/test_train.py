@@ -16,6 +16,7 @@ import hashlight.encoders.training.checkpoints
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.methods import METHODS
 from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.engine.places.bucket import Bucket
 from hashlight.pipelines.cli.main import app
 from hashlight.pipelines.codes.encoder import load_encoder
 from hashlight.pipelines.corpora.fashion_mnist import as_corpus
@@ -216,9 +217,21 @@ def test_an_interrupted_training_into_a_bucket_goes_on_and_the_bucket_serves_it(
     with pytest.raises(KeyboardInterrupt):
         train_encoder(corpora["one"], bucket.uri("encoder"), config, progress=interrupt)
     assert not bucket.keys("encoder")
-    steps = []
-    train_encoder(corpora["one"], bucket.uri("encoder"), config, progress=lambda *state: steps.append(state[0]))
+    steps, put = [], Bucket.put
+
+    def put_some(place, name, data, **options):
+        if name == "config.json":
+            raise OSError("the network is gone")
+        put(place, name, data, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "put", put_some)
+        with pytest.raises(OSError, match="network"):
+            train_encoder(corpora["one"], bucket.uri("encoder"), config, progress=lambda *state: steps.append(state[0]))
     assert steps == [6, 7, 8]
+    assert bucket.keys("encoder") == ["encoder/model.safetensors", "encoder/training.jsonl"]
+    train_encoder(corpora["one"], bucket.uri("encoder"), config, progress=lambda *state: steps.append(state[0]))
+    assert steps == [6, 7, 8], "the last checkpoint was enough"
     assert load_encoder(bucket.uri("encoder")).fingerprint == whole.fingerprint
     assert not list((tmp_path / "cache" / "hashlight" / "training").iterdir())
     with pytest.raises(PipelineError, match="is not empty"):
