@@ -1,4 +1,8 @@
-"""Train an encoder on a corpus."""
+"""Train an encoder on a corpus.
+
+A local encoder is replaced in one step. One in a bucket is replaced file by file: a process that loads it in between
+gets an `EncoderError`, never a mixture.
+"""
 
 from __future__ import annotations
 
@@ -74,8 +78,7 @@ def train_encoder(
     pairs : str or Path, optional
         CSV or Parquet with columns `a`, `b` (ids of the corpus, or URIs) and `similar` (0 or 1).
     overwrite : bool
-        Replace an encoder that is there, and begin anew what was interrupted. In a bucket its files are replaced one by
-        one: who loads it in between gets an `EncoderError`, never a mixture.
+        Replace an encoder that is there, and begin anew what was interrupted.
     workers : int, optional
         Train on Ray, by so many processes that share every batch (`pipelines.training.workers`); in this process if
         left out.
