@@ -1,8 +1,8 @@
-"""Build a collection from a folder of codes: a Ray task a shard, then one commit.
+"""Build a collection from a folder of codes: one Ray task per shard, then one commit.
 
 The rows of the folder are cut into shards in their order. The ids of all shards are compared while they are built
-(`engine.ids.RepeatedIds`). Shards that are whole are kept beside the collection's own files until the commit, in
-`build/sidecars`, so that the same command resumes where it was interrupted.
+(`engine.ids.RepeatedIds`). Finished shards are recorded in `build/sidecars`, beside the collection's own files, until
+the commit, so that the same command resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from hashlight.pipelines.jobs.tasks import run_tasks
 # About a gigabyte of 64-bit codes with their tables, built in seconds.
 SHARD_ROWS = 20_000_000
 
-BUILD = JobKind(holds="unfinished build", remedy="run that build again to finish it, or delete {folder} to give it up")
+BUILD = JobKind(holds="unfinished build", remedy="run that build again to finish it, or delete {folder} to abandon it")
 
 Progress = Callable[[int, int], None]
 
@@ -106,10 +106,10 @@ def build_collection(
     codes : str or Path
         A folder that `encode_corpus` wrote, local or in a store.
     output : str or Path
-        The collection: a folder, or a place in a bucket. Until the last step it is what it was before.
+        The collection: a folder, or a prefix in a bucket. It does not change until the last step.
     shards, shard_rows, shard_bytes : int, optional
-        One of: the number of shards, the most rows of one, or about the most bytes of one. 20 million rows if all
-        are left out.
+        One of: the number of shards, the maximum rows per shard, or the approximate maximum bytes per shard. 20 million
+        rows if all are left out.
     tables : bool
         Build the multi-index of each shard.
     overwrite : bool
@@ -117,16 +117,16 @@ def build_collection(
     append : bool
         Add to the collection that is there, which must be of the same encoder and hold none of the ids.
     workers : int, optional
-        Shards built at once on this machine, one a core if left out. Each takes up to three times a shard's bytes.
+        Shards built at once on this machine, one per core if left out. Each takes up to three times a shard's bytes.
     progress : callable, optional
         Called with (shards written, shards in all).
 
     Raises
     ------
     PipelineError
-        If the codes are not whole.
+        If the codes are incomplete.
     ValueError
-        If an id stands twice, or is in the collection already.
+        If an id occurs twice, or is in the collection already.
     HashlightError
         If the collection cannot be written; see `engine.collection.writer.CollectionWriter`.
     """
@@ -206,7 +206,7 @@ def _plan(job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: 
 def _write_shards(
     job: JobFolder, tasks: list[ShardJob], writer: CollectionWriter, *, append: bool, progress: Progress
 ) -> None:
-    """Write the shards that are not whole yet, and compare the ids of all with each other and with the old ones."""
+    """Write the unfinished shards, and compare the ids of all shards with each other and with the old ones."""
     import ray
 
     old: tuple[ShardSpec, ...] = writer.previous.shards if append and writer.previous else ()
@@ -228,7 +228,7 @@ def _write_shards(
                 progress(len(specs), len(tasks))
             refuse_repeated(ids.find(), where=f"{writer.place} and the codes" if old else "the codes")
     except ValueError:
-        # These codes cannot become a collection, or not here: what was made of them is of no use.
+        # These codes cannot become a collection, or not this one: the shards made from them are useless.
         _discard(job, writer)
         raise
 
@@ -277,7 +277,7 @@ class _Codes:
 
 
 def _find_codes(codes: str | Path) -> _Codes:
-    # Not above: the tasks import this module, and have no use for torch, which takes more memory than a shard.
+    # Imported here: the tasks import this module but do not need torch, which takes more memory than a shard.
     from hashlight.pipelines.encoding.encode import read_summary
 
     summary = read_summary(codes)
@@ -289,8 +289,8 @@ def _find_codes(codes: str | Path) -> _Codes:
     reserved = RESERVED & set(attribute_columns(schema))
     if reserved:
         raise PipelineError(
-            f"{codes} has attributes named {sorted(reserved)}, which are columns of answers themselves: rename them in "
-            "the corpus and encode it again"
+            f"{codes} has attributes named {sorted(reserved)}, the names of columns of answers: rename them in the "
+            "corpus and encode it again"
         )
     return _Codes(codes, parts, rows, schema, summary.bits, summary.encoder)
 
@@ -314,18 +314,18 @@ def _schema_of(part: Part) -> pa.Schema:
 
 
 def _rows_within(budget: int | None, corpus: _Codes) -> int:
-    """Estimate how many rows a shard of `budget` bytes has; attributes take about what they take in the first part."""
+    """Estimate how many rows fit in a shard of `budget` bytes, with attributes as large as in the first part."""
     if budget is None:
         return SHARD_ROWS
     others = _other_bytes(corpus.parts[0])
     rows = max(1, budget // 32)
-    for _ in range(3):  # what a row takes of the tables depends on their number, and that on the rows
+    for _ in range(3):  # a row's share of the tables depends on their number, which depends on the rows
         rows = max(1, int(budget / (bytes_a_code(corpus.bits, rows) + others)))
     return rows
 
 
 def _other_bytes(part: Part) -> float:
-    """Return the bytes a row of whatever a part has beside ids and codes."""
+    """Return the bytes per row of the columns of a part other than ids and codes."""
     with open_place(part.path).open() as file:
         metadata = pq.read_metadata(file)
     columns = [

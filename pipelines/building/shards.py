@@ -1,4 +1,4 @@
-"""Writing one shard of a collection: the task that a build starts once a shard.
+"""Writing one shard of a collection: the task that a build starts for each shard.
 
 A task reads its rows from the parts that hold them, one kind of data after another, so that a process needs little more
 memory than its shard.
@@ -39,7 +39,7 @@ from hashlight.pipelines.codes.parts import (
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.folder import JobFolder
 
-# malloc.h; from this size on a block is a map of its own.
+# From malloc.h: blocks of this size or more are mapped separately.
 _M_MMAP_THRESHOLD = -3
 _LARGE_ARRAY_BYTES = 1 << 20
 
@@ -52,9 +52,9 @@ class ShardJob:
     ----------
     number : int
     folder : JobFolder
-        Where it says that it is whole.
+        Where its sidecar is published.
     output : str
-        Where the collection lies.
+        Path or URI of the collection.
     pieces : tuple of Piece
         Its rows, in their order.
     schema : pyarrow.Schema
@@ -75,10 +75,10 @@ class ShardJob:
 
 
 def build_shard(job: ShardJob) -> ShardSpec:
-    """Write one shard, and say that it is whole; return its description.
+    """Write one shard and publish its sidecar; return its description.
 
-    A task whose process died after that is started again by Ray, and one whose driver died may still be running beside
-    the task of the next driver: the first shard that is whole counts.
+    Ray restarts a task whose process died after that, and a task whose driver died may still be running beside that of
+    the next driver: the first sidecar counts.
     """
     if (said := job.folder.sidecar(job.number)) is not None:
         return parse_shard(said["shard"])
@@ -109,7 +109,7 @@ def _write_shard(job: ShardJob, folder: Path) -> ShardSpec:
 
 
 def _write_rows(job: ShardJob, folder: Path) -> np.ndarray:
-    """Write ids, codes and tables, and let go of each before the next; return the order of the rows."""
+    """Write ids, codes and tables, and free each before the next; return the order of the rows."""
     _return_freed_memory()
     codes_NW, ids_N = _read_rows(job)
     pa.default_memory_pool().release_unused()
@@ -151,7 +151,7 @@ def _read_columns(job: ShardJob, names: list[str]) -> pa.Table:
 def _return_freed_memory() -> None:
     """Have the C library return arrays to the system when they are freed.
 
-    glibc keeps freed blocks of up to 32 MB for later, which here, where each array is used once, came to half a shard.
+    glibc keeps freed blocks of up to 32 MB for later; here, where each array is used once, they came to half a shard.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -25,11 +25,11 @@ from rich.table import Column, Table
 # Paths and attributes are shown as they are: markup would take `[...]` in them for styles.
 out = Console(markup=False, emoji=False, highlight=False)
 if not out.is_terminal:
-    # A program that reads the output wants one line a row.
+    # A program that reads the output wants one line per row.
     out.width = 10_000
 err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
-_SECONDS_A_LINE = 10
+_SECONDS_PER_LINE = 10
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 def encoding_bar() -> Iterator[Callable[[Any], None]]:
     """Show how far an encode job is; yields a function of `pipelines.encoding.encode.EncodeProgress`.
 
-    Where the standard error is no terminal, it is a line of JSON every ten seconds, and one at the end.
+    Where the standard error is not a terminal, it writes a line of JSON every ten seconds, and one at the end.
     """
     if not err.is_terminal:
         with _json_lines() as report:
@@ -68,22 +68,22 @@ def _json_lines() -> Iterator[Callable[[Any], None]]:
     latest: list[Any] = []
     ended = threading.Event()
 
-    def tell() -> None:
+    def write_line() -> None:
         if latest:
             typer.echo(json.dumps(_plain(latest[0])), err=True)
 
-    def tell_now_and_then() -> None:
-        while not ended.wait(_SECONDS_A_LINE):
-            tell()
+    def write_lines() -> None:
+        while not ended.wait(_SECONDS_PER_LINE):
+            write_line()
 
-    thread = threading.Thread(target=tell_now_and_then, name="progress", daemon=True)
+    thread = threading.Thread(target=write_lines, name="progress", daemon=True)
     thread.start()
     try:
         yield lambda state: latest.__setitem__(slice(None), [state])
     finally:
         ended.set()
         thread.join()
-        tell()
+        write_line()
 
 
 def _plain(state: Any) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _plain(state: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def training_bar() -> Iterator[Callable[[int, int, Any], None]]:
-    """Show a bar a phase of training; yields a function of (step, steps, `encoders.training.train.Progress`)."""
+    """Show a bar for each phase of training; yields a function of (step, steps, `encoders.training.train.Progress`)."""
     if not err.is_terminal:
         lines: dict[str, Callable[[int, int], None]] = {}
         yield lambda step, steps, state: lines.setdefault(state.phase, _plain_lines(state.phase))(step, steps)
@@ -127,12 +127,12 @@ def _bar() -> Progress:
 
 def _plain_lines(title: str) -> Callable[[int, int], None]:
     """Return a function of (done, total) that writes a line when it is done, and every ten seconds until then."""
-    due = [time.monotonic() + _SECONDS_A_LINE]
+    due = [time.monotonic() + _SECONDS_PER_LINE]
 
     def report(done: int, total: int) -> None:
         if done == total or time.monotonic() >= due[0]:
             err.print(f"{title}: {done:,} of {total:,}")
-            due[0] = time.monotonic() + _SECONDS_A_LINE
+            due[0] = time.monotonic() + _SECONDS_PER_LINE
 
     return report
 

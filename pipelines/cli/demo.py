@@ -95,7 +95,7 @@ def _draw_answers(folder: Path, queries: pa.Table) -> None:
     _, rows = np.unique(queries["label"].to_numpy(), return_index=True)
     chosen = queries.take(rows[:GRID_QUERIES])
     (folder / "query.png").write_bytes(chosen["image"][0].as_py())
-    codes = codes_column(_coded(folder / "codes" / "queries", chosen["id"].to_pylist()))
+    codes = codes_column(_codes_of(folder / "codes" / "queries", chosen["id"].to_pylist()))
     result = collection.search(codes, GRID_ANSWERS)
     grid = []
     for query, ids, distances in zip(chosen.to_pylist(), result.ids, result.distances, strict=True):
@@ -108,7 +108,7 @@ def _draw_answers(folder: Path, queries: pa.Table) -> None:
     save_grid(grid, folder / "answers.png")
 
 
-def _coded(codes: Path, ids: list[int]) -> pa.ChunkedArray:
+def _codes_of(codes: Path, ids: list[int]) -> pa.ChunkedArray:
     """Take the codes of `ids`, in that order, from a folder of codes."""
     table = pa.concat_tables(list(read_parts(codes)))
     row_of = {id_: row for row, id_ in enumerate(table["id"].to_pylist())}

@@ -31,7 +31,7 @@ def report_errors(command: Callable[_P, None]) -> Callable[_P, None]:
         except (typer.Exit, typer.BadParameter):
             raise
         except KeyboardInterrupt:
-            err.print("interrupted: what is finished is kept; the same command goes on or starts again")
+            err.print("interrupted: what is finished is kept; the same command resumes or starts again")
             raise typer.Exit(130) from None
         except Exception as error:
             if _shows_tracebacks.get():
@@ -55,7 +55,7 @@ def _print_error(error: Exception) -> None:
     what = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
     err.print(Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
     if not expected:
-        err.print("this is a fault of hashlight; `hashlight --debug ...` shows where", soft_wrap=True)
+        err.print("this is a bug in hashlight; `hashlight --debug ...` shows where", soft_wrap=True)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

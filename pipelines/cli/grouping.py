@@ -1,7 +1,7 @@
 """Options in groups: a parameter of a verb that is a dataclass stands for the fields of that dataclass.
 
-Typer builds a command line from a signature, an option for each parameter. Here a verb with many options takes them in
-a few frozen dataclasses, whose fields are annotated as a parameter would be, and passes each on as a whole:
+Typer builds a command line from a signature, with an option for each parameter. Here a verb with many options takes
+them in a few frozen dataclasses, whose fields are annotated as parameters would be, and passes each on as a whole:
 
     @dataclass(frozen=True, kw_only=True)
     class Cluster:

@@ -1,4 +1,4 @@
-"""Options and arguments that several verbs take, with the same words wherever they stand."""
+"""Options and arguments that several verbs take, with the same help everywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CORPUS_HELP = (
 
 
 def refuse_missing(place: str | None) -> str | None:
-    """Refuse a local path where nothing is; whether a store has something there is found out when it is read."""
+    """Refuse a local path that does not exist; whether something is in a store is found out when it is read."""
     if place is not None and "://" not in place and not Path(place).exists():
         raise typer.BadParameter(f"{place} does not exist")
     return place
@@ -33,9 +33,9 @@ OtherEncoderOption = Annotated[
 ]
 IndexOption = Annotated[
     IndexChoice,
-    typer.Option("--index", help="Who answers: a plan a query, tables alone, a scan, or FAISS. Answers are the same."),
+    typer.Option("--index", help="Index to use: the best for each query, tables, scan or FAISS. Answers are the same."),
 ]
 BitsOption = Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")]
-UnitImagesOption = Annotated[int, typer.Option(min=1, help="Images of a unit of work.")]
+UnitImagesOption = Annotated[int, typer.Option(min=1, help="Images per unit of work.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -1,4 +1,4 @@
-"""The encoder of codes, wherever its folder is."""
+"""Loading and saving an encoder in a local folder or a bucket."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_encoder(location: str | Path) -> HashEncoder:
 
 
 def save_encoder(encoder: HashEncoder, place: Place, folder: str = "") -> None:
-    """Save an encoder into a folder of a place; its configuration, without which it is none, is written last."""
+    """Save an encoder into a folder of a place; its configuration, which marks it as complete, is written last."""
     with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as scratch:
         encoder.save(scratch)
         for name in (WEIGHTS_FILE, CONFIG_FILE):

@@ -1,4 +1,4 @@
-"""The files of a folder of codes: which rows stand where, and their columns as arrays."""
+"""The files of a folder of codes: which rows each file holds, and their columns as arrays."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Piece:
 
 
 def list_parts(codes: str | Path) -> list[Part]:
-    """List the files of a folder of codes, local or in a store, in order, with what their sidecars say of them."""
+    """List the files of a folder of codes, local or in a store, in order, as their sidecars describe them."""
     folder = open_place(codes)
-    # By number: their names have five digits, or more.
+    # By number: names have five digits or more.
     names = sorted(folder.names("sidecars"), key=lambda name: int(name.partition(".")[0]))
     said = [json.loads(sidecar) for sidecar in folder.read_many(f"sidecars/{name}" for name in names)]
     return [

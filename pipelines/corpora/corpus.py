@@ -1,8 +1,8 @@
-"""Corpora: where images and what is known of them come from.
+"""Corpora: where images, and what is known about them, come from.
 
 A corpus is a folder of images (its sub-folders the classes), Parquet files with images (a column `image`) or with URIs
-of images (a column `uri`), WebDataset tar shards, IDX files, a folder of any one of these, or a text file with a URI a
-line; on this machine or in a store (`s3://...`). Listed, it is a table with one entry an image:
+of images (a column `uri`), WebDataset tar shards, IDX files, a folder of any one of these, or a text file with one URI
+per line; on this machine or in a store (`s3://...`). Listed, it is a table with one entry per image:
 
 ===========  ======  =================================================================================================
 id           int64   the corpus's own `id` column, or 63 bits of a hash of where the image is within the corpus
@@ -34,7 +34,7 @@ from hashlight.pipelines.jobs.errors import PipelineError
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of corpus: whether a file (by its name in lower case) is of it, and how its files are listed."""
+    """A kind of corpus: which files belong to it (by their names in lower case), and how they are listed."""
 
     name: str
     holds: Callable[[str], bool]
@@ -54,7 +54,7 @@ def open_listing(corpus: str | Path) -> Listing:
     Raises
     ------
     PipelineError
-        If there is nothing, no image in it, or what is there cannot be read.
+        If nothing is there, it has no images, or it cannot be read.
     """
     root = normalise(corpus)
     found = entry_of(root)
@@ -98,7 +98,7 @@ def _first_of_a_kind(root: str) -> tuple[_Kind, File]:
 
 
 def _files_of(kind: _Kind, root: str, first: File) -> Iterator[File]:
-    """Walk the files of one kind; PipelineError at one of another, but for what may lie beside IDX files."""
+    """Walk the files of one kind; PipelineError if there is one of another, except what may lie beside IDX files."""
     for file in walk(root):
         found = _kind_of(file.name)
         if found is kind or (kind is _IMAGE and images.is_unsupported(file.name.lower())):
@@ -106,7 +106,7 @@ def _files_of(kind: _Kind, root: str, first: File) -> Iterator[File]:
         elif found and _IDX not in (kind, found):
             raise PipelineError(
                 f"{without_credentials(root)} has {kind.name} files ({first.name}) and {found.name} files "
-                f"({file.name}): name one kind"
+                f"({file.name}): expected one kind, move the others elsewhere"
             )
 
 
@@ -121,12 +121,12 @@ def list_corpus(path: str | Path) -> pa.Table:
     Returns
     -------
     pyarrow.Table
-        One entry an image, as in the module's docstring, in the order of the names (of the rows, in a file of rows).
+        One entry per image, as in the module's docstring, in the order of the names (of the rows, in a file of rows).
 
     Raises
     ------
     PipelineError
-        If there is nothing at `path`, no image in it, or one id occurs twice.
+        If nothing is at `path`, it has no images, or an id occurs twice.
     """
     listing = open_listing(path)
     tables = [chunk.entries for chunk in listing.chunks()]
@@ -155,7 +155,7 @@ def read_images(entries: pa.Table) -> Iterator[bytes | OSError]:
     Raises
     ------
     ReadFailedError
-        If a read failed at every try for a reason that may pass: nothing is known of the images.
+        If a read failed at every try for a reason that may pass; nothing is then known about the images.
     """
     rows = zip(entries[SOURCE].to_pylist(), entries[ROW].to_pylist(), strict=True)
     for is_row, run in itertools.groupby(rows, key=lambda pair: pair[1] >= 0):

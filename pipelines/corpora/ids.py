@@ -21,7 +21,7 @@ def hashed_ids(names: Iterable[str]) -> IdArray:
 
 
 def refuse_repeated_ids(ids: RepeatedIds, tables: Callable[[], Iterator[pa.Table]], corpus: str) -> None:
-    """Raise PipelineError, naming two images of one id, if an id was added more than once.
+    """Raise PipelineError, naming two images with the same id, if an id was added more than once.
 
     Parameters
     ----------
@@ -40,6 +40,6 @@ def refuse_repeated_ids(ids: RepeatedIds, tables: Callable[[], Iterator[pa.Table
         if len(uris) >= 2:
             break
     raise PipelineError(
-        f"{len(repeated)} ids stand more than once in the corpus, for example {example} for {' and '.join(uris[:2])}: "
-        f"list each image of {corpus} once, and give each its own `id` (Parquet) if two names have one hash"
+        f"{len(repeated)} ids occur more than once in the corpus, for example {example} for {' and '.join(uris[:2])}: "
+        f"list each image of {corpus} once, and give each its own `id` (Parquet) if two names have the same hash"
     )

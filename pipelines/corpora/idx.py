@@ -56,8 +56,8 @@ def list_files(root: str, found: FileStream) -> Listing:
     images = [file for file in files if len(_read_header(file.uri)) in (3, 4)]
     if not images:
         raise PipelineError(
-            f"{without_credentials(root)} has no images: its IDX files have "
-            f"{[_read_header(f.uri) for f in files]} values"
+            f"{without_credentials(root)} has no images: expected IDX files of 3 or 4 dimensions, got shapes "
+            f"{[_read_header(f.uri) for f in files]}"
         )
     labels = {file.name: _labels_of(file, by_name) for file in images}
     schema = BASE_SCHEMA.append(pa.field("label", pa.int64())) if any(labels.values()) else BASE_SCHEMA
@@ -112,7 +112,7 @@ def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
 
 
 def as_png(pixels: np.ndarray) -> bytes:
-    """Wrap the pixels of a row (H, W) or (H, W, 3) as an uncompressed PNG, which passes as the file of an image."""
+    """Wrap the pixels of a row (H, W) or (H, W, 3) as an uncompressed PNG, to be read like any image file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
     return buffer.getvalue()

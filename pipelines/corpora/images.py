@@ -1,4 +1,4 @@
-"""Images, one a file, as a corpus: a folder of them, whose sub-folders are labels. Also reads images by URI."""
+"""Image files as a corpus: a folder of them, whose sub-folders are labels. Also reads images by URI."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from hashlight.pipelines.corpora.listing import (
 from hashlight.pipelines.jobs.errors import PipelineError
 
 SUFFIXES = {".apng", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-# These cannot be decoded, but in a folder of images they are images: listed, they become rejects that say why.
+# These cannot be decoded, but in a folder of images they are images: they are listed and become rejects that say why.
 _UNSUPPORTED_SUFFIXES = {".avif", ".heic", ".heif", ".j2k", ".jp2", ".jxl"}
-# Larger than the file of any photograph, and small enough for a decoding process.
+# Larger than any photograph's file, and small enough for a decoding process.
 MAX_ENCODED_BYTES = 64 << 20
 
 _REMOTE_READS = 32
@@ -103,7 +103,7 @@ def read_file(source: str) -> bytes | OSError:
         raise
     except OSError as error:
         return error
-    except ValueError as error:  # not the name of a file, or of no known store
+    except ValueError as error:  # not a file name, or the URI of an unknown kind of store
         return OSError(str(error))
 
 

@@ -1,4 +1,4 @@
-"""Labels of a listed corpus: one of each image, or several."""
+"""Labels of a listed corpus: one per image, or several."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def has_labels(entries: pa.Table) -> bool:
 
 
 def labels_of(entries: pa.Table) -> tuple[np.ndarray, list[str]]:
-    """Return what labels the entries have, and the labels' names.
+    """Return the labels of the entries, and the labels' names.
 
-    A column `label` of plain values gives a label's number for each entry, (N,) int64. One of lists, of several labels
-    an image, gives (N, C) bool with a column a name.
+    A column `label` of plain values gives each entry the number of its label, (N,) int64. A column of lists, with
+    several labels per image, gives (N, C) bool with one column per name.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def labels_of(entries: pa.Table) -> tuple[np.ndarray, list[str]]:
     if not has_labels(entries):
         raise PipelineError(
             "the corpus has no labels: expected sub-folders named after classes, or a Parquet column `label`; "
-            f"got beside the images {attribute_names(entries)}"
+            f"got {attribute_names(entries)} beside the images"
         )
     column = entries["label"]
     lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)

@@ -52,7 +52,7 @@ class Listing:
     corpus : str
         Its path or URI, without credentials.
     kind : str
-        `IMAGES`: an entry is an image. `SHARDS`: an entry is a tar file, whose images are known when it is read.
+        `IMAGES`: an entry is an image. `SHARDS`: an entry is a tar file, whose images are known only once it is read.
     schema : pyarrow.Schema
         Of the entries; for shards, of the entries that reading one gives.
     chunks : callable
@@ -71,7 +71,7 @@ def entry_of(uri: str) -> Entry | None:
     Raises
     ------
     PipelineError
-        If the store does not say.
+        If it cannot be listed.
     """
     try:
         return open_place(uri).entry()
@@ -80,15 +80,15 @@ def entry_of(uri: str) -> Entry | None:
 
 
 def stamps_of(files: list[File]) -> bytes:
-    """Join the stamps of some files, for a chunk of one entry a file."""
+    """Join the stamps of some files, for a chunk with one entry per file."""
     return "\0".join(file.stamp for file in files).encode()
 
 
 def mentioned_in(uri: str, names: list[str]) -> tuple[list[str], list[str]]:
-    """Return where the names that a file mentions are: what they are called, and what opens them.
+    """Resolve the names that a file mentions: return the URIs to show, and those to open.
 
-    A relative name is relative to the file's folder. The file's options and credentials open others of the same
-    kind of store, too.
+    A relative name is relative to the file's folder. The options and credentials of the file's own URI are used for
+    the URIs that it mentions, too.
     """
     base, options = split_options(uri)
     folder = base.rpartition("/")[0]

@@ -43,7 +43,7 @@ def list_files(root: str, found: FileStream) -> Listing:
     Raises
     ------
     PipelineError
-        If a file is no corpus, or the files disagree on their columns.
+        If a file is not a corpus, or the files disagree on their columns.
     """
     files = list(found())
     schemas = [_entry_schema(file) for file in files]
@@ -127,7 +127,7 @@ def _entries_of(table: pa.Table | None, count: int, first: int, file: File, *, b
     if by_uri:
         given = columns["uri"].to_pylist()
         if None in given:
-            raise PipelineError(f"{base}: `uri` must be there in every row, row {first + given.index(None)} has none")
+            raise PipelineError(f"{base}: every row must have a `uri`, row {first + given.index(None)} has none")
         made = hashed_ids(given)
         uris, sources = mentioned_in(file.uri, given)
         rows = np.full(count, -1, np.int64)
@@ -157,11 +157,11 @@ def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def _given_ids(column: pa.ChunkedArray, file: str) -> pa.ChunkedArray:
     if not pa.types.is_integer(column.type):
         raise PipelineError(f"{file}: `id` must be whole numbers, got {column.type}: leave it out to have ids made")
-    least, most = pc.min_max(column).as_py().values()
-    if column.null_count or (least is not None and (least < 0 or most > _MAX_ID)):
+    lowest, highest = pc.min_max(column).as_py().values()
+    if column.null_count or (lowest is not None and (lowest < 0 or highest > _MAX_ID)):
         raise PipelineError(
-            f"{file}: `id` must be 0 to {_MAX_ID} in every row, got {column.null_count} nulls, a least of {least} and "
-            f"a most of {most}"
+            f"{file}: `id` must be 0 to {_MAX_ID} in every row, got {column.null_count} nulls, a minimum of {lowest} "
+            f"and a maximum of {highest}"
         )
     return column.cast(pa.int64())
 

@@ -1,8 +1,8 @@
-"""WebDataset shards as corpora: tar files in which the files of one name, up to its first dot, are one sample.
+"""WebDataset shards as corpora: tar files in which files whose names agree up to the first dot are one sample.
 
-A sample is an image (`0001.jpg`) and what is known of it: `0001.cls` (its label), `0001.txt`, `0001.json`, each kept as
-the attribute `label`, `txt` or `json`, a string. A shard is read from its start to its end, once. Which attributes a
-corpus has is taken from its first thousand samples.
+A sample is an image (`0001.jpg`) and what is known about it: `0001.cls` (its label), `0001.txt`, `0001.json`, each kept
+as the attribute `label`, `txt` or `json`, a string. A shard is read once, from start to end. Which attributes a corpus
+has is taken from its first thousand samples.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from hashlight.pipelines.corpora.listing import (
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _ATTRIBUTE_OF = {"cls": "label", "txt": "txt", "json": "json"}
 ATTRIBUTES = tuple(_ATTRIBUTE_OF.values())
-# Of the text of a sample; images have a limit of their own.
+# Limit on the text of a sample; images have a limit of their own.
 _MAX_TEXT_BYTES = 1_000_000
-# To find out which attributes a corpus has.
+# Samples read to find out which attributes a corpus has.
 _LOOKED_AT = 1000
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\0\0")
 # From a store, one request brings this much.
@@ -147,7 +147,7 @@ def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
 
 
 def read_image(source: str, name: str) -> bytes | OSError:
-    """Read the image of one name from a shard."""
+    """Read the image with this name from a shard."""
     found = next((sample.data for sample in read_shard(source) if sample.name == name), None)
     return OSError(f"{without_credentials(source)} has no image {name}") if found is None else found
 
@@ -155,8 +155,8 @@ def read_image(source: str, name: str) -> bytes | OSError:
 def read_shard(uri: str, *, max_image_bytes: int = images.MAX_ENCODED_BYTES) -> Iterator[Sample]:
     """Read the samples of a shard in order, one in memory at a time.
 
-    A shard that is damaged, or that may not be read, gives the samples before the damage, and then one whose `data`
-    says what is wrong.
+    A shard that is damaged or cannot be read gives the samples before the damage, and then one whose `data` says what
+    is wrong.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def read_shard(uri: str, *, max_image_bytes: int = images.MAX_ENCODED_BYTES) -> 
     except ReadFailedError:
         raise
     except (tarfile.TarError, EOFError, OSError) as error:
-        # The sample that was being read is not known to be whole.
+        # The sample that was being read may be incomplete.
         yield Sample("", "", OSError(f"the shard cannot be read from here on: {error}"))
         return
     if sample is not None:
@@ -188,7 +188,7 @@ def read_shard(uri: str, *, max_image_bytes: int = images.MAX_ENCODED_BYTES) -> 
 def _add(sample: Sample, shard: tarfile.TarFile, member: tarfile.TarInfo, extension: str, max_bytes: int) -> None:
     if f".{extension.rpartition('.')[2]}" in images.SUFFIXES:
         if sample.name != sample.key:
-            return  # Of several images of a sample the first counts.
+            return  # Only the first image of a sample counts.
         sample.name = member.name
         sample.data = (
             TooManyBytesError(f"too many bytes: above {max_bytes:,}")
@@ -201,7 +201,7 @@ def _add(sample: Sample, shard: tarfile.TarFile, member: tarfile.TarInfo, extens
 
 def _read(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if member.sparse is None and isinstance(shard.fileobj, io.BufferedReader):
-        # Many times as quick as a file object a member.
+        # Many times faster than a file object per member.
         shard.fileobj.seek(member.offset_data)
         data = shard.fileobj.read(member.size)
     else:
@@ -209,7 +209,7 @@ def _read(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
         assert file is not None, "only files are read"
         data = file.read()
     if len(data) != member.size:
-        raise tarfile.ReadError(f"{member.name} is cut")
+        raise tarfile.ReadError(f"{member.name} is truncated")
     return data
 
 

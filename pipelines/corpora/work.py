@@ -1,7 +1,7 @@
 """Work lists: a corpus, listed once, as a Parquet file whose row groups are the units of work.
 
 A unit is `unit_images` images, or one tar shard. The file's metadata (`hashlight`) says what was listed and has a
-digest of it, by which a job knows that it goes on with the same corpus. Listing is a stream: memory holds one unit, and
+digest of it, by which a resumed job knows that the corpus is the same. Listing is a stream: memory holds one unit, and
 the file's own index.
 """
 
@@ -26,8 +26,8 @@ from hashlight.pipelines.corpora.listing import SHARDS, Listing
 from hashlight.pipelines.jobs.errors import PipelineError
 
 UNIT_IMAGES = 2000
-# Arrow reads no footer of more row groups.
-MOST_UNITS = 1_000_000
+# Arrow cannot read a footer with more row groups.
+MAX_UNITS = 1_000_000
 _METADATA = b"hashlight"
 
 Progress = Callable[[int], None]
@@ -35,7 +35,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class WorkSummary:
-    """What a work list says of itself.
+    """The summary of a work list, which is stored in the list.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class WorkSummary:
         "images", or "shards": then an entry is a tar file.
     units : int
     images : int or None
-        None for shards, whose images are met when they are read.
+        None for shards, whose images are known only once they are read.
     columns : list of str
         Of the entries, once they are read.
     digest : str
@@ -69,16 +69,16 @@ def plan_work(
     corpus : str or Path
         A corpus, as in `pipelines.corpora.corpus`.
     output : str or Path
-        The Parquet file to write, local or in a bucket; it appears when it is whole.
+        The Parquet file to write, local or in a bucket; it appears only when it is complete.
     unit_images : int
-        Images of a unit. What a killed job loses is at most a unit of every actor.
+        Images per unit. A killed job loses at most one unit per actor.
     progress : callable, optional
         Called with the number of entries listed so far.
 
     Raises
     ------
     PipelineError
-        If the corpus has no images, or one id stands twice.
+        If the corpus has no images, or an id occurs twice.
     """
     if unit_images < 1:
         raise ValueError(f"`unit_images` must be at least 1, got {unit_images}")
@@ -92,7 +92,7 @@ def plan_work(
 
 
 def read_work(work: str | Path) -> WorkSummary | None:
-    """Return what a work list says of itself; None if `work` is something else, such as a corpus."""
+    """Return the summary of a work list; None if `work` is something else, such as a corpus."""
     uri = normalise(work)
     if not split_name(uri)[1].endswith(".parquet") or (is_local(uri) and not Path(uri).is_file()):
         return None
@@ -139,13 +139,13 @@ def _write(listing: Listing, path: Path, unit_images: int, progress: Progress) -
     written = None
     with RepeatedIds() as ids:
         for unit in _units(_digested(listing, digest), size):
-            if units == MOST_UNITS:
+            if units == MAX_UNITS:
                 raise PipelineError(
-                    f"{listing.corpus} has more than {MOST_UNITS:,} units, which one work list can hold: "
+                    f"{listing.corpus} has more than {MAX_UNITS:,} units, which one work list can hold: "
                     + (
                         "list its shards in several corpora"
                         if listing.kind == SHARDS
-                        else f"choose more than {unit_images:,} images for a unit (--unit-images)"
+                        else f"choose more than {unit_images:,} images per unit (--unit-images)"
                     )
                 )
             if written is None:

@@ -1,12 +1,12 @@
 """Near-duplicates: all pairs of a collection's images within a Hamming radius, and the clusters they form.
 
-A Ray task joins two shards, each unordered pair of shards once: every distinct code of the one is searched for in the
-other, so that identical codes cost one search. Its pairs appear as one file in one step, so that a pair of shards that
-is done is not done again. Clusters are the connected components of all pairs: two images may be farther apart than the
-radius and in one cluster, if others lie between them.
+Each unordered pair of shards is joined once, by a Ray task: every distinct code of one shard is searched for in the
+other, so that identical codes cost one search. The pairs of a task appear as one file in one step, so that a finished
+pair of shards is not joined again. Clusters are the connected components of all pairs: two images in one cluster may be
+farther apart than the radius if others lie between them.
 
-K images of one code are K * (K - 1) / 2 pairs, some 5 bytes each on the disk: where many are the same, remove exact
-copies first, or take a radius at which few are.
+K images with one code are K * (K - 1) / 2 pairs, some 5 bytes each on disk: where many are the same, remove exact
+copies first. Choose a radius within which few images lie.
 
 ::
 
@@ -14,12 +14,12 @@ copies first, or take a radius at which few are.
       job.json            what is joined; it marks the folder
       pairs/A-B.parquet   id_a < id_b (int64) and distance (int32): the pairs between shards number A and B
       sidecars/N.json     says that the Nth pair of shards is done
-      clusters.parquet    cluster, id, representative, pairs: one row an image that has a near-duplicate
-      gallery.html        the largest clusters, with pictures where they can be had
+      clusters.parquet    cluster, id, representative, pairs: one row per image that has a near-duplicate
+      gallery.html        the largest clusters, with pictures where available
       dedup.json          counts; written last
 
-A cluster is named after its lowest id. Its representative is the image with most pairs, of several the one with the
-lowest id. In `clusters.parquet` the largest cluster comes first, then the lowest name; ids ascend in each.
+A cluster is named after its lowest id. Its representative is the image with the most pairs; among several, the one with
+the lowest id. In `clusters.parquet` larger clusters come first, equally large ones by name; ids ascend in each.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ from hashlight.pipelines.searching.bounded import search_bounded
 PAIRS = pa.schema({"id_a": pa.int64(), "id_b": pa.int64(), "distance": pa.int32()})
 CLUSTERS = pa.schema({"cluster": pa.int64(), "id": pa.int64(), "representative": pa.int64(), "pairs": pa.int64()})
 
-# Rows whose codes are searched for at once: few where they find much, so that a call finds about this many.
-_LEAST_ROWS, _MOST_ROWS = 16, 65_536
+# Rows whose codes are searched for at once: fewer where they find much, so that a call finds about the wanted hits.
+_MIN_ROWS, _MAX_ROWS = 16, 65_536
 _WANTED_HITS = 1_000_000
-# Of a call that finds more than those before it let expect.
-_MOST_HITS = 4 * _WANTED_HITS
+# For a call that finds more than the ones before it suggested.
+_MAX_HITS = 4 * _WANTED_HITS
 # Pairs in memory at a time, 80 MB.
 _PAIRS_AT_ONCE = 4_000_000
 
@@ -69,7 +69,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class JoinJob:
-    """What is joined: a version of a collection, known by the shards it has, and the radius."""
+    """What is joined: a version of a collection, identified by its shards, and the radius."""
 
     collection: str
     version: int
@@ -121,7 +121,7 @@ def find_duplicates(
     radius : int
         Inclusive.
     workers : int, optional
-        Pairs of shards joined at once on this machine; one a core if left out.
+        Pairs of shards joined at once on this machine; one per core if left out.
     overwrite : bool
         Replace what another job left there.
     progress : callable, optional
@@ -182,7 +182,7 @@ def _join_all(job: JoinJob, folder: JobFolder, shards: tuple[ShardSpec, ...], wo
 def join_shards(
     job: JoinJob, folder: JobFolder, unit: int, numbers: tuple[int, int], first: ShardSpec, second: ShardSpec
 ) -> None:
-    """Write the pairs between two shards, or within one, and say that they are whole."""
+    """Write the pairs between two shards, or within one, and publish the sidecar."""
     if folder.sidecar(unit) is not None:  # by a task that died before it could return
         return
     name = f"{numbers[0]:05d}-{numbers[1]:05d}"
@@ -201,13 +201,13 @@ def find_pairs(shard: Shard, other: Shard, radius: int) -> Iterator[tuple[IdArra
 
     A pair within one shard (`other is shard`) comes once, and no row is its own pair.
     """
-    start, size = 0, _LEAST_ROWS
+    start, size = 0, _MIN_ROWS
     while start < len(shard):
         rows = slice(start, min(start + size, len(shard)))
         distinct_DW, place_R = _distinct(np.ascontiguousarray(shard.codes_NW[rows]))
         ids_R, hits = shard.ids_N[rows], 0
-        for run, found in search_bounded(other, distinct_DW, radius, most_hits=_MOST_HITS):
-            # Rows are sorted by their codes, so that those of a run of codes stand side by side.
+        for run, found in search_bounded(other, distinct_DW, radius, max_hits=_MAX_HITS):
+            # Rows are sorted by their codes, so those of a run of codes are adjacent.
             these = slice(*np.searchsorted(place_R, [run.start, run.stop]))
             hits += len(found.ids)
             for id_P, other_P, distance_P in _spread(ids_R[these], place_R[these] - run.start, found):
@@ -218,11 +218,11 @@ def find_pairs(shard: Shard, other: Shard, radius: int) -> Iterator[tuple[IdArra
                     yield np.minimum(id_P, other_P), np.maximum(id_P, other_P), distance_P
         start = rows.stop
         size = int(np.clip(size * _WANTED_HITS // max(hits, 1), size // 8, 4 * size))
-        size = int(np.clip(size, _LEAST_ROWS, _MOST_ROWS))
+        size = int(np.clip(size, _MIN_ROWS, _MAX_ROWS))
 
 
 def _distinct(codes_RW: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return the distinct ones (D, W) of sorted codes, and for each row (R,) which of them it has."""
+    """Return the distinct codes (D, W) among sorted codes, and for each row (R,) the position of its own."""
     new_R = np.ones(len(codes_RW), np.bool_)
     new_R[1:] = (codes_RW[1:] != codes_RW[:-1]).any(axis=1)
     return codes_RW[new_R], np.cumsum(new_R) - 1
@@ -231,7 +231,7 @@ def _distinct(codes_RW: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray
 def _spread(
     ids_R: IdArray, place_R: NDArray[np.int64], found: RangeResult
 ) -> Iterator[tuple[IdArray, IdArray, NDArray[np.int32]]]:
-    """Give each row what was found for its code: (row's id, id found, distance), so many pairs at a time."""
+    """Pair each row with what was found for its code: (row's id, id found, distance), some pairs at a time."""
     count_R = np.diff(found.lims)[place_R]
     ends_R = np.cumsum(count_R)
     start = 0
@@ -247,7 +247,7 @@ def _spread(
 
 
 def _as_tables(parts: Iterator[tuple[IdArray, IdArray, NDArray[np.int32]]]) -> Iterator[pa.Table]:
-    """Gather small parts into tables of a useful size."""
+    """Gather small parts into tables of a reasonable size."""
     waiting: list[pa.Table] = []
     for part in parts:
         waiting.append(pa.table(list(part), schema=PAIRS))
@@ -270,7 +270,7 @@ def _write_table(place: Place, name: str, tables: Iterator[pa.Table], schema: pa
 
 
 def cluster_pairs(files: Sequence[str | Path]) -> pa.Table:
-    """Return the clusters that the pairs in some files form, a table of `CLUSTERS`.
+    """Return the clusters formed by the pairs in some files, a table of `CLUSTERS`.
 
     Memory grows with the images that have a near-duplicate, some 80 bytes each, not with the pairs.
     """
@@ -289,7 +289,7 @@ def cluster_pairs(files: Sequence[str | Path]) -> pa.Table:
 
 
 def _members(files: Sequence[str | Path]) -> IdArray:
-    """Return the distinct ids in all pairs, sorted: runs of like lengths are merged, each id in few of them."""
+    """Return the distinct ids in all pairs, sorted; runs of similar length are merged, so that each id moves rarely."""
     runs: list[IdArray] = []
     for pairs in _read_pairs(files):
         runs.append(_sorted_union(*pairs))
@@ -299,14 +299,14 @@ def _members(files: Sequence[str | Path]) -> IdArray:
 
 
 def _sorted_union(*ids: IdArray) -> IdArray:
-    """Return the distinct ids; sorting plain words is several times as quick as `numpy.unique`."""
+    """Return the distinct ids; a plain sort is several times faster than `numpy.unique`."""
     sorted_M = np.concatenate(ids)
     sorted_M.sort()
     return sorted_M[np.concatenate([[True], sorted_M[1:] != sorted_M[:-1]])] if len(sorted_M) else sorted_M
 
 
 def _places(members_M: IdArray, ids_P: IdArray) -> NDArray[np.int64]:
-    """Return where each id stands among the members; asked in order, neighbours share what is in the cache."""
+    """Return the position of each id among the members; looking them up in order makes use of the cache."""
     order_P = np.argsort(ids_P)
     place_P = np.empty(len(ids_P), np.int64)
     place_P[order_P] = np.searchsorted(members_M, ids_P[order_P])
@@ -345,7 +345,7 @@ def _summary(codes: int, pairs: int, clusters: pa.Table) -> DedupSummary:
 
 
 def _gallery(job: JoinJob, live: Manifest, clusters: pa.Table) -> bytes:
-    """Draw the largest clusters of the version that was joined, also if there is a newer one by now."""
+    """Draw the largest clusters of the version that was joined, even if there is a newer one by now."""
     from hashlight.engine.collection.collection import Collection
     from hashlight.pipelines.dedup.gallery import gallery_page
 

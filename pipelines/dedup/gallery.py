@@ -1,7 +1,7 @@
 """A page of clusters of near-duplicates: one file that loads nothing, runs nothing and shows what is stored as text.
 
-Pictures are the stored thumbnails, or what stands at the stored `uri`, read and decoded as guardedly as a corpus. The
-page is a by-product: what cannot be had is left out and counted, and there is a limit to how long it is looked for.
+Pictures are the stored thumbnails, or the images at the stored `uri`, read and decoded with the same guards as a
+corpus. The page is a by-product: pictures that cannot be loaded are left out and counted, and loading has a time limit.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 CLUSTERS = 50
 MEMBERS = 12
 _SIDE = 112
-# What looking for pictures may cost: a store that is down, or files that are gone, fail one as the other.
-_MOST_FAILURES = 50
-_MOST_SECONDS = 120.0
+# Limits on loading pictures: where a store is down or files are gone, the others will fail as well.
+_MAX_FAILURES = 50
+_MAX_SECONDS = 120.0
 _LIMITS = DecodeLimits(seconds=5.0, memory_bytes=1 << 30)
 _KINDS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"RIFF": "webp"}
 
@@ -45,7 +45,7 @@ _STYLE = (
 def gallery_page(collection: Collection, clusters: pa.Table, *, radius: int) -> str:
     """Return the page of the largest clusters, as `pipelines.dedup.dedup.CLUSTERS` has them, the largest first.
 
-    Of each at most `MEMBERS` images are shown: the representative, framed, then the nearest to it.
+    At most `MEMBERS` images of each are shown: the representative, framed, then the nearest to it.
     """
     names, first, sizes = np.unique(clusters["cluster"].to_numpy(), return_index=True, return_counts=True)
     order = np.argsort(first)[:CLUSTERS]
@@ -58,7 +58,7 @@ def gallery_page(collection: Collection, clusters: pa.Table, *, radius: int) -> 
     told = (
         f"{len(names):,} clusters of {len(clusters):,} images within a Hamming radius of {radius}, of "
         f"{len(collection):,} in {html.escape(collection.location)}, version {collection.version}; "
-        f"{len(sections)} shown.{f' {missing:,} pictures could not be had.' if missing else ''}"
+        f"{len(sections)} shown.{f' {missing:,} pictures could not be loaded.' if missing else ''}"
     )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -81,12 +81,12 @@ def _section(members: pa.Table, items: list[dict[str, Any]], rank: int) -> str:
 def _nearest_first(collection: Collection, ids: np.ndarray, kept: int) -> list[dict[str, Any]]:
     """Return what is stored of the representative and the members nearest to it.
 
-    Each has its `distance` from the representative and its `picture` (bytes; None if none is stored) besides.
+    Each also has its `distance` from the representative and its `picture` (bytes; None if none is stored).
     """
     stored = collection.get([kept, *ids[ids != kept][: 20 * MEMBERS].tolist()])
     codes = np.frombuffer(b"".join(stored["code"].to_pylist()), "<u8").reshape(len(stored), -1)
     distances = np.bitwise_count(codes ^ codes[:1]).sum(axis=1, dtype=np.int64)
-    distances[0] = -1  # before those that are equal to it
+    distances[0] = -1  # so that it comes before those with the same code
     order = np.lexsort((stored["id"].to_numpy(), distances))[:MEMBERS]
     rows = stored.take(order).drop_columns(["code"]).to_pylist()
     pictures = collection.thumbnails_of(stored["id"].to_numpy()[order])
@@ -113,25 +113,25 @@ def _draw_missing(items: list[dict[str, Any]]) -> int:
         return 0
     rule = Preprocessing(size=1, channels=1, mean=(0.0,), std=(1.0,))
     try:
-        # Batches of one, so that what is drawn is known when time is up.
+        # Batches of one, so that what was drawn is kept when time is up.
         with DecodePool(rule, batch_size=1, thumbnail=_SIDE, limits=_LIMITS) as pool:
             for batch in pool.decode(_read_some([str(item["uri"]) for item in wanted])):
                 for place, picture in zip(batch.good.tolist(), batch.thumbnails, strict=True):
                     wanted[place]["picture"] = picture
-    except Exception as error:  # The pairs and clusters are what was asked for.
+    except Exception as error:  # The pictures are only a by-product.
         logger.warning("the gallery's pictures cannot all be drawn: %s", error)
     return sum(item["picture"] is None for item in wanted)
 
 
 def _read_some(uris: list[str]) -> Iterator[bytes | OSError]:
-    """Read what stands at URIs, until too many failed or it took too long."""
-    failures, end = 0, time.monotonic() + _MOST_SECONDS
+    """Read the files at URIs, until too many have failed or it has taken too long."""
+    failures, end = 0, time.monotonic() + _MAX_SECONDS
     for uri in uris:
-        if failures >= _MOST_FAILURES or time.monotonic() > end:
+        if failures >= _MAX_FAILURES or time.monotonic() > end:
             return
         try:
             yield read_uri(uri)
-        except Exception as error:  # What is stored as a `uri` may be anything.
+        except Exception as error:  # A stored `uri` may be any string.
             failures += 1
             yield OSError(str(error))
 

@@ -2,23 +2,23 @@
 
 A job is four steps. The corpus is listed once into `plan.parquet`, whose row groups are the units of work. Actors,
 which load the encoder once, read, decode and encode a unit and write its codes under the unit's number, with a sidecar
-that says they are whole. Rejects are gathered. `codes.json` is written last, and says that the folder is complete.
+that says they are complete. Rejects are gathered. `codes.json` is written last, and says that the folder is complete.
 
 ::
 
     CODES/
       codes.json         bits, encoder fingerprint, counts; written last
       job.json           what the codes depend on: corpus, digest of its listing, encoder, what is kept
-      plan.parquet       the work list (`pipelines.corpora.work`), one row group a unit
+      plan.parquet       the work list (`pipelines.corpora.work`), one row group per unit
       parts/00000.parquet   id, code, uri and attributes of the unit's good images; features and thumbnails if asked for
-      sidecars/00000.json   says the part is whole: codes, rejects, seconds of each step, SHA-256
+      sidecars/00000.json   says the part is complete: codes, rejects, seconds of each step, SHA-256
       rejects.parquet    id, uri and reason of every image that could not be encoded
       stats.json         what the last run did, and how long each step took
       encoder/           a copy of the encoder
 
-What stands in the parts does not depend on actors, batches, faults or restarts: on machines of one kind, it is a matter
-of the corpus, the encoder and the limits of decoding, which say which images are rejects. A GPU rounds otherwise than a
-processor, so that a bit whose input is next to zero may differ. The folder may be in a bucket (`s3://...`).
+The contents of the parts do not depend on actors, batches, faults or restarts: on machines of one kind, they depend
+only on the corpus, the encoder and the limits of decoding, which decide which images are rejects. A GPU rounds
+differently from a CPU, so a bit whose input is close to zero may differ. The folder may be in a bucket (`s3://...`).
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ from hashlight.pipelines.jobs.session import ray_session
 
 logger = logging.getLogger(__name__)
 
-# Of a block of units, which is what Ray schedules; a larger job has larger blocks rather than more of them.
-_MOST_BLOCKS = 10_000
+# Ray schedules blocks of units; a larger job has larger blocks rather than more of them.
+_MAX_BLOCKS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +89,16 @@ class EncodeSummary:
 
 @dataclass(slots=True)
 class EncodeProgress:
-    """How far a job is.
+    """How far a job has got.
 
     Attributes
     ----------
     units, units_total, units_before : int
-        Units that are whole, all units, and those that were whole when this run began.
+        Finished units, all units, and those that were finished when this run began.
     images : int
-        Images of the whole units, good or not.
+        Images of the finished units, good or not.
     images_total : int or None
-        None for shards, whose images are met when they are read.
+        None for shards, whose images are known only once they are read.
     rejects : int
     images_per_s : float
         Of this run, from its first unit on; 0 until then.
@@ -117,7 +117,7 @@ class EncodeProgress:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds that the rest will take, if it goes on as this run did; None as long as nothing is known."""
+        """Estimated seconds left at the rate of this run; None until there is a rate."""
         done = self.units - self.units_before
         if not self.images_per_s or not done:
             return None
@@ -131,7 +131,7 @@ Progress = Callable[[EncodeProgress], None]
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """An encode job whose plan is written: where, what its codes depend on, and its work."""
+    """An encode job whose plan is written: its folder, what its codes depend on, and its work."""
 
     folder: JobFolder
     identity: dict[str, Any]
@@ -162,22 +162,22 @@ def encode_corpus(
     encoder : str or Path
         An encoder's folder, local or in a bucket.
     output : str or Path
-        Folder for the codes, local or in a bucket. An interrupted job with the same corpus and encoder goes on where it
-        was.
+        Folder for the codes, local or in a bucket. An interrupted job with the same corpus and encoder resumes.
     batch_size : int
-        Images decoded at a time by an actor; it does not change a bit of the codes.
+        Images decoded at a time by an actor; it does not affect the codes.
     actors : int, optional
-        Processes that run the model: by default and at most one a GPU of the Ray cluster, or one a core without GPUs.
+        Processes that run the model: by default, and at most, one per GPU of the Ray cluster, or one per core without
+        GPUs.
     features : bool
-        Keep the fine features too, float16, for re-ranking: 2 bytes a dimension and image.
+        Keep the fine features too, float16, for re-ranking: 2 bytes per dimension and image.
     thumbnail : int
         Longest side in pixels of a JPEG kept of each image, 0 for none.
     unit_images : int
-        Images of a unit, where `corpus` is not a work list already.
+        Images per unit, unless `corpus` is a work list already.
     max_rejects : str or int, optional
         Stop when more images than this were rejected: a number, or a share of all such as "1%".
     limits : DecodeLimits, optional
-        What decoding one image may take. A job that goes on may have others: what is whole stays.
+        What decoding one image may take. A resumed job may have other limits: finished units stay as they are.
     overwrite : bool
         Replace codes that are there.
     progress : callable, optional
@@ -223,12 +223,12 @@ def read_summary(codes: str | Path) -> EncodeSummary:
     Raises
     ------
     PipelineError
-        If the folder is not one, or its job did not end.
+        If the folder is not one, or its job has not finished.
     """
     output = open_place(codes)
     if not output.exists("codes.json"):
         state = (
-            "an unfinished encode job: run the same `hashlight encode` again and it goes on"
+            "an unfinished encode job: run the same `hashlight encode` again to finish it"
             if output.exists("job.json")
             else "no codes: expected a folder that `hashlight encode` wrote"
         )
@@ -326,7 +326,7 @@ def _begin(folder: JobFolder, identity: dict[str, Any]) -> None:
 def _run(
     job: _Job, actors: int | None, settings: dict[str, Any], budget: RejectBudget, progress: Progress
 ) -> tuple[EncodeProgress, int]:
-    """Encode the units that are not whole; return what was done, and by how many actors."""
+    """Encode the unfinished units; return what was done, and by how many actors."""
     done = _whole_units(job)
     state = EncodeProgress(
         units=len(done),
@@ -370,13 +370,13 @@ def _refuse_too_many_rejects(job: _Job, state: EncodeProgress, budget: RejectBud
         raise PipelineError(
             f"{state.rejects:,} of {state.images:,} images were rejected so far, more than --max-rejects {budget} "
             f"allows: {common_reasons(reasons)}; they are in {job.folder}/rejects.parquet. What is finished "
-            "is kept: run the same `hashlight encode` with a larger --max-rejects to go on"
+            "is kept: run the same `hashlight encode` with a larger --max-rejects to resume"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """How many actors, what each takes of its node, and what its units need to know of that."""
+    """How many actors, what each takes of its node, and the settings of its units that follow from that."""
 
     actors: int
     settings: dict[str, Any]
@@ -385,7 +385,7 @@ class _Stage:
 
 
 def _plan_actors(actors: int | None, units: int) -> _Stage:
-    """Size actors to the cluster: one a GPU, with its share of the cores to decode on; else one a core; or fewer."""
+    """Size actors to the cluster: at most one per GPU, with its share of the cores to decode on, else one per core."""
     import ray
 
     found = ray.cluster_resources()
@@ -401,17 +401,17 @@ def _plan_actors(actors: int | None, units: int) -> _Stage:
 def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSettings) -> Iterator[dict[str, Any]]:
     import ray.data
 
-    # The error that a unit met says more than Ray's, which says that there was one.
+    # The unit's own error says more than Ray's, which only says that there was one.
     ray.data.DataContext.get_current().raise_original_map_exception = True
-    # They log a traceback of what is then raised here, and told in a line.
+    # Ray logs the traceback too; silence it, the caller prints one line.
     for name in ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    items = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_BLOCKS))
+    items = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MAX_BLOCKS))
     results = items.map_batches(
         EncodeUnits,
         fn_constructor_args=(job.folder.place.location, settings),
         batch_size=1,
-        # Of two calls at once the one writes while the other encodes; see `EncodeUnits`.
+        # Of two calls at once, one writes while the other encodes; see `EncodeUnits`.
         compute=ray.data.ActorPoolStrategy(
             size=stage.actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
         ),
@@ -429,7 +429,7 @@ def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSett
 
 
 def _whole_units(job: _Job) -> dict[int, tuple[int, int]]:
-    """Return codes and rejects of each unit that is whole."""
+    """Return codes and rejects of each finished unit."""
     sizes = {entry.name: entry.size for entry in job.folder.place.children("parts")}
     done = job.folder.done(lambda unit, said: sizes.get(Path(part_name(unit)).name) == said["bytes"])
     return {unit: (said["codes"], said["rejects"]) for unit, said in done.items()}
@@ -450,12 +450,12 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
     _refuse_too_many_rejects(job, replace(state, rejects=gathered.rejects), budget)
     if not gathered.codes:
         raise PipelineError(
-            f"not one of {gathered.rejects} images could be encoded: {common_reasons(gathered.reasons)}; all reasons "
+            f"none of the {gathered.rejects} images could be encoded: {common_reasons(gathered.reasons)}; all reasons "
             f"are in {output.path('rejects.parquet')}"
         )
     if gathered.left_out:
         logger.warning(
-            "the attributes %s are left out: the first samples of %s, which say what there is, have none",
+            "the attributes %s are left out: the first samples of %s, which decide what is kept, do not have them",
             ", ".join(sorted(gathered.left_out)),
             job.work.corpus,
         )
@@ -475,7 +475,7 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
 
 
 def _reject_repeated(job: _Job) -> None:
-    """Reject images whose id an earlier one has: those of shards are met only now, and their ids are hashes."""
+    """Reject images whose id an earlier one has: those of shards are known only now, and their ids are hashes."""
 
     def read(unit: int) -> pa.Table:
         with job.folder.place.open(part_name(unit)) as raw:

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 
 from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 
-# Where the number of images is not known beforehand, a share means nothing until so many were seen.
-_FEWEST_FOR_A_SHARE = 1000
+# Where the number of images is not known beforehand, a share means nothing until this many have been seen.
+_MIN_IMAGES_FOR_SHARE = 1000
 _ROW_GROUP_ROWS = 10_000
 _SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), "reason": pa.string()})
 
 
 @dataclass(frozen=True, slots=True)
 class RejectBudget:
-    """How many images may be rejected: a number, a share of all, or any.
+    """How many images may be rejected: a number, a share of all, or any number.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class RejectBudget:
 
     @classmethod
     def parse(cls, text: str | int | None) -> RejectBudget:
-        """Read "1%" as a share, "100" as a number, None as any.
+        """Read "1%" as a share, "100" as a number, None as no limit.
 
         Raises
         ------
@@ -60,19 +60,19 @@ class RejectBudget:
         return "any" if self.count is None else str(self.count)
 
     def is_exceeded(self, rejects: int, images: int, images_total: int | None) -> bool:
-        """Whether a job that rejected so many of the images it saw cannot end within the budget, or hardly will."""
+        """Whether a job with these rejects among the images it saw cannot, or is unlikely to, end within the budget."""
         if self.count is not None:
             return rejects > self.count
         if self.share is None:
             return False
         if images_total is not None:
             return rejects > self.share * images_total
-        return images >= _FEWEST_FOR_A_SHARE and rejects > self.share * images
+        return images >= _MIN_IMAGES_FOR_SHARE and rejects > self.share * images
 
 
 @dataclass(slots=True)
 class Gathered:
-    """What the sidecars of units say together: codes, rejects, how often each reason stands, attributes left out."""
+    """The sums over all sidecars: codes, rejects, how often each reason occurs, attributes left out."""
 
     codes: int = 0
     rejects: int = 0
@@ -109,7 +109,7 @@ def _gather(job: JobFolder, units: Sequence[int], gathered: Gathered) -> Iterato
 
 
 def common_reasons(reasons: Counter[str]) -> str:
-    """Say the three most common reasons and how often each stands."""
+    """Name the three most common reasons and how often each occurs."""
     return "; ".join(f"{reason} ({count:,} times)" for reason, count in reasons.most_common(3))
 
 

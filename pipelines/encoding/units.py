@@ -38,8 +38,8 @@ CODES = JobKind(
     entries=("codes.json", "parts", "attempts", "rejects.parquet", "stats.json", "encoder", "plan.parquet"),
 )
 
-# Ray starts a dead actor again and hands it the same unit, for ever; this ends it.
-_MOST_ATTEMPTS = 5
+# Ray restarts a dead actor and hands it the same unit, for ever; this limit ends that.
+_MAX_ATTEMPTS = 5
 _NICER, _NICEST = 5, 19
 STEPS = ("read", "decode", "encode", "write")
 
@@ -49,7 +49,7 @@ class UnitSettings:
     """How units are encoded.
 
     `features` and `thumbnail` say what is written; `limits` decide which images are rejects; `device` may change bits
-    whose sign is a matter of rounding. The others change nothing.
+    whose sign depends on rounding. The others do not affect the output.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class UnitSettings:
 
 @dataclass(slots=True)
 class _Encoded:
-    """What the good images of a unit gave, batch by batch, why the others were rejected, and attributes left out."""
+    """The outputs for a unit's good images by batch, why the others were rejected, and the attributes left out."""
 
     good: list[np.ndarray] = field(default_factory=list)
     outputs: list[EncoderOutput] = field(default_factory=list)
@@ -101,7 +101,7 @@ class EncodeUnits:
 
     Two threads may call it at once: one unit is written while the next is encoded.
 
-    Maps a batch of `unit` numbers to one row a unit: `unit`, `codes`, `rejects`, the seconds `read_s`, `decode_s`,
+    Maps a batch of `unit` numbers to one row per unit: `unit`, `codes`, `rejects`, the seconds `read_s`, `decode_s`,
     `encode_s` and `write_s`, which overlap, and the times `started` and `ended`.
     """
 
@@ -118,15 +118,15 @@ class EncodeUnits:
             thumbnail=settings.thumbnail,
             limits=settings.limits,
         )
-        # For the work list, the decoding processes and the model, which serve one unit at a time.
+        # Guards the work list, the decoding processes and the model, which serve one unit at a time.
         self._lock = threading.Lock()
         self._threads = threading.local()
         self._warm_up()
-        # The model and what was imported live as long as the actor: not to be looked through again and again.
+        # The model and the imported modules live as long as the actor: the collector need not scan them every time.
         gc.freeze()
 
     def _warm_up(self) -> None:
-        """Have all loaded and allocated before the first unit."""
+        """Load and allocate everything before the first unit."""
         rule = self._encoder.config.preprocessing
         shape = (self._settings.batch_size, rule.size, rule.size, rule.channels)
         self._encoder.encode_pixels(np.zeros(shape, np.uint8))
@@ -150,7 +150,7 @@ class EncodeUnits:
         return {"unit": batch["unit"], **columns, **seconds, **times}
 
     def _give_way(self) -> None:
-        """Let the decoding process go first: it then decodes a batch in one turn, while its caches are warm."""
+        """Give the decoding process priority: it then decodes a batch in one go, while its caches are warm."""
         if not hasattr(self._threads, "niceness"):
             self._threads.niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, _NICEST)
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._threads.niceness)
@@ -158,9 +158,9 @@ class EncodeUnits:
     def _count_attempt(self, unit: int) -> None:
         name = f"attempts/{unit:05d}"
         before = int(self._output.read(name)) if self._output.exists(name) else 0
-        if before == _MOST_ATTEMPTS:
+        if before == _MAX_ATTEMPTS:
             raise PipelineError(
-                f"unit {unit} was begun {before} times and ended its process every time: is a node out of memory? Try "
+                f"unit {unit} was begun {before} times and its process died every time: is a node out of memory? Try "
                 "a smaller --batch-size"
             )
         self._output.put(name, str(before + 1).encode(), durable=False)
@@ -174,7 +174,7 @@ class EncodeUnits:
         return self._publish(unit, entries, encoded)
 
     def _encode_entries(self, entries: pa.Table) -> tuple[pa.Table, _Encoded]:
-        """Encode the images of a unit; return their entries, which of a tar are known only now, and what they gave."""
+        """Encode the images of a unit; return their entries, which for a tar are known only now, and the outputs."""
         encoded = _Encoded()
         if self._work.summary.kind != SHARDS:
             self._encode(read_images(entries), encoded)
@@ -187,7 +187,7 @@ class EncodeUnits:
         return shard_entries(uri, source, samples, schema), encoded
 
     def _publish(self, unit: int, entries: pa.Table, encoded: _Encoded) -> dict[str, Any]:
-        """Write what a unit gave, and then that it is whole; return what says so."""
+        """Write the codes of a unit, then its sidecar; return the sidecar that counts."""
         start = time.perf_counter()
         table = self._table(entries, encoded)
         part = _parquet_bytes(table)
@@ -239,9 +239,9 @@ def part_name(unit: int) -> str:
 
 
 def reject_rows(output: Place, unit: int, reasons: dict[int, str]) -> None:
-    """Make rejects of some rows of a unit that is whole.
+    """Turn some rows of a finished unit into rejects.
 
-    Who is killed between the two files leaves a sidecar that does not fit its part, so that the unit is done anew.
+    A process killed between the two writes leaves a sidecar that does not match its part, so the unit is encoded again.
     """
     table = pq.read_table(pa.BufferReader(output.read(part_name(unit))))
     sidecar = json.loads(output.read(sidecar_name(unit)))
@@ -263,10 +263,10 @@ def _describe(part: bytes) -> dict[str, Any]:
 
 
 def _shard_images(source: str, samples: list[Sample]) -> Iterator[bytes | OSError]:
-    """Read a shard's images, and keep what else its samples hold; the second image of one name is no image."""
+    """Read a shard's images, and keep the rest of its samples; the second image with the same name is an error."""
     names: set[str] = set()
     for sample in read_shard(source):
-        data = sample.data if sample.name not in names else OSError(f"{sample.name} stands twice in the shard")
+        data = sample.data if sample.name not in names else OSError(f"{sample.name} occurs twice in the shard")
         names.add(sample.name)
         sample.data = b""
         samples.append(sample)
@@ -285,6 +285,6 @@ def _rejects(entries: pa.Table, reasons: dict[int, str]) -> list[dict[str, Any]]
 
 def _parquet_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    # Ids, codes and names are all different, and parts are read as a whole.
+    # Ids, codes and names are all different, so dictionaries do not help; parts are read whole, so statistics do not.
     pq.write_table(table.combine_chunks(), buffer, use_dictionary=False, write_statistics=False)
     return buffer.getvalue()

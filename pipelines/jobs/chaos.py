@@ -1,4 +1,4 @@
-"""Faults on purpose, for tests of what survives them.
+"""Deliberate faults, for tests of what survives them.
 
 The pipelines call `step(name, key)` at every point where a process may die, and so do the writes of `engine.places`
 (`aside`, `published`, with the file's name) in a process that imported this module. It does nothing unless the
@@ -7,13 +7,13 @@ environment variable `HASHLIGHT_CHAOS` names a folder with `rules.json`, a list 
 =========  ============================================================================================================
 ``step``   name of the step
 ``key``    only this key (any if left out)
-``skip``   let this many pass first (over all processes)
-``times``  fire this often (over all processes), 1 if left out
-``do``     ``kill`` this process, ``kill-driver`` (the process whose number stands in `driver.pid`), ``no-space``
-           (raise ENOSPC), ``segfault``, ``hang`` (use the processor for ever) or ``log`` (do nothing)
+``skip``   let this many pass first (across all processes)
+``times``  fire this often (across all processes), 1 if left out
+``do``     ``kill`` this process, ``kill-driver`` (the process whose id is in `driver.pid`), ``no-space`` (raise
+           ENOSPC), ``segfault``, ``hang`` (loop for ever) or ``log`` (do nothing)
 =========  ============================================================================================================
 
-Every step passed is a line of `steps.log` in that folder, if a rule names it.
+Every step passed that a rule names is a line of `steps.log` in that folder.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _rules() -> dict[str, list[tuple[int, dict[str, Any]]]]:
 
 
 def _is_due(folder: Path, number: int, rule: dict[str, Any]) -> bool:
-    """Count one passing of a rule; appending a byte and asking for the place is atomic between processes."""
+    """Count that a rule was passed; no two processes get the same position from appending a byte to the file."""
     with (folder / f"passed-{number}").open("ab") as counter:
         counter.write(b".")
         counter.flush()

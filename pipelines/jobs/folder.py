@@ -4,7 +4,7 @@
 
     FOLDER/
       job.json              the identity: all that the result depends on; it marks the folder
-      sidecars/00000.json   written last of a unit of work: the unit is whole, and what it gave
+      sidecars/00000.json   written last for a unit of work: says that the unit is finished, and what it made
       (others)              what the job makes
 
 Two jobs are the same if their identities are equal, whatever else they were given (processes, batches). Of two
@@ -59,7 +59,7 @@ class OtherJobError(PipelineError):
 
 
 class JobFolder:
-    """What a job has finished, at a place that processes of any machine may open.
+    """What a job has finished, at a place that processes on any machine may open.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class JobFolder:
         A folder, or a prefix of a bucket.
     kind : JobKind
     name : str
-        Of the job that was begun there, as `begin` returned it, for processes that do its units.
+        Name of the job that was begun there, as `begin` returned it, for processes that do its units.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class JobFolder:
         return str(self.place)
 
     def refuse_foreign(self) -> None:
-        """Raise PipelineError unless the folder is missing, empty, or marked as that of a job."""
+        """Raise PipelineError unless the folder is missing, empty, or marked as a job's."""
         entry = self.place.entry()
         if entry is not None and not entry.is_folder:
             raise PipelineError(f"{self} is a file, expected a folder for {self.kind.holds}: choose another --output")
@@ -94,7 +94,7 @@ class JobFolder:
             raise PipelineError(f"{self} is not empty and holds no {self.kind.holds}: choose another --output")
 
     def begin(self, identity: Mapping[str, Any], *, overwrite: bool) -> str:
-        """Mark the folder as this job's, which may have begun it before; the caller holds the place. Return its name.
+        """Mark the folder as this job's, if it is not yet, and return the job's name; the caller holds the lock.
 
         Parameters
         ----------
@@ -129,7 +129,7 @@ class JobFolder:
         return OtherJobError(f"{self} holds the {self.kind.holds} of another job, with {details}: {remedy}", different)
 
     def identity(self) -> dict[str, Any] | None:
-        """Return the identity of the job whose folder it is; None if it is nobody's."""
+        """Return the identity of the job whose folder it is; None if it is not a job's."""
         found = self.place.find(MARKER)
         if found is None:
             return None
@@ -142,7 +142,7 @@ class JobFolder:
         return identity
 
     def clear(self) -> None:
-        """Remove all that a job wrote; the marker goes last."""
+        """Remove everything that a job wrote, the marker last."""
         entries = self.place.names(hidden=True) if self.kind.private else self.kind.entries
         others = [name for name in entries if name not in (SIDECARS, MARKER, LOCK)]
         for name in (*others[:1], SIDECARS, *others[1:], MARKER):
@@ -155,19 +155,19 @@ class JobFolder:
     # Units of work.
 
     def publish(self, unit: int, said: Mapping[str, Any]) -> dict[str, Any]:
-        """Say that a unit is whole; return what is said of it, by the process that was first to say it."""
+        """Publish the sidecar of a finished unit; return the sidecar of the process that was first to publish one."""
         sidecar = {"job": self.name, **said}
         if self.place.put_new(sidecar_name(unit), json.dumps(sidecar).encode()):
             return sidecar
         return self.parse(unit, self.place.read(sidecar_name(unit)))
 
     def sidecar(self, unit: int) -> dict[str, Any] | None:
-        """Return what is said of a unit; None if it is not whole yet."""
+        """Return the sidecar of a unit; None if it is not finished yet."""
         found = self.place.find(sidecar_name(unit))
         return None if found is None else self.parse(unit, found.data)
 
     def parse(self, unit: int, data: bytes) -> dict[str, Any]:
-        """Return what a sidecar says of a unit.
+        """Parse the sidecar of a unit.
 
         Raises
         ------
@@ -177,8 +177,8 @@ class JobFolder:
         sidecar: dict[str, Any] = json.loads(data)
         if sidecar["job"] != self.name:
             raise PipelineError(
-                f"unit {unit} was published by another job meanwhile ({sidecar['job']}, this one is {self.name}): see "
-                f"that no other job writes to {self}, and run the same command again, which does the unit anew"
+                f"unit {unit} was published by another job meanwhile ({sidecar['job']}, this one is {self.name}): make "
+                f"sure that no other job writes to {self}, and run the same command again, which repeats the unit"
             )
         return sidecar
 
@@ -187,12 +187,12 @@ class JobFolder:
         return sorted(int(name.partition(".")[0]) for name in self.place.names(SIDECARS))
 
     def done(self, is_whole: Callable[[int, dict[str, Any]], bool] | None = None) -> dict[int, dict[str, Any]]:
-        """Return what the sidecars of this job say, by unit; sidecars that are wrong are removed.
+        """Return the sidecars of this job by unit; those that do not hold are removed.
 
         Parameters
         ----------
         is_whole : callable, optional
-            Whether what a sidecar says of a unit holds; its job is compared in any case.
+            Whether what a sidecar says about a unit is true; its job is compared in any case.
         """
         done = {}
         units = self.units()
@@ -207,7 +207,7 @@ class JobFolder:
     # The end.
 
     def finish(self, name: str, document: Mapping[str, Any]) -> None:
-        """Remove what killed processes left aside, and write the file that says that the job is finished."""
+        """Remove the temporary files of killed processes, and write the file that says that the job is finished."""
         for entry in self.place.children():
             if entry.is_folder:
                 self.place.remove_leftovers(entry.name)
@@ -216,10 +216,10 @@ class JobFolder:
 
 
 def name_of(identity: Mapping[str, Any]) -> str:
-    """Return the name of the job that has an identity."""
+    """Return the name of the job with this identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def sidecar_name(unit: int) -> str:
-    """Name the file that says that a unit is whole."""
+    """Name the file that says that a unit is finished."""
     return f"{SIDECARS}/{unit:05d}.json"

@@ -1,4 +1,4 @@
-"""Ray, quietly: join the cluster that is there, or start one in this machine for the length of a job."""
+"""Ray, quietly: join the cluster that is there, or start one on this machine for the duration of a job."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ OBJECT_STORE_BYTES = 200_000_000
 
 @contextlib.contextmanager
 def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
-    """Use Ray: the session that this process already has, the cluster of `RAY_ADDRESS`, or one of its own.
+    """Use Ray: the session that this process already has, the cluster of `RAY_ADDRESS`, or a new session.
 
-    Yields whether it is one of its own.
+    Yields whether it is a new session.
 
     Parameters
     ----------
     num_cpus : int
-        Logical CPUs of a session of its own; it ends with the context.
+        Logical CPUs of a new session, which ends with the context.
     address : str, optional
-        Of a cluster, in the place of `RAY_ADDRESS`; "auto" is the one of this machine.
+        Address of a cluster, instead of `RAY_ADDRESS`; "auto" is the one of this machine.
     """
     import ray
     import ray.data
@@ -37,8 +37,8 @@ def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
     address = address or os.environ.get("RAY_ADDRESS")
     where = {"address": address} if address else _own_session(num_cpus)
     with _without_backend_notices():
-        # Ray would put the working folder first in its workers' path, where a `types.py` or a folder `torch` of the
-        # user's hides what is meant; it does so unless the job is a client's, which changes nothing else here.
+        # Ray would put the working folder first in its workers' path, where a user's `types.py` or folder `torch`
+        # hides the real module; it does not for a client's job, which differs in nothing else here.
         ray.init(log_to_driver=False, logging_level=logging.ERROR, job_config=JobConfig(_client_job=True), **where)
     try:
         yield not address
@@ -48,9 +48,9 @@ def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _without_backend_notices() -> Iterator[None]:
-    """Keep Ray's C++ core from writing notices that no user of a job can act on to the standard error.
+    """Keep Ray's C++ core from writing notices to the standard error that no user of a job can act on.
 
-    Its level can only be set by the environment, and it announces that it was; what goes wrong is raised.
+    Its log level can only be set through the environment, and it announces that; errors are raised anyway.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     kept = os.dup(2)
@@ -64,7 +64,7 @@ def _without_backend_notices() -> Iterator[None]:
 
 
 def _own_session(num_cpus: int) -> dict[str, object]:
-    # Ray would run its workers at niceness 15, at which whatever else runs here starves the job that was asked for.
+    # Ray would run its workers at niceness 15, at which anything else that runs here starves the job.
     os.environ.setdefault("RAY_worker_niceness", "0")
     return {
         "address": "local",  # or Ray would join a cluster that this machine happens to run

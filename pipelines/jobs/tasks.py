@@ -10,8 +10,8 @@ from hashlight.pipelines.jobs.errors import PipelineError
 
 T = TypeVar("T")
 
-# More than there are cores, so that a core that is done finds the next task waiting.
-_WAITING_A_CORE = 2
+# More than one per core, so that a core that is done finds the next task waiting.
+_WAITING_PER_CORE = 2
 
 
 def run_tasks(submit: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[T, Any]]:
@@ -33,12 +33,12 @@ def run_tasks(submit: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[
     """
     import ray
 
-    most = _WAITING_A_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    max_running = _WAITING_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = iter(items)
     running: dict[Any, T] = {}
     try:
         while True:
-            while len(running) < most and (item := next(waiting, None)) is not None:
+            while len(running) < max_running and (item := next(waiting, None)) is not None:
                 running[submit(item)] = item
             if not running:
                 return

@@ -1,14 +1,14 @@
 """Search for millions of queries: blocks of queries against shards as Ray tasks, merged exactly, into one Parquet file.
 
-A task asks one shard for one block of queries and writes what it found aside; a second merges the answers of a block
-over all shards by (distance, id). Both go through their block a few thousand queries at a time, so that memory does not
-grow with queries or shards. Blocks that are done are kept beside the output until it is published in one step, so that
-the same command goes on where it was interrupted.
+One task asks one shard for one block of queries and writes what it found to the job's folder; another merges the
+answers of a block over all shards by (distance, id). Both go through their block a few thousand queries at a time, so
+that memory does not grow with queries or shards. Finished blocks are kept beside the output until it is published in
+one step, so that the same command resumes where it was interrupted.
 
-The output has one row a query, in the order of the queries:
+The output has one row per query, in the order of the queries:
 
 ==========  ===========  ==============================================================================================
-query       int64        the queries' column `id`, or the row's number
+query       int64        the query's `id`, or its row number where the queries have no such column
 ids         list<int64>  ascending by (distance, id)
 distances   list<int32>
 truncated   bool         whether a limit cut the answers of a radius search
@@ -49,11 +49,11 @@ from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.jobs.tasks import run_tasks
 from hashlight.pipelines.searching.bounded import search_bounded
 
-# A block is long, because a shard that is larger than memory is read through once for each.
+# Blocks are long, because a shard that is larger than memory is read in full once for each.
 BLOCK_QUERIES = 131_072
-# What is answered and merged at a time: 10 nearest of each are half a megabyte.
+# Queries answered and merged at a time: the 10 nearest of each take half a megabyte.
 BATCH_QUERIES = 4096
-# Of a batch, unless one query has more: 12 MB.
+# Maximum answers in a batch, unless a single query has more: 12 MB.
 BATCH_HITS = 1_000_000
 _ROW_GROUP_BYTES = 64_000_000
 
@@ -69,7 +69,7 @@ SCHEMA = pa.schema(
 ANSWERS = JobKind(
     holds="unfinished answers",
     private=True,
-    remedy="run that search again to finish it, choose another --output, or begin anew with --overwrite",
+    remedy="run that search again to finish it, choose another --output, or start over with --overwrite",
 )
 
 Progress = Callable[[int, int], None]
@@ -82,7 +82,7 @@ class SearchJob:
     Attributes
     ----------
     collection : str
-        Where it lies.
+        Its path or URI.
     version, bits : int
         The version that is searched, and its codes' bits.
     encoder : str or None
@@ -92,7 +92,7 @@ class SearchJob:
         The `k` nearest, or all within `radius`, of which the nearest `limit`.
     queries : int
     sources : tuple of (path, stamp)
-        The files of queries, and what changes when they do.
+        The files of queries, each with a text that changes when the file does.
     index : str
         The index that answers, as in `Collection.open`. Two jobs that differ in nothing else are the same job.
     """
@@ -115,14 +115,14 @@ class SearchJob:
         return Query(k=self.k, radius=self.radius, limit=self.limit, threads=1)
 
     @property
-    def most(self) -> int | None:
-        """Most answers of a query."""
+    def max_hits(self) -> int | None:
+        """Maximum number of answers to a query."""
         return self.k if self.k is not None else self.limit
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive queries: a number, the first one's row, and where they stand."""
+    """Consecutive queries: the block's number, the row of its first query, and the pieces of files that hold them."""
 
     number: int
     first: int
@@ -148,7 +148,7 @@ def search_codes(
     ----------
     collection : str or Path
     queries : str or Path
-        A Parquet file with a column `code` (binary, `8 * W` bytes) and perhaps one `id`, or a folder of codes.
+        A Parquet file with a column `code` (binary, `8 * W` bytes) and optionally `id`, or a folder of codes.
     output : str or Path
         The Parquet file to write, local or in a bucket; see the module's docstring.
     k, radius : int
@@ -156,9 +156,9 @@ def search_codes(
     limit : int, optional
         With `radius`: keep the nearest this many.
     index : str
-        Who answers, as in `Collection.open`.
+        Which index answers, as in `Collection.open`.
     workers : int, optional
-        Tasks at once on this machine; one a core if left out.
+        Tasks at once on this machine; one per core if left out.
     overwrite : bool
         Replace an output that is there.
     progress : callable, optional
@@ -167,7 +167,7 @@ def search_codes(
     Raises
     ------
     PipelineError
-        If the queries are not codes like the collection's, or there is an output already.
+        If the queries are not codes like the collection's, or the output exists already.
     """
     target, name = _target_of(output)
     folder = JobFolder(target.location_of(f".{name}.work"), ANSWERS)
@@ -237,7 +237,7 @@ def search_block(job: SearchJob, folder: JobFolder, block: Block, spec: ShardSpe
                 for run, found in _ask(shard, queries_QW[start : start + BATCH_QUERIES], job):
                     writer.write_batch(_as_batch(batch_ids_Q[run], found))
         if folder.place.local:
-            # Of use for a moment only, so that it need not be forced to the disk.
+            # Needed only until the merge, so it does not have to be forced to the disk.
             aside.replace(folder.place.local / name)
         else:
             folder.place.put_file(name, aside)
@@ -247,14 +247,14 @@ def search_block(job: SearchJob, folder: JobFolder, block: Block, spec: ShardSpe
 def merge_block(job: SearchJob, folder: JobFolder, block: Block, *found: str) -> None:
     """Merge what the shards found for one block, and publish it."""
     chaos.step("search:merge", block.number)
-    # A task that died before it could return may have finished the block, and removed what the shards found.
+    # A task that died before it could return may have finished the block and removed what the shards found.
     if folder.sidecar(block.number) is not None:
         return
     name = _answers_name(block)
     with folder.place.scratch(name) as aside:
         with pq.ParquetWriter(aside, SCHEMA) as writer:
             for batches in _aligned([_batches(folder.place, file) for file in found]):
-                merged = merge_range([_as_result(batch) for batch in batches], job.most)
+                merged = merge_range([_as_result(batch) for batch in batches], job.max_hits)
                 if job.k is not None:
                     merged = merged._replace(truncated=np.zeros_like(merged.truncated))
                 writer.write_batch(_as_batch(batches[0]["query"], merged))
@@ -272,7 +272,7 @@ def _batches(place: Place, name: str) -> Iterator[pa.RecordBatch]:
 
 
 def _aligned(files: list[Iterator[pa.RecordBatch]]) -> Iterator[list[pa.RecordBatch]]:
-    """Yield the rows of the same queries from each file; files cut their rows into batches each in its own way."""
+    """Yield the rows of the same queries from each file; files differ in how their rows are cut into batches."""
     current = [next(batches, None) for batches in files]
     while len(there := [batch for batch in current if batch is not None]) == len(files):
         rows = min(map(len, there))
@@ -306,7 +306,7 @@ def _fixed(column: pa.ChunkedArray, width: int, piece: Piece) -> pa.ChunkedArray
 
 
 def _read_rows(piece: Piece) -> pa.Table:
-    """Read the rows of a piece from the row groups in which they stand."""
+    """Read the rows of a piece from the row groups that hold them."""
     source = read_checked(piece.part) if piece.part.sha256 else open_place(piece.part.path).open()
     with source, pq.ParquetFile(source) as file:
         ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
@@ -317,9 +317,9 @@ def _read_rows(piece: Piece) -> pa.Table:
 
 
 def _ask(shard: Shard, queries_QW: CodeArray, job: SearchJob) -> Iterator[tuple[slice, RangeResult]]:
-    """Yield what a shard answers to runs of the queries, in their order."""
+    """Yield a shard's answers to runs of the queries, in order."""
     if job.radius is not None and job.limit is None:
-        yield from search_bounded(shard, queries_QW, job.radius, most_hits=BATCH_HITS)
+        yield from search_bounded(shard, queries_QW, job.radius, max_hits=BATCH_HITS)
         return
     query = job.query if job.k is None else replace(job.query, k=min(job.k, len(shard)))
     size = max(1, BATCH_HITS // (query.k or query.limit or 1))
@@ -357,12 +357,12 @@ def _refuse_taken(target: Place, name: str, *, overwrite: bool) -> None:
         raise PipelineError(f"{target.path(name)} must be a file in a folder that exists: choose another --output")
     if there and not overwrite:
         raise PipelineError(
-            f"{target.path(name)} is there already: choose another --output, or replace it with --overwrite"
+            f"{target.path(name)} exists already: choose another --output, or replace it with --overwrite"
         )
 
 
 def _list_queries(queries: str | Path, live: Manifest) -> list[Part]:
-    """Return the files of queries, each known to hold codes as wide as the collection's."""
+    """Return the files of queries, each checked to hold codes as wide as the collection's."""
     path = open_place(queries)
     entry = path.entry()
     if entry is not None and entry.is_folder:
@@ -419,14 +419,14 @@ def _stamp_of(part: Part) -> str:
 
 
 def _remove_finished_work(target: Place, name: str, folder: JobFolder) -> None:
-    """Remove what a process left that was killed between publishing its answers and the end."""
+    """Remove the leftovers of a process that was killed after it had published its answers."""
     if target.exists(name) and (identity := folder.identity()) and _job_of(target, name) == name_of(identity):
         with folder.place.lock():
             folder.remove()
 
 
 def _remove_asides(target: Place, name: str) -> None:
-    """Remove what killed drivers left beside a local output, which is held by this process now."""
+    """Remove the temporary files that killed drivers left beside a local output, whose lock this process holds now."""
     if target.local:
         for aside in target.local.glob(f".{glob.escape(name)}.{'[0-9a-f]' * 32}.tmp"):
             aside.unlink(missing_ok=True)
@@ -443,7 +443,7 @@ def _job_of(target: Place, name: str) -> str | None:
 
 
 def _asked(job: SearchJob) -> dict[str, Any]:
-    """Return what a job asks, without the index, on which the answers do not depend."""
+    """Return what a job asks, without the index, which does not affect the answers."""
     return {key: value for key, value in asdict(job).items() if key != "index"}
 
 

@@ -1,4 +1,4 @@
-"""Radius search in bounded memory: how much a radius finds is known only when it is found."""
+"""Radius search in bounded memory: how many answers a radius has is known only once they are found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hashlight.engine.storage.shard import Shard
 
 
 def search_bounded(
-    shard: Shard, queries_QW: CodeArray, radius: int, *, most_hits: int
+    shard: Shard, queries_QW: CodeArray, radius: int, *, max_hits: int
 ) -> Iterator[tuple[slice, RangeResult]]:
     """Yield all that is within a radius of each query, for runs of queries in their order: (the run, its answers).
 
@@ -21,14 +21,15 @@ def search_bounded(
     queries_QW : ndarray of uint64, shape (Q, W)
     radius : int
         Inclusive.
-    most_hits : int
-        Of a run, or of each of its queries one, if they are more. A run of one query has all that it finds.
+    max_hits : int
+        Maximum answers of a run, or one per query of the run if that is more. A run of a single query has all of its
+        answers.
     """
     waiting = [slice(0, len(queries_QW))]
     while waiting:
         run = waiting.pop()
         size = run.stop - run.start
-        limit = None if size <= 1 else max(1, most_hits // size)
+        limit = None if size <= 1 else max(1, max_hits // size)
         found = shard.answer(queries_QW[run], Query(radius=radius, limit=limit, threads=1))
         assert isinstance(found, RangeResult), "of a radius"
         if found.truncated.any():

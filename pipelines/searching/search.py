@@ -76,10 +76,10 @@ def as_json(found: SearchResponse) -> dict[str, Any]:
     return {"answers": _without_nan(answers), "truncated": hits.truncated, "coverage": coverage}
 
 
-def save_answers(image: str | Path, hits: Sequence[Hit], path: Path, *, most: int = 20) -> None:
+def save_answers(image: str | Path, hits: Sequence[Hit], path: Path, *, max_hits: int = 20) -> None:
     """Save a picture of the query and its nearest answers with their distances."""
     query = Tile(Path(image).read_bytes(), "query")
-    save_grid([[query, *(_tile(hit) for hit in hits[:most])]], path)
+    save_grid([[query, *(_tile(hit) for hit in hits[:max_hits])]], path)
 
 
 def _tile(hit: Hit) -> Tile:
@@ -90,7 +90,7 @@ def _tile(hit: Hit) -> Tile:
 
 
 def _without_nan(value: Any) -> Any:
-    """Return null for NaN, which JSON has no word for."""
+    """Return null for NaN, which JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

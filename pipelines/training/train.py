@@ -41,7 +41,7 @@ TrainingProgress = Callable[[int, int, Progress], None]
 TRAINING = JobKind(
     holds="unfinished training",
     private=True,
-    remedy="run that training again to finish it, choose another --output, or begin anew with --overwrite",
+    remedy="run that training again to finish it, choose another --output, or start over with --overwrite",
 )
 
 SUPERVISIONS = (LABELS, PAIRS, VIEWS, NOTHING)
@@ -78,12 +78,12 @@ def train_encoder(
     pairs : str or Path, optional
         CSV or Parquet with columns `a`, `b` (ids of the corpus, or URIs) and `similar` (0 or 1).
     overwrite : bool
-        Replace an encoder that is there, and begin anew what was interrupted.
+        Replace an encoder that is there, and start an interrupted training over.
     workers : int, optional
-        Train on Ray, by so many processes that share every batch (`pipelines.training.workers`); in this process if
+        Train on Ray, in this many processes that share every batch (`pipelines.training.workers`); in this process if
         left out.
     address : str, optional
-        Of a Ray cluster for the workers. `output` must then be on storage that its machines share.
+        Address of a Ray cluster for the workers. `output` must then be on storage that its machines share.
     progress : callable, optional
         Called after every step with (step of this phase, steps of this phase, `encoders.training.train.Progress`).
 
@@ -115,7 +115,7 @@ def _check_address(workers: int | None, address: str | None) -> None:
 
 
 def _folder_of(output: Place, address: str | None) -> str | Path:
-    """Return where the checkpoint of a training lies: beside the encoder, or on this machine if that is in a bucket."""
+    """Return the folder of a training's checkpoint: beside the encoder, or on this machine if that is in a bucket."""
     location, name = split_name(output.location)
     if output.local:
         return open_place(location).location_of(f".{name}.training")
@@ -129,7 +129,7 @@ def _folder_of(output: Place, address: str | None) -> str | Path:
 
 
 def _identity(corpus: str | Path, entries: pa.Table, given: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """Return what the weights depend on; labels and pairs themselves are compared with the checkpoint."""
+    """Return what the weights depend on, except labels and pairs, which are compared with the checkpoint."""
     return {
         "corpus": str(open_place(corpus)),
         "images": len(entries),
@@ -165,7 +165,7 @@ def _train(
 
 
 def _supervision(kind: str | None, pairs: str | Path | None, entries: pa.Table, config: TrainConfig) -> dict[str, Any]:
-    """Return the arguments of `train` that say what is known of the images."""
+    """Return the arguments of `train` that say what is known about the images."""
     if kind is None:
         labelled = has_labels(entries) or METHODS[config.method].reads_classes
         kind = PAIRS if pairs is not None else LABELS if labelled else NOTHING
@@ -233,7 +233,7 @@ def _refuse_taken(output: Place, *, overwrite: bool) -> None:
 
 
 def _save(encoder: HashEncoder, output: Place, job: JobFolder) -> None:
-    """Publish the encoder and the log of its training: a local folder in one step, in a bucket the encoder last."""
+    """Publish the encoder and its training log: to a local folder in one step, to a bucket with the encoder last."""
     log = job.place.find(LOG_FILE)
     if output.local is None:
         if log:

@@ -1,8 +1,8 @@
 """Training on Ray: the training loop in several processes that share every batch (`encoders.training.workers`).
 
-A worker that is lost takes the others with it: Ray Train starts all of them again, and they go on from the loop's
-checkpoint, to the weights that an undisturbed run would have. What another attempt would only meet again, such as an
-image that cannot be decoded, ends the run instead.
+A lost worker takes the others with it: Ray Train starts all of them again, and they resume from the loop's checkpoint
+and reach the weights that an undisturbed run would have. An error that every attempt would meet, such as an image that
+cannot be decoded, ends the run instead.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from hashlight.encoders.training.workers import Workers
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.session import ray_session
 
-# Times that workers may be lost: enough for machines that come and go, not for a fault that kills every attempt.
+# How often workers may be lost: enough for machines that come and go, not for a fault that kills every attempt.
 MAX_LOSSES = 8
 _POLL_S = 0.2
-# Ray's own minute is short for importing torch on a busy machine, and it would try again for ever.
+# Ray's default of one minute is too short to import torch on a busy machine, and Ray would retry for ever.
 _START_S = 600
 
 
@@ -41,7 +41,7 @@ def train_with_workers(
     progress: Callable[[Progress], None] | None = None,
     **supervision: Any,
 ) -> HashEncoder:
-    """Train an encoder by several workers, each on one CPU, or on one GPU if `config.device` is "cuda".
+    """Train an encoder with several workers, each on one CPU, or on one GPU if `config.device` is "cuda".
 
     Parameters
     ----------
@@ -51,9 +51,9 @@ def train_with_workers(
         `batch_size` is that of all workers together.
     workers : int
     folder : Path
-        Of the checkpoint; on storage that all machines share.
+        Folder of the checkpoint, on storage that all machines share.
     address : str, optional
-        Of a Ray cluster; a session of its own on this machine if left out.
+        Address of a Ray cluster; a new session on this machine if left out.
     progress : callable, optional
         Called here after every step.
     **supervision
@@ -73,7 +73,7 @@ def train_with_workers(
         board = ray.remote(num_cpus=0)(_Board).remote()
         job = {
             "board": board,
-            # In a list, so that Ray does not put the images into the job itself.
+            # In a list, so that Ray passes the reference on instead of the images themselves.
             "images": [ray.put(pa.array(images, pa.large_binary()))],
             "config": config,
             "folder": folder,
@@ -83,7 +83,7 @@ def train_with_workers(
 
 
 class _Board:
-    """What workers tell the driver, and what stops them: an actor."""
+    """An actor by which workers report to the driver, and by which they are stopped."""
 
     def __init__(self) -> None:
         self._steps: list[Progress] = []
@@ -120,14 +120,14 @@ class _Encoded:
 
 
 def _trainer(job: dict[str, Any], workers: int) -> Any:
-    # Workers stay in the driver's folder, so that a relative path of weights means there what it means here.
+    # Workers stay in the driver's folder, so that a relative path of weights means the same there as here.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    # Ray runs the second version of its trainer, while its types are those of the first, which takes no value back.
+    # Ray runs the second version of its trainer, but its types describe the first, whose function returns nothing.
     return TorchTrainer(
         _work,  # type: ignore[arg-type]
         train_loop_config=job,
@@ -175,12 +175,12 @@ def _work(job: dict[str, Any]) -> HashEncoder | None:
 
 
 def _is_of_lost_worker(error: Exception) -> bool:
-    """Whether another worker's end may be the reason: gloo raises plain RuntimeError, NCCL its own."""
+    """Whether the loss of another worker may be the cause: gloo raises plain RuntimeError, NCCL its own."""
     return type(error) is RuntimeError or isinstance(error, dist.DistError)
 
 
 def _run(trainer: Any, board: Any, progress: Callable[[Progress], None] | None) -> HashEncoder:
-    """Wait for the trainer, reporting the steps; an interruption here stops the workers at their next step."""
+    """Wait for the trainer and report the steps; an interruption here stops the workers at their next step."""
     import ray
     import ray.train
 
@@ -201,8 +201,8 @@ def _run(trainer: Any, board: Any, progress: Callable[[Progress], None] | None) 
         raise fault
     if isinstance(outcome[0], ray.train.TrainingFailedError):
         raise PipelineError(
-            f"workers were lost more than {MAX_LOSSES} times, or could not be started; the same `hashlight train` goes "
-            f"on from the last checkpoint. The last loss: {' '.join(str(outcome[0]).split())[:500]}"
+            f"workers were lost more than {MAX_LOSSES} times, or could not be started; the same `hashlight train` "
+            f"resumes from the last checkpoint. The last failure: {' '.join(str(outcome[0]).split())[:500]}"
         ) from outcome[0]
     if isinstance(outcome[0], Exception):
         raise outcome[0]
@@ -211,11 +211,11 @@ def _run(trainer: Any, board: Any, progress: Callable[[Progress], None] | None) 
 
 
 class _StoppedError(Exception):
-    """The driver wants no more steps."""
+    """The driver has asked the workers to stop."""
 
 
 def _fit(trainer: Any) -> Any:
-    """Return what training returns, or the exception that ended it, for the thread that waits."""
+    """Return what training returns, or the exception that ended it, to the thread that waits."""
     try:
         return trainer.fit().return_value
     except Exception as error:

@@ -1,1 +1,1 @@
-"""Verbs about the machine at hand: prepare it, measure it, plan with it."""
+"""Verbs about this machine: prepare it, measure it, plan with its figures."""

@@ -21,7 +21,7 @@ class Load:
     """What the collection has to carry."""
 
     images: Annotated[float, typer.Option(min=1, help="Images of the collection, such as 5e9.")]
-    qps: Annotated[float, typer.Option(help="Queries a second, one at a time.")]
+    qps: Annotated[float, typer.Option(help="Queries per second, one at a time.")]
     bits: BitsOption = 64
     radius: Annotated[int | None, typer.Option(min=0, help="Hamming radius of the queries.")] = None
     k: Annotated[int | None, typer.Option("-k", min=1, help="Or: number of nearest images.")] = None
@@ -29,12 +29,12 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How it lies on machines."""
+    """How it is spread over machines."""
 
     replicas: Annotated[int, typer.Option(min=1, help="Copies of every shard.")] = 2
-    shard_codes: Annotated[float, typer.Option(min=1, help="Codes of a shard.")] = 50e6
-    node_cores: Annotated[int | None, typer.Option(min=1, help="Cores of a node; as here if left out.")] = None
-    node_memory: Annotated[float | None, typer.Option(help="Memory of a node in GiB; as here if left out.")] = None
+    shard_codes: Annotated[float, typer.Option(min=1, help="Codes per shard.")] = 50e6
+    node_cores: Annotated[int | None, typer.Option(min=1, help="Cores per node; this machine's if left out.")] = None
+    node_memory: Annotated[float | None, typer.Option(help="Node memory in GiB; this machine's if left out.")] = None
 
 
 def plan(load: Load, layout: Layout, as_json: JsonOption = False) -> None:
@@ -44,7 +44,7 @@ def plan(load: Load, layout: Layout, as_json: JsonOption = False) -> None:
     from hashlight.pipelines.capacity.plan import plan as work_out
 
     if (load.radius is None) == (load.k is None):
-        raise typer.BadParameter("give --radius or -k, one of them")
+        raise typer.BadParameter("give one of --radius and -k")
     constants = load_constants()
     demand = _demand(load, layout, constants)
     lines = work_out(demand, constants)
@@ -52,7 +52,7 @@ def plan(load: Load, layout: Layout, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps([asdict(line) for line in lines]))
         return
     out.print(plan_table(lines))
-    out.print(f"nodes of {demand.node_cores} cores and {demand.node_bytes / GIB:.1f} GiB; codes as if uniform")
+    out.print(f"nodes of {demand.node_cores} cores and {demand.node_bytes / GIB:.1f} GiB; assuming uniform codes")
 
 
 def _demand(load: Load, layout: Layout, constants: Constants) -> Demand:

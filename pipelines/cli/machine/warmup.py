@@ -8,7 +8,7 @@ from hashlight.pipelines.cli.console import out, spinner
 
 
 def warmup() -> None:
-    """Compile the search kernels and measure this machine once, so that the first query is as quick as the next."""
+    """Compile the search kernels and measure this machine once, so that the first query is as fast as the next."""
     from hashlight.engine.indexes.warmup import warm
 
     start = time.perf_counter()

@@ -17,8 +17,8 @@ class ShardSize:
     """How the codes are cut into shards: one of the three, or none."""
 
     shards: Annotated[int | None, typer.Option(min=1, help="Number of shards.")] = None
-    shard_rows: Annotated[int | None, typer.Option(min=1, help="Most codes of a shard; 20 million.")] = None
-    shard_bytes: Annotated[str | None, typer.Option(help="About the most bytes of a shard: 500MB, 2GB.")] = None
+    shard_rows: Annotated[int | None, typer.Option(min=1, help="Maximum codes per shard; 20 million.")] = None
+    shard_bytes: Annotated[str | None, typer.Option(help="Approximate maximum size of a shard: 500MB, 2GB.")] = None
 
 
 def build(
@@ -32,7 +32,7 @@ def build(
     ] = True,
     append: Annotated[bool, typer.Option("--append", help="Add to the collection that is there.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Shards built at once, each in up to 3 times its size; one a core.")
+        int | None, typer.Option(min=1, help="Shards built at once, each in up to 3 times its size; one per core.")
     ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:

@@ -22,11 +22,11 @@ from hashlight.pipelines.cli.options import (
 
 @dataclass(frozen=True, kw_only=True)
 class Actors:
-    """Who encodes."""
+    """The processes that encode."""
 
     batch_size: Annotated[int, typer.Option(min=1, help="Images decoded at a time by an actor.")] = 256
     actors: Annotated[
-        int | None, typer.Option(min=1, help="Processes that run the model; one a GPU or core if left out.")
+        int | None, typer.Option(min=1, help="Processes that run the model; one per GPU or core if left out.")
     ] = None
 
 
@@ -36,7 +36,7 @@ class Kept:
 
     features: Annotated[bool, typer.Option("--features", help="Keep fine features too, to re-rank by.")] = False
     thumbnails: Annotated[
-        int, typer.Option(min=0, max=1024, help="Keep a JPEG of each image, its longest side so many pixels; 0: none.")
+        int, typer.Option(min=0, max=1024, help="Keep a JPEG of each image, with this longest side in pixels; 0: none.")
     ] = 0
 
 

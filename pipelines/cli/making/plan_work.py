@@ -18,7 +18,7 @@ def plan_work(
     unit_images: UnitImagesOption = 2000,
     as_json: JsonOption = False,
 ) -> None:
-    """List a corpus once into a work list, which `hashlight encode --input` takes in the corpus's place."""
+    """List a corpus once into a work list, which `hashlight encode --input` takes in place of the corpus."""
     from hashlight.pipelines.corpora.work import plan_work as write_work
 
     if not output.partition("?")[0].endswith(".parquet"):

@@ -38,11 +38,11 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity:
-    """What tells the images apart."""
+    """What says which images are alike."""
 
     supervision: Annotated[
         str | None,
-        typer.Option(help="labels, pairs, views (two of each image, to find copies) or nothing; by what is there."),
+        typer.Option(help="labels, pairs, views (two of each image, to find copies) or nothing; else what is there."),
     ] = None
     pairs: Annotated[
         Path | None, typer.Option(help="Train on pairs (CSV or Parquet: a, b, similar), not labels.", exists=True)
@@ -51,7 +51,7 @@ class Similarity:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """How the training goes; None is the default of `encoders.training.train.TrainConfig`."""
+    """The course of the training; None is the default of `encoders.training.train.TrainConfig`."""
 
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images; 15.")] = None
     warmup_epochs: Annotated[
@@ -60,18 +60,16 @@ class Course:
             min=0, help="Passes of classification before; 12 with labels from random weights, or for joint; else 0."
         ),
     ] = None
-    batch_size: Annotated[int | None, typer.Option(min=4, help="Images a step, all pairs of which count; 64.")] = None
+    batch_size: Annotated[int | None, typer.Option(min=4, help="Images per step, all pairs of which count; 64.")] = None
     chunk_size: Annotated[int | None, typer.Option(min=2, help="Images of a batch in memory at a time; all.")] = None
     schedule: Annotated[str | None, typer.Option(help="How beta rises: stages (by default), released or constant.")] = (
         None
     )
-    final_beta: Annotated[float | None, typer.Option(min=1, help="Where beta ends; by the schedule, 30 or 7.07.")] = (
-        None
-    )
+    final_beta: Annotated[float | None, typer.Option(min=1, help="Final beta; by schedule, 30 or 7.07.")] = None
     validation_images: Annotated[
-        int | None, typer.Option(min=0, help="Keep this many images out, and choose the best epoch on them.")
+        int | None, typer.Option(min=0, help="Hold out this many images, and choose the best epoch on them.")
     ] = None
-    patience: Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a better.")] = None
+    patience: Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without improvement.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +79,17 @@ class Computation:
     precision: Annotated[str | None, typer.Option(help="float32 (by default), bfloat16 (mixed) or float64.")] = None
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network.")] = False
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu"
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Who trains."""
+    """The processes that train."""
 
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Train on Ray: processes that share every batch, a CPU or GPU each.")
+        int | None, typer.Option(min=1, help="Train on Ray: processes that share every batch, one CPU or GPU each.")
     ] = None
-    address: Annotated[str | None, typer.Option(help="With --workers: a Ray cluster.")] = None
+    address: Annotated[str | None, typer.Option(help="With --workers: address of a Ray cluster.")] = None
 
 
 def train(

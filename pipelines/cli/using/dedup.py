@@ -17,7 +17,7 @@ def dedup(
     collection: CollectionArgument,
     radius: Annotated[int, typer.Option(min=0, help="Images within this Hamming distance are near-duplicates.")],
     output: Annotated[str, typer.Option("--output", help="Folder for pairs, clusters and a gallery, or s3://.")],
-    workers: Annotated[int | None, typer.Option(min=1, help="Pairs of shards joined at once; one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Pairs of shards joined at once; one per core.")] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -21,7 +21,7 @@ def evaluate(
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="Methods on features, beside the encoder; by default itq, where it fits, and lsh."),
+        typer.Option(help="Methods on features to compare with; by default itq, where it fits, and lsh."),
     ] = None,
     index: IndexOption = "auto",
 ) -> None:

@@ -10,13 +10,13 @@ from hashlight.pipelines.cli.console import out, spinner
 
 
 def scale(
-    url: Annotated[str, typer.Argument(help="Of a server that was started with --groups.")],
-    replicas: Annotated[int, typer.Option(min=1, help="Shard servers of each group.")],
+    url: Annotated[str, typer.Argument(help="URL of a server that was started with --groups.")],
+    replicas: Annotated[int, typer.Option(min=1, help="Shard servers per group.")],
     key: Annotated[
-        str | None, typer.Option(envvar="HASHLIGHT_API_KEY", help="A key with the scope admin, if it wants one.")
+        str | None, typer.Option(envvar="HASHLIGHT_API_KEY", help="A key with the scope admin, if keys are required.")
     ] = None,
 ) -> None:
-    """Start or stop shard servers of a running server, without a query that fails."""
+    """Start or stop shard servers of a running server, without failing a query."""
     from hashlight.pipelines.serving.scale import scale_replicas
 
     with spinner("scaling"):

@@ -36,7 +36,7 @@ class Asked:
         str | None,
         typer.Option(
             "--codes",
-            help="Or millions of queries: Parquet with a column `code`, or a folder of codes; or s3://.",
+            help="Or millions of queries: Parquet with a column `code`, or a folder of codes; local or s3://.",
         ),
     ] = None
     output: Annotated[str | None, typer.Option("--output", help="With --codes: the Parquet file to write.")] = None
@@ -65,9 +65,9 @@ class Reach:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """How a job of many queries runs."""
+    """How a job with many queries runs."""
 
-    workers: Annotated[int | None, typer.Option(min=1, help="With --codes: tasks at once; one a core.")] = None
+    workers: Annotated[int | None, typer.Option(min=1, help="With --codes: tasks at once; one per core.")] = None
     overwrite: OverwriteOption = False
 
 

@@ -30,13 +30,13 @@ class Listening:
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may ask, and over what."""
+    """Who may send requests, and whether over TLS."""
 
     keys: Annotated[
         Path | None,
         typer.Option(help="API keys, lines `NAME SCOPES KEY`; HASHLIGHT_API_KEYS without it.", exists=True),
     ] = None
-    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines ask without a key.")] = False
+    insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without a key.")] = False
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM): serve https.", exists=True)] = None
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", exists=True)] = None
 
@@ -48,12 +48,12 @@ class Access:
 
 @dataclass(frozen=True, kw_only=True)
 class Requests:
-    """What a request may ask for, and how many there may be."""
+    """What a request may ask for, and how many may run at once."""
 
     image_host: Annotated[
         list[str] | None, typer.Option(help="Fetch query images from this host, or from all below .example.com.")
     ] = None
-    in_flight: Annotated[int | None, typer.Option(min=1, help="Requests at work; more are told to come again.")] = None
+    in_flight: Annotated[int | None, typer.Option(min=1, help="Requests at once; others are told to retry.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +61,16 @@ class ShardServers:
     """Which shard servers there are, if any."""
 
     groups: Annotated[
-        int | None, typer.Option(min=1, help="Shard servers in so many groups, each with a part of the shards.")
+        int | None, typer.Option(min=1, help="Shard servers in this many groups, each with a part of the shards.")
     ] = None
-    replicas: Annotated[int | None, typer.Option(min=1, help="Of each group; 1 if left out.")] = None
+    replicas: Annotated[int | None, typer.Option(min=1, help="Shard servers per group; 1 if left out.")] = None
     ray: Annotated[bool, typer.Option("--ray", help="Shard servers on Ray, not as processes here.")] = False
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; `auto` is this machine's.")] = None
+    address: Annotated[str | None, typer.Option(help="Address of the Ray cluster; `auto` is this machine's.")] = None
     shard_tls_cert: Annotated[Path | None, typer.Option(help="The shard servers' certificate (PEM).", exists=True)] = (
         None
     )
     shard_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", exists=True)] = None
-    shard_tls_authority: Annotated[Path | None, typer.Option(help="Who signed it (PEM).", exists=True)] = None
+    shard_tls_authority: Annotated[Path | None, typer.Option(help="Authority that signed it.", exists=True)] = None
 
     @property
     def wanted(self) -> bool:
@@ -104,13 +104,13 @@ def serve(
 ) -> None:
     """Serve a collection over HTTP: from this process, or with --groups from shard servers, here or on Ray.
 
-    Shard servers want a token, that of HASHLIGHT_SHARD_TOKEN or one made for the occasion.
+    Shard servers require a token: that of HASHLIGHT_SHARD_TOKEN, or a generated one.
     """
     from hashlight.engine.places.opening import open_place
 
     shard_servers.check()
     access.check()
-    # The web server ends in order and then raises the signal once more: shard servers must still be stopped.
+    # The web server shuts down cleanly and then raises the signal again: shard servers must still be stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
         with spinner("opening"):

@@ -220,7 +220,7 @@ def test_failures_exit_with_1_and_one_message(tmp_path, collection, codes, encod
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no image")
     arguments = ("encode", "--input", tmp_path / "broken", "--encoder", encoder, "--output", tmp_path / "none")
-    assert "not one of 1 images could be encoded: not an image (1 times)" in failure(*arguments)
+    assert "none of the 1 images could be encoded: not an image (1 times)" in failure(*arguments)
     assert "is a file, expected a folder" in failure(*arguments[:-1], not_an_image)
     assert "is not an encoder" in failure(
         "encode", "--input", image.parent, "--encoder", tmp_path / "empty", "--output", output

@@ -161,7 +161,7 @@ def test_missing_bytes_in_parquet_are_an_error_for_that_image_only(tmp_path):
                 path.mkdir(),
                 pq.write_table(pa.table({"image": [b"", b""], "id": [7, 7]}), path / "a.parquet"),
             ),
-            "1 ids stand more than once in the corpus, for example 7",
+            "1 ids occur more than once in the corpus, for example 7",
         ),
     ],
 )
@@ -176,8 +176,8 @@ def test_no_corpus_says_why(tmp_path, make, message):
     ("columns", "message"),
     [
         ({"id": [1, None]}, "got 1 nulls"),
-        ({"id": [1, -7]}, "a least of -7"),
-        ({"id": pa.array([1, 2**63], pa.uint64())}, "a most of 9223372036854775808"),
+        ({"id": [1, -7]}, "a minimum of -7"),
+        ({"id": pa.array([1, 2**63], pa.uint64())}, "a maximum of 9223372036854775808"),
         ({"id": ["a", "b"]}, "must be whole numbers, got string"),
         ({"image": ["a.png", "b.png"]}, "with encoded images .binary, or a struct"),
         ({"code": [1, 2]}, r"columns named \['code'\]"),
@@ -207,5 +207,5 @@ def test_labels_are_needed_where_they_are_asked_for(tmp_path):
     pq.write_table(pa.table({"image": [b"", b""], "label": [1, None]}), tmp_path / "a.parquet")
     with pytest.raises(PipelineError, match="1 of 2 images have no label"):
         labels_of(list_corpus(tmp_path))
-    with pytest.raises(PipelineError, match=r"got beside the images \['uri'\]"):
+    with pytest.raises(PipelineError, match=r"got \['uri'\] beside the images"):
         labels_of(list_corpus(tmp_path).drop_columns(["label"]))

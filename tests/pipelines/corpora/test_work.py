@@ -90,7 +90,7 @@ def test_a_failed_listing_leaves_the_old_work_list(folder, tmp_path):
     plan_work(folder, tmp_path / "work.parquet")
     before = (tmp_path / "work.parquet").read_bytes()
     (tmp_path / "twice.txt").write_text("a.png\nb.png\na.png\n")
-    with pytest.raises(PipelineError, match=f"1 ids stand more than once in the corpus, for example {id_of('a.png')}"):
+    with pytest.raises(PipelineError, match=f"1 ids occur more than once in the corpus, for example {id_of('a.png')}"):
         plan_work(tmp_path / "twice.txt", tmp_path / "work.parquet")
     assert (tmp_path / "work.parquet").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
@@ -235,10 +235,10 @@ def test_repeated_ids_are_found_in_memory_and_on_disk(size):
 
 
 def test_more_units_than_a_work_list_holds_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "MOST_UNITS", 3)
+    monkeypatch.setattr(work, "MAX_UNITS", 3)
     for number in range(8):
         (tmp_path / f"{number}.png").write_bytes(png(number))
-    with pytest.raises(PipelineError, match=r"more than 3 units.*more than 2 images for a unit \(--unit-images\)"):
+    with pytest.raises(PipelineError, match=r"more than 3 units.*more than 2 images per unit \(--unit-images\)"):
         plan_work(tmp_path, tmp_path / "out" / "work.parquet", unit_images=2)
     assert plan_work(tmp_path, tmp_path / "out" / "work.parquet", unit_images=3).units == 3
 

@@ -113,10 +113,10 @@ def test_small_steps_give_the_same_pairs(tmp_path, rows, monkeypatch):
     codes, ids = rows
     opened = Collection.create(tmp_path / "c", codes, ids=ids, bits=BITS, shards=2)
     for name, value in (
-        ("_MOST_ROWS", 7),
-        ("_LEAST_ROWS", 2),
+        ("_MAX_ROWS", 7),
+        ("_MIN_ROWS", 2),
         ("_WANTED_HITS", 50),
-        ("_MOST_HITS", 60),
+        ("_MAX_HITS", 60),
         ("_PAIRS_AT_ONCE", 90),
     ):
         monkeypatch.setattr(dedup, name, value)

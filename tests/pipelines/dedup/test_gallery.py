@@ -15,7 +15,7 @@ from hashlight.pipelines.jobs import chaos
 
 def test_a_gallery_outlives_what_its_uris_name(tmp_path, monkeypatch):
     """A decoder that dies, no file, no name of one; and then it stops looking."""
-    monkeypatch.setattr(gallery, "_MOST_FAILURES", 4)
+    monkeypatch.setattr(gallery, "_MAX_FAILURES", 4)
     faults = tmp_path / "faults"
     faults.mkdir()
     for name in ("good", "killer", "late"):

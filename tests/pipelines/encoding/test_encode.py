@@ -331,7 +331,7 @@ def test_shards_give_the_codes_of_their_images(tmp_path, corpus, codes, encoder)
     summary = encode_corpus(tmp_path / "shards", encoder, tmp_path / "others", actors=1)
     assert (summary.images, summary.codes) == (402, 400)
     reasons = pq.read_table(tmp_path / "others" / "rejects.parquet")["reason"].to_pylist()
-    assert sorted(reasons) == ["empty file", f"unreadable: {rows[0]['id']}.png stands twice in the shard"]
+    assert sorted(reasons) == ["empty file", f"unreadable: {rows[0]['id']}.png occurs twice in the shard"]
 
 
 def test_thumbnails_lie_beside_the_codes(tmp_path, corpus, encoder):

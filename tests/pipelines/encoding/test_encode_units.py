@@ -126,7 +126,7 @@ def test_a_name_that_stands_twice_in_a_shard_and_attributes_that_come_late(tmp_p
     assert gathered.left_out == {"json"}
     (first, _) = pq.read_table(folder / "rejects.parquet").to_pylist()
     assert first["uri"] == f"{tmp_path}/shards/0.tar#a.png"
-    assert first["reason"] == "unreadable: a.png stands twice in the shard"
+    assert first["reason"] == "unreadable: a.png occurs twice in the shard"
 
 
 def test_of_images_with_one_id_in_two_shards_the_later_is_a_reject(tmp_path, corpus, encoder, monkeypatch):

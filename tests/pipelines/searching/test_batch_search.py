@@ -124,7 +124,7 @@ def test_the_command(tmp_path, database):
     assert pq.read_table(tmp_path / "f.parquet").equals(pq.read_table(tmp_path / "r.parquet"))
     again = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "r.parquet")])
     assert again.exit_code == 1
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
@@ -180,7 +180,7 @@ def test_queries_and_answers_in_a_bucket(tmp_path, database, bucket, monkeypatch
     check(tmp_path / "r.parquet", database, radius=3)
     assert bucket.keys("found/") == ["found/r.parquet"]
     assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"], "no folder is called s3:"
-    with pytest.raises(PipelineError, match="is there already"):
+    with pytest.raises(PipelineError, match="exists already"):
         search_codes(database[0] / "c", bucket.uri("queries.parquet"), bucket.uri("found/r.parquet"), radius=3)
 
 
@@ -219,7 +219,7 @@ def test_an_interrupted_search_goes_on(tmp_path, database, monkeypatch, step, ac
     assert (tmp_path / "r.parquet").exists() == (step == "search:published")
     if step == "search:published":
         check(tmp_path / "r.parquet", database, radius=3)
-        with pytest.raises(PipelineError, match="is there already"):
+        with pytest.raises(PipelineError, match="exists already"):
             search_codes(*asked, radius=3)
         assert not (tmp_path / ".r.parquet.work").exists()
         return

@@ -35,17 +35,17 @@ def database(tmp_path_factory):
     return folder, opened, codes, ids, queries
 
 
-@pytest.mark.parametrize("most_hits", [1, 50, 700, 10**9])
-def test_runs_are_bounded_whole_and_in_order(database, most_hits):
+@pytest.mark.parametrize("max_hits", [1, 50, 700, 10**9])
+def test_runs_are_bounded_whole_and_in_order(database, max_hits):
     _, opened, _, _, queries = database
     longest = 0
     for shard in opened.shards:
         expected, _ = oracles.within_radius(queries, np.asarray(shard.codes_NW), np.asarray(shard.ids_N), 6)
         place = 0
-        for run, found in search_bounded(shard, queries, 6, most_hits=most_hits):
+        for run, found in search_bounded(shard, queries, 6, max_hits=max_hits):
             assert run.start == place
             place = run.stop
-            assert len(found.ids) <= max(most_hits, place - run.start) or place - run.start == 1
+            assert len(found.ids) <= max(max_hits, place - run.start) or place - run.start == 1
             assert not found.truncated.any()
             answers = [
                 list(zip(found.distances[a:b].tolist(), found.ids[a:b].tolist(), strict=True))
