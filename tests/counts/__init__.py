@@ -1,1 +1,1 @@
-"""Exact counts of work for fixed data, checked in as JSON and compared exactly: see `docs/counts.md`."""
+"""Exact counts of work for fixed data, checked in as JSON; see `docs/counts.md`."""

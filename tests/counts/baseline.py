@@ -1,4 +1,4 @@
-"""Comparing counts with those checked in."""
+"""Comparison of counts with the checked-in ones."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def compare(name: str, counts: dict[str, Any]) -> None:
     assert not differing, "\n".join(
         [
             *(f"{key}: expected {expected.get(key)}, got {counts.get(key)}" for key in differing),
-            f"less work, or more for a reason? Then renew {path.name} with {RENEW}=1 and commit it",
+            f"if there is less work, or more for a good reason, renew {path.name} with {RENEW}=1 and commit it",
         ]
     )

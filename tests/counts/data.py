@@ -1,4 +1,4 @@
-"""Codes that depend on a seed alone: a generator that is written out, as numpy's may change from version to version."""
+"""Codes that depend only on a seed: the generator is written out, because numpy's may change between versions."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def uniform(seed: int, rows: int, bits: int) -> np.ndarray:
 
 
 def clustered(seed: int, rows: int, bits: int) -> np.ndarray:
-    """Return codes that crowd around a few centres, each within `FLIPS` bits of its own: (rows, bits // 64)."""
+    """Return codes in a few clusters, each code within `FLIPS` bits of its centre: (rows, bits // 64)."""
     code_NW = uniform(1000, CENTRES, bits)[random_words(seed, rows) % np.uint64(CENTRES)].copy()
     for flip in range(FLIPS):
-        bit_N = random_words(seed + 100 * (flip + 1), rows) % np.uint64(2 * bits)  # half the flips fall on no bit
+        bit_N = random_words(seed + 100 * (flip + 1), rows) % np.uint64(2 * bits)  # half the flips are beyond the code
         for word in range(bits // 64):
             here = bit_N // np.uint64(64) == word
             code_NW[here, word] ^= np.uint64(1) << (bit_N[here] % np.uint64(64))

@@ -1,4 +1,4 @@
-"""What searching and opening do, counted: a slow-down shows on a machine whose clock would not show it."""
+"""Exact counts of the work of searching and opening: they show a slow-down even on a machine with noisy timings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def named(query):
     return f"radius {query.radius}" if query.k is None else f"{query.k} nearest"
 
 
-def test_what_the_tables_meet(case):
+def test_lookups_and_candidates_of_the_tables(case):
     name, index, queries, codes = case
     sizes = [np.diff(index.tables.offsets[begin:][: 2**width + 1].astype(np.int64)) for begin, width in tables(index)]
     counts = {
@@ -78,7 +78,7 @@ def test_what_the_tables_meet(case):
 
 
 def within(queries, codes, radius):
-    """Return how many codes are within the radius, by comparing them all."""
+    """Return how many codes are within the radius, by comparing all of them."""
     apart_QN = np.zeros((len(queries), len(codes)), np.int64)
     for word in range(codes.shape[1]):
         apart_QN += np.bitwise_count(queries[:, None, word] ^ codes[None, :, word])
@@ -92,7 +92,7 @@ def tables(index):
         begin += 2**width + 1
 
 
-def test_what_the_planner_chooses(case):
+def test_plans_of_the_planner(case):
     name, index, queries, _ = case
     counts = {}
     for query in questions():
@@ -108,7 +108,7 @@ def test_what_the_planner_chooses(case):
     compare(f"plans-{name}", counts)
 
 
-def test_how_many_kernels_a_batch_calls(case, monkeypatch):
+def test_kernel_calls_of_a_batch(case, monkeypatch):
     name, index, queries, _ = case
     calls = collections.Counter()
     for module, kernels in KERNELS.items():
@@ -132,7 +132,7 @@ def counted(function, name, calls):
 
 
 class CountedShard:
-    """A shard that keeps account of what it is asked."""
+    """A shard that records its calls."""
 
     def __init__(self, index):
         self.index = index
@@ -150,7 +150,7 @@ class CountedShard:
 
 
 @pytest.mark.parametrize(("kind", "bits"), CASES)
-def test_what_each_of_several_shards_is_asked(kind, bits):
+def test_calls_of_each_shard(kind, bits):
     codes = getattr(data, kind)(1, ROWS, bits)
     queries = data.near(2, codes, QUERIES)
     counts = {}
@@ -187,7 +187,7 @@ def note(event, given):
         stamps += os.path.getsize(given[0]) if os.path.exists(given[0]) else 0
 
 def bytes_read():
-    # Without what the counter itself took to read, and the stamps, which hold numbers of this machine.
+    # Without the counter's own reads, and without the stamps, which depend on the machine.
     text = Path("/proc/self/io").read_text()
     global own
     count, own = int(text.split()[1]) - own - stamps, own + len(text)
@@ -195,7 +195,7 @@ def bytes_read():
 
 own = 0
 sys.addaudithook(note)
-Collection.open(warm)  # whatever is loaded once
+Collection.open(warm)  # load everything that is loaded only once
 counts = {}
 for name in ("first", "again"):
     opened.clear()
@@ -207,14 +207,14 @@ print(json.dumps(counts))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_what_opening_a_collection_reads(tmp_path):
+def test_bytes_and_files_read_when_opening_a_collection(tmp_path):
     codes = data.uniform(1, 4000, 64)
     features = (np.arange(4000 * 64) % 100).reshape(4000, 64).astype(np.float16)
     for name in ("warm", "path"):
         Collection.create(tmp_path / name, codes, ids=np.arange(4000), bits=64, shards=4, features=features)
     done = subprocess.run(
         [sys.executable, "-c", OPENING, str(tmp_path / "warm"), str(tmp_path / "path")],
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},  # where no shard was verified yet
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},  # an empty cache, so no shard has been verified
         capture_output=True,
         text=True,
         check=True,

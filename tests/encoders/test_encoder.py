@@ -95,7 +95,7 @@ def lite():
 
 
 def photographs(count):
-    """Windows of the two photographs that scikit-learn carries."""
+    """Crops of the two photographs that come with scikit-learn."""
     rng = np.random.default_rng(0)
     photos = load_sample_images().images
     corners = rng.integers(0, (427 - 300, 640 - 300), (count, 2))
@@ -128,7 +128,7 @@ def test_a_missing_package_is_named(monkeypatch):
         build_backbone("efficientnet-lite0")
 
 
-def test_output_is_what_the_model_says(encoder):
+def test_output_equals_the_models_output(encoder):
     output = encoder.encode_all(IMAGES[:40])
     assert (output.codes.shape, output.codes.dtype) == ((40, 1), np.uint64)
     assert (output.relaxed.shape, output.relaxed.dtype) == ((40, 48), np.float32)
@@ -139,7 +139,7 @@ def test_output_is_what_the_model_says(encoder):
     assert encoder.encode([]).shape == (0, 1)
 
 
-def test_an_image_may_come_in_any_form(encoder, tmp_path):
+def test_images_are_accepted_in_every_form(encoder, tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(IMAGES[3]).save(buffer, "PNG")
     path = tmp_path / "image.png"
@@ -149,7 +149,7 @@ def test_an_image_may_come_in_any_form(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "JPEG"])
-def test_whatever_its_form_an_image_is_turned_as_its_exif_says(tmp_path, file_format):
+def test_exif_orientation_is_applied_to_images_of_every_form(tmp_path, file_format):
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = np.zeros((28, 28), np.uint8)
@@ -166,11 +166,11 @@ def test_whatever_its_form_an_image_is_turned_as_its_exif_says(tmp_path, file_fo
     codes = encoder.encode([path, str(path), path.read_bytes(), opened, decoded])
     assert len(np.unique(codes)) == 1
     assert (encoder.encode([picture]) != codes[0]).all()
-    # The caller's image is as it was, and may be encoded again.
+    # The caller's image is unchanged, and may be encoded again.
     assert (encoder.encode([opened]) == codes[0]).all()
 
 
-def test_what_is_no_image_is_refused(encoder, tmp_path):
+def test_values_that_are_not_images_are_refused(encoder, tmp_path):
     with pytest.raises(ImageError, match=r"^image 1: not an image"):
         encoder.encode([IMAGES[0], b"nothing to see"])
     with pytest.raises(ImageError, match=r"^image 0: unreadable file: No such file"):
@@ -196,7 +196,7 @@ def test_a_saved_encoder_survives_a_crash_of_the_machine(encoder, tmp_path, monk
     assert calls == [call.format(name) for name in ("model.safetensors", "config.json") for call in one_file]
 
 
-def test_saved_and_loaded_it_is_the_same_encoder(encoder, folder):
+def test_a_loaded_encoder_equals_the_saved_one(encoder, folder):
     state = torch.get_rng_state()
     loaded = HashEncoder.load(folder)
     assert torch.equal(torch.get_rng_state(), state)
@@ -266,7 +266,7 @@ def test_a_classifier_in_the_file_is_left_out(tmp_path):
     ("name", "dims"),
     [("resnet18", 512), ("mobilenet_v3_small", 1024), ("squeezenet1_1", 512), ("efficientnet_b0", 1280)],
 )
-def test_torchvision_backbones_lose_their_classifier(name, dims):
+def test_torchvision_backbones_have_no_classifier(name, dims):
     backbone = build_backbone(name)
     backbone.network.eval()
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from hashlight.encoders.training.train import TrainConfig, train
 from tests.encoders.training.test_training import IMAGES, LABELS, QUERIES, QUERY_LABELS
 from tests.oracles import distance_histograms
 
-# Each image has the label of its bar, and one of two that say whether the bar is in the upper half.
+# Each image has the label of its bar, and one of two labels for the upper and the lower half.
 SEVERAL = np.hstack([LABELS[:, None] == np.arange(4), LABELS[:, None] // 2 == np.arange(2)])
 MULTI_ONLY = ("hashnet-c",)
 NEED_LABELS = ("hashnet-st", "latent", "joint", "csq", "orthohash", "itq-cca", "sdh", "ksh")
@@ -28,14 +28,14 @@ def one_thread():
 
 
 def labels_for(method):
-    """What is to be learned here: bars that are not neighbours belong together, which no feature says by itself."""
+    """Labels to learn: bars that are not adjacent are similar, which the features alone do not show."""
     groups = LABELS[:, None] % 2 == np.arange(2)
     return np.hstack([LABELS[:, None] == np.arange(4), groups]) if method in MULTI_ONLY else LABELS % 2
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A backbone that has learned to tell the classes apart, for all methods to start from."""
+    """A backbone that has learned to distinguish the classes, from which all methods start."""
     path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
     train(IMAGES, LABELS, TrainConfig(method="lsh", bits=8, batch_size=32, warmup_epochs=3)).save_backbone(path)
     return str(path)
@@ -60,7 +60,7 @@ def quality(encoder):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns(encoders, method):
     encoder = encoders[method]
-    # The features that all start from tell the four bars apart, not which two belong together.
+    # The initial features distinguish the four bars, but do not show which two are similar.
     assert quality(encoders["lsh"]) < 0.8
     if METHODS[method].objective is not None or METHODS[method].reads_classes:
         assert quality(encoder) > quality(encoders["lsh"]) + 0.1
@@ -69,7 +69,7 @@ def test_every_method_learns(encoders, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_an_encoder_on_disk(encoders, method, tmp_path):
+def test_every_method_saves_and_loads(encoders, method, tmp_path):
     encoders[method].save(tmp_path / "encoder")
     loaded = HashEncoder.load(tmp_path / "encoder")
     assert loaded.fingerprint == encoders[method].fingerprint
@@ -81,13 +81,13 @@ def test_every_method_is_an_encoder_on_disk(encoders, method, tmp_path):
     assert 0.05 < np.abs(whole.relaxed).mean() <= 1.0
 
 
-def test_the_reconstruction_is_called_one_wherever_it_stands(encoders):
+def test_the_reconstruction_is_labelled_as_one_everywhere(encoders):
     assert "reconstruction" in METHODS["joint"].title
     assert "reconstruction" in encoders["joint"].config.training["title"]
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in (*NEED_LABELS, *MULTI_ONLY)])
-def test_what_needs_no_labels_takes_pairs_and_views(weights, method):
+def test_methods_without_labels_accept_pairs_and_views(weights, method):
     config = TrainConfig(method=method, bits=8, batch_size=16, epochs=1, weights=weights)
     pairs = PairList([0, 1, 2, 3], [4, 5, 6, 7], [1, 0, 1, 0])
     by_pairs, by_views = train(IMAGES[:32], pairs=pairs, config=config), train(IMAGES[:32], config=config, views=True)
@@ -95,7 +95,7 @@ def test_what_needs_no_labels_takes_pairs_and_views(weights, method):
 
 
 @pytest.mark.parametrize("method", NEED_LABELS)
-def test_what_reads_labels_is_refused_without_them(method):
+def test_methods_that_read_labels_need_them(method):
     config = TrainConfig(method=method, bits=8, epochs=1)
     with pytest.raises(ValueError, match=f"{method} learns from labels or multi-labels, got nothing: .*label"):
         train(IMAGES, config=config)
@@ -106,7 +106,7 @@ def test_what_reads_labels_is_refused_without_them(method):
 
 
 @pytest.mark.parametrize("method", NEED_LABELS)
-def test_what_reads_labels_reads_several(weights, method):
+def test_methods_that_read_labels_accept_several_per_image(weights, method):
     config = TrainConfig(method=method, bits=8, batch_size=16, epochs=1, warmup_epochs=0, weights=weights)
     encoder = train(IMAGES[:48], SEVERAL[:48], config)
     assert encoder.config.training["supervision"] == "6 labels, several an image"
@@ -133,7 +133,7 @@ def test_bad_combinations_are_refused_with_their_reason(weights):
         ("orthohash", 1, "each of 4 classes its own code, got 1"),
     ],
 )
-def test_bits_that_cannot_be_are_refused_before_the_warm_up(tmp_path, method, bits, message):
+def test_impossible_bits_are_refused_before_the_warm_up(tmp_path, method, bits, message):
     steps = []
     settings = {"method": method, "batch_size": 16, "epochs": 1, "warmup_epochs": 1}
     with pytest.raises(ValueError, match=message):
@@ -163,7 +163,7 @@ def test_features_of_random_weights_are_not_hashed(method):
         ("hashnet-st", [1]),
     ],
 )
-def test_beta_rises_only_where_there_is_continuation(weights, method, betas):
+def test_beta_rises_only_with_continuation(weights, method, betas):
     seen = []
     config = TrainConfig(
         method=method, bits=8, batch_size=32, epochs=4, warmup_epochs=0, weights=weights, final_beta=512.0
@@ -174,7 +174,7 @@ def test_beta_rises_only_where_there_is_continuation(weights, method, betas):
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("stages", 30.0), ("released", math.sqrt(50)), ("constant", 30.0)])
-def test_each_schedule_ends_where_its_authors_end_it(weights, schedule, last):
+def test_each_schedule_ends_at_its_own_final_beta(weights, schedule, last):
     config = TrainConfig(method="hashnet", bits=8, batch_size=16, epochs=1, weights=weights, warmup_epochs=0)
     encoder = train(IMAGES[:32], LABELS[:32], dataclasses.replace(config, schedule=schedule))
     assert encoder.config.beta == pytest.approx(last)

@@ -127,7 +127,7 @@ def test_cut_off_measures_of_many_items_by_sampled_orders():
         assert got == pytest.approx(np.mean(values), abs=4 * np.std(values) / 3_000**0.5)
 
 
-def test_a_cut_off_behind_the_last_item_is_none():
+def test_a_cut_off_beyond_the_last_item_changes_nothing():
     total, hits = np.array([[3, 4, 5]]), np.array([[1, 0, 2]])
     for normalisation in ("possible", "found"):
         assert average_precision(total, hits, 12, normalisation=normalisation)[0] == pytest.approx(
@@ -161,7 +161,7 @@ def test_one_big_tie_by_sampled_orders():
     assert average_precision(np.array([[200]]), np.array([[40]]))[0] == pytest.approx(sampled, abs=2e-3)
 
 
-def test_a_billion_items_lose_no_digits():
+def test_a_billion_items_do_not_lose_digits():
     total = np.array([[10**9, 1, 10**9]])
     relevant = np.array([[0, 1, 0]])
     assert average_precision(total, relevant)[0] == pytest.approx(1 / (10**9 + 1), rel=1e-9)
@@ -193,7 +193,7 @@ def test_precision_recall_curve_by_hand():
     assert curve.recall.tolist() == [0.0, 0.25, 1.0]
 
 
-def test_codes_are_described():
+def test_code_statistics():
     bits = np.array([[1, 0, 1], [1, 0, 0], [1, 0, 0], [1, 1, 0]], bool)
     codes = pack_bits(bits)
     assert bit_balance(codes, 3).tolist() == [1.0, 0.25, 0.25]

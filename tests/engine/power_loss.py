@@ -1,7 +1,7 @@
-"""A disk whose power can fail: what a program would find of a folder after each of its steps.
+"""A disk that loses power: the states of a folder that a program may find after each step of a write.
 
-A file's bytes are safe from the last `fsync` of it, a folder's entries from the last `fsync` of that folder. What was
-written since may be there or not, entry by entry: a rename can outlive the bytes of the file it renamed.
+A file's bytes are safe since its last `fsync`, a folder's entries since the last `fsync` of that folder. Later writes
+may survive or not, entry by entry: a rename can survive without the bytes of the file it renamed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 
 Tree = dict[str, bytes | None]  # path -> contents, None for a folder
 
-# What changes a folder's entries, or forces something to the disk.
+# Functions that change a folder's entries, or fsync.
 _STEPS = ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "link"), (os, "unlink"), (os, "remove"), (os, "rmdir"),
           (os, "mkdir"), (shutil, "rmtree"))  # fmt: skip
 
 
 class Disk:
-    """The folder `root` on a disk, all of whose contents are safe at first."""
+    """The folder `root` on a disk; its initial contents are safe."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -32,7 +32,7 @@ class Disk:
                 self._sync(Path(folder, name))
 
     def watch(self, monkeypatch, at_each_step: Callable[[str], None]) -> None:
-        """Follow what this process does, and call `at_each_step` with its name after each step."""
+        """Record the calls of this process, and call `at_each_step` with the name of each step after it."""
         for module, name in _STEPS:
             monkeypatch.setattr(module, name, self._watched(name, getattr(module, name), at_each_step))
 
@@ -60,7 +60,7 @@ class Disk:
             return {entry.name: entry.inode() for entry in entries}
 
     def after_power_loss(self) -> Iterator[Tree]:
-        """Yield what may be there: each folder as it is now or as it was at its last `fsync`, or one entry between."""
+        """Yield the possible states: each folder as it is now or at its last `fsync`, or with one entry changed."""
         now = {
             path.stat().st_ino: self._entries_now(path)
             for path in (self._root, *self._root.rglob("*"))
@@ -93,7 +93,7 @@ class Disk:
 
 
 def restore(tree: Tree, target: Path) -> None:
-    """Write what was left of a disk into a new folder."""
+    """Write the files that survived into a new folder."""
     target.mkdir()
     for name, data in tree.items():
         if data is None:

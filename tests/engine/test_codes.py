@@ -82,6 +82,6 @@ def test_wrong_numbers_are_refused(check, error, message):
         check()
 
 
-def test_numpy_integers_are_numbers():
+def test_numpy_integers_are_accepted():
     assert check_k(np.int64(3)) == 3
     assert check_radius(np.uint8(4), bits=64) == 4

@@ -1,4 +1,4 @@
-"""What is left of a collection when the power fails while it is written: the old version or the new, whole."""
+"""After a power failure during a write, a collection is complete, in the old version or the new one."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def append(path, encoder):
 
 
 def found_in(path):
-    """Return how many codes the collection has, None if there is none; all that belongs to it must be there."""
+    """Return how many codes the collection has, None if there is none, and check that it is complete."""
     try:
         collection = Collection.open(path, verify=True)
     except CollectionNotFoundError:
@@ -86,14 +86,14 @@ def test_power_may_fail_at_any_step_of_a_write(tmp_path, monkeypatch, encoder, w
         found.append(found_in(tmp_path / f"{number}" / "c"))
     assert set(found) == {before, after}
     assert len(trees) > 20
-    # Once it is written, it stays, whatever luck the disk has.
+    # After the write has returned, the new version survives in every state of the disk.
     for number, tree in enumerate(disk.after_power_loss()):
         restore(tree, tmp_path / f"after-{number}")
         assert found_in(tmp_path / f"after-{number}" / "c") == after
 
 
 @pytest.mark.parametrize("forgotten", ["file", "folder"])
-def test_the_simulated_disk_forgets_what_was_not_forced_to_it(tmp_path, monkeypatch, forgotten):
+def test_the_simulated_disk_forgets_what_was_not_fsynced(tmp_path, monkeypatch, forgotten):
     disk_root = tmp_path / "disk"
     disk_root.mkdir()
     (disk_root / "kept").write_bytes(b"old")

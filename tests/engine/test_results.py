@@ -1,4 +1,4 @@
-"""Merging, joining and cutting answers, against lists that are sorted one query at a time."""
+"""Merging, joining and cutting answers, compared with lists that are sorted one query at a time."""
 
 import itertools
 
@@ -27,13 +27,13 @@ def together(lists):
 
 
 def answers(rng, queries, most):
-    """Return sorted (distance, id) of each query: few distances, so that ties are common, and sometimes none."""
+    """Return sorted (distance, id) of each query, with few distances, so that ties are common; some have no answer."""
     drawn = [rng.choice(1000, rng.integers(0, most + 1), replace=False) for _ in range(queries)]
     return [sorted((int(rng.integers(4)), int(id_)) for id_ in ids) for ids in drawn]
 
 
 def disjoint(rng, parts, queries=QUERIES, most=6):
-    """Return answers by part and query, whose ids differ between parts."""
+    """Return answers by part and query; no id is in two parts."""
     return [
         [[(distance, id_ * parts + part) for distance, id_ in row] for row in answers(rng, queries, most)]
         for part in range(parts)
@@ -60,7 +60,7 @@ def rows_of(result):
 @pytest.mark.parametrize("parts", [1, 2, 5])
 @pytest.mark.parametrize("k", [1, 3, 40])
 @pytest.mark.parametrize("columns", ["k", "fewer"])
-def test_the_nearest_of_all_parts(seed, parts, k, columns):
+def test_merged_nearest_equal_the_sorted_lists(seed, parts, k, columns):
     given = disjoint(np.random.default_rng(seed), parts)
     width = k if columns == "k" else min(k, 6)
     found = merge([as_search(rows, width) for rows in given], Query(k=k))
@@ -74,7 +74,7 @@ def test_the_nearest_of_all_parts(seed, parts, k, columns):
 @pytest.mark.parametrize("parts", [2, 5])
 @pytest.mark.parametrize("queries", [1, QUERIES])
 @pytest.mark.parametrize("limit", [None, 1, 4, 9, 30])
-def test_all_within_the_radius_of_all_parts(seed, parts, queries, limit):
+def test_merged_radius_answers_equal_the_sorted_lists(seed, parts, queries, limit):
     rng = np.random.default_rng(seed)
     given = disjoint(rng, parts, queries)
     cut = rng.random((parts, queries)) < 0.2
@@ -87,7 +87,7 @@ def test_all_within_the_radius_of_all_parts(seed, parts, queries, limit):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_limit_that_is_just_reached_truncates_nothing(seed):
+def test_a_limit_that_is_just_reached_does_not_truncate(seed):
     rng = np.random.default_rng(seed)
     rows = answers(rng, QUERIES, 6)
     earlier = rng.random(QUERIES) < 0.3
@@ -101,7 +101,7 @@ def test_a_limit_that_is_just_reached_truncates_nothing(seed):
         assert found.truncated.tolist() == [len(row) > limit for row in rows]
 
 
-def test_padding_is_left_out_of_a_radius():
+def test_as_range_drops_padding():
     rows = [[(0, 4), (2, 1)], [], [(1, 7)]]
     found = as_range(as_search(rows, 3))
     assert rows_of(found) == rows
@@ -123,7 +123,7 @@ def test_parts_of_a_batch_are_joined_in_their_order(sizes):
     assert joined.truncated.tolist() == together(cut)
 
 
-def test_explanations_of_joined_parts_stand_one_after_another():
+def test_joined_explanations_are_concatenated():
     def part(*numbers):
         numbers_Q = np.array(numbers)
         explain = Explanation(tuple(map(str, numbers)), numbers_Q, 10 * numbers_Q, 0.5 * numbers_Q)

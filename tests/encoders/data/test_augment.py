@@ -1,4 +1,4 @@
-"""Augmentation, recovered from its output: every draw is read back off the pixels, and its distribution checked."""
+"""Augmentation: every random draw is recovered from the pixels, and its distribution checked."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def shifted(image_CHW, mirrored, down, right):
 
 
 @pytest.mark.parametrize(("size", "reach"), [(14, 1), (28, 2), (40, 3)])
-def test_half_are_mirrored_and_each_is_shifted_by_its_own_pixels(size, reach):
+def test_half_are_mirrored_and_each_is_shifted_on_its_own(size, reach):
     image = np.random.default_rng(0).random((2, size, size), np.float32)
     moves = [
         (mirrored, down, right)
@@ -41,7 +41,7 @@ def test_half_are_mirrored_and_each_is_shifted_by_its_own_pixels(size, reach):
     augmented = flip_and_shift(given)
     assert (given == torch.from_numpy(image)).all()
     assert (augmented.shape, augmented.dtype) == (given.shape, given.dtype)
-    # A KeyError is an image that is no shifted copy.
+    # A KeyError means that an image is not a shifted copy.
     drawn = np.array([expected[np.ascontiguousarray(one).tobytes()] for one in augmented.numpy()])
     assert 0.4 < drawn[:, 0].mean() < 0.6
     steps = np.arange(-reach, reach + 1)
@@ -49,7 +49,7 @@ def test_half_are_mirrored_and_each_is_shifted_by_its_own_pixels(size, reach):
         share = (drawn[:, axis, None] == steps).mean(axis=0)
         assert (share > 0.6 / len(steps)).all()
         assert (share < 1.5 / len(steps)).all()
-    # Drawn independently: no two of the three numbers go together.
+    # Drawn independently: no two of the three numbers are correlated.
     assert np.abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.15
 
 
@@ -59,10 +59,10 @@ def test_every_image_of_a_batch_keeps_its_own_pixels():
 
 
 class Views:
-    """What `random_view` did to each of many images, by least squares on images that say where a pixel came from.
+    """The parameters of `random_view` for many images, by least squares on images that encode positions.
 
-    Two channels hold each pixel's own position across and down, -1 to 1, so that in the view they hold where it was
-    taken from; the other two, constant 0 and 1, show light, contrast and noise.
+    Two channels contain each pixel's horizontal and vertical position, -1 to 1, so that in the view they show where it
+    came from; the other two, constant 0 and 1, show light, contrast and noise.
     """
 
     def __init__(self, count=600, size=64):
@@ -75,7 +75,7 @@ class Views:
         self.brightness = views[:, 2].mean(axis=(1, 2))
         self.contrast = views[:, 3].mean(axis=(1, 2)) - self.brightness
         self.noise = views[:, 2] - self.brightness[:, None, None]
-        # The middle: a turned view looks past the border at its corners.
+        # Only the middle: the corners of a rotated view are outside the image.
         inner = (np.abs(across) < 0.6) & (np.abs(down) < 0.6)
         plane = np.stack([across[inner], down[inner], np.ones(inner.sum())], axis=1)
         taken = (views[:, :2][:, :, inner] - self.brightness[:, None, None]) / self.contrast[:, None, None]
@@ -95,7 +95,7 @@ def views():
 
 
 def assert_uniform(values, low, high, slack):
-    """Assert that values fill low to high evenly, each known to within `slack`."""
+    """Assert that values are uniform from low to high, each with an error of at most `slack`."""
     assert low - slack < values.min() < low + 0.1 * (high - low) + slack
     assert high - 0.1 * (high - low) - slack < values.max() < high + slack
     quarters = np.histogram(values, np.linspace(low, high, 5))[0] / len(values)
@@ -107,7 +107,7 @@ def test_half_of_the_views_are_mirrored(views):
     assert 0.4 < views.mirrored.mean() < 0.6
 
 
-def test_views_are_cropped_and_turned_without_distortion(views):
+def test_views_are_cropped_and_rotated_without_distortion(views):
     assert_uniform(views.side, 0.67, 1.0, 0.03)
     assert_uniform(views.angle, -10, 10, 3.0)
     squares = np.einsum("nij,nkj->nik", views.matrix, views.matrix)

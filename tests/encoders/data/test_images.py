@@ -23,7 +23,7 @@ def pixels(data):
 
 
 def outcome(data):
-    """The pixels, or the reason there are none; any other exception escapes."""
+    """The pixels, or the reason of an `ImageError`; any other exception escapes."""
     try:
         return pixels(data)
     except ImageError as exc:
@@ -43,7 +43,7 @@ ALL = LOSSLESS | LOSSY
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
-def test_lossless_formats_give_the_pixels_back(kind):
+def test_lossless_formats_preserve_pixels(kind):
     file_format, options = LOSSLESS[kind]
     assert (pixels(encode(Image.fromarray(PHOTO), file_format, **options)) == PHOTO).all()
 
@@ -57,7 +57,7 @@ def test_lossy_formats_give_rgb(kind):
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("kind", ALL)
-def test_a_file_cut_anywhere_is_whole_or_refused(kind):
+def test_a_truncated_file_is_complete_or_refused(kind):
     file_format, options = ALL[kind]
     data = encode(Image.fromarray(PHOTO), file_format, **options)
     answers = [outcome(data[:length]) for length in range(1, len(data), 7)]
@@ -87,7 +87,7 @@ def test_cmyk_becomes_rgb():
     assert np.abs(pixels(encode(ink, "JPEG", quality=95))[0, 0].astype(int) - [0, 255, 255]).max() < 6
 
 
-def test_transparency_lies_on_white():
+def test_transparent_pixels_become_white():
     half = np.dstack([PHOTO, np.where(np.arange(20) < 10, 255, 0) * np.ones((24, 1))]).astype(np.uint8)
     shown = pixels(encode(Image.fromarray(half), "PNG"))
     assert (shown[:, :10] == PHOTO[:, :10]).all()
@@ -113,14 +113,14 @@ def test_exif_orientation_is_applied():
     assert (np.asarray(turned) == np.rot90(PHOTO, -1)).all()
 
 
-def test_animation_gives_its_first_frame():
+def test_an_animation_gives_its_first_frame():
     first, second = (Image.new("RGB", (8, 8), colour).quantize() for colour in ("red", "blue"))
     assert pixels(encode(first, "GIF", save_all=True, append_images=[second]))[0, 0].tolist() == [255, 0, 0]
 
 
 BROKEN = {
     "empty": (b"", "^empty file$"),
-    "text": (b"hello, I am no image", "^not an image"),
+    "text": (b"hello, I am not an image", "^not an image"),
     "heic": (b"\x00\x00\x00\x18ftypheic" + bytes(40), "^unsupported format: HEIC"),
     "heic sequence": (b"\x00\x00\x00\x18ftypmsf1" + bytes(40), "^unsupported format: HEIC"),
     "avif": (b"\x00\x00\x00\x18ftypavif" + bytes(40), "^unsupported format: AVIF"),

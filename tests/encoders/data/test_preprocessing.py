@@ -17,7 +17,7 @@ def test_values_are_scaled_and_normalised():
 
 
 @pytest.mark.parametrize("size", [(8, 30), (31, 8), (8, 8), (80, 300), (3, 5), (1, 1)])
-def test_crop_takes_the_middle_square(size):
+def test_crop_takes_the_central_square(size):
     width, height = size
     side = min(size)
     ramp = np.zeros((height, width, 3), np.uint8)
@@ -29,7 +29,7 @@ def test_crop_takes_the_middle_square(size):
     assert (pixels[2:6, 2:6] == (0, 200, 0)).all()
 
 
-def test_an_image_of_the_right_size_is_left_alone():
+def test_an_image_of_the_right_size_is_unchanged():
     array = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     assert (GREY.pixels(Image.fromarray(array))[..., 0] == array).all()
     assert GREY(Image.new("RGBA", (90, 40))).shape == (1, 28, 28)

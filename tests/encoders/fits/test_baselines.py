@@ -20,7 +20,7 @@ def clusters(rng, rows=300, dims=20):
 
 
 def overlapping(rng, rows=400, dims=20):
-    """Classes that differ in three dimensions of little variance, so that only labels can find them."""
+    """Classes that differ only in three dimensions of little variance, so that finding them takes labels."""
     labels = rng.integers(4, size=rows)
     features = rng.standard_normal((rows, dims)) * 3.0
     features[:, :3] = rng.standard_normal((4, 3))[labels] * 2 + rng.standard_normal((rows, 3)) * 0.4
@@ -60,7 +60,7 @@ def test_codes_find_their_cluster(name):
 
 
 @pytest.mark.parametrize("name", ["itq-cca", "sdh", "ksh"])
-def test_labels_find_what_variance_hides(name):
+def test_labels_find_directions_of_little_variance(name):
     features, labels = overlapping(np.random.default_rng(3))
     supervised, plain = (
         quality(FITS[method](features[:300], 12, 0, one_hot(labels[:300])).encode(features), labels, 300, 12)
@@ -71,7 +71,7 @@ def test_labels_find_what_variance_hides(name):
 
 
 @each_method
-def test_its_head_computes_what_it_computes(name):
+def test_the_head_equals_its_hasher(name):
     features, labels = clusters(np.random.default_rng(4), rows=120)
     hasher = FITS[name](features, 8, 0, one_hot(labels))
     kind, head = head_of(hasher)
@@ -83,7 +83,7 @@ def test_its_head_computes_what_it_computes(name):
     empty.load_state_dict(head.state_dict())
 
 
-def test_itq_rotation_is_orthonormal_and_loses_less_than_plain_components():
+def test_itq_rotation_is_orthonormal_and_lowers_the_quantisation_error():
     features, _ = clusters(np.random.default_rng(2))
 
     def loss(iterations):
@@ -104,7 +104,7 @@ def test_lsh_draws_hyperplanes_through_the_mean():
     assert (hasher.weight != LSH.fit(features, 200, seed=4).weight).all()
 
 
-def test_itq_turns_the_directions_of_largest_variance():
+def test_itq_rotates_the_directions_of_largest_variance():
     features, _ = overlapping(np.random.default_rng(10))
     hasher = ITQ.fit(features, 6, seed=1)
     components = np.linalg.svd(features - features.mean(axis=0))[2][:6]
@@ -113,8 +113,8 @@ def test_itq_turns_the_directions_of_largest_variance():
 
 
 @pytest.mark.parametrize("bits", [2, 5])
-def test_itq_cca_turns_the_directions_that_correlate_with_the_labels(bits):
-    """The textbook's way: a A'CA = 1 of the eigenvectors of Cxx^-1 Cxy Cyy^-1 Cyx, each times its correlation."""
+def test_itq_cca_rotates_the_directions_that_correlate_with_the_labels(bits):
+    """Against the textbook's canonical directions: eigenvectors of Cxx^-1 Cxy Cyy^-1 Cyx, times their correlation."""
     features, labels = overlapping(np.random.default_rng(11))
     classes = one_hot(labels)
     hasher = ITQCCA.fit(features, bits, seed=2, class_NC=classes)
@@ -130,7 +130,7 @@ def test_itq_cca_turns_the_directions_that_correlate_with_the_labels(bits):
     order = np.argsort(-values.real)[:bits]
     directions = vectors[:, order].real
     directions /= np.sqrt(np.einsum("db,de,eb->b", directions, covariance(left), directions))
-    # A rotation leaves the sum of the directions' squares as it is.
+    # A rotation does not change the sum of the squares of the directions.
     expected = directions * values.real[order] @ directions.T
     np.testing.assert_allclose(hasher.weight @ hasher.weight.T, expected, atol=1e-6)
 
@@ -144,7 +144,7 @@ def test_spectral_hashing_takes_the_smoothest_waves_along_the_components():
     place = (along - along.min(axis=0)) / length
     expected = np.stack([np.cos(mode * np.pi * place[:, axis]) for _, axis, mode in waves], axis=1)
     got = SH.fit(box, 8).project(box)
-    # A component may point either way, which turns some waves over.
+    # The sign of a component is arbitrary, and flips the sign of some waves.
     np.testing.assert_allclose(np.abs(got), np.abs(expected), atol=1e-6)
 
 
@@ -164,7 +164,7 @@ def test_spectral_hashing_gives_longer_directions_more_bits():
     assert (across == 0).sum() == 5
 
 
-def test_discrete_codes_minimise_what_they_should():
+def test_sdh_iterations_lower_the_objective():
     features, labels = clusters(np.random.default_rng(5), rows=150)
     classes = one_hot(labels)
 
@@ -180,7 +180,7 @@ def test_discrete_codes_minimise_what_they_should():
 def slow_sdh(features, classes, bits, seed, iterations, ridge, fidelity):
     """Minimise SDH's objective as the paper writes it down, weighing both values of each bit of each image.
 
-    All images are anchors, so that of the draws only the codes to start from count.
+    All images are anchors, so that the only random draw that matters is that of the initial codes.
     """
     squares = np.array([[((left - right) ** 2).sum() for right in features] for left in features])
     kernel = np.exp(-squares / (2 * squares.mean()))
@@ -207,7 +207,7 @@ def slow_sdh(features, classes, bits, seed, iterations, ridge, fidelity):
     return mapped(codes)
 
 
-# Between the extremes, where codes follow the labels alone or the kernel map alone, both terms matter.
+# Between the extremes, at which codes follow only the labels or only the kernel map, both terms matter.
 @pytest.mark.parametrize("fidelity", [0.0, 0.02, 1.0])
 @pytest.mark.parametrize("ridge", [1.0, 30.0])
 def test_sdh_descends_on_the_papers_objective(ridge, fidelity):
@@ -231,12 +231,12 @@ def test_kernel_bits_approach_the_similarities():
         codes = np.where(hasher.project(features) > 0, 1, -1)
         return ((codes @ codes.T / bits - similar) ** 2).mean()
 
-    # Four codes cannot all be opposite: at best their products are -1/3, which leaves (2/3)^2 of 3/4 of the pairs.
+    # Four codes cannot all be opposite: at best their products are -1/3, an error of (2/3)^2 for 3/4 of the pairs.
     assert left_over(2) > 0.4
     assert 0.3 < left_over(12) < 0.35
 
 
-def test_several_classes_an_image_are_welcome():
+def test_several_classes_per_image_are_accepted():
     features, labels = clusters(np.random.default_rng(7), rows=150)
     classes = one_hot(labels) | one_hot((labels + 1) % 4)
     for name in ("itq-cca", "sdh", "ksh"):

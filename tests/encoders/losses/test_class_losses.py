@@ -73,7 +73,7 @@ def test_orthohash_equals_the_loop(seed, scale, margin):
     assert got.item() == pytest.approx(expected, abs=1e-10)
 
 
-def test_one_class_an_image_is_the_plain_cross_entropy():
+def test_with_one_class_per_image_it_is_the_plain_cross_entropy():
     z, _, weight, _ = draw(5)
     logits, classes = z @ weight.T, torch.tensor([0, 3, 1, 1, 2, 0])
     target = torch.nn.functional.one_hot(classes, 4)
@@ -106,7 +106,7 @@ def test_large_outputs_stay_finite(loss, kind):
 
 
 @each_loss
-def test_no_images_is_zero_with_a_gradient(loss):
+def test_an_empty_batch_is_zero_with_a_gradient(loss):
     z, target, weight, bias = draw(0)
     z = z[:0].requires_grad_()
     value = loss(z, target[:0], weight, bias)
@@ -135,7 +135,7 @@ def test_centres_of_other_lengths_are_balanced_and_far_apart(bits, classes, leas
     assert not torch.equal(centres, class_centres(classes, bits, seed=2))
 
 
-def test_as_many_classes_as_codes_all_differ():
+def test_with_as_many_classes_as_codes_all_centres_differ():
     assert len(class_centres(60, 6).unique(dim=0)) == 60
     assert len(class_centres(5000, 33).unique(dim=0)) == 5000
     with pytest.raises(ValueError, match="9 classes its own code, got 3"):
@@ -147,8 +147,8 @@ def test_no_bit_of_ten_hadamard_centres_is_constant():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_halves_of_hadamard_centres_are_no_copies_of_each_other(seed):
-    """A Hadamard matrix is built by doubling; a search that cuts codes into bands would see every band twice."""
+def test_the_halves_of_hadamard_centres_are_not_copies_of_each_other(seed):
+    """A Hadamard matrix is built by doubling; equal halves would be redundant in a search by substrings."""
     centres = class_centres(40, 64, seed)
     for width in (8, 16, 32):
         bands = centres.reshape(40, -1, width)

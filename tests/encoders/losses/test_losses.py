@@ -97,7 +97,7 @@ def test_exponentiated_equals_the_double_loop(seed):
     assert exponentiated_loss(codes, similar, known).item() == pytest.approx(expected, abs=1e-10)
 
 
-def test_exponentiated_touches_the_exponential_at_binary_codes():
+def test_exponentiated_equals_the_exponential_at_binary_codes():
     codes, similar, known = draw(4)
     binary = codes.sign()
     off = known & ~torch.eye(7, dtype=torch.bool)
@@ -112,7 +112,7 @@ def test_two_similar_codes_by_hand():
     assert loss.detach().item() == pytest.approx(math.log1p(math.exp(10)) - 10, abs=1e-12)
 
 
-def test_is_weighted_binary_cross_entropy_of_the_scaled_products():
+def test_hashnet_is_weighted_binary_cross_entropy_of_the_scaled_products():
     codes, similar, known = draw(5)
     off = known & ~torch.eye(7, dtype=torch.bool)
     logits = 10 / 12 * codes @ codes.T
@@ -178,7 +178,7 @@ def test_order_of_the_batch_does_not_matter(loss):
 
 
 @each_loss
-def test_the_diagonal_is_no_pair(loss):
+def test_the_diagonal_is_not_a_pair(loss):
     codes, similar, known = draw(7)
     without = known & ~torch.eye(7, dtype=torch.bool)
     assert torch.equal(loss(codes, similar, known), loss(codes, similar, without))

@@ -19,7 +19,7 @@ def softplus(value):
 
 
 def loop(code, classes, weight, bias):
-    """Weighted likelihood of the pairs, and cross-entropy of the classifier, one pair and one image at a time."""
+    """Weighted negative log likelihood of pairs and cross-entropy of the classifier, one pair and image at a time."""
     count, bits = len(code), len(code[0])
     pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
     similar = {(i, j): any(a and b for a, b in zip(classes[i], classes[j], strict=True)) for i, j in pairs}
@@ -49,7 +49,7 @@ def test_the_straight_hashnet_equals_the_loop(labels):
     assert loss.item() == pytest.approx(loop(signs, classes, weight, bias), abs=1e-10)
     loss.backward()
     assert objective.classifier.weight.grad.abs().sum() > 0
-    # The gradient is that at the signs, as if they were tanh(z): by differences of the loop, times 1 - tanh(z)^2.
+    # The gradient at the signs, by differences of the loop, times 1 - tanh(z)^2, as if they were tanh(z).
     for i, k in [(0, 0), (3, 4), (7, 2)]:
         moved = [[[*row] for row in signs] for _ in range(2)]
         moved[0][i][k] += 1e-5
@@ -118,7 +118,7 @@ def loop_pairs(code, classes, *, weighted=True, affinity=None):
     return loop_loss(code, similarities(classes), ALL_KNOWN, 10 / 5, weighted, affinity)
 
 
-# What each method's paper says its loss is, of outputs z, classes, and what the objective has drawn.
+# The loss of each method's paper, as a function of outputs z, classes, and what the objective has drawn.
 LOOPS = {
     "hashnet": lambda z, c, _: loop_pairs(tanh(z, BETA), c),
     "hashnet-c": lambda z, c, _: loop_pairs(tanh(z, BETA), c, affinity=jaccard(c)),
@@ -140,19 +140,19 @@ def test_each_method_minimises_the_loss_of_its_name(name):
     torch.manual_seed(0)
     method = METHODS[name]
     objective = method.objective(ObjectiveSettings(bits=5, num_classes=3, seed=0, alpha=None)).double()
-    # With several labels an image CSQ takes the majority of centres, which its own test covers.
+    # With several labels per image CSQ takes the majority of centres, which has its own test.
     labels = LABELS if name == "csq" else SEVERAL
     z = torch.randn(8, 5, dtype=torch.float64)
-    # The sharpness a method is trained at: its own, or one on the way where it has none.
+    # The sharpness of the method itself, or else a value from the middle of continuation.
     beta = BETA if method.continues or method.beta is None else method.beta
     loss = objective(z, beta, LabelSupervision(labels, 8), torch.arange(8))
     classes = LabelSupervision(labels, 8).classes_of(torch.arange(8)).int().tolist()
-    # Jaccard indices are float32, in which a third is no third.
+    # Jaccard indices are float32, which cannot represent a third exactly.
     digits = 1e-6 if name == "hashnet-c" else 1e-10
     assert loss.item() == pytest.approx(LOOPS[name](z.tolist(), classes, objective), abs=digits)
 
 
-def test_no_two_losses_of_the_table_are_one():
+def test_all_losses_of_the_table_differ():
     torch.manual_seed(1)
     z = torch.randn(8, 5, dtype=torch.float64).tolist()
     pairwise = [name for name in LOOPS if name.startswith("hashnet") and name not in ("hashnet-st", "hashnet-sharp")]
@@ -179,7 +179,7 @@ def test_the_latent_classifier_starts_with_logits_that_can_learn(bits):
     torch.manual_seed(0)
     settings = ObjectiveSettings(bits=bits, num_classes=60, seed=0, alpha=None)
     weight = METHODS["latent"].objective(settings).classifier.weight.detach().numpy() * math.sqrt(bits)
-    # Uniform over -4 to 4, times 1 / sqrt(K); torch's own bound is a quarter of it.
+    # Uniform from -4 / sqrt(K) to 4 / sqrt(K); torch's own bound is a quarter of that.
     assert 3.9 < np.abs(weight).max() <= 4.0
     assert weight.std() == pytest.approx(8 / math.sqrt(12), rel=0.1)
     assert abs(weight.mean()) < 0.4

@@ -38,7 +38,7 @@ def test_chunks_give_the_gradient_of_all_pairs(chunk_size):
         assert torch.allclose(expected, got, rtol=1e-10, atol=1e-12)
 
 
-def test_the_sum_over_chunks_alone_would_be_another():
+def test_summing_over_chunks_gives_another_gradient():
     images = torch.randn(12, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     whole, apart = fresh(0.0), fresh(0.0)
     loss_of(whole(images)).backward()
@@ -76,7 +76,7 @@ def test_running_statistics_see_each_chunk_once():
         assert torch.equal(left, right)
 
 
-def test_what_the_loss_learns_gets_its_gradient():
+def test_weights_of_the_loss_get_their_gradient():
     images = torch.randn(12, 10, dtype=torch.float64)
     network, classifier = fresh(0.0), nn.Linear(8, 3).double()
     backward(

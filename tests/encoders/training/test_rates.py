@@ -1,7 +1,7 @@
-"""How fast weights learn, read off the weights themselves.
+"""Learning rates, measured on the weights themselves.
 
-The first step of Adam moves every weight that has a gradient by the rate of the moment, whatever the gradient's size,
-and a one-cycle schedule starts at a 25th of its peak. Decay takes the rate times `weight_decay` of a weight beside it.
+The first step of Adam moves every weight with a gradient by the current rate, whatever the size of the gradient, and
+a one-cycle schedule starts at a 25th of its peak. In addition, decay shrinks a weight by the rate times `weight_decay`.
 """
 
 import re
@@ -17,10 +17,10 @@ from hashlight.encoders.training.train import TrainConfig, train
 from tests.encoders.training.test_training import IMAGES, LABELS
 
 FIRST = 1 / 25
-# A rate at which nothing moves: what training started from.
+# A rate at which nothing moves, to get the initial weights.
 STILL = 1e-30
 ONE_STEP = {"bits": 8, "batch_size": 32, "epochs": 1, "precision": "float64", "augment": False}
-# Of batch normalisation, which no optimizer moves.
+# Buffers of batch normalisation, which no optimizer moves.
 STATISTICS = re.compile(r"running_|num_batches")
 
 
@@ -42,7 +42,7 @@ def state_after(**settings):
 
 
 def weights_after(**settings):
-    """Return the backbone's and the hash layer's weights after one step, in a row each."""
+    """Return the backbone's and the hash layer's weights after one step, each flattened."""
     state = {name: weight for name, weight in state_after(**settings).items() if not STATISTICS.search(name)}
     parts = [[state[name].flatten() for name in state if name.startswith(part)] for part in ("backbone", "hash_layer")]
     return [torch.cat(part).numpy() for part in parts]
@@ -75,7 +75,7 @@ def test_the_default_rates_after_a_warm_up():
     assert rates_of(warmup_epochs=1) == pytest.approx([1e-4 * FIRST, 50 * 1e-4 * FIRST], rel=0.02)
 
 
-def test_given_rates_hold(learned):
+def test_given_rates_are_used(learned):
     given = {"learning_rate": 2e-3, "hash_multiplier": 3.0}
     for start in ({}, {"weights": learned}, {"warmup_epochs": 1}):
         assert rates_of(**given, **start) == pytest.approx([2e-3 * FIRST, 3 * 2e-3 * FIRST], rel=0.02)

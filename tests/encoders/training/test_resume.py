@@ -47,7 +47,7 @@ def stop_at(number):
     return progress
 
 
-# 64 images in batches of 16 are 4 steps an epoch: 4 of warm-up, 8 of hashing.
+# 64 images in batches of 16 are 4 steps per epoch: 4 of warm-up, 8 of hashing.
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 8, 9, 11, 12])
 def test_stopped_anywhere_and_resumed_it_is_the_same_encoder(tmp_path, each_step_kept, step):
     config = TrainConfig(**SHORT)
@@ -73,7 +73,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_encoder(tmp_path, each_step
         ({"method": "itq", "warmup_epochs": 2}, {"labels": LABELS[:64]}),
     ],
 )
-def test_whatever_is_trained_resumes(tmp_path, each_step_kept, settings, given):
+def test_every_kind_of_training_resumes(tmp_path, each_step_kept, settings, given):
     config = TrainConfig(**SHORT | settings)
     whole = train(IMAGES[:64], config=config, **given)
     for step in (6, 1):
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         train(IMAGES[:64], LABELS[:64], TrainConfig(**SHORT), folder=tmp_path)
 
 
-def test_the_log_has_one_line_an_epoch(tmp_path, each_step_kept):
+def test_the_log_has_one_line_per_epoch(tmp_path, each_step_kept):
     config = TrainConfig(**SHORT)
     with pytest.raises(StopError):
         train(IMAGES[:64], LABELS[:64], config, folder=tmp_path, progress=stop_at(9))
@@ -124,8 +124,8 @@ def test_the_log_has_one_line_an_epoch(tmp_path, each_step_kept):
 
 
 @pytest.mark.parametrize(("similar", "imbalance"), [([1, 0, 0, 0], 3.0), ([0, 0, 0, 0], None)])
-def test_imbalance_is_that_of_the_whole_epoch_and_never_infinite(tmp_path, similar, imbalance):
-    # Two pairs a batch, so that one of two batches has no similar pair: its own imbalance is infinite.
+def test_imbalance_covers_the_whole_epoch_and_is_never_infinite(tmp_path, similar, imbalance):
+    # Two pairs per batch, so that one of two batches has no similar pair and an infinite imbalance of its own.
     pairs = PairList(np.arange(0, 8, 2), np.arange(1, 8, 2), similar)
     config = TrainConfig(bits=8, batch_size=4, epochs=1)
     steps = []
@@ -136,7 +136,7 @@ def test_imbalance_is_that_of_the_whole_epoch_and_never_infinite(tmp_path, simil
     assert [line["imbalance"] for line in lines] == [imbalance]
 
 
-def test_the_best_epoch_on_images_kept_out_is_kept(tmp_path):
+def test_the_best_epoch_on_validation_images_is_kept(tmp_path):
     config = TrainConfig(bits=8, batch_size=16, epochs=5, warmup_epochs=2, validation_images=40, learning_rate=2e-3)
     encoder = train(IMAGES, LABELS, config, folder=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
@@ -152,7 +152,7 @@ def test_the_best_epoch_on_images_kept_out_is_kept(tmp_path):
     assert mean_average_precision(total, relevant) == pytest.approx(max(values), abs=1e-9)
 
 
-def test_patience_ends_a_training_that_gets_no_better():
+def test_patience_stops_a_training_that_does_not_improve():
     phases = []
     config = TrainConfig(
         bits=4, batch_size=16, epochs=30, warmup_epochs=0, validation_images=20, patience=2, learning_rate=1e-9
@@ -162,7 +162,7 @@ def test_patience_ends_a_training_that_gets_no_better():
     assert encoder.config.training["epoch"].startswith(f"{max(phases) - 2}, best")
 
 
-def test_images_kept_out_are_never_trained_on():
+def test_validation_images_are_never_trained_on():
     supervision, kept_out = keep_out(LabelSupervision(LABELS, 192), 50, seed=3)
     assert len(set(kept_out.tolist())) == 50
     shown = torch.cat(list(supervision.batches(8))).tolist()
@@ -174,7 +174,7 @@ def test_images_kept_out_are_never_trained_on():
         keep_out(LabelSupervision(LABELS, 192), 97, seed=0)
 
 
-def test_pairs_cannot_be_kept_out():
+def test_pairs_cannot_be_held_out():
     pairs = PairList([0, 1], [2, 3], [1, 0])
     with pytest.raises(ValueError, match="without losing most of its pairs"):
         train(IMAGES[:8], pairs=pairs, config=TrainConfig(bits=4, validation_images=2))
@@ -183,7 +183,7 @@ def test_pairs_cannot_be_kept_out():
 def test_validation_ranks_every_image_by_every_other():
     z = torch.tensor([[1.0, 1], [1, 1], [-1, 1], [-1, -1]])
     supervision = LabelSupervision(np.array([0, 0, 1, 1]), 4)
-    # The first two find each other at once; the third has a tie of one relevant among three; the last has it first.
+    # The first two rank each other first; for the third, one of three tied images is relevant; the last has it first.
     tie = (1 + 1 / 2 + 1 / 3) / 3
     assert validation_map(z, supervision, torch.arange(4)) == pytest.approx((1 + 1 + tie + 1) / 4)
     assert np.isnan(validation_map(z[:2], NoSupervision(2), torch.arange(2)))

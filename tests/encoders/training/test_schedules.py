@@ -13,7 +13,7 @@ def test_stages_rise_in_ten_steps_by_equal_ratios():
 
 
 @pytest.mark.parametrize("iteration", [0, 199, 200, 5_000, 9_999])
-def test_released_is_the_authors_rule(iteration):
+def test_released_equals_the_authors_rule(iteration):
     refreshed = iteration // 200 * 200
     final = math.sqrt(1 + 0.005 * 9_800)
     assert released(iteration / 10_000, final) == pytest.approx(math.sqrt(1 + 0.005 * refreshed))
@@ -29,7 +29,7 @@ def test_constant_has_no_continuation():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_schedule_rises_to_its_end_and_refuses_what_is_no_share(name):
+def test_every_schedule_rises_to_its_end_and_refuses_progress_outside_0_to_1(name):
     values = [SCHEDULES[name](step / 97, 12.0) for step in range(98)]
     assert values == sorted(values)
     assert values[-1] == pytest.approx(12.0)

@@ -38,7 +38,7 @@ QUICK = {"bits": 16, "batch_size": 32, "epochs": 4}
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Steps this small take longer on two threads than on one, and very long beside another busy process."""
+    """Steps this small take longer on two threads than on one, and much longer beside another busy process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -94,7 +94,7 @@ def test_training_leaves_the_callers_random_numbers_alone():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_random_numbers_of_a_gpu_are_kept_whichever_is_current():
+def test_random_states_are_restored_on_any_gpu():
     device = torch.device("cuda", torch.cuda.device_count() - 1)
     torch.manual_seed(5)
     state = random_state(device)
@@ -137,19 +137,19 @@ def test_a_dataset_of_images_and_a_torchvision_backbone():
     assert encoder.config.batch_size == 8
 
 
-def test_pairs_of_a_batch_are_looked_up_whichever_way_round():
+def test_pairs_of_a_batch_are_looked_up_in_either_order():
     supervision = PairSupervision(PairList([0, 5, 5], [3, 1, 0], [1, 0, 1]), 6)
     similar, known = supervision.pairs_within(torch.tensor([5, 0, 1, 3]))
     assert known.int().tolist() == [[0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
     assert similar.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
-    # Two pairs at a time would be two batches; so few images are one, with all pairs.
+    # Two pairs at a time would make two batches; so few images fit into one, with all pairs.
     shown = [sorted(batch.tolist()) for batch in supervision.batches(4)]
     assert len(shown) == supervision.batches_per_epoch(4)
     assert shown == [[0, 1, 3, 5]]
 
 
 @given(data=st.data(), images=st.integers(2, 12))
-def test_pairs_of_any_batch_are_those_of_the_list(data, images):
+def test_pairs_of_any_batch_equal_those_of_the_list(data, images):
     every = [(a, b) for a in range(images) for b in range(a)]
     known = data.draw(st.dictionaries(st.sampled_from(every), st.booleans(), min_size=1))
     flipped = data.draw(st.lists(st.booleans(), min_size=len(known), max_size=len(known)))
@@ -175,14 +175,14 @@ def test_dense_pairs_are_shown_by_drawing_images():
 
 
 def test_sparse_pairs_are_shown_once_each():
-    # By chance 3 pairs of a batch of 16 would be known, where drawing pairs gives 8.
+    # A random batch of 16 would contain 3 known pairs by chance; drawing pairs gives 8.
     sparse = PairSupervision(PairList(np.arange(0, 40, 2), np.arange(1, 40, 2), np.arange(20) % 2), 60)
     shown = [set(batch.tolist()) for batch in sparse.batches(16)]
     assert len(shown) == sparse.batches_per_epoch(16) == 3
     assert [sum({i, i + 1} <= batch for batch in shown) for i in range(0, 40, 2)] == [1] * 20
 
 
-def test_views_teach_to_find_copies():
+def test_training_on_views_learns_to_find_copies():
     rng = np.random.default_rng(0)
     images = np.kron(rng.integers(0, 256, (192, 4, 4)), np.ones((7, 7))).astype(np.uint8)
     copies = np.roll((images * 0.7 + 20).astype(np.uint8), 1, axis=2)
@@ -224,7 +224,7 @@ def test_augmentation_can_be_left_out_but_not_of_views():
 
 
 @pytest.mark.parametrize("views", [False, True])
-def test_labelled_images_are_moved_and_views_are_changed_altogether(views):
+def test_labelled_images_are_shifted_and_views_fully_augmented(views):
     supervision = ViewSupervision(8) if views else LabelSupervision(np.arange(8) % 2, 8)
     backbone = build_backbone("small-cnn", None)
     loop = Loop(
@@ -241,12 +241,12 @@ def test_labelled_images_are_moved_and_views_are_changed_altogether(views):
     )  # fmt: skip
     plain, changed = (loop.inputs(torch.arange(8), augment=augment) for augment in (False, True))
     assert len(plain.unique()) == 1
-    # A grey image stays grey however it is mirrored or shifted; light and noise show.
+    # Mirroring and shifting leave a uniform grey image unchanged; light and noise do not.
     assert torch.equal(plain, changed) is not views
     assert len(changed.unique()) == 1 or len(changed.unique()) > 1000
 
 
-def test_several_labels_make_similar_what_shares_one():
+def test_images_that_share_one_of_several_labels_are_similar():
     supervision = LabelSupervision(np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 1]]), 4)
     index = torch.arange(4)
     similar, known = supervision.pairs_within(index)

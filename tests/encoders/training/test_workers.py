@@ -1,4 +1,4 @@
-"""Several processes train what one trains: the oracle is the plain loop, and torch's own batch normalisation."""
+"""Several processes train like a single one: the oracle is the plain loop, with torch's own batch normalisation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hashlight.encoders.training.train import TrainConfig, train
 from hashlight.encoders.training.workers import ALONE, Share, Workers
 from tests.encoders.training.test_training import IMAGES, LABELS
 
-# 16 images in three parts are 6, 5 and 5; a chunk of 2 leaves the third worker without an image.
+# Three workers share 16 images as 6, 5 and 5; a chunk of 2 leaves the third worker without images.
 WORLD = 3
 PAIRS = PairList(np.arange(30), np.arange(30) + 30, np.arange(30) % 2)
-# In float32 rounding grows so fast that the plain loop itself has another curve with another number of threads.
+# In float32, rounding errors grow so fast that even the plain loop has another curve with another number of threads.
 SHORT = {"bits": 8, "batch_size": 16, "epochs": 2, "warmup_epochs": 1, "precision": "float64"}
 RUNS = {
     "labels": (SHORT, {"labels": LABELS[:64]}),
@@ -45,14 +45,14 @@ def run(name, workers):
 
 
 class DropPath(nn.Module):
-    """Leaves images out of a layer, as EfficientNet does."""
+    """Randomly skips a layer for some images, as EfficientNet does."""
 
     def forward(self, value):
         return value * (torch.rand([len(value), 1, 1, 1]) < 0.7) + 0.1 * value
 
 
 class Layers(nn.Sequential):
-    """A small network with all that several workers must agree on."""
+    """A small network with everything that workers must agree on."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -103,7 +103,7 @@ def child(rank, folder):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """What each of three processes got."""
+    """The results of three processes."""
     folder = tmp_path_factory.mktemp("workers")
     torch.multiprocessing.spawn(child, (str(folder),), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
@@ -144,14 +144,14 @@ def test_three_workers_have_the_loss_curve_of_one(together, name):
     assert {result["runs"][name]["weights"] for result in together} == {first["weights"]}
 
 
-def test_every_image_has_one_worker():
+def test_every_image_goes_to_one_worker():
     for size, chunk_size in ((1, None), (2, 5), (3, 2), (4, None)):
         shares = [Share(Workers(rank, size), 13, chunk_size) for rank in range(size)]
         assert sorted(torch.cat([share.own_b for share in shares]).tolist()) == list(range(13))
         assert {share.num_chunks for share in shares} == {-(-13 // (chunk_size or 13))}
 
 
-def test_random_numbers_of_no_image_are_refused():
+def test_random_numbers_without_a_row_per_image_are_refused():
     share = Share(Workers(1, 2), 8, None)
     torch.manual_seed(0)
     expected = torch.rand(8, 3)[4:], torch.randint(5, (8, 1))[4:], torch.randn(8)[4:]
@@ -166,6 +166,6 @@ def test_random_numbers_of_no_image_are_refused():
         torch.randperm(4)
 
 
-def test_compiled_networks_have_one_worker():
+def test_compile_is_refused_with_several_workers():
     with pytest.raises(ValueError, match="`compile` must be False with several workers, got True with 2"):
         train(IMAGES[:64], LABELS[:64], TrainConfig(compile=True), workers=Workers(0, 2))

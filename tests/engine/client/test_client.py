@@ -1,4 +1,4 @@
-"""The client: what it asks again, what it raises, what a notebook shows, and what it costs to import."""
+"""The client: retries, errors, what a notebook shows, and the cost of importing it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def refusal(status, kind, **headers):
 
 
 def answering(url, *answers):
-    """A transport that gives these answers first and then asks the server; counts the tries."""
+    """A transport that returns these responses first and then asks the server; counts the tries."""
     left, real = list(answers), httpx.HTTPTransport()
 
     class Transport(httpx.BaseTransport):
@@ -80,7 +80,7 @@ def answering(url, *answers):
         httpx.Response(503, text="Service Unavailable"),
     ],
 )
-def test_what_may_go_well_the_next_time_is_asked_again(url, quick, first):
+def test_temporary_errors_are_retried(url, quick, first):
     transport = answering(url, first)
     with SearchClient(url, transport=transport) as client:
         assert len(client.search(CODE, 3)[0]) == 3
@@ -101,21 +101,21 @@ def test_what_may_go_well_the_next_time_is_asked_again(url, quick, first):
         (httpx.ReadTimeout("slow"), DeadlineExceededError),
     ],
 )
-def test_what_would_not_is_raised_at_once(url, answer, error):
+def test_permanent_errors_are_raised_at_once(url, answer, error):
     transport = answering(url, answer)
     with SearchClient(url, transport=transport) as client, pytest.raises(error):
         client.search(CODE)
     assert transport.tries == 1
 
 
-def test_the_last_try_raises(url, quick):
+def test_the_error_of_the_last_try_is_raised(url, quick):
     transport = answering(url, *[refusal(503, "not_ready")] * 9)
     with SearchClient(url, transport=transport, max_retries=3) as client, pytest.raises(NotReadyError):
         client.search(CODE)
     assert transport.tries == 4
 
 
-def test_no_try_is_made_that_the_time_does_not_allow(url):
+def test_no_retry_starts_after_the_deadline(url):
     transport = answering(url, *[refusal(429, "overloaded", **{"retry-after": "7"})] * 9)
     with SearchClient(url, transport=transport) as client, pytest.raises(OverloadedError) as caught:
         client.search(CODE, timeout_s=3)
@@ -136,7 +136,7 @@ def test_the_field_at_fault_is_kept(url):
     assert (caught.value.status, caught.value.type, caught.value.field) == (422, "invalid_request", "queries.1.image")
 
 
-def test_more_is_asked_than_an_address_holds(url, searcher, collection):
+def test_requests_too_long_for_a_url_are_split(url, searcher, collection):
     ids = np.tile(np.concatenate([shard.ids_N for shard in collection.shards]), 30)
     assert len(",".join(map(str, ids))) > 65_536
     long = f'name is not null and name != "{"😀" * 7000}"'
@@ -158,7 +158,7 @@ def test_more_is_asked_than_an_address_holds(url, searcher, collection):
         assert caught.value.field == "filter"
 
 
-def test_the_parts_of_one_call_share_its_time(url):
+def test_the_parts_of_one_call_share_its_deadline(url):
     class Slow(httpx.BaseTransport):
         tries = 0
 
@@ -173,7 +173,7 @@ def test_the_parts_of_one_call_share_its_time(url):
     assert transport.tries <= 2
 
 
-def test_parts_that_do_not_fit_together_are_of_two_versions(url):
+def test_parts_from_different_versions_are_refused(url):
     transport = answering(url, *(httpx.Response(200, content=items(**more)) for more in ({"a": [1]}, {"b": [1]})))
     with SearchClient(url, transport=transport) as client, pytest.raises(NotReadyError, match="were read in parts"):
         client.get([1] * 1001)
@@ -187,7 +187,7 @@ def items(**attributes):
     return sink.getvalue().to_pybytes()
 
 
-def test_an_address_that_is_none_is_refused_before_it_is_asked():
+def test_an_invalid_url_is_refused_before_any_request():
     for client in (SearchClient, AsyncSearchClient):
         with pytest.raises(ValueError, match=r"`target` must be the URL .*non-printable"):
             client("http://localhost:8000\n")
@@ -203,7 +203,7 @@ def test_an_address_that_is_none_is_refused_before_it_is_asked():
         lambda client: client.thumbnail(1, timeout_s=7),
     ],
 )
-def test_the_server_is_told_the_time_that_is_left(url, ask):
+def test_the_remaining_time_is_sent_to_the_server(url, ask):
     told = []
 
     def handle(request):
@@ -227,7 +227,7 @@ def test_a_key_is_sent(searcher):
             client.search(CODE)
 
 
-def test_asyncio_gives_the_same(url, collection, searcher):
+def test_the_async_client_gives_the_same(url, collection, searcher):
     picture = serving.png(serving.make_pictures(5)[4])
     id_ = int(collection.shards[0].ids_N[0])
 
@@ -350,7 +350,7 @@ def test_importing_the_client_loads_nothing_heavy():
     assert loaded == []
 
 
-def test_an_address_is_for_the_gateway_to_fetch(url, searcher):
+def test_image_urls_need_a_gateway(url, searcher):
     with SearchClient(url) as client, pytest.raises(InvalidRequestError) as caught:
         client.search("https://example.com/a.jpg")
     assert caught.value.field == "queries.0.url"
@@ -359,6 +359,6 @@ def test_an_address_is_for_the_gateway_to_fetch(url, searcher):
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:8000", "localhost:8000/", "search.example.com:443/v1"])
-def test_an_address_without_its_scheme_is_not_taken_for_a_folder(target):
+def test_a_url_without_its_scheme_is_not_mistaken_for_a_folder(target):
     with pytest.raises(ValueError, match="`target` must be http://"):
         SearchClient(target)

@@ -1,4 +1,4 @@
-"""Collections on disk: exact answers whatever the shards, and nothing lost whatever happens."""
+"""Collections on disk: exact answers with any number of shards, and no data lost in any failure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BITS = 48
 
 @pytest.fixture(scope="module")
 def corpus():
-    """3,000 codes with many ties, ids in no order, and 500 queries."""
+    """3,000 codes with many ties, shuffled ids, and 500 queries."""
     rng = np.random.default_rng(5)
     codes = oracles.clustered_codes(rng, 3000, BITS, centres=40, flips=6)
     ids = rng.permutation(10**6)[:3000]
@@ -80,7 +80,7 @@ def test_shards_give_the_same_bytes(tmp_path, corpus):
 
 
 @pytest.mark.parametrize("tables", [True, False])
-def test_one_query_at_a_time_and_any_threads_give_the_same(tmp_path, corpus, tables):
+def test_single_queries_and_any_threads_give_the_same(tmp_path, corpus, tables):
     collection = make(tmp_path / "c", corpus, 4, tables=tables)
     queries = corpus[2][:60]
     together = collection.range_search(queries, 4), collection.search(queries, 9)
@@ -100,7 +100,7 @@ def test_explain_adds_up_over_shards(tmp_path, corpus):
     assert make(tmp_path / "d", corpus, 4).search(queries, 3).explain is None
 
 
-def test_coverage_says_what_was_searched(tmp_path, corpus):
+def test_coverage_reports_what_was_searched(tmp_path, corpus):
     coverage = make(tmp_path / "c", corpus).search(corpus[2][:1], 1).coverage
     assert (coverage.shards, coverage.answered, coverage.codes, coverage.searched) == (4, 4, 3000, 3000)
     assert coverage.complete
@@ -118,7 +118,7 @@ def test_faiss_opens_every_shard(tmp_path, corpus):
     assert stored == set(zip(corpus[0][:, 0].tolist(), corpus[1].tolist(), strict=True))
 
 
-def test_get_gives_back_codes_and_attributes_in_the_order_asked(tmp_path, corpus):
+def test_get_returns_codes_and_attributes_in_the_requested_order(tmp_path, corpus):
     codes, ids, _ = corpus
     collection = make(tmp_path / "c", corpus)
     rows = [2999, 0, 1500, 0]
@@ -154,7 +154,7 @@ def test_an_open_collection_keeps_its_version(tmp_path, corpus):
 
 @pytest.mark.parametrize("name", ["codes.faiss", "ids.npy", "rows_by_id.npy", "attributes.arrow", "tables/entries.npy"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_damage_is_refused_by_name(tmp_path, corpus, name, damage):
+def test_damaged_files_are_named(tmp_path, corpus, name, damage):
     make(tmp_path / "c", corpus, shards=2)
     victim = sorted((tmp_path / "c" / "shards").glob(f"*/{name}"))[0]
     data = bytearray(victim.read_bytes())
@@ -215,7 +215,7 @@ def test_bad_arguments_leave_nothing_behind(tmp_path, corpus):
     assert not list(tmp_path.glob("c/shards/*"))
 
 
-def test_a_collection_from_before_names_were_reserved_is_read(tmp_path, corpus):
+def test_collections_with_attributes_of_reserved_names_are_readable(tmp_path, corpus):
     codes, ids, _ = corpus
     with CollectionWriter(tmp_path / "c", bits=BITS, fingerprint=None, overwrite=False) as writer:
         writer.add_shard(codes, ids, pa.table({"query": ids % 7, "distance": ids}))
@@ -229,7 +229,7 @@ def test_a_collection_from_before_names_were_reserved_is_read(tmp_path, corpus):
     assert collection.search(codes[:4], 6, filter="query == 3 and distance >= 0").ids.tolist() == expected.tolist()
 
 
-def test_other_folders_are_left_alone(tmp_path, corpus):
+def test_foreign_folders_are_left_alone(tmp_path, corpus):
     (tmp_path / "photo.png").write_bytes(b"mine")
     with pytest.raises(CollectionExistsError, match=r"photo\.png"):
         make(tmp_path, corpus)
@@ -256,7 +256,7 @@ def test_attributes_with_missing_values_come_back(tmp_path):
 
 
 class Stop(BaseException):
-    """Stands for a kill: nothing but the clean-up of contexts runs after it."""
+    """Simulates a kill: only the clean-up of contexts runs after it."""
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -287,7 +287,7 @@ def test_a_write_stopped_at_any_step_leaves_the_old_version_or_the_new(tmp_path,
 
 
 def stopping(function, calls, step):
-    """Return `function`, which stops once before and once after its work when it is the `step`-th call of all."""
+    """Wrap `function` so that it stops at step `step`; each call has two steps, one before and one after its work."""
 
     def run(*arguments, **options):
         if next(calls) == step:
@@ -300,7 +300,7 @@ def stopping(function, calls, step):
     return run
 
 
-def test_an_encoder_in_the_folder_is_not_taken_for_a_collection(tmp_path, corpus):
+def test_an_encoder_in_the_folder_is_not_mistaken_for_a_collection(tmp_path, corpus):
     (tmp_path / "work" / "encoder").mkdir(parents=True)
     (tmp_path / "work" / "encoder" / "config.json").write_text("{}")
     with pytest.raises(CollectionExistsError, match="it has encoder"):
@@ -308,7 +308,7 @@ def test_an_encoder_in_the_folder_is_not_taken_for_a_collection(tmp_path, corpus
     assert (tmp_path / "work" / "encoder" / "config.json").exists()
 
 
-def test_a_lost_current_is_not_taken_for_an_empty_folder(tmp_path, corpus):
+def test_a_missing_current_is_not_mistaken_for_an_empty_folder(tmp_path, corpus):
     make(tmp_path / "c", corpus)
     (tmp_path / "c" / "CURRENT").unlink()
     with pytest.raises(CorruptDataError, match="can be replaced"):
@@ -351,7 +351,7 @@ WRITER = """
 """
 
 
-def test_a_killed_writer_leaves_a_whole_collection(tmp_path, corpus):
+def test_a_killed_writer_leaves_a_complete_collection(tmp_path, corpus):
     make(tmp_path / "c", corpus)
     rng = np.random.default_rng(2)
     for attempt in range(8):
@@ -372,7 +372,7 @@ def test_a_killed_writer_leaves_a_whole_collection(tmp_path, corpus):
     assert make(tmp_path / "c", corpus, overwrite=True).search(corpus[2], 1).coverage.codes == 3000
 
 
-def test_append_gives_what_one_write_would(tmp_path, corpus):
+def test_append_equals_a_single_write(tmp_path, corpus):
     codes, ids, queries = corpus
     labels = {"label": (ids % 7).tolist()}
     old = Collection.create(
@@ -388,7 +388,7 @@ def test_append_gives_what_one_write_would(tmp_path, corpus):
     assert numbered.get([ids.max() + 1, ids.max() + 2])["label"].to_pylist() == [1, 2]
 
 
-def test_append_refuses_what_does_not_fit(tmp_path, corpus):
+def test_append_refuses_mismatched_data(tmp_path, corpus):
     codes, ids, _ = corpus
     collection = make(tmp_path / "c", corpus, shards=2)
     before = sorted((tmp_path / "c").rglob("*"))
@@ -407,7 +407,7 @@ def test_append_refuses_what_does_not_fit(tmp_path, corpus):
     assert sorted((tmp_path / "c").rglob("*")) == before
 
 
-def test_what_dead_writers_left_goes_before_the_next_write_whatever_becomes_of_that(tmp_path, corpus):
+def test_leftovers_of_dead_writers_are_removed_even_if_the_next_write_fails(tmp_path, corpus):
     make(tmp_path / "c", corpus, shards=2)
     make(tmp_path / "c", corpus, shards=3, overwrite=True)
     kept = {path.name for path in tmp_path.glob("c/shards/*")}
@@ -420,7 +420,7 @@ def test_what_dead_writers_left_goes_before_the_next_write_whatever_becomes_of_t
     assert len(Collection.open(tmp_path / "c", verify=True)) == 3000
 
 
-def test_nothing_is_swept_where_a_manifest_cannot_be_read(tmp_path, corpus):
+def test_nothing_is_removed_if_a_manifest_cannot_be_read(tmp_path, corpus):
     make(tmp_path / "c", corpus, shards=2)
     make(tmp_path / "c", corpus, shards=3, overwrite=True)
     (tmp_path / "c" / "manifests" / "00000001.json").write_bytes(b"{")

@@ -21,10 +21,10 @@ def loop(query, ids, features, k, metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("k", [1, 5, 20])
-def test_pools_come_in_the_order_of_their_features(metric, k):
+def test_pools_are_sorted_by_their_features(metric, k):
     rng = np.random.default_rng(0)
     queries = rng.standard_normal((6, 9)).astype(np.float32)
-    # The same few features again and again: ties, in the order of ids.
+    # Few distinct features, so that there are ties, which are ordered by id.
     features = rng.standard_normal((4, 9)).astype(np.float16)[rng.integers(4, size=(6, 12))]
     ids = np.argsort(rng.random((6, 12)), axis=1) + 100
     ids[2, 3:] = -1
@@ -105,12 +105,12 @@ def test_a_large_batch_is_read_in_parts(tmp_path):
     collection = Collection.create(tmp_path / "c", codes, bits=40, shards=2, features=features)
     queries, rows = codes[:100], np.arange(100)
     got = collection.search(queries, 1, rerank=Rerank(pool=150), features=features[:100].astype(np.float32))
-    # All 150 codes are in each pool, 60 million numbers in all, and only the query's own features are at 0.
+    # All 150 codes are in each pool, 60 million numbers in all; only the query's own features have distance 0.
     assert got.ids[:, 0].tolist() == rows.tolist()
     assert (got.distances == 0).all()
 
 
-def test_nothing_within_the_radius_is_an_answer(stored):
+def test_an_empty_pool_is_answered(stored):
     collection, codes, _, features = stored
     far = np.bitwise_not(codes[:2]) & np.uint64(2**40 - 1)
     got = collection.search(far, 3, rerank=Rerank(radius=0), features=features[:2], explain=True)
@@ -121,7 +121,7 @@ def test_nothing_within_the_radius_is_an_answer(stored):
     assert none.ids.shape == none.distances.shape == (0, 3)
 
 
-def test_reranking_and_features_go_together_and_fit(stored):
+def test_rerank_and_features_must_match(stored):
     collection, codes, _, features = stored
     with pytest.raises(ValueError, match="go together: pass `features`, those of the queries"):
         collection.search(codes[:2], rerank=Rerank(pool=15))
@@ -141,7 +141,7 @@ def test_reranking_and_features_go_together_and_fit(stored):
         collection.search(codes[:2], rerank=Rerank(pool=15), features=spoilt)
 
 
-def test_a_pool_larger_than_the_collection_is_all_of_it(stored):
+def test_a_pool_larger_than_the_collection_is_the_whole_collection(stored):
     collection, codes, _, features = stored
     whole, more = (
         collection.search(codes[:3], 4, rerank=Rerank(pool=pool), features=features[:3]) for pool in (200, 2**31 - 1)
@@ -149,7 +149,7 @@ def test_a_pool_larger_than_the_collection_is_all_of_it(stored):
     assert more.ids.tolist() == whole.ids.tolist()
 
 
-def test_more_answers_than_there_are_codes_are_padded_up_to_a_bound(stored):
+def test_k_above_the_number_of_codes_is_padded_up_to_a_limit(stored):
     collection, codes, _, _ = stored
     assert (collection.search(codes[:1], 10_000).ids[0, 200:] == -1).all()
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The shards of one process asked as one: the same answers whatever the batch and the threads, and what adds up."""
+"""The shards of one process searched together: the same answers with any batch and threads, and sums over shards."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Filters against Python's own evaluation of the same condition, row by row."""
+"""Filters compared with a row-by-row evaluation in Python."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def rows_of(text):
         ("not not label == 7", [2]),
     ],
 )
-def test_rows_that_satisfy(text, expected):
+def test_rows_that_match(text, expected):
     assert rows_of(text) == expected
 
 
@@ -110,13 +110,13 @@ def test_rows_that_satisfy(text, expected):
         ("label == " + "3" * 20_000, "at most 10000 characters, got 20009"),
     ],
 )
-def test_what_is_wrong_and_where(text, message):
+def test_errors_say_what_is_wrong_and_where(text, message):
     with pytest.raises(FilterError) as caught:
         Filter(text, SCHEMA)
     assert message in str(caught.value)
 
 
-def test_the_limits_are_what_they_say():
+def test_the_limits_are_exact():
     assert rows_of(" or ".join(["label == 3"] * 100)) == [0, 1]
     with pytest.raises(FilterError, match="at most 100 comparisons"):
         rows_of(" or ".join(["label == 3"] * 101))
@@ -157,7 +157,7 @@ def test_numbers_of_every_type_compare_alike(kind):
     assert kept(values, kind, "a in (3, 1.0, 99)") == [0, 3]
     assert kept(values, kind, "a not in (3, 4.5)") == [0, 2]
     if not pa.types.is_floating(kind):
-        # Beyond what the type holds.
+        # Beyond the range of the type.
         assert kept(values, kind, "a < 1000") == [0, 2, 3]
         assert kept(values, kind, "a > 1e12 or a in (70000, 5)") == [2]
     if kind != pa.uint64():
@@ -204,7 +204,7 @@ def test_lists_of_every_type_are_searched_alike(values, made):
     assert kept(lists, kind, "a is null") == [1]
 
 
-def test_rows_of_a_slice_are_its_own():
+def test_a_sliced_batch_is_evaluated_from_its_own_rows():
     batch = pa.record_batch({"a": pa.array([["x"], ["y"], None, ["x", "y"]])}).slice(1)
     assert Filter("'x' in a", batch.schema).mask([batch]).tolist() == [False, False, True]
 
@@ -229,7 +229,7 @@ def test_like_is_a_wildcard_match(pattern):
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("tables", [True, False])
-def test_a_collection_answers_from_the_rows_of_a_filter(tmp_path, shards, tables):
+def test_a_collection_searches_only_the_rows_of_a_filter(tmp_path, shards, tables):
     rng = np.random.default_rng(4)
     codes, ids = oracles.clustered_codes(rng, 3000, 48), rng.permutation(9000)[:3000]
     label, price = rng.integers(10, size=3000), rng.random(3000)
@@ -253,13 +253,13 @@ def test_a_collection_answers_from_the_rows_of_a_filter(tmp_path, shards, tables
         collection.search(queries, filter="kind is null")
 
 
-def test_a_collection_without_attributes_says_so(tmp_path):
+def test_a_filter_on_a_collection_without_attributes_is_refused(tmp_path):
     collection = Collection.create(tmp_path / "c", np.array([[1]], np.uint64), bits=16)
     with pytest.raises(FilterError, match="`label` is not an attribute; there are: none"):
         collection.range_search(np.array([[1]], np.uint64), 1, filter="label == 3")
 
 
-def test_the_cache_keeps_what_was_used_last_within_its_bytes():
+def test_the_cache_evicts_the_least_recently_used():
     cache, made = MaskCache(25), []
 
     def mask(name, rows=10):

@@ -20,7 +20,7 @@ def searcher(collection):
 
 @pytest.fixture(scope="session")
 def url(searcher):
-    """A gateway that runs for all tests."""
+    """A gateway shared by all tests."""
     with serving.running(create_app(searcher, encoder=serving.AverageHash())) as url:
         yield url
 

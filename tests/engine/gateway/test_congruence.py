@@ -1,6 +1,6 @@
-"""One suite over every way to ask: the answers are the oracle's, whoever gives them.
+"""The same tests for every way to search: all give the answers of the oracle.
 
-`SEARCHERS` has what can stand behind a client; each is asked directly and through a gateway.
+`SEARCHERS` has the searchers behind a client; each is used directly and through a gateway.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def embedded(collection):
 
 @contextlib.contextmanager
 def flight(collection):
-    """Three groups of shard servers in this process, asked over Arrow Flight."""
+    """Three groups of shard servers in this process, over Arrow Flight."""
     with shard_servers(collection.path) as (_, cluster_map), contextlib.closing(ClusterRouter(cluster_map)) as router:
         yield router
 
 
 @contextlib.contextmanager
 def on_ray(collection):
-    """Two groups of shard servers that are actors."""
+    """Two groups of shard servers that are Ray actors."""
     cluster = RayCluster(collection.path, groups=2, replicas=1, cpus=0.1)
     with cluster, contextlib.closing(ClusterRouter(cluster.map, security=cluster.security)) as router:
         yield router
@@ -68,7 +68,7 @@ def client(request, any_searcher):
 
 @pytest.fixture(scope="module")
 def rows(collection):
-    """Everything stored, in the order of ids: ids, codes, attributes."""
+    """All stored ids, codes and attributes, in the order of ids."""
     ids = np.sort(np.concatenate([shard.ids_N for shard in collection.shards]))
     table = collection.get(ids)
     codes = np.frombuffer(b"".join(table["code"].to_pylist()), np.uint64).reshape(-1, 1)
@@ -110,7 +110,7 @@ def test_within_a_radius(client, rows, queries, count, radius, limit):
     assert sum(map(len, answers)) > 0
 
 
-def test_only_what_a_filter_lets_through(client, rows, queries):
+def test_filters(client, rows, queries):
     ids, codes, attributes = rows
     kept = np.array([row["label"] == 3 and row["name"] is not None for row in attributes])
     assert 20 < kept.sum() < 100
@@ -223,7 +223,7 @@ def test_very_many_queries_in_a_stream(client, rows, queries):
         (lambda client, code: client.search(code, timeout_s=0), ValueError, "`timeout_s`"),
     ],
 )
-def test_what_is_wrong_has_one_type_everywhere(client, queries, ask, error, message):
+def test_every_client_raises_the_same_errors(client, queries, ask, error, message):
     with pytest.raises(error) as caught:
         ask(client, queries[:1])
     assert message in str(caught.value)

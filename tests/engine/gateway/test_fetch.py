@@ -1,4 +1,4 @@
-"""Images from addresses: what is refused before anything is sent, and where it is sent."""
+"""Images from URLs: which are refused before anything is sent, and where requests go."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALLOWED = ("images.example.com", ".cdn.example.com")
 
 
 class Chunks(httpx.AsyncByteStream):
-    """A body that arrives in parts, as from the network."""
+    """A body that arrives in chunks, as from the network."""
 
     def __init__(self, *parts):
         self.parts = parts
@@ -25,7 +25,7 @@ class Chunks(httpx.AsyncByteStream):
 
 
 def fetch(url, *, addresses=("93.184.216.34",), answer=None, **options):
-    """Fetch through a name server that gives `addresses`; returns what came and the requests that were made."""
+    """Fetch with a name server that returns `addresses`; return the result and the requests that were made."""
     made = []
 
     async def handle(request):
@@ -80,7 +80,7 @@ def test_the_connection_goes_to_the_address_that_was_checked():
         "",
     ],
 )
-def test_addresses_that_are_not_allowed(url):
+def test_disallowed_urls(url):
     with pytest.raises(RequestError) as caught:
         fetch(url)
     assert (caught.value.status, caught.value.field) == (422, "queries.0.url")
@@ -94,7 +94,7 @@ def test_addresses_that_are_not_allowed(url):
         "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::",
     ],
 )  # fmt: skip
-def test_no_name_may_lead_into_our_own_network(address):
+def test_names_that_resolve_to_private_addresses_are_refused(address):
     assert not is_public(address)
     for addresses in ((address,), ("93.184.216.34", address)):
         with pytest.raises(RequestError, match="not public"):
@@ -113,13 +113,13 @@ def test_public_addresses_are_public():
         (httpx.Response(200, stream=Chunks(b"x" * 60, b"x" * 60)), 413, "over 100 bytes"),
     ],
 )
-def test_answers_that_are_not_taken(answer, status, message):
+def test_unacceptable_responses(answer, status, message):
     with pytest.raises(RequestError, match=message) as caught:
         fetch("https://images.example.com/", answer=answer)
     assert caught.value.status == status
 
 
-def test_a_request_brings_no_more_than_is_left_to_it():
+def test_a_fetch_stops_at_the_requests_remaining_bytes():
     data, _ = fetch("https://images.example.com/", left_bytes=7)
     assert data == b"picture"
     for left, answer in ((6, None), (0, None), (60, httpx.Response(200, stream=Chunks(b"x" * 40, b"x" * 40)))):

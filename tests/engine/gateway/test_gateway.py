@@ -1,4 +1,4 @@
-"""The HTTP interface as programs see it: documents, statuses, fields at fault, keys, limits."""
+"""The HTTP interface as programs see it: documents, statuses, invalid fields, keys, limits."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_health_and_metrics(http):
     assert "hashlight_encode_batch_images_count" in text
 
 
-def test_stages_of_a_router_are_heard(collection):
+def test_stages_of_a_router_reach_the_metrics(collection):
     metrics = Metrics()
     with (
         shard_servers(collection.path) as (_, cluster_map),
@@ -310,7 +310,7 @@ def test_keys_and_scopes(searcher, tmp_path):
         assert "searching-is-all" not in http.get("/metrics", headers={"X-API-Key": "administering-0002"}).text
 
 
-def test_replicas_are_scaled_by_who_may(searcher, tmp_path):
+def test_scaling_replicas_needs_the_admin_scope(searcher, tmp_path):
     (tmp_path / "keys").write_text("page search searching-is-all-0001\nops admin administering-0002\n")
     asked = []
 
@@ -337,7 +337,7 @@ def test_a_server_without_shard_servers_has_no_replicas(http):
 
 
 class Gate(CollectionSearcher):
-    """A real searcher whose searches wait until they are let through."""
+    """A real searcher whose searches wait until the gate opens."""
 
     def __init__(self, collection):
         super().__init__(collection)
@@ -350,7 +350,7 @@ class Gate(CollectionSearcher):
         return super().answer(*args, **{**kwargs, "timeout_s": None})
 
 
-def test_more_than_can_be_answered_is_refused_at_once(collection):
+def test_requests_beyond_the_limit_are_refused_at_once(collection):
     gate = Gate(collection)
     scaled = []
     app = create_app(gate, limits=Limits(in_flight=3), scale=scaled.append)
@@ -391,7 +391,7 @@ def test_past_the_deadline_is_504_and_the_thread_stays_counted(collection):
         (ZeroDivisionError("a secret of the server"), (500, "internal")),
     ],
 )
-def test_what_a_searcher_raises_is_told(collection, raised, expected):
+def test_errors_of_the_searcher_become_statuses(collection, raised, expected):
     class Failing(CollectionSearcher):
         def answer(self, queries, query, **kwargs):
             if query.kind == "within":
@@ -420,11 +420,11 @@ def gateway_before(cluster_map):
 
 
 def halves(collection, missing):
-    """Return the shards that are not missing, and those that are."""
+    """Return the shards that are present, and those that are missing."""
     return [[shard for shard in collection.shards if (shard.name in missing) == gone] for gone in (False, True)]
 
 
-def test_what_the_other_groups_hold_is_known_while_one_is_lost(collection):
+def test_items_of_other_groups_are_found_while_one_is_lost(collection):
     with shard_servers(collection.path) as (_, whole):
         missing = set(whole.groups[2].shards)
         (rest, *_), (lost, *_) = halves(collection, missing)
@@ -440,7 +440,7 @@ def test_what_the_other_groups_hold_is_known_while_one_is_lost(collection):
 
 
 @pytest.mark.parametrize("include", [[], ["code", "attributes"]])
-def test_an_answer_in_part_comes_in_time(collection, include):
+def test_a_partial_answer_comes_in_time(collection, include):
     body = {"queries": [{"code": CODE}], "k": 4, "timeout_ms": 3000, "include": include}
     with (
         shard_servers(collection.path, faults=True) as (servers, cluster_map),
@@ -466,7 +466,7 @@ def test_an_answer_in_part_comes_in_time(collection, include):
         )
 
 
-def test_searches_that_ask_alike_go_together_and_each_gets_its_own(collection, monkeypatch):
+def test_searches_with_equal_options_are_batched_and_each_gets_its_own_answer(collection, monkeypatch):
     monkeypatch.setattr("hashlight.engine.service.api.searching._PATIENCE_S", 60.0)
     metrics = Metrics()
 
@@ -516,7 +516,7 @@ def test_searches_that_ask_alike_go_together_and_each_gets_its_own(collection, m
 
 def test_images_of_several_requests_are_encoded_together(searcher):
     class Late(serving.AverageHash):
-        """Encodes nothing before the images of all requests are there."""
+        """Encodes nothing before the images of all requests have arrived."""
 
         def __init__(self):
             super().__init__()
@@ -544,7 +544,7 @@ def test_images_of_several_requests_are_encoded_together(searcher):
     assert max(encoder.batches) <= encoder.batch_size
 
 
-def test_only_known_host_names_where_those_are_given(searcher):
+def test_only_the_given_host_names_are_accepted(searcher):
     app = create_app(searcher, allowed_hosts=("127.0.0.1", "[::1]"))
     with serving.running(app) as url:
         assert httpx.get(f"{url}/health/live").status_code == 200
@@ -559,18 +559,18 @@ def test_only_known_host_names_where_those_are_given(searcher):
         ("GET", "/v1/v1/search", 404, "there is no /v1/v1/search; see /openapi.json"),
     ],
 )
-def test_a_wrong_path_or_method_is_told_what_is_there(http, method, path, status, message):
+def test_errors_for_a_wrong_path_or_method_name_the_right_one(http, method, path, status, message):
     answer = http.request(method, path)
     assert (answer.status_code, answer.json()["error"]["message"]) == (status, message)
     assert ("allow" in answer.headers) == (status == 405)
 
 
-def test_a_code_with_a_wrong_digit_is_told_which(http):
+def test_the_error_for_a_code_names_the_wrong_digit(http):
     answer = http.post("/v1/search", json={"queries": [{"code": CODE[:-1] + "z"}]})
     assert "of which 'z' is not a hex digit" in answer.json()["error"]["message"]
 
 
-def test_a_form_takes_one_image_of_that_name(http):
+def test_a_form_accepts_one_file_named_image(http):
     other = http.post("/v1/search", files={"img": ("a", IMAGE)})
     assert "the file is `image`" in other.json()["error"]["message"]
     two = http.post("/v1/search", files=[("image", ("a", IMAGE)), ("image", ("b", IMAGE))])

@@ -1,4 +1,4 @@
-"""Requests that mean harm: each is refused with a status of its own, and the server goes on."""
+"""Hostile requests: each is refused with the right status, and the server keeps running."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def url(searcher):
 def http(url):
     with httpx.Client(base_url=url, timeout=60) as client:
         yield client
-        assert client.post("/v1/search", json=GOOD).status_code == 200, "the server must go on"
+        assert client.post("/v1/search", json=GOOD).status_code == 200, "the server must keep running"
 
 
 def stream(table, **options):
@@ -52,7 +52,7 @@ def codes(rows=3, width=8, byte=b"\x01"):
 
 
 def claims_to_be_large():
-    """A PNG of a few bytes whose header promises 60,000 x 60,000 pixels."""
+    """A PNG of a few bytes whose header claims 60,000 x 60,000 pixels."""
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     chunks = b""
     for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")):
@@ -61,7 +61,7 @@ def claims_to_be_large():
 
 
 def with_lying_length(data):
-    """The stream with the row count of its record batch made enormous."""
+    """The stream with an enormous row count in its record batch."""
     rows = struct.pack("<q", 3)
     assert data.count(rows) > 0
     place = data.rindex(rows, 0, data.rindex(b"\x01" + b"\0" * 7))
@@ -121,14 +121,14 @@ MANY_NOTS = json.dumps({**GOOD, "filter": "not " * 2_400 + "label == 1"}).encode
         ),
     ],
 )  # fmt: skip
-def test_a_body_that_means_harm(http, content, headers, status):
+def test_hostile_bodies(http, content, headers, status):
     answer = http.post("/v1/search", content=content, headers=headers)
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["message"]
     assert "Traceback" not in answer.text
 
 
-def test_flipped_bytes_of_an_arrow_stream_never_end_the_server(http):
+def test_flipped_bytes_of_an_arrow_stream_never_crash_the_server(http):
     data = stream(codes())
     rng = np.random.default_rng(0)
     seen = set()
@@ -146,7 +146,7 @@ def test_flipped_bytes_of_an_arrow_stream_never_end_the_server(http):
     "image",
     [b"", b"\x89PNG\r\n\x1a\n", claims_to_be_large(), b"GIF89a" + b"\xff" * 500, b"<svg onload=alert(1)>", b"%PDF-1.4"],
 )
-def test_images_that_mean_harm(http, image):
+def test_hostile_images(http, image):
     encoded = base64.b64encode(image).decode()
     for answer in (
         http.post("/v1/search", json={"queries": [{"image": encoded}]}),
@@ -166,7 +166,7 @@ def test_images_that_mean_harm(http, image):
         "/static/../../engine/errors.py", "//etc/passwd",
     ],
 )  # fmt: skip
-def test_paths_that_mean_harm(http, path):
+def test_hostile_paths(http, path):
     answer = http.get(path)
     assert answer.status_code in (404, 405, 422), answer.text
     assert "root:" not in answer.text
@@ -182,13 +182,13 @@ def test_paths_that_mean_harm(http, path):
         "gopher://x",
     ],
 )
-def test_addresses_of_images_are_off(http, address):
+def test_image_urls_are_disabled(http, address):
     answer = http.post("/v1/search", json={"queries": [{"url": address}]})
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "queries.0.url")
 
 
 def talk(url, data, *, more=None):
-    """Send raw bytes and return all that comes back until the server closes or is silent."""
+    """Send raw bytes and return everything received until the server closes or is silent."""
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
         connection.sendall(data)
@@ -209,20 +209,20 @@ def talk(url, data, *, more=None):
 HEAD = b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 
 
-def test_a_chunked_body_without_end_is_cut_off(url, http):
+def test_an_endless_chunked_body_is_cut_off(url, http):
     chunk = b"2000\r\n" + b" " * 0x2000 + b"\r\n"
     answer = talk(url, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", more=chunk)
-    # Where the reset overtook the answer nothing is received; the connection was closed on the sender either way.
+    # If the reset overtakes the response, nothing is received; the connection is closed in either case.
     assert answer == b"" or answer.startswith(b"HTTP/1.1 413")
 
 
-def test_a_body_that_is_announced_too_large_is_not_waited_for(url, http):
+def test_a_body_with_too_large_a_content_length_is_refused_at_once(url, http):
     answer = talk(url, HEAD + b"Content-Length: 99999999999\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"connection: close" in answer.lower()
 
 
-def test_a_body_that_does_not_come_is_given_up(url, http):
+def test_a_body_that_does_not_arrive_times_out(url, http):
     answer = talk(url, HEAD + b"Content-Length: 100\r\n\r\n{")
     assert answer.startswith(b"HTTP/1.1 408")
 
@@ -237,21 +237,21 @@ def test_a_body_that_does_not_come_is_given_up(url, http):
         HEAD + b"Transfer-Encoding: chunked\r\n\r\nZZZZ\r\n",
     ],
 )
-def test_what_is_no_http_is_refused_or_closed(url, http, data):
+def test_bytes_that_are_not_http_are_refused_or_the_connection_closed(url, http, data):
     answer = talk(url, data)
     assert b"Traceback" not in answer
     assert not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 500"))
 
 
 @pytest.mark.parametrize("more", [b"X: y\r\n" * 10_000, b"y" * 60_000])
-def test_a_head_without_end_is_cut_off(url, http, more):
+def test_an_endless_head_is_cut_off(url, http, more):
     answer = talk(url, b"GET /v1/collection HTTP/1.1\r\nHost: 127.0.0.1\r\nX: y", more=more)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
 
 
 @pytest.fixture(scope="module")
 def impatient(searcher):
-    """A gateway with a key that gives a connection two seconds without a request, and images three to be encoded."""
+    """A gateway with a key; connections time out after two seconds without a request, and encoding takes three."""
 
     class Slow(serving.AverageHash):
         def encode(self, images):
@@ -269,7 +269,7 @@ def connect(url):
 
 
 def is_closed_under(connection, drop):
-    """Send drop by drop, for two minutes at most; tells whether the server closed."""
+    """Send `drop` again and again for at most two minutes; tell whether the server closed the connection."""
     for _ in range(1200):
         try:
             connection.sendall(drop)
@@ -279,7 +279,7 @@ def is_closed_under(connection, drop):
     return False
 
 
-def test_a_connection_that_says_nothing_is_closed(impatient):
+def test_a_silent_connection_is_closed(impatient):
     with connect(impatient) as connection:
         assert connection.recv(1) == b""
     with connect(impatient) as connection:
@@ -290,7 +290,7 @@ def test_a_connection_that_says_nothing_is_closed(impatient):
     assert answer.startswith(b"HTTP/1.1 200")
 
 
-def test_a_head_that_drips_is_given_up(impatient):
+def test_a_slow_head_times_out(impatient):
     with connect(impatient) as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nX: ")
         assert is_closed_under(connection, b"y")
@@ -300,14 +300,14 @@ def test_a_head_that_drips_is_given_up(impatient):
         assert is_closed_under(connection, b"G")
 
 
-def test_a_body_that_drips_after_its_answer_is_given_up(impatient):
+def test_a_slow_body_after_its_answer_times_out(impatient):
     with connect(impatient) as connection:
         connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 401")
         assert is_closed_under(connection, b" ")
 
 
-def test_what_is_at_work_is_not_given_up(impatient):
+def test_a_request_in_progress_does_not_time_out(impatient):
     body = json.dumps({"images": [base64.b64encode(serving.png(serving.make_pictures(1)[0])).decode()]}).encode()
     head = HEAD.replace(b"search HTTP", b"encode HTTP") + b"X-API-Key: searching-is-all-0001\r\n"
     with connect(impatient) as connection:
@@ -318,7 +318,7 @@ def test_what_is_at_work_is_not_given_up(impatient):
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
-def test_many_bodies_at_once_do_not_fill_the_memory(url, http):
+def test_many_concurrent_bodies_do_not_fill_the_memory(url, http):
     parts = urlsplit(url)
     held = []
     try:

@@ -36,7 +36,7 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path):
         ("page search tooshort", "line 2: a key must have at least 16 characters, got 8"),
     ],
 )
-def test_a_line_that_is_no_key_is_named_by_number(tmp_path, line, message):
+def test_an_invalid_line_is_named_by_number(tmp_path, line, message):
     (tmp_path / "keys").write_text("# keys\n" + line)
     with pytest.raises(ValueError, match=message) as caught:
         Keys.load(tmp_path / "keys")
@@ -63,7 +63,7 @@ def test_any_other_address_needs_keys(host):
     check_exposure(Address(host=host), Keys.load(None, {"HASHLIGHT_API_KEYS": LINES}), insecure=False)
 
 
-def test_settings_that_cannot_be():
+def test_invalid_settings_are_refused():
     with pytest.raises(ValueError, match="`certificate` and `private_key` go together"):
         Address(certificate="a.pem")
     with pytest.raises(ValueError, match="`in_flight` must be above 0, got 0"):

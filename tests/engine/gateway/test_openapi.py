@@ -21,11 +21,11 @@ OPERATIONS = [
     "POST /v1/search", "POST /v1/range_search", "POST /v1/encode", "GET /v1/items", "GET /v1/items/{id}",
     "GET /v1/items/{id}/thumbnail", "GET /v1/collection", "GET /health/live", "GET /health/ready", "GET /metrics",
 ]  # fmt: skip
-WITH_ARGUMENTS = OPERATIONS[:6]  # of the others nothing can be wrong
+WITH_ARGUMENTS = OPERATIONS[:6]  # the others have no arguments that could be wrong
 
 
 def no_server_error(context, response, case):
-    # A request may give less time than its answer takes, and 504 then is the answer.
+    # A request may set a timeout shorter than its answer takes; 504 is then correct.
     assert response.status_code < 500 or (response.status_code == 504 and "timeout_ms" in repr(case))
 
 
@@ -66,19 +66,19 @@ def test_no_request_from_the_document_ends_in_a_500(operations, label, mode):
     check()
 
 
-def test_examples_of_bodies_are_accepted_or_name_what_is_missing(app, http):
+def test_example_bodies_are_accepted_or_the_error_names_what_is_missing(app, http):
     tried = 0
     for path, operations in app.openapi()["paths"].items():
         content = operations.get("post", {}).get("requestBody", {}).get("content", {})
         for example in content.get("application/json", {}).get("examples", {}).values():
             answer = http.post(path, json=example["value"])
-            # The item of the example need not be in this collection, nor its code of the same length.
+            # The example's item may not be in this collection, and its code may have another length.
             assert answer.status_code in (200, 404), answer.text
             tried += 1
     assert tried == 5
 
 
-def test_the_document_names_every_route_and_how_to_bring_a_key(app, searcher):
+def test_the_document_lists_every_route_and_the_ways_to_send_a_key(app, searcher):
     document = app.openapi()
     assert set(document["paths"]) == {
         "/v1/search", "/v1/range_search", "/v1/encode", "/v1/items", "/v1/items/{id}", "/v1/items/{id}/thumbnail",

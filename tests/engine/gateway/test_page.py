@@ -1,4 +1,4 @@
-"""The page in a real browser: what it shows is what the collection answers, and nothing is said to the console."""
+"""The page in a real browser: it shows the collection's answers, and the console stays silent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium, url):
-    """Open the page in a fresh browser context; afterwards the console must have been silent."""
+    """Open the page in a fresh browser context; the console must stay silent."""
     contexts, said = [], []
 
     def open_(address="", *, silent=True, **options):
@@ -45,7 +45,7 @@ def open_page(chromium, url):
     yield open_
     for context in contexts:
         context.close()
-    # A picture that an item does not have is a 404, which the browser itself notes.
+    # The missing picture of an item is a 404, which the browser itself logs.
     assert [line for line in said if "404" not in line] == []
 
 
@@ -72,7 +72,7 @@ def wait_for_answers(page, ids):
     )
 
 
-def test_a_link_shows_what_it_asks_for(open_page, collection, code):
+def test_a_link_shows_its_query(open_page, collection, code):
     page = open_page(f"#code={code}&k=12")
     expected = collection.search(words_of(code), 12)
     wait_for_answers(page, expected.ids[0])
@@ -84,7 +84,7 @@ def test_a_link_shows_what_it_asks_for(open_page, collection, code):
     assert "from 3 of 3 shards, 500 codes" in page.inner_text("#status")
 
 
-def test_an_image_is_brought_and_the_link_finds_the_same(open_page, collection):
+def test_an_uploaded_image_is_found_and_the_link_finds_the_same(open_page, collection):
     picture = serving.png(serving.make_pictures(8)[7])
     encoder = serving.AverageHash()
     codes = encoder.encode([encoder.decode(picture, 10**6)]).codes
@@ -97,7 +97,7 @@ def test_an_image_is_brought_and_the_link_finds_the_same(open_page, collection):
     assert page.locator("#answers img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 16
 
 
-def test_sliders_answer_as_they_move_and_back_goes_to_the_query_before(open_page, collection, code):
+def test_sliders_update_as_they_move_and_back_returns_to_the_previous_query(open_page, collection, code):
     page = open_page(f"#code={code}")
     page.locator("#k").fill("3")
     first = collection.search(words_of(code), 3).ids[0]
@@ -130,7 +130,7 @@ k => {
 """
 
 
-def test_a_slider_that_moves_writes_its_address_once(open_page, collection, code):
+def test_a_moving_slider_updates_the_url_once(open_page, collection, code):
     page = open_page(f"#code={code}")
     page.locator("#answers button").first.wait_for()
     page.evaluate(MOVES, 3)
@@ -138,7 +138,7 @@ def test_a_slider_that_moves_writes_its_address_once(open_page, collection, code
     assert page.evaluate("window.written") == 1
     first = collection.search(words_of(code), 5).ids[0]
     wait_for_answers(page, first[:3])
-    # A new query takes the last place of the slider with it, though it comes before that was written.
+    # A new query uses the slider's last position, even before that was written to the URL.
     page.evaluate(f"k => {{ ({MOVES})(k); document.querySelector('#answers button').click(); }}", 5)
     page.locator("#shown").get_by_text(f"Item {first[0]}").wait_for()
     page.go_back()
@@ -153,7 +153,7 @@ def test_filters_and_their_errors(open_page, collection, code):
     assert "label (int64), name (string), price (double)" in page.inner_text("#attributes")
 
 
-def test_what_is_wrong_is_said(open_page, code):
+def test_errors_are_shown(open_page, code):
     page = open_page(f"#code={code}", silent=False)
     page.locator("#answers li").first.wait_for()
     page.fill("#filter", "colour == 3")
@@ -181,7 +181,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(open_page, searcher, collection
         wait_for_answers(page, collection.search(words_of(code), 4).ids[0])
 
 
-def test_keys_move_between_answers(open_page, code):
+def test_arrow_keys_move_between_answers(open_page, code):
     page = open_page(f"#code={code}&k=8")
     page.locator("#answers li").nth(7).wait_for()
     page.locator("#answers button").first.focus()
@@ -206,7 +206,7 @@ def test_nothing_overflows_and_axe_finds_no_serious_fault(open_page, code, schem
     assert [fault["id"] for fault in faults if fault["impact"] in ("serious", "critical")] == []
 
 
-def test_the_page_may_load_nothing_from_elsewhere(http):
+def test_the_page_loads_nothing_from_other_origins(http):
     policy = http.get("/").headers["content-security-policy"]
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy

@@ -1,4 +1,4 @@
-"""A collection answers the same, to the byte, whichever index it was opened with, and says which it was."""
+"""A collection gives byte-identical answers with every index, and explanations name the index."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def opened(corpus):
 
 
 def raw(found):
-    """Everything that an answer holds but how it was found, as bytes with types and shapes."""
+    """All of an answer except its explanation, as bytes with dtypes and shapes."""
     arrays = {name: value for name, value in found._asdict().items() if isinstance(value, np.ndarray)}
     return {name: (value.dtype.str, value.shape, value.tobytes()) for name, value in arrays.items()}, found.coverage
 
@@ -81,7 +81,7 @@ def test_every_index_gives_the_same_bytes(corpus, opened, wanted, label, batch, 
 
 
 @pytest.mark.parametrize("index", INDEX_CHOICES)
-def test_an_explanation_names_who_answered(corpus, opened, index):
+def test_an_explanation_names_the_index(corpus, opened, index):
     queries = corpus[-1]
     for found in (
         opened[index].search(queries, 5, explain=True),
@@ -111,7 +111,7 @@ def test_an_index_in_memory_answers_like_the_oracle(corpus, index):
     assert set(built.range_search(queries, 5, explain=True).explain.plans) <= PLANS[index]
 
 
-def test_tables_that_were_not_built_are_refused_and_all_else_answers(tmp_path):
+def test_a_collection_without_tables_refuses_multi_and_answers_with_the_others(tmp_path):
     codes = np.arange(30, dtype=np.uint64)[:, None]
     Collection.create(tmp_path / "c", codes, bits=BITS, tables=False)
     with pytest.raises(ValueError, match=r'was built without tables, which `index` "multi" needs: open .*"scan"'):

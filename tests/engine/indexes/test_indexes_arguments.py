@@ -1,4 +1,4 @@
-"""What an index refuses, and in which words."""
+"""Invalid arguments of indexes, and their error messages."""
 
 import subprocess
 import sys
@@ -77,7 +77,7 @@ def test_bad_builds_are_refused(kind, changes, error, words):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_more_rows_than_a_shard_holds_are_refused_before_they_are_read(kind, tmp_path):
+def test_too_many_rows_for_a_shard_are_refused_before_they_are_read(kind, tmp_path):
     (tmp_path / "codes").touch()
     with (tmp_path / "codes").open("r+b") as file:
         file.truncate(2**32 * 8)  # a sparse file
@@ -87,7 +87,7 @@ def test_more_rows_than_a_shard_holds_are_refused_before_they_are_read(kind, tmp
     assert check_rows(MAX_ROWS) == 2**32 - 1
 
 
-def test_mapped_arrays_of_the_wrong_form_are_refused():
+def test_mapped_arrays_of_the_wrong_shape_or_dtype_are_refused():
     with pytest.raises(ValueError, match=r"uint64 of shape \(3, 2\) for 128-bit codes, got uint64 of shape \(3, 1\)"):
         ScanIndex(codes_NW=CODES, ids_N=IDS, bits=128)
     with pytest.raises(ValueError, match=r"int64 of shape \(3,\), got int32"):
@@ -100,7 +100,7 @@ def test_an_unknown_plan_is_refused():
 
 
 @pytest.mark.parametrize(("kind", "plan"), [(FaissFlatIndex, "faiss-flat"), (FaissMultiHashIndex, "faiss-multi-hash")])
-def test_faiss_explains_who_answered_and_how_long_it_took(kind, plan):
+def test_faiss_explanations_have_the_index_and_the_time(kind, plan):
     index = kind.build(CODES, IDS, bits=64)
     queries = np.concatenate([ONE, ONE])
     for found in (index.search(queries, 1, explain=True), index.range_search(queries, 3, explain=True)):
@@ -129,7 +129,7 @@ assert not kernels.knn_tables.signatures and not kernels.range_tables.signatures
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_an_index_says_what_it_is():
+def test_the_repr_of_an_index_describes_it():
     codes, ids, _ = make_case(1, 20, 64)
     assert repr(ScanIndex.build(codes, ids, bits=64)).startswith("ScanIndex(64 bits, 20 codes, ")
     assert "20 codes" in repr(FaissFlatIndex.build(codes, ids, bits=64))

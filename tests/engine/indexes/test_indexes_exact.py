@@ -1,4 +1,4 @@
-"""Every index answers what the oracle answers."""
+"""Every index gives the answers of the oracle."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ relaxed = settings(deadline=None, max_examples=25, suppress_health_check=[Health
 
 
 def make_case(seed, rows, bits, queries=5):
-    """Codes with many ties, ids in no order, and queries of which some are stored."""
+    """Codes with many ties, shuffled ids, and queries of which some are stored codes."""
     rng = np.random.default_rng(seed)
     codes = oracles.clustered_codes(rng, rows + queries, bits)
     ids = rng.permutation(3 * rows + 1)[:rows].astype(np.int64)
@@ -29,7 +29,7 @@ def make_case(seed, rows, bits, queries=5):
 
 
 def row_order(index, ids):
-    """The place in `ids` of each of the index's rows."""
+    """The position in `ids` of each of the index's rows."""
     place = {int(id_): n for n, id_ in enumerate(ids)}
     return np.array([place[int(id_)] for id_ in index.ids_N], np.int64)
 
@@ -79,7 +79,7 @@ def test_answers_equal_the_oracle(kind, bits, data):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [32, 64, 128, 256, 1024])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
-def test_masks_leave_out_rows_before_they_count(kind, bits, share):
+def test_masked_rows_are_left_out_before_ranking(kind, bits, share):
     codes, ids, queries = make_case(5, 400, bits)
     index = kind.build(codes, ids, bits=bits)
     order = row_order(index, ids)
@@ -104,7 +104,7 @@ def test_an_empty_index_answers_nothing(kind, bits):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_queries_get_no_answers(kind):
+def test_an_empty_batch_gets_an_empty_answer(kind):
     codes, ids, queries = make_case(1, 9, 64)
     index = kind.build(codes, ids, bits=64)
     assert index.search(queries[:0], 3).ids.shape == (0, 3)
@@ -164,7 +164,7 @@ def test_every_plan_answers_the_same(bits, plan, data):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [64, 192])
-def test_a_mask_says_true_by_any_byte_but_zero(kind, bits):
+def test_any_nonzero_byte_of_a_mask_is_true(kind, bits):
     codes, ids, queries = make_case(6, 400, bits)
     index = kind.build(codes, ids, bits=bits)
     flags = np.random.default_rng(2).choice(np.array([0, 4, 255], np.uint8), 400)
@@ -177,7 +177,7 @@ def test_a_mask_says_true_by_any_byte_but_zero(kind, bits):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("limit", [1, 255, 256, 300, 2047, 2048, 4000])
-def test_limits_beyond_the_first_places_cut_the_same(kind, limit):
+def test_limits_beyond_the_initial_room_cut_the_same(kind, limit):
     codes, ids, _ = make_case(7, 6000, 64)
     far = np.random.default_rng(3).integers(2**64, size=(3, 1), dtype=np.uint64)
     queries = np.concatenate([codes[:2], far[:1], codes[2:4], far[1:]])
@@ -188,7 +188,7 @@ def test_limits_beyond_the_first_places_cut_the_same(kind, limit):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_farther_than_asked_for_is_answered(kind):
+def test_no_answer_is_farther_than_farthest(kind):
     codes, ids, queries = make_case(8, 500, 64, queries=9)
     index = kind.build(codes, ids, bits=64)
     farthest = np.array([0, 1, 2, 5, 9, 20, 40, 64, 2**31 - 1], np.int32)
@@ -203,8 +203,8 @@ def test_nothing_farther_than_asked_for_is_answered(kind):
         np.testing.assert_array_equal(found.ids[q], expected[1][0])
 
 
-def test_small_scratch_changes_no_answer(monkeypatch):
-    """Scratch space that fills up, buffers that grow, and batches that are cut: every resumption, on small cases."""
+def test_small_scratch_does_not_change_answers(monkeypatch):
+    """Every way of resuming, on small cases: scratch space that fills up, buffers that grow, batches that are cut."""
     monkeypatch.setattr(probe, "SCRATCH_BUCKETS", 3)
     monkeypatch.setattr(probe, "SCRATCH_CANDIDATES", 8)
     monkeypatch.setattr(probe, "FIRST_HITS", 1)

@@ -1,4 +1,4 @@
-"""Indexes over memory maps: saved and opened tables, codes at any address, damaged files, many threads."""
+"""Indexes over memory maps: saved and opened tables, unaligned codes, damaged files, many threads."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from tests.engine.indexes.test_indexes_exact import assert_range, assert_search,
 
 
 def write_mapped(folder, bits, rows=600, seed=2):
-    """Codes behind 33 bytes as in a FAISS file, ids, tables; returns what they hold."""
+    """Write codes after 33 bytes as in a FAISS file, ids and tables; return their contents."""
     codes, ids, queries = make_case(seed, rows, bits)
     order = sort_rows(codes, ids)
     codes, ids = codes[order], ids[order]
@@ -87,16 +87,16 @@ def rewrite_head(path, **changes):
 
 
 DAMAGES = {
-    "no head": lambda folder: (folder / "tables.json").unlink(),
-    "head is no JSON": lambda folder: (folder / "tables.json").write_text("{"),
-    "head lacks widths": lambda folder: (folder / "tables.json").write_text('{"format": 1, "bits": 64, "rows": 600}'),
+    "no header": lambda folder: (folder / "tables.json").unlink(),
+    "header is not JSON": lambda folder: (folder / "tables.json").write_text("{"),
+    "header lacks widths": lambda folder: (folder / "tables.json").write_text('{"format": 1, "bits": 64, "rows": 600}'),
     "another format": lambda folder: rewrite_head(folder / "tables.json", format=99),
     "other rows": lambda folder: rewrite_head(folder / "tables.json", rows=5),
     "other widths": lambda folder: rewrite_head(folder / "tables.json", widths=[8, 8, 8]),
     "widths beyond the code": lambda folder: rewrite_head(folder / "tables.json", widths=[40, 40]),
     "entries too short": lambda folder: np.save(folder / "entries.npy", np.zeros(3, np.uint64)),
     "entries of another type": lambda folder: np.save(folder / "entries.npy", np.zeros(3, np.uint32)),
-    "offsets cut off": lambda folder: shorten(folder / "offsets.npy"),
+    "offsets truncated": lambda folder: shorten(folder / "offsets.npy"),
     "no starts": lambda folder: (folder / "starts.npy").unlink(),
 }
 
@@ -118,9 +118,9 @@ def test_tables_of_other_codes_are_refused():
 
 
 def search_while_others_open(folder, seconds):
-    """Eight threads search one open collection of two shards while two others open, ask and drop it.
+    """Eight threads search one open collection of two shards while two others open, search and drop it.
 
-    They go on for `seconds`, and until each has asked a few times.
+    They run for `seconds`, and until each has searched a few times.
     """
     codes, ids, queries = make_case(2, 3000, 64)
     Collection.create(folder / "c", codes, ids=ids, bits=64, shards=2)
@@ -172,8 +172,8 @@ def random_codes(seed, rows, bits):
 
 
 @pytest.mark.parametrize("bits", [64, 256])
-def test_any_table_of_other_codes_is_a_fault_whatever_the_planner_would_ask(bits):
-    # Distinct codes, so that both tables are of as many entries.
+def test_any_table_of_other_codes_is_a_fault_whatever_the_plan(bits):
+    # Distinct codes, so that both tables have the same number of entries.
     some, others = (MultiIndex.build(random_codes(seed, 900, bits), np.arange(900), bits=bits) for seed in (1, 2))
     assert some.tables.widths == others.tables.widths
     edges = np.cumsum([0, *(2**width + 1 for width in some.tables.widths)])

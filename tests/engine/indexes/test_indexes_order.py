@@ -1,4 +1,4 @@
-"""Rows are sorted by (code, id), the last word first."""
+"""Rows are sorted by (code, id), where the last word of a code is the most significant."""
 
 import numpy as np
 import pytest

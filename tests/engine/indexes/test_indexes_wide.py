@@ -1,4 +1,4 @@
-"""Answers of thousands of codes are in order too."""
+"""Answers with thousands of codes are sorted too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planner: what it picks, how it explains it, and where its costs come from."""
+"""The planner: its choices, its explanations, and where its costs come from."""
 
 import doctest
 import subprocess
@@ -42,7 +42,7 @@ def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
 
-def test_near_queries_go_to_tables_and_wide_ones_to_the_scan(uniform, monkeypatch):
+def test_narrow_queries_use_tables_and_wide_ones_the_scan(uniform, monkeypatch):
     index, queries = uniform
     use_costs(monkeypatch, Costs())
     assert set(index.range_search(queries, 2, explain=True).explain.plans) == {"tables"}
@@ -64,7 +64,7 @@ def test_costs_change_the_plan_and_never_the_answer(uniform, monkeypatch, costs)
     assert set(near.explain.plans) <= plan
 
 
-def test_a_crowded_query_is_scanned_and_a_lonely_one_is_not(monkeypatch):
+def test_a_query_in_a_crowd_is_scanned_and_an_isolated_one_is_not(monkeypatch):
     rng = np.random.default_rng(1)
     crowd = np.uint64(0xABCDEF) ^ rng.integers(2**30, size=(190_000, 1), dtype=np.uint64)
     codes = np.concatenate([crowd, rng.integers(2**64, size=(10_000, 1), dtype=np.uint64)])
@@ -90,10 +90,10 @@ def test_queries_that_the_tables_give_up_are_scanned(uniform, monkeypatch):
 
 CANDIDATES = Prices(
     lookups_ns=0.0, candidate_ns=1.0, read_ns=0.0, near_ns=0.0, scan_ns=0.0, shared_scan_ns=0.0
-)  # nothing but the number of candidates is paid for
+)  # only candidates have a cost
 
 
-def test_counted_candidates_are_those_met(uniform):
+def test_counted_candidates_equal_those_met(uniform):
     index, queries = uniform
     met = index.range_search(queries, 3, plan="tables", explain=True).explain.candidates
     np.testing.assert_array_equal(index.probe.price_radius(queries, 3, CANDIDATES), met)
@@ -131,10 +131,10 @@ def test_near_candidates_are_estimated_from_a_sample(bits):
     np.testing.assert_allclose(estimate.mean(), near.mean(), rtol=0.2)
 
 
-def test_the_dearest_queries_share_a_scan():
+def test_the_most_expensive_queries_share_a_scan():
     costs = Costs(word_ns=1.0, load_ns=9.0)
     by_tables = split_by_cost(np.array([1.0, 5000.0, 2.0, 6000.0]), costs, rows=1000, words=1)
-    assert by_tables.tolist() == [True, True, True, True]  # two would pay 5,500 each
+    assert by_tables.tolist() == [True, True, True, True]  # a scan for two would cost 5,500 each
     by_tables = split_by_cost(np.array([1.0, 5600.0, 2.0, 6000.0]), costs, rows=1000, words=1)
     assert by_tables.tolist() == [True, False, True, False]
 
@@ -156,7 +156,7 @@ def test_substrings_fit_and_sketches_avoid_them(bits, distinct):
 
 
 @pytest.mark.parametrize(("bits", "k"), [(16, 3), (64, 1), (64, 50), (1024, 5)])
-def test_likely_radius_is_what_uniform_codes_have(bits, k):
+def test_likely_radius_is_that_of_uniform_codes(bits, k):
     rng = np.random.default_rng(0)
     codes = oracles.hamming_distances(
         rng.integers(2, size=(20, bits)).astype(bool), rng.integers(2, size=(5000, bits)) > 0
@@ -164,7 +164,7 @@ def test_likely_radius_is_what_uniform_codes_have(bits, k):
     assert abs(likely_radius(bits, 5000, k) - np.sort(codes, axis=1)[:, k - 1].mean()) < 0.02 * bits
 
 
-def test_neither_tests_nor_what_they_start_measure_this_machine():
+def test_neither_tests_nor_their_subprocesses_measure_this_machine():
     assert asdict(planner.current_costs(planner.WORTH_MEASURING)) == asdict(FIXED_COSTS)
     program = """
 from dataclasses import asdict
@@ -192,7 +192,7 @@ def test_costs_are_measured_once_and_stored(tmp_path, monkeypatch):
     assert asdict(planner.current_costs(10)) == asdict(Costs())
 
 
-def test_costs_that_cannot_be_stored_hold_for_the_process(tmp_path, monkeypatch, caplog):
+def test_costs_that_cannot_be_stored_apply_to_this_process(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setattr(planner.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
     monkeypatch.setattr(planner, "FAR_ROWS", 2**17)

@@ -1,4 +1,4 @@
-"""Threads: parts in order, and never more at work than there are cores."""
+"""Threads: results in order, and never more running threads than cores."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ def test_parts_come_back_in_order():
     assert [n for part in run_parts(lambda part: range(part.start, part.stop), parts) for n in part] == list(range(100))
 
 
-def test_no_more_work_at_once_than_there_are_cores():
+def test_no_more_threads_run_than_there_are_cores():
     at_work, most, lock = 0, 0, threading.Lock()
 
     def work(part):
@@ -44,7 +44,7 @@ def test_a_part_may_run_a_single_part_itself():
     assert {start for starts in inner for start in starts} == {3}
 
 
-def test_a_failing_part_gives_its_slot_back():
+def test_a_failing_part_releases_its_slot():
     for _ in range(3 * usable_cores()):
         with pytest.raises(ZeroDivisionError):
             run_parts(lambda part: 1 // part.start, [slice(0, 1)])

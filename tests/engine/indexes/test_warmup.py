@@ -1,4 +1,4 @@
-"""After the warm-up nothing is left to compile."""
+"""After the warm-up no kernel needs compiling."""
 
 import subprocess
 import sys

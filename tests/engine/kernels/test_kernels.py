@@ -1,4 +1,4 @@
-"""Kernels one by one, against plain Python: also what answers do not show, such as work that was not needed."""
+"""Single kernels against plain Python, including what answers do not show, such as unnecessary work."""
 
 import math
 
@@ -22,7 +22,7 @@ ROWS = 3000
 
 
 class Searched:
-    """An index of distinct codes, or of codes that repeat, with what its kernels take and plain integers to compare."""
+    """An index of distinct or repeated codes, the arguments of its kernels, and its codes as plain integers."""
 
     def __init__(self, bits, *, distinct):
         rng = np.random.default_rng(bits)
@@ -46,7 +46,7 @@ class Searched:
         return ((code ^ self.query) & mask).bit_count()
 
     def bucket(self, table, value):
-        """Return the first rows of the distinct codes whose substring is `value`, by looking at all codes."""
+        """Return the first rows of the distinct codes whose substring is `value`, by checking all codes."""
         return [
             row for row, code in enumerate(self.codes)
             if self.part(code, table) == value and (row == 0 or self.codes[row - 1] != code)
@@ -67,7 +67,7 @@ def masks_of(width, ones):
     return sorted(value for value in range(1 << width) if value.bit_count() == ones)
 
 
-def test_looking_up_keeps_the_buckets_that_are_not_empty_and_goes_on_where_it_stopped(searched):
+def test_lookups_keep_nonempty_buckets_and_resume_where_they_stopped(searched):
     for table in range(len(searched.tables.width_T)):
         width = int(searched.tables.width_T[table])
         value = searched.part(searched.query, table)
@@ -86,7 +86,7 @@ def test_looking_up_keeps_the_buckets_that_are_not_empty_and_goes_on_where_it_st
 
 @pytest.mark.parametrize("places", [8, 13, 256])
 def test_only_candidates_whose_sketch_is_near_enough_are_read(searched, places):
-    # In the middle of the sketches' distances: one bit more or less is many candidates more or less.
+    # In the middle of the distances of sketches, where one bit makes a difference of many candidates.
     radius, scratch = 26, searched.scratch._replace(row_C=np.empty(places, np.int64))
     read = 0
     for table in range(len(searched.tables.width_T)):
@@ -121,7 +121,7 @@ def test_only_candidates_whose_sketch_is_near_enough_are_read(searched, places):
 
 
 def is_read(searched, table, row, radius, reach):
-    """Tell whether a candidate is to be read: table 0 has whole codes at hand, if they are of one word and distinct."""
+    """Tell whether a candidate should be read; table 0 compares whole codes if they have one word and are distinct."""
     if table > 0:
         return searched.sketch_distance(searched.codes[row], table) <= radius - reach
     if searched.rows.num_words == 1 and not len(searched.tables.start_D) and row + 8 <= ROWS:
@@ -129,7 +129,7 @@ def is_read(searched, table, row, radius, reach):
     return True
 
 
-def test_a_row_was_met_if_a_table_that_was_probed_so_far_has_it(searched):
+def test_a_row_was_met_if_a_table_was_probed_far_enough(searched):
     num_tables = len(searched.tables.width_T)
     seen = [-1, 3, 4, *[-1] * num_tables][:num_tables]
     met = 0
@@ -151,7 +151,7 @@ def nearest(index, queries, k, budget, bound=None):
     return done_Q, bound_Q, heaps, work
 
 
-def test_a_query_that_is_given_up_leaves_a_bound_that_holds_its_answer(searched):
+def test_a_query_that_is_given_up_leaves_a_bound_that_contains_its_answer(searched):
     index, k = searched.index, 4
     queries = index.codes_NW[::100] ^ np.uint64(0b1010010001)
     expected = oracles.knn(queries, index.codes_NW, index.ids_N, k)[0][:, -1]
@@ -185,7 +185,7 @@ def test_a_query_whose_steps_cost_less_than_a_scan_is_never_given_up(searched):
     assert nearest(index, index.codes_NW[:20].copy(), 3, budget)[0].all()
 
 
-def test_steps_end_with_the_bound(searched):
+def test_steps_end_at_the_bound(searched):
     index = searched.index
     budget = Budget(mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=1e18, trial_ns=0.0, likely_radius=index.bits)
     for bound in (0, 1, 5):
@@ -195,7 +195,7 @@ def test_steps_end_with_the_bound(searched):
         assert set(work.probes_Q.tolist()) == {sum(math.comb(widths[table], reach) for reach, table in steps)}
 
 
-def test_codes_are_looked_at_for_a_price_only_where_it_matters(searched):
+def test_codes_are_sampled_for_a_price_only_if_it_can_decide(searched):
     queries = searched.index.codes_NW[:9].copy()
     plan = searched.index.probe.plan(6)
     base = Prices(lookups_ns=3.0, candidate_ns=2.0, read_ns=0.5, near_ns=7.0, scan_ns=1e9, shared_scan_ns=0.0)
@@ -225,15 +225,15 @@ def test_prices_by_hand():
     assert budget.trial_ns == pytest.approx(0.07 * 400.0)
 
 
-def test_the_trial_of_a_radius_by_hand(searched):
-    # A scan of a million codes of one word costs 600 us, of which 90 may be spent: less 4 ns a lookup, 25 a candidate.
+def test_the_trial_budget_of_a_radius_search_by_hand(searched):
+    # A scan of a million one-word codes costs 600 us; 90 us may be spent, minus 4 ns per lookup, 25 per candidate.
     costs = Costs(word_ns=0.1, load_ns=0.5, near_lookup_ns=4.0, far_lookup_ns=4.0, candidate_ns=1.0, near_ns=20.0)
     probe = searched.index.probe
     assert planner.trial_budget(probe, 4, costs, 1_000_000, 1) == (90_000 - 4 * probe.plan(4).lookups) // 25
-    assert planner.trial_budget(probe, 4, costs, 100_000, 1) == 0  # the whole scan is not worth a trial
+    assert planner.trial_budget(probe, 4, costs, 100_000, 1) == 0  # the scan is too short to be worth a trial
 
 
-def test_masks_tell_how_far_the_nearest_are_likely(monkeypatch):
+def test_the_likely_radius_counts_only_allowed_rows(monkeypatch):
     asked = []
     monkeypatch.setattr(multi_index, "likely_radius", lambda bits, rows, k: asked.append((bits, rows, k)) or 5)
     index = MultiIndex.build(np.arange(1000, dtype=np.uint64)[:, None], np.arange(1000), bits=64)
@@ -242,7 +242,7 @@ def test_masks_tell_how_far_the_nearest_are_likely(monkeypatch):
     assert asked == [(64, 250, 3), (64, 1000, 1000)]
 
 
-def test_only_runs_that_are_long_and_out_of_order_are_left_to_numpy():
+def test_only_long_unsorted_runs_are_left_to_numpy():
     ends = np.cumsum([FEW, FEW + 1, FEW + 1])
     ids = np.concatenate([np.arange(FEW)[::-1], np.arange(FEW + 1), np.arange(FEW + 1)[::-1]])
     unsorted = np.empty((2, 2), np.int64)
@@ -258,7 +258,7 @@ def test_packed_rows_that_share_a_key_are_counted():
     assert order.tolist() == [2, 4, 0, 1, 3]
 
 
-def test_a_scan_keeps_to_each_querys_own_bound(searched):
+def test_a_scan_respects_the_bound_of_each_query(searched):
     index = searched.index
     queries = read_only(index.codes_NW[:5] ^ np.uint64(1))
     bound_Q = np.array([0, 1, index.bits, 0, 1], np.int32)

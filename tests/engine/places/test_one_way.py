@@ -1,4 +1,4 @@
-"""Bytes are read and written in one way: no other room speaks to stores, or publishes files, for itself."""
+"""All reads and writes go through `engine.places`: no other package talks to stores or publishes files by itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 CLIENTS = {"obstore", "boto3", "botocore", "fsspec", "s3fs", "gcsfs", "adlfs", "pyarrow.fs"}
-# The encoders import nothing of the engine; calibration measures the disk itself.
+# The encoders import nothing from the engine; calibration measures the disk itself.
 OWN_FSYNC = {"encoders/encoder.py", "pipelines/capacity/calibrate.py"}
 
 
@@ -30,7 +30,7 @@ def imported(tree):
             yield from (argument.value for argument in node.args if isinstance(argument, ast.Constant))
 
 
-def test_only_places_speak_to_stores():
+def test_only_places_talk_to_stores():
     found = {
         name: sorted(modules)
         for name, tree in files_elsewhere()
@@ -39,7 +39,7 @@ def test_only_places_speak_to_stores():
     assert found == {}
 
 
-def test_only_places_force_files_to_the_disk():
+def test_only_places_fsync():
     calls = {
         name
         for name, tree in files_elsewhere()
@@ -49,7 +49,7 @@ def test_only_places_force_files_to_the_disk():
     assert calls == OWN_FSYNC
 
 
-def test_these_tests_see_what_they_look_for():
+def test_these_checks_find_what_they_look_for():
     tree = ast.parse("import boto3\nfrom pyarrow import fs\nimportlib.import_module('fsspec.core')")
     assert set(imported(tree)) >= {"boto3", "pyarrow.fs", "fsspec.core"}
     places = [ast.unparse(ast.parse(path.read_text())) for path in (ROOT / "engine" / "places").glob("*.py")]

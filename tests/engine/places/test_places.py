@@ -1,4 +1,4 @@
-"""Folders and buckets through the same calls: what one does, the other does; what differs is said here."""
+"""Folders and buckets through the same calls: they behave the same, and the tests show where they differ."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = ["a.bin", "a b/c?#%25.png", "ü/[1]~*.jpg", "deep/er/x", "z"]
 
 @pytest.fixture(params=["folder", "bucket"])
 def place(request, tmp_path):
-    """A place that holds nothing."""
+    """An empty place."""
     if request.param == "folder":
         return open_place(tmp_path / "some" / "place")
     return open_place(request.getfixturevalue("bucket").uri("some/place"))
@@ -91,20 +91,20 @@ def test_errors_are_the_same_everywhere(place):
         place.read("folder")
 
 
-def test_of_several_new_files_one_is_written(place):
+def test_only_the_first_put_new_writes(place):
     assert place.put_new("a/job.json", b"ours")
     assert not place.put_new("a/job.json", b"another's")
     assert place.read("a/job.json") == b"ours"
     assert place.names("a", hidden=True) == ["job.json"]
 
 
-def test_only_what_was_found_is_replaced(place):
+def test_replace_needs_the_version_that_was_found(place):
     assert place.replace("CURRENT", b"1", None)
     assert not place.replace("CURRENT", b"2", None)
     found = place.find("CURRENT")
     assert found.data == b"1"
     assert place.replace("CURRENT", b"3", found)
-    assert not place.replace("CURRENT", b"4", found), "it was replaced since it was found"
+    assert not place.replace("CURRENT", b"4", found), "it was replaced after it was found"
     assert place.read("CURRENT") == b"3"
     place.remove("CURRENT")
     assert not place.replace("CURRENT", b"5", found)
@@ -142,7 +142,7 @@ def test_objects_larger_than_a_range_are_read_in_ranges(bucket, monkeypatch, tmp
     assert (tmp_path / "a").read_bytes() == data
 
 
-def test_an_object_that_is_replaced_while_it_is_read_is_not_mixed(bucket):
+def test_an_object_replaced_during_a_read_is_not_mixed(bucket):
     bucket.put("a", b"1" * 100)
     with open_place(bucket.uri("a")).open() as file:
         assert file.read(10) == b"1" * 10
@@ -151,7 +151,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_not_mixed(bucket):
             file.read(10)
 
 
-def test_a_new_folder_is_there_when_its_context_ends_well(place):
+def test_a_new_folder_appears_if_its_context_exits_without_an_error(place):
     with place.new_folder("shards/one") as path:
         path.mkdir()
         (path / "inner").mkdir()
@@ -210,7 +210,7 @@ def test_new_files_are_published_where_there_are_no_hard_links(tmp_path, monkeyp
     assert (place.read("a"), [path.name for path in tmp_path.iterdir()]) == (b"first", ["a"])
 
 
-def test_leftovers_of_killed_writers_go(tmp_path):
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
     place = open_place(tmp_path)
     place.put("parts/a", b"1")
     files.aside_of(tmp_path / "parts" / "b").write_bytes(b"half")
@@ -219,7 +219,7 @@ def test_leftovers_of_killed_writers_go(tmp_path):
     assert place.names("parts", hidden=True) == ["a"]
 
 
-def test_folder_marks_of_other_tools_are_no_files(bucket):
+def test_folder_markers_of_other_tools_are_not_files(bucket):
     for key in ("p/", "p/x/", "p/x/1", "p/y/", "p/y.txt"):
         bucket.put(key, b"" if key.endswith("/") else b"1")
     place = open_place(bucket.uri("p"))
@@ -244,7 +244,7 @@ def test_a_key_that_the_client_cannot_read_is_named(bucket):
         place.read("a//b")
 
 
-def test_a_bucket_whose_puts_are_not_conditional_is_refused(bucket, monkeypatch):
+def test_a_bucket_without_conditional_puts_is_refused(bucket, monkeypatch):
     place = open_place(bucket.uri("c"))
     with place.lock():
         pass
@@ -269,7 +269,7 @@ def test_a_bucket_whose_puts_are_not_conditional_is_refused(bucket, monkeypatch)
 
 
 @pytest.mark.parametrize("mode", ["new", "swap"])
-def test_a_put_whose_answer_was_lost_is_ours(bucket, monkeypatch, mode):
+def test_a_put_whose_response_was_lost_is_recognised(bucket, monkeypatch, mode):
     place, put = open_place(bucket.uri("c")), obstore.put
     if mode == "swap":
         place.put("a", b"before")
@@ -298,7 +298,7 @@ STORE_ERRORS = [
 
 
 @pytest.mark.parametrize(("error", "expected", "tries"), STORE_ERRORS)
-def test_what_lasts_is_not_tried_again(bucket, monkeypatch, error, expected, tries):
+def test_permanent_errors_are_not_retried(bucket, monkeypatch, error, expected, tries):
     asked = []
 
     def fail(*arguments, **options):
@@ -313,7 +313,7 @@ def test_what_lasts_is_not_tried_again(bucket, monkeypatch, error, expected, tri
     assert "internals" not in str(raised.value)
 
 
-def test_a_store_that_stumbles_is_asked_again(monkeypatch, bucket):
+def test_transient_errors_of_a_store_are_retried(monkeypatch, bucket):
     bucket.put("a", b"data")
     get, errors = obstore.get, [exceptions.GenericError("reset"), exceptions.GenericError("reset")]
 
@@ -327,7 +327,7 @@ def test_a_store_that_stumbles_is_asked_again(monkeypatch, bucket):
     assert errors == []
 
 
-def test_credentials_are_in_no_message(s3_server, bucket, monkeypatch):
+def test_messages_contain_no_credentials(s3_server, bucket, monkeypatch):
     bucket.put("a", b"1")
     query = bucket.uri("a").partition("?")[2]
     place = open_place(f"s3://KEY:SECRET%2F1@{bucket.name}/?{query}")
@@ -370,7 +370,7 @@ def test_the_shared_files_of_aws_tools_are_read(tmp_path, monkeypatch, s3_server
     uris._store_of.cache_clear()
 
 
-def test_other_clouds_are_set_up_from_their_uris(monkeypatch):
+def test_clients_of_other_clouds_are_created_from_their_uris(monkeypatch):
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     for uri in ("gs://box/a?anonymous=true", "az://box/a?anonymous=true"):
         place = open_place(uri)
@@ -399,7 +399,7 @@ def test_any_other_file_system_is_read_through_fsspec(tmp_path):
         open_place("nowhere://x/y")
 
 
-def test_what_stands_at_a_name_but_is_not_a_file(tmp_path):
+def test_names_that_are_not_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(NoFileError, match="pipe is not a file"):
         open_place(tmp_path).read("pipe")
@@ -409,7 +409,7 @@ def test_what_stands_at_a_name_but_is_not_a_file(tmp_path):
         open_place(tmp_path).read("x" * 5000)
 
 
-def test_no_more_is_read_than_may_be(tmp_path):
+def test_reads_stop_at_max_bytes(tmp_path):
     huge = tmp_path / "huge"
     huge.touch()
     os.truncate(huge, 1 << 40)
@@ -429,7 +429,7 @@ def test_no_more_is_read_than_may_be(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["folder", "bucket", "elsewhere"])
-def test_files_of_as_many_bytes_as_may_be_are_read(tmp_path, bucket, where):
+def test_a_file_of_exactly_max_bytes_is_read(tmp_path, bucket, where):
     if where == "folder":
         (tmp_path / "a").write_bytes(bytes(100))
         place = open_place(tmp_path / "a")
@@ -444,7 +444,7 @@ def test_files_of_as_many_bytes_as_may_be_are_read(tmp_path, bucket, where):
         place.read(max_bytes=99)
 
 
-def test_mapping_ahead_keeps_order_and_bounds_what_is_under_way():
+def test_mapping_ahead_keeps_order_and_bounds_the_calls_in_flight():
     taken = []
 
     def items():

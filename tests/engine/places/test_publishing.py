@@ -1,4 +1,4 @@
-"""A published file survives a crash of the machine: the order of writes, fsyncs and renames, as the kernel is asked."""
+"""A published file survives a crash of the machine: the order of writes, fsyncs and renames in system calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hashlight.engine.places.opening import open_place
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The calls that matter, in order: (call, what it was done to), names of files aside shortened to `aside`."""
+    """The relevant calls, in order: (call, its target), with the names of temporary files shortened to `aside`."""
     made = []
 
     def name_of(path):
@@ -29,7 +29,7 @@ def calls(monkeypatch):
         monkeypatch.setattr(os, name, call)
 
     def synced(descriptor):
-        # What is forced to the disk must have been handed to the kernel before.
+        # Data must have been written to the kernel before the fsync.
         return name_of(os.readlink(f"/proc/self/fd/{descriptor}")), os.fstat(descriptor).st_size
 
     watch("fsync", synced)
@@ -55,18 +55,18 @@ def folder(tmp_path):
 PUBLISHED = [("fsync", "aside", 4), ("replace", "aside", "a"), ("fsync", "there")]
 
 
-def test_a_file_is_on_the_disk_before_its_name_is_and_both_before_the_call_returns(folder, calls):
+def test_a_file_is_fsynced_before_its_name_and_both_before_the_call_returns(folder, calls):
     open_place(folder).put("a", b"data")
     assert without_sizes(calls, {"there"}) == PUBLISHED
 
 
-def test_a_new_file_is_too(folder, calls):
+def test_put_new_fsyncs_too(folder, calls):
     place = open_place(folder)
     assert place.put_new("a", b"data")
     assert without_sizes(calls, {"there"}) == [("fsync", "aside", 4), ("link", "aside", "a"), ("fsync", "there")]
 
 
-def test_a_large_file_is_too(folder, calls):
+def test_a_large_file_is_fsynced_too(folder, calls):
     place = open_place(folder)
     with place.scratch("a") as path:
         path.write_bytes(b"data")
@@ -76,20 +76,20 @@ def test_a_large_file_is_too(folder, calls):
     assert without_sizes(calls, {"there"}) == PUBLISHED * 2
 
 
-def test_so_are_the_folders_that_were_made_for_it(folder, calls):
+def test_new_parent_folders_are_fsynced_too(folder, calls):
     open_place(folder / "x" / "y").put("z/a", b"data")
     synced = [call[:2] for call in calls]
     assert sorted(synced[:3]) == sorted([("fsync", "there"), ("fsync", "x"), ("fsync", "y")])
     assert synced[3:] == [("fsync", "aside"), ("replace", "aside"), ("fsync", "z")]
 
 
-def test_a_new_folder_has_its_name_on_the_disk(folder, calls):
+def test_the_name_of_a_new_folder_is_fsynced(folder, calls):
     with open_place(folder).new_folder("a") as path:
         path.mkdir()
     assert without_sizes(calls, {"there"}) == [("fsync", "there")]
 
 
-def test_a_folder_takes_the_place_of_another_when_it_is_on_the_disk(folder, calls):
+def test_a_folder_is_fsynced_before_it_replaces_another(folder, calls):
     (folder / "old").mkdir()
     (folder / "old" / "b").write_bytes(b"old")
     with folder_written_aside(folder / "old") as aside:

@@ -19,7 +19,7 @@ ROWS, BITS = 3000, 72
 
 
 class Corpus:
-    """A collection and the plain arrays it was made of."""
+    """A collection and the plain arrays it was made from."""
 
     def __init__(self, folder, rng, *, rows=ROWS, shards=6, overwrite=False, **more):
         self.codes = clustered_codes(rng, rows, BITS)
@@ -58,14 +58,14 @@ def serving(path, *, groups=3, replicas=1, **options):
 
 
 def shut_down(server):
-    """End a server; one whose streams a router of a failed test holds open is left to the end of the process."""
+    """Stop a server, unless the router of a failed test still holds its streams open; then it ends with the process."""
     ending = threading.Thread(target=server.shutdown, daemon=True)
     ending.start()
     ending.join(10)
 
 
 class Load:
-    """Threads that ask the same again and again until the block ends; every answer is checked."""
+    """Threads that repeat the same request until the block ends; every answer is checked."""
 
     def __init__(self, ask, *, threads=3):
         self._ask = ask
@@ -85,7 +85,7 @@ class Load:
             thread.join()
 
     def wait_for(self, more, timeout_s=240):
-        """Let `more` answers come."""
+        """Wait for `more` answers."""
         wanted, until_s = self.answers + more, time.monotonic() + timeout_s
         while self.answers < wanted and not self.errors:
             assert time.monotonic() < until_s, f"{wanted - self.answers} of {more} answers missing"
@@ -104,15 +104,15 @@ class Load:
 
 
 def eventually(true, timeout_s=240.0):
-    """Wait until `true()` is."""
+    """Wait until `true()` is true."""
     until_s = time.monotonic() + timeout_s
     while not true():
-        assert time.monotonic() < until_s, "it did not come true"
+        assert time.monotonic() < until_s, "the condition did not become true in time"
         time.sleep(0.02)
 
 
 class Cable:
-    """A TCP connection to a server that can be cut: bytes stay where they are, and neither side hears of it."""
+    """A TCP proxy that can be cut: bytes are held back, and neither side is notified."""
 
     def __init__(self, port):
         self._port = port

@@ -8,7 +8,7 @@ from hashlight.engine.service.asking.batching import MicroBatcher
 
 
 class Work:
-    """Negates numbers; what is in `gates` waits for its gate, and a batch of more than one for that of its first."""
+    """Negates numbers; a batch waits for the gate of its first number, if `gates` has one."""
 
     def __init__(self, gates=None):
         self.batches = []
@@ -34,7 +34,7 @@ def negated(numbers):
     return [-number for number in numbers]
 
 
-def test_what_arrives_while_a_batch_is_at_work_goes_together():
+def test_items_that_arrive_during_a_batch_form_the_next_batch():
     async def run():
         gate = asyncio.Event()
         work = Work({0: gate})
@@ -52,13 +52,13 @@ def test_what_arrives_while_a_batch_is_at_work_goes_together():
     asyncio.run(run())
 
 
-def test_while_batches_are_slow_nobody_waits_for_another():
+def test_while_batches_are_slow_items_do_not_wait_for_each_other():
     async def run():
         gates = {number: asyncio.Event() for number in (0, 2, 3, 4, 5)}
         work = Work(gates)
         batcher = MicroBatcher(work, batch_size=8, patience_s=0.01)
         futures = [batcher.submit(number) for number in range(4)]
-        # Number 0 does not end in time: what waits for it goes at once, each alone, and so does what comes then.
+        # Number 0 does not finish in time: waiting and later numbers then run at once, each alone.
         await until(lambda: work.batches == [[0], [1], [2], [3]])
         futures += [batcher.submit(4), batcher.submit(5)]
         await until(lambda: work.batches[4:] == [[4], [5]])
@@ -72,7 +72,7 @@ def test_while_batches_are_slow_nobody_waits_for_another():
     asyncio.run(run())
 
 
-def test_sizes_double_again_with_batches_that_are_in_time():
+def test_batch_sizes_double_again_after_batches_in_time():
     async def run():
         slow, last = asyncio.Event(), asyncio.Event()
         work = Work({0: slow, 1: last})
@@ -94,7 +94,7 @@ def test_sizes_double_again_with_batches_that_are_in_time():
     asyncio.run(run())
 
 
-def test_a_request_that_is_given_up_is_left_out():
+def test_a_cancelled_request_is_left_out():
     async def run():
         gate = asyncio.Event()
         work = Work({0: gate})
@@ -110,7 +110,7 @@ def test_a_request_that_is_given_up_is_left_out():
     asyncio.run(run())
 
 
-def test_a_batch_that_fails_fails_for_its_own_and_nobody_else():
+def test_a_failing_batch_fails_only_its_own_items():
     async def run():
         work = Work()
         batcher = MicroBatcher(work, batch_size=2)
@@ -124,7 +124,7 @@ def test_a_batch_that_fails_fails_for_its_own_and_nobody_else():
     asyncio.run(run())
 
 
-def test_a_batch_with_too_few_rows_or_that_is_cancelled_leaves_nobody_waiting():
+def test_a_short_or_cancelled_batch_leaves_no_item_waiting():
     async def run():
         gate = asyncio.Event()
         batcher = MicroBatcher(Work({0: gate, "short": None}), batch_size=2)

@@ -1,4 +1,4 @@
-"""Shard servers that are killed, stopped, slowed down, replaced and misled, while queries go on."""
+"""Shard servers that are killed, stopped, slowed down, replaced or given bad data while queries run."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def running(own):
 
 @pytest.fixture
 def cluster(running):
-    """Two groups of two replicas, all of them well."""
+    """Two groups of two replicas, all healthy."""
     cluster, router = running
     cluster.scale(2)
     eventually(lambda: states(router) == ["connected"] * 2 * GROUPS)
@@ -55,7 +55,7 @@ def states(router):
 
 
 def asking(router, corpus, **more):
-    """Radius and k-nearest queries in turn, held to the oracle over what the collection now stores."""
+    """Radius and k-nearest queries in turn, checked against the oracle over the current collection."""
     shards = Collection.open(corpus.path).shards
     codes = np.concatenate([shard.codes_NW for shard in shards])
     ids = np.concatenate([shard.ids_N for shard in shards])
@@ -104,22 +104,22 @@ def test_a_stopped_replica_delays_no_query_past_its_deadline(own, cluster, route
     assert load.errors == []
 
 
-def test_what_a_slow_replica_is_asked_another_is_asked_too(own, cluster, router):
+def test_calls_to_a_slow_replica_are_hedged(own, cluster, router):
     slow = cluster.processes[0, 0]
     ask = asking(router, own)
-    for _ in range(100):  # until it is known what is late
+    for _ in range(100):  # until the router knows what late means
         ask()
-    router.budget.earn(400)  # as many calls, so that nothing is missing for want of a budget
+    router.budget.earn(400)  # enough for every hedge
     before = router.stats()["hedges"]
     control(slow.address, "fault", cluster.security, delay_s=2.0)
-    # One at a time, half of which the slow one gets first: what it has to do would keep many at a time away from it.
+    # One at a time, so that the slow one is asked first half of the time; concurrent calls would avoid its load.
     for _ in range(8):
         ask()
     control(slow.address, "fault", cluster.security, delay_s=0.0)
     assert router.stats()["hedges"] > before
 
 
-def test_a_new_version_comes_without_a_failed_or_a_mixed_answer(own, cluster, router):
+def test_a_new_version_goes_live_without_failed_or_mixed_answers(own, cluster, router):
     old = Collection.open(own.path)
     new = Corpus(own.path, np.random.default_rng(99), shards=5, overwrite=True)
     fresh = new.collection
@@ -149,7 +149,7 @@ def test_a_new_version_comes_without_a_failed_or_a_mixed_answer(own, cluster, ro
     assert list(told["versions"]) == [str(fresh.version)]
 
 
-def test_a_corrupt_version_is_refused_and_the_old_one_served_on(own, cluster, router):
+def test_a_corrupt_version_is_refused_and_the_old_one_stays_live(own, cluster, router):
     serving = router.version
     before = router.search(own.queries, 5)
     Corpus(own.path, np.random.default_rng(100), shards=4, overwrite=True)
@@ -185,7 +185,7 @@ def test_scaling_down_and_up_fails_no_query(own, cluster, router):
     assert load.errors == []
 
 
-def test_without_replicas_a_dead_group_is_named_and_comes_back(own, cluster, router):
+def test_without_replicas_a_dead_group_is_named_and_restarted(own, cluster, router):
     cluster.scale(1)
     eventually(lambda: states(router) == ["connected"] * GROUPS)
     lost = set(cluster.registry.map().groups[0].shards)
@@ -201,7 +201,7 @@ def test_without_replicas_a_dead_group_is_named_and_comes_back(own, cluster, rou
     assert router.range_search(own.queries, 5).coverage.complete
 
 
-def test_a_terminated_server_answers_what_it_has_taken(own, cluster, router):
+def test_a_terminated_server_answers_its_accepted_requests(own, cluster, router):
     leaving = cluster.processes[0, 0]
     control(leaving.address, "fault", cluster.security, delay_s=0.5)
     with Load(asking(router, own)) as load:
@@ -213,7 +213,7 @@ def test_a_terminated_server_answers_what_it_has_taken(own, cluster, router):
     assert leaving._process.returncode == 0
 
 
-def test_servers_end_with_the_process_that_started_them(own, tmp_path):
+def test_servers_exit_with_their_parent_process(own, tmp_path):
     copy = tmp_path / "collection"
     shutil.copytree(own.path, copy)
     with LocalCluster(copy, groups=1, replicas=1) as cluster:
@@ -229,7 +229,7 @@ def children():
 
 
 def stop_successor(victim):
-    """Kill a server, and stop the process that takes its place as soon as it is there; return its pid."""
+    """Kill a server, and stop the process that replaces it as soon as it appears; return the pid of that process."""
     before = children()
     os.kill(victim.pid, signal.SIGKILL)
     eventually(lambda: children() - before)
@@ -243,7 +243,7 @@ def small(tmp_path):
     return Corpus(tmp_path / "collection", np.random.default_rng(41), rows=400, shards=2)
 
 
-def test_a_server_that_hangs_while_it_starts_holds_up_nothing_else(small):
+def test_a_server_that_hangs_at_startup_blocks_nothing_else(small):
     with LocalCluster(small.path, groups=2, replicas=1) as cluster:
         hanging = stop_successor(cluster.processes[0, 0])
         other = cluster.processes[1, 0]
@@ -256,7 +256,7 @@ def test_a_server_that_hangs_while_it_starts_holds_up_nothing_else(small):
         assert hanging not in children()
 
 
-def test_a_server_that_cannot_take_up_the_version_that_came_while_it_started_is_replaced(small):
+def test_a_server_that_cannot_load_a_version_published_during_its_startup_is_replaced(small):
     with LocalCluster(small.path, groups=1, replicas=2) as cluster:
         late = stop_successor(cluster.processes[0, 1])
         new = Corpus(small.path, np.random.default_rng(42), rows=300, shards=2, overwrite=True).collection

@@ -1,4 +1,4 @@
-"""One request to several replicas: who is asked, who is asked next, and what is left when nobody answers."""
+"""One request to several replicas: which is asked, which is next, and the error if none answers."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from hashlight.engine.service.routing.replica import ReplicaLostError, Reply
 
 REQUEST = Request(Kind.READY, 0, 1, 0.0, np.zeros((0, 1), np.uint64))
 NEVER = float("inf")
-# Longer than any test takes, unless it hangs.
+# Longer than any test takes unless it hangs.
 PATIENCE_S = 120.0
 
 
@@ -27,7 +27,7 @@ def refusal(error):
 
 
 class Far:
-    """A replica at the end of a wire: the test says what comes back for each call, None for nothing."""
+    """A remote replica: the test gives the reply to each call, None for no reply."""
 
     def __init__(self, address, *replies, load=0, connected=True, trusted=True, silent=False, reason=""):
         self.address, self.reason, self.load = address, reason, load
@@ -64,7 +64,7 @@ def asked(*replicas):
     return [len(replica.receivers) for replica in replicas]
 
 
-def test_an_answer_after_the_deadline_changes_nothing():
+def test_an_answer_after_the_deadline_is_ignored():
     replica = Far("late")
     (part,), _ = ask([replica], within_s=0.5)
     assert isinstance(part.error, DeadlineExceededError)
@@ -76,7 +76,7 @@ def test_an_answer_after_the_deadline_changes_nothing():
     assert replica.marks == []
 
 
-def test_each_group_is_asked_once_and_answers_for_itself():
+def test_each_group_is_asked_once():
     replicas = [Far(str(number), answer(number)) for number in range(3)]
     budget = HedgeBudget()
     parts, fan_out = ask(*([replica] for replica in replicas), budget=budget)
@@ -87,14 +87,14 @@ def test_each_group_is_asked_once_and_answers_for_itself():
     assert (budget.calls, budget.hedges, fan_out.retries) == (3, 0, 0)
 
 
-def test_the_replica_with_less_to_do_is_asked():
+def test_the_least_loaded_replica_is_asked():
     for _ in range(20):
         busy, idle = Far("busy", answer(), load=3), Far("idle", answer(), load=2)
         ask([busy, idle])
         assert asked(busy, idle) == [0, 1]
 
 
-def test_a_trusted_replica_comes_before_an_idle_one_and_a_lost_one_is_left_out():
+def test_trusted_replicas_come_before_idle_ones_and_lost_ones_are_skipped():
     for _ in range(20):
         doubtful, trusted = Far("doubtful", answer(), trusted=False), Far("trusted", answer(), load=9)
         lost = Far("lost", answer(), connected=False)
@@ -105,7 +105,7 @@ def test_a_trusted_replica_comes_before_an_idle_one_and_a_lost_one_is_left_out()
     assert part.answer is not None
 
 
-def test_where_no_replica_is_left_the_reasons_are_told():
+def test_if_no_replica_is_left_the_error_gives_the_reasons():
     (first, second, empty), _ = ask(
         [Far("a", answer())],
         [Far("b", connected=False, reason="b is cut off"), Far("c", connected=False, reason="c is full")],
@@ -121,13 +121,13 @@ def test_where_no_replica_is_left_the_reasons_are_told():
     ("error", "marks"),
     [(HashlightError("broken"), ["failed"]), (OverloadedError("full"), []), (DeadlineExceededError("late"), [])],
 )
-def test_another_replica_is_asked_where_one_fails(error, marks):
+def test_another_replica_is_asked_if_one_fails(error, marks):
     failing, well = Far("failing", refusal(error)), Far("well", answer(7), load=1)
     (part,), fan_out = ask([failing, well])
     assert part.answer.version == 7
     assert asked(failing, well) == [1, 1]
     assert fan_out.retries == 1
-    # To be full or late is no fault, to be broken is.
+    # Being full or late is not a failure of the replica.
     assert failing.marks == marks
     assert well.marks == ["succeeded"]
 
@@ -140,7 +140,7 @@ def test_a_replica_that_cannot_be_sent_to_is_skipped_at_once():
     assert str(part.error) == "its connection is closed"
 
 
-def test_all_that_is_left_of_failures_is_the_last_error():
+def test_after_failures_the_last_error_is_reported():
     replicas = [Far("1", refusal(HashlightError("first"))), Far("2", refusal(HashlightError("second")), load=1)]
     (part,), fan_out = ask(replicas)
     assert part.answer is None
@@ -148,14 +148,14 @@ def test_all_that_is_left_of_failures_is_the_last_error():
     assert asked(*replicas) == [1, 1]
 
 
-def test_a_wrong_request_is_raised_and_what_is_under_way_is_cancelled():
+def test_a_wrong_request_raises_and_cancels_calls_in_flight():
     other = Far("other")
     with pytest.raises(ValueError, match="`k` is wrong"):
         ask([other], [Far("1", refusal(ValueError("`k` is wrong"))), Far("2", answer(), load=1)])
     assert len(other.cancelled) == 1
 
 
-def test_a_late_part_is_asked_again_of_another_and_only_of_what_is_saved():
+def test_a_late_part_is_hedged_only_within_the_budget():
     def late(saved):
         budget = HedgeBudget(budget=0.0)
         budget._saved = saved

@@ -1,4 +1,4 @@
-"""A version goes live only where every group has a server that has searched it; else the old one is served on."""
+"""A version goes live only if every group has a server that has searched it; else the old one stays live."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from tests.engine.service.conftest import Corpus, shut_down
 from tests.oracles import knn
 
 GROUPS = 2
-ROWS = 40_000  # from some thousands a shard on, k-nearest queries ask the tables
+ROWS = 40_000  # with several thousand per shard, k-nearest queries use the tables
 NOBODY = "grpc://127.0.0.1:1"
 
 
@@ -29,7 +29,7 @@ def own(tmp_path):
 
 @contextlib.contextmanager
 def registered(path, *, replicas):
-    """Shard servers in this process, by group and number, and the registry that knows them."""
+    """Shard servers in this process, by group and number, and their registry."""
     registry = Registry(path, groups=GROUPS)
     servers = {(group, number): ShardServer(path) for group in range(GROUPS) for number in range(replicas)}
     for (group, number), server in servers.items():
@@ -47,7 +47,7 @@ def versions_of(server):
 
 
 def publish_with_wrong_tables(path):
-    """Publish a version one shard of which has the tables of another, all files with their right checksums."""
+    """Publish a version in which one shard has the tables of another, with correct checksums for all files."""
     store = open_place(path)
     live = read_current(store)
     wrong, other = live.shards[0], live.shards[1]
@@ -62,7 +62,7 @@ def publish_with_wrong_tables(path):
     return manifest.version
 
 
-def test_a_version_that_does_not_find_its_own_codes_is_served_nowhere(own):
+def test_a_version_that_does_not_find_its_own_codes_is_not_served(own):
     with (
         registered(own.path, replicas=2) as (registry, servers),
         contextlib.closing(ClusterRouter(registry.map)) as router,
@@ -80,11 +80,11 @@ def test_a_version_that_does_not_find_its_own_codes_is_served_nowhere(own):
         assert (found.ids == expected).all()
 
 
-def test_a_version_that_no_server_of_a_group_is_known_to_have_is_not_served(own):
+def test_a_version_without_a_known_server_in_every_group_is_not_served(own):
     with registered(own.path, replicas=1) as (registry, servers):
         old = registry.version
         new = Corpus(own.path, np.random.default_rng(22), shards=4, overwrite=True).collection.version
-        registry.register(1, 0, NOBODY, [old])  # the server of group 1 is cut off
+        registry.register(1, 0, NOBODY, [old])  # the server of group 1 is unreachable
         with pytest.raises(NotReadyError, match=rf"no server of groups \[1\] has version {new}"):
             registry.roll(linger_s=0.0)
         assert registry.version == old
@@ -94,7 +94,7 @@ def test_a_version_that_no_server_of_a_group_is_known_to_have_is_not_served(own)
         assert [group.replicas for group in registry.map().groups] == [(servers[g, 0].address,) for g in range(GROUPS)]
 
 
-def test_a_server_that_is_cut_off_does_not_hold_up_a_version_that_another_of_its_group_has(own):
+def test_an_unreachable_server_does_not_block_a_version_that_another_replica_has(own):
     with registered(own.path, replicas=2) as (registry, servers):
         old = registry.version
         new = Corpus(own.path, np.random.default_rng(23), shards=4, overwrite=True).collection.version
@@ -105,19 +105,19 @@ def test_a_server_that_is_cut_off_does_not_hold_up_a_version_that_another_of_its
         assert versions_of(servers[0, 0]) == [new]
 
 
-def test_a_server_that_registers_late_is_not_taken_for_one_without_the_version_it_was_told_to_load(own):
+def test_a_late_registration_does_not_undo_a_version_the_server_was_told_to_load(own):
     with registered(own.path, replicas=1) as (registry, servers):
         old = registry.version
         Corpus(own.path, np.random.default_rng(24), shards=4, overwrite=True)
         assert registry.roll(linger_s=0.0)
-        wanted, _ = registry.register(0, 0, servers[0, 0].address, [old])  # what it had before the roll
+        wanted, _ = registry.register(0, 0, servers[0, 0].address, [old])  # its version before the roll
         assert wanted == registry.version
         assert all(group.replicas for group in registry.map().groups)
         registry.register(0, 0, NOBODY, [old])  # another server in its place
         assert registry.map().groups[0].replicas == ()
 
 
-def test_whether_a_server_answers_is_told_apart_from_what_it_answers(own):
+def test_unreachable_and_refusing_servers_raise_different_errors(own):
     with pytest.raises(UnreachableError, match="cannot be reached"):
         control(NOBODY, "health", timeout_s=5.0)
     with registered(own.path, replicas=1) as (_, servers):

@@ -1,4 +1,4 @@
-"""A router whose map is behind: it looks again, but no longer than a query has time, and goes on without an answer."""
+"""A router with a stale map: it renews the map within the query's deadline, and continues if that fails."""
 
 import contextlib
 import threading
@@ -35,13 +35,13 @@ class Directory:
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """Routers look at the directory only where something makes them."""
+    """Routers ask the directory only when something triggers it."""
     monkeypatch.setattr(router_module, "REFRESH_S", 3600.0)
 
 
 @contextlib.contextmanager
 def routed(cluster, **options):
-    """A router that has looked at its directory for the last time, and the directory."""
+    """A router that has already asked its directory once and no longer polls it, and the directory."""
     directory = Directory(cluster)
     with contextlib.closing(ClusterRouter(directory, **options)) as router:
         eventually(lambda: all(replica["state"] == "connected" for replica in router.stats()["replicas"]))
@@ -55,7 +55,7 @@ def looks_no_more(directory):
     return directory.asked == asked
 
 
-def test_a_directory_that_fails_takes_nothing_from_an_answer(corpus, quiet):
+def test_a_failing_directory_does_not_affect_answers(corpus, quiet):
     with serving(corpus.path, groups=3) as (servers, cluster), routed(cluster) as (router, directory):
         servers[1][0].drop(1)
         directory.error, asked = NotReadyError("the directory is being restarted"), directory.asked
@@ -66,7 +66,7 @@ def test_a_directory_that_fails_takes_nothing_from_an_answer(corpus, quiet):
             router.range_search(corpus.queries, 5)
 
 
-def test_a_directory_that_is_slow_delays_no_query_past_its_deadline(corpus, quiet):
+def test_a_slow_directory_delays_no_query_past_its_deadline(corpus, quiet):
     with serving(corpus.path, groups=3) as (servers, cluster), routed(cluster) as (router, directory):
         servers[1][0].drop(1)
         directory.open.clear()
@@ -108,7 +108,7 @@ def test_every_query_follows_servers_to_their_new_version(tmp_path, quiet):
             assert router.version == 2
 
 
-def test_a_new_map_does_not_wait_for_servers_that_were_lost_before(corpus, quiet):
+def test_a_new_map_does_not_wait_for_lost_servers(corpus, quiet):
     with serving(corpus.path, groups=2, replicas=2) as (servers, cluster), routed(cluster, connect_s=3600.0) as held:
         router, directory = held
         first, second = (group.replicas for group in cluster.groups)

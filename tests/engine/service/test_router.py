@@ -1,4 +1,4 @@
-"""The router over real shard servers: answers as the collection's, deadlines, hedges, refusals, what is missing."""
+"""The router over real shard servers: the collection's answers, deadlines, hedges, refusals, missing shards."""
 
 import contextlib
 import datetime
@@ -61,7 +61,7 @@ def assert_same(result, other):
 
 
 @pytest.mark.parametrize("k", [1, 10, 4000])
-def test_nearest_are_those_of_the_oracle(corpus, searcher, k):
+def test_nearest_equal_the_oracle(corpus, searcher, k):
     result = searcher.search(corpus.queries, k)
     distances, ids = knn(corpus.queries, corpus.codes, corpus.ids, k)
     assert (result.distances == distances).all()
@@ -86,7 +86,7 @@ def test_more_answers_than_a_group_has_codes(corpus, searcher, monkeypatch):
 
 
 @pytest.mark.parametrize(("radius", "limit"), [(0, None), (4, None), (9, 5), (BITS, None), (BITS, 100)])
-def test_codes_within_are_those_of_the_oracle(corpus, searcher, radius, limit):
+def test_codes_within_a_radius_equal_the_oracle(corpus, searcher, radius, limit):
     result = searcher.range_search(corpus.queries, radius, limit)
     answers, cut = within_radius(corpus.queries, corpus.codes, corpus.ids, radius, limit)
     for q, expected in enumerate(answers):
@@ -97,14 +97,14 @@ def test_codes_within_are_those_of_the_oracle(corpus, searcher, radius, limit):
 
 
 @pytest.mark.parametrize("rerank", [Rerank(pool=50), Rerank(radius=6), Rerank(pool=20, metric="cosine")])
-def test_reranked_answers_are_the_collection_s(corpus, searcher, rerank):
+def test_reranked_answers_equal_the_collections(corpus, searcher, rerank):
     features = np.random.default_rng(1).normal(size=(len(corpus.queries), 8)).astype(np.float32)
     result = searcher.search(corpus.queries, 7, rerank=rerank, features=features)
     assert_same(result, corpus.collection.search(corpus.queries, 7, rerank=rerank, features=features))
     assert result.coverage.complete
 
 
-def test_items_come_in_the_order_asked(corpus, searcher):
+def test_items_come_in_the_requested_order(corpus, searcher):
     asked = np.array([corpus.ids[5], corpus.ids[77], corpus.ids[5]])
     rows = [5, 77, 5]
     table = searcher.get(asked)
@@ -116,7 +116,7 @@ def test_items_come_in_the_order_asked(corpus, searcher):
     assert len(searcher.get([])) == 0
 
 
-def test_wrong_arguments_are_refused_alike(corpus, searcher):
+def test_every_searcher_refuses_wrong_arguments(corpus, searcher):
     queries = corpus.queries
     with pytest.raises(ValueError, match="72-bit codes"):
         searcher.search(queries[:, :1].copy(), 3)
@@ -134,7 +134,7 @@ def test_wrong_arguments_are_refused_alike(corpus, searcher):
         searcher.search(queries, 3, timeout_s=0.0)
 
 
-def test_what_is_served_is_described_alike(corpus, searcher):
+def test_every_searcher_describes_the_collection(corpus, searcher):
     assert searcher.describe() == {
         "bits": BITS,
         "rows": len(corpus.codes),
@@ -157,14 +157,14 @@ def test_an_explanation_adds_up(corpus, searchers):
     assert embedded.explain.probes.shape == spread.explain.probes.shape
 
 
-def test_an_answer_of_many_pages_is_whole(corpus, searchers):
+def test_an_answer_of_many_pages_is_complete(corpus, searchers):
     queries = np.repeat(corpus.queries, 10, axis=0)  # 600,000 answers, 7 MB
     expected = searchers["embedded"].range_search(queries, BITS)
     assert len(expected.ids) == 200 * len(corpus.codes)
     assert_same(searchers["one group"].range_search(queries, BITS), expected)
 
 
-def test_a_slow_group_costs_its_part_of_the_nearest_and_the_whole_of_a_radius(corpus):
+def test_a_slow_group_makes_nearest_partial_and_fails_a_radius_search(corpus):
     with serving(corpus.path, groups=3, faults=True) as (servers, cluster):
         router = ClusterRouter(cluster)
         servers[1][0]._fault(delay_s=6.0)
@@ -205,9 +205,9 @@ def test_a_slow_replica_is_hedged_within_the_budget(corpus):
             router.range_search(corpus.queries[:1], 2)
         normal = router.stats()
         assert normal["hedges"] <= 0.05 * normal["calls"]
-        router.budget.earn(400)  # as many calls, so that nothing is missing for want of a budget
+        router.budget.earn(400)  # enough for every hedge
         servers[0][0]._fault(delay_s=40.0)
-        # Half of these are first sent to the slow one, which would not answer in time.
+        # Half of these go to the slow one first, which would not answer in time.
         for _ in range(15):
             router.range_search(corpus.queries[:1], 2, timeout_s=30.0)
         assert router.stats()["hedges"] > normal["hedges"]
@@ -224,7 +224,7 @@ def test_hedges_are_a_share_of_the_calls_and_saved_up_to_a_few():
     assert (budget.calls, budget.hedges) == (10_020, 4)
 
 
-def test_a_call_is_late_after_the_97th_percentile_of_its_own_kind():
+def test_a_call_is_late_after_the_97th_percentile_of_its_kind():
     delays = Delays()
     delays.add((1, 1), [0.001 * number for number in range(1, 200)])
     assert delays.late_s((1, 1)) == float("inf")
@@ -233,7 +233,7 @@ def test_a_call_is_late_after_the_97th_percentile_of_its_own_kind():
     assert delays.late_s((2, 1)) == float("inf")
 
 
-def test_a_full_queue_refuses_before_what_waits_is_answered(corpus):
+def test_a_full_queue_refuses_at_once(corpus):
     with (
         serving(corpus.path, groups=1, faults=True, workers=1, queue_size=2) as ((group,), cluster),
         contextlib.closing(ClusterRouter(cluster)) as router,
@@ -245,7 +245,7 @@ def test_a_full_queue_refuses_before_what_waits_is_answered(corpus):
             with contextlib.suppress(HashlightError):
                 answered.append(router.search(corpus.queries[:1], 3))
 
-        for waiting in (0, 1, 2):  # one is at work, then one waits, then two
+        for waiting in (0, 1, 2):  # one is running, then one waits, then two
             threading.Thread(target=ask, daemon=True).start()
             eventually(
                 lambda waiting=waiting: (
@@ -257,7 +257,7 @@ def test_a_full_queue_refuses_before_what_waits_is_answered(corpus):
         assert answered == []
 
 
-def test_a_full_queue_says_when_to_come_back_and_empties(corpus):
+def test_a_full_queue_says_when_to_retry_and_drains(corpus):
     with serving(corpus.path, groups=1, faults=True, workers=1, queue_size=2) as (servers, cluster):
         router = ClusterRouter(cluster)
         servers[0][0]._fault(delay_s=0.3)
@@ -279,7 +279,7 @@ def test_a_full_queue_says_when_to_come_back_and_empties(corpus):
         router.close()
 
 
-def test_a_replica_that_drains_is_left_without_a_failed_query(corpus):
+def test_a_draining_replica_fails_no_query(corpus):
     with serving(corpus.path, groups=2, replicas=2) as (servers, cluster):
         router = ClusterRouter(cluster)
         expected = router.search(corpus.queries, 10)
@@ -294,7 +294,7 @@ def test_a_replica_that_drains_is_left_without_a_failed_query(corpus):
         router.close()
 
 
-def test_a_token_is_wanted(corpus):
+def test_a_token_is_required(corpus):
     with serving(corpus.path, groups=1, security=Security(token="right")) as (_, cluster):
         router = ClusterRouter(cluster, security=Security(token="right"))
         assert router.search(corpus.queries, 3).coverage.complete
@@ -326,7 +326,7 @@ def test_a_cut_network_delays_no_query_past_its_deadline(corpus):
 
 @pytest.fixture(scope="module")
 def certificates():
-    """A certificate of 127.0.0.1, its key, and its authority, which is itself."""
+    """A self-signed certificate for 127.0.0.1 and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hashlight test")])
     now = datetime.datetime.now(datetime.UTC)
@@ -344,7 +344,7 @@ def certificates():
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
-def test_without_a_token_no_server_listens_to_other_machines(corpus, host):
+def test_without_a_token_servers_only_listen_on_loopback(corpus, host):
     with pytest.raises(ValueError, match=f"{host} can be reached from other machines, and there is no token"):
         ShardServer(corpus.path, host=host, security=Security())
 
@@ -359,7 +359,7 @@ def test_a_shard_server_says_why_it_does_not_start(corpus):
     assert "Traceback" not in done.stderr
 
 
-def test_tls_wants_the_right_authority_and_a_client_s_certificate(corpus, certificates):
+def test_tls_requires_the_right_authority_and_a_client_certificate(corpus, certificates):
     certificate, key = certificates
     both = Security(certificate=certificate, key=key, authority=certificate)
     with serving(corpus.path, groups=1, security=both) as (_, cluster):
@@ -381,7 +381,7 @@ def test_no_server_at_all_is_an_error(corpus):
         ClusterRouter(cluster, connect_s=2.0)
 
 
-def test_a_missing_group_is_named_in_what_is_refused(corpus):
+def test_refusals_name_the_missing_group(corpus):
     with serving(corpus.path, groups=2) as (_, cluster):
         missing = set(cluster.groups[1].shards)
         gone = cluster.with_replicas([cluster.groups[0].replicas, []])

@@ -1,4 +1,4 @@
-"""Frames: what is written is read again, and what is no frame is refused."""
+"""Frames: reading returns what was written, and anything else is refused."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_a_request_is_read_as_it_was_written(kind, id_, rows, number, limit, tex
 
 
 @given(st.binary(max_size=200))
-def test_noise_is_no_request(noise):
+def test_noise_is_refused(noise):
     with pytest.raises(ProtocolError):
         Request.decode(memoryview(noise))
     with pytest.raises(ProtocolError):
@@ -62,7 +62,7 @@ def test_noise_is_no_request(noise):
 
 
 @pytest.mark.parametrize("cut", [1, 8, 20])
-def test_a_request_cut_short_is_refused(cut):
+def test_a_truncated_request_is_refused(cut):
     frame = Request(Kind.SEARCH, 1, 1, 1.0, np.ones((3, 1), np.uint64), Query(k=5)).encode()
     with pytest.raises(ProtocolError, match="rows"):
         Request.decode(memoryview(frame)[:-cut])

@@ -1,4 +1,4 @@
-"""What is written is FAISS's file; the header of one that is read is never trusted."""
+"""Files are written as FAISS writes them; the header of a file that is read is never trusted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def codes():
     return np.random.default_rng(0).integers(2**63, size=(50, 2), dtype=np.uint64)
 
 
-def test_mapped_codes_are_the_written_ones(tmp_path, codes):
+def test_mapped_codes_equal_the_written_ones(tmp_path, codes):
     write_faiss_flat(tmp_path / "codes.faiss", codes)
     mapped = map_faiss_flat(tmp_path / "codes.faiss", bits=100, rows=50)
     np.testing.assert_array_equal(mapped, codes)
@@ -23,7 +23,7 @@ def test_mapped_codes_are_the_written_ones(tmp_path, codes):
 
 
 @pytest.mark.parametrize(("rows", "words"), [(0, 1), (1, 1), (50, 2), (3, 16)])
-def test_the_file_is_the_one_that_faiss_writes(tmp_path, rows, words):
+def test_the_file_equals_that_of_faiss(tmp_path, rows, words):
     codes = np.random.default_rng(1).integers(2**64, size=(words, rows), dtype=np.uint64).T  # not contiguous
     index = faiss.IndexBinaryFlat(64 * words)
     if rows:

@@ -118,7 +118,7 @@ def test_append_gives_what_one_build_would(tmp_path, rows):
     assert [shard.name for shard in new.shards[:2]] == [shard.name for shard in old.shards]
 
 
-def test_append_refuses_what_does_not_fit(tmp_path, rows, folder):
+def test_append_refuses_mismatched_data(tmp_path, rows, folder):
     codes, ids, _ = rows
     with pytest.raises(CollectionNotFoundError):
         build_collection(folder, tmp_path / "c", append=True)

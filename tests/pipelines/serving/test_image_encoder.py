@@ -76,6 +76,6 @@ def test_a_large_image_waits_as_what_the_model_takes(model):
         (encoded(Image.new("RGB", (300, 300), "red"), "PNG")[:-30], "truncated|damaged"),
     ],
 )
-def test_what_is_no_image_is_refused(model, data, message):
+def test_values_that_are_not_images_are_refused(model, data, message):
     with pytest.raises(ImageRefusedError, match=message):
         HashImageEncoder(model).decode(data, MOST_PIXELS)
