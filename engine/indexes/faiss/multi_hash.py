@@ -50,9 +50,11 @@ class FaissMultiHashIndex(FaissIndex):
 
     def _reach(self, queries_QW: CodeArray, k: int, mask: RowMask | None) -> NDArray[np.int64]:
         reach_Q = np.full(len(queries_QW), -1, np.int64)
-        nflip = 0
-        while (reach_Q < 0).any() and self._lookups(nflip) <= len(self):
+        # With all bits of a substring flipped, every row was looked at: fewer than `k` may answer.
+        for nflip in range(self._index.b + 1):
             open_Q = np.flatnonzero(reach_Q < 0)
+            if not len(open_Q) or self._lookups(nflip) > len(self):
+                break
             radius = min(self._index.nhash * (nflip + 1) - 1, self.bits)
             lims, distances, rows = self._rows_within(queries_QW[open_Q], radius, mask)
             for place, query in enumerate(open_Q):
@@ -60,7 +62,6 @@ class FaissMultiHashIndex(FaissIndex):
                 near = distances[found] if mask is None else distances[found][mask[rows[found]]]
                 if len(near) >= k:
                     reach_Q[query] = np.partition(near, k - 1)[k - 1]
-            nflip += 1
         open_Q = np.flatnonzero(reach_Q < 0)
         if len(open_Q):
             reach_Q[open_Q] = flat_reach(self._faiss, self._index.storage, queries_QW[open_Q], k, mask)

@@ -92,6 +92,20 @@ def test_masked_rows_are_left_out_before_ranking(kind, bits, share):
         assert_range(index.range_search(some, bits, mask=mask), some, codes[may], ids[may], bits)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [1, 4, 9])
+def test_with_more_rows_than_codes_a_mask_may_leave_fewer_than_asked_for(kind, bits):
+    codes = np.random.default_rng(6).integers(0, 2**bits, (700, 1)).astype(np.uint64)
+    ids, queries = np.arange(700), codes[:3]
+    index = kind.build(codes, ids, bits=bits)
+    order = row_order(index, ids)
+    mask = np.arange(700) % 100 == 0
+    may = order[mask]
+    assert_search(index.search(queries, 9, mask=mask, threads=1), queries, codes[may], ids[may], 9)
+    assert_search(index.search(queries, 9, mask=mask & False, threads=1), queries, codes[:0], ids[:0], 9)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [64, 72])
 def test_an_empty_index_answers_nothing(kind, bits):
