@@ -111,7 +111,7 @@ class CollectionWriter:
             if self.place.local and (self._previous or not self._current):
                 # Before writing: a disk filled by a dead build would otherwise stay full until a build succeeds.
                 sweep_unnamed(self.place, keep=self._finished())
-            self._old_names = {folder: self.place.names(folder, hidden=True) for folder in _FOLDERS}
+            self._old_names = self._list_folders()
         except BaseException:
             self._stack.close()
             raise
@@ -253,10 +253,17 @@ class CollectionWriter:
         # version may use its shards. The next write removes whatever is in no live version.
         self._uncommitted = []
         make_live(self.place, current, self._current)
-        # Anything older than this write that is not live is a leftover of a dead writer, or two versions old. The
-        # previous version stays for readers that have read CURRENT but not yet opened its files.
-        sweep(self.place, [manifest, *([self._previous] if self._previous else [])], self._old_names)
+        # What is not live is a leftover of a dead writer or task, or two versions old. The previous version stays for
+        # readers that have read CURRENT but not yet opened its files.
+        sweep(self.place, [manifest, *([self._previous] if self._previous else [])], self._names_to_sweep())
         return manifest
+
+    def _names_to_sweep(self) -> dict[str, list[str]]:
+        """Return what is there; in a bucket, which has no lock, what is older than this write."""
+        return self._list_folders() if self.place.local else self._old_names
+
+    def _list_folders(self) -> dict[str, list[str]]:
+        return {folder: self.place.names(folder, hidden=True) for folder in _FOLDERS}
 
 
 @contextlib.contextmanager

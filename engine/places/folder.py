@@ -159,10 +159,11 @@ class Folder(Place):
             raise
 
     def remove(self, name: str) -> None:
-        """See `Place.remove`."""
+        """See `Place.remove`: a folder in the place goes in one step, so that who still writes to it fails."""
         path = Path(self.location_of(name))
         if path.is_dir():
-            shutil.rmtree(path)
+            aside = path.rename(aside_of(path)) if name else path
+            shutil.rmtree(aside)
         else:
             path.unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 from pathlib import Path
@@ -45,6 +46,7 @@ from hashlight.engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
 from hashlight.engine.storage.manifest import ShardSpec
 
 _COPIED_ROWS = 65_536
+_REQUIRED = {"codes.faiss", "ids.npy", "rows_by_id.npy"}
 
 # Filters repeat (the next radius on the page, the next batch); a mask takes one byte per row.
 _masks = MaskCache(256 * 2**20)
@@ -138,8 +140,16 @@ def write_thumbnails(folder: Path, thumbnails: pa.ChunkedArray, order_N: NDArray
 
 
 def finish_shard(folder: Path, rows: int) -> ShardSpec:
-    """Fsync a shard's files and describe them."""
+    """Fsync a shard's files and describe them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If another process removed the folder while it was written.
+    """
     files = describe_files(folder)
+    if missing := _REQUIRED - files.keys():
+        raise FileNotFoundError(errno.ENOENT, f"another process removed {', '.join(sorted(missing))} from", str(folder))
     for name in files:
         sync_file(folder / name)
     for inner in {(folder / name).parent for name in files}:

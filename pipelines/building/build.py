@@ -28,7 +28,7 @@ from hashlight.engine.places.uris import without_credentials
 from hashlight.engine.storage.attributes import RESERVED
 from hashlight.engine.storage.manifest import ShardSpec, parse_shard, read_all
 from hashlight.engine.storage.shard import read_ids
-from hashlight.pipelines.building.shards import ShardJob, build_shard
+from hashlight.pipelines.building.shards import ShardJob, build_shard, is_whole
 from hashlight.pipelines.capacity.constants import bytes_a_code
 from hashlight.pipelines.codes.parts import (
     FEATURES_COLUMN,
@@ -210,7 +210,7 @@ def _write_shards(
     import ray
 
     old: tuple[ShardSpec, ...] = writer.previous.shards if append and writer.previous else ()
-    done = job.done(lambda _unit, said: _is_whole(writer.place.location, parse_shard(said["shard"])))
+    done = job.done(lambda _unit, said: is_whole(writer.place.location, parse_shard(said["shard"])))
     specs = {number: parse_shard(said["shard"]) for number, said in done.items()}
     waiting = [task for task in tasks if task.number not in specs]
     progress(len(specs), len(tasks))
@@ -246,12 +246,6 @@ def _finished_shards(job: JobFolder) -> set[str]:
     """Return the names of the shards that a job, this or another, finished here."""
     names = map(sidecar_name, job.units())
     return {json.loads(data)["shard"]["name"] for data in job.place.read_many(names)}
-
-
-def _is_whole(location: str, spec: ShardSpec) -> bool:
-    """Whether all files of a shard are there: an unrelated write to the collection may have removed them."""
-    sizes = {entry.name: entry.size for entry in open_place(location).walk(f"shards/{spec.name}")}
-    return all(sizes.get(name) == file.bytes for name, file in spec.files.items())
 
 
 def _discard(job: JobFolder, writer: CollectionWriter) -> None:

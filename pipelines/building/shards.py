@@ -80,19 +80,37 @@ def build_shard(job: ShardJob) -> ShardSpec:
     Ray restarts a task whose process died after that, and a task whose driver died may still be running beside that of
     the next driver: the first sidecar counts.
     """
-    if (said := job.folder.sidecar(job.number)) is not None:
-        return parse_shard(said["shard"])
+    if (finished := _finished(job)) is not None:
+        return finished
     chaos.step("build:shard", job.number)
     place = open_place(job.output)
     with new_shard(place) as folder:
         spec = _write_shard(job, folder)
         chaos.step("build:shard-written", job.number)
+    _finished(job)  # withdraws what cannot be used, which would take precedence
     said = job.folder.publish(job.number, {"shard": asdict(spec)})
     chaos.step("build:shard-done", job.number)
     published = parse_shard(said["shard"])
     if published.name != spec.name:
         place.remove(f"shards/{spec.name}")
     return published
+
+
+def is_whole(location: str, spec: ShardSpec) -> bool:
+    """Whether all files of a shard are in a collection: another write to it removes shards that no version names."""
+    sizes = {entry.name: entry.size for entry in open_place(location).walk(f"shards/{spec.name}")}
+    return all(sizes.get(name) == file.bytes for name, file in spec.files.items())
+
+
+def _finished(job: ShardJob) -> ShardSpec | None:
+    """Return the shard that another task finished, unless its files are gone."""
+    if (said := job.folder.sidecar(job.number)) is None:
+        return None
+    spec = parse_shard(said["shard"])
+    if is_whole(job.output, spec):
+        return spec
+    job.folder.withdraw(job.number)
+    return None
 
 
 def _write_shard(job: ShardJob, folder: Path) -> ShardSpec:

@@ -166,6 +166,10 @@ class JobFolder:
         found = self.place.find(sidecar_name(unit))
         return None if found is None else self.parse(unit, found.data)
 
+    def withdraw(self, unit: int) -> None:
+        """Remove what is said of a unit that turned out not to be whole."""
+        self.place.remove(sidecar_name(unit))
+
     def parse(self, unit: int, data: bytes) -> dict[str, Any]:
         """Parse the sidecar of a unit.
 
@@ -201,7 +205,7 @@ class JobFolder:
             if sidecar["job"] == self.name and (is_whole is None or is_whole(unit, sidecar)):
                 done[unit] = sidecar
             else:
-                self.place.remove(sidecar_name(unit))
+                self.withdraw(unit)
         return done
 
     # The end.

@@ -166,8 +166,8 @@ class Tables:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the tables into the new folder `folder`."""
-        folder.mkdir(parents=True)
+        """Write the tables into the new folder `folder`, in a folder that exists."""
+        folder.mkdir()
         np.save(folder / "offsets.npy", self.offsets)
         np.save(folder / "entries.npy", self.entries)
         np.save(folder / "starts.npy", self.starts)

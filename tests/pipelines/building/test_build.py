@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +20,15 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writer import CollectionWriter
 from hashlight.engine.errors import CollectionExistsError, CollectionNotFoundError, EncoderMismatchError
 from hashlight.engine.places.files import sha256_of
-from hashlight.pipelines.building.build import build_collection
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.storage import shard
+from hashlight.pipelines.building import shards
+from hashlight.pipelines.building.build import BUILD, build_collection
+from hashlight.pipelines.building.shards import ShardJob
+from hashlight.pipelines.codes.parts import Piece, list_parts
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.folder import JobFolder
 from tests import oracles
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -181,6 +189,20 @@ def test_thumbnails_and_columns_that_are_empty_in_a_part_are_kept(tmp_path, rows
     assert built.get(ids[:1]).column_names == ["id", "code", "uri", "note"]
 
 
+def wait_for_orphans(faults):
+    """Wait until no process of a run is left: the tasks of a killed driver may finish what they have begun."""
+    mark = f"{chaos.VARIABLE}={faults}".encode()
+    while any(mark in environment_of(process).split(b"\0") for process in Path("/proc").glob("[0-9]*")):
+        time.sleep(0.1)
+
+
+def environment_of(process):
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:  # gone, or not ours
+        return b""
+
+
 DRIVER = """
 import os, sys
 from pathlib import Path
@@ -197,7 +219,9 @@ def build_elsewhere(folder, output, faults, *rules):
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
     environment.pop("RAY_ADDRESS", None)
     arguments = [sys.executable, "-c", DRIVER, str(folder), str(output)]
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    wait_for_orphans(faults)
+    return done
 
 
 @pytest.mark.parametrize(
@@ -220,6 +244,8 @@ def test_what_goes_wrong_leaves_the_old_collection_or_the_new(tmp_path, rows, fo
     if act == "no-space":
         assert os.strerror(errno.ENOSPC) in done.stderr
     assert len(Collection.open(tmp_path / "c", verify=True)) == (3000 if survives else 50)
+    if survives:
+        assert len(list((tmp_path / "c" / "shards").iterdir())) == 4, "what a dead task left is swept"
     build_collection(folder, tmp_path / "c", shards=3, overwrite=True)
     build_collection(folder, tmp_path / "undisturbed", shards=3)
     assert files_of(tmp_path / "c") == files_of(tmp_path / "undisturbed")
@@ -330,3 +356,59 @@ def test_a_finished_shard_that_is_gone_is_built_again(tmp_path, rows, folder, mo
     assert opened.shards[0].name == names[0]
     assert opened.shards[1].name != names[1]
     assert len(opened) == 3000
+
+
+def shard_job(folder, output):
+    """The only task of a build, as the driver describes it."""
+    parts = list_parts(folder)
+    job = JobFolder(output / "build", BUILD, name="j")
+    pieces = tuple(Piece(part, 0, part.rows) for part in parts)
+    schema = pq.read_schema(parts[0].path).remove_metadata()
+    return ShardJob(
+        number=0, folder=job, output=str(output), pieces=pieces, schema=schema, bits=BITS, tables=True, threads=1
+    )
+
+
+@pytest.mark.parametrize("step", ["Tables.build", "write_attributes", "describe_files"])
+def test_a_task_whose_shard_the_next_driver_swept_publishes_nothing(tmp_path, folder, monkeypatch, step):
+    """The driver was killed; its task is still at work when the next one removes what no version names."""
+    output = tmp_path / "c"
+    Collection.create(output, np.arange(5, dtype=np.uint64)[:, None], bits=BITS)
+    place = {"Tables.build": shard.Tables, "write_attributes": shards, "describe_files": shard}
+    name = step.rpartition(".")[2]
+    real = getattr(place[step], name)
+
+    def overtaken(*arguments, **options):
+        with CollectionWriter(output, bits=BITS, fingerprint=None, overwrite=True):
+            return real(*arguments, **options)
+
+    job = shard_job(folder, output)
+    with monkeypatch.context() as patch:
+        patch.setattr(place[step], name, overtaken)
+        with pytest.raises(FileNotFoundError):
+            shards.build_shard(job)
+    assert job.folder.sidecar(0) is None
+    assert len(list((output / "shards").iterdir())) == 1, "the live version's"
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_shard_that_was_swept_is_built_again(tmp_path, folder, monkeypatch, when):
+    """A task of a killed driver says that a shard is whole, which the next driver has removed."""
+    output = tmp_path / "c"
+    job = shard_job(folder, output)
+    real = shards._write_shard
+
+    def swept_meanwhile(*arguments):
+        monkeypatch.undo()
+        swept = shards.build_shard(job)
+        open_place(output).remove(f"shards/{swept.name}")
+        return real(*arguments)
+
+    if when == "before":
+        open_place(output).remove(f"shards/{shards.build_shard(job).name}")
+    else:
+        monkeypatch.setattr(shards, "_write_shard", swept_meanwhile)
+    built = shards.build_shard(job)
+    assert job.folder.sidecar(0)["shard"]["name"] == built.name
+    assert shards.is_whole(str(output), built)
+    assert [path.name for path in (output / "shards").iterdir()] == [built.name]
