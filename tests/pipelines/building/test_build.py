@@ -336,7 +336,7 @@ def test_an_unfinished_build_with_nothing_to_lose_is_in_nobodys_way(tmp_path, ro
     more = write_codes(tmp_path / "more", codes, ids + 10_000)
     interrupt_build(monkeypatch, more, output, shards=2, append=True)
     others = write_codes(tmp_path / "others", codes, ids + 20_000)
-    with pytest.raises(PipelineError, match=r"or delete .*/c/build to give it up"):
+    with pytest.raises(PipelineError, match=r"or delete .*/c/build to abandon it"):
         build_collection(others, output, append=True)
     # Any other write removes the shards that no version lists.
     Collection.open(output).append(codes[:10], ids=np.arange(30_000, 30_010), attributes={"uri": ["x"] * 10})
