@@ -14,7 +14,7 @@ from tests.costs import FIXED_COSTS
 def _own_cache(tmp_path_factory):
     """Keep the stamps of verified shards away from the user's own, and plans away from this machine's clock.
 
-    Processes that tests start find the same costs there: nothing is measured but by the tests of measuring.
+    Processes that tests start find the same costs there: only the tests of measuring measure anything.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -24,7 +24,7 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def s3_credentials():
-    """Credentials that the server below does not look at; the clients want some."""
+    """Credentials, which the server below ignores but the clients require."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "tests")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
@@ -45,7 +45,7 @@ def ray_session(s3_credentials):
 
 
 class Bucket:
-    """A bucket of a server that speaks S3's protocol, on this machine."""
+    """A bucket of a server on this machine that speaks S3's protocol."""
 
     def __init__(self, client, name, endpoint):
         self._client, self.name, self._endpoint = client, name, endpoint
@@ -66,7 +66,7 @@ class Bucket:
 
 @pytest.fixture(scope="session")
 def s3_server(s3_credentials):
-    """The host and port of a server of S3's protocol."""
+    """The host and port of a server that speaks S3's protocol."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -1,4 +1,4 @@
-"""The costs that the planner goes by in every test, so that no plan depends on how busy the machine is."""
+"""The costs that the planner uses in every test, so that no plan depends on how busy the machine is."""
 
 from hashlight.engine.indexes.planner import Costs
 

@@ -27,7 +27,7 @@ def knn(queries_QW, codes_NW, ids_N, k):
 
 
 def within_radius(queries_QW, codes_NW, ids_N, radius, limit=None):
-    """One list of (distance, id) pairs a query, ordered, cut at `limit`, and whether it was cut."""
+    """One ordered list of (distance, id) pairs per query, cut at `limit`, and whether it was cut."""
     answers, cut = [], []
     for row in hamming_distances(queries_QW, codes_NW):
         pairs = sorted((int(d), int(i)) for d, i in zip(row, ids_N, strict=True) if d <= radius)

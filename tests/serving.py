@@ -1,4 +1,4 @@
-"""What tests of serving share: a collection of real images, an encoder that needs no training, and running servers."""
+"""Shared by the tests of serving: a collection of real images, an encoder that needs no training, running servers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def make_pictures(count: int) -> list[np.ndarray]:
 
 
 def make_collection(folder, count: int = 500, shards: int = 3) -> Collection:
-    """Pictures with attributes of several kinds, thumbnails and features, under ids in no order."""
+    """Pictures with attributes of several kinds, thumbnails and features, under unordered ids."""
     pictures = make_pictures(count)
     encoded = AverageHash().encode([AverageHash().decode(png(picture), 10**6) for picture in pictures])
     ids = np.random.default_rng(8).permutation(10_000)[:count]

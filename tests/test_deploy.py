@@ -1,4 +1,4 @@
-"""What deploy/ says is what the command line understands, and Ray's launcher accepts its cluster."""
+"""The command line understands the commands in deploy/, and Ray's launcher accepts its cluster."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ DEPLOY = Path(__file__).parent.parent / "deploy"
 COMMANDS = typer.main.get_command(app).commands
 
 
-def said_commands():
-    """Every hashlight command of the files, in comments too: (file, words after `hashlight`)."""
+def written_commands():
+    """Every hashlight command in the files and their comments: (file, words after `hashlight`)."""
     for path in sorted(DEPLOY.iterdir()):
         text = path.read_text()
         for words in re.findall(r"(?:hashlight|run --rm jobs) ([a-z][^'\n]*)", text):
@@ -26,14 +26,14 @@ def said_commands():
     yield "compose.yaml", compose["services"]["serve"]["command"].split()
 
 
-@pytest.mark.parametrize(("file", "words"), list(said_commands()))
+@pytest.mark.parametrize(("file", "words"), list(written_commands()))
 def test_commands_and_options_are_there(file, words):
     options = {option for parameter in COMMANDS[words[0]].params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= options
 
 
 def test_commands_were_found():
-    assert {words[0] for _, words in said_commands()} == {"encode", "build", "serve", "search"}
+    assert {words[0] for _, words in written_commands()} == {"encode", "build", "serve", "search"}
 
 
 def test_rays_launcher_accepts_the_cluster():

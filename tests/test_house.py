@@ -1,4 +1,4 @@
-"""The house rules that no other tool checks: size of folders and functions, and a map that is true."""
+"""The house rules that no other tool checks: the size of folders and functions, and that the map is true."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("encoders", "engine", "pipelines")
-MOST_FILES, MOST_LINES, MOST_ARGUMENTS = 12, 60, 12
+MAX_FILES, MAX_LINES, MAX_ARGUMENTS = 12, 60, 12
 
 FILES = sorted(file for part in PARTS for file in (ROOT / part).rglob("*.py"))
 FOLDERS = sorted({file.parent for file in FILES})
@@ -45,19 +45,19 @@ def test_no_folder_holds_more_than_a_dozen_files_of_code():
         str(folder.relative_to(ROOT)): len([file for file in folder.glob("*.py") if file.name != "__init__.py"])
         for folder in FOLDERS
     }
-    assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
+    assert {folder: count for folder, count in counts.items() if count > MAX_FILES} == {}
 
 
 def test_no_function_is_longer_than_sixty_lines_but_in_kernels():
     lengths = {
         named(file, node): num_lines(node) for file in FILES if "kernels" not in file.parts for node in functions(file)
     }
-    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
 
 
 def test_no_function_takes_more_than_a_dozen_arguments():
     counts = {named(file, node): num_arguments(node) for file in FILES for node in functions(file)}
-    assert {name: count for name, count in counts.items() if count > MOST_ARGUMENTS} == {}
+    assert {name: count for name, count in counts.items() if count > MAX_ARGUMENTS} == {}
 
 
 def map_of_the_rooms():
@@ -73,7 +73,7 @@ def map_of_the_rooms():
 
 
 def floors_of(contract):
-    """Return what a contract says: {dotted room: floor}."""
+    """Return the floors in a contract: {dotted room: floor}."""
     [container] = contract["containers"]
     layers = [re.findall(r"\w+", layer) for layer in reversed(contract["layers"])]
     return {f"{container}.{room}": str(floor) for floor, rooms in enumerate(layers, start=1) for room in rooms}

@@ -32,7 +32,7 @@ DISTRIBUTIONS = {
     "pydantic_core": "pydantic",
     "starlette": "fastapi",
 }
-# Runs a program where what the extras bring is not to be had; Typer itself may need pydantic.
+# Runs a program in which no package of the extras can be imported; Typer itself may need pydantic.
 WITHOUT_EXTRAS = f"""
 import sys
 sys.modules.update(dict.fromkeys({sorted(set(EXTRAS) - {"pydantic", "pydantic_core"})}))
@@ -93,7 +93,7 @@ def test_a_public_name_without_its_extra_says_which():
 
 
 def asked_for(extra):
-    """The requirements of an extra, and of those that it takes in."""
+    """The requirements of an extra, and of the extras that it includes."""
     for requirement in PROJECT["optional-dependencies"][extra]:
         if requirement.startswith("hashlight["):
             yield from asked_for(requirement.removeprefix("hashlight[").removesuffix("]"))
@@ -213,7 +213,7 @@ def test_the_base_shows_help():
 
 @pytest.fixture(scope="module")
 def base(built, tmp_path_factory):
-    """Runs programs in an environment that has the wheel and what it asks for, no extra, outside the checkout."""
+    """Runs programs in an environment outside the checkout with the wheel and what it requires, but no extra."""
     folder = tmp_path_factory.mktemp("base")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 

@@ -1,4 +1,4 @@
-"""What the README says works."""
+"""What the README shows works."""
 
 from __future__ import annotations
 

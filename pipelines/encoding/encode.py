@@ -218,7 +218,7 @@ def _finish(
 
 
 def read_summary(codes: str | Path) -> EncodeSummary:
-    """Return what `codes.json` says of a folder of codes.
+    """Return what `codes.json` says about a folder of codes.
 
     Raises
     ------

@@ -87,7 +87,7 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypat
         *(f"{variant}_{method}_8_0" for variant in ("small", "full", "unseen") for method in ("joint", "ksh")),
         *(f"{variant}_dhn_8_0" for variant in retrieval.VARIANTS if variant != "outfits"),
     }
-    # A trial never stands in the real report's place.
+    # A trial never replaces the real report.
     assert not list(tmp_path.glob("retrieval.json")) + list(tmp_path.glob("retrieval.md"))
     document = json.loads((tmp_path / "retrieval.trial-60.json").read_bytes())
     assert len(document["cells"]) == len(names)
@@ -96,7 +96,7 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypat
     assert all((cell["map_signs_of_those"] is not None) == (cell["method"] == "hashnet") for cell in document["cells"])
     assert {cell["facts"]["device"] for cell in document["cells"]} == {"cpu"}
     text = (tmp_path / "retrieval.trial-60.md").read_text()
-    assert "other settings had favoured the ablations" in text
+    assert "other settings would have favoured the ablations" in text
     of = {cell["variant"]: cell for cell in document["cells"]}
     assert of["outfits"]["settings"]["by_pairs"]["classes"] == 5
     assert of["outfits"]["backbone_epochs"] == of["small"]["backbone_epochs"] == "1 + 1 + 1"
@@ -127,7 +127,7 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypat
 
 
 def kept(folder, method="hashnet", bits=32, seed=0, variant="full", **changes):
-    """A cell on disk with what every cell has."""
+    """A cell on disk with the fields that every cell has."""
     cell = {
         "variant": variant,
         "method": method,
@@ -167,7 +167,7 @@ def test_a_cell_that_says_less_shows_less(tmp_path):
     rerank = json.loads(path.read_text())["rerank"] | {"queries": 10_000, "standard_error": 0.0004}
     kept(tmp_path, seed=1, map_signs_of_those=0.946, rerank=rerank, facts={"trial": "no", "device": "cuda"})
     page = retrieval.page(retrieval.results_in(tmp_path))
-    # The mean of both seeds where both say it, of the one that asked all queries where that differs.
+    # The mean of both seeds where both have it; of the one that asked all queries where that differs.
     assert row_of(page, "mAP", "HashNet").endswith("| 0.9400 ± 0.0000 (2) |")
     assert row_of(page, "mAP of relaxed codes less that of signs", "HashNet").endswith("| 0.0040 |")
     assert row_of(page, "Gain by re-ranking, and its standard error", "HashNet").endswith("| 0.0050 ± 0.0004 |")
@@ -175,7 +175,7 @@ def test_a_cell_that_says_less_shows_less(tmp_path):
     assert "- trial: no\n" in page
 
 
-def test_a_cell_of_another_making_is_refused(tmp_path):
+def test_a_cell_made_with_other_settings_is_refused(tmp_path):
     kept(tmp_path, settings=retrieval.VARIANTS["full"].settings)
     assert len(retrieval.results_in(tmp_path)) == 1
     path = kept(tmp_path, settings=retrieval.VARIANTS["full"].settings | {"epochs": 3})
@@ -221,7 +221,7 @@ def test_re_ranking_is_measured_on_all_queries(monkeypatch):
 
 
 def expected_hits(distances, relevant, count):
-    """Relevant items among the first so many, equal distances in a random order."""
+    """Expected number of relevant items among the first hits, with equal distances in random order."""
     total, left = 0.0, count
     for distance in sorted(set(distances)):
         group = relevant[distances == distance]

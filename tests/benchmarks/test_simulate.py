@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.simulate import Policy, System, exponential, measured, simulate, with_stalls
 
-IDLE = 1e-3  # queries a second that never meet
+IDLE = 1e-3  # queries per second, too few to overlap
 
 
 @pytest.mark.parametrize("load", [0.3, 0.7])
@@ -71,7 +71,7 @@ def test_the_hedge_waits_for_the_observed_quantile_and_keeps_its_budget():
     system = System(groups=2, replicas=2, service=exponential(1.0))
     observed = simulate(system, Policy(hedge_quantile=0.95, budget=1.0), qps=IDLE, queries=30_000)
     fixed = simulate(system, Policy(hedge_after_s=0.5, budget=0.05), qps=IDLE, queries=30_000)
-    # What is observed has hedges in it: 0.95 = 1 - exp(-t) up to the delay itself.
+    # Observed times include hedged calls: 0.95 = 1 - exp(-t) up to the delay itself.
     assert observed.hedges / observed.calls == pytest.approx(0.05, rel=0.1)
     assert fixed.hedges / fixed.calls == pytest.approx(0.05, rel=0.02)
     assert fixed.hedges / fixed.calls <= 0.05 + 20 / fixed.calls

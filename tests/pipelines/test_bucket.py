@@ -1,4 +1,4 @@
-"""Collections in a bucket, through a server of S3's protocol: whole or absent, and copied only where they are asked."""
+"""Collections in a bucket, through a server that speaks S3: whole or absent, copied only where they are searched."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_jobs_over_a_bucket(tmp_path, bucket, rows, folder):
 
 
 def test_what_may_have_been_live_keeps_its_shards(bucket, rows, monkeypatch):
-    """Its put of CURRENT succeeds, the answer is lost, and another writer appends before it is told to be late."""
+    """Its put of CURRENT succeeds, the response is lost, and another writer appends before it learns that it lost."""
     codes, ids = rows
     real = Bucket.replace
 
@@ -152,7 +152,7 @@ def test_a_damaged_object_is_refused_and_a_damaged_copy_fetched_again(bucket, ro
         Collection.open(uri)
 
 
-def test_copies_of_shards_that_are_no_more_go(bucket, rows):
+def test_copies_of_removed_shards_are_deleted(bucket, rows):
     codes, ids = rows
     store = open_place(bucket.uri("c"))
     copies = []
@@ -190,7 +190,7 @@ def build_elsewhere(folder, uri, faults, rule):
         pytest.param("build:before-commit", 0, 3, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_build_goes_on_in_a_bucket(tmp_path, bucket, rows, folder, step, skip, finished):
+def test_a_killed_build_resumes_in_a_bucket(tmp_path, bucket, rows, folder, step, skip, finished):
     codes, ids = rows
     uri = bucket.uri("c")
     rule = {"step": step, "do": "kill-driver", "skip": skip}
@@ -248,7 +248,7 @@ def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folde
     opened = Collection.open(uri)
     assert (len(opened), len(opened.shards)) == (900, 2)
     stored = {key.split("/")[2] for key in bucket.keys("c/shards/") if key.count("/") > 2}
-    assert len(stored) == 2 + bool(before), "what the dead left is swept"
+    assert len(stored) == 2 + bool(before), "leftovers of killed writers are removed"
 
 
 UPLOADER = """
@@ -287,12 +287,12 @@ def test_an_upload_killed_between_the_files_of_a_shard_leaves_the_old_collection
             Collection.open(uri)
     assert len(Collection.create(uri, codes, ids=ids, bits=BITS, shards=2, overwrite=True)) == 900
     stored = {key.split("/")[2] for key in bucket.keys("c/shards/") if key.count("/") > 2}
-    assert len(stored) == 2 + bool(before), "what the dead left is swept"
+    assert len(stored) == 2 + bool(before), "leftovers of killed writers are removed"
 
 
 @pytest.fixture
-def lost_answers(monkeypatch):
-    """Make every conditional put succeed and its answer get lost: the client's repetition of it is refused."""
+def lost_responses(monkeypatch):
+    """Make every conditional put succeed but lose its response, so that the client's retry is refused."""
     put = obstore.put
 
     def twice(store, key, data, *, mode=None, **options):
@@ -303,8 +303,8 @@ def lost_answers(monkeypatch):
     monkeypatch.setattr(obstore, "put", twice)
 
 
-@pytest.mark.usefixtures("lost_answers")
-def test_a_commit_whose_answer_was_lost_is_ours(bucket, rows):
+@pytest.mark.usefixtures("lost_responses")
+def test_a_commit_whose_response_was_lost_is_ours(bucket, rows):
     codes, ids = rows
     for size in (10, 20):
         with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=True) as writer:
@@ -313,8 +313,8 @@ def test_a_commit_whose_answer_was_lost_is_ours(bucket, rows):
         assert len(Collection.open(bucket.uri("c"), verify=True)) == size
 
 
-@pytest.mark.usefixtures("lost_answers")
-def test_a_new_file_whose_answer_was_lost_is_ours(bucket):
+@pytest.mark.usefixtures("lost_responses")
+def test_a_new_file_whose_response_was_lost_is_ours(bucket):
     folder = open_place(bucket.uri("codes"))
     assert folder.put_new("job.json", b"ours")
     assert not folder.put_new("job.json", b"another's")

@@ -1,4 +1,4 @@
-"""Commands run in any folder, whatever packages and modules stand there."""
+"""Commands run in any folder, whatever packages and modules are in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODULES = ("types", "queue", "random", "ipaddress")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder in which every import of what stands there fails; the working folder."""
+    """A working folder whose modules all fail when they are imported."""
     trap = 'raise RuntimeError(f"{__name__} was imported from the working folder")\n'
     for name in PACKAGES:
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""Building on Ray: the same rows whatever the shards, one commit, nothing half."""
+"""Building on Ray: the same rows whatever the shards, and one commit: all of it or nothing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def write_codes(folder, codes, ids, *, part_rows=700, fingerprint=FINGERPRINT, m
 
 @pytest.fixture(scope="module")
 def rows():
-    """3,000 codes with many ties, ids in no order, and 60 queries."""
+    """3,000 codes with many ties, unordered ids, and 60 queries."""
     rng = np.random.default_rng(11)
     codes = oracles.clustered_codes(rng, 3000, BITS, centres=40, flips=6)
     return codes, rng.choice(10**12, 3000, replace=False), codes[::50].copy()
@@ -106,7 +106,7 @@ def test_answers_do_not_depend_on_the_shards(tmp_path, rows, folder, size, expec
     assert built.get(ids[:5])["uri"].to_pylist() == [f"{id_}.png" for id_ in ids[:5]]
 
 
-def test_a_byte_budget_is_about_kept(tmp_path, folder):
+def test_a_byte_budget_is_roughly_kept(tmp_path, folder):
     build_collection(folder, tmp_path / "c", shard_bytes=60_000)
     (version,) = (tmp_path / "c" / "manifests").iterdir()
     sizes = [sum(f["bytes"] for f in shard["files"].values()) for shard in json.loads(version.read_text())["shards"]]
@@ -213,7 +213,7 @@ build_collection(sys.argv[1], sys.argv[2], shards=3, overwrite=True, workers=2)
 
 
 def build_elsewhere(folder, output, faults, *rules):
-    """Build in a process with a Ray of its own, where `rules` say what goes wrong."""
+    """Build in a process with its own Ray, where `rules` say what goes wrong."""
     faults.mkdir()
     (faults / "rules.json").write_text(json.dumps(rules))
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
@@ -250,19 +250,19 @@ def test_what_goes_wrong_leaves_the_old_collection_or_the_new(tmp_path, rows, fo
     build_collection(folder, tmp_path / "undisturbed", shards=3)
     assert files_of(tmp_path / "c") == files_of(tmp_path / "undisturbed")
     kept = 3 + (3 if survives else 1)
-    assert len(list((tmp_path / "c" / "shards").iterdir())) == kept, "what the dead left is swept"
+    assert len(list((tmp_path / "c" / "shards").iterdir())) == kept, "leftovers of killed builds are removed"
     assert answers(Collection.open(tmp_path / "c"), queries)[0] == oracles.knn(queries, codes, ids, 20)[1].tolist()
 
 
 def steps_of(faults, step):
-    """The keys with which a step was passed."""
+    """The keys that a step was called with."""
     log = faults / "steps.log"
     lines = log.read_text().splitlines() if log.exists() else []
     return [int(line.split()[1]) for line in lines if line.startswith(f"{step} ")]
 
 
 def finished_shards(output):
-    """{number: name} of the shards that an interrupted build says are whole."""
+    """{number: name} of the shards that an interrupted build has recorded as finished."""
     sidecars = (output / "build" / "sidecars").glob("*.json")
     return {int(path.stem): json.loads(path.read_text())["shard"]["name"] for path in sidecars}
 
@@ -278,7 +278,7 @@ def finished_shards(output):
         pytest.param("build:after-commit", 0, 3, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_build_goes_on_and_builds_no_finished_shard_twice(tmp_path, rows, folder, step, skip, finished):
+def test_a_killed_build_resumes_and_builds_no_finished_shard_twice(tmp_path, rows, folder, step, skip, finished):
     codes, ids, queries = rows
     output = tmp_path / "c"
     done = build_elsewhere(folder, output, tmp_path / "faults", {"step": step, "do": "kill-driver", "skip": skip})
@@ -296,7 +296,7 @@ def test_a_killed_build_goes_on_and_builds_no_finished_shard_twice(tmp_path, row
 
 
 def interrupt_build(monkeypatch, folder, output, **options):
-    """Build, with a disk that is full when all but the commit is done."""
+    """Build, with a disk that fills up just before the commit."""
 
     def fail(_writer):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -160,7 +160,7 @@ def test_damaged_constants_are_refused(tmp_path, monkeypatch):
         ({"radius": 4, "bits": 2000}, "1 to 1024, as collections store, got 2000"),
     ],
 )
-def test_what_makes_no_plan_is_refused(demand, message):
+def test_impossible_demands_are_refused(demand, message):
     with pytest.raises(ValueError, match=message):
         values(images=1000, **demand)
     assert run("plan", "--images", 10, "--qps", 1, "--radius", 1, "-k", 2).exit_code == 2

@@ -82,7 +82,7 @@ def test_an_unknown_index_is_wrong_usage(collection, image):
     assert run("search", collection, "--image", image, "--index", "best").exit_code == 2
 
 
-def test_search_for_people_with_a_picture(collection, image, tmp_path):
+def test_search_prints_its_coverage_and_saves_a_picture(collection, image, tmp_path):
     result = run("search", collection, "--image", image, "--save", tmp_path / "grid.png")
     assert result.exit_code == 0, result.output
     assert "300 of 300 codes searched in 3 of 3 shards" in result.stdout.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""Options: what a person types arrives in the right field, the help lists what was declared, and is quick to come."""
+"""Options: what a person types arrives in the right field; the help lists what was declared, and appears quickly."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def app():
     return made
 
 
-def test_the_fields_stand_where_their_group_stood():
+def test_fields_take_the_place_of_their_group():
     expanded = expand_groups(draw)
     assert list(inspect.signature(expanded).parameters) == ["title", "width", "height", "names"]
     assert inspect.signature(expanded).parameters["width"].default is inspect.Parameter.empty
@@ -61,7 +61,7 @@ def test_a_field_is_checked_as_an_option_is(app, arguments, message):
     assert message in " ".join(result.stderr.replace("│", " ").split())
 
 
-def test_two_options_of_one_name_are_refused():
+def test_two_options_with_the_same_name_are_refused():
     def draw_twice(size: Size, width: int) -> None:
         raise AssertionError("never called")
 

@@ -1,4 +1,4 @@
-"""Listing a corpus: every image once, under an id that stays."""
+"""Listing a corpus: every image once, under a stable id."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_images_that_are_not_decoded_are_listed_among_images_only(tmp_path):
     assert len(list_corpus(tmp_path)) == 1
 
 
-def test_ids_do_not_depend_on_where_the_folder_stands(folder):
+def test_ids_do_not_depend_on_where_the_folder_is(folder):
     before = list_corpus(folder)["id"].to_pylist()
     moved = folder.rename(folder.with_name("moved"))
     assert list_corpus(moved)["id"].to_pylist() == before
@@ -117,7 +117,7 @@ def test_a_damaged_row_group_is_an_error_for_its_rows_only(tmp_path):
         read_uri(f"{path}#2")
 
 
-def test_a_parquet_file_that_went_away_is_an_error_for_its_rows(tmp_path):
+def test_a_parquet_file_that_is_gone_is_an_error_for_its_rows(tmp_path):
     pq.write_table(pa.table({"image": [png(1)]}), tmp_path / "a.parquet")
     entries = list_corpus(tmp_path / "a.parquet")
     (tmp_path / "a.parquet").unlink()
@@ -165,7 +165,7 @@ def test_missing_bytes_in_parquet_are_an_error_for_that_image_only(tmp_path):
         ),
     ],
 )
-def test_no_corpus_says_why(tmp_path, make, message):
+def test_what_is_not_a_corpus_is_refused_with_the_reason(tmp_path, make, message):
     path = tmp_path / "corpus"
     make(path)
     with pytest.raises(PipelineError, match=message):

@@ -1,4 +1,4 @@
-"""Reading images: what is wrong with an entry is its own, what is wrong with a store for a moment costs no image."""
+"""Reading images: a bad entry affects only itself, and a temporary failure of a store costs no image."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FailingFile:
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Make reads of files, whole or through `RetryingFile`, fail; returns what sets how often."""
+    """Make reads of files, whole or through `RetryingFile`, fail; returns a function that sets how often."""
     monkeypatch.setattr(failures, "_FIRST_WAIT_S", 0.001)
 
     def fail(times, number=errno.EIO):
@@ -79,7 +79,7 @@ def write_idx(folder):
 
 
 @pytest.mark.parametrize("write", [write_files, write_parquet, write_idx])
-def test_a_failure_of_the_moment_costs_no_image(tmp_path, failing, write):
+def test_a_temporary_failure_costs_no_image(tmp_path, failing, write):
     entries = list_corpus(write(tmp_path / "corpus"))
     expected = list(read_images(entries))
     assert len(expected) == 3
@@ -102,7 +102,7 @@ def test_the_image_of_a_sample_is_one_that_can_be_decoded(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
-def test_shards_are_read_through_failures_and_not_cut_by_them(tmp_path, failing, suffix):
+def test_shards_are_read_through_failures_and_not_truncated_by_them(tmp_path, failing, suffix):
     path = tmp_path / f"a{suffix}"
     with tarfile.open(path, "w:gz" if suffix.endswith("gz") else "w") as tar:
         for number in range(300):
@@ -120,7 +120,7 @@ def test_shards_are_read_through_failures_and_not_cut_by_them(tmp_path, failing,
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("member", range(1, 10))
-def test_a_damaged_header_does_not_pass_for_the_end_of_a_shard(tmp_path, member, compressed):
+def test_a_damaged_header_is_not_taken_for_the_end_of_a_shard(tmp_path, member, compressed):
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as tar:
         for number in range(10):
@@ -132,7 +132,7 @@ def test_a_damaged_header_does_not_pass_for_the_end_of_a_shard(tmp_path, member,
     path = tmp_path / "a.tar"
     path.write_bytes(gzip.compress(data) if compressed else data)
     samples = list(read_shard(str(path)))
-    # What comes just before the damage may not be whole.
+    # What comes just before the damage may be incomplete.
     assert [sample.name for sample in samples[:-1]] == [f"{number}.png" for number in range(member - 1)]
     assert f"the header at byte {member * 1536} is damaged" in str(samples[-1].data)
 
@@ -169,7 +169,7 @@ def test_folders_and_sockets_in_a_list_cost_no_descriptor(tmp_path):
         (".", "Is a directory"),
     ],
 )
-def test_a_bad_entry_costs_itself_only(tmp_path, entry, reason):
+def test_a_bad_entry_costs_only_itself(tmp_path, entry, reason):
     (tmp_path / "good.png").write_bytes(b"good")
     (tmp_path / "corpus.txt").write_text(f"good.png\n{entry}\ngood.png?\n")
     first, bad, _ = read_images(list_corpus(tmp_path / "corpus.txt"))

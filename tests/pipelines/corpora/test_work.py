@@ -1,4 +1,4 @@
-"""Corpora of every kind and place, and the work lists made of them."""
+"""Corpora of every kind and place, and the work lists made from them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_units_are_the_listing_in_order(folder, tmp_path):
     assert [pixel(data) for unit in units for data in read_images(unit)] == [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]
 
 
-def test_the_digest_knows_what_was_listed(folder, tmp_path):
+def test_the_digest_changes_with_what_was_listed(folder, tmp_path):
     def digest(**options):
         return plan_work(folder, tmp_path / "work.parquet", **options).digest
 
@@ -144,7 +144,7 @@ def test_webdataset_shards(tmp_path):
     assert (summary.kind, summary.units, summary.images) == ("shards", 2, None)
 
 
-def test_a_cut_shard_gives_what_was_before_the_cut(tmp_path):
+def test_a_truncated_shard_gives_what_comes_before_the_cut(tmp_path):
     data = tar_of({f"{number}.png": png(number) for number in range(6)})
     (tmp_path / "a.tar").write_bytes(data[: 3 * 1024 + 512 + 20])
     *images, last = read_images(list_corpus(tmp_path / "a.tar"))
@@ -195,7 +195,7 @@ def test_a_bucket_is_a_corpus_like_a_folder(folder, tmp_path, bucket):
         list_corpus(bucket.uri("nothing"))
 
 
-def test_credentials_in_a_uri_are_used_and_not_told(folder, tmp_path, bucket):
+def test_credentials_in_a_uri_are_used_and_not_shown(folder, tmp_path, bucket):
     query = bucket.uri("").partition("?")[2]
     for path in folder.rglob("*.png"):
         bucket.put(f"photos/{path.relative_to(folder)}", path.read_bytes())
@@ -243,7 +243,7 @@ def test_more_units_than_a_work_list_holds_are_refused(tmp_path, monkeypatch):
     assert plan_work(tmp_path, tmp_path / "out" / "work.parquet", unit_images=3).units == 3
 
 
-def test_parts_stand_in_the_order_of_their_numbers(tmp_path):
+def test_parts_are_in_the_order_of_their_numbers(tmp_path):
     (tmp_path / "sidecars").mkdir()
     numbers = [0, 99_999, 100_000, 100_001, 1_000_000]
     for number in numbers:

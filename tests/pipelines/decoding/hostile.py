@@ -1,4 +1,4 @@
-"""Images as the world has them: good ones with what their pixels must be, and bad ones with why they are refused."""
+"""Images as found in the wild: good ones with the pixels they must give, bad ones with why they are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDE = 16
 GREY = np.random.default_rng(5).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
 COLOUR = np.random.default_rng(6).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 
-# What a camera held that way stores, so that turning it as the EXIF number says gives the upright image.
+# What a camera held that way stores: turning it as the EXIF number says gives the upright image.
 _STORED = {
     1: lambda a: a,
     2: np.fliplr,
@@ -46,7 +46,7 @@ def animated(file_format, **options):
 
 
 def png_with_profile(num_bytes):
-    """A PNG whose colour profile takes so many bytes, written by hand: Pillow would not."""
+    """A PNG whose colour profile takes this many bytes, written by hand because Pillow refuses to."""
     plain = save(Image.fromarray(COLOUR), "PNG")
     content = b"huge\0\0" + zlib.compress(bytes(num_bytes))
     chunk = struct.pack(">I", len(content)) + b"iCCP" + content
@@ -56,7 +56,7 @@ def png_with_profile(num_bytes):
 
 
 def endless_jpeg(scans=4000, side=4000):
-    """A progressive JPEG of a few hundred kB, whose last scan stands there thousands of times: minutes to decode."""
+    """A progressive JPEG of a few hundred kB, whose last scan is repeated thousands of times: minutes to decode."""
     whole = save(Image.new("L", (side, side), 77), "JPEG", progressive=True)
     start = whole.rindex(b"\xff\xda")
     return whole[:start] + whole[start:-2] * scans + whole[-2:]
@@ -79,7 +79,7 @@ def good():
 
 @functools.cache
 def bad():
-    """Name to (data, what the reason must say)."""
+    """Name to (data, what the reason must match)."""
     jpeg = save(Image.fromarray(np.kron(COLOUR, np.ones((8, 8, 1), np.uint8))), "JPEG")
     return {
         "truncated.jpg": (jpeg[: len(jpeg) // 2], "^truncated"),

@@ -1,4 +1,4 @@
-"""Decoding in other processes: the pixels of every good image, a reason for every other, whatever dies."""
+"""Decoding in other processes: pixels for every good image, a reason for every other, whichever process dies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RULE = Preprocessing(size=hostile.SIDE, channels=3, mean=(0.5,) * 3, std=(0.5,) 
 
 
 def numbered(count):
-    """Images of one colour each, which tells them apart."""
+    """Images of a single colour each, which identifies them."""
     return [hostile.save(Image.new("L", (20, 20), value % 256), "PNG") for value in range(count)]
 
 
@@ -40,7 +40,7 @@ def decoded(pool, images):
 
 @pytest.fixture(scope="module")
 def outcome():
-    """What comes of all hostile images, by name."""
+    """The outcome for each hostile image, by name."""
     images = {**hostile.good(), **hostile.bad()}
     with DecodePool(RULE, batch_size=8, limits=DecodeLimits(seconds=1)) as pool:
         pixels, reasons, _ = decoded(pool, [data for data, _ in images.values()])
@@ -88,7 +88,7 @@ def test_memory_is_limited_for_an_image():
 
 @pytest.fixture
 def faults(tmp_path, monkeypatch):
-    """Make the decoding processes pass `decode` steps with these rules."""
+    """Apply fault rules to the `decode` steps of the decoding processes."""
 
     def write(*rules):
         (tmp_path / "rules.json").write_text(json.dumps(rules))
@@ -108,7 +108,7 @@ def name_of(data):
         ("hang", "takes more than 0.2 s of processor time to decode"),
     ],
 )
-def test_an_image_that_ends_its_decoder_costs_itself_only(faults, do, reason):
+def test_an_image_that_ends_its_decoder_costs_only_itself(faults, do, reason):
     images = numbered(30)
     guilty = [0, 11, 12, 29]
     faults(*({"step": "decode", "key": name_of(images[row]), "do": do, "times": 1000} for row in guilty))
@@ -127,8 +127,8 @@ def test_a_decoder_that_dies_once_costs_nothing(faults):
     assert {row: int(image[0, 0, 0]) for row, image in pixels.items()} == {row: row for row in range(200)}
 
 
-def test_images_are_not_to_blame_for_kills_from_outside(faults):
-    """The kernel kills this process first when the machine runs out of memory, whatever image it is at."""
+def test_images_are_not_blamed_for_kills_from_outside(faults):
+    """The kernel kills this process first when the machine runs out of memory, whichever image it is decoding."""
     images = numbered(50)
     faults({"step": "decode", "key": name_of(images[20]), "times": 8, "do": "kill"})
     with DecodePool(RULE, batch_size=16) as pool:
@@ -154,7 +154,7 @@ def test_a_watcher_that_is_killed_is_replaced():
     assert found == {row: row % 256 for row in range(400)}
 
 
-def test_a_stream_that_fails_leaves_the_pool_usable_and_one_that_is_left_does_not():
+def test_a_stream_that_fails_leaves_the_pool_usable_and_one_that_is_abandoned_does_not():
     def failing():
         yield from numbered(40)
         raise OSError("the store is gone")
@@ -169,7 +169,7 @@ def test_a_stream_that_fails_leaves_the_pool_usable_and_one_that_is_left_does_no
             decoded(pool, numbered(30))
 
 
-def test_comments_do_not_come_into_thumbnails():
+def test_comments_are_not_copied_into_thumbnails():
     buffer = io.BytesIO()
     Image.new("RGB", (100, 100)).save(buffer, "JPEG", comment=b"c" * 60_000)
     with DecodePool(RULE, thumbnail=64) as pool:

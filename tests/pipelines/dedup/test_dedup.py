@@ -38,7 +38,7 @@ RADIUS = 2
 
 @pytest.fixture(scope="module")
 def rows():
-    """1,200 codes: close families, 200 copies of one code, and loners; ids in no order."""
+    """1,200 codes: close families, 200 copies of one code, and isolated ones; unordered ids."""
     rng = np.random.default_rng(8)
     families = oracles.clustered_codes(rng, 700, BITS, centres=150, flips=2)
     same = np.repeat(families[:1], 200, axis=0)
@@ -188,13 +188,13 @@ def test_near_duplicates_in_a_bucket(tmp_path, rows, bucket, monkeypatch):
     assert "gallery.html" in {path.name for path in (tmp_path / "d").iterdir()}
     seen = []
     find_duplicates(bucket.uri("c"), bucket.uri("d"), radius=RADIUS, progress=lambda done, _total: seen.append(done))
-    assert seen == [3], "what is done is not done again"
+    assert seen == [3], "a finished pair of shards is not joined again"
     with pytest.raises(PipelineError, match=r"of another job, with radius 2 \(asked: 1\)"):
         find_duplicates(bucket.uri("c"), bucket.uri("d"), radius=1)
 
 
 class Page(html.parser.HTMLParser):
-    """Collects what a page asks a browser to do."""
+    """Collects what a page tells a browser to do."""
 
     def __init__(self):
         super().__init__()
@@ -247,7 +247,7 @@ find_duplicates(sys.argv[1], sys.argv[2], radius=2, workers=2)
         pytest.param("dedup:before-summary", "kill-driver", 0, marks=pytest.mark.slow),
     ],
 )
-def test_an_interrupted_join_goes_on(tmp_path, rows, step, act, skip):
+def test_an_interrupted_join_resumes(tmp_path, rows, step, act, skip):
     codes, ids = rows
     Collection.create(tmp_path / "c", codes, ids=ids, bits=BITS, shards=3)
     faults = tmp_path / "faults"
@@ -266,7 +266,7 @@ def test_an_interrupted_join_goes_on(tmp_path, rows, step, act, skip):
     kept = {path: path.stat().st_mtime_ns for path in paths}
     assert kept
     find_duplicates(tmp_path / "c", tmp_path / "d", radius=RADIUS)
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was done is not done again"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished pair of shards is not joined again"
     check(tmp_path / "d", rows)
     find_duplicates(tmp_path / "c", tmp_path / "undisturbed", radius=RADIUS)
     assert files_of(tmp_path / "d") == files_of(tmp_path / "undisturbed")

@@ -13,8 +13,8 @@ from hashlight.pipelines.dedup import gallery
 from hashlight.pipelines.jobs import chaos
 
 
-def test_a_gallery_outlives_what_its_uris_name(tmp_path, monkeypatch):
-    """A decoder that dies, no file, no name of one; and then it stops looking."""
+def test_a_gallery_survives_whatever_its_uris_name(tmp_path, monkeypatch):
+    """A decoder that dies, a missing file, a string that is not a file name; and then it stops trying."""
     monkeypatch.setattr(gallery, "_MAX_FAILURES", 4)
     faults = tmp_path / "faults"
     faults.mkdir()
@@ -29,4 +29,4 @@ def test_a_gallery_outlives_what_its_uris_name(tmp_path, monkeypatch):
     assert gallery._draw_missing(items) == 6
     drawn = [item["picture"] for item in items]
     assert Image.open(io.BytesIO(drawn[0])).size == (75, 112)
-    assert drawn[1:] == [None] * 6, "the last was not looked for any more"
+    assert drawn[1:] == [None] * 6, "the last one was not tried"

@@ -119,7 +119,7 @@ def test_broken_images_become_rejects(tmp_path, hostile_thousand, encoder):
     build_collection(tmp_path / "codes", tmp_path / "collection", shards=2)
 
 
-def test_an_interrupted_job_goes_on_where_it_was(tmp_path, corpus, encoder):
+def test_an_interrupted_job_resumes(tmp_path, corpus, encoder):
     encode_corpus(corpus, encoder, tmp_path / "whole", unit_images=50)
     encode_corpus(corpus, encoder, tmp_path / "codes", unit_images=50)
     for name in ("codes.json", "rejects.parquet", "sidecars/00002.json", "sidecars/00004.json", "parts/00004.parquet"):
@@ -130,7 +130,7 @@ def test_an_interrupted_job_goes_on_where_it_was(tmp_path, corpus, encoder):
     encode_corpus(corpus, encoder, tmp_path / "codes", unit_images=50)
     assert parts(tmp_path / "codes") == parts(tmp_path / "whole")
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "codes" / "sidecars").glob("*.json")}
-    assert {name: now[name] for name in kept} == kept, "what was whole is not done again"
+    assert {name: now[name] for name in kept} == kept, "a finished unit is not encoded again"
 
 
 def test_another_jobs_folder_is_left_alone(tmp_path, corpus, encoder, hostile_thousand):
@@ -222,7 +222,7 @@ def test_attributes_of_any_type_pass_through(tmp_path, pictures, encoder):
     ]
 
 
-def test_features_go_along_into_the_collection(tmp_path, corpus, encoder):
+def test_features_are_kept_in_the_collection(tmp_path, corpus, encoder):
     encode_corpus(corpus, encoder, tmp_path / "codes", actors=1, features=True)
     build_collection(tmp_path / "codes", tmp_path / "collection", shards=2)
     collection = Collection.open(tmp_path / "collection")
@@ -231,7 +231,7 @@ def test_features_go_along_into_the_collection(tmp_path, corpus, encoder):
     assert (collection.features_of(ids) == output.features.astype(np.float16)).all()
     assert FEATURES_COLUMN not in collection.get(ids[:1]).column_names
     found = collection.search(output.codes[:5], 3, rerank=Rerank(pool=30), features=output.features[:5])
-    # Features came through float16, so the query's own image is nearest, hardly at zero.
+    # Features went through float16, so the query's own image is nearest, but not quite at distance zero.
     assert (found.ids[:, 0] == ids[:5]).all()
     assert (found.distances[:, 0] < 0.05).all()
     with pytest.raises(PipelineError, match="features"):
@@ -271,7 +271,7 @@ def test_a_hostile_corpus_in_a_bucket_is_encoded_into_one(tmp_path, bucket, wild
     assert set(stats["seconds"]) == {"read", "decode", "encode", "write"}
 
 
-def test_too_many_rejects_stop_a_job_that_can_go_on(tmp_path, hostile_thousand, encoder):
+def test_too_many_rejects_stop_a_job_that_can_resume(tmp_path, hostile_thousand, encoder):
     folder, _ = hostile_thousand
     work = tmp_path / "work.parquet"
     plan_work(folder, work, unit_images=100)

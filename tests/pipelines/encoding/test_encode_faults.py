@@ -1,4 +1,4 @@
-"""An encode job that is killed at any point, or runs out of space, ends at the same bytes, and does no unit twice."""
+"""An encode job that is killed at any point, or runs out of space, ends with the same bytes and does no unit twice."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class Job:
     def assert_no_unit_was_done_twice(self):
         """After a unit's sidecar was published it was never begun again.
 
-        Begun before that by two actors, of which one was thought dead, it may be published by both, to the same bytes.
+        If two actors had begun it before that, of which one was thought dead, both may publish it, with the same bytes.
         """
         whole = Counter()
         for step, key in self.steps():
             if step == "unit":
-                assert not whole[int(key)], f"unit {key} was begun after it was whole"
+                assert not whole[int(key)], f"unit {key} was begun after it was finished"
             elif key.endswith(".json") and key[0].isdigit():
                 whole[int(key.partition(".")[0])] += 1
         assert set(whole) == set(range(UNITS))
@@ -77,7 +77,7 @@ def outputs(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus, encoder, ray_session, tmp_path_factory):
-    """What the job writes when nothing happens."""
+    """What the job writes when nothing goes wrong."""
     folder = tmp_path_factory.mktemp("undisturbed") / "codes"
     encode_corpus(corpus, encoder, folder, unit_images=25, batch_size=50, actors=1, features=True, thumbnail=16)
     return outputs(folder)
@@ -122,7 +122,7 @@ def test_driver_killed_at_random_moments(job, undisturbed, seed):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert not (job.folder / "codes" / "codes.json").exists(), "it was killed at work"
+    assert not (job.folder / "codes" / "codes.json").exists(), "it was killed while at work"
     wait_for_orphans(job)
     assert len(list(sidecars.glob("*.json"))) < UNITS, "units were left to do"
     code, errors = job.run()

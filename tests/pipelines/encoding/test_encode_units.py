@@ -31,7 +31,7 @@ OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": Decode
 
 @pytest.fixture
 def folder(tmp_path, corpus, encoder):
-    """An output as it is when the units begin: three of 100 images."""
+    """An output as it is when its units begin: three units of 100 images."""
     plan_work(corpus, tmp_path / "codes" / "plan.parquet", unit_images=100)
     shutil.copytree(encoder, tmp_path / "codes" / "encoder")
     return tmp_path / "codes"
@@ -45,7 +45,7 @@ def units(folder):
 
 
 def ours(folder):
-    """The folder of the job that these tests do units of."""
+    """The folder of the job whose units these tests run."""
     return JobFolder(folder, CODES, name="ours")
 
 
@@ -67,8 +67,8 @@ def test_actors_are_as_many_as_the_cluster_has_room_for(monkeypatch, cluster, ac
     assert (stage.actors, stage.settings["device"], stage.settings["decoders"]) == expected
 
 
-def test_images_a_second_are_of_the_time_from_the_first_begin_to_the_last_end(monkeypatch, tmp_path):
-    """Rows come in another order than units begin and end."""
+def test_the_rate_covers_the_time_from_the_first_begin_to_the_last_end(monkeypatch, tmp_path):
+    """Rows do not come in the order in which units begin and end."""
     work = WorkSummary("c", "images", units=3, images=300, columns=[], digest="")
     job = encode._Job(ours(tmp_path), {}, work)
     times = [(10.0, 14.0), (9.0, 15.0), (12.0, 13.0)]
@@ -98,7 +98,7 @@ def test_units_of_two_threads_do_not_mix(folder, units, encoder, pictures):
     assert found["code"].to_pylist() == [code.tobytes() for code in expected]
 
 
-def test_a_name_that_stands_twice_in_a_shard_and_attributes_that_come_late(tmp_path, corpus, encoder, monkeypatch):
+def test_a_name_that_occurs_twice_in_a_shard_and_attributes_that_come_late(tmp_path, corpus, encoder, monkeypatch):
     monkeypatch.setattr(webdataset, "_LOOKED_AT", 2)
     images = pq.read_table(corpus)["image"].to_pylist()
     files = [("a.cls", b"1"), ("a.png", images[0]), ("b.png", images[1]), ("b.txt", b"two"), ("a.png", images[2])]
@@ -173,7 +173,7 @@ def publish_meanwhile(monkeypatch, folder, job):
     monkeypatch.setattr(encode_units.chaos, "step", step)
 
 
-def test_a_unit_is_written_with_what_says_that_it_is_whole(folder, units, encoder, pictures):
+def test_a_unit_is_written_with_its_sidecar(folder, units, encoder, pictures):
     row = units({"unit": np.array([1])})
     assert (row["unit"].tolist(), row["codes"].tolist(), row["rejects"].tolist()) == ([1], [100], [0])
     table = pq.read_table(folder / part_name(1))
@@ -184,7 +184,7 @@ def test_a_unit_is_written_with_what_says_that_it_is_whole(folder, units, encode
     assert (sidecar["codes"], sidecar["rejected"]) == (100, [])
     before = (folder / part_name(1)).stat().st_mtime_ns
     assert units({"unit": np.array([1])})["codes"].tolist() == [100]
-    assert (folder / part_name(1)).stat().st_mtime_ns == before, "what is whole is not done again"
+    assert (folder / part_name(1)).stat().st_mtime_ns == before, "a finished unit is not encoded again"
 
 
 def test_a_unit_that_another_job_publishes_meanwhile_stops_this_one(monkeypatch, folder, units):

@@ -1,4 +1,4 @@
-"""Reports: right numbers, by the oracles, for one label an image and for several."""
+"""Reports: the oracles' numbers, for one label per image and for several."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests import oracles
 PICTURES = {"precision_recall", "precision_at", "precision_radius", "sharpness", "tsne", "results"}
 
 
-def test_one_label_an_image(tmp_path, corpus, encoder, pictures):
+def test_one_label_per_image(tmp_path, corpus, encoder, pictures):
     (tmp_path / "foreign.png").write_bytes(b"of somebody else")
     report = evaluate_encoder(encoder, database=corpus, queries=corpus, output=tmp_path, baselines=BASELINES)
     assert set(report.methods) == {"hashnet", *BASELINES}
@@ -44,7 +44,7 @@ def test_one_label_an_image(tmp_path, corpus, encoder, pictures):
     assert report.map_signs_of_those == pytest.approx(report.methods["hashnet"].map_all, abs=1e-12)
 
 
-def test_the_protocol_says_what_was_asked_of_what(tmp_path, corpus, encoder):
+def test_the_protocol_describes_queries_and_database(tmp_path, corpus, encoder):
     table = pq.read_table(corpus)
     label = table["label"].to_numpy()
     few = table.filter(pa.array(label != label[0])).slice(0, 200)
@@ -90,7 +90,7 @@ def test_methods_are_printed_by_their_titles():
     assert list(report.titles().values()) == ["Joint (Mu & Liu 2016, a reconstruction)", "KSH"]
 
 
-def test_several_labels_an_image(tmp_path, corpus, encoder):
+def test_several_labels_per_image(tmp_path, corpus, encoder):
     table = pq.read_table(corpus)
     lists = pa.array([[f"c{label}", f"half{label % 2}"] for label in table["label"].to_pylist()])
     path = tmp_path / "several.parquet"
@@ -160,7 +160,7 @@ def test_many_labels_are_counted_as_the_oracle_counts_them():
 
 
 def thermometer(levels):
-    """Codes of 12 bits with so many ones, from the lowest bit on: distances to all zeros or all ones differ."""
+    """12-bit codes with this many ones, from the lowest bit on: distances to all zeros or all ones differ."""
     return np.array([[2**level - 1] for level in levels], np.uint64)
 
 

@@ -1,4 +1,4 @@
-"""Batch search: what the oracle says of every query, whatever the blocks and shards, published whole or not at all."""
+"""Batch search: the oracle's answers to every query, whatever the blocks and shards, published whole or not at all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_queries(path, queries, ids=None, kind=None):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Several blocks, of several batches each; tasks are told which block they do, batches are the driver's."""
+    """Several blocks for 500 queries; the driver cuts them and tells each task its block."""
     monkeypatch.setattr(batch_search, "BLOCK_QUERIES", 190)
 
 
@@ -203,7 +203,7 @@ batch_search.search_codes(sys.argv[1], sys.argv[2], sys.argv[3], radius=3, worke
         pytest.param("search:published", "kill-driver", 0, marks=pytest.mark.slow),
     ],
 )
-def test_an_interrupted_search_goes_on(tmp_path, database, monkeypatch, step, act, skip):
+def test_an_interrupted_search_resumes(tmp_path, database, monkeypatch, step, act, skip):
     monkeypatch.setattr(batch_search, "BLOCK_QUERIES", 100)
     faults = tmp_path / "faults"
     faults.mkdir()

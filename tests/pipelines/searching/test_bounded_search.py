@@ -1,4 +1,4 @@
-"""Searches whose answers are bounded by hits, not by queries, give what others give."""
+"""Searches whose answers are bounded by hits, not by queries, give the same answers as others."""
 
 from __future__ import annotations
 

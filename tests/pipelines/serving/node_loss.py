@@ -1,4 +1,4 @@
-"""Two Ray nodes as processes; the one that has a replica of each group is lost while queries go on. Run by a test."""
+"""Two Ray nodes as processes; one with a replica of each group is lost while queries continue. Run by a test."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""An encoder as servers ask it: the codes of the encode pipeline, whoever asks beside it, and little that waits."""
+"""An encoder as servers use it: the codes of the encode pipeline in any company, and little memory while waiting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hashlight.engine.service.asking.encoding import ImageRefusedError
 from hashlight.pipelines.decoding.pool import DecodePool
 from hashlight.pipelines.serving.image_encoder import HashImageEncoder
 
-MOST_PIXELS = 10**7
+MAX_PIXELS = 10**7
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def files():
 
 def test_the_same_bits_alone_among_64_and_in_the_pipeline(model, files):
     asked = HashImageEncoder(model)
-    together = asked.encode([asked.decode(data, MOST_PIXELS) for data in files])
-    alone = [asked.encode([asked.decode(data, MOST_PIXELS)]) for data in files]
+    together = asked.encode([asked.decode(data, MAX_PIXELS) for data in files])
+    alone = [asked.encode([asked.decode(data, MAX_PIXELS)]) for data in files]
     with DecodePool(model.config.preprocessing, batch_size=32) as pool:
         pixels = np.concatenate([batch.pixels.copy() for batch in pool.decode(files)])
     piped = model.encode_pixels(pixels)
@@ -61,9 +61,9 @@ def test_the_same_bits_alone_among_64_and_in_the_pipeline(model, files):
     assert (together.codes == model.encode(files)).all()
 
 
-def test_a_large_image_waits_as_what_the_model_takes(model):
+def test_a_large_image_waits_at_the_size_that_the_model_takes(model):
     rule = model.config.preprocessing
-    decoded = HashImageEncoder(model).decode(encoded(Image.new("RGB", (3000, 3000)), "PNG"), MOST_PIXELS)
+    decoded = HashImageEncoder(model).decode(encoded(Image.new("RGB", (3000, 3000)), "PNG"), MAX_PIXELS)
     held = decoded if decoded.base is None else decoded.base
     assert (held.nbytes, held.dtype) == (rule.size**2 * rule.channels, np.uint8)
 
@@ -78,4 +78,4 @@ def test_a_large_image_waits_as_what_the_model_takes(model):
 )
 def test_values_that_are_not_images_are_refused(model, data, message):
     with pytest.raises(ImageRefusedError, match=message):
-        HashImageEncoder(model).decode(data, MOST_PIXELS)
+        HashImageEncoder(model).decode(data, MAX_PIXELS)

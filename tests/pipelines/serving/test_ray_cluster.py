@@ -38,14 +38,14 @@ def all_connected(router, replicas=4):
 
 
 def registered(cluster):
-    """Servers of each group, by a directory that has heard of all groups."""
+    """Servers of each group, once the directory has heard from all groups."""
     try:
         return [len(group.replicas) for group in cluster.map().groups]
     except NotReadyError:
         return []
 
 
-def test_answers_are_the_oracle_s(own, running):
+def test_answers_match_the_oracle(own, running):
     router = running[1]
     found = router.search(own.queries, 10)
     assert (found.ids == knn(own.queries, own.codes, own.ids, 10)[1]).all()
@@ -120,7 +120,7 @@ def test_replicas_come_and_go(own, running):
     assert load.errors == []
 
 
-def test_what_cannot_be_added_leaves_what_there_was(running, monkeypatch):
+def test_what_cannot_be_added_leaves_everything_as_it_was(running, monkeypatch):
     cluster, router = running
     eventually(lambda: all_connected(router))
     with pytest.raises(ValueError, match=r"`replicas` must be fewer than 40: they need 7\.6 CPUs more"):

@@ -79,7 +79,7 @@ def test_a_new_version_is_taken_up(served, codes):
         assert client.search(np.zeros((1, 1), np.uint64), 1).version == before + 1
 
 
-def test_what_cannot_be_scaled_is_said(served):
+def test_what_cannot_be_scaled_is_reported(served):
     for address, message in ((served[1], "no shard servers"), ("http://127.0.0.1:9", "cannot be reached")):
         result = run("scale", address, "--replicas", 2)
         assert result.exit_code == 1
@@ -94,7 +94,7 @@ def test_sigterm_ends_it(collection):
     assert server.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
 
 
-def test_what_cannot_be_served_is_said(collection, tmp_path):
+def test_what_cannot_be_served_is_reported(collection, tmp_path):
     result = run("serve", collection, "--host", "0.0.0.0", "--port", 0)
     assert result.exit_code == 1
     assert "can be reached from other machines, and there are no API keys" in " ".join(result.stderr.split())

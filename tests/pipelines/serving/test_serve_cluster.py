@@ -34,7 +34,7 @@ def children_of(pid):
     return [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
-def test_answers_over_http_are_the_oracle_s(own, url):
+def test_answers_over_http_match_the_oracle(own, url):
     with hashlight.SearchClient(url, timeout_s=60) as client:
         found = client.search(own.queries, 10)
         assert found.coverage.complete
@@ -50,7 +50,7 @@ def test_answers_over_http_are_the_oracle_s(own, url):
 
 
 @pytest.mark.parametrize(("index", "more"), [("faiss-multi-hash", ["--groups", 2]), ("faiss-flat", [])])
-def test_who_answers_can_be_chosen(own, index, more):
+def test_the_index_can_be_chosen(own, index, more):
     server, url = start(own.path, "--port", 0, "--index", index, *more)
     try:
         with hashlight.SearchClient(url, timeout_s=60) as client:

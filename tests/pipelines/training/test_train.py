@@ -1,4 +1,4 @@
-"""Training from the command line: every method, every supervision, and going on after an interruption."""
+"""Training from the command line: every method, every supervision, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path, corpora):
     ("method", "bits", "reason"),
     [("itq", 300, "at most 256 for ITQ on 256-dimensional features, got 300"), ("csq", 3, "10 classes its own code")],
 )
-def test_bits_that_cannot_be_are_refused_at_once_and_others_then_train(tmp_path, corpora, method, bits, reason):
+def test_impossible_bits_are_refused_at_once_and_others_then_train(tmp_path, corpora, method, bits, reason):
     arguments = ("--input", corpora["one"], "--output", tmp_path / "encoder", "--method", method)
     arguments += ("--warmup-epochs", 1, "--batch-size", 16) + ("--epochs", 1) * (method == "csq")
     assert reason in error(*arguments, "--bits", bits)
@@ -168,7 +168,7 @@ def test_lists_of_labels_become_columns(corpora):
         labels_of(pa.table({"uri": ["a", "b", "c"], "label": [[1], [], None]}))
 
 
-def test_an_interrupted_training_goes_on_to_the_same_encoder(tmp_path, corpora, monkeypatch):
+def test_an_interrupted_training_resumes_to_the_same_encoder(tmp_path, corpora, monkeypatch):
     monkeypatch.setattr(hashlight.encoders.training.checkpoints, "CHECKPOINT_S", 0.0)
     config = TrainConfig(bits=8, batch_size=16, epochs=2, warmup_epochs=1)
     whole = train_encoder(corpora["one"], tmp_path / "whole", config)
@@ -208,7 +208,7 @@ def test_another_training_into_the_same_folder_is_refused_until_it_is_overwritte
     assert [path.name for path in tmp_path.iterdir()] == ["cut"]
 
 
-def test_an_interrupted_training_into_a_bucket_goes_on_and_the_bucket_serves_it(tmp_path, corpora, bucket, monkeypatch):
+def test_an_interrupted_training_into_a_bucket_resumes_and_the_bucket_serves_it(tmp_path, corpora, bucket, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(hashlight.encoders.training.checkpoints, "CHECKPOINT_S", 0.0)

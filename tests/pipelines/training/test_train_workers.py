@@ -95,7 +95,7 @@ def test_a_killed_worker_changes_nothing(images, tmp_path, two_workers):
     assert encoder.fingerprint == two_workers[0].fingerprint
 
 
-def test_what_no_attempt_can_mend_ends_the_run(images, tmp_path):
+def test_what_no_attempt_can_fix_ends_the_run(images, tmp_path):
     config = TrainConfig(bits=16, batch_size=32, epochs=1, learning_rate=1e30, warmup_epochs=0)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         train_encoder(images, tmp_path / "encoder", config, workers=2)
@@ -106,7 +106,7 @@ def test_what_no_attempt_can_mend_ends_the_run(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(images, tmp_path, two_workers):
+def test_an_interrupted_run_resumes(images, tmp_path, two_workers):
     def interrupt(step, steps, state):
         if (state.phase, step) == ("hashing", 5):
             raise KeyboardInterrupt
