@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.writer import JOB_FOLDER, CollectionWriter, refuse_foreign_folder, split_rows
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
@@ -30,15 +28,8 @@ from hashlight.engine.storage.manifest import ShardSpec, parse_shard, read_all
 from hashlight.engine.storage.shard import read_ids
 from hashlight.pipelines.building.shards import ShardJob, build_shard, is_whole
 from hashlight.pipelines.capacity.constants import bytes_a_code
-from hashlight.pipelines.codes.parts import (
-    FEATURES_COLUMN,
-    Part,
-    attribute_columns,
-    codes_column,
-    cut_parts,
-    features_column,
-    list_parts,
-)
+from hashlight.pipelines.codes.parts import Part, attribute_columns, cut_parts, list_parts
+from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind, sidecar_name
@@ -51,39 +42,6 @@ SHARD_ROWS = 20_000_000
 BUILD = JobKind(holds="unfinished build", remedy="run that build again to finish it, or delete {folder} to abandon it")
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedCorpus:
-    """All of a folder: codes (N, W) uint64, ids (N,), attributes (N rows), features (N, F) or None, the encoder."""
-
-    codes: CodeArray
-    ids: np.ndarray
-    attributes: pa.Table
-    features: np.ndarray | None
-    bits: int
-    fingerprint: str
-    encoder: Path
-
-
-def read_codes(folder: str | Path) -> EncodedCorpus:
-    """Read a folder that `encode_corpus` wrote, as a whole."""
-    from hashlight.pipelines.encoding.encode import read_parts, read_summary
-
-    summary = read_summary(folder)
-    table = pa.concat_tables(list(read_parts(folder)), promote_options="default").combine_chunks()
-    if len(table) != summary.codes:
-        raise PipelineError(f"{folder}: expected {summary.codes} codes, got {len(table)}: encode the corpus again")
-    has_features = FEATURES_COLUMN in table.column_names
-    return EncodedCorpus(
-        codes=codes_column(table["code"]),
-        ids=table["id"].to_numpy(),
-        attributes=table.select(attribute_columns(table.schema)),
-        features=features_column(table[FEATURES_COLUMN]) if has_features else None,
-        bits=summary.bits,
-        fingerprint=summary.encoder,
-        encoder=Path(folder) / "encoder",
-    )
 
 
 def build_collection(
@@ -271,9 +229,6 @@ class _Codes:
 
 
 def _find_codes(codes: str | Path) -> _Codes:
-    # Imported here: the tasks import this module but do not need torch, which takes more memory than a shard.
-    from hashlight.pipelines.encoding.encode import read_summary
-
     summary = read_summary(codes)
     parts = list_parts(codes)
     rows = sum(part.rows for part in parts)

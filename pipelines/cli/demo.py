@@ -27,9 +27,9 @@ from hashlight.pipelines.cli.console import (
     spinner,
     training_bar,
 )
-from hashlight.pipelines.codes.parts import codes_column
+from hashlight.pipelines.codes.parts import codes_column, read_parts
 from hashlight.pipelines.corpora.fashion_mnist import split_sample, write_corpus
-from hashlight.pipelines.encoding.encode import encode_corpus, read_parts
+from hashlight.pipelines.encoding.encode import encode_corpus
 from hashlight.pipelines.evaluation.evaluate import evaluate_encoder
 from hashlight.pipelines.evaluation.measure import Report
 from hashlight.pipelines.evaluation.pictures import Tile, answer_tile, save_grid

@@ -11,12 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.folder import JobFolder, JobKind, sidecar_name
 
+CODES = JobKind(
+    holds="codes",
+    entries=("codes.json", "parts", "attempts", "rejects.parquet", "stats.json", "encoder", "plan.parquet"),
+)
 FEATURES_COLUMN = "features"
 THUMBNAIL_COLUMN = "thumbnail"
 
@@ -39,17 +45,26 @@ class Piece:
     stop: int
 
 
+def part_name(unit: int) -> str:
+    """Name the file of a unit's codes."""
+    return f"parts/{unit:05d}.parquet"
+
+
 def list_parts(codes: str | Path) -> list[Part]:
-    """List the files of a folder of codes, local or in a store, in order, as their sidecars describe them."""
-    folder = open_place(codes)
-    # By number: names have five digits or more.
-    names = sorted(folder.names("sidecars"), key=lambda name: int(name.partition(".")[0]))
-    said = [json.loads(sidecar) for sidecar in folder.read_many(f"sidecars/{name}" for name in names)]
+    """List the files of a folder of codes that have rows, local or in a bucket, in order; see `Part`."""
+    job = JobFolder(codes, CODES)
+    units = job.units()
+    said = [json.loads(sidecar) for sidecar in job.place.read_many(map(sidecar_name, units))]
     return [
-        Part(folder.location_of(f"parts/{name.removesuffix('.json')}.parquet"), sidecar["codes"], sidecar["sha256"])
-        for name, sidecar in zip(names, said, strict=True)
+        Part(job.place.location_of(part_name(unit)), sidecar["codes"], sidecar["sha256"])
+        for unit, sidecar in zip(units, said, strict=True)
         if sidecar["codes"]
     ]
+
+
+def read_parts(codes: str | Path) -> Iterator[pa.Table]:
+    """Read the files of a folder of codes in order; see `read_checked`."""
+    return (pq.read_table(read_checked(part)) for part in list_parts(codes))
 
 
 def cut_parts(parts: list[Part], cuts: Iterable[slice]) -> Iterator[list[Piece]]:
@@ -83,7 +98,7 @@ def read_checked(part: Part) -> pa.BufferReader:
     if got != part.sha256:
         raise PipelineError(
             f"{without_credentials(part.path)} is damaged: expected SHA-256 {part.sha256[:16]}…, got {got[:16]}…: "
-            "encode the corpus again"
+            "delete it, its sidecar and codes.json, and encode again as before"
         )
     return pa.BufferReader(data)
 

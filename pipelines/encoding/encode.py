@@ -23,7 +23,6 @@ differently from a CPU, so a bit whose input is close to zero may differ. The fo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -43,48 +42,20 @@ from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import map_ahead
 from hashlight.pipelines.codes.encoder import load_encoder, save_encoder
-from hashlight.pipelines.codes.parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
+from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, THUMBNAIL_COLUMN, part_name
+from hashlight.pipelines.codes.summary import SUMMARY, EncodeSummary
 from hashlight.pipelines.corpora.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, write_rejects
-from hashlight.pipelines.encoding.units import (
-    CODES,
-    STEPS,
-    EncodeUnits,
-    UnitSettings,
-    part_name,
-    reject_rows,
-)
+from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings, reject_rows
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.folder import JobFolder, OtherJobError, sidecar_name
+from hashlight.pipelines.jobs.folder import JobFolder, OtherJobError
 from hashlight.pipelines.jobs.session import ray_session
 
 logger = logging.getLogger(__name__)
 
 # Ray schedules blocks of units; a larger job has larger blocks rather than more of them.
 _MAX_BLOCKS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeSummary:
-    """What an encode job did.
-
-    Attributes
-    ----------
-    images, codes, rejects : int
-        `images = codes + rejects`.
-    bits : int
-    encoder : str
-        The encoder's fingerprint.
-    corpus : str
-    """
-
-    images: int
-    codes: int
-    rejects: int
-    bits: int
-    encoder: str
-    corpus: str
 
 
 @dataclass(slots=True)
@@ -215,55 +186,6 @@ def _finish(
     start = time.perf_counter()
     state, num_actors = _run(job, actors, settings, budget, progress)
     return _commit(job, state, {"actors": num_actors, "total_s": round(time.perf_counter() - start, 3)}, budget)
-
-
-def read_summary(codes: str | Path) -> EncodeSummary:
-    """Return what `codes.json` says about a folder of codes.
-
-    Raises
-    ------
-    PipelineError
-        If the folder is not one, or its job has not finished.
-    """
-    output = open_place(codes)
-    if not output.exists("codes.json"):
-        state = (
-            "an unfinished encode job: run the same `hashlight encode` again to finish it"
-            if output.exists("job.json")
-            else "no codes: expected a folder that `hashlight encode` wrote"
-        )
-        raise PipelineError(f"{codes} holds {state}")
-    try:
-        return EncodeSummary(**json.loads(output.read("codes.json")))
-    except (ValueError, TypeError) as error:
-        raise PipelineError(f"{codes}/codes.json is damaged ({error}): encode the corpus again") from error
-
-
-def read_keeps_features(codes: str | Path) -> bool:
-    """Whether a folder of codes has fine features beside them."""
-    return bool(json.loads(open_place(codes).read("job.json"))["features"])
-
-
-def read_parts(codes: str | Path) -> Iterator[pa.Table]:
-    """Read the parts of a folder of codes in order, each checked against its sidecar.
-
-    Raises
-    ------
-    PipelineError
-        If a part is missing or damaged.
-    """
-    job = JobFolder(codes, CODES)
-    output = job.place
-    for unit in job.units():
-        expected = json.loads(output.read(sidecar_name(unit)))["sha256"]
-        data = output.read(part_name(unit)) if output.exists(part_name(unit)) else None
-        got = "nothing" if data is None else hashlib.sha256(data).hexdigest()
-        if got != expected:
-            raise PipelineError(
-                f"{output.path(part_name(unit))} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: "
-                f"delete it, {output.path(sidecar_name(unit))} and codes.json, and encode again as before"
-            )
-        yield pq.read_table(pa.BufferReader(data))
 
 
 # 1. Plan.
@@ -470,7 +392,7 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
         corpus=identity["corpus"],
     )
     output.put("stats.json", json.dumps(_stats(state, gathered, run), indent=1).encode())
-    job.folder.finish("codes.json", asdict(summary))
+    job.folder.finish(SUMMARY, asdict(summary))
     return summary
 
 

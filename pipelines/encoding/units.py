@@ -21,7 +21,7 @@ from PIL import Image
 from hashlight.encoders.encoder import EncoderOutput
 from hashlight.engine.places.place import Place
 from hashlight.pipelines.codes.encoder import load_encoder
-from hashlight.pipelines.codes.parts import FEATURES_COLUMN, THUMBNAIL_COLUMN
+from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, THUMBNAIL_COLUMN, part_name
 from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.corpora.labels import attribute_names
 from hashlight.pipelines.corpora.listing import SHARDS, SOURCE
@@ -31,12 +31,7 @@ from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.folder import JobFolder, JobKind, sidecar_name
-
-CODES = JobKind(
-    holds="codes",
-    entries=("codes.json", "parts", "attempts", "rejects.parquet", "stats.json", "encoder", "plan.parquet"),
-)
+from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 
 # Ray restarts a dead actor and hands it the same unit, for ever; this limit ends that.
 _MAX_ATTEMPTS = 5
@@ -231,11 +226,6 @@ class EncodeUnits:
             "seconds": {step: round(spent, 4) for step, spent in encoded.seconds.items()},
             **_describe(part),
         }
-
-
-def part_name(unit: int) -> str:
-    """Name the file of a unit's codes."""
-    return f"parts/{unit:05d}.parquet"
 
 
 def reject_rows(output: Place, unit: int, reasons: dict[int, str]) -> None:

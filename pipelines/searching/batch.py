@@ -42,6 +42,7 @@ from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_current
 from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
 from hashlight.pipelines.codes.parts import Part, Piece, codes_column, cut_parts, list_parts, read_checked
+from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind, name_of
@@ -366,8 +367,6 @@ def _list_queries(queries: str | Path, live: Manifest) -> list[Part]:
     path = open_place(queries)
     entry = path.entry()
     if entry is not None and entry.is_folder:
-        from hashlight.pipelines.encoding.encode import read_summary
-
         summary = read_summary(queries)
         if live.encoder not in (None, summary.encoder):
             raise PipelineError(

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.engine.collection.collection import Collection
-from hashlight.pipelines.building.build import read_codes
 from hashlight.pipelines.cli.main import app
 from tests import oracles
+from tests.encoded import read_codes
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -20,16 +20,18 @@ from hashlight.encoders.training.train import TrainConfig, train
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import CollectionNotFoundError
-from hashlight.pipelines.building.build import build_collection, read_codes
-from hashlight.pipelines.codes.parts import FEATURES_COLUMN
+from hashlight.pipelines.building.build import build_collection
+from hashlight.pipelines.codes.parts import FEATURES_COLUMN, read_parts
+from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.corpora.corpus import list_corpus
 from hashlight.pipelines.corpora.work import plan_work
 from hashlight.pipelines.decoding.images import batches, encode_entries
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding import encode as encode_module
-from hashlight.pipelines.encoding.encode import encode_corpus, read_parts, read_summary
+from hashlight.pipelines.encoding.encode import encode_corpus
 from hashlight.pipelines.encoding.rejects import RejectBudget
 from hashlight.pipelines.jobs.errors import PipelineError
+from tests.encoded import read_codes
 from tests.pipelines.decoding import hostile
 
 pytestmark = pytest.mark.usefixtures("ray_session")

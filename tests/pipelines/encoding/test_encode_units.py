@@ -16,13 +16,14 @@ import ray
 
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.engine.places.opening import open_place
+from hashlight.pipelines.codes.parts import CODES, part_name
 from hashlight.pipelines.corpora import webdataset
 from hashlight.pipelines.corpora.work import WorkSummary, plan_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding import encode
 from hashlight.pipelines.encoding import units as encode_units
 from hashlight.pipelines.encoding.rejects import RejectBudget, write_rejects
-from hashlight.pipelines.encoding.units import CODES, STEPS, EncodeUnits, UnitSettings, part_name
+from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 

@@ -1,0 +1,57 @@
+"""The summary of a folder of codes, which says that it is complete."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hashlight.engine.places.opening import open_place
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.folder import MARKER
+
+SUMMARY = "codes.json"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeSummary:
+    """What an encode job did.
+
+    Attributes
+    ----------
+    images, codes, rejects : int
+        `images = codes + rejects`.
+    bits : int
+    encoder : str
+        The encoder's fingerprint.
+    corpus : str
+    """
+
+    images: int
+    codes: int
+    rejects: int
+    bits: int
+    encoder: str
+    corpus: str
+
+
+def read_summary(codes: str | Path) -> EncodeSummary:
+    """Return what `codes.json` says about a folder of codes.
+
+    Raises
+    ------
+    PipelineError
+        If the folder is not one, or its job has not finished.
+    """
+    output = open_place(codes)
+    if not output.exists(SUMMARY):
+        state = (
+            "an unfinished encode job: run the same `hashlight encode` again to finish it"
+            if output.exists(MARKER)
+            else "no codes: expected a folder that `hashlight encode` wrote"
+        )
+        raise PipelineError(f"{output} holds {state}")
+    try:
+        return EncodeSummary(**json.loads(output.read(SUMMARY)))
+    except (ValueError, TypeError) as error:
+        raise PipelineError(f"{output.path(SUMMARY)} is damaged ({error}): encode the corpus again") from error
