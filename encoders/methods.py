@@ -143,7 +143,7 @@ _CLASSES = (LABELS, MULTI_LABELS)
 _ANYTHING = (NOTHING, LABELS, MULTI_LABELS, PAIRS, VIEWS)
 _NEEDS_PAIRS = "it compares images with each other; give labels or pairs, or train on views"
 _NEEDS_CLASSES = "it reads the classes of the images; label them, or choose hashnet (pairs) or itq (nothing)"
-_NEEDS_SEVERAL = "with one label an image its weights would all be 1, which is hashnet"
+_NEEDS_SEVERAL = "with one label per image its weights would all be 1, which is hashnet"
 
 METHODS = {
     method.name: method

@@ -27,7 +27,7 @@ from hashlight.engine.storage.attributes import RESERVED
 from hashlight.engine.storage.manifest import ShardSpec, parse_shard, read_all
 from hashlight.engine.storage.shard import read_ids
 from hashlight.pipelines.building.shards import ShardJob, build_shard, is_whole
-from hashlight.pipelines.capacity.constants import bytes_a_code
+from hashlight.pipelines.capacity.constants import bytes_per_code
 from hashlight.pipelines.codes.parts import Part, attribute_columns, cut_parts, list_parts
 from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.jobs import chaos
@@ -269,7 +269,7 @@ def _rows_within(budget: int | None, corpus: _Codes) -> int:
     others = _other_bytes(corpus.parts[0])
     rows = max(1, budget // 32)
     for _ in range(3):  # a row's share of the tables depends on their number, which depends on the rows
-        rows = max(1, int(budget / (bytes_a_code(corpus.bits, rows) + others)))
+        rows = max(1, int(budget / (bytes_per_code(corpus.bits, rows) + others)))
     return rows
 
 

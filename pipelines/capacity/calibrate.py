@@ -86,7 +86,7 @@ def calibrate(encoder: str | Path | None = None, *, say: Callable[[str], None] =
 
 
 def _measure_encoding(folder: str | Path | None) -> tuple[str, float]:
-    """Return the encoder's name and its core seconds an image, including decoding of the packaged PNGs."""
+    """Return the encoder's name and its core seconds per image, including decoding of the packaged PNGs."""
     encoder = _untrained() if folder is None else HashEncoder.load(folder)
     with pq.ParquetFile(SAMPLE) as file:
         encoded = next(file.iter_batches(_IMAGES, columns=["image"])).column(0).to_pylist()
@@ -115,7 +115,7 @@ def _core_seconds(run: Callable[[], object]) -> float:
 
 
 def _measure_disk(folder: Path) -> float:
-    """Return bytes a second, including fsync."""
+    """Return bytes per second, including fsync."""
     block = np.random.default_rng(0).bytes(_BLOCK_BYTES)
     start = time.perf_counter()
     with (folder / "blocks").open("wb") as file:

@@ -86,7 +86,7 @@ def work_of_radius(bits: int, rows: int, radius: int) -> Work:
     return Work(lookups, candidates)
 
 
-def bytes_a_code(bits: int, rows: int) -> float:
+def bytes_per_code(bits: int, rows: int) -> float:
     """Return the bytes of a code on disk, without attributes, if all codes differ.
 
     They are the code and its id, its row in the order of ids, an entry in every table but the first (rows are sorted in
@@ -94,7 +94,7 @@ def bytes_a_code(bits: int, rows: int) -> float:
 
     Examples
     --------
-    >>> round(bytes_a_code(64, 62_500_000), 2)
+    >>> round(bytes_per_code(64, 62_500_000), 2)
     36.54
     """
     widths = choose_widths(bits, rows)

@@ -13,7 +13,7 @@ from hashlight.engine.codes import num_words
 from hashlight.engine.indexes.multi_index.tables import choose_widths
 from hashlight.engine.indexes.planner import likely_radius
 from hashlight.engine.service.routing.hedging import BUDGET
-from hashlight.pipelines.capacity.constants import Constants, bytes_a_code, work_of_radius
+from hashlight.pipelines.capacity.constants import Constants, bytes_per_code, work_of_radius
 
 # Share of a node's memory that the system and the processes leave for mapped files.
 MEMORY_SHARE = 0.8
@@ -33,7 +33,7 @@ class Demand:
     images : int
     bits : int
     qps : float
-        Single queries a second.
+        Single queries per second.
     radius, k : int or None
         Exactly one of them.
     replicas : int
@@ -113,20 +113,22 @@ class _Sheet:
 
 def _storage(sheet: _Sheet, demand: Demand) -> None:
     shards = math.ceil(demand.images / demand.shard_codes)
-    sheet.add("shards", "images / codes a shard", f"{demand.images:,} / {demand.shard_codes:,}", shards, f"{shards:,}")
+    sheet.add(
+        "shards", "images / codes per shard", f"{demand.images:,} / {demand.shard_codes:,}", shards, f"{shards:,}"
+    )
     rows = math.ceil(demand.images / shards)
     widths = choose_widths(demand.bits, rows)
-    code = bytes_a_code(demand.bits, rows)
+    code = bytes_per_code(demand.bits, rows)
     sheet.add(
-        "bytes a code",
-        "8 x words + id + row by id + 8 x (tables - 1) + 4 x sum of 2^width of the tables / codes a shard",
+        "bytes per code",
+        "8 x words + id + row by id + 8 x (tables - 1) + 4 x sum of 2^width of the tables / codes per shard",
         f"8 x {num_words(demand.bits)} + 8 + 4 + 8 x ({len(widths)} - 1) + "
         f"4 x {sum(2**width for width in widths):,} / {rows:,}",
         code,
         f"{code:.1f} bytes",
     )
     total = demand.images * code
-    sheet.add("collection", "images x bytes a code", f"{demand.images:,} x {code:.1f}", total, _gib(total))
+    sheet.add("collection", "images x bytes per code", f"{demand.images:,} x {code:.1f}", total, _gib(total))
     memory = total * demand.replicas
     numbers = f"{_gib(total)} x {demand.replicas}"
     sheet.add("memory", "collection x replicas, all of it in the page cache", numbers, memory, _gib(memory))
@@ -164,12 +166,12 @@ def _nodes(sheet: _Sheet, demand: Demand) -> None:
     room = demand.node_bytes * MEMORY_SHARE
     by_memory = math.ceil(sheet["memory"] / room)
     numbers = f"{_gib(sheet['memory'])} / ({_gib(demand.node_bytes)} x {MEMORY_SHARE})"
-    sheet.add("nodes by memory", "memory / (memory a node x usable share)", numbers, by_memory, f"{by_memory:,}")
+    sheet.add("nodes by memory", "memory / (memory per node x usable share)", numbers, by_memory, f"{by_memory:,}")
     share = CORE_SHARE * max(demand.replicas - 1, 1) / demand.replicas
     by_cores = math.ceil(sheet["busy cores"] / (demand.node_cores * share))
     sheet.add(
         "nodes by cores",
-        "busy cores / (cores a node x busy share x (replicas - 1) / replicas), as one may be lost",
+        "busy cores / (cores per node x busy share x (replicas - 1) / replicas), as one may be lost",
         f"{sheet['busy cores']:,.2f} / ({demand.node_cores} x {share:.2f})",
         by_cores,
         f"{by_cores:,}",
@@ -187,7 +189,7 @@ def _latency(sheet: _Sheet, demand: Demand, constants: Constants) -> None:
     seconds = constants.call_s + rounds * sheet["query to a shard"] + sheet["groups"] * constants.merge_s
     sheet.add(
         "latency, idle",
-        "a call + shards a group / cores x query to a shard + groups x a merge",
+        "a call + shards per group / cores x query to a shard + groups x a merge",
         f"{constants.call_s * 1e3:.2f} ms + {rounds:,} x {sheet['query to a shard'] * 1e6:,.1f} us + "
         f"{sheet['groups']:,.0f} x {constants.merge_s * 1e6:.1f} us",
         seconds,

@@ -93,7 +93,7 @@ class Decoder:
         )
         layout = self._task.slot_type()
         if layout.itemsize > _MAX_SLOT_BYTES:
-            raise ValueError(f"`batch_size` {batch_size} needs {layout.itemsize:,} bytes a batch: choose a smaller one")
+            raise ValueError(f"`batch_size` {batch_size} needs {layout.itemsize:,} bytes: choose a smaller one")
         self._memory = os.memfd_create("hashlight-decode")
         os.ftruncate(self._memory, layout.itemsize * SLOTS)
         self.slots = self._task.map(self._memory)

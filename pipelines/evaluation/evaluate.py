@@ -172,7 +172,7 @@ def _encode_sides(
         listed[side] = (entries, output, *labels_of(entries))
     dimensions = {labels.ndim for _, _, labels, _ in listed.values()}
     if len(dimensions) > 1:
-        raise PipelineError("some corpora have one label an image and some have lists: give all of one kind")
+        raise PipelineError("some corpora have one label per image and some have lists: give all of one kind")
     classes = sorted({name for *_, names in listed.values() for name in names})
     return {
         side: Side(entries, _renumbered(labels, names, classes), output)

@@ -43,7 +43,7 @@ class Histograms(NamedTuple):
     ----------
     total, relevant : ndarray of int64, shape (Q, D)
     graded : ndarray of int64, shape (Q, D, L), or None
-        By the number of shared labels; None with one label an image.
+        By the number of shared labels; None with one label per image.
     seconds : float
         Time spent counting.
     """
@@ -69,7 +69,7 @@ class MethodReport:
         Share of relevant items among the first N, over all queries; a query with no relevant item counts as 0. Means
         of average precision and NDCG are over queries that have a relevant item.
     ndcg_at : dict of str to float or None
-        With several labels an image; the gain is 2**shared - 1.
+        With several labels per image; the gain is 2**shared - 1.
     precision_radius_2 : float
         Mean precision within radius 2; a query that finds nothing counts as 0.
     distinct_codes, largest_bucket : int

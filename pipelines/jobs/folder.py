@@ -167,7 +167,7 @@ class JobFolder:
         return None if found is None else self.parse(unit, found.data)
 
     def withdraw(self, unit: int) -> None:
-        """Remove what is said of a unit that turned out not to be whole."""
+        """Remove the sidecar of a unit that turned out to be unfinished."""
         self.place.remove(sidecar_name(unit))
 
     def parse(self, unit: int, data: bytes) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_methods_that_read_labels_accept_several_per_image(weights, method):
 
 def test_bad_combinations_are_refused_with_their_reason(weights):
     for labels in (LABELS, LABELS[:, None] == np.arange(4)):
-        with pytest.raises(ValueError, match="hashnet-c learns from multi-labels, got labels: with one label an image"):
+        with pytest.raises(ValueError, match="hashnet-c learns from multi-labels, got labels: with one label per"):
             train(IMAGES, labels, TrainConfig(method="hashnet-c"))
     with pytest.raises(ValueError, match="must vary for SH to find 8 bits, got 20 equal rows"):
         train(np.zeros((20, 28, 28), np.uint8), config=TrainConfig(method="sh", bits=8, weights=weights))

@@ -15,7 +15,7 @@ from hashlight.engine.indexes.planner import machine_file
 from hashlight.engine.storage.shard import write_shard
 from hashlight.pipelines.capacity import calibrate
 from hashlight.pipelines.capacity import constants as capacity
-from hashlight.pipelines.capacity.constants import Constants, bytes_a_code, load_constants, work_of_radius
+from hashlight.pipelines.capacity.constants import Constants, bytes_per_code, load_constants, work_of_radius
 from hashlight.pipelines.capacity.plan import GIB, Demand, plan
 from hashlight.pipelines.cli.main import app
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -48,7 +48,7 @@ def test_a_plan_by_hand():
     code = 8 + 8 + 4 + 2 * 8 + 4 * (2**21 + 2**21 + 2**22 + 3) / 2**24
     shard_s = 10e-6 + 45 * 100e-9 + (44 * 8 + 4) * 10e-9
     assert got["shards"] == 10
-    assert got["bytes a code"] == pytest.approx(code)
+    assert got["bytes per code"] == pytest.approx(code)
     assert got["memory"] == pytest.approx(2 * 10 * 2**24 * code)
     assert got["disk"] == 2 * got["memory"]
     assert got["query to a shard"] == pytest.approx(shard_s)
@@ -88,7 +88,7 @@ def test_a_code_takes_what_its_files_take(tmp_path, bits, rows):
     spec = write_shard(tmp_path / "shard", codes, np.arange(rows), None, bits=bits)
     size = sum((tmp_path / "shard" / name).stat().st_size for name in spec.files)
     # Headers of five files, and what is read beyond the last entry.
-    assert size / rows == pytest.approx(bytes_a_code(bits, rows), abs=1500 / rows)
+    assert size / rows == pytest.approx(bytes_per_code(bits, rows), abs=1500 / rows)
 
 
 @pytest.mark.parametrize("radius", [0, 3, 4, 8])

@@ -87,7 +87,7 @@ def test_what_cannot_be_learned_is_refused_with_its_reason(tmp_path, corpora):
     assert "the corpus has no labels" in error(*fitted, "--method", "itq-cca")
     assert "the corpus has no labels" in error(*fitted, "--method", "ksh")
     assert "hashnet learns from labels or multi-labels or pairs or views, got nothing" in error(*bare)
-    assert "with one label an image its weights would all be 1" in error(
+    assert "with one label per image its weights would all be 1" in error(
         "--input", corpora["one"], *output, "--method", "hashnet-c"
     )
     assert "go together, got no list of pairs" in error(*bare, "--supervision", "pairs")
