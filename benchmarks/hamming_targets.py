@@ -20,7 +20,7 @@ import faiss
 import numpy as np
 
 from hashlight.engine.indexes.multi_index.index import MultiIndex
-from hashlight.engine.indexes.planner import current_costs
+from hashlight.engine.indexes.multi_index.planner import current_costs
 from hashlight.engine.indexes.scan import ScanIndex
 from hashlight.engine.indexes.warmup import warm
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from hashlight.engine.indexes import planner
+from hashlight.engine.indexes.multi_index import planner
 from tests.costs import FIXED_COSTS
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from hashlight.engine.indexes.histogram import distance_histogram, graded_histogram
 from hashlight.engine.indexes.multi_index.index import MultiIndex, Plan
-from hashlight.engine.indexes.planner import calibrate, has_stored_costs
+from hashlight.engine.indexes.multi_index.planner import calibrate, has_stored_costs
 from hashlight.engine.kernels.arguments import Prices
 from hashlight.engine.kernels.compiling import cache_folder
 from hashlight.engine.kernels.components import find_roots, join_edges

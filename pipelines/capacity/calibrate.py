@@ -1,6 +1,7 @@
 """The speed of this machine: the constants of the capacity plan, measured once and stored.
 
-They are stored next to the costs of the query planner (`engine.indexes.planner`), one file for each machine.
+They are stored next to the costs of the query planner (`engine.indexes.multi_index.planner`), one file for each
+machine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.encoder import EncoderConfig, HashEncoder
 from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
 from hashlight.encoders.networks.model import HashModel
-from hashlight.engine.indexes.planner import machine_file, write_machine_file
+from hashlight.engine.indexes.multi_index.planner import machine_file, write_machine_file
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.results import SearchResult, merge_search
 from hashlight.engine.storage.shard import Shard, write_shard

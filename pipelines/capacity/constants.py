@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from hashlight.engine.codes import num_words
+from hashlight.engine.indexes.multi_index.planner import machine_file
 from hashlight.engine.indexes.multi_index.tables import choose_widths
-from hashlight.engine.indexes.planner import machine_file
 from hashlight.pipelines.jobs.errors import PipelineError
 
 CAPACITY = "capacity"

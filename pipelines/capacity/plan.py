@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 
 from hashlight.engine.codes import num_words
+from hashlight.engine.indexes.multi_index.planner import likely_radius
 from hashlight.engine.indexes.multi_index.tables import choose_widths
-from hashlight.engine.indexes.planner import likely_radius
 from hashlight.engine.service.routing.hedging import BUDGET
 from hashlight.pipelines.capacity.constants import Constants, bytes_per_code, work_of_radius
 

@@ -31,10 +31,16 @@ from hashlight.engine.indexes.base import (
     count_allowed,
 )
 from hashlight.engine.indexes.multi_index.checking import find_missing
+from hashlight.engine.indexes.multi_index.planner import (
+    current_costs,
+    likely_radius,
+    plan_nearest,
+    plan_range,
+    trial_budget,
+)
 from hashlight.engine.indexes.multi_index.probe import TableProbe
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.order import sort_rows
-from hashlight.engine.indexes.planner import current_costs, likely_radius, plan_nearest, plan_range, trial_budget
 from hashlight.engine.indexes.scan import ScanIndex
 from hashlight.engine.indexes.threads import (
     MIN_QUERIES_A_THREAD,

@@ -8,11 +8,11 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from hashlight.engine.indexes import planner, threads
-from hashlight.engine.indexes.multi_index import probe, tables
+from hashlight.engine.indexes import threads
+from hashlight.engine.indexes.multi_index import planner, probe, tables
 from hashlight.engine.indexes.multi_index.index import MultiIndex
+from hashlight.engine.indexes.multi_index.planner import Costs, likely_radius, split_by_cost
 from hashlight.engine.indexes.multi_index.tables import choose_widths, sketch_runs
-from hashlight.engine.indexes.planner import Costs, likely_radius, split_by_cost
 from hashlight.engine.kernels.arguments import Prices
 from hashlight.engine.kernels.compiling import cache_folder
 from tests import oracles
@@ -168,7 +168,7 @@ def test_neither_tests_nor_their_subprocesses_measure_this_machine():
     assert asdict(planner.current_costs(planner.WORTH_MEASURING)) == asdict(FIXED_COSTS)
     program = """
 from dataclasses import asdict
-from hashlight.engine.indexes import planner
+from hashlight.engine.indexes.multi_index import planner
 planner._measure = None
 print(asdict(planner.current_costs(planner.WORTH_MEASURING)))
 """

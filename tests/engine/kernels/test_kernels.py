@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from hashlight.engine.indexes import planner
 from hashlight.engine.indexes.answers import empty_heaps
 from hashlight.engine.indexes.arrays import mask_bytes, read_only
 from hashlight.engine.indexes.multi_index import index as multi_index
+from hashlight.engine.indexes.multi_index import planner
 from hashlight.engine.indexes.multi_index.index import MultiIndex
-from hashlight.engine.indexes.planner import Costs
+from hashlight.engine.indexes.multi_index.planner import Costs
 from hashlight.engine.kernels import multi_index as kernels
 from hashlight.engine.kernels.arguments import Budget, Prices, Rows, Scratch, Step, TableArrays
 from hashlight.engine.kernels.order import unpack_rows

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hashlight.engine.indexes.multi_index.index import MultiIndex
-from hashlight.engine.indexes.planner import machine_file
+from hashlight.engine.indexes.multi_index.planner import machine_file
 from hashlight.engine.storage.shard import write_shard
 from hashlight.pipelines.capacity import calibrate
 from hashlight.pipelines.capacity import constants as capacity
