@@ -99,7 +99,7 @@ def check_codes(codes_NW: object, *, bits: int, name: str) -> CodeArray:
             "or pack bits with `engine.codes.pack_bits`"
         )
     if codes_NW.ndim != 2:
-        raise ValueError(f"`{name}` must have shape (N, {words}), got {codes_NW.shape}: one row a code")
+        raise ValueError(f"`{name}` must have shape (N, {words}), got {codes_NW.shape}: one row per code")
     if codes_NW.shape[1] != words:
         got = codes_NW.shape[1]
         raise ValueError(

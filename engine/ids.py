@@ -36,7 +36,7 @@ def check_ids(ids_N: object, *, rows: int) -> IdArray:
         got = f"{ids_N.dtype} of shape {ids_N.shape}" if isinstance(ids_N, np.ndarray) else type(ids_N).__name__
         raise TypeError(f"`ids` must be an int64 array of shape ({rows},), got {got}")
     if ids_N.shape != (rows,):
-        raise ValueError(f"`ids` must have shape ({rows},), one id a code, got {ids_N.shape}")
+        raise ValueError(f"`ids` must have shape ({rows},), one id per code, got {ids_N.shape}")
     if rows and ids_N.min() < 0:
         bad = int(ids_N.argmin())
         raise ValueError(f"`ids` must be 0 or more (-1 pads short answers), got {ids_N[bad]} in row {bad}")

@@ -120,7 +120,7 @@ def to_rgb_or_grey(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return _from_16_bit(image)
     if image.mode in ("I", "F"):
-        raise ImageError(f"unsupported pixels: 32-bit (mode {image.mode}), expected 8 or 16 bits a channel")
+        raise ImageError(f"unsupported pixels: 32-bit (mode {image.mode}), expected 8 or 16 bits per channel")
     if image.has_transparency_data:
         return _on_white(image)
     return image.convert("L" if image.mode == "1" else "RGB")

@@ -61,7 +61,7 @@ class Preprocessing:
             raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {self.channels}")
         if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
             raise ValueError(
-                f"`mean` and `std` must have {self.channels} numbers, one a channel, `std` above 0, "
+                f"`mean` and `std` must have {self.channels} numbers, one per channel, `std` above 0, "
                 f"got {self.mean} and {self.std}"
             )
         if self.fit not in FITS:

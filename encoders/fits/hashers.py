@@ -141,7 +141,7 @@ def check_features(features: Features, dims: int | None = None) -> FloatArray:
     """Return features as float64, or raise ValueError if they cannot be hashed."""
     if features.ndim != 2 or (not len(features) if dims is None else features.shape[1] != dims):
         raise ValueError(
-            f"`features` must have shape (N, {dims or 'D'}), one row an image, got {features.shape}: "
+            f"`features` must have shape (N, {dims or 'D'}), one row per image, got {features.shape}: "
             "use the features of one backbone throughout, and at least one row to fit"
         )
     if not np.isfinite(features).all():
@@ -153,7 +153,7 @@ def check_classes(class_NC: NDArray[Any], num_images: int) -> FloatArray:
     """Return the classes of each image as float64, or raise ValueError if they do not fit the features."""
     if class_NC.ndim != 2 or len(class_NC) != num_images or not np.isin(class_NC, (0, 1)).all():
         raise ValueError(
-            f"`class_NC` must be 0 or 1 in {num_images} rows, one a feature row, got {class_NC.dtype} of shape "
+            f"`class_NC` must be 0 or 1 in {num_images} rows, one per feature row, got {class_NC.dtype} of shape "
             f"{class_NC.shape}"
         )
     return class_NC.astype(np.float64)

@@ -53,8 +53,8 @@ def class_centres(num_classes: int, bits: int, seed: int = 0) -> torch.Tensor:
         return _hadamard_centres(num_classes, bits, generator)
     num_draws = min(_CENTRE_DRAWS, max(1, _CENTRE_DISTANCES // num_classes**2))
     draws = [_random_centres(num_classes, bits, generator) for _ in range(num_draws)]
-    best = max(draws, key=_least_distance)
-    if _least_distance(best) == 0:
+    best = max(draws, key=_min_distance)
+    if _min_distance(best) == 0:
         return _numbered_centres(num_classes, bits, seed)
     return best
 
@@ -86,7 +86,7 @@ def _numbered_centres(num_classes: int, bits: int, seed: int) -> torch.Tensor:
     return torch.tensor([[1.0 if number >> bit & 1 else -1.0 for bit in range(bits)] for number in numbers])
 
 
-def _least_distance(centre_CK: torch.Tensor) -> int:
+def _min_distance(centre_CK: torch.Tensor) -> int:
     """Return the smallest Hamming distance between two centres."""
     bits = centre_CK.shape[1]
     distance_CC = (bits - centre_CK @ centre_CK.T) / 2

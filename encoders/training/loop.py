@@ -129,7 +129,7 @@ class Outcome(NamedTuple):
 
 
 @dataclasses.dataclass(slots=True)
-class _Place:
+class _Position:
     """Position in a phase. `batch` of the epoch's batches are done; their order was drawn from `order_state`."""
 
     epoch: int = 1
@@ -150,7 +150,7 @@ class Loop:
     supervision : Supervision
     settings : LoopSettings
     folder : TrainingFolder
-    kept_out_V : Tensor of int64, shape (V,)
+    held_out_V : Tensor of int64, shape (V,)
         Validation images to choose the epoch by; if empty, the last epoch is kept.
     progress : callable, optional
         Called after every step.
@@ -166,7 +166,7 @@ class Loop:
         settings: LoopSettings,
         *,
         folder: TrainingFolder,
-        kept_out_V: torch.Tensor,
+        held_out_V: torch.Tensor,
         progress: Callable[[Progress], None] | None,
         workers: Workers = ALONE,
     ):
@@ -175,7 +175,7 @@ class Loop:
         self._supervision = supervision
         self._settings = settings
         self._folder = folder
-        self._kept_out_V = kept_out_V
+        self._held_out_V = held_out_V
         self._progress = progress
         self._workers = workers
         self._saved = workers.from_first(folder.read())
@@ -211,10 +211,10 @@ class Loop:
         views = self._supervision.kind == VIEWS
         with forked_random(torch.device(self._settings.device)), torch.inference_mode():
             torch.manual_seed(self._settings.seed)
-            parts = torch.split(self._kept_out_V, self._settings.batch_size)
+            parts = torch.split(self._held_out_V, self._settings.batch_size)
             outputs = [self._model(self.inputs(part, augment=views))[1].float().cpu() for part in parts]
         self._model.train()
-        return validation_map(torch.cat(outputs), self._supervision, self._kept_out_V)
+        return validation_map(torch.cat(outputs), self._supervision, self._held_out_V)
 
 
 class _PhaseRun:
@@ -231,9 +231,9 @@ class _PhaseRun:
         self._loop, self._phase, self._steps = loop, phase, steps
         self._optimizer, self._rate = optimizer, rate
         self._settings = loop._settings
-        self._place = _Place()
+        self._place = _Position()
         self._best: dict[str, Any] | None = None
-        self._chooses = phase.name == HASHING and len(loop._kept_out_V) > 0
+        self._chooses = phase.name == HASHING and len(loop._held_out_V) > 0
         self._network = self._build_network()
         self._started, self._done_before = time.perf_counter(), 0
 
@@ -254,7 +254,7 @@ class _PhaseRun:
         self._phase.objective.load_state_dict(saved["objective"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self._rate.load_state_dict(saved["rate"])
-        self._place = _Place(**saved["place"])
+        self._place = _Position(**saved["place"])
         self._best = saved["best"]
         self._done_before = self._place.step
         set_random_state(saved["random"], torch.device(self._settings.device))
@@ -370,7 +370,7 @@ class _PhaseRun:
         if self._chooses:
             line["validation_map"] = self._choose(beta)
         self._loop._folder.log(line | {"images_per_s": round(self._images_per_s(), 1)})
-        self._place = _Place(epoch=place.epoch + 1, step=place.step)
+        self._place = _Position(epoch=place.epoch + 1, step=place.step)
         self._loop._folder.save(self._state())
 
     def _choose(self, beta: float) -> float:

@@ -29,7 +29,7 @@ from hashlight.encoders.networks.model import HashModel
 from hashlight.encoders.training.checkpoints import TrainingFolder
 from hashlight.encoders.training.loop import HASHING, WARM_UP, Loop, LoopSettings, Outcome, Phase, Progress
 from hashlight.encoders.training.schedules import FINAL_BETAS, SCHEDULES
-from hashlight.encoders.training.validation import keep_out
+from hashlight.encoders.training.validation import hold_out
 from hashlight.encoders.training.workers import ALONE, Workers, forked_random
 
 __all__ = ["ImageDataset", "Progress", "TrainConfig", "train"]
@@ -225,7 +225,7 @@ def train(
     papers' SGD.
     """
     config = config or TrainConfig()
-    _refuse_absent(config.device)
+    _check_device(config.device)
     method = METHODS[config.method]
     supervision = _supervise(len(images), labels, pairs, views)
     method.check(supervision)
@@ -235,7 +235,7 @@ def train(
         return trainer.train(images, TrainingFolder(folder if workers.is_first else None, run), progress)
 
 
-def _refuse_absent(device: str) -> None:
+def _check_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise EncoderError(
             f"`device` must be available, got cuda, but torch {torch.__version__} finds no GPU: train on cpu, or "
@@ -278,9 +278,9 @@ class _Trainer:
     def train(self, images: Any, folder: TrainingFolder, progress: Callable[[Progress], None] | None) -> HashEncoder:
         """Run the phases and return the encoder."""
         config, supervision = self._config, self._supervision
-        kept_out_V = torch.arange(0)
+        held_out_V = torch.arange(0)
         if config.validation_images:
-            supervision, kept_out_V = keep_out(supervision, config.validation_images, config.seed)
+            supervision, held_out_V = hold_out(supervision, config.validation_images, config.seed)
         pixels = PixelSource(images, self._backbone.preprocessing)
         loop = Loop(
             self._model,
@@ -288,7 +288,7 @@ class _Trainer:
             supervision,
             self._loop_settings(),
             folder=folder,
-            kept_out_V=kept_out_V,
+            held_out_V=held_out_V,
             progress=progress if self._workers.is_first else None,
             workers=self._workers,
         )

@@ -12,7 +12,7 @@ from hashlight.encoders.data.supervision.protocol import VIEWS, Supervision
 from hashlight.encoders.metrics import average_precision_of_scores
 
 
-def keep_out(supervision: Supervision, num_images: int, seed: int) -> tuple[Supervision, torch.Tensor]:
+def hold_out(supervision: Supervision, num_images: int, seed: int) -> tuple[Supervision, torch.Tensor]:
     """Draw validation images; return the supervision of the others, and the positions of the drawn ones.
 
     For views each image is listed twice, so that one view has to find the other.

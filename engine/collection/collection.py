@@ -527,7 +527,7 @@ def _add_shards(
 def _check_features(features: NDArray[np.float16], *, rows: int) -> NDArray[np.float16]:
     if features.dtype != np.float16 or features.ndim != 2 or len(features) != rows:
         raise ValueError(
-            f"`features` must be float16 of shape ({rows}, F), one row a code, got {features.dtype} of shape "
+            f"`features` must be float16 of shape ({rows}, F), one row per code, got {features.dtype} of shape "
             f"{features.shape}"
         )
     return features
@@ -538,7 +538,7 @@ def _as_table(attributes: pa.Table | Mapping[str, Any] | None, *, rows: int) -> 
         return None
     table = attributes if isinstance(attributes, pa.Table) else pa.table(dict(attributes))
     if len(table) != rows:
-        raise ValueError(f"`attributes` must have {rows} rows, one a code, got {len(table)}")
+        raise ValueError(f"`attributes` must have {rows} rows, one per code, got {len(table)}")
     reserved = RESERVED & set(table.column_names)
     if reserved:
         raise ValueError(

@@ -90,7 +90,7 @@ def check_query_features(
     if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
         raise TypeError(f"`features` must be an array of floats, got {getattr(features, 'dtype', type(features))}")
     if features.ndim != 2 or len(features) != num_queries:
-        raise ValueError(f"`features` must have shape ({num_queries}, F), one row a query, got {features.shape}")
+        raise ValueError(f"`features` must have shape ({num_queries}, F), one row per query, got {features.shape}")
     if not np.isfinite(features).all():
         raise ValueError(f"`features` must be finite, got nan or inf in {(~np.isfinite(features)).sum()} places")
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray
-from hashlight.engine.indexes.threads import MIN_QUERIES_A_THREAD, cut, run_parts, usable_cores
+from hashlight.engine.indexes.threads import MIN_QUERIES_PER_THREAD, cut, run_parts, usable_cores
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, RangeResult, Result, merge
 
@@ -69,7 +69,7 @@ class ShardSet:
         The time that the first shard takes decides whether threads are worth their cost.
         """
         wanted = min(threads or usable_cores(), len(self._shards))
-        if wanted == 1 or len(cut(num_queries, threads, least=MIN_QUERIES_A_THREAD)) >= wanted:
+        if wanted == 1 or len(cut(num_queries, threads, least=MIN_QUERIES_PER_THREAD)) >= wanted:
             return ask(self._shards, threads, [])
         start = time.perf_counter()
         first, rest = ask(self._shards[:1], 1, []), self._shards[1:]

@@ -23,16 +23,16 @@ class Account:
 
     def add_tables(self, group: NDArray[np.intp], work: Work, start: float) -> None:
         """Record the work of the tables for the queries of `group`, started at `start` (`time.perf_counter`)."""
-        self._book(group, "tables", start)
+        self._record(group, "tables", start)
         self._probes_Q[group] += work.probes_Q
         self._candidates_Q[group] += work.candidates_Q
 
     def add_scan(self, group: NDArray[np.intp], start: float) -> None:
         """Record a scan for the queries of `group`, started at `start`."""
-        self._book(group, "scan", start)
+        self._record(group, "scan", start)
         self._candidates_Q[group] += self._rows
 
-    def _book(self, group: NDArray[np.intp], plan: str, start: float) -> None:
+    def _record(self, group: NDArray[np.intp], plan: str, start: float) -> None:
         self._seconds_Q[group] += (time.perf_counter() - start) / max(1, len(group))
         for query in group:
             if self._plans[query][-1:] != [plan]:

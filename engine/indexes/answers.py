@@ -103,7 +103,7 @@ def limited_search(ask: Callable[[NDArray[np.intp], int], SearchResult], num_que
         parts.append((open_Q[~full_Q], _limited_part(nearest, ~full_Q, limit)))
         open_Q = open_Q[full_Q]
         if not len(open_Q):
-            return parts[0][1] if len(parts) == 1 else _put_in_order(parts, num_queries)
+            return parts[0][1] if len(parts) == 1 else _join_groups(parts, num_queries)
         k = min(limit + 1, k * LIMITED_GROWTH)
 
 
@@ -117,7 +117,7 @@ def _limited_part(nearest: SearchResult, chosen_Q: NDArray[np.bool_], limit: int
     return RangeResult(lims, distances, ids, truncated, explain=nearest.explain and nearest.explain.take(chosen_Q))
 
 
-def _put_in_order(parts: list[tuple[NDArray[np.intp], RangeResult]], num_queries: int) -> RangeResult:
+def _join_groups(parts: list[tuple[NDArray[np.intp], RangeResult]], num_queries: int) -> RangeResult:
     """Join answers to groups of queries, given the indices of the queries."""
     joined = join_ranges([part for _, part in parts])
     number_Q = np.concatenate([numbers for numbers, _ in parts])

@@ -166,7 +166,7 @@ def check_mask(mask: object, *, rows: int) -> RowMask | None:
         raise TypeError(f"`mask` must be a bool array of shape ({rows},), True for rows that may answer, got {got}")
     if mask.shape != (rows,) or not mask.flags.c_contiguous:
         raise ValueError(
-            f"`mask` must be contiguous of shape ({rows},), one entry a row, "
+            f"`mask` must be contiguous of shape ({rows},), one entry per row, "
             f"got shape {mask.shape} with strides {mask.strides}"
         )
     return mask
@@ -186,7 +186,7 @@ def check_farthest(farthest_Q: NDArray[np.int32] | None, *, rows: int, bits: int
         got = farthest_Q.dtype if isinstance(farthest_Q, np.ndarray) else type(farthest_Q).__name__
         raise TypeError(f"`farthest_Q` must be an int32 array of shape ({rows},), got {got}")
     if farthest_Q.shape != (rows,):
-        raise ValueError(f"`farthest_Q` must have shape ({rows},), one distance a query, got {farthest_Q.shape}")
+        raise ValueError(f"`farthest_Q` must have shape ({rows},), one distance per query, got {farthest_Q.shape}")
     return np.minimum(farthest_Q, np.int32(bits))
 
 

@@ -104,6 +104,6 @@ def _check_labels(labels: object, *, rows: int, name: str) -> None:
         raise TypeError(f"`{name}` must be an int64 array of shape ({rows},), got {got}")
     if labels.shape != (rows,) or not labels.flags.c_contiguous:
         raise ValueError(
-            f"`{name}` must be contiguous of shape ({rows},), one label a code, got shape {labels.shape} with strides "
-            f"{labels.strides}"
+            f"`{name}` must be contiguous of shape ({rows},), one label per code, got shape {labels.shape} with "
+            f"strides {labels.strides}"
         )

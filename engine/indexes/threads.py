@@ -18,7 +18,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MIN_QUERIES_A_THREAD = 2  # the scan takes queries in pairs
+MIN_QUERIES_PER_THREAD = 2  # the scan takes queries in pairs
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None

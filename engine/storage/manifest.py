@@ -82,7 +82,7 @@ def read_current(place: Place) -> Manifest:
     current = place.find("CURRENT")
     if current is None:
         raise CollectionNotFoundError(
-            f"no collection at {place}: expected a file CURRENT there, got {_what_is_there(place)}: make one with "
+            f"no collection at {place}: expected a file CURRENT there, got {_describe_contents(place)}: make one with "
             "`hashlight build`, or run an interrupted build again"
         )
     named = _CURRENT.fullmatch(current.data)
@@ -217,7 +217,7 @@ def sweep_unnamed(place: Place, *others: Place, keep: Collection[str] = ()) -> N
     sweep(place, kept, {"shards": [name for name in place.names("shards", hidden=True) if name not in keep]})
 
 
-def _what_is_there(place: Place) -> str:
+def _describe_contents(place: Place) -> str:
     return "a folder without one" if place.local and place.local.is_dir() else "nothing"
 
 

@@ -45,7 +45,7 @@ def mirror(place: Place) -> Path:
     folder = _folder_of(place)
     local = Folder(folder)
     with local.lock(wait=True):
-        before = _version_here(local)
+        before = _local_version(local)
         # A damaged copy is replaced; the bucket is authoritative.
         for spec in live.shards:
             _copy_shard(place, local, spec)
@@ -57,7 +57,7 @@ def mirror(place: Place) -> Path:
     return folder
 
 
-def _version_here(local: Folder) -> Manifest | None:
+def _local_version(local: Folder) -> Manifest | None:
     try:
         return read_current(local)
     except (CollectionNotFoundError, CorruptDataError):

@@ -109,7 +109,7 @@ def test_methods_that_read_labels_need_them(method):
 def test_methods_that_read_labels_accept_several_per_image(weights, method):
     config = TrainConfig(method=method, bits=8, batch_size=16, epochs=1, warmup_epochs=0, weights=weights)
     encoder = train(IMAGES[:48], SEVERAL[:48], config)
-    assert encoder.config.training["supervision"] == "6 labels, several an image"
+    assert encoder.config.training["supervision"] == "6 labels, several per image"
 
 
 def test_bad_combinations_are_refused_with_their_reason(weights):

@@ -63,7 +63,7 @@ class LabelSupervision(DrawsImages):
 
     def describe(self) -> str:
         """Return "labels" and their number."""
-        several = ", several an image" if self._kind == MULTI_LABELS else ""
+        several = ", several per image" if self._kind == MULTI_LABELS else ""
         return f"{self.num_classes} labels{several}"
 
     def digest(self) -> str:
@@ -74,7 +74,7 @@ class LabelSupervision(DrawsImages):
 def _one_hot(labels: NDArray[Any], num_images: int) -> NDArray[np.bool_]:
     if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"`labels` must be {num_images} integers, one an image, got {labels.dtype} of shape {labels.shape}"
+            f"`labels` must be {num_images} integers, one per image, got {labels.dtype} of shape {labels.shape}"
         )
     names, class_N = np.unique(labels, return_inverse=True)
     if len(names) < 2:
@@ -85,7 +85,7 @@ def _one_hot(labels: NDArray[Any], num_images: int) -> NDArray[np.bool_]:
 def _multi_hot(labels: NDArray[Any], num_images: int) -> NDArray[np.bool_]:
     if len(labels) != num_images or not np.isin(labels, (0, 1)).all():
         raise ValueError(
-            f"`labels` of several an image must be 0 or 1 in {num_images} rows, one a label in each column, "
+            f"`labels` with several per image must be 0 or 1 in {num_images} rows, one column per label, "
             f"got {labels.dtype} of shape {labels.shape} with values {labels.min()} to {labels.max()}"
         )
     class_NC = labels.astype(np.bool_)

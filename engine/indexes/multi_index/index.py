@@ -43,7 +43,7 @@ from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.order import sort_rows
 from hashlight.engine.indexes.scan import ScanIndex
 from hashlight.engine.indexes.threads import (
-    MIN_QUERIES_A_THREAD,
+    MIN_QUERIES_PER_THREAD,
     cut,
     no_larger,
     run_parts,
@@ -184,7 +184,7 @@ class MultiIndex(Index):
         def work(part: slice) -> RangeResult:
             return self._within(queries_QW[part], radius, mask, query.explain, plan)
 
-        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_A_THREAD)
+        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_PER_THREAD)
         return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
 
     def find_fault(self, codes_NW: CodeArray) -> str | None:
@@ -209,13 +209,13 @@ class MultiIndex(Index):
         found: Found = []
         for group in _one_by_one(by_tables) if account else [by_tables] * bool(len(by_tables)):
             start = time.perf_counter()
-            hits, work = self.probe.within(_taken(queries_QW, group), group, radius, mask)
+            hits, work = self.probe.within(_gathered(queries_QW, group), group, radius, mask)
             found += hits
             if account:
                 account.add_tables(group, work, start)
         if len(by_scan):
             start = time.perf_counter()
-            found += self._scan.find_hits(_taken(queries_QW, by_scan), by_scan, radius, mask)
+            found += self._scan.find_hits(_gathered(queries_QW, by_scan), by_scan, radius, mask)
             if account:
                 account.add_scan(by_scan, start)
         result = range_result(found, self.ids_N, len(queries_QW), radius)
@@ -248,7 +248,7 @@ class MultiIndex(Index):
             bound_P = bound_Q[part].copy()
             return self._nearest_of_part(queries_QW[part], k, heap_k, reach, bound_P, mask, query.explain, plan)
 
-        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_A_THREAD)
+        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_PER_THREAD)
         return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
 
     def _nearest_of_part(
@@ -355,5 +355,5 @@ def _one_by_one(group: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     return [group[place : place + 1] for place in range(len(group))]
 
 
-def _taken(queries_QW: CodeArray, group: NDArray[np.intp]) -> CodeArray:
+def _gathered(queries_QW: CodeArray, group: NDArray[np.intp]) -> CodeArray:
     return queries_QW if len(group) == len(queries_QW) else queries_QW[group]

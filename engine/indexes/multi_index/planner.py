@@ -94,13 +94,13 @@ def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int
     The most expensive queries share a scan if that lowers the total: every number of scanned queries is tried, and the
     lowest total wins.
     """
-    dearest_Q = np.argsort(-table_ns_Q, kind="stable")
-    left = table_ns_Q.sum() - np.concatenate([[0.0], np.cumsum(table_ns_Q[dearest_Q])])
+    costliest_Q = np.argsort(-table_ns_Q, kind="stable")
+    left = table_ns_Q.sum() - np.concatenate([[0.0], np.cumsum(table_ns_Q[costliest_Q])])
     scanned = np.arange(len(left))
     together = rows * words * (scanned * costs.word_ns + (scanned > 0) * costs.load_ns)
     best = int(np.argmin(left + together))
     by_tables_Q = np.ones(len(table_ns_Q), np.bool_)
-    by_tables_Q[dearest_Q[:best]] = False
+    by_tables_Q[costliest_Q[:best]] = False
     return by_tables_Q
 
 
@@ -194,12 +194,12 @@ def _share_within(bits: int) -> NDArray[np.float64]:
 
 def current_costs(rows: int) -> Costs:
     """Return this machine's costs: the stored ones, new ones if `rows` justify a second of measuring, or defaults."""
-    global _costs, _looked
-    if _costs is not None or (_looked and rows < WORTH_MEASURING):
+    global _costs, _stored_costs_read
+    if _costs is not None or (_stored_costs_read and rows < WORTH_MEASURING):
         return _costs or Costs()
     with _lock:
-        if not _looked:
-            _costs, _looked = _load(), True
+        if not _stored_costs_read:
+            _costs, _stored_costs_read = _load(), True
         if _costs is None and rows >= WORTH_MEASURING:
             _costs = _measure_and_store()
         return _costs or Costs()
@@ -232,7 +232,7 @@ if hasattr(os, "register_at_fork"):
 
 _lock = threading.Lock()
 _costs: Costs | None = None
-_looked = False  # whether the cache folder has been read; `_costs` is None if it had no costs
+_stored_costs_read = False  # whether the cache folder has been read; `_costs` is None if it had no costs
 
 
 def _measure_and_store() -> Costs:
@@ -274,8 +274,8 @@ def _measure() -> Costs:
     ids_N = np.arange(FAR_ROWS)
     queries_QW = rng.integers(2**64, size=(SCANNED_TOGETHER, 1), dtype=np.uint64)
     scan = ScanIndex(codes_NW=codes_NW, ids_N=ids_N, bits=64)
-    alone_ns = _least_ns(lambda: scan.range_search(queries_QW[:1], 2, threads=1)) / FAR_ROWS
-    together_ns = _least_ns(lambda: scan.range_search(queries_QW, 2, threads=1)) / FAR_ROWS
+    alone_ns = _min_ns(lambda: scan.range_search(queries_QW[:1], 2, threads=1)) / FAR_ROWS
+    together_ns = _min_ns(lambda: scan.range_search(queries_QW, 2, threads=1)) / FAR_ROWS
     word_ns = max((together_ns - alone_ns) / (SCANNED_TOGETHER - 1), 1e-3)
     sparse_ns, sparse_entries = _lookup_ns(codes_NW, queries_QW, [21, 21, 22], 8)
     crowded_ns, crowded_entries = _lookup_ns(codes_NW, queries_QW, [16, 16, 16, 16], 7)
@@ -311,7 +311,7 @@ def _near_ns(rng: np.random.Generator, lookup_ns: float, candidate_ns: float) ->
     )
     near = float(probe.price_radius(queries_QW, NEAR_RADIUS, only_near).sum())
     other_ns = float(work.probes_Q.sum()) * lookup_ns + float(work.candidates_Q.sum()) * (candidate_ns + lookup_ns)
-    return float(max((_least_ns(run) - other_ns) / near, 1.0))
+    return float(max((_min_ns(run) - other_ns) / near, 1.0))
 
 
 def _lookup_ns(codes_NW: CodeArray, queries_QW: CodeArray, widths: list[int], radius: int) -> tuple[float, float]:
@@ -320,10 +320,10 @@ def _lookup_ns(codes_NW: CodeArray, queries_QW: CodeArray, widths: list[int], ra
     run = partial(probe.within, queries_QW, np.arange(len(queries_QW)), radius, None)
     work = run()[1]
     lookups = float(work.probes_Q.sum())
-    return _least_ns(run) / lookups, work.candidates_Q.sum() / lookups
+    return _min_ns(run) / lookups, work.candidates_Q.sum() / lookups
 
 
-def _least_ns(run: Callable[[], object]) -> float:
+def _min_ns(run: Callable[[], object]) -> float:
     """Return the minimum time of several runs, because other programs can only add to it."""
     run()
     times = []

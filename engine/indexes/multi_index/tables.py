@@ -23,8 +23,8 @@ from hashlight.engine.places.mapping import read_at_random
 FORMAT_VERSION = 1
 MAX_WIDTH = 24  # 64 MiB of offsets per table
 MAX_TABLES = 16
-TABLES_A_WORD = 5
-BEYOND = 8  # entries of padding after the last, because kernels read eight at a time
+TABLES_PER_WORD = 5
+PADDING_ENTRIES = 8  # after the last entry, because kernels read eight at a time
 EMPTY_NPY = 128  # bytes of a .npy file without rows, which cannot be mapped
 
 
@@ -48,7 +48,7 @@ def choose_widths(bits: int, distinct: int) -> list[int]:
     size = math.log2(max(distinct, 2))
     widest = min(max(round(size) - 2, 1), MAX_WIDTH)
     wanted = min(max(size - 4, 1.0), MAX_WIDTH)
-    count = max(1, min(round(bits / wanted), TABLES_A_WORD * num_words(bits), MAX_TABLES))
+    count = max(1, min(round(bits / wanted), TABLES_PER_WORD * num_words(bits), MAX_TABLES))
     return [min(bits // count + (table >= count - bits % count), widest) for table in range(count)]
 
 
@@ -112,8 +112,8 @@ class Tables:
         row_bits = _row_bits(rows)
         runs_T4 = sketch_runs(bits, widths, WORD_BITS - row_bits)
         offsets = np.empty(begins[-1], np.uint32)
-        entries = np.empty((len(widths) - 1) * distinct + BEYOND, np.uint64)
-        entries[-BEYOND:] = 0
+        entries = np.empty((len(widths) - 1) * distinct + PADDING_ENTRIES, np.uint64)
+        entries[-PADDING_ENTRIES:] = 0
         largest = [0] * len(widths)
 
         def build_one(part: slice) -> None:
@@ -202,7 +202,7 @@ class Tables:
             ]
             shapes = [
                 (_begins(list(widths))[-1],),
-                ((len(widths) - 1) * distinct + BEYOND,),
+                ((len(widths) - 1) * distinct + PADDING_ENTRIES,),
                 (distinct * (distinct != rows),),
             ]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ from hashlight.encoders.data.supervision.views import NoSupervision, ViewSupervi
 from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.metrics import mean_average_precision
 from hashlight.encoders.training.train import TrainConfig, train
-from hashlight.encoders.training.validation import keep_out, validation_map
+from hashlight.encoders.training.validation import hold_out, validation_map
 from tests.encoders.training.test_training import IMAGES, LABELS, QUERIES
 from tests.oracles import distance_histograms
 
@@ -144,8 +144,8 @@ def test_the_best_epoch_on_validation_images_is_kept(tmp_path):
     best = int(np.argmax(values))
     assert encoder.config.training["epoch"].startswith(f"{best + 1}, best on 40 validation images")
     assert encoder.config.beta == [line["beta"] for line in lines if line["phase"] == "hashing"][best]
-    _, kept_out = keep_out(LabelSupervision(LABELS, 192), 40, seed=0)
-    codes, labels = encoder.encode(IMAGES[kept_out]), LABELS[kept_out]
+    _, held_out = hold_out(LabelSupervision(LABELS, 192), 40, seed=0)
+    codes, labels = encoder.encode(IMAGES[held_out]), LABELS[held_out]
     total, relevant = distance_histograms(codes, codes, labels[:, None] == labels, 8)
     total[:, 0] -= 1
     relevant[:, 0] -= 1
@@ -163,15 +163,15 @@ def test_patience_stops_a_training_that_does_not_improve():
 
 
 def test_validation_images_are_never_trained_on():
-    supervision, kept_out = keep_out(LabelSupervision(LABELS, 192), 50, seed=3)
-    assert len(set(kept_out.tolist())) == 50
+    supervision, held_out = hold_out(LabelSupervision(LABELS, 192), 50, seed=3)
+    assert len(set(held_out.tolist())) == 50
     shown = torch.cat(list(supervision.batches(8))).tolist()
     assert len(set(shown)) > 130
-    assert not set(shown) & set(kept_out.tolist())
-    _, views = keep_out(ViewSupervision(192), 50, seed=3)
-    assert torch.equal(views, torch.cat([kept_out, kept_out]))
+    assert not set(shown) & set(held_out.tolist())
+    _, views = hold_out(ViewSupervision(192), 50, seed=3)
+    assert torch.equal(views, torch.cat([held_out, held_out]))
     with pytest.raises(ValueError, match="at most half of 192 images, got 97"):
-        keep_out(LabelSupervision(LABELS, 192), 97, seed=0)
+        hold_out(LabelSupervision(LABELS, 192), 97, seed=0)
 
 
 def test_pairs_cannot_be_held_out():

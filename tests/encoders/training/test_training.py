@@ -236,7 +236,7 @@ def test_labelled_images_are_shifted_and_views_fully_augmented(views):
             augment=True, seed=0, patience=None,
         ),
         folder=TrainingFolder(None, {}),
-        kept_out_V=torch.arange(0),
+        held_out_V=torch.arange(0),
         progress=None,
     )  # fmt: skip
     plain, changed = (loop.inputs(torch.arange(8), augment=augment) for augment in (False, True))
@@ -304,7 +304,7 @@ def test_bad_supervision_is_refused():
         train(IMAGES, LABELS, pairs=pairs)
     with pytest.raises(ValueError, match="got `labels` and `views`"):
         train(IMAGES, LABELS, views=True)
-    with pytest.raises(ValueError, match=r"192 integers, one an image, got int64 of shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"192 integers, one per image, got int64 of shape \(5,\)"):
         train(IMAGES, LABELS[:5])
     with pytest.raises(ValueError, match="at least 2 different labels"):
         train(IMAGES, np.zeros(192, int))

@@ -203,7 +203,7 @@ def test_bad_arguments_leave_nothing_behind(tmp_path, corpus):
         Collection.create(path, codes, bits=BITS, shards=3001)
     with pytest.raises(ValueError, match="more than once"):
         Collection.create(path, codes, ids=ids * 0, bits=BITS)
-    with pytest.raises(ValueError, match="3000 rows, one a code, got 2"):
+    with pytest.raises(ValueError, match="3000 rows, one per code, got 2"):
         Collection.create(path, codes, bits=BITS, attributes={"uri": ["a", "b"]})
     for names in (["id", "uri"], ["code"], ["distance", "query"]):
         with pytest.raises(ValueError, match=rf"must not be named \{sorted(set(names) - {'uri'})}"):

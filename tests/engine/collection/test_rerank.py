@@ -95,7 +95,7 @@ def test_features_come_back_by_id(stored, tmp_path):
     bare = Collection.create(tmp_path / "bare", codes, bits=40)
     with pytest.raises(ValueError, match="has no fine features: encode with `--features`"):
         bare.search(codes[:1], rerank=Rerank(pool=15), features=features[:1])
-    with pytest.raises(ValueError, match=r"float16 of shape \(200, F\), one row a code, got float32"):
+    with pytest.raises(ValueError, match=r"float16 of shape \(200, F\), one row per code, got float32"):
         Collection.create(tmp_path / "wrong", codes, bits=40, features=features.astype(np.float32))
 
 
@@ -127,7 +127,7 @@ def test_rerank_and_features_must_match(stored):
         collection.search(codes[:2], rerank=Rerank(pool=15))
     with pytest.raises(ValueError, match="go together: pass `rerank`, how to use them"):
         collection.search(codes[:2], features=features[:2])
-    with pytest.raises(ValueError, match=r"must have shape \(2, F\), one row a query, got \(3, 6\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(2, F\), one row per query, got \(3, 6\)"):
         collection.search(codes[:2], rerank=Rerank(pool=15), features=features[:3])
     with pytest.raises(TypeError, match="array of floats, got int64"):
         collection.search(codes[:2], rerank=Rerank(pool=15), features=features[:2].astype(np.int64))

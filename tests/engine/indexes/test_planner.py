@@ -34,7 +34,7 @@ def uniform():
 
 def use_costs(monkeypatch, costs):
     monkeypatch.setattr(planner, "_costs", costs)
-    monkeypatch.setattr(planner, "_looked", costs is not None)
+    monkeypatch.setattr(planner, "_stored_costs_read", costs is not None)
 
 
 @pytest.mark.parametrize("module", [planner, probe, tables, threads])
