@@ -92,7 +92,7 @@ class Parser:
     def _negation(self) -> Condition:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            self._fail(f"at most {MAX_DEPTH} brackets and `not` inside each other")
+            self._fail(f"at most {MAX_DEPTH} nested parentheses and `not`")
         if self._accept("not"):
             condition = negate(self._negation())
         elif self._accept("("):
@@ -159,9 +159,9 @@ class Parser:
     def _like(self, column: pa.Field) -> Condition:
         token = self._here
         if token.kind != "text":
-            self._fail("a text in quotes")
+            self._fail("a string in quotes")
         if not is_text(plain_type(column.type)):
-            raise FilterError(f"`like` goes with text, `{column.name}` is {column.type}", token.position)
+            raise FilterError(f"`like` needs a text attribute, `{column.name}` is {column.type}", token.position)
         pattern = unquote(self._take().text)
         return lambda batch: pc.match_like(values_of(batch, column), pattern)
 
@@ -189,20 +189,21 @@ class Parser:
         if is_list(kind):
             raise FilterError(f"`{name}` holds lists: write `value in {name}`", token.position)
         if token.kind not in ("number", "text") and token.word not in ("true", "false"):
-            self._fail("a value: a number, a text in quotes, true or false")
+            self._fail("a value: a number, a string in quotes, true or false")
         self._take()
         try:
             return _scalar(token, kind)
         except (ValueError, OverflowError, pa.ArrowException) as error:
-            wanted = next((words for fits, words in _KINDS if fits(kind)), "nothing: it can only be null or not")
-            raise FilterError(f"`{name}` is {kind} and compares with {wanted}, got {token}", token.position) from error
+            wanted = next((words for fits, words in _KINDS if fits(kind)), "only `is [not] null`")
+            raise FilterError(f"`{name}` is {kind}: expected {wanted}, got {token}", token.position) from error
 
 
 _KINDS: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
-    (is_text, "a text in quotes"),
+    (is_text, "a string in quotes"),
     (is_number, "a number within 64 bits"),
     (pa.types.is_boolean, "true or false"),
-    (pa.types.is_temporal, "an ISO 8601 text in quotes"),
+    (pa.types.is_duration, "only `is [not] null`"),
+    (pa.types.is_temporal, "an ISO 8601 string in quotes"),
 )
 
 

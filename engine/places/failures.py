@@ -98,7 +98,7 @@ def _as_os_error(error: Exception, where: str) -> OSError:
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or status in (401, 403):
         return PermissionError(errno.EACCES, f"the store does not allow it ({reason})", where)
     if isinstance(error, exceptions.InvalidPathError | ValueError):
-        return NoFileError(f"{where} has a name that no place can hold: {reason}")
+        return NoFileError(f"{where} is not a valid name: {reason}")
     if isinstance(error, exceptions.NotSupportedError | NotImplementedError) or status == 501:
         return RefusedError(f"{where}: the store cannot do this: {reason}")
     if status is not None and status < 500 and status not in _TRANSIENT_STATUSES:

@@ -94,7 +94,7 @@ def _store_of(scheme: str, place: str, options: str) -> Any:
     query = {name: values[0] for name, values in parse_qs(options.removeprefix("?")).items()}
     where = without_credentials(f"{scheme}://{place}")
     if not place.rpartition("@")[2]:
-        raise PlaceError(f"{where} names no bucket: expected {scheme}://BUCKET/NAME")
+        raise PlaceError(f"{where} does not name a bucket: expected {scheme}://BUCKET/NAME")
     try:
         if scheme == "s3":
             return _s3(place, query)

@@ -166,9 +166,7 @@ def _encode(manifest: Manifest) -> tuple[bytes, bytes]:
 
 
 def _overtaken(place: Place) -> CollectionBusyError:
-    return CollectionBusyError(
-        f"{place} was written by another process meanwhile: nothing of this write is kept, try again"
-    )
+    return CollectionBusyError(f"{place} was written by another process meanwhile: this write was discarded, try again")
 
 
 def sweep(place: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:
