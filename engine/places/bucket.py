@@ -125,15 +125,15 @@ class Bucket(Place):
     def walk(self, folder: str = "") -> Iterator[Entry]:
         """See `Place.walk`: page by page, in the order of the keys."""
         prefix = self._key(folder)
-        waiting: Any = None
+        pending: Any = None
         for about in self._list(folder):
             # An empty object with the name of a folder is a marker; the folder's files come next.
-            is_mark = waiting and waiting["size"] == 0 and about["path"].startswith(waiting["path"] + "/")
-            if waiting and not is_mark:
-                yield from _visible(waiting, prefix)
-            waiting = about
-        if waiting:
-            yield from _visible(waiting, prefix)
+            is_marker = pending and pending["size"] == 0 and about["path"].startswith(pending["path"] + "/")
+            if pending and not is_marker:
+                yield from _visible(pending, prefix)
+            pending = about
+        if pending:
+            yield from _visible(pending, prefix)
 
     def _list(self, folder: str) -> Iterator[Any]:
         with translated(self.path(folder)):
