@@ -113,7 +113,9 @@ def test_faiss_explanations_have_the_index_and_the_time(kind, plan):
 @pytest.mark.parametrize("kind", [FaissFlatIndex, FaissMultiHashIndex])
 def test_without_faiss_the_error_says_what_to_install(kind, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(MissingDependencyError, match=r"a FAISS index needs faiss, .*hashlight\[cpu\]' or .*hashlight\[gpu\]'"):
+    with pytest.raises(
+        MissingDependencyError, match=r"a FAISS index needs faiss, .*hashlight\[cpu\]' or .*hashlight\[gpu\]'"
+    ):
         kind.build(CODES, IDS, bits=64)
 
 
