@@ -40,6 +40,10 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Top-level module -> the name of its package, where they differ.
+_PACKAGES = {"PIL": "Pillow", "sklearn": "scikit-learn"}
+
+
 def missing(error: ModuleNotFoundError, what: str) -> MissingDependencyError | None:
     """Return an error that says which extra to install; None if no extra installs the module.
 
@@ -54,7 +58,7 @@ def missing(error: ModuleNotFoundError, what: str) -> MissingDependencyError | N
     if module not in EXTRAS:
         return None
     choices = " or ".join(f"pip install 'hashlight[{extra}]'" for extra in EXTRAS[module])
-    return MissingDependencyError(f"{what} needs {module}, which is not installed: {choices}")
+    return MissingDependencyError(f"{what} needs {_PACKAGES.get(module, module)}, which is not installed: {choices}")
 
 
 def import_faiss() -> ModuleType:

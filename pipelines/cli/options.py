@@ -21,7 +21,7 @@ def refuse_missing(place: str | None) -> str | None:
     return place
 
 
-CollectionArgument = Annotated[str, typer.Argument(help="A collection: a folder, or s3://BUCKET/PREFIX.")]
+CollectionArgument = Annotated[str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.")]
 ExistingCollectionArgument = Annotated[
     str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.", callback=refuse_missing)
 ]
@@ -33,7 +33,7 @@ OtherEncoderOption = Annotated[
 ]
 IndexOption = Annotated[
     IndexChoice,
-    typer.Option("--index", help="Index to use: the best for each query, tables, scan or FAISS. Answers are the same."),
+    typer.Option("--index", help="Who answers: a planner (auto), the multi-index, a scan, FAISS. Same answers."),
 ]
 BitsOption = Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")]
 UnitImagesOption = Annotated[int, typer.Option(min=1, help="Images per unit of work.")]

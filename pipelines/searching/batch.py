@@ -366,7 +366,9 @@ def _list_queries(queries: str | Path, live: Manifest) -> list[Part]:
     """Return the files of queries, each checked to hold codes as wide as the collection's."""
     path = open_place(queries)
     entry = path.entry()
-    if entry is not None and entry.is_folder:
+    if entry is None:
+        raise PipelineError(f"{path} does not exist: expected a Parquet file of codes, or a folder of codes")
+    if entry.is_folder:
         summary = read_summary(queries)
         if live.encoder not in (None, summary.encoder):
             raise PipelineError(

@@ -203,9 +203,9 @@ def test_very_many_queries_in_a_stream(client, rows, queries):
 @pytest.mark.parametrize(
     ("ask", "error", "message"),
     [
-        (lambda client, code: client.search(10**6), IdNotFoundError, "first 1000000"),
-        (lambda client, code: client.get([10**6]), IdNotFoundError, "first 1000000"),
-        (lambda client, code: client.thumbnail(10**6), IdNotFoundError, "first 1000000"),
+        (lambda client, code: client.search(10**6), IdNotFoundError, "id 1000000 was not found"),
+        (lambda client, code: client.get([10**6]), IdNotFoundError, "id 1000000 was not found"),
+        (lambda client, code: client.thumbnail(10**6), IdNotFoundError, "id 1000000 was not found"),
         (lambda client, code: client.search(code, 0), ValueError, "`k`"),
         (lambda client, code: client.range_search(code, 61), ValueError, "`radius` must be 0 to 60"),
         (lambda client, code: client.range_search(code, -1), ValueError, "`radius`"),

@@ -288,7 +288,9 @@ def test_a_killed_build_resumes_and_builds_no_finished_shard_twice(tmp_path, row
     done = build_elsewhere(folder, output, tmp_path / "log", {"step": "build:shard", "do": "log"})
     assert done.returncode == 0, done.stderr
     built = steps_of(tmp_path / "log", "build:shard")
-    assert sorted([*built, *before]) == [0, 1, 2], "each shard is built once, by one of the two"
+    # A task that outlives the driver for a moment may finish a third shard before the second run begins.
+    assert len(set(built)) == len(built) <= 3 - len(before)
+    assert not set(built) & set(before), "no finished shard is built again"
     opened = Collection.open(output, verify=True)
     assert {opened.shards[number].name for number in before} == set(before.values())
     assert answers(opened, queries)[0] == oracles.knn(queries, codes, ids, 20)[1].tolist()

@@ -169,7 +169,8 @@ def test_a_collection_in_a_bucket_is_served(bucket, ray_session):
         assert (router.search(codes[:9], 10).ids == knn(codes[:9], codes, ids, 10)[1]).all()
 
 
-def test_the_servers_answer_with_the_index_that_was_chosen(own, ray_session):
+def test_the_servers_answer_with_the_index_that_was_chosen(tmp_path, ray_session):
+    own = Corpus(tmp_path / "collection", np.random.default_rng(4), rows=900, shards=4)
     with (
         RayCluster(own.path, groups=1, replicas=1, cpus=0.1, index="faiss-flat") as cluster,
         contextlib.closing(ClusterRouter(cluster.map, security=cluster.security)) as router,
