@@ -13,8 +13,8 @@ import pytest
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.shard_set import ShardSet
-from hashlight.engine.indexes import answers, planner, scan
-from hashlight.engine.indexes.multi_index import probe
+from hashlight.engine.indexes import answers, scan
+from hashlight.engine.indexes.multi_index import planner, probe
 from hashlight.engine.indexes.multi_index.index import MultiIndex
 from hashlight.engine.query import Query
 from tests.costs import FIXED_COSTS
