@@ -111,7 +111,7 @@ def memory_of(pid: int) -> dict[str, int]:
 def import_only() -> None:
     """Import everything that a worker imports."""
     from hashlight.engine.extras import import_faiss
-    from hashlight.pipelines.building.build import build_shard  # noqa: F401
+    from hashlight.pipelines.building.shards import build_shard  # noqa: F401
 
     import_faiss()
 

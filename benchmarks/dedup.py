@@ -126,8 +126,7 @@ def copies_of(image: Image.Image) -> list[Image.Image]:
 
 def measure_copies(folder: Path, originals: int, bits: int, epochs: int, radii: tuple[int, ...]) -> list[dict]:
     from hashlight.encoders.training.train import TrainConfig
-    from hashlight.pipelines.building.build import codes_column
-    from hashlight.pipelines.codes.parts import read_parts
+    from hashlight.pipelines.codes.parts import codes_column, read_parts
     from hashlight.pipelines.corpora.fashion_mnist import SAMPLE
     from hashlight.pipelines.encoding.encode import encode_corpus
     from hashlight.pipelines.training.train import train_encoder

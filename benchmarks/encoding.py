@@ -32,8 +32,7 @@ from benchmarks.reporting import environment, save_report
 from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.training.train import TrainConfig, train
-from hashlight.pipelines.building.build import codes_column
-from hashlight.pipelines.codes.parts import read_parts
+from hashlight.pipelines.codes.parts import codes_column, read_parts
 from hashlight.pipelines.corpora.fashion_mnist import as_corpus, load_fashion_mnist
 from hashlight.pipelines.encoding.encode import encode_corpus
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.pipelines.building.build import codes_column
 from hashlight.pipelines.cli.demo import _OWN_ENTRIES, run_demo
+from hashlight.pipelines.codes.parts import codes_column
 from hashlight.pipelines.jobs.errors import PipelineError
 from tests import oracles
 
