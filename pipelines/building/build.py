@@ -39,7 +39,11 @@ from hashlight.pipelines.jobs.tasks import run_tasks
 # About a gigabyte of 64-bit codes with their tables, built in seconds.
 SHARD_ROWS = 20_000_000
 
-BUILD = JobKind(holds="unfinished build", remedy="run that build again to finish it, or delete {folder} to abandon it")
+BUILD = JobKind(
+    holds="unfinished build",
+    identified_by=("codes", "shards"),
+    remedy="run that build again to finish it, or delete {folder} to abandon it",
+)
 
 Progress = Callable[[int, int], None]
 
@@ -96,6 +100,7 @@ def build_collection(
     if shards is None:
         shards = -(-corpus.rows // (shard_rows or _rows_within(shard_bytes, corpus)))
     job = JobFolder(place.location_of(JOB_FOLDER), BUILD)
+    job.refuse_foreign()
     with _open_writer(output, corpus, job, tables=tables, overwrite=overwrite, append=append) as writer:
         _begin(job, writer, _identity(corpus, shards, tables=tables), overwrite=overwrite)
         at_once = min(workers or usable_cores(), shards)
@@ -233,13 +238,13 @@ def _find_codes(codes: str | Path) -> _Codes:
     parts = list_parts(codes)
     rows = sum(part.rows for part in parts)
     if rows != summary.codes:
-        raise PipelineError(f"{codes}: expected {summary.codes} codes, got {rows}: encode the corpus again")
+        raise PipelineError(f"{open_place(codes)}: expected {summary.codes} codes, got {rows}: encode the corpus again")
     schema = _common_schema(parts)
     reserved = RESERVED & set(attribute_columns(schema))
     if reserved:
         raise PipelineError(
-            f"{codes} has attributes named {sorted(reserved)}, the names of columns of answers: rename them in the "
-            "corpus and encode it again"
+            f"{open_place(codes)} has attributes named {sorted(reserved)}, the names of columns of answers: rename "
+            "them in the corpus and encode it again"
         )
     return _Codes(codes, parts, rows, schema, summary.bits, summary.encoder)
 

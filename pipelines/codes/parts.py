@@ -21,6 +21,7 @@ from hashlight.pipelines.jobs.folder import JobFolder, JobKind, sidecar_name
 
 CODES = JobKind(
     holds="codes",
+    identified_by=("corpus", "encoder"),
     entries=("codes.json", "parts", "attempts", "rejects.parquet", "stats.json", "encoder", "plan.parquet"),
 )
 FEATURES_COLUMN = "features"

@@ -62,7 +62,11 @@ _MAX_HITS = 4 * _WANTED_HITS
 # Pairs in memory at a time, 80 MB.
 _PAIRS_AT_ONCE = 4_000_000
 
-NEAR_DUPLICATES = JobKind(holds="near-duplicates", entries=("dedup.json", "gallery.html", "clusters.parquet", "pairs"))
+NEAR_DUPLICATES = JobKind(
+    holds="near-duplicates",
+    identified_by=("collection", "radius"),
+    entries=("dedup.json", "gallery.html", "clusters.parquet", "pairs"),
+)
 
 Progress = Callable[[int, int], None]
 

@@ -36,6 +36,8 @@ class JobKind:
     ----------
     holds : str
         What such a folder holds, for messages: "codes".
+    identified_by : tuple of str
+        Keys that the identity of every job of this kind has, and that of no other kind has together.
     entries : tuple of str
         The names that a job of this kind writes beside the marker and the sidecars; the first says that it is finished.
     private : bool
@@ -45,6 +47,7 @@ class JobKind:
     """
 
     holds: str
+    identified_by: tuple[str, ...] = ()
     entries: tuple[str, ...] = ()
     private: bool = False
     remedy: str = "choose another --output, or replace it with --overwrite"
@@ -86,12 +89,21 @@ class JobFolder:
         return str(self.place)
 
     def refuse_foreign(self) -> None:
-        """Raise PipelineError unless the folder is missing, empty, or marked as a job's."""
+        """Raise PipelineError unless the folder is missing, empty, or marked by a job of this kind."""
         entry = self.place.entry()
         if entry is not None and not entry.is_folder:
             raise PipelineError(f"{self} is a file, expected a folder for {self.kind.holds}: choose another --output")
-        if self.place.names() and not self.place.exists(MARKER):
-            raise PipelineError(f"{self} is not empty and holds no {self.kind.holds}: choose another --output")
+        found = self.identity()
+        # A task that outlived its job may have left a sidecar.
+        is_foreign = bool(set(self.place.names()) - {SIDECARS}) if found is None else self._is_of_another_kind(found)
+        if is_foreign:
+            raise PipelineError(
+                f"{self} is not empty and holds no {self.kind.holds}: choose another --output, or move away what is "
+                "there"
+            )
+
+    def _is_of_another_kind(self, found: dict[str, Any]) -> bool:
+        return not found.keys() >= set(self.kind.identified_by)
 
     def begin(self, identity: Mapping[str, Any], *, overwrite: bool) -> str:
         """Mark the folder as this job's, if it is not yet, and return the job's name; the caller holds the lock.

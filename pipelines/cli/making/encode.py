@@ -68,6 +68,7 @@ def encode(
     as_json: JsonOption = False,
 ) -> None:
     """Encode a corpus on Ray; an interrupted job resumes where it stopped."""
+    from hashlight.engine.places.uris import join, without_credentials
     from hashlight.pipelines.decoding.worker import DecodeLimits
     from hashlight.pipelines.encoding.encode import encode_corpus
 
@@ -92,10 +93,13 @@ def encode(
         typer.echo(json.dumps({**asdict(summary), "seconds": round(seconds, 3)}))
         return
     out.print(
-        f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: {output}",
+        f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: "
+        f"{without_credentials(output)}",
         soft_wrap=True,
     )
     if summary.rejects:
         out.print(
-            f"{summary.rejects:,} images were rejected; the reasons are in {output}/rejects.parquet", soft_wrap=True
+            f"{summary.rejects:,} images were rejected; the reasons are in "
+            f"{without_credentials(join(output, 'rejects.parquet'))}",
+            soft_wrap=True,
         )

@@ -105,6 +105,7 @@ def train(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train an encoder; an interrupted training resumes where it stopped."""
+    from hashlight.engine.places.uris import without_credentials
     from hashlight.pipelines.training.train import SUPERVISIONS, train_encoder
 
     if similarity.supervision not in (None, *SUPERVISIONS):
@@ -127,7 +128,7 @@ def train(
         )
     seconds = time.perf_counter() - start
     out.print(
-        f"trained {encoder.bits} bits by {model.method} in {seconds:.0f} s: {output}, "
+        f"trained {encoder.bits} bits by {model.method} in {seconds:.0f} s: {without_credentials(output)}, "
         f"encoder {encoder.fingerprint[:12]}…",
         soft_wrap=True,
     )

@@ -130,6 +130,7 @@ def _search_image(
 def _search_codes(
     collection: str, codes: str, output: str, reach: Reach, index: IndexChoice, job: Job, as_json: bool
 ) -> None:
+    from hashlight.engine.places.uris import without_credentials
     from hashlight.pipelines.searching.batch import search_codes
 
     wanted = reach.wanted
@@ -151,7 +152,7 @@ def _search_codes(
         return
     out.print(
         f"answered {done.queries:,} queries from {done.codes:,} codes in {seconds:.1f} s "
-        f"({done.queries / seconds:,.0f} a second): {output}",
+        f"({done.queries / seconds:,.0f} a second): {without_credentials(output)}",
         soft_wrap=True,
     )
 

@@ -25,7 +25,8 @@ from hashlight.engine.storage import shard
 from hashlight.pipelines.building import shards
 from hashlight.pipelines.building.build import BUILD, build_collection
 from hashlight.pipelines.building.shards import ShardJob
-from hashlight.pipelines.codes.parts import Piece, list_parts
+from hashlight.pipelines.codes.parts import CODES, Piece, list_parts
+from hashlight.pipelines.dedup.dedup import NEAR_DUPLICATES
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder
@@ -414,3 +415,39 @@ def test_a_shard_that_was_swept_is_built_again(tmp_path, folder, monkeypatch, wh
     assert job.folder.sidecar(0)["shard"]["name"] == built.name
     assert shards.is_whole(str(output), built)
     assert [path.name for path in (output / "shards").iterdir()] == [built.name]
+
+
+@pytest.mark.parametrize("found", [None, "{", "{}"])
+def test_codes_in_a_bucket_that_are_not_whole_are_named_without_credentials(bucket, tmp_path, found):
+    if found is not None:
+        summary = {"images": 3, "codes": 3, "rejects": 0, "bits": 48, "encoder": "f", "corpus": "c"}
+        bucket.put("codes/codes.json", json.dumps(summary).encode() if found == "{}" else found.encode())
+    with pytest.raises(PipelineError, match=rf"s3://{bucket.name}/codes") as caught:
+        build_collection(bucket.uri("codes").replace("s3://", "s3://KEYID:PASSWORD@"), tmp_path / "c")
+    assert "PASSWORD" not in str(caught.value)
+    assert "KEYID" not in str(caught.value)
+
+
+def test_what_is_not_an_unfinished_build_is_neither_taken_for_one_nor_removed(tmp_path, folder):
+    output = tmp_path / "c"
+    Collection.create(output, np.arange(5, dtype=np.uint64)[:, None], bits=BITS)
+    mine = output / "build" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("kept")
+    with pytest.raises(PipelineError, match=r"c/build is not empty and holds no unfinished build"):
+        build_collection(folder, output, overwrite=True)
+    assert mine.read_text() == "kept"
+    mine.unlink()
+    mine.parent.rmdir()
+    mine.parent.write_text("a file")
+    with pytest.raises(PipelineError, match=r"c/build is a file"):
+        build_collection(folder, output, overwrite=True)
+    assert len(Collection.open(output)) == 5
+
+
+@pytest.mark.parametrize(("first", "second"), [(CODES, NEAR_DUPLICATES), (NEAR_DUPLICATES, CODES)])
+def test_the_folder_of_another_kind_of_job_is_refused_even_to_be_overwritten(tmp_path, first, second):
+    JobFolder(tmp_path / "j", first).begin(dict.fromkeys(first.identified_by, "x"), overwrite=False)
+    JobFolder(tmp_path / "j", first).refuse_foreign()
+    with pytest.raises(PipelineError, match=rf"j is not empty and holds no {second.holds}"):
+        JobFolder(tmp_path / "j", second).refuse_foreign()
