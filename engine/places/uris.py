@@ -134,7 +134,7 @@ def _s3(place: str, query: dict[str, str]) -> Any:
     elif user:
         key, _, secret = user.partition(":")
         config |= {"access_key_id": unquote(key), "secret_access_key": unquote(secret)}
-    elif "AWS_ACCESS_KEY_ID" not in os.environ and "aws_access_key_id" in profile:
+    elif "AWS_ACCESS_KEY_ID" not in os.environ and {"aws_access_key_id", "aws_secret_access_key"} <= profile.keys():
         config |= {"access_key_id": profile["aws_access_key_id"], "secret_access_key": profile["aws_secret_access_key"]}
         if "aws_session_token" in profile:
             config["session_token"] = profile["aws_session_token"]

@@ -7,9 +7,9 @@ the commit, so that the same command resumes where it was interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from hashlight.pipelines.codes.parts import Part, attribute_columns, cut_parts, 
 from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.folder import JobFolder, JobKind, sidecar_name
+from hashlight.pipelines.jobs.folder import JobFolder, JobKind
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.jobs.tasks import run_tasks
 
@@ -178,20 +178,31 @@ def _write_shards(
     waiting = [task for task in tasks if task.number not in specs]
     progress(len(specs), len(tasks))
     build = ray.remote(build_shard)
-    try:
-        with RepeatedIds() as ids:
-            for spec in (*old, *specs.values()):
-                ids.add(read_ids(writer.place, spec))
-            for number, spec in specs.items():
-                writer.add_written(spec, number=number)
-            for task, spec in run_tasks(build.remote, waiting):
-                specs[task.number] = spec
-                writer.add_written(spec, number=task.number)
-                ids.add(read_ids(writer.place, spec))
-                progress(len(specs), len(tasks))
+    with RepeatedIds() as ids:
+        for spec in (*old, *specs.values()):
+            ids.add(read_ids(writer.place, spec))
+        for number, spec in specs.items():
+            _add(job, writer, spec, number)
+        for task, spec in run_tasks(build.remote, waiting):
+            specs[task.number] = spec
+            _add(job, writer, spec, task.number)
+            ids.add(read_ids(writer.place, spec))
+            progress(len(specs), len(tasks))
+        with _discarding(job, writer):
             refuse_repeated(ids.find(), where=f"{writer.place} and the codes" if old else "the codes")
+
+
+def _add(job: JobFolder, writer: CollectionWriter, spec: ShardSpec, number: int) -> None:
+    with _discarding(job, writer):
+        writer.add_written(spec, number=number)
+
+
+@contextlib.contextmanager
+def _discarding(job: JobFolder, writer: CollectionWriter) -> Iterator[None]:
+    """Discard the finished shards if they are refused: these codes cannot become this collection."""
+    try:
+        yield
     except ValueError:
-        # These codes cannot become a collection, or not this one: the shards made from them are useless.
         _discard(job, writer)
         raise
 
@@ -207,8 +218,7 @@ def _commit(job: JobFolder, corpus: _Codes, writer: CollectionWriter) -> None:
 
 def _finished_shards(job: JobFolder) -> set[str]:
     """Return the names of the shards that a job, this or another, finished here."""
-    names = map(sidecar_name, job.units())
-    return {json.loads(data)["shard"]["name"] for data in job.place.read_many(names)}
+    return {said["shard"]["name"] for said in job.sidecars().values()}
 
 
 def _discard(job: JobFolder, writer: CollectionWriter) -> None:

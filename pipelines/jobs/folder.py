@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,12 +123,12 @@ class JobFolder:
             If another process began a job there meanwhile.
         """
         document = json.loads(json.dumps(identity))
-        self.name = name_of(identity)
         found = self.identity()
+        if found is not None and found != document and not overwrite:
+            raise self._other_job(found, document)
+        self.name = name_of(identity)
         if found == document:
             return self.name
-        if found is not None and not overwrite:
-            raise self._other_job(found, document)
         self.clear()
         if not self.place.put_new(MARKER, (json.dumps(document, indent=1) + "\n").encode()):
             raise PipelineError(f"another process began to write {self} meanwhile: choose another --output")
@@ -188,9 +188,14 @@ class JobFolder:
         Raises
         ------
         PipelineError
-            If it is another job's.
+            If it is another job's, or damaged.
         """
-        sidecar: dict[str, Any] = json.loads(data)
+        sidecar = _parse(data)
+        if sidecar is None:
+            raise PipelineError(
+                f"{self.place.path(sidecar_name(unit))} is damaged: delete it and run the same command again, which "
+                "repeats the unit"
+            )
         if sidecar["job"] != self.name:
             raise PipelineError(
                 f"unit {unit} was published by another job meanwhile ({sidecar['job']}, this one is {self.name}): make "
@@ -200,7 +205,17 @@ class JobFolder:
 
     def units(self) -> list[int]:
         """Return the numbers of the units that have a sidecar, ascending."""
-        return sorted(int(name.partition(".")[0]) for name in self.place.names(SIDECARS))
+        stems = (name.removesuffix(".json") for name in self.place.names(SIDECARS))
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+    def sidecars(self) -> dict[int, dict[str, Any]]:
+        """Return the sidecars of any job by unit, without damaged ones."""
+        return {unit: sidecar for unit, sidecar in self._read_sidecars() if sidecar is not None}
+
+    def _read_sidecars(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        units = self.units()
+        read = self.place.read_many(map(sidecar_name, units))
+        return ((unit, _parse(data)) for unit, data in zip(units, read, strict=True))
 
     def done(self, is_whole: Callable[[int, dict[str, Any]], bool] | None = None) -> dict[int, dict[str, Any]]:
         """Return the sidecars of this job by unit; those that do not hold are removed.
@@ -211,10 +226,9 @@ class JobFolder:
             Whether what a sidecar says about a unit is true; its job is compared in any case.
         """
         done = {}
-        units = self.units()
-        for unit, data in zip(units, self.place.read_many(map(sidecar_name, units)), strict=True):
-            sidecar = json.loads(data)
-            if sidecar["job"] == self.name and (is_whole is None or is_whole(unit, sidecar)):
+        for unit, sidecar in self._read_sidecars():
+            is_ours = sidecar is not None and sidecar["job"] == self.name
+            if sidecar and is_ours and (is_whole is None or is_whole(unit, sidecar)):
                 done[unit] = sidecar
             else:
                 self.withdraw(unit)
@@ -229,6 +243,15 @@ class JobFolder:
                 self.place.remove_leftovers(entry.name)
         self.place.remove_leftovers()
         self.place.put(name, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _parse(data: bytes) -> dict[str, Any] | None:
+    """Parse a sidecar; None if it is damaged."""
+    try:
+        sidecar = json.loads(data)
+    except ValueError:
+        return None
+    return sidecar if isinstance(sidecar, dict) and "job" in sidecar else None
 
 
 def name_of(identity: Mapping[str, Any]) -> str:
