@@ -151,7 +151,7 @@ def block_minima(word_WB, num_words, size, query_a_W, query_b_W, dist_B):
 
 @kernel
 def minima_of_1(word_WB, size, query_a_W, query_b_W):
-    """`block_minima` for one word a code."""
+    """`block_minima` for one word per code."""
     use_wide_vectors()
     a = query_a_W[0]
     b = query_b_W[0]
@@ -166,7 +166,7 @@ def minima_of_1(word_WB, size, query_a_W, query_b_W):
 
 @kernel
 def minima_of_2(word_WB, size, query_a_W, query_b_W):
-    """`block_minima` for two words a code."""
+    """`block_minima` for two words per code."""
     use_wide_vectors()
     a0, a1 = query_a_W[0], query_a_W[1]
     b0, b1 = query_b_W[0], query_b_W[1]
@@ -182,7 +182,7 @@ def minima_of_2(word_WB, size, query_a_W, query_b_W):
 
 @kernel
 def minima_of_4(word_WB, size, query_a_W, query_b_W):
-    """`block_minima` for four words a code."""
+    """`block_minima` for four words per code."""
     use_wide_vectors()
     a0, a1, a2, a3 = query_a_W[0], query_a_W[1], query_a_W[2], query_a_W[3]
     b0, b1, b2, b3 = query_b_W[0], query_b_W[1], query_b_W[2], query_b_W[3]

@@ -136,14 +136,14 @@ def find_duplicates(
     PipelineError
         If `output` holds something else.
     """
-    store = open_place(collection)
-    live = read_current(store)
+    place = open_place(collection)
+    live = read_current(place)
     names = hashlib.sha256("".join(shard.name for shard in live.shards).encode()).hexdigest()
-    job = JoinJob(store.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
+    job = JoinJob(place.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
     folder = JobFolder(output, NEAR_DUPLICATES)
     folder.refuse_foreign()
     with folder.place.lock():
-        folder.begin({**asdict(job), "collection": str(store)}, overwrite=overwrite)
+        folder.begin({**asdict(job), "collection": str(place)}, overwrite=overwrite)
         _join_all(job, folder, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
         return _finish(job, folder, live)
 
@@ -191,9 +191,9 @@ def join_shards(
         return
     name = f"{numbers[0]:05d}-{numbers[1]:05d}"
     chaos.step("dedup:join", name)
-    store = open_place(job.collection)
-    shard = Shard(local_shard(store, first), first, bits=job.bits)
-    other = shard if first == second else Shard(local_shard(store, second), second, bits=job.bits)
+    place = open_place(job.collection)
+    shard = Shard(local_shard(place, first), first, bits=job.bits)
+    other = shard if first == second else Shard(local_shard(place, second), second, bits=job.bits)
     pairs = _as_tables(find_pairs(shard, other, job.radius))
     count = _write_table(folder.place, f"pairs/{name}.parquet", pairs, PAIRS)
     folder.publish(unit, {"pairs": count})
@@ -353,7 +353,7 @@ def _gallery(job: JoinJob, live: Manifest, clusters: pa.Table) -> bytes:
     from hashlight.engine.collection.collection import Collection
     from hashlight.pipelines.dedup.gallery import gallery_page
 
-    store = open_place(job.collection)
-    shards = [Shard(local_shard(store, spec), spec, bits=job.bits) for spec in live.shards]
+    place = open_place(job.collection)
+    shards = [Shard(local_shard(place, spec), spec, bits=job.bits) for spec in live.shards]
     collection = Collection(Path(job.collection), live, shards, location=job.collection)
     return gallery_page(collection, clusters, radius=job.radius).encode()

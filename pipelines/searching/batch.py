@@ -175,12 +175,12 @@ def search_codes(
     if not overwrite:
         _remove_finished_work(target, name, folder)
     _refuse_taken(target, name, overwrite=overwrite)
-    store = open_place(collection)
-    live = read_current(store)
+    place = open_place(collection)
+    live = read_current(place)
     parts = _list_queries(queries, live)
-    job = replace(_make_job(store.location, live, parts, k, radius, limit), index=check_index(index))
+    job = replace(_make_job(place.location, live, parts, k, radius, limit), index=check_index(index))
     with folder.place.lock():
-        folder.begin({**_asked(job), "collection": str(store)}, overwrite=overwrite)
+        folder.begin({**_asked(job), "collection": str(place)}, overwrite=overwrite)
         _remove_asides(target, name)
         blocks = _cut_blocks(parts, job.queries)
         _answer(job, folder, blocks, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))

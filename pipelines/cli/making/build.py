@@ -58,10 +58,10 @@ def build(
             workers=workers,
             progress=report,
         )
-    store = open_place(output)
-    built = read_current(store)
+    place = open_place(output)
+    built = read_current(place)
     what = f"{built.rows:,} codes of {built.bits} bits in {len(built.shards)} shards, {built.num_bytes:,} bytes"
-    out.print(f"built version {built.version} of {store}: {what}", soft_wrap=True)
+    out.print(f"built version {built.version} of {place}: {what}", soft_wrap=True)
 
 
 def _parse_bytes(text: str) -> int:
