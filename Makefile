@@ -32,13 +32,13 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 # The quick part of the suite against the lowest versions that pyproject.toml allows, in an environment of its own. torch and
-# torchvision stay at the versions of the constraints, and tools of the tests are the newest: it is the package that is tested.
-# Old releases warn of what has changed since, so warnings are no errors here; two tests quote Typer's own words for a number
+# torchvision stay at the versions of the constraints. Old releases warn of what has changed since, so warnings are no errors here; two tests quote Typer's own words for a number
 # out of range, which are others in its lowest version.
 LOWEST := build/lowest
 LOWEST_TESTS := \
 	tests/engine/test_codes.py tests/engine/collection/test_collection.py tests/engine/storage/test_faiss_file.py tests/engine/filters/test_filters.py \
-	tests/engine/indexes/test_indexes_exact.py tests/engine/collection/test_rerank.py tests/engine/client tests/engine/service/test_wire.py \
+	tests/engine/indexes/test_indexes_exact.py tests/engine/collection/test_rerank.py tests/engine/client tests/engine/gateway/test_gateway.py \
+	tests/engine/service/test_wire.py \
 	tests/encoders/fits/test_baselines.py tests/encoders/test_encoder.py tests/encoders/test_metrics.py tests/pipelines/cli/test_cli.py \
 	tests/pipelines/dedup/test_dedup.py tests/pipelines/evaluation/test_evaluate.py tests/pipelines/serving/test_image_encoder.py \
 	tests/pipelines/training/test_train.py
@@ -48,11 +48,10 @@ test-lowest:
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
 	printf 'torch\ntorchvision\n' > $(LOWEST)/excluded.txt
-	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra cpu --extra serve --extra pretrained \
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra cpu --extra dev --extra pretrained --extra serve \
 		--excludes $(LOWEST)/excluded.txt --python $(LOWEST)/bin/python --output-file $(LOWEST)/requirements.txt pyproject.toml
 	$(LOWEST)/bin/python -m pip install --quiet -c constraints.txt torch torchvision
-	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/requirements.txt \
-		pytest pytest-timeout hypothesis 'moto[s3]' flask flask-cors boto3
+	$(LOWEST)/bin/uv pip install --quiet --no-deps --python $(LOWEST)/bin/python -r $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e .
 	$(LOWEST)/bin/python -m pytest -m 'not slow' -o filterwarnings= $(LOWEST_TESTS) \
 		--deselect 'tests/pipelines/cli/test_cli.py::test_wrong_usage_exits_with_2[arguments0-greater than or equal to 1]' \
