@@ -32,8 +32,8 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 # The quick part of the suite against the lowest versions that pyproject.toml allows, in an environment of its own. torch and
-# torchvision stay at the versions of the constraints. Old releases warn of what has changed since, so warnings are no errors here; two tests quote Typer's own words for a number
-# out of range, which are others in its lowest version.
+# torchvision stay at the versions of the constraints. Old releases warn of what has changed since, so warnings are not errors
+# here. Two tests quote Typer's message about a number out of range, which its lowest version words differently.
 LOWEST := build/lowest
 LOWEST_TESTS := \
 	tests/engine/test_codes.py tests/engine/collection/test_collection.py tests/engine/storage/test_faiss_file.py tests/engine/filters/test_filters.py \
