@@ -96,7 +96,7 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypat
     assert all((cell["map_signs_of_those"] is not None) == (cell["method"] == "hashnet") for cell in document["cells"])
     assert {cell["facts"]["device"] for cell in document["cells"]} == {"cpu"}
     text = (tmp_path / "retrieval.trial-60.md").read_text()
-    assert "other settings would have favoured the ablations" in text
+    assert "other settings had favoured the ablations" in text
     of = {cell["variant"]: cell for cell in document["cells"]}
     assert of["outfits"]["settings"]["by_pairs"]["classes"] == 5
     assert of["outfits"]["backbone_epochs"] == of["small"]["backbone_epochs"] == "1 + 1 + 1"

@@ -176,7 +176,8 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(open_page, searcher, collection
         page.fill("#secret", "sixteen-letters-or-more-than-that")
         page.get_by_role("button", name="Use it").click()
         wait_for_answers(page, collection.search(words_of(code), 4).ids[0])
-        page.locator("#answers img").first.evaluate("image => image.decode()")
+        # Not `decode()`: the page lets go of the picture's bytes as soon as it has loaded.
+        page.wait_for_function("() => document.querySelector('#answers img')?.naturalWidth > 0")
         page.reload()
         wait_for_answers(page, collection.search(words_of(code), 4).ids[0])
 
