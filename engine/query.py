@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hashlight.engine.codes import MAX_ANSWERS, as_integer, check_k, check_limit, check_radius
 
 Kind = Literal["nearest", "within"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """The search to make for each code of a batch.
+
+    A named tuple, because building one is a visible part of a search that takes microseconds. It is checked where it
+    arrives: by `checked`.
 
     Attributes
     ----------
@@ -28,12 +29,6 @@ class Query:
         Maximum number of threads for a batch; None: one for a single code, one for each core for a batch.
     explain : bool
         Whether the answer includes an `engine.results.Explanation`.
-
-    Raises
-    ------
-    ValueError
-        If not exactly one of `k` and `radius` is given, or `limit` without `radius`. The ranges depend on the codes;
-        `checked` checks them.
     """
 
     k: int | None = None
@@ -42,12 +37,6 @@ class Query:
     filter: str | None = None
     threads: int | None = None
     explain: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.k is None) == (self.radius is None):
-            raise ValueError(f"give exactly one of `k` and `radius`, got k {self.k} and radius {self.radius}")
-        if self.limit is not None and self.radius is None:
-            raise ValueError("`limit` goes with `radius`: `k` is a limit itself")
 
     @property
     def kind(self) -> Kind:
@@ -62,14 +51,18 @@ class Query:
         TypeError
             If `k`, `radius`, `limit` or `threads` is not a whole number.
         ValueError
-            If one is out of its range.
+            If one is out of its range, not exactly one of `k` and `radius` is given, or `limit` without `radius`.
         """
-        k = None if self.k is None else check_k(self.k, rows=rows)
-        radius = None if self.radius is None else check_radius(self.radius, bits=bits)
-        limit, threads = check_limit(self.limit), check_threads(self.threads)
-        if k is self.k and radius is self.radius and limit is self.limit and threads is self.threads:
-            return self
-        return dataclasses.replace(self, k=k, radius=radius, limit=limit, threads=threads)
+        k, radius, limit, filter, threads, explain = self
+        if (k is None) == (radius is None):
+            raise ValueError(f"give exactly one of `k` and `radius`, got k {k} and radius {radius}")
+        if k is not None:
+            if limit is not None:
+                raise ValueError("`limit` goes with `radius`: `k` is a limit itself")
+            k = check_k(k, rows=rows)
+        else:
+            radius, limit = check_radius(radius, bits=bits), check_limit(limit)
+        return Query(k, radius, limit, filter, check_threads(threads), explain)
 
 
 def check_threads(threads: object) -> int | None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -386,7 +385,7 @@ def _search_call(
     told = check_include(include)
     return Search(
         queries=read_queries(queries),
-        query=dataclasses.replace(query, explain="explain" in told),
+        query=query._replace(explain="explain" in told),
         rerank=rerank,
         include=told,
         allow_partial=allow_partial,

@@ -207,7 +207,7 @@ class Collection:
 
     def __len__(self) -> int:
         """Return the number of codes."""
-        return self._manifest.rows
+        return len(self._shard_set)
 
     def __repr__(self) -> str:
         """Show what an operator asks first."""

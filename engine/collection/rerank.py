@@ -55,8 +55,8 @@ class Rerank:
 def pool_query(query: Query, rerank: Rerank, *, rows: int) -> Query:
     """Return the query that fetches the pool."""
     if rerank.radius is not None:
-        return dataclasses.replace(query, k=None, radius=rerank.radius)
-    return dataclasses.replace(query, k=min(rerank.pool or query.k or 1, max(1, rows)))
+        return query._replace(k=None, radius=rerank.radius)
+    return query._replace(k=min(rerank.pool or query.k or 1, max(1, rows)))
 
 
 def pools_of(found: Result) -> NDArray[np.int64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -41,14 +40,18 @@ class ShardSet:
             shards=len(self._shards), answered=len(self._shards), codes=codes, searched=codes, version=version
         )
 
+    def __len__(self) -> int:
+        """Return the number of codes of all shards."""
+        return self._coverage.codes
+
     def answer(self, queries_QW: CodeArray, query: Query) -> Result:
-        """Answer the same query for each of several codes (Q, W), over all shards.
+        """Answer the same query, checked, for each of several codes (Q, W), over all shards.
 
         With `query.k`, a shard searches no farther than the k-th answer of earlier shards.
         """
 
         def ask(shards: Sequence[SearchableShard], threads: int | None, first: list[Result]) -> list[Result]:
-            asked = query if threads == query.threads else dataclasses.replace(query, threads=threads)
+            asked = query if threads == query.threads else query._replace(threads=threads)
             answers: list[Result] = []
             farthest_Q = _nearer(None, first[0]) if first else None
             for shard in shards:
@@ -68,6 +71,8 @@ class ShardSet:
 
         The time that the first shard takes decides whether threads are worth their cost.
         """
+        if len(self._shards) == 1:
+            return ask(self._shards, threads, [])
         wanted = min(threads or usable_cores(), len(self._shards))
         if wanted == 1 or len(cut(num_queries, threads, least=MIN_QUERIES_PER_THREAD)) >= wanted:
             return ask(self._shards, threads, [])

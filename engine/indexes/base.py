@@ -34,7 +34,6 @@ class Index(ABC):
         """Return the number of codes."""
         return len(self.ids_N)
 
-    @abstractmethod
     def answer(
         self,
         queries_QW: CodeArray,
@@ -65,6 +64,20 @@ class Index(ABC):
         TypeError, ValueError
             If codes, query or mask do not fit the index.
         """
+        check_codes(queries_QW, bits=self.bits, name="queries")
+        mask = check_mask(mask, rows=len(self))
+        return self.answer_checked(queries_QW, query.checked(bits=self.bits), mask=mask, farthest_Q=farthest_Q)
+
+    @abstractmethod
+    def answer_checked(
+        self,
+        queries_QW: CodeArray,
+        query: Query,
+        *,
+        mask: RowMask | None = None,
+        farthest_Q: NDArray[np.int32] | None = None,
+    ) -> Result:
+        """Answer like `answer`, with codes, query and mask that were checked: once for all shards, for example."""
 
     def find_fault(self, codes_NW: CodeArray) -> str | None:
         """Check that the index finds a few of its own codes; return what is wrong, or None.

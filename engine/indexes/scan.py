@@ -8,7 +8,7 @@ from typing import Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import CodeArray, IdArray, check_codes
+from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.indexes.account import Account
 from hashlight.engine.indexes.answers import (
     MAX_COUNTERS,
@@ -23,7 +23,7 @@ from hashlight.engine.indexes.answers import (
     search_result,
 )
 from hashlight.engine.indexes.arrays import bytes_of, mask_bytes, read_only
-from hashlight.engine.indexes.base import Index, RowMask, check_arrays, check_build, check_farthest, check_mask
+from hashlight.engine.indexes.base import Index, RowMask, check_arrays, check_build, check_farthest
 from hashlight.engine.indexes.order import sort_rows
 from hashlight.engine.indexes.threads import MIN_QUERIES_PER_THREAD, cut, no_larger, run_parts
 from hashlight.engine.kernels.arguments import Rows
@@ -80,7 +80,7 @@ class ScanIndex(Index):
         """Bytes of codes and ids, in memory or mapped."""
         return self.codes_NW.nbytes + self.ids_N.nbytes
 
-    def answer(
+    def answer_checked(
         self,
         queries_QW: CodeArray,
         query: Query,
@@ -89,8 +89,6 @@ class ScanIndex(Index):
         farthest_Q: NDArray[np.int32] | None = None,
     ) -> Result:
         """Answer by comparing every query with every code; see `engine.indexes.base.Index.answer`."""
-        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
-        query, mask = query.checked(bits=self.bits), check_mask(mask, rows=len(self))
         if query.k is not None:
             bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
             return self._nearest(queries_QW, query.k, bound_Q, mask, query)

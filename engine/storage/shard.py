@@ -261,14 +261,16 @@ class Shard:
         return f"Shard({self.name[:8]}, {self.index!r})"
 
     def answer(self, queries_QW: CodeArray, query: Query, *, farthest_Q: NDArray[np.int32] | None = None) -> Result:
-        """Answer from the rows that satisfy `query.filter`; see `engine.indexes.base.Index.answer`.
+        """Answer from the rows that satisfy `query.filter`; see `engine.indexes.base.Index.answer_checked`.
+
+        Queries and query were checked by whoever asks all shards.
 
         Raises
         ------
         FilterError
             If the filter is not a condition on these attributes.
         """
-        return self.index.answer(queries_QW, query, mask=self.mask_of(query.filter), farthest_Q=farthest_Q)
+        return self.index.answer_checked(queries_QW, query, mask=self.mask_of(query.filter), farthest_Q=farthest_Q)
 
     def mask_of(self, filter: str | None) -> RowMask | None:
         """Return which rows satisfy `filter`, in the shard's row order; None without a filter.

@@ -322,7 +322,7 @@ def _ask(shard: Shard, queries_QW: CodeArray, job: SearchJob) -> Iterator[tuple[
     if job.radius is not None and job.limit is None:
         yield from search_bounded(shard, queries_QW, job.radius, max_hits=BATCH_HITS)
         return
-    query = job.query if job.k is None else replace(job.query, k=min(job.k, len(shard)))
+    query = job.query if job.k is None else job.query._replace(k=min(job.k, len(shard)))
     size = max(1, BATCH_HITS // (query.k or query.limit or 1))
     for start in range(0, len(queries_QW), size):
         run = slice(start, start + size)

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import CodeArray, IdArray, check_codes
+from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.extras import import_faiss
 from hashlight.engine.indexes.answers import empty_heaps, range_result
-from hashlight.engine.indexes.base import Index, RowMask, check_arrays, check_build, check_farthest, check_mask
+from hashlight.engine.indexes.base import Index, RowMask, check_arrays, check_build, check_farthest
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.query import Query
 from hashlight.engine.results import PAD_ID, Explanation, RangeResult, Result, SearchResult, cut_range
@@ -96,7 +96,7 @@ class FaissIndex(Index):
         """Name kind, bits and rows."""
         return f"{type(self).__name__}({self.bits} bits, {len(self):,} codes)"
 
-    def answer(
+    def answer_checked(
         self,
         queries_QW: CodeArray,
         query: Query,
@@ -105,8 +105,6 @@ class FaissIndex(Index):
         farthest_Q: NDArray[np.int32] | None = None,
     ) -> Result:
         """Answer with FAISS; see `engine.indexes.base.Index.answer`."""
-        check_codes(queries_QW, bits=self.bits, name="queries")
-        query, mask = query.checked(bits=self.bits), check_mask(mask, rows=len(self))
         bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
         start = time.perf_counter()
         found: Result

@@ -166,9 +166,21 @@ class MultiIndex(Index):
 
         `plan` overrides the index's own. The answer does not depend on it.
         """
-        queries_QW = check_codes(queries_QW, bits=self.bits, name="queries")
+        check_codes(queries_QW, bits=self.bits, name="queries")
         query, mask = query.checked(bits=self.bits), check_mask(mask, rows=len(self))
-        plan = _check_plan(plan or self.plan)
+        return self.answer_checked(queries_QW, query, mask=mask, farthest_Q=farthest_Q, plan=_check_plan(plan))
+
+    def answer_checked(
+        self,
+        queries_QW: CodeArray,
+        query: Query,
+        *,
+        mask: RowMask | None = None,
+        farthest_Q: NDArray[np.int32] | None = None,
+        plan: Plan | None = None,
+    ) -> Result:
+        """Answer like `answer`, with arguments that were checked."""
+        plan = plan or self.plan
         if query.k is not None:
             bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
             return self._nearest(queries_QW, query.k, bound_Q, mask, query, plan)
@@ -345,8 +357,8 @@ class MultiIndex(Index):
             account.add_scan(open_Q, start)
 
 
-def _check_plan(plan: Plan) -> Plan:
-    if plan not in PLANS:
+def _check_plan(plan: Plan | None) -> Plan | None:
+    if plan is not None and plan not in PLANS:
         raise ValueError(f"`plan` must be one of {PLANS}, got {plan!r}")
     return plan
 

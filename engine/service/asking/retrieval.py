@@ -149,7 +149,7 @@ def _time_to_search(deadline_s: float | None, include: frozenset[str]) -> float 
 def _search(searcher: Searcher, ask: Ask, timeout_s: float | None) -> Answer:
     query = ask.query
     if query.k is not None and query.k > _MANY:  # more than the number of codes would only be padding
-        query = dataclasses.replace(query, k=max(1, min(query.k, searcher.describe()["rows"])))
+        query = query._replace(k=max(1, min(query.k, searcher.describe()["rows"])))
     found = searcher.answer(
         ask.codes,
         query,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -52,7 +50,7 @@ def answer(collection: Collection, request: Request) -> bytes:
 def _no_wider(query: Query, collection: Collection) -> Query:
     """Limit k to the size of the group; the router, which knows the total number of codes, pads."""
     most = max(len(collection), MAX_PADDED)
-    return query if query.k is None or query.k <= most else dataclasses.replace(query, k=most)
+    return query if query.k is None or query.k <= most else query._replace(k=most)
 
 
 def _held(collection: Collection, ids_M: IdArray) -> IdArray:
