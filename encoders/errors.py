@@ -2,6 +2,7 @@
 
 EncoderError: a folder is not an encoder, an artifact is damaged, weights do not fit
 ImageError: one image cannot be decoded
+ImageLimitError: one image is larger than what is decoded
 """
 
 from __future__ import annotations
@@ -23,3 +24,7 @@ class ImageError(Exception):
     def __init__(self, reason: str):
         super().__init__(reason)
         self.reason = reason
+
+
+class ImageLimitError(ImageError):
+    """An image is larger than what is decoded."""

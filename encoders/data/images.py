@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from hashlight.encoders.errors import ImageError
+from hashlight.encoders.errors import ImageError, ImageLimitError
 
 ImageLike = Image.Image | bytes | str | os.PathLike[str] | NDArray[np.uint8]
 
@@ -157,7 +157,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 def _check_size(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageError(f"too many pixels: {width} x {height}, at most {max_pixels:,} are decoded")
+        raise ImageLimitError(f"too many pixels: {width} x {height}, at most {max_pixels:,} are decoded")
 
 
 @contextlib.contextmanager
@@ -175,7 +175,7 @@ def _pillow_errors(data: bytes, max_pixels: int) -> Iterator[None]:
         raise ImageError(_name_unidentified(data)) from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
-        raise ImageError(f"too many pixels: at most {limit:,} are decoded") from exc
+        raise ImageLimitError(f"too many pixels: at most {limit:,} are decoded") from exc
     except Exception as exc:
         reason = " ".join(str(exc).split())[:120] or type(exc).__name__
         kind = "truncated" if "truncated" in reason.lower() else "damaged"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import obstore
 from hashlight.engine.errors import PlaceError
 from hashlight.engine.places.failures import OvertakenError, RefusedError, retried, translated
 from hashlight.engine.places.files import report_step
-from hashlight.engine.places.place import Entry, Found, Place
+from hashlight.engine.places.place import HIDDEN, Entry, Found, Place
 from hashlight.engine.places.reading import RetryingFile, map_ahead, refuse_more
 from hashlight.engine.places.uris import split_bucket
 
@@ -122,18 +123,30 @@ class Bucket(Place):
         visible = (entry for entry in entries.values() if hidden or not entry.name.startswith("."))
         return sorted(visible, key=lambda entry: entry.name)
 
-    def walk(self, folder: str = "") -> Iterator[Entry]:
+    def walk(self, folder: str = "", *, skipped: Counter[str] | None = None) -> Iterator[Entry]:
         """See `Place.walk`: page by page, in the order of the keys."""
-        prefix = self._key(folder)
+        start = len(self._key(folder) and self._key(folder) + "/")
+        hidden = ""
+        for about in self._files(folder):
+            name = about["path"][start:]
+            left_out = _hidden_part(name)
+            if name and not left_out:
+                yield Entry(name, about["size"], _stamp_of(about))
+            # What is in a hidden folder comes in a row.
+            elif left_out and left_out != hidden and skipped is not None:
+                skipped[HIDDEN] += 1
+            hidden = left_out or hidden
+
+    def _files(self, folder: str) -> Iterator[Any]:
         pending: Any = None
         for about in self._list(folder):
             # An empty object with the name of a folder is a marker; the folder's files come next.
             is_marker = pending and pending["size"] == 0 and about["path"].startswith(pending["path"] + "/")
             if pending and not is_marker:
-                yield from _visible(pending, prefix)
+                yield pending
             pending = about
         if pending:
-            yield from _visible(pending, prefix)
+            yield pending
 
     def _list(self, folder: str) -> Iterator[Any]:
         with translated(self.path(folder)):
@@ -274,10 +287,11 @@ class _Object(io.RawIOBase):
         return data
 
 
-def _visible(about: Any, prefix: str) -> Iterator[Entry]:
-    name = about["path"][len(prefix) + 1 :] if prefix else about["path"]
-    if name and not any(part.startswith(".") for part in name.split("/")):
-        yield Entry(name, about["size"], _stamp_of(about))
+def _hidden_part(name: str) -> str:
+    """Return a name up to the first part that begins with a dot; the empty string if there is none."""
+    parts = name.split("/")
+    first = next((number for number, part in enumerate(parts, start=1) if part.startswith(".")), 0)
+    return "/".join(parts[:first])
 
 
 def _tag_of(about: Any) -> dict[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hashlight.engine.errors import PlaceError
 from hashlight.engine.places.failures import retried
-from hashlight.engine.places.place import Entry, Found, Place
+from hashlight.engine.places.place import HIDDEN, Entry, Found, Place
 from hashlight.engine.places.reading import RetryingFile, read_blocks, refuse_more
 from hashlight.engine.places.uris import scheme_of, without_credentials
 
@@ -71,15 +72,17 @@ class Elsewhere(Place):
         entries = (_entry_of(info, info["name"].rstrip("/").rpartition("/")[2]) for info in infos)
         return sorted((entry for entry in entries if hidden or entry.name[:1] != "."), key=lambda entry: entry.name)
 
-    def walk(self, folder: str = "") -> Iterator[Entry]:
+    def walk(self, folder: str = "", *, skipped: Counter[str] | None = None) -> Iterator[Entry]:
         """See `Place.walk`: folder by folder."""
-        return self._walk(folder, "")
+        return self._walk(folder, "", Counter() if skipped is None else skipped)
 
-    def _walk(self, folder: str, inner: str) -> Iterator[Entry]:
-        for entry in self.children("/".join(part for part in (folder, inner) if part)):
+    def _walk(self, folder: str, inner: str, skipped: Counter[str]) -> Iterator[Entry]:
+        for entry in self.children("/".join(part for part in (folder, inner) if part), hidden=True):
             below = f"{inner}/{entry.name}" if inner else entry.name
-            if entry.is_folder:
-                yield from self._walk(folder, below)
+            if entry.name.startswith("."):
+                skipped[HIDDEN] += 1
+            elif entry.is_folder:
+                yield from self._walk(folder, below, skipped)
             else:
                 yield Entry(below, entry.size, entry.stamp)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from hashlight.engine.places.files import (
     write_atomically,
     writer_lock,
 )
-from hashlight.engine.places.place import Entry, Found, Place
+from hashlight.engine.places.place import HIDDEN, LOOPS, Entry, Found, Place
 from hashlight.engine.places.reading import RetryingFile, groups, read_local
 
 _LISTED_AT_ONCE = 20_000
@@ -85,10 +86,11 @@ class Folder(Place):
             ]
         return sorted(found, key=lambda entry: entry.name)
 
-    def walk(self, folder: str = "") -> Iterator[Entry]:
+    def walk(self, folder: str = "", *, skipped: Counter[str] | None = None) -> Iterator[Entry]:
         """See `Place.walk`: folder by folder, with the names of one folder in memory at a time."""
         root = self.location_of(folder)
-        return _walk(root, "") if os.path.isdir(root) else iter(())
+        counts = Counter() if skipped is None else skipped
+        return _walk(root, "", (_identity(root),), counts) if os.path.isdir(root) else iter(())
 
     def download(self, name: str, target: Path) -> None:
         """See `Place.download`."""
@@ -186,26 +188,45 @@ def _file_entry(path: str, name: str) -> Entry:
     return Entry(name, about.st_size, f"{about.st_size}:{about.st_mtime_ns}")
 
 
-def _walk(root: str, inner: str) -> Iterator[Entry]:
-    for name, is_folder in _sorted_names(f"{root}/{inner}" if inner else root):
+def _walk(root: str, inner: str, above: tuple[tuple[int, int], ...], skipped: Counter[str]) -> Iterator[Entry]:
+    """Walk the folder `inner`; `above` identifies it and the folders that lead to it."""
+    for name, is_folder in _sorted_names(f"{root}/{inner}" if inner else root, skipped):
         below = f"{inner}/{name}" if inner else name
-        if is_folder:
-            yield from _walk(root, below)
-        else:
+        if not is_folder:
             yield _file_entry(f"{root}/{below}", below)
+        elif (identity := _identity(f"{root}/{below}")) in above:
+            skipped[LOOPS] += 1
+        else:
+            yield from _walk(root, below, (*above, identity), skipped)
 
 
-def _sorted_names(folder: str) -> Iterator[tuple[str, bool]]:
+def _identity(folder: str) -> tuple[int, int]:
+    """Return what a folder and the links to it have in common."""
+    about = os.stat(folder)
+    return about.st_dev, about.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link that leads nowhere is a file that cannot be read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _sorted_names(folder: str, skipped: Counter[str]) -> Iterator[tuple[str, bool]]:
     """Yield the visible names of a folder in order, and whether each is a folder.
 
     Names are kept in Arrow arrays: with millions of names, a sixth of the memory of Python strings.
     """
     names, folders = [], []
     with os.scandir(folder) as entries:
-        visible = (entry for entry in entries if not entry.name.startswith("."))
-        for part in groups(visible, _LISTED_AT_ONCE):
-            names.append(pa.array([os.fsencode(entry.name) for entry in part], pa.large_binary()))
-            folders.append(pa.array([entry.is_dir(follow_symlinks=False) for entry in part], pa.bool_()))
+        for part in groups(entries, _LISTED_AT_ONCE):
+            visible = [entry for entry in part if not entry.name.startswith(".")]
+            if len(visible) < len(part):
+                skipped[HIDDEN] += len(part) - len(visible)
+            names.append(pa.array([os.fsencode(entry.name) for entry in visible], pa.large_binary()))
+            folders.append(pa.array([_is_folder(entry) for entry in visible], pa.bool_()))
     if not names:
         return
     table = pa.table({"name": pa.chunked_array(names), "folder": pa.chunked_array(folders)})

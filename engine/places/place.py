@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import abc
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hashlight.engine.places.reading import STORE_READS, RetryingFile, map_ahead
 from hashlight.engine.places.uris import join, without_credentials
+
+# What a walk leaves out.
+HIDDEN = "hidden"
+LOOPS = "links to a folder above them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +128,17 @@ class Place(abc.ABC):
         return [entry.name for entry in self.children(folder, hidden=hidden)]
 
     @abc.abstractmethod
-    def walk(self, folder: str = "") -> Iterator[Entry]:
+    def walk(self, folder: str = "", *, skipped: Counter[str] | None = None) -> Iterator[Entry]:
         """Stream all files below a folder (none if it does not exist), in an order that depends on their names only.
 
-        Files and folders whose names begin with a dot are left out. Names are relative to the folder.
+        Names are relative to the folder. Links to folders are followed. Left out are files and folders whose names
+        begin with a dot (`HIDDEN`), and links that lead back to a folder above them (`LOOPS`).
+
+        Parameters
+        ----------
+        folder : str
+        skipped : Counter, optional
+            Counts what is left out, by kind; a folder counts once, whatever is in it.
         """
 
     @abc.abstractmethod

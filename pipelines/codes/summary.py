@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hashlight.engine.places.opening import open_place
@@ -25,6 +25,10 @@ class EncodeSummary:
     encoder : str
         The encoder's fingerprint.
     corpus : str
+    reject_kinds : dict of str to int
+        Rejects by kind, as in `pipelines.corpora.reasons`.
+    skipped : dict of str to int
+        Files of the corpus that are no images, by kind; none of them is among `images`.
     """
 
     images: int
@@ -33,6 +37,8 @@ class EncodeSummary:
     bits: int
     encoder: str
     corpus: str
+    reject_kinds: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def read_summary(codes: str | Path) -> EncodeSummary:

@@ -17,6 +17,8 @@ __row        int64   the row of that file, -1 if the file is the image
 from __future__ import annotations
 
 import itertools
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +30,22 @@ from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.places.uris import normalise, without_credentials
 from hashlight.pipelines.corpora import idx, images, parquet, uris, webdataset
 from hashlight.pipelines.corpora.ids import refuse_repeated_ids
-from hashlight.pipelines.corpora.listing import ROW, SHARDS, SOURCE, File, FileStream, Listing, entry_of, walk
+from hashlight.pipelines.corpora.listing import (
+    ROW,
+    SHARDS,
+    SOURCE,
+    File,
+    FileStream,
+    Listing,
+    entry_of,
+    skip,
+    suffix_kind,
+    told,
+    walk,
+)
 from hashlight.pipelines.jobs.errors import PipelineError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +85,7 @@ def open_listing(corpus: str | Path) -> Listing:
 
 def _open_folder(root: str) -> Listing:
     kind, first = _first_of_a_kind(root)
-    return kind.list_files(root, lambda: _files_of(kind, root, first))
+    return kind.list_files(root, FileStream(lambda skipped: _files_of(kind, root, first, skipped)))
 
 
 def _open_file(root: str, stamp: str) -> Listing:
@@ -77,7 +93,7 @@ def _open_file(root: str, stamp: str) -> Listing:
     name = base.rpartition("/")[2]
     if kind := _kind_of(name):
         file = File(root, name, stamp)
-        return kind.list_files(root, lambda: iter([file]))
+        return kind.list_files(root, FileStream(lambda _skipped: iter([file])))
     if name.lower().endswith(uris.SUFFIXES):
         return uris.list_lines(root)
     raise PipelineError(
@@ -86,20 +102,20 @@ def _open_file(root: str, stamp: str) -> Listing:
 
 
 def _first_of_a_kind(root: str) -> tuple[_Kind, File]:
-    skipped = 0
-    for file in walk(root):
+    skipped: Counter[str] = Counter()
+    for file in walk(root, skipped):
         if kind := _kind_of(file.name):
             return kind, file
-        skipped += 1
+        skip(skipped, suffix_kind(file.name))
     raise PipelineError(
         f"{without_credentials(root)} has no images: expected files ending in {' '.join(sorted(images.SUFFIXES))}, "
-        f".parquet, .tar or -ubyte, got {skipped} other files"
+        f".parquet, .tar or -ubyte, got {told(skipped)}"
     )
 
 
-def _files_of(kind: _Kind, root: str, first: File) -> Iterator[File]:
+def _files_of(kind: _Kind, root: str, first: File, skipped: Counter[str]) -> Iterator[File]:
     """Walk the files of one kind; PipelineError if there is one of another, except what may lie beside IDX files."""
-    for file in walk(root):
+    for file in walk(root, skipped):
         found = _kind_of(file.name)
         if found is kind or (kind is _IMAGE and images.is_unsupported(file.name.lower())):
             yield file
@@ -108,6 +124,8 @@ def _files_of(kind: _Kind, root: str, first: File) -> Iterator[File]:
                 f"{without_credentials(root)} has {kind.name} files ({first.name}) and {found.name} files "
                 f"({file.name}): expected one kind, move the others elsewhere"
             )
+        else:
+            skip(skipped, suffix_kind(file.name))
 
 
 def _kind_of(name: str) -> _Kind | None:
@@ -122,6 +140,7 @@ def list_corpus(path: str | Path) -> pa.Table:
     -------
     pyarrow.Table
         One entry per image, as in the module's docstring, in the order of the names (of the rows, in a file of rows).
+        Other files are left out; a warning says how many, by kind.
 
     Raises
     ------
@@ -133,16 +152,26 @@ def list_corpus(path: str | Path) -> pa.Table:
     if listing.kind == SHARDS:
         shards = zip(*(_columns(tables, name) for name in ("uri", SOURCE)), strict=True)
         tables = [
-            webdataset.shard_entries(name, source, list(webdataset.read_shard(source)), listing.schema)
+            webdataset.shard_entries(
+                name, source, list(webdataset.read_shard(source, skipped=listing.skipped)), listing.schema
+            )
             for name, source in shards
         ]
     entries = pa.concat_tables(tables) if tables else listing.schema.empty_table()
-    if not len(entries):
-        raise PipelineError(f"{listing.corpus} has no images: its files have no rows")
+    refuse_empty(listing, len(entries))
+    if listing.skipped:
+        logger.warning("%s: left out %s", listing.corpus, told(listing.skipped))
     with RepeatedIds() as ids:
         ids.add(entries["id"].to_numpy())
         refuse_repeated_ids(ids, lambda: iter([entries]), str(path))
     return entries
+
+
+def refuse_empty(listing: Listing, num_entries: int) -> None:
+    """Raise PipelineError if a listing has come to its end and has no entries."""
+    if not num_entries:
+        beside = f"; left out {told(listing.skipped)}" if listing.skipped else ""
+        raise PipelineError(f"{listing.corpus} has no images: its files have no rows{beside}")
 
 
 def _columns(tables: list[pa.Table], name: str) -> list[str]:

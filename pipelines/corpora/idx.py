@@ -31,6 +31,7 @@ from hashlight.pipelines.corpora.listing import (
     Listing,
     entry_of,
 )
+from hashlight.pipelines.corpora.reasons import reworded
 from hashlight.pipelines.jobs.errors import PipelineError
 
 SUFFIXES = ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz")
@@ -53,13 +54,17 @@ def list_files(root: str, found: FileStream) -> Listing:
     """
     files = list(found())
     by_name = {file.name: file for file in files}
-    images = [file for file in files if len(_read_header(file.uri)) in (3, 4)]
+    ranks = {file.name: len(_read_header(file.uri)) for file in files}
+    images = [file for file in files if ranks[file.name] in (3, 4)]
     if not images:
         raise PipelineError(
             f"{without_credentials(root)} has no images: expected IDX files of 3 or 4 dimensions, got shapes "
             f"{[_read_header(f.uri) for f in files]}"
         )
     labels = {file.name: _labels_of(file, by_name) for file in images}
+    unused = ranks.keys() - labels.keys() - {_labels_name(file) for file in images}
+    if unused:
+        found.skipped["IDX files of neither images nor their labels"] += len(unused)
     schema = BASE_SCHEMA.append(pa.field("label", pa.int64())) if any(labels.values()) else BASE_SCHEMA
 
     def chunks() -> Iterator[Chunk]:
@@ -69,7 +74,7 @@ def list_files(root: str, found: FileStream) -> Listing:
                 entries = _entries_of(file, start, min(start + CHUNK_ENTRIES, rows), labels[file.name], schema)
                 yield Chunk(entries, file.stamp.encode())
 
-    return Listing(root, IMAGES, schema, chunks)
+    return Listing(root, IMAGES, schema, chunks, found.skipped)
 
 
 def _entries_of(file: File, start: int, stop: int, labels: str | None, schema: pa.Schema) -> pa.Table:
@@ -87,8 +92,8 @@ def _entries_of(file: File, start: int, stop: int, labels: str | None, schema: p
 
 def _labels_of(file: File, by_name: dict[str, File]) -> str | None:
     """Return the URI of the labels beside a file of images, whether or not the corpus names them."""
-    name = file.name.replace("-images-idx3-", "-labels-idx1-")
-    if name == file.name:
+    name = _labels_name(file)
+    if name is None:
         return None
     if name in by_name:
         return by_name[name].uri
@@ -96,6 +101,11 @@ def _labels_of(file: File, by_name: dict[str, File]) -> str | None:
     uri = f"{base.removesuffix(file.name)}{name}{options}"
     beside = entry_of(uri)
     return uri if beside and not beside.is_folder else None
+
+
+def _labels_name(file: File) -> str | None:
+    name = file.name.replace("-images-idx3-", "-labels-idx1-")
+    return None if name == file.name else name
 
 
 def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
@@ -106,7 +116,7 @@ def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
         except ReadFailedError:
             raise
         except (OSError, EOFError, zlib.error, struct.error, PipelineError) as error:
-            yield from [OSError(str(error))] * len(run)
+            yield from [reworded(error, str(error))] * len(run)
             continue
         yield from map(as_png, pixels)
 

@@ -69,7 +69,7 @@ def list_files(root: str, found: FileStream) -> Listing:
                 columns["label"] = [name.partition("/")[0] if "/" in name else None for name in names]
             yield Chunk(pa.table(columns, schema), stamps_of(part))
 
-    return Listing(root, IMAGES, schema, chunks)
+    return Listing(root, IMAGES, schema, chunks, found.skipped)
 
 
 def _has_folders(root: str) -> bool:

@@ -7,8 +7,10 @@ and entries are made 20,000 at a time, so that memory does not grow with the cor
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 
@@ -20,6 +22,9 @@ from hashlight.pipelines.jobs.errors import PipelineError
 SOURCE, ROW = "__source", "__row"
 IMAGES, SHARDS = "images", "shards"
 CHUNK_ENTRIES = 20_000
+# What is counted beyond so many kinds is counted as one: suffixes may be anything.
+_MAX_KINDS = 50
+OTHER = "others"
 BASE_SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), SOURCE: pa.string(), ROW: pa.int64()})
 
 
@@ -32,7 +37,25 @@ class File:
     stamp: str
 
 
-FileStream = Callable[[], Iterator[File]]
+@dataclass(frozen=True, slots=True)
+class FileStream:
+    """The files of a corpus; every call walks them anew.
+
+    Attributes
+    ----------
+    walk : callable
+        Starts a walk, which counts in the given counter what it leaves out.
+    skipped : Counter
+        What the last walk that was started has left out so far, by kind.
+    """
+
+    walk: Callable[[Counter[str]], Iterator[File]]
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self) -> Iterator[File]:
+        """Start a walk."""
+        self.skipped.clear()
+        return self.walk(self.skipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +80,15 @@ class Listing:
         Of the entries; for shards, of the entries that reading one gives.
     chunks : callable
         Starts the stream of `Chunk`, anew at every call.
+    skipped : Counter
+        The files that are left out, by kind; complete when a stream of chunks has ended.
     """
 
     corpus: str
     kind: str
     schema: pa.Schema
     chunks: Callable[[], Iterator[Chunk]]
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def entry_of(uri: str) -> Entry | None:
@@ -77,6 +103,23 @@ def entry_of(uri: str) -> Entry | None:
         return open_place(uri).entry()
     except OSError as error:
         raise PipelineError(f"{without_credentials(uri)} cannot be listed: {error}") from error
+
+
+def skip(skipped: Counter[str], kind: str) -> None:
+    """Count a file that is left out."""
+    skipped[kind if kind in skipped or len(skipped) < _MAX_KINDS else OTHER] += 1
+
+
+def suffix_kind(name: str) -> str:
+    """Return the kind of a file that is left out for its suffix: `*.txt`."""
+    return f"*{suffix}" if (suffix := PurePosixPath(name).suffix.lower()) else "without a suffix"
+
+
+def told(skipped: Mapping[str, int]) -> str:
+    """Say how many files were left out, and of which kinds: "3 files: 2 *.txt, 1 hidden"."""
+    number = sum(skipped.values())
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items(), key=lambda item: -item[1]))
+    return f"{number:,} file{'s' if number != 1 else ''}{': ' if kinds else ''}{kinds}"
 
 
 def stamps_of(files: list[File]) -> bytes:
@@ -103,8 +146,8 @@ def _within(folder: str, name: str) -> str:
     return os.path.normpath(f"{folder}/{name}") if is_local(folder) else f"{folder}/{name}"
 
 
-def walk(root: str) -> Iterator[File]:
-    """Walk the visible files under a folder, in the order of their names."""
+def walk(root: str, skipped: Counter[str]) -> Iterator[File]:
+    """Walk the visible files under a folder, in the order of their names; count the others."""
     base, options = split_options(root)
-    for entry in open_place(root).walk():
+    for entry in open_place(root).walk(skipped=skipped):
         yield File(f"{base}/{entry.name}{options}", entry.name, entry.stamp)

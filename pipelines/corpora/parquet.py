@@ -27,6 +27,7 @@ from hashlight.pipelines.corpora.listing import (
     Listing,
     mentioned_in,
 )
+from hashlight.pipelines.corpora.reasons import reworded
 from hashlight.pipelines.jobs.errors import PipelineError
 
 SUFFIX = ".parquet"
@@ -59,7 +60,7 @@ def list_files(root: str, found: FileStream) -> Listing:
             for table in _list_rows(file):
                 yield Chunk(_promote(table, schema), file.stamp.encode())
 
-    return Listing(root, IMAGES, schema, chunks)
+    return Listing(root, IMAGES, schema, chunks, found.skipped)
 
 
 def _entry_schema(file: File) -> pa.Schema:
@@ -175,7 +176,7 @@ def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
     except ReadFailedError:
         raise
     except (pa.ArrowException, OSError) as error:
-        yield from [OSError(f"{path} cannot be read: {error}")] * len(rows)
+        yield from [reworded(error, f"{path} cannot be read: {error}")] * len(rows)
         return
     with raw, file:
         ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
@@ -202,7 +203,8 @@ def _read_row_group(
     except ReadFailedError:
         raise
     except (pa.ArrowException, OSError, IndexError) as error:
-        yield from [OSError(f"row group {group} of {path} cannot be read: {error}")] * (len(rows) - read)
+        words = f"row group {group} of {path} cannot be read: {error}"
+        yield from [reworded(error, words)] * (len(rows) - read)
 
 
 def _encoded_bytes(value: object, uri: str) -> bytes | OSError:

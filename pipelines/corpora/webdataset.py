@@ -1,8 +1,10 @@
-"""WebDataset shards as corpora: tar files in which files whose names agree up to the first dot are one sample.
+"""WebDataset shards as corpora: tar files of images, and of files that describe them.
 
-A sample is an image (`0001.jpg`) and what is known about it: `0001.cls` (its label), `0001.txt`, `0001.json`, each kept
-as the attribute `label`, `txt` or `json`, a string. A shard is read once, from start to end. Which attributes a corpus
-has is taken from its first thousand samples.
+Every image in a shard is an entry. Files in a row whose names agree up to the first dot are a sample, as in WebDataset
+itself. A file of a sample that ends in `.cls`, `.txt` or `.json` is kept as the attribute `label`, `txt` or `json`, a
+string: `0001.cls` describes all images of the sample (`0001.jpg`, `0001.left.jpg`), and `0001.left.cls` the one that
+has its name up to the last dot. Other files are left out and counted. A shard is read once, from start to end. Which
+attributes a corpus has is taken from its first thousand images.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ import contextlib
 import io
 import itertools
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +24,7 @@ import pyarrow as pa
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.failures import TooManyBytesError
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import HIDDEN
 from hashlight.engine.places.reading import groups
 from hashlight.engine.places.uris import is_local, without_credentials
 from hashlight.pipelines.corpora import images
@@ -35,21 +39,28 @@ from hashlight.pipelines.corpora.listing import (
     File,
     FileStream,
     Listing,
+    skip,
     stamps_of,
+    suffix_kind,
 )
+from hashlight.pipelines.corpora.reasons import reworded
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _ATTRIBUTE_OF = {"cls": "label", "txt": "txt", "json": "json"}
 ATTRIBUTES = tuple(_ATTRIBUTE_OF.values())
-# Limit on the text of a sample; images have a limit of their own.
+# Limit on a text; images have a limit of their own.
 _MAX_TEXT_BYTES = 1_000_000
-# Samples read to find out which attributes a corpus has.
+# Images of one sample in memory at a time: a folder of photographs may have one name up to the first dot.
+_MAX_SAMPLE_BYTES = 64 << 20
+# Images looked at to find out which attributes a corpus has.
 _LOOKED_AT = 1000
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\0\0")
 # From a store, one request brings this much.
 _LOCAL_BUFFER_BYTES, _STORE_BUFFER_BYTES = 1 << 18, 8 << 20
 
 
+# A name that is not UTF-8 is shown with escapes: it must be stored as part of a URI.
+_NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
 # Both are public in `tarfile`; typeshed leaves them out.
 _DAMAGED_HEADER = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 
@@ -67,29 +78,77 @@ class _Member(tarfile.TarInfo):
 
 @dataclass(slots=True)
 class Sample:
-    """One sample of a shard.
+    """One image of a shard.
 
     Attributes
     ----------
-    key : str
     name : str
-        The image's name in the shard; the key if there is no image.
+        Its name in the shard; empty for what cannot be read of a damaged one.
     data : bytes or OSError
         The encoded image, or why there is none.
     attributes : dict of str to str
     """
 
-    key: str
     name: str
     data: bytes | OSError
     attributes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Text:
+    """A file that describes images: all of its sample, or those with its name up to the last dot."""
+
+    name: str
+    text: str
+    is_used: bool = False
+
+
+@dataclass(slots=True)
+class _Group:
+    """Files in a row whose names agree up to the first dot, `key`: images and the texts that describe them."""
+
+    key: str
+    images: list[Sample] = field(default_factory=list)
+    texts: list[_Text] = field(default_factory=list)
+    num_bytes: int = 0
+
+    def add(self, image: Sample) -> None:
+        self.images.append(image)
+        self.num_bytes += len(image.data) if isinstance(image.data, bytes) else 0
+
+    def is_full(self, name: str) -> bool:
+        """Whether the images are to be taken before that of another name is added."""
+        return self.num_bytes > _MAX_SAMPLE_BYTES and _stem(self.images[-1].name) != _stem(name)
+
+    def take(self) -> list[Sample]:
+        """Return the images so far, with their attributes, and keep the texts that may describe later ones."""
+        by_stem: dict[str, list[Sample]] = {self.key: self.images}
+        for image in self.images:
+            if _stem(image.name) != self.key:
+                by_stem.setdefault(_stem(image.name), []).append(image)
+        # An image's own text counts more than its sample's.
+        for text in sorted(self.texts, key=lambda text: _stem(text.name) != self.key):
+            for image in by_stem.get(_stem(text.name), ()):
+                image.attributes[_attribute(text.name)] = text.text
+                text.is_used = True
+        self.texts = [text for text in self.texts if not text.is_used or _stem(text.name) == self.key]
+        taken, self.images, self.num_bytes = self.images, [], 0
+        return taken
+
+    def end(self, skipped: Counter[str]) -> list[Sample]:
+        """Return the rest of the images, and count the texts that describe none."""
+        taken = self.take()
+        for text in self.texts:
+            if not text.is_used:
+                skip(skipped, f"{suffix_kind(text.name)} without an image")
+        return taken
 
 
 def list_files(root: str, found: FileStream) -> Listing:
     """List shards; their images are known only when they are read."""
     attributes = _attributes_of(file.uri for file in found())
     schema = pa.schema([*BASE_SCHEMA, *(pa.field(name, pa.string()) for name in attributes)])
-    return Listing(root, SHARDS, schema, lambda: _chunks(found()))
+    return Listing(root, SHARDS, schema, lambda: _chunks(found()), found.skipped)
 
 
 def _chunks(files: Iterator[File]) -> Iterator[Chunk]:
@@ -152,51 +211,80 @@ def read_image(source: str, name: str) -> bytes | OSError:
     return OSError(f"{without_credentials(source)} has no image {name}") if found is None else found
 
 
-def read_shard(uri: str, *, max_image_bytes: int = images.MAX_ENCODED_BYTES) -> Iterator[Sample]:
-    """Read the samples of a shard in order, one in memory at a time.
+def read_shard(
+    uri: str, *, max_image_bytes: int = images.MAX_ENCODED_BYTES, skipped: Counter[str] | None = None
+) -> Iterator[Sample]:
+    """Read the images of a shard in order, those of one sample in memory at a time, up to 64 MiB.
 
-    A shard that is damaged or cannot be read gives the samples before the damage, and then one whose `data` says what
+    A shard that is damaged or cannot be read gives the images before the damage, and then one whose `data` says what
     is wrong.
+
+    Parameters
+    ----------
+    uri : str
+    max_image_bytes : int
+        Larger images are not read.
+    skipped : Counter, optional
+        Counts the files that are neither images nor describe one, by kind.
 
     Raises
     ------
     ReadFailedError
         If its store fails for a reason that may pass.
     """
-    sample: Sample | None = None
+    counts: Counter[str] = Counter() if skipped is None else skipped
+    group = _Group("")
+    damage: OSError | None = None
     try:
         with _open(uri) as shard:
             for member in shard:
-                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                if member.isdir() or not _is_wanted(member, counts):
                     continue
-                key, extension = _split(member.name)
-                if sample is None or key != sample.key:
-                    if sample is not None:
-                        yield sample
-                    sample = Sample(key, key, OSError("the sample has no image"))
-                _add(sample, shard, member, extension, max_image_bytes)
+                if (key := _key(member.name)) != group.key:
+                    yield from group.end(counts)
+                    group = _Group(key)
+                if _is_image(member.name):
+                    if group.is_full(member.name):
+                        yield from group.take()
+                    group.add(Sample(member.name, _image(shard, member, max_image_bytes)))
+                else:
+                    group.texts.append(_Text(member.name, _read(shard, member).decode(errors="replace").strip()))
     except ReadFailedError:
         raise
     except (tarfile.TarError, EOFError, OSError) as error:
-        # The sample that was being read may be incomplete.
-        yield Sample("", "", OSError(f"the shard cannot be read from here on: {error}"))
-        return
-    if sample is not None:
-        yield sample
+        damage = reworded(error, f"the shard cannot be read from here on: {error}")
+    yield from group.end(counts)
+    if damage:
+        yield Sample("", damage)
 
 
-def _add(sample: Sample, shard: tarfile.TarFile, member: tarfile.TarInfo, extension: str, max_bytes: int) -> None:
-    if f".{extension.rpartition('.')[2]}" in images.SUFFIXES:
-        if sample.name != sample.key:
-            return  # Only the first image of a sample counts.
-        sample.name = member.name
-        sample.data = (
-            TooManyBytesError(f"too many bytes: above {max_bytes:,}")
-            if member.size > max_bytes
-            else _read(shard, member)
-        )
-    elif extension in _ATTRIBUTE_OF and member.size <= _MAX_TEXT_BYTES:
-        sample.attributes[_ATTRIBUTE_OF[extension]] = _read(shard, member).decode(errors="replace").strip()
+def _is_wanted(member: tarfile.TarInfo, skipped: Counter[str]) -> bool:
+    """Whether a member is an image or a text; what is neither is counted."""
+    if any(part.startswith(".") for part in member.name.split("/") if part not in (".", "..")):
+        skip(skipped, HIDDEN)
+    elif _is_image(member.name):
+        return True
+    elif not member.isfile():
+        skip(skipped, "links and devices")
+    elif not _attribute(member.name):
+        skip(skipped, suffix_kind(member.name))
+    elif member.size > _MAX_TEXT_BYTES:
+        skip(skipped, f"{suffix_kind(member.name)} above {_MAX_TEXT_BYTES:,} bytes")
+    else:
+        return True
+    return False
+
+
+def _is_image(name: str) -> bool:
+    return images.is_image(name.lower()) or images.is_unsupported(name.lower())
+
+
+def _image(shard: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> bytes | OSError:
+    if not member.isfile():
+        return OSError(f"the shard has no bytes of it, only a link to {member.linkname or 'a device'}")
+    if member.size > max_bytes:
+        return TooManyBytesError(f"too many bytes: above {max_bytes:,}")
+    return _read(shard, member)
 
 
 def _read(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -213,10 +301,20 @@ def _read(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return data
 
 
-def _split(name: str) -> tuple[str, str]:
+def _key(name: str) -> str:
+    """Return what the names of a sample have in common: the name up to its first dot."""
     folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
+    return folder + slash + base.partition(".")[0]
+
+
+def _stem(name: str) -> str:
+    """Return a name up to its last dot."""
+    return name.rpartition(".")[0]
+
+
+def _attribute(name: str) -> str:
+    """Return the attribute that a text of this name becomes; the empty string if it becomes none."""
+    return _ATTRIBUTE_OF.get(name.rpartition(".")[2].lower(), "")
 
 
 @contextlib.contextmanager
@@ -224,5 +322,5 @@ def _open(uri: str) -> Iterator[tarfile.TarFile]:
     size = _LOCAL_BUFFER_BYTES if is_local(uri) else _STORE_BUFFER_BYTES
     with io.BufferedReader(open_place(uri).open(), size) as file:
         is_plain = file.seekable() and not file.peek(6).startswith(_COMPRESSED)
-        with tarfile.open(fileobj=file, mode="r:" if is_plain else "r|*", tarinfo=_Member) as shard:
+        with tarfile.open(fileobj=file, mode="r:" if is_plain else "r|*", tarinfo=_Member, **_NAMES) as shard:
             yield shard

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import is_local, normalise, split_name
-from hashlight.pipelines.corpora.corpus import open_listing
+from hashlight.pipelines.corpora.corpus import open_listing, refuse_empty
 from hashlight.pipelines.corpora.ids import refuse_repeated_ids
 from hashlight.pipelines.corpora.listing import SHARDS, Listing
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -49,6 +49,8 @@ class WorkSummary:
         Of the entries, once they are read.
     digest : str
         SHA-256 of ids, names, sizes and times of what was listed.
+    skipped : dict of str to int
+        Files that were left out, by kind; those in shards are known only once they are read.
     """
 
     corpus: str
@@ -57,6 +59,7 @@ class WorkSummary:
     images: int | None
     columns: list[str]
     digest: str
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def plan_work(
@@ -158,10 +161,11 @@ def _write(listing: Listing, path: Path, unit_images: int, progress: Progress) -
             units += 1
             entries += len(unit)
             progress(entries)
-        if written is None:
-            raise PipelineError(f"{listing.corpus} has no images: its files have no rows")
+        refuse_empty(listing, entries)
+        assert written is not None, "there are entries"
         images = None if listing.kind == SHARDS else entries
-        summary = WorkSummary(listing.corpus, listing.kind, units, images, listing.schema.names, digest.hexdigest())
+        names, skipped = listing.schema.names, dict(listing.skipped)
+        summary = WorkSummary(listing.corpus, listing.kind, units, images, names, digest.hexdigest(), skipped)
         written.add_key_value_metadata({_METADATA: json.dumps(asdict(summary))})
         written.close()
         refuse_repeated_ids(ids, lambda: _tables(path), listing.corpus)

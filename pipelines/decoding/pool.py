@@ -26,12 +26,17 @@ from typing import Any
 import numpy as np
 
 from hashlight.encoders.data.preprocessing import Preprocessing
+from hashlight.engine.places.failures import TooManyBytesError
+from hashlight.pipelines.corpora import reasons
 from hashlight.pipelines.corpora.images import MAX_ENCODED_BYTES
+from hashlight.pipelines.corpora.reasons import Reason, reason_of
 from hashlight.pipelines.decoding.worker import (
     ANSWER,
     DIED,
     DONE,
     GOOD,
+    KILLED,
+    LIMITED,
     REJECTED,
     REQUEST,
     WAITING,
@@ -48,6 +53,7 @@ _DEATHS_OF_AN_IMAGE = 2
 # Consecutive deaths without a finished slot in between.
 _MAX_RESTARTS = 10
 _MAX_SLOT_BYTES = (1 << 31) - 1
+_KINDS = {REJECTED: reasons.FORMAT, LIMITED: reasons.LIMIT, KILLED: reasons.KILLED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ class DecodedBatch:
     pixels : ndarray of uint8, shape (G, size, size, channels)
     thumbnails : list of bytes
         JPEG, one for each decoded image; empty if not requested.
-    reasons : dict of int to str
+    reasons : dict of int to Reason
         Position -> reason, for the other images.
     read_s, decode_s : float
         Seconds spent on the batch.
@@ -73,7 +79,7 @@ class DecodedBatch:
     good: np.ndarray
     pixels: np.ndarray
     thumbnails: list[bytes]
-    reasons: dict[int, str]
+    reasons: dict[int, Reason]
     read_s: float
     decode_s: float
 
@@ -171,8 +177,9 @@ class Decoder:
             return
         self._deaths[slot, row] += 1
         if self._deaths[slot, row] == _DEATHS_OF_AN_IMAGE:
-            self.slots[slot]["reasons"][row] = _name_death(status, self._task.limit_seconds).encode()
-            self.slots[slot]["status"][row] = REJECTED
+            found, words = _name_death(status, self._task.limit_seconds)
+            self.slots[slot]["reasons"][row] = words.encode()
+            self.slots[slot]["status"][row] = found
 
     def forget(self, slot: int) -> None:
         """Prepare a slot to be filled again."""
@@ -300,7 +307,7 @@ class DecodePool:
             if data is None:
                 break
             if isinstance(data, bytes) and len(data) > MAX_ENCODED_BYTES:
-                data = OSError(f"too many bytes: {len(data):,}, at most {MAX_ENCODED_BYTES:,}")
+                data = TooManyBytesError(f"too many bytes: {len(data):,}, at most {MAX_ENCODED_BYTES:,}")
             size = 0 if isinstance(data, OSError) else len(data)
             if batch and total + size > _BATCH_BYTES:
                 return batch, data
@@ -312,9 +319,10 @@ class DecodePool:
         record = item.decoder.slots[item.slot]
         status = record["status"][: item.count]
         rows = np.flatnonzero(status == GOOD)
-        reasons = {
-            item.first + row: item.unreadable.get(row) or record["reasons"][row].decode(errors="replace")
-            for row in np.flatnonzero(status == REJECTED).tolist()
+        rejected = {
+            item.first + row: item.unreadable.get(row)
+            or Reason(_KINDS[status[row]], record["reasons"][row].decode(errors="replace"))
+            for row in np.flatnonzero(status > GOOD).tolist()
         }
         pixels = record["pixels"][: item.count]
         sizes = record["thumbnail_sizes"]
@@ -325,7 +333,7 @@ class DecodePool:
             thumbnails=[record["thumbnails"][row, : sizes[row]].tobytes() for row in rows]
             if self._keeps_thumbnails
             else [],
-            reasons=reasons,
+            reasons=rejected,
             read_s=item.read_s,
             decode_s=float(record["seconds"]),
         )
@@ -339,14 +347,14 @@ class _Sent:
     slot: int
     first: int
     count: int
-    unreadable: dict[int, str]
+    unreadable: dict[int, Reason]
     read_s: float
 
 
-def _fill(record: Any, batch: list[bytes | OSError]) -> dict[int, str]:
+def _fill(record: Any, batch: list[bytes | OSError]) -> dict[int, Reason]:
     """Put encoded images into a slot; return the reasons for those that could not be read."""
     encoded, offsets = record["encoded"], record["offsets"]
-    unreadable = {row: f"unreadable: {data}" for row, data in enumerate(batch) if isinstance(data, OSError)}
+    unreadable = {row: reason_of(data) for row, data in enumerate(batch) if isinstance(data, OSError)}
     sizes = [0 if isinstance(data, OSError) else len(data) for data in batch]
     offsets[: len(batch) + 1] = np.cumsum([0, *sizes])
     whole = b"".join(data for data in batch if isinstance(data, bytes))
@@ -357,10 +365,11 @@ def _fill(record: Any, batch: list[bytes | OSError]) -> dict[int, str]:
     return unreadable
 
 
-def _name_death(status: int, limit_s: float) -> str:
+def _name_death(status: int, limit_s: float) -> tuple[int, str]:
+    """Return the status of an image at which a worker died in this way, and the reason."""
     number = signal.Signals(-status)
     if number == signal.SIGPROF:
-        return f"takes more than {limit_s:g} s of processor time to decode"
+        return LIMITED, f"takes more than {limit_s:g} s of processor time to decode"
     if number == signal.SIGALRM:
-        return f"takes more than {limit_s * WALL_FACTOR:g} s to decode"
-    return f"ends the decoding process ({number.name})"
+        return LIMITED, f"takes more than {limit_s * WALL_FACTOR:g} s to decode"
+    return KILLED, f"ends the decoding process ({number.name})"

@@ -35,10 +35,11 @@ from PIL import Image
 
 from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.data.preprocessing import Preprocessing
-from hashlight.encoders.errors import ImageError
+from hashlight.encoders.errors import ImageError, ImageLimitError
 from hashlight.pipelines.jobs import chaos
 
-WAITING, GOOD, REJECTED = 0, 1, 2
+# The last three are rejects: for the format, by a limit, or because the worker died.
+WAITING, GOOD, REJECTED, LIMITED, KILLED = range(5)
 REASON_BYTES = 200
 # (slot, generation): see `pipelines.decoding.pool`.
 REQUEST = struct.Struct("<qq")
@@ -216,8 +217,8 @@ def _decode_slot(one: Any, rule: Preprocessing, task: DecodeTask) -> None:
                 _keep_thumbnail(image, one[0], row, task.thumbnail)
             status[row] = GOOD
         except (ImageError, MemoryError) as error:
-            reasons[row] = _reason(error, task).encode()[:REASON_BYTES]
-            status[row] = REJECTED
+            status[row], reason = _reject(error, task)
+            reasons[row] = reason.encode()[:REASON_BYTES]
     current[0] = -1
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -229,10 +230,11 @@ def _keep_thumbnail(image: Image.Image, slot: Any, row: int, side: int) -> None:
     slot["thumbnails"][row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
 
 
-def _reason(error: ImageError | MemoryError, task: DecodeTask) -> str:
+def _reject(error: ImageError | MemoryError, task: DecodeTask) -> tuple[int, str]:
+    """Return the status of an image that cannot be decoded, and the reason."""
     if isinstance(error, ImageError) and not isinstance(error.__cause__, MemoryError):
-        return error.reason
-    return f"needs more than {task.limit_memory_bytes >> 20} MiB to decode"
+        return LIMITED if isinstance(error, ImageLimitError) else REJECTED, error.reason
+    return LIMITED, f"needs more than {task.limit_memory_bytes >> 20} MiB to decode"
 
 
 def _thumbnail(image: Image.Image, side: int) -> bytes:

@@ -12,7 +12,7 @@ that says they are complete. Rejects are gathered. `codes.json` is written last,
       plan.parquet       the work list (`pipelines.corpora.work`), one row group per unit
       parts/00000.parquet   id, code, uri and attributes of the unit's good images; features and thumbnails if asked for
       sidecars/00000.json   says the part is complete: codes, rejects, seconds of each step, SHA-256
-      rejects.parquet    id, uri and reason of every image that could not be encoded
+      rejects.parquet    id, uri, kind and reason of every image that could not be encoded
       stats.json         what the last run did, and how long each step took
       encoder/           a copy of the encoder
 
@@ -27,6 +27,7 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -44,6 +45,8 @@ from hashlight.engine.places.reading import map_ahead
 from hashlight.pipelines.codes.encoder import load_encoder, save_encoder
 from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, THUMBNAIL_COLUMN, part_name
 from hashlight.pipelines.codes.summary import SUMMARY, EncodeSummary
+from hashlight.pipelines.corpora.listing import told
+from hashlight.pipelines.corpora.reasons import REPEATED, Reason
 from hashlight.pipelines.corpora.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, write_rejects
@@ -370,10 +373,11 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
         _reject_repeated(job)
     gathered = write_rejects(job.folder, range(job.work.units))
     _refuse_too_many_rejects(job, replace(state, rejects=gathered.rejects), budget)
+    skipped = gathered.skipped + Counter(job.work.skipped)
     if not gathered.codes:
         raise PipelineError(
             f"none of the {gathered.rejects} images could be encoded: {common_reasons(gathered.reasons)}; all reasons "
-            f"are in {output.path('rejects.parquet')}"
+            f"are in {output.path('rejects.parquet')}; left out {told(skipped)}"
         )
     if gathered.left_out:
         logger.warning(
@@ -390,8 +394,10 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
         bits=identity["bits"],
         encoder=identity["encoder"],
         corpus=identity["corpus"],
+        reject_kinds=dict(gathered.kinds.most_common()),
+        skipped=dict(skipped.most_common()),
     )
-    output.put("stats.json", json.dumps(_stats(state, gathered, run), indent=1).encode())
+    output.put("stats.json", json.dumps(_stats(state, gathered, skipped, run), indent=1).encode())
     job.folder.finish(SUMMARY, asdict(summary))
     return summary
 
@@ -416,17 +422,19 @@ def _reject_repeated(job: _Job) -> None:
         for row in np.flatnonzero(np.isin(table["id"].to_numpy(), repeated)).tolist():
             uri = table["uri"][row].as_py()
             if (before := first.setdefault(table["id"][row].as_py(), uri)) != uri:
-                late[row] = f"same id as another image: {before}"
+                late[row] = Reason(REPEATED, f"same id as another image: {before}")
         if late:
             reject_rows(job.folder.place, unit, late)
 
 
-def _stats(state: EncodeProgress, gathered: Gathered, run: dict[str, Any]) -> dict[str, Any]:
+def _stats(state: EncodeProgress, gathered: Gathered, skipped: Counter[str], run: dict[str, Any]) -> dict[str, Any]:
     return {
         "images": gathered.codes + gathered.rejects,
         "codes": gathered.codes,
         "rejects": gathered.rejects,
+        "kinds": dict(gathered.kinds.most_common()),
         "reasons": dict(gathered.reasons.most_common()),
+        "skipped": dict(skipped.most_common()),
         "attributes_left_out": sorted(gathered.left_out),
         "units": state.units,
         "units_of_this_run": state.units - state.units_before,

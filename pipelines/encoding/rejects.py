@@ -16,7 +16,7 @@ from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 # Where the number of images is not known beforehand, a share means nothing until this many have been seen.
 _MIN_IMAGES_FOR_SHARE = 1000
 _ROW_GROUP_ROWS = 10_000
-_SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), "reason": pa.string()})
+_SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), "kind": pa.string(), "reason": pa.string()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,25 @@ class RejectBudget:
 
 @dataclass(slots=True)
 class Gathered:
-    """The sums over all sidecars: codes, rejects, how often each reason occurs, attributes left out."""
+    """The sums over all sidecars: codes, rejects, how often each kind and reason occurs, and what was left out.
+
+    Attributes
+    ----------
+    codes, rejects : int
+    kinds, reasons : Counter
+        Of the rejects.
+    left_out : set of str
+        Attributes.
+    skipped : Counter
+        Files in shards, by kind.
+    """
 
     codes: int = 0
     rejects: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     left_out: set[str] = field(default_factory=set)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def write_rejects(job: JobFolder, units: Sequence[int]) -> Gathered:
@@ -103,8 +116,10 @@ def _gather(job: JobFolder, units: Sequence[int], gathered: Gathered) -> Iterato
         sidecar = job.parse(unit, data)
         gathered.codes += sidecar["codes"]
         gathered.rejects += sidecar["rejects"]
-        gathered.left_out.update(sidecar.get("left_out", ()))
-        gathered.reasons.update(_kind_of(row["reason"]) for row in sidecar["rejected"])
+        gathered.left_out.update(sidecar["left_out"])
+        gathered.skipped.update(sidecar["skipped"])
+        gathered.kinds.update(row["kind"] for row in sidecar["rejected"])
+        gathered.reasons.update(_shared(row["reason"]) for row in sidecar["rejected"])
         yield from sidecar["rejected"]
 
 
@@ -113,6 +128,6 @@ def common_reasons(reasons: Counter[str]) -> str:
     return "; ".join(f"{reason} ({count:,} times)" for reason, count in reasons.most_common(3))
 
 
-def _kind_of(reason: str) -> str:
+def _shared(reason: str) -> str:
     """Return the part of a reason that many images share."""
     return reason.partition(":")[0]

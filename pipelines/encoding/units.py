@@ -9,6 +9,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, THUMBNAIL_CO
 from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.corpora.labels import attribute_names
 from hashlight.pipelines.corpora.listing import SHARDS, SOURCE
+from hashlight.pipelines.corpora.reasons import Reason, RepeatedError
 from hashlight.pipelines.corpora.webdataset import Sample, read_shard, shard_entries
 from hashlight.pipelines.corpora.work import WorkList
 from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool
@@ -72,13 +74,14 @@ class UnitSettings:
 
 @dataclass(slots=True)
 class _Encoded:
-    """The outputs for a unit's good images by batch, why the others were rejected, and the attributes left out."""
+    """The outputs for a unit's good images by batch, why the others were rejected, and what was left out."""
 
     good: list[np.ndarray] = field(default_factory=list)
     outputs: list[EncoderOutput] = field(default_factory=list)
     thumbnails: list[bytes] = field(default_factory=list)
-    reasons: dict[int, str] = field(default_factory=dict)
+    reasons: dict[int, Reason] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
+    skipped: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
     def add(self, batch: DecodedBatch, output: EncoderOutput, encode_s: float) -> None:
@@ -176,7 +179,7 @@ class EncodeUnits:
             return entries, encoded
         samples: list[Sample] = []
         uri, source = entries["uri"][0].as_py(), entries[SOURCE][0].as_py()
-        self._encode(_shard_images(source, samples), encoded)
+        self._encode(_shard_images(source, samples, encoded.skipped), encoded)
         schema = pa.schema([*entries.schema, *self._shard_attributes()])
         encoded.left_out.update(*(sample.attributes.keys() - schema.names for sample in samples))
         return shard_entries(uri, source, samples, schema), encoded
@@ -223,12 +226,13 @@ class EncodeUnits:
             "rejects": len(rejected),
             "rejected": rejected,
             "left_out": sorted(encoded.left_out),
+            "skipped": dict(encoded.skipped),
             "seconds": {step: round(spent, 4) for step, spent in encoded.seconds.items()},
             **_describe(part),
         }
 
 
-def reject_rows(output: Place, unit: int, reasons: dict[int, str]) -> None:
+def reject_rows(output: Place, unit: int, reasons: dict[int, Reason]) -> None:
     """Turn some rows of a finished unit into rejects.
 
     A process killed between the two writes leaves a sidecar that does not match its part, so the unit is encoded again.
@@ -252,11 +256,11 @@ def _describe(part: bytes) -> dict[str, Any]:
     return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
 
 
-def _shard_images(source: str, samples: list[Sample]) -> Iterator[bytes | OSError]:
+def _shard_images(source: str, samples: list[Sample], skipped: Counter[str]) -> Iterator[bytes | OSError]:
     """Read a shard's images, and keep the rest of its samples; the second image with the same name is an error."""
     names: set[str] = set()
-    for sample in read_shard(source):
-        data = sample.data if sample.name not in names else OSError(f"{sample.name} occurs twice in the shard")
+    for sample in read_shard(source, skipped=skipped):
+        data = sample.data if sample.name not in names else RepeatedError(f"{sample.name} occurs twice in the shard")
         names.add(sample.name)
         sample.data = b""
         samples.append(sample)
@@ -268,9 +272,9 @@ def _fixed_column(rows: list[np.ndarray], count: int, width: int) -> pa.FixedSiz
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), count, [None, pa.py_buffer(raw)])
 
 
-def _rejects(entries: pa.Table, reasons: dict[int, str]) -> list[dict[str, Any]]:
+def _rejects(entries: pa.Table, reasons: dict[int, Reason]) -> list[dict[str, Any]]:
     rows = entries.select(["id", "uri"]).take(list(reasons)).to_pylist() if reasons else []
-    return [{**row, "reason": reason} for row, reason in zip(rows, reasons.values(), strict=True)]
+    return [{**row, "kind": kind, "reason": words} for row, (kind, words) in zip(rows, reasons.values(), strict=True)]
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:

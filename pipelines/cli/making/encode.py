@@ -69,6 +69,7 @@ def encode(
 ) -> None:
     """Encode a corpus on Ray; an interrupted job resumes where it stopped."""
     from hashlight.engine.places.uris import join, without_credentials
+    from hashlight.pipelines.corpora.listing import told
     from hashlight.pipelines.decoding.worker import DecodeLimits
     from hashlight.pipelines.encoding.encode import encode_corpus
 
@@ -98,8 +99,11 @@ def encode(
         soft_wrap=True,
     )
     if summary.rejects:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary.reject_kinds.items())
         out.print(
-            f"{summary.rejects:,} images were rejected; the reasons are in "
+            f"{summary.rejects:,} images were rejected ({kinds}); the reasons are in "
             f"{without_credentials(join(output, 'rejects.parquet'))}",
             soft_wrap=True,
         )
+    if summary.skipped:
+        out.print(f"left out {told(summary.skipped)}", soft_wrap=True)

@@ -19,6 +19,7 @@ def plan_work(
     as_json: JsonOption = False,
 ) -> None:
     """List a corpus once into a work list, which `hashlight encode --input` takes in place of the corpus."""
+    from hashlight.pipelines.corpora.listing import told
     from hashlight.pipelines.corpora.work import plan_work as write_work
 
     if not output.partition("?")[0].endswith(".parquet"):
@@ -29,4 +30,5 @@ def plan_work(
         typer.echo(json.dumps(asdict(work)))
         return
     what = f"{work.units:,} shards" if work.images is None else f"{work.images:,} images in {work.units:,} units"
-    out.print(f"listed {what}: {output}", soft_wrap=True)
+    beside = f"; left out {told(work.skipped)}" if work.skipped else ""
+    out.print(f"listed {what}: {output}{beside}", soft_wrap=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.engine.collection.collection import Collection
 from hashlight.pipelines.cli.main import app
+from hashlight.pipelines.codes.summary import read_summary
 from tests import oracles
 from tests.encoded import read_codes
 
@@ -112,6 +115,32 @@ def test_train_on_pairs(tmp_path, corpus):
     pairs.write_text("a,b,similar\n1000,1001,1\n1000,1002,0\n")
     assert run(*options, "--pairs", pairs, "--overwrite", "--seed", 3).exit_code == 0
     assert HashEncoder.load(tmp_path / "encoder").fingerprint != before
+
+
+def test_encode_says_what_became_of_every_file(tmp_path, pictures, encoder):
+    """Seen: 7 members of the shard and the file beside it; 3 images, one of them bad, and one text that describes."""
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "README.md").write_text("x")
+    buffer = io.BytesIO()
+    Image.fromarray(pictures[0][7]).save(buffer, "PNG")
+    members = {
+        "IMG_2020.01.01.png": buffer.getvalue(), "IMG_2020.01.02.cls": b"7", "IMG_2020.01.02.png": buffer.getvalue(),
+        "IMG_2020.01.03.png": b"", "IMG_2020.01.04.cls": b"8", "IMG_2020.npy": b"x", ".DS_Store": b"x",
+    }  # fmt: skip
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    result = run("encode", "--input", tmp_path / "shards", "--encoder", encoder, "--output", tmp_path / "codes")
+    assert result.exit_code == 0, result.output
+    assert "encoded 2 of 3 images" in result.stdout
+    assert "1 images were rejected (1 format)" in result.stdout
+    assert "left out 4 files: " in result.stdout
+    skipped = {"*.md": 1, "*.npy": 1, "hidden": 1, "*.cls without an image": 1}
+    assert read_summary(tmp_path / "codes").skipped == skipped
+    assert json.loads((tmp_path / "codes" / "stats.json").read_text())["skipped"] == skipped
+    assert read_codes(tmp_path / "codes").attributes["label"].to_pylist() == [None, "7"]
 
 
 def test_uris_and_values_are_shown_as_they_are(tmp_path, codes, image, pictures):

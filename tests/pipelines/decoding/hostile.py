@@ -79,16 +79,16 @@ def good():
 
 @functools.cache
 def bad():
-    """Name to (data, what the reason must match)."""
+    """Name to (data, what `kind: reason` must match)."""
     jpeg = save(Image.fromarray(np.kron(COLOUR, np.ones((8, 8, 1), np.uint8))), "JPEG")
     return {
-        "truncated.jpg": (jpeg[: len(jpeg) // 2], "^truncated"),
-        "bomb.png": (save(Image.new("1", (20_000, 20_000)), "PNG"), "^too many pixels"),
-        "small bomb.png": (save(Image.new("1", (9_000, 9_000)), "PNG"), "^too many pixels: 9000 x 9000"),
-        "empty.png": (b"", "^empty file"),
-        "text.jpg": (b"this is a text, not an image", "^not an image"),
-        "photo.heic": (b"\x00\x00\x00\x18ftypheic" + bytes(40), "^unsupported format: HEIC"),
-        "document.png": (b"%PDF-1.7 ...", "^unsupported format: PDF"),
-        "huge profile.png": (png_with_profile(50_000_000), "^damaged: Decompressed data too large"),
-        "endless.jpg": (endless_jpeg(), "^takes more than 1 s of processor time"),
+        "truncated.jpg": (jpeg[: len(jpeg) // 2], "^format: truncated"),
+        "bomb.png": (save(Image.new("1", (20_000, 20_000)), "PNG"), "^limit: too many pixels"),
+        "small bomb.png": (save(Image.new("1", (9_000, 9_000)), "PNG"), "^limit: too many pixels: 9000 x 9000"),
+        "empty.png": (b"", "^format: empty file"),
+        "text.jpg": (b"this is a text, not an image", "^format: not an image"),
+        "photo.heic": (b"\x00\x00\x00\x18ftypheic" + bytes(40), "^format: unsupported format: HEIC"),
+        "document.png": (b"%PDF-1.7 ...", "^format: unsupported format: PDF"),
+        "huge profile.png": (png_with_profile(50_000_000), "^format: damaged: Decompressed data too large"),
+        "endless.jpg": (endless_jpeg(), "^limit: takes more than 1 s of processor time"),
     }

@@ -29,12 +29,12 @@ def numbered(count):
 
 
 def decoded(pool, images):
-    """All pixels and reasons by position, and the batches' firsts."""
+    """All pixels and reasons by position, each reason as "kind: words", and the batches' firsts."""
     pixels, reasons, firsts = {}, {}, []
     for batch in pool.decode(images):
         firsts.append(batch.first)
         pixels.update(zip(batch.good.tolist(), batch.pixels.copy(), strict=True))
-        reasons.update(batch.reasons)
+        reasons |= {row: f"{kind}: {words}" for row, (kind, words) in batch.reasons.items()}
     return pixels, reasons, firsts
 
 
@@ -66,11 +66,11 @@ def test_bad_images_have_their_reason(outcome, name):
 @pytest.mark.parametrize(("processes", "batch_size"), [(1, 1), (1, 7), (2, 7), (3, 64)])
 def test_the_stream_keeps_its_order_whatever_the_batches(processes, batch_size):
     images = numbered(100)
-    images[13], images[50] = b"", OSError("gone")
+    images[13], images[50] = b"", FileNotFoundError("gone")
     with DecodePool(RULE, processes=processes, batch_size=batch_size) as pool:
         for _ in range(2):
             pixels, reasons, firsts = decoded(pool, images)
-            assert reasons == {13: "empty file", 50: "unreadable: gone"}
+            assert reasons == {13: "format: empty file", 50: "missing: unreadable: gone"}
             assert {row: int(image[0, 0, 0]) for row, image in pixels.items()} == {
                 row: row for row in range(100) if row not in reasons
             }
@@ -82,7 +82,7 @@ def test_memory_is_limited_for_an_image():
     images = [*numbered(3), large, *numbered(2)]
     with DecodePool(RULE, limits=DecodeLimits(memory_bytes=64 << 20)) as pool:
         pixels, reasons, _ = decoded(pool, images)
-    assert reasons == {3: "needs more than 64 MiB to decode"}
+    assert reasons == {3: "limit: needs more than 64 MiB to decode"}
     assert sorted(pixels) == [0, 1, 2, 4, 5]
 
 
@@ -104,8 +104,8 @@ def name_of(data):
 @pytest.mark.parametrize(
     ("do", "reason"),
     [
-        ("segfault", "ends the decoding process (SIGSEGV)"),
-        ("hang", "takes more than 0.2 s of processor time to decode"),
+        ("segfault", "killed: ends the decoding process (SIGSEGV)"),
+        ("hang", "limit: takes more than 0.2 s of processor time to decode"),
     ],
 )
 def test_an_image_that_ends_its_decoder_costs_only_itself(faults, do, reason):

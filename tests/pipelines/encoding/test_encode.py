@@ -264,7 +264,7 @@ def test_a_hostile_corpus_in_a_bucket_is_encoded_into_one(tmp_path, bucket, wild
     model = HashEncoder.load(encoder)
     assert code_of == {name: model.encode(pixels[None]).tobytes() for name, (_, pixels) in hostile.good().items()}
     rejects = pq.read_table(io.BytesIO(bucket.get("codes/rejects.parquet"))).to_pylist()
-    reasons = {reject["uri"].rpartition("/")[2]: reject["reason"] for reject in rejects}
+    reasons = {reject["uri"].rpartition("/")[2]: f"{reject['kind']}: {reject['reason']}" for reject in rejects}
     assert reasons.keys() == hostile.bad().keys()
     for name, (_, pattern) in hostile.bad().items():
         assert re.search(pattern, reasons[name]), (name, reasons[name])
