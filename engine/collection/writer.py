@@ -28,6 +28,7 @@ from hashlight.engine.places.place import Found, Place
 from hashlight.engine.storage.manifest import (
     Manifest,
     ShardSpec,
+    check_name,
     make_live,
     read_current,
     sweep,
@@ -88,7 +89,7 @@ class CollectionWriter:
             raise ValueError("a collection is replaced (`overwrite`) or added to (`append`), not both")
         self.place: Place = open_place(path)
         self._bits = check_bits(bits)
-        self._fingerprint = fingerprint
+        self._fingerprint = None if fingerprint is None else check_name(fingerprint, "an encoder")
         self._tables = tables
         self._mode: Mode = "append" if append else "replace" if overwrite else "create"
         self._finished = finished

@@ -1,7 +1,8 @@
-"""How kernels are compiled: on first use, to run without the GIL, and cached on disk in the user's cache folder.
+"""How kernels are compiled: on first use, to run without the GIL, and cached on disk.
 
-The folder's name contains a hash of all kernel sources, because numba checks only the file of the function it loads,
-not the files of functions inlined into it. numba itself recompiles for another CPU or another version of numba.
+The cache folder's name contains a hash of all kernel sources, wherever the folder is, because numba checks only the
+file of the function it loads, not the files of functions inlined into it. numba itself recompiles for another CPU or
+another version of numba.
 """
 
 from __future__ import annotations
@@ -19,19 +20,18 @@ import platformdirs
 
 @cache
 def kernels_digest() -> str:
-    """Return a short hash of all kernel sources."""
+    """Return a short hash of all kernel sources: kernels are in this folder alone, and inline nothing else."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+        digest.update(hashlib.sha256(source.read_bytes()).digest())
     return digest.hexdigest()[:12]
 
 
 @cache
 def cache_folder() -> Path:
-    """Return the folder of compiled kernels: `NUMBA_CACHE_DIR` if set, else one in the user's cache folder."""
-    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
-        return Path(chosen)
-    return Path(platformdirs.user_cache_dir("hashlight")) / f"numba-{kernels_digest()}"
+    """Return the folder of the kernels of these sources, in `NUMBA_CACHE_DIR` or else in the user's cache folder."""
+    parent = os.environ.get("NUMBA_CACHE_DIR") or platformdirs.user_cache_dir("hashlight")
+    return Path(parent) / f"numba-{kernels_digest()}"
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.ipc
 from numpy.typing import NDArray
 
+from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.filters.filter import Filter
+from hashlight.engine.places.arrays import map_file
 
 # Names that no attribute may have, because answers have columns of these names.
 RESERVED = frozenset({"id", "code", "query", "distance"})
@@ -24,6 +26,8 @@ _BATCH_ROWS = 1024
 _COPIED_ROWS = 64 * _BATCH_ROWS
 _COMPRESSED = pyarrow.ipc.IpcWriteOptions(compression="zstd")
 _PLAIN = pyarrow.ipc.IpcWriteOptions()
+
+_REMEDY = "restore it from a copy, or build the collection again"
 
 
 def write_attributes(
@@ -40,6 +44,39 @@ def write_attributes(
         for start in range(0, len(order_N), _COPIED_ROWS):
             part = table.take(pa.array(order_N[start : start + _COPIED_ROWS]))
             writer.write_table(part.combine_chunks(), max_chunksize=_BATCH_ROWS)
+
+
+def check_attributes(path: Path, rows: int) -> pa.Schema:
+    """Check every value of an attribute file, which Arrow trusts when it reads one; return the schema.
+
+    Parameters
+    ----------
+    path : Path
+    rows : int
+        The shard's; row n must be row `n % 1024` of batch `n // 1024`.
+
+    Raises
+    ------
+    CorruptDataError
+        If the file cannot be read, or its rows are not the shard's.
+    """
+    expected = [min(_BATCH_ROWS, rows - start) for start in range(0, rows, _BATCH_ROWS)]
+    try:
+        reader = pyarrow.ipc.open_file(map_file(path))
+        got = [0] * reader.num_record_batches
+        for number in range(len(got)):
+            batch = reader.get_batch(number)
+            batch.validate(full=True)
+            got[number] = batch.num_rows
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        raise CorruptDataError(f"{path} is not readable as attributes ({error}): {_REMEDY}") from error
+    if got != expected:
+        wrong = next((n for n, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(expected))
+        raise CorruptDataError(
+            f"{path}: expected {rows} rows in {len(expected)} batches of {_BATCH_ROWS}, got {sum(got)} rows in "
+            f"{len(got)} batches, of which batch {wrong} is the first of another length: {_REMEDY}"
+        )
+    return reader.schema
 
 
 class AttributeFile:

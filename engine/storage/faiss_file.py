@@ -2,7 +2,7 @@
 
 The file is a header of 33 bytes and the packed codes, so neither writing nor reading needs FAISS. FAISS's own reader
 trusts the header and crashes on a damaged file; this one checks every field and the file's size
-before it maps anything.
+before it trusts anything.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
 from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.places.arrays import map_file
 
 # fourcc, d, code_size, ntotal, is_trained, metric_type, number of code bytes (index_write.cpp, `IBxF`)
 _HEADER = struct.Struct("<4siiq?iQ")
@@ -33,7 +34,7 @@ def write_faiss_flat(path: Path, codes_NW: CodeArray) -> None:
         file.write(np.ascontiguousarray(codes_NW, _CODE_DTYPE).data)
 
 
-def map_faiss_flat(path: Path, *, bits: int, rows: int) -> CodeArray:
+def map_faiss_flat(path: Path, *, bits: int, rows: int, at_random: bool = False) -> CodeArray:
     """Map the codes of an `IndexBinaryFlat` file, read-only, without reading them.
 
     Parameters
@@ -41,6 +42,8 @@ def map_faiss_flat(path: Path, *, bits: int, rows: int) -> CodeArray:
     path : Path
     bits, rows : int
         The expected contents: `rows` codes of `ceil(bits / 64)` words.
+    at_random : bool
+        Whether they will be read at random; see `engine.places.arrays.map_file`.
 
     Returns
     -------
@@ -54,16 +57,15 @@ def map_faiss_flat(path: Path, *, bits: int, rows: int) -> CodeArray:
     """
     words = num_words(bits)
     code_bytes = words * _CODE_DTYPE.itemsize
-    with path.open("rb") as file:
-        head = file.read(_HEADER.size)
-    if len(head) < _HEADER.size:
-        raise CorruptDataError(f"{path}: expected a FAISS header of {_HEADER.size} bytes, got {len(head)} bytes")
-    fourcc, dimension, size, count, _, _, num_bytes = _HEADER.unpack(head)
-    got = (fourcc, dimension, size, count, num_bytes, path.stat().st_size - _HEADER.size)
+    data = map_file(path, at_random=at_random)
+    if data.size < _HEADER.size:
+        raise CorruptDataError(f"{path}: expected a FAISS header of {_HEADER.size} bytes, got {data.size} bytes")
+    fourcc, dimension, size, count, _, _, num_bytes = _HEADER.unpack_from(data)
+    got = (fourcc, dimension, size, count, num_bytes, data.size - _HEADER.size)
     expected = (_FOURCC, words * WORD_BITS, code_bytes, rows, rows * code_bytes, rows * code_bytes)
     if got != expected:
         raise CorruptDataError(
             f"{path}: expected (fourcc, d, code size, ntotal, bytes named, bytes there) = {expected}, got {got}: "
             "restore the file or build the collection again"
         )
-    return np.memmap(path, _CODE_DTYPE, "r", _HEADER.size, (rows, words))
+    return np.frombuffer(data, _CODE_DTYPE, offset=_HEADER.size).reshape(rows, words)

@@ -8,17 +8,20 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from hashlight.engine.codes import check_bits
+from hashlight.engine.codes import MAX_BITS, MIN_BITS
 from hashlight.engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
+from hashlight.engine.indexes.base import MAX_ROWS
 from hashlight.engine.places.integrity import FileSpec
 from hashlight.engine.places.place import Found, Place
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+
+REQUIRED_FILES = frozenset({"codes.faiss", "ids.npy", "rows_by_id.npy"})
+TABLE_FILES = frozenset({"tables/tables.json", "tables/offsets.npy", "tables/entries.npy", "tables/starts.npy"})
 
 _CURRENT = re.compile(rb"(\d{8}\.json) ([0-9a-f]{64})\n")
 _REMEDY = "restore it from a copy, or build the collection again"
@@ -31,6 +34,11 @@ class ShardSpec:
     name: str
     rows: int
     files: dict[str, FileSpec]
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether it has a multi-index."""
+        return self.files.keys() >= TABLE_FILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,10 @@ def read_current(place: Place) -> Manifest:
         raise CorruptDataError(
             f"{place}/{name} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: {_REMEDY}"
         )
-    return _parse(f"{place}/{name}", json.loads(found.data))
+    manifest = _parse(f"{place}/{name}", found.data)
+    if f"manifests/{manifest.file_name}" != name:
+        raise CorruptDataError(f"{place}/{name} is the manifest of version {manifest.version}: {_REMEDY}")
+    return manifest
 
 
 def read_version(place: Place, version: int) -> Manifest:
@@ -119,11 +130,10 @@ def read_version(place: Place, version: int) -> Manifest:
         raise CollectionNotFoundError(
             f"{place} no longer has version {version}: the live one is {live.version}, older ones are removed"
         )
-    try:
-        document = json.loads(found.data)
-    except ValueError as error:
-        raise CorruptDataError(f"{place}/{name} is damaged ({error}): {_REMEDY}") from error
-    return _parse(f"{place}/{name}", document)
+    manifest = _parse(f"{place}/{name}", found.data)
+    if manifest.version != version:
+        raise CorruptDataError(f"{place}/{name} is the manifest of version {manifest.version}: {_REMEDY}")
+    return manifest
 
 
 def write_manifest(place: Place, manifest: Manifest) -> bytes:
@@ -160,9 +170,17 @@ def copy_manifest(place: Place, manifest: Manifest) -> None:
 
 
 def _encode(manifest: Manifest) -> tuple[bytes, bytes]:
-    """Return the contents of a manifest's file, and those of CURRENT when it is live."""
-    data = json.dumps({"format_version": FORMAT_VERSION, **asdict(manifest)}, indent=1).encode()
+    """Return the contents of a manifest's file, and those of CURRENT when it is live.
+
+    CURRENT has the checksum of the live manifest's file; its own checksum verifies a manifest that is live no more.
+    """
+    document = {"format_version": FORMAT_VERSION, **asdict(manifest)}
+    data = json.dumps({**document, "sha256": _checksum(document)}, indent=1).encode()
     return data, f"{manifest.file_name} {hashlib.sha256(data).hexdigest()}\n".encode()
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _overtaken(place: Place) -> CollectionBusyError:
@@ -194,9 +212,9 @@ def read_all(place: Place) -> list[Manifest] | None:
     for name in place.names("manifests"):
         try:
             there = place.find(f"manifests/{name}")
-            found.append(_parse(name, json.loads(there.data if there else b"")))
-        except (CorruptDataError, ValueError, KeyError) as error:
-            logger.warning("%s/manifests/%s cannot be read: %s", place, name, error)
+            found.append(_parse(f"{place}/manifests/{name}", there.data if there else b""))
+        except CorruptDataError as error:
+            logger.warning("%s", error)
             return None
     return found
 
@@ -219,15 +237,20 @@ def _describe_contents(place: Place) -> str:
     return "a folder without one" if place.local and place.local.is_dir() else "nothing"
 
 
-def _parse(path: str, document: dict[str, Any]) -> Manifest:
-    if document["format_version"] != FORMAT_VERSION:
-        raise CorruptDataError(
-            f"{path} has format version {document['format_version']}, this release reads {FORMAT_VERSION}: "
-            "open it with the release that wrote it, or build the collection again"
-        )
+def _parse(path: str, data: bytes) -> Manifest:
+    """Parse a manifest, whose checksum may be right whoever wrote it: nothing in it is trusted."""
     try:
+        document = json.loads(data)
+        if document["format_version"] != FORMAT_VERSION:
+            raise CorruptDataError(
+                f"{path} has format version {document['format_version']}, this release reads {FORMAT_VERSION}: "
+                "open it with the release that wrote it, or build the collection again"
+            )
+        checksum = document.pop("sha256", None)  # manifests of earlier releases have none
+        if checksum is not None and checksum != _checksum(document):
+            raise ValueError("its contents do not match its own checksum")
         return _manifest(document)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptDataError(f"{path} is not a readable manifest ({error!r}): {_REMEDY}") from error
 
 
@@ -236,19 +259,54 @@ def parse_shard(shard: dict[str, Any]) -> ShardSpec:
 
     Raises
     ------
-    ValueError, KeyError, TypeError
+    ValueError, LookupError, TypeError, AttributeError
         If it is not a valid description of a shard.
     """
-    for name in (shard["name"], *shard["files"]):
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"a shard's files must be inside its folder, got {name!r}")
-    return ShardSpec(
-        name=str(shard["name"]),
-        rows=int(shard["rows"]),
-        files={name: FileSpec(**spec) for name, spec in shard["files"].items()},
-    )
+    files = {
+        "/".join(check_name(part, "a file of a shard") for part in name.split("/")): _parse_file(file)
+        for name, file in shard["files"].items()
+    }
+    if not files.keys() >= REQUIRED_FILES or 0 < len(TABLE_FILES & files.keys()) < len(TABLE_FILES):
+        raise ValueError(
+            f"a shard has {', '.join(sorted(REQUIRED_FILES))}, and all of {', '.join(sorted(TABLE_FILES))} or none, "
+            f"got {', '.join(sorted(files))}"
+        )
+    rows = _whole(shard["rows"], "rows of a shard", 1, MAX_ROWS)
+    return ShardSpec(name=check_name(shard["name"], "a shard"), rows=rows, files=files)
+
+
+def _parse_file(file: dict[str, Any]) -> FileSpec:
+    if not re.fullmatch("[0-9a-f]{64}", file["sha256"]):
+        raise ValueError(f"a SHA-256 has 64 hexadecimal digits, got {file['sha256']!r}")
+    return FileSpec(bytes=_whole(file["bytes"], "bytes of a file", 0, 2**63 - 1), sha256=file["sha256"])
 
 
 def _manifest(body: dict[str, Any]) -> Manifest:
     shards = tuple(parse_shard(shard) for shard in body["shards"])
-    return Manifest(version=int(body["version"]), bits=check_bits(body["bits"]), encoder=body["encoder"], shards=shards)
+    if not shards or len({shard.name for shard in shards}) < len(shards):
+        raise ValueError(f"a collection has at least one shard, each once, got {[shard.name for shard in shards]}")
+    return Manifest(
+        version=_whole(body["version"], "the version", 1, 99_999_999),
+        bits=_whole(body["bits"], "bits", MIN_BITS, MAX_BITS),
+        encoder=None if body["encoder"] is None else check_name(body["encoder"], "an encoder"),
+        shards=shards,
+    )
+
+
+def check_name(name: object, what: str) -> str:
+    """Return the name of a shard, a file or an encoder, which becomes part of a path: it must not lead elsewhere.
+
+    Raises
+    ------
+    ValueError
+        If it is not the name of one visible file or folder.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[^./\\\0][^/\\\0]{0,199}", name):
+        raise ValueError(f"{what} is named by up to 200 characters without slashes, no dot first, got {name!r}")
+    return name
+
+
+def _whole(value: object, what: str, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"expected {low} to {high} for {what}, got {value!r}")
+    return value

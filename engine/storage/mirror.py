@@ -12,8 +12,8 @@ import platformdirs
 from hashlight.engine.errors import CollectionNotFoundError, CorruptDataError
 from hashlight.engine.places.files import folder_written_aside, make_folder
 from hashlight.engine.places.folder import Folder
-from hashlight.engine.places.integrity import verify_files
 from hashlight.engine.places.place import Place
+from hashlight.engine.storage.checking import verify_shard
 from hashlight.engine.storage.manifest import (
     Manifest,
     ShardSpec,
@@ -48,7 +48,7 @@ def mirror(place: Place) -> Path:
         before = _local_version(local)
         # A damaged copy is replaced; the bucket is authoritative.
         for spec in live.shards:
-            _copy_shard(place, local, spec)
+            _copy_shard(place, local, spec, bits=live.bits)
         _copy_encoder(place, local, live)
         if before != live:
             copy_manifest(local, live)
@@ -69,12 +69,12 @@ def _folder_of(place: Place) -> Path:
     return Path(platformdirs.user_cache_dir("hashlight")) / "collections" / name
 
 
-def _copy_shard(place: Place, local: Folder, spec: ShardSpec) -> bool:
+def _copy_shard(place: Place, local: Folder, spec: ShardSpec, *, bits: int) -> bool:
     """Copy a shard unless an intact copy exists; return whether it was copied."""
     target = local.local / "shards" / spec.name
     if target.is_dir():
         try:
-            verify_files(target, spec.files)
+            verify_shard(target, spec, bits=bits)
             return False
         except CorruptDataError as error:
             logger.warning("copying a shard again: %s", error)
@@ -83,7 +83,7 @@ def _copy_shard(place: Place, local: Folder, spec: ShardSpec) -> bool:
     make_folder(target.parent)
     with folder_written_aside(target, durable=False) as aside:
         place.download(f"shards/{spec.name}", aside)
-    verify_files(target, spec.files)
+    verify_shard(target, spec, bits=bits)
     return True
 
 
@@ -98,7 +98,7 @@ def _copy_encoder(place: Place, local: Folder, live: Manifest) -> None:
             place.download(f"encoder/{live.encoder}", aside)
 
 
-def local_shard(place: Place, spec: ShardSpec) -> Path:
+def local_shard(place: Place, spec: ShardSpec, *, bits: int) -> Path:
     """Return the local folder of one shard; a shard in a bucket is first copied if necessary.
 
     A new copy removes the copies of shards that no version in the bucket or in its copy uses any more.
@@ -113,6 +113,6 @@ def local_shard(place: Place, spec: ShardSpec) -> Path:
     folder = _folder_of(place)
     local = Folder(folder)
     with local.lock(wait=True):
-        if _copy_shard(place, local, spec):
+        if _copy_shard(place, local, spec, bits=bits):
             sweep_unnamed(local, place)
     return folder / "shards" / spec.name

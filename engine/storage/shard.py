@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import errno
 import functools
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
@@ -35,18 +33,25 @@ from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.order import sort_rows
 from hashlight.engine.indexes.scan import ScanIndex
 from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.places.arrays import (
+    HEADER_BYTES,
+    map_array,
+    parse_array,
+    parse_header,
+    write_array,
+    write_parts,
+)
 from hashlight.engine.places.files import sync_file, sync_folder
-from hashlight.engine.places.integrity import check_bytes, describe_files, remember_verified, verify_files
-from hashlight.engine.places.mapping import read_at_random
+from hashlight.engine.places.integrity import check_bytes, describe_files, remember_verified
 from hashlight.engine.places.place import Place
 from hashlight.engine.query import Query
 from hashlight.engine.results import Result
 from hashlight.engine.storage.attributes import AttributeFile, write_attributes
+from hashlight.engine.storage.checking import verify_shard
 from hashlight.engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
-from hashlight.engine.storage.manifest import ShardSpec
+from hashlight.engine.storage.manifest import REQUIRED_FILES, ShardSpec
 
 _COPIED_ROWS = 65_536
-_REQUIRED = {"codes.faiss", "ids.npy", "rows_by_id.npy"}
 
 # Filters repeat (the next radius on the page, the next batch); a mask takes one byte per row.
 _masks = MaskCache(256 * 2**20)
@@ -113,8 +118,8 @@ def order_rows(codes_NW: CodeArray, ids_N: IdArray) -> NDArray[np.int64]:
 
 def write_ids(folder: Path, ids_N: IdArray) -> None:
     """Write the ids of a shard, given in its order."""
-    np.save(folder / "ids.npy", ids_N)
-    np.save(folder / "rows_by_id.npy", np.argsort(ids_N).astype(np.uint32))
+    write_array(folder / "ids.npy", ids_N)
+    write_array(folder / "rows_by_id.npy", np.argsort(ids_N).astype(np.uint32))
 
 
 def write_codes(
@@ -128,10 +133,8 @@ def write_codes(
 
 def write_features(folder: Path, features_NF: NDArray[np.float16], order_N: NDArray[np.integer[Any]]) -> None:
     """Write the fine features (N, F) of a shard; row n is `features_NF[order_N[n]]`."""
-    stored_NF = open_memmap(folder / "features.npy", mode="w+", dtype=np.float16, shape=features_NF.shape)
-    for start in range(0, len(order_N), _COPIED_ROWS):
-        stored_NF[start : start + _COPIED_ROWS] = features_NF[order_N[start : start + _COPIED_ROWS]]
-    stored_NF.flush()
+    parts = (features_NF[order_N[start : start + _COPIED_ROWS]] for start in range(0, len(order_N), _COPIED_ROWS))
+    write_parts(folder / "features.npy", parts, np.float16, features_NF.shape)
 
 
 def write_thumbnails(folder: Path, thumbnails: pa.ChunkedArray, order_N: NDArray[np.integer[Any]]) -> None:
@@ -148,7 +151,7 @@ def finish_shard(folder: Path, rows: int) -> ShardSpec:
         If another process removed the folder while it was written.
     """
     files = describe_files(folder)
-    if missing := _REQUIRED - files.keys():
+    if missing := REQUIRED_FILES - files.keys():
         raise FileNotFoundError(errno.ENOENT, f"another process removed {', '.join(sorted(missing))} from", str(folder))
     for name in files:
         sync_file(folder / name)
@@ -167,24 +170,34 @@ def read_ids(place: Place, spec: ShardSpec) -> IdArray:
         If the file is missing or damaged.
     """
     found = place.find(f"shards/{spec.name}/ids.npy")
-    data = None if found is None else found.data
-    check_bytes(f"{place}/shards/{spec.name}/ids.npy", data, spec.files["ids.npy"])
-    ids: IdArray = np.load(io.BytesIO(data or b""))
+    name, data = f"{place}/shards/{spec.name}/ids.npy", None if found is None else found.data
+    check_bytes(name, data, spec.files["ids.npy"])
+    ids: IdArray = parse_array(name, data or b"", np.int64, (spec.rows,))
     return ids
 
 
 def read_layout(place: Place, spec: ShardSpec) -> str:
-    """Describe what a shard, local or in a bucket, stores besides codes: attributes with types, width of features."""
+    """Describe what a shard, local or in a bucket, stores besides codes: attributes with types, width of features.
+
+    Raises
+    ------
+    CorruptDataError
+        If a file does not begin as its name promises.
+    """
     parts = []
     if "attributes.arrow" in spec.files:
-        with place.open(f"shards/{spec.name}/attributes.arrow") as file:
-            schema = pyarrow.ipc.open_file(file).schema
+        name = f"shards/{spec.name}/attributes.arrow"
+        try:
+            with place.open(name) as file:
+                schema = pyarrow.ipc.open_file(file).schema
+        except (pa.ArrowException, ValueError) as error:
+            raise CorruptDataError(f"{place}/{name} is not readable as attributes: {error}") from error
         parts.append("attributes " + ", ".join(f"{field.name} ({field.type})" for field in schema))
     if "features.npy" in spec.files:
-        with place.open(f"shards/{spec.name}/features.npy") as file:
-            version = np.lib.format.read_magic(file)
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            parts.append(f"features of {header(file)[0][1]} dimensions")
+        name = f"shards/{spec.name}/features.npy"
+        with place.open(name) as file:
+            _, shape, _ = parse_header(f"{place}/{name}", file.read(HEADER_BYTES))
+        parts.append(f"features of {shape[-1]} dimensions")
     if "thumbnails.arrow" in spec.files:
         parts.append("thumbnails")
     return "; ".join(parts) or "nothing"
@@ -201,14 +214,14 @@ class Shard:
     spec : ShardSpec
     bits : int
     verify_all : bool
-        Hash every file again, even those verified on this machine and not written since.
+        Hash and check every file again, even those verified on this machine and not written since.
     index : {"auto", "multi", "scan", "faiss-flat", "faiss-multi-hash"}
         The index that answers; see `engine.collection.collection.Collection.open`.
 
     Raises
     ------
     CorruptDataError
-        If a file is missing or damaged.
+        If a file is missing or damaged, or contradicts another.
     MissingDependencyError
         If a FAISS index is chosen and FAISS is not installed.
     ValueError
@@ -218,23 +231,26 @@ class Shard:
     def __init__(
         self, folder: Path, spec: ShardSpec, *, bits: int, verify_all: bool = False, index: IndexChoice = "auto"
     ) -> None:
-        verify_files(folder, spec.files, full=verify_all)
+        verify_shard(folder, spec, bits=bits, full=verify_all)
         self._folder = folder.resolve()
         self.name = spec.name
         self.codes_NW: CodeArray = map_faiss_flat(folder / "codes.faiss", bits=bits, rows=spec.rows)
-        self.ids_N: IdArray = _map_rows(folder / "ids.npy", np.int64, spec.rows)
-        self._rows_by_id_N: NDArray[np.uint32] = _map_rows(folder / "rows_by_id.npy", np.uint32, spec.rows)
+        self.ids_N: IdArray = map_array(folder / "ids.npy", np.int64, (spec.rows,), at_random=True)
+        self._rows_by_id_N: NDArray[np.uint32] = map_array(
+            folder / "rows_by_id.npy", np.uint32, (spec.rows,), at_random=True
+        )
         has_attributes = "attributes.arrow" in spec.files
         self.attributes = AttributeFile(folder / "attributes.arrow") if has_attributes else None
         has_thumbnails = "thumbnails.arrow" in spec.files
         self.thumbnails = AttributeFile(folder / "thumbnails.arrow") if has_thumbnails else None
         has_features = "features.npy" in spec.files
-        self.features_NF = _map_features(folder / "features.npy", spec.rows) if has_features else None
+        self.features_NF: NDArray[np.float16] | None = (
+            map_array(folder / "features.npy", np.float16, (spec.rows, None)) if has_features else None
+        )
         self.index: Index = self._open_index(check_index(index), spec, bits)
 
     def _open_index(self, index: IndexChoice, spec: ShardSpec, bits: int) -> Index:
-        has_tables = any(name.startswith("tables/") for name in spec.files)
-        if index == "multi" and not has_tables:
+        if index == "multi" and not spec.has_tables:
             raise ValueError(
                 f'shard {self.name} was built without tables, which `index` "multi" needs: open the collection with '
                 '"auto" or "scan", or build it again with tables'
@@ -242,10 +258,9 @@ class Shard:
         kind = faiss_kind(index)
         if kind is not None:
             return kind.fill(self.codes_NW, self.ids_N, bits=bits)
-        if index == "scan" or not has_tables:
+        if index == "scan" or not spec.has_tables:
             return ScanIndex(codes_NW=self.codes_NW, ids_N=self.ids_N, bits=bits)
-        probed_NW = map_faiss_flat(self._folder / "codes.faiss", bits=bits, rows=spec.rows)
-        read_at_random(probed_NW)
+        probed_NW = map_faiss_flat(self._folder / "codes.faiss", bits=bits, rows=spec.rows, at_random=True)
         opened = MultiIndex.open(
             self._folder / "tables", codes_NW=probed_NW, scanned_NW=self.codes_NW, ids_N=self.ids_N, bits=bits
         )
@@ -297,18 +312,3 @@ class Shard:
             high_M = np.where(below_M, high_M, middle_M)
         row_M = self._rows_by_id_N[low_M].astype(np.int64)
         return np.where(self.ids_N[row_M] == ids_M, row_M, -1)
-
-
-def _map_features(path: Path, rows: int) -> NDArray[np.float16]:
-    array: NDArray[np.float16] = open_memmap(path, mode="r")
-    if array.dtype != np.float16 or array.ndim != 2 or len(array) != rows:
-        raise CorruptDataError(f"{path}: expected float16 of shape ({rows}, F), got {array.dtype} {array.shape}")
-    return array
-
-
-def _map_rows(path: Path, dtype: type, rows: int) -> np.ndarray:
-    array = open_memmap(path, mode="r")
-    if array.dtype != dtype or array.shape != (rows,):
-        raise CorruptDataError(f"{path}: expected {dtype.__name__} of shape ({rows},), got {array.dtype} {array.shape}")
-    read_at_random(array)
-    return array

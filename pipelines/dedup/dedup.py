@@ -192,8 +192,8 @@ def join_shards(
     name = f"{numbers[0]:05d}-{numbers[1]:05d}"
     chaos.step("dedup:join", name)
     place = open_place(job.collection)
-    shard = Shard(local_shard(place, first), first, bits=job.bits)
-    other = shard if first == second else Shard(local_shard(place, second), second, bits=job.bits)
+    shard = Shard(local_shard(place, first, bits=job.bits), first, bits=job.bits)
+    other = shard if first == second else Shard(local_shard(place, second, bits=job.bits), second, bits=job.bits)
     pairs = _as_tables(find_pairs(shard, other, job.radius))
     count = _write_table(folder.place, f"pairs/{name}.parquet", pairs, PAIRS)
     folder.publish(unit, {"pairs": count})
@@ -354,6 +354,6 @@ def _gallery(job: JoinJob, live: Manifest, clusters: pa.Table) -> bytes:
     from hashlight.pipelines.dedup.gallery import gallery_page
 
     place = open_place(job.collection)
-    shards = [Shard(local_shard(place, spec), spec, bits=job.bits) for spec in live.shards]
+    shards = [Shard(local_shard(place, spec, bits=job.bits), spec, bits=job.bits) for spec in live.shards]
     collection = Collection(Path(job.collection), live, shards, location=job.collection)
     return gallery_page(collection, clusters, radius=job.radius).encode()

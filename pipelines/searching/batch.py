@@ -228,7 +228,7 @@ def _run(job: SearchJob, folder: JobFolder, blocks: list[Block], shards: tuple[S
 def search_block(job: SearchJob, folder: JobFolder, block: Block, spec: ShardSpec) -> str:
     """Ask one shard for one block of queries; write batches of `SCHEMA` and return the file's name in the folder."""
     chaos.step("search:shard", block.number)
-    shard = Shard(local_shard(open_place(job.collection), spec), spec, bits=job.bits, index=job.index)
+    shard = Shard(local_shard(open_place(job.collection), spec, bits=job.bits), spec, bits=job.bits, index=job.index)
     queries_QW, ids_Q = read_queries(job, block)
     name = f"found-{block.number:06d}.{spec.name}.arrow"
     with folder.place.scratch(name) as aside:

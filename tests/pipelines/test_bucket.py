@@ -160,7 +160,7 @@ def test_copies_of_removed_shards_are_deleted(bucket, rows):
         with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=True) as writer:
             writer.add_shard(codes, ids, None)
             writer.commit()
-        copies.append(local_shard(store, read_current(store).shards[0]))
+        copies.append(local_shard(store, read_current(store).shards[0], bits=BITS))
     assert [copy.is_dir() for copy in copies] == [False, True, True], "the live version's and the one's before it"
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
@@ -18,14 +17,13 @@ from hashlight.engine.indexes.arrays import bytes_of, read_only
 from hashlight.engine.indexes.threads import run_parts
 from hashlight.engine.kernels.arguments import TableArrays
 from hashlight.engine.kernels.multi_index import build_first_table, build_table, mark_distinct
-from hashlight.engine.places.mapping import read_at_random
+from hashlight.engine.places.arrays import map_array, write_array
 
 FORMAT_VERSION = 1
 MAX_WIDTH = 24  # 64 MiB of offsets per table
 MAX_TABLES = 16
 TABLES_PER_WORD = 5
 PADDING_ENTRIES = 8  # after the last entry, because kernels read eight at a time
-EMPTY_NPY = 128  # bytes of a .npy file without rows, which cannot be mapped
 
 
 def choose_widths(bits: int, distinct: int) -> list[int]:
@@ -168,9 +166,9 @@ class Tables:
     def save(self, folder: Path) -> None:
         """Write the tables into the new folder `folder`, in a folder that exists."""
         folder.mkdir()
-        np.save(folder / "offsets.npy", self.offsets)
-        np.save(folder / "entries.npy", self.entries)
-        np.save(folder / "starts.npy", self.starts)
+        write_array(folder / "offsets.npy", self.offsets)
+        write_array(folder / "entries.npy", self.entries)
+        write_array(folder / "starts.npy", self.starts)
         head = {
             "format": FORMAT_VERSION,
             "bits": self.bits,
@@ -190,34 +188,53 @@ class Tables:
         CorruptDataError
             If they are not tables of `rows` codes of `bits` bits, or are inconsistent.
         """
-        try:
-            head = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
-            found = (head["format"], head["bits"], head["rows"])
-            distinct, widths, largest = head["distinct"], tuple(head["widths"]), tuple(head["largest"])
-            if not all(type(number) is int for number in (*found, distinct, *widths, *largest)):
-                raise ValueError(f"tables.json must hold whole numbers, got {head}")
-            arrays = [
-                _map(folder / f"{name}.npy", dtype)
-                for name, dtype in (("offsets", np.uint32), ("entries", np.uint64), ("starts", np.uint32))
-            ]
-            shapes = [
-                (_begins(list(widths))[-1],),
-                ((len(widths) - 1) * distinct + PADDING_ENTRIES,),
-                (distinct * (distinct != rows),),
-            ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorruptDataError(f"{folder}: not readable as tables ({error}): build them again") from error
-        if found != (FORMAT_VERSION, bits, rows):
-            raise CorruptDataError(
-                f"{folder}: expected tables of (format, bits, rows) {(FORMAT_VERSION, bits, rows)}, got {found}: "
-                "build them again"
-            )
-        if [array.shape for array in arrays] != shapes or sum(widths) > bits or len(largest) != len(widths):
-            raise CorruptDataError(
-                f"{folder}: expected arrays of shapes {shapes} for widths {widths}, "
-                f"got {[array.shape for array in arrays]}: build the tables again"
-            )
-        return cls(bits, rows, distinct, widths, largest, *arrays)
+        head = _read_head(folder / "tables.json", bits=bits, rows=rows)
+        distinct, widths = head["distinct"], head["widths"]
+
+        def mapped(name: str, dtype: type[np.unsignedinteger[Any]], length: int) -> NDArray[Any]:
+            return map_array(folder / name, dtype, (length,), at_random=True)
+
+        return cls(
+            bits=bits,
+            rows=rows,
+            distinct=distinct,
+            widths=tuple(widths),
+            largest=tuple(head["largest"]),
+            offsets=mapped("offsets.npy", np.uint32, _begins(widths)[-1]),
+            entries=mapped("entries.npy", np.uint64, (len(widths) - 1) * distinct + PADDING_ENTRIES),
+            starts=mapped("starts.npy", np.uint32, distinct if distinct != rows else 0),
+        )
+
+
+def _read_head(path: Path, *, bits: int, rows: int) -> dict[str, Any]:
+    """Read the sizes of tables of `rows` codes of `bits` bits; see `Tables.open`."""
+    try:
+        head = json.loads(path.read_bytes())
+        found = (head["format"], head["bits"], head["rows"])
+        distinct, widths, largest = head["distinct"], head["widths"], head["largest"]
+        numbers = [*found, distinct, *widths, *largest]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptDataError(f"{path} is not readable ({error}): build the tables again") from error
+    if found != (FORMAT_VERSION, bits, rows):
+        raise CorruptDataError(
+            f"{path}: expected tables of (format, bits, rows) {(FORMAT_VERSION, bits, rows)}, got {found}: "
+            "build them again"
+        )
+    if not (
+        all(type(number) is int for number in numbers)
+        and min(rows, 1) <= distinct <= rows
+        and 1 <= len(widths) <= MAX_TABLES
+        and all(1 <= width <= MAX_WIDTH for width in widths)
+        and sum(widths) <= bits
+        and len(largest) == len(widths)
+    ):
+        raise CorruptDataError(
+            f"{path}: expected 1 to {MAX_TABLES} tables of 1 to {MAX_WIDTH} bits each, at most {bits} together, over "
+            f"at most {rows} distinct codes, got {distinct} codes, widths {widths}, largest buckets {largest}: "
+            "build the tables again"
+        )
+    assert isinstance(head, dict), "it has keys"
+    return head
 
 
 def _distinct_rows(code_bytes: NDArray[np.uint8], words: int, rows: int) -> NDArray[np.uint32]:
@@ -235,11 +252,3 @@ def _row_bits(rows: int) -> int:
 
 def _begins(widths: list[int]) -> list[int]:
     return [0, *np.cumsum([2**width + 1 for width in widths]).tolist()]
-
-
-def _map(path: Path, dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(path) if path.stat().st_size <= EMPTY_NPY else open_memmap(path, mode="r")
-    read_at_random(array)
-    if array.dtype != dtype or array.ndim != 1:
-        raise ValueError(f"{path.name} holds {array.dtype} of shape {array.shape}, expected {dtype.__name__} in a row")
-    return array

@@ -112,7 +112,7 @@ def open_group(path: str | Path, version: int, shards: Sequence[str], *, index: 
     if unknown:
         raise ValueError(f"version {version} of {place} has no shards {', '.join(unknown)}")
     chosen = tuple(specs[name] for name in shards)
-    folders = [local_shard(place, spec) for spec in chosen]
+    folders = [local_shard(place, spec, bits=manifest.bits) for spec in chosen]
     opened = [
         Shard(folder, spec, bits=manifest.bits, index=index) for folder, spec in zip(folders, chosen, strict=True)
     ]

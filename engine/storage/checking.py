@@ -1,0 +1,107 @@
+"""Whether the files of a shard make sense, alone and together. A checksum only says that they are as they were written.
+
+Nothing that answers a query checks bounds, so a shard whose files contradict each other would give wrong answers or end
+the process. Checking reads everything, so it is done where files are read anyway: when they are first hashed.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray, IdArray, check_codes
+from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.indexes.multi_index.checking import find_wrong
+from hashlight.engine.indexes.multi_index.tables import Tables
+from hashlight.engine.places.arrays import map_array
+from hashlight.engine.places.integrity import verify_files
+from hashlight.engine.storage.attributes import check_attributes
+from hashlight.engine.storage.faiss_file import map_faiss_flat
+from hashlight.engine.storage.manifest import ShardSpec
+
+_CHUNK_ROWS = 1 << 20
+_REMEDY = "restore the shard from a copy, or build the collection again"
+
+
+def verify_shard(folder: Path, spec: ShardSpec, *, bits: int, full: bool = False) -> None:
+    """Hash the files of a shard and check that they make sense, once on each machine.
+
+    Parameters
+    ----------
+    folder : Path
+    spec : ShardSpec
+    bits : int
+    full : bool
+        Do so even if the shard was verified on this machine and not written since.
+
+    Raises
+    ------
+    CorruptDataError
+        If a file is missing or damaged, or contradicts the manifest or another file.
+    """
+    verify_files(folder, spec.files, full=full, check=functools.partial(check_shard, folder, spec, bits=bits))
+
+
+def check_shard(folder: Path, spec: ShardSpec, *, bits: int) -> None:
+    """Check that files with the right checksums make sense; see `verify_shard`."""
+    codes_NW = map_faiss_flat(folder / "codes.faiss", bits=bits, rows=spec.rows)
+    ids_N: IdArray = map_array(folder / "ids.npy", np.int64, (spec.rows,))
+    rows_by_id_N: NDArray[np.uint32] = map_array(folder / "rows_by_id.npy", np.uint32, (spec.rows,))
+    _check_codes(folder / "codes.faiss", codes_NW, bits)
+    _check_order(folder, codes_NW, ids_N)
+    _check_rows_by_id(folder / "rows_by_id.npy", ids_N, rows_by_id_N)
+    if spec.has_tables and (wrong := find_wrong(Tables.open(folder / "tables", bits=bits, rows=spec.rows), codes_NW)):
+        raise CorruptDataError(f"{folder / 'tables'} do not belong to {folder / 'codes.faiss'}: {wrong}: {_REMEDY}")
+    if "features.npy" in spec.files:
+        map_array(folder / "features.npy", np.float16, (spec.rows, None))
+    if "attributes.arrow" in spec.files:
+        check_attributes(folder / "attributes.arrow", spec.rows)
+    if "thumbnails.arrow" in spec.files:
+        schema = check_attributes(folder / "thumbnails.arrow", spec.rows)
+        if schema.names != ["thumbnail"] or schema.types[0] not in (pa.binary(), pa.large_binary()):
+            raise CorruptDataError(
+                f"{folder / 'thumbnails.arrow'}: expected one column, thumbnail (binary), got "
+                f"{', '.join(f'{field.name} ({field.type})' for field in schema)}: {_REMEDY}"
+            )
+
+
+def _check_codes(path: Path, codes_NW: CodeArray, bits: int) -> None:
+    for start in range(0, len(codes_NW), _CHUNK_ROWS):
+        try:
+            check_codes(codes_NW[start : start + _CHUNK_ROWS], bits=bits, name="codes")
+        except ValueError as error:
+            raise CorruptDataError(f"{path}, from row {start} on: {error}: {_REMEDY}") from error
+
+
+def _check_order(folder: Path, codes_NW: CodeArray, ids_N: IdArray) -> None:
+    """Refuse negative ids, and rows that do not ascend by (code, id)."""
+    for start in range(0, len(ids_N), _CHUNK_ROWS):
+        part = slice(max(start - 1, 0), start + _CHUNK_ROWS)
+        codes, ids = codes_NW[part], ids_N[part]
+        if ids.min() < 0:
+            raise CorruptDataError(f"{folder / 'ids.npy'}: expected ids of 0 or more, got {ids.min()}: {_REMEDY}")
+        ascends = ids[1:] > ids[:-1]
+        for word in range(codes.shape[1]):  # the last one is the most significant
+            above, below = codes[1:, word], codes[:-1, word]
+            ascends = (above > below) | ((above == below) & ascends)
+        if not ascends.all():
+            row = part.start + int(ascends.argmin()) + 1
+            raise CorruptDataError(
+                f"{folder}: rows of codes.faiss and ids.npy must ascend by (code, id), row {row} does not come after "
+                f"row {row - 1}: {_REMEDY}"
+            )
+
+
+def _check_rows_by_id(path: Path, ids_N: IdArray, rows_by_id_N: NDArray[np.uint32]) -> None:
+    """Refuse what is not the order of the rows by id. Ids that ascend strictly are distinct, and so are their rows."""
+    for start in range(0, len(ids_N), _CHUNK_ROWS):
+        rows = rows_by_id_N[max(start - 1, 0) : start + _CHUNK_ROWS]
+        if rows.max() >= len(ids_N):
+            raise CorruptDataError(f"{path}: expected rows up to {len(ids_N) - 1}, got {rows.max()}: {_REMEDY}")
+        ids = ids_N[rows]
+        if not (ids[1:] > ids[:-1]).all():
+            raise CorruptDataError(f"{path}: expected rows in ascending order of their ids, each once: {_REMEDY}")
