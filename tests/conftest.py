@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from hashlight.engine.indexes.multi_index import planner
+from hashlight.engine.kernels.compiling import cache_folder
 from tests.costs import FIXED_COSTS
 
 
@@ -14,9 +15,11 @@ from tests.costs import FIXED_COSTS
 def _own_cache(tmp_path_factory):
     """Keep the stamps of verified shards away from the user's own, and plans away from this machine's clock.
 
-    Processes that tests start find the same costs there: only the tests of measuring measure anything.
+    Processes that tests start find the same costs there: only the tests of measuring measure anything. They share this
+    process's compiled kernels.
     """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMBA_CACHE_DIR", str(cache_folder().parent))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         planner.write_machine_file(planner.machine_file("costs"), asdict(FIXED_COSTS))
         yield

@@ -19,7 +19,7 @@ def largest_bucket(rows_, tables_, table):
     """Return the size of a table's largest bucket, or -1 if the table is not what is built over these rows.
 
     Each entry must be in the bucket of its code and name the first row of that code, and the rows of a bucket ascend.
-    So no code is listed twice; as there are as many entries as distinct codes, which the caller counts, none is missing.
+    So no code is listed twice; as there is one entry for each distinct code, none is missing.
     """
     rows, tables = Rows(*rows_), TableArrays(*tables_)
     begin = tables.begin_T[table]

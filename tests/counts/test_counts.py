@@ -193,15 +193,19 @@ def bytes_read():
     count, own = int(text.split()[1]) - own - stamps, own + len(text)
     return count
 
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
 own = 0
 sys.addaudithook(note)
-Collection.open(warm)  # load everything that is loaded only once
+kept = [Collection.open(warm)]  # load everything that is loaded only once
 counts = {}
 for name in ("first", "again"):
     opened.clear()
-    before = bytes_read()
-    Collection.open(path)
+    before, descriptors = bytes_read(), open_files()
+    kept.append(Collection.open(path))
     counts[name] = {"bytes read": bytes_read() - before, "files opened": len(opened)}
+    counts[name]["descriptors kept"] = open_files() - descriptors
 print(json.dumps(counts))
 """
 

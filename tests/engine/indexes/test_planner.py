@@ -203,7 +203,7 @@ def test_costs_that_cannot_be_stored_apply_to_this_process(tmp_path, monkeypatch
 
 
 def test_two_processes_warm_up_at_once(tmp_path):
-    warm_two_processes(cache_folder(), tmp_path)
+    warm_two_processes(cache_folder().parent, tmp_path)
 
 
 @pytest.mark.slow
