@@ -4,45 +4,65 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
+import threading
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
+from hashlight.encoders.data.formats import open_file, refusal_of
 from hashlight.encoders.errors import ImageError, ImageLimitError
 
 ImageLike = Image.Image | bytes | str | os.PathLike[str] | NDArray[np.uint8]
 
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
-
 # 64 million pixels are 192 MB as RGB: more than an ordinary phone photo, little enough for a worker's memory.
 MAX_PIXELS = 64_000_000
 
-# Formats recognised by their first bytes, so that "unsupported" can be told from "not an image".
-_OUR_FORMATS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
-_OTHER_FORMATS = (
-    (b"%PDF", 0, "PDF"),
-    (b"8BPS", 0, "Photoshop"),
-    (b"\x00\x00\x01\x00", 0, "ICO"),
-    (b"ftyphei", 4, "HEIC"),
-    (b"ftypmif1", 4, "HEIC"),
-    (b"ftypmsf1", 4, "HEIC"),
-    (b"ftypavi", 4, "AVIF"),
-    (b"\xff\x0a", 0, "JPEG XL"),
-    (b"\x00\x00\x00\x0cJXL ", 0, "JPEG XL"),
-    (b"\x00\x00\x00\x0cjP  ", 0, "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", 0, "JPEG 2000"),
-    (b"<svg", 0, "SVG"),
-    (b"%!PS", 0, "PostScript"),
-)
+# By the number of the EXIF orientation: what makes the stored image upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# By the raw mode that a PNG is unpacked from: what a grey sample is multiplied by.
+_GREY_SCALES = {"L;2": 85, "L;4": 17}
+
+# Without a handler, Python would print what Pillow logs of odd files.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """How the numbers of a file are to be read, of which Pillow knows nothing more once it has decoded them.
+
+    Attributes
+    ----------
+    highest : int
+        The number that is white, of 16-bit grey.
+    inverted : bool
+        Whether that number is black, of 16-bit grey.
+    transparent : int, ndarray of bool of shape (H, W), or None
+        The number of a grey that is transparent, or where an image is transparent.
+    """
+
+    highest: int = 65535
+    inverted: bool = False
+    transparent: int | NDArray[np.bool_] | None = None
 
 
 def open_image(image: ImageLike) -> Image.Image:
-    """Return an image of any accepted kind as a Pillow image, rotated according to its EXIF orientation.
+    """Return an image of any accepted kind as `decode_image` does; a Pillow image that is given is not changed.
 
     Raises
     ------
@@ -52,7 +72,8 @@ def open_image(image: ImageLike) -> Image.Image:
         If it is not an image of an accepted kind.
     """
     if isinstance(image, Image.Image):
-        return upright(image)
+        with _pillow_errors():
+            return _upright(image)
     if isinstance(image, bytes | bytearray | memoryview):
         return decode_image(bytes(image))
     if isinstance(image, str | os.PathLike):
@@ -68,7 +89,7 @@ def open_image(image: ImageLike) -> Image.Image:
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one image completely.
 
-    Applies the EXIF orientation, takes the first frame of an animation, scales 16-bit grey to 8 bits, and puts
+    Applies the EXIF orientation, takes the first frame of an animation, scales grey of any depth to 8 bits, and puts
     transparent pixels on white, as a browser does.
 
     Parameters
@@ -76,8 +97,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     data : bytes
         A PNG, JPEG, GIF, WebP, BMP or TIFF file.
     max_pixels : int
-        An image whose header announces more is refused before its pixels are decoded. Pillow's own limit
-        (`PIL.Image.MAX_IMAGE_PIXELS`) applies too.
+        An image whose header announces more is refused before its pixels are decoded.
 
     Returns
     -------
@@ -87,43 +107,52 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises
     ------
     ImageError
-        If `data` is empty, not an image, of another format, truncated, damaged, or too large.
+        If `data` is empty, not an image, of another format, truncated or damaged.
+    ImageLimitError
+        If it has too many pixels.
     """
     if not data:
         raise ImageError("empty file")
-    with _pillow_errors(data, max_pixels):
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    with _pillow_errors():
+        image = open_file(data)
         _check_size(image, max_pixels)
-        image.load()
-        return to_rgb_or_grey(_turn_upright(image))
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Return an opened image with its EXIF orientation applied; the original is not changed."""
-    # A damaged EXIF block says nothing about orientation; the pixels are still good.
-    with contextlib.suppress(Exception):
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return ImageOps.exif_transpose(image)
-    return image
+        return _upright(image)
 
 
 def to_rgb_or_grey(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of any mode to "RGB", or to "L" if it is grey and opaque.
+    """Convert an image of any mode to "RGB", or to "L" if it is grey and opaque.
 
     Raises
     ------
     ImageError
-        If the pixels are 32-bit numbers, which have no fixed range.
+        If the pixels are signed or 32-bit numbers, which have no fixed range.
     """
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
+    samples = _samples_of(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return _from_16_bit(image)
+        return _from_16_bit(image, samples)
     if image.mode in ("I", "F"):
         raise ImageError(f"unsupported pixels: 32-bit (mode {image.mode}), expected 8 or 16 bits per channel")
+    if isinstance(samples.transparent, np.ndarray):
+        return _white_where(np.asarray(image), samples.transparent)
+    if isinstance(samples.transparent, int):
+        grey = np.asarray(image)
+        return _white_where(grey, grey == samples.transparent)
     if image.has_transparency_data:
         return _on_white(image)
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    plain = to_rgb_or_grey(image)
+    plain.load()
+    # A damaged EXIF block says nothing about orientation; the pixels are still good.
+    with contextlib.suppress(Exception):
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        if turn is not None:
+            return plain.transpose(turn)
+    return plain
 
 
 def _image_of_array(pixels: NDArray[Any]) -> Image.Image:
@@ -135,23 +164,59 @@ def _image_of_array(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
+def _samples_of(image: Image.Image) -> _Samples:
+    """Return how to read the samples of a file; a PNG that is loaded already does not tell its depth any more."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags = image.tag_v2
+        bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,)))
+        return _Samples(highest=2**bits - 1, inverted=tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0)
+    transparent = image.info.get("transparency")
+    if not isinstance(image, PngImagePlugin.PngImageFile) or transparent is None:
+        return _Samples()
+    raw_mode = image.tile[0].args if image.tile else None
+    if raw_mode == "RGB;16B":
+        return _Samples(transparent=_is_transparent(image, transparent))
+    if raw_mode in _GREY_SCALES:
+        scale = _GREY_SCALES[raw_mode]
+        return _Samples(transparent=transparent % (255 // scale + 1) * scale)
+    return _Samples(transparent=transparent if image.mode == "I;16" else None)
+
+
+def _is_transparent(png: PngImagePlugin.PngImageFile, colour_C: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return where a PNG of 16 bits per channel has the colour that is transparent; Pillow keeps the upper 8 bits."""
+    assert png.fp is not None, "a file that is not loaded is open"
+    place = png.fp.tell()
+    png.fp.seek(0)
+    lower = PngImagePlugin.PngImageFile(io.BytesIO(png.fp.read()))
+    png.fp.seek(place)
+    lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
+    upper_HWC, lower_HWC = np.asarray(png).astype(np.uint16), np.asarray(lower)
+    is_transparent_HW: NDArray[np.bool_] = np.all((upper_HWC << 8 | lower_HWC) == np.array(colour_C), axis=2)
+    return is_transparent_HW
+
+
+def _from_16_bit(image: Image.Image, samples: _Samples) -> Image.Image:
     # Pillow's own conversion clips at 255 instead of scaling, which turns most 16-bit images white.
-    pixels_HW = np.asarray(image).astype(np.uint32)
-    return Image.fromarray((pixels_HW.clip(0, 65535) // 257).astype(np.uint8))
+    numbers_HW = np.asarray(image).astype(np.uint32).clip(0, samples.highest)
+    grey_HW = (numbers_HW * 255 // samples.highest).astype(np.uint8)
+    if samples.inverted:
+        grey_HW = 255 - grey_HW
+    if samples.transparent is None:
+        return Image.fromarray(grey_HW)
+    return _white_where(grey_HW, numbers_HW == samples.transparent)
+
+
+def _white_where(pixels: NDArray[np.uint8], transparent_HW: NDArray[np.bool_]) -> Image.Image:
+    shown = pixels.copy()
+    shown[transparent_HW] = 255
+    return Image.fromarray(shown).convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
+    # Pillow converts a premultiplied mode to its plain one only.
+    rgba = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
     page = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return Image.alpha_composite(page, rgba).convert("RGB")
-
-
-def _turn_upright(image: Image.Image) -> Image.Image:
-    # A damaged EXIF block says nothing about orientation; the pixels are still good.
-    with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
@@ -161,32 +226,44 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 @contextlib.contextmanager
-def _pillow_errors(data: bytes, max_pixels: int) -> Iterator[None]:
-    """Map every exception of Pillow to an `ImageError`.
+def _pillow_errors() -> Iterator[None]:
+    """Map every exception of Pillow to an `ImageError`, and silence its warnings.
 
     Its decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on hostile bytes, so all of
     `Exception` is caught.
     """
     try:
-        yield
+        with _silence:
+            yield
     except ImageError:
         raise
-    except UnidentifiedImageError as exc:
-        raise ImageError(_name_unidentified(data)) from exc
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
-        raise ImageLimitError(f"too many pixels: at most {limit:,} are decoded") from exc
+    except Image.DecompressionBombError as exc:
+        raise ImageLimitError(f"too many pixels: {exc}") from exc
     except Exception as exc:
-        reason = " ".join(str(exc).split())[:120] or type(exc).__name__
-        kind = "truncated" if "truncated" in reason.lower() else "damaged"
-        raise ImageError(f"{kind}: {reason}") from exc
+        raise ImageError(refusal_of(exc)) from exc
 
 
-def _name_unidentified(data: bytes) -> str:
-    expected = ", ".join(FORMATS)
-    for magic, offset, name in _OTHER_FORMATS:
-        if data[offset : offset + len(magic)] == magic:
-            return f"unsupported format: {name}, expected one of {expected}"
-    if data.startswith(_OUR_FORMATS):
-        return "damaged: the header cannot be read"
-    return f"not an image: expected one of {expected}"
+class _Silence:
+    """Ignores the warnings of Pillow while any thread decodes: `warnings` itself serves one thread only."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._decoding = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._decoding += 1
+            if self._decoding == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._decoding -= 1
+            if self._decoding == 0:
+                self._filters.__exit__(None, None, None)
+
+
+_silence = _Silence()

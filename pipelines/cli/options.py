@@ -36,6 +36,7 @@ IndexOption = Annotated[
     typer.Option("--index", help="Who answers: a planner (auto), the multi-index, a scan, FAISS. Same answers."),
 ]
 BitsOption = Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")]
+MaxMegapixelsOption = Annotated[int, typer.Option(min=1, help="Largest image that is decoded, in millions of pixels.")]
 UnitImagesOption = Annotated[int, typer.Option(min=1, help="Images per unit of work.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

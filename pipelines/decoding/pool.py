@@ -228,6 +228,7 @@ class DecodePool:
             Decoder(preprocessing, batch_size=batch_size, thumbnail=thumbnail, limits=limits) for _ in range(processes)
         ]
         self._batch_size = batch_size
+        self._max_pixels = limits.pixels
         self._keeps_thumbnails = thumbnail > 0
         self._is_busy = False
 
@@ -286,7 +287,7 @@ class DecodePool:
                 if not batch:
                     break
                 decoder.forget(slot)
-                unreadable = _fill(decoder.slots[slot], batch)
+                unreadable = _fill(decoder.slots[slot], batch, self._max_pixels)
                 decoder.send(slot)
                 read_s = time.perf_counter() - start - waited
                 sent.put(_Sent(decoder, slot, first, len(batch), unreadable, read_s))
@@ -351,7 +352,7 @@ class _Sent:
     read_s: float
 
 
-def _fill(record: Any, batch: list[bytes | OSError]) -> dict[int, Reason]:
+def _fill(record: Any, batch: list[bytes | OSError], max_pixels: int) -> dict[int, Reason]:
     """Put encoded images into a slot; return the reasons for those that could not be read."""
     encoded, offsets = record["encoded"], record["offsets"]
     unreadable = {row: reason_of(data) for row, data in enumerate(batch) if isinstance(data, OSError)}
@@ -361,7 +362,7 @@ def _fill(record: Any, batch: list[bytes | OSError]) -> dict[int, Reason]:
     encoded[: len(whole)] = np.frombuffer(whole, np.uint8)
     record["status"][: len(batch)] = WAITING
     record["status"][list(unreadable)] = REJECTED
-    record["current"], record["count"], record["seconds"] = -1, len(batch), 0.0
+    record["current"], record["count"], record["max_pixels"], record["seconds"] = -1, len(batch), max_pixels, 0.0
     return unreadable
 
 

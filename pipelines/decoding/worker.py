@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hashlight.encoders.data.images import decode_image
+from hashlight.encoders.data.images import MAX_PIXELS, decode_image
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.errors import ImageError, ImageLimitError
 from hashlight.pipelines.jobs import chaos
@@ -63,10 +63,13 @@ class DecodeLimits:
         Processor time; the wall time limit is thirty times as long.
     memory_bytes : int
         In addition to what the process uses at the start.
+    pixels : int
+        Width times height, read from the header before anything is decoded.
     """
 
     seconds: float = 20.0
     memory_bytes: int = 2 << 30
+    pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +108,7 @@ class DecodeTask:
             [
                 ("current", "<i8"),
                 ("count", "<i8"),
+                ("max_pixels", "<i8"),
                 ("seconds", "<f8"),
                 ("offsets", "<i8", (count + 1,)),
                 ("status", "u1", (count,)),
@@ -194,13 +198,14 @@ def _limit(task: DecodeTask) -> None:
     # Messages of C libraries about damaged files are dropped; the reasons of rejects have what is useful.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     warnings.simplefilter("ignore")
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    # The limit on pixels is the caller's; Pillow's own would refuse some formats below it.
+    Image.MAX_IMAGE_PIXELS = None
 
 
 def _decode_slot(one: Any, rule: Preprocessing, task: DecodeTask) -> None:
     """Decode the images waiting in a slot, given as a one-element array; slow field lookups are hoisted."""
     current, status, pixels, reasons = one["current"], one["status"][0], one["pixels"][0], one["reasons"][0]
-    count = int(one["count"][0])
+    count, max_pixels = int(one["count"][0]), int(one["max_pixels"][0])
     offsets, encoded = one["offsets"][0, : count + 1].tolist(), memoryview(one["encoded"][0])
     watched = chaos.watches("decode")
     for row in np.flatnonzero(status[:count] == WAITING).tolist():
@@ -211,7 +216,7 @@ def _decode_slot(one: Any, rule: Preprocessing, task: DecodeTask) -> None:
         if watched:
             chaos.step("decode", hashlib.blake2b(data, digest_size=8).hexdigest())
         try:
-            image = decode_image(data)
+            image = decode_image(data, max_pixels=max_pixels)
             pixels[row] = rule.pixels(image)
             if task.thumbnail:
                 _keep_thumbnail(image, one[0], row, task.thumbnail)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hashlight.encoders.data.images import decode_image
+from hashlight.encoders.data.images import MAX_PIXELS, decode_image
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import ImageError
 from hashlight.engine.client.results import Hit, SearchResponse
@@ -47,8 +47,8 @@ def load_encoder(collection: Collection, encoder: str | Path | None = None) -> H
     return model
 
 
-def encode_file(model: HashEncoder, image: str | Path) -> CodeArray:
-    """Encode one image file, to codes of shape (1, W).
+def encode_file(model: HashEncoder, image: str | Path, *, max_pixels: int = MAX_PIXELS) -> CodeArray:
+    """Encode one image file of at most `max_pixels` pixels, to codes of shape (1, W).
 
     Raises
     ------
@@ -56,7 +56,7 @@ def encode_file(model: HashEncoder, image: str | Path) -> CodeArray:
         If it cannot be read or decoded.
     """
     try:
-        return model.encode([decode_image(Path(image).read_bytes())])
+        return model.encode([decode_image(Path(image).read_bytes(), max_pixels=max_pixels)])
     except (OSError, ImageError) as error:
         raise PipelineError(f"{image} cannot be searched for: {error}") from error
 

@@ -14,6 +14,7 @@ from hashlight.pipelines.cli.options import (
     CORPUS_HELP,
     EncoderOption,
     JsonOption,
+    MaxMegapixelsOption,
     OverwriteOption,
     UnitImagesOption,
     refuse_missing,
@@ -50,6 +51,7 @@ class Limits:
     ] = None
     decode_seconds: Annotated[float, typer.Option(min=0.01, help="Processor time that one image may take.")] = 20
     decode_memory: Annotated[int, typer.Option(min=16, help="Memory in MiB that one image may take.")] = 2048
+    max_megapixels: MaxMegapixelsOption = 64
 
 
 def encode(
@@ -85,7 +87,11 @@ def encode(
             thumbnail=kept.thumbnails,
             unit_images=limits.unit_images,
             max_rejects=limits.max_rejects,
-            limits=DecodeLimits(seconds=limits.decode_seconds, memory_bytes=limits.decode_memory << 20),
+            limits=DecodeLimits(
+                seconds=limits.decode_seconds,
+                memory_bytes=limits.decode_memory << 20,
+                pixels=limits.max_megapixels * 1_000_000,
+            ),
             overwrite=overwrite,
             progress=report,
         )

@@ -15,6 +15,7 @@ from hashlight.pipelines.cli.options import (
     CollectionArgument,
     IndexOption,
     JsonOption,
+    MaxMegapixelsOption,
     OtherEncoderOption,
     OverwriteOption,
 )
@@ -39,6 +40,7 @@ class Asked:
             help="Or millions of queries: Parquet with a column `code`, or a folder of codes; local or s3://.",
         ),
     ] = None
+    max_megapixels: MaxMegapixelsOption = 64
     output: Annotated[str | None, typer.Option("--output", help="With --codes: the Parquet file to write.")] = None
 
 
@@ -95,17 +97,17 @@ def search(
         return
     from hashlight.engine.collection.collection import Collection
 
-    assert asked.image is not None
     if asked.output is not None:
         raise typer.BadParameter("--output goes with --codes")
     if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
         raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
-    _search_image(Collection.open(collection, index=index), asked.image, reach, encoder, save, as_json)
+    _search_image(Collection.open(collection, index=index), asked, reach, encoder, save, as_json)
 
 
 def _search_image(
-    opened: Collection, image: Path, reach: Reach, encoder: Path | None, save: Path | None, as_json: bool
+    opened: Collection, asked: Asked, reach: Reach, encoder: Path | None, save: Path | None, as_json: bool
 ) -> None:
+    """Search by an image."""
     from hashlight.engine.query import Query
     from hashlight.pipelines.searching.search import as_json as document_of
     from hashlight.pipelines.searching.search import encode_file, find, load_encoder, save_answers
@@ -116,7 +118,10 @@ def _search_image(
             f"--radius must be 0 to {opened.bits} (the codes have {opened.bits} bits), got {radius}"
         )
     query = Query(k=reach.k or 10) if radius is None else Query(radius=radius, limit=reach.limit)
-    found = find(opened, encode_file(load_encoder(opened, encoder), image), query)
+    image = asked.image
+    assert image is not None, "there is one without --codes"
+    code = encode_file(load_encoder(opened, encoder), image, max_pixels=asked.max_megapixels * 1_000_000)
+    found = find(opened, code, query)
     if as_json:
         document = {"query": {"image": str(image), **reach.wanted}, **document_of(found)}
         typer.echo(json.dumps(document, default=str))

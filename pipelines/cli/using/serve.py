@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hashlight.pipelines.cli.console import out, spinner
-from hashlight.pipelines.cli.options import ExistingCollectionArgument, IndexOption, OtherEncoderOption
+from hashlight.pipelines.cli.options import (
+    ExistingCollectionArgument,
+    IndexOption,
+    MaxMegapixelsOption,
+    OtherEncoderOption,
+)
 
 if TYPE_CHECKING:
     from hashlight.engine.indexes.choice import IndexChoice
@@ -54,6 +59,7 @@ class Requests:
         list[str] | None, typer.Option(help="Fetch query images from this host, or from all below .example.com.")
     ] = None
     in_flight: Annotated[int | None, typer.Option(min=1, help="Requests at once; others are told to retry.")] = None
+    max_megapixels: MaxMegapixelsOption = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +145,10 @@ def _open_server(
 
     address = Address(host=listening.host, port=listening.port, certificate=access.tls_cert, private_key=access.tls_key)
     keys = Keys.load(access.keys)
-    limits = Limits() if requests.in_flight is None else Limits(in_flight=requests.in_flight)
+    limits = Limits(
+        pixels=requests.max_megapixels * 1_000_000,
+        **({} if requests.in_flight is None else {"in_flight": requests.in_flight}),
+    )
     image_hosts = requests.image_host or ()
     if not shard_servers.wanted:
         yield serve_embedded(

@@ -46,7 +46,7 @@ def animated(file_format, **options):
 
 
 def png_with_profile(num_bytes):
-    """A PNG whose colour profile takes this many bytes, written by hand because Pillow refuses to."""
+    """A PNG whose colour profile takes this many bytes, which is none of the decoder's business."""
     plain = save(Image.fromarray(COLOUR), "PNG")
     content = b"huge\0\0" + zlib.compress(bytes(num_bytes))
     chunk = struct.pack(">I", len(content)) + b"iCCP" + content
@@ -72,6 +72,7 @@ def good():
         "animated.gif": (animated("GIF"), GREY),
         "animated.webp": (animated("WEBP", lossless=True), GREY),
         "profile.png": (png_with_profile(900_000), COLOUR),
+        "huge profile.png": (png_with_profile(50_000_000), COLOUR),
         "text in name.txt.png": (save(Image.fromarray(COLOUR), "PNG"), COLOUR),
         **{f"exif {number}.png": (turned(number), COLOUR) for number in _STORED},
     }
@@ -83,12 +84,11 @@ def bad():
     jpeg = save(Image.fromarray(np.kron(COLOUR, np.ones((8, 8, 1), np.uint8))), "JPEG")
     return {
         "truncated.jpg": (jpeg[: len(jpeg) // 2], "^format: truncated"),
-        "bomb.png": (save(Image.new("1", (20_000, 20_000)), "PNG"), "^limit: too many pixels"),
+        "bomb.png": (save(Image.new("1", (20_000, 20_000)), "PNG"), "^limit: too many pixels: 20000 x 20000"),
         "small bomb.png": (save(Image.new("1", (9_000, 9_000)), "PNG"), "^limit: too many pixels: 9000 x 9000"),
         "empty.png": (b"", "^format: empty file"),
         "text.jpg": (b"this is a text, not an image", "^format: not an image"),
         "photo.heic": (b"\x00\x00\x00\x18ftypheic" + bytes(40), "^format: unsupported format: HEIC"),
         "document.png": (b"%PDF-1.7 ...", "^format: unsupported format: PDF"),
-        "huge profile.png": (png_with_profile(50_000_000), "^format: damaged: Decompressed data too large"),
         "endless.jpg": (endless_jpeg(), "^limit: takes more than 1 s of processor time"),
     }

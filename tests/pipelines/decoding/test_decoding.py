@@ -86,6 +86,17 @@ def test_memory_is_limited_for_an_image():
     assert sorted(pixels) == [0, 1, 2, 4, 5]
 
 
+def test_the_limit_on_pixels_is_an_option():
+    rule = Preprocessing(size=4, channels=1, mean=(0.5,), std=(0.5,))
+    images = [hostile.save(Image.new("1", size, 1), "PNG") for size in ((9_600, 9_600), (30, 20), (9_600, 9_601))]
+    with DecodePool(rule, limits=DecodeLimits(pixels=9_600**2)) as pool:
+        pixels, reasons, _ = decoded(pool, images)
+    assert reasons == {2: "limit: too many pixels: 9600 x 9601, at most 92,160,000 are decoded"}
+    assert {row: image.min() for row, image in pixels.items()} == {0: 255, 1: 255}
+    with DecodePool(rule, limits=DecodeLimits(pixels=599)) as pool:
+        assert decoded(pool, images[1:2])[1] == {0: "limit: too many pixels: 30 x 20, at most 599 are decoded"}
+
+
 @pytest.fixture
 def faults(tmp_path, monkeypatch):
     """Apply fault rules to the `decode` steps of the decoding processes."""
