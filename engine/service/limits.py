@@ -6,6 +6,10 @@ import dataclasses
 
 MIB = 2**20
 
+# What no gateway exceeds, so that lists are cut off while they are parsed.
+MAX_QUERIES = 10_000
+MAX_IMAGES = 64
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
@@ -14,7 +18,9 @@ class Limits:
     Attributes
     ----------
     body_bytes : int
-        Of one request. 32 MiB hold 500 web-sized photographs or two million 64-bit codes.
+        Of one request. 32 MiB hold 300 web-sized photographs in base64.
+    text_bytes : int
+        Of one JSON body besides its pictures, and of one Arrow body: 10,000 codes of 1,024 bits with room to spare.
     buffered_bytes : int
         Of all bodies being received at once, so that many slow uploads cannot fill the memory.
     body_s : float
@@ -23,7 +29,7 @@ class Limits:
         Of one image, read from its header before it is decoded. 64 million are 192 MB of RGB for every decoding
         thread, and about three times that while a transparent image is put on white.
     queries, images : int
-        Maximum number in one request.
+        Maximum number in one request; at most 10,000 and 64.
     results : int
         Maximum number of answers in one request: queries times `k` or `limit`.
     k : int
@@ -35,11 +41,12 @@ class Limits:
     """
 
     body_bytes: int = 32 * MIB
+    text_bytes: int = 4 * MIB
     buffered_bytes: int = 256 * MIB
     body_s: float = 30.0
     pixels: int = 64_000_000
-    queries: int = 10_000
-    images: int = 64
+    queries: int = MAX_QUERIES
+    images: int = MAX_IMAGES
     results: int = 1_000_000
     k: int = 10_000
     timeout_s: float = 10.0
@@ -51,6 +58,9 @@ class Limits:
             value = getattr(self, field.name)
             if not value > 0:
                 raise ValueError(f"`{field.name}` must be above 0, got {value}")
+        for name, largest in (("queries", MAX_QUERIES), ("images", MAX_IMAGES)):
+            if getattr(self, name) > largest:
+                raise ValueError(f"`{name}` must be 1 to {largest}, got {getattr(self, name)}")
         if self.buffered_bytes < self.body_bytes:
             raise ValueError(
                 f"`buffered_bytes` must be at least `body_bytes` ({self.body_bytes}), got {self.buffered_bytes}: "

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -82,6 +83,12 @@ class RequestError(Exception):
 def invalid(message: str, field: str | None) -> RequestError:
     """Return the refusal of a wrong field."""
     return RequestError(422, "invalid_request", message, field=field)
+
+
+def named(error: ValueError) -> ValueError | RequestError:
+    """Return the refusal of the argument that the searcher's message begins with, in our own words for it."""
+    field = re.match(r"`(\w+)", str(error))
+    return invalid(str(error), field[1] if field else None)
 
 
 def refusal_of(error: Exception) -> RequestError:

@@ -17,11 +17,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
@@ -33,12 +33,13 @@ from starlette.types import Scope
 from hashlight.engine.errors import HashlightError
 from hashlight.engine.service.api import bodies, schemas
 from hashlight.engine.service.api.gateway import Gateway, json_response
-from hashlight.engine.service.api.openapi import describe_api, encode_body, search_body
+from hashlight.engine.service.api.openapi import describe_api, encode_body, replicas_body, search_body
 from hashlight.engine.service.asking.encoding import ImageEncoder
 from hashlight.engine.service.asking.rendering import items_document, table_stream
 from hashlight.engine.service.asking.searcher import Searcher
+from hashlight.engine.service.door.access import METRICS_PATH, REPLICAS_PATH, Access
 from hashlight.engine.service.door.fetch import ImageFetcher
-from hashlight.engine.service.door.guard import API_PATHS, REPLICAS_PATH, Guard
+from hashlight.engine.service.door.guard import API_PATHS, Guard
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError, invalid, refusal_of
@@ -84,7 +85,7 @@ def create_app(
     page : Path
         Folder of static files for `/`; skipped if it does not exist.
     """
-    limits, metrics = limits or Limits(), metrics or Metrics()
+    keys, limits, metrics = keys or Keys(), limits or Limits(), metrics or Metrics()
     gateway = Gateway(searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics, scale=scale)
 
     @contextlib.asynccontextmanager
@@ -96,13 +97,20 @@ def create_app(
     for kind in (RequestError, HashlightError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refuse)
     for add_routes in (_add_searches, _add_items, _add_operations):
-        add_routes(app, gateway, keys or Keys())
+        add_routes(app, gateway)
     describe_api(app, secured=bool(keys))
     if page.is_dir():
         app.router.routes.append(_Page("/", StaticFiles(directory=page, html=True)))
     if allowed_hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
-    app.add_middleware(Guard, limits=limits, metrics=metrics, admit=gateway.refuse_overload, refuse=_answer_of)
+    app.add_middleware(
+        Guard,
+        limits=limits,
+        metrics=metrics,
+        access=Access(keys),
+        admit=gateway.refuse_overload,
+        refuse=_answer_of,
+    )
     return app
 
 
@@ -114,29 +122,25 @@ class _Page(Mount):
         return (Match.NONE, {}) if scope["path"].startswith(API_PATHS) else super().matches(scope)
 
 
-def _add_searches(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
-    may_search = [Depends(_requires(keys, "search"))]
-
-    @app.post("/v1/search", dependencies=may_search, **search_body(schemas.SearchBody, schemas.SearchOptions))
+def _add_searches(app: FastAPI, gateway: Gateway) -> None:
+    @app.post("/v1/search", **search_body(schemas.SearchBody, schemas.SearchOptions))
     async def search(request: Request) -> Response:
         """Find the nearest items of each query."""
         return await gateway.search(request, schemas.SearchBody, schemas.SearchOptions)
 
-    @app.post("/v1/range_search", dependencies=may_search, **search_body(schemas.RangeBody, schemas.RangeOptions))
+    @app.post("/v1/range_search", **search_body(schemas.RangeBody, schemas.RangeOptions))
     async def range_search(request: Request) -> Response:
         """Find all items within a Hamming radius of each query."""
         return await gateway.search(request, schemas.RangeBody, schemas.RangeOptions)
 
-    @app.post("/v1/encode", dependencies=may_search, **encode_body())
+    @app.post("/v1/encode", **encode_body())
     async def encode(request: Request) -> Response:
         """Encode images to codes."""
         return await gateway.encode(request)
 
 
-def _add_items(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
-    may_search = [Depends(_requires(keys, "search"))]
-
-    @app.get("/v1/items", dependencies=may_search, response_model=schemas.ItemsModel)
+def _add_items(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/v1/items", response_model=schemas.ItemsModel)
     async def items(
         request: Request,
         ids: Annotated[str, Query(description="Ids, joined by commas.", pattern=r"^[0-9]{1,19}(,[0-9]{1,19})*$")],
@@ -148,30 +152,27 @@ def _add_items(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
             return Response(table_stream(table), media_type=bodies.ARROW)
         return json_response(items_document(table))
 
-    @app.get("/v1/items/{id}", dependencies=may_search, response_model=schemas.ItemModel)
+    @app.get("/v1/items/{id}", response_model=schemas.ItemModel)
     async def item(id: ItemId, timeout_ms: Timeout = None) -> Response:
         """Return one stored item."""
         return json_response(items_document(await gateway.items([id], timeout_ms))["items"][0])
 
-    @app.get("/v1/items/{id}/thumbnail", dependencies=may_search, response_class=Response)
+    @app.get("/v1/items/{id}/thumbnail", response_class=Response)
     async def thumbnail(id: ItemId, timeout_ms: Timeout = None) -> Response:
         """Return the thumbnail of one item."""
         return await gateway.thumbnail(id, timeout_ms)
 
 
-def _add_operations(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
-    may_search, may_administer = ([Depends(_requires(keys, scope))] for scope in ("search", "admin"))
-
-    @app.get("/v1/collection", dependencies=may_search, response_model=schemas.CollectionModel)
+def _add_operations(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/v1/collection", response_model=schemas.CollectionModel)
     async def collection() -> Response:
         """Describe the collection being served."""
         return json_response(await gateway.describe())
 
-    @app.put(REPLICAS_PATH, dependencies=may_administer, response_model=schemas.ReplicasModel)
-    async def replicas(asked: schemas.ReplicasModel) -> Response:
+    @app.put(REPLICAS_PATH, **replicas_body())
+    async def replicas(request: Request) -> Response:
         """Set the number of replicas of every group; returns when they are ready."""
-        await gateway.scale(asked.replicas)
-        return json_response(asked.model_dump())
+        return await gateway.scale(request)
 
     @app.get("/health/live", response_model=schemas.HealthModel)
     async def live() -> Response:
@@ -184,27 +185,11 @@ def _add_operations(app: FastAPI, gateway: Gateway, keys: Keys) -> None:
         await gateway.prove_ready()
         return json_response({"status": "ready"})
 
-    @app.get("/metrics", dependencies=may_administer, response_class=Response)
+    @app.get(METRICS_PATH, response_class=Response)
     async def metrics() -> Response:
         """Return the Prometheus metrics."""
         gateway.metrics.version.set(gateway.searcher.version)
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
-
-
-def _requires(keys: Keys, scope: str) -> Callable[[Request], Awaitable[None]]:
-    async def check(request: Request) -> None:
-        if not keys:
-            return
-        kind, _, bearer = request.headers.get("authorization", "").partition(" ")
-        secret = bearer.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
-        key = keys.find(secret)
-        if key is None:
-            message = "expected a key as `Authorization: Bearer KEY`, got " + ("an unknown one" if secret else "none")
-            raise RequestError(401, "unauthenticated", message, headers={"WWW-Authenticate": "Bearer"})
-        if scope not in key.scopes:
-            raise RequestError(403, "forbidden", f"key {key.name} lacks the scope {scope}")
-
-    return check
 
 
 def _ids(text: str, max_ids: int) -> list[int]:

@@ -6,13 +6,15 @@ fields; an Arrow IPC stream with one column `code` (fixed_size_binary) and the o
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import dataclasses
+import functools
 import json
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,9 +26,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
-from hashlight.engine.service.api.schemas import EncodeOptions, Query
+from hashlight.engine.service.api.json_body import take_pictures
+from hashlight.engine.service.api.schemas import EncodeBody, EncodeOptions, Query, ReplicasModel
+from hashlight.engine.service.asking.resolving import NoFeaturesError, Sorted, sort_queries
 from hashlight.engine.service.limits import Limits
-from hashlight.engine.service.problems import RequestError, invalid
+from hashlight.engine.service.problems import RequestError, invalid, named
 
 JSON = "application/json"
 FORM = "multipart/form-data"
@@ -35,16 +39,39 @@ ARROW = "application/vnd.apache.arrow.stream"
 _MAX_FIELDS = 20  # of a form; there are eight options
 _MAX_FIELD_BYTES = 20_000  # a filter in four-byte characters still fits
 
+# A larger body is read in a thread: a smaller one takes less than the millisecond that starting one may take.
+_SMALL_BYTES = 16_384
+
+# More errors than a person makes are not told one by one.
+_MAX_ERRORS = 100
+
 Options = TypeVar("Options", bound=BaseModel)
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Image:
+    """An image as received: a file, or the URL of one.
+
+    Attributes
+    ----------
+    field : str
+        Where it was given.
+    data : bytes
+    url : str or None
+    """
+
+    field: str
+    data: bytes = b""
+    url: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
-    """A request as received: its options, and either queries or codes."""
+    """A search as received: its options, its queries by kind, and whether the answer is to be Arrow."""
 
     options: Any
-    queries: Sequence[Query | bytes] = ()
-    codes: CodeArray | None = None
+    queries: Sorted[Image]
     arrow: bool = False
 
 
@@ -81,31 +108,38 @@ async def read_search(
     """
     kind = media_type(request)
     if kind == JSON:
-        parsed: Any = parse_json(body, await request.body())
-        _check_count(len(parsed.queries), "queries", limits.queries)
-        return Asked(parsed, parsed.queries, arrow=wants_arrow(request))
+        read = functools.partial(_search_of_json, body=body, bits=bits, limits=limits)
+        return dataclasses.replace(await _read(request, read), arrow=wants_arrow(request))
     if kind == FORM:
         fields, image = await read_form(request)
-        return Asked(_parse_fields(options, fields), [image], arrow=wants_arrow(request))
+        parsed = _parse_fields(options, fields)
+        return Asked(parsed, _sorted([Image("image", image)], parsed, bits), arrow=wants_arrow(request))
     if kind == ARROW:
-        data = await request.body()
         parsed = _parse_fields(options, _url_fields(request))
-        return Asked(parsed, codes=codes_of_arrow(data, bits=bits, max_rows=limits.queries), arrow=True)
+        if _reranks(parsed):
+            raise invalid(str(NoFeaturesError(0)), "rerank")
+        codes = await _read(request, functools.partial(codes_of_arrow, bits=bits, limits=limits))
+        return Asked(parsed, Sorted(codes, {}, {}, reranks=False), arrow=True)
     raise unsupported(kind, (JSON, FORM, ARROW))
 
 
-async def read_images(request: Request, body: type[Any], limits: Limits) -> tuple[list[bytes], int | None]:
+async def read_images(request: Request, limits: Limits) -> tuple[list[Image], int | None]:
     """Read images to encode, and `timeout_ms`, from JSON or a form."""
     kind = media_type(request)
     if kind == JSON:
-        parsed = parse_json(body, await request.body())
-        _check_count(len(parsed.images), "images", limits.images)
-        images = [bytes_of_base64(text, f"images.{position}") for position, text in enumerate(parsed.images)]
-        return images, parsed.timeout_ms
+        return await _read(request, functools.partial(_images_of_json, limits=limits))
     if kind == FORM:
         fields, image = await read_form(request)
-        return [image], _parse_fields(EncodeOptions, fields).timeout_ms
+        return [Image("images.0", image)], _parse_fields(EncodeOptions, fields).timeout_ms
     raise unsupported(kind, (JSON, FORM))
+
+
+async def read_replicas(request: Request, limits: Limits) -> ReplicasModel:
+    """Read the number of replicas from JSON."""
+    kind = media_type(request)
+    if kind != JSON:
+        raise unsupported(kind, (JSON,))
+    return await _read(request, lambda data: _parse_json(ReplicasModel, data, limits)[0])
 
 
 def unsupported(kind: str, expected: Sequence[str]) -> RequestError:
@@ -114,12 +148,67 @@ def unsupported(kind: str, expected: Sequence[str]) -> RequestError:
     return RequestError(415, "unsupported_media_type", message, field="content-type")
 
 
-def parse_json(model: type[Options], data: bytes) -> Options:
-    """Read a JSON body; 400 if it is not valid JSON, 422 if a field is wrong."""
+async def _read(request: Request, read: Callable[[bytearray], T]) -> T:
+    """Return what `read` makes of the body, in a thread if it is large."""
+    body = bytearray()  # grows in place, where a list of parts would be in memory twice when it is joined
+    async for part in request.stream():
+        body += part
+    return read(body) if len(body) <= _SMALL_BYTES else await asyncio.to_thread(read, body)
+
+
+def _search_of_json(data: bytearray, *, body: type[BaseModel], bits: int, limits: Limits) -> Asked:
+    parsed: Any
+    parsed, pictures = _parse_json(body, data, limits)
+    _check_count(len(parsed.queries), "queries", limits.queries)
+    queries = [_kind_of(query, number, bits, pictures) for number, query in enumerate(parsed.queries)]
+    return Asked(parsed, _sorted(queries, parsed, bits))
+
+
+def _sorted(queries: Sequence[CodeArray | int | Image], options: Any, bits: int) -> Sorted[Image]:
     try:
-        return model.model_validate_json(data)
+        return sort_queries(queries, bits=bits, reranks=_reranks(options))
+    except NoFeaturesError as error:
+        raise invalid(str(error), f"queries.{error.number}.code") from error
+    except ValueError as error:
+        raise named(error) from error
+
+
+def _reranks(options: Any) -> bool:
+    return getattr(options, "rerank", None) is not None
+
+
+def _images_of_json(data: bytearray, *, limits: Limits) -> tuple[list[Image], int | None]:
+    parsed, pictures = _parse_json(EncodeBody, data, limits)
+    _check_count(len(parsed.images), "images", limits.images)
+    images = [_image_of(text, f"images.{number}", pictures) for number, text in enumerate(parsed.images)]
+    return images, parsed.timeout_ms
+
+
+def _parse_json(model: type[Options], data: bytearray, limits: Limits) -> tuple[Options, dict[str, bytes]]:
+    """Read a JSON body and its pictures; 400 if it is not valid JSON, 413 if it is too large, 422 for a wrong field."""
+    text, pictures = take_pictures(data, max_text_bytes=limits.text_bytes)
+    data.clear()
+    try:
+        return model.model_validate_json(text), pictures
     except ValidationError as error:
         raise _refusal(error) from error
+
+
+def _kind_of(query: Query, number: int, bits: int, pictures: Mapping[str, bytes]) -> CodeArray | int | Image:
+    """Return a query as `sort_queries` takes it: its code, its id, or its image."""
+    if query.id is not None:
+        return query.id
+    if query.image is not None:
+        return _image_of(query.image, f"queries.{number}.image", pictures)
+    if query.url is not None:
+        return Image(f"queries.{number}.url", url=query.url)
+    code = code_of_text(query.code or "", f"queries.{number}.code", bits=bits)
+    return np.frombuffer(code, "<u8").astype(np.uint64)
+
+
+def _image_of(text: str, field: str, pictures: Mapping[str, bytes]) -> Image:
+    """Return an image that was taken out of its body, or is given in base64."""
+    return Image(field, pictures[text] if text in pictures else bytes_of_base64(text, field))
 
 
 async def read_form(request: Request) -> tuple[dict[str, str], bytes]:
@@ -180,11 +269,14 @@ def _parse_fields(model: type[Options], fields: Mapping[str, str]) -> Options:
 
 def _refusal(error: ValidationError) -> RequestError:
     """Name the first wrong field, and the number of others."""
+    count = error.error_count()
+    if count > _MAX_ERRORS:
+        return invalid(f"the body has {count} errors: see /openapi.json for what it may hold", None)
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return RequestError(400, "malformed", f"the body is not valid JSON: {first['msg']}")
     field = ".".join(str(part) for part in first["loc"]) or None
-    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" ({count - 1} more)" if count > 1 else ""
     return invalid(f"`{field or 'body'}`: {first['msg'].removeprefix('Value error, ')}{more}", field)
 
 
@@ -233,16 +325,20 @@ def words_of_bytes(rows: np.ndarray, *, bits: int, field: str) -> CodeArray:
     return codes
 
 
-def codes_of_arrow(data: bytes, *, bits: int, max_rows: int) -> CodeArray:
-    """Return the codes (Q, W) in an Arrow IPC stream of 1 to `max_rows` rows.
+def codes_of_arrow(data: bytearray, *, bits: int, limits: Limits) -> CodeArray:
+    """Return the codes (Q, W) in an Arrow IPC stream of 1 to `limits.queries` rows.
 
     Raises
     ------
     RequestError
-        400 if it is not such a stream or is compressed, 422 if it has another column or nulls.
+        400 if it is not such a stream or is compressed, 413 if it is too large, 422 if it has another column or nulls.
     """
+    if len(data) > limits.text_bytes:
+        message = f"an Arrow body must have at most {limits.text_bytes} bytes, got {len(data)}"
+        raise RequestError(413, "too_large", f"{message}: split it into several requests")
+    max_rows = limits.queries
     try:
-        batches, schema = _read_stream(data)
+        batches, schema = _read_stream(data, max_rows)
     except (pa.ArrowException, struct.error, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RequestError(400, "malformed", f"the body is not an Arrow IPC stream: {reason}") from error
@@ -266,7 +362,7 @@ def _bytes_of(column: pa.FixedSizeBinaryArray, width: int) -> np.ndarray:
     return np.frombuffer(buffer, np.uint8)[start : start + len(column) * width].reshape(-1, width)
 
 
-def _read_stream(data: bytes) -> tuple[list[pa.RecordBatch], pa.Schema]:
+def _read_stream(data: bytearray, max_batches: int) -> tuple[list[pa.RecordBatch], pa.Schema]:
     """Read an Arrow stream message by message, so that each is checked before use and none is decompressed."""
     messages = pyarrow.ipc.MessageReader.open_stream(pa.BufferReader(data))
     try:
@@ -288,6 +384,8 @@ def _read_stream(data: bytes) -> tuple[list[pa.RecordBatch], pa.Schema]:
             raise ValueError("expected uncompressed buffers, got compressed ones")
         batch = pyarrow.ipc.read_record_batch(message, schema)
         batch.validate(full=True)
+        if len(batches) == max_batches:
+            raise ValueError(f"expected at most {max_batches} record batches, got more")
         batches.append(batch)
 
 

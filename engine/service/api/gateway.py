@@ -23,15 +23,15 @@ from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, Over
 from hashlight.engine.query import Query
 from hashlight.engine.service.api import bodies, schemas
 from hashlight.engine.service.api.json_body import json_bytes
-from hashlight.engine.service.api.searching import SearchThreads, named
+from hashlight.engine.service.api.searching import SearchThreads
 from hashlight.engine.service.asking.encoding import Encoded, EncodingThreads, ImageEncoder, is_encoder_of
 from hashlight.engine.service.asking.rendering import hex_codes
-from hashlight.engine.service.asking.resolving import NoFeaturesError, Sorted, sort_queries, stored_codes
+from hashlight.engine.service.asking.resolving import Sorted, stored_codes
 from hashlight.engine.service.asking.retrieval import Ask, stored_items
 from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.limits import Limits
-from hashlight.engine.service.problems import RequestError, invalid
+from hashlight.engine.service.problems import RequestError, invalid, named
 from hashlight.engine.service.telemetry.metrics import Metrics
 
 _PICTURES = (
@@ -93,8 +93,7 @@ class Gateway:
             asked = await bodies.read_search(
                 request, body_model, options_model, bits=self.searcher.bits, limits=self.limits
             )
-        count = len(asked.queries) if asked.codes is None else len(asked.codes)
-        self._check(asked.options, count)
+        self._check(asked.options, len(asked.queries.codes))
         deadline_s = arrived_s + self._timeout_s(asked.options.timeout_ms)
         async with self._within(deadline_s):
             ask = await self._resolve(asked, deadline_s, timing_ms)
@@ -107,10 +106,11 @@ class Gateway:
         timing_ms: dict[str, float] = {}
         encoding = self._encoding("images")
         with self.metrics.stage("read", timing_ms):
-            images, timeout_ms = await bodies.read_images(request, schemas.EncodeBody, self.limits)
-        fields = [f"images.{position}" for position in range(len(images))]
+            images, timeout_ms = await bodies.read_images(request, self.limits)
         async with self._within(arrived_s + self._timeout_s(timeout_ms)):
-            encoded = await encoding.encode(images, fields, timing_ms)
+            encoded = await encoding.encode(
+                [image.data for image in images], [image.field for image in images], timing_ms
+            )
         document = {
             "codes": hex_codes(encoded.codes, bits=encoding.encoder.bits),
             "bits": encoding.encoder.bits,
@@ -145,13 +145,19 @@ class Gateway:
             "limits": {name: getattr(limits, name) for name in told},
         }
 
-    async def scale(self, replicas: int) -> None:
+    async def scale(self, request: Request) -> Response:
         """Set the number of replicas of every group; returns when they are ready."""
         if self._scale is None:
             raise RequestError(409, "conflict", "no shard servers are in use, so there are no replicas")
+        asked = await bodies.read_replicas(request, self.limits)
+        # Shielded, because servers that are being started are not taken back when the client goes away.
+        await asyncio.shield(asyncio.create_task(self._scale_to(asked.replicas, self._scale)))
+        return json_response(asked.model_dump())
+
+    async def _scale_to(self, replicas: int, scale: Callable[[int], None]) -> None:
         async with self._scaling:
             try:
-                await asyncio.to_thread(self._scale, replicas)
+                await asyncio.to_thread(scale, replicas)
             except ValueError as error:
                 raise named(error) from error
 
@@ -201,7 +207,7 @@ class Gateway:
 
     async def _resolve(self, asked: bodies.Asked, deadline_s: float, timing_ms: dict[str, float]) -> Ask:
         """Turn queries into codes, and into features if they are needed."""
-        options, features, rerank = asked.options, None, None
+        options, rerank = asked.options, None
         more = {"filter": options.filter, "explain": "explain" in options.include}
         if isinstance(options, schemas.SearchOptions):
             query = Query(k=options.k, **more)
@@ -209,12 +215,7 @@ class Gateway:
                 rerank = Rerank(pool=options.rerank.pool, metric=options.rerank.metric)
         else:
             query = Query(radius=options.radius, limit=options.limit, **more)
-        if asked.codes is not None:
-            if rerank is not None:
-                raise invalid(str(NoFeaturesError(0)), "rerank")
-            codes = asked.codes
-        else:
-            codes, features = await self._codes_of(asked.queries, rerank is not None, deadline_s, timing_ms)
+        codes, features = await self._codes_of(asked.queries, deadline_s, timing_ms)
         return Ask(
             codes=codes,
             query=query,
@@ -225,23 +226,15 @@ class Gateway:
         )
 
     async def _codes_of(
-        self, queries: Sequence[schemas.Query | bytes], reranks: bool, deadline_s: float, timing_ms: dict[str, float]
+        self, queries: Sorted[bodies.Image], deadline_s: float, timing_ms: dict[str, float]
     ) -> tuple[CodeArray, NDArray[np.float32] | None]:
         """Return codes (Q, W) of queries, and features (Q, F) if answers are re-ranked."""
-        bits = self.searcher.bits
-        kinds = [_kind_of(query, number, bits) for number, query in enumerate(queries)]
-        try:
-            by_kind: Sorted[schemas.Query | bytes] = sort_queries(kinds, bits=bits, reranks=reranks)
-        except NoFeaturesError as error:
-            raise invalid(str(error), f"queries.{error.number}.code") from error
-        except ValueError as error:
-            raise named(error) from error
         found: list[tuple[Iterable[int], Encoded]] = []
-        if by_kind.ids:
-            found.append((by_kind.ids, await self._stored(by_kind.ids, reranks, deadline_s)))
-        if by_kind.images:
-            found.append((by_kind.images, await self._encode_queries(by_kind.images, timing_ms)))
-        return by_kind.resolve(found)
+        if queries.ids:
+            found.append((queries.ids, await self._stored(queries.ids, queries.reranks, deadline_s)))
+        if queries.images:
+            found.append((queries.images, await self._encode_queries(list(queries.images.values()), timing_ms)))
+        return queries.resolve(found)
 
     async def _stored(self, ids: dict[int, int], reranks: bool, deadline_s: float) -> Encoded:
         """Return codes and features of items, in the order of `ids` (query number -> id)."""
@@ -254,29 +247,22 @@ class Gateway:
             field = f"queries.{next(iter(ids))}.id" if len(ids) == 1 else "queries"
             raise RequestError(404, "id_not_found", str(error), field=field) from error
 
-    async def _encode_queries(self, pictures: dict[int, bytes | schemas.Query], timing_ms: dict[str, float]) -> Encoded:
+    async def _encode_queries(self, images: Sequence[bodies.Image], timing_ms: dict[str, float]) -> Encoded:
         encoding = self._encoding("queries")
-        if len(pictures) > self.limits.images:
-            raise invalid(f"at most {self.limits.images} queries may be images, got {len(pictures)}", "queries")
-        fields: list[str] = []
-        images: list[bytes] = []
-        left_bytes = self.limits.body_bytes  # fetched images count like uploaded ones
-        for number, query in pictures.items():
-            kind = "image" if isinstance(query, bytes) or query.image is not None else "url"
-            fields.append("image" if isinstance(query, bytes) else f"queries.{number}.{kind}")
-            images.append(await self._bytes_of(query, fields[-1], left_bytes))
-            if kind == "url":
-                left_bytes -= len(images[-1])
-        return await encoding.encode(images, fields, timing_ms)
+        if len(images) > self.limits.images:
+            raise invalid(f"at most {self.limits.images} queries may be images, got {len(images)}", "queries")
+        fetched = await self._fetch({image.field: image.url for image in images if image.url is not None})
+        return await encoding.encode(
+            [fetched.get(image.field, image.data) for image in images], [image.field for image in images], timing_ms
+        )
 
-    async def _bytes_of(self, query: bytes | schemas.Query, field: str, left_bytes: int) -> bytes:
-        if isinstance(query, bytes):
-            return query
-        if query.image is not None:
-            return bodies.bytes_of_base64(query.image, field)
+    async def _fetch(self, urls: dict[str, str]) -> dict[str, bytes]:
+        """Return the images at URLs, by the field that gave them."""
+        if not urls:
+            return {}
         if self._fetcher is None:
-            raise invalid("this server does not fetch images: send the image itself", field)
-        return await self._fetcher.fetch(query.url or "", field, left_bytes=left_bytes)
+            raise invalid("this server does not fetch images: send the image itself", next(iter(urls)))
+        return await self._fetcher.fetch_all(urls, max_bytes=self.limits.body_bytes)
 
     def _encoding(self, field: str) -> EncodingThreads:
         """Return the encoding threads, if there is an encoder and it made the codes."""
@@ -322,13 +308,3 @@ class Gateway:
 def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return `document` as a JSON answer."""
     return Response(json_bytes(document), status, headers, bodies.JSON)
-
-
-def _kind_of(query: schemas.Query | bytes, number: int, bits: int) -> CodeArray | int | schemas.Query | bytes:
-    """Return a query as `sort_queries` takes it: its code, its id, or itself if it is an image."""
-    if isinstance(query, bytes) or query.image is not None or query.url is not None:
-        return query
-    if query.id is not None:
-        return query.id
-    code = bodies.code_of_text(query.code or "", f"queries.{number}.code", bits=bits)
-    return np.frombuffer(code, "<u8").astype(np.uint64)

@@ -1,12 +1,84 @@
-"""JSON bodies."""
+"""JSON bodies: their pictures are taken out before they are parsed, so that what is parsed is small.
+
+Parsing holds the interpreter's lock, so that a thread does not help: a body of 32 MiB would stop every other request
+for as long as it takes. Base64 is decoded bit by bit instead, and the rest has to fit into `Limits.text_bytes`.
+"""
 
 from __future__ import annotations
 
+import binascii
+import io
 from typing import Any
 
 from pydantic_core import to_json
+
+from hashlight.engine.service.problems import RequestError
+
+# A longer run of base64 is a picture: no other string may be that long, and no number.
+_LONG = 16_384
+_SLICE = 4 * 2**18  # characters decoded at once
+
+# Commas and opening brackets, of which there is one for each value, and colons, one for each key: ten thousand queries
+# and a hundred thousand ids. Each may cost a hundred times its size once it is parsed, a wrong key even more.
+_MAX_VALUES = 150_000
+_MAX_KEYS = 40_000
 
 
 def json_bytes(document: Any) -> bytes:
     """Return JSON; NaN and infinity, which JSON lacks, become null, bytes become base64, dates ISO 8601."""
     return to_json(document, inf_nan_mode="null", bytes_mode="base64", serialize_unknown=True)
+
+
+def take_pictures(body: bytes | bytearray, *, max_text_bytes: int) -> tuple[bytes, dict[str, bytes]]:
+    """Return the text of a JSON body, in which a name stands for each long picture, and the pictures by their names.
+
+    What stands between two quotes and is over 16,384 characters of base64 is a string or the end of one, whatever was
+    escaped before it, so that valid JSON stays valid. Base64 that is wrong stays in the text.
+
+    Raises
+    ------
+    RequestError
+        413 if the text has more than `max_text_bytes`, or more values than any question.
+    """
+    view, begin = memoryview(body), 0
+    kept: list[bytes | memoryview] = []
+    pictures: dict[str, bytes] = {}
+    quote = body.find(b'"')
+    while quote >= 0 and len(body) - quote > _LONG:
+        nearer = body.rfind(b'"', quote + 1, quote + 1 + _LONG)
+        if nearer >= 0:
+            quote = nearer
+            continue
+        end = body.find(b'"', quote + 1 + _LONG)
+        picture = None if end < 0 else _decoded(view[quote + 1 : end])
+        if picture is not None:
+            name = f"picture {len(pictures)}"
+            kept += [view[begin : quote + 1], name.encode()]
+            pictures[name], begin = picture, end
+        quote = end
+    kept.append(view[begin:])
+    size = sum(map(len, kept))
+    if size > max_text_bytes:
+        raise _too_large(f"at most {max_text_bytes} bytes besides pictures in base64, got {size}")
+    text = b"".join(kept)
+    values, keys = sum(map(text.count, (b",", b"[", b"{"))), text.count(b":")
+    if values > _MAX_VALUES or keys > _MAX_KEYS:
+        raise _too_large(f"at most {_MAX_VALUES} values and {_MAX_KEYS} keys, got about {values} and {keys}")
+    return text, pictures
+
+
+def _decoded(text: memoryview) -> bytes | None:
+    """Return what stands in base64, None if that is wrong."""
+    data = io.BytesIO()  # gives its bytes without a copy
+    try:
+        for begin in range(0, len(text), _SLICE):
+            data.write(binascii.a2b_base64(text[begin : begin + _SLICE], strict_mode=True))
+            if data.tell() % 3 and begin + _SLICE < len(text):
+                return None  # padding before the end
+    except binascii.Error:
+        return None
+    return data.getvalue()
+
+
+def _too_large(expected: str) -> RequestError:
+    return RequestError(413, "too_large", f"a JSON body must have {expected}: split it into several requests")

@@ -38,6 +38,15 @@ def encode_body() -> dict[str, Any]:
     return _body(schemas.EncodeBody, schemas.EncodeOptions, schemas.EncodeAnswer)
 
 
+def replicas_body() -> dict[str, Any]:
+    """Return the same for the number of replicas."""
+    content = {bodies.JSON: {"schema": _ref(schemas.ReplicasModel)}}
+    return {
+        "response_model": schemas.ReplicasModel,
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+    }
+
+
 def _body(body: type[BaseModel], options: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
     image = {"type": "string", "format": "binary", "description": "An image file."}
     form = {"type": "object", "required": ["image"], "additionalProperties": False}

@@ -6,8 +6,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hashlight.engine.service.limits import MAX_IMAGES, MAX_QUERIES
+
 MAX_ID = 2**63 - 1
 MAX_REPLICAS = 64
+MAX_CODE = 4096  # characters
 
 GIVE_UP = "Give up after this time, with status 504."
 _CODE = "9f3a5c0000000001"
@@ -17,6 +20,8 @@ _EXAMPLE_IMAGE = (
 
 
 class _Request(BaseModel):
+    """What is sent. A list has a length, and its first wrong item ends it: errors are what makes a body expensive."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -26,7 +31,9 @@ class Query(_Request):
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     code: str | None = Field(
-        None, description="ceil(bits / 8) bytes in hex or (padded) base64; bit i is bit i % 8 of byte i // 8."
+        None,
+        max_length=MAX_CODE,
+        description="ceil(bits / 8) bytes in hex or (padded) base64; bit i is bit i % 8 of byte i // 8.",
     )
     image: str | None = Field(None, description="An image file (PNG, JPEG, GIF, WebP, BMP, TIFF) in base64.")
     id: int | None = Field(None, ge=0, le=MAX_ID, description="An item of the collection: find more like it.")
@@ -55,7 +62,10 @@ class _Options(_Request):
     )
     timeout_ms: int | None = Field(None, ge=1, description=GIVE_UP)
     include: list[Literal["attributes", "code", "explain"]] = Field(
-        default_factory=list, max_length=3, description="What to return for each hit besides id and distance."
+        default_factory=list,
+        max_length=3,
+        fail_fast=True,
+        description="What to return for each hit besides id and distance.",
     )
 
 
@@ -91,7 +101,7 @@ class SearchBody(SearchOptions):
             ]
         }
     )
-    queries: list[Query] = Field(min_length=1)
+    queries: list[Query] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True)
 
 
 class RangeBody(RangeOptions):
@@ -100,7 +110,7 @@ class RangeBody(RangeOptions):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"queries": [{"code": _CODE}, {"id": 7}], "radius": 4, "limit": 50}]}
     )
-    queries: list[Query] = Field(min_length=1)
+    queries: list[Query] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True)
 
 
 class EncodeOptions(_Request):
@@ -113,7 +123,7 @@ class EncodeBody(EncodeOptions):
     """Images to encode."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"images": [_EXAMPLE_IMAGE]}]})
-    images: list[str] = Field(min_length=1, description="Image files in base64.")
+    images: list[str] = Field(min_length=1, max_length=MAX_IMAGES, fail_fast=True, description="Image files in base64.")
 
 
 class HitModel(BaseModel):

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import functools
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -18,7 +17,7 @@ from hashlight.engine.service.asking.batching import MicroBatcher
 from hashlight.engine.service.asking.rendering import search_document, search_stream
 from hashlight.engine.service.asking.retrieval import Answer, Ask, answer, join, split
 from hashlight.engine.service.asking.searcher import Searcher
-from hashlight.engine.service.problems import RequestError, invalid
+from hashlight.engine.service.problems import named
 from hashlight.engine.service.telemetry.metrics import Metrics
 
 T = TypeVar("T")
@@ -133,9 +132,3 @@ class SearchThreads:
     def _count(self, change: int) -> None:
         with self._counting:
             self.at_work += change
-
-
-def named(error: ValueError) -> ValueError | RequestError:
-    """Return the refusal of the argument that the searcher's message begins with, in our own words for it."""
-    field = re.match(r"`(\w+)", str(error))
-    return invalid(str(error), field[1] if field else None)

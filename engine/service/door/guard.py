@@ -1,4 +1,4 @@
-"""Wraps every request: limits on its body, headers of its answer, an answer to every failure, counters."""
+"""Wraps every request: its key, limits on its body, headers of its answer, an answer to every failure, counters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hashlight.engine.service.door.access import REPLICAS_PATH, Access
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError
 from hashlight.engine.service.telemetry.metrics import Metrics
@@ -21,8 +22,6 @@ PAGE_POLICY = (
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 API_PATHS = ("/v1/", "/health/", "/metrics", "/openapi.json")
-# Adding replicas relieves an overload, so it is not refused under one.
-REPLICAS_PATH = "/v1/replicas"
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -39,10 +38,12 @@ class Guard:
         *,
         limits: Limits,
         metrics: Metrics,
+        access: Access,
         admit: Callable[[], None],
         refuse: Callable[[Exception], Response],
     ) -> None:
         self._app = app
+        self._access = access
         self._admit = admit
         self._refuse = refuse
         self._limits = limits
@@ -65,8 +66,10 @@ class Guard:
             await send(message)
 
         try:
+            self._access.check(scope)
+            # Before routing: under overload most requests end here, and must cost little. Adding replicas relieves an
+            # overload, so it is not refused under one.
             if scope["path"].startswith("/v1/") and scope["path"] != REPLICAS_PATH:
-                # Before routing and keys: under overload most requests end here, and must cost little.
                 self._admit()
             await self._app(scope, body.receive, send_guarded)
         except Exception as error:

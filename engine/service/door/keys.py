@@ -5,29 +5,41 @@ Keys are given one a line in a file or in the environment variable `HASHLIGHT_AP
     # name   scopes         key
     page     search         5VQ3N0TjZk0mXo2mQwq1rA
     loader   search,write   sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    scraper  metrics        Zk93uXgB1rPq0mVdWc5yTA
     ops      admin          _8Hn2tYp4XbJrLq7uCwZ1g
 
-A key has at least 16 characters (`python -c "import secrets; print(secrets.token_urlsafe())"` makes one), or is given
-as the hex SHA-256 of one, so that the file need not hold the secret itself. Only hashes are kept in memory. A request
-sends its key as `Authorization: Bearer KEY` or as `X-API-Key: KEY`.
+A key has at least 16 characters (`python -c "import secrets; print(secrets.token_urlsafe())"` makes one), all of them
+printable ASCII, as a header carries no others safely, or is given as the hex SHA-256 of one, so that the file need not
+hold the secret itself. A comment begins with a `#` at the start of a line or after a space; inside a key `#` is a
+character like any other. Only hashes are kept in memory. A request sends its key as `Authorization: Bearer KEY` or as
+`X-API-Key: KEY`.
 
-Routes require the scope `search` or `admin`; none requires `write` yet.
+A file is read again when it changes. While it cannot be read or has a wrong line, the keys that were read last stay.
+
+`engine.service.door.access` says which scope a path requires; none requires `write` yet.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import hmac
+import logging
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
-SCOPES = ("search", "write", "admin")
+SCOPES = ("search", "write", "metrics", "admin")
 ENVIRONMENT = "HASHLIGHT_API_KEYS"
 MIN_LENGTH = 16
+
+_RENEW_EVERY_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,6 +62,9 @@ class Keys:
 
     def __init__(self, keys: Iterable[Key] = ()) -> None:
         self._keys = tuple(keys)
+        self._path: Path | None = None
+        self._stamp: tuple[int, ...] | None = None
+        self._renewed_s = time.monotonic()
 
     def __len__(self) -> int:
         """Return the number of keys."""
@@ -62,7 +77,7 @@ class Keys:
 
     @classmethod
     def load(cls, path: str | Path | None = None, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read the keys from a file, or from the environment if no file is given.
+        """Read the keys from a file, which is then followed, or from the environment if no file is given.
 
         Raises
         ------
@@ -71,16 +86,17 @@ class Keys:
         OSError
             If the file cannot be read.
         """
-        source = f"{path}" if path is not None else ENVIRONMENT
-        text = Path(path).read_text() if path is not None else environment.get(ENVIRONMENT, "")
-        lines = ((number, line.split("#")[0].split()) for number, line in enumerate(text.splitlines(), 1))
-        keys = [_parse(words, f"{source}, line {number}") for number, words in lines if words]
-        if path is not None and not keys:
-            raise ValueError(f"{path} has no keys: expected lines `NAME SCOPES KEY`")
-        return cls(keys)
+        if path is None:
+            return cls(_parse(environment.get(ENVIRONMENT, ""), ENVIRONMENT))
+        keys = cls()
+        keys._path, keys._stamp = Path(path), _stamp_of(Path(path))
+        keys._keys = _read(keys._path)
+        return keys
 
     def find(self, secret: str) -> Key | None:
         """Return the key with that secret, in a time that reveals nothing about the keys."""
+        if self._path is not None and time.monotonic() - self._renewed_s > _RENEW_EVERY_S:
+            self.renew()
         digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
         found = None
         for key in self._keys:
@@ -88,14 +104,70 @@ class Keys:
                 found = key
         return found
 
+    def renew(self) -> bool:
+        """Read the file again if it has changed; return whether its keys are in use now.
 
-def _parse(words: list[str], where: str) -> Key:
+        One that cannot be read, or has a wrong line, is logged once and leaves the keys as they are.
+        """
+        self._renewed_s = time.monotonic()
+        if self._path is None:
+            return False
+        stamp: tuple[int, ...] = ()
+        with contextlib.suppress(OSError):  # which reading it raises, too
+            stamp = _stamp_of(self._path)
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        try:
+            self._keys = _read(self._path)
+        except (OSError, ValueError) as error:
+            logger.warning("the API keys stay those that were read before: %s", error)
+            return False
+        logger.info("%d API keys were read from %s", len(self._keys), self._path)
+        return True
+
+
+def _stamp_of(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read(path: Path) -> tuple[Key, ...]:
+    keys = _parse(path.read_text("utf-8-sig"), str(path))
+    if not keys:
+        raise ValueError(f"{path} has no keys: expected lines `NAME SCOPES KEY`")
+    return keys
+
+
+def _parse(text: str, source: str) -> tuple[Key, ...]:
+    lines: dict[bytes, int] = {}  # digest -> number of the line
+    keys: list[Key] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = re.sub(r"(^|\s)#.*", "", line).split()
+        if not words:
+            continue
+        key = _key_of(words, f"{source}, line {number}")
+        if key.digest in lines:
+            raise ValueError(f"{source}, line {number}: it has the key of line {lines[key.digest]}: give each its own")
+        lines[key.digest] = number
+        keys.append(key)
+    return tuple(keys)
+
+
+def _key_of(words: list[str], where: str) -> Key:
     if len(words) != 3:
-        raise ValueError(f"{where}: expected `NAME SCOPES KEY`, got {len(words)} words")
+        raise ValueError(
+            f"{where}: expected `NAME SCOPES KEY`, got {len(words)} words (a word that begins with # is a comment)"
+        )
     name, scopes, secret = words[0], frozenset(words[1].split(",")), words[2]
     if not scopes <= set(SCOPES):
         raise ValueError(f"{where}: scopes must be {', '.join(SCOPES)}, joined by commas, got {words[1]!r}")
-    hashed = re.fullmatch(r"sha256:([0-9a-fA-F]{64})", secret)
-    if hashed is None and len(secret) < MIN_LENGTH:
+    if secret.startswith("sha256:"):
+        if not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", secret):
+            raise ValueError(f"{where}: expected sha256: and 64 hex digits, got {len(secret) - 7} characters after it")
+        return Key(name, scopes, bytes.fromhex(secret[7:]))
+    if len(secret) < MIN_LENGTH:
         raise ValueError(f"{where}: a key must have at least {MIN_LENGTH} characters, got {len(secret)}")
-    return Key(name, scopes, bytes.fromhex(hashed[1]) if hashed else hashlib.sha256(secret.encode()).digest())
+    if not (secret.isascii() and secret.isprintable()):
+        raise ValueError(f"{where}: a key must consist of printable ASCII characters: make another, or give its sha256")
+    return Key(name, scopes, hashlib.sha256(secret.encode()).digest())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -310,6 +311,73 @@ def test_keys_and_scopes(searcher, tmp_path):
         assert "searching-is-all" not in http.get("/metrics", headers={"X-API-Key": "administering-0002"}).text
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/v1/replicas"), ("POST", "/v1/replicas"), ("POST", "/v1/search"), ("GET", "/v1/search"),
+        ("GET", "/v1/nothing"), ("GET", "/v1/items/abc"), ("GET", "/v1/items"), ("GET", "/v1"), ("GET", "/v1/"),
+        ("PUT", "/v1/replicas/"), ("GET", "/metrics/"), ("POST", "/metrics"), ("OPTIONS", "/v1/search"),
+        ("GET", "/v1/..%2fopenapi.json"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("body", [b"{", b"1," * 50_000])
+def test_the_key_is_checked_before_anything_else(searcher, method, path, body):
+    """Also before the body is read, of which only the head arrives here."""
+    keys = Keys.load(None, {"HASHLIGHT_API_KEYS": "page search searching-is-all-0001"})
+    headers = {"content-type": "application/json", "content-length": str(len(body) + 1)}
+    with serving.running(create_app(searcher, keys=keys, scale=pytest.fail)) as url:
+        parts = httpx.URL(url)
+        with socket.create_connection((parts.host, parts.port), timeout=60) as connection:
+            head = "".join(f"{name}: {value}\r\n" for name, value in {"host": parts.host, **headers}.items())
+            connection.sendall(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 401")
+
+
+def test_refused_keys_are_logged_without_the_key(searcher, caplog, monkeypatch):
+    keys = Keys.load(None, {"HASHLIGHT_API_KEYS": "page search searching-is-all-0001"})
+    with serving.running(create_app(searcher, keys=keys)) as url, httpx.Client(base_url=url) as http:
+        http.get("/v1/collection", headers={"X-API-Key": "not-a-key-of-them-03"})
+        http.get("/metrics", headers={"X-API-Key": "searching-is-all-0001"})  # not logged: it is the same second
+        first = [record.getMessage() for record in caplog.records]
+        monkeypatch.setattr("hashlight.engine.service.door.access._LOG_EVERY_S", -1.0)
+        http.get("/metrics", headers={"X-API-Key": "searching-is-all-0001"})
+        http.get("/v1/items/x%0aforged%20line")
+    logged = [record.getMessage() for record in caplog.records if record.name.endswith("access")]
+    assert first == ["refused GET '/v1/collection' of 127.0.0.1: expected a key, got an unknown one"]
+    assert logged[1] == (
+        "refused GET '/metrics' of 127.0.0.1: key page lacks the scope metrics (1 more since the last line)"
+    )
+    assert logged[2] == r"refused GET '/v1/items/x\nforged line' of 127.0.0.1: expected a key, got none"
+    assert "is-all" not in caplog.text
+    assert "of-them" not in caplog.text
+
+
+def test_metrics_have_a_scope_of_their_own(searcher):
+    lines = "page search searching-is-all-0001\nscraper metrics scraping-only-0004\nops admin administering-0002\n"
+    keys = Keys.load(None, {"HASHLIGHT_API_KEYS": lines})
+    with serving.running(create_app(searcher, keys=keys)) as url, httpx.Client(base_url=url) as http:
+        scraper = {"X-API-Key": "scraping-only-0004"}
+        assert http.get("/metrics", headers=scraper).status_code == 200
+        assert error(http.put("/v1/replicas", json={"replicas": 2}, headers=scraper))[0] == 403
+        assert error(http.get("/v1/collection", headers=scraper))[0] == 403
+        assert http.get("/metrics", headers={"X-API-Key": "administering-0002"}).status_code == 200
+        assert error(http.get("/metrics", headers={"X-API-Key": "searching-is-all-0001"}))[0] == 403
+
+
+def test_a_running_server_takes_up_new_keys(searcher, tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("page search searching-is-all-0001\n")
+    with serving.running(create_app(searcher, keys=Keys.load(path))) as url, httpx.Client(base_url=url) as http:
+
+        def status(key):
+            return http.get("/v1/collection", headers={"X-API-Key": key}).status_code
+
+        assert (status("searching-is-all-0001"), status("the-key-after-it-0002")) == (200, 401)
+        path.write_text("page search the-key-after-it-0002\n")
+        eventually(lambda: status("the-key-after-it-0002") == 200)
+        assert status("searching-is-all-0001") == 401
+
+
 def test_scaling_replicas_needs_the_admin_scope(searcher, tmp_path):
     (tmp_path / "keys").write_text("page search searching-is-all-0001\nops admin administering-0002\n")
     asked = []
@@ -328,7 +396,10 @@ def test_scaling_replicas_needs_the_admin_scope(searcher, tmp_path):
         for body in ({"replicas": 0}, {"replicas": 4}, {"replicas": "2"}, {"replicas": 65}):
             assert error(http.put("/v1/replicas", json=body, headers=key)) == (422, "invalid_request", "replicas")
         assert error(http.put("/v1/replicas", json={}, headers=key))[0] == 422
-        assert error(http.put("/v1/replicas", content=b"[" * 10_000, headers=key))[0] in (400, 422)
+        assert error(http.put("/v1/replicas", content=b"[" * 10_000, headers=key))[0] == 415
+        headers = {**key, "content-type": "application/json"}
+        assert error(http.put("/v1/replicas", content=b"[" * 10_000, headers=headers))[0] == 400
+        assert error(http.put("/v1/replicas", content=b"[" + b"1," * 200_000, headers=headers))[0] == 413
     assert asked == [3]
 
 

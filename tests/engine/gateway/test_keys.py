@@ -32,15 +32,90 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path):
     ("line", "message"),
     [
         ("page search", "line 2: expected `NAME SCOPES KEY`, got 2 words"),
-        ("page search,fly searching-is-all-0001", "line 2: scopes must be search, write, admin"),
+        ("page search,fly searching-is-all-0001", "line 2: scopes must be search, write, metrics, admin"),
         ("page search tooshort", "line 2: a key must have at least 16 characters, got 8"),
+        ("page search #begins-with-a-hash-0001", "line 2: expected `NAME SCOPES KEY`, got 2 words .a word that begins"),
+        ("page search sha256:9f86d081884c7d659a2f", "line 2: expected sha256: and 64 hex digits, got 20 characters"),
+        ("page search clé-de-la-recherche-1", "line 2: a key must consist of printable ASCII characters"),
+        ("page search one-key-for-them-01\nops admin one-key-for-them-01", "line 3: it has the key of line 2"),
     ],
 )
 def test_an_invalid_line_is_named_by_number(tmp_path, line, message):
     (tmp_path / "keys").write_text("# keys\n" + line)
     with pytest.raises(ValueError, match=message) as caught:
         Keys.load(tmp_path / "keys")
-    assert "tooshort" not in str(caught.value)
+    for secret in ("tooshort", "with-a-hash", "9f86d0", "recherche", "one-key"):
+        assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "secret", ["searching#is-all-0001", "searching-is-all-0001#", "a-long-enough-beginning#and-then-the-end-of-it"]
+)
+def test_a_hash_inside_a_key_is_part_of_it(tmp_path, secret):
+    (tmp_path / "keys").write_text(f"page search {secret} # kept on the server\n  # another comment\n#none")
+    keys = Keys.load(tmp_path / "keys")
+    assert len(keys) == 1
+    assert keys.find(secret).name == "page"
+    assert keys.find(secret.partition("#")[0]) is None
+
+
+def replace(path, text):
+    """Put another file in the place of one, as an editor or a mounted secret does."""
+    other = path.with_suffix(".new")
+    other.write_text(text)
+    other.replace(path)
+
+
+def test_keys_follow_their_file(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "keys"
+    path.write_text("page search searching-is-all-0001\n")
+    keys = Keys.load(path)
+    assert not keys.renew()
+    replace(path, "page search searching-is-all-0001\npage search the-key-after-it-0002\n")
+    assert keys.renew()
+    assert [keys.find(one).name for one in ("searching-is-all-0001", "the-key-after-it-0002")] == ["page", "page"]
+    with path.open("w") as file:
+        file.write("page search the-key-after-it-0002\n")
+    assert keys.renew()
+    assert keys.find("searching-is-all-0001") is None
+    assert not keys.renew()
+    assert f"1 API keys were read from {path}" in caplog.text
+    assert "the-key" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# all withdrawn\n", "page search\n", "page search tooshort\n", b"\xff\xfe", None]
+)
+def test_a_file_that_has_become_wrong_leaves_the_keys_as_they_were(tmp_path, caplog, text):
+    path = tmp_path / "keys"
+    path.write_text("page search searching-is-all-0001\n")
+    keys = Keys.load(path)
+    if text is None:
+        path.unlink()
+    elif isinstance(text, bytes):
+        path.write_bytes(text)
+    else:
+        replace(path, text)
+    assert [keys.renew(), keys.renew()] == [False, False]
+    assert keys.find("searching-is-all-0001").name == "page"
+    assert caplog.text.count("the API keys stay those that were read before") == 1
+    assert "tooshort" not in caplog.text
+    replace(path, "page search the-key-after-it-0002\n")
+    assert keys.renew()
+    assert keys.find("searching-is-all-0001") is None
+
+
+def test_a_file_with_the_mark_of_its_encoding_is_read(tmp_path):
+    (tmp_path / "keys").write_text("page search searching-is-all-0001\n", encoding="utf-8-sig")
+    assert Keys.load(tmp_path / "keys").find("searching-is-all-0001").name == "page"
+
+
+@pytest.mark.parametrize("name", ["queries", "images"])
+def test_limits_of_lists_have_a_largest_value(name):
+    largest = getattr(Limits(), name)
+    with pytest.raises(ValueError, match=f"`{name}` must be 1 to {largest}, got {largest + 1}"):
+        Limits(**{name: largest + 1})
 
 
 def test_a_file_without_keys_is_refused(tmp_path):
