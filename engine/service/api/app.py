@@ -104,12 +104,7 @@ def create_app(
     if allowed_hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
     app.add_middleware(
-        Guard,
-        limits=limits,
-        metrics=metrics,
-        access=Access(keys),
-        admit=gateway.refuse_overload,
-        refuse=_answer_of,
+        Guard, limits=limits, metrics=metrics, access=Access(keys), admit=gateway.refuse_overload, refuse=_answer_of
     )
     return app
 
