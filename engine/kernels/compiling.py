@@ -43,10 +43,22 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     numba reads its cache folder setting while it decorates a function, so the setting is changed only for that
     moment: other users of numba in this process keep theirs.
     """
+    return _compiled(function)
+
+
+def inlined_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` like `kernel`, into its callers.
+
+    For steps of a kernel that take named tuples: a call copies every pointer, length and stride in them.
+    """
+    return _compiled(function, forceinline=True)
+
+
+def _compiled(function: Callable[..., Any], **options: bool) -> Callable[..., Any]:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache_folder())
     try:
-        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, _nrt=False)(function)
+        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, _nrt=False, **options)(function)
     finally:
         numba.config.CACHE_DIR = before
     return compiled

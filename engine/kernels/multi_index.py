@@ -34,7 +34,7 @@ from hashlight.engine.kernels.arguments import (
     TableArrays,
     Work,
 )
-from hashlight.engine.kernels.compiling import kernel
+from hashlight.engine.kernels.compiling import inlined_kernel, kernel
 from hashlight.engine.kernels.popcount import load_word, near_words, popcount, prefetch_word, trailing_zeros
 from hashlight.engine.kernels.scan import row_distance
 from hashlight.engine.kernels.select import comes_before, keep_nearest
@@ -150,7 +150,7 @@ def query_sketch(query_W, runs_4):
     return above | query_substring(query_W, runs_4[2], runs_4[3]) << np.uint64(runs_4[1])
 
 
-@kernel
+@inlined_kernel
 def look_up(rows, tables, table, value, mask, scratch):
     """Look up buckets from `mask` on, as many as fit into scratch, and keep those that are not empty.
 
@@ -179,7 +179,7 @@ def look_up(rows, tables, table, value, mask, scratch):
     return mask, kept, probes
 
 
-@kernel
+@inlined_kernel
 def dismiss(rows, tables, query_W, sketch, radius, step, kept, scratch):
     """List rows in the kept buckets that may be within `radius`, given that the substring accounts for `step.reach`.
 
@@ -233,7 +233,7 @@ def entry_place_row(tables, table, place):
     return np.int64(tables.start_D[place]) if len(tables.start_D) else np.int64(place)
 
 
-@kernel
+@inlined_kernel
 def met_before(rows, tables, row, query_W, seen_T):
     """Tell whether an earlier step met the row; `seen_T` is how far each table was probed, -1 for not at all."""
     for table in range(len(seen_T)):
@@ -311,7 +311,7 @@ def range_tables(rows_, tables_, may_N, query_QW, radius, reach_T, budget, curso
     return num_hits
 
 
-@kernel
+@inlined_kernel
 def range_step(rows, tables, may_N, query_W, step, radius, budget, scratch, work, num_hits, hits):
     """Collect the hits of one step, until the budget is spent; return the new number of hits."""
     candidates_Q = work.candidates_Q
@@ -390,7 +390,7 @@ def knn_tables(rows_, tables_, sizes_, may_N, query_QW, bound_Q, budget_, scratc
             number += 1
 
 
-@kernel
+@inlined_kernel
 def knn_step(rows, tables, may_N, query_W, bound, step, scratch, work, dist_K, id_K):
     """Offer the rows that one step meets to a heap; return how many codes were read.
 
