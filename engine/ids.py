@@ -14,6 +14,8 @@ import numpy as np
 
 from hashlight.engine.codes import IdArray
 
+MAX_ID = 2**63 - 1
+
 # A billion ids are 8 GB on disk, and 31 MB in memory while one of this many files is searched.
 _FILES = 256
 _BUFFER_IDS = 1 << 20
@@ -42,6 +44,21 @@ def check_ids(ids_N: object, *, rows: int) -> IdArray:
         raise ValueError(f"`ids` must be 0 or more (-1 pads short answers), got {ids_N[bad]} in row {bad}")
     refuse_repeated(find_repeated(ids_N), where=f"{rows} rows")
     return ids_N
+
+
+def next_ids(highest: int, rows: int) -> IdArray:
+    """Return the `rows` ids after the highest that is taken (-1: none is).
+
+    Raises
+    ------
+    ValueError
+        If they would exceed int64.
+    """
+    if highest > MAX_ID - rows:
+        raise ValueError(
+            f"there are no {rows} ids after the highest, {highest} (ids are at most {MAX_ID}): give `ids` of your own"
+        )
+    return np.arange(rows, dtype=np.int64) + (highest + 1)
 
 
 def find_repeated(ids_N: IdArray) -> IdArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast, overload
@@ -20,21 +21,22 @@ from hashlight.engine.codes import (
 from hashlight.engine.collection.rerank import (
     Rerank,
     check_query_features,
+    find_pools,
+    join_reranked,
     pool_query,
-    pools_of,
     rerank_ids,
 )
 from hashlight.engine.collection.shard_set import ShardSet
 from hashlight.engine.collection.writer import CollectionWriter, split_rows
 from hashlight.engine.errors import IdNotFoundError
-from hashlight.engine.ids import check_ids
+from hashlight.engine.ids import check_ids, next_ids
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, RerankResult, Result, SearchResult
 from hashlight.engine.storage.attributes import RESERVED
-from hashlight.engine.storage.manifest import Manifest, read_current
+from hashlight.engine.storage.manifest import Manifest, close_held, read_held
 from hashlight.engine.storage.mirror import mirror
 from hashlight.engine.storage.shard import Shard
 
@@ -42,7 +44,8 @@ from hashlight.engine.storage.shard import Shard
 class Collection:
     """Codes on disk that answer exact Hamming queries.
 
-    A collection stays at the version it was opened at, even while another process writes a newer one. Thread-safe.
+    A collection stays at the version it was opened at, whatever other processes write: writers keep what it needs for
+    as long as it exists. Thread-safe.
 
     Examples
     --------
@@ -64,6 +67,7 @@ class Collection:
         *,
         location: str | None = None,
         index: IndexChoice = "auto",
+        held: int | None = None,
     ) -> None:
         self.path = path
         self.location = location or str(path)
@@ -71,6 +75,7 @@ class Collection:
         self._manifest = manifest
         self._shards = tuple(shards)
         self._shard_set = ShardSet(self._shards, version=manifest.version)
+        weakref.finalize(self, close_held, held)
 
     @classmethod
     def create(
@@ -162,12 +167,16 @@ class Collection:
         """
         place = open_place(path)
         folder = place.local or mirror(place)
-        manifest = read_current(Folder(folder))
-        shards = [
-            Shard(folder / "shards" / spec.name, spec, bits=manifest.bits, verify_all=verify, index=index)
-            for spec in manifest.shards
-        ]
-        return cls(folder, manifest, shards, location=place.location, index=index)
+        manifest, held = read_held(Folder(folder))
+        try:
+            shards = [
+                Shard(folder / "shards" / spec.name, spec, bits=manifest.bits, verify_all=verify, index=index)
+                for spec in manifest.shards
+            ]
+        except BaseException:
+            close_held(held)
+            raise
+        return cls(folder, manifest, shards, location=place.location, index=index, held=held)
 
     @property
     def bits(self) -> int:
@@ -187,8 +196,8 @@ class Collection:
     @property
     def encoder_path(self) -> Path | None:
         """Folder of the encoder that made the codes, if it was kept."""
-        folder = self.path / "encoder" / (self.fingerprint or "")
-        return folder if self.fingerprint and folder.is_dir() else None
+        folder = self.path / "encoder" / (self._manifest.encoder_folder or "")
+        return folder if self._manifest.encoder_folder and folder.is_dir() else None
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -355,11 +364,13 @@ class Collection:
         check_query_features(features, rerank, num_queries=len(queries), k=query.k)
         if rerank is None or features is None:
             return self._shard_set.answer(queries, query)
-        pool = pool_query(query, rerank, rows=len(self)).checked(bits=self.bits)
-        found = self._shard_set.answer(queries, pool)
         assert query.k is not None, "re-ranking was refused without"
-        ordered = rerank_ids(features, pools_of(found), self.features_of, query.k, metric=rerank.metric)
-        return ordered._replace(coverage=found.coverage, explain=found.explain)
+        pool = pool_query(query, rerank, rows=len(self)).checked(bits=self.bits)
+        ordered = []
+        for run, found in find_pools(self._shard_set.answer, queries, pool):
+            part = rerank_ids(features[run], found, self.features_of, query.k, metric=rerank.metric)
+            ordered.append(part._replace(explain=found.explain))
+        return join_reranked(ordered)._replace(coverage=self._shard_set.coverage)
 
     def append(
         self,
@@ -400,7 +411,7 @@ class Collection:
             self.location, bits=self.bits, fingerprint=self.fingerprint, tables=tables, append=True
         ) as writer:
             if ids is None:
-                ids = np.arange(len(codes)) + writer.highest_id() + 1
+                ids = next_ids(writer.highest_id(), len(codes))
             else:
                 writer.refuse_known_ids(check_ids(ids, rows=len(codes)))
             _add_shards(writer, codes, ids, table, features, shards)
@@ -529,6 +540,12 @@ def _check_features(features: NDArray[np.float16], *, rows: int) -> NDArray[np.f
         raise ValueError(
             f"`features` must be float16 of shape ({rows}, F), one row per code, got {features.dtype} of shape "
             f"{features.shape}"
+        )
+    if not np.isfinite(features).all():
+        bad = int((~np.isfinite(features)).any(axis=1).sum())
+        raise ValueError(
+            f"`features` must be finite, got nan or inf in {bad} of {rows} rows: float16 holds numbers up to "
+            f"{np.finfo(np.float16).max:,.0f}, so scale features before you convert them"
         )
     return features
 

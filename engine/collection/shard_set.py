@@ -36,13 +36,13 @@ class ShardSet:
     def __init__(self, shards: Sequence[SearchableShard], *, version: int) -> None:
         self._shards = tuple(shards)
         codes = sum(len(shard) for shard in self._shards)
-        self._coverage = Coverage(
+        self.coverage = Coverage(
             shards=len(self._shards), answered=len(self._shards), codes=codes, searched=codes, version=version
         )
 
     def __len__(self) -> int:
         """Return the number of codes of all shards."""
-        return self._coverage.codes
+        return self.coverage.codes
 
     def answer(self, queries_QW: CodeArray, query: Query) -> Result:
         """Answer the same query, checked, for each of several codes (Q, W), over all shards.
@@ -59,7 +59,7 @@ class ShardSet:
                 farthest_Q = _nearer(farthest_Q, answers[-1])
             return answers
 
-        return merge(self._ask_all(ask, len(queries_QW), query.threads), query)._replace(coverage=self._coverage)
+        return merge(self._ask_all(ask, len(queries_QW), query.threads), query)._replace(coverage=self.coverage)
 
     def _ask_all(
         self,

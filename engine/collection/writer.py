@@ -98,6 +98,7 @@ class CollectionWriter:
         self._old_names: dict[str, list[str]] = {}
         self._specs: dict[int, ShardSpec] = {}
         self._uncommitted: list[str] = []
+        self._encoder_folder: str | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -109,6 +110,7 @@ class CollectionWriter:
         try:
             self._current = self.place.find("CURRENT")
             self._previous = self._to_append_to() if self._mode == "append" else self._replaceable()
+            self._encoder_folder = self._encoder_before() if self._mode == "append" else None
             if self.place.local and (self._previous or not self._current):
                 # Before writing: a disk filled by a dead build would otherwise stay full until a build succeeds.
                 sweep_unnamed(self.place, keep=self._finished())
@@ -220,19 +222,32 @@ class CollectionWriter:
         return self._previous.shards if self._mode == "append" and self._previous else ()
 
     def add_encoder(self, files: Mapping[str, bytes]) -> None:
-        """Store a copy of the encoder that made the codes: the files of its folder, by name."""
+        """Store a copy of the encoder that made the codes: the files of its folder, by name.
+
+        It is written beside the copy of the version before, or that one is kept if the files are the same.
+        """
         if self._fingerprint is None:
             raise ValueError("an encoder is kept under its fingerprint: give `fingerprint` with `encoder`")
-        name = f"encoder/{self._fingerprint}"
-        if files == {file: self.place.read(f"{name}/{file}") for file in self.place.names(name, hidden=True)}:
-            return
-        self.place.remove(name)
+        before = self._encoder_before()
+        if before is not None:
+            name = f"encoder/{before}"
+            if files == {file: self.place.read(f"{name}/{file}") for file in self.place.names(name, hidden=True)}:
+                self._encoder_folder = before
+                return
+        name = f"encoder/{uuid.uuid4().hex}"
         with self.place.new_folder(name) as target:
             target.mkdir()
             for file, data in files.items():
                 (target / file).write_bytes(data)
                 sync_file(target / file)
             sync_folder(target)
+        self._uncommitted.append(name)
+        self._encoder_folder = name.removeprefix("encoder/")
+
+    def _encoder_before(self) -> str | None:
+        """Return the folder with the encoder of the version before, if the codes are of the same one."""
+        same = self._previous is not None and self._previous.encoder == self._fingerprint
+        return self._previous.encoder_folder if self._previous and same else None
 
     def commit(self) -> Manifest:
         """Publish the shards as the collection's new version, in one step.
@@ -248,6 +263,7 @@ class CollectionWriter:
             bits=self._bits,
             encoder=self._fingerprint,
             shards=(*self._kept, *(spec for _, spec in sorted(self._specs.items()))),
+            encoder_folder=self._encoder_folder,
         )
         current = write_manifest(self.place, manifest)
         # From here on, whatever the store answers, the new version may be or have been live, and another writer's

@@ -62,12 +62,13 @@ def no_larger(parts: list[slice], size: int) -> list[slice]:
 
 
 def run_parts(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
-    """Return `work(part)` for every part, in order; a single part runs in the calling thread.
+    """Return `work(part)` for every part, in order.
 
-    `work` must not call this function itself, because the pool could deadlock.
+    A single part runs in the calling thread, and so do all parts if that thread already runs one: were parts of parts
+    to wait for threads of the pool, those that they are parts of could hold all of them.
     """
-    if len(parts) == 1:
-        return [_in_slot(work, parts[0])]
+    if len(parts) == 1 or getattr(_held, "slot", False):
+        return [_in_slot(work, part) for part in parts]
     return list(_shared_pool().map(lambda part: _in_slot(work, part), parts))
 
 

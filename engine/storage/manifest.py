@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from hashlight.engine.errors import CollectionBusyError, CollectionNotFoundError
 from hashlight.engine.indexes.base import MAX_ROWS
 from hashlight.engine.places.integrity import FileSpec
 from hashlight.engine.places.place import Found, Place
+from hashlight.engine.storage.readers import claim, hold
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +57,15 @@ class Manifest:
     encoder : str or None
         Fingerprint of the encoder that made the codes; None if they came from elsewhere.
     shards : tuple of ShardSpec
+    encoder_folder : str or None
+        Name of the folder below `encoder/` with the copy of that encoder; None if there is no copy.
     """
 
     version: int
     bits: int
     encoder: str | None
     shards: tuple[ShardSpec, ...]
+    encoder_folder: str | None = None
 
     @property
     def rows(self) -> int:
@@ -87,13 +93,24 @@ def read_current(place: Place) -> Manifest:
     CorruptDataError
         If CURRENT or the manifest is damaged, or has a format that this release cannot read.
     """
-    current = place.find("CURRENT")
-    if current is None:
-        raise CollectionNotFoundError(
-            f"no collection at {place}: expected a file CURRENT there, got {_describe_contents(place)}: make one with "
-            "`hashlight build`, or run an interrupted build again"
-        )
-    named = _CURRENT.fullmatch(current.data)
+    while True:
+        current = place.find("CURRENT")
+        if current is None:
+            raise CollectionNotFoundError(
+                f"no collection at {place}: expected a file CURRENT there, got {_describe_contents(place)}: make one "
+                "with `hashlight build`, or run an interrupted build again"
+            )
+        try:
+            return _read_named(place, current.data)
+        except CorruptDataError:
+            # Two commits since CURRENT was read remove what it named.
+            again = place.find("CURRENT")
+            if again is not None and again.data == current.data:
+                raise
+
+
+def _read_named(place: Place, current: bytes) -> Manifest:
+    named = _CURRENT.fullmatch(current)
     if named is None:
         raise CorruptDataError(f"{place}/CURRENT is damaged: expected a manifest's name and SHA-256: {_REMEDY}")
     name, expected = f"manifests/{named[1].decode()}", named[2].decode()
@@ -134,6 +151,44 @@ def read_version(place: Place, version: int) -> Manifest:
     if manifest.version != version:
         raise CorruptDataError(f"{place}/{name} is the manifest of version {manifest.version}: {_REMEDY}")
     return manifest
+
+
+def read_held(place: Place, version: int | None = None) -> tuple[Manifest, int | None]:
+    """Read the manifest of a version (None: the live one), and keep writers from removing what it names.
+
+    Returns
+    -------
+    Manifest, int or None
+        The version is held for as long as this file descriptor is open. None in a bucket, where nothing can be held.
+
+    Raises
+    ------
+    CollectionNotFoundError, CorruptDataError
+        As in `read_current` and `read_version`.
+    """
+    while True:
+        manifest = read_current(place) if version is None else read_version(place, version)
+        if place.local is None:
+            return manifest, None
+        descriptor = hold(place.local / "manifests" / manifest.file_name)
+        if descriptor is not None:
+            return manifest, descriptor
+
+
+@contextlib.contextmanager
+def holding_live(place: Place) -> Iterator[Manifest]:
+    """Yield the live manifest, and hold its version until the context exits; errors as in `read_held`."""
+    manifest, descriptor = read_held(place)
+    try:
+        yield manifest
+    finally:
+        close_held(descriptor)
+
+
+def close_held(descriptor: int | None) -> None:
+    """Release a version that `read_held` holds."""
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def write_manifest(place: Place, manifest: Manifest) -> bytes:
@@ -188,17 +243,30 @@ def _overtaken(place: Place) -> CollectionBusyError:
 
 
 def sweep(place: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:
-    """Remove those of `names` (folder -> names in it) that no live manifest names.
+    """Remove those of `names` (folder -> names in it) that no live manifest names, and no version in use.
 
-    Failing to remove one does not affect live versions: the next write tries again.
+    A local version is in use while a reader holds its manifest; see `engine.storage.readers`. Failing to remove one
+    does not affect live versions: the next write tries again.
     """
-    kept: dict[str, set[str | None]] = {
-        "shards": {shard.name for manifest in live for shard in manifest.shards},
-        "manifests": {manifest.file_name for manifest in live},
-        "encoder": {manifest.encoder for manifest in live},
+    with contextlib.ExitStack() as claims:
+        kept = list(live)
+        live_files = {manifest.file_name for manifest in live}
+        for name in (name for name in names["manifests"] if name not in live_files and place.local):
+            path = Path(place.location_of(f"manifests/{name}"))
+            if not claims.enter_context(claim(path)):
+                logger.info("keeping version %s of %s, which is open somewhere", name, place)
+                kept.append(_parse(str(path), json.loads(path.read_bytes())))
+        _remove_unnamed(place, kept, names)
+
+
+def _remove_unnamed(place: Place, kept: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:
+    named: dict[str, set[str | None]] = {
+        "manifests": {manifest.file_name for manifest in kept},
+        "shards": {shard.name for manifest in kept for shard in manifest.shards},
+        "encoder": {manifest.encoder_folder for manifest in kept},
     }
-    for folder, entries in names.items():
-        for name in (entry for entry in entries if entry not in kept[folder]):
+    for folder in (folder for folder in named if folder in names):
+        for name in (entry for entry in names[folder] if entry not in named[folder]):
             logger.info("removing %s/%s/%s, which no live version names", place, folder, name)
             try:
                 place.remove(f"{folder}/{name}")
@@ -230,7 +298,7 @@ def sweep_unnamed(place: Place, *others: Place, keep: Collection[str] = ()) -> N
         if manifests is None:
             return
         kept += manifests
-    sweep(place, kept, {"shards": [name for name in place.names("shards", hidden=True) if name not in keep]})
+    _remove_unnamed(place, kept, {"shards": [name for name in place.names("shards", hidden=True) if name not in keep]})
 
 
 def _describe_contents(place: Place) -> str:
@@ -285,11 +353,15 @@ def _manifest(body: dict[str, Any]) -> Manifest:
     shards = tuple(parse_shard(shard) for shard in body["shards"])
     if not shards or len({shard.name for shard in shards}) < len(shards):
         raise ValueError(f"a collection has at least one shard, each once, got {[shard.name for shard in shards]}")
+    encoder = None if body["encoder"] is None else check_name(body["encoder"], "an encoder")
+    # Older manifests have none: their copy of the encoder is named by its fingerprint.
+    folder = body.get("encoder_folder", encoder)
     return Manifest(
         version=_whole(body["version"], "the version", 1, 99_999_999),
         bits=_whole(body["bits"], "bits", MIN_BITS, MAX_BITS),
-        encoder=None if body["encoder"] is None else check_name(body["encoder"], "an encoder"),
+        encoder=encoder,
         shards=shards,
+        encoder_folder=None if folder is None else check_name(folder, "an encoder"),
     )
 
 

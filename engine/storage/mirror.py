@@ -41,7 +41,17 @@ def mirror(place: Place) -> Path:
     CorruptDataError
         If the copied files do not match the manifest.
     """
-    live = read_current(place)
+    while True:
+        live = read_current(place)
+        try:
+            return _copy(place, live)
+        except (FileNotFoundError, CorruptDataError):
+            # Two commits since the manifest was read remove what it named.
+            if read_current(place) == live:
+                raise
+
+
+def _copy(place: Place, live: Manifest) -> Path:
     folder = _folder_of(place)
     local = Folder(folder)
     with local.lock(wait=True):
@@ -88,14 +98,14 @@ def _copy_shard(place: Place, local: Folder, spec: ShardSpec, *, bits: int) -> b
 
 
 def _copy_encoder(place: Place, local: Folder, live: Manifest) -> None:
-    if live.encoder is None or not place.names(f"encoder/{live.encoder}"):
+    if live.encoder_folder is None or not place.names(f"encoder/{live.encoder_folder}"):
         return
-    target = local.local / "encoder" / live.encoder
+    target = local.local / "encoder" / live.encoder_folder
     if not target.is_dir():
         local.remove_leftovers("encoder")
         make_folder(target.parent)
         with folder_written_aside(target, durable=False) as aside:
-            place.download(f"encoder/{live.encoder}", aside)
+            place.download(f"encoder/{live.encoder_folder}", aside)
 
 
 def local_shard(place: Place, spec: ShardSpec, *, bits: int) -> Path:

@@ -109,6 +109,23 @@ def codes_column(column: pa.ChunkedArray) -> CodeArray:
     return _fixed_column(column, "<u8").astype(np.uint64, copy=False)
 
 
+def stored_features(features_D: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Return an image's features as they are stored.
+
+    Raises
+    ------
+    PipelineError
+        If one is not a number that float16 can hold: the fault is the encoder's, whatever the image.
+    """
+    largest = np.abs(features_D).max(initial=0.0)
+    if not largest <= np.finfo(np.float16).max:
+        raise PipelineError(
+            f"the encoder's features reach {largest:,.0f}, and are stored as float16, up to "
+            f"{np.finfo(np.float16).max:,.0f}: encode without `--features`"
+        )
+    return features_D.astype("<f2")
+
+
 def features_column(column: pa.ChunkedArray) -> np.ndarray:
     """View a column of fixed-size binary features as float16 (N, F)."""
     return _fixed_column(column, "<f2").astype(np.float16, copy=False)

@@ -37,19 +37,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray, check_radius
+from hashlight.engine.collection.bounded import search_bounded
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.kernels.components import find_roots, join_edges
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
+from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult
-from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_current
+from hashlight.engine.storage.manifest import Manifest, ShardSpec, holding_live
 from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.jobs.tasks import run_tasks
-from hashlight.pipelines.searching.bounded import search_bounded
 
 PAIRS = pa.schema({"id_a": pa.int64(), "id_b": pa.int64(), "distance": pa.int32()})
 CLUSTERS = pa.schema({"cluster": pa.int64(), "id": pa.int64(), "representative": pa.int64(), "pairs": pa.int64()})
@@ -137,15 +138,15 @@ def find_duplicates(
         If `output` holds something else.
     """
     place = open_place(collection)
-    live = read_current(place)
-    names = hashlib.sha256("".join(shard.name for shard in live.shards).encode()).hexdigest()
-    job = JoinJob(place.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
-    folder = JobFolder(output, NEAR_DUPLICATES)
-    folder.refuse_foreign()
-    with folder.place.lock():
-        folder.begin({**asdict(job), "collection": str(place)}, overwrite=overwrite)
-        _join_all(job, folder, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
-        return _finish(job, folder, live)
+    with holding_live(place) as live:
+        names = hashlib.sha256("".join(shard.name for shard in live.shards).encode()).hexdigest()
+        job = JoinJob(place.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
+        folder = JobFolder(output, NEAR_DUPLICATES)
+        folder.refuse_foreign()
+        with folder.place.lock():
+            folder.begin({**asdict(job), "collection": str(place)}, overwrite=overwrite)
+            _join_all(job, folder, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
+            return _finish(job, folder, live)
 
 
 def _finish(job: JoinJob, folder: JobFolder, live: Manifest) -> DedupSummary:
@@ -205,12 +206,13 @@ def find_pairs(shard: Shard, other: Shard, radius: int) -> Iterator[tuple[IdArra
 
     A pair within one shard (`other is shard`) comes once, and no row is its own pair.
     """
+    query = Query(radius=radius, threads=1)
     start, size = 0, _MIN_ROWS
     while start < len(shard):
         rows = slice(start, min(start + size, len(shard)))
         distinct_DW, place_R = _distinct(np.ascontiguousarray(shard.codes_NW[rows]))
         ids_R, hits = shard.ids_N[rows], 0
-        for run, found in search_bounded(other, distinct_DW, radius, max_hits=_MAX_HITS):
+        for run, found in search_bounded(other.answer, distinct_DW, query, max_hits=_MAX_HITS):
             # Rows are sorted by their codes, so those of a run of codes are adjacent.
             these = slice(*np.searchsorted(place_R, [run.start, run.stop]))
             hits += len(found.ids)

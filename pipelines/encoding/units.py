@@ -213,7 +213,7 @@ class EncodeUnits:
         codes = [output.codes.astype("<u8", copy=False) for output in encoded.outputs]
         table = table.add_column(1, "code", _fixed_column(codes, len(good), 8 * -(-self._encoder.bits // 64)))
         if self._settings.features:
-            features = [output.features.astype("<f2") for output in encoded.outputs]
+            features = [stored_features(output.features) for output in encoded.outputs]
             column = _fixed_column(features, len(good), 2 * self._encoder.feature_dim)
             table = table.append_column(FEATURES_COLUMN, column)
         if self._settings.thumbnail:

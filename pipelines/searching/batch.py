@@ -31,6 +31,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from hashlight.engine.codes import CodeArray, IdArray, check_codes, num_words
+from hashlight.engine.collection.bounded import search_bounded
 from hashlight.engine.indexes.choice import IndexChoice, check_index
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
@@ -38,7 +39,7 @@ from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import split_name
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, SearchResult, as_range, merge_range
-from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_current
+from hashlight.engine.storage.manifest import Manifest, ShardSpec, holding_live
 from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
 from hashlight.pipelines.codes.parts import Part, Piece, codes_column, cut_parts, list_parts, read_checked
@@ -48,7 +49,6 @@ from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind, name_of
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.jobs.tasks import run_tasks
-from hashlight.pipelines.searching.bounded import search_bounded
 
 # Blocks are long, because a shard that is larger than memory is read in full once for each.
 BLOCK_QUERIES = 131_072
@@ -176,18 +176,18 @@ def search_codes(
         _remove_finished_work(target, name, folder)
     _refuse_taken(target, name, overwrite=overwrite)
     place = open_place(collection)
-    live = read_current(place)
-    parts = _list_queries(queries, live)
-    job = replace(_make_job(place.location, live, parts, k, radius, limit), index=check_index(index))
-    with folder.place.lock():
-        folder.begin({**_asked(job), "collection": str(place)}, overwrite=overwrite)
-        _remove_asides(target, name)
-        blocks = _cut_blocks(parts, job.queries)
-        _answer(job, folder, blocks, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
-        chaos.step("search:before-publish")
-        _publish(target, name, job, folder, blocks)
-        chaos.step("search:published")
-        folder.remove()
+    with holding_live(place) as live:
+        parts = _list_queries(queries, live)
+        job = replace(_make_job(place.location, live, parts, k, radius, limit), index=check_index(index))
+        with folder.place.lock():
+            folder.begin({**_asked(job), "collection": str(place)}, overwrite=overwrite)
+            _remove_asides(target, name)
+            blocks = _cut_blocks(parts, job.queries)
+            _answer(job, folder, blocks, live.shards, workers or usable_cores(), progress or (lambda _done, _all: None))
+            chaos.step("search:before-publish")
+            _publish(target, name, job, folder, blocks)
+            chaos.step("search:published")
+            folder.remove()
     return job
 
 
@@ -320,7 +320,7 @@ def _read_rows(piece: Piece) -> pa.Table:
 def _ask(shard: Shard, queries_QW: CodeArray, job: SearchJob) -> Iterator[tuple[slice, RangeResult]]:
     """Yield a shard's answers to runs of the queries, in order."""
     if job.radius is not None and job.limit is None:
-        yield from search_bounded(shard, queries_QW, job.radius, max_hits=BATCH_HITS)
+        yield from search_bounded(shard.answer, queries_QW, job.query, max_hits=BATCH_HITS)
         return
     query = job.query if job.k is None else job.query._replace(k=min(job.k, len(shard)))
     size = max(1, BATCH_HITS // (query.k or query.limit or 1))

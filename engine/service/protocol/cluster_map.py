@@ -11,8 +11,9 @@ from typing import Any
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Place
 from hashlight.engine.results import Coverage
-from hashlight.engine.storage.manifest import Manifest, ShardSpec, read_version
+from hashlight.engine.storage.manifest import Manifest, ShardSpec, close_held, read_held
 from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
 
@@ -104,20 +105,28 @@ def open_group(path: str | Path, version: int, shards: Sequence[str], *, index: 
         If the version has no shard of that name.
     """
     place = open_place(path)
-    manifest = read_version(place, version)
+    manifest, held = read_held(place, version)
+    try:
+        chosen = _choose(place, manifest, shards)
+        folders = [local_shard(place, spec, bits=manifest.bits) for spec in chosen]
+        opened = [
+            Shard(folder, spec, bits=manifest.bits, index=index) for folder, spec in zip(folders, chosen, strict=True)
+        ]
+    except BaseException:
+        close_held(held)
+        raise
+    part = dataclasses.replace(manifest, shards=chosen)
+    return Collection(folders[0].parents[1], part, opened, location=place.location, index=index, held=held)
+
+
+def _choose(place: Place, manifest: Manifest, shards: Sequence[str]) -> tuple[ShardSpec, ...]:
     specs = {spec.name: spec for spec in manifest.shards}
     unknown = sorted(set(shards) - set(specs))
     if not shards:
         raise ValueError("a group has at least 1 shard, got 0")
     if unknown:
-        raise ValueError(f"version {version} of {place} has no shards {', '.join(unknown)}")
-    chosen = tuple(specs[name] for name in shards)
-    folders = [local_shard(place, spec, bits=manifest.bits) for spec in chosen]
-    opened = [
-        Shard(folder, spec, bits=manifest.bits, index=index) for folder, spec in zip(folders, chosen, strict=True)
-    ]
-    part = dataclasses.replace(manifest, shards=chosen)
-    return Collection(folders[0].parents[1], part, opened, location=place.location, index=index)
+        raise ValueError(f"version {manifest.version} of {place} has no shards {', '.join(unknown)}")
+    return tuple(specs[name] for name in shards)
 
 
 def describe_whole(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

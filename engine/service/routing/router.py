@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import threading
 import time
@@ -14,7 +15,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, check_codes
-from hashlight.engine.collection.rerank import Rerank, check_query_features, pool_query, pools_of, rerank_ids
+from hashlight.engine.collection.rerank import (
+    Rerank,
+    check_query_features,
+    find_pools,
+    join_reranked,
+    pool_query,
+    rerank_ids,
+)
 from hashlight.engine.errors import (
     DeadlineExceededError,
     HashlightError,
@@ -270,18 +278,23 @@ class ClusterRouter(Searcher):
         pool = pool_query(query, rerank, rows=self._view.map.coverage.codes).checked(bits=self.bits)
         # A partial answer comes only when the search's time is up, and the features still have to be read.
         search_until_s = deadline_s - _FOR_FEATURES * (deadline_s - time.monotonic())
-        found, view = self._found(queries, pool, search_until_s, allow_partial=allow_partial)
-        coverage = found.coverage
-        assert coverage is not None, "a router's answers carry coverage"
         assert query.k is not None, "re-ranking was refused without"
-        ordered = rerank_ids(
-            features,
-            pools_of(found),
-            lambda ids: self._features(view, ids, deadline_s, coverage.degraded),
-            query.k,
-            metric=rerank.metric,
-        )
-        return ordered._replace(coverage=coverage, explain=found.explain)
+        views: list[_View] = []
+
+        def search(queries: CodeArray, pool: Query) -> Result:
+            found, view = self._found(queries, pool, search_until_s, allow_partial=allow_partial)
+            views.append(view)
+            return found
+
+        ordered, covered = [], []
+        for run, found in find_pools(search, queries, pool):
+            coverage = found.coverage
+            assert coverage is not None, "a router's answers carry coverage"
+            read = functools.partial(self._features, views[-1], deadline_s=deadline_s, without=coverage.degraded)
+            part = rerank_ids(features[run], found, read, query.k, metric=rerank.metric, max_items=MAX_ROWS_ASKED)
+            ordered.append(part._replace(explain=found.explain))
+            covered.append(coverage)
+        return join_reranked(ordered)._replace(coverage=min(covered, key=lambda coverage: coverage.searched))
 
     def _features(
         self, view: _View | None, ids: IdArray, deadline_s: float, without: Container[str]

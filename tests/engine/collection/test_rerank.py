@@ -1,6 +1,9 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from hashlight.engine.collection import rerank as rerank_module
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import METRICS, Rerank, rerank_pool
 from hashlight.engine.errors import IdNotFoundError
@@ -108,6 +111,58 @@ def test_a_large_batch_is_read_in_parts(tmp_path):
     # All 150 codes are in each pool, 60 million numbers in all; only the query's own features have distance 0.
     assert got.ids[:, 0].tolist() == rows.tolist()
     assert (got.distances == 0).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("values", [1, 50, 700])
+@pytest.mark.parametrize("how", [{"pool": 60}, {"radius": 8}])
+def test_pools_read_in_any_parts_are_ordered_the_same(stored, monkeypatch, how, values, metric):
+    """One query at a time, parts of one pool at a time, or several queries together."""
+    collection, codes, _, _ = stored
+    queries, features = codes[:9], np.random.default_rng(4).standard_normal((9, 6))
+    expected = collection.search(queries, 11, rerank=Rerank(**how, metric=metric), features=features)
+    monkeypatch.setattr(rerank_module, "_VALUES_AT_ONCE", values)
+    got = collection.search(queries, 11, rerank=Rerank(**how, metric=metric), features=features)
+    assert got.ids.tolist() == expected.ids.tolist()
+    np.testing.assert_allclose(got.distances, expected.distances, rtol=1e-6)
+
+
+def test_one_crowded_query_does_not_make_the_batch_large(tmp_path):
+    """Padding every pool to the largest would take 40,000 x 20,000 numbers."""
+    codes = np.full((40_000, 1), 2**47, np.uint64)
+    codes[:20_000, 0] = 0
+    codes[20_000:, 0] += np.arange(20_000, dtype=np.uint64) << np.uint64(8)
+    features = np.random.default_rng(0).standard_normal((40_000, 2)).astype(np.float16)
+    collection = Collection.create(tmp_path / "c", codes, bits=48, features=features)
+    queries = np.concatenate([codes[:1], np.full((20_000, 1), 2**48 - 1, np.uint64)])
+    asked = np.zeros((len(queries), 2))
+    collection.search(queries[:2], 2, rerank=Rerank(radius=0), features=asked[:2])
+    tracemalloc.start()
+    found = collection.search(queries, 2, rerank=Rerank(radius=0), features=asked)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    lengths = np.linalg.norm(features[:20_000].astype(np.float64), axis=1)
+    assert found.ids[0].tolist() == np.lexsort((np.arange(20_000), lengths))[:2].tolist()
+    assert (found.ids[1:] == -1).all()
+    assert peak < 64e6
+
+
+@pytest.mark.parametrize("how", [{"pool": 101}, {"radius": 40}])
+def test_pools_have_a_largest_size(stored, monkeypatch, how):
+    collection, codes, _, features = stored
+    monkeypatch.setattr(rerank_module, "MAX_POOL", 100)
+    with pytest.raises(ValueError, match="`rerank` takes at most 100 codes a query, got"):
+        collection.search(codes[:3], 4, rerank=Rerank(**how), features=features[:3])
+    found = collection.search(codes[:30], 4, rerank=Rerank(pool=100), features=features[:30])
+    assert found.ids.shape == (30, 4)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_stored_features_that_are_undefined_come_last(metric):
+    """They are refused today, and older collections may have them: their images are still answers."""
+    features = np.array([[[np.nan, 1], [1, 1], [np.inf, 0], [2, 1], [0, 0]]], np.float16)
+    found = rerank_pool(np.ones((1, 2)), np.array([[1, 2, 3, 4, -1]]), features, 5, metric=metric)
+    assert found.ids[0].tolist() == [2, 4, 1, 3, -1]
 
 
 def test_an_empty_pool_is_answered(stored):

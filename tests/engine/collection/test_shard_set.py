@@ -1,5 +1,8 @@
 """The shards of one process searched together: the same answers with any batch and threads, and sums over shards."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from hashlight.engine.collection import shard_set
 from hashlight.engine.indexes.multi_index.index import MultiIndex
 from hashlight.engine.query import Query
 from hashlight.engine.results import Explanation, SearchResult, merge_explanations, merge_search
+from tests import oracles
 from tests.engine.indexes.test_indexes_exact import assert_range, assert_search, make_case
 
 
@@ -45,3 +49,36 @@ def test_parts_without_k_columns_are_padded():
     assert merged.ids.tolist() == [[4, 7, 2, -1]]
     assert merged.distances.tolist() == [[1, 1, 3, 2**31 - 1]]
     assert merge_search([other], 2).ids.tolist() == [[4, -1]]
+
+
+@pytest.mark.parametrize(
+    ("room", "query"),
+    [("MAX_HEAP_PLACES", "k=90"), ("MAX_HEAP_PLACES", "radius=20, limit=90"), ("MAX_COUNTERS", "radius=20")],
+)
+@pytest.mark.parametrize("kind", ["MultiIndex", "ScanIndex"])
+def test_answers_that_outgrow_a_call_in_every_shard_at_once(kind, room, query):
+    """Shards answer in the threads of the pool; each then cuts its queries again, because their answers are large."""
+    child = f"""
+import numpy as np
+from hashlight.engine.collection import shard_set
+from hashlight.engine.indexes import scan, threads
+from hashlight.engine.indexes.multi_index import index
+from hashlight.engine.query import Query
+from tests.engine.collection.test_shard_set import make_case, shards_of
+
+threads.usable_cores = shard_set.usable_cores = index.usable_cores = lambda: 2
+scan.{room} = index.{room} = 100
+shard_set._WORTH_A_THREAD_S = 0.0
+codes, ids, queries = make_case(4, 300, 64, queries=3)
+shards = [index.{kind}.build(shard.codes_NW, shard.ids_N, bits=64) for shard in shards_of(codes, ids, 64, 3)]
+found = shard_set.ShardSet(shards, version=1).answer(queries, Query({query}))
+print(found.ids[found.ids >= 0].tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=120, check=True)
+    codes, ids, queries = make_case(4, 300, 64, queries=3)
+    if query.startswith("k"):
+        expected = oracles.knn(queries, codes, ids, 90)[1]
+        assert done.stdout == f"{expected[expected >= 0].tolist()}\n"
+    else:
+        answers, _ = oracles.within_radius(queries, codes, ids, 20, 90 if "limit" in query else None)
+        assert done.stdout == f"{[number for pairs in answers for _, number in pairs]}\n"

@@ -1,5 +1,7 @@
 """Threads: results in order, and never more running threads than cores."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -49,3 +51,17 @@ def test_a_failing_part_releases_its_slot():
         with pytest.raises(ZeroDivisionError):
             run_parts(lambda part: 1 // part.start, [slice(0, 1)])
     assert threads._free_slots().qsize() == usable_cores()
+
+
+def test_parts_of_parts_do_not_wait_for_each_other():
+    """As many parts as the pool has threads, each of several parts: none may wait for a thread that another holds."""
+    child = """
+from hashlight.engine.indexes.threads import run_parts, usable_cores
+parts = [slice(n, n + 1) for n in range(2 * usable_cores())]
+inner = [slice(n, n + 1) for n in range(3)]
+deep = lambda part: run_parts(lambda below: (part.start, below.start), inner)
+expected = [(n, [[(m, k) for k in range(3)] for m in range(3)]) for n in range(2 * usable_cores())]
+print(run_parts(lambda part: (part.start, run_parts(deep, inner)), parts) == expected)
+"""
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "True\n", done.stderr

@@ -7,14 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hashlight.engine.collection.bounded import search_bounded
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.places.folder import Folder
+from hashlight.engine.query import Query
 from hashlight.engine.storage.manifest import read_current
 from hashlight.pipelines.codes.parts import Part, Piece
 from hashlight.pipelines.jobs.folder import JobFolder
 from hashlight.pipelines.searching import batch as batch_search
 from hashlight.pipelines.searching.batch import Block, SearchJob, merge_block, search_block
-from hashlight.pipelines.searching.bounded import search_bounded
 from tests import oracles
 
 BITS = 48
@@ -42,7 +43,7 @@ def test_runs_are_bounded_whole_and_in_order(database, max_hits):
     for shard in opened.shards:
         expected, _ = oracles.within_radius(queries, np.asarray(shard.codes_NW), np.asarray(shard.ids_N), 6)
         place = 0
-        for run, found in search_bounded(shard, queries, 6, max_hits=max_hits):
+        for run, found in search_bounded(shard.answer, queries, Query(radius=6), max_hits=max_hits):
             assert run.start == place
             place = run.stop
             assert len(found.ids) <= max(max_hits, place - run.start) or place - run.start == 1

@@ -1,0 +1,205 @@
+"""An open collection keeps its version, opening survives writers, and a write that fails changes nothing that is live."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hashlight.engine.collection.collection import Collection, CollectionWriter
+from hashlight.engine.places.bucket import Bucket
+from hashlight.engine.places.folder import Folder
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.service.protocol.cluster_map import open_group
+from hashlight.engine.storage.manifest import holding_live, read_current
+
+BITS = 48
+CODES = np.random.default_rng(3).integers(2**BITS, size=(40, 1), dtype=np.uint64)
+LABELS = np.arange(40) % 5
+
+
+def make(path, version=0, **options):
+    attributes = {"label": LABELS, "price": LABELS + version}
+    return Collection.create(path, CODES, attributes=attributes, bits=BITS, shards=2, **options)
+
+
+def write_versions(path, count):
+    """Replace a collection `count` times; each version lets go of the one before the last."""
+    for version in range(count):
+        make(path, 100 + version, overwrite=True)
+
+
+def encoder_folder(path, text):
+    path.mkdir()
+    (path / "config.json").write_text(text)
+    return path
+
+
+def shards_in(path):
+    return {folder.name for folder in (path / "shards").iterdir()}
+
+
+def test_filters_not_asked_before_are_answered_from_the_open_version(tmp_path):
+    make(tmp_path / "c")
+    opened = Collection.open(tmp_path / "c")
+    write_versions(tmp_path / "c", 3)
+    for label in range(5):
+        found = opened.search(CODES[:1], 40, filter=f"price == {label}")
+        assert sorted(found.ids[found.ids >= 0].tolist()) == np.flatnonzero(label == LABELS).tolist()
+
+
+def test_the_encoder_of_an_open_collection_stays(tmp_path):
+    first, second = (encoder_folder(tmp_path / name, name) for name in ("first", "second"))
+    opened = make(tmp_path / "c", encoder=first, fingerprint="a")
+    for _ in range(3):
+        make(tmp_path / "c", encoder=second, fingerprint="b", overwrite=True)
+    assert (opened.encoder_path / "config.json").read_text() == "first"
+    assert (Collection.open(tmp_path / "c").encoder_path / "config.json").read_text() == "second"
+
+
+def test_a_group_of_a_shard_server_keeps_its_version(tmp_path):
+    names = [shard.name for shard in make(tmp_path / "c").shards]
+    group = open_group(tmp_path / "c", 1, names[:1])
+    write_versions(tmp_path / "c", 3)
+    kept = group.search(CODES[:1], 40, filter="price < 100").ids
+    assert (kept >= 0).sum() == len(group.shards[0])
+    assert names[0] in shards_in(tmp_path / "c")
+
+
+def test_a_job_keeps_the_version_that_it_began_with(tmp_path):
+    make(tmp_path / "c")
+    with holding_live(open_place(tmp_path / "c")) as live:
+        write_versions(tmp_path / "c", 3)
+        assert {spec.name for spec in live.shards} < shards_in(tmp_path / "c")
+    write_versions(tmp_path / "c", 1)
+    assert not {spec.name for spec in live.shards} & shards_in(tmp_path / "c")
+
+
+def test_a_reader_in_another_process_keeps_its_version_until_it_ends(tmp_path):
+    names = {shard.name for shard in make(tmp_path / "c").shards}
+    child = (
+        "import sys; from hashlight import Collection; c = Collection.open(sys.argv[1]); print(1, flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", child, str(tmp_path / "c")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as reader:
+        assert reader.stdout.readline() == b"1\n"
+        write_versions(tmp_path / "c", 3)
+        assert names < shards_in(tmp_path / "c")
+        reader.kill()
+    write_versions(tmp_path / "c", 1)
+    assert not names & shards_in(tmp_path / "c")
+
+
+def test_a_closed_version_is_removed(tmp_path):
+    opened = make(tmp_path / "c")
+    names = {shard.name for shard in opened.shards}
+    write_versions(tmp_path / "c", 2)
+    assert names < shards_in(tmp_path / "c")
+    del opened
+    gc.collect()
+    write_versions(tmp_path / "c", 1)
+    assert len(shards_in(tmp_path / "c")) == 4, "the live version and the one before it"
+
+
+@pytest.fixture
+def interrupting(monkeypatch):
+    """Have a writer commit twice between what a reader reads first and what it reads next, once."""
+
+    def interrupt(kind, method, wanted, path):
+        original = getattr(kind, method)
+        left = [True]
+
+        def read(self, name, *rest):
+            found = original(self, name, *rest)
+            if left and wanted in name:
+                left.clear()
+                write_versions(path, 2)
+            return found
+
+        monkeypatch.setattr(kind, method, read)
+        return left
+
+    return interrupt
+
+
+@pytest.mark.parametrize("after", ["CURRENT", "manifests/"])
+def test_opening_between_two_commits_opens_the_newer_version(tmp_path, interrupting, after):
+    make(tmp_path / "c")
+    left = interrupting(Folder, "find", after, tmp_path / "c")
+    opened = Collection.open(tmp_path / "c", verify=True)
+    assert not left
+    assert opened.version == 3
+    assert len(opened.search(CODES, 1, filter="price > 100").ids) == 40
+
+
+def test_copying_from_a_bucket_between_two_commits_copies_the_newer_version(bucket, interrupting):
+    make(bucket.uri("c"))
+    left = interrupting(Bucket, "find", "manifests/", bucket.uri("c"))
+    opened = Collection.open(bucket.uri("c"))
+    assert not left
+    assert opened.version == 3
+
+
+def test_a_collection_that_is_truly_damaged_is_still_refused(tmp_path):
+    path = make(tmp_path / "c").path
+    (path / "manifests" / "00000001.json").unlink()
+    with pytest.raises(Exception, match=r"00000001.json is missing, which CURRENT names"):
+        Collection.open(path)
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "append"])
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_a_failed_write_leaves_the_live_encoder(tmp_path, bucket, where, mode):
+    path = tmp_path / "c" if where == "folder" else bucket.uri("c")
+    make(path, encoder=encoder_folder(tmp_path / "e", "live"), fingerprint="a")
+    with pytest.raises(ZeroDivisionError), CollectionWriter(path, bits=BITS, fingerprint="a", **{mode: True}) as writer:
+        writer.add_encoder({"config.json": b"newer"})
+        writer.add_shard(CODES, np.arange(100, 140), None) if mode == "overwrite" else None
+        raise ZeroDivisionError
+    place = open_place(path)
+    assert place.names("encoder") == [read_current(place).encoder_folder], "nothing is left of the failed write"
+    assert (Collection.open(path).encoder_path / "config.json").read_text() == "live"
+
+
+def test_appending_keeps_the_encoder_or_takes_the_newer_copy(tmp_path):
+    make(tmp_path / "c", encoder=encoder_folder(tmp_path / "e", "first"), fingerprint="a")
+    more = {"label": LABELS, "price": LABELS}
+    opened = Collection.open(tmp_path / "c").append(CODES, attributes=more)
+    assert (opened.encoder_path / "config.json").read_text() == "first"
+    with CollectionWriter(tmp_path / "c", bits=BITS, fingerprint="a", append=True) as writer:
+        writer.add_encoder({"config.json": b"second"})
+        writer.commit()
+    assert (Collection.open(tmp_path / "c").encoder_path / "config.json").read_text() == "second"
+    assert (opened.encoder_path / "config.json").read_text() == "first"
+
+
+@pytest.mark.parametrize(("highest", "rows"), [(2**63 - 1, 1), (2**63 - 2, 2), (2**63 - 40, 40)])
+def test_there_are_no_ids_after_the_last(tmp_path, highest, rows):
+    collection = Collection.create(tmp_path / "c", CODES[:1], ids=np.array([highest]), bits=BITS)
+    with pytest.raises(ValueError, match=f"no {rows} ids after the highest, {highest}"):
+        collection.append(CODES[:rows])
+    assert Collection.open(tmp_path / "c").version == 1
+
+
+def test_the_last_id_can_be_given(tmp_path):
+    collection = Collection.create(tmp_path / "c", CODES[:1], ids=np.array([2**63 - 4]), bits=BITS).append(CODES[1:4])
+    assert collection.search(CODES[:4], 1).ids[:, 0].tolist() == [2**63 - 4 + n for n in range(4)]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("how", ["create", "append"])
+def test_features_that_are_no_finite_numbers_are_refused(tmp_path, bad, how):
+    features = np.ones((40, 3), np.float16)
+    features[7, 1] = bad
+    good = Collection.create(tmp_path / "c", CODES, bits=BITS, features=np.ones((40, 3), np.float16))
+    with pytest.raises(ValueError, match="`features` must be finite, got nan or inf in 1 of 40 rows"):
+        if how == "append":
+            good.append(CODES, features=features)
+        else:
+            Collection.create(tmp_path / "d", CODES, bits=BITS, features=features)
+    assert not (tmp_path / "d").exists()
+    assert Collection.open(tmp_path / "c").version == 1
