@@ -280,4 +280,6 @@ def _distances(query_QF: NDArray[np.float32], pool_QPF: NDArray[np.float32], met
         return np.asarray(np.linalg.norm(pool_QPF - query_QF[:, None], axis=2), np.float32)
     length_QP = np.linalg.norm(pool_QPF, axis=2) * np.linalg.norm(query_QF, axis=1)[:, None]
     product_QP = np.einsum("qpf,qf->qp", pool_QPF, query_QF)
-    return np.asarray(1.0 - product_QP / np.maximum(length_QP, np.finfo(np.float32).tiny), np.float32)
+    with np.errstate(invalid="ignore"):  # of stored features that are not finite
+        cosine_QP = product_QP / np.maximum(length_QP, np.finfo(np.float32).tiny)
+    return np.asarray(1.0 - cosine_QP, np.float32)

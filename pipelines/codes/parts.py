@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.places.opening import open_place

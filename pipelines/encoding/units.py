@@ -22,7 +22,7 @@ from PIL import Image
 from hashlight.encoders.encoder import EncoderOutput
 from hashlight.engine.places.place import Place
 from hashlight.pipelines.codes.encoder import load_encoder
-from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, THUMBNAIL_COLUMN, part_name
+from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, THUMBNAIL_COLUMN, part_name, stored_features
 from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.corpora.labels import attribute_names
 from hashlight.pipelines.corpora.listing import SHARDS, SOURCE

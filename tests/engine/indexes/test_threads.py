@@ -63,5 +63,5 @@ deep = lambda part: run_parts(lambda below: (part.start, below.start), inner)
 expected = [(n, [[(m, k) for k in range(3)] for m in range(3)]) for n in range(2 * usable_cores())]
 print(run_parts(lambda part: (part.start, run_parts(deep, inner)), parts) == expected)
 """
-    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout == "True\n", done.stderr
