@@ -46,7 +46,7 @@ class Line:
 
 
 def median_us(run: Callable[[], object], queries: int, seconds: float = 3.0) -> float:
-    """Return the median CPU time a query over 3 to 15 runs after a warm-up."""
+    """Return the median CPU time per query over 3 to 15 runs after a warm-up."""
     run()
     times: list[float] = []
     until = time.monotonic() + seconds

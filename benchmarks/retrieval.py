@@ -11,7 +11,7 @@ All methods of a split and seed start from one backbone: small-cnn, trained to c
 finally without mirroring and shifting. So a row shows what the hashing adds, and the joint method has its pre-training.
 Trained methods continue to train the whole network; fitted ones use its features, computed once. In the variant
 imbalanced only pairs are known and the network starts from random weights; outfits has pairs as well, and the backbone.
-HashNet+C is left out, because with one label an image it equals HashNet. Training never sees a query; the last epoch
+HashNet+C is left out, because with one label per image it equals HashNet. Training never sees a query; the last epoch
 counts. Seconds are processor seconds of one process.
 """
 
