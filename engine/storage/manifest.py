@@ -255,7 +255,7 @@ def sweep(place: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[s
             path = Path(place.location_of(f"manifests/{name}"))
             if not claims.enter_context(claim(path)):
                 logger.info("keeping version %s of %s, which is open somewhere", name, place)
-                kept.append(_parse(str(path), json.loads(path.read_bytes())))
+                kept.append(_parse(str(path), path.read_bytes()))
         _remove_unnamed(place, kept, names)
 
 
