@@ -251,8 +251,10 @@ def sweep(place: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[s
     with contextlib.ExitStack() as claims:
         kept = list(live)
         live_files = {manifest.file_name for manifest in live}
-        for name in (name for name in names["manifests"] if name not in live_files and place.local):
-            path = Path(place.location_of(f"manifests/{name}"))
+        for name in names["manifests"]:
+            if place.local is None or name in live_files:
+                continue
+            path = place.local / "manifests" / name
             if not claims.enter_context(claim(path)):
                 logger.info("keeping version %s of %s, which is open somewhere", name, place)
                 kept.append(_parse(str(path), path.read_bytes()))
