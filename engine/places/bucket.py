@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from hashlight.engine.errors import PlaceError
 from hashlight.engine.places.failures import OvertakenError, RefusedError, retried, translated
 from hashlight.engine.places.files import report_step
 from hashlight.engine.places.place import HIDDEN, Entry, Found, Place
-from hashlight.engine.places.reading import RetryingFile, map_ahead, refuse_more
+from hashlight.engine.places.reading import RangedFile, RetryingFile, map_ahead, refuse_more
 from hashlight.engine.places.uris import split_bucket
 
 _LIST_PAGE = 1000
@@ -79,7 +78,7 @@ class Bucket(Place):
         about = retried(lambda: self._head(name), self.path(name))
         tag, size = _tag_of(about), about["size"]
         return RetryingFile(
-            lambda: _Object(lambda start, stop: self._read_range(name, start, stop, tag), size), self.path(name)
+            lambda: RangedFile(lambda start, stop: self._read_range(name, start, stop, tag), size), self.path(name)
         )
 
     def _head(self, name: str) -> Any:
@@ -256,35 +255,6 @@ class Bucket(Place):
 
     def remove_leftovers(self, folder: str = "") -> None:
         """See `Place.remove_leftovers`: a bucket has no temporary files."""
-
-
-class _Object(io.RawIOBase):
-    """An object's bytes, read in ranges."""
-
-    def __init__(self, read_range: Any, size: int) -> None:
-        self._read_range = read_range
-        self._size = size
-        self._position = 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = start + position
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(self._size - self._position, 0)
-        wanted = left if size is None or size < 0 else min(size, left)
-        if not wanted:
-            return b""
-        data: bytes = self._read_range(self._position, self._position + wanted)
-        self._position += len(data)
-        return data
 
 
 def _hidden_part(name: str) -> str:

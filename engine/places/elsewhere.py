@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from hashlight.engine.errors import PlaceError
+from hashlight.engine.errors import MissingDependencyError, PlaceError
+from hashlight.engine.extras import missing
 from hashlight.engine.places.failures import retried
-from hashlight.engine.places.place import HIDDEN, Entry, Found, Place
+from hashlight.engine.places.place import HIDDEN, Entry, Found, ReadOnly
 from hashlight.engine.places.reading import RetryingFile, read_blocks, refuse_more
 from hashlight.engine.places.uris import scheme_of, without_credentials
 
 _COPIED_BYTES = 1 << 20
 
 
-class Elsewhere(Place):
+class Elsewhere(ReadOnly):
     """See `Place`; read-only.
 
     Raises
     ------
     PlaceError
-        If fsspec is not installed, or does not support the scheme.
+        If fsspec does not know the scheme.
+    MissingDependencyError
+        If fsspec, or the package that it needs for the scheme, is not installed.
     """
 
     def __init__(self, location: str) -> None:
@@ -103,60 +105,20 @@ class Elsewhere(Place):
             while data := file.read(_COPIED_BYTES):
                 copy.write(data)
 
-    def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        """Refuse; see the class."""
-        self._refuse()
-
-    def put_new(self, name: str, data: bytes) -> bool:
-        """Refuse; see the class."""
-        self._refuse()
-
-    def replace(self, name: str, data: bytes, found: Found | None) -> bool:
-        """Refuse; see the class."""
-        self._refuse()
-
-    def scratch(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Refuse; see the class."""
-        self._refuse()
-
-    def put_file(self, name: str, path: Path) -> None:
-        """Refuse; see the class."""
-        self._refuse()
-
-    def new_folder(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Refuse; see the class."""
-        self._refuse()
-
-    def remove(self, name: str) -> None:
-        """Refuse; see the class."""
-        self._refuse()
-
-    def lock(self, *, wait: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Refuse; see the class."""
-        self._refuse()
-
-    def remove_leftovers(self, folder: str = "") -> None:
-        """Refuse; see the class."""
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise PlaceError(
-            f"{self} can only be read: write to a folder of this machine, or to a bucket (s3://, gs://, az://)"
-        )
-
 
 def _open_filesystem(location: str) -> tuple[Any, str]:
     scheme, where = scheme_of(location), without_credentials(location)
     try:
         core = importlib.import_module("fsspec.core")
     except ModuleNotFoundError as error:
-        raise PlaceError(
-            f"{where}: no file system for {scheme}://: expected a path or a bucket (s3://, gs://, az://); others "
-            "are read through fsspec: `pip install fsspec`"
-        ) from error
+        raise missing(error, f"reading {scheme}://") or error from error
     try:
         filesystem, path = core.url_to_fs(location)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{where}: reading {scheme}:// needs a package that is not installed: {error}"
+        ) from error
+    except ValueError as error:
         raise PlaceError(f"{where}: no file system for {scheme}://: {error}") from error
     return filesystem, path
 

@@ -38,7 +38,7 @@ class OvertakenError(OSError):
 # Retrying does not help as long as the file does not change.
 _PERMANENT_ERRORS = (
     FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, TooManyBytesError, NoFileError,
-    RefusedError, OvertakenError, PlaceError,
+    RefusedError, OvertakenError, PlaceError, ReadFailedError,
 )  # fmt: skip
 _PERMANENT_NUMBERS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
 

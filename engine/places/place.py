@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
+from hashlight.engine.errors import PlaceError
 from hashlight.engine.places.reading import STORE_READS, RetryingFile, map_ahead
 from hashlight.engine.places.uris import join, without_credentials
 
@@ -206,3 +208,49 @@ class Place(abc.ABC):
     @abc.abstractmethod
     def remove_leftovers(self, folder: str = "") -> None:
         """Remove temporary files of killed processes from a folder that nobody else is writing to."""
+
+
+class ReadOnly(Place):
+    """A place whose files can only be read."""
+
+    def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Refuse; see the class."""
+        self.refuse()
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Refuse; see the class."""
+        self.refuse()
+
+    def replace(self, name: str, data: bytes, found: Found | None) -> bool:
+        """Refuse; see the class."""
+        self.refuse()
+
+    def scratch(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """Refuse; see the class."""
+        self.refuse()
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Refuse; see the class."""
+        self.refuse()
+
+    def new_folder(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """Refuse; see the class."""
+        self.refuse()
+
+    def remove(self, name: str) -> None:
+        """Refuse; see the class."""
+        self.refuse()
+
+    def lock(self, *, wait: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Refuse; see the class."""
+        self.refuse()
+
+    def remove_leftovers(self, folder: str = "") -> None:
+        """Refuse; see the class."""
+        self.refuse()
+
+    def refuse(self) -> NoReturn:
+        """Raise the PlaceError that says that nothing can be written."""
+        raise PlaceError(
+            f"{self} can only be read: write to a folder of this machine, or to a bucket (s3://, gs://, az://)"
+        )

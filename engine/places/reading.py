@@ -144,6 +144,46 @@ class RetryingFile(io.RawIOBase):
         super().close()
 
 
+class RangedFile(io.RawIOBase):
+    """A file of a store, read in ranges.
+
+    Parameters
+    ----------
+    read_range : callable
+        Returns the bytes from a start to a stop (exclusive).
+    size : int
+    """
+
+    def __init__(self, read_range: Callable[[int, int], bytes], size: int) -> None:
+        self._read_range = read_range
+        self._size = size
+        self._position = 0
+
+    def seekable(self) -> bool:
+        """Whether it can be read at any position."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position of the next read."""
+        return self._position
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position of the next read."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + position
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read up to `size` bytes, or all the rest."""
+        left = max(self._size - self._position, 0)
+        wanted = left if size is None or size < 0 else min(size, left)
+        if not wanted:
+            return b""
+        data = self._read_range(self._position, self._position + wanted)
+        self._position += len(data)
+        return data
+
+
 def map_ahead(function: Callable[[T], R], items: Iterable[T], at_once: int = STORE_READS) -> Iterator[R]:
     """Map in order, with up to `at_once` calls running ahead of the consumer."""
     with ThreadPoolExecutor(at_once, "ahead") as pool:

@@ -23,6 +23,7 @@ import obstore.store
 from hashlight.engine.errors import PlaceError
 
 BUCKET_SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "abfss")
+WEB_SCHEMES = ("http", "https")
 
 # In other URIs a question mark may be part of a name.
 _OPTIONS = re.compile(r"\?(?:endpoint_override|region|scheme|anonymous)=.*$")
@@ -37,9 +38,14 @@ def is_local(location: str) -> bool:
     return "://" not in location
 
 
+def is_web(location: str) -> bool:
+    """Whether a location is the URL of a web server's file."""
+    return location.partition("://")[0].lower() in WEB_SCHEMES and not is_local(location)
+
+
 def split_options(location: str) -> tuple[str, str]:
     """Split a location into itself and the options in its query (with the `?`), which belong to the store."""
-    match = None if is_local(location) else _OPTIONS.search(location)
+    match = None if is_local(location) or is_web(location) else _OPTIONS.search(location)
     return (location[: match.start()], match[0]) if match else (location, "")
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from hashlight.engine.errors import ReadFailedError
+from hashlight.engine.places.failures import NoFileError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import groups, map_ahead
-from hashlight.engine.places.uris import is_local, without_credentials
+from hashlight.engine.places.uris import is_local, is_web, without_credentials
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
@@ -95,16 +96,19 @@ def read_file(source: str) -> bytes | OSError:
     Raises
     ------
     ReadFailedError
-        If reading failed at every try for a reason that may pass.
+        If reading failed at every try for a reason that may pass. Of a web server that error is returned: it is one
+        of many, and the others go on.
+    MissingDependencyError
+        If its kind of store needs a package that is not installed.
     """
     try:
         return open_place(source).read(max_bytes=MAX_ENCODED_BYTES)
-    except ReadFailedError:
-        raise
     except OSError as error:
+        if isinstance(error, ReadFailedError) and not is_web(source):
+            raise
         return error
     except ValueError as error:  # not a file name, or the URI of an unknown kind of store
-        return OSError(str(error))
+        return NoFileError(str(error))
 
 
 def read_files(sources: Iterable[str]) -> Iterator[bytes | OSError]:

@@ -6,6 +6,7 @@ and entries are made 20,000 at a time, so that memory does not grow with the cor
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 
+from hashlight.engine.errors import PlaceError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Entry
 from hashlight.engine.places.uris import is_local, normalise, split_options, without_credentials
@@ -130,14 +132,31 @@ def stamps_of(files: list[File]) -> bytes:
 def mentioned_in(uri: str, names: list[str]) -> tuple[list[str], list[str]]:
     """Resolve the names that a file mentions: return the URIs to show, and those to open.
 
-    A relative name is relative to the file's folder. The options and credentials of the file's own URI are used for
-    the URIs that it mentions, too.
+    A relative name is relative to the file's folder. The options of the file's own URI are used for URIs of the same
+    scheme that it mentions, too.
+
+    Raises
+    ------
+    MissingDependencyError
+        If reading one of them needs a package that is not installed.
     """
     base, options = split_options(uri)
-    folder = base.rpartition("/")[0]
+    folder, scheme = base.rpartition("/")[0], _scheme(base)
     opened = [_within(folder, name) for name in names]
+    for example in {_scheme(place): place for place in opened}.values():
+        _refuse_missing_package(example)
     called = [_within(without_credentials(folder), name) for name in names]
-    return called, [f"{place}{options}" if options and not is_local(place) else place for place in opened]
+    return called, [f"{place}{options}" if options and _scheme(place) == scheme else place for place in opened]
+
+
+def _scheme(place: str) -> str:
+    return "" if is_local(place) else place.partition("://")[0].lower()
+
+
+def _refuse_missing_package(place: str) -> None:
+    # What is wrong with one URI concerns its image alone.
+    with contextlib.suppress(PlaceError, OSError):
+        open_place(place)
 
 
 def _within(folder: str, name: str) -> str:

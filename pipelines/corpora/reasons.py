@@ -22,6 +22,9 @@ from hashlight.engine.places.failures import NoFileError, RefusedError, TooManyB
 MISSING, DENIED, NETWORK = "missing", "denied", "network"
 FORMAT, LIMIT, KILLED, REPEATED = "format", "limit", "killed", "repeated"
 KINDS = (MISSING, DENIED, NETWORK, FORMAT, LIMIT, KILLED, REPEATED)
+# What a job tries again by itself, and what it tries again if it is asked to.
+OF_THE_MOMENT = frozenset({NETWORK})
+RETRIED = frozenset(KINDS) - {REPEATED}
 
 _MISSING_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, NoFileError)
 _MISSING_NUMBERS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}

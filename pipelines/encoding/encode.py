@@ -42,14 +42,15 @@ from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import map_ahead
+from hashlight.engine.places.uris import normalise, without_credentials
 from hashlight.pipelines.codes.encoder import load_encoder, save_encoder
 from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, THUMBNAIL_COLUMN, part_name
 from hashlight.pipelines.codes.summary import SUMMARY, EncodeSummary
 from hashlight.pipelines.corpora.listing import told
-from hashlight.pipelines.corpora.reasons import REPEATED, Reason
+from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, REPEATED, RETRIED, Reason
 from hashlight.pipelines.corpora.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
-from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, write_rejects
+from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, units_to_retry, write_rejects
 from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings, reject_rows
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, OtherJobError
@@ -59,6 +60,8 @@ logger = logging.getLogger(__name__)
 
 # Ray schedules blocks of units; a larger job has larger blocks rather than more of them.
 _MAX_BLOCKS = 10_000
+# A short rest before what is of the moment is tried again.
+_REST_S = 2.0
 
 
 @dataclass(slots=True)
@@ -129,6 +132,8 @@ def encode_corpus(
 ) -> EncodeSummary:
     """Encode every image of a corpus.
 
+    Images that a network kept from being read are tried again when all others are done.
+
     Parameters
     ----------
     corpus : str or Path
@@ -174,6 +179,62 @@ def encode_corpus(
         return _finish(job, actors, settings, budget, progress or (lambda _state: None))
 
 
+def retry_rejects(
+    corpus: str | Path,
+    encoder: str | Path,
+    output: str | Path,
+    *,
+    batch_size: int = 256,
+    actors: int | None = None,
+    max_rejects: str | int | None = None,
+    limits: DecodeLimits | None = None,
+) -> EncodeSummary:
+    """Try the rejects of a job again, whatever their kind; the codes that are there stay as they are.
+
+    Parameters
+    ----------
+    corpus, encoder, output : str or Path
+        Those of the job, all of whose units are finished.
+    batch_size, actors, max_rejects, limits
+        As in `encode_corpus`.
+
+    Raises
+    ------
+    PipelineError
+        If `output` is another job's, its job is not finished, or too many images are still rejected.
+    """
+    _check_sizes(batch_size, actors, 0)
+    budget = RejectBudget.parse(max_rejects)
+    start = time.perf_counter()
+    folder = JobFolder(output, CODES)
+    folder.refuse_foreign()
+    with folder.place.lock():
+        job = _finished_job(folder, corpus, encoder)
+        kept = {name: job.identity[name] for name in ("features", "thumbnail")}
+        settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **kept}
+        num_actors = _try_again(job, actors, settings, RETRIED)
+        state = _begun(job, units=job.work.units, images=job.work.images or 0, rejects=0)
+        return _commit(job, state, {"actors": num_actors, "total_s": round(time.perf_counter() - start, 3)}, budget)
+
+
+def _finished_job(folder: JobFolder, corpus: str | Path, encoder: str | Path) -> _Job:
+    """Return the job of a folder; PipelineError if it is another's, or some of its units are not finished."""
+    identity = folder.identity()
+    if identity is None:
+        raise PipelineError(f"{folder} holds no codes whose rejects could be tried again: encode into it first")
+    work = read_work(corpus)
+    name = without_credentials(normalise(corpus)) if work is None else work.corpus
+    folder.begin({**identity, "corpus": name, "encoder": load_encoder(encoder).fingerprint}, overwrite=False)
+    with folder.place.open("plan.parquet") as raw:
+        job = _Job(folder, identity, WorkList(raw).summary)
+    if left := job.work.units - len(folder.units()):
+        raise PipelineError(
+            f"{left} of {job.work.units} units of {folder} are not finished: run the same command without "
+            "--retry-rejects first"
+        )
+    return job
+
+
 def _check_sizes(batch_size: int, actors: int | None, thumbnail: int) -> None:
     if batch_size < 1 or (actors is not None and actors < 1) or thumbnail < 0:
         raise ValueError(
@@ -188,6 +249,8 @@ def _finish(
     """Encode what is left of a job, and commit it."""
     start = time.perf_counter()
     state, num_actors = _run(job, actors, settings, budget, progress)
+    if not job.folder.place.exists(SUMMARY):
+        _try_again(job, actors, settings, OF_THE_MOMENT)
     return _commit(job, state, {"actors": num_actors, "total_s": round(time.perf_counter() - start, 3)}, budget)
 
 
@@ -253,12 +316,10 @@ def _run(
 ) -> tuple[EncodeProgress, int]:
     """Encode the unfinished units; return what was done, and by how many actors."""
     done = _whole_units(job)
-    state = EncodeProgress(
+    state = _begun(
+        job,
         units=len(done),
-        units_total=job.work.units,
-        units_before=len(done),
         images=sum(codes + rejects for codes, rejects in done.values()),
-        images_total=job.work.images,
         rejects=sum(rejects for _, rejects in done.values()),
     )
     _refuse_too_many_rejects(job, state, budget)
@@ -278,6 +339,18 @@ def _run(
             _refuse_too_many_rejects(job, state, budget)
             progress(state)
     return state, stage.actors
+
+
+def _begun(job: _Job, *, units: int, images: int, rejects: int) -> EncodeProgress:
+    """Return the state of a job when a run begins."""
+    return EncodeProgress(
+        units=units,
+        units_total=job.work.units,
+        units_before=units,
+        images=images,
+        images_total=job.work.images,
+        rejects=rejects,
+    )
 
 
 def _count(state: EncodeProgress, row: dict[str, Any]) -> None:
@@ -358,6 +431,24 @@ def _whole_units(job: _Job) -> dict[int, tuple[int, int]]:
     sizes = {entry.name: entry.size for entry in job.folder.place.children("parts")}
     done = job.folder.done(lambda unit, said: sizes.get(Path(part_name(unit)).name) == said["bytes"])
     return {unit: (said["codes"], said["rejects"]) for unit, said in done.items()}
+
+
+def _try_again(job: _Job, actors: int | None, settings: dict[str, Any], kinds: frozenset[str]) -> int:
+    """Encode the rejects of some kinds again, of all units; return by how many actors."""
+    units = units_to_retry(job.folder, job.folder.units(), kinds)
+    if not units:
+        return 0
+    logger.info("trying the rejects of %d units again", len(units))
+    time.sleep(_REST_S)
+    # Until the end the folder is not complete.
+    job.folder.place.remove(SUMMARY)
+    job.folder.place.remove("attempts")
+    with ray_session(num_cpus=max(actors or 0, usable_cores())):
+        stage = _plan_actors(actors, len(units))
+        again = UnitSettings(job=job.folder.name, retry=kinds, **stage.settings, **settings)
+        for _ in _encode_units(job, units, stage, again):
+            pass
+    return stage.actors
 
 
 # 3. Gather the rejects, and 4. commit.

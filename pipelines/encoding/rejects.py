@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +121,12 @@ def _gather(job: JobFolder, units: Sequence[int], gathered: Gathered) -> Iterato
         gathered.kinds.update(row["kind"] for row in sidecar["rejected"])
         gathered.reasons.update(_shared(row["reason"]) for row in sidecar["rejected"])
         yield from sidecar["rejected"]
+
+
+def units_to_retry(job: JobFolder, units: Sequence[int], kinds: Collection[str]) -> list[int]:
+    """Return the finished units that have rejects of some kinds."""
+    read = zip(units, job.place.read_many(map(sidecar_name, units)), strict=True)
+    return [unit for unit, data in read if any(row["kind"] in kinds for row in job.parse(unit, data)["rejected"])]
 
 
 def common_reasons(reasons: Counter[str]) -> str:

@@ -61,6 +61,8 @@ class UnitSettings:
     thumbnail : int
         Longest side of the thumbnails, 0 for none.
     limits : DecodeLimits
+    retry : frozenset of str
+        Kinds of rejects; those of finished units are tried again.
     """
 
     job: str
@@ -70,6 +72,7 @@ class UnitSettings:
     features: bool
     thumbnail: int
     limits: DecodeLimits
+    retry: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -100,7 +103,8 @@ class EncodeUnits:
     Two threads may call it at once: one unit is written while the next is encoded.
 
     Maps a batch of `unit` numbers to one row per unit: `unit`, `codes`, `rejects`, the seconds `read_s`, `decode_s`,
-    `encode_s` and `write_s`, which overlap, and the times `started` and `ended`.
+    `encode_s` and `write_s`, which overlap, and the times `started` and `ended`. A finished unit is not encoded again,
+    apart from its rejects of the kinds to retry.
     """
 
     def __init__(self, output: str, settings: UnitSettings) -> None:
@@ -141,7 +145,7 @@ class EncodeUnits:
         """Encode every unit of `batch` and write it."""
         self._give_way()
         started = time.time()
-        done = [self._job.sidecar(unit) or self._encode_unit(unit) for unit in batch["unit"].tolist()]
+        done = [self._finish_unit(unit) for unit in batch["unit"].tolist()]
         columns = {name: np.array([sidecar[name] for sidecar in done]) for name in ("codes", "rejects")}
         seconds = {f"{step}_s": np.array([sidecar["seconds"][step] for sidecar in done]) for step in STEPS}
         times = {"started": np.full(len(done), started), "ended": np.full(len(done), time.time())}
@@ -162,6 +166,53 @@ class EncodeUnits:
                 "a smaller --batch-size"
             )
         self._output.put(name, str(before + 1).encode(), durable=False)
+
+    def _finish_unit(self, unit: int) -> dict[str, Any]:
+        """Return the sidecar of a unit, which is encoded if it is not finished yet."""
+        sidecar = self._job.sidecar(unit)
+        if sidecar is None:
+            return self._encode_unit(unit)
+        rows = [row["row"] for row in sidecar["rejected"] if row["kind"] in self._settings.retry]
+        return self._retry(unit, sidecar, rows) if rows else sidecar
+
+    def _retry(self, unit: int, sidecar: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+        """Encode some rejects of a finished unit again, and write its part and sidecar anew with what is good now.
+
+        A tar has to be read from its start for any of its images, and may have more of them now: all are encoded again.
+        """
+        with self._lock:
+            self._count_attempt(unit)
+            entries = self._work.read(unit)
+            if self._work.summary.kind == SHARDS:
+                found, encoded = self._encode_entries(entries)
+                part, rejected = self._table(found, encoded), _rejects(found, encoded.reasons)
+            else:
+                found, encoded = self._encode_entries(entries.take(rows))
+                part = self._merged(unit, sidecar, rows, self._table(found, encoded), encoded)
+                kept = [row for row in sidecar["rejected"] if row["row"] not in rows]
+                again = [{**row, "row": rows[row["row"]]} for row in _rejects(found, encoded.reasons)]
+                rejected = sorted(kept + again, key=lambda row: row["row"])
+        return self._replace(unit, sidecar, part, rejected, encoded)
+
+    def _merged(
+        self, unit: int, sidecar: dict[str, Any], rows: list[int], table: pa.Table, encoded: _Encoded
+    ) -> pa.Table:
+        """Return the part of a unit with the codes of rejects that are good now, in the order of the entries."""
+        rejected = [row["row"] for row in sidecar["rejected"]]
+        before = np.setdiff1d(np.arange(sidecar["codes"] + sidecar["rejects"]), rejected)
+        now = np.asarray(rows)[np.concatenate([np.zeros(0, np.int64), *encoded.good])]
+        part = pq.read_table(pa.BufferReader(self._output.read(part_name(unit))))
+        return pa.concat_tables([part, table]).take(np.argsort(np.concatenate([before, now])))
+
+    def _replace(
+        self, unit: int, sidecar: dict[str, Any], table: pa.Table, rejected: list[dict[str, Any]], encoded: _Encoded
+    ) -> dict[str, Any]:
+        """Write part and sidecar of a unit anew; a process killed in between leaves a unit to be encoded again."""
+        part = _parquet_bytes(table)
+        said = {**sidecar, **self._sidecar(part, rejected, encoded), "codes": len(table)}
+        self._output.put(part_name(unit), part)
+        self._output.put(sidecar_name(unit), json.dumps(said).encode())
+        return said
 
     def _encode_unit(self, unit: int) -> dict[str, Any]:
         with self._lock:
@@ -273,8 +324,11 @@ def _fixed_column(rows: list[np.ndarray], count: int, width: int) -> pa.FixedSiz
 
 
 def _rejects(entries: pa.Table, reasons: dict[int, Reason]) -> list[dict[str, Any]]:
-    rows = entries.select(["id", "uri"]).take(list(reasons)).to_pylist() if reasons else []
-    return [{**row, "kind": kind, "reason": words} for row, (kind, words) in zip(rows, reasons.values(), strict=True)]
+    found = entries.select(["id", "uri"]).take(list(reasons)).to_pylist() if reasons else []
+    return [
+        {"row": row, **named, "kind": kind, "reason": words}
+        for named, (row, (kind, words)) in zip(found, reasons.items(), strict=True)
+    ]
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from hashlight.pipelines.cli.options import (
     UnitImagesOption,
     refuse_missing,
 )
+
+if TYPE_CHECKING:
+    from hashlight.pipelines.codes.summary import EncodeSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,38 +70,55 @@ def encode(
     kept: Kept,
     limits: Limits,
     overwrite: OverwriteOption = False,
+    retry_rejects: Annotated[
+        bool, typer.Option("--retry-rejects", help="Try images that were rejected again; codes stay as they are.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Encode a corpus on Ray; an interrupted job resumes where it stopped."""
-    from hashlight.engine.places.uris import join, without_credentials
-    from hashlight.pipelines.corpora.listing import told
+    if overwrite and retry_rejects:
+        raise typer.BadParameter("give --overwrite or --retry-rejects, not both")
     from hashlight.pipelines.decoding.worker import DecodeLimits
     from hashlight.pipelines.encoding.encode import encode_corpus
+    from hashlight.pipelines.encoding.encode import retry_rejects as try_again
 
     start = time.perf_counter()
+    common: dict[str, Any] = {
+        "batch_size": actors.batch_size,
+        "actors": actors.actors,
+        "max_rejects": limits.max_rejects,
+        "limits": DecodeLimits(
+            seconds=limits.decode_seconds,
+            memory_bytes=limits.decode_memory << 20,
+            pixels=limits.max_megapixels * 1_000_000,
+        ),
+    }
     with encoding_bar() as report:
-        summary = encode_corpus(
-            input,
-            encoder,
-            output,
-            batch_size=actors.batch_size,
-            actors=actors.actors,
-            features=kept.features,
-            thumbnail=kept.thumbnails,
-            unit_images=limits.unit_images,
-            max_rejects=limits.max_rejects,
-            limits=DecodeLimits(
-                seconds=limits.decode_seconds,
-                memory_bytes=limits.decode_memory << 20,
-                pixels=limits.max_megapixels * 1_000_000,
-            ),
-            overwrite=overwrite,
-            progress=report,
-        )
+        if retry_rejects:
+            summary = try_again(input, encoder, output, **common)
+        else:
+            summary = encode_corpus(
+                input,
+                encoder,
+                output,
+                features=kept.features,
+                thumbnail=kept.thumbnails,
+                unit_images=limits.unit_images,
+                overwrite=overwrite,
+                progress=report,
+                **common,
+            )
     seconds = time.perf_counter() - start
     if as_json:
         typer.echo(json.dumps({**asdict(summary), "seconds": round(seconds, 3)}))
         return
+    _tell(summary, output, seconds)
+
+
+def _tell(summary: EncodeSummary, output: str, seconds: float) -> None:
+    from hashlight.engine.places.uris import join, without_credentials
+    from hashlight.pipelines.corpora.listing import told
+
     out.print(
         f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: "
         f"{without_credentials(output)}",
