@@ -130,9 +130,7 @@ def encode_corpus(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EncodeSummary:
-    """Encode every image of a corpus.
-
-    Images that a network kept from being read are tried again when all others are done.
+    """Encode every image of a corpus; those that a network kept from being read are tried again at the end.
 
     Parameters
     ----------
