@@ -198,9 +198,9 @@ def _is_transparent(png: PngImagePlugin.PngImageFile, colour_C: tuple[int, ...])
 def _from_16_bit(image: Image.Image, samples: _Samples) -> Image.Image:
     # Pillow's own conversion clips at 255 instead of scaling, which turns most 16-bit images white.
     numbers_HW = np.asarray(image).astype(np.uint32).clip(0, samples.highest)
-    grey_HW = (numbers_HW * 255 // samples.highest).astype(np.uint8)
     if samples.inverted:
-        grey_HW = 255 - grey_HW
+        numbers_HW = samples.highest - numbers_HW
+    grey_HW = (numbers_HW * 255 // samples.highest).astype(np.uint8)
     if samples.transparent is None:
         return Image.fromarray(grey_HW)
     return _white_where(grey_HW, numbers_HW == samples.transparent)

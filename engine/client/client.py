@@ -113,8 +113,9 @@ class SearchClient:
         Parameters
         ----------
         queries : one query, or a sequence of them
-            An image (path, bytes, PIL image, or a URL for the gateway to fetch), the id of an item (to find more like
-            it), or a code (uint64 array of shape (W,)); codes may be one array (Q, W).
+            An image (path, bytes, PIL image, uint8 array of shape (H, W), (H, W, 1) or (H, W, 3), or a URL for the
+            gateway to fetch), the id of an item (to find more like it), or a code (uint64 array of shape (W,), or
+            hexadecimal); codes may be one array (Q, W).
         k : int
         filter : str, optional
             Only items whose attributes match, such as `'label == 3 and price < 5.5'`; see `engine.filters.filter`.
@@ -190,7 +191,7 @@ class SearchClient:
             yield self.search(batch, k, **options)
 
     def encode(self, images: Image | Sequence[Image], *, timeout_s: float | None = None) -> NDArray[np.uint64]:
-        """Return the codes (N, W) of images: paths, bytes or PIL images."""
+        """Return the codes (N, W) of images: paths, bytes, PIL images or uint8 arrays."""
         codes: NDArray[np.uint64] = self._transport.send(Encode(read_images(images), self._seconds(timeout_s)))
         return codes
 

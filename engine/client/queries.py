@@ -1,9 +1,9 @@
-"""Queries: images as paths, bytes, PIL images or URLs; codes as arrays; items by id."""
+"""Queries: images as paths, bytes, PIL images, pixels or URLs; codes as arrays or in hexadecimal; items by id."""
 
 from __future__ import annotations
 
-import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -11,8 +11,11 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlight.engine.client.pictures import file_of_array, file_of_picture, is_picture
+from hashlight.engine.client.results import words_of
+
 # A PIL image too; it is not named here, so that Pillow is only loaded by those who use it.
-Image = str | os.PathLike[str] | bytes | Any
+Image = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Any
 Code = NDArray[np.uint64]
 
 
@@ -37,22 +40,23 @@ def read_queries(queries: Any) -> Code | list[QueryInput]:
     Parameters
     ----------
     queries : one query, or a sequence of them
-        An image (path, bytes, PIL image, or a URL starting with http:// or https://), an id (int), a code (uint64
-        array of shape (W,)); or codes (Q, W).
+        An image (path, bytes, PIL image, uint8 array of shape (H, W), (H, W, 1) or (H, W, 3), or a URL starting with
+        http:// or https://), an id (int), a code (uint64 array of shape (W,), or hexadecimal as in the HTTP interface,
+        where no file has that name); or codes (Q, W), or pictures (N, H, W, C).
 
     Raises
     ------
     TypeError, ValueError
         If a query is none of these.
     """
-    if isinstance(queries, np.ndarray) and queries.dtype.kind not in "iO":
+    if isinstance(queries, np.ndarray) and queries.dtype.kind not in "iO" and queries.dtype != np.uint8:
         return _codes(queries)
-    many = isinstance(queries, Iterable) and not isinstance(queries, str | bytes | bytearray | os.PathLike)
-    read = [_read_query(query) for query in (queries if many and not _is_picture(queries) else [queries])]
+    read = [_read_query(query) for query in (queries if _is_many(queries) else [queries])]
     if not read:
         raise ValueError("`queries` is empty, expected at least one")
-    if all(isinstance(query, np.ndarray) for query in read):
-        return _codes(np.stack([query for query in read if isinstance(query, np.ndarray)]))
+    codes = [query for query in read if isinstance(query, np.ndarray)]
+    if len(codes) == len(read) and len({len(code) for code in codes}) == 1:
+        return _codes(np.stack(codes))
     return read
 
 
@@ -60,7 +64,7 @@ def read_images(images: Any) -> list[Picture]:
     """Return one image or a sequence of images, encoded."""
     read = read_queries(images)
     if isinstance(read, np.ndarray) or not all(isinstance(query, Picture) for query in read):
-        raise TypeError("`images` must be paths, bytes or PIL images; URLs are for searches only")
+        raise TypeError("`images` must be paths, bytes, PIL images or uint8 arrays; URLs are for searches only")
     return [query for query in read if isinstance(query, Picture)]
 
 
@@ -79,29 +83,36 @@ def is_url(value: object) -> TypeGuard[str]:
 def _read_query(query: Any) -> QueryInput:
     if is_url(query):
         return Address(query)
+    if isinstance(query, str) and re.fullmatch(r"([0-9a-fA-F]{2})+", query) and not Path(query).exists():
+        return words_of(bytes.fromhex(query))
     if isinstance(query, str | os.PathLike):
         return Picture(Path(query).read_bytes())
     if isinstance(query, bytes | bytearray):
         return Picture(bytes(query))
-    if _is_picture(query):
-        buffer = io.BytesIO()
-        query.save(buffer, "PNG")
-        return Picture(buffer.getvalue())
+    if is_picture(query):
+        return Picture(file_of_picture(query))
+    if isinstance(query, np.ndarray) and query.dtype == np.uint8:
+        return Picture(file_of_array(query))
     if isinstance(query, np.ndarray):
         code: Code = _codes(query)[0]
         return code
     return _whole(query)
 
 
-def _is_picture(value: Any) -> bool:
-    return hasattr(value, "save") and hasattr(value, "mode") and hasattr(value, "size")
+def _is_many(queries: Any) -> bool:
+    """Return whether these are several queries, and not one that can be iterated over."""
+    if isinstance(queries, np.ndarray) and queries.dtype == np.uint8:
+        return queries.ndim == 4
+    return isinstance(queries, Iterable) and not (
+        isinstance(queries, str | bytes | bytearray | os.PathLike) or is_picture(queries)
+    )
 
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(
-            f"a query is an image (path, bytes, PIL image), an id (int) or a code (uint64 array), got "
-            f"{type(value).__name__}"
+            f"a query is an image (path, bytes, PIL image, uint8 array), an id (int) or a code (uint64 array, "
+            f"hexadecimal), got {type(value).__name__}"
         )
     return int(value)
 
