@@ -254,7 +254,7 @@ def write_machine_file(path: Path, content: dict[str, Any]) -> None:
 def _load() -> Costs | None:
     try:
         costs = Costs(**json.loads(machine_file("costs").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     sane = all(isinstance(value, float) and 0 < value < 1e6 for value in asdict(costs).values())
     return costs if sane else None
