@@ -63,6 +63,7 @@ def check_attributes(path: Path, rows: int) -> pa.Schema:
     expected = [min(_BATCH_ROWS, rows - start) for start in range(0, rows, _BATCH_ROWS)]
     try:
         reader = pyarrow.ipc.open_file(map_file(path))
+        names = reader.schema.names  # fails if one is not UTF-8
         got = [0] * reader.num_record_batches
         for number in range(len(got)):
             batch = reader.get_batch(number)
@@ -74,7 +75,7 @@ def check_attributes(path: Path, rows: int) -> pa.Schema:
         wrong = next((n for n, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(expected))
         raise CorruptDataError(
             f"{path}: expected {rows} rows in {len(expected)} batches of {_BATCH_ROWS}, got {sum(got)} rows in "
-            f"{len(got)} batches, of which batch {wrong} is the first of another length: {_REMEDY}"
+            f"{len(got)} batches ({', '.join(names)}), of which batch {wrong} is the first of another length: {_REMEDY}"
         )
     return reader.schema
 

@@ -172,6 +172,15 @@ UNREADABLE = {
     ),
 }
 
+
+@pytest.mark.parametrize("old", [b"label", b"name"])
+def test_attributes_with_names_that_are_no_text_are_refused(collection, old):
+    data = shard_file(collection, "attributes.arrow").read_bytes()
+    forge(collection, "attributes.arrow", data.replace(old + b"\0", old[:-1] + b"\xfc\0"))
+    with pytest.raises(CorruptDataError, match=r"attributes\.arrow is not readable as attributes"):
+        Collection.open(collection)
+
+
 OPEN_EACH = """
 import sys
 from hashlight.engine.collection.collection import Collection
