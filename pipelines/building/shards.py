@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hashlight.engine.codes import CodeArray, IdArray, num_words
 from hashlight.engine.collection.writer import new_shard
@@ -34,7 +33,7 @@ from hashlight.pipelines.codes.parts import (
     attribute_columns,
     codes_column,
     features_column,
-    read_checked,
+    read_part,
 )
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.folder import JobFolder
@@ -144,11 +143,12 @@ def _write_rows(job: ShardJob, folder: Path) -> np.ndarray:
 def _read_rows(job: ShardJob) -> tuple[CodeArray, IdArray]:
     """Read codes (N, W) and ids (N,) of a shard, each part checked against its sidecar."""
     rows = sum(piece.stop - piece.start for piece in job.pieces)
+    wanted = pa.schema([("id", pa.int64()), ("code", pa.binary(8 * num_words(job.bits)))])
+    wanted = pa.schema([field.with_nullable(False) for field in wanted])
     codes_NW, ids_N = np.empty((rows, num_words(job.bits)), np.uint64), np.empty(rows, np.int64)
     place = 0
     for piece in job.pieces:
-        table = pq.read_table(read_checked(piece.part), columns=["id", "code"], use_threads=False)
-        table = table.slice(piece.start, piece.stop - piece.start)
+        table = read_part(piece.part, wanted).slice(piece.start, piece.stop - piece.start)
         codes_NW[place : place + len(table)] = codes_column(table["code"])
         ids_N[place : place + len(table)] = table["id"].to_numpy()
         place += len(table)
@@ -161,8 +161,7 @@ def _read_columns(job: ShardJob, names: list[str]) -> pa.Table:
     wanted = pa.schema([job.schema.field(name) for name in names])
     tables = []
     for piece in job.pieces:
-        table = pq.read_table(read_checked(piece.part), columns=names, use_threads=False)
-        tables.append(table.slice(piece.start, piece.stop - piece.start).select(names).cast(wanted))
+        tables.append(read_part(piece.part, wanted).slice(piece.start, piece.stop - piece.start))
     return pa.concat_tables(tables)
 
 

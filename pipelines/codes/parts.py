@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from hashlight.engine.codes import CodeArray
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.folder import JobFolder, JobKind, sidecar_name
+from hashlight.pipelines.jobs.folder import JobFolder, JobKind, parse_object, sidecar_name
 
 CODES = JobKind(
     holds="codes",
@@ -53,20 +53,38 @@ def part_name(unit: int) -> str:
 
 
 def list_parts(codes: str | Path) -> list[Part]:
-    """List the files of a folder of codes that have rows, local or in a bucket, in order; see `Part`."""
+    """List the files of a folder of codes that have rows, local or in a bucket, in order; see `Part`.
+
+    Raises
+    ------
+    PipelineError
+        If a sidecar is damaged.
+    """
     job = JobFolder(codes, CODES)
     units = job.units()
-    said = [json.loads(sidecar) for sidecar in job.place.read_many(map(sidecar_name, units))]
-    return [
-        Part(job.place.location_of(part_name(unit)), sidecar["codes"], sidecar["sha256"])
-        for unit, sidecar in zip(units, said, strict=True)
-        if sidecar["codes"]
-    ]
+    # One at a time: a sidecar has the rejects of its unit.
+    sidecars = zip(units, job.place.read_many(map(sidecar_name, units)), strict=True)
+    parts = (_part_of(job, unit, sidecar) for unit, sidecar in sidecars)
+    return [part for part in parts if part.rows]
+
+
+def _part_of(job: JobFolder, unit: int, sidecar: bytes) -> Part:
+    try:
+        said = parse_object(sidecar)
+        rows, sha256 = said["codes"], said["sha256"]
+        if type(rows) is not int or rows < 0 or not re.fullmatch("[0-9a-f]{64}", str(sha256)):
+            raise ValueError(f"expected a number of codes and a SHA-256, got {rows!r} and {sha256!r}")
+    except (ValueError, KeyError) as error:
+        raise PipelineError(
+            f"{job.place.path(sidecar_name(unit))} is damaged ({error}): delete it and codes.json, and encode again "
+            "as before"
+        ) from error
+    return Part(job.place.location_of(part_name(unit)), rows, sha256)
 
 
 def read_parts(codes: str | Path) -> Iterator[pa.Table]:
-    """Read the files of a folder of codes in order; see `read_checked`."""
-    return (pq.read_table(read_checked(part)) for part in list_parts(codes))
+    """Read the files of a folder of codes in order; see `read_part`."""
+    return (read_part(part) for part in list_parts(codes))
 
 
 def cut_parts(parts: list[Part], cuts: Iterable[slice]) -> Iterator[list[Piece]]:
@@ -103,6 +121,34 @@ def read_checked(part: Part) -> pa.BufferReader:
             "delete it, its sidecar and codes.json, and encode again as before"
         )
     return pa.BufferReader(data)
+
+
+def read_part(part: Part, wanted: pa.Schema | None = None) -> pa.Table:
+    """Read the rows of a part: its bytes are checked against its sidecar, and its values for sense.
+
+    Parameters
+    ----------
+    part : Part
+    wanted : pyarrow.Schema, optional
+        The columns to read, and what they must be or become; all columns as they are by default.
+
+    Raises
+    ------
+    PipelineError
+        If it is missing or damaged, or holds something else.
+    """
+    data = read_checked(part)
+    try:
+        table = pq.read_table(data, columns=None if wanted is None else wanted.names, use_threads=False)
+        table.validate(full=True)
+        if len(table) != part.rows:
+            raise ValueError(f"it has {len(table)} rows, its sidecar says {part.rows}")
+        return table if wanted is None else table.select(wanted.names).cast(wanted)
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        raise PipelineError(
+            f"{without_credentials(part.path)} is not readable as codes ({error}): delete it, its sidecar and "
+            "codes.json, and encode again as before"
+        ) from error
 
 
 def codes_column(column: pa.ChunkedArray) -> CodeArray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hashlight.engine.codes import check_bits
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.storage.manifest import check_name
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.folder import MARKER
+from hashlight.pipelines.jobs.folder import MARKER, parse_object
 
 SUMMARY = "codes.json"
 
@@ -58,6 +59,12 @@ def read_summary(codes: str | Path) -> EncodeSummary:
         )
         raise PipelineError(f"{output} holds {state}")
     try:
-        return EncodeSummary(**json.loads(output.read(SUMMARY)))
+        summary = EncodeSummary(**parse_object(output.read(SUMMARY)))
+        counts = (summary.images, summary.codes, summary.rejects)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"expected numbers of images, codes and rejects, got {counts}")
+        check_bits(summary.bits)
+        check_name(summary.encoder, "an encoder")
+        return summary
     except (ValueError, TypeError) as error:
         raise PipelineError(f"{output.path(SUMMARY)} is damaged ({error}): encode the corpus again") from error

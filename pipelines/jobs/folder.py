@@ -146,12 +146,11 @@ class JobFolder:
         if found is None:
             return None
         try:
-            identity: dict[str, Any] = json.loads(found.data)
+            return parse_object(found.data)
         except ValueError as error:
             raise PipelineError(
                 f"{self.place.path(MARKER)} is damaged ({error}): delete {self} and run again"
             ) from error
-        return identity
 
     def clear(self) -> None:
         """Remove everything that a job wrote, the marker last."""
@@ -248,10 +247,27 @@ class JobFolder:
 def _parse(data: bytes) -> dict[str, Any] | None:
     """Parse a sidecar; None if it is damaged."""
     try:
-        sidecar = json.loads(data)
+        sidecar = parse_object(data)
     except ValueError:
         return None
-    return sidecar if isinstance(sidecar, dict) and "job" in sidecar else None
+    return sidecar if "job" in sidecar else None
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises
+    ------
+    ValueError
+        If it is not one.
+    """
+    try:
+        document = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"expected an object, got {type(document).__name__}")
+    return document
 
 
 def name_of(identity: Mapping[str, Any]) -> str:

@@ -12,16 +12,17 @@ import pytest
 
 from tests.engine.storage.fuzz import KINDS, NEVER_REFUSED
 
+PROGRAM = "tests.engine.storage.fuzz"
 ROOT = Path(__file__).parents[3]
 # Any float16 is a feature, so that only its file's beginning and its size can be wrong.
 MOSTLY_FREE = {"features.npy", "thumbnails.arrow", "attributes.arrow"}
 
 
-def fuzz(folder, first, count, *kinds):
-    """Run the mutations in a process of its own; return how many were refused and answered, by kind."""
+def run_fuzz(program, folder, first, count, *kinds):
+    """Run the mutations of a program in a process of its own; return how many were refused and answered, by kind."""
     (folder / "cache").mkdir(exist_ok=True)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.engine.storage.fuzz", folder, str(first), str(count), *kinds],
+        [sys.executable, "-W", "error", "-m", program, folder, str(first), str(count), *kinds],
         cwd=ROOT,
         env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
         capture_output=True,
@@ -40,10 +41,10 @@ def check(outcomes, count):
 
 
 def test_a_few_mutations_of_every_file_are_refused_by_name_or_answered_rightly(tmp_path):
-    check(fuzz(tmp_path, 1000, 20, *KINDS), 20)
+    check(run_fuzz(PROGRAM, tmp_path, 1000, 20, *KINDS), 20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutations_of_every_file_are_refused_by_name_or_answered_rightly(tmp_path, kind):
-    check(fuzz(tmp_path, 0, 500, kind), 500)
+    check(run_fuzz(PROGRAM, tmp_path, 0, 500, kind), 500)
