@@ -41,7 +41,7 @@ def check(outcomes, count):
 
 
 def test_a_few_mutations_of_every_file_are_refused_by_name_or_answered_rightly(tmp_path):
-    check(run_fuzz(PROGRAM, tmp_path, 1000, 20, *KINDS), 20)
+    check(run_fuzz(PROGRAM, tmp_path, 1000, 8, *KINDS), 8)
 
 
 @pytest.mark.slow
