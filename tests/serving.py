@@ -15,7 +15,7 @@ from hashlight.engine.codes import pack_bits
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writer import CollectionWriter, new_shard, split_rows
 from hashlight.engine.service.asking.encoding import Encoded, ImageRefusedError
-from hashlight.engine.service.door.http_server import HEAD_S, Address, HttpServer
+from hashlight.engine.service.door.http_server import HEAD_S, MAX_CONNECTIONS, Address, HttpServer
 from hashlight.engine.storage.attributes import write_attributes
 from hashlight.engine.storage.shard import (
     finish_shard,
@@ -111,9 +111,9 @@ def warm_up(collection: Collection) -> None:
 
 
 @contextlib.contextmanager
-def running(app, *, head_s: int = HEAD_S, **address) -> Iterator[str]:
+def running(app, *, head_s: int = HEAD_S, max_connections: int = MAX_CONNECTIONS, **address) -> Iterator[str]:
     """Serve an application on a free port of this machine; yields its URL."""
-    server = HttpServer(app, Address(port=0, **address), head_s=head_s)
+    server = HttpServer(app, Address(port=0, **address), head_s=head_s, max_connections=max_connections)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -20,7 +20,7 @@ class Limits:
     body_bytes : int
         Of one request. 32 MiB hold 300 web-sized photographs in base64.
     text_bytes : int
-        Of one JSON body besides its pictures, and of one Arrow body: 10,000 codes of 1,024 bits with room to spare.
+        Of one JSON body besides its pictures, and of one Arrow body: 10,000 codes of 1,024 bits, or 250,000 ids.
     buffered_bytes : int
         Of all bodies being received at once, so that many slow uploads cannot fill the memory.
     body_s : float
@@ -41,7 +41,7 @@ class Limits:
     """
 
     body_bytes: int = 32 * MIB
-    text_bytes: int = 4 * MIB
+    text_bytes: int = 6 * MIB
     buffered_bytes: int = 256 * MIB
     body_s: float = 30.0
     pixels: int = 64_000_000

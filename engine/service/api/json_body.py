@@ -19,8 +19,8 @@ _LONG = 16_384
 _SLICE = 4 * 2**18  # characters decoded at once
 
 # Commas and opening brackets, of which there is one for each value, and colons, one for each key: ten thousand queries
-# and a hundred thousand ids. Each may cost a hundred times its size once it is parsed, a wrong key even more.
-_MAX_VALUES = 150_000
+# and 250,000 ids. Each may cost a hundred times its size once it is parsed, a wrong key even more.
+_MAX_VALUES = 300_000
 _MAX_KEYS = 40_000
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
+import logging
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,22 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hashlight.engine.service.door.keys import Keys
+from hashlight.engine.service.problems import RequestError
 from hashlight.engine.service.protocol.exposure import is_loopback
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
-# Connections beyond which uvicorn answers 503: more than can wait for a thread, fewer than there are file handles.
-_MAX_CONNECTIONS = 1000
+# Connections in all: more than can wait for a thread, fewer than there are file handles. If there are more, the one
+# that has been idle for longest is closed, and if none is idle, new ones may only ask for the server's health.
+MAX_CONNECTIONS = 1000
+_FOR_HEALTH = 50
 _BACKLOG = 2048
 _MAX_HEAD_BYTES = 65_536
 _DRAIN_S = 30
 HEAD_S = 10
+WRITE_S = 60  # for an answer to be read, whatever its size
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,25 +80,45 @@ def check_exposure(address: Address, keys: Keys, *, insecure: bool) -> None:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's protocol with limits on the head of a request.
+    """uvicorn's protocol with limits on connections, on the head of a request, and on the time to read an answer.
 
     The parser lets a head grow without bound, and uvicorn times out only connections that are silent after an answer.
     Here a connection is closed when it has had no request in progress for that long, whether data arrives or not.
+
+    A request lasts until the system has taken the last byte of its answer, which the application is told by the end of
+    `send`; it is cancelled when its client goes away.
     """
+
+    write_s = WRITE_S
 
     _head_bytes = 0
     _whole_heads = 0
     _in_head = True
     _waiting: asyncio.TimerHandle | None = None
+    _task: asyncio.Task[Any] | None = None
+    _lost = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # uvicorn would refuse everybody.
+        self._max_connections, self.limit_concurrency = self.limit_concurrency or MAX_CONNECTIONS, None
+        self._application, self.app = self.app, self._answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first head."""
+        """Wait for the first head, in the place of a connection that has been idle for longer if there are too many."""
         super().connection_made(transport)
-        self._wait_for_head()
+        transport.set_write_buffer_limits(high=0)  # so that the buffer counts as full until it is empty
+        if self._make_room() or len(self.connections) <= self._max_connections + _FOR_HEALTH:
+            self._wait_for_head()
+        else:
+            transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
+        """Stop the timer, and whatever is done for a client that has gone."""
         self._wait_no_more()
+        self._lost = True
+        if self._task is not None:
+            self._task.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -116,11 +144,49 @@ class BoundedHttp(HttpToolsProtocol):
         self._in_head = True
         self._whole_heads += 1
 
-    def on_response_complete(self) -> None:
-        """Continue with the next request, which may have arrived already."""
-        super().on_response_complete()
-        if self.cycle.response_complete and not self.transport.is_closing():
-            self._wait_for_head()
+    def _make_room(self) -> bool:
+        """Return whether there is room for this connection; close the one that has been idle for longest if need be."""
+        if len(self.connections) <= self._max_connections:
+            return True
+        others = [one for one in self.connections if isinstance(one, BoundedHttp) and one is not self]
+        others = [one for one in others if not one.transport.is_closing()]
+        idle = [(one._waiting.when(), one) for one in others if one._waiting is not None]
+        if len(others) >= self._max_connections and idle:
+            _, longest = min(idle, key=lambda pair: pair[0])
+            longest._wait_no_more()
+            longest.transport.close()
+        return len(others) < self._max_connections or bool(idle)
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        """Run the application until the last byte of its answer is out, or the client is gone or does not read."""
+        if not scope["path"].startswith("/health/") and not self._make_room():
+            await _refuse_crowd(send)
+            return
+        deadline_s: float | None = None
+
+        async def send_out(message: Any) -> None:
+            nonlocal deadline_s
+            if deadline_s is None:
+                deadline_s = self.loop.time() + self.write_s
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    await send(message)
+                    await self.flow.drain()
+            except TimeoutError:
+                logger.warning("%s did not read its answer within %g s", self.client, self.write_s)
+                self.transport.abort()
+
+        task = self._task = asyncio.current_task()
+        try:
+            await self._application(scope, receive, send_out)
+        except asyncio.CancelledError:
+            if not self._lost or task is None or task.uncancel():
+                raise
+        finally:
+            if self._task is task:
+                self._task = None
+                if self.cycle.response_complete and not self.transport.is_closing():
+                    self._wait_for_head()
 
     def _wait_for_head(self) -> None:
         self._wait_no_more()
@@ -132,6 +198,15 @@ class BoundedHttp(HttpToolsProtocol):
             self._waiting = None
 
 
+async def _refuse_crowd(send: Any) -> None:
+    refusal = RequestError(503, "overloaded", "there are too many connections: try again")
+    body = json.dumps(refusal.document()).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "retry-after": "1"}
+    pairs = [(name.encode(), value.encode()) for name, value in {**headers, "connection": "close"}.items()]
+    await send({"type": "http.response.start", "status": 503, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
+
+
 class HttpServer:
     """A gateway bound to its address.
 
@@ -141,6 +216,8 @@ class HttpServer:
     address : Address
     head_s : int
         Seconds that a connection may be idle or have an incomplete head.
+    max_connections : int
+        Above which idle ones are closed, and without any everything but the server's health is refused.
 
     Raises
     ------
@@ -148,10 +225,12 @@ class HttpServer:
         If the address cannot be bound.
     """
 
-    def __init__(self, app: FastAPI, address: Address, *, head_s: int = HEAD_S) -> None:
+    def __init__(
+        self, app: FastAPI, address: Address, *, head_s: int = HEAD_S, max_connections: int = MAX_CONNECTIONS
+    ) -> None:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
         self._socket = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
-        self._server = uvicorn.Server(_config(app, address, head_s))
+        self._server = uvicorn.Server(_config(app, address, head_s, max_connections))
         scheme = "http" if address.certificate is None else "https"
         host = f"[{address.host}]" if ":" in address.host else address.host
         self.url = f"{scheme}://{host}:{self._socket.getsockname()[1]}"
@@ -165,7 +244,7 @@ class HttpServer:
         self._server.should_exit = True
 
 
-def _config(app: FastAPI, address: Address, head_s: int) -> uvicorn.Config:
+def _config(app: FastAPI, address: Address, head_s: int, max_connections: int) -> uvicorn.Config:
     tls: dict[str, Any] = {}
     if address.certificate is not None:
         tls = {"ssl_certfile": str(address.certificate), "ssl_keyfile": str(address.private_key)}
@@ -175,7 +254,8 @@ def _config(app: FastAPI, address: Address, head_s: int) -> uvicorn.Config:
         access_log=False,
         log_level="warning",
         server_header=False,
-        limit_concurrency=_MAX_CONNECTIONS,
+        ws="none",
+        limit_concurrency=max_connections,
         timeout_graceful_shutdown=_DRAIN_S,
         timeout_keep_alive=head_s,
         **tls,
