@@ -81,7 +81,7 @@ def measure(kind: str, entries: int) -> dict[str, float]:
     write = {"list": write_list, "parquet": write_parquet, "folder": write_folder}[kind]
     with tempfile.TemporaryDirectory(prefix="hashlight-listing-") as scratch:
         corpus = write(Path(scratch), entries)
-        command = [sys.executable, "-m", "benchmarks.listing", "--child", str(corpus), f"{scratch}/work.parquet"]
+        command = [sys.executable, "-m", "benchmarks.listing", "--child", str(corpus), f"{scratch}/work.arrow"]
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

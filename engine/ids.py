@@ -64,7 +64,7 @@ def next_ids(highest: int, rows: int) -> IdArray:
 def find_repeated(ids_N: IdArray) -> IdArray:
     """Return the distinct ids that occur more than once, ascending."""
     if (ids_N[1:] > ids_N[:-1]).all():
-        return ids_N[:0]
+        return np.empty(0, np.int64)  # a slice would keep all of `ids_N` in memory
     sorted_N = np.sort(ids_N)
     return np.unique(sorted_N[1:][sorted_N[1:] == sorted_N[:-1]])
 

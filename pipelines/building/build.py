@@ -21,6 +21,7 @@ from hashlight.engine.collection.writer import JOB_FOLDER, CollectionWriter, ref
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Place
 from hashlight.engine.places.reading import map_ahead
 from hashlight.engine.places.uris import without_credentials
 from hashlight.engine.storage.attributes import RESERVED
@@ -33,6 +34,7 @@ from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind
+from hashlight.pipelines.jobs.nodes import look, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.jobs.tasks import run_tasks
 
@@ -106,6 +108,7 @@ def build_collection(
         at_once = min(workers or usable_cores(), shards)
         tasks = _plan(job, corpus, shards, tables=tables, output=place.location, at_once=at_once)
         with ray_session(num_cpus=at_once):
+            _refuse_unshared(corpus, place)
             _write_shards(job, tasks, writer, append=append, progress=progress or (lambda _done, _total: None))
         _commit(job, corpus, writer)
 
@@ -149,6 +152,11 @@ def _begin(job: JobFolder, writer: CollectionWriter, identity: dict[str, Any], *
     job.begin(identity, overwrite=overwrite or left <= live)
 
 
+def _refuse_unshared(corpus: _Codes, output: Place) -> None:
+    ends = [corpus.parts[0].path, corpus.parts[-1].path]
+    refuse_unshared([look("--codes", str(corpus.location), ends)], {"--output": output.location})
+
+
 def _plan(job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: str, at_once: int) -> list[ShardJob]:
     cuts = cut_parts(corpus.parts, split_rows(corpus.rows, shards))
     return [
@@ -174,7 +182,7 @@ def _write_shards(
 
     old: tuple[ShardSpec, ...] = writer.previous.shards if append and writer.previous else ()
     done = job.done(lambda _unit, said: is_whole(writer.place.location, parse_shard(said["shard"])))
-    specs = {number: parse_shard(said["shard"]) for number, said in done.items()}
+    specs = {number: parse_shard(said["shard"]) for number, said in done}
     waiting = [task for task in tasks if task.number not in specs]
     progress(len(specs), len(tasks))
     build = ray.remote(build_shard)

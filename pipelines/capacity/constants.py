@@ -10,9 +10,17 @@ from typing import Any, NamedTuple
 from hashlight.engine.codes import num_words
 from hashlight.engine.indexes.multi_index.planner import machine_file
 from hashlight.engine.indexes.multi_index.tables import choose_widths
+from hashlight.pipelines.corpora.work import INDEX_BYTES
 from hashlight.pipelines.jobs.errors import PipelineError
 
 CAPACITY = "capacity"
+
+# What a process of a job holds in memory beside the unit or shard it works on; tests measure them. Rejects and ids are
+# streamed through files, so that nothing is held for them.
+ENCODE_ACTOR_UNIT_BYTES = INDEX_BYTES
+ENCODE_DRIVER_UNIT_BYTES = 450  # the size of its part, and whether it is done
+BUILD_DRIVER_UNIT_BYTES = 450  # its part's path and digest, and the rows that a shard takes of it
+BUILD_DRIVER_SHARD_BYTES = 6_000  # the names, sizes and digests of its files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,16 @@ from hashlight.engine.codes import num_words
 from hashlight.engine.indexes.multi_index.planner import likely_radius
 from hashlight.engine.indexes.multi_index.tables import choose_widths
 from hashlight.engine.service.routing.hedging import BUDGET
-from hashlight.pipelines.capacity.constants import Constants, bytes_per_code, work_of_radius
+from hashlight.pipelines.capacity.constants import (
+    BUILD_DRIVER_SHARD_BYTES,
+    BUILD_DRIVER_UNIT_BYTES,
+    ENCODE_ACTOR_UNIT_BYTES,
+    ENCODE_DRIVER_UNIT_BYTES,
+    Constants,
+    bytes_per_code,
+    work_of_radius,
+)
+from hashlight.pipelines.corpora.work import UNIT_IMAGES
 
 # Share of a node's memory that the system and the processes leave for mapped files.
 MEMORY_SHARE = 0.8
@@ -95,6 +104,7 @@ def plan(demand: Demand, constants: Constants) -> list[Line]:
     _nodes(sheet, demand)
     _latency(sheet, demand, constants)
     _hours(sheet, demand, constants)
+    _job_memory(sheet, demand)
     return sheet.lines
 
 
@@ -216,6 +226,25 @@ def _hours(sheet: _Sheet, demand: Demand, constants: Constants) -> None:
         f"{constants.disk_bytes_s / 2**20:,.0f} MiB/s / {nodes:,.0f}",
         build,
         f"{build:,.2f} h",
+    )
+
+
+def _job_memory(sheet: _Sheet, demand: Demand) -> None:
+    units = math.ceil(demand.images / UNIT_IMAGES)
+    sheet.add("units of work", "images / images per unit", f"{demand.images:,} / {UNIT_IMAGES:,}", units, f"{units:,}")
+    for name, what, each in (
+        ("encode, driver", "units x bytes held for one", ENCODE_DRIVER_UNIT_BYTES),
+        ("encode, each actor", "units x bytes of the work list's index", ENCODE_ACTOR_UNIT_BYTES),
+    ):
+        sheet.add(name, f"{what}; rejects take none", f"{units:,} x {each}", units * each, _gib(units * each))
+    shards, rows = sheet["shards"], demand.images / sheet["shards"]
+    build = units * BUILD_DRIVER_UNIT_BYTES + shards * BUILD_DRIVER_SHARD_BYTES + 16 * rows
+    sheet.add(
+        "build, driver",
+        "units x bytes held for one + shards x bytes held for one + ids of one shard, read and checked",
+        f"{units:,} x {BUILD_DRIVER_UNIT_BYTES} + {shards:,.0f} x {BUILD_DRIVER_SHARD_BYTES:,} + {rows:,.0f} x 16",
+        build,
+        _gib(build),
     )
 
 

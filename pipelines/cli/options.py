@@ -38,5 +38,9 @@ IndexOption = Annotated[
 BitsOption = Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")]
 MaxMegapixelsOption = Annotated[int, typer.Option(min=1, help="Largest image that is decoded, in millions of pixels.")]
 UnitImagesOption = Annotated[int, typer.Option(min=1, help="Images per unit of work.")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="Run on the Ray cluster at this address; `auto` is the one of this machine."),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

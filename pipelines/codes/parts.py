@@ -20,10 +20,11 @@ from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind, parse_object, sidecar_name
 
+PLAN = "plan.arrow"
 CODES = JobKind(
     holds="codes",
     identified_by=("corpus", "encoder"),
-    entries=("codes.json", "parts", "attempts", "rejects.parquet", "stats.json", "encoder", "plan.parquet"),
+    entries=("codes.json", "parts", "attempts", "rejects.parquet", "stats.json", "encoder", PLAN),
 )
 FEATURES_COLUMN = "features"
 THUMBNAIL_COLUMN = "thumbnail"
@@ -110,15 +111,19 @@ def read_checked(part: Part) -> pa.BufferReader:
     PipelineError
         If it is missing or damaged.
     """
+    where = without_credentials(part.path)
     try:
         data = open_place(part.path).read()
-        got = hashlib.sha256(data).hexdigest()
-    except FileNotFoundError:
-        data, got = b"", "nothing"
+    except FileNotFoundError as error:
+        raise PipelineError(
+            f"{where} is missing, its sidecar says that it is complete: delete the sidecar and codes.json, and encode "
+            "again as before"
+        ) from error
+    got = hashlib.sha256(data).hexdigest()
     if got != part.sha256:
         raise PipelineError(
-            f"{without_credentials(part.path)} is damaged: expected SHA-256 {part.sha256[:16]}…, got {got[:16]}…: "
-            "delete it, its sidecar and codes.json, and encode again as before"
+            f"{where} is damaged: expected SHA-256 {part.sha256[:16]}…, got {got[:16]}…: delete it, its sidecar and "
+            "codes.json, and encode again as before"
         )
     return pa.BufferReader(data)
 

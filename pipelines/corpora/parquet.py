@@ -65,8 +65,21 @@ def list_files(root: str, found: FileStream) -> Listing:
 
 def _entry_schema(file: File) -> pa.Schema:
     names, schema = _listed_columns(file)
-    others = [schema.field(name).remove_metadata() for name in names if name not in ("id", "uri")]
+    others = [pa.field(name, _plain(schema.field(name).type)) for name in names if name not in ("id", "uri")]
     return pa.schema([*BASE_SCHEMA, *others])
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return a type without dictionaries: files of one corpus, and row groups of one file, have different ones."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_plain(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _plain(field.type)) for field in kind])
+    return kind
 
 
 def _listed_columns(file: File) -> tuple[list[str], pa.Schema]:

@@ -1,12 +1,13 @@
-"""Work lists: a corpus, listed once, as a Parquet file whose row groups are the units of work.
+"""Work lists: a corpus, listed once, as an Arrow file whose record batches are the units of work.
 
-A unit is `unit_images` images, or one tar shard. The file's metadata (`hashlight`) says what was listed and has a
-digest of it, by which a resumed job knows that the corpus is the same. Listing is a stream: memory holds one unit, and
-the file's own index.
+A unit is `unit_images` images, or one tar shard. A last batch, without rows, carries the summary of what was listed,
+with a digest by which a resumed job knows that the corpus is the same. Listing is a stream: memory holds one unit, and
+the file's own index, `INDEX_BYTES` a unit, which is all that a reader holds of it, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.ipc
 
 from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.places.opening import open_place
@@ -26,9 +27,11 @@ from hashlight.pipelines.corpora.listing import SHARDS, Listing
 from hashlight.pipelines.jobs.errors import PipelineError
 
 UNIT_IMAGES = 2000
-# Arrow cannot read a footer with more row groups.
-MAX_UNITS = 1_000_000
+SUFFIX = ".arrow"
+# Where a unit lies in the file: its offset and its lengths. (A Parquet footer, once read, has 4.5 kB a row group.)
+INDEX_BYTES = 24
 _METADATA = b"hashlight"
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 Progress = Callable[[int], None]
 
@@ -72,7 +75,7 @@ def plan_work(
     corpus : str or Path
         A corpus, as in `pipelines.corpora.corpus`.
     output : str or Path
-        The Parquet file to write, local or in a bucket; it appears only when it is complete.
+        The file to write (`.arrow`), local or in a bucket; it appears only when it is complete.
     unit_images : int
         Images per unit. A killed job loses at most one unit per actor.
     progress : callable, optional
@@ -97,66 +100,51 @@ def plan_work(
 def read_work(work: str | Path) -> WorkSummary | None:
     """Return the summary of a work list; None if `work` is something else, such as a corpus."""
     uri = normalise(work)
-    if not split_name(uri)[1].endswith(".parquet") or (is_local(uri) and not Path(uri).is_file()):
+    if not split_name(uri)[1].endswith(SUFFIX) or (is_local(uri) and not Path(uri).is_file()):
         return None
     try:
-        with open_place(uri).open() as raw, pq.ParquetFile(raw) as file:
-            return _summary_of(file.metadata)
-    except (pa.ArrowException, OSError):
+        with open_place(uri).open() as raw:
+            return WorkList(raw).summary
+    except (pa.ArrowException, OSError, PipelineError):
         return None
 
 
 class WorkList:
-    """An open work list, whose units are read by number. Not to be shared between threads."""
+    """An open work list, whose units are read by number. Not to be shared between threads.
+
+    Raises
+    ------
+    PipelineError
+        If the file is not a work list.
+    """
 
     def __init__(self, raw: pa.NativeFile) -> None:
-        self._file = pq.ParquetFile(raw)
-        summary = _summary_of(self._file.metadata)
-        if summary is None:
-            raise PipelineError("the file is not a work list: `hashlight plan-work` writes one")
-        self.summary = summary
+        self._file = pa.ipc.open_file(raw)
+        self.summary = _summary_of(self._file)
 
     def read(self, unit: int) -> pa.Table:
         """Return the entries of a unit."""
-        return self._file.read_row_group(unit).replace_schema_metadata(None)
-
-    def sizes(self) -> list[int]:
-        """Return the number of entries of each unit."""
-        metadata = self._file.metadata
-        return [metadata.row_group(unit).num_rows for unit in range(metadata.num_row_groups)]
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close(force=True)
+        return pa.Table.from_batches([self._file.get_batch(unit)])
 
 
-def _summary_of(footer: pq.FileMetaData) -> WorkSummary | None:
-    said = (footer.metadata or {}).get(_METADATA)
-    return None if said is None else WorkSummary(**json.loads(said))
+def _summary_of(file: pa.ipc.RecordBatchFileReader) -> WorkSummary:
+    count = file.num_record_batches
+    said = file.get_batch_with_custom_metadata(count - 1).custom_metadata if count else None
+    if said is None or _METADATA not in said:
+        raise PipelineError("the file is not a work list: `hashlight plan-work` writes one")
+    return WorkSummary(**json.loads(said[_METADATA]))
 
 
 def _write(listing: Listing, path: Path, unit_images: int, progress: Progress) -> WorkSummary:
     digest = hashlib.sha256()
     units = entries = 0
     size = 1 if listing.kind == SHARDS else unit_images
-    written = None
-    with RepeatedIds() as ids:
+    with RepeatedIds() as ids, contextlib.ExitStack() as stack:
+        written = None
         for unit in _units(_digested(listing, digest), size):
-            if units == MAX_UNITS:
-                raise PipelineError(
-                    f"{listing.corpus} has more than {MAX_UNITS:,} units, which one work list can hold: "
-                    + (
-                        "list its shards in several corpora"
-                        if listing.kind == SHARDS
-                        else f"choose more than {unit_images:,} images per unit (--unit-images)"
-                    )
-                )
             if written is None:
-                # Dictionaries do not help names that are all different; compression finds what they share.
-                written = pq.ParquetWriter(
-                    path, unit.schema, compression="zstd", use_dictionary=False, write_statistics=False
-                )
-            written.write_table(unit, row_group_size=len(unit))
+                written = stack.enter_context(pa.ipc.new_file(str(path), unit.schema, options=_OPTIONS))
+            written.write_batch(unit)
             ids.add(unit["id"].to_numpy())
             units += 1
             entries += len(unit)
@@ -166,16 +154,17 @@ def _write(listing: Listing, path: Path, unit_images: int, progress: Progress) -
         images = None if listing.kind == SHARDS else entries
         names, skipped = listing.schema.names, dict(listing.skipped)
         summary = WorkSummary(listing.corpus, listing.kind, units, images, names, digest.hexdigest(), skipped)
-        written.add_key_value_metadata({_METADATA: json.dumps(asdict(summary))})
-        written.close()
+        written.write_batch(unit.slice(0, 0), custom_metadata={_METADATA: json.dumps(asdict(summary))})
+        stack.close()
         refuse_repeated_ids(ids, lambda: _tables(path), listing.corpus)
     return summary
 
 
 def _tables(path: Path) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["id", "uri"]):
-            yield pa.Table.from_batches([batch])
+    with pa.memory_map(str(path)) as raw:
+        work = WorkList(raw)
+        for unit in range(work.summary.units):
+            yield work.read(unit)
 
 
 def _digested(listing: Listing, digest: Any) -> Iterator[pa.Table]:
@@ -185,8 +174,8 @@ def _digested(listing: Listing, digest: Any) -> Iterator[pa.Table]:
         yield chunk.entries
 
 
-def _units(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
-    """Cut a stream of tables into tables of `size` rows; the last may have fewer."""
+def _units(tables: Iterator[pa.Table], size: int) -> Iterator[pa.RecordBatch]:
+    """Cut a stream of tables into batches of `size` rows; the last may have fewer."""
     waiting: list[pa.Table] = []
     count = 0
     for table in tables:
@@ -197,8 +186,13 @@ def _units(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
         whole = pa.concat_tables(waiting)
         stop = len(whole) - len(whole) % size
         for start in range(0, stop, size):
-            yield whole.slice(start, size).combine_chunks()
+            yield _as_batch(whole.slice(start, size))
         rest = whole.slice(stop)
         waiting, count = [rest], len(rest)
     if count:
-        yield pa.concat_tables(waiting).combine_chunks()
+        yield _as_batch(pa.concat_tables(waiting))
+
+
+def _as_batch(table: pa.Table) -> pa.RecordBatch:
+    [batch] = table.combine_chunks().to_batches()
+    return batch

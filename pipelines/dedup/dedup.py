@@ -49,6 +49,7 @@ from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind
+from hashlight.pipelines.jobs.nodes import look_at_collection, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.jobs.tasks import run_tasks
 
@@ -157,14 +158,14 @@ def _finish(job: JoinJob, folder: JobFolder, live: Manifest) -> DedupSummary:
     _write_table(place, "clusters.parquet", iter([clusters]), CLUSTERS)
     place.put("gallery.html", _gallery(job, live, clusters))
     chaos.step("dedup:before-summary")
-    summary = _summary(live.rows, sum(said["pairs"] for said in folder.done().values()), clusters)
+    summary = _summary(live.rows, sum(said["pairs"] for _, said in folder.done()), clusters)
     folder.finish("dedup.json", {**asdict(job), "collection": str(open_place(job.collection)), **asdict(summary)})
     return summary
 
 
 def _join_all(job: JoinJob, folder: JobFolder, shards: tuple[ShardSpec, ...], workers: int, progress: Progress) -> None:
     pairs = list(enumerate(itertools.combinations_with_replacement(range(len(shards)), 2)))
-    finished = folder.done()
+    finished = {unit for unit, _ in folder.done()}
     waiting = [(unit, pair) for unit, pair in pairs if unit not in finished]
     done = len(pairs) - len(waiting)
     progress(done, len(pairs))
@@ -173,6 +174,7 @@ def _join_all(job: JoinJob, folder: JobFolder, shards: tuple[ShardSpec, ...], wo
     with ray_session(num_cpus=min(workers, len(waiting))):
         import ray
 
+        refuse_unshared([look_at_collection(job.collection, shards)], {"--output": folder.place.location})
         join = ray.remote(join_shards)
 
         def submit(item: tuple[int, tuple[int, int]]) -> Any:

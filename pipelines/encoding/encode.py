@@ -1,7 +1,7 @@
 """Encode a corpus: images to codes, on Ray Data, losing nothing.
 
-A job is four steps. The corpus is listed once into `plan.parquet`, whose row groups are the units of work. Actors,
-which load the encoder once, read, decode and encode a unit and write its codes under the unit's number, with a sidecar
+A job is four steps. The corpus is listed once into `plan.arrow`, whose batches are the units of work. Actors, which
+load the encoder once, read, decode and encode a unit and write its codes under the unit's number, with a sidecar
 that says they are complete. Rejects are gathered. `codes.json` is written last, and says that the folder is complete.
 
 ::
@@ -9,7 +9,7 @@ that says they are complete. Rejects are gathered. `codes.json` is written last,
     CODES/
       codes.json         bits, encoder fingerprint, counts; written last
       job.json           what the codes depend on: corpus, digest of its listing, encoder, what is kept
-      plan.parquet       the work list (`pipelines.corpora.work`), one row group per unit
+      plan.arrow         the work list (`pipelines.corpora.work`), one batch per unit
       parts/00000.parquet   id, code, uri and attributes of the unit's good images; features and thumbnails if asked for
       sidecars/00000.json   says the part is complete: codes, rejects, seconds of each step, SHA-256
       rejects.parquet    id, uri, kind and reason of every image that could not be encoded
@@ -42,18 +42,20 @@ from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import map_ahead
-from hashlight.engine.places.uris import normalise, without_credentials
+from hashlight.engine.places.uris import BUCKET_SCHEMES, is_local, normalise, without_credentials
 from hashlight.pipelines.codes.encoder import load_encoder, save_encoder
-from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, THUMBNAIL_COLUMN, part_name
+from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, PLAN, THUMBNAIL_COLUMN, part_name
 from hashlight.pipelines.codes.summary import SUMMARY, EncodeSummary
-from hashlight.pipelines.corpora.listing import told
+from hashlight.pipelines.corpora.listing import SOURCE, told
 from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, REPEATED, RETRIED, Reason
 from hashlight.pipelines.corpora.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
+from hashlight.pipelines.encoding.actors import Stage, plan_actors
 from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, units_to_retry, write_rejects
 from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings, reject_rows
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, OtherJobError
+from hashlight.pipelines.jobs.nodes import look, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
 
 logger = logging.getLogger(__name__)
@@ -143,8 +145,8 @@ def encode_corpus(
     batch_size : int
         Images decoded at a time by an actor; it does not affect the codes.
     actors : int, optional
-        Processes that run the model: by default, and at most, one per GPU of the Ray cluster, or one per core without
-        GPUs.
+        Processes that run the model; by default one per GPU of the Ray cluster, or one per core without GPUs. If there
+        is no room for all of them, the others start when nodes join.
     features : bool
         Keep the fine features too, float16, for re-ranking: 2 bytes per dimension and image.
     thumbnail : int
@@ -223,7 +225,7 @@ def _finished_job(folder: JobFolder, corpus: str | Path, encoder: str | Path) ->
     work = read_work(corpus)
     name = without_credentials(normalise(corpus)) if work is None else work.corpus
     folder.begin({**identity, "corpus": name, "encoder": load_encoder(encoder).fingerprint}, overwrite=False)
-    with folder.place.open("plan.parquet") as raw:
+    with folder.place.open(PLAN) as raw:
         job = _Job(folder, identity, WorkList(raw).summary)
     if left := job.work.units - len(folder.units()):
         raise PipelineError(
@@ -260,7 +262,7 @@ def _plan(
 ) -> _Job:
     """List the corpus and write the plan, unless an interrupted job left the same; nothing is removed before that."""
     output = folder.place
-    with output.scratch("plan.parquet") as aside:
+    with output.scratch(PLAN) as aside:
         work = read_work(corpus)
         if work is None:
             work = plan_work(corpus, aside, unit_images=unit_images)
@@ -277,10 +279,10 @@ def _plan(
         if overwrite:
             folder.clear()
         _begin(folder, identity)
-        if not output.exists("plan.parquet"):
-            output.put_file("plan.parquet", aside)
+        if not output.exists(PLAN):
+            output.put_file(PLAN, aside)
     save_encoder(encoder, output, "encoder")
-    with output.open("plan.parquet") as raw:
+    with output.open(PLAN) as raw:
         return _Job(folder, identity, WorkList(raw).summary)
 
 
@@ -313,21 +315,15 @@ def _run(
     job: _Job, actors: int | None, settings: dict[str, Any], budget: RejectBudget, progress: Progress
 ) -> tuple[EncodeProgress, int]:
     """Encode the unfinished units; return what was done, and by how many actors."""
-    done = _whole_units(job)
-    state = _begun(
-        job,
-        units=len(done),
-        images=sum(codes + rejects for codes, rejects in done.values()),
-        rejects=sum(rejects for _, rejects in done.values()),
-    )
+    state, waiting = _take_stock(job)
     _refuse_too_many_rejects(job, state, budget)
     progress(state)
-    waiting = [unit for unit in range(job.work.units) if unit not in done]
     if not waiting:
         return state, 0
     job.folder.place.remove("attempts")
     with ray_session(num_cpus=max(actors or 0, usable_cores())):
-        stage = _plan_actors(actors, len(waiting))
+        stage = plan_actors(actors, len(waiting))
+        _refuse_unshared(job, waiting, stage)
         before, first, last = state.images, math.inf, 0.0
         for row in _encode_units(job, waiting, stage, UnitSettings(job=job.folder.name, **stage.settings, **settings)):
             # Rows do not come in the order in which units begin and end.
@@ -370,65 +366,63 @@ def _refuse_too_many_rejects(job: _Job, state: EncodeProgress, budget: RejectBud
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """How many actors, what each takes of its node, and the settings of its units that follow from that."""
-
-    actors: int
-    settings: dict[str, Any]
-    num_cpus: int
-    num_gpus: int | None = None
-
-
-def _plan_actors(actors: int | None, units: int) -> _Stage:
-    """Size actors to the cluster: at most one per GPU, with its share of the cores to decode on, else one per core."""
-    import ray
-
-    found = ray.cluster_resources()
-    cores, gpus = int(found.get("CPU", 1)), int(found.get("GPU", 0))
-    if gpus:
-        share = max(1, cores // gpus)
-        settings = {"device": "cuda", "decoders": max(1, share - 1)}
-        return _Stage(min(actors or gpus, gpus, units), settings, num_cpus=share, num_gpus=1)
-    cores = max(1, cores)
-    return _Stage(min(actors or cores, cores, units), {"device": "cpu", "decoders": 1}, num_cpus=1)
-
-
-def _encode_units(job: _Job, units: list[int], stage: _Stage, settings: UnitSettings) -> Iterator[dict[str, Any]]:
+def _encode_units(job: _Job, units: list[int], stage: Stage, settings: UnitSettings) -> Iterator[dict[str, Any]]:
     import ray.data
 
+    context = ray.data.DataContext.get_current()
     # The unit's own error says more than Ray's, which only says that there was one.
-    ray.data.DataContext.get_current().raise_original_map_exception = True
+    context.raise_original_map_exception = True
+    context.max_consecutive_actor_init_deaths = stage.failed_starts
     # Ray logs the traceback too; silence it, the caller prints one line.
-    for name in ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    items = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MAX_BLOCKS))
-    results = items.map_batches(
+    for name in ("execution.streaming_executor_state", "execution.operators.actor_pool_map_operator"):
+        logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
+    blocks = np.array_split(np.array(units), min(len(units), _MAX_BLOCKS))
+    results = ray.data.from_arrow([pa.table({"unit": block}) for block in blocks]).map_batches(
         EncodeUnits,
         fn_constructor_args=(job.folder.place.location, settings),
         batch_size=1,
         # Of two calls at once, one writes while the other encodes; see `EncodeUnits`.
         compute=ray.data.ActorPoolStrategy(
-            size=stage.actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+            min_size=stage.actors,
+            max_size=stage.max_actors,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
         ),
         num_cpus=stage.num_cpus,
-        num_gpus=stage.num_gpus,
+        num_gpus=stage.num_gpus or None,
     )
     try:
         yield from results.iter_rows()
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         raise PipelineError(
-            f"an encoding process failed ({type(cause).__name__}: {str(cause).splitlines()[0]}); what is finished "
-            "is kept: run the same `hashlight encode` again"
+            f"an encoding process failed ({type(cause).__name__}: {str(cause).strip().splitlines()[-1]}); what is "
+            "finished is kept: run the same `hashlight encode` again"
         ) from error
 
 
-def _whole_units(job: _Job) -> dict[int, tuple[int, int]]:
-    """Return codes and rejects of each finished unit."""
+def _refuse_unshared(job: _Job, units: list[int], stage: Stage) -> None:
+    """Check that the nodes see the folder of codes, and the files of the first and the last image that are left."""
+    with job.folder.place.open(PLAN) as raw:
+        work = WorkList(raw)
+        ends = [work.read(units[0])[SOURCE][0].as_py(), work.read(units[-1])[SOURCE][-1].as_py()]
+    # Others are on no node's disk.
+    files = [source for source in ends if is_local(source) or source.partition("://")[0] in BUCKET_SCHEMES]
+    refuse_unshared([look("--input", job.work.corpus, files)], {"--output": job.folder.place.location}, stage.nodes)
+
+
+def _take_stock(job: _Job) -> tuple[EncodeProgress, list[int]]:
+    """Return what earlier runs did, and the units that are left."""
     sizes = {entry.name: entry.size for entry in job.folder.place.children("parts")}
-    done = job.folder.done(lambda unit, said: sizes.get(Path(part_name(unit)).name) == said["bytes"])
-    return {unit: (said["codes"], said["rejects"]) for unit, said in done.items()}
+    is_done = np.zeros(job.work.units, np.bool_)
+    images = rejects = 0
+    for unit, said in job.folder.done(lambda unit, said: sizes.get(Path(part_name(unit)).name) == said["bytes"]):
+        is_done[unit] = True
+        images += said["codes"] + said["rejects"]
+        rejects += said["rejects"]
+    state = _begun(job, units=int(is_done.sum()), images=images, rejects=rejects)
+    return state, np.flatnonzero(~is_done).tolist()
 
 
 def _try_again(job: _Job, actors: int | None, settings: dict[str, Any], kinds: frozenset[str]) -> int:
@@ -442,7 +436,8 @@ def _try_again(job: _Job, actors: int | None, settings: dict[str, Any], kinds: f
     job.folder.place.remove(SUMMARY)
     job.folder.place.remove("attempts")
     with ray_session(num_cpus=max(actors or 0, usable_cores())):
-        stage = _plan_actors(actors, len(units))
+        stage = plan_actors(actors, len(units))
+        _refuse_unshared(job, units, stage)
         again = UnitSettings(job=job.folder.name, retry=kinds, **stage.settings, **settings)
         for _ in _encode_units(job, units, stage, again):
             pass

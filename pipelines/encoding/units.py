@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import io
@@ -22,7 +23,14 @@ from PIL import Image
 from hashlight.encoders.encoder import EncoderOutput
 from hashlight.engine.places.place import Place
 from hashlight.pipelines.codes.encoder import load_encoder
-from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, THUMBNAIL_COLUMN, part_name, stored_features
+from hashlight.pipelines.codes.parts import (
+    CODES,
+    FEATURES_COLUMN,
+    PLAN,
+    THUMBNAIL_COLUMN,
+    part_name,
+    stored_features,
+)
 from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.corpora.labels import attribute_names
 from hashlight.pipelines.corpora.listing import SHARDS, SOURCE
@@ -35,7 +43,7 @@ from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 
-# Ray restarts a dead actor and hands it the same unit, for ever; this limit ends that.
+# Ray restarts a dead actor, also one that dies while it starts, and hands it the same unit, for ever: this ends that.
 _MAX_ATTEMPTS = 5
 _NICER, _NICEST = 5, 19
 STEPS = ("read", "decode", "encode", "write")
@@ -111,8 +119,18 @@ class EncodeUnits:
         self._job = JobFolder(output, CODES, name=settings.job)
         self._output = self._job.place
         self._settings = settings
+        with self._counted_start():
+            self._start()
+        # Guards the work list, the decoding processes and the model, which serve one unit at a time.
+        self._lock = threading.Lock()
+        self._threads = threading.local()
+
+    def _start(self) -> None:
+        """Load and allocate everything before the first unit."""
+        chaos.step("start")
+        settings = self._settings
         self._encoder = load_encoder(self._output.location_of("encoder")).to(settings.device)
-        self._work = WorkList(self._output.open("plan.parquet"))
+        self._work = WorkList(self._output.open(PLAN))
         self._pool = DecodePool(
             self._encoder.config.preprocessing,
             processes=settings.decoders,
@@ -120,15 +138,11 @@ class EncodeUnits:
             thumbnail=settings.thumbnail,
             limits=settings.limits,
         )
-        # Guards the work list, the decoding processes and the model, which serve one unit at a time.
-        self._lock = threading.Lock()
-        self._threads = threading.local()
         self._warm_up()
         # The model and the imported modules live as long as the actor: the collector need not scan them every time.
         gc.freeze()
 
     def _warm_up(self) -> None:
-        """Load and allocate everything before the first unit."""
         rule = self._encoder.config.preprocessing
         shape = (self._settings.batch_size, rule.size, rule.size, rule.channels)
         self._encoder.encode_pixels(np.zeros(shape, np.uint8))
@@ -157,13 +171,21 @@ class EncodeUnits:
             self._threads.niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, _NICEST)
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._threads.niceness)
 
-    def _count_attempt(self, unit: int) -> None:
-        name = f"attempts/{unit:05d}"
+    @contextlib.contextmanager
+    def _counted_start(self) -> Iterator[None]:
+        """Count the starts of this actor, which Ray repeats without end if its process dies."""
+        name = f"start-{_actor_id()}"
+        self._count_attempt(name, "an encoding process was started")
+        yield
+        self._output.remove(f"attempts/{name}")
+
+    def _count_attempt(self, name: str, what: str) -> None:
+        name = f"attempts/{name}"
         before = int(self._output.read(name)) if self._output.exists(name) else 0
         if before == _MAX_ATTEMPTS:
             raise PipelineError(
-                f"unit {unit} was begun {before} times and its process died every time: is a node out of memory? Try "
-                "a smaller --batch-size"
+                f"{what} {before} times and its process died every time: is a node out of memory? Try a smaller "
+                "--batch-size"
             )
         self._output.put(name, str(before + 1).encode(), durable=False)
 
@@ -181,7 +203,7 @@ class EncodeUnits:
         A tar has to be read from its start for any of its images, and may have more of them now: all are encoded again.
         """
         with self._lock:
-            self._count_attempt(unit)
+            self._count_attempt(f"{unit:05d}", f"unit {unit} was begun again")
             entries = self._work.read(unit)
             if self._work.summary.kind == SHARDS:
                 found, encoded = self._encode_entries(entries)
@@ -216,7 +238,7 @@ class EncodeUnits:
 
     def _encode_unit(self, unit: int) -> dict[str, Any]:
         with self._lock:
-            self._count_attempt(unit)
+            self._count_attempt(f"{unit:05d}", f"unit {unit} was begun")
             chaos.step("unit", unit)
             entries, encoded = self._encode_entries(self._work.read(unit))
         chaos.step("encoded", unit)
@@ -281,6 +303,14 @@ class EncodeUnits:
             "seconds": {step: round(spent, 4) for step, spent in encoded.seconds.items()},
             **_describe(part),
         }
+
+
+def _actor_id() -> str:
+    """Return the id of the actor that this process is, the same after a restart, or of the process itself."""
+    import ray
+
+    actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+    return actor or str(os.getpid())
 
 
 def reject_rows(output: Place, unit: int, reasons: dict[int, Reason]) -> None:

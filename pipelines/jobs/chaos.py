@@ -10,7 +10,8 @@ environment variable `HASHLIGHT_CHAOS` names a folder with `rules.json`, a list 
 ``skip``   let this many pass first (across all processes)
 ``times``  fire this often (across all processes), 1 if left out
 ``do``     ``kill`` this process, ``kill-driver`` (the process whose id is in `driver.pid`), ``no-space`` (raise
-           ENOSPC), ``segfault``, ``hang`` (loop for ever) or ``log`` (do nothing)
+           ENOSPC), ``segfault``, ``hang`` (loop for ever), ``wait`` (until there is a file `go` in the folder) or
+           ``log`` (do nothing)
 =========  ============================================================================================================
 
 Every step passed that a rule names is a line of `steps.log` in that folder.
@@ -24,6 +25,7 @@ import functools
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,9 @@ def _act(what: str, folder: Path) -> None:
     elif what == "hang":
         while True:
             pass
+    elif what == "wait":
+        while not (folder / "go").exists():
+            time.sleep(0.05)
 
 
 on_step(step)

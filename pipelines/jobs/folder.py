@@ -216,22 +216,24 @@ class JobFolder:
         read = self.place.read_many(map(sidecar_name, units))
         return ((unit, _parse(data)) for unit, data in zip(units, read, strict=True))
 
-    def done(self, is_whole: Callable[[int, dict[str, Any]], bool] | None = None) -> dict[int, dict[str, Any]]:
-        """Return the sidecars of this job by unit; those that do not hold are removed.
+    def done(
+        self, is_whole: Callable[[int, dict[str, Any]], bool] | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the finished units of this job, ascending, and their sidecars; those that do not hold are removed.
+
+        A sidecar has the rejects of its unit and may be large: keep only what is needed of each.
 
         Parameters
         ----------
         is_whole : callable, optional
             Whether what a sidecar says about a unit is true; its job is compared in any case.
         """
-        done = {}
         for unit, sidecar in self._read_sidecars():
             is_ours = sidecar is not None and sidecar["job"] == self.name
             if sidecar and is_ours and (is_whole is None or is_whole(unit, sidecar)):
-                done[unit] = sidecar
+                yield unit, sidecar
             else:
                 self.withdraw(unit)
-        return done
 
     # The end.
 

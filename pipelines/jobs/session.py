@@ -47,6 +47,16 @@ def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Have the jobs in this context run on a Ray cluster; without an address they find one, or none, themselves."""
+    if address is None:
+        yield
+        return
+    with ray_session(num_cpus=0, address=address):
+        yield
+
+
+@contextlib.contextmanager
 def _without_backend_notices() -> Iterator[None]:
     """Keep Ray's C++ core from writing notices to the standard error that no user of a job can act on.
 

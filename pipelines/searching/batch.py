@@ -47,6 +47,7 @@ from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind, name_of
+from hashlight.pipelines.jobs.nodes import look, look_at_collection, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.jobs.tasks import run_tasks
 
@@ -200,13 +201,15 @@ def _answer(
     progress: Progress,
 ) -> None:
     """Answer the blocks that have no answers yet."""
-    finished = folder.done()
+    finished = {unit for unit, _ in folder.done()}
     waiting = [block for block in blocks if block.number not in finished]
     done = job.queries - sum(_size(block) for block in waiting)
     progress(done, job.queries)
     if not waiting:
         return
     with ray_session(num_cpus=workers):
+        queries = look("--codes", job.sources[0][0], {block.pieces[0].part.path for block in (waiting[0], waiting[-1])})
+        refuse_unshared([look_at_collection(job.collection, shards), queries], {"--output": folder.place.location})
         for block in _run(job, folder, waiting, shards):
             done += _size(block)
             progress(done, job.queries)

@@ -22,6 +22,7 @@ from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.training.train import Progress, TrainConfig, train
 from hashlight.encoders.training.workers import Workers
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.nodes import look, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
 
 # How often workers may be lost: enough for machines that come and go, not for a fault that kills every attempt.
@@ -70,6 +71,8 @@ def train_with_workers(
         import ray
 
         _refuse_too_many(workers, config.device)
+        weights = [str(config.weights)] if config.weights else []
+        refuse_unshared([look("--weights", weights[0], weights)] if weights else [], {"--output": str(folder)})
         board = ray.remote(num_cpus=0)(_Board).remote()
         job = {
             "board": board,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hashlight.pipelines.cli.console import out, progress_bar
-from hashlight.pipelines.cli.options import OverwriteOption, refuse_missing
+from hashlight.pipelines.cli.options import AddressOption, OverwriteOption, refuse_missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,9 @@ def build(
     ] = True,
     append: Annotated[bool, typer.Option("--append", help="Add to the collection that is there.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Shards built at once, each in up to 3 times its size; one per core.")
+        int | None, typer.Option(min=1, help="Shards built at once here, each in up to 3 times its size; one per core.")
     ] = None,
+    address: AddressOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Build a collection from codes on Ray, or add codes to one."""
@@ -44,8 +45,9 @@ def build(
     from hashlight.engine.places.opening import open_place
     from hashlight.engine.storage.manifest import read_current
     from hashlight.pipelines.building.build import build_collection
+    from hashlight.pipelines.jobs.session import joined
 
-    with progress_bar("building") as report:
+    with joined(address), progress_bar("building") as report:
         build_collection(
             codes,
             output,

@@ -12,6 +12,7 @@ import typer
 from hashlight.pipelines.cli.console import encoding_bar, out
 from hashlight.pipelines.cli.options import (
     CORPUS_HELP,
+    AddressOption,
     EncoderOption,
     JsonOption,
     MaxMegapixelsOption,
@@ -32,6 +33,7 @@ class Actors:
     actors: Annotated[
         int | None, typer.Option(min=1, help="Processes that run the model; one per GPU or core if left out.")
     ] = None
+    address: AddressOption = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,7 @@ def encode(
     from hashlight.pipelines.decoding.worker import DecodeLimits
     from hashlight.pipelines.encoding.encode import encode_corpus
     from hashlight.pipelines.encoding.encode import retry_rejects as try_again
+    from hashlight.pipelines.jobs.session import joined
 
     start = time.perf_counter()
     common: dict[str, Any] = {
@@ -93,7 +96,7 @@ def encode(
             pixels=limits.max_megapixels * 1_000_000,
         ),
     }
-    with encoding_bar() as report:
+    with joined(actors.address), encoding_bar() as report:
         if retry_rejects:
             summary = try_again(input, encoder, output, **common)
         else:

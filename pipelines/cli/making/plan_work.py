@@ -14,16 +14,17 @@ from hashlight.pipelines.cli.options import CORPUS_HELP, JsonOption, UnitImagesO
 
 def plan_work(
     corpus: Annotated[str, typer.Argument(help=CORPUS_HELP, callback=refuse_missing)],
-    output: Annotated[str, typer.Option("--output", help="The work list (.parquet).")],
+    output: Annotated[str, typer.Option("--output", help="The work list (.arrow), local or s3://.")],
     unit_images: UnitImagesOption = 2000,
     as_json: JsonOption = False,
 ) -> None:
     """List a corpus once into a work list, which `hashlight encode --input` takes in place of the corpus."""
     from hashlight.pipelines.corpora.listing import told
+    from hashlight.pipelines.corpora.work import SUFFIX
     from hashlight.pipelines.corpora.work import plan_work as write_work
 
-    if not output.partition("?")[0].endswith(".parquet"):
-        raise typer.BadParameter(f"--output must end in .parquet, got {output}")
+    if not output.partition("?")[0].endswith(SUFFIX):
+        raise typer.BadParameter(f"--output must end in {SUFFIX}, got {output}")
     with spinner("listing") as say:
         work = write_work(corpus, output, unit_images=unit_images, progress=lambda n: say(f"listing: {n:,} entries"))
     if as_json:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hashlight.pipelines.cli.console import out, progress_bar
-from hashlight.pipelines.cli.options import CollectionArgument, JsonOption, OverwriteOption
+from hashlight.pipelines.cli.options import AddressOption, CollectionArgument, JsonOption, OverwriteOption
 
 
 def dedup(
@@ -18,15 +18,17 @@ def dedup(
     radius: Annotated[int, typer.Option(min=0, help="Images within this Hamming distance are near-duplicates.")],
     output: Annotated[str, typer.Option("--output", help="Folder for pairs, clusters and a gallery, or s3://.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Pairs of shards joined at once; one per core.")] = None,
+    address: AddressOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find all near-duplicates of a collection on Ray; an interrupted job resumes where it stopped."""
     from hashlight.engine.places.opening import open_place
     from hashlight.pipelines.dedup.dedup import find_duplicates
+    from hashlight.pipelines.jobs.session import joined
 
     start = time.perf_counter()
-    with progress_bar("joining") as report:
+    with joined(address), progress_bar("joining") as report:
         found = find_duplicates(
             collection, output, radius=radius, workers=workers, overwrite=overwrite, progress=report
         )

@@ -12,6 +12,7 @@ import typer
 
 from hashlight.pipelines.cli.console import answers_table, err, out, progress_bar
 from hashlight.pipelines.cli.options import (
+    AddressOption,
     CollectionArgument,
     IndexOption,
     JsonOption,
@@ -70,6 +71,7 @@ class Job:
     """How a job with many queries runs."""
 
     workers: Annotated[int | None, typer.Option(min=1, help="With --codes: tasks at once; one per core.")] = None
+    address: AddressOption = None
     overwrite: OverwriteOption = False
 
 
@@ -97,8 +99,8 @@ def search(
         return
     from hashlight.engine.collection.collection import Collection
 
-    if asked.output is not None:
-        raise typer.BadParameter("--output goes with --codes")
+    if asked.output is not None or job.address is not None:
+        raise typer.BadParameter("--output and --address go with --codes")
     if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
         raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
     _search_image(Collection.open(collection, index=index), asked, reach, encoder, save, as_json)
@@ -136,11 +138,12 @@ def _search_codes(
     collection: str, codes: str, output: str, reach: Reach, index: IndexChoice, job: Job, as_json: bool
 ) -> None:
     from hashlight.engine.places.uris import without_credentials
+    from hashlight.pipelines.jobs.session import joined
     from hashlight.pipelines.searching.batch import search_codes
 
     wanted = reach.wanted
     start = time.perf_counter()
-    with progress_bar("searching") as report:
+    with joined(job.address), progress_bar("searching") as report:
         done = search_codes(
             collection,
             codes,

@@ -57,10 +57,6 @@ def write_codes(folder, codes, ids, *, part_rows=700, fingerprint=FINGERPRINT, m
         pq.write_table(table, path)
         sidecar = {"job": "j", "codes": len(table), "rejects": 0, "sha256": sha256_of(path)}
         (folder / "sidecars" / f"{number:05d}.json").write_text(json.dumps(sidecar))
-    pq.write_table(
-        pa.table({"id": ids}).replace_schema_metadata({"hashlight": json.dumps({"features": False})}),
-        folder / "plan.parquet",
-    )
     summary = {"images": len(ids), "codes": len(ids), "rejects": 0, "bits": BITS, "encoder": fingerprint, "corpus": "c"}
     (folder / "codes.json").write_text(json.dumps(summary))
     return folder

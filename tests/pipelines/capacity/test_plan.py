@@ -58,6 +58,9 @@ def test_a_plan_by_hand():
     assert got["hours to encode"] == pytest.approx(10 * 2**24 * 1e-3 / 8 / 3600)
     build_s = 10 * 2**24 * 1e-6 / 8 + 10 * 2**24 * code / 1e9 / 2
     assert got["hours to build"] == pytest.approx(build_s / 3600)
+    units = 83_887  # of 2,000 images, the last with 160
+    assert (got["units of work"], got["encode, driver"], got["encode, each actor"]) == (units, 450 * units, 24 * units)
+    assert got["build, driver"] == 450 * units + 6_000 * 10 + 16 * 2**24
 
 
 def test_what_binds_decides_the_nodes():

@@ -216,7 +216,7 @@ def test_missing_files_exit_with_2(collection, tmp_path, encoder):
 
 
 def test_a_work_list_stands_for_its_corpus(tmp_path, corpus, codes, encoder):
-    work = tmp_path / "work.parquet"
+    work = tmp_path / "work.arrow"
     result = run("plan-work", corpus, "--output", work, "--unit-images", 100, "--json")
     assert result.exit_code == 0, result.output
     assert {"kind": "images", "units": 3, "images": 300}.items() <= json.loads(result.stdout).items()

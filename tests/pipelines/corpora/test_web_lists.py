@@ -116,8 +116,8 @@ def test_a_missing_package_is_refused_before_anything_is_read(tmp_path):
     pq.write_table(pa.table({"uri": ["sftp://host/b.png"]}), tmp_path / "list.parquet")
     for name in ("list.txt", "list.parquet"):
         with pytest.raises(MissingDependencyError, match="sftp:// needs a package that is not installed"):
-            plan_work(tmp_path / name, tmp_path / "work.parquet")
-    assert not (tmp_path / "work.parquet").exists()
+            plan_work(tmp_path / name, tmp_path / "work.arrow")
+    assert not (tmp_path / "work.arrow").exists()
 
 
 @pytest.fixture

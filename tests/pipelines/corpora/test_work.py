@@ -19,7 +19,6 @@ from PIL import Image
 from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.places.opening import open_place
 from hashlight.pipelines.codes.parts import list_parts
-from hashlight.pipelines.corpora import work
 from hashlight.pipelines.corpora.corpus import list_corpus, read_images, read_uri
 from hashlight.pipelines.corpora.work import WorkList, plan_work, read_work
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -65,10 +64,10 @@ def folder(tmp_path):
 
 
 def test_units_are_the_listing_in_order(folder, tmp_path):
-    summary = plan_work(folder, tmp_path / "work.parquet", unit_images=4)
+    summary = plan_work(folder, tmp_path / "work.arrow", unit_images=4)
     assert (summary.units, summary.images, summary.kind) == (3, 10, "images")
-    assert read_work(tmp_path / "work.parquet") == summary
-    units = units_of(tmp_path / "work.parquet")
+    assert read_work(tmp_path / "work.arrow") == summary
+    units = units_of(tmp_path / "work.arrow")
     assert [len(unit) for unit in units] == [4, 4, 2]
     assert pa.concat_tables(units).equals(list_corpus(folder))
     assert [pixel(data) for unit in units for data in read_images(unit)] == [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]
@@ -76,7 +75,7 @@ def test_units_are_the_listing_in_order(folder, tmp_path):
 
 def test_the_digest_changes_with_what_was_listed(folder, tmp_path):
     def digest(**options):
-        return plan_work(folder, tmp_path / "work.parquet", **options).digest
+        return plan_work(folder, tmp_path / "work.arrow", **options).digest
 
     first = digest()
     assert digest(unit_images=3) == first
@@ -87,12 +86,12 @@ def test_the_digest_changes_with_what_was_listed(folder, tmp_path):
 
 
 def test_a_failed_listing_leaves_the_old_work_list(folder, tmp_path):
-    plan_work(folder, tmp_path / "work.parquet")
-    before = (tmp_path / "work.parquet").read_bytes()
+    plan_work(folder, tmp_path / "work.arrow")
+    before = (tmp_path / "work.arrow").read_bytes()
     (tmp_path / "twice.txt").write_text("a.png\nb.png\na.png\n")
     with pytest.raises(PipelineError, match=f"1 ids occur more than once in the corpus, for example {id_of('a.png')}"):
-        plan_work(tmp_path / "twice.txt", tmp_path / "work.parquet")
-    assert (tmp_path / "work.parquet").read_bytes() == before
+        plan_work(tmp_path / "twice.txt", tmp_path / "work.arrow")
+    assert (tmp_path / "work.arrow").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
     assert read_work(tmp_path / "twice.txt") is None
     assert read_work(folder) is None
@@ -137,7 +136,7 @@ def test_webdataset_shards(tmp_path):
     assert [pixel(data) for data in read_images(entries)] == [1, 2, 3]
     assert pixel(next(read_images(entries.slice(1, 1)))) == 2
     assert pixel(read_uri(f"{shards}/1.tar.gz#x/a.png")) == 3
-    summary = plan_work(shards, tmp_path / "work.parquet")
+    summary = plan_work(shards, tmp_path / "work.arrow")
     assert (summary.kind, summary.units, summary.images) == ("shards", 2, None)
 
 
@@ -184,8 +183,8 @@ def test_a_bucket_is_a_corpus_like_a_folder(folder, tmp_path, bucket):
     assert there["uri"][0].as_py() == f"s3://{bucket.name}/photos/class 0/0.png"
     assert list(read_images(there)) == list(read_images(here))
     assert len(list(open_place(bucket.uri("photos")).walk())) == 10
-    summary = plan_work(bucket.uri("photos"), bucket.uri("work/list.parquet"), unit_images=3)
-    assert read_work(bucket.uri("work/list.parquet")) == summary
+    summary = plan_work(bucket.uri("photos"), bucket.uri("work/list.arrow"), unit_images=3)
+    assert read_work(bucket.uri("work/list.arrow")) == summary
     bucket.put("shards/0.tar", tar_of({"a.png": png(1), "b.png": png(2)}))
     assert [pixel(data) for data in read_images(list_corpus(bucket.uri("shards")))] == [1, 2]
     with pytest.raises(PipelineError, match="no corpus at"):
@@ -202,7 +201,7 @@ def test_credentials_in_a_uri_are_used_and_not_shown(folder, tmp_path, bucket):
         listed = list_corpus(f"{with_key}/{name}?{query}")
         assert listed["uri"][0].as_py() == f"s3://{bucket.name}/photos/class 0/0.png"
         assert next(read_images(listed)) == (folder / "class 0" / "0.png").read_bytes()
-    summary = plan_work(f"{with_key}/photos?{query}", tmp_path / "work.parquet")
+    summary = plan_work(f"{with_key}/photos?{query}", tmp_path / "work.arrow")
     assert summary.corpus == f"s3://{bucket.name}/photos"
     bucket.put("photos/x.parquet", b"")
     for name in ("nothing", "photos"):
@@ -229,15 +228,6 @@ def test_repeated_ids_are_found_in_memory_and_on_disk(size):
         for part in np.array_split(np.concatenate([ids, repeated, repeated[:2]]), 7):
             check.add(part)
         assert sorted(check.find()) == sorted(repeated)
-
-
-def test_more_units_than_a_work_list_holds_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "MAX_UNITS", 3)
-    for number in range(8):
-        (tmp_path / f"{number}.png").write_bytes(png(number))
-    with pytest.raises(PipelineError, match=r"more than 3 units.*more than 2 images per unit \(--unit-images\)"):
-        plan_work(tmp_path, tmp_path / "out" / "work.parquet", unit_images=2)
-    assert plan_work(tmp_path, tmp_path / "out" / "work.parquet", unit_images=3).units == 3
 
 
 def test_parts_are_in_the_order_of_their_numbers(tmp_path):

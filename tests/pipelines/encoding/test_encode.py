@@ -275,7 +275,7 @@ def test_a_hostile_corpus_in_a_bucket_is_encoded_into_one(tmp_path, bucket, wild
 
 def test_too_many_rejects_stop_a_job_that_can_resume(tmp_path, hostile_thousand, encoder):
     folder, _ = hostile_thousand
-    work = tmp_path / "work.parquet"
+    work = tmp_path / "work.arrow"
     plan_work(folder, work, unit_images=100)
     output = tmp_path / "codes"
     with pytest.raises(PipelineError, match=r"images were rejected so far, more than --max-rejects 1% allows"):

@@ -68,7 +68,7 @@ class Job:
 
 
 def outputs(folder):
-    names = ["codes.json", "rejects.parquet", "job.json", "plan.parquet"]
+    names = ["codes.json", "rejects.parquet", "job.json", "plan.arrow"]
     files = {name: (folder / name).read_bytes() for name in names}
     parts = {path.name: path.read_bytes() for path in sorted((folder / "parts").iterdir())}
     assert len(parts) == UNITS
@@ -143,7 +143,7 @@ def test_actor_killed_at_random_steps(job, undisturbed, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["job.json", "plan.parquet", "rejects.parquet", "stats.json", "codes.json"])
+@pytest.mark.parametrize("step", ["job.json", "plan.arrow", "rejects.parquet", "stats.json", "codes.json"])
 @pytest.mark.parametrize("when", ["aside", "published"])
 def test_driver_killed_at_every_step_of_its_own(job, undisturbed, step, when):
     code, _ = job.run({"step": when, "key": step, "do": "kill"})

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.engine.places.opening import open_place
@@ -22,10 +21,12 @@ from hashlight.pipelines.corpora.work import WorkSummary, plan_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding import encode
 from hashlight.pipelines.encoding import units as encode_units
+from hashlight.pipelines.encoding.actors import fit_actors
 from hashlight.pipelines.encoding.rejects import RejectBudget, write_rejects
 from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
+from hashlight.pipelines.jobs.nodes import Node
 
 OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": DecodeLimits()}
 
@@ -33,7 +34,7 @@ OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": Decode
 @pytest.fixture
 def folder(tmp_path, corpus, encoder):
     """An output as it is when its units begin: three units of 100 images."""
-    plan_work(corpus, tmp_path / "codes" / "plan.parquet", unit_images=100)
+    plan_work(corpus, tmp_path / "codes" / "plan.arrow", unit_images=100)
     shutil.copytree(encoder, tmp_path / "codes" / "encoder")
     return tmp_path / "codes"
 
@@ -50,22 +51,44 @@ def ours(folder):
     return JobFolder(folder, CODES, name="ours")
 
 
+def nodes(*resources):
+    return [Node(f"{number:032x}", f"10.0.0.{number}", cpus, gpus) for number, (cpus, gpus) in enumerate(resources)]
+
+
 @pytest.mark.parametrize(
     ("cluster", "actors", "units", "expected"),
     [
-        ({"CPU": 64.0}, None, 1000, (64, "cpu", 1)),
-        ({"CPU": 64.0}, 3, 1000, (3, "cpu", 1)),
-        ({"CPU": 2.0}, 8, 1000, (2, "cpu", 1)),
-        ({"CPU": 64.0}, None, 5, (5, "cpu", 1)),
-        ({"CPU": 64.0, "GPU": 8.0}, None, 1000, (8, "cuda", 7)),
-        ({"CPU": 64.0, "GPU": 8.0}, 2, 1000, (2, "cuda", 7)),
-        ({"CPU": 64.0, "GPU": 8.0}, 20, 1000, (8, "cuda", 7)),
+        (nodes((64, 0)), None, 1000, (64, 1000, "cpu", 1, 1)),
+        (nodes((64, 0)), 3, 1000, (3, 3, "cpu", 1, 1)),
+        (nodes((2, 0)), 8, 1000, (2, 8, "cpu", 1, 1)),
+        (nodes((64, 0)), None, 5, (5, 5, "cpu", 1, 1)),
+        (nodes((64, 8)), None, 1000, (8, 1000, "cuda", 8, 7)),
+        (nodes((64, 8)), 2, 1000, (2, 2, "cuda", 8, 7)),
+        (nodes((64, 8)), 20, 1000, (8, 20, "cuda", 8, 7)),
+        # All cores over all GPUs, 33 and 34, are on no node.
+        (nodes((32, 0), (1, 1)), 4, 1000, (1, 4, "cuda", 1, 1)),
+        (nodes((32, 0), (32, 4), (4, 2)), None, 1000, (6, 1000, "cuda", 2, 1)),
+        # A node may give out GPUs alone, and a head nothing at all.
+        (nodes((16, 1), (0, 2)), None, 1000, (3, 1000, "cuda", 0, 1)),
+        (nodes((0, 0), (2, 0), (1.5, 0)), None, 1000, (3, 1000, "cpu", 1, 1)),
     ],
 )
-def test_actors_are_as_many_as_the_cluster_has_room_for(monkeypatch, cluster, actors, units, expected):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: cluster)
-    stage = encode._plan_actors(actors, units)
-    assert (stage.actors, stage.settings["device"], stage.settings["decoders"]) == expected
+def test_actors_are_as_many_as_the_nodes_have_room_for(cluster, actors, units, expected):
+    stage = fit_actors(cluster, actors, units)
+    settings = stage.settings["device"], stage.num_cpus, stage.settings["decoders"]
+    assert (stage.actors, stage.max_actors, *settings) == expected
+    # An oracle that places them one by one.
+    left = {node.id: [node.cpus, node.gpus] for node in cluster}
+    for _ in range(stage.actors):
+        fitting = [node for node in left.values() if node[0] >= stage.num_cpus and node[1] >= stage.num_gpus]
+        assert fitting, "an actor would wait for ever"
+        fitting[0][0] -= stage.num_cpus
+        fitting[0][1] -= stage.num_gpus
+
+
+def test_a_cluster_that_has_nothing_to_give_is_refused():
+    with pytest.raises(PipelineError, match=r"none: 10\.0\.0\.0 \(000000\) has 0 CPUs, .* has 0\.5 CPUs"):
+        fit_actors(nodes((0, 0), (0.5, 0)), 2, 10)
 
 
 def test_the_rate_covers_the_time_from_the_first_begin_to_the_last_end(monkeypatch, tmp_path):
@@ -84,7 +107,8 @@ def test_the_rate_covers_the_time_from_the_first_begin_to_the_last_end(monkeypat
         for started, ended in times
     ]
     monkeypatch.setattr(encode, "ray_session", lambda **_: contextlib.nullcontext())
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(encode, "plan_actors", lambda *_: fit_actors(nodes((2, 0)), None, 3))
+    monkeypatch.setattr(encode, "_refuse_unshared", lambda *_: None)
     monkeypatch.setattr(encode, "_encode_units", lambda *_: iter(rows))
     state, _ = encode._run(job, None, OPTIONS, RejectBudget(), lambda _state: None)
     assert (state.images, state.rejects, state.images_per_s) == (300, 30, 300 / 6)
@@ -111,7 +135,7 @@ def test_a_name_that_occurs_twice_in_a_shard_and_attributes_that_come_late(tmp_p
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     folder = tmp_path / "codes"
-    plan_work(tmp_path / "shards", folder / "plan.parquet")
+    plan_work(tmp_path / "shards", folder / "plan.arrow")
     shutil.copytree(encoder, folder / "encoder")
     units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
     row = units({"unit": np.arange(2)})
@@ -140,7 +164,7 @@ def test_of_images_with_one_id_in_two_shards_the_later_is_a_reject(tmp_path, cor
                 member.size = len(images[row])
                 tar.addfile(member, io.BytesIO(images[row]))
     folder = tmp_path / "codes"
-    summary = plan_work(tmp_path / "shards", folder / "plan.parquet")
+    summary = plan_work(tmp_path / "shards", folder / "plan.arrow")
     shutil.copytree(encoder, folder / "encoder")
     ids = {"1.tar#2.png": 7, "2.tar#2.png": 7, "0.tar#0.png": 7}
     hashed = webdataset.hashed_ids
@@ -156,7 +180,8 @@ def test_of_images_with_one_id_in_two_shards_the_later_is_a_reject(tmp_path, cor
         encode._reject_repeated(job)
         gathered = write_rejects(job.folder, range(3))
         assert (gathered.codes, gathered.rejects) == (10, 2)
-        assert encode._whole_units(job) == {0: (4, 0), 1: (3, 1), 2: (3, 1)}
+        state, waiting = encode._take_stock(job)
+        assert (state.units, state.images, state.rejects, waiting) == (3, 12, 2, [])
     assert pq.read_table(folder / part_name(1)).equals(whole.take([0, 1, 3]))
     rejects = pq.read_table(folder / "rejects.parquet").to_pylist()
     assert [reject["uri"] for reject in rejects] == [f"{tmp_path}/shards/{number}.tar#2.png" for number in (1, 2)]

@@ -21,20 +21,20 @@ def job(tmp_path):
 def test_the_first_sidecar_of_a_unit_counts(job):
     assert job.publish(3, {"sum": 6})["sum"] == 6
     assert job.publish(3, {"sum": 7})["sum"] == 6
-    assert {unit: said["sum"] for unit, said in job.done().items()} == {3: 6}
+    assert {unit: said["sum"] for unit, said in job.done()} == {3: 6}
 
 
 def test_the_same_identity_resumes_and_another_is_refused_with_what_differs(job, tmp_path):
     job.publish(0, {"sum": 1})
     again = JobFolder(tmp_path / "job", KIND)
     again.begin(dict(reversed(ASKED.items())), overwrite=False)
-    assert list(again.done()) == [0]
+    assert list(dict(again.done())) == [0]
     with pytest.raises(OtherJobError, match=r"base 10 \(asked: 16\)") as refused:
         again.begin({**ASKED, "base": 16}, overwrite=False)
     assert refused.value.different == ["base"]
-    assert list(again.done()) == [0], "a refused job removes nothing"
+    assert list(dict(again.done())) == [0], "a refused job removes nothing"
     again.begin({**ASKED, "base": 16}, overwrite=True)
-    assert again.done() == {}
+    assert dict(again.done()) == {}
 
 
 @pytest.mark.parametrize("damaged", [b"", b'{"job": "', b"[]", b"{}", b"\xff"])
@@ -45,7 +45,7 @@ def test_a_unit_with_a_damaged_sidecar_is_repeated(job, tmp_path, damaged):
     with pytest.raises(PipelineError, match=r"00001\.json is damaged: delete it and run the same command again"):
         job.sidecar(1)
     assert list(job.sidecars()) == [0]
-    assert list(job.done()) == [0]
+    assert list(dict(job.done())) == [0]
     assert job.sidecar(1) is None
     assert job.publish(1, {"sum": 2})["sum"] == 2
 
@@ -56,7 +56,7 @@ def test_units_of_another_job_do_not_count(job, tmp_path):
     path.write_text(json.dumps({"job": "another", "sum": 5}))
     with pytest.raises(PipelineError, match=r"published by another job meanwhile \(another, this one is"):
         job.sidecar(0)
-    assert job.done() == {}
+    assert dict(job.done()) == {}
     assert not path.exists()
 
 
@@ -64,7 +64,7 @@ def test_files_that_are_no_sidecars_are_left_alone(job, tmp_path):
     job.publish(12, {"sum": 1})
     (tmp_path / "job" / "sidecars" / "notes.txt").write_text("mine")
     assert job.units() == [12]
-    assert list(job.done()) == [12]
+    assert list(dict(job.done())) == [12]
 
 
 @pytest.mark.parametrize("marker", [None, {"pictures": 3}])
