@@ -57,8 +57,12 @@ def native():
 
 def fill(folder, units, rejects):
     """A folder of codes whose units each have this many rejects."""
-    rejected = [{"id": row, "uri": f"/data/{row:09d}.jpg", "reason": f"damaged: byte {row}"} for row in range(rejects)]
-    said = {"job": "j", "codes": 10, "rejects": rejects, "rejected": rejected, "bytes": 1, "sha256": "a" * 64}
+    rejected = [
+        {"id": row, "uri": f"/data/{row:09d}.jpg", "kind": "format", "reason": f"damaged: byte {row}"}
+        for row in range(rejects)
+    ]
+    counts = {"codes": 10, "rejects": rejects, "skipped": {}, "left_out": []}
+    said = {"job": "j", **counts, "rejected": rejected, "bytes": 1, "sha256": "a" * 64}
     for name in ("parts", "sidecars"):
         (folder / name).mkdir(parents=True)
     for unit in range(units):
