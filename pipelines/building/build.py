@@ -21,9 +21,8 @@ from hashlight.engine.collection.writer import JOB_FOLDER, CollectionWriter, ref
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.places.place import Place
 from hashlight.engine.places.reading import map_ahead
-from hashlight.engine.places.uris import without_credentials
+from hashlight.engine.places.uris import split_name, without_credentials
 from hashlight.engine.storage.attributes import RESERVED
 from hashlight.engine.storage.manifest import ShardSpec, parse_shard, read_all
 from hashlight.engine.storage.shard import read_ids
@@ -108,7 +107,6 @@ def build_collection(
         at_once = min(workers or usable_cores(), shards)
         tasks = _plan(job, corpus, shards, tables=tables, output=place.location, at_once=at_once)
         with ray_session(num_cpus=at_once):
-            _refuse_unshared(corpus, place)
             _write_shards(job, tasks, writer, append=append, progress=progress or (lambda _done, _total: None))
         _commit(job, corpus, writer)
 
@@ -152,11 +150,6 @@ def _begin(job: JobFolder, writer: CollectionWriter, identity: dict[str, Any], *
     job.begin(identity, overwrite=overwrite or left <= live)
 
 
-def _refuse_unshared(corpus: _Codes, output: Place) -> None:
-    ends = [corpus.parts[0].path, corpus.parts[-1].path]
-    refuse_unshared([look("--codes", str(corpus.location), ends)], {"--output": output.location})
-
-
 def _plan(job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: str, at_once: int) -> list[ShardJob]:
     cuts = cut_parts(corpus.parts, split_rows(corpus.rows, shards))
     return [
@@ -185,6 +178,8 @@ def _write_shards(
     specs = {number: parse_shard(said["shard"]) for number, said in done}
     waiting = [task for task in tasks if task.number not in specs]
     progress(len(specs), len(tasks))
+    ends = [tasks[0].pieces[0].part.path, tasks[-1].pieces[-1].part.path]
+    refuse_unshared([look("--codes", split_name(ends[0])[0], ends)], {"--output": writer.place.location})
     build = ray.remote(build_shard)
     with RepeatedIds() as ids:
         for spec in (*old, *specs.values()):
