@@ -42,7 +42,20 @@ def ray_session(s3_credentials):
 
     # The workers' default niceness, 15, lets other work on the machine starve them.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    for attempts_left in reversed(range(10)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=100_000_000,
+                log_to_driver=False,
+            )
+            break
+        except Exception as error:  # Ray gives its processes 30 seconds to start, which a busy machine exceeds
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or not attempts_left:
+                raise
     yield
     ray.shutdown()
 
