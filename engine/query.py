@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from hashlight.engine.codes import MAX_ANSWERS, as_integer, check_k, check_limit, check_radius
+from hashlight.engine.filters.parameters import Parameters
 
 Kind = Literal["nearest", "within"]
 
@@ -25,6 +26,8 @@ class Query(NamedTuple):
         With `radius`: keep at most this many nearest answers.
     filter : str or None
         Search only rows whose attributes match; see `engine.filters.filter`.
+    parameters : Parameters or None
+        The lists of ids that `filter` names.
     threads : int or None
         Maximum number of threads for a batch; None: one for a single code, one for each core for a batch.
     explain : bool
@@ -35,6 +38,7 @@ class Query(NamedTuple):
     radius: int | None = None
     limit: int | None = None
     filter: str | None = None
+    parameters: Parameters | None = None
     threads: int | None = None
     explain: bool = False
 
@@ -51,9 +55,10 @@ class Query(NamedTuple):
         TypeError
             If `k`, `radius`, `limit` or `threads` is not a whole number.
         ValueError
-            If one is out of its range, not exactly one of `k` and `radius` is given, or `limit` without `radius`.
+            If one is out of its range, not exactly one of `k` and `radius` is given, `limit` without `radius`, or
+            `parameters` without `filter`.
         """
-        k, radius, limit, filter, threads, explain = self
+        k, radius, limit, filter, parameters, threads, explain = self
         if (k is None) == (radius is None):
             raise ValueError(f"give exactly one of `k` and `radius`, got k {k} and radius {radius}")
         if k is not None:
@@ -62,7 +67,9 @@ class Query(NamedTuple):
             k = check_k(k, rows=rows)
         else:
             radius, limit = check_radius(radius, bits=bits), check_limit(limit)
-        return Query(k, radius, limit, filter, check_threads(threads), explain)
+        if parameters is not None and filter is None:
+            raise ValueError("`parameters` are named by `filter`, got none: write `id in :name` or `id not in :name`")
+        return Query(k, radius, limit, filter, parameters, check_threads(threads), explain)
 
 
 def check_threads(threads: object) -> int | None:

@@ -47,6 +47,8 @@ class Search:
         options["allow_partial"] = self.allow_partial
         if query.filter is not None:
             options["filter"] = query.filter
+        if query.parameters is not None:
+            options["parameters"] = {name: values.tolist() for name, values in query.parameters.items()}
         if self.rerank is not None:
             options["rerank"] = {"pool": self.rerank.pool, "metric": self.rerank.metric}
         if self.include:

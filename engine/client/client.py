@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hashlight.engine.client.calls import Describe, Encode, Get, Ready, Search, Thumbnail, check_include
 from hashlight.engine.client.http import MAX_RETRIES, AsyncHttpTransport, HttpTransport
 from hashlight.engine.client.queries import Code, Image, is_url, read_ids, read_images, read_queries
 from hashlight.engine.client.results import Items, SearchResponse
 from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class SearchClient:
         k: int = 10,
         *,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         rerank: Rerank | None = None,
         include: Sequence[str] = (),
         allow_partial: bool = True,
@@ -119,6 +121,9 @@ class SearchClient:
         k : int
         filter : str, optional
             Only items whose attributes match, such as `'label == 3 and price < 5.5'`; see `engine.filters.filter`.
+        parameters : mapping of str to sequence of int, optional
+            Lists of ids that `filter` names, at most 250,000 numbers in all: `filter="id not in :seen"` with
+            `parameters={"seen": ids}`.
         rerank : Rerank, optional
             Re-rank a pool of nearest codes (`Rerank(pool=100)`) by fine features; queries must be images or ids.
         include : sequence of {"attributes", "code", "explain"}
@@ -132,7 +137,7 @@ class SearchClient:
         SearchResponse
             One entry for each query, in order, even for a single query.
         """
-        query = Query(k=k, filter=filter)
+        query = Query(k=k, filter=filter, parameters=Parameters.of(parameters))
         return self._search(queries, query, include, allow_partial, timeout_s, rerank)
 
     def range_search(
@@ -142,6 +147,7 @@ class SearchClient:
         limit: int = 100,
         *,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         include: Sequence[str] = (),
         allow_partial: bool = False,
         timeout_s: float | None = None,
@@ -156,10 +162,10 @@ class SearchClient:
             Keep this many nearest items of each query; `truncated` of its hits says whether there were more.
         allow_partial : bool
             If not set, a missing shard raises IncompleteError.
-        queries, filter, include, timeout_s
+        queries, filter, parameters, include, timeout_s
             As in `search`.
         """
-        query = Query(radius=radius, limit=limit, filter=filter)
+        query = Query(radius=radius, limit=limit, filter=filter, parameters=Parameters.of(parameters))
         return self._search(queries, query, include, allow_partial, timeout_s)
 
     def stream_search(
@@ -284,13 +290,14 @@ class AsyncSearchClient:
         k: int = 10,
         *,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         rerank: Rerank | None = None,
         include: Sequence[str] = (),
         allow_partial: bool = True,
         timeout_s: float | None = None,
     ) -> SearchResponse:
         """See `SearchClient.search`."""
-        query = Query(k=k, filter=filter)
+        query = Query(k=k, filter=filter, parameters=Parameters.of(parameters))
         return await self._search(queries, query, include, allow_partial, timeout_s, rerank)
 
     async def range_search(
@@ -300,12 +307,13 @@ class AsyncSearchClient:
         limit: int = 100,
         *,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         include: Sequence[str] = (),
         allow_partial: bool = False,
         timeout_s: float | None = None,
     ) -> SearchResponse:
         """See `SearchClient.range_search`."""
-        query = Query(radius=radius, limit=limit, filter=filter)
+        query = Query(radius=radius, limit=limit, filter=filter, parameters=Parameters.of(parameters))
         return await self._search(queries, query, include, allow_partial, timeout_s)
 
     async def stream_search(

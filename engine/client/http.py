@@ -241,7 +241,7 @@ def _search_request(
     path = "/v1/search" if call.query.kind == "nearest" else "/v1/range_search"
     options = {**call.options(), "timeout_ms": timeout_ms}
     headers = {"Accept": _ARROW}
-    short = "rerank" not in options and len(options.get("filter", "")) <= _MAX_FILTER
+    short = not options.keys() & {"rerank", "parameters"} and len(options.get("filter", "")) <= _MAX_FILTER
     if isinstance(call.queries, np.ndarray) and len(call.queries) > _JSON_CODES and short:
         params = {name: _as_text(value) for name, value in options.items()}
         headers["Content-Type"] = _ARROW

@@ -9,7 +9,7 @@ from typing import Any, Self, cast, overload
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hashlight.engine.codes import (
     WORD_BITS,
@@ -29,13 +29,14 @@ from hashlight.engine.collection.rerank import (
 from hashlight.engine.collection.shard_set import ShardSet
 from hashlight.engine.collection.writer import CollectionWriter, split_rows
 from hashlight.engine.errors import IdNotFoundError
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.ids import check_ids, next_ids
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, RerankResult, Result, SearchResult
-from hashlight.engine.storage.attributes import RESERVED
+from hashlight.engine.storage.columns import check_columns
 from hashlight.engine.storage.manifest import Manifest, close_held, read_held
 from hashlight.engine.storage.mirror import mirror
 from hashlight.engine.storage.shard import Shard
@@ -232,6 +233,7 @@ class Collection:
         k: int = 10,
         *,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         rerank: None = None,
         features: None = None,
         threads: int | None = None,
@@ -245,6 +247,7 @@ class Collection:
         k: int = 10,
         *,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         rerank: Rerank,
         features: NDArray[np.floating[Any]],
         threads: int | None = None,
@@ -257,6 +260,7 @@ class Collection:
         k: int = 10,
         *,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         rerank: Rerank | None = None,
         features: NDArray[np.floating[Any]] | None = None,
         threads: int | None = None,
@@ -272,6 +276,9 @@ class Collection:
         filter : str, optional
             Search only rows whose attributes match, such as `'label == 3 and price < 5.5'`; see
             `engine.filters.filter`.
+        parameters : mapping of str to sequence of int, optional
+            Lists of ids that `filter` names, at most 250,000 numbers in all: `filter="id not in :seen"` with
+            `parameters={"seen": ids}`.
         rerank : Rerank, optional
             Take a pool of codes, by size or within a radius, and order it by fine features.
         features : ndarray of float, shape (Q, F), with `rerank` only
@@ -292,7 +299,8 @@ class Collection:
         TypeError, ValueError
             If codes, features or filter do not fit the collection, or it has no features.
         """
-        query = Query(k=k, filter=filter, threads=threads, explain=explain)
+        lists = Parameters.of(parameters)
+        query = Query(k=k, filter=filter, parameters=lists, threads=threads, explain=explain)
         return cast(SearchResult | RerankResult, self.answer(queries, query, rerank=rerank, features=features))
 
     def range_search(
@@ -302,6 +310,7 @@ class Collection:
         limit: int | None = None,
         *,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> RangeResult:
@@ -314,14 +323,21 @@ class Collection:
             Inclusive, 0 to `bits`.
         limit : int, optional
             Keep at most this many nearest answers of each query; `truncated` says whether there were more.
-        filter, threads, explain
+        filter, parameters, threads, explain
             As in `search`.
 
         Returns
         -------
         RangeResult
         """
-        query = Query(radius=radius, limit=limit, filter=filter, threads=threads, explain=explain)
+        query = Query(
+            radius=radius,
+            limit=limit,
+            filter=filter,
+            parameters=Parameters.of(parameters),
+            threads=threads,
+            explain=explain,
+        )
         return cast(RangeResult, self.answer(queries, query))
 
     @overload
@@ -556,9 +572,5 @@ def _as_table(attributes: pa.Table | Mapping[str, Any] | None, *, rows: int) -> 
     table = attributes if isinstance(attributes, pa.Table) else pa.table(dict(attributes))
     if len(table) != rows:
         raise ValueError(f"`attributes` must have {rows} rows, one per code, got {len(table)}")
-    reserved = RESERVED & set(table.column_names)
-    if reserved:
-        raise ValueError(
-            f"`attributes` must not be named {sorted(reserved)}, which are columns of answers themselves: rename them"
-        )
+    check_columns(table.schema)
     return table

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import NoReturn
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from hashlight.engine.filters.evaluation import (
-    COMPARISONS,
     Condition,
-    comparable_type,
-    compare,
-    contains,
-    is_in,
-    is_list,
-    is_number,
-    is_text,
+    Ids,
+    has_id_among,
+    holds,
+    is_among,
+    is_like,
     join,
     negate,
-    plain_type,
-    values_of,
 )
+from hashlight.engine.filters.kinds import SIGNS, Kind, Test, is_list, is_text, kind_of
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.tokens import FilterError, Token, tokens_of, unquote
 
 MAX_DEPTH = 50  # of parentheses and negations: far more than people write, far less than Python's stack allows
 MAX_PREDICATES = 100  # each is a pass over all rows
+
+ID = pa.field("id", pa.int64())  # which every collection has
 
 
 class Parser:
@@ -37,15 +37,22 @@ class Parser:
     ----------
     columns : set of str
         The attributes that the text names.
+    on_ids : list of callable
+        The conditions on ids that it names.
+    used : set of str
+        The parameters that it names.
     """
 
-    def __init__(self, text: str, schema: pa.Schema) -> None:
+    def __init__(self, text: str, schema: pa.Schema, parameters: Parameters | None) -> None:
         self._tokens = list(tokens_of(text))
         self._next = 0
         self._depth = 0
         self._predicates = 0
         self._schema = schema
+        self._parameters: Mapping[str, NDArray[np.int64]] = {} if parameters is None else parameters
         self.columns: set[str] = set()
+        self.on_ids: list[Callable[[Ids], pa.Array]] = []
+        self.used: set[str] = set()
 
     def parse(self) -> Condition:
         """Parse the whole text."""
@@ -110,14 +117,14 @@ class Parser:
         if self._here.kind in ("number", "text") or self._here.word in ("true", "false"):
             return self._membership()
         column = self._column()
-        sign = self._here.word
-        if sign in COMPARISONS:
+        if (sign := SIGNS.get(self._here.word)) is not None:
             self._take()
-            return self._comparison(column, COMPARISONS[sign])
+            kind = self._kind(column)
+            return self._where(column, kind.compare(sign, self._value(kind, column)))
         if self._accept("is", "not", "null"):
-            return lambda batch: pc.is_valid(batch.column(column.name))
+            return self._where(column, pc.is_valid)
         if self._accept("is", "null"):
-            return lambda batch: pc.is_null(batch.column(column.name))
+            return self._where(column, pc.is_null)
         negated = self._accept("not")
         if self._accept("in"):
             condition = self._one_of(column)
@@ -127,43 +134,73 @@ class Parser:
             self._fail("`in` or `like`" if negated else "a comparison, `in`, `like` or `is [not] null`")
         return negate(condition) if negated else condition
 
+    def _where(self, column: pa.Field, test: Test) -> Condition:
+        """Return the condition that the values of a column pass a test."""
+        name = column.name
+        if name in self.columns:
+            return lambda rows: test(rows.attributes.column(name))
+        return self._where_id(lambda ids: test(pa.array(ids.ids_N)))
+
+    def _where_id(self, test: Callable[[Ids], pa.Array]) -> Condition:
+        self.on_ids.append(test)
+        number = len(self.on_ids) - 1
+        return lambda rows: rows.on_ids[number]
+
     def _column(self) -> pa.Field:
         token = self._here
         if token.kind not in ("word", "quoted") or token.word:
-            self._fail("an attribute, `not` or `(`")
+            self._fail("an attribute, `id`, `not` or `(`")
         self._take()
-        name = token.text.strip("`")
-        if name not in self._schema.names:
-            known = ", ".join(self._schema.names) or "none"
+        name = unquote(token.text) if token.kind == "quoted" else token.text
+        places = self._schema.get_all_field_indices(name)
+        if len(places) > 1:
+            raise FilterError(f"there are {len(places)} attributes `{name}`: rename all but one", token.position)
+        if places:
+            self.columns.add(name)
+            return self._schema.field(places[0])
+        if name != ID.name:
+            known = ", ".join([ID.name, *self._schema.names])
             raise FilterError(f"`{name}` is not an attribute; there are: {known}", token.position)
-        self.columns.add(name)
-        return self._schema.field(name)
-
-    def _comparison(self, column: pa.Field, comparison: Callable[[Any, Any], pa.Array]) -> Condition:
-        operand = self._value_for(plain_type(column.type), column.name)
-        return lambda batch: compare(comparison, values_of(batch, column), operand)
+        return ID
 
     def _one_of(self, column: pa.Field) -> Condition:
+        if self._here.kind == "parameter":
+            return self._one_of_parameter(column)
         self._expect("(")
-        operands = [self._value_for(plain_type(column.type), column.name)]
+        kind = self._kind(column)
+        values = [self._value(kind, column)]
         while self._accept(","):
-            operands.append(self._value_for(plain_type(column.type), column.name))
+            values.append(self._value(kind, column))
         self._expect(")")
+        return self._where(column, kind.is_one_of(values))
 
-        by_type: dict[pa.DataType, list[pa.Scalar]] = {}
-        for operand in operands:
-            by_type.setdefault(operand.type, []).append(operand)
-        sets = [pa.array([operand.as_py() for operand in same], kind) for kind, same in by_type.items()]
-        return lambda batch: is_in(values_of(batch, column), sets)
+    def _one_of_parameter(self, column: pa.Field) -> Condition:
+        token = self._take()
+        name = token.text[1:]
+        if name not in self._parameters:
+            raise FilterError(f'`{token.text}` has no values: give `parameters={{"{name}": [...]}}`', token.position)
+        if not pa.types.is_integer(column.type):
+            raise FilterError(
+                f"`{token.text}` is a list of whole numbers, `{column.name}` is {column.type}: write its values out",
+                token.position,
+            )
+        self.used.add(name)
+        values_M = self._parameters[name]
+        if column is ID:
+            return self._where_id(has_id_among(values_M))
+        return self._where(column, is_among(values_M, column.type))
 
     def _like(self, column: pa.Field) -> Condition:
         token = self._here
         if token.kind != "text":
             self._fail("a string in quotes")
-        if not is_text(plain_type(column.type)):
+        if not is_text(column.type):
             raise FilterError(f"`like` needs a text attribute, `{column.name}` is {column.type}", token.position)
-        pattern = unquote(self._take().text)
-        return lambda batch: pc.match_like(values_of(batch, column), pattern)
+        self._take()
+        try:
+            return self._where(column, is_like(unquote(token.text)))
+        except ValueError as error:
+            raise FilterError(str(error), token.position) from error
 
     def _membership(self) -> Condition:
         start = self._next
@@ -178,56 +215,31 @@ class Parser:
                 position,
             )
         after, self._next = self._next, start
-        operand = self._value_for(plain_type(column.type.value_type), column.name)
+        element = pa.field(column.name, column.type.value_type)
+        kind = self._kind(element)
+        value = self._value(kind, element)
         self._next = after
-        condition: Condition = lambda batch: contains(batch.column(column.name), operand)  # noqa: E731
+        condition = self._where(column, holds(kind.compare("==", value)))
         return negate(condition) if negated else condition
 
-    def _value_for(self, kind: pa.DataType, name: str) -> pa.Scalar:
-        """Take a value that can be compared with `kind`, the type of attribute `name`."""
+    def _kind(self, column: pa.Field) -> Kind:
+        """Return how the values of a column compare with the value that comes next."""
+        kind = kind_of(column.type)
+        if kind is None:
+            wanted = f"`value in {column.name}`" if is_list(column.type) else f"`{column.name} is [not] null`"
+            raise FilterError(
+                f"`{column.name}` is {column.type}: write {wanted}, got {self._here}", self._here.position
+            )
+        return kind
+
+    def _value(self, kind: Kind, column: pa.Field) -> object:
+        """Take a value that can be compared with a column."""
         token = self._here
-        if is_list(kind):
-            raise FilterError(f"`{name}` holds lists: write `value in {name}`", token.position)
         if token.kind not in ("number", "text") and token.word not in ("true", "false"):
             self._fail("a value: a number, a string in quotes, true or false")
         self._take()
         try:
-            return _scalar(token, kind)
-        except (ValueError, OverflowError, pa.ArrowException) as error:
-            wanted = next((words for fits, words in _KINDS if fits(kind)), "only `is [not] null`")
-            raise FilterError(f"`{name}` is {kind}: expected {wanted}, got {token}", token.position) from error
-
-
-_KINDS: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
-    (is_text, "a string in quotes"),
-    (is_number, "a number within 64 bits"),
-    (pa.types.is_boolean, "true or false"),
-    (pa.types.is_duration, "only `is [not] null`"),
-    (pa.types.is_temporal, "an ISO 8601 string in quotes"),
-)
-
-
-def _scalar(token: Token, kind: pa.DataType) -> pa.Scalar:
-    """Return the token's value in a type that compares exactly with `kind`; ValueError if there is none."""
-    if token.kind == "number" and is_number(kind):
-        return _number(token.text, kind)
-    if token.kind == "text" and is_text(kind):
-        return pa.scalar(unquote(token.text), comparable_type(kind))
-    if token.kind == "text" and pa.types.is_temporal(kind) and not pa.types.is_duration(kind):
-        return pa.scalar(unquote(token.text)).cast(kind)
-    if token.kind == "word" and pa.types.is_boolean(kind):
-        return pa.scalar(token.word == "true")
-    raise ValueError(f"{token} is not a valid {kind}")
-
-
-def _number(text: str, kind: pa.DataType) -> pa.Scalar:
-    if pa.types.is_floating(kind):
-        # In the attribute's own precision, so that a stored float32 of 0.1 equals 0.1.
-        return pa.scalar(float(text), kind).cast(comparable_type(kind))
-    value = int(text) if re.fullmatch(r"-?\d+", text) else float(text)
-    if isinstance(value, float) and (not value.is_integer() or abs(value) > 2**53):
-        return pa.scalar(value)
-    if not pa.types.is_integer(kind):
-        return pa.scalar(value)
-    # Values beyond the type's range still compare; Arrow widens all types except uint64 with signed numbers.
-    return pa.scalar(int(value), pa.uint64() if pa.types.is_uint64(kind) else pa.int64())
+            return kind.read(token)
+        except ValueError as error:
+            told = f"`{column.name}` is {column.type}: expected {kind.expected}, got {token}"
+            raise FilterError(f"{told}: {error}" if str(error) else told, token.position) from error

@@ -1,4 +1,4 @@
-"""The tokens of a filter: names, strings, numbers and operators, and the error that gives the position of one."""
+"""The tokens of a filter: names, values, parameters and operators, and the error that gives the position of one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ _TOKEN = re.compile(
     r"""\s*(?:
     (?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])
   | (?P<text>"(?:[^"]|"")*"|'(?:[^']|'')*')
-  | (?P<quoted>`[^`]+`)
+  | (?P<quoted>`(?:[^`]|``)+`)
+  | (?P<parameter>:[A-Za-z_]\w*)
   | (?P<word>[^\W\d]\w*)
   | (?P<sign><=|>=|==|!=|<>|[=<>(),])
   )""",
@@ -35,7 +36,7 @@ class FilterError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Token:
-    """One word, operator, number or string of a filter, and its position."""
+    """One word, operator, number, string or parameter of a filter, and its position."""
 
     kind: str
     text: str

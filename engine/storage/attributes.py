@@ -7,6 +7,8 @@ bytes a row, 0.16 ms to open and 2.1 ms for 10 scattered rows. Parquet with row 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,11 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from hashlight.engine.errors import CorruptDataError
-from hashlight.engine.filters.filter import Filter
 from hashlight.engine.places.arrays import map_file
-
-# Names that no attribute may have, because answers have columns of these names.
-RESERVED = frozenset({"id", "code", "query", "distance"})
+from hashlight.engine.storage.columns import as_stored, stored_schema
+from hashlight.engine.storage.sorting import sort_rows_aside
 
 _BATCH_ROWS = 1024
-_COPIED_ROWS = 64 * _BATCH_ROWS
 _COMPRESSED = pyarrow.ipc.IpcWriteOptions(compression="zstd")
 _PLAIN = pyarrow.ipc.IpcWriteOptions()
 
@@ -31,19 +30,29 @@ _REMEDY = "restore it from a copy, or build the collection again"
 
 
 def write_attributes(
-    path: Path, table: pa.Table, order_N: NDArray[np.integer[Any]], *, compressed: bool = True
+    path: Path, tables: Iterable[pa.Table], order_N: NDArray[np.integer[Any]], *, compressed: bool = True
 ) -> None:
-    """Write the rows of `table` in the order of the shard's rows: row n of the file is row `order_N[n]`.
+    """Write rows in the order of the shard's: row n of the file is row `order_N[n]` of all tables together.
 
-    Pictures are already compressed; `compressed=False` stores them as they are, so that reading one does not
-    decompress a whole batch.
+    Columns may be longer than memory, or than one Arrow array can be: `tables` are read once, and only a part of them
+    is in memory at a time. Pictures are already compressed; `compressed=False` stores them as they are, so that reading
+    one does not decompress a whole batch.
+
+    Raises
+    ------
+    ValueError
+        If a batch of rows has more text or bytes in a column than Arrow can address.
     """
-    table = table.combine_chunks()
+    tables = iter(tables)
+    first = next(tables)
+    schema = stored_schema(first.schema)
+    sorted_rows = sort_rows_aside(
+        itertools.chain([first], tables), order_N, schema, batch_rows=_BATCH_ROWS, folder=path.parent
+    )
     options = _COMPRESSED if compressed else _PLAIN
-    with pa.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema, options=options) as writer:
-        for start in range(0, len(order_N), _COPIED_ROWS):
-            part = table.take(pa.array(order_N[start : start + _COPIED_ROWS]))
-            writer.write_table(part.combine_chunks(), max_chunksize=_BATCH_ROWS)
+    with pa.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, schema, options=options) as writer:
+        for batch in sorted_rows:
+            writer.write_batch(batch)
 
 
 def check_attributes(path: Path, rows: int) -> pa.Schema:
@@ -84,30 +93,33 @@ class AttributeFile:
     """Mapped attributes of one shard. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._reader = pyarrow.ipc.open_file(pa.memory_map(str(path)))
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Names and types of the attributes."""
-        return self._reader.schema
+        self._source = map_file(path)
+        self._reader = pyarrow.ipc.open_file(self._source)
+        self.schema = stored_schema(self._reader.schema)
+        if self.schema.types != self._reader.schema.types:
+            # Earlier releases stored dictionaries. Arrow reads them with the first batch, and not safely in threads.
+            self._reader.get_batch(0)
 
     def take(self, rows_N: NDArray[np.int64]) -> pa.Table:
-        """Return the attributes of `rows_N`, in that order, as a table of N rows."""
-        batches = {number: self._reader.get_batch(number) for number in set((rows_N // _BATCH_ROWS).tolist())}
-        picked = [batches[row // _BATCH_ROWS].slice(row % _BATCH_ROWS, 1) for row in rows_N.tolist()]
-        return pa.Table.from_batches(picked, schema=self.schema)
+        """Return the attributes of `rows_N`, in that order, as a table of N rows.
 
-    def mask(self, text: str) -> NDArray[np.bool_]:
-        """Return which rows match a filter (see `engine.filters.filter`), reading only the attributes that it names.
-
-        Raises
-        ------
-        FilterError
-            If the filter is not a condition on these attributes.
+        Batches are read one after another, and only the rows asked for are kept of each.
         """
-        parsed = Filter(text, self.schema)
-        fields = [self.schema.get_field_index(name) for name in parsed.columns]
+        order_N = np.argsort(rows_N, kind="stable")
+        number_N = rows_N[order_N] // _BATCH_ROWS
+        picked = [self.schema.empty_table()]
+        for run_N in np.split(order_N, np.flatnonzero(np.diff(number_N)) + 1):
+            if len(run_N):
+                batch = as_stored(self._reader.get_batch(int(rows_N[run_N[0]] // _BATCH_ROWS)), self.schema)
+                picked.append(pa.Table.from_batches([batch.take(pa.array(rows_N[run_N] % _BATCH_ROWS))]))
+        back_N = np.empty(len(order_N), np.int64)
+        back_N[order_N] = np.arange(len(order_N))
+        return pa.concat_tables(picked).take(pa.array(back_N))
+
+    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield all rows, with only the named attributes."""
+        fields = [self._reader.schema.get_field_index(name) for name in names]
         options = pyarrow.ipc.IpcReadOptions(included_fields=fields)
-        reader = pyarrow.ipc.open_file(pa.memory_map(str(self._path)), options=options)
-        return parsed.mask(reader.get_batch(number) for number in range(reader.num_record_batches))
+        reader = pyarrow.ipc.open_file(self._source, options=options)
+        schema = pa.schema([self.schema.field(number) for number in sorted(fields)])
+        return (as_stored(reader.get_batch(number), schema) for number in range(reader.num_record_batches))

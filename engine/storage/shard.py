@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.filters.filter import Filter, MaskCache
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.indexes.base import MAX_ROWS, Index, RowMask
 from hashlight.engine.indexes.choice import IndexChoice, check_index, faiss_kind
 from hashlight.engine.indexes.multi_index.index import MultiIndex
@@ -48,6 +50,7 @@ from hashlight.engine.query import Query
 from hashlight.engine.results import Result
 from hashlight.engine.storage.attributes import AttributeFile, write_attributes
 from hashlight.engine.storage.checking import verify_shard
+from hashlight.engine.storage.columns import stored_schema
 from hashlight.engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
 from hashlight.engine.storage.manifest import REQUIRED_FILES, ShardSpec
 
@@ -94,7 +97,7 @@ def write_shard(
     write_ids(folder, ids_N[order_N])
     write_codes(folder, codes_NW[order_N], bits=bits, tables=tables)
     if attributes is not None:
-        write_attributes(folder / "attributes.arrow", attributes, order_N)
+        write_attributes(folder / "attributes.arrow", [attributes], order_N)
     if features_NF is not None:
         write_features(folder, features_NF, order_N)
     return finish_shard(folder, len(order_N))
@@ -137,9 +140,9 @@ def write_features(folder: Path, features_NF: NDArray[np.float16], order_N: NDAr
     write_parts(folder / "features.npy", parts, np.float16, features_NF.shape)
 
 
-def write_thumbnails(folder: Path, thumbnails: pa.ChunkedArray, order_N: NDArray[np.integer[Any]]) -> None:
-    """Write encoded pictures (binary, null if missing); row n is `thumbnails[order_N[n]]`."""
-    write_attributes(folder / "thumbnails.arrow", pa.table({"thumbnail": thumbnails}), order_N, compressed=False)
+def write_thumbnails(folder: Path, tables: Iterable[pa.Table], order_N: NDArray[np.integer[Any]]) -> None:
+    """Write encoded pictures, a column `thumbnail` of binary, null if missing; order and tables as for attributes."""
+    write_attributes(folder / "thumbnails.arrow", tables, order_N, compressed=False)
 
 
 def finish_shard(folder: Path, rows: int) -> ShardSpec:
@@ -189,7 +192,7 @@ def read_layout(place: Place, spec: ShardSpec) -> str:
         name = f"shards/{spec.name}/attributes.arrow"
         try:
             with place.open(name) as file:
-                schema = pyarrow.ipc.open_file(file).schema
+                schema = stored_schema(pyarrow.ipc.open_file(file).schema)
         except (pa.ArrowException, ValueError) as error:
             raise CorruptDataError(f"{place}/{name} is not readable as attributes: {error}") from error
         parts.append("attributes " + ", ".join(f"{field.name} ({field.type})" for field in schema))
@@ -283,23 +286,28 @@ class Shard:
         Raises
         ------
         FilterError
-            If the filter is not a condition on these attributes.
+            If the filter is not a condition on these attributes and parameters.
         """
-        return self.index.answer_checked(queries_QW, query, mask=self.mask_of(query.filter), farthest_Q=farthest_Q)
+        mask = self.mask_of(query.filter, query.parameters)
+        return self.index.answer_checked(queries_QW, query, mask=mask, farthest_Q=farthest_Q)
 
-    def mask_of(self, filter: str | None) -> RowMask | None:
+    def mask_of(self, filter: str | None, parameters: Parameters | None = None) -> RowMask | None:
         """Return which rows satisfy `filter`, in the shard's row order; None without a filter.
 
         Raises
         ------
         FilterError
-            If the filter is not a condition on these attributes.
+            If the filter is not a condition on these attributes and parameters.
         """
         if filter is None:
             return None
-        if self.attributes is None:
-            return Filter(filter, pa.schema([])).mask([])
-        return _masks.get(str(self._folder), filter, functools.partial(self.attributes.mask, filter))
+        key = filter if parameters is None else f"{filter}\0{parameters.digest}"
+        return _masks.get(str(self._folder), key, functools.partial(self._find_mask, filter, parameters))
+
+    def _find_mask(self, text: str, parameters: Parameters | None) -> RowMask:
+        stored = self.attributes
+        parsed = Filter(text, pa.schema([]) if stored is None else stored.schema, parameters)
+        return parsed.mask([] if stored is None else stored.batches(parsed.columns), self)
 
     def rows_of(self, ids_M: IdArray) -> NDArray[np.int64]:
         """Return the row of each id, -1 for those that are not in this shard."""

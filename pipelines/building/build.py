@@ -23,7 +23,7 @@ from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import map_ahead
 from hashlight.engine.places.uris import split_name, without_credentials
-from hashlight.engine.storage.attributes import RESERVED
+from hashlight.engine.storage.columns import check_columns
 from hashlight.engine.storage.manifest import ShardSpec, parse_shard, read_all
 from hashlight.engine.storage.shard import read_ids
 from hashlight.pipelines.building.shards import ShardJob, build_shard, is_whole
@@ -253,12 +253,10 @@ def _find_codes(codes: str | Path) -> _Codes:
     if rows != summary.codes:
         raise PipelineError(f"{open_place(codes)}: expected {summary.codes} codes, got {rows}: encode the corpus again")
     schema = _common_schema(parts)
-    reserved = RESERVED & set(attribute_columns(schema))
-    if reserved:
-        raise PipelineError(
-            f"{open_place(codes)} has attributes named {sorted(reserved)}, the names of columns of answers: rename "
-            "them in the corpus and encode it again"
-        )
+    try:
+        check_columns(pa.schema([schema.field(name) for name in attribute_columns(schema)]))
+    except ValueError as error:
+        raise PipelineError(f"{open_place(codes)}: {error} in the corpus, and encode it again") from error
     return _Codes(codes, parts, rows, schema, summary.bits, summary.encoder)
 
 

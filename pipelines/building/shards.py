@@ -7,6 +7,7 @@ memory than its shard.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -117,11 +118,12 @@ def _write_shard(job: ShardJob, folder: Path) -> ShardSpec:
     chaos.step("build:rows-written", job.number)
     attributes = attribute_columns(job.schema)
     if attributes:
-        write_attributes(folder / "attributes.arrow", _read_columns(job, attributes), order_N)
+        write_attributes(folder / "attributes.arrow", _columns(job, attributes), order_N)
     if FEATURES_COLUMN in job.schema.names:
-        write_features(folder, features_column(_read_columns(job, [FEATURES_COLUMN])[FEATURES_COLUMN]), order_N)
+        features = pa.concat_tables(_columns(job, [FEATURES_COLUMN]))[FEATURES_COLUMN]
+        write_features(folder, features_column(features), order_N)
     if THUMBNAIL_COLUMN in job.schema.names:
-        write_thumbnails(folder, _read_columns(job, [THUMBNAIL_COLUMN])[THUMBNAIL_COLUMN], order_N)
+        write_thumbnails(folder, _columns(job, [THUMBNAIL_COLUMN]), order_N)
     return finish_shard(folder, len(order_N))
 
 
@@ -157,12 +159,11 @@ def _read_rows(job: ShardJob) -> tuple[CodeArray, IdArray]:
     return codes_NW, ids_N
 
 
-def _read_columns(job: ShardJob, names: list[str]) -> pa.Table:
+def _columns(job: ShardJob, names: list[str]) -> Iterator[pa.Table]:
+    """Yield columns of the shard's rows, one piece after another."""
     wanted = pa.schema([job.schema.field(name) for name in names])
-    tables = []
     for piece in job.pieces:
-        tables.append(read_part(piece.part, wanted).slice(piece.start, piece.stop - piece.start))
-    return pa.concat_tables(tables)
+        yield read_part(piece.part, wanted).slice(piece.start, piece.stop - piece.start)
 
 
 def _return_freed_memory() -> None:

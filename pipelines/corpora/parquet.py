@@ -13,7 +13,7 @@ from hashlight.engine.codes import IdArray
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import without_credentials
-from hashlight.engine.storage.attributes import RESERVED
+from hashlight.engine.storage.columns import RESERVED
 from hashlight.pipelines.corpora.ids import hashed_ids
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,

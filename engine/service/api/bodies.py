@@ -36,7 +36,8 @@ JSON = "application/json"
 FORM = "multipart/form-data"
 ARROW = "application/vnd.apache.arrow.stream"
 
-_MAX_FIELDS = 20  # of a form; there are eight options
+_MAX_FIELDS = 20  # of a form; there are nine options
+_OBJECTS = {"rerank": '{"pool": 100}', "parameters": '{"seen": [7, 8]}'}  # options that are not plain values
 _MAX_FIELD_BYTES = 20_000  # a filter in four-byte characters still fits
 
 # A larger body is read in a thread: a smaller one takes less than the millisecond that starting one may take.
@@ -245,18 +246,18 @@ def _url_fields(request: Request) -> dict[str, str]:
 
 
 def _parse_fields(model: type[Options], fields: Mapping[str, str]) -> Options:
-    """Read options given as text in a form or a URL: `include` joined by commas, `rerank` as JSON."""
+    """Read options given as text in a form or a URL: `include` joined by commas, objects as JSON."""
     plain: dict[str, Any] = {}
     for name, text in fields.items():
         if name == "include":
             plain[name] = [word for word in text.split(",") if word]
         elif name == "filter":
             plain[name] = text
-        elif name == "rerank":
+        elif name in _OBJECTS:
             try:
                 plain[name] = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise invalid('`rerank` must be JSON, such as {"pool": 100}', name) from error
+                raise invalid(f"`{name}` must be JSON, such as {_OBJECTS[name]}", name) from error
         elif text in ("true", "false"):
             plain[name] = text == "true"
         else:

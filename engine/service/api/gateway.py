@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.service.api import bodies, schemas
 from hashlight.engine.service.api.json_body import json_bytes
@@ -208,7 +209,11 @@ class Gateway:
     async def _resolve(self, asked: bodies.Asked, deadline_s: float, timing_ms: dict[str, float]) -> Ask:
         """Turn queries into codes, and into features if they are needed."""
         options, rerank = asked.options, None
-        more = {"filter": options.filter, "explain": "explain" in options.include}
+        try:
+            lists = Parameters.of(options.parameters)
+        except ValueError as error:
+            raise named(error) from error
+        more = {"filter": options.filter, "parameters": lists, "explain": "explain" in options.include}
         if isinstance(options, schemas.SearchOptions):
             query = Query(k=options.k, **more)
             if options.rerank is not None:

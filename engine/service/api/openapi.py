@@ -114,6 +114,8 @@ def _form_fields(options: type[BaseModel]) -> dict[str, Any]:
         schema: dict[str, Any] = {"description": field.description or name}
         if name == "rerank":
             schema |= {"type": "string", "description": 'JSON: {"pool": 100, "metric": "l2"}.'}
+        elif name == "parameters":
+            schema |= {"type": "string", "description": 'JSON: {"seen": [7, 8]}.'}
         elif name == "include":
             schema |= {"type": "string", "pattern": "^((attributes|code|explain)(,(?!$)|$)){0,3}$"}
         elif name == "filter":

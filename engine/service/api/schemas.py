@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hashlight.engine.filters.parameters import MAX_LISTS, MAX_VALUES, NAME
 from hashlight.engine.service.limits import MAX_IMAGES, MAX_QUERIES
 
 MAX_ID = 2**63 - 1
@@ -17,6 +18,10 @@ _CODE = "9f3a5c0000000001"
 _EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR4nGNgGFKAEQAAWAADbFiO9QAAAABJRU5ErkJggg=="  # 8 x 8, grey
 )
+
+
+_ListName = Annotated[str, Field(pattern=f"^{NAME}$")]
+_List = Annotated[list[Annotated[int, Field(ge=-MAX_ID - 1, le=MAX_ID)]], Field(max_length=MAX_VALUES, fail_fast=True)]
 
 
 class _Request(BaseModel):
@@ -60,6 +65,11 @@ class _Options(_Request):
         max_length=10_000,
         description='Only items whose attributes match: `label == 3 and kind in ("shoe", "bag")`.',
     )
+    parameters: dict[_ListName, _List] | None = Field(
+        None,
+        max_length=MAX_LISTS,
+        description="Lists of ids that `filter` names: `id not in :seen`; at most 250,000 numbers in all.",
+    )
     timeout_ms: int | None = Field(None, ge=1, description=GIVE_UP)
     include: list[Literal["attributes", "code", "explain"]] = Field(
         default_factory=list,
@@ -97,6 +107,12 @@ class SearchBody(SearchOptions):
             "examples": [
                 {"queries": [{"code": _CODE}], "k": 3},
                 {"queries": [{"id": 7}], "k": 5, "filter": "label == 3", "include": ["attributes"]},
+                {
+                    "queries": [{"code": _CODE}],
+                    "k": 3,
+                    "filter": "id not in :seen",
+                    "parameters": {"seen": [7, 8]},
+                },
                 {"queries": [{"image": _EXAMPLE_IMAGE}], "k": 5, "rerank": {"pool": 100}},
             ]
         }

@@ -10,18 +10,19 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, NotReadyError
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, RerankResult, Result, SearchResult
@@ -97,12 +98,13 @@ class Searcher(ABC):
         k: int = 10,
         *,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         explain: bool = False,
         allow_partial: bool = True,
         **more: Any,
     ) -> SearchResult | RerankResult:
         """Find the k nearest codes of each query; `more` are the other keywords of `answer`."""
-        query = Query(k=k, filter=filter, explain=explain)
+        query = Query(k=k, filter=filter, parameters=Parameters.of(parameters), explain=explain)
         return cast(SearchResult | RerankResult, self.answer(queries, query, allow_partial=allow_partial, **more))
 
     def range_search(
@@ -112,12 +114,14 @@ class Searcher(ABC):
         limit: int | None = None,
         *,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         explain: bool = False,
         allow_partial: bool = False,
         **more: Any,
     ) -> RangeResult:
         """Find every code within a radius of each query; `more` are the other keywords of `answer`."""
-        query = Query(radius=radius, limit=limit, filter=filter, explain=explain)
+        lists = Parameters.of(parameters)
+        query = Query(radius=radius, limit=limit, filter=filter, parameters=lists, explain=explain)
         return cast(RangeResult, self.answer(queries, query, allow_partial=allow_partial, **more))
 
     @abstractmethod

@@ -32,18 +32,21 @@ from hashlight.engine.errors import (
     OverloadedError,
 )
 from hashlight.engine.filters.filter import FilterError
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.results import Explanation, RangeResult, Result, SearchResult
 
-PROTOCOL = 1
+PROTOCOL = 2
 COMMAND = b"hashlight"  # command in the exchange's descriptor
 PAGE_BYTES = 1 << 20
 MAX_ROWS_ASKED = 1 << 20  # queries or ids in one request
 
 _MAGIC = b"HL"
-# magic, protocol, kind, id, version, microseconds left, rows, words, flags, k or radius, limit, bytes of the filter
-_REQUEST = struct.Struct("<2sBBQQQIHHqqI")
+# magic, protocol, kind, id, version, microseconds left, rows, words, flags, k or radius, limit, bytes of the filter,
+# bytes of its parameters
+_REQUEST = struct.Struct("<2sBBQQQIHHqqII")
 _ID_AT, _TIME_AT, _U64 = 4, 20, struct.Struct("<Q")
+_U32 = struct.Struct("<I")
 # magic, protocol, status, id, version, bytes of the whole answer, page's place in it, seconds the server took
 _PAGE = struct.Struct("<2sBBQQQQd")
 _COUNTS = struct.Struct("<QQQ")
@@ -127,6 +130,7 @@ class Request(NamedTuple):
         """Return the request as a frame."""
         query = self.query
         text = ((query and query.filter) or "").encode()
+        lists = b"" if query is None or query.parameters is None else _lists_bytes(query.parameters)
         rows, words = self.values.shape
         head = _REQUEST.pack(
             _MAGIC,
@@ -141,8 +145,9 @@ class Request(NamedTuple):
             self.number,
             _NO_LIMIT if query is None or query.limit is None else query.limit,
             len(text),
+            len(lists),
         )
-        return head + text + self.values.astype("<u8", copy=False).tobytes()
+        return head + text + lists + self.values.astype("<u8", copy=False).tobytes()
 
     @staticmethod
     def stamp(frame: bytes, id_: int, timeout_s: float) -> bytes:
@@ -163,27 +168,29 @@ class Request(NamedTuple):
         """
         if len(frame) < _REQUEST.size:
             raise ProtocolError(f"a request must have at least {_REQUEST.size} bytes, got {len(frame)}")
-        magic, protocol, kind, id_, version, left_us, rows, words, flags, number, limit, text_bytes = (
+        magic, protocol, kind, id_, version, left_us, rows, words, flags, number, limit, text_bytes, lists_bytes = (
             _REQUEST.unpack_from(frame)
         )
         _check_head(magic, protocol)
-        start = _REQUEST.size + text_bytes
+        text_end = _REQUEST.size + text_bytes
+        start = text_end + lists_bytes
         if rows > MAX_ROWS_ASKED or len(frame) != start + 8 * rows * words or kind not in _KINDS:
             raise ProtocolError(
-                f"a request of kind {kind} with {rows} rows of {words} words and {text_bytes} bytes of filter does "
-                f"not have {len(frame)} bytes (at most {MAX_ROWS_ASKED} rows): use the same release on both sides"
+                f"a request of kind {kind} with {rows} rows of {words} words, {text_bytes} bytes of filter and "
+                f"{lists_bytes} of parameters does not have {len(frame)} bytes (at most {MAX_ROWS_ASKED} rows): "
+                "use the same release on both sides"
             )
         # A copy, because the kernels need aligned words, which the frame's buffer does not guarantee.
         values = np.frombuffer(frame[start:], "<u8").astype(np.uint64).reshape(rows, words)
         query = None
         if kind in (Kind.SEARCH, Kind.RANGE):
-            text = bytes(frame[_REQUEST.size : start]).decode() or None
-            explain = bool(flags & _EXPLAIN)
+            text = bytes(frame[_REQUEST.size : text_end]).decode() or None
+            lists = _lists(frame[text_end:start]) if lists_bytes else None
+            query = Query(filter=text, parameters=lists, explain=bool(flags & _EXPLAIN))
             if kind == Kind.SEARCH:
-                query = Query(k=number, filter=text, explain=explain)
+                query = query._replace(k=number)
             else:
-                limit = None if limit == _NO_LIMIT else limit
-                query = Query(radius=number, limit=limit, filter=text, explain=explain)
+                query = query._replace(radius=number, limit=None if limit == _NO_LIMIT else limit)
         return cls(Kind(kind), id_, version, left_us / 1e6, values, query)
 
 
@@ -322,6 +329,26 @@ def _check_head(magic: bytes, protocol: int) -> None:
             f"expected frames of protocol {PROTOCOL}, got {magic!r} of protocol {protocol}: "
             "use the same release on both sides"
         )
+
+
+def _lists_bytes(parameters: Parameters) -> bytes:
+    """Return lists as their names and lengths in JSON, and their numbers."""
+    lengths = json.dumps({name: len(values) for name, values in parameters.items()}).encode()
+    return b"".join([_U32.pack(len(lengths)), lengths, *(_raw(values, "<i8") for values in parameters.values())])
+
+
+def _lists(body: memoryview) -> Parameters:
+    try:
+        (size,) = _U32.unpack_from(body)
+        lengths, rest = json.loads(bytes(body[_U32.size : _U32.size + size])), body[_U32.size + size :]
+        lists = {}
+        for name, length in lengths.items():
+            lists[name], rest = _take(rest, "<i8", length)
+        if len(rest):
+            raise ProtocolError(f"the parameters of a request have {len(rest)} bytes more than they say")
+        return Parameters(lists)
+    except (struct.error, ValueError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"the parameters of a request cannot be read: {error}") from error
 
 
 def _raw(array: NDArray[Any], dtype: str) -> bytes:

@@ -35,7 +35,7 @@ ROWS = [
 ]
 SCHEMA = pa.schema(
     {
-        "label": pa.int64(), "price": pa.float32(), "kind": pa.dictionary(pa.int8(), pa.string()), "uri": pa.string(),
+        "label": pa.int64(), "price": pa.float32(), "kind": pa.large_string(), "uri": pa.string(),
         "sold": pa.bool_(), "tags": pa.list_(pa.string()), "day": pa.date32(),
     }
 )  # fmt: skip
@@ -58,6 +58,8 @@ def rows_of(text):
         (f"label == {2**53 + 1}", [4]),
         (f"label == {2**53}", []),
         ("label < 1e300", [0, 1, 2, 4]),
+        ("label < 99999999999999999999 and label > -1e999999999999999999999", [0, 1, 2, 4]),
+        ("label == 99999999999999999999 or label in (1e400, 3)", [0, 1]),
         ("price <= -2", [3]),
         ("kind in ('shoe', \"bag\")", [0, 1, 4]),
         ("kind not in ('shoe')", [1, 2]),
@@ -85,23 +87,25 @@ def test_rows_that_match(text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "at character 0: expected an attribute, `not` or `(`, got the end"),
+        ("", "at character 0: expected an attribute, `id`, `not` or `(`, got the end"),
         ("label", "at character 5: expected a comparison, `in`, `like` or `is [not] null`, got the end"),
         ("label ==", "at character 8: expected a value"),
         ("label == 3 kind == 'x'", "at character 11: expected `and`, `or` or the end, got `kind`"),
         ("(label == 3", "at character 11: expected `)`, got the end"),
-        ("colour == 3", "at character 0: `colour` is not an attribute; there are: label, price, kind"),
+        ("colour == 3", "at character 0: `colour` is not an attribute; there are: id, label, price, kind"),
         ("kind == 'shoe", "at character 8: expected a closing quote"),
-        ("label == 'shoe'", "at character 9: `label` is int64: expected a number within 64 bits, got `'shoe'`"),
-        ("kind == 3", "`kind` is string: expected a string in quotes, got `3`"),
+        ("label == 'shoe'", "at character 9: `label` is int64: expected a number, got `'shoe'`"),
+        ("kind == 3", "`kind` is large_string: expected a string in quotes, got `3`"),
         ("label like '3%'", "`like` needs a text attribute, `label` is int64"),
         ("label in ()", "at character 10: expected a value"),
         ("label in 3", "at character 9: expected `(`"),
-        ("label = 99999999999999999999", "a number within 64 bits, got `99999999999999999999`"),
-        ("tags == 'red'", "`tags` holds lists: write `value in tags`"),
+        ("tags == 'red'", "`tags` is list<item: string>: write `value in tags`, got `'red'`"),
         ("3 in label", "`label` is int64, not a list: write `label == value`"),
         ("3 == label", "at character 2: expected `in`, got `==`"),
-        ("day > 'soon'", "an ISO 8601 string in quotes, got `'soon'`"),
+        (
+            "day > 'soon'",
+            'an ISO 8601 date or time, such as "2024-01-31" or "2024-01-31T08:30", in quotes, got `\'soon\'`',
+        ),
         ("label == 3; drop", "at character 10: expected a name, a value or an operator, got `; drop`"),
         ("__import__('os')", "at character 0: `__import__` is not an attribute"),
         ("label == 3kind", "got `3kind`"),
@@ -135,8 +139,7 @@ def test_only_text_is_parsed():
 
 NUMBERS = [pa.int8(), pa.uint8(), pa.int32(), pa.uint64(), pa.int64(), pa.float16(), pa.float32(), pa.float64(),
            pa.decimal128(9, 2)]  # fmt: skip
-TEXTS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()),
-         pa.dictionary(pa.int8(), pa.large_string())]  # fmt: skip
+TEXTS = [pa.string(), pa.large_string()]
 TIMES = [pa.date32(), pa.date64(), pa.timestamp("us"), pa.timestamp("ns")]
 
 
@@ -185,15 +188,7 @@ def test_times_of_every_type_compare_with_iso_text(kind):
     assert kept(values, kind, "a in ('1999-12-31', '2024-01-01')") == [0, 2]
 
 
-def test_a_duration_and_an_unknown_type_can_only_be_null_or_not():
-    with pytest.raises(FilterError, match=r"`a` is duration\[s\]: expected only `is"):
-        kept([3, None], pa.duration("s"), "a == '3'")
-    with pytest.raises(FilterError, match=r"`a` is binary: expected only `is .not. null`"):
-        kept([b"x", None], pa.binary(), "a == 'x'")
-    assert kept([b"x", None], pa.binary(), "a is not null") == [0]
-
-
-@pytest.mark.parametrize("values", [pa.string(), pa.dictionary(pa.int32(), pa.string()), pa.large_string()], ids=str)
+@pytest.mark.parametrize("values", [pa.string(), pa.large_string()], ids=str)
 @pytest.mark.parametrize("made", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2)], ids=["list", "large", "2"])
 def test_lists_of_every_type_are_searched_alike(values, made):
     lists = [["red", "new"], None, [None, "red"], ["x", "new"]]
@@ -249,13 +244,13 @@ def test_a_collection_searches_only_the_rows_of_a_filter(tmp_path, shards, table
         assert list(zip(within.distances.tolist(), within.ids.tolist(), strict=True)) == expected
     assert len(within.ids) > 100
     assert (collection.search(queries[:1], 3, filter="label == 99").ids == -1).all()
-    with pytest.raises(FilterError, match="`kind` is not an attribute; there are: label, price"):
+    with pytest.raises(FilterError, match="`kind` is not an attribute; there are: id, label, price"):
         collection.search(queries, filter="kind is null")
 
 
 def test_a_filter_on_a_collection_without_attributes_is_refused(tmp_path):
     collection = Collection.create(tmp_path / "c", np.array([[1]], np.uint64), bits=16)
-    with pytest.raises(FilterError, match="`label` is not an attribute; there are: none"):
+    with pytest.raises(FilterError, match="`label` is not an attribute; there are: id"):
         collection.range_search(np.array([[1]], np.uint64), 1, filter="label == 3")
 
 

@@ -120,6 +120,24 @@ def test_filters(client, rows, queries):
     assert sorted(within[1].ids.tolist()) == ids[kept].tolist()
 
 
+def test_ids_seen_already_are_left_out_and_ids_allowed_are_kept(client, rows, queries):
+    ids, codes, attributes = rows
+    label = np.array([row["label"] for row in attributes])
+    seen, mine = ids[::2], np.concatenate([ids[:300], np.arange(10**6, 10**6 + 100_000)])
+    text = "id not in :seen and (id in :mine or label == 3)"
+    lists = {"seen": seen[::-1], "mine": mine.tolist()}
+    kept = ~np.isin(ids, seen) & (np.isin(ids, mine) | (label == 3))
+    assert 100 < kept.sum() < 200
+    for count in (1, 35):  # as JSON, and more than what is sent as JSON without parameters
+        found = client.search(queries[:count], 5, filter=text, parameters=lists)
+        expected = oracles.knn(queries[:count], codes[kept], ids[kept], 5)[1]
+        assert [hits.ids.tolist() for hits in found] == expected.tolist()
+    within = client.range_search(queries[:2], 60, 500, filter=text, parameters=lists)
+    assert sorted(within[1].ids.tolist()) == ids[kept].tolist()
+    again = client.search(queries[:1], 500, filter=text, parameters={**lists, "seen": []})  # the same text, other lists
+    assert sorted(again[0].ids.tolist()) == ids[np.isin(ids, mine) | (label == 3)].tolist()
+
+
 def test_what_is_included(client, rows, queries):
     ids, codes, attributes = rows
     found = client.search(queries[:3], 4, include=["attributes", "code", "explain"])
@@ -211,6 +229,14 @@ def test_very_many_queries_in_a_stream(client, rows, queries):
         (lambda client, code: client.range_search(code, -1), ValueError, "`radius`"),
         (lambda client, code: client.range_search(code, 2, 0), ValueError, "`limit`"),
         (lambda client, code: client.search(code, filter="colour == 3"), ValueError, "`colour` is not an attribute"),
+        (lambda client, code: client.search(code, filter="id in :seen"), ValueError, "`:seen` has no values"),
+        (
+            lambda client, code: client.search(code, filter="id > 3", parameters={"seen": [1]}),
+            ValueError,
+            "`parameters` has seen, which `filter` does not name",
+        ),
+        (lambda client, code: client.search(code, parameters={"seen": [1]}), ValueError, "named by `filter`, got none"),
+        (lambda client, code: client.search(code, parameters={"seen": [1.5]}), TypeError, "whole numbers"),
         (lambda client, code: client.search(b"no image"), ValueError, "not an image"),
         (lambda client, code: client.search(code.repeat(2, axis=1)), ValueError, "60"),
         (lambda client, code: client.search(code | np.uint64(1 << 62)), ValueError, "bits set past bit 59"),

@@ -1,5 +1,7 @@
 """Frames: reading returns what was written, and anything else is refused."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from hashlight.engine.errors import CorruptDataError, OverloadedError
 from hashlight.engine.filters.filter import FilterError
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.results import Explanation, RangeResult, SearchResult
 from hashlight.engine.service.protocol.wire import (
@@ -24,6 +27,7 @@ from hashlight.engine.service.protocol.wire import (
 )
 
 WORDS = st.integers(0, 2**64 - 1)
+NUMBERS = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5)
 
 
 @given(
@@ -33,19 +37,23 @@ WORDS = st.integers(0, 2**64 - 1)
     number=st.integers(0, 2**31),
     limit=st.none() | st.integers(1, 2**31),
     text=st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+    lists=st.none() | st.dictionaries(st.from_regex(r"[A-Za-z_]\w{0,9}", fullmatch=True).filter(str.isascii), NUMBERS),
     explain=st.booleans(),
 )
-def test_a_request_is_read_as_it_was_written(kind, id_, rows, number, limit, text, explain):
+def test_a_request_is_read_as_it_was_written(kind, id_, rows, number, limit, text, lists, explain):
     values = np.array(rows, np.uint64).reshape(len(rows), 2)
     query = None
     if kind is Kind.SEARCH:
-        query = Query(k=number, filter=text, explain=explain)
+        query = Query(k=number, filter=text, parameters=Parameters.of(lists), explain=explain)
     elif kind is Kind.RANGE:
-        query = Query(radius=number, limit=limit, filter=text, explain=explain)
+        query = Query(radius=number, limit=limit, filter=text, parameters=Parameters.of(lists), explain=explain)
     frame = Request(kind, id_, 7, 1.5, values, query).encode()
     read = Request.decode(memoryview(frame))
     assert read[:4] == (kind, id_, 7, 1.5)
     assert read.query == query
+    if query is not None and lists is not None:
+        given_lists = {name: sorted(set(values)) for name, values in lists.items()}
+        assert {name: values.tolist() for name, values in read.query.parameters.items()} == given_lists
     assert read.values.shape == values.shape
     assert (read.values == values).all()
     again = Request.decode(memoryview(Request.stamp(frame, 2**64 - 1, 0.25)))
@@ -66,6 +74,27 @@ def test_a_truncated_request_is_refused(cut):
     frame = Request(Kind.SEARCH, 1, 1, 1.0, np.ones((3, 1), np.uint64), Query(k=5)).encode()
     with pytest.raises(ProtocolError, match="rows"):
         Request.decode(memoryview(frame)[:-cut])
+
+
+@pytest.mark.parametrize("where", range(0, 40, 3))
+def test_damaged_parameters_are_refused_or_other_numbers(where):
+    query = Query(k=5, filter="id in :seen", parameters=Parameters({"seen": [1, 2, 3]}))
+    frame = bytearray(Request(Kind.SEARCH, 1, 1, 1.0, np.ones((1, 1), np.uint64), query).encode())
+    start = len(frame) - 8 - 3 * 8 - len(b'{"seen": 3}') - 4
+    frame[start + where] ^= 0xFF
+    read = None
+    with contextlib.suppress(ProtocolError):
+        read = Request.decode(memoryview(frame))
+    assert read is None or [len(values) for values in read.query.parameters.values()] == [3]
+
+
+@pytest.mark.parametrize(("told", "instead"), [(b"seen", b"s en"), (b" 3}", b" 2}"), (b" 3}", b"-3}")])
+def test_parameters_that_are_not_as_they_say_are_refused(told, instead):
+    query = Query(k=5, filter="id in :seen", parameters=Parameters({"seen": [1, 2, 3]}))
+    frame = Request(Kind.SEARCH, 1, 1, 1.0, np.ones((1, 1), np.uint64), query).encode()
+    assert told in frame
+    with pytest.raises(ProtocolError, match="parameters"):
+        Request.decode(memoryview(instead.join(frame.rsplit(told, 1))))
 
 
 def test_another_protocol_is_refused_by_number():

@@ -79,8 +79,8 @@ def make(folder):
     features = rng.normal(size=(ROWS, WIDTH)).astype(np.float16)
     path = folder / "c"
     Collection.create(path, codes, ids=ids, attributes=table, features=features, bits=BITS)
-    pictures = pa.chunked_array([[b"picture %d" % row if row % 3 else None for row in range(ROWS)]])
-    write_thumbnails(shard_file(path, "codes.faiss").parent, pictures, np.arange(ROWS))
+    pictures = pa.table({"thumbnail": [b"picture %d" % row if row % 3 else None for row in range(ROWS)]})
+    write_thumbnails(shard_file(path, "codes.faiss").parent, [pictures], np.arange(ROWS))
     forge(path, "thumbnails.arrow", shard_file(path, "thumbnails.arrow").read_bytes())
     return path
 

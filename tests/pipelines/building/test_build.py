@@ -147,7 +147,7 @@ def test_append_refuses_mismatched_data(tmp_path, rows, folder):
 def test_attributes_named_like_columns_of_answers_are_refused(tmp_path, rows):
     codes, ids, _ = rows
     folder = write_codes(tmp_path / "codes", codes[:10], ids[:10], more={"distance": np.arange(10)})
-    with pytest.raises(PipelineError, match=r"attributes named \['distance'\]"):
+    with pytest.raises(PipelineError, match=r"must not be named \['distance'\]"):
         build_collection(folder, tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
