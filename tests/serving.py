@@ -39,7 +39,7 @@ class AverageHash:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def decode(self, data: bytes, max_pixels: int) -> np.ndarray:
+    def decode(self, data: bytes, max_pixels: int, timeout_s: float | None = None) -> np.ndarray:
         try:
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > max_pixels:

@@ -60,7 +60,7 @@ class LocalTransport:
             case Search():
                 return self._search(call)
             case Encode():
-                return self._encode([image.data for image in call.images]).codes
+                return self._encode([image.data for image in call.images], time.monotonic() + call.timeout_s).codes
             case Get():
                 return Items(stored_items(self._searcher, call.ids, timeout_s=call.timeout_s))
             case Thumbnail():
@@ -106,15 +106,15 @@ class LocalTransport:
         found: list[tuple[Iterable[int], Encoded]] = []
         if by_kind.images:
             pictures = [image.data for image in by_kind.images.values() if isinstance(image, Picture)]
-            found.append((by_kind.images, self._encode(pictures)))
+            found.append((by_kind.images, self._encode(pictures, deadline_s)))
         if by_kind.ids:
             wanted = list(by_kind.ids.values())
             found.append((by_kind.ids, stored_codes(self._searcher, wanted, reranks=reranks, deadline_s=deadline_s)))
         return by_kind.resolve(found)
 
-    def _encode(self, images: Sequence[bytes]) -> Encoded:
-        encoder = self._encoder()
-        return encoder.encode([encoder.decode(image, Limits().pixels) for image in images])
+    def _encode(self, images: Sequence[bytes], deadline_s: float) -> Encoded:
+        encoder, max_pixels = self._encoder(), Limits().pixels
+        return encoder.encode([encoder.decode(image, max_pixels, time_left(deadline_s)) for image in images])
 
     def _encoder(self) -> ImageEncoder:
         if self._given is None and self._folder is not None:

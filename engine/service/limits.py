@@ -26,8 +26,8 @@ class Limits:
     body_s : float
         Seconds for a body to arrive.
     pixels : int
-        Of one image, read from its header before it is decoded. 64 million are 192 MB of RGB for every decoding
-        thread, and about three times that while a transparent image is put on white.
+        Of one image, read from its header before it is decoded. 64 million are 192 MB of RGB for every image
+        being decoded, and about three times that while a transparent image is put on white.
     queries, images : int
         Maximum number in one request; at most 10,000 and 64.
     results : int

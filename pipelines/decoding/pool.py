@@ -3,8 +3,9 @@
 A `Decoder` owns one decoding process (`pipelines.decoding.worker`) and memory shared with it, divided into slots of one
 batch each. While the model runs on one slot, the process decodes the next and a third is being filled. When a worker
 dies, the image it was decoding is known; a fresh worker tries it once more, and if that one dies too, the image is
-rejected. Every answer carries the generation of its worker, so that an answer from before a death is not mistaken for a
-later one.
+rejected. A worker that is killed from outside may be the victim of another process, so its image is tried five times,
+with pauses between them. Every answer carries the generation of its worker, so that an answer from before a death is
+not mistaken for a later one.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ from hashlight.pipelines.decoding.worker import (
     REJECTED,
     REQUEST,
     WAITING,
-    WALL_FACTOR,
     DecodeLimits,
     DecodeTask,
+    take_blame,
 )
 from hashlight.pipelines.jobs.errors import PipelineError
 
@@ -50,8 +51,11 @@ SLOTS = 3
 # Batches of large files are cut at this size, to limit the memory that a slot touches.
 _BATCH_BYTES = 16 << 20
 _DEATHS_OF_AN_IMAGE = 2
-# Consecutive deaths without a finished slot in between.
-_MAX_RESTARTS = 10
+# Kills while the same image is at hand, with pauses that double in between: 0.75 s for other processes to make room.
+_KILLS_OF_AN_IMAGE = 5
+_FIRST_PAUSE_S = 0.05
+# Kills in a row without an image decoded in between.
+_MAX_KILLS = 10
 _MAX_SLOT_BYTES = (1 << 31) - 1
 _KINDS = {REJECTED: reasons.FORMAT, LIMITED: reasons.LIMIT, KILLED: reasons.KILLED}
 
@@ -87,7 +91,15 @@ class DecodedBatch:
 class Decoder:
     """One decoding process and its slots. One thread may fill and send while another waits for results."""
 
-    def __init__(self, preprocessing: Preprocessing, *, batch_size: int, thumbnail: int, limits: DecodeLimits) -> None:
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        thumbnail: int,
+        limits: DecodeLimits,
+        deaths_of_an_image: int = _DEATHS_OF_AN_IMAGE,
+    ) -> None:
         self._task = DecodeTask(
             preprocessing=preprocessing.to_dict(),
             batch_size=batch_size,
@@ -103,24 +115,35 @@ class Decoder:
         self._memory = os.memfd_create("hashlight-decode")
         os.ftruncate(self._memory, layout.itemsize * SLOTS)
         self.slots = self._task.map(self._memory)
+        self.slots["current"] = -1
         self._lock = threading.Lock()
         self._sent: deque[int] = deque()
-        self._generation = self._restarts = 0
+        self._generation = 0
+        self._deaths_of_an_image = deaths_of_an_image
         self._deaths: Counter[tuple[int, int]] = Counter()
+        self._kills: Counter[tuple[int, int]] = Counter()
+        self._kills_in_a_row, self._decoded_before = 0, -1
+        # Since a kill slots are sent one by one, so that the image at hand at the next kill is the same.
+        self._one_by_one = False
         self._start()
 
     def send(self, slot: int) -> None:
         """Send a filled slot for decoding."""
         with self._lock:
             self._sent.append(slot)
-            self._request(slot)
+            if not self._one_by_one or len(self._sent) == 1:
+                self._request(slot)
 
     def wait(self, slot: int) -> None:
         """Wait until the oldest sent slot is decoded."""
         while self._is_under_way(slot):
             message = os.read(self._answers, ANSWER.size)
             with self._lock:
-                self._take(message)
+                pause_s = self._take(message)
+            if pause_s is not None:
+                time.sleep(pause_s)
+                with self._lock:
+                    self._send_again()
 
     def _is_under_way(self, slot: int) -> bool:
         with self._lock:
@@ -131,44 +154,59 @@ class Decoder:
         self._stop()
         os.close(self._memory)
 
-    def _take(self, message: bytes) -> None:
+    def _take(self, message: bytes) -> float | None:
+        """Take in an answer; if it is a death, return how long to wait before the worker's work is sent again."""
         if not message:
-            self._restart()
-            return
+            return self._restart()
         kind, number, first, second = ANSWER.unpack(message)
         if kind == DONE and first == self._generation:
             self._sent.remove(number)
-            self._restarts = 0
+            self._kills_in_a_row = 0
+            if self._one_by_one and self._sent:
+                self._request(self._sent[0])
         elif kind == DIED:
             if number > 0:
                 raise PipelineError(f"a decoding process failed with exit code {number}: see the standard error")
             if number == -signal.SIGKILL:
-                # Killed by the kernel, short of memory, or by a person: the image being decoded is not to blame.
-                self._count_restart()
-            else:
-                self._blame(first, second, number)
-            self._send_again()
+                return self._count_kill(first, second)
+            self._blame(first, second, number)
+            return 0.0
+        return None
 
-    def _restart(self) -> None:
+    def _restart(self) -> float:
         """Start a watcher, with its worker, to replace one that was killed."""
-        self._count_restart()
+        at = take_blame(self.slots)
+        pause_s = self._count_kill(*at)
         self._stop()
         self._start()
-        self.slots["current"] = -1
-        self._send_again()
+        return pause_s
 
-    def _count_restart(self) -> None:
-        self._restarts += 1
-        if self._restarts > _MAX_RESTARTS:
+    def _count_kill(self, slot: int, row: int) -> float:
+        """Count a kill from outside, by the kernel, short of memory, or by a person; return how long to wait.
+
+        One that was at hand at several kills in a row is rejected: it may need more memory than there is.
+        """
+        self._one_by_one = True
+        decoded = sum(_num_decoded(self.slots[sent]) for sent in self._sent)
+        self._kills_in_a_row = self._kills_in_a_row + 1 if decoded == self._decoded_before else 1
+        self._decoded_before = decoded
+        if self._kills_in_a_row > _MAX_KILLS:
             raise PipelineError(
-                f"the decoding process was killed {self._restarts} times in a row: is the machine out of memory? Try "
-                "fewer --actors, or a smaller --decode-memory"
+                f"the decoding process was killed {self._kills_in_a_row} times in a row: is the machine out of memory? "
+                "Try fewer --actors, or a smaller --decode-memory"
             )
+        self._kills[slot, row] += 1
+        count = self._kills[slot, row]
+        if slot >= 0 and count == _KILLS_OF_AN_IMAGE:
+            words = f"was at hand each time when the decoding process was killed, {count} times"
+            self._reject(slot, row, KILLED, f"{words}: is the memory enough for it?")
+            return 0.0
+        return _FIRST_PAUSE_S * float(1 << min(count - 1, 3))
 
     def _send_again(self) -> None:
         """Send again everything that the dead worker did not answer."""
         self._generation += 1
-        for slot in self._sent:
+        for slot in list(self._sent)[: 1 if self._one_by_one else None]:
             self._request(slot)
 
     def _blame(self, slot: int, row: int, status: int) -> None:
@@ -176,16 +214,20 @@ class Decoder:
         if slot < 0:
             return
         self._deaths[slot, row] += 1
-        if self._deaths[slot, row] == _DEATHS_OF_AN_IMAGE:
-            found, words = _name_death(status, self._task.limit_seconds)
-            self.slots[slot]["reasons"][row] = words.encode()
-            self.slots[slot]["status"][row] = found
+        if self._deaths[slot, row] == self._deaths_of_an_image:
+            wall_s = float(self.slots[slot]["wall_seconds"])
+            self._reject(slot, row, *_name_death(status, self._task.limit_seconds, wall_s))
+
+    def _reject(self, slot: int, row: int, status: int, words: str) -> None:
+        self.slots[slot]["reasons"][row] = words.encode()
+        self.slots[slot]["status"][row] = status
 
     def forget(self, slot: int) -> None:
         """Prepare a slot to be filled again."""
         with self._lock:
-            for key in [key for key in self._deaths if key[0] == slot]:
-                del self._deaths[key]
+            for counts in (self._deaths, self._kills):
+                for key in [key for key in counts if key[0] == slot]:
+                    del counts[key]
 
     def _request(self, slot: int) -> None:
         # If the watcher is gone, `wait` notices and sends again.
@@ -228,7 +270,7 @@ class DecodePool:
             Decoder(preprocessing, batch_size=batch_size, thumbnail=thumbnail, limits=limits) for _ in range(processes)
         ]
         self._batch_size = batch_size
-        self._max_pixels = limits.pixels
+        self._limits = limits
         self._keeps_thumbnails = thumbnail > 0
         self._is_busy = False
 
@@ -287,7 +329,9 @@ class DecodePool:
                 if not batch:
                     break
                 decoder.forget(slot)
-                unreadable = _fill(decoder.slots[slot], batch, self._max_pixels)
+                unreadable = fill(
+                    decoder.slots[slot], batch, max_pixels=self._limits.pixels, wall_s=self._limits.wall_seconds
+                )
                 decoder.send(slot)
                 read_s = time.perf_counter() - start - waited
                 sent.put(_Sent(decoder, slot, first, len(batch), unreadable, read_s))
@@ -352,8 +396,23 @@ class _Sent:
     read_s: float
 
 
-def _fill(record: Any, batch: list[bytes | OSError], max_pixels: int) -> dict[int, Reason]:
-    """Put encoded images into a slot; return the reasons for those that could not be read."""
+def _num_decoded(record: Any) -> int:
+    """Return how many images of a slot a worker has come to an end with, whatever that was."""
+    return int(np.isin(record["status"][: int(record["count"])], (GOOD, REJECTED, LIMITED)).sum())
+
+
+def fill(record: Any, batch: list[bytes | OSError], *, max_pixels: int, wall_s: float) -> dict[int, Reason]:
+    """Put encoded images into a slot; return the reasons for those that could not be read.
+
+    Parameters
+    ----------
+    record : a slot of `Decoder.slots`
+    batch : list of bytes, or of the error that came in their place
+    max_pixels : int
+        Of one image.
+    wall_s : float
+        Seconds that one image may take.
+    """
     encoded, offsets = record["encoded"], record["offsets"]
     unreadable = {row: reason_of(data) for row, data in enumerate(batch) if isinstance(data, OSError)}
     sizes = [0 if isinstance(data, OSError) else len(data) for data in batch]
@@ -362,15 +421,16 @@ def _fill(record: Any, batch: list[bytes | OSError], max_pixels: int) -> dict[in
     encoded[: len(whole)] = np.frombuffer(whole, np.uint8)
     record["status"][: len(batch)] = WAITING
     record["status"][list(unreadable)] = REJECTED
-    record["current"], record["count"], record["max_pixels"], record["seconds"] = -1, len(batch), max_pixels, 0.0
+    record["current"], record["count"], record["seconds"] = -1, len(batch), 0.0
+    record["max_pixels"], record["wall_seconds"] = max_pixels, wall_s
     return unreadable
 
 
-def _name_death(status: int, limit_s: float) -> tuple[int, str]:
+def _name_death(status: int, limit_s: float, wall_s: float) -> tuple[int, str]:
     """Return the status of an image at which a worker died in this way, and the reason."""
     number = signal.Signals(-status)
     if number == signal.SIGPROF:
         return LIMITED, f"takes more than {limit_s:g} s of processor time to decode"
     if number == signal.SIGALRM:
-        return LIMITED, f"takes more than {limit_s * WALL_FACTOR:g} s to decode"
+        return LIMITED, f"takes more than {wall_s:.3g} s to decode"
     return KILLED, f"ends the decoding process ({number.name})"

@@ -47,8 +47,6 @@ REQUEST = struct.Struct("<qq")
 ANSWER = struct.Struct("<cqqq")
 DONE, DIED = b"+", b"!"
 
-# A stalled machine must not get an image rejected, so the wall time limit is many times the processor time limit.
-WALL_FACTOR = 30
 _THUMBNAIL_QUALITY = 80
 _PR_SET_PDEATHSIG = 1
 
@@ -60,7 +58,7 @@ class DecodeLimits:
     Attributes
     ----------
     seconds : float
-        Processor time; the wall time limit is thirty times as long.
+        Processor time.
     memory_bytes : int
         In addition to what the process uses at the start.
     pixels : int
@@ -70,6 +68,11 @@ class DecodeLimits:
     seconds: float = 20.0
     memory_bytes: int = 2 << 30
     pixels: int = MAX_PIXELS
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall time: many times the processor time, because a stalled machine must not get an image rejected."""
+        return 30 * self.seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +112,7 @@ class DecodeTask:
                 ("current", "<i8"),
                 ("count", "<i8"),
                 ("max_pixels", "<i8"),
+                ("wall_seconds", "<f8"),
                 ("seconds", "<f8"),
                 ("offsets", "<i8", (count + 1,)),
                 ("status", "u1", (count,)),
@@ -140,12 +144,12 @@ def main() -> None:
         if status == 0:
             return
         try:
-            os.write(answers, ANSWER.pack(DIED, status, *_take_blame(slots)))
+            os.write(answers, ANSWER.pack(DIED, status, *take_blame(slots)))
         except BrokenPipeError:
             return
 
 
-def _take_blame(slots: Any) -> tuple[int, int]:
+def take_blame(slots: Any) -> tuple[int, int]:
     """Return and clear the slot and row of the image that a dead worker was decoding."""
     for slot, row in enumerate(slots["current"].tolist()):
         if row >= 0:
@@ -206,13 +210,14 @@ def _decode_slot(one: Any, rule: Preprocessing, task: DecodeTask) -> None:
     """Decode the images waiting in a slot, given as a one-element array; slow field lookups are hoisted."""
     current, status, pixels, reasons = one["current"], one["status"][0], one["pixels"][0], one["reasons"][0]
     count, max_pixels = int(one["count"][0]), int(one["max_pixels"][0])
+    wall_seconds = float(one["wall_seconds"][0])
     offsets, encoded = one["offsets"][0, : count + 1].tolist(), memoryview(one["encoded"][0])
     watched = chaos.watches("decode")
     for row in np.flatnonzero(status[:count] == WAITING).tolist():
         current[0] = row
         data = bytes(encoded[offsets[row] : offsets[row + 1]])
         signal.setitimer(signal.ITIMER_PROF, task.limit_seconds)
-        signal.setitimer(signal.ITIMER_REAL, task.limit_seconds * WALL_FACTOR)
+        signal.setitimer(signal.ITIMER_REAL, wall_seconds)
         if watched:
             chaos.step("decode", hashlib.blake2b(data, digest_size=8).hexdigest())
         try:

@@ -9,9 +9,9 @@ environment variable `HASHLIGHT_CHAOS` names a folder with `rules.json`, a list 
 ``key``    only this key (any if left out)
 ``skip``   let this many pass first (across all processes)
 ``times``  fire this often (across all processes), 1 if left out
-``do``     ``kill`` this process, ``kill-driver`` (the process whose id is in `driver.pid`), ``no-space`` (raise
-           ENOSPC), ``segfault``, ``hang`` (loop for ever), ``wait`` (until there is a file `go` in the folder) or
-           ``log`` (do nothing)
+``do``     ``kill`` this process, ``kill-parent`` (the one that started it), ``kill-driver`` (the process whose id is in
+           `driver.pid`), ``no-space`` (raise ENOSPC), ``segfault``, ``hang`` (loop for ever), ``wait`` (until there is
+           a file `go` in the folder) or ``log`` (do nothing)
 =========  ============================================================================================================
 
 Every step passed that a rule names is a line of `steps.log` in that folder.
@@ -72,6 +72,9 @@ def _is_due(folder: Path, number: int, rule: dict[str, Any]) -> bool:
 def _act(what: str, folder: Path) -> None:
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "kill-parent":
+        os.kill(os.getppid(), signal.SIGKILL)
+        signal.pause()
     elif what == "kill-driver":
         os.kill(int((folder / "driver.pid").read_text()), signal.SIGKILL)
     elif what == "no-space":

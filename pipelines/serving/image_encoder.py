@@ -11,19 +11,33 @@ from numpy.typing import NDArray
 from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import ImageError
-from hashlight.engine.service.asking.encoding import Encoded, ImageRefusedError
+from hashlight.engine.service.asking.encoding import Encoded, ImageRefusedError, num_decoders
+from hashlight.pipelines.decoding.uploads import UPLOAD_LIMITS, UploadDecoder
 
 
 class HashImageEncoder:
-    """An `engine.service.asking.encoding.ImageEncoder` from a `HashEncoder`. Thread-safe."""
+    """An `engine.service.asking.encoding.ImageEncoder` from a `HashEncoder`. Thread-safe.
 
-    def __init__(self, model: HashEncoder) -> None:
+    Parameters
+    ----------
+    model : HashEncoder
+    uploads : UploadDecoder, optional
+        Decodes the images of people who may not be trusted; without it, images are decoded in this process.
+    """
+
+    def __init__(self, model: HashEncoder, uploads: UploadDecoder | None = None) -> None:
         self._model = model
+        self._uploads = uploads
 
     @classmethod
     def load(cls, folder: str | Path) -> HashImageEncoder:
         """Open an encoder written by `hashlight train` or stored in a collection."""
         return cls(HashEncoder.load(folder))
+
+    @classmethod
+    def for_server(cls, model: HashEncoder) -> HashImageEncoder:
+        """Return the encoder of a server, which decodes in guarded processes."""
+        return cls(model, UploadDecoder(model.config.preprocessing, processes=num_decoders()))
 
     @property
     def bits(self) -> int:
@@ -40,9 +54,12 @@ class HashImageEncoder:
         """The fixed batch size of the model; a full batch costs as much as one image."""
         return self._model.config.batch_size
 
-    def decode(self, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    def decode(self, data: bytes, max_pixels: int, timeout_s: float | None = None) -> NDArray[np.uint8]:
         """Return an image file's pixels at the size of the model's input; ImageRefusedError if it cannot be decoded."""
         try:
+            if self._uploads is not None:
+                timeout_s = UPLOAD_LIMITS.wall_seconds if timeout_s is None else timeout_s
+                return self._uploads.decode(data, max_pixels=max_pixels, timeout_s=timeout_s)
             return self._model.config.preprocessing.pixels(decode_image(data, max_pixels=max_pixels))
         except ImageError as error:
             raise ImageRefusedError(error.reason) from error

@@ -99,7 +99,7 @@ def encoder_of(collection: Collection, encoder: Path | None) -> ImageEncoder | N
     from hashlight.pipelines.searching.search import load_encoder
     from hashlight.pipelines.serving.image_encoder import HashImageEncoder
 
-    return HashImageEncoder(load_encoder(collection, encoder))
+    return HashImageEncoder.for_server(load_encoder(collection, encoder))
 
 
 def _keep_renewing(searcher: CollectionSearcher) -> None:

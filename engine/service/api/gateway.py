@@ -108,9 +108,10 @@ class Gateway:
         encoding = self._encoding("images")
         with self.metrics.stage("read", timing_ms):
             images, timeout_ms = await bodies.read_images(request, self.limits)
-        async with self._within(arrived_s + self._timeout_s(timeout_ms)):
+        deadline_s = arrived_s + self._timeout_s(timeout_ms)
+        async with self._within(deadline_s):
             encoded = await encoding.encode(
-                [image.data for image in images], [image.field for image in images], timing_ms
+                [image.data for image in images], [image.field for image in images], timing_ms, deadline_s=deadline_s
             )
         document = {
             "codes": hex_codes(encoded.codes, bits=encoding.encoder.bits),
@@ -238,7 +239,9 @@ class Gateway:
         if queries.ids:
             found.append((queries.ids, await self._stored(queries.ids, queries.reranks, deadline_s)))
         if queries.images:
-            found.append((queries.images, await self._encode_queries(list(queries.images.values()), timing_ms)))
+            found.append(
+                (queries.images, await self._encode_queries(list(queries.images.values()), deadline_s, timing_ms))
+            )
         return queries.resolve(found)
 
     async def _stored(self, ids: dict[int, int], reranks: bool, deadline_s: float) -> Encoded:
@@ -252,13 +255,18 @@ class Gateway:
             field = f"queries.{next(iter(ids))}.id" if len(ids) == 1 else "queries"
             raise RequestError(404, "id_not_found", str(error), field=field) from error
 
-    async def _encode_queries(self, images: Sequence[bodies.Image], timing_ms: dict[str, float]) -> Encoded:
+    async def _encode_queries(
+        self, images: Sequence[bodies.Image], deadline_s: float, timing_ms: dict[str, float]
+    ) -> Encoded:
         encoding = self._encoding("queries")
         if len(images) > self.limits.images:
             raise invalid(f"at most {self.limits.images} queries may be images, got {len(images)}", "queries")
         fetched = await self._fetch({image.field: image.url for image in images if image.url is not None})
         return await encoding.encode(
-            [fetched.get(image.field, image.data) for image in images], [image.field for image in images], timing_ms
+            [fetched.get(image.field, image.data) for image in images],
+            [image.field for image in images],
+            timing_ms,
+            deadline_s=deadline_s,
         )
 
     async def _fetch(self, urls: dict[str, str]) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Images to codes inside a server: decoded one by one, encoded together.
+"""Images to codes inside a server: decoded each by itself, encoded together.
 
 An encoder takes about as long for one image as for a batch, so images that arrive while one batch is in progress become
 the next one.
@@ -21,6 +21,7 @@ from hashlight.engine.codes import CodeArray
 from hashlight.engine.extras import missing
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.service.asking.batching import MicroBatcher
+from hashlight.engine.service.asking.retrieval import time_left
 from hashlight.engine.service.problems import invalid
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Entry points of this group open the encoder in a folder; the engine itself has none.
 OPENERS = "hashlight.image_encoders"
+_MORE_THAN_CORES = 4
 
 
 class ImageRefusedError(ValueError):
@@ -69,13 +71,14 @@ class ImageEncoder(Protocol):
         """Number of images that are encoded as fast as one."""
         ...
 
-    def decode(self, data: bytes, max_pixels: int) -> Any:
+    def decode(self, data: bytes, max_pixels: int, timeout_s: float | None = None) -> Any:
         """Return an image for `encode`, at the size of the model's input, because many may be waiting.
 
         Raises
         ------
         ImageRefusedError
-            If `data` is not an image, is damaged, or has more than `max_pixels` pixels.
+            If `data` is not an image, is damaged, has more than `max_pixels` pixels, or takes too long; after
+            `timeout_s` seconds nobody waits for it any more.
         """
         ...
 
@@ -87,6 +90,14 @@ class ImageEncoder(Protocol):
 def is_encoder_of(encoder: ImageEncoder, *, bits: int, fingerprint: str | None) -> bool:
     """Return whether an encoder made a collection's codes; without a fingerprint, whether it could have."""
     return encoder.bits == bits and fingerprint in (None, encoder.fingerprint)
+
+
+def num_decoders() -> int:
+    """Return how many images a server decodes at once.
+
+    More than cores, so that a few images that take long do not keep others waiting; they share the cores with them.
+    """
+    return usable_cores() + _MORE_THAN_CORES
 
 
 def open_encoder(folder: Path) -> ImageEncoder | None:
@@ -121,7 +132,7 @@ class EncodingThreads:
         self.encoder = encoder
         self._max_pixels = max_pixels
         self._metrics = metrics
-        self._decoders = ThreadPoolExecutor(usable_cores(), "hashlight-decode")
+        self._decoders = ThreadPoolExecutor(num_decoders(), "hashlight-decode")
         self._encoders = ThreadPoolExecutor(1, "hashlight-encode")
         self._batcher: MicroBatcher[Any, _Row] = MicroBatcher(self._encode_batch, batch_size=encoder.batch_size)
 
@@ -130,8 +141,10 @@ class EncodingThreads:
         for pool in (self._decoders, self._encoders):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def encode(self, images: Sequence[bytes], fields: Sequence[str], timing_ms: dict[str, float]) -> Encoded:
-        """Encode image files.
+    async def encode(
+        self, images: Sequence[bytes], fields: Sequence[str], timing_ms: dict[str, float], *, deadline_s: float
+    ) -> Encoded:
+        """Encode image files, by a deadline of `time.monotonic`.
 
         Raises
         ------
@@ -141,7 +154,7 @@ class EncodingThreads:
         loop = asyncio.get_running_loop()
         with self._metrics.stage("decode", timing_ms):
             jobs = [
-                loop.run_in_executor(self._decoders, self._decode, data, field)
+                loop.run_in_executor(self._decoders, self._decode, data, field, deadline_s)
                 for data, field in zip(images, fields, strict=True)
             ]
             decoded = await asyncio.gather(*jobs)
@@ -149,9 +162,9 @@ class EncodingThreads:
             rows = await asyncio.gather(*map(self._batcher.submit, decoded))
         return Encoded(np.stack([code for code, _ in rows]), np.stack([features for _, features in rows]))
 
-    def _decode(self, data: bytes, field: str) -> Any:
+    def _decode(self, data: bytes, field: str, deadline_s: float) -> Any:
         try:
-            return self.encoder.decode(data, self._max_pixels)
+            return self.encoder.decode(data, self._max_pixels, time_left(deadline_s))
         except ImageRefusedError as error:
             raise invalid(f"`{field}` cannot be decoded: {error}", field) from error
 

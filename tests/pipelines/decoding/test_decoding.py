@@ -108,6 +108,9 @@ def faults(tmp_path, monkeypatch):
     return write
 
 
+KILLED = "killed: was at hand each time when the decoding process was killed, 5 times: is the memory enough for it?"
+
+
 def name_of(data):
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
@@ -117,6 +120,7 @@ def name_of(data):
     [
         ("segfault", "killed: ends the decoding process (SIGSEGV)"),
         ("hang", "limit: takes more than 0.2 s of processor time to decode"),
+        ("kill", KILLED),
     ],
 )
 def test_an_image_that_ends_its_decoder_costs_only_itself(faults, do, reason):
@@ -141,7 +145,7 @@ def test_a_decoder_that_dies_once_costs_nothing(faults):
 def test_images_are_not_blamed_for_kills_from_outside(faults):
     """The kernel kills this process first when the machine runs out of memory, whichever image it is decoding."""
     images = numbered(50)
-    faults({"step": "decode", "key": name_of(images[20]), "times": 8, "do": "kill"})
+    faults({"step": "decode", "key": name_of(images[20]), "times": 4, "do": "kill"})
     with DecodePool(RULE, batch_size=16) as pool:
         pixels, reasons, _ = decoded(pool, images)
         assert reasons == {}
@@ -152,6 +156,27 @@ def test_images_are_not_blamed_for_kills_from_outside(faults):
         pytest.raises(PipelineError, match="killed 11 times in a row: is the machine out of memory"),
     ):
         decoded(pool, images)
+
+
+def test_an_image_that_gets_the_watcher_killed_too_is_named(faults):
+    """As where the kernel ends all processes of a container at once."""
+    images = numbered(12)
+    faults({"step": "decode", "key": name_of(images[7]), "times": 1000, "do": "kill-parent"})
+    with DecodePool(RULE, batch_size=5) as pool:
+        pixels, reasons, _ = decoded(pool, images)
+    assert reasons == {7: KILLED}
+    assert sorted(pixels) == [row for row in range(12) if row != 7]
+
+
+def test_many_images_that_get_their_decoder_killed_are_all_named(faults):
+    """More kills than the limit in one slot, but with images decoded in between."""
+    images = numbered(10)
+    guilty = [1, 3, 5, 7]
+    faults(*({"step": "decode", "key": name_of(images[row]), "do": "kill", "times": 1000} for row in guilty))
+    with DecodePool(RULE, batch_size=10) as pool:
+        pixels, reasons, _ = decoded(pool, images)
+    assert reasons == dict.fromkeys(guilty, KILLED)
+    assert sorted(pixels) == [0, 2, 4, 6, 8, 9]
 
 
 def test_a_watcher_that_is_killed_is_replaced():
