@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import gc
+import os
 import subprocess
 import sys
 
@@ -11,10 +14,13 @@ import numpy as np
 import pytest
 
 from hashlight.engine.collection.collection import Collection, CollectionWriter
+from hashlight.engine.places import files
+from hashlight.engine.places import folder as folder_module
 from hashlight.engine.places.bucket import Bucket
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.protocol.cluster_map import open_group
+from hashlight.engine.storage import readers
 from hashlight.engine.storage.manifest import holding_live, read_current
 
 BITS = 48
@@ -206,3 +212,30 @@ def test_features_that_are_no_finite_numbers_are_refused(tmp_path, bad, how):
         write(CODES, features=features)
     assert not (tmp_path / "d").exists()
     assert Collection.open(tmp_path / "c").version == 1
+
+
+@pytest.mark.parametrize("kind", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_files_cannot_be_locked_collections_open_and_the_last_two_versions_are_kept(tmp_path, monkeypatch, kind):
+    def refuse(descriptor, how):
+        raise OSError(kind, os.strerror(kind))
+
+    first = make(tmp_path / "c")
+    monkeypatch.setattr(readers.fcntl, "flock", refuse)
+    monkeypatch.setattr(files, "writer_lock", lambda folder, wait=False: contextlib.nullcontext())
+    monkeypatch.setattr(folder_module, "writer_lock", files.writer_lock)
+    write_versions(tmp_path / "c", 2)
+    assert len(shards_in(tmp_path / "c")) == 4
+    assert not {shard.name for shard in first.shards} & shards_in(tmp_path / "c")
+
+
+def test_a_lock_that_fails_for_another_reason_is_an_error(tmp_path, monkeypatch):
+    def fail(descriptor, how):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    make(tmp_path / "c")
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(readers.fcntl, "flock", fail)
+    for _ in range(5):
+        with pytest.raises(OSError, match="Input/output error"):
+            Collection.open(tmp_path / "c")
+    assert len(os.listdir("/proc/self/fd")) <= before, "no descriptor is left open"
