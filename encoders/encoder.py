@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from hashlight.encoders.checks import check_number, check_whole
 from hashlight.encoders.data.images import ImageLike, open_image
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.errors import EncoderError, ImageError
@@ -31,6 +32,8 @@ FORMAT = "hashlight-encoder"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+MAX_BATCH = 1024
+MAX_ANCHORS = 1_000_000
 
 
 class EncoderOutput(NamedTuple):
@@ -82,12 +85,12 @@ class EncoderConfig:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 1024:
-            raise ValueError(f"`bits` must be 1 to 1024, got {self.bits}")
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}")
-        if self.beta <= 0:
-            raise ValueError(f"`beta` must be above 0, got {self.beta}")
+        check_whole(self.bits, "bits", 1, 1024)
+        check_whole(self.batch_size, "batch_size", 1, MAX_BATCH)
+        check_whole(self.anchors, "anchors", 0, MAX_ANCHORS)
+        check_number(self.beta, "beta", above=0.0)
+        if not isinstance(self.training, Mapping):
+            raise TypeError(f"`training` must be a mapping, got {self.training!r}")
         if self.head not in HEADS:
             raise ValueError(f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}")
         if (self.anchors > 0) != (self.head == KERNEL):
@@ -253,7 +256,7 @@ class HashEncoder:
         try:
             config = EncoderConfig.from_dict(plain)
             return cls(config, _build_model(config, load_tensors(weights)))
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as exc:
+        except (EncoderError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as exc:
             raise EncoderError(
                 f"the encoder in {source} cannot be built ({type(exc).__name__}: {' '.join(str(exc).split())[:300]}): "
                 "was it written by another version of hashlight?"
@@ -321,7 +324,7 @@ def _read_config(source: Path) -> dict[str, Any]:
         )
     try:
         plain = json.loads(_read(source / CONFIG_FILE))
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise EncoderError(f"{source / CONFIG_FILE} is damaged, expected JSON: {exc}; copy or train it again") from exc
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         got = plain.get("format") if isinstance(plain, dict) else type(plain).__name__

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hashlight.encoders.checks import check_number, check_whole
 from hashlight.encoders.data.images import to_rgb_or_grey
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 FITS = ("stretch", "crop")
+MAX_SIZE = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,15 +57,18 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"`size` must be at least 1, got {self.size}")
-        if self.channels not in (1, 3):
+        check_whole(self.size, "size", 1, MAX_SIZE)
+        check_whole(self.resize, "resize", 0, 2 * MAX_SIZE)
+        check_whole(self.channels, "channels", 1, 3)
+        if self.channels == 2:
             raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {self.channels}")
-        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(
-                f"`mean` and `std` must have {self.channels} numbers, one per channel, `std` above 0, "
-                f"got {self.mean} and {self.std}"
+                f"`mean` and `std` must have {self.channels} numbers, one per channel, got {self.mean} and {self.std}"
             )
+        for mean, std in zip(self.mean, self.std, strict=True):
+            check_number(mean, "mean")
+            check_number(std, "std", above=0.0)
         if self.fit not in FITS:
             raise ValueError(f"`fit` must be one of {', '.join(FITS)}, got {self.fit!r}")
         if self.fit == "crop" and self.resize < self.size:

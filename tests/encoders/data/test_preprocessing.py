@@ -43,9 +43,9 @@ def test_round_trip(rule):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 0}, "`size` must be at least 1, got 0"),
+        ({"size": 0}, "`size` must be 1 to 4096, got 0"),
         ({"channels": 2}, "got 2"),
-        ({"std": (0.0,)}, "`std` above 0"),
+        ({"std": (0.0,)}, "`std` must be a finite number above 0"),
         ({"mean": (0.1, 0.2)}, "must have 1 numbers"),
         ({"fit": "squash"}, "'squash'"),
         ({"fit": "crop", "resize": 20}, "at least `size` .28. to crop from, got 20"),

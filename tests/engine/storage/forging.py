@@ -11,6 +11,10 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
+def sha256_bytes(data):
+    return hashlib.sha256(data).digest()
+
+
 def replace(path, data):
     """Give a file other contents, in a new inode: maps of the old ones keep what they had."""
     aside = path.with_name(path.name + ".aside")

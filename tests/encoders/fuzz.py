@@ -1,0 +1,73 @@
+"""Mutated files of an encoder under the right fingerprint: refused by name, or an encoder that encodes.
+
+Run as a program, as `tests.engine.storage.fuzz` is: `python -m tests.encoders.fuzz FOLDER FIRST COUNT KIND...`
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.encoders.errors import EncoderError
+from tests.encoders.test_encoder import build
+from tests.engine.storage.forging import sha256_bytes
+from tests.engine.storage.fuzz import mutate, mutate_text
+
+KINDS = ("config.json", "model.safetensors")
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 28, 28), dtype=np.uint8)
+
+
+def fingerprint(config, weights):
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+    return sha256_bytes(sha256_bytes(canonical) + sha256_bytes(weights)).hex()
+
+
+def put(folder, texts):
+    """Write an encoder, with the fingerprint of what is written if its configuration can have one."""
+    text = texts["config.json"]
+    try:
+        config = {key: value for key, value in json.loads(text).items() if key != "fingerprint"}
+        text = json.dumps(config | {"fingerprint": fingerprint(config, texts["model.safetensors"])}).encode()
+    except (ValueError, AttributeError):
+        pass
+    (folder / "config.json").write_bytes(text)
+    (folder / "model.safetensors").write_bytes(texts["model.safetensors"])
+
+
+def try_one(folder, pristine, kind, number):
+    """Return "refused" or "answered"; anything else is an error."""
+    rng = np.random.default_rng([number, KINDS.index(kind)])
+    change = mutate_text if kind == "config.json" else mutate
+    put(folder, pristine | {kind: change(rng, pristine[kind])})
+    try:
+        encoder = HashEncoder.load(folder)
+    except EncoderError as error:
+        if str(folder) not in str(error):
+            raise AssertionError("refused, but not by name") from error
+        return "refused"
+    codes = encoder.encode(IMAGES)
+    assert (codes.dtype, codes.shape) == (np.uint64, (2, -(-encoder.bits // 64)))
+    np.testing.assert_array_equal(codes, encoder.encode(IMAGES))
+    return "answered"
+
+
+def main(place, first, count, *kinds):
+    folder = Path(place, "encoder")
+    build().save(folder)
+    pristine = {name: (folder / name).read_bytes() for name in KINDS}
+    outcomes = collections.Counter()
+    for kind in kinds:
+        for number in range(int(first), int(first) + int(count)):
+            sys.stdout.write(f"{kind} {number}\n")
+            sys.stdout.flush()
+            outcomes[f"{kind} {try_one(folder, pristine, kind, number)}"] += 1
+    sys.stdout.write(json.dumps(outcomes) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
