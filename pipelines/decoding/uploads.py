@@ -18,8 +18,8 @@ from hashlight.pipelines.corpora.images import MAX_ENCODED_BYTES
 from hashlight.pipelines.decoding.pool import Decoder, fill
 from hashlight.pipelines.decoding.worker import GOOD, DecodeLimits
 
-# The largest image that a gateway takes needs about two seconds and half of this memory.
-UPLOAD_LIMITS = DecodeLimits(seconds=5.0, memory_bytes=1 << 30)
+# 64 megapixels with transparency need over 1.1 GiB; see the limits of a gateway.
+UPLOAD_LIMITS = DecodeLimits(seconds=5.0, memory_bytes=2 << 30)
 
 
 class UploadDecoder:
