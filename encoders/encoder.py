@@ -223,7 +223,7 @@ class HashEncoder:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into a folder, creating it if necessary."""
-        target = Path(folder)
+        target = _local(folder)
         target.mkdir(parents=True, exist_ok=True)
         config = self.config.to_dict() | {"fingerprint": self.fingerprint}
         # The configuration is written last: its fingerprint covers the weights, so a half-written folder is refused.
@@ -233,7 +233,7 @@ class HashEncoder:
     def save_backbone(self, path: str | os.PathLike[str]) -> None:
         """Write the weights of the backbone alone (.safetensors), for another training to start from."""
         state = self._model.backbone.state_dict()
-        write_whole(Path(path), save_tensors({name: value.contiguous() for name, value in state.items()}))
+        write_whole(_local(path), save_tensors({name: value.contiguous() for name, value in state.items()}))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> HashEncoder:
@@ -244,7 +244,7 @@ class HashEncoder:
         EncoderError
             If the folder is not an encoder, is damaged, or was written by a newer version.
         """
-        source = Path(folder)
+        source = _local(folder)
         plain = _read_config(source)
         weights = _read(source / WEIGHTS_FILE)
         expected = plain.pop("fingerprint", None)
@@ -279,6 +279,12 @@ class HashEncoder:
             feature_ND, z_NB = self._model(batch_NCHW)
             relaxed_NB = torch.tanh(self.config.beta * z_NB)
         return tuple(part[:count].cpu().numpy() for part in (feature_ND, z_NB, relaxed_NB))  # type: ignore[return-value]
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    if "://" in os.fspath(path):
+        raise EncoderError(f"{path} is a URI: an encoder is saved to, and loaded from, a folder of this machine")
+    return Path(path)
 
 
 def _open_image(image: ImageLike, position: int) -> Image.Image:

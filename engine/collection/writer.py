@@ -23,7 +23,7 @@ from hashlight.engine.errors import (
 )
 from hashlight.engine.ids import find_repeated
 from hashlight.engine.places.files import sync_file, sync_folder
-from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.opening import open_target
 from hashlight.engine.places.place import Found, Place
 from hashlight.engine.storage.manifest import (
     Manifest,
@@ -87,7 +87,7 @@ class CollectionWriter:
     ) -> None:
         if overwrite and append:
             raise ValueError("a collection is replaced (`overwrite`) or added to (`append`), not both")
-        self.place: Place = open_place(path)
+        self.place: Place = open_target(path)
         self._bits = check_bits(bits)
         self._fingerprint = None if fingerprint is None else check_name(fingerprint, "an encoder")
         self._tables = tables

@@ -56,9 +56,17 @@ def normalise(location: str | Path) -> str:
 
 
 def split_name(location: str) -> tuple[str, str]:
-    """Split the location of a file into that of its folder and the file's name."""
+    """Split the location of a file into that of its folder and the file's name.
+
+    Raises
+    ------
+    PlaceError
+        If it is the location of a whole bucket or server: what is left of it would be a local path.
+    """
     base, options = split_options(location)
     folder, _, name = base.rpartition("/")
+    if folder.endswith(":/") and not is_local(base):
+        raise PlaceError(f"{without_credentials(base)} does not name a file: expected {folder}/PLACE/NAME")
     return folder + options, name
 
 

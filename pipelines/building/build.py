@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from hashlight.engine.collection.writer import JOB_FOLDER, CollectionWriter, refuse_foreign_folder, split_rows
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
-from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.opening import open_place, open_target
 from hashlight.engine.places.reading import map_ahead
 from hashlight.engine.places.uris import split_name, without_credentials
 from hashlight.engine.storage.columns import check_columns
@@ -95,7 +95,7 @@ def build_collection(
     """
     if sum(size is not None for size in (shards, shard_rows, shard_bytes)) > 1:
         raise ValueError("give one of `shards`, `shard_rows` and `shard_bytes`")
-    place = open_place(output)
+    place = open_target(output)
     refuse_foreign_folder(place)
     corpus = _find_codes(codes)
     if shards is None:

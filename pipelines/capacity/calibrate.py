@@ -32,6 +32,7 @@ from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.results import SearchResult, merge_search
 from hashlight.engine.storage.shard import Shard, write_shard
 from hashlight.pipelines.capacity.constants import CAPACITY, Constants, Work
+from hashlight.pipelines.codes.encoder import load_encoder
 from hashlight.pipelines.corpora.fashion_mnist import SAMPLE
 
 ROWS = (2**20, 2**22, 2**24)
@@ -51,7 +52,7 @@ def calibrate(encoder: str | Path | None = None, *, say: Callable[[str], None] =
     Parameters
     ----------
     encoder : str or Path, optional
-        An encoder's folder; by default an untrained small-cnn, which is as fast as a trained one.
+        An encoder's folder, local or in a bucket; by default an untrained small-cnn, which is as fast as a trained one.
     say : callable, optional
         Called with the name of each measurement.
 
@@ -88,7 +89,7 @@ def calibrate(encoder: str | Path | None = None, *, say: Callable[[str], None] =
 
 def _measure_encoding(folder: str | Path | None) -> tuple[str, float]:
     """Return the encoder's name and its core seconds per image, including decoding of the packaged PNGs."""
-    encoder = _untrained() if folder is None else HashEncoder.load(folder)
+    encoder = _untrained() if folder is None else load_encoder(folder)
     with pq.ParquetFile(SAMPLE) as file:
         encoded = next(file.iter_batches(_IMAGES, columns=["image"])).column(0).to_pylist()
     name = f"{encoder.config.backbone}, {'untrained' if folder is None else encoder.fingerprint[:12]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,25 @@ def refuse_missing(place: str | None) -> str | None:
     return place
 
 
+def local_path(text: str | Path) -> Path:
+    """Parse a path of this machine; a URI is refused, which would otherwise name a folder `s3:`."""
+    if "://" in str(text):
+        raise typer.BadParameter(f"{text} must be a path of this machine, not a URI")
+    return Path(text)
+
+
+def local_file(help_text: str) -> Any:
+    """Return an option for a file that this machine must have: a library opens it, or it is a secret."""
+
+    def parse(text: str | Path) -> Path:
+        path = local_path(text)
+        if not path.exists() or path.is_dir():
+            raise typer.BadParameter(f"{path} must be a file that exists")
+        return path
+
+    return typer.Option(help=help_text, parser=parse, metavar="FILE")
+
+
 CollectionArgument = Annotated[str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.")]
 ExistingCollectionArgument = Annotated[
     str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.", callback=refuse_missing)
@@ -29,7 +48,8 @@ EncoderOption = Annotated[
     str, typer.Option("--encoder", help="Folder of a trained encoder, or s3://.", callback=refuse_missing)
 ]
 OtherEncoderOption = Annotated[
-    Path | None, typer.Option(help="The encoder, if the collection does not keep it.", exists=True)
+    str | None,
+    typer.Option(help="The encoder, or s3://, if the collection does not keep it.", callback=refuse_missing),
 ]
 IndexOption = Annotated[
     IndexChoice,

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from hashlight.engine.ids import RepeatedIds
-from hashlight.engine.places.opening import open_place
-from hashlight.engine.places.uris import is_local, normalise, split_name
+from hashlight.engine.places.opening import open_place, open_target
+from hashlight.engine.places.uris import is_local, normalise, split_name, without_credentials
 from hashlight.pipelines.corpora.corpus import open_listing, refuse_empty
 from hashlight.pipelines.corpora.ids import refuse_repeated_ids
 from hashlight.pipelines.corpora.listing import SHARDS, Listing
@@ -88,9 +88,9 @@ def plan_work(
     """
     if unit_images < 1:
         raise ValueError(f"`unit_images` must be at least 1, got {unit_images}")
-    listing = open_listing(corpus)
     folder, name = split_name(normalise(output))
-    target = open_place(folder)
+    target = open_target(folder)
+    listing = open_listing(corpus)
     with target.scratch(name) as aside:
         summary = _write(listing, aside, unit_images, progress or (lambda _entries: None))
         target.put_file(name, aside)
@@ -100,7 +100,7 @@ def plan_work(
 def read_work(work: str | Path) -> WorkSummary | None:
     """Return the summary of a work list; None if `work` is something else, such as a corpus."""
     uri = normalise(work)
-    if not split_name(uri)[1].endswith(SUFFIX) or (is_local(uri) and not Path(uri).is_file()):
+    if not without_credentials(uri).endswith(SUFFIX) or (is_local(uri) and not Path(uri).is_file()):
         return None
     try:
         with open_place(uri).open() as raw:

@@ -138,12 +138,12 @@ def find_duplicates(
     PipelineError
         If `output` holds something else.
     """
+    folder = JobFolder(output, NEAR_DUPLICATES)
+    folder.refuse_foreign()
     place = open_place(collection)
     with holding_live(place) as live:
         names = hashlib.sha256("".join(shard.name for shard in live.shards).encode()).hexdigest()
         job = JoinJob(place.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
-        folder = JobFolder(output, NEAR_DUPLICATES)
-        folder.refuse_foreign()
         with folder.place.lock():
             folder.begin({**asdict(job), "collection": str(place)}, overwrite=overwrite)
             _join_all(job, folder, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))

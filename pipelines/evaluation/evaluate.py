@@ -15,7 +15,7 @@ from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.methods import METHODS
 from hashlight.engine.extras import import_faiss
 from hashlight.engine.indexes.choice import IndexChoice, check_index, faiss_kind
-from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.opening import open_target
 from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.codes.encoder import load_encoder
@@ -80,7 +80,7 @@ def evaluate_encoder(
         If a baseline is unknown or cannot produce that many bits, a corpus has no labels or no decodable image, or no
         query shares a label with any image of the database.
     """
-    target = open_place(output)
+    target = open_target(output)
     _refuse_late_failures(target, index)
     say = progress or (lambda _step: None)
     model = load_encoder(encoder)

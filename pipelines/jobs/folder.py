@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.opening import open_place, open_target
 from hashlight.pipelines.jobs.errors import PipelineError
 
 LOCK = ".lock"
@@ -90,6 +90,7 @@ class JobFolder:
 
     def refuse_foreign(self) -> None:
         """Raise PipelineError unless the folder is missing, empty, or marked by a job of this kind."""
+        open_target(self.place.location)
         entry = self.place.entry()
         if entry is not None and not entry.is_folder:
             raise PipelineError(f"{self} is a file, expected a folder for {self.kind.holds}: choose another --output")

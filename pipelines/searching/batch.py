@@ -34,7 +34,7 @@ from hashlight.engine.codes import CodeArray, IdArray, check_codes, num_words
 from hashlight.engine.collection.bounded import search_bounded
 from hashlight.engine.indexes.choice import IndexChoice, check_index
 from hashlight.engine.indexes.threads import usable_cores
-from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.opening import open_place, open_target
 from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import split_name
 from hashlight.engine.query import Query
@@ -352,7 +352,7 @@ def _as_result(batch: pa.RecordBatch) -> RangeResult:
 def _target_of(output: str | Path) -> tuple[Place, str]:
     """Return the place of the folder of the output, and the output's name in it."""
     location, name = split_name(open_place(output).location)
-    return open_place(location), name
+    return open_target(location), name
 
 
 def _refuse_taken(target: Place, name: str, *, overwrite: bool) -> None:

@@ -15,10 +15,13 @@ from hashlight.engine.client.results import Hit, SearchResponse
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import EncoderMismatchError
+from hashlight.engine.places.opening import open_place, open_target
+from hashlight.engine.places.uris import split_name, without_credentials
 from hashlight.engine.query import Query
 from hashlight.engine.service.asking.rendering import search_frame, search_table
 from hashlight.engine.service.asking.retrieval import Ask, answer
 from hashlight.engine.service.asking.searcher import CollectionSearcher
+from hashlight.pipelines.codes.encoder import load_encoder as load_encoder_from
 from hashlight.pipelines.evaluation.pictures import Tile, answer_tile, save_grid
 from hashlight.pipelines.jobs.errors import PipelineError
 
@@ -31,18 +34,18 @@ def load_encoder(collection: Collection, encoder: str | Path | None = None) -> H
     EncoderMismatchError
         If the collection has none, or `encoder` is another one.
     """
-    path = Path(encoder) if encoder is not None else collection.encoder_path
-    if path is None:
+    location = encoder if encoder is not None else collection.encoder_path
+    if location is None:
         raise EncoderMismatchError(
             f"{collection.path} keeps no encoder: its codes came from elsewhere; "
             "name the one that made them with --encoder"
         )
-    model = HashEncoder.load(path)
+    model = load_encoder_from(location)
     if collection.fingerprint not in (None, model.fingerprint) or model.bits != collection.bits:
         raise EncoderMismatchError(
             f"{collection.path} stores {collection.bits}-bit codes of encoder {_short(collection.fingerprint)}, "
-            f"{path} is encoder {_short(model.fingerprint)} with {model.bits} bits: search with the encoder that made "
-            "the codes, or encode the corpus again"
+            f"{without_credentials(str(location))} is encoder {_short(model.fingerprint)} with {model.bits} bits: "
+            "search with the encoder that made the codes, or encode the corpus again"
         )
     return model
 
@@ -56,9 +59,9 @@ def encode_file(model: HashEncoder, image: str | Path, *, max_pixels: int = MAX_
         If it cannot be read or decoded.
     """
     try:
-        return model.encode([decode_image(Path(image).read_bytes(), max_pixels=max_pixels)])
+        return model.encode([decode_image(open_place(image).read(), max_pixels=max_pixels)])
     except (OSError, ImageError) as error:
-        raise PipelineError(f"{image} cannot be searched for: {error}") from error
+        raise PipelineError(f"{without_credentials(str(image))} cannot be searched for: {error}") from error
 
 
 def find(collection: Collection, code: CodeArray, query: Query) -> SearchResponse:
@@ -76,10 +79,14 @@ def as_json(found: SearchResponse) -> dict[str, Any]:
     return {"answers": _without_nan(answers), "truncated": hits.truncated, "coverage": coverage}
 
 
-def save_answers(image: str | Path, hits: Sequence[Hit], path: Path, *, max_hits: int = 20) -> None:
-    """Save a picture of the query and its nearest answers with their distances."""
-    query = Tile(Path(image).read_bytes(), "query")
-    save_grid([[query, *(_tile(hit) for hit in hits[:max_hits])]], path)
+def save_answers(image: str | Path, hits: Sequence[Hit], path: str | Path, *, max_hits: int = 20) -> None:
+    """Save a picture of the query and its nearest answers with their distances, locally or in a bucket."""
+    folder, name = split_name(open_place(path).location)
+    query = Tile(open_place(image).read(), "query")
+    target = open_target(folder)
+    with target.scratch(name) as aside:
+        save_grid([[query, *(_tile(hit) for hit in hits[:max_hits])]], aside)
+        target.put_file(name, aside)
 
 
 def _tile(hit: Hit) -> Tile:

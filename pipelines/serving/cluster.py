@@ -37,7 +37,7 @@ def serve_cluster(
     keys: Keys,
     servers: AbstractContextManager[RayCluster | LocalCluster],
     *,
-    encoder: Path | None = None,
+    encoder: str | Path | None = None,
     limits: Limits | None = None,
     image_hosts: Sequence[str] = (),
     insecure: bool = False,

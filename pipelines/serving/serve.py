@@ -30,7 +30,7 @@ def serve_embedded(
     address: Address,
     keys: Keys,
     *,
-    encoder: Path | None = None,
+    encoder: str | Path | None = None,
     limits: Limits | None = None,
     image_hosts: Sequence[str] = (),
     insecure: bool = False,
@@ -85,7 +85,7 @@ def bind_gateway(
     return HttpServer(app, address)
 
 
-def encoder_of(collection: Collection, encoder: Path | None) -> ImageEncoder | None:
+def encoder_of(collection: Collection, encoder: str | Path | None) -> ImageEncoder | None:
     """Load the encoder of a collection; None if neither the collection nor the caller has one.
 
     Raises

@@ -22,12 +22,13 @@ from hashlight.encoders.data.supervision.pairs import PairList
 from hashlight.encoders.data.supervision.protocol import LABELS, NOTHING, PAIRS, VIEWS
 from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
 from hashlight.encoders.methods import METHODS
+from hashlight.encoders.networks.backbones import FILE_SUFFIXES
 from hashlight.encoders.training.checkpoints import CHECKPOINT_FILE, LOG_FILE
 from hashlight.encoders.training.train import Progress, TrainConfig, train
 from hashlight.engine.places.files import folder_written_aside, make_folder
-from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.opening import open_place, open_target
 from hashlight.engine.places.place import Place
-from hashlight.engine.places.uris import normalise, split_name
+from hashlight.engine.places.uris import is_local, normalise, split_name, without_credentials
 from hashlight.pipelines.codes.encoder import save_encoder
 from hashlight.pipelines.corpora.corpus import list_corpus
 from hashlight.pipelines.corpora.labels import has_labels, labels_of
@@ -76,7 +77,7 @@ def train_encoder(
         What the method learns from. If left out: pairs if there are any, else labels if the corpus has them or the
         method reads them, else nothing.
     pairs : str or Path, optional
-        CSV or Parquet with columns `a`, `b` (ids of the corpus, or URIs) and `similar` (0 or 1).
+        CSV or Parquet, local or in a bucket, with columns `a`, `b` (ids of the corpus, or URIs) and `similar` (0 or 1).
     overwrite : bool
         Replace an encoder that is there, and start an interrupted training over.
     workers : int, optional
@@ -93,8 +94,9 @@ def train_encoder(
         If the corpus has no images or labels, the pairs name others, or `output` is taken.
     """
     config = config or TrainConfig()
-    place = open_place(normalise(output))
+    place = open_target(normalise(output))
     _check_address(workers, address)
+    _refuse_missing_files(config.weights, pairs)
     _refuse_taken(place, overwrite=overwrite)
     entries, images = readable_images(list_corpus(corpus))
     given = _supervision(supervision, pairs, entries, config)
@@ -114,10 +116,22 @@ def _check_address(workers: int | None, address: str | None) -> None:
         raise ValueError("`address` goes with `workers`: say how many to start on the cluster")
 
 
+def _refuse_missing_files(weights: str | None, pairs: str | Path | None) -> None:
+    """Refuse, before the corpus is read, weights and pairs that cannot be read."""
+    if weights is not None and not is_local(weights):
+        raise PipelineError(
+            f"the weights of a backbone are read from this machine, got {without_credentials(weights)}: copy them here"
+        )
+    if weights is not None and weights.endswith(FILE_SUFFIXES) and not Path(weights).is_file():
+        raise PipelineError(f"there are no weights at {weights}: expected a file of this machine")
+    if pairs is not None and not open_place(pairs).exists():
+        raise PipelineError(f"there is no list of pairs at {open_place(pairs)}: expected a CSV or Parquet file")
+
+
 def _folder_of(output: Place, address: str | None) -> str | Path:
     """Return the folder of a training's checkpoint: beside the encoder, or on this machine if that is in a bucket."""
-    location, name = split_name(output.location)
     if output.local:
+        location, name = split_name(output.location)
         return open_place(location).location_of(f".{name}.training")
     if address is not None:
         raise PipelineError(
@@ -189,22 +203,23 @@ def read_pairs(path: str | Path, entries: pa.Table) -> PairList:
     PipelineError
         If the file is not one, or names an image that the corpus lacks.
     """
-    path = Path(path)
+    where = str(open_place(path))
     try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+        data = pa.BufferReader(open_place(path).read())
+        table = pq.read_table(data) if where.endswith(".parquet") else pyarrow.csv.read_csv(data)
     except (pa.ArrowInvalid, OSError) as error:
-        raise PipelineError(f"{path} is not a readable list of pairs (CSV or Parquet): {error}") from error
+        raise PipelineError(f"{where} is not a readable list of pairs (CSV or Parquet): {error}") from error
     missing = {"a", "b", "similar"} - set(table.column_names)
     if missing:
         raise PipelineError(
-            f"{path} lacks the columns {sorted(missing)}: expected a, b, similar, got {table.column_names}"
+            f"{where} lacks the columns {sorted(missing)}: expected a, b, similar, got {table.column_names}"
         )
     return PairList(
-        _positions(table["a"], entries, path), _positions(table["b"], entries, path), np.asarray(table["similar"])
+        _positions(table["a"], entries, where), _positions(table["b"], entries, where), np.asarray(table["similar"])
     )
 
 
-def _positions(names: pa.ChunkedArray, entries: pa.Table, path: Path) -> np.ndarray:
+def _positions(names: pa.ChunkedArray, entries: pa.Table, path: str) -> np.ndarray:
     key = "id" if pa.types.is_integer(names.type) else "uri"
     position = {name: row for row, name in enumerate(entries[key].to_pylist())}
     wanted = names.to_pylist()

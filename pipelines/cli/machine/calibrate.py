@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hashlight.pipelines.cli.console import key_value_table, out, spinner
-from hashlight.pipelines.cli.options import JsonOption
+from hashlight.pipelines.cli.options import JsonOption, refuse_missing
 
 
 def calibrate(
     encoder: Annotated[
-        Path | None, typer.Option(help="Encoder to time; an untrained small-cnn if left out.", exists=True)
+        str | None,
+        typer.Option(help="Encoder to time, or s3://; an untrained small-cnn if left out.", callback=refuse_missing),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,7 +44,10 @@ class Similarity:
         typer.Option(help="labels, pairs, views (two of each image, to find copies) or nothing; else what is there."),
     ] = None
     pairs: Annotated[
-        Path | None, typer.Option(help="Train on pairs (CSV or Parquet: a, b, similar), not labels.", exists=True)
+        str | None,
+        typer.Option(
+            help="Train on pairs (CSV or Parquet, or s3://: a, b, similar), not labels.", callback=refuse_missing
+        ),
     ] = None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +18,7 @@ from hashlight.pipelines.cli.options import (
     MaxMegapixelsOption,
     OtherEncoderOption,
     OverwriteOption,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Asked:
     """What is searched for."""
 
     image: Annotated[
-        Path | None, typer.Option("--image", help="The image to search for.", exists=True, dir_okay=False)
+        str | None, typer.Option("--image", help="The image to search for, or s3://.", callback=refuse_missing)
     ] = None
     codes: Annotated[
         str | None,
@@ -42,7 +42,9 @@ class Asked:
         ),
     ] = None
     max_megapixels: MaxMegapixelsOption = 64
-    output: Annotated[str | None, typer.Option("--output", help="With --codes: the Parquet file to write.")] = None
+    output: Annotated[
+        str | None, typer.Option("--output", help="With --codes: the Parquet file to write, or s3://.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ def search(
     encoder: OtherEncoderOption = None,
     as_json: JsonOption = False,
     save: Annotated[
-        Path | None, typer.Option(help="Save a picture (PNG) of the query and its 20 nearest answers.")
+        str | None, typer.Option(help="Save a picture (PNG, or s3://) of the query and its 20 nearest answers.")
     ] = None,
     index: IndexOption = "auto",
     job: Job,
@@ -101,15 +103,29 @@ def search(
 
     if asked.output is not None or job.address is not None:
         raise typer.BadParameter("--output and --address go with --codes")
-    if save is not None and (save.suffix.lower() != ".png" or not save.parent.is_dir() or save.is_dir()):
-        raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {save}")
+    if save is not None:
+        _check_picture(save)
     _search_image(Collection.open(collection, index=index), asked, reach, encoder, save, as_json)
 
 
+def _check_picture(save: str) -> None:
+    """Refuse a picture that could not be saved, before the search."""
+    from hashlight.engine.places.opening import open_target
+    from hashlight.engine.places.uris import split_name, without_credentials
+
+    folder, name = split_name(open_target(save).location)
+    local = open_target(folder).local
+    if not name.lower().endswith(".png") or (local and (not local.is_dir() or (local / name).is_dir())):
+        raise typer.BadParameter(
+            f"--save must be a .png file in a folder that exists or in a bucket, got {without_credentials(save)}"
+        )
+
+
 def _search_image(
-    opened: Collection, asked: Asked, reach: Reach, encoder: Path | None, save: Path | None, as_json: bool
+    opened: Collection, asked: Asked, reach: Reach, encoder: str | None, save: str | None, as_json: bool
 ) -> None:
     """Search by an image."""
+    from hashlight.engine.places.uris import without_credentials
     from hashlight.engine.query import Query
     from hashlight.pipelines.searching.search import as_json as document_of
     from hashlight.pipelines.searching.search import encode_file, find, load_encoder, save_answers
@@ -125,13 +141,13 @@ def _search_image(
     code = encode_file(load_encoder(opened, encoder), image, max_pixels=asked.max_megapixels * 1_000_000)
     found = find(opened, code, query)
     if as_json:
-        document = {"query": {"image": str(image), **reach.wanted}, **document_of(found)}
+        document = {"query": {"image": without_credentials(image), **reach.wanted}, **document_of(found)}
         typer.echo(json.dumps(document, default=str))
     else:
         _show_answers(found)
     if save is not None:
         save_answers(image, found[0], save)
-        err.print(f"saved {save}", soft_wrap=True)
+        err.print(f"saved {without_credentials(save)}", soft_wrap=True)
 
 
 def _search_codes(

@@ -18,6 +18,7 @@ from hashlight.pipelines.cli.options import (
     IndexOption,
     MaxMegapixelsOption,
     OtherEncoderOption,
+    local_file,
 )
 
 if TYPE_CHECKING:
@@ -39,11 +40,11 @@ class Access:
 
     keys: Annotated[
         Path | None,
-        typer.Option(help="API keys, lines `NAME SCOPES KEY`; HASHLIGHT_API_KEYS without it.", exists=True),
+        local_file("API keys, lines `NAME SCOPES KEY`; HASHLIGHT_API_KEYS without it."),
     ] = None
     insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without a key.")] = False
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM): serve https.", exists=True)] = None
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", exists=True)] = None
+    tls_cert: Annotated[Path | None, local_file("Certificate (PEM): serve https.")] = None
+    tls_key: Annotated[Path | None, local_file("Its private key (PEM).")] = None
 
     def check(self) -> None:
         """Refuse half of a certificate."""
@@ -72,11 +73,9 @@ class ShardServers:
     replicas: Annotated[int | None, typer.Option(min=1, help="Shard servers per group; 1 if left out.")] = None
     ray: Annotated[bool, typer.Option("--ray", help="Shard servers on Ray, not as processes here.")] = False
     address: Annotated[str | None, typer.Option(help="Address of the Ray cluster; `auto` is this machine's.")] = None
-    shard_tls_cert: Annotated[Path | None, typer.Option(help="The shard servers' certificate (PEM).", exists=True)] = (
-        None
-    )
-    shard_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", exists=True)] = None
-    shard_tls_authority: Annotated[Path | None, typer.Option(help="Authority that signed it.", exists=True)] = None
+    shard_tls_cert: Annotated[Path | None, local_file("The shard servers' certificate (PEM).")] = None
+    shard_tls_key: Annotated[Path | None, local_file("Its private key (PEM).")] = None
+    shard_tls_authority: Annotated[Path | None, local_file("Authority that signed it.")] = None
 
     @property
     def wanted(self) -> bool:
@@ -131,7 +130,7 @@ def serve(
 def _open_server(
     collection: str,
     listening: Listening,
-    encoder: Path | None,
+    encoder: str | None,
     index: IndexChoice,
     access: Access,
     requests: Requests,
