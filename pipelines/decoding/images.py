@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -11,8 +12,9 @@ from PIL import Image
 
 from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
-from hashlight.encoders.errors import ImageError
+from hashlight.encoders.errors import ImageError, ImageLimitError
 from hashlight.pipelines.corpora.corpus import read_images
+from hashlight.pipelines.corpora.reasons import FORMAT, LIMIT, reason_of
 from hashlight.pipelines.jobs.errors import PipelineError
 
 logger = logging.getLogger(__name__)
@@ -45,11 +47,12 @@ def readable_images(entries: pa.Table) -> tuple[pa.Table, list[bytes]]:
     """
     good: list[int] = []
     encoded: list[bytes] = []
+    kinds: Counter[str] = Counter()
     for row, data in enumerate(read_images(entries)):
-        if _image_or_none(data, entries, row) is not None and not isinstance(data, OSError):
+        if _image_or_none(data, entries, row, kinds) is not None and not isinstance(data, OSError):
             good.append(row)
             encoded.append(data)
-    _refuse_none(good, entries)
+    _account(entries, len(good), kinds)
     return entries.take(np.array(good)), encoded
 
 
@@ -77,28 +80,36 @@ def encode_entries(model: HashEncoder, entries: pa.Table) -> tuple[pa.Table, Enc
     """
     good: list[int] = []
     outputs = []
-    for batch in batches(_decoded(entries), _ENCODE_BATCH):
+    kinds: Counter[str] = Counter()
+    for batch in batches(_decoded(entries, kinds), _ENCODE_BATCH):
         good.extend(row for row, _ in batch)
         outputs.append(model.encode_all([image for _, image in batch]))
-    _refuse_none(good, entries)
+    _account(entries, len(good), kinds)
     return entries.take(np.array(good)), EncoderOutput(*(np.concatenate(part) for part in zip(*outputs, strict=True)))
 
 
-def _decoded(entries: pa.Table) -> Iterator[tuple[int, Image.Image]]:
+def _decoded(entries: pa.Table, kinds: Counter[str]) -> Iterator[tuple[int, Image.Image]]:
     for row, data in enumerate(read_images(entries)):
-        image = _image_or_none(data, entries, row)
+        image = _image_or_none(data, entries, row, kinds)
         if image is not None:
             yield row, image
 
 
-def _image_or_none(data: bytes | OSError, entries: pa.Table, row: int) -> Image.Image | None:
+def _image_or_none(data: bytes | OSError, entries: pa.Table, row: int, kinds: Counter[str]) -> Image.Image | None:
+    """Decode an entry; if that fails, log why and count the kind of the reject."""
     try:
         return decode_entry(data)
     except ImageError as error:
         logger.warning("left out %s: %s", entries["uri"][row], error)
+        limited = LIMIT if isinstance(error, ImageLimitError) else FORMAT
+        kinds[reason_of(data).kind if isinstance(data, OSError) else limited] += 1
         return None
 
 
-def _refuse_none(good: list[int], entries: pa.Table) -> None:
-    if not good:
+def _account(entries: pa.Table, num_good: int, kinds: Counter[str]) -> None:
+    """Say how many entries were left out, by kind; PipelineError if all were."""
+    if not num_good:
         raise PipelineError(f"none of {len(entries)} images can be decoded: the log gives the reason for each")
+    if kinds:
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        logger.warning("left out %s of %s images: %s", f"{kinds.total():,}", f"{len(entries):,}", counts)

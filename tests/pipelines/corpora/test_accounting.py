@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from hashlight.pipelines.corpora import webdataset
 from hashlight.pipelines.corpora.corpus import list_corpus, open_listing, read_images
 from hashlight.pipelines.corpora.listing import SHARDS
 from hashlight.pipelines.corpora.webdataset import read_shard
 from hashlight.pipelines.corpora.work import plan_work
+from hashlight.pipelines.decoding.images import readable_images
 from hashlight.pipelines.jobs.errors import PipelineError
 
 STEMS = ("a", "b", "IMG_2020.01.01", "IMG_2020.01.02", "IMG_2020.02", "v1.2 final", "é")
@@ -424,3 +426,15 @@ def test_a_corpus_of_other_files_says_which(tmp_path):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(PipelineError, match=r"has no images: .* got 4 files: 2 \*\.txt, 1 hidden, 1 \*\.svg"):
         list_corpus(tmp_path)
+
+
+def test_jobs_that_read_a_corpus_themselves_say_what_they_leave_out(tmp_path, caplog):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    (tmp_path / "c.png").symlink_to("nowhere")
+    (tmp_path / "notes.txt").write_bytes(b"")
+    entries, encoded = readable_images(list_corpus(tmp_path))
+    assert len(entries) == len(encoded) == 1
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == f"{tmp_path}: left out 1 file: 1 *.txt"
+    assert told[-1] == "left out 2 of 3 images: 1 format, 1 missing"
