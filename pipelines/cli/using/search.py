@@ -116,9 +116,7 @@ def _check_picture(save: str) -> None:
     folder, name = split_name(open_target(save).location)
     local = open_target(folder).local
     if not name.lower().endswith(".png") or (local and (not local.is_dir() or (local / name).is_dir())):
-        raise typer.BadParameter(
-            f"--save must be a .png file in a folder that exists or in a bucket, got {without_credentials(save)}"
-        )
+        raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {without_credentials(save)}")
 
 
 def _search_image(
