@@ -117,8 +117,8 @@ def check_folder(place, names):
     root = place.uri().partition("?")[0]
     assert sorted(entry["uri"].removeprefix(f"{root}/") for entry in entries) == images
     assert left_out == skipped
-    assert plan_work(place.uri(), place.uri("../list.parquet") if isinstance(place, Local) else
-                     place.bucket.uri(f"{place.prefix}-list.parquet")).skipped == skipped  # fmt: skip
+    assert plan_work(place.uri(), place.uri("../list.arrow") if isinstance(place, Local) else
+                     place.bucket.uri(f"{place.prefix}-list.arrow")).skipped == skipped  # fmt: skip
     # Seen = entries + left out, where a hidden folder is seen as one.
     assert len(entries) + left_out.total() == len({hidden_root(name) or name for name in names})
     data = {entry["uri"].removeprefix(f"{root}/"): entry for entry in entries}
