@@ -96,9 +96,8 @@ def train_encoder(
     config = config or TrainConfig()
     place = open_target(normalise(output))
     _check_address(workers, address)
-    _refuse_missing_files(config.weights, pairs)
     _refuse_taken(place, overwrite=overwrite)
-    entries, images = readable_images(list_corpus(corpus))
+    entries, images = _read_corpus(corpus, config.weights, pairs)
     given = _supervision(supervision, pairs, entries, config)
     report = None if progress is None else (lambda state: progress(state.step, state.steps, state))
     job = JobFolder(_folder_of(place, address), TRAINING)
@@ -116,8 +115,8 @@ def _check_address(workers: int | None, address: str | None) -> None:
         raise ValueError("`address` goes with `workers`: say how many to start on the cluster")
 
 
-def _refuse_missing_files(weights: str | None, pairs: str | Path | None) -> None:
-    """Refuse, before the corpus is read, weights and pairs that cannot be read."""
+def _read_corpus(corpus: str | Path, weights: str | None, pairs: str | Path | None) -> tuple[pa.Table, Sequence[bytes]]:
+    """Read a corpus, once the weights and the pairs are known to be there."""
     if weights is not None and not is_local(weights):
         raise PipelineError(
             f"the weights of a backbone are read from this machine, got {without_credentials(weights)}: copy them here"
@@ -126,6 +125,7 @@ def _refuse_missing_files(weights: str | None, pairs: str | Path | None) -> None
         raise PipelineError(f"there are no weights at {weights}: expected a file of this machine")
     if pairs is not None and not open_place(pairs).exists():
         raise PipelineError(f"there is no list of pairs at {open_place(pairs)}: expected a CSV or Parquet file")
+    return readable_images(list_corpus(corpus))
 
 
 def _folder_of(output: Place, address: str | None) -> str | Path:
