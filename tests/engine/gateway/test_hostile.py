@@ -341,3 +341,33 @@ def test_a_form_of_many_fields_is_refused(http):
     body.write(b"--b--\r\n")
     headers = {"content-type": "multipart/form-data; boundary=b"}
     assert http.post("/v1/search", content=body.getvalue(), headers=headers).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"seen": ["x"] * 10_000}, "valid integer"),
+        ({"seen": [1.5]}, "valid integer"),
+        ({"seen": [2**63]}, "less than or equal to"),
+        ({"a b": [1]}, "should match pattern"),
+        ({f"n{n}": [] for n in range(17)}, "at most 16"),
+        ([1, 2], "should be an object"),
+        ({"other": [1]}, "`:seen` has no values"),
+        ({"seen": [1], "other": [2]}, "`parameters` has other, which `filter` does not name"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_lists_of_ids_that_do_not_fit_are_refused_by_name(http, parameters, told):
+    answer = http.post("/v1/search", json={**GOOD, "filter": "id not in :seen", "parameters": parameters})
+    assert answer.status_code == 422, answer.text
+    assert told in answer.json()["error"]["message"]
+    assert answer.json()["error"]["field"].split(".")[0] in ("parameters", "filter")
+
+
+def test_an_image_can_be_asked_for_among_some_ids(http):
+    fields = {"filter": "id in :mine", "parameters": '{"mine": [1, 2]}', "k": "3"}
+    files = {"image": serving.png(serving.make_pictures(1)[0])}
+    assert http.post("/v1/search", data=fields, files=files).status_code == 200
+    for wrong in ("[1", "{}"):
+        answer = http.post("/v1/search", data={**fields, "parameters": wrong}, files=files)
+        assert (answer.status_code, answer.json()["error"]["field"]) in ((422, "parameters"), (422, "filter"))

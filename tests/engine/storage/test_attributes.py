@@ -14,8 +14,9 @@ import pytest
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.filters.filter import FilterError
-from hashlight.engine.storage import sorting
+from hashlight.engine.storage import attributes, sorting
 from hashlight.engine.storage.attributes import AttributeFile, write_attributes
+from hashlight.engine.storage.columns import as_stored
 
 D, T = Decimal, datetime.datetime
 ENCODED = pa.dictionary(pa.int8(), pa.string())
@@ -47,8 +48,7 @@ STORED = {
     pa.map_(pa.string(), pa.int32()): ([[("x", 1)], None, [], [("y", 2)]], "a is not null", [0, 2, 3]),
     pa.month_day_nano_interval(): ([(1, 2, 3), None, (1, 2, 4), (0, 0, 0)], "a is null", [1]),
 }  # fmt: skip
-# Pools that count, and outlive what is allocated in them.
-COUNTED, COUNTED_SLOW = (pa.proxy_memory_pool(pa.default_memory_pool()) for _ in range(2))
+COUNTED = pa.proxy_memory_pool(pa.default_memory_pool())  # outlives what is allocated in it
 RUNS = pc.run_end_encode(pa.array([1]))
 CODES = np.array([[8], [3], [5], [1]], np.uint64)
 
@@ -96,8 +96,8 @@ def test_what_cannot_be_stored_is_refused_by_name_before_anything_is_written(tmp
 
 def test_names_with_any_characters_are_filtered(tmp_path):
     names = ["a`b", "`", "and", "a b", "Ä€", "id2", "``x``", "new\nline", "1st"]
-    attributes = {name: [number, 99, 99, 99] for number, name in enumerate(names)}
-    collection = Collection.create(tmp_path / "c", CODES, attributes=attributes, bits=16)
+    table = {name: [number, 99, 99, 99] for number, name in enumerate(names)}
+    collection = Collection.create(tmp_path / "c", CODES, attributes=table, bits=16)
     for number, name in enumerate(names):
         quoted = name.replace("`", "``")
         assert collection.search(CODES[:1], 4, filter=f"`{quoted}` = {number}").ids[0].tolist() == [0, -1, -1, -1]
@@ -149,19 +149,24 @@ def test_a_collection_with_dictionaries_of_an_earlier_release_is_searched_and_ap
     assert sorted(both.search(CODES[:1], 4, filter="a == 'x'").ids[0].tolist()) == [0, 3, 4, 7]
 
 
-def test_reading_scattered_rows_takes_the_memory_of_a_batch_and_the_answer(tmp_path):
+def test_reading_scattered_rows_takes_the_memory_of_a_batch_and_the_answer(tmp_path, monkeypatch):
     long = pa.table({"a": [f"{n:05}" * 400 for n in range(60 * 1024)]})
     write_attributes(tmp_path / "a.arrow", [long], np.arange(len(long)))
-    batch_bytes = 1024 * 2000
+    del long
+    batch_bytes, pool, seen = 1024 * 2000, pa.default_memory_pool(), []
+
+    def counted(batch, schema):
+        seen.append(pool.bytes_allocated())
+        return as_stored(batch, schema)
+
+    monkeypatch.setattr(attributes, "as_stored", counted)
     stored, rows = AttributeFile(tmp_path / "a.arrow"), np.arange(59, -1, -1) * 1024 + 7
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(COUNTED)
-    try:
-        found = stored.take(rows)
-    finally:
-        pa.set_memory_pool(before)
+    before = pool.bytes_allocated()
+    found = stored.take(rows)
+    assert pool.bytes_allocated() - before < batch_bytes / 4  # the answer is a sixteenth of a batch
+    assert len(seen) == 60
+    assert batch_bytes < max(seen) - before < 3 * batch_bytes  # all batches together are sixty times as long
     assert found["a"].to_pylist() == [f"{row:05}" * 400 for row in rows]
-    assert COUNTED.max_memory() < 4 * batch_bytes  # all batches of these rows are sixty times as long
 
 
 @pytest.mark.parametrize("rows", [[], [5], [5, 5, 1024, 0, 5], list(range(3000, 1000, -7))])
@@ -237,12 +242,11 @@ def test_half_a_million_thumbnails_over_2_gib_are_written_and_read(tmp_path):
     order = np.random.default_rng(1).permutation(rows)
     assert rows * len(picture(0)) > 2**31
     before = pa.default_memory_pool()
-    pool = COUNTED_SLOW
-    pa.set_memory_pool(pool)
+    pa.set_memory_pool(COUNTED)
     try:
         write_attributes(tmp_path / "t.arrow", tables(), order, compressed=False)
     finally:
         pa.set_memory_pool(before)
-    assert pool.max_memory() < 512 * 2**20
+    assert 64 * 2**20 < COUNTED.max_memory() < 512 * 2**20
     stored, asked = AttributeFile(tmp_path / "t.arrow"), np.arange(0, rows, 997)
     assert stored.take(asked)["thumbnail"].to_pylist() == [picture(n) for n in order[asked]]
