@@ -32,12 +32,15 @@ class Limits:
         Maximum number in one request; at most 10,000 and 64.
     results : int
         Maximum number of answers in one request: queries times `k` or `limit`.
+    answer_bytes, answers_bytes : int
+        Of one answer, about, and of all that are being sent, before they are written as text.
     k : int
         Largest `k`, `limit` and `rerank.pool`.
     timeout_s, longest_timeout_s : float
         Default for requests without `timeout_ms`, and the maximum.
     in_flight : int
-        Requests in progress; more are refused and told to retry. At a millisecond each, 64 wait less than 0.1 s.
+        Requests in progress, from the end of their bodies to the last byte of their answers; more are refused and told
+        to retry. At a millisecond each, 64 wait less than 0.1 s.
     """
 
     body_bytes: int = 32 * MIB
@@ -48,6 +51,8 @@ class Limits:
     queries: int = MAX_QUERIES
     images: int = MAX_IMAGES
     results: int = 1_000_000
+    answer_bytes: int = 64 * MIB
+    answers_bytes: int = 512 * MIB
     k: int = 10_000
     timeout_s: float = 10.0
     longest_timeout_s: float = 60.0
@@ -61,6 +66,10 @@ class Limits:
         for name, largest in (("queries", MAX_QUERIES), ("images", MAX_IMAGES)):
             if getattr(self, name) > largest:
                 raise ValueError(f"`{name}` must be 1 to {largest}, got {getattr(self, name)}")
+        if self.answers_bytes < self.answer_bytes:
+            raise ValueError(
+                f"`answers_bytes` must be at least `answer_bytes` ({self.answer_bytes}), got {self.answers_bytes}"
+            )
         if self.buffered_bytes < self.body_bytes:
             raise ValueError(
                 f"`buffered_bytes` must be at least `body_bytes` ({self.body_bytes}), got {self.buffered_bytes}: "

@@ -31,11 +31,10 @@ from starlette.routing import Match, Mount
 from starlette.types import Scope
 
 from hashlight.engine.errors import HashlightError
-from hashlight.engine.service.api import bodies, schemas
+from hashlight.engine.service.api import schemas
 from hashlight.engine.service.api.gateway import Gateway, json_response
 from hashlight.engine.service.api.openapi import describe_api, encode_body, replicas_body, search_body
 from hashlight.engine.service.asking.encoding import ImageEncoder
-from hashlight.engine.service.asking.rendering import items_document, table_stream
 from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.door.access import METRICS_PATH, REPLICAS_PATH, Access
 from hashlight.engine.service.door.fetch import ImageFetcher
@@ -142,20 +141,17 @@ def _add_items(app: FastAPI, gateway: Gateway) -> None:
         timeout_ms: Timeout = None,
     ) -> Response:
         """Return stored items."""
-        table = await gateway.items(_ids(ids, gateway.limits.queries), timeout_ms)
-        if bodies.wants_arrow(request):
-            return Response(table_stream(table), media_type=bodies.ARROW)
-        return json_response(items_document(table))
+        return await gateway.items(request, _ids(ids, gateway.limits.queries), timeout_ms)
 
     @app.get("/v1/items/{id}", response_model=schemas.ItemModel)
-    async def item(id: ItemId, timeout_ms: Timeout = None) -> Response:
+    async def item(request: Request, id: ItemId, timeout_ms: Timeout = None) -> Response:
         """Return one stored item."""
-        return json_response(items_document(await gateway.items([id], timeout_ms))["items"][0])
+        return await gateway.item(request, id, timeout_ms)
 
     @app.get("/v1/items/{id}/thumbnail", response_class=Response)
-    async def thumbnail(id: ItemId, timeout_ms: Timeout = None) -> Response:
+    async def thumbnail(request: Request, id: ItemId, timeout_ms: Timeout = None) -> Response:
         """Return the thumbnail of one item."""
-        return await gateway.thumbnail(id, timeout_ms)
+        return await gateway.thumbnail(request, id, timeout_ms)
 
 
 def _add_operations(app: FastAPI, gateway: Gateway) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray
@@ -23,10 +23,10 @@ from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, Over
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.service.api import bodies, schemas
-from hashlight.engine.service.api.json_body import json_bytes
-from hashlight.engine.service.api.searching import SearchThreads
+from hashlight.engine.service.api.searching import Body, SearchThreads, begin_body
+from hashlight.engine.service.asking.budget import Account, Budget
 from hashlight.engine.service.asking.encoding import Encoded, EncodingThreads, ImageEncoder, is_encoder_of
-from hashlight.engine.service.asking.rendering import hex_codes
+from hashlight.engine.service.asking.rendering import hex_codes, items_documents, items_pieces, json_bytes, table_pieces
 from hashlight.engine.service.asking.resolving import Sorted, stored_codes
 from hashlight.engine.service.asking.retrieval import Ask, stored_items
 from hashlight.engine.service.asking.searcher import Searcher
@@ -74,6 +74,7 @@ class Gateway:
         self._scale = scale
         self._searches = SearchThreads(searcher, threads=limits.in_flight, metrics=metrics)
         self._images = None if encoder is None else EncodingThreads(encoder, max_pixels=limits.pixels, metrics=metrics)
+        self._budget = Budget(each_bytes=limits.answer_bytes, total_bytes=limits.answers_bytes)
         self._requests = 0
         self._proof: asyncio.Task[None] | None = None
         self._scaling = asyncio.Lock()
@@ -96,10 +97,12 @@ class Gateway:
             )
         self._check(asked.options, len(asked.queries.codes))
         deadline_s = arrived_s + self._timeout_s(asked.options.timeout_ms)
-        async with self._within(deadline_s):
+        async with self._within(request, deadline_s) as account:
             ask = await self._resolve(asked, deadline_s, timing_ms)
-            body = await self._searches.search(ask, deadline_s=deadline_s, arrow=asked.arrow, timing_ms=timing_ms)
-        return Response(body, media_type=bodies.ARROW if asked.arrow else bodies.JSON)
+            body = await self._searches.search(
+                ask, deadline_s=deadline_s, arrow=asked.arrow, timing_ms=timing_ms, hold=account.hold
+            )
+        return self._response(body, arrow=asked.arrow)
 
     async def encode(self, request: Request) -> Response:
         """Encode images."""
@@ -109,7 +112,7 @@ class Gateway:
         with self.metrics.stage("read", timing_ms):
             images, timeout_ms = await bodies.read_images(request, self.limits)
         deadline_s = arrived_s + self._timeout_s(timeout_ms)
-        async with self._within(deadline_s):
+        async with self._within(request, deadline_s):
             encoded = await encoding.encode(
                 [image.data for image in images], [image.field for image in images], timing_ms, deadline_s=deadline_s
             )
@@ -121,16 +124,28 @@ class Gateway:
         }
         return json_response(document)
 
-    async def items(self, ids: Sequence[int], timeout_ms: int | None) -> pa.Table:
-        """Return stored items; see `stored_items`."""
-        timeout_s = self._timeout_s(timeout_ms)
-        async with self._within(time.monotonic() + timeout_s):
-            return await self._searches.run(lambda: stored_items(self.searcher, ids, timeout_s=timeout_s))
+    async def items(self, request: Request, ids: Sequence[int], timeout_ms: int | None) -> Response:
+        """Return stored items."""
+        arrow, timeout_s = bodies.wants_arrow(request), self._timeout_s(timeout_ms)
+        async with self._within(request, time.monotonic() + timeout_s) as account:
 
-    async def thumbnail(self, id: int, timeout_ms: int | None) -> Response:
+            def read() -> Body:
+                table = stored_items(self.searcher, ids, timeout_s=timeout_s, hold=account.hold)
+                return begin_body(table_pieces(table) if arrow else items_pieces(table))
+
+            return self._response(await self._searches.run(read), arrow=arrow)
+
+    async def item(self, request: Request, id: int, timeout_ms: int | None) -> Response:
+        """Return one stored item."""
+        timeout_s = self._timeout_s(timeout_ms)
+        async with self._within(request, time.monotonic() + timeout_s):
+            table = await self._searches.run(lambda: stored_items(self.searcher, [id], timeout_s=timeout_s))
+        return json_response(items_documents(table)[0])
+
+    async def thumbnail(self, request: Request, id: int, timeout_ms: int | None) -> Response:
         """Return the thumbnail of an item."""
         timeout_s = self._timeout_s(timeout_ms)
-        async with self._within(time.monotonic() + timeout_s):
+        async with self._within(request, time.monotonic() + timeout_s):
             data = await self._searches.run(lambda: self.searcher.thumbnail(id, timeout_s=timeout_s))
         if data is None:
             raise RequestError(404, "not_found", f"item {id} has no thumbnail", field="id")
@@ -140,7 +155,17 @@ class Gateway:
     async def describe(self) -> dict[str, Any]:
         """Describe the collection and the limits."""
         limits = self.limits
-        told = ("body_bytes", "pixels", "queries", "images", "results", "k", "longest_timeout_s")
+        told = (
+            "body_bytes",
+            "text_bytes",
+            "answer_bytes",
+            "pixels",
+            "queries",
+            "images",
+            "results",
+            "k",
+            "longest_timeout_s",
+        )
         return {
             **await asyncio.to_thread(self.searcher.describe),
             "encodes_images": self._images is not None,
@@ -298,24 +323,45 @@ class Gateway:
         if max(self._requests, self._searches.at_work) >= self.limits.in_flight:
             raise OverloadedError(f"{self.limits.in_flight} requests are in progress: try again", retry_after_s=1)
 
-    @contextlib.asynccontextmanager
-    async def _within(self, deadline_s: float) -> AsyncIterator[None]:
-        """Count a request as in progress, at most until `deadline_s` of `time.monotonic`."""
-        self.refuse_overload()
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a request as in progress."""
         self._requests += 1
         self.metrics.in_flight.inc()
         try:
+            yield
+        finally:
+            self._requests -= 1
+            self.metrics.in_flight.dec()
+
+    @contextlib.asynccontextmanager
+    async def _within(self, request: Request, deadline_s: float) -> AsyncIterator[Account]:
+        """Work for a request until `deadline_s` of `time.monotonic`; it counts as in progress until it is sent."""
+        self.refuse_overload()
+        until_sent: contextlib.ExitStack = request.state.until_sent
+        until_sent.enter_context(self._counted())
+        account = until_sent.enter_context(self._budget.account())
+        try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
-                yield
+                yield account
         except TimeoutError as error:
             if isinstance(error, DeadlineExceededError):
                 raise
             raise DeadlineExceededError(
                 "no answer within the time given: allow more (`timeout_ms`) or ask for less"
             ) from error
-        finally:
-            self._requests -= 1
-            self.metrics.in_flight.dec()
+
+    def _response(self, body: Body, *, arrow: bool) -> Response:
+        """Return a whole body as it is, and stream what is only begun: a piece is made when the last one is out."""
+        kind = bodies.ARROW if arrow else bodies.JSON
+        if body.rest is None:
+            return Response(body.first, media_type=kind)
+        return StreamingResponse(self._stream(body.first, body.rest), media_type=kind)
+
+    async def _stream(self, first: bytes, rest: Iterator[bytes]) -> AsyncIterator[bytes]:
+        yield first
+        while (piece := await self._searches.run(lambda: next(rest, None))) is not None:
+            yield piece
 
 
 def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

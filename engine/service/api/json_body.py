@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import binascii
 import io
-from typing import Any
-
-from pydantic_core import to_json
 
 from hashlight.engine.service.problems import RequestError
 
@@ -22,11 +19,6 @@ _SLICE = 4 * 2**18  # characters decoded at once
 # and 250,000 ids. Each may cost a hundred times its size once it is parsed, a wrong key even more.
 _MAX_VALUES = 300_000
 _MAX_KEYS = 40_000
-
-
-def json_bytes(document: Any) -> bytes:
-    """Return JSON; NaN and infinity, which JSON lacks, become null, bytes become base64, dates ISO 8601."""
-    return to_json(document, inf_nan_mode="null", bytes_mode="base64", serialize_unknown=True)
 
 
 def take_pictures(body: bytes | bytearray, *, max_text_bytes: int) -> tuple[bytes, dict[str, bytes]]:

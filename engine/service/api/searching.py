@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from hashlight.engine.service.api.json_body import json_bytes
 from hashlight.engine.service.asking.batching import MicroBatcher
-from hashlight.engine.service.asking.rendering import search_document, search_stream
-from hashlight.engine.service.asking.retrieval import Answer, Ask, answer, join, split
+from hashlight.engine.service.asking.rendering import arrow_pieces, json_pieces
+from hashlight.engine.service.asking.retrieval import Answer, Ask, Hold, answer, join, split
 from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.problems import named
 from hashlight.engine.service.telemetry.metrics import Metrics
@@ -28,6 +28,44 @@ _TOGETHER = 64
 _PATIENCE_S = 0.02
 _MAX_KINDS = 256
 
+# What more answers are wanted for goes out alone.
+_FEW = 1000
+
+# An answer that is larger is sent in pieces of this size.
+_PIECE_BYTES = 262_144
+
+
+class Body(NamedTuple):
+    """A body as far as it is made.
+
+    Attributes
+    ----------
+    first : bytes
+    rest : iterator of bytes or None
+        None if there is no more.
+    """
+
+    first: bytes
+    rest: Iterator[bytes] | None
+
+
+def begin_body(pieces: Iterator[bytes]) -> Body:
+    """Return a body of these pieces: whole if it is small, otherwise its beginning."""
+    joined = _joined(pieces)
+    first, second = next(joined), next(joined, None)
+    return Body(first, None if second is None else itertools.chain([second], joined))
+
+
+def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield pieces of at least `_PIECE_BYTES`, but for the last."""
+    held = bytearray()
+    for piece in pieces:
+        held += piece
+        if len(held) >= _PIECE_BYTES:
+            yield bytes(held)
+            held.clear()
+    yield bytes(held)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Job:
@@ -37,6 +75,7 @@ class _Job:
     deadline_s: float  # on the clock of `time.monotonic`
     arrow: bool
     timing_ms: dict[str, float]
+    hold: Hold
     submitted_s: float
 
 
@@ -55,7 +94,7 @@ class SearchThreads:
         self._searcher = searcher
         self._metrics = metrics
         self._pool = ThreadPoolExecutor(threads, "hashlight-search")
-        self._batchers: dict[Hashable, MicroBatcher[_Job, bytes]] = {}
+        self._batchers: dict[Hashable, MicroBatcher[_Job, Body]] = {}
         self._counting = threading.Lock()
         self.at_work = 0
 
@@ -74,13 +113,17 @@ class SearchThreads:
         future.add_done_callback(self._ended)
         return await asyncio.wrap_future(future)
 
-    async def search(self, ask: Ask, *, deadline_s: float, arrow: bool, timing_ms: dict[str, float]) -> bytes:
+    async def search(
+        self, ask: Ask, *, deadline_s: float, arrow: bool, timing_ms: dict[str, float], hold: Hold
+    ) -> Body:
         """Return the body of an answer, in Arrow or JSON.
 
-        `deadline_s` is on the clock of `time.monotonic`; `timing_ms` is told how long each stage took.
+        `deadline_s` is on the clock of `time.monotonic`; `timing_ms` is told how long each stage took, and `hold` how
+        many bytes the answer has.
         """
-        job = _Job(ask, deadline_s, arrow, timing_ms, time.perf_counter())
-        if len(ask.codes) == 1 and ask.rerank is None:
+        job = _Job(ask, deadline_s, arrow, timing_ms, hold, time.perf_counter())
+        few = max(ask.query.k or 0, ask.query.limit or 0) <= _FEW
+        if len(ask.codes) == 1 and ask.rerank is None and few:
             # What goes together has about the same time left: within a factor of two.
             _, time_left = math.frexp(deadline_s - time.monotonic())
             kind = (ask.query, ask.allow_partial, ask.include, time_left)
@@ -88,41 +131,46 @@ class SearchThreads:
         [body] = await self.run(functools.partial(self._answer, [job]))
         return body
 
-    def _batcher(self, kind: Hashable) -> MicroBatcher[_Job, bytes]:
+    def _batcher(self, kind: Hashable) -> MicroBatcher[_Job, Body]:
         if kind not in self._batchers:
             if len(self._batchers) >= _MAX_KINDS:
                 self._batchers = {known: batcher for known, batcher in self._batchers.items() if not batcher.idle}
             self._batchers[kind] = MicroBatcher(self._answer_batch, batch_size=_TOGETHER, patience_s=_PATIENCE_S)
         return self._batchers[kind]
 
-    async def _answer_batch(self, jobs: Sequence[_Job]) -> list[bytes]:
+    async def _answer_batch(self, jobs: Sequence[_Job]) -> list[Body]:
         self._metrics.search_batch.observe(len(jobs))
         return await self.run(functools.partial(self._answer, jobs))
 
-    def _answer(self, jobs: Sequence[_Job]) -> list[bytes]:
+    def _answer(self, jobs: Sequence[_Job]) -> list[Body]:
         """Search for all at once and render for each."""
+
+        def hold(size: int) -> None:
+            for job in jobs:
+                job.hold(size // len(jobs))
+
         begun_s = time.perf_counter()
         left_s = [job.deadline_s - time.monotonic() for job in jobs]
         # One whose time is over, and whose request has ended, must not end those of others.
         timeout_s = max(min(left_s), max(left_s) / 2)
         try:
-            found = answer(self._searcher, join([job.ask for job in jobs]), timeout_s=timeout_s)
+            found = answer(self._searcher, join([job.ask for job in jobs]), timeout_s=timeout_s, hold=hold)
         except ValueError as error:
             raise named(error) from error
         parts = [found] if len(jobs) == 1 else split(found)
         return [self._render(job, part, begun_s) for job, part in zip(jobs, parts, strict=True)]
 
-    def _render(self, job: _Job, found: Answer, begun_s: float) -> bytes:
+    def _render(self, job: _Job, found: Answer, begun_s: float) -> Body:
         for stage, seconds in {"wait": begun_s - job.submitted_s, **found.seconds}.items():
             job.timing_ms[stage] = round(1000 * seconds, 3)
             self._metrics.observe(stage, seconds)
         if not found.coverage.complete:
             self._metrics.partial.inc()
         start = time.perf_counter()
-        if job.arrow:
-            body = search_stream(found, timing_ms=job.timing_ms)
-        else:
-            body = json_bytes(search_document(found, timing_ms=job.timing_ms))
+        pieces = arrow_pieces if job.arrow else json_pieces
+        body = begin_body(pieces(found, timing_ms=job.timing_ms))
+        if body.rest is None:
+            job.hold(len(body.first))
         self._metrics.observe("render", time.perf_counter() - start)
         return body
 

@@ -1,38 +1,67 @@
-"""Answers as sent over HTTP: JSON, or an Arrow IPC stream with one row for each hit."""
+"""Answers as sent over HTTP: JSON, or an Arrow IPC stream with one row for each hit.
+
+Both are made piece by piece, so that an answer is never in memory as a whole a second time, and no piece keeps the
+interpreter's lock for long.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+from pydantic_core import to_json
 
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.service.asking.retrieval import Answer
 
 METADATA_KEY = b"hashlight"  # of the Arrow schema; its value is JSON
 
-
-def search_document(answer: Answer, *, timing_ms: dict[str, float]) -> dict[str, Any]:
-    """Return the JSON document of an answer; see `engine.service.api.schemas.SearchAnswer`."""
-    hits = _hits(answer)
-    lims, truncated = answer.lims.tolist(), answer.truncated.tolist()
-    results: list[dict[str, Any]] = [
-        {"hits": hits[lims[number] : lims[number + 1]], "truncated": truncated[number]}
-        for number in range(len(truncated))
-    ]
-    for number, result in enumerate(results if answer.explain is not None else []):
-        result["explain"] = _explain(answer, number)
-    return {"results": results, **_frame(answer, timing_ms)}
+_ROWS = 1000  # hits or items in a piece
 
 
-def search_stream(answer: Answer, *, timing_ms: dict[str, float]) -> bytes:
-    """Return an Arrow IPC stream of `search_table`, with `search_frame` in its schema's metadata under `hashlight`."""
+def json_bytes(document: Any) -> bytes:
+    """Return JSON; NaN and infinity, which JSON lacks, become null, bytes become base64, dates ISO 8601."""
+    return to_json(document, inf_nan_mode="null", bytes_mode="base64", serialize_unknown=True)
+
+
+def json_pieces(answer: Answer, *, timing_ms: dict[str, float]) -> Iterator[bytes]:
+    """Yield the JSON document of an answer; see `engine.service.api.schemas.SearchAnswer`."""
+    yield b'{"results":['
+    lims, begin = answer.lims.tolist(), 0
+    while begin < len(answer.truncated):
+        end = begin + 1
+        while end < len(answer.truncated) and lims[end + 1] - lims[begin] <= _ROWS:
+            end += 1
+        if begin:
+            yield b","
+        if lims[end] - lims[begin] <= _ROWS:
+            hits = _hits(answer, lims[begin], lims[end])
+            bounds = [lim - lims[begin] for lim in lims[begin : end + 1]]
+            results = [
+                {"hits": hits[bounds[number] : bounds[number + 1]], **_rest(answer, begin + number)}
+                for number in range(end - begin)
+            ]
+            yield json_bytes(results)[1:-1]
+        else:
+            yield b'{"hits":['
+            for at in range(lims[begin], lims[end], _ROWS):
+                comma = b"," if at > lims[begin] else b""
+                yield comma + json_bytes(_hits(answer, at, min(at + _ROWS, lims[end])))[1:-1]
+            yield b"]," + json_bytes(_rest(answer, begin))[1:]
+        begin = end
+    yield b"]," + json_bytes(_frame(answer, timing_ms))[1:]
+
+
+def arrow_pieces(answer: Answer, *, timing_ms: dict[str, float]) -> Iterator[bytes]:
+    """Yield an Arrow IPC stream of `search_table`, with `search_frame` in its schema's metadata under `hashlight`."""
     frame = json.dumps(search_frame(answer, timing_ms))
-    return table_stream(search_table(answer).replace_schema_metadata({METADATA_KEY: frame}))
+    return table_pieces(search_table(answer).replace_schema_metadata({METADATA_KEY: frame}))
 
 
 def search_table(answer: Answer) -> pa.Table:
@@ -65,18 +94,35 @@ def search_frame(answer: Answer, timing_ms: dict[str, float]) -> dict[str, Any]:
     return frame
 
 
-def table_stream(table: pa.Table) -> bytes:
-    """Return a table as an Arrow IPC stream."""
-    sink = pa.BufferOutputStream()
+def table_pieces(table: pa.Table) -> Iterator[bytes]:
+    """Yield a table as an Arrow IPC stream."""
+    sink = io.BytesIO()
+
+    def take() -> bytes:
+        piece = sink.getvalue()
+        sink.seek(0)
+        sink.truncate()
+        return piece
+
     with pyarrow.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+        for batch in table.to_batches(max_chunksize=_ROWS):
+            writer.write_batch(batch)
+            yield take()
+    yield take()
 
 
-def items_document(items: pa.Table) -> dict[str, Any]:
-    """Return the JSON document of items from `engine.service.asking.retrieval.stored_items`."""
-    rows = [{"id": row.pop("id"), "code": row.pop("code").hex(), "attributes": row} for row in items.to_pylist()]
-    return {"items": rows}
+def items_pieces(items: pa.Table) -> Iterator[bytes]:
+    """Yield the JSON document of items from `engine.service.asking.retrieval.stored_items`."""
+    yield b'{"items":['
+    for begin in range(0, len(items), _ROWS):
+        comma = b"," if begin else b""
+        yield comma + json_bytes(items_documents(items.slice(begin, _ROWS)))[1:-1]
+    yield b"]}"
+
+
+def items_documents(items: pa.Table) -> list[dict[str, Any]]:
+    """Return the JSON documents of some items."""
+    return [{"id": row.pop("id"), "code": row.pop("code").hex(), "attributes": row} for row in items.to_pylist()]
 
 
 def hex_codes(codes_QW: CodeArray, *, bits: int) -> list[str]:
@@ -84,22 +130,29 @@ def hex_codes(codes_QW: CodeArray, *, bits: int) -> list[str]:
     return [row.astype("<u8").tobytes()[: -(-bits // 8)].hex() for row in codes_QW]
 
 
-def _hits(answer: Answer) -> list[dict[str, Any]]:
+def _hits(answer: Answer, begin: int, end: int) -> list[dict[str, Any]]:
     hits: list[dict[str, Any]] = [
         {"id": id_, "distance": distance}
-        for id_, distance in zip(answer.ids.tolist(), answer.distances.tolist(), strict=True)
+        for id_, distance in zip(answer.ids[begin:end].tolist(), answer.distances[begin:end].tolist(), strict=True)
     ]
     if answer.items is None:
         return hits
-    has_code = "code" in answer.items.column_names
-    attributes = [name for name in answer.items.column_names if name != "code"]
-    rows = answer.items.to_pylist() if answer.items.column_names else [{} for _ in hits]
+    items = answer.items.slice(begin, end - begin)
+    has_code = "code" in items.column_names
+    attributes = [name for name in items.column_names if name != "code"]
+    rows = items.to_pylist() if items.column_names else [{} for _ in hits]
     for hit, row in zip(hits, rows, strict=True):
         if has_code:
             hit["code"] = row.pop("code").hex()
         if attributes or not has_code:
             hit["attributes"] = row
     return hits
+
+
+def _rest(answer: Answer, number: int) -> dict[str, Any]:
+    """Return what the result of a query holds besides its hits."""
+    rest: dict[str, Any] = {"truncated": bool(answer.truncated[number])}
+    return rest if answer.explain is None else rest | {"explain": _explain(answer, number)}
 
 
 def _frame(answer: Answer, timing_ms: dict[str, float]) -> dict[str, Any]:

@@ -6,12 +6,14 @@ Shapes: Q queries, M hits.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
@@ -26,6 +28,14 @@ _MANY = 1000
 # Time reserved for the answer, as a share and at most in seconds: for reading items, or for sending only.
 _FOR_ITEMS = (0.3, 1.0)
 _FOR_SENDING = (0.1, 0.25)
+
+# Of a hit, its id and distance, with what JSON adds.
+_HIT_BYTES = 48
+_ITEMS = 5_000  # read at once
+
+Hold = Callable[[int], None]
+
+_BYTES = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
 
 # If a version goes live between a search and the reading of its items, both are repeated.
 _TRIES = 3
@@ -84,6 +94,14 @@ class Answer:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
+def _hold_anything(size: int) -> None:
+    """Hold answers of any size."""
+
+
+def _hold_more(hold: Hold, size: int, more: int) -> None:
+    hold(size + more)
+
+
 def join(asks: Sequence[Ask]) -> Ask:
     """Combine requests that differ only in their codes and have no features."""
     return dataclasses.replace(asks[0], codes=np.concatenate([ask.codes for ask in asks]))
@@ -107,10 +125,11 @@ def _of_query(found: Answer, query: int) -> Answer:
     )
 
 
-def answer(searcher: Searcher, ask: Ask, *, timeout_s: float | None) -> Answer:
+def answer(searcher: Searcher, ask: Ask, *, timeout_s: float | None, hold: Hold = _hold_anything) -> Answer:
     """Search, and read what is to be included.
 
-    The search itself gets less than the whole time, so that a partial answer at its end is still in time.
+    The search itself gets less than the whole time, so that a partial answer at its end is still in time. `hold` is
+    told how many bytes the answer has so far, before more is read, and may raise.
 
     Raises
     ------
@@ -124,8 +143,10 @@ def answer(searcher: Searcher, ask: Ask, *, timeout_s: float | None) -> Answer:
         start = time.perf_counter()
         found = _search(searcher, ask, _time_to_search(deadline_s, ask.include))
         searched = time.perf_counter()
+        size = _HIT_BYTES * len(found.ids)
+        hold(size)
         try:
-            items = _items(searcher, found, ask.include, deadline_s)
+            items = _items(searcher, found, ask.include, deadline_s, functools.partial(_hold_more, hold, size))
         except IdNotFoundError:
             if searcher.version == found.coverage.version:
                 raise
@@ -163,7 +184,9 @@ def _search(searcher: Searcher, ask: Ask, timeout_s: float | None) -> Answer:
     return Answer(**within._asdict())
 
 
-def stored_items(searcher: Searcher, ids: Sequence[int], *, timeout_s: float | None) -> pa.Table:
+def stored_items(
+    searcher: Searcher, ids: Sequence[int], *, timeout_s: float | None, hold: Hold = _hold_anything
+) -> pa.Table:
     """Return stored items in the order requested: `id`, `code` (ceil(bits / 8) bytes), attributes.
 
     Raises
@@ -171,7 +194,8 @@ def stored_items(searcher: Searcher, ids: Sequence[int], *, timeout_s: float | N
     IdNotFoundError
         If the collection lacks one of them.
     """
-    table = searcher.get(list(ids), timeout_s=timeout_s)
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    table = _get(searcher, np.array(ids, np.int64), deadline_s, hold)
     codes = shorten_codes(table["code"], searcher.bits)
     return table.set_column(table.column_names.index("code"), "code", codes)
 
@@ -182,12 +206,26 @@ def shorten_codes(column: pa.ChunkedArray, bits: int) -> pa.Array:
     return pa.array([code[:size] for code in column.to_pylist()], pa.binary(size))
 
 
-def _items(searcher: Searcher, found: Answer, include: frozenset[str], deadline_s: float | None) -> pa.Table | None:
+def _get(
+    searcher: Searcher, ids: IdArray, deadline_s: float | None, hold: Hold, without: Container[str] = ()
+) -> pa.Table:
+    """Read items, not so many at once that `hold` comes too late."""
+    parts: list[pa.Table] = []
+    for begin in range(0, max(1, len(ids)), _ITEMS):
+        part = searcher.get(ids[begin : begin + _ITEMS], timeout_s=_time_left(deadline_s), without=without)
+        parts.append(part)
+        hold(sum(part.nbytes for part in parts))
+    return parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="default")
+
+
+def _items(
+    searcher: Searcher, found: Answer, include: frozenset[str], deadline_s: float | None, hold: Hold
+) -> pa.Table | None:
     """Return the stored items of the hits, each read once; None if none were requested."""
     if not include:
         return None
     distinct, place_M = np.unique(found.ids, return_inverse=True)
-    table = searcher.get(distinct, timeout_s=_time_left(deadline_s), without=found.coverage.degraded)
+    table = _get(searcher, distinct, deadline_s, hold, found.coverage.degraded)
     table = table.drop_columns(["id"])
     if "attributes" not in include:
         table = table.select(["code"])
@@ -196,7 +234,21 @@ def _items(searcher: Searcher, found: Answer, include: frozenset[str], deadline_
     else:
         codes = shorten_codes(table["code"], searcher.bits)
         table = table.set_column(table.column_names.index("code"), "code", codes)
+    hold(table.nbytes + _bytes_taken(table, place_M))
     return table.take(place_M)
+
+
+def _bytes_taken(table: pa.Table, place_M: NDArray[np.intp]) -> int:
+    """Return about how many bytes the rows at some places have, with the names that JSON repeats for each."""
+    times = np.bincount(place_M, minlength=len(table))
+    size = 0
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        size += len(place_M) * (len(name) + 4)
+        if any(is_one(column.type) for is_one in _BYTES):
+            size += int(np.dot(pc.fill_null(pc.binary_length(column), 0).to_numpy(), times))
+        else:
+            size += column.nbytes * len(place_M) // max(1, len(table))
+    return size
 
 
 def time_left(deadline_s: float) -> float:

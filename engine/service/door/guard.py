@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -65,22 +66,26 @@ class Guard:
                 self._add_headers(scope["path"], MutableHeaders(scope=message), closes=body.refused)
             await send(message)
 
-        try:
-            self._access.check(scope)
-            # Before routing: under overload most requests end here, and must cost little. Adding replicas relieves an
-            # overload, so it is not refused under one.
-            if scope["path"].startswith("/v1/") and scope["path"] != REPLICAS_PATH:
-                self._admit()
-            await self._app(scope, body.receive, send_guarded)
-        except Exception as error:
-            if status:
-                raise
-            # Answered here, because Starlette's fallback closes the connection and breaks the client's next request.
-            await self._refuse(error)(scope, body.receive, send_guarded)
-        finally:
-            self.buffered -= body.received
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.count(route, status, time.perf_counter() - start)
+        # What a request takes is given back when its answer is out, which `send` waits for.
+        with contextlib.ExitStack() as until_sent:
+            scope.setdefault("state", {})["until_sent"] = until_sent
+            try:
+                self._access.check(scope)
+                # Before routing: under overload most requests end here, and must cost little. Adding replicas relieves
+                # an overload, so it is not refused under one.
+                if scope["path"].startswith("/v1/") and scope["path"] != REPLICAS_PATH:
+                    self._admit()
+                await self._app(scope, body.receive, send_guarded)
+            except Exception as error:
+                if status:
+                    raise
+                # Answered here, because Starlette's fallback closes the connection and breaks the client's next
+                # request.
+                await self._refuse(error)(scope, body.receive, send_guarded)
+            finally:
+                self.buffered -= body.received
+                route = getattr(scope.get("route"), "path", "other")
+                self._metrics.count(route, status, time.perf_counter() - start)
 
     def check_buffered(self) -> None:
         """Raise 429 if the bodies being received are too large together."""

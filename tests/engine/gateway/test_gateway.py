@@ -399,7 +399,7 @@ def test_scaling_replicas_needs_the_admin_scope(searcher, tmp_path):
         assert error(http.put("/v1/replicas", content=b"[" * 10_000, headers=key))[0] == 415
         headers = {**key, "content-type": "application/json"}
         assert error(http.put("/v1/replicas", content=b"[" * 10_000, headers=headers))[0] == 400
-        assert error(http.put("/v1/replicas", content=b"[" + b"1," * 200_000, headers=headers))[0] == 413
+        assert error(http.put("/v1/replicas", content=b"[" + b"1," * 400_000, headers=headers))[0] == 413
     assert asked == [3]
 
 

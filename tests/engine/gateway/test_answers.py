@@ -1,0 +1,212 @@
+"""Large answers: made in pieces, within a budget of bytes, and counted until somebody has read them."""
+
+from __future__ import annotations
+
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hashlight.engine.errors import OverloadedError
+from hashlight.engine.results import Coverage, Explanation
+from hashlight.engine.service.api.app import create_app
+from hashlight.engine.service.api.searching import begin_body
+from hashlight.engine.service.asking.budget import Budget
+from hashlight.engine.service.asking.rendering import arrow_pieces, items_pieces, json_pieces, table_pieces
+from hashlight.engine.service.asking.retrieval import Answer, _bytes_taken
+from hashlight.engine.service.limits import Limits
+from hashlight.engine.service.problems import RequestError
+from tests import serving
+from tests.engine.service.conftest import eventually
+
+COVERAGE = Coverage(shards=2, answered=2, codes=10**6, searched=10**6, degraded={}, version=3)
+
+
+def make_answer(counts, *, items=True, explain=True):
+    rng = np.random.default_rng(len(counts))
+    lims = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    rows = int(lims[-1])
+    table = pa.table(
+        {
+            "code": pa.array([bytes([row % 256] * 8) for row in range(rows)], pa.binary(8)),
+            "name": pa.array([None if row % 3 == 0 else f'"{row}" é' for row in range(rows)], pa.string()),
+            "price": pa.array([float("nan") if row % 7 == 0 else row / 4 for row in range(rows)], pa.float64()),
+        }
+    )
+    queries = len(counts)
+    zeros = np.zeros(queries, np.int64)
+    return Answer(
+        lims=lims,
+        ids=rng.integers(2**63 - 1, size=rows),
+        distances=rng.integers(64, size=rows).astype(np.int32),
+        truncated=rng.random(queries) < 0.5,
+        coverage=COVERAGE,
+        explain=Explanation(plans=["scan"] * queries, probes=zeros, candidates=zeros, seconds=zeros.astype(float))
+        if explain
+        else None,
+        items=table if items else None,
+    )
+
+
+def expected(answer):
+    """The document, hit by hit."""
+    results = []
+    for query in range(len(answer.truncated)):
+        hits = []
+        for row in range(int(answer.lims[query]), int(answer.lims[query + 1])):
+            hit = {"id": int(answer.ids[row]), "distance": int(answer.distances[row])}
+            if answer.items is not None:
+                hit["code"] = answer.items["code"][row].as_py().hex()
+                price = answer.items["price"][row].as_py()
+                hit["attributes"] = {
+                    "name": answer.items["name"][row].as_py(), "price": None if price != price else price
+                }  # fmt: skip
+            hits.append(hit)
+        result = {"hits": hits, "truncated": bool(answer.truncated[query])}
+        if answer.explain is not None:
+            result["explain"] = {"plan": "scan", "probes": 0, "candidates": 0, "seconds": 0.0}
+        results.append(result)
+    return results
+
+
+COUNTS = [[0], [1], [0, 0, 3], [1000], [1001], [2500, 0, 2500], [999, 1, 1, 0], [10] * 250, [400] * 7 + [3000, 1]]
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize(("items", "explain"), [(True, True), (False, False)])
+def test_json_is_the_same_in_pieces(counts, items, explain):
+    answer = make_answer(counts, items=items, explain=explain)
+    pieces = list(json_pieces(answer, timing_ms={"search": 1.5}))
+    document = json.loads(b"".join(pieces))
+    assert list(document) == ["results", "coverage", "version", "timing_ms"]
+    assert document["results"] == expected(answer)
+    assert (document["version"], document["timing_ms"]) == (3, {"search": 1.5})
+    assert (document["coverage"]["complete"], document["coverage"]["codes"]) == (True, 10**6)
+    assert max(piece.count(b'"distance"') for piece in pieces) <= 1000
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_arrow_is_the_same_in_pieces(counts):
+    answer = make_answer(counts)
+    pieces = list(arrow_pieces(answer, timing_ms={}))
+    with pa.ipc.open_stream(b"".join(pieces)) as reader:
+        table = reader.read_all()
+        assert json.loads(reader.schema.metadata[b"hashlight"])["queries"] == len(counts)
+    assert table["id"].to_pylist() == answer.ids.tolist()
+    assert table["query"].to_pylist() == [query for query, count in enumerate(counts) for _ in range(count)]
+    assert table["name"].to_pylist() == answer.items["name"].to_pylist()
+    assert len(pieces) > sum(counts) // 1000
+
+
+def test_items_are_the_same_in_pieces():
+    items = make_answer([2300]).items.add_column(0, "id", pa.array(range(2300)))
+    rows = json.loads(b"".join(items_pieces(items)))["items"]
+    assert [row["id"] for row in rows] == list(range(2300))
+    assert rows[7] == {"id": 7, "code": "07" * 8, "attributes": {"name": '"7" é', "price": None}}
+    assert json.loads(b"".join(items_pieces(items.slice(0, 0)))) == {"items": []}
+    read = pa.ipc.open_stream(b"".join(table_pieces(items))).read_all()
+    assert read.select(["id", "code", "name"]) == items.select(["id", "code", "name"])
+
+
+@pytest.mark.parametrize("sizes", [[1], [0], [262_144], [262_143, 1], [100_000] * 9, [10**6, 5]])
+def test_a_small_body_is_whole_and_a_large_one_is_made_as_it_is_sent(sizes):
+    made = []
+
+    def pieces():
+        for size in sizes:
+            made.append(size)
+            yield b"x" * size
+
+    body = begin_body(pieces())
+    assert sum(made) <= 262_144 * 2 + max(sizes) * 2
+    parts = [body.first, *(body.rest or [])]
+    assert sum(map(len, parts)) == sum(sizes) == sum(made)
+    assert (body.rest is None) == (sum(sizes) < 262_144)
+
+
+def test_the_size_of_rows_is_known_before_they_are_repeated():
+    table = pa.table({"a": ["x" * 1000, "y", None], "b": pa.array([1, 2, 3], pa.int64())})
+    for place in ([0, 0, 0, 1], [2] * 10, [0] * 500, []):
+        taken = table.take(np.array(place, np.int64))
+        least = sum(len(text or "") for text in taken["a"].to_pylist()) + 8 * len(place)
+        assert least <= _bytes_taken(table, np.array(place, np.intp)) <= least + 30 * len(place)
+
+
+def test_answers_have_a_budget_each_and_together():
+    budget = Budget(each_bytes=100, total_bytes=150)
+    with budget.account() as one, budget.account() as other:
+        one.hold(80)
+        one.hold(100)
+        with pytest.raises(RequestError, match="about 101 bytes, at most 100"):
+            one.hold(101)
+        with pytest.raises(OverloadedError, match="answers of 150 bytes"):
+            other.hold(51)
+        one.hold(20)
+        other.hold(90)
+        assert budget.held == 110
+    assert budget.held == 0
+    one.hold(60)  # a thread that was left behind
+    assert budget.held == 0
+
+
+def codes(count):
+    return [{"code": f"{number:014x}00"} for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("search", {"queries": codes(20), "k": 500}),
+        ("search", {"queries": codes(1), "k": 450, "include": ["attributes", "code"]}),
+        ("range_search", {"queries": codes(3), "radius": 60, "limit": 500, "include": ["attributes"]}),
+    ],
+)
+def test_an_answer_that_is_too_large_is_refused_before_it_is_made(searcher, path, body):
+    with (
+        serving.running(create_app(searcher, limits=Limits(answer_bytes=40_000))) as url,
+        httpx.Client(base_url=url, timeout=60) as http,
+    ):
+        refused = http.post(f"/v1/{path}", json=body)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (422, "invalid_request")
+        assert "at most 40000 are sent at once" in refused.json()["error"]["message"]
+        few = {**body, "queries": codes(1), "k" if path == "search" else "limit": 10}
+        assert http.post(f"/v1/{path}", json=few).status_code == 200
+
+
+def in_flight(http):
+    [line] = [line for line in http.get("/metrics").text.splitlines() if line.startswith("hashlight_in_flight ")]
+    return float(line.split()[1])
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/vnd.apache.arrow.stream"])
+def test_an_answer_counts_until_it_is_read(searcher, accept):
+    body = json.dumps({"queries": codes(400), "k": 500, "include": ["attributes", "code"], "timeout_ms": 60_000})
+    head = f"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {accept}\r\nContent-Type: application/json\r\n"
+    limits = Limits(in_flight=2, answer_bytes=40 * 2**20, answers_bytes=40 * 2**20)
+    with (
+        serving.running(create_app(searcher, limits=limits)) as url,
+        httpx.Client(base_url=url, timeout=60) as http,
+        ThreadPoolExecutor(1) as pool,
+        socket.socket() as slow,
+    ):
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(60)
+        slow.connect((urlsplit(url).hostname, urlsplit(url).port))
+        slow.sendall(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        received = slow.recv(4096)
+        assert received.startswith(b"HTTP/1.1 200")
+        assert in_flight(http) == 1
+        again = {"accept": accept, "content-type": "application/json"}
+        refused = http.post("/v1/search", content=body, headers=again)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "overloaded")
+        while chunk := slow.recv(2**20):
+            received += chunk
+        assert len(received) > 10 * 2**20
+        eventually(lambda: in_flight(http) == 0)
+        answer = pool.submit(http.post, "/v1/search", content=body, headers=again).result()
+        assert answer.status_code == 200
