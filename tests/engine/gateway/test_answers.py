@@ -194,7 +194,7 @@ def test_an_answer_counts_until_it_is_read(searcher, accept):
         ThreadPoolExecutor(1) as pool,
         socket.socket() as slow,
     ):
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         slow.settimeout(60)
         slow.connect((urlsplit(url).hostname, urlsplit(url).port))
         slow.sendall(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
