@@ -28,7 +28,7 @@ _BACKLOG = 2048
 _MAX_HEAD_BYTES = 65_536
 _DRAIN_S = 30
 HEAD_S = 10
-WRITE_S = 60  # for an answer to be read, whatever its size
+WRITE_S = 60  # for a client to take an answer, whatever its size
 
 logger = logging.getLogger(__name__)
 
@@ -162,16 +162,16 @@ class BoundedHttp(HttpToolsProtocol):
         if not scope["path"].startswith("/health/") and not self._make_room():
             await _refuse_crowd(send)
             return
-        deadline_s: float | None = None
+        left_s = self.write_s  # not counting the time to make the answer
 
         async def send_out(message: Any) -> None:
-            nonlocal deadline_s
-            if deadline_s is None:
-                deadline_s = self.loop.time() + self.write_s
+            nonlocal left_s
+            begun_s = self.loop.time()
             try:
-                async with asyncio.timeout_at(deadline_s):
+                async with asyncio.timeout(left_s):
                     await send(message)
                     await self.flow.drain()
+                left_s -= self.loop.time() - begun_s
             except TimeoutError:
                 logger.warning("%s did not read its answer within %g s", self.client, self.write_s)
                 self.transport.abort()
