@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import logging
 import socket
@@ -29,6 +30,8 @@ _MAX_HEAD_BYTES = 65_536
 _DRAIN_S = 30
 HEAD_S = 10
 WRITE_S = 60  # for a client to take an answer, whatever its size
+
+_TURNS = itertools.count()  # the loop's clock is too coarse to tell who came first
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +92,13 @@ class BoundedHttp(HttpToolsProtocol):
     `send`; it is cancelled when its client goes away.
     """
 
-    write_s = WRITE_S
+    write_s: float = WRITE_S
 
     _head_bytes = 0
     _whole_heads = 0
     _in_head = True
     _waiting: asyncio.TimerHandle | None = None
+    _turn = 0  # of beginning to wait
     _task: asyncio.Task[Any] | None = None
     _lost = False
 
@@ -150,9 +154,9 @@ class BoundedHttp(HttpToolsProtocol):
             return True
         others = [one for one in self.connections if isinstance(one, BoundedHttp) and one is not self]
         others = [one for one in others if not one.transport.is_closing()]
-        idle = [(one._waiting.when(), one) for one in others if one._waiting is not None]
+        idle = [one for one in others if one._waiting is not None]
         if len(others) >= self._max_connections and idle:
-            _, longest = min(idle, key=lambda pair: pair[0])
+            longest = min(idle, key=lambda one: one._turn)
             longest._wait_no_more()
             longest.transport.close()
         return len(others) < self._max_connections or bool(idle)
@@ -190,6 +194,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _wait_for_head(self) -> None:
         self._wait_no_more()
+        self._turn = next(_TURNS)
         self._waiting = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
 
     def _wait_no_more(self) -> None:
