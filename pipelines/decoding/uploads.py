@@ -18,8 +18,8 @@ from hashlight.pipelines.corpora.images import MAX_ENCODED_BYTES
 from hashlight.pipelines.decoding.pool import Decoder, fill
 from hashlight.pipelines.decoding.worker import GOOD, DecodeLimits
 
-# 64 megapixels with transparency need over 1.1 GiB; see the limits of a gateway.
-UPLOAD_LIMITS = DecodeLimits(seconds=5.0, memory_bytes=2 << 30)
+# 64 megapixels with transparency need over 1.1 GiB and 2.8 s of processor time (one core of a 2-core AMD EPYC).
+UPLOAD_LIMITS = DecodeLimits(seconds=10.0, memory_bytes=2 << 30)
 
 
 class UploadDecoder:
