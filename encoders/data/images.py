@@ -35,6 +35,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Where Pillow looks for the orientation.
+_ORIENTATIONS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 # By the raw mode that a PNG is unpacked from: what a grey sample is multiplied by.
 _GREY_SCALES = {"L;2": 85, "L;4": 17}
 
@@ -151,7 +153,10 @@ def _upright(image: Image.Image) -> Image.Image:
     with contextlib.suppress(Exception):
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         if turn is not None:
-            return plain.transpose(turn)
+            turned = plain.transpose(turn)
+            for source in _ORIENTATIONS:  # or who opens the result would turn it again
+                turned.info.pop(source, None)
+            return turned
     return plain
 
 
