@@ -1,0 +1,167 @@
+"""Ray clusters of two unlike nodes, in a process of their own. Run by `test_nodes`, which names a function below."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from hashlight.pipelines.building.build import build_collection
+from hashlight.pipelines.cli.main import main as command_line
+from hashlight.pipelines.encoding.encode import encode_corpus
+from hashlight.pipelines.jobs import chaos
+from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.searching.batch import search_codes
+
+MEMORY = {"object_store_memory": 80_000_000}
+WAIT_S = 240  # a safety net
+
+
+@contextlib.contextmanager
+def cluster(**head):
+    """A cluster of one node; the caller adds others."""
+    os.environ |= {"RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": str(WAIT_S)}
+    nodes = Cluster(initialize_head=True, head_node_args={**MEMORY, "include_dashboard": False, **head})
+    try:
+        yield nodes
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def refused(job, *arguments, **options):
+    """The message of a job that does not begin."""
+    with pytest.raises(PipelineError) as raised:
+        job(*arguments, **options)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def a_gpu_on_one_node(corpus, encoder, scratch):
+    """The GPU is Ray's invention: the actor is placed beside it and says that there is none, instead of waiting."""
+    faults(scratch, {"step": "start", "do": "log"})
+    with cluster(num_cpus=3) as nodes:
+        nodes.add_node(num_cpus=1, num_gpus=1, **MEMORY)
+        ray.init(address=nodes.address, log_to_driver=False)
+        said = refused(encode_corpus, corpus, encoder, scratch / "codes", unit_images=100, actors=2)
+    assert "CUDA" in said, said
+    assert len(passed(scratch, "start")) == 4, "three starts may fail for each actor that there is room for"
+
+
+def actors_start_when_nodes_join(corpus, encoder, scratch):
+    """Units wait for the second actor, for which there is no node at first."""
+    folder = faults(scratch, {"step": "unit", "do": "wait", "times": 100})
+    with cluster(num_cpus=1) as nodes:
+        ray.init(address=nodes.address, log_to_driver=False)
+        done = []
+        work = threading.Thread(
+            target=lambda: done.append(encode_corpus(corpus, encoder, scratch / "codes", unit_images=10, actors=2))
+        )
+        work.start()
+        until(lambda: len(passed(scratch, "unit")) == 1)
+        nodes.add_node(num_cpus=1, **MEMORY)
+        try:
+            until(lambda: len(passed(scratch, "unit")) == 2)
+        finally:
+            (folder / "go").touch()
+            work.join()
+    assert done[0].codes == 300
+
+
+def disks_that_are_not_shared(corpus, encoder, codes, collection, scratch):
+    """The second node is a process of its own, with an empty disk where the first has everything."""
+    shared = Path(os.path.commonpath([corpus, encoder, codes, collection, scratch]))
+    with cluster(num_cpus=1) as nodes, node_without(shared, nodes.address):
+        ray.init(address=nodes.address, log_to_driver=False)
+        for option, job in {
+            "--output": lambda: encode_corpus(corpus, encoder, scratch / "codes", actors=1),
+            "--input": lambda: encode_corpus(corpus, encoder, scratch / "codes", actors=1),
+            "--codes": lambda: build_collection(codes, scratch / "collection"),
+            "COLLECTION": lambda: search_codes(collection, codes, scratch / "found.parquet", k=3),
+        }.items():
+            said = refused(job)
+            assert re.search(rf"\([0-9a-f]{{6}}\) does not see {option} {re.escape(str(shared))}", said), said
+            assert "mount at the same path, or a bucket" in said
+            assert not list((scratch / "codes").glob("parts/*"))
+
+
+@contextlib.contextmanager
+def node_without(folder, address):
+    """A node with one CPU that sees an empty folder instead."""
+    start = f"mount -t tmpfs none '{folder}' && exec {sys.executable} -m ray.scripts.scripts start --address={address} "
+    start += "--num-cpus=1 --object-store-memory=80000000 --block --disable-usage-stats"
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", start], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(WAIT_S)
+
+
+def buckets_that_are_not_the_same(corpus, encoder, scratch, endpoint, other):
+    """The second node's environment leads it to another store, where a bucket of the same name is empty."""
+    os.environ["AWS_ENDPOINT_URL"] = endpoint
+    with cluster(num_cpus=1) as nodes:
+        nodes.add_node(num_cpus=1, env_vars={"AWS_ENDPOINT_URL": other}, **MEMORY)
+        ray.init(address=nodes.address, log_to_driver=False)
+        said = refused(encode_corpus, corpus, encoder, "s3://photos/codes", actors=1)
+    assert ") does not see --output s3://photos/codes." in said, said
+
+
+def every_job_from_bucket_to_bucket(bucket, scratch):
+    """Two nodes, `--address`, and nothing on a disk; `bucket` is a template of URIs."""
+    place = bucket.format
+    with cluster(num_cpus=1) as nodes:
+        nodes.add_node(num_cpus=1, **MEMORY)
+        to = ("--address", nodes.address)
+        run("plan-work", place("corpus.parquet"), "--output", place("work.arrow"), "--unit-images", 30)
+        run("encode", "--input", place("work.arrow"), "--encoder", place("encoder"), "--output", place("codes"), *to)
+        run("build", "--codes", place("codes"), "--output", place("c"), "--shards", 3, *to)
+        run("search", place("c"), "--codes", place("codes"), "--output", place("found.parquet"), "-k", 3, *to)
+        run("dedup", place("c"), "--radius", 0, "--output", place("dedup"), *to)
+        assert not ray.is_initialized()
+    assert list(scratch.iterdir()) == []
+
+
+def run(*arguments):
+    sys.argv = ["hashlight", *map(str, arguments)]
+    with pytest.raises(SystemExit) as ended:
+        command_line()
+    assert not ended.value.code, arguments
+
+
+def faults(scratch, *rules):
+    folder = scratch / "faults"
+    folder.mkdir()
+    (folder / "rules.json").write_text(json.dumps(rules))
+    os.environ[chaos.VARIABLE] = str(folder)
+    return folder
+
+
+def passed(scratch, step):
+    log = scratch / "faults" / "steps.log"
+    return [line for line in log.read_text().splitlines() if line.split()[0] == step] if log.exists() else []
+
+
+def until(condition):
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    name, *rest = sys.argv[1:]
+    globals()[name](*(Path(text) if text.startswith("/") else text for text in rest))
