@@ -81,8 +81,8 @@ def actors_start_when_nodes_join(corpus, encoder, scratch):
 def disks_that_are_not_shared(corpus, encoder, codes, collection, scratch):
     """The second node is a process of its own, with an empty disk where the first has everything."""
     shared = Path(os.path.commonpath([corpus, encoder, codes, collection, scratch]))
-    with cluster(num_cpus=1) as nodes, node_without(shared, nodes.address):
-        ray.init(address=nodes.address, log_to_driver=False)
+    mount = ("unshare", "--mount", "sh", "-c", f"mount -t tmpfs none '{shared}' && exec \"$@\"", "sh")
+    with cluster(num_cpus=1) as nodes, another_node(nodes.address, *mount):
         for option, job in {
             "--output": lambda: encode_corpus(corpus, encoder, scratch / "codes", actors=1),
             "--input": lambda: encode_corpus(corpus, encoder, scratch / "codes", actors=1),
@@ -96,14 +96,18 @@ def disks_that_are_not_shared(corpus, encoder, codes, collection, scratch):
 
 
 @contextlib.contextmanager
-def node_without(folder, address):
-    """A node with one CPU that sees an empty folder instead."""
-    start = f"mount -t tmpfs none '{folder}' && exec {sys.executable} -m ray.scripts.scripts start --address={address} "
-    start += "--num-cpus=1 --object-store-memory=80000000 --block --disable-usage-stats"
+def another_node(address, *prefix, **environment):
+    """A node with one CPU, started by a command of its own, in its own environment."""
+    start = "-m ray.scripts.scripts start --num-cpus=1 --object-store-memory=80000000 --block --disable-usage-stats"
     process = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", start], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*prefix, sys.executable, *start.split(), f"--address={address}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | environment,
     )
     try:
+        ray.init(address=address, log_to_driver=False)
+        until(lambda: sum(node["Alive"] for node in ray.nodes()) == 2)
         yield
     finally:
         process.terminate()
@@ -113,9 +117,7 @@ def node_without(folder, address):
 def buckets_that_are_not_the_same(corpus, encoder, scratch, endpoint, other):
     """The second node's environment leads it to another store, where a bucket of the same name is empty."""
     os.environ["AWS_ENDPOINT_URL"] = endpoint
-    with cluster(num_cpus=1) as nodes:
-        nodes.add_node(num_cpus=1, env_vars={"AWS_ENDPOINT_URL": other}, **MEMORY)
-        ray.init(address=nodes.address, log_to_driver=False)
+    with cluster(num_cpus=1) as nodes, another_node(nodes.address, AWS_ENDPOINT_URL=other):
         said = refused(encode_corpus, corpus, encoder, "s3://photos/codes", actors=1)
     assert ") does not see --output s3://photos/codes." in said, said
 
