@@ -114,12 +114,12 @@ def another_node(address, *prefix, **environment):
         process.wait(WAIT_S)
 
 
-def buckets_that_are_not_the_same(corpus, encoder, scratch, endpoint, other):
-    """The second node's environment leads it to another store, where a bucket of the same name is empty."""
+def a_store_that_one_node_cannot_reach(corpus, encoder, endpoint):
+    """The second node's environment leads it to a port where nothing listens."""
     os.environ["AWS_ENDPOINT_URL"] = endpoint
-    with cluster(num_cpus=1) as nodes, another_node(nodes.address, AWS_ENDPOINT_URL=other):
+    with cluster(num_cpus=1) as nodes, another_node(nodes.address, AWS_ENDPOINT_URL="http://127.0.0.1:1"):
         said = refused(encode_corpus, corpus, encoder, "s3://photos/codes", actors=1)
-    assert ") does not see --output s3://photos/codes." in said, said
+    assert ") cannot write to --output s3://photos/codes (" in said, said
 
 
 def every_job_from_bucket_to_bucket(bucket, scratch):
