@@ -47,24 +47,6 @@ def test_disks_that_are_not_shared_are_refused(corpus, encoder, codes, collectio
     run("disks_that_are_not_shared", corpus, encoder, codes, collection, scratch)
 
 
-@pytest.mark.slow
-def test_a_store_that_one_node_cannot_reach_is_refused(corpus, encoder, s3_server):
-    import boto3
-
-    endpoint = f"http://{s3_server}"
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="photos")
-    run("a_store_that_one_node_cannot_reach", corpus, encoder, endpoint)
-
-
-@pytest.mark.slow
-def test_every_job_goes_from_bucket_to_bucket_on_a_cluster(corpus, encoder, scratch, bucket):
-    bucket.put("corpus.parquet", corpus.read_bytes())
-    for file in encoder.iterdir():
-        bucket.put(f"encoder/{file.name}", file.read_bytes())
-    run("every_job_from_bucket_to_bucket", bucket.uri("{}"), scratch)
-    assert {"found.parquet", "c/CURRENT", "codes/codes.json", "dedup/dedup.json"} <= set(bucket.keys())
-
-
 @pytest.fixture
 def place(tmp_path):
     (tmp_path / "codes").mkdir()

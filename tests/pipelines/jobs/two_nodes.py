@@ -17,7 +17,6 @@ import ray
 from ray.cluster_utils import Cluster
 
 from hashlight.pipelines.building.build import build_collection
-from hashlight.pipelines.cli.main import main as command_line
 from hashlight.pipelines.encoding.encode import encode_corpus
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -112,36 +111,6 @@ def another_node(address, *prefix, **environment):
     finally:
         process.terminate()
         process.wait(WAIT_S)
-
-
-def a_store_that_one_node_cannot_reach(corpus, encoder, endpoint):
-    """The second node's environment leads it to a port where nothing listens."""
-    os.environ["AWS_ENDPOINT_URL"] = endpoint
-    with cluster(num_cpus=1) as nodes, another_node(nodes.address, AWS_ENDPOINT_URL="http://127.0.0.1:1"):
-        said = refused(encode_corpus, corpus, encoder, "s3://photos/codes", actors=1)
-    assert ") cannot write to --output s3://photos/codes (" in said, said
-
-
-def every_job_from_bucket_to_bucket(bucket, scratch):
-    """Two nodes, `--address`, and nothing on a disk; `bucket` is a template of URIs."""
-    place = bucket.format
-    with cluster(num_cpus=1) as nodes:
-        nodes.add_node(num_cpus=1, **MEMORY)
-        to = ("--address", nodes.address)
-        run("plan-work", place("corpus.parquet"), "--output", place("work.arrow"), "--unit-images", 30)
-        run("encode", "--input", place("work.arrow"), "--encoder", place("encoder"), "--output", place("codes"), *to)
-        run("build", "--codes", place("codes"), "--output", place("c"), "--shards", 3, *to)
-        run("search", place("c"), "--codes", place("codes"), "--output", place("found.parquet"), "-k", 3, *to)
-        run("dedup", place("c"), "--radius", 0, "--output", place("dedup"), *to)
-        assert not ray.is_initialized()
-    assert list(scratch.iterdir()) == []
-
-
-def run(*arguments):
-    sys.argv = ["hashlight", *map(str, arguments)]
-    with pytest.raises(SystemExit) as ended:
-        command_line()
-    assert not ended.value.code, arguments
 
 
 def faults(scratch, *rules):
