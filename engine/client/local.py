@@ -68,7 +68,8 @@ class LocalTransport:
             case Describe():
                 return self._searcher.describe()
             case Ready():
-                return self._searcher.ready()
+                self._searcher.ready()
+                return None
 
     def close(self) -> None:
         """Close whatever this transport opened."""

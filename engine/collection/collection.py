@@ -185,6 +185,11 @@ class Collection:
         return self._manifest.bits
 
     @property
+    def manifest(self) -> Manifest:
+        """The manifest of the open version."""
+        return self._manifest
+
+    @property
     def version(self) -> int:
         """The open version."""
         return self._manifest.version

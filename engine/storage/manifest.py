@@ -78,6 +78,11 @@ class Manifest:
         return sum(file.bytes for shard in self.shards for file in shard.files.values())
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the contents: tells versions apart that have the same number, as after a build from scratch."""
+        return hashlib.sha256(_encode(self)[0]).hexdigest()
+
+    @property
     def file_name(self) -> str:
         """Name of this version's file under `manifests/`."""
         return f"{self.version:08d}.json"

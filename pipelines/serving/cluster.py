@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.errors import HashlightError
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.service.api.schemas import MAX_REPLICAS
+from hashlight.engine.service.asking.following import Follower
 from hashlight.engine.service.control.processes import LocalCluster
 from hashlight.engine.service.door.http_server import Address, HttpServer, check_exposure
 from hashlight.engine.service.door.keys import Keys
@@ -24,10 +23,6 @@ from hashlight.engine.service.telemetry.metrics import Metrics
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.serving.ray_servers import RayCluster
 from hashlight.pipelines.serving.serve import bind_gateway, encoder_of
-
-logger = logging.getLogger(__name__)
-
-_ROLL_EVERY_S = 2.0
 
 
 @contextlib.contextmanager
@@ -52,7 +47,7 @@ def serve_cluster(
     metrics = Metrics()
     with (
         servers as cluster,
-        routing(cluster, observe=metrics.observe) as router,
+        routing(cluster, observe=metrics.observe) as (router, follower),
     ):
         router.ready()
         yield bind_gateway(
@@ -64,6 +59,7 @@ def serve_cluster(
             image_hosts=image_hosts,
             metrics=metrics,
             scale=cluster.scale,
+            pending=lambda: follower.pending,
         )
 
 
@@ -116,8 +112,10 @@ def shard_servers(
 
 
 @contextlib.contextmanager
-def routing(cluster: RayCluster | LocalCluster, *, observe: Observer | None = None) -> Iterator[ClusterRouter]:
-    """Yield a router over shard servers. New versions of the collection are picked up as they are published.
+def routing(
+    cluster: RayCluster | LocalCluster, *, observe: Observer | None = None
+) -> Iterator[tuple[ClusterRouter, Follower]]:
+    """Yield a router over shard servers, and what makes them serve new versions as they are published.
 
     Parameters
     ----------
@@ -127,20 +125,11 @@ def routing(cluster: RayCluster | LocalCluster, *, observe: Observer | None = No
     """
     with contextlib.closing(ClusterRouter(cluster.map, security=cluster.security, observe=observe)) as router:
         ending = threading.Event()
-        roller = threading.Thread(target=_keep_rolling, args=(cluster, ending), name="hashlight-roll", daemon=True)
+        follower = Follower(cluster.location, cluster.roll)
+        roller = threading.Thread(target=follower.follow, args=(ending,), name="hashlight-roll", daemon=True)
         roller.start()
         try:
-            yield router
+            yield router, follower
         finally:
             ending.set()
             roller.join()
-
-
-def _keep_rolling(cluster: RayCluster | LocalCluster, ending: threading.Event) -> None:
-    """Pick up new versions; if a server cannot open one, the old version stays in service everywhere."""
-    while not ending.wait(_ROLL_EVERY_S):
-        try:
-            if cluster.roll():
-                logger.info("serving version %d", cluster.map().version)
-        except (HashlightError, OSError, ValueError) as error:
-            logger.warning("the new version cannot be served, still serving the old one: %s", error)

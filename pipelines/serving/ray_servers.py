@@ -12,8 +12,9 @@ from typing import Any, Self
 from hashlight.engine.errors import NotReadyError
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.warmup import warm
+from hashlight.engine.service.asking.following import Backoff
 from hashlight.engine.service.control.registry import Registry
-from hashlight.engine.service.protocol.cluster_map import ClusterMap
+from hashlight.engine.service.protocol.cluster_map import Assignment, ClusterMap, ServerName
 from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.shards.server import DRAIN_S, ShardServer
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -37,13 +38,13 @@ class Directory:
         self._registry = Registry(collection, groups=groups, security=security)
         self._whole = False
 
-    def assignment(self, group: int) -> tuple[int, list[str]]:
+    def assignment(self, group: int) -> Assignment:
         """See `Registry.assignment`."""
         return self._registry.assignment(group)
 
-    def register(self, group: int, number: int, address: str, versions: list[int]) -> tuple[int, list[str]]:
+    def register(self, group: int, number: int, name: ServerName, identities: list[str]) -> Assignment:
         """See `Registry.register`."""
-        return self._registry.register(group, number, address, versions)
+        return self._registry.register(group, number, name, identities)
 
     def remove(self, group: int, number: int) -> None:
         """See `Registry.remove`."""
@@ -82,6 +83,8 @@ class ShardActor:
         self._server = ShardServer(collection, host=ray.util.get_node_ip_address(), security=security, index=index)
         self._server.load(*ray.get(directory.assignment.remote(group)))
         self._leaving = threading.Event()
+        self._backoff = Backoff()
+        self._asks_in_vain = False
         self._register()
         self._thread = threading.Thread(target=self._keep_registered, daemon=True)
         self._thread.start()
@@ -102,19 +105,33 @@ class ShardActor:
     def _register(self) -> None:
         import ray
 
-        versions = [int(version) for version in self._server.describe()["versions"]]
-        wanted, shards = ray.get(
-            self._directory.register.remote(*self._place, self._server.address, versions), timeout=ASKED_S
+        served = self._server.health()["served"]
+        wanted: Assignment = ray.get(
+            self._directory.register.remote(*self._place, self._server.name, served), timeout=ASKED_S
         )
-        if wanted not in versions:
-            self._server.load(wanted, shards)
+        if wanted.identity not in served and self._backoff.allows(wanted):
+            try:
+                self._server.load(*wanted)
+                self._backoff.succeeded()
+            except Exception as error:  # what is served already stays in service
+                self._backoff.failed(wanted)
+                logger.warning(
+                    "version %d cannot be served; next attempt in %.0f s: %s",
+                    wanted.version,
+                    self._backoff.left_s,
+                    error,
+                )
 
     def _keep_registered(self) -> None:
         while not self._leaving.wait(REGISTER_S):
             try:
                 self._register()
-            except Exception:  # the directory is restarting; keep serving
-                logger.warning("cannot reach the directory", exc_info=True)
+            except Exception as error:  # the directory is restarting; keep serving
+                if not self._asks_in_vain:
+                    logger.warning("cannot reach the directory: %s", error)
+                self._asks_in_vain = True
+            else:
+                self._asks_in_vain = False
 
 
 class RayCluster:
@@ -151,13 +168,13 @@ class RayCluster:
         import ray
 
         self.security = security or Security(token=secrets.token_urlsafe())
-        self._location = str(collection)
+        self.location = str(collection)
         self._cpus = cpus
         self._index = index
         self._actors: dict[tuple[int, int], Any] = {}
         self._placements: list[Any] = []
         directory = ray.remote(Directory).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=32)
-        self._directory: Any = directory.remote(self._location, groups, self.security)
+        self._directory: Any = directory.remote(self.location, groups, self.security)
         try:
             for _ in range(groups):
                 self._placements.append(_place(replicas, cpus))
@@ -265,7 +282,7 @@ class RayCluster:
         if self._is_reserved(group, number):
             strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=number)
         actor = ray.remote(num_cpus=self._cpus, max_restarts=-1, scheduling_strategy=strategy)(ShardActor)
-        return actor.remote(self._location, self._directory, group, number, self.security, self._index)
+        return actor.remote(self.location, self._directory, group, number, self.security, self._index)
 
     def _stop(self, places: list[tuple[int, int]]) -> None:
         import ray

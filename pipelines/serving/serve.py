@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.errors import HashlightError
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.asking.encoding import ImageEncoder
+from hashlight.engine.service.asking.following import Follower, Pending
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
 from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.door.http_server import LOOPBACK_NAMES, Address, HttpServer, check_exposure
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.telemetry.metrics import Metrics
-
-logger = logging.getLogger(__name__)
-
-_RENEW_EVERY_S = 2.0
 
 
 def serve_embedded(
@@ -52,10 +47,14 @@ def serve_embedded(
     collection = Collection.open(path, index=index)
     searcher = CollectionSearcher(collection)
     model = encoder_of(collection, encoder)
-    server = bind_gateway(searcher, model, address, keys, limits=limits, image_hosts=image_hosts)
+    follower = Follower(path, searcher.renew)
+    server = bind_gateway(
+        searcher, model, address, keys, limits=limits, image_hosts=image_hosts, pending=lambda: follower.pending
+    )
     warm()
     searcher.ready()
-    threading.Thread(target=_keep_renewing, args=(searcher,), name="hashlight-renew", daemon=True).start()
+    # As long as the process lives.
+    threading.Thread(target=follower.follow, args=(threading.Event(),), name="hashlight-renew", daemon=True).start()
     return server
 
 
@@ -69,6 +68,7 @@ def bind_gateway(
     image_hosts: Sequence[str] = (),
     metrics: Metrics | None = None,
     scale: Callable[[int], None] | None = None,
+    pending: Callable[[], Pending | None] | None = None,
 ) -> HttpServer:
     """Bind a gateway to `address`, with the checks that its exposure requires."""
     limits = limits or Limits()
@@ -80,6 +80,7 @@ def bind_gateway(
         fetcher=ImageFetcher(image_hosts, max_bytes=limits.body_bytes) if image_hosts else None,
         metrics=metrics,
         scale=scale,
+        pending=pending,
         allowed_hosts=LOOPBACK_NAMES if not keys and address.is_loopback else None,
     )
     return HttpServer(app, address)
@@ -100,14 +101,3 @@ def encoder_of(collection: Collection, encoder: str | Path | None) -> ImageEncod
     from hashlight.pipelines.serving.image_encoder import HashImageEncoder
 
     return HashImageEncoder.for_server(load_encoder(collection, encoder))
-
-
-def _keep_renewing(searcher: CollectionSearcher) -> None:
-    """Pick up new versions as long as the process lives; one that cannot be opened leaves the old one in service."""
-    wait = threading.Event()
-    while not wait.wait(_RENEW_EVERY_S):
-        try:
-            if searcher.renew():
-                logger.info("serving version %d", searcher.version)
-        except (HashlightError, OSError) as error:
-            logger.warning("the new version cannot be opened, still serving version %d: %s", searcher.version, error)

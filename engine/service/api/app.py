@@ -30,13 +30,15 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Match, Mount
 from starlette.types import Scope
 
-from hashlight.engine.errors import HashlightError
+from hashlight.engine.errors import HashlightError, NotReadyError
 from hashlight.engine.service.api import schemas
 from hashlight.engine.service.api.gateway import Gateway, json_response
 from hashlight.engine.service.api.openapi import describe_api, encode_body, replicas_body, search_body
 from hashlight.engine.service.asking.encoding import ImageEncoder
+from hashlight.engine.service.asking.following import Pending
 from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.door.access import METRICS_PATH, REPLICAS_PATH, Access
+from hashlight.engine.service.door.draining import DRAINING
 from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.door.guard import API_PATHS, Guard
 from hashlight.engine.service.door.keys import Keys
@@ -60,6 +62,7 @@ def create_app(
     metrics: Metrics | None = None,
     allowed_hosts: Sequence[str] | None = None,
     scale: Callable[[int], None] | None = None,
+    pending: Callable[[], Pending | None] | None = None,
     page: Path = PAGE,
 ) -> FastAPI:
     """Return the gateway as an ASGI application.
@@ -81,11 +84,15 @@ def create_app(
         reach it through a name that resolves to the loopback address (DNS rebinding).
     scale : callable, optional
         Sets the number of replicas of every group of shard servers; None if there are no shard servers.
+    pending : callable, optional
+        Returns the live version while it cannot be served, else None; reported by `/health/ready` and `/metrics`.
     page : Path
         Folder of static files for `/`; skipped if it does not exist.
     """
     keys, limits, metrics = keys or Keys(), limits or Limits(), metrics or Metrics()
-    gateway = Gateway(searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics, scale=scale)
+    gateway = Gateway(
+        searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics, scale=scale, pending=pending
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -170,16 +177,17 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
         """Report that the process is running."""
         return json_response({"status": "live"})
 
-    @app.get("/health/ready", response_model=schemas.HealthModel)
-    async def ready() -> Response:
-        """Report that a real search has just succeeded."""
-        await gateway.prove_ready()
-        return json_response({"status": "ready"})
+    @app.get("/health/ready", response_model=schemas.ReadyModel)
+    async def ready(request: Request) -> Response:
+        """Report that a real search has just succeeded, and which shards are missing from it."""
+        if request.scope.get(DRAINING):
+            raise NotReadyError("this server is about to end: ask another")
+        return json_response(await gateway.prove_ready())
 
     @app.get(METRICS_PATH, response_class=Response)
     async def metrics() -> Response:
         """Return the Prometheus metrics."""
-        gateway.metrics.version.set(gateway.searcher.version)
+        gateway.note_version()
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -22,10 +23,12 @@ from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
+from hashlight.engine.results import Coverage
 from hashlight.engine.service.api import bodies, schemas
 from hashlight.engine.service.api.searching import Body, SearchThreads, begin_body
 from hashlight.engine.service.asking.budget import Account, Budget
 from hashlight.engine.service.asking.encoding import Encoded, EncodingThreads, ImageEncoder, is_encoder_of
+from hashlight.engine.service.asking.following import Pending
 from hashlight.engine.service.asking.rendering import hex_codes, items_documents, items_pieces, json_bytes, table_pieces
 from hashlight.engine.service.asking.resolving import Sorted, stored_codes
 from hashlight.engine.service.asking.retrieval import Ask, stored_items
@@ -34,6 +37,8 @@ from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError, invalid, named
 from hashlight.engine.service.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 _PICTURES = (
     (b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG", "image/png"), (b"GIF8", "image/gif"), (b"RIFF", "image/webp")
@@ -55,6 +60,8 @@ class Gateway:
     metrics : Metrics
     scale : callable or None
         Sets the number of replicas of every group; returns when they are ready.
+    pending : callable or None
+        Returns the live version while it cannot be served.
     """
 
     def __init__(
@@ -66,17 +73,20 @@ class Gateway:
         fetcher: ImageFetcher | None,
         metrics: Metrics,
         scale: Callable[[int], None] | None,
+        pending: Callable[[], Pending | None] | None,
     ) -> None:
         self.searcher = searcher
         self.limits = limits
         self.metrics = metrics
         self._fetcher = fetcher
         self._scale = scale
+        self._pending = pending or (lambda: None)
+        self._missing: frozenset[str] = frozenset()
         self._searches = SearchThreads(searcher, threads=limits.in_flight, metrics=metrics)
         self._images = None if encoder is None else EncodingThreads(encoder, max_pixels=limits.pixels, metrics=metrics)
         self._budget = Budget(each_bytes=limits.answer_bytes, total_bytes=limits.answers_bytes)
         self._requests = 0
-        self._proof: asyncio.Task[None] | None = None
+        self._proof: asyncio.Task[Coverage] | None = None
         self._scaling = asyncio.Lock()
 
     async def close(self) -> None:
@@ -188,12 +198,42 @@ class Gateway:
             except ValueError as error:
                 raise named(error) from error
 
-    async def prove_ready(self) -> None:
-        """Make a test search; NotReadyError if it fails. Concurrent callers share one search."""
+    async def prove_ready(self) -> dict[str, Any]:
+        """Make a test search and describe what can be answered; NotReadyError if nothing can.
+
+        Concurrent callers share one search.
+        """
         if self._proof is None or self._proof.done():
             self._proof = asyncio.create_task(asyncio.to_thread(self.searcher.ready))
         # Shielded, because one caller may give up while others still wait.
-        await asyncio.shield(self._proof)
+        found = await asyncio.shield(self._proof)
+        self._note_missing(found)
+        pending = self._pending()
+        told = None
+        if pending is not None:
+            told = {"version": pending.version, "attempts": pending.attempts, "retry_s": round(pending.retry_s, 1)}
+        # Names without reasons, which have addresses: no key is asked here.
+        return {
+            "status": "ready",
+            "version": found.version,
+            "shards": found.shards,
+            "missing": sorted(found.degraded),
+            "pending": told,
+        }
+
+    def note_version(self) -> None:
+        """Update the metrics of the version that is served, and of the one that cannot be."""
+        pending = self._pending()
+        self.metrics.version.set(self.searcher.version)
+        self.metrics.pending.set(0 if pending is None else pending.attempts)
+
+    def _note_missing(self, found: Coverage) -> None:
+        """Log the reasons when other shards are missing than before."""
+        self.metrics.missing.set(len(found.degraded))
+        missing = frozenset(found.degraded)
+        if missing - self._missing:
+            logger.warning("%d of %d shards are missing: %s", len(missing), found.shards, found.degraded)
+        self._missing = missing
 
     def _check(self, options: Any, count: int) -> None:
         """Refuse what exceeds the limits or the collection."""

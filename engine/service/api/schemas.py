@@ -236,7 +236,25 @@ class ReplicasModel(BaseModel):
 class HealthModel(BaseModel):
     """State of the server."""
 
-    status: Literal["live", "ready"]
+    status: Literal["live"]
+
+
+class PendingModel(BaseModel):
+    """The live version of the collection, while it cannot be served; the server's log has the reason."""
+
+    version: int | None = Field(description="null if its manifest cannot be read.")
+    attempts: int = Field(description="Failed ones so far.")
+    retry_s: float = Field(description="Seconds until the next one.")
+
+
+class ReadyModel(BaseModel):
+    """What a server that is ready can answer; `missing` shards are left out of partial answers."""
+
+    status: Literal["ready"]
+    version: int
+    shards: int
+    missing: list[str] = Field(description="Names of the shards that cannot be searched.")
+    pending: PendingModel | None
 
 
 class ErrorModel(BaseModel):

@@ -25,10 +25,13 @@ from hashlight.engine.errors import DeadlineExceededError, NotReadyError
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
-from hashlight.engine.results import RangeResult, RerankResult, Result, SearchResult
+from hashlight.engine.results import Coverage, RangeResult, RerankResult, Result, SearchResult
 from hashlight.engine.storage.manifest import read_current
+from hashlight.engine.storage.shard import Shard
 
 logger = logging.getLogger(__name__)
+
+_SAMPLED_ROWS = 64
 
 
 class Searcher(ABC):
@@ -157,13 +160,13 @@ class Searcher(ABC):
         """
 
     @abstractmethod
-    def ready(self) -> None:
-        """Make a test search in every shard, and read an item.
+    def ready(self) -> Coverage:
+        """Make a test search in every shard, and read an item; return which shards can answer.
 
         Raises
         ------
         NotReadyError
-            If any shard cannot answer.
+            If none can, or not even a partial answer could be given.
         """
 
     @abstractmethod
@@ -237,9 +240,12 @@ class CollectionSearcher(Searcher):
         """See `Searcher.describe`."""
         return describe_collection(self._collection)
 
-    def ready(self) -> None:
-        """See `Searcher.ready`."""
-        try_search(self._collection)
+    def ready(self) -> Coverage:
+        """See `Searcher.ready`; no answer is partial, so every shard must be well."""
+        collection = self._collection
+        try_search(collection)
+        shards, codes = len(collection.shards), len(collection)
+        return Coverage(shards=shards, answered=shards, codes=codes, searched=codes, version=collection.version)
 
     def renew(self) -> bool:
         """Open the live version if it has changed; return whether it had.
@@ -248,7 +254,8 @@ class CollectionSearcher(Searcher):
         """
         with self._renewing:
             location = self._collection.location
-            if read_current(open_place(location)).version == self.version:
+            # The manifests and not their numbers, which begin anew when a collection is built again.
+            if read_current(open_place(location)) == self._collection.manifest:
                 return False
             self._collection = Collection.open(location, index=self._collection.index)
             return True
@@ -273,20 +280,43 @@ def describe_collection(collection: Collection) -> dict[str, Any]:
 
 
 def try_search(collection: Collection) -> None:
-    """Search each shard for a few of its own codes, and read an item, so that everything is loaded.
+    """Search each shard for a few of its own codes and ids, and read an item, so that everything is loaded.
 
     Raises
     ------
     NotReadyError
-        If a shard does not find them in one of its tables or by a scan.
+        If a shard does not find the codes in one of its tables or by a scan, or its ids are not those of its rows.
     """
+    owners: dict[int, str] = {}
     for shard in collection.shards:
         if fault := shard.index.find_fault(shard.codes_NW):
-            raise NotReadyError(
-                f"shard {shard.name} of {collection.path} does not find its own codes ({fault}): "
-                "build the collection again"
-            )
+            raise _not_ready(shard, collection, f"does not find its own codes ({fault})")
+        rows_R = np.unique(np.linspace(0, len(shard) - 1, _SAMPLED_ROWS).astype(np.int64))
+        if fault := _fault_of_ids(shard, rows_R):
+            raise _not_ready(shard, collection, f"has ids that are not those of its codes ({fault})")
+        for id_ in shard.ids_N[rows_R].tolist():
+            # Only a sample, but the ids of one shard in the place of another's are sampled at the same rows.
+            if owners.setdefault(id_, shard.name) != shard.name:
+                raise _not_ready(shard, collection, f"has id {id_}, which is also in shard {owners[id_]}")
     collection.get(collection.shards[-1].ids_N[:1])
+
+
+def _fault_of_ids(shard: Shard, rows_R: NDArray[np.int64]) -> str | None:
+    """Check that ids of some rows are found there, and ascend among equal codes; return what is wrong, or None."""
+    found_R = shard.rows_of(shard.ids_N[rows_R])
+    if (wrong_R := found_R != rows_R).any():
+        row, found = rows_R[wrong_R][0], found_R[wrong_R][0]
+        return f"id {shard.ids_N[row]} of row {row} is found at row {found}; -1 is nowhere"
+    rows_R = rows_R[rows_R < len(shard) - 1]
+    equal_R = (shard.codes_NW[rows_R] == shard.codes_NW[rows_R + 1]).all(axis=1)
+    rows_R = rows_R[equal_R & (shard.ids_N[rows_R] >= shard.ids_N[rows_R + 1])]
+    if len(rows_R):
+        return f"rows {rows_R[0]} and {rows_R[0] + 1} have the same code, and their ids do not ascend"
+    return None
+
+
+def _not_ready(shard: Shard, collection: Collection, fault: str) -> NotReadyError:
+    return NotReadyError(f"shard {shard.name} of {collection.path} {fault}: build the collection again")
 
 
 def _deadline(timeout_s: float | None) -> float:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from hashlight.engine.errors import NotReadyError
 from hashlight.engine.service.control.registry import Registry, control
-from hashlight.engine.service.protocol.cluster_map import ClusterMap
+from hashlight.engine.service.protocol.cluster_map import Assignment, ClusterMap, ServerName
 from hashlight.engine.service.protocol.security import TOKEN_VARIABLE, Security
 from hashlight.engine.service.shards.server import DRAIN_S
 
@@ -34,20 +34,30 @@ class ShardProcess:
     def __init__(
         self,
         collection: str,
-        version: int,
-        shards: Sequence[str],
+        assignment: Assignment,
         security: Security,
         folder: Path,
         *,
         more: Sequence[str] = (),
     ) -> None:
         command = [sys.executable, "-P", "-m", "hashlight.engine.service.shards.server", collection]
-        command += ["--version", str(version), "--shards", ",".join(shards), *_tls_options(security, folder), *more]
+        version, manifest, shards = assignment
+        command += ["--version", str(version), "--manifest", manifest, "--shards", ",".join(shards)]
+        command += [*_tls_options(security, folder), *more]
         environment = {**os.environ, TOKEN_VARIABLE: security.token or ""}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        # In a process group of its own: Ctrl-C in a terminal is for the gateway, which drains first.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
+        )
         self._what = f"a shard server for version {version} of {collection}"
         self.pid = self._process.pid
-        self.address = ""
+        self.name = ServerName("", "")
+        self.served: frozenset[str] = frozenset()
+
+    @property
+    def address(self) -> str:
+        """Flight address."""
+        return self.name.address
 
     @property
     def alive(self) -> bool:
@@ -55,7 +65,7 @@ class ShardProcess:
         return self._process.poll() is None
 
     def wait_ready(self) -> None:
-        """Wait until it has answered a search; `address` is then known.
+        """Wait until it has answered a search; its name and what it serves are then known.
 
         Raises
         ------
@@ -68,7 +78,8 @@ class ShardProcess:
             raise NotReadyError(
                 f"{self._what} ended with exit code {self._process.wait()} before it was ready: see its standard error"
             )
-        self.address = json.loads(line)["address"]
+        told = json.loads(line)
+        self.name, self.served = ServerName(told["address"], told["instance"]), frozenset(told["served"])
 
     def kill(self) -> None:
         """Kill it at once."""
@@ -99,11 +110,11 @@ class _Keeper:
     place : tuple of int
         Group and number.
     launch : callable
-        Starts a process for a version and its shards.
+        Starts a process for what it is to serve.
     """
 
     def __init__(
-        self, registry: Registry, place: tuple[int, int], launch: Callable[[int, Sequence[str]], ShardProcess]
+        self, registry: Registry, place: tuple[int, int], launch: Callable[[Assignment], ShardProcess]
     ) -> None:
         self.first: Future[None] = Future()  # outcome of the first attempt
         self.serving: ShardProcess | None = None
@@ -142,16 +153,15 @@ class _Keeper:
     def _start(self) -> ShardProcess:
         """Return a server that has the current version."""
         group, number = self._place
-        version, shards = self._registry.assignment(group)
-        process = self._starting = self._launch(version, shards)
+        process = self._starting = self._launch(self._registry.assignment(group))
         try:
             if self._ending.is_set():  # `end` may have run before the process existed
                 process.kill()
             process.wait_ready()
-            wanted, shards = self._registry.register(group, number, process.address, [version])
-            if wanted != version:  # the version changed during start-up
-                control(process.address, "load", self._registry.security, version=wanted, shards=shards)
-                self._registry.register(group, number, process.address, [version, wanted])
+            wanted = self._registry.register(group, number, process.name, process.served)
+            if wanted.identity not in process.served:  # the version changed during start-up
+                told = control(process.address, "load", self._registry.security, **wanted._asdict())
+                self._registry.register(group, number, process.name, told["served"])
         except BaseException:
             self._registry.remove(group, number)
             process.bury()
@@ -236,6 +246,11 @@ class LocalCluster:
         with self._changing:
             return {place: keeper.serving for place, keeper in self._keepers.items() if keeper.serving is not None}
 
+    @property
+    def location(self) -> str:
+        """Where the collection is."""
+        return self.registry.location
+
     def map(self) -> ClusterMap:
         """Return the map for routers."""
         return self.registry.map()
@@ -278,9 +293,9 @@ class LocalCluster:
         self._folder.cleanup()
 
     def _keeper(self, place: tuple[int, int]) -> _Keeper:
-        def launch(version: int, shards: Sequence[str]) -> ShardProcess:
+        def launch(assignment: Assignment) -> ShardProcess:
             folder = Path(self._folder.name)
-            return ShardProcess(self.registry.location, version, shards, self.security, folder, more=self._more)
+            return ShardProcess(self.registry.location, assignment, self.security, folder, more=self._more)
 
         return _Keeper(self.registry, place, launch)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -17,11 +17,18 @@ import pyarrow.flight as flight
 from hashlight.engine.errors import HashlightError, NotReadyError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.asking.searcher import describe_collection
-from hashlight.engine.service.protocol.cluster_map import ClusterMap, Group, assign_groups, open_group
+from hashlight.engine.service.protocol.cluster_map import (
+    Assignment,
+    ClusterMap,
+    Group,
+    ServerName,
+    assign_groups,
+    open_group,
+)
 from hashlight.engine.service.protocol.security import Security
-from hashlight.engine.service.protocol.wire import decode_error
+from hashlight.engine.service.protocol.wire import OtherServerError, decode_error
 from hashlight.engine.service.routing.router import REFRESH_S
-from hashlight.engine.storage.manifest import read_current, read_version
+from hashlight.engine.storage.manifest import Manifest, read_current
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +38,21 @@ LINGER_S = 4 * REFRESH_S  # the old version stays for routers that have not read
 
 class UnreachableError(NotReadyError):
     """A server does not answer, so it may or may not be alive."""
+
+
+class _Seat(NamedTuple):
+    """A registered server, and the identities of the shards that it has said it serves."""
+
+    name: ServerName
+    identities: frozenset[str]
+
+
+class _Plan(NamedTuple):
+    """What is served of one version: by group, the map without addresses and the assignments."""
+
+    manifest: Manifest
+    map: ClusterMap
+    assignments: list[Assignment]
 
 
 class Registry:
@@ -54,28 +76,28 @@ class Registry:
         self._store = open_place(collection)
         self.security = security or Security()
         self._num_groups = groups
-        self._servers: dict[tuple[int, int], tuple[str, frozenset[int]]] = {}
+        self._servers: dict[tuple[int, int], _Seat] = {}
         self._lock = threading.Lock()
         self._rolling = threading.Lock()
-        self._map, self._shards = self._plan(read_current(self._store).version)
+        self._live = self._plan(read_current(self._store))
 
     @property
     def version(self) -> int:
         """The version being served."""
-        return self._map.version
+        return self._live.map.version
 
-    def assignment(self, group: int) -> tuple[int, list[str]]:
-        """Return the version and the shards that a server of a group must have."""
-        with self._lock:
-            return self._map.version, self._shards[group]
+    def assignment(self, group: int) -> Assignment:
+        """Return what a server of a group must serve."""
+        return self._live.assignments[group]
 
-    def register(self, group: int, number: int, address: str, versions: Iterable[int]) -> tuple[int, list[str]]:
-        """Record a server's address and versions; return what it must have."""
+    def register(self, group: int, number: int, name: ServerName, identities: Iterable[str]) -> Assignment:
+        """Record a server and the identities of the shards that it serves; return what it must serve."""
         with self._lock:
-            # A version that it loaded on order after compiling its list is recorded already, and is kept.
-            before, noted = self._servers.get((group, number), ("", frozenset()))
-            self._servers[group, number] = address, frozenset(versions) | (noted if before == address else frozenset())
-            return self._map.version, self._shards[group]
+            seat = self._servers.get((group, number))
+            # Shards that it loaded on order after compiling its list are recorded already, and are kept.
+            noted = seat.identities if seat is not None and seat.name == name else frozenset()
+            self._servers[group, number] = _Seat(name, frozenset(identities) | noted)
+            return self._live.assignments[group]
 
     def remove(self, group: int, number: int) -> None:
         """Remove a server from the map."""
@@ -83,13 +105,13 @@ class Registry:
             self._servers.pop((group, number), None)
 
     def map(self) -> ClusterMap:
-        """Return the map for routers: the servers that have the current version."""
+        """Return the map for routers: the servers that have their group's shards of the current version."""
         with self._lock:
             replicas: list[list[str]] = [[] for _ in range(self._num_groups)]
-            for (group, _), (address, versions) in sorted(self._servers.items()):
-                if self._map.version in versions:
-                    replicas[group].append(address)
-            return self._map.with_replicas(replicas)
+            for (group, _), seat in sorted(self._servers.items()):
+                if self._live.assignments[group].identity in seat.identities:
+                    replicas[group].append(seat.name.address)
+            return self._live.map.with_replicas(replicas)
 
     def roll(self, *, linger_s: float = LINGER_S) -> bool:
         """Serve the live version: every server loads it beside the old one, the map flips, and the old one is dropped.
@@ -97,7 +119,8 @@ class Registry:
         Returns
         -------
         bool
-            False if the live version is already being served.
+            False if the live version is already being served. A collection that was built again is another version,
+            whatever its number.
 
         Raises
         ------
@@ -105,65 +128,73 @@ class Registry:
             If a server cannot load it, or no server of a group can be reached; the old version stays in service.
         """
         with self._rolling:
-            old = self.version
-            new = read_current(self._store).version
-            if new == old:
+            old, manifest = self._live, read_current(self._store)
+            if manifest == old.manifest:
                 return False
-            fresh, shards = self._plan(new)
+            new = self._plan(manifest)
             try:
-                self._tell_all(lambda group: ("load", {"version": new, "shards": shards[group]}))
+                self._tell_all(lambda group: ("load", new.assignments[group]._asdict()))
                 with self._lock:
                     self._check_served(new)
-                    self._map, self._shards = fresh, shards
+                    self._live = new
             except (HashlightError, TypeError, ValueError):
-                self._tell_all(lambda group: ("drop", {"version": new}), strict=False)
+                self._tell_all(lambda group: ("drop", {"manifest": new.map.manifest}), strict=False)
                 raise
             # Once more, for a server that started before the flip and loaded the old version.
-            self._tell_all(lambda group: ("load", {"version": new, "shards": shards[group]}), strict=False)
+            self._tell_all(lambda group: ("load", new.assignments[group]._asdict()), strict=False)
             time.sleep(linger_s)
-            self._tell_all(lambda group: ("drop", {"version": old}), strict=False)
+            self._tell_all(lambda group: ("drop", {"manifest": old.map.manifest}), strict=False)
             return True
 
-    def _plan(self, version: int) -> tuple[ClusterMap, list[list[str]]]:
-        manifest = read_version(self._store, version)
-        shards = assign_groups(manifest, self._num_groups)
+    def _plan(self, manifest: Manifest) -> _Plan:
+        digest, version = manifest.digest, manifest.version
+        assignments = [Assignment(version, digest, tuple(names)) for names in assign_groups(manifest, self._num_groups)]
         rows = {spec.name: spec.rows for spec in manifest.shards}
-        part = describe_collection(open_group(self.location, version, [manifest.shards[0].name]))
+        first = Assignment(version, digest, (manifest.shards[0].name,))
+        part = describe_collection(open_group(self.location, first))
         about = {**part, "rows": manifest.rows, "shards": len(manifest.shards)}
-        groups = tuple(Group({name: rows[name] for name in names}, ()) for names in shards)
-        return ClusterMap(about, groups), shards
+        groups = tuple(Group(digest, {name: rows[name] for name in one.shards}, ()) for one in assignments)
+        return _Plan(manifest, ClusterMap(about, groups), assignments)
 
-    def _check_served(self, version: int) -> None:
-        """Raise if no server of some group has the version; the caller holds the lock."""
-        having = {group for (group, _), (_, versions) in self._servers.items() if version in versions}
+    def _check_served(self, plan: _Plan) -> None:
+        """Raise if no server of some group has its shards; the caller holds the lock."""
+        having = {
+            group for (group, _), seat in self._servers.items() if plan.assignments[group].identity in seat.identities
+        }
         missing = sorted(set(range(self._num_groups)) - having)
         if missing:
-            raise NotReadyError(f"no server of groups {missing} has version {version}, expected one of each group")
+            raise NotReadyError(
+                f"no server of groups {missing} has version {plan.map.version}, expected one of each group"
+            )
 
     def _tell_all(self, order: Callable[[int], tuple[str, dict[str, Any]]], *, strict: bool = True) -> None:
         """Send all servers their orders in parallel; `strict` raises the first refusal; other errors are logged."""
         with self._lock:
             places = dict(self._servers)
 
-        def tell(place: tuple[tuple[int, int], tuple[str, frozenset[int]]]) -> None:
-            (group, number), (address, _) = place
+        def tell(place: tuple[tuple[int, int], _Seat]) -> None:
+            (group, number), (name, _) = place
             action, arguments = order(group)
             try:
-                told = control(address, action, self.security, **arguments)
-                self._note(group, number, address, told)
+                told = control(name.address, action, self.security, instance=name.instance, **arguments)
+                self._note(group, number, name, frozenset(told["served"]))
+            except OtherServerError as error:
+                logger.warning("%s did not %s: %s", name.address, action, error)
+                self._note(group, number, name, frozenset())
             except (HashlightError, TypeError, ValueError) as error:
                 if strict and not isinstance(error, UnreachableError):
                     raise
-                logger.warning("%s did not %s: %s", address, action, error)
+                logger.warning("%s did not %s: %s", name.address, action, error)
 
         with ThreadPoolExecutor(max(1, len(places))) as pool:
             list(pool.map(tell, places.items()))
 
-    def _note(self, group: int, number: int, address: str, told: dict[str, Any]) -> None:
-        """Record the versions that a server reports, unless another has replaced it meanwhile."""
+    def _note(self, group: int, number: int, name: ServerName, identities: frozenset[str]) -> None:
+        """Record what a server serves, unless another has replaced it meanwhile."""
         with self._lock:
-            if self._servers.get((group, number), ("",))[0] == address:
-                self._servers[group, number] = address, frozenset(int(version) for version in told["versions"])
+            seat = self._servers.get((group, number))
+            if seat is not None and seat.name == name:
+                self._servers[group, number] = _Seat(name, identities)
 
 
 def control(
@@ -171,10 +202,14 @@ def control(
 ) -> dict[str, Any]:
     """Send a shard server an action (see `engine.service.shards.server`) and return its reply.
 
+    With the argument `instance`, only the server of that name obeys.
+
     Raises
     ------
     UnreachableError
         If it does not answer.
+    OtherServerError
+        If another server has the address by now.
     HashlightError, TypeError, ValueError
         If it fails.
     """

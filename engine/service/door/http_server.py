@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from hashlight.engine.service.door.draining import DRAIN_S, Drain, DrainingServer
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.problems import RequestError
 from hashlight.engine.service.protocol.exposure import is_loopback
@@ -27,7 +28,6 @@ MAX_CONNECTIONS = 1000
 _FOR_HEALTH = 50
 _BACKLOG = 2048
 _MAX_HEAD_BYTES = 65_536
-_DRAIN_S = 30
 HEAD_S = 10
 WRITE_S = 60  # for a client to take an answer, whatever its size
 
@@ -235,13 +235,18 @@ class HttpServer:
     ) -> None:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
         self._socket = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
-        self._server = uvicorn.Server(_config(app, address, head_s, max_connections))
+        drain = Drain(app)
+        self._server = DrainingServer(_config(drain, address, head_s, max_connections), drain)
         scheme = "http" if address.certificate is None else "https"
         host = f"[{address.host}]" if ":" in address.host else address.host
         self.url = f"{scheme}://{host}:{self._socket.getsockname()[1]}"
 
     def run(self) -> None:
-        """Serve until SIGTERM, SIGINT or `stop`, then finish the requests in progress."""
+        """Serve until SIGTERM, SIGINT or `stop`, then finish the requests in progress.
+
+        From SIGTERM on, `/health/ready` is 503, and the socket stays open until no more requests arrive, so that a load
+        balancer can send them elsewhere first. A second signal, SIGINT and `stop` close it at once.
+        """
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
@@ -249,7 +254,7 @@ class HttpServer:
         self._server.should_exit = True
 
 
-def _config(app: FastAPI, address: Address, head_s: int, max_connections: int) -> uvicorn.Config:
+def _config(app: Drain, address: Address, head_s: int, max_connections: int) -> uvicorn.Config:
     tls: dict[str, Any] = {}
     if address.certificate is not None:
         tls = {"ssl_certfile": str(address.certificate), "ssl_keyfile": str(address.private_key)}
@@ -261,7 +266,7 @@ def _config(app: FastAPI, address: Address, head_s: int, max_connections: int) -
         server_header=False,
         ws="none",
         limit_concurrency=max_connections,
-        timeout_graceful_shutdown=_DRAIN_S,
+        timeout_graceful_shutdown=int(DRAIN_S),
         timeout_keep_alive=head_s,
         **tls,
     )

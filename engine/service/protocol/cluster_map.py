@@ -1,14 +1,21 @@
-"""The cluster map: the groups of shards of one collection version, and the addresses of their replicas."""
+"""The cluster map: the groups of shards of one collection version, and the addresses of their replicas.
+
+Every request names the shards that must answer it by their *identity*, a hash of the manifest that lists them and of
+their names. So an answer never comes from other shards, whoever listens at an address and whatever version number a
+collection has after it was built again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import CollectionNotFoundError
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
@@ -18,20 +25,57 @@ from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+class Assignment(NamedTuple):
+    """What a server has to serve: some shards of one version of a collection.
+
+    Attributes
+    ----------
+    version : int
+    manifest : str
+        Digest of the version's manifest.
+    shards : tuple of str
+        Names.
+    """
+
+    version: int
+    manifest: str
+    shards: tuple[str, ...]
+
+    @property
+    def identity(self) -> str:
+        """See `identity_of`."""
+        return identity_of(self.manifest, self.shards)
+
+
+class ServerName(NamedTuple):
+    """A server: its Flight address, and what tells it from others that had or will have the address."""
+
+    address: str
+    instance: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Group:
     """Shards that are served together.
 
     Attributes
     ----------
+    manifest : str
+        Digest of the manifest that lists them.
     shards : dict of str to int
         Name -> rows.
     replicas : tuple of str
         Flight addresses (`grpc://HOST:PORT`, `grpc+tls://...`) of servers that have all of them open.
     """
 
+    manifest: str
     shards: Mapping[str, int]
     replicas: tuple[str, ...]
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """See `identity_of`."""
+        return identity_of(self.manifest, self.shards)
 
     @property
     def rows(self) -> int:
@@ -48,6 +92,7 @@ class ClusterMap:
     about : dict
         `engine.service.asking.searcher.Searcher.describe` of the whole collection.
     groups : tuple of Group
+        All of one manifest.
     """
 
     about: Mapping[str, Any]
@@ -57,6 +102,11 @@ class ClusterMap:
     def version(self) -> int:
         """The collection version."""
         return int(self.about["version"])
+
+    @property
+    def manifest(self) -> str:
+        """Digest of the version's manifest."""
+        return self.groups[0].manifest
 
     @functools.cached_property
     def coverage(self) -> Coverage:
@@ -71,6 +121,11 @@ class ClusterMap:
             for group, addresses in zip(self.groups, replicas, strict=True)
         ]
         return dataclasses.replace(self, groups=tuple(groups))
+
+
+def identity_of(manifest: str, shards: Iterable[str]) -> str:
+    """Return what identifies some shards of the version with this manifest digest: 32 hexadecimal digits."""
+    return hashlib.sha256("\n".join([manifest, *sorted(shards)]).encode()).hexdigest()[:32]
 
 
 def assign_groups(manifest: Manifest, count: int) -> list[list[str]]:
@@ -92,21 +147,27 @@ def assign_groups(manifest: Manifest, count: int) -> list[list[str]]:
     return [[shard.name for shard in group] for group in groups]
 
 
-def open_group(path: str | Path, version: int, shards: Sequence[str], *, index: IndexChoice = "auto") -> Collection:
+def open_group(path: str | Path, assignment: Assignment, *, index: IndexChoice = "auto") -> Collection:
     """Open some shards of one version of a collection; `index` as in `Collection.open`.
 
     Raises
     ------
     CollectionNotFoundError
-        If the collection no longer has that version.
+        If the collection no longer has that version, or has another one under its number.
     CorruptDataError
         If a file is missing or damaged.
     ValueError
         If the version has no shard of that name.
     """
     place = open_place(path)
+    version, digest, shards = assignment
     manifest, held = read_held(place, version)
     try:
+        if manifest.digest != digest:
+            raise CollectionNotFoundError(
+                f"version {version} of {place} has manifest {manifest.digest[:16]}…, expected {digest[:16]}…: the "
+                "collection was built again under the same version number"
+            )
         chosen = _choose(place, manifest, shards)
         folders = [local_shard(place, spec, bits=manifest.bits) for spec in chosen]
         opened = [

@@ -42,11 +42,12 @@ PAGE_BYTES = 1 << 20
 MAX_ROWS_ASKED = 1 << 20  # queries or ids in one request
 
 _MAGIC = b"HL"
-# magic, protocol, kind, id, version, microseconds left, rows, words, flags, k or radius, limit, bytes of the filter,
-# bytes of its parameters
-_REQUEST = struct.Struct("<2sBBQQQIHHqqII")
-_ID_AT, _TIME_AT, _U64 = 4, 20, struct.Struct("<Q")
-_U32 = struct.Struct("<I")
+# magic, protocol, kind, id, version, microseconds left, identity of the shards, rows, words, flags, k or radius, limit,
+# bytes of the filter, bytes of its parameters
+_REQUEST = struct.Struct("<2sBBQQQ16sIHHqqII")
+_ID_AT, _STAMP_AT = 4, 20
+_U32, _U64, _STAMP = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<Q16s")  # stamp: time left and identity
+_NO_SHARDS = bytes(16).hex()
 # magic, protocol, status, id, version, bytes of the whole answer, page's place in it, seconds the server took
 _PAGE = struct.Struct("<2sBBQQQQd")
 _COUNTS = struct.Struct("<QQQ")
@@ -59,7 +60,11 @@ class ProtocolError(HashlightError):
 
 
 class VersionNotServedError(HashlightError):
-    """The server does not have the requested version; a newer map says which servers do."""
+    """The server does not have the requested shards of that version; a newer map says which servers do."""
+
+
+class OtherServerError(NotReadyError):
+    """The address belongs to another server by now."""
 
 
 class Kind(enum.IntEnum):
@@ -99,6 +104,9 @@ class Request(NamedTuple):
         Codes, or the bits of int64 ids.
     query : Query or None
         For searches only; the server chooses its own threads.
+    identity : str
+        The shards that must answer (`engine.service.protocol.cluster_map.identity_of`). A server that has others
+        refuses: versions are numbered anew when a collection is built again, and addresses change hands.
     """
 
     kind: Kind
@@ -107,10 +115,11 @@ class Request(NamedTuple):
     timeout_s: float
     values: NDArray[np.uint64]
     query: Query | None = None
+    identity: str = _NO_SHARDS
 
     @classmethod
     def of_query(cls, query: Query, codes_QW: CodeArray) -> Request:
-        """Return the request for a search of codes (Q, W); the router fills in id, version and remaining time."""
+        """Return the request for a search of codes (Q, W); the router fills in the rest."""
         kind = Kind.SEARCH if query.kind == "nearest" else Kind.RANGE
         return cls(kind, 0, 0, 0.0, as_values(codes_QW), query)
 
@@ -138,7 +147,8 @@ class Request(NamedTuple):
             self.kind,
             self.id,
             self.version,
-            max(0, int(self.timeout_s * 1e6)),
+            _microseconds(self.timeout_s),
+            bytes.fromhex(self.identity),
             rows,
             words,
             _EXPLAIN if query is not None and query.explain else 0,
@@ -150,11 +160,11 @@ class Request(NamedTuple):
         return head + text + lists + self.values.astype("<u8", copy=False).tobytes()
 
     @staticmethod
-    def stamp(frame: bytes, id_: int, timeout_s: float) -> bytes:
-        """Return a copy of a frame with another id and remaining time."""
+    def stamp(frame: bytes, id_: int, timeout_s: float, identity: str) -> bytes:
+        """Return a copy of a frame with another id and remaining time, for other shards."""
         stamped = bytearray(frame)
         _U64.pack_into(stamped, _ID_AT, id_)
-        _U64.pack_into(stamped, _TIME_AT, max(0, int(timeout_s * 1e6)))
+        _STAMP.pack_into(stamped, _STAMP_AT, _microseconds(timeout_s), bytes.fromhex(identity))
         return bytes(stamped)
 
     @classmethod
@@ -168,10 +178,10 @@ class Request(NamedTuple):
         """
         if len(frame) < _REQUEST.size:
             raise ProtocolError(f"a request must have at least {_REQUEST.size} bytes, got {len(frame)}")
-        magic, protocol, kind, id_, version, left_us, rows, words, flags, number, limit, text_bytes, lists_bytes = (
+        _check_head(frame)
+        _, _, kind, id_, version, left_us, identity, rows, words, flags, number, limit, text_bytes, lists_bytes = (
             _REQUEST.unpack_from(frame)
         )
-        _check_head(magic, protocol)
         text_end = _REQUEST.size + text_bytes
         start = text_end + lists_bytes
         if rows > MAX_ROWS_ASKED or len(frame) != start + 8 * rows * words or kind not in _KINDS:
@@ -184,14 +194,14 @@ class Request(NamedTuple):
         values = np.frombuffer(frame[start:], "<u8").astype(np.uint64).reshape(rows, words)
         query = None
         if kind in (Kind.SEARCH, Kind.RANGE):
-            text = bytes(frame[_REQUEST.size : text_end]).decode() or None
+            text = _text(frame[_REQUEST.size : text_end]) or None
             lists = _lists(frame[text_end:start]) if lists_bytes else None
             query = Query(filter=text, parameters=lists, explain=bool(flags & _EXPLAIN))
             if kind == Kind.SEARCH:
                 query = query._replace(k=number)
             else:
                 query = query._replace(radius=number, limit=None if limit == _NO_LIMIT else limit)
-        return cls(Kind(kind), id_, version, left_us / 1e6, values, query)
+        return cls(Kind(kind), id_, version, left_us / 1e6, values, query, identity.hex())
 
 
 class Page(NamedTuple):
@@ -216,8 +226,11 @@ class Page(NamedTuple):
         """
         if len(frame) < _PAGE.size:
             raise ProtocolError(f"a page must have at least {_PAGE.size} bytes, got {len(frame)}")
-        magic, protocol, status, id_, version, total, offset, seconds = _PAGE.unpack_from(frame)
-        _check_head(magic, protocol)
+        _check_head(frame)
+        _, _, status, id_, version, total, offset, seconds = _PAGE.unpack_from(frame)
+        if status not in _STATUSES:
+            known = ", ".join(map(str, sorted(_STATUSES)))
+            raise ProtocolError(f"expected a page of status {known}, got {status}: use the same release on both sides")
         body = frame[_PAGE.size :]
         if offset + len(body) > total:
             raise ProtocolError(f"a page of {len(body)} bytes at {offset} does not fit an answer of {total} bytes")
@@ -242,9 +255,8 @@ def encode_result(result: Result) -> bytes:
 
 
 def decode_result(query: Query, body: memoryview) -> Result:
-    """Undo `encode_result` of an answer to `query`."""
-    queries, columns, _ = _COUNTS.unpack_from(body)
-    rest = body[_COUNTS.size :]
+    """Undo `encode_result` of an answer to `query`; ProtocolError if it is something else."""
+    queries, columns, rest = _shape(body)
     if query.kind == "nearest":
         distances, rest = _take(rest, "<i4", queries * columns)
         ids, rest = _take(rest, "<i8", queries * columns)
@@ -263,9 +275,9 @@ def encode_features(ids: IdArray, features_MF: NDArray[np.float16]) -> bytes:
 
 
 def decode_features(body: memoryview) -> tuple[IdArray, NDArray[np.float16]]:
-    """Undo `encode_features`."""
-    rows, width, _ = _COUNTS.unpack_from(body)
-    ids, rest = _take(body[_COUNTS.size :], "<i8", rows)
+    """Undo `encode_features`; ProtocolError if it is something else."""
+    rows, width, rest = _shape(body)
+    ids, rest = _take(rest, "<i8", rows)
     features, _ = _take(rest, "<f2", rows * width)
     return ids, features.reshape(rows, width)
 
@@ -279,8 +291,11 @@ def encode_table(table: pa.Table) -> bytes:
 
 
 def decode_table(body: memoryview) -> pa.Table:
-    """Undo `encode_table`."""
-    return pyarrow.ipc.open_stream(pa.py_buffer(body)).read_all()
+    """Undo `encode_table`; ProtocolError if it is something else."""
+    try:
+        return pyarrow.ipc.open_stream(pa.py_buffer(body)).read_all()
+    except pa.ArrowException as error:
+        raise ProtocolError(f"expected a table as an Arrow stream, got {len(body)} other bytes: {error}") from error
 
 
 def encode_error(error: BaseException) -> bytes:
@@ -291,13 +306,16 @@ def encode_error(error: BaseException) -> bytes:
 
 
 def decode_error(body: memoryview) -> Exception:
-    """Undo `encode_error`: an error of the most specific class known here."""
-    told = json.loads(bytes(body))
-    cls = next((_ERRORS[name] for name in told["types"] if name in _ERRORS), HashlightError)
-    # Bypasses the constructors, because some of them build the message from parts that are not sent.
-    error = cls.__new__(cls)
-    error.args = (told["message"],)
-    vars(error).update(told["attributes"])
+    """Undo `encode_error`: an error of the most specific class known here; a ProtocolError if it is none."""
+    try:
+        told = _json(body)
+        cls = next((_ERRORS[name] for name in told["types"] if name in _ERRORS), HashlightError)
+        # Bypasses the constructors, because some of them build the message from parts that are not sent.
+        error = cls.__new__(cls)
+        error.args = (str(told["message"]),)
+        vars(error).update(told["attributes"])
+    except (ProtocolError, KeyError, TypeError, ValueError) as fault:
+        return ProtocolError(f"expected an error as JSON, got {bytes(body[:200])!r} ({fault!r})")
     return error
 
 
@@ -308,6 +326,7 @@ def as_values(array: CodeArray | IdArray) -> NDArray[np.uint64]:
 
 
 _KINDS = frozenset(Kind)
+_STATUSES = frozenset(Status)
 _ERRORS: Mapping[str, type[Exception]] = {
     cls.__name__: cls
     for cls in (
@@ -318,12 +337,19 @@ _ERRORS: Mapping[str, type[Exception]] = {
         DeadlineExceededError,
         NotReadyError,
         CorruptDataError,
+        OtherServerError,
         VersionNotServedError,
     )
 }
 
 
-def _check_head(magic: bytes, protocol: int) -> None:
+def _microseconds(seconds: float) -> int:
+    return max(0, int(seconds * 1e6))
+
+
+def _check_head(frame: memoryview) -> None:
+    """Refuse another protocol, whose frames may be laid out differently beyond these bytes."""
+    magic, protocol = bytes(frame[:2]), frame[2]
     if magic != _MAGIC or protocol != PROTOCOL:
         raise ProtocolError(
             f"expected frames of protocol {PROTOCOL}, got {magic!r} of protocol {protocol}: "
@@ -351,6 +377,28 @@ def _lists(body: memoryview) -> Parameters:
         raise ProtocolError(f"the parameters of a request cannot be read: {error}") from error
 
 
+def _text(data: memoryview) -> str:
+    try:
+        return bytes(data).decode()
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"expected text as UTF-8, got {bytes(data[:200])!r}") from error
+
+
+def _json(data: memoryview) -> Any:
+    try:
+        return json.loads(_text(data))
+    except ValueError as error:
+        raise ProtocolError(f"expected JSON, got {bytes(data[:200])!r} ({error})") from error
+
+
+def _shape(body: memoryview) -> tuple[int, int, memoryview]:
+    """Return the two counts that an answer begins with, and the rest."""
+    if len(body) < _COUNTS.size:
+        raise ProtocolError(f"expected an answer of at least {_COUNTS.size} bytes, got {len(body)}")
+    rows, columns, _ = _COUNTS.unpack_from(body)
+    return rows, columns, body[_COUNTS.size :]
+
+
 def _raw(array: NDArray[Any], dtype: str) -> bytes:
     return array.astype(dtype, copy=False).tobytes()
 
@@ -372,10 +420,13 @@ def _explain_bytes(explain: Explanation | None) -> bytes:
 def _explanation(body: memoryview) -> Explanation | None:
     if not len(body):
         return None
-    told = json.loads(bytes(body))
-    return Explanation(
-        tuple(told["plans"]),
-        np.array(told["probes"], np.int64),
-        np.array(told["candidates"], np.int64),
-        np.array(told["seconds"], np.float64),
-    )
+    told = _json(body)
+    try:
+        return Explanation(
+            tuple(told["plans"]),
+            np.array(told["probes"], np.int64),
+            np.array(told["candidates"], np.int64),
+            np.array(told["seconds"], np.float64),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"expected an explanation as JSON, got {bytes(body[:200])!r} ({error!r})") from error

@@ -7,7 +7,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hashlight.engine.errors import DeadlineExceededError, HashlightError, NotReadyError, OverloadedError
 from hashlight.engine.service.protocol.wire import Request, Status, VersionNotServedError, decode_error
@@ -24,9 +24,10 @@ _LOOK_S = 0.25
 class Part:
     """One group's part of a request: an answer, or the last error when no replica is left."""
 
-    __slots__ = ("answer", "answered_s", "error", "replicas", "settled", "tried", "under_way")
+    __slots__ = ("answer", "answered_s", "error", "identity", "replicas", "settled", "tried", "under_way")
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
+    def __init__(self, identity: str, replicas: Sequence[Replica]) -> None:
+        self.identity = identity
         self.replicas = replicas
         self.answer: Reply | None = None
         self.answered_s = 0.0
@@ -54,9 +55,10 @@ class FanOut:
 
     Parameters
     ----------
-    groups : sequence of sequence of Replica
+    groups : mapping of str to sequence of Replica
+        Identity of each group's shards -> its replicas.
     request : Request
-        Its id and remaining time are filled in for each call.
+        Its id, remaining time and identity are filled in for each call.
     deadline_s : float
         On the clock of `time.monotonic`.
     late_s : float
@@ -66,14 +68,14 @@ class FanOut:
 
     def __init__(
         self,
-        groups: Sequence[Sequence[Replica]],
+        groups: Mapping[str, Sequence[Replica]],
         request: Request,
         *,
         deadline_s: float,
         late_s: float,
         budget: HedgeBudget,
     ) -> None:
-        self.parts = [Part(replicas) for replicas in groups]
+        self.parts = [Part(identity, replicas) for identity, replicas in groups.items()]
         self.retries = 0
         self._frame = request.encode()
         self._deadline_s = deadline_s
@@ -136,7 +138,7 @@ class FanOut:
             part.tried.append(replica)
             id_ = next_id()
             part.under_way[id_] = replica
-            frame = Request.stamp(self._frame, id_, self._deadline_s - time.monotonic())
+            frame = Request.stamp(self._frame, id_, self._deadline_s - time.monotonic(), part.identity)
             try:
                 replica.send(id_, frame, functools.partial(self._tell, part, id_))
                 return

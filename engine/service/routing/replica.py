@@ -26,7 +26,10 @@ BREAKER_S = 1.0
 MAX_BREAKER_S = 30.0
 PING_S = 0.25
 SILENT_S = 1.0  # silence although an answer is due: a stopped process or a cut network
-GIVEN_UP_S = 15.0  # of silence, after which the connection is reopened
+# Looks, one every `PING_S`, that find an answer overdue; then the server counts as lost, and so do the requests that it
+# has. Looks and not seconds, because a router that was itself stopped must not blame its servers.
+LOST_LOOKS = 12
+OPENING_LOOKS = 40  # the same for a connection that is being opened
 FIRST_WAIT_S, MAX_WAIT_S = 0.05, 2.0  # between attempts to connect
 
 # gRPC lets 64 KiB of a stream go unread before a write blocks. Writes that could block run in their own thread, so that
@@ -66,22 +69,29 @@ Receiver = Callable[[Reply | ReplicaLostError], None]
 class _Waiting:
     """A request in progress."""
 
-    __slots__ = ("body", "filled", "receiver")
+    __slots__ = ("body", "receiver")
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
-        self.body: bytearray | None = None
-        self.filled = 0
+        self.body = bytearray()
 
     def add(self, page: Page) -> memoryview | None:
-        """Store a page; return the body once it is complete."""
+        """Store a page; return the body once it is complete.
+
+        Raises
+        ------
+        ProtocolError
+            If it is not the next page of the answer.
+        """
         if len(page.body) == page.total:
             return page.body
-        if self.body is None:
-            self.body = bytearray(page.total)
-        self.body[page.offset : page.offset + len(page.body)] = page.body
-        self.filled += len(page.body)
-        return memoryview(self.body) if self.filled == page.total else None
+        # Memory grows with what has arrived, not with what was announced.
+        if page.offset != len(self.body):
+            raise ProtocolError(
+                f"expected the page at byte {len(self.body)} of an answer, got the one at {page.offset}"
+            )
+        self.body += page.body
+        return memoryview(self.body) if len(self.body) == page.total else None
 
 
 class Replica:
@@ -102,7 +112,8 @@ class Replica:
         self.reason = "not connected yet"
         self._security = security
         self._on_change = on_change
-        self._stream: _Stream | None = None
+        self._stream: _Stream | None = None  # None until the first page has arrived
+        self._opening: _Stream | None = None
         self._leaving = False
         self._shut_until_s = 0.0
         self._failures = 0
@@ -178,22 +189,24 @@ class Replica:
         self._shut_until_s = 0.0
 
     def check(self) -> None:
-        """Send a heartbeat request if none is pending; reconnect after a long silence."""
-        stream = self._stream
+        """Send a heartbeat request if none is pending; break off and connect again after a long silence.
+
+        To be called every `PING_S`.
+        """
+        stream, limit = self._stream, LOST_LOOKS
         if stream is None:
-            return
-        if stream.silent_s() > GIVEN_UP_S:
-            logger.warning("%s has been silent for %.0f s: reconnecting", self.address, GIVEN_UP_S)
-            stream.cancel()
-        else:
-            stream.ping()
+            stream, limit = self._opening, OPENING_LOOKS
+        if stream is not None and stream.look() >= limit:
+            stream.break_off(f"{self.address} has not answered a heartbeat for {limit * PING_S:g} s")
 
     def close(self) -> None:
         """Close the stream and the thread; requests in progress are lost."""
         self._closed.set()
         stream = self._stream
-        if stream is not None:
+        if stream is not None and not self.silent:
             stream.end()
+        elif (stream := stream or self._opening) is not None:
+            stream.break_off("this router is closed")  # the server may never close its side
 
     def _keep_connected(self) -> None:
         wait_s = FIRST_WAIT_S
@@ -207,22 +220,30 @@ class Replica:
         """Read answers until the stream ends; return its lifetime in seconds."""
         connected_s, stream = time.monotonic(), None
         try:
-            stream = _Stream(self.address, self._security)
-            stream.ping()
+            stream = self._opening = _Stream(self.address, self._security)
+            if self._closed.is_set():  # `close` may have run before the stream existed
+                stream.break_off("this router is closed")
+            stream.look()
             for page in stream.pages():
                 if self._stream is None and not self._closed.is_set():
                     connected_s = time.monotonic()
-                    self._stream, self._leaving = stream, False
+                    self._stream, self._opening, self._leaving = stream, None, False
                     self._on_change()
                 if page.status is Status.LEAVING:
                     self._leaving, self.reason = True, f"{self.address} is ending"
                     self._on_change()
-            self.reason = f"{self.address} ended the connection"
-        except (*_BROKEN, ProtocolError) as error:
-            if stream is not None and isinstance(error, ProtocolError):
-                stream.cancel()
-            self.reason = f"{self.address} is lost: {_what_happened(error)}"
-        was_there, self._stream = self._stream is not None, None
+            self.reason = stream.broken_off or f"{self.address} ended the connection"
+        except _BROKEN as error:
+            broken_off = None if stream is None else stream.broken_off
+            self.reason = broken_off or f"{self.address} is lost: {_what_happened(error)}"
+        except Exception as error:  # whatever arrives, this thread must go on: without it no answer is read
+            if not isinstance(error, ProtocolError):
+                logger.exception("an answer of %s cannot be read", self.address)
+            self.failed()
+            self.reason = f"{self.address} sent what cannot be read: {error!s:.300}"
+            if stream is not None:
+                stream.break_off(self.reason)
+        was_there, self._stream, self._opening = self._stream is not None, None, None
         if stream is not None:
             stream.abandon(self.reason)
         if was_there and not self._closed.is_set():
@@ -245,6 +266,8 @@ class _Stream:
         threading.Thread(target=self._write_on, name=f"hashlight-write-{address}", daemon=True).start()
         self._unread_bytes = 0
         self._due_s: float | None = None
+        self._looks = 0  # since an answer is due
+        self.broken_off: str | None = None
         self._lost: str | None = None
         self._finished = False
 
@@ -261,11 +284,14 @@ class _Stream:
             raise ReplicaLostError(self._lost)
         self._write(frame)
 
-    def ping(self) -> None:
-        """Send a heartbeat request, unless an answer is due anyway."""
+    def look(self) -> int:
+        """Return how many looks have found an answer overdue; send a heartbeat request if none is due."""
         if self._due_s is None:
-            self._due_s = time.monotonic()
+            self._due_s, self._looks = time.monotonic(), 0
             self.tell(Request(Kind.PING, 0, 0, 0.0, _NOTHING))
+        else:
+            self._looks += 1
+        return self._looks
 
     def tell(self, request: Request) -> None:
         """Write a frame that has no receiver."""
@@ -284,8 +310,9 @@ class _Stream:
             self._deliver(page)
             yield page
 
-    def cancel(self) -> None:
-        """Break the stream off."""
+    def break_off(self, reason: str) -> None:
+        """Make reading end, whether the server answers or not."""
+        self.broken_off = self.broken_off or reason
         self._reader.cancel()
 
     def end(self) -> None:
@@ -325,7 +352,11 @@ class _Stream:
 
     def _write_on(self) -> None:
         while (write := self._patient.get()) is not None:
-            write()
+            try:
+                write()
+            except Exception as error:  # whatever the error, this thread must go on
+                logger.exception("a request was not written")
+                self.break_off(f"a request was not written: {error}")
 
     def _finish(self, finish: Callable[[], None]) -> None:
         """Close for writing. gRPC aborts the process if this is done twice, or if a frame is written afterwards."""

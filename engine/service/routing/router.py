@@ -35,7 +35,7 @@ from hashlight.engine.errors import (
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, RerankResult, Result, merge
 from hashlight.engine.service.asking.searcher import Searcher
-from hashlight.engine.service.protocol.cluster_map import ClusterMap, Group
+from hashlight.engine.service.protocol.cluster_map import ClusterMap
 from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.protocol.wire import (
     MAX_ROWS_ASKED,
@@ -57,6 +57,7 @@ TIMEOUT_S = 30.0
 REFRESH_S = 0.5  # between reads of the directory
 CONNECT_S = 10.0
 READY_S = 10.0
+_PROMPT_S = 1.0  # for a test search, if any group answers by then
 _FOR_FEATURES = 0.3  # share of the time, for a search that re-ranks
 _KEPT_S = 2.0  # keep a replica of an older map for queries that started with it
 
@@ -70,6 +71,11 @@ class _View:
 
     map: ClusterMap
     replicas: tuple[tuple[Replica, ...], ...]
+
+    @property
+    def groups(self) -> dict[str, tuple[Replica, ...]]:
+        """The replicas of each group, by the identity of its shards."""
+        return {group.identity: replicas for group, replicas in zip(self.map.groups, self.replicas, strict=True)}
 
     def without(self, shards: Container[str]) -> _View:
         """Leave out the groups that have any of the named shards."""
@@ -202,13 +208,20 @@ class ClusterRouter(Searcher):
         """See `Searcher.describe`."""
         return dict(self._view.map.about)
 
-    def ready(self) -> None:
-        """See `Searcher.ready`."""
+    def ready(self) -> Coverage:
+        """See `Searcher.ready`; a group that is too busy counts as answering.
+
+        Groups that take long are waited for only while no other has answered.
+        """
         request = Request(Kind.READY, 0, 0, 0.0, np.zeros((0, 1), np.uint64))
-        view, parts = self._ask(request, time.monotonic() + READY_S)
-        missing = _missing(view.map.groups, parts)
-        if missing:
-            raise NotReadyError(f"{len(missing)} shards cannot be searched: {_list(missing)}")
+        for within_s in (_PROMPT_S, READY_S):
+            view, parts = self._ask(request, time.monotonic() + within_s)
+            if any(part.answer is not None for part in parts):
+                break
+        coverage = _covered(view.map, parts, [_is_there(part) for part in parts])
+        if not coverage.answered:
+            raise NotReadyError(f"none of {coverage.shards} shards can be searched: {_list(coverage.degraded)}")
+        return coverage
 
     def stats(self) -> dict[str, Any]:
         """Return statistics for operators: queries, calls, hedges, retries, and the state of every replica."""
@@ -227,7 +240,7 @@ class ClusterRouter(Searcher):
         }
 
     def renew(self) -> bool:
-        """Read the directory now; return whether the version has changed.
+        """Read the directory now; return whether another version is served now.
 
         Queries in progress finish on the version they started with.
         """
@@ -244,7 +257,7 @@ class ClusterRouter(Searcher):
                 with self._changed:
                     self._looks_ended += 1
                     self._changed.notify_all()
-            return fresh.version != before.version
+            return fresh.manifest != before.manifest
 
     def close(self) -> None:
         """See `Searcher.close`; queries in progress fail."""
@@ -357,7 +370,7 @@ class ClusterRouter(Searcher):
         request = request._replace(version=view.map.version)
         alike = (request.kind, len(request.values).bit_length(), request.number)
         fan_out = FanOut(
-            view.replicas,
+            view.groups,
             request,
             deadline_s=deadline_s,
             late_s=self._delays.late_s(alike),
@@ -455,10 +468,17 @@ def _coverage(whole: ClusterMap, parts: Sequence[Part], *, allow_partial: bool) 
     """
     if all(part.answer is not None for part in parts):
         return whole.coverage
-    missing = _missing(whole.groups, parts)
-    answered = [group for group, part in zip(whole.groups, parts, strict=True) if part.answer is not None]
-    if not answered or not allow_partial or any(isinstance(part.error, OverloadedError) for part in parts):
-        raise _error(missing, parts, total=whole.coverage.shards)
+    found = _covered(whole, parts, [part.answer is not None for part in parts])
+    if not found.answered or not allow_partial or any(isinstance(part.error, OverloadedError) for part in parts):
+        raise _error(found.degraded, parts, total=found.shards)
+    return found
+
+
+def _covered(whole: ClusterMap, parts: Sequence[Part], there: Sequence[bool]) -> Coverage:
+    """Return the coverage of an answer from the groups that are there; the others are missing, with their errors."""
+    groups = list(zip(whole.groups, parts, there, strict=True))
+    answered = [group for group, _, is_there in groups if is_there]
+    missing = {shard: str(part.error) for group, part, is_there in groups if not is_there for shard in group.shards}
     return dataclasses.replace(
         whole.coverage,
         answered=sum(len(group.shards) for group in answered),
@@ -467,13 +487,9 @@ def _coverage(whole: ClusterMap, parts: Sequence[Part], *, allow_partial: bool) 
     )
 
 
-def _missing(groups: Sequence[Group], parts: Sequence[Part]) -> dict[str, str]:
-    return {
-        shard: str(part.error)
-        for group, part in zip(groups, parts, strict=True)
-        if part.answer is None
-        for shard in group.shards
-    }
+def _is_there(part: Part) -> bool:
+    """Return whether a group can answer; one that is too busy to make a test search can."""
+    return part.answer is not None or isinstance(part.error, OverloadedError)
 
 
 def _error(missing: Mapping[str, str], parts: Sequence[Part], *, total: int) -> HashlightError:

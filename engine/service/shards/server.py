@@ -2,10 +2,10 @@
 
     python -m hashlight.engine.service.shards.server COLLECTION --version 3 --shards NAME,NAME
 
-It prints one line of JSON, `{"address": ..., "pid": ...}`, once it has answered a test search. Requests arrive over
-`DoExchange` streams (`engine.service.protocol.wire`), go into a bounded queue and are answered by as many threads as
-there are cores. A request that finds the queue full is refused at once; one that waited past its deadline is dropped.
-`DoAction` controls it: `health`, `ready`, `describe`, `load`, `drop`.
+It prints its `health` as one line of JSON once it has answered a test search. Requests arrive over `DoExchange`
+streams (`engine.service.protocol.wire`), go into a bounded queue and are answered by as many threads as there are
+cores. A request for shards that it does not serve, or that finds the queue full, is refused at once; one that waited
+past its deadline is dropped. `DoAction` controls it: `health`, `ready`, `describe`, `load`, `drop`.
 
 SIGTERM, or the end of its standard input, drains it: it tells the routers, answers accepted requests, and exits.
 """
@@ -19,13 +19,14 @@ import json
 import logging
 import os
 import queue
+import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -35,13 +36,15 @@ from hashlight.engine.errors import DeadlineExceededError, HashlightError, NotRe
 from hashlight.engine.indexes.choice import INDEX_CHOICES, IndexChoice
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.indexes.warmup import warm
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.asking.searcher import describe_collection, try_search
-from hashlight.engine.service.protocol.cluster_map import open_group
+from hashlight.engine.service.protocol.cluster_map import Assignment, ServerName, open_group
 from hashlight.engine.service.protocol.exposure import is_loopback
 from hashlight.engine.service.protocol.security import TOKEN_VARIABLE, Security
 from hashlight.engine.service.protocol.wire import (
     COMMAND,
     Kind,
+    OtherServerError,
     Request,
     Status,
     VersionNotServedError,
@@ -49,6 +52,7 @@ from hashlight.engine.service.protocol.wire import (
     pages,
 )
 from hashlight.engine.service.shards.answering import answer
+from hashlight.engine.storage.manifest import read_version
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,13 @@ DRAIN_S = 20.0
 
 _MAX_PAGES_BEHIND = 4096  # 4 GB: the router has stopped reading
 _SMOOTHING = 0.05  # weight of the latest request in the running mean
+
+
+class _Served(NamedTuple):
+    """Open shards, and what they were opened for."""
+
+    assignment: Assignment
+    group: Collection
 
 
 class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
@@ -108,10 +119,12 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
                 "listen on 127.0.0.1"
             )
         super().__init__(f"{security.scheme}://{host}:{port}", **security.server_options())
-        self.address = f"{security.scheme}://{advertise or host}:{self.port}"
+        self.name = ServerName(f"{security.scheme}://{advertise or host}:{self.port}", secrets.token_hex(8))
+        self.address = self.name.address
         self._location = collection
         self._index = index
-        self._served: dict[int, Collection] = {}
+        self._served: dict[str, _Served] = {}  # by identity
+        self._loading = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._queue_size = queue_size
         self._streams: set[_Stream] = set()
@@ -128,43 +141,51 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         for worker in self._workers:
             worker.start()
 
-    def load(self, version: int, shards: Sequence[str]) -> dict[str, Any]:
+    def load(self, version: int, manifest: str, shards: Sequence[str]) -> dict[str, Any]:
         """Open shards of a version beside the open ones, search each, then serve them; return what is served.
+
+        The arguments are those of an `Assignment`.
 
         Raises
         ------
         CollectionNotFoundError, CorruptDataError, NotReadyError, ValueError
             As in `open_group` and `try_search`; what was served before stays in service.
         """
-        served = self._served.get(version)
-        if served is None or {shard.name for shard in served.shards} != set(shards):
-            group = open_group(self._location, version, shards, index=self._index)
-            try_search(group)
-            self._served = {**self._served, version: group}
+        assignment = Assignment(version, manifest, tuple(shards))
+        with self._loading:  # so that two orders for the same shards open them once
+            if assignment.identity not in self._served:
+                group = open_group(self._location, assignment, index=self._index)
+                try_search(group)
+                with self._counting:
+                    self._served = {**self._served, assignment.identity: _Served(assignment, group)}
         return self.describe()
 
-    def drop(self, version: int) -> dict[str, Any]:
-        """Stop serving a version; its accepted requests are still answered."""
-        self._served = {number: group for number, group in self._served.items() if number != version}
+    def drop(self, manifest: str) -> dict[str, Any]:
+        """Stop serving the version with this manifest digest; its accepted requests are still answered."""
+        with self._counting:
+            self._served = {key: one for key, one in self._served.items() if one.assignment.manifest != manifest}
         return self.describe()
 
     def describe(self) -> dict[str, Any]:
-        """Return the served shards by version, and the numbers of waiting and of unanswered requests."""
-        versions = {
-            str(version): {
-                "about": describe_collection(group),
+        """Return what is served, by identity, and the numbers of waiting and of unanswered requests."""
+        groups = {
+            identity: {
+                "version": assignment.version,
+                "manifest": assignment.manifest,
                 "shards": {shard.name: len(shard) for shard in group.shards},
+                "about": describe_collection(group),
             }
-            for version, group in self._served.items()
+            for identity, (assignment, group) in self._served.items()
         }
-        return {**self.health(), "versions": versions, "waiting": self._jobs.qsize(), "taken": self._taken}
+        return {**self.health(), "groups": groups, "waiting": self._jobs.qsize(), "taken": self._taken}
 
     def health(self) -> dict[str, Any]:
-        """Report that the process is alive, and whether it accepts requests."""
+        """Report that the process is alive, which server it is, what it serves, and whether it accepts requests."""
         return {
             "status": "leaving" if self._leaving.is_set() else "serving",
-            "address": self.address,
+            **self.name._asdict(),
             "pid": os.getpid(),
+            "served": list(self._served),
         }
 
     def ready(self) -> dict[str, Any]:
@@ -179,8 +200,8 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             raise NotReadyError(
                 f"{self.address} serves no shards" if not self._served else f"{self.address} is shutting down"
             )
-        for group in self._served.values():
-            try_search(group)
+        for served in self._served.values():
+            try_search(served.group)
         return self.health()
 
     def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -212,7 +233,10 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             stream.close()
 
     def do_action(self, context: Any, action: Any) -> list[bytes]:
-        """Answer a control action with "ok" or "error", and JSON."""
+        """Answer a control action with "ok" or "error", and JSON.
+
+        The argument `instance` of any action is that of the server it is meant for.
+        """
         body = action.body.to_pybytes()
         arguments = json.loads(body) if body else {}
         acts: Mapping[str, Any] = {
@@ -226,10 +250,17 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         if action.type not in acts:
             raise ValueError(f"expected one of the actions {', '.join(acts)}, got {action.type!r}")
         try:
+            self._check_meant(arguments.pop("instance", self.name.instance))
             return [b"ok", json.dumps(acts[action.type](**arguments)).encode()]
         except (HashlightError, TypeError, ValueError, OSError) as error:
             logger.warning("%s %s: %s", action.type, arguments, error)
             return [b"error", encode_error(error)]
+
+    def _check_meant(self, instance: str) -> None:
+        if instance != self.name.instance:
+            raise OtherServerError(
+                f"{self.address} belongs to server {self.name.instance}, not to {instance}: that one has ended"
+            )
 
     def _fault(self, delay_s: float) -> dict[str, Any]:
         self._delay_s = delay_s
@@ -266,22 +297,33 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         """
         if self._leaving.is_set():
             raise NotReadyError(f"{self.address} is shutting down: ask another replica")
-        group = self._served.get(request.version)
-        if group is None:
-            served = ", ".join(map(str, sorted(self._served))) or "none"
-            raise VersionNotServedError(f"{self.address} serves version {served}, not {request.version}")
+        served = self._served.get(request.identity)
+        if served is None:
+            raise VersionNotServedError(
+                f"{self.address} does not have these shards of version {request.version} (identity "
+                f"{request.identity}), but {self._what_is_served()}: either it has moved to another version, or the "
+                "collection was built again, or the address belongs to another server by now"
+            )
         waiting = self._jobs.qsize()
         if waiting >= self._queue_size:
             raise OverloadedError(
                 f"{self.address} has {waiting} requests waiting: try again later",
                 retry_after_s=waiting * self._mean_s / len(self._workers),
             )
-        return group
+        return served.group
+
+    def _what_is_served(self) -> str:
+        return "; ".join(
+            f"{len(shards)} shards of version {version} (identity {identity}, manifest {manifest[:16]}…)"
+            for identity, ((version, manifest, shards), _) in self._served.items()
+        ) or "none at all"  # fmt: skip
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
                 self._answer(job)
+            except Exception:  # whatever the error, the server must go on
+                logger.exception("request %s was not answered", job.request.kind.name)
             finally:
                 with self._counting:
                     self._taken -= 1
@@ -394,6 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Answers for a group of shards over Arrow Flight.")
     parser.add_argument("collection")
     parser.add_argument("--version", type=int, required=True)
+    parser.add_argument("--manifest", help="digest that the version's manifest must have; any if left out")
     parser.add_argument("--shards", required=True, help="names, separated by commas")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
@@ -424,7 +467,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     warm()
-    server.load(given.version, given.shards.split(","))
+    manifest = given.manifest or read_version(open_place(given.collection), given.version).digest
+    server.load(given.version, manifest, given.shards.split(","))
     sys.stdout.write(json.dumps(server.health()) + "\n")
     sys.stdout.flush()
     threading.Thread(target=_end_with_input, args=(ending,), daemon=True).start()

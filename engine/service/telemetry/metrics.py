@@ -11,6 +11,8 @@
     hashlight_search_batch_requests           histogram: single-query requests searched as one batch
     hashlight_partial_answers_total           counter: answers that lack shards
     hashlight_collection_version              gauge
+    hashlight_pending_attempts                gauge: failed attempts to serve the live version; 0 once it is served
+    hashlight_missing_shards                  gauge: shards that the last `/health/ready` could not search
 """
 
 from __future__ import annotations
@@ -68,6 +70,10 @@ class Metrics:
         )
         self.partial = Counter("hashlight_partial_answers", "Answers that lack shards.", registry=registry)
         self.version = Gauge("hashlight_collection_version", "Collection version being served.", registry=registry)
+        self.pending = Gauge(
+            "hashlight_pending_attempts", "Failed attempts to serve the live version.", registry=registry
+        )
+        self.missing = Gauge("hashlight_missing_shards", "Shards that cannot be searched.", registry=registry)
 
     def observe(self, stage: str, seconds: float) -> None:
         """Record the duration of a stage."""

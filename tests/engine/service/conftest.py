@@ -10,7 +10,13 @@ import pytest
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.service.protocol.cluster_map import ClusterMap, Group, assign_groups, describe_whole
+from hashlight.engine.service.protocol.cluster_map import (
+    Assignment,
+    ClusterMap,
+    Group,
+    assign_groups,
+    describe_whole,
+)
 from hashlight.engine.service.shards.server import ShardServer
 from hashlight.engine.storage.manifest import read_current
 from tests.oracles import clustered_codes
@@ -47,8 +53,9 @@ def serving(path, *, groups=3, replicas=1, **options):
     servers = [[ShardServer(path, **options) for _ in range(replicas)] for _ in range(groups)]
     found, about = [], []
     for names, group in zip(assign_groups(manifest, groups), servers, strict=True):
-        told = [server.load(manifest.version, names)["versions"][str(manifest.version)] for server in group]
-        found.append(Group(told[0]["shards"], tuple(server.address for server in group)))
+        wanted = Assignment(manifest.version, manifest.digest, tuple(names))
+        told = [server.load(*wanted)["groups"][wanted.identity] for server in group]
+        found.append(Group(manifest.digest, told[0]["shards"], tuple(server.address for server in group)))
         about.append(told[0]["about"])
     try:
         yield servers, ClusterMap(describe_whole(about), tuple(found))

@@ -56,7 +56,8 @@ class Far:
 def ask(*groups, within_s=PATIENCE_S, late_s=NEVER, budget=None):
     """Return the parts, and the fan-out."""
     budget = budget or HedgeBudget()
-    fan_out = FanOut(groups, REQUEST, deadline_s=time.monotonic() + within_s, late_s=late_s, budget=budget)
+    named = {f"{number:032x}": replicas for number, replicas in enumerate(groups)}
+    fan_out = FanOut(named, REQUEST, deadline_s=time.monotonic() + within_s, late_s=late_s, budget=budget)
     return fan_out.run(), fan_out
 
 

@@ -11,6 +11,7 @@ from hashlight.engine.errors import NotReadyError
 from hashlight.engine.places.integrity import describe_files
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.control.registry import Registry, UnreachableError, control
+from hashlight.engine.service.protocol.cluster_map import ServerName
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.shards.server import ShardServer
 from hashlight.engine.storage.manifest import make_live, read_current, write_manifest
@@ -19,7 +20,7 @@ from tests.oracles import knn
 
 GROUPS = 2
 ROWS = 40_000  # with several thousand per shard, k-nearest queries use the tables
-NOBODY = "grpc://127.0.0.1:1"
+NOBODY = ServerName("grpc://127.0.0.1:1", "nobody")
 
 
 @pytest.fixture
@@ -33,8 +34,9 @@ def registered(path, *, replicas):
     registry = Registry(path, groups=GROUPS)
     servers = {(group, number): ShardServer(path) for group in range(GROUPS) for number in range(replicas)}
     for (group, number), server in servers.items():
-        server.load(*registry.assignment(group))
-        registry.register(group, number, server.address, [registry.version])
+        wanted = registry.assignment(group)
+        server.load(*wanted)
+        registry.register(group, number, server.name, [wanted.identity])
     try:
         yield registry, servers
     finally:
@@ -43,7 +45,7 @@ def registered(path, *, replicas):
 
 
 def versions_of(server):
-    return [int(version) for version in server.describe()["versions"]]
+    return [group["version"] for group in server.describe()["groups"].values()]
 
 
 def publish_with_wrong_tables(path):
@@ -84,21 +86,21 @@ def test_a_version_without_a_known_server_in_every_group_is_not_served(own):
     with registered(own.path, replicas=1) as (registry, servers):
         old = registry.version
         new = Corpus(own.path, np.random.default_rng(22), shards=4, overwrite=True).collection.version
-        registry.register(1, 0, NOBODY, [old])  # the server of group 1 is unreachable
+        before = registry.assignment(1).identity
+        registry.register(1, 0, NOBODY, [before])  # the server of group 1 is unreachable
         with pytest.raises(NotReadyError, match=rf"no server of groups \[1\] has version {new}"):
             registry.roll(linger_s=0.0)
         assert registry.version == old
         assert versions_of(servers[0, 0]) == [old]
-        registry.register(1, 0, servers[1, 0].address, [old])
+        registry.register(1, 0, servers[1, 0].name, [before])
         assert registry.roll(linger_s=0.0)
         assert [group.replicas for group in registry.map().groups] == [(servers[g, 0].address,) for g in range(GROUPS)]
 
 
 def test_an_unreachable_server_does_not_block_a_version_that_another_replica_has(own):
     with registered(own.path, replicas=2) as (registry, servers):
-        old = registry.version
         new = Corpus(own.path, np.random.default_rng(23), shards=4, overwrite=True).collection.version
-        registry.register(0, 1, NOBODY, [old])
+        registry.register(0, 1, NOBODY, [registry.assignment(0).identity])
         assert registry.roll(linger_s=0.0)
         assert registry.map().version == new
         assert registry.map().groups[0].replicas == (servers[0, 0].address,)
@@ -107,11 +109,11 @@ def test_an_unreachable_server_does_not_block_a_version_that_another_replica_has
 
 def test_a_late_registration_does_not_undo_a_version_the_server_was_told_to_load(own):
     with registered(own.path, replicas=1) as (registry, servers):
-        old = registry.version
+        old = registry.assignment(0).identity
         Corpus(own.path, np.random.default_rng(24), shards=4, overwrite=True)
         assert registry.roll(linger_s=0.0)
-        wanted, _ = registry.register(0, 0, servers[0, 0].address, [old])  # its version before the roll
-        assert wanted == registry.version
+        wanted = registry.register(0, 0, servers[0, 0].name, [old])  # what it had before the roll
+        assert wanted.version == registry.version == 2
         assert all(group.replicas for group in registry.map().groups)
         registry.register(0, 0, NOBODY, [old])  # another server in its place
         assert registry.map().groups[0].replicas == ()
@@ -119,7 +121,7 @@ def test_a_late_registration_does_not_undo_a_version_the_server_was_told_to_load
 
 def test_unreachable_and_refusing_servers_raise_different_errors(own):
     with pytest.raises(UnreachableError, match="cannot be reached"):
-        control(NOBODY, "health", timeout_s=5.0)
+        control(NOBODY.address, "health", timeout_s=5.0)
     with registered(own.path, replicas=1) as (_, servers):
         servers[0, 0].drain()
         with pytest.raises(NotReadyError, match="is shutting down") as caught:

@@ -57,7 +57,7 @@ def looks_no_more(directory):
 
 def test_a_failing_directory_does_not_affect_answers(corpus, quiet):
     with serving(corpus.path, groups=3) as (servers, cluster), routed(cluster) as (router, directory):
-        servers[1][0].drop(1)
+        servers[1][0].drop(cluster.manifest)
         directory.error, asked = NotReadyError("the directory is being restarted"), directory.asked
         found = router.search(corpus.queries, 5)
         assert directory.asked > asked
@@ -68,7 +68,7 @@ def test_a_failing_directory_does_not_affect_answers(corpus, quiet):
 
 def test_a_slow_directory_delays_no_query_past_its_deadline(corpus, quiet):
     with serving(corpus.path, groups=3) as (servers, cluster), routed(cluster) as (router, directory):
-        servers[1][0].drop(1)
+        servers[1][0].drop(cluster.manifest)
         directory.open.clear()
         answered = directory.answered
         try:
@@ -98,7 +98,7 @@ def test_every_query_follows_servers_to_their_new_version(tmp_path, quiet):
             "features_of": new.features[:3],
         }
         for server in (server for group in servers for server in group):
-            server.drop(1)
+            server.drop(cluster.manifest)
         for name, ask in queries.items():
             directory.map = cluster
             router.renew()

@@ -193,7 +193,9 @@ def test_a_slow_group_makes_nearest_partial_and_fails_a_radius_search(corpus):
 
 
 def router_ids(*servers):
-    return np.concatenate([shard.ids_N for server in servers for shard in server._served[1].shards])
+    return np.concatenate(
+        [shard.ids_N for server in servers for served in server._served.values() for shard in served.group.shards]
+    )
 
 
 def test_a_slow_replica_is_hedged_within_the_budget(corpus):
@@ -390,8 +392,7 @@ def test_refusals_name_the_missing_group(corpus):
             with pytest.raises(IncompleteError) as caught:
                 router.range_search(corpus.queries, 3)
             assert set(caught.value.missing) == missing
-            with pytest.raises(NotReadyError):
-                router.ready()
+            assert set(router.ready().degraded) == missing
             shards = corpus.collection.shards
             here = next(shard.ids_N for shard in shards if shard.name not in missing)[:5]
             there = next(shard.ids_N for shard in shards if shard.name in missing)[:1]

@@ -56,9 +56,11 @@ def test_a_request_is_read_as_it_was_written(kind, id_, rows, number, limit, tex
         assert {name: values.tolist() for name, values in read.query.parameters.items()} == given_lists
     assert read.values.shape == values.shape
     assert (read.values == values).all()
-    again = Request.decode(memoryview(Request.stamp(frame, 2**64 - 1, 0.25)))
+    identity = f"{id_:032x}"
+    again = Request.decode(memoryview(Request.stamp(frame, 2**64 - 1, 0.25, identity)))
     assert again[:4] == (kind, 2**64 - 1, 7, 0.25)
-    assert again[5:] == read[5:]
+    assert (again.query, again.identity) == (read.query, identity)
+    assert (again.values == values).all()
 
 
 @given(st.binary(max_size=200))
