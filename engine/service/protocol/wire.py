@@ -294,7 +294,7 @@ def decode_table(body: memoryview) -> pa.Table:
     """Undo `encode_table`; ProtocolError if it is something else."""
     try:
         return pyarrow.ipc.open_stream(pa.py_buffer(body)).read_all()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise ProtocolError(f"expected a table as an Arrow stream, got {len(body)} other bytes: {error}") from error
 
 

@@ -20,7 +20,9 @@ from hashlight.engine.service.protocol.wire import (
     Request,
     Status,
     decode_error,
+    decode_features,
     decode_result,
+    decode_table,
     encode_error,
     encode_result,
     pages,
@@ -154,3 +156,25 @@ def test_errors_keep_their_class_or_the_nearest_known():
         assert str(read) == str(error)
     assert decode_error(memoryview(encode_error(OverloadedError("full", retry_after_s=2.5)))).retry_after_s == 2.5
     assert decode_error(memoryview(encode_error(FilterError("x", 4)))).position == 4
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 7, b"\xff" * 40, b"[1, 2]", b'{"types": 3}', b'{"message": 1}'])
+def test_answers_that_cannot_be_read_are_an_error_of_the_protocol(body):
+    body = memoryview(body)
+    assert type(decode_error(body)) is ProtocolError
+    for read in (decode_features, decode_table, lambda body: decode_result(Query(k=3), body)):
+        with pytest.raises(ProtocolError):
+            read(body)
+    with pytest.raises(ProtocolError):
+        decode_result(Query(radius=3), body)
+
+
+@given(st.integers(0, 255))
+def test_a_page_of_an_unknown_status_is_refused_by_number(status):
+    frame = bytearray(next(pages(Status.OK, 1, 1, b"body")))
+    frame[3] = status
+    if status in list(Status):
+        assert Page.decode(memoryview(frame)).status == status
+    else:
+        with pytest.raises(ProtocolError, match=f"got {status}: use the same release"):
+            Page.decode(memoryview(frame))
