@@ -75,10 +75,9 @@ def create_app(
         The encoder that made the collection's codes; without it, queries must be codes or ids.
     keys : Keys, optional
         Without keys, anyone who reaches the server may do anything.
-    limits : Limits, optional
+    limits, metrics : Limits, Metrics, optional
     fetcher : ImageFetcher, optional
         For queries that give the URL of an image; without it they are refused.
-    metrics : Metrics, optional
     allowed_hosts : sequence of str, optional
         Accepted Host headers. A server without keys on a loopback address needs them; otherwise any web page could
         reach it through a name that resolves to the loopback address (DNS rebinding).
