@@ -135,7 +135,8 @@ def test_comparing_ids_holds_none_of_them(monkeypatch):
 
 def test_the_driver_of_a_build_holds_as_much_for_a_shard_as_planned(tmp_path):
     tables = [f"tables/{name}" for name in ("entries.npy", "offsets.npy", "starts.npy", "tables.json")]
-    names = ["codes.faiss", "ids.npy", "rows_by_id.npy", *tables, "attributes.arrow", "features.npy", "thumbnails.arrow"]
+    arrays = ["codes.faiss", "ids.npy", "rows_by_id.npy", "features.npy"]
+    names = [*arrays, *tables, "attributes.arrow", "thumbnails.arrow"]
     files = {name: {"bytes": 1, "sha256": "b" * 64} for name in names}
     held = []
     for count in (50, 250):
