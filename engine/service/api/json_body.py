@@ -20,6 +20,9 @@ _SLICE = 4 * 2**18  # characters decoded at once
 _MAX_VALUES = 300_000
 _MAX_KEYS = 40_000
 
+# Parsing a number takes the square of its digits. Codes in hexadecimal have up to 256, which may all be zero.
+_DIGITS = 400
+
 
 def take_pictures(body: bytes | bytearray, *, max_text_bytes: int) -> tuple[bytes, dict[str, bytes]]:
     """Return the text of a JSON body, in which a name stands for each long picture, and the pictures by their names.
@@ -56,6 +59,9 @@ def take_pictures(body: bytes | bytearray, *, max_text_bytes: int) -> tuple[byte
     values, keys = sum(map(text.count, (b",", b"[", b"{"))), text.count(b":")
     if values > _MAX_VALUES or keys > _MAX_KEYS:
         raise _too_large(f"at most {_MAX_VALUES} values and {_MAX_KEYS} keys, got about {values} and {keys}")
+    # A number of twice as many digits has a block of nothing else, wherever it begins.
+    if any(text[begin : begin + _DIGITS].isdigit() for begin in range(0, len(text) - _DIGITS + 1, _DIGITS)):
+        raise _too_large(f"numbers of at most {_DIGITS} digits")
     return text, pictures
 
 

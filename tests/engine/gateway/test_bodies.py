@@ -144,6 +144,8 @@ def test_what_is_parsed_at_once_is_small(size, monkeypatch):
         (many(b'{"queries":[', b'{"id":1}', 300_000, b"]}"), 422, "`queries`: List should have at most 10000 items"),
         (keys(300_000), 422, "the body has 2"),
         (keys(MIB), 413, "and 40000 keys"),
+        (many(b'{"queries":[', b"9" * 4000, MIB, b"]}"), 413, "numbers of at most 400 digits"),
+        (b'{"queries":[{"id":' + b"9" * 799 + b"}]}", 413, "numbers of at most 400 digits"),
         (b'{"queries":[{"id":1}]' + b" " * 7 * MIB + b"}", 413, "at most 6291456 bytes besides pictures"),
         (b'{"queries":[{"code":"' + b"0" * 5000 + b'"}]}', 422, "at most 4096 characters"),
     ],
@@ -152,6 +154,12 @@ def test_broad_bodies_are_refused_by_name(content, status, expected):
     with pytest.raises(RequestError, match=expected) as refused:
         parse(content)
     assert refused.value.status == status
+
+
+@pytest.mark.parametrize("offset", [0, 1, 200, 399])
+def test_a_code_of_zeros_is_not_taken_for_a_long_number(offset):
+    text = b" " * offset + b'{"queries":[{"code":"' + b"0" * 256 + b'"}]}'
+    assert take_pictures(text, max_text_bytes=MIB) == (text, {})
 
 
 def test_ten_thousand_queries_are_read():
