@@ -88,8 +88,8 @@ class BoundedHttp(HttpToolsProtocol):
     The parser lets a head grow without bound, and uvicorn times out only connections that are silent after an answer.
     Here a connection is closed when it has had no request in progress for that long, whether data arrives or not.
 
-    A request lasts until the system has taken the last byte of its answer, which the application is told by the end of
-    `send`; it is cancelled when its client goes away.
+    A request lasts until the system has taken the last byte of its answer (with TLS, all but the last 64 KiB), which
+    the application is told by the end of `send`; it is cancelled when its client goes away.
     """
 
     write_s: float = WRITE_S
@@ -111,7 +111,8 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head, in the place of a connection that has been idle for longer if there are too many."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # so that the buffer counts as full until it is empty
+        # Full until it is empty. Under TLS a limit of 0 would pause writing at every other write, and keep it paused.
+        transport.set_write_buffer_limits(high=1, low=0)
         if self._make_room() or len(self.connections) <= self._max_connections + _FOR_HEALTH:
             self._wait_for_head()
         else:
