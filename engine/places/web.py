@@ -185,11 +185,13 @@ class Web(ReadOnly):
         return read_range
 
     def _copy(self, name: str) -> Any:
-        copy = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
-        with self._answer(_server_of(self.location), name) as got:
-            for block in _blocks(got, self.path(name), None):
-                copy.write(block)
-        copy.seek(0)
+        with contextlib.ExitStack() as failing:
+            copy = failing.enter_context(tempfile.TemporaryFile())
+            with self._answer(_server_of(self.location), name) as got:
+                for block in _blocks(got, self.path(name), None):
+                    copy.write(block)
+            copy.seek(0)
+            failing.pop_all()  # the reader closes it
         return copy
 
     def entry(self, name: str = "") -> Entry | None:
@@ -244,7 +246,7 @@ def _retry_after_s(text: str) -> float:
         return float(text)
     try:
         then = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
@@ -253,7 +255,7 @@ def _blocks(answer: httpx.Response, where: str, max_bytes: int | None) -> Iterat
     """Yield a body; TooManyBytesError as soon as it is known to be too large."""
     refuse_more(int(answer.headers.get("content-length", 0)), max_bytes)
     ends, total = time.monotonic() + _MAX_TRANSFER_S, 0
-    for block in answer.iter_bytes(_BLOCK_BYTES):
+    for block in answer.iter_bytes():  # as they arrive: blocks of one size would be waited for, whatever the time
         total += len(block)
         refuse_more(total, max_bytes)
         if time.monotonic() > ends:

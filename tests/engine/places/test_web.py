@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import email.utils
 import socket
 import threading
@@ -142,10 +143,32 @@ def test_a_long_pause_is_not_waited_for(server, clock):
     assert open_place(server.url("/b.png")).read() == b"image"
 
 
-@pytest.mark.parametrize("said", ["soon", "", "-5", "Mon, 99 Foo"])
+@pytest.mark.parametrize("said", ["soon", "", "-5", "Mon, 99 Foo", f"Mon, 01 Jan {10**20} 00:00:00 GMT"])
 def test_a_pause_that_says_nothing_is_none(server, clock, said):
     assert open_place(server.put("/a.png", (503, {"Retry-After": said}, b""), b"image")).read() == b"image"
     assert not clock.slept
+
+
+def test_a_transfer_that_never_ends_is_broken_off(monkeypatch):
+    monkeypatch.setattr(web, "_MAX_TRANSFER_S", 0.2)
+    monkeypatch.setattr(failures, "READ_TRIES", 1)
+    ended = threading.Event()
+
+    def drip(listener):
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(ConnectionError):
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            while not ended.wait(0.05):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        with pytest.raises(ReadFailedError, match=r"only \d\d? bytes arrived"):
+            open_place(f"http://127.0.0.1:{listener.getsockname()[1]}/a.png").read()
+        ended.set()
+        thread.join()
 
 
 def test_a_server_is_asked_a_few_things_at_once(server):
