@@ -260,9 +260,13 @@ def sweep(place: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[s
             if place.local is None or name in live_files:
                 continue
             path = place.local / "manifests" / name
-            if not claims.enter_context(claim(path)):
-                logger.info("keeping version %s of %s, which is open somewhere", name, place)
-                kept.append(_parse(str(path), path.read_bytes()))
+            try:
+                if not claims.enter_context(claim(path)):
+                    logger.info("keeping version %s of %s, which is open somewhere", name, place)
+                    kept.append(_parse(str(path), path.read_bytes()))
+            except (OSError, CorruptDataError) as error:
+                logger.warning("removing nothing from %s, where %s may be in use (%s)", place, name, error)
+                return
         _remove_unnamed(place, kept, names)
 
 

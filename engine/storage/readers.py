@@ -35,8 +35,14 @@ def hold(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def claim(path: Path) -> Iterator[bool]:
-    """Keep readers away from a manifest that is to be removed; yield False if one holds it already."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Keep readers away from a manifest that is to be removed; yield False if one holds it already.
+
+    NFS takes an exclusive lock only on a file that is open for writing.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except PermissionError:  # another user's
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         yield _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:

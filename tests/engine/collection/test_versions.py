@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import gc
 import os
@@ -19,7 +20,7 @@ from hashlight.engine.places import folder as folder_module
 from hashlight.engine.places.bucket import Bucket
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.service.protocol.cluster_map import open_group
+from hashlight.engine.service.protocol.cluster_map import Assignment, open_group
 from hashlight.engine.storage import readers
 from hashlight.engine.storage.manifest import holding_live, read_current
 
@@ -68,8 +69,10 @@ def test_the_encoder_of_an_open_collection_stays(tmp_path):
 
 
 def test_a_group_of_a_shard_server_keeps_its_version(tmp_path):
-    names = [shard.name for shard in make(tmp_path / "c").shards]
-    group = open_group(tmp_path / "c", 1, names[:1])
+    whole = make(tmp_path / "c")
+    names = [shard.name for shard in whole.shards]
+    group = open_group(tmp_path / "c", Assignment(1, whole.manifest.digest, (names[0],)))
+    del whole
     write_versions(tmp_path / "c", 3)
     kept = group.search(CODES[:1], 40, filter="price < 100").ids
     assert (kept >= 0).sum() == len(group.shards[0])
@@ -226,6 +229,29 @@ def test_where_files_cannot_be_locked_collections_open_and_the_last_two_versions
     write_versions(tmp_path / "c", 2)
     assert len(shards_in(tmp_path / "c")) == 4
     assert not {shard.name for shard in first.shards} & shards_in(tmp_path / "c")
+
+
+def test_versions_are_removed_where_exclusive_locks_need_files_that_are_open_for_writing(tmp_path, monkeypatch):
+    flock = fcntl.flock
+
+    def flock_of_nfs(descriptor, how):
+        if how & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, how)
+
+    monkeypatch.setattr(readers.fcntl, "flock", flock_of_nfs)
+    make(tmp_path / "c")
+    write_versions(tmp_path / "c", 3)
+    assert len(shards_in(tmp_path / "c")) == 4
+
+
+def test_a_write_succeeds_beside_an_old_version_that_is_open_and_damaged(tmp_path, caplog):
+    first = make(tmp_path / "c")
+    (tmp_path / "c" / "manifests" / first.manifest.file_name).write_bytes(b"{}")
+    make(tmp_path / "c", 1, overwrite=True)
+    assert make(tmp_path / "c", 2, overwrite=True).version == 3
+    assert "removing nothing" in caplog.text
+    assert {shard.name for shard in first.shards} <= shards_in(tmp_path / "c")
 
 
 def test_a_lock_that_fails_for_another_reason_is_an_error(tmp_path, monkeypatch):
