@@ -83,7 +83,7 @@ def is_url(value: object) -> TypeGuard[str]:
 def _read_query(query: Any) -> QueryInput:
     if is_url(query):
         return Address(query)
-    if isinstance(query, str) and re.fullmatch(r"([0-9a-fA-F]{2})+", query) and not Path(query).exists():
+    if isinstance(query, str) and re.fullmatch(r"([0-9a-fA-F]{2})+", query) and not os.path.exists(query):
         return words_of(bytes.fromhex(query))
     if isinstance(query, str | os.PathLike):
         return Picture(Path(query).read_bytes())

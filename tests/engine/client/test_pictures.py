@@ -139,6 +139,7 @@ def test_codes_may_be_hexadecimal(tmp_path, monkeypatch):
     np.testing.assert_array_equal(read_queries(texts), words)
     np.testing.assert_array_equal(read_queries(texts[0].upper()), words[:1])
     np.testing.assert_array_equal(read_queries("efcdab8967"), [[0x6789ABCDEF]])
+    assert read_queries("0f" * 128).shape == (1, 16), "longer than the name of a file may be"
     mixed = read_queries([texts[0], "ff", 5])
     assert [mixed[0].tolist(), mixed[1].tolist(), mixed[2]] == [words[0].tolist(), [255], 5]
     monkeypatch.chdir(tmp_path)
