@@ -123,7 +123,8 @@ class SearchThreads:
         """
         job = _Job(ask, deadline_s, arrow, timing_ms, hold, time.perf_counter())
         few = max(ask.query.k or 0, ask.query.limit or 0) <= _FEW
-        if len(ask.codes) == 1 and ask.rerank is None and few:
+        # Lists of ids, megabytes each, are rarely alike, and what goes together is remembered by kind.
+        if len(ask.codes) == 1 and ask.rerank is None and ask.query.parameters is None and few:
             # What goes together has about the same time left: within a factor of two.
             _, time_left = math.frexp(deadline_s - time.monotonic())
             kind = (ask.query, ask.allow_partial, ask.include, time_left)
