@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -72,6 +73,8 @@ _OTHER_FORMATS = (
 _NOT_READ = re.compile(r"unsupported|not (yet )?supported|cannot handle|unknown pixel mode|unknown raw mode", re.I)
 # Text chunks of a PNG that may hold its orientation; the others are not needed.
 _ORIENTED_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+# Who reads a TIFF is a setting of the whole process.
+_tiff_setting = threading.Lock()
 
 
 def open_file(data: bytes) -> ImageFile:
@@ -147,11 +150,12 @@ def _open_tiff(data: bytes) -> ImageFile:
 
 
 def _open_with_libtiff(data: bytes) -> TiffImagePlugin.TiffImageFile:
-    before, TiffImagePlugin.READ_LIBTIFF = TiffImagePlugin.READ_LIBTIFF, True
-    try:
-        return TiffImagePlugin.TiffImageFile(io.BytesIO(data))
-    finally:
-        TiffImagePlugin.READ_LIBTIFF = before
+    with _tiff_setting:
+        before, TiffImagePlugin.READ_LIBTIFF = TiffImagePlugin.READ_LIBTIFF, True
+        try:
+            return TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+        finally:
+            TiffImagePlugin.READ_LIBTIFF = before
 
 
 def _layout_of_tiff(data: bytes) -> str | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import threading
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
+from hashlight.encoders.data import formats
 from hashlight.encoders.data.images import decode_image, open_image
 from hashlight.encoders.errors import ImageError
 from tests.encoders.data import writers
@@ -326,3 +328,28 @@ def test_the_limit_on_pixels_is_the_callers_whatever_pillow_allows(monkeypatch):
     assert decode_image(data, max_pixels=3000).size == (50, 60)
     with pytest.raises(ImageError, match=r"^too many pixels: 50 x 60, at most 2,999 are decoded$"):
         decode_image(data, max_pixels=2999)
+
+
+def test_threads_that_open_tiffs_leave_the_setting_of_their_reader_as_it_was(monkeypatch):
+    data = tiff(random_samples(8), 8, 1)
+    threads = [threading.Thread(target=formats._open_with_libtiff, args=(data,)) for _ in range(2)]
+    inside = [threading.Event() for _ in threads]
+    opened = TiffImagePlugin.TiffImageFile
+
+    def open_slowly(file):
+        this = threads.index(threading.current_thread())
+        inside[this].set()
+        if this == 0:
+            inside[1].wait(0.5)
+        else:
+            threads[0].join()
+        return opened(file)
+
+    monkeypatch.setattr(TiffImagePlugin, "TiffImageFile", open_slowly)
+    threads[0].start()
+    inside[0].wait()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert inside[1].is_set()
+    assert not TiffImagePlugin.READ_LIBTIFF
