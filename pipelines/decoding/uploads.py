@@ -59,8 +59,8 @@ class UploadDecoder:
         until_s = time.monotonic() + timeout_s
         decoder = self._take(timeout_s)
         record = decoder.slots[0]
-        fill(record, [data], max_pixels=max_pixels, wall_s=max(0.001, until_s - time.monotonic()))
         try:
+            fill(record, [data], max_pixels=max_pixels, wall_s=max(0.001, until_s - time.monotonic()))
             decoder.forget(0)
             decoder.send(0)
             decoder.wait(0)
@@ -82,17 +82,22 @@ class UploadDecoder:
             return self._free.get_nowait()
         except queue.Empty:
             if self._may_start.acquire(blocking=False):
-                decoder = Decoder(
-                    self._preprocessing, batch_size=1, thumbnail=0, limits=self._limits, deaths_of_an_image=1
-                )
-                self._started.append(decoder)
-                return decoder
+                return self._start()
         try:
             return self._free.get(timeout=timeout_s)
         except queue.Empty:
             raise DeadlineExceededError(
                 f"all decoding processes were at work for {timeout_s:g} s: allow more time, or try again"
             ) from None
+
+    def _start(self) -> Decoder:
+        try:
+            decoder = Decoder(self._preprocessing, batch_size=1, thumbnail=0, limits=self._limits, deaths_of_an_image=1)
+        except BaseException:  # No process, but the next image may have one.
+            self._may_start.release()
+            raise
+        self._started.append(decoder)
+        return decoder
 
 
 def _close(started: Iterable[Decoder]) -> None:

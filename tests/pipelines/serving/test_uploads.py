@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -118,6 +119,19 @@ def test_nothing_goes_on_after_the_time_of_a_request(uploads, faults):
         decoder.decode(slow, max_pixels=400, timeout_s=0.2)
     assert (decoder._started[0].slots["current"] == -1).all()
     assert (decoder.decode(number(9), max_pixels=400, timeout_s=600) == 9).all()
+
+
+def test_a_process_that_cannot_be_started_may_be_started_for_the_next_image(uploads, monkeypatch):
+    decoder = uploads()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "memfd_create", no_more_files)
+        with pytest.raises(OSError, match="no more files"):
+            decoder.decode(number(9), max_pixels=400, timeout_s=600)
+    assert (decoder.decode(number(9), max_pixels=400, timeout_s=10) == 9).all()
+
+
+def no_more_files(_name):
+    raise OSError("no more files")
 
 
 def test_an_image_that_finds_all_processes_at_work_waits_its_time(uploads, faults):
