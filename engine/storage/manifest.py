@@ -232,7 +232,7 @@ def copy_manifest(place: Place, manifest: Manifest) -> None:
 def _encode(manifest: Manifest) -> tuple[bytes, bytes]:
     """Return the contents of a manifest's file, and those of CURRENT when it is live.
 
-    CURRENT has the checksum of the live manifest's file; its own checksum verifies a manifest that is live no more.
+    CURRENT has the checksum of the live manifest's file; its own checksum verifies a manifest that is no longer live.
     """
     document = {"format_version": FORMAT_VERSION, **asdict(manifest)}
     data = json.dumps({**document, "sha256": _checksum(document)}, indent=1).encode()
