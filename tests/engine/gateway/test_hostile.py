@@ -86,7 +86,7 @@ MANY_NOTS = json.dumps({**GOOD, "filter": "not " * 2_400 + "label == 1"}).encode
         pytest.param(b"[]", JSON, 422, id="a list"),
         pytest.param(b'{"queries": [{"id": 1e400}]}', JSON, 422, id="an infinite id"),
         pytest.param(b'{"queries": [{"id": NaN}]}', JSON, 422, id="NaN"),
-        pytest.param(b'{"queries": [{"id": ' + b"9" * 5000 + b"}]}", JSON, 400, id="a number of 5,000 digits"),
+        pytest.param(b'{"queries": [{"id": ' + b"9" * 5000 + b"}]}", JSON, 413, id="a number of 5,000 digits"),
         pytest.param(b'{"queries": [{"id": 1}], "k": -' + b"9" * 100 + b"}", JSON, 422, id="a very small k"),
         pytest.param(b'{"queries": {"__proto__": 1}}', JSON, 422, id="an object for a list"),
         pytest.param(LARGE_FILTER, JSON, 422, id="a filter of brackets"),
