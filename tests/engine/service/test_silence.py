@@ -31,7 +31,9 @@ class Garbling(ShardServer):
             super()._answer(job)
             return
         job.stream.waiting.pop(job.request.id, None)
-        job.stream._write(self.garbled.pop()(job.request.id))
+        frame = self.garbled.pop()(job.request.id)
+        with job.stream._writing:  # gRPC does not bear two writers
+            job.stream._write(frame)
 
 
 @contextlib.contextmanager
