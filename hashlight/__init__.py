@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hashlight.encoders.encoder import EncoderConfig, EncoderOutput, HashEncoder
-    from hashlight.encoders.errors import EncoderError, ImageError
+    from hashlight.encoders.errors import EncoderError, ImageError, ImageLimitError
     from hashlight.encoders.methods import METHODS, Method
     from hashlight.encoders.training.train import TrainConfig, train
     from hashlight.engine.client.client import AsyncSearchClient, SearchClient
@@ -51,7 +51,7 @@ __version__ = "0.1.0"
 # Module -> the public names that it defines: the imports above, for the interpreter.
 _HOMES = {
     "encoders.encoder": ("EncoderConfig", "EncoderOutput", "HashEncoder"),
-    "encoders.errors": ("EncoderError", "ImageError"),
+    "encoders.errors": ("EncoderError", "ImageError", "ImageLimitError"),
     "encoders.methods": ("METHODS", "Method"),
     "encoders.training.train": ("TrainConfig", "train"),
     "engine.client.client": ("AsyncSearchClient", "SearchClient"),
@@ -115,6 +115,7 @@ __all__ = [
     "IdNotFoundError",
     "ImageEncoder",
     "ImageError",
+    "ImageLimitError",
     "ImageRefusedError",
     "IncompleteError",
     "InvalidRequestError",
