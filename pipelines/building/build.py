@@ -1,6 +1,6 @@
 """Build a collection from a folder of codes: one Ray task per shard, then one commit.
 
-The rows of the folder are cut into shards in their order. The ids of all shards are compared while they are built
+The rows of the folder are cut into shards in their order. All ids are compared before the first shard is built
 (`engine.ids.RepeatedIds`). Finished shards are recorded in `build/sidecars`, beside the collection's own files, until
 the commit, so that the same command resumes where it was interrupted.
 """
@@ -17,18 +17,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hashlight.engine.codes import IdArray
 from hashlight.engine.collection.writer import JOB_FOLDER, CollectionWriter, refuse_foreign_folder, split_rows
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place, open_target
-from hashlight.engine.places.reading import map_ahead
+from hashlight.engine.places.reading import RetryingFile, map_ahead
 from hashlight.engine.places.uris import split_name, without_credentials
 from hashlight.engine.storage.columns import check_columns
 from hashlight.engine.storage.manifest import ShardSpec, parse_shard, read_all
 from hashlight.engine.storage.shard import read_ids
 from hashlight.pipelines.building.shards import ShardJob, build_shard, is_whole
 from hashlight.pipelines.capacity.constants import bytes_per_code
-from hashlight.pipelines.codes.parts import Part, attribute_columns, cut_parts, list_parts
+from hashlight.pipelines.codes.parts import Part, attribute_columns, cut_parts, list_parts, read_checked
 from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -71,8 +72,7 @@ def build_collection(
     output : str or Path
         The collection: a folder, or a prefix in a bucket. It does not change until the last step.
     shards, shard_rows, shard_bytes : int, optional
-        One of: the number of shards, the maximum rows per shard, or the approximate maximum bytes per shard. 20 million
-        rows if all are left out.
+        One of: the number of shards, the most rows per shard, or roughly the most bytes per shard; 20 million rows.
     tables : bool
         Build the multi-index of each shard.
     overwrite : bool
@@ -103,11 +103,12 @@ def build_collection(
     job = JobFolder(place.location_of(JOB_FOLDER), BUILD)
     job.refuse_foreign()
     with _open_writer(output, corpus, job, tables=tables, overwrite=overwrite, append=append) as writer:
+        _refuse_repeated(corpus, writer, append=append)
         _begin(job, writer, _identity(corpus, shards, tables=tables), overwrite=overwrite)
         at_once = min(workers or usable_cores(), shards)
         tasks = _plan(job, corpus, shards, tables=tables, output=place.location, at_once=at_once)
         with ray_session(num_cpus=at_once):
-            _write_shards(job, tasks, writer, append=append, progress=progress or (lambda _done, _total: None))
+            _write_shards(job, tasks, writer, progress or (lambda _done, _total: None))
         _commit(job, corpus, writer)
 
 
@@ -167,13 +168,33 @@ def _plan(job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: 
     ]
 
 
-def _write_shards(
-    job: JobFolder, tasks: list[ShardJob], writer: CollectionWriter, *, append: bool, progress: Progress
-) -> None:
-    """Write the unfinished shards, and compare the ids of all shards with each other and with the old ones."""
+def _refuse_repeated(corpus: _Codes, writer: CollectionWriter, *, append: bool) -> None:
+    """Raise ValueError if an id is in the codes twice, or in the codes and in a shard that is kept."""
+    old = writer.previous.shards if append and writer.previous else ()
+    with RepeatedIds() as ids:
+        for spec in old:
+            ids.add(read_ids(writer.place, spec))
+        for part_N in map_ahead(_read_part_ids, corpus.parts):
+            ids.add(part_N)
+        repeated = ids.find()
+    try:
+        refuse_repeated(repeated, where=f"{writer.place} and the codes" if old else "the codes")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. If they are other images, of a corpus that has the same name, encode them with `--ids name:NAME`"
+        ) from None
+
+
+def _read_part_ids(part: Part) -> IdArray:
+    with _reading(part) as file:
+        ids: IdArray = pq.read_table(file, columns=["id"])["id"].cast(pa.int64()).to_numpy()
+    return ids
+
+
+def _write_shards(job: JobFolder, tasks: list[ShardJob], writer: CollectionWriter, progress: Progress) -> None:
+    """Write the unfinished shards."""
     import ray
 
-    old: tuple[ShardSpec, ...] = writer.previous.shards if append and writer.previous else ()
     done = job.done(lambda _unit, said: is_whole(writer.place.location, parse_shard(said["shard"])))
     specs = {number: parse_shard(said["shard"]) for number, said in done}
     waiting = [task for task in tasks if task.number not in specs]
@@ -181,18 +202,12 @@ def _write_shards(
     ends = [tasks[0].pieces[0].part.path, tasks[-1].pieces[-1].part.path]
     refuse_unshared([look("--codes", split_name(ends[0])[0], ends)], {"--output": writer.place.location})
     build = ray.remote(build_shard)
-    with RepeatedIds() as ids:
-        for spec in (*old, *specs.values()):
-            ids.add(read_ids(writer.place, spec))
-        for number, spec in specs.items():
-            _add(job, writer, spec, number)
-        for task, spec in run_tasks(build.remote, waiting):
-            specs[task.number] = spec
-            _add(job, writer, spec, task.number)
-            ids.add(read_ids(writer.place, spec))
-            progress(len(specs), len(tasks))
-        with _discarding(job, writer):
-            refuse_repeated(ids.find(), where=f"{writer.place} and the codes" if old else "the codes")
+    for number, spec in specs.items():
+        _add(job, writer, spec, number)
+    for task, spec in run_tasks(build.remote, waiting):
+        specs[task.number] = spec
+        _add(job, writer, spec, task.number)
+        progress(len(specs), len(tasks))
 
 
 def _add(job: JobFolder, writer: CollectionWriter, spec: ShardSpec, number: int) -> None:
@@ -270,10 +285,17 @@ def _common_schema(parts: list[Part]) -> pa.Schema:
 
 
 def _schema_of(part: Part) -> pa.Schema:
+    with _reading(part) as file:
+        return pq.read_schema(file).remove_metadata()
+
+
+@contextlib.contextmanager
+def _reading(part: Part) -> Iterator[RetryingFile]:
     try:
         with open_place(part.path).open() as file:
-            return pq.read_schema(file).remove_metadata()
-    except (pa.ArrowException, OSError) as error:
+            yield file
+    except (pa.ArrowException, OSError, LookupError, ValueError) as error:
+        read_checked(part)  # raises, if the file is not what was written
         where = without_credentials(part.path)
         raise PipelineError(f"{where} is damaged ({error}): encode the corpus again") from error
 

@@ -62,5 +62,13 @@ AddressOption = Annotated[
     str | None,
     typer.Option("--address", help="Run on the Ray cluster at this address; `auto` is the one of this machine."),
 ]
+IdsOption = Annotated[
+    str,
+    typer.Option(
+        "--ids",
+        help="What ids are made from: name (of corpus and image), name:NAME (names the corpus), uri, content, "
+        "column:NAME; auto: the column `id`, or else name.",
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -48,9 +48,13 @@ class Piece:
     stop: int
 
 
-def part_name(unit: int) -> str:
-    """Name the file of a unit's codes."""
-    return f"parts/{unit:05d}.parquet"
+def part_name(unit: int, sha256: str) -> str:
+    """Name the file of a unit's codes by its bytes.
+
+    Two processes may encode one unit, on unlike machines to unlike bytes: then each has a file of its own, and the
+    sidecar that was first says which one counts.
+    """
+    return f"parts/{unit:05d}-{sha256[:16]}.parquet"
 
 
 def list_parts(codes: str | Path) -> list[Part]:
@@ -80,7 +84,7 @@ def _part_of(job: JobFolder, unit: int, sidecar: bytes) -> Part:
             f"{job.place.path(sidecar_name(unit))} is damaged ({error}): delete it and codes.json, and encode again "
             "as before"
         ) from error
-    return Part(job.place.location_of(part_name(unit)), rows, sha256)
+    return Part(job.place.location_of(part_name(unit, sha256)), rows, sha256)
 
 
 def read_parts(codes: str | Path) -> Iterator[pa.Table]:

@@ -5,13 +5,19 @@ of images (a column `uri`), WebDataset tar shards, IDX files, a folder of any on
 per line; on this machine or in a store (`s3://...`). Listed, it is a table with one entry per image:
 
 ===========  ======  =================================================================================================
-id           int64   the corpus's own `id` column, or 63 bits of a hash of where the image is within the corpus
+id           int64   the corpus's own `id` column, or 63 bits of a hash of the corpus's name and the image's name in it
 uri          string  where the image is: `/path/to/image.png`, `/path/to/file.parquet#row`, `s3://b/shard.tar#name`
 __source     string  the file to read
 __row        int64   the row of that file, -1 if the file is the image
+__stamp      string  changes when the file changes; empty if that is not known
 (others)             other columns of a Parquet corpus; `label`: the sub-folder's name, the `.cls` of a shard's sample,
                      the row of an IDX file of labels; `txt` and `json` of a shard's sample
 ===========  ======  =================================================================================================
+
+The name of a corpus is that of its folder, also if the corpus is a file in it, unless another is given; the name of an
+image is its path within that folder (`0001.png`, `shard.tar#0001.png`, `file.parquet#7`). So the ids of a copy in a
+folder of the same name are the same, and two folders of different names may have images of the same name. See
+`pipelines.corpora.ids` for ids that are made from something else.
 """
 
 from __future__ import annotations
@@ -26,10 +32,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from hashlight.engine.ids import RepeatedIds
+from hashlight.engine.ids import find_repeated
 from hashlight.engine.places.uris import normalise, without_credentials
 from hashlight.pipelines.corpora import idx, images, parquet, uris, webdataset
-from hashlight.pipelines.corpora.ids import refuse_repeated_ids
+from hashlight.pipelines.corpora.ids import IdRule, refuse_repeated_images, settle_ids, with_ids
 from hashlight.pipelines.corpora.listing import (
     ROW,
     SHARDS,
@@ -54,7 +60,7 @@ class _Kind:
 
     name: str
     holds: Callable[[str], bool]
-    list_files: Callable[[str, FileStream], Listing]
+    list_files: Callable[[str, FileStream, IdRule], Listing]
 
 
 _IMAGE = _Kind("image", images.is_image, images.list_files)
@@ -64,8 +70,14 @@ _IDX = _Kind("IDX", idx.is_idx, idx.list_files)
 _KINDS = (_IMAGE, _PARQUET, _TAR, _IDX)
 
 
-def open_listing(corpus: str | Path) -> Listing:
+def open_listing(corpus: str | Path, ids: str = "auto") -> Listing:
     """Find out what kind of corpus is at a path or URI.
+
+    Parameters
+    ----------
+    corpus : str or Path
+    ids : str
+        What ids are made from; see `pipelines.corpora.ids.IdRule`.
 
     Raises
     ------
@@ -79,23 +91,26 @@ def open_listing(corpus: str | Path) -> Listing:
             f"no corpus at {without_credentials(root)}: expected a folder of images, Parquet files, tar shards or IDX "
             "files, one of those files, or a list of URIs (.txt)"
         )
-    listing = _open_folder(root) if found.is_folder else _open_file(root, found.stamp)
-    return replace(listing, corpus=without_credentials(root))
+    base = without_credentials(root)
+    folder = base if found.is_folder else base.rpartition("/")[0]
+    rule = IdRule.parse(ids, folder.rpartition("/")[2])
+    listing = _open_folder(root, rule) if found.is_folder else _open_file(root, found.stamp, rule)
+    return replace(listing, corpus=base, ids=rule)
 
 
-def _open_folder(root: str) -> Listing:
+def _open_folder(root: str, ids: IdRule) -> Listing:
     kind, first = _first_of_a_kind(root)
-    return kind.list_files(root, FileStream(lambda skipped: _files_of(kind, root, first, skipped)))
+    return kind.list_files(root, FileStream(lambda skipped: _files_of(kind, root, first, skipped)), ids)
 
 
-def _open_file(root: str, stamp: str) -> Listing:
+def _open_file(root: str, stamp: str, ids: IdRule) -> Listing:
     base = without_credentials(root)
     name = base.rpartition("/")[2]
     if kind := _kind_of(name):
         file = File(root, name, stamp)
-        return kind.list_files(root, FileStream(lambda _skipped: iter([file])))
+        return kind.list_files(root, FileStream(lambda _skipped: iter([file])), ids)
     if name.lower().endswith(uris.SUFFIXES):
-        return uris.list_lines(root)
+        return uris.list_lines(root, ids)
     raise PipelineError(
         f"{base} is not a corpus: expected an image, a .parquet, .tar or -ubyte file, or a list of URIs (.txt)"
     )
@@ -148,12 +163,12 @@ def list_corpus(path: str | Path) -> pa.Table:
         If nothing is at `path`, it has no images, or an id occurs twice.
     """
     listing = open_listing(path)
-    tables = [chunk.entries for chunk in listing.chunks()]
+    tables = list(listing.chunks())
     if listing.kind == SHARDS:
         shards = zip(*(_columns(tables, name) for name in ("uri", SOURCE)), strict=True)
         tables = [
             webdataset.shard_entries(
-                name, source, list(webdataset.read_shard(source, skipped=listing.skipped)), listing.schema
+                name, source, list(webdataset.read_shard(source, skipped=listing.skipped)), listing.schema, listing.ids
             )
             for name, source in shards
         ]
@@ -161,10 +176,9 @@ def list_corpus(path: str | Path) -> pa.Table:
     refuse_empty(listing, len(entries))
     if listing.skipped:
         logger.warning("%s: left out %s", listing.corpus, told(listing.skipped))
-    with RepeatedIds() as ids:
-        ids.add(entries["id"].to_numpy())
-        refuse_repeated_ids(ids, lambda: iter([entries]), str(path))
-    return entries
+    repeated = find_repeated(entries["id"].to_numpy())
+    refuse_repeated_images(repeated, lambda: [entries], corpus=listing.corpus, are_hashes=not listing.has_ids)
+    return with_ids(entries, settle_ids(repeated, lambda: [entries]))
 
 
 def refuse_empty(listing: Listing, num_entries: int) -> None:

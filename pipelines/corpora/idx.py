@@ -18,14 +18,14 @@ from PIL import Image
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import split_options, without_credentials
-from hashlight.pipelines.corpora.ids import hashed_ids
+from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
     IMAGES,
     ROW,
     SOURCE,
-    Chunk,
+    STAMP,
     File,
     FileStream,
     Listing,
@@ -44,7 +44,7 @@ def is_idx(name: str) -> bool:
     return name.endswith(SUFFIXES)
 
 
-def list_files(root: str, found: FileStream) -> Listing:
+def list_files(root: str, found: FileStream, ids: IdRule) -> Listing:
     """List the rows of IDX files of images; a file of labels beside one gives its rows' labels.
 
     Raises
@@ -67,23 +67,24 @@ def list_files(root: str, found: FileStream) -> Listing:
         found.skipped["IDX files of neither images nor their labels"] += len(unused)
     schema = BASE_SCHEMA.append(pa.field("label", pa.int64())) if any(labels.values()) else BASE_SCHEMA
 
-    def chunks() -> Iterator[Chunk]:
+    def chunks() -> Iterator[pa.Table]:
         for file in images:
             rows = _read_header(file.uri)[0]
             for start in range(0, rows, CHUNK_ENTRIES):
-                entries = _entries_of(file, start, min(start + CHUNK_ENTRIES, rows), labels[file.name], schema)
-                yield Chunk(entries, file.stamp.encode())
+                yield _entries_of(file, start, min(start + CHUNK_ENTRIES, rows), labels[file.name], schema, ids)
 
     return Listing(root, IMAGES, schema, chunks, found.skipped)
 
 
-def _entries_of(file: File, start: int, stop: int, labels: str | None, schema: pa.Schema) -> pa.Table:
-    uri = without_credentials(file.uri)
+def _entries_of(file: File, start: int, stop: int, labels: str | None, schema: pa.Schema, ids: IdRule) -> pa.Table:
+    base = without_credentials(file.uri)
+    uris = [f"{base}#{row}" for row in range(start, stop)]
     columns: dict[str, Any] = {
-        "id": hashed_ids(f"{file.name}#{row}" for row in range(start, stop)),
-        "uri": [f"{uri}#{row}" for row in range(start, stop)],
+        "id": ids.ids_of((f"{file.name}#{row}" for row in range(start, stop)), uris),
+        "uri": uris,
         SOURCE: [file.uri] * (stop - start),
         ROW: np.arange(start, stop),
+        STAMP: [file.stamp] * (stop - start),
     }
     if "label" in schema.names:
         columns["label"] = _read_values(labels, start, stop).astype(np.int64) if labels else [None] * (stop - start)

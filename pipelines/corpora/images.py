@@ -16,18 +16,17 @@ from hashlight.engine.places.failures import NoFileError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import groups, map_ahead
 from hashlight.engine.places.uris import is_local, is_web, without_credentials
-from hashlight.pipelines.corpora.ids import hashed_ids
+from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
     IMAGES,
     ROW,
     SOURCE,
-    Chunk,
+    STAMP,
     File,
     FileStream,
     Listing,
-    stamps_of,
 )
 from hashlight.pipelines.jobs.errors import PipelineError
 
@@ -50,25 +49,27 @@ def is_unsupported(name: str) -> bool:
     return PurePosixPath(name).suffix in _UNSUPPORTED_SUFFIXES
 
 
-def list_files(root: str, found: FileStream) -> Listing:
+def list_files(root: str, found: FileStream, ids: IdRule) -> Listing:
     """List files that are images; if some lie in sub-folders of the corpus, the sub-folder is the label."""
     some = list(itertools.islice(found(), CHUNK_ENTRIES))
     labelled = any("/" in file.name for file in some) or (is_local(root) and _has_folders(root))
     schema = BASE_SCHEMA.append(pa.field("label", pa.string())) if labelled else BASE_SCHEMA
 
-    def chunks() -> Iterator[Chunk]:
+    def chunks() -> Iterator[pa.Table]:
         for part in groups(found(), CHUNK_ENTRIES):
             names = [file.name for file in part]
             _refuse_bad_names(part)
+            uris = [without_credentials(file.uri) for file in part]
             columns: dict[str, Any] = {
-                "id": hashed_ids(names),
-                "uri": [without_credentials(file.uri) for file in part],
+                "id": ids.ids_of(names, uris),
+                "uri": uris,
                 SOURCE: [file.uri for file in part],
                 ROW: np.full(len(part), -1, np.int64),
+                STAMP: [file.stamp for file in part],
             }
             if labelled:
                 columns["label"] = [name.partition("/")[0] if "/" in name else None for name in names]
-            yield Chunk(pa.table(columns, schema), stamps_of(part))
+            yield pa.table(columns, schema)
 
     return Listing(root, IMAGES, schema, chunks, found.skipped)
 

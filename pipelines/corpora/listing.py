@@ -19,15 +19,18 @@ from hashlight.engine.errors import PlaceError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Entry
 from hashlight.engine.places.uris import is_local, normalise, split_options, without_credentials
+from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.jobs.errors import PipelineError
 
-SOURCE, ROW = "__source", "__row"
+SOURCE, ROW, STAMP = "__source", "__row", "__stamp"
 IMAGES, SHARDS = "images", "shards"
 CHUNK_ENTRIES = 20_000
 # What is counted beyond so many kinds is counted as one: suffixes may be anything.
 _MAX_KINDS = 50
 OTHER = "others"
-BASE_SCHEMA = pa.schema({"id": pa.int64(), "uri": pa.string(), SOURCE: pa.string(), ROW: pa.int64()})
+BASE_SCHEMA = pa.schema(
+    {"id": pa.int64(), "uri": pa.string(), SOURCE: pa.string(), ROW: pa.int64(), STAMP: pa.string()}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +64,6 @@ class FileStream:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Some entries of a corpus, and bytes that change when what they name changes."""
-
-    entries: pa.Table
-    stamp: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Listing:
     """A corpus, ready to be listed.
 
@@ -81,16 +76,21 @@ class Listing:
     schema : pyarrow.Schema
         Of the entries; for shards, of the entries that reading one gives.
     chunks : callable
-        Starts the stream of `Chunk`, anew at every call.
+        Starts the stream of entries, anew at every call.
     skipped : Counter
-        The files that are left out, by kind; complete when a stream of chunks has ended.
+        The files that are left out, by kind; complete when a stream of entries has ended.
+    has_ids : bool
+        Whether ids are taken from the corpus.
+    ids : IdRule
     """
 
     corpus: str
     kind: str
     schema: pa.Schema
-    chunks: Callable[[], Iterator[Chunk]]
+    chunks: Callable[[], Iterator[pa.Table]]
     skipped: Counter[str] = field(default_factory=Counter)
+    has_ids: bool = False
+    ids: IdRule = field(default_factory=IdRule)
 
 
 def entry_of(uri: str) -> Entry | None:
@@ -122,11 +122,6 @@ def told(skipped: Mapping[str, int]) -> str:
     number = sum(skipped.values())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items(), key=lambda item: -item[1]))
     return f"{number:,} file{'s' if number != 1 else ''}{': ' if kinds else ''}{kinds}"
-
-
-def stamps_of(files: list[File]) -> bytes:
-    """Join the stamps of some files, for a chunk with one entry per file."""
-    return "\0".join(file.stamp for file in files).encode()
 
 
 def mentioned_in(uri: str, names: list[str]) -> tuple[list[str], list[str]]:

@@ -9,19 +9,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hashlight.engine.codes import IdArray
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import without_credentials
 from hashlight.engine.storage.columns import RESERVED
-from hashlight.pipelines.corpora.ids import hashed_ids
+from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
     IMAGES,
     ROW,
     SOURCE,
-    Chunk,
+    STAMP,
     File,
     FileStream,
     Listing,
@@ -34,11 +33,11 @@ SUFFIX = ".parquet"
 IMAGE_COLUMN = "image"
 
 _MAX_ID = 2**63 - 1
-_RESERVED = (RESERVED - {"id"}) | {SOURCE, ROW}
+_RESERVED = (RESERVED - {"id"}) | {SOURCE, ROW, STAMP}
 _BATCH_ROWS = 256
 
 
-def list_files(root: str, found: FileStream) -> Listing:
+def list_files(root: str, found: FileStream, ids: IdRule) -> Listing:
     """List the rows of Parquet files.
 
     Raises
@@ -47,24 +46,24 @@ def list_files(root: str, found: FileStream) -> Listing:
         If a file is not a corpus, or the files disagree on their columns.
     """
     files = list(found())
-    schemas = [_entry_schema(file) for file in files]
+    listed = [_listed_columns(file) for file in files]
     try:
-        schema = pa.unify_schemas(schemas, promote_options="default")
+        schema = pa.unify_schemas([_entry_schema(*columns) for columns in listed], promote_options="default")
     except pa.ArrowException as error:
         raise PipelineError(
             f"the Parquet files of {without_credentials(root)} disagree on their columns: {error}"
         ) from error
 
-    def chunks() -> Iterator[Chunk]:
+    def chunks() -> Iterator[pa.Table]:
         for file in files:
-            for table in _list_rows(file):
-                yield Chunk(_promote(table, schema), file.stamp.encode())
+            for table in _list_rows(file, ids):
+                yield _promote(table, schema)
 
-    return Listing(root, IMAGES, schema, chunks, found.skipped)
+    has_ids = any(ids.column_among(names) for names, _ in listed)
+    return Listing(root, IMAGES, schema, chunks, found.skipped, has_ids)
 
 
-def _entry_schema(file: File) -> pa.Schema:
-    names, schema = _listed_columns(file)
+def _entry_schema(names: list[str], schema: pa.Schema) -> pa.Schema:
     others = [pa.field(name, _plain(schema.field(name).type)) for name in names if name not in ("id", "uri")]
     return pa.schema([*BASE_SCHEMA, *others])
 
@@ -115,7 +114,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _list_rows(file: File) -> Iterator[pa.Table]:
+def _list_rows(file: File, ids: IdRule) -> Iterator[pa.Table]:
     names, schema = _listed_columns(file)
     by_uri = IMAGE_COLUMN not in schema.names
     try:
@@ -124,36 +123,37 @@ def _list_rows(file: File) -> Iterator[pa.Table]:
             if not names:
                 for start in range(0, parquet.metadata.num_rows, CHUNK_ENTRIES):
                     rows = min(CHUNK_ENTRIES, parquet.metadata.num_rows - start)
-                    yield _entries_of(None, rows, start, file, by_uri=by_uri)
+                    yield _entries_of(None, rows, start, file, ids, by_uri=by_uri)
                 return
             for batch in parquet.iter_batches(CHUNK_ENTRIES, columns=names):
-                yield _entries_of(pa.Table.from_batches([batch]), len(batch), first, file, by_uri=by_uri)
+                yield _entries_of(pa.Table.from_batches([batch]), len(batch), first, file, ids, by_uri=by_uri)
                 first += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{without_credentials(file.uri)} is not a readable Parquet file: {error}") from error
 
 
-def _entries_of(table: pa.Table | None, count: int, first: int, file: File, *, by_uri: bool) -> pa.Table:
+def _entries_of(table: pa.Table | None, count: int, first: int, file: File, ids: IdRule, *, by_uri: bool) -> pa.Table:
     base = without_credentials(file.uri)
     columns = {} if table is None else dict(zip(table.column_names, table.columns, strict=True))
     rows = np.arange(first, first + count)
-    made: IdArray | None
     if by_uri:
-        given = columns["uri"].to_pylist()
-        if None in given:
-            raise PipelineError(f"{base}: every row must have a `uri`, row {first + given.index(None)} has none")
-        made = hashed_ids(given)
-        uris, sources = mentioned_in(file.uri, given)
+        names = columns["uri"].to_pylist()
+        if None in names:
+            raise PipelineError(f"{base}: every row must have a `uri`, row {first + names.index(None)} has none")
+        uris, sources = mentioned_in(file.uri, names)
         rows = np.full(count, -1, np.int64)
     else:
-        made = None if "id" in columns else hashed_ids(f"{file.name}#{row}" for row in rows)
-        uris = columns["uri"].cast(pa.string()) if "uri" in columns else [f"{base}#{row}" for row in rows]
-        sources = pa.array([file.uri] * count, pa.string())
+        names = [f"{file.name}#{row}" for row in rows]
+        given = columns["uri"].cast(pa.string()).to_pylist() if "uri" in columns else [None] * count
+        uris = [uri or f"{base}#{row}" for uri, row in zip(given, rows, strict=True)]
+        sources = [file.uri] * count
+    own = ids.column_among(columns)
     entries = {
-        "id": _given_ids(columns["id"], base) if "id" in columns else made,
+        "id": ids.ids_of(names, uris) if own is None else _given_ids(own, columns.get(own), base),
         "uri": uris,
         SOURCE: sources,
         ROW: rows,
+        STAMP: [file.stamp] * count,
     }
     return pa.table({**entries, **{name: column for name, column in columns.items() if name not in entries}})
 
@@ -168,14 +168,16 @@ def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema)
 
 
-def _given_ids(column: pa.ChunkedArray, file: str) -> pa.ChunkedArray:
+def _given_ids(name: str, column: pa.ChunkedArray | None, file: str) -> pa.ChunkedArray:
+    if column is None:
+        raise PipelineError(f"{file} has no column `{name}` to take ids from: name another, or have ids made")
     if not pa.types.is_integer(column.type):
-        raise PipelineError(f"{file}: `id` must be whole numbers, got {column.type}: leave it out to have ids made")
+        raise PipelineError(f"{file}: `{name}` must be whole numbers, got {column.type}: have ids made from the names")
     lowest, highest = pc.min_max(column).as_py().values()
     if column.null_count or (lowest is not None and (lowest < 0 or highest > _MAX_ID)):
         raise PipelineError(
-            f"{file}: `id` must be 0 to {_MAX_ID} in every row, got {column.null_count} nulls, a minimum of {lowest} "
-            f"and a maximum of {highest}"
+            f"{file}: `{name}` must be 0 to {_MAX_ID} in every row, got {column.null_count} nulls, a minimum of "
+            f"{lowest} and a maximum of {highest}"
         )
     return column.cast(pa.int64())
 

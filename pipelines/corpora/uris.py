@@ -9,14 +9,14 @@ import pyarrow as pa
 
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import RetryingFile, groups
-from hashlight.pipelines.corpora.ids import hashed_ids
+from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
     IMAGES,
     ROW,
     SOURCE,
-    Chunk,
+    STAMP,
     Listing,
     mentioned_in,
 )
@@ -25,23 +25,24 @@ SUFFIXES = (".txt", ".lst")
 _BLOCK_BYTES = 1 << 20
 
 
-def list_lines(root: str) -> Listing:
+def list_lines(root: str, ids: IdRule) -> Listing:
     """List the lines of a text file; a relative path is relative to the folder of the file."""
-    return Listing(root, IMAGES, BASE_SCHEMA, lambda: _chunks(root))
+    return Listing(root, IMAGES, BASE_SCHEMA, lambda: _chunks(root, ids))
 
 
-def _chunks(root: str) -> Iterator[Chunk]:
+def _chunks(root: str, ids: IdRule) -> Iterator[pa.Table]:
     with open_place(root).open() as raw:
         lines = (line.decode().strip() for line in _lines(raw))
         for part in groups((line for line in lines if line), CHUNK_ENTRIES):
             uris, sources = mentioned_in(root, part)
             columns = {
-                "id": hashed_ids(part),
+                "id": ids.ids_of(part, uris),
                 "uri": uris,
                 SOURCE: sources,
                 ROW: np.full(len(part), -1, np.int64),
+                STAMP: [""] * len(part),
             }
-            yield Chunk(pa.table(columns, BASE_SCHEMA), "\0".join(part).encode())
+            yield pa.table(columns, BASE_SCHEMA)
 
 
 def _lines(stream: RetryingFile) -> Iterator[bytes]:

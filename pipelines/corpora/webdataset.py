@@ -28,19 +28,18 @@ from hashlight.engine.places.place import HIDDEN
 from hashlight.engine.places.reading import groups
 from hashlight.engine.places.uris import is_local, without_credentials
 from hashlight.pipelines.corpora import images
-from hashlight.pipelines.corpora.ids import hashed_ids
+from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
     ROW,
     SHARDS,
     SOURCE,
-    Chunk,
+    STAMP,
     File,
     FileStream,
     Listing,
     skip,
-    stamps_of,
     suffix_kind,
 )
 from hashlight.pipelines.corpora.reasons import reworded
@@ -144,22 +143,24 @@ class _Group:
         return taken
 
 
-def list_files(root: str, found: FileStream) -> Listing:
+def list_files(root: str, found: FileStream, ids: IdRule) -> Listing:
     """List shards; their images are known only when they are read."""
     attributes = _attributes_of(file.uri for file in found())
     schema = pa.schema([*BASE_SCHEMA, *(pa.field(name, pa.string()) for name in attributes)])
-    return Listing(root, SHARDS, schema, lambda: _chunks(found()), found.skipped)
+    return Listing(root, SHARDS, schema, lambda: _chunks(found(), ids), found.skipped)
 
 
-def _chunks(files: Iterator[File]) -> Iterator[Chunk]:
+def _chunks(files: Iterator[File], ids: IdRule) -> Iterator[pa.Table]:
     for part in groups(files, CHUNK_ENTRIES):
+        names = [file.name for file in part]
         columns = {
-            "id": hashed_ids(file.name for file in part),
-            "uri": [file.name for file in part],
+            "id": ids.ids_of(names, names),
+            "uri": names,
             SOURCE: [file.uri for file in part],
             ROW: np.full(len(part), -1, np.int64),
+            STAMP: [file.stamp for file in part],
         }
-        yield Chunk(pa.table(columns, BASE_SCHEMA), stamps_of(part))
+        yield pa.table(columns, BASE_SCHEMA)
 
 
 def _attributes_of(uris: Iterable[str]) -> list[str]:
@@ -173,7 +174,7 @@ def _attributes_of(uris: Iterable[str]) -> list[str]:
     return [name for name in ATTRIBUTES if name in found]
 
 
-def shard_entries(shard: str, source: str, samples: list[Sample], schema: pa.Schema) -> pa.Table:
+def shard_entries(shard: str, source: str, samples: list[Sample], schema: pa.Schema, ids: IdRule) -> pa.Table:
     """Make the entries of the samples of a shard; `shard` is its name within the corpus.
 
     Parameters
@@ -181,12 +182,14 @@ def shard_entries(shard: str, source: str, samples: list[Sample], schema: pa.Sch
     schema : pyarrow.Schema
         Of the entries; an attribute that a sample lacks is null, one that the schema lacks is left out.
     """
-    uri = without_credentials(source)
+    base = without_credentials(source)
+    uris = [f"{base}#{sample.name}" for sample in samples]
     columns = {
-        "id": hashed_ids(f"{shard}#{sample.name}" for sample in samples),
-        "uri": [f"{uri}#{sample.name}" for sample in samples],
+        "id": ids.ids_of((f"{shard}#{sample.name}" for sample in samples), uris),
+        "uri": uris,
         SOURCE: [source] * len(samples),
         ROW: np.arange(len(samples)),
+        STAMP: [""] * len(samples),
     }
     others = {name: [sample.attributes.get(name) for sample in samples] for name in schema.names if name not in columns}
     return pa.table({**columns, **others}, schema)

@@ -1,28 +1,33 @@
 """Work lists: a corpus, listed once, as an Arrow file whose record batches are the units of work.
 
-A unit is `unit_images` images, or one tar shard. A last batch, without rows, carries the summary of what was listed,
-with a digest by which a resumed job knows that the corpus is the same. Listing is a stream: memory holds one unit, and
-the file's own index, `INDEX_BYTES` a unit, which is all that a reader holds of it, too.
+A unit is `unit_images` images, or one tar shard. A last batch, without rows, carries the summary of what was listed and
+a digest of each unit, by which a resumed job knows what has changed. Listing is a stream: memory holds a unit, and the
+file's own index, `INDEX_BYTES` a unit, which is all that a reader holds of it, too.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+from numpy.typing import NDArray
 
 from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.places.opening import open_place, open_target
 from hashlight.engine.places.uris import is_local, normalise, split_name, without_credentials
 from hashlight.pipelines.corpora.corpus import open_listing, refuse_empty
-from hashlight.pipelines.corpora.ids import refuse_repeated_ids
+from hashlight.pipelines.corpora.ids import IdRule, each_moved, refuse_repeated_images, settle_ids, with_ids
 from hashlight.pipelines.corpora.listing import SHARDS, Listing
 from hashlight.pipelines.jobs.errors import PipelineError
 
@@ -30,7 +35,7 @@ UNIT_IMAGES = 2000
 SUFFIX = ".arrow"
 # Where a unit lies in the file: its offset and its lengths. (A Parquet footer, once read, has 4.5 kB a row group.)
 INDEX_BYTES = 24
-_METADATA = b"hashlight"
+_METADATA, _NUMBER, _UNITS = b"hashlight", b"unit", (b"numbers", b"digests", b"firsts")
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 Progress = Callable[[int], None]
@@ -51,7 +56,9 @@ class WorkSummary:
     columns : list of str
         Of the entries, once they are read.
     digest : str
-        SHA-256 of ids, names, sizes and times of what was listed.
+        SHA-256 of all that the list says of what was listed, names, sizes and times among it.
+    ids, name : str
+        What ids are made from, and the corpus's name; see `pipelines.corpora.ids.IdRule`.
     skipped : dict of str to int
         Files that were left out, by kind; those in shards are known only once they are read.
     """
@@ -62,11 +69,23 @@ class WorkSummary:
     images: int | None
     columns: list[str]
     digest: str
+    ids: str
+    name: str
     skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def id_rule(self) -> IdRule:
+        """How the images get their ids."""
+        return IdRule(self.ids, self.name)
 
 
 def plan_work(
-    corpus: str | Path, output: str | Path, *, unit_images: int = UNIT_IMAGES, progress: Progress | None = None
+    corpus: str | Path,
+    output: str | Path,
+    *,
+    unit_images: int = UNIT_IMAGES,
+    ids: str = "auto",
+    progress: Progress | None = None,
 ) -> WorkSummary:
     """List a corpus into a work list.
 
@@ -78,22 +97,25 @@ def plan_work(
         The file to write (`.arrow`), local or in a bucket; it appears only when it is complete.
     unit_images : int
         Images per unit. A killed job loses at most one unit per actor.
+    ids : str
+        What ids are made from: "auto", "name", "name:NAME" (which names the corpus), "uri", "content" or "column:NAME";
+        see `pipelines.corpora.ids.IdRule`.
     progress : callable, optional
         Called with the number of entries listed so far.
 
     Raises
     ------
     PipelineError
-        If the corpus has no images, or an id occurs twice.
+        If the corpus has no images, an image is listed twice, or an id that it was given occurs twice.
     """
     if unit_images < 1:
         raise ValueError(f"`unit_images` must be at least 1, got {unit_images}")
-    folder, name = split_name(normalise(output))
+    folder, file = split_name(normalise(output))
     target = open_target(folder)
-    listing = open_listing(corpus)
-    with target.scratch(name) as aside:
+    listing = open_listing(corpus, ids)
+    with target.scratch(file) as aside:
         summary = _write(listing, aside, unit_images, progress or (lambda _entries: None))
-        target.put_file(name, aside)
+        target.put_file(file, aside)
     return summary
 
 
@@ -109,8 +131,26 @@ def read_work(work: str | Path) -> WorkSummary | None:
         return None
 
 
+class Units(NamedTuple):
+    """The units of a work list by their places in it.
+
+    Attributes
+    ----------
+    numbers : ndarray of int64, shape (U,)
+        The places, unless the list follows an earlier one; see `pipelines.encoding.plan`.
+    digests : ndarray of uint64, shape (U,)
+        A hash of the entries of each.
+    firsts : ndarray of int64, shape (U,)
+        The id of the first entry of each.
+    """
+
+    numbers: NDArray[np.int64]
+    digests: NDArray[np.uint64]
+    firsts: NDArray[np.int64]
+
+
 class WorkList:
-    """An open work list, whose units are read by number. Not to be shared between threads.
+    """An open work list, whose units are read by their places. Not to be shared between threads.
 
     Raises
     ------
@@ -122,9 +162,73 @@ class WorkList:
         self._file = pa.ipc.open_file(raw)
         self.summary = _summary_of(self._file)
 
-    def read(self, unit: int) -> pa.Table:
+    def read(self, place: int) -> pa.Table:
         """Return the entries of a unit."""
-        return pa.Table.from_batches([self._file.get_batch(unit)])
+        return pa.Table.from_batches([self._file.get_batch(place)])
+
+    def read_all(self) -> Iterator[pa.Table]:
+        """Read the entries of all units."""
+        return map(self.read, range(self.summary.units))
+
+    def read_numbered(self, place: int) -> tuple[int, pa.Table]:
+        """Return the number of a unit and its entries."""
+        found = self._file.get_batch_with_custom_metadata(place)
+        return int(found.custom_metadata[_NUMBER]), pa.Table.from_batches([found.batch])
+
+    def units(self) -> Units:
+        """Return what the list says of all units."""
+        last = self._file.get_batch_with_custom_metadata(self.summary.units)
+        numbers, digests, firsts = (base64.b64decode(last.custom_metadata[name]) for name in _UNITS)
+        return Units(np.frombuffer(numbers, "<i8"), np.frombuffer(digests, "<u8"), np.frombuffer(firsts, "<i8"))
+
+
+class WorkWriter:
+    """Writes a work list, a unit at a time.
+
+    Attributes
+    ----------
+    entries : int
+        So far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = contextlib.ExitStack()
+        self._file: Any = None
+        self._units = (array("q"), array("Q"), array("q"))
+        self._digest = Digest()
+        self.entries = 0
+
+    def __enter__(self) -> WorkWriter:
+        """Start empty."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self._stack.close()
+
+    def add(self, entries: pa.Table, number: int | None = None) -> None:
+        """Add a unit; its number is its place if left out."""
+        [batch] = entries.combine_chunks().to_batches()
+        if self._file is None:
+            self._file = self._stack.enter_context(pa.ipc.new_file(str(self._path), batch.schema, options=_OPTIONS))
+        self._digest.update(entries)
+        number = len(self._units[0]) if number is None else number
+        for column, value in zip(self._units, (number, digest_of(entries), entries["id"][0].as_py()), strict=True):
+            column.append(value)
+        self._file.write_batch(batch, custom_metadata={_NUMBER: str(number)})
+        self._last = batch
+        self.entries += len(entries)
+
+    def finish(self, summary: WorkSummary) -> WorkSummary:
+        """Write the summary, which gets the number of units and, unless it has one, the digest; return it."""
+        summary = replace(summary, units=len(self._units[0]), digest=summary.digest or self._digest.hexdigest())
+        columns = (base64.b64encode(column.tobytes()) for column in self._units)
+        said = {_METADATA: json.dumps(asdict(summary)), **dict(zip(_UNITS, columns, strict=True))}
+        self._file.write_batch(self._last.slice(0, 0), custom_metadata=said)
+        return summary
 
 
 def _summary_of(file: pa.ipc.RecordBatchFileReader) -> WorkSummary:
@@ -136,46 +240,81 @@ def _summary_of(file: pa.ipc.RecordBatchFileReader) -> WorkSummary:
 
 
 def _write(listing: Listing, path: Path, unit_images: int, progress: Progress) -> WorkSummary:
-    digest = hashlib.sha256()
-    units = entries = 0
     size = 1 if listing.kind == SHARDS else unit_images
-    with RepeatedIds() as ids, contextlib.ExitStack() as stack:
-        written = None
-        for unit in _units(_digested(listing, digest), size):
-            if written is None:
-                written = stack.enter_context(pa.ipc.new_file(str(path), unit.schema, options=_OPTIONS))
-            written.write_batch(unit)
-            ids.add(unit["id"].to_numpy())
-            units += 1
-            entries += len(unit)
-            progress(entries)
-        refuse_empty(listing, entries)
-        assert written is not None, "there are entries"
-        images = None if listing.kind == SHARDS else entries
-        names, skipped = listing.schema.names, dict(listing.skipped)
-        summary = WorkSummary(listing.corpus, listing.kind, units, images, names, digest.hexdigest(), skipped)
-        written.write_batch(unit.slice(0, 0), custom_metadata={_METADATA: json.dumps(asdict(summary))})
-        stack.close()
-        refuse_repeated_ids(ids, lambda: _tables(path), listing.corpus)
+    with RepeatedIds() as ids:
+        summary = _write_units(listing, _counted(cut(listing.chunks(), size), ids, progress), path)
+        repeated = ids.find()
+    refuse_repeated_images(repeated, lambda: _read_units(path), corpus=listing.corpus, are_hashes=not listing.has_ids)
+    if moved := settle_ids(repeated, lambda: _read_units(path)):
+        draft = path.with_name(f"{path.name}.draft")
+        path.rename(draft)
+        settled = (with_ids(unit, inside) for unit, inside in each_moved(_read_units(draft), moved))
+        summary = _write_units(listing, settled, path)
+        draft.unlink()
     return summary
 
 
-def _tables(path: Path) -> Iterator[pa.Table]:
+def _write_units(listing: Listing, units: Iterator[pa.Table], path: Path) -> WorkSummary:
+    with WorkWriter(path) as work:
+        for unit in units:
+            work.add(unit)
+        refuse_empty(listing, work.entries)
+        return work.finish(
+            WorkSummary(
+                corpus=listing.corpus,
+                kind=listing.kind,
+                units=0,
+                images=None if listing.kind == SHARDS else work.entries,
+                columns=listing.schema.names,
+                digest="",
+                ids=listing.ids.source,
+                name=listing.ids.corpus,
+                skipped=dict(listing.skipped),
+            )
+        )
+
+
+def _counted(units: Iterator[pa.Table], ids: RepeatedIds, progress: Progress) -> Iterator[pa.Table]:
+    entries = 0
+    for unit in units:
+        ids.add(unit["id"].to_numpy())
+        yield unit
+        entries += len(unit)
+        progress(entries)
+
+
+def _read_units(path: Path) -> Iterator[pa.Table]:
     with pa.memory_map(str(path)) as raw:
-        work = WorkList(raw)
-        for unit in range(work.summary.units):
-            yield work.read(unit)
+        yield from WorkList(raw).read_all()
 
 
-def _digested(listing: Listing, digest: Any) -> Iterator[pa.Table]:
-    for chunk in listing.chunks():
-        digest.update(chunk.entries["id"].to_numpy().tobytes())
-        digest.update(chunk.stamp)
-        yield chunk.entries
+class Digest:
+    """A hash of entries, column by column, so that it does not depend on how they are cut into tables."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, Any] = {}
+
+    def update(self, entries: pa.Table) -> None:
+        """Add entries."""
+        for name in entries.column_names:
+            values = "\0".join(map(repr, entries[name].to_pylist()))
+            self._columns.setdefault(name, hashlib.sha256()).update(f"{values}\0".encode())
+
+    def hexdigest(self) -> str:
+        """Return the hash of all columns."""
+        columns = {name: column.hexdigest() for name, column in self._columns.items()}
+        return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
 
 
-def _units(tables: Iterator[pa.Table], size: int) -> Iterator[pa.RecordBatch]:
-    """Cut a stream of tables into batches of `size` rows; the last may have fewer."""
+def digest_of(entries: pa.Table) -> int:
+    """Return a hash of 64 bits of the entries of a unit."""
+    digest = Digest()
+    digest.update(entries)
+    return int(digest.hexdigest()[:16], 16)
+
+
+def cut(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Cut a stream of tables into tables of `size` rows; the last may have fewer."""
     waiting: list[pa.Table] = []
     count = 0
     for table in tables:
@@ -185,14 +324,8 @@ def _units(tables: Iterator[pa.Table], size: int) -> Iterator[pa.RecordBatch]:
             continue
         whole = pa.concat_tables(waiting)
         stop = len(whole) - len(whole) % size
-        for start in range(0, stop, size):
-            yield _as_batch(whole.slice(start, size))
+        yield from (whole.slice(start, size) for start in range(0, stop, size))
         rest = whole.slice(stop)
         waiting, count = [rest], len(rest)
     if count:
-        yield _as_batch(pa.concat_tables(waiting))
-
-
-def _as_batch(table: pa.Table) -> pa.RecordBatch:
-    [batch] = table.combine_chunks().to_batches()
-    return batch
+        yield pa.concat_tables(waiting)

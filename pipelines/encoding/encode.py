@@ -1,20 +1,25 @@
 """Encode a corpus: images to codes, on Ray Data, losing nothing.
 
-A job is four steps. The corpus is listed once into `plan.arrow`, whose batches are the units of work. Actors, which
-load the encoder once, read, decode and encode a unit and write its codes under the unit's number, with a sidecar
-that says they are complete. Rejects are gathered. `codes.json` is written last, and says that the folder is complete.
+A job is four steps. The corpus is listed into `plan.arrow`, whose batches are the units of work. Actors, which load the
+encoder once, read, decode and encode a unit and write its codes under the unit's number and a hash of the codes, with a
+sidecar that says they are complete. Rejects are gathered. `codes.json` is written last, and says that the folder is
+complete.
 
 ::
 
     CODES/
       codes.json         bits, encoder fingerprint, counts; written last
-      job.json           what the codes depend on: corpus, digest of its listing, encoder, what is kept
+      job.json           what the codes depend on: corpus, what ids are made from, encoder, what is kept
       plan.arrow         the work list (`pipelines.corpora.work`), one batch per unit
-      parts/00000.parquet   id, code, uri and attributes of the unit's good images; features and thumbnails if asked for
-      sidecars/00000.json   says the part is complete: codes, rejects, seconds of each step, SHA-256
+      parts/00000-HASH.parquet  id, code, uri and attributes of the unit's good images; features and thumbnails if asked
+      sidecars/00000.json   says the part is complete: codes, rejects, seconds of each step, SHA-256 of the part, a hash
+                         of the unit's entries
       rejects.parquet    id, uri, kind and reason of every image that could not be encoded
       stats.json         what the last run did, and how long each step took
       encoder/           a copy of the encoder
+
+A corpus may change between two runs: units whose entries are all there and unchanged stay, and other images make new
+units (`pipelines.encoding.plan`). The rows are then in another order than those of a new job.
 
 The contents of the parts do not depend on actors, batches, faults or restarts: on machines of one kind, they depend
 only on the corpus, the encoder and the limits of decoding, which decide which images are rejects. A GPU rounds
@@ -23,6 +28,7 @@ differently from a CPU, so a bit whose input is close to zero may differ. The fo
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -35,26 +41,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from hashlight.encoders.encoder import HashEncoder
-from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.places.reading import map_ahead
 from hashlight.engine.places.uris import BUCKET_SCHEMES, is_local, normalise, without_credentials
 from hashlight.pipelines.codes.encoder import load_encoder, save_encoder
 from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, PLAN, THUMBNAIL_COLUMN, part_name
 from hashlight.pipelines.codes.summary import SUMMARY, EncodeSummary
 from hashlight.pipelines.corpora.listing import SOURCE, told
-from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, REPEATED, RETRIED, Reason
-from hashlight.pipelines.corpora.work import UNIT_IMAGES, WorkList, WorkSummary, plan_work, read_work
+from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, RETRIED
+from hashlight.pipelines.corpora.work import UNIT_IMAGES, Units, WorkList, WorkSummary, plan_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding.actors import Stage, plan_actors
+from hashlight.pipelines.encoding.plan import put_plan
 from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, units_to_retry, write_rejects
-from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings, reject_rows
+from hashlight.pipelines.encoding.settling import settle_repeated
+from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.folder import JobFolder, OtherJobError
+from hashlight.pipelines.jobs.folder import JobFolder
 from hashlight.pipelines.jobs.nodes import look, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
 
@@ -108,13 +114,29 @@ class EncodeProgress:
 Progress = Callable[[EncodeProgress], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Job:
     """An encode job whose plan is written: its folder, what its codes depend on, and its work."""
 
     folder: JobFolder
     identity: dict[str, Any]
     work: WorkSummary
+    units: Units
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of its units, ascending: the order of their codes."""
+        numbers: list[int] = self.units.numbers[self._order].tolist()
+        return numbers
+
+    def place_of(self, number: int) -> int:
+        """Return the place in the plan of the unit with this number, or of another if there is none."""
+        nearest = np.searchsorted(self.units.numbers, number, sorter=self._order)
+        return int(self._order[min(int(nearest), len(self._order) - 1)])
+
+    @functools.cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.argsort(self.units.numbers)
 
 
 def encode_corpus(
@@ -141,7 +163,7 @@ def encode_corpus(
     encoder : str or Path
         An encoder's folder, local or in a bucket.
     output : str or Path
-        Folder for the codes, local or in a bucket. An interrupted job with the same corpus and encoder resumes.
+        Folder for the codes, local or in a bucket. A job that is there resumes; of a corpus that changed, what is new.
     batch_size : int
         Images decoded at a time by an actor; it does not affect the codes.
     actors : int, optional
@@ -226,7 +248,8 @@ def _finished_job(folder: JobFolder, corpus: str | Path, encoder: str | Path) ->
     name = without_credentials(normalise(corpus)) if work is None else work.corpus
     folder.begin({**identity, "corpus": name, "encoder": load_encoder(encoder).fingerprint}, overwrite=False)
     with folder.place.open(PLAN) as raw:
-        job = _Job(folder, identity, WorkList(raw).summary)
+        work_list = WorkList(raw)
+        job = _Job(folder, identity, work_list.summary, work_list.units())
     if left := job.work.units - len(folder.units()):
         raise PipelineError(
             f"{left} of {job.work.units} units of {folder} are not finished: run the same command without "
@@ -260,7 +283,7 @@ def _finish(
 def _plan(
     corpus: str, encoder: HashEncoder, folder: JobFolder, kept: dict[str, Any], *, unit_images: int, overwrite: bool
 ) -> _Job:
-    """List the corpus and write the plan, unless an interrupted job left the same; nothing is removed before that."""
+    """List the corpus and write the plan, as far as it is not there; nothing is removed before that."""
     output = folder.place
     with output.scratch(PLAN) as aside:
         work = read_work(corpus)
@@ -271,19 +294,20 @@ def _plan(
         _refuse_taken_columns(work, kept)
         identity = {
             "corpus": work.corpus,
-            "listing": work.digest,
+            "ids": work.ids,
+            "name": work.name,
             "encoder": encoder.fingerprint,
             "bits": encoder.bits,
             **kept,
         }
         if overwrite:
             folder.clear()
-        _begin(folder, identity)
-        if not output.exists(PLAN):
-            output.put_file(PLAN, aside)
+        folder.begin(identity, overwrite=False)
+        put_plan(output, aside, unit_images)
     save_encoder(encoder, output, "encoder")
     with output.open(PLAN) as raw:
-        return _Job(folder, identity, WorkList(raw).summary)
+        work_list = WorkList(raw)
+        return _Job(folder, identity, work_list.summary, work_list.units())
 
 
 def _refuse_taken_columns(work: WorkSummary, kept: dict[str, Any]) -> None:
@@ -294,18 +318,6 @@ def _refuse_taken_columns(work: WorkSummary, kept: dict[str, Any]) -> None:
                 f"{work.corpus} has a column `{name}` of its own: rename it, or encode without "
                 f"--{name.removesuffix('s')}s"
             )
-
-
-def _begin(folder: JobFolder, identity: dict[str, Any]) -> None:
-    try:
-        folder.begin(identity, overwrite=False)
-    except OtherJobError as error:
-        if error.different != ["listing"]:
-            raise
-        raise PipelineError(
-            f"{identity['corpus']} has changed since {folder} was begun: encode it into another --output, or all of "
-            "it again with --overwrite"
-        ) from error
 
 
 # 2. Run.
@@ -413,12 +425,18 @@ def _refuse_unshared(job: _Job, units: list[int], stage: Stage) -> None:
 
 
 def _take_stock(job: _Job) -> tuple[EncodeProgress, list[int]]:
-    """Return what earlier runs did, and the units that are left."""
-    sizes = {entry.name: entry.size for entry in job.folder.place.children("parts")}
+    """Return what earlier runs did, and the places of the units that are left."""
+    sizes = {f"parts/{entry.name}": entry.size for entry in job.folder.place.children("parts")}
+
+    def is_whole(number: int, said: dict[str, Any]) -> bool:
+        place = job.place_of(number)
+        in_plan = (job.units.numbers[place], job.units.digests[place]) == (number, said["entries"])
+        return in_plan and sizes.get(part_name(number, said["sha256"])) == said["bytes"]
+
     is_done = np.zeros(job.work.units, np.bool_)
     images = rejects = 0
-    for unit, said in job.folder.done(lambda unit, said: sizes.get(Path(part_name(unit)).name) == said["bytes"]):
-        is_done[unit] = True
+    for number, said in job.folder.done(is_whole):
+        is_done[job.place_of(number)] = True
         images += said["codes"] + said["rejects"]
         rejects += said["rejects"]
     state = _begun(job, units=int(is_done.sum()), images=images, rejects=rejects)
@@ -427,7 +445,7 @@ def _take_stock(job: _Job) -> tuple[EncodeProgress, list[int]]:
 
 def _try_again(job: _Job, actors: int | None, settings: dict[str, Any], kinds: frozenset[str]) -> int:
     """Encode the rejects of some kinds again, of all units; return by how many actors."""
-    units = units_to_retry(job.folder, job.folder.units(), kinds)
+    units = [job.place_of(number) for number in units_to_retry(job.folder, job.numbers, kinds)]
     if not units:
         return 0
     logger.info("trying the rejects of %d units again", len(units))
@@ -453,9 +471,9 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
         raise PipelineError(
             f"{job.work.units - state.units} of {job.work.units} units did not finish: run the job again"
         )
-    if job.work.images is None:
-        _reject_repeated(job)
-    gathered = write_rejects(job.folder, range(job.work.units))
+    if job.work.images is None or job.work.id_rule.by_content:
+        settle_repeated(job.folder, job.numbers)
+    gathered = write_rejects(job.folder, job.numbers)
     _refuse_too_many_rejects(job, replace(state, rejects=gathered.rejects), budget)
     skipped = gathered.skipped + Counter(job.work.skipped)
     if not gathered.codes:
@@ -469,6 +487,8 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
             ", ".join(sorted(gathered.left_out)),
             job.work.corpus,
         )
+    for name in gathered.orphans:
+        output.remove(f"parts/{name}")
     output.remove("attempts")
     identity = job.identity
     summary = EncodeSummary(
@@ -484,31 +504,6 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
     output.put("stats.json", json.dumps(_stats(state, gathered, skipped, run), indent=1).encode())
     job.folder.finish(SUMMARY, asdict(summary))
     return summary
-
-
-def _reject_repeated(job: _Job) -> None:
-    """Reject images whose id an earlier one has: those of shards are known only now, and their ids are hashes."""
-
-    def read(unit: int) -> pa.Table:
-        with job.folder.place.open(part_name(unit)) as raw:
-            return pq.read_table(raw, columns=["id", "uri"])
-
-    def tables() -> Iterator[pa.Table]:
-        return map_ahead(read, range(job.work.units))
-
-    with RepeatedIds() as ids:
-        for table in tables():
-            ids.add(table["id"].to_numpy())
-        repeated = ids.find()
-    first: dict[int, str] = {}
-    for unit, table in enumerate(tables() if len(repeated) else ()):
-        late = {}
-        for row in np.flatnonzero(np.isin(table["id"].to_numpy(), repeated)).tolist():
-            uri = table["uri"][row].as_py()
-            if (before := first.setdefault(table["id"][row].as_py(), uri)) != uri:
-                late[row] = Reason(REPEATED, f"same id as another image: {before}")
-        if late:
-            reject_rows(job.folder.place, unit, late)
 
 
 def _stats(state: EncodeProgress, gathered: Gathered, skipped: Counter[str], run: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hashlight.pipelines.codes.parts import part_name
 from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 
 # Where the number of images is not known beforehand, a share means nothing until this many have been seen.
@@ -83,6 +84,8 @@ class Gathered:
         Attributes.
     skipped : Counter
         Files in shards, by kind.
+    orphans : set of str
+        Files of codes that no sidecar names: of processes that were killed, or were not the first.
     """
 
     codes: int = 0
@@ -91,6 +94,7 @@ class Gathered:
     reasons: Counter[str] = field(default_factory=Counter)
     left_out: set[str] = field(default_factory=set)
     skipped: Counter[str] = field(default_factory=Counter)
+    orphans: set[str] = field(default_factory=set)
 
 
 def write_rejects(job: JobFolder, units: Sequence[int]) -> Gathered:
@@ -101,7 +105,7 @@ def write_rejects(job: JobFolder, units: Sequence[int]) -> Gathered:
     PipelineError
         If a unit was finished by another job.
     """
-    gathered = Gathered()
+    gathered = Gathered(orphans=set(job.place.names("parts")))
     rows = _gather(job, units, gathered)
     with job.place.scratch("rejects.parquet") as aside:
         with pq.ParquetWriter(aside, _SCHEMA) as table:
@@ -116,6 +120,7 @@ def _gather(job: JobFolder, units: Sequence[int], gathered: Gathered) -> Iterato
         sidecar = job.parse(unit, data)
         gathered.codes += sidecar["codes"]
         gathered.rejects += sidecar["rejects"]
+        gathered.orphans.discard(part_name(unit, sidecar["sha256"]).removeprefix("parts/"))
         gathered.left_out.update(sidecar["left_out"])
         gathered.skipped.update(sidecar["skipped"])
         gathered.kinds.update(row["kind"] for row in sidecar["rejected"])

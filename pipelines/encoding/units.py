@@ -32,11 +32,12 @@ from hashlight.pipelines.codes.parts import (
     stored_features,
 )
 from hashlight.pipelines.corpora.corpus import read_images
+from hashlight.pipelines.corpora.ids import hashed_ids, with_ids
 from hashlight.pipelines.corpora.labels import attribute_names
 from hashlight.pipelines.corpora.listing import SHARDS, SOURCE
 from hashlight.pipelines.corpora.reasons import Reason, RepeatedError
 from hashlight.pipelines.corpora.webdataset import Sample, read_shard, shard_entries
-from hashlight.pipelines.corpora.work import WorkList
+from hashlight.pipelines.corpora.work import WorkList, digest_of
 from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.jobs import chaos
@@ -110,9 +111,9 @@ class EncodeUnits:
 
     Two threads may call it at once: one unit is written while the next is encoded.
 
-    Maps a batch of `unit` numbers to one row per unit: `unit`, `codes`, `rejects`, the seconds `read_s`, `decode_s`,
-    `encode_s` and `write_s`, which overlap, and the times `started` and `ended`. A finished unit is not encoded again,
-    apart from its rejects of the kinds to retry.
+    Maps a batch of the places of units in the plan, `unit`, to one row per unit: `unit`, `codes`, `rejects`, the
+    seconds `read_s`, `decode_s`, `encode_s` and `write_s`, which overlap, and the times `started` and `ended`. A
+    finished unit is not encoded again, apart from its rejects of the kinds to retry.
     """
 
     def __init__(self, output: str, settings: UnitSettings) -> None:
@@ -189,22 +190,25 @@ class EncodeUnits:
             )
         self._output.put(name, str(before + 1).encode(), durable=False)
 
-    def _finish_unit(self, unit: int) -> dict[str, Any]:
+    def _finish_unit(self, place: int) -> dict[str, Any]:
         """Return the sidecar of a unit, which is encoded if it is not finished yet."""
+        with self._lock:
+            unit, entries = self._work.read_numbered(place)
+        digest = digest_of(entries)
         sidecar = self._job.sidecar(unit)
         if sidecar is None:
-            return self._encode_unit(unit)
+            return _refuse_other_entries(unit, self._encode_unit(unit, digest, entries), digest)
+        _refuse_other_entries(unit, sidecar, digest)
         rows = [row["row"] for row in sidecar["rejected"] if row["kind"] in self._settings.retry]
-        return self._retry(unit, sidecar, rows) if rows else sidecar
+        return self._retry(unit, entries, sidecar, rows) if rows else sidecar
 
-    def _retry(self, unit: int, sidecar: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    def _retry(self, unit: int, entries: pa.Table, sidecar: dict[str, Any], rows: list[int]) -> dict[str, Any]:
         """Encode some rejects of a finished unit again, and write its part and sidecar anew with what is good now.
 
         A tar has to be read from its start for any of its images, and may have more of them now: all are encoded again.
         """
         with self._lock:
             self._count_attempt(f"{unit:05d}", f"unit {unit} was begun again")
-            entries = self._work.read(unit)
             if self._work.summary.kind == SHARDS:
                 found, encoded = self._encode_entries(entries)
                 part, rejected = self._table(found, encoded), _rejects(found, encoded.reasons)
@@ -223,50 +227,60 @@ class EncodeUnits:
         rejected = [row["row"] for row in sidecar["rejected"]]
         before = np.setdiff1d(np.arange(sidecar["codes"] + sidecar["rejects"]), rejected)
         now = np.asarray(rows)[np.concatenate([np.zeros(0, np.int64), *encoded.good])]
-        part = pq.read_table(pa.BufferReader(self._output.read(part_name(unit))))
+        part = pq.read_table(pa.BufferReader(self._output.read(part_name(unit, sidecar["sha256"]))))
+        part = with_ids(part, hashes_of(sidecar))
         return pa.concat_tables([part, table]).take(np.argsort(np.concatenate([before, now])))
 
     def _replace(
         self, unit: int, sidecar: dict[str, Any], table: pa.Table, rejected: list[dict[str, Any]], encoded: _Encoded
     ) -> dict[str, Any]:
-        """Write part and sidecar of a unit anew; a process killed in between leaves a unit to be encoded again."""
-        part = _parquet_bytes(table)
-        said = {**sidecar, **self._sidecar(part, rejected, encoded), "codes": len(table)}
-        self._output.put(part_name(unit), part)
-        self._output.put(sidecar_name(unit), json.dumps(said).encode())
+        """Write part and sidecar of a unit anew; a process killed in between leaves the old ones."""
+        part = put_part(self._output, unit, table)
+        said = {**sidecar, **self._sidecar(part, rejected, encoded), "codes": len(table), "hashes": {}}
+        replace_sidecar(self._output, unit, sidecar, said)
         return said
 
-    def _encode_unit(self, unit: int) -> dict[str, Any]:
+    def _encode_unit(self, unit: int, digest: int, listed: pa.Table) -> dict[str, Any]:
         with self._lock:
             self._count_attempt(f"{unit:05d}", f"unit {unit} was begun")
             chaos.step("unit", unit)
-            entries, encoded = self._encode_entries(self._work.read(unit))
+            entries, encoded = self._encode_entries(listed)
         chaos.step("encoded", unit)
-        return self._publish(unit, entries, encoded)
+        return self._publish(unit, digest, entries, encoded)
 
     def _encode_entries(self, entries: pa.Table) -> tuple[pa.Table, _Encoded]:
         """Encode the images of a unit; return their entries, which for a tar are known only now, and the outputs."""
         encoded = _Encoded()
+        contents: dict[int, int] = {}
         if self._work.summary.kind != SHARDS:
-            self._encode(read_images(entries), encoded)
-            return entries, encoded
+            self._encode(self._hashed(read_images(entries), contents), encoded)
+            return with_ids(entries, contents), encoded
         samples: list[Sample] = []
         uri, source = entries["uri"][0].as_py(), entries[SOURCE][0].as_py()
-        self._encode(_shard_images(source, samples, encoded.skipped), encoded)
+        self._encode(self._hashed(_shard_images(source, samples, encoded.skipped), contents), encoded)
         schema = pa.schema([*entries.schema, *self._shard_attributes()])
         encoded.left_out.update(*(sample.attributes.keys() - schema.names for sample in samples))
-        return shard_entries(uri, source, samples, schema), encoded
+        return with_ids(shard_entries(uri, source, samples, schema, self._work.summary.id_rule), contents), encoded
 
-    def _publish(self, unit: int, entries: pa.Table, encoded: _Encoded) -> dict[str, Any]:
+    def _hashed(self, images: Iterator[bytes | OSError], ids: dict[int, int]) -> Iterator[bytes | OSError]:
+        """Pass images on; if ids are made from their bytes, keep the id of each that could be read."""
+        by_content = self._work.summary.id_rule.by_content
+        for row, image in enumerate(images):
+            if by_content and isinstance(image, bytes):
+                ids[row] = int(hashed_ids([image])[0])
+            yield image
+
+    def _publish(self, unit: int, digest: int, entries: pa.Table, encoded: _Encoded) -> dict[str, Any]:
         """Write the codes of a unit, then its sidecar; return the sidecar that counts."""
         start = time.perf_counter()
-        table = self._table(entries, encoded)
-        part = _parquet_bytes(table)
-        self._output.put(part_name(unit), part)
+        part = put_part(self._output, unit, self._table(entries, encoded))
         encoded.seconds["write"] = time.perf_counter() - start
-        sidecar = self._sidecar(part, _rejects(entries, encoded.reasons), encoded)
-        # An actor that was thought dead may have published the unit meanwhile, with the same codes.
-        return self._job.publish(unit, sidecar)
+        about = {"entries": digest, **self._sidecar(part, _rejects(entries, encoded.reasons), encoded)}
+        said = self._job.publish(unit, about)
+        if said["sha256"] != part["sha256"]:
+            # An actor that was thought dead has published the unit meanwhile, from a machine that rounds differently.
+            self._output.remove(part_name(unit, part["sha256"]))
+        return said
 
     def _encode(self, images: Iterator[bytes | OSError], encoded: _Encoded) -> None:
         for batch in self._pool.decode(images):
@@ -293,7 +307,7 @@ class EncodeUnits:
             table = table.append_column(THUMBNAIL_COLUMN, pa.array(encoded.thumbnails, pa.binary()))
         return table.replace_schema_metadata(None)
 
-    def _sidecar(self, part: bytes, rejected: list[dict[str, Any]], encoded: _Encoded) -> dict[str, Any]:
+    def _sidecar(self, part: dict[str, Any], rejected: list[dict[str, Any]], encoded: _Encoded) -> dict[str, Any]:
         return {
             "codes": sum(map(len, encoded.good)),
             "rejects": len(rejected),
@@ -301,7 +315,7 @@ class EncodeUnits:
             "left_out": sorted(encoded.left_out),
             "skipped": dict(encoded.skipped),
             "seconds": {step: round(spent, 4) for step, spent in encoded.seconds.items()},
-            **_describe(part),
+            **part,
         }
 
 
@@ -313,28 +327,36 @@ def _actor_id() -> str:
     return actor or str(os.getpid())
 
 
-def reject_rows(output: Place, unit: int, reasons: dict[int, Reason]) -> None:
-    """Turn some rows of a finished unit into rejects.
-
-    A process killed between the two writes leaves a sidecar that does not match its part, so the unit is encoded again.
-    """
-    table = pq.read_table(pa.BufferReader(output.read(part_name(unit))))
-    sidecar = json.loads(output.read(sidecar_name(unit)))
-    rejected = [*sidecar["rejected"], *_rejects(table, reasons)]
-    part = _parquet_bytes(table.take(np.setdiff1d(np.arange(len(table)), list(reasons))))
-    said = {
-        **sidecar,
-        "codes": sidecar["codes"] - len(reasons),
-        "rejects": len(rejected),
-        "rejected": rejected,
-        **_describe(part),
-    }
-    output.put(part_name(unit), part)
-    output.put(sidecar_name(unit), json.dumps(said).encode())
+def _refuse_other_entries(unit: int, said: dict[str, Any], digest: int) -> dict[str, Any]:
+    if said["entries"] != digest:
+        raise PipelineError(
+            f"unit {unit} was published meanwhile for an earlier listing of the corpus: make sure that no other job "
+            "writes to the same folder, and run the same command again, which repeats the unit"
+        )
+    return said
 
 
-def _describe(part: bytes) -> dict[str, Any]:
-    return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+def hashes_of(sidecar: dict[str, Any]) -> dict[int, int]:
+    """Return the hashes of those rows of a unit's part whose ids are others; see `pipelines.encoding.settling`."""
+    return {int(row): id_ for row, id_ in sidecar.get("hashes", {}).items()}
+
+
+def replace_sidecar(output: Place, unit: int, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Replace the sidecar of a finished unit, whose new part is written, and remove the old part."""
+    output.put(sidecar_name(unit), json.dumps(now).encode())
+    if before["sha256"] != now["sha256"]:
+        output.remove(part_name(unit, before["sha256"]))
+
+
+def put_part(output: Place, unit: int, table: pa.Table) -> dict[str, Any]:
+    """Write the codes of a unit; return what a sidecar says of the file."""
+    buffer = io.BytesIO()
+    # Ids, codes and names are all different, so dictionaries do not help; parts are read whole, so statistics do not.
+    pq.write_table(table.combine_chunks(), buffer, use_dictionary=False, write_statistics=False)
+    part = buffer.getvalue()
+    sha256 = hashlib.sha256(part).hexdigest()
+    output.put(part_name(unit, sha256), part)
+    return {"bytes": len(part), "sha256": sha256}
 
 
 def _shard_images(source: str, samples: list[Sample], skipped: Counter[str]) -> Iterator[bytes | OSError]:
@@ -359,10 +381,3 @@ def _rejects(entries: pa.Table, reasons: dict[int, Reason]) -> list[dict[str, An
         {"row": row, **named, "kind": kind, "reason": words}
         for named, (row, (kind, words)) in zip(found, reasons.items(), strict=True)
     ]
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    # Ids, codes and names are all different, so dictionaries do not help; parts are read whole, so statistics do not.
-    pq.write_table(table.combine_chunks(), buffer, use_dictionary=False, write_statistics=False)
-    return buffer.getvalue()

@@ -75,9 +75,9 @@ def test_codes_in_a_bucket_are_built_from(tmp_path, bucket, rows, folder):
     assert answers(opened, codes[::30].copy())[0] == oracles.knn(codes[::30], codes, ids, 20)[1].tolist()
     assert opened.get(ids[:3])["uri"].to_pylist() == [f"{id_}.png" for id_ in ids[:3]]
     assert (opened.encoder_path / "config.json").read_text() == "{}"
-    part = "codes/parts/00001.parquet"
+    part = next(key for key in bucket.keys("codes/parts/") if "/00001-" in key)
     bucket.put(part, bucket.get(part)[:-1])
-    with pytest.raises(PipelineError, match=r"parts/00001\.parquet.* is damaged"):
+    with pytest.raises(PipelineError, match=r"parts/00001-.* is damaged"):
         build_collection(bucket.uri("codes"), tmp_path / "d", shards=2)
     assert not (tmp_path / "d" / "CURRENT").exists()
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +18,7 @@ from hashlight.pipelines.cli.options import (
     CORPUS_HELP,
     AddressOption,
     EncoderOption,
+    IdsOption,
     JsonOption,
     MaxMegapixelsOption,
     OverwriteOption,
@@ -59,6 +64,22 @@ class Limits:
     max_megapixels: MaxMegapixelsOption = 64
 
 
+@contextlib.contextmanager
+def _listed(corpus: str, ids: str, unit_images: int) -> Iterator[str | Path]:
+    """Yield what to encode: the corpus, or a work list of it if its ids are not made as they are by default."""
+    if ids == "auto":
+        yield corpus
+        return
+    from hashlight.pipelines.corpora.work import SUFFIX, plan_work, read_work
+
+    if read_work(corpus):
+        raise typer.BadParameter("a work list has its ids: give --ids to `hashlight plan-work`, which writes it")
+    with tempfile.TemporaryDirectory(prefix="hashlight-work-") as folder:
+        work = Path(folder, f"work{SUFFIX}")
+        plan_work(corpus, work, unit_images=unit_images, ids=ids)
+        yield work
+
+
 def encode(
     input: Annotated[
         str,
@@ -71,13 +92,14 @@ def encode(
     actors: Actors,
     kept: Kept,
     limits: Limits,
+    ids: IdsOption = "auto",
     overwrite: OverwriteOption = False,
     retry_rejects: Annotated[
         bool, typer.Option("--retry-rejects", help="Try images that were rejected again; codes stay as they are.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Encode a corpus on Ray; an interrupted job resumes where it stopped."""
+    """Encode a corpus on Ray; a job resumes where it stopped, or with what has changed in the corpus."""
     if overwrite and retry_rejects:
         raise typer.BadParameter("give --overwrite or --retry-rejects, not both")
     from hashlight.pipelines.decoding.worker import DecodeLimits
@@ -100,17 +122,18 @@ def encode(
         if retry_rejects:
             summary = try_again(input, encoder, output, **common)
         else:
-            summary = encode_corpus(
-                input,
-                encoder,
-                output,
-                features=kept.features,
-                thumbnail=kept.thumbnails,
-                unit_images=limits.unit_images,
-                overwrite=overwrite,
-                progress=report,
-                **common,
-            )
+            with _listed(input, ids, limits.unit_images) as corpus:
+                summary = encode_corpus(
+                    corpus,
+                    encoder,
+                    output,
+                    features=kept.features,
+                    thumbnail=kept.thumbnails,
+                    unit_images=limits.unit_images,
+                    overwrite=overwrite,
+                    progress=report,
+                    **common,
+                )
     seconds = time.perf_counter() - start
     if as_json:
         typer.echo(json.dumps({**asdict(summary), "seconds": round(seconds, 3)}))

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from hashlight.pipelines.cli.console import out, spinner
-from hashlight.pipelines.cli.options import CORPUS_HELP, JsonOption, UnitImagesOption, refuse_missing
+from hashlight.pipelines.cli.options import CORPUS_HELP, IdsOption, JsonOption, UnitImagesOption, refuse_missing
 
 
 def plan_work(
     corpus: Annotated[str, typer.Argument(help=CORPUS_HELP, callback=refuse_missing)],
     output: Annotated[str, typer.Option("--output", help="The work list (.arrow), local or s3://.")],
     unit_images: UnitImagesOption = 2000,
+    ids: IdsOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """List a corpus once into a work list, which `hashlight encode --input` takes in place of the corpus."""
@@ -26,7 +27,9 @@ def plan_work(
     if not output.partition("?")[0].endswith(SUFFIX):
         raise typer.BadParameter(f"--output must end in {SUFFIX}, got {output}")
     with spinner("listing") as say:
-        work = write_work(corpus, output, unit_images=unit_images, progress=lambda n: say(f"listing: {n:,} entries"))
+        work = write_work(
+            corpus, output, unit_images=unit_images, ids=ids, progress=lambda n: say(f"listing: {n:,} entries")
+        )
     if as_json:
         typer.echo(json.dumps(asdict(work)))
         return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import json
 import os
 import signal
@@ -19,13 +21,12 @@ import pytest
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writer import CollectionWriter
 from hashlight.engine.errors import CollectionExistsError, CollectionNotFoundError, EncoderMismatchError
-from hashlight.engine.places.files import sha256_of
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.storage import shard
 from hashlight.pipelines.building import shards
 from hashlight.pipelines.building.build import BUILD, build_collection
 from hashlight.pipelines.building.shards import ShardJob
-from hashlight.pipelines.codes.parts import CODES, Piece, list_parts
+from hashlight.pipelines.codes.parts import CODES, Piece, list_parts, part_name
 from hashlight.pipelines.dedup.dedup import NEAR_DUPLICATES
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -53,9 +54,11 @@ def write_codes(folder, codes, ids, *, part_rows=700, fingerprint=FINGERPRINT, m
                 **{name: column[part] for name, column in (more or {}).items()},
             }
         )
-        path = folder / "parts" / f"{number:05d}.parquet"
-        pq.write_table(table, path)
-        sidecar = {"job": "j", "codes": len(table), "rejects": 0, "sha256": sha256_of(path)}
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+        (folder / part_name(number, sha256)).write_bytes(buffer.getvalue())
+        sidecar = {"job": "j", "codes": len(table), "rejects": 0, "sha256": sha256}
         (folder / "sidecars" / f"{number:05d}.json").write_text(json.dumps(sidecar))
     summary = {"images": len(ids), "codes": len(ids), "rejects": 0, "bits": BITS, "encoder": fingerprint, "corpus": "c"}
     (folder / "codes.json").write_text(json.dumps(summary))
@@ -144,6 +147,26 @@ def test_append_refuses_mismatched_data(tmp_path, rows, folder):
     assert len(Collection.open(tmp_path / "c", verify=True)) == 3000
 
 
+def test_ids_that_are_there_are_refused_before_a_shard_is_built(tmp_path, rows, folder, monkeypatch):
+    codes, ids, _ = rows
+    build_collection(folder, tmp_path / "c")
+    before = sorted((tmp_path / "c").rglob("*"))
+    built = []
+    monkeypatch.setattr(
+        "hashlight.pipelines.building.build.run_tasks", lambda *arguments: built.append(arguments) or ()
+    )
+    twice = write_codes(tmp_path / "twice", codes[:10], np.array([*range(9), 3]), part_rows=4)
+    known = write_codes(tmp_path / "known", codes[:10], np.array([*range(9), ids[17]]), part_rows=4)
+    with pytest.raises(
+        ValueError, match=rf"got {ids[17]} .* and the codes \(1 ids .* encode them with `--ids name:NAME`"
+    ):
+        build_collection(known, tmp_path / "c", append=True)
+    with pytest.raises(ValueError, match=r"got 3 more than once in the codes \(1 ids"):
+        build_collection(twice, tmp_path / "d")
+    assert not built
+    assert sorted((tmp_path / "c").rglob("*")) == before
+
+
 def test_attributes_named_like_columns_of_answers_are_refused(tmp_path, rows):
     codes, ids, _ = rows
     folder = write_codes(tmp_path / "codes", codes[:10], ids[:10], more={"distance": np.arange(10)})
@@ -159,14 +182,14 @@ def test_ids_that_occur_twice_in_different_shards_are_refused(tmp_path, rows, mo
     ids[2999] = ids[0]
     with pytest.raises(ValueError, match=rf"got {ids[0]} more than once in the codes \(1 ids"):
         build_collection(write_codes(tmp_path / "codes", codes, ids), tmp_path / "c", shards=4)
-    assert not list((tmp_path / "c" / "shards").iterdir())
+    assert not list((tmp_path / "c").rglob("*.npy"))
 
 
 def test_a_damaged_part_is_refused(tmp_path, rows):
     folder = write_codes(tmp_path / "codes", *rows[:2])
-    part = folder / "parts" / "00002.parquet"
+    (part,) = (folder / "parts").glob("00002-*")
     part.write_bytes(part.read_bytes()[:-1] + b"?")
-    with pytest.raises(PipelineError, match=r"00002\.parquet is damaged"):
+    with pytest.raises(PipelineError, match=rf"{part.name} is damaged"):
         build_collection(folder, tmp_path / "c", shards=3)
     with pytest.raises(CollectionNotFoundError):
         Collection.open(tmp_path / "c")

@@ -22,8 +22,8 @@ from hashlight.pipelines.capacity.constants import (
     ENCODE_ACTOR_UNIT_BYTES,
     ENCODE_DRIVER_UNIT_BYTES,
 )
-from hashlight.pipelines.codes.parts import CODES, cut_parts, list_parts
-from hashlight.pipelines.corpora.work import WorkList, WorkSummary, plan_work
+from hashlight.pipelines.codes.parts import CODES, cut_parts, list_parts, part_name
+from hashlight.pipelines.corpora.work import Units, WorkList, WorkSummary, plan_work
 from hashlight.pipelines.encoding import encode, rejects
 from hashlight.pipelines.jobs.folder import JobFolder
 
@@ -62,14 +62,17 @@ def fill(folder, units, rejects):
         for row in range(rejects)
     ]
     counts = {"codes": 10, "rejects": rejects, "skipped": {}, "left_out": []}
-    said = {"job": "j", **counts, "rejected": rejected, "bytes": 1, "sha256": "a" * 64}
+    said = {"job": "j", **counts, "rejected": rejected, "bytes": 1, "entries": 0}
     for name in ("parts", "sidecars"):
         (folder / name).mkdir(parents=True)
     for unit in range(units):
-        (folder / "parts" / f"{unit:05d}.parquet").write_bytes(b"x")
-        (folder / "sidecars" / f"{unit:05d}.json").write_text(json.dumps({**said, "sha256": f"{unit:064d}"}))
-    work = WorkSummary("c", "images", units=units, images=units * (10 + rejects), columns=[], digest="")
-    return encode._Job(JobFolder(folder, CODES, name="j"), {}, work)
+        sha256 = f"{unit:016d}{unit:048d}"
+        (folder / part_name(unit, sha256)).write_bytes(b"x")
+        (folder / "sidecars" / f"{unit:05d}.json").write_text(json.dumps({**said, "sha256": sha256}))
+    images = units * (10 + rejects)
+    work = WorkSummary("c", "images", units=units, images=images, columns=[], digest="", ids="auto", name="c")
+    listed = Units(np.arange(units), np.zeros(units, np.uint64), np.arange(units))
+    return encode._Job(JobFolder(folder, CODES, name="j"), {}, work, listed)
 
 
 def plan_of_a_build(job):

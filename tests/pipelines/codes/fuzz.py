@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hashlight.pipelines.codes.parts import CODES, codes_column, list_parts, read_part, read_parts
+from hashlight.pipelines.codes.parts import CODES, codes_column, list_parts, part_name, read_part, read_parts
 from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder
@@ -67,7 +67,7 @@ class Folder:
         self.write_part(part)
 
     def write_part(self, part):
-        (self.path / "parts" / "00000.parquet").write_bytes(part)
+        (self.path / part_name(0, sha256(part))).write_bytes(part)
 
     def read(self):
         """Read everything that a build reads, and compare it with what pyarrow makes of the same bytes."""

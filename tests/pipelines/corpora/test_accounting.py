@@ -70,7 +70,7 @@ def expected_of_folder(names):
 def seen(corpus):
     """What a listing has: the names of its entries, their bytes by name, and the counts of what is left out."""
     listing = open_listing(corpus)
-    entries = [row for chunk in listing.chunks() for row in chunk.entries.to_pylist()]
+    entries = [row for chunk in listing.chunks() for row in chunk.to_pylist()]
     if listing.kind == SHARDS:
         samples = [sample for entry in entries for sample in read_shard(entry["__source"], skipped=listing.skipped)]
         return samples, listing.skipped

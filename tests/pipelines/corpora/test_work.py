@@ -34,8 +34,9 @@ def pixel(data):
     return int(np.asarray(Image.open(io.BytesIO(data)))[0, 0])
 
 
-def id_of(name):
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+def id_of(folder, name):
+    text = f"{folder.name}/{name}" if folder else name
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def tar_of(files):
@@ -89,7 +90,9 @@ def test_a_failed_listing_leaves_the_old_work_list(folder, tmp_path):
     plan_work(folder, tmp_path / "work.arrow")
     before = (tmp_path / "work.arrow").read_bytes()
     (tmp_path / "twice.txt").write_text("a.png\nb.png\na.png\n")
-    with pytest.raises(PipelineError, match=f"1 ids occur more than once in the corpus, for example {id_of('a.png')}"):
+    with pytest.raises(
+        PipelineError, match=f"1 ids occur more than once in the corpus, for example {id_of(tmp_path, 'a.png')}"
+    ):
         plan_work(tmp_path / "twice.txt", tmp_path / "work.arrow")
     assert (tmp_path / "work.arrow").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
@@ -102,7 +105,7 @@ def test_a_list_of_uris(folder, tmp_path):
     (tmp_path / "uris.txt").write_text(f"photos/class 0/3.png\n\n  {absolute}\n")
     entries = list_corpus(tmp_path / "uris.txt")
     assert entries["uri"].to_pylist() == [str(folder / "class 0" / "3.png"), absolute]
-    assert entries["id"].to_pylist() == [id_of("photos/class 0/3.png"), id_of(absolute)]
+    assert entries["id"].to_pylist() == [id_of(tmp_path, "photos/class 0/3.png"), id_of(None, absolute)]
     assert [pixel(data) for data in read_images(entries)] == [3, 4]
 
 
@@ -131,7 +134,9 @@ def test_webdataset_shards(tmp_path):
         f"{shards}/0.tar#b.png",
         f"{shards}/1.tar.gz#x/a.png",
     ]
-    assert entries["id"].to_pylist()[:3] == [id_of("0.tar#a.png"), id_of("0.tar#b.png"), id_of("1.tar.gz#x/a.png")]
+    assert entries["id"].to_pylist()[:3] == [
+        id_of(shards, name) for name in ("0.tar#a.png", "0.tar#b.png", "1.tar.gz#x/a.png")
+    ]
     assert entries["label"].to_pylist() == ["7", "8", "5"]
     assert [pixel(data) for data in read_images(entries)] == [1, 2, 3]
     assert pixel(next(read_images(entries.slice(1, 1)))) == 2
@@ -234,6 +239,6 @@ def test_parts_are_in_the_order_of_their_numbers(tmp_path):
     (tmp_path / "sidecars").mkdir()
     numbers = [0, 99_999, 100_000, 100_001, 1_000_000]
     for number in numbers:
-        said = json.dumps({"codes": number + 1, "sha256": ""})
+        said = json.dumps({"codes": number + 1, "sha256": "0" * 64})
         (tmp_path / "sidecars" / f"{number:05d}.json").write_text(said)
     assert [part.rows - 1 for part in list_parts(tmp_path)] == numbers

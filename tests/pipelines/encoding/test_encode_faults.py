@@ -83,6 +83,12 @@ def undisturbed(corpus, encoder, ray_session, tmp_path_factory):
     return outputs(folder)
 
 
+def part_of(undisturbed, unit):
+    """The name of a unit's part, which ends with a hash of its bytes."""
+    (name,) = (name for name in undisturbed if name.startswith(f"{unit:05d}-"))
+    return name
+
+
 @pytest.fixture
 def job(tmp_path, corpus, encoder):
     return Job(tmp_path, corpus, encoder)
@@ -90,12 +96,12 @@ def job(tmp_path, corpus, encoder):
 
 def test_killed_at_chosen_steps_and_out_of_space(job, undisturbed):
     """One job: the driver dies, the disk is full, then actors and a decoder die."""
-    code, _ = job.run({"step": "published", "key": "00001.parquet", "do": "kill-driver"})
+    code, _ = job.run({"step": "published", "key": part_of(undisturbed, 1), "do": "kill-driver"})
     assert code == -signal.SIGKILL
     wait_for_orphans(job)
     done = {path.stem for path in (job.folder / "codes" / "sidecars").glob("*.json")}
-    undone = min({f"{unit:05}" for unit in range(UNITS)} - done)
-    code, errors = job.run({"step": "aside", "key": f"{undone}.parquet", "do": "no-space"})
+    undone = part_of(undisturbed, min(set(range(UNITS)) - set(map(int, done))))
+    code, errors = job.run({"step": "aside", "key": undone, "do": "no-space"})
     assert code == 1
     assert "No space left on device" in errors
     assert "Traceback" not in errors
@@ -145,7 +151,7 @@ def test_driver_killed_at_random_moments(job, undisturbed, seed):
 def test_actor_killed_at_random_steps(job, undisturbed, seed):
     rng = random.Random(seed)
     step = rng.choice(["unit", "encoded", "aside", "published"])
-    code, errors = job.run(kill_at(step, rng))
+    code, errors = job.run(kill_at(step, rng, undisturbed))
     assert code == 0, errors
     assert outputs(job.folder / "codes") == undisturbed
     job.assert_no_unit_was_done_twice()
@@ -163,11 +169,11 @@ def test_driver_killed_at_every_step_of_its_own(job, undisturbed, step, when):
     job.assert_no_unit_was_done_twice()
 
 
-def kill_at(step, rng):
+def kill_at(step, rng, undisturbed):
     unit = rng.randrange(UNITS)
     if step in ("unit", "encoded"):
         return {"step": step, "key": unit, "do": "kill"}
-    return {"step": step, "key": rng.choice([f"{unit:05d}.json", f"{unit:05d}.parquet"]), "do": "kill"}
+    return {"step": step, "key": rng.choice([f"{unit:05d}.json", part_of(undisturbed, unit)]), "do": "kill"}
 
 
 def wait_until(happened, process):
@@ -190,7 +196,8 @@ def test_a_killed_upload_leaves_no_half_unit(tmp_path, corpus, encoder, bucket, 
     wait_for_orphans(job)
     for key in bucket.keys("codes/sidecars/"):
         said = json.loads(bucket.get(key))
-        assert len(bucket.get(key.replace("sidecars", "parts").replace(".json", ".parquet"))) == said["bytes"]
+        part = key.replace("sidecars", "parts").replace(".json", f"-{said['sha256'][:16]}.parquet")
+        assert len(bucket.get(part)) == said["bytes"]
     assert "codes/codes.json" not in bucket.keys("codes/")
     code, errors = job.run()
     assert code == 0, errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -10,16 +11,17 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.engine.places.opening import open_place
-from hashlight.pipelines.codes.parts import CODES, part_name
-from hashlight.pipelines.corpora import webdataset
-from hashlight.pipelines.corpora.work import WorkSummary, plan_work
+from hashlight.pipelines.codes.parts import CODES, list_parts, read_checked
+from hashlight.pipelines.corpora import ids, webdataset
+from hashlight.pipelines.corpora.work import Units, WorkList, WorkSummary, plan_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
-from hashlight.pipelines.encoding import encode
+from hashlight.pipelines.encoding import encode, settling
 from hashlight.pipelines.encoding import units as encode_units
 from hashlight.pipelines.encoding.actors import fit_actors
 from hashlight.pipelines.encoding.rejects import RejectBudget, write_rejects
@@ -44,6 +46,18 @@ def units(folder):
     units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
     yield units
     units.close()
+
+
+def part_of(folder, unit):
+    (path,) = (folder / "parts").glob(f"{unit:05d}-*.parquet")
+    return path
+
+
+def planned(folder):
+    """The summary of a plan and its units."""
+    with pa.OSFile(str(folder / "plan.arrow")) as raw:
+        work = WorkList(raw)
+        return work.summary, work.units()
 
 
 def ours(folder):
@@ -93,8 +107,8 @@ def test_a_cluster_that_has_nothing_to_give_is_refused():
 
 def test_the_rate_covers_the_time_from_the_first_begin_to_the_last_end(monkeypatch, tmp_path):
     """Rows do not come in the order in which units begin and end."""
-    work = WorkSummary("c", "images", units=3, images=300, columns=[], digest="")
-    job = encode._Job(ours(tmp_path), {}, work)
+    work = WorkSummary("c", "images", units=3, images=300, columns=[], digest="", ids="auto", name="c")
+    job = encode._Job(ours(tmp_path), {}, work, Units(np.arange(3), np.zeros(3, np.uint64), np.arange(3)))
     times = [(10.0, 14.0), (9.0, 15.0), (12.0, 13.0)]
     rows = [
         {
@@ -141,7 +155,7 @@ def test_a_name_that_occurs_twice_in_a_shard_and_attributes_that_come_late(tmp_p
     row = units({"unit": np.arange(2)})
     units.close()
     assert (row["codes"].tolist(), row["rejects"].tolist()) == ([3, 3], [1, 1])
-    table = pq.read_table(folder / part_name(1))
+    table = pq.read_table(part_of(folder, 1))
     assert table.select(["uri", "label", "txt"]).to_pylist() == [
         {"uri": f"{tmp_path}/shards/1.tar#a.png", "label": "1", "txt": None},
         {"uri": f"{tmp_path}/shards/1.tar#b.png", "label": None, "txt": "two"},
@@ -154,43 +168,105 @@ def test_a_name_that_occurs_twice_in_a_shard_and_attributes_that_come_late(tmp_p
     assert first["reason"] == "unreadable: a.png occurs twice in the shard"
 
 
-def test_of_images_with_one_id_in_two_shards_the_later_is_a_reject(tmp_path, corpus, encoder, monkeypatch):
-    images = pq.read_table(corpus)["image"].to_pylist()
-    (tmp_path / "shards").mkdir()
+def write_shards(folder, images):
+    """Three tars of four images each, whose names are the same in every tar."""
+    folder.mkdir()
     for number in range(3):
-        with tarfile.open(tmp_path / "shards" / f"{number}.tar", "w") as tar:
+        with tarfile.open(folder / f"{number}.tar", "w") as tar:
             for row in range(4):
                 member = tarfile.TarInfo(f"{row}.png")
-                member.size = len(images[row])
-                tar.addfile(member, io.BytesIO(images[row]))
+                member.size = len(images[4 * number + row])
+                tar.addfile(member, io.BytesIO(images[4 * number + row]))
+
+
+def narrow(text, bits):
+    """The hash of a name or an image in so few bits that many have the same."""
+    data = text if isinstance(text, bytes) else text.encode()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> (64 - bits)
+
+
+def settled(texts, bits):
+    """The id of each of some names: the first free one of its hash, the hash of that, and so on."""
+    ids = []
+    for text in texts:
+        id_, tries = narrow(text, bits), 0
+        while id_ in ids:
+            tries += 1
+            id_ = narrow(narrow(text, bits).to_bytes(8, "little") + tries.to_bytes(8, "little"), bits)
+        ids.append(id_)
+    return ids
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_images_of_tars_with_the_same_hash_get_the_next(tmp_path, corpus, encoder, monkeypatch, interrupted):
+    monkeypatch.setattr(ids, "HASH_BITS", 5)
+    write_shards(tmp_path / "shards", pq.read_table(corpus)["image"].to_pylist())
+    names = [f"shards/{shard}.tar#{row}.png" for shard in range(3) for row in range(4)]
+    assert len({narrow(name, 5) for name in names}) < 10, "some have the same hash"
     folder = tmp_path / "codes"
-    summary = plan_work(tmp_path / "shards", folder / "plan.arrow")
+    plan_work(tmp_path / "shards", folder / "plan.arrow")
     shutil.copytree(encoder, folder / "encoder")
-    ids = {"1.tar#2.png": 7, "2.tar#2.png": 7, "0.tar#0.png": 7}
-    hashed = webdataset.hashed_ids
-    monkeypatch.setattr(
-        webdataset, "hashed_ids", lambda names: np.array([ids.get(n, int(hashed([n])[0])) for n in names])
-    )
     units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
     units({"unit": np.arange(3)})
     units.close()
-    whole = pq.read_table(folder / part_name(1))
-    job = encode._Job(ours(folder), {}, summary)
+    if interrupted:
+        interrupt_after_the_first_part(monkeypatch, folder)
     for _ in range(2):  # a second time there is nothing to do
-        encode._reject_repeated(job)
-        gathered = write_rejects(job.folder, range(3))
-        assert (gathered.codes, gathered.rejects) == (10, 2)
-        state, waiting = encode._take_stock(job)
-        assert (state.units, state.images, state.rejects, waiting) == (3, 12, 2, [])
-    assert pq.read_table(folder / part_name(1)).equals(whole.take([0, 1, 3]))
-    rejects = pq.read_table(folder / "rejects.parquet").to_pylist()
-    assert [reject["uri"] for reject in rejects] == [f"{tmp_path}/shards/{number}.tar#2.png" for number in (1, 2)]
-    assert {reject["reason"] for reject in rejects} == {f"same id as another image: {tmp_path}/shards/0.tar#0.png"}
+        settling.settle_repeated(ours(folder), range(3))
+        gathered = write_rejects(ours(folder), range(3))
+        assert (gathered.codes, gathered.rejects, gathered.orphans) == (12, 0, set())
+        table = pa.concat_tables([pq.read_table(part_of(folder, unit)) for unit in range(3)])
+        assert [uri.removeprefix(f"{tmp_path}/") for uri in table["uri"].to_pylist()] == names
+        assert table["id"].to_pylist() == settled(names, 5)
 
 
-def publish_meanwhile(monkeypatch, folder, job):
+def interrupt_after_the_first_part(monkeypatch, folder):
+    real = settling.put_part
+
+    def put_part(*arguments):
+        if len(put) == 1:
+            raise KeyboardInterrupt
+        put.append(arguments)
+        return real(*arguments)
+
+    put = []
+    with monkeypatch.context() as patch:
+        patch.setattr(settling, "put_part", put_part)
+        with pytest.raises(KeyboardInterrupt):
+            settling.settle_repeated(ours(folder), range(3))
+
+
+def test_ids_of_the_content_are_those_of_the_bytes_and_copies_get_the_next(tmp_path, corpus, encoder):
+    images = pq.read_table(corpus)["image"].to_pylist()[:3]
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate([images[0], images[1], images[0], b"broken", images[2], images[0]]):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(image)
+    folder = tmp_path / "codes"
+    plan_work(tmp_path / "photos", folder / "plan.arrow", unit_images=2, ids="content")
+    shutil.copytree(encoder, folder / "encoder")
+    units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
+    units({"unit": np.arange(3)})
+    units.close()
+    settling.settle_repeated(ours(folder), range(3))
+    found = pa.concat_tables([pq.read_table(part_of(folder, unit)) for unit in range(3)])["id"].to_pylist()
+    expected = settled([images[0], images[1], images[0], images[2], images[0]], 63)
+    assert found == expected
+    assert len(set(expected)) == 5
+
+
+def publish_meanwhile(monkeypatch, folder, job, entries=None):
     """Have another process publish unit 1 while it is encoded here."""
-    said = json.dumps({"job": job, "codes": 99, "rejects": 1, "seconds": dict.fromkeys(STEPS, 0.0)})
+    entries = entries or int(planned(folder)[1].digests[1])
+    said = json.dumps(
+        {
+            "job": job,
+            "entries": entries,
+            "codes": 99,
+            "rejects": 1,
+            "sha256": "0" * 64,
+            "seconds": dict.fromkeys(STEPS, 0.0),
+        }
+    )
 
     def step(name, key=""):
         if (name, key) == ("encoded", 1):
@@ -202,15 +278,15 @@ def publish_meanwhile(monkeypatch, folder, job):
 def test_a_unit_is_written_with_its_sidecar(folder, units, encoder, pictures):
     row = units({"unit": np.array([1])})
     assert (row["unit"].tolist(), row["codes"].tolist(), row["rejects"].tolist()) == ([1], [100], [0])
-    table = pq.read_table(folder / part_name(1))
+    table = pq.read_table(part_of(folder, 1))
     expected = HashEncoder.load(encoder).encode(pictures[0][100:200])
     assert table["code"].to_pylist() == [code.tobytes() for code in expected]
     assert table["id"].to_pylist() == list(range(1100, 1200))
     sidecar = ours(folder).sidecar(1)
     assert (sidecar["codes"], sidecar["rejected"]) == (100, [])
-    before = (folder / part_name(1)).stat().st_mtime_ns
+    before = part_of(folder, 1).stat().st_mtime_ns
     assert units({"unit": np.array([1])})["codes"].tolist() == [100]
-    assert (folder / part_name(1)).stat().st_mtime_ns == before, "a finished unit is not encoded again"
+    assert part_of(folder, 1).stat().st_mtime_ns == before, "a finished unit is not encoded again"
 
 
 def test_a_unit_that_another_job_publishes_meanwhile_stops_this_one(monkeypatch, folder, units):
@@ -233,3 +309,51 @@ def test_units_of_another_job_are_not_committed(folder, units):
     output.put(sidecar_name(2), json.dumps({**said, "job": "another"}).encode())
     with pytest.raises(PipelineError, match="unit 2 was published by another job"):
         write_rejects(ours(folder), range(3))
+
+
+def test_two_machines_that_round_differently_leave_one_part_and_its_sidecar(monkeypatch, folder, units, encoder):
+    """The other actor's part is not ours, and its sidecar is first: whatever is read is what it says."""
+    theirs = JobFolder(folder, CODES, name="ours")
+
+    def meanwhile(name, key=""):
+        if (name, key) == ("encoded", 1):
+            table = pa.table({"id": [1], "code": pa.array([b"\1" * 8], pa.binary(8))})
+            entries = int(planned(folder)[1].digests[1])
+            said = {"entries": entries, "codes": 1, "rejects": 0, "rejected": [], "seconds": dict.fromkeys(STEPS, 0.0)}
+            theirs.publish(1, {**said, **encode_units.put_part(theirs.place, 1, table)})
+
+    monkeypatch.setattr(encode_units.chaos, "step", meanwhile)
+    assert units({"unit": np.array([0, 1])})["codes"].tolist() == [100, 1]
+    parts = list_parts(folder)
+    assert [part.rows for part in parts] == [100, 1]
+    assert pq.read_table(read_checked(parts[1]))["code"].to_pylist() == [b"\1" * 8]
+    assert len(list((folder / "parts").iterdir())) == 2
+
+
+def test_a_part_that_comes_after_its_sidecar_is_not_taken_for_it(folder, units):
+    """An actor that was thought dead writes its part after another has finished the unit."""
+    units({"unit": np.arange(3)})
+    before = [pq.read_table(read_checked(part)) for part in list_parts(folder)]
+    encode_units.put_part(open_place(folder), 1, pa.table({"id": [1], "code": pa.array([b"\1" * 8], pa.binary(8))}))
+    after = [pq.read_table(read_checked(part)) for part in list_parts(folder)]
+    assert all(one.equals(other) for one, other in zip(before, after, strict=True))
+    state, waiting = encode._take_stock(encode._Job(ours(folder), {}, *planned(folder)))
+    assert (state.units, waiting) == (3, [])
+    assert [name[:5] for name in write_rejects(ours(folder), range(3)).orphans] == ["00001"]
+
+
+def test_a_unit_that_is_published_meanwhile_for_other_entries_stops_this_job(monkeypatch, folder, units):
+    """As by an actor of a job that was begun before the corpus changed."""
+    publish_meanwhile(monkeypatch, folder, "ours", entries=17)
+    with pytest.raises(PipelineError, match="unit 1 was published meanwhile for an earlier listing"):
+        units({"unit": np.array([1])})
+    assert encode._take_stock(encode._Job(ours(folder), {}, *planned(folder)))[1] == [0, 1, 2]
+    assert not (folder / sidecar_name(1)).exists()
+
+
+def test_a_part_without_its_sidecar_is_no_finished_unit(folder, units):
+    units({"unit": np.arange(3)})
+    (folder / sidecar_name(1)).unlink()
+    part_of(folder, 2).unlink()
+    state, waiting = encode._take_stock(encode._Job(ours(folder), {}, *planned(folder)))
+    assert (state.units, waiting) == (1, [1, 2])
