@@ -72,7 +72,8 @@ def build_collection(
     output : str or Path
         The collection: a folder, or a prefix in a bucket. It does not change until the last step.
     shards, shard_rows, shard_bytes : int, optional
-        One of: the number of shards, the most rows per shard, or roughly the most bytes per shard; 20 million rows.
+        One of: the number of shards, the maximum rows per shard, or the approximate maximum bytes per shard. 20 million
+        rows if all are left out.
     tables : bool
         Build the multi-index of each shard.
     overwrite : bool

@@ -9,7 +9,7 @@ shared out or how often it is interrupted.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -126,11 +126,13 @@ def settle_ids(repeated: IdArray, tables: Callable[[], Iterable[pa.Table]]) -> d
         asked |= wanted
         taken: set[int] = set()
         moved = {}
+        # By hash: how many tries were in vain, so that many copies of an image are not compared with each other.
+        tried: Counter[int] = Counter()
         for row in sorted(known):
-            id_, tries = known[row], 0
+            id_ = hashed = known[row]
             while id_ in taken:
-                tries += 1
-                id_ = moved[row] = next_id(known[row], tries)
+                tried[hashed] += 1
+                id_ = moved[row] = next_id(hashed, tried[hashed])
             taken.add(id_)
         wanted = taken - asked
     return moved
@@ -183,6 +185,8 @@ def refuse_repeated_images(
     are_hashes : bool
         Whether ids were made here; an image that is listed twice is refused all the same.
     """
+    if not len(repeated):
+        return
     uris: dict[int, list[str]] = {}
     for table in tables():
         some = table.filter(pc.is_in(table["id"], pa.array(repeated)))

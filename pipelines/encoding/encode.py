@@ -250,7 +250,7 @@ def _finished_job(folder: JobFolder, corpus: str | Path, encoder: str | Path) ->
     with folder.place.open(PLAN) as raw:
         work_list = WorkList(raw)
         job = _Job(folder, identity, work_list.summary, work_list.units())
-    if left := job.work.units - len(folder.units()):
+    if left := len(set(job.numbers) - set(folder.units())):
         raise PipelineError(
             f"{left} of {job.work.units} units of {folder} are not finished: run the same command without "
             "--retry-rejects first"
