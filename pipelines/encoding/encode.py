@@ -235,7 +235,8 @@ def retry_rejects(
         kept = {name: job.identity[name] for name in ("features", "thumbnail")}
         settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **kept}
         num_actors = _try_again(job, actors, settings, RETRIED)
-        state = _begun(job, units=job.work.units, images=job.work.images or 0, rejects=0)
+        images = sum(said["codes"] + said["rejects"] for _, said in job.folder.done())
+        state = _begun(job, units=job.work.units, images=images, rejects=0)
         return _commit(job, state, {"actors": num_actors, "total_s": round(time.perf_counter() - start, 3)}, budget)
 
 

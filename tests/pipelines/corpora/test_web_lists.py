@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -167,3 +168,18 @@ def test_what_is_of_the_moment_is_encoded_later(tmp_path, server, png, pictures,
     with pytest.raises(PipelineError, match="holds the codes of another job, with corpus"):
         retry_rejects(tmp_path / "other.txt", encoder, job[2])
     assert read_summary(job[2]) == summary
+
+
+def test_a_share_of_rejects_is_of_the_images_in_tars_too(tmp_path, png, encoder):
+    """Their number is known only once they are read, also if only rejects are tried again."""
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for name, data in (("0.png", png(0)), ("1.png", png(1)), ("2.png", b"no image")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+    job = (tmp_path / "shard.tar", encoder, tmp_path / "codes")
+    summary = encode_corpus(*job, actors=1)
+    assert (summary.images, summary.rejects) == (3, 1)
+    assert retry_rejects(*job, actors=1, max_rejects="50%") == summary
+    with pytest.raises(PipelineError, match="1 of 3 images were rejected so far, more than --max-rejects 10%"):
+        retry_rejects(*job, actors=1, max_rejects="10%")
