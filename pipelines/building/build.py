@@ -72,8 +72,7 @@ def build_collection(
     output : str or Path
         The collection: a folder, or a prefix in a bucket. It does not change until the last step.
     shards, shard_rows, shard_bytes : int, optional
-        One of: the number of shards, the maximum rows per shard, or the approximate maximum bytes per shard. 20 million
-        rows if all are left out.
+        One of: the number of shards, or the maximum rows or bytes (roughly) of each. 20 million rows if left out.
     tables : bool
         Build the multi-index of each shard.
     overwrite : bool
