@@ -156,6 +156,7 @@ def test_uris_and_values_are_shown_as_they_are(tmp_path, codes, image, pictures)
 
 def test_warmup_leaves_compiled_kernels(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     result = subprocess.run(
         [sys.executable, "-P", "-m", "hashlight", "warmup"], capture_output=True, text=True, check=True
     )

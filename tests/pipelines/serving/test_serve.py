@@ -99,6 +99,7 @@ def test_what_cannot_be_served_is_reported(collection, tmp_path):
     assert result.exit_code == 1
     assert "can be reached from other machines, and there are no API keys" in " ".join(result.stderr.split())
     (tmp_path / "keys").write_text("page fly 0123456789abcdefg")
-    assert "line 1: scopes must be search, write, admin" in run("serve", collection, "--keys", tmp_path / "keys").stderr
+    result = run("serve", collection, "--keys", tmp_path / "keys")
+    assert "line 1: scopes must be search, write, metrics, admin" in result.stderr
     (tmp_path / "empty").mkdir()
     assert "no collection at" in " ".join(run("serve", tmp_path / "empty").stderr.split())
