@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Half of the time of a test is waiting for processes. All tests of a file run in one process, and share what they start.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-slow test-lowest check install clean
 
@@ -26,10 +28,10 @@ check: install
 	$(BIN)/docker-compose -f deploy/compose.yaml config -q
 
 test: check
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # The quick part of the suite against the lowest versions that pyproject.toml allows, in an environment of its own. torch and
 # torchvision stay at the versions of the constraints. Old releases warn of what has changed since, so warnings are not errors

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CodeArray = NDArray[np.uint64]
+_UINT64 = np.dtype(np.uint64)
 IdArray = NDArray[np.int64]
 
 WORD_BITS = 64
@@ -93,7 +94,7 @@ def check_codes(codes_NW: object, *, bits: int, name: str) -> CodeArray:
             f"`{name}` must be a uint64 array of shape (N, {words}), got {type(codes_NW).__name__}: "
             "pack bits with `engine.codes.pack_bits`"
         )
-    if codes_NW.dtype != np.uint64:
+    if codes_NW.dtype != _UINT64:
         raise TypeError(
             f"`{name}` must have dtype uint64, got {codes_NW.dtype}: view packed bytes as '<u8' (never cast), "
             "or pack bits with `engine.codes.pack_bits`"
@@ -152,6 +153,8 @@ def check_limit(limit: object) -> int | None:
 
 def as_integer(value: object, name: str) -> int:
     """Return `value` as an int if it is a Python or numpy integer, but not a bool."""
+    if type(value) is int:  # checked for every query, where a microsecond counts
+        return value
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"`{name}` must be a whole number, got {value!r} ({type(value).__name__})")
     return int(value)

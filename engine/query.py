@@ -69,7 +69,11 @@ class Query(NamedTuple):
             radius, limit = check_radius(radius, bits=bits), check_limit(limit)
         if parameters is not None and filter is None:
             raise ValueError("`parameters` are named by `filter`, got none: write `id in :name` or `id not in :name`")
-        return Query(k, radius, limit, filter, parameters, check_threads(threads), explain)
+        threads = check_threads(threads)
+        # Plain integers stay the objects that they are: then there is nothing to build.
+        if k is self.k and radius is self.radius and limit is self.limit and threads is self.threads:
+            return self
+        return Query(k, radius, limit, filter, parameters, threads, explain)
 
 
 def check_threads(threads: object) -> int | None:
