@@ -97,6 +97,8 @@ def _fault(kind: pa.DataType) -> str | None:
         return _fault(kind.storage_type)
     if pa.types.is_run_end_encoded(kind):
         return f"cast it to {kind.value_type}"
+    if pa.types.is_union(kind):
+        return "store a column for each of its kinds"  # Arrow does not take rows of them from several chunks
     if kind.id in _NOT_STORED:
         return f"cast {kind} to {_stored_type(kind)}"
     if pa.types.is_decimal(kind) and kind.precision - kind.scale > _MAX_PRECISION:

@@ -76,6 +76,7 @@ def refused(kind):
         (pa.table({"bad": pa.ListArray.from_arrays([0, 1], RUNS)}), "attribute `bad` is list.*cast it to int64"),
         (refused(pa.list_view(pa.string_view())), "attribute `bad` is list_view.*cast string_view to string"),
         (refused(pa.map_(pa.string(), ENCODED)), "attribute `bad` is map.*cast dictionary.* to string"),
+        (refused(pa.dense_union([pa.field("x", pa.int32())])), "attribute `bad` is dense_union.*a column for each"),
         (refused(pa.timestamp("s", "Mars/Base")), r"`Mars/Base` is not known.*cast it to timestamp\[s, tz=UTC\]"),
         (refused(pa.decimal128(5, -100)), r"attribute `bad` is decimal128.*cast .* to decimal256\(76, 0\)"),
         (pa.table([[1], [2]], names=["a", "a"]), r"must have distinct names, got \['a'\] more than once: rename"),
