@@ -18,6 +18,7 @@ from hashlight.engine.codes import (
     check_bits,
     check_codes,
 )
+from hashlight.engine.collection.interchange import Interchange
 from hashlight.engine.collection.rerank import (
     Rerank,
     check_query_features,
@@ -42,7 +43,7 @@ from hashlight.engine.storage.mirror import mirror
 from hashlight.engine.storage.shard import Shard
 
 
-class Collection:
+class Collection(Interchange):
     """Codes on disk that answer exact Hamming queries.
 
     A collection stays at the version it was opened at, whatever other processes write: writers keep what it needs for

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -181,8 +181,9 @@ class CollectionWriter:
         self,
         codes_NW: CodeArray,
         ids_N: IdArray,
-        attributes: pa.Table | None,
+        attributes: pa.Table | Iterable[pa.Table] | None,
         features_NF: NDArray[np.float16] | None = None,
+        thumbnails: Iterable[pa.Table] | None = None,
     ) -> None:
         """Write one shard; arguments as in `write_shard`.
 
@@ -193,7 +194,14 @@ class CollectionWriter:
         """
         with new_shard(self.place) as folder:
             spec = write_shard(
-                folder, codes_NW, ids_N, attributes, bits=self._bits, tables=self._tables, features_NF=features_NF
+                folder,
+                codes_NW,
+                ids_N,
+                attributes,
+                bits=self._bits,
+                tables=self._tables,
+                features_NF=features_NF,
+                thumbnails=thumbnails,
             )
         self._uncommitted.append(f"shards/{spec.name}")
         self.add_written(spec)

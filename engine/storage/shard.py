@@ -64,11 +64,12 @@ def write_shard(
     folder: Path,
     codes_NW: CodeArray,
     ids_N: IdArray,
-    attributes: pa.Table | None,
+    attributes: pa.Table | Iterable[pa.Table] | None,
     *,
     bits: int,
     tables: bool = True,
     features_NF: NDArray[np.float16] | None = None,
+    thumbnails: Iterable[pa.Table] | None = None,
 ) -> ShardSpec:
     """Write one shard into the new folder `folder` and fsync it.
 
@@ -78,14 +79,16 @@ def write_shard(
         Must not exist; its name becomes the shard's.
     codes_NW : ndarray of uint64, shape (N, W)
     ids_N : ndarray of int64, shape (N,)
-    attributes : pyarrow.Table or None
-        N rows, in the order of the codes.
+    attributes : pyarrow.Table, iterable of pyarrow.Table, or None
+        N rows in all, in the order of the codes.
     bits : int
         True number of bits of a code.
     tables : bool
         Whether to build the multi-index.
     features_NF : ndarray of float16, shape (N, F), optional
         Fine features, in the order of the codes.
+    thumbnails : iterable of pyarrow.Table, optional
+        N rows in all, in the order of the codes; see `write_thumbnails`.
 
     Raises
     ------
@@ -97,9 +100,12 @@ def write_shard(
     write_ids(folder, ids_N[order_N])
     write_codes(folder, codes_NW[order_N], bits=bits, tables=tables)
     if attributes is not None:
-        write_attributes(folder / "attributes.arrow", [attributes], order_N)
+        parts = [attributes] if isinstance(attributes, pa.Table) else attributes
+        write_attributes(folder / "attributes.arrow", parts, order_N)
     if features_NF is not None:
         write_features(folder, features_NF, order_N)
+    if thumbnails is not None:
+        write_thumbnails(folder, thumbnails, order_N)
     return finish_shard(folder, len(order_N))
 
 

@@ -21,6 +21,11 @@ def show_tracebacks(wanted: bool) -> None:
     _shows_tracebacks.set(wanted)
 
 
+def command_name(verb: Callable[..., None]) -> str:
+    """Return the name of a verb on the command line; a function whose name Python reserves ends in an underscore."""
+    return verb.__name__.strip("_").replace("_", "-")
+
+
 def report_errors(command: Callable[_P, None]) -> Callable[_P, None]:
     """Turn a failure of `command` into one line and exit code 1, an interruption into 130."""
 
@@ -36,7 +41,7 @@ def report_errors(command: Callable[_P, None]) -> Callable[_P, None]:
         except Exception as error:
             if _shows_tracebacks.get():
                 raise
-            _print_error(_name_extra(error, command.__name__.replace("_", "-")))
+            _print_error(_name_extra(error, command_name(command)))
             raise typer.Exit(1) from error
 
     return run

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from hashlight.pipelines.cli.errors import report_errors, show_tracebacks
+from hashlight.pipelines.cli.errors import command_name, report_errors, show_tracebacks
 from hashlight.pipelines.cli.grouping import expand_groups
 from hashlight.pipelines.cli.machine.calibrate import calibrate
 from hashlight.pipelines.cli.machine.plan import plan
@@ -19,17 +19,36 @@ from hashlight.pipelines.cli.machine.warmup import warmup
 from hashlight.pipelines.cli.making.build import build
 from hashlight.pipelines.cli.making.demo import demo
 from hashlight.pipelines.cli.making.encode import encode
+from hashlight.pipelines.cli.making.import_ import import_
 from hashlight.pipelines.cli.making.plan_work import plan_work
 from hashlight.pipelines.cli.making.train import train
 from hashlight.pipelines.cli.using.dedup import dedup
 from hashlight.pipelines.cli.using.evaluate import evaluate
+from hashlight.pipelines.cli.using.export import export
 from hashlight.pipelines.cli.using.info import info
 from hashlight.pipelines.cli.using.scale import scale
 from hashlight.pipelines.cli.using.search import search
 from hashlight.pipelines.cli.using.serve import serve
 
 # In the order of `hashlight --help`.
-VERBS = (train, plan_work, encode, build, search, dedup, evaluate, info, serve, scale, warmup, calibrate, plan, demo)
+VERBS = (
+    train,
+    plan_work,
+    encode,
+    build,
+    import_,
+    search,
+    dedup,
+    evaluate,
+    info,
+    export,
+    serve,
+    scale,
+    warmup,
+    calibrate,
+    plan,
+    demo,
+)
 
 app = typer.Typer(
     help="Finds images among billions by learned binary codes, exactly.",
@@ -39,7 +58,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _verb in VERBS:
-    app.command()(report_errors(expand_groups(_verb)))
+    app.command(command_name(_verb))(report_errors(expand_groups(_verb)))
 
 
 def _show_version(wanted: bool) -> None:

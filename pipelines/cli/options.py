@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from hashlight.engine.indexes.choice import IndexChoice
+
+ExchangeKind = Literal["faiss", "parquet", "arrow"]
+
+_ENDINGS: dict[ExchangeKind, tuple[str, ...]] = {
+    "faiss": (".faiss", ".index"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow", ".arrows", ".feather"),
+}
 
 CORPUS_HELP = (
     "Corpus: a folder of images, Parquet files, WebDataset tars or IDX files, or a text file of URIs; local or s3://."
@@ -38,6 +46,16 @@ def local_file(help_text: str) -> Any:
         return path
 
     return typer.Option(help=help_text, parser=parse, metavar="FILE")
+
+
+def exchange_kind(location: str, option: str) -> ExchangeKind:
+    """Tell from its name what a file that is exported or imported is."""
+    name = location.partition("?")[0].lower().rstrip("/")
+    for kind, endings in _ENDINGS.items():
+        if name.endswith(endings):
+            return kind
+    known = ", ".join(ending for endings in _ENDINGS.values() for ending in endings)
+    raise typer.BadParameter(f"{location} ends in none of {known}: say what it is with {option}")
 
 
 CollectionArgument = Annotated[str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.")]

@@ -17,6 +17,7 @@ from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import EncoderError
 from hashlight.engine.collection.collection import Collection
 from hashlight.pipelines.capacity.calibrate import _measure_encoding
+from hashlight.pipelines.cli.errors import command_name
 from hashlight.pipelines.cli.grouping import expand_groups
 from hashlight.pipelines.cli.main import VERBS, app
 from hashlight.pipelines.corpora.corpus import list_corpus
@@ -30,6 +31,8 @@ PLACES = {
     "plan-work": {"corpus", "output"},
     "encode": {"input", "encoder", "output"},
     "build": {"codes", "output"},
+    "import": {"source", "collection"},
+    "export": {"collection", "target"},
     "search": {"collection", "image", "codes", "output", "encoder", "save"},
     "dedup": {"collection", "output"},
     "evaluate": {"encoder", "database", "queries", "output", "train"},
@@ -44,7 +47,8 @@ THIS_MACHINE = {
 }
 NO_PLACES = {
     "method", "backbone", "supervision", "schedule", "precision", "device", "address", "max_rejects", "shard_bytes",
-    "baseline", "index", "host", "image_host", "url", "key", "ids",
+    "baseline", "index", "host", "image_host", "url", "key", "ids", "code_column", "id_column", "features_column",
+    "thumbnail_column",
 }  # fmt: skip
 
 
@@ -60,7 +64,7 @@ def test_every_option_that_takes_text_is_known(verb):
     # Without a parser of our own the command line takes `s3://bucket` for the local folder `s3:/bucket`.
     assert all(declared.parser for _, kinds, declared in options_of(verb) if Path in kinds)
     found = {name for name, kinds, _ in options_of(verb) if {str, Path, list[str]} & kinds}
-    title = verb.__name__.replace("_", "-")
+    title = command_name(verb)
     places, local = PLACES.get(title, set()), THIS_MACHINE.get(title, set())
     assert places <= found
     assert local <= found

@@ -1,0 +1,160 @@
+"""Rows of a source as a new collection: shards of a bounded number of rows, written one after another.
+
+Of a shard that is being gathered, codes and ids are in memory; attributes, features and thumbnails wait in temporary
+files, because they may be many times as long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray, IdArray, as_integer
+from hashlight.engine.collection.writer import CollectionWriter
+from hashlight.engine.exchange.rows import Incoming, Rows
+from hashlight.engine.ids import RepeatedIds, refuse_repeated
+from hashlight.engine.indexes.base import MAX_ROWS
+from hashlight.engine.places.arrays import map_file
+
+SHARD_ROWS = 5_000_000
+
+
+def import_rows(path: str | Path, source: Incoming, *, shard_rows: int | None, tables: bool, overwrite: bool) -> None:
+    """Write all rows of a source as a new collection.
+
+    Parameters
+    ----------
+    path : str or Path
+    source : Incoming
+    shard_rows : int, optional
+        Maximum rows of a shard; 5 million by default.
+    tables : bool
+        Build the multi-index of each shard.
+    overwrite : bool
+        Replace an existing collection.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows, or an id occurs more than once.
+    """
+    shard_rows = SHARD_ROWS if shard_rows is None else as_integer(shard_rows, "shard_rows")
+    if not 1 <= shard_rows <= MAX_ROWS:
+        raise ValueError(f"`shard_rows` must be 1 to {MAX_ROWS}, got {shard_rows}")
+    with (
+        CollectionWriter(
+            path, bits=source.bits, fingerprint=source.fingerprint, tables=tables, overwrite=overwrite
+        ) as writer,
+        RepeatedIds() as ids,
+    ):
+        rows = 0
+        for shard in _cut(source.rows, shard_rows):
+            with contextlib.closing(_Gathered()) as gathered:
+                for part in shard:
+                    ids.add(part.ids)
+                    gathered.add(part)
+                rows += gathered.rows
+                gathered.write(writer)
+        if not rows:
+            raise ValueError("the source has no rows, expected at least 1")
+        refuse_repeated(ids.find(), where=f"{rows:,} rows")
+        writer.commit()
+
+
+def _cut(rows: Iterator[Rows], shard_rows: int) -> Iterator[Iterator[Rows]]:
+    """Yield the rows of each shard, which must be used up before the next."""
+    waiting = [part for part in [next(rows, None)] if part is not None]
+
+    def one_shard() -> Iterator[Rows]:
+        left = shard_rows
+        while waiting and left:
+            part = waiting.pop()
+            if len(part) > left:
+                waiting.append(part.part(left, len(part)))
+                part = part.part(0, left)
+            elif (following := next(rows, None)) is not None:
+                waiting.append(following)
+            left -= len(part)
+            yield part
+
+    while waiting:
+        yield one_shard()
+
+
+class _Gathered:
+    """The rows of one shard, as far as they have come."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="hashlight-import-")
+        self._codes: list[CodeArray] = []
+        self._ids: list[IdArray] = []
+        self._attributes: _Aside | None = None
+        self._thumbnails: _Aside | None = None
+        self._dimensions: int | None = None
+        self.rows = 0
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        self._folder.cleanup()
+
+    def _path(self, name: str) -> Path:
+        return Path(self._folder.name, name)
+
+    def add(self, rows: Rows) -> None:
+        """Add rows of the same kind as those before."""
+        self.rows += len(rows)
+        self._codes.append(rows.codes)
+        self._ids.append(rows.ids)
+        if rows.attributes is not None:
+            self._attributes = self._attributes or _Aside(self._path("attributes"), rows.attributes.schema)
+            self._attributes.add(rows.attributes)
+        if rows.thumbnails is not None:
+            batch = pa.RecordBatch.from_arrays([rows.thumbnails], ["thumbnail"])
+            self._thumbnails = self._thumbnails or _Aside(self._path("thumbnails"), batch.schema)
+            self._thumbnails.add(batch)
+        if rows.features is not None:
+            self._dimensions = rows.features.shape[1]
+            with self._path("features").open("ab") as file:
+                file.write(np.ascontiguousarray(rows.features).data)
+
+    def write(self, writer: CollectionWriter) -> None:
+        """Write the shard."""
+        writer.add_shard(
+            np.concatenate(self._codes),
+            np.concatenate(self._ids),
+            None if self._attributes is None else self._attributes.tables(),
+            self._features(),
+            None if self._thumbnails is None else self._thumbnails.tables(),
+        )
+
+    def _features(self) -> NDArray[np.float16] | None:
+        if self._dimensions is None:
+            return None
+        data = map_file(self._path("features"), at_random=True)
+        return np.frombuffer(data, np.float16).reshape(self.rows, self._dimensions)
+
+
+class _Aside:
+    """Record batches in a temporary file: written, then read once."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path = path
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pyarrow.ipc.new_stream(self._sink, schema)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_batch(batch)
+
+    def tables(self) -> Iterator[pa.Table]:
+        self._writer.close()
+        self._sink.close()
+        with pa.OSFile(str(self._path)) as source, pyarrow.ipc.open_stream(source) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch])

@@ -1,0 +1,81 @@
+"""`hashlight import`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from hashlight.pipelines.cli.console import out, spinner
+from hashlight.pipelines.cli.options import (
+    CollectionArgument,
+    ExchangeKind,
+    OverwriteOption,
+    exchange_kind,
+    refuse_missing,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceColumns:
+    """What the columns of a Parquet or Arrow source are; all others become attributes."""
+
+    code_column: Annotated[str, typer.Option(help="Column of the codes.")] = "code"
+    id_column: Annotated[str, typer.Option(help="Column of the ids.")] = "id"
+    number_rows: Annotated[bool, typer.Option("--number-rows", help="Number the rows instead.")] = False
+    features_column: Annotated[str | None, typer.Option(help="Column of fine features, for re-ranking.")] = None
+    thumbnail_column: Annotated[str | None, typer.Option(help="Column of encoded pictures.")] = None
+
+
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A file of FAISS (from an origin you trust), Parquet or Arrow, a folder of Parquet files, or s3://.",
+            callback=refuse_missing,
+        ),
+    ],
+    collection: CollectionArgument,
+    kind: Annotated[
+        ExchangeKind | None,
+        typer.Option("--from", help="What it is; by default what the name ends in: .faiss, .parquet, .arrow."),
+    ] = None,
+    *,
+    columns: SourceColumns,
+    bits: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Bits of a code; those that the source says, or all it has.")
+    ] = None,
+    shard_rows: Annotated[int | None, typer.Option(min=1, help="Maximum codes per shard; 5 million.")] = None,
+    tables: Annotated[
+        bool, typer.Option("--tables/--no-tables", help="Build the multi-index; without it every answer is a scan.")
+    ] = True,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Make a collection from codes of other programs: a FAISS index, Parquet or Arrow."""
+    kind = kind or exchange_kind(source, "--from")
+    if kind == "faiss" and columns != SourceColumns():
+        raise typer.BadParameter("a FAISS index has no columns: leave out --*-column and --number-rows")
+    from hashlight.engine.collection.collection import Collection
+
+    with spinner("importing"):
+        if kind == "faiss":
+            made = Collection.from_faiss(
+                source, collection, bits=bits, shard_rows=shard_rows, tables=tables, overwrite=overwrite
+            )
+        else:
+            read = Collection.from_parquet if kind == "parquet" else Collection.from_arrow
+            made = read(
+                source,
+                collection,
+                code_column=columns.code_column,
+                id_column=None if columns.number_rows else columns.id_column,
+                features_column=columns.features_column,
+                thumbnail_column=columns.thumbnail_column,
+                bits=bits,
+                shard_rows=shard_rows,
+                tables=tables,
+                overwrite=overwrite,
+            )
+    what = f"{len(made):,} codes of {made.bits} bits in {len(made.shards)} shards"
+    out.print(f"imported {what}: {made.location}", soft_wrap=True)

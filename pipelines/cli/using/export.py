@@ -1,0 +1,37 @@
+"""`hashlight export`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hashlight.pipelines.cli.console import out, spinner
+from hashlight.pipelines.cli.options import ExchangeKind, ExistingCollectionArgument, OverwriteOption, exchange_kind
+
+
+def export(
+    collection: ExistingCollectionArgument,
+    target: Annotated[str, typer.Argument(help="The file to write, or s3://.")],
+    kind: Annotated[
+        ExchangeKind | None,
+        typer.Option("--to", help="What to write; by default what the name ends in: .faiss, .parquet, .arrow."),
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a collection as a file of FAISS, Parquet or Arrow."""
+    kind = kind or exchange_kind(target, "--to")
+    from hashlight.engine.collection.collection import Collection
+    from hashlight.engine.exchange.arrow import write_arrow_file
+    from hashlight.engine.places.uris import without_credentials
+
+    opened = Collection.open(collection)
+    with spinner("exporting"):
+        if kind == "faiss":
+            opened.to_faiss(target, overwrite=overwrite)
+        elif kind == "parquet":
+            opened.to_parquet(target, overwrite=overwrite)
+        else:
+            write_arrow_file(opened.to_arrow(), target, overwrite=overwrite)
+    what = f"{len(opened):,} codes of {opened.bits} bits, version {opened.version}"
+    out.print(f"exported {what}: {without_credentials(target)}", soft_wrap=True)

@@ -1,0 +1,115 @@
+"""The page on the format is true and complete: a reader and a writer made from it alone agree with this release."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hashlight.engine.collection.collection import Collection
+from tests import independent
+from tests.engine.storage.test_golden import GOLDEN, expected_rows
+from tests.oracles import knn
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_reader_of_the_page_imports_nothing_of_this_package():
+    tree = ast.parse((ROOT / "tests" / "independent.py").read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert "numpy" in imported
+    assert not [name for name in imported if name.startswith(("hashlight", "tests", "engine"))]
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: f"{golden.parent.name}-{golden.name}")
+def test_every_version_of_a_golden_collection_is_read_from_the_page(golden):
+    said = json.loads((golden / "expected.json").read_text())
+    for number, facts in said["versions"].items():
+        read = independent.read_version(golden / "collection", int(number))
+        assert (read.manifest["bits"], read.manifest["encoder"]) == (said["bits"], said["encoder"])
+        assert len(read.manifest["shards"]) == facts["shards"]
+        rows = expected_rows(golden, int(number))
+        assert len(rows)
+        assert_same(read, rows)
+        for name, data in said.get("encoder_files", {}).items():
+            path = golden / "collection" / "encoder" / read.manifest["encoder_folder"] / name
+            assert path.read_bytes().hex() == data
+
+
+def assert_same(read, rows):
+    ids = rows["id"].to_pylist()
+    assert sorted(read.rows) == sorted(ids)
+    ordered = [read.rows[id_] for id_ in ids]
+    assert [row["code"] for row in ordered] == rows["code"].to_pylist()
+    names = [name for name in rows.column_names if name.startswith("attribute ")]
+    assert all([f"attribute {name}" for name in row["attributes"]] == names for row in ordered)
+    for name in names:
+        expected = rows[name].combine_chunks()
+        for row, value in zip(ordered, expected, strict=True):
+            got = row["attributes"][name.removeprefix("attribute ")]
+            assert got.type == expected.type
+            assert got.equals(value), name
+    if "features" in rows.column_names:
+        assert [row["features"] for row in ordered] == rows["features"].to_pylist()
+        assert [row["thumbnail"] for row in ordered] == rows["thumbnail"].to_pylist()
+
+
+def made_up(bits, rows=700):
+    """Codes as numbers, some equal, with ids, attributes and features."""
+    rng = np.random.default_rng(bits)
+    values = [int.from_bytes(rng.bytes(-(-bits // 8)), "little") % 2**bits for _ in range(rows * 2 // 3)]
+    codes = [values[number] for number in rng.integers(len(values), size=rows)]
+    ids = (rng.permutation(rows) * 5 + 1).tolist()
+    table = pa.table({"n": pa.array(range(rows)), "s": [f"text {row}" for row in range(rows)]})
+    return codes, ids, table, rng.normal(size=(rows, 3)).astype(np.float16)
+
+
+def as_words(codes, bits):
+    size = 8 * -(-bits // 64)
+    data = b"".join(code.to_bytes(size, "little") for code in codes)
+    return np.frombuffer(data, "<u8").reshape(len(codes), -1).astype(np.uint64)
+
+
+@pytest.mark.parametrize(("bits", "widths"), [(64, [8, 8, 9, 9]), (48, [7, 10]), (130, [9, 9, 9, 9, 9]), (5, [2, 3])])
+def test_a_collection_written_from_the_page_is_opened(tmp_path, bits, widths):
+    codes, ids, table, features = made_up(bits)
+    parts = (slice(0, 300), slice(300, None))
+    shards = [
+        independent.shard_files(
+            codes[part], ids[part], bits, attributes=table.slice(part.start, len(ids[part])), features=features[part],
+            widths=widths,
+        )
+        for part in parts
+    ]  # fmt: skip
+    independent.write_first_format(tmp_path, shards, bits)
+    opened = Collection.open(tmp_path, verify=True, index="multi")
+    assert [len(shard) for shard in opened.shards] == [300, 400]
+    assert opened.get(ids).select(["n", "s"]).to_pydict() == table.to_pydict()
+    assert (opened.features_of(np.array(ids)) == features).all()
+    words = as_words(codes, bits)
+    queries = words[:10] ^ np.uint64(1)
+    distances, found = knn(queries, words, np.array(ids), 20)
+    answer = opened.search(queries, 20)
+    assert answer.distances.tolist() == distances.tolist()
+    assert answer.ids.tolist() == found.tolist()
+
+
+def test_what_this_release_writes_is_read_from_the_page(tmp_path):
+    codes, ids, table, features = made_up(90, rows=1500)
+    made = Collection.create(
+        tmp_path / "c", as_words(codes, 90), ids=np.array(ids), attributes=table, features=features, bits=90, shards=2
+    )
+    read = independent.read_version(tmp_path / "c")
+    assert read.manifest["version"] == made.version
+    for row, id_ in enumerate(ids):
+        assert read.rows[id_]["code"] == codes[row].to_bytes(16, "little")
+        assert read.rows[id_]["features"] == features[row].tolist()
+        attributes = {name: value.as_py() for name, value in read.rows[id_]["attributes"].items()}
+        assert attributes == {"n": row, "s": f"text {row}"}
+    shutil.rmtree(tmp_path / "c")
