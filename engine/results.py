@@ -55,8 +55,9 @@ class Explanation:
     Attributes
     ----------
     plans : tuple of str, length Q
-        "scan" or "tables", or "tables, then scan" if the tables turned out too expensive; "faiss-flat" or
-        "faiss-multi-hash" if the collection was opened with that index; joined by " + " if shards differ.
+        "scan" or "tables", or "tables, then scan" if the tables turned out too expensive; "gather" in place of "scan"
+        where a filter leaves few rows, each of which is gone to; "faiss-flat" or "faiss-multi-hash" if the collection
+        was opened with that index; joined by " + " if shards differ.
     probes : ndarray of int64, shape (Q,)
         Buckets looked up; 0 from FAISS, which does not count.
     candidates : ndarray of int64, shape (Q,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hashlight.engine.filters.kinds import Test
+from hashlight.engine.filters.arrays import as_outcome, matches, numbers_of
+from hashlight.engine.filters.membership import Test
+from hashlight.engine.filters.outcomes import Blocks, Outcomes, anything, both, either, of_nulls, opposite
 
 
 class Ids(Protocol):
@@ -28,6 +30,21 @@ class Ids(Protocol):
         ...
 
 
+class Columns(Protocol):
+    """The attributes of a shard's rows, read block by block."""
+
+    def blocks(self, names: tuple[str, ...]) -> Blocks:
+        """Return how rows are cut into blocks, and what is known of the named columns in each."""
+        ...
+
+    def read(self, number: int, names: tuple[str, ...]) -> Iterable[pa.RecordBatch]:
+        """Return the named columns of one block, a multiple of 8 rows at a time.
+
+        Text may be a dictionary, the same one in all blocks, and a decimal an int64 of its units.
+        """
+        ...
+
+
 class Rows(NamedTuple):
     """Some rows of a shard.
 
@@ -37,27 +54,63 @@ class Rows(NamedTuple):
         The attributes that the filter names; without rows if it names none.
     on_ids : list of pyarrow.BooleanArray
         For each condition on ids, whether these rows meet it.
+    words : dict
+        For each test of text, which values of the column's dictionary pass it: rows of one shard share it.
     """
 
     attributes: pa.RecordBatch
     on_ids: list[pa.Array]
+    words: dict[Test, NDArray[np.bool_]]
 
 
-Condition = Callable[[Rows], pa.Array]
+class Condition(NamedTuple):
+    """A condition on rows.
 
-_INT64 = np.iinfo(np.int64)
+    Attributes
+    ----------
+    test : callable
+        Tells of each row whether it holds: true, false or null.
+    outcomes : callable
+        Tells of each block what the test can come to.
+    """
+
+    test: Callable[[Rows], pa.Array]
+    outcomes: Outcomes
 
 
-def join(combine: Callable[[Any, Any], pa.Array], conditions: list[Condition]) -> Condition:
-    """Join conditions row by row, with nulls as in SQL."""
-    if len(conditions) == 1:
-        return conditions[0]
-    return lambda rows: functools.reduce(combine, (condition(rows) for condition in conditions))
+def on_values(name: str, test: Test, outcomes: Outcomes = anything) -> Condition:
+    """Return the condition that the values of a column pass a test."""
+
+    def tested(rows: Rows) -> pa.Array:
+        stored = rows.attributes.column(name)
+        if not pa.types.is_dictionary(stored.type):
+            return test(stored)
+        if test not in rows.words:
+            rows.words[test] = matches(test(stored.dictionary))
+        return _spread(rows.words[test], stored)
+
+    return Condition(tested, outcomes)
+
+
+def on_nulls(name: str, *, null: bool) -> Condition:
+    """Return the condition `is null`, or `is not null`."""
+    test = pc.is_null if null else pc.is_valid
+    return Condition(lambda rows: test(rows.attributes.column(name)), of_nulls(name, null=null))
+
+
+def any_of(conditions: list[Condition]) -> Condition:
+    """Join conditions by `or`, row by row, with nulls as in SQL."""
+    return _joined(pc.or_kleene, either, conditions)
+
+
+def all_of(conditions: list[Condition]) -> Condition:
+    """Join conditions by `and`, row by row, with nulls as in SQL."""
+    return _joined(pc.and_kleene, both, conditions)
 
 
 def negate(condition: Condition) -> Condition:
     """Negate a condition; null stays null."""
-    return lambda rows: pc.invert(condition(rows))
+    return Condition(lambda rows: pc.invert(condition.test(rows)), opposite(condition.outcomes))
 
 
 def holds(equal: Test) -> Test:
@@ -77,23 +130,6 @@ def holds(equal: Test) -> Test:
     return test
 
 
-def is_among(values_M: NDArray[np.int64], kind: pa.DataType) -> Test:
-    """Return whether a stored whole number of type `kind` is one of `values_M`, which ascend."""
-    dtype = np.dtype(kind.to_pandas_dtype())
-    least, most = max(np.iinfo(dtype).min, _INT64.min), min(np.iinfo(dtype).max, _INT64.max)
-    accepted_M = values_M[(values_M >= least) & (values_M <= most)].astype(dtype)
-
-    def test(stored: pa.Array) -> pa.Array:
-        stored_N = pc.fill_null(stored, 0).to_numpy()
-        found_N = np.zeros(len(stored_N), np.bool_)
-        if len(accepted_M):
-            place_N = np.minimum(np.searchsorted(accepted_M, stored_N), len(accepted_M) - 1)
-            found_N = accepted_M[place_N] == stored_N
-        return pa.array(found_N, mask=stored.is_null().to_numpy(zero_copy_only=False))
-
-    return test
-
-
 def has_id_among(values_M: NDArray[np.int64]) -> Callable[[Ids], pa.Array]:
     """Return whether the id of a row is one of `values_M`, at the cost of finding those in the shard."""
 
@@ -101,7 +137,7 @@ def has_id_among(values_M: NDArray[np.int64]) -> Callable[[Ids], pa.Array]:
         rows_M = ids.rows_of(values_M)
         found_N = np.zeros(len(ids.ids_N), np.bool_)
         found_N[rows_M[rows_M >= 0]] = True
-        return pa.array(found_N)
+        return as_outcome(found_N)
 
     return test
 
@@ -126,6 +162,21 @@ def is_like(pattern: str) -> Test:
     return lambda stored: pc.match_substring_regex(stored, pattern=expression)
 
 
-def matches(outcome: pa.Array) -> NDArray[np.bool_]:
-    """Return which rows are true, and not false or null."""
-    return np.asarray(pc.fill_null(outcome, False).to_numpy(zero_copy_only=False), np.bool_)
+def _joined(
+    combine: Callable[[Any, Any], pa.Array], fold: Callable[[list[Outcomes]], Outcomes], conditions: list[Condition]
+) -> Condition:
+    if len(conditions) == 1:
+        return conditions[0]
+    tests = [condition.test for condition in conditions]
+    return Condition(
+        lambda rows: functools.reduce(combine, (test(rows) for test in tests)),
+        fold([condition.outcomes for condition in conditions]),
+    )
+
+
+def _spread(passed_D: NDArray[np.bool_], stored: pa.DictionaryArray) -> pa.Array:
+    """Return for each row what its word in the dictionary came to."""
+    if not len(passed_D):
+        return as_outcome(np.zeros(len(stored), np.bool_), stored.indices)
+    # Clipped, because the place of a null may be anything.
+    return as_outcome(np.take(passed_D, numbers_of(stored.indices), mode="clip"), stored.indices)

@@ -32,20 +32,19 @@ is its midnight. If the attribute has a time zone, one that is written without a
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashlight.engine.filters.evaluation import Ids, Rows, matches
+from hashlight.engine.filters.arrays import matching_bits
+from hashlight.engine.filters.evaluation import Columns, Ids, Rows
+from hashlight.engine.filters.membership import Test
+from hashlight.engine.filters.outcomes import TRUE
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.parsing import Parser
 from hashlight.engine.filters.tokens import FilterError
 
-__all__ = ["Filter", "FilterError", "MaskCache"]
+__all__ = ["Filter", "FilterError"]
 
 MAX_LENGTH = 10_000  # characters
 
@@ -79,7 +78,7 @@ class Filter:
     Examples
     --------
     >>> batch = pa.record_batch({"label": [3, 4, None], "kind": ["shoe", "bag", "bag"]})
-    >>> Filter('label == 3 or kind = "bag" and label is null', batch.schema).mask([batch]).tolist()
+    >>> Filter('label == 3 or kind = "bag" and label is null', batch.schema).outcome(batch).to_pylist()
     [True, False, True]
     """
 
@@ -98,49 +97,48 @@ class Filter:
                 f"`parameters` has {', '.join(unused)}, which `filter` does not name: write `in :{unused[0]}`"
             )
 
-    def mask(self, batches: Iterable[pa.RecordBatch], ids: Ids | None = None) -> NDArray[np.bool_]:
-        """Return whether each row matches the condition.
+    def mask(self, columns: Columns, ids: Ids | None = None) -> NDArray[np.uint8]:
+        """Return whether each of N rows matches the condition.
+
+        Blocks of rows of which the condition is known to be true, or never true, are not read.
 
         Parameters
         ----------
-        batches : iterable of pyarrow.RecordBatch
-            All rows, with the attributes of `columns`; not read if there are none.
+        columns : Columns
+            The attributes of all rows.
         ids : Ids, optional
             The ids of the rows, if the text names `id`.
+
+        Returns
+        -------
+        ndarray of uint8, shape (ceil(N / 8),)
+            Row n is bit `n % 8` of byte `n // 8`; bits beyond the last row are 0.
         """
+        blocks = columns.blocks(self.columns)
+        outcomes_B = self._condition.outcomes(blocks)
         on_ids = [test(ids) for test in self._on_ids] if ids is not None else []
-        if not self.columns:
-            return matches(self._condition(Rows(_NO_ATTRIBUTES, on_ids)))
-        parts, start = [np.zeros(0, np.bool_)], 0
-        for batch in batches:
-            rows = Rows(batch, [outcome.slice(start, len(batch)) for outcome in on_ids])
-            parts.append(matches(self._condition(rows)))
-            start += len(batch)
-        return np.concatenate(parts)
+        words: dict[Test, NDArray[np.bool_]] = {}
+        bits = np.zeros((int(blocks.rows.sum()) + 7) // 8, np.uint8)
+        start = 0
+        for number, (rows, outcomes) in enumerate(zip(blocks.rows.tolist(), outcomes_B.tolist(), strict=True)):
+            stop = start + rows
+            if outcomes == TRUE:
+                bits[start // 8 : (stop + 7) // 8] = np.packbits(np.ones(rows, np.bool_), bitorder="little")
+            elif outcomes & TRUE and self.columns:
+                for read in columns.read(number, self.columns):
+                    self._write(bits, start, len(read), Rows(read, on_ids, words))
+                    start += len(read)
+            elif outcomes & TRUE:
+                self._write(bits, start, rows, Rows(_NO_ATTRIBUTES, on_ids, words))
+            start = stop
+        return bits
 
+    def _write(self, bits: NDArray[np.uint8], start: int, num_rows: int, rows: Rows) -> None:
+        """Write the bits of some rows, from `start` on."""
+        on_ids = [outcome.slice(start, num_rows) for outcome in rows.on_ids]
+        found = matching_bits(self._condition.test(rows._replace(on_ids=on_ids)))
+        bits[start // 8 : start // 8 + len(found)] = found
 
-class MaskCache:
-    """A cache of row masks by (owner, filter); beyond `max_bytes` the least recently used are dropped."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._masks: OrderedDict[tuple[str, str], NDArray[np.bool_]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, owner: str, text: str, make: Callable[[], NDArray[np.bool_]]) -> NDArray[np.bool_]:
-        """Return the mask of `text` over `owner`, computed if it is not cached."""
-        key = (owner, text)
-        with self._lock:
-            if key in self._masks:
-                self._masks.move_to_end(key)
-                return self._masks[key]
-        mask = make()
-        mask.setflags(write=False)
-        with self._lock:
-            if key not in self._masks and mask.nbytes <= self._max_bytes:
-                self._masks[key] = mask
-                self._bytes += mask.nbytes
-                while self._bytes > self._max_bytes:
-                    self._bytes -= self._masks.popitem(last=False)[1].nbytes
-        return mask
+    def outcome(self, batch: pa.RecordBatch) -> pa.BooleanArray:
+        """Return for each row of a batch whether it matches: true, false or null. The text must not name `id`."""
+        return self._condition.test(Rows(batch, [], {}))

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from hashlight.engine.filters.literals import duration_of, instant_of, number_of, time_of, zone_of
+from hashlight.engine.filters.membership import Test, is_in, is_whole_in, never
+from hashlight.engine.filters.outcomes import Range, possibly, surely
 from hashlight.engine.filters.tokens import Token, unquote
 
-# Tells of each value of a column whether it fits: true, false, or null where there is no value.
-Test = Callable[[pa.Array], pa.Array]
+_MAX_SHORT = 18  # digits of a decimal that an int64 holds, whatever they are
 
 _DAY = Fraction(86_400)
 _UNITS = {"s": Fraction(1), "ms": Fraction(1, 10**3), "us": Fraction(1, 10**6), "ns": Fraction(1, 10**9)}
@@ -52,6 +54,31 @@ class Kind(ABC):
     def is_one_of(self, values: Sequence[Any]) -> Test:
         """Return whether a stored value equals one of `values`."""
 
+    def between(self, sign: str, value: Any) -> Range:
+        """Return what `compare` comes to for values between bounds."""
+        test = self.compare(sign, value)
+        if sign in ("<", "<="):
+            return lambda least, most: (possibly(test(least)), surely(test(most)))
+        if sign in (">", ">="):
+            return lambda least, most: (possibly(test(most)), surely(test(least)))
+        equal, around = self.compare("==", value), self.around([value])
+
+        def outcomes(least: pa.Array, most: pa.Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+            may_B, _ = around(least, most)
+            must_B = surely(equal(least)) & surely(equal(most))
+            return (may_B, must_B) if sign == "==" else (~must_B, ~may_B)
+
+        return outcomes
+
+    def around(self, values: Sequence[Any]) -> Range:
+        """Return what `is_one_of` comes to for values between bounds."""
+        below, above = self.compare("<=", max(values)), self.compare(">=", min(values))
+
+        def outcomes(least: pa.Array, most: pa.Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+            return possibly(below(least)) & possibly(above(most)), np.zeros(len(least), np.bool_)
+
+        return outcomes
+
 
 class Words(Kind):
     """Text, ordered by code points, and true and false."""
@@ -67,7 +94,7 @@ class Words(Kind):
 
     def is_one_of(self, values: Sequence[Any]) -> Test:
         """See `Kind.is_one_of`."""
-        return _is_in(pa.array(values, self._kind))
+        return is_in(pa.array(values, self._kind))
 
 
 class Multiples(Kind):
@@ -116,19 +143,22 @@ class Multiples(Kind):
         elif comparison is pc.greater_equal:
             bound = max(bound, self._least)
         if not self._holds(bound):
-            return _never
+            return never
         operand = self._array([int(bound)])[0]
         return lambda stored: comparison(self._counted(stored), operand)
 
     def is_one_of(self, values: Sequence[Fraction]) -> Test:
         """See `Kind.is_one_of`."""
         counts = [value / self._unit for value in values]
-        is_in = _is_in(self._array([int(count) for count in counts if self._holds(count)]))
-        return lambda stored: is_in(self._counted(stored))
+        is_among = self._is_among([int(count) for count in counts if self._holds(count)])
+        return lambda stored: is_among(self._counted(stored))
 
     def _holds(self, count: Fraction | int) -> bool:
         """Whether a stored value may be so many units."""
         return count == int(count) and self._least <= count <= self._most
+
+    def _is_among(self, counts: list[int]) -> Test:
+        return is_whole_in(counts, self._counts)
 
     def _array(self, counts: list[int]) -> pa.Array:
         return pa.array(counts, self._counts)
@@ -138,7 +168,7 @@ class Multiples(Kind):
 
 
 class Decimals(Multiples):
-    """Decimals of any precision."""
+    """Decimals of any precision; short ones may also be stored as int64, in units of their last digit."""
 
     def __init__(self, kind: pa.DataType) -> None:
         # Arrow has no sets of the shorter ones, and compares none whose unit is above 1.
@@ -148,6 +178,23 @@ class Decimals(Multiples):
         unit = Fraction(1, 10**self._scale)
         counts = make(precision, self._scale)
         super().__init__("a number", _read_number, unit=unit, counts=counts, least=-most, most=most)
+        self._short: Multiples | None = None
+        if is_short_decimal(kind):
+            most, unit = 10**kind.precision - 1, Fraction(10) ** -kind.scale
+            self._short = Multiples("a number", _read_number, unit=unit, counts=pa.int64(), least=-most, most=most)
+
+    def compare(self, sign: str, value: Fraction) -> Test:
+        """See `Kind.compare`."""
+        return _by_width(
+            None if self._short is None else self._short.compare(sign, value), super().compare(sign, value)
+        )
+
+    def is_one_of(self, values: Sequence[Fraction]) -> Test:
+        """See `Kind.is_one_of`."""
+        return _by_width(None if self._short is None else self._short.is_one_of(values), super().is_one_of(values))
+
+    def _is_among(self, counts: list[int]) -> Test:
+        return is_in(self._array(counts))
 
     def _array(self, counts: list[int]) -> pa.Array:
         return pa.array([Decimal(f"{count}E{-self._scale}") for count in counts], self._counts)
@@ -171,7 +218,7 @@ class Floats(Kind):
         if math.isinf(nearest):
             # Beyond the largest number of this type there is only infinity, which is beyond whatever can be written.
             if sign in ("==", "!="):
-                return _never if sign == "==" else lambda stored: pc.invert(_never(stored))
+                return never if sign == "==" else lambda stored: pc.invert(never(stored))
             below = sign in ("<", "<=")
             comparison = pc.less_equal if below else pc.greater_equal
             if below == (nearest > 0):
@@ -183,8 +230,8 @@ class Floats(Kind):
         """See `Kind.is_one_of`."""
         numbers = [number for number in map(self._nearest, values) if math.isfinite(number)]
         # Arrow's sets tell -0.0 from 0.0, which are equal.
-        is_in = _is_in(pa.array([*numbers, *([-0.0, 0.0] if 0.0 in numbers else [])], self._kind))
-        return lambda stored: is_in(stored.cast(self._kind))
+        is_among = is_in(pa.array([*numbers, *([-0.0, 0.0] if 0.0 in numbers else [])], self._kind))
+        return lambda stored: is_among(stored.cast(self._kind))
 
     def _nearest(self, value: Fraction) -> float:
         """Return the nearest number of this precision; infinity beyond the largest."""
@@ -214,6 +261,16 @@ def is_list(kind: pa.DataType) -> bool:
 def is_text(kind: pa.DataType) -> bool:
     """Whether a type holds text."""
     return kind.id in (pa.lib.Type_STRING, pa.lib.Type_LARGE_STRING)
+
+
+def is_short_decimal(kind: pa.DataType) -> bool:
+    """Whether a type holds decimals whose digits an int64 has room for."""
+    return bool(pa.types.is_decimal(kind)) and kind.precision <= _MAX_SHORT
+
+
+def _by_width(short: Test | None, long: Test) -> Test:
+    """Return the test of decimals that are stored as int64, or as they are."""
+    return long if short is None else lambda stored: (short if pa.types.is_int64(stored.type) else long)(stored)
 
 
 def _read_text(token: Token) -> str:
@@ -306,14 +363,3 @@ _KINDS: dict[int, Callable[[pa.DataType], Kind]] = {
     **dict.fromkeys((pa.lib.Type_TIME32, pa.lib.Type_TIME64), _time),
     pa.lib.Type_DURATION: _duration,
 }
-
-
-def _never(stored: pa.Array) -> pa.Array:
-    """Return false for every value."""
-    return pc.if_else(pc.is_valid(stored), False, pa.scalar(None, pa.bool_()))
-
-
-def _is_in(accepted: pa.Array) -> Test:
-    return lambda stored: pc.if_else(
-        pc.is_valid(stored), pc.is_in(stored, value_set=accepted), pa.scalar(None, pa.bool_())
-    )

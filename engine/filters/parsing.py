@@ -7,20 +7,24 @@ from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hashlight.engine.filters.arrays import as_outcome
 from hashlight.engine.filters.evaluation import (
     Condition,
     Ids,
+    all_of,
+    any_of,
     has_id_among,
     holds,
-    is_among,
     is_like,
-    join,
     negate,
+    on_nulls,
+    on_values,
 )
-from hashlight.engine.filters.kinds import SIGNS, Kind, Test, is_list, is_text, kind_of
+from hashlight.engine.filters.kinds import SIGNS, Kind, is_list, is_text, kind_of
+from hashlight.engine.filters.membership import Test, is_whole_in
+from hashlight.engine.filters.outcomes import Outcomes, anything, of_range
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.tokens import FilterError, Token, tokens_of, unquote
 
@@ -88,13 +92,13 @@ class Parser:
         conditions = [self._all()]
         while self._accept("or"):
             conditions.append(self._all())
-        return join(pc.or_kleene, conditions)
+        return any_of(conditions)
 
     def _all(self) -> Condition:
         conditions = [self._negation()]
         while self._accept("and"):
             conditions.append(self._negation())
-        return join(pc.and_kleene, conditions)
+        return all_of(conditions)
 
     def _negation(self) -> Condition:
         self._depth += 1
@@ -120,11 +124,13 @@ class Parser:
         if (sign := SIGNS.get(self._here.word)) is not None:
             self._take()
             kind = self._kind(column)
-            return self._where(column, kind.compare(sign, self._value(kind, column)))
+            value = self._value(kind, column)
+            outcomes = of_range(column.name, kind.between(sign, value))
+            return self._where(column, kind.compare(sign, value), outcomes)
         if self._accept("is", "not", "null"):
-            return self._where(column, pc.is_valid)
+            return self._where_null(column, null=False)
         if self._accept("is", "null"):
-            return self._where(column, pc.is_null)
+            return self._where_null(column, null=True)
         negated = self._accept("not")
         if self._accept("in"):
             condition = self._one_of(column)
@@ -134,17 +140,21 @@ class Parser:
             self._fail("`in` or `like`" if negated else "a comparison, `in`, `like` or `is [not] null`")
         return negate(condition) if negated else condition
 
-    def _where(self, column: pa.Field, test: Test) -> Condition:
+    def _where(self, column: pa.Field, test: Test, outcomes: Outcomes = anything) -> Condition:
         """Return the condition that the values of a column pass a test."""
-        name = column.name
-        if name in self.columns:
-            return lambda rows: test(rows.attributes.column(name))
+        if column.name in self.columns:
+            return on_values(column.name, test, outcomes)
         return self._where_id(lambda ids: test(pa.array(ids.ids_N)))
+
+    def _where_null(self, column: pa.Field, *, null: bool) -> Condition:
+        if column.name in self.columns:
+            return on_nulls(column.name, null=null)
+        return self._where_id(lambda ids: as_outcome(np.full(len(ids.ids_N), not null)))
 
     def _where_id(self, test: Callable[[Ids], pa.Array]) -> Condition:
         self.on_ids.append(test)
         number = len(self.on_ids) - 1
-        return lambda rows: rows.on_ids[number]
+        return Condition(lambda rows: rows.on_ids[number], anything)
 
     def _column(self) -> pa.Field:
         token = self._here
@@ -172,7 +182,7 @@ class Parser:
         while self._accept(","):
             values.append(self._value(kind, column))
         self._expect(")")
-        return self._where(column, kind.is_one_of(values))
+        return self._where(column, kind.is_one_of(values), of_range(column.name, kind.around(values)))
 
     def _one_of_parameter(self, column: pa.Field) -> Condition:
         token = self._take()
@@ -188,7 +198,7 @@ class Parser:
         values_M = self._parameters[name]
         if column is ID:
             return self._where_id(has_id_among(values_M))
-        return self._where(column, is_among(values_M, column.type))
+        return self._where(column, is_whole_in(values_M, column.type))
 
     def _like(self, column: pa.Field) -> Condition:
         token = self._here

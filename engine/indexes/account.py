@@ -12,7 +12,7 @@ from hashlight.engine.results import Explanation
 
 
 class Account:
-    """The work done for each of `num_queries` queries over `rows` codes."""
+    """The work done for each of `num_queries` queries over `rows` codes that may be returned."""
 
     def __init__(self, num_queries: int, rows: int) -> None:
         self._rows = rows
@@ -27,9 +27,9 @@ class Account:
         self._probes_Q[group] += work.probes_Q
         self._candidates_Q[group] += work.candidates_Q
 
-    def add_scan(self, group: NDArray[np.intp], start: float) -> None:
-        """Record a scan for the queries of `group`, started at `start`."""
-        self._record(group, "scan", start)
+    def add_scan(self, group: NDArray[np.intp], start: float, *, listed: bool = False) -> None:
+        """Record a scan for the queries of `group`, started at `start`: of all allowed rows, or of a list of them."""
+        self._record(group, "gather" if listed else "scan", start)
         self._candidates_Q[group] += self._rows
 
     def _record(self, group: NDArray[np.intp], plan: str, start: float) -> None:

@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray
 
-NO_MASK = np.empty(0, np.uint8)
-NO_MASK.flags.writeable = False
-
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
     """Return a plain read-only view, even of a memory map; a copy if it is not aligned, because kernels rely on it."""
@@ -23,8 +20,3 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
 def bytes_of(codes_NW: CodeArray) -> NDArray[np.uint8]:
     """Return the bytes of codes, which need not be aligned."""
     return read_only(np.asarray(codes_NW).reshape(-1).view(np.uint8))  # bytes are always aligned
-
-
-def mask_bytes(mask: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
-    """Return a mask as uint8; empty if there is none."""
-    return NO_MASK if mask is None else read_only(mask.view(np.uint8))

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, check_bits, check_codes, num_words
 from hashlight.engine.ids import check_ids
+from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, Result, SearchResult
 
 MAX_ROWS = 2**32 - 1  # rows are uint32 in the tables
-SAMPLED_ROWS = 4096  # of a mask, to estimate how many rows may be returned
 
-RowMask = NDArray[np.bool_]
+Mask = RowMask | NDArray[np.bool_]
 
 
 class Index(ABC):
@@ -39,7 +39,7 @@ class Index(ABC):
         queries_QW: CodeArray,
         query: Query,
         *,
-        mask: RowMask | None = None,
+        mask: Mask | None = None,
         farthest_Q: NDArray[np.int32] | None = None,
     ) -> Result:
         """Answer the same query for each of several codes.
@@ -49,7 +49,7 @@ class Index(ABC):
         queries_QW : ndarray of uint64, shape (Q, W)
         query : Query
             An index has no attributes: the caller turns `query.filter` into `mask`.
-        mask : ndarray of bool, shape (N,), or None
+        mask : RowMask or ndarray of bool, shape (N,), or None
             True for the rows that may be returned, in the order of `ids_N`, which is the order of the index's rows.
         farthest_Q : ndarray of int32, shape (Q,), or None
             With `query.k`: maximum distance of an answer to each query, such as the k-th distance in other shards.
@@ -65,8 +65,8 @@ class Index(ABC):
             If codes, query or mask do not fit the index.
         """
         check_codes(queries_QW, bits=self.bits, name="queries")
-        mask = check_mask(mask, rows=len(self))
-        return self.answer_checked(queries_QW, query.checked(bits=self.bits), mask=mask, farthest_Q=farthest_Q)
+        checked = check_mask(mask, rows=len(self))
+        return self.answer_checked(queries_QW, query.checked(bits=self.bits), mask=checked, farthest_Q=farthest_Q)
 
     @abstractmethod
     def answer_checked(
@@ -163,17 +163,21 @@ def check_arrays(codes_NW: CodeArray, ids_N: IdArray, bits: int) -> int:
 
 
 def check_mask(mask: object, *, rows: int) -> RowMask | None:
-    """Return `mask` if it is None or has one bool for each of `rows` rows: whether it may be returned.
+    """Return a mask if it is None or tells of each of `rows` rows whether it may be returned.
 
     Raises
     ------
     TypeError
-        If it is not an array of bool.
+        If it is neither a mask nor an array of bool.
     ValueError
         If the shape or the layout is wrong.
     """
     if mask is None:
         return None
+    if isinstance(mask, RowMask):
+        if len(mask) != rows:
+            raise ValueError(f"`mask` must be of {rows} rows, got {mask!r}")
+        return mask
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         got = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
         raise TypeError(f"`mask` must be a bool array of shape ({rows},), True for rows that may answer, got {got}")
@@ -182,7 +186,7 @@ def check_mask(mask: object, *, rows: int) -> RowMask | None:
             f"`mask` must be contiguous of shape ({rows},), one entry per row, "
             f"got shape {mask.shape} with strides {mask.strides}"
         )
-    return mask
+    return RowMask.of(mask)
 
 
 def check_farthest(farthest_Q: NDArray[np.int32] | None, *, rows: int, bits: int) -> NDArray[np.int32]:
@@ -201,11 +205,3 @@ def check_farthest(farthest_Q: NDArray[np.int32] | None, *, rows: int, bits: int
     if farthest_Q.shape != (rows,):
         raise ValueError(f"`farthest_Q` must have shape ({rows},), one distance per query, got {farthest_Q.shape}")
     return np.minimum(farthest_Q, np.int32(bits))
-
-
-def count_allowed(mask: RowMask | None, rows: int) -> int:
-    """Estimate from a sample of the mask how many rows may be returned."""
-    if mask is None:
-        return rows
-    step = max(1, rows // SAMPLED_ROWS)
-    return int(np.count_nonzero(mask[::step])) * step

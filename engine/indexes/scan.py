@@ -22,8 +22,9 @@ from hashlight.engine.indexes.answers import (
     range_result,
     search_result,
 )
-from hashlight.engine.indexes.arrays import bytes_of, mask_bytes, read_only
-from hashlight.engine.indexes.base import Index, RowMask, check_arrays, check_build, check_farthest
+from hashlight.engine.indexes.arrays import bytes_of, read_only
+from hashlight.engine.indexes.base import Index, check_arrays, check_build, check_farthest
+from hashlight.engine.indexes.masks import RowMask, allowed_rows, is_listed
 from hashlight.engine.indexes.order import sort_rows
 from hashlight.engine.indexes.threads import MIN_QUERIES_PER_THREAD, cut, no_larger, run_parts
 from hashlight.engine.kernels.arguments import Rows
@@ -88,7 +89,7 @@ class ScanIndex(Index):
         mask: RowMask | None = None,
         farthest_Q: NDArray[np.int32] | None = None,
     ) -> Result:
-        """Answer by comparing every query with every code; see `engine.indexes.base.Index.answer`."""
+        """Answer by comparing every query with every allowed code; see `engine.indexes.base.Index.answer`."""
         if query.k is not None:
             bound_Q = check_farthest(farthest_Q, rows=len(queries_QW), bits=self.bits)
             return self._nearest(queries_QW, query.k, bound_Q, mask, query)
@@ -111,14 +112,14 @@ class ScanIndex(Index):
         query: Query,
     ) -> SearchResult:
         """Return the `k` nearest within the bounds; of the checked `query`, only `threads` and `explain` are used."""
-        heap_k = max(1, min(k, len(self)))
+        heap_k = max(1, min(k, len(self) if mask is None else mask.count))
 
         def work(part: slice) -> SearchResult:
             start = time.perf_counter()
             heaps = empty_heaps(len(queries_QW[part]), heap_k)
-            self.improve_heaps(queries_QW[part], bound_Q[part], mask, heaps)
+            self.improve_heaps(queries_QW[part], bound_Q[part], mask, heaps, listed=is_listed(mask))
             result = search_result(heaps, k)
-            return result._replace(explain=self._explain(len(bound_Q[part]), start)) if query.explain else result
+            return result._replace(explain=self._explain(len(bound_Q[part]), mask, start)) if query.explain else result
 
         parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_PER_THREAD)
         return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
@@ -127,39 +128,52 @@ class ScanIndex(Index):
         def work(part: slice) -> RangeResult:
             start = time.perf_counter()
             num_queries = len(queries_QW[part])
-            found = self.find_hits(queries_QW[part], np.arange(num_queries), radius, mask)
+            found = self.find_hits(queries_QW[part], np.arange(num_queries), radius, mask, listed=is_listed(mask))
             result = range_result(found, self.ids_N, num_queries, radius)
-            return result._replace(explain=self._explain(num_queries, start)) if query.explain else result
+            return result._replace(explain=self._explain(num_queries, mask, start)) if query.explain else result
 
         parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_PER_THREAD)
         return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
 
     def improve_heaps(
-        self, queries_QW: CodeArray, bound_Q: NDArray[np.int32], mask: RowMask | None, heaps: Heaps
+        self, queries_QW: CodeArray, bound_Q: NDArray[np.int32], mask: RowMask | None, heaps: Heaps, *, listed: bool
     ) -> None:
-        """Offer every row within each query's bound to its heap, in the calling thread."""
+        """Offer every allowed row within each query's bound to its heap, in the calling thread.
+
+        `listed`: go to each row that `mask` allows, instead of passing over the mask.
+        """
         if len(queries_QW) and len(self):
             block = _empty_block(self.codes_NW.shape[1], len(queries_QW))
-            knn_scan(self._rows, mask_bytes(mask), read_only(queries_QW), bound_Q, block, heaps)
+            allowed = allowed_rows(mask, len(self), listed=listed)
+            knn_scan(self._rows, allowed, read_only(queries_QW), bound_Q, block, heaps)
 
-    def find_hits(self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: RowMask | None) -> Found:
-        """Return the rows within `radius` of each query, in any order, computed in the calling thread."""
+    def find_hits(
+        self,
+        queries_QW: CodeArray,
+        numbers_Q: NDArray[np.intp],
+        radius: int,
+        mask: RowMask | None,
+        *,
+        listed: bool,
+    ) -> Found:
+        """Return the allowed rows within `radius` of each query, in any order; see `improve_heaps`."""
         if not len(queries_QW):
             return []
         queries_QW = read_only(queries_QW)
         block = _empty_block(self.codes_NW.shape[1], len(queries_QW))
         cursor_2 = np.zeros(2, np.int64)
-        may_N = mask_bytes(mask)
+        allowed = allowed_rows(mask, len(self), listed=listed)
+        places = mask.count if mask is not None and listed else len(self)
 
         def fill(hits: Hits) -> tuple[int, int]:
-            count = range_scan(self._rows, may_N, queries_QW, radius, cursor_2, block, hits)
-            return count, 0 if cursor_2[0] >= len(self) else 1
+            count = range_scan(self._rows, allowed, queries_QW, radius, cursor_2, block, hits)
+            return count, 0 if cursor_2[0] >= places else 1
 
         return gather_hits(numbers_Q, fill, places=max(FIRST_HITS, 4 * len(block[1])))
 
-    def _explain(self, num_queries: int, start: float) -> Explanation:
-        account = Account(num_queries, len(self))
-        account.add_scan(np.arange(num_queries), start)
+    def _explain(self, num_queries: int, mask: RowMask | None, start: float) -> Explanation:
+        account = Account(num_queries, len(self) if mask is None else mask.count)
+        account.add_scan(np.arange(num_queries), start, listed=is_listed(mask))
         return account.explanation()
 
 

@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 
 from hashlight.engine.indexes.histogram import distance_histogram, graded_histogram
+from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.indexes.multi_index.checking import find_wrong
 from hashlight.engine.indexes.multi_index.index import MultiIndex, Plan
 from hashlight.engine.indexes.multi_index.planner import calibrate, has_stored_costs
@@ -48,6 +49,7 @@ def _run_every_kernel() -> None:
         index.search(codes_NW[:3], 2, plan=plan, threads=1)
         for explain in (False, True):  # with explain, hits are separate arrays, sorted by other kernels
             index.range_search(codes_NW[:3], 2, plan=plan, threads=1, explain=explain)
+    RowMask.of(np.zeros(32, np.bool_))
     find_wrong(index.tables, index.codes_NW)
     labels = np.zeros(3, np.int64)
     distance_histogram(codes_NW[:3], codes_NW[:3], query_labels=labels, code_labels=labels, bits=128)

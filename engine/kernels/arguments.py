@@ -1,7 +1,8 @@
 """Named tuples of the arrays that kernels take together, with the shape and meaning of each array.
 
-Shapes: N rows, sorted by (code, id), W words per code, D distinct codes, T tables, Q queries, K nearest, H slots for
-hits, B codes per block, P buckets and C candidates of scratch, S = widest substring + 1.
+Shapes: N rows, sorted by (code, id), W words per code, V words of a mask, L listed rows, D distinct codes, T tables,
+Q queries, K nearest, H slots for hits, B codes per block, P buckets and C candidates of scratch, S = widest
+substring + 1.
 
 A kernel that is called from Python takes each of them as a plain tuple in this order (`rows_` for `Rows`) and rebuilds
 the named tuple first. Measured with 12 arrays: numba needs 1.4 us to identify the type of a named tuple at each call,
@@ -32,6 +33,26 @@ class Rows(NamedTuple):
     id_N: NDArray[np.int64]
     num_words: int
     num_rows: int
+
+
+class Allowed(NamedTuple):
+    """The rows that may be returned (see `masks`).
+
+    Attributes
+    ----------
+    word_V : ndarray of uint64, shape (ceil(N / 64),) or (0,)
+        The mask; empty if every row may be returned, or if they are listed.
+    row_L : ndarray of uint32, shape (L,)
+        The rows, ascending, if they are listed.
+    listed : bool
+    num_allowed : int
+        How many they are.
+    """
+
+    word_V: NDArray[np.uint64]
+    row_L: NDArray[np.uint32]
+    listed: bool
+    num_allowed: int
 
 
 class TableArrays(NamedTuple):

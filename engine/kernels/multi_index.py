@@ -6,7 +6,7 @@ Source: Norouzi, Punjani, Fleet, "Fast exact search in Hamming space with multi-
 Shapes: N rows, sorted by (code, id), W words per code, D distinct codes, T tables, Q queries, K nearest, H slots for
 hits, P buckets and C candidates of scratch, S = widest substring + 1.
 
-The named tuples in `arguments` give the shape of each array.
+The named tuples in `arguments` give the shape of each array; `word_V` is a mask (see `masks`).
 
 A code at distance r differs from the query in at most r // T bits of some substring. So steps of (substring radius s,
 table t), taken in ascending order, have met every code within T * s + t after step (s, t). Whether an earlier step has
@@ -35,6 +35,7 @@ from hashlight.engine.kernels.arguments import (
     Work,
 )
 from hashlight.engine.kernels.compiling import inlined_kernel, kernel
+from hashlight.engine.kernels.masks import allows
 from hashlight.engine.kernels.popcount import load_word, near_words, popcount, prefetch_word, trailing_zeros
 from hashlight.engine.kernels.scan import row_distance
 from hashlight.engine.kernels.select import comes_before, keep_nearest
@@ -250,11 +251,11 @@ def met_before(rows, tables, row, query_W, seen_T):
 
 
 @kernel
-def emit_run(rows, may_N, first, query, dist, num_hits, hits):
+def emit_run(rows, word_V, first, query, dist, num_hits, hits):
     """Write all rows of one distinct code as hits; keep counting when the buffers are full."""
     row = first
     while row < rows.num_rows and (row == first or same_code(rows.code_bytes, rows.num_words, first, row)):
-        if len(may_N) == 0 or may_N[row]:
+        if allows(word_V, row):
             if num_hits < len(hits.row_H):
                 hits.query_H[num_hits] = query
                 hits.row_H[num_hits] = row
@@ -265,11 +266,11 @@ def emit_run(rows, may_N, first, query, dist, num_hits, hits):
 
 
 @kernel
-def offer_run(rows, may_N, first, dist, dist_K, id_K):
+def offer_run(rows, word_V, first, dist, dist_K, id_K):
     """Offer the rows of one distinct code to a heap until it declines one: their ids ascend."""
     row = first
     while row < rows.num_rows and (row == first or same_code(rows.code_bytes, rows.num_words, first, row)):
-        if len(may_N) == 0 or may_N[row]:
+        if allows(word_V, row):
             if not comes_before(dist, rows.id_N[row], dist_K[0], id_K[0]):
                 return
             keep_nearest(dist_K, id_K, dist, rows.id_N[row])
@@ -277,7 +278,7 @@ def offer_run(rows, may_N, first, dist, dist_K, id_K):
 
 
 @kernel
-def range_tables(rows_, tables_, may_N, query_QW, radius, reach_T, budget, cursor_2, scratch_, work_, hits_):
+def range_tables(rows_, tables_, word_V, query_QW, radius, reach_T, budget, cursor_2, scratch_, work_, hits_):
     """Collect the hits of queries from `cursor_2[0]` on; return how many were written.
 
     `reach_T` is the substring radius of each table, -1 for a table that is not needed. When the hits of a query do not
@@ -296,7 +297,7 @@ def range_tables(rows_, tables_, may_N, query_QW, radius, reach_T, budget, curso
             step = Step(query, number % len(reach_T), number // len(reach_T))
             if step.reach <= reach_T[step.table]:
                 num_hits = range_step(
-                    rows, tables, may_N, query_QW[query], step, radius, budget, scratch, work, num_hits, hits
+                    rows, tables, word_V, query_QW[query], step, radius, budget, scratch, work, num_hits, hits
                 )
                 scratch.seen_T[step.table] = step.reach
         if work.candidates_Q[query] > budget:
@@ -312,7 +313,7 @@ def range_tables(rows_, tables_, may_N, query_QW, radius, reach_T, budget, curso
 
 
 @inlined_kernel
-def range_step(rows, tables, may_N, query_W, step, radius, budget, scratch, work, num_hits, hits):
+def range_step(rows, tables, word_V, query_W, step, radius, budget, scratch, work, num_hits, hits):
     """Collect the hits of one step, until the budget is spent; return the new number of hits."""
     candidates_Q = work.candidates_Q
     place_2 = scratch.place_2
@@ -332,12 +333,12 @@ def range_step(rows, tables, may_N, query_W, step, radius, budget, scratch, work
                 row = scratch.row_C[candidate]
                 dist = candidate_distance(rows, row, query_W)
                 if dist <= np.uint64(radius) and not met_before(rows, tables, row, query_W, scratch.seen_T):
-                    num_hits = emit_run(rows, may_N, row, step.query, dist, num_hits, hits)
+                    num_hits = emit_run(rows, word_V, row, step.query, dist, num_hits, hits)
     return num_hits
 
 
 @kernel
-def knn_tables(rows_, tables_, sizes_, may_N, query_QW, bound_Q, budget_, scratch_, work_, done_Q, heaps_):
+def knn_tables(rows_, tables_, sizes_, word_V, query_QW, bound_Q, budget_, scratch_, work_, done_Q, heaps_):
     """Fill the heaps with the nearest rows within `bound_Q` by steps of growing radius.
 
     Before each step the cost of the remaining steps is estimated: up to the k-th distance so far, or up to
@@ -373,7 +374,7 @@ def knn_tables(rows_, tables_, sizes_, may_N, query_QW, bound_Q, budget_, scratc
             if step.reach <= tables.width_T[step.table]:
                 before = candidates_Q[query]
                 read = knn_step(
-                    rows, tables, may_N, query_QW[query], bound_Q[query], step, scratch, work, dist_K,
+                    rows, tables, word_V, query_QW[query], bound_Q[query], step, scratch, work, dist_K,
                     heaps.id_QK[query],
                 )  # fmt: skip
                 met = candidates_Q[query] - before
@@ -391,7 +392,7 @@ def knn_tables(rows_, tables_, sizes_, may_N, query_QW, bound_Q, budget_, scratc
 
 
 @inlined_kernel
-def knn_step(rows, tables, may_N, query_W, bound, step, scratch, work, dist_K, id_K):
+def knn_step(rows, tables, word_V, query_W, bound, step, scratch, work, dist_K, id_K):
     """Offer the rows that one step meets to a heap; return how many codes were read.
 
     The codes of table 0 are adjacent and cheap to read: only near ones count, about as many as sketches would leave.
@@ -419,7 +420,7 @@ def knn_step(rows, tables, may_N, query_W, bound, step, scratch, work, dist_K, i
                     continue
                 read += step.table == 0
                 if not met_before(rows, tables, row, query_W, scratch.seen_T):
-                    offer_run(rows, may_N, row, np.int32(dist), dist_K, id_K)
+                    offer_run(rows, word_V, row, np.int32(dist), dist_K, id_K)
     return read
 
 

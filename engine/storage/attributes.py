@@ -26,6 +26,9 @@ _BATCH_ROWS = 1024
 _COMPRESSED = pyarrow.ipc.IpcWriteOptions(compression="zstd")
 _PLAIN = pyarrow.ipc.IpcWriteOptions()
 
+_JOINED_BYTES = 64 * 2**20  # of rows that are read together
+_KEPT_READERS = 32  # each of some columns
+
 _REMEDY = "restore it from a copy, or build the collection again"
 
 
@@ -96,6 +99,7 @@ class AttributeFile:
         self._source = map_file(path)
         self._reader = pyarrow.ipc.open_file(self._source)
         self.schema = stored_schema(self._reader.schema)
+        self._readers: dict[tuple[str, ...], tuple[Any, pa.Schema]] = {}
         if self.schema.types != self._reader.schema.types:
             # Earlier releases stored dictionaries. Arrow reads them with the first batch, and not safely in threads.
             self._reader.get_batch(0)
@@ -116,10 +120,37 @@ class AttributeFile:
         back_N[order_N] = np.arange(len(order_N))
         return pa.concat_tables(picked).take(pa.array(back_N))
 
-    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield all rows, with only the named attributes."""
-        fields = [self._reader.schema.get_field_index(name) for name in names]
-        options = pyarrow.ipc.IpcReadOptions(included_fields=fields)
-        reader = pyarrow.ipc.open_file(self._source, options=options)
-        schema = pa.schema([self.schema.field(number) for number in sorted(fields)])
-        return (as_stored(reader.get_batch(number), schema) for number in range(reader.num_record_batches))
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        last: int = self._reader.num_record_batches - 1
+        return last * _BATCH_ROWS + int(self._reader.get_batch(last).num_rows)
+
+    def rows(self, names: Sequence[str], start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """Yield the named attributes of rows `start` to `stop`, in order, in batches of up to 64 MiB.
+
+        `start` must be a multiple of 1,024, and so is the number of rows of every batch but the last.
+        """
+        reader, schema = self._reader_of(tuple(names))
+        waiting: list[pa.RecordBatch] = []
+        for number in range(start // _BATCH_ROWS, -(-stop // _BATCH_ROWS)):
+            batch = as_stored(reader.get_batch(number), schema)
+            if waiting and sum(each.nbytes for each in waiting) + batch.nbytes > _JOINED_BYTES:
+                yield pa.concat_batches(waiting)
+                waiting = []
+            waiting.append(batch)
+        yield pa.concat_batches(waiting)
+
+    def _reader_of(self, names: tuple[str, ...]) -> tuple[Any, pa.Schema]:
+        """Return a reader of the named attributes alone, and their schema."""
+        if (found := self._readers.get(names)) is None:
+            fields = [self._reader.schema.get_field_index(name) for name in names]
+            options = pyarrow.ipc.IpcReadOptions(included_fields=fields)
+            reader = pyarrow.ipc.open_file(self._source, options=options)
+            if self.schema.types != self._reader.schema.types:
+                reader.get_batch(0)
+            found = reader, pa.schema([self.schema.field(number) for number in sorted(fields)])
+            if len(self._readers) >= _KEPT_READERS:
+                self._readers = {}
+            self._readers[names] = found
+        return found

@@ -22,6 +22,7 @@ from hashlight.engine.places.integrity import verify_files
 from hashlight.engine.storage.attributes import check_attributes
 from hashlight.engine.storage.faiss_file import map_faiss_flat
 from hashlight.engine.storage.manifest import ShardSpec
+from hashlight.engine.storage.scalars import SCALARS, check_scalars
 
 _CHUNK_ROWS = 1 << 20
 _REMEDY = "restore the shard from a copy, or build the collection again"
@@ -60,6 +61,8 @@ def check_shard(folder: Path, spec: ShardSpec, *, bits: int) -> None:
         map_array(folder / "features.npy", np.float16, (spec.rows, None))
     if "attributes.arrow" in spec.files:
         check_attributes(folder / "attributes.arrow", spec.rows)
+    if SCALARS in spec.files:
+        check_scalars(folder)
     if "thumbnails.arrow" in spec.files:
         schema = check_attributes(folder / "thumbnails.arrow", spec.rows)
         if schema.names != ["thumbnail"] or schema.types[0] not in (pa.binary(), pa.large_binary()):

@@ -7,6 +7,7 @@
     rows_by_id.npy     uint32: the rows in ascending order of their ids, for finding an id by binary search
     tables/            optional, the multi-index; a shard without it answers by scan
     attributes.arrow   optional, the user's attributes
+    scalars.arrow      optional, scalar attributes as plain arrays, for filters
     features.npy       optional, float16 (rows, F): fine features for re-ranking
     thumbnails.arrow   optional, small encoded pictures
 """
@@ -26,10 +27,12 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.errors import CorruptDataError
-from hashlight.engine.filters.filter import Filter, MaskCache
+from hashlight.engine.filters.cache import FilterCache
+from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.parameters import Parameters
-from hashlight.engine.indexes.base import MAX_ROWS, Index, RowMask
+from hashlight.engine.indexes.base import MAX_ROWS, Index
 from hashlight.engine.indexes.choice import IndexChoice, check_index, faiss_kind
+from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.indexes.multi_index.index import MultiIndex
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.order import sort_rows
@@ -53,11 +56,12 @@ from hashlight.engine.storage.checking import verify_shard
 from hashlight.engine.storage.columns import stored_schema
 from hashlight.engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
 from hashlight.engine.storage.manifest import REQUIRED_FILES, ShardSpec
+from hashlight.engine.storage.scalars import SCALARS, ScalarFile, ShardColumns, write_scalars
 
 _COPIED_ROWS = 65_536
 
-# Filters repeat (the next radius on the page, the next batch); a mask takes one byte per row.
-_masks = MaskCache(256 * 2**20)
+# Filters repeat (the next radius on the page, the next batch); a mask takes one bit per row, or two.
+_masks: FilterCache[RowMask] = FilterCache(256 * 2**20)
 
 
 def write_shard(
@@ -152,13 +156,15 @@ def write_thumbnails(folder: Path, tables: Iterable[pa.Table], order_N: NDArray[
 
 
 def finish_shard(folder: Path, rows: int) -> ShardSpec:
-    """Fsync a shard's files and describe them.
+    """Write what filters read of the attributes, fsync a shard's files and describe them.
 
     Raises
     ------
     FileNotFoundError
         If another process removed the folder while it was written.
     """
+    if (folder / "attributes.arrow").exists():
+        write_scalars(folder, rows)
     files = describe_files(folder)
     if missing := REQUIRED_FILES - files.keys():
         raise FileNotFoundError(errno.ENOENT, f"another process removed {', '.join(sorted(missing))} from", str(folder))
@@ -250,6 +256,7 @@ class Shard:
         )
         has_attributes = "attributes.arrow" in spec.files
         self.attributes = AttributeFile(folder / "attributes.arrow") if has_attributes else None
+        self._has_scalars = SCALARS in spec.files
         has_thumbnails = "thumbnails.arrow" in spec.files
         self.thumbnails = AttributeFile(folder / "thumbnails.arrow") if has_thumbnails else None
         has_features = "features.npy" in spec.files
@@ -307,13 +314,18 @@ class Shard:
         """
         if filter is None:
             return None
-        key = filter if parameters is None else f"{filter}\0{parameters.digest}"
-        return _masks.get(str(self._folder), key, functools.partial(self._find_mask, filter, parameters))
+        key = str(self._folder), filter, None if parameters is None else parameters.digest
+        return _masks.get(key, functools.partial(self._find_mask, filter, parameters))
 
     def _find_mask(self, text: str, parameters: Parameters | None) -> RowMask:
         stored = self.attributes
         parsed = Filter(text, pa.schema([]) if stored is None else stored.schema, parameters)
-        return parsed.mask([] if stored is None else stored.batches(parsed.columns), self)
+        columns = ShardColumns(stored, self._scalars if parsed.columns else None, len(self))
+        return RowMask(parsed.mask(columns, self), len(self))
+
+    @functools.cached_property
+    def _scalars(self) -> ScalarFile | None:
+        return ScalarFile(self._folder / SCALARS) if self._has_scalars else None
 
     def rows_of(self, ids_M: IdArray) -> NDArray[np.int64]:
         """Return the row of each id, -1 for those that are not in this shard."""

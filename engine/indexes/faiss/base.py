@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.extras import import_faiss
 from hashlight.engine.indexes.answers import empty_heaps, range_result
-from hashlight.engine.indexes.base import Index, RowMask, check_arrays, check_build, check_farthest
+from hashlight.engine.indexes.base import Index, check_arrays, check_build, check_farthest
+from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.query import Query
 from hashlight.engine.results import PAD_ID, Explanation, RangeResult, Result, SearchResult, cut_range
@@ -137,7 +138,7 @@ class FaissIndex(Index):
         lims, distances, rows = self._rows_within(queries_QW, radius, mask)
         query = np.repeat(np.arange(num_queries, dtype=np.int32), lims[1:] - lims[:-1])
         if mask is not None:
-            may = mask[rows]
+            may = mask.allows(rows)
             query, distances, rows = query[may], distances[may], rows[may]
         hits = query, rows.astype(np.uint32), distances.astype(np.int32)
         return range_result([(np.arange(num_queries), hits)], self.ids_N, num_queries, radius)
@@ -170,7 +171,7 @@ def flat_reach(faiss: Any, flat_index: Any, queries_QW: CodeArray, k: int, mask:
     """Return the distance of the k-th allowed row from each query, or of the last if there are fewer."""
     params = None
     if mask is not None:
-        params = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little")))
+        params = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(mask.words.view(np.uint8)))
     distances_QK, rows_QK = flat_index.search(queries_QW.view(np.uint8), k, params=params)
     reach_Q: NDArray[np.int64] = np.where(rows_QK == PAD_ID, 0, distances_QK).max(axis=1).astype(np.int64)
     return reach_Q

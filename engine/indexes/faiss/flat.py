@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
 from hashlight.engine.extras import import_faiss
-from hashlight.engine.indexes.base import RowMask
 from hashlight.engine.indexes.faiss.base import FaissHits, FaissIndex, faiss_range_search, flat_reach
+from hashlight.engine.indexes.masks import RowMask
 
 
 class FaissFlatIndex(FaissIndex):

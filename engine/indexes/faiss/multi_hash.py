@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import WORD_BITS, CodeArray, IdArray, num_words
 from hashlight.engine.extras import import_faiss
-from hashlight.engine.indexes.base import RowMask
 from hashlight.engine.indexes.faiss.base import FaissHits, FaissIndex, faiss_range_search, flat_reach
+from hashlight.engine.indexes.masks import RowMask
 
 MAX_TABLES = 16
 MAX_WIDTH = 24
@@ -59,7 +59,7 @@ class FaissMultiHashIndex(FaissIndex):
             lims, distances, rows = self._rows_within(queries_QW[open_Q], radius, mask)
             for place, query in enumerate(open_Q):
                 found = slice(lims[place], lims[place + 1])
-                near = distances[found] if mask is None else distances[found][mask[rows[found]]]
+                near = distances[found] if mask is None else distances[found][mask.allows(rows[found])]
                 if len(near) >= k:
                     reach_Q[query] = np.partition(near, k - 1)[k - 1]
         open_Q = np.flatnonzero(reach_Q < 0)

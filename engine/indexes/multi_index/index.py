@@ -23,15 +23,17 @@ from hashlight.engine.indexes.answers import (
 )
 from hashlight.engine.indexes.base import (
     Index,
-    RowMask,
+    Mask,
     check_arrays,
     check_build,
     check_farthest,
     check_mask,
-    count_allowed,
 )
+from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.indexes.multi_index.checking import find_missing
 from hashlight.engine.indexes.multi_index.planner import (
+    WORTH_ASKING_NS,
+    Span,
     current_costs,
     likely_radius,
     plan_nearest,
@@ -61,8 +63,8 @@ from hashlight.engine.results import (
     join_searches,
 )
 
-Plan = Literal["auto", "scan", "tables"]
-PLANS = ("auto", "scan", "tables")
+Plan = Literal["auto", "scan", "tables", "gather"]
+PLANS = ("auto", "scan", "tables", "gather")
 NO_QUERIES = np.empty(0, np.intp)
 FIRST_QUERY = np.zeros(1, np.intp)
 
@@ -86,8 +88,9 @@ class MultiIndex(Index):
 
     Attributes
     ----------
-    plan : {"auto", "scan", "tables"}
-        The plan that `answer` follows unless it is given another; "auto", the planner, by default.
+    plan : {"auto", "scan", "tables", "gather"}
+        The plan that `answer` follows unless it is given another; "auto", the planner, by default. "gather" goes to
+        each row that the mask allows; without a mask it is a scan.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class MultiIndex(Index):
         queries_QW: CodeArray,
         query: Query,
         *,
-        mask: RowMask | None = None,
+        mask: Mask | None = None,
         farthest_Q: NDArray[np.int32] | None = None,
         plan: Plan | None = None,
     ) -> Result:
@@ -167,8 +170,8 @@ class MultiIndex(Index):
         `plan` overrides the index's own. The answer does not depend on it.
         """
         check_codes(queries_QW, bits=self.bits, name="queries")
-        query, mask = query.checked(bits=self.bits), check_mask(mask, rows=len(self))
-        return self.answer_checked(queries_QW, query, mask=mask, farthest_Q=farthest_Q, plan=_check_plan(plan))
+        query, checked = query.checked(bits=self.bits), check_mask(mask, rows=len(self))
+        return self.answer_checked(queries_QW, query, mask=checked, farthest_Q=farthest_Q, plan=_check_plan(plan))
 
     def answer_checked(
         self,
@@ -212,12 +215,13 @@ class MultiIndex(Index):
     ) -> RangeResult:
         """Answer a part of a batch in the calling thread: first the queries for the tables, then those for the scan."""
         if len(queries_QW) == 1 and plan == "auto" and not explain and len(self):
-            budget = trial_budget(self.probe, radius, current_costs(len(self)), len(self), self.codes_NW.shape[1])
+            span = Span.of(mask, len(self))
+            budget = trial_budget(self.probe, radius, current_costs(len(self)), span, self.codes_NW.shape[1])
             hits_in_budget = self.probe.within_budget(queries_QW, FIRST_QUERY, radius, mask, budget) if budget else None
             if hits_in_budget is not None:
                 return range_result(hits_in_budget, self.ids_N, 1, radius)
-        account = Account(len(queries_QW), len(self)) if explain else None
-        by_tables, by_scan = self._plan_range(queries_QW, radius, plan)
+        account = self._account(len(queries_QW), mask) if explain else None
+        by_tables, by_scan = self._plan_range(queries_QW, radius, mask, plan)
         found: Found = []
         for group in _one_by_one(by_tables) if account else [by_tables] * bool(len(by_tables)):
             start = time.perf_counter()
@@ -226,19 +230,21 @@ class MultiIndex(Index):
             if account:
                 account.add_tables(group, work, start)
         if len(by_scan):
-            start = time.perf_counter()
-            found += self._scan.find_hits(_gathered(queries_QW, by_scan), by_scan, radius, mask)
+            start, listed = time.perf_counter(), _is_gather(plan, mask)
+            found += self._scan.find_hits(_gathered(queries_QW, by_scan), by_scan, radius, mask, listed=listed)
             if account:
-                account.add_scan(by_scan, start)
+                account.add_scan(by_scan, start, listed=listed)
         result = range_result(found, self.ids_N, len(queries_QW), radius)
         return result._replace(explain=account.explanation()) if account else result
 
-    def _plan_range(self, queries_QW: CodeArray, radius: int, plan: Plan) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def _plan_range(
+        self, queries_QW: CodeArray, radius: int, mask: RowMask | None, plan: Plan
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return which queries are answered from the tables, and which by a scan."""
         every = np.arange(len(queries_QW))
         if plan != "auto" or not len(self):
             return (every, NO_QUERIES) if plan == "tables" else (NO_QUERIES, every)
-        by_tables_Q = plan_range(self.probe, queries_QW, radius, current_costs(len(self)), len(self))
+        by_tables_Q = plan_range(self.probe, queries_QW, radius, current_costs(len(self)), Span.of(mask, len(self)))
         if isinstance(by_tables_Q, bool):
             return (every, NO_QUERIES) if by_tables_Q else (NO_QUERIES, every)
         return every[by_tables_Q], every[~by_tables_Q]
@@ -253,8 +259,9 @@ class MultiIndex(Index):
         plan: Plan,
     ) -> SearchResult:
         """Return the `k` nearest within the bounds; of the checked `query`, only `threads` and `explain` are used."""
-        heap_k = max(1, min(k, len(self)))
-        reach = likely_radius(self.bits, count_allowed(mask, len(self)), heap_k)
+        allowed = len(self) if mask is None else mask.count
+        heap_k = max(1, min(k, allowed))
+        reach = likely_radius(self.bits, allowed, heap_k)
 
         def work(part: slice) -> SearchResult:
             bound_P = bound_Q[part].copy()
@@ -275,27 +282,40 @@ class MultiIndex(Index):
         plan: Plan,
     ) -> SearchResult:
         """Answer a part of a batch in the calling thread: from the tables, then one scan for the queries given up."""
-        account = Account(len(queries_QW), len(self)) if explain else None
+        account = self._account(len(queries_QW), mask) if explain else None
         heaps = empty_heaps(len(queries_QW), heap_k)
         open_Q = np.arange(len(queries_QW))
         sharing = 0
         # The fewer queries share the scan, the more it costs each of them, so the tables may be worth another try.
-        while plan != "scan" and len(self) and len(open_Q) and sharing != len(open_Q):
+        while self._may_ask_tables(plan, mask, len(open_Q)) and sharing != len(open_Q):
             sharing = len(open_Q)
-            budget = self._budget(plan, reach, sharing)
+            budget = self._budget(plan, mask, reach, sharing)
             open_Q = self._ask_tables(queries_QW, open_Q, bound_Q, mask, heaps, budget, account)
         if len(open_Q):
-            self._ask_scan(queries_QW, open_Q, bound_Q, mask, heaps, account)
+            self._ask_scan(queries_QW, open_Q, bound_Q, mask, heaps, account, listed=_is_gather(plan, mask))
         result = search_result(heaps, k)
         return result._replace(explain=account.explanation()) if account else result
 
-    def _budget(self, plan: Plan, reach: int, sharing: int) -> Budget:
+    def _account(self, num_queries: int, mask: RowMask | None) -> Account:
+        return Account(num_queries, len(self) if mask is None else mask.count)
+
+    def _may_ask_tables(self, plan: Plan, mask: RowMask | None, num_queries: int) -> bool:
+        """Whether the tables may be worth a call for `num_queries` queries."""
+        if plan in ("scan", "gather") or not len(self) or not num_queries:
+            return False
+        if plan == "tables" or mask is None:
+            return True
+        span, words = Span.of(mask, len(self)), self.codes_NW.shape[1]
+        return num_queries * current_costs(len(self)).scan_ns(span, words, num_queries) > WORTH_ASKING_NS
+
+    def _budget(self, plan: Plan, mask: RowMask | None, reach: int, sharing: int) -> Budget:
         if plan == "tables":
             return Budget(
                 mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits
             )
         words = self.codes_NW.shape[1]
-        return plan_nearest(current_costs(len(self)), len(self), self.tables.distinct, words, sharing, reach)
+        span = Span.of(mask, len(self))
+        return plan_nearest(current_costs(len(self)), span, self.tables.distinct, words, sharing, reach)
 
     def _ask_tables(
         self,
@@ -347,14 +367,21 @@ class MultiIndex(Index):
         mask: RowMask | None,
         heaps: Heaps,
         account: Account | None,
+        *,
+        listed: bool,
     ) -> None:
-        """Answer the open queries by one scan."""
+        """Answer the open queries by one scan, or from the list of allowed rows."""
         start = time.perf_counter()
         heaps_G = heaps[0][open_Q], heaps[1][open_Q]
-        self._scan.improve_heaps(queries_QW[open_Q], bound_Q[open_Q], mask, heaps_G)
+        self._scan.improve_heaps(queries_QW[open_Q], bound_Q[open_Q], mask, heaps_G, listed=listed)
         heaps[0][open_Q], heaps[1][open_Q] = heaps_G
         if account:
-            account.add_scan(open_Q, start)
+            account.add_scan(open_Q, start, listed=listed)
+
+
+def _is_gather(plan: Plan, mask: RowMask | None) -> bool:
+    """Return whether what the tables do not answer is answered from a list of the allowed rows."""
+    return mask is not None and (plan == "gather" or (plan != "scan" and mask.is_listed))
 
 
 def _check_plan(plan: Plan | None) -> Plan | None:

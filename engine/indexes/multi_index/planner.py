@@ -1,6 +1,7 @@
 """Scan or tables: the cost of each, from constants measured on this machine.
 
-The cost of a scan is proportional to the rows; the queries of a batch share the cost of loading the codes. The cost of
+The cost of a scan is proportional to the rows that may be returned; the queries of a batch share the cost of loading
+their codes. If they are few, a scan goes from one to the next by their numbers: a gather. The cost of
 the tables is that of the buckets looked up and the candidates read. For a radius search the candidates are counted
 before any code is read, from the bucket sizes (or a sample of them), because learned codes crowd into few buckets. For
 kNN the tables are probed in steps, each priced before it is taken; a query is scanned when its remaining steps would
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import platformdirs
@@ -28,11 +29,13 @@ from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray
+from hashlight.engine.indexes.masks import LISTED_SHARE, RowMask
 from hashlight.engine.indexes.multi_index.probe import TableProbe
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.scan import ScanIndex
 from hashlight.engine.kernels.arguments import Budget, Prices
 from hashlight.engine.kernels.compiling import kernels_digest
+from hashlight.engine.kernels.scan import WORTH_READING
 from hashlight.engine.places.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -42,11 +45,39 @@ RANGE_TRIAL = 0.15  # the same for a radius search, if all candidates were near
 NEAR_ROWS = 2**16
 FAR_ROWS = 2**22
 SCANNED_TOGETHER = 32
+PICKED_SHARE = 8
 NEAR_RADIUS = 7
 REPEATS = 7
 WORTH_COUNTING_NS = 60_000.0
 WORTH_TRYING_NS = 100_000.0  # compared with this, a wasted kernel call costs little
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is noticeable
+WORTH_ASKING_NS = 5_000.0  # a scan that takes less is done before the tables could be asked
+SKIPPED_ROW_NS = 0.01  # passing over 64 rows that may not be returned takes half a nanosecond
+
+
+class Span(NamedTuple):
+    """The rows that a scan goes to.
+
+    Attributes
+    ----------
+    rows : int
+        All.
+    allowed : int
+        Those that may be returned.
+    by : {"row", "mask", "list"}
+        How it finds them: without a mask, by passing over it, or from a list.
+    """
+
+    rows: int
+    allowed: int
+    by: Literal["row", "mask", "list"] = "row"
+
+    @classmethod
+    def of(cls, mask: RowMask | None, rows: int) -> Self:
+        """Return the rows that a mask allows."""
+        if mask is None:
+            return cls(rows, rows)
+        return cls(rows, mask.count, "list" if mask.is_listed else "mask")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,6 +96,10 @@ class Costs:
         One entry of a bucket.
     near_ns : float
         Additional cost of an entry within the radius: checking whether other tables had it, and writing it as a hit.
+    pick_ns : float
+        Additional cost of loading a row that a mask allows.
+    gather_ns : float
+        Loading the first word of a row from a list.
     """
 
     word_ns: float = 0.1
@@ -73,6 +108,8 @@ class Costs:
     far_lookup_ns: float = 16.0
     candidate_ns: float = 0.6
     near_ns: float = 25.0
+    pick_ns: float = 1.0
+    gather_ns: float = 4.0
 
     def lookup_ns(self, distinct: int) -> float:
         """Return the cost of a lookup in tables over `distinct` codes, interpolated on a log scale."""
@@ -83,12 +120,25 @@ class Costs:
         """Return the cost of reading the code of an entry that its sketch did not dismiss."""
         return self.lookup_ns(distinct) * (1 + (words - 1) / 4)
 
-    def scan_ns(self, rows: int, words: int, queries: int) -> float:
+    def scan_ns(self, span: Span, words: int, queries: int) -> float:
         """Return the cost of a scan for each of the `queries` that share it."""
-        return rows * words * (self.word_ns + self.load_ns / max(queries, 1))
+        if queries == 1 and span.by == "mask" and span.allowed * WORTH_READING >= span.rows:
+            return span.rows * words * (self.word_ns + self.load_ns)
+        return self.compare_ns(span, words) + self.load_all_ns(span, words) / max(queries, 1)
+
+    def compare_ns(self, span: Span, words: int) -> float:
+        """Return the cost of comparing the rows of a scan with each of many queries."""
+        return span.allowed * words * self.word_ns
+
+    def load_all_ns(self, span: Span, words: int) -> float:
+        """Return the cost of loading the rows of a scan, once for all queries."""
+        if span.by == "list":
+            return span.allowed * (self.gather_ns + (words - 1) * self.load_ns)
+        picked = span.rows * SKIPPED_ROW_NS + span.allowed * self.pick_ns if span.by == "mask" else 0.0
+        return span.allowed * words * self.load_ns + picked
 
 
-def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int, words: int) -> NDArray[np.bool_]:
+def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, span: Span, words: int) -> NDArray[np.bool_]:
     """Return which queries (Q,) the tables should answer, given their costs there.
 
     The most expensive queries share a scan if that lowers the total: every number of scanned queries is tried, and the
@@ -97,7 +147,7 @@ def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int
     costliest_Q = np.argsort(-table_ns_Q, kind="stable")
     left = table_ns_Q.sum() - np.concatenate([[0.0], np.cumsum(table_ns_Q[costliest_Q])])
     scanned = np.arange(len(left))
-    together = rows * words * (scanned * costs.word_ns + (scanned > 0) * costs.load_ns)
+    together = scanned * costs.compare_ns(span, words) + (scanned > 0) * costs.load_all_ns(span, words)
     best = int(np.argmin(left + together))
     by_tables_Q = np.ones(len(table_ns_Q), np.bool_)
     by_tables_Q[costliest_Q[:best]] = False
@@ -105,7 +155,7 @@ def split_by_cost(table_ns_Q: NDArray[np.floating[Any]], costs: Costs, rows: int
 
 
 def plan_range(
-    probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Costs, rows: int
+    probe: TableProbe, queries_QW: CodeArray, radius: int, costs: Costs, span: Span
 ) -> NDArray[np.bool_] | bool:
     """Return which queries (Q,) of a radius search the tables should answer; one bool if it is all or none.
 
@@ -116,7 +166,7 @@ def plan_range(
     """
     num_queries, words = queries_QW.shape
     plan = probe.plan(radius)
-    prices = _prices(costs, plan.lookups, probe.tables.distinct, rows, words, num_queries)
+    prices = _prices(costs, plan.lookups, probe.tables.distinct, span, words, num_queries)
     if prices.lookups_ns > prices.scan_ns:
         return False
     each_ns = prices.candidate_ns + prices.read_ns + prices.near_ns
@@ -127,20 +177,20 @@ def plan_range(
     if num_queries * prices.shared_scan_ns < WORTH_COUNTING_NS:
         return prices.lookups_ns + probe.crowd(radius) * each_ns < prices.shared_scan_ns
     price_Q = probe.price_radius(queries_QW, radius, prices)
-    return bool(price_Q[0] < prices.scan_ns) if num_queries == 1 else split_by_cost(price_Q, costs, rows, words)
+    return bool(price_Q[0] < prices.scan_ns) if num_queries == 1 else split_by_cost(price_Q, costs, span, words)
 
 
-def trial_budget(probe: TableProbe, radius: int, costs: Costs, rows: int, words: int) -> int:
+def trial_budget(probe: TableProbe, radius: int, costs: Costs, span: Span, words: int) -> int:
     """Return how many candidates one query may meet in the tables before planning is worthwhile; 0 to plan at once.
 
     Most queries are answered within this budget, without a plan.
     """
-    return _trial_budget(costs, probe.plan(radius).lookups, probe.tables.distinct, rows, words)
+    return _trial_budget(costs, probe.plan(radius).lookups, probe.tables.distinct, span, words)
 
 
 @lru_cache(maxsize=1024)
-def _trial_budget(costs: Costs, lookups: int, distinct: int, rows: int, words: int) -> int:
-    prices = _prices(costs, lookups, distinct, rows, words, 1)
+def _trial_budget(costs: Costs, lookups: int, distinct: int, span: Span, words: int) -> int:
+    prices = _prices(costs, lookups, distinct, span, words, 1)
     if prices.scan_ns < WORTH_TRYING_NS:
         return 0
     left_ns = RANGE_TRIAL * prices.scan_ns - prices.lookups_ns
@@ -149,20 +199,20 @@ def _trial_budget(costs: Costs, lookups: int, distinct: int, rows: int, words: i
 
 # Cached, because for one query among thousands of codes this arithmetic would take longer than the search.
 @lru_cache(maxsize=1024)
-def _prices(costs: Costs, lookups: int, distinct: int, rows: int, words: int, num_queries: int) -> Prices:
+def _prices(costs: Costs, lookups: int, distinct: int, span: Span, words: int, num_queries: int) -> Prices:
     return Prices(
         lookups_ns=lookups * costs.lookup_ns(distinct),
         candidate_ns=costs.candidate_ns,
         read_ns=costs.read_ns(distinct, words),
         near_ns=costs.near_ns,
-        scan_ns=costs.scan_ns(rows, words, 1),
-        shared_scan_ns=costs.scan_ns(rows, words, num_queries),
+        scan_ns=costs.scan_ns(span, words, 1),
+        shared_scan_ns=costs.scan_ns(span, words, num_queries),
     )
 
 
-def plan_nearest(costs: Costs, rows: int, distinct: int, words: int, sharing: int, likely_radius: int) -> Budget:
+def plan_nearest(costs: Costs, span: Span, distinct: int, words: int, sharing: int, likely_radius: int) -> Budget:
     """Return the budget of a kNN query in the tables before it joins a scan shared by `sharing` queries."""
-    scan_ns = costs.scan_ns(rows, words, sharing)
+    scan_ns = costs.scan_ns(span, words, sharing)
     return Budget(
         mask_ns=costs.lookup_ns(distinct),
         candidate_ns=costs.candidate_ns,
@@ -290,7 +340,15 @@ def _measure() -> Costs:
         far_lookup_ns=float(max(sparse_ns - sparse_entries * candidate_ns, 0.5)),
         candidate_ns=float(candidate_ns),
         near_ns=_near_ns(rng, near_lookup_ns, candidate_ns),
+        pick_ns=float(max(_allowed_ns(scan, queries_QW, rng, PICKED_SHARE) - alone_ns, 0.1)),
+        gather_ns=float(max(_allowed_ns(scan, queries_QW, rng, 2 * LISTED_SHARE) - word_ns, 0.1)),
     )
+
+
+def _allowed_ns(scan: ScanIndex, queries_QW: CodeArray, rng: np.random.Generator, share: int) -> float:
+    """Return the time of a scan for each allowed row, if one in `share` is."""
+    mask = RowMask.of(rng.integers(share, size=len(scan)) == 0)
+    return _min_ns(lambda: scan.range_search(queries_QW[:1], 2, threads=1, mask=mask)) / mask.count
 
 
 def _near_ns(rng: np.random.Generator, lookup_ns: float, candidate_ns: float) -> float:

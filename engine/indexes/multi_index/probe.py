@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.indexes.answers import Found, Heaps, Hits, gather_hits
-from hashlight.engine.indexes.arrays import bytes_of, mask_bytes, read_only
+from hashlight.engine.indexes.arrays import bytes_of, read_only
+from hashlight.engine.indexes.masks import RowMask, mask_words
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.kernels.arguments import Budget, Prices, Rows, Scratch, Sizes, Work
 from hashlight.engine.kernels.multi_index import knn_tables, price_radius, range_tables
@@ -121,7 +122,7 @@ class TableProbe:
         return price_Q
 
     def within(
-        self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: NDArray[np.bool_] | None
+        self, queries_QW: CodeArray, numbers_Q: NDArray[np.intp], radius: int, mask: RowMask | None
     ) -> tuple[Found, Work]:
         """Return the rows within `radius` of each query, in any order, and the work done."""
         found, work, _ = self._collect(queries_QW, numbers_Q, radius, mask, UNLIMITED)
@@ -132,7 +133,7 @@ class TableProbe:
         queries_QW: CodeArray,
         numbers_Q: NDArray[np.intp],
         radius: int,
-        mask: NDArray[np.bool_] | None,
+        mask: RowMask | None,
         budget: int,
     ) -> Found | None:
         """Return the rows within `radius` of each query, in any order; None if one meets over `budget` candidates."""
@@ -144,18 +145,18 @@ class TableProbe:
         queries_QW: CodeArray,
         numbers_Q: NDArray[np.intp],
         radius: int,
-        mask: NDArray[np.bool_] | None,
+        mask: RowMask | None,
         budget: int,
     ) -> tuple[Found, Work, bool]:
         work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         reach_T = self.plan(radius).reach
         scratch = self._scratch()
-        may_N = mask_bytes(mask)
+        word_V = mask_words(mask)
         cursor_2 = np.zeros(2, np.int64)
 
         def fill(hits: Hits) -> tuple[int, int]:
             count = range_tables(
-                self._rows, self._arrays, may_N, queries_QW, radius, reach_T, budget, cursor_2,
+                self._rows, self._arrays, word_V, queries_QW, radius, reach_T, budget, cursor_2,
                 scratch, tuple(work), hits,
             )  # fmt: skip
             done = int(cursor_2[0]) == len(queries_QW)
@@ -167,7 +168,7 @@ class TableProbe:
         self,
         queries_QW: CodeArray,
         bound_Q: NDArray[np.int32],
-        mask: NDArray[np.bool_] | None,
+        mask: RowMask | None,
         heaps: Heaps,
         budget: Budget,
     ) -> tuple[NDArray[np.bool_], Work]:
@@ -179,7 +180,7 @@ class TableProbe:
         work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         done_Q = np.zeros(len(queries_QW), np.bool_)
         knn_tables(
-            self._rows, self._arrays, self._sizes, mask_bytes(mask), queries_QW, bound_Q, tuple(budget),
+            self._rows, self._arrays, self._sizes, mask_words(mask), queries_QW, bound_Q, tuple(budget),
             self._scratch(), tuple(work), done_Q, heaps,
         )  # fmt: skip
         return done_Q, work

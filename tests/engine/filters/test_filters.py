@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.filters.filter import Filter, FilterError, MaskCache
+from hashlight.engine.filters.filter import Filter, FilterError
 from tests import oracles
+from tests.engine.filters.evaluated import matching
 
 ROWS = [
     {
@@ -43,7 +44,7 @@ BATCHES = pa.Table.from_pylist(ROWS, SCHEMA).to_batches(max_chunksize=2)
 
 
 def rows_of(text):
-    return np.flatnonzero(Filter(text, SCHEMA).mask(BATCHES)).tolist()
+    return np.flatnonzero(matching(text, BATCHES)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ TIMES = [pa.date32(), pa.date64(), pa.timestamp("us"), pa.timestamp("ns")]
 
 def kept(values, kind, text):
     batch = pa.record_batch([pa.array(values, kind)], names=["a"])
-    return np.flatnonzero(Filter(text, batch.schema).mask([batch])).tolist()
+    return np.flatnonzero(matching(text, [batch])).tolist()
 
 
 @pytest.mark.parametrize("kind", NUMBERS, ids=str)
@@ -201,14 +202,14 @@ def test_lists_of_every_type_are_searched_alike(values, made):
 
 def test_a_sliced_batch_is_evaluated_from_its_own_rows():
     batch = pa.record_batch({"a": pa.array([["x"], ["y"], None, ["x", "y"]])}).slice(1)
-    assert Filter("'x' in a", batch.schema).mask([batch]).tolist() == [False, False, True]
+    assert matching("'x' in a", [batch]).tolist() == [False, False, True]
 
 
 @given(st.text(alphabet="label == 3 andornotin()'\"`,<>.%e", max_size=60))
 def test_any_text_is_a_filter_or_a_filter_error(text):
     position = 0
     try:
-        assert Filter(text, SCHEMA).mask(BATCHES).shape == (5,)
+        assert matching(text, BATCHES).shape == (5,)
     except FilterError as error:
         position = error.position
     assert 0 <= position <= len(text)
@@ -252,16 +253,3 @@ def test_a_filter_on_a_collection_without_attributes_is_refused(tmp_path):
     collection = Collection.create(tmp_path / "c", np.array([[1]], np.uint64), bits=16)
     with pytest.raises(FilterError, match="`label` is not an attribute; there are: id"):
         collection.range_search(np.array([[1]], np.uint64), 1, filter="label == 3")
-
-
-def test_the_cache_evicts_the_least_recently_used():
-    cache, made = MaskCache(25), []
-
-    def mask(name, rows=10):
-        return cache.get("shard", name, lambda: made.append(name) or np.ones(rows, bool))
-
-    assert [len(mask(name)) for name in "aabacab"] == [10] * 7
-    assert made == ["a", "b", "c", "b"]
-    assert len(mask("large", 26)) == 26
-    assert len(mask("a")) == 10
-    assert made == ["a", "b", "c", "b", "large"]

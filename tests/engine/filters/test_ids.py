@@ -13,6 +13,7 @@ from hashlight.engine.filters.filter import Filter, FilterError
 from hashlight.engine.filters.parameters import MAX_VALUES, Parameters
 from hashlight.engine.query import Query
 from tests import oracles
+from tests.engine.filters.evaluated import matching
 
 ROWS = 3000
 
@@ -87,9 +88,9 @@ def test_whole_numbers_of_every_width_are_looked_up_exactly(kind, data):
     stored = data.draw(st.lists(st.none() | values, min_size=1, max_size=8))
     listed = data.draw(st.lists(st.integers(-(2**63), 2**63 - 1) | near, max_size=6))
     batch = pa.record_batch([pa.array(stored, kind)], names=["a"])
-    mask = Filter("a in :values", batch.schema, Parameters({"values": listed})).mask([batch])
+    mask = matching("a in :values", [batch], Parameters({"values": listed}))
     assert mask.tolist() == [value in listed for value in stored]
-    mask = Filter("a not in :values", batch.schema, Parameters({"values": listed})).mask([batch])
+    mask = matching("a not in :values", [batch], Parameters({"values": listed}))
     assert mask.tolist() == [value is not None and value not in listed for value in stored]
 
 

@@ -157,7 +157,7 @@ def test_flipping_one_bit_everywhere_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("plan", ["auto", "scan", "tables"])
+@pytest.mark.parametrize("plan", ["auto", "scan", "tables", "gather"])
 @relaxed
 @given(data=st.data())
 def test_every_plan_answers_the_same(bits, plan, data):
@@ -166,7 +166,8 @@ def test_every_plan_answers_the_same(bits, plan, data):
     k = data.draw(st.sampled_from([1, 5, 200, 210]), label="k")
     radius = data.draw(st.integers(0, min(bits, 40)), label="radius")
     limit = data.draw(st.sampled_from([None, 1, 7, 300]), label="limit")
-    mask = np.random.default_rng(radius).random(200) < data.draw(st.sampled_from([0.0, 0.3, 1.0]), label="share")
+    share = data.draw(st.sampled_from([0.0, 0.01, 0.1, 0.3, 1.0]), label="share")
+    mask = np.random.default_rng(radius).random(200) < share
     may = row_order(index, ids)[mask]
     got = index.search(queries, k, plan=plan, mask=mask, explain=True)
     assert_search(got, queries, codes[may], ids[may], k)

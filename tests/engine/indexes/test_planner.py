@@ -11,7 +11,7 @@ import pytest
 from hashlight.engine.indexes import threads
 from hashlight.engine.indexes.multi_index import planner, probe, tables
 from hashlight.engine.indexes.multi_index.index import MultiIndex
-from hashlight.engine.indexes.multi_index.planner import Costs, likely_radius, split_by_cost
+from hashlight.engine.indexes.multi_index.planner import Costs, Span, likely_radius, split_by_cost
 from hashlight.engine.indexes.multi_index.tables import choose_widths, sketch_runs
 from hashlight.engine.kernels.arguments import Prices
 from hashlight.engine.kernels.compiling import cache_folder
@@ -133,9 +133,9 @@ def test_near_candidates_are_estimated_from_a_sample(bits):
 
 def test_the_most_expensive_queries_share_a_scan():
     costs = Costs(word_ns=1.0, load_ns=9.0)
-    by_tables = split_by_cost(np.array([1.0, 5000.0, 2.0, 6000.0]), costs, rows=1000, words=1)
+    by_tables = split_by_cost(np.array([1.0, 5000.0, 2.0, 6000.0]), costs, Span(1000, 1000), words=1)
     assert by_tables.tolist() == [True, True, True, True]  # a scan for two would cost 5,500 each
-    by_tables = split_by_cost(np.array([1.0, 5600.0, 2.0, 6000.0]), costs, rows=1000, words=1)
+    by_tables = split_by_cost(np.array([1.0, 5600.0, 2.0, 6000.0]), costs, Span(1000, 1000), words=1)
     assert by_tables.tolist() == [True, False, True, False]
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from hashlight.engine.indexes.answers import empty_heaps
-from hashlight.engine.indexes.arrays import mask_bytes, read_only
+from hashlight.engine.indexes.arrays import read_only
+from hashlight.engine.indexes.masks import RowMask, allowed_rows
 from hashlight.engine.indexes.multi_index import index as multi_index
 from hashlight.engine.indexes.multi_index import planner
 from hashlight.engine.indexes.multi_index.index import MultiIndex
-from hashlight.engine.indexes.multi_index.planner import Costs
+from hashlight.engine.indexes.multi_index.planner import Costs, Span
 from hashlight.engine.kernels import multi_index as kernels
 from hashlight.engine.kernels.arguments import Budget, Prices, Rows, Scratch, Step, TableArrays
 from hashlight.engine.kernels.order import unpack_rows
@@ -212,25 +213,40 @@ def test_codes_are_sampled_for_a_price_only_if_it_can_decide(searched):
 
 def test_prices_by_hand():
     costs = Costs(word_ns=0.1, load_ns=0.5, near_lookup_ns=4.0, far_lookup_ns=16.0, candidate_ns=1.0, near_ns=20.0)
-    assert costs.scan_ns(1000, 2, 5) == pytest.approx(1000 * 2 * (0.1 + 0.1))
-    assert costs.scan_ns(1000, 2, 0) == pytest.approx(1000 * 2 * 0.6)
+    every = Span(1000, 1000)
+    assert costs.scan_ns(every, 2, 5) == pytest.approx(1000 * 2 * (0.1 + 0.1))
+    assert costs.scan_ns(every, 2, 0) == pytest.approx(1000 * 2 * 0.6)
     assert costs.lookup_ns(1) == costs.lookup_ns(2**16) == 4.0
     assert costs.lookup_ns(2**19) == pytest.approx(10.0)
     assert costs.lookup_ns(2**22) == costs.lookup_ns(2**30) == 16.0
     assert costs.read_ns(2**16, 1) == 4.0
     assert costs.read_ns(2**16, 5) == 8.0
-    budget = planner.plan_nearest(costs, 1000, 2**16, 2, 5, 9)
+    budget = planner.plan_nearest(costs, every, 2**16, 2, 5, 9)
     assert (budget.mask_ns, budget.candidate_ns, budget.read_ns, budget.likely_radius) == (4.0, 1.0, 5.0, 9)
     assert budget.scan_ns == pytest.approx(400.0)
     assert budget.trial_ns == pytest.approx(0.07 * 400.0)
+
+
+def test_prices_of_a_scan_of_some_rows_by_hand():
+    costs = Costs(word_ns=0.1, load_ns=0.5, pick_ns=2.0, gather_ns=6.0)
+    few, some, most = Span(64_000, 100, "list"), Span(64_000, 8000, "mask"), Span(64_000, 32_000, "mask")
+    assert costs.scan_ns(few, 1, 1) == pytest.approx(100 * (0.1 + 6.0))
+    assert costs.scan_ns(few, 3, 4) == pytest.approx(100 * (0.3 + (6.0 + 1.0) / 4))
+    assert costs.scan_ns(some, 1, 1) == pytest.approx(8000 * (0.1 + 0.5 + 2.0) + 640)
+    assert costs.scan_ns(most, 2, 1) == pytest.approx(64_000 * 2 * 0.6)  # all are read where they are
+    assert costs.scan_ns(most, 2, 10) == pytest.approx(32_000 * (0.2 + (1.0 + 2.0) / 10) + 64)
+    assert Span.of(RowMask.of(np.arange(6400) < 200), 6400) == (6400, 200, "list")
+    assert Span.of(RowMask.of(np.arange(6400) < 201), 6400) == (6400, 201, "mask")
+    assert Span.of(None, 6400) == (6400, 6400, "row")
 
 
 def test_the_trial_budget_of_a_radius_search_by_hand(searched):
     # A scan of a million one-word codes costs 600 us; 90 us may be spent, minus 4 ns per lookup, 25 per candidate.
     costs = Costs(word_ns=0.1, load_ns=0.5, near_lookup_ns=4.0, far_lookup_ns=4.0, candidate_ns=1.0, near_ns=20.0)
     probe = searched.index.probe
-    assert planner.trial_budget(probe, 4, costs, 1_000_000, 1) == (90_000 - 4 * probe.plan(4).lookups) // 25
-    assert planner.trial_budget(probe, 4, costs, 100_000, 1) == 0  # the scan is too short to be worth a trial
+    long, short = Span(1_000_000, 1_000_000), Span(100_000, 100_000)
+    assert planner.trial_budget(probe, 4, costs, long, 1) == (90_000 - 4 * probe.plan(4).lookups) // 25
+    assert planner.trial_budget(probe, 4, costs, short, 1) == 0  # the scan is too short to be worth a trial
 
 
 def test_the_likely_radius_counts_only_allowed_rows(monkeypatch):
@@ -264,7 +280,7 @@ def test_a_scan_respects_the_bound_of_each_query(searched):
     bound_Q = np.array([0, 1, index.bits, 0, 1], np.int32)
     heaps = empty_heaps(5, 3)
     block = np.empty((index.codes_NW.shape[1], 256), np.uint64), np.empty(256, np.uint32), np.empty(256, np.uint64)
-    knn_scan(index.probe._rows, mask_bytes(None), queries, bound_Q, block, heaps)
+    knn_scan(index.probe._rows, allowed_rows(None, len(index), listed=False), queries, bound_Q, block, heaps)
     distances = oracles.hamming_distances(queries, index.codes_NW)
     for query in range(5):
         within = np.sort(distances[query][distances[query] <= bound_Q[query]])[:3]

@@ -21,6 +21,7 @@ import pyarrow.ipc
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.indexes.multi_index import planner
+from hashlight.engine.storage import scalars
 from hashlight.engine.storage.shard import write_thumbnails
 from tests.engine.storage.forging import (
     forge,
@@ -39,6 +40,7 @@ FILES = (
     "rows_by_id.npy",
     "features.npy",
     "attributes.arrow",
+    "scalars.arrow",
     "thumbnails.arrow",
     "tables/tables.json",
     "tables/offsets.npy",
@@ -75,7 +77,8 @@ def make(folder):
     codes = rng.integers(2**BITS, size=(ROWS, 1), dtype=np.uint64)
     codes[::4] = codes[1::4][: len(codes[::4])]
     ids = rng.permutation(ROWS) * 3
-    table = pa.table({"label": pa.array(ids % 7), "name": pa.array([f"image {id_}" for id_ in ids])})
+    kinds = pa.array([("shoe", None, "bag")[id_ % 3] for id_ in range(ROWS)])
+    table = pa.table({"label": pa.array(ids % 7), "kind": kinds, "name": pa.array([f"image {id_}" for id_ in ids])})
     features = rng.normal(size=(ROWS, WIDTH)).astype(np.float16)
     path = folder / "c"
     Collection.create(path, codes, ids=ids, attributes=table, features=features, bits=BITS)
@@ -215,6 +218,7 @@ def same_table(got, expected):
 
 
 def main(folder, first, count, *kinds):
+    scalars.MIN_ROWS = 1  # so that even these few are stored
     fuzz = Fuzz(make(Path(folder)))
     fuzz.answer()
     outcomes = collections.Counter()
