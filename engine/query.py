@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from hashlight.engine.codes import MAX_ANSWERS, as_integer, check_k, check_limit, check_radius
 from hashlight.engine.filters.parameters import Parameters
+from hashlight.engine.filters.tokens import check_unicode
 
 Kind = Literal["nearest", "within"]
 
@@ -57,6 +58,8 @@ class Query(NamedTuple):
         ValueError
             If one is out of its range, not exactly one of `k` and `radius` is given, `limit` without `radius`, or
             `parameters` without `filter`.
+        FilterError
+            If `filter` has half of a surrogate pair.
         """
         k, radius, limit, filter, parameters, threads, explain = self
         if (k is None) == (radius is None):
@@ -67,6 +70,8 @@ class Query(NamedTuple):
             k = check_k(k, rows=rows)
         else:
             radius, limit = check_radius(radius, bits=bits), check_limit(limit)
+        if isinstance(filter, str):
+            check_unicode(filter)
         if parameters is not None and filter is None:
             raise ValueError("`parameters` are named by `filter`, got none: write `id in :name` or `id not in :name`")
         threads = check_threads(threads)

@@ -42,8 +42,11 @@ class WebServer:
             def answer(self, status, headers, body):
                 wanted = self.headers.get("Range", "") if headers.get("Accept-Ranges") else ""
                 headers = {"Content-Length": str(len(body)), **headers}
-                if wanted:
-                    start, stop = map(int, wanted.removeprefix("bytes=").split("-"))
+                start, stop = map(int, wanted.removeprefix("bytes=").split("-")) if wanted else (0, 0)
+                if wanted and start >= len(body):
+                    headers |= {"Content-Range": f"bytes */{len(body)}", "Content-Length": "0"}
+                    status, body = 416, b""
+                elif wanted:
                     status, part = 206, body[start : stop + 1]
                     headers |= {"Content-Range": f"bytes {start}-{stop}/{len(body)}", "Content-Length": str(len(part))}
                     body = part

@@ -20,6 +20,7 @@ from hashlight.engine.client.queries import Code, Image, is_url, read_ids, read_
 from hashlight.engine.client.results import Items, SearchResponse
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.filters.parameters import Parameters
+from hashlight.engine.filters.tokens import check_unicode
 from hashlight.engine.query import Query
 
 if TYPE_CHECKING:
@@ -391,6 +392,8 @@ def _search_call(
 ) -> Search:
     if rerank is not None and rerank.pool is None:
         raise ValueError(f"`rerank` must name a `pool`, got one of radius {rerank.radius}")
+    if isinstance(query.filter, str):
+        check_unicode(query.filter)
     told = check_include(include)
     return Search(
         queries=read_queries(queries),

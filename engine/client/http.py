@@ -27,7 +27,7 @@ from hashlight.engine.client.errors import (
     ServerError,
     error_of,
 )
-from hashlight.engine.client.queries import Address, Picture, QueryInput
+from hashlight.engine.client.queries import Address, Picture, QueryInput, has_digits, with_codes
 from hashlight.engine.client.results import Items, SearchResponse, Thumbnails, data_uri, words_of
 
 MAX_RETRIES = 2
@@ -67,6 +67,7 @@ class HttpTransport:
         self.url = _checked(url)
         self._max_retries = max_retries
         self._client = httpx.Client(base_url=self.url, headers=_headers(api_key), transport=transport)
+        self._bits: int | None = None
         self._pictures_elsewhere = _pictures_of(self.url, api_key, transport)
 
     def __repr__(self) -> str:
@@ -77,6 +78,11 @@ class HttpTransport:
         until_s = time.monotonic() + call.timeout_s
         if isinstance(call, Get):
             return _joined([self._send(part, until_s) for part in _parts(call)])
+        if isinstance(call, Search) and has_digits(call.queries):
+            bits = self._bits
+            if bits is None or not _fits(call, bits):
+                bits = self._bits = _bits_of(self._send(Describe(call.timeout_s), until_s))
+            call = dataclasses.replace(call, queries=with_codes(call.queries, bits))
         return self._send(call, until_s)
 
     def _send(self, call: Call, until_s: float) -> Any:
@@ -122,6 +128,7 @@ class AsyncHttpTransport:
         self.url = _checked(url)
         self._max_retries = max_retries
         self._client = httpx.AsyncClient(base_url=self.url, headers=_headers(api_key), transport=transport)
+        self._bits: int | None = None
         self._pictures = _pictures_of(self.url, api_key, transport)
 
     def __repr__(self) -> str:
@@ -132,6 +139,11 @@ class AsyncHttpTransport:
         until_s = time.monotonic() + call.timeout_s
         if isinstance(call, Get):
             return _joined([await self._send(part, until_s) for part in _parts(call)])
+        if isinstance(call, Search) and has_digits(call.queries):
+            bits = self._bits
+            if bits is None or not _fits(call, bits):
+                bits = self._bits = _bits_of(await self._send(Describe(call.timeout_s), until_s))
+            call = dataclasses.replace(call, queries=with_codes(call.queries, bits))
         return await self._send(call, until_s)
 
     async def _send(self, call: Call, until_s: float) -> Any:
@@ -153,6 +165,22 @@ class AsyncHttpTransport:
         except httpx.HTTPError as error:
             raise _error_of_transport(error, self.url, call) from error
         return _read(call, response, self._pictures)
+
+
+def _fits(call: Search, bits: int) -> bool:
+    """Return whether all hexadecimal digits are codes of `bits` bits, as the collection had when it was last asked."""
+    try:
+        with_codes(call.queries, bits)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _bits_of(about: Any) -> int:
+    bits = about.get("bits") if isinstance(about, dict) else None
+    if not isinstance(bits, int):
+        raise ServerError("the server's answer does not tell the bits of its codes: is it a Hashlight gateway?")
+    return bits
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
@@ -265,6 +293,7 @@ def _as_json(query: QueryInput) -> dict[str, Any]:
         return {"url": query.url}
     if isinstance(query, np.ndarray):
         return {"code": query.astype("<u8").tobytes().hex()}
+    assert isinstance(query, int), "digits have become codes"
     return {"id": query}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
-from hashlight.engine.client.queries import Address, Code, Picture, QueryInput
+from hashlight.engine.client.queries import Address, Code, Picture, QueryInput, with_codes
 from hashlight.engine.client.results import Items, SearchResponse, data_uri
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.collection import Collection
@@ -96,6 +96,7 @@ class LocalTransport:
         self, queries: Code | list[QueryInput], deadline_s: float, *, reranks: bool
     ) -> tuple[CodeArray, NDArray[np.float32] | None]:
         """Return codes (Q, W), and features (Q, F) if answers are re-ranked."""
+        queries = with_codes(queries, self._searcher.bits)
         if isinstance(queries, np.ndarray):
             if reranks:
                 raise NoFeaturesError(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from hashlight.engine.client.pictures import file_of_array, file_of_picture, is_picture
 from hashlight.engine.client.results import words_of
+from hashlight.engine.codes import num_words
 
 # A PIL image too; it is not named here, so that Pillow is only loaded by those who use it.
 Image = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Any
@@ -31,11 +33,19 @@ class Address(NamedTuple):
     url: str
 
 
-QueryInput = Picture | Address | int | Code
+class Digits(NamedTuple):
+    """Hexadecimal digits that no file is named by: a code, if there are as many as a code of the collection has."""
+
+    text: str
+
+
+QueryInput = Picture | Address | Digits | int | Code
 
 
 def read_queries(queries: Any) -> Code | list[QueryInput]:
     """Return codes (Q, W) if all queries are codes, otherwise one entry for each: an image, an id or a code (W,).
+
+    Hexadecimal digits are returned as they are; `with_codes` makes codes of them.
 
     Parameters
     ----------
@@ -46,6 +56,8 @@ def read_queries(queries: Any) -> Code | list[QueryInput]:
 
     Raises
     ------
+    FileNotFoundError
+        If there is no file at a path.
     TypeError, ValueError
         If a query is none of these.
     """
@@ -54,15 +66,54 @@ def read_queries(queries: Any) -> Code | list[QueryInput]:
     read = [_read_query(query) for query in (queries if _is_many(queries) else [queries])]
     if not read:
         raise ValueError("`queries` is empty, expected at least one")
-    codes = [query for query in read if isinstance(query, np.ndarray)]
-    if len(codes) == len(read) and len({len(code) for code in codes}) == 1:
+    return _stacked(read)
+
+
+def with_codes(queries: Code | list[QueryInput], bits: int) -> Code | list[QueryInput]:
+    """Return what `read_queries` gave with codes of `bits` bits in the place of hexadecimal digits.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are not as many digits as a code has: no file has that name, either.
+    """
+    if not has_digits(queries):
+        return queries
+    return _stacked([_code_of(query, bits) if isinstance(query, Digits) else query for query in queries])
+
+
+def has_digits(queries: Code | list[QueryInput]) -> bool:
+    """Return whether a query is hexadecimal digits."""
+    return isinstance(queries, list) and any(isinstance(query, Digits) for query in queries)
+
+
+def _stacked(queries: list[QueryInput]) -> Code | list[QueryInput]:
+    codes = [query for query in queries if isinstance(query, np.ndarray)]
+    if len(codes) == len(queries) and len({len(code) for code in codes}) == 1:
         return _codes(np.stack(codes))
-    return read
+    return queries
+
+
+def _code_of(digits: Digits, bits: int) -> Code:
+    exact, padded = 2 * -(-bits // 8), 16 * num_words(bits)
+    if len(digits.text) in (exact, padded):
+        return words_of(bytes.fromhex(digits.text))
+    wanted = str(exact) if exact == padded else f"{exact} (or {padded}, in whole words)"
+    raise FileNotFoundError(
+        errno.ENOENT,
+        f"there is no such file, and as a code in hexadecimal it has {len(digits.text)} digits, expected {wanted} for "
+        f"the {bits} bits of this collection",
+        digits.text,
+    )
 
 
 def read_images(images: Any) -> list[Picture]:
     """Return one image or a sequence of images, encoded."""
     read = read_queries(images)
+    if isinstance(read, list):
+        for query in read:
+            if isinstance(query, Digits):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), query.text)
     if isinstance(read, np.ndarray) or not all(isinstance(query, Picture) for query in read):
         raise TypeError("`images` must be paths, bytes, PIL images or uint8 arrays; URLs are for searches only")
     return [query for query in read if isinstance(query, Picture)]
@@ -82,11 +133,11 @@ def is_url(value: object) -> TypeGuard[str]:
 
 def _read_query(query: Any) -> QueryInput:
     if is_url(query):
-        return Address(query)
-    if isinstance(query, str) and re.fullmatch(r"([0-9a-fA-F]{2})+", query) and not os.path.exists(query):
-        return words_of(bytes.fromhex(query))
+        return _address(query)
+    if isinstance(query, str) and re.fullmatch(r"([0-9a-fA-F]{2})+", query) and not os.path.isfile(query):
+        return Digits(query)
     if isinstance(query, str | os.PathLike):
-        return Picture(Path(query).read_bytes())
+        return Picture(_file_at(query))
     if isinstance(query, bytes | bytearray):
         return Picture(bytes(query))
     if is_picture(query):
@@ -97,6 +148,21 @@ def _read_query(query: Any) -> QueryInput:
         code: Code = _codes(query)[0]
         return code
     return _whole(query)
+
+
+def _address(url: str) -> Address:
+    try:
+        url.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{url!r} is not a URL: {error}") from error
+    return Address(url)
+
+
+def _file_at(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except ValueError as error:  # a null character, or half of a surrogate pair
+        raise ValueError(f"{os.fspath(path)!r} is not the name of a file: {error}") from error
 
 
 def _is_many(queries: Any) -> bool:

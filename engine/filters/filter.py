@@ -42,7 +42,7 @@ from hashlight.engine.filters.membership import Test
 from hashlight.engine.filters.outcomes import TRUE
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.parsing import Parser
-from hashlight.engine.filters.tokens import FilterError
+from hashlight.engine.filters.tokens import FilterError, check_unicode
 
 __all__ = ["Filter", "FilterError"]
 
@@ -87,6 +87,7 @@ class Filter:
             raise TypeError(f"`filter` must be a string, got {type(text).__name__}")
         if len(text) > MAX_LENGTH:
             raise FilterError(f"expected at most {MAX_LENGTH} characters, got {len(text)}", MAX_LENGTH)
+        check_unicode(text)
         self.text = text
         parser = Parser(text, schema, parameters)
         self._condition = parser.parse()

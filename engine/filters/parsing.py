@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -125,6 +126,9 @@ class Parser:
             self._take()
             kind = self._kind(column)
             value = self._value(kind, column)
+            if column is ID and sign in ("==", "!="):
+                condition = self._where_id_among([value])
+                return condition if sign == "==" else negate(condition)
             outcomes = of_range(column.name, kind.between(sign, value))
             return self._where(column, kind.compare(sign, value), outcomes)
         if self._accept("is", "not", "null"):
@@ -156,6 +160,12 @@ class Parser:
         number = len(self.on_ids) - 1
         return Condition(lambda rows: rows.on_ids[number], anything)
 
+    def _where_id_among(self, values: Iterable[Fraction]) -> Condition:
+        """Return the condition that the id is one of some exact numbers, of which not all need be ids."""
+        least, most = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+        ids = [value.numerator for value in values if value.denominator == 1 and least <= value <= most]
+        return self._where_id(has_id_among(np.array(ids, np.int64)))
+
     def _column(self) -> pa.Field:
         token = self._here
         if token.kind not in ("word", "quoted") or token.word:
@@ -182,6 +192,8 @@ class Parser:
         while self._accept(","):
             values.append(self._value(kind, column))
         self._expect(")")
+        if column is ID:
+            return self._where_id_among(values)
         return self._where(column, kind.is_one_of(values), of_range(column.name, kind.around(values)))
 
     def _one_of_parameter(self, column: pa.Field) -> Condition:
@@ -242,7 +254,7 @@ class Parser:
             )
         return kind
 
-    def _value(self, kind: Kind, column: pa.Field) -> object:
+    def _value(self, kind: Kind, column: pa.Field) -> Any:
         """Take a value that can be compared with a column."""
         token = self._here
         if token.kind not in ("number", "text") and token.word not in ("true", "false"):

@@ -52,6 +52,15 @@ class Token:
         return "the end" if self.kind == "end" else f"`{self.text[:40]}`"
 
 
+def check_unicode(text: str) -> None:
+    """Raise FilterError if a text has half of a surrogate pair, which can be neither sent nor stored."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ord(text[error.start])
+        raise FilterError(f"expected text, got U+{half:04X}, half of a surrogate pair", error.start) from error
+
+
 def tokens_of(text: str) -> Iterator[Token]:
     """Split the text of a filter into tokens, the last of which marks its end."""
     position, end = 0, len(text.rstrip())

@@ -71,13 +71,18 @@ class RetryingFile(io.RawIOBase):
         Opens the file; returns an object with `read`, `seek`, `tell`, `seekable` and `close`.
     where : str
         The file's name in messages.
+    retry : callable
+        Called with each step and `where`, as `retried` is.
     """
 
-    def __init__(self, opener: Callable[[], Any], where: str) -> None:
+    def __init__(
+        self, opener: Callable[[], Any], where: str, *, retry: Callable[[Callable[[], Any], str], Any] = retried
+    ) -> None:
         self._opener = opener
         self._where = where
+        self._retry = retry
         self._position = 0
-        self._file: Any = retried(self._open, where)
+        self._file: Any = retry(self._open, where)
 
     def _open(self) -> Any:
         return self._opener()
@@ -97,7 +102,7 @@ class RetryingFile(io.RawIOBase):
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
         """Set the position of the next read."""
         if whence == io.SEEK_END:
-            position += retried(self._size, self._where)
+            position += self._retry(self._size, self._where)
         elif whence == io.SEEK_CUR:
             position += self._position
         self._position = position
@@ -110,7 +115,7 @@ class RetryingFile(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         """Read up to `size` bytes, or all the rest."""
-        data = retried(lambda: self._read(None if size is None or size < 0 else size), self._where)
+        data: bytes = self._retry(lambda: self._read(None if size is None or size < 0 else size), self._where)
         self._position += len(data)
         return data
 

@@ -19,10 +19,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -44,9 +44,15 @@ _BLOCK_BYTES = 1 << 20
 _MISSING, _DENIED, _LATER = {404, 410}, {401, 403, 407, 451}, {408, 425, 429}
 _NEVER = {501, 505}
 
+T = TypeVar("T")
+
 
 class _UnreachableError(OSError):
     """A server could not be reached at all."""
+
+
+class _NoSuchRangeError(RefusedError):
+    """A file has no byte in the range that was asked for."""
 
 
 class _Server:
@@ -121,22 +127,25 @@ class Web(ReadOnly):
 
     def read(self, name: str = "", *, max_bytes: int | None = None) -> bytes:
         """See `Place.read`."""
-        server = _server_of(self.location)
+        return self._retried(lambda: self._read(name, max_bytes), self.path(name))
+
+    def _retried(self, read: Callable[[], T], where: str) -> T:
+        """Do as `retried` does, and leave the server alone for a while if it could not be reached."""
         try:
-            return retried(lambda: self._read(server, name, max_bytes), self.path(name))
+            return retried(read, where)
         except ReadFailedError as error:
             if isinstance(error.__cause__, _UnreachableError):
-                server.give_up()
+                _server_of(self.location).give_up()
             raise
 
-    def _read(self, server: _Server, name: str, max_bytes: int | None) -> bytes:
-        with self._answer(server, name) as answer:
+    def _read(self, name: str, max_bytes: int | None) -> bytes:
+        with self._answer(name) as answer:
             return b"".join(_blocks(answer, self.path(name), max_bytes))
 
     @contextlib.contextmanager
-    def _answer(self, server: _Server, name: str, headers: dict[str, str] | None = None) -> Iterator[httpx.Response]:
+    def _answer(self, name: str, headers: dict[str, str] | None = None) -> Iterator[httpx.Response]:
         """Ask for a file and yield the answer, whose body is still to be read; errors as in `Place.read`."""
-        where = self.path(name)
+        where, server = self.path(name), _server_of(self.location)
         with server.turn(where):
             try:
                 with _client().stream("GET", self.location_of(name), headers=headers) as answer:
@@ -160,34 +169,41 @@ class Web(ReadOnly):
 
     def open(self, name: str = "") -> RetryingFile:
         """See `Place.open`: in ranges, or where the server has none, from a copy that is made first."""
-        size, tag, has_ranges = retried(lambda: self._about(name), self.path(name))
+        where = self.path(name)
+        size, tag, has_ranges = self._retried(lambda: self._about(name), where)
         if has_ranges:
-            return RetryingFile(lambda: RangedFile(self._range_reader(name, tag), size), self.path(name))
-        return RetryingFile(lambda: self._copy(name), self.path(name))
+            return RetryingFile(lambda: RangedFile(self._range_reader(name, tag), size), where, retry=self._retried)
+        return RetryingFile(lambda: self._copy(name), where, retry=self._retried)
 
     def _about(self, name: str) -> tuple[int, str, bool]:
         """Return a file's size (0 if unknown), a text that changes with it, and whether it can be read in ranges."""
-        with self._answer(_server_of(self.location), name, _range(0, 1)) as got:
-            tag = got.headers.get("etag") or got.headers.get("last-modified") or ""
-            size = got.headers.get("content-range", "").rpartition("/")[2]
-            if got.status_code == httpx.codes.PARTIAL_CONTENT and size.isdecimal():
-                return int(size), tag, True
-            return int(got.headers.get("content-length", 0)), tag, False
+        try:
+            with self._answer(name, _range(0, 1)) as got:
+                size = got.headers.get("content-range", "").rpartition("/")[2]
+                if got.status_code == httpx.codes.PARTIAL_CONTENT and size.isdecimal():
+                    return int(size), _tag(got), True
+                return int(got.headers.get("content-length", 0)), _tag(got), False
+        except _NoSuchRangeError:  # An empty file has no first byte.
+            with self._answer(name) as got:
+                return int(got.headers.get("content-length", 0)), _tag(got), False
 
     def _range_reader(self, name: str, tag: str) -> Any:
         def read_range(start: int, stop: int) -> bytes:
-            with self._answer(_server_of(self.location), name, _range(start, stop)) as got:
-                now = got.headers.get("etag") or got.headers.get("last-modified") or ""
-                if got.status_code != httpx.codes.PARTIAL_CONTENT or now != tag:
-                    raise OvertakenError(f"{self.path(name)} has changed while it was read")
-                return b"".join(_blocks(got, self.path(name), None))
+            changed = OvertakenError(f"{self.path(name)} has changed while it was read")
+            try:
+                with self._answer(name, _range(start, stop)) as got:
+                    if got.status_code != httpx.codes.PARTIAL_CONTENT or _tag(got) != tag:
+                        raise changed
+                    return b"".join(_blocks(got, self.path(name), None))
+            except _NoSuchRangeError as error:
+                raise changed from error
 
         return read_range
 
     def _copy(self, name: str) -> Any:
         with contextlib.ExitStack() as failing:
             copy = failing.enter_context(tempfile.TemporaryFile())
-            with self._answer(_server_of(self.location), name) as got:
+            with self._answer(name) as got:
                 for block in _blocks(got, self.path(name), None):
                     copy.write(block)
             copy.seek(0)
@@ -197,7 +213,7 @@ class Web(ReadOnly):
     def entry(self, name: str = "") -> Entry | None:
         """See `Place.entry`."""
         try:
-            size, tag, _ = retried(lambda: self._about(name), self.path(name))
+            size, tag, _ = self._retried(lambda: self._about(name), self.path(name))
         except FileNotFoundError:
             return None
         return Entry(name, size, f"{size}:{tag}")
@@ -237,7 +253,15 @@ def _refuse(answer: httpx.Response, where: str, server: _Server) -> None:
     if status in _LATER or (status >= httpx.codes.INTERNAL_SERVER_ERROR and status not in _NEVER):
         server.pause(_retry_after_s(answer.headers.get("retry-after", "")))
         raise OSError(said)
+    if status == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        raise _NoSuchRangeError(said)
     raise RefusedError(said)
+
+
+def _tag(answer: httpx.Response) -> str:
+    """Return a text that changes with the file."""
+    tag: str = answer.headers.get("etag") or answer.headers.get("last-modified") or ""
+    return tag
 
 
 def _retry_after_s(text: str) -> float:

@@ -37,6 +37,7 @@ from hashlight.pipelines.decoding.worker import (
     DONE,
     GOOD,
     KILLED,
+    LATE,
     LIMITED,
     REJECTED,
     REQUEST,
@@ -57,7 +58,7 @@ _FIRST_PAUSE_S = 0.05
 # Kills in a row without an image decoded in between.
 _MAX_KILLS = 10
 _MAX_SLOT_BYTES = (1 << 31) - 1
-_KINDS = {REJECTED: reasons.FORMAT, LIMITED: reasons.LIMIT, KILLED: reasons.KILLED}
+_KINDS = {REJECTED: reasons.FORMAT, LIMITED: reasons.LIMIT, KILLED: reasons.KILLED, LATE: reasons.LIMIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,7 @@ class Decoder:
         self._kills_in_a_row, self._decoded_before = 0, -1
         # Since a kill slots are sent one by one, so that the image at hand at the next kill is the same.
         self._one_by_one = False
+        self._closed = False
         self._start()
 
     def send(self, slot: int) -> None:
@@ -150,7 +152,9 @@ class Decoder:
             return slot in self._sent
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; a thread that waits for it is told."""
+        with self._lock:
+            self._closed = True
         self._stop()
         os.close(self._memory)
 
@@ -175,6 +179,8 @@ class Decoder:
 
     def _restart(self) -> float:
         """Start a watcher, with its worker, to replace one that was killed."""
+        if self._closed:
+            raise PipelineError("the decoding process was ended while it was at work")
         at = take_blame(self.slots)
         pause_s = self._count_kill(*at)
         self._stop()
@@ -398,7 +404,7 @@ class _Sent:
 
 def _num_decoded(record: Any) -> int:
     """Return how many images of a slot a worker has come to an end with, whatever that was."""
-    return int(np.isin(record["status"][: int(record["count"])], (GOOD, REJECTED, LIMITED)).sum())
+    return int(np.isin(record["status"][: int(record["count"])], (GOOD, REJECTED, LIMITED, LATE)).sum())
 
 
 def fill(record: Any, batch: list[bytes | OSError], *, max_pixels: int, wall_s: float) -> dict[int, Reason]:
@@ -432,5 +438,5 @@ def _name_death(status: int, limit_s: float, wall_s: float) -> tuple[int, str]:
     if number == signal.SIGPROF:
         return LIMITED, f"takes more than {limit_s:g} s of processor time to decode"
     if number == signal.SIGALRM:
-        return LIMITED, f"takes more than {wall_s:.3g} s to decode"
+        return LATE, f"takes more than {wall_s:.3g} s to decode"
     return KILLED, f"ends the decoding process ({number.name})"

@@ -38,8 +38,8 @@ from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.errors import ImageError, ImageLimitError
 from hashlight.pipelines.jobs import chaos
 
-# The last three are rejects: for the format, by a limit, or because the worker died.
-WAITING, GOOD, REJECTED, LIMITED, KILLED = range(5)
+# The last four are rejects: for the format, by a limit, because the worker died, or because the wall time was over.
+WAITING, GOOD, REJECTED, LIMITED, KILLED, LATE = range(6)
 REASON_BYTES = 200
 # (slot, generation): see `pipelines.decoding.pool`.
 REQUEST = struct.Struct("<qq")

@@ -20,16 +20,20 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-from pydantic import BaseModel, ValidationError
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
+from hashlight.engine.filters.parameters import MAX_VALUES, Parameters
+from hashlight.engine.service.api import schemas
 from hashlight.engine.service.api.json_body import take_pictures
 from hashlight.engine.service.api.schemas import EncodeBody, EncodeOptions, Query, ReplicasModel
+from hashlight.engine.service.api.slices import BYTES_AT_ONCE, LongList, cut_lists
 from hashlight.engine.service.asking.resolving import NoFeaturesError, Sorted, sort_queries
-from hashlight.engine.service.limits import Limits
+from hashlight.engine.service.limits import MAX_IMAGES, MAX_QUERIES, Limits
 from hashlight.engine.service.problems import RequestError, invalid, named
 
 JSON = "application/json"
@@ -45,6 +49,14 @@ _SMALL_BYTES = 16_384
 
 # More errors than a person makes are not told one by one.
 _MAX_ERRORS = 100
+
+# What an item of a list that is cut out is, and how many there may be.
+_STRICT = ConfigDict(strict=True)
+_ITEMS: dict[str, tuple[TypeAdapter[Any], int]] = {
+    "queries": (TypeAdapter(schemas.list_of(Query)), MAX_QUERIES),
+    "images": (TypeAdapter(schemas.list_of(str), config=_STRICT), MAX_IMAGES),
+    "parameters": (TypeAdapter(schemas.list_of(schemas.Number), config=_STRICT), MAX_VALUES),
+}
 
 Options = TypeVar("Options", bound=BaseModel)
 T = TypeVar("T")
@@ -69,10 +81,14 @@ class Image:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
-    """A search as received: its options, its queries by kind, and whether the answer is to be Arrow."""
+    """A search as received: its options, its queries by kind, and whether the answer is to be Arrow.
+
+    `lists` stands for `options.parameters`.
+    """
 
     options: Any
     queries: Sorted[Image]
+    lists: Parameters | None
     arrow: bool = False
 
 
@@ -114,13 +130,14 @@ async def read_search(
     if kind == FORM:
         fields, image = await read_form(request)
         parsed = _parse_fields(options, fields)
-        return Asked(parsed, _sorted([Image("image", image)], parsed, bits), arrow=wants_arrow(request))
+        queries = _sorted([Image("image", image)], parsed, bits)
+        return Asked(parsed, queries, _lists_of(parsed), arrow=wants_arrow(request))
     if kind == ARROW:
         parsed = _parse_fields(options, _url_fields(request))
         if _reranks(parsed):
             raise invalid(str(NoFeaturesError(0)), "rerank")
         codes = await _read(request, functools.partial(codes_of_arrow, bits=bits, limits=limits))
-        return Asked(parsed, Sorted(codes, {}, {}, reranks=False), arrow=True)
+        return Asked(parsed, Sorted(codes, {}, {}, reranks=False), _lists_of(parsed), arrow=True)
     raise unsupported(kind, (JSON, FORM, ARROW))
 
 
@@ -162,7 +179,14 @@ def _search_of_json(data: bytearray, *, body: type[BaseModel], bits: int, limits
     parsed, pictures = _parse_json(body, data, limits)
     _check_count(len(parsed.queries), "queries", limits.queries)
     queries = [_kind_of(query, number, bits, pictures) for number, query in enumerate(parsed.queries)]
-    return Asked(parsed, _sorted(queries, parsed, bits))
+    return Asked(parsed, _sorted(queries, parsed, bits), _lists_of(parsed))
+
+
+def _lists_of(options: Any) -> Parameters | None:
+    try:
+        return Parameters.of(options.parameters)
+    except ValueError as error:
+        raise named(error) from error
 
 
 def _sorted(queries: Sequence[CodeArray | int | Image], options: Any, bits: int) -> Sorted[Image]:
@@ -189,10 +213,41 @@ def _parse_json(model: type[Options], data: bytearray, limits: Limits) -> tuple[
     """Read a JSON body and its pictures; 400 if it is not valid JSON, 413 if it is too large, 422 for a wrong field."""
     text, pictures = take_pictures(data, max_text_bytes=limits.text_bytes)
     data.clear()
+    if len(text) <= BYTES_AT_ONCE:
+        return _validated(model.model_validate_json, text), pictures
+    rest, cut = cut_lists(text)
+    del text
+    parsed = _validated(model.model_validate_json, rest)
+    for one in cut:
+        name, *inner = one.path
+        if inner:
+            getattr(parsed, name)[inner[0]] = _items(one)
+        else:
+            setattr(parsed, name, _items(one))
+    return parsed, pictures
+
+
+def _items(one: LongList) -> Any:
+    """Return the items of a list that was cut out of its body; whole numbers as an array."""
+    adapter, most = _ITEMS[one.path[0]]
+    if one.num_items > most:
+        field = ".".join(one.path)
+        raise invalid(f"`{field}`: List should have at most {most} items, got {one.num_items}", field)
+    parts = [_validated(adapter.validate_json, text, (*one.path, first)) for first, text in one.slices]
+    if one.path[0] == "parameters":
+        return np.concatenate([np.array(part, np.int64) for part in parts])
+    return [item for part in parts for item in part]
+
+
+def _validated(parse: Callable[[bytes], T], text: bytes, at: tuple[str | int, ...] = ()) -> T:
+    """Return what `parse` makes of a text; RequestError as in `_parse_json`.
+
+    The text is a body, or a slice of a list in it that begins `at` an item.
+    """
     try:
-        return model.model_validate_json(text), pictures
+        return parse(text)
     except ValidationError as error:
-        raise _refusal(error) from error
+        raise _refusal(error, text, at) from error
 
 
 def _kind_of(query: Query, number: int, bits: int, pictures: Mapping[str, bytes]) -> CodeArray | int | Image:
@@ -268,17 +323,55 @@ def _parse_fields(model: type[Options], fields: Mapping[str, str]) -> Options:
         raise _refusal(error) from error
 
 
-def _refusal(error: ValidationError) -> RequestError:
-    """Name the first wrong field, and the number of others."""
+def _refusal(error: ValidationError, text: bytes = b"", at: tuple[str | int, ...] = ()) -> RequestError:
+    """Name the first wrong field, and the number of others; see `_validated`."""
     count = error.error_count()
     if count > _MAX_ERRORS:
         return invalid(f"the body has {count} errors: see /openapi.json for what it may hold", None)
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["type"] == "json_invalid":
-        return RequestError(400, "malformed", f"the body is not valid JSON: {first['msg']}")
-    field = ".".join(str(part) for part in first["loc"]) or None
+        return _malformed(first["msg"], text, at)
+    field = _field_at(at, first["loc"])
     more = f" ({count - 1} more)" if count > 1 else ""
     return invalid(f"`{field or 'body'}`: {first['msg'].removeprefix('Value error, ')}{more}", field)
+
+
+def _malformed(message: str, text: bytes, at: tuple[str | int, ...]) -> RequestError:
+    """Return the refusal of what is not JSON; a string that is not Unicode is one of the field that has it."""
+    place = re.search(r"line (\d+) column (\d+)", message)
+    if place is None or not re.search(r"surrogate|hex escape|unicode", message):
+        of = f" (in `{at[0]}`, after item {at[-1]})" if at else ""
+        return RequestError(400, "malformed", f"the body is not valid JSON{of}: {message}")
+    try:
+        text.decode()
+        lines = text.split(b"\n", int(place[1]) - 1)
+        end = text.rfind(b"\\", 0, len(text) - len(lines[-1]) + int(place[2]))
+    except UnicodeDecodeError as error:
+        end = error.start
+    field = _field_at(at, _end_of(text[:end]))
+    wrong = "text that is not Unicode: half of a surrogate pair, an incomplete escape, or bytes that are not UTF-8"
+    return invalid(f"`{field or 'body'}` has {wrong}", field)
+
+
+def _end_of(text: bytes) -> list[str | int]:
+    """Return where in a document a text ends that breaks off within a string; if that is a key, where its object is."""
+    try:
+        inner: Any = pydantic_core.from_json(text + b'":0', allow_partial=True)  # the 0 is read after a key only
+    except ValueError:  # The text ends with the other half of a pair.
+        return _end_of(text[: text.rfind(b"\\")])
+    loc: list[str | int] = []
+    while isinstance(inner, dict | list) and inner:
+        key: Any = next(reversed(inner)) if isinstance(inner, dict) else len(inner) - 1
+        loc.append(key)
+        inner = inner[key]
+    return loc if isinstance(inner, str) else loc[:-1]
+
+
+def _field_at(at: tuple[str | int, ...], loc: Sequence[str | int]) -> str | None:
+    """Return the field at `loc` in a body, or in a slice of a list that begins `at` an item."""
+    if at and loc:
+        loc = [*at[:-1], int(at[-1]) + int(loc[0]), *loc[1:]]
+    return ".".join(map(str, loc or at[:-1])) or None
 
 
 def _check_count(count: int, name: str, max_count: int) -> None:

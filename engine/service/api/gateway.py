@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
-from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage
 from hashlight.engine.service.api import bodies, schemas
@@ -148,9 +147,13 @@ class Gateway:
     async def item(self, request: Request, id: int, timeout_ms: int | None) -> Response:
         """Return one stored item."""
         timeout_s = self._timeout_s(timeout_ms)
-        async with self._within(request, time.monotonic() + timeout_s):
-            table = await self._searches.run(lambda: stored_items(self.searcher, [id], timeout_s=timeout_s))
-        return json_response(items_documents(table)[0])
+        async with self._within(request, time.monotonic() + timeout_s) as account:
+
+            def read() -> bytes:
+                table = stored_items(self.searcher, [id], timeout_s=timeout_s, hold=account.hold)
+                return json_bytes(items_documents(table)[0])
+
+            return Response(await self._searches.run(read), media_type=bodies.JSON)
 
     async def thumbnail(self, request: Request, id: int, timeout_ms: int | None) -> Response:
         """Return the thumbnail of an item."""
@@ -275,11 +278,7 @@ class Gateway:
     async def _resolve(self, asked: bodies.Asked, deadline_s: float, timing_ms: dict[str, float]) -> Ask:
         """Turn queries into codes, and into features if they are needed."""
         options, rerank = asked.options, None
-        try:
-            lists = Parameters.of(options.parameters)
-        except ValueError as error:
-            raise named(error) from error
-        more = {"filter": options.filter, "parameters": lists, "explain": "explain" in options.include}
+        more = {"filter": options.filter, "parameters": asked.lists, "explain": "explain" in options.include}
         if isinstance(options, schemas.SearchOptions):
             query = Query(k=options.k, **more)
             if options.rerank is not None:

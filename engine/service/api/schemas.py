@@ -20,8 +20,14 @@ _EXAMPLE_IMAGE = (
 )
 
 
+Number = Annotated[int, Field(ge=-MAX_ID - 1, le=MAX_ID)]
 _ListName = Annotated[str, Field(pattern=f"^{NAME}$")]
-_List = Annotated[list[Annotated[int, Field(ge=-MAX_ID - 1, le=MAX_ID)]], Field(max_length=MAX_VALUES, fail_fast=True)]
+_List = Annotated[list[Number], Field(max_length=MAX_VALUES, fail_fast=True)]
+
+
+def list_of(item: Any) -> Any:
+    """Return the type of lists that end at the first wrong item."""
+    return Annotated[list[item], Field(fail_fast=True)]
 
 
 class _Request(BaseModel):

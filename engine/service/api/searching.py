@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from hashlight.engine.service.asking.batching import MicroBatcher
 from hashlight.engine.service.asking.rendering import arrow_pieces, json_pieces
-from hashlight.engine.service.asking.retrieval import Answer, Ask, Hold, answer, join, split
+from hashlight.engine.service.asking.retrieval import Answer, Ask, Hold, answer_each
 from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.problems import named
 from hashlight.engine.service.telemetry.metrics import Metrics
@@ -130,6 +130,8 @@ class SearchThreads:
             kind = (ask.query, ask.allow_partial, ask.include, time_left)
             return await self._batcher(kind).submit(job)
         [body] = await self.run(functools.partial(self._answer, [job]))
+        if isinstance(body, Exception):
+            raise body
         return body
 
     def _batcher(self, kind: Hashable) -> MicroBatcher[_Job, Body]:
@@ -139,27 +141,31 @@ class SearchThreads:
             self._batchers[kind] = MicroBatcher(self._answer_batch, batch_size=_TOGETHER, patience_s=_PATIENCE_S)
         return self._batchers[kind]
 
-    async def _answer_batch(self, jobs: Sequence[_Job]) -> list[Body]:
+    async def _answer_batch(self, jobs: Sequence[_Job]) -> list[Body | Exception]:
         self._metrics.search_batch.observe(len(jobs))
         return await self.run(functools.partial(self._answer, jobs))
 
-    def _answer(self, jobs: Sequence[_Job]) -> list[Body]:
-        """Search for all at once and render for each."""
-
-        def hold(size: int) -> None:
-            for job in jobs:
-                job.hold(size // len(jobs))
-
+    def _answer(self, jobs: Sequence[_Job]) -> list[Body | Exception]:
+        """Search for all at once and render for each; what fails for one of them is an error for it alone."""
         begun_s = time.perf_counter()
         left_s = [job.deadline_s - time.monotonic() for job in jobs]
         # One whose time is over, and whose request has ended, must not end those of others.
         timeout_s = max(min(left_s), max(left_s) / 2)
         try:
-            found = answer(self._searcher, join([job.ask for job in jobs]), timeout_s=timeout_s, hold=hold)
+            found = answer_each(
+                self._searcher, [job.ask for job in jobs], [job.hold for job in jobs], timeout_s=timeout_s
+            )
         except ValueError as error:
             raise named(error) from error
-        parts = [found] if len(jobs) == 1 else split(found)
-        return [self._render(job, part, begun_s) for job, part in zip(jobs, parts, strict=True)]
+        return [self._body(job, one, begun_s) for job, one in zip(jobs, found, strict=True)]
+
+    def _body(self, job: _Job, found: Answer | Exception, begun_s: float) -> Body | Exception:
+        if isinstance(found, Exception):
+            return found
+        try:
+            return self._render(job, found, begun_s)
+        except Exception as error:
+            return error
 
     def _render(self, job: _Job, found: Answer, begun_s: float) -> Body:
         for stage, seconds in {"wait": begun_s - job.submitted_s, **found.seconds}.items():

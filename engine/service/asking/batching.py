@@ -21,7 +21,7 @@ class MicroBatcher(Generic[Item, Row]):
     Parameters
     ----------
     work : callable
-        Awaited with the items of a batch; returns a row for each.
+        Awaited with the items of a batch; returns a row for each, or an error that its request ends with.
     batch_size : int
         Maximum number of items in a batch.
     patience_s : float, optional
@@ -31,7 +31,7 @@ class MicroBatcher(Generic[Item, Row]):
 
     def __init__(
         self,
-        work: Callable[[Sequence[Item]], Awaitable[Sequence[Row]]],
+        work: Callable[[Sequence[Item]], Awaitable[Sequence[Row | Exception]]],
         *,
         batch_size: int,
         patience_s: float | None = None,
@@ -98,7 +98,7 @@ class MicroBatcher(Generic[Item, Row]):
             return
         for future, row in settled:
             if not future.done():
-                future.set_result(row)
+                future.set_exception(row) if isinstance(row, Exception) else future.set_result(row)
 
     def _next_batch(self) -> list[tuple[Item, asyncio.Future[Row]]]:
         """Take the waiting items, except those whose request has ended."""

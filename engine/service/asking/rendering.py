@@ -15,14 +15,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from hashlight.engine.codes import CodeArray
-from hashlight.engine.service.asking.retrieval import Answer
+from hashlight.engine.service.asking.retrieval import Answer, bytes_of_rows
 
 METADATA_KEY = b"hashlight"  # of the Arrow schema; its value is JSON
 
-_ROWS = 1000  # hits or items in a piece
+# Of a piece: hits or items, and about how many bytes. A row and each of its values take time whatever their size.
+_ROWS = 1000
+_PIECE_BYTES = 262_144
+_LEAST_ROW_BYTES = _PIECE_BYTES // _ROWS
+_VALUE_BYTES = 64
 
 
 def json_bytes(document: Any) -> bytes:
@@ -33,14 +38,15 @@ def json_bytes(document: Any) -> bytes:
 def json_pieces(answer: Answer, *, timing_ms: dict[str, float]) -> Iterator[bytes]:
     """Yield the JSON document of an answer; see `engine.service.api.schemas.SearchAnswer`."""
     yield b'{"results":['
+    sums = _sums_of_bytes(answer.items, len(answer.ids))
     lims, begin = answer.lims.tolist(), 0
     while begin < len(answer.truncated):
-        end = begin + 1
-        while end < len(answer.truncated) and lims[end + 1] - lims[begin] <= _ROWS:
+        end, most = begin + 1, min(len(answer.truncated), begin + _ROWS)
+        while end < most and sums[lims[end + 1]] - sums[lims[begin]] <= _PIECE_BYTES:
             end += 1
         if begin:
             yield b","
-        if lims[end] - lims[begin] <= _ROWS:
+        if end > begin + 1 or sums[lims[end]] - sums[lims[begin]] <= _PIECE_BYTES:
             hits = _hits(answer, lims[begin], lims[end])
             bounds = [lim - lims[begin] for lim in lims[begin : end + 1]]
             results = [
@@ -50,9 +56,9 @@ def json_pieces(answer: Answer, *, timing_ms: dict[str, float]) -> Iterator[byte
             yield json_bytes(results)[1:-1]
         else:
             yield b'{"hits":['
-            for at in range(lims[begin], lims[end], _ROWS):
+            for at, stop in _pieces(sums, lims[begin], lims[end]):
                 comma = b"," if at > lims[begin] else b""
-                yield comma + json_bytes(_hits(answer, at, min(at + _ROWS, lims[end])))[1:-1]
+                yield comma + json_bytes(_hits(answer, at, stop))[1:-1]
             yield b"]," + json_bytes(_rest(answer, begin))[1:]
         begin = end
     yield b"]," + json_bytes(_frame(answer, timing_ms))[1:]
@@ -105,8 +111,8 @@ def table_pieces(table: pa.Table) -> Iterator[bytes]:
         return piece
 
     with pyarrow.ipc.new_stream(sink, table.schema) as writer:
-        for batch in table.to_batches(max_chunksize=_ROWS):
-            writer.write_batch(batch)
+        for begin, end in _pieces(_sums_of_bytes(table, len(table)), 0, len(table)):
+            writer.write_table(table.slice(begin, end - begin))
             yield take()
     yield take()
 
@@ -114,9 +120,9 @@ def table_pieces(table: pa.Table) -> Iterator[bytes]:
 def items_pieces(items: pa.Table) -> Iterator[bytes]:
     """Yield the JSON document of items from `engine.service.asking.retrieval.stored_items`."""
     yield b'{"items":['
-    for begin in range(0, len(items), _ROWS):
+    for begin, end in _pieces(_sums_of_bytes(items, len(items)), 0, len(items)):
         comma = b"," if begin else b""
-        yield comma + json_bytes(items_documents(items.slice(begin, _ROWS)))[1:-1]
+        yield comma + json_bytes(items_documents(items.slice(begin, end - begin)))[1:-1]
     yield b"]}"
 
 
@@ -128,6 +134,23 @@ def items_documents(items: pa.Table) -> list[dict[str, Any]]:
 def hex_codes(codes_QW: CodeArray, *, bits: int) -> list[str]:
     """Return codes in hex, ceil(bits / 8) bytes each."""
     return [row.astype("<u8").tobytes()[: -(-bits // 8)].hex() for row in codes_QW]
+
+
+def _sums_of_bytes(table: pa.Table | None, num_rows: int) -> NDArray[np.int64]:
+    """Return about how many bytes the rows before each one have, and all together (N + 1)."""
+    size_N = np.full(num_rows, _LEAST_ROW_BYTES, np.int64)
+    if table is not None and table.num_columns:
+        size_N = np.maximum(size_N, bytes_of_rows(table, names=True) + _VALUE_BYTES * table.num_columns)
+    return np.concatenate([[0], np.cumsum(size_N)])
+
+
+def _pieces(sums: NDArray[np.int64], begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into pieces of at most `_PIECE_BYTES`, or one row."""
+    while begin < end:
+        within = int(np.searchsorted(sums, sums[begin] + _PIECE_BYTES, "right")) - 1
+        stop = min(end, max(begin + 1, within))
+        yield begin, stop
+        begin = stop
 
 
 def _hits(answer: Answer, begin: int, end: int) -> list[dict[str, Any]]:

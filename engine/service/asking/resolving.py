@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, check_codes, num_words
+from hashlight.engine.errors import NotReadyError
 from hashlight.engine.service.asking.encoding import Encoded
 from hashlight.engine.service.asking.retrieval import time_left
 from hashlight.engine.service.asking.searcher import Searcher
+
+_TRIES = 3  # if a version goes live between the codes and the features of items
 
 Image = TypeVar("Image")
 
@@ -110,11 +113,17 @@ def stored_codes(searcher: Searcher, ids: Sequence[int], *, reranks: bool, deadl
         If the collection lacks one of the items.
     DeadlineExceededError
         If the time is over.
+    NotReadyError
+        If new versions keep going live between codes and features.
     """
     wanted_M = np.array(ids, np.int64)
-    codes = b"".join(searcher.get(wanted_M, timeout_s=time_left(deadline_s))["code"].to_pylist())
-    codes_MW = np.frombuffer(codes, "<u8").reshape(len(wanted_M), -1).astype(np.uint64)
-    if not reranks:
-        return Encoded(codes_MW, np.zeros((len(wanted_M), 0), np.float32))
-    features = searcher.features_of(wanted_M, timeout_s=time_left(deadline_s))
-    return Encoded(codes_MW, features.astype(np.float32))
+    for _ in range(_TRIES):
+        version = searcher.version
+        codes = b"".join(searcher.get(wanted_M, timeout_s=time_left(deadline_s))["code"].to_pylist())
+        codes_MW = np.frombuffer(codes, "<u8").reshape(len(wanted_M), -1).astype(np.uint64)
+        if not reranks:
+            return Encoded(codes_MW, np.zeros((len(wanted_M), 0), np.float32))
+        features = searcher.features_of(wanted_M, timeout_s=time_left(deadline_s))
+        if searcher.version == version:
+            return Encoded(codes_MW, features.astype(np.float32))
+    raise NotReadyError(f"the collection changed {_TRIES} times during one request: try again")

@@ -6,9 +6,8 @@ Shapes: Q queries, M hits.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,11 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.collection.rerank import Rerank
-from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, NotReadyError
+from hashlight.engine.errors import DeadlineExceededError, HashlightError, IdNotFoundError, NotReadyError
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, Explanation, RangeResult, as_range
 from hashlight.engine.service.asking.searcher import Searcher
+from hashlight.engine.service.problems import RequestError
 
 _MANY = 1000
 
@@ -98,15 +98,6 @@ def _hold_anything(size: int) -> None:
     """Hold answers of any size."""
 
 
-def _hold_more(hold: Hold, size: int, more: int) -> None:
-    hold(size + more)
-
-
-def join(asks: Sequence[Ask]) -> Ask:
-    """Combine requests that differ only in their codes and have no features."""
-    return dataclasses.replace(asks[0], codes=np.concatenate([ask.codes for ask in asks]))
-
-
 def split(found: Answer) -> list[Answer]:
     """Split into one answer for each query."""
     return [_of_query(found, query) for query in range(len(found.truncated))]
@@ -138,15 +129,36 @@ def answer(searcher: Searcher, ask: Ask, *, timeout_s: float | None, hold: Hold 
     NotReadyError
         If new versions keep going live during the request.
     """
+    [found] = _answer_each(searcher, ask, [hold], timeout_s=timeout_s)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def answer_each(
+    searcher: Searcher, asks: Sequence[Ask], holds: Sequence[Hold], *, timeout_s: float | None
+) -> list[Answer | Exception]:
+    """Answer one request, or several of one query each that differ only in their codes; each as `answer` does.
+
+    Each of `holds` is told the bytes of its own answer; if it raises, the error stands in the place of that answer.
+    """
+    joined = dataclasses.replace(asks[0], codes=np.concatenate([ask.codes for ask in asks]))
+    return _answer_each(searcher, joined, holds, timeout_s=timeout_s)
+
+
+def _answer_each(
+    searcher: Searcher, ask: Ask, holds: Sequence[Hold], *, timeout_s: float | None
+) -> list[Answer | Exception]:
+    """Answer for all queries together if there is one hold, and otherwise for each of them."""
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     for _ in range(_TRIES):
         start = time.perf_counter()
         found = _search(searcher, ask, _time_to_search(deadline_s, ask.include))
         searched = time.perf_counter()
-        size = _HIT_BYTES * len(found.ids)
-        hold(size)
+        parts = [found] if len(holds) == 1 else split(found)
+        shares = _Shares(holds, np.array([_HIT_BYTES * len(part.ids) for part in parts]))
         try:
-            items = _items(searcher, found, ask.include, deadline_s, functools.partial(_hold_more, hold, size))
+            items = _items(searcher, parts, ask.include, deadline_s, shares)
         except IdNotFoundError:
             if searcher.version == found.coverage.version:
                 raise
@@ -155,8 +167,36 @@ def answer(searcher: Searcher, ask: Ask, *, timeout_s: float | None, hold: Hold 
             seconds = {"search": searched - start}
             if items is not None:
                 seconds["items"] = time.perf_counter() - searched
-            return dataclasses.replace(found, items=items, seconds=seconds)
+            return [
+                shares.refusals.get(number)
+                or dataclasses.replace(part, items=None if items is None else items[number], seconds=dict(seconds))
+                for number, part in enumerate(parts)
+            ]
     raise NotReadyError(f"the collection changed {_TRIES} times during one request: try again")
+
+
+class _Shares:
+    """How many bytes each of several answers has, in addition to `size_A` for their hits, and who was refused more."""
+
+    def __init__(self, holds: Sequence[Hold], size_A: NDArray[np.int64]) -> None:
+        self._holds = holds
+        self._size_A = size_A
+        self.refusals: dict[int, Exception] = {}
+        self.hold(np.zeros_like(size_A))
+
+    @property
+    def left(self) -> list[int]:
+        """The numbers of the answers that were not refused."""
+        return [number for number in range(len(self._holds)) if number not in self.refusals]
+
+    def hold(self, more_A: NDArray[np.int64]) -> None:
+        """Hold so many bytes more than those of the hits; an answer that may not gives back what it has."""
+        for number in self.left:
+            try:
+                self._holds[number](int(self._size_A[number] + more_A[number]))
+            except (HashlightError, RequestError) as error:
+                self.refusals[number] = error
+                self._holds[number](0)
 
 
 def _time_to_search(deadline_s: float | None, include: frozenset[str]) -> float | None:
@@ -195,9 +235,21 @@ def stored_items(
         If the collection lacks one of them.
     """
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    table = _get(searcher, np.array(ids, np.int64), deadline_s, hold)
+    table = _stored(searcher, np.array(ids, np.int64), deadline_s, hold)
     codes = shorten_codes(table["code"], searcher.bits)
     return table.set_column(table.column_names.index("code"), "code", codes)
+
+
+def _stored(searcher: Searcher, ids: IdArray, deadline_s: float | None, hold: Hold) -> pa.Table:
+    """Read items of one version, not so many at once that `hold` comes too late."""
+    for _ in range(_TRIES):
+        version, parts = searcher.version, list[pa.Table]()
+        for begin in range(0, max(1, len(ids)), _ITEMS):
+            parts.append(searcher.get(ids[begin : begin + _ITEMS], timeout_s=_time_left(deadline_s)))
+            hold(sum(part.nbytes for part in parts))
+        if len(parts) == 1 or searcher.version == version:
+            return _joined(parts)
+    raise NotReadyError(f"the collection changed {_TRIES} times during one request: try again")
 
 
 def shorten_codes(column: pa.ChunkedArray, bits: int) -> pa.Array:
@@ -206,49 +258,80 @@ def shorten_codes(column: pa.ChunkedArray, bits: int) -> pa.Array:
     return pa.array([code[:size] for code in column.to_pylist()], pa.binary(size))
 
 
-def _get(
-    searcher: Searcher, ids: IdArray, deadline_s: float | None, hold: Hold, without: Container[str] = ()
-) -> pa.Table:
-    """Read items, not so many at once that `hold` comes too late."""
-    parts: list[pa.Table] = []
-    for begin in range(0, max(1, len(ids)), _ITEMS):
-        part = searcher.get(ids[begin : begin + _ITEMS], timeout_s=_time_left(deadline_s), without=without)
-        parts.append(part)
-        hold(sum(part.nbytes for part in parts))
-    return parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="default")
-
-
 def _items(
-    searcher: Searcher, found: Answer, include: frozenset[str], deadline_s: float | None, hold: Hold
-) -> pa.Table | None:
-    """Return the stored items of the hits, each read once; None if none were requested."""
-    if not include:
+    searcher: Searcher,
+    parts: Sequence[Answer],
+    include: frozenset[str],
+    deadline_s: float | None,
+    shares: _Shares,
+) -> list[pa.Table | None] | None:
+    """Return the stored items of the hits of each answer, read once for all; None if none were requested.
+
+    An answer that `shares` refuses gets None, and no more is read for it.
+    """
+    if not include or not shares.left:
         return None
-    distinct, place_M = np.unique(found.ids, return_inverse=True)
-    table = _get(searcher, distinct, deadline_s, hold, found.coverage.degraded)
+    ids = np.concatenate([part.ids for part in parts])
+    distinct_D, place_M = np.unique(ids, return_inverse=True)
+    place_of = np.split(place_M, np.cumsum([len(part.ids) for part in parts])[:-1])
+    takes_AD = np.zeros((len(parts), len(distinct_D)), np.bool_)
+    for takes_D, place in zip(takes_AD, place_of, strict=True):
+        takes_D[place] = True
+    without = parts[0].coverage.degraded
+    tables: list[pa.Table] = []
+    num_rows = 0  # a table without columns does not tell
+    row_D, read_D = np.full(len(distinct_D), -1, np.int64), np.zeros(len(distinct_D), np.int64)
+    for begin in range(0, max(1, len(distinct_D)), _ITEMS):
+        wanted = begin + np.flatnonzero(takes_AD[shares.left, begin : begin + _ITEMS].any(axis=0))
+        if tables and not len(wanted):
+            continue
+        table = searcher.get(distinct_D[wanted], timeout_s=_time_left(deadline_s), without=without)
+        row_D[wanted] = num_rows + np.arange(len(wanted))
+        num_rows += len(wanted)
+        tables.append(_included(table, include, searcher.bits))
+        read_D[wanted] = bytes_of_rows(tables[-1], names=False) if tables[-1].num_columns else 0
+        shares.hold(_sums(read_D, takes_AD))
+    table = _joined(tables)
+    text_A = np.array([_bytes_taken(table, row_D[place]) for place in place_of])
+    shares.hold(_sums(read_D, takes_AD) + text_A)
+    return [table.take(row_D[place]) if number in shares.left else None for number, place in enumerate(place_of)]
+
+
+def _sums(size_D: NDArray[np.int64], takes_AD: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.array([size_D[takes_D].sum() for takes_D in takes_AD], np.int64)
+
+
+def _included(table: pa.Table, include: frozenset[str], bits: int) -> pa.Table:
+    """Return what is to be included of stored items."""
     table = table.drop_columns(["id"])
     if "attributes" not in include:
         table = table.select(["code"])
     if "code" not in include:
-        table = table.drop_columns(["code"])
-    else:
-        codes = shorten_codes(table["code"], searcher.bits)
-        table = table.set_column(table.column_names.index("code"), "code", codes)
-    hold(table.nbytes + _bytes_taken(table, place_M))
-    return table.take(place_M)
+        return table.drop_columns(["code"])
+    return table.set_column(table.column_names.index("code"), "code", shorten_codes(table["code"], bits))
 
 
-def _bytes_taken(table: pa.Table, place_M: NDArray[np.intp]) -> int:
-    """Return about how many bytes the rows at some places have, with the names that JSON repeats for each."""
-    times = np.bincount(place_M, minlength=len(table))
-    size = 0
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
+
+
+def _bytes_taken(table: pa.Table, place_M: NDArray[np.int64]) -> int:
+    """Return about how many bytes the rows at some places have in JSON."""
+    if not table.num_columns:
+        return 0
+    return int(bytes_of_rows(table, names=True)[place_M[place_M >= 0]].sum())
+
+
+def bytes_of_rows(table: pa.Table, *, names: bool) -> NDArray[np.int64]:
+    """Return about how many bytes each row has, with the names that JSON repeats for each."""
+    size_N = np.zeros(len(table), np.int64)
     for name, column in zip(table.column_names, table.columns, strict=True):
-        size += len(place_M) * (len(name) + 4)
+        size_N += len(name) + 4 if names else 0
         if any(is_one(column.type) for is_one in _BYTES):
-            size += int(np.dot(pc.fill_null(pc.binary_length(column), 0).to_numpy(), times))
+            size_N += pc.fill_null(pc.binary_length(column), 0).to_numpy()
         else:
-            size += column.nbytes * len(place_M) // max(1, len(table))
-    return size
+            size_N += column.nbytes // max(1, len(table))
+    return size_N
 
 
 def time_left(deadline_s: float) -> float:

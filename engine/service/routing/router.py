@@ -185,8 +185,13 @@ class ClusterRouter(Searcher):
         query = query.checked(bits=self.bits, rows=self._view.map.coverage.codes)
         check_query_features(features, rerank, num_queries=len(queries), k=query.k)
         if rerank is None or features is None:
-            return self._found(queries, query, deadline_s, allow_partial=allow_partial)[0]
-        return self._reranked(queries, query, rerank, features, deadline_s, allow_partial=allow_partial)
+            return self._found(None, queries, query, deadline_s, allow_partial=allow_partial)
+        while True:
+            view = self._view
+            try:
+                return self._reranked(view, queries, query, rerank, features, deadline_s, allow_partial=allow_partial)
+            except VersionNotServedError:
+                continue  # from the beginning, on the version that has replaced it
 
     def get(
         self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
@@ -267,19 +272,20 @@ class ClusterRouter(Searcher):
             replica.close()
 
     def _found(
-        self, queries: CodeArray, query: Query, deadline_s: float, *, allow_partial: bool
-    ) -> tuple[Result, _View]:
-        """Return the merged answers of the groups, and the view that they came from."""
-        view, parts = self._ask(Request.of_query(query, queries), deadline_s)
-        coverage = _coverage(view.map, parts, allow_partial=allow_partial)
+        self, view: _View | None, queries: CodeArray, query: Query, deadline_s: float, *, allow_partial: bool
+    ) -> Result:
+        """Return the merged answers of the groups of a view; None and errors as in `_ask`."""
+        asked, parts = self._ask(Request.of_query(query, queries), deadline_s, view=view)
+        coverage = _coverage(asked.map, parts, allow_partial=allow_partial)
         started_s = time.perf_counter()
         answers = [decode_result(query, part.answer.body) for part in parts if part.answer is not None]
         result = merge(answers, query)._replace(coverage=coverage)
         self._observe("merge", time.perf_counter() - started_s)
-        return result, view
+        return result
 
     def _reranked(
         self,
+        view: _View,
         queries: CodeArray,
         query: Query,
         rerank: Rerank,
@@ -288,22 +294,20 @@ class ClusterRouter(Searcher):
         *,
         allow_partial: bool,
     ) -> RerankResult:
-        pool = pool_query(query, rerank, rows=self._view.map.coverage.codes).checked(bits=self.bits)
+        """Re-rank the pools of all queries, every one and its features from one view; errors as in `_ask`."""
+        pool = pool_query(query, rerank, rows=view.map.coverage.codes).checked(bits=int(view.map.about["bits"]))
         # A partial answer comes only when the search's time is up, and the features still have to be read.
         search_until_s = deadline_s - _FOR_FEATURES * (deadline_s - time.monotonic())
         assert query.k is not None, "re-ranking was refused without"
-        views: list[_View] = []
 
         def search(queries: CodeArray, pool: Query) -> Result:
-            found, view = self._found(queries, pool, search_until_s, allow_partial=allow_partial)
-            views.append(view)
-            return found
+            return self._found(view, queries, pool, search_until_s, allow_partial=allow_partial)
 
         ordered, covered = [], []
         for run, found in find_pools(search, queries, pool):
             coverage = found.coverage
             assert coverage is not None, "a router's answers carry coverage"
-            read = functools.partial(self._features, views[-1], deadline_s=deadline_s, without=coverage.degraded)
+            read = functools.partial(self._features, view, deadline_s=deadline_s, without=coverage.degraded)
             part = rerank_ids(features[run], found, read, query.k, metric=rerank.metric, max_items=MAX_ROWS_ASKED)
             ordered.append(part._replace(explain=found.explain))
             covered.append(coverage)
@@ -332,24 +336,31 @@ class ClusterRouter(Searcher):
         """Ask the groups of one view (None: the live one) for some ids; at least one answers."""
         if len(ids) > MAX_ROWS_ASKED:
             raise ValueError(f"`ids` must be at most {MAX_ROWS_ASKED} at once, got {len(ids)}")
-        request = Request(kind, 0, 0, 0.0, as_values(ids))
-        if view is None:
-            asked, parts = self._ask(request, deadline_s, without)
-        else:
-            asked = view.without(without)
-            parts = self._fan_out(asked, request, deadline_s)
+        asked, parts = self._ask(Request(kind, 0, 0, 0.0, as_values(ids)), deadline_s, without, view=view)
         _coverage(asked.map, parts, allow_partial=True)
         return asked, parts
 
-    def _ask(self, request: Request, deadline_s: float, without: Container[str] = ()) -> tuple[_View, list[Part]]:
-        """Ask the groups of the live view; start again if it is replaced because servers have dropped its version."""
+    def _ask(
+        self, request: Request, deadline_s: float, without: Container[str] = (), *, view: _View | None = None
+    ) -> tuple[_View, list[Part]]:
+        """Ask the groups of a view, or of the live one, whichever that is then.
+
+        Raises
+        ------
+        VersionNotServedError
+            If servers have dropped the version of `view`, and another has replaced it: all that is asked of one version
+            is to be asked again.
+        """
         while True:
-            view = self._view
-            asked = view.without(without)
+            current = view or self._view
+            asked = current.without(without)
             parts = self._fan_out(asked, request, deadline_s)
-            outdated = any(isinstance(part.error, VersionNotServedError) for part in parts if part.answer is None)
-            if not outdated or not self._is_replaced(view, deadline_s):
+            errors = [part.error for part in parts if part.answer is None]
+            outdated = [error for error in errors if isinstance(error, VersionNotServedError)]
+            if not outdated or not self._is_replaced(current, deadline_s):
                 return asked, parts
+            if view is not None:
+                raise outdated[0]
 
     def _is_replaced(self, view: _View, deadline_s: float) -> bool:
         """Have the directory read, and wait for it at most until a deadline; return whether the view has changed."""

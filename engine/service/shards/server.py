@@ -467,8 +467,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     warm()
-    manifest = given.manifest or read_version(open_place(given.collection), given.version).digest
-    server.load(given.version, manifest, given.shards.split(","))
+    try:
+        manifest = given.manifest or read_version(open_place(given.collection), given.version).digest
+        server.load(given.version, manifest, given.shards.split(","))
+    except (HashlightError, OSError, ValueError) as error:
+        sys.exit(f"{parser.prog}: error: {error}")
     sys.stdout.write(json.dumps(server.health()) + "\n")
     sys.stdout.flush()
     threading.Thread(target=_end_with_input, args=(ending,), daemon=True).start()

@@ -158,6 +158,51 @@ def test_requests_too_long_for_a_url_are_split(url, searcher, collection):
         assert caught.value.field == "filter"
 
 
+def test_digits_that_are_not_a_code_are_a_missing_file(url, searcher):
+    """The digits of 48-bit codes in base64 have been searched for, too: a gateway reads both."""
+
+    async def ask():
+        async with AsyncSearchClient(url) as client:
+            await client.search("cafe")
+
+    for target in (url, searcher):
+        with SearchClient(target) as client:
+            for text in ("cafe", "cafecafe", "ca" * 30):
+                with pytest.raises(FileNotFoundError, match=r"no such file, and as a code .* expected 16 for the 60"):
+                    client.search([CODE[0], text])
+    with pytest.raises(FileNotFoundError, match="no such file, and as a code"):
+        asyncio.run(ask())
+
+
+def test_a_gateway_is_asked_once_how_many_digits_a_code_has(url):
+    asked = []
+
+    class Counting(httpx.HTTPTransport):
+        def handle_request(self, request):
+            asked.append(request.url.path)
+            return super().handle_request(request)
+
+    text = CODE[0].astype("<u8").tobytes().hex()
+    with SearchClient(url, transport=Counting()) as client:
+        expected = client.search(CODE, 3)[0].ids.tolist()
+        for _ in range(2):
+            assert [hits.ids.tolist() for hits in client.search([text] * 6, 3)] == [expected] * 6
+        assert asked.count("/v1/collection") == 1
+        client._transport._bits = 128  # as of a collection that was there before
+        assert client.search(text, 3)[0].ids.tolist() == expected
+    assert asked.count("/v1/collection") == 2
+
+
+def test_half_of_a_surrogate_pair_is_refused_before_anything_is_sent(url, searcher):
+    for target in (url, searcher):
+        with SearchClient(target) as client:
+            for ask in (client.search, client.range_search):
+                with pytest.raises(ValueError, match=r"`filter`, at character 9: expected text, got U\+D800"):
+                    ask(CODE, filter='name == "\ud800"')
+            with pytest.raises(ValueError, match="is not a URL"):
+                client.search("https://example.com/\udc00.jpg")
+
+
 def test_the_parts_of_one_call_share_its_deadline(url):
     class Slow(httpx.BaseTransport):
         tries = 0

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from hashlight.encoders.data.images import decode_image
-from hashlight.engine.client.queries import Picture, read_images, read_queries
+from hashlight.engine.client.queries import Picture, read_images, read_queries, with_codes
 from tests.encoders.data import writers
 
 RNG = np.random.default_rng(4)
@@ -136,17 +136,46 @@ def test_arrays_of_other_shapes_are_refused_as_pictures(shape):
 def test_codes_may_be_hexadecimal(tmp_path, monkeypatch):
     words = np.array([[0x0123456789ABCDEF, 7], [1, 2]], np.uint64)
     texts = [row.astype("<u8").tobytes().hex() for row in words]
-    np.testing.assert_array_equal(read_queries(texts), words)
-    np.testing.assert_array_equal(read_queries(texts[0].upper()), words[:1])
-    np.testing.assert_array_equal(read_queries("efcdab8967"), [[0x6789ABCDEF]])
-    assert read_queries("0f" * 128).shape == (1, 16), "longer than the name of a file may be"
-    mixed = read_queries([texts[0], "ff", 5])
-    assert [mixed[0].tolist(), mixed[1].tolist(), mixed[2]] == [words[0].tolist(), [255], 5]
+    np.testing.assert_array_equal(codes_of(texts, 128), words)
+    np.testing.assert_array_equal(codes_of(texts[0].upper(), 128), words[:1])
+    np.testing.assert_array_equal(codes_of("efcdab8967", 40), [[0x6789ABCDEF]])
+    np.testing.assert_array_equal(codes_of("efcdab8967000000", 37), [[0x6789ABCDEF]])
+    assert codes_of("0f" * 128, 1024).shape == (1, 16), "longer than the name of a file may be"
+    mixed = codes_of([texts[0], b"an image", 5], 128)
+    assert [mixed[0].tolist(), *mixed[1:]] == [words[0].tolist(), Picture(b"an image"), 5]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cafe").write_bytes(b"an image")
+    (tmp_path / "beef").mkdir()
     assert read_queries("cafe") == [Picture(b"an image")]
+    assert codes_of("beef", 16).tolist() == [[0xEFBE]], "a folder is no image"
     with pytest.raises(FileNotFoundError):
         read_queries("cafe.png")
+
+
+def codes_of(queries, bits):
+    return with_codes(read_queries(queries), bits)
+
+
+@pytest.mark.parametrize(
+    ("bits", "text", "wanted"),
+    [
+        (64, "cafe", "4 digits, expected 16 for the 64 bits"),
+        (64, "cafe" * 8, "32 digits, expected 16 for the 64 bits"),
+        (48, "cafecafe", r"8 digits, expected 12 \(or 16, in whole words\) for the 48 bits"),
+        (1024, "ab" * 127, "254 digits, expected 256 for the 1024 bits"),
+    ],
+)
+def test_digits_that_are_too_few_or_many_name_a_file_that_is_missing(bits, text, wanted):
+    with pytest.raises(FileNotFoundError, match=f"there is no such file, and as a code in hexadecimal it has {wanted}"):
+        codes_of([5, text], bits)
+    with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{text}'"):
+        read_images(text)
+
+
+@pytest.mark.parametrize("name", ["a\ud800.png", "a\0.png"])
+def test_what_cannot_be_the_name_of_a_file_is_refused(name):
+    with pytest.raises(ValueError, match="is not the name of a file"):
+        read_queries(name)
 
 
 def test_a_hexadecimal_code_is_answered_like_its_words(searcher, collection):

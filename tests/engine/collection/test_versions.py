@@ -79,6 +79,23 @@ def test_a_group_of_a_shard_server_keeps_its_version(tmp_path):
     assert names[0] in shards_in(tmp_path / "c")
 
 
+def test_a_group_of_shards_in_a_bucket_keeps_its_version(bucket):
+    """Also when its copies are swept because no version in the bucket has its shards any more."""
+    uri = bucket.uri("c")
+    whole = make(uri, features=np.ones((40, 2), np.float16))
+    ids = np.concatenate([shard.ids_N for shard in whole.shards])
+    group = open_group(uri, Assignment(1, whole.manifest.digest, tuple(shard.name for shard in whole.shards)))
+    del whole
+    write_versions(uri, 3)
+    live = read_current(open_place(uri))
+    open_group(uri, Assignment(live.version, live.digest, tuple(spec.name for spec in live.shards)))
+    kept = group.search(CODES[:1], 40, filter="price < 100 and id != 3").ids
+    assert sorted(kept[kept >= 0].tolist()) == [number for number in range(40) if number != 3]
+    assert group.get(ids[:3])["price"].to_pylist() == LABELS[ids[:3]].tolist()
+    assert (group.features_of(ids) == 1).all()
+    assert group.thumbnails_of(ids[:2]) == [None, None]
+
+
 def test_a_job_keeps_the_version_that_it_began_with(tmp_path):
     make(tmp_path / "c")
     with holding_live(open_place(tmp_path / "c")) as live:

@@ -113,6 +113,8 @@ def test_rows_that_match(text, expected):
         ("(" * 60 + "label == 3", "at character 50: expected at most 50 nested parentheses"),
         ("label == 3" + " or label == 3" * 150, "at most 100 comparisons"),
         ("label == " + "3" * 20_000, "at most 10000 characters, got 20009"),
+        ("kind == '\ud800'", "at character 9: expected text, got U+D800, half of a surrogate pair"),
+        ("`a\udc00` == 3", "at character 2: expected text, got U+DC00"),
     ],
 )
 def test_errors_say_what_is_wrong_and_where(text, message):

@@ -12,6 +12,7 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.filters.filter import Filter, FilterError
 from hashlight.engine.filters.parameters import MAX_VALUES, Parameters
 from hashlight.engine.query import Query
+from hashlight.engine.storage.scalars import ShardColumns
 from tests import oracles
 from tests.engine.filters.evaluated import matching
 
@@ -58,6 +59,38 @@ def test_ids_are_filtered_with_and_without_attributes(collection, corpus):
     )
     assert found(collection, corpus, "id in :none", none=[]) == set()
     assert found(collection, corpus, "id not in :none", none=[]) == every
+
+
+class Sought:
+    """Ids of rows that can be sought; who reads all of them is led astray."""
+
+    def __init__(self, ids):
+        self.rows = {id_: row for row, id_ in enumerate(ids)}
+        self.ids_N = np.full(len(ids), -7)
+
+    def rows_of(self, ids_M):
+        return np.array([self.rows.get(id_, -1) for id_ in ids_M.tolist()], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("text", "matches"),
+    [
+        ("id == 5", lambda id_: id_ == 5),
+        ("id = 6", lambda id_: id_ == 6),
+        ("id != 5", lambda id_: id_ != 5),
+        ("not id <> 5.0", lambda id_: id_ == 5),
+        ("id in (5, 2, 7.5, 2)", lambda id_: id_ in (2, 5)),
+        ("id not in (5, 1e300)", lambda id_: id_ != 5),
+        ("id == 5.5", lambda id_: False),
+        ("id != 1e300", lambda id_: True),
+        (f"id == {2**63 - 1} or id == {2**63}", lambda id_: id_ == 2**63 - 1),
+        ("id == -1 or id != -99999999999999999999", lambda id_: True),
+    ],
+)
+def test_single_ids_are_sought_as_lists_of_them_are(text, matches):
+    ids = [9, 5, 2**63 - 1, 2, 0]
+    bits = Filter(text, pa.schema([])).mask(ShardColumns(None, None, len(ids)), Sought(ids))
+    assert np.unpackbits(bits, count=len(ids), bitorder="little").tolist() == [matches(id_) for id_ in ids]
 
 
 def test_ids_and_attributes_together(corpus, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -14,8 +16,10 @@ import pytest
 
 from hashlight.engine.errors import OverloadedError
 from hashlight.engine.results import Coverage, Explanation
+from hashlight.engine.service.api import gateway as gateway_module
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.api.searching import begin_body
+from hashlight.engine.service.asking import rendering
 from hashlight.engine.service.asking.budget import Budget
 from hashlight.engine.service.asking.rendering import arrow_pieces, items_pieces, json_pieces, table_pieces
 from hashlight.engine.service.asking.retrieval import Answer, _bytes_taken
@@ -88,6 +92,59 @@ def test_json_is_the_same_in_pieces(counts, items, explain):
     assert (document["version"], document["timing_ms"]) == (3, {"search": 1.5})
     assert (document["coverage"]["complete"], document["coverage"]["codes"]) == (True, 10**6)
     assert max(piece.count(b'"distance"') for piece in pieces) <= 1000
+
+
+@pytest.mark.parametrize(
+    ("counts", "columns", "length"),
+    [([900], 1, 5_000), ([7, 900, 0, 3], 1, 5_000), ([1] * 900, 1, 5_000), ([600], 300, 0), ([0] * 9000, 0, 0)],
+    ids=["long", "one of them long", "many long", "broad", "empty"],
+)
+def test_no_piece_is_large_whatever_is_stored(monkeypatch, counts, columns, length):
+    """What is rendered in one go holds the interpreter's lock: about so many bytes, values and results, or one row."""
+    answer = make_answer(counts)
+    rows = len(answer.ids)
+    more = {f"c{number}": pa.array(["x" * length] * rows, pa.string()) for number in range(columns)}
+    items = pa.table({"code": answer.items["code"], **more})
+    answer = dataclasses.replace(answer, items=items)
+    made, render = [], rendering.to_json
+
+    def recorded(document, **more):
+        text = render(document, **more)
+        made.append((len(text), values_in(document)))
+        return text
+
+    monkeypatch.setattr(rendering, "to_json", recorded)
+    document = json.loads(b"".join(json_pieces(answer, timing_ms={})))
+    assert sum(len(result["hits"]) for result in document["results"]) == rows
+    b"".join(items_pieces(items.add_column(0, "id", pa.array(range(rows)))))
+    assert max(size for size, _ in made) <= 2 * 262_144
+    assert max(values for _, values in made) <= 10_000
+    assert max(map(len, table_pieces(items))) <= 2 * 262_144
+
+
+def values_in(document):
+    if isinstance(document, dict):
+        return sum(map(values_in, document.values()))
+    return sum(map(values_in, document)) if isinstance(document, list) else 1
+
+
+@pytest.mark.parametrize("path", ["/v1/items/{id}", "/v1/items?ids={id}"])
+def test_items_are_rendered_within_the_budget_and_not_on_the_loop(searcher, collection, monkeypatch, path):
+    threads, render = [], rendering.items_documents
+
+    def recorded(table):
+        threads.append(threading.current_thread().name)
+        return render(table)
+
+    for module in (rendering, gateway_module):
+        monkeypatch.setattr(module, "items_documents", recorded)
+    id_ = int(collection.shards[0].ids_N[0])
+    with serving.running(create_app(searcher)) as url:
+        assert httpx.get(url + path.format(id=id_)).status_code == 200
+    assert [name.startswith("hashlight-search") for name in threads] == [True]
+    with serving.running(create_app(searcher, limits=Limits(answer_bytes=10))) as url:
+        refused = httpx.get(url + path.format(id=id_))
+        assert (refused.status_code, "at most 10 are sent at once" in refused.text) == (422, True)
 
 
 @pytest.mark.parametrize("counts", COUNTS)

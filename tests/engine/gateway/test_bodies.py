@@ -59,6 +59,7 @@ BROAD = {
     "strings": (b'{"queries":[', b'""', b"]}"),
     "includes": (b'{"queries":[{"id":1}],"include":[', b'"x"', b"]}"),
     "ones in an object": (b'{"queries":{"a":[', b"1", b"]}}"),
+    "seen": (b'{"queries":[{"id":1}],"filter":"id in :a","parameters":{"a":[', b"7", b"]}}"),
     "images": (b'{"images":[', b'"AAAA"', b"]}"),
     "no images": (b'{"images":[', b"1", b"]}"),
     "long numbers": (b'{"queries":[', b"9" * 4000, b"]}"),
@@ -104,6 +105,9 @@ def test_every_list_that_is_sent_has_a_length_and_ends_at_the_first_wrong_item(m
 
     assert issubclass(model, BaseModel)
     check(model.__pydantic_core_schema__)
+    for adapter, most in bodies._ITEMS.values():  # of lists in slices, whose length is known before
+        assert adapter.core_schema["fail_fast"]
+        assert most <= 250_000
 
 
 def outcome(model, body):
@@ -118,14 +122,19 @@ def outcome(model, body):
 @pytest.mark.parametrize("size", [100_000, MIB, pytest.param(32 * MIB, marks=pytest.mark.slow)])
 def test_what_is_parsed_at_once_is_small(size, monkeypatch):
     """Bounds on bytes, values and errors stand for bounds on time: each of them costs at most so much."""
-    counts, texts = [], []
-    tell, take = bodies._refusal, take_pictures
-    monkeypatch.setattr(bodies, "_refusal", lambda error: counts.append(error.error_count()) or tell(error))
+    counts, texts, parsed = [], [], []
+    tell, take, validated = bodies._refusal, take_pictures, bodies._validated
+    monkeypatch.setattr(
+        bodies, "_refusal", lambda error, *where: counts.append(error.error_count()) or tell(error, *where)
+    )
+    monkeypatch.setattr(
+        bodies, "_validated", lambda parse, text, *where: parsed.append(text) or validated(parse, text, *where)
+    )
     monkeypatch.setattr(bodies, "take_pictures", lambda *args, **more: texts.append(take(*args, **more)) or texts[-1])
     statuses = [
         outcome(model, body) for _, body in bodies_of(size) for model in (schemas.SearchBody, schemas.EncodeBody)
     ]
-    assert len(statuses) == 48
+    assert len(statuses) == 50
     assert set(statuses) <= {200, 400, 413, 422}
     assert statuses.count(413) >= {100_000: 0, MIB: 8, 32 * MIB: 40}[size]
     for text, _ in texts:
@@ -133,16 +142,21 @@ def test_what_is_parsed_at_once_is_small(size, monkeypatch):
         assert text.count(b",") + text.count(b"[") + text.count(b"{") <= 300_000
         assert text.count(b":") <= 40_000
     assert max(counts) <= 40_000
+    assert len(parsed) >= 10
+    for text in parsed:
+        assert len(text) <= 65_536 or sum(map(text.count, (b",", b"[", b"{"))) <= 4_000
 
 
 @pytest.mark.parametrize(
     ("content", "status", "expected"),
     [
         (many(b'{"queries":[', b"1", MIB, b"]}"), 413, "at most 300000 values"),
-        (many(b'{"queries":[', b"1", 200_000, b"]}"), 422, "`queries.0`: Input should be"),
-        (many(b'{"queries":[', b"{}", 400_000, b"]}"), 422, "`queries.0`: give exactly one of"),
+        (many(b'{"queries":[', b"1", 15_000, b"]}"), 422, "`queries.0`: Input should be"),
+        (many(b'{"queries":[', b"{}", 25_000, b"]}"), 422, "`queries.0`: give exactly one of"),
+        (many(b'{"queries":[', b"1", 200_000, b"]}"), 422, "`queries`: List should have at most 10000 items, got"),
         (many(b'{"queries":[', b'{"id":1}', 300_000, b"]}"), 422, "`queries`: List should have at most 10000 items"),
-        (keys(300_000), 422, "the body has 2"),
+        (keys(50_000), 422, "the body has 4"),
+        (keys(300_000), 413, "at most 4000 values in `queries.0`"),
         (keys(MIB), 413, "and 40000 keys"),
         (many(b'{"queries":[', b"9" * 4000, MIB, b"]}"), 413, "numbers of at most 400 digits"),
         (b'{"queries":[{"id":' + b"9" * 799 + b"}]}", 413, "numbers of at most 400 digits"),
@@ -244,6 +258,7 @@ def test_broad_arrow_bodies_are_refused(data, status, expected):
 # A gateway in a process of its own, which serves a collection without codes: nothing here gets as far as a search.
 CHILD = """
 import sys, threading
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.service.api import bodies
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.door.http_server import Address, HttpServer
@@ -266,6 +281,13 @@ for name in ("_search_of_json", "_images_of_json", "codes_of_arrow"):
             on_loop.append(len(data))
         return read(data, **more)
     setattr(bodies, name, spy)
+
+make = Parameters.__init__
+def spy_on_lists(self, lists):
+    if threading.get_ident() == loop:
+        on_loop.append(sum(map(len, lists.values())))
+    make(self, lists)
+Parameters.__init__ = spy_on_lists
 
 server = HttpServer(create_app(Nothing()), Address(port=0))
 print(server.url, flush=True)

@@ -108,6 +108,46 @@ def test_a_server_that_cannot_be_reached_is_left_alone_for_a_while(clock, monkey
         open_place(f"http://127.0.0.1:{port}/d.png").read()
 
 
+def read_all(place, folder):
+    with place.open() as file:
+        return file.read()
+
+
+WAYS = {
+    "read": lambda place, folder: place.read(),
+    "open": read_all,
+    "entry": lambda place, folder: place.entry(),
+    "find": lambda place, folder: place.find(""),
+    "download": lambda place, folder: place.download("", folder / "copy"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_server_is_left_alone_whatever_was_asked_of_it(clock, monkeypatch, tmp_path, way):
+    place = open_place(f"http://127.0.0.1:{closed_port()}/a.png")
+    with pytest.raises(ReadFailedError, match="ConnectError"):
+        WAYS[way](place, tmp_path)
+    monkeypatch.setattr(web, "_client", lambda: pytest.fail("the server was asked again"))
+    for other in WAYS.values():
+        with pytest.raises(ReadFailedError, match="could not be reached a moment ago"):
+            other(place, tmp_path)
+
+
+@pytest.mark.parametrize("size", [100, -1])
+def test_a_server_that_goes_while_a_file_is_read_is_left_alone(clock, monkeypatch, size):
+    server = WebServer()
+    with open_place(server.put("/a.bin", (200, {"Accept-Ranges": "bytes", "ETag": "1"}, b"x" * 200))).open() as file:
+        assert file.read(10) == b"x" * 10
+        server.close()
+        web._cached_client().close()  # with the connection that was open
+        web._cached_client.cache_clear()
+        with pytest.raises(ReadFailedError, match="ConnectError"):
+            file.read(size)
+        monkeypatch.setattr(web, "_client", lambda: pytest.fail("the server was asked again"))
+        with pytest.raises(ReadFailedError, match="could not be reached a moment ago"):
+            file.read(size)
+
+
 @pytest.mark.usefixtures("clock")
 def test_a_host_without_an_address_is_of_the_moment():
     with pytest.raises(ReadFailedError, match=r"http://no-such-host\.invalid/a\.png: ConnectError"):
@@ -225,6 +265,26 @@ def test_a_file_is_read_at_any_position(server, tmp_path, headers):
         assert file.read() == data[-5:]
     place.download("", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == data
+
+
+@pytest.mark.parametrize("headers", [{"Accept-Ranges": "bytes", "ETag": '"1"'}, {}], ids=["ranges", "no ranges"])
+def test_an_empty_file_is_empty(server, tmp_path, headers):
+    """A server with ranges has no first byte of it to send."""
+    place = open_place(server.put("/a.bin", (200, headers, b"")))
+    assert (place.entry().size, place.exists(), place.read()) == (0, True, b"")
+    assert read_all(place, tmp_path) == b""
+    with place.open() as file:
+        assert (file.seek(0, 2), file.read(10)) == (0, b"")
+    place.download("", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b""
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_noticed(server):
+    first, empty = ((200, {"Accept-Ranges": "bytes", "ETag": '"1"'}, body) for body in (b"x" * 100, b""))
+    with open_place(server.put("/a.bin", first, first, empty)).open() as file:
+        assert file.read(10) == b"x" * 10
+        with pytest.raises(OSError, match="has changed while it was read"):
+            file.read(10)
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(server):

@@ -7,6 +7,8 @@ import time
 import numpy as np
 import pytest
 
+from hashlight.engine.collection import rerank as rerank_module
+from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import IncompleteError, NotReadyError
 from hashlight.engine.service.routing import router as router_module
 from hashlight.engine.service.routing.router import ClusterRouter
@@ -106,6 +108,73 @@ def test_every_query_follows_servers_to_their_new_version(tmp_path, quiet):
             directory.map = fresh
             np.testing.assert_array_equal(ask(), expected[name])
             assert router.version == 2
+
+
+@contextlib.contextmanager
+def two_versions(tmp_path, monkeypatch):
+    """A router over one version, another version that it may go over to, and what each of them answers."""
+    monkeypatch.setattr(rerank_module, "MAX_POOL", 64)  # the pools of two queries of the twenty at a time
+    old = Corpus(tmp_path / "collection", np.random.default_rng(31), rows=600, shards=4)
+    with contextlib.ExitStack() as stack:
+        servers, cluster = stack.enter_context(serving(old.path, groups=2))
+        expected = [old.collection.search(old.queries, 5, **reranking(old))]
+        new = Corpus(old.path, np.random.default_rng(32), rows=500, shards=4, overwrite=True)
+        _, fresh = stack.enter_context(serving(new.path, groups=2))
+        expected.append(new.collection.search(old.queries, 5, **reranking(old)))
+        router, directory = stack.enter_context(routed(cluster))
+        yield router, directory, fresh, servers, old, expected
+
+
+def reranking(corpus):
+    features = np.random.default_rng(1).normal(size=(len(corpus.queries), 8)).astype(np.float32)
+    return {"rerank": Rerank(pool=32), "features": features}
+
+
+def after_calls(router, number, act):
+    """Act after so many of a router's calls to its groups."""
+    calls, fan_out = [], router._fan_out
+
+    def count(*arguments):
+        parts = fan_out(*arguments)
+        calls.append(1)
+        if len(calls) == number:
+            act()
+        return parts
+
+    router._fan_out = count
+    return calls
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_all_pools_of_a_call_are_of_one_version(tmp_path, quiet, monkeypatch, calls):
+    with two_versions(tmp_path, monkeypatch) as (router, directory, fresh, _, old, expected):
+
+        def renew():
+            directory.map = fresh
+            router.renew()
+
+        made = after_calls(router, calls, renew)
+        found = router.search(old.queries, 5, **reranking(old))
+        assert router.version == 2
+        assert len(made) == 20  # a search and its features for every two queries
+        assert found.coverage.version == 1
+        np.testing.assert_array_equal(found.ids, expected[0].ids)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_call_whose_version_is_dropped_meanwhile_starts_over(tmp_path, quiet, monkeypatch, calls):
+    with two_versions(tmp_path, monkeypatch) as (router, directory, fresh, servers, old, expected):
+
+        def drop():
+            directory.map = fresh
+            for server in (server for group in servers for server in group):
+                server.drop(old.collection.manifest.digest)
+
+        after_calls(router, calls, drop)
+        found = router.search(old.queries, 5, **reranking(old))
+        assert found.coverage.version == 2
+        np.testing.assert_array_equal(found.ids, expected[1].ids)
+        np.testing.assert_array_equal(found.distances, expected[1].distances)
 
 
 def test_a_new_map_does_not_wait_for_lost_servers(corpus, quiet):

@@ -4,6 +4,8 @@ import contextlib
 import datetime
 import ipaddress
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -358,6 +360,30 @@ def test_a_shard_server_says_why_it_does_not_start(corpus):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "there is no token: give one (HASHLIGHT_SHARD_TOKEN)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "version", "said"),
+    [
+        ("{path}", 77, "error: .*77"),
+        ("s3://bucket-{port}/nothing", 1, "error: s3://bucket-{port}/nothing"),
+    ],
+    ids=["no such version", "no such store"],
+)
+def test_a_shard_server_that_cannot_open_its_shards_says_so_in_one_line(corpus, place, version, said):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # nobody listens
+        names = {"path": corpus.path, "port": free.getsockname()[1]}
+        command = [sys.executable, "-P", "-m", "hashlight.engine.service.shards.server", place.format(**names)]
+        store = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{names['port']}", "AWS_ACCESS_KEY_ID": "a"}
+        environment = {**os.environ, **store, "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+        done = subprocess.run(
+            [*command, "--version", str(version), "--shards", "any"],
+            env=environment, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert re.search(said.format(**names), done.stderr)
     assert "Traceback" not in done.stderr
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from hashlight.engine.errors import DeadlineExceededError, HashlightError, IncompleteError
+from hashlight.engine.results import SearchResult
 from hashlight.engine.service.protocol.cluster_map import Assignment, ClusterMap, Group
 from hashlight.engine.service.protocol.security import Security
-from hashlight.engine.service.protocol.wire import Status, pages
+from hashlight.engine.service.protocol.wire import ProtocolError, Status, encode_result, pages
 from hashlight.engine.service.routing.replica import LOST_LOOKS, OPENING_LOOKS, Replica
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.shards.server import ShardServer
@@ -98,6 +99,44 @@ def test_an_answer_that_never_ends_costs_one_query(corpus, frame, caplog):
         with pytest.raises(DeadlineExceededError):
             router.search(corpus.queries, 5, timeout_s=1.0)
         assert (router.search(corpus.queries, 5, timeout_s=120.0).ids == expected).all()
+
+
+def truncated(id_):
+    """An answer whose last numbers are missing, in a page that is whole."""
+    body = encode_result(SearchResult(np.zeros((1, 5), np.int32), np.zeros((1, 5), np.int64)))
+    return next(pages(Status.OK, id_, 1, body[:-20]))
+
+
+def test_an_answer_that_is_cut_in_the_middle_is_an_error_and_no_answer(corpus):
+    expected = knn(corpus.queries, corpus.codes, corpus.ids, 5)[1]
+    with garbling(corpus) as (server, router):
+        server.garbled.append(truncated)
+        with pytest.raises(ProtocolError, match="expected 40 bytes of 5 values, got 20"):
+            router.search(corpus.queries[:1], 5, timeout_s=120.0)
+        assert (router.search(corpus.queries, 5, timeout_s=120.0).ids == expected).all()
+
+
+def test_a_server_that_left_and_was_started_again_is_asked_again(corpus):
+    with serving(corpus.path, groups=2) as (servers, cluster), contextlib.closing(ClusterRouter(cluster)) as router:
+        gone, group = servers[1][0], cluster.groups[1]
+        expected = router.search(corpus.queries, 5).ids
+        gone.drain()
+        eventually(lambda: router.stats()["replicas"][1]["state"] == "leaving")
+        ending = threading.Thread(target=gone.shutdown)
+        ending.start()  # takes no new streams, and waits for those that are open
+        router._replicas[gone.address]._stream.break_off("the server has ended")
+        ending.join()
+        eventually(lambda: router.stats()["replicas"][1]["state"] == "lost")
+        again = ShardServer(corpus.path, port=gone.port)
+        try:
+            again.load(cluster.version, cluster.manifest, tuple(group.shards))
+            eventually(lambda: router.stats()["replicas"][1]["state"] == "connected")
+            found = router.search(corpus.queries, 5)
+            assert found.coverage.complete
+            assert (found.ids == expected).all()
+        finally:
+            router.close()
+            shut_down(again)
 
 
 def test_a_frozen_server_without_another_replica_is_counted_as_lost(corpus):

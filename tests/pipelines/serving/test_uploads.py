@@ -28,9 +28,11 @@ from hashlight.engine.service.asking import encoding
 from hashlight.engine.service.asking.encoding import ImageRefusedError
 from hashlight.engine.service.asking.searcher import CollectionSearcher
 from hashlight.engine.service.limits import Limits
+from hashlight.pipelines.decoding import uploads as uploads_module
 from hashlight.pipelines.decoding.uploads import UploadDecoder
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.jobs import chaos
+from hashlight.pipelines.jobs.errors import PipelineError
 from tests import serving
 from tests.pipelines.decoding import hostile
 
@@ -112,22 +114,75 @@ def test_refusals_carry_their_reason_and_the_next_image_is_decoded(uploads, faul
 
 
 def test_nothing_goes_on_after_the_time_of_a_request(uploads, faults):
+    """It is the request that is at fault then, and not the image."""
     slow = number(202)
     faults((slow, "hang"))
     decoder = uploads(seconds=1000)
-    with pytest.raises(ImageError, match=r"takes more than 0\.\d+ s to decode"):
+    wait_until(lambda: decoder._processes.free.qsize() > 0)
+    with pytest.raises(DeadlineExceededError, match=r"the image was not decoded within 0\.2 s: allow more time"):
         decoder.decode(slow, max_pixels=400, timeout_s=0.2)
-    assert (decoder._started[0].slots["current"] == -1).all()
+    assert (decoder._processes.started[0].slots["current"] == -1).all()
     assert (decoder.decode(number(9), max_pixels=400, timeout_s=600) == 9).all()
 
 
-def test_a_process_that_cannot_be_started_may_be_started_for_the_next_image(uploads, monkeypatch):
-    decoder = uploads()
+def test_a_process_is_started_before_there_is_an_image(uploads):
+    decoder = uploads(processes=3)
+    wait_until(lambda: decoder._processes.free.qsize() == 1)
+    [first] = decoder._processes.started
+    assert (decoder.decode(number(9), max_pixels=400, timeout_s=600) == 9).all()
+    assert decoder._processes.started == [first]
+
+
+@pytest.fixture
+def one_at_work(uploads, faults):
+    """A decoder of at most two processes, of which one is at work for a while."""
+    slow = number(202)
+    faults((slow, "hang"))
+    decoder, ended = uploads(processes=2, seconds=1000), []
+
+    def work():
+        try:
+            decoder.decode(slow, max_pixels=400, timeout_s=600)
+        except PipelineError as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_until(lambda: at_work(decoder) == 1)
+    assert len(decoder._processes.started) == 1
+    yield decoder
+    decoder.close()
+    thread.join()
+    assert ended == ["the decoding process was ended while it was at work"]
+
+
+def test_an_image_waits_for_a_process_to_start_within_its_time(one_at_work, monkeypatch):
+    ready, wait = threading.Event(), uploads_module.Decoder.wait
+    monkeypatch.setattr(uploads_module.Decoder, "wait", lambda *args: ready.wait(60) and wait(*args))
+    with pytest.raises(DeadlineExceededError, match=r"at work for 0\.1 s"):
+        one_at_work.decode(number(9), max_pixels=400, timeout_s=0.1)
+    assert len(one_at_work._processes.started) == 2
+    ready.set()
+    assert (one_at_work.decode(number(9), max_pixels=400, timeout_s=600) == 9).all()
+    assert len(one_at_work._processes.started) == 2
+
+
+def test_a_process_that_cannot_be_started_may_be_started_for_the_next_image(one_at_work, uploads, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os, "memfd_create", no_more_files)
-        with pytest.raises(OSError, match="no more files"):
+        for start in (lambda: one_at_work.decode(number(9), max_pixels=400, timeout_s=600), uploads):
+            with pytest.raises(OSError, match="no more files"):
+                start()
+    assert (one_at_work.decode(number(9), max_pixels=400, timeout_s=600) == 9).all()
+
+
+def test_a_process_that_ends_while_it_starts_is_told_and_another_started(uploads, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", "/bin/false")
+        decoder = uploads()
+        with pytest.raises(PipelineError, match="was killed 11 times in a row"):
             decoder.decode(number(9), max_pixels=400, timeout_s=600)
-    assert (decoder.decode(number(9), max_pixels=400, timeout_s=10) == 9).all()
+    assert (decoder.decode(number(9), max_pixels=400, timeout_s=600) == 9).all()
 
 
 def no_more_files(_name):
@@ -148,12 +203,12 @@ def test_an_image_that_finds_all_processes_at_work_waits_its_time(uploads, fault
 
 
 def refused(decoder, data, timeout_s):
-    with pytest.raises(ImageError):
+    with pytest.raises(DeadlineExceededError):
         decoder.decode(data, max_pixels=400, timeout_s=timeout_s)
 
 
 def at_work(decoder):
-    return sum(bool((one.slots["current"] >= 0).any()) for one in list(decoder._started))
+    return sum(bool((one.slots["current"] >= 0).any()) for one in list(decoder._processes.started))
 
 
 def wait_until(holds):
