@@ -97,19 +97,19 @@ def build_collection(
         raise ValueError("give one of `shards`, `shard_rows` and `shard_bytes`")
     place = open_target(output)
     refuse_foreign_folder(place)
-    corpus = _find_codes(codes)
-    if shards is None:
-        shards = -(-corpus.rows // (shard_rows or _rows_within(shard_bytes, corpus)))
-    job = JobFolder(place.location_of(JOB_FOLDER), BUILD)
-    job.refuse_foreign()
-    with _open_writer(output, corpus, job, tables=tables, overwrite=overwrite, append=append) as writer:
-        _refuse_repeated(corpus, writer, append=append)
+    with contextlib.ExitStack() as opened:
+        with RepeatedIds() as ids:
+            corpus = _find_codes(codes, ids)
+            shards = _num_shards(corpus, shards, shard_rows or _rows_within(shard_bytes, corpus))
+            job = JobFolder(place.location_of(JOB_FOLDER), BUILD)
+            job.refuse_foreign()
+            written = _open_writer(output, corpus, job, tables=tables, overwrite=overwrite, append=append)
+            writer = opened.enter_context(written)
+            _refuse_repeated(ids, writer, append=append)
         _begin(job, writer, _identity(corpus, shards, tables=tables), overwrite=overwrite)
         at_once = min(workers or usable_cores(), shards)
         tasks = _plan(job, corpus, shards, tables=tables, output=place.location, at_once=at_once)
-        with ray_session(num_cpus=at_once):
-            _write_shards(job, tasks, writer, progress or (lambda _done, _total: None))
-        _commit(job, corpus, writer)
+        _build(job, corpus, writer, tasks, at_once, progress or (lambda _done, _total: None))
 
 
 def _open_writer(
@@ -168,27 +168,25 @@ def _plan(job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: 
     ]
 
 
-def _refuse_repeated(corpus: _Codes, writer: CollectionWriter, *, append: bool) -> None:
+def _refuse_repeated(ids: RepeatedIds, writer: CollectionWriter, *, append: bool) -> None:
     """Raise ValueError if an id is in the codes twice, or in the codes and in a shard that is kept."""
     old = writer.previous.shards if append and writer.previous else ()
-    with RepeatedIds() as ids:
-        for spec in old:
-            ids.add(read_ids(writer.place, spec))
-        for part_N in map_ahead(_read_part_ids, corpus.parts):
-            ids.add(part_N)
-        repeated = ids.find()
+    for spec in old:
+        ids.add(read_ids(writer.place, spec))
     try:
-        refuse_repeated(repeated, where=f"{writer.place} and the codes" if old else "the codes")
+        refuse_repeated(ids.find(), where=f"{writer.place} and the codes" if old else "the codes")
     except ValueError as error:
         raise ValueError(
             f"{error}. If they are other images, of a corpus that has the same name, encode them with `--ids name:NAME`"
         ) from None
 
 
-def _read_part_ids(part: Part) -> IdArray:
-    with _reading(part) as file:
-        ids: IdArray = pq.read_table(file, columns=["id"])["id"].cast(pa.int64()).to_numpy()
-    return ids
+def _build(
+    job: JobFolder, corpus: _Codes, writer: CollectionWriter, tasks: list[ShardJob], at_once: int, progress: Progress
+) -> None:
+    with ray_session(num_cpus=at_once):
+        _write_shards(job, tasks, writer, progress)
+    _commit(job, corpus, writer)
 
 
 def _write_shards(job: JobFolder, tasks: list[ShardJob], writer: CollectionWriter, progress: Progress) -> None:
@@ -261,13 +259,14 @@ class _Codes:
     encoder: str
 
 
-def _find_codes(codes: str | Path) -> _Codes:
+def _find_codes(codes: str | Path, ids: RepeatedIds) -> _Codes:
+    """Look into every part once: at its columns, and at its ids, which are added to `ids`."""
     summary = read_summary(codes)
     parts = list_parts(codes)
     rows = sum(part.rows for part in parts)
     if rows != summary.codes:
         raise PipelineError(f"{open_place(codes)}: expected {summary.codes} codes, got {rows}: encode the corpus again")
-    schema = _common_schema(parts)
+    schema = _common_schema(parts, ids)
     try:
         check_columns(pa.schema([schema.field(name) for name in attribute_columns(schema)]))
     except ValueError as error:
@@ -275,18 +274,22 @@ def _find_codes(codes: str | Path) -> _Codes:
     return _Codes(codes, parts, rows, schema, summary.bits, summary.encoder)
 
 
-def _common_schema(parts: list[Part]) -> pa.Schema:
+def _common_schema(parts: list[Part], ids: RepeatedIds) -> pa.Schema:
     """Return the schema of all parts together: a column that is empty in one has no type there."""
-    schemas = dict.fromkeys(map_ahead(_schema_of, parts))
+    schemas: dict[pa.Schema, None] = {}
+    for schema, ids_N in map_ahead(_schema_and_ids, parts):
+        schemas.setdefault(schema)
+        ids.add(ids_N)
     try:
         return pa.unify_schemas(list(schemas), promote_options="default")
     except pa.ArrowException as error:
         raise PipelineError(f"the parts of the codes disagree on their columns: {error}") from error
 
 
-def _schema_of(part: Part) -> pa.Schema:
-    with _reading(part) as file:
-        return pq.read_schema(file).remove_metadata()
+def _schema_and_ids(part: Part) -> tuple[pa.Schema, IdArray]:
+    with _reading(part) as raw, pq.ParquetFile(raw) as file:
+        ids_N: IdArray = file.read(columns=["id"], use_threads=False)["id"].cast(pa.int64()).to_numpy()
+        return file.schema_arrow.remove_metadata(), ids_N
 
 
 @contextlib.contextmanager
@@ -298,6 +301,10 @@ def _reading(part: Part) -> Iterator[RetryingFile]:
         read_checked(part)  # raises, if the file is not what was written
         where = without_credentials(part.path)
         raise PipelineError(f"{where} is damaged ({error}): encode the corpus again") from error
+
+
+def _num_shards(corpus: _Codes, shards: int | None, shard_rows: int) -> int:
+    return -(-corpus.rows // shard_rows) if shards is None else shards
 
 
 def _rows_within(budget: int | None, corpus: _Codes) -> int:

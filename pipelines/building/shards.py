@@ -1,23 +1,33 @@
 """Writing one shard of a collection: the task that a build starts for each shard.
 
-A task reads its rows from the parts that hold them, one kind of data after another, so that a process needs little more
-memory than its shard.
+A task reads each part that holds rows of it once, whole, and checks it; a few parts are read ahead. Codes and ids stay
+in memory until their order is known. Features, attributes and thumbnails, whose order follows from theirs, are put
+aside in temporary files, so that a process needs little more memory than its codes, ids and tables.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+import mmap
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc
+from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, num_words
 from hashlight.engine.collection.writer import new_shard
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.reading import map_ahead
 from hashlight.engine.storage.attributes import write_attributes
+from hashlight.engine.storage.columns import as_stored, stored_schema
 from hashlight.engine.storage.manifest import ShardSpec, parse_shard
 from hashlight.engine.storage.shard import (
     finish_shard,
@@ -42,6 +52,8 @@ from hashlight.pipelines.jobs.folder import JobFolder
 # From malloc.h: blocks of this size or more are mapped separately.
 _M_MMAP_THRESHOLD = -3
 _LARGE_ARRAY_BYTES = 1 << 20
+# Parts in memory at a time; some are read and checked while one is copied.
+_PARTS_AHEAD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,26 +126,25 @@ def _finished(job: ShardJob) -> ShardSpec | None:
 
 
 def _write_shard(job: ShardJob, folder: Path) -> ShardSpec:
-    order_N = _write_rows(job, folder)
-    chaos.step("build:rows-written", job.number)
-    attributes = attribute_columns(job.schema)
-    if attributes:
-        write_attributes(folder / "attributes.arrow", _columns(job, attributes), order_N)
-    if FEATURES_COLUMN in job.schema.names:
-        features = pa.concat_tables(_columns(job, [FEATURES_COLUMN]))[FEATURES_COLUMN]
-        write_features(folder, features_column(features), order_N)
-    if THUMBNAIL_COLUMN in job.schema.names:
-        write_thumbnails(folder, _columns(job, [THUMBNAIL_COLUMN]), order_N)
+    folder.mkdir(parents=True)
+    with _Aside(job.schema, folder) as aside:
+        order_N = _write_rows(job, folder, aside)
+        chaos.step("build:rows-written", job.number)
+        if attributes := attribute_columns(job.schema):
+            write_attributes(folder / "attributes.arrow", aside.columns(attributes), order_N)
+        if FEATURES_COLUMN in job.schema.names:
+            write_features(folder, aside.features(), order_N)
+        if THUMBNAIL_COLUMN in job.schema.names:
+            write_thumbnails(folder, aside.columns([THUMBNAIL_COLUMN]), order_N)
     return finish_shard(folder, len(order_N))
 
 
-def _write_rows(job: ShardJob, folder: Path) -> np.ndarray:
+def _write_rows(job: ShardJob, folder: Path, aside: _Aside) -> np.ndarray:
     """Write ids, codes and tables, and free each before the next; return the order of the rows."""
     _return_freed_memory()
-    codes_NW, ids_N = _read_rows(job)
+    codes_NW, ids_N = _read_rows(job, aside)
     pa.default_memory_pool().release_unused()
     order_N = order_rows(codes_NW, ids_N)
-    folder.mkdir(parents=True)
     write_ids(folder, ids_N[order_N])
     del ids_N
     codes_NW = codes_NW[order_N]
@@ -142,28 +153,82 @@ def _write_rows(job: ShardJob, folder: Path) -> np.ndarray:
     return order_N
 
 
-def _read_rows(job: ShardJob) -> tuple[CodeArray, IdArray]:
-    """Read codes (N, W) and ids (N,) of a shard, each part checked against its sidecar."""
+def _read_rows(job: ShardJob, aside: _Aside) -> tuple[CodeArray, IdArray]:
+    """Return codes (N, W) and ids (N,) of a shard, and put its other columns aside; each part is read once."""
     rows = sum(piece.stop - piece.start for piece in job.pieces)
-    wanted = pa.schema([("id", pa.int64()), ("code", pa.binary(8 * num_words(job.bits)))])
-    wanted = pa.schema([field.with_nullable(False) for field in wanted])
     codes_NW, ids_N = np.empty((rows, num_words(job.bits)), np.uint64), np.empty(rows, np.int64)
     place = 0
-    for piece in job.pieces:
-        table = read_part(piece.part, wanted).slice(piece.start, piece.stop - piece.start)
+    for table in map_ahead(functools.partial(_read_piece, job), job.pieces, _PARTS_AHEAD):
         codes_NW[place : place + len(table)] = codes_column(table["code"])
         ids_N[place : place + len(table)] = table["id"].to_numpy()
         place += len(table)
+        aside.add(table)
     if ids_N.min() < 0:
         raise ValueError(f"`ids` must be 0 or more (-1 pads short answers), got {ids_N.min()}")
     return codes_NW, ids_N
 
 
-def _columns(job: ShardJob, names: list[str]) -> Iterator[pa.Table]:
-    """Yield columns of the shard's rows, one piece after another."""
-    wanted = pa.schema([job.schema.field(name) for name in names])
-    for piece in job.pieces:
-        yield read_part(piece.part, wanted).slice(piece.start, piece.stop - piece.start)
+def _read_piece(job: ShardJob, piece: Piece) -> pa.Table:
+    own = {"id": pa.int64(), "code": pa.binary(8 * num_words(job.bits))}
+    fields = [pa.field(field.name, own[field.name], False) if field.name in own else field for field in job.schema]
+    return read_part(piece.part, pa.schema(fields)).slice(piece.start, piece.stop - piece.start)
+
+
+class _Aside:
+    """The columns of a shard's rows other than ids and codes, in temporary files that have no names.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        Of the parts.
+    folder : Path
+        For the files.
+    """
+
+    def __init__(self, schema: pa.Schema, folder: Path) -> None:
+        names = attribute_columns(schema) + [THUMBNAIL_COLUMN] * (THUMBNAIL_COLUMN in schema.names)
+        self._schema = pa.schema([schema.field(name) for name in names])
+        self._stored = stored_schema(self._schema)
+        self._dim = schema.field(FEATURES_COLUMN).type.byte_width // 2 if FEATURES_COLUMN in schema.names else 0
+        self._opened = contextlib.ExitStack()
+        self._columns: IO[bytes] = self._opened.enter_context(_temporary_file(folder))
+        self._features: IO[bytes] = self._opened.enter_context(_temporary_file(folder))
+        self._writer = pa.ipc.new_stream(pa.PythonFile(self._columns, "w"), self._stored)
+
+    def __enter__(self) -> _Aside:
+        """Start empty."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the disk back."""
+        self._opened.close()
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows."""
+        for batch in table.select(self._schema.names).to_batches() if self._schema.names else ():
+            self._writer.write_batch(as_stored(batch, self._stored))
+        if self._dim:
+            self._features.write(features_column(table[FEATURES_COLUMN]).tobytes())
+
+    def columns(self, names: list[str]) -> Iterator[pa.Table]:
+        """Yield some columns of all rows."""
+        self._writer.close()
+        with pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(_mapped(self._columns)))) as batches:
+            for batch in batches:
+                yield pa.Table.from_batches([batch]).select(names)
+
+    def features(self) -> NDArray[np.float16]:
+        """Return the features (N, F) of all rows, mapped."""
+        return np.frombuffer(_mapped(self._features), "<f2").reshape(-1, self._dim).astype(np.float16, copy=False)
+
+
+def _temporary_file(folder: Path) -> IO[bytes]:
+    return tempfile.TemporaryFile(dir=folder)
+
+
+def _mapped(file: IO[bytes]) -> mmap.mmap:
+    file.flush()
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _return_freed_memory() -> None:
