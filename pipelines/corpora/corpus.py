@@ -10,6 +10,8 @@ uri          string  where the image is: `/path/to/image.png`, `/path/to/file.pa
 __source     string  the file to read
 __row        int64   the row of that file, -1 if the file is the image
 __stamp      string  changes when the file changes; empty if that is not known
+__group      int64   where there is such a column: the part of the file that the row is in, which can only be read from
+                     its start, such as a row group of Parquet; -1 or null if there is none
 (others)             other columns of a Parquet corpus; `label`: the sub-folder's name, the `.cls` of a shard's sample,
                      the row of an IDX file of labels; `txt` and `json` of a shard's sample
 ===========  ======  =================================================================================================
@@ -192,28 +194,62 @@ def _columns(tables: list[pa.Table], name: str) -> list[str]:
     return [value for table in tables for value in table[name].to_pylist()]
 
 
-def read_images(entries: pa.Table) -> Iterator[bytes | OSError]:
+class Readers:
+    """Files of rows that are kept open where the last reading ended, so that the next goes on from there.
+
+    Not to be used by two threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._parquet = parquet.RowReader()
+        self._idx = idx.RowReader()
+
+    def __enter__(self) -> Readers:
+        """Start without open files."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close them."""
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._parquet.close()
+        self._idx.close()
+
+    def read_rows(self, source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
+        """Read ascending rows of a file."""
+        name = without_credentials(source).lower()
+        if name.endswith(webdataset.SUFFIXES):
+            return webdataset.read_rows(source, rows)
+        return self._idx.read(source, rows) if idx.is_idx(name) else self._parquet.read(source, rows)
+
+
+def read_images(entries: pa.Table, readers: Readers | None = None) -> Iterator[bytes | OSError]:
     """Read the encoded bytes of each entry, in order; one that is missing or damaged yields the error instead.
+
+    Parameters
+    ----------
+    entries : pyarrow.Table
+    readers : Readers, optional
+        Given again for the entries that follow, what can only be read from its start is read once for all of them.
 
     Raises
     ------
     ReadFailedError
         If a read failed at every try for a reason that may pass; nothing is then known about the images.
     """
+    if readers is None:
+        with Readers() as own:
+            yield from read_images(entries, own)
+        return
     rows = zip(entries[SOURCE].to_pylist(), entries[ROW].to_pylist(), strict=True)
     for is_row, run in itertools.groupby(rows, key=lambda pair: pair[1] >= 0):
         if is_row:
             for source, pairs in itertools.groupby(run, key=lambda pair: pair[0]):
-                yield from _read_rows(source, np.array([row for _, row in pairs]))
+                yield from readers.read_rows(source, np.array([row for _, row in pairs]))
         else:
             yield from images.read_files(source for source, _ in run)
-
-
-def _read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
-    name = without_credentials(source).lower()
-    if name.endswith(webdataset.SUFFIXES):
-        return webdataset.read_rows(source, rows)
-    return idx.read_rows(source, rows) if idx.is_idx(name) else parquet.read_rows(source, rows)
 
 
 def read_uri(uri: str) -> bytes:
@@ -228,7 +264,8 @@ def read_uri(uri: str) -> bytes:
     if source.endswith(webdataset.SUFFIXES):
         image = webdataset.read_image(source, inner)
     elif inner.isdigit() and (source.endswith(parquet.SUFFIX) or idx.is_idx(source)):
-        image = next(_read_rows(source, np.array([int(inner)])))
+        with Readers() as readers:
+            image = next(readers.read_rows(source, np.array([int(inner)])))
     else:
         image = images.read_file(uri)
     if isinstance(image, OSError):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from PIL import Image
 
 from hashlight.engine.errors import ReadFailedError
@@ -22,6 +23,7 @@ from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
+    GROUP,
     IMAGES,
     ROW,
     SOURCE,
@@ -65,7 +67,9 @@ def list_files(root: str, found: FileStream, ids: IdRule) -> Listing:
     unused = ranks.keys() - labels.keys() - {_labels_name(file) for file in images}
     if unused:
         found.skipped["IDX files of neither images nor their labels"] += len(unused)
-    schema = BASE_SCHEMA.append(pa.field("label", pa.int64())) if any(labels.values()) else BASE_SCHEMA
+    schema = BASE_SCHEMA.append(pa.field(GROUP, pa.int64()))
+    if any(labels.values()):
+        schema = schema.append(pa.field("label", pa.int64()))
 
     def chunks() -> Iterator[pa.Table]:
         for file in images:
@@ -85,6 +89,7 @@ def _entries_of(file: File, start: int, stop: int, labels: str | None, schema: p
         SOURCE: [file.uri] * (stop - start),
         ROW: np.arange(start, stop),
         STAMP: [file.stamp] * (stop - start),
+        GROUP: np.full(stop - start, 0 if _is_gzipped(file.uri) else -1),
     }
     if "label" in schema.names:
         columns["label"] = _read_values(labels, start, stop).astype(np.int64) if labels else [None] * (stop - start)
@@ -109,17 +114,48 @@ def _labels_name(file: File) -> str | None:
     return None if name == file.name else name
 
 
-def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
-    """Read ascending rows of an IDX file as encoded images, a run of adjacent rows at a time."""
-    for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
-        try:
-            pixels = _read_values(source, int(run[0]), int(run[-1]) + 1)
-        except ReadFailedError:
-            raise
-        except (OSError, EOFError, zlib.error, struct.error, PipelineError) as error:
-            yield from [reworded(error, str(error))] * len(run)
-            continue
-        yield from map(as_png, pixels)
+class RowReader:
+    """Reads images by their rows. A gzipped file can only be read from its start: it is read on, not again."""
+
+    def __init__(self) -> None:
+        self._opened = contextlib.ExitStack()
+        self._source = ""
+        self._file: Any = None
+        self._shape: tuple[int, ...] = ()
+        self._row = 0
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        self._source = ""
+        self._opened.close()
+
+    def read(self, source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
+        """Read ascending rows of a file as encoded images, a run of adjacent rows at a time."""
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+            try:
+                pixels = self.read_values(source, int(run[0]), int(run[-1]) + 1)
+            except ReadFailedError:
+                raise
+            except (OSError, EOFError, zlib.error, struct.error, PipelineError) as error:
+                yield from [reworded(error, str(error))] * len(run)
+                continue
+            yield from map(as_png, pixels)
+
+    def read_values(self, source: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Read rows `start` to `stop` (exclusive) of a file, uint8 of shape (stop - start, ...)."""
+        if source != self._source or start < self._row:
+            self.close()
+            self._file = self._opened.enter_context(_open(source))
+            self._shape, self._row = _header(self._file, source), 0
+        # Until the rows are read, the file's position is not known.
+        self._source = ""
+        size = math.prod(self._shape[1:])
+        _skip(self._file, (start - self._row) * size)
+        data = self._file.read((stop - start) * size)
+        if len(data) != (stop - start) * size:
+            raise OSError(f"{without_credentials(source)} is truncated: expected {self._shape[0]} rows of {size} bytes")
+        self._source, self._row = source, stop
+        return np.frombuffer(data, np.uint8).reshape(stop - start, *self._shape[1:])
 
 
 def as_png(pixels: np.ndarray) -> bytes:
@@ -129,22 +165,20 @@ def as_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _is_gzipped(uri: str) -> bool:
+    return without_credentials(uri).endswith(".gz")
+
+
 def _read_header(uri: str) -> tuple[int, ...]:
     """Return the shape of an IDX file of unsigned bytes; PipelineError if it is something else."""
     with _open(uri) as file:
         return _header(file, uri)
 
 
-def _read_values(uri: str, start: int, stop: int) -> np.ndarray:
-    """Read rows `start` to `stop` (exclusive) of an IDX file, uint8 of shape (stop - start, ...)."""
-    with _open(uri) as file:
-        shape = _header(file, uri)
-        size = math.prod(shape[1:])
-        _skip(file, start * size)
-        data = file.read((stop - start) * size)
-    if len(data) != (stop - start) * size:
-        raise OSError(f"{without_credentials(uri)} is truncated: expected {shape[0]} rows of {size} bytes")
-    return np.frombuffer(data, np.uint8).reshape(stop - start, *shape[1:])
+def _read_values(uri: str, start: int, stop: int) -> NDArray[np.uint8]:
+    reader = RowReader()
+    with contextlib.closing(reader):
+        return reader.read_values(uri, start, stop)
 
 
 def _header(file: Any, uri: str) -> tuple[int, ...]:
@@ -168,7 +202,7 @@ def _skip(file: Any, num_bytes: int) -> None:
 @contextlib.contextmanager
 def _open(uri: str) -> Iterator[Any]:
     with io.BufferedReader(open_place(uri).open(), _BUFFER_BYTES) as file:
-        if without_credentials(uri).endswith(".gz"):
+        if _is_gzipped(uri):
             with gzip.open(file) as plain:
                 yield plain
         else:

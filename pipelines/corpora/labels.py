@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hashlight.pipelines.corpora.listing import ROW, SOURCE, STAMP
+from hashlight.pipelines.corpora.listing import HOW_TO_READ
 from hashlight.pipelines.jobs.errors import PipelineError
 
 
 def attribute_names(entries: pa.Table) -> list[str]:
     """Return the columns of a listing that are stored with the codes as attributes."""
-    return [name for name in entries.column_names if name not in ("id", SOURCE, ROW, STAMP)]
+    return [name for name in entries.column_names if name != "id" and name not in HOW_TO_READ]
 
 
 def has_labels(entries: pa.Table) -> bool:

@@ -22,7 +22,7 @@ from hashlight.engine.places.uris import is_local, normalise, split_options, wit
 from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.jobs.errors import PipelineError
 
-SOURCE, ROW, STAMP = "__source", "__row", "__stamp"
+SOURCE, ROW, STAMP, GROUP = "__source", "__row", "__stamp", "__group"
 IMAGES, SHARDS = "images", "shards"
 CHUNK_ENTRIES = 20_000
 # What is counted beyond so many kinds is counted as one: suffixes may be anything.
@@ -31,6 +31,8 @@ OTHER = "others"
 BASE_SCHEMA = pa.schema(
     {"id": pa.int64(), "uri": pa.string(), SOURCE: pa.string(), ROW: pa.int64(), STAMP: pa.string()}
 )
+# Columns that say how an entry is read, and are not stored with its code.
+HOW_TO_READ = frozenset({SOURCE, ROW, STAMP, GROUP})
 
 
 @dataclass(frozen=True, slots=True)

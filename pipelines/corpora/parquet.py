@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.opening import open_place
@@ -17,6 +20,8 @@ from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
+    GROUP,
+    HOW_TO_READ,
     IMAGES,
     ROW,
     SOURCE,
@@ -33,7 +38,7 @@ SUFFIX = ".parquet"
 IMAGE_COLUMN = "image"
 
 _MAX_ID = 2**63 - 1
-_RESERVED = (RESERVED - {"id"}) | {SOURCE, ROW, STAMP}
+_RESERVED = (RESERVED - {"id"}) | HOW_TO_READ
 _BATCH_ROWS = 256
 
 
@@ -65,7 +70,7 @@ def list_files(root: str, found: FileStream, ids: IdRule) -> Listing:
 
 def _entry_schema(names: list[str], schema: pa.Schema) -> pa.Schema:
     others = [pa.field(name, _plain(schema.field(name).type)) for name in names if name not in ("id", "uri")]
-    return pa.schema([*BASE_SCHEMA, *others])
+    return pa.schema([*BASE_SCHEMA, pa.field(GROUP, pa.int64()), *others])
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -119,24 +124,34 @@ def _list_rows(file: File, ids: IdRule) -> Iterator[pa.Table]:
     by_uri = IMAGE_COLUMN not in schema.names
     try:
         with open_place(file.uri).open() as raw, pq.ParquetFile(raw, pre_buffer=False) as parquet:
+            ends = None if by_uri else _row_group_ends(parquet)
             first = 0
             if not names:
                 for start in range(0, parquet.metadata.num_rows, CHUNK_ENTRIES):
                     rows = min(CHUNK_ENTRIES, parquet.metadata.num_rows - start)
-                    yield _entries_of(None, rows, start, file, ids, by_uri=by_uri)
+                    yield _entries_of(None, rows, start, file, ids, ends)
                 return
             for batch in parquet.iter_batches(CHUNK_ENTRIES, columns=names):
-                yield _entries_of(pa.Table.from_batches([batch]), len(batch), first, file, ids, by_uri=by_uri)
+                yield _entries_of(pa.Table.from_batches([batch]), len(batch), first, file, ids, ends)
                 first += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{without_credentials(file.uri)} is not a readable Parquet file: {error}") from error
 
 
-def _entries_of(table: pa.Table | None, count: int, first: int, file: File, ids: IdRule, *, by_uri: bool) -> pa.Table:
+def _row_group_ends(file: pq.ParquetFile) -> NDArray[np.int64]:
+    """Return the row after the last of each row group."""
+    return np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)], dtype=np.int64)
+
+
+def _entries_of(
+    table: pa.Table | None, count: int, first: int, file: File, ids: IdRule, ends: NDArray[np.int64] | None
+) -> pa.Table:
+    """Make the entries of rows from `first` on, of row groups with these ends; None if they have only URIs."""
     base = without_credentials(file.uri)
     columns = {} if table is None else dict(zip(table.column_names, table.columns, strict=True))
     rows = np.arange(first, first + count)
-    if by_uri:
+    groups = np.full(count, -1) if ends is None else np.searchsorted(ends, rows, side="right")
+    if ends is None:
         names = columns["uri"].to_pylist()
         if None in names:
             raise PipelineError(f"{base}: every row must have a `uri`, row {first + names.index(None)} has none")
@@ -154,6 +169,7 @@ def _entries_of(table: pa.Table | None, count: int, first: int, file: File, ids:
         SOURCE: sources,
         ROW: rows,
         STAMP: [file.stamp] * count,
+        GROUP: groups,
     }
     return pa.table({**entries, **{name: column for name, column in columns.items() if name not in entries}})
 
@@ -182,44 +198,90 @@ def _given_ids(name: str, column: pa.ChunkedArray | None, file: str) -> pa.Chunk
     return column.cast(pa.int64())
 
 
-def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
-    """Read the image column of ascending rows, a part of a row group at a time; what cannot be read is an error."""
-    path = without_credentials(source)
-    try:
-        raw = open_place(source).open()
-        file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
-    except ReadFailedError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        yield from [reworded(error, f"{path} cannot be read: {error}")] * len(rows)
-        return
-    with raw, file:
-        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
-        groups = np.searchsorted(ends, rows, side="right")
+@dataclass(slots=True)
+class _Place:
+    """How far a row group has been read: its batches, the last one of them, and the row with which that begins."""
+
+    group: int
+    batches: Iterator[pa.RecordBatch]
+    first: int
+    column: pa.Array
+
+    def read_to(self, row: int) -> bool:
+        """Read on to the batch with a row; return whether there is one."""
+        while row >= self.first + len(self.column):
+            batch = next(self.batches, None)
+            if batch is None:
+                return False
+            self.first += len(self.column)
+            self.column = batch.column(0)
+        return row >= self.first
+
+
+class RowReader:
+    """Reads images by their rows. A row group can only be read from its start: it is read on, not again."""
+
+    def __init__(self) -> None:
+        self._opened = contextlib.ExitStack()
+        self._source = ""
+        self._file: pq.ParquetFile
+        self._ends: NDArray[np.int64]
+        self._place: _Place | None = None
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        self._source, self._place = "", None
+        self._opened.close()
+
+    def read(self, source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
+        """Read the image column of ascending rows, a part of a row group at a time; what cannot be read is an error."""
+        path = without_credentials(source)
+        try:
+            self._open(source)
+        except ReadFailedError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            yield from [reworded(error, f"{path} cannot be read: {error}")] * len(rows)
+            return
+        groups = np.searchsorted(self._ends, rows, side="right")
         for group in np.unique(groups):
-            yield from _read_row_group(file, int(group), ends, rows[groups == group], path)
+            yield from self._read_row_group(int(group), rows[groups == group], path)
 
+    def _open(self, source: str) -> None:
+        if source == self._source:
+            return
+        self.close()
+        raw = self._opened.enter_context(open_place(source).open())
+        self._file = self._opened.enter_context(pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20))
+        self._ends = _row_group_ends(self._file)
+        self._source = source
 
-def _read_row_group(
-    file: pq.ParquetFile, group: int, ends: np.ndarray, rows: np.ndarray, path: str
-) -> Iterator[bytes | OSError]:
-    read = 0
-    try:
-        first = ends[group] - file.metadata.row_group(group).num_rows
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[IMAGE_COLUMN]):
-            column = batch.column(0)
-            while read < len(rows) and rows[read] < first + len(column):
-                row = rows[read]
+    def _read_row_group(self, group: int, rows: np.ndarray, path: str) -> Iterator[bytes | OSError]:
+        read = 0
+        try:
+            place = self._place_before(group, int(rows[0]))
+            for row in rows.tolist():
+                if not place.read_to(row):
+                    raise IndexError(f"it has no row {row}")
+                image = _encoded_bytes(place.column[row - place.first].as_py(), f"{path}#{row}")
                 read += 1
-                yield _encoded_bytes(column[int(row - first)].as_py(), f"{path}#{row}")
-            if read == len(rows):
-                return
-            first += len(column)
-    except ReadFailedError:
-        raise
-    except (pa.ArrowException, OSError, IndexError) as error:
-        words = f"row group {group} of {path} cannot be read: {error}"
-        yield from [reworded(error, words)] * (len(rows) - read)
+                yield image
+        except ReadFailedError:
+            self._place = None
+            raise
+        except (pa.ArrowException, OSError, IndexError) as error:
+            self._place = None
+            words = f"row group {group} of {path} cannot be read: {error}"
+            yield from [reworded(error, words)] * (len(rows) - read)
+
+    def _place_before(self, group: int, row: int) -> _Place:
+        """Return a place in a row group, at or before a row: where the last reading ended, or the start."""
+        if self._place is None or self._place.group != group or self._place.first > row:
+            self._place = None
+            first = int(self._ends[group]) - self._file.metadata.row_group(group).num_rows
+            batches = self._file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[IMAGE_COLUMN])
+            self._place = _Place(group, batches, first, pa.array([], pa.binary()))
+        return self._place
 
 
 def _encoded_bytes(value: object, uri: str) -> bytes | OSError:

@@ -3,8 +3,11 @@
 Every image in a shard is an entry. Files in a row whose names agree up to the first dot are a sample, as in WebDataset
 itself. A file of a sample that ends in `.cls`, `.txt` or `.json` is kept as the attribute `label`, `txt` or `json`, a
 string: `0001.cls` describes all images of the sample (`0001.jpg`, `0001.left.jpg`), and `0001.left.cls` the one that
-has its name up to the last dot. Other files are left out and counted. A shard is read once, from start to end. Which
-attributes a corpus has is taken from its first thousand images.
+has its name up to the last dot. Other files are left out and counted. Which attributes a corpus has is taken from its
+first thousand images.
+
+A shard is read from start to end, or one range of it: a work list divides shards of many images where a sample begins,
+by their headers (`divided`).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import contextlib
 import io
 import itertools
 import tarfile
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +29,7 @@ from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.failures import TooManyBytesError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import HIDDEN
-from hashlight.engine.places.reading import groups
+from hashlight.engine.places.reading import groups, map_ahead
 from hashlight.engine.places.uris import is_local, without_credentials
 from hashlight.pipelines.corpora import images
 from hashlight.pipelines.corpora.ids import IdRule
@@ -56,6 +60,12 @@ _LOOKED_AT = 1000
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\0\0")
 # From a store, one request brings this much.
 _LOCAL_BUFFER_BYTES, _STORE_BUFFER_BYTES = 1 << 18, 8 << 20
+# Where only headers are read, which is worth while in a store only if all of it is read.
+_HEADERS_BUFFER_BYTES = 4096
+# A shard of a store that has no more than this is not divided.
+_MAX_WHOLE_BYTES = 1 << 30
+# The range of a shard: the offsets of its first header, and of the first one that is not in it; -1 is the end.
+START, STOP = "__start", "__stop"
 
 
 # A name that is not UTF-8 is shown with escapes: it must be stored as part of a URI.
@@ -174,6 +184,88 @@ def _attributes_of(uris: Iterable[str]) -> list[str]:
     return [name for name in ATTRIBUTES if name in found]
 
 
+def divided(shards: Iterable[pa.Table], size: int, ids: IdRule) -> Iterator[pa.Table]:
+    """Divide shards into ranges; yield the entry of each, with the columns `START` and `STOP`.
+
+    A range begins with a sample and has `size` images, or as many more as its last sample has. Not divided are shards
+    that are compressed, since they can be read only from their start; those of up to a gigabyte in a store, where the
+    headers cost as much as the images; and those that need to be read whole, because a name occurs twice or the headers
+    depend on one another.
+
+    Parameters
+    ----------
+    shards : iterable of pyarrow.Table
+        The entries of a listing, which are shards.
+    size : int
+    ids : IdRule
+        Of the listing.
+
+    Raises
+    ------
+    ReadFailedError
+        If a store fails for a reason that may pass.
+    """
+    entries = (table.slice(row, 1) for table in shards for row in range(len(table)))
+    found = map_ahead(lambda entry: (entry, _starts_of(entry[SOURCE][0].as_py(), size)), entries)
+    for entry, starts in found:
+        for start, stop in itertools.pairwise([*starts, -1]):
+            name = entry["uri"][0].as_py()
+            own = entry.set_column(0, "id", pa.array([range_id(name, start, ids)], pa.int64()))
+            for column, value in ((START, start), (STOP, stop)):
+                own = own.append_column(column, pa.array([value], pa.int64()))
+            yield own
+
+
+def range_id(shard: str, start: int, ids: IdRule) -> int:
+    """Return the id, among the entries of a work list, of the range of a shard that begins at a byte."""
+    name = f"{shard}@{start}" if start else shard
+    return int(ids.ids_of([name], [name])[0])
+
+
+def _starts_of(source: str, size: int) -> list[int]:
+    """Return the bytes at which the ranges of a shard begin."""
+    starts: list[int] = [0]
+    names = array("q")
+    try:
+        if not is_local(source) and _size_of(source) <= _MAX_WHOLE_BYTES:
+            return [0]
+        with _open(source, buffer_bytes=_HEADERS_BUFFER_BYTES if is_local(source) else None) as shard:
+            if not _is_plain(shard):
+                return [0]
+            for member, begins in _with_cuts(_members(shard), size):
+                names.append(hash(member.name))
+                if begins is not None:
+                    starts.append(begins)
+            if shard.pax_headers:
+                return [0]
+    except ReadFailedError:
+        raise
+    except (tarfile.TarError, EOFError, OSError):
+        pass  # whoever reads the last range says what is wrong
+    return starts if len(np.unique(names)) == len(names) else [0]
+
+
+def _size_of(source: str) -> int:
+    entry = open_place(source).entry()
+    return 0 if entry is None else entry.size
+
+
+def _with_cuts(members: Iterable[tarfile.TarInfo], size: int) -> Iterator[tuple[tarfile.TarInfo, int | None]]:
+    """Yield the images, and with the first of each range but the first of a shard the byte where that range begins."""
+    key, images, begins = "", 0, None
+    for member in members:
+        if member.isdir() or not _is_wanted(member, Counter()):
+            continue
+        if _key(member.name) != key:
+            key = _key(member.name)
+            if images >= size and begins is None:
+                begins = member.offset
+        if _is_image(member.name):
+            yield member, begins
+            images = 1 if begins is not None else images + 1
+            begins = None
+
+
 def shard_entries(shard: str, source: str, samples: list[Sample], schema: pa.Schema, ids: IdRule) -> pa.Table:
     """Make the entries of the samples of a shard; `shard` is its name within the corpus.
 
@@ -215,7 +307,12 @@ def read_image(source: str, name: str) -> bytes | OSError:
 
 
 def read_shard(
-    uri: str, *, max_image_bytes: int = images.MAX_ENCODED_BYTES, skipped: Counter[str] | None = None
+    uri: str,
+    *,
+    start: int = 0,
+    stop: int = -1,
+    max_image_bytes: int = images.MAX_ENCODED_BYTES,
+    skipped: Counter[str] | None = None,
 ) -> Iterator[Sample]:
     """Read the images of a shard in order, those of one sample in memory at a time, up to 64 MiB.
 
@@ -225,6 +322,8 @@ def read_shard(
     Parameters
     ----------
     uri : str
+    start, stop : int
+        A range of it, as `divided` gives them.
     max_image_bytes : int
         Larger images are not read.
     skipped : Counter, optional
@@ -239,8 +338,8 @@ def read_shard(
     group = _Group("")
     damage: OSError | None = None
     try:
-        with _open(uri) as shard:
-            for member in shard:
+        with _open(uri, start) as shard:
+            for member in _members(shard, stop):
                 if member.isdir() or not _is_wanted(member, counts):
                     continue
                 if (key := _key(member.name)) != group.key:
@@ -259,6 +358,15 @@ def read_shard(
     yield from group.end(counts)
     if damage:
         yield Sample("", damage)
+
+
+def _members(shard: tarfile.TarFile, stop: int = -1) -> Iterator[tarfile.TarInfo]:
+    """Yield the members whose headers begin before the byte `stop`, without keeping them, as `tarfile` does."""
+    while (member := shard.next()) is not None:
+        yield member
+        shard.members.clear()  # type: ignore[attr-defined]  # typeshed leaves it out
+        if 0 <= stop <= shard.offset:
+            return
 
 
 def _is_wanted(member: tarfile.TarInfo, skipped: Counter[str]) -> bool:
@@ -291,7 +399,7 @@ def _image(shard: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> b
 
 
 def _read(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.sparse is None and isinstance(shard.fileobj, io.BufferedReader):
+    if member.sparse is None and _is_plain(shard):
         # Many times faster than a file object per member.
         shard.fileobj.seek(member.offset_data)
         data = shard.fileobj.read(member.size)
@@ -302,6 +410,11 @@ def _read(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if len(data) != member.size:
         raise tarfile.ReadError(f"{member.name} is truncated")
     return data
+
+
+def _is_plain(shard: tarfile.TarFile) -> bool:
+    """Whether a shard is not compressed, and can be read at any position."""
+    return isinstance(shard.fileobj, io.BufferedReader)
 
 
 def _key(name: str) -> str:
@@ -321,9 +434,11 @@ def _attribute(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _open(uri: str) -> Iterator[tarfile.TarFile]:
-    size = _LOCAL_BUFFER_BYTES if is_local(uri) else _STORE_BUFFER_BYTES
+def _open(uri: str, start: int = 0, *, buffer_bytes: int | None = None) -> Iterator[tarfile.TarFile]:
+    size = buffer_bytes or (_LOCAL_BUFFER_BYTES if is_local(uri) else _STORE_BUFFER_BYTES)
     with io.BufferedReader(open_place(uri).open(), size) as file:
-        is_plain = file.seekable() and not file.peek(6).startswith(_COMPRESSED)
+        is_plain = bool(start) or (file.seekable() and not file.peek(6).startswith(_COMPRESSED))
+        if start:
+            file.seek(start)
         with tarfile.open(fileobj=file, mode="r:" if is_plain else "r|*", tarinfo=_Member, **_NAMES) as shard:
             yield shard

@@ -1,8 +1,10 @@
 """Work lists: a corpus, listed once, as an Arrow file whose record batches are the units of work.
 
-A unit is `unit_images` images, or one tar shard. A last batch, without rows, carries the summary of what was listed and
-a digest of each unit, by which a resumed job knows what has changed. Listing is a stream: memory holds a unit, and the
-file's own index, `INDEX_BYTES` a unit, which is all that a reader holds of it, too.
+A unit is up to `unit_images` images, or one range of a tar shard (`pipelines.corpora.webdataset.divided`). What can
+only be read from its start, such as a row group of a Parquet file, is in one unit with others, or has units of its own.
+A last batch, without rows, carries the summary of what was listed and a digest of each unit, by which a resumed job
+knows what has changed. Listing is a stream: memory holds a unit, and the file's own index, `INDEX_BYTES` a unit, which
+is all that a reader holds of it, too.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import itertools
 import json
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 from numpy.typing import NDArray
 
@@ -27,18 +31,28 @@ from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.places.opening import open_place, open_target
 from hashlight.engine.places.uris import is_local, normalise, split_name, without_credentials
 from hashlight.pipelines.corpora.corpus import open_listing, refuse_empty
-from hashlight.pipelines.corpora.ids import IdRule, each_moved, refuse_repeated_images, settle_ids, with_ids
-from hashlight.pipelines.corpora.listing import SHARDS, Listing
+from hashlight.pipelines.corpora.ids import (
+    IdRule,
+    each_moved,
+    hashed_ids,
+    refuse_repeated_images,
+    settle_ids,
+    with_ids,
+)
+from hashlight.pipelines.corpora.listing import GROUP, SHARDS, SOURCE, Listing
+from hashlight.pipelines.corpora.webdataset import divided
 from hashlight.pipelines.jobs.errors import PipelineError
 
 UNIT_IMAGES = 2000
 SUFFIX = ".arrow"
 # Where a unit lies in the file: its offset and its lengths. (A Parquet footer, once read, has 4.5 kB a row group.)
 INDEX_BYTES = 24
-_METADATA, _NUMBER, _UNITS = b"hashlight", b"unit", (b"numbers", b"digests", b"firsts")
+_METADATA, _NUMBER, _UNITS = b"hashlight", b"unit", (b"numbers", b"digests", b"firsts", b"groups")
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 Progress = Callable[[int], None]
+# The file that a group is in, and its number there.
+_Group = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +63,7 @@ class WorkSummary:
     ----------
     corpus : str
     kind : str
-        "images", or "shards": then an entry is a tar file.
+        "images", or "shards": then an entry is a range of a tar file.
     units : int
     images : int or None
         None for shards, whose images are known only once they are read.
@@ -96,7 +110,8 @@ def plan_work(
     output : str or Path
         The file to write (`.arrow`), local or in a bucket; it appears only when it is complete.
     unit_images : int
-        Images per unit. A killed job loses at most one unit per actor.
+        Images per unit, at most; of a tar, a unit may have as many more as its last sample has. A killed job loses at
+        most one unit per actor.
     ids : str
         What ids are made from: "auto", "name", "name:NAME" (which names the corpus), "uri", "content" or "column:NAME";
         see `pipelines.corpora.ids.IdRule`.
@@ -142,11 +157,15 @@ class Units(NamedTuple):
         A hash of the entries of each.
     firsts : ndarray of int64, shape (U,)
         The id of the first entry of each.
+    groups : ndarray of int64, shape (U,)
+        A hash that is the same for units of one row group, or of another thing that can only be read from its start; 0
+        where there is none.
     """
 
     numbers: NDArray[np.int64]
     digests: NDArray[np.uint64]
     firsts: NDArray[np.int64]
+    groups: NDArray[np.int64]
 
 
 class WorkList:
@@ -178,8 +197,9 @@ class WorkList:
     def units(self) -> Units:
         """Return what the list says of all units."""
         last = self._file.get_batch_with_custom_metadata(self.summary.units)
-        numbers, digests, firsts = (base64.b64decode(last.custom_metadata[name]) for name in _UNITS)
-        return Units(np.frombuffer(numbers, "<i8"), np.frombuffer(digests, "<u8"), np.frombuffer(firsts, "<i8"))
+        columns = (base64.b64decode(last.custom_metadata[name]) for name in _UNITS)
+        kinds = ("<i8", "<u8", "<i8", "<i8")
+        return Units(*(np.frombuffer(column, kind) for column, kind in zip(columns, kinds, strict=True)))
 
 
 class WorkWriter:
@@ -195,7 +215,7 @@ class WorkWriter:
         self._path = path
         self._stack = contextlib.ExitStack()
         self._file: Any = None
-        self._units = (array("q"), array("Q"), array("q"))
+        self._units = (array("q"), array("Q"), array("q"), array("q"))
         self._digest = Digest()
         self.entries = 0
 
@@ -216,7 +236,8 @@ class WorkWriter:
             self._file = self._stack.enter_context(pa.ipc.new_file(str(self._path), batch.schema, options=_OPTIONS))
         self._digest.update(entries)
         number = len(self._units[0]) if number is None else number
-        for column, value in zip(self._units, (number, digest_of(entries), entries["id"][0].as_py()), strict=True):
+        values = (number, digest_of(entries), entries["id"][0].as_py(), _group_of(entries))
+        for column, value in zip(self._units, values, strict=True):
             column.append(value)
         self._file.write_batch(batch, custom_metadata={_NUMBER: str(number)})
         self._last = batch
@@ -240,9 +261,10 @@ def _summary_of(file: pa.ipc.RecordBatchFileReader) -> WorkSummary:
 
 
 def _write(listing: Listing, path: Path, unit_images: int, progress: Progress) -> WorkSummary:
-    size = 1 if listing.kind == SHARDS else unit_images
+    entries = listing.chunks()
+    units = divided(entries, unit_images, listing.ids) if listing.kind == SHARDS else cut(entries, unit_images)
     with RepeatedIds() as ids:
-        summary = _write_units(listing, _counted(cut(listing.chunks(), size), ids, progress), path)
+        summary = _write_units(listing, _counted(units, ids, progress), path)
         repeated = ids.find()
     refuse_repeated_images(repeated, lambda: _read_units(path), corpus=listing.corpus, are_hashes=not listing.has_ids)
     if moved := settle_ids(repeated, lambda: _read_units(path)):
@@ -313,19 +335,66 @@ def digest_of(entries: pa.Table) -> int:
     return int(digest.hexdigest()[:16], 16)
 
 
-def cut(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
-    """Cut a stream of tables into tables of `size` rows; the last may have fewer."""
-    waiting: list[pa.Table] = []
+def _group_of(entries: pa.Table) -> int:
+    """Return a hash of the group that the first entry is in, 0 if it is in none."""
+    group = entries[GROUP][0].as_py() if GROUP in entries.column_names else None
+    return 0 if group is None or group < 0 else int(hashed_ids([f"{group} {entries[SOURCE][0].as_py()}"])[0])
+
+
+def cut(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Cut a stream of entries into units of up to `size`, all but the last of that size unless there are groups.
+
+    A group of up to `size` entries is not divided; a larger one gives units that begin with it.
+    """
+    unit: list[pa.Table] = []
     count = 0
-    for table in tables:
-        waiting.append(table)
-        count += len(table)
-        if count < size:
-            continue
-        whole = pa.concat_tables(waiting)
-        stop = len(whole) - len(whole) % size
-        yield from (whole.slice(start, size) for start in range(0, stop, size))
-        rest = whole.slice(stop)
-        waiting, count = [rest], len(rest)
+    for table, divisible in _pieces(tables, size):
+        while len(table):
+            if count and not divisible and count + len(table) > size:
+                yield pa.concat_tables(unit)
+                unit, count = [], 0
+            unit.append(table.slice(0, size - count))
+            table = table.slice(size - count)
+            count += len(unit[-1])
+            if count == size:
+                yield pa.concat_tables(unit)
+                unit, count = [], 0
     if count:
-        yield pa.concat_tables(waiting)
+        yield pa.concat_tables(unit)
+
+
+def _pieces(tables: Iterable[pa.Table], size: int) -> Iterator[tuple[pa.Table, bool]]:
+    """Yield groups of entries, in pieces of up to `size`, and entries that are in none, which may be divided."""
+    current: _Group | None = None
+    held: list[pa.Table] = []
+    count = 0
+    for group, table in itertools.chain(_by_group(tables), [(None, None)]):
+        if held and group != current:
+            yield pa.concat_tables(held), False
+            held, count = [], 0
+        current = group
+        if group is None:
+            if table is not None:
+                yield table, True
+            continue
+        held.append(table)
+        count += len(table)
+        if count > size:
+            whole = pa.concat_tables(held)
+            stop = (count - 1) // size * size
+            yield from ((whole.slice(start, size), False) for start in range(0, stop, size))
+            held, count = [whole.slice(stop)], count - stop
+
+
+def _by_group(tables: Iterable[pa.Table]) -> Iterator[tuple[_Group | None, pa.Table]]:
+    """Cut tables where another group begins; return it with each part, None for entries that are in none."""
+    for table in tables:
+        if GROUP not in table.column_names or not len(table):
+            yield None, table
+            continue
+        groups = pc.fill_null(table[GROUP], -1).to_numpy()
+        changes = groups[1:] != groups[:-1]
+        changes |= (groups[1:] >= 0) & pc.not_equal(table[SOURCE][1:], table[SOURCE][:-1]).to_numpy()
+        for start, stop in itertools.pairwise([0, *(np.flatnonzero(changes) + 1).tolist(), len(table)]):
+            group = None if groups[start] < 0 else (table[SOURCE][start].as_py(), int(groups[start]))
+            yield group, table.slice(start, stop - start)

@@ -55,6 +55,7 @@ from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, RETRIED
 from hashlight.pipelines.corpora.work import UNIT_IMAGES, Units, WorkList, WorkSummary, plan_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding.actors import Stage, plan_actors
+from hashlight.pipelines.encoding.blocks import cut_into_blocks
 from hashlight.pipelines.encoding.plan import put_plan
 from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, units_to_retry, write_rejects
 from hashlight.pipelines.encoding.settling import settle_repeated
@@ -66,8 +67,6 @@ from hashlight.pipelines.jobs.session import ray_session
 
 logger = logging.getLogger(__name__)
 
-# Ray schedules blocks of units; a larger job has larger blocks rather than more of them.
-_MAX_BLOCKS = 10_000
 # A short rest before what is of the moment is tried again.
 _REST_S = 2.0
 
@@ -390,7 +389,10 @@ def _encode_units(job: _Job, units: list[int], stage: Stage, settings: UnitSetti
     for name in ("execution.streaming_executor_state", "execution.operators.actor_pool_map_operator"):
         logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.CRITICAL)
     logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
-    blocks = np.array_split(np.array(units), min(len(units), _MAX_BLOCKS))
+    # An actor says that a unit is done when it is, not when its block is.
+    context.target_max_block_size = 1
+    places = np.array(units)
+    blocks = cut_into_blocks(places, job.units.groups[places], stage.actors)
     results = ray.data.from_arrow([pa.table({"unit": block}) for block in blocks]).map_batches(
         EncodeUnits,
         fn_constructor_args=(job.folder.place.location, settings),

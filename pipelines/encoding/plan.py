@@ -3,7 +3,8 @@
 When the corpus has changed since the job was begun, the new list is grouped as the old one was: a unit whose entries
 are all there and unchanged keeps its number, by which its codes are found, and other entries make new units, with
 numbers of their own. So what is unchanged is not encoded again, and one image that is gone, or was written again,
-costs its unit. The rows of the codes are then in the order of the units, not of the listing.
+costs its unit. A tar that has not changed stays divided as it was, whatever the size of units is now. The rows of the
+codes are then in the order of the units, not of the listing.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from hashlight.engine.places.place import Place
 from hashlight.pipelines.codes.parts import PLAN
 from hashlight.pipelines.codes.summary import SUMMARY
+from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.listing import SHARDS
+from hashlight.pipelines.corpora.webdataset import START, STOP, range_id
 from hashlight.pipelines.corpora.work import Units, WorkList, WorkWriter, cut, digest_of
 
 # Old units whose entries are being found; beyond so many, the one that was begun first is given up.
@@ -44,11 +48,14 @@ def put_plan(output: Place, path: Path, unit_images: int) -> None:
 def _write_grouped(new: WorkList, old: WorkList, path: Path, unit_images: int) -> None:
     units = old.units()
     numbers = itertools.count(int(units.numbers.max()) + 1)
-    size = 1 if new.summary.kind == SHARDS else unit_images
+    matching = _Matching(old, units)
+    size, listed = unit_images, new.read_all()
+    if new.summary.kind == SHARDS:
+        size, listed = 1, matching.divide_shards(listed, new.summary.id_rule)
     with WorkWriter(path) as work:
 
         def others() -> Iterator[pa.Table]:
-            for place, entries in _Matching(old, units).divide(new.read_all()):
+            for place, entries in matching.divide(listed):
                 if place is None:
                     yield entries
                 else:
@@ -94,10 +101,41 @@ class _Matching:
         for place in list(self._found):
             yield self._close(place)
 
+    def divide_shards(self, ranges: Iterable[pa.Table], ids: IdRule) -> Iterator[pa.Table]:
+        """Yield the ranges of tars, of one that is unchanged those of the old list."""
+        is_kept = False
+        for entry in ranges:
+            if entry[START][0].as_py() == 0:
+                kept = self._old_ranges(entry, ids)
+                is_kept = bool(kept)
+                yield from kept
+            if not is_kept:
+                yield entry
+
+    def _old_ranges(self, first: pa.Table, ids: IdRule) -> list[pa.Table]:
+        """Return all ranges that the old list has of the tar of an entry; none if it has changed."""
+        others = ["id", START, STOP]
+        found: list[pa.Table] = []
+        start = 0
+        while start >= 0:
+            id_ = range_id(first["uri"][0].as_py(), start, ids)
+            place = int(self._nearest(np.array([id_]))[0])
+            entry = self._old.read(place)
+            is_same = entry.schema == first.schema and entry.drop_columns(others).equals(first.drop_columns(others))
+            if not is_same or (entry["id"][0].as_py(), entry[START][0].as_py()) != (id_, start):
+                return []
+            found.append(entry)
+            start = entry[STOP][0].as_py()
+        return found
+
+    def _nearest(self, ids: np.ndarray) -> NDArray[np.int64]:
+        """Return for each id the place of the unit that begins with it, or of another."""
+        firsts = self._units.firsts
+        return self._order[np.minimum(np.searchsorted(firsts, ids, sorter=self._order), len(firsts) - 1)]
+
     def _find_owners(self, ids: np.ndarray) -> np.ndarray:
         """Return the place of the unit that each entry belongs to, or -1."""
-        firsts = self._units.firsts
-        nearest = self._order[np.minimum(np.searchsorted(firsts, ids, sorter=self._order), len(firsts) - 1)]
+        firsts, nearest = self._units.firsts, self._nearest(ids)
         owners = np.full(len(ids), -1, np.int64)
         for row, (id_, place) in enumerate(zip(ids.tolist(), nearest.tolist(), strict=True)):
             if firsts[place] == id_:

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,12 +31,12 @@ from hashlight.pipelines.codes.parts import (
     part_name,
     stored_features,
 )
-from hashlight.pipelines.corpora.corpus import read_images
+from hashlight.pipelines.corpora.corpus import Readers, read_images
 from hashlight.pipelines.corpora.ids import hashed_ids, with_ids
 from hashlight.pipelines.corpora.labels import attribute_names
-from hashlight.pipelines.corpora.listing import SHARDS, SOURCE
+from hashlight.pipelines.corpora.listing import BASE_SCHEMA, SHARDS, SOURCE
 from hashlight.pipelines.corpora.reasons import Reason, RepeatedError
-from hashlight.pipelines.corpora.webdataset import Sample, read_shard, shard_entries
+from hashlight.pipelines.corpora.webdataset import START, STOP, Sample, read_shard, shard_entries
 from hashlight.pipelines.corpora.work import WorkList, digest_of
 from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool
 from hashlight.pipelines.decoding.worker import DecodeLimits
@@ -125,6 +125,8 @@ class EncodeUnits:
         # Guards the work list, the decoding processes and the model, which serve one unit at a time.
         self._lock = threading.Lock()
         self._threads = threading.local()
+        # By thread, which has one block of units at a time, in the order of the plan.
+        self._readers: defaultdict[int, Readers] = defaultdict(Readers)
 
     def _start(self) -> None:
         """Load and allocate everything before the first unit."""
@@ -153,8 +155,10 @@ class EncodeUnits:
             pass
 
     def close(self) -> None:
-        """End the decoding processes; those of an actor end with it."""
+        """End the decoding processes and close files; those of an actor end with it."""
         self._pool.close()
+        for readers in self._readers.values():
+            readers.close()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Encode every unit of `batch` and write it."""
@@ -205,7 +209,8 @@ class EncodeUnits:
     def _retry(self, unit: int, entries: pa.Table, sidecar: dict[str, Any], rows: list[int]) -> dict[str, Any]:
         """Encode some rejects of a finished unit again, and write its part and sidecar anew with what is good now.
 
-        A tar has to be read from its start for any of its images, and may have more of them now: all are encoded again.
+        The range of a tar has to be read from its start for any of its images, and may have more of them now: all are
+        encoded again.
         """
         with self._lock:
             self._count_attempt(f"{unit:05d}", f"unit {unit} was begun again")
@@ -253,12 +258,14 @@ class EncodeUnits:
         encoded = _Encoded()
         contents: dict[int, int] = {}
         if self._work.summary.kind != SHARDS:
-            self._encode(self._hashed(read_images(entries), contents), encoded)
+            images = read_images(entries, self._readers[threading.get_ident()])
+            self._encode(self._hashed(images, contents), encoded)
             return with_ids(entries, contents), encoded
         samples: list[Sample] = []
-        uri, source = entries["uri"][0].as_py(), entries[SOURCE][0].as_py()
-        self._encode(self._hashed(_shard_images(source, samples, encoded.skipped), contents), encoded)
-        schema = pa.schema([*entries.schema, *self._shard_attributes()])
+        uri, source, start, stop = (entries[name][0].as_py() for name in ("uri", SOURCE, START, STOP))
+        read = read_shard(source, start=start, stop=stop, skipped=encoded.skipped)
+        self._encode(self._hashed(_shard_images(read, samples), contents), encoded)
+        schema = pa.schema([*BASE_SCHEMA, *self._shard_attributes()])
         encoded.left_out.update(*(sample.attributes.keys() - schema.names for sample in samples))
         return with_ids(shard_entries(uri, source, samples, schema, self._work.summary.id_rule), contents), encoded
 
@@ -289,8 +296,7 @@ class EncodeUnits:
             encoded.add(batch, output, time.perf_counter() - start)
 
     def _shard_attributes(self) -> list[pa.Field]:
-        known = self._work.read(0).column_names
-        return [pa.field(name, pa.string()) for name in self._work.summary.columns if name not in known]
+        return [pa.field(name, pa.string()) for name in self._work.summary.columns if name not in BASE_SCHEMA.names]
 
     def _table(self, entries: pa.Table, encoded: _Encoded) -> pa.Table:
         good = np.concatenate([np.zeros(0, np.int64), *encoded.good])
@@ -359,10 +365,10 @@ def put_part(output: Place, unit: int, table: pa.Table) -> dict[str, Any]:
     return {"bytes": len(part), "sha256": sha256}
 
 
-def _shard_images(source: str, samples: list[Sample], skipped: Counter[str]) -> Iterator[bytes | OSError]:
-    """Read a shard's images, and keep the rest of its samples; the second image with the same name is an error."""
+def _shard_images(read: Iterator[Sample], samples: list[Sample]) -> Iterator[bytes | OSError]:
+    """Pass a shard's images on, and keep the rest of its samples; the second image with the same name is an error."""
     names: set[str] = set()
-    for sample in read_shard(source, skipped=skipped):
+    for sample in read:
         data = sample.data if sample.name not in names else RepeatedError(f"{sample.name} occurs twice in the shard")
         names.add(sample.name)
         sample.data = b""

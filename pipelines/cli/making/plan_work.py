@@ -33,6 +33,10 @@ def plan_work(
     if as_json:
         typer.echo(json.dumps(asdict(work)))
         return
-    what = f"{work.units:,} shards" if work.images is None else f"{work.images:,} images in {work.units:,} units"
+    what = (
+        f"{work.units:,} units of tar files"
+        if work.images is None
+        else f"{work.images:,} images in {work.units:,} units"
+    )
     beside = f"; left out {told(work.skipped)}" if work.skipped else ""
     out.print(f"listed {what}: {output}{beside}", soft_wrap=True)

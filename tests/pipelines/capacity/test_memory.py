@@ -71,7 +71,7 @@ def fill(folder, units, rejects):
         (folder / "sidecars" / f"{unit:05d}.json").write_text(json.dumps({**said, "sha256": sha256}))
     images = units * (10 + rejects)
     work = WorkSummary("c", "images", units=units, images=images, columns=[], digest="", ids="auto", name="c")
-    listed = Units(np.arange(units), np.zeros(units, np.uint64), np.arange(units))
+    listed = Units(np.arange(units), np.zeros(units, np.uint64), np.arange(units), np.zeros(units, np.int64))
     return encode._Job(JobFolder(folder, CODES, name="j"), {}, work, listed)
 
 

@@ -198,9 +198,9 @@ def test_a_folder_behind_a_link_is_a_class(tmp_path):
     assert isinstance(looped, OSError)
 
 
-def tar_of(members, mode="w"):
+def tar_of(members, mode="w", **options):
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+    with tarfile.open(fileobj=buffer, mode=mode, **options) as tar:
         for name, data in members:
             member = tarfile.TarInfo(name)
             if data is None:

@@ -29,6 +29,7 @@ from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 from hashlight.pipelines.jobs.nodes import Node
+from tests.pipelines.reads import Reads
 
 OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": DecodeLimits()}
 
@@ -108,7 +109,7 @@ def test_a_cluster_that_has_nothing_to_give_is_refused():
 def test_the_rate_covers_the_time_from_the_first_begin_to_the_last_end(monkeypatch, tmp_path):
     """Rows do not come in the order in which units begin and end."""
     work = WorkSummary("c", "images", units=3, images=300, columns=[], digest="", ids="auto", name="c")
-    job = encode._Job(ours(tmp_path), {}, work, Units(np.arange(3), np.zeros(3, np.uint64), np.arange(3)))
+    job = encode._Job(ours(tmp_path), {}, work, Units(*np.zeros((4, 3), np.int64)))
     times = [(10.0, 14.0), (9.0, 15.0), (12.0, 13.0)]
     rows = [
         {
@@ -135,6 +136,21 @@ def test_units_of_two_threads_do_not_mix(folder, units, encoder, pictures):
     expected = HashEncoder.load(encoder).encode(pictures[0][:300])
     found = pq.read_table(folder / "parts")
     assert found["code"].to_pylist() == [code.tobytes() for code in expected]
+
+
+def test_ten_units_of_one_row_group_read_the_file_once(tmp_path, corpus, encoder, pictures, monkeypatch):
+    plan_work(corpus, tmp_path / "plan.arrow", unit_images=30)
+    shutil.copytree(encoder, tmp_path / "encoder")
+    units = EncodeUnits(str(tmp_path), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
+    reads = Reads(monkeypatch)
+    for unit in range(10):
+        units({"unit": np.array([unit])})
+    units.close()
+    assert reads.opened[corpus.name] == 1
+    assert reads.num_bytes[corpus.name] < 2 * corpus.stat().st_size, "it was read ten times"
+    found = pa.concat_tables([pq.read_table(part_of(tmp_path, unit)) for unit in range(10)])
+    assert found["id"].to_pylist() == list(range(1000, 1300))
+    assert found["code"].to_pylist() == [code.tobytes() for code in HashEncoder.load(encoder).encode(pictures[0][:300])]
 
 
 def test_a_name_that_occurs_twice_in_a_shard_and_attributes_that_come_late(tmp_path, corpus, encoder, monkeypatch):
@@ -177,6 +193,36 @@ def write_shards(folder, images):
                 member = tarfile.TarInfo(f"{row}.png")
                 member.size = len(images[4 * number + row])
                 tar.addfile(member, io.BytesIO(images[4 * number + row]))
+
+
+def test_a_tar_in_ten_units_gives_what_it_gives_in_one(tmp_path, corpus, encoder):
+    images = pq.read_table(corpus)["image"].to_pylist()[:60]
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        for row, image in enumerate(images):
+            files = {".png": b"broken" if row % 20 == 7 else image, ".cls": b"%d" % row, ".npy": b"?"}
+            for suffix, data in files.items():
+                member = tarfile.TarInfo(f"{row:03d}{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    found = []
+    for name, size, expected in (("one", 60, 1), ("ten", 6, 10)):
+        folder = tmp_path / name
+        work = plan_work(tmp_path / "shards", folder / "plan.arrow", unit_images=size)
+        assert (work.units, work.kind, work.images) == (expected, "shards", None)
+        shutil.copytree(encoder, folder / "encoder")
+        units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
+        units({"unit": np.arange(expected)})
+        units.close()
+        settling.settle_repeated(ours(folder), range(expected))
+        gathered = write_rejects(ours(folder), range(expected))
+        assert (gathered.codes, gathered.rejects, gathered.skipped) == (57, 3, {"*.npy": 60})
+        table = pa.concat_tables([pq.read_table(part_of(folder, unit)) for unit in range(expected)])
+        found.append((table.combine_chunks(), pq.read_table(folder / "rejects.parquet")))
+    (table, rejects), (divided, rejects_of_ten) = found
+    assert divided.equals(table)
+    assert rejects_of_ten.equals(rejects)
+    assert table["label"].to_pylist() == [str(row) for row in range(60) if row % 20 != 7]
 
 
 def narrow(text, bits):

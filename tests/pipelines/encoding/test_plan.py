@@ -14,6 +14,7 @@ from hashlight.engine.places.opening import open_place
 from hashlight.pipelines.corpora.work import WorkList, WorkSummary, WorkWriter, plan_work
 from hashlight.pipelines.encoding import plan
 from hashlight.pipelines.encoding.plan import put_plan
+from tests.pipelines.corpora.test_accounting import tar_of
 
 
 def listed(folder, *, size=3):
@@ -73,6 +74,43 @@ def test_an_image_that_was_written_again_or_touched_costs_its_unit(folder):
     write(folder, "c", b"another")
     os.utime(folder / "i.png", ns=(1, 1))
     assert listed(folder) == {1: BEFORE[1], 3: ["b.png", "c.png", "d.png"], 4: ["h.png", "i.png"]}
+
+
+def ranges(folder, size):
+    """Plan a folder of tars again; return {number: (tar, first byte, first byte after it)}."""
+    work = folder.parent / "work.arrow"
+    plan_work(folder, work, unit_images=size)
+    put_plan(open_place(folder.parent / "codes"), work, size)
+    with pa.OSFile(str(folder.parent / "codes" / "plan.arrow")) as raw:
+        found = WorkList(raw)
+        units = dict(found.read_numbered(place) for place in range(found.summary.units))
+    columns = ("uri", "__start", "__stop")
+    return {number: tuple(unit[name][0].as_py() for name in columns) for number, unit in units.items()}
+
+
+def test_tars_that_do_not_change_stay_divided_as_they_were(tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    images = [(f"{number}.png", b"%d" % number) for number in range(6)]
+    for name in ("b.tar", "c.tar"):
+        (folder / name).write_bytes(tar_of(images))
+    before = {
+        **{0: ("b.tar", 0, 2048), 1: ("b.tar", 2048, 4096), 2: ("b.tar", 4096, -1)},
+        **{3: ("c.tar", 0, 2048), 4: ("c.tar", 2048, 4096), 5: ("c.tar", 4096, -1)},
+    }
+    assert ranges(folder, 2) == before
+    assert ranges(folder, 3) == before
+    (folder / "a.tar").write_bytes(tar_of(images))
+    assert ranges(folder, 5) == before | {6: ("a.tar", 0, 5120), 7: ("a.tar", 5120, -1)}
+    (folder / "b.tar").write_bytes(tar_of([*images, ("x.png", b"x")]))
+    now = ranges(folder, 9)
+    assert now == {number: range_ for number, range_ in before.items() if number > 2} | {
+        6: ("a.tar", 0, 5120),
+        7: ("a.tar", 5120, -1),
+        8: ("b.tar", 0, -1),
+    }
+    os.utime(folder / "c.tar", ns=(1, 1))
+    assert {range_[0] for number, range_ in ranges(folder, 2).items() if number > 8} == {"c.tar"}
 
 
 def test_a_plan_that_changes_says_first_that_the_codes_are_not_whole(folder, monkeypatch):
