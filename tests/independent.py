@@ -100,6 +100,8 @@ def _read_shard(folder, shard, found):
         _check_tables(files, codes, bits)
     dead = _read_dead(folder, shard.get("dead"), rows)
     attributes = _read_attributes(folder, shard, files, found.schema, found.manifest["format_version"])
+    if "scalars.arrow" in files:
+        check_scalars(files["scalars.arrow"], own_attributes(files, rows))
     features, thumbnails = None, None
     if "features.npy" in files:
         features = _read_npy(files["features.npy"], "<f2", (rows, None))
@@ -157,6 +159,40 @@ def _read_arrow(data, rows):
     return pa.Table.from_batches(batches, reader.schema)
 
 
+def check_scalars(data, attributes):
+    """Check that a file of scalars repeats what the attributes (name -> column) have."""
+    reader = pyarrow.ipc.open_file(pa.py_buffer(data))
+    [rows] = {len(column) for column in attributes.values()}
+    assert reader.schema.names == [name for name in attributes if name in reader.schema.names]
+    assert reader.num_record_batches == -(-rows // 65_536)
+    for number in range(reader.num_record_batches):
+        batch, more = reader.get_batch_with_custom_metadata(number)
+        statistics = json.loads(more["statistics"])
+        assert set(statistics) == set(batch.schema.names)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            kind = attributes[name].type
+            values = attributes[name].slice(number * 65_536, 65_536).combine_chunks()
+            if pa.types.is_dictionary(column.type):
+                words = column.dictionary.to_pylist()
+                assert words == sorted(set(attributes[name].drop_null().to_pylist()))
+                assert column.type.index_type == (pa.int8() if len(words) <= 128 else pa.int16())
+                column = column.dictionary_decode()
+            elif pa.types.is_decimal(kind):
+                assert column.type == pa.int64()
+                units = [None if value is None else int(value.scaleb(kind.scale)) for value in values.to_pylist()]
+                values = pa.array(units, pa.int64())
+            elif pa.types.is_temporal(kind):
+                assert column.type == kind
+                whole = pa.int32() if kind.bit_width == 32 else pa.int64()
+                column, values = column.view(whole), values.view(whole)
+            assert column.equals(values), name
+            there = [value for value in values.to_pylist() if value is not None]
+            said = statistics[name]
+            assert said["nulls"] == len(values) - len(there)
+            if said["min"] is not None:
+                assert (said["min"], said["max"]) == (min(there), max(there))
+
+
 def _read_dead(folder, said, rows):
     if said is None:
         return set()
@@ -166,11 +202,15 @@ def _read_dead(folder, said, rows):
     return set(dead.tolist())
 
 
+def own_attributes(files, rows):
+    if "attributes.arrow" not in files:
+        return {}
+    table = _read_arrow(files["attributes.arrow"], rows)
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
 def _read_attributes(folder, shard, files, schema, format_version):
-    own = {}
-    if "attributes.arrow" in files:
-        table = _read_arrow(files["attributes.arrow"], shard["rows"])
-        own = dict(zip(table.column_names, table.columns, strict=True))
+    own = own_attributes(files, shard["rows"])
     if format_version == 1:
         return own
     for name, said in shard["columns"].items():
