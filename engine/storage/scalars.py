@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -276,14 +275,17 @@ def _bounds(column: pa.Array | pa.ChunkedArray) -> tuple[Any, Any]:
         ends = (pc.min_max(column.indices)[end].as_py() for end in ("min", "max"))
         found = [None if place is None else column.dictionary[place].as_py() for place in ends]
     else:
-        counted = column.cast(_counted_type(kind))
+        counted = _decimal_units(column) if is_short_decimal(kind) else column.cast(_counted_type(kind))
         if pa.types.is_floating(kind) and not pc.all(pc.is_finite(counted)).as_py():
             return None, None
         found = [pc.min_max(counted)[end].as_py() for end in ("min", "max")]
-    if pa.types.is_decimal(kind):
-        found = [None if value is None else int(Fraction(value) * Fraction(10) ** kind.scale) for value in found]
     least, most = (None if isinstance(value, str) and len(value) > _MAX_TEXT else value for value in found)
     return least, most
+
+
+def _decimal_units(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return short decimals in units of their last digit: Arrow has no bounds of those of 32 and 64 bits."""
+    return _units_of(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
 
 
 def _counted_type(kind: pa.DataType) -> pa.DataType:

@@ -59,6 +59,15 @@ def test_statistics_of_a_column(values, kind, least, most):
     assert column_statistics(table) == found
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.decimal32(9, 2), pa.decimal64(18, 2), pa.decimal128(18, 2), pa.decimal256(18, 2), pa.decimal128(6, -1)]
+)
+def test_bounds_of_decimals_are_units_of_their_last_digit(kind):
+    values = [None if count is None else Decimal(f"{count}E{-kind.scale}") for count in (250, None, -31, 7)]
+    for rows in (one_column(values, kind), pa.Table.from_batches([one_column(values, kind)] * 2)):
+        assert column_statistics(rows)["a"] == {"min": -31, "max": 250, "nulls": len(rows) // 4}
+
+
 @pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.binary(), pa.decimal128(19, 0), pa.struct({"x": pa.int8()})])
 def test_other_types_have_no_statistics(kind):
     assert column_statistics(one_column([None], kind)) == {}
