@@ -81,7 +81,8 @@ def test_parquet_keeps_ids_and_other_columns_and_reads_across_row_groups(tmp_pat
     )
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
     entries = list_corpus(tmp_path / "a.parquet")
-    assert entries.column_names == ["id", "uri", "__source", "__row", "__stamp", "caption"]
+    assert entries.column_names == ["id", "uri", "__source", "__row", "__stamp", "__group", "caption"]
+    assert entries["__group"].to_pylist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
     assert list(read_images(entries)) == table["image"].to_pylist()
     picked = entries.take([1, 4, 9])
     assert list(read_images(picked)) == [png(1), png(4), png(9)]
