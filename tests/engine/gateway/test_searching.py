@@ -42,8 +42,9 @@ def test_a_list_of_ids_is_not_kept_beyond_its_search(searcher, collection):
 
 def asks_within(collection):
     """Requests of one query each: whatever is alike, of some there are many answers, of others few or none."""
-    stored = [collection.shards[0].codes_NW[:1], collection.shards[1].codes_NW[5:6]]
-    codes = [stored[0], stored[1] ^ np.uint64(0x5A5A5A5A5A5A5A), stored[1], np.zeros((1, 1), np.uint64)]
+    first, others = collection.shards[0].codes_NW[:1], collection.shards[1].codes_NW
+    far = others[np.argmax(np.bitwise_count(others ^ first))][None]
+    codes = [first, far ^ np.uint64(0x5A5A5A5A5A5A5A), far, np.zeros((1, 1), np.uint64)]
     query = Query(radius=20, limit=400)
     return [Ask(codes=code, query=query, include=frozenset({"attributes", "code"})) for code in codes]
 
@@ -97,6 +98,7 @@ def test_a_request_that_is_refused_costs_no_other_its_answer(searcher, collectio
     for one, same in zip(rest, expected[1:], strict=True):
         assert one.ids.tolist() == same.ids.tolist()
         assert str(one.items.to_pylist()) == str(same.items.to_pylist())
+    assert set(expected[0].ids.tolist()) - {id_ for one in rest for id_ in one.ids.tolist()}
     if share == 0:  # refused before anything was read for it
         assert set(reading.read) == {id_ for one in rest for id_ in one.ids.tolist()}
     assert retrieval.answer_each(reading, asks[:1], [refuse], timeout_s=60)[0].args == ("too much",)
