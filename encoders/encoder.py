@@ -259,7 +259,7 @@ class HashEncoder:
         except (EncoderError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as exc:
             raise EncoderError(
                 f"the encoder in {source} cannot be built ({type(exc).__name__}: {' '.join(str(exc).split())[:300]}): "
-                "was it written by another version of hashlight?"
+                "use the version of hashlight that wrote it, or train it again within what this one allows"
             ) from exc
 
     def _open_pixels(self, images: Sequence[ImageLike] | NDArray[np.uint8], rows: slice) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,9 @@ _TURNS = {
 _ORIENTATIONS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 # By the raw mode that a PNG is unpacked from: what a grey sample is multiplied by.
 _GREY_SCALES = {"L;2": 85, "L;4": 17}
+
+# With a comment, so that the filter with it is not equal to one that a caller has.
+_PILLOW_MODULES = r"PIL\.(?#while an image is decoded)"
 
 # Without a handler, Python would print what Pillow logs of odd files.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -249,26 +252,37 @@ def _pillow_errors() -> Iterator[None]:
 
 
 class _Silence:
-    """Ignores the warnings of Pillow while any thread decodes: `warnings` itself serves one thread only."""
+    """Ignores the warnings of Pillow while any thread decodes.
+
+    `warnings.catch_warnings` serves one thread only: who else changes the filters meanwhile would have them changed
+    back. So one filter is added, and later taken out of wherever it is by then: a caller may have saved the filters,
+    and others may be in their place.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._decoding = 0
-        self._filters = warnings.catch_warnings()
+        self._filter: Any = None
+        # The lists of filters that it was added to.
+        self._lists: list[list[Any]] = []
 
     def __enter__(self) -> None:
         with self._lock:
             self._decoding += 1
-            if self._decoding == 1:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
+            if self._filter not in warnings.filters:
+                warnings.filterwarnings("ignore", module=_PILLOW_MODULES)
+                self._filter = warnings.filters[0]
+                self._lists.append(cast("list[Any]", warnings.filters))
 
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
             self._decoding -= 1
-            if self._decoding == 0:
-                self._filters.__exit__(None, None, None)
+            if self._decoding:
+                return
+            for filters in (*self._lists, cast("list[Any]", warnings.filters)):
+                with contextlib.suppress(ValueError):
+                    filters.remove(self._filter)
+            self._lists.clear()
 
 
 _silence = _Silence()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -69,9 +70,14 @@ def aside_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed processes from a folder that nobody else is writing to."""
-    for aside in folder.glob(".*.tmp"):
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files of killed processes from a folder that nobody else is writing to.
+
+    With `name`, only those of the file of this name, to which nobody else is writing.
+    """
+    unique = "[0-9a-f]" * 32
+    pattern = ".*.tmp" if name is None else f".{glob.escape(name)}.{unique}.tmp"
+    for aside in folder.glob(pattern):
         _remove(aside)
 
 

@@ -23,7 +23,7 @@ from hashlight.engine.places.files import (
     write_atomically,
     writer_lock,
 )
-from hashlight.engine.places.place import HIDDEN, LOOPS, Entry, Found, Place
+from hashlight.engine.places.place import HIDDEN, LISTED_ALREADY, Entry, Found, Place
 from hashlight.engine.places.reading import RetryingFile, groups, read_local
 
 _LISTED_AT_ONCE = 20_000
@@ -90,7 +90,7 @@ class Folder(Place):
         """See `Place.walk`: folder by folder, with the names of one folder in memory at a time."""
         root = self.location_of(folder)
         counts = Counter() if skipped is None else skipped
-        return _walk(root, "", (_identity(root),), counts) if os.path.isdir(root) else iter(())
+        return _Walk(root, counts).below("", os.path.realpath(root)) if os.path.isdir(root) else iter(())
 
     def download(self, name: str, target: Path) -> None:
         """See `Place.download`."""
@@ -188,22 +188,45 @@ def _file_entry(path: str, name: str) -> Entry:
     return Entry(name, about.st_size, f"{about.st_size}:{about.st_mtime_ns}")
 
 
-def _walk(root: str, inner: str, above: tuple[tuple[int, int], ...], skipped: Counter[str]) -> Iterator[Entry]:
-    """Walk the folder `inner`; `above` identifies it and the folders that lead to it."""
-    for name, is_folder in _sorted_names(f"{root}/{inner}" if inner else root, skipped):
-        below = f"{inner}/{name}" if inner else name
-        if not is_folder:
-            yield _file_entry(f"{root}/{below}", below)
-        elif (identity := _identity(f"{root}/{below}")) in above:
-            skipped[LOOPS] += 1
-        else:
-            yield from _walk(root, below, (*above, identity), skipped)
+class _Walk:
+    """A walk that comes to each folder once, whatever links lead to it; it remembers where the links lead.
 
+    Parameters
+    ----------
+    root : str
+    skipped : Counter
+        Counts what is left out, by kind.
+    """
 
-def _identity(folder: str) -> tuple[int, int]:
-    """Return what a folder and the links to it have in common."""
-    about = os.stat(folder)
-    return about.st_dev, about.st_ino
+    def __init__(self, root: str, skipped: Counter[str]) -> None:
+        self._root = root
+        self._skipped = skipped
+        # The real paths of folders that are walked with all that is visible below them.
+        self._walked = {os.path.realpath(root)}
+
+    def below(self, inner: str, real: str) -> Iterator[Entry]:
+        """Walk the folder `inner`, whose real path is `real`."""
+        for name, is_folder, is_link in _sorted_names(f"{self._root}/{inner}" if inner else self._root, self._skipped):
+            below = f"{inner}/{name}" if inner else name
+            if not is_folder:
+                yield _file_entry(f"{self._root}/{below}", below)
+                continue
+            target = os.path.realpath(f"{real}/{name}") if is_link else f"{real.rstrip('/')}/{name}"
+            if self._is_walked(target) if is_link else target in self._walked:
+                self._skipped[LISTED_ALREADY] += 1
+                continue
+            if is_link:
+                self._walked.add(target)
+            yield from self.below(below, target)
+
+    def _is_walked(self, target: str) -> bool:
+        """Whether a folder is walked, or lies below one that is, and no part of its name there is hidden."""
+        while target not in self._walked:
+            above, _, name = target.rpartition("/")
+            if target == "/" or name.startswith("."):
+                return False
+            target = above or "/"
+        return True
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -214,12 +237,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _sorted_names(folder: str, skipped: Counter[str]) -> Iterator[tuple[str, bool]]:
-    """Yield the visible names of a folder in order, and whether each is a folder.
+def _sorted_names(folder: str, skipped: Counter[str]) -> Iterator[tuple[str, bool, bool]]:
+    """Yield the visible names of a folder in order, and whether each is a folder, and a link.
 
     Names are kept in Arrow arrays: with millions of names, a sixth of the memory of Python strings.
     """
-    names, folders = [], []
+    names, folders, links = [], [], []
     with os.scandir(folder) as entries:
         for part in groups(entries, _LISTED_AT_ONCE):
             visible = [entry for entry in part if not entry.name.startswith(".")]
@@ -227,10 +250,13 @@ def _sorted_names(folder: str, skipped: Counter[str]) -> Iterator[tuple[str, boo
                 skipped[HIDDEN] += len(part) - len(visible)
             names.append(pa.array([os.fsencode(entry.name) for entry in visible], pa.large_binary()))
             folders.append(pa.array([_is_folder(entry) for entry in visible], pa.bool_()))
+            links.append(pa.array([entry.is_symlink() for entry in visible], pa.bool_()))
     if not names:
         return
-    table = pa.table({"name": pa.chunked_array(names), "folder": pa.chunked_array(folders)})
+    columns = {"name": names, "folder": folders, "link": links}
+    table = pa.table({name: pa.chunked_array(chunks) for name, chunks in columns.items()})
     order = pc.sort_indices(table, [("name", "ascending")])
     for start in range(0, len(order), _LISTED_AT_ONCE):
         part = table.take(order[start : start + _LISTED_AT_ONCE])
-        yield from zip(map(os.fsdecode, part["name"].to_pylist()), part["folder"].to_pylist(), strict=True)
+        flags = (part[name].to_pylist() for name in ("folder", "link"))
+        yield from zip(map(os.fsdecode, part["name"].to_pylist()), *flags, strict=True)

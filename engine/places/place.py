@@ -16,7 +16,7 @@ from hashlight.engine.places.uris import join, without_credentials
 
 # What a walk leaves out.
 HIDDEN = "hidden"
-LOOPS = "links to a folder above them"
+LISTED_ALREADY = "folders that are listed already"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +133,10 @@ class Place(abc.ABC):
     def walk(self, folder: str = "", *, skipped: Counter[str] | None = None) -> Iterator[Entry]:
         """Stream all files below a folder (none if it does not exist), in an order that depends on their names only.
 
-        Names are relative to the folder. Links to folders are followed. Left out are files and folders whose names
-        begin with a dot (`HIDDEN`), and links that lead back to a folder above them (`LOOPS`).
+        Names are relative to the folder. Links to folders are followed, and each folder is walked once: under its own
+        name if it lies below the one that is walked, otherwise under the first link to it. Left out are files and
+        folders whose names begin with a dot (`HIDDEN`), and folders that are walked under another name
+        (`LISTED_ALREADY`).
 
         Parameters
         ----------

@@ -27,7 +27,7 @@ from hashlight.engine.places.uris import split_name, without_credentials
 from hashlight.engine.storage.columns import check_columns
 from hashlight.engine.storage.manifest import ShardSpec, parse_shard, read_all
 from hashlight.engine.storage.shard import read_ids
-from hashlight.pipelines.building.shards import ShardJob, build_shard, is_whole
+from hashlight.pipelines.building.shards import ShardJob, build_shard, check_sidecar, is_whole
 from hashlight.pipelines.capacity.constants import bytes_per_code
 from hashlight.pipelines.codes.parts import Part, attribute_columns, cut_parts, list_parts, read_checked
 from hashlight.pipelines.codes.summary import read_summary
@@ -45,6 +45,7 @@ BUILD = JobKind(
     holds="unfinished build",
     identified_by=("codes", "shards"),
     remedy="run that build again to finish it, or delete {folder} to abandon it",
+    check=check_sidecar,
 )
 
 Progress = Callable[[int, int], None]
@@ -80,7 +81,7 @@ def build_collection(
     append : bool
         Add to the collection that is there, which must be of the same encoder and hold none of the ids.
     workers : int, optional
-        Shards built at once on this machine, one per core if left out. Each takes up to three times a shard's bytes.
+        Shards built at once, here or on a cluster; one per core if left out. Each takes up to three times its bytes.
     progress : callable, optional
         Called with (shards written, shards in all).
 
@@ -109,7 +110,7 @@ def build_collection(
         _begin(job, writer, _identity(corpus, shards, tables=tables), overwrite=overwrite)
         at_once = min(workers or usable_cores(), shards)
         tasks = _plan(job, corpus, shards, tables=tables, output=place.location, at_once=at_once)
-        _build(job, corpus, writer, tasks, at_once, progress or (lambda _done, _total: None))
+        _build(job, corpus, writer, tasks, workers, progress or (lambda _done, _total: None))
 
 
 def _open_writer(
@@ -177,19 +178,27 @@ def _refuse_repeated(ids: RepeatedIds, writer: CollectionWriter, *, append: bool
         refuse_repeated(ids.find(), where=f"{writer.place} and the codes" if old else "the codes")
     except ValueError as error:
         raise ValueError(
-            f"{error}. If they are other images, of a corpus that has the same name, encode them with `--ids name:NAME`"
+            f"{error}. If they are other images, of a corpus that has the same name or by chance the same hash, encode "
+            "them with `--ids name:NAME`, which names the corpus"
         ) from None
 
 
 def _build(
-    job: JobFolder, corpus: _Codes, writer: CollectionWriter, tasks: list[ShardJob], at_once: int, progress: Progress
+    job: JobFolder,
+    corpus: _Codes,
+    writer: CollectionWriter,
+    tasks: list[ShardJob],
+    workers: int | None,
+    progress: Progress,
 ) -> None:
-    with ray_session(num_cpus=at_once):
-        _write_shards(job, tasks, writer, progress)
+    with ray_session(num_cpus=min(workers or usable_cores(), len(tasks))):
+        _write_shards(job, tasks, writer, workers, progress)
     _commit(job, corpus, writer)
 
 
-def _write_shards(job: JobFolder, tasks: list[ShardJob], writer: CollectionWriter, progress: Progress) -> None:
+def _write_shards(
+    job: JobFolder, tasks: list[ShardJob], writer: CollectionWriter, workers: int | None, progress: Progress
+) -> None:
     """Write the unfinished shards."""
     import ray
 
@@ -202,7 +211,7 @@ def _write_shards(job: JobFolder, tasks: list[ShardJob], writer: CollectionWrite
     build = ray.remote(build_shard)
     for number, spec in specs.items():
         _add(job, writer, spec, number)
-    for task, spec in run_tasks(build.remote, waiting):
+    for task, spec in run_tasks(build.remote, waiting, max_running=workers):
         specs[task.number] = spec
         _add(job, writer, spec, task.number)
         progress(len(specs), len(tasks))

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
+import json
 import mmap
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -100,12 +102,29 @@ def build_shard(job: ShardJob) -> ShardSpec:
         spec = _write_shard(job, folder)
         chaos.step("build:shard-written", job.number)
     _finished(job)  # withdraws what cannot be used, which would take precedence
-    said = job.folder.publish(job.number, {"shard": asdict(spec)})
+    said = job.folder.publish(job.number, sidecar_of(spec))
     chaos.step("build:shard-done", job.number)
     published = parse_shard(said["shard"])
     if published.name != spec.name:
         place.remove(f"shards/{spec.name}")
     return published
+
+
+def sidecar_of(spec: ShardSpec) -> dict[str, Any]:
+    """Return what the sidecar of a finished shard says, with a checksum of it: it becomes part of a manifest."""
+    shard = asdict(spec)
+    return {"shard": shard, "sha256": _checksum(shard)}
+
+
+def check_sidecar(said: dict[str, Any]) -> None:
+    """Raise ValueError, LookupError, TypeError or AttributeError unless a sidecar says what `sidecar_of` says."""
+    parse_shard(said["shard"])
+    if said["sha256"] != _checksum(said["shard"]):
+        raise ValueError("it does not have its checksum")
+
+
+def _checksum(shard: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(shard, sort_keys=True).encode()).hexdigest()
 
 
 def is_whole(location: str, spec: ShardSpec) -> bool:

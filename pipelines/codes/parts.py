@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +23,43 @@ from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind, parse_object, sidecar_name
 
 PLAN = "plan.arrow"
+# Of a unit of work.
+STEPS = ("read", "decode", "encode", "write")
+
+
+def check_sidecar(said: dict[str, Any]) -> None:
+    """Raise ValueError, LookupError, TypeError or AttributeError unless the sidecar of a unit makes sense."""
+    counts = [said[name] for name in ("entries", "codes", "rejects", "bytes")]
+    counts += [*said["skipped"].values(), *said.get("hashes", {}).values()]
+    if not all(type(count) is int and 0 <= count < 2**64 for count in counts):
+        raise ValueError(f"expected numbers of 0 or more, got {counts}")
+    if not re.fullmatch("[0-9a-f]{64}", said["sha256"]):
+        raise ValueError(f"expected a SHA-256, got {said['sha256']!r}")
+    if not all(type(name) is str for name in said["left_out"]):
+        raise TypeError(f"expected names of attributes, got {said['left_out']!r}")
+    if not all(0 <= said["seconds"][step] < math.inf for step in STEPS):
+        raise ValueError(f"expected the seconds of each step, got {said['seconds']!r}")
+    if not all(0 <= int(row) < said["codes"] for row in said.get("hashes", {})):
+        raise ValueError("expected hashes of rows of the part")
+    rows = [_row_of_reject(reject) for reject in said["rejected"]]
+    if len(rows) != said["rejects"] or rows != sorted(set(rows)) or (rows and rows[-1] >= said["codes"] + len(rows)):
+        raise ValueError(f"expected {said['rejects']} rejects of distinct rows, got rows {rows[:10]}")
+
+
+def _row_of_reject(reject: dict[str, Any]) -> int:
+    row, id_ = reject["row"], reject["id"]
+    if type(row) is not int or row < 0 or type(id_) is not int or not 0 <= id_ < 2**63:
+        raise ValueError(f"expected the row and the id of a reject, got {row!r} and {id_!r}")
+    for name in ("uri", "kind", "reason"):
+        reject[name].encode()
+    return row
+
+
 CODES = JobKind(
     holds="codes",
     identified_by=("corpus", "encoder"),
     entries=("codes.json", "parts", "attempts", "rejects.parquet", "stats.json", "encoder", PLAN),
+    check=check_sidecar,
 )
 FEATURES_COLUMN = "features"
 THUMBNAIL_COLUMN = "thumbnail"

@@ -92,10 +92,10 @@ def _listed_columns(file: File) -> tuple[list[str], pa.Schema]:
     try:
         with open_place(file.uri).open() as raw, pq.ParquetFile(raw) as table:
             schema = table.schema_arrow
-    except (pa.ArrowException, OSError) as error:
+            names = [name for name in schema.names if name != IMAGE_COLUMN]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{where} is not a readable Parquet file: {error}") from error
     images = schema.field(IMAGE_COLUMN).type if IMAGE_COLUMN in schema.names else None
-    names = [name for name in schema.names if name != IMAGE_COLUMN]
     by_uri = images is None and "uri" in names and _is_text(schema.field("uri").type)
     if not by_uri and not _holds_bytes(images):
         raise PipelineError(
@@ -132,6 +132,7 @@ def _list_rows(file: File, ids: IdRule) -> Iterator[pa.Table]:
                     yield _entries_of(None, rows, start, file, ids, ends)
                 return
             for batch in parquet.iter_batches(CHUNK_ENTRIES, columns=names):
+                batch.validate(full=True)  # a text that is not UTF-8
                 yield _entries_of(pa.Table.from_batches([batch]), len(batch), first, file, ids, ends)
                 first += len(batch)
     except (pa.ArrowException, OSError) as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import logging
 import tarfile
 from array import array
 from collections import Counter
@@ -48,12 +49,15 @@ from hashlight.pipelines.corpora.listing import (
 )
 from hashlight.pipelines.corpora.reasons import reworded
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _ATTRIBUTE_OF = {"cls": "label", "txt": "txt", "json": "json"}
 ATTRIBUTES = tuple(_ATTRIBUTE_OF.values())
 # Limit on a text; images have a limit of their own.
 _MAX_TEXT_BYTES = 1_000_000
-# Images of one sample in memory at a time: a folder of photographs may have one name up to the first dot.
+# Images of one sample in memory at a time: a folder of photographs may have one name up to the first dot. Of larger
+# samples the texts that describe all their images are read beforehand.
 _MAX_SAMPLE_BYTES = 64 << 20
 # Images looked at to find out which attributes a corpus has.
 _LOOKED_AT = 1000
@@ -117,13 +121,25 @@ class _Group:
     """Files in a row whose names agree up to the first dot, `key`: images and the texts that describe them."""
 
     key: str
+    number: int = 0
     images: list[Sample] = field(default_factory=list)
     texts: list[_Text] = field(default_factory=list)
     num_bytes: int = 0
+    has_shared_texts: bool = False
 
     def add(self, image: Sample) -> None:
         self.images.append(image)
         self.num_bytes += len(image.data) if isinstance(image.data, bytes) else 0
+
+    def add_text(self, text: _Text) -> None:
+        """Add a text, unless it was read beforehand."""
+        if not (self.has_shared_texts and _stem(text.name) == self.key):
+            self.texts.append(text)
+
+    def share(self, texts: list[_Text]) -> None:
+        """Take all texts that describe all images, before the shard comes to them."""
+        self.texts = [text for text in self.texts if _stem(text.name) != self.key] + texts
+        self.has_shared_texts = True
 
     def is_full(self, name: str) -> bool:
         """Whether the images are to be taken before that of another name is added."""
@@ -336,6 +352,7 @@ def read_shard(
     """
     counts: Counter[str] = Counter() if skipped is None else skipped
     group = _Group("")
+    ahead: dict[int, list[_Text]] | None = None
     damage: OSError | None = None
     try:
         with _open(uri, start) as shard:
@@ -344,13 +361,16 @@ def read_shard(
                     continue
                 if (key := _key(member.name)) != group.key:
                     yield from group.end(counts)
-                    group = _Group(key)
+                    group = _Group(key, group.number + 1)
                 if _is_image(member.name):
                     if group.is_full(member.name):
+                        ahead = _texts_of_large_samples(uri, start, stop) if ahead is None else ahead
+                        if not group.has_shared_texts:
+                            group.share(ahead.get(group.number, []))
                         yield from group.take()
                     group.add(Sample(member.name, _image(shard, member, max_image_bytes)))
                 else:
-                    group.texts.append(_Text(member.name, _read(shard, member).decode(errors="replace").strip()))
+                    group.add_text(_text(shard, member))
     except ReadFailedError:
         raise
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -367,6 +387,38 @@ def _members(shard: tarfile.TarFile, stop: int = -1) -> Iterator[tarfile.TarInfo
         shard.members.clear()  # type: ignore[attr-defined]  # typeshed leaves it out
         if 0 <= stop <= shard.offset:
             return
+
+
+def _texts_of_large_samples(uri: str, start: int, stop: int) -> dict[int, list[_Text]]:
+    """Read what describes all images of a sample, of those in a range too large for memory, by their numbers there.
+
+    Of a damaged shard, what comes before the damage.
+    """
+    found: dict[int, list[_Text]] = {}
+    key, number, num_bytes = "", 0, 0
+    texts: list[_Text] = []
+    try:
+        with _open(uri, start) as shard:
+            for member in _members(shard, stop):
+                if member.isdir() or not _is_wanted(member, Counter()):
+                    continue
+                if _key(member.name) != key:
+                    key, number, num_bytes, texts = _key(member.name), number + 1, 0, []
+                if _is_image(member.name):
+                    num_bytes += member.size
+                elif _stem(member.name) == key:
+                    texts.append(_text(shard, member))
+                if num_bytes > _MAX_SAMPLE_BYTES:
+                    found[number] = texts
+    except ReadFailedError:
+        raise
+    except (tarfile.TarError, EOFError, OSError) as error:
+        logger.debug("%s is damaged after the texts that were read: %s", without_credentials(uri), error)
+    return found
+
+
+def _text(shard: tarfile.TarFile, member: tarfile.TarInfo) -> _Text:
+    return _Text(member.name, _read(shard, member).decode(errors="replace").strip())
 
 
 def _is_wanted(member: tarfile.TarInfo, skipped: Counter[str]) -> bool:

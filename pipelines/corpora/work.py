@@ -27,7 +27,9 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 from numpy.typing import NDArray
 
+from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.ids import RepeatedIds
+from hashlight.engine.places.files import remove_leftovers
 from hashlight.engine.places.opening import open_place, open_target
 from hashlight.engine.places.uris import is_local, normalise, split_name, without_credentials
 from hashlight.pipelines.corpora.corpus import open_listing, refuse_empty
@@ -39,15 +41,17 @@ from hashlight.pipelines.corpora.ids import (
     settle_ids,
     with_ids,
 )
-from hashlight.pipelines.corpora.listing import GROUP, SHARDS, SOURCE, Listing
-from hashlight.pipelines.corpora.webdataset import divided
+from hashlight.pipelines.corpora.listing import BASE_SCHEMA, GROUP, IMAGES, ROW, SHARDS, SOURCE, Listing
+from hashlight.pipelines.corpora.webdataset import START, STOP, divided
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.jobs.folder import parse_object
 
 UNIT_IMAGES = 2000
 SUFFIX = ".arrow"
 # Where a unit lies in the file: its offset and its lengths. (A Parquet footer, once read, has 4.5 kB a row group.)
 INDEX_BYTES = 24
 _METADATA, _NUMBER, _UNITS = b"hashlight", b"unit", (b"numbers", b"digests", b"firsts", b"groups")
+_MAX_NUMBER = 2**63 - 1
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 Progress = Callable[[int], None]
@@ -122,28 +126,45 @@ def plan_work(
     ------
     PipelineError
         If the corpus has no images, an image is listed twice, or an id that it was given occurs twice.
+
+    Notes
+    -----
+    What killed calls with the same `output` left beside it is removed, so two at once are in each other's way.
     """
     if unit_images < 1:
         raise ValueError(f"`unit_images` must be at least 1, got {unit_images}")
     folder, file = split_name(normalise(output))
     target = open_target(folder)
+    if target.local:
+        remove_leftovers(target.local, file)
     listing = open_listing(corpus, ids)
-    with target.scratch(file) as aside:
-        summary = _write(listing, aside, unit_images, progress or (lambda _entries: None))
+    with target.scratch(file) as aside, target.scratch(file) as draft:
+        summary = _write(listing, aside, draft, unit_images, progress or (lambda _entries: None))
         target.put_file(file, aside)
     return summary
 
 
 def read_work(work: str | Path) -> WorkSummary | None:
-    """Return the summary of a work list; None if `work` is something else, such as a corpus."""
+    """Return the summary of a work list; None if `work` is something else, such as a corpus.
+
+    Raises
+    ------
+    PipelineError
+        If it is a file with the name of a work list, and not a readable one.
+    """
     uri = normalise(work)
     if not without_credentials(uri).endswith(SUFFIX) or (is_local(uri) and not Path(uri).is_file()):
         return None
     try:
-        with open_place(uri).open() as raw:
-            return WorkList(raw).summary
-    except (pa.ArrowException, OSError, PipelineError):
+        raw = open_place(uri).open()
+    except FileNotFoundError:
         return None
+    except ReadFailedError:
+        raise
+    except OSError as error:
+        raise PipelineError(f"{without_credentials(uri)} cannot be read: {error}") from error
+    with raw:
+        return WorkList(raw, without_credentials(uri)).summary
 
 
 class Units(NamedTuple):
@@ -171,19 +192,31 @@ class Units(NamedTuple):
 class WorkList:
     """An open work list, whose units are read by their places. Not to be shared between threads.
 
+    No value of the file is trusted: Arrow would, and may end the process if one is wrong.
+
+    Parameters
+    ----------
+    raw : file
+    where : str
+        Its path or URI, for messages.
+
     Raises
     ------
     PipelineError
-        If the file is not a work list.
+        If the file is not a work list, or is damaged: here, or when a damaged unit is read.
     """
 
-    def __init__(self, raw: pa.NativeFile) -> None:
-        self._file = pa.ipc.open_file(raw)
-        self.summary = _summary_of(self._file)
+    def __init__(self, raw: pa.NativeFile, where: str) -> None:
+        self._where = where
+        with self._checked():
+            self._file = pa.ipc.open_file(raw)
+            self.summary = _summary_of(self._file)
+        self._required = BASE_SCHEMA.names + [START, STOP] * (self.summary.kind == SHARDS)
 
     def read(self, place: int) -> pa.Table:
         """Return the entries of a unit."""
-        return pa.Table.from_batches([self._file.get_batch(place)])
+        with self._checked():
+            return self._entries(self._file.get_batch(place))
 
     def read_all(self) -> Iterator[pa.Table]:
         """Read the entries of all units."""
@@ -191,15 +224,49 @@ class WorkList:
 
     def read_numbered(self, place: int) -> tuple[int, pa.Table]:
         """Return the number of a unit and its entries."""
-        found = self._file.get_batch_with_custom_metadata(place)
-        return int(found.custom_metadata[_NUMBER]), pa.Table.from_batches([found.batch])
+        with self._checked():
+            found = self._file.get_batch_with_custom_metadata(place)
+            number = int(found.custom_metadata[_NUMBER])
+            if not 0 <= number <= _MAX_NUMBER:
+                raise ValueError(f"expected 0 to {_MAX_NUMBER} for the number of a unit, got {number}")
+            return number, self._entries(found.batch)
 
     def units(self) -> Units:
         """Return what the list says of all units."""
-        last = self._file.get_batch_with_custom_metadata(self.summary.units)
-        columns = (base64.b64decode(last.custom_metadata[name]) for name in _UNITS)
-        kinds = ("<i8", "<u8", "<i8", "<i8")
-        return Units(*(np.frombuffer(column, kind) for column, kind in zip(columns, kinds, strict=True)))
+        with self._checked():
+            last = self._file.get_batch_with_custom_metadata(self.summary.units)
+            columns = (base64.b64decode(last.custom_metadata[name], validate=True) for name in _UNITS)
+            kinds = ("<i8", "<u8", "<i8", "<i8")
+            units = Units(*(np.frombuffer(column, kind) for column, kind in zip(columns, kinds, strict=True)))
+            if {len(column) for column in units} != {self.summary.units}:
+                raise ValueError(f"expected {self.summary.units} numbers, hashes, ids and groups of units")
+            if units.numbers.min() < 0 or len(np.unique(units.numbers)) < len(units.numbers):
+                raise ValueError("the numbers of its units are not distinct, or below 0")
+            return units
+
+    def _entries(self, batch: pa.RecordBatch) -> pa.Table:
+        batch.validate(full=True)
+        if not batch.num_rows or (self.summary.kind == SHARDS and batch.num_rows > 1):
+            raise ValueError(f"a unit has {batch.num_rows} entries")
+        if any(batch.column(name).null_count for name in self._required):
+            raise ValueError("an entry lacks a value")
+        ids_N, rows_N = batch.column("id").to_numpy(), batch.column(ROW).to_numpy()
+        if ids_N.min() < 0 or rows_N.min() < -1:
+            raise ValueError(f"expected ids of 0 or more and rows of -1 or more, got {ids_N.min()} and {rows_N.min()}")
+        return pa.Table.from_batches([batch])
+
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except ReadFailedError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError) as error:
+            raise PipelineError(
+                f"{self._where} is not a readable work list ({error}): list the corpus again with `hashlight "
+                "plan-work`; if it is the plan of an encode job, delete it and encode again as before, which keeps "
+                "what is finished"
+            ) from error
 
 
 class WorkWriter:
@@ -256,11 +323,37 @@ def _summary_of(file: pa.ipc.RecordBatchFileReader) -> WorkSummary:
     count = file.num_record_batches
     said = file.get_batch_with_custom_metadata(count - 1).custom_metadata if count else None
     if said is None or _METADATA not in said:
-        raise PipelineError("the file is not a work list: `hashlight plan-work` writes one")
-    return WorkSummary(**json.loads(said[_METADATA]))
+        raise ValueError("it has no summary")
+    summary = WorkSummary(**parse_object(said[_METADATA]))
+    _check_summary(summary)
+    names = file.schema.names
+    if summary.units != count - 1:
+        raise ValueError(f"it has {count - 1} units, its summary says {summary.units}")
+    if pa.schema(list(file.schema)[: len(BASE_SCHEMA)]) != BASE_SCHEMA or len(set(names)) < len(names):
+        raise ValueError(f"expected the columns {', '.join(BASE_SCHEMA.names)} and others, got {file.schema}")
+    if names != (summary.columns if summary.kind == IMAGES else [*BASE_SCHEMA.names, START, STOP]):
+        raise ValueError(f"it has the columns {names}, its summary says {summary.columns}")
+    return summary
 
 
-def _write(listing: Listing, path: Path, unit_images: int, progress: Progress) -> WorkSummary:
+def _check_summary(summary: WorkSummary) -> None:
+    """Raise ValueError or TypeError unless a summary has the values that it must have."""
+    texts = (summary.corpus, summary.kind, summary.digest, summary.ids, summary.name, *summary.skipped)
+    counts = (summary.units, 0 if summary.images is None else summary.images, *summary.skipped.values())
+    if not all(isinstance(text, str) for text in (*texts, *summary.columns)):
+        raise TypeError(f"expected names in its summary, got {summary}")
+    if not all(type(count) is int and count >= 0 for count in counts) or not summary.units:
+        raise ValueError(f"expected numbers of images, units and files in its summary, got {summary}")
+    if summary.kind not in (IMAGES, SHARDS) or (summary.images is None) != (summary.kind == SHARDS):
+        raise ValueError(f"expected images, or shards whose images are not known, in its summary, got {summary}")
+    if IdRule.parse(summary.ids, summary.name) != summary.id_rule:
+        raise ValueError(f"expected what ids are made from in its summary, got {summary.ids!r}")
+    if len(set(summary.columns)) < len(summary.columns) or summary.columns[: len(BASE_SCHEMA)] != BASE_SCHEMA.names:
+        raise ValueError(f"expected the columns {', '.join(BASE_SCHEMA.names)} and others, got {summary.columns}")
+
+
+def _write(listing: Listing, path: Path, draft: Path, unit_images: int, progress: Progress) -> WorkSummary:
+    """Write a work list to `path`; `draft` keeps it meanwhile if ids have to be settled."""
     entries = listing.chunks()
     units = divided(entries, unit_images, listing.ids) if listing.kind == SHARDS else cut(entries, unit_images)
     with RepeatedIds() as ids:
@@ -268,11 +361,9 @@ def _write(listing: Listing, path: Path, unit_images: int, progress: Progress) -
         repeated = ids.find()
     refuse_repeated_images(repeated, lambda: _read_units(path), corpus=listing.corpus, are_hashes=not listing.has_ids)
     if moved := settle_ids(repeated, lambda: _read_units(path)):
-        draft = path.with_name(f"{path.name}.draft")
         path.rename(draft)
         settled = (with_ids(unit, inside) for unit, inside in each_moved(_read_units(draft), moved))
         summary = _write_units(listing, settled, path)
-        draft.unlink()
     return summary
 
 
@@ -307,7 +398,7 @@ def _counted(units: Iterator[pa.Table], ids: RepeatedIds, progress: Progress) ->
 
 def _read_units(path: Path) -> Iterator[pa.Table]:
     with pa.memory_map(str(path)) as raw:
-        yield from WorkList(raw).read_all()
+        yield from WorkList(raw, str(path)).read_all()
 
 
 class Digest:

@@ -1,40 +1,28 @@
-"""The images of a corpus in this process, for training and evaluation; jobs decode in guarded processes."""
+"""The images of a corpus, or single ones, decoded in a guarded process for jobs that run in this one."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from numpy.typing import NDArray
 
-from hashlight.encoders.data.images import decode_image
+from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
-from hashlight.encoders.errors import ImageError, ImageLimitError
+from hashlight.encoders.errors import ImageError
 from hashlight.pipelines.corpora.corpus import read_images
-from hashlight.pipelines.corpora.reasons import FORMAT, LIMIT, reason_of
+from hashlight.pipelines.corpora.reasons import Reason
+from hashlight.pipelines.decoding.pool import DecodePool
+from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.jobs.errors import PipelineError
 
 logger = logging.getLogger(__name__)
 
-# Limit on the decoded images of a batch; a photograph of 12 megapixels takes 36 MB.
-MAX_BATCH_PIXELS = 32_000_000
-_ENCODE_BATCH = 512
-
-
-def decode_entry(data: bytes | OSError) -> Image.Image:
-    """Decode the result of `read_images` for one entry.
-
-    Raises
-    ------
-    ImageError
-        If the image could not be read or cannot be decoded.
-    """
-    if isinstance(data, OSError):
-        raise ImageError(f"unreadable: {data}")
-    return decode_image(data)
+# Where only whether an image can be decoded is asked.
+_ONE_PIXEL = Preprocessing(size=1, channels=1, mean=(0.5,), std=(0.5,), interpolation="nearest")
 
 
 def readable_images(entries: pa.Table) -> tuple[pa.Table, list[bytes]]:
@@ -48,62 +36,84 @@ def readable_images(entries: pa.Table) -> tuple[pa.Table, list[bytes]]:
     good: list[int] = []
     encoded: list[bytes] = []
     kinds: Counter[str] = Counter()
-    for row, data in enumerate(read_images(entries)):
-        if _image_or_none(data, entries, row, kinds) is not None and not isinstance(data, OSError):
-            good.append(row)
-            encoded.append(data)
+    # Read, and not decoded yet.
+    waiting: dict[int, bytes | OSError] = {}
+
+    def images() -> Iterator[bytes | OSError]:
+        for row, data in enumerate(read_images(entries)):
+            waiting[row] = data
+            yield data
+
+    with DecodePool(_ONE_PIXEL) as pool:
+        for batch in pool.decode(images()):
+            for row in batch.good.tolist():
+                data = waiting.pop(row)
+                assert isinstance(data, bytes), "only bytes can be decoded"
+                good.append(row)
+                encoded.append(data)
+            for row in batch.reasons:
+                del waiting[row]
+            _tell(entries, batch.reasons, kinds)
     _account(entries, len(good), kinds)
     return entries.take(np.array(good)), encoded
 
 
-def batches(images: Iterable[tuple[int, Image.Image]], size: int) -> Iterator[list[tuple[int, Image.Image]]]:
-    """Gather (row, image) into batches of at most `size` images and about `MAX_BATCH_PIXELS` pixels."""
-    batch: list[tuple[int, Image.Image]] = []
-    pixels = 0
-    for row, image in images:
-        batch.append((row, image))
-        pixels += image.width * image.height
-        if len(batch) == size or pixels >= MAX_BATCH_PIXELS:
-            yield batch
-            batch, pixels = [], 0
-    if batch:
-        yield batch
-
-
 def encode_entries(model: HashEncoder, entries: pa.Table) -> tuple[pa.Table, EncoderOutput]:
-    """Encode a listing in this process, a batch at a time; return the good entries and their output.
+    """Encode a listing with a model in this process, a batch at a time; return the good entries and their output.
 
     Raises
     ------
     PipelineError
         If no image can be decoded.
     """
-    good: list[int] = []
+    good: list[NDArray[np.int64]] = []
     outputs = []
     kinds: Counter[str] = Counter()
-    for batch in batches(_decoded(entries, kinds), _ENCODE_BATCH):
-        good.extend(row for row, _ in batch)
-        outputs.append(model.encode_all([image for _, image in batch]))
-    _account(entries, len(good), kinds)
-    return entries.take(np.array(good)), EncoderOutput(*(np.concatenate(part) for part in zip(*outputs, strict=True)))
+    with DecodePool(model.config.preprocessing) as pool:
+        for batch in pool.decode(read_images(entries)):
+            if len(batch.good):
+                good.append(batch.good)
+                outputs.append(model.encode_pixels(batch.pixels))
+            _tell(entries, batch.reasons, kinds)
+    _account(entries, sum(map(len, good)), kinds)
+    output = EncoderOutput(*(np.concatenate(part) for part in zip(*outputs, strict=True)))
+    return entries.take(np.concatenate(good)), output
 
 
-def _decoded(entries: pa.Table, kinds: Counter[str]) -> Iterator[tuple[int, Image.Image]]:
-    for row, data in enumerate(read_images(entries)):
-        image = _image_or_none(data, entries, row, kinds)
-        if image is not None:
-            yield row, image
+def decode_one(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> NDArray[np.uint8]:
+    """Return the pixels (size, size, channels) of one image.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be decoded.
+    """
+    with DecodePool(preprocessing, batch_size=1, limits=DecodeLimits(pixels=max_pixels)) as pool:
+        [batch] = [(batch.pixels.copy(), batch.reasons) for batch in pool.decode([data])]
+    pixels_NHWC, reasons = batch
+    if reasons:
+        raise ImageError(reasons[0].words)
+    pixels_HWC: NDArray[np.uint8] = pixels_NHWC[0]
+    return pixels_HWC
 
 
-def _image_or_none(data: bytes | OSError, entries: pa.Table, row: int, kinds: Counter[str]) -> Image.Image | None:
-    """Decode an entry; if that fails, log why and count the kind of the reject."""
-    try:
-        return decode_entry(data)
-    except ImageError as error:
-        logger.warning("left out %s: %s", entries["uri"][row], error)
-        limited = LIMIT if isinstance(error, ImageLimitError) else FORMAT
-        kinds[reason_of(data).kind if isinstance(data, OSError) else limited] += 1
-        return None
+def thumbnails(images: Sequence[bytes], *, side: int, max_pixels: int) -> list[bytes | None]:
+    """Return a JPEG of each image with this longest side, in order; None for what cannot be decoded."""
+    found: list[bytes | None] = []
+    if not images:
+        return found
+    with DecodePool(_ONE_PIXEL, batch_size=16, thumbnail=side, limits=DecodeLimits(pixels=max_pixels)) as pool:
+        for batch in pool.decode(images):
+            by_row = dict(zip(batch.good.tolist(), batch.thumbnails, strict=True))
+            found += [by_row.get(row) for row in range(batch.first, batch.first + len(by_row) + len(batch.reasons))]
+    return found
+
+
+def _tell(entries: pa.Table, reasons: Mapping[int, Reason], kinds: Counter[str]) -> None:
+    """Log why entries are left out, and count them by kind."""
+    for row, (kind, words) in reasons.items():
+        logger.warning("left out %s: %s", entries["uri"][row], words)
+        kinds[kind] += 1
 
 
 def _account(entries: pa.Table, num_good: int, kinds: Counter[str]) -> None:

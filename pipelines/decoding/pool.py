@@ -11,6 +11,8 @@ not mistaken for a later one.
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import json
 import os
 import queue
@@ -25,6 +27,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.engine.places.failures import TooManyBytesError
@@ -55,8 +58,10 @@ _DEATHS_OF_AN_IMAGE = 2
 # Kills while the same image is at hand, with pauses that double in between: 0.75 s for other processes to make room.
 _KILLS_OF_AN_IMAGE = 5
 _FIRST_PAUSE_S = 0.05
-# Kills in a row without an image decoded in between.
+# After so many kills in a row without an image decoded in between, an image that is known to be good is tried: the
+# images may be at fault, however many they are, or the machine.
 _MAX_KILLS = 10
+_KNOWN_GOOD_SIDE = 2000
 _MAX_SLOT_BYTES = (1 << 31) - 1
 _KINDS = {REJECTED: reasons.FORMAT, LIMITED: reasons.LIMIT, KILLED: reasons.KILLED, LATE: reasons.LIMIT}
 
@@ -104,7 +109,8 @@ class Decoder:
         self._task = DecodeTask(
             preprocessing=preprocessing.to_dict(),
             batch_size=batch_size,
-            slots=SLOTS,
+            # One for the image that is known to be good.
+            slots=SLOTS + 1,
             encoded_bytes=MAX_ENCODED_BYTES,
             thumbnail=thumbnail,
             limit_seconds=limits.seconds,
@@ -114,7 +120,7 @@ class Decoder:
         if layout.itemsize > _MAX_SLOT_BYTES:
             raise ValueError(f"`batch_size` {batch_size} needs {layout.itemsize:,} bytes: choose a smaller one")
         self._memory = os.memfd_create("hashlight-decode")
-        os.ftruncate(self._memory, layout.itemsize * SLOTS)
+        os.ftruncate(self._memory, layout.itemsize * self._task.slots)
         self.slots = self._task.map(self._memory)
         self.slots["current"] = -1
         self._lock = threading.Lock()
@@ -196,11 +202,14 @@ class Decoder:
         decoded = sum(_num_decoded(self.slots[sent]) for sent in self._sent)
         self._kills_in_a_row = self._kills_in_a_row + 1 if decoded == self._decoded_before else 1
         self._decoded_before = decoded
-        if self._kills_in_a_row > _MAX_KILLS:
+        # Requests from before a kill may come before that image.
+        if slot == SLOTS or self._kills_in_a_row > 2 * _MAX_KILLS:
             raise PipelineError(
                 f"the decoding process was killed {self._kills_in_a_row} times in a row: is the machine out of memory? "
                 "Try fewer --actors, or a smaller --decode-memory"
             )
+        if self._kills_in_a_row >= _MAX_KILLS and SLOTS not in self._sent:
+            self._try_known_good()
         self._kills[slot, row] += 1
         count = self._kills[slot, row]
         if slot >= 0 and count == _KILLS_OF_AN_IMAGE:
@@ -208,6 +217,18 @@ class Decoder:
             self._reject(slot, row, KILLED, f"{words}: is the memory enough for it?")
             return 0.0
         return _FIRST_PAUSE_S * float(1 << min(count - 1, 3))
+
+    def _try_known_good(self) -> None:
+        """Put an image that can be decoded before all others; once it is, kills are counted anew."""
+        for counts in (self._deaths, self._kills):
+            counts.pop((SLOTS, 0), None)
+        fill(
+            self.slots[SLOTS],
+            [_known_good()],
+            max_pixels=_KNOWN_GOOD_SIDE**2,
+            wall_s=DecodeLimits(seconds=self._task.limit_seconds).wall_seconds,
+        )
+        self._sent.appendleft(SLOTS)
 
     def _send_again(self) -> None:
         """Send again everything that the dead worker did not answer."""
@@ -257,6 +278,14 @@ class Decoder:
         os.close(self._answers)
         self._process.kill()
         self._process.wait()
+
+
+@functools.cache
+def _known_good() -> bytes:
+    """Return a photograph's worth of pixels, as a JPEG."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (_KNOWN_GOOD_SIDE, _KNOWN_GOOD_SIDE), (90, 120, 150)).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 class DecodePool:

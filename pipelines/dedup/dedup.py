@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray, check_radius
 from hashlight.engine.collection.bounded import search_bounded
+from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.kernels.components import find_roots, join_edges
 from hashlight.engine.places.opening import open_place
@@ -48,6 +49,7 @@ from hashlight.engine.storage.manifest import Manifest, ShardSpec, holding_live
 from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
 from hashlight.pipelines.jobs import chaos
+from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind
 from hashlight.pipelines.jobs.nodes import look_at_collection, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
@@ -64,10 +66,18 @@ _MAX_HITS = 4 * _WANTED_HITS
 # Pairs in memory at a time, 80 MB.
 _PAIRS_AT_ONCE = 4_000_000
 
+
+def check_sidecar(said: dict[str, Any]) -> None:
+    """Raise ValueError or LookupError unless the sidecar of two shards has the number of their pairs."""
+    if type(said["pairs"]) is not int or said["pairs"] < 0:
+        raise ValueError(f"expected a number of pairs, got {said['pairs']!r}")
+
+
 NEAR_DUPLICATES = JobKind(
     holds="near-duplicates",
     identified_by=("collection", "radius"),
     entries=("dedup.json", "gallery.html", "clusters.parquet", "pairs"),
+    check=check_sidecar,
 )
 
 Progress = Callable[[int, int], None]
@@ -127,7 +137,7 @@ def find_duplicates(
     radius : int
         Inclusive.
     workers : int, optional
-        Pairs of shards joined at once on this machine; one per core if left out.
+        Pairs of shards joined at once, on this machine or a cluster; one per core if left out.
     overwrite : bool
         Replace what another job left there.
     progress : callable, optional
@@ -146,7 +156,7 @@ def find_duplicates(
         job = JoinJob(place.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
         with folder.place.lock():
             folder.begin({**asdict(job), "collection": str(place)}, overwrite=overwrite)
-            _join_all(job, folder, live.shards, workers or usable_cores(), progress or (lambda _done, _total: None))
+            _join_all(job, folder, live.shards, workers, progress or (lambda _done, _total: None))
             return _finish(job, folder, live)
 
 
@@ -163,7 +173,9 @@ def _finish(job: JoinJob, folder: JobFolder, live: Manifest) -> DedupSummary:
     return summary
 
 
-def _join_all(job: JoinJob, folder: JobFolder, shards: tuple[ShardSpec, ...], workers: int, progress: Progress) -> None:
+def _join_all(
+    job: JoinJob, folder: JobFolder, shards: tuple[ShardSpec, ...], workers: int | None, progress: Progress
+) -> None:
     pairs = list(enumerate(itertools.combinations_with_replacement(range(len(shards)), 2)))
     finished = {unit for unit, _ in folder.done()}
     waiting = [(unit, pair) for unit, pair in pairs if unit not in finished]
@@ -171,7 +183,7 @@ def _join_all(job: JoinJob, folder: JobFolder, shards: tuple[ShardSpec, ...], wo
     progress(done, len(pairs))
     if not waiting:
         return
-    with ray_session(num_cpus=min(workers, len(waiting))):
+    with ray_session(num_cpus=min(workers or usable_cores(), len(waiting))):
         import ray
 
         refuse_unshared([look_at_collection(job.collection, shards)], {"--output": folder.place.location})
@@ -181,7 +193,7 @@ def _join_all(job: JoinJob, folder: JobFolder, shards: tuple[ShardSpec, ...], wo
             unit, (first, second) = item
             return join.remote(job, folder, unit, (first, second), shards[first], shards[second])
 
-        for _ in run_tasks(submit, waiting):
+        for _ in run_tasks(submit, waiting, max_running=workers):
             done += 1
             progress(done, len(pairs))
 
@@ -269,7 +281,8 @@ def _write_table(place: Place, name: str, tables: Iterator[pa.Table], schema: pa
     """Write a Parquet file that appears in one step; return the number of its rows."""
     rows = 0
     with place.scratch(name) as aside:
-        with pq.ParquetWriter(aside, schema, use_dictionary=["distance", "cluster", "representative"]) as writer:
+        dictionaries = ["distance", "cluster", "representative"]
+        with pq.ParquetWriter(aside, schema, use_dictionary=dictionaries, write_page_checksum=True) as writer:
             for table in tables:
                 writer.write_table(table.combine_chunks())
                 rows += len(table)
@@ -325,14 +338,32 @@ def _read_pairs(files: Sequence[str | Path]) -> Iterator[tuple[IdArray, IdArray]
     """Read the ids of all pairs, about `_PAIRS_AT_ONCE` at a time."""
     waiting: list[pa.Table] = []
     for path in files:
-        with open_place(path).open() as raw, pq.ParquetFile(raw) as file:
-            for group in range(file.num_row_groups):
-                waiting.append(file.read_row_group(group, columns=["id_a", "id_b"]))
-                if sum(map(len, waiting)) >= _PAIRS_AT_ONCE:
-                    yield _ids_of(waiting)
-                    waiting = []
+        for table in _tables_of(path):
+            waiting.append(table)
+            if sum(map(len, waiting)) >= _PAIRS_AT_ONCE:
+                yield _ids_of(waiting)
+                waiting = []
     if waiting:
         yield _ids_of(waiting)
+
+
+def _tables_of(path: str | Path) -> Iterator[pa.Table]:
+    """Read the ids of the pairs in a file, a row group at a time, checked for sense."""
+    place = open_place(path)
+    try:
+        with place.open() as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["id_a", "id_b"])
+                table.validate(full=True)
+                if table.schema.types != [pa.int64(), pa.int64()] or any(c.null_count for c in table.columns):
+                    raise ValueError(f"expected pairs of ids, got {table.schema}")
+                yield table
+    except ReadFailedError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError) as error:
+        raise PipelineError(
+            f"{place} is not readable as pairs ({error}): find them again with `hashlight dedup --overwrite`"
+        ) from error
 
 
 def _ids_of(tables: list[pa.Table]) -> tuple[IdArray, IdArray]:

@@ -48,7 +48,7 @@ from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import BUCKET_SCHEMES, is_local, normalise, without_credentials
 from hashlight.pipelines.codes.encoder import load_encoder, save_encoder
-from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, PLAN, THUMBNAIL_COLUMN, part_name
+from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, PLAN, STEPS, THUMBNAIL_COLUMN, part_name
 from hashlight.pipelines.codes.summary import SUMMARY, EncodeSummary
 from hashlight.pipelines.corpora.listing import SOURCE, told
 from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, RETRIED
@@ -59,7 +59,7 @@ from hashlight.pipelines.encoding.blocks import cut_into_blocks
 from hashlight.pipelines.encoding.plan import put_plan
 from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, units_to_retry, write_rejects
 from hashlight.pipelines.encoding.settling import settle_repeated
-from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings
+from hashlight.pipelines.encoding.units import EncodeUnits, UnitSettings, num_of_the_moment
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder
 from hashlight.pipelines.jobs.nodes import look, refuse_unshared
@@ -84,6 +84,9 @@ class EncodeProgress:
     images_total : int or None
         None for shards, whose images are known only once they are read.
     rejects : int
+    of_the_moment : int
+        Those of the rejects that are tried again when all units are finished; until then they do not count against the
+        budget.
     images_per_s : float
         Of this run, from its first unit on; 0 until then.
     seconds : dict of str to float
@@ -96,6 +99,7 @@ class EncodeProgress:
     images: int
     images_total: int | None
     rejects: int
+    of_the_moment: int = 0
     images_per_s: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
@@ -248,7 +252,7 @@ def _finished_job(folder: JobFolder, corpus: str | Path, encoder: str | Path) ->
     name = without_credentials(normalise(corpus)) if work is None else work.corpus
     folder.begin({**identity, "corpus": name, "encoder": load_encoder(encoder).fingerprint}, overwrite=False)
     with folder.place.open(PLAN) as raw:
-        work_list = WorkList(raw)
+        work_list = WorkList(raw, folder.place.path(PLAN))
         job = _Job(folder, identity, work_list.summary, work_list.units())
     if left := len(set(job.numbers) - set(folder.units())):
         raise PipelineError(
@@ -303,10 +307,10 @@ def _plan(
         if overwrite:
             folder.clear()
         folder.begin(identity, overwrite=False)
-        put_plan(output, aside, unit_images)
+        put_plan(output, aside, unit_images, without_credentials(corpus))
     save_encoder(encoder, output, "encoder")
     with output.open(PLAN) as raw:
-        work_list = WorkList(raw)
+        work_list = WorkList(raw, output.path(PLAN))
         return _Job(folder, identity, work_list.summary, work_list.units())
 
 
@@ -363,16 +367,18 @@ def _count(state: EncodeProgress, row: dict[str, Any]) -> None:
     state.units += 1
     state.images += int(row["codes"] + row["rejects"])
     state.rejects += int(row["rejects"])
+    state.of_the_moment += int(row["of_the_moment"])
     for step in STEPS:
         state.seconds[step] += float(row[f"{step}_s"])
 
 
 def _refuse_too_many_rejects(job: _Job, state: EncodeProgress, budget: RejectBudget) -> None:
     total = state.images if state.units == state.units_total else state.images_total
-    if budget.is_exceeded(state.rejects, state.images, total):
+    rejects = state.rejects - state.of_the_moment
+    if budget.is_exceeded(rejects, state.images, total):
         reasons = write_rejects(job.folder, job.folder.units()).reasons
         raise PipelineError(
-            f"{state.rejects:,} of {state.images:,} images were rejected so far, more than --max-rejects {budget} "
+            f"{rejects:,} of {state.images:,} images were rejected so far, more than --max-rejects {budget} "
             f"allows: {common_reasons(reasons)}; they are in {job.folder}/rejects.parquet. What is finished "
             "is kept: run the same `hashlight encode` with a larger --max-rejects to resume"
         )
@@ -408,7 +414,9 @@ def _encode_units(job: _Job, units: list[int], stage: Stage, settings: UnitSetti
         num_gpus=stage.num_gpus or None,
     )
     try:
-        yield from results.iter_rows()
+        for row in results.iter_rows():
+            _refuse_other_plan(job, row)
+            yield row
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         raise PipelineError(
@@ -417,10 +425,21 @@ def _encode_units(job: _Job, units: list[int], stage: Stage, settings: UnitSetti
         ) from error
 
 
+def _refuse_other_plan(job: _Job, row: dict[str, Any]) -> None:
+    """Raise PipelineError if a unit is not what the plan says of it."""
+    place = int(row["unit"])
+    planned = (int(job.units.numbers[place]), int(job.units.digests[place]))
+    if planned != (int(row["number"]), int(row["entries"])):
+        raise PipelineError(
+            f"{job.folder.place.path(PLAN)} is damaged (unit {planned[0]} has other entries than it says): delete it "
+            "and run the same command again, which keeps what is finished"
+        )
+
+
 def _refuse_unshared(job: _Job, units: list[int], stage: Stage) -> None:
     """Check that the nodes see the folder of codes, and the files of the first and the last image that are left."""
     with job.folder.place.open(PLAN) as raw:
-        work = WorkList(raw)
+        work = WorkList(raw, job.folder.place.path(PLAN))
         ends = [work.read(units[0])[SOURCE][0].as_py(), work.read(units[-1])[SOURCE][-1].as_py()]
     # Others are on no node's disk.
     files = [source for source in ends if is_local(source) or source.partition("://")[0] in BUCKET_SCHEMES]
@@ -437,12 +456,14 @@ def _take_stock(job: _Job) -> tuple[EncodeProgress, list[int]]:
         return in_plan and sizes.get(part_name(number, said["sha256"])) == said["bytes"]
 
     is_done = np.zeros(job.work.units, np.bool_)
-    images = rejects = 0
+    images = rejects = of_the_moment = 0
     for number, said in job.folder.done(is_whole):
         is_done[job.place_of(number)] = True
         images += said["codes"] + said["rejects"]
         rejects += said["rejects"]
+        of_the_moment += num_of_the_moment(said)
     state = _begun(job, units=int(is_done.sum()), images=images, rejects=rejects)
+    state.of_the_moment = of_the_moment
     return state, np.flatnonzero(~is_done).tolist()
 
 
@@ -477,7 +498,7 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
     if job.work.images is None or job.work.id_rule.by_content:
         settle_repeated(job.folder, job.numbers)
     gathered = write_rejects(job.folder, job.numbers)
-    _refuse_too_many_rejects(job, replace(state, rejects=gathered.rejects), budget)
+    _refuse_too_many_rejects(job, replace(state, rejects=gathered.rejects, of_the_moment=0), budget)
     skipped = gathered.skipped + Counter(job.work.skipped)
     if not gathered.codes:
         raise PipelineError(

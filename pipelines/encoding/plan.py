@@ -30,13 +30,24 @@ _MAX_OPEN = 256
 _PLACE = "__place"
 
 
-def put_plan(output: Place, path: Path, unit_images: int) -> None:
-    """Publish a work list as the plan of a folder of codes, grouped as the plan that is there."""
+def put_plan(output: Place, path: Path, unit_images: int, where: str) -> None:
+    """Publish a work list as the plan of a folder of codes, grouped as the plan that is there.
+
+    Parameters
+    ----------
+    output : Place
+    path : Path
+        The work list.
+    unit_images : int
+        Images of a new unit.
+    where : str
+        What the work list is called in messages.
+    """
     if not output.exists(PLAN):
         output.put_file(PLAN, path)
         return
     with output.open(PLAN) as old_raw, pa.memory_map(str(path)) as new_raw:
-        old, new = WorkList(old_raw), WorkList(new_raw)
+        old, new = WorkList(old_raw, output.path(PLAN)), WorkList(new_raw, where)
         if old.summary.digest == new.summary.digest:
             return
         with output.scratch(PLAN) as grouped:

@@ -27,6 +27,7 @@ from hashlight.pipelines.codes.parts import (
     CODES,
     FEATURES_COLUMN,
     PLAN,
+    STEPS,
     THUMBNAIL_COLUMN,
     part_name,
     stored_features,
@@ -35,7 +36,7 @@ from hashlight.pipelines.corpora.corpus import Readers, read_images
 from hashlight.pipelines.corpora.ids import hashed_ids, with_ids
 from hashlight.pipelines.corpora.labels import attribute_names
 from hashlight.pipelines.corpora.listing import BASE_SCHEMA, SHARDS, SOURCE
-from hashlight.pipelines.corpora.reasons import Reason, RepeatedError
+from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, Reason, RepeatedError
 from hashlight.pipelines.corpora.webdataset import START, STOP, Sample, read_shard, shard_entries
 from hashlight.pipelines.corpora.work import WorkList, digest_of
 from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool
@@ -47,7 +48,6 @@ from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 # Ray restarts a dead actor, also one that dies while it starts, and hands it the same unit, for ever: this ends that.
 _MAX_ATTEMPTS = 5
 _NICER, _NICEST = 5, 19
-STEPS = ("read", "decode", "encode", "write")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,9 +111,10 @@ class EncodeUnits:
 
     Two threads may call it at once: one unit is written while the next is encoded.
 
-    Maps a batch of the places of units in the plan, `unit`, to one row per unit: `unit`, `codes`, `rejects`, the
-    seconds `read_s`, `decode_s`, `encode_s` and `write_s`, which overlap, and the times `started` and `ended`. A
-    finished unit is not encoded again, apart from its rejects of the kinds to retry.
+    Maps a batch of the places of units in the plan, `unit`, to one row per unit: `unit`, its `number` and the hash of
+    its `entries`, `codes`, `rejects`, those of them `of_the_moment`, the seconds `read_s`, `decode_s`, `encode_s` and
+    `write_s`, which overlap, and the times `started` and `ended`. A finished unit is not encoded again, apart from its
+    rejects of the kinds to retry.
     """
 
     def __init__(self, output: str, settings: UnitSettings) -> None:
@@ -133,7 +134,7 @@ class EncodeUnits:
         chaos.step("start")
         settings = self._settings
         self._encoder = load_encoder(self._output.location_of("encoder")).to(settings.device)
-        self._work = WorkList(self._output.open(PLAN))
+        self._work = WorkList(self._output.open(PLAN), self._output.path(PLAN))
         self._pool = DecodePool(
             self._encoder.config.preprocessing,
             processes=settings.decoders,
@@ -164,8 +165,10 @@ class EncodeUnits:
         """Encode every unit of `batch` and write it."""
         self._give_way()
         started = time.time()
-        done = [self._finish_unit(unit) for unit in batch["unit"].tolist()]
+        numbers, done = zip(*map(self._finish_unit, batch["unit"].tolist()), strict=True)
         columns = {name: np.array([sidecar[name] for sidecar in done]) for name in ("codes", "rejects")}
+        columns["of_the_moment"] = np.array([num_of_the_moment(said) for said in done])
+        columns |= {"number": np.array(numbers), "entries": np.array([said["entries"] for said in done], np.uint64)}
         seconds = {f"{step}_s": np.array([sidecar["seconds"][step] for sidecar in done]) for step in STEPS}
         times = {"started": np.full(len(done), started), "ended": np.full(len(done), time.time())}
         return {"unit": batch["unit"], **columns, **seconds, **times}
@@ -194,17 +197,17 @@ class EncodeUnits:
             )
         self._output.put(name, str(before + 1).encode(), durable=False)
 
-    def _finish_unit(self, place: int) -> dict[str, Any]:
-        """Return the sidecar of a unit, which is encoded if it is not finished yet."""
+    def _finish_unit(self, place: int) -> tuple[int, dict[str, Any]]:
+        """Return the number of a unit and its sidecar; it is encoded if it is not finished yet."""
         with self._lock:
             unit, entries = self._work.read_numbered(place)
         digest = digest_of(entries)
         sidecar = self._job.sidecar(unit)
         if sidecar is None:
-            return _refuse_other_entries(unit, self._encode_unit(unit, digest, entries), digest)
+            return unit, _refuse_other_entries(unit, self._encode_unit(unit, digest, entries), digest)
         _refuse_other_entries(unit, sidecar, digest)
         rows = [row["row"] for row in sidecar["rejected"] if row["kind"] in self._settings.retry]
-        return self._retry(unit, entries, sidecar, rows) if rows else sidecar
+        return unit, self._retry(unit, entries, sidecar, rows) if rows else sidecar
 
     def _retry(self, unit: int, entries: pa.Table, sidecar: dict[str, Any], rows: list[int]) -> dict[str, Any]:
         """Encode some rejects of a finished unit again, and write its part and sidecar anew with what is good now.
@@ -340,6 +343,11 @@ def _refuse_other_entries(unit: int, said: dict[str, Any], digest: int) -> dict[
             "writes to the same folder, and run the same command again, which repeats the unit"
         )
     return said
+
+
+def num_of_the_moment(sidecar: dict[str, Any]) -> int:
+    """Return how many rejects of a unit are tried again when all units are finished."""
+    return sum(row["kind"] in OF_THE_MOMENT for row in sidecar["rejected"])
 
 
 def hashes_of(sidecar: dict[str, Any]) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,15 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
-from hashlight.encoders.data.images import decode_image
-from hashlight.encoders.errors import ImageError
+from hashlight.encoders.data.images import MAX_PIXELS
 from hashlight.pipelines.corpora.corpus import read_uri
+from hashlight.pipelines.decoding.images import thumbnails
 
 _TILE_INCHES = 1.1
+# Twice the pixels that a tile has.
+_TILE_SIDE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +38,11 @@ def answer_tile(uri: str | None, caption: str) -> Tile:
         return Tile(None, caption)
 
 
-def save_grid(rows: Sequence[Sequence[Tile]], path: Path) -> None:
-    """Draw one row for each query: the framed query, then its answers."""
+def save_grid(rows: Sequence[Sequence[Tile]], path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Draw one row for each query: the framed query, then its answers; images of more than `max_pixels` are blank."""
+    given = [tile.data for row in rows for tile in row if tile.data is not None]
+    small = iter(thumbnails(given, side=_TILE_SIDE, max_pixels=max_pixels))
+    rows = [[Tile(None if tile.data is None else next(small), tile.caption) for tile in row] for row in rows]
     width = max(len(row) for row in rows)
     figure = Figure(figsize=(_TILE_INCHES * width, 1.35 * _TILE_INCHES * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), width, squeeze=False)
@@ -99,14 +106,10 @@ def save_map(points: np.ndarray, groups: np.ndarray, names: Sequence[str], path:
 
 
 def _draw_tile(axis: Axes, tile: Tile, *, is_query: bool) -> None:
-    try:
-        image = decode_image(tile.data) if tile.data is not None else None
-    except ImageError:
-        image = None
-    if image is None:
+    if tile.data is None:
         axis.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=7)
     else:
-        axis.imshow(np.asarray(image.convert("RGB")))
+        axis.imshow(np.asarray(Image.open(io.BytesIO(tile.data)).convert("RGB")))
     axis.set_xlabel(tile.caption, fontsize=7)
     for spine in axis.spines.values():
         spine.set(visible=is_query, color="tab:blue", linewidth=2.5)

@@ -28,6 +28,10 @@ MARKER = "job.json"
 SIDECARS = "sidecars"
 
 
+def _check_nothing(_sidecar: dict[str, Any]) -> None:
+    """Accept any sidecar."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobKind:
     """What sets the folders of one kind of job apart.
@@ -44,6 +48,9 @@ class JobKind:
         Whether the folder is named by the job itself, so that nothing in it can belong to anyone else.
     remedy : str
         What to do about the folder of another job; `{folder}` is the folder.
+    check : callable
+        Raises ValueError, LookupError, TypeError or AttributeError if a sidecar does not say what one of this kind
+        says.
     """
 
     holds: str
@@ -51,6 +58,7 @@ class JobKind:
     entries: tuple[str, ...] = ()
     private: bool = False
     remedy: str = "choose another --output, or replace it with --overwrite"
+    check: Callable[[dict[str, Any]], None] = _check_nothing
 
 
 class OtherJobError(PipelineError):
@@ -190,12 +198,13 @@ class JobFolder:
         PipelineError
             If it is another job's, or damaged.
         """
-        sidecar = _parse(data)
-        if sidecar is None:
+        try:
+            sidecar = self._checked(data)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise PipelineError(
                 f"{self.place.path(sidecar_name(unit))} is damaged: delete it and run the same command again, which "
-                "repeats the unit"
-            )
+                f"repeats the unit ({type(error).__name__}: {error})"
+            ) from error
         if sidecar["job"] != self.name:
             raise PipelineError(
                 f"unit {unit} was published by another job meanwhile ({sidecar['job']}, this one is {self.name}): make "
@@ -215,7 +224,21 @@ class JobFolder:
     def _read_sidecars(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
         units = self.units()
         read = self.place.read_many(map(sidecar_name, units))
-        return ((unit, _parse(data)) for unit, data in zip(units, read, strict=True))
+        return ((unit, self._parse(data)) for unit, data in zip(units, read, strict=True))
+
+    def _parse(self, data: bytes) -> dict[str, Any] | None:
+        """Parse a sidecar; None if it is damaged."""
+        try:
+            return self._checked(data)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+
+    def _checked(self, data: bytes) -> dict[str, Any]:
+        sidecar = parse_object(data)
+        if not isinstance(sidecar["job"], str):
+            raise TypeError(f"expected the name of a job, got {sidecar['job']!r}")
+        self.kind.check(sidecar)
+        return sidecar
 
     def done(
         self, is_whole: Callable[[int, dict[str, Any]], bool] | None = None
@@ -245,15 +268,6 @@ class JobFolder:
                 self.place.remove_leftovers(entry.name)
         self.place.remove_leftovers()
         self.place.put(name, (json.dumps(document, indent=1) + "\n").encode())
-
-
-def _parse(data: bytes) -> dict[str, Any] | None:
-    """Parse a sidecar; None if it is damaged."""
-    try:
-        sidecar = parse_object(data)
-    except ValueError:
-        return None
-    return sidecar if "job" in sidecar else None
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

@@ -14,7 +14,9 @@ T = TypeVar("T")
 _WAITING_PER_CORE = 2
 
 
-def run_tasks(submit: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[T, Any]]:
+def run_tasks(
+    submit: Callable[[T], Any], items: Iterable[T], *, max_running: int | None = None
+) -> Iterator[tuple[T, Any]]:
     """Run a task for each item and yield (item, what it returned), in the order in which they end.
 
     Parameters
@@ -23,6 +25,8 @@ def run_tasks(submit: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[
         Starts the task of an item: returns its `ObjectRef`.
     items : iterable
         Taken from as tasks end.
+    max_running : int, optional
+        Tasks at once, wherever they run; some more than there are cores if left out.
 
     Raises
     ------
@@ -33,7 +37,8 @@ def run_tasks(submit: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[
     """
     import ray
 
-    max_running = _WAITING_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    if max_running is None:
+        max_running = _WAITING_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = iter(items)
     running: dict[Any, T] = {}
     try:

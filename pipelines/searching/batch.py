@@ -17,7 +17,7 @@ truncated   bool         whether a limit cut the answers of a radius search
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -32,8 +32,10 @@ import pyarrow.parquet as pq
 
 from hashlight.engine.codes import CodeArray, IdArray, check_codes, num_words
 from hashlight.engine.collection.bounded import search_bounded
+from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.indexes.choice import IndexChoice, check_index
 from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.places.files import remove_leftovers
 from hashlight.engine.places.opening import open_place, open_target
 from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import split_name
@@ -68,10 +70,18 @@ SCHEMA = pa.schema(
     }
 )
 
+
+def check_sidecar(said: dict[str, Any]) -> None:
+    """Raise ValueError or LookupError unless the sidecar of a block has the number of its queries."""
+    if type(said["queries"]) is not int or said["queries"] < 0:
+        raise ValueError(f"expected a number of queries, got {said['queries']!r}")
+
+
 ANSWERS = JobKind(
     holds="unfinished answers",
     private=True,
     remedy="run that search again to finish it, choose another --output, or start over with --overwrite",
+    check=check_sidecar,
 )
 
 Progress = Callable[[int, int], None]
@@ -160,7 +170,7 @@ def search_codes(
     index : str
         Which index answers, as in `Collection.open`.
     workers : int, optional
-        Tasks at once on this machine; one per core if left out.
+        Tasks at once, on this machine or a cluster; one per core if left out.
     overwrite : bool
         Replace an output that is there.
     progress : callable, optional
@@ -184,7 +194,7 @@ def search_codes(
             folder.begin({**_asked(job), "collection": str(place)}, overwrite=overwrite)
             _remove_asides(target, name)
             blocks = _cut_blocks(parts, job.queries)
-            _answer(job, folder, blocks, live.shards, workers or usable_cores(), progress or (lambda _done, _all: None))
+            _answer(job, folder, blocks, live.shards, workers, progress or (lambda _done, _all: None))
             chaos.step("search:before-publish")
             _publish(target, name, job, folder, blocks)
             chaos.step("search:published")
@@ -197,7 +207,7 @@ def _answer(
     folder: JobFolder,
     blocks: list[Block],
     shards: tuple[ShardSpec, ...],
-    workers: int,
+    workers: int | None,
     progress: Progress,
 ) -> None:
     """Answer the blocks that have no answers yet."""
@@ -207,29 +217,39 @@ def _answer(
     progress(done, job.queries)
     if not waiting:
         return
-    with ray_session(num_cpus=workers):
+    with ray_session(num_cpus=workers or usable_cores()):
         queries = look("--codes", job.sources[0][0], {block.pieces[0].part.path for block in (waiting[0], waiting[-1])})
         refuse_unshared([look_at_collection(job.collection, shards), queries], {"--output": folder.place.location})
-        for block in _run(job, folder, waiting, shards):
+        for block in _run(job, folder, waiting, shards, workers):
             done += _size(block)
             progress(done, job.queries)
 
 
-def _run(job: SearchJob, folder: JobFolder, blocks: list[Block], shards: tuple[ShardSpec, ...]) -> Iterator[Block]:
+def _run(
+    job: SearchJob, folder: JobFolder, blocks: list[Block], shards: tuple[ShardSpec, ...], workers: int | None
+) -> Iterator[Block]:
     import ray
 
     search, merge = ray.remote(search_block), ray.remote(merge_block)
+    at_once = min(workers or len(shards), len(shards))
 
     def submit(block: Block) -> Any:
-        found = [search.remote(job, folder, block, spec) for spec in shards]
+        found: list[Any] = []
+        for spec in shards:
+            # What is waited for, so that no more than `at_once` shards are searched for a block at a time.
+            before = found[-at_once] if len(found) >= at_once else None
+            found.append(search.remote(job, folder, block, spec, before))
         return merge.remote(job, folder, block, *found)
 
-    for block, _ in run_tasks(submit, blocks):
+    for block, _ in run_tasks(submit, blocks, max_running=None if workers is None else max(1, workers // at_once)):
         yield block
 
 
-def search_block(job: SearchJob, folder: JobFolder, block: Block, spec: ShardSpec) -> str:
-    """Ask one shard for one block of queries; write batches of `SCHEMA` and return the file's name in the folder."""
+def search_block(job: SearchJob, folder: JobFolder, block: Block, spec: ShardSpec, _before: str | None) -> str:
+    """Ask one shard for one block of queries; write batches of `SCHEMA` and return the file's name in the folder.
+
+    Ray starts a task when its arguments are there: `_before` is of one that must have ended.
+    """
     chaos.step("search:shard", block.number)
     shard = Shard(local_shard(open_place(job.collection), spec, bits=job.bits), spec, bits=job.bits, index=job.index)
     queries_QW, ids_Q = read_queries(job, block)
@@ -256,8 +276,8 @@ def merge_block(job: SearchJob, folder: JobFolder, block: Block, *found: str) ->
         return
     name = _answers_name(block)
     with folder.place.scratch(name) as aside:
-        with pq.ParquetWriter(aside, SCHEMA) as writer:
-            for batches in _aligned([_batches(folder.place, file) for file in found]):
+        with pq.ParquetWriter(aside, SCHEMA, write_page_checksum=True) as writer:
+            for batches in _aligned(folder, block, [_found(folder, block, file) for file in found]):
                 merged = merge_range([_as_result(batch) for batch in batches], job.max_hits)
                 if job.k is not None:
                     merged = merged._replace(truncated=np.zeros_like(merged.truncated))
@@ -268,24 +288,70 @@ def merge_block(job: SearchJob, folder: JobFolder, block: Block, *found: str) ->
         folder.place.remove(file)
 
 
-def _batches(place: Place, name: str) -> Iterator[pa.RecordBatch]:
-    source = pa.memory_map(str(place.local / name)) if place.local else place.open(name)
-    with source, pyarrow.ipc.open_file(source) as file:
-        for number in range(file.num_record_batches):
-            yield file.get_batch(number)
+def _found(folder: JobFolder, block: Block, name: str) -> Iterator[pa.RecordBatch]:
+    """Read what a shard found for a block."""
+    place = folder.place
+    with _checked(folder, block, name):
+        source = pa.memory_map(str(place.local / name)) if place.local else place.open(name)
+        with source, pyarrow.ipc.open_file(source) as file:
+            for number in range(file.num_record_batches):
+                yield _sensible(file.get_batch(number))
 
 
-def _aligned(files: list[Iterator[pa.RecordBatch]]) -> Iterator[list[pa.RecordBatch]]:
+@contextlib.contextmanager
+def _checked(folder: JobFolder, block: Block, name: str) -> Iterator[None]:
+    """Name the file of a block that is damaged, and have the next run repeat the block."""
+    try:
+        yield
+    except (ReadFailedError, PipelineError):
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError) as error:
+        folder.withdraw(block.number)
+        raise PipelineError(
+            f"{folder.place.path(name)} is damaged ({error}): run the same search again, which repeats this block of "
+            "queries"
+        ) from error
+
+
+def _sensible(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return answers whose values Arrow may read, and which are in order; ValueError for others."""
+    batch.validate(full=True)
+    if batch.schema.remove_metadata() != SCHEMA:
+        raise ValueError(f"expected {SCHEMA}, got {batch.schema}")
+    ids, distances = batch["ids"], batch["distances"]
+    lims, others = ids.offsets.to_numpy(), distances.offsets.to_numpy()
+    if any(column.null_count for column in (*batch.columns, ids.flatten(), distances.flatten())):
+        raise ValueError("a value is missing")
+    if not np.array_equal(lims - lims[0], others - others[0]):
+        raise ValueError("it has not as many ids as distances")
+    id_A, distance_A = ids.flatten().to_numpy(), distances.flatten().to_numpy()
+    ascends_A = (distance_A[1:] > distance_A[:-1]) | ((distance_A[1:] == distance_A[:-1]) & (id_A[1:] > id_A[:-1]))
+    starts = lims[1:-1] - lims[0] - 1
+    ascends_A[starts[(starts >= 0) & (starts < len(ascends_A))]] = True
+    if not ascends_A.all() or min(id_A.min(initial=0), distance_A.min(initial=0)) < 0:
+        raise ValueError("its answers are not in the order of distances and ids")
+    return batch
+
+
+def _aligned(folder: JobFolder, block: Block, files: list[Iterator[pa.RecordBatch]]) -> Iterator[list[pa.RecordBatch]]:
     """Yield the rows of the same queries from each file; files differ in how their rows are cut into batches."""
-    current = [next(batches, None) for batches in files]
+    current, count = [next(batches, None) for batches in files], 0
     while len(there := [batch for batch in current if batch is not None]) == len(files):
         rows = min(map(len, there))
-        yield [batch.slice(0, rows) for batch in there]
+        cut = [batch.slice(0, rows) for batch in there]
+        if any(not batch["query"].equals(cut[0]["query"]) for batch in cut):
+            break
+        yield cut
+        count += rows
         current = [
             batch.slice(rows) if len(batch) > rows else next(batches, None)
             for batch, batches in zip(there, files, strict=True)
         ]
-    assert not there, "every shard is asked the same queries"
+    if there or count != _size(block):
+        raise PipelineError(
+            f"the files of block {block.number} in {folder} are not answers to its {_size(block)} queries: run the "
+            "same search again, which repeats the block"
+        )
 
 
 def read_queries(job: SearchJob, block: Block) -> tuple[CodeArray, IdArray]:
@@ -432,8 +498,7 @@ def _remove_finished_work(target: Place, name: str, folder: JobFolder) -> None:
 def _remove_asides(target: Place, name: str) -> None:
     """Remove the temporary files that killed drivers left beside a local output, whose lock this process holds now."""
     if target.local:
-        for aside in target.local.glob(f".{glob.escape(name)}.{'[0-9a-f]' * 32}.tmp"):
-            aside.unlink(missing_ok=True)
+        remove_leftovers(target.local, name)
 
 
 def _job_of(target: Place, name: str) -> str | None:
@@ -476,19 +541,28 @@ def _publish(target: Place, name: str, job: SearchJob, folder: JobFolder, blocks
     with target.scratch(name) as aside:
         with pq.ParquetWriter(aside, schema) as writer:
             for block in blocks:
-                _copy_rows(folder.place, _answers_name(block), writer)
+                for rows in _answers(folder, block):
+                    writer.write_table(rows)
         chaos.step("search:written-aside")
         target.put_file(name, aside)
 
 
-def _copy_rows(place: Place, name: str, writer: pq.ParquetWriter) -> None:
-    """Copy a block's rows, in row groups of a useful size."""
+def _answers(folder: JobFolder, block: Block) -> Iterator[pa.Table]:
+    """Read a block's answers, in row groups of a useful size."""
+    name, count = _answers_name(block), 0
     waiting: list[pa.Table] = []
-    with place.open(name) as raw, pq.ParquetFile(raw) as file:
+    with (
+        _checked(folder, block, name),
+        folder.place.open(name) as raw,
+        pq.ParquetFile(raw, page_checksum_verification=True) as file,
+    ):
         for group in range(file.num_row_groups):
-            waiting.append(file.read_row_group(group))
+            table = file.read_row_group(group).replace_schema_metadata(None)
+            table.validate(full=True)
+            waiting.append(pa.Table.from_batches(map(_sensible, table.cast(SCHEMA).to_batches()), SCHEMA))
+            count += len(table)
             if sum(table.nbytes for table in waiting) > _ROW_GROUP_BYTES or group == file.num_row_groups - 1:
-                writer.write_table(
-                    pa.concat_tables(waiting).combine_chunks().replace_schema_metadata(None).cast(SCHEMA)
-                )
+                yield pa.concat_tables(waiting).combine_chunks()
                 waiting = []
+        if count != _size(block):
+            raise ValueError(f"it has the answers to {count} queries, expected {_size(block)}")

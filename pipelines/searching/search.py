@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hashlight.encoders.data.images import MAX_PIXELS, decode_image
+from hashlight.encoders.data.images import MAX_PIXELS
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import ImageError
 from hashlight.engine.client.results import Hit, SearchResponse
@@ -22,6 +22,8 @@ from hashlight.engine.service.asking.rendering import search_frame, search_table
 from hashlight.engine.service.asking.retrieval import Ask, answer
 from hashlight.engine.service.asking.searcher import CollectionSearcher
 from hashlight.pipelines.codes.encoder import load_encoder as load_encoder_from
+from hashlight.pipelines.corpora.images import MAX_ENCODED_BYTES
+from hashlight.pipelines.decoding.images import decode_one
 from hashlight.pipelines.evaluation.pictures import Tile, answer_tile, save_grid
 from hashlight.pipelines.jobs.errors import PipelineError
 
@@ -59,7 +61,9 @@ def encode_file(model: HashEncoder, image: str | Path, *, max_pixels: int = MAX_
         If it cannot be read or decoded.
     """
     try:
-        return model.encode([decode_image(open_place(image).read(), max_pixels=max_pixels)])
+        data = open_place(image).read(max_bytes=MAX_ENCODED_BYTES)
+        pixels_HWC = decode_one(data, model.config.preprocessing, max_pixels=max_pixels)
+        return model.encode_pixels(pixels_HWC[None]).codes
     except (OSError, ImageError) as error:
         raise PipelineError(f"{without_credentials(str(image))} cannot be searched for: {error}") from error
 
@@ -79,13 +83,15 @@ def as_json(found: SearchResponse) -> dict[str, Any]:
     return {"answers": _without_nan(answers), "truncated": hits.truncated, "coverage": coverage}
 
 
-def save_answers(image: str | Path, hits: Sequence[Hit], path: str | Path, *, max_hits: int = 20) -> None:
+def save_answers(
+    image: str | Path, hits: Sequence[Hit], path: str | Path, *, max_hits: int = 20, max_pixels: int = MAX_PIXELS
+) -> None:
     """Save a picture of the query and its nearest answers with their distances, locally or in a bucket."""
     folder, name = split_name(open_place(path).location)
     query = Tile(open_place(image).read(), "query")
     target = open_target(folder)
     with target.scratch(name) as aside:
-        save_grid([[query, *(_tile(hit) for hit in hits[:max_hits])]], aside)
+        save_grid([[query, *(_tile(hit) for hit in hits[:max_hits])]], aside, max_pixels=max_pixels)
         target.put_file(name, aside)
 
 

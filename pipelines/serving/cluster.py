@@ -11,6 +11,7 @@ from pathlib import Path
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.api.schemas import MAX_REPLICAS
 from hashlight.engine.service.asking.following import Follower
 from hashlight.engine.service.control.processes import LocalCluster
@@ -20,6 +21,8 @@ from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.routing.router import ClusterRouter, Observer
 from hashlight.engine.service.telemetry.metrics import Metrics
+from hashlight.engine.storage.manifest import holding_live
+from hashlight.pipelines.jobs.nodes import look_at_collection, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.serving.ray_servers import RayCluster
 from hashlight.pipelines.serving.serve import bind_gateway, encoder_of
@@ -99,6 +102,8 @@ def shard_servers(
     with contextlib.ExitStack() as stack:
         if ray:
             is_own = stack.enter_context(ray_session(num_cpus=usable_cores(), address=ray_address))
+            with holding_live(open_place(path)) as live:
+                refuse_unshared([look_at_collection(open_place(path).location, live.shards)], {})
             # Our own Ray session places nothing else, so it has room for any number of replicas.
             cpus = usable_cores() / (groups * MAX_REPLICAS) if is_own else 1.0
             yield stack.enter_context(

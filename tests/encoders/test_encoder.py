@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import os
@@ -241,6 +242,25 @@ def test_a_damaged_encoder_is_refused(folder, kind):
     damage, message = DAMAGE[kind]
     damage(folder)
     with pytest.raises(EncoderError, match=message):
+        HashEncoder.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda config: config.update(batch_size=2048), "`batch_size` must be 1 to 1024, got 2048"),
+        (lambda config: config["preprocessing"].update(size=8192), "`size` must be 1 to 4096, got 8192"),
+    ],
+)
+def test_an_encoder_beyond_todays_limits_is_refused_with_what_to_do(folder, change, said):
+    config = json.loads((folder / "config.json").read_bytes())
+    del config["fingerprint"]
+    change(config)
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).digest()
+    config["fingerprint"] = hashlib.sha256(hashlib.sha256(canonical).digest() + weights).hexdigest()
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EncoderError, match=f"{said}.*: use the version of hashlight that wrote it, or train it again"):
         HashEncoder.load(folder)
 
 

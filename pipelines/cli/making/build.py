@@ -32,7 +32,7 @@ def build(
     ] = True,
     append: Annotated[bool, typer.Option("--append", help="Add to the collection that is there.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Shards built at once here, each in up to 3 times its size; one per core.")
+        int | None, typer.Option(min=1, help="Shards built at once, each in up to 3 times its size; one per core.")
     ] = None,
     address: AddressOption = None,
     overwrite: OverwriteOption = False,

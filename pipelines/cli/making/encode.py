@@ -64,16 +64,31 @@ class Limits:
     max_megapixels: MaxMegapixelsOption = 64
 
 
+def _refuse_ids(ids: str, corpus: str, *, retry_rejects: bool) -> None:
+    """Refuse ids where there are some already, before any work."""
+    if ids == "auto":
+        return
+    from hashlight.pipelines.corpora.ids import IdRule
+    from hashlight.pipelines.corpora.work import read_work
+
+    try:
+        IdRule.parse(ids, "")
+    except ValueError as error:
+        raise typer.BadParameter(f"--ids: {error}") from None
+    if retry_rejects:
+        raise typer.BadParameter("--retry-rejects keeps the ids that the job has: give it without --ids")
+    if read_work(corpus):
+        raise typer.BadParameter("a work list has its ids: give --ids to `hashlight plan-work`, which writes it")
+
+
 @contextlib.contextmanager
 def _listed(corpus: str, ids: str, unit_images: int) -> Iterator[str | Path]:
     """Yield what to encode: the corpus, or a work list of it if its ids are not made as they are by default."""
     if ids == "auto":
         yield corpus
         return
-    from hashlight.pipelines.corpora.work import SUFFIX, plan_work, read_work
+    from hashlight.pipelines.corpora.work import SUFFIX, plan_work
 
-    if read_work(corpus):
-        raise typer.BadParameter("a work list has its ids: give --ids to `hashlight plan-work`, which writes it")
     with tempfile.TemporaryDirectory(prefix="hashlight-work-") as folder:
         work = Path(folder, f"work{SUFFIX}")
         plan_work(corpus, work, unit_images=unit_images, ids=ids)
@@ -102,6 +117,7 @@ def encode(
     """Encode a corpus on Ray; a job resumes where it stopped, or with what has changed in the corpus."""
     if overwrite and retry_rejects:
         raise typer.BadParameter("give --overwrite or --retry-rejects, not both")
+    _refuse_ids(ids, input, retry_rejects=retry_rejects)
     from hashlight.pipelines.decoding.worker import DecodeLimits
     from hashlight.pipelines.encoding.encode import encode_corpus
     from hashlight.pipelines.encoding.encode import retry_rejects as try_again

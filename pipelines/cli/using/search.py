@@ -136,7 +136,8 @@ def _search_image(
     query = Query(k=reach.k or 10) if radius is None else Query(radius=radius, limit=reach.limit)
     image = asked.image
     assert image is not None, "there is one without --codes"
-    code = encode_file(load_encoder(opened, encoder), image, max_pixels=asked.max_megapixels * 1_000_000)
+    max_pixels = asked.max_megapixels * 1_000_000
+    code = encode_file(load_encoder(opened, encoder), image, max_pixels=max_pixels)
     found = find(opened, code, query)
     if as_json:
         document = {"query": {"image": without_credentials(image), **reach.wanted}, **document_of(found)}
@@ -144,7 +145,7 @@ def _search_image(
     else:
         _show_answers(found)
     if save is not None:
-        save_answers(image, found[0], save)
+        save_answers(image, found[0], save, max_pixels=max_pixels)
         err.print(f"saved {without_credentials(save)}", soft_wrap=True)
 
 

@@ -1,9 +1,12 @@
 import io
+import threading
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hashlight.encoders.data import images
 from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.errors import ImageError
 
@@ -163,3 +166,49 @@ def test_flipped_bytes_never_escape_as_another_error(kind):
             hostile[place] = rng.integers(256)
         answer = outcome(bytes(hostile))
         assert len(answer) > 0
+
+
+class Decoding:
+    """A thread that is in the middle of decoding an image until it is told to go on."""
+
+    def __init__(self):
+        self.begun, self.goes_on = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self.decode)
+        self.thread.start()
+        self.begun.wait()
+
+    def decode(self):
+        with images._pillow_errors():
+            self.begun.set()
+            self.goes_on.wait()
+
+    def end(self):
+        self.goes_on.set()
+        self.thread.join()
+
+
+def test_filters_that_a_caller_has_for_a_while_are_its_own():
+    before = list(warnings.filters)
+    decoding = Decoding()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        decoding.end()
+        with pytest.raises(UserWarning, match="the caller's"):
+            warnings.warn("the caller's", UserWarning, stacklevel=1)
+    assert list(warnings.filters) == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        decoding = Decoding()
+    during = list(warnings.filters)
+    decoding.end()
+    assert during == list(warnings.filters) == before
+
+
+def test_a_filter_of_a_caller_for_the_same_modules_stays():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        before = list(warnings.filters)
+        first, second = Decoding(), Decoding()
+        first.end()
+        second.end()
+        assert list(warnings.filters) == before

@@ -158,7 +158,7 @@ def test_ids_that_are_there_are_refused_before_a_shard_is_built(tmp_path, rows, 
     twice = write_codes(tmp_path / "twice", codes[:10], np.array([*range(9), 3]), part_rows=4)
     known = write_codes(tmp_path / "known", codes[:10], np.array([*range(9), ids[17]]), part_rows=4)
     with pytest.raises(
-        ValueError, match=rf"got {ids[17]} .* and the codes \(1 ids .* encode them with `--ids name:NAME`"
+        ValueError, match=rf"got {ids[17]} .* and the codes \(1 ids .* encode them with `--ids name:NAME`, which names"
     ):
         build_collection(known, tmp_path / "c", append=True)
     with pytest.raises(ValueError, match=r"got 3 more than once in the codes \(1 ids"):
@@ -378,6 +378,35 @@ def test_a_finished_shard_that_is_gone_is_built_again(tmp_path, rows, folder, mo
     assert opened.shards[0].name == names[0]
     assert opened.shards[1].name != names[1]
     assert len(opened) == 3000
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda said: said["shard"].pop("rows"),
+        lambda said: said["shard"].update(name="../../codes"),
+        lambda said: said["shard"]["files"].pop("ids.npy"),
+        lambda said: said.update(shard=None),
+        lambda said: said["shard"]["files"]["ids.npy"].update(sha256="0" * 64),
+    ],
+)
+def test_a_shard_whose_sidecar_is_damaged_is_built_again(tmp_path, folder, monkeypatch, damage):
+    output = tmp_path / "c"
+    interrupt_build(monkeypatch, folder, output, shards=2)
+    names = finished_shards(output)
+    sidecar = output / "build" / "sidecars" / "00001.json"
+    said = json.loads(sidecar.read_bytes())
+    damage(said)
+    sidecar.write_text(json.dumps(said))
+    job = JobFolder(output / "build", BUILD, name=said["job"])
+    with pytest.raises(PipelineError, match=r"build/sidecars/00001\.json is damaged: delete it"):
+        job.sidecar(1)
+    build_collection(folder, output, shards=2)
+    opened = Collection.open(output, verify=True)
+    assert opened.shards[0].name == names[0]
+    assert opened.shards[1].name != names[1]
+    assert len(opened) == 3000
+    assert list_parts(folder), "nothing outside the collection was removed"
 
 
 def shard_job(folder, output):

@@ -16,6 +16,7 @@ from hashlight.engine.collection.writer import split_rows
 from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.storage.manifest import parse_shard
 from hashlight.pipelines.building.build import BUILD
+from hashlight.pipelines.building.shards import sidecar_of
 from hashlight.pipelines.capacity.constants import (
     BUILD_DRIVER_SHARD_BYTES,
     BUILD_DRIVER_UNIT_BYTES,
@@ -23,6 +24,7 @@ from hashlight.pipelines.capacity.constants import (
     ENCODE_DRIVER_UNIT_BYTES,
 )
 from hashlight.pipelines.codes.parts import CODES, cut_parts, list_parts, part_name
+from hashlight.pipelines.codes.parts import STEPS as STEPS_OF_A_UNIT
 from hashlight.pipelines.corpora.work import Units, WorkList, WorkSummary, plan_work
 from hashlight.pipelines.encoding import encode, rejects
 from hashlight.pipelines.jobs.folder import JobFolder
@@ -58,11 +60,18 @@ def native():
 def fill(folder, units, rejects):
     """A folder of codes whose units each have this many rejects."""
     rejected = [
-        {"id": row, "uri": f"/data/{row:09d}.jpg", "kind": "format", "reason": f"damaged: byte {row}"}
+        {"row": row, "id": row, "uri": f"/data/{row:09d}.jpg", "kind": "format", "reason": f"damaged: byte {row}"}
         for row in range(rejects)
     ]
     counts = {"codes": 10, "rejects": rejects, "skipped": {}, "left_out": []}
-    said = {"job": "j", **counts, "rejected": rejected, "bytes": 1, "entries": 0}
+    said = {
+        "job": "j",
+        **counts,
+        "rejected": rejected,
+        "bytes": 1,
+        "entries": 0,
+        "seconds": dict.fromkeys(STEPS_OF_A_UNIT, 0),
+    }
     for name in ("parts", "sidecars"):
         (folder / name).mkdir(parents=True)
     for unit in range(units):
@@ -116,7 +125,7 @@ def test_an_actor_holds_the_index_of_the_work_list(tmp_path):
         with (tmp_path / f"{units}.arrow").open("rb") as raw:
             gc.collect()
             before = native()
-            work = WorkList(pa.PythonFile(raw))
+            work = WorkList(pa.PythonFile(raw), "work.arrow")
             held.append(native() - before)
             assert work.read(units - 1)["uri"].to_pylist() == [f"/data/{units - 1:09d}.jpg"]
     slope = (held[1] - held[0]) / 8_000
@@ -145,7 +154,7 @@ def test_the_driver_of_a_build_holds_as_much_for_a_shard_as_planned(tmp_path):
     for count in (50, 250):
         (tmp_path / str(count) / "sidecars").mkdir(parents=True)
         for number in range(count):
-            said = {"job": "j", "shard": {"name": f"{number:032x}", "rows": 5, "files": files}}
+            said = {"job": "j", **sidecar_of(parse_shard({"name": f"{number:032x}", "rows": 5, "files": files}))}
             (tmp_path / str(count) / "sidecars" / f"{number:05d}.json").write_text(json.dumps(said))
         job = JobFolder(tmp_path / str(count), BUILD, name="j")
         held.append(traced(lambda job=job: [parse_shard(said["shard"]) for _, said in job.done()])[0])

@@ -302,3 +302,31 @@ def test_a_killed_build_leaves_the_old_collection_or_the_new_one(tmp_path, codes
         assert len(survivor) == 300
         assert survivor.version in (before, before + 1)
         assert len(survivor.shards) == (2 if survivor.version == 1 else 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ids", "uri"], "a work list has its ids: give --ids to `hashlight plan-work`"),
+        (["--ids", "uri", "--retry-rejects"], "--retry-rejects keeps the ids that the job has: give it without --ids"),
+        (["--ids", "names"], "ids are made from auto, name, uri, content"),
+    ],
+)
+def test_ids_that_cannot_be_given_are_refused_before_any_work(tmp_path, corpus, encoder, arguments, message):
+    assert run("plan-work", corpus, "--output", tmp_path / "work.arrow").exit_code == 0
+    # At the address there is no cluster.
+    options = ["--encoder", encoder, "--output", tmp_path / "codes", "--address", "127.0.0.1:1", *arguments]
+    result = run("encode", "--input", tmp_path / "work.arrow", *options)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert not (tmp_path / "codes").exists()
+
+
+def test_a_damaged_work_list_is_named(tmp_path, corpus, encoder):
+    assert run("plan-work", corpus, "--output", tmp_path / "work.arrow").exit_code == 0
+    data = (tmp_path / "work.arrow").read_bytes()
+    (tmp_path / "work.arrow").write_bytes(data[:-20])
+    result = run("encode", "--input", tmp_path / "work.arrow", "--encoder", encoder, "--output", tmp_path / "codes")
+    assert result.exit_code == 1
+    assert f"{tmp_path}/work.arrow is not a readable work list" in result.stderr
+    assert "list the corpus again with `hashlight plan-work`" in result.stderr

@@ -14,14 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hashlight.pipelines.codes.parts import CODES, codes_column, list_parts, part_name, read_part, read_parts
+from hashlight.pipelines.codes.parts import CODES, STEPS, codes_column, list_parts, part_name, read_part, read_parts
 from hashlight.pipelines.codes.summary import read_summary
+from hashlight.pipelines.encoding.rejects import units_to_retry, write_rejects
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder
 from tests.engine.storage.forging import sha256
 from tests.engine.storage.fuzz import mutate, mutate_text, same
 
-KINDS = ("part", "sidecar", "codes.json", "job.json")
+KINDS = ("part", "sidecar", "codes.json", "job.json", "rejects.parquet")
+# Nothing is read from it: it is gathered from the sidecars, for people.
+NEVER_REFUSED = {"rejects.parquet"}
 ROWS, BITS = 500, 48
 WANTED = pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("code", pa.binary(8), nullable=False)])
 
@@ -45,9 +48,15 @@ class Folder:
             (path / name).mkdir(parents=True)
         pq.write_table(table, path / "x.parquet", compression="zstd")
         self.part = (path / "x.parquet").read_bytes()
+        rejected = [
+            {"row": 7 * row, "id": ROWS + row, "uri": f"{row}.gif", "kind": "format", "reason": "damaged: twice"}
+            for row in range(9)
+        ]
+        counts = {"codes": ROWS, "rejects": len(rejected), "bytes": len(self.part), "entries": 2**63 + 1}
+        others = {"left_out": ["txt"], "skipped": {"*.md": 3}, "seconds": dict.fromkeys(STEPS, 0.5)}
         summary = {"images": ROWS, "codes": ROWS, "rejects": 0, "bits": BITS, "encoder": "f" * 64, "corpus": "c"}
         self.pristine = {
-            "sidecar": {"job": "j", "codes": ROWS, "rejects": 0, "rejected": [], "sha256": sha256(self.part)},
+            "sidecar": {"job": "j", **counts, "rejected": rejected, **others, "hashes": {"3": 11}, "sha256": ""},
             "codes.json": summary,
             "job.json": {"corpus": "c", "encoder": "f" * 64, "bits": BITS},
         }
@@ -60,6 +69,10 @@ class Folder:
         if kind in texts:
             texts[kind] = mutate_text(rng, texts[kind])
         (self.path / "sidecars" / "00000.json").write_bytes(texts["sidecar"])
+        pq.write_table(pa.table({"id": [1], "uri": ["a"]}), self.path / "rejects.parquet")
+        if kind == "rejects.parquet":
+            data = (self.path / "rejects.parquet").read_bytes()
+            (self.path / "rejects.parquet").write_bytes(mutate(rng, data))
         for name in ("codes.json", "job.json"):
             (self.path / name).write_bytes(texts[name])
         for old in (self.path / "parts").iterdir():
@@ -70,7 +83,7 @@ class Folder:
         (self.path / part_name(0, sha256(part))).write_bytes(part)
 
     def read(self):
-        """Read everything that a build reads, and compare it with what pyarrow makes of the same bytes."""
+        """Read what a build and a resumed job read, and compare it with what pyarrow makes of the same bytes."""
         read_summary(self.path)
         JobFolder(self.path, CODES).refuse_foreign()
         JobFolder(self.path, CODES).sidecars()
@@ -81,6 +94,14 @@ class Folder:
             same(codes_column(table["code"])[:, 0], np.frombuffer(b"".join(stored["code"].to_pylist()), "<u8"))
         for table in read_parts(self.path):
             table.to_pydict()
+        job = JobFolder(self.path, CODES, name="j")
+        said = json.loads((self.path / "sidecars" / "00000.json").read_bytes())
+        assert job.sidecar(0) == said
+        assert units_to_retry(job, [0], {"format"}) == [0] * any(row["kind"] == "format" for row in said["rejected"])
+        gathered = write_rejects(job, [0])
+        assert (gathered.codes, gathered.rejects) == (said["codes"], len(said["rejected"]))
+        rejects = pq.read_table(self.path / "rejects.parquet").to_pylist()
+        assert rejects == [{name: row[name] for name in ("id", "uri", "kind", "reason")} for row in said["rejected"]]
 
     def try_one(self, kind, number):
         """Return "refused" or "answered"; anything else is an error."""

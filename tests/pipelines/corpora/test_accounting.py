@@ -142,40 +142,60 @@ def test_folders_in_a_bucket(bucket, names):
     check_folder(Prefix(bucket), names)
 
 
-links = st.lists(st.tuples(st.sampled_from(("p", "p/q", "r")), st.sampled_from(("", "p", "p/q", "r"))), max_size=4)
+links = st.lists(
+    st.tuples(
+        st.sampled_from(("in", "in/p", "in/p/q", "in/r", "out", "out/s", "out/s/.h")),
+        st.sampled_from(("in", "in/p", "in/p/q", "in/r", "out", "out/s", "out/s/.h", "")),
+    ),
+    max_size=6,
+)
 
 
-def paths_below(folder, above=()):
-    """Every path to a file through folders and links to folders, and the links that lead back: a plain recursion."""
-    real = folder.resolve()
-    found, loops = [], 0
-    for child in sorted(folder.iterdir()):
-        if not child.is_dir():
-            found.append(child)
-        elif child.resolve() in (*above, real):
-            loops += 1
-        else:
-            more, back = paths_below(child, (*above, real))
-            found, loops = found + more, loops + back
-    return found, loops
+def reached(folder, seen):
+    """The real folders that are reached from one through visible folders and links, by a plain search."""
+    seen.add(folder.resolve())
+    for child in folder.iterdir():
+        if child.is_dir() and not child.name.startswith(".") and child.resolve() not in seen:
+            reached(child, seen)
+    return seen
 
 
 @local_runs
 @given(links=links)
-@example(links=[("p", ""), ("r", "p")])
-@example(links=[("p/q", "r"), ("r", "p")])
-def test_links_to_folders_are_followed_and_not_for_ever(tmp_path, links):
-    root = tmp_path / uuid.uuid4().hex
-    for number, folder in enumerate(("p/q", "p", "r", "")):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        (root / folder / f"{number}.png").write_bytes(b"%d" % number)
+@example(links=[("in/p", "in"), ("in/r", "in/p")])
+@example(links=[("in/p/q", "in/r"), ("in/r", "in/p")])
+@example(links=[("in", "out/s"), ("in/r", "out"), ("out/s", "in")])
+@example(links=[("in", "out/s"), ("in", "out/s/.h")])
+def test_links_are_followed_and_each_folder_is_listed_once(tmp_path, links):
+    top = tmp_path / uuid.uuid4().hex
+    for number, folder in enumerate(("in/p/q", "in/p", "in/r", "in", "out/s/.h", "out/s", "out")):
+        (top / folder).mkdir(parents=True, exist_ok=True)
+        (top / folder / f"{number}.png").write_bytes(b"%d" % number)
     for number, (where, to) in enumerate(links):
-        (root / where / f"link {number}").symlink_to(root / to, target_is_directory=True)
-    expected, loops = paths_below(root)
-    entries, left_out = seen(root)
-    assert sorted(entry["uri"] for entry in entries) == sorted(map(str, expected))
-    assert left_out == +Counter({"links to a folder above them": loops})
-    assert list_corpus(root)["label"].to_pylist()[-1] is not None
+        (top / where / f"link {number}").symlink_to(top / to, target_is_directory=True)
+    entries, left_out = seen(top / "in")
+    folders = reached(top / "in", set())
+    expected = [file for folder in folders for file in folder.iterdir() if file.suffix]
+    found = [Path(entry["uri"]) for entry in entries]
+    assert sorted(file.resolve() for file in found) == sorted(expected)
+    own = [file for file in found if file.is_relative_to(top / "in") and file.resolve() == file]
+    assert len(own) == 4, "what lies below the folder has its own name, whatever links lead there"
+    # A folder is come to once from outside, by its parent or a link; all other ways to it are counted.
+    ways = sum(child.is_dir() and child.name[0] != "." for folder in folders for child in folder.iterdir())
+    hidden = sum(child.name[0] == "." for folder in folders for child in folder.iterdir())
+    assert left_out == +Counter({"folders that are listed already": ways - len(folders) + 1, "hidden": hidden})
+
+
+def test_folders_that_link_to_each_other_are_walked_once(tmp_path):
+    """Each of twelve has links to all others: along every path they would be walked a hundred million times."""
+    for number in range(12):
+        (tmp_path / "photos" / f"{number}").mkdir(parents=True)
+        (tmp_path / "photos" / f"{number}" / "a.png").write_bytes(b"1")
+        for other in set(range(12)) - {number}:
+            os.symlink(tmp_path / "photos" / f"{other}", tmp_path / "photos" / f"{number}" / f"to {other}")
+    entries, left_out = seen(tmp_path / "photos")
+    assert len(entries) == 12
+    assert left_out == {"folders that are listed already": 12 * 11}
 
 
 def test_a_folder_behind_a_link_is_a_class(tmp_path):
@@ -317,6 +337,25 @@ def test_a_sample_with_many_images_is_not_held_whole(tmp_path, monkeypatch):
     samples = list(read_shard(str(tmp_path / "0.tar"), skipped=skipped))
     assert [(sample.name, sample.attributes) for sample in samples] == [
         (f"x.{n}.png", {"label": "own" if n == 4 else "all"}) for n in range(9)
+    ]
+    assert not skipped
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_text_that_comes_after_many_images_describes_those_before_it(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(webdataset, "_MAX_SAMPLE_BYTES", 3)
+    first = [*((f"x.{n}.png", b"12") for n in range(5)), ("x.4.cls", b"own"), ("x.cls", b"all"), ("x.txt", b"text")]
+    second = [("y.0.png", b"1234"), ("y.cls", b"y"), ("y.1.png", b"1234"), ("z.cls", b"z"), ("z.png", b"1")]
+    name = "0.tar" if mode == "w" else "0.tar.gz"
+    (tmp_path / name).write_bytes(tar_of([*first, *second, *(("x.9.png", b"1"), ("x.cls", b"later"))], mode))
+    skipped = Counter()
+    samples = list(read_shard(str(tmp_path / name), skipped=skipped))
+    assert [(sample.name, sample.attributes) for sample in samples] == [
+        *((f"x.{n}.png", {"label": "own" if n == 4 else "all", "txt": "text"}) for n in range(5)),
+        ("y.0.png", {"label": "y"}),
+        ("y.1.png", {"label": "y"}),
+        ("z.png", {"label": "z"}),
+        ("x.9.png", {"label": "later"}),
     ]
     assert not skipped
 

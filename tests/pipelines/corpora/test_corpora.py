@@ -206,6 +206,37 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
         list_corpus(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            b"a.png\nb.png\ncaf\xe9.png\n",
+            r"line 3 of .*list\.txt is not UTF-8: b'caf\\xe9\.png': expected a text in UTF-8",
+        ),
+        ("a.png\nb.png\n".encode("utf-16"), r"line 1 of .*list\.txt is not UTF-8"),
+        (b"a.png\n" + b"x" * 3_000_000, r"line 2 of .*list\.txt has more than 1,048,576 bytes"),
+    ],
+)
+def test_a_list_that_is_not_a_text_is_refused_by_its_line(tmp_path, data, message):
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(PipelineError, match=message):
+        list_corpus(tmp_path / "list.txt")
+
+
+def test_the_mark_at_the_beginning_of_a_text_is_not_part_of_a_name(tmp_path):
+    (tmp_path / "list.txt").write_bytes("\ufeffa.png\r\nb\ufeff.png".encode())
+    assert list_corpus(tmp_path / "list.txt")["uri"].to_pylist() == [f"{tmp_path}/a.png", f"{tmp_path}/b\ufeff.png"]
+
+
+@pytest.mark.parametrize("name", ["uri", "caption"])
+def test_a_text_in_parquet_that_is_not_utf8_is_refused(tmp_path, name):
+    columns = {"uri": pa.array([b"a.png", b"b.png"]), name: pa.array([b"a", b"caf\xe9"])}
+    texts = pa.table({key: pa.StringArray.from_buffers(2, *column.buffers()[1:]) for key, column in columns.items()})
+    pq.write_table(texts, tmp_path / "list.parquet")
+    with pytest.raises(PipelineError, match=r"list\.parquet is not a readable Parquet file: .*UTF"):
+        list_corpus(tmp_path / "list.parquet")
+
+
 def test_labels_are_needed_where_they_are_asked_for(tmp_path):
     pq.write_table(pa.table({"image": [b"", b""], "label": [1, None]}), tmp_path / "a.parquet")
     with pytest.raises(PipelineError, match="1 of 2 images have no label"):

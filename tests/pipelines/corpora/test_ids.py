@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +41,7 @@ def settled(first, bits=WIDTH):
 
 def entries_of(path):
     with pa.OSFile(str(path)) as raw:
-        work = WorkList(raw)
+        work = WorkList(raw, "work.arrow")
         return pa.concat_tables([work.read(unit) for unit in range(work.summary.units)])
 
 
@@ -70,6 +72,35 @@ def test_names_of_a_folder_with_the_same_hash(tmp_path, narrow_hashes, unit_imag
     assert entries["uri"].to_pylist() == [str(folder / name) for name in sorted(NAMES)]
     assert list_corpus(folder).equals(entries)
     assert [path.name for path in tmp_path.iterdir() if "work" in path.name] == ["work.arrow"]
+
+
+CRASH = """
+import os, sys
+from hashlight.pipelines.corpora import ids, work
+
+ids.HASH_BITS = 5
+lists = []
+def start(self, path):
+    lists.append(path)
+    if len(lists) == 2:
+        os._exit(9)
+    begin(self, path)
+begin, work.WorkWriter.__init__ = work.WorkWriter.__init__, start
+work.plan_work(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_what_a_crash_leaves_while_ids_are_settled_is_removed_by_the_next_run(tmp_path):
+    folder = write_files(tmp_path / "photos", NAMES)
+    (tmp_path / "lists").mkdir()
+    output = tmp_path / "lists" / "work.arrow"
+    other = tmp_path / "lists" / f".other.arrow.{'0' * 32}.tmp"
+    other.write_bytes(b"another list is being written")
+    done = subprocess.run([sys.executable, "-c", CRASH, str(folder), str(output)], capture_output=True, check=False)
+    assert done.returncode == 9, done.stderr
+    assert len(list(output.parent.iterdir())) == 2
+    plan_work(folder, output)
+    assert sorted(output.parent.iterdir()) == sorted([other, output])
 
 
 def test_lines_and_rows_with_the_same_hash(tmp_path, narrow_hashes):

@@ -27,7 +27,7 @@ def units_of(corpus, path, **options):
     """The units of a corpus, and what the list says of them."""
     plan_work(corpus, path, **options)
     with pa.OSFile(str(path)) as raw:
-        work = WorkList(raw)
+        work = WorkList(raw, "work.arrow")
         return list(work.read_all()), work.units()
 
 

@@ -51,7 +51,7 @@ def tar_of(files):
 
 def units_of(path):
     with pa.OSFile(str(path)) as raw:
-        work = WorkList(raw)
+        work = WorkList(raw, "work.arrow")
         return [work.read(unit) for unit in range(work.summary.units)]
 
 

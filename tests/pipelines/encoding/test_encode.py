@@ -28,7 +28,7 @@ from hashlight.pipelines.codes.parts import FEATURES_COLUMN, read_parts
 from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.corpora.corpus import list_corpus, read_images
 from hashlight.pipelines.corpora.work import plan_work
-from hashlight.pipelines.decoding.images import batches, encode_entries
+from hashlight.pipelines.decoding.images import encode_entries
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding import encode as encode_module
 from hashlight.pipelines.encoding.encode import encode_corpus
@@ -300,12 +300,6 @@ def test_parts_of_another_encoder_never_count_as_done(tmp_path, monkeypatch, cor
 
 def interrupt(*_arguments):
     raise KeyboardInterrupt
-
-
-def test_large_images_are_held_a_few_at_a_time():
-    images = [(row, Image.new("L", (4000, 3000))) for row in range(7)]
-    assert [len(batch) for batch in batches(images, 256)] == [3, 3, 1]
-    assert [len(batch) for batch in batches(images[:3], 2)] == [2, 1]
 
 
 def test_a_damaged_part_is_refused(tmp_path, corpus, encoder):

@@ -17,7 +17,7 @@ import pytest
 
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.engine.places.opening import open_place
-from hashlight.pipelines.codes.parts import CODES, list_parts, read_checked
+from hashlight.pipelines.codes.parts import CODES, STEPS, list_parts, read_checked
 from hashlight.pipelines.corpora import ids, webdataset
 from hashlight.pipelines.corpora.work import Units, WorkList, WorkSummary, plan_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
@@ -25,12 +25,13 @@ from hashlight.pipelines.encoding import encode, settling
 from hashlight.pipelines.encoding import units as encode_units
 from hashlight.pipelines.encoding.actors import fit_actors
 from hashlight.pipelines.encoding.rejects import RejectBudget, write_rejects
-from hashlight.pipelines.encoding.units import STEPS, EncodeUnits, UnitSettings
+from hashlight.pipelines.encoding.units import EncodeUnits, UnitSettings
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 from hashlight.pipelines.jobs.nodes import Node
 from tests.pipelines.reads import Reads
 
+WITHOUT_MORE = {"left_out": [], "skipped": {}, "seconds": dict.fromkeys(STEPS, 0.0)}
 OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": DecodeLimits()}
 
 
@@ -57,7 +58,7 @@ def part_of(folder, unit):
 def planned(folder):
     """The summary of a plan and its units."""
     with pa.OSFile(str(folder / "plan.arrow")) as raw:
-        work = WorkList(raw)
+        work = WorkList(raw, "plan")
         return work.summary, work.units()
 
 
@@ -115,6 +116,7 @@ def test_the_rate_covers_the_time_from_the_first_begin_to_the_last_end(monkeypat
         {
             "codes": 90,
             "rejects": 10,
+            "of_the_moment": 0,
             "started": started,
             "ended": ended,
             **dict.fromkeys(map("{}_s".format, STEPS), 1.0),
@@ -309,8 +311,10 @@ def publish_meanwhile(monkeypatch, folder, job, entries=None):
             "entries": entries,
             "codes": 99,
             "rejects": 1,
+            "rejected": [{"row": 3, "id": 1103, "uri": "3", "kind": "format", "reason": "damaged"}],
+            "bytes": 1,
             "sha256": "0" * 64,
-            "seconds": dict.fromkeys(STEPS, 0.0),
+            **WITHOUT_MORE,
         }
     )
 
@@ -365,7 +369,7 @@ def test_two_machines_that_round_differently_leave_one_part_and_its_sidecar(monk
         if (name, key) == ("encoded", 1):
             table = pa.table({"id": [1], "code": pa.array([b"\1" * 8], pa.binary(8))})
             entries = int(planned(folder)[1].digests[1])
-            said = {"entries": entries, "codes": 1, "rejects": 0, "rejected": [], "seconds": dict.fromkeys(STEPS, 0.0)}
+            said = {"entries": entries, "codes": 1, "rejects": 0, "rejected": [], **WITHOUT_MORE}
             theirs.publish(1, {**said, **encode_units.put_part(theirs.place, 1, table)})
 
     monkeypatch.setattr(encode_units.chaos, "step", meanwhile)

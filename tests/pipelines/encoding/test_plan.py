@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import uuid
 
 import pyarrow as pa
@@ -21,9 +22,9 @@ def listed(folder, *, size=3):
     """Plan a folder again; return {number: uris of the unit} and all numbers in the order of the plan."""
     work = folder.parent / "work.arrow"
     plan_work(folder, work, unit_images=size)
-    put_plan(open_place(folder.parent / "codes"), work, size)
+    put_plan(open_place(folder.parent / "codes"), work, size, str(work))
     with pa.OSFile(str(folder.parent / "codes" / "plan.arrow")) as raw:
-        found = WorkList(raw)
+        found = WorkList(raw, "work.arrow")
         units = dict(found.read_numbered(place) for place in range(found.summary.units))
         assert list(units) == found.units().numbers.tolist()
         assert found.summary.images == sum(map(len, units.values()))
@@ -80,9 +81,9 @@ def ranges(folder, size):
     """Plan a folder of tars again; return {number: (tar, first byte, first byte after it)}."""
     work = folder.parent / "work.arrow"
     plan_work(folder, work, unit_images=size)
-    put_plan(open_place(folder.parent / "codes"), work, size)
+    put_plan(open_place(folder.parent / "codes"), work, size, str(work))
     with pa.OSFile(str(folder.parent / "codes" / "plan.arrow")) as raw:
-        found = WorkList(raw)
+        found = WorkList(raw, "work.arrow")
         units = dict(found.read_numbered(place) for place in range(found.summary.units))
     columns = ("uri", "__start", "__stop")
     return {number: tuple(unit[name][0].as_py() for name in columns) for number, unit in units.items()}
@@ -123,7 +124,7 @@ def test_a_plan_that_changes_says_first_that_the_codes_are_not_whole(folder, mon
     plan_work(folder, folder.parent / "work.arrow", unit_images=3)
     monkeypatch.setattr(type(codes), "put_file", lambda *_: pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception, match="killed"):
-        put_plan(codes, folder.parent / "work.arrow", 3)
+        put_plan(codes, folder.parent / "work.arrow", 3, "work.arrow")
     assert not codes.exists("codes.json")
     monkeypatch.undo()
     assert listed(folder) == {**BEFORE, 3: ["a.png"]}
@@ -134,6 +135,8 @@ def write_list(path, entries, size):
     columns = {
         "id": pa.array(list(entries), pa.int64()),
         "uri": pa.array(map(str, entries), pa.string()),
+        "__source": pa.array(map(str, entries), pa.string()),
+        "__row": pa.array([-1] * len(entries), pa.int64()),
         "__stamp": pa.array(map(str, entries.values()), pa.string()),
     }
     table = pa.table(columns)
@@ -146,7 +149,7 @@ def write_list(path, entries, size):
 def read_list(path):
     """{number: {name: version}} of a plan."""
     with pa.OSFile(str(path)) as raw:
-        work = WorkList(raw)
+        work = WorkList(raw, "work.arrow")
         units = [work.read_numbered(place) for place in range(work.summary.units)]
     return {
         number: dict(zip(unit["id"].to_pylist(), map(int, unit["__stamp"].to_pylist()), strict=True))
@@ -166,7 +169,7 @@ def test_every_entry_is_in_one_unit_and_whole_units_stay(tmp_path, versions, siz
     for version in versions:
         entries = dict(sorted(version.items()))
         write_list(tmp_path / "new.arrow", entries, cut)
-        put_plan(codes, tmp_path / "new.arrow", size)
+        put_plan(codes, tmp_path / "new.arrow", size, "new.arrow")
         now = read_list(codes.local / "plan.arrow")
         found = [pair for unit in now.values() for pair in unit.items()]
         assert sorted(found) == list(entries.items()), "each once, in its new version"
@@ -183,6 +186,21 @@ def test_of_too_many_units_that_lie_within_each_other_some_are_given_up(tmp_path
     for number in range(1, 6):
         entries = sorted(name for version in versions[:number] for name in version)
         write_list(tmp_path / "new.arrow", dict.fromkeys(entries, 0), 1)
-        put_plan(codes, tmp_path / "new.arrow", 9)
+        put_plan(codes, tmp_path / "new.arrow", 9, "new.arrow")
     now = {number: list(unit) for number, unit in read_list(codes.local / "plan.arrow").items()}
     assert now == {0: [0], 1: [50], 2: [100], 4: [2, 52], 5: [3, 53], 6: [1, 4, 51, 54]}
+
+
+def test_labels_of_idx_files_that_change_alone_make_new_units(tmp_path):
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    (folder / "t-images-idx3-ubyte").write_bytes(struct.pack(">HBB3I", 0, 8, 3, 9, 2, 2) + bytes(36))
+    units = []
+    for labels in (bytes(9), bytes(8) + b"\5"):
+        (folder / "t-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 9) + labels)
+        listed(folder)
+        with pa.OSFile(str(tmp_path / "codes" / "plan.arrow")) as raw:
+            work = WorkList(raw, "plan.arrow")
+            units.append([work.read_numbered(place) for place in range(work.summary.units)])
+    assert [[number for number, _ in found] for found in units] == [[0, 1, 2], [0, 1, 3]]
+    assert [unit["label"].to_pylist() for _, unit in units[1]] == [[0] * 3, [0] * 3, [0, 0, 5]]

@@ -21,6 +21,7 @@ from hashlight.pipelines.encoding.encode import encode_corpus
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.searching.batch import search_codes
+from hashlight.pipelines.serving.cluster import shard_servers
 
 MEMORY = {"object_store_memory": 80_000_000}
 WAIT_S = 240  # a safety net
@@ -82,12 +83,13 @@ def disks_that_are_not_shared(corpus, encoder, codes, collection, scratch):
     shared = Path(os.path.commonpath([corpus, encoder, codes, collection, scratch]))
     mount = ("unshare", "--mount", "sh", "-c", f"mount -t tmpfs none '{shared}' && exec \"$@\"", "sh")
     with cluster(num_cpus=1) as nodes, another_node(nodes.address, *mount):
-        for option, job in {
-            "--output": lambda: encode_corpus(corpus, encoder, scratch / "codes", actors=1),
-            "--input": lambda: encode_corpus(corpus, encoder, scratch / "codes", actors=1),
-            "--codes": lambda: build_collection(codes, scratch / "collection"),
-            "COLLECTION": lambda: search_codes(collection, codes, scratch / "found.parquet", k=3),
-        }.items():
+        for option, job in (
+            ("--output", lambda: encode_corpus(corpus, encoder, scratch / "codes", actors=1)),
+            ("--input", lambda: encode_corpus(corpus, encoder, scratch / "codes", actors=1)),
+            ("--codes", lambda: build_collection(codes, scratch / "collection")),
+            ("COLLECTION", lambda: search_codes(collection, codes, scratch / "found.parquet", k=3)),
+            ("COLLECTION", lambda: shard_servers(collection, groups=1, replicas=1, ray=True).__enter__()),
+        ):
             said = refused(job)
             assert re.search(rf"\([0-9a-f]{{6}}\) does not see {option} {re.escape(str(shared))}", said), said
             assert "mount at the same path, or a bucket" in said

@@ -172,6 +172,37 @@ def test_another_search_into_the_same_file_is_refused_until_it_is_overwritten(tm
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_the_answers_do_not_depend_on_the_workers(tmp_path, database, workers):
+    search_codes(database[0] / "c", database[0] / "queries.parquet", tmp_path / "r.parquet", k=3, workers=workers)
+    check(tmp_path / "r.parquet", database, k=3)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_damaged_block_is_named_and_answered_again(tmp_path, database, monkeypatch):
+    asked = [database[0] / "c", database[0] / "queries.parquet", tmp_path / "r.parquet"]
+
+    def fail(*_):
+        raise OSError("No space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_search, "_publish", fail)
+        with pytest.raises(OSError, match="No space"):
+            search_codes(*asked, k=3)
+    block = tmp_path / ".r.parquet.work" / "block-000001.parquet"
+    data = bytearray(block.read_bytes())
+    data[len(data) // 3] ^= 1
+    block.write_bytes(data)
+    with pytest.raises(PipelineError, match=r"block-000001\.parquet is damaged .*: run the same search again"):
+        search_codes(*asked, k=3)
+    assert not (tmp_path / "r.parquet").exists()
+    seen = []
+    search_codes(*asked, k=3, progress=lambda done, _total: seen.append(done))
+    assert seen == [310, 500], "one block is answered again"
+    check(tmp_path / "r.parquet", database, k=3)
+
+
+@pytest.mark.usefixtures("small_blocks")
 def test_queries_and_answers_in_a_bucket(tmp_path, database, bucket, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bucket.put("queries.parquet", (database[0] / "queries.parquet").read_bytes())

@@ -71,7 +71,7 @@ def test_blocks_are_merged_however_shards_cut_them(tmp_path, monkeypatch, databa
     block = Block(0, 0, (Piece(part, 0, 300),))
     work = JobFolder(str(tmp_path), batch_search.ANSWERS)
     work.begin({"of": "this test"}, overwrite=False)
-    merge_block(job, work, block, *(search_block(job, work, block, spec) for spec in live.shards))
+    merge_block(job, work, block, *(search_block(job, work, block, spec, None) for spec in live.shards))
     rows = pq.read_table(tmp_path / "block-000000.parquet").to_pylist()
     assert [row["query"] for row in rows] == list(range(300))
     if "k" in asked:
