@@ -181,11 +181,12 @@ def look_up(rows, tables, table, value, mask, scratch):
 
 
 @inlined_kernel
-def dismiss(rows, tables, query_W, sketch, radius, step, kept, scratch):
+def dismiss(rows, tables, word_V, query_W, sketch, radius, step, kept, scratch):
     """List rows in the kept buckets that may be within `radius`, given that the substring accounts for `step.reach`.
 
     Resumes from `place_2` (bucket, entry), stops when scratch is full, and prefetches the codes of the rows it lists.
     Table 0 has no sketches because its codes are adjacent: one-word codes are compared whole, all others are listed.
+    If all codes are distinct, rows that may not be returned are left out here, before their codes are fetched.
     Returns the number of rows listed and of entries seen.
     """
     to_P = scratch.to_P
@@ -196,7 +197,8 @@ def dismiss(rows, tables, query_W, sketch, radius, step, kept, scratch):
     entry = scratch.place_2[1]
     shift = (step.table - 1) * tables.num_distinct
     room = np.uint64(radius - step.reach)
-    whole_codes = rows.num_words == 1 and len(tables.start_D) == 0
+    distinct = len(tables.start_D) == 0
+    whole_codes = rows.num_words == 1 and distinct
     while bucket < kept and filled + EIGHT <= len(row_C):
         left = to_P[bucket] - entry
         if step.table > 0:
@@ -216,8 +218,11 @@ def dismiss(rows, tables, query_W, sketch, radius, step, kept, scratch):
         while near != np.uint64(0):
             place = entry + np.int64(trailing_zeros(near))
             near &= near - ONE
-            row_C[filled] = entry_place_row(tables, step.table, place)
-            prefetch_word(rows.code_bytes, row_C[filled] * rows.num_words)
+            row = entry_place_row(tables, step.table, place)
+            if distinct and not allows(word_V, row):
+                continue
+            row_C[filled] = row
+            prefetch_word(rows.code_bytes, row * rows.num_words)
             filled += 1
         entry = following
     scratch.place_2[0] = bucket
@@ -327,7 +332,7 @@ def range_step(rows, tables, word_V, query_W, step, radius, budget, scratch, wor
         place_2[0] = 0
         place_2[1] = scratch.from_P[0]
         while place_2[0] < kept and candidates_Q[step.query] <= budget:
-            size, seen = dismiss(rows, tables, query_W, sketch, radius, step, kept, scratch)
+            size, seen = dismiss(rows, tables, word_V, query_W, sketch, radius, step, kept, scratch)
             candidates_Q[step.query] += seen
             for candidate in range(size):
                 row = scratch.row_C[candidate]
@@ -410,7 +415,7 @@ def knn_step(rows, tables, word_V, query_W, bound, step, scratch, work, dist_K, 
         place_2[1] = scratch.from_P[0]
         while place_2[0] < kept:
             farthest = max(np.int64(min(bound, dist_K[0])), step.reach)
-            size, seen = dismiss(rows, tables, query_W, sketch, farthest, step, kept, scratch)
+            size, seen = dismiss(rows, tables, word_V, query_W, sketch, farthest, step, kept, scratch)
             work.candidates_Q[step.query] += seen
             read += size if step.table > 0 else 0
             for candidate in range(size):

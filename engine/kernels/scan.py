@@ -150,44 +150,49 @@ def load_block(rows, begin, allowed, block):
 
 @kernel
 def load_allowed(rows, begin, word_V, block):
-    """`load_block` for a mask; `begin` is a multiple of 64, as is the next place."""
-    code_bytes = rows.code_bytes
-    num_words = rows.num_words
-    word_WB = block.word_WB
+    """`load_block` for a mask; `begin` is a multiple of 64, as is the next place.
+
+    The rows are listed first, so that they can be prefetched.
+    """
     row_B = block.row_B
     first = begin
     size = 0
     while first < rows.num_rows and size + STRIDE <= len(row_B):
         may = word_V[first >> 6]
         while may != np.uint64(0):
-            row = first + np.int64(trailing_zeros(may))
+            row_B[size] = first + np.int64(trailing_zeros(may))
             may &= may - np.uint64(1)
-            for word in range(num_words):
-                word_WB[word, size] = load_word(code_bytes, row * num_words + word)
-            row_B[size] = row
             size += 1
         first += STRIDE
+    gather_codes(rows, row_B, 0, size, block)
     return first, size
 
 
 @kernel
 def load_listed(rows, begin, row_L, block):
-    """`load_block` for a list of rows; a row is prefetched while those before it are read."""
+    """`load_block` for a list of rows."""
+    row_B = block.row_B
+    end = min(begin + len(row_B), len(row_L))
+    gather_codes(rows, row_L, begin, end - begin, block)
+    for place in range(begin, end):
+        row_B[place - begin] = row_L[place]
+    return end, end - begin
+
+
+@kernel
+def gather_codes(rows, row_L, begin, size, block):
+    """Transpose the codes of `size` listed rows into planes; a row is prefetched while those before it are read."""
     code_bytes = rows.code_bytes
     num_words = rows.num_words
     word_WB = block.word_WB
-    row_B = block.row_B
-    last = len(row_L) - 1
-    end = min(begin + len(row_B), len(row_L))
-    for place in range(begin, end):
-        ahead = np.int64(row_L[min(place + LISTED_AHEAD, last)]) * num_words
+    last = begin + size - 1
+    for place in range(size):
+        ahead = np.int64(row_L[min(begin + place + LISTED_AHEAD, last)]) * num_words
         for word in range(0, num_words, LINE_WORDS):
             prefetch_word(code_bytes, ahead + word)
-        row = np.int64(row_L[place])
+        row = np.int64(row_L[begin + place])
         for word in range(num_words):
-            word_WB[word, place - begin] = load_word(code_bytes, row * num_words + word)
-        row_B[place - begin] = row
-    return end, end - begin
+            word_WB[word, place] = load_word(code_bytes, row * num_words + word)
 
 
 @kernel

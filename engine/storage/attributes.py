@@ -133,12 +133,14 @@ class AttributeFile:
         """
         reader, schema = self._reader_of(tuple(names))
         waiting: list[pa.RecordBatch] = []
+        num_bytes = 0
         for number in range(start // _BATCH_ROWS, -(-stop // _BATCH_ROWS)):
             batch = as_stored(reader.get_batch(number), schema)
-            if waiting and sum(each.nbytes for each in waiting) + batch.nbytes > _JOINED_BYTES:
+            if waiting and num_bytes + batch.nbytes > _JOINED_BYTES:
                 yield pa.concat_batches(waiting)
-                waiting = []
+                waiting, num_bytes = [], 0
             waiting.append(batch)
+            num_bytes += batch.nbytes
         yield pa.concat_batches(waiting)
 
     def _reader_of(self, names: tuple[str, ...]) -> tuple[Any, pa.Schema]:

@@ -51,7 +51,7 @@ REPEATS = 7
 WORTH_COUNTING_NS = 60_000.0
 WORTH_TRYING_NS = 100_000.0  # compared with this, a wasted kernel call costs little
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is noticeable
-WORTH_ASKING_NS = 5_000.0  # a scan that takes less is done before the tables could be asked
+WORTH_ASKING_NS = 50_000.0  # of a scan that takes less, a call of the tables in vain would be a good part
 SKIPPED_ROW_NS = 0.01  # passing over 64 rows that may not be returned takes half a nanosecond
 
 
@@ -183,9 +183,12 @@ def plan_range(
 def trial_budget(probe: TableProbe, radius: int, costs: Costs, span: Span, words: int) -> int:
     """Return how many candidates one query may meet in the tables before planning is worthwhile; 0 to plan at once.
 
-    Most queries are answered within this budget, without a plan.
+    Most queries are answered within this budget, without a plan. If the mean of all queries exceeds it, a trial would
+    most often be in vain.
     """
-    return _trial_budget(costs, probe.plan(radius).lookups, probe.tables.distinct, span, words)
+    plan = probe.plan(radius)
+    budget = _trial_budget(costs, plan.lookups, probe.tables.distinct, span, words)
+    return budget if plan.mean <= budget else 0
 
 
 @lru_cache(maxsize=1024)
@@ -382,11 +385,14 @@ def _lookup_ns(codes_NW: CodeArray, queries_QW: CodeArray, widths: list[int], ra
 
 
 def _min_ns(run: Callable[[], object]) -> float:
-    """Return the minimum time of several runs, because other programs can only add to it."""
+    """Return the minimum time of several runs on this thread, because other programs can only add to it.
+
+    It is the time of the processor: on a busy machine, every run may have to wait for it.
+    """
     run()
     times = []
     for _ in range(REPEATS):
-        start = time.perf_counter_ns()
+        start = time.thread_time_ns()
         run()
-        times.append(time.perf_counter_ns() - start)
+        times.append(time.thread_time_ns() - start)
     return float(min(times))

@@ -7,7 +7,7 @@ import pytest
 
 from hashlight.engine.indexes.answers import empty_heaps
 from hashlight.engine.indexes.arrays import read_only
-from hashlight.engine.indexes.masks import RowMask, allowed_rows
+from hashlight.engine.indexes.masks import RowMask, allowed_rows, mask_words
 from hashlight.engine.indexes.multi_index import index as multi_index
 from hashlight.engine.indexes.multi_index import planner
 from hashlight.engine.indexes.multi_index.index import MultiIndex
@@ -85,10 +85,14 @@ def test_lookups_keep_nonempty_buckets_and_resume_where_they_stopped(searched):
         assert kept_sizes == [size for size in sizes if size]
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("places", [8, 13, 256])
-def test_only_candidates_whose_sketch_is_near_enough_are_read(searched, places):
+def test_only_candidates_whose_sketch_is_near_enough_are_read(searched, places, masked):
     # In the middle of the distances of sketches, where one bit makes a difference of many candidates.
     radius, scratch = 26, searched.scratch._replace(row_C=np.empty(places, np.int64))
+    mask = RowMask.of(np.arange(ROWS) % 3 == 0) if masked else None
+    # Of codes that are repeated only the first row is listed, which tells nothing of the others.
+    left_out = np.zeros(ROWS, np.bool_) if mask is None or len(searched.tables.start_D) else ~mask.bools()
     read = 0
     for table in range(len(searched.tables.width_T)):
         value = searched.part(searched.query, table)
@@ -98,6 +102,7 @@ def test_only_candidates_whose_sketch_is_near_enough_are_read(searched, places):
                 searched.bucket(table, value ^ mask) for mask in masks_of(int(searched.tables.width_T[table]), reach)
             ]
             expected = [row for bucket in buckets for row in bucket if is_read(searched, table, row, radius, reach)]
+            expected = [row for row in expected if not left_out[row]]
             start = np.uint64((1 << reach) - 1)
             _, kept, _ = kernels.look_up(searched.rows, searched.tables, table, np.uint64(value), start, scratch)
             scratch.place_2[:] = 0, scratch.from_P[0]
@@ -106,6 +111,7 @@ def test_only_candidates_whose_sketch_is_near_enough_are_read(searched, places):
                 size, met = kernels.dismiss(
                     searched.rows,
                     searched.tables,
+                    mask_words(mask),
                     searched.query_W,
                     sketch,
                     radius,
