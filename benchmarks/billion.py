@@ -23,7 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hashlight.engine.collection.collection import Collection, CollectionWriter
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.writing.opening import Fresh
+from hashlight.engine.collection.writing.transaction import Transaction
+from hashlight.engine.storage.shard import write_shard
 
 BYTES_A_CODE = 40  # codes 8, ids 8, rows by id 4, tables about 17, and room for files being written
 QUERIES = 1000
@@ -74,12 +77,15 @@ def fitting(wanted: int, folder: Path) -> int:
 def build(path: Path, codes: int, shards: int) -> dict:
     queries, rows = make_queries(), codes // shards
     seconds = {"make codes": 0.0, "write shards and tables": 0.0}
-    with CollectionWriter(path, bits=64, fingerprint=None, overwrite=False) as writer:
+    with Transaction(path, fresh=Fresh(bits=64, encoder=None)) as writer:
         for shard in range(shards):
             start = time.perf_counter()
             shard_codes, ids = make_shard(shard, shards, rows, queries)
             middle = time.perf_counter()
-            writer.add_shard(shard_codes, ids, None)
+            with writer.new_shard() as folder:
+                spec = write_shard(folder, shard_codes, ids, None, bits=64)
+            writer.check_shard(spec)
+            writer.adopt([spec])
             seconds["make codes"] += middle - start
             seconds["write shards and tables"] += time.perf_counter() - middle
             print(f"shard {shard + 1} of {shards}: {time.perf_counter() - middle:.1f} s", flush=True)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray
 
@@ -59,6 +60,28 @@ def next_ids(highest: int, rows: int) -> IdArray:
             f"there are no {rows} ids after the highest, {highest} (ids are at most {MAX_ID}): give `ids` of your own"
         )
     return np.arange(rows, dtype=np.int64) + (highest + 1)
+
+
+def find_rows(ids_N: IdArray, rows_by_id_N: NDArray[np.uint32], ids_M: IdArray) -> NDArray[np.int64]:
+    """Return the row of each of some ids, -1 for those that are not there.
+
+    Parameters
+    ----------
+    ids_N : ndarray of int64, shape (N,)
+        Of all rows, N at least 1.
+    rows_by_id_N : ndarray of uint32, shape (N,)
+        The rows in ascending order of their ids.
+    ids_M : ndarray of int64, shape (M,)
+    """
+    # Not `searchsorted(sorter=...)`, which first makes an int64 copy of the whole permutation.
+    low_M, high_M = np.zeros(len(ids_M), np.int64), np.full(len(ids_M), len(ids_N) - 1)
+    for _ in range(len(ids_N).bit_length()):
+        middle_M = (low_M + high_M) // 2
+        below_M = ids_N[rows_by_id_N[middle_M]] < ids_M
+        low_M = np.where(below_M, np.minimum(middle_M + 1, high_M), low_M)
+        high_M = np.where(below_M, high_M, middle_M)
+    row_M = rows_by_id_N[low_M].astype(np.int64)
+    return np.where(ids_N[row_M] == ids_M, row_M, -1)
 
 
 def find_repeated(ids_N: IdArray) -> IdArray:

@@ -13,18 +13,10 @@ from PIL import Image, UnidentifiedImageError
 
 from hashlight.engine.codes import pack_bits
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.collection.writer import CollectionWriter, new_shard, split_rows
+from hashlight.engine.collection.writing.opening import Fresh
+from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.service.asking.encoding import Encoded, ImageRefusedError
 from hashlight.engine.service.door.http_server import HEAD_S, MAX_CONNECTIONS, Address, HttpServer
-from hashlight.engine.storage.attributes import write_attributes
-from hashlight.engine.storage.shard import (
-    finish_shard,
-    order_rows,
-    write_codes,
-    write_features,
-    write_ids,
-    write_thumbnails,
-)
 
 BITS = 60  # not whole bytes, not whole words
 
@@ -81,19 +73,8 @@ def make_collection(folder, count: int = 500, shards: int = 3) -> Collection:
         }
     )
     thumbnails = pa.array([None if number % 9 == 0 else png(picture) for number, picture in enumerate(pictures)])
-    options = {"bits": BITS, "fingerprint": AverageHash.fingerprint, "overwrite": False}
-    with CollectionWriter(folder, **options) as writer:
-        for part in split_rows(count, shards):
-            with new_shard(writer.place) as shard_folder:
-                order = order_rows(encoded.codes[part], ids[part])
-                shard_folder.mkdir(parents=True)
-                write_ids(shard_folder, ids[part][order])
-                write_codes(shard_folder, encoded.codes[part][order], bits=BITS)
-                write_attributes(shard_folder / "attributes.arrow", [attributes[part]], order)
-                write_features(shard_folder, encoded.features[part].astype(np.float16), order)
-                write_thumbnails(shard_folder, [pa.table({"thumbnail": thumbnails[part]})], order)
-                spec = finish_shard(shard_folder, len(order))
-            writer.add_written(spec)
+    with Transaction(folder, fresh=Fresh(BITS, AverageHash.fingerprint)) as writer:
+        writer.add(encoded.codes, ids, attributes, encoded.features.astype(np.float16), thumbnails, shards)
         writer.commit()
     collection = Collection.open(folder)
     warm_up(collection)

@@ -125,7 +125,7 @@ from hashlight import Collection, SearchClient
 codes = np.array([[0b0000], [0b0001], [0b0111]], np.uint64)
 Collection.create(sys.argv[1], codes, bits=16, attributes={"label": ["a", "b", "a"]})
 opened = Collection.open(sys.argv[1])
-opened.append(codes + np.uint64(8), attributes={"label": ["c", "c", "c"]})
+opened.add(codes + np.uint64(8), attributes={"label": ["c", "c", "c"]})
 found = Collection.open(sys.argv[1]).search(codes[:1], k=4)
 with SearchClient(sys.argv[1]) as client:
     answer = client.search(codes[0], k=2, filter='label == "a"', include=["attributes", "explain"])

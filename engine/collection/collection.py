@@ -28,22 +28,22 @@ from hashlight.engine.collection.rerank import (
     rerank_ids,
 )
 from hashlight.engine.collection.shard_set import ShardSet
-from hashlight.engine.collection.writer import CollectionWriter, split_rows
+from hashlight.engine.collection.writes import Writes
+from hashlight.engine.collection.writing.opening import Fresh
+from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import IdNotFoundError
 from hashlight.engine.filters.parameters import Parameters
-from hashlight.engine.ids import check_ids, next_ids
 from hashlight.engine.indexes.choice import IndexChoice
-from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, RerankResult, Result, SearchResult
-from hashlight.engine.storage.columns import check_columns
-from hashlight.engine.storage.manifest import Manifest, close_held, read_held
+from hashlight.engine.storage.manifest import Manifest
 from hashlight.engine.storage.mirror import mirror
 from hashlight.engine.storage.shard import Shard
+from hashlight.engine.storage.versions import close_held, read_held
 
 
-class Collection(Interchange):
+class Collection(Interchange, Writes):
     """Codes on disk that answer exact Hamming queries.
 
     A collection stays at the version it was opened at, whatever other processes write: writers keep what it needs for
@@ -102,7 +102,8 @@ class Collection(Interchange):
         path : str or Path
             An unused folder or URI or, with `overwrite`, an existing collection.
         codes : ndarray of uint64, shape (N, W)
-            N of at least 1, `W = ceil(bits / 64)`.
+            `W = ceil(bits / 64)`. Without any (N = 0), `attributes` and `features` without rows still say what the
+            collection stores beside codes.
         ids : ndarray of int64, shape (N,), optional
             Distinct, 0 or more; the row numbers by default.
         attributes : pyarrow.Table or mapping of columns, optional
@@ -129,27 +130,35 @@ class Collection(Interchange):
         CollectionExistsError
             If `path` exists and `overwrite` is false, or it is not a collection.
         CollectionBusyError
-            If another process is writing there.
+            If another process has written there meanwhile.
         """
         codes, bits = _check_new_codes(codes, bits)
-        ids = check_ids(np.arange(len(codes)) if ids is None else ids, rows=len(codes))
-        table = _as_table(attributes, rows=len(codes))
-        features = None if features is None else _check_features(features, rows=len(codes))
-        with CollectionWriter(path, bits=bits, fingerprint=fingerprint, tables=tables, overwrite=overwrite) as writer:
-            _add_encoder(writer, encoder)
-            _add_shards(writer, codes, ids, table, features, shards)
-            writer.commit()
+        with Transaction(path, fresh=Fresh(bits, fingerprint, overwrite), tables=tables) as change:
+            if encoder is not None:
+                files = (file for file in Path(encoder).iterdir() if file.is_file())
+                change.add_encoder({file.name: file.read_bytes() for file in files})
+            change.add(codes, ids, attributes, features, shards=shards)
+            change.commit()
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = False, index: IndexChoice = "auto") -> Self:
-        """Open the live version of a collection.
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        version: int | str | None = None,
+        verify: bool = False,
+        index: IndexChoice = "auto",
+    ) -> Self:
+        """Open a version of a collection, by default the live one.
 
         Parameters
         ----------
         path : str or Path
             A folder, or the URI of a collection in a bucket (`s3://BUCKET/PREFIX`), whose live version is first
             copied into the user's cache folder, as far as it is not there.
+        version : int or str, optional
+            The number of a version, or its tag.
         verify : bool
             Hash every file again, even those already verified on this machine and unchanged since.
         index : {"auto", "multi", "scan", "faiss-flat", "faiss-multi-hash"}
@@ -159,7 +168,7 @@ class Collection(Interchange):
         Raises
         ------
         CollectionNotFoundError
-            If there is none at `path`.
+            If there is none at `path`, or it does not have that version.
         CorruptDataError
             If a file is missing or damaged.
         MissingDependencyError
@@ -168,8 +177,10 @@ class Collection(Interchange):
             If tables are to answer and a shard was built without.
         """
         place = open_place(path)
-        folder = place.local or mirror(place)
-        manifest, held = read_held(Folder(folder))
+        if place.local is None:
+            folder, manifest, held = mirror(place, version)
+        else:
+            folder, (manifest, held) = place.local, read_held(place, version)
         try:
             shards = [
                 Shard(folder / "shards" / spec.name, spec, bits=manifest.bits, verify_all=verify, index=index)
@@ -394,51 +405,12 @@ class Collection(Interchange):
             ordered.append(part._replace(explain=found.explain))
         return join_reranked(ordered)._replace(coverage=self._shard_set.coverage)
 
-    def append(
-        self,
-        codes: CodeArray,
-        *,
-        ids: IdArray | None = None,
-        attributes: pa.Table | Mapping[str, Any] | None = None,
-        features: NDArray[np.float16] | None = None,
-        shards: int = 1,
-        tables: bool = True,
-    ) -> Self:
-        """Write a version of this collection with additional codes, and open it. This object does not change.
-
-        Parameters
-        ----------
-        codes : ndarray of uint64, shape (N, W)
-            From the encoder that made the stored ones.
-        ids : ndarray of int64, shape (N,), optional
-            Not yet in the live version; by default the numbers after its highest id.
-        attributes, features
-            As in `create`, with the same names, types and widths as the stored ones.
-        shards : int
-            Number of new shards; old shards do not change.
-        tables : bool
-            As in `create`.
-
-        Raises
-        ------
-        ValueError
-            If an id exists already, or attributes or features do not match the stored ones.
-        CollectionBusyError
-            If another process is writing.
-        """
-        codes = check_codes(codes, bits=self.bits, name="codes")
-        table = _as_table(attributes, rows=len(codes))
-        features = None if features is None else _check_features(features, rows=len(codes))
-        with CollectionWriter(
-            self.location, bits=self.bits, fingerprint=self.fingerprint, tables=tables, append=True
-        ) as writer:
-            if ids is None:
-                ids = next_ids(writer.highest_id(), len(codes))
-            else:
-                writer.refuse_known_ids(check_ids(ids, rows=len(codes)))
-            _add_shards(writer, codes, ids, table, features, shards)
-            writer.commit()
+    def _reopened(self) -> Self:
         return type(self).open(self.location, index=self.index)
+
+    @property
+    def _open_version(self) -> int:
+        return self.version
 
     def get(self, ids: IdArray | Sequence[int]) -> pa.Table:
         """Return the stored data of some ids, in the order requested.
@@ -537,46 +509,3 @@ def _check_new_codes(codes: CodeArray, bits: int | None) -> tuple[CodeArray, int
         bits = WORD_BITS * codes.shape[-1] if isinstance(codes, np.ndarray) and codes.ndim else WORD_BITS
     bits = check_bits(bits)
     return check_codes(codes, bits=bits, name="codes"), bits
-
-
-def _add_encoder(writer: CollectionWriter, folder: str | Path | None) -> None:
-    if folder is not None:
-        writer.add_encoder({file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()})
-
-
-def _add_shards(
-    writer: CollectionWriter,
-    codes: CodeArray,
-    ids: IdArray,
-    table: pa.Table | None,
-    features: NDArray[np.float16] | None,
-    shards: int,
-) -> None:
-    for part in split_rows(len(codes), shards):
-        part_table = None if table is None else table.slice(part.start, part.stop - part.start)
-        writer.add_shard(codes[part], ids[part], part_table, None if features is None else features[part])
-
-
-def _check_features(features: NDArray[np.float16], *, rows: int) -> NDArray[np.float16]:
-    if features.dtype != np.float16 or features.ndim != 2 or len(features) != rows:
-        raise ValueError(
-            f"`features` must be float16 of shape ({rows}, F), one row per code, got {features.dtype} of shape "
-            f"{features.shape}"
-        )
-    if not np.isfinite(features).all():
-        bad = int((~np.isfinite(features)).any(axis=1).sum())
-        raise ValueError(
-            f"`features` must be finite, got nan or inf in {bad} of {rows} rows: float16 holds numbers up to "
-            f"{np.finfo(np.float16).max:,.0f}, so scale features before you convert them"
-        )
-    return features
-
-
-def _as_table(attributes: pa.Table | Mapping[str, Any] | None, *, rows: int) -> pa.Table | None:
-    if attributes is None:
-        return None
-    table = attributes if isinstance(attributes, pa.Table) else pa.table(dict(attributes))
-    if len(table) != rows:
-        raise ValueError(f"`attributes` must have {rows} rows, one per code, got {len(table)}")
-    check_columns(table.schema)
-    return table

@@ -17,11 +17,14 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, as_integer
-from hashlight.engine.collection.writer import CollectionWriter
+from hashlight.engine.collection.writing.opening import Fresh
+from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.exchange.rows import Incoming, Rows
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.base import MAX_ROWS
 from hashlight.engine.places.arrays import map_file
+from hashlight.engine.storage.manifest import ShardSpec
+from hashlight.engine.storage.shard import write_shard
 
 SHARD_ROWS = 5_000_000
 
@@ -49,22 +52,21 @@ def import_rows(path: str | Path, source: Incoming, *, shard_rows: int | None, t
     if not 1 <= shard_rows <= MAX_ROWS:
         raise ValueError(f"`shard_rows` must be 1 to {MAX_ROWS}, got {shard_rows}")
     with (
-        CollectionWriter(
-            path, bits=source.bits, fingerprint=source.fingerprint, tables=tables, overwrite=overwrite
-        ) as writer,
+        Transaction(path, fresh=Fresh(source.bits, source.fingerprint, overwrite), tables=tables) as writer,
         RepeatedIds() as ids,
     ):
-        rows = 0
+        rows, shards = 0, list[ShardSpec]()
         for shard in _cut(source.rows, shard_rows):
             with contextlib.closing(_Gathered()) as gathered:
                 for part in shard:
                     ids.add(part.ids)
                     gathered.add(part)
                 rows += gathered.rows
-                gathered.write(writer)
+                shards.append(gathered.write(writer, bits=source.bits, tables=tables))
         if not rows:
             raise ValueError("the source has no rows, expected at least 1")
         refuse_repeated(ids.find(), where=f"{rows:,} rows")
+        writer.adopt(shards)
         writer.commit()
 
 
@@ -124,15 +126,21 @@ class _Gathered:
             with self._path("features").open("ab") as file:
                 file.write(np.ascontiguousarray(rows.features).data)
 
-    def write(self, writer: CollectionWriter) -> None:
+    def write(self, writer: Transaction, *, bits: int, tables: bool) -> ShardSpec:
         """Write the shard."""
-        writer.add_shard(
-            np.concatenate(self._codes),
-            np.concatenate(self._ids),
-            None if self._attributes is None else self._attributes.tables(),
-            self._features(),
-            None if self._thumbnails is None else self._thumbnails.tables(),
-        )
+        with writer.new_shard() as folder:
+            spec = write_shard(
+                folder,
+                np.concatenate(self._codes),
+                np.concatenate(self._ids),
+                None if self._attributes is None else self._attributes.tables(),
+                bits=bits,
+                tables=tables,
+                features_NF=self._features(),
+                thumbnails=None if self._thumbnails is None else self._thumbnails.tables(),
+            )
+        writer.check_shard(spec)
+        return spec
 
     def _features(self) -> NDArray[np.float16] | None:
         if self._dimensions is None:

@@ -90,7 +90,7 @@ class Bucket(Place):
         if self._key(name):
             with contextlib.suppress(FileNotFoundError):
                 about = retried(lambda: self._head(name), self.path(name))
-                return Entry(name, about["size"], _stamp_of(about))
+                return _entry_of(name, about)
         return Entry(name, 0, "", is_folder=True) if self._holds_any(name) else None
 
     def _holds_any(self, folder: str) -> bool:
@@ -112,10 +112,7 @@ class Bucket(Place):
                 return obstore.list_with_delimiter(self._store, prefix or None)
 
         found = retried(listed, self.path(folder))
-        entries = {
-            about["path"]: Entry(about["path"].rpartition("/")[2], about["size"], _stamp_of(about))
-            for about in found["objects"]
-        }
+        entries = {about["path"]: _entry_of(about["path"].rpartition("/")[2], about) for about in found["objects"]}
         # Some tools mark a folder with an empty object of the same name; only the folder is listed.
         entries |= {path: Entry(path.rpartition("/")[2], 0, "", is_folder=True) for path in found["common_prefixes"]}
         entries.pop(prefix, None)
@@ -130,7 +127,7 @@ class Bucket(Place):
             name = about["path"][start:]
             left_out = _hidden_part(name)
             if name and not left_out:
-                yield Entry(name, about["size"], _stamp_of(about))
+                yield _entry_of(name, about)
             # What is in a hidden folder comes in a row.
             elif left_out and left_out != hidden and skipped is not None:
                 skipped[HIDDEN] += 1
@@ -268,5 +265,6 @@ def _tag_of(about: Any) -> dict[str, str]:
     return {name: about[name] for name in ("e_tag", "version") if about.get(name)}
 
 
-def _stamp_of(about: Any) -> str:
-    return f"{about['size']}:{int(about['last_modified'].timestamp())}"
+def _entry_of(name: str, about: Any) -> Entry:
+    modified_s = about["last_modified"].timestamp()
+    return Entry(name, about["size"], f"{about['size']}:{int(modified_s)}", modified_s=modified_s)

@@ -185,7 +185,7 @@ def _file_entry(path: str, name: str) -> Entry:
         about = os.stat(path)
     except OSError:  # a broken link, or removed in the meantime: reading it will tell
         return Entry(name, 0, "unreadable")
-    return Entry(name, about.st_size, f"{about.st_size}:{about.st_mtime_ns}")
+    return Entry(name, about.st_size, f"{about.st_size}:{about.st_mtime_ns}", modified_s=about.st_mtime)
 
 
 class _Walk:

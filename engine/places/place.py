@@ -32,12 +32,15 @@ class Entry:
     stamp : str
         Changes when the file changes: its size and its time of modification.
     is_folder : bool
+    modified_s : float
+        When a file was written, in seconds since 1970 by the clock of the place; 0 if unknown.
     """
 
     name: str
     size: int
     stamp: str
     is_folder: bool = False
+    modified_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from hashlight.engine.places.arrays import map_file
 from hashlight.engine.storage.columns import as_stored, stored_schema
 from hashlight.engine.storage.sorting import sort_rows_aside
 
-_BATCH_ROWS = 1024
+BATCH_ROWS = 1024
 _COMPRESSED = pyarrow.ipc.IpcWriteOptions(compression="zstd")
 _PLAIN = pyarrow.ipc.IpcWriteOptions()
 
@@ -50,11 +50,16 @@ def write_attributes(
     first = next(tables)
     schema = stored_schema(first.schema)
     sorted_rows = sort_rows_aside(
-        itertools.chain([first], tables), order_N, schema, batch_rows=_BATCH_ROWS, folder=path.parent
+        itertools.chain([first], tables), order_N, schema, batch_rows=BATCH_ROWS, folder=path.parent
     )
+    write_batches(path, sorted_rows, schema, compressed=compressed)
+
+
+def write_batches(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema, *, compressed: bool = True) -> None:
+    """Write rows in the order of the shard's, which come in batches of `BATCH_ROWS`."""
     options = _COMPRESSED if compressed else _PLAIN
     with pa.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, schema, options=options) as writer:
-        for batch in sorted_rows:
+        for batch in batches:
             writer.write_batch(batch)
 
 
@@ -72,7 +77,7 @@ def check_attributes(path: Path, rows: int) -> pa.Schema:
     CorruptDataError
         If the file cannot be read, or its rows are not the shard's.
     """
-    expected = [min(_BATCH_ROWS, rows - start) for start in range(0, rows, _BATCH_ROWS)]
+    expected = [min(BATCH_ROWS, rows - start) for start in range(0, rows, BATCH_ROWS)]
     try:
         reader = pyarrow.ipc.open_file(map_file(path))
         names = reader.schema.names  # fails if one is not UTF-8
@@ -86,7 +91,7 @@ def check_attributes(path: Path, rows: int) -> pa.Schema:
     if got != expected:
         wrong = next((n for n, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(expected))
         raise CorruptDataError(
-            f"{path}: expected {rows} rows in {len(expected)} batches of {_BATCH_ROWS}, got {sum(got)} rows in "
+            f"{path}: expected {rows} rows in {len(expected)} batches of {BATCH_ROWS}, got {sum(got)} rows in "
             f"{len(got)} batches ({', '.join(names)}), of which batch {wrong} is the first of another length: {_REMEDY}"
         )
     return reader.schema
@@ -110,12 +115,12 @@ class AttributeFile:
         Batches are read one after another, and only the rows asked for are kept of each.
         """
         order_N = np.argsort(rows_N, kind="stable")
-        number_N = rows_N[order_N] // _BATCH_ROWS
+        number_N = rows_N[order_N] // BATCH_ROWS
         picked = [self.schema.empty_table()]
         for run_N in np.split(order_N, np.flatnonzero(np.diff(number_N)) + 1):
             if len(run_N):
-                batch = as_stored(self._reader.get_batch(int(rows_N[run_N[0]] // _BATCH_ROWS)), self.schema)
-                picked.append(pa.Table.from_batches([batch.take(pa.array(rows_N[run_N] % _BATCH_ROWS))]))
+                batch = as_stored(self._reader.get_batch(int(rows_N[run_N[0]] // BATCH_ROWS)), self.schema)
+                picked.append(pa.Table.from_batches([batch.take(pa.array(rows_N[run_N] % BATCH_ROWS))]))
         back_N = np.empty(len(order_N), np.int64)
         back_N[order_N] = np.arange(len(order_N))
         return pa.concat_tables(picked).take(pa.array(back_N))
@@ -124,7 +129,7 @@ class AttributeFile:
     def num_rows(self) -> int:
         """Number of rows."""
         last: int = self._reader.num_record_batches - 1
-        return last * _BATCH_ROWS + int(self._reader.get_batch(last).num_rows)
+        return last * BATCH_ROWS + int(self._reader.get_batch(last).num_rows)
 
     def rows(self, names: Sequence[str], start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Yield the named attributes of rows `start` to `stop`, in order, in batches of up to 64 MiB.
@@ -134,7 +139,7 @@ class AttributeFile:
         reader, schema = self._reader_of(tuple(names))
         waiting: list[pa.RecordBatch] = []
         num_bytes = 0
-        for number in range(start // _BATCH_ROWS, -(-stop // _BATCH_ROWS)):
+        for number in range(start // BATCH_ROWS, -(-stop // BATCH_ROWS)):
             batch = as_stored(reader.get_batch(number), schema)
             if waiting and num_bytes + batch.nbytes > _JOINED_BYTES:
                 yield pa.concat_batches(waiting)

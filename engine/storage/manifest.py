@@ -1,50 +1,107 @@
-"""The manifest: the shards of a collection, with checksums."""
+"""What a manifest holds: the description of one version of a collection, and how that is written in a file.
+
+A version is a list of shards, each with the rows that were deleted since and the columns that were replaced. Shards and
+the other files it names never change; a write adds files, and a manifest that names them.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import base64
+import dataclasses
+import functools
 import hashlib
 import json
-import logging
-import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.ipc
+
 from hashlight.engine.codes import MAX_BITS, MIN_BITS
-from hashlight.engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
+from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.ids import MAX_ID
 from hashlight.engine.indexes.base import MAX_ROWS
 from hashlight.engine.places.integrity import FileSpec
-from hashlight.engine.places.place import Found, Place
-from hashlight.engine.storage.readers import claim, hold
 
-logger = logging.getLogger(__name__)
+FORMAT_VERSION = 2
 
-FORMAT_VERSION = 1
+# What a reader must know about to give right answers; a manifest lists those that it uses.
+DEAD_ROWS = "dead-rows"
+COLUMNS = "columns"
+NEEDS = frozenset({DEAD_ROWS, COLUMNS})
 
 REQUIRED_FILES = frozenset({"codes.faiss", "ids.npy", "rows_by_id.npy"})
 TABLE_FILES = frozenset({"tables/tables.json", "tables/offsets.npy", "tables/entries.npy", "tables/starts.npy"})
+MAX_VERSION = 99_999_999
 
-_CURRENT = re.compile(rb"(\d{8}\.json) ([0-9a-f]{64})\n")
+# Of a column in one shard: `{"min": value or None, "max": value or None, "nulls": count}`, values as JSON.
+Statistics = Mapping[str, Mapping[str, Any]]
+
 _REMEDY = "restore it from a copy, or build the collection again"
 
 
 @dataclass(frozen=True, slots=True)
+class DeadRows:
+    """The deleted rows of a shard: a file `deletions/NAME`, uint32 row numbers in ascending order, `count` of them."""
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFile:
+    """One attribute of a shard, added or replaced since: a file `columns/NAME`, Arrow, as many rows as the shard."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """One shard: its folder's name, its rows, and its files."""
+    """One shard: its folder's name, its rows, its files, and what has changed about its rows.
+
+    Attributes
+    ----------
+    name : str
+        Of the folder below `shards/`.
+    rows : int
+        Of its files, deleted ones included.
+    files : dict of str to FileSpec
+    ids : tuple of int, int, or None
+        Lowest and highest id; None in manifests of format 1.
+    dead : DeadRows or None
+    columns : dict of str to ColumnFile
+        By attribute; they take precedence over the shard's own. An attribute that is in neither is null.
+    statistics : dict
+        Of scalar attributes, those of `columns` included; see `Statistics`. One without an entry may hold any value.
+    """
 
     name: str
     rows: int
     files: dict[str, FileSpec]
+    ids: tuple[int, int] | None = None
+    dead: DeadRows | None = None
+    columns: dict[str, ColumnFile] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=dict)
 
     @property
     def has_tables(self) -> bool:
         """Whether it has a multi-index."""
         return self.files.keys() >= TABLE_FILES
 
+    @property
+    def alive(self) -> int:
+        """Number of rows that have not been deleted."""
+        return self.rows - (self.dead.count if self.dead else 0)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Manifest:
     """One version of a collection.
 
@@ -59,6 +116,27 @@ class Manifest:
     shards : tuple of ShardSpec
     encoder_folder : str or None
         Name of the folder below `encoder/` with the copy of that encoder; None if there is no copy.
+    schema : pyarrow.Schema or None
+        Of the attributes; None without attributes, and in manifests of format 1.
+    features : int or None
+        Dimensions of the fine features; None without features.
+    thumbnails : bool
+        Whether rows may have a thumbnail.
+    collection : str
+        A UUID in hex, the same for all versions; empty in manifests of format 1.
+    parent : str or None
+        File name of the version before, from which this one was made.
+    written : str
+        UTC, ISO 8601 with seconds.
+    next_id : int
+        Higher than any id so far, deleted ones included.
+    oldest : int
+        The lowest version that is kept, but for tagged ones.
+    tags : dict of str to str
+        File names of versions that are kept under a name.
+    commit : str
+        A UUID in hex, so that no two writes make the same file.
+    format_version : int
     """
 
     version: int
@@ -66,271 +144,100 @@ class Manifest:
     encoder: str | None
     shards: tuple[ShardSpec, ...]
     encoder_folder: str | None = None
+    schema: pa.Schema | None = None
+    features: int | None = None
+    thumbnails: bool = False
+    collection: str = ""
+    parent: str | None = None
+    written: str = ""
+    next_id: int = 0
+    oldest: int = 1
+    tags: dict[str, str] = field(default_factory=dict)
+    commit: str = field(default_factory=lambda: uuid.uuid4().hex)
+    format_version: int = FORMAT_VERSION
 
     @property
     def rows(self) -> int:
-        """Number of codes in all shards."""
-        return sum(shard.rows for shard in self.shards)
+        """Number of codes in all shards, without deleted ones."""
+        return sum(shard.alive for shard in self.shards)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all shard files."""
-        return sum(file.bytes for shard in self.shards for file in shard.files.values())
+        """Bytes of all shard files, and of what has changed about their rows."""
+        return sum(bytes for _, bytes in self._files())
+
+    def _files(self) -> Iterator[tuple[str, int]]:
+        for shard in self.shards:
+            yield from ((f"shards/{shard.name}/{name}", file.bytes) for name, file in shard.files.items())
+            yield from ((f"columns/{file.name}", file.bytes) for file in shard.columns.values())
+            if shard.dead:
+                yield f"deletions/{shard.dead.name}", shard.dead.bytes
 
     @property
+    def names(self) -> set[str]:
+        """What the version consists of: names of folders and files in the collection's own."""
+        found = {f"shards/{shard.name}" for shard in self.shards}
+        found |= {f"columns/{file.name}" for shard in self.shards for file in shard.columns.values()}
+        found |= {f"deletions/{shard.dead.name}" for shard in self.shards if shard.dead}
+        return found | ({f"encoder/{self.encoder_folder}"} if self.encoder_folder else set())
+
+    @property
+    def needs(self) -> list[str]:
+        """What a reader must know about."""
+        dead = any(shard.dead for shard in self.shards)
+        columns = any(shard.columns for shard in self.shards)
+        return [need for need, used in ((COLUMNS, columns), (DEAD_ROWS, dead)) if used]
+
+    @functools.cached_property
+    def data(self) -> bytes:
+        """The contents of its file."""
+        body = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        schema = self.schema and base64.b64encode(self.schema.serialize()).decode()
+        shards = [asdict(shard) for shard in self.shards]
+        return json.dumps({**body, "needs": self.needs, "schema": schema, "shards": shards}, indent=1).encode()
+
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the contents: tells versions apart that have the same number, as after a build from scratch."""
-        return hashlib.sha256(_encode(self)[0]).hexdigest()
+        return hashlib.sha256(self.data).hexdigest()
 
     @property
     def file_name(self) -> str:
         """Name of this version's file under `manifests/`."""
-        return f"{self.version:08d}.json"
+        return f"{self.version:08d}.json" if self.format_version == 1 else f"{self.version:08d}-{self.digest}.json"
 
 
-def read_current(place: Place) -> Manifest:
-    """Read the live manifest of a collection and verify it against the checksum in CURRENT.
+def parse_manifest(path: str, data: bytes) -> Manifest:
+    """Parse the file of a manifest, whose checksum may be right whoever wrote it: nothing in it is trusted.
 
     Raises
     ------
-    CollectionNotFoundError
-        If there is no collection there.
     CorruptDataError
-        If CURRENT or the manifest is damaged, or has a format that this release cannot read.
+        If it is not valid, or of a format that this release cannot read.
     """
-    while True:
-        current = place.find("CURRENT")
-        if current is None:
-            raise CollectionNotFoundError(
-                f"no collection at {place}: expected a file CURRENT there, got {_describe_contents(place)}: make one "
-                "with `hashlight build`, or run an interrupted build again"
-            )
-        try:
-            return _read_named(place, current.data)
-        except CorruptDataError:
-            # Two commits since CURRENT was read remove what it named.
-            again = place.find("CURRENT")
-            if again is not None and again.data == current.data:
-                raise
-
-
-def _read_named(place: Place, current: bytes) -> Manifest:
-    named = _CURRENT.fullmatch(current)
-    if named is None:
-        raise CorruptDataError(f"{place}/CURRENT is damaged: expected a manifest's name and SHA-256: {_REMEDY}")
-    name, expected = f"manifests/{named[1].decode()}", named[2].decode()
-    found = place.find(name)
-    if found is None:
-        raise CorruptDataError(f"{place}/{name} is missing, which CURRENT names: {_REMEDY}")
-    got = hashlib.sha256(found.data).hexdigest()
-    if got != expected:
-        raise CorruptDataError(
-            f"{place}/{name} is damaged: expected SHA-256 {expected[:16]}…, got {got[:16]}…: {_REMEDY}"
-        )
-    manifest = _parse(f"{place}/{name}", found.data)
-    if f"manifests/{manifest.file_name}" != name:
-        raise CorruptDataError(f"{place}/{name} is the manifest of version {manifest.version}: {_REMEDY}")
-    return manifest
-
-
-def read_version(place: Place, version: int) -> Manifest:
-    """Read the manifest of one version: the live one or one kept for its readers.
-
-    Raises
-    ------
-    CollectionNotFoundError
-        If the collection no longer has that version.
-    CorruptDataError
-        If the manifest is damaged.
-    """
-    live = read_current(place)
-    if live.version == version:
-        return live
-    name = f"manifests/{version:08d}.json"
-    found = place.find(name)
-    if found is None:
-        raise CollectionNotFoundError(
-            f"{place} no longer has version {version}: the live one is {live.version}, older ones are removed"
-        )
-    manifest = _parse(f"{place}/{name}", found.data)
-    if manifest.version != version:
-        raise CorruptDataError(f"{place}/{name} is the manifest of version {manifest.version}: {_REMEDY}")
-    return manifest
-
-
-def read_held(place: Place, version: int | None = None) -> tuple[Manifest, int | None]:
-    """Read the manifest of a version (None: the live one), and keep writers from removing what it names.
-
-    Returns
-    -------
-    Manifest, int or None
-        The version is held for as long as this file descriptor is open. None in a bucket, where nothing can be held.
-
-    Raises
-    ------
-    CollectionNotFoundError, CorruptDataError
-        As in `read_current` and `read_version`.
-    """
-    while True:
-        manifest = read_current(place) if version is None else read_version(place, version)
-        if place.local is None:
-            return manifest, None
-        descriptor = hold(place.local / "manifests" / manifest.file_name)
-        if descriptor is not None:
-            return manifest, descriptor
-
-
-@contextlib.contextmanager
-def holding_live(place: Place) -> Iterator[Manifest]:
-    """Yield the live manifest, and hold its version until the context exits; errors as in `read_held`."""
-    manifest, descriptor = read_held(place)
-    try:
-        yield manifest
-    finally:
-        close_held(descriptor)
-
-
-def close_held(descriptor: int | None) -> None:
-    """Release a version that `read_held` holds."""
-    if descriptor is not None:
-        os.close(descriptor)
-
-
-def write_manifest(place: Place, manifest: Manifest) -> bytes:
-    """Write the file of `manifest`; return the contents of CURRENT that make it live.
-
-    Raises
-    ------
-    CollectionBusyError
-        If another writer took the same number, which can happen only in a bucket.
-    """
-    data, current = _encode(manifest)
-    if not place.put_new(f"manifests/{manifest.file_name}", data):
-        raise _overtaken(place)
-    return current
-
-
-def make_live(place: Place, current: bytes, found: Found | None) -> None:
-    """Put the result of `write_manifest` into CURRENT in one step, if CURRENT is still as `found`.
-
-    Raises
-    ------
-    CollectionBusyError
-        If CURRENT has changed. The new version may have been live in between.
-    """
-    if not place.replace("CURRENT", current, found):
-        raise _overtaken(place)
-
-
-def copy_manifest(place: Place, manifest: Manifest) -> None:
-    """Make a manifest live in a copy of its collection, replacing any other. The caller holds the lock."""
-    data, current = _encode(manifest)
-    place.put(f"manifests/{manifest.file_name}", data)
-    place.put("CURRENT", current)
-
-
-def _encode(manifest: Manifest) -> tuple[bytes, bytes]:
-    """Return the contents of a manifest's file, and those of CURRENT when it is live.
-
-    CURRENT has the checksum of the live manifest's file; its own checksum verifies a manifest that is no longer live.
-    """
-    document = {"format_version": FORMAT_VERSION, **asdict(manifest)}
-    data = json.dumps({**document, "sha256": _checksum(document)}, indent=1).encode()
-    return data, f"{manifest.file_name} {hashlib.sha256(data).hexdigest()}\n".encode()
-
-
-def _checksum(document: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _overtaken(place: Place) -> CollectionBusyError:
-    return CollectionBusyError(f"{place} was written by another process meanwhile: this write was discarded, try again")
-
-
-def sweep(place: Place, live: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:
-    """Remove those of `names` (folder -> names in it) that no live manifest names, and no version in use.
-
-    A local version is in use while a reader holds its manifest; see `engine.storage.readers`. Failing to remove one
-    does not affect live versions: the next write tries again.
-    """
-    with contextlib.ExitStack() as claims:
-        kept = list(live)
-        live_files = {manifest.file_name for manifest in live}
-        for name in names["manifests"]:
-            if place.local is None or name in live_files:
-                continue
-            path = place.local / "manifests" / name
-            try:
-                if not claims.enter_context(claim(path)):
-                    logger.info("keeping version %s of %s, which is open somewhere", name, place)
-                    kept.append(_parse(str(path), path.read_bytes()))
-            except (OSError, CorruptDataError) as error:
-                logger.warning("removing nothing from %s, where %s may be in use (%s)", place, name, error)
-                return
-        _remove_unnamed(place, kept, names)
-
-
-def _remove_unnamed(place: Place, kept: Sequence[Manifest], names: Mapping[str, Sequence[str]]) -> None:
-    named: dict[str, set[str | None]] = {
-        "manifests": {manifest.file_name for manifest in kept},
-        "shards": {shard.name for manifest in kept for shard in manifest.shards},
-        "encoder": {manifest.encoder_folder for manifest in kept},
-    }
-    for folder in (folder for folder in named if folder in names):
-        for name in (entry for entry in names[folder] if entry not in named[folder]):
-            logger.info("removing %s/%s/%s, which no live version names", place, folder, name)
-            try:
-                place.remove(f"{folder}/{name}")
-            except OSError as error:
-                logger.warning("cannot remove %s/%s/%s (%s): the next write tries again", place, folder, name, error)
-
-
-def read_all(place: Place) -> list[Manifest] | None:
-    """Read the manifests of all existing versions; None if one cannot be read."""
-    found = []
-    for name in place.names("manifests"):
-        try:
-            there = place.find(f"manifests/{name}")
-            found.append(_parse(f"{place}/manifests/{name}", there.data if there else b""))
-        except CorruptDataError as error:
-            logger.warning("%s", error)
-            return None
-    return found
-
-
-def sweep_unnamed(place: Place, *others: Place, keep: Collection[str] = ()) -> None:
-    """Remove shards that no manifest names, here or in `others`: leftovers of dead writers. The caller holds the lock.
-
-    Shards named in `keep` stay. Nothing is removed if a manifest cannot be read, because its shards are unknown.
-    """
-    kept: list[Manifest] = []
-    for each in (place, *others):
-        manifests = read_all(each)
-        if manifests is None:
-            return
-        kept += manifests
-    _remove_unnamed(place, kept, {"shards": [name for name in place.names("shards", hidden=True) if name not in keep]})
-
-
-def _describe_contents(place: Place) -> str:
-    return "a folder without one" if place.local and place.local.is_dir() else "nothing"
-
-
-def _parse(path: str, data: bytes) -> Manifest:
-    """Parse a manifest, whose checksum may be right whoever wrote it: nothing in it is trusted."""
     try:
         document = json.loads(data)
-        if document["format_version"] != FORMAT_VERSION:
+        format_version = document["format_version"]
+        if format_version == 1:
+            # Manifests of the first releases have no checksum of their own.
+            checksum = document.pop("sha256", None)
+            if checksum not in (None, hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()):
+                raise ValueError("its contents do not match its own checksum")
+        elif format_version != FORMAT_VERSION:
             raise CorruptDataError(
-                f"{path} has format version {document['format_version']}, this release reads {FORMAT_VERSION}: "
-                "open it with the release that wrote it, or build the collection again"
+                f"{path} has format version {format_version}, this release reads 1 and {FORMAT_VERSION}: open it with "
+                "the release that wrote it, or build the collection again"
             )
-        checksum = document.pop("sha256", None)  # manifests of earlier releases have none
-        if checksum is not None and checksum != _checksum(document):
-            raise ValueError("its contents do not match its own checksum")
-        return _manifest(document)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        elif unknown := sorted(set(document["needs"]) - NEEDS):
+            raise CorruptDataError(
+                f"{path} needs {', '.join(unknown)}, which this release does not know: open it with the release that "
+                "wrote it"
+            )
+        manifest = _manifest(document)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
         raise CorruptDataError(f"{path} is not a readable manifest ({error!r}): {_REMEDY}") from error
+    manifest.__dict__["data"] = data  # not encoded again, which could differ
+    return manifest
 
 
 def parse_shard(shard: dict[str, Any]) -> ShardSpec:
@@ -342,7 +249,7 @@ def parse_shard(shard: dict[str, Any]) -> ShardSpec:
         If it is not a valid description of a shard.
     """
     files = {
-        "/".join(check_name(part, "a file of a shard") for part in name.split("/")): _parse_file(file)
+        "/".join(check_name(part, "a file of a shard") for part in name.split("/")): FileSpec(**_sized(file))
         for name, file in shard["files"].items()
     }
     if not files.keys() >= REQUIRED_FILES or 0 < len(TABLE_FILES & files.keys()) < len(TABLE_FILES):
@@ -351,29 +258,102 @@ def parse_shard(shard: dict[str, Any]) -> ShardSpec:
             f"got {', '.join(sorted(files))}"
         )
     rows = _whole(shard["rows"], "rows of a shard", 1, MAX_ROWS)
-    return ShardSpec(name=check_name(shard["name"], "a shard"), rows=rows, files=files)
+    return ShardSpec(
+        name=check_name(shard["name"], "a shard"),
+        rows=rows,
+        files=files,
+        ids=_parse_ids(shard.get("ids")),
+        dead=None if (dead := shard.get("dead")) is None else _parse_dead(dead, rows),
+        columns={_text(name, "an attribute"): _parse_column(file) for name, file in shard.get("columns", {}).items()},
+        statistics={
+            _text(name, "an attribute"): _parse_statistics(each, rows)
+            for name, each in shard.get("statistics", {}).items()
+        },
+    )
 
 
-def _parse_file(file: dict[str, Any]) -> FileSpec:
+def _parse_ids(ids: Any) -> tuple[int, int] | None:
+    if ids is None:
+        return None
+    low, high = ids
+    return _whole(low, "the lowest id", 0, MAX_ID), _whole(high, "the highest id", low, MAX_ID)
+
+
+def _parse_dead(dead: dict[str, Any], rows: int) -> DeadRows:
+    count = _whole(dead["count"], "deleted rows", 1, rows)
+    return DeadRows(name=check_name(dead["name"], "a file of deleted rows"), count=count, **_sized(dead))
+
+
+def _parse_column(file: dict[str, Any]) -> ColumnFile:
+    return ColumnFile(name=check_name(file["name"], "a column"), **_sized(file))
+
+
+def _parse_statistics(each: dict[str, Any], rows: int) -> dict[str, Any]:
+    return {"min": each["min"], "max": each["max"], "nulls": _whole(each["nulls"], "nulls", 0, rows)}
+
+
+def _sized(file: dict[str, Any]) -> dict[str, Any]:
     if not re.fullmatch("[0-9a-f]{64}", file["sha256"]):
         raise ValueError(f"a SHA-256 has 64 hexadecimal digits, got {file['sha256']!r}")
-    return FileSpec(bytes=_whole(file["bytes"], "bytes of a file", 0, 2**63 - 1), sha256=file["sha256"])
+    return {"bytes": _whole(file["bytes"], "bytes of a file", 0, 2**63 - 1), "sha256": file["sha256"]}
 
 
 def _manifest(body: dict[str, Any]) -> Manifest:
     shards = tuple(parse_shard(shard) for shard in body["shards"])
-    if not shards or len({shard.name for shard in shards}) < len(shards):
-        raise ValueError(f"a collection has at least one shard, each once, got {[shard.name for shard in shards]}")
+    if len({shard.name for shard in shards}) < len(shards):
+        raise ValueError(f"a collection has each shard once, got {[shard.name for shard in shards]}")
+    if not shards and body["format_version"] == 1:
+        raise ValueError("a collection of format 1 has at least one shard, got none")
     encoder = None if body["encoder"] is None else check_name(body["encoder"], "an encoder")
-    # Older manifests have none: their copy of the encoder is named by its fingerprint.
+    # The first manifests have none: their copy of the encoder is named by its fingerprint.
     folder = body.get("encoder_folder", encoder)
-    return Manifest(
-        version=_whole(body["version"], "the version", 1, 99_999_999),
+    manifest = Manifest(
+        version=_whole(body["version"], "the version", 1, MAX_VERSION),
         bits=_whole(body["bits"], "bits", MIN_BITS, MAX_BITS),
         encoder=encoder,
         shards=shards,
         encoder_folder=None if folder is None else check_name(folder, "an encoder"),
+        commit="",
+        format_version=1,
     )
+    return manifest if body["format_version"] == 1 else _with_second_format(manifest, body)
+
+
+def _with_second_format(manifest: Manifest, body: dict[str, Any]) -> Manifest:
+    ranges = [shard.ids for shard in manifest.shards if shard.ids]
+    if len(ranges) < len(manifest.shards):
+        raise ValueError("a shard without the range of its ids")
+    highest = max((high for _, high in ranges), default=-1)
+    schema, features, parent = body["schema"], body["features"], body["parent"]
+    return dataclasses.replace(
+        manifest,
+        schema=None if schema is None else pyarrow.ipc.read_schema(pa.py_buffer(base64.b64decode(schema))),
+        features=None if features is None else _whole(features, "dimensions of features", 1, 2**31 - 1),
+        thumbnails=_truth(body["thumbnails"], "thumbnails"),
+        collection=_text(body["collection"], "the collection"),
+        parent=None if parent is None else check_name(parent, "a manifest"),
+        written=_text(body["written"], "the time"),
+        next_id=_whole(body["next_id"], "the next id", highest + 1, MAX_ID + 1),
+        oldest=_whole(body["oldest"], "the oldest version", 1, manifest.version),
+        tags={check_tag(tag): check_name(name, "a manifest") for tag, name in body["tags"].items()},
+        commit=_text(body["commit"], "the commit"),
+        format_version=FORMAT_VERSION,
+    )
+
+
+def check_tag(tag: object) -> str:
+    """Return a name for a version.
+
+    Raises
+    ------
+    ValueError
+        If it is empty, longer than 100 characters, or could be taken for a version's number.
+    """
+    if not isinstance(tag, str) or not re.fullmatch(r"(?![0-9]+$)[\w.+-]{1,100}", tag):
+        raise ValueError(
+            f"a tag has 1 to 100 letters, digits, and any of . _ + -, and is not a number, got {tag!r}: choose another"
+        )
+    return tag
 
 
 def check_name(name: object, what: str) -> str:
@@ -392,4 +372,16 @@ def check_name(name: object, what: str) -> str:
 def _whole(value: object, what: str, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"expected {low} to {high} for {what}, got {value!r}")
+    return value
+
+
+def _truth(value: object, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected true or false for {what}, got {value!r}")
+    return value
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text for {what}, got {value!r}")
     return value

@@ -10,61 +10,87 @@ from pathlib import Path
 import platformdirs
 
 from hashlight.engine.errors import CollectionNotFoundError, CorruptDataError
-from hashlight.engine.places.files import folder_written_aside, make_folder
+from hashlight.engine.places.files import folder_written_aside, make_folder, sha256_of
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.place import Place
+from hashlight.engine.storage.attributes import check_attributes
 from hashlight.engine.storage.checking import verify_shard
-from hashlight.engine.storage.manifest import (
-    Manifest,
-    ShardSpec,
-    copy_manifest,
-    read_current,
-    sweep,
-    sweep_unnamed,
-)
+from hashlight.engine.storage.leftovers import FOLDERS, names_of
+from hashlight.engine.storage.manifest import ColumnFile, Manifest, ShardSpec
+from hashlight.engine.storage.readers import claim, hold
+from hashlight.engine.storage.versions import copy_manifest, find_version, read_current
 
 logger = logging.getLogger(__name__)
 
-_FOLDERS = ("shards", "manifests", "encoder")
 
-
-def mirror(place: Place) -> Path:
-    """Copy the missing parts of a collection's live version to the user's cache folder; return the copy's path.
+def mirror(place: Place, version: int | str | None = None) -> tuple[Path, Manifest, int | None]:
+    """Copy the missing parts of a version of a collection, by default the live one, to the user's cache folder.
 
     The copy is itself a collection. Its previous version stays until the next one, for processes that are opening it;
     of two processes, one copies and the other waits.
 
+    Returns
+    -------
+    Path, Manifest, int or None
+        The copy, and the version, which is held there; see `engine.storage.versions.read_held`.
+
     Raises
     ------
     CollectionNotFoundError
-        If there is no collection at the URI.
+        If there is no collection at the URI, or it does not have the version.
     CorruptDataError
         If the copied files do not match the manifest.
     """
     while True:
         live = read_current(place)
+        wanted = live if version is None else find_version(place, live, version)
         try:
-            return _copy(place, live)
+            return _copy(place, wanted, is_live=wanted.file_name == live.file_name)
         except (FileNotFoundError, CorruptDataError):
-            # Two commits since the manifest was read remove what it named.
+            # Commits since the manifest was read may have removed what it named.
             if read_current(place) == live:
                 raise
 
 
-def _copy(place: Place, live: Manifest) -> Path:
+def _copy(place: Place, wanted: Manifest, *, is_live: bool) -> tuple[Path, Manifest, int | None]:
     folder = _folder_of(place)
     local = Folder(folder)
     with local.lock(wait=True):
         before = _local_version(local)
         # A damaged copy is replaced; the bucket is authoritative.
-        for spec in live.shards:
-            _copy_shard(place, local, spec, bits=live.bits)
-        _copy_encoder(place, local, live)
-        if before != live:
-            copy_manifest(local, live)
-            there = {name: local.names(name, hidden=True) for name in _FOLDERS}
-            sweep(local, [live, *([before] if before else [])], there)
-    return folder
+        for spec in wanted.shards:
+            _copy_shard(place, local, spec, bits=wanted.bits)
+        _copy_changes(place, local, wanted)
+        _copy_encoder(place, local, wanted)
+        if not is_live:
+            local.put(f"manifests/{wanted.file_name}", wanted.data)
+        elif before != wanted:
+            copy_manifest(local, wanted)
+        held = hold(folder / "manifests" / wanted.file_name)
+        if is_live and before != wanted:
+            _drop_versions(local, {wanted.file_name, *([before.file_name] if before else [])})
+            _sweep(local, local)
+    return folder, wanted, held
+
+
+def _drop_versions(local: Folder, kept: set[str]) -> None:
+    """Remove the manifests of other versions that nobody holds."""
+    for name in set(local.names("manifests")) - kept:
+        with claim(local.local / "manifests" / name) as claimed:
+            if claimed is not False:
+                local.remove(f"manifests/{name}")
+
+
+def _sweep(local: Folder, *places: Place, keep: str = "") -> None:
+    """Remove what no version names in any of these places, but for `keep`. The caller holds the lock."""
+    named = [names_of(place) for place in places]
+    if None in named:
+        return
+    kept = set().union(*(names for names in named if names))
+    for folder in FOLDERS:
+        for name in local.names(folder, hidden=True):
+            if f"{folder}/{name}" not in {*kept, keep}:
+                local.remove(f"{folder}/{name}")
 
 
 def _local_version(local: Folder) -> Manifest | None:
@@ -97,6 +123,13 @@ def _copy_shard(place: Place, local: Folder, spec: ShardSpec, *, bits: int) -> b
     return True
 
 
+def _copy_changes(place: Place, local: Folder, live: Manifest) -> None:
+    """Copy the deleted rows and the columns of all shards."""
+    for name in sorted(name for name in live.names if name.startswith(("columns/", "deletions/"))):
+        if not local.exists(name):
+            local.put(name, place.read(name), durable=False)
+
+
 def _copy_encoder(place: Place, local: Folder, live: Manifest) -> None:
     if live.encoder_folder is None or not place.names(f"encoder/{live.encoder_folder}"):
         return
@@ -124,5 +157,32 @@ def local_shard(place: Place, spec: ShardSpec, *, bits: int) -> Path:
     local = Folder(folder)
     with local.lock(wait=True):
         if _copy_shard(place, local, spec, bits=bits):
-            sweep_unnamed(local, place)
+            # It may be one that is about to be committed.
+            _sweep(local, local, place, keep=f"shards/{spec.name}")
     return folder / "shards" / spec.name
+
+
+def local_column(place: Place, file: ColumnFile, *, rows: int) -> Path:
+    """Return the local path of a column that was set later, checked; one in a bucket is first copied if necessary.
+
+    Raises
+    ------
+    CorruptDataError
+        If it is missing or damaged, or does not have the rows of its shard.
+    """
+    name = f"columns/{file.name}"
+    if place.local is not None:
+        path = place.local / name
+    else:
+        local = Folder(_folder_of(place))
+        path = local.local / name
+        with local.lock(wait=True):
+            if not path.is_file() or path.stat().st_size != file.bytes:
+                local.put(name, place.read(name), durable=False)
+    if not path.is_file() or sha256_of(path) != file.sha256:
+        raise CorruptDataError(
+            f"{path} is damaged or missing, expected {file.bytes} bytes with SHA-256 {file.sha256:.16}…: restore it "
+            "from a copy, or set the column again"
+        )
+    check_attributes(path, rows)
+    return path

@@ -292,6 +292,8 @@ def _counted_type(kind: pa.DataType) -> pa.DataType:
     """Return the type in which values of `kind` have an order that Arrow knows."""
     if pa.types.is_dictionary(kind):
         return kind.value_type
+    if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
+        return pa.decimal128(kind.precision, kind.scale)
     # Arrow orders no float16.
     return pa.float32() if pa.types.is_float16(kind) else _COUNTED.get(kind.id, kind)
 

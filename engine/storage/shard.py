@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import functools
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.filters.cache import FilterCache
 from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.parameters import Parameters
+from hashlight.engine.ids import find_rows
 from hashlight.engine.indexes.base import MAX_ROWS, Index
 from hashlight.engine.indexes.choice import IndexChoice, check_index, faiss_kind
 from hashlight.engine.indexes.masks import RowMask
@@ -56,7 +58,7 @@ from hashlight.engine.storage.checking import verify_shard
 from hashlight.engine.storage.columns import stored_schema
 from hashlight.engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
 from hashlight.engine.storage.manifest import REQUIRED_FILES, ShardSpec
-from hashlight.engine.storage.scalars import SCALARS, ScalarFile, ShardColumns, write_scalars
+from hashlight.engine.storage.scalars import SCALARS, ScalarFile, ShardColumns, shard_statistics, write_scalars
 
 _COPIED_ROWS = 65_536
 
@@ -173,7 +175,16 @@ def finish_shard(folder: Path, rows: int) -> ShardSpec:
     for inner in {(folder / name).parent for name in files}:
         sync_folder(inner)
     remember_verified(folder, files)
-    return ShardSpec(name=folder.name, rows=rows, files=files)
+    ids_N: IdArray = map_array(folder / "ids.npy", np.int64, (rows,), at_random=True)
+    rows_by_id_N: NDArray[np.uint32] = map_array(folder / "rows_by_id.npy", np.uint32, (rows,), at_random=True)
+    lowest, highest = ids_N[rows_by_id_N[0]], ids_N[rows_by_id_N[-1]]
+    return ShardSpec(
+        name=folder.name,
+        rows=rows,
+        files=files,
+        ids=(int(lowest), int(highest)),
+        statistics=shard_statistics(folder, rows),
+    )
 
 
 def read_ids(place: Place, spec: ShardSpec) -> IdArray:
@@ -191,15 +202,40 @@ def read_ids(place: Place, spec: ShardSpec) -> IdArray:
     return ids
 
 
-def read_layout(place: Place, spec: ShardSpec) -> str:
-    """Describe what a shard, local or in a bucket, stores besides codes: attributes with types, width of features.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a shard stores besides codes and ids, the same in all shards of a collection.
+
+    Attributes
+    ----------
+    schema : pyarrow.Schema or None
+        Of the attributes.
+    features : int or None
+        Dimensions of the fine features.
+    thumbnails : bool
+    """
+
+    schema: pa.Schema | None
+    features: int | None
+    thumbnails: bool
+
+    def __str__(self) -> str:
+        """Describe it, for messages."""
+        fields = ", ".join(f"{field.name} ({field.type})" for field in self.schema or ())
+        parts = [f"attributes {fields}"] if fields else []
+        parts += [f"features of {self.features} dimensions"] if self.features is not None else []
+        return "; ".join([*parts, "thumbnails"] if self.thumbnails else parts) or "nothing"
+
+
+def read_layout(place: Place, spec: ShardSpec) -> Layout:
+    """Read what a shard, local or in a bucket, stores besides codes and ids.
 
     Raises
     ------
     CorruptDataError
         If a file does not begin as its name promises.
     """
-    parts = []
+    schema, features = None, None
     if "attributes.arrow" in spec.files:
         name = f"shards/{spec.name}/attributes.arrow"
         try:
@@ -207,15 +243,12 @@ def read_layout(place: Place, spec: ShardSpec) -> str:
                 schema = stored_schema(pyarrow.ipc.open_file(file).schema)
         except (pa.ArrowException, ValueError) as error:
             raise CorruptDataError(f"{place}/{name} is not readable as attributes: {error}") from error
-        parts.append("attributes " + ", ".join(f"{field.name} ({field.type})" for field in schema))
     if "features.npy" in spec.files:
         name = f"shards/{spec.name}/features.npy"
         with place.open(name) as file:
             _, shape, _ = parse_header(f"{place}/{name}", file.read(HEADER_BYTES))
-        parts.append(f"features of {shape[-1]} dimensions")
-    if "thumbnails.arrow" in spec.files:
-        parts.append("thumbnails")
-    return "; ".join(parts) or "nothing"
+        features = shape[-1]
+    return Layout(schema, features, "thumbnails.arrow" in spec.files)
 
 
 class Shard:
@@ -329,12 +362,4 @@ class Shard:
 
     def rows_of(self, ids_M: IdArray) -> NDArray[np.int64]:
         """Return the row of each id, -1 for those that are not in this shard."""
-        # Not `searchsorted(sorter=...)`, which first makes an int64 copy of the whole permutation.
-        low_M, high_M = np.zeros(len(ids_M), np.int64), np.full(len(ids_M), len(self) - 1)
-        for _ in range(len(self).bit_length()):
-            middle_M = (low_M + high_M) // 2
-            below_M = self.ids_N[self._rows_by_id_N[middle_M]] < ids_M
-            low_M = np.where(below_M, np.minimum(middle_M + 1, high_M), low_M)
-            high_M = np.where(below_M, high_M, middle_M)
-        row_M = self._rows_by_id_N[low_M].astype(np.int64)
-        return np.where(self.ids_N[row_M] == ids_M, row_M, -1)
+        return find_rows(self.ids_N, self._rows_by_id_N, ids_M)

@@ -18,14 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hashlight.engine.codes import IdArray
-from hashlight.engine.collection.writer import JOB_FOLDER, CollectionWriter, refuse_foreign_folder, split_rows
+from hashlight.engine.collection.writing.adding import split_rows
+from hashlight.engine.collection.writing.opening import JOB_FOLDER, Fresh, refuse_foreign_folder
+from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place, open_target
+from hashlight.engine.places.place import Place
 from hashlight.engine.places.reading import RetryingFile, map_ahead
 from hashlight.engine.places.uris import split_name, without_credentials
 from hashlight.engine.storage.columns import check_columns
-from hashlight.engine.storage.manifest import ShardSpec, parse_shard, read_all
+from hashlight.engine.storage.leftovers import names_of, settle, sweep_intents
+from hashlight.engine.storage.manifest import parse_shard
 from hashlight.engine.storage.shard import read_ids
 from hashlight.pipelines.building.shards import ShardJob, build_shard, check_sidecar, is_whole
 from hashlight.pipelines.capacity.constants import bytes_per_code
@@ -92,7 +96,7 @@ def build_collection(
     ValueError
         If an id occurs twice, or is in the collection already.
     HashlightError
-        If the collection cannot be written; see `engine.collection.writer.CollectionWriter`.
+        If the collection cannot be written; see `engine.collection.writing.transaction.Transaction`.
     """
     if sum(size is not None for size in (shards, shard_rows, shard_bytes)) > 1:
         raise ValueError("give one of `shards`, `shard_rows` and `shard_bytes`")
@@ -104,8 +108,8 @@ def build_collection(
             shards = _num_shards(corpus, shards, shard_rows or _rows_within(shard_bytes, corpus))
             job = JobFolder(place.location_of(JOB_FOLDER), BUILD)
             job.refuse_foreign()
-            written = _open_writer(output, corpus, job, tables=tables, overwrite=overwrite, append=append)
-            writer = opened.enter_context(written)
+            fresh = None if append else Fresh(corpus.bits, corpus.encoder, overwrite)
+            writer = opened.enter_context(_writing(output, corpus, job, fresh, tables=tables))
             _refuse_repeated(ids, writer, append=append)
         _begin(job, writer, _identity(corpus, shards, tables=tables), overwrite=overwrite)
         at_once = min(workers or usable_cores(), shards)
@@ -113,18 +117,29 @@ def build_collection(
         _build(job, corpus, writer, tasks, workers, progress or (lambda _done, _total: None))
 
 
-def _open_writer(
-    output: str | Path, corpus: _Codes, job: JobFolder, *, tables: bool, overwrite: bool, append: bool
-) -> CollectionWriter:
-    return CollectionWriter(
-        output,
-        bits=corpus.bits,
-        fingerprint=corpus.encoder,
-        tables=tables,
-        overwrite=overwrite,
-        append=append,
-        finished=lambda: _finished_shards(job),
-    )
+@contextlib.contextmanager
+def _writing(
+    output: str | Path, corpus: _Codes, job: JobFolder, fresh: Fresh | None, *, tables: bool
+) -> Iterator[Transaction]:
+    """Yield a transaction, for a new collection or for more codes of the same encoder."""
+    with Transaction(output, fresh=fresh, tables=tables) as writer, _alone(job):
+        if fresh is None:
+            writer.require(bits=corpus.bits, encoder=corpus.encoder)
+        yield writer
+
+
+@contextlib.contextmanager
+def _alone(job: JobFolder) -> Iterator[None]:
+    """Keep other builds of a local collection away; leave no folder where no build was begun."""
+    if job.place.local is None:
+        yield
+        return
+    with job.place.lock():
+        try:
+            yield
+        finally:
+            if job.identity() is None:
+                job.remove()
 
 
 def _identity(corpus: _Codes, shards: int, *, tables: bool) -> dict[str, Any]:
@@ -141,15 +156,15 @@ def _identity(corpus: _Codes, shards: int, *, tables: bool) -> dict[str, Any]:
     }
 
 
-def _begin(job: JobFolder, writer: CollectionWriter, identity: dict[str, Any], *, overwrite: bool) -> None:
+def _begin(job: JobFolder, writer: Transaction, identity: dict[str, Any], *, overwrite: bool) -> None:
     """Resume this job, or begin it; another one is in the way only if it has finished shards to lose.
 
-    Shards that are live are not lost: that job was killed after its commit. Shards that another write to the collection
-    has removed are lost already.
+    Shards that are live are not lost: that job was killed after its commit. Shards that are gone are lost already.
     """
-    live = {shard.name for shard in writer.previous.shards} if writer.previous else set()
+    live = {shard.name for shard in writer.live.shards} if writer.live else set()
     left = _finished_shards(job) & set(writer.place.names("shards"))
     job.begin(identity, overwrite=overwrite or left <= live)
+    _remove_unnamed(writer.place, left - _finished_shards(job))
 
 
 def _plan(job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: str, at_once: int) -> list[ShardJob]:
@@ -169,9 +184,9 @@ def _plan(job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: 
     ]
 
 
-def _refuse_repeated(ids: RepeatedIds, writer: CollectionWriter, *, append: bool) -> None:
+def _refuse_repeated(ids: RepeatedIds, writer: Transaction, *, append: bool) -> None:
     """Raise ValueError if an id is in the codes twice, or in the codes and in a shard that is kept."""
-    old = writer.previous.shards if append and writer.previous else ()
+    old = writer.live.shards if append and writer.live else ()
     for spec in old:
         ids.add(read_ids(writer.place, spec))
     try:
@@ -186,7 +201,7 @@ def _refuse_repeated(ids: RepeatedIds, writer: CollectionWriter, *, append: bool
 def _build(
     job: JobFolder,
     corpus: _Codes,
-    writer: CollectionWriter,
+    writer: Transaction,
     tasks: list[ShardJob],
     workers: int | None,
     progress: Progress,
@@ -197,7 +212,7 @@ def _build(
 
 
 def _write_shards(
-    job: JobFolder, tasks: list[ShardJob], writer: CollectionWriter, workers: int | None, progress: Progress
+    job: JobFolder, tasks: list[ShardJob], writer: Transaction, workers: int | None, progress: Progress
 ) -> None:
     """Write the unfinished shards."""
     import ray
@@ -209,21 +224,19 @@ def _write_shards(
     ends = [tasks[0].pieces[0].part.path, tasks[-1].pieces[-1].part.path]
     refuse_unshared([look("--codes", split_name(ends[0])[0], ends)], {"--output": writer.place.location})
     build = ray.remote(build_shard)
-    for number, spec in specs.items():
-        _add(job, writer, spec, number)
-    for task, spec in run_tasks(build.remote, waiting, max_running=workers):
-        specs[task.number] = spec
-        _add(job, writer, spec, task.number)
-        progress(len(specs), len(tasks))
-
-
-def _add(job: JobFolder, writer: CollectionWriter, spec: ShardSpec, number: int) -> None:
     with _discarding(job, writer):
-        writer.add_written(spec, number=number)
+        for spec in specs.values():
+            writer.check_shard(spec)
+    for task, spec in run_tasks(build.remote, waiting, max_running=workers):
+        with _discarding(job, writer):
+            writer.check_shard(spec)
+        specs[task.number] = spec
+        progress(len(specs), len(tasks))
+    writer.adopt([spec for _, spec in sorted(specs.items())])
 
 
 @contextlib.contextmanager
-def _discarding(job: JobFolder, writer: CollectionWriter) -> Iterator[None]:
+def _discarding(job: JobFolder, writer: Transaction) -> Iterator[None]:
     """Discard the finished shards if they are refused: these codes cannot become this collection."""
     try:
         yield
@@ -232,13 +245,16 @@ def _discarding(job: JobFolder, writer: CollectionWriter) -> Iterator[None]:
         raise
 
 
-def _commit(job: JobFolder, corpus: _Codes, writer: CollectionWriter) -> None:
+def _commit(job: JobFolder, corpus: _Codes, writer: Transaction) -> None:
+    shards = _finished_shards(job)
     encoder = open_place(corpus.location)
     writer.add_encoder({name: encoder.read(f"encoder/{name}") for name in encoder.names("encoder")})
     chaos.step("build:before-commit")
     writer.commit()
     chaos.step("build:after-commit")
     job.remove()
+    settle(writer.place, shards)
+    sweep_intents(writer.place)  # those of tasks that died
 
 
 def _finished_shards(job: JobFolder) -> set[str]:
@@ -246,14 +262,20 @@ def _finished_shards(job: JobFolder) -> set[str]:
     return {said["shard"]["name"] for said in job.sidecars().values()}
 
 
-def _discard(job: JobFolder, writer: CollectionWriter) -> None:
+def _discard(job: JobFolder, writer: Transaction) -> None:
     finished = _finished_shards(job)
     job.remove()
-    versions = read_all(writer.place)
-    if versions is None:
+    _remove_unnamed(writer.place, finished)
+
+
+def _remove_unnamed(place: Place, shards: set[str]) -> None:
+    """Remove those of some finished shards that no version has."""
+    if not shards or (kept := names_of(place)) is None:
         return
-    for name in finished - {shard.name for version in versions for shard in version.shards}:
-        writer.place.remove(f"shards/{name}")
+    for name in sorted(shards):
+        if f"shards/{name}" not in kept:
+            place.remove(f"shards/{name}")
+    settle(place, shards)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,13 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, num_words
-from hashlight.engine.collection.writer import new_shard
+from hashlight.engine.collection.writing.draft import new_shard
+from hashlight.engine.collection.writing.opening import JOB_FOLDER
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import map_ahead
 from hashlight.engine.storage.attributes import write_attributes
 from hashlight.engine.storage.columns import as_stored, stored_schema
+from hashlight.engine.storage.leftovers import Intent
 from hashlight.engine.storage.manifest import ShardSpec, parse_shard
 from hashlight.engine.storage.shard import (
     finish_shard,
@@ -49,7 +51,7 @@ from hashlight.pipelines.codes.parts import (
     read_part,
 )
 from hashlight.pipelines.jobs import chaos
-from hashlight.pipelines.jobs.folder import JobFolder
+from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 
 # From malloc.h: blocks of this size or more are mapped separately.
 _M_MMAP_THRESHOLD = -3
@@ -98,16 +100,17 @@ def build_shard(job: ShardJob) -> ShardSpec:
         return finished
     chaos.step("build:shard", job.number)
     place = open_place(job.output)
-    with new_shard(place) as folder:
-        spec = _write_shard(job, folder)
-        chaos.step("build:shard-written", job.number)
-    _finished(job)  # withdraws what cannot be used, which would take precedence
-    said = job.folder.publish(job.number, sidecar_of(spec))
-    chaos.step("build:shard-done", job.number)
-    published = parse_shard(said["shard"])
-    if published.name != spec.name:
-        place.remove(f"shards/{spec.name}")
-    return published
+    with Intent(place, until_gone=f"{JOB_FOLDER}/{sidecar_name(job.number)}") as intent:
+        with new_shard(place, intent) as folder:
+            spec = _write_shard(job, folder)
+            chaos.step("build:shard-written", job.number)
+        _finished(job)  # withdraws what cannot be used, which would take precedence
+        said = job.folder.publish(job.number, sidecar_of(spec))
+        chaos.step("build:shard-done", job.number)
+        published = parse_shard(said["shard"])
+        if published.name == spec.name:
+            intent.abandon()  # the sidecar speaks for it, until the commit or another job removes that
+        return published
 
 
 def sidecar_of(spec: ShardSpec) -> dict[str, Any]:

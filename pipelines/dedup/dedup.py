@@ -45,9 +45,10 @@ from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult
-from hashlight.engine.storage.manifest import Manifest, ShardSpec, holding_live
+from hashlight.engine.storage.manifest import Manifest, ShardSpec
 from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
+from hashlight.engine.storage.versions import holding_live
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind

@@ -41,9 +41,10 @@ from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import split_name
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, SearchResult, as_range, merge_range
-from hashlight.engine.storage.manifest import Manifest, ShardSpec, holding_live
+from hashlight.engine.storage.manifest import Manifest, ShardSpec
 from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
+from hashlight.engine.storage.versions import holding_live
 from hashlight.pipelines.codes.parts import Part, Piece, codes_column, cut_parts, list_parts, read_checked
 from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.jobs import chaos

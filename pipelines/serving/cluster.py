@@ -21,7 +21,7 @@ from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.routing.router import ClusterRouter, Observer
 from hashlight.engine.service.telemetry.metrics import Metrics
-from hashlight.engine.storage.manifest import holding_live
+from hashlight.engine.storage.versions import holding_live
 from hashlight.pipelines.jobs.nodes import look_at_collection, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.serving.ray_servers import RayCluster

@@ -187,7 +187,8 @@ def make_types(folder):
 def make_everything(folder):
     """Features, thumbnails and an encoder, over three versions; a reader holds the first."""
     from hashlight import Collection
-    from hashlight.engine.collection.writer import CollectionWriter
+    from hashlight.engine.collection.writing.opening import Fresh
+    from hashlight.engine.collection.writing.transaction import Transaction
 
     rows, bits, steps = 48, 256, (24, 36, 48)
     codes, ids = clustered(4, rows, bits), spread_ids(4, rows)
@@ -197,11 +198,12 @@ def make_everything(folder):
     files = {"config.json": b'{"bits": 256}\n', "weights.safetensors": bytes(range(64))}
     held, parts, start = [], [], 0
     for version, stop in enumerate(steps, start=1):
-        with CollectionWriter(folder / "collection", bits=bits, fingerprint="0f" * 16, append=version > 1) as writer:
+        fresh = Fresh(bits, "0f" * 16) if version == 1 else None
+        with Transaction(folder / "collection", fresh=fresh) as writer:
             if version == 1:
                 writer.add_encoder(files)
             part = slice(start, stop)
-            write_with_thumbnails(writer, codes[part], ids[part], names[part], features[part], thumbnails[part])
+            writer.add(codes[part], ids[part], names[part], features[part], thumbnails[part])
             writer.commit()
         held.append(Collection.open(folder / "collection"))
         parts.append(
@@ -211,22 +213,6 @@ def make_everything(folder):
     versions = {str(version): {"shards": version} for version in range(1, len(held) + 1)}
     encoder_files = {name: data.hex() for name, data in files.items()}
     write_expected(folder, parts, bits=bits, encoder="0f" * 16, versions=versions, encoder_files=encoder_files)
-
-
-def write_with_thumbnails(writer, codes, ids, names, features, thumbnails):
-    from hashlight.engine.collection.writer import new_shard
-    from hashlight.engine.storage import shard
-    from hashlight.engine.storage.attributes import write_attributes
-
-    order = shard.order_rows(codes, ids)
-    with new_shard(writer.place) as folder:
-        folder.mkdir(parents=True)
-        shard.write_ids(folder, ids[order])
-        shard.write_codes(folder, codes[order], bits=256)
-        write_attributes(folder / "attributes.arrow", [names], order)
-        shard.write_features(folder, features, order)
-        shard.write_thumbnails(folder, [pa.table({"thumbnail": pa.array(thumbnails, pa.binary())})], order)
-        writer.add_written(shard.finish_shard(folder, len(ids)))
 
 
 COLLECTIONS = {"plain": make_plain, "tables": make_tables, "types": make_types, "everything": make_everything}

@@ -41,7 +41,7 @@ def replace(path, encoder):
 
 
 def append(path, encoder):
-    Collection.open(path).append(codes_of(NEW, 1), ids=np.arange(NEW) + 1000, shards=2)
+    Collection.open(path).add(codes_of(NEW, 1), ids=np.arange(NEW) + 1000, shards=2)
 
 
 def found_in(path):

@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.collection.writer import CollectionWriter
+from hashlight.engine.collection.writing.opening import Fresh
+from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
 from hashlight.engine.places.bucket import Bucket
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.storage.manifest import read_current
+from hashlight.engine.storage import leftovers
 from hashlight.engine.storage.mirror import local_shard
+from hashlight.engine.storage.versions import list_versions, read_current
 from hashlight.pipelines.building.build import build_collection
 from hashlight.pipelines.dedup.dedup import find_duplicates
 from hashlight.pipelines.jobs import chaos
@@ -54,8 +56,8 @@ def test_a_collection_is_built_searched_appended_and_replaced_in_a_bucket(tmp_pa
     assert opened.get(ids[:3])["uri"].to_pylist() == [f"{id_}.png" for id_ in ids[:3]]
     assert (opened.encoder_path / "config.json").read_text() == "{}"
     with pytest.raises(ValueError, match="ids are in s3://"):
-        opened.append(codes[:5], ids=ids[:5], attributes={"uri": ["x"] * 5})
-    more = opened.append(codes[:5], attributes={"uri": list("abcde")})
+        opened.add(codes[:5], ids=ids[:5], attributes={"uri": ["x"] * 5})
+    more = opened.add(codes[:5], attributes={"uri": list("abcde")})
     assert (len(more), more.version, len(opened)) == (905, 2, 900)
     assert more.get([int(ids.max()) + 1])["uri"].to_pylist() == ["a"]
     build_collection(folder, uri, overwrite=True)
@@ -103,31 +105,60 @@ def test_what_may_have_been_live_keeps_its_shards(bucket, rows, monkeypatch):
         written = real(store, name, data, found)
         if name == "CURRENT":
             monkeypatch.undo()
-            with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, append=True) as other:
-                other.add_shard(codes[10:20], ids[10:20], None)
+            with Transaction(bucket.uri("c")) as other:
+                other.add(codes[10:20], ids[10:20])
                 other.commit()
             return False
         return written
 
     monkeypatch.setattr(Bucket, "replace", overtaken)
-    with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=False) as first:
-        first.add_shard(codes[:10], ids[:10], None)
-        with pytest.raises(CollectionBusyError):
-            first.commit()
+    with Transaction(bucket.uri("c"), fresh=Fresh(BITS, None)) as first:
+        first.add(codes[:10], ids[:10])
+        assert first.commit().version == 1
     opened = Collection.open(bucket.uri("c"), verify=True)
     assert (len(opened), opened.version) == (20, 2)
+    assert [version.rows for version in list_versions(open_place(bucket.uri("c")))] == [20, 10]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_store_that_fails_may_have_written_before(bucket, rows, monkeypatch, written):
+    codes, ids = rows
+    real = Bucket.replace
+
+    def fail(store, name, data, found):
+        if written:
+            real(store, name, data, found)
+        raise OSError("the store answered 500")
+
+    with Transaction(bucket.uri("c"), fresh=Fresh(BITS, None)) as writer:
+        writer.add(codes[:10], ids[:10])
+        with monkeypatch.context() as patch:
+            patch.setattr(Bucket, "replace", fail)
+            if written:
+                writer.commit()
+            else:
+                with pytest.raises(OSError, match="answered 500"):
+                    writer.commit()
+    if not written:
+        with pytest.raises(CollectionNotFoundError):
+            Collection.open(bucket.uri("c"))
+        # What was asked of the store may still happen.
+        real(open_place(bucket.uri("c")), "CURRENT", manifest_key(bucket), None)
+    assert len(Collection.open(bucket.uri("c"), verify=True)) == 10
+
+
+def manifest_key(bucket):
+    (key,) = bucket.keys("c/manifests/")
+    return f"{key.rpartition('/')[2]}\n".encode()
 
 
 def test_of_two_writers_the_later_is_refused(bucket, rows):
     codes, ids = rows
     for expected in (1, 2):
-        options = {"bits": BITS, "fingerprint": None, "overwrite": True}
-        with (
-            CollectionWriter(bucket.uri("c"), **options) as first,
-            CollectionWriter(bucket.uri("c"), **options) as second,
-        ):
-            first.add_shard(codes[:10], ids[:10], None)
-            second.add_shard(codes[:20], ids[:20], None)
+        fresh = Fresh(BITS, None, overwrite=True)
+        with Transaction(bucket.uri("c"), fresh=fresh) as first, Transaction(bucket.uri("c"), fresh=fresh) as second:
+            first.add(codes[:10], ids[:10])
+            second.add(codes[:20], ids[:20])
             second.commit()
             with pytest.raises(CollectionBusyError, match="another process meanwhile"):
                 first.commit()
@@ -157,8 +188,8 @@ def test_copies_of_removed_shards_are_deleted(bucket, rows):
     store = open_place(bucket.uri("c"))
     copies = []
     for _ in range(3):
-        with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=True) as writer:
-            writer.add_shard(codes, ids, None)
+        with Transaction(bucket.uri("c"), fresh=Fresh(BITS, None, overwrite=True)) as writer:
+            writer.add(codes, ids)
             writer.commit()
         copies.append(local_shard(store, read_current(store).shards[0], bits=BITS))
     assert [copy.is_dir() for copy in copies] == [False, True, True], "the live version's and the one's before it"
@@ -221,7 +252,7 @@ def wait_for_orphans(bucket):
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("before", [0, 50])
-def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folder, before):
+def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folder, before, monkeypatch):
     codes, ids = rows
     uri = bucket.uri("c")
     if before:
@@ -247,8 +278,23 @@ def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folde
     build_collection(folder, uri, shards=2, overwrite=True)
     opened = Collection.open(uri)
     assert (len(opened), len(opened.shards)) == (900, 2)
-    stored = {key.split("/")[2] for key in bucket.keys("c/shards/") if key.count("/") > 2}
-    assert len(stored) == 2 + bool(before), "leftovers of killed writers are removed"
+    sweep_after_a_week(uri, monkeypatch)
+    assert len(shards_in(bucket)) == 2 + bool(before), "leftovers of killed writers are removed"
+    assert not open_place(uri).names("intents")
+
+
+def sweep_after_a_week(uri, monkeypatch):
+    """What is in a bucket may be that of a living writer: only its age tells."""
+    place = open_place(uri)
+    left = len(list(place.walk("")))
+    leftovers.sweep_intents(place)
+    assert len(list(place.walk(""))) == left, "so far it may be alive"
+    monkeypatch.setattr(leftovers, "_DEAD_AFTER_S", -1)
+    leftovers.sweep_intents(place)
+
+
+def shards_in(bucket):
+    return {key.split("/")[2] for key in bucket.keys("c/shards/") if key.count("/") > 2}
 
 
 UPLOADER = """
@@ -268,7 +314,7 @@ Collection.create(sys.argv[1], np.arange(100, dtype=np.uint64)[:, None], bits=48
 
 
 @pytest.mark.parametrize("before", [0, 50])
-def test_an_upload_killed_between_the_files_of_a_shard_leaves_the_old_collection(bucket, rows, before):
+def test_an_upload_killed_between_the_files_of_a_shard_leaves_the_old_collection(bucket, rows, before, monkeypatch):
     codes, ids = rows
     uri = bucket.uri("c")
     if before:
@@ -286,8 +332,8 @@ def test_an_upload_killed_between_the_files_of_a_shard_leaves_the_old_collection
         with pytest.raises(CollectionNotFoundError):
             Collection.open(uri)
     assert len(Collection.create(uri, codes, ids=ids, bits=BITS, shards=2, overwrite=True)) == 900
-    stored = {key.split("/")[2] for key in bucket.keys("c/shards/") if key.count("/") > 2}
-    assert len(stored) == 2 + bool(before), "leftovers of killed writers are removed"
+    sweep_after_a_week(uri, monkeypatch)
+    assert len(shards_in(bucket)) == 2 + bool(before), "leftovers of killed writers are removed"
 
 
 @pytest.fixture
@@ -307,9 +353,9 @@ def lost_responses(monkeypatch):
 def test_a_commit_whose_response_was_lost_is_ours(bucket, rows):
     codes, ids = rows
     for size in (10, 20):
-        with CollectionWriter(bucket.uri("c"), bits=BITS, fingerprint=None, overwrite=True) as writer:
-            writer.add_shard(codes[:size], ids[:size], None)
-            assert writer.commit().rows == size
+        with Transaction(bucket.uri("c"), fresh=Fresh(BITS, None, overwrite=True)) as writer:
+            writer.add(codes[:size], ids[:size])
+            assert writer.commit().added == size
         assert len(Collection.open(bucket.uri("c"), verify=True)) == size
 
 

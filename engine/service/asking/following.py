@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.storage.manifest import Manifest, read_current
+from hashlight.engine.storage.manifest import Manifest
+from hashlight.engine.storage.versions import read_current
 
 logger = logging.getLogger(__name__)
 

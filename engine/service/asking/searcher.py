@@ -26,8 +26,8 @@ from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, RangeResult, RerankResult, Result, SearchResult
-from hashlight.engine.storage.manifest import read_current
 from hashlight.engine.storage.shard import Shard
+from hashlight.engine.storage.versions import read_current
 
 logger = logging.getLogger(__name__)
 

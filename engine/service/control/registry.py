@@ -28,7 +28,8 @@ from hashlight.engine.service.protocol.cluster_map import (
 from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.protocol.wire import OtherServerError, decode_error
 from hashlight.engine.service.routing.router import REFRESH_S
-from hashlight.engine.storage.manifest import Manifest, read_current
+from hashlight.engine.storage.manifest import Manifest
+from hashlight.engine.storage.versions import read_current
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
 from hashlight.engine.results import Coverage
-from hashlight.engine.storage.manifest import Manifest, ShardSpec, close_held, read_held
+from hashlight.engine.storage.manifest import Manifest, ShardSpec
 from hashlight.engine.storage.mirror import local_shard
 from hashlight.engine.storage.shard import Shard
+from hashlight.engine.storage.versions import close_held, read_held
 
 
 class Assignment(NamedTuple):

@@ -52,7 +52,7 @@ from hashlight.engine.service.protocol.wire import (
     pages,
 )
 from hashlight.engine.service.shards.answering import answer
-from hashlight.engine.storage.manifest import read_version
+from hashlight.engine.storage.versions import read_version
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ def build(
     if append and overwrite:
         raise typer.BadParameter("give --append or --overwrite, not both")
     from hashlight.engine.places.opening import open_place
-    from hashlight.engine.storage.manifest import read_current
+    from hashlight.engine.storage.versions import read_current
     from hashlight.pipelines.building.build import build_collection
     from hashlight.pipelines.jobs.session import joined
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import shutil
@@ -16,7 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hashlight.engine.collection.collection import Collection, CollectionWriter
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.writing.draft import new_shard
+from hashlight.engine.collection.writing.opening import Fresh
+from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import (
     CollectionBusyError,
     CollectionExistsError,
@@ -25,6 +29,11 @@ from hashlight.engine.errors import (
     EncoderMismatchError,
     IdNotFoundError,
 )
+from hashlight.engine.places.folder import Folder
+from hashlight.engine.storage import leftovers
+from hashlight.engine.storage.leftovers import Intent
+from hashlight.engine.storage.shard import write_shard
+from hashlight.engine.storage.versions import publish
 from tests import oracles
 
 BITS = 48
@@ -170,7 +179,7 @@ def test_damaged_files_are_named(tmp_path, corpus, name, damage):
 
 def test_any_flipped_byte_of_a_manifest_is_refused(tmp_path, corpus):
     make(tmp_path / "c", corpus, shards=2)
-    path = tmp_path / "c" / "manifests" / "00000001.json"
+    (path,) = (tmp_path / "c" / "manifests").iterdir()
     data = path.read_bytes()
     rng = np.random.default_rng(0)
     refused = 0
@@ -180,7 +189,7 @@ def test_any_flipped_byte_of_a_manifest_is_refused(tmp_path, corpus):
         broken = bytearray(data)
         broken[position] ^= 1 << int(rng.integers(7))
         path.write_bytes(broken)
-        with pytest.raises(CorruptDataError, match=r"00000001\.json"):
+        with pytest.raises(CorruptDataError, match=rf"{path.name} is damaged"):
             Collection.open(tmp_path / "c")
         refused += 1
     assert refused > 100
@@ -190,7 +199,8 @@ def test_any_flipped_byte_of_a_manifest_is_refused(tmp_path, corpus):
 
 def test_a_damaged_collection_can_be_replaced(tmp_path, corpus):
     make(tmp_path / "c", corpus)
-    (tmp_path / "c" / "manifests" / "00000001.json").write_bytes(b"{}")
+    (manifest,) = (tmp_path / "c" / "manifests").iterdir()
+    manifest.write_bytes(b"{}")
     with pytest.raises(CorruptDataError):
         make(tmp_path / "c", corpus)
     assert make(tmp_path / "c", corpus, overwrite=True).version == 2
@@ -208,8 +218,6 @@ def test_bad_arguments_leave_nothing_behind(tmp_path, corpus):
     for names in (["id", "uri"], ["code"], ["distance", "query"]):
         with pytest.raises(ValueError, match=rf"must not be named \{sorted(set(names) - {'uri'})}"):
             Collection.create(path, codes, bits=BITS, attributes=dict.fromkeys(names, ids))
-    with pytest.raises(ValueError, match="at least 1 code"):
-        Collection.create(path, codes[:0], bits=BITS)
     with pytest.raises(CollectionNotFoundError, match="hashlight build"):
         Collection.open(path)
     assert not list(tmp_path.glob("c/shards/*"))
@@ -217,8 +225,11 @@ def test_bad_arguments_leave_nothing_behind(tmp_path, corpus):
 
 def test_collections_with_attributes_of_reserved_names_are_readable(tmp_path, corpus):
     codes, ids, _ = corpus
-    with CollectionWriter(tmp_path / "c", bits=BITS, fingerprint=None, overwrite=False) as writer:
-        writer.add_shard(codes, ids, pa.table({"query": ids % 7, "distance": ids}))
+    with Transaction(tmp_path / "c", fresh=Fresh(BITS, None)) as writer:
+        with writer.new_shard() as folder:
+            spec = write_shard(folder, codes, ids, pa.table({"query": ids % 7, "distance": ids}), bits=BITS)
+        writer.check_shard(spec)
+        writer.adopt([spec])
         writer.commit()
     collection = Collection.open(tmp_path / "c", verify=True)
     assert collection.get(ids[:5]).select(["query", "distance"]).to_pylist() == [
@@ -239,13 +250,20 @@ def test_foreign_folders_are_left_alone(tmp_path, corpus):
         make(tmp_path / "c", corpus)
 
 
-def test_one_writer_at_a_time(tmp_path, corpus):
-    with (
-        CollectionWriter(tmp_path / "c", bits=BITS, fingerprint=None, overwrite=False),
-        pytest.raises(CollectionBusyError, match="another process"),
-    ):
+def test_of_two_that_create_a_collection_the_later_is_refused(tmp_path, corpus):
+    codes, _, _ = corpus
+    with Transaction(tmp_path / "c", fresh=Fresh(BITS, None)) as later:
+        later.add(codes[:7])
         make(tmp_path / "c", corpus)
-    make(tmp_path / "c", corpus)
+        with pytest.raises(CollectionExistsError, match="made by another process meanwhile"):
+            later.commit()
+    with Transaction(tmp_path / "c", fresh=Fresh(BITS, None, overwrite=True)) as later:
+        later.add(codes[:7])
+        make(tmp_path / "c", corpus, overwrite=True)
+        with pytest.raises(CollectionBusyError, match="another process meanwhile"):
+            later.commit()
+    assert len(Collection.open(tmp_path / "c", verify=True)) == 3000
+    assert len(names_in(tmp_path / "c")) == 8, "nothing is left of the refused writes"
 
 
 def test_attributes_with_missing_values_come_back(tmp_path):
@@ -372,62 +390,134 @@ def test_a_killed_writer_leaves_a_complete_collection(tmp_path, corpus):
     assert make(tmp_path / "c", corpus, overwrite=True).search(corpus[2], 1).coverage.codes == 3000
 
 
-def test_append_equals_a_single_write(tmp_path, corpus):
+def test_add_equals_a_single_write(tmp_path, corpus):
     codes, ids, queries = corpus
     labels = {"label": (ids % 7).tolist()}
     old = Collection.create(
         tmp_path / "c", codes[:2000], ids=ids[:2000], attributes={"label": labels["label"][:2000]}, bits=BITS
     )
-    new = old.append(codes[2000:], ids=ids[2000:], attributes={"label": labels["label"][2000:]}, shards=2)
+    new = old.add(codes[2000:], ids=ids[2000:], attributes={"label": labels["label"][2000:]}, shards=2)
     distances, nearest = oracles.knn(queries, codes, ids, 5)
     np.testing.assert_array_equal(new.search(queries, 5).ids, nearest)
     np.testing.assert_array_equal(new.search(queries, 5).distances, distances)
     assert new.get(ids[[1, 2500]])["label"].to_pylist() == (ids[[1, 2500]] % 7).tolist()
     assert (len(old), len(new), new.version) == (2000, 3000, 2)
-    numbered = new.append(codes[:2], attributes={"label": [1, 2]})
+    numbered = new.add(codes[:2], attributes={"label": [1, 2]})
     assert numbered.get([ids.max() + 1, ids.max() + 2])["label"].to_pylist() == [1, 2]
 
 
-def test_append_refuses_mismatched_data(tmp_path, corpus):
+def test_add_refuses_mismatched_data(tmp_path, corpus):
     codes, ids, _ = corpus
     collection = make(tmp_path / "c", corpus, shards=2)
     before = sorted((tmp_path / "c").rglob("*"))
     attributes = {"uri": ["x"], "label": [1]}
     with pytest.raises(ValueError, match=rf"1 of 1 ids are in .*/c already, first {ids[5]}"):
-        collection.append(codes[:1], ids=ids[5:6], attributes=attributes)
-    with pytest.raises(ValueError, match=r"stores attributes uri \(string\), label \(int64\), got nothing"):
-        collection.append(codes[:1])
+        collection.add(codes[:1], ids=ids[5:6], attributes=attributes)
+    for wrong, message in [
+        ({"kind": ["x"]}, r"stores attributes uri \(string\), label \(int64\), got attribute kind .*`set_column`"),
+        ({"label": ["x"]}, r"got attribute label \(string\): cast it to int64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            collection.add(codes[:1], attributes=wrong)
+    with pytest.raises(ValueError, match="stores none beside its codes, got features of 3 dimensions"):
+        collection.add(codes[:1], features=np.ones((1, 3), np.float16))
     with pytest.raises(ValueError, match="words per code"):
-        collection.append(np.zeros((1, 2), np.uint64))
-    with pytest.raises(EncoderMismatchError, match="stores 48-bit codes of encoder unknown, got 40-bit codes"):
-        CollectionWriter(tmp_path / "c", bits=40, fingerprint="a" * 64, append=True).__enter__()
+        collection.add(np.zeros((1, 2), np.uint64))
+    with (
+        collection.transaction() as change,
+        pytest.raises(EncoderMismatchError, match="stores 48-bit codes of encoder unknown, got 40-bit codes"),
+    ):
+        change.require(bits=40, encoder="a" * 64)
     with pytest.raises(CollectionNotFoundError):
-        CollectionWriter(tmp_path / "d", bits=40, fingerprint=None, append=True).__enter__()
+        Transaction(tmp_path / "d").__enter__()
     assert not (tmp_path / "d").exists()
     assert sorted((tmp_path / "c").rglob("*")) == before
 
 
-def test_leftovers_of_dead_writers_are_removed_even_if_the_next_write_fails(tmp_path, corpus):
+def leave(path, prefix, text='{"until_gone": null}'):
+    """What a writer leaves that was killed before it committed, but the shard, which is a copy."""
+    (path / "intents").mkdir(exist_ok=True)
+    (path / "intents" / prefix).write_text(text)
+    shutil.copytree(next((path / "shards").iterdir()), path / "shards" / f"{prefix}-0001")
+    for folder in ("deletions", "columns", "encoder"):
+        (path / folder).mkdir(exist_ok=True)
+        (path / folder / f"{prefix}-0002").write_bytes(b"x")
+
+
+def names_in(path):
+    return {f"{file.parent.name}/{file.name}" for file in path.glob("*/*") if file.parent.name != "manifests"}
+
+
+@pytest.mark.parametrize("text", ['{"until_gone": null}', '{"until_gone": "build/sidecars/00000.json"}', "{", ""])
+def test_leftovers_of_dead_writers_are_removed_even_if_the_next_write_fails(tmp_path, corpus, text):
     make(tmp_path / "c", corpus, shards=2)
     make(tmp_path / "c", corpus, shards=3, overwrite=True)
-    kept = {path.name for path in tmp_path.glob("c/shards/*")}
+    kept = names_in(tmp_path / "c")
     assert len(kept) == 5, "the live version and the one before it"
-    shutil.copytree(next(tmp_path.glob("c/shards/*")), tmp_path / "c" / "shards" / "left")
-    for mode in ({"append": True}, {"overwrite": True}):
-        with pytest.raises(KeyboardInterrupt), CollectionWriter(tmp_path / "c", bits=BITS, fingerprint=None, **mode):
+    for fresh in (None, Fresh(BITS, None, overwrite=True)):
+        leave(tmp_path / "c", "f" * 32, text)
+        with pytest.raises(KeyboardInterrupt), Transaction(tmp_path / "c", fresh=fresh):
             raise KeyboardInterrupt
-        assert {path.name for path in tmp_path.glob("c/shards/*")} == kept
+        assert names_in(tmp_path / "c") == kept
     assert len(Collection.open(tmp_path / "c", verify=True)) == 3000
+
+
+def test_what_nobody_announced_is_nobodys_leftover(tmp_path, corpus):
+    make(tmp_path / "c", corpus, shards=2)
+    (tmp_path / "c" / "shards" / "mine").mkdir()
+    make(tmp_path / "c", corpus, shards=2, overwrite=True)
+    assert (tmp_path / "c" / "shards" / "mine").is_dir()
+
+
+def test_what_a_living_writer_makes_stays(tmp_path, corpus):
+    make(tmp_path / "c", corpus, shards=2)
+    with Intent(Folder(tmp_path / "c")) as intent:
+        (tmp_path / "c" / "shards" / intent.new_name("shards")).mkdir()
+        for _ in range(3):
+            make(tmp_path / "c", corpus, overwrite=True)
+        assert len(names_in(tmp_path / "c")) == 4 + 4 + 2, "two versions, its shard and its announcement"
+    assert len(names_in(tmp_path / "c")) == 8
 
 
 def test_nothing_is_removed_if_a_manifest_cannot_be_read(tmp_path, corpus):
     make(tmp_path / "c", corpus, shards=2)
+    (first,) = (tmp_path / "c" / "manifests").iterdir()
     make(tmp_path / "c", corpus, shards=3, overwrite=True)
-    (tmp_path / "c" / "manifests" / "00000001.json").write_bytes(b"{")
-    kept = {path.name for path in tmp_path.glob("c/shards/*")}
-    with (
-        pytest.raises(KeyboardInterrupt),
-        CollectionWriter(tmp_path / "c", bits=BITS, fingerprint=None, append=True),
-    ):
-        raise KeyboardInterrupt
-    assert {path.name for path in tmp_path.glob("c/shards/*")} == kept
+    leave(tmp_path / "c", "f" * 32)
+    whole = first.read_bytes()
+    first.write_bytes(b"{")
+    kept = names_in(tmp_path / "c")
+    for left in (kept, kept - {name for name in kept if "f" * 32 in name}):
+        with pytest.raises(KeyboardInterrupt), Transaction(tmp_path / "c"):
+            raise KeyboardInterrupt
+        assert names_in(tmp_path / "c") == left
+        first.write_bytes(whole)
+
+
+def test_a_writer_that_dies_as_it_commits_loses_nothing(tmp_path, corpus, monkeypatch):
+    """It is found dead only after the manifests were read that are to say what is kept."""
+    codes, _, _ = corpus
+    collection = make(tmp_path / "c", corpus, shards=2)
+    place = Folder(tmp_path / "c")
+    dying = Intent(place)
+    with new_shard(place, dying) as folder:
+        spec = write_shard(folder, codes[:9], np.arange(9) + 10**7, None, bits=BITS)
+    real = leftovers.claim
+
+    def commit_first(path):
+        if path.parent.name == "intents":
+            live = collection.manifest
+            assert publish(
+                place,
+                dataclasses.replace(live, version=2, parent=live.file_name, shards=(spec,), next_id=10**8),
+                place.find("CURRENT"),
+                in_doubt=lambda: None,
+            )
+            dying.abandon()
+            monkeypatch.undo()
+        return real(path)
+
+    monkeypatch.setattr(leftovers, "claim", commit_first)
+    leftovers.sweep_intents(place)
+    assert not list((tmp_path / "c" / "intents").iterdir())
+    assert len(Collection.open(tmp_path / "c", verify=True)) == 9

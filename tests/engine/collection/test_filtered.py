@@ -119,7 +119,7 @@ CONDITIONS = st.recursive(
 def _small_blocks():
     """Several blocks, and several batches in each, among a few hundred rows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attributes, "_BATCH_ROWS", 16)
+        patch.setattr(attributes, "BATCH_ROWS", 16)
         patch.setattr(scalars, "BLOCK_ROWS", 64)
         patch.setattr(scalars, "MIN_ROWS", 1)
         yield

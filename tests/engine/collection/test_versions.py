@@ -14,7 +14,10 @@ import sys
 import numpy as np
 import pytest
 
-from hashlight.engine.collection.collection import Collection, CollectionWriter
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.writing.opening import Fresh
+from hashlight.engine.collection.writing.transaction import Transaction
+from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.places import files
 from hashlight.engine.places import folder as folder_module
 from hashlight.engine.places.bucket import Bucket
@@ -22,7 +25,7 @@ from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.protocol.cluster_map import Assignment, open_group
 from hashlight.engine.storage import readers
-from hashlight.engine.storage.manifest import holding_live, read_current
+from hashlight.engine.storage.versions import holding_live, read_current
 
 BITS = 48
 CODES = np.random.default_rng(3).integers(2**BITS, size=(40, 1), dtype=np.uint64)
@@ -173,19 +176,21 @@ def test_copying_from_a_bucket_between_two_commits_copies_the_newer_version(buck
 
 def test_a_collection_that_is_truly_damaged_is_still_refused(tmp_path):
     path = make(tmp_path / "c").path
-    (path / "manifests" / "00000001.json").unlink()
-    with pytest.raises(Exception, match=r"00000001.json is missing, which CURRENT names"):
+    (manifest,) = (path / "manifests").iterdir()
+    manifest.unlink()
+    with pytest.raises(CorruptDataError, match=rf"{manifest.name} is missing, which CURRENT names"):
         Collection.open(path)
 
 
-@pytest.mark.parametrize("mode", ["overwrite", "append"])
+@pytest.mark.parametrize("mode", ["overwrite", "add"])
 @pytest.mark.parametrize("where", ["folder", "bucket"])
 def test_a_failed_write_leaves_the_live_encoder(tmp_path, bucket, where, mode):
     path = tmp_path / "c" if where == "folder" else bucket.uri("c")
     make(path, encoder=encoder_folder(tmp_path / "e", "live"), fingerprint="a")
 
     def write_and_fail():
-        with CollectionWriter(path, bits=BITS, fingerprint="a", **{mode: True}) as writer:
+        fresh = Fresh(BITS, "a", overwrite=True) if mode == "overwrite" else None
+        with Transaction(path, fresh=fresh) as writer:
             writer.add_encoder({"config.json": b"newer"})
             raise ZeroDivisionError
 
@@ -196,12 +201,12 @@ def test_a_failed_write_leaves_the_live_encoder(tmp_path, bucket, where, mode):
     assert (Collection.open(path).encoder_path / "config.json").read_text() == "live"
 
 
-def test_appending_keeps_the_encoder_or_takes_the_newer_copy(tmp_path):
+def test_adding_keeps_the_encoder_or_takes_the_newer_copy(tmp_path):
     make(tmp_path / "c", encoder=encoder_folder(tmp_path / "e", "first"), fingerprint="a")
     more = {"label": LABELS, "price": LABELS}
-    opened = Collection.open(tmp_path / "c").append(CODES, attributes=more)
+    opened = Collection.open(tmp_path / "c").add(CODES, attributes=more)
     assert (opened.encoder_path / "config.json").read_text() == "first"
-    with CollectionWriter(tmp_path / "c", bits=BITS, fingerprint="a", append=True) as writer:
+    with opened.transaction() as writer:
         writer.add_encoder({"config.json": b"second"})
         writer.commit()
     assert (Collection.open(tmp_path / "c").encoder_path / "config.json").read_text() == "second"
@@ -212,22 +217,22 @@ def test_appending_keeps_the_encoder_or_takes_the_newer_copy(tmp_path):
 def test_there_are_no_ids_after_the_last(tmp_path, highest, rows):
     collection = Collection.create(tmp_path / "c", CODES[:1], ids=np.array([highest]), bits=BITS)
     with pytest.raises(ValueError, match=f"no {rows} ids after the highest, {highest}"):
-        collection.append(CODES[:rows])
+        collection.add(CODES[:rows])
     assert Collection.open(tmp_path / "c").version == 1
 
 
 def test_the_last_id_can_be_given(tmp_path):
-    collection = Collection.create(tmp_path / "c", CODES[:1], ids=np.array([2**63 - 4]), bits=BITS).append(CODES[1:4])
+    collection = Collection.create(tmp_path / "c", CODES[:1], ids=np.array([2**63 - 4]), bits=BITS).add(CODES[1:4])
     assert collection.search(CODES[:4], 1).ids[:, 0].tolist() == [2**63 - 4 + n for n in range(4)]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("how", ["create", "append"])
+@pytest.mark.parametrize("how", ["create", "add"])
 def test_features_that_are_no_finite_numbers_are_refused(tmp_path, bad, how):
     features = np.ones((40, 3), np.float16)
     features[7, 1] = bad
     good = Collection.create(tmp_path / "c", CODES, bits=BITS, features=np.ones((40, 3), np.float16))
-    write = good.append if how == "append" else functools.partial(Collection.create, tmp_path / "d", bits=BITS)
+    write = good.add if how == "add" else functools.partial(Collection.create, tmp_path / "d", bits=BITS)
     with pytest.raises(ValueError, match="`features` must be finite, got nan or inf in 1 of 40 rows"):
         write(CODES, features=features)
     assert not (tmp_path / "d").exists()
@@ -267,6 +272,7 @@ def test_a_write_succeeds_beside_an_old_version_that_is_open_and_damaged(tmp_pat
     (tmp_path / "c" / "manifests" / first.manifest.file_name).write_bytes(b"{}")
     make(tmp_path / "c", 1, overwrite=True)
     assert make(tmp_path / "c", 2, overwrite=True).version == 3
+    assert make(tmp_path / "c", 3, overwrite=True).version == 4
     assert "removing nothing" in caplog.text
     assert {shard.name for shard in first.shards} <= shards_in(tmp_path / "c")
 

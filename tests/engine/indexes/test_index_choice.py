@@ -97,7 +97,7 @@ def test_an_explanation_names_the_index(corpus, opened, index):
 def test_an_append_keeps_the_index(tmp_path, index):
     codes = np.arange(40, dtype=np.uint64)[:, None]
     Collection.create(tmp_path / "c", codes[:30], bits=BITS)
-    more = Collection.open(tmp_path / "c", index=index).append(codes[30:])
+    more = Collection.open(tmp_path / "c", index=index).add(codes[30:])
     assert (more.index, more.search(codes[35:36], 1).ids.tolist()) == (index, [[35]])
     found = more.range_search(codes[35:36], 0, explain=True)
     assert {plan for plans in found.explain.plans for plan in plans.split(" + ")} <= PLANS[index]

@@ -18,7 +18,7 @@ from hashlight.engine.service.protocol.cluster_map import (
     describe_whole,
 )
 from hashlight.engine.service.shards.server import ShardServer
-from hashlight.engine.storage.manifest import read_current
+from hashlight.engine.storage.versions import read_current
 from tests.oracles import clustered_codes
 
 ROWS, BITS = 3000, 72

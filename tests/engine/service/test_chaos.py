@@ -15,7 +15,7 @@ from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.control.processes import LocalCluster
 from hashlight.engine.service.control.registry import control
 from hashlight.engine.service.routing.router import ClusterRouter
-from hashlight.engine.storage.manifest import read_current
+from hashlight.engine.storage.versions import read_current
 from tests.engine.service.conftest import Corpus, Load, eventually
 from tests.oracles import knn, within_radius
 

@@ -15,7 +15,7 @@ from hashlight.engine.service.protocol.cluster_map import Assignment, open_group
 from hashlight.engine.service.protocol.wire import OtherServerError
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.shards.server import ShardServer
-from hashlight.engine.storage.manifest import read_current
+from hashlight.engine.storage.versions import read_current
 from tests.engine.service.conftest import BITS, Corpus, serving, shut_down
 from tests.oracles import knn, within_radius
 

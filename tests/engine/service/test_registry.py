@@ -14,7 +14,7 @@ from hashlight.engine.service.control.registry import Registry, UnreachableError
 from hashlight.engine.service.protocol.cluster_map import ServerName
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.shards.server import ShardServer
-from hashlight.engine.storage.manifest import make_live, read_current, write_manifest
+from hashlight.engine.storage.versions import publish, read_current
 from tests.engine.service.conftest import Corpus, shut_down
 from tests.oracles import knn
 
@@ -59,8 +59,10 @@ def publish_with_wrong_tables(path):
     shutil.rmtree(fresh / "tables")
     shutil.copytree(path / "shards" / other.name / "tables", fresh / "tables")
     spec = dataclasses.replace(wrong, name=fresh.name, files=describe_files(fresh))
-    manifest = dataclasses.replace(live, version=live.version + 1, shards=(spec, *live.shards[1:]))
-    make_live(store, write_manifest(store, manifest), store.find("CURRENT"))
+    manifest = dataclasses.replace(
+        live, version=live.version + 1, parent=live.file_name, shards=(spec, *live.shards[1:])
+    )
+    assert publish(store, manifest, store.find("CURRENT"), in_doubt=lambda: None)
     return manifest.version
 
 

@@ -27,17 +27,28 @@ def manifest_of(collection):
 
 
 def publish(collection, document):
-    """Write the live manifest, with its own checksum, and name it in CURRENT."""
-    document = {key: value for key, value in document.items() if key != "sha256"}
-    document["sha256"] = sha256(json.dumps(document, sort_keys=True).encode())
+    """Write the live manifest, and name it in CURRENT."""
     publish_bytes(collection, json.dumps(document, indent=1).encode())
 
 
 def publish_bytes(collection, data):
-    """Write any bytes as the live manifest, and name them in CURRENT."""
-    path = manifest_of(collection)
-    replace(path, data)
-    replace(collection / "CURRENT", f"{path.name} {sha256(data)}\n".encode())
+    """Write any bytes as the live manifest, under the name that their hash gives them, and name it in CURRENT."""
+    name = f"{manifest_of(collection).name[:8]}-{sha256(data)}.json"
+    replace(collection / "manifests" / name, data)
+    replace(collection / "CURRENT", f"{name}\n".encode())
+
+
+def publish_first_format(collection, *, own_checksum):
+    """Write the live manifest as the first releases did, of which only the later ones gave it its own checksum."""
+    document = json.loads(manifest_of(collection).read_bytes())
+    shards = [{key: shard[key] for key in ("name", "rows", "files")} for shard in document["shards"]]
+    first = {key: document[key] for key in ("version", "bits", "encoder", "encoder_folder")}
+    first |= {"format_version": 1, "shards": shards}
+    if own_checksum:
+        first["sha256"] = sha256(json.dumps(first, sort_keys=True).encode())
+    data, name = json.dumps(first, indent=1).encode(), f"{document['version']:08d}.json"
+    replace(collection / "manifests" / name, data)
+    replace(collection / "CURRENT", f"{name} {sha256(data)}\n".encode())
 
 
 def forge(collection, name, data):

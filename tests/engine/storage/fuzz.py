@@ -26,7 +26,6 @@ from hashlight.engine.storage.shard import write_thumbnails
 from tests.engine.storage.forging import (
     forge,
     manifest_of,
-    publish,
     publish_bytes,
     replace,
     sha256,
@@ -144,6 +143,9 @@ class Fuzz:
         for file, data in self.pristine.items():
             if file.read_bytes() != data:
                 replace(file, data)
+        for manifest in (self.path / "manifests").iterdir():
+            if manifest not in self.pristine:
+                manifest.unlink()
 
     def put(self, rng, kind):
         """Put a mutation of a kind of file in place."""
@@ -151,11 +153,7 @@ class Fuzz:
             change = mutate_text if kind.endswith(".json") else mutate
             forge(self.path, kind, change(rng, self.pristine[self.shard / kind]))
         elif kind == "manifest":
-            data = mutate_text(rng, manifest_of(self.path).read_bytes())
-            try:
-                publish(self.path, json.loads(data))
-            except (ValueError, AttributeError):
-                publish_bytes(self.path, data)
+            publish_bytes(self.path, mutate_text(rng, manifest_of(self.path).read_bytes()))
         elif kind == "CURRENT":
             replace(self.path / "CURRENT", mutate(rng, (self.path / "CURRENT").read_bytes()))
         elif kind == "stamps":

@@ -17,6 +17,7 @@ from hashlight.engine.filters.filter import FilterError
 from hashlight.engine.storage import attributes, sorting
 from hashlight.engine.storage.attributes import AttributeFile, write_attributes
 from hashlight.engine.storage.columns import as_stored
+from tests.engine.storage.forging import forge, publish_first_format
 
 D, T = Decimal, datetime.datetime
 ENCODED = pa.dictionary(pa.int8(), pa.string())
@@ -62,7 +63,7 @@ def test_every_type_is_stored_filtered_and_appended(tmp_path, kind):
     found = collection.search(CODES[:1], 4, filter=text).ids[0]
     assert sorted(found[found >= 0].tolist()) == expected
     chunks = pa.concat_tables([table.slice(0, 1), table.slice(1)])
-    assert collection.append(CODES, attributes=chunks).get([4, 7, 2])["a"].to_pylist() == [values[n] for n in (0, 3, 2)]
+    assert collection.add(CODES, attributes=chunks).get([4, 7, 2])["a"].to_pylist() == [values[n] for n in (0, 3, 2)]
 
 
 def refused(kind):
@@ -91,7 +92,7 @@ def test_what_cannot_be_stored_is_refused_by_name_before_anything_is_written(tmp
     assert not (tmp_path / "c" / "CURRENT").exists()
     collection = Collection.create(tmp_path / "c", CODES, bits=16, attributes={"fine": [1, 2, 3, 4]})
     with pytest.raises(ValueError, match=message):
-        collection.append(CODES[:1], attributes=table)
+        collection.add(CODES[:1], attributes=table)
     assert Collection.open(tmp_path / "c").version == 1
 
 
@@ -145,7 +146,7 @@ def test_a_collection_with_dictionaries_of_an_earlier_release_is_searched_and_ap
     with monkeypatch.context() as patch:
         patch.setattr(shard, "write_attributes", lambda path, tables, order: earlier_file(path, tables[0].take(order)))
         collection = Collection.create(tmp_path / "c", CODES, attributes=kinds, bits=16, shards=2)
-    both = collection.append(CODES, attributes=kinds)
+    both = collection.add(CODES, attributes=kinds)
     assert both.get([0, 4, 6, 2])["a"].to_pylist() == ["x", "x", "y", "y"]
     assert sorted(both.search(CODES[:1], 4, filter="a == 'x'").ids[0].tolist()) == [0, 3, 4, 7]
 
@@ -179,14 +180,13 @@ def test_rows_come_in_the_order_asked(tmp_path, rows):
     assert found.to_pydict() == {"n": order[rows].tolist(), "s": [str(n) for n in order[rows]]}
 
 
-def test_two_attributes_of_one_name_in_an_earlier_collection_are_named_by_a_filter(tmp_path, monkeypatch):
-    from hashlight.engine.collection import collection as module
-
-    monkeypatch.setattr(module, "check_columns", lambda schema: None)
-    table = pa.table([[1, 2, 3, 4], [5, 6, 7, 8]], names=["a", "a"])
-    collection = Collection.create(tmp_path / "c", CODES, attributes=table, bits=16)
+def test_two_attributes_of_one_name_in_an_earlier_collection_are_named_by_a_filter(tmp_path):
+    Collection.create(tmp_path / "c", CODES, attributes={"a": [1, 2, 3, 4]}, bits=16)
+    earlier_file(tmp_path / "a.arrow", pa.table([[1, 2, 3, 4], [5, 6, 7, 8]], names=["a", "a"]))
+    forge(tmp_path / "c", "attributes.arrow", (tmp_path / "a.arrow").read_bytes())
+    publish_first_format(tmp_path / "c", own_checksum=True)
     with pytest.raises(FilterError, match="there are 2 attributes `a`"):
-        collection.search(CODES[:1], filter="a == 1")
+        Collection.open(tmp_path / "c").search(CODES[:1], filter="a == 1")
 
 
 def pieces_of(table, rows):

@@ -13,11 +13,20 @@ import pyarrow.ipc
 import pytest
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.collection.writer import CollectionWriter
+from hashlight.engine.collection.writing.opening import Fresh
+from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.places.folder import Folder
-from hashlight.engine.storage.manifest import read_current, read_version
-from tests.engine.storage.forging import forge, forge_manifest, manifest_of, publish_bytes, replace, shard_file
+from hashlight.engine.storage.versions import read_current, read_version
+from tests.engine.storage.forging import (
+    forge,
+    forge_manifest,
+    manifest_of,
+    publish_bytes,
+    publish_first_format,
+    replace,
+    shard_file,
+)
 
 BITS, ROWS = 60, 3000
 
@@ -213,19 +222,21 @@ def test_attributes_that_would_end_the_process_are_refused(tmp_path):
 )
 def test_an_encoder_that_is_a_path_is_refused(collection, encoder):
     forge_manifest(collection, lambda document: document.update(encoder=encoder))
-    with pytest.raises(CorruptDataError, match=r"00000001\.json is not a readable manifest.*an encoder is named"):
+    with pytest.raises(
+        CorruptDataError, match=r"00000001-[0-9a-f]{64}\.json is not a readable manifest.*an encoder is named"
+    ):
         Collection.open(collection)
 
 
 def test_an_encoder_that_is_a_path_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="an encoder is named by"):
-        CollectionWriter(tmp_path / "c", bits=64, fingerprint="../../elsewhere")
+        Transaction(tmp_path / "c", fresh=Fresh(bits=64, encoder="../../elsewhere"))
     assert list(tmp_path.iterdir()) == []
 
 
 MANIFESTS = {
     "no object": lambda document: [],
-    "no shards": lambda document: document | {"shards": []},
+    "no list of shards": lambda document: document | {"shards": None},
     "a shard twice": lambda document: document | {"shards": document["shards"] * 2},
     "shards as a number": lambda document: document | {"shards": 3},
     "rows as text": lambda document: with_shard(document, rows="3000"),
@@ -248,9 +259,36 @@ MANIFESTS = {
     "no bits": lambda document: {key: value for key, value in document.items() if key != "bits"},
     "another version": lambda document: document | {"version": 2},
     "no version": lambda document: document | {"version": None},
-    "another format": lambda document: document | {"format_version": 2},
+    "another format": lambda document: document | {"format_version": 3},
+    "a need that is not known": lambda document: document | {"needs": ["sparse-codes"]},
+    "needs as a number": lambda document: document | {"needs": 1},
+    "no needs": lambda document: {key: value for key, value in document.items() if key != "needs"},
+    "no range of ids": lambda document: with_shard(document, ids=None),
+    "a range of ids that falls": lambda document: with_shard(document, ids=[5, 4]),
+    "an id that may be given again": lambda document: document | {"next_id": 0},
+    "ids beyond the last": lambda document: document | {"next_id": 2**63 + 1},
+    "the oldest after the live one": lambda document: document | {"oldest": 2},
+    "a tag that is a number": lambda document: document | {"tags": {"7": "00000001.json"}},
+    "a tag of a file elsewhere": lambda document: document | {"tags": {"a": "../CURRENT"}},
+    "a parent elsewhere": lambda document: document | {"parent": "../CURRENT"},
+    "a schema as text": lambda document: document | {"schema": "label"},
+    "a schema of no schema": lambda document: document | {"schema": "AAAA"},
+    "features of no dimensions": lambda document: document | {"features": 0},
+    "thumbnails as a number": lambda document: document | {"thumbnails": 0},
+    "no deleted row": lambda document: with_shard(document, dead=a_file(count=0)),
+    "more deleted rows than rows": lambda document: with_shard(document, dead=a_file(count=3001)),
+    "deleted rows elsewhere": lambda document: with_shard(document, dead=a_file(name="../x", count=1)),
+    "a column elsewhere": lambda document: with_shard(document, columns={"label": a_file(name="..")}),
+    "a column of no size": lambda document: with_shard(document, columns={"label": a_file(bytes=-1)}),
+    "statistics of more rows": lambda document: with_shard(
+        document, statistics={"label": {"min": 0, "max": 6, "nulls": 3001}}
+    ),
     "no format": lambda document: {key: value for key, value in document.items() if key != "format_version"},
 }
+
+
+def a_file(**changes):
+    return {"name": "x", "bytes": 1, "sha256": "0" * 64} | changes
 
 
 def with_shard(document, **changes):
@@ -265,23 +303,22 @@ def with_files(document, changes):
 @pytest.mark.parametrize("case", MANIFESTS)
 def test_manifests_that_make_no_sense_are_refused(collection, case):
     document = json.loads(manifest_of(collection).read_bytes())
-    document.pop("sha256", None)
     publish_bytes(collection, json.dumps(MANIFESTS[case](document)).encode())
-    with pytest.raises(CorruptDataError, match=r"00000001\.json"):
+    with pytest.raises(CorruptDataError, match=r"00000001-[0-9a-f]{64}\.json"):
         Collection.open(collection)
 
 
 @pytest.mark.parametrize("data", [b"", b"null", b"3", b'"text"', b"\xff", b"[" * 100_000, b'{"format_version": 1}'])
 def test_a_live_manifest_that_is_no_manifest_is_refused(collection, data):
     publish_bytes(collection, data)
-    with pytest.raises(CorruptDataError, match=r"00000001\.json is not a readable manifest"):
+    with pytest.raises(CorruptDataError, match=r"00000001-[0-9a-f]{64}\.json is not a readable manifest"):
         Collection.open(collection)
 
 
 def test_a_damaged_manifest_of_an_earlier_version_is_refused(collection):
     codes, _, table, features = contents()
-    Collection.open(collection).append(codes, attributes=table, features=features)
-    place, path = Folder(collection), collection / "manifests" / "00000001.json"
+    Collection.open(collection).add(codes, attributes=table, features=features)
+    place, (path,) = Folder(collection), (collection / "manifests").glob("00000001-*.json")
     assert read_version(place, 1).rows == ROWS
     data, refused = path.read_bytes(), 0
     for position in range(0, len(data), 11):
@@ -290,7 +327,7 @@ def test_a_damaged_manifest_of_an_earlier_version_is_refused(collection):
         broken = bytearray(data)
         broken[position] ^= 1
         replace(path, bytes(broken))
-        with pytest.raises(CorruptDataError, match=r"00000001\.json"):
+        with pytest.raises(CorruptDataError, match=r"00000001-[0-9a-f]{64}\.json"):
             read_version(place, 1)
         refused += 1
     assert refused > 100
@@ -300,16 +337,22 @@ def test_a_damaged_manifest_of_an_earlier_version_is_refused(collection):
 
 def test_a_manifest_under_another_versions_name_is_refused(collection):
     codes, _, table, features = contents()
-    Collection.open(collection).append(codes, attributes=table, features=features)
-    replace(collection / "manifests" / "00000001.json", manifest_of(collection).read_bytes())
-    with pytest.raises(CorruptDataError, match=r"00000001\.json is the manifest of version 2"):
+    (first,) = (collection / "manifests").iterdir()
+    Collection.open(collection).add(codes, attributes=table, features=features)
+    second = manifest_of(collection)
+    replace(first, second.read_bytes())
+    with pytest.raises(CorruptDataError, match=rf"{first.name} is damaged: expected SHA-256 {first.name[9:25]}"):
         read_version(Folder(collection), 1)
+    named = collection / "manifests" / f"00000003{second.name[8:]}"
+    replace(named, second.read_bytes())
+    replace(collection / "CURRENT", f"{named.name}\n".encode())
+    with pytest.raises(CorruptDataError, match=rf"{named.name} is the manifest of version 2"):
+        Collection.open(collection)
 
 
-def test_manifests_without_a_checksum_of_their_own_are_read(collection):
-    document = json.loads(manifest_of(collection).read_bytes())
-    assert len(document.pop("sha256")) == 64
-    publish_bytes(collection, json.dumps(document).encode())
+@pytest.mark.parametrize("own_checksum", [True, False])
+def test_manifests_of_the_first_format_are_read(collection, own_checksum):
+    publish_first_format(collection, own_checksum=own_checksum)
     assert read_current(Folder(collection)).rows == len(Collection.open(collection)) == ROWS
 
 

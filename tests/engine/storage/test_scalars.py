@@ -159,7 +159,7 @@ ROWS = 300
 
 @pytest.fixture
 def collection(tmp_path, monkeypatch):
-    monkeypatch.setattr(attributes, "_BATCH_ROWS", 32)
+    monkeypatch.setattr(attributes, "BATCH_ROWS", 32)
     monkeypatch.setattr(scalars, "BLOCK_ROWS", 128)
     monkeypatch.setattr(scalars, "MIN_ROWS", 1)
     rng = np.random.default_rng(0)

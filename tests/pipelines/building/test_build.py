@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.collection.writer import CollectionWriter
+from hashlight.engine.collection.writing.opening import Fresh
+from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import CollectionExistsError, CollectionNotFoundError, EncoderMismatchError
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.storage import shard
+from hashlight.engine.storage import leftovers, shard
 from hashlight.pipelines.building import shards
 from hashlight.pipelines.building.build import BUILD, build_collection
 from hashlight.pipelines.building.shards import ShardJob
@@ -139,7 +142,7 @@ def test_append_refuses_mismatched_data(tmp_path, rows, folder):
     with pytest.raises(EncoderMismatchError, match=r"encoder ffffffffffff…, got 48-bit codes of encoder eeeeeeeeeeee…"):
         build_collection(other, tmp_path / "c", append=True)
     more = write_codes(tmp_path / "more", codes[:10], np.arange(10), more={"label": np.arange(10)})
-    with pytest.raises(ValueError, match=r"stores attributes uri \(string\), got attributes uri \(string\), label"):
+    with pytest.raises(ValueError, match=r"stores attributes uri \(string\), got attribute label \(int64\), too"):
         build_collection(more, tmp_path / "c", append=True)
     with pytest.raises(CollectionExistsError, match="--append"):
         build_collection(folder, tmp_path / "c")
@@ -324,7 +327,7 @@ def interrupt_build(monkeypatch, folder, output, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(CollectionWriter, "commit", fail)
+        patch.setattr(Transaction, "commit", fail)
         with pytest.raises(OSError, match="No space"):
             build_collection(folder, output, **options)
 
@@ -360,12 +363,16 @@ def test_an_unfinished_build_with_nothing_to_lose_is_in_nobodys_way(tmp_path, ro
     others = write_codes(tmp_path / "others", codes, ids + 20_000)
     with pytest.raises(PipelineError, match=r"or delete .*/c/build to abandon it"):
         build_collection(others, output, append=True)
-    # Any other write removes the shards that no version lists.
-    Collection.open(output).append(codes[:10], ids=np.arange(30_000, 30_010), attributes={"uri": ["x"] * 10})
+    finished = set(finished_shards(output).values())
+    # Other writes leave the finished shards, until nothing speaks for them.
+    Collection.open(output).add(codes[:10], ids=np.arange(30_000, 30_010), attributes={"uri": ["x"] * 10})
+    assert finished <= {path.name for path in (output / "shards").iterdir()}
+    shutil.rmtree(output / "build")
     build_collection(others, output, append=True)
     opened = Collection.open(output, verify=True)
     assert len(opened) == 6010
     assert not (output / "build").exists()
+    assert {path.name for path in (output / "shards").iterdir()} == {shard.name for shard in opened.shards}
 
 
 def test_a_finished_shard_that_is_gone_is_built_again(tmp_path, rows, folder, monkeypatch):
@@ -421,21 +428,30 @@ def shard_job(folder, output):
 
 
 @pytest.mark.parametrize("step", ["Tables.build", "write_attributes", "describe_files"])
-def test_a_task_whose_shard_the_next_driver_swept_publishes_nothing(tmp_path, folder, monkeypatch, step):
-    """The driver was killed; its task is still at work when the next one removes what no version names."""
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_task_that_outlives_its_driver_is_left_alone_until_it_counts_as_dead(
+    tmp_path, folder, monkeypatch, step, locks
+):
+    """The driver was killed; its task is still at work when the next one removes what the dead have left."""
     output = tmp_path / "c"
     Collection.create(output, np.arange(5, dtype=np.uint64)[:, None], bits=BITS)
+    if not locks:
+        monkeypatch.setattr(leftovers, "claim", lambda path: contextlib.nullcontext())
+        monkeypatch.setattr(leftovers, "_DEAD_AFTER_S", -1)
     place = {"Tables.build": shard.Tables, "write_attributes": shards, "describe_files": shard}
     name = step.rpartition(".")[2]
     real = getattr(place[step], name)
 
     def overtaken(*arguments, **options):
-        with CollectionWriter(output, bits=BITS, fingerprint=None, overwrite=True):
+        with Transaction(output, fresh=Fresh(BITS, None, overwrite=True)):
             return real(*arguments, **options)
 
     job = shard_job(folder, output)
     with monkeypatch.context() as patch:
         patch.setattr(place[step], name, overtaken)
+        if locks:
+            assert shards.is_whole(str(output), shards.build_shard(job))
+            return
         with pytest.raises(FileNotFoundError):
             shards.build_shard(job)
     assert job.folder.sidecar(0) is None

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.collection.writer import CollectionWriter
+from hashlight.engine.collection.writing.opening import Fresh
+from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.storage import shard
@@ -57,8 +58,10 @@ def build_here(folder, output):
     with RepeatedIds() as ids:
         found = build._find_codes(folder, ids)
         assert not len(ids.find())
-    with CollectionWriter(str(output), bits=BITS, fingerprint=FINGERPRINT) as writer:
-        writer.add_written(shards.build_shard(one_task(found, output)), number=0)
+    with Transaction(str(output), fresh=Fresh(BITS, FINGERPRINT)) as writer:
+        spec = shards.build_shard(one_task(found, output))
+        writer.check_shard(spec)
+        writer.adopt([spec])
         writer.add_encoder({"config.json": b"{}"})
         writer.commit()
     return found

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from hashlight.engine import ids as engine_ids
-from hashlight.engine.collection.writer import split_rows
+from hashlight.engine.collection.writing.adding import split_rows
 from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.storage.manifest import parse_shard
 from hashlight.pipelines.building.build import BUILD

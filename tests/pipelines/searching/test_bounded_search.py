@@ -11,7 +11,7 @@ from hashlight.engine.collection.bounded import search_bounded
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.query import Query
-from hashlight.engine.storage.manifest import read_current
+from hashlight.engine.storage.versions import read_current
 from hashlight.pipelines.codes.parts import Part, Piece
 from hashlight.pipelines.jobs.folder import JobFolder
 from hashlight.pipelines.searching import batch as batch_search

@@ -1,0 +1,144 @@
+"""Compaction: shards that are small, or have many deleted rows, become one that has the rows that are left.
+
+Ids stay. Attributes and thumbnails are streamed, and columns that were set later become the shard's own: what must fit
+into memory, about three times, are the codes and ids of one new shard.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hashlight.engine.collection.writing.policy import groups_of_all, groups_to_merge
+from hashlight.engine.collection.writing.rows import Reader, column_of, live_rows
+from hashlight.engine.collection.writing.transaction import Transaction
+from hashlight.engine.errors import CollectionBusyError
+from hashlight.engine.places.arrays import write_parts
+from hashlight.engine.places.opening import open_target
+from hashlight.engine.storage.attributes import BATCH_ROWS, AttributeFile, write_attributes
+from hashlight.engine.storage.manifest import Manifest, ShardSpec
+from hashlight.engine.storage.shard import finish_shard, order_rows, write_codes, write_ids, write_thumbnails
+from hashlight.engine.storage.versions import read_current
+
+logger = logging.getLogger(__name__)
+
+_GATHERED_ROWS = 64 * BATCH_ROWS
+
+_Live = list[tuple[ShardSpec, NDArray[np.int64]]]
+
+
+def compact(path: str | Path, *, full: bool = False) -> None:
+    """Merge the shards of a collection that are worth it, one group and one version after another.
+
+    A group of which another process has replaced a shard meanwhile is left to the next compaction.
+
+    Parameters
+    ----------
+    path : str or Path
+    full : bool
+        Merge all of them, up to the size that builds give them, so that nothing of deleted rows is left in the live
+        version.
+    """
+    shards = read_current(open_target(path)).shards
+    for group in groups_of_all(shards) if full else groups_to_merge(shards):
+        try:
+            _merge(path, {spec.name for spec in group})
+        except CollectionBusyError as error:
+            logger.info("%s", error)
+
+
+def _merge(path: str | Path, names: set[str]) -> None:
+    with Transaction(path) as change:
+        live = change.live
+        assert live is not None, "there is a live version, or beginning would have failed"
+        old = [spec for spec in live.shards if spec.name in names]
+        if len(old) == len(names):
+            new = merge_shards(change, live, old)
+            change.replace(old, [] if new is None else [new])
+            change.commit()
+
+
+def merge_shards(change: Transaction, live: Manifest, specs: list[ShardSpec]) -> ShardSpec | None:
+    """Write a shard with the live rows of others; None if there are none.
+
+    Parameters
+    ----------
+    change : Transaction
+    live : Manifest
+        The version whose shards they are.
+    specs : list of ShardSpec
+    """
+    reader = change.reader
+    rows = [(spec, live_rows(spec.rows, reader.dead(spec))) for spec in specs]
+    rows = [(spec, rows_L) for spec, rows_L in rows if len(rows_L)]
+    if not rows:
+        return None
+    ids_N = np.concatenate([reader.ids(spec)[rows_L] for spec, rows_L in rows])
+    codes_NW = np.concatenate([reader.codes(spec)[rows_L] for spec, rows_L in rows])
+    order_N = order_rows(codes_NW, ids_N)
+    with change.new_shard() as folder:
+        folder.mkdir(parents=True)
+        write_ids(folder, ids_N[order_N])
+        write_codes(folder, codes_NW[order_N], bits=live.bits, tables=any(spec.has_tables for spec in specs))
+        del ids_N, codes_NW
+        order_N = order_N.astype(np.uint32)
+        if live.schema is not None:
+            write_attributes(folder / "attributes.arrow", _attributes(reader, rows, live.schema), order_N)
+        if live.features is not None:
+            parts = _features(reader, rows, order_N)
+            write_parts(folder / "features.npy", parts, np.float16, (len(order_N), live.features))
+        if any(reader.thumbnails(spec) is not None for spec, _ in rows):
+            write_thumbnails(folder, _thumbnails(reader, rows), order_N)
+        return finish_shard(folder, len(order_N))
+
+
+def _attributes(reader: Reader, rows: _Live, schema: pa.Schema) -> Iterator[pa.Table]:
+    for spec, rows_L in rows:
+        yield from _kept(reader.batches(spec, schema), rows_L, schema)
+
+
+def _thumbnails(reader: Reader, rows: _Live) -> Iterator[pa.Table]:
+    schema = pa.schema([("thumbnail", pa.binary())])
+    for spec, rows_L in rows:
+        yield from _kept(_pictures(reader.thumbnails(spec), spec.rows, schema), rows_L, schema)
+
+
+def _pictures(file: AttributeFile | None, rows: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for start in range(0, rows, BATCH_ROWS):
+        stop = min(start + BATCH_ROWS, rows)
+        column = pa.nulls(stop - start) if file is None else column_of(file, "thumbnail", start, stop)
+        yield pa.RecordBatch.from_arrays([column.cast(pa.binary())], schema=schema)
+
+
+def _kept(batches: Iterator[pa.RecordBatch], rows_L: NDArray[np.int64], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the rows of a shard that are left."""
+    start = 0
+    for batch in batches:
+        first, last = np.searchsorted(rows_L, [start, start + len(batch)])
+        if first < last:
+            kept = batch if last - first == len(batch) else batch.take(pa.array(rows_L[first:last] - start))
+            yield pa.Table.from_batches([kept], schema=schema)
+        start += len(batch)
+
+
+def _features(reader: Reader, rows: _Live, order_N: NDArray[np.integer[Any]]) -> Iterator[NDArray[np.float16]]:
+    stored = [(reader.features(spec), rows_L) for spec, rows_L in rows]
+    ends = np.cumsum([len(rows_L) for _, rows_L in rows])
+    for start in range(0, len(order_N), _GATHERED_ROWS):
+        part_P = order_N[start : start + _GATHERED_ROWS].astype(np.int64)
+        shard_P = np.searchsorted(ends, part_P, side="right")
+        found: NDArray[np.float16] | None = None
+        for number, (features_NF, rows_L) in enumerate(stored):
+            here_P = shard_P == number
+            assert features_NF is not None, "a collection is written with features in all shards or none"
+            if found is None:
+                found = np.empty((len(part_P), features_NF.shape[1]), np.float16)
+            found[here_P] = features_NF[rows_L[part_P[here_P] - (ends[number] - len(rows_L))]]
+        assert found is not None, "there is a shard"
+        yield found

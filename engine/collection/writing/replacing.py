@@ -1,0 +1,81 @@
+"""Parts of a version that are replaced: shards by others that hold the same rows, and the copy of the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from hashlight.engine.collection.writing.draft import Draft
+from hashlight.engine.errors import CollectionBusyError
+from hashlight.engine.places.files import sync_file, sync_folder
+from hashlight.engine.places.place import Place
+from hashlight.engine.storage.leftovers import Intent
+from hashlight.engine.storage.manifest import ShardSpec
+
+
+class Replace:
+    """Replaces shards. What was deleted from the old ones meanwhile is deleted from the new ones.
+
+    Parameters
+    ----------
+    old : list of ShardSpec
+        As they were when the new ones were made of their rows.
+    new : list of ShardSpec
+    """
+
+    def __init__(self, old: list[ShardSpec], new: list[ShardSpec]) -> None:
+        self._old, self._new = old, new
+
+    def apply(self, draft: Draft) -> None:
+        """Replace them in a draft.
+
+        Raises
+        ------
+        CollectionBusyError
+            If an old shard is gone, as by another compaction, or one of its columns was replaced.
+        """
+        killed = []
+        for old in self._old:
+            now = draft.shards.get(old.name)
+            if now is None or now.columns != old.columns:
+                raise CollectionBusyError(
+                    f"another process has replaced shard {old.name} of {draft.place}, or one of its columns: this "
+                    "compaction was discarded; what remains to be done, the next one does"
+                )
+            rows_M = np.setdiff1d(draft.dead(now), draft.reader.dead(old))
+            killed.append(draft.reader.ids(now)[rows_M])
+            draft.remove(old.name)
+        for new in self._new:
+            draft.add(new)
+        ids_M = np.concatenate([np.zeros(0, np.int64), *killed])
+        draft.kill([(new, rows_M) for new, rows_M in draft.find(ids_M) if new in self._new])
+
+
+class KeepEncoder:
+    """Names the copy of the encoder."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def apply(self, draft: Draft) -> None:
+        """Name it in a draft."""
+        draft.change(encoder_folder=self._folder)
+
+
+def is_stored(place: Place, folder: str, files: Mapping[str, bytes]) -> bool:
+    """Whether a copy of an encoder has exactly these files."""
+    name = f"encoder/{folder}"
+    return files == {file: place.read(f"{name}/{file}") for file in place.names(name, hidden=True)}
+
+
+def store_encoder(place: Place, intent: Intent, files: Mapping[str, bytes]) -> str:
+    """Write a copy of an encoder, and return its folder's name."""
+    folder = intent.new_name("encoder")
+    with place.new_folder(f"encoder/{folder}") as target:
+        target.mkdir()
+        for name, data in files.items():
+            (target / name).write_bytes(data)
+            sync_file(target / name)
+        sync_folder(target)
+    return folder
