@@ -9,11 +9,13 @@ import random
 import re
 import shutil
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from moto.s3.models import S3Backend
 from PIL import Image
 
 from hashlight.encoders.encoder import HashEncoder
@@ -24,7 +26,7 @@ from hashlight.engine.errors import CollectionNotFoundError
 from hashlight.pipelines.building.build import build_collection
 from hashlight.pipelines.codes.parts import FEATURES_COLUMN, read_parts
 from hashlight.pipelines.codes.summary import read_summary
-from hashlight.pipelines.corpora.corpus import list_corpus
+from hashlight.pipelines.corpora.corpus import list_corpus, read_images
 from hashlight.pipelines.corpora.work import plan_work
 from hashlight.pipelines.decoding.images import encode_entries
 from hashlight.pipelines.decoding.worker import DecodeLimits
@@ -84,6 +86,25 @@ def test_many_units_by_two_actors(tmp_path, corpus, encoder):
     assert [units for _, _, units in seen] == [*range(10), *range(10)], "each is told when it is done"
     assert seen[0] == (0, 300, 0)
     assert seen[-1] == (300, 300, 9)
+
+
+def test_an_actor_reads_a_row_group_of_a_bucket_once_for_ten_units(tmp_path, corpus, encoder, bucket, monkeypatch):
+    gets = Counter()
+    real = S3Backend.get_object
+
+    def get_object(store, name, key, *arguments, **options):
+        gets[key] += 1
+        return real(store, name, key, *arguments, **options)
+
+    bucket.put("corpus.parquet", corpus.read_bytes())
+    plan_work(bucket.uri("corpus.parquet"), tmp_path / "work.arrow", unit_images=30)
+    entries = list_corpus(bucket.uri("corpus.parquet"))
+    monkeypatch.setattr(S3Backend, "get_object", get_object)
+    assert len(list(read_images(entries))) == 300
+    once = gets.pop("corpus.parquet")
+    encode_corpus(tmp_path / "work.arrow", encoder, tmp_path / "codes", actors=1)
+    assert len(parts(tmp_path / "codes")) == 10
+    assert once <= gets["corpus.parquet"] < 2 * once, "a job also asks whether the file is there"
 
 
 @pytest.fixture
