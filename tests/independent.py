@@ -334,13 +334,13 @@ def _put_shard(folder, files):
     return {"name": name, "rows": rows, "files": {file: described(data) for file, data in files.items()}}
 
 
-def write_second_format(folder, shards, bits, *, schema=None, features=None, dead=None, columns=None):
+def write_second_format(folder, shards, bits, *, schema=None, features=None, dead=None, columns=None, needs=()):
     """Write a collection of format 2; `dead` are rows of the first shard, `columns` its tables of one column."""
     said = [_put_shard(folder, files) for files in shards]
     for each, files in zip(said, shards, strict=True):
         ids = _read_npy(files["ids.npy"], "<i8", (each["rows"],))
         each |= {"ids": [int(ids.min()), int(ids.max())], "dead": None, "columns": {}, "statistics": {}}
-    needs = []
+    needs = list(needs)
     if columns:
         needs.append("columns")
         for name, table in columns.items():

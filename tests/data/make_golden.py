@@ -168,7 +168,7 @@ def make_tables(folder):
     first = Collection.create(
         folder / "collection", codes[:36], ids=ids[:36], attributes=labels.slice(0, 36), bits=48, shards=2
     )
-    first.append(codes[36:], ids=ids[36:], attributes=labels.slice(36))
+    first.add(codes[36:], ids=ids[36:], attributes=labels.slice(36))
     write_expected(folder, parts, bits=48, encoder=None, versions={"1": {"shards": 2}, "2": {"shards": 3}})
 
 
@@ -210,12 +210,66 @@ def make_everything(folder):
             rows_table(codes[:stop], ids[:stop], names[:stop], features[:stop], thumbnails[:stop], version=version)
         )
         start = stop
-    versions = {str(version): {"shards": version} for version in range(1, len(held) + 1)}
+    versions = {str(each.version): {"shards": each.version} for each in held[-1].versions()}
     encoder_files = {name: data.hex() for name, data in files.items()}
     write_expected(folder, parts, bits=bits, encoder="0f" * 16, versions=versions, encoder_files=encoder_files)
 
 
-COLLECTIONS = {"plain": make_plain, "tables": make_tables, "types": make_types, "everything": make_everything}
+def make_changed(folder):
+    """Rows deleted, replaced and added, attributes changed, added and dropped, over versions of which one is tagged."""
+    from hashlight import Collection
+
+    codes, ids = clustered(5, 40, 70), spread_ids(5, 40)
+    later, kinds = clustered(6, 40, 70), pa.timestamp("s", "UTC")
+    rows = {
+        int(id_): {"code": codes[row], "n": row % 4, "name": f"name {row}"} for row, id_ in enumerate(ids[:30].tolist())
+    }
+    table = pa.table({"n": [row["n"] for row in rows.values()], "name": [row["name"] for row in rows.values()]})
+    live = Collection.create(folder / "collection", codes[:30], ids=ids[:30], attributes=table, bits=70, shards=2)
+    parts = [changed_table(rows, {"n": pa.int64(), "name": pa.string()}, version=1)]
+    live = live.tag("first").delete(ids[3:9].tolist())
+    for id_ in ids[3:9].tolist():
+        del rows[id_]
+    live = live.upsert(later[:8], ids=ids[6:14], attributes={"n": [9] * 8, "name": [None] * 8})
+    rows |= {int(id_): {"code": later[row], "n": 9, "name": None} for row, id_ in enumerate(ids[6:14].tolist())}
+    live = live.set_column("at", pa.array([5, None, 7], kinds), ids=ids[14:17].tolist())
+    live = live.update(ids[20:22].tolist(), {"n": [100, None]})
+    for at, id_ in zip([5, None, 7], ids[14:17].tolist(), strict=True):
+        rows[id_]["at"] = at
+    for n, id_ in zip([100, None], ids[20:22].tolist(), strict=True):
+        rows[id_]["n"] = n
+    parts.append(changed_table(rows, {"n": pa.int64(), "name": pa.string(), "at": kinds}, version=live.version))
+    live = live.drop_column("name").delete_where("n == 1")
+    rows = {id_: row for id_, row in rows.items() if row["n"] != 1}
+    live = live.add(later[8:10], attributes={"n": [1, 2]})
+    rows |= {max(map(int, ids[:30])) + 1 + row: {"code": later[8 + row], "n": row + 1} for row in range(2)}
+    parts.append(changed_table(rows, {"n": pa.int64(), "at": kinds}, version=live.version))
+    told = {part["version"][0].as_py() for part in parts}
+    versions = {str(each.version): {"shards": len(each.shards)} for each in live.versions() if each.version in told}
+    schema = pa.unify_schemas([part.schema for part in parts])
+    parts = [pa.Table.from_pylist(part.to_pylist(), schema) for part in parts]
+    write_expected(folder, parts, bits=70, encoder=None, versions=versions, attributes={
+        str(part["version"][0].as_py()): names for part, names in
+        zip(parts, (["n", "name"], ["n", "name", "at"], ["n", "at"]), strict=True)
+    }, tags={"first": 1})  # fmt: skip
+
+
+def changed_table(rows, kinds, *, version):
+    """What a reader must find of rows that a dict has: id -> code and attributes."""
+    codes = np.array([row["code"] for row in rows.values()])
+    attributes = pa.table(
+        {name: pa.array([row.get(name) for row in rows.values()], kind) for name, kind in kinds.items()}
+    )
+    return rows_table(codes, np.array(list(rows), np.int64), attributes, version=version)
+
+
+COLLECTIONS = {
+    "plain": make_plain,
+    "tables": make_tables,
+    "types": make_types,
+    "everything": make_everything,
+    "changed": make_changed,
+}
 
 
 def main(target):

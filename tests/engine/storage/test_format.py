@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import CorruptDataError
 from tests import independent
 from tests.engine.storage.test_golden import GOLDEN, expected_rows
 from tests.oracles import knn
@@ -86,8 +87,9 @@ def as_words(codes, bits):
     return np.frombuffer(data, "<u8").reshape(len(codes), -1).astype(np.uint64)
 
 
+@pytest.mark.parametrize("format_version", [1, 2])
 @pytest.mark.parametrize(("bits", "widths"), [(64, [8, 8, 9, 9]), (48, [7, 10]), (130, [9, 9, 9, 9, 9]), (5, [2, 3])])
-def test_a_collection_written_from_the_page_is_opened(tmp_path, bits, widths):
+def test_a_collection_written_from_the_page_is_opened(tmp_path, bits, widths, format_version):
     codes, ids, table, features = made_up(bits)
     parts = (slice(0, 300), slice(300, None))
     shards = [
@@ -97,7 +99,10 @@ def test_a_collection_written_from_the_page_is_opened(tmp_path, bits, widths):
         )
         for part in parts
     ]  # fmt: skip
-    independent.write_first_format(tmp_path, shards, bits)
+    if format_version == 1:
+        independent.write_first_format(tmp_path, shards, bits)
+    else:
+        independent.write_second_format(tmp_path, shards, bits, schema=table.schema, features=3)
     opened = Collection.open(tmp_path, verify=True, index="multi")
     assert [len(shard) for shard in opened.shards] == [300, 400]
     assert opened.get(ids).drop_columns(["id", "code"]).equals(table)
@@ -108,6 +113,13 @@ def test_a_collection_written_from_the_page_is_opened(tmp_path, bits, widths):
     answer = opened.search(queries, 20)
     assert answer.distances.tolist() == distances.tolist()
     assert answer.ids.tolist() == found.tolist()
+
+
+def test_a_need_that_a_release_does_not_know_is_refused(tmp_path):
+    codes, ids, _, _ = made_up(64)
+    independent.write_second_format(tmp_path, [independent.shard_files(codes, ids, 64)], 64, needs=["time-travel"])
+    with pytest.raises(CorruptDataError, match="needs time-travel, which this release does not know"):
+        Collection.open(tmp_path)
 
 
 def test_what_this_release_writes_is_read_from_the_page(tmp_path):
