@@ -182,7 +182,7 @@ def check_against_all(collection: Collection, queries: np.ndarray) -> None:
         farthest = max(8, int(nearest.distances[0, -1]))
         pairs = []
         for shard in collection.shards:
-            for start in range(0, len(shard), 1 << 24):
+            for start in range(0, shard.rows, 1 << 24):
                 distance = np.bitwise_count(shard.codes_NW[start : start + (1 << 24), 0] ^ query[0, 0])
                 near = np.flatnonzero(distance <= farthest)
                 pairs += zip(distance[near].tolist(), shard.ids_N[start + near].tolist(), strict=True)

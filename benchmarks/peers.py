@@ -73,7 +73,7 @@ class HashlightMulti(Peer):
         from hashlight.engine.storage.shard import write_shard
 
         spec = write_shard(
-            folder / "shard",
+            folder / "shards" / "shard",
             self.index.codes_NW,
             self.index.ids_N,
             None,
@@ -89,7 +89,7 @@ class HashlightMulti(Peer):
 
         spec, bits = pickle.loads((folder / "spec.pickle").read_bytes())
         peer = cls.__new__(cls)
-        peer.index = Shard(folder / "shard", spec, bits=bits).index
+        peer.index = Shard(folder, spec, bits=bits).index
         return peer
 
 

@@ -174,7 +174,7 @@ def transports(calls: int) -> dict:
 def queries_of(collection: Collection, count: int) -> np.ndarray:
     """Stored codes with up to 3 bits changed."""
     rng = np.random.default_rng(1)
-    codes = np.concatenate([shard.codes_NW[rng.integers(len(shard), size=count)] for shard in collection.shards])
+    codes = np.concatenate([shard.codes_NW[rng.integers(shard.rows, size=count)] for shard in collection.shards])
     flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(BITS, size=(3, len(codes), 1), dtype=np.uint64))
     return np.ascontiguousarray(rng.permutation(codes ^ flips))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from hashlight.engine.codes import MAX_ANSWERS, as_integer, check_k, check_limit, check_radius
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.tokens import check_unicode
+from hashlight.engine.ids import MAX_ID
 
 Kind = Literal["nearest", "within"]
 
@@ -33,6 +35,9 @@ class Query(NamedTuple):
         Maximum number of threads for a batch; None: one for a single code, one for each core for a batch.
     explain : bool
         Whether the answer includes an `engine.results.Explanation`.
+    after : tuple of int, int, or None
+        With `radius`: only answers that come after this (distance, id) in the order of answers. With that of the last
+        answer of a truncated result, the same search gives those that follow it.
     """
 
     k: int | None = None
@@ -42,6 +47,7 @@ class Query(NamedTuple):
     parameters: Parameters | None = None
     threads: int | None = None
     explain: bool = False
+    after: tuple[int, int] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -54,19 +60,21 @@ class Query(NamedTuple):
         Raises
         ------
         TypeError
-            If `k`, `radius`, `limit` or `threads` is not a whole number.
+            If `k`, `radius`, `limit` or `threads` is not a whole number, or `after` is not two of them.
         ValueError
-            If one is out of its range, not exactly one of `k` and `radius` is given, `limit` without `radius`, or
-            `parameters` without `filter`.
+            If one is out of its range, not exactly one of `k` and `radius` is given, `limit` or `after` without
+            `radius`, or `parameters` without `filter`.
         FilterError
             If `filter` has half of a surrogate pair.
         """
-        k, radius, limit, filter, parameters, threads, explain = self
+        k, radius, limit, filter, parameters, threads, explain, after = self
         if (k is None) == (radius is None):
             raise ValueError(f"give exactly one of `k` and `radius`, got k {k} and radius {radius}")
         if k is not None:
             if limit is not None:
                 raise ValueError("`limit` goes with `radius`: `k` is a limit itself")
+            if after is not None:
+                raise ValueError("`after` goes with `radius`: for more of the nearest, ask for a larger `k`")
             k = check_k(k, rows=rows)
         else:
             radius, limit = check_radius(radius, bits=bits), check_limit(limit)
@@ -75,10 +83,34 @@ class Query(NamedTuple):
         if parameters is not None and filter is None:
             raise ValueError("`parameters` are named by `filter`, got none: write `id in :name` or `id not in :name`")
         threads = check_threads(threads)
+        if after is not None:
+            after = check_after(after, bits=bits)
         # Plain integers stay the objects that they are: then there is nothing to build.
-        if k is self.k and radius is self.radius and limit is self.limit and threads is self.threads:
+        same = k is self.k and radius is self.radius and limit is self.limit and after is self.after
+        if same and threads is self.threads:
             return self
-        return Query(k, radius, limit, filter, parameters, threads, explain)
+        return Query(k, radius, limit, filter, parameters, threads, explain, after)
+
+
+def check_after(after: object, *, bits: int) -> tuple[int, int]:
+    """Return `after` as a distance and an id of plain integers.
+
+    Raises
+    ------
+    TypeError
+        If it is not two whole numbers.
+    ValueError
+        If one is out of its range.
+    """
+    if not isinstance(after, Sequence) or len(after) != 2:
+        raise TypeError(f"`after` must be a (distance, id), those of the last answer, got {after!r}")
+    distance, id = as_integer(after[0], "after[0]"), as_integer(after[1], "after[1]")
+    if not 0 <= distance <= bits or not 0 <= id <= MAX_ID:
+        raise ValueError(
+            f"`after` must be a distance of 0 to {bits} and an id of 0 to {MAX_ID}, those of the last answer, got "
+            f"({distance}, {id})"
+        )
+    return distance, id
 
 
 def check_threads(threads: object) -> int | None:

@@ -170,6 +170,28 @@ def cut_range(found: RangeResult, limit: int) -> RangeResult:
     return found._replace(lims=lims, distances=found.distances[kept_H], ids=found.ids[kept_H], truncated=truncated_Q)
 
 
+def take_after(found: RangeResult, after: tuple[int, int]) -> RangeResult:
+    """Keep the answers that come after a (distance, id) in their order."""
+    distance, id = after
+    kept_H = (found.distances > distance) | ((found.distances == distance) & (found.ids > id))
+    counts_Q = np.diff(np.concatenate([[0], np.cumsum(kept_H)])[found.lims])
+    lims = np.concatenate([[0], np.cumsum(counts_Q)]).astype(np.int64)
+    return found._replace(lims=lims, distances=found.distances[kept_H], ids=found.ids[kept_H])
+
+
+def no_answers(num_queries: int, query: Query) -> Result:
+    """Return the answer to a query of no codes."""
+    nothing_Q = np.zeros(num_queries, np.int64)
+    explain = None
+    if query.explain:
+        explain = Explanation(("scan",) * num_queries, nothing_Q, nothing_Q.copy(), np.zeros(num_queries))
+    if query.k is not None:
+        shape = num_queries, query.k
+        return SearchResult(np.full(shape, PAD_DISTANCE, np.int32), np.full(shape, PAD_ID, np.int64), explain=explain)
+    lims, truncated_Q = np.zeros(num_queries + 1, np.int64), nothing_Q.astype(np.bool_)
+    return RangeResult(lims, np.zeros(0, np.int32), np.zeros(0, np.int64), truncated_Q, explain=explain)
+
+
 def merge(parts: Sequence[Result], query: Query) -> Result:
     """Merge the answers of disjoint sets of codes to one query; see `merge_search` and `merge_range`."""
     if query.k is not None:

@@ -15,10 +15,14 @@ from hashlight.engine.codes import (
     WORD_BITS,
     CodeArray,
     IdArray,
+    as_integer,
     check_bits,
     check_codes,
+    check_limit,
+    num_words,
 )
 from hashlight.engine.collection.interchange import Interchange
+from hashlight.engine.collection.opening import open_shards, shown_schema
 from hashlight.engine.collection.rerank import (
     Rerank,
     check_query_features,
@@ -27,19 +31,22 @@ from hashlight.engine.collection.rerank import (
     pool_query,
     rerank_ids,
 )
+from hashlight.engine.collection.rows import check_batch_rows, count_values, scan_by_id
 from hashlight.engine.collection.shard_set import ShardSet
 from hashlight.engine.collection.writes import Writes
 from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import IdNotFoundError
+from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.parameters import Parameters
-from hashlight.engine.indexes.choice import IndexChoice
+from hashlight.engine.indexes.choice import IndexChoice, check_index
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, RerankResult, Result, SearchResult
+from hashlight.engine.storage.columns import item_schema
 from hashlight.engine.storage.manifest import Manifest
 from hashlight.engine.storage.mirror import mirror
-from hashlight.engine.storage.shard import Shard
+from hashlight.engine.storage.shard import SCANNED_ROWS, Shard
 from hashlight.engine.storage.versions import close_held, read_held
 
 
@@ -149,13 +156,14 @@ class Collection(Interchange, Writes):
         version: int | str | None = None,
         verify: bool = False,
         index: IndexChoice = "auto",
+        reuse: Collection | None = None,
     ) -> Self:
         """Open a version of a collection, by default the live one.
 
         Parameters
         ----------
         path : str or Path
-            A folder, or the URI of a collection in a bucket (`s3://BUCKET/PREFIX`), whose live version is first
+            A folder, or the URI of a collection in a bucket (`s3://BUCKET/PREFIX`), of which the version is first
             copied into the user's cache folder, as far as it is not there.
         version : int or str, optional
             The number of a version, or its tag.
@@ -164,6 +172,9 @@ class Collection(Interchange, Writes):
         index : {"auto", "multi", "scan", "faiss-flat", "faiss-multi-hash"}
             Who answers; the answers are the same. "auto" plans each query, "multi" asks the tables alone, "scan"
             compares with every code, and the others are FAISS's indexes, filled with a copy of the codes.
+        reuse : Collection, optional
+            Another open version: what the two have in common is not opened again, unless `verify` or another `index`
+            is given.
 
         Raises
         ------
@@ -182,10 +193,8 @@ class Collection(Interchange, Writes):
         else:
             folder, (manifest, held) = place.local, read_held(place, version)
         try:
-            shards = [
-                Shard(folder / "shards" / spec.name, spec, bits=manifest.bits, verify_all=verify, index=index)
-                for spec in manifest.shards
-            ]
+            known = () if reuse is None else reuse.shards
+            shards = open_shards(folder, manifest, verify=verify, index=check_index(index), reuse=known)
         except BaseException:
             close_held(held)
             raise
@@ -223,24 +232,42 @@ class Collection(Interchange, Writes):
         return self._shards
 
     @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the attributes."""
+        shown = shown_schema(self._manifest)
+        if shown is None:
+            return self._shards[0].attributes.schema if self._shards else pa.schema([])
+        return shown
+
+    @property
+    def num_features(self) -> int | None:
+        """Dimensions of the fine features; None without features."""
+        if self._manifest.features is not None:
+            return self._manifest.features
+        features_NF = self._shards[0].features_NF if self._shards else None
+        return None if features_NF is None else features_NF.shape[1]
+
+    @property
     def has_tables(self) -> bool:
         """Whether every shard has tables, which `index="multi"` asks."""
         return all(any(name.startswith("tables/") for name in spec.files) for spec in self._manifest.shards)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all shard files."""
+        """Bytes of all files of the version, those of deleted rows included, without the encoder's."""
         return self._manifest.num_bytes
 
     def __len__(self) -> int:
-        """Return the number of codes."""
+        """Return the number of codes, without deleted ones."""
         return len(self._shard_set)
 
     def __repr__(self) -> str:
         """Show what an operator asks first."""
+        deleted = sum(shard.rows - len(shard) for shard in self._shards)
         return (
             f"Collection({str(self.path)!r}, version {self.version}: {len(self):,} codes of {self.bits} bits in "
-            f"{len(self._shards)} shards, {self.num_bytes / 1e6:,.1f} MB, index {self.index})"
+            f"{len(self._shards)} shards, {f'{deleted:,} deleted, ' if deleted else ''}{self.num_bytes / 1e6:,.1f} MB, "
+            f"index {self.index})"
         )
 
     @overload
@@ -328,6 +355,7 @@ class Collection(Interchange, Writes):
         *,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
+        after: tuple[int, int] | None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> RangeResult:
@@ -342,10 +370,14 @@ class Collection(Interchange, Writes):
             Keep at most this many nearest answers of each query; `truncated` says whether there were more.
         filter, parameters, threads, explain
             As in `search`.
+        after : tuple of int, int, optional
+            Only answers that come after this (distance, id) in their order. With a limit, the last answer of one
+            result is where the next goes on, so that all can be read in bounded memory.
 
         Returns
         -------
         RangeResult
+            Ascending by (distance, id), with coverage.
         """
         query = Query(
             radius=radius,
@@ -354,6 +386,7 @@ class Collection(Interchange, Writes):
             parameters=Parameters.of(parameters),
             threads=threads,
             explain=explain,
+            after=after,
         )
         return cast(RangeResult, self.answer(queries, query))
 
@@ -395,6 +428,8 @@ class Collection(Interchange, Writes):
         check_codes(queries, bits=self.bits, name="queries")
         query = query.checked(bits=self.bits, rows=len(self))
         check_query_features(features, rerank, num_queries=len(queries), k=query.k)
+        if not len(self):  # no shard checks it
+            self._check_filter(query.filter, query.parameters)
         if rerank is None or features is None:
             return self._shard_set.answer(queries, query)
         assert query.k is not None, "re-ranking was refused without"
@@ -406,7 +441,7 @@ class Collection(Interchange, Writes):
         return join_reranked(ordered)._replace(coverage=self._shard_set.coverage)
 
     def _reopened(self) -> Self:
-        return type(self).open(self.location, index=self.index)
+        return type(self).open(self.location, index=self.index, reuse=self)
 
     @property
     def _open_version(self) -> int:
@@ -431,17 +466,130 @@ class Collection(Interchange, Writes):
         """
         wanted_M = np.asarray(ids, np.int64).reshape(-1)
         place_M = np.full(len(wanted_M), -1)
-        tables, offset = [self._items(self._shards[0], wanted_M[:0], wanted_M[:0])], 0
+        tables, offset = [self._item_schema(None).empty_table()], 0
         for shard in self._shards:
             row_M = shard.rows_of(wanted_M)
             found = np.flatnonzero(row_M >= 0)
             if len(found):
-                tables.append(self._items(shard, wanted_M[found], row_M[found]))
+                tables.append(shard.take(row_M[found]))
                 place_M[found] = offset + np.arange(len(found))
                 offset += len(found)
         if (place_M < 0).any():
             raise IdNotFoundError.of(wanted_M[place_M < 0].tolist(), wanted=len(wanted_M))
         return pa.concat_tables(tables).take(place_M)
+
+    def count(self, filter: str | None = None, parameters: Mapping[str, ArrayLike] | None = None) -> int:
+        """Return the number of items that satisfy `filter`, or of all.
+
+        Parameters
+        ----------
+        filter, parameters
+            As in `search`.
+
+        Raises
+        ------
+        FilterError
+            If the filter is not a condition on these attributes and parameters.
+        """
+        lists = Parameters.of(parameters)
+        self._check_filter(filter, lists)
+        return sum(shard.count(filter, lists) for shard in self._shards)
+
+    def scan(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        batch_rows: int = SCANNED_ROWS,
+        after: int | None = None,
+    ) -> pa.RecordBatchReader:
+        """Read all items that satisfy `filter`, in ascending order of their ids, a batch in memory at a time.
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            Attributes to read, and `features` and `thumbnail`; all attributes by default. `id` and `code` come first
+            in any case. An attribute that is named `features` or `thumbnail` is meant by its name.
+        filter, parameters
+            As in `search`.
+        batch_rows : int
+            Of every batch but the last. Rows of neighbouring ids lie apart, so that small batches of attributes read
+            the same blocks again and again.
+        after : int, optional
+            Only ids above this one, the last of an earlier scan.
+
+        Returns
+        -------
+        pyarrow.RecordBatchReader
+            Iterate over it, or read all. Columns: `id` (int64), `code` (binary of `8 * W` bytes, little-endian words),
+            attributes, `features` (list of F float16), `thumbnail` (binary, null without one).
+
+        Raises
+        ------
+        FilterError
+            If the filter is not a condition on these attributes and parameters.
+        ValueError
+            If there is no such column.
+        """
+        lists, schema = Parameters.of(parameters), self._item_schema(columns)
+        self._check_filter(filter, lists)
+        batches = scan_by_id(
+            self._shards,
+            columns,
+            lambda shard: shard.mask_of(filter, lists),
+            batch_rows=check_batch_rows(batch_rows),
+            after=None if after is None else as_integer(after, "after"),
+        )
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
+    def facets(
+        self,
+        column: str,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        limit: int | None = 100,
+    ) -> pa.Table:
+        """Count how often each value of an attribute occurs among the items that satisfy `filter`.
+
+        Parameters
+        ----------
+        column : str
+            An attribute of text, numbers, dates or times, true and false, or lists of them. An item with a list counts
+            once for each value that it holds.
+        filter, parameters
+            As in `search`.
+        limit : int, optional
+            Return the most frequent values; all for None.
+
+        Returns
+        -------
+        pyarrow.Table
+            `value` and `count` (int64), the most frequent first, of equally frequent ones the lowest first. Items
+            without a value are counted as null, which comes after values that are as frequent.
+
+        Raises
+        ------
+        FilterError
+            If the filter is not a condition on these attributes and parameters.
+        ValueError
+            If there is no such attribute, or its values have no order.
+        """
+        lists, schema = Parameters.of(parameters), self.schema
+        if column not in schema.names:
+            known = ", ".join(schema.names) or "none"
+            raise ValueError(f"`column` must be an attribute, got {column!r}; there are: {known}")
+        self._check_filter(filter, lists)
+        return count_values(self._shards, schema.field(column), filter, lists, limit=check_limit(limit))
+
+    def _check_filter(self, filter: str | None, parameters: Parameters | None) -> None:
+        """Raise FilterError if a filter is not a condition on these attributes and parameters."""
+        if filter is not None:
+            Filter(filter, self.schema, parameters)
+
+    def _item_schema(self, columns: Sequence[str] | None) -> pa.Schema:
+        return item_schema(self.schema, columns, words=num_words(self.bits), features=self.num_features)
 
     def thumbnails_of(self, ids: IdArray) -> list[bytes | None]:
         """Return the thumbnails of some ids, in the order requested; None for those without one.
@@ -474,33 +622,23 @@ class Collection(Interchange, Writes):
         IdNotFoundError
             If the collection lacks one of the ids.
         """
-        stored = [shard.features_NF for shard in self._shards]
-        if stored[0] is None:
+        width = self.num_features
+        if width is None:
             raise ValueError(
                 f"{self.path} has no fine features: encode with `--features`, or give `Collection.create` some"
             )
-        features_MF = np.empty((len(ids), stored[0].shape[1]), np.float16)
+        features_MF = np.empty((len(ids), width), np.float16)
         found_M = np.zeros(len(ids), np.bool_)
-        for shard, shard_features in zip(self._shards, stored, strict=True):
+        for shard in self._shards:
             row_M = shard.rows_of(ids)
             here_M = row_M >= 0
-            assert shard_features is not None, "a collection is written with features in all shards or none"
-            features_MF[here_M] = shard_features[row_M[here_M]]
-            found_M |= here_M
+            if here_M.any():
+                assert shard.features_NF is not None, "a collection is written with features in all shards or none"
+                features_MF[here_M] = shard.features_NF[row_M[here_M]]
+                found_M |= here_M
         if not found_M.all():
             raise IdNotFoundError.of(ids[~found_M].tolist(), wanted=len(ids))
         return features_MF
-
-    @staticmethod
-    def _items(shard: Shard, ids_M: IdArray, row_M: IdArray) -> pa.Table:
-        code_type = pa.binary(8 * shard.codes_NW.shape[1])
-        codes = [code.tobytes() for code in shard.codes_NW[row_M]]
-        table = pa.table({"id": pa.array(ids_M), "code": pa.array(codes, code_type)})
-        if shard.attributes is None:
-            return table
-        for name, column in zip(shard.attributes.schema.names, shard.attributes.take(row_M).columns, strict=True):
-            table = table.append_column(name, column)
-        return table
 
 
 def _check_new_codes(codes: CodeArray, bits: int | None) -> tuple[CodeArray, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, IdArray, as_integer
 from hashlight.engine.collection.importing import import_rows
 from hashlight.engine.exchange.arrow import open_batches
-from hashlight.engine.exchange.codes import column_of, pack_array, pack_bytes
+from hashlight.engine.exchange.codes import pack_array, pack_bytes
 from hashlight.engine.exchange.columns import Columns, outgoing_batch, outgoing_schema, read_batches
 from hashlight.engine.exchange.faiss_indexes import load_index, make_index, read_index, write_index
 from hashlight.engine.exchange.parquet import open_parquet, write_parquet
@@ -47,6 +47,16 @@ class Interchange(Protocol):
     @property
     def shards(self) -> tuple[Shard, ...]:
         """See `Collection.shards`."""
+        ...
+
+    @property
+    def schema(self) -> pa.Schema:
+        """See `Collection.schema`."""
+        ...
+
+    @property
+    def num_features(self) -> int | None:
+        """See `Collection.num_features`."""
         ...
 
     def thumbnails_of(self, ids: IdArray) -> list[bytes | None]:
@@ -289,9 +299,9 @@ class Interchange(Protocol):
         batch_rows = as_integer(batch_rows, "batch_rows")
         if batch_rows < 1:
             raise ValueError(f"`batch_rows` must be at least 1, got {batch_rows}")
-        dimensions, pictures = _beside(self.shards)
+        dimensions, pictures = self.num_features, any(shard.thumbnails is not None for shard in self.shards)
         schema = outgoing_schema(
-            _attribute_schema(self.shards),
+            self.schema,
             bits=self.bits,
             fingerprint=self.fingerprint,
             features=dimensions,
@@ -330,34 +340,18 @@ class Interchange(Protocol):
         write_parquet(self.to_arrow(batch_rows=batch_rows), target, overwrite=overwrite)
 
 
-def _beside(shards: Sequence[Shard]) -> tuple[int | None, bool]:
-    """Return the dimensions of the features that are stored, and whether there are thumbnails."""
-    features = [shard.features_NF for shard in shards]
-    dimensions = None if not features or features[0] is None else features[0].shape[1]
-    return dimensions, any(shard.thumbnails is not None for shard in shards)
-
-
-def _attribute_schema(shards: Sequence[Shard]) -> pa.Schema:
-    stored = shards[0].attributes if shards else None
-    return pa.schema([]) if stored is None else stored.schema
-
-
 def _scan(collection: Interchange, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield `id`, `code` and the attributes of all rows."""
-    names = ["id", "code", *_attribute_schema(collection.shards).names]
+    """Yield `id`, `code` and the attributes of all rows, without deleted ones."""
     for shard in collection.shards:
-        for start in range(0, len(shard), batch_rows):
-            row_N = np.arange(start, min(start + batch_rows, len(shard)))
-            columns = [pa.array(shard.ids_N[row_N]), column_of(shard.codes_NW[row_N])]
-            if shard.attributes is not None:
-                columns += shard.attributes.take(row_N).combine_chunks().columns
-            yield pa.Table.from_arrays(columns, names).combine_chunks().to_batches()[0]
+        yield from shard.scan(batch_rows=batch_rows)
 
 
 def _codes_and_ids(collection: Interchange) -> Iterator[tuple[CodeArray, IdArray]]:
     for shard in collection.shards:
-        for start in range(0, len(shard), BATCH_ROWS):
-            yield shard.codes_NW[start : start + BATCH_ROWS], shard.ids_N[start : start + BATCH_ROWS]
+        for start in range(0, shard.rows, BATCH_ROWS):
+            rows_M = np.arange(start, min(start + BATCH_ROWS, shard.rows))
+            rows_M = rows_M if shard.alive is None else rows_M[shard.alive.allows(rows_M)]
+            yield shard.codes_NW[rows_M], shard.ids_N[rows_M]
 
 
 def _rows_of(codes_NW: CodeArray, ids_N: IdArray, attributes: pa.Table | Mapping[str, Any] | None) -> Iterator[Rows]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.indexes.threads import MIN_QUERIES_PER_THREAD, cut, run_parts, usable_cores
 from hashlight.engine.query import Query
-from hashlight.engine.results import Coverage, RangeResult, Result, merge
+from hashlight.engine.results import Coverage, RangeResult, Result, merge, no_answers
 
 # Handing work to another thread costs some 50 microseconds, a search of one shard through its tables 5 to 50.
 _WORTH_A_THREAD_S = 300e-6
@@ -22,7 +22,7 @@ class SearchableShard(Protocol):
     """A shard or a bare index."""
 
     def __len__(self) -> int:
-        """Return the number of codes."""
+        """Return the number of codes that may answer."""
         ...
 
     def answer(self, queries_QW: CodeArray, query: Query, *, farthest_Q: NDArray[np.int32] | None = None) -> Result:
@@ -34,14 +34,12 @@ class ShardSet:
     """Answers over all shards of one collection version. Thread-safe."""
 
     def __init__(self, shards: Sequence[SearchableShard], *, version: int) -> None:
-        self._shards = tuple(shards)
+        self._shards = tuple(shard for shard in shards if len(shard))  # others have no answers
         codes = sum(len(shard) for shard in self._shards)
-        self.coverage = Coverage(
-            shards=len(self._shards), answered=len(self._shards), codes=codes, searched=codes, version=version
-        )
+        self.coverage = Coverage(shards=len(shards), answered=len(shards), codes=codes, searched=codes, version=version)
 
     def __len__(self) -> int:
-        """Return the number of codes of all shards."""
+        """Return the number of codes of all shards that may answer."""
         return self.coverage.codes
 
     def answer(self, queries_QW: CodeArray, query: Query) -> Result:
@@ -49,6 +47,8 @@ class ShardSet:
 
         With `query.k`, a shard searches no farther than the k-th answer of earlier shards.
         """
+        if not self._shards:
+            return no_answers(len(queries_QW), query)._replace(coverage=self.coverage)
 
         def ask(shards: Sequence[SearchableShard], threads: int | None, first: list[Result]) -> list[Result]:
             asked = query if threads == query.threads else query._replace(threads=threads)

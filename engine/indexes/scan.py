@@ -22,7 +22,7 @@ from hashlight.engine.indexes.answers import (
     range_result,
     search_result,
 )
-from hashlight.engine.indexes.arrays import bytes_of, read_only
+from hashlight.engine.indexes.arrays import after_pair, bytes_of, read_only
 from hashlight.engine.indexes.base import Index, check_arrays, check_build, check_farthest
 from hashlight.engine.indexes.masks import RowMask, allowed_rows, is_listed
 from hashlight.engine.indexes.order import sort_rows
@@ -30,7 +30,15 @@ from hashlight.engine.indexes.threads import MIN_QUERIES_PER_THREAD, cut, no_lar
 from hashlight.engine.kernels.arguments import Rows
 from hashlight.engine.kernels.scan import STRIDE, knn_scan, range_scan
 from hashlight.engine.query import Query
-from hashlight.engine.results import Explanation, RangeResult, Result, SearchResult, join_ranges, join_searches
+from hashlight.engine.results import (
+    Explanation,
+    RangeResult,
+    Result,
+    SearchResult,
+    join_ranges,
+    join_searches,
+    take_after,
+)
 
 BLOCK_WORDS = 4096  # 32 KiB: a block of codes that stays in the L1 cache
 MIN_BLOCK = 256
@@ -95,7 +103,8 @@ class ScanIndex(Index):
             return self._nearest(queries_QW, query.k, bound_Q, mask, query)
         radius, limit = cast(int, query.radius), query.limit
         if limit is None or limit >= len(self):
-            return self._within(queries_QW, radius, mask, query)
+            found = self._within(queries_QW, radius, mask, query)
+            return found if query.after is None else take_after(found, query.after)
 
         def ask(numbers_Q: NDArray[np.intp], k: int) -> SearchResult:
             bound_Q = np.full(len(numbers_Q), radius, np.int32)
@@ -111,13 +120,13 @@ class ScanIndex(Index):
         mask: RowMask | None,
         query: Query,
     ) -> SearchResult:
-        """Return the `k` nearest within the bounds; of the checked `query`, only `threads` and `explain` are used."""
+        """Return the `k` nearest within the bounds; of `query`, only `after`, `threads` and `explain` are used."""
         heap_k = max(1, min(k, len(self) if mask is None else mask.count))
 
         def work(part: slice) -> SearchResult:
             start = time.perf_counter()
             heaps = empty_heaps(len(queries_QW[part]), heap_k)
-            self.improve_heaps(queries_QW[part], bound_Q[part], mask, heaps, listed=is_listed(mask))
+            self.improve_heaps(queries_QW[part], bound_Q[part], mask, heaps, query.after, listed=is_listed(mask))
             result = search_result(heaps, k)
             return result._replace(explain=self._explain(len(bound_Q[part]), mask, start)) if query.explain else result
 
@@ -136,16 +145,23 @@ class ScanIndex(Index):
         return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
 
     def improve_heaps(
-        self, queries_QW: CodeArray, bound_Q: NDArray[np.int32], mask: RowMask | None, heaps: Heaps, *, listed: bool
+        self,
+        queries_QW: CodeArray,
+        bound_Q: NDArray[np.int32],
+        mask: RowMask | None,
+        heaps: Heaps,
+        after: tuple[int, int] | None = None,
+        *,
+        listed: bool,
     ) -> None:
-        """Offer every allowed row within each query's bound to its heap, in the calling thread.
+        """Offer every allowed row within each query's bound that comes after `after` to its heap.
 
-        `listed`: go to each row that `mask` allows, instead of passing over the mask.
+        In the calling thread. `listed`: go to each row that `mask` allows, instead of passing over the mask.
         """
         if len(queries_QW) and len(self):
             block = _empty_block(self.codes_NW.shape[1], len(queries_QW))
             allowed = allowed_rows(mask, len(self), listed=listed)
-            knn_scan(self._rows, allowed, read_only(queries_QW), bound_Q, block, heaps)
+            knn_scan(self._rows, allowed, read_only(queries_QW), bound_Q, after_pair(after), block, heaps)
 
     def find_hits(
         self,

@@ -271,11 +271,11 @@ def emit_run(rows, word_V, first, query, dist, num_hits, hits):
 
 
 @kernel
-def offer_run(rows, word_V, first, dist, dist_K, id_K):
-    """Offer the rows of one distinct code to a heap until it declines one: their ids ascend."""
+def offer_run(rows, word_V, first, dist, after_2, dist_K, id_K):
+    """Offer the rows of one distinct code that come after `after_2` to a heap until it declines one: ids ascend."""
     row = first
     while row < rows.num_rows and (row == first or same_code(rows.code_bytes, rows.num_words, first, row)):
-        if allows(word_V, row):
+        if allows(word_V, row) and comes_before(after_2[0], after_2[1], dist, rows.id_N[row]):
             if not comes_before(dist, rows.id_N[row], dist_K[0], id_K[0]):
                 return
             keep_nearest(dist_K, id_K, dist, rows.id_N[row])
@@ -343,8 +343,8 @@ def range_step(rows, tables, word_V, query_W, step, radius, budget, scratch, wor
 
 
 @kernel
-def knn_tables(rows_, tables_, sizes_, word_V, query_QW, bound_Q, budget_, scratch_, work_, done_Q, heaps_):
-    """Fill the heaps with the nearest rows within `bound_Q` by steps of growing radius.
+def knn_tables(rows_, tables_, sizes_, word_V, query_QW, bound_Q, after_2, budget_, scratch_, work_, done_Q, heaps_):
+    """Fill the heaps with the nearest rows within `bound_Q` that come after `after_2`, by steps of growing radius.
 
     Before each step the cost of the remaining steps is estimated: up to the k-th distance so far, or up to
     `budget.likely_radius` if that is less. Once `budget.trial_ns` have been spent on a query whose remaining steps cost
@@ -379,7 +379,7 @@ def knn_tables(rows_, tables_, sizes_, word_V, query_QW, bound_Q, budget_, scrat
             if step.reach <= tables.width_T[step.table]:
                 before = candidates_Q[query]
                 read = knn_step(
-                    rows, tables, word_V, query_QW[query], bound_Q[query], step, scratch, work, dist_K,
+                    rows, tables, word_V, query_QW[query], bound_Q[query], after_2, step, scratch, work, dist_K,
                     heaps.id_QK[query],
                 )  # fmt: skip
                 met = candidates_Q[query] - before
@@ -397,7 +397,7 @@ def knn_tables(rows_, tables_, sizes_, word_V, query_QW, bound_Q, budget_, scrat
 
 
 @inlined_kernel
-def knn_step(rows, tables, word_V, query_W, bound, step, scratch, work, dist_K, id_K):
+def knn_step(rows, tables, word_V, query_W, bound, after_2, step, scratch, work, dist_K, id_K):
     """Offer the rows that one step meets to a heap; return how many codes were read.
 
     The codes of table 0 are adjacent and cheap to read: only near ones count, about as many as sketches would leave.
@@ -425,7 +425,7 @@ def knn_step(rows, tables, word_V, query_W, bound, step, scratch, work, dist_K, 
                     continue
                 read += step.table == 0
                 if not met_before(rows, tables, row, query_W, scratch.seen_T):
-                    offer_run(rows, word_V, row, np.int32(dist), dist_K, id_K)
+                    offer_run(rows, word_V, row, np.int32(dist), after_2, dist_K, id_K)
     return read
 
 

@@ -28,7 +28,7 @@ from hashlight.engine.kernels.popcount import (
     trailing_zeros,
     use_wide_vectors,
 )
-from hashlight.engine.kernels.select import keep_nearest
+from hashlight.engine.kernels.select import comes_before, keep_nearest
 
 FAR = np.uint64(1 << 20)  # beyond any distance
 AHEAD = 1024  # words: 8 KiB
@@ -89,8 +89,8 @@ def range_scan(rows_, allowed_, query_QW, radius, cursor_2, block_, hits_):
 
 
 @kernel
-def knn_scan(rows_, allowed_, query_QW, bound_Q, block_, heaps_):
-    """Put the nearest rows at distance `<= bound_Q` into the heaps (see `select`)."""
+def knn_scan(rows_, allowed_, query_QW, bound_Q, after_2, block_, heaps_):
+    """Put the nearest rows at distance `<= bound_Q` that come after `after_2` into the heaps (see `select`)."""
     rows, allowed, block, heaps = Rows(*rows_), Allowed(*allowed_), Block(*block_), Heaps(*heaps_)
     word_WB = block.word_WB
     dist_B = block.dist_B
@@ -106,7 +106,7 @@ def knn_scan(rows_, allowed_, query_QW, bound_Q, block_, heaps_):
             end = min(begin + places, last)
             least = row_distances(rows, begin, end, allowed.word_V, query_QW[0], dist_B)
             if least <= np.uint64(min(bound_Q[0], dist_QK[0, 0])):
-                improve(block, end - begin, begin, True, rows.id_N, bound_Q[0], dist_QK[0], id_QK[0])
+                improve(block, end - begin, begin, True, rows.id_N, bound_Q[0], after_2, dist_QK[0], id_QK[0])
             begin = end
             continue
         end, size = load_block(rows, begin, allowed, block)
@@ -115,10 +115,12 @@ def knn_scan(rows_, allowed_, query_QW, bound_Q, block_, heaps_):
             least_a, least_b = block_minima(word_WB, num_words, size, query_QW[query], query_QW[second], dist_B)
             if least_a <= np.uint64(min(bound_Q[query], dist_QK[query, 0])):
                 block_distances(word_WB, num_words, size, query_QW[query], dist_B)
-                improve(block, size, begin, False, rows.id_N, bound_Q[query], dist_QK[query], id_QK[query])
+                bound = bound_Q[query]
+                improve(block, size, begin, False, rows.id_N, bound, after_2, dist_QK[query], id_QK[query])
             if second != query and least_b <= np.uint64(min(bound_Q[second], dist_QK[second, 0])):
                 block_distances(word_WB, num_words, size, query_QW[second], dist_B)
-                improve(block, size, begin, False, rows.id_N, bound_Q[second], dist_QK[second], id_QK[second])
+                bound = bound_Q[second]
+                improve(block, size, begin, False, rows.id_N, bound, after_2, dist_QK[second], id_QK[second])
         begin = end
 
 
@@ -427,8 +429,8 @@ def collect(block, size, limit, begin, in_place, query, num_hits, hits):
 
 
 @kernel
-def improve(block, size, begin, in_place, id_N, bound, dist_K, id_K):
-    """Offer the codes of a block within `bound` to a heap."""
+def improve(block, size, begin, in_place, id_N, bound, after_2, dist_K, id_K):
+    """Offer the codes of a block within `bound` that come after `after_2` to a heap."""
     dist_B = block.dist_B
     for start in range(0, size, STRIDE):
         near = places_within(dist_B, start, size, np.uint64(min(bound, dist_K[0])))
@@ -437,4 +439,6 @@ def improve(block, size, begin, in_place, id_N, bound, dist_K, id_K):
             near &= near - np.uint64(1)
             if dist_B[place] <= np.uint64(min(bound, dist_K[0])):
                 row = begin + place if in_place else block.row_B[place]
-                keep_nearest(dist_K, id_K, np.int32(dist_B[place]), id_N[row])
+                dist = np.int32(dist_B[place])
+                if comes_before(after_2[0], after_2[1], dist, id_N[row]):
+                    keep_nearest(dist_K, id_K, dist, id_N[row])

@@ -45,7 +45,14 @@ def describe_files(folder: Path) -> dict[str, FileSpec]:
     }
 
 
-def verify_files(folder: Path, files: dict[str, FileSpec], *, check: Callable[[], object], full: bool = False) -> None:
+def verify_files(
+    folder: Path,
+    files: dict[str, FileSpec],
+    *,
+    check: Callable[[], object],
+    full: bool = False,
+    name: str | None = None,
+) -> None:
     """Check that the files of a shard match its manifest, and that they make sense.
 
     Parameters
@@ -56,17 +63,20 @@ def verify_files(folder: Path, files: dict[str, FileSpec], *, check: Callable[[]
         Called if a file was hashed, once all match: raises CorruptDataError if their contents make no sense.
     full : bool
         Hash every file again and ignore the stamps.
+    name : str, optional
+        Under which the stamps are kept, unique to these files; by default that of the folder.
 
     Raises
     ------
     CorruptDataError
         If a file is missing, or has another size or checksum, or fails `check`.
     """
-    stamps = {} if full else _read_stamps(folder)
-    fresh = {name: _verify_file(folder / name, spec, stamps.get(name)) for name, spec in files.items()}
+    name = name or folder.name
+    stamps = {} if full else _read_stamps(name)
+    fresh = {file: _verify_file(folder / file, spec, stamps.get(file)) for file, spec in files.items()}
     if fresh != stamps:
         check()
-        _write_stamps(folder, fresh)
+        _write_stamps(name, fresh)
 
 
 def check_bytes(name: str, data: bytes | None, spec: FileSpec) -> None:
@@ -89,7 +99,7 @@ def check_bytes(name: str, data: bytes | None, spec: FileSpec) -> None:
 
 def remember_verified(folder: Path, files: dict[str, FileSpec]) -> None:
     """Store stamps of files that this process has just written and hashed."""
-    _write_stamps(folder, {name: _stamp_of(folder / name, spec) for name, spec in files.items()})
+    _write_stamps(folder.name, {name: _stamp_of(folder / name, spec) for name, spec in files.items()})
 
 
 def _verify_file(path: Path, spec: FileSpec, known: Stamp | None) -> Stamp:
@@ -117,22 +127,22 @@ def _stamp_of(path: Path, spec: FileSpec) -> Stamp:
     return [_CHECKS, checksum, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _stamp_file(folder: Path) -> Path:
-    return Path(platformdirs.user_cache_dir("hashlight")) / "verified" / f"{folder.name}.json"
+def _stamp_file(name: str) -> Path:
+    return Path(platformdirs.user_cache_dir("hashlight")) / "verified" / f"{name}.json"
 
 
-def _read_stamps(folder: Path) -> dict[str, Stamp]:
+def _read_stamps(name: str) -> dict[str, Stamp]:
     try:
-        stamps = json.loads(_stamp_file(folder).read_bytes())
+        stamps = json.loads(_stamp_file(name).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return stamps if isinstance(stamps, dict) else {}
 
 
-def _write_stamps(folder: Path, stamps: dict[str, Stamp]) -> None:
-    path = _stamp_file(folder)
+def _write_stamps(name: str, stamps: dict[str, Stamp]) -> None:
+    path = _stamp_file(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(stamps).encode())
     except OSError as error:
-        logger.warning("cannot record that %s was verified (%s): it will be hashed at every opening", folder, error)
+        logger.warning("cannot record that %s was verified (%s): it will be hashed at every opening", name, error)

@@ -17,11 +17,11 @@ from hashlight.engine.codes import CodeArray, IdArray, check_codes
 from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.indexes.multi_index.checking import find_wrong
 from hashlight.engine.indexes.multi_index.tables import Tables
-from hashlight.engine.places.arrays import map_array
-from hashlight.engine.places.integrity import verify_files
+from hashlight.engine.places.arrays import map_array, parse_array
+from hashlight.engine.places.integrity import FileSpec, check_bytes, verify_files
 from hashlight.engine.storage.attributes import check_attributes
 from hashlight.engine.storage.faiss_file import map_faiss_flat
-from hashlight.engine.storage.manifest import ShardSpec
+from hashlight.engine.storage.manifest import ColumnFile, DeadRows, ShardSpec
 from hashlight.engine.storage.scalars import SCALARS, check_scalars
 
 _CHUNK_ROWS = 1 << 20
@@ -45,6 +45,42 @@ def verify_shard(folder: Path, spec: ShardSpec, *, bits: int, full: bool = False
         If a file is missing or damaged, or contradicts the manifest or another file.
     """
     verify_files(folder, spec.files, full=full, check=functools.partial(check_shard, folder, spec, bits=bits))
+
+
+def read_dead_rows(path: Path, dead: DeadRows, rows: int) -> NDArray[np.uint32]:
+    """Read the deleted rows (D,) of a shard with `rows` rows.
+
+    Raises
+    ------
+    CorruptDataError
+        If the file is missing or damaged, or does not hold as many rows as the manifest says, each once, ascending.
+    """
+    data = path.read_bytes() if path.is_file() else None
+    check_bytes(str(path), data, FileSpec(dead.bytes, dead.sha256))
+    dead_D: NDArray[np.uint32] = parse_array(path, data or b"", np.uint32, (dead.count,))
+    if not (dead_D[1:] > dead_D[:-1]).all() or int(dead_D[-1]) >= rows:
+        raise CorruptDataError(
+            f"{path}: expected deleted rows from 0 to {rows - 1} in ascending order, each once, got others: {_REMEDY}"
+        )
+    return dead_D
+
+
+def verify_column(path: Path, file: ColumnFile, attribute: str, rows: int, *, full: bool = False) -> None:
+    """Hash the file of an attribute that was added later and check that it makes sense, once on each machine.
+
+    Raises
+    ------
+    CorruptDataError
+        If it is missing or damaged, or does not hold that attribute of as many rows.
+    """
+
+    def check() -> None:
+        names = check_attributes(path, rows).names
+        if names != [attribute]:
+            raise CorruptDataError(f"{path}: expected one attribute, {attribute}, got {', '.join(names)}: {_REMEDY}")
+
+    files = {file.name: FileSpec(file.bytes, file.sha256)}
+    verify_files(path.parent, files, full=full, check=check, name=file.name)
 
 
 def check_shard(folder: Path, spec: ShardSpec, *, bits: int) -> None:

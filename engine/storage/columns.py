@@ -7,12 +7,21 @@ knows of either. What cannot be stored, searched or shown is refused before anyt
 
 from __future__ import annotations
 
-import pyarrow as pa
+from collections.abc import Sequence
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hashlight.engine.codes import CodeArray
 from hashlight.engine.filters.literals import zone_of
 
 # Names that no attribute may have, because answers have columns of these names.
 RESERVED = frozenset({"id", "code", "query", "distance"})
+
+# What is stored of an item besides its code and its attributes; an attribute of the same name takes precedence.
+FEATURES = "features"
+THUMBNAIL = "thumbnail"
 
 _VIEWS = {pa.lib.Type_STRING_VIEW: pa.string(), pa.lib.Type_BINARY_VIEW: pa.binary()}
 _NOT_STORED = {*_VIEWS, pa.lib.Type_DICTIONARY, pa.lib.Type_RUN_END_ENCODED}
@@ -50,6 +59,53 @@ def check_columns(schema: pa.Schema) -> None:
     for field in schema:
         if (remedy := _remedy(field.type)) is not None:
             raise ValueError(f"attribute `{field.name}` is {field.type}, which cannot be stored: {remedy}")
+
+
+def item_schema(attributes: pa.Schema, columns: Sequence[str] | None, *, words: int, features: int | None) -> pa.Schema:
+    """Return the columns of stored items: `id` (int64), `code` (binary of `8 * words` bytes), and more.
+
+    Parameters
+    ----------
+    attributes : pyarrow.Schema
+    columns : sequence of str, optional
+        Names of attributes, of `features` (a list of `features` float16), and of `thumbnail` (binary, null for items
+        without one); by default all attributes. `id` and `code` come first even if they are named.
+    words : int
+        Of a code.
+    features : int or None
+        Dimensions; None if there are no features.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or one is named twice.
+    """
+    others = {THUMBNAIL: pa.binary()} | ({} if features is None else {FEATURES: pa.list_(pa.float16(), features)})
+    fields = [pa.field("id", pa.int64()), pa.field("code", pa.binary(8 * words))]
+    for name in attributes.names if columns is None else columns:
+        if name in ("id", "code"):
+            continue
+        if name not in attributes.names and name not in others:
+            known = ", ".join(["id", "code", *attributes.names, *others])
+            raise ValueError(f"`columns` must be of {known}, got {name!r}")
+        kind = attributes.field(name).type if name in attributes.names else others[name]
+        fields.append(pa.field(name, kind))
+    names = [field.name for field in fields]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"`columns` must name each column once, got {', '.join(repeated)} more than once")
+    return pa.schema(fields)
+
+
+def code_column(codes_NW: CodeArray) -> pa.Array:
+    """Return codes as binary of `8 * W` bytes each, words in little-endian order."""
+    data = pa.py_buffer(np.ascontiguousarray(codes_NW, "<u8"))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(8 * codes_NW.shape[1]), len(codes_NW), [None, data])
+
+
+def features_column(features_NF: NDArray[np.float16]) -> pa.Array:
+    """Return features as lists of F float16 each."""
+    values = pa.array(np.ascontiguousarray(features_NF).reshape(-1), pa.float16())
+    return pa.FixedSizeListArray.from_arrays(values, features_NF.shape[1])
 
 
 def _as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:

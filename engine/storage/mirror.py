@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -14,7 +16,7 @@ from hashlight.engine.places.files import folder_written_aside, make_folder, sha
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.place import Place
 from hashlight.engine.storage.attributes import check_attributes
-from hashlight.engine.storage.checking import verify_shard
+from hashlight.engine.storage.checking import read_dead_rows, verify_column, verify_shard
 from hashlight.engine.storage.leftovers import FOLDERS, names_of
 from hashlight.engine.storage.manifest import ColumnFile, Manifest, ShardSpec
 from hashlight.engine.storage.readers import claim, hold
@@ -60,12 +62,9 @@ def _copy(place: Place, wanted: Manifest, *, is_live: bool) -> tuple[Path, Manif
         # A damaged copy is replaced; the bucket is authoritative.
         for spec in wanted.shards:
             _copy_shard(place, local, spec, bits=wanted.bits)
-        _copy_changes(place, local, wanted)
+            _copy_changes(place, local, spec)
         _copy_encoder(place, local, wanted)
-        if not is_live:
-            local.put(f"manifests/{wanted.file_name}", wanted.data)
-        elif before != wanted:
-            copy_manifest(local, wanted)
+        copy_manifest(local, wanted, live=is_live)
         held = hold(folder / "manifests" / wanted.file_name)
         if is_live and before != wanted:
             _drop_versions(local, {wanted.file_name, *([before.file_name] if before else [])})
@@ -123,11 +122,30 @@ def _copy_shard(place: Place, local: Folder, spec: ShardSpec, *, bits: int) -> b
     return True
 
 
-def _copy_changes(place: Place, local: Folder, live: Manifest) -> None:
-    """Copy the deleted rows and the columns of all shards."""
-    for name in sorted(name for name in live.names if name.startswith(("columns/", "deletions/"))):
-        if not local.exists(name):
-            local.put(name, place.read(name), durable=False)
+def _copy_changes(place: Place, local: Folder, spec: ShardSpec) -> bool:
+    """Copy the deleted rows and the columns of a shard unless intact copies exist; return whether any was copied."""
+    checks: dict[str, Callable[[Path], object]] = {}
+    if spec.dead is not None:
+        checks[f"deletions/{spec.dead.name}"] = functools.partial(read_dead_rows, dead=spec.dead, rows=spec.rows)
+    for attribute, file in spec.columns.items():
+        checks[f"columns/{file.name}"] = functools.partial(
+            verify_column, file=file, attribute=attribute, rows=spec.rows
+        )
+    copied = [_copy_file(place, local, name, check) for name, check in checks.items()]
+    return any(copied)
+
+
+def _copy_file(place: Place, local: Folder, name: str, check: Callable[[Path], object]) -> bool:
+    path = local.local / name
+    if path.is_file():
+        try:
+            check(path)
+            return False
+        except CorruptDataError as error:
+            logger.warning("copying a file again: %s", error)
+    local.put(name, place.read(name), durable=False)
+    check(path)
+    return True
 
 
 def _copy_encoder(place: Place, local: Folder, live: Manifest) -> None:
@@ -139,6 +157,26 @@ def _copy_encoder(place: Place, local: Folder, live: Manifest) -> None:
         make_folder(target.parent)
         with folder_written_aside(target, durable=False) as aside:
             place.download(f"encoder/{live.encoder_folder}", aside)
+
+
+def local_copy(place: Place) -> Path:
+    """Return the local folder of a collection, or of its copy, where `fetch_shard` puts shards."""
+    return place.local or _folder_of(place)
+
+
+def fetch_shard(place: Place, spec: ShardSpec, *, bits: int) -> None:
+    """Copy one shard of a collection in a bucket, with its deleted rows and columns, unless there is an intact copy.
+
+    Raises
+    ------
+    CorruptDataError
+        If the copied files do not match the manifest.
+    """
+    local_shard(place, spec, bits=bits)
+    if place.local is None:
+        local = Folder(_folder_of(place))
+        with local.lock(wait=True):
+            _copy_changes(place, local, spec)
 
 
 def local_shard(place: Place, spec: ShardSpec, *, bits: int) -> Path:

@@ -27,7 +27,7 @@ from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.filters.kinds import is_short_decimal, is_text
 from hashlight.engine.filters.outcomes import Blocks, Statistics
 from hashlight.engine.places.arrays import map_file
-from hashlight.engine.storage.attributes import AttributeFile
+from hashlight.engine.storage.attributes import AttributeFile, Attributes
 
 SCALARS = "scalars.arrow"
 BLOCK_ROWS = 65_536  # of which a column and what a condition makes of it stay in the L2 cache
@@ -181,12 +181,13 @@ class ShardColumns:
 
     Parameters
     ----------
-    attributes : AttributeFile or None
+    attributes : Attributes
+        As the collection shows them: those that were set later are not among the scalars.
     scalars : ScalarFile or None
     rows : int
     """
 
-    def __init__(self, attributes: AttributeFile | None, scalars: ScalarFile | None, rows: int) -> None:
+    def __init__(self, attributes: Attributes, scalars: ScalarFile | None, rows: int) -> None:
         self._attributes, self._scalars, self._rows = attributes, scalars, rows
 
     def blocks(self, names: tuple[str, ...]) -> Blocks:
@@ -201,7 +202,7 @@ class ShardColumns:
         plain = self._plain(names)
         others = tuple(name for name in names if name not in plain)
         block = None if self._scalars is None else self._scalars.batches[number]
-        if not others or self._attributes is None:
+        if not others:
             yield block.select(plain) if block is not None else pa.record_batch({})
             return
         start = number * BLOCK_ROWS
@@ -215,7 +216,8 @@ class ShardColumns:
 
     def _plain(self, names: Sequence[str]) -> list[str]:
         """Return those of the columns that are stored as plain arrays."""
-        return [] if self._scalars is None else [name for name in names if name in self._scalars.schema.names]
+        stored = set() if self._scalars is None else self._attributes.own_names & set(self._scalars.schema.names)
+        return [name for name in names if name in stored]
 
 
 def _find_words(attributes: AttributeFile, rows: int) -> dict[str, pa.Array]:

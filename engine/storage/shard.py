@@ -14,9 +14,11 @@
 
 from __future__ import annotations
 
+import bisect
+import copy
 import errno
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,14 +55,22 @@ from hashlight.engine.places.integrity import check_bytes, describe_files, remem
 from hashlight.engine.places.place import Place
 from hashlight.engine.query import Query
 from hashlight.engine.results import Result
-from hashlight.engine.storage.attributes import AttributeFile, write_attributes
-from hashlight.engine.storage.checking import verify_shard
-from hashlight.engine.storage.columns import stored_schema
+from hashlight.engine.storage.attributes import AttributeFile, Attributes, write_attributes
+from hashlight.engine.storage.checking import read_dead_rows, verify_column, verify_shard
+from hashlight.engine.storage.columns import (
+    FEATURES,
+    THUMBNAIL,
+    code_column,
+    features_column,
+    item_schema,
+    stored_schema,
+)
 from hashlight.engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
 from hashlight.engine.storage.manifest import REQUIRED_FILES, ShardSpec
 from hashlight.engine.storage.scalars import SCALARS, ScalarFile, ShardColumns, shard_statistics, write_scalars
 
 _COPIED_ROWS = 65_536
+SCANNED_ROWS = 65_536  # of a batch that is read for somebody else
 
 # Filters repeat (the next radius on the page, the next batch); a mask takes one bit per row, or two.
 _masks: FilterCache[RowMask] = FilterCache(256 * 2**20)
@@ -252,19 +262,34 @@ def read_layout(place: Place, spec: ShardSpec) -> Layout:
 
 
 class Shard:
-    """An open shard. Several threads may search one shard at once.
+    """An open shard, as one version of its collection shows it. Several threads may search one shard at once.
 
-    Opening maps files without reading them, except that a FAISS index is filled with the codes.
+    Opening maps files without reading them, except for the deleted rows, and that a FAISS index is filled with the
+    codes.
 
     Parameters
     ----------
-    folder : Path
+    root : Path
+        The collection's folder: the shard is in `shards/NAME`, what has changed in `deletions` and `columns`.
     spec : ShardSpec
     bits : int
+    schema : pyarrow.Schema, optional
+        Of the attributes that the collection shows; the shard's own by default.
     verify_all : bool
         Hash and check every file again, even those verified on this machine and not written since.
     index : {"auto", "multi", "scan", "faiss-flat", "faiss-multi-hash"}
         The index that answers; see `engine.collection.collection.Collection.open`.
+
+    Attributes
+    ----------
+    rows : int
+        Of its files, deleted ones included; `len` is the number of rows alive.
+    codes_NW, ids_N
+        Of all rows, deleted ones included.
+    alive : RowMask or None
+        Which rows are alive; None if all are.
+    attributes : Attributes
+        As the collection shows them, of all rows, deleted ones included.
 
     Raises
     ------
@@ -277,18 +302,27 @@ class Shard:
     """
 
     def __init__(
-        self, folder: Path, spec: ShardSpec, *, bits: int, verify_all: bool = False, index: IndexChoice = "auto"
+        self,
+        root: Path,
+        spec: ShardSpec,
+        *,
+        bits: int,
+        schema: pa.Schema | None = None,
+        verify_all: bool = False,
+        index: IndexChoice = "auto",
     ) -> None:
+        folder = root / "shards" / spec.name
         verify_shard(folder, spec, bits=bits, full=verify_all)
         self._folder = folder.resolve()
-        self.name = spec.name
+        self._choice = check_index(index)
+        self.name, self.rows = spec.name, spec.rows
         self.codes_NW: CodeArray = map_faiss_flat(folder / "codes.faiss", bits=bits, rows=spec.rows)
         self.ids_N: IdArray = map_array(folder / "ids.npy", np.int64, (spec.rows,), at_random=True)
         self._rows_by_id_N: NDArray[np.uint32] = map_array(
             folder / "rows_by_id.npy", np.uint32, (spec.rows,), at_random=True
         )
         has_attributes = "attributes.arrow" in spec.files
-        self.attributes = AttributeFile(folder / "attributes.arrow") if has_attributes else None
+        self._own = AttributeFile(folder / "attributes.arrow") if has_attributes else None
         self._has_scalars = SCALARS in spec.files
         has_thumbnails = "thumbnails.arrow" in spec.files
         self.thumbnails = AttributeFile(folder / "thumbnails.arrow") if has_thumbnails else None
@@ -296,7 +330,47 @@ class Shard:
         self.features_NF: NDArray[np.float16] | None = (
             map_array(folder / "features.npy", np.float16, (spec.rows, None)) if has_features else None
         )
-        self.index: Index = self._open_index(check_index(index), spec, bits)
+        self.index: Index = self._open_index(self._choice, spec, bits)
+        self._change(root, spec, schema, verify_all=verify_all)
+
+    def _change(self, root: Path, spec: ShardSpec, schema: pa.Schema | None, *, verify_all: bool = False) -> None:
+        """Read what has changed since the shard was written."""
+        self.spec, self._schema = spec, schema
+        self.alive: RowMask | None = None
+        if spec.dead is not None:
+            dead_D = read_dead_rows(root / "deletions" / spec.dead.name, spec.dead, spec.rows)
+            alive_N = np.ones(spec.rows, np.bool_)
+            alive_N[dead_D] = False
+            self.alive = RowMask.of(alive_N)
+        columns = {}
+        for attribute, file in spec.columns.items():
+            path = root / "columns" / file.name
+            verify_column(path, file, attribute, spec.rows, full=verify_all)
+            columns[attribute] = AttributeFile(path)
+        if schema is None:
+            schema = pa.schema([]) if self._own is None else self._own.schema
+        self.attributes = Attributes(schema, spec.rows, self._own, columns)
+        # Whatever decides which rows a filter selects.
+        changes = [spec.dead.name if spec.dead else "", *(f"{name}={columns[name]!r}" for name in sorted(columns))]
+        self._state = "\0".join([str(self._folder), *changes, schema.to_string()])
+
+    def as_of(self, root: Path, spec: ShardSpec, *, schema: pa.Schema | None) -> Shard:
+        """Return the same shard as another version of the collection shows it. What is open is shared.
+
+        Raises
+        ------
+        CorruptDataError
+            If what has changed is damaged.
+        """
+        if (spec.dead, spec.columns) == (self.spec.dead, self.spec.columns) and schema == self._schema:
+            return self
+        other = copy.copy(self)
+        other._change(root, spec, schema)
+        return other
+
+    def is_of(self, spec: ShardSpec, index: IndexChoice) -> bool:
+        """Whether `as_of` can give the shard of another version's manifest, answered by that index."""
+        return (spec.name, spec.files, index) == (self.name, self.spec.files, self._choice)
 
     def _open_index(self, index: IndexChoice, spec: ShardSpec, bits: int) -> Index:
         if index == "multi" and not spec.has_tables:
@@ -317,15 +391,16 @@ class Shard:
         return opened
 
     def __len__(self) -> int:
-        """Return the number of codes."""
-        return len(self.ids_N)
+        """Return the number of rows alive."""
+        return self.spec.alive
 
     def __repr__(self) -> str:
-        """Name the shard and describe its index."""
-        return f"Shard({self.name[:8]}, {self.index!r})"
+        """Name the shard, count its deleted rows, and describe its index."""
+        deleted = self.rows - len(self)
+        return f"Shard({self.name[:8]}, {f'{deleted:,} deleted, ' if deleted else ''}{self.index!r})"
 
     def answer(self, queries_QW: CodeArray, query: Query, *, farthest_Q: NDArray[np.int32] | None = None) -> Result:
-        """Answer from the rows that satisfy `query.filter`; see `engine.indexes.base.Index.answer_checked`.
+        """Answer from the rows alive that satisfy `query.filter`; see `engine.indexes.base.Index.answer_checked`.
 
         Queries and query were checked by whoever asks all shards.
 
@@ -338,7 +413,7 @@ class Shard:
         return self.index.answer_checked(queries_QW, query, mask=mask, farthest_Q=farthest_Q)
 
     def mask_of(self, filter: str | None, parameters: Parameters | None = None) -> RowMask | None:
-        """Return which rows satisfy `filter`, in the shard's row order; None without a filter.
+        """Return which rows are alive and satisfy `filter`, in the shard's row order; None if every row may answer.
 
         Raises
         ------
@@ -346,20 +421,100 @@ class Shard:
             If the filter is not a condition on these attributes and parameters.
         """
         if filter is None:
-            return None
-        key = str(self._folder), filter, None if parameters is None else parameters.digest
+            return self.alive
+        key = self._state, filter, None if parameters is None else parameters.digest
         return _masks.get(key, functools.partial(self._find_mask, filter, parameters))
 
     def _find_mask(self, text: str, parameters: Parameters | None) -> RowMask:
-        stored = self.attributes
-        parsed = Filter(text, pa.schema([]) if stored is None else stored.schema, parameters)
-        columns = ShardColumns(stored, self._scalars if parsed.columns else None, len(self))
-        return RowMask(parsed.mask(columns, self), len(self))
+        parsed = Filter(text, self.attributes.schema, parameters)
+        columns = ShardColumns(self.attributes, self._scalars if parsed.columns else None, self.rows)
+        matching = RowMask(parsed.mask(columns, self), self.rows)
+        return matching if self.alive is None else matching & self.alive
 
     @functools.cached_property
     def _scalars(self) -> ScalarFile | None:
         return ScalarFile(self._folder / SCALARS) if self._has_scalars else None
 
+    def count(self, filter: str | None = None, parameters: Parameters | None = None) -> int:
+        """Return how many rows are alive and satisfy `filter`; errors as in `mask_of`."""
+        mask = self.mask_of(filter, parameters)
+        return self.rows if mask is None else mask.count
+
     def rows_of(self, ids_M: IdArray) -> NDArray[np.int64]:
-        """Return the row of each id, -1 for those that are not in this shard."""
-        return find_rows(self.ids_N, self._rows_by_id_N, ids_M)
+        """Return the row of each id, -1 for those that are not in this shard, or were deleted from it."""
+        row_M = find_rows(self.ids_N, self._rows_by_id_N, ids_M)
+        return row_M if self.alive is None else np.where(self.alive.allows(row_M), row_M, -1)
+
+    def rows_by_id(self, part: slice) -> NDArray[np.uint32]:
+        """Return a part of all rows, deleted ones included, in ascending order of their ids."""
+        return self._rows_by_id_N[part]
+
+    def count_up_to(self, id: int) -> int:
+        """Return how many rows, deleted ones included, have an id of at most `id`."""
+        return bisect.bisect_right(range(self.rows), id, key=lambda place: int(self.ids_N[self._rows_by_id_N[place]]))
+
+    def take(self, rows_M: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what is stored of some rows, in that order, as a table of M rows.
+
+        Parameters
+        ----------
+        rows_M : ndarray of int64, shape (M,)
+            Whether they are alive is not checked.
+        columns : sequence of str, optional
+            As in `engine.storage.columns.item_schema`, which has the columns of the table.
+
+        Raises
+        ------
+        ValueError
+            If there is no such column.
+        """
+        schema = self._item_schema(columns)
+        attributes = self.attributes.take(
+            rows_M, [name for name in schema.names if name in self.attributes.schema.names]
+        )
+        taken = {name: attributes[name] for name in attributes.schema.names}
+        taken |= {"id": pa.array(self.ids_N[rows_M]), "code": code_column(self.codes_NW[rows_M])}
+        if self.features_NF is not None and FEATURES in schema.names:
+            taken.setdefault(FEATURES, features_column(self.features_NF[rows_M]))
+        if self.thumbnails is not None and THUMBNAIL in schema.names:
+            taken.setdefault(THUMBNAIL, self.thumbnails.take(rows_M)[THUMBNAIL].cast(pa.binary()))
+        arrays = [taken[field.name] if field.name in taken else pa.nulls(len(rows_M), field.type) for field in schema]
+        return pa.table(arrays, schema=schema)
+
+    def _item_schema(self, columns: Sequence[str] | None) -> pa.Schema:
+        features = None if self.features_NF is None else self.features_NF.shape[1]
+        return item_schema(self.attributes.schema, columns, words=self.codes_NW.shape[1], features=features)
+
+    def scan(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: str | None = None,
+        parameters: Parameters | None = None,
+        *,
+        batch_rows: int = SCANNED_ROWS,
+    ) -> pa.RecordBatchReader:
+        """Read the rows alive that satisfy `filter`, in the shard's order, by (code, id).
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            As in `engine.storage.columns.item_schema`, which has the columns of the batches.
+        filter, parameters
+            As in `mask_of`.
+        batch_rows : int
+            Maximum rows of a batch.
+
+        Raises
+        ------
+        FilterError, ValueError
+            If the filter is not a condition on these attributes and parameters, or there is no such column.
+        """
+        schema, mask = self._item_schema(columns), self.mask_of(filter, parameters)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for start in range(0, self.rows, batch_rows):
+                rows_M = np.arange(start, min(start + batch_rows, self.rows))
+                rows_M = rows_M if mask is None else rows_M[mask.allows(rows_M)]
+                yield from self.take(rows_M, columns).combine_chunks().to_batches()
+
+        return pa.RecordBatchReader.from_batches(schema, batches())

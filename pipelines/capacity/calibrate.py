@@ -132,10 +132,10 @@ def _measure_shards(folder: Path) -> tuple[float, float, tuple[float, float, flo
     """Return core seconds for building a code (largest shard), for scanning a word, and for a query to the tables."""
     rng = np.random.default_rng(0)
     works, times_s = [], []
-    _write(folder / "warm", rng, 1000)
+    _write(folder, "warm", rng, 1000)
     for rows in ROWS:
         start = time.process_time()
-        shard = _write(folder / str(rows), rng, rows)
+        shard = _write(folder, str(rows), rng, rows)
         build_core_s = (time.process_time() - start) / rows
         for radius in RADII:
             work, seconds = _time_queries(shard.index, rng, radius)
@@ -145,9 +145,10 @@ def _measure_shards(folder: Path) -> tuple[float, float, tuple[float, float, flo
     return build_core_s, scan_s / max(ROWS), _fit(np.array(works), np.array(times_s))
 
 
-def _write(folder: Path, rng: np.random.Generator, rows: int) -> Shard:
+def _write(folder: Path, name: str, rng: np.random.Generator, rows: int) -> Shard:
     codes_NW = rng.integers(2**64, size=(rows, 1), dtype=np.uint64)
-    return Shard(folder, write_shard(folder, codes_NW, np.arange(rows), None, bits=64), bits=64)
+    spec = write_shard(folder / "shards" / name, codes_NW, np.arange(rows), None, bits=64)
+    return Shard(folder, spec, bits=64)
 
 
 def _time_queries(index: Any, rng: np.random.Generator, radius: int) -> tuple[Work, float]:

@@ -46,7 +46,7 @@ from hashlight.engine.places.place import Place
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult
 from hashlight.engine.storage.manifest import Manifest, ShardSpec
-from hashlight.engine.storage.mirror import local_shard
+from hashlight.engine.storage.mirror import fetch_shard, local_copy
 from hashlight.engine.storage.shard import Shard
 from hashlight.engine.storage.versions import holding_live
 from hashlight.pipelines.jobs import chaos
@@ -86,7 +86,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class JoinJob:
-    """What is joined: a version of a collection, identified by its shards, and the radius."""
+    """What is joined: a version of a collection, identified by its shards and deleted rows, and the radius."""
 
     collection: str
     version: int
@@ -153,7 +153,8 @@ def find_duplicates(
     folder.refuse_foreign()
     place = open_place(collection)
     with holding_live(place) as live:
-        names = hashlib.sha256("".join(shard.name for shard in live.shards).encode()).hexdigest()
+        alive = [f"{shard.name}{shard.dead.name if shard.dead else ''}" for shard in live.shards]
+        names = hashlib.sha256("".join(alive).encode()).hexdigest()
         job = JoinJob(place.location, live.version, names, live.bits, check_radius(radius, bits=live.bits))
         with folder.place.lock():
             folder.begin({**asdict(job), "collection": str(place)}, overwrite=overwrite)
@@ -208,12 +209,17 @@ def join_shards(
     name = f"{numbers[0]:05d}-{numbers[1]:05d}"
     chaos.step("dedup:join", name)
     place = open_place(job.collection)
-    shard = Shard(local_shard(place, first, bits=job.bits), first, bits=job.bits)
-    other = shard if first == second else Shard(local_shard(place, second, bits=job.bits), second, bits=job.bits)
+    shard = _open_shard(place, first, job.bits)
+    other = shard if first == second else _open_shard(place, second, job.bits)
     pairs = _as_tables(find_pairs(shard, other, job.radius))
     count = _write_table(folder.place, f"pairs/{name}.parquet", pairs, PAIRS)
     folder.publish(unit, {"pairs": count})
     chaos.step("dedup:joined", name)
+
+
+def _open_shard(place: Place, spec: ShardSpec, bits: int) -> Shard:
+    fetch_shard(place, spec, bits=bits)
+    return Shard(local_copy(place), spec, bits=bits)
 
 
 def find_pairs(shard: Shard, other: Shard, radius: int) -> Iterator[tuple[IdArray, IdArray, NDArray[np.int32]]]:
@@ -223,10 +229,13 @@ def find_pairs(shard: Shard, other: Shard, radius: int) -> Iterator[tuple[IdArra
     """
     query = Query(radius=radius, threads=1)
     start, size = 0, _MIN_ROWS
-    while start < len(shard):
-        rows = slice(start, min(start + size, len(shard)))
-        distinct_DW, place_R = _distinct(np.ascontiguousarray(shard.codes_NW[rows]))
-        ids_R, hits = shard.ids_N[rows], 0
+    while start < shard.rows:
+        rows = slice(start, min(start + size, shard.rows))
+        codes_RW, ids_R, hits = shard.codes_NW[rows], shard.ids_N[rows], 0
+        if shard.alive is not None:
+            alive_R = shard.alive.allows(np.arange(rows.start, rows.stop))
+            codes_RW, ids_R = codes_RW[alive_R], ids_R[alive_R]
+        distinct_DW, place_R = _distinct(np.ascontiguousarray(codes_RW))
         for run, found in search_bounded(other.answer, distinct_DW, query, max_hits=_MAX_HITS):
             # Rows are sorted by their codes, so those of a run of codes are adjacent.
             these = slice(*np.searchsorted(place_R, [run.start, run.stop]))
@@ -387,9 +396,12 @@ def _summary(codes: int, pairs: int, clusters: pa.Table) -> DedupSummary:
 def _gallery(job: JoinJob, live: Manifest, clusters: pa.Table) -> bytes:
     """Draw the largest clusters of the version that was joined, even if there is a newer one by now."""
     from hashlight.engine.collection.collection import Collection
+    from hashlight.engine.collection.opening import open_shards
     from hashlight.pipelines.dedup.gallery import gallery_page
 
     place = open_place(job.collection)
-    shards = [Shard(local_shard(place, spec, bits=job.bits), spec, bits=job.bits) for spec in live.shards]
-    collection = Collection(Path(job.collection), live, shards, location=job.collection)
+    for spec in live.shards:
+        fetch_shard(place, spec, bits=job.bits)
+    root = local_copy(place)
+    collection = Collection(root, live, open_shards(root, live), location=job.collection)
     return gallery_page(collection, clusters, radius=job.radius).encode()

@@ -40,9 +40,9 @@ from hashlight.engine.places.opening import open_place, open_target
 from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import split_name
 from hashlight.engine.query import Query
-from hashlight.engine.results import RangeResult, SearchResult, as_range, merge_range
+from hashlight.engine.results import RangeResult, SearchResult, as_range, merge_range, no_answers
 from hashlight.engine.storage.manifest import Manifest, ShardSpec
-from hashlight.engine.storage.mirror import local_shard
+from hashlight.engine.storage.mirror import fetch_shard, local_copy
 from hashlight.engine.storage.shard import Shard
 from hashlight.engine.storage.versions import holding_live
 from hashlight.pipelines.codes.parts import Part, Piece, codes_column, cut_parts, list_parts, read_checked
@@ -232,11 +232,13 @@ def _run(
     import ray
 
     search, merge = ray.remote(search_block), ray.remote(merge_block)
-    at_once = min(workers or len(shards), len(shards))
+    # A version without codes has answers, too: none to each query.
+    asked: list[ShardSpec | None] = [spec for spec in shards if spec.alive] or [None]
+    at_once = min(workers or len(asked), len(asked))
 
     def submit(block: Block) -> Any:
         found: list[Any] = []
-        for spec in shards:
+        for spec in asked:
             # What is waited for, so that no more than `at_once` shards are searched for a block at a time.
             before = found[-at_once] if len(found) >= at_once else None
             found.append(search.remote(job, folder, block, spec, before))
@@ -246,15 +248,20 @@ def _run(
         yield block
 
 
-def search_block(job: SearchJob, folder: JobFolder, block: Block, spec: ShardSpec, _before: str | None) -> str:
-    """Ask one shard for one block of queries; write batches of `SCHEMA` and return the file's name in the folder.
+def search_block(job: SearchJob, folder: JobFolder, block: Block, spec: ShardSpec | None, _before: str | None) -> str:
+    """Ask one shard (None: none) for one block of queries; return the name of a file in the folder.
 
-    Ray starts a task when its arguments are there: `_before` is of one that must have ended.
+    The file has batches of `SCHEMA`. Ray starts a task when its arguments are there: `_before` is of one that must have
+    ended.
     """
     chaos.step("search:shard", block.number)
-    shard = Shard(local_shard(open_place(job.collection), spec, bits=job.bits), spec, bits=job.bits, index=job.index)
+    shard = None
+    if spec is not None:
+        place = open_place(job.collection)
+        fetch_shard(place, spec, bits=job.bits)
+        shard = Shard(local_copy(place), spec, bits=job.bits, index=job.index)
     queries_QW, ids_Q = read_queries(job, block)
-    name = f"found-{block.number:06d}.{spec.name}.arrow"
+    name = f"found-{block.number:06d}.{spec.name if spec else 'none'}.arrow"
     with folder.place.scratch(name) as aside:
         with pa.OSFile(str(aside), "wb") as sink, pyarrow.ipc.new_file(sink, SCHEMA) as writer:
             for start in range(0, len(queries_QW), BATCH_QUERIES):
@@ -387,8 +394,13 @@ def _read_rows(piece: Piece) -> pa.Table:
     return table.slice(piece.start - (int(ends[first - 1]) if first else 0), piece.stop - piece.start)
 
 
-def _ask(shard: Shard, queries_QW: CodeArray, job: SearchJob) -> Iterator[tuple[slice, RangeResult]]:
+def _ask(shard: Shard | None, queries_QW: CodeArray, job: SearchJob) -> Iterator[tuple[slice, RangeResult]]:
     """Yield a shard's answers to runs of the queries, in order."""
+    if shard is None:
+        nothing = no_answers(len(queries_QW), Query(radius=0))
+        assert isinstance(nothing, RangeResult), "of a radius"
+        yield slice(0, len(queries_QW)), nothing
+        return
     if job.radius is not None and job.limit is None:
         yield from search_bounded(shard.answer, queries_QW, job.query, max_hits=BATCH_HITS)
         return

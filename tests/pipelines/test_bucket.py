@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import obstore
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,8 +21,9 @@ from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
 from hashlight.engine.places.bucket import Bucket
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.service.protocol.cluster_map import Assignment, open_group
 from hashlight.engine.storage import leftovers
-from hashlight.engine.storage.mirror import local_shard
+from hashlight.engine.storage.mirror import fetch_shard, local_copy
 from hashlight.engine.storage.versions import list_versions, read_current
 from hashlight.pipelines.building.build import build_collection
 from hashlight.pipelines.dedup.dedup import find_duplicates
@@ -29,6 +31,8 @@ from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.searching.batch import search_codes
 from tests import oracles
+from tests.engine.collection.by_hand import Part, assemble, write_next
+from tests.engine.storage.forging import replace
 from tests.pipelines.building.test_build import BITS, answers, steps_of, write_codes
 
 
@@ -191,8 +195,42 @@ def test_copies_of_removed_shards_are_deleted(bucket, rows):
         with Transaction(bucket.uri("c"), fresh=Fresh(BITS, None, overwrite=True)) as writer:
             writer.add(codes, ids)
             writer.commit()
-        copies.append(local_shard(store, read_current(store).shards[0], bits=BITS))
+        (spec,) = read_current(store).shards
+        fetch_shard(store, spec, bits=BITS)
+        copies.append(local_copy(store) / "shards" / spec.name)
     assert [copy.is_dir() for copy in copies] == [False, True, True], "the live version's and the one's before it"
+
+
+def test_deleted_rows_and_columns_are_copied_with_their_shards(tmp_path, bucket):
+    schema = pa.schema({"label": pa.int64(), "later": pa.string()})
+    later = {"later": (pa.string(), dict.fromkeys([1, 2, 3], "x"))}
+    parts = [Part([[1], [2], [3]], [1, 2, 3], {"label": [1, 2, 3]}, dead={2}, columns=later), Part([[4]], [4])]
+    path = assemble(tmp_path / "c", parts, bits=BITS, schema=schema)
+
+    def upload():
+        for file in (path for path in path.rglob("*") if path.is_file() and path.name != ".lock"):
+            bucket.put(f"c/{file.relative_to(path).as_posix()}", file.read_bytes())
+
+    upload()
+    uri, nothing = bucket.uri("c"), np.zeros((1, 1), np.uint64)
+    before = Collection.open(uri)
+    assert before.search(nothing, 5, filter="later = 'x' or label is null").ids.tolist() == [[1, 4, 3, -1, -1]]
+    group = open_group(uri, Assignment(1, before.manifest.digest, (before.shards[0].name,)))
+    assert group.search(nothing, 5).ids.tolist() == [[1, 3, -1, -1, -1]]
+    del group
+    write_next(path, lambda document: document.update(shards=[]))
+    upload()
+    again = Collection.open(uri, reuse=before)
+    assert (len(again), again.version) == (0, 2)
+    old = Collection.open(uri, version=1, reuse=before)
+    assert (len(old), old.version, old.shards[0] is before.shards[0]) == (3, 1, True)
+    assert len(Collection.open(uri)) == 0
+    with pytest.raises(CollectionNotFoundError, match="no version 3"):
+        Collection.open(uri, version=3)
+    for folder in ("deletions", "columns"):
+        (copy,) = (before.path / folder).iterdir()
+        replace(copy, copy.read_bytes()[:-1])
+    assert Collection.open(uri, version=1).get([1])["later"].to_pylist() == ["x"]
 
 
 DRIVER = """

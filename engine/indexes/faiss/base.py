@@ -23,7 +23,7 @@ from hashlight.engine.indexes.base import Index, check_arrays, check_build, chec
 from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.query import Query
-from hashlight.engine.results import PAD_ID, Explanation, RangeResult, Result, SearchResult, cut_range
+from hashlight.engine.results import PAD_ID, Explanation, RangeResult, Result, SearchResult, cut_range, take_after
 
 # lims (Q + 1,), distances (H,), rows (H,)
 FaissHits = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]
@@ -114,6 +114,8 @@ class FaissIndex(Index):
                 found = self._nearest(queries_QW, query.k, bound_Q, mask)
             else:
                 found = self._ordered(queries_QW, cast(int, query.radius), mask)
+        if isinstance(found, RangeResult) and query.after is not None:
+            found = take_after(found, query.after)
         if isinstance(found, RangeResult) and query.limit is not None:
             found = cut_range(found, query.limit)
         return found._replace(explain=self._explain(len(queries_QW), start)) if query.explain else found

@@ -61,6 +61,7 @@ from hashlight.engine.results import (
     SearchResult,
     join_ranges,
     join_searches,
+    take_after,
 )
 
 Plan = Literal["auto", "scan", "tables", "gather"]
@@ -200,7 +201,8 @@ class MultiIndex(Index):
             return self._within(queries_QW[part], radius, mask, query.explain, plan)
 
         parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_PER_THREAD)
-        return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
+        found = join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
+        return found if query.after is None else take_after(found, query.after)
 
     def find_fault(self, codes_NW: CodeArray) -> str | None:
         """Look for a few codes in every table, and search for the first code by tables and by a scan; see `Index`."""
@@ -258,14 +260,16 @@ class MultiIndex(Index):
         query: Query,
         plan: Plan,
     ) -> SearchResult:
-        """Return the `k` nearest within the bounds; of the checked `query`, only `threads` and `explain` are used."""
+        """Return the `k` nearest within the bounds; of `query`, only `after`, `threads` and `explain` are used."""
         allowed = len(self) if mask is None else mask.count
         heap_k = max(1, min(k, allowed))
         reach = likely_radius(self.bits, allowed, heap_k)
+        if query.after is not None:
+            reach = max(reach, query.after[0])
 
         def work(part: slice) -> SearchResult:
             bound_P = bound_Q[part].copy()
-            return self._nearest_of_part(queries_QW[part], k, heap_k, reach, bound_P, mask, query.explain, plan)
+            return self._nearest_of_part(queries_QW[part], k, heap_k, reach, bound_P, mask, query, plan)
 
         parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_PER_THREAD)
         return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
@@ -278,11 +282,11 @@ class MultiIndex(Index):
         reach: int,
         bound_Q: NDArray[np.int32],
         mask: RowMask | None,
-        explain: bool,
+        query: Query,
         plan: Plan,
     ) -> SearchResult:
         """Answer a part of a batch in the calling thread: from the tables, then one scan for the queries given up."""
-        account = self._account(len(queries_QW), mask) if explain else None
+        account = self._account(len(queries_QW), mask) if query.explain else None
         heaps = empty_heaps(len(queries_QW), heap_k)
         open_Q = np.arange(len(queries_QW))
         sharing = 0
@@ -290,9 +294,10 @@ class MultiIndex(Index):
         while self._may_ask_tables(plan, mask, len(open_Q)) and sharing != len(open_Q):
             sharing = len(open_Q)
             budget = self._budget(plan, mask, reach, sharing)
-            open_Q = self._ask_tables(queries_QW, open_Q, bound_Q, mask, heaps, budget, account)
+            open_Q = self._ask_tables(queries_QW, open_Q, bound_Q, mask, query.after, heaps, budget, account)
         if len(open_Q):
-            self._ask_scan(queries_QW, open_Q, bound_Q, mask, heaps, account, listed=_is_gather(plan, mask))
+            listed = _is_gather(plan, mask)
+            self._ask_scan(queries_QW, open_Q, bound_Q, mask, query.after, heaps, account, listed=listed)
         result = search_result(heaps, k)
         return result._replace(explain=account.explanation()) if account else result
 
@@ -323,17 +328,18 @@ class MultiIndex(Index):
         open_Q: NDArray[np.intp],
         bound_Q: NDArray[np.int32],
         mask: RowMask | None,
+        after: tuple[int, int] | None,
         heaps: Heaps,
         budget: Budget,
         account: Account | None,
     ) -> NDArray[np.intp]:
         """Answer the open queries from the tables; return those given up, with their heaps emptied."""
         if not account:
-            return self._ask_tables_together(queries_QW, open_Q, bound_Q, mask, heaps, budget)[0]
+            return self._ask_tables_together(queries_QW, open_Q, bound_Q, mask, after, heaps, budget)[0]
         given_up = []
         for query in _one_by_one(open_Q):
             start = time.perf_counter()
-            open_G, work = self._ask_tables_together(queries_QW, query, bound_Q, mask, heaps, budget)
+            open_G, work = self._ask_tables_together(queries_QW, query, bound_Q, mask, after, heaps, budget)
             account.add_tables(query, work, start)
             given_up.append(open_G)
         return np.concatenate(given_up)
@@ -344,15 +350,16 @@ class MultiIndex(Index):
         group: NDArray[np.intp],
         bound_Q: NDArray[np.int32],
         mask: RowMask | None,
+        after: tuple[int, int] | None,
         heaps: Heaps,
         budget: Budget,
     ) -> tuple[NDArray[np.intp], Work]:
         """Answer a group of queries from the tables; return those given up, and the work done."""
         if len(group) == len(queries_QW):  # the whole batch: no rows to gather and scatter
-            done_G, work = self.probe.nearest(queries_QW, bound_Q, mask, heaps, budget)
+            done_G, work = self.probe.nearest(queries_QW, bound_Q, mask, heaps, budget, after)
         else:
             bound_G, heaps_G = bound_Q[group], (heaps[0][group], heaps[1][group])
-            done_G, work = self.probe.nearest(queries_QW[group], bound_G, mask, heaps_G, budget)
+            done_G, work = self.probe.nearest(queries_QW[group], bound_G, mask, heaps_G, budget, after)
             bound_Q[group], heaps[0][group], heaps[1][group] = bound_G, *heaps_G
         given_up = group[~done_G]
         if len(given_up):
@@ -365,6 +372,7 @@ class MultiIndex(Index):
         open_Q: NDArray[np.intp],
         bound_Q: NDArray[np.int32],
         mask: RowMask | None,
+        after: tuple[int, int] | None,
         heaps: Heaps,
         account: Account | None,
         *,
@@ -373,7 +381,7 @@ class MultiIndex(Index):
         """Answer the open queries by one scan, or from the list of allowed rows."""
         start = time.perf_counter()
         heaps_G = heaps[0][open_Q], heaps[1][open_Q]
-        self._scan.improve_heaps(queries_QW[open_Q], bound_Q[open_Q], mask, heaps_G, listed=listed)
+        self._scan.improve_heaps(queries_QW[open_Q], bound_Q[open_Q], mask, heaps_G, after, listed=listed)
         heaps[0][open_Q], heaps[1][open_Q] = heaps_G
         if account:
             account.add_scan(open_Q, start, listed=listed)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.indexes.answers import Found, Heaps, Hits, gather_hits
-from hashlight.engine.indexes.arrays import bytes_of, read_only
+from hashlight.engine.indexes.arrays import after_pair, bytes_of, read_only
 from hashlight.engine.indexes.masks import RowMask, mask_words
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.kernels.arguments import Budget, Prices, Rows, Scratch, Sizes, Work
@@ -171,8 +171,9 @@ class TableProbe:
         mask: RowMask | None,
         heaps: Heaps,
         budget: Budget,
+        after: tuple[int, int] | None = None,
     ) -> tuple[NDArray[np.bool_], Work]:
-        """Fill `heaps` with the nearest rows within `bound_Q`.
+        """Fill `heaps` with the nearest rows within `bound_Q` that come after the (distance, id) `after`.
 
         Returns which queries (Q,) are done. For the others `bound_Q` is lowered to a radius that is sure to contain
         their answers, and their heaps are to be discarded.
@@ -180,8 +181,8 @@ class TableProbe:
         work, queries_QW = _new_work(len(queries_QW)), read_only(queries_QW)
         done_Q = np.zeros(len(queries_QW), np.bool_)
         knn_tables(
-            self._rows, self._arrays, self._sizes, mask_words(mask), queries_QW, bound_Q, tuple(budget),
-            self._scratch(), tuple(work), done_Q, heaps,
+            self._rows, self._arrays, self._sizes, mask_words(mask), queries_QW, bound_Q, after_pair(after),
+            tuple(budget), self._scratch(), tuple(work), done_Q, heaps,
         )  # fmt: skip
         return done_Q, work
 

@@ -119,12 +119,13 @@ class Searcher(ABC):
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
         explain: bool = False,
+        after: tuple[int, int] | None = None,
         allow_partial: bool = False,
         **more: Any,
     ) -> RangeResult:
         """Find every code within a radius of each query; `more` are the other keywords of `answer`."""
         lists = Parameters.of(parameters)
-        query = Query(radius=radius, limit=limit, filter=filter, parameters=lists, explain=explain)
+        query = Query(radius=radius, limit=limit, filter=filter, parameters=lists, explain=explain, after=after)
         return cast(RangeResult, self.answer(queries, query, allow_partial=allow_partial, **more))
 
     @abstractmethod
@@ -257,7 +258,7 @@ class CollectionSearcher(Searcher):
             # The manifests and not their numbers, which begin anew when a collection is built again.
             if read_current(open_place(location)) == self._collection.manifest:
                 return False
-            self._collection = Collection.open(location, index=self._collection.index)
+            self._collection = Collection.open(location, index=self._collection.index, reuse=self._collection)
             return True
 
     def close(self) -> None:
@@ -266,16 +267,14 @@ class CollectionSearcher(Searcher):
 
 def describe_collection(collection: Collection) -> dict[str, Any]:
     """Describe an open collection; see `Searcher.describe`."""
-    first = collection.shards[0]
-    schema = pa.schema([]) if first.attributes is None else first.attributes.schema
     return {
         "bits": collection.bits,
         "rows": len(collection),
         "shards": len(collection.shards),
         "version": collection.version,
         "encoder": collection.fingerprint,
-        "attributes": {field.name: str(field.type) for field in schema},
-        "features": first.features_NF is not None,
+        "attributes": {field.name: str(field.type) for field in collection.schema},
+        "features": collection.num_features is not None,
     }
 
 
@@ -291,14 +290,16 @@ def try_search(collection: Collection) -> None:
     for shard in collection.shards:
         if fault := shard.index.find_fault(shard.codes_NW):
             raise _not_ready(shard, collection, f"does not find its own codes ({fault})")
-        rows_R = np.unique(np.linspace(0, len(shard) - 1, _SAMPLED_ROWS).astype(np.int64))
+        rows_R = np.unique(np.linspace(0, shard.rows - 1, _SAMPLED_ROWS).astype(np.int64))
+        if shard.alive is not None:
+            rows_R = rows_R[shard.alive.allows(rows_R)]
         if fault := _fault_of_ids(shard, rows_R):
             raise _not_ready(shard, collection, f"has ids that are not those of its codes ({fault})")
         for id_ in shard.ids_N[rows_R].tolist():
             # Only a sample, but the ids of one shard in the place of another's are sampled at the same rows.
             if owners.setdefault(id_, shard.name) != shard.name:
                 raise _not_ready(shard, collection, f"has id {id_}, which is also in shard {owners[id_]}")
-    collection.get(collection.shards[-1].ids_N[:1])
+    collection.get(list(owners)[-1:])
 
 
 def _fault_of_ids(shard: Shard, rows_R: NDArray[np.int64]) -> str | None:
@@ -307,7 +308,7 @@ def _fault_of_ids(shard: Shard, rows_R: NDArray[np.int64]) -> str | None:
     if (wrong_R := found_R != rows_R).any():
         row, found = rows_R[wrong_R][0], found_R[wrong_R][0]
         return f"id {shard.ids_N[row]} of row {row} is found at row {found}; -1 is nowhere"
-    rows_R = rows_R[rows_R < len(shard) - 1]
+    rows_R = rows_R[rows_R < shard.rows - 1]
     equal_R = (shard.codes_NW[rows_R] == shard.codes_NW[rows_R + 1]).all(axis=1)
     rows_R = rows_R[equal_R & (shard.ids_N[rows_R] >= shard.ids_N[rows_R + 1])]
     if len(rows_R):

@@ -150,8 +150,8 @@ class Registry:
     def _plan(self, manifest: Manifest) -> _Plan:
         digest, version = manifest.digest, manifest.version
         assignments = [Assignment(version, digest, tuple(names)) for names in assign_groups(manifest, self._num_groups)]
-        rows = {spec.name: spec.rows for spec in manifest.shards}
-        first = Assignment(version, digest, (manifest.shards[0].name,))
+        rows = {spec.name: spec.alive for spec in manifest.shards}
+        first = Assignment(version, digest, tuple(spec.name for spec in manifest.shards[:1]))
         part = describe_collection(open_group(self.location, first))
         about = {**part, "rows": manifest.rows, "shards": len(manifest.shards)}
         groups = tuple(Group(digest, {name: rows[name] for name in one.shards}, ()) for one in assignments)

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.opening import open_shards
 from hashlight.engine.errors import CollectionNotFoundError
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
 from hashlight.engine.results import Coverage
 from hashlight.engine.storage.manifest import Manifest, ShardSpec
-from hashlight.engine.storage.mirror import local_shard
-from hashlight.engine.storage.shard import Shard
+from hashlight.engine.storage.mirror import fetch_shard, local_copy
 from hashlight.engine.storage.versions import close_held, read_held
 
 
@@ -64,7 +64,7 @@ class Group:
     manifest : str
         Digest of the manifest that lists them.
     shards : dict of str to int
-        Name -> rows.
+        Name -> codes, without deleted ones.
     replicas : tuple of str
         Flight addresses (`grpc://HOST:PORT`, `grpc+tls://...`) of servers that have all of them open.
     """
@@ -132,14 +132,17 @@ def identity_of(manifest: str, shards: Iterable[str]) -> str:
 def assign_groups(manifest: Manifest, count: int) -> list[list[str]]:
     """Divide the shards into `count` groups of similar size: the largest first, each to the smallest group.
 
+    A version without shards is one group without shards.
+
     Raises
     ------
     ValueError
         If there are fewer shards than groups.
     """
-    if not 1 <= count <= len(manifest.shards):
+    most = max(1, len(manifest.shards))
+    if not 1 <= count <= most:
         raise ValueError(
-            f"`groups` must be 1 to {len(manifest.shards)} (the shards of version {manifest.version}), got {count}: "
+            f"`groups` must be 1 to {most} (the shards of version {manifest.version}), got {count}: "
             "build the collection with more shards, or serve it in fewer groups"
         )
     groups: list[list[ShardSpec]] = [[] for _ in range(count)]
@@ -148,8 +151,13 @@ def assign_groups(manifest: Manifest, count: int) -> list[list[str]]:
     return [[shard.name for shard in group] for group in groups]
 
 
-def open_group(path: str | Path, assignment: Assignment, *, index: IndexChoice = "auto") -> Collection:
-    """Open some shards of one version of a collection; `index` as in `Collection.open`.
+def open_group(
+    path: str | Path, assignment: Assignment, *, index: IndexChoice = "auto", reuse: Iterable[Collection] = ()
+) -> Collection:
+    """Open some shards of one version of a collection.
+
+    `index` as in `Collection.open`; what the version has in common with other open versions in `reuse` is not opened
+    again.
 
     Raises
     ------
@@ -170,21 +178,22 @@ def open_group(path: str | Path, assignment: Assignment, *, index: IndexChoice =
                 "collection was built again under the same version number"
             )
         chosen = _choose(place, manifest, shards)
-        folders = [local_shard(place, spec, bits=manifest.bits) for spec in chosen]
-        opened = [
-            Shard(folder, spec, bits=manifest.bits, index=index) for folder, spec in zip(folders, chosen, strict=True)
-        ]
+        part = dataclasses.replace(manifest, shards=chosen)
+        root = local_copy(place)
+        for spec in chosen:
+            fetch_shard(place, spec, bits=manifest.bits)
+        known = [shard for collection in reuse for shard in collection.shards]
+        opened = open_shards(root, part, index=index, reuse=known)
     except BaseException:
         close_held(held)
         raise
-    part = dataclasses.replace(manifest, shards=chosen)
-    return Collection(folders[0].parents[1], part, opened, location=place.location, index=index, held=held)
+    return Collection(root, part, opened, location=place.location, index=index, held=held)
 
 
 def _choose(place: Place, manifest: Manifest, shards: Sequence[str]) -> tuple[ShardSpec, ...]:
     specs = {spec.name: spec for spec in manifest.shards}
     unknown = sorted(set(shards) - set(specs))
-    if not shards:
+    if not shards and specs:
         raise ValueError("a group has at least 1 shard, got 0")
     if unknown:
         raise ValueError(f"version {manifest.version} of {place} has no shards {', '.join(unknown)}")

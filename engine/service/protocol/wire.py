@@ -36,15 +36,15 @@ from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.results import Explanation, RangeResult, Result, SearchResult
 
-PROTOCOL = 2
+PROTOCOL = 3
 COMMAND = b"hashlight"  # command in the exchange's descriptor
 PAGE_BYTES = 1 << 20
 MAX_ROWS_ASKED = 1 << 20  # queries or ids in one request
 
 _MAGIC = b"HL"
 # magic, protocol, kind, id, version, microseconds left, identity of the shards, rows, words, flags, k or radius, limit,
-# bytes of the filter, bytes of its parameters
-_REQUEST = struct.Struct("<2sBBQQQ16sIHHqqII")
+# distance and id that answers come after, bytes of the filter, bytes of its parameters
+_REQUEST = struct.Struct("<2sBBQQQ16sIHHqqqqII")
 _ID_AT, _STAMP_AT = 4, 20
 _U32, _U64, _STAMP = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<Q16s")  # stamp: time left and identity
 _NO_SHARDS = bytes(16).hex()
@@ -52,6 +52,7 @@ _NO_SHARDS = bytes(16).hex()
 _PAGE = struct.Struct("<2sBBQQQQd")
 _COUNTS = struct.Struct("<QQQ")
 _NO_LIMIT = -1
+_BEFORE_ALL = (-1, -1)
 _EXPLAIN = 1
 
 
@@ -154,6 +155,7 @@ class Request(NamedTuple):
             _EXPLAIN if query is not None and query.explain else 0,
             self.number,
             _NO_LIMIT if query is None or query.limit is None else query.limit,
+            *(_BEFORE_ALL if query is None or query.after is None else query.after),
             len(text),
             len(lists),
         )
@@ -179,9 +181,9 @@ class Request(NamedTuple):
         if len(frame) < _REQUEST.size:
             raise ProtocolError(f"a request must have at least {_REQUEST.size} bytes, got {len(frame)}")
         _check_head(frame)
-        _, _, kind, id_, version, left_us, identity, rows, words, flags, number, limit, text_bytes, lists_bytes = (
-            _REQUEST.unpack_from(frame)
-        )
+        head = _REQUEST.unpack_from(frame)
+        _, _, kind, id_, version, left_us, identity, rows, words, flags, number, limit = head[:12]
+        *after, text_bytes, lists_bytes = head[12:]
         text_end = _REQUEST.size + text_bytes
         start = text_end + lists_bytes
         if rows > MAX_ROWS_ASKED or len(frame) != start + 8 * rows * words or kind not in _KINDS:
@@ -200,7 +202,11 @@ class Request(NamedTuple):
             if kind == Kind.SEARCH:
                 query = query._replace(k=number)
             else:
-                query = query._replace(radius=number, limit=None if limit == _NO_LIMIT else limit)
+                query = query._replace(
+                    radius=number,
+                    limit=None if limit == _NO_LIMIT else limit,
+                    after=None if tuple(after) == _BEFORE_ALL else (after[0], after[1]),
+                )
         return cls(Kind(kind), id_, version, left_us / 1e6, values, query, identity.hex())
 
 

@@ -223,8 +223,9 @@ class ClusterRouter(Searcher):
             view, parts = self._ask(request, time.monotonic() + within_s)
             if any(part.answer is not None for part in parts):
                 break
-        coverage = _covered(view.map, parts, [_is_there(part) for part in parts])
-        if not coverage.answered:
+        there = [_is_there(part) for part in parts]
+        coverage = _covered(view.map, parts, there)
+        if not any(there):
             raise NotReadyError(f"none of {coverage.shards} shards can be searched: {_list(coverage.degraded)}")
         return coverage
 

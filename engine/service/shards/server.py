@@ -154,7 +154,8 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         assignment = Assignment(version, manifest, tuple(shards))
         with self._loading:  # so that two orders for the same shards open them once
             if assignment.identity not in self._served:
-                group = open_group(self._location, assignment, index=self._index)
+                known = [served.group for served in self._served.values()]
+                group = open_group(self._location, assignment, index=self._index, reuse=known)
                 try_search(group)
                 with self._counting:
                     self._served = {**self._served, assignment.identity: _Served(assignment, group)}
@@ -437,7 +438,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("collection")
     parser.add_argument("--version", type=int, required=True)
     parser.add_argument("--manifest", help="digest that the version's manifest must have; any if left out")
-    parser.add_argument("--shards", required=True, help="names, separated by commas")
+    parser.add_argument("--shards", required=True, help="names, separated by commas; empty for a version without any")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--workers", type=int)
@@ -469,7 +470,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warm()
     try:
         manifest = given.manifest or read_version(open_place(given.collection), given.version).digest
-        server.load(given.version, manifest, given.shards.split(","))
+        server.load(given.version, manifest, [name for name in given.shards.split(",") if name])
     except (HashlightError, OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     sys.stdout.write(json.dumps(server.health()) + "\n")

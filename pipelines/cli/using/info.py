@@ -20,7 +20,6 @@ def info(
     from hashlight.engine.collection.collection import Collection
 
     opened = Collection.open(collection, verify=verify)
-    attributes = opened.shards[0].attributes
     facts: dict[str, Any] = {
         "path": str(opened.path),
         "version": opened.version,
@@ -30,7 +29,7 @@ def info(
         "bytes": opened.num_bytes,
         "tables": opened.has_tables,
         "encoder": opened.fingerprint,
-        "attributes": [] if attributes is None else attributes.schema.names,
+        "attributes": opened.schema.names,
     }
     if as_json:
         typer.echo(json.dumps(facts))

@@ -12,6 +12,7 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.filters.filter import Filter, FilterError
 from hashlight.engine.filters.parameters import MAX_VALUES, Parameters
 from hashlight.engine.query import Query
+from hashlight.engine.storage.attributes import Attributes
 from hashlight.engine.storage.scalars import ShardColumns
 from tests import oracles
 from tests.engine.filters.evaluated import matching
@@ -89,7 +90,9 @@ class Sought:
 )
 def test_single_ids_are_sought_as_lists_of_them_are(text, matches):
     ids = [9, 5, 2**63 - 1, 2, 0]
-    bits = Filter(text, pa.schema([])).mask(ShardColumns(None, None, len(ids)), Sought(ids))
+    bits = Filter(text, pa.schema([])).mask(
+        ShardColumns(Attributes(pa.schema([]), len(ids), None, {}), None, len(ids)), Sought(ids)
+    )
     assert np.unpackbits(bits, count=len(ids), bitorder="little").tolist() == [matches(id_) for id_ in ids]
 
 

@@ -78,7 +78,7 @@ def test_answers_equal_the_oracle(kind, bits, data):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [32, 64, 128, 256, 1024])
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.8, 1.0])
 def test_masked_rows_are_left_out_before_ranking(kind, bits, share):
     codes, ids, queries = make_case(5, 400, bits)
     index = kind.build(codes, ids, bits=bits)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hashlight.engine.indexes.answers import empty_heaps
-from hashlight.engine.indexes.arrays import read_only
+from hashlight.engine.indexes.arrays import BEFORE_ALL, read_only
 from hashlight.engine.indexes.masks import RowMask, allowed_rows, mask_words
 from hashlight.engine.indexes.multi_index import index as multi_index
 from hashlight.engine.indexes.multi_index import planner
@@ -286,7 +286,8 @@ def test_a_scan_respects_the_bound_of_each_query(searched):
     bound_Q = np.array([0, 1, index.bits, 0, 1], np.int32)
     heaps = empty_heaps(5, 3)
     block = np.empty((index.codes_NW.shape[1], 256), np.uint64), np.empty(256, np.uint32), np.empty(256, np.uint64)
-    knn_scan(index.probe._rows, allowed_rows(None, len(index), listed=False), queries, bound_Q, block, heaps)
+    allowed = allowed_rows(None, len(index), listed=False)
+    knn_scan(index.probe._rows, allowed, queries, bound_Q, BEFORE_ALL, block, heaps)
     distances = oracles.hamming_distances(queries, index.codes_NW)
     for query in range(5):
         within = np.sort(distances[query][distances[query] <= bound_Q[query]])[:3]

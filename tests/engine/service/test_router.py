@@ -11,6 +11,7 @@ import sys
 import threading
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -32,7 +33,9 @@ from hashlight.engine.service.protocol.security import TOKEN_VARIABLE, Security
 from hashlight.engine.service.routing.hedging import Delays, HedgeBudget
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.shards.server import ShardServer
+from tests.engine.collection.by_hand import Part, assemble
 from tests.engine.service.conftest import BITS, Cable, Load, eventually, serving
+from tests.engine.storage.forging import forge_manifest
 from tests.oracles import knn, within_radius
 
 
@@ -96,6 +99,19 @@ def test_codes_within_a_radius_equal_the_oracle(corpus, searcher, radius, limit)
         assert list(zip(result.distances[here].tolist(), result.ids[here].tolist(), strict=True)) == expected
     assert result.truncated.tolist() == cut
     assert result.coverage.complete
+
+
+@pytest.mark.parametrize(("radius", "limit"), [(9, 7), (BITS, 700)])
+def test_a_radius_is_read_page_by_page(corpus, searcher, radius, limit):
+    expected = within_radius(corpus.queries[:1], corpus.codes, corpus.ids, radius)[0][0]
+    read, after, truncated = [], None, True
+    while truncated:
+        page = searcher.range_search(corpus.queries[:1], radius, limit, after=after)
+        read += zip(page.distances.tolist(), page.ids.tolist(), strict=True)
+        (truncated,), after = page.truncated.tolist(), read[-1]
+        assert len(page.ids) == limit or not truncated
+    assert read == expected
+    assert len(read) > limit
 
 
 @pytest.mark.parametrize("rerank", [Rerank(pool=50), Rerank(radius=6), Rerank(pool=20, metric="cosine")])
@@ -425,3 +441,34 @@ def test_refusals_name_the_missing_group(corpus):
             assert router.get(here)["id"].to_pylist() == here.tolist()
             with pytest.raises(IncompleteError):
                 router.get([*here, *there])
+
+
+def test_servers_answer_from_what_is_alive(tmp_path):
+    """Several versions at once: one with deleted rows and a moved id, and one without any shard."""
+    schema = pa.schema({"label": pa.int64(), "later": pa.string()})
+    later = {"later": (pa.string(), dict.fromkeys(range(10), "yes"))}
+    ids = np.arange(10)
+    codes = np.stack([ids, np.zeros(10)], axis=1)
+    features = ids[:, None].astype(np.float16)
+    first = Part(codes, ids, {"label": ids}, features, {1: b"a", 2: b"b"}, dead={1, 2, 3}, columns=later)
+    second = Part([[1, 0], [20, 0]], [2, 20], {"label": [200, 20]}, np.array([[50], [60]], np.float16), {2: b"c"})
+    path = assemble(tmp_path / "c", [first, second], bits=BITS, schema=schema)
+    query = np.array([[0, 0]], np.uint64)
+    with serving(path, groups=2) as (_, directory), contextlib.closing(ClusterRouter(directory)) as router:
+        coverage = router.ready()
+        assert (coverage.codes, coverage.searched, router.describe()["rows"]) == (9, 9, 9)
+        assert router.search(query, 4).ids.tolist() == [[0, 2, 4, 8]]
+        assert router.search(query, 4, filter="later is null").ids.tolist() == [[2, 20, -1, -1]]
+        assert router.get([2, 4])["label"].to_pylist() == [200, 4]
+        assert router.features_of(np.array([2, 4])).tolist() == [[50], [4]]
+        assert router.thumbnail(2) == b"c"
+        with pytest.raises(IdNotFoundError, match="id 1 was not found"):
+            router.get([1])
+    forge_manifest(path, lambda document: document.update(shards=[]))
+    with serving(path, groups=1) as (_, directory), contextlib.closing(ClusterRouter(directory)) as router:
+        router.ready()
+        found = router.search(query, 2)
+        assert (found.ids.tolist(), found.coverage.codes, found.coverage.complete) == ([[-1, -1]], 0, True)
+        assert router.range_search(query, 3).lims.tolist() == [0, 0]
+        with pytest.raises(IdNotFoundError):
+            router.get([1])

@@ -38,17 +38,19 @@ NUMBERS = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5)
     rows=st.lists(st.tuples(WORDS, WORDS), max_size=5),
     number=st.integers(0, 2**31),
     limit=st.none() | st.integers(1, 2**31),
+    after=st.none() | st.tuples(st.integers(0, 1024), st.integers(0, 2**63 - 1)),
     text=st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
     lists=st.none() | st.dictionaries(st.from_regex(r"[A-Za-z_]\w{0,9}", fullmatch=True).filter(str.isascii), NUMBERS),
     explain=st.booleans(),
 )
-def test_a_request_is_read_as_it_was_written(kind, id_, rows, number, limit, text, lists, explain):
+def test_a_request_is_read_as_it_was_written(kind, id_, rows, number, limit, after, text, lists, explain):
     values = np.array(rows, np.uint64).reshape(len(rows), 2)
     query = None
     if kind is Kind.SEARCH:
         query = Query(k=number, filter=text, parameters=Parameters.of(lists), explain=explain)
     elif kind is Kind.RANGE:
         query = Query(radius=number, limit=limit, filter=text, parameters=Parameters.of(lists), explain=explain)
+        query = query._replace(after=after)
     frame = Request(kind, id_, 7, 1.5, values, query).encode()
     read = Request.decode(memoryview(frame))
     assert read[:4] == (kind, id_, 7, 1.5)

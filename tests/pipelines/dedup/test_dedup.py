@@ -29,6 +29,8 @@ from hashlight.pipelines.dedup.dedup import find_duplicates
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from tests import oracles
+from tests.engine.collection.by_hand import Part, assemble
+from tests.engine.storage.forging import forge_manifest
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -270,3 +272,21 @@ def test_an_interrupted_join_resumes(tmp_path, rows, step, act, skip):
     check(tmp_path / "d", rows)
     find_duplicates(tmp_path / "c", tmp_path / "undisturbed", radius=RADIUS)
     assert files_of(tmp_path / "d") == files_of(tmp_path / "undisturbed")
+
+
+def test_deleted_images_are_nobodys_duplicates(tmp_path, rows):
+    codes, ids = rows
+    dead = set(ids[::3].tolist())
+    parts = [
+        Part(codes[part], ids[part], dead=dead & set(ids[part].tolist())) for part in (slice(0, 500), slice(500, None))
+    ]
+    path = assemble(tmp_path / "c", parts, bits=BITS, schema=None)
+    found = find_duplicates(path, tmp_path / "d", radius=RADIUS)
+    alive = np.array([id_ not in dead for id_ in ids.tolist()])
+    pairs = expected_pairs(codes[alive], ids[alive], RADIUS)
+    assert len(pairs) > 5_000
+    assert read_pairs(tmp_path / "d") == pairs
+    assert (found.codes, found.members) == (alive.sum(), len(expected_clusters(pairs)))
+    forge_manifest(path, lambda document: document.update(shards=[]))
+    empty = find_duplicates(path, tmp_path / "e", radius=RADIUS)
+    assert (empty.codes, empty.pairs, empty.clusters) == (0, 0, 0)

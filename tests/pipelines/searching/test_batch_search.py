@@ -23,6 +23,7 @@ from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.searching import batch as batch_search
 from hashlight.pipelines.searching.batch import search_codes
 from tests import oracles
+from tests.engine.collection.by_hand import Part, assemble
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -261,3 +262,25 @@ def test_an_interrupted_search_resumes(tmp_path, database, monkeypatch, step, ac
     search_codes(*asked[:2], tmp_path / "undisturbed.parquet", radius=3)
     assert (tmp_path / "r.parquet").read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
     assert not (tmp_path / ".r.parquet.work").exists()
+
+
+@pytest.mark.parametrize("asked", [{"k": 10}, {"radius": 4}, {"radius": 12, "limit": 3}], ids=str)
+def test_deleted_rows_are_not_found(tmp_path, database, small_blocks, asked):
+    folder, codes, ids, queries = database
+    dead = {*ids[:900:2].tolist(), *ids[900:1000].tolist()}
+    cuts = (slice(0, 900), slice(900, 1000), slice(1000, None))
+    parts = [Part(codes[cut], ids[cut], dead=dead & set(ids[cut].tolist())) for cut in cuts]
+    path = assemble(tmp_path / "c", parts, bits=BITS, schema=None)
+    job = search_codes(path, folder / "queries.parquet", tmp_path / "r.parquet", **asked)
+    alive = np.array([id_ not in dead for id_ in ids.tolist()])
+    check(tmp_path / "r.parquet", (folder, codes[alive], ids[alive], queries), **asked)
+    assert job.codes == alive.sum()
+
+
+def test_a_version_without_codes_answers_every_query(tmp_path, database, small_blocks):
+    folder = database[0]
+    path = assemble(tmp_path / "c", [Part([[1]], [1], dead={1})], bits=BITS, schema=None)
+    search_codes(path, folder / "queries.parquet", tmp_path / "r.parquet", k=3)
+    rows = pq.read_table(tmp_path / "r.parquet").to_pylist()
+    assert [row["query"] for row in rows] == list(range(5000, 5500))
+    assert not any(row["ids"] for row in rows)
