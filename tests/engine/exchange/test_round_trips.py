@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
@@ -136,6 +137,28 @@ def test_features_thumbnails_and_the_fingerprint_come_back(tmp_path, through):
     assert found["uri"].to_pylist() == rows["attribute uri"].to_pylist()
     assert back.features_of(ids).tolist() == rows["features"].to_pylist()
     assert back.thumbnails_of(ids) == rows["thumbnail"].to_pylist()
+
+
+def test_only_the_rows_of_the_open_version_go_out(tmp_path):
+    codes, ids = codes_of(64, 12), np.arange(12) * 2
+    attributes = pa.table({"n": list(range(12)), "s": [f"{n}" for n in range(12)]})
+    old = Collection.create(tmp_path / "c", codes, ids=ids, attributes=attributes, shards=2, tables=False)
+    new = old.delete([0, 6, 14]).update([2, 20], {"n": [-1, None]}).set_column("late", [1.5], ids=[4])
+    left = [row for row in range(12) if row not in (0, 3, 7)]
+    changed = {1: -1, 10: None}
+    expected = source_of(codes, ids, pa.table({
+        "n": pa.array([changed.get(row, row) for row in range(12)], pa.int64()),
+        "s": attributes["s"],
+        "late": pa.array([1.5 if row == 2 else None for row in range(12)], pa.float64()),
+    })).take(left)  # fmt: skip
+    for through in (through_arrow, through_parquet):
+        assert_equal(through(new, tmp_path).to_arrow().read_all(), expected)
+        shutil.rmtree(tmp_path / through.__name__.replace("through", "from"))
+        (tmp_path / f"x.{through.__name__.partition('_')[2]}").unlink()
+        assert_equal(through(old, tmp_path).to_arrow().read_all(), source_of(codes, ids, attributes))
+    index = new.to_faiss()
+    assert sorted(faiss.vector_to_array(index.id_map).tolist()) == ids[left].tolist()
+    assert [index.reconstruct(int(ids[row])).tobytes() for row in left] == [codes[row].tobytes() for row in left]
 
 
 def test_attributes_with_the_names_of_other_columns_keep_them(tmp_path):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.errors import CorruptDataError, IdNotFoundError
 from tests import independent
 from tests.engine.storage.test_golden import GOLDEN, expected_rows
 from tests.oracles import knn
@@ -113,6 +113,41 @@ def test_a_collection_written_from_the_page_is_opened(tmp_path, bits, widths, fo
     answer = opened.search(queries, 20)
     assert answer.distances.tolist() == distances.tolist()
     assert answer.ids.tolist() == found.tolist()
+
+
+def test_deleted_rows_and_columns_written_from_the_page_are_read(tmp_path):
+    codes, ids, table, _ = made_up(64)
+    order = sorted(range(len(ids)), key=lambda row: (codes[row], ids[row]))
+    files = independent.shard_files(codes, ids, 64, attributes=table.select(["n", "s", "yes"]), widths=[10, 10])
+    dead, gone = [0, 5, 6, 699], {ids[order[row]] for row in (0, 5, 6, 699)}
+    renewed = pa.table({"n": pa.array([None if row % 3 else row * 2 for row in range(700)], pa.int64())})
+    late = pa.table({"at": pa.array([row - 9 for row in range(700)], pa.timestamp("ms"))})
+    schema = pa.schema(
+        [("at", pa.timestamp("ms")), ("s", pa.string()), ("n", pa.int64()), ("none", pa.list_(pa.int8()))]
+    )
+    independent.write_second_format(tmp_path, [files], 64, schema=schema, dead=dead, columns={"n": renewed, "at": late})
+    opened = Collection.open(tmp_path, verify=True)
+    assert len(opened) == 696
+    left = [row for row in range(700) if row not in dead]
+    found = opened.get([ids[order[row]] for row in left])
+    assert found.drop_columns(["id", "code"]).equals(
+        pa.table(
+            [
+                late["at"].take(left),
+                table["s"].take(order).take(left),
+                renewed["n"].take(left),
+                pa.nulls(696, schema[3].type),
+            ],
+            schema=schema,
+        )
+    )
+    answer = opened.search(as_words(codes, 64)[:1], 700)
+    assert {id_ for id_ in answer.ids[0].tolist() if id_ >= 0} == set(ids) - gone
+    with pytest.raises(IdNotFoundError):
+        opened.get([gone.pop()])
+    more = opened.add(as_words(codes, 64)[:2])
+    assert more.get([max(ids) + 2])["s"].to_pylist() == [None]
+    assert len(independent.read_version(tmp_path).rows) == 698
 
 
 def test_a_need_that_a_release_does_not_know_is_refused(tmp_path):
