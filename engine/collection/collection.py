@@ -22,7 +22,8 @@ from hashlight.engine.codes import (
     num_words,
 )
 from hashlight.engine.collection.interchange import Interchange
-from hashlight.engine.collection.opening import open_shards, shown_schema
+from hashlight.engine.collection.opening import OpenedShards, open_shards, shown_schema
+from hashlight.engine.collection.parts import Parts
 from hashlight.engine.collection.rerank import (
     Rerank,
     check_query_features,
@@ -31,22 +32,21 @@ from hashlight.engine.collection.rerank import (
     pool_query,
     rerank_ids,
 )
-from hashlight.engine.collection.rows import check_batch_rows, count_values, scan_by_id
+from hashlight.engine.collection.rows import by_shard, check_batch_rows, count_values, scan_by_id, take_items
 from hashlight.engine.collection.shard_set import ShardSet
 from hashlight.engine.collection.writes import Writes
 from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Transaction
-from hashlight.engine.errors import IdNotFoundError
 from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.parameters import Parameters
-from hashlight.engine.indexes.choice import IndexChoice, check_index
+from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
-from hashlight.engine.results import RangeResult, RerankResult, Result, SearchResult
+from hashlight.engine.results import Coverage, RangeResult, RerankResult, Result, SearchResult
 from hashlight.engine.storage.columns import item_schema
 from hashlight.engine.storage.manifest import Manifest
 from hashlight.engine.storage.mirror import mirror
-from hashlight.engine.storage.shard import SCANNED_ROWS, Shard
+from hashlight.engine.storage.shard import SCANNED_ROWS
 from hashlight.engine.storage.versions import close_held, read_held
 
 
@@ -72,18 +72,22 @@ class Collection(Interchange, Writes):
         self,
         path: Path,
         manifest: Manifest,
-        shards: Sequence[Shard],
+        shards: OpenedShards,
         *,
         location: str | None = None,
         index: IndexChoice = "auto",
         held: int | None = None,
+        reuse: Collection | None = None,
     ) -> None:
         self.path = path
         self.location = location or str(path)
         self.index: IndexChoice = index
         self._manifest = manifest
-        self._shards = tuple(shards)
-        self._shard_set = ShardSet(self._shards, version=manifest.version)
+        self._shards = shards
+        self._parts: Parts = Parts(path, manifest, shards, index=index, reuse=None if reuse is None else reuse._parts)
+        codes, count = manifest.rows, len(shards)
+        coverage = Coverage(shards=count, answered=count, codes=codes, searched=codes, version=manifest.version)
+        self._shard_set = ShardSet(self._parts, coverage)
         weakref.finalize(self, close_held, held)
 
     @classmethod
@@ -193,12 +197,12 @@ class Collection(Interchange, Writes):
         else:
             folder, (manifest, held) = place.local, read_held(place, version)
         try:
-            known = () if reuse is None else reuse.shards
-            shards = open_shards(folder, manifest, verify=verify, index=check_index(index), reuse=known)
+            known = () if reuse is None else [reuse.shards]
+            shards = open_shards(folder, manifest, index=index, held=held, verify=verify, reuse=known)
         except BaseException:
             close_held(held)
             raise
-        return cls(folder, manifest, shards, location=place.location, index=index, held=held)
+        return cls(folder, manifest, shards, location=place.location, index=index, held=held, reuse=reuse)
 
     @property
     def bits(self) -> int:
@@ -227,8 +231,8 @@ class Collection(Interchange, Writes):
         return folder if self._manifest.encoder_folder and folder.is_dir() else None
 
     @property
-    def shards(self) -> tuple[Shard, ...]:
-        """The shards, in the manifest's order."""
+    def shards(self) -> OpenedShards:
+        """The shards, in the manifest's order, each opened when it is first used."""
         return self._shards
 
     @property
@@ -242,7 +246,7 @@ class Collection(Interchange, Writes):
     @property
     def num_features(self) -> int | None:
         """Dimensions of the fine features; None without features."""
-        if self._manifest.features is not None:
+        if self._manifest.format_version > 1:
             return self._manifest.features
         features_NF = self._shards[0].features_NF if self._shards else None
         return None if features_NF is None else features_NF.shape[1]
@@ -250,7 +254,7 @@ class Collection(Interchange, Writes):
     @property
     def has_tables(self) -> bool:
         """Whether every shard has tables, which `index="multi"` asks."""
-        return all(any(name.startswith("tables/") for name in spec.files) for spec in self._manifest.shards)
+        return all(spec.has_tables for spec in self._manifest.shards)
 
     @property
     def num_bytes(self) -> int:
@@ -263,7 +267,7 @@ class Collection(Interchange, Writes):
 
     def __repr__(self) -> str:
         """Show what an operator asks first."""
-        deleted = sum(shard.rows - len(shard) for shard in self._shards)
+        deleted = sum(spec.rows - spec.alive for spec in self._manifest.shards)
         return (
             f"Collection({str(self.path)!r}, version {self.version}: {len(self):,} codes of {self.bits} bits in "
             f"{len(self._shards)} shards, {f'{deleted:,} deleted, ' if deleted else ''}{self.num_bytes / 1e6:,.1f} MB, "
@@ -465,18 +469,8 @@ class Collection(Interchange, Writes):
             If the collection lacks one of them.
         """
         wanted_M = np.asarray(ids, np.int64).reshape(-1)
-        place_M = np.full(len(wanted_M), -1)
-        tables, offset = [self._item_schema(None).empty_table()], 0
-        for shard in self._shards:
-            row_M = shard.rows_of(wanted_M)
-            found = np.flatnonzero(row_M >= 0)
-            if len(found):
-                tables.append(shard.take(row_M[found]))
-                place_M[found] = offset + np.arange(len(found))
-                offset += len(found)
-        if (place_M < 0).any():
-            raise IdNotFoundError.of(wanted_M[place_M < 0].tolist(), wanted=len(wanted_M))
-        return pa.concat_tables(tables).take(place_M)
+        shard_M, row_M = self._parts.locate_all(wanted_M)
+        return take_items(self._shards, shard_M, row_M, wanted_M, self._item_schema(None))
 
     def count(self, filter: str | None = None, parameters: Mapping[str, ArrayLike] | None = None) -> int:
         """Return the number of items that satisfy `filter`, or of all.
@@ -493,7 +487,7 @@ class Collection(Interchange, Writes):
         """
         lists = Parameters.of(parameters)
         self._check_filter(filter, lists)
-        return sum(shard.count(filter, lists) for shard in self._shards)
+        return len(self) if filter is None else sum(shard.count(filter, lists) for shard in self._shards)
 
     def scan(
         self,
@@ -599,12 +593,11 @@ class Collection(Interchange, Writes):
         ids : ndarray of int64, shape (M,)
         """
         pictures: list[bytes | None] = [None] * len(ids)
-        for shard in self._shards:
-            if shard.thumbnails is not None:
-                row_M = shard.rows_of(ids)
-                here = np.flatnonzero(row_M >= 0)
-                found = shard.thumbnails.take(row_M[here])["thumbnail"].to_pylist() if len(here) else []
-                for place, picture in zip(here.tolist(), found, strict=True):
+        shard_M, row_M = self._parts.locate(ids)
+        for number, here_H in by_shard(shard_M):
+            if (stored := self._shards[number].thumbnails) is not None:
+                found = stored.take(row_M[here_H])["thumbnail"].to_pylist()
+                for place, picture in zip(here_H.tolist(), found, strict=True):
                     pictures[place] = picture
         return pictures
 
@@ -628,17 +621,16 @@ class Collection(Interchange, Writes):
                 f"{self.path} has no fine features: encode with `--features`, or give `Collection.create` some"
             )
         features_MF = np.empty((len(ids), width), np.float16)
-        found_M = np.zeros(len(ids), np.bool_)
-        for shard in self._shards:
-            row_M = shard.rows_of(ids)
-            here_M = row_M >= 0
-            if here_M.any():
-                assert shard.features_NF is not None, "a collection is written with features in all shards or none"
-                features_MF[here_M] = shard.features_NF[row_M[here_M]]
-                found_M |= here_M
-        if not found_M.all():
-            raise IdNotFoundError.of(ids[~found_M].tolist(), wanted=len(ids))
+        shard_M, row_M = self._parts.locate_all(ids)
+        for number, here_H in by_shard(shard_M):
+            stored_NF = self._shards[number].features_NF
+            assert stored_NF is not None, "a collection is written with features in all shards or none"
+            features_MF[here_H] = stored_NF[row_M[here_H]]
         return features_MF
+
+    def has(self, ids: IdArray) -> NDArray[np.bool_]:
+        """Return whether each of some ids, (M,), is in the collection."""
+        return self._parts.locate(ids)[0] >= 0
 
 
 def _check_new_codes(codes: CodeArray, bits: int | None) -> tuple[CodeArray, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -45,7 +45,7 @@ class Interchange(Protocol):
         ...
 
     @property
-    def shards(self) -> tuple[Shard, ...]:
+    def shards(self) -> Sequence[Shard]:
         """See `Collection.shards`."""
         ...
 

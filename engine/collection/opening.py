@@ -1,56 +1,193 @@
-"""Opening the shards of a version, as far as another open version does not have them."""
+"""The shards of a version, each opened when it is first used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import overload
 
 import pyarrow as pa
 
-from hashlight.engine.indexes.choice import IndexChoice
-from hashlight.engine.storage.manifest import Manifest
+from hashlight.engine.indexes.choice import IndexChoice, check_index, faiss_kind
+from hashlight.engine.indexes.threads import cut, run_aside
+from hashlight.engine.storage.attributes import AttributeFile, Attributes
+from hashlight.engine.storage.checking import read_dead_rows, verify_column, verify_shard
+from hashlight.engine.storage.manifest import Manifest, ShardSpec
+from hashlight.engine.storage.readers import is_held
 from hashlight.engine.storage.shard import Shard
 
+# Opening a verified shard takes a fraction of a millisecond, handing work to another thread some 50 microseconds.
+_SHARDS_PER_THREAD = 4
 
-def open_shards(
-    root: Path,
-    manifest: Manifest,
-    *,
-    verify: bool = False,
-    index: IndexChoice = "auto",
-    reuse: Iterable[Shard] = (),
-) -> list[Shard]:
-    """Open the shards of a version, in the manifest's order.
+
+class _Handle:
+    """One shard: closed until it is first used."""
+
+    def __init__(self, spec: ShardSpec, schema: pa.Schema | None, opener: Callable[[], Shard]) -> None:
+        self.spec, self.schema = spec, schema
+        self._opener: Callable[[], Shard] | None = opener
+        self.shard: Shard | None = None
+        self._lock = threading.Lock()
+
+    def open(self) -> Shard:
+        if self.shard is None:
+            with self._lock:
+                if self.shard is None:
+                    assert self._opener is not None, "a closed shard keeps its opener"
+                    self.shard, self._opener = self._opener(), None
+        return self.shard
+
+
+class OpenedShards(Sequence[Shard]):
+    """The shards of a version, in the manifest's order, verified but not opened before they are used. Thread-safe.
 
     Parameters
     ----------
     root : Path
         Folder of the collection, or of a local copy.
     manifest : Manifest
-    verify, index
-        As in `engine.collection.collection.Collection.open`.
-    reuse : iterable of Shard
-        Shards of other versions: what the version has in common with them is not opened again.
+    index : {"auto", "multi", "scan", "faiss-flat", "faiss-multi-hash"}
+    verify : bool
+        Hash every file again, even those verified on this machine and not written since.
+    reuse : iterable of OpenedShards
+        Of other versions of the collection: what is open there, and answers by the same index, is not opened again.
 
     Raises
     ------
     CorruptDataError
         If a file is missing or damaged.
+    ValueError
+        If `index` is not a choice, or is "multi" and a shard was built without tables.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        *,
+        index: IndexChoice = "auto",
+        verify: bool = False,
+        reuse: Iterable[OpenedShards] = (),
+    ) -> None:
+        self._root, self._bits, self._schema = root, manifest.bits, shown_schema(manifest)
+        self._index: IndexChoice = check_index(index)
+        _refuse_without_tables(manifest, index)
+        known: dict[str, _Handle] = {}
+        for other in reuse:
+            if not verify and (other._root, other._index) == (root, index):
+                known |= {handle.spec.name: handle for handle in other._handles}
+        self._verify([spec for spec in manifest.shards if not _is_same(known.get(spec.name), spec)], full=verify)
+        handles = [self._handle_of(spec, known.get(spec.name)) for spec in manifest.shards]
+        self._handles: tuple[_Handle, ...] = tuple(handles)
+
+    def _handle_of(self, spec: ShardSpec, known: _Handle | None) -> _Handle:
+        if known is not None and _is_same(known, spec) and _equal(known.schema, self._schema):
+            return known
+        opener = functools.partial(Shard, self._root, spec, bits=self._bits, schema=self._schema, index=self._index)
+        if known is not None and known.shard is not None and known.shard.is_of(spec, self._index):
+            opener = functools.partial(known.shard.as_of, self._root, spec, schema=self._schema)
+        return _Handle(spec, self._schema, opener)
+
+    def _verify(self, specs: Sequence[ShardSpec], *, full: bool) -> None:
+        def check(part: slice) -> None:
+            for spec in specs[part]:
+                verify_shard(self._root / "shards" / spec.name, spec, bits=self._bits, full=full)
+                if spec.dead is not None:
+                    read_dead_rows(self._root / "deletions" / spec.dead.name, spec.dead, spec.rows)
+                columns = {}
+                for attribute, file in spec.columns.items():
+                    path = self._root / "columns" / file.name
+                    verify_column(path, file, attribute, spec.rows, full=full)
+                    columns[attribute] = AttributeFile(path)
+                if columns and self._schema is not None:
+                    Attributes(self._schema, spec.rows, None, columns)  # refuses other types
+
+        run_aside(check, cut(len(specs), None, least=1))
+
+    def __len__(self) -> int:
+        """Return the number of shards, open or not."""
+        return len(self._handles)
+
+    @overload
+    def __getitem__(self, number: int) -> Shard: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> tuple[Shard, ...]: ...
+
+    def __getitem__(self, number: int | slice) -> Shard | tuple[Shard, ...]:
+        """Return a shard, or several, opened if necessary.
+
+        Raises
+        ------
+        CorruptDataError
+            If a file is missing or damaged.
+        """
+        if isinstance(number, slice):
+            return tuple(handle.open() for handle in self._handles[number])
+        return self._handles[number].open()
+
+    def is_open(self, number: int) -> bool:
+        """Whether a shard has been opened."""
+        return self._handles[number].shard is not None
+
+    def open(self, numbers: Iterable[int]) -> list[Shard]:
+        """Return some shards; those that are not open yet are opened in threads. Errors as in `__getitem__`."""
+        handles = [self._handles[number] for number in numbers]
+        closed = [handle for handle in handles if handle.shard is None]
+
+        def open_part(part: slice) -> None:
+            for handle in closed[part]:
+                handle.open()
+
+        if closed:
+            run_aside(open_part, cut(len(closed), None, least=_SHARDS_PER_THREAD))
+        return [handle.open() for handle in handles]
+
+
+def open_shards(
+    root: Path,
+    manifest: Manifest,
+    *,
+    index: IndexChoice = "auto",
+    held: int | None = None,
+    verify: bool = False,
+    reuse: Iterable[OpenedShards] = (),
+) -> OpenedShards:
+    """Verify the shards of a version, and open those that cannot wait.
+
+    All are opened if FAISS is to answer, whose indexes take long to fill, or if files may be removed meanwhile, because
+    `held`, from `engine.storage.versions.read_held`, holds nothing. The other arguments, and errors, are those of
+    `OpenedShards`.
+
+    Raises
+    ------
     MissingDependencyError
         If FAISS is to answer and is not installed.
-    ValueError
-        If tables are to answer and a shard was built without.
     """
-    schema = shown_schema(manifest)
-    known = {} if verify else {shard.name: shard for shard in reuse}
-    opened = []
-    for spec in manifest.shards:
-        shard = known.get(spec.name)
-        if shard is not None and shard.is_of(spec, index):
-            opened.append(shard.as_of(root, spec, schema=schema))
-        else:
-            opened.append(Shard(root, spec, bits=manifest.bits, schema=schema, verify_all=verify, index=index))
-    return opened
+    shards = OpenedShards(root, manifest, index=index, verify=verify, reuse=reuse)
+    if faiss_kind(index) is not None or not is_held(held):
+        for shard in shards.open(range(len(shards))):
+            shard.index  # noqa: B018 - opened too
+    return shards
+
+
+def _is_same(known: _Handle | None, spec: ShardSpec) -> bool:
+    return known is not None and known.spec == spec
+
+
+def _equal(one: pa.Schema | None, other: pa.Schema | None) -> bool:
+    return one is other or (one is not None and other is not None and bool(one.equals(other, check_metadata=True)))
+
+
+def _refuse_without_tables(manifest: Manifest, index: IndexChoice) -> None:
+    without = next((spec.name for spec in manifest.shards if not spec.has_tables), None)
+    if index == "multi" and without is not None:
+        raise ValueError(
+            f'shard {without} was built without tables, which `index` "multi" needs: open the collection with "auto" '
+            'or "scan", or build it again with tables'
+        )
 
 
 def shown_schema(manifest: Manifest) -> pa.Schema | None:

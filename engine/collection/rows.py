@@ -14,6 +14,7 @@ from hashlight.engine.filters.kinds import is_list, kind_of
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.ids import MAX_ID
 from hashlight.engine.indexes.masks import RowMask
+from hashlight.engine.storage.columns import code_column
 from hashlight.engine.storage.shard import Shard
 
 # Ids read at a time, of all shards and of one.
@@ -38,6 +39,32 @@ def check_batch_rows(batch_rows: object) -> int:
     if value < 1:
         raise ValueError(f"`batch_rows` must be at least 1, got {value}")
     return value
+
+
+def by_shard(shard_M: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Yield the number of each shard, and which of the ids that were located are there; -1 is no shard."""
+    order_M = np.argsort(shard_M, kind="stable")
+    for here_H in np.split(order_M, np.flatnonzero(np.diff(shard_M[order_M])) + 1):
+        if len(here_H) and shard_M[here_H[0]] >= 0:
+            yield int(shard_M[here_H[0]]), here_H
+
+
+def take_items(
+    shards: Sequence[Shard], shard_M: NDArray[np.int64], row_M: NDArray[np.int64], ids_M: IdArray, schema: pa.Schema
+) -> pa.Table:
+    """Return items that were located, in that order, with the columns of `schema`: `id`, `code` and all attributes."""
+    codes_MW = np.empty((len(ids_M), schema.field("code").type.byte_width // 8), np.uint64)
+    tables, place_M, offset = [], np.empty(len(ids_M), np.int64), 0
+    for number, here_H in by_shard(shard_M):
+        shard = shards[number]
+        codes_MW[here_H] = shard.codes_NW[row_M[here_H]]
+        tables.append(shard.attributes.take(row_M[here_H]))
+        place_M[here_H] = offset + np.arange(len(here_H))
+        offset += len(here_H)
+    if not tables:
+        return schema.empty_table()
+    attributes = pa.concat_tables(tables).take(pa.array(place_M))
+    return pa.table([pa.array(ids_M), code_column(codes_MW), *attributes.columns], schema=schema)
 
 
 def scan_by_id(

@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray
-from hashlight.engine.kernels.select import FEW, arrange, count_hits, lay_out, order_ids, place_hits, sort_heaps
+from hashlight.engine.kernels.select import (
+    FEW,
+    arrange,
+    count_hits,
+    lay_out,
+    merge_nearest,
+    order_ids,
+    place_hits,
+    sort_heaps,
+)
 from hashlight.engine.results import PAD_DISTANCE, PAD_ID, RangeResult, SearchResult, join_ranges
 
 MAX_HEAP_PLACES = 2**22  # per call: 48 MB
@@ -81,6 +90,13 @@ def search_result(heaps: Heaps, k: int) -> SearchResult:
     padded_dist_QK[:, : distances_QK.shape[1]] = distances_QK
     padded_id_QK[:, : ids_QK.shape[1]] = ids_QK
     return SearchResult(padded_dist_QK, padded_id_QK)
+
+
+def nearest_of(one: SearchResult, other: SearchResult) -> SearchResult:
+    """Return the k nearest in two answers of disjoint codes, (Q, k) each, without coverage and explanation."""
+    distances, ids = np.empty_like(one.distances), np.empty_like(one.ids)
+    merge_nearest(one.distances, one.ids, other.distances, other.ids, distances, ids)
+    return SearchResult(distances, ids)
 
 
 def limited_search(ask: Callable[[NDArray[np.intp], int], SearchResult], num_queries: int, limit: int) -> RangeResult:

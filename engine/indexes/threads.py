@@ -72,6 +72,17 @@ def run_parts(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
     return list(_shared_pool().map(lambda part: _in_slot(work, part), parts))
 
 
+def run_aside(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
+    """Return `work(part)` for every part, in order, in threads of its own: for what reads files, which may take long.
+
+    In the pool it would hold up searches, and searches that wait for it would hold up the pool.
+    """
+    if len(parts) == 1:
+        return [work(parts[0])]
+    with ThreadPoolExecutor(len(parts), thread_name_prefix="hashlight-files") as pool:
+        return list(pool.map(work, parts))
+
+
 def _in_slot(work: Callable[[slice], T], part: slice) -> T:
     """Wait for a free slot and run; a thread that already holds one keeps it."""
     if getattr(_held, "slot", False):

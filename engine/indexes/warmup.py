@@ -11,6 +11,7 @@ from typing import get_args
 
 import numpy as np
 
+from hashlight.engine.indexes.answers import nearest_of
 from hashlight.engine.indexes.histogram import distance_histogram, graded_histogram
 from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.indexes.multi_index.checking import find_wrong
@@ -50,6 +51,8 @@ def _run_every_kernel() -> None:
         for explain in (False, True):  # with explain, hits are separate arrays, sorted by other kernels
             index.range_search(codes_NW[:3], 2, plan=plan, threads=1, explain=explain)
     RowMask.of(np.zeros(32, np.bool_))
+    found = index.search(codes_NW[:3], 2, threads=1)
+    nearest_of(found, found)
     find_wrong(index.tables, index.codes_NW)
     labels = np.zeros(3, np.int64)
     distance_histogram(codes_NW[:3], codes_NW[:3], query_labels=labels, code_labels=labels, bits=128)

@@ -63,6 +63,25 @@ def sort_heaps(dist_QK, id_QK):
 
 
 @kernel
+def merge_nearest(dist_QK, id_QK, more_dist_QK, more_id_QK, both_dist_QK, both_id_QK):
+    """Write the K nearest of two ascending lists of each query, (2**31 - 1, -1) in free places."""
+    for query in range(len(dist_QK)):
+        one = 0
+        other = 0
+        for place in range(dist_QK.shape[1]):
+            dist = more_dist_QK[query, other]
+            id_ = more_id_QK[query, other]
+            if comes_before(dist, id_, dist_QK[query, one], id_QK[query, one]):
+                other += 1
+            else:
+                dist = dist_QK[query, one]
+                id_ = id_QK[query, one]
+                one += 1
+            both_dist_QK[query, place] = dist
+            both_id_QK[query, place] = id_
+
+
+@kernel
 def gather_full(dist_K, id_K):
     """Move used slots before free ones and make a heap of them; return their number."""
     full = 0

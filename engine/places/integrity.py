@@ -8,9 +8,12 @@ contents make sense, too, which whoever knows the format checks at the same time
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +76,7 @@ def verify_files(
     """
     name = name or folder.name
     stamps = {} if full else _read_stamps(name)
-    fresh = {file: _verify_file(folder / file, spec, stamps.get(file)) for file, spec in files.items()}
+    fresh = {file: _verify_file(f"{folder}/{file}", spec, stamps.get(file)) for file, spec in files.items()}
     if fresh != stamps:
         check()
         _write_stamps(name, fresh)
@@ -99,18 +102,21 @@ def check_bytes(name: str, data: bytes | None, spec: FileSpec) -> None:
 
 def remember_verified(folder: Path, files: dict[str, FileSpec]) -> None:
     """Store stamps of files that this process has just written and hashed."""
-    _write_stamps(folder.name, {name: _stamp_of(folder / name, spec) for name, spec in files.items()})
+    _write_stamps(folder.name, {name: _stamp_of((folder / name).stat(), spec) for name, spec in files.items()})
 
 
-def _verify_file(path: Path, spec: FileSpec, known: Stamp | None) -> Stamp:
-    if not path.is_file():
+def _verify_file(path: str, spec: FileSpec, known: Stamp | None) -> Stamp:
+    status: os.stat_result | None = None
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        status = os.stat(path)
+    if status is None or not stat.S_ISREG(status.st_mode):
         raise CorruptDataError(f"{path} is missing, expected {spec.bytes} bytes: {_REMEDY}")
-    stamp = _stamp_of(path, spec)
+    stamp = _stamp_of(status, spec)
     if stamp == known:
         return stamp
-    if path.stat().st_size != spec.bytes:
-        raise CorruptDataError(f"{path}: expected {spec.bytes} bytes, got {path.stat().st_size}: {_REMEDY}")
-    checksum = sha256_of(path)
+    if status.st_size != spec.bytes:
+        raise CorruptDataError(f"{path}: expected {spec.bytes} bytes, got {status.st_size}: {_REMEDY}")
+    checksum = sha256_of(Path(path))
     if checksum != spec.sha256:
         raise CorruptDataError(
             f"{path} is damaged: expected SHA-256 {spec.sha256[:16]}…, got {checksum[:16]}…: {_REMEDY}"
@@ -121,10 +127,9 @@ def _verify_file(path: Path, spec: FileSpec, known: Stamp | None) -> Stamp:
 _REMEDY = "restore it from a copy, or build the collection again"
 
 
-def _stamp_of(path: Path, spec: FileSpec) -> Stamp:
-    stat = path.stat()
-    checksum = int(spec.sha256[:15], 16)
-    return [_CHECKS, checksum, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+def _stamp_of(status: os.stat_result, spec: FileSpec) -> Stamp:
+    checksum, when = int(spec.sha256[:15], 16), (status.st_mtime_ns, status.st_ctime_ns)
+    return [_CHECKS, checksum, status.st_dev, status.st_ino, status.st_size, *when]
 
 
 def _stamp_file(name: str) -> Path:

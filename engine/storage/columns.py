@@ -35,6 +35,8 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
 
 def as_stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """Return rows in the types of `schema`, the `stored_schema` of theirs."""
+    if batch.schema.equals(schema):
+        return batch
     columns = [_as_type(column, kind) for column, kind in zip(batch.columns, schema.types, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 

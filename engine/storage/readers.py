@@ -48,6 +48,11 @@ def hold(path: Path) -> int | None:
     return None
 
 
+def is_held(descriptor: int | None) -> bool:
+    """Whether writers see that a manifest is in use: `descriptor` is from `hold`, and the file system has locks."""
+    return descriptor is not None and _lock(descriptor, fcntl.LOCK_SH) is True
+
+
 @contextlib.contextmanager
 def claim(path: Path) -> Iterator[bool | None]:
     """Keep readers away from a file that is to be removed; yield False if one holds it, None where nothing can tell.

@@ -330,8 +330,15 @@ class Shard:
         self.features_NF: NDArray[np.float16] | None = (
             map_array(folder / "features.npy", np.float16, (spec.rows, None)) if has_features else None
         )
-        self.index: Index = self._open_index(self._choice, spec, bits)
+        self._bits = bits
+        if index == "multi" and not spec.has_tables:
+            raise ValueError(
+                f'shard {self.name} was built without tables, which `index` "multi" needs: open the collection with '
+                '"auto" or "scan", or build it again with tables'
+            )
         self._change(root, spec, schema, verify_all=verify_all)
+        if faiss_kind(index) is not None:  # filled now, because that takes long
+            self.index  # noqa: B018
 
     def _change(self, root: Path, spec: ShardSpec, schema: pa.Schema | None, *, verify_all: bool = False) -> None:
         """Read what has changed since the shard was written."""
@@ -372,12 +379,10 @@ class Shard:
         """Whether `as_of` can give the shard of another version's manifest, answered by that index."""
         return (spec.name, spec.files, index) == (self.name, self.spec.files, self._choice)
 
-    def _open_index(self, index: IndexChoice, spec: ShardSpec, bits: int) -> Index:
-        if index == "multi" and not spec.has_tables:
-            raise ValueError(
-                f'shard {self.name} was built without tables, which `index` "multi" needs: open the collection with '
-                '"auto" or "scan", or build it again with tables'
-            )
+    @functools.cached_property
+    def index(self) -> Index:
+        """What answers from this shard; opened when it is first used, because many shards are read and not searched."""
+        index, spec, bits = self._choice, self.spec, self._bits
         kind = faiss_kind(index)
         if kind is not None:
             return kind.fill(self.codes_NW, self.ids_N, bits=bits)

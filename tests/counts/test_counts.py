@@ -159,7 +159,7 @@ def test_calls_of_each_shard(kind, bits):
             CountedShard(MultiIndex.build(codes[part::4].copy(), np.arange(part, ROWS, 4), bits=bits))
             for part in range(4)
         ]
-        found = ShardSet(shards, version=1).answer(queries, query)
+        found = ShardSet.of(shards, version=1).answer(queries, query)
         if query.k:
             whole = MultiIndex.build(codes, np.arange(ROWS), bits=bits).search(queries, query.k, plan="scan")
             assert (found.ids == whole.ids).all()

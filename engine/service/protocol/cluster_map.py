@@ -182,12 +182,13 @@ def open_group(
         root = local_copy(place)
         for spec in chosen:
             fetch_shard(place, spec, bits=manifest.bits)
-        known = [shard for collection in reuse for shard in collection.shards]
-        opened = open_shards(root, part, index=index, reuse=known)
+        others = list(reuse)
+        opened = open_shards(root, part, index=index, held=held, reuse=[other.shards for other in others])
     except BaseException:
         close_held(held)
         raise
-    return Collection(root, part, opened, location=place.location, index=index, held=held)
+    latest = others[-1] if others else None
+    return Collection(root, part, opened, location=place.location, index=index, held=held, reuse=latest)
 
 
 def _choose(place: Place, manifest: Manifest, shards: Sequence[str]) -> tuple[ShardSpec, ...]:

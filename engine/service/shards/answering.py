@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from hashlight.engine.codes import MAX_PADDED, IdArray
 from hashlight.engine.collection.collection import Collection
@@ -55,10 +53,7 @@ def _no_wider(query: Query, collection: Collection) -> Query:
 
 def _held(collection: Collection, ids_M: IdArray) -> IdArray:
     """Return the ids that are in these shards."""
-    here_M: NDArray[np.bool_] = np.zeros(len(ids_M), np.bool_)
-    for shard in collection.shards:
-        here_M |= shard.rows_of(ids_M) >= 0
-    return ids_M[here_M]
+    return ids_M[collection.has(ids_M)]
 
 
 def _thumbnails(collection: Collection, ids_M: IdArray) -> bytes:

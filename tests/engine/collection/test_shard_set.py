@@ -25,7 +25,7 @@ def shards_of(codes, ids, bits, count):
 def test_answers_depend_on_neither_threads_nor_shards(monkeypatch, worth, queries_asked, threads):
     monkeypatch.setattr(shard_set, "_WORTH_A_THREAD_S", worth)
     codes, ids, queries = make_case(4, 700, 64, queries=queries_asked)
-    whole = shard_set.ShardSet(shards_of(codes, ids, 64, 6), version=1)
+    whole = shard_set.ShardSet.of(shards_of(codes, ids, 64, 6), version=1)
     for k in (1, 5, 200):
         assert_search(whole.answer(queries, Query(k=k, threads=threads)), queries, codes, ids, k)
     assert_range(whole.answer(queries, Query(radius=9, threads=threads)), queries, codes, ids, 9)
@@ -69,7 +69,7 @@ codes, ids, queries = make_case(4, 300, 64, queries=3)
 tables = shards_of(codes, ids, 64, 3)
 scans = [scan.ScanIndex.build(shard.codes_NW, shard.ids_N, bits=64) for shard in tables]
 for shards, query in itertools.product((tables, scans), (Query(k=90), Query(radius=20, limit=90), Query(radius=20))):
-    found = shard_set.ShardSet(shards, version=1).answer(queries, query)
+    found = shard_set.ShardSet.of(shards, version=1).answer(queries, query)
     print(found.ids[found.ids >= 0].tolist())
 """
 

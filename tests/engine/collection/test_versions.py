@@ -250,7 +250,9 @@ def test_where_files_cannot_be_locked_collections_open_and_the_last_two_versions
     monkeypatch.setattr(folder_module, "writer_lock", files.writer_lock)
     write_versions(tmp_path / "c", 2)
     assert len(shards_in(tmp_path / "c")) == 4
-    assert not {shard.name for shard in first.shards} & shards_in(tmp_path / "c")
+    assert not {spec.name for spec in first.manifest.shards} & shards_in(tmp_path / "c")
+    opened = Collection.open(tmp_path / "c")
+    assert all(opened.shards.is_open(number) for number in range(len(opened.shards))), "their files may go at any time"
 
 
 def test_versions_are_removed_where_exclusive_locks_need_files_that_are_open_for_writing(tmp_path, monkeypatch):
