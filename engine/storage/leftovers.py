@@ -144,7 +144,8 @@ def _sweep_dead(place: Place, intents: list[Entry]) -> None:
 
 def _is_dead(place: Place, intent: Entry, clock: Clock, claims: contextlib.ExitStack) -> bool:
     claimed = None
-    if place.local is not None:
+    # One that is being written is not locked yet.
+    if place.local is not None and len(intent.name) == _PREFIX:
         try:
             claimed = claims.enter_context(claim(place.local / "intents" / intent.name))
         except FileNotFoundError:  # it has committed
