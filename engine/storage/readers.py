@@ -95,6 +95,7 @@ class Clock:
             self._place.put("intents/.now", b"", durable=False)
             entry = self._place.entry("intents/.now")
             self._seconds = entry.modified_s if entry else 0.0
+            self._place.remove("intents/.now")
         return self._seconds
 
 
