@@ -18,7 +18,7 @@ LEAVES = st.one_of(
             pa.uint64(), pa.float16(), pa.float32(), pa.float64(), pa.date32(), pa.date64(), pa.time32("s"),
             pa.time32("ms"), pa.time64("us"), pa.time64("ns"), pa.month_day_nano_interval(), pa.string(),
             pa.large_string(), pa.binary(), pa.large_binary(), pa.binary(1), pa.binary(5), pa.decimal128(5, -2),
-            pa.decimal256(76, -0), pa.decimal128(38, -10), pa.decimal32(9, 2), pa.decimal64(18, 0),
+            pa.decimal256(76, -0), pa.decimal128(20, -10), pa.decimal32(9, 2), pa.decimal64(18, 0),
             pa.decimal128(38, 20), pa.decimal256(50, 7),
         ]
     ),

@@ -82,7 +82,7 @@ def test_every_type_that_a_collection_takes_comes_back(tmp_path, through):
     assert_equal(back.to_arrow().read_all(), stored)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     column=columns(ROWS),
     bits=st.integers(1, 130),
