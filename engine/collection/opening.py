@@ -104,7 +104,7 @@ class OpenedShards(Sequence[Shard]):
                 if columns and self._schema is not None:
                     Attributes(self._schema, spec.rows, None, columns)  # refuses other types
 
-        run_aside(check, cut(len(specs), None, least=1))
+        run_aside(check, cut(len(specs), None, least=_SHARDS_PER_THREAD))
 
     def __len__(self) -> int:
         """Return the number of shards, open or not."""
