@@ -1,4 +1,6 @@
-"""Rows of a source as a new collection: shards of a bounded number of rows, written one after another.
+"""Rows of a source in a collection, a new one or one that is there.
+
+They become shards of a bounded number of rows, written one after another.
 
 Of a shard that is being gathered, codes and ids are in memory; attributes, features and thumbnails wait in temporary
 files, because they may be many times as long.
@@ -7,8 +9,9 @@ files, because they may be many times as long.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,9 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, as_integer
 from hashlight.engine.collection.writing.opening import Fresh
-from hashlight.engine.collection.writing.transaction import Transaction
+from hashlight.engine.collection.writing.transaction import Commit, Transaction
 from hashlight.engine.exchange.rows import Incoming, Rows
-from hashlight.engine.ids import RepeatedIds, refuse_repeated
+from hashlight.engine.ids import RepeatedIds, next_ids, refuse_repeated
 from hashlight.engine.indexes.base import MAX_ROWS
 from hashlight.engine.places.arrays import map_file
 from hashlight.engine.storage.manifest import ShardSpec
@@ -48,14 +51,75 @@ def import_rows(path: str | Path, source: Incoming, *, shard_rows: int | None, t
     ValueError
         If there are no rows, or an id occurs more than once.
     """
+    shard_rows = _check_shard_rows(shard_rows)
+    with Transaction(path, fresh=Fresh(source.bits, source.fingerprint, overwrite), tables=tables) as writer:
+        writer.adopt(_write_shards(writer, source, shard_rows=shard_rows, tables=tables))
+        writer.commit()
+
+
+def add_rows(
+    path: str | Path,
+    read: Callable[[int], Incoming],
+    *,
+    upsert: bool = False,
+    number: bool = False,
+    shard_rows: int | None = None,
+    tables: bool = True,
+) -> Commit:
+    """Add all rows of a source to a collection.
+
+    Parameters
+    ----------
+    path : str or Path
+    read : callable
+        Returns the source, given the bits of the collection's codes.
+    upsert : bool
+        Replace the rows that have their ids.
+    number : bool
+        Give them the next ids, in their order, and not those of the source, which are the row numbers.
+    shard_rows, tables
+        As in `import_rows`.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows, an id occurs more than once or is there already, or the collection does not have an
+        attribute.
+    EncoderMismatchError
+        If they are codes of another length, or, as far as the source says, of another encoder.
+    """
+    shard_rows = _check_shard_rows(shard_rows)
+    if upsert and number:
+        raise ValueError("give `upsert` or `number`: rows with new ids replace none")
+    with Transaction(path, tables=tables) as writer:
+        live = writer.live
+        assert live is not None, "there is a live version, or beginning would have failed"
+        source = read(live.bits)
+        writer.require(bits=source.bits, encoder=source.fingerprint or live.encoder)
+        if number:
+            source = dataclasses.replace(source, rows=_numbered(source.rows, live.next_id))
+        shards = _write_shards(writer, source, shard_rows=shard_rows, tables=tables)
+        writer.adopt(shards, checked=False, upsert=upsert, numbered_from=live.next_id if number else None)
+        return writer.commit()
+
+
+def _numbered(rows: Iterator[Rows], first: int) -> Iterator[Rows]:
+    for part in rows:
+        next_ids(first + int(part.ids[0]) - 1, len(part))
+        yield dataclasses.replace(part, ids=part.ids + first)
+
+
+def _check_shard_rows(shard_rows: int | None) -> int:
     shard_rows = SHARD_ROWS if shard_rows is None else as_integer(shard_rows, "shard_rows")
     if not 1 <= shard_rows <= MAX_ROWS:
         raise ValueError(f"`shard_rows` must be 1 to {MAX_ROWS}, got {shard_rows}")
-    with (
-        Transaction(path, fresh=Fresh(source.bits, source.fingerprint, overwrite), tables=tables) as writer,
-        RepeatedIds() as ids,
-    ):
-        rows, shards = 0, list[ShardSpec]()
+    return shard_rows
+
+
+def _write_shards(writer: Transaction, source: Incoming, *, shard_rows: int, tables: bool) -> list[ShardSpec]:
+    """Write the rows of a source, whose ids are distinct, as shards."""
+    rows, shards = 0, list[ShardSpec]()
+    with RepeatedIds() as ids:
         for shard in _cut(source.rows, shard_rows):
             with contextlib.closing(_Gathered()) as gathered:
                 for part in shard:
@@ -66,8 +130,7 @@ def import_rows(path: str | Path, source: Incoming, *, shard_rows: int | None, t
         if not rows:
             raise ValueError("the source has no rows, expected at least 1")
         refuse_repeated(ids.find(), where=f"{rows:,} rows")
-        writer.adopt(shards)
-        writer.commit()
+    return shards
 
 
 def _cut(rows: Iterator[Rows], shard_rows: int) -> Iterator[Iterator[Rows]]:

@@ -62,6 +62,7 @@ def read_batches(
     columns: Columns,
     *,
     bits: int | None = None,
+    default_bits: int | None = None,
     fingerprint: str | None = None,
 ) -> Incoming:
     """Return the rows of record batches of one schema.
@@ -73,7 +74,9 @@ def read_batches(
         Read once, one at a time.
     columns : Columns
     bits : int, optional
-        By default what the metadata says, or else all bits of the codes' bytes.
+        By default what the metadata says, or else `default_bits`.
+    default_bits : int, optional
+        By default all bits of the codes' bytes.
     fingerprint : str, optional
         By default what the metadata says.
 
@@ -91,7 +94,8 @@ def read_batches(
     _check_names(schema, columns)
     stored = _attribute_schema(schema, columns)
     batches = (batch for batch in batches if len(batch))
-    if bits is None and (bits := said.get("bits")) is None:
+    bits = next((each for each in (bits, said.get("bits"), default_bits) if each is not None), None)
+    if bits is None:
         first = next(batches, None)
         if first is None:
             raise ValueError("the source has no rows, expected at least 1")

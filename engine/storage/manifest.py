@@ -162,6 +162,11 @@ class Manifest:
         return sum(shard.alive for shard in self.shards)
 
     @property
+    def dead_rows(self) -> int:
+        """Number of deleted rows whose codes are still there."""
+        return sum(shard.rows - shard.alive for shard in self.shards)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all shard files, and of what has changed about their rows."""
         return sum(bytes for _, bytes in self._files())

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from hashlight.engine.codes import IdArray
 from hashlight.engine.collection.writing.adding import split_rows
 from hashlight.engine.collection.writing.opening import JOB_FOLDER, Fresh, refuse_foreign_folder
-from hashlight.engine.collection.writing.transaction import Transaction
+from hashlight.engine.collection.writing.transaction import Commit, Transaction
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place, open_target
@@ -29,7 +29,7 @@ from hashlight.engine.places.reading import RetryingFile, map_ahead
 from hashlight.engine.places.uris import split_name, without_credentials
 from hashlight.engine.storage.columns import check_columns
 from hashlight.engine.storage.leftovers import names_of, settle, sweep_intents
-from hashlight.engine.storage.manifest import parse_shard
+from hashlight.engine.storage.manifest import ShardSpec, parse_shard
 from hashlight.engine.storage.shard import read_ids
 from hashlight.pipelines.building.shards import ShardJob, build_shard, check_sidecar, is_whole
 from hashlight.pipelines.capacity.constants import bytes_per_code
@@ -65,9 +65,10 @@ def build_collection(
     tables: bool = True,
     overwrite: bool = False,
     append: bool = False,
+    upsert: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> Commit:
     """Write the codes of a folder as a collection, as the new version of one, or in addition to one.
 
     Parameters
@@ -82,8 +83,8 @@ def build_collection(
         Build the multi-index of each shard.
     overwrite : bool
         Replace a collection that is there.
-    append : bool
-        Add to the collection that is there, which must be of the same encoder and hold none of the ids.
+    append, upsert : bool
+        Add to the collection that is there, of the same encoder. With `upsert` replace the rows that have the ids.
     workers : int, optional
         Shards built at once, here or on a cluster; one per core if left out. Each takes up to three times its bytes.
     progress : callable, optional
@@ -98,8 +99,7 @@ def build_collection(
     HashlightError
         If the collection cannot be written; see `engine.collection.writing.transaction.Transaction`.
     """
-    if sum(size is not None for size in (shards, shard_rows, shard_bytes)) > 1:
-        raise ValueError("give one of `shards`, `shard_rows` and `shard_bytes`")
+    _refuse_several(shards, shard_rows, shard_bytes)
     place = open_target(output)
     refuse_foreign_folder(place)
     with contextlib.ExitStack() as opened:
@@ -110,11 +110,16 @@ def build_collection(
             job.refuse_foreign()
             fresh = None if append else Fresh(corpus.bits, corpus.encoder, overwrite)
             writer = opened.enter_context(_writing(output, corpus, job, fresh, tables=tables))
-            _refuse_repeated(ids, writer, append=append)
+            _refuse_repeated(ids, writer, append=append and not upsert)
         _begin(job, writer, _identity(corpus, shards, tables=tables), overwrite=overwrite)
-        at_once = min(workers or usable_cores(), shards)
-        tasks = _plan(job, corpus, shards, tables=tables, output=place.location, at_once=at_once)
-        _build(job, corpus, writer, tasks, workers, progress or (lambda _done, _total: None))
+        tasks = _plan(job, corpus, shards, tables=tables, output=place.location, workers=workers)
+        writer.adopt(_build(job, writer, tasks, workers, progress or (lambda _done, _total: None)), upsert=upsert)
+        return _commit(job, corpus, writer)
+
+
+def _refuse_several(*sizes: int | None) -> None:
+    if sum(size is not None for size in sizes) > 1:
+        raise ValueError("give one of `shards`, `shard_rows` and `shard_bytes`")
 
 
 @contextlib.contextmanager
@@ -167,7 +172,10 @@ def _begin(job: JobFolder, writer: Transaction, identity: dict[str, Any], *, ove
     _remove_unnamed(writer.place, left - _finished_shards(job))
 
 
-def _plan(job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: str, at_once: int) -> list[ShardJob]:
+def _plan(
+    job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: str, workers: int | None
+) -> list[ShardJob]:
+    at_once = min(workers or usable_cores(), shards)
     cuts = cut_parts(corpus.parts, split_rows(corpus.rows, shards))
     return [
         ShardJob(
@@ -199,22 +207,16 @@ def _refuse_repeated(ids: RepeatedIds, writer: Transaction, *, append: bool) -> 
 
 
 def _build(
-    job: JobFolder,
-    corpus: _Codes,
-    writer: Transaction,
-    tasks: list[ShardJob],
-    workers: int | None,
-    progress: Progress,
-) -> None:
+    job: JobFolder, writer: Transaction, tasks: list[ShardJob], workers: int | None, progress: Progress
+) -> list[ShardSpec]:
     with ray_session(num_cpus=min(workers or usable_cores(), len(tasks))):
-        _write_shards(job, tasks, writer, workers, progress)
-    _commit(job, corpus, writer)
+        return _write_shards(job, tasks, writer, workers, progress)
 
 
 def _write_shards(
     job: JobFolder, tasks: list[ShardJob], writer: Transaction, workers: int | None, progress: Progress
-) -> None:
-    """Write the unfinished shards."""
+) -> list[ShardSpec]:
+    """Write the unfinished shards, and return all."""
     import ray
 
     done = job.done(lambda _unit, said: is_whole(writer.place.location, parse_shard(said["shard"])))
@@ -232,7 +234,7 @@ def _write_shards(
             writer.check_shard(spec)
         specs[task.number] = spec
         progress(len(specs), len(tasks))
-    writer.adopt([spec for _, spec in sorted(specs.items())])
+    return [spec for _, spec in sorted(specs.items())]
 
 
 @contextlib.contextmanager
@@ -245,16 +247,17 @@ def _discarding(job: JobFolder, writer: Transaction) -> Iterator[None]:
         raise
 
 
-def _commit(job: JobFolder, corpus: _Codes, writer: Transaction) -> None:
+def _commit(job: JobFolder, corpus: _Codes, writer: Transaction) -> Commit:
     shards = _finished_shards(job)
     encoder = open_place(corpus.location)
     writer.add_encoder({name: encoder.read(f"encoder/{name}") for name in encoder.names("encoder")})
     chaos.step("build:before-commit")
-    writer.commit()
+    done = writer.commit()
     chaos.step("build:after-commit")
     job.remove()
     settle(writer.place, shards)
     sweep_intents(writer.place)  # those of tasks that died
+    return done
 
 
 def _finished_shards(job: JobFolder) -> set[str]:

@@ -13,6 +13,14 @@ import typer
 
 from hashlight.pipelines.cli.errors import command_name, report_errors, show_tracebacks
 from hashlight.pipelines.cli.grouping import expand_groups
+from hashlight.pipelines.cli.keeping.add import add
+from hashlight.pipelines.cli.keeping.compact import compact
+from hashlight.pipelines.cli.keeping.delete import delete
+from hashlight.pipelines.cli.keeping.prune import prune
+from hashlight.pipelines.cli.keeping.rollback import rollback
+from hashlight.pipelines.cli.keeping.tag import tag
+from hashlight.pipelines.cli.keeping.update import set_column, update
+from hashlight.pipelines.cli.keeping.versions import versions
 from hashlight.pipelines.cli.machine.calibrate import calibrate
 from hashlight.pipelines.cli.machine.plan import plan
 from hashlight.pipelines.cli.machine.warmup import warmup
@@ -22,9 +30,11 @@ from hashlight.pipelines.cli.making.encode import encode
 from hashlight.pipelines.cli.making.import_ import import_
 from hashlight.pipelines.cli.making.plan_work import plan_work
 from hashlight.pipelines.cli.making.train import train
+from hashlight.pipelines.cli.using.count import count
 from hashlight.pipelines.cli.using.dedup import dedup
 from hashlight.pipelines.cli.using.evaluate import evaluate
 from hashlight.pipelines.cli.using.export import export
+from hashlight.pipelines.cli.using.facets import facets
 from hashlight.pipelines.cli.using.info import info
 from hashlight.pipelines.cli.using.scale import scale
 from hashlight.pipelines.cli.using.search import search
@@ -40,8 +50,19 @@ VERBS = (
     search,
     dedup,
     evaluate,
+    count,
+    facets,
     info,
     export,
+    add,
+    delete,
+    update,
+    set_column,
+    compact,
+    versions,
+    tag,
+    rollback,
+    prune,
     serve,
     scale,
     warmup,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,6 +59,17 @@ def exchange_kind(location: str, option: str) -> ExchangeKind:
     raise typer.BadParameter(f"{location} ends in none of {known}: say what it is with {option}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceColumns:
+    """What the columns of a Parquet or Arrow source are; all others become attributes."""
+
+    code_column: Annotated[str, typer.Option(help="Column of the codes.")] = "code"
+    id_column: Annotated[str, typer.Option(help="Column of the ids.")] = "id"
+    number_rows: Annotated[bool, typer.Option("--number-rows", help="Number the rows instead.")] = False
+    features_column: Annotated[str | None, typer.Option(help="Column of fine features, for re-ranking.")] = None
+    thumbnail_column: Annotated[str | None, typer.Option(help="Column of encoded pictures.")] = None
+
+
 CollectionArgument = Annotated[str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.")]
 ExistingCollectionArgument = Annotated[
     str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.", callback=refuse_missing)
@@ -90,3 +102,7 @@ IdsOption = Annotated[
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+FilterOption = Annotated[
+    str | None, typer.Option("--filter", help="A condition on attributes and ids: 'label == 3 and price < 5.5'.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and change nothing.")]

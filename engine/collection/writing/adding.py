@@ -101,10 +101,19 @@ class Adopt:
     shards : list of ShardSpec
     checked : frozenset of str
         Names of shards that are known to have none of their ids, or to be these.
+    upsert : bool
+        As in `Add`.
     """
 
-    def __init__(self, shards: list[ShardSpec], schema: pa.Schema | None, *, checked: frozenset[str]) -> None:
-        self._shards, self._schema, self._checked = shards, schema, checked
+    def __init__(
+        self,
+        shards: list[ShardSpec],
+        schema: pa.Schema | None,
+        *,
+        checked: frozenset[str],
+        upsert: bool = False,
+    ) -> None:
+        self._shards, self._schema, self._checked, self._upsert = shards, schema, checked, upsert
 
     def apply(self, draft: Draft) -> None:
         """Add them to a draft.
@@ -121,7 +130,7 @@ class Adopt:
                 draft.added += spec.rows
             return
         for spec in self._shards:
-            Add([spec], self._schema, checked=self._checked).apply(draft)
+            Add([spec], self._schema, upsert=self._upsert, checked=self._checked).apply(draft)
 
 
 def split_rows(rows: int, shards: int) -> Iterator[slice]:

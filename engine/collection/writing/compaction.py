@@ -7,9 +7,9 @@ into memory, about three times, are the codes and ids of one new shard.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,23 @@ _GATHERED_ROWS = 64 * BATCH_ROWS
 _Live = list[tuple[ShardSpec, NDArray[np.int64]]]
 
 
-def compact(path: str | Path, *, full: bool = False) -> None:
+class Compaction(NamedTuple):
+    """What a compaction has done.
+
+    Attributes
+    ----------
+    version : int
+        The first that shows it; the live one if there was nothing to merge.
+    before, after : int
+        Shards that were merged, and what they have become.
+    """
+
+    version: int
+    before: int
+    after: int
+
+
+def compact(path: str | Path, *, full: bool = False) -> Compaction:
     """Merge the shards of a collection that are worth it, one group and one version after another.
 
     A group of which another process has replaced a shard meanwhile is left to the next compaction.
@@ -45,23 +61,41 @@ def compact(path: str | Path, *, full: bool = False) -> None:
         Merge all of them, up to the size that builds give them, so that nothing of deleted rows is left in the live
         version.
     """
+    return joined([merge_group(path, names) for names in find_groups(path, full=full)], path)
+
+
+def joined(done: Sequence[Compaction | None], path: str | Path) -> Compaction:
+    """Return what the mergers of several groups have done together."""
+    merged = [each for each in done if each is not None]
+    if not merged:
+        return Compaction(read_current(open_target(path)).version, 0, 0)
+    latest = max(each.version for each in merged)
+    return Compaction(latest, sum(each.before for each in merged), sum(each.after for each in merged))
+
+
+def find_groups(path: str | Path, *, full: bool = False) -> list[list[str]]:
+    """Return the names of the shards of each group that `compact` would merge."""
     shards = read_current(open_target(path)).shards
-    for group in groups_of_all(shards) if full else groups_to_merge(shards):
-        try:
-            _merge(path, {spec.name for spec in group})
-        except CollectionBusyError as error:
-            logger.info("%s", error)
+    groups = groups_of_all(shards) if full else groups_to_merge(shards)
+    return [[spec.name for spec in group] for group in groups]
 
 
-def _merge(path: str | Path, names: set[str]) -> None:
+def merge_group(path: str | Path, names: Sequence[str]) -> Compaction | None:
+    """Merge some shards into one, as a version of its own; None if another process has replaced one of them."""
     with Transaction(path) as change:
         live = change.live
         assert live is not None, "there is a live version, or beginning would have failed"
         old = [spec for spec in live.shards if spec.name in names]
-        if len(old) == len(names):
-            new = merge_shards(change, live, old)
-            change.replace(old, [] if new is None else [new])
-            change.commit()
+        if len(old) < len(names):
+            return None
+        new = merge_shards(change, live, old)
+        change.replace(old, [] if new is None else [new])
+        try:
+            done = change.commit()
+        except CollectionBusyError as error:
+            logger.info("%s", error)
+            return None
+    return Compaction(done.version, len(old), 0 if new is None else 1)
 
 
 def merge_shards(change: Transaction, live: Manifest, specs: list[ShardSpec]) -> ShardSpec | None:

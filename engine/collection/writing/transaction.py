@@ -77,6 +77,25 @@ class Commit(NamedTuple):
     deleted: int
 
 
+class Preview(NamedTuple):
+    """What a transaction would do if it was committed now.
+
+    Attributes
+    ----------
+    live : Manifest
+        The version that is live.
+    added, deleted : int
+        As in `Commit`.
+    oldest : int
+        The lowest version that would be kept, but for tagged ones.
+    """
+
+    live: Manifest
+    added: int
+    deleted: int
+    oldest: int
+
+
 class Operation(Protocol):
     """A change that can be applied to any version; see the module."""
 
@@ -300,7 +319,14 @@ class Transaction:
         if got.thumbnails and not layout.thumbnails:
             self._set_layout(dataclasses.replace(layout, thumbnails=True))
 
-    def adopt(self, specs: Sequence[ShardSpec], *, checked: bool = True) -> None:
+    def adopt(
+        self,
+        specs: Sequence[ShardSpec],
+        *,
+        checked: bool = True,
+        upsert: bool = False,
+        numbered_from: int | None = None,
+    ) -> None:
         """Add shards that were written into `new_shard`, or by other processes in the same way; see `check_shard`.
 
         What others have written stays if there is no commit: it is theirs to remove.
@@ -311,11 +337,20 @@ class Transaction:
         checked : bool
             Whether the caller has made sure that their ids are distinct, and new in the version `live`. If not, they
             are compared with those of all other shards.
+        upsert : bool
+            Delete the rows of other shards that have the same ids. Those of `specs` are distinct.
+        numbered_from : int, optional
+            The rows have ids from this one on, and take the next ones when it is committed.
         """
         self._refuse_done()
+        if numbered_from is not None:
+            rows = sum(spec.rows for spec in specs)
+            self._operations.append(AddNumbered(list(specs), self._schema, numbered_from, rows))
+            return
         known = frozenset(spec.name for spec in (self.live.shards if self.live else ()))
         names = frozenset(spec.name for spec in specs)
-        self._operations.append(Adopt(list(specs), self._schema, checked=known | names if checked else frozenset()))
+        checked_names = names if upsert else known | names if checked else frozenset()
+        self._operations.append(Adopt(list(specs), self._schema, checked=checked_names, upsert=upsert))
 
     def delete(self, ids: IdArray | Sequence[int]) -> None:
         """Delete the rows that have some ids, as far as they are there.
@@ -479,6 +514,21 @@ class Transaction:
             f"{self.place} was written by other processes {_MAX_ATTEMPTS} times while this write was to be committed: "
             "it was discarded, try again"
         )
+
+    def preview(self) -> Preview:
+        """Apply the changes to the version that is live, and say what would come of it. Nothing is committed.
+
+        Raises
+        ------
+        TypeError, ValueError, IdNotFoundError, FilterError
+            As in `commit`.
+        """
+        self._refuse_done()
+        with contextlib.ExitStack() as stack:
+            draft = self._draft(self._ground if self._fresh else self._read_live(stack))
+            for operation in self._operations:
+                operation.apply(draft)
+            return Preview(draft.before or draft.manifest, draft.added, draft.deleted, draft.manifest.oldest)
 
     def _attempt(self, *, alone: bool) -> Commit | None:
         """Apply the changes and commit them; return None if another process was faster."""

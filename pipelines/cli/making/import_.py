@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -12,20 +11,10 @@ from hashlight.pipelines.cli.options import (
     CollectionArgument,
     ExchangeKind,
     OverwriteOption,
+    SourceColumns,
     exchange_kind,
     refuse_missing,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceColumns:
-    """What the columns of a Parquet or Arrow source are; all others become attributes."""
-
-    code_column: Annotated[str, typer.Option(help="Column of the codes.")] = "code"
-    id_column: Annotated[str, typer.Option(help="Column of the ids.")] = "id"
-    number_rows: Annotated[bool, typer.Option("--number-rows", help="Number the rows instead.")] = False
-    features_column: Annotated[str | None, typer.Option(help="Column of fine features, for re-ranking.")] = None
-    thumbnail_column: Annotated[str | None, typer.Option(help="Column of encoded pictures.")] = None
 
 
 def import_(

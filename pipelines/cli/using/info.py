@@ -24,12 +24,16 @@ def info(
         "path": str(opened.path),
         "version": opened.version,
         "codes": len(opened),
+        "deleted": opened.manifest.dead_rows,
+        "oldest_version": opened.manifest.oldest,
+        "tags": {tag: int(name[:8]) for tag, name in sorted(opened.manifest.tags.items())},
         "bits": opened.bits,
         "shards": len(opened.shards),
         "bytes": opened.num_bytes,
         "tables": opened.has_tables,
         "encoder": opened.fingerprint,
         "attributes": opened.schema.names,
+        "columns": sorted({name for spec in opened.manifest.shards for name in spec.columns}),
     }
     if as_json:
         typer.echo(json.dumps(facts))
@@ -37,6 +41,10 @@ def info(
     facts["bytes"] = f"{opened.num_bytes:,}"
     facts["tables"] = "in every shard" if opened.has_tables else "not in every shard: --index multi is refused"
     facts["codes"] = f"{len(opened):,}"
+    facts["deleted"] = f"{opened.manifest.dead_rows:,}, which compaction removes" if facts["deleted"] else "none"
+    facts["oldest_version"] = f"{facts['oldest_version']}, which can be opened, with those after it"
+    facts["tags"] = ", ".join(f"{tag} (version {number})" for tag, number in facts["tags"].items()) or "none"
+    facts["columns"] = ", ".join(facts["columns"]) or "none, all attributes are in their shards"
     facts["encoder"] = opened.fingerprint or "not kept"
     facts["attributes"] = ", ".join(facts["attributes"]) or "none"
     if verify:

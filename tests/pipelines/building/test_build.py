@@ -129,6 +129,18 @@ def test_append_gives_what_one_build_would(tmp_path, rows):
     assert [shard.name for shard in new.shards[:2]] == [shard.name for shard in old.shards]
 
 
+def test_an_upsert_replaces_the_rows_that_have_the_ids(tmp_path, rows):
+    codes, ids, queries = rows
+    build_collection(write_codes(tmp_path / "first", codes[:1800], ids[:1800]), tmp_path / "c", shards=2)
+    again = np.concatenate([ids[:900], ids[2000:]])
+    second = write_codes(tmp_path / "second", codes[1100:], again)
+    done = build_collection(second, tmp_path / "c", shards=2, append=True, upsert=True)
+    assert done == (2, 1900, 900)
+    kept_ids, kept_codes = np.concatenate([ids[900:1800], again]), np.concatenate([codes[900:1800], codes[1100:]])
+    new = Collection.open(tmp_path / "c")
+    assert answers(new, queries)[0] == oracles.knn(queries, kept_codes, kept_ids, 20)[1].tolist()
+
+
 def test_append_refuses_mismatched_data(tmp_path, rows, folder):
     codes, ids, _ = rows
     with pytest.raises(CollectionNotFoundError):

@@ -37,6 +37,17 @@ PLACES = {
     "dedup": {"collection", "output"},
     "evaluate": {"encoder", "database", "queries", "output", "train"},
     "info": {"collection"},
+    "count": {"collection"},
+    "facets": {"collection"},
+    "add": {"collection", "source"},
+    "delete": {"collection", "ids_file"},
+    "update": {"collection", "values", "ids_file"},
+    "set-column": {"collection", "values"},
+    "compact": {"collection"},
+    "versions": {"collection"},
+    "tag": {"collection"},
+    "rollback": {"collection"},
+    "prune": {"collection"},
     "serve": {"collection", "encoder"},
     "calibrate": {"encoder"},
 }
@@ -48,7 +59,7 @@ THIS_MACHINE = {
 NO_PLACES = {
     "method", "backbone", "supervision", "schedule", "precision", "device", "address", "max_rejects", "shard_bytes",
     "baseline", "index", "host", "image_host", "url", "key", "ids", "code_column", "id_column", "features_column",
-    "thumbnail_column",
+    "thumbnail_column", "filter", "settings", "nulls", "column", "name", "version", "older_than",
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Verbs that change a collection, keep its versions, or check it."""

@@ -1,0 +1,18 @@
+"""`hashlight count`."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from hashlight.pipelines.cli.options import ExistingCollectionArgument, FilterOption, JsonOption
+
+
+def count(collection: ExistingCollectionArgument, filter: FilterOption = None, as_json: JsonOption = False) -> None:
+    """Count the codes of a collection, or those that satisfy a condition."""
+    from hashlight.engine.collection.collection import Collection
+
+    opened = Collection.open(collection)
+    found = opened.count(filter)
+    typer.echo(json.dumps({"version": opened.version, "count": found}) if as_json else str(found))
