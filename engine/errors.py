@@ -6,6 +6,7 @@
     ├── CollectionNotFoundError   there is no collection at a location
     ├── CollectionExistsError     there is already a collection at a location
     ├── CollectionBusyError       another process is writing
+    ├── VersionGoneError          a version of a collection that cannot be asked any more
     ├── CorruptDataError          stored data is damaged
     ├── PlaceError                a location cannot be used for an operation
     ├── ReadFailedError           a read failed at every try, but may succeed later
@@ -39,6 +40,10 @@ class CollectionExistsError(HashlightError):
 
 class CollectionBusyError(HashlightError):
     """Another process is writing to the collection."""
+
+
+class VersionGoneError(HashlightError):
+    """A version of a collection cannot be asked any more."""
 
 
 class CorruptDataError(HashlightError):

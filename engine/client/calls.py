@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hashlight.engine.client.queries import Code, Picture, QueryInput
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Search:
         Any of "attributes", "code" and "explain".
     allow_partial : bool
     timeout_s : float
+    version : int or None
+        The one that must answer.
     """
 
     queries: Code | list[QueryInput]
@@ -37,6 +40,7 @@ class Search:
     include: tuple[str, ...] = ()
     allow_partial: bool
     timeout_s: float
+    version: int | None = None
 
     def options(self) -> dict[str, Any]:
         """Return the given options under their names in the HTTP interface."""
@@ -45,10 +49,10 @@ class Search:
             {"k": query.k} if query.radius is None else {"radius": query.radius, "limit": query.limit}
         )
         options["allow_partial"] = self.allow_partial
-        if query.filter is not None:
-            options["filter"] = query.filter
-        if query.parameters is not None:
-            options["parameters"] = {name: values.tolist() for name, values in query.parameters.items()}
+        if query.after is not None:
+            at = {} if self.version is None else {"version": self.version}
+            options["after"] = {**at, "distance": query.after[0], "id": query.after[1]}
+        options |= _where(query.filter, query.parameters)
         if self.rerank is not None:
             options["rerank"] = {"pool": self.rerank.pool, "metric": self.rerank.metric}
         if self.include:
@@ -69,6 +73,45 @@ class Get:
     """Read stored items."""
 
     ids: list[int]
+    timeout_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Count:
+    """Count items."""
+
+    filter: str | None
+    parameters: Parameters | None
+    timeout_s: float
+
+    def options(self) -> dict[str, Any]:
+        """Return the given options under their names in the HTTP interface."""
+        return _where(self.filter, self.parameters)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Facets:
+    """Count the values of an attribute."""
+
+    column: str
+    filter: str | None
+    parameters: Parameters | None
+    limit: int
+    timeout_s: float
+
+    def options(self) -> dict[str, Any]:
+        """Return the given options under their names in the HTTP interface."""
+        return {"column": self.column, "limit": self.limit, **_where(self.filter, self.parameters)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scroll:
+    """Read a page of items."""
+
+    filter: str | None
+    after: int | None
+    limit: int
+    version: int | None
     timeout_s: float
 
 
@@ -94,7 +137,15 @@ class Ready:
     timeout_s: float
 
 
-Call = Search | Encode | Get | Thumbnail | Describe | Ready
+Call = Search | Encode | Get | Count | Facets | Scroll | Thumbnail | Describe | Ready
+
+
+def _where(filter: str | None, parameters: Parameters | None) -> dict[str, Any]:
+    """Return a filter and its lists under their names in the HTTP interface."""
+    where: dict[str, Any] = {} if filter is None else {"filter": filter}
+    if parameters is not None:
+        where["parameters"] = {name: values.tolist() for name, values in parameters.items()}
+    return where
 
 
 def check_include(include: Sequence[str]) -> tuple[str, ...]:

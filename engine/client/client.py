@@ -14,10 +14,21 @@ import httpx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashlight.engine.client.calls import Describe, Encode, Get, Ready, Search, Thumbnail, check_include
+from hashlight.engine.client.calls import (
+    Count,
+    Describe,
+    Encode,
+    Facets,
+    Get,
+    Ready,
+    Scroll,
+    Search,
+    Thumbnail,
+    check_include,
+)
 from hashlight.engine.client.http import MAX_RETRIES, AsyncHttpTransport, HttpTransport
 from hashlight.engine.client.queries import Code, Image, is_url, read_ids, read_images, read_queries
-from hashlight.engine.client.results import Items, SearchResponse
+from hashlight.engine.client.results import Cursor, Items, Page, SearchResponse, ValueCounts
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.tokens import check_unicode
@@ -149,6 +160,7 @@ class SearchClient:
         *,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
+        after: Cursor | tuple[int, int] | None = None,
         include: Sequence[str] = (),
         allow_partial: bool = False,
         timeout_s: float | None = None,
@@ -161,13 +173,16 @@ class SearchClient:
             Inclusive.
         limit : int
             Keep this many nearest items of each query; `truncated` of its hits says whether there were more.
+        after : Cursor or (distance, id), optional
+            Only items that come after this one; `next` of truncated hits, to read all of a single query. A cursor with
+            a version is answered from that version, or refused (VersionGoneError).
         allow_partial : bool
             If not set, a missing shard raises IncompleteError.
         queries, filter, parameters, include, timeout_s
             As in `search`.
         """
         query = Query(radius=radius, limit=limit, filter=filter, parameters=Parameters.of(parameters))
-        return self._search(queries, query, include, allow_partial, timeout_s)
+        return self._search(queries, query, include, allow_partial, timeout_s, after=after)
 
     def stream_search(
         self,
@@ -207,6 +222,95 @@ class SearchClient:
         items: Items = self._transport.send(Get(read_ids(ids), self._seconds(timeout_s)))
         return items
 
+    def count(
+        self,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Return the number of items that satisfy `filter`, or of all; IncompleteError if shards are missing.
+
+        Parameters
+        ----------
+        filter, parameters, timeout_s
+            As in `search`.
+        """
+        count: int = self._transport.send(Count(_unicode(filter), Parameters.of(parameters), self._seconds(timeout_s)))
+        return count
+
+    def facets(
+        self,
+        column: str,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        limit: int = 100,
+        timeout_s: float | None = None,
+    ) -> ValueCounts:
+        """Count how often each value of an attribute occurs among the items that satisfy `filter`.
+
+        Parameters
+        ----------
+        column : str
+            An attribute of text, numbers, dates or times, true and false, or lists of them.
+        filter, parameters, timeout_s
+            As in `search`.
+        limit : int
+            Return this many most frequent values.
+        """
+        call = Facets(column, _unicode(filter), Parameters.of(parameters), limit, self._seconds(timeout_s))
+        found: ValueCounts = self._transport.send(call)
+        return found
+
+    def scroll(
+        self,
+        filter: str | None = None,
+        *,
+        after: int | None = None,
+        limit: int = 100,
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Page:
+        """Return a page of the stored items that satisfy `filter`, in ascending order of their ids.
+
+        Parameters
+        ----------
+        filter, timeout_s
+            As in `search`.
+        after : int, optional
+            Only ids above this one, `next` of the page before.
+        limit : int
+            Items of a page.
+        version : int, optional
+            Version of the collection that must answer; VersionGoneError if it is not served any more.
+        """
+        page: Page = self._transport.send(Scroll(_unicode(filter), after, limit, version, self._seconds(timeout_s)))
+        return page
+
+    def scan(self, filter: str | None = None, *, limit: int = 1000, timeout_s: float | None = None) -> Iterator[Page]:
+        """Read all stored items that satisfy `filter`, page by page, in ascending order of their ids.
+
+        Items that are there all the while are read once each, also if others come and go.
+
+        Parameters
+        ----------
+        filter, limit
+            As in `scroll`.
+        timeout_s : float, optional
+            For each page.
+
+        Yields
+        ------
+        Page
+            Not empty.
+        """
+        after: int | None = None
+        while len(page := self.scroll(filter, after=after, limit=limit, timeout_s=timeout_s)):
+            yield page
+            if (after := page.next) is None:
+                return
+
     def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """Return the thumbnail of an item, None if it has none."""
         picture: bytes | None = self._transport.send(Thumbnail(id, self._seconds(timeout_s)))
@@ -229,8 +333,9 @@ class SearchClient:
         allow_partial: bool,
         timeout_s: float | None,
         rerank: Rerank | None = None,
+        after: Cursor | tuple[int, int] | None = None,
     ) -> SearchResponse:
-        call = _search_call(queries, query, include, allow_partial, self._seconds(timeout_s), rerank)
+        call = _search_call(queries, query, include, allow_partial, self._seconds(timeout_s), rerank, after)
         response: SearchResponse = self._transport.send(call)
         return response
 
@@ -309,13 +414,14 @@ class AsyncSearchClient:
         *,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
+        after: Cursor | tuple[int, int] | None = None,
         include: Sequence[str] = (),
         allow_partial: bool = False,
         timeout_s: float | None = None,
     ) -> SearchResponse:
         """See `SearchClient.range_search`."""
         query = Query(radius=radius, limit=limit, filter=filter, parameters=Parameters.of(parameters))
-        return await self._search(queries, query, include, allow_partial, timeout_s)
+        return await self._search(queries, query, include, allow_partial, timeout_s, after=after)
 
     async def stream_search(
         self,
@@ -339,6 +445,56 @@ class AsyncSearchClient:
         items: Items = await self._transport.send(Get(read_ids(ids), self._seconds(timeout_s)))
         return items
 
+    async def count(
+        self,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> int:
+        """See `SearchClient.count`."""
+        call = Count(_unicode(filter), Parameters.of(parameters), self._seconds(timeout_s))
+        count: int = await self._transport.send(call)
+        return count
+
+    async def facets(
+        self,
+        column: str,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        limit: int = 100,
+        timeout_s: float | None = None,
+    ) -> ValueCounts:
+        """See `SearchClient.facets`."""
+        call = Facets(column, _unicode(filter), Parameters.of(parameters), limit, self._seconds(timeout_s))
+        found: ValueCounts = await self._transport.send(call)
+        return found
+
+    async def scroll(
+        self,
+        filter: str | None = None,
+        *,
+        after: int | None = None,
+        limit: int = 100,
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Page:
+        """See `SearchClient.scroll`."""
+        call = Scroll(_unicode(filter), after, limit, version, self._seconds(timeout_s))
+        page: Page = await self._transport.send(call)
+        return page
+
+    async def scan(
+        self, filter: str | None = None, *, limit: int = 1000, timeout_s: float | None = None
+    ) -> AsyncIterator[Page]:
+        """See `SearchClient.scan`."""
+        after: int | None = None
+        while len(page := await self.scroll(filter, after=after, limit=limit, timeout_s=timeout_s)):
+            yield page
+            if (after := page.next) is None:
+                return
+
     async def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """See `SearchClient.thumbnail`."""
         picture: bytes | None = await self._transport.send(Thumbnail(id, self._seconds(timeout_s)))
@@ -361,13 +517,21 @@ class AsyncSearchClient:
         allow_partial: bool,
         timeout_s: float | None,
         rerank: Rerank | None = None,
+        after: Cursor | tuple[int, int] | None = None,
     ) -> SearchResponse:
-        call = _search_call(queries, query, include, allow_partial, self._seconds(timeout_s), rerank)
+        call = _search_call(queries, query, include, allow_partial, self._seconds(timeout_s), rerank, after)
         response: SearchResponse = await self._transport.send(call)
         return response
 
     def _seconds(self, timeout_s: float | None) -> float:
         return _seconds(self._timeout_s if timeout_s is None else timeout_s)
+
+
+def _unicode(filter: str | None) -> str | None:
+    """Return a filter, or raise FilterError for half of a surrogate pair, which cannot be sent."""
+    if isinstance(filter, str):
+        check_unicode(filter)
+    return filter
 
 
 def _names_gateway(target: object) -> bool:
@@ -389,14 +553,21 @@ def _search_call(
     allow_partial: bool,
     timeout_s: float,
     rerank: Rerank | None,
+    after: Cursor | tuple[int, int] | None,
 ) -> Search:
     if rerank is not None and rerank.pool is None:
         raise ValueError(f"`rerank` must name a `pool`, got one of radius {rerank.radius}")
     if isinstance(query.filter, str):
         check_unicode(query.filter)
-    told = check_include(include)
+    told, asked, version = check_include(include), read_queries(queries), None
+    if after is not None:
+        distance, id_, *at = after
+        query, version = query._replace(after=(distance, id_)), at[0] if at else None
+        if len(asked) > 1:
+            raise ValueError(f"`after` goes with a single query, whose answer it ends, got {len(asked)} queries")
     return Search(
-        queries=read_queries(queries),
+        queries=asked,
+        version=version,
         query=query._replace(explain="explain" in told),
         rerank=rerank,
         include=told,

@@ -10,6 +10,7 @@ Servers and collections opened in this process raise the same types::
     │   ├── PermissionDeniedError   the key may not do this
     │   └── ServerError             the server failed, or its answer cannot be read
     ├── IdNotFoundError             the collection has no such item
+    ├── VersionGoneError            the version to go on in is not served any more
     ├── DeadlineExceededError       no answer within `timeout_s`; also a TimeoutError
     ├── OverloadedError             the server is overloaded; retried before it is raised
     ├── NotReadyError               the server cannot answer yet; retried before it is raised
@@ -30,6 +31,7 @@ from hashlight.engine.errors import (
     NoShardError,
     NotReadyError,
     OverloadedError,
+    VersionGoneError,
 )
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "OverloadedError",
     "PermissionDeniedError",
     "ServerError",
+    "VersionGoneError",
     "error_of",
 ]
 
@@ -96,6 +99,7 @@ _BY_TYPE: dict[str, type[HashlightError]] = {
     "id_not_found": IdNotFoundError,
     "deadline_exceeded": DeadlineExceededError,
     "not_ready": NotReadyError,
+    "version_gone": VersionGoneError,
 }
 
 

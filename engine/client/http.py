@@ -17,7 +17,7 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
-from hashlight.engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
+from hashlight.engine.client.calls import Call, Count, Describe, Encode, Facets, Get, Ready, Scroll, Search, Thumbnail
 from hashlight.engine.client.errors import (
     ConnectionFailedError,
     DeadlineExceededError,
@@ -28,7 +28,7 @@ from hashlight.engine.client.errors import (
     error_of,
 )
 from hashlight.engine.client.queries import Address, Picture, QueryInput, has_digits, with_codes
-from hashlight.engine.client.results import Items, SearchResponse, Thumbnails, data_uri, words_of
+from hashlight.engine.client.results import Items, Page, SearchResponse, Thumbnails, ValueCounts, data_uri, words_of
 
 MAX_RETRIES = 2
 FIRST_WAIT_S = 0.5
@@ -254,6 +254,18 @@ def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float
         case Get():
             params = {"ids": ",".join(map(str, call.ids)), "timeout_ms": str(timeout_ms)}
             return client.build_request("GET", "/v1/items", params=params, headers={"Accept": _ARROW}, timeout=timeout)
+        case Count():
+            document = {**call.options(), "timeout_ms": timeout_ms}
+            return client.build_request("POST", "/v1/count", json=document, timeout=timeout)
+        case Facets():
+            document = {**call.options(), "timeout_ms": timeout_ms}
+            headers = {"Accept": _ARROW}
+            return client.build_request("POST", "/v1/facets", json=document, headers=headers, timeout=timeout)
+        case Scroll():
+            given = {"filter": call.filter, "after": call.after, "limit": call.limit, "version": call.version}
+            params = {name: str(value) for name, value in given.items() if value is not None}
+            params["timeout_ms"] = str(timeout_ms)
+            return client.build_request("GET", "/v1/items", params=params, headers={"Accept": _ARROW}, timeout=timeout)
         case Thumbnail():
             path = f"/v1/items/{quote(str(call.id))}/thumbnail"
             return client.build_request("GET", path, params={"timeout_ms": timeout_ms}, timeout=timeout)
@@ -269,7 +281,7 @@ def _search_request(
     path = "/v1/search" if call.query.kind == "nearest" else "/v1/range_search"
     options = {**call.options(), "timeout_ms": timeout_ms}
     headers = {"Accept": _ARROW}
-    short = not options.keys() & {"rerank", "parameters"} and len(options.get("filter", "")) <= _MAX_FILTER
+    short = not options.keys() & {"after", "rerank", "parameters"} and len(options.get("filter", "")) <= _MAX_FILTER
     if isinstance(call.queries, np.ndarray) and len(call.queries) > _JSON_CODES and short:
         params = {name: _as_text(value) for name, value in options.items()}
         headers["Content-Type"] = _ARROW
@@ -336,6 +348,14 @@ def _parse(call: Call, response: httpx.Response, pictures: Thumbnails) -> Any:
             return SearchResponse(table.replace_schema_metadata(None), _frame(table), pictures)
         case Get():
             return Items(_table(response))
+        case Count():
+            return int(response.json()["count"])
+        case Facets():
+            table = _table(response)
+            return ValueCounts(table.replace_schema_metadata(None), _frame(table))
+        case Scroll():
+            table = _table(response)
+            return Page(table.replace_schema_metadata(None), _frame(table))
         case Encode():
             codes = [words_of(bytes.fromhex(code)) for code in response.json()["codes"]]
             return np.stack(codes)

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.client.calls import Call, Describe, Encode, Get, Ready, Search, Thumbnail
+from hashlight.engine.client.calls import Call, Count, Describe, Encode, Facets, Get, Ready, Scroll, Search, Thumbnail
 from hashlight.engine.client.queries import Address, Code, Picture, QueryInput, with_codes
-from hashlight.engine.client.results import Items, SearchResponse, data_uri
+from hashlight.engine.client.results import Items, Page, SearchResponse, ValueCounts, data_uri
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import EncoderMismatchError, HashlightError
 from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, is_encoder_of, open_encoder
-from hashlight.engine.service.asking.rendering import search_frame, search_table
+from hashlight.engine.service.asking.rendering import page_frame, search_frame, search_table
 from hashlight.engine.service.asking.resolving import NoFeaturesError, sort_queries, stored_codes
-from hashlight.engine.service.asking.retrieval import Ask, answer, stored_items, time_left
+from hashlight.engine.service.asking.retrieval import Ask, answer, stored_items, stored_page, time_left
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
 from hashlight.engine.service.limits import Limits
 
@@ -63,6 +63,13 @@ class LocalTransport:
                 return self._encode([image.data for image in call.images], time.monotonic() + call.timeout_s).codes
             case Get():
                 return Items(stored_items(self._searcher, call.ids, timeout_s=call.timeout_s))
+            case Count():
+                count, _ = self._searcher.count(call.filter, call.parameters, timeout_s=call.timeout_s)
+                return count
+            case Facets():
+                return self._facets(call)
+            case Scroll():
+                return self._page(call)
             case Thumbnail():
                 return self._searcher.thumbnail(call.id, timeout_s=call.timeout_s)
             case Describe():
@@ -76,6 +83,23 @@ class LocalTransport:
         if self._owned:
             self._searcher.close()
 
+    def _facets(self, call: Facets) -> ValueCounts:
+        table, coverage = self._searcher.facets(
+            call.column, call.filter, call.parameters, limit=call.limit, timeout_s=call.timeout_s
+        )
+        return ValueCounts(table, {"column": call.column, "version": coverage.version})
+
+    def _page(self, call: Scroll) -> Page:
+        table, coverage = stored_page(
+            self._searcher,
+            call.filter,
+            after=call.after,
+            limit=call.limit,
+            version=call.version,
+            timeout_s=call.timeout_s,
+        )
+        return Page(table, page_frame(table, coverage.version, limit=call.limit))
+
     def _search(self, call: Search) -> SearchResponse:
         deadline_s = time.monotonic() + call.timeout_s
         codes, features = self._resolve(call.queries, deadline_s, reranks=call.rerank is not None)
@@ -86,6 +110,7 @@ class LocalTransport:
             rerank=call.rerank,
             allow_partial=call.allow_partial,
             include=frozenset(call.include) - {"explain"},
+            version=call.version,
         )
         found = answer(self._searcher, ask, timeout_s=time_left(deadline_s))
         timing_ms = {stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}

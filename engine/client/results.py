@@ -9,7 +9,7 @@ import base64
 import dataclasses
 import html
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,21 @@ class Item:
     attributes: dict[str, Any]
 
 
+class Cursor(NamedTuple):
+    """The last hit of a result that was cut off, where the next one goes on.
+
+    Attributes
+    ----------
+    distance, id : int
+    version : int or None
+        Version of the collection that must go on; None: whichever is served.
+    """
+
+    distance: int
+    id: int
+    version: int | None = None
+
+
 class Hits(Sequence[Hit]):
     """What one query found, ascending by (distance, id).
 
@@ -67,10 +82,12 @@ class Hits(Sequence[Hit]):
         Whether `limit` cut off further hits.
     explain : dict or None
         How the query was answered, if requested: plan, probes, candidates, seconds.
+    next : Cursor or None
+        If truncated: what to pass as `after`, with the same query, for the hits that follow.
     """
 
     def __init__(
-        self, table: pa.Table, truncated: bool, explain: dict[str, Any] | None, thumbnails: Thumbnails
+        self, table: pa.Table, truncated: bool, explain: dict[str, Any] | None, thumbnails: Thumbnails, version: int
     ) -> None:
         self._table = table
         self._thumbnails = thumbnails
@@ -78,6 +95,7 @@ class Hits(Sequence[Hit]):
         self.distances: NDArray[Any] = table["distance"].to_numpy()
         self.truncated = truncated
         self.explain = explain
+        self.next = Cursor(int(self.distances[-1]), int(self.ids[-1]), version) if truncated else None
 
     def __len__(self) -> int:
         """Return the number of hits."""
@@ -157,7 +175,7 @@ class SearchResponse(Sequence[Hits]):
         number = range(len(self))[index]
         rows = self._table.slice(self._lims[number], self._lims[number + 1] - self._lims[number])
         explain = None if self._explain is None else self._explain[number]
-        return Hits(rows.drop_columns(["query"]), number in self._truncated, explain, self._thumbnails)
+        return Hits(rows.drop_columns(["query"]), number in self._truncated, explain, self._thumbnails, self.version)
 
     def __repr__(self) -> str:
         """Show how much was found, and where."""
@@ -201,6 +219,71 @@ class Items(Sequence[Item]):
 
     def to_arrow(self) -> pa.Table:
         """Return one row for each item: `id`, `code`, and the attributes."""
+        return self._table
+
+
+class Page(Items):
+    """Stored items in ascending order of their ids.
+
+    Attributes
+    ----------
+    next : int or None
+        What to pass as `after` for the page that follows; None at the end.
+    version : int
+        Version of the collection.
+    """
+
+    def __init__(self, table: pa.Table, frame: dict[str, Any]) -> None:
+        super().__init__(table)
+        self.next: int | None = frame["next"]
+        self.version: int = frame["version"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ValueCount:
+    """A value of an attribute, None for items without one, and the number of items that have it."""
+
+    value: Any
+    count: int
+
+
+class ValueCounts(Sequence[ValueCount]):
+    """Values of an attribute, the most frequent first, of equally frequent ones the lowest first.
+
+    Attributes
+    ----------
+    column : str
+    version : int
+        Version of the collection.
+    """
+
+    def __init__(self, table: pa.Table, frame: dict[str, Any]) -> None:
+        self._table = table
+        self.column: str = frame["column"]
+        self.version: int = frame["version"]
+
+    def __len__(self) -> int:
+        """Return the number of values."""
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> ValueCount: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ValueCount]: ...
+    def __getitem__(self, index: int | slice) -> ValueCount | list[ValueCount]:
+        """Return the value at a position, or a list of several."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        (row,) = self._table.slice(range(len(self))[index], 1).to_pylist()
+        return ValueCount(row["value"], row["count"])
+
+    def __repr__(self) -> str:
+        """Show the most frequent values."""
+        shown = ", ".join(f"{one.value!r}: {one.count}" for one in self[:5])
+        return f"ValueCounts({self.column!r}, {len(self)}: {shown}{', …' if len(self) > 5 else ''})"
+
+    def to_arrow(self) -> pa.Table:
+        """Return `value` and `count`."""
         return self._table
 
 

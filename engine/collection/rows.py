@@ -220,6 +220,14 @@ def count_values(
     return counted.table(limit)
 
 
+def merge_counts(tables: Sequence[pa.Table], *, limit: int | None) -> pa.Table:
+    """Return the counts of all values in several tables of `count_values`, which must be whole, as it would itself."""
+    counted = _Counts(tables[0]["value"].type)
+    for table in tables:
+        counted.add_counted(table["value"].combine_chunks(), table["count"].to_numpy())
+    return counted.table(limit)
+
+
 class _Counts:
     """How often each value has occurred: gathered, and counted when there are many."""
 
@@ -242,6 +250,13 @@ class _Counts:
         if self._num_waiting >= _COUNTED_VALUES:
             self._count()
 
+    def add_counted(self, values: pa.Array, counts_V: NDArray[np.int64]) -> None:
+        """Add values that were counted elsewhere."""
+        is_null_V = np.asarray(values.is_null())
+        self._nulls += int(counts_V[is_null_V].sum())
+        known = _as_countable(values.filter(pa.array(~is_null_V)))
+        self._combine(pa.concat_arrays([self._values, known]), np.concatenate([self._counts_V, counts_V[~is_null_V]]))
+
     def table(self, limit: int | None) -> pa.Table:
         """Return the values and their counts; see `count_values`."""
         self._count()
@@ -258,12 +273,15 @@ class _Counts:
         if not self._waiting:
             return
         values = pa.concat_arrays([self._values, *self._waiting])
-        weights_H = np.concatenate([self._counts_V, np.ones(self._num_waiting, np.int64)])
+        self._combine(values, np.concatenate([self._counts_V, np.ones(self._num_waiting, np.int64)]))
+        self._waiting, self._num_waiting = [], 0
+
+    def _combine(self, values: pa.Array, weights_H: NDArray[np.int64]) -> None:
+        """Hold these values, each once, with the sums of their weights."""
         encoded = values.dictionary_encode()
         counts_V = np.zeros(len(encoded.dictionary), np.int64)
         np.add.at(counts_V, encoded.indices.to_numpy(), weights_H)
         self._values, self._counts_V = encoded.dictionary, counts_V
-        self._waiting, self._num_waiting = [], 0
 
 
 def _distinct_in_lists(lists: pa.Array) -> pa.Array:

@@ -7,7 +7,8 @@
 404     `not_found`, `id_not_found`
 405     `method_not_allowed`
 408     `body_timeout`: the body took too long to arrive
-409     `conflict`: the server has no replicas to change
+409     `conflict`: the server has no replicas to change, or an id is there already
+410     `version_gone`: the version that was asked for is not served any more
 413     `too_large`: the body, or an image that was fetched
 415     `unsupported_media_type`
 422     `invalid_request`: a field is wrong; `no_encoder`: images cannot be encoded here
@@ -36,6 +37,7 @@ from hashlight.engine.errors import (
     NoShardError,
     NotReadyError,
     OverloadedError,
+    VersionGoneError,
 )
 
 logger = logging.getLogger(__name__)
@@ -110,6 +112,8 @@ def _refusal_of_engine(error: HashlightError) -> RequestError:
     message = str(error)
     if isinstance(error, IdNotFoundError):
         return RequestError(404, "id_not_found", message)
+    if isinstance(error, VersionGoneError):
+        return RequestError(410, "version_gone", message)
     if isinstance(error, EncoderMismatchError):
         return invalid(message, "queries")
     if isinstance(error, OverloadedError):

@@ -5,7 +5,10 @@
     POST /v1/search             the nearest items of images, codes or items
     POST /v1/range_search       all items within a radius
     POST /v1/encode             codes of images
+    POST /v1/count              how many items match
+    POST /v1/facets             how often each value of an attribute occurs
     GET  /v1/items?ids=1,2      stored items
+    GET  /v1/items?after=&limit=  all that match, page by page
     GET  /v1/items/{id}         one stored item
     GET  /v1/items/{id}/thumbnail
     GET  /v1/collection         the collection being served
@@ -32,8 +35,8 @@ from starlette.types import Scope
 
 from hashlight.engine.errors import HashlightError, NotReadyError
 from hashlight.engine.service.api import schemas
-from hashlight.engine.service.api.gateway import Gateway, json_response
-from hashlight.engine.service.api.openapi import describe_api, encode_body, replicas_body, search_body
+from hashlight.engine.service.api.gateway import Gateway, Page, json_response
+from hashlight.engine.service.api.openapi import describe_api, encode_body, json_body, search_body
 from hashlight.engine.service.asking.encoding import ImageEncoder
 from hashlight.engine.service.asking.following import Pending
 from hashlight.engine.service.asking.searcher import Searcher
@@ -47,6 +50,7 @@ from hashlight.engine.service.problems import RequestError, invalid, refusal_of
 from hashlight.engine.service.telemetry.metrics import CONTENT_TYPE, Metrics
 
 PAGE = Path(__file__).parent.parent / "page"
+PAGE_ITEMS = 100
 
 Timeout = Annotated[int | None, Query(ge=1, description=schemas.GIVE_UP)]
 ItemId = Annotated[int, InPath(ge=0, le=schemas.MAX_ID, description="Id of an item.")]
@@ -133,6 +137,16 @@ def _add_searches(app: FastAPI, gateway: Gateway) -> None:
         """Find all items within a Hamming radius of each query."""
         return await gateway.search(request, schemas.RangeBody, schemas.RangeOptions)
 
+    @app.post("/v1/count", **json_body(schemas.CountBody, schemas.CountAnswer))
+    async def count(request: Request) -> Response:
+        """Count the items that match."""
+        return await gateway.count(request)
+
+    @app.post("/v1/facets", **json_body(schemas.FacetsBody, schemas.FacetsAnswer))
+    async def facets(request: Request) -> Response:
+        """Count how often each value of an attribute occurs among the items that match."""
+        return await gateway.facets(request)
+
     @app.post("/v1/encode", **encode_body())
     async def encode(request: Request) -> Response:
         """Encode images to codes."""
@@ -143,10 +157,21 @@ def _add_items(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/items", response_model=schemas.ItemsModel)
     async def items(
         request: Request,
-        ids: Annotated[str, Query(description="Ids, joined by commas.", pattern=r"^[0-9]{1,19}(,[0-9]{1,19})*$")],
+        ids: Annotated[
+            str | None, Query(description="Ids, joined by commas.", pattern=r"^[0-9]{1,19}(,[0-9]{1,19})*$")
+        ] = None,
+        filter: Annotated[str | None, Query(max_length=10_000, description="Without `ids`: as for a search.")] = None,
+        after: Annotated[int | None, Query(ge=0, le=schemas.MAX_ID, description="Only ids above this one.")] = None,
+        limit: Annotated[int | None, Query(ge=1, description="Items of a page; 100 by default.")] = None,
+        version: Annotated[int | None, Query(ge=0, description="Version that must answer.")] = None,
         timeout_ms: Timeout = None,
     ) -> Response:
-        """Return stored items."""
+        """Return stored items: some, in the order requested, or a page of all that match, ascending by id."""
+        page = {"filter": filter, "after": after, "limit": limit, "version": version}
+        if ids is None:
+            return await gateway.page(request, Page(filter, after, limit or PAGE_ITEMS, version), timeout_ms)
+        if given := [name for name, value in page.items() if value is not None]:
+            raise invalid(f"`{given[0]}` is for pages of items: leave it or `ids` out", given[0])
         return await gateway.items(request, _ids(ids, gateway.limits.queries), timeout_ms)
 
     @app.get("/v1/items/{id}", response_model=schemas.ItemModel)
@@ -166,7 +191,7 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
         """Describe the collection being served."""
         return json_response(await gateway.describe())
 
-    @app.put(REPLICAS_PATH, **replicas_body())
+    @app.put(REPLICAS_PATH, **json_body(schemas.ReplicasModel, schemas.ReplicasModel))
     async def replicas(request: Request) -> Response:
         """Set the number of replicas of every group; returns when they are ready."""
         return await gateway.scale(request)

@@ -30,7 +30,7 @@ from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
 from hashlight.engine.filters.parameters import MAX_VALUES, Parameters
 from hashlight.engine.service.api import schemas
 from hashlight.engine.service.api.json_body import take_pictures
-from hashlight.engine.service.api.schemas import EncodeBody, EncodeOptions, Query, ReplicasModel
+from hashlight.engine.service.api.schemas import EncodeBody, EncodeOptions, Query
 from hashlight.engine.service.api.slices import BYTES_AT_ONCE, LongList, cut_lists
 from hashlight.engine.service.asking.resolving import NoFeaturesError, Sorted, sort_queries
 from hashlight.engine.service.limits import MAX_IMAGES, MAX_QUERIES, Limits
@@ -40,8 +40,12 @@ JSON = "application/json"
 FORM = "multipart/form-data"
 ARROW = "application/vnd.apache.arrow.stream"
 
-_MAX_FIELDS = 20  # of a form; there are nine options
-_OBJECTS = {"rerank": '{"pool": 100}', "parameters": '{"seen": [7, 8]}'}  # options that are not plain values
+_MAX_FIELDS = 20  # of a form; there are ten options
+_OBJECTS = {
+    "rerank": '{"pool": 100}',
+    "parameters": '{"seen": [7, 8]}',
+    "after": '{"distance": 3, "id": 7}',
+}  # options that are not plain values
 _MAX_FIELD_BYTES = 20_000  # a filter in four-byte characters still fits
 
 # A larger body is read in a thread: a smaller one takes less than the millisecond that starting one may take.
@@ -131,13 +135,13 @@ async def read_search(
         fields, image = await read_form(request)
         parsed = _parse_fields(options, fields)
         queries = _sorted([Image("image", image)], parsed, bits)
-        return Asked(parsed, queries, _lists_of(parsed), arrow=wants_arrow(request))
+        return Asked(parsed, queries, lists_of(parsed), arrow=wants_arrow(request))
     if kind == ARROW:
         parsed = _parse_fields(options, _url_fields(request))
         if _reranks(parsed):
             raise invalid(str(NoFeaturesError(0)), "rerank")
         codes = await _read(request, functools.partial(codes_of_arrow, bits=bits, limits=limits))
-        return Asked(parsed, Sorted(codes, {}, {}, reranks=False), _lists_of(parsed), arrow=True)
+        return Asked(parsed, Sorted(codes, {}, {}, reranks=False), lists_of(parsed), arrow=True)
     raise unsupported(kind, (JSON, FORM, ARROW))
 
 
@@ -152,12 +156,12 @@ async def read_images(request: Request, limits: Limits) -> tuple[list[Image], in
     raise unsupported(kind, (JSON, FORM))
 
 
-async def read_replicas(request: Request, limits: Limits) -> ReplicasModel:
-    """Read the number of replicas from JSON."""
+async def read_document(request: Request, model: type[Options], limits: Limits) -> Options:
+    """Read a body that can only be JSON; errors as in `read_search`."""
     kind = media_type(request)
     if kind != JSON:
         raise unsupported(kind, (JSON,))
-    return await _read(request, lambda data: _parse_json(ReplicasModel, data, limits)[0])
+    return await _read(request, lambda data: _parse_json(model, data, limits)[0])
 
 
 def unsupported(kind: str, expected: Sequence[str]) -> RequestError:
@@ -179,10 +183,11 @@ def _search_of_json(data: bytearray, *, body: type[BaseModel], bits: int, limits
     parsed, pictures = _parse_json(body, data, limits)
     _check_count(len(parsed.queries), "queries", limits.queries)
     queries = [_kind_of(query, number, bits, pictures) for number, query in enumerate(parsed.queries)]
-    return Asked(parsed, _sorted(queries, parsed, bits), _lists_of(parsed))
+    return Asked(parsed, _sorted(queries, parsed, bits), lists_of(parsed))
 
 
-def _lists_of(options: Any) -> Parameters | None:
+def lists_of(options: Any) -> Parameters | None:
+    """Return the lists of ids that a filter names; 422 if they are too many."""
     try:
         return Parameters.of(options.parameters)
     except ValueError as error:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from fastapi import Request, Response
@@ -28,9 +28,18 @@ from hashlight.engine.service.api.searching import Body, SearchThreads, begin_bo
 from hashlight.engine.service.asking.budget import Account, Budget
 from hashlight.engine.service.asking.encoding import Encoded, EncodingThreads, ImageEncoder, is_encoder_of
 from hashlight.engine.service.asking.following import Pending
-from hashlight.engine.service.asking.rendering import hex_codes, items_documents, items_pieces, json_bytes, table_pieces
+from hashlight.engine.service.asking.rendering import (
+    facets_pieces,
+    hex_codes,
+    items_documents,
+    items_pieces,
+    json_bytes,
+    page_frame,
+    table_pieces,
+    with_frame,
+)
 from hashlight.engine.service.asking.resolving import Sorted, stored_codes
-from hashlight.engine.service.asking.retrieval import Ask, stored_items
+from hashlight.engine.service.asking.retrieval import Ask, stored_items, stored_page, time_left
 from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.limits import Limits
@@ -42,6 +51,15 @@ logger = logging.getLogger(__name__)
 _PICTURES = (
     (b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG", "image/png"), (b"GIF8", "image/gif"), (b"RIFF", "image/webp")
 )  # fmt: skip
+
+
+class Page(NamedTuple):
+    """A page of items; see `engine.service.asking.retrieval.stored_page`."""
+
+    filter: str | None
+    after: int | None
+    limit: int
+    version: int | None
 
 
 class Gateway:
@@ -133,6 +151,52 @@ class Gateway:
         }
         return json_response(document)
 
+    async def count(self, request: Request) -> Response:
+        """Count items."""
+        arrived_s = time.monotonic()
+        asked = await bodies.read_document(request, schemas.CountBody, self.limits)
+        lists, deadline_s = bodies.lists_of(asked), arrived_s + self._timeout_s(asked.timeout_ms)
+        async with self._within(request, deadline_s):
+            count, coverage = await self._searches.run_named(
+                lambda: self.searcher.count(asked.filter, lists, timeout_s=time_left(deadline_s))
+            )
+        return json_response({"count": count, "version": coverage.version})
+
+    async def facets(self, request: Request) -> Response:
+        """Count the values of an attribute."""
+        arrived_s = time.monotonic()
+        asked = await bodies.read_document(request, schemas.FacetsBody, self.limits)
+        if asked.limit > self.limits.k:
+            raise invalid(f"`limit` must be 1 to {self.limits.k}, got {asked.limit}", "limit")
+        lists, deadline_s = bodies.lists_of(asked), arrived_s + self._timeout_s(asked.timeout_ms)
+        arrow = bodies.wants_arrow(request)
+        async with self._within(request, deadline_s) as account:
+
+            def read() -> Body:
+                table, coverage = self.searcher.facets(
+                    asked.column, asked.filter, lists, limit=asked.limit, timeout_s=time_left(deadline_s)
+                )
+                account.hold(table.nbytes)
+                frame = {"column": asked.column, "version": coverage.version}
+                return begin_body(table_pieces(with_frame(table, frame)) if arrow else facets_pieces(table, frame))
+
+            return self._response(await self._searches.run_named(read), arrow=arrow)
+
+    async def page(self, request: Request, asked: Page, timeout_ms: int | None) -> Response:
+        """Return a page of stored items."""
+        if asked.limit > self.limits.queries:
+            raise invalid(f"`limit` must be 1 to {self.limits.queries}, got {asked.limit}", "limit")
+        arrow, deadline_s = bodies.wants_arrow(request), time.monotonic() + self._timeout_s(timeout_ms)
+        async with self._within(request, deadline_s) as account:
+
+            def read() -> Body:
+                timeout_s = time_left(deadline_s)
+                table, coverage = stored_page(self.searcher, **asked._asdict(), timeout_s=timeout_s, hold=account.hold)
+                frame = page_frame(table, coverage.version, limit=asked.limit)
+                return begin_body(table_pieces(with_frame(table, frame)) if arrow else items_pieces(table, frame))
+
+            return self._response(await self._searches.run_named(read), arrow=arrow)
+
     async def items(self, request: Request, ids: Sequence[int], timeout_ms: int | None) -> Response:
         """Return stored items."""
         arrow, timeout_s = bodies.wants_arrow(request), self._timeout_s(timeout_ms)
@@ -189,7 +253,7 @@ class Gateway:
         """Set the number of replicas of every group; returns when they are ready."""
         if self._scale is None:
             raise RequestError(409, "conflict", "no shard servers are in use, so there are no replicas")
-        asked = await bodies.read_replicas(request, self.limits)
+        asked = await bodies.read_document(request, schemas.ReplicasModel, self.limits)
         # Shielded, because servers that are being started are not taken back when the client goes away.
         await asyncio.shield(asyncio.create_task(self._scale_to(asked.replicas, self._scale)))
         return json_response(asked.model_dump())
@@ -255,6 +319,8 @@ class Gateway:
                 raise invalid(
                     f"`radius` must be 0 to {bits} (the codes have {bits} bits), got {options.radius}", "radius"
                 )
+            if options.after is not None and count > 1:
+                raise invalid(f"`after` goes with a single query, whose answer it ends, got {count} queries", "after")
         elif options.rerank is not None:
             self._check_rerank(options.rerank.pool, options.k, count)
 
@@ -277,14 +343,17 @@ class Gateway:
 
     async def _resolve(self, asked: bodies.Asked, deadline_s: float, timing_ms: dict[str, float]) -> Ask:
         """Turn queries into codes, and into features if they are needed."""
-        options, rerank = asked.options, None
+        options, rerank, version = asked.options, None, None
         more = {"filter": options.filter, "parameters": asked.lists, "explain": "explain" in options.include}
         if isinstance(options, schemas.SearchOptions):
             query = Query(k=options.k, **more)
             if options.rerank is not None:
                 rerank = Rerank(pool=options.rerank.pool, metric=options.rerank.metric)
         else:
+            after = options.after
             query = Query(radius=options.radius, limit=options.limit, **more)
+            if after is not None:
+                query, version = query._replace(after=(after.distance, after.id)), after.version
         codes, features = await self._codes_of(asked.queries, deadline_s, timing_ms)
         return Ask(
             codes=codes,
@@ -293,6 +362,7 @@ class Gateway:
             rerank=rerank,
             allow_partial=options.allow_partial,
             include=frozenset(options.include) - {"explain"},
+            version=version,
         )
 
     async def _codes_of(

@@ -14,7 +14,8 @@ from hashlight.engine.service.api import bodies, schemas
 _REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (
     schemas.SearchBody, schemas.RangeBody, schemas.EncodeBody, schemas.SearchOptions, schemas.RangeOptions,
-    schemas.SearchAnswer, schemas.EncodeAnswer, schemas.ErrorAnswer,
+    schemas.SearchAnswer, schemas.EncodeAnswer, schemas.ErrorAnswer, schemas.CountBody, schemas.FacetsBody,
+    schemas.ReplicasModel,
 )  # fmt: skip
 _ERRORS = {
     "4XX": "The request is refused; `error.field` names the field at fault.",
@@ -38,11 +39,11 @@ def encode_body() -> dict[str, Any]:
     return _body(schemas.EncodeBody, schemas.EncodeOptions, schemas.EncodeAnswer)
 
 
-def replicas_body() -> dict[str, Any]:
-    """Return the same for the number of replicas."""
-    content = {bodies.JSON: {"schema": _ref(schemas.ReplicasModel)}}
+def json_body(body: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """Return the same for a body that is JSON alone."""
+    content = {bodies.JSON: {"schema": _ref(body), "examples": _examples(body)}}
     return {
-        "response_model": schemas.ReplicasModel,
+        "response_model": answer,
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
     }
 
@@ -116,6 +117,8 @@ def _form_fields(options: type[BaseModel]) -> dict[str, Any]:
             schema |= {"type": "string", "description": 'JSON: {"pool": 100, "metric": "l2"}.'}
         elif name == "parameters":
             schema |= {"type": "string", "description": 'JSON: {"seen": [7, 8]}.'}
+        elif name == "after":
+            schema |= {"type": "string", "description": 'JSON: {"version": 5, "distance": 3, "id": 7}.'}
         elif name == "include":
             schema |= {"type": "string", "pattern": "^((attributes|code|explain)(,(?!$)|$)){0,3}$"}
         elif name == "filter":

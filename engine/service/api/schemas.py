@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hashlight.engine.codes import MAX_BITS
 from hashlight.engine.filters.parameters import MAX_LISTS, MAX_VALUES, NAME
 from hashlight.engine.service.limits import MAX_IMAGES, MAX_QUERIES
 
@@ -65,17 +66,21 @@ class RerankBody(_Request):
     metric: Literal["l2", "cosine"] = "l2"
 
 
+FILTER: Any = Field(
+    None,
+    max_length=10_000,
+    description='Only items whose attributes match: `label == 3 and kind in ("shoe", "bag")`.',
+)
+PARAMETERS: Any = Field(
+    None,
+    max_length=MAX_LISTS,
+    description="Lists of ids that `filter` names: `id not in :seen`; at most 250,000 numbers in all.",
+)
+
+
 class _Options(_Request):
-    filter: str | None = Field(
-        None,
-        max_length=10_000,
-        description='Only items whose attributes match: `label == 3 and kind in ("shoe", "bag")`.',
-    )
-    parameters: dict[_ListName, _List] | None = Field(
-        None,
-        max_length=MAX_LISTS,
-        description="Lists of ids that `filter` names: `id not in :seen`; at most 250,000 numbers in all.",
-    )
+    filter: str | None = FILTER
+    parameters: dict[_ListName, _List] | None = PARAMETERS
     timeout_ms: int | None = Field(None, ge=1, description=GIVE_UP)
     include: list[Literal["attributes", "code", "explain"]] = Field(
         default_factory=list,
@@ -93,6 +98,16 @@ class SearchOptions(_Options):
     allow_partial: bool = Field(True, description="Answer from the shards that respond; `coverage` names the others.")
 
 
+class AfterBody(_Request):
+    """The last answer of a result that was cut off, where the next one goes on."""
+
+    version: int | None = Field(
+        None, ge=0, description="Version that gave it; without one, whichever is served goes on."
+    )
+    distance: int = Field(ge=0, le=MAX_BITS)
+    id: int = Field(ge=0, le=MAX_ID)
+
+
 class RangeOptions(_Options):
     """How to find all items within a radius."""
 
@@ -100,6 +115,7 @@ class RangeOptions(_Options):
     limit: int = Field(
         100, ge=1, description="Keep this many nearest items of each query; `truncated` says if there are more."
     )
+    after: AfterBody | None = Field(None, description="Only items that come after this one; with a single query.")
     allow_partial: bool = Field(
         False, description="As for a search; unless this is set, a radius answer is complete or an error."
     )
@@ -148,6 +164,47 @@ class EncodeBody(EncodeOptions):
     images: list[str] = Field(min_length=1, max_length=MAX_IMAGES, fail_fast=True, description="Image files in base64.")
 
 
+class CountBody(_Request):
+    """Count items."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{}, {"filter": "label == 3"}]})
+    filter: str | None = FILTER
+    parameters: dict[_ListName, _List] | None = PARAMETERS
+    timeout_ms: int | None = Field(None, ge=1, description=GIVE_UP)
+
+
+class FacetsBody(CountBody):
+    """Count how often each value of an attribute occurs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"column": "label"}, {"column": "label", "filter": "id < 100", "limit": 5}]}
+    )
+    column: str = Field(max_length=10_000, description="An attribute.")
+    limit: int = Field(100, ge=1, description="The most frequent values.")
+
+
+class CountAnswer(BaseModel):
+    """The number of items that match."""
+
+    count: int
+    version: int = Field(description="Collection version.")
+
+
+class ValueModel(BaseModel):
+    """A value and how often it occurs."""
+
+    value: Any = Field(description="null: items without a value.")
+    count: int
+
+
+class FacetsAnswer(BaseModel):
+    """Values of an attribute, the most frequent first, of equally frequent ones the lowest first."""
+
+    column: str
+    values: list[ValueModel]
+    version: int = Field(description="Collection version.")
+
+
 class HitModel(BaseModel):
     """One item found."""
 
@@ -171,6 +228,7 @@ class ResultModel(BaseModel):
 
     hits: list[HitModel]
     truncated: bool
+    next: AfterBody | None = Field(description="If `truncated`: what to send as `after` for those that follow.")
     explain: ExplainModel | None = None
 
 
@@ -212,9 +270,11 @@ class ItemModel(BaseModel):
 
 
 class ItemsModel(BaseModel):
-    """Items, in the order requested."""
+    """Items, in the order requested, or a page of them in ascending order of their ids."""
 
     items: list[ItemModel]
+    next: int | None = Field(None, description="Of a page: what to send as `after` for the next; null at the end.")
+    version: int | None = Field(None, description="Of a page: collection version.")
 
 
 class CollectionModel(BaseModel):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+from hashlight.engine.errors import HashlightError
 from hashlight.engine.service.asking.batching import MicroBatcher
 from hashlight.engine.service.asking.rendering import arrow_pieces, json_pieces
 from hashlight.engine.service.asking.retrieval import Answer, Ask, Hold, answer_each
@@ -113,6 +114,15 @@ class SearchThreads:
         future.add_done_callback(self._ended)
         return await asyncio.wrap_future(future)
 
+    async def run_named(self, work: Callable[[], T]) -> T:
+        """Do as `run`; an argument that the searcher refuses is an error of the request, by its name."""
+        try:
+            return await self.run(work)
+        except ValueError as error:
+            if isinstance(error, HashlightError):
+                raise
+            raise named(error) from error
+
     async def search(
         self, ask: Ask, *, deadline_s: float, arrow: bool, timing_ms: dict[str, float], hold: Hold
     ) -> Body:
@@ -127,7 +137,7 @@ class SearchThreads:
         if len(ask.codes) == 1 and ask.rerank is None and ask.query.parameters is None and few:
             # What goes together has about the same time left: within a factor of two.
             _, time_left = math.frexp(deadline_s - time.monotonic())
-            kind = (ask.query, ask.allow_partial, ask.include, time_left)
+            kind = (ask.query, ask.allow_partial, ask.include, ask.version, time_left)
             return await self._batcher(kind).submit(job)
         [body] = await self.run(functools.partial(self._answer, [job]))
         if isinstance(body, Exception):

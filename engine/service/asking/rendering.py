@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,7 @@ def json_pieces(answer: Answer, *, timing_ms: dict[str, float]) -> Iterator[byte
 
 def arrow_pieces(answer: Answer, *, timing_ms: dict[str, float]) -> Iterator[bytes]:
     """Yield an Arrow IPC stream of `search_table`, with `search_frame` in its schema's metadata under `hashlight`."""
-    frame = json.dumps(search_frame(answer, timing_ms))
-    return table_pieces(search_table(answer).replace_schema_metadata({METADATA_KEY: frame}))
+    return table_pieces(with_frame(search_table(answer), search_frame(answer, timing_ms)))
 
 
 def search_table(answer: Answer) -> pa.Table:
@@ -100,6 +99,11 @@ def search_frame(answer: Answer, timing_ms: dict[str, float]) -> dict[str, Any]:
     return frame
 
 
+def with_frame(table: pa.Table, frame: Mapping[str, Any]) -> pa.Table:
+    """Return a table with what an answer has besides its rows, in the metadata of its schema."""
+    return table.replace_schema_metadata({METADATA_KEY: json.dumps(frame)})
+
+
 def table_pieces(table: pa.Table) -> Iterator[bytes]:
     """Yield a table as an Arrow IPC stream."""
     sink = io.BytesIO()
@@ -117,13 +121,28 @@ def table_pieces(table: pa.Table) -> Iterator[bytes]:
     yield take()
 
 
-def items_pieces(items: pa.Table) -> Iterator[bytes]:
-    """Yield the JSON document of items from `engine.service.asking.retrieval.stored_items`."""
+def items_pieces(items: pa.Table, frame: Mapping[str, Any] | None = None) -> Iterator[bytes]:
+    """Yield the JSON document of items from `engine.service.asking.retrieval.stored_items`, and what else it has."""
     yield b'{"items":['
     for begin, end in _pieces(_sums_of_bytes(items, len(items)), 0, len(items)):
         comma = b"," if begin else b""
         yield comma + json_bytes(items_documents(items.slice(begin, end - begin)))[1:-1]
-    yield b"]}"
+    yield b"]" + (b"," + json_bytes(frame)[1:] if frame else b"}")
+
+
+def page_frame(items: pa.Table, version: int, *, limit: int) -> dict[str, Any]:
+    """Return what a page of items has besides them: `next`, the id that the next one comes after, and `version`."""
+    last = items["id"][-1].as_py() if len(items) == limit else None
+    return {"next": last, "version": version}
+
+
+def facets_pieces(counts: pa.Table, frame: Mapping[str, Any]) -> Iterator[bytes]:
+    """Yield the JSON document of `engine.service.asking.searcher.Searcher.facets`, and what else it has."""
+    yield b'{"values":['
+    for begin, end in _pieces(_sums_of_bytes(counts, len(counts)), 0, len(counts)):
+        comma = b"," if begin else b""
+        yield comma + json_bytes(counts.slice(begin, end - begin).to_pylist())[1:-1]
+    yield b"]," + json_bytes(frame)[1:]
 
 
 def items_documents(items: pa.Table) -> list[dict[str, Any]]:
@@ -174,7 +193,14 @@ def _hits(answer: Answer, begin: int, end: int) -> list[dict[str, Any]]:
 
 def _rest(answer: Answer, number: int) -> dict[str, Any]:
     """Return what the result of a query holds besides its hits."""
-    rest: dict[str, Any] = {"truncated": bool(answer.truncated[number])}
+    rest: dict[str, Any] = {"truncated": bool(answer.truncated[number]), "next": None}
+    if rest["truncated"]:
+        last = int(answer.lims[number + 1]) - 1
+        rest["next"] = {
+            "version": answer.coverage.version,
+            "distance": int(answer.distances[last]),
+            "id": int(answer.ids[last]),
+        }
     return rest if answer.explain is None else rest | {"explain": _explain(answer, number)}
 
 

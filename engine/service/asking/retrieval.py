@@ -20,7 +20,7 @@ from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, HashlightError, IdNotFoundError, NotReadyError
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, Explanation, RangeResult, as_range
-from hashlight.engine.service.asking.searcher import Searcher
+from hashlight.engine.service.asking.searcher import Searcher, as_limit, version_gone
 from hashlight.engine.service.problems import RequestError
 
 _MANY = 1000
@@ -55,6 +55,8 @@ class Ask:
     allow_partial : bool
     include : frozenset of str
         Any of "attributes" and "code": what to read for the hits.
+    version : int or None
+        The one that must answer; None: the one that is served.
     """
 
     codes: CodeArray
@@ -63,6 +65,7 @@ class Ask:
     rerank: Rerank | None = None
     allow_partial: bool = False
     include: frozenset[str] = frozenset()
+    version: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +131,8 @@ def answer(searcher: Searcher, ask: Ask, *, timeout_s: float | None, hold: Hold 
         If `timeout_s` expires.
     NotReadyError
         If new versions keep going live during the request.
+    VersionGoneError
+        If `ask.version` is not served any more.
     """
     [found] = _answer_each(searcher, ask, [hold], timeout_s=timeout_s)
     if isinstance(found, Exception):
@@ -151,9 +156,11 @@ def _answer_each(
 ) -> list[Answer | Exception]:
     """Answer for all queries together if there is one hold, and otherwise for each of them."""
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    searcher = _at(searcher, ask.version)
     for _ in range(_TRIES):
         start = time.perf_counter()
         found = _search(searcher, ask, _time_to_search(deadline_s, ask.include))
+        _check_version(found.coverage, ask.version)
         searched = time.perf_counter()
         parts = [found] if len(holds) == 1 else split(found)
         shares = _Shares(holds, np.array([_HIT_BYTES * len(part.ids) for part in parts]))
@@ -250,6 +257,71 @@ def _stored(searcher: Searcher, ids: IdArray, deadline_s: float | None, hold: Ho
         if len(parts) == 1 or searcher.version == version:
             return _joined(parts)
     raise NotReadyError(f"the collection changed {_TRIES} times during one request: try again")
+
+
+def stored_page(
+    searcher: Searcher,
+    filter: str | None,
+    *,
+    after: int | None,
+    limit: int,
+    version: int | None,
+    timeout_s: float | None,
+    hold: Hold = _hold_anything,
+) -> tuple[pa.Table, Coverage]:
+    """Return stored items in ascending order of their ids, as `stored_items` does, of one version.
+
+    Parameters
+    ----------
+    searcher : Searcher
+    filter : str or None
+    after : int or None
+        Only ids above this one.
+    limit : int
+        How many at most; fewer are all that there are.
+    version : int or None
+        The one that must answer.
+    timeout_s : float or None
+    hold : callable
+        As in `answer`.
+
+    Raises
+    ------
+    VersionGoneError
+        If `version` is not served any more.
+    NotReadyError
+        If new versions keep going live during the request.
+    """
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    searcher, limit = _at(searcher, version), as_limit(limit)
+    for _ in range(_TRIES):
+        parts: list[pa.Table] = []
+        covered: list[Coverage] = []
+        last, left = after, limit
+        while left > 0 and (not parts or len(parts[-1]) == _ITEMS):
+            table, coverage = searcher.scan(
+                filter, after=last, limit=min(left, _ITEMS), timeout_s=_time_left(deadline_s)
+            )
+            _check_version(coverage, version)
+            parts.append(table)
+            covered.append(coverage)
+            hold(sum(part.nbytes for part in parts))
+            last, left = (table["id"][-1].as_py() if len(table) else last), left - len(table)
+        if all(coverage.version == covered[0].version for coverage in covered):
+            table = _joined(parts)
+            codes = shorten_codes(table["code"], searcher.bits)
+            return table.set_column(table.column_names.index("code"), "code", codes), covered[0]
+    raise NotReadyError(f"the collection changed {_TRIES} times during one request: try again")
+
+
+def _at(searcher: Searcher, version: int | None) -> Searcher:
+    return searcher if version is None else searcher.at(version)
+
+
+def _check_version(coverage: Coverage, version: int | None) -> None:
+    """Raise VersionGoneError if another version has answered than the one that must."""
+    if version is not None and coverage.version != version:
+        raise version_gone(version, coverage.version)
 
 
 def shorten_codes(column: pa.ChunkedArray, bits: int) -> pa.Array:

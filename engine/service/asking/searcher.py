@@ -6,6 +6,7 @@ shard servers. Both give the same answers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -18,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from hashlight.engine.codes import CodeArray, IdArray
+from hashlight.engine.codes import CodeArray, IdArray, check_limit
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank
-from hashlight.engine.errors import DeadlineExceededError, NotReadyError
+from hashlight.engine.errors import CollectionNotFoundError, DeadlineExceededError, NotReadyError, VersionGoneError
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
@@ -32,6 +33,12 @@ from hashlight.engine.storage.versions import read_current
 logger = logging.getLogger(__name__)
 
 _SAMPLED_ROWS = 64
+
+# Values of one attribute that are counted at once: some 100 MB while they are put together.
+MAX_VALUES_COUNTED = 1_000_000
+
+# Earlier versions that stay open for those who read page after page.
+_VERSIONS_KEPT = 4
 
 
 class Searcher(ABC):
@@ -128,6 +135,87 @@ class Searcher(ABC):
         query = Query(radius=radius, limit=limit, filter=filter, parameters=lists, explain=explain, after=after)
         return cast(RangeResult, self.answer(queries, query, allow_partial=allow_partial, **more))
 
+    def at(self, version: int) -> Searcher:
+        """Return a searcher of one version, which may be an earlier one; it stays at that version.
+
+        Raises
+        ------
+        VersionGoneError
+            If that version is not served any more.
+        """
+        if version != self.version:
+            raise version_gone(version, self.version)
+        return self
+
+    @abstractmethod
+    def count(
+        self,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> tuple[int, Coverage]:
+        """Return the number of items that satisfy `filter`, or of all, in all shards.
+
+        Raises
+        ------
+        IncompleteError
+            If shards are missing.
+        """
+
+    @abstractmethod
+    def facets(
+        self,
+        column: str,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        limit: int = 100,
+        timeout_s: float | None = None,
+    ) -> tuple[pa.Table, Coverage]:
+        """Count how often each value of an attribute occurs, as `Collection.facets` does.
+
+        Raises
+        ------
+        ValueError
+            If there is no such attribute, or it has more than a million different values.
+        IncompleteError
+            If shards are missing.
+        """
+
+    @abstractmethod
+    def scan(
+        self,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        after: int | None = None,
+        limit: int,
+        timeout_s: float | None = None,
+    ) -> tuple[pa.Table, Coverage]:
+        """Return stored items that satisfy `filter`, those of the lowest ids, ascending by id.
+
+        Parameters
+        ----------
+        filter, parameters
+            As in `search`.
+        after : int, optional
+            Only ids above this one.
+        limit : int
+            How many at most; fewer are all that there are.
+        timeout_s : float, optional
+
+        Returns
+        -------
+        (pyarrow.Table, Coverage)
+            Columns as of `get`.
+
+        Raises
+        ------
+        IncompleteError
+            If shards are missing.
+        """
+
     @abstractmethod
     def get(
         self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
@@ -184,6 +272,8 @@ class CollectionSearcher(Searcher):
     def __init__(self, collection: Collection | str | Path) -> None:
         self._collection = collection if isinstance(collection, Collection) else Collection.open(collection)
         self._renewing = threading.Lock()
+        self._earlier: dict[int, CollectionSearcher] = {}
+        self._opening = threading.Lock()
 
     def __repr__(self) -> str:
         """Name the collection."""
@@ -220,6 +310,67 @@ class CollectionSearcher(Searcher):
         _check_time(deadline_s, timeout_s)
         return found
 
+    def at(self, version: int) -> CollectionSearcher:
+        """See `Searcher.at`; any version that the collection still has can be asked."""
+        live = self._collection
+        if version == live.version:
+            return CollectionSearcher(live)
+        with self._opening:
+            found = self._earlier.pop(version, None)
+            if found is None or found._collection.manifest.collection != live.manifest.collection:
+                try:
+                    earlier = Collection.open(live.location, version=version, index=live.index, reuse=live)
+                except CollectionNotFoundError as error:
+                    raise version_gone(version, live.version) from error
+                found = CollectionSearcher(earlier)
+            self._earlier[version] = found  # the last one asked for comes last
+            while len(self._earlier) > _VERSIONS_KEPT:
+                del self._earlier[next(iter(self._earlier))]
+            return found
+
+    def count(
+        self,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> tuple[int, Coverage]:
+        """See `Searcher.count`."""
+        deadline_s, collection = _deadline(timeout_s), self._collection
+        found = collection.count(filter, parameters), coverage_of(collection)
+        _check_time(deadline_s, timeout_s)
+        return found
+
+    def facets(
+        self,
+        column: str,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        limit: int = 100,
+        timeout_s: float | None = None,
+    ) -> tuple[pa.Table, Coverage]:
+        """See `Searcher.facets`."""
+        deadline_s, collection, limit = _deadline(timeout_s), self._collection, as_limit(limit)
+        table = check_values(collection.facets(column, filter, parameters, limit=None), column)
+        _check_time(deadline_s, timeout_s)
+        return table.slice(0, limit), coverage_of(collection)
+
+    def scan(
+        self,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        after: int | None = None,
+        limit: int,
+        timeout_s: float | None = None,
+    ) -> tuple[pa.Table, Coverage]:
+        """See `Searcher.scan`."""
+        deadline_s, collection = _deadline(timeout_s), self._collection
+        table = scan_page(collection, filter, parameters, after=after, limit=as_limit(limit))
+        _check_time(deadline_s, timeout_s)
+        return table, coverage_of(collection)
+
     def get(
         self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
     ) -> pa.Table:
@@ -245,8 +396,7 @@ class CollectionSearcher(Searcher):
         """See `Searcher.ready`; no answer is partial, so every shard must be well."""
         collection = self._collection
         try_search(collection)
-        shards, codes = len(collection.shards), len(collection)
-        return Coverage(shards=shards, answered=shards, codes=codes, searched=codes, version=collection.version)
+        return coverage_of(collection)
 
     def renew(self) -> bool:
         """Open the live version if it has changed; return whether it had.
@@ -263,6 +413,53 @@ class CollectionSearcher(Searcher):
 
     def close(self) -> None:
         """See `Searcher.close`; maps are released by their last reader."""
+
+
+def coverage_of(collection: Collection) -> Coverage:
+    """Return the coverage of an answer of an open collection, all of whose shards are here."""
+    shards, codes = len(collection.shards), len(collection)
+    return Coverage(shards=shards, answered=shards, codes=codes, searched=codes, version=collection.version)
+
+
+def scan_page(
+    collection: Collection,
+    filter: str | None,
+    parameters: Mapping[str, ArrayLike] | None,
+    *,
+    after: int | None,
+    limit: int,
+) -> pa.Table:
+    """Return the first items of a scan; see `Searcher.scan`."""
+    reader = collection.scan(None, filter, parameters, batch_rows=limit, after=after)
+    with contextlib.closing(reader):
+        first = next(iter(reader), None)
+    return pa.Table.from_batches([] if first is None else [first], reader.schema)
+
+
+def as_limit(limit: int) -> int:
+    """Return `limit` if it is a whole number of at least 1, or raise TypeError or ValueError."""
+    checked = check_limit(limit)
+    if checked is None:
+        raise TypeError("`limit` must be a whole number, got None")
+    return checked
+
+
+def check_values(table: pa.Table, column: str) -> pa.Table:
+    """Return the counted values of an attribute, or raise ValueError if there are too many."""
+    if len(table) > MAX_VALUES_COUNTED:
+        raise ValueError(
+            f"`column` {column} has more than {MAX_VALUES_COUNTED} different values: count one of fewer, or narrow it "
+            "down by a filter"
+        )
+    return table
+
+
+def version_gone(version: int, served: int) -> VersionGoneError:
+    """Return the error of a version that cannot be asked."""
+    return VersionGoneError(
+        f"version {version} is not served any more, version {served} is: begin again, or leave the version out to go "
+        "on in the one that is served"
+    )
 
 
 def describe_collection(collection: Collection) -> dict[str, Any]:

@@ -33,18 +33,19 @@ from hashlight.engine.errors import (
 )
 from hashlight.engine.filters.filter import FilterError
 from hashlight.engine.filters.parameters import Parameters
+from hashlight.engine.filters.tokens import check_unicode
 from hashlight.engine.query import Query
 from hashlight.engine.results import Explanation, RangeResult, Result, SearchResult
 
-PROTOCOL = 3
+PROTOCOL = 4
 COMMAND = b"hashlight"  # command in the exchange's descriptor
 PAGE_BYTES = 1 << 20
 MAX_ROWS_ASKED = 1 << 20  # queries or ids in one request
 
 _MAGIC = b"HL"
 # magic, protocol, kind, id, version, microseconds left, identity of the shards, rows, words, flags, k or radius, limit,
-# distance and id that answers come after, bytes of the filter, bytes of its parameters
-_REQUEST = struct.Struct("<2sBBQQQ16sIHHqqqqII")
+# distance and id that answers come after, bytes of the filter, bytes of its parameters, bytes of the column's name
+_REQUEST = struct.Struct("<2sBBQQQ16sIHHqqqqIII")
 _ID_AT, _STAMP_AT = 4, 20
 _U32, _U64, _STAMP = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<Q16s")  # stamp: time left and identity
 _NO_SHARDS = bytes(16).hex()
@@ -79,6 +80,9 @@ class Kind(enum.IntEnum):
     READY = 6
     PING = 7
     CANCEL = 8
+    COUNT = 9
+    FACETS = 10
+    SCAN = 11
 
 
 class Status(enum.IntEnum):
@@ -104,10 +108,13 @@ class Request(NamedTuple):
     values : ndarray of uint64, shape (Q, W) or (M, 1)
         Codes, or the bits of int64 ids.
     query : Query or None
-        For searches only; the server chooses its own threads.
+        For searches; the server chooses its own threads. For COUNT, FACETS and SCAN a query of neither kind, of which
+        the filter and its parameters count, and for SCAN the limit and the id that items come after.
     identity : str
         The shards that must answer (`engine.service.protocol.cluster_map.identity_of`). A server that has others
         refuses: versions are numbered anew when a collection is built again, and addresses change hands.
+    column : str
+        The attribute whose values FACETS counts.
     """
 
     kind: Kind
@@ -117,6 +124,24 @@ class Request(NamedTuple):
     values: NDArray[np.uint64]
     query: Query | None = None
     identity: str = _NO_SHARDS
+    column: str = ""
+
+    @classmethod
+    def of_items(
+        cls,
+        kind: Kind,
+        filter: str | None,
+        parameters: Parameters | None,
+        *,
+        column: str = "",
+        limit: int | None = None,
+        after: int | None = None,
+    ) -> Request:
+        """Return the request for COUNT, FACETS or SCAN; the router fills in the rest."""
+        if filter is not None:
+            check_unicode(filter)
+        query = Query(filter=filter, parameters=parameters, limit=limit, after=None if after is None else (0, after))
+        return cls(kind, 0, 0, 0.0, np.zeros((0, 1), np.uint64), query, column=column)
 
     @classmethod
     def of_query(cls, query: Query, codes_QW: CodeArray) -> Request:
@@ -127,7 +152,7 @@ class Request(NamedTuple):
     @property
     def number(self) -> int:
         """The k or the radius of the query; 0 without a query."""
-        if self.query is None:
+        if self.query is None or self.kind in _OF_ITEMS:
             return 0
         return cast(int, self.query.radius if self.query.k is None else self.query.k)
 
@@ -142,6 +167,7 @@ class Request(NamedTuple):
         text = ((query and query.filter) or "").encode()
         lists = b"" if query is None or query.parameters is None else _lists_bytes(query.parameters)
         rows, words = self.values.shape
+        column = self.column.encode()
         head = _REQUEST.pack(
             _MAGIC,
             PROTOCOL,
@@ -158,8 +184,9 @@ class Request(NamedTuple):
             *(_BEFORE_ALL if query is None or query.after is None else query.after),
             len(text),
             len(lists),
+            len(column),
         )
-        return head + text + lists + self.values.astype("<u8", copy=False).tobytes()
+        return head + text + lists + column + self.values.astype("<u8", copy=False).tobytes()
 
     @staticmethod
     def stamp(frame: bytes, id_: int, timeout_s: float, identity: str) -> bytes:
@@ -183,31 +210,34 @@ class Request(NamedTuple):
         _check_head(frame)
         head = _REQUEST.unpack_from(frame)
         _, _, kind, id_, version, left_us, identity, rows, words, flags, number, limit = head[:12]
-        *after, text_bytes, lists_bytes = head[12:]
+        *after, text_bytes, lists_bytes, column_bytes = head[12:]
         text_end = _REQUEST.size + text_bytes
-        start = text_end + lists_bytes
+        lists_end = text_end + lists_bytes
+        start = lists_end + column_bytes
         if rows > MAX_ROWS_ASKED or len(frame) != start + 8 * rows * words or kind not in _KINDS:
             raise ProtocolError(
-                f"a request of kind {kind} with {rows} rows of {words} words, {text_bytes} bytes of filter and "
-                f"{lists_bytes} of parameters does not have {len(frame)} bytes (at most {MAX_ROWS_ASKED} rows): "
+                f"a request of kind {kind} with {rows} rows of {words} words, {text_bytes} bytes of filter, "
+                f"{lists_bytes} of parameters and {column_bytes} of a name does not have {len(frame)} bytes (at most "
+                f"{MAX_ROWS_ASKED} rows): "
                 "use the same release on both sides"
             )
         # A copy, because the kernels need aligned words, which the frame's buffer does not guarantee.
         values = np.frombuffer(frame[start:], "<u8").astype(np.uint64).reshape(rows, words)
         query = None
-        if kind in (Kind.SEARCH, Kind.RANGE):
+        if kind in (Kind.SEARCH, Kind.RANGE, *_OF_ITEMS):
             text = _text(frame[_REQUEST.size : text_end]) or None
-            lists = _lists(frame[text_end:start]) if lists_bytes else None
+            lists = _lists(frame[text_end:lists_end]) if lists_bytes else None
             query = Query(filter=text, parameters=lists, explain=bool(flags & _EXPLAIN))
             if kind == Kind.SEARCH:
                 query = query._replace(k=number)
             else:
                 query = query._replace(
-                    radius=number,
+                    radius=number if kind == Kind.RANGE else None,
                     limit=None if limit == _NO_LIMIT else limit,
                     after=None if tuple(after) == _BEFORE_ALL else (after[0], after[1]),
                 )
-        return cls(Kind(kind), id_, version, left_us / 1e6, values, query, identity.hex())
+        column = _text(frame[lists_end:start])
+        return cls(Kind(kind), id_, version, left_us / 1e6, values, query, identity.hex(), column)
 
 
 class Page(NamedTuple):
@@ -275,6 +305,16 @@ def decode_result(query: Query, body: memoryview) -> Result:
     return RangeResult(lims, distances, ids, truncated, explain=_explanation(rest))
 
 
+def encode_count(count: int) -> bytes:
+    """Return a number of items."""
+    return _COUNTS.pack(count, 0, 0)
+
+
+def decode_count(body: memoryview) -> int:
+    """Undo `encode_count`; ProtocolError if it is something else."""
+    return _shape(body)[0]
+
+
 def encode_features(ids: IdArray, features_MF: NDArray[np.float16]) -> bytes:
     """Return the features of the ids that a server has."""
     return b"".join([_COUNTS.pack(*features_MF.shape, 0), _raw(ids, "<i8"), _raw(features_MF, "<f2")])
@@ -332,6 +372,7 @@ def as_values(array: CodeArray | IdArray) -> NDArray[np.uint64]:
 
 
 _KINDS = frozenset(Kind)
+_OF_ITEMS = frozenset({Kind.COUNT, Kind.FACETS, Kind.SCAN})
 _STATUSES = frozenset(Status)
 _ERRORS: Mapping[str, type[Exception]] = {
     cls.__name__: cls

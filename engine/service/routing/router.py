@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, check_codes
 from hashlight.engine.collection.rerank import (
@@ -23,6 +23,7 @@ from hashlight.engine.collection.rerank import (
     pool_query,
     rerank_ids,
 )
+from hashlight.engine.collection.rows import merge_counts
 from hashlight.engine.errors import (
     DeadlineExceededError,
     HashlightError,
@@ -32,9 +33,10 @@ from hashlight.engine.errors import (
     NotReadyError,
     OverloadedError,
 )
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, RerankResult, Result, merge
-from hashlight.engine.service.asking.searcher import Searcher
+from hashlight.engine.service.asking.searcher import Searcher, as_limit, check_values
 from hashlight.engine.service.protocol.cluster_map import ClusterMap
 from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.protocol.wire import (
@@ -43,6 +45,7 @@ from hashlight.engine.service.protocol.wire import (
     Request,
     VersionNotServedError,
     as_values,
+    decode_count,
     decode_features,
     decode_result,
     decode_table,
@@ -192,6 +195,57 @@ class ClusterRouter(Searcher):
                 return self._reranked(view, queries, query, rerank, features, deadline_s, allow_partial=allow_partial)
             except VersionNotServedError:
                 continue  # from the beginning, on the version that has replaced it
+
+    def count(
+        self,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> tuple[int, Coverage]:
+        """See `Searcher.count`."""
+        request = Request.of_items(Kind.COUNT, filter, Parameters.of(parameters))
+        bodies, coverage = self._of_all(request, timeout_s)
+        return sum(map(decode_count, bodies)), coverage
+
+    def facets(
+        self,
+        column: str,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        limit: int = 100,
+        timeout_s: float | None = None,
+    ) -> tuple[pa.Table, Coverage]:
+        """See `Searcher.facets`."""
+        limit = as_limit(limit)
+        request = Request.of_items(Kind.FACETS, filter, Parameters.of(parameters), column=column)
+        bodies, coverage = self._of_all(request, timeout_s)
+        whole = merge_counts([decode_table(body) for body in bodies], limit=None)
+        return check_values(whole, column).slice(0, limit), coverage
+
+    def scan(
+        self,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        after: int | None = None,
+        limit: int,
+        timeout_s: float | None = None,
+    ) -> tuple[pa.Table, Coverage]:
+        """See `Searcher.scan`."""
+        limit = as_limit(limit)
+        request = Request.of_items(Kind.SCAN, filter, Parameters.of(parameters), limit=limit, after=after)
+        bodies, coverage = self._of_all(request, timeout_s)
+        table = pa.concat_tables([decode_table(body) for body in bodies])
+        first = np.argsort(table["id"].to_numpy(), kind="stable")[:limit]
+        return table.take(pa.array(first)), coverage
+
+    def _of_all(self, request: Request, timeout_s: float | None) -> tuple[list[memoryview], Coverage]:
+        """Return what every group answers; IncompleteError and others as in `_coverage` if one does not."""
+        asked, parts = self._ask(request, self._deadline(timeout_s))
+        coverage = _coverage(asked.map, parts, allow_partial=False)
+        return [part.answer.body for part in parts if part.answer is not None], coverage
 
     def get(
         self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()

@@ -7,11 +7,12 @@ import pyarrow as pa
 from hashlight.engine.codes import MAX_PADDED, IdArray
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.query import Query
-from hashlight.engine.service.asking.searcher import try_search
+from hashlight.engine.service.asking.searcher import check_values, scan_page, try_search
 from hashlight.engine.service.protocol.wire import (
     Kind,
     ProtocolError,
     Request,
+    encode_count,
     encode_features,
     encode_result,
     encode_table,
@@ -39,10 +40,24 @@ def answer(collection: Collection, request: Request) -> bytes:
         case Kind.FEATURES:
             held = _held(collection, request.ids)
             return encode_features(held, collection.features_of(held))
+        case Kind.COUNT | Kind.FACETS | Kind.SCAN:
+            assert request.query is not None, "it has a filter, if only none"
+            return _of_items(collection, request, request.query)
         case Kind.READY:
             try_search(collection)
             return b""
     raise ProtocolError(f"expected a request that shards can answer, got {request.kind!r}")
+
+
+def _of_items(collection: Collection, request: Request, query: Query) -> bytes:
+    """Count or list items; the values of an attribute are all counted, since the router adds up those of all groups."""
+    where = query.filter, query.parameters
+    if request.kind is Kind.COUNT:
+        return encode_count(collection.count(*where))
+    if request.kind is Kind.FACETS:
+        return encode_table(check_values(collection.facets(request.column, *where, limit=None), request.column))
+    after = None if query.after is None else query.after[1]
+    return encode_table(scan_page(collection, *where, after=after, limit=query.limit or 1))
 
 
 def _no_wider(query: Query, collection: Collection) -> Query:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 
 from hashlight.engine.client.client import SearchClient
-from hashlight.engine.client.errors import IdNotFoundError
+from hashlight.engine.client.errors import IdNotFoundError, VersionGoneError
+from hashlight.engine.client.results import Cursor
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.asking.searcher import CollectionSearcher
@@ -207,6 +209,91 @@ def test_items_thumbnails_and_what_is_served(client, rows):
     client.ready()
 
 
+FILTERS = (None, "label == 3 and name is not null", "id < 5000", "label > 100")
+
+
+def matching(attributes, ids, text):
+    conditions = {
+        None: lambda id_, row: True,
+        "label == 3 and name is not null": lambda id_, row: row["label"] == 3 and row["name"] is not None,
+        "id < 5000": lambda id_, row: id_ < 5000,
+        "label > 100": lambda id_, row: False,
+    }
+    return [number for number, id_ in enumerate(ids.tolist()) if conditions[text](id_, attributes[number])]
+
+
+@pytest.mark.parametrize("text", FILTERS)
+def test_items_are_counted_and_read_page_by_page(client, rows, text):
+    ids, codes, attributes = rows
+    kept = matching(attributes, ids, text)
+    assert client.count(text) == len(kept)
+    for limit in (7, 100, 1000):
+        pages = list(client.scan(text, limit=limit))
+        assert [len(page) for page in pages if page] == [
+            min(limit, len(kept) - begin) for begin in range(0, len(kept), limit)
+        ]
+        items = [item for page in pages for item in page]
+        assert [item.id for item in items] == ids[kept].tolist()
+        assert [item.code.tolist() for item in items] == codes[kept].tolist()
+        np.testing.assert_equal([item.attributes for item in items], [attributes[number] for number in kept])
+    if kept:
+        page = client.scroll(text, after=int(ids[kept[0]]), limit=2)
+        assert [item.id for item in page] == ids[kept[1:3]].tolist()
+        assert (page.next, page.version) == (int(ids[kept[2]]), 1)
+
+
+@pytest.mark.parametrize("text", FILTERS)
+@pytest.mark.parametrize("column", ["label", "name", "price"])
+def test_the_values_of_an_attribute_are_counted(client, rows, text, column):
+    ids, _, attributes = rows
+    found = collections.Counter(
+        None if value is None else "nan" if value != value else value
+        for value in (attributes[number][column] for number in matching(attributes, ids, text))
+    )
+    # The most frequent first, then the lowest; no number comes after all numbers, and no value after all values.
+    order = sorted(found.items(), key=lambda one: (-one[1], one[0] is None, one[0] == "nan", one[0] or 0))
+    order = (
+        order if column != "name" else sorted(found.items(), key=lambda one: (-one[1], one[0] is None, one[0] or ""))
+    )
+    for limit in (3, 1000):
+        counts = client.facets(column, text, limit=limit)
+        told = [("nan" if one.value != one.value else one.value, one.count) for one in counts]
+        assert told == order[:limit]
+        assert counts.version == 1
+
+
+def test_lists_of_ids_go_with_counts(client, rows):
+    ids, _, attributes = rows
+    lists = {"seen": ids[::2]}
+    assert client.count("id not in :seen", lists) == 250
+    counts = client.facets("label", "id in :seen", lists)
+    assert {one.value: one.count for one in counts} == collections.Counter(row["label"] for row in attributes[::2])
+
+
+@pytest.mark.parametrize("limit", [1, 3, 40])
+def test_all_within_a_radius_are_read_page_by_page(client, rows, queries, limit):
+    ids, codes, _ = rows
+    (expected,), _ = oracles.within_radius(queries[:1], codes, ids, 12, 500)
+    assert len(expected) > 20
+    found, after, pages = [], None, 0
+    while pages == 0 or after is not None:
+        (hits,) = client.range_search(queries[:1], 12, limit, after=after, include=["attributes"])
+        found, after, pages = found + pairs(hits), hits.next, pages + 1
+        assert hits.truncated == (hits.next is not None)
+        assert after is None or after.version == 1
+    assert found == expected
+    assert pages == -(-len(expected) // limit)
+    (rest,) = client.range_search(queries[:1], 12, 500, after=expected[4])
+    assert pairs(rest) == expected[5:]
+
+
+def test_a_version_that_is_gone_is_not_read_on(client, queries):
+    with pytest.raises(VersionGoneError, match="version 7 is not served any more, version 1 is"):
+        client.range_search(queries[:1], 12, 3, after=Cursor(1, 5, 7))
+    with pytest.raises(VersionGoneError, match="version 7 is not served any more"):
+        client.scroll(version=7)
+
+
 def test_very_many_queries_in_a_stream(client, rows, queries):
     ids, codes, _ = rows
     many = np.tile(queries, (4, 1))
@@ -224,6 +311,12 @@ def test_very_many_queries_in_a_stream(client, rows, queries):
         (lambda client, code: client.search(10**6), IdNotFoundError, "id 1000000 was not found"),
         (lambda client, code: client.get([10**6]), IdNotFoundError, "id 1000000 was not found"),
         (lambda client, code: client.thumbnail(10**6), IdNotFoundError, "id 1000000 was not found"),
+        (lambda client, code: client.count("label =="), ValueError, "`filter`, at character"),
+        (lambda client, code: client.facets("colour"), ValueError, "`column` must be an attribute, got 'colour'"),
+        (lambda client, code: client.facets("label", limit=0), ValueError, "`limit`"),
+        (lambda client, code: client.scroll("colour == 3"), ValueError, "colour"),
+        (lambda client, code: client.scroll(limit=0), ValueError, "limit"),
+        (lambda client, code: client.range_search([code] * 2, after=(1, 5)), ValueError, "single query"),
         (lambda client, code: client.search(code, 0), ValueError, "`k`"),
         (lambda client, code: client.range_search(code, 61), ValueError, "`radius` must be 0 to 60"),
         (lambda client, code: client.range_search(code, -1), ValueError, "`radius`"),

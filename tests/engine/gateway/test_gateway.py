@@ -270,7 +270,14 @@ def test_statuses_of_wrong_addresses_and_methods(http):
     assert error(http.get("/v1/search"))[:2] == (405, "method_not_allowed")
     assert error(http.get("/v1/items/abc")) == (422, "invalid_request", "id")
     assert error(http.get("/v1/items", params={"ids": "1,x"})) == (422, "invalid_request", "ids")
-    assert error(http.get("/v1/items"))[2] == "ids"
+    assert error(http.get("/v1/items", params={"ids": "1", "after": 3})) == (422, "invalid_request", "after")
+    assert error(http.get("/v1/items", params={"limit": 10_001})) == (422, "invalid_request", "limit")
+    assert error(http.post("/v1/facets", json={"column": "colour"})) == (422, "invalid_request", "column")
+    after = {"distance": 3, "id": 7}
+    both = {"queries": [{"id": 1}, {"id": 2}], "after": after}
+    assert error(http.post("/v1/range_search", json=both)) == (422, "invalid_request", "after")
+    gone = {"queries": [{"code": "0" * 16}], "after": {**after, "version": 99}}
+    assert error(http.post("/v1/range_search", json=gone))[:2] == (410, "version_gone")
 
 
 def test_without_an_encoder_images_are_refused(searcher):

@@ -51,10 +51,13 @@ def test_a_request_is_read_as_it_was_written(kind, id_, rows, number, limit, aft
     elif kind is Kind.RANGE:
         query = Query(radius=number, limit=limit, filter=text, parameters=Parameters.of(lists), explain=explain)
         query = query._replace(after=after)
-    frame = Request(kind, id_, 7, 1.5, values, query).encode()
+    elif kind in (Kind.COUNT, Kind.FACETS, Kind.SCAN):
+        query = Request.of_items(kind, text, Parameters.of(lists), limit=limit, after=after and after[1]).query
+    column = "" if kind is not Kind.FACETS or text is None else text
+    frame = Request(kind, id_, 7, 1.5, values, query, column=column).encode()
     read = Request.decode(memoryview(frame))
     assert read[:4] == (kind, id_, 7, 1.5)
-    assert read.query == query
+    assert (read.query, read.column) == (query, column)
     if query is not None and lists is not None:
         given_lists = {name: sorted(set(values)) for name, values in lists.items()}
         assert {name: values.tolist() for name, values in read.query.parameters.items()} == given_lists
