@@ -243,7 +243,7 @@ def test_closing_does_not_wait_for_a_stream_that_never_answers(mute):
 
 
 def test_a_test_search_names_the_groups_that_do_not_answer_promptly(corpus, monkeypatch):
-    monkeypatch.setattr(router_module, "_PROMPT_S", 10.0)  # within which the others answer on a busy machine, too
+    monkeypatch.setattr(router_module, "_PROMPT_S", 4.0)  # within which the others answer on a busy machine, too
     with (
         serving(corpus.path, groups=3, faults=True) as (servers, cluster),
         contextlib.closing(ClusterRouter(cluster)) as router,
