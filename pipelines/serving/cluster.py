@@ -95,7 +95,7 @@ def shard_servers(
     Raises
     ------
     ValueError
-        If the collection has fewer shards than groups.
+        If `groups` or `replicas` is less than 1.
     NotReadyError, PipelineError
         If the servers do not start, or Ray has too few CPUs for them.
     """

@@ -49,10 +49,22 @@ class _Seat(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What is served of one version: by group, the map without addresses and the assignments."""
+    """What is served of one version.
+
+    Attributes
+    ----------
+    manifest : Manifest
+    map : ClusterMap
+        Without addresses.
+    asked : list of int
+        Which groups are in the map: those with shards, or the first one if there are no shards.
+    assignments : list of Assignment
+        Of every group.
+    """
 
     manifest: Manifest
     map: ClusterMap
+    asked: list[int]
     assignments: list[Assignment]
 
 
@@ -63,13 +75,14 @@ class Registry:
     ----------
     collection : str or Path
     groups : int
+        Those that have no shard of a version wait for the next one.
     security : Security, optional
         As the servers'.
 
     Raises
     ------
     ValueError
-        If the live version has fewer shards than groups.
+        If `groups` is less than 1.
     """
 
     def __init__(self, collection: str | Path, *, groups: int, security: Security | None = None) -> None:
@@ -112,7 +125,7 @@ class Registry:
             for (group, _), seat in sorted(self._servers.items()):
                 if self._live.assignments[group].identity in seat.identities:
                     replicas[group].append(seat.name.address)
-            return self._live.map.with_replicas(replicas)
+            return self._live.map.with_replicas([replicas[group] for group in self._live.asked])
 
     def roll(self, *, linger_s: float = LINGER_S) -> bool:
         """Serve the live version: every server loads it beside the old one, the map flips, and the old one is dropped.
@@ -154,15 +167,16 @@ class Registry:
         first = Assignment(version, digest, tuple(spec.name for spec in manifest.shards[:1]))
         part = describe_collection(open_group(self.location, first))
         about = {**part, "rows": manifest.rows, "shards": len(manifest.shards)}
-        groups = tuple(Group(digest, {name: rows[name] for name in one.shards}, ()) for one in assignments)
-        return _Plan(manifest, ClusterMap(about, groups), assignments)
+        asked = [group for group, one in enumerate(assignments) if one.shards] or [0]
+        groups = tuple(Group(digest, {name: rows[name] for name in assignments[group].shards}, ()) for group in asked)
+        return _Plan(manifest, ClusterMap(about, groups), asked, assignments)
 
     def _check_served(self, plan: _Plan) -> None:
         """Raise if no server of some group has its shards; the caller holds the lock."""
         having = {
             group for (group, _), seat in self._servers.items() if plan.assignments[group].identity in seat.identities
         }
-        missing = sorted(set(range(self._num_groups)) - having)
+        missing = sorted(set(plan.asked) - having)
         if missing:
             raise NotReadyError(
                 f"no server of groups {missing} has version {plan.map.version}, expected one of each group"

@@ -25,6 +25,9 @@ from hashlight.engine.storage.manifest import Manifest, ShardSpec
 from hashlight.engine.storage.mirror import fetch_shard, local_copy
 from hashlight.engine.storage.versions import close_held, read_held
 
+# Of a group, in the mean of all: more would keep shards in place more often, and make the largest group slower.
+_MAX_SHARE = 1.25
+
 
 class Assignment(NamedTuple):
     """What a server has to serve: some shards of one version of a collection.
@@ -93,7 +96,7 @@ class ClusterMap:
     about : dict
         `engine.service.asking.searcher.Searcher.describe` of the whole collection.
     groups : tuple of Group
-        All of one manifest.
+        All of one manifest. Those without shards have no place here, but for one if there are no shards at all.
     """
 
     about: Mapping[str, Any]
@@ -130,25 +133,32 @@ def identity_of(manifest: str, shards: Iterable[str]) -> str:
 
 
 def assign_groups(manifest: Manifest, count: int) -> list[list[str]]:
-    """Divide the shards into `count` groups of similar size: the largest first, each to the smallest group.
+    """Divide the shards into `count` groups of similar size, some of which may be empty.
 
-    A version without shards is one group without shards.
+    Large shards come first, and each goes to the group that its name ranks highest (rendezvous hashing: Thaler and
+    Ravishankar, "Using name-based mappings to increase hit rates", 1998) of those that its rows would not make too
+    large (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads", SODA 2018). So where a shard
+    goes depends only on larger ones, and little on them: servers keep what they have open when small shards come and
+    go.
 
     Raises
     ------
     ValueError
-        If there are fewer shards than groups.
+        If `count` is less than 1.
     """
-    most = max(1, len(manifest.shards))
-    if not 1 <= count <= most:
-        raise ValueError(
-            f"`groups` must be 1 to {most} (the shards of version {manifest.version}), got {count}: "
-            "build the collection with more shards, or serve it in fewer groups"
-        )
-    groups: list[list[ShardSpec]] = [[] for _ in range(count)]
-    for shard in sorted(manifest.shards, key=lambda shard: (-shard.rows, shard.name)):
-        min(groups, key=lambda group: sum(member.rows for member in group)).append(shard)
-    return [[shard.name for shard in group] for group in groups]
+    if count < 1:
+        raise ValueError(f"`groups` must be at least 1, got {count}")
+    groups: list[list[str]] = [[] for _ in range(count)]
+    rows_G, total = [0] * count, 0
+    # Only the order of magnitude counts, so that rows deleted and added change no place in the order.
+    for shard in sorted(manifest.shards, key=lambda shard: -shard.rows.bit_length()):
+        total += shard.rows
+        limit = max(_MAX_SHARE * total / count, min(rows_G) + shard.rows)
+        allowed = (group for group in range(count) if rows_G[group] + shard.rows <= limit)
+        chosen = max(allowed, key=lambda group: hashlib.sha256(f"{group} {shard.name}".encode()).digest())
+        groups[chosen].append(shard.name)
+        rows_G[chosen] += shard.rows
+    return groups
 
 
 def open_group(
@@ -194,8 +204,6 @@ def open_group(
 def _choose(place: Place, manifest: Manifest, shards: Sequence[str]) -> tuple[ShardSpec, ...]:
     specs = {spec.name: spec for spec in manifest.shards}
     unknown = sorted(set(shards) - set(specs))
-    if not shards and specs:
-        raise ValueError("a group has at least 1 shard, got 0")
     if unknown:
         raise ValueError(f"version {manifest.version} of {place} has no shards {', '.join(unknown)}")
     return tuple(specs[name] for name in shards)

@@ -139,6 +139,7 @@ def test_options_that_would_be_ignored_are_refused(own, tmp_path, monkeypatch, o
     assert said in " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
 
 
-def test_more_groups_than_shards_are_refused(own):
-    with pytest.raises(ValueError, match=r"`groups` must be 1 to \d"), shard_servers(own.path, groups=9, replicas=1):
+def test_no_groups_are_refused(own):
+    refused = pytest.raises(ValueError, match="`groups` must be at least 1, got 0")
+    with refused, shard_servers(own.path, groups=0, replicas=1):
         pass
