@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ class Collection(Interchange, Writes):
         self._parts: Parts = Parts(path, manifest, shards, index=index, reuse=None if reuse is None else reuse._parts)
         codes, count = manifest.rows, len(shards)
         coverage = Coverage(shards=count, answered=count, codes=codes, searched=codes, version=manifest.version)
-        self._shard_set = ShardSet(self._parts, coverage)
+        self._shard_set = ShardSet(self._parts.asked, coverage)
         weakref.finalize(self, close_held, held)
 
     @classmethod
@@ -487,7 +488,11 @@ class Collection(Interchange, Writes):
         """
         lists = Parameters.of(parameters)
         self._check_filter(filter, lists)
-        return len(self) if filter is None else sum(shard.count(filter, lists) for shard in self._shards)
+        specs = self._manifest.shards
+        return sum(
+            specs[number].alive if left is None else self._shards[number].count(left, lists)
+            for number, left in self._parts.matching(filter, lists)
+        )
 
     def scan(
         self,
@@ -528,10 +533,11 @@ class Collection(Interchange, Writes):
         """
         lists, schema = Parameters.of(parameters), self._item_schema(columns)
         self._check_filter(filter, lists)
+        matching = [(self._shards[number], left) for number, left in self._parts.matching(filter, lists)]
         batches = scan_by_id(
-            self._shards,
+            [shard for shard, _ in matching],
             columns,
-            lambda shard: shard.mask_of(filter, lists),
+            [functools.partial(shard.mask_of, left, lists) for shard, left in matching],
             batch_rows=check_batch_rows(batch_rows),
             after=None if after is None else as_integer(after, "after"),
         )
@@ -575,7 +581,8 @@ class Collection(Interchange, Writes):
             known = ", ".join(schema.names) or "none"
             raise ValueError(f"`column` must be an attribute, got {column!r}; there are: {known}")
         self._check_filter(filter, lists)
-        return count_values(self._shards, schema.field(column), filter, lists, limit=check_limit(limit))
+        matching = ((self._shards[number], left) for number, left in self._parts.matching(filter, lists))
+        return count_values(matching, schema.field(column), lists, limit=check_limit(limit))
 
     def _check_filter(self, filter: str | None, parameters: Parameters | None) -> None:
         """Raise FilterError if a filter is not a condition on these attributes and parameters."""

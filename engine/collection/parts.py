@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +14,11 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, IdArray, num_words
 from hashlight.engine.collection.gathered import Gathered, gather, plan_groups
 from hashlight.engine.collection.opening import OpenedShards
+from hashlight.engine.collection.outcomes import Outcomes, OutcomesOf
 from hashlight.engine.collection.shard_set import SearchableShard
 from hashlight.engine.errors import IdNotFoundError
 from hashlight.engine.filters.cache import FilterCache
+from hashlight.engine.filters.outcomes import TRUE
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.masks import RowMask
@@ -52,6 +53,8 @@ class GatheredPart:
         Of the version.
     shards : OpenedShards
         They know their deleted rows and their attributes.
+    outcomes : callable
+        `Outcomes.of` of the version.
     before : GatheredPart, optional
         The same rows as another version sees them: only shards that differ are looked at.
     """
@@ -62,11 +65,12 @@ class GatheredPart:
         number_of: dict[str, int],
         manifest: Manifest,
         shards: OpenedShards,
+        outcomes: OutcomesOf,
         *,
         before: GatheredPart | None = None,
     ) -> None:
         self.gathered = gathered
-        self._shards = shards
+        self._shards, self._outcomes = shards, outcomes
         self._number_S = np.array([number_of.get(member.name, -1) for member in gathered.members], np.int64)
         specs = [manifest.shards[number] if number >= 0 else None for number in self._number_S.tolist()]
         self._states = [_GONE if spec is None else spec.dead.name if spec.dead else "" for spec in specs]
@@ -103,6 +107,10 @@ class GatheredPart:
         mask = self._mask_of(query.filter, query.parameters)
         return self.gathered.index.answer_checked(queries_QW, query, mask=mask, farthest_Q=farthest_Q)
 
+    def outcome(self, outcomes_S: NDArray[np.uint8]) -> int:
+        """Return what a filter can come to in its shards together, of what it can in each shard of the version."""
+        return int(np.bitwise_or.reduce(outcomes_S[self._number_S[self._number_S >= 0]], initial=0))
+
     def locate(self, ids_M: IdArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the shard of each id, by its number in the version, and the row there; -1 for ids not found."""
         found_M = self.gathered.find(ids_M, self._alive_N)
@@ -118,14 +126,33 @@ class GatheredPart:
     def _find_mask(self, filter: str, parameters: Parameters | None) -> RowMask:
         # Not in the pool's threads: they may be waiting for this mask.
         mask_N = np.zeros(len(self.gathered), np.bool_)
+        outcomes_S = self._outcomes(filter, parameters)
         for member, number in zip(self.gathered.members, self._number_S.tolist(), strict=True):
-            if number >= 0:
-                mask_R = self._shards[number].mask_of(filter, parameters)
-                mask_N[self.gathered.place_N[member.span]] = True if mask_R is None else mask_R.bools()
+            if number >= 0 and outcomes_S[number] & TRUE:
+                place_R = self.gathered.place_N[member.span]
+                if outcomes_S[number] == TRUE:
+                    mask_N[place_R] = True if self._alive_N is None else self._alive_N[place_R]
+                else:
+                    mask_R = self._shards[number].mask_of(filter, parameters)
+                    mask_N[place_R] = True if mask_R is None else mask_R.bools()
         return RowMask.of(mask_N)
 
 
-class Parts(Sequence[SearchableShard]):
+class _Unfiltered:
+    """A part all of whose rows satisfy the filter of a query: it need not be evaluated."""
+
+    def __init__(self, part: SearchableShard) -> None:
+        self._part = part
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def answer(self, queries_QW: CodeArray, query: Query, *, farthest_Q: NDArray[np.int32] | None = None) -> Result:
+        unfiltered = query._replace(filter=None, parameters=None)
+        return self._part.answer(queries_QW, unfiltered, farthest_Q=farthest_Q)
+
+
+class Parts:
     """What a search of one version asks: gathered shards first, then each of the others. Thread-safe.
 
     Nothing is opened or gathered before it is first needed.
@@ -158,22 +185,42 @@ class Parts(Sequence[SearchableShard]):
         small = set(self._small)
         self._single = [number for number in range(len(manifest.shards)) if number not in small]
         self._gathered: tuple[GatheredPart, ...] | None = None if self._small else ()
+        self._outcomes = Outcomes(manifest)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Return the number of parts."""
         return len(self.gathered) + len(self._single)
 
-    @overload
-    def __getitem__(self, number: int) -> SearchableShard: ...
+    def asked(self, query: Query) -> list[SearchableShard]:
+        """Return the parts in which a query may have answers, opened; others stay closed.
 
-    @overload
-    def __getitem__(self, number: slice) -> tuple[SearchableShard, ...]: ...
+        Raises
+        ------
+        CorruptDataError
+            If a file is missing or damaged.
+        FilterError
+            If the filter is not a condition on the attributes and parameters.
+        """
+        if query.filter is None:
+            return [*self.gathered, *self._shards.open(self._single)]
+        outcomes_S = self._outcomes.of(query.filter, query.parameters)
+        parts: list[tuple[SearchableShard, int]] = [(part, part.outcome(outcomes_S)) for part in self.gathered]
+        single = [number for number in self._single if outcomes_S[number] & TRUE]
+        parts += zip(self._shards.open(single), outcomes_S[single].tolist(), strict=True)
+        return [_Unfiltered(part) if outcome == TRUE else part for part, outcome in parts if outcome & TRUE]
 
-    def __getitem__(self, number: int | slice) -> SearchableShard | tuple[SearchableShard, ...]:
-        """Return a part, or several."""
-        parts: tuple[SearchableShard, ...] = (*self.gathered, *self._shards.open(self._single))
-        return parts[number]
+    def matching(self, filter: str | None, parameters: Parameters | None) -> Iterator[tuple[int, str | None]]:
+        """Yield the numbers of the shards in which rows may satisfy a filter, with None where all of them do.
+
+        Errors as in `asked`.
+        """
+        if filter is None:
+            yield from ((number, None) for number in range(len(self._shards)))
+            return
+        for number, outcome in enumerate(self._outcomes.of(filter, parameters).tolist()):
+            if outcome & TRUE:
+                yield number, None if outcome == TRUE else filter
 
     @property
     def gathered(self) -> tuple[GatheredPart, ...]:
@@ -243,7 +290,8 @@ class Parts(Sequence[SearchableShard]):
             )
             kept.append(group)
         return tuple(
-            GatheredPart(group, number_of, self._manifest, self._shards, before=before.get(group)) for group in kept
+            GatheredPart(group, number_of, self._manifest, self._shards, self._outcomes.of, before=before.get(group))
+            for group in kept
         )
 
     def _read(self, number: int) -> tuple[CodeArray, IdArray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from hashlight.engine.storage.shard import Shard
 _READ_IDS, _READ_IDS_OF_ONE = 2**20, 2**16
 _COUNTED_VALUES = 2**20  # gathered before they are counted
 
-MaskOf = Callable[[Shard], RowMask | None]
+FindMask = Callable[[], RowMask | None]
 
 # Ids (M,), ascending, and for each the number of its shard and its row there.
 _Places = tuple[IdArray, NDArray[np.int64], NDArray[np.int64]]
@@ -70,7 +70,7 @@ def take_items(
 def scan_by_id(
     shards: Sequence[Shard],
     columns: Sequence[str] | None,
-    mask_of: MaskOf,
+    find_masks: Sequence[FindMask],
     *,
     batch_rows: int,
     after: int | None,
@@ -82,14 +82,14 @@ def scan_by_id(
     shards : sequence of Shard
     columns : sequence of str, optional
         As in `engine.storage.columns.item_schema`, which has the columns of the batches.
-    mask_of : callable
-        Returns which rows of a shard may answer. A shard is asked when its first id is reached.
+    find_masks : sequence of callable
+        Return which rows of each shard may answer; called when its first id is reached.
     batch_rows : int
         Of every batch but the last.
     after : int or None
         Only ids above this one.
     """
-    for ids_M, number_M, row_M in _batched(_merged(shards, mask_of, after), batch_rows):
+    for ids_M, number_M, row_M in _batched(_merged(shards, find_masks, after), batch_rows):
         tables, place_M, offset = [], np.empty(len(ids_M), np.int64), 0
         for number in np.unique(number_M):
             here = np.flatnonzero(number_M == number)
@@ -121,10 +121,13 @@ def _slice(places: tuple[NDArray[np.int64], ...], part: slice) -> _Places:
     return ids_M[part], number_M[part], row_M[part]
 
 
-def _merged(shards: Sequence[Shard], mask_of: MaskOf, after: int | None) -> Iterator[_Places]:
+def _merged(shards: Sequence[Shard], find_masks: Sequence[FindMask], after: int | None) -> Iterator[_Places]:
     """Yield the places of all rows that may answer, some at a time, in ascending order of their ids."""
     at_once = min(max(1024, _READ_IDS // max(1, len(shards))), _READ_IDS_OF_ONE)
-    open_S = [_ByIds(number, shard, mask_of, after, at_once) for number, shard in enumerate(shards)]
+    open_S = [
+        _ByIds(number, shard, find_mask, after, at_once)
+        for number, (shard, find_mask) in enumerate(zip(shards, find_masks, strict=True))
+    ]
     while open_S := [one for one in open_S if one.lowest is not None]:
         bound, reading = MAX_ID, []
         for one in sorted(open_S, key=lambda one: one.lowest or 0):
@@ -148,8 +151,8 @@ class _ByIds:
         The lowest id that was not taken yet, be its row deleted or not; None if all were taken.
     """
 
-    def __init__(self, number: int, shard: Shard, mask_of: MaskOf, after: int | None, at_once: int) -> None:
-        self._number, self._shard, self._mask_of, self._at_once = number, shard, mask_of, at_once
+    def __init__(self, number: int, shard: Shard, find_mask: FindMask, after: int | None, at_once: int) -> None:
+        self._number, self._shard, self._find_mask, self._at_once = number, shard, find_mask, at_once
         self._mask: RowMask | None = None
         self._is_masked = False
         self._row_B: NDArray[np.uint32] = np.empty(0, np.uint32)  # read, but not taken yet, with their ids
@@ -175,7 +178,7 @@ class _ByIds:
     def take(self, bound: int) -> _Places:
         """Take the rows read whose ids are at most `bound`; return the places of those that may answer."""
         if not self._is_masked:
-            self._mask, self._is_masked = self._mask_of(self._shard), True
+            self._mask, self._is_masked = self._find_mask(), True
         count = int(np.searchsorted(self._ids_B, bound, side="right"))
         ids_M, row_M = self._ids_B[:count], self._row_B[:count]
         self._ids_B, self._row_B = self._ids_B[count:], self._row_B[count:]
@@ -187,9 +190,22 @@ class _ByIds:
 
 
 def count_values(
-    shards: Sequence[Shard], field: pa.Field, filter: str | None, parameters: Parameters | None, *, limit: int | None
+    matching: Iterable[tuple[Shard, str | None]],
+    field: pa.Field,
+    parameters: Parameters | None,
+    *,
+    limit: int | None,
 ) -> pa.Table:
     """Count how often each value of an attribute occurs in the rows alive that satisfy a filter.
+
+    Parameters
+    ----------
+    matching : iterable of (Shard, str or None)
+        Shards, with the filter that their rows have to satisfy.
+    field : pyarrow.Field
+    parameters : Parameters or None
+        Of the filters.
+    limit : int or None
 
     Returns
     -------
@@ -209,7 +225,7 @@ def count_values(
             "true and false, or lists of them"
         )
     counted = _Counts(kind)
-    for shard in shards:
+    for shard, filter in matching:
         mask, start = shard.mask_of(filter, parameters), 0
         for batch in shard.attributes.rows([field.name], 0, shard.rows):
             column = batch.column(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, cast
 
 import numpy as np
@@ -47,15 +47,14 @@ class ShardSet:
 
     Parameters
     ----------
-    shards : sequence of SearchableShard
-        Disjoint. Not looked at before the first search.
+    asked : callable
+        Returns the shards in which a query may have answers, disjoint, and only those.
     coverage : Coverage
         Of every answer.
     """
 
-    def __init__(self, shards: Sequence[SearchableShard], coverage: Coverage) -> None:
-        self._given = shards
-        self._ordered: tuple[SearchableShard, ...] | None = None
+    def __init__(self, asked: Callable[[Query], Iterable[SearchableShard]], coverage: Coverage) -> None:
+        self._asked = asked
         self.coverage = coverage
 
     @classmethod
@@ -63,18 +62,11 @@ class ShardSet:
         """Search these shards, each of which counts as one, as a version."""
         codes = sum(len(shard) for shard in shards)
         coverage = Coverage(shards=len(shards), answered=len(shards), codes=codes, searched=codes, version=version)
-        return cls(shards, coverage)
+        return cls(lambda query: shards, coverage)
 
     def __len__(self) -> int:
         """Return the number of codes of all shards that may answer."""
         return self.coverage.codes
-
-    @property
-    def _shards(self) -> tuple[SearchableShard, ...]:
-        """Those with rows, large ones first: they are likely to have near codes, which bound the search of others."""
-        if self._ordered is None:
-            self._ordered = tuple(sorted((shard for shard in self._given if len(shard)), key=len, reverse=True))
-        return self._ordered
 
     def answer(self, queries_QW: CodeArray, query: Query) -> Result:
         """Answer the same query, checked, for each of several codes (Q, W), over all shards.
@@ -89,7 +81,8 @@ class ShardSet:
         The shards are shared if there are too few queries for all threads and the time that the first shard takes says
         that threads are worth their cost, or if there are many shards for each thread.
         """
-        shards = self._shards
+        # Large ones first: they are likely to have near codes, which bound the search of others.
+        shards = sorted((shard for shard in self._asked(query) if len(shard)), key=len, reverse=True)
         threads = min(query.threads or usable_cores(), len(shards))
         if threads <= 1:
             return _ask(shards, queries_QW, query)

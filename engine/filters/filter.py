@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from hashlight.engine.filters.arrays import matching_bits
 from hashlight.engine.filters.evaluation import Columns, Ids, Rows
 from hashlight.engine.filters.membership import Test
-from hashlight.engine.filters.outcomes import TRUE
+from hashlight.engine.filters.outcomes import TRUE, Blocks
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.parsing import Parser
 from hashlight.engine.filters.tokens import FilterError, check_unicode
@@ -133,6 +133,10 @@ class Filter:
                 self._write(bits, start, rows, Rows(_NO_ATTRIBUTES, on_ids, words))
             start = stop
         return bits
+
+    def outcomes(self, blocks: Blocks) -> NDArray[np.uint8]:
+        """Return what the condition can come to in each block; see `engine.filters.outcomes`."""
+        return self._condition.outcomes(blocks)
 
     def _write(self, bits: NDArray[np.uint8], start: int, num_rows: int, rows: Rows) -> None:
         """Write the bits of some rows, from `start` on."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 FALSE, TRUE, NULL = 1, 2, 4
 ANY = FALSE | TRUE | NULL
+UNKNOWN = -1
 
 # For the smallest and the largest value of each block: whether some value between them may pass, and whether all must.
 Range = Callable[[pa.Array, pa.Array], tuple[NDArray[np.bool_], NDArray[np.bool_]]]
@@ -30,7 +31,7 @@ class Statistics(NamedTuple):
     least, most : pyarrow.Array, shape (B,)
         Bounds of the values; null where they are not known.
     nulls : ndarray of int64, shape (B,)
-        Rows without a value.
+        Rows without a value; `UNKNOWN` if their number is not known.
     """
 
     least: pa.Array
@@ -69,7 +70,7 @@ def of_range(name: str, between: Range) -> Outcomes:
             return anything(blocks)
         may_B, must_B = between(known.least, known.most)
         valued_B = blocks.rows > known.nulls
-        found_B = TRUE * (may_B & valued_B) + FALSE * (~must_B & valued_B) + NULL * (known.nulls > 0)
+        found_B = TRUE * (may_B & valued_B) + FALSE * (~must_B & valued_B) + NULL * (known.nulls != 0)
         return np.asarray(found_B, np.uint8)
 
     return outcomes
@@ -81,7 +82,7 @@ def of_nulls(name: str, *, null: bool) -> Outcomes:
     def outcomes(blocks: Blocks) -> NDArray[np.uint8]:
         if (known := blocks.columns.get(name)) is None:
             return np.full(len(blocks.rows), FALSE | TRUE, np.uint8)
-        missing_B, there_B = known.nulls > 0, known.nulls < blocks.rows
+        missing_B, there_B = known.nulls != 0, known.nulls < blocks.rows
         true_B, false_B = (missing_B, there_B) if null else (there_B, missing_B)
         return (TRUE * true_B + FALSE * false_B).astype(np.uint8)
 

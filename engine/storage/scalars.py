@@ -22,12 +22,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
+from numpy.typing import NDArray
 
 from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.kinds import is_short_decimal, is_text
-from hashlight.engine.filters.outcomes import Blocks, Statistics
+from hashlight.engine.filters.outcomes import UNKNOWN, Blocks, Statistics
 from hashlight.engine.places.arrays import map_file
 from hashlight.engine.storage.attributes import AttributeFile, Attributes
+from hashlight.engine.storage.manifest import ShardSpec
 
 SCALARS = "scalars.arrow"
 BLOCK_ROWS = 65_536  # of which a column and what a condition makes of it stay in the L2 cache
@@ -43,6 +46,8 @@ _COUNTED = {
     pa.lib.Type_TIME64: pa.int64(), pa.lib.Type_TIMESTAMP: pa.int64(), pa.lib.Type_DURATION: pa.int64(),
 }  # fmt: skip
 _BITS_OF_FLOATS = {pa.lib.Type_HALF_FLOAT: pa.int16(), pa.lib.Type_FLOAT: pa.int32(), pa.lib.Type_DOUBLE: pa.int64()}
+
+_NOTHING_KNOWN = {"min": None, "max": None, "nulls": UNKNOWN}
 
 _REMEDY = "restore the shard from a copy, or build the collection again"
 
@@ -174,6 +179,37 @@ def statistics_of(each: Sequence[Mapping[str, Any]], kind: pa.DataType) -> Stati
     """
     least, most = (_as_bounds([one[end] for one in each], kind) for end in ("min", "max"))
     return Statistics(least, most, np.array([one["nulls"] for one in each], np.int64))
+
+
+def outcomes_in_shards(parsed: Filter, specs: Sequence[ShardSpec], schema: pa.Schema) -> NDArray[np.uint8]:
+    """Return what a filter can come to in the rows of each shard (S,), as far as its statistics tell.
+
+    Deleted rows are among those that the statistics are of: fewer rows come to no more than they do.
+
+    Parameters
+    ----------
+    parsed : Filter
+    specs : sequence of ShardSpec
+    schema : pyarrow.Schema
+        Of the attributes that the collection shows.
+
+    Raises
+    ------
+    CorruptDataError
+        If statistics are not values of their attribute.
+    """
+    known = {}
+    for name in parsed.columns:
+        kind = schema.field(name).type
+        if is_scalar(kind) or is_text(kind):
+            try:
+                known[name] = statistics_of([spec.statistics.get(name, _NOTHING_KNOWN) for spec in specs], kind)
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+                raise CorruptDataError(
+                    f"the statistics of attribute {name} in the manifest are not of type {kind} ({error}): restore the "
+                    "collection from a copy, or build it again"
+                ) from error
+    return parsed.outcomes(Blocks(np.array([spec.rows for spec in specs], np.int64), known))
 
 
 class ShardColumns:

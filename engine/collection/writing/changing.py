@@ -11,9 +11,10 @@ from hashlight.engine.codes import IdArray
 from hashlight.engine.collection.writing.columns import completed, fit_columns
 from hashlight.engine.collection.writing.draft import Draft, Found
 from hashlight.engine.filters.filter import Filter
-from hashlight.engine.filters.outcomes import Blocks
+from hashlight.engine.filters.outcomes import TRUE, Blocks
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.storage.manifest import ShardSpec
+from hashlight.engine.storage.scalars import outcomes_in_shards
 
 
 class Delete:
@@ -43,7 +44,10 @@ class DeleteWhere:
         """
         parsed = Filter(self._text, draft.schema, self._parameters)
         columns = pa.schema([draft.schema.field(name) for name in parsed.columns])
-        for spec in list(draft.shards.values()):
+        specs = list(draft.shards.values())
+        for spec, outcome in zip(specs, outcomes_in_shards(parsed, specs, draft.schema).tolist(), strict=True):
+            if not outcome & TRUE:
+                continue
             bits = parsed.mask(_Attributes(draft, spec, columns), _Ids(draft, spec))
             mask_N = np.unpackbits(bits, count=spec.rows, bitorder="little").view(np.bool_)
             mask_N[draft.dead(spec)] = False

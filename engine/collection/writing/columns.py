@@ -120,6 +120,8 @@ class SetColumn:
             if spec.name in rows or stale or converted:
                 rows_M = np.sort(rows.get(spec.name, np.zeros(0, np.int64)))
                 draft.shards[spec.name] = self._with_column(draft, spec, rows_M, before, field)
+            elif before is None:
+                draft.shards[spec.name] = _without_values(spec, field)
         draft.change(schema=with_field(draft.schema, field))
 
     def _with_column(
@@ -138,6 +140,13 @@ class SetColumn:
         return dataclasses.replace(
             spec, columns={**spec.columns, field.name: file}, statistics={**others, **found.merged()}
         )
+
+
+def _without_values(spec: ShardSpec, field: pa.Field) -> ShardSpec:
+    """Record that an attribute is null in all rows of a shard, so that filters need not look."""
+    nulls = pa.record_batch([pa.nulls(1, field.type)], schema=pa.schema([field]))
+    known = {name: {**about, "nulls": spec.rows} for name, about in column_statistics(nulls).items()}
+    return dataclasses.replace(spec, statistics={**spec.statistics, **known})
 
 
 class _Statistics:
