@@ -35,6 +35,9 @@ from hashlight.engine.collection.rerank import (
 )
 from hashlight.engine.collection.rows import by_shard, check_batch_rows, count_values, scan_by_id, take_items
 from hashlight.engine.collection.shard_set import ShardSet
+from hashlight.engine.collection.verifying.repair import repair as repair_collection
+from hashlight.engine.collection.verifying.report import Report
+from hashlight.engine.collection.verifying.verify import verify as verify_collection
 from hashlight.engine.collection.writes import Writes
 from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Transaction
@@ -204,6 +207,34 @@ class Collection(Interchange, Writes):
             close_held(held)
             raise
         return cls(folder, manifest, shards, location=place.location, index=index, held=held, reuse=reuse)
+
+    @classmethod
+    def verify(cls, path: str | Path, *, live_only: bool = False, repair: bool = False) -> Report:
+        """Hash and check everything that a collection consists of, and mend what can be mended.
+
+        Parameters
+        ----------
+        path : str or Path
+            As in `open`. Memory holds the ids of one shard at a time.
+        live_only : bool
+            Verify the live version; by default all that are kept.
+        repair : bool
+            Make again what can be made from codes, ids and attributes, as new shards of a new version; have CURRENT
+            name the newest version that is whole, if it names none; and remove what no version has.
+
+        Returns
+        -------
+        Report
+            Every fault that is left, with what to do about it.
+
+        Raises
+        ------
+        CollectionNotFoundError
+            If there is none at `path`.
+        CollectionBusyError, OSError, PlaceError
+            If it is to be repaired and cannot be written.
+        """
+        return (repair_collection if repair else verify_collection)(path, live_only=live_only)
 
     @property
     def bits(self) -> int:

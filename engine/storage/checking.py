@@ -7,7 +7,9 @@ the process. Checking reads everything, so it is done where files are read anywa
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -83,29 +85,87 @@ def verify_column(path: Path, file: ColumnFile, attribute: str, rows: int, *, fu
     verify_files(path.parent, files, full=full, check=check, name=file.name)
 
 
+class Check(NamedTuple):
+    """One of the checks of `checks_of`.
+
+    Attributes
+    ----------
+    name : str
+    files : frozenset of str
+        That it reads, which must be there, with the right checksums.
+    after : frozenset of str
+        Names of the checks that must have passed before.
+    run : callable
+        Raises CorruptDataError.
+    """
+
+    name: str
+    files: frozenset[str]
+    after: frozenset[str]
+    run: Callable[[], object]
+
+
 def check_shard(folder: Path, spec: ShardSpec, *, bits: int) -> None:
     """Check that files with the right checksums make sense; see `verify_shard`."""
-    codes_NW = map_faiss_flat(folder / "codes.faiss", bits=bits, rows=spec.rows)
-    ids_N: IdArray = map_array(folder / "ids.npy", np.int64, (spec.rows,))
-    rows_by_id_N: NDArray[np.uint32] = map_array(folder / "rows_by_id.npy", np.uint32, (spec.rows,))
-    _check_codes(folder / "codes.faiss", codes_NW, bits)
-    _check_order(folder, codes_NW, ids_N)
-    _check_rows_by_id(folder / "rows_by_id.npy", ids_N, rows_by_id_N)
-    if spec.has_tables and (wrong := find_wrong(Tables.open(folder / "tables", bits=bits, rows=spec.rows), codes_NW)):
-        raise CorruptDataError(f"{folder / 'tables'} do not belong to {folder / 'codes.faiss'}: {wrong}: {_REMEDY}")
+    for check in checks_of(folder, spec, bits=bits):
+        check.run()
+
+
+def checks_of(folder: Path, spec: ShardSpec, *, bits: int) -> Iterator[Check]:
+    """Yield the checks that the files of a shard make sense, alone and together."""
+
+    def check(name: str, files: Iterable[str], run: Callable[[], object], *after: str) -> Check:
+        return Check(name, frozenset(files), frozenset(after), run)
+
+    codes, ids, by_id = "codes.faiss", "ids.npy", "rows_by_id.npy"
+    tables = [name for name in spec.files if name.startswith("tables/")]
+    yield check("codes", [codes], lambda: _check_codes(folder / codes, _codes(folder, spec, bits), bits))
+    yield check("ids", [ids], lambda: _check_ids(folder / ids, _ids(folder, spec)))
+    yield check(
+        "order",
+        [codes, ids],
+        lambda: _check_order(folder, _codes(folder, spec, bits), _ids(folder, spec)),
+        "codes",
+        "ids",
+    )
+    yield check("rows-by-id", [ids, by_id], lambda: _check_rows_by_id(folder, spec), "ids")
+    if tables:
+        yield check("tables", [codes, *tables], lambda: _check_tables(folder, spec, bits), "codes", "order")
     if "features.npy" in spec.files:
-        map_array(folder / "features.npy", np.float16, (spec.rows, None))
+        features = folder / "features.npy"
+        yield check("features", [features.name], lambda: map_array(features, np.float16, (spec.rows, None)))
     if "attributes.arrow" in spec.files:
-        check_attributes(folder / "attributes.arrow", spec.rows)
+        attributes = folder / "attributes.arrow"
+        yield check("attributes", [attributes.name], lambda: check_attributes(attributes, spec.rows))
     if SCALARS in spec.files:
-        check_scalars(folder)
+        yield check("scalars", [SCALARS, "attributes.arrow"], lambda: check_scalars(folder), "attributes")
     if "thumbnails.arrow" in spec.files:
-        schema = check_attributes(folder / "thumbnails.arrow", spec.rows)
-        if schema.names != ["thumbnail"] or schema.types[0] not in (pa.binary(), pa.large_binary()):
-            raise CorruptDataError(
-                f"{folder / 'thumbnails.arrow'}: expected one column, thumbnail (binary), got "
-                f"{', '.join(f'{field.name} ({field.type})' for field in schema)}: {_REMEDY}"
-            )
+        pictures = folder / "thumbnails.arrow"
+        yield check("thumbnails", [pictures.name], lambda: _check_thumbnails(pictures, spec.rows))
+
+
+def _codes(folder: Path, spec: ShardSpec, bits: int) -> CodeArray:
+    return map_faiss_flat(folder / "codes.faiss", bits=bits, rows=spec.rows)
+
+
+def _ids(folder: Path, spec: ShardSpec) -> IdArray:
+    ids_N: IdArray = map_array(folder / "ids.npy", np.int64, (spec.rows,))
+    return ids_N
+
+
+def _check_tables(folder: Path, spec: ShardSpec, bits: int) -> None:
+    tables = Tables.open(folder / "tables", bits=bits, rows=spec.rows)
+    if wrong := find_wrong(tables, _codes(folder, spec, bits)):
+        raise CorruptDataError(f"{folder / 'tables'} do not belong to {folder / 'codes.faiss'}: {wrong}: {_REMEDY}")
+
+
+def _check_thumbnails(path: Path, rows: int) -> None:
+    schema = check_attributes(path, rows)
+    if schema.names != ["thumbnail"] or schema.types[0] not in (pa.binary(), pa.large_binary()):
+        raise CorruptDataError(
+            f"{path}: expected one column, thumbnail (binary), got "
+            f"{', '.join(f'{field.name} ({field.type})' for field in schema)}: {_REMEDY}"
+        )
 
 
 def _check_codes(path: Path, codes_NW: CodeArray, bits: int) -> None:
@@ -116,13 +176,17 @@ def _check_codes(path: Path, codes_NW: CodeArray, bits: int) -> None:
             raise CorruptDataError(f"{path}, from row {start} on: {error}: {_REMEDY}") from error
 
 
+def _check_ids(path: Path, ids_N: IdArray) -> None:
+    for start in range(0, len(ids_N), _CHUNK_ROWS):
+        if (lowest := ids_N[start : start + _CHUNK_ROWS].min()) < 0:
+            raise CorruptDataError(f"{path}: expected ids of 0 or more, got {lowest}: {_REMEDY}")
+
+
 def _check_order(folder: Path, codes_NW: CodeArray, ids_N: IdArray) -> None:
-    """Refuse negative ids, and rows that do not ascend by (code, id)."""
+    """Refuse rows that do not ascend by (code, id)."""
     for start in range(0, len(ids_N), _CHUNK_ROWS):
         part = slice(max(start - 1, 0), start + _CHUNK_ROWS)
         codes, ids = codes_NW[part], ids_N[part]
-        if ids.min() < 0:
-            raise CorruptDataError(f"{folder / 'ids.npy'}: expected ids of 0 or more, got {ids.min()}: {_REMEDY}")
         ascends = ids[1:] > ids[:-1]
         for word in range(codes.shape[1]):  # the last one is the most significant
             above, below = codes[1:, word], codes[:-1, word]
@@ -135,8 +199,10 @@ def _check_order(folder: Path, codes_NW: CodeArray, ids_N: IdArray) -> None:
             )
 
 
-def _check_rows_by_id(path: Path, ids_N: IdArray, rows_by_id_N: NDArray[np.uint32]) -> None:
+def _check_rows_by_id(folder: Path, spec: ShardSpec) -> None:
     """Refuse what is not the order of the rows by id. Ids that ascend strictly are distinct, and so are their rows."""
+    path, ids_N = folder / "rows_by_id.npy", _ids(folder, spec)
+    rows_by_id_N: NDArray[np.uint32] = map_array(path, np.uint32, (spec.rows,))
     for start in range(0, len(ids_N), _CHUNK_ROWS):
         rows = rows_by_id_N[max(start - 1, 0) : start + _CHUNK_ROWS]
         if rows.max() >= len(ids_N):

@@ -20,6 +20,7 @@ from hashlight.pipelines.cli.keeping.prune import prune
 from hashlight.pipelines.cli.keeping.rollback import rollback
 from hashlight.pipelines.cli.keeping.tag import tag
 from hashlight.pipelines.cli.keeping.update import set_column, update
+from hashlight.pipelines.cli.keeping.verify import verify
 from hashlight.pipelines.cli.keeping.versions import versions
 from hashlight.pipelines.cli.machine.calibrate import calibrate
 from hashlight.pipelines.cli.machine.plan import plan
@@ -63,6 +64,7 @@ VERBS = (
     tag,
     rollback,
     prune,
+    verify,
     serve,
     scale,
     warmup,

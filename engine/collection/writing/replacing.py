@@ -52,6 +52,17 @@ class Replace:
         draft.kill([(new, rows_M) for new, rows_M in draft.find(ids_M) if new in self._new])
 
 
+class ReserveIds:
+    """Raises the next id."""
+
+    def __init__(self, next_id: int) -> None:
+        self._next_id = next_id
+
+    def apply(self, draft: Draft) -> None:
+        """Raise that of a draft."""
+        draft.change(next_id=max(draft.manifest.next_id, self._next_id))
+
+
 class KeepEncoder:
     """Names the copy of the encoder."""
 

@@ -41,7 +41,7 @@ from hashlight.engine.collection.writing.columns import (
 )
 from hashlight.engine.collection.writing.draft import Draft, new_shard, upgraded
 from hashlight.engine.collection.writing.opening import Fresh, Ground, ground_of, locked, refuse_foreign_folder
-from hashlight.engine.collection.writing.replacing import KeepEncoder, Replace, is_stored, store_encoder
+from hashlight.engine.collection.writing.replacing import KeepEncoder, Replace, ReserveIds, is_stored, store_encoder
 from hashlight.engine.collection.writing.rows import Reader
 from hashlight.engine.errors import CollectionBusyError, CollectionExistsError, CorruptDataError, EncoderMismatchError
 from hashlight.engine.filters.filter import Filter
@@ -447,6 +447,10 @@ class Transaction:
         new : sequence of ShardSpec
         """
         self._record(Replace(list(old), list(new)))
+
+    def keep_ids_free(self, next_id: int) -> None:
+        """Give no id below a number by itself."""
+        self._record(ReserveIds(next_id))
 
     def add_encoder(self, files: Mapping[str, bytes]) -> None:
         """Store a copy of the encoder that made the codes: the files of its folder, by name.

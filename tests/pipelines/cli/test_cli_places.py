@@ -48,6 +48,7 @@ PLACES = {
     "tag": {"collection"},
     "rollback": {"collection"},
     "prune": {"collection"},
+    "verify": {"collection"},
     "serve": {"collection", "encoder"},
     "calibrate": {"encoder"},
 }

@@ -221,3 +221,21 @@ def test_values_are_counted(photos):
 def test_nothing_to_merge_is_said(photos):
     assert run("compact", photos) == f"no shard is worth merging: version 1 of {photos}"
     assert run("rollback", photos, 1, "--dry-run").endswith(f"of version 1 of {photos}: nothing was changed")
+
+
+def test_damage_is_found_and_mended(photos):
+    run("delete", photos, "--ids", 1)
+    before = read(photos)
+    assert run("verify", photos).endswith(f"sound: version 2 of {photos} (2 versions, 3 shards, 30 rows)")
+    (shard, *_) = sorted((photos / "shards").iterdir())
+    (shard / "rows_by_id.npy").write_bytes(b"something else")
+    said = run("verify", photos, code=1)
+    assert f"can be mended [checksum] shards/{shard.name}/rows_by_id.npy (versions 1 to 2): expected " in said
+    assert f"1 faults: version 2 of {photos}" in said
+    mended = CliRunner().invoke(app, ["verify", str(photos), "--live", "--repair", "--json"])
+    assert mended.exit_code == 0
+    report = json.loads(mended.stdout)
+    assert (report["sound"], report["version"], report["versions"]) == (True, 3, [3])
+    assert [fault["kind"] for fault in report["mended"]] == ["checksum"]
+    assert read(photos) == before
+    assert "only versions before the live one have it" in run("verify", photos, code=1)

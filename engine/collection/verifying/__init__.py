@@ -1,0 +1,1 @@
+"""Whether everything that a collection consists of is there and makes sense, and what can be rebuilt if not."""
