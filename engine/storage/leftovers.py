@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import Self
 
 from hashlight.engine.errors import CorruptDataError, PlaceError
+from hashlight.engine.places.files import sync_folder
 from hashlight.engine.places.place import Entry, Place
 from hashlight.engine.storage.manifest import Manifest
 from hashlight.engine.storage.readers import Clock, claim, hold, leased
@@ -85,9 +86,7 @@ class Intent:
         """
         try:
             with contextlib.suppress(OSError, PlaceError):
-                for name in self._made:
-                    if name not in names:
-                        self._place.remove(name)
+                _remove_for_good(self._place, [name for name in self._made if name not in names])
                 if self._made:
                     self._place.remove(f"intents/{self._prefix}")
         finally:
@@ -169,10 +168,30 @@ def _until_gone(intent: bytes) -> str | None:
 
 def _remove_prefixes(place: Place, prefixes: Iterable[str], *, kept: set[str]) -> None:
     wanted = {f"{prefix}-" for prefix in prefixes}
-    for folder in FOLDERS:
-        for name in place.names(folder, hidden=True):
-            if name.removeprefix(".")[:33] in wanted and f"{folder}/{name}" not in kept:
-                place.remove(f"{folder}/{name}")
+    made = [
+        f"{folder}/{name}"
+        for folder in FOLDERS
+        for name in place.names(folder, hidden=True)
+        if name.removeprefix(".")[:33] in wanted
+    ]
+    _remove_for_good(place, [name for name in made if name not in kept])
+
+
+def _remove_for_good(place: Place, names: Iterable[str]) -> None:
+    """Remove parts of versions; see `_sync_folders`."""
+    folders = set()
+    for name in names:
+        place.remove(name)
+        folders.add(name.partition("/")[0])
+    _sync_folders(place, folders)
+
+
+def _sync_folders(place: Place, folders: Iterable[str]) -> None:
+    """Let no power failure bring back what was removed, when what speaks of it is removed next."""
+    if place.local is not None:
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):
+                sync_folder(place.local / folder)
 
 
 def sweep_versions(place: Place, live: Manifest) -> None:
@@ -199,8 +218,7 @@ def _sweep_versions(place: Place, live: Manifest) -> None:
             return
         kept = names_of(place, (name for name in names if name not in dropped))
         if kept is not None:
-            for name in dropped:
-                _remove_version(place, name, kept | live.names)
+            _remove_versions(place, dropped, kept | live.names)
             _remove_halves(place, kept | live.names)
 
 
@@ -240,12 +258,20 @@ def names_of(place: Place, manifests: Iterable[str] | None = None) -> set[str] |
     return found
 
 
-def _remove_version(place: Place, name: str, kept: set[str]) -> None:
+def _remove_versions(place: Place, names: list[str], kept: set[str]) -> None:
+    removed = [name for name in names if _remove_parts(place, name, kept)]
+    _sync_folders(place, FOLDERS)
+    for name in removed:
+        place.remove(f"manifests/{name}")
+
+
+def _remove_parts(place: Place, name: str, kept: set[str]) -> bool:
     try:
         manifest = read_named(place, name)
         logger.info("removing version %s of %s", name, place)
         for each in sorted(manifest.names - kept if manifest else ()):
             place.remove(each)
-        place.remove(f"manifests/{name}")
     except (CorruptDataError, ValueError, OSError) as error:
         logger.warning("cannot remove version %s of %s (%s): the next write tries again", name, place, error)
+        return False
+    return True

@@ -19,6 +19,7 @@ from hashlight.engine.errors import (
     HashlightError,
     PlaceError,
 )
+from hashlight.engine.places.files import remove_leftovers
 from hashlight.engine.places.place import Found, Place
 from hashlight.engine.storage.manifest import Manifest, check_name, parse_manifest
 from hashlight.engine.storage.readers import Lease, hold
@@ -245,6 +246,7 @@ def publish(place: Place, manifest: Manifest, found: Found | None, *, in_doubt: 
         If other writers went on meanwhile, and whether from this version can no longer be told.
     """
     name = f"manifests/{manifest.file_name}"
+    _remove_half_written(place)
     try:
         place.put_new(name, manifest.data)
     except BaseException:
@@ -265,6 +267,14 @@ def publish(place: Place, manifest: Manifest, found: Found | None, *, in_doubt: 
     if not published:
         place.remove(name)  # no other writer makes the same
     return published
+
+
+def _remove_half_written(place: Place) -> None:
+    """Remove what writers were writing when they died: nobody else publishes as long as the caller holds the lock."""
+    if place.local is not None:
+        with contextlib.suppress(OSError):  # the next write tries again
+            remove_leftovers(place.local / "manifests")
+            remove_leftovers(place.local, "CURRENT")
 
 
 def _withdraw(place: Place, name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,8 +60,12 @@ class Disk:
         with os.scandir(path) as entries:
             return {entry.name: entry.inode() for entry in entries}
 
-    def after_power_loss(self) -> Iterator[Tree]:
-        """Yield the possible states: each folder as it is now or at its last `fsync`, or with one entry changed."""
+    def after_power_loss(self, *, samples: int = 0) -> Iterator[Tree]:
+        """Yield the possible states: each folder as it is now or at its last `fsync`, or with one entry changed.
+
+        With `samples`, yield as many with any of the changed entries besides, or all if there are not more; half of
+        them with what was written to files and not fsynced, as far as it fits into half of each.
+        """
         now = {
             path.stat().st_ino: self._entries_now(path)
             for path in (self._root, *self._root.rglob("*"))
@@ -72,24 +77,54 @@ class Disk:
             yield self._tree(
                 safe | {inode: now[inode] for inode, is_kept in zip(changed, kept, strict=True) if is_kept}
             )
+        entries = [(inode, name) for inode in changed for name in dict(now[inode].items() ^ safe[inode].items())]
         for rest in (safe, safe | now):
-            for inode in changed:
-                for name in dict(now[inode].items() ^ safe[inode].items()):
-                    one = {name: now[inode][name]} if name in now[inode] else {}
-                    others = {other: place for other, place in safe[inode].items() if other != name}
-                    yield self._tree(rest | {inode: others | one})
+            for inode, name in entries:
+                yield self._tree(rest | {inode: _exchanged(safe[inode], now[inode], [name])})
+        if samples:
+            yield from self._samples(safe, now, entries, samples)
 
-    def _tree(self, entries: dict[int, dict[str, int]]) -> Tree:
-        return dict(self._walk(self._root.stat().st_ino, "", entries))
+    def _samples(self, safe, now, entries, samples: int) -> Iterator[Tree]:
+        rng, unsynced = random.Random(len(entries)), self._unsynced()
+        subsets = ([pair for pair in entries if rng.random() < 0.5] for _ in range(samples))
+        if 2 ** len(entries) <= samples:
+            sizes = range(len(entries) + 1)
+            subsets = itertools.chain.from_iterable(itertools.combinations(entries, size) for size in sizes)
+        for number, subset in enumerate(subsets):
+            folders = {
+                inode: _exchanged(safe[inode], now[inode], [name for each, name in subset if each == inode])
+                for inode in {inode for inode, _ in subset}
+            }
+            yield self._tree(safe | folders, unsynced if number % 2 else None)
 
-    def _walk(self, folder: int, path: str, entries: dict[int, dict[str, int]]) -> Iterator[tuple[str, bytes | None]]:
+    def _unsynced(self) -> dict[int, bytes]:
+        """Return half of each file that has grown since its last `fsync`."""
+        found = {}
+        for path in self._root.rglob("*"):
+            about = path.stat()
+            if path.is_file() and about.st_size != len(self._bytes.get(about.st_ino, b"")):
+                found[about.st_ino] = path.read_bytes()[: about.st_size // 2]
+        return found
+
+    def _tree(self, entries: dict[int, dict[str, int]], unsynced: dict[int, bytes] | None = None) -> Tree:
+        return dict(self._walk(self._root.stat().st_ino, "", entries, self._bytes | (unsynced or {})))
+
+    def _walk(
+        self, folder: int, path: str, entries: dict[int, dict[str, int]], files: dict[int, bytes]
+    ) -> Iterator[tuple[str, bytes | None]]:
         for name, inode in sorted(entries[folder].items()):
             inner = f"{path}/{name}" if path else name
             if inode in entries:
                 yield inner, None
-                yield from self._walk(inode, inner, entries)
+                yield from self._walk(inode, inner, entries, files)
             else:
-                yield inner, self._bytes.get(inode, b"")
+                yield inner, files.get(inode, b"")
+
+
+def _exchanged(safe: dict[str, int], now: dict[str, int], names: list[str]) -> dict[str, int]:
+    """Return the entries of a folder at its last `fsync`, but some names as they are now."""
+    others = {name: inode for name, inode in safe.items() if name not in names}
+    return others | {name: now[name] for name in names if name in now}
 
 
 def restore(tree: Tree, target: Path) -> None:

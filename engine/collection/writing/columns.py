@@ -132,7 +132,9 @@ class SetColumn:
         schema = pa.schema([field])
         found = _Statistics()
         with draft.place.scratch(f"columns/{name}") as path:
-            column = _overlaid(_column(draft, spec, before, field), rows_M, values, schema)
+            stays_N = np.ones(spec.rows, np.bool_)
+            stays_N[rows_M] = stays_N[draft.dead(spec)] = False
+            column = _overlaid(_column(draft, spec, before, field, stays_N), rows_M, values, schema)
             write_batches(path, found.of(column), schema)
             file = ColumnFile(name, path.stat().st_size, sha256_of(path))
             draft.place.put_file(f"columns/{name}", path)
@@ -166,19 +168,27 @@ class _Statistics:
         return merge_statistics(self._parts, self._rows)
 
 
-def _column(draft: Draft, spec: ShardSpec, before: pa.Field | None, field: pa.Field) -> Iterator[pa.Array]:
-    """Yield what a shard has so far, 1,024 rows at a time, as the new type."""
+def _column(
+    draft: Draft, spec: ShardSpec, before: pa.Field | None, field: pa.Field, stays_N: NDArray[np.bool_]
+) -> Iterator[pa.Array]:
+    """Yield what a shard has so far, 1,024 rows at a time, as the new type; null in rows whose values do not stay."""
     if before is None:
         for start in range(0, spec.rows, BATCH_ROWS):
             yield pa.nulls(min(BATCH_ROWS, spec.rows - start), field.type)
         return
+    start = 0
     for batch in draft.reader.batches(spec, pa.schema([before])):
+        column, stays_B = batch.column(0), stays_N[start : start + len(batch)]
+        start += len(batch)
+        if before.type == field.type or not stays_B.any():
+            yield column if before.type == field.type else pa.nulls(len(column), field.type)
+            continue
         try:
-            yield batch.column(0).cast(field.type)
+            yield column.take(pa.array(np.arange(len(column)), mask=~stays_B)).cast(field.type)
         except pa.ArrowException as error:
             raise ValueError(
                 f"attribute {field.name} of {draft.place} cannot become {field.type} ({error}): give values for all "
-                "ids, of the type that it has, or set another attribute"
+                "ids, or of the type that it has, or set another attribute"
             ) from error
 
 

@@ -63,12 +63,12 @@ class Draft:
         self.intent = intent
         self.reader = reader
         self.tables = tables
-        self.added = self.deleted = 0
         self._start = start
         self.restart(start)
 
     def restart(self, start: Manifest) -> None:
         """Begin with another version."""
+        self.added = self.deleted = 0
         self.manifest = start
         self.shards = {spec.name: spec for spec in start.shards}
         self._killed: dict[str, NDArray[np.uint32]] = {}

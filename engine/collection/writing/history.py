@@ -60,7 +60,7 @@ class Untag:
 class Rollback:
     """Makes the next version what an earlier one was. Ids that were used since are not given again."""
 
-    def __init__(self, version: int | str) -> None:
+    def __init__(self, version: int) -> None:
         self._version = version
 
     def apply(self, draft: Draft) -> None:
@@ -73,8 +73,6 @@ class Rollback:
         """
         live = _live(draft)
         version = find_version(draft.place, live, self._version)
-        if version.file_name == live.file_name:
-            return
         old, now = upgraded(draft.place, version), draft.manifest
         draft.restart(dataclasses.replace(old, next_id=max(old.next_id, now.next_id), tags=now.tags, oldest=now.oldest))
 

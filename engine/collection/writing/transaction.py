@@ -53,7 +53,7 @@ from hashlight.engine.storage.columns import stored_schema
 from hashlight.engine.storage.leftovers import Intent, sweep_intents, sweep_versions
 from hashlight.engine.storage.manifest import Manifest, ShardSpec, check_name
 from hashlight.engine.storage.shard import Layout, read_layout, write_shard
-from hashlight.engine.storage.versions import close_held, publish, read_live_held
+from hashlight.engine.storage.versions import close_held, find_version, publish, read_live_held
 
 # A commit that is overtaken this often in a local folder then keeps the others away.
 _FREE_ATTEMPTS = 5
@@ -140,6 +140,7 @@ class Transaction:
         self._operations: list[Operation] = []
         self._stack = contextlib.ExitStack()
         self._is_done = False
+        self._is_alone = False
 
     def __enter__(self) -> Self:
         """Begin: check that a collection may be written here."""
@@ -477,8 +478,18 @@ class Transaction:
         self._record(history.Untag(name))
 
     def rollback(self, version: int | str) -> None:
-        """Make the next version what an earlier one was, by its number or its tag."""
-        self._record(history.Rollback(version))
+        """Make the next version what an earlier one was, by its number or its tag; what follows changes that.
+
+        Raises
+        ------
+        CollectionNotFoundError
+            If the version is gone.
+        """
+        self._refuse_done()
+        found = upgraded(self.place, find_version(self.place, self._start, version))
+        self._is_alone |= (found.bits, found.encoder) != (self._start.bits, self._start.encoder)
+        self._layout = Layout(found.schema, found.features, found.thumbnails)
+        self._record(history.Rollback(found.version))
 
     def prune(self, *, keep: int | None = None, older_than: datetime.timedelta | None = None) -> None:
         """Let versions go; see `Prune`."""
@@ -507,6 +518,11 @@ class Transaction:
             If the place fails; if it does in the last step, the changes may be visible.
         """
         self._refuse_done()
+        if self._is_alone and len(self._operations) > 1:
+            raise ValueError(
+                f"codes of the version of {self.place} to roll back to have other bits, or another encoder: roll back "
+                "in a transaction of its own"
+            )
         for attempt in range(_MAX_ATTEMPTS):
             if attempt:
                 time.sleep(random.uniform(0, min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)))

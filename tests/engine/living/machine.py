@@ -1,0 +1,403 @@
+"""A state machine that changes, asks and reopens a collection, and compares each answer with a plain dict."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+
+import hypothesis.strategies as st
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import CollectionNotFoundError, IdNotFoundError
+from hashlight.engine.filters.filter import FilterError
+from tests.engine.collection.contents import contents
+from tests.engine.living.model import FILTERS, History, RefusedError, Row, Version
+
+LISTS = pa.list_(pa.string())
+# Attributes with the types that each may have; values are equal in all of them.
+TYPES = {
+    "label": [pa.int64(), pa.float64()],
+    "name": [pa.string()],
+    "tags": [LISTS],
+    "price": [pa.float32(), pa.float64()],
+    "later": [pa.string()],
+}
+FIRST = {"label": pa.int64(), "name": pa.string(), "tags": LISTS}
+VALUES = {
+    "label": st.none() | st.integers(0, 3),
+    "name": st.none() | st.sampled_from(["a", "ab", "b"]),
+    "tags": st.none() | st.lists(st.sampled_from(["x", "y"]), max_size=2),
+    "price": st.none() | st.sampled_from([0.25, 0.5, 1.5]),
+    "later": st.none() | st.sampled_from(["ant", "bee"]),
+}
+IDS = st.integers(0, 40)
+KINDS_OF_CHANGES = ["add", "add", "delete", "where", "update", "set", "drop", "tag", "untag", "rollback", "prune"]
+FILTER = st.none() | st.integers(0, len(FILTERS) - 1)
+REFUSED = (ValueError, IdNotFoundError, CollectionNotFoundError, FilterError)
+
+
+def distinct(ids, **sizes):
+    return st.lists(ids, unique=True, **sizes)
+
+
+def as_arrays(rows, types):
+    """Return the keywords that add rows to a real collection."""
+    columns = {name: pa.array([row.attributes[name] for row in rows], kind) for name, kind in types.items()}
+    features = None if not rows or rows[0].features is None else np.array([row.features for row in rows], np.float16)
+    pictures = [row.thumbnail for row in rows]
+    return {
+        "codes": np.array([row.code for row in rows], np.uint64),
+        "attributes": pa.table(columns) if columns else None,
+        "features": features,
+        "thumbnails": pictures if any(pictures) else None,
+    }
+
+
+def run(target, name, given):
+    """Make a change to a collection or record it in a transaction."""
+    given = dict(given)
+    if name in ("add", "upsert"):
+        ids = given.pop("ids")
+        arrays = as_arrays(given.pop("rows"), given.pop("types"))
+        return getattr(target, name)(**arrays, ids=None if ids is None else np.array(ids, np.int64), **given)
+    if name == "delete_where":
+        text, parameters, _, _ = FILTERS[given["number"]]
+        return target.delete_where(text, parameters)
+    if name == "update":
+        types = given["types"]
+        table = {each: pa.array([item[each] for item in given["items"]], types[each]) for each in types}
+        return target.update(given["ids"], pa.table(table))
+    if name == "set_column":
+        values = pa.array(given["values"], given["kind"])
+        return target.set_column(given["name"], values, ids=given["ids"])
+    return getattr(target, name)(**given)
+
+
+class Machine(RuleBasedStateMachine):
+    """Subclasses say where the collection is, and how its files are read."""
+
+    def place(self):
+        """Return a new location, and a function that reads a file there."""
+        raise NotImplementedError
+
+    def teardown(self):
+        self.readers = []
+        self.collection = None
+
+    @initialize(data=st.data())
+    def create(self, data):
+        self.bits = data.draw(st.sampled_from([3, 40, 70]), "bits")
+        self.with_features = data.draw(st.booleans(), "features")
+        self.location, self.read = self.place()
+        size = data.draw(st.sampled_from([0, 1, 9, 1500]), "rows")
+        rows = [self._row(number, number % 7, number % 3) for number in range(size)]
+        given = as_arrays(rows, FIRST)
+        del given["thumbnails"]
+        if not size:
+            given["codes"] = np.zeros((0, -(-self.bits // 64)), np.uint64)
+            given["features"] = np.zeros((0, 2), np.float16) if self.with_features else None
+        shards = data.draw(st.integers(1, 3), "shards") if size > 3 else 1
+        self.collection = Collection.create(self.location, **given, bits=self.bits, shards=shards)
+        self.history = History(Version(dict(enumerate(rows)), dict(FIRST)), 1)
+        self.readers = []
+        self.is_checked = False
+
+    def _row(self, number, code, label):
+        attributes = {"label": label, "name": "ab"[number % 2], "tags": ["x", "y"][: number % 3]}
+        return Row(self._code(code), attributes, self._features(number))
+
+    def _code(self, number):
+        """Return one of few codes, in which many distances are equal."""
+        bits = (0, 1, 2, 3, 2**self.bits - 1, 1 << (self.bits - 1), 6)[number] & (2**self.bits - 1)
+        return tuple(bits >> shift & (2**64 - 1) for shift in range(0, self.bits, 64))
+
+    def _features(self, number):
+        return (float(number % 100), 0.5) if self.with_features else None
+
+    # Changes.
+
+    def _kinds(self, draw, names):
+        """Draw types for some attributes: mostly those that they have."""
+        known = self.history.now.types
+        kinds = {}
+        for name in names:
+            kind = known.get(name, TYPES[name][0])
+            kinds[name] = draw(st.sampled_from([kind, kind, kind, kind, *TYPES[name]]))
+        return kinds
+
+    def _names(self, draw, **sizes):
+        known = list(self.history.now.types)
+        others = [name for name in TYPES if name not in known]
+        names = draw(distinct(st.sampled_from(known), **sizes)) if known else []
+        return names + ([others[0]] if others and not draw(st.integers(0, 9)) else [])
+
+    def _add(self, draw):
+        kinds = self._kinds(draw, self._names(draw))
+        ids = draw(distinct(IDS, min_size=1, max_size=5))
+        rows = [
+            Row(
+                self._code(draw(st.integers(0, 6))),
+                {name: draw(VALUES[name]) for name in kinds},
+                self._features(draw(st.integers(0, 99))),
+                draw(st.none() | st.sampled_from([b"1", b"22"])),
+            )
+            for _ in ids
+        ]
+        name = draw(st.sampled_from(["add", "upsert", "number"]))
+        shards = draw(st.integers(1, len(ids)))
+        return ("upsert" if name == "upsert" else "add"), {
+            "rows": rows, "ids": None if name == "number" else ids, "types": kinds, "shards": shards,
+        }  # fmt: skip
+
+    def _some_ids(self, draw, **sizes):
+        """Draw ids: mostly of live rows."""
+        live = sorted(self.history.now.rows)
+        alive = st.sampled_from(live) if live else IDS
+        return draw(distinct(alive, **sizes)) if draw(st.integers(0, 5)) else draw(distinct(IDS, **sizes))
+
+    def _update(self, draw):
+        kinds = self._kinds(draw, self._names(draw, max_size=2))
+        ids = self._some_ids(draw, min_size=1, max_size=4)
+        items = [{name: draw(VALUES[name]) for name in kinds} for _ in ids]
+        return "update", {"ids": ids, "types": kinds, "items": items}
+
+    def _set_column(self, draw):
+        name = draw(st.sampled_from(list(TYPES)))
+        ids = self._some_ids(draw, max_size=6)
+        kind = draw(st.sampled_from(TYPES[name]))
+        return "set_column", {"name": name, "kind": kind, "ids": ids, "values": [draw(VALUES[name]) for _ in ids]}
+
+    def _version(self, draw):
+        known = [*self.history.versions, *self.history.tags]
+        return draw(st.sampled_from(known) | st.just(99) | st.just("none"))
+
+    def _operation(self, draw):
+        kind = draw(st.sampled_from(KINDS_OF_CHANGES))
+        if kind in ("add", "update", "set"):
+            return {"add": self._add, "update": self._update, "set": self._set_column}[kind](draw)
+        if kind == "delete":
+            return "delete", {"ids": draw(st.lists(IDS, max_size=6))}
+        if kind == "where":
+            return "delete_where", {"number": draw(st.integers(0, len(FILTERS) - 1))}
+        if kind == "drop":
+            return "drop_column", {"name": draw(st.sampled_from(list(TYPES)))}
+        if kind == "tag":
+            number = draw(st.sampled_from(list(self.history.versions)) | st.none())
+            return "tag", {"name": draw(st.sampled_from(["a", "b"])), "version": number}
+        if kind == "untag":
+            return "untag", {"name": draw(st.sampled_from(["a", "b"]))}
+        if kind == "rollback":
+            return "rollback", {"version": self._version(draw)}
+        return "prune", draw(st.sampled_from(
+            [{"keep": 1}, {"keep": 3}, {"older_than": datetime.timedelta(0)},
+             {"keep": 1, "older_than": datetime.timedelta(days=1)}]))  # fmt: skip
+
+    @rule(data=st.data())
+    def change(self, data):
+        operation = data.draw(st.composite(self._operation)(), "operation")
+        self._change([operation], lambda: run(self.collection, *operation))
+
+    @rule(data=st.data())
+    def change_much(self, data):
+        """Make several changes in one transaction."""
+        draw = data.draw
+        operations = [draw(st.composite(self._operation)(), "operation") for _ in range(draw(st.integers(2, 4)))]
+
+        def make():
+            with self.collection.transaction() as change:
+                for operation in operations:
+                    run(change, *operation)
+                done = change.commit()
+            return Collection.open(self.location, version=done.version, reuse=self.collection)
+
+        self._change(operations, make)
+
+    def _change(self, operations, make):
+        self.is_checked = False
+        try:
+            draft = self.history.change(operations)
+        except RefusedError:
+            with pytest.raises(REFUSED):
+                make()
+            return
+        self.collection = make()
+        assert self.collection.version - self.history.live in (0, 1)
+        self.history.commit(draft, self.collection.version)
+
+    @rule(full=st.booleans())
+    def compact(self, full):
+        self.is_checked = False
+        self.collection = self.collection.compact(full=full)
+        self.history.commit(self.history.change([]), self.collection.version)
+        if full:
+            assert sum(shard.rows for shard in self.collection.shards) == len(self.collection)
+
+    # Opening.
+
+    @rule(index=st.sampled_from(["auto", "scan", "multi", "faiss-flat"]), verify=st.booleans())
+    def reopen(self, index, verify):
+        self.is_checked = False
+        self.collection = Collection.open(self.location, index=index, verify=verify)
+
+    @rule(data=st.data())
+    def open_another_version(self, data):
+        assert [version.version for version in self.collection.versions()] == sorted(self.history.kept, reverse=True)
+        version = self._version(data.draw)
+        number = self.history.tags.get(version) if isinstance(version, str) else version
+        if number not in self.history.kept:
+            with pytest.raises(CollectionNotFoundError):
+                Collection.open(self.location, version=version)
+            return
+        opened = Collection.open(self.location, version=version)
+        assert opened.version == number
+        self._compare(opened, self.history.versions[number])
+        # Kept open, it stays whatever becomes of the version.
+        self.readers = [*self.readers, opened][-3:]
+
+    @invariant()
+    def is_as_it_should_be(self):
+        if self.is_checked:
+            return
+        now = self.history.now
+        self._compare(self.collection, now)
+        assert self.collection.manifest.next_id == self.history.next_id
+        found = contents(self.read)
+        assert found == {id_: (row.code, row.attributes, row.thumbnail) for id_, row in now.rows.items()}
+        for opened in self.readers:
+            self._compare(opened, self.history.versions[opened.version])
+        self.is_checked = True
+
+    def _compare(self, opened, version):
+        """Compare all that a version holds."""
+        assert {field.name: field.type for field in opened.schema} == version.types
+        assert opened.num_features == (2 if self.with_features else None)
+        columns = [*version.types, *(["features"] if self.with_features else []), "thumbnail"]
+        assert self._items(opened.scan(columns).read_all()) == version.rows
+        assert (len(opened), opened.count()) == (len(version.rows),) * 2
+
+    def _items(self, table):
+        ids = table["id"].to_pylist()
+        assert ids == sorted(set(ids))
+        names = [name for name in table.column_names if name not in ("id", "code", "features", "thumbnail")]
+        attributes = [dict(zip(names, values, strict=True)) for values in zip(
+            *(table[name].to_pylist() for name in names), strict=True)] if names else [{} for _ in ids]  # fmt: skip
+        codes = [tuple(np.frombuffer(code, "<u8").tolist()) for code in table["code"].to_pylist()]
+        vectors = [None] * len(ids)
+        if self.with_features and "features" in table.column_names:
+            vectors = [tuple(vector) for vector in table["features"].to_pylist()]
+        pictures = table["thumbnail"].to_pylist() if "thumbnail" in table.column_names else [None] * len(ids)
+        return dict(zip(ids, map(Row, codes, attributes, vectors, pictures), strict=True))
+
+    # Questions.
+
+    def _queries(self, numbers):
+        return np.array([self._code(number) for number in numbers], np.uint64)
+
+    def _ask(self, expected, ask):
+        """Return the answers to compare, None if both are refused."""
+        try:
+            wanted = expected()
+        except RefusedError:
+            with pytest.raises(REFUSED):
+                ask()
+            return None
+        return ask(), wanted
+
+    @rule(numbers=st.lists(st.integers(0, 6), min_size=1, max_size=3), k=st.integers(1, 30), number=FILTER)
+    def search(self, numbers, k, number):
+        text, parameters = (None, None) if number is None else FILTERS[number][:2]
+        queries, now = self._queries(numbers), self.history.now
+        both = self._ask(functools.partial(now.knn, queries, k, number),
+                         lambda: self.collection.search(queries, k, filter=text, parameters=parameters))  # fmt: skip
+        if both is not None:
+            found, (distances, ids) = both
+            np.testing.assert_array_equal(found.ids, ids)
+            np.testing.assert_array_equal(found.distances, distances)
+            assert (found.coverage.codes, found.coverage.searched) == (len(now.rows),) * 2
+
+    @rule(numbers=st.lists(st.integers(0, 6), min_size=1, max_size=3), radius=st.integers(0, 3), number=FILTER,
+          limit=st.none() | st.integers(1, 9))  # fmt: skip
+    def search_a_radius(self, numbers, radius, number, limit):
+        text, parameters = (None, None) if number is None else FILTERS[number][:2]
+        queries, now = self._queries(numbers), self.history.now
+        both = self._ask(functools.partial(now.within, queries, radius, number, limit), lambda: self.collection
+                         .range_search(queries, radius, limit, filter=text, parameters=parameters))  # fmt: skip
+        if both is not None:
+            found, (pairs, cut) = both
+            assert [pairs_of(found, place) for place in range(len(queries))] == pairs
+            assert found.truncated.tolist() == cut
+
+    @rule(code=st.integers(0, 6), radius=st.integers(0, 3), number=FILTER, limit=st.integers(1, 9))
+    def read_a_radius_by_pages(self, code, radius, number, limit):
+        queries, now = self._queries([code]), self.history.now
+        text, parameters = (None, None) if number is None else FILTERS[number][:2]
+        after = None
+        for _ in range(10):
+            ask = functools.partial(self.collection.range_search, queries, radius, limit,
+                                    filter=text, parameters=parameters, after=after)  # fmt: skip
+            both = self._ask(functools.partial(now.within, queries, radius, number, limit, after), ask)
+            if both is None:
+                return
+            found, (pairs, cut) = both
+            assert (pairs_of(found, 0), found.truncated.tolist()) == (pairs[0], cut)
+            if not cut[0]:
+                return
+            after = pairs[0][-1]
+
+    @rule(number=FILTER, batch_rows=st.sampled_from([1, 7, 1000]), after=st.none() | IDS, data=st.data())
+    def scan(self, number, batch_rows, after, data):
+        now = self.history.now
+        if len(now.rows) > 100:
+            batch_rows = max(100, batch_rows)
+        text, parameters = (None, None) if number is None else FILTERS[number][:2]
+        columns = [*data.draw(distinct(st.sampled_from(list(now.types)))), "thumbnail"] if now.types else ["thumbnail"]
+
+        def ask():
+            found = self.collection.scan(columns, text, parameters, batch_rows=batch_rows, after=after)
+            return self._items(found.read_all())
+
+        both = self._ask(functools.partial(now.select, number), ask)
+        if both is not None:
+            found, rows = both
+            assert found == {
+                id_: Row(row.code, {name: row.attributes[name] for name in columns[:-1]}, None, row.thumbnail)
+                for id_, row in rows.items()
+                if after is None or id_ > after
+            }
+
+    @rule(number=FILTER, column=st.sampled_from(list(TYPES)))
+    def count_by_value(self, number, column):
+        text, parameters = (None, None) if number is None else FILTERS[number][:2]
+        both = self._ask(functools.partial(self.history.now.select, number),
+                         lambda: self.collection.count(text, parameters))  # fmt: skip
+        assert both is None or both[0] == len(both[1])
+        both = self._ask(functools.partial(self.history.now.facets, column, number),
+                         lambda: self.collection.facets(column, text, parameters))  # fmt: skip
+        if both is not None:
+            assert list(zip(*both[0].to_pydict().values(), strict=True)) == both[1]
+
+    @rule(ids=st.lists(IDS, min_size=1, max_size=6))
+    def get(self, ids):
+        rows = self.history.now.rows
+        wanted = np.array(ids, np.int64)
+        pictures = self.collection.thumbnails_of(wanted)
+        assert pictures == [rows[id_].thumbnail if id_ in rows else None for id_ in ids]
+        if set(ids) - rows.keys():
+            with pytest.raises(IdNotFoundError):
+                self.collection.get(wanted)
+            return
+        found = self.collection.get(wanted)
+        assert found["id"].to_pylist() == ids
+        for name in self.history.now.types:
+            assert found[name].to_pylist() == [rows[id_].attributes[name] for id_ in ids]
+        if self.with_features:
+            assert list(map(tuple, self.collection.features_of(wanted).tolist())) == [rows[id_].features for id_ in ids]
+
+
+def pairs_of(found, query):
+    hits = slice(found.lims[query], found.lims[query + 1])
+    return list(zip(found.distances[hits].tolist(), found.ids[hits].tolist(), strict=True))

@@ -1,0 +1,60 @@
+"""A collection does what a dict does, whatever is done to it, in a folder and in a bucket."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.engine.living.machine import Machine
+
+STEPS = int(os.environ.get("HASHLIGHT_TEST_STEPS", "3000"))
+STEPS_AT_ONCE = 50
+
+
+def machine_at(place):
+    numbers = itertools.count()
+
+    class Placed(Machine):
+        def place(self):
+            return place(next(numbers))
+
+    return Placed
+
+
+def run_steps(machine, steps, *, at_once=STEPS_AT_ONCE):
+    run_state_machine_as_test(machine, settings=settings(
+        max_examples=max(1, steps // at_once), stateful_step_count=at_once, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck), print_blob=True))  # fmt: skip
+
+
+def in_folder(tmp_path):
+    return machine_at(lambda number: (
+        str(tmp_path / str(number)), lambda name: (tmp_path / str(number) / name).read_bytes()))  # fmt: skip
+
+
+def in_bucket(bucket):
+    return machine_at(lambda number: (bucket.uri(f"c{number}"), lambda name: bucket.get(f"c{number}/{name}")))
+
+
+def test_a_collection_is_a_dict(tmp_path):
+    run_steps(in_folder(tmp_path), 200)
+
+
+def test_a_collection_in_a_bucket_is_a_dict(bucket):
+    run_steps(in_bucket(bucket), 40, at_once=20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_collection_is_a_dict_for_many_steps(tmp_path):
+    run_steps(in_folder(tmp_path), STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_collection_in_a_bucket_is_a_dict_for_many_steps(bucket):
+    run_steps(in_bucket(bucket), STEPS // 10)
