@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from hashlight.engine.codes import IdArray
 from hashlight.engine.collection.writing.adding import split_rows
 from hashlight.engine.collection.writing.opening import JOB_FOLDER, Fresh, refuse_foreign_folder
+from hashlight.engine.collection.writing.rows import live_rows
 from hashlight.engine.collection.writing.transaction import Commit, Transaction
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
@@ -193,10 +194,10 @@ def _plan(
 
 
 def _refuse_repeated(ids: RepeatedIds, writer: Transaction, *, append: bool) -> None:
-    """Raise ValueError if an id is in the codes twice, or in the codes and in a shard that is kept."""
+    """Raise ValueError if an id is in the codes twice, or in the codes and in a row alive that is kept."""
     old = writer.live.shards if append and writer.live else ()
     for spec in old:
-        ids.add(read_ids(writer.place, spec))
+        ids.add(read_ids(writer.place, spec)[live_rows(spec.rows, writer.reader.dead(spec))])
     try:
         refuse_repeated(ids.find(), where=f"{writer.place} and the codes" if old else "the codes")
     except ValueError as error:

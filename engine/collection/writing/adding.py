@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -99,8 +99,11 @@ class Adopt:
     Parameters
     ----------
     shards : list of ShardSpec
-    checked : frozenset of str
-        Names of shards that are known to have none of their ids, or to be these.
+        Their ids are distinct.
+    schema : pyarrow.Schema or None
+        Their attributes.
+    checked : sequence of ShardSpec
+        Shards that are known to have none of the ids in a row alive, as a version had them.
     upsert : bool
         As in `Add`.
     """
@@ -110,10 +113,12 @@ class Adopt:
         shards: list[ShardSpec],
         schema: pa.Schema | None,
         *,
-        checked: frozenset[str],
+        checked: Sequence[ShardSpec] = (),
         upsert: bool = False,
     ) -> None:
-        self._shards, self._schema, self._checked, self._upsert = shards, schema, checked, upsert
+        self._shards, self._schema, self._upsert = shards, schema, upsert
+        # A rollback may have brought back rows that were deleted then.
+        self._checked = {spec.name: spec.dead for spec in checked}
 
     def apply(self, draft: Draft) -> None:
         """Add them to a draft.
@@ -124,13 +129,16 @@ class Adopt:
             If an id is there already.
         """
         refuse_other_types(draft, self._schema)
-        if draft.shards.keys() <= self._checked:
+        own = {spec.name for spec in self._shards}
+        others = {spec.name: spec.dead for spec in draft.shards.values()}
+        checked = {name for name, dead in others.items() if name in self._checked and self._checked[name] == dead}
+        if others.keys() <= checked:
             for spec in self._shards:
                 draft.add(spec)
                 draft.added += spec.rows
             return
         for spec in self._shards:
-            Add([spec], self._schema, upsert=self._upsert, checked=self._checked).apply(draft)
+            Add([spec], self._schema, upsert=self._upsert, checked=frozenset(checked | own)).apply(draft)
 
 
 def split_rows(rows: int, shards: int) -> Iterator[slice]:

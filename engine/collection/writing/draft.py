@@ -174,7 +174,7 @@ class Draft:
 
     def finish(self) -> Manifest:
         """Write the deleted rows, and describe the version."""
-        shards = tuple(self._finished(spec) for spec in self.shards.values() if len(self.dead(spec)) < spec.rows)
+        shards = tuple(self._finished(spec) for spec in self.shards.values() if self._alive(spec))
         version = self.before.version + 1 if self.before else self._start.version
         oldest = self.manifest.oldest
         if version - oldest >= KEPT_VERSIONS + _REMOVED_AT_ONCE:
@@ -188,6 +188,10 @@ class Draft:
             oldest=min(oldest, version),
             commit=uuid.uuid4().hex,
         )
+
+    def _alive(self, spec: ShardSpec) -> int:
+        killed_D = self._killed.get(spec.name)
+        return spec.alive if killed_D is None else spec.rows - len(killed_D)
 
     def _finished(self, spec: ShardSpec) -> ShardSpec:
         killed_D = self._killed.get(spec.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow as pa
 
 from hashlight.engine.collection.writing.draft import Draft
 from hashlight.engine.errors import CollectionBusyError
@@ -22,10 +23,12 @@ class Replace:
     old : list of ShardSpec
         As they were when the new ones were made of their rows.
     new : list of ShardSpec
+    schema : pyarrow.Schema or None
+        The attributes that the new ones have.
     """
 
-    def __init__(self, old: list[ShardSpec], new: list[ShardSpec]) -> None:
-        self._old, self._new = old, new
+    def __init__(self, old: list[ShardSpec], new: list[ShardSpec], schema: pa.Schema | None) -> None:
+        self._old, self._new, self._names = old, new, frozenset(schema.names if schema is not None else ())
 
     def apply(self, draft: Draft) -> None:
         """Replace them in a draft.
@@ -33,15 +36,16 @@ class Replace:
         Raises
         ------
         CollectionBusyError
-            If an old shard is gone, as by another compaction, or one of its columns was replaced.
+            If an old shard is gone, as by another compaction, or one of its columns was replaced, or a rollback has
+            brought back what the new ones lack.
         """
         killed = []
         for old in self._old:
             now = draft.shards.get(old.name)
-            if now is None or now.columns != old.columns:
+            if now is None or now.columns != old.columns or self._lacks(draft, old, now):
                 raise CollectionBusyError(
-                    f"another process has replaced shard {old.name} of {draft.place}, or one of its columns: this "
-                    "compaction was discarded; what remains to be done, the next one does"
+                    f"another process has replaced shard {old.name} of {draft.place}, or one of its columns, or rolled "
+                    "back: this compaction was discarded; what remains to be done, the next one does"
                 )
             rows_M = np.setdiff1d(draft.dead(now), draft.reader.dead(old))
             killed.append(draft.reader.ids(now)[rows_M])
@@ -50,6 +54,14 @@ class Replace:
             draft.add(new)
         ids_M = np.concatenate([np.zeros(0, np.int64), *killed])
         draft.kill([(new, rows_M) for new, rows_M in draft.find(ids_M) if new in self._new])
+
+    def _lacks(self, draft: Draft, old: ShardSpec, now: ShardSpec) -> bool:
+        """Whether a row of an old shard is alive again, or one of its own attributes is shown again."""
+        shown = set(draft.schema.names) - self._names
+        return bool(
+            len(np.setdiff1d(draft.reader.dead(old), draft.dead(now)))
+            or (shown and shown & set(draft.reader.own_columns(now).names))
+        )
 
 
 class ReserveIds:

@@ -336,10 +336,10 @@ class Transaction:
         ----------
         specs : sequence of ShardSpec
         checked : bool
-            Whether the caller has made sure that their ids are distinct, and new in the version `live`. If not, they
-            are compared with those of all other shards.
+            Whether the caller has made sure that their ids, which are distinct, are new in the version `live`. If not,
+            they are compared with those of all other shards.
         upsert : bool
-            Delete the rows of other shards that have the same ids. Those of `specs` are distinct.
+            Delete the rows of other shards that have the same ids.
         numbered_from : int, optional
             The rows have ids from this one on, and take the next ones when it is committed.
         """
@@ -348,10 +348,8 @@ class Transaction:
             rows = sum(spec.rows for spec in specs)
             self._operations.append(AddNumbered(list(specs), self._schema, numbered_from, rows))
             return
-        known = frozenset(spec.name for spec in (self.live.shards if self.live else ()))
-        names = frozenset(spec.name for spec in specs)
-        checked_names = names if upsert else known | names if checked else frozenset()
-        self._operations.append(Adopt(list(specs), self._schema, checked=checked_names, upsert=upsert))
+        known = self.live.shards if self.live and checked and not upsert else ()
+        self._operations.append(Adopt(list(specs), self._schema, checked=known, upsert=upsert))
 
     def delete(self, ids: IdArray | Sequence[int]) -> None:
         """Delete the rows that have some ids, as far as they are there.
@@ -444,10 +442,11 @@ class Transaction:
         Parameters
         ----------
         old : sequence of ShardSpec
-            As a version has them, from whose rows the new ones were made.
+            As the version `live` has them, from whose rows the new ones were made.
         new : sequence of ShardSpec
+            With all attributes of that version.
         """
-        self._record(Replace(list(old), list(new)))
+        self._record(Replace(list(old), list(new), self._start.schema))
 
     def keep_ids_free(self, next_id: int) -> None:
         """Give no id below a number by itself."""

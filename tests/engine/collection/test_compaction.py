@@ -8,9 +8,10 @@ import pytest
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writing import policy
-from hashlight.engine.collection.writing.compaction import compact
+from hashlight.engine.collection.writing.compaction import compact, merge_shards
 from hashlight.engine.collection.writing.policy import groups_of_all, groups_to_merge
 from hashlight.engine.collection.writing.transaction import Transaction
+from hashlight.engine.errors import CollectionBusyError
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.storage import sorting
 from hashlight.engine.storage.manifest import DeadRows, ShardSpec
@@ -142,3 +143,23 @@ def test_compaction_in_a_bucket(bucket):
     compact(bucket.uri("c"))
     assert contents(lambda name: bucket.get(f"c/{name}")) == before
     assert len(Collection.open(bucket.uri("c"), verify=True).shards) == 1
+
+
+@pytest.mark.parametrize(
+    "change", [lambda writer: writer.delete([3, 12]), lambda writer: writer.drop_column("kind")], ids=["rows", "column"]
+)
+def test_a_compaction_does_not_lose_what_a_rollback_brings_back_meanwhile(tmp_path, change):
+    path = tmp_path / "c"
+    kinds = {"label": range(20), "kind": ["a", "b"] * 10}
+    Collection.create(path, CODES[:20], attributes=kinds, bits=BITS, shards=2, tables=False)
+    before = contents(lambda name: (path / name).read_bytes())
+    with Transaction(path) as writer:
+        change(writer)
+        writer.commit()
+    with Transaction(path) as compacting:
+        old = list(compacting.live.shards)
+        compacting.replace(old, [merge_shards(compacting, compacting.live, old)])
+        Collection.open(path).rollback(1)
+        with pytest.raises(CollectionBusyError, match="rolled back: this compaction was discarded"):
+            compacting.commit()
+    assert contents(lambda name: (path / name).read_bytes()) == before

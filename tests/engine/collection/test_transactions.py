@@ -287,6 +287,16 @@ def test_a_transaction_ends_with_its_commit(path):
                 more()
 
 
+def test_adding_a_row_does_not_read_which_others_were_deleted(path, monkeypatch):
+    committed(path, lambda writer: writer.delete([0, 5, 11]))
+    read = []
+    find = Folder.find
+    monkeypatch.setattr(Folder, "find", lambda self, name: read.append(name) or find(self, name))
+    committed(path, lambda writer: writer.add(CODES[:1]))
+    assert "CURRENT" in read
+    assert not [name for name in read if name.startswith("deletions/")]
+
+
 # Two writers.
 
 

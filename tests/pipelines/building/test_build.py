@@ -141,6 +141,23 @@ def test_an_upsert_replaces_the_rows_that_have_the_ids(tmp_path, rows):
     assert answers(new, queries)[0] == oracles.knn(queries, kept_codes, kept_ids, 20)[1].tolist()
 
 
+def test_what_was_deleted_can_be_appended_again_unless_a_rollback_brings_it_back(tmp_path, rows, monkeypatch):
+    codes, ids, _ = rows
+    build_collection(write_codes(tmp_path / "first", codes[:100], ids[:100]), tmp_path / "c")
+    Collection.open(tmp_path / "c").delete(ids[:10])
+    again = write_codes(tmp_path / "again", codes[:10], ids[:10])
+    step = "hashlight.pipelines.building.build.chaos.step"
+    rollback = {"build:before-commit": lambda: Collection.open(tmp_path / "c").rollback(1)}
+    with monkeypatch.context() as patch:
+        patch.setattr(step, lambda name, *_: rollback.pop(name, bool)())
+        with pytest.raises(ValueError, match=r"10 of 10 ids are in .*/c already"):
+            build_collection(again, tmp_path / "c", append=True)
+    assert not rollback
+    assert Collection.open(tmp_path / "c").delete(ids[:10]).has(ids[:10]).sum() == 0
+    assert build_collection(again, tmp_path / "c", append=True).added == 10
+    assert Collection.open(tmp_path / "c").has(ids[:100]).all()
+
+
 def test_append_refuses_mismatched_data(tmp_path, rows, folder):
     codes, ids, _ = rows
     with pytest.raises(CollectionNotFoundError):
