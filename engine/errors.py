@@ -12,6 +12,7 @@
     ├── ReadFailedError           a read failed at every try, but may succeed later
     ├── EncoderMismatchError      codes of two encoders would meet
     ├── IdNotFoundError           an id that the collection does not hold
+    ├── IdExistsError             an id that the collection holds already; also a ValueError
     ├── MissingDependencyError    a package that is not installed; also an ImportError
     ├── DeadlineExceededError     no answer within the caller's time
     ├── OverloadedError           a server is overloaded; says when to try again
@@ -76,6 +77,10 @@ class IdNotFoundError(HashlightError, KeyError):
     def __str__(self) -> str:
         """Return the message; `KeyError` would quote it."""
         return str(self.args[0])
+
+
+class IdExistsError(HashlightError, ValueError):
+    """The collection holds an id already, and what has it was not to be replaced."""
 
 
 class MissingDependencyError(HashlightError, ImportError):

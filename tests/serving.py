@@ -95,6 +95,13 @@ def warm_up(collection: Collection) -> None:
 def running(app, *, head_s: int = HEAD_S, max_connections: int = MAX_CONNECTIONS, **address) -> Iterator[str]:
     """Serve an application on a free port of this machine; yields its URL."""
     server = HttpServer(app, Address(port=0, **address), head_s=head_s, max_connections=max_connections)
+    with run_server(server) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def run_server(server: HttpServer) -> Iterator[str]:
+    """Run a server that is bound to its address; yields its URL."""
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

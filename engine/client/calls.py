@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hashlight.engine.client.queries import Code, Picture, QueryInput
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
@@ -137,7 +140,62 @@ class Ready:
     timeout_s: float
 
 
-Call = Search | Encode | Get | Count | Facets | Scroll | Thumbnail | Describe | Ready
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Put:
+    """Store items.
+
+    Attributes
+    ----------
+    items : ndarray of uint64, shape (N, W), or list of Picture
+        Their codes, or the images to make codes of.
+    ids : ndarray of int64, shape (N,)
+    attributes : pyarrow.Table or None
+    features : ndarray of float16, shape (N, F), or None
+    thumbnails : pyarrow.Array of binary, length N, or None
+    replaces : bool
+        Whether items that have these ids are replaced; otherwise they are a reason to refuse all.
+    visible : bool
+        Whether to wait until every server has it.
+    timeout_s : float
+    """
+
+    items: Code | list[Picture]
+    ids: NDArray[np.int64]
+    attributes: Any
+    features: NDArray[np.float16] | None
+    thumbnails: Any
+    replaces: bool
+    visible: bool
+    timeout_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Update:
+    """Change attributes of items: a table of M rows, one for each id."""
+
+    ids: NDArray[np.int64]
+    attributes: Any
+    visible: bool
+    timeout_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete items: some ids, or all that satisfy a filter."""
+
+    ids: NDArray[np.int64] | None
+    filter: str | None
+    parameters: Parameters | None
+    visible: bool
+    timeout_s: float
+
+    def options(self) -> dict[str, Any]:
+        """Return the given options under their names in the HTTP interface."""
+        return _where(self.filter, self.parameters) if self.ids is None else {"ids": self.ids.tolist()}
+
+
+Write = Put | Update | Delete
+Call = Search | Encode | Get | Count | Facets | Scroll | Thumbnail | Describe | Ready | Write
 
 
 def _where(filter: str | None, parameters: Parameters | None) -> dict[str, Any]:

@@ -16,14 +16,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashlight.engine.client.calls import (
     Count,
+    Delete,
     Describe,
     Encode,
     Facets,
     Get,
+    Put,
     Ready,
     Scroll,
     Search,
     Thumbnail,
+    Update,
     check_include,
 )
 from hashlight.engine.client.http import MAX_RETRIES, AsyncHttpTransport, HttpTransport
@@ -35,6 +38,8 @@ from hashlight.engine.filters.tokens import check_unicode
 from hashlight.engine.query import Query
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from hashlight.engine.service.asking.encoding import ImageEncoder
     from hashlight.engine.service.asking.searcher import Searcher
 
@@ -311,6 +316,118 @@ class SearchClient:
             if (after := page.next) is None:
                 return
 
+    def add(
+        self,
+        items: Code | Image | Sequence[Image],
+        *,
+        ids: ArrayLike,
+        attributes: pa.Table | Mapping[str, Any] | None = None,
+        features: NDArray[np.float16] | None = None,
+        thumbnails: Sequence[bytes | None] | pa.Array | None = None,
+        visible: bool = False,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Add items, none of whose ids may be there; IdExistsError if one is. Otherwise as `upsert`."""
+        call = _put(items, ids, (attributes, features, thumbnails), visible, self._seconds(timeout_s), replaces=False)
+        return int(self._transport.send(call))
+
+    def upsert(
+        self,
+        items: Code | Image | Sequence[Image],
+        *,
+        ids: ArrayLike,
+        attributes: pa.Table | Mapping[str, Any] | None = None,
+        features: NDArray[np.float16] | None = None,
+        thumbnails: Sequence[bytes | None] | pa.Array | None = None,
+        visible: bool = False,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Store items, in the place of those that have their ids. A gateway takes them in requests of up to 10,000.
+
+        Parameters
+        ----------
+        items : ndarray of uint64, shape (N, W), or images
+            Codes, or images for the collection's encoder, as those of `encode`.
+        ids : sequence of int, shape (N,)
+            Distinct, 0 or more.
+        attributes : pyarrow.Table or mapping of columns, optional
+            N rows, in the types of the collection; attributes that are missing are null.
+        features : ndarray of float16, shape (N, F), optional
+            Needed with codes if the collection has fine features; of images the encoder makes them.
+        thumbnails : sequence of bytes or None, length N, optional
+            Small encoded pictures.
+        visible : bool
+            Return when every server has the version, and not only when the write cannot be lost.
+        timeout_s : float, optional
+
+        Returns
+        -------
+        int
+            The first version of the collection that has the items.
+
+        Raises
+        ------
+        PermissionDeniedError
+            If the server only reads, or the key does.
+        ValueError, TypeError
+            If an argument is invalid, or does not fit what the collection stores.
+        """
+        call = _put(items, ids, (attributes, features, thumbnails), visible, self._seconds(timeout_s), replaces=True)
+        return int(self._transport.send(call))
+
+    def update(
+        self,
+        ids: ArrayLike,
+        attributes: pa.Table | Mapping[str, Any],
+        *,
+        visible: bool = False,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Change attributes of items, and return the version that has it; IdNotFoundError if one is not there.
+
+        Parameters
+        ----------
+        ids : sequence of int, shape (M,)
+            Distinct.
+        attributes : pyarrow.Table or mapping of columns
+            M rows, with the attributes that change.
+        visible, timeout_s
+            As in `upsert`.
+        """
+        call = Update(_some_ids(ids), _table(attributes), visible, self._seconds(timeout_s))
+        return int(self._transport.send(call))
+
+    def delete(self, ids: ArrayLike, *, visible: bool = False, timeout_s: float | None = None) -> int:
+        """Delete items, as far as they are there, and return the version without them.
+
+        Parameters
+        ----------
+        ids : sequence of int, shape (M,)
+        visible, timeout_s
+            As in `upsert`.
+        """
+        return int(self._transport.send(Delete(_some_ids(ids), None, None, visible, self._seconds(timeout_s))))
+
+    def delete_where(
+        self,
+        filter: str,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        visible: bool = False,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Delete all items that satisfy a filter, and return the version without them.
+
+        Parameters
+        ----------
+        filter, parameters
+            As in `search`.
+        visible, timeout_s
+            As in `upsert`.
+        """
+        lists = Parameters.of(parameters)
+        return int(self._transport.send(Delete(None, _unicode(filter), lists, visible, self._seconds(timeout_s))))
+
     def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """Return the thumbnail of an item, None if it has none."""
         picture: bytes | None = self._transport.send(Thumbnail(id, self._seconds(timeout_s)))
@@ -495,6 +612,64 @@ class AsyncSearchClient:
             if (after := page.next) is None:
                 return
 
+    async def add(
+        self,
+        items: Code | Image | Sequence[Image],
+        *,
+        ids: ArrayLike,
+        attributes: pa.Table | Mapping[str, Any] | None = None,
+        features: NDArray[np.float16] | None = None,
+        thumbnails: Sequence[bytes | None] | pa.Array | None = None,
+        visible: bool = False,
+        timeout_s: float | None = None,
+    ) -> int:
+        """See `SearchClient.add`."""
+        call = _put(items, ids, (attributes, features, thumbnails), visible, self._seconds(timeout_s), replaces=False)
+        return int(await self._transport.send(call))
+
+    async def upsert(
+        self,
+        items: Code | Image | Sequence[Image],
+        *,
+        ids: ArrayLike,
+        attributes: pa.Table | Mapping[str, Any] | None = None,
+        features: NDArray[np.float16] | None = None,
+        thumbnails: Sequence[bytes | None] | pa.Array | None = None,
+        visible: bool = False,
+        timeout_s: float | None = None,
+    ) -> int:
+        """See `SearchClient.upsert`."""
+        call = _put(items, ids, (attributes, features, thumbnails), visible, self._seconds(timeout_s), replaces=True)
+        return int(await self._transport.send(call))
+
+    async def update(
+        self,
+        ids: ArrayLike,
+        attributes: pa.Table | Mapping[str, Any],
+        *,
+        visible: bool = False,
+        timeout_s: float | None = None,
+    ) -> int:
+        """See `SearchClient.update`."""
+        call = Update(_some_ids(ids), _table(attributes), visible, self._seconds(timeout_s))
+        return int(await self._transport.send(call))
+
+    async def delete(self, ids: ArrayLike, *, visible: bool = False, timeout_s: float | None = None) -> int:
+        """See `SearchClient.delete`."""
+        return int(await self._transport.send(Delete(_some_ids(ids), None, None, visible, self._seconds(timeout_s))))
+
+    async def delete_where(
+        self,
+        filter: str,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        visible: bool = False,
+        timeout_s: float | None = None,
+    ) -> int:
+        """See `SearchClient.delete_where`."""
+        lists = Parameters.of(parameters)
+        return int(await self._transport.send(Delete(None, _unicode(filter), lists, visible, self._seconds(timeout_s))))
+
     async def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """See `SearchClient.thumbnail`."""
         picture: bytes | None = await self._transport.send(Thumbnail(id, self._seconds(timeout_s)))
@@ -525,6 +700,48 @@ class AsyncSearchClient:
 
     def _seconds(self, timeout_s: float | None) -> float:
         return _seconds(self._timeout_s if timeout_s is None else timeout_s)
+
+
+def _put(
+    items: Any, ids: ArrayLike, beside: tuple[Any, Any, Any], visible: bool, timeout_s: float, *, replaces: bool
+) -> Put:
+    attributes, features, thumbnails = beside
+    ids_N = _some_ids(ids)
+    is_codes = isinstance(items, np.ndarray) and items.dtype == np.uint64
+    read = np.atleast_2d(items) if is_codes else read_images(items)
+    if len(read) != len(ids_N) or not len(read):
+        raise ValueError(f"`ids` must have one id for each item, at least one, got {len(ids_N)} for {len(read)} items")
+    return Put(
+        items=read,
+        ids=ids_N,
+        attributes=None if attributes is None else _table(attributes),
+        features=features,
+        thumbnails=None if thumbnails is None else _thumbnails(thumbnails),
+        replaces=replaces,
+        visible=visible,
+        timeout_s=timeout_s,
+    )
+
+
+def _some_ids(ids: ArrayLike) -> NDArray[np.int64]:
+    found = np.atleast_1d(np.asarray(ids))
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise TypeError(f"`ids` must be whole numbers of shape (M,), got {found.dtype} of shape {found.shape}")
+    return found.astype(np.int64)
+
+
+def _table(attributes: Any) -> Any:
+    import pyarrow as pa
+
+    return attributes if isinstance(attributes, pa.Table) else pa.table(dict(attributes))
+
+
+def _thumbnails(thumbnails: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(thumbnails, pa.ChunkedArray):
+        thumbnails = thumbnails.combine_chunks()
+    return thumbnails if isinstance(thumbnails, pa.Array) else pa.array(list(thumbnails), pa.binary())
 
 
 def _unicode(filter: str | None) -> str | None:

@@ -10,6 +10,7 @@ Servers and collections opened in this process raise the same types::
     │   ├── PermissionDeniedError   the key may not do this
     │   └── ServerError             the server failed, or its answer cannot be read
     ├── IdNotFoundError             the collection has no such item
+    ├── IdExistsError               an id to add is there already; also a ValueError
     ├── VersionGoneError            the version to go on in is not served any more
     ├── DeadlineExceededError       no answer within `timeout_s`; also a TimeoutError
     ├── OverloadedError             the server is overloaded; retried before it is raised
@@ -26,6 +27,7 @@ from typing import Any
 from hashlight.engine.errors import (
     DeadlineExceededError,
     HashlightError,
+    IdExistsError,
     IdNotFoundError,
     IncompleteError,
     NoShardError,
@@ -40,6 +42,7 @@ __all__ = [
     "ConnectionFailedError",
     "DeadlineExceededError",
     "HashlightError",
+    "IdExistsError",
     "IdNotFoundError",
     "IncompleteError",
     "InvalidRequestError",
@@ -96,7 +99,9 @@ class ServerError(ClientError):
 _BY_TYPE: dict[str, type[HashlightError]] = {
     "unauthenticated": AuthenticationError,
     "forbidden": PermissionDeniedError,
+    "id_exists": IdExistsError,
     "id_not_found": IdNotFoundError,
+    "read_only": PermissionDeniedError,
     "deadline_exceeded": DeadlineExceededError,
     "not_ready": NotReadyError,
     "version_gone": VersionGoneError,

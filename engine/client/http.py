@@ -17,7 +17,22 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
-from hashlight.engine.client.calls import Call, Count, Describe, Encode, Facets, Get, Ready, Scroll, Search, Thumbnail
+from hashlight.engine.client.calls import (
+    Call,
+    Count,
+    Delete,
+    Describe,
+    Encode,
+    Facets,
+    Get,
+    Put,
+    Ready,
+    Scroll,
+    Search,
+    Thumbnail,
+    Update,
+    Write,
+)
 from hashlight.engine.client.errors import (
     ConnectionFailedError,
     DeadlineExceededError,
@@ -44,8 +59,10 @@ _JSON_CODES = 4  # more codes than this are sent as Arrow
 _MAX_IDS = 1000
 _MAX_FILTER = 5000
 
-# Calls only read, so they can be repeated; after these errors a retry may succeed.
+# After these errors a retry may succeed. A write that was sent may have been made, so that another is not sent when the
+# connection was lost: items that others have changed since would be changed back.
 _RETRIED = (ConnectionFailedError, OverloadedError, NotReadyError)
+_RETRIED_WRITE = (OverloadedError, NotReadyError)
 
 
 class HttpTransport:
@@ -89,7 +106,7 @@ class HttpTransport:
         for attempt in range(self._max_retries + 1):
             try:
                 return self._try(call, until_s - time.monotonic())
-            except _RETRIED as error:
+            except _retried(call) as error:
                 time.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
         raise AssertionError("the last try returns or raises")
 
@@ -150,7 +167,7 @@ class AsyncHttpTransport:
         for attempt in range(self._max_retries + 1):
             try:
                 return await self._try(call, until_s - time.monotonic())
-            except _RETRIED as error:
+            except _retried(call) as error:
                 await asyncio.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
         raise AssertionError("the last try returns or raises")
 
@@ -165,6 +182,10 @@ class AsyncHttpTransport:
         except httpx.HTTPError as error:
             raise _error_of_transport(error, self.url, call) from error
         return _read(call, response, self._pictures)
+
+
+def _retried(call: Call) -> tuple[type[HashlightError], ...]:
+    return _RETRIED_WRITE if isinstance(call, Write) else _RETRIED
 
 
 def _fits(call: Search, bits: int) -> bool:
@@ -266,6 +287,8 @@ def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float
             params = {name: str(value) for name, value in given.items() if value is not None}
             params["timeout_ms"] = str(timeout_ms)
             return client.build_request("GET", "/v1/items", params=params, headers={"Accept": _ARROW}, timeout=timeout)
+        case Put() | Update() | Delete():
+            return _write_request(client, call, timeout, timeout_ms)
         case Thumbnail():
             path = f"/v1/items/{quote(str(call.id))}/thumbnail"
             return client.build_request("GET", path, params={"timeout_ms": timeout_ms}, timeout=timeout)
@@ -292,6 +315,50 @@ def _search_request(
     return client.build_request("POST", path, json=document, headers=headers, timeout=timeout)
 
 
+def _write_request(
+    client: httpx.Client | httpx.AsyncClient, call: Write, timeout: httpx.Timeout, timeout_ms: int
+) -> httpx.Request:
+    params = {"timeout_ms": str(timeout_ms)} | ({"wait": "visible"} if call.visible else {})
+    if isinstance(call, Delete):
+        return client.build_request("DELETE", "/v1/items", params=params, json=call.options(), timeout=timeout)
+    method = "PATCH"
+    if isinstance(call, Put):
+        method, params["on_conflict"] = "POST", "replace" if call.replaces else "refuse"
+    return client.build_request(
+        method,
+        "/v1/items",
+        params=params,
+        content=_items_stream(call),
+        headers={"Content-Type": _ARROW},
+        timeout=timeout,
+    )
+
+
+def _items_stream(call: Put | Update) -> bytes:
+    import pyarrow as pa
+
+    table = pa.table({"id": call.ids})
+    if isinstance(call, Put):
+        if isinstance(call.items, np.ndarray):
+            table = table.append_column("code", _code_column(call.items))
+        else:
+            table = table.append_column("image", pa.array([image.data for image in call.items], pa.binary()))
+        if call.features is not None:
+            values = pa.array(call.features.reshape(-1), pa.float16())
+            table = table.append_column("features", pa.FixedSizeListArray.from_arrays(values, call.features.shape[1]))
+        if call.thumbnails is not None:
+            table = table.append_column("thumbnail", call.thumbnails)
+    if call.attributes is not None:
+        for name, column in zip(call.attributes.column_names, call.attributes.columns, strict=True):
+            if name in table.column_names:
+                raise ValueError(f"attribute `{name}` has the name of what is sent beside attributes: rename it")
+            table = table.append_column(name, column)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return bytes(sink.getvalue())
+
+
 def _as_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -312,15 +379,18 @@ def _as_json(query: QueryInput) -> dict[str, Any]:
 def _codes_stream(codes: np.ndarray) -> bytes:
     import pyarrow as pa
 
-    width = 8 * codes.shape[1]
-    column = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(width), len(codes), [None, pa.py_buffer(codes.astype("<u8").tobytes())]
-    )
-    batch = pa.record_batch({"code": column})
+    batch = pa.record_batch({"code": _code_column(codes)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return bytes(sink.getvalue())
+
+
+def _code_column(codes: np.ndarray) -> Any:
+    import pyarrow as pa
+
+    data = pa.py_buffer(codes.astype("<u8").tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(8 * codes.shape[1]), len(codes), [None, data])
 
 
 def _error_of_transport(error: httpx.HTTPError, url: str, call: Call) -> HashlightError:
@@ -359,6 +429,8 @@ def _parse(call: Call, response: httpx.Response, pictures: Thumbnails) -> Any:
         case Encode():
             codes = [words_of(bytes.fromhex(code)) for code in response.json()["codes"]]
             return np.stack(codes)
+        case Put() | Update() | Delete():
+            return int(response.json()["version"])
         case Thumbnail():
             return response.content
         case Describe():

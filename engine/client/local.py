@@ -11,11 +11,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.client.calls import Call, Count, Describe, Encode, Facets, Get, Ready, Scroll, Search, Thumbnail
+from hashlight.engine.client.calls import (
+    Call,
+    Count,
+    Delete,
+    Describe,
+    Encode,
+    Facets,
+    Get,
+    Put,
+    Ready,
+    Scroll,
+    Search,
+    Thumbnail,
+    Update,
+    Write,
+)
 from hashlight.engine.client.queries import Address, Code, Picture, QueryInput, with_codes
 from hashlight.engine.client.results import Items, Page, SearchResponse, ValueCounts, data_uri
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import EncoderMismatchError, HashlightError
 from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, is_encoder_of, open_encoder
@@ -24,6 +40,7 @@ from hashlight.engine.service.asking.resolving import NoFeaturesError, sort_quer
 from hashlight.engine.service.asking.retrieval import Ask, answer, stored_items, stored_page, time_left
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
 from hashlight.engine.service.limits import Limits
+from hashlight.engine.writing import writes
 
 _PICTURE_S = 5.0  # for one picture in a notebook
 
@@ -70,6 +87,8 @@ class LocalTransport:
                 return self._facets(call)
             case Scroll():
                 return self._page(call)
+            case Put() | Update() | Delete():
+                return self._write(call)
             case Thumbnail():
                 return self._searcher.thumbnail(call.id, timeout_s=call.timeout_s)
             case Describe():
@@ -99,6 +118,43 @@ class LocalTransport:
             timeout_s=call.timeout_s,
         )
         return Page(table, page_frame(table, coverage.version, limit=call.limit))
+
+    def _write(self, call: Write) -> int:
+        """Commit a write, and go over to the version that has it."""
+        searcher = self._searcher
+        if not isinstance(searcher, CollectionSearcher):
+            raise ValueError("shard servers only read: write to their gateway, or to the collection's folder")
+        with Transaction(searcher.location) as change:
+            live = change.live
+            assert live is not None, "there is a live version, or beginning would have failed"
+            write = self._as_write(call, live.features is not None)
+            write.check(live)
+            write.record(change)
+            version = change.commit().version
+        searcher.renew()
+        return version
+
+    def _as_write(self, call: Write, has_features: bool) -> writes.Write:
+        match call:
+            case Put():
+                codes, features, encoder = call.items, call.features, None
+                if not isinstance(codes, np.ndarray):
+                    images = [image.data for image in codes]
+                    encoded, encoder = self._encode(images, time.monotonic() + call.timeout_s), self._encoder()
+                    codes = encoded.codes
+                    if features is None and has_features:
+                        features = encoded.features.astype(np.float16)
+                fingerprint = None if encoder is None else encoder.fingerprint
+                return writes.Put(
+                    codes, call.ids, call.attributes, features, call.thumbnails, call.replaces, fingerprint
+                )
+            case Update():
+                return writes.Update([(call.ids, call.attributes)])
+            case Delete():
+                if call.filter is None:
+                    assert call.ids is not None, "either is given"
+                    return writes.Delete(call.ids)
+                return writes.DeleteWhere(call.filter, call.parameters)
 
     def _search(self, call: Search) -> SearchResponse:
         deadline_s = time.monotonic() + call.timeout_s

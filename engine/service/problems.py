@@ -3,18 +3,18 @@
 ======  ====================================================================================
 400     `malformed`: the body cannot be read at all
 401     `unauthenticated`: no key, or an unknown one
-403     `forbidden`: the key may not do this
+403     `forbidden`: the key may not do this; `read_only`: this server does not write
 404     `not_found`, `id_not_found`
 405     `method_not_allowed`
 408     `body_timeout`: the body took too long to arrive
-409     `conflict`: the server has no replicas to change, or an id is there already
+409     `conflict`: the server has no replicas to change; `id_exists`: an id is stored already
 410     `version_gone`: the version that was asked for is not served any more
 413     `too_large`: the body, or an image that was fetched
 415     `unsupported_media_type`
 422     `invalid_request`: a field is wrong; `no_encoder`: images cannot be encoded here
 429     `overloaded`, with Retry-After
 500     `internal`: a server error, logged under the `request_id`
-503     `not_ready`, `incomplete` (`missing` names the missing shards), `no_shard`
+503     `not_ready`, `not_written` (a full disk), `incomplete` (`missing` names the missing shards), `no_shard`
 504     `deadline_exceeded`
 ======  ====================================================================================
 """
@@ -29,9 +29,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hashlight.engine.errors import (
+    CollectionBusyError,
     DeadlineExceededError,
     EncoderMismatchError,
     HashlightError,
+    IdExistsError,
     IdNotFoundError,
     IncompleteError,
     NoShardError,
@@ -112,6 +114,10 @@ def _refusal_of_engine(error: HashlightError) -> RequestError:
     message = str(error)
     if isinstance(error, IdNotFoundError):
         return RequestError(404, "id_not_found", message)
+    if isinstance(error, IdExistsError):
+        return RequestError(409, "id_exists", message)
+    if isinstance(error, CollectionBusyError):
+        return RequestError(503, "not_ready", message)
     if isinstance(error, VersionGoneError):
         return RequestError(410, "version_gone", message)
     if isinstance(error, EncoderMismatchError):

@@ -25,7 +25,10 @@ from hashlight.engine.storage.versions import holding_live
 from hashlight.pipelines.jobs.nodes import look_at_collection, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.serving.ray_servers import RayCluster
-from hashlight.pipelines.serving.serve import bind_gateway, encoder_of
+from hashlight.pipelines.serving.serve import bind_gateway, encoder_of, writing
+
+# Each commit is a version that all servers open: some tens of milliseconds of writes are one.
+GATHER_S = 0.05
 
 
 @contextlib.contextmanager
@@ -39,6 +42,7 @@ def serve_cluster(
     limits: Limits | None = None,
     image_hosts: Sequence[str] = (),
     insecure: bool = False,
+    writable: bool = False,
 ) -> Iterator[HttpServer]:
     """Start shard servers and bind a gateway to a router over them; they stop when the context exits.
 
@@ -51,6 +55,7 @@ def serve_cluster(
     with (
         servers as cluster,
         routing(cluster, observe=metrics.observe) as (router, follower),
+        writing(path, follower.hurry, gather_s=GATHER_S) if writable else contextlib.nullcontext() as committer,
     ):
         router.ready()
         yield bind_gateway(
@@ -63,6 +68,7 @@ def serve_cluster(
             metrics=metrics,
             scale=cluster.scale,
             pending=lambda: follower.pending,
+            committer=committer,
         )
 
 
@@ -137,4 +143,5 @@ def routing(
             yield router, follower
         finally:
             ending.set()
+            follower.hurry()
             roller.join()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hashlight.engine.collection.collection import Collection
@@ -18,8 +19,11 @@ from hashlight.engine.service.door.http_server import LOOPBACK_NAMES, Address, H
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.telemetry.metrics import Metrics
+from hashlight.engine.writing.committing import Committer
+from hashlight.engine.writing.compacting import Compactor
 
 
+@contextlib.contextmanager
 def serve_embedded(
     path: str | Path,
     address: Address,
@@ -30,11 +34,13 @@ def serve_embedded(
     image_hosts: Sequence[str] = (),
     insecure: bool = False,
     index: IndexChoice = "auto",
-) -> HttpServer:
-    """Open a collection in this process and bind a gateway to it; call `run()` on the result to serve.
+    writable: bool = False,
+) -> Iterator[HttpServer]:
+    """Open a collection in this process and bind a gateway to it; call `run()` on what this yields to serve.
 
     Kernels are compiled and a test search is made first. A new version of the collection is picked up when it is
-    published, without failing a query. `index` is the index that answers, as in `Collection.open`.
+    published, without failing a query. `index` is the index that answers, as in `Collection.open`. With `writable` it
+    accepts writes, each of which is searched before it is answered.
 
     Raises
     ------
@@ -48,14 +54,44 @@ def serve_embedded(
     searcher = CollectionSearcher(collection)
     model = encoder_of(collection, encoder)
     follower = Follower(path, searcher.renew)
-    server = bind_gateway(
-        searcher, model, address, keys, limits=limits, image_hosts=image_hosts, pending=lambda: follower.pending
-    )
-    warm()
-    searcher.ready()
-    # As long as the process lives.
-    threading.Thread(target=follower.follow, args=(threading.Event(),), name="hashlight-renew", daemon=True).start()
-    return server
+    with writing(path, searcher.renew) if writable else contextlib.nullcontext() as committer:
+        server = bind_gateway(
+            searcher,
+            model,
+            address,
+            keys,
+            limits=limits,
+            image_hosts=image_hosts,
+            pending=lambda: follower.pending,
+            committer=committer,
+        )
+        warm()
+        searcher.ready()
+        # As long as the process lives.
+        threading.Thread(target=follower.follow, args=(threading.Event(),), name="hashlight-renew", daemon=True).start()
+        yield server
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, renew: Callable[[], object], *, gather_s: float = 0.0) -> Iterator[Committer]:
+    """Yield what commits writes to a collection, and merges shards as they become many.
+
+    Parameters
+    ----------
+    path : str or Path
+    renew : callable
+        Called when there is a new version.
+    gather_s : float
+        As in `engine.writing.committing.Committer`.
+    """
+    with contextlib.closing(Compactor(path, renew)) as compactor:
+
+        def committed(_: int) -> None:
+            compactor.wake()
+            renew()
+
+        with contextlib.closing(Committer(path, gather_s=gather_s, committed=committed)) as committer:
+            yield committer
 
 
 def bind_gateway(
@@ -69,6 +105,7 @@ def bind_gateway(
     metrics: Metrics | None = None,
     scale: Callable[[int], None] | None = None,
     pending: Callable[[], Pending | None] | None = None,
+    committer: Committer | None = None,
 ) -> HttpServer:
     """Bind a gateway to `address`, with the checks that its exposure requires."""
     limits = limits or Limits()
@@ -81,6 +118,7 @@ def bind_gateway(
         metrics=metrics,
         scale=scale,
         pending=pending,
+        committer=committer,
         allowed_hosts=LOOPBACK_NAMES if not keys and address.is_loopback else None,
     )
     return HttpServer(app, address)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from hashlight.engine.collection.writing.draft import Draft
-from hashlight.engine.errors import CollectionBusyError
+from hashlight.engine.errors import CollectionBusyError, IdExistsError
 from hashlight.engine.ids import next_ids
 from hashlight.engine.places.arrays import write_array
 from hashlight.engine.places.files import sha256_of
@@ -46,14 +46,14 @@ class Add:
 
         Raises
         ------
-        ValueError
+        IdExistsError
             If an id is there already.
         """
         ids_N = np.concatenate([draft.reader.ids(spec) for spec in self._shards])
         found = draft.find(ids_N, but=self._checked)
         if found and not self._upsert:
             known = np.sort(draft.ids_of(found))
-            raise ValueError(
+            raise IdExistsError(
                 f"{len(known)} of {len(ids_N)} ids are in {draft.place} already, first {known[0]}: add only new "
                 "images, under ids of their own, or replace what is there (`upsert`)"
             )
@@ -125,7 +125,7 @@ class Adopt:
 
         Raises
         ------
-        ValueError
+        IdExistsError
             If an id is there already.
         """
         refuse_other_types(draft, self._schema)

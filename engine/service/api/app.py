@@ -9,6 +9,7 @@
     POST /v1/facets             how often each value of an attribute occurs
     GET  /v1/items?ids=1,2      stored items
     GET  /v1/items?after=&limit=  all that match, page by page
+    POST, PATCH, DELETE /v1/items  store, change, delete
     GET  /v1/items/{id}         one stored item
     GET  /v1/items/{id}/thumbnail
     GET  /v1/collection         the collection being served
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Annotated
 
@@ -36,11 +38,12 @@ from starlette.types import Scope
 from hashlight.engine.errors import HashlightError, NotReadyError
 from hashlight.engine.service.api import schemas
 from hashlight.engine.service.api.gateway import Gateway, Page, json_response
-from hashlight.engine.service.api.openapi import describe_api, encode_body, json_body, search_body
+from hashlight.engine.service.api.openapi import describe_api, encode_body, json_body, search_body, write_body
+from hashlight.engine.service.api.writing import ItemWriter
 from hashlight.engine.service.asking.encoding import ImageEncoder
 from hashlight.engine.service.asking.following import Pending
 from hashlight.engine.service.asking.searcher import Searcher
-from hashlight.engine.service.door.access import METRICS_PATH, REPLICAS_PATH, Access
+from hashlight.engine.service.door.access import ITEMS_PATH, METRICS_PATH, REPLICAS_PATH, Access
 from hashlight.engine.service.door.draining import DRAINING
 from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.door.guard import API_PATHS, Guard
@@ -48,9 +51,16 @@ from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError, invalid, refusal_of
 from hashlight.engine.service.telemetry.metrics import CONTENT_TYPE, Metrics
+from hashlight.engine.writing.committing import Committer
 
 PAGE = Path(__file__).parent.parent / "page"
 PAGE_ITEMS = 100
+
+_PUT_COLUMNS = (
+    "An Arrow IPC stream: `id` (int64), `code` (fixed_size_binary of ceil(bits / 8)) or `image` (binary), perhaps "
+    "`features` (lists of numbers) and `thumbnail` (binary), and attributes."
+)
+_PATCH_COLUMNS = "An Arrow IPC stream: `id` (int64) and the attributes that change."
 
 Timeout = Annotated[int | None, Query(ge=1, description=schemas.GIVE_UP)]
 ItemId = Annotated[int, InPath(ge=0, le=schemas.MAX_ID, description="Id of an item.")]
@@ -67,6 +77,7 @@ def create_app(
     allowed_hosts: Sequence[str] | None = None,
     scale: Callable[[int], None] | None = None,
     pending: Callable[[], Pending | None] | None = None,
+    committer: Committer | None = None,
     page: Path = PAGE,
 ) -> FastAPI:
     """Return the gateway as an ASGI application.
@@ -89,24 +100,19 @@ def create_app(
         Sets the number of replicas of every group of shard servers; None if there are no shard servers.
     pending : callable, optional
         Returns the live version while it cannot be served, else None; reported by `/health/ready` and `/metrics`.
+    committer : Committer, optional
+        Commits writes, and ends with the application; without it they are refused.
     page : Path
         Folder of static files for `/`; skipped if it does not exist.
     """
     keys, limits, metrics = keys or Keys(), limits or Limits(), metrics or Metrics()
     gateway = Gateway(
-        searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics, scale=scale, pending=pending
-    )
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await gateway.close()
-
-    app = FastAPI(title="Hashlight", docs_url=None, redoc_url=None, lifespan=lifespan)
-    for kind in (RequestError, HashlightError, HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, _refuse)
-    for add_routes in (_add_searches, _add_items, _add_operations):
-        add_routes(app, gateway)
+        searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics, scale=scale, pending=pending,
+        writable=committer is not None,
+    )  # fmt: skip
+    writer = ItemWriter(gateway, committer)
+    app = FastAPI(title="Hashlight", docs_url=None, redoc_url=None, lifespan=_lifespan(gateway, writer))
+    _add_routes(app, gateway, writer)
     describe_api(app, secured=bool(keys))
     if page.is_dir():
         app.router.routes.append(_Page("/", StaticFiles(directory=page, html=True)))
@@ -116,6 +122,24 @@ def create_app(
         Guard, limits=limits, metrics=metrics, access=Access(keys), admit=gateway.refuse_overload, refuse=_answer_of
     )
     return app
+
+
+def _lifespan(gateway: Gateway, writer: ItemWriter) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await writer.close()
+        await gateway.close()
+
+    return lifespan
+
+
+def _add_routes(app: FastAPI, gateway: Gateway, writer: ItemWriter) -> None:
+    for kind in (RequestError, HashlightError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _refuse)
+    for add_routes in (_add_searches, _add_items, _add_operations):
+        add_routes(app, gateway)
+    _add_writes(app, writer)
 
 
 class _Page(Mount):
@@ -183,6 +207,25 @@ def _add_items(app: FastAPI, gateway: Gateway) -> None:
     async def thumbnail(request: Request, id: ItemId, timeout_ms: Timeout = None) -> Response:
         """Return the thumbnail of one item."""
         return await gateway.thumbnail(request, id, timeout_ms)
+
+
+def _add_writes(app: FastAPI, writer: ItemWriter) -> None:
+    put = write_body(schemas.PutBody, schemas.PutOptions, arrow=_PUT_COLUMNS, form=True)
+
+    @app.post(ITEMS_PATH, **put)
+    async def put_items(request: Request) -> Response:
+        """Store items, in the place of those that have their ids; answers with the version that shows them."""
+        return await writer.put(request)
+
+    @app.patch(ITEMS_PATH, **write_body(schemas.PatchBody, schemas.WriteOptions, arrow=_PATCH_COLUMNS))
+    async def change_items(request: Request) -> Response:
+        """Change attributes of items; all else that they have stays."""
+        return await writer.update(request)
+
+    @app.delete(ITEMS_PATH, **write_body(schemas.DeleteBody, schemas.WriteOptions))
+    async def delete_items(request: Request) -> Response:
+        """Delete items, as far as they are there."""
+        return await writer.delete(request)
 
 
 def _add_operations(app: FastAPI, gateway: Gateway) -> None:

@@ -15,7 +15,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -54,12 +54,29 @@ _SMALL_BYTES = 16_384
 # More errors than a person makes are not told one by one.
 _MAX_ERRORS = 100
 
-# What an item of a list that is cut out is, and how many there may be.
 _STRICT = ConfigDict(strict=True)
-_ITEMS: dict[str, tuple[TypeAdapter[Any], int]] = {
-    "queries": (TypeAdapter(schemas.list_of(Query)), MAX_QUERIES),
-    "images": (TypeAdapter(schemas.list_of(str), config=_STRICT), MAX_IMAGES),
-    "parameters": (TypeAdapter(schemas.list_of(schemas.Number), config=_STRICT), MAX_VALUES),
+
+
+class _Lists(NamedTuple):
+    """Lists that are cut out of a body: what stands in for one, what an item is, and how many there may be."""
+
+    stand_in: bytes
+    adapter: TypeAdapter[Any]
+    most: int
+
+
+_NUMBERS = TypeAdapter(schemas.list_of(schemas.Number), config=_STRICT)
+_LISTS = {
+    "queries": _Lists(b'{"id":0}', TypeAdapter(schemas.list_of(Query)), MAX_QUERIES),
+    "images": _Lists(b'""', TypeAdapter(schemas.list_of(str), config=_STRICT), MAX_IMAGES),
+    "parameters": _Lists(b"", _NUMBERS, MAX_VALUES),
+    "ids": _Lists(b"0", _NUMBERS, MAX_VALUES),
+}
+_ITEMS: dict[type[BaseModel], _Lists] = {
+    schemas.PutBody: _Lists(b'{"id":0,"code":""}', TypeAdapter(schemas.list_of(schemas.PutItem)), MAX_QUERIES),
+    schemas.PatchBody: _Lists(
+        b'{"id":0,"attributes":{"":0}}', TypeAdapter(schemas.list_of(schemas.PatchItem)), MAX_QUERIES
+    ),
 }
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -130,17 +147,17 @@ async def read_search(
     kind = media_type(request)
     if kind == JSON:
         read = functools.partial(_search_of_json, body=body, bits=bits, limits=limits)
-        return dataclasses.replace(await _read(request, read), arrow=wants_arrow(request))
+        return dataclasses.replace(await read_body(request, read), arrow=wants_arrow(request))
     if kind == FORM:
-        fields, image = await read_form(request)
-        parsed = _parse_fields(options, fields)
-        queries = _sorted([Image("image", image)], parsed, bits)
+        fields, files = await read_form(request)
+        parsed = parse_fields(options, fields)
+        queries = _sorted([Image("image", files["image"])], parsed, bits)
         return Asked(parsed, queries, lists_of(parsed), arrow=wants_arrow(request))
     if kind == ARROW:
-        parsed = _parse_fields(options, _url_fields(request))
+        parsed = parse_fields(options, url_fields(request))
         if _reranks(parsed):
             raise invalid(str(NoFeaturesError(0)), "rerank")
-        codes = await _read(request, functools.partial(codes_of_arrow, bits=bits, limits=limits))
+        codes = await read_body(request, functools.partial(codes_of_arrow, bits=bits, limits=limits))
         return Asked(parsed, Sorted(codes, {}, {}, reranks=False), lists_of(parsed), arrow=True)
     raise unsupported(kind, (JSON, FORM, ARROW))
 
@@ -149,10 +166,10 @@ async def read_images(request: Request, limits: Limits) -> tuple[list[Image], in
     """Read images to encode, and `timeout_ms`, from JSON or a form."""
     kind = media_type(request)
     if kind == JSON:
-        return await _read(request, functools.partial(_images_of_json, limits=limits))
+        return await read_body(request, functools.partial(_images_of_json, limits=limits))
     if kind == FORM:
-        fields, image = await read_form(request)
-        return [Image("images.0", image)], _parse_fields(EncodeOptions, fields).timeout_ms
+        fields, files = await read_form(request)
+        return [Image("images.0", files["image"])], parse_fields(EncodeOptions, fields).timeout_ms
     raise unsupported(kind, (JSON, FORM))
 
 
@@ -161,7 +178,7 @@ async def read_document(request: Request, model: type[Options], limits: Limits) 
     kind = media_type(request)
     if kind != JSON:
         raise unsupported(kind, (JSON,))
-    return await _read(request, lambda data: _parse_json(model, data, limits)[0])
+    return await read_body(request, lambda data: parse_json(model, data, limits)[0])
 
 
 def unsupported(kind: str, expected: Sequence[str]) -> RequestError:
@@ -170,7 +187,7 @@ def unsupported(kind: str, expected: Sequence[str]) -> RequestError:
     return RequestError(415, "unsupported_media_type", message, field="content-type")
 
 
-async def _read(request: Request, read: Callable[[bytearray], T]) -> T:
+async def read_body(request: Request, read: Callable[[bytearray], T]) -> T:
     """Return what `read` makes of the body, in a thread if it is large."""
     body = bytearray()  # grows in place, where a list of parts would be in memory twice when it is joined
     async for part in request.stream():
@@ -180,8 +197,8 @@ async def _read(request: Request, read: Callable[[bytearray], T]) -> T:
 
 def _search_of_json(data: bytearray, *, body: type[BaseModel], bits: int, limits: Limits) -> Asked:
     parsed: Any
-    parsed, pictures = _parse_json(body, data, limits)
-    _check_count(len(parsed.queries), "queries", limits.queries)
+    parsed, pictures = parse_json(body, data, limits)
+    check_count(len(parsed.queries), "queries", limits.queries)
     queries = [_kind_of(query, number, bits, pictures) for number, query in enumerate(parsed.queries)]
     return Asked(parsed, _sorted(queries, parsed, bits), lists_of(parsed))
 
@@ -208,44 +225,47 @@ def _reranks(options: Any) -> bool:
 
 
 def _images_of_json(data: bytearray, *, limits: Limits) -> tuple[list[Image], int | None]:
-    parsed, pictures = _parse_json(EncodeBody, data, limits)
-    _check_count(len(parsed.images), "images", limits.images)
-    images = [_image_of(text, f"images.{number}", pictures) for number, text in enumerate(parsed.images)]
+    parsed, pictures = parse_json(EncodeBody, data, limits)
+    check_count(len(parsed.images), "images", limits.images)
+    images = [image_of(text, f"images.{number}", pictures) for number, text in enumerate(parsed.images)]
     return images, parsed.timeout_ms
 
 
-def _parse_json(model: type[Options], data: bytearray, limits: Limits) -> tuple[Options, dict[str, bytes]]:
+def parse_json(model: type[Options], data: bytearray, limits: Limits) -> tuple[Options, dict[str, bytes]]:
     """Read a JSON body and its pictures; 400 if it is not valid JSON, 413 if it is too large, 422 for a wrong field."""
     text, pictures = take_pictures(data, max_text_bytes=limits.text_bytes)
     data.clear()
     if len(text) <= BYTES_AT_ONCE:
         return _validated(model.model_validate_json, text), pictures
-    rest, cut = cut_lists(text)
+    lists = {name: known for name, known in _LISTS.items() if name in model.model_fields}
+    if model in _ITEMS:
+        lists["items"] = _ITEMS[model]
+    rest, cut = cut_lists(text, {name: known.stand_in for name, known in lists.items()})
     del text
     parsed = _validated(model.model_validate_json, rest)
     for one in cut:
         name, *inner = one.path
         if inner:
-            getattr(parsed, name)[inner[0]] = _items(one)
+            getattr(parsed, name)[inner[0]] = _items(one, lists[name])
         else:
-            setattr(parsed, name, _items(one))
+            setattr(parsed, name, _items(one, lists[name]))
     return parsed, pictures
 
 
-def _items(one: LongList) -> Any:
+def _items(one: LongList, known: _Lists) -> Any:
     """Return the items of a list that was cut out of its body; whole numbers as an array."""
-    adapter, most = _ITEMS[one.path[0]]
+    _, adapter, most = known
     if one.num_items > most:
         field = ".".join(one.path)
         raise invalid(f"`{field}`: List should have at most {most} items, got {one.num_items}", field)
     parts = [_validated(adapter.validate_json, text, (*one.path, first)) for first, text in one.slices]
-    if one.path[0] == "parameters":
+    if adapter is _NUMBERS:
         return np.concatenate([np.array(part, np.int64) for part in parts])
     return [item for part in parts for item in part]
 
 
 def _validated(parse: Callable[[bytes], T], text: bytes, at: tuple[str | int, ...] = ()) -> T:
-    """Return what `parse` makes of a text; RequestError as in `_parse_json`.
+    """Return what `parse` makes of a text; RequestError as in `parse_json`.
 
     The text is a body, or a slice of a list in it that begins `at` an item.
     """
@@ -255,48 +275,58 @@ def _validated(parse: Callable[[bytes], T], text: bytes, at: tuple[str | int, ..
         raise _refusal(error, text, at) from error
 
 
+def validated(model: type[Options], document: Any) -> Options:
+    """Return a document that is not JSON text as a model; 422 naming the field that is wrong."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise _refusal(error) from error
+
+
 def _kind_of(query: Query, number: int, bits: int, pictures: Mapping[str, bytes]) -> CodeArray | int | Image:
     """Return a query as `sort_queries` takes it: its code, its id, or its image."""
     if query.id is not None:
         return query.id
     if query.image is not None:
-        return _image_of(query.image, f"queries.{number}.image", pictures)
+        return image_of(query.image, f"queries.{number}.image", pictures)
     if query.url is not None:
         return Image(f"queries.{number}.url", url=query.url)
     code = code_of_text(query.code or "", f"queries.{number}.code", bits=bits)
     return np.frombuffer(code, "<u8").astype(np.uint64)
 
 
-def _image_of(text: str, field: str, pictures: Mapping[str, bytes]) -> Image:
+def image_of(text: str, field: str, pictures: Mapping[str, bytes]) -> Image:
     """Return an image that was taken out of its body, or is given in base64."""
     return Image(field, pictures[text] if text in pictures else bytes_of_base64(text, field))
 
 
-async def read_form(request: Request) -> tuple[dict[str, str], bytes]:
-    """Read a form with one file `image`; return its other fields and the file."""
+async def read_form(request: Request, *, more: Sequence[str] = ()) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Read a form with a file `image`, and perhaps `more`; return its other fields, and the files."""
     fields: dict[str, str] = {}
-    image: bytes | None = None
+    files: dict[str, bytes] = {}
+    names = ("image", *more)
     try:
-        async with request.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES) as form:
+        async with request.form(max_files=len(names), max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES) as form:
             for name, value in form.multi_items():
-                if name in fields or (name == "image" and image is not None):
+                if name in fields or name in files:
                     raise invalid(f"`{name}` is given twice", name)
-                if isinstance(value, UploadFile) != (name == "image"):
-                    wrong = "must be a file" if name == "image" else "must be a field, not a file: the file is `image`"
+                if isinstance(value, UploadFile) != (name in names):
+                    wrong = "must be a file" if name in names else "must be a field, not a file: the file is `image`"
                     raise invalid(f"`{name}` {wrong}", name)
                 if isinstance(value, UploadFile):
-                    image = await value.read()
+                    files[name] = await value.read()
                 else:
                     fields[name] = value
     except HTTPException as error:
         several = " Send several images as JSON, in base64." if error.detail.startswith("Too many files") else ""
         raise RequestError(400, "malformed", f"the form cannot be read: {error.detail}{several}") from error
-    if not image:
-        raise invalid("expected a file `image`, got " + ("none" if image is None else "an empty one"), "image")
-    return fields, image
+    if not files.get("image"):
+        raise invalid("expected a file `image`, got " + ("an empty one" if "image" in files else "none"), "image")
+    return fields, files
 
 
-def _url_fields(request: Request) -> dict[str, str]:
+def url_fields(request: Request) -> dict[str, str]:
+    """Return the parameters in the URL; 422 if one is given twice."""
     fields: dict[str, str] = {}
     for name, value in request.query_params.multi_items():
         if name in fields:
@@ -305,7 +335,7 @@ def _url_fields(request: Request) -> dict[str, str]:
     return fields
 
 
-def _parse_fields(model: type[Options], fields: Mapping[str, str]) -> Options:
+def parse_fields(model: type[Options], fields: Mapping[str, str]) -> Options:
     """Read options given as text in a form or a URL: `include` joined by commas, objects as JSON."""
     plain: dict[str, Any] = {}
     for name, text in fields.items():
@@ -322,10 +352,7 @@ def _parse_fields(model: type[Options], fields: Mapping[str, str]) -> Options:
             plain[name] = text == "true"
         else:
             plain[name] = int(text) if re.fullmatch(r"-?[0-9]{1,19}", text) else text
-    try:
-        return model.model_validate(plain)
-    except ValidationError as error:
-        raise _refusal(error) from error
+    return validated(model, plain)
 
 
 def _refusal(error: ValidationError, text: bytes = b"", at: tuple[str | int, ...] = ()) -> RequestError:
@@ -379,7 +406,8 @@ def _field_at(at: tuple[str | int, ...], loc: Sequence[str | int]) -> str | None
     return ".".join(map(str, loc or at[:-1])) or None
 
 
-def _check_count(count: int, name: str, max_count: int) -> None:
+def check_count(count: int, name: str, max_count: int) -> None:
+    """Refuse a list that is too long."""
     if count > max_count:
         raise invalid(f"`{name}` must be 1 to {max_count}, got {count}: split it into several requests", name)
 
@@ -425,34 +453,49 @@ def words_of_bytes(rows: np.ndarray, *, bits: int, field: str) -> CodeArray:
 
 
 def codes_of_arrow(data: bytearray, *, bits: int, limits: Limits) -> CodeArray:
-    """Return the codes (Q, W) in an Arrow IPC stream of 1 to `limits.queries` rows.
+    """Return the codes (Q, W) in an Arrow IPC stream of one column `code`; errors as of `arrow_batches`, and 422."""
+    batches, schema = arrow_batches(data, max_bytes=limits.text_bytes, max_rows=limits.queries)
+    if schema.names != ["code"]:
+        raise _not_codes(schema, bits)
+    return codes_of_column(pa.chunked_array([batch.column(0) for batch in batches], schema.field(0).type), bits=bits)
+
+
+def codes_of_column(column: pa.ChunkedArray, *, bits: int) -> CodeArray:
+    """Return the codes (Q, W) in a column; 422 if it has another type, nulls, or bits past `bits`."""
+    kind = column.type
+    if not pa.types.is_fixed_size_binary(kind) or kind.byte_width not in (-(-bits // 8), 8 * num_words(bits)):
+        raise _not_codes(pa.schema([pa.field("code", kind)]), bits)
+    if column.null_count:
+        raise invalid("a code must not be null", "code")
+    parts = [_bytes_of(chunk, kind.byte_width) for chunk in column.chunks if len(chunk)]
+    return words_of_bytes(np.concatenate(parts), bits=bits, field="code")
+
+
+def _not_codes(schema: pa.Schema, bits: int) -> RequestError:
+    got = ", ".join(f"{field.name}: {field.type}" for field in schema)[:200]
+    return invalid(f"expected one column, code: fixed_size_binary[{-(-bits // 8)}] ({bits} bits), got {got}", "code")
+
+
+def arrow_batches(data: bytearray, *, max_bytes: int, max_rows: int) -> tuple[list[pa.RecordBatch], pa.Schema]:
+    """Read an Arrow IPC stream of 1 to `max_rows` rows.
 
     Raises
     ------
     RequestError
-        400 if it is not such a stream or is compressed, 413 if it is too large, 422 if it has another column or nulls.
+        400 if it is not such a stream or is compressed, 413 if it is too large, 422 if it has other rows.
     """
-    if len(data) > limits.text_bytes:
-        message = f"an Arrow body must have at most {limits.text_bytes} bytes, got {len(data)}"
+    if len(data) > max_bytes:
+        message = f"an Arrow body must have at most {max_bytes} bytes, got {len(data)}"
         raise RequestError(413, "too_large", f"{message}: split it into several requests")
-    max_rows = limits.queries
     try:
         batches, schema = _read_stream(data, max_rows)
     except (pa.ArrowException, struct.error, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RequestError(400, "malformed", f"the body is not an Arrow IPC stream: {reason}") from error
-    sizes = (-(-bits // 8), 8 * num_words(bits))
-    kind = schema.field(0).type if schema.names == ["code"] else None
-    if kind is None or not pa.types.is_fixed_size_binary(kind) or kind.byte_width not in sizes:
-        got = ", ".join(f"{field.name}: {field.type}" for field in schema)[:200]
-        raise invalid(f"expected one column, code: fixed_size_binary[{sizes[0]}] ({bits} bits), got {got}", "code")
     rows = sum(len(batch) for batch in batches)
     if not 1 <= rows <= max_rows:
         raise invalid(f"expected 1 to {max_rows} rows, got {rows}: split it into several requests", "code")
-    if any(batch.column(0).null_count for batch in batches):
-        raise invalid("a code must not be null", "code")
-    parts = [_bytes_of(batch.column(0), kind.byte_width) for batch in batches if len(batch)]
-    return words_of_bytes(np.concatenate(parts), bits=bits, field="code")
+    return batches, schema
 
 
 def _bytes_of(column: pa.FixedSizeBinaryArray, width: int) -> np.ndarray:

@@ -79,6 +79,8 @@ class Gateway:
         Sets the number of replicas of every group; returns when they are ready.
     pending : callable or None
         Returns the live version while it cannot be served.
+    writable : bool
+        Whether writes are accepted.
     """
 
     def __init__(
@@ -91,12 +93,14 @@ class Gateway:
         metrics: Metrics,
         scale: Callable[[int], None] | None,
         pending: Callable[[], Pending | None] | None,
+        writable: bool,
     ) -> None:
         self.searcher = searcher
         self.limits = limits
         self.metrics = metrics
         self._fetcher = fetcher
         self._scale = scale
+        self._writable = writable
         self._pending = pending or (lambda: None)
         self._missing: frozenset[str] = frozenset()
         self._searches = SearchThreads(searcher, threads=limits.in_flight, metrics=metrics)
@@ -123,8 +127,8 @@ class Gateway:
                 request, body_model, options_model, bits=self.searcher.bits, limits=self.limits
             )
         self._check(asked.options, len(asked.queries.codes))
-        deadline_s = arrived_s + self._timeout_s(asked.options.timeout_ms)
-        async with self._within(request, deadline_s) as account:
+        deadline_s = arrived_s + self.timeout_s(asked.options.timeout_ms)
+        async with self.within(request, deadline_s) as account:
             ask = await self._resolve(asked, deadline_s, timing_ms)
             body = await self._searches.search(
                 ask, deadline_s=deadline_s, arrow=asked.arrow, timing_ms=timing_ms, hold=account.hold
@@ -138,8 +142,8 @@ class Gateway:
         encoding = self._encoding("images")
         with self.metrics.stage("read", timing_ms):
             images, timeout_ms = await bodies.read_images(request, self.limits)
-        deadline_s = arrived_s + self._timeout_s(timeout_ms)
-        async with self._within(request, deadline_s):
+        deadline_s = arrived_s + self.timeout_s(timeout_ms)
+        async with self.within(request, deadline_s):
             encoded = await encoding.encode(
                 [image.data for image in images], [image.field for image in images], timing_ms, deadline_s=deadline_s
             )
@@ -155,8 +159,8 @@ class Gateway:
         """Count items."""
         arrived_s = time.monotonic()
         asked = await bodies.read_document(request, schemas.CountBody, self.limits)
-        lists, deadline_s = bodies.lists_of(asked), arrived_s + self._timeout_s(asked.timeout_ms)
-        async with self._within(request, deadline_s):
+        lists, deadline_s = bodies.lists_of(asked), arrived_s + self.timeout_s(asked.timeout_ms)
+        async with self.within(request, deadline_s):
             count, coverage = await self._searches.run_named(
                 lambda: self.searcher.count(asked.filter, lists, timeout_s=time_left(deadline_s))
             )
@@ -168,9 +172,9 @@ class Gateway:
         asked = await bodies.read_document(request, schemas.FacetsBody, self.limits)
         if asked.limit > self.limits.k:
             raise invalid(f"`limit` must be 1 to {self.limits.k}, got {asked.limit}", "limit")
-        lists, deadline_s = bodies.lists_of(asked), arrived_s + self._timeout_s(asked.timeout_ms)
+        lists, deadline_s = bodies.lists_of(asked), arrived_s + self.timeout_s(asked.timeout_ms)
         arrow = bodies.wants_arrow(request)
-        async with self._within(request, deadline_s) as account:
+        async with self.within(request, deadline_s) as account:
 
             def read() -> Body:
                 table, coverage = self.searcher.facets(
@@ -186,8 +190,8 @@ class Gateway:
         """Return a page of stored items."""
         if asked.limit > self.limits.queries:
             raise invalid(f"`limit` must be 1 to {self.limits.queries}, got {asked.limit}", "limit")
-        arrow, deadline_s = bodies.wants_arrow(request), time.monotonic() + self._timeout_s(timeout_ms)
-        async with self._within(request, deadline_s) as account:
+        arrow, deadline_s = bodies.wants_arrow(request), time.monotonic() + self.timeout_s(timeout_ms)
+        async with self.within(request, deadline_s) as account:
 
             def read() -> Body:
                 timeout_s = time_left(deadline_s)
@@ -199,8 +203,8 @@ class Gateway:
 
     async def items(self, request: Request, ids: Sequence[int], timeout_ms: int | None) -> Response:
         """Return stored items."""
-        arrow, timeout_s = bodies.wants_arrow(request), self._timeout_s(timeout_ms)
-        async with self._within(request, time.monotonic() + timeout_s) as account:
+        arrow, timeout_s = bodies.wants_arrow(request), self.timeout_s(timeout_ms)
+        async with self.within(request, time.monotonic() + timeout_s) as account:
 
             def read() -> Body:
                 table = stored_items(self.searcher, ids, timeout_s=timeout_s, hold=account.hold)
@@ -210,8 +214,8 @@ class Gateway:
 
     async def item(self, request: Request, id: int, timeout_ms: int | None) -> Response:
         """Return one stored item."""
-        timeout_s = self._timeout_s(timeout_ms)
-        async with self._within(request, time.monotonic() + timeout_s) as account:
+        timeout_s = self.timeout_s(timeout_ms)
+        async with self.within(request, time.monotonic() + timeout_s) as account:
 
             def read() -> bytes:
                 table = stored_items(self.searcher, [id], timeout_s=timeout_s, hold=account.hold)
@@ -221,8 +225,8 @@ class Gateway:
 
     async def thumbnail(self, request: Request, id: int, timeout_ms: int | None) -> Response:
         """Return the thumbnail of an item."""
-        timeout_s = self._timeout_s(timeout_ms)
-        async with self._within(request, time.monotonic() + timeout_s):
+        timeout_s = self.timeout_s(timeout_ms)
+        async with self.within(request, time.monotonic() + timeout_s):
             data = await self._searches.run(lambda: self.searcher.thumbnail(id, timeout_s=timeout_s))
         if data is None:
             raise RequestError(404, "not_found", f"item {id} has no thumbnail", field="id")
@@ -246,6 +250,7 @@ class Gateway:
         return {
             **await asyncio.to_thread(self.searcher.describe),
             "encodes_images": self._images is not None,
+            "writable": self._writable,
             "limits": {name: getattr(limits, name) for name in told},
         }
 
@@ -333,7 +338,8 @@ class Gateway:
         if not self.searcher.describe()["features"]:
             raise invalid("the collection has no fine features to re-rank by: encode it with `--features`", "rerank")
 
-    def _timeout_s(self, timeout_ms: int | None) -> float:
+    def timeout_s(self, timeout_ms: int | None) -> float:
+        """Return the seconds that a request may take; 422 if it asks for too many."""
         if timeout_ms is None:
             return self.limits.timeout_s
         longest_ms = 1000 * self.limits.longest_timeout_s
@@ -403,6 +409,16 @@ class Gateway:
             deadline_s=deadline_s,
         )
 
+    async def encode_items(self, images: Sequence[bodies.Image], deadline_s: float) -> tuple[Encoded, str]:
+        """Return codes and features of the images of items, and the fingerprint of the encoder that made them."""
+        encoding = self._encoding("items")
+        if len(images) > self.limits.images:
+            raise invalid(f"at most {self.limits.images} items may be images, got {len(images)}", "items")
+        encoded = await encoding.encode(
+            [image.data for image in images], [image.field for image in images], {}, deadline_s=deadline_s
+        )
+        return encoded, encoding.encoder.fingerprint
+
     async def _fetch(self, urls: dict[str, str]) -> dict[str, bytes]:
         """Return the images at URLs, by the field that gave them."""
         if not urls:
@@ -444,7 +460,7 @@ class Gateway:
             self.metrics.in_flight.dec()
 
     @contextlib.asynccontextmanager
-    async def _within(self, request: Request, deadline_s: float) -> AsyncIterator[Account]:
+    async def within(self, request: Request, deadline_s: float) -> AsyncIterator[Account]:
         """Work for a request until `deadline_s` of `time.monotonic`; it counts as in progress until it is sent."""
         self.refuse_overload()
         until_sent: contextlib.ExitStack = request.state.until_sent

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import io
+import secrets
 
 from hashlight.engine.service.api.slices import too_large
 
@@ -22,6 +23,9 @@ _MAX_KEYS = 40_000
 
 # Parsing a number takes the square of its digits. Codes in hexadecimal have up to 256, which may all be zero.
 _DIGITS = 400
+
+# Of the names that stand for pictures, so that no text in a body can be one.
+_SECRET = secrets.token_hex(8)
 
 
 def take_pictures(body: bytes | bytearray, *, max_text_bytes: int) -> tuple[bytes, dict[str, bytes]]:
@@ -47,7 +51,7 @@ def take_pictures(body: bytes | bytearray, *, max_text_bytes: int) -> tuple[byte
         end = body.find(b'"', quote + 1 + _LONG)
         picture = None if end < 0 else _decoded(view[quote + 1 : end])
         if picture is not None:
-            name = f"picture {len(pictures)}"
+            name = f"picture {_SECRET} {len(pictures)}"
             kept += [view[begin : quote + 1], name.encode()]
             pictures[name], begin = picture, end
         quote = end

@@ -15,7 +15,7 @@ _REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (
     schemas.SearchBody, schemas.RangeBody, schemas.EncodeBody, schemas.SearchOptions, schemas.RangeOptions,
     schemas.SearchAnswer, schemas.EncodeAnswer, schemas.ErrorAnswer, schemas.CountBody, schemas.FacetsBody,
-    schemas.ReplicasModel,
+    schemas.ReplicasModel, schemas.PutBody, schemas.PatchBody, schemas.DeleteBody,
 )  # fmt: skip
 _ERRORS = {
     "4XX": "The request is refused; `error.field` names the field at fault.",
@@ -37,6 +37,46 @@ def search_body(body: type[BaseModel], options: type[BaseModel]) -> dict[str, An
 def encode_body() -> dict[str, Any]:
     """Return the same for encoding."""
     return _body(schemas.EncodeBody, schemas.EncodeOptions, schemas.EncodeAnswer)
+
+
+def write_body(
+    body: type[BaseModel], options: type[BaseModel], *, arrow: str | None = None, form: bool = False
+) -> dict[str, Any]:
+    """Return the same for a write: JSON, perhaps an Arrow stream of some columns, perhaps a form with one image."""
+    binary = {"type": "string", "format": "binary"}
+    content: dict[str, Any] = {bodies.JSON: {"schema": _ref(body), "examples": _examples(body)}}
+    if form:
+        fields = {
+            "id": {"type": "integer", "minimum": 0, "maximum": schemas.MAX_ID},
+            "attributes": {"type": "string", "description": 'JSON: {"label": 3}.'},
+            "image": {**binary, "description": "An image file."},
+            "thumbnail": {**binary, "description": "A small image file."},
+        }
+        content[bodies.FORM] = {
+            "schema": {
+                "type": "object",
+                "required": ["id", "image"],
+                "additionalProperties": False,
+                "properties": fields,
+            }
+        }
+    if arrow is not None:
+        content[bodies.ARROW] = {"schema": {**binary, "description": arrow}}
+    document = options.model_json_schema()["properties"]
+    parameters = [
+        {"name": name, "in": "query", "required": False, "schema": _plain(schema), "description": schema["description"]}
+        for name, schema in document.items()
+    ]
+    return {
+        "response_model": schemas.WriteAnswer,
+        "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": parameters},
+    }
+
+
+def _plain(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter in a URL, where none is left out instead of null."""
+    kinds = schema.get("anyOf", [schema])
+    return {name: value for name, value in kinds[0].items() if name not in ("title", "description", "default")}
 
 
 def json_body(body: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:

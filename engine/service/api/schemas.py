@@ -13,6 +13,8 @@ from hashlight.engine.service.limits import MAX_IMAGES, MAX_QUERIES
 MAX_ID = 2**63 - 1
 MAX_REPLICAS = 64
 MAX_CODE = 4096  # characters
+MAX_ATTRIBUTES = 1000  # of an item
+MAX_FEATURES = 65_536
 
 GIVE_UP = "Give up after this time, with status 504."
 _CODE = "9f3a5c0000000001"
@@ -66,6 +68,8 @@ class RerankBody(_Request):
     metric: Literal["l2", "cosine"] = "l2"
 
 
+Id = Annotated[int, Field(ge=0, le=MAX_ID)]
+WAIT: Any = Field(None, description="`visible`: answer when every server has the version that shows it.")
 FILTER: Any = Field(
     None,
     max_length=10_000,
@@ -205,6 +209,107 @@ class FacetsAnswer(BaseModel):
     version: int = Field(description="Collection version.")
 
 
+class PutItem(_Request):
+    """An item: its code, or the image that it is made of."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["code"]}, {"required": ["image"]}]})
+
+    id: int = Field(ge=0, le=MAX_ID)
+    code: str | None = Field(None, max_length=MAX_CODE, description="As that of a query.")
+    image: str | None = Field(None, description="An image file in base64, for the server's encoder.")
+    attributes: dict[str, Any] = Field(
+        default_factory=dict, max_length=MAX_ATTRIBUTES, description="Those that are left out are null."
+    )
+    features: list[float] | None = Field(
+        None, max_length=MAX_FEATURES, fail_fast=True, description="Fine features; of an image, the encoder makes them."
+    )
+    thumbnail: str | None = Field(None, description="A small image file in base64.")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.code is None) == (self.image is None):
+            raise ValueError("give exactly one of code and image")
+        return self
+
+
+class PutBody(_Request):
+    """Items to store, in the place of those that have their ids."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"items": [{"id": 7, "code": _CODE, "attributes": {"label": 3}}]},
+                {"items": [{"id": 8, "image": _EXAMPLE_IMAGE, "thumbnail": _EXAMPLE_IMAGE}]},
+            ]
+        }
+    )
+    items: list[PutItem] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True)
+
+
+class PatchItem(_Request):
+    """An item and the attributes of it that change."""
+
+    id: int = Field(ge=0, le=MAX_ID)
+    attributes: dict[str, Any] = Field(min_length=1, max_length=MAX_ATTRIBUTES)
+
+
+class PatchBody(_Request):
+    """Items whose attributes change."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"items": [{"id": 7, "attributes": {"label": 4}}, {"id": 8, "attributes": {"label": None}}]}]
+        }
+    )
+    items: list[PatchItem] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True)
+
+
+class DeleteBody(_Request):
+    """Items to delete, as far as they are there: some ids, or all that match a filter."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": ["ids"]}, {"required": ["filter"]}],
+            "examples": [{"ids": [7, 8]}, {"filter": "label == 3"}],
+        }
+    )
+    ids: list[Id] | None = Field(None, min_length=1, max_length=MAX_VALUES, fail_fast=True)
+    filter: str | None = FILTER
+    parameters: dict[_ListName, _List] | None = PARAMETERS
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("give exactly one of ids and filter")
+        if self.ids is not None and self.parameters is not None:
+            raise ValueError("`parameters` are named by `filter`, got none")
+        return self
+
+
+class PutOptions(_Request):
+    """How to store items; parameters of the URL."""
+
+    on_conflict: Literal["replace", "refuse"] = Field(
+        "replace",
+        description="What becomes of items that have these ids: they are replaced, or the request is refused.",
+    )
+    wait: Literal["visible"] | None = WAIT
+    timeout_ms: int | None = Field(None, ge=1, description=GIVE_UP)
+
+
+class WriteOptions(_Request):
+    """How to write; parameters of the URL."""
+
+    wait: Literal["visible"] | None = WAIT
+    timeout_ms: int | None = Field(None, ge=1, description=GIVE_UP)
+
+
+class WriteAnswer(BaseModel):
+    """A write that was made, and will not be lost."""
+
+    version: int = Field(description="The first version of the collection that has it.")
+
+
 class HitModel(BaseModel):
     """One item found."""
 
@@ -288,6 +393,7 @@ class CollectionModel(BaseModel):
     attributes: dict[str, str] = Field(description="Name -> type.")
     features: bool = Field(description="Whether answers can be re-ranked.")
     encodes_images: bool = Field(description="Whether queries may be images.")
+    writable: bool = Field(description="Whether items can be stored, changed and deleted.")
     limits: dict[str, float]
 
 

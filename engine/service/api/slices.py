@@ -10,7 +10,7 @@ S structural characters outside of strings: brackets, commas, colons. C bytes of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +27,6 @@ REST_BYTES = 262_144
 _CHUNK = 262_144
 _MAX_LISTS = 100  # queries or images, and a few parameters
 _MAX_KEY_BYTES = 1_000
-
-# What stands in the place of a list, as a list may not be empty everywhere.
-_STAND_IN = {"queries": b'{"id":0}', "images": b'""', "parameters": b""}
 
 _OPENING, _CLOSING, _COMMA, _COLON, _QUOTE, _SLASH = b"[{", b"]}", b",", b":", ord('"'), ord("\\")
 _STRUCTURAL = np.isin(np.arange(256), list(_OPENING + _CLOSING + _COMMA + _COLON))
@@ -64,8 +61,15 @@ class _Structure(NamedTuple):
         return np.flatnonzero((self.levels == level) & np.isin(self.kinds, list(bytes_)))
 
 
-def cut_lists(text: bytes) -> tuple[bytes, list[LongList]]:
-    """Return the text of a JSON object with stand-ins for `queries`, `images` and the lists of `parameters`; and those.
+def cut_lists(text: bytes, stand_ins: Mapping[str, bytes]) -> tuple[bytes, list[LongList]]:
+    """Return the text of a JSON object with stand-ins for its long lists; and those.
+
+    Parameters
+    ----------
+    text : bytes
+    stand_ins : mapping of str to bytes
+        Key of each list that may be cut out -> what stands in its place, as a list may not be empty everywhere. Of
+        `parameters` the lists in it are cut out.
 
     Raises
     ------
@@ -75,19 +79,19 @@ def cut_lists(text: bytes) -> tuple[bytes, list[LongList]]:
     found = _structure(text)
     cut: list[LongList] = []
     kept, begin, values = [], 0, len(found.places)
-    lists = sorted(_lists(text, found), key=lambda one: one[1])
+    lists = sorted(_lists(text, found, stand_ins), key=lambda one: one[1])
     if len(lists) > _MAX_LISTS:
         raise too_large(f"at most {_MAX_LISTS} lists, got {len(lists)}")
     for path, first, last in lists:
         start, stop = int(found.places[first]) + 1, int(found.places[last])
         if text[start:stop].strip():
             cut.append(_slices(text, found, path, first, last))
-            kept += [text[begin:start], _STAND_IN[path[0]]]
+            kept += [text[begin:start], stand_ins[path[0]]]
             begin, values = stop, values - (last - first)
     rest = b"".join([*kept, text[begin:]])
     if values > VALUES_AT_ONCE or len(rest) > REST_BYTES:
         raise too_large(
-            f"at most {VALUES_AT_ONCE} values and {REST_BYTES} bytes besides `queries`, `images` and `parameters`, got "
+            f"at most {VALUES_AT_ONCE} values and {REST_BYTES} bytes besides {_named(stand_ins)}, got "
             f"about {values} and {len(rest)}"
         )
     return rest, cut
@@ -96,6 +100,10 @@ def cut_lists(text: bytes) -> tuple[bytes, list[LongList]]:
 def too_large(expected: str) -> RequestError:
     """Return the refusal of a JSON body."""
     return RequestError(413, "too_large", f"a JSON body must have {expected}: split it into several requests")
+
+
+def _named(names: Iterable[str]) -> str:
+    return " and ".join(f"`{name}`" for name in names) or "lists that may be long"
 
 
 def _structure(text: bytes) -> _Structure:
@@ -122,7 +130,9 @@ def _structure(text: bytes) -> _Structure:
     return _Structure(places, kinds, levels + closes_S)
 
 
-def _lists(text: bytes, found: _Structure) -> Iterator[tuple[tuple[str, ...], int, int]]:
+def _lists(
+    text: bytes, found: _Structure, stand_ins: Mapping[str, bytes]
+) -> Iterator[tuple[tuple[str, ...], int, int]]:
     """Yield the lists that may be cut: their paths, and the numbers of their brackets."""
     objects = found.at(2, b"{")
     for level in (2, 3):
@@ -132,7 +142,7 @@ def _lists(text: bytes, found: _Structure) -> Iterator[tuple[tuple[str, ...], in
             if level == 3:
                 inner = int(np.searchsorted(objects, first)) - 1
                 path.insert(0, _key(text, found, int(objects[inner])) if inner >= 0 else None)
-            if path[0] not in _STAND_IN or None in path or len(path) != 1 + (path[0] == "parameters"):
+            if path[0] not in stand_ins or None in path or len(path) != 1 + (path[0] == "parameters"):
                 continue
             yield tuple(map(str, path)), first, int(closing[np.searchsorted(closing, first)])
 

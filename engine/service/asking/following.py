@@ -102,6 +102,7 @@ class Follower:
         self._take_up = take_up
         self._backoff = Backoff(clock=clock)
         self._failed: tuple[Manifest | None, str] | None = None
+        self._hurried = threading.Event()
 
     @property
     def pending(self) -> Pending | None:
@@ -134,9 +135,16 @@ class Follower:
             logger.info("serving a new version of %s", self._place)
 
     def follow(self, ending: threading.Event) -> None:
-        """Look every two seconds until `ending` is set."""
-        while not ending.wait(LOOK_S):
-            self.look()
+        """Look every two seconds, and whenever `hurry` is called, until `ending` is set."""
+        while not ending.is_set():
+            self._hurried.wait(LOOK_S)
+            self._hurried.clear()
+            if not ending.is_set():
+                self.look()
+
+    def hurry(self) -> None:
+        """Have `follow` look at once: there is a new version, or it is to end."""
+        self._hurried.set()
 
     def _live(self) -> Manifest | None:
         """Return the live manifest, None if it cannot be read."""

@@ -280,6 +280,11 @@ class CollectionSearcher(Searcher):
         return f"CollectionSearcher({self._collection!r})"
 
     @property
+    def location(self) -> str:
+        """Where the collection is."""
+        return self._collection.location
+
+    @property
     def bits(self) -> int:
         """True number of bits in a code."""
         return self._collection.bits

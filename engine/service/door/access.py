@@ -13,18 +13,23 @@ from hashlight.engine.service.problems import RequestError
 
 METRICS_PATH = "/metrics"
 REPLICAS_PATH = "/v1/replicas"
+ITEMS_PATH = "/v1/items"
+
+_READING = ("GET", "HEAD", "OPTIONS")
 
 _LOG_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
 
-def scopes_of(path: str) -> tuple[str, ...]:
+def scopes_of(path: str, method: str) -> tuple[str, ...]:
     """Return the scopes of which a key needs one for a path, which need not exist; none if the path is open."""
     if path.startswith(METRICS_PATH):
         return "metrics", "admin"
     if path == REPLICAS_PATH:
         return ("admin",)
+    if path == ITEMS_PATH and method not in _READING:
+        return ("write",)
     return ("search",) if path.startswith("/v1") else ()
 
 
@@ -44,7 +49,7 @@ class Access:
 
     def check(self, scope: Scope) -> None:
         """Raise RequestError, 401 or 403, unless the request has a key for its path or needs none."""
-        needed = scopes_of(scope["path"])
+        needed = scopes_of(scope["path"], scope["method"])
         if not needed or not self._keys:
             return
         headers = Headers(scope=scope)

@@ -16,7 +16,7 @@ character like any other. Only hashes are kept in memory. A request sends its ke
 
 A file is read again when it changes. While it cannot be read or has a wrong line, the keys that were read last stay.
 
-`engine.service.door.access` says which scope a path requires; none requires `write` yet.
+`engine.service.door.access` says which scope a path requires.
 """
 
 from __future__ import annotations

@@ -42,6 +42,9 @@ class Access:
         Path | None,
         local_file("API keys, lines `NAME SCOPES KEY`; HASHLIGHT_API_KEYS without it."),
     ] = None
+    writable: Annotated[
+        bool, typer.Option("--writable", help="Accept writes; with keys, from those with the scope `write`.")
+    ] = False
     insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without a key.")] = False
     tls_cert: Annotated[Path | None, local_file("Certificate (PEM): serve https.")] = None
     tls_key: Annotated[Path | None, local_file("Its private key (PEM).")] = None
@@ -150,10 +153,11 @@ def _open_server(
     )
     image_hosts = requests.image_host or ()
     if not shard_servers.wanted:
-        yield serve_embedded(
+        with serve_embedded(
             collection, address, keys, encoder=encoder, limits=limits, image_hosts=image_hosts,
-            insecure=access.insecure, index=index,
-        )  # fmt: skip
+            insecure=access.insecure, index=index, writable=access.writable,
+        ) as server:  # fmt: skip
+            yield server
         return
     from hashlight.engine.service.protocol.security import Security
     from hashlight.pipelines.serving.cluster import serve_cluster
@@ -169,6 +173,6 @@ def _open_server(
     )  # fmt: skip
     with serve_cluster(
         collection, address, keys, servers, encoder=encoder, limits=limits, image_hosts=image_hosts,
-        insecure=access.insecure,
+        insecure=access.insecure, writable=access.writable,
     ) as server:  # fmt: skip
         yield server

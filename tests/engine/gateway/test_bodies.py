@@ -90,7 +90,13 @@ def bodies_of(size):
     yield "deep", b"[" * size
 
 
-@pytest.mark.parametrize("model", [schemas.SearchBody, schemas.RangeBody, schemas.EncodeBody, schemas.ReplicasModel])
+MODELS = [
+    schemas.SearchBody, schemas.RangeBody, schemas.EncodeBody, schemas.ReplicasModel, schemas.CountBody,
+    schemas.FacetsBody, schemas.PutBody, schemas.PatchBody, schemas.DeleteBody,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_every_list_that_is_sent_has_a_length_and_ends_at_the_first_wrong_item(model):
     def check(schema):
         if isinstance(schema, dict):
@@ -105,15 +111,15 @@ def test_every_list_that_is_sent_has_a_length_and_ends_at_the_first_wrong_item(m
 
     assert issubclass(model, BaseModel)
     check(model.__pydantic_core_schema__)
-    for adapter, most in bodies._ITEMS.values():  # of lists in slices, whose length is known before
-        assert adapter.core_schema["fail_fast"]
-        assert most <= 250_000
+    for known in [*bodies._LISTS.values(), *bodies._ITEMS.values()]:  # of lists in slices, whose length is known before
+        assert known.adapter.core_schema["fail_fast"]
+        assert known.most <= 250_000
 
 
 def outcome(model, body):
     """The status of the refusal of a body; 200 if it is fine."""
     try:
-        bodies._parse_json(model, bytearray(body), LIMITS)
+        bodies.parse_json(model, bytearray(body), LIMITS)
     except RequestError as refused:
         return refused.status
     return 200
@@ -270,7 +276,7 @@ class Nothing(Searcher):
     def describe(self): return {"bits": 64, "rows": 0, "shards": 0, "version": 1, "encoder": None, "attributes": {},
                                 "features": False}
     def answer(self, *args, **kwargs): raise RequestError(404, "reached", "the search was reached")
-    get = thumbnail = features_of = answer
+    get = thumbnail = features_of = count = facets = scan = answer
     def ready(self): pass
     def close(self): pass
 

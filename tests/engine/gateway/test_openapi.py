@@ -74,9 +74,10 @@ def test_example_bodies_are_accepted_or_the_error_names_what_is_missing(app, htt
         for example in content.get("application/json", {}).get("examples", {}).values():
             answer = http.post(path, json=example["value"])
             # The example's item may not be in this collection, and its code may have another length.
-            assert answer.status_code in (200, 404), answer.text
+            # This server only reads.
+            assert answer.status_code in ((403,) if path == "/v1/items" else (200, 404)), answer.text
             tried += 1
-    assert tried == 10
+    assert tried == 12
 
 
 def test_the_document_lists_every_route_and_the_ways_to_send_a_key(app, searcher):

@@ -1,0 +1,162 @@
+"""Writes over HTTP: bodies become writes, images become codes, and what is committed is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+import numpy as np
+from fastapi import Request, Response
+from numpy.typing import NDArray
+
+from hashlight.engine.errors import DeadlineExceededError, HashlightError
+from hashlight.engine.service.api import changes, schemas
+from hashlight.engine.service.api.gateway import Gateway, json_response
+from hashlight.engine.service.asking.encoding import Encoded
+from hashlight.engine.service.problems import RequestError, invalid, named
+from hashlight.engine.writing.committing import Committer
+from hashlight.engine.writing.writes import Put, Write
+
+_LOOK_S = 0.02  # between looks whether a version is served
+
+
+class ItemWriter:
+    """Makes the writes of requests. Belongs to one event loop.
+
+    Parameters
+    ----------
+    gateway : Gateway
+        Whose limits, encoder and searcher are used.
+    committer : Committer or None
+        Closed here. Without one, every write is refused.
+    """
+
+    def __init__(self, gateway: Gateway, committer: Committer | None) -> None:
+        self._gateway = gateway
+        self._committer = committer
+
+    @property
+    def is_open(self) -> bool:
+        """Whether writes are accepted."""
+        return self._committer is not None
+
+    async def close(self) -> None:
+        """Commit what waits."""
+        if self._committer is not None:
+            await asyncio.to_thread(self._committer.close)
+
+    async def put(self, request: Request) -> Response:
+        """Store items."""
+        arrived_s, committer = time.monotonic(), self._open_to(request)
+        options = changes.options_of(request, schemas.PutOptions)
+        deadline_s = arrived_s + self._gateway.timeout_s(options.timeout_ms)
+        given = await changes.read_items(request, await asyncio.to_thread(committer.live), self._gateway.limits)
+        async with self._commits(request, committer, options.wait, deadline_s) as commit:
+            encoded, encoder = None, None
+            if given.images:
+                images = list(given.images.values())
+                encoded, encoder = await self._gateway.encode_items(images, deadline_s)
+            write = await asyncio.to_thread(
+                _put_of, given, encoded, encoder, committer, replaces=options.on_conflict == "replace"
+            )
+            return await commit(write)
+
+    async def update(self, request: Request) -> Response:
+        """Change attributes of items."""
+        arrived_s, committer = time.monotonic(), self._open_to(request)
+        options = changes.options_of(request, schemas.WriteOptions)
+        deadline_s = arrived_s + self._gateway.timeout_s(options.timeout_ms)
+        write = await changes.read_update(request, await asyncio.to_thread(committer.live), self._gateway.limits)
+        async with self._commits(request, committer, options.wait, deadline_s) as commit:
+            return await commit(write)
+
+    async def delete(self, request: Request) -> Response:
+        """Delete items."""
+        arrived_s, committer = time.monotonic(), self._open_to(request)
+        options = changes.options_of(request, schemas.WriteOptions)
+        deadline_s = arrived_s + self._gateway.timeout_s(options.timeout_ms)
+        write = await changes.read_deletion(request, self._gateway.limits)
+        async with self._commits(request, committer, options.wait, deadline_s) as commit:
+            return await commit(write)
+
+    def _open_to(self, request: Request) -> Committer:
+        """Return the committer.
+
+        Raises
+        ------
+        RequestError
+            403 if this server only reads, or a page of another site sends the request: browsers send forms anywhere.
+        """
+        if self._committer is None:
+            raise RequestError(
+                403, "read_only", "this server only reads its collection: start it with `--writable` for writes"
+            )
+        origin = request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+            raise RequestError(403, "forbidden", "a page of another site may not write", field="origin")
+        return self._committer
+
+    @contextlib.asynccontextmanager
+    async def _commits(
+        self, request: Request, committer: Committer, wait: str | None, deadline_s: float
+    ) -> AsyncIterator[_Commit]:
+        """Yield what commits a write of a request, within its time and the limits of all requests."""
+        commit = _Commit(self._gateway, committer, wait, deadline_s)
+        try:
+            async with self._gateway.within(request, deadline_s):
+                yield commit
+        except DeadlineExceededError as error:
+            if commit.begun:
+                raise DeadlineExceededError(
+                    "the write was not committed, or is not visible everywhere, within the time given, but may have "
+                    "been made or be made yet: allow more (`timeout_ms`), and look, or write the same again"
+                ) from error
+            raise
+        except (HashlightError, RequestError):
+            raise
+        except ValueError as error:
+            raise named(error) from error
+        except TypeError as error:
+            raise invalid(str(error), None) from error
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            message = f"the collection cannot be written ({reason}): nothing of this request was stored, or all of it"
+            raise RequestError(503, "not_written", message) from error
+
+
+class _Commit:
+    """Commits one write."""
+
+    def __init__(self, gateway: Gateway, committer: Committer, wait: str | None, deadline_s: float) -> None:
+        self.begun = False
+        self._gateway, self._committer, self._wait, self._deadline_s = gateway, committer, wait, deadline_s
+
+    async def __call__(self, write: Write) -> Response:
+        """Commit it, and answer with the version that has it."""
+        future = self._committer.submit(write, deadline_s=self._deadline_s)
+        try:
+            version = await asyncio.wrap_future(future)
+        finally:
+            self.begun = not future.cancelled() and not (future.done() and future.exception() is not None)
+        while self._wait is not None and self._gateway.searcher.version < version:
+            await asyncio.sleep(_LOOK_S)
+        return json_response({"version": version})
+
+
+def _put_of(
+    given: changes.Given, encoded: Encoded | None, encoder: str | None, committer: Committer, *, replaces: bool
+) -> Put:
+    """Return items with the codes and features that were made of their images."""
+    codes_NW, made = given.codes, dict[int, NDArray[np.float32]]()
+    if encoded is not None:
+        numbers = list(given.images)
+        codes_NW = codes_NW.copy()
+        if encoded.codes.shape[1] != codes_NW.shape[1]:
+            raise RequestError(503, "not_ready", "the collection was replaced while images were encoded: try again")
+        codes_NW[numbers] = encoded.codes
+        made = dict(zip(numbers, encoded.features, strict=True))
+    features = changes.features_of(given, made, committer.live().features)
+    return Put(codes_NW, given.ids, given.attributes, features, given.thumbnails, replaces, encoder)
