@@ -8,11 +8,12 @@ entered by several threads at once.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -70,6 +71,17 @@ def run_parts(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
     if len(parts) == 1 or getattr(_held, "slot", False):
         return [_in_slot(work, part) for part in parts]
     return list(_shared_pool().map(lambda part: _in_slot(work, part), parts))
+
+
+@contextlib.contextmanager
+def in_background() -> Iterator[None]:
+    """Run all parts in the calling thread, which takes no slot, so that no search waits for them."""
+    before = getattr(_held, "slot", False)
+    _held.slot = True
+    try:
+        yield
+    finally:
+        _held.slot = before
 
 
 def run_aside(work: Callable[[slice], T], parts: list[slice]) -> list[T]:

@@ -43,6 +43,7 @@ def serve_cluster(
     image_hosts: Sequence[str] = (),
     insecure: bool = False,
     writable: bool = False,
+    metrics: Metrics | None = None,
 ) -> Iterator[HttpServer]:
     """Start shard servers and bind a gateway to a router over them; they stop when the context exits.
 
@@ -51,7 +52,7 @@ def serve_cluster(
     """
     check_exposure(address, keys, insecure=insecure)
     image_encoder = encoder_of(Collection.open(path), encoder)
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     with (
         servers as cluster,
         routing(cluster, observe=metrics.observe) as (router, follower),

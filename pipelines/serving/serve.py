@@ -20,7 +20,6 @@ from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.telemetry.metrics import Metrics
 from hashlight.engine.writing.committing import Committer
-from hashlight.engine.writing.compacting import Compactor
 
 
 @contextlib.contextmanager
@@ -35,12 +34,13 @@ def serve_embedded(
     insecure: bool = False,
     index: IndexChoice = "auto",
     writable: bool = False,
+    metrics: Metrics | None = None,
 ) -> Iterator[HttpServer]:
     """Open a collection in this process and bind a gateway to it; call `run()` on what this yields to serve.
 
     Kernels are compiled and a test search is made first. A new version of the collection is picked up when it is
     published, without failing a query. `index` is the index that answers, as in `Collection.open`. With `writable` it
-    accepts writes, each of which is searched before it is answered.
+    accepts writes, each of which is searched before it is answered. `metrics` is where requests are counted.
 
     Raises
     ------
@@ -62,6 +62,7 @@ def serve_embedded(
             keys,
             limits=limits,
             image_hosts=image_hosts,
+            metrics=metrics,
             pending=lambda: follower.pending,
             committer=committer,
         )
@@ -74,7 +75,7 @@ def serve_embedded(
 
 @contextlib.contextmanager
 def writing(path: str | Path, renew: Callable[[], object], *, gather_s: float = 0.0) -> Iterator[Committer]:
-    """Yield what commits writes to a collection, and merges shards as they become many.
+    """Yield what commits writes to a collection.
 
     Parameters
     ----------
@@ -84,14 +85,12 @@ def writing(path: str | Path, renew: Callable[[], object], *, gather_s: float = 
     gather_s : float
         As in `engine.writing.committing.Committer`.
     """
-    with contextlib.closing(Compactor(path, renew)) as compactor:
 
-        def committed(_: int) -> None:
-            compactor.wake()
-            renew()
+    def committed(_: int) -> None:
+        renew()
 
-        with contextlib.closing(Committer(path, gather_s=gather_s, committed=committed)) as committer:
-            yield committer
+    with contextlib.closing(Committer(path, gather_s=gather_s, committed=committed)) as committer:
+        yield committer
 
 
 def bind_gateway(

@@ -7,9 +7,9 @@ into memory, about three times, are the codes and ids of one new shard.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,13 @@ logger = logging.getLogger(__name__)
 
 _GATHERED_ROWS = 64 * BATCH_ROWS
 
+T = TypeVar("T")
+
 _Live = list[tuple[ShardSpec, NDArray[np.int64]]]
+
+
+def _go_on() -> None:
+    """Check nothing."""
 
 
 class Compaction(NamedTuple):
@@ -42,11 +48,14 @@ class Compaction(NamedTuple):
         The first that shows it; the live one if there was nothing to merge.
     before, after : int
         Shards that were merged, and what they have become.
+    rows : int
+        Written anew.
     """
 
     version: int
     before: int
     after: int
+    rows: int
 
 
 def compact(path: str | Path, *, full: bool = False) -> Compaction:
@@ -68,9 +77,10 @@ def joined(done: Sequence[Compaction | None], path: str | Path) -> Compaction:
     """Return what the mergers of several groups have done together."""
     merged = [each for each in done if each is not None]
     if not merged:
-        return Compaction(read_current(open_target(path)).version, 0, 0)
+        return Compaction(read_current(open_target(path)).version, 0, 0, 0)
     latest = max(each.version for each in merged)
-    return Compaction(latest, sum(each.before for each in merged), sum(each.after for each in merged))
+    before, after, rows = (sum(counts) for counts in zip(*(each[1:] for each in merged), strict=True))
+    return Compaction(latest, before, after, rows)
 
 
 def find_groups(path: str | Path, *, full: bool = False) -> list[list[str]]:
@@ -80,25 +90,40 @@ def find_groups(path: str | Path, *, full: bool = False) -> list[list[str]]:
     return [[spec.name for spec in group] for group in groups]
 
 
-def merge_group(path: str | Path, names: Sequence[str]) -> Compaction | None:
-    """Merge some shards into one, as a version of its own; None if another process has replaced one of them."""
+def merge_group(
+    path: str | Path,
+    names: Sequence[str],
+    *,
+    check: Callable[[], None] = _go_on,
+) -> Compaction | None:
+    """Merge some shards into one, as a version of its own; None if another process has replaced one of them.
+
+    Parameters
+    ----------
+    path : str or Path
+    names : sequence of str
+    check : callable
+        Called again and again meanwhile. Whatever it raises ends the compaction, which leaves nothing.
+    """
     with Transaction(path) as change:
         live = change.live
         assert live is not None, "there is a live version, or beginning would have failed"
         old = [spec for spec in live.shards if spec.name in names]
         if len(old) < len(names):
             return None
-        new = merge_shards(change, live, old)
+        new = merge_shards(change, live, old, check=check)
         change.replace(old, [] if new is None else [new])
         try:
             done = change.commit()
         except CollectionBusyError as error:
             logger.info("%s", error)
             return None
-    return Compaction(done.version, len(old), 0 if new is None else 1)
+    return Compaction(done.version, len(old), *((0, 0) if new is None else (1, new.rows)))
 
 
-def merge_shards(change: Transaction, live: Manifest, specs: list[ShardSpec]) -> ShardSpec | None:
+def merge_shards(
+    change: Transaction, live: Manifest, specs: list[ShardSpec], *, check: Callable[[], None] = _go_on
+) -> ShardSpec | None:
     """Write a shard with the live rows of others; None if there are none.
 
     Parameters
@@ -107,6 +132,8 @@ def merge_shards(change: Transaction, live: Manifest, specs: list[ShardSpec]) ->
     live : Manifest
         The version whose shards they are.
     specs : list of ShardSpec
+    check : callable
+        As in `merge_group`.
     """
     reader = change.reader
     rows = [(spec, live_rows(spec.rows, reader.dead(spec))) for spec in specs]
@@ -115,21 +142,33 @@ def merge_shards(change: Transaction, live: Manifest, specs: list[ShardSpec]) ->
         return None
     ids_N = np.concatenate([reader.ids(spec)[rows_L] for spec, rows_L in rows])
     codes_NW = np.concatenate([reader.codes(spec)[rows_L] for spec, rows_L in rows])
+    check()
     order_N = order_rows(codes_NW, ids_N)
     with change.new_shard() as folder:
+        check()
         folder.mkdir(parents=True)
         write_ids(folder, ids_N[order_N])
         write_codes(folder, codes_NW[order_N], bits=live.bits, tables=any(spec.has_tables for spec in specs))
+        check()
         del ids_N, codes_NW
         order_N = order_N.astype(np.uint32)
         if live.schema is not None:
-            write_attributes(folder / "attributes.arrow", _attributes(reader, rows, live.schema), order_N)
+            write_attributes(
+                folder / "attributes.arrow", _checked(_attributes(reader, rows, live.schema), check), order_N
+            )
         if live.features is not None:
-            parts = _features(reader, rows, order_N)
+            parts = _checked(_features(reader, rows, order_N), check)
             write_parts(folder / "features.npy", parts, np.float16, (len(order_N), live.features))
         if any(reader.thumbnails(spec) is not None for spec, _ in rows):
-            write_thumbnails(folder, _thumbnails(reader, rows), order_N)
+            write_thumbnails(folder, _checked(_thumbnails(reader, rows), check), order_N)
+        check()
         return finish_shard(folder, len(order_N))
+
+
+def _checked(parts: Iterable[T], check: Callable[[], None]) -> Iterator[T]:
+    for part in parts:
+        check()
+        yield part
 
 
 def _attributes(reader: Reader, rows: _Live, schema: pa.Schema) -> Iterator[pa.Table]:

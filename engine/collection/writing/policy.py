@@ -24,15 +24,23 @@ _SMALLEST_ROWS = 4_000
 _Group = list[ShardSpec]
 
 
-def groups_to_merge(shards: Sequence[ShardSpec]) -> list[_Group]:
-    """Return groups of shards each of which should become one; a group may be of one shard with many deleted rows."""
-    groups = [[spec] for spec in shards if spec.alive <= TARGET_ROWS // 2]
+def groups_to_merge(shards: Sequence[ShardSpec], *, least: int = 1) -> list[_Group]:
+    """Return groups of shards each of which should become one; a group may be of one shard with many deleted rows.
+
+    Parameters
+    ----------
+    shards : sequence of ShardSpec
+    least : int
+        Shards that should be left, if there are as many: one for each server that shares the rows with others.
+    """
+    target = min(TARGET_ROWS, sum(spec.alive for spec in shards) // least)
+    groups = [[spec] for spec in shards if spec.alive <= target // 2]
     size = 0
     while any(_size_of(group) >= size for group in groups):
         alike = [group for group in groups if _size_of(group) == size]
         if len(alike) >= _ALIKE:
             others = [group for group in groups if _size_of(group) != size]
-            groups = others + _packed([spec for group in alike for spec in group])
+            groups = others + _packed([spec for group in alike for spec in group], target)
         size += 1
     merging = [group for group in groups if len(group) > 1]
     taken = {spec.name for group in merging for spec in group}
@@ -41,15 +49,15 @@ def groups_to_merge(shards: Sequence[ShardSpec]) -> list[_Group]:
 
 def groups_of_all(shards: Sequence[ShardSpec]) -> list[_Group]:
     """Return groups after whose merging no row is deleted, no column beside its shard, and few shards are small."""
-    groups = _packed(sorted(shards, key=lambda spec: spec.alive))
+    groups = _packed(sorted(shards, key=lambda spec: spec.alive), TARGET_ROWS)
     return [group for group in groups if len(group) > 1 or group[0].dead is not None or group[0].columns]
 
 
-def _packed(shards: Sequence[ShardSpec]) -> list[_Group]:
-    """Put shards into groups of at most `TARGET_ROWS` rows, in their order."""
+def _packed(shards: Sequence[ShardSpec], target: int) -> list[_Group]:
+    """Put shards into groups of at most `target` rows, in their order."""
     groups: list[_Group] = []
     for spec in shards:
-        if groups and sum(each.alive for each in groups[-1]) + spec.alive <= TARGET_ROWS:
+        if groups and sum(each.alive for each in groups[-1]) + spec.alive <= target:
             groups[-1].append(spec)
         else:
             groups.append([spec])

@@ -12,6 +12,10 @@
     hashlight_partial_answers_total           counter: answers that lack shards
     hashlight_collection_version              gauge
     hashlight_pending_attempts                gauge: failed attempts to serve the live version; 0 once it is served
+    hashlight_compactions_total               counter: groups of shards that this server has merged
+    hashlight_compacted_rows_total            counter: rows that it has written anew for that
+    hashlight_compaction_seconds_total        counter: time that it has taken
+    hashlight_compaction_failures_total       counter: attempts that failed
     hashlight_missing_shards                  gauge: shards that the last `/health/ready` could not search
 """
 
@@ -72,6 +76,12 @@ class Metrics:
         self.version = Gauge("hashlight_collection_version", "Collection version being served.", registry=registry)
         self.pending = Gauge(
             "hashlight_pending_attempts", "Failed attempts to serve the live version.", registry=registry
+        )
+        self.compactions = Counter("hashlight_compactions", "Groups of shards merged.", registry=registry)
+        self.compacted_rows = Counter("hashlight_compacted_rows", "Rows written anew.", registry=registry)
+        self.compaction_seconds = Counter("hashlight_compaction_seconds", "Time of compactions.", registry=registry)
+        self.compaction_failures = Counter(
+            "hashlight_compaction_failures", "Attempts to compact that failed.", registry=registry
         )
         self.missing = Gauge("hashlight_missing_shards", "Shards that cannot be searched.", registry=registry)
 

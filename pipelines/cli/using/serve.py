@@ -24,6 +24,7 @@ from hashlight.pipelines.cli.options import (
 if TYPE_CHECKING:
     from hashlight.engine.indexes.choice import IndexChoice
     from hashlight.engine.service.door.http_server import HttpServer
+    from hashlight.engine.service.telemetry.metrics import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,15 @@ class Requests:
     ] = None
     in_flight: Annotated[int | None, typer.Option(min=1, help="Requests at once; others are told to retry.")] = None
     max_megapixels: MaxMegapixelsOption = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upkeep:
+    """What a server does about a collection that it may write."""
+
+    compact: Annotated[
+        bool, typer.Option(help="With --writable: merge small and much-deleted shards in the background, after writes.")
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +118,7 @@ def serve(
     index: IndexOption = "auto",
     access: Access,
     requests: Requests,
+    upkeep: Upkeep,
     shard_servers: ShardServers,
 ) -> None:
     """Serve a collection over HTTP: from this process, or with --groups from shard servers, here or on Ray.
@@ -115,16 +126,22 @@ def serve(
     Shard servers require a token: that of HASHLIGHT_SHARD_TOKEN, or a generated one.
     """
     from hashlight.engine.places.opening import open_place
+    from hashlight.engine.service.telemetry.metrics import Metrics
 
     shard_servers.check()
     access.check()
+    metrics = Metrics()
     # The web server shuts down cleanly and then raises the signal again: shard servers must still be stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
         with spinner("opening"):
             server = stack.enter_context(
-                _open_server(collection, listening, encoder, index, access, requests, shard_servers)
+                _open_server(collection, listening, encoder, index, access, requests, shard_servers, metrics)
             )
+            if access.writable and upkeep.compact:
+                from hashlight.engine.service.control.compacting import compacting
+
+                stack.enter_context(compacting(collection, least=shard_servers.groups or 1, metrics=metrics))
         out.print(f"serving {open_place(collection)} at {server.url}", soft_wrap=True)
         server.run()
 
@@ -138,6 +155,7 @@ def _open_server(
     access: Access,
     requests: Requests,
     shard_servers: ShardServers,
+    metrics: Metrics,
 ) -> Iterator[HttpServer]:
     """Yield a server that is bound to its address; its shard servers, if there are any, end with the context."""
     from hashlight.engine.service.door.http_server import Address
@@ -155,7 +173,7 @@ def _open_server(
     if not shard_servers.wanted:
         with serve_embedded(
             collection, address, keys, encoder=encoder, limits=limits, image_hosts=image_hosts,
-            insecure=access.insecure, index=index, writable=access.writable,
+            insecure=access.insecure, index=index, writable=access.writable, metrics=metrics,
         ) as server:  # fmt: skip
             yield server
         return
@@ -173,6 +191,6 @@ def _open_server(
     )  # fmt: skip
     with serve_cluster(
         collection, address, keys, servers, encoder=encoder, limits=limits, image_hosts=image_hosts,
-        insecure=access.insecure, writable=access.writable,
+        insecure=access.insecure, writable=access.writable, metrics=metrics,
     ) as server:  # fmt: skip
         yield server

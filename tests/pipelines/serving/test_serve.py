@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,6 +78,28 @@ def test_a_new_version_is_taken_up(served, codes):
         while client.search(np.zeros((1, 1), np.uint64), 1).version == before and time.monotonic() < until:
             time.sleep(0.1)
         assert client.search(np.zeros((1, 1), np.uint64), 1).version == before + 1
+
+
+def test_small_commits_are_compacted(tmp_path):
+    path, codes = tmp_path / "c", np.arange(40, dtype=np.uint64)[:, None]
+    collection = Collection.create(path, codes[:20], ids=np.arange(20), bits=64, shards=4)
+    server, url = start(path, "--port", 0, "--writable")
+    try:
+        with hashlight.SearchClient(url, timeout_s=60) as client:
+            assert client.describe()["shards"] == 4
+            for row in range(20, 40):
+                collection = collection.add(codes[row : row + 1], ids=np.array([row]))
+            until = time.monotonic() + 240
+            while (client.describe()["rows"] < 40 or client.describe()["shards"] > 4) and time.monotonic() < until:
+                time.sleep(0.1)
+            assert client.describe()["shards"] < 5
+            assert [answer.ids.tolist() for answer in client.search(codes, 1)] == [[row] for row in range(40)]
+        told = httpx.get(f"{url}/metrics").text
+        assert float(re.search(r"^hashlight_compacted_rows_total (\S+)$", told, re.MULTILINE)[1]) >= 24
+        assert "hashlight_compaction_failures_total 0.0" in told
+    finally:
+        end(server)
+    assert not list((path / "intents").iterdir())
 
 
 def test_what_cannot_be_scaled_is_reported(served):
