@@ -39,6 +39,7 @@ from hashlight.engine.collection.verifying.repair import repair as repair_collec
 from hashlight.engine.collection.verifying.report import Report
 from hashlight.engine.collection.verifying.verify import verify as verify_collection
 from hashlight.engine.collection.writes import Writes
+from hashlight.engine.collection.writing.given import some_ids
 from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.filters.filter import Filter
@@ -497,10 +498,12 @@ class Collection(Interchange, Writes):
 
         Raises
         ------
+        TypeError, ValueError
+            If they are not whole numbers, or have another shape.
         IdNotFoundError
             If the collection lacks one of them.
         """
-        wanted_M = np.asarray(ids, np.int64).reshape(-1)
+        wanted_M = some_ids(ids)
         shard_M, row_M = self._parts.locate_all(wanted_M)
         return take_items(self._shards, shard_M, row_M, wanted_M, self._item_schema(None))
 

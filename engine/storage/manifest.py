@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
@@ -336,11 +337,11 @@ def _with_second_format(manifest: Manifest, body: dict[str, Any]) -> Manifest:
         features=None if features is None else _whole(features, "dimensions of features", 1, 2**31 - 1),
         thumbnails=_truth(body["thumbnails"], "thumbnails"),
         collection=_text(body["collection"], "the collection"),
-        parent=None if parent is None else check_name(parent, "a manifest"),
-        written=_text(body["written"], "the time"),
+        parent=None if parent is None else _manifest_name(parent),
+        written=_time(body["written"]),
         next_id=_whole(body["next_id"], "the next id", highest + 1, MAX_ID + 1),
         oldest=_whole(body["oldest"], "the oldest version", 1, manifest.version),
-        tags={check_tag(tag): check_name(name, "a manifest") for tag, name in body["tags"].items()},
+        tags={check_tag(tag): _manifest_name(name) for tag, name in body["tags"].items()},
         commit=_text(body["commit"], "the commit"),
         format_version=FORMAT_VERSION,
     )
@@ -372,6 +373,19 @@ def check_name(name: object, what: str) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[^./\\\0][^/\\\0]{0,199}", name):
         raise ValueError(f"{what} is named by up to 200 characters without slashes, no dot first, got {name!r}")
     return name
+
+
+def _manifest_name(name: object) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[0-9]{8}(-[0-9a-f]{64})?\.json", name):
+        raise ValueError(f"expected the file name of a manifest, got {name!r}")
+    return name
+
+
+def _time(value: object) -> str:
+    text = _text(value, "the time")
+    if datetime.datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"expected a time with its zone, got {text!r}")
+    return text
 
 
 def _whole(value: object, what: str, low: int, high: int) -> int:

@@ -20,6 +20,7 @@ from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import split_options, without_credentials
 from hashlight.pipelines.corpora.ids import IdRule
+from hashlight.pipelines.corpora.images import MAX_ENCODED_BYTES
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
@@ -39,6 +40,8 @@ from hashlight.pipelines.jobs.errors import PipelineError
 SUFFIXES = ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz")
 _UNSIGNED_BYTES = 8
 _BUFFER_BYTES = 1 << 20
+_READ_BYTES = 8 << 20  # of rows at a time
+_DAMAGE = (OSError, EOFError, zlib.error, struct.error)
 
 
 def is_idx(name: str) -> bool:
@@ -130,23 +133,25 @@ class RowReader:
         self._opened.close()
 
     def read(self, source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
-        """Read ascending rows of a file as encoded images, a run of adjacent rows at a time."""
+        """Read ascending rows of a file as encoded images, some adjacent rows at a time."""
         for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
-            try:
-                pixels = self.read_values(source, int(run[0]), int(run[-1]) + 1)
-            except ReadFailedError:
-                raise
-            except (OSError, EOFError, zlib.error, struct.error, PipelineError) as error:
-                yield from [reworded(error, str(error))] * len(run)
-                continue
-            yield from map(as_png, pixels)
+            first, stop = int(run[0]), int(run[-1]) + 1
+            while first < stop:
+                try:
+                    self._go_to(source, first)
+                    last = min(stop, first + max(1, _READ_BYTES // math.prod(self._shape[1:])))
+                    pixels = self.read_values(source, first, last)
+                except ReadFailedError:
+                    raise
+                except (*_DAMAGE, PipelineError) as error:
+                    yield from [reworded(error, str(error))] * (stop - first)
+                    break
+                yield from map(as_png, pixels)
+                first = last
 
     def read_values(self, source: str, start: int, stop: int) -> NDArray[np.uint8]:
         """Read rows `start` to `stop` (exclusive) of a file, uint8 of shape (stop - start, ...)."""
-        if source != self._source or start < self._row:
-            self.close()
-            self._file = self._opened.enter_context(_open(source))
-            self._shape, self._row = _header(self._file, source), 0
+        self._go_to(source, start)
         # Until the rows are read, the file's position is not known.
         self._source = ""
         size = math.prod(self._shape[1:])
@@ -157,9 +162,17 @@ class RowReader:
         self._source, self._row = source, stop
         return np.frombuffer(data, np.uint8).reshape(stop - start, *self._shape[1:])
 
+    def _go_to(self, source: str, start: int) -> None:
+        """Open a file whose rows are to be read from `start` on, unless it is open and was not read beyond."""
+        if source != self._source or start < self._row:
+            self.close()
+            self._file = self._opened.enter_context(_open(source))
+            self._shape, self._row = _header(self._file, source), 0
+            self._source = source
+
 
 def as_png(pixels: np.ndarray) -> bytes:
-    """Wrap the pixels of a row (H, W) or (H, W, 3) as an uncompressed PNG, to be read like any image file."""
+    """Wrap the pixels of a row, (H, W) or (H, W, 2 to 4), as an uncompressed PNG, to be read like any image file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
     return buffer.getvalue()
@@ -171,14 +184,24 @@ def _is_gzipped(uri: str) -> bool:
 
 def _read_header(uri: str) -> tuple[int, ...]:
     """Return the shape of an IDX file of unsigned bytes; PipelineError if it is something else."""
-    with _open(uri) as file:
+    with _readable(uri), _open(uri) as file:
         return _header(file, uri)
 
 
 def _read_values(uri: str, start: int, stop: int) -> NDArray[np.uint8]:
     reader = RowReader()
-    with contextlib.closing(reader):
+    with _readable(uri), contextlib.closing(reader):
         return reader.read_values(uri, start, stop)
+
+
+@contextlib.contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except ReadFailedError:
+        raise
+    except _DAMAGE as error:
+        raise PipelineError(f"{without_credentials(uri)} cannot be read: {error}") from error
 
 
 def _header(file: Any, uri: str) -> tuple[int, ...]:
@@ -188,7 +211,13 @@ def _header(file: Any, uri: str) -> tuple[int, ...]:
             f"{without_credentials(uri)} is not an IDX file of unsigned bytes: its first bytes are {magic.hex()}"
         )
     rank = magic[3]
-    return struct.unpack(f">{rank}I", file.read(4 * rank))
+    shape = struct.unpack(f">{rank}I", file.read(4 * rank))
+    if not 1 <= math.prod(shape[1:]) <= MAX_ENCODED_BYTES or (rank == 4 and not 2 <= shape[3] <= 4):
+        raise PipelineError(
+            f"{without_credentials(uri)} has the shape {shape}: expected rows of 1 to {MAX_ENCODED_BYTES:,} bytes, and "
+            "2 to 4 channels if there are 4 dimensions"
+        )
+    return shape
 
 
 def _skip(file: Any, num_bytes: int) -> None:

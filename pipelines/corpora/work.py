@@ -253,6 +253,10 @@ class WorkList:
         ids_N, rows_N = batch.column("id").to_numpy(), batch.column(ROW).to_numpy()
         if ids_N.min() < 0 or rows_N.min() < -1:
             raise ValueError(f"expected ids of 0 or more and rows of -1 or more, got {ids_N.min()} and {rows_N.min()}")
+        if self.summary.kind == SHARDS:
+            start, stop = (batch.column(name)[0].as_py() for name in (START, STOP))
+            if start < 0 or not (stop == -1 or start < stop):
+                raise ValueError(f"expected a range of a tar, got one from byte {start} to {stop}")
         return pa.Table.from_batches([batch])
 
     @contextlib.contextmanager
@@ -333,6 +337,8 @@ def _summary_of(file: pa.ipc.RecordBatchFileReader) -> WorkSummary:
         raise ValueError(f"expected the columns {', '.join(BASE_SCHEMA.names)} and others, got {file.schema}")
     if names != (summary.columns if summary.kind == IMAGES else [*BASE_SCHEMA.names, START, STOP]):
         raise ValueError(f"it has the columns {names}, its summary says {summary.columns}")
+    if not all(pa.types.is_int64(field.type) for field in file.schema if field.name in (GROUP, START, STOP)):
+        raise ValueError(f"expected whole numbers for the parts of files, got {file.schema}")
     return summary
 
 

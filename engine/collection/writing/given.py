@@ -66,7 +66,10 @@ def _check_features(features: NDArray[np.float16], rows: int) -> NDArray[np.floa
 
 
 def _as_table(attributes: pa.Table | Mapping[str, Any], rows: int) -> pa.Table:
-    table = attributes if isinstance(attributes, pa.Table) else pa.table(dict(attributes))
+    try:
+        table = attributes if isinstance(attributes, pa.Table) else pa.table(dict(attributes))
+    except OverflowError as error:
+        raise ValueError(f"`attributes` must be numbers that 64 bits hold: {error}") from error
     if len(table) != rows and table.schema.names:
         raise ValueError(f"`attributes` must have {rows} rows, one per code, got {len(table)}")
     check_columns(table.schema)
@@ -129,7 +132,7 @@ def column(name: str, values: Any, kind: pa.DataType | None, schema: pa.Schema, 
             array = pa.array(array, kind)
         elif kind is not None:
             array = array.cast(kind)
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, TypeError, OverflowError) as error:
         raise ValueError(f"`values` are not {kind or 'of one type'}: {error}") from error
     if kind is None and pa.types.is_null(array.type):
         if name not in schema.names:

@@ -127,6 +127,13 @@ def test_faiss_opens_every_shard(tmp_path, corpus):
     assert stored == set(zip(corpus[0][:, 0].tolist(), corpus[1].tolist(), strict=True))
 
 
+@pytest.mark.parametrize("ids", [[1.5], ["1"], [[0, 1]]])
+def test_get_takes_nothing_but_a_list_of_whole_numbers_for_ids(tmp_path, ids):
+    collection = Collection.create(tmp_path / "c", np.arange(4, dtype=np.uint64)[:, None])
+    with pytest.raises((TypeError, ValueError), match="`ids` must"):
+        collection.get(ids)
+
+
 def test_get_returns_codes_and_attributes_in_the_requested_order(tmp_path, corpus):
     codes, ids, _ = corpus
     collection = make(tmp_path / "c", corpus)

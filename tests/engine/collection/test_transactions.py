@@ -246,6 +246,8 @@ BAD = {
     "an attribute that is unknown": (lambda t: t.add(CODES[:1], None, {"size": [1]}), "attribute size .*`set_column`"),
     "an attribute of another type": (lambda t: t.add(CODES[:1], None, {"label": ["x"]}), r"label \(string\): cast it"),
     "fewer attributes": (lambda t: t.add(CODES[:2], None, {"label": [1]}), "2 rows, one per code, got 1"),
+    "a number beyond 64 bits": (lambda t: t.add(CODES[:1], None, {"label": [2**70]}), "numbers that 64 bits hold"),
+    "a value beyond 64 bits": (lambda t: t.set_column("x", [2**70], ids=[1]), "`values` are not of one type"),
     "features": (lambda t: t.add(CODES[:1], features=np.ones((1, 4), np.float16)), "none beside .* 4 dimensions"),
     "thumbnails as text": (lambda t: t.add(CODES[:1], thumbnails=["x"]), "`thumbnails` must be encoded pictures"),
     "fewer thumbnails": (lambda t: t.add(CODES[:2], thumbnails=[b"x"]), "2 entries, one per code, got 1"),

@@ -14,12 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places import failures, folder
 from hashlight.engine.places.reading import RetryingFile
+from hashlight.pipelines.corpora import idx
 from hashlight.pipelines.corpora.corpus import list_corpus, read_images
 from hashlight.pipelines.corpora.webdataset import read_shard
+from hashlight.pipelines.jobs.errors import PipelineError
 
 
 class FailingFile:
@@ -175,3 +178,43 @@ def test_a_bad_entry_costs_only_itself(tmp_path, entry, reason):
     assert first == b"good"
     assert isinstance(bad, OSError)
     assert reason in str(bad)
+
+
+HEADS = {
+    "a header that is cut off": bytes([0, 0, 8, 3, 0, 0]),
+    "no rows of bytes": bytes([0, 0, 8, 3]) + np.array([2, 0, 3], ">u4").tobytes(),
+    "rows larger than memory": bytes([0, 0, 8, 3]) + np.array([2, 2**32 - 1, 2**32 - 1], ">u4").tobytes(),
+    "five channels": bytes([0, 0, 8, 4]) + np.array([1, 1, 1, 5], ">u4").tobytes() + bytes(5),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("name", ["a.idx", "a.idx.gz"])
+def test_an_idx_file_of_another_shape_is_refused(tmp_path, case, name):
+    data = HEADS[case]
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(PipelineError, match=rf"/{name} (cannot be read|has the shape)"):
+        list_corpus(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x1f\x8b\x08" + b"\xff" * 50, gzip.compress(bytes(40))[:-20], b"no gzip"],
+    ids=["damaged", "cut off", "no gzip"],
+)
+def test_a_damaged_idx_file_is_refused_by_name(tmp_path, data):
+    (tmp_path / "a.idx.gz").write_bytes(data)
+    with pytest.raises(PipelineError, match=r"/a\.idx\.gz cannot be read"):
+        list_corpus(tmp_path)
+
+
+def test_rows_of_an_idx_file_are_read_some_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "_READ_BYTES", 9)
+    folder = write_idx(tmp_path / "corpus")
+    read = []
+    values = idx.RowReader.read_values
+    monkeypatch.setattr(idx.RowReader, "read_values", lambda self, *args: read.append(args[1:]) or values(self, *args))
+    images = list(read_images(list_corpus(folder)))
+    assert read == [(0, 2), (2, 3)]
+    pixels = [np.asarray(Image.open(io.BytesIO(image))).tolist() for image in images]
+    assert pixels == np.arange(12).reshape(3, 2, 2).tolist()

@@ -20,7 +20,7 @@ from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.places.opening import open_place
 from hashlight.pipelines.codes.parts import list_parts
 from hashlight.pipelines.corpora.corpus import list_corpus, read_images, read_uri
-from hashlight.pipelines.corpora.work import WorkList, plan_work, read_work
+from hashlight.pipelines.corpora.work import WorkList, WorkWriter, plan_work, read_work
 from hashlight.pipelines.jobs.errors import PipelineError
 
 
@@ -242,3 +242,25 @@ def test_parts_are_in_the_order_of_their_numbers(tmp_path):
         said = json.dumps({"codes": number + 1, "sha256": "0" * 64})
         (tmp_path / "sidecars" / f"{number:05d}.json").write_text(said)
     assert [part.rows - 1 for part in list_parts(tmp_path)] == numbers
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"__start": [5], "__stop": [5]}, "a range of a tar, got one from byte 5 to 5"),
+        ({"__start": [0], "__stop": [-2]}, "a range of a tar, got one from byte 0 to -2"),
+        ({"__start": [-512], "__stop": [-1]}, "a range of a tar, got one from byte -512"),
+        ({"__start": ["0"], "__stop": ["1"]}, "expected whole numbers"),
+    ],
+)
+def test_ranges_of_a_tar_that_lead_nowhere_are_refused(tmp_path, columns, message):
+    (tmp_path / "a.tar").write_bytes(tar_of({"0.png": png(0)}))
+    summary = plan_work(tmp_path / "a.tar", tmp_path / "work.arrow")
+    entry = units_of(tmp_path / "work.arrow")[0]
+    for name, values in columns.items():
+        entry = entry.set_column(entry.column_names.index(name), name, pa.array(values))
+    with WorkWriter(tmp_path / "forged.arrow") as work:
+        work.add(entry)
+        work.finish(summary)
+    with pytest.raises(PipelineError, match=message):
+        units_of(tmp_path / "forged.arrow")
