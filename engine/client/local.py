@@ -58,12 +58,12 @@ class LocalTransport:
 
     def __init__(self, target: str | Path | Searcher, *, encoder: ImageEncoder | None) -> None:
         self._owned = isinstance(target, str | Path)
-        self._folder: Path | None = None
+        self._collection: Collection | None = None
         if isinstance(target, str | Path):
             # Kernels are compiled on a machine's first use, which would take longer than a search's timeout.
             warm()
             collection = Collection.open(target)
-            self._folder, self._searcher = collection.encoder_path, CollectionSearcher(collection)
+            self._collection, self._searcher = collection, CollectionSearcher(collection)
         else:
             self._searcher = target  # type: ignore[assignment]
         self._given = encoder
@@ -200,8 +200,9 @@ class LocalTransport:
         return encoder.encode([encoder.decode(image, max_pixels, time_left(deadline_s)) for image in images])
 
     def _encoder(self) -> ImageEncoder:
-        if self._given is None and self._folder is not None:
-            self._given = open_encoder(self._folder)
+        if self._given is None and self._collection is not None:
+            folder = self._collection.encoder_path
+            self._given = None if folder is None else open_encoder(folder)
         if self._given is None:
             raise EncoderMismatchError(
                 "there is no encoder here to make codes of images: pass `encoder`, or ask with codes or ids"

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+from hashlight.engine.cache.cache import Progress
 from hashlight.engine.codes import (
     WORD_BITS,
     CodeArray,
@@ -42,17 +43,19 @@ from hashlight.engine.collection.writes import Writes
 from hashlight.engine.collection.writing.given import some_ids
 from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Transaction
+from hashlight.engine.errors import CollectionNotFoundError
 from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Place
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, RangeResult, RerankResult, Result, SearchResult
 from hashlight.engine.storage.columns import item_schema
+from hashlight.engine.storage.copies import root_of
 from hashlight.engine.storage.manifest import Manifest
-from hashlight.engine.storage.mirror import mirror
 from hashlight.engine.storage.shard import SCANNED_ROWS
-from hashlight.engine.storage.versions import close_held, read_held
+from hashlight.engine.storage.versions import close_held, read_current, read_held
 
 
 class Collection(Interchange, Writes):
@@ -166,14 +169,16 @@ class Collection(Interchange, Writes):
         verify: bool = False,
         index: IndexChoice = "auto",
         reuse: Collection | None = None,
+        prefetch: bool = False,
+        progress: Progress | None = None,
     ) -> Self:
         """Open a version of a collection, by default the live one.
 
         Parameters
         ----------
         path : str or Path
-            A folder, or the URI of a collection in a bucket (`s3://BUCKET/PREFIX`), of which the version is first
-            copied into the user's cache folder, as far as it is not there.
+            A folder, or the URI of a collection in a bucket (`s3://BUCKET/PREFIX`). Of the latter only the manifest is
+            read now; shards are fetched into the user's cache folder when they are first used. See `engine.cache`.
         version : int or str, optional
             The number of a version, or its tag.
         verify : bool
@@ -184,26 +189,53 @@ class Collection(Interchange, Writes):
         reuse : Collection, optional
             Another open version: what the two have in common is not opened again, unless `verify` or another `index`
             is given.
+        prefetch : bool
+            Open all shards now, and so fetch those that are not there.
+        progress : callable, optional
+            Called with the bytes that have been fetched from a bucket and those that are to be, in all so far.
 
         Raises
         ------
         CollectionNotFoundError
-            If there is none at `path`, or it does not have that version.
+            If there is none at `path`, or it does not have that version. Whatever needs a shard in a bucket raises it,
+            too, if the shard is gone because the version is no longer kept.
         CorruptDataError
             If a file is missing or damaged.
+        ReadFailedError, OSError
+            If a bucket cannot be read, or a copy not be written.
         MissingDependencyError
             If FAISS is to answer and is not installed.
         ValueError
             If tables are to answer and a shard was built without.
         """
         place = open_place(path)
-        if place.local is None:
-            folder, manifest, held = mirror(place, version)
-        else:
-            folder, (manifest, held) = place.local, read_held(place, version)
+        while True:
+            manifest, held = read_held(place, version)
+            try:
+                return cls._open(place, manifest, held, verify, index, reuse, prefetch, progress)
+            except CollectionNotFoundError:
+                # Commits since the manifest was read may have removed from a bucket what it names.
+                if version is not None or read_current(place).file_name == manifest.file_name:
+                    raise
+
+    @classmethod
+    def _open(
+        cls,
+        place: Place,
+        manifest: Manifest,
+        held: int | None,
+        verify: bool,
+        index: IndexChoice,
+        reuse: Collection | None,
+        prefetch: bool,
+        progress: Progress | None,
+    ) -> Self:
         try:
+            folder, copies = root_of(place, bits=manifest.bits, progress=progress)
             known = () if reuse is None else [reuse.shards]
-            shards = open_shards(folder, manifest, index=index, held=held, verify=verify, reuse=known)
+            shards = open_shards(folder, manifest, index=index, held=held, verify=verify, reuse=known, copies=copies)
+            if prefetch:
+                shards.open(range(len(shards)))
         except BaseException:
             close_held(held)
             raise
@@ -259,9 +291,14 @@ class Collection(Interchange, Writes):
 
     @property
     def encoder_path(self) -> Path | None:
-        """Folder of the encoder that made the codes, if it was kept."""
-        folder = self.path / "encoder" / (self._manifest.encoder_folder or "")
-        return folder if self._manifest.encoder_folder and folder.is_dir() else None
+        """Folder of the encoder that made the codes, if it was kept; it is fetched from a bucket when it is needed."""
+        name, copies = self._manifest.encoder_folder, self._shards.copies
+        if name is None:
+            return None
+        if copies is not None:
+            return copies.encoder(name)
+        folder = self.path / "encoder" / name
+        return folder if folder.is_dir() else None
 
     @property
     def shards(self) -> OpenedShards:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ from hashlight.engine.indexes.choice import IndexChoice, check_index, faiss_kind
 from hashlight.engine.indexes.threads import cut, run_aside
 from hashlight.engine.storage.attributes import AttributeFile, Attributes
 from hashlight.engine.storage.checking import read_dead_rows, verify_column, verify_shard
+from hashlight.engine.storage.copies import Copies
 from hashlight.engine.storage.manifest import Manifest, ShardSpec
 from hashlight.engine.storage.readers import is_held
 from hashlight.engine.storage.shard import Shard
@@ -41,7 +43,10 @@ class _Handle:
 
 
 class OpenedShards(Sequence[Shard]):
-    """The shards of a version, in the manifest's order, verified but not opened before they are used. Thread-safe.
+    """The shards of a version, in the manifest's order, each opened when it is first used. Thread-safe.
+
+    Those of a local collection are verified now; those of one in a bucket are fetched, and verified, when they are
+    opened.
 
     Parameters
     ----------
@@ -53,6 +58,8 @@ class OpenedShards(Sequence[Shard]):
         Hash every file again, even those verified on this machine and not written since.
     reuse : iterable of OpenedShards
         Of other versions of the collection: what is open there, and answers by the same index, is not opened again.
+    copies : Copies, optional
+        Of a collection in a bucket; `root` is theirs.
 
     Raises
     ------
@@ -70,7 +77,9 @@ class OpenedShards(Sequence[Shard]):
         index: IndexChoice = "auto",
         verify: bool = False,
         reuse: Iterable[OpenedShards] = (),
+        copies: Copies | None = None,
     ) -> None:
+        self.copies = copies
         self._root, self._bits, self._schema = root, manifest.bits, shown_schema(manifest)
         self._index: IndexChoice = check_index(index)
         _refuse_without_tables(manifest, index)
@@ -78,7 +87,11 @@ class OpenedShards(Sequence[Shard]):
         for other in reuse:
             if not verify and (other._root, other._index) == (root, index):
                 known |= {handle.spec.name: handle for handle in other._handles}
-        self._verify([spec for spec in manifest.shards if not _is_same(known.get(spec.name), spec)], full=verify)
+        if copies is None:
+            self._verify([spec for spec in manifest.shards if not _is_same(known.get(spec.name), spec)], full=verify)
+        elif verify:
+            with copies.using(manifest.shards):
+                self._verify(manifest.shards, full=True)
         handles = [self._handle_of(spec, known.get(spec.name)) for spec in manifest.shards]
         self._handles: tuple[_Handle, ...] = tuple(handles)
 
@@ -88,6 +101,8 @@ class OpenedShards(Sequence[Shard]):
         opener = functools.partial(Shard, self._root, spec, bits=self._bits, schema=self._schema, index=self._index)
         if known is not None and known.shard is not None and known.shard.is_of(spec, self._index):
             opener = functools.partial(known.shard.as_of, self._root, spec, schema=self._schema)
+        if self.copies is not None:
+            opener = functools.partial(self.copies.open, spec, opener)
         return _Handle(spec, self._schema, opener)
 
     def _verify(self, specs: Sequence[ShardSpec], *, full: bool) -> None:
@@ -123,9 +138,11 @@ class OpenedShards(Sequence[Shard]):
         ------
         CorruptDataError
             If a file is missing or damaged.
+        CollectionNotFoundError, ReadFailedError, OSError
+            If it cannot be fetched; see `engine.storage.copies.Copies.fetch`.
         """
         if isinstance(number, slice):
-            return tuple(handle.open() for handle in self._handles[number])
+            return tuple(self.open(range(len(self))[number]))
         return self._handles[number].open()
 
     def is_open(self, number: int) -> bool:
@@ -133,7 +150,8 @@ class OpenedShards(Sequence[Shard]):
         return self._handles[number].shard is not None
 
     def open(self, numbers: Iterable[int]) -> list[Shard]:
-        """Return some shards; those that are not open yet are opened in threads. Errors as in `__getitem__`."""
+        """Return some shards; those that are not open yet are opened together. Errors as in `__getitem__`."""
+        numbers = list(numbers)
         handles = [self._handles[number] for number in numbers]
         closed = [handle for handle in handles if handle.shard is None]
 
@@ -142,8 +160,16 @@ class OpenedShards(Sequence[Shard]):
                 handle.open()
 
         if closed:
-            run_aside(open_part, cut(len(closed), None, least=_SHARDS_PER_THREAD))
+            with self.at_hand(numbers):
+                run_aside(open_part, cut(len(closed), None, least=_SHARDS_PER_THREAD))
         return [handle.open() for handle in handles]
+
+    def at_hand(self, numbers: Iterable[int]) -> contextlib.AbstractContextManager[None]:
+        """Fetch shards, unless they are open; their files stay as long as the context. Errors as in `__getitem__`."""
+        if self.copies is None:
+            return contextlib.nullcontext()
+        handles = (self._handles[number] for number in numbers)
+        return self.copies.using([handle.spec for handle in handles if handle.shard is None])
 
 
 def open_shards(
@@ -154,20 +180,21 @@ def open_shards(
     held: int | None = None,
     verify: bool = False,
     reuse: Iterable[OpenedShards] = (),
+    copies: Copies | None = None,
 ) -> OpenedShards:
     """Verify the shards of a version, and open those that cannot wait.
 
-    All are opened if FAISS is to answer, whose indexes take long to fill, or if files may be removed meanwhile, because
-    `held`, from `engine.storage.versions.read_held`, holds nothing. The other arguments, and errors, are those of
-    `OpenedShards`.
+    All are opened if FAISS is to answer, whose indexes take long to fill, or if local files may be removed meanwhile,
+    because `held`, from `engine.storage.versions.read_held`, holds nothing. The other arguments, and errors, are those
+    of `OpenedShards`.
 
     Raises
     ------
     MissingDependencyError
         If FAISS is to answer and is not installed.
     """
-    shards = OpenedShards(root, manifest, index=index, verify=verify, reuse=reuse)
-    if faiss_kind(index) is not None or not is_held(held):
+    shards = OpenedShards(root, manifest, index=index, verify=verify, reuse=reuse, copies=copies)
+    if faiss_kind(index) is not None or (copies is None and not is_held(held)):
         for shard in shards.open(range(len(shards))):
             shard.index  # noqa: B018 - opened too
     return shards

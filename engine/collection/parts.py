@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -278,21 +278,30 @@ class Parts:
                 return group.rows_of(member)
             return self._read(number_of[name])
 
-        for names in new:
-            group = gather(
+        unread = [number_of[name] for names in new for name in names if name not in known]
+        with self._shards.at_hand(unread):
+            kept += self._gather_groups(new, rows, read)
+        return tuple(
+            GatheredPart(group, number_of, self._manifest, self._shards, self._outcomes.of, before=before.get(group))
+            for group in kept
+        )
+
+    def _gather_groups(
+        self, new: Sequence[Sequence[str]], rows: dict[str, int], read: Callable[[str], tuple[CodeArray, IdArray]]
+    ) -> list[Gathered]:
+        tables = {spec.name for spec in self._manifest.shards if spec.has_tables}
+        return [
+            gather(
                 names,
                 [rows[name] for name in names],
                 read,
                 words=num_words(self._manifest.bits),
                 bits=self._manifest.bits,
-                tables=any(specs[number_of[name]].has_tables for name in names),
+                tables=not tables.isdisjoint(names),
                 plan=_PLANS[self._index],
             )
-            kept.append(group)
-        return tuple(
-            GatheredPart(group, number_of, self._manifest, self._shards, self._outcomes.of, before=before.get(group))
-            for group in kept
-        )
+            for names in new
+        ]
 
     def _read(self, number: int) -> tuple[CodeArray, IdArray]:
         if self._shards.is_open(number):

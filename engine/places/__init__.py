@@ -6,6 +6,7 @@ so that `open_place(FILE).read()` reads one file.
 
 ====================================  =================================================================================
 ``read``, ``read_many``               whole files; from a bucket, many in parallel, in order
+``read_range``                        a part of a file
 ``open``                              a file to read at any position (pyarrow, tarfile, gzip)
 ``find``, ``replace``                 a file with its tag, and the compare-and-swap that needs it
 ``put``, ``put_new``                  a small file in one step; `put_new` only if it does not exist

@@ -108,6 +108,12 @@ class Place(abc.ABC):
     def open(self, name: str = "") -> RetryingFile:
         """Open a file to be read at any position; errors as in `read`."""
 
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Read the bytes of a file from `start` to `stop`, exclusive, fewer if it is shorter; errors as in `read`."""
+        with self.open(name) as file:
+            file.seek(start)
+            return file.read(stop - start)
+
     @abc.abstractmethod
     def entry(self, name: str = "") -> Entry | None:
         """Return what exists at a name, or None; in a bucket, a prefix of other names is a folder."""

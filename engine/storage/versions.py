@@ -314,16 +314,5 @@ def _was_published(place: Place, manifest: Manifest) -> bool:
     return after.file_name == manifest.file_name
 
 
-def copy_manifest(place: Place, manifest: Manifest, *, live: bool) -> None:
-    """Add a version to a copy of its collection and, if it is `live`, make it live. The caller holds the lock."""
-    name = f"manifests/{manifest.file_name}"
-    found = place.find(name)
-    if found is None or found.data != manifest.data:  # else held by readers, perhaps
-        place.put(name, manifest.data)
-    if live:
-        current = manifest.file_name if manifest.format_version > 1 else f"{manifest.file_name} {manifest.digest}"
-        place.put("CURRENT", f"{current}\n".encode())
-
-
 def _describe_contents(place: Place) -> str:
     return "a folder without one" if place.local and place.local.is_dir() else "nothing"

@@ -13,12 +13,14 @@ import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Column, Table
 
@@ -41,6 +43,35 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     with _bar() as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def fetching_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show bytes that are being fetched, as soon as there are any; yields a function of (done, total)."""
+    if not err.is_terminal:
+        yield _plain_lines("fetching, bytes")
+        return
+    shown: list[tuple[Progress, TaskID]] = []
+
+    def report(done: int, total: int) -> None:
+        if not shown and done < total:
+            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            bar = Progress(TextColumn("{task.description}"), *columns, console=err)
+            bar.start()
+            shown.append((bar, bar.add_task("fetching", total=total)))
+        for bar, task in shown:
+            bar.update(task, completed=done, total=total)
+        if done == total:
+            end()
+
+    def end() -> None:
+        while shown:
+            shown.pop()[0].stop()
+
+    try:
+        yield report
+    finally:
+        end()
 
 
 @contextlib.contextmanager
@@ -142,6 +173,15 @@ def spinner(title: str) -> Iterator[Callable[[str], None]]:
     """Show what is being done on the standard error; yields a function that renames it."""
     with err.status(title) as status:
         yield status.update
+
+
+def fetching_text(say: Callable[[str], None], title: str) -> Callable[[int, int], None]:
+    """Return a function of bytes (done, total) that adds them to the title of a spinner."""
+
+    def report(done: int, total: int) -> None:
+        say(title if done == total else f"{title}: fetched {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+
+    return report
 
 
 def key_value_table(title: str, rows: dict[str, Any]) -> Table:

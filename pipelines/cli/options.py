@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,6 +71,19 @@ class SourceColumns:
     thumbnail_column: Annotated[str | None, typer.Option(help="Column of encoded pictures.")] = None
 
 
+def set_cache_size(text: str | None) -> str | None:
+    """Limit what this process, and those that it starts, keep of collections in buckets."""
+    from hashlight.engine.cache.size import VARIABLE, parse_size
+
+    if text is not None:
+        try:
+            parse_size(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        os.environ[VARIABLE] = text
+    return text
+
+
 CollectionArgument = Annotated[str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.")]
 ExistingCollectionArgument = Annotated[
     str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.", callback=refuse_missing)
@@ -98,6 +112,19 @@ IdsOption = Annotated[
         "--ids",
         help="What ids are made from: name (of corpus and image), name:NAME (names the corpus), uri, content, "
         "column:NAME; auto: the column `id`, or else name.",
+    ),
+]
+PrefetchOption = Annotated[
+    bool,
+    typer.Option("--prefetch", help="Fetch all shards of a collection in a bucket now."),
+]
+CacheSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-size",
+        help="How much of collections in buckets this machine keeps, such as 200GB; without it HASHLIGHT_CACHE_SIZE, "
+        "or half of what is free.",
+        callback=set_cache_size,
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]

@@ -45,8 +45,8 @@ from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult
+from hashlight.engine.storage.copies import open_shard, root_of
 from hashlight.engine.storage.manifest import Manifest, ShardSpec
-from hashlight.engine.storage.mirror import fetch_shard, local_copy
 from hashlight.engine.storage.shard import Shard
 from hashlight.engine.storage.versions import holding_live
 from hashlight.pipelines.jobs import chaos
@@ -209,17 +209,12 @@ def join_shards(
     name = f"{numbers[0]:05d}-{numbers[1]:05d}"
     chaos.step("dedup:join", name)
     place = open_place(job.collection)
-    shard = _open_shard(place, first, job.bits)
-    other = shard if first == second else _open_shard(place, second, job.bits)
+    shard = open_shard(place, first, bits=job.bits)
+    other = shard if first == second else open_shard(place, second, bits=job.bits)
     pairs = _as_tables(find_pairs(shard, other, job.radius))
     count = _write_table(folder.place, f"pairs/{name}.parquet", pairs, PAIRS)
     folder.publish(unit, {"pairs": count})
     chaos.step("dedup:joined", name)
-
-
-def _open_shard(place: Place, spec: ShardSpec, bits: int) -> Shard:
-    fetch_shard(place, spec, bits=bits)
-    return Shard(local_copy(place), spec, bits=bits)
 
 
 def find_pairs(shard: Shard, other: Shard, radius: int) -> Iterator[tuple[IdArray, IdArray, NDArray[np.int32]]]:
@@ -400,8 +395,6 @@ def _gallery(job: JoinJob, live: Manifest, clusters: pa.Table) -> bytes:
     from hashlight.pipelines.dedup.gallery import gallery_page
 
     place = open_place(job.collection)
-    for spec in live.shards:
-        fetch_shard(place, spec, bits=job.bits)
-    root = local_copy(place)
-    collection = Collection(root, live, open_shards(root, live), location=job.collection)
+    root, copies = root_of(place, bits=live.bits)
+    collection = Collection(root, live, open_shards(root, live, copies=copies), location=job.collection)
     return gallery_page(collection, clusters, radius=job.radius).encode()

@@ -41,8 +41,8 @@ from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import split_name
 from hashlight.engine.query import Query
 from hashlight.engine.results import RangeResult, SearchResult, as_range, merge_range, no_answers
+from hashlight.engine.storage.copies import open_shard
 from hashlight.engine.storage.manifest import Manifest, ShardSpec
-from hashlight.engine.storage.mirror import fetch_shard, local_copy
 from hashlight.engine.storage.shard import Shard
 from hashlight.engine.storage.versions import holding_live
 from hashlight.pipelines.codes.parts import Part, Piece, codes_column, cut_parts, list_parts, read_checked
@@ -257,9 +257,7 @@ def search_block(job: SearchJob, folder: JobFolder, block: Block, spec: ShardSpe
     chaos.step("search:shard", block.number)
     shard = None
     if spec is not None:
-        place = open_place(job.collection)
-        fetch_shard(place, spec, bits=job.bits)
-        shard = Shard(local_copy(place), spec, bits=job.bits, index=job.index)
+        shard = open_shard(open_place(job.collection), spec, bits=job.bits, index=job.index)
     queries_QW, ids_Q = read_queries(job, block)
     name = f"found-{block.number:06d}.{spec.name if spec else 'none'}.arrow"
     with folder.place.scratch(name) as aside:

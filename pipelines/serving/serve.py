@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from hashlight.engine.cache.cache import Progress
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.warmup import warm
@@ -35,12 +36,14 @@ def serve_embedded(
     index: IndexChoice = "auto",
     writable: bool = False,
     metrics: Metrics | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[HttpServer]:
     """Open a collection in this process and bind a gateway to it; call `run()` on what this yields to serve.
 
     Kernels are compiled and a test search is made first. A new version of the collection is picked up when it is
-    published, without failing a query. `index` is the index that answers, as in `Collection.open`. With `writable` it
-    accepts writes, each of which is searched before it is answered. `metrics` is where requests are counted.
+    published, without failing a query. `index` is the index that answers, and `progress` is told what is fetched from a
+    bucket, as in `Collection.open`. With `writable` it accepts writes, each of which is searched before it is answered.
+    `metrics` is where requests are counted.
 
     Raises
     ------
@@ -50,7 +53,7 @@ def serve_embedded(
         If `encoder` is not the one that made the codes.
     """
     check_exposure(address, keys, insecure=insecure)
-    collection = Collection.open(path, index=index)
+    collection = Collection.open(path, index=index, progress=progress)
     searcher = CollectionSearcher(collection)
     model = encoder_of(collection, encoder)
     follower = Follower(path, searcher.renew)

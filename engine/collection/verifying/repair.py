@@ -119,15 +119,15 @@ class Salvage(Reader):
 
     def __init__(self, place: Place, *, bits: int, scratch: Path) -> None:
         super().__init__(place, bits=bits)
-        self._scratch = scratch
+        self._copies = scratch
 
-    def folder(self, spec: ShardSpec) -> Path:
-        """Return the local folder of a shard, as it is."""
-        return local_folder(self.place, spec, self._scratch)
+    def path(self, spec: ShardSpec, name: str) -> Path:
+        """Return the path of a file of a shard, as it is."""
+        return local_folder(self.place, spec, self._copies) / name
 
     def ids(self, spec: ShardSpec) -> IdArray:
         """Return the ids (N,) of all rows."""
-        ids_N: IdArray = map_array(self.folder(spec) / "ids.npy", np.int64, (spec.rows,), at_random=True)
+        ids_N: IdArray = map_array(self.path(spec, "ids.npy"), np.int64, (spec.rows,), at_random=True)
         return ids_N
 
     def _numbered(self, spec: ShardSpec) -> tuple[IdArray, NDArray[np.uint32]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,23 +16,28 @@ from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.ids import find_rows
 from hashlight.engine.places.arrays import map_array, parse_array
+from hashlight.engine.places.files import sha256_of
 from hashlight.engine.places.integrity import FileSpec, check_bytes
 from hashlight.engine.places.place import Place
-from hashlight.engine.storage.attributes import BATCH_ROWS, AttributeFile
-from hashlight.engine.storage.checking import verify_shard
+from hashlight.engine.storage.attributes import BATCH_ROWS, AttributeFile, check_attributes
+from hashlight.engine.storage.checking import verify_column, verify_shard
 from hashlight.engine.storage.faiss_file import map_faiss_flat
 from hashlight.engine.storage.manifest import ShardSpec
-from hashlight.engine.storage.mirror import local_column, local_shard
 from hashlight.engine.storage.shard import read_ids, read_layout
 
 # Bisection costs some 25 random reads an id, sorting the shard's ids about one a row.
 _MANY = 16
+
+_REMEDY = "restore it from a copy, or build the collection again"
 
 _NO_ROWS = np.zeros(0, np.uint32)
 
 
 class Reader:
     """Reads the shards of one collection. Whatever it has read it keeps, because files do not change.
+
+    From a bucket it fetches the files that it needs, into temporary space of its own: a writer on another machine than
+    the readers needs no copy of the collection.
 
     Parameters
     ----------
@@ -45,6 +53,7 @@ class Reader:
         self._dead: dict[str, NDArray[np.uint32]] = {}
         self._files: dict[str, AttributeFile] = {}
         self._own: dict[str, pa.Schema] = {}
+        self._scratch: Path | None = None
 
     def forget(self, spec: ShardSpec) -> None:
         """Read the ids of a shard again, which no version has yet."""
@@ -73,9 +82,9 @@ class Reader:
                 ids_N = read_ids(self.place, spec)
                 rows_by_id_N = np.argsort(ids_N).astype(np.uint32)
             else:
-                folder = self.folder(spec)
-                ids_N = map_array(folder / "ids.npy", np.int64, (spec.rows,), at_random=True)
-                rows_by_id_N = map_array(folder / "rows_by_id.npy", np.uint32, (spec.rows,), at_random=True)
+                ids_N = map_array(self.path(spec, "ids.npy"), np.int64, (spec.rows,), at_random=True)
+                rows_by_id = self.path(spec, "rows_by_id.npy")
+                rows_by_id_N = map_array(rows_by_id, np.uint32, (spec.rows,), at_random=True)
             self._ids[spec.name] = ids_N, rows_by_id_N
         return self._ids[spec.name]
 
@@ -105,21 +114,56 @@ class Reader:
 
     # What is stored beside.
 
-    def folder(self, spec: ShardSpec) -> Path:
-        """Return the local folder of a shard, checked; one in a bucket is copied."""
-        folder = local_shard(self.place, spec, bits=self.bits)
-        verify_shard(folder, spec, bits=self.bits)
-        return folder
+    def path(self, spec: ShardSpec, name: str) -> Path:
+        """Return the path of a file of a shard, checked."""
+        if self.place.local is not None:
+            folder = self.place.local / "shards" / spec.name
+            verify_shard(folder, spec, bits=self.bits)
+            return folder / name
+        return self._fetched(f"shards/{spec.name}/{name}", spec.files[name])
+
+    def _column_path(self, spec: ShardSpec, attribute: str) -> Path:
+        """Return the path of an attribute that was set later, checked."""
+        file = spec.columns[attribute]
+        if self.place.local is not None:
+            path = self.place.local / "columns" / file.name
+            verify_column(path, file, attribute, spec.rows)
+            return path
+        path = self._fetched(f"columns/{file.name}", FileSpec(file.bytes, file.sha256))
+        if check_attributes(path, spec.rows).names != [attribute]:
+            raise CorruptDataError(f"{self.place}/columns/{file.name}: expected one attribute, {attribute}: {_REMEDY}")
+        return path
+
+    def _fetched(self, name: str, expected: FileSpec) -> Path:
+        """Return a copy of one file in a bucket, checked; it goes with this object."""
+        if self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="hashlight-"))
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        path = self._scratch / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.place.download(name, path)
+            except FileNotFoundError as error:
+                raise CorruptDataError(f"{self.place.path(name)} is missing: {_REMEDY}") from error
+            if (got := sha256_of(path)) != expected.sha256:
+                size = path.stat().st_size
+                path.unlink()
+                raise CorruptDataError(
+                    f"{self.place.path(name)} is damaged: expected {expected.bytes} bytes with SHA-256 "
+                    f"{expected.sha256:.16}…, got {size} with {got:.16}…: {_REMEDY}"
+                )
+        return path
 
     def codes(self, spec: ShardSpec) -> CodeArray:
         """Return the codes (N, W)."""
-        return map_faiss_flat(self.folder(spec) / "codes.faiss", bits=self.bits, rows=spec.rows)
+        return map_faiss_flat(self.path(spec, "codes.faiss"), bits=self.bits, rows=spec.rows)
 
     def features(self, spec: ShardSpec) -> NDArray[np.float16] | None:
         """Return the fine features (N, F), None if there are none."""
         if "features.npy" not in spec.files:
             return None
-        features_NF: NDArray[np.float16] = map_array(self.folder(spec) / "features.npy", np.float16, (spec.rows, None))
+        features_NF: NDArray[np.float16] = map_array(self.path(spec, "features.npy"), np.float16, (spec.rows, None))
         return features_NF
 
     def thumbnails(self, spec: ShardSpec) -> AttributeFile | None:
@@ -137,15 +181,17 @@ class Reader:
             return None
         key = f"{spec.name}/{name}"
         if key not in self._files:
-            self._files[key] = AttributeFile(self.folder(spec) / name)
+            path = self.path(spec, name)
+            if self.place.local is None:
+                check_attributes(path, spec.rows)
+            self._files[key] = AttributeFile(path)
         return self._files[key]
 
     def _source(self, spec: ShardSpec, field: pa.Field) -> AttributeFile | None:
         """Return the file that an attribute of a shard is in; None if it is null in all rows."""
         if (changed := spec.columns.get(field.name)) is not None:
             if changed.name not in self._files:
-                path = local_column(self.place, changed, rows=spec.rows)
-                self._files[changed.name] = AttributeFile(path)
+                self._files[changed.name] = AttributeFile(self._column_path(spec, field.name))
             source: AttributeFile | None = self._files[changed.name]
         else:
             own = self._file(spec, "attributes.arrow")

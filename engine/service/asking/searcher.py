@@ -489,7 +489,7 @@ def try_search(collection: Collection) -> None:
         If a shard does not find the codes in one of its tables or by a scan, or its ids are not those of its rows.
     """
     owners: dict[int, str] = {}
-    for shard in collection.shards:
+    for shard in collection.shards[:]:
         if fault := shard.index.find_fault(shard.codes_NW):
             raise _not_ready(shard, collection, f"does not find its own codes ({fault})")
         rows_R = np.unique(np.linspace(0, shard.rows - 1, _SAMPLED_ROWS).astype(np.int64))

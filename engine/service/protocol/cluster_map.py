@@ -21,8 +21,8 @@ from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
 from hashlight.engine.results import Coverage
+from hashlight.engine.storage.copies import root_of
 from hashlight.engine.storage.manifest import Manifest, ShardSpec
-from hashlight.engine.storage.mirror import fetch_shard, local_copy
 from hashlight.engine.storage.versions import close_held, read_held
 
 # Of a group, in the mean of all: more would keep shards in place more often, and make the largest group slower.
@@ -189,11 +189,10 @@ def open_group(
             )
         chosen = _choose(place, manifest, shards)
         part = dataclasses.replace(manifest, shards=chosen)
-        root = local_copy(place)
-        for spec in chosen:
-            fetch_shard(place, spec, bits=manifest.bits)
+        root, copies = root_of(place, bits=manifest.bits)
         others = list(reuse)
-        opened = open_shards(root, part, index=index, held=held, reuse=[other.shards for other in others])
+        known = [other.shards for other in others]
+        opened = open_shards(root, part, index=index, held=held, reuse=known, copies=copies)
     except BaseException:
         close_held(held)
         raise

@@ -6,8 +6,14 @@ from typing import Annotated
 
 import typer
 
-from hashlight.pipelines.cli.console import out, spinner
-from hashlight.pipelines.cli.options import ExchangeKind, ExistingCollectionArgument, OverwriteOption, exchange_kind
+from hashlight.pipelines.cli.console import fetching_text, out, spinner
+from hashlight.pipelines.cli.options import (
+    CacheSizeOption,
+    ExchangeKind,
+    ExistingCollectionArgument,
+    OverwriteOption,
+    exchange_kind,
+)
 
 
 def export(
@@ -18,6 +24,7 @@ def export(
         typer.Option("--to", help="What to write; by default what the name ends in: .faiss, .parquet, .arrow."),
     ] = None,
     overwrite: OverwriteOption = False,
+    cache_size: CacheSizeOption = None,
 ) -> None:
     """Write a collection as a file of FAISS, Parquet or Arrow."""
     kind = kind or exchange_kind(target, "--to")
@@ -25,8 +32,8 @@ def export(
     from hashlight.engine.exchange.arrow import write_arrow_file
     from hashlight.engine.places.uris import without_credentials
 
-    opened = Collection.open(collection)
-    with spinner("exporting"):
+    with spinner("exporting") as say:
+        opened = Collection.open(collection, progress=fetching_text(say, "exporting"))
         if kind == "faiss":
             opened.to_faiss(target, overwrite=overwrite)
         elif kind == "parquet":

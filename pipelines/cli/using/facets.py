@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from hashlight.pipelines.cli.console import out
-from hashlight.pipelines.cli.options import ExistingCollectionArgument, FilterOption, JsonOption
+from hashlight.pipelines.cli.console import fetching_bar, out
+from hashlight.pipelines.cli.options import CacheSizeOption, ExistingCollectionArgument, FilterOption, JsonOption
 
 
 def facets(
@@ -18,12 +18,14 @@ def facets(
     filter: FilterOption = None,
     limit: Annotated[int, typer.Option(min=1, help="The most frequent values.")] = 20,
     as_json: JsonOption = False,
+    cache_size: CacheSizeOption = None,
 ) -> None:
     """Count how often each value of an attribute occurs."""
     from hashlight.engine.collection.collection import Collection
 
-    opened = Collection.open(collection)
-    found = opened.facets(column, filter, limit=limit).to_pylist()
+    with fetching_bar() as report:
+        opened = Collection.open(collection, progress=report)
+        found = opened.facets(column, filter, limit=limit).to_pylist()
     if as_json:
         typer.echo(json.dumps({"version": opened.version, "column": column, "facets": found}, default=str))
         return

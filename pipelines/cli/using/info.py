@@ -7,19 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from hashlight.pipelines.cli.console import key_value_table, out
-from hashlight.pipelines.cli.options import ExistingCollectionArgument, JsonOption
+from hashlight.pipelines.cli.console import fetching_bar, key_value_table, out
+from hashlight.pipelines.cli.options import CacheSizeOption, ExistingCollectionArgument, JsonOption, PrefetchOption
 
 
 def info(
     collection: ExistingCollectionArgument,
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file again.")] = False,
     as_json: JsonOption = False,
+    prefetch: PrefetchOption = False,
+    cache_size: CacheSizeOption = None,
 ) -> None:
-    """Describe a collection and check its files."""
+    """Describe a collection and check its files; of one in a bucket only with --verify or --prefetch."""
     from hashlight.engine.collection.collection import Collection
 
-    opened = Collection.open(collection, verify=verify)
+    with fetching_bar() as report:
+        opened = Collection.open(collection, verify=verify, prefetch=prefetch, progress=report)
     facts: dict[str, Any] = {
         "path": str(opened.path),
         "version": opened.version,

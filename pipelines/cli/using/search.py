@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hashlight.pipelines.cli.console import answers_table, err, out, progress_bar
+from hashlight.pipelines.cli.console import answers_table, err, fetching_bar, out, progress_bar
 from hashlight.pipelines.cli.options import (
     AddressOption,
+    CacheSizeOption,
     CollectionArgument,
     IndexOption,
     JsonOption,
     MaxMegapixelsOption,
     OtherEncoderOption,
     OverwriteOption,
+    PrefetchOption,
     refuse_missing,
 )
 
@@ -88,6 +90,8 @@ def search(
         str | None, typer.Option(help="Save a picture (PNG, or s3://) of the query and its 20 nearest answers.")
     ] = None,
     index: IndexOption = "auto",
+    prefetch: PrefetchOption = False,
+    cache_size: CacheSizeOption = None,
     job: Job,
 ) -> None:
     """Find the images nearest to an image, or all within a Hamming radius; or answer a file of codes on Ray."""
@@ -97,6 +101,8 @@ def search(
     if asked.codes is not None:
         if asked.output is None or save is not None or encoder is not None:
             raise typer.BadParameter("--codes goes with --output, and with neither --save nor --encoder")
+        if prefetch:
+            raise typer.BadParameter("--prefetch goes with --image: the tasks of a job fetch what they search")
         _search_codes(collection, asked.codes, asked.output, reach, index, job, as_json)
         return
     from hashlight.engine.collection.collection import Collection
@@ -105,7 +111,9 @@ def search(
         raise typer.BadParameter("--output and --address go with --codes")
     if save is not None:
         _check_picture(save)
-    _search_image(Collection.open(collection, index=index), asked, reach, encoder, save, as_json)
+    with fetching_bar() as report:
+        opened = Collection.open(collection, index=index, prefetch=prefetch, progress=report)
+        _search_image(opened, asked, reach, encoder, save, as_json)
 
 
 def _check_picture(save: str) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hashlight.pipelines.cli.console import out, spinner
+from hashlight.pipelines.cli.console import fetching_text, out, spinner
 from hashlight.pipelines.cli.options import (
+    CacheSizeOption,
     ExistingCollectionArgument,
     IndexOption,
     MaxMegapixelsOption,
@@ -22,6 +23,7 @@ from hashlight.pipelines.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from hashlight.engine.cache.cache import Progress
     from hashlight.engine.indexes.choice import IndexChoice
     from hashlight.engine.service.door.http_server import HttpServer
     from hashlight.engine.service.telemetry.metrics import Metrics
@@ -120,6 +122,7 @@ def serve(
     requests: Requests,
     upkeep: Upkeep,
     shard_servers: ShardServers,
+    cache_size: CacheSizeOption = None,
 ) -> None:
     """Serve a collection over HTTP: from this process, or with --groups from shard servers, here or on Ray.
 
@@ -134,9 +137,10 @@ def serve(
     # The web server shuts down cleanly and then raises the signal again: shard servers must still be stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
-        with spinner("opening"):
+        with spinner("opening") as say:
+            progress = fetching_text(say, "opening")
             server = stack.enter_context(
-                _open_server(collection, listening, encoder, index, access, requests, shard_servers, metrics)
+                _open_server(collection, listening, encoder, index, access, requests, shard_servers, metrics, progress)
             )
             if access.writable and upkeep.compact:
                 from hashlight.engine.service.control.compacting import compacting
@@ -156,6 +160,7 @@ def _open_server(
     requests: Requests,
     shard_servers: ShardServers,
     metrics: Metrics,
+    progress: Progress,
 ) -> Iterator[HttpServer]:
     """Yield a server that is bound to its address; its shard servers, if there are any, end with the context."""
     from hashlight.engine.service.door.http_server import Address
@@ -173,7 +178,7 @@ def _open_server(
     if not shard_servers.wanted:
         with serve_embedded(
             collection, address, keys, encoder=encoder, limits=limits, image_hosts=image_hosts,
-            insecure=access.insecure, index=index, writable=access.writable, metrics=metrics,
+            insecure=access.insecure, index=index, writable=access.writable, metrics=metrics, progress=progress,
         ) as server:  # fmt: skip
             yield server
         return

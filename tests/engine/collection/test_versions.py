@@ -17,7 +17,7 @@ import pytest
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Transaction
-from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.errors import CollectionNotFoundError, CorruptDataError
 from hashlight.engine.places import files
 from hashlight.engine.places import folder as folder_module
 from hashlight.engine.places.bucket import Bucket
@@ -166,12 +166,21 @@ def test_opening_between_two_commits_opens_the_newer_version(tmp_path, interrupt
     assert len(opened.search(CODES, 1, filter="price > 100").ids) == 40
 
 
-def test_copying_from_a_bucket_between_two_commits_copies_the_newer_version(bucket, interrupting):
+def test_fetching_from_a_bucket_between_two_commits_fetches_the_newer_version(bucket, interrupting):
+    make(bucket.uri("c"))
+    left = interrupting(Bucket, "find", "manifests/", bucket.uri("c"))
+    opened = Collection.open(bucket.uri("c"), prefetch=True)
+    assert not left
+    assert opened.version == 3
+
+
+def test_opening_in_a_bucket_between_two_commits_that_remove_it_says_so_when_it_is_searched(bucket, interrupting):
     make(bucket.uri("c"))
     left = interrupting(Bucket, "find", "manifests/", bucket.uri("c"))
     opened = Collection.open(bucket.uri("c"))
     assert not left
-    assert opened.version == 3
+    with pytest.raises(CollectionNotFoundError, match="is gone, because newer versions were written"):
+        opened.search(CODES, 1)
 
 
 def test_a_collection_that_is_truly_damaged_is_still_refused(tmp_path):

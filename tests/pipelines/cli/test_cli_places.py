@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shutil
 import typing
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import EncoderError
+from hashlight.engine.cache.size import VARIABLE
 from hashlight.engine.collection.collection import Collection
 from hashlight.pipelines.capacity.calibrate import _measure_encoding
 from hashlight.pipelines.cli.errors import command_name
@@ -61,6 +63,7 @@ NO_PLACES = {
     "method", "backbone", "supervision", "schedule", "precision", "device", "address", "max_rejects", "shard_bytes",
     "baseline", "index", "host", "image_host", "url", "key", "ids", "code_column", "id_column", "features_column",
     "thumbnail_column", "filter", "settings", "nulls", "column", "name", "version", "older_than",
+    "cache_size",
 }  # fmt: skip
 
 
@@ -216,3 +219,23 @@ def test_a_folder_named_like_a_scheme_is_nobodys(tmp_path, monkeypatch, encoder)
     shutil.copytree(encoder, tmp_path / "s3:" / "bucket" / "encoder")
     with pytest.raises(EncoderError, match="is a URI"):
         HashEncoder.load("s3://bucket/encoder")
+
+
+def test_a_collection_in_a_bucket_is_fetched_when_it_is_asked_for(bucket, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "1GB")
+    uri = bucket.uri("fetched")
+    created = Collection.create(uri, np.arange(50, dtype=np.uint64)[:, None], bits=16, shards=2)
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, ["info", uri, *arguments])
+        folder = created.path / "shards"
+        return done.exit_code, done.stderr, len(list(folder.iterdir())) if folder.is_dir() else 0
+
+    assert run() == (0, "", 0)
+    exit_code, said, shards = run("--cache-size", "lots")
+    assert (exit_code, shards) == (2, 0)
+    assert "got 'lots'" in said
+    total = f"{created.num_bytes:,}"
+    assert run("--prefetch", "--cache-size", "2 GB") == (0, f"fetching, bytes: {total} of {total}\n", 2)
+    assert os.environ[VARIABLE] == "2 GB"
+    assert run("--prefetch") == (0, "", 2)
