@@ -6,6 +6,7 @@ aside in a temporary file, which is mapped. Then every stretch of the result is 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,11 +47,16 @@ def sort_rows_aside(
     """
     place_N = np.empty(len(order_N), np.uint32)
     place_N[order_N] = np.arange(len(order_N), dtype=np.uint32)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".sorting-") as aside:
-        runs = _sorted_runs(tables, place_N, schema, batch_rows, Path(aside.name))
+    descriptor, aside = tempfile.mkstemp(dir=folder, prefix=".sorting-")
+    os.close(descriptor)
+    try:
+        runs = _sorted_runs(tables, place_N, schema, batch_rows, Path(aside))
         for start in range(0, len(order_N), _MAX_ROWS // batch_rows * batch_rows):
             stop = min(start + _MAX_ROWS // batch_rows * batch_rows, len(order_N))
             yield from _gathered(runs, start, stop, batch_rows)
+    finally:
+        # Who failed to write the rows may have removed the folder before.
+        Path(aside).unlink(missing_ok=True)
 
 
 class _Run:

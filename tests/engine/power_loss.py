@@ -16,7 +16,7 @@ from pathlib import Path
 Tree = dict[str, bytes | None]  # path -> contents, None for a folder
 
 # Functions that change a folder's entries, or fsync.
-_STEPS = ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "link"), (os, "unlink"), (os, "remove"), (os, "rmdir"),
+STEPS = ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "link"), (os, "unlink"), (os, "remove"), (os, "rmdir"),
           (os, "mkdir"), (shutil, "rmtree"))  # fmt: skip
 
 
@@ -34,7 +34,7 @@ class Disk:
 
     def watch(self, monkeypatch, at_each_step: Callable[[str], None]) -> None:
         """Record the calls of this process, and call `at_each_step` with the name of each step after it."""
-        for module, name in _STEPS:
+        for module, name in STEPS:
             monkeypatch.setattr(module, name, self._watched(name, getattr(module, name), at_each_step))
 
     def _watched(self, name, function, at_each_step):

@@ -50,13 +50,14 @@ def opened(path):
 
 
 def leftovers(path):
-    """Return the files that no manifest names. One that did not become live goes when others of its age do."""
-    named = {".lock/", "CURRENT/"}
+    """Return the files that no manifest names, and that nobody may be writing.
+
+    A manifest that did not become live goes when others of its age do, a half-written announcement when it is old.
+    """
+    named = {".lock/", "CURRENT/", "intents/."}
     for file in path.glob("manifests/[0-9]*"):
-        named |= {
-            f"manifests/{file.name}/",
-            *(f"{name}/" for name in parse_manifest(str(file), file.read_bytes()).names),
-        }
+        names = parse_manifest(str(file), file.read_bytes()).names
+        named |= {f"manifests/{file.name}/", *(f"{name}/" for name in names)}
     files = [str(file.relative_to(path)) + "/" for file in path.rglob("*") if file.is_file()]
     return {file for file in files if not any(file.startswith(name) for name in named)}
 
