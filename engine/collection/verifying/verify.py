@@ -53,14 +53,25 @@ def verify(path: str | Path, *, live_only: bool = False, progress: Progress | No
         found = find_versions(place, live_only=live_only)
         checker = _Checker(place, found, progress or (lambda _done, _total: None))
         checker.check()
+        faults = [*found.faults, *checker.faults]
         return Report(
             location=str(place),
             version=found.live.version if found.live else None,
             versions=tuple(manifest.version for manifest in found.kept),
             shards=len(checker.shards),
             rows=sum(each[0][0].rows for each in checker.shards.values()),
-            faults=tuple([*found.faults, *checker.faults, *_leftovers(place)]),
+            faults=tuple([*(_still_there(place, found, checker.faults) if faults else ()), *_leftovers(place)]),
         )
+
+
+def _still_there(place: Place, found: Versions, faults: list[Fault]) -> list[Fault]:
+    """Return the faults that have not gone with their versions, which other processes may have let go meanwhile."""
+    now = find_versions(place)
+    if now.live is None or found.live is None or now.live.file_name == found.live.file_name:
+        return [*found.faults, *faults]
+    kept, names = {each.version for each in now.kept}, now.live.names
+    still = (each for each in faults if kept & set(each.versions) or "/".join(each.where.split("/")[:2]) in names)
+    return [*now.faults, *still]
 
 
 class _Checker:
@@ -224,6 +235,8 @@ def _leftovers(place: Place) -> Iterator[Fault]:
     if kept is None:
         return
     for folder, name in there:
-        if name.removeprefix(".")[:32] not in announced and f"{folder}/{name}" not in kept:
+        if name.removeprefix(".")[:32] in announced or f"{folder}/{name}" in kept:
+            continue
+        if place.entry(f"{folder}/{name}") is not None:  # else it went with a version, whose manifest goes last
             remedy = "a repair removes it"
             yield Fault("leftover", f"{folder}/{name}", "no version has it", remedy, is_mendable=True)

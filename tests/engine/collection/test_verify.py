@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.verifying import verify as verifying
+from hashlight.engine.collection.verifying.shards import check_column
 from hashlight.engine.errors import CollectionNotFoundError
 from hashlight.engine.storage import scalars
 from tests import oracles
@@ -17,6 +20,7 @@ from tests.engine.collection.by_hand import arrow_file, npy_file
 from tests.engine.collection.contents import contents
 from tests.engine.storage.forging import forge_manifest, manifest_of, publish, replace, sha256
 
+FIRST_FORMAT = Path(__file__).parents[2] / "data" / "format1"
 BITS = 40
 RNG = np.random.default_rng(17)
 CODES = RNG.integers(2**BITS, size=(260, 1), dtype=np.uint64)
@@ -240,6 +244,15 @@ def test_the_next_id_is_raised(damaged):
     assert 560 in added.scan().read_all()["id"].to_pylist()
 
 
+def test_the_next_id_is_raised_though_its_shard_is_lost(damaged):
+    shard_path(damaged, "features.npy", 1).unlink()
+    change_live(damaged, lambda document: (document["shards"][1].update(ids=[500, 520]), document.update(next_id=521)))
+    left = Collection.verify(damaged, live_only=True, repair=True)
+    assert kinds(left) == [("id-range", True), ("missing", False)]
+    assert [fault.kind for fault in left.mended] == ["next-id"]
+    assert document_of(damaged)["next_id"] == 560
+
+
 LOST = {
     "codes are damaged": (lambda path: flip(shard_path(path, "codes.faiss")), "checksum"),
     "codes are gone": (lambda path: shard_path(path, "codes.faiss").unlink(), "missing"),
@@ -368,6 +381,39 @@ def test_a_hole_in_the_chain_and_a_lost_tag_are_found(damaged):
     assert kinds(Collection.verify(damaged)) == [("tag", False)]
 
 
+@pytest.mark.parametrize("name", ["everything", "plain", "tables", "types"])
+def test_collections_of_the_first_format_are_sound_and_mended(tmp_path, name):
+    path = shutil.copytree(FIRST_FORMAT / name / "collection", tmp_path / "c")
+    assert Collection.verify(path).is_sound
+    before = Collection.open(path)
+    ids, attributes = before.scan().read_all()["id"], before.scan().read_all()
+    (path / "shards" / before.shards[0].name / "rows_by_id.npy").unlink()
+    (path / "CURRENT").unlink()
+    repaired = Collection.verify(path, live_only=True, repair=True)
+    assert repaired.is_sound
+    assert sorted(fault.kind for fault in repaired.mended) == ["current", "missing"]
+    after = Collection.open(path, verify=True)
+    assert after.scan().read_all().equals(attributes)
+    assert len(after) == len(ids)
+
+
+def test_what_a_writer_is_making_is_no_leftover(damaged):
+    opened = Collection.open(damaged)
+    with opened.transaction() as change:
+        change.add(CODES[:5], features=np.ones((5, 2), np.float16))
+        assert len(list((damaged / "shards").iterdir())) == 3
+        assert Collection.verify(damaged, repair=True).is_sound
+        change.commit()
+    assert Collection.verify(damaged).is_sound
+    assert len(Collection.open(damaged)) == 262
+
+
+def test_an_empty_collection_is_sound(damaged):
+    Collection.open(damaged).delete(range(560))
+    report = Collection.verify(damaged, live_only=True)
+    assert (report.is_sound, report.shards, report.rows) == (True, 0, 0)
+
+
 def test_there_must_be_a_collection(tmp_path):
     with pytest.raises(CollectionNotFoundError):
         Collection.verify(tmp_path / "none")
@@ -386,3 +432,16 @@ def test_a_collection_in_a_bucket_is_mended(damaged, bucket):
     assert kinds(report) == [("checksum", True), ("missing", True)]
     assert Collection.verify(bucket.uri("c"), live_only=True, repair=True).is_sound
     assert contents(lambda name: bucket.get(f"c/{name}")) == before
+
+
+def test_versions_that_are_let_go_meanwhile_are_no_fault(damaged, monkeypatch):
+    def prune_first(*arguments, **options):
+        opened = Collection.open(damaged)
+        opened.delete([int(opened.scan().read_all()["id"][0].as_py())]).prune(keep=1)
+        monkeypatch.undo()
+        return check_column(*arguments, **options)
+
+    Collection.open(damaged).delete([20])
+    monkeypatch.setattr(verifying, "check_column", prune_first)
+    assert Collection.verify(damaged).is_sound
+    assert not {1, 2, 3} & {version.version for version in Collection.open(damaged).versions()}

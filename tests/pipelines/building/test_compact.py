@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,7 +97,7 @@ def test_whatever_dies_the_same_command_goes_on(path, tmp_path, rule, code):
     done = compact_elsewhere(path, tmp_path / "faults", rule)
     assert done.returncode == code, done.stderr
     assert read(path) == before
-    assert Path(tmp_path / "faults" / "steps.log").read_text().count(rule["step"]) >= 1
+    assert (tmp_path / "faults" / "passed-0").stat().st_size > rule.get("skip", 0), "the fault never came"
     again = compact_elsewhere(path, tmp_path / "again", {"step": "none", "do": "log"})
     assert again.returncode == 0, again.stderr
     check(path, before, shards=3)

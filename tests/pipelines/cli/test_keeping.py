@@ -11,8 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.importing import add_rows
+from hashlight.engine.exchange.rows import Incoming, Rows, cut_rows
 from hashlight.pipelines.cli.main import app
 from tests.engine.collection.contents import Model, contents
+from tests.pipelines.building.test_build import FINGERPRINT, write_codes
 
 BITS = 48
 CODES = np.random.default_rng(5).integers(2**BITS, size=(60, 1), dtype=np.uint64)
@@ -140,6 +143,22 @@ def test_rows_are_added_from_every_kind_of_file(photos, tmp_path):
     assert "colour" in run("add", photos, wide, code=1)
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_codes_of_an_encode_job_are_added(tmp_path):
+    uris = [f"{id_}.png" for id_ in IDS.tolist()]
+    path = tmp_path / "c"
+    Collection.create(path, CODES[:30], ids=IDS, attributes={"uri": uris}, bits=BITS, fingerprint=FINGERPRINT)
+    kept = Model(names=("uri",))
+    kept.add(CODES[:30], IDS, {"uri": uris})
+    codes = write_codes(tmp_path / "codes", CODES[30:35], np.array([1, 5, 600, 601, 602]))
+    assert "encode them with `--ids name:NAME`" in run("add", path, codes, code=1)
+    assert read(path) == kept.rows
+    said = run("add", path, codes, "--upsert", "--no-tables")
+    assert said.endswith(f"added 5 codes, 2 of them in place of others: version 2 of {path}")
+    kept.upsert(CODES[30:35], [1, 5, 600, 601, 602], {"uri": [f"{id_}.png" for id_ in (1, 5, 600, 601, 602)]})
+    assert read(path) == kept.rows
+
+
 def test_ids_come_from_files(photos, tmp_path, bucket):
     kept = model()
     (tmp_path / "ids.txt").write_text("1\n5\n")
@@ -168,6 +187,9 @@ def test_values_come_from_csv_in_the_types_of_the_collection(photos, tmp_path):
     assert read(photos) == kept.rows
     run("update", photos, "--ids", 5, "--set-null", "label")
     kept.update([5], {"label": [None]})
+    assert read(photos) == kept.rows
+    run("update", photos, parquet(tmp_path / "short.parquet", [9], label=pa.array([11], pa.int16())))
+    kept.update([9], {"label": [11]})
     assert read(photos) == kept.rows
     (tmp_path / "values.csv").write_text("id,label\n5,many\n")
     assert "is not readable as CSV of these attributes" in run("update", photos, tmp_path / "values.csv", code=1)
@@ -239,3 +261,16 @@ def test_damage_is_found_and_mended(photos):
     assert [fault["kind"] for fault in report["mended"]] == ["checksum"]
     assert read(photos) == before
     assert "only versions before the live one have it" in run("verify", photos, code=1)
+
+
+def test_numbered_rows_take_the_ids_after_those_of_a_faster_writer(photos):
+    kept = model()
+
+    def read_after_another(_bits):
+        Collection.open(photos).add(CODES[50:53], tables=False)
+        return Incoming(BITS, None, cut_rows(Rows(CODES[30:34], np.arange(4)), 3))
+
+    assert add_rows(photos, read_after_another, number=True, shard_rows=3, tables=False) == (3, 4, 0)
+    kept.add(CODES[50:53])
+    kept.add(CODES[30:34])
+    assert read(photos) == kept.rows
