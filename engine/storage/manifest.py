@@ -197,10 +197,13 @@ class Manifest:
     @functools.cached_property
     def data(self) -> bytes:
         """The contents of its file."""
-        body = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        schema = self.schema and base64.b64encode(self.schema.serialize()).decode()
-        shards = [asdict(shard) for shard in self.shards]
-        return json.dumps({**body, "needs": self.needs, "schema": schema, "shards": shards}, indent=1).encode()
+        body = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "shards"}
+        body["schema"] = self.schema and base64.b64encode(self.schema.serialize()).decode()
+        body["needs"] = self.needs
+        # A line each: with all of it indented, which Python's fast encoder cannot, 1,000 shards take 8 times as long.
+        lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in body.items()]
+        shards = ",\n".join(json.dumps(_document_of(shard)) for shard in self.shards)
+        return ("{" + ",\n".join([*lines, f'"shards": [\n{shards}]']) + "}\n").encode()
 
     @functools.cached_property
     def digest(self) -> str:
@@ -213,6 +216,21 @@ class Manifest:
         return f"{self.version:08d}.json" if self.format_version == 1 else f"{self.version:08d}-{self.digest}.json"
 
 
+def _document_of(shard: ShardSpec) -> dict[str, Any]:
+    """Return what `dataclasses.asdict` would, in half of the time."""
+    return {
+        "name": shard.name,
+        "rows": shard.rows,
+        "files": {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in shard.files.items()},
+        "ids": shard.ids,
+        "dead": None if shard.dead is None else asdict(shard.dead),
+        "columns": {name: asdict(file) for name, file in shard.columns.items()},
+        "statistics": shard.statistics,
+    }
+
+
+# A commit reads the same manifest several times, and a server again and again.
+@functools.lru_cache(maxsize=8)
 def parse_manifest(path: str, data: bytes) -> Manifest:
     """Parse the file of a manifest, whose checksum may be right whoever wrote it: nothing in it is trusted.
 
