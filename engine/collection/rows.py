@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray, as_integer
-from hashlight.engine.filters.kinds import is_list, kind_of
+from hashlight.engine.filters.kinds import is_list, is_text, kind_of
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.ids import MAX_ID
 from hashlight.engine.indexes.masks import RowMask
@@ -278,12 +278,12 @@ class _Counts:
         self._count()
         by_value = pc.array_sort_indices(self._values).to_numpy()
         values, counts_V = self._values.take(pa.array(by_value)), self._counts_V[by_value]
-        values = _restored(values, self._kind)
         if self._nulls:
-            values = pa.concat_arrays([values, pa.nulls(1, self._kind)])
+            values = pa.concat_arrays([values, pa.nulls(1, values.type)])
             counts_V = np.append(counts_V, self._nulls)
         order = np.argsort(-counts_V, kind="stable")[:limit]
-        return pa.table({"value": values.take(pa.array(order)), "count": pa.array(counts_V[order])})
+        found = values.take(pa.array(order)).cast(self._kind)
+        return pa.table({"value": found, "count": pa.array(counts_V[order])})
 
     def _count(self) -> None:
         if not self._waiting:
@@ -313,7 +313,12 @@ def _distinct_in_lists(lists: pa.Array) -> pa.Array:
 
 
 def _countable(kind: pa.DataType) -> pa.DataType:
-    """Return the type in which Arrow counts and sorts values of a type: it does so for few of them."""
+    """Return the type in which Arrow counts and sorts values of a type: it does so for few of them.
+
+    Of text, the distinct values of many shards may be longer than the 2 GiB that `string` can address.
+    """
+    if is_text(kind):
+        return pa.large_string()
     if pa.types.is_floating(kind):
         return pa.float64()
     if pa.types.is_decimal(kind):
@@ -328,7 +333,3 @@ def _as_countable(values: pa.Array) -> pa.Array:
         numbers[np.isnan(numbers)] = np.nan
         return pa.array(numbers, mask=np.asarray(values.is_null()))
     return values.cast(_countable(values.type))
-
-
-def _restored(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    return values.cast(kind)

@@ -13,6 +13,7 @@ from hashlight.engine.collection.writing.draft import Draft, Found
 from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.outcomes import TRUE, Blocks
 from hashlight.engine.filters.parameters import Parameters
+from hashlight.engine.storage.columns import as_stored, stored_schema
 from hashlight.engine.storage.manifest import ShardSpec
 from hashlight.engine.storage.scalars import outcomes_in_shards
 
@@ -91,7 +92,10 @@ class Update:
     """
 
     def __init__(self, ids_M: IdArray, table: pa.Table) -> None:
-        self._ids_M, self._table = ids_M, table
+        schema = stored_schema(table.schema)
+        # Arrow takes rows of few other types.
+        self._table = pa.Table.from_batches([as_stored(batch, schema) for batch in table.to_batches()], schema)
+        self._ids_M = ids_M
 
     def apply(self, draft: Draft) -> None:
         """Move them in a draft.

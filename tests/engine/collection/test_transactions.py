@@ -98,6 +98,10 @@ CHANGES = {
         lambda t: t.update([5, 3], {"label": [55, 33]}),
         lambda m: m.update([5, 3], {"label": [55, 33]}),
     ),
+    "update with views": (
+        lambda t: t.update([5, 3], {"name": pa.array(["p", None], pa.string_view())}),
+        lambda m: m.update([5, 3], {"name": ["p", None]}),
+    ),
     "set": (
         lambda t: t.set_column("price", [0.5, None, 2.5], ids=[1, 5, 9]),
         lambda m: m.set_column("price", [0.5, None, 2.5], [1, 5, 9]),
