@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +30,12 @@ class Outcomes:
     Parameters
     ----------
     manifest : Manifest
+    where : Path
+        The collection's folder, for messages.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, *, where: Path) -> None:
+        self._where = where
         self._specs = manifest.shards
         # A manifest of format 1 has no statistics.
         self._schema = shown_schema(manifest)
@@ -53,4 +57,5 @@ class Outcomes:
     def _find(self, filter: str, parameters: Parameters | None) -> NDArray[np.uint8]:
         if self._schema is None:
             return np.full(len(self._specs), ANY, np.uint8)
-        return outcomes_in_shards(Filter(filter, self._schema, parameters), self._specs, self._schema)
+        parsed = Filter(filter, self._schema, parameters)
+        return outcomes_in_shards(parsed, self._specs, self._schema, where=self._where)

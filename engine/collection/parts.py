@@ -185,7 +185,7 @@ class Parts:
         small = set(self._small)
         self._single = [number for number in range(len(manifest.shards)) if number not in small]
         self._gathered: tuple[GatheredPart, ...] | None = None if self._small else ()
-        self._outcomes = Outcomes(manifest)
+        self._outcomes = Outcomes(manifest, where=folder)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:

@@ -258,7 +258,7 @@ def parse_manifest(path: str, data: bytes) -> Manifest:
                 "wrote it"
             )
         manifest = _manifest(document)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException, OSError) as error:
         raise CorruptDataError(f"{path} is not a readable manifest ({error!r}): {_REMEDY}") from error
     manifest.__dict__["data"] = data  # not encoded again, which could differ
     return manifest

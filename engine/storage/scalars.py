@@ -181,7 +181,9 @@ def statistics_of(each: Sequence[Mapping[str, Any]], kind: pa.DataType) -> Stati
     return Statistics(least, most, np.array([one["nulls"] for one in each], np.int64))
 
 
-def outcomes_in_shards(parsed: Filter, specs: Sequence[ShardSpec], schema: pa.Schema) -> NDArray[np.uint8]:
+def outcomes_in_shards(
+    parsed: Filter, specs: Sequence[ShardSpec], schema: pa.Schema, *, where: object
+) -> NDArray[np.uint8]:
     """Return what a filter can come to in the rows of each shard (S,), as far as its statistics tell.
 
     Deleted rows are among those that the statistics are of: fewer rows come to no more than they do.
@@ -192,6 +194,8 @@ def outcomes_in_shards(parsed: Filter, specs: Sequence[ShardSpec], schema: pa.Sc
     specs : sequence of ShardSpec
     schema : pyarrow.Schema
         Of the attributes that the collection shows.
+    where : Path or Place
+        The collection's, for messages.
 
     Raises
     ------
@@ -206,8 +210,8 @@ def outcomes_in_shards(parsed: Filter, specs: Sequence[ShardSpec], schema: pa.Sc
                 known[name] = statistics_of([spec.statistics.get(name, _NOTHING_KNOWN) for spec in specs], kind)
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 raise CorruptDataError(
-                    f"the statistics of attribute {name} in the manifest are not of type {kind} ({error}): restore the "
-                    "collection from a copy, or build it again"
+                    f"{where}: the statistics of attribute {name} in the manifest are not of type {kind} ({error}): "
+                    "restore the collection from a copy, or build it again"
                 ) from error
     return parsed.outcomes(Blocks(np.array([spec.rows for spec in specs], np.int64), known))
 

@@ -46,7 +46,8 @@ class DeleteWhere:
         parsed = Filter(self._text, draft.schema, self._parameters)
         columns = pa.schema([draft.schema.field(name) for name in parsed.columns])
         specs = list(draft.shards.values())
-        for spec, outcome in zip(specs, outcomes_in_shards(parsed, specs, draft.schema).tolist(), strict=True):
+        outcomes = outcomes_in_shards(parsed, specs, draft.schema, where=draft.place)
+        for spec, outcome in zip(specs, outcomes.tolist(), strict=True):
             if not outcome & TRUE:
                 continue
             bits = parsed.mask(_Attributes(draft, spec, columns), _Ids(draft, spec))
