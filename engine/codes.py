@@ -92,12 +92,12 @@ def check_codes(codes_NW: object, *, bits: int, name: str) -> CodeArray:
     if not isinstance(codes_NW, np.ndarray):
         raise TypeError(
             f"`{name}` must be a uint64 array of shape (N, {words}), got {type(codes_NW).__name__}: "
-            "pack bits with `engine.codes.pack_bits`"
+            "pack bits with `hashlight.engine.codes.pack_bits`"
         )
     if codes_NW.dtype != _UINT64:
         raise TypeError(
             f"`{name}` must have dtype uint64, got {codes_NW.dtype}: view packed bytes as '<u8' (never cast), "
-            "or pack bits with `engine.codes.pack_bits`"
+            "or pack bits with `hashlight.engine.codes.pack_bits`"
         )
     if codes_NW.ndim != 2:
         raise ValueError(f"`{name}` must have shape (N, {words}), got {codes_NW.shape}: one row per code")

@@ -32,8 +32,12 @@ def written_file(target: str | Path, *, overwrite: bool) -> Iterator[Path]:
     place = open_target(folder)
     entry = place.entry(name)
     if entry is not None and (entry.is_folder or not overwrite):
-        what = "a folder" if entry.is_folder else "there already, and may be replaced (`overwrite`)"
-        raise FileExistsError(f"{place.path(name)} is {what}: choose another name")
+        if entry.is_folder:
+            raise FileExistsError(f"{place.path(name)} is a folder, expected the name of a file: choose another name")
+        raise FileExistsError(
+            f"{place.path(name)} is there already: choose another name, or allow it to be replaced "
+            "(`overwrite=True`, `--overwrite`)"
+        )
     with place.scratch(name) as path:
         yield path
         place.put_file(name, path)

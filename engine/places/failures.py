@@ -94,6 +94,8 @@ def _as_os_error(error: Exception, where: str) -> OSError:
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
         return OvertakenError(f"{where} was written by another process meanwhile")
     if isinstance(error, FileNotFoundError) or status == 404:
+        if "NoSuchBucket" in reason:
+            return FileNotFoundError(errno.ENOENT, "there is no such bucket: create it, or correct its name", where)
         return FileNotFoundError(errno.ENOENT, f"No such file ({reason})", where)
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or status in (401, 403):
         return PermissionError(errno.EACCES, f"the store does not allow it ({reason})", where)

@@ -39,13 +39,14 @@ def load_encoder(collection: Collection, encoder: str | Path | None = None) -> H
     location = encoder if encoder is not None else collection.encoder_path
     if location is None:
         raise EncoderMismatchError(
-            f"{collection.path} keeps no encoder: its codes came from elsewhere; "
+            f"{without_credentials(collection.location)} keeps no encoder: its codes came from elsewhere; "
             "name the one that made them with --encoder"
         )
     model = load_encoder_from(location)
     if collection.fingerprint not in (None, model.fingerprint) or model.bits != collection.bits:
         raise EncoderMismatchError(
-            f"{collection.path} stores {collection.bits}-bit codes of encoder {_short(collection.fingerprint)}, "
+            f"{without_credentials(collection.location)} stores {collection.bits}-bit codes of encoder "
+            f"{_short(collection.fingerprint)}, "
             f"{without_credentials(str(location))} is encoder {_short(model.fingerprint)} with {model.bits} bits: "
             "search with the encoder that made the codes, or encode the corpus again"
         )

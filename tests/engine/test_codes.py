@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pkgutil
+import re
+
 import numpy as np
 import pytest
 
@@ -85,3 +88,11 @@ def test_wrong_numbers_are_refused(check, error, message):
 def test_numpy_integers_are_accepted():
     assert check_k(np.int64(3)) == 3
     assert check_radius(np.uint8(4), bits=64) == 4
+
+
+@pytest.mark.parametrize("codes", [[1, 2], np.zeros((2, 1), np.int64)])
+def test_what_a_refusal_recommends_can_be_imported(codes):
+    with pytest.raises(TypeError) as raised:
+        check_codes(codes, bits=48, name="queries")
+    (name,) = re.findall(r"`([a-z_.]+\.[a-z_]+)`", str(raised.value))
+    assert pkgutil.resolve_name(name) is pack_bits

@@ -68,7 +68,12 @@ def fit_features(stored: int | None, given: int | None, *, where: object) -> Non
     """Raise ValueError unless rows come with the fine features that a collection has, or with none."""
     if stored != given:
         names = [f"features of {dimensions} dimensions" if dimensions else "none" for dimensions in (stored, given)]
-        raise ValueError(f"{where} stores {names[0]} beside its codes, got {names[1]}: give the same `features`")
+        advice = (
+            "give those of the same encoder (`features`; `hashlight encode --features` keeps them)"
+            if stored
+            else "leave them out (`features`; `hashlight encode` without `--features`)"
+        )
+        raise ValueError(f"{where} stores {names[0]} beside its codes, got {names[1]}: {advice}")
 
 
 class Define:

@@ -169,7 +169,8 @@ def _tell(summary: EncodeSummary, output: str, seconds: float) -> None:
     if summary.rejects:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary.reject_kinds.items())
         out.print(
-            f"{summary.rejects:,} images were rejected ({kinds}); the reasons are in "
+            f"{summary.rejects:,} {'image was' if summary.rejects == 1 else 'images were'} rejected ({kinds}); "
+            "the reasons are in "
             f"{without_credentials(join(output, 'rejects.parquet'))}",
             soft_wrap=True,
         )

@@ -20,11 +20,12 @@ def info(
 ) -> None:
     """Describe a collection and check its files; of one in a bucket only with --verify or --prefetch."""
     from hashlight.engine.collection.collection import Collection
+    from hashlight.engine.places.uris import without_credentials
 
     with fetching_bar() as report:
         opened = Collection.open(collection, verify=verify, prefetch=prefetch, progress=report)
     facts: dict[str, Any] = {
-        "path": str(opened.path),
+        "path": without_credentials(opened.location),
         "version": opened.version,
         "codes": len(opened),
         "deleted": opened.manifest.dead_rows,
@@ -39,6 +40,7 @@ def info(
         "columns": sorted({name for spec in opened.manifest.shards for name in spec.columns}),
     }
     if as_json:
+        facts["verified"] = verify
         typer.echo(json.dumps(facts))
         return
     facts["bytes"] = f"{opened.num_bytes:,}"

@@ -426,8 +426,13 @@ def test_add_refuses_mismatched_data(tmp_path, corpus):
     ]:
         with pytest.raises(ValueError, match=message):
             collection.add(codes[:1], attributes=wrong)
-    with pytest.raises(ValueError, match="stores none beside its codes, got features of 3 dimensions"):
+    with pytest.raises(ValueError, match="stores none beside its codes, got features of 3 dimensions: leave them out"):
         collection.add(codes[:1], features=np.ones((1, 3), np.float16))
+    fine = Collection.create(tmp_path / "fine", codes[:2], bits=collection.bits, features=np.ones((2, 3), np.float16))
+    with pytest.raises(
+        ValueError, match=r"stores features of 3 dimensions .*got none: give .*`hashlight encode --features`"
+    ):
+        fine.add(codes[2:3])
     with pytest.raises(ValueError, match="words per code"):
         collection.add(np.zeros((1, 2), np.uint64))
     with (

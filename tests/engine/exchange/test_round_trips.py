@@ -232,7 +232,7 @@ def test_parquet_goes_to_a_bucket_and_back(tmp_path, bucket):
     expected = collection.to_arrow().read_all()
     for read, name in ((Collection.from_parquet, "all.parquet"), (Collection.from_arrow, "all.arrow")):
         assert_equal(read(bucket.uri(f"x/{name}"), tmp_path / name, tables=False).to_arrow().read_all(), expected)
-    with pytest.raises(FileExistsError, match=r"all\.parquet is there already"):
+    with pytest.raises(FileExistsError, match=r"all\.parquet is there already: .*`--overwrite`"):
         collection.to_parquet(bucket.uri("x/all.parquet"))
 
 

@@ -465,3 +465,10 @@ def test_locations():
     assert uris.split_name("s3://b/k/x.parquet?region=r") == ("s3://b/k?region=r", "x.parquet")
     assert uris.join("s3://b/k?region=r", "x/y") == "s3://b/k/x/y?region=r"
     assert uris.split_options("s3://b/what?.png") == ("s3://b/what?.png", "")
+
+
+def test_a_bucket_that_is_missing_is_named(bucket):
+    place = open_place(bucket.uri("p").replace(bucket.name, "no-such-bucket"))
+    for ask in (lambda: place.put("a", b"1"), lambda: place.read("a"), lambda: list(place.walk())):
+        with pytest.raises(FileNotFoundError, match=r"there is no such bucket: create it.*no-such-bucket"):
+            ask()

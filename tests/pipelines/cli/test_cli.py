@@ -98,6 +98,8 @@ def test_info_describes_and_verifies(collection):
     assert (facts["codes"], facts["bits"], facts["shards"], facts["version"]) == (300, 48, 3, 1)
     assert facts["attributes"] == ["uri", "label", "label_name"]
     assert facts["tables"] is True
+    assert facts["verified"] is True
+    assert json.loads(run("info", collection, "--json").stdout)["verified"] is False
 
 
 def test_train_on_pairs(tmp_path, corpus):
@@ -135,7 +137,7 @@ def test_encode_says_what_became_of_every_file(tmp_path, pictures, encoder):
     result = run("encode", "--input", tmp_path / "shards", "--encoder", encoder, "--output", tmp_path / "codes")
     assert result.exit_code == 0, result.output
     assert "encoded 2 of 3 images" in result.stdout
-    assert "1 images were rejected (1 format)" in result.stdout
+    assert "1 image was rejected (1 format)" in result.stdout
     assert "left out 4 files: " in result.stdout
     skipped = {"*.md": 1, "*.npy": 1, "hidden": 1, "*.cls without an image": 1}
     assert read_summary(tmp_path / "codes").skipped == skipped

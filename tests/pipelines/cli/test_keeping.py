@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,10 @@ from typer.testing import CliRunner
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.importing import add_rows
+from hashlight.engine.errors import EncoderMismatchError
 from hashlight.engine.exchange.rows import Incoming, Rows, cut_rows
 from hashlight.pipelines.cli.main import app
+from hashlight.pipelines.searching.search import load_encoder
 from tests.engine.collection.contents import Model, contents
 from tests.pipelines.building.test_build import FINGERPRINT, write_codes
 
@@ -92,6 +95,9 @@ def test_a_life_of_a_collection(where, tmp_path):
     said = json.loads(run("info", location, "--json"))
     assert (said["codes"], said["deleted"], said["tags"]) == (len(kept.rows), 14, {"before": 3})
     assert (said["columns"], said["oldest_version"]) == (["name"], 1)
+    assert said["path"] == str(location).partition("?")[0]
+    with pytest.raises(EncoderMismatchError, match=f"^{re.escape(said['path'])} keeps no encoder"):
+        load_encoder(Collection.open(location))
     done = json.loads(run("compact", location, "--full", "--json"))
     assert done == {"version": 8, "merged": 3, "into": 1}
     assert contents(stored) == kept.rows
