@@ -22,7 +22,17 @@ if TYPE_CHECKING:
         PermissionDeniedError,
         ServerError,
     )
-    from hashlight.engine.client.results import Hit, Hits, Item, Items, SearchResponse
+    from hashlight.engine.client.results import (
+        Cursor,
+        Hit,
+        Hits,
+        Item,
+        Items,
+        Page,
+        SearchResponse,
+        ValueCount,
+        ValueCounts,
+    )
     from hashlight.engine.collection.collection import Collection
     from hashlight.engine.collection.rerank import Rerank
     from hashlight.engine.errors import (
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
         DeadlineExceededError,
         EncoderMismatchError,
         HashlightError,
+        IdExistsError,
         IdNotFoundError,
         IncompleteError,
         MissingDependencyError,
@@ -41,6 +52,7 @@ if TYPE_CHECKING:
         OverloadedError,
         PlaceError,
         ReadFailedError,
+        VersionGoneError,
     )
     from hashlight.engine.results import Coverage, Explanation, RangeResult, RerankResult, SearchResult
     from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, ImageRefusedError
@@ -63,7 +75,17 @@ _HOMES = {
         "PermissionDeniedError",
         "ServerError",
     ),
-    "engine.client.results": ("Hit", "Hits", "Item", "Items", "SearchResponse"),
+    "engine.client.results": (
+        "Cursor",
+        "Hit",
+        "Hits",
+        "Item",
+        "Items",
+        "Page",
+        "SearchResponse",
+        "ValueCount",
+        "ValueCounts",
+    ),
     "engine.collection.collection": ("Collection",),
     "engine.collection.rerank": ("Rerank",),
     "engine.errors": (
@@ -74,6 +96,7 @@ _HOMES = {
         "DeadlineExceededError",
         "EncoderMismatchError",
         "HashlightError",
+        "IdExistsError",
         "IdNotFoundError",
         "IncompleteError",
         "MissingDependencyError",
@@ -82,6 +105,7 @@ _HOMES = {
         "OverloadedError",
         "PlaceError",
         "ReadFailedError",
+        "VersionGoneError",
     ),
     "engine.results": ("Coverage", "Explanation", "RangeResult", "RerankResult", "SearchResult"),
     "engine.service.asking.encoding": ("Encoded", "ImageEncoder", "ImageRefusedError"),
@@ -101,6 +125,7 @@ __all__ = [
     "ConnectionFailedError",
     "CorruptDataError",
     "Coverage",
+    "Cursor",
     "DeadlineExceededError",
     "Encoded",
     "EncoderConfig",
@@ -112,6 +137,7 @@ __all__ = [
     "HashlightError",
     "Hit",
     "Hits",
+    "IdExistsError",
     "IdNotFoundError",
     "ImageEncoder",
     "ImageError",
@@ -126,6 +152,7 @@ __all__ = [
     "NoShardError",
     "NotReadyError",
     "OverloadedError",
+    "Page",
     "PermissionDeniedError",
     "PipelineError",
     "PlaceError",
@@ -138,6 +165,9 @@ __all__ = [
     "SearchResult",
     "ServerError",
     "TrainConfig",
+    "ValueCount",
+    "ValueCounts",
+    "VersionGoneError",
     "train",
 ]
 

@@ -61,6 +61,8 @@ class SearchClient:
         For each call, including retries.
     max_retries : int
         If a gateway cannot be reached, is overloaded or is not ready.
+    collection : str, optional
+        Name of the one to ask, of several in one gateway.
     encoder : ImageEncoder, optional
         For images, without a gateway to encode them. By default the collection's own encoder is opened when needed.
     transport : httpx.BaseTransport, optional
@@ -86,13 +88,14 @@ class SearchClient:
         api_key: str | None = None,
         timeout_s: float = TIMEOUT_S,
         max_retries: int = MAX_RETRIES,
+        collection: str | None = None,
         encoder: ImageEncoder | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._timeout_s = timeout_s
         if _names_gateway(target):
             self._transport: Any = HttpTransport(
-                str(target), api_key=api_key, max_retries=max_retries, transport=transport
+                str(target), api_key=api_key, max_retries=max_retries, collection=collection, transport=transport
             )
         else:
             from hashlight.engine.client.local import LocalTransport
@@ -478,13 +481,14 @@ class AsyncSearchClient:
         api_key: str | None = None,
         timeout_s: float = TIMEOUT_S,
         max_retries: int = MAX_RETRIES,
+        collection: str | None = None,
         encoder: ImageEncoder | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._timeout_s = timeout_s
         if _names_gateway(target):
             self._transport: Any = AsyncHttpTransport(
-                str(target), api_key=api_key, max_retries=max_retries, transport=transport
+                str(target), api_key=api_key, max_retries=max_retries, collection=collection, transport=transport
             )
         else:
             from hashlight.engine.client.local import AsyncLocalTransport

@@ -74,14 +74,22 @@ class HttpTransport:
         The gateway, such as `https://search.example.com`.
     api_key : str or None
     max_retries : int
+    collection : str or None
+        The one to ask, of several in one server.
     transport : httpx.BaseTransport, optional
         Replaces the network.
     """
 
     def __init__(
-        self, url: str, *, api_key: str | None, max_retries: int, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        *,
+        api_key: str | None,
+        max_retries: int,
+        collection: str | None = None,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = _checked(url)
+        self.url = _of_collection(_checked(url), collection)
         self._max_retries = max_retries
         self._client = httpx.Client(base_url=self.url, headers=_headers(api_key), transport=transport)
         self._bits: int | None = None
@@ -140,9 +148,15 @@ class AsyncHttpTransport:
     """Like `HttpTransport`, for asyncio. Belongs to one event loop."""
 
     def __init__(
-        self, url: str, *, api_key: str | None, max_retries: int, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        url: str,
+        *,
+        api_key: str | None,
+        max_retries: int,
+        collection: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url = _checked(url)
+        self.url = _of_collection(_checked(url), collection)
         self._max_retries = max_retries
         self._client = httpx.AsyncClient(base_url=self.url, headers=_headers(api_key), transport=transport)
         self._bits: int | None = None
@@ -239,6 +253,11 @@ def _checked(url: str) -> str:
     except httpx.InvalidURL as error:
         raise ValueError(f"`target` must be the URL of a gateway or a collection's folder: {error}") from error
     return url.rstrip("/")
+
+
+def _of_collection(url: str, collection: str | None) -> str:
+    """Return the address under which a server has all that concerns one of its collections."""
+    return url if collection is None else f"{url}/collections/{quote(collection, safe='')}"
 
 
 def _parts(call: Get) -> list[Get]:

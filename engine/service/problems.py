@@ -7,7 +7,8 @@
 404     `not_found`, `id_not_found`
 405     `method_not_allowed`
 408     `body_timeout`: the body took too long to arrive
-409     `conflict`: the server has no replicas to change; `id_exists`: an id is stored already
+409     `conflict`: the server has no replicas to change; `id_exists`: an id is stored already;
+        `several_collections`: the path names none of them
 410     `version_gone`: the version that was asked for is not served any more
 413     `too_large`: the body, or an image that was fetched
 415     `unsupported_media_type`

@@ -7,6 +7,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.indexes.choice import IndexChoice
@@ -25,7 +28,7 @@ from hashlight.engine.storage.versions import holding_live
 from hashlight.pipelines.jobs.nodes import look_at_collection, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.serving.ray_servers import RayCluster
-from hashlight.pipelines.serving.serve import bind_gateway, encoder_of, writing
+from hashlight.pipelines.serving.serve import bind, encoder_of, gateway_app, name_of, writing
 
 # Each commit is a version that all servers open: some tens of milliseconds of writes are one.
 GATHER_S = 0.05
@@ -38,19 +41,37 @@ def serve_cluster(
     keys: Keys,
     servers: AbstractContextManager[RayCluster | LocalCluster],
     *,
-    encoder: str | Path | None = None,
-    limits: Limits | None = None,
-    image_hosts: Sequence[str] = (),
     insecure: bool = False,
-    writable: bool = False,
-    metrics: Metrics | None = None,
+    **more: Any,
 ) -> Iterator[HttpServer]:
     """Start shard servers and bind a gateway to a router over them; they stop when the context exits.
 
-    `servers` is what `shard_servers` returns for the same collection, not yet entered. The other arguments and the
-    errors are those of `pipelines.serving.serve.serve_embedded`, and the errors those of `shard_servers`, too.
+    `more` are the other arguments of `cluster_app`, which has the errors, too, besides those of
+    `pipelines.serving.serve.bind`.
     """
     check_exposure(address, keys, insecure=insecure)
+    with cluster_app(path, address, keys, servers, **more) as app:
+        yield bind({name_of(path): app}, address, keys, insecure=insecure)
+
+
+@contextlib.contextmanager
+def cluster_app(
+    path: str | Path,
+    address: Address,
+    keys: Keys,
+    servers: AbstractContextManager[RayCluster | LocalCluster],
+    *,
+    encoder: str | Path | None = None,
+    limits: Limits | None = None,
+    image_hosts: Sequence[str] = (),
+    writable: bool = False,
+    metrics: Metrics | None = None,
+) -> Iterator[FastAPI]:
+    """Start shard servers; yield the application that answers through a router over them.
+
+    `servers` is what `shard_servers` returns for the same collection, not yet entered; the errors are those of
+    `shard_servers`, too. The other arguments are those of `pipelines.serving.serve.embedded_app`.
+    """
     image_encoder = encoder_of(Collection.open(path), encoder)
     metrics = metrics or Metrics()
     with (
@@ -59,7 +80,7 @@ def serve_cluster(
         writing(path, follower.hurry, gather_s=GATHER_S) if writable else contextlib.nullcontext() as committer,
     ):
         router.ready()
-        yield bind_gateway(
+        yield gateway_app(
             router,
             image_encoder,
             address,

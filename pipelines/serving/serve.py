@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hashlight.engine.cache.cache import Progress
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.api.app import create_app
+from hashlight.engine.service.api.collections import Collections
 from hashlight.engine.service.asking.encoding import ImageEncoder
 from hashlight.engine.service.asking.following import Follower, Pending
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
@@ -24,7 +29,7 @@ from hashlight.engine.writing.committing import Committer
 
 
 @contextlib.contextmanager
-def serve_embedded(
+def embedded_app(
     path: str | Path,
     address: Address,
     keys: Keys,
@@ -32,13 +37,12 @@ def serve_embedded(
     encoder: str | Path | None = None,
     limits: Limits | None = None,
     image_hosts: Sequence[str] = (),
-    insecure: bool = False,
     index: IndexChoice = "auto",
     writable: bool = False,
     metrics: Metrics | None = None,
     progress: Progress | None = None,
-) -> Iterator[HttpServer]:
-    """Open a collection in this process and bind a gateway to it; call `run()` on what this yields to serve.
+) -> Iterator[FastAPI]:
+    """Open a collection in this process; yield the application that answers for it.
 
     Kernels are compiled and a test search is made first. A new version of the collection is picked up when it is
     published, without failing a query. `index` is the index that answers, and `progress` is told what is fetched from a
@@ -47,18 +51,15 @@ def serve_embedded(
 
     Raises
     ------
-    ValueError
-        If other machines could query without a key and `insecure` is not set.
     EncoderMismatchError
         If `encoder` is not the one that made the codes.
     """
-    check_exposure(address, keys, insecure=insecure)
     collection = Collection.open(path, index=index, progress=progress)
     searcher = CollectionSearcher(collection)
     model = encoder_of(collection, encoder)
     follower = Follower(path, searcher.renew)
     with writing(path, searcher.renew) if writable else contextlib.nullcontext() as committer:
-        server = bind_gateway(
+        app = gateway_app(
             searcher,
             model,
             address,
@@ -73,7 +74,7 @@ def serve_embedded(
         searcher.ready()
         # As long as the process lives.
         threading.Thread(target=follower.follow, args=(threading.Event(),), name="hashlight-renew", daemon=True).start()
-        yield server
+        yield app
 
 
 @contextlib.contextmanager
@@ -96,7 +97,7 @@ def writing(path: str | Path, renew: Callable[[], object], *, gather_s: float = 
         yield committer
 
 
-def bind_gateway(
+def gateway_app(
     searcher: Searcher,
     encoder: ImageEncoder | None,
     address: Address,
@@ -108,10 +109,10 @@ def bind_gateway(
     scale: Callable[[int], None] | None = None,
     pending: Callable[[], Pending | None] | None = None,
     committer: Committer | None = None,
-) -> HttpServer:
-    """Bind a gateway to `address`, with the checks that its exposure requires."""
+) -> FastAPI:
+    """Return the application of one collection, for a server at `address`."""
     limits = limits or Limits()
-    app = create_app(
+    return create_app(
         searcher,
         encoder=encoder,
         keys=keys,
@@ -121,9 +122,34 @@ def bind_gateway(
         scale=scale,
         pending=pending,
         committer=committer,
-        allowed_hosts=LOOPBACK_NAMES if not keys and address.is_loopback else None,
+        allowed_hosts=_hosts_allowed(address, keys),
     )
-    return HttpServer(app, address)
+
+
+def bind(apps: Mapping[str, FastAPI], address: Address, keys: Keys, *, insecure: bool = False) -> HttpServer:
+    """Bind the applications of collections, by their names, to an address; call `run()` on the result to serve.
+
+    Raises
+    ------
+    ValueError
+        If other machines could ask without a key and `insecure` is not set, or a name is not one.
+    """
+    check_exposure(address, keys, insecure=insecure)
+    hosts = _hosts_allowed(address, keys)
+    several = Collections(apps, keys)
+    if hosts is None:
+        return HttpServer(several, address)
+    return HttpServer(TrustedHostMiddleware(several, allowed_hosts=hosts, www_redirect=False), address)
+
+
+def _hosts_allowed(address: Address, keys: Keys) -> list[str] | None:
+    return list(LOOPBACK_NAMES) if not keys and address.is_loopback else None
+
+
+def name_of(location: str | Path) -> str:
+    """Return the name of a collection that is given none: that of its folder."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(location).rstrip("/").rpartition("/")[2]).lstrip("._-")[:64]
+    return name or "collection"
 
 
 def encoder_of(collection: Collection, encoder: str | Path | None) -> ImageEncoder | None:

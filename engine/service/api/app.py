@@ -112,6 +112,7 @@ def create_app(
     )  # fmt: skip
     writer = ItemWriter(gateway, committer)
     app = FastAPI(title="Hashlight", docs_url=None, redoc_url=None, lifespan=_lifespan(gateway, writer))
+    app.state.gateway = gateway
     _add_routes(app, gateway, writer)
     describe_api(app, secured=bool(keys))
     if page.is_dir():

@@ -63,7 +63,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._add_headers(scope["path"], MutableHeaders(scope=message), closes=body.refused)
+                self.add_headers(scope["path"], MutableHeaders(scope=message), closes=body.refused)
             await send(message)
 
         # What a request takes is given back when its answer is out, which `send` waits for.
@@ -98,7 +98,8 @@ class Guard:
             )
 
     @staticmethod
-    def _add_headers(path: str, headers: MutableHeaders, *, closes: bool) -> None:
+    def add_headers(path: str, headers: MutableHeaders, *, closes: bool) -> None:
+        """Add the headers that every answer has."""
         for name, value in _HEADERS.items():
             headers.setdefault(name, value)
         headers.setdefault("Content-Security-Policy", API_POLICY if path.startswith(API_PATHS) else PAGE_POLICY)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hashlight.engine.service.door.draining import DRAIN_S, Drain, DrainingServer
@@ -218,7 +218,7 @@ class HttpServer:
 
     Parameters
     ----------
-    app : FastAPI
+    app : ASGI application
     address : Address
     head_s : int
         Seconds that a connection may be idle or have an incomplete head.
@@ -232,7 +232,7 @@ class HttpServer:
     """
 
     def __init__(
-        self, app: FastAPI, address: Address, *, head_s: int = HEAD_S, max_connections: int = MAX_CONNECTIONS
+        self, app: ASGIApp, address: Address, *, head_s: int = HEAD_S, max_connections: int = MAX_CONNECTIONS
     ) -> None:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
         self._socket = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)

@@ -8,25 +8,29 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hashlight.pipelines.cli.console import fetching_text, out, spinner
 from hashlight.pipelines.cli.options import (
     CacheSizeOption,
-    ExistingCollectionArgument,
     IndexOption,
     MaxMegapixelsOption,
     OtherEncoderOption,
     local_file,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from fastapi import FastAPI
+
     from hashlight.engine.cache.cache import Progress
     from hashlight.engine.indexes.choice import IndexChoice
-    from hashlight.engine.service.door.http_server import HttpServer
-    from hashlight.engine.service.telemetry.metrics import Metrics
+    from hashlight.engine.service.door.http_server import Address, HttpServer
+    from hashlight.engine.service.door.keys import Keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +116,26 @@ class ShardServers:
             raise typer.BadParameter("--shard-tls-authority goes with --shard-tls-cert and --shard-tls-key")
 
 
+def _split(text: str) -> tuple[str | None, str]:
+    """Return the name and the place of a collection given as NAME=PLACE, or its place alone."""
+    name, equals, place = text.partition("=")
+    return (name, place) if equals and "/" not in name and not Path(text).exists() else (None, text)
+
+
+def _refuse_missing_ones(given: list[str]) -> list[str]:
+    for text in given:
+        refuse_missing(_split(text)[1])
+    return given
+
+
 def serve(
-    collection: ExistingCollectionArgument,
+    collection: Annotated[
+        list[str],
+        typer.Argument(
+            help="A collection: a folder, or the URI of one in a bucket; several as NAME=PLACE.",
+            callback=_refuse_missing_ones,
+        ),
+    ],
     listening: Listening,
     encoder: OtherEncoderOption = None,
     *,
@@ -124,66 +146,87 @@ def serve(
     shard_servers: ShardServers,
     cache_size: CacheSizeOption = None,
 ) -> None:
-    """Serve a collection over HTTP: from this process, or with --groups from shard servers, here or on Ray.
+    """Serve collections over HTTP: from this process, or with --groups from shard servers, here or on Ray.
 
     Shard servers require a token: that of HASHLIGHT_SHARD_TOKEN, or a generated one.
     """
     from hashlight.engine.places.opening import open_place
-    from hashlight.engine.service.telemetry.metrics import Metrics
 
     shard_servers.check()
     access.check()
-    metrics = Metrics()
+    if encoder is not None and len(collection) > 1:
+        raise typer.BadParameter("--encoder is that of one collection: give several that keep theirs, or one")
     # The web server shuts down cleanly and then raises the signal again: shard servers must still be stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
         with spinner("opening") as say:
             progress = fetching_text(say, "opening")
             server = stack.enter_context(
-                _open_server(collection, listening, encoder, index, access, requests, shard_servers, metrics, progress)
+                _open_server(collection, listening, encoder, index, access, requests, upkeep, shard_servers, progress)
             )
-            if access.writable and upkeep.compact:
-                from hashlight.engine.service.control.compacting import compacting
-
-                stack.enter_context(compacting(collection, least=shard_servers.groups or 1, metrics=metrics))
-        out.print(f"serving {open_place(collection)} at {server.url}", soft_wrap=True)
+        places = ", ".join(str(open_place(_split(text)[1])) for text in collection)
+        out.print(f"serving {places} at {server.url}", soft_wrap=True)
         server.run()
 
 
 @contextlib.contextmanager
 def _open_server(
-    collection: str,
+    collections: list[str],
     listening: Listening,
     encoder: str | None,
     index: IndexChoice,
     access: Access,
     requests: Requests,
+    upkeep: Upkeep,
     shard_servers: ShardServers,
-    metrics: Metrics,
     progress: Progress,
 ) -> Iterator[HttpServer]:
     """Yield a server that is bound to its address; its shard servers, if there are any, end with the context."""
-    from hashlight.engine.service.door.http_server import Address
+    from hashlight.engine.service.door.http_server import Address, check_exposure
     from hashlight.engine.service.door.keys import Keys
     from hashlight.engine.service.limits import Limits
-    from hashlight.pipelines.serving.serve import serve_embedded
+    from hashlight.engine.service.telemetry.metrics import Metrics
+    from hashlight.pipelines.serving.serve import bind, embedded_app, name_of
 
     address = Address(host=listening.host, port=listening.port, certificate=access.tls_cert, private_key=access.tls_key)
     keys = Keys.load(access.keys)
-    limits = Limits(
-        pixels=requests.max_megapixels * 1_000_000,
-        **({} if requests.in_flight is None else {"in_flight": requests.in_flight}),
-    )
-    image_hosts = requests.image_host or ()
-    if not shard_servers.wanted:
-        with serve_embedded(
-            collection, address, keys, encoder=encoder, limits=limits, image_hosts=image_hosts,
-            insecure=access.insecure, index=index, writable=access.writable, metrics=metrics, progress=progress,
-        ) as server:  # fmt: skip
-            yield server
-        return
+    check_exposure(address, keys, insecure=access.insecure)
+    more: dict[str, Any] = {
+        "encoder": encoder,
+        "limits": Limits(
+            pixels=requests.max_megapixels * 1_000_000,
+            **({} if requests.in_flight is None else {"in_flight": requests.in_flight}),
+        ),
+        "image_hosts": requests.image_host or (),
+        "writable": access.writable,
+    }
+    places = {}
+    for name, place in map(_split, collections):
+        name = name or name_of(place)
+        if name in places:
+            raise typer.BadParameter(f"two collections are named {name}: name them, as in {name}-2={place}")
+        places[name] = place
+    with contextlib.ExitStack() as stack:
+        apps = {}
+        for name, place in places.items():
+            metrics = Metrics()
+            if shard_servers.wanted:
+                app = _cluster_app(place, address, keys, index, shard_servers, {**more, "metrics": metrics})
+            else:
+                app = embedded_app(place, address, keys, index=index, metrics=metrics, progress=progress, **more)
+            apps[name] = stack.enter_context(app)
+            if access.writable and upkeep.compact:
+                from hashlight.engine.service.control.compacting import compacting
+
+                stack.enter_context(compacting(place, least=shard_servers.groups or 1, metrics=metrics))
+        yield bind(apps, address, keys, insecure=access.insecure)
+
+
+def _cluster_app(
+    place: str, address: Address, keys: Keys, index: IndexChoice, shard_servers: ShardServers, more: dict[str, Any]
+) -> AbstractContextManager[FastAPI]:
     from hashlight.engine.service.protocol.security import Security
-    from hashlight.pipelines.serving.cluster import serve_cluster
+    from hashlight.pipelines.serving.cluster import cluster_app
     from hashlight.pipelines.serving.cluster import shard_servers as start_servers
 
     security = Security.from_files(
@@ -191,11 +234,7 @@ def _open_server(
         authority=shard_servers.shard_tls_authority, fresh_token=True,
     )  # fmt: skip
     servers = start_servers(
-        collection, groups=shard_servers.groups or 1, replicas=shard_servers.replicas or 1, ray=shard_servers.ray,
+        place, groups=shard_servers.groups or 1, replicas=shard_servers.replicas or 1, ray=shard_servers.ray,
         ray_address=shard_servers.address, security=security, index=index,
     )  # fmt: skip
-    with serve_cluster(
-        collection, address, keys, servers, encoder=encoder, limits=limits, image_hosts=image_hosts,
-        insecure=access.insecure, writable=access.writable, metrics=metrics,
-    ) as server:  # fmt: skip
-        yield server
+    return cluster_app(place, address, keys, servers, **more)
