@@ -101,12 +101,11 @@ class Compactor:
         return done
 
     def follow(self) -> None:
-        """Merge until there is nothing left, then look for a new version every two seconds, until the end."""
+        """Look every two seconds until the end: with less, a busy writer's shards would be merged four by four."""
         with in_background():
             _lower_priority()
-            while not self._ending.is_set():
-                if self.look() is None:
-                    self._ending.wait(LOOK_S)
+            while not self._ending.wait(LOOK_S):
+                self.look()
 
     def _merge(self) -> Compaction | None:
         live = read_current(self._place)
