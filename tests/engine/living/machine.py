@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import random
 
 import hypothesis.strategies as st
 import numpy as np
@@ -15,6 +16,7 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import CollectionNotFoundError, IdNotFoundError
 from hashlight.engine.filters.filter import FilterError
 from tests.engine.collection.contents import contents
+from tests.engine.living import sampling
 from tests.engine.living.model import FILTERS, History, RefusedError, Row, Version
 
 LISTS = pa.list_(pa.string())
@@ -28,13 +30,14 @@ TYPES = {
 }
 FIRST = {"label": pa.int64(), "name": pa.string(), "tags": LISTS}
 VALUES = {
-    "label": st.none() | st.integers(0, 3),
-    "name": st.none() | st.sampled_from(["a", "ab", "b"]),
-    "tags": st.none() | st.lists(st.sampled_from(["x", "y"]), max_size=2),
-    "price": st.none() | st.sampled_from([0.25, 0.5, 1.5]),
-    "later": st.none() | st.sampled_from(["ant", "bee"]),
+    "label": sampling.none() | sampling.integers(0, 3),
+    "name": sampling.none() | sampling.sampled_from(["a", "ab", "b"]),
+    "tags": sampling.none() | sampling.lists(sampling.sampled_from(["x", "y"]), max_size=2),
+    "price": sampling.none() | sampling.sampled_from([0.25, 0.5, 1.5]),
+    "later": sampling.none() | sampling.sampled_from(["ant", "bee"]),
 }
-IDS = st.integers(0, 40)
+IDS = sampling.integers(0, 40)
+ASKED_IDS = st.integers(0, 40)
 KINDS_OF_CHANGES = ["add", "add", "delete", "where", "update", "set", "drop", "tag", "untag", "rollback", "prune"]
 FILTER = st.none() | st.integers(0, len(FILTERS) - 1)
 REFUSED = (ValueError, IdNotFoundError, CollectionNotFoundError, FilterError)
@@ -78,7 +81,9 @@ def run(target, name, given):
 
 
 class Machine(RuleBasedStateMachine):
-    """Subclasses say where the collection is, and how its files are read."""
+    """Subclasses say where the collection is, and how its files are read; `changes` counts those of all examples."""
+
+    changes = 0
 
     def place(self):
         """Return a new location, and a function that reads a file there."""
@@ -90,6 +95,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(data=st.data())
     def create(self, data):
+        self.random = random.Random(data.draw(st.integers(0, 2**32), "seed"))
         self.bits = data.draw(st.sampled_from([3, 40, 70]), "bits")
         self.with_features = data.draw(st.booleans(), "features")
         self.location, self.read = self.place()
@@ -126,29 +132,29 @@ class Machine(RuleBasedStateMachine):
         kinds = {}
         for name in names:
             kind = known.get(name, TYPES[name][0])
-            kinds[name] = draw(st.sampled_from([kind, kind, kind, kind, *TYPES[name]]))
+            kinds[name] = draw(sampling.sampled_from([kind, kind, kind, kind, *TYPES[name]]))
         return kinds
 
     def _names(self, draw, **sizes):
         known = list(self.history.now.types)
         others = [name for name in TYPES if name not in known]
-        names = draw(distinct(st.sampled_from(known), **sizes)) if known else []
-        return names + ([others[0]] if others and not draw(st.integers(0, 9)) else [])
+        names = draw(sampling.lists(unique=True, each=sampling.sampled_from(known), **sizes)) if known else []
+        return names + ([others[0]] if others and not draw(sampling.integers(0, 9)) else [])
 
     def _add(self, draw):
         kinds = self._kinds(draw, self._names(draw))
-        ids = draw(distinct(IDS, min_size=1, max_size=5))
+        ids = draw(sampling.lists(unique=True, each=IDS, min_size=1, max_size=5))
         rows = [
             Row(
-                self._code(draw(st.integers(0, 6))),
+                self._code(draw(sampling.integers(0, 6))),
                 {name: draw(VALUES[name]) for name in kinds},
-                self._features(draw(st.integers(0, 99))),
-                draw(st.none() | st.sampled_from([b"1", b"22"])),
+                self._features(draw(sampling.integers(0, 99))),
+                draw(sampling.none() | sampling.sampled_from([b"1", b"22"])),
             )
             for _ in ids
         ]
-        name = draw(st.sampled_from(["add", "upsert", "number"]))
-        shards = draw(st.integers(1, len(ids)))
+        name = draw(sampling.sampled_from(["add", "upsert", "number"]))
+        shards = draw(sampling.integers(1, len(ids)))
         return ("upsert" if name == "upsert" else "add"), {
             "rows": rows, "ids": None if name == "number" else ids, "types": kinds, "shards": shards,
         }  # fmt: skip
@@ -156,8 +162,12 @@ class Machine(RuleBasedStateMachine):
     def _some_ids(self, draw, **sizes):
         """Draw ids: mostly of live rows."""
         live = sorted(self.history.now.rows)
-        alive = st.sampled_from(live) if live else IDS
-        return draw(distinct(alive, **sizes)) if draw(st.integers(0, 5)) else draw(distinct(IDS, **sizes))
+        alive = sampling.sampled_from(live) if live else IDS
+        return (
+            draw(sampling.lists(alive, unique=True, **sizes))
+            if draw(sampling.integers(0, 5))
+            else draw(sampling.lists(IDS, unique=True, **sizes))
+        )
 
     def _update(self, draw):
         kinds = self._kinds(draw, self._names(draw, max_size=2))
@@ -166,46 +176,53 @@ class Machine(RuleBasedStateMachine):
         return "update", {"ids": ids, "types": kinds, "items": items}
 
     def _set_column(self, draw):
-        name = draw(st.sampled_from(list(TYPES)))
+        name = draw(sampling.sampled_from(list(TYPES)))
         ids = self._some_ids(draw, max_size=6)
-        kind = draw(st.sampled_from(TYPES[name]))
+        kind = draw(sampling.sampled_from(TYPES[name]))
         return "set_column", {"name": name, "kind": kind, "ids": ids, "values": [draw(VALUES[name]) for _ in ids]}
 
     def _version(self, draw):
         known = [*self.history.versions, *self.history.tags]
-        return draw(st.sampled_from(known) | st.just(99) | st.just("none"))
+        return draw(sampling.sampled_from(known) | sampling.just(99) | sampling.just("none"))
 
     def _operation(self, draw):
-        kind = draw(st.sampled_from(KINDS_OF_CHANGES))
+        kind = draw(sampling.sampled_from(KINDS_OF_CHANGES))
         if kind in ("add", "update", "set"):
             return {"add": self._add, "update": self._update, "set": self._set_column}[kind](draw)
         if kind == "delete":
-            return "delete", {"ids": draw(st.lists(IDS, max_size=6))}
+            return "delete", {"ids": draw(sampling.lists(IDS, max_size=6))}
         if kind == "where":
-            return "delete_where", {"number": draw(st.integers(0, len(FILTERS) - 1))}
+            return "delete_where", {"number": draw(sampling.integers(0, len(FILTERS) - 1))}
         if kind == "drop":
-            return "drop_column", {"name": draw(st.sampled_from(list(TYPES)))}
+            return "drop_column", {"name": draw(sampling.sampled_from(list(TYPES)))}
         if kind == "tag":
-            number = draw(st.sampled_from(list(self.history.versions)) | st.none())
-            return "tag", {"name": draw(st.sampled_from(["a", "b"])), "version": number}
+            number = draw(sampling.sampled_from(list(self.history.versions)) | sampling.none())
+            return "tag", {"name": draw(sampling.sampled_from(["a", "b"])), "version": number}
         if kind == "untag":
-            return "untag", {"name": draw(st.sampled_from(["a", "b"]))}
+            return "untag", {"name": draw(sampling.sampled_from(["a", "b"]))}
         if kind == "rollback":
             return "rollback", {"version": self._version(draw)}
-        return "prune", draw(st.sampled_from(
+        return "prune", draw(sampling.sampled_from(
             [{"keep": 1}, {"keep": 3}, {"older_than": datetime.timedelta(0)},
              {"keep": 1, "older_than": datetime.timedelta(days=1)}]))  # fmt: skip
 
-    @rule(data=st.data())
-    def change(self, data):
-        operation = data.draw(st.composite(self._operation)(), "operation")
-        self._change([operation], lambda: run(self.collection, *operation))
+    def _draw(self, sampler):
+        return sampler(self.random)
 
-    @rule(data=st.data())
-    def change_much(self, data):
+    @rule(changes=st.integers(1, 5))
+    def change(self, changes):
+        for _ in range(changes):
+            operation = self._operation(self._draw)
+            self._change([operation], functools.partial(self._run, operation))
+            self.is_as_it_should_be()
+
+    def _run(self, operation):
+        return run(self.collection, *operation)
+
+    @rule(changes=st.integers(2, 4))
+    def change_much(self, changes):
         """Make several changes in one transaction."""
-        draw = data.draw
-        operations = [draw(st.composite(self._operation)(), "operation") for _ in range(draw(st.integers(2, 4)))]
+        operations = [self._operation(self._draw) for _ in range(changes)]
 
         def make():
             with self.collection.transaction() as change:
@@ -218,6 +235,7 @@ class Machine(RuleBasedStateMachine):
 
     def _change(self, operations, make):
         self.is_checked = False
+        type(self).changes += 1
         try:
             draft = self.history.change(operations)
         except RefusedError:
@@ -243,10 +261,10 @@ class Machine(RuleBasedStateMachine):
         self.is_checked = False
         self.collection = Collection.open(self.location, index=index, verify=verify)
 
-    @rule(data=st.data())
-    def open_another_version(self, data):
+    @rule()
+    def open_another_version(self):
         assert [version.version for version in self.collection.versions()] == sorted(self.history.kept, reverse=True)
-        version = self._version(data.draw)
+        version = self._version(self._draw)
         number = self.history.tags.get(version) if isinstance(version, str) else version
         if number not in self.history.kept:
             with pytest.raises(CollectionNotFoundError):
@@ -348,7 +366,7 @@ class Machine(RuleBasedStateMachine):
                 return
             after = pairs[0][-1]
 
-    @rule(number=FILTER, batch_rows=st.sampled_from([1, 7, 1000]), after=st.none() | IDS, data=st.data())
+    @rule(number=FILTER, batch_rows=st.sampled_from([1, 7, 1000]), after=st.none() | ASKED_IDS, data=st.data())
     def scan(self, number, batch_rows, after, data):
         now = self.history.now
         if len(now.rows) > 100:
@@ -380,7 +398,7 @@ class Machine(RuleBasedStateMachine):
         if both is not None:
             assert list(zip(*both[0].to_pydict().values(), strict=True)) == both[1]
 
-    @rule(ids=st.lists(IDS, min_size=1, max_size=6))
+    @rule(ids=st.lists(ASKED_IDS, min_size=1, max_size=6))
     def get(self, ids):
         rows = self.history.now.rows
         wanted = np.array(ids, np.int64)

@@ -12,23 +12,26 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.engine.living.machine import Machine
 
 STEPS = int(os.environ.get("HASHLIGHT_TEST_STEPS", "3000"))
-STEPS_AT_ONCE = 50
 
 
 def machine_at(place):
     numbers = itertools.count()
 
     class Placed(Machine):
+        changes = 0
+
         def place(self):
             return place(next(numbers))
 
     return Placed
 
 
-def run_steps(machine, steps, *, at_once=STEPS_AT_ONCE):
-    run_state_machine_as_test(machine, settings=settings(
-        max_examples=max(1, steps // at_once), stateful_step_count=at_once, deadline=None, database=None,
-        suppress_health_check=list(HealthCheck), print_blob=True))  # fmt: skip
+def run_steps(machine, steps):
+    """Run examples until so many changes were made or refused, besides questions."""
+    how = settings(max_examples=5, stateful_step_count=30, deadline=None, database=None, print_blob=True,
+                   suppress_health_check=list(HealthCheck))  # fmt: skip
+    while machine.changes < steps:
+        run_state_machine_as_test(machine, settings=how)
 
 
 def in_folder(tmp_path):
@@ -41,11 +44,11 @@ def in_bucket(bucket):
 
 
 def test_a_collection_is_a_dict(tmp_path):
-    run_steps(in_folder(tmp_path), 200)
+    run_steps(in_folder(tmp_path), 150)
 
 
 def test_a_collection_in_a_bucket_is_a_dict(bucket):
-    run_steps(in_bucket(bucket), 40, at_once=20)
+    run_steps(in_bucket(bucket), 25)
 
 
 @pytest.mark.slow
