@@ -69,3 +69,16 @@ def test_only_values_that_stay_must_fit_the_new_type_of_a_column(collection):
     assert column(collection, "size") == {0: 1, 2: 3, 3: 7}
     collection = collection.set_column("size", [["a"], None, []], ids=[0, 2, 3], type=pa.list_(pa.string()))
     assert column(collection, "size") == {0: ["a"], 2: None, 3: []}
+
+
+def test_filters_see_values_beyond_those_that_a_column_had(collection):
+    collection = collection.set_column("label", [100, None], ids=[0, 3])
+    assert collection.count("label > 50") == collection.count("label is null") == 1
+    assert collection.search(CODES[:1], 1, filter="label == 100").ids.tolist() == [[0]]
+    assert collection.delete_where("label >= 100").count() == 3
+
+
+def test_a_rollback_keeps_tags_that_were_given_since(collection):
+    collection = collection.delete([0]).tag("later").rollback(1)
+    assert collection.manifest.tags.keys() == {"later"}
+    assert len(Collection.open(collection.location, version="later")) == 3
