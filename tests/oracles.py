@@ -9,8 +9,14 @@ BITS_IN_BYTE = np.array([bin(byte).count("1") for byte in range(256)], np.int64)
 
 def hamming_distances(queries_QW: np.ndarray, codes_NW: np.ndarray) -> np.ndarray:
     """All distances, (Q, N) int64, by xor and a byte table."""
-    bytes_Q = np.ascontiguousarray(queries_QW).view(np.uint8).reshape(len(queries_QW), 8 * queries_QW.shape[1])
-    bytes_N = np.ascontiguousarray(codes_NW).view(np.uint8).reshape(len(codes_NW), 8 * codes_NW.shape[1])
+    bytes_Q = (
+        np.ascontiguousarray(queries_QW)
+        .view(np.uint8)
+        .reshape(len(queries_QW), queries_QW.itemsize * queries_QW.shape[1])
+    )
+    bytes_N = (
+        np.ascontiguousarray(codes_NW).view(np.uint8).reshape(len(codes_NW), codes_NW.itemsize * codes_NW.shape[1])
+    )
     rows = [BITS_IN_BYTE[bytes_N ^ query].sum(axis=1) for query in bytes_Q]
     return np.array(rows, np.int64).reshape(len(queries_QW), len(codes_NW))
 

@@ -208,7 +208,8 @@ class Attributes:
             file = columns.get(field.name, own)
             if file is None or field.name not in file.schema.names:
                 continue
-            if (got := file.schema.field(field.name).type) != field.type:
+            # By its number: in the first collections a name may occur twice.
+            if (got := file.schema.field(file.schema.names.index(field.name)).type) != field.type:
                 raise CorruptDataError(
                     f"{file} has attribute `{field.name}` as {got}, the manifest as {field.type}: {_REMEDY}"
                 )

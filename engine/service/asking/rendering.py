@@ -194,8 +194,8 @@ def _hits(answer: Answer, begin: int, end: int) -> list[dict[str, Any]]:
 def _rest(answer: Answer, number: int) -> dict[str, Any]:
     """Return what the result of a query holds besides its hits."""
     rest: dict[str, Any] = {"truncated": bool(answer.truncated[number]), "next": None}
-    if rest["truncated"]:
-        last = int(answer.lims[number + 1]) - 1
+    last = int(answer.lims[number + 1]) - 1
+    if rest["truncated"] and last >= answer.lims[number]:
         rest["next"] = {
             "version": answer.coverage.version,
             "distance": int(answer.distances[last]),

@@ -81,7 +81,7 @@ MANY_NOTS = json.dumps({**GOOD, "filter": "not " * 2_400 + "label == 1"}).encode
         pytest.param(b"\xff\xfe\x00", JSON, 400, id="no UTF-8"),
         pytest.param(b"\x00" * 1000, JSON, 400, id="zeros"),
         pytest.param(DEEP, JSON, 400, id="10,000 deep"),
-        pytest.param(b'{"queries": [{"code": "\\ud800"}]}', JSON, 400, id="half a character"),
+        pytest.param(b'{"queries": [{"code": "\\ud800"}]}', JSON, 422, id="half a character"),
         pytest.param(b"null", JSON, 422, id="null"),
         pytest.param(b"[]", JSON, 422, id="a list"),
         pytest.param(b'{"queries": [{"id": 1e400}]}', JSON, 422, id="an infinite id"),
