@@ -299,7 +299,7 @@ def test_export_replaces_nothing_unasked(tmp_path):
     collection = Collection.from_numpy(codes_of(64, 3), tmp_path / "c", tables=False)
     collection.to_parquet(tmp_path / "x.parquet")
     before = (tmp_path / "x.parquet").read_bytes()
-    with pytest.raises(FileExistsError, match="may be replaced"):
+    with pytest.raises(FileExistsError, match="allow it to be replaced"):
         collection.to_parquet(tmp_path / "x.parquet")
     with pytest.raises(FileExistsError, match="is a folder"):
         collection.to_parquet(tmp_path / "c", overwrite=True)
