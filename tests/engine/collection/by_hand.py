@@ -89,6 +89,7 @@ def changed(path, shard, part):
     for number, (name, (kind, values)) in enumerate(sorted(part.columns.items())):
         data = arrow_file(name, pa.array([values[id_] for id_ in ids], kind))
         shard["columns"][name] = put(path / "columns", f"{shard['name']}-{number:04d}", data)
+        shard["statistics"].pop(name, None)  # those of the values that it was written with
     return shard
 
 
