@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -207,7 +208,10 @@ def test_shards_with_scalar_files_and_versions_that_follow_are_skipped_too(tmp_p
     monkeypatch.setattr(scalars, "MIN_ROWS", 16)
     collection, kept = make(tmp_path / "c")
     assert all(scalars.SCALARS in spec.files for spec in collection.manifest.shards)
-    assert Outcomes(collection.manifest).of("label == 31", None).astype(bool).tolist() == [True] * SHARDS
+    assert (
+        Outcomes(collection.manifest, where=collection.path).of("label == 31", None).astype(bool).tolist()
+        == [True] * SHARDS
+    )
     assert [number for number, _ in collection._parts.matching("label == 31", None)] == [3]
     for text in ("label >= 30 and label < 52", "name == 'c1'", "marked is null", "price > 11.9"):
         assert collection.count(text) == len(kept.ids(FILTERS[text]))
@@ -227,9 +231,9 @@ def test_a_filter_is_checked_where_no_shard_is_asked(made):
 def test_statistics_that_are_not_known_skip_nothing(made):
     manifest = made[0].manifest
     bare = [dataclasses.replace(spec, statistics={}) for spec in manifest.shards]
-    unknown = Outcomes(dataclasses.replace(manifest, shards=tuple(bare)))
-    half = Outcomes(dataclasses.replace(manifest, shards=(*bare[:6], *manifest.shards[6:])))
-    whole = Outcomes(manifest)
+    unknown = Outcomes(dataclasses.replace(manifest, shards=tuple(bare)), where=Path("c"))
+    half = Outcomes(dataclasses.replace(manifest, shards=(*bare[:6], *manifest.shards[6:])), where=Path("c"))
+    whole = Outcomes(manifest, where=Path("c"))
     for text in FILTERS:
         told = whole.of(text, None)
         found = unknown.of(text, None)
@@ -243,6 +247,6 @@ def test_statistics_of_another_type_are_refused(made):
     manifest = made[0].manifest
     first = manifest.shards[0]
     wrong = dataclasses.replace(first, statistics={**first.statistics, "label": {"min": "a", "max": "b", "nulls": 0}})
-    outcomes = Outcomes(dataclasses.replace(manifest, shards=(wrong, *manifest.shards[1:])))
+    outcomes = Outcomes(dataclasses.replace(manifest, shards=(wrong, *manifest.shards[1:])), where=Path("c"))
     with pytest.raises(CorruptDataError, match="statistics of attribute label in the manifest are not of type int32"):
         outcomes.of("label == 3", None)

@@ -45,7 +45,7 @@ def test_what_is_exported_is_imported(photos, tmp_path, name, options):
     found = back.get(IDS)
     assert found["code"].to_pylist() == [code.tobytes() for code in CODES]
     assert kind == "faiss" or found["n"].to_pylist() == list(range(30))
-    assert "may be replaced" in run("export", photos, target, "--to", kind, code=1)
+    assert "allow it to be replaced" in run("export", photos, target, "--to", kind, code=1)
     run("export", photos, target, "--to", kind, "--overwrite")
 
 
