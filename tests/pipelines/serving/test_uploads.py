@@ -180,7 +180,7 @@ def test_a_process_that_ends_while_it_starts_is_told_and_another_started(uploads
     with monkeypatch.context() as patched:
         patched.setattr(sys, "executable", "/bin/false")
         decoder = uploads()
-        with pytest.raises(PipelineError, match="was killed 11 times in a row"):
+        with pytest.raises(PipelineError, match="was killed 21 times in a row"):
             decoder.decode(number(9), max_pixels=400, timeout_s=600)
     assert (decoder.decode(number(9), max_pixels=400, timeout_s=600) == 9).all()
 
