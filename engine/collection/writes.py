@@ -287,7 +287,7 @@ class Writes:
         Parameters
         ----------
         keep : int, optional
-            How many stay, with the live one; the one before it stays in any case.
+            How many stay, the one that this call makes included; the one before it stays in any case.
         older_than : datetime.timedelta, optional
             Younger ones stay, too.
 

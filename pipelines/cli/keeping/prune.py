@@ -16,7 +16,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 def prune(
     collection: ExistingCollectionArgument,
-    keep: Annotated[int | None, typer.Option(min=1, help="Versions that stay, with the live one.")] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="Versions that stay, pruning's own included.")] = None,
     older_than: Annotated[str | None, typer.Option(help="Younger versions stay: 30m, 12h, 7d, 4w.")] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
