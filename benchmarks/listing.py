@@ -60,11 +60,11 @@ def peak_mib() -> int:
 
 
 def list_once(corpus: Path, output: Path) -> dict[str, float]:
-    from hashlight.pipelines.corpora.work import plan_work
+    from hashlight.pipelines.corpora.work import list_work
 
     before = peak_mib()
     start = time.perf_counter()
-    work = plan_work(corpus, output)
+    work = list_work(corpus, output)
     seconds = time.perf_counter() - start
     return {
         "entries": work.images or 0,

@@ -23,13 +23,13 @@ from hashlight.pipelines.cli.keeping.update import set_column, update
 from hashlight.pipelines.cli.keeping.verify import verify
 from hashlight.pipelines.cli.keeping.versions import versions
 from hashlight.pipelines.cli.machine.calibrate import calibrate
-from hashlight.pipelines.cli.machine.plan import plan
+from hashlight.pipelines.cli.machine.size import size
 from hashlight.pipelines.cli.machine.warmup import warmup
 from hashlight.pipelines.cli.making.build import build
 from hashlight.pipelines.cli.making.demo import demo
 from hashlight.pipelines.cli.making.encode import encode
 from hashlight.pipelines.cli.making.import_ import import_
-from hashlight.pipelines.cli.making.plan_work import plan_work
+from hashlight.pipelines.cli.making.list_ import list_
 from hashlight.pipelines.cli.making.train import train
 from hashlight.pipelines.cli.using.count import count
 from hashlight.pipelines.cli.using.dedup import dedup
@@ -44,7 +44,7 @@ from hashlight.pipelines.cli.using.serve import serve
 # In the order of `hashlight --help`.
 VERBS = (
     train,
-    plan_work,
+    list_,
     encode,
     build,
     import_,
@@ -69,7 +69,7 @@ VERBS = (
     scale,
     warmup,
     calibrate,
-    plan,
+    size,
     demo,
 )
 

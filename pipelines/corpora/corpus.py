@@ -36,8 +36,8 @@ import pyarrow as pa
 
 from hashlight.engine.ids import find_repeated
 from hashlight.engine.places.uris import normalise, without_credentials
-from hashlight.pipelines.corpora import idx, images, parquet, uris, webdataset
 from hashlight.pipelines.corpora.ids import IdRule, refuse_repeated_images, settle_ids, with_ids
+from hashlight.pipelines.corpora.kinds import idx, images, parquet, uris, webdataset
 from hashlight.pipelines.corpora.listing import (
     ROW,
     SHARDS,

@@ -1,7 +1,8 @@
 """Work lists: a corpus, listed once, as an Arrow file whose record batches are the units of work.
 
-A unit is up to `unit_images` images, or one range of a tar shard (`pipelines.corpora.webdataset.divided`). What can
-only be read from its start, such as a row group of a Parquet file, is in one unit with others, or has units of its own.
+A unit is up to `unit_images` images, or one range of a tar shard (`pipelines.corpora.kinds.webdataset.divided`). What
+can only be read from its start, such as a row group of a Parquet file, is in one unit with others, or has units of its
+own.
 A last batch, without rows, carries the summary of what was listed and a digest of each unit, by which a resumed job
 knows what has changed. Listing is a stream: memory holds a unit, and the file's own index, `INDEX_BYTES` a unit, which
 is all that a reader holds of it, too.
@@ -41,8 +42,8 @@ from hashlight.pipelines.corpora.ids import (
     settle_ids,
     with_ids,
 )
+from hashlight.pipelines.corpora.kinds.webdataset import START, STOP, divided
 from hashlight.pipelines.corpora.listing import BASE_SCHEMA, GROUP, IMAGES, ROW, SHARDS, SOURCE, Listing
-from hashlight.pipelines.corpora.webdataset import START, STOP, divided
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import parse_object
 
@@ -97,7 +98,7 @@ class WorkSummary:
         return IdRule(self.ids, self.name)
 
 
-def plan_work(
+def list_work(
     corpus: str | Path,
     output: str | Path,
     *,
@@ -267,9 +268,8 @@ class WorkList:
             raise
         except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError) as error:
             raise PipelineError(
-                f"{self._where} is not a readable work list ({error}): list the corpus again with `hashlight "
-                "plan-work`; if it is the plan of an encode job, delete it and encode again as before, which keeps "
-                "what is finished"
+                f"{self._where} is not a readable work list ({error}): list the corpus again with `hashlight list`; if "
+                "it is the plan of an encode job, delete it and encode again as before, which keeps what is finished"
             ) from error
 
 

@@ -32,7 +32,7 @@ from PIL import Image
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.engine.places.failures import TooManyBytesError
 from hashlight.pipelines.corpora import reasons
-from hashlight.pipelines.corpora.images import MAX_ENCODED_BYTES
+from hashlight.pipelines.corpora.kinds.images import MAX_ENCODED_BYTES
 from hashlight.pipelines.corpora.reasons import Reason, reason_of
 from hashlight.pipelines.decoding.worker import (
     ANSWER,

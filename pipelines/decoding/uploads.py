@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.errors import ImageError, ImageLimitError
 from hashlight.engine.errors import DeadlineExceededError
-from hashlight.pipelines.corpora.images import MAX_ENCODED_BYTES
+from hashlight.pipelines.corpora.kinds.images import MAX_ENCODED_BYTES
 from hashlight.pipelines.decoding.pool import Decoder, fill
 from hashlight.pipelines.decoding.worker import GOOD, LATE, DecodeLimits
 

@@ -52,7 +52,7 @@ from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, PLAN, STEPS,
 from hashlight.pipelines.codes.summary import SUMMARY, EncodeSummary
 from hashlight.pipelines.corpora.listing import SOURCE, told
 from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, RETRIED
-from hashlight.pipelines.corpora.work import UNIT_IMAGES, Units, WorkList, WorkSummary, plan_work, read_work
+from hashlight.pipelines.corpora.work import UNIT_IMAGES, Units, WorkList, WorkSummary, list_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding.actors import Stage, plan_actors
 from hashlight.pipelines.encoding.blocks import cut_into_blocks
@@ -162,7 +162,7 @@ def encode_corpus(
     Parameters
     ----------
     corpus : str or Path
-        A corpus, as in `pipelines.corpora.corpus`, or a work list by `pipelines.corpora.work.plan_work`.
+        A corpus, as in `pipelines.corpora.corpus`, or a work list by `pipelines.corpora.work.list_work`.
     encoder : str or Path
         An encoder's folder, local or in a bucket.
     output : str or Path
@@ -292,7 +292,7 @@ def _plan(
     with output.scratch(PLAN) as aside:
         work = read_work(corpus)
         if work is None:
-            work = plan_work(corpus, aside, unit_images=unit_images)
+            work = list_work(corpus, aside, unit_images=unit_images)
         else:
             open_place(corpus).download("", aside)
         _refuse_taken_columns(work, kept)

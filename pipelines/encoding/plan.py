@@ -21,8 +21,8 @@ from hashlight.engine.places.place import Place
 from hashlight.pipelines.codes.parts import PLAN
 from hashlight.pipelines.codes.summary import SUMMARY
 from hashlight.pipelines.corpora.ids import IdRule
+from hashlight.pipelines.corpora.kinds.webdataset import START, STOP, range_id
 from hashlight.pipelines.corpora.listing import SHARDS
-from hashlight.pipelines.corpora.webdataset import START, STOP, range_id
 from hashlight.pipelines.corpora.work import Units, WorkList, WorkWriter, cut, digest_of
 
 # Old units whose entries are being found; beyond so many, the one that was begun first is given up.

@@ -34,10 +34,10 @@ from hashlight.pipelines.codes.parts import (
 )
 from hashlight.pipelines.corpora.corpus import Readers, read_images
 from hashlight.pipelines.corpora.ids import hashed_ids, with_ids
+from hashlight.pipelines.corpora.kinds.webdataset import START, STOP, Sample, read_shard, shard_entries
 from hashlight.pipelines.corpora.labels import attribute_names
 from hashlight.pipelines.corpora.listing import BASE_SCHEMA, SHARDS, SOURCE
 from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, Reason, RepeatedError
-from hashlight.pipelines.corpora.webdataset import START, STOP, Sample, read_shard, shard_entries
 from hashlight.pipelines.corpora.work import WorkList, digest_of
 from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool
 from hashlight.pipelines.decoding.worker import DecodeLimits

@@ -22,7 +22,7 @@ from hashlight.engine.service.asking.rendering import search_frame, search_table
 from hashlight.engine.service.asking.retrieval import Ask, answer
 from hashlight.engine.service.asking.searcher import CollectionSearcher
 from hashlight.pipelines.codes.encoder import load_encoder as load_encoder_from
-from hashlight.pipelines.corpora.images import MAX_ENCODED_BYTES
+from hashlight.pipelines.corpora.kinds.images import MAX_ENCODED_BYTES
 from hashlight.pipelines.decoding.images import decode_one
 from hashlight.pipelines.evaluation.pictures import Tile, answer_tile, save_grid
 from hashlight.pipelines.jobs.errors import PipelineError

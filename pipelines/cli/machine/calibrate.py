@@ -19,7 +19,7 @@ def calibrate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure this machine once, for `hashlight plan`."""
+    """Measure this machine once, for `hashlight size`."""
     from hashlight.pipelines.capacity.calibrate import calibrate as measure
 
     with spinner("measuring this machine") as say:

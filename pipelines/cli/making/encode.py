@@ -78,7 +78,7 @@ def _refuse_ids(ids: str, corpus: str, *, retry_rejects: bool) -> None:
     if retry_rejects:
         raise typer.BadParameter("--retry-rejects keeps the ids that the job has: give it without --ids")
     if read_work(corpus):
-        raise typer.BadParameter("a work list has its ids: give --ids to `hashlight plan-work`, which writes it")
+        raise typer.BadParameter("a work list has its ids: give --ids to `hashlight list`, which writes it")
 
 
 @contextlib.contextmanager
@@ -87,20 +87,18 @@ def _listed(corpus: str, ids: str, unit_images: int) -> Iterator[str | Path]:
     if ids == "auto":
         yield corpus
         return
-    from hashlight.pipelines.corpora.work import SUFFIX, plan_work
+    from hashlight.pipelines.corpora.work import SUFFIX, list_work
 
     with tempfile.TemporaryDirectory(prefix="hashlight-work-") as folder:
         work = Path(folder, f"work{SUFFIX}")
-        plan_work(corpus, work, unit_images=unit_images, ids=ids)
+        list_work(corpus, work, unit_images=unit_images, ids=ids)
         yield work
 
 
 def encode(
     input: Annotated[
         str,
-        typer.Option(
-            "--input", help=f"{CORPUS_HELP} Or a work list of `hashlight plan-work`.", callback=refuse_missing
-        ),
+        typer.Option("--input", help=f"{CORPUS_HELP} Or a work list of `hashlight list`.", callback=refuse_missing),
     ],
     encoder: EncoderOption,
     output: Annotated[str, typer.Option("--output", help="Folder for the codes, local or in a bucket.")],

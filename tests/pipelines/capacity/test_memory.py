@@ -25,7 +25,7 @@ from hashlight.pipelines.capacity.constants import (
 )
 from hashlight.pipelines.codes.parts import CODES, cut_parts, list_parts, part_name
 from hashlight.pipelines.codes.parts import STEPS as STEPS_OF_A_UNIT
-from hashlight.pipelines.corpora.work import Units, WorkList, WorkSummary, plan_work
+from hashlight.pipelines.corpora.work import Units, WorkList, WorkSummary, list_work
 from hashlight.pipelines.encoding import encode, rejects
 from hashlight.pipelines.jobs.folder import JobFolder
 
@@ -102,7 +102,7 @@ def test_the_driver_holds_as_much_for_a_unit_as_planned_and_nothing_for_a_reject
     few, many = fill(tmp_path / "few", 100, 0), fill(tmp_path / "many", 500, 0)
     run(few)  # imports and caches are no part of a slope
     slope = (traced(lambda: run(many))[1] - traced(lambda: run(few))[1]) / 400
-    assert slope <= planned, "more than `hashlight plan` says"
+    assert slope <= planned, "more than `hashlight size` says"
     assert step == "rejects" or slope > planned / 4, "the plan is far too careful"
 
 
@@ -121,7 +121,7 @@ def test_an_actor_holds_the_index_of_the_work_list(tmp_path):
     held = []
     for units in (2_000, 10_000):
         (tmp_path / f"{units}.txt").write_text("".join(f"/data/{row:09d}.jpg\n" for row in range(units)))
-        plan_work(tmp_path / f"{units}.txt", tmp_path / f"{units}.arrow", unit_images=1)
+        list_work(tmp_path / f"{units}.txt", tmp_path / f"{units}.arrow", unit_images=1)
         with (tmp_path / f"{units}.arrow").open("rb") as raw:
             gc.collect()
             before = native()

@@ -119,7 +119,7 @@ def run(*arguments):
 
 def test_calibrate_then_plan(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    asked = ("plan", "--images", "5e9", "--qps", 500, "--radius", 4)
+    asked = ("size", "--images", "5e9", "--qps", 500, "--radius", 4)
     before = run(*asked)
     assert before.exit_code == 1
     assert "this machine has not been measured" in " ".join(before.stderr.split())
@@ -166,4 +166,4 @@ def test_damaged_constants_are_refused(tmp_path, monkeypatch):
 def test_impossible_demands_are_refused(demand, message):
     with pytest.raises(ValueError, match=message):
         values(images=1000, **demand)
-    assert run("plan", "--images", 10, "--qps", 1, "--radius", 1, "-k", 2).exit_code == 2
+    assert run("size", "--images", 10, "--qps", 1, "--radius", 1, "-k", 2).exit_code == 2

@@ -220,10 +220,10 @@ def test_missing_files_exit_with_2(collection, tmp_path, encoder):
 
 def test_a_work_list_stands_for_its_corpus(tmp_path, corpus, codes, encoder):
     work = tmp_path / "work.arrow"
-    result = run("plan-work", corpus, "--output", work, "--unit-images", 100, "--json")
+    result = run("list", corpus, "--output", work, "--unit-images", 100, "--json")
     assert result.exit_code == 0, result.output
     assert {"kind": "images", "units": 3, "images": 300}.items() <= json.loads(result.stdout).items()
-    assert run("plan-work", corpus, "--output", tmp_path / "work").exit_code == 2
+    assert run("list", corpus, "--output", tmp_path / "work").exit_code == 2
     arguments = ("encode", "--input", work, "--encoder", encoder, "--output", tmp_path / "codes", "--actors", 1)
     result = run(*arguments)
     assert result.exit_code == 0, result.output
@@ -309,13 +309,13 @@ def test_a_killed_build_leaves_the_old_collection_or_the_new_one(tmp_path, codes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ids", "uri"], "a work list has its ids: give --ids to `hashlight plan-work`"),
+        (["--ids", "uri"], "a work list has its ids: give --ids to `hashlight list`"),
         (["--ids", "uri", "--retry-rejects"], "--retry-rejects keeps the ids that the job has: give it without --ids"),
         (["--ids", "names"], "ids are made from auto, name, uri, content"),
     ],
 )
 def test_ids_that_cannot_be_given_are_refused_before_any_work(tmp_path, corpus, encoder, arguments, message):
-    assert run("plan-work", corpus, "--output", tmp_path / "work.arrow").exit_code == 0
+    assert run("list", corpus, "--output", tmp_path / "work.arrow").exit_code == 0
     # At the address there is no cluster.
     options = ["--encoder", encoder, "--output", tmp_path / "codes", "--address", "127.0.0.1:1", *arguments]
     result = run("encode", "--input", tmp_path / "work.arrow", *options)
@@ -325,10 +325,10 @@ def test_ids_that_cannot_be_given_are_refused_before_any_work(tmp_path, corpus, 
 
 
 def test_a_damaged_work_list_is_named(tmp_path, corpus, encoder):
-    assert run("plan-work", corpus, "--output", tmp_path / "work.arrow").exit_code == 0
+    assert run("list", corpus, "--output", tmp_path / "work.arrow").exit_code == 0
     data = (tmp_path / "work.arrow").read_bytes()
     (tmp_path / "work.arrow").write_bytes(data[:-20])
     result = run("encode", "--input", tmp_path / "work.arrow", "--encoder", encoder, "--output", tmp_path / "codes")
     assert result.exit_code == 1
     assert f"{tmp_path}/work.arrow is not a readable work list" in result.stderr
-    assert "list the corpus again with `hashlight plan-work`" in result.stderr
+    assert "list the corpus again with `hashlight list`" in result.stderr

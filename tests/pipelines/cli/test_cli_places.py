@@ -30,7 +30,7 @@ from tests.encoded import read_codes
 # What an option that takes text may be. A new one must be put into one of the three.
 PLACES = {
     "train": {"input", "output", "pairs"},
-    "plan-work": {"corpus", "output"},
+    "list": {"corpus", "output"},
     "encode": {"input", "encoder", "output"},
     "build": {"codes", "output"},
     "import": {"source", "collection"},
@@ -114,8 +114,8 @@ def test_what_must_be_on_this_machine_refuses_a_uri(verb, name):
 
 READ_ONLY = [
     ("train", "--input", "s3://bucket/none", "--output", "memory://out"),
-    ("plan-work", "s3://bucket/none", "--output", "memory://out/work.arrow"),
-    ("plan-work", "s3://bucket/none", "--output", "https://host.invalid/out.arrow"),
+    ("list", "s3://bucket/none", "--output", "memory://out/work.arrow"),
+    ("list", "s3://bucket/none", "--output", "https://host.invalid/out.arrow"),
     ("encode", "--input", "s3://bucket/none", "--encoder", "s3://bucket/none", "--output", "https://host.invalid/out"),
     ("build", "--codes", "s3://bucket/none", "--output", "memory://out"),
     ("dedup", "s3://bucket/none", "--radius", 1, "--output", "http://host.invalid/out"),
@@ -139,7 +139,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(arguments):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("plan-work", "s3://bucket/none", "--output", "s3://work.arrow"),
+        ("list", "s3://bucket/none", "--output", "s3://work.arrow"),
         ("search", "s3://bucket/none", "--codes", "s3://bucket/none", "--output", "s3://found.parquet"),
         ("search", "s3://bucket/none", "--image", "s3://bucket/none", "--save", "s3://grid.png"),
     ],

@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hashlight.pipelines.corpora import webdataset
 from hashlight.pipelines.corpora.corpus import list_corpus, open_listing, read_images
+from hashlight.pipelines.corpora.kinds import webdataset
+from hashlight.pipelines.corpora.kinds.webdataset import read_shard
 from hashlight.pipelines.corpora.listing import SHARDS
-from hashlight.pipelines.corpora.webdataset import read_shard
-from hashlight.pipelines.corpora.work import plan_work
+from hashlight.pipelines.corpora.work import list_work
 from hashlight.pipelines.decoding.images import readable_images
 from hashlight.pipelines.jobs.errors import PipelineError
 
@@ -117,7 +117,7 @@ def check_folder(place, names):
     root = place.uri().partition("?")[0]
     assert sorted(entry["uri"].removeprefix(f"{root}/") for entry in entries) == images
     assert left_out == skipped
-    assert plan_work(place.uri(), place.uri("../list.arrow") if isinstance(place, Local) else
+    assert list_work(place.uri(), place.uri("../list.arrow") if isinstance(place, Local) else
                      place.bucket.uri(f"{place.prefix}-list.arrow")).skipped == skipped  # fmt: skip
     # Seen = entries + left out, where a hidden folder is seen as one.
     assert len(entries) + left_out.total() == len({hidden_root(name) or name for name in names})

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hashlight.pipelines.corpora import ids
 from hashlight.pipelines.corpora.corpus import list_corpus
-from hashlight.pipelines.corpora.work import WorkList, plan_work
+from hashlight.pipelines.corpora.work import WorkList, list_work
 from hashlight.pipelines.jobs.errors import PipelineError
 
 WIDTH = 5
@@ -66,7 +66,7 @@ def test_names_of_a_folder_with_the_same_hash(tmp_path, narrow_hashes, unit_imag
     folder = write_files(tmp_path / "photos", NAMES)
     first = [narrow(f"photos/{name}".encode()) for name in sorted(NAMES)]
     assert len(set(first)) < len(first), "some have the same hash"
-    plan_work(folder, tmp_path / "work.arrow", unit_images=unit_images)
+    list_work(folder, tmp_path / "work.arrow", unit_images=unit_images)
     entries = entries_of(tmp_path / "work.arrow")
     assert entries["id"].to_pylist() == settled(first)
     assert entries["uri"].to_pylist() == [str(folder / name) for name in sorted(NAMES)]
@@ -86,7 +86,7 @@ def start(self, path):
         os._exit(9)
     begin(self, path)
 begin, work.WorkWriter.__init__ = work.WorkWriter.__init__, start
-work.plan_work(sys.argv[1], sys.argv[2])
+work.list_work(sys.argv[1], sys.argv[2])
 """
 
 
@@ -99,7 +99,7 @@ def test_what_a_crash_leaves_while_ids_are_settled_is_removed_by_the_next_run(tm
     done = subprocess.run([sys.executable, "-c", CRASH, str(folder), str(output)], capture_output=True, check=False)
     assert done.returncode == 9, done.stderr
     assert len(list(output.parent.iterdir())) == 2
-    plan_work(folder, output)
+    list_work(folder, output)
     assert sorted(output.parent.iterdir()) == sorted([other, output])
 
 
@@ -110,17 +110,17 @@ def test_lines_and_rows_with_the_same_hash(tmp_path, narrow_hashes):
     pq.write_table(pa.table({"image": [b"x"] * 16}), tmp_path / "p.parquet")
     first = [narrow(f"{tmp_path.name}/p.parquet#{row}".encode()) for row in range(16)]
     assert len(set(first)) < len(first)
-    plan_work(tmp_path / "p.parquet", tmp_path / "work.arrow", unit_images=3)
+    list_work(tmp_path / "p.parquet", tmp_path / "work.arrow", unit_images=3)
     assert entries_of(tmp_path / "work.arrow")["id"].to_pylist() == settled(first)
 
 
 def test_an_image_that_is_listed_twice_and_an_id_that_is_given_twice_are_refused(tmp_path, narrow_hashes):
     (tmp_path / "list.txt").write_text("a.png\nb.png\na.png\n")
     with pytest.raises(PipelineError, match=r"1 ids occur .*/a\.png and .*/a\.png"):
-        plan_work(tmp_path / "list.txt", tmp_path / "work.arrow")
+        list_work(tmp_path / "list.txt", tmp_path / "work.arrow")
     pq.write_table(pa.table({"image": [b"x"] * 3, "id": [4, 5, 4]}), tmp_path / "p.parquet")
     with pytest.raises(PipelineError, match=r"1 ids occur .* 4 for .*#0 and .*#2: .* its own `id`"):
-        plan_work(tmp_path / "p.parquet", tmp_path / "work.arrow")
+        list_work(tmp_path / "p.parquet", tmp_path / "work.arrow")
     assert not (tmp_path / "work.arrow").exists()
 
 
@@ -148,7 +148,7 @@ def test_two_folders_with_the_same_names_have_different_ids(tmp_path):
     assert list_corpus(copy)["id"].equals(list_corpus(one)["id"])
 
     def planned(folder, rule):
-        plan_work(folder, tmp_path / "work.arrow", ids=rule)
+        list_work(folder, tmp_path / "work.arrow", ids=rule)
         return entries_of(tmp_path / "work.arrow")["id"].to_pylist()
 
     assert planned(two, "name:one") == planned(one, "auto") == planned(copy, "name")
@@ -176,7 +176,7 @@ def test_ids_from_a_column(tmp_path):
     (tmp_path / "p.parquet").write_bytes(buffer.getvalue())
 
     def planned(rule):
-        summary = plan_work(tmp_path / "p.parquet", tmp_path / "work.arrow", ids=rule)
+        summary = list_work(tmp_path / "p.parquet", tmp_path / "work.arrow", ids=rule)
         return summary, entries_of(tmp_path / "work.arrow")
 
     summary, entries = planned("column:asset")
@@ -191,4 +191,4 @@ def test_ids_from_a_column(tmp_path):
     with pytest.raises(ValueError, match=r"ids are made from auto, name, uri, content, .* got 'size'"):
         planned("size")
     with pytest.raises(PipelineError, match="has no column `asset` to take ids from, which only Parquet"):
-        plan_work(write_files(tmp_path / "photos", NAMES), tmp_path / "work.arrow", ids="column:asset")
+        list_work(write_files(tmp_path / "photos", NAMES), tmp_path / "work.arrow", ids="column:asset")

@@ -19,9 +19,9 @@ from PIL import Image
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places import failures, folder
 from hashlight.engine.places.reading import RetryingFile
-from hashlight.pipelines.corpora import idx
 from hashlight.pipelines.corpora.corpus import list_corpus, read_images
-from hashlight.pipelines.corpora.webdataset import read_shard
+from hashlight.pipelines.corpora.kinds import idx
+from hashlight.pipelines.corpora.kinds.webdataset import read_shard
 from hashlight.pipelines.jobs.errors import PipelineError
 
 

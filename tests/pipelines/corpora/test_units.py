@@ -15,17 +15,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hashlight.pipelines.corpora import webdataset
 from hashlight.pipelines.corpora.corpus import Readers, list_corpus, read_images
-from hashlight.pipelines.corpora.webdataset import read_shard
-from hashlight.pipelines.corpora.work import WorkList, cut, plan_work
+from hashlight.pipelines.corpora.kinds import webdataset
+from hashlight.pipelines.corpora.kinds.webdataset import read_shard
+from hashlight.pipelines.corpora.work import WorkList, cut, list_work
 from tests.pipelines.corpora.test_accounting import PHOTOS, members, tar_of
 from tests.pipelines.reads import Reads
 
 
 def units_of(corpus, path, **options):
     """The units of a corpus, and what the list says of them."""
-    plan_work(corpus, path, **options)
+    list_work(corpus, path, **options)
     with pa.OSFile(str(path)) as raw:
         work = WorkList(raw, "work.arrow")
         return list(work.read_all()), work.units()

@@ -20,7 +20,7 @@ from hashlight.pipelines.cli.main import app
 from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.corpora.corpus import list_corpus, read_images, read_uri
 from hashlight.pipelines.corpora.reasons import reason_of
-from hashlight.pipelines.corpora.work import plan_work
+from hashlight.pipelines.corpora.work import list_work
 from hashlight.pipelines.encoding import encode as encode_module
 from hashlight.pipelines.encoding.encode import encode_corpus, retry_rejects
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -117,7 +117,7 @@ def test_a_missing_package_is_refused_before_anything_is_read(tmp_path):
     pq.write_table(pa.table({"uri": ["sftp://host/b.png"]}), tmp_path / "list.parquet")
     for name in ("list.txt", "list.parquet"):
         with pytest.raises(MissingDependencyError, match="sftp:// needs a package that is not installed"):
-            plan_work(tmp_path / name, tmp_path / "work.arrow")
+            list_work(tmp_path / name, tmp_path / "work.arrow")
     assert not (tmp_path / "work.arrow").exists()
 
 

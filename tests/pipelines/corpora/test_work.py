@@ -20,7 +20,7 @@ from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.places.opening import open_place
 from hashlight.pipelines.codes.parts import list_parts
 from hashlight.pipelines.corpora.corpus import list_corpus, read_images, read_uri
-from hashlight.pipelines.corpora.work import WorkList, WorkWriter, plan_work, read_work
+from hashlight.pipelines.corpora.work import WorkList, WorkWriter, list_work, read_work
 from hashlight.pipelines.jobs.errors import PipelineError
 
 
@@ -65,7 +65,7 @@ def folder(tmp_path):
 
 
 def test_units_are_the_listing_in_order(folder, tmp_path):
-    summary = plan_work(folder, tmp_path / "work.arrow", unit_images=4)
+    summary = list_work(folder, tmp_path / "work.arrow", unit_images=4)
     assert (summary.units, summary.images, summary.kind) == (3, 10, "images")
     assert read_work(tmp_path / "work.arrow") == summary
     units = units_of(tmp_path / "work.arrow")
@@ -76,7 +76,7 @@ def test_units_are_the_listing_in_order(folder, tmp_path):
 
 def test_the_digest_changes_with_what_was_listed(folder, tmp_path):
     def digest(**options):
-        return plan_work(folder, tmp_path / "work.arrow", **options).digest
+        return list_work(folder, tmp_path / "work.arrow", **options).digest
 
     first = digest()
     assert digest(unit_images=3) == first
@@ -87,13 +87,13 @@ def test_the_digest_changes_with_what_was_listed(folder, tmp_path):
 
 
 def test_a_failed_listing_leaves_the_old_work_list(folder, tmp_path):
-    plan_work(folder, tmp_path / "work.arrow")
+    list_work(folder, tmp_path / "work.arrow")
     before = (tmp_path / "work.arrow").read_bytes()
     (tmp_path / "twice.txt").write_text("a.png\nb.png\na.png\n")
     with pytest.raises(
         PipelineError, match=f"1 ids occur more than once in the corpus, for example {id_of(tmp_path, 'a.png')}"
     ):
-        plan_work(tmp_path / "twice.txt", tmp_path / "work.arrow")
+        list_work(tmp_path / "twice.txt", tmp_path / "work.arrow")
     assert (tmp_path / "work.arrow").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
     assert read_work(tmp_path / "twice.txt") is None
@@ -141,7 +141,7 @@ def test_webdataset_shards(tmp_path):
     assert [pixel(data) for data in read_images(entries)] == [1, 2, 3]
     assert pixel(next(read_images(entries.slice(1, 1)))) == 2
     assert pixel(read_uri(f"{shards}/1.tar.gz#x/a.png")) == 3
-    summary = plan_work(shards, tmp_path / "work.arrow")
+    summary = list_work(shards, tmp_path / "work.arrow")
     assert (summary.kind, summary.units, summary.images) == ("shards", 2, None)
 
 
@@ -188,7 +188,7 @@ def test_a_bucket_is_a_corpus_like_a_folder(folder, tmp_path, bucket):
     assert there["uri"][0].as_py() == f"s3://{bucket.name}/photos/class 0/0.png"
     assert list(read_images(there)) == list(read_images(here))
     assert len(list(open_place(bucket.uri("photos")).walk())) == 10
-    summary = plan_work(bucket.uri("photos"), bucket.uri("work/list.arrow"), unit_images=3)
+    summary = list_work(bucket.uri("photos"), bucket.uri("work/list.arrow"), unit_images=3)
     assert read_work(bucket.uri("work/list.arrow")) == summary
     bucket.put("shards/0.tar", tar_of({"a.png": png(1), "b.png": png(2)}))
     assert [pixel(data) for data in read_images(list_corpus(bucket.uri("shards")))] == [1, 2]
@@ -206,7 +206,7 @@ def test_credentials_in_a_uri_are_used_and_not_shown(folder, tmp_path, bucket):
         listed = list_corpus(f"{with_key}/{name}?{query}")
         assert listed["uri"][0].as_py() == f"s3://{bucket.name}/photos/class 0/0.png"
         assert next(read_images(listed)) == (folder / "class 0" / "0.png").read_bytes()
-    summary = plan_work(f"{with_key}/photos?{query}", tmp_path / "work.arrow")
+    summary = list_work(f"{with_key}/photos?{query}", tmp_path / "work.arrow")
     assert summary.corpus == f"s3://{bucket.name}/photos"
     bucket.put("photos/x.parquet", b"")
     for name in ("nothing", "photos"):
@@ -255,7 +255,7 @@ def test_parts_are_in_the_order_of_their_numbers(tmp_path):
 )
 def test_ranges_of_a_tar_that_lead_nowhere_are_refused(tmp_path, columns, message):
     (tmp_path / "a.tar").write_bytes(tar_of({"0.png": png(0)}))
-    summary = plan_work(tmp_path / "a.tar", tmp_path / "work.arrow")
+    summary = list_work(tmp_path / "a.tar", tmp_path / "work.arrow")
     entry = units_of(tmp_path / "work.arrow")[0]
     for name, values in columns.items():
         entry = entry.set_column(entry.column_names.index(name), name, pa.array(values))

@@ -27,7 +27,7 @@ from hashlight.pipelines.building.build import build_collection
 from hashlight.pipelines.codes.parts import FEATURES_COLUMN, read_parts
 from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.corpora.corpus import list_corpus, read_images
-from hashlight.pipelines.corpora.work import plan_work
+from hashlight.pipelines.corpora.work import list_work
 from hashlight.pipelines.decoding.images import encode_entries
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding import encode as encode_module
@@ -97,7 +97,7 @@ def test_an_actor_reads_a_row_group_of_a_bucket_once_for_ten_units(tmp_path, cor
         return real(store, name, key, *arguments, **options)
 
     bucket.put("corpus.parquet", corpus.read_bytes())
-    plan_work(bucket.uri("corpus.parquet"), tmp_path / "work.arrow", unit_images=30)
+    list_work(bucket.uri("corpus.parquet"), tmp_path / "work.arrow", unit_images=30)
     entries = list_corpus(bucket.uri("corpus.parquet"))
     monkeypatch.setattr(S3Backend, "get_object", get_object)
     assert len(list(read_images(entries))) == 300
@@ -382,7 +382,7 @@ def test_a_hostile_corpus_in_a_bucket_is_encoded_into_one(tmp_path, bucket, wild
 def test_too_many_rejects_stop_a_job_that_can_resume(tmp_path, hostile_thousand, encoder):
     folder, _ = hostile_thousand
     work = tmp_path / "work.arrow"
-    plan_work(folder, work, unit_images=100)
+    list_work(folder, work, unit_images=100)
     output = tmp_path / "codes"
     with pytest.raises(PipelineError, match=r"images were rejected so far, more than --max-rejects 1% allows"):
         encode_corpus(work, encoder, output, actors=1, max_rejects="1%")

@@ -18,8 +18,9 @@ import pytest
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.engine.places.opening import open_place
 from hashlight.pipelines.codes.parts import CODES, STEPS, list_parts, read_checked
-from hashlight.pipelines.corpora import ids, webdataset
-from hashlight.pipelines.corpora.work import Units, WorkList, WorkSummary, plan_work
+from hashlight.pipelines.corpora import ids
+from hashlight.pipelines.corpora.kinds import webdataset
+from hashlight.pipelines.corpora.work import Units, WorkList, WorkSummary, list_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding import encode, settling
 from hashlight.pipelines.encoding import units as encode_units
@@ -38,7 +39,7 @@ OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": Decode
 @pytest.fixture
 def folder(tmp_path, corpus, encoder):
     """An output as it is when its units begin: three units of 100 images."""
-    plan_work(corpus, tmp_path / "codes" / "plan.arrow", unit_images=100)
+    list_work(corpus, tmp_path / "codes" / "plan.arrow", unit_images=100)
     shutil.copytree(encoder, tmp_path / "codes" / "encoder")
     return tmp_path / "codes"
 
@@ -141,7 +142,7 @@ def test_units_of_two_threads_do_not_mix(folder, units, encoder, pictures):
 
 
 def test_ten_units_of_one_row_group_read_the_file_once(tmp_path, corpus, encoder, pictures, monkeypatch):
-    plan_work(corpus, tmp_path / "plan.arrow", unit_images=30)
+    list_work(corpus, tmp_path / "plan.arrow", unit_images=30)
     shutil.copytree(encoder, tmp_path / "encoder")
     units = EncodeUnits(str(tmp_path), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
     reads = Reads(monkeypatch)
@@ -167,7 +168,7 @@ def test_a_name_that_occurs_twice_in_a_shard_and_attributes_that_come_late(tmp_p
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     folder = tmp_path / "codes"
-    plan_work(tmp_path / "shards", folder / "plan.arrow")
+    list_work(tmp_path / "shards", folder / "plan.arrow")
     shutil.copytree(encoder, folder / "encoder")
     units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
     row = units({"unit": np.arange(2)})
@@ -210,7 +211,7 @@ def test_a_tar_in_ten_units_gives_what_it_gives_in_one(tmp_path, corpus, encoder
     found = []
     for name, size, expected in (("one", 60, 1), ("ten", 6, 10)):
         folder = tmp_path / name
-        work = plan_work(tmp_path / "shards", folder / "plan.arrow", unit_images=size)
+        work = list_work(tmp_path / "shards", folder / "plan.arrow", unit_images=size)
         assert (work.units, work.kind, work.images) == (expected, "shards", None)
         shutil.copytree(encoder, folder / "encoder")
         units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
@@ -252,7 +253,7 @@ def test_images_of_tars_with_the_same_hash_get_the_next(tmp_path, corpus, encode
     names = [f"shards/{shard}.tar#{row}.png" for shard in range(3) for row in range(4)]
     assert len({narrow(name, 5) for name in names}) < 10, "some have the same hash"
     folder = tmp_path / "codes"
-    plan_work(tmp_path / "shards", folder / "plan.arrow")
+    list_work(tmp_path / "shards", folder / "plan.arrow")
     shutil.copytree(encoder, folder / "encoder")
     units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
     units({"unit": np.arange(3)})
@@ -290,7 +291,7 @@ def test_ids_of_the_content_are_those_of_the_bytes_and_copies_get_the_next(tmp_p
     for number, image in enumerate([images[0], images[1], images[0], b"broken", images[2], images[0]]):
         (tmp_path / "photos" / f"{number}.png").write_bytes(image)
     folder = tmp_path / "codes"
-    plan_work(tmp_path / "photos", folder / "plan.arrow", unit_images=2, ids="content")
+    list_work(tmp_path / "photos", folder / "plan.arrow", unit_images=2, ids="content")
     shutil.copytree(encoder, folder / "encoder")
     units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
     units({"unit": np.arange(3)})

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hashlight.engine.places.opening import open_place
-from hashlight.pipelines.corpora.work import WorkList, WorkSummary, WorkWriter, plan_work
+from hashlight.pipelines.corpora.work import WorkList, WorkSummary, WorkWriter, list_work
 from hashlight.pipelines.encoding import plan
 from hashlight.pipelines.encoding.plan import put_plan
 from tests.pipelines.corpora.test_accounting import tar_of
@@ -21,7 +21,7 @@ from tests.pipelines.corpora.test_accounting import tar_of
 def listed(folder, *, size=3):
     """Plan a folder again; return {number: uris of the unit} and all numbers in the order of the plan."""
     work = folder.parent / "work.arrow"
-    plan_work(folder, work, unit_images=size)
+    list_work(folder, work, unit_images=size)
     put_plan(open_place(folder.parent / "codes"), work, size, str(work))
     with pa.OSFile(str(folder.parent / "codes" / "plan.arrow")) as raw:
         found = WorkList(raw, "work.arrow")
@@ -80,7 +80,7 @@ def test_an_image_that_was_written_again_or_touched_costs_its_unit(folder):
 def ranges(folder, size):
     """Plan a folder of tars again; return {number: (tar, first byte, first byte after it)}."""
     work = folder.parent / "work.arrow"
-    plan_work(folder, work, unit_images=size)
+    list_work(folder, work, unit_images=size)
     put_plan(open_place(folder.parent / "codes"), work, size, str(work))
     with pa.OSFile(str(folder.parent / "codes" / "plan.arrow")) as raw:
         found = WorkList(raw, "work.arrow")
@@ -121,7 +121,7 @@ def test_a_plan_that_changes_says_first_that_the_codes_are_not_whole(folder, mon
     listed(folder)
     assert codes.exists("codes.json")
     write(folder, "a")
-    plan_work(folder, folder.parent / "work.arrow", unit_images=3)
+    list_work(folder, folder.parent / "work.arrow", unit_images=3)
     monkeypatch.setattr(type(codes), "put_file", lambda *_: pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception, match="killed"):
         put_plan(codes, folder.parent / "work.arrow", 3, "work.arrow")

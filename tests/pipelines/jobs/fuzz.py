@@ -23,7 +23,7 @@ from hashlight.engine.storage.manifest import parse_shard
 from hashlight.pipelines.building.build import BUILD, _finished_shards
 from hashlight.pipelines.building.shards import is_whole, sidecar_of
 from hashlight.pipelines.codes.parts import PLAN, Part, Piece
-from hashlight.pipelines.corpora.work import WorkList, plan_work, read_work
+from hashlight.pipelines.corpora.work import WorkList, list_work, read_work
 from hashlight.pipelines.dedup.dedup import PAIRS, cluster_pairs
 from hashlight.pipelines.encoding.plan import put_plan
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -44,12 +44,12 @@ def work_list(folder):
     for number in range(60):
         (photos / f"class {number % 3}").mkdir(parents=True, exist_ok=True)
         (photos / f"class {number % 3}" / f"{number}.png").write_bytes(b"x" * number)
-    plan_work(photos, folder / "old.arrow", unit_images=7)
+    list_work(photos, folder / "old.arrow", unit_images=7)
     for number in range(0, 60, 4):
         (photos / f"class {number % 3}" / f"{number}.png").unlink()
     for number in range(60, 70):
         (photos / "class 0" / f"{number}.png").write_bytes(b"new")
-    plan_work(photos, folder / "new.arrow", unit_images=7)
+    list_work(photos, folder / "new.arrow", unit_images=7)
     return (folder / "old.arrow").read_bytes(), folder / "new.arrow"
 
 

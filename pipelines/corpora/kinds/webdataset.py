@@ -32,8 +32,8 @@ from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import HIDDEN
 from hashlight.engine.places.reading import groups, map_ahead
 from hashlight.engine.places.uris import is_local, without_credentials
-from hashlight.pipelines.corpora import images
 from hashlight.pipelines.corpora.ids import IdRule
+from hashlight.pipelines.corpora.kinds import images
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,

@@ -1,4 +1,4 @@
-"""`hashlight plan-work`."""
+"""`hashlight list`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hashlight.pipelines.cli.console import out, spinner
 from hashlight.pipelines.cli.options import CORPUS_HELP, IdsOption, JsonOption, UnitImagesOption, refuse_missing
 
 
-def plan_work(
+def list_(
     corpus: Annotated[str, typer.Argument(help=CORPUS_HELP, callback=refuse_missing)],
     output: Annotated[str, typer.Option("--output", help="The work list (.arrow), local or s3://.")],
     unit_images: UnitImagesOption = 2000,
@@ -21,13 +21,12 @@ def plan_work(
 ) -> None:
     """List a corpus once into a work list, which `hashlight encode --input` takes in place of the corpus."""
     from hashlight.pipelines.corpora.listing import told
-    from hashlight.pipelines.corpora.work import SUFFIX
-    from hashlight.pipelines.corpora.work import plan_work as write_work
+    from hashlight.pipelines.corpora.work import SUFFIX, list_work
 
     if not output.partition("?")[0].endswith(SUFFIX):
         raise typer.BadParameter(f"--output must end in {SUFFIX}, got {output}")
     with spinner("listing") as say:
-        work = write_work(
+        work = list_work(
             corpus, output, unit_images=unit_images, ids=ids, progress=lambda n: say(f"listing: {n:,} entries")
         )
     if as_json:

@@ -1,4 +1,4 @@
-"""`hashlight plan`."""
+"""`hashlight size`."""
 
 from __future__ import annotations
 
@@ -37,17 +37,16 @@ class Layout:
     node_memory: Annotated[float | None, typer.Option(help="Node memory in GiB; this machine's if left out.")] = None
 
 
-def plan(load: Load, layout: Layout, as_json: JsonOption = False) -> None:
+def size(load: Load, layout: Layout, as_json: JsonOption = False) -> None:
     """Plan shards, memory, disk, nodes and hours from what `hashlight calibrate` measured, with the arithmetic."""
     from hashlight.pipelines.capacity.constants import load_constants
-    from hashlight.pipelines.capacity.plan import GIB
-    from hashlight.pipelines.capacity.plan import plan as work_out
+    from hashlight.pipelines.capacity.plan import GIB, plan
 
     if (load.radius is None) == (load.k is None):
         raise typer.BadParameter("give one of --radius and -k")
     constants = load_constants()
     demand = _demand(load, layout, constants)
-    lines = work_out(demand, constants)
+    lines = plan(demand, constants)
     if as_json:
         typer.echo(json.dumps([asdict(line) for line in lines]))
         return

@@ -20,7 +20,7 @@ from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import split_options, without_credentials
 from hashlight.pipelines.corpora.ids import IdRule
-from hashlight.pipelines.corpora.images import MAX_ENCODED_BYTES
+from hashlight.pipelines.corpora.kinds.images import MAX_ENCODED_BYTES
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,

@@ -1,4 +1,4 @@
-"""Text files with one URI per line as corpora; the images are read as files (`pipelines.corpora.images`)."""
+"""Text files with one URI per line as corpora; the images are read as files (`pipelines.corpora.kinds.images`)."""
 
 from __future__ import annotations
 

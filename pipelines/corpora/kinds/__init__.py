@@ -1,0 +1,1 @@
+"""Kinds of corpora: each file lists and reads one kind."""
