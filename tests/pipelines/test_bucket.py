@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import obstore
@@ -26,12 +25,12 @@ from hashlight.engine.storage import leftovers
 from hashlight.engine.storage.versions import list_versions, read_current
 from hashlight.pipelines.building.build import build_collection
 from hashlight.pipelines.dedup.dedup import find_duplicates
-from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.searching.batch import search_codes
 from tests import oracles
 from tests.engine.collection.by_hand import Part, assemble, write_next
 from tests.engine.storage.forging import replace
+from tests.pipelines import elsewhere
 from tests.pipelines.building.test_build import BITS, answers, steps_of, write_codes
 
 
@@ -223,21 +222,14 @@ def test_deleted_rows_and_columns_are_copied_with_their_shards(tmp_path, bucket)
 
 
 DRIVER = """
-import os, sys
-from pathlib import Path
+import sys
 from hashlight.pipelines.building.build import build_collection
-Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
 build_collection(sys.argv[1], sys.argv[2], shards=3, overwrite=True, workers=1)
 """
 
 
 def build_elsewhere(folder, uri, faults, rule):
-    faults.mkdir()
-    (faults / "rules.json").write_text(json.dumps([rule]))
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
-    return subprocess.run(
-        [sys.executable, "-c", DRIVER, str(folder), uri], env=environment, capture_output=True, text=True, check=False
-    )
+    return elsewhere.run_program(DRIVER, [folder, uri], faults, rule)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +246,6 @@ def test_a_killed_build_resumes_in_a_bucket(tmp_path, bucket, rows, folder, step
     rule = {"step": step, "do": "kill-driver", "skip": skip}
     done = build_elsewhere(folder, uri, tmp_path / "faults", rule)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    wait_for_orphans(bucket)
     before = {
         int(key.rpartition("/")[2].partition(".")[0]): json.loads(bucket.get(key))["shard"]["name"]
         for key in bucket.keys("c/build/sidecars/")
@@ -270,13 +261,6 @@ def test_a_killed_build_resumes_in_a_bucket(tmp_path, bucket, rows, folder, step
     assert not bucket.keys("c/build/")
 
 
-def wait_for_orphans(bucket):
-    """Wait until the tasks of a killed driver are gone too: they may still upload what they have begun."""
-    seen = None
-    while seen != (seen := bucket.keys("c/")):
-        time.sleep(2)
-
-
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("before", [0, 50])
 def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folder, before, monkeypatch):
@@ -284,18 +268,9 @@ def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folde
     uri = bucket.uri("c")
     if before:
         Collection.create(uri, codes[:50], ids=ids[:50], bits=BITS)
-    faults = tmp_path / "faults"
-    faults.mkdir()
-    rules = [
-        {"step": "build:before-commit" if before else "build:shard", "do": "kill-driver", "skip": 0 if before else 1}
-    ]
-    (faults / "rules.json").write_text(json.dumps(rules))
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(folder), uri], env=environment, capture_output=True, text=True, check=False
-    )
+    rule = {"step": "build:before-commit" if before else "build:shard", "do": "kill-driver", "skip": 0 if before else 1}
+    done = build_elsewhere(folder, uri, tmp_path / "faults", rule)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    wait_for_orphans(bucket)
     assert any("/shards/" in key for key in bucket.keys("c/")), "something was uploaded"
     if before:
         assert len(Collection.open(uri, verify=True)) == 50

@@ -10,10 +10,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -31,10 +27,10 @@ from hashlight.pipelines.building.build import BUILD, build_collection
 from hashlight.pipelines.building.shards import ShardJob
 from hashlight.pipelines.codes.parts import CODES, Piece, list_parts, part_name
 from hashlight.pipelines.dedup.dedup import NEAR_DUPLICATES
-from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder
 from tests import oracles
+from tests.pipelines import elsewhere
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -241,39 +237,15 @@ def test_thumbnails_and_columns_that_are_empty_in_a_part_are_kept(tmp_path, rows
     assert built.get(ids[:1]).column_names == ["id", "code", "uri", "note"]
 
 
-def wait_for_orphans(faults):
-    """Wait until no process of a run is left: the tasks of a killed driver may finish what they have begun."""
-    mark = f"{chaos.VARIABLE}={faults}".encode()
-    while any(mark in environment_of(process).split(b"\0") for process in Path("/proc").glob("[0-9]*")):
-        time.sleep(0.1)
-
-
-def environment_of(process):
-    try:
-        return (process / "environ").read_bytes()
-    except OSError:  # gone, or not ours
-        return b""
-
-
 DRIVER = """
-import os, sys
-from pathlib import Path
+import sys
 from hashlight.pipelines.building.build import build_collection
-Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
 build_collection(sys.argv[1], sys.argv[2], shards=3, overwrite=True, workers=2)
 """
 
 
 def build_elsewhere(folder, output, faults, *rules):
-    """Build in a process with its own Ray, where `rules` say what goes wrong."""
-    faults.mkdir()
-    (faults / "rules.json").write_text(json.dumps(rules))
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
-    environment.pop("RAY_ADDRESS", None)
-    arguments = [sys.executable, "-c", DRIVER, str(folder), str(output)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
-    wait_for_orphans(faults)
-    return done
+    return elsewhere.run_program(DRIVER, [folder, output], faults, *rules)
 
 
 @pytest.mark.parametrize(

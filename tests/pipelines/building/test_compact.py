@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,10 +10,9 @@ import pytest
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writing import policy
 from hashlight.pipelines.building.compact import compact_collection
-from hashlight.pipelines.jobs import chaos
 from tests import oracles
 from tests.engine.collection.contents import contents
-from tests.pipelines.building.test_build import wait_for_orphans
+from tests.pipelines import elsewhere
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -25,11 +20,9 @@ BITS = 40
 CODES = np.random.default_rng(3).integers(2**BITS, size=(240, 1), dtype=np.uint64)
 
 DRIVER = """
-import os, sys
-from pathlib import Path
+import sys
 from hashlight.engine.collection.writing import policy
 from hashlight.pipelines.building.compact import compact_collection
-Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
 policy.TARGET_ROWS = 90
 print(compact_collection(sys.argv[1], full=True, workers=2))
 """
@@ -62,24 +55,17 @@ def test_each_group_is_a_task_and_a_version(path, monkeypatch):
     monkeypatch.setattr(policy, "TARGET_ROWS", 90)
     seen = []
     done = compact_collection(path, full=True, workers=2, progress=lambda *counts: seen.append(counts))
-    assert done == (5, 6, 3)
+    assert done == (5, 6, 3, 236)
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
     check(path, before, shards=3)
     assert Collection.open(path).manifest.dead_rows == 0
     monkeypatch.setattr(policy, "TARGET_ROWS", 1000)
-    assert compact_collection(path, full=True) == (6, 3, 1), "one group is merged in this process"
-    assert compact_collection(path, full=True) == (6, 0, 0)
+    assert compact_collection(path, full=True) == (6, 3, 1, 236), "one group is merged in this process"
+    assert compact_collection(path, full=True) == (6, 0, 0, 0)
 
 
 def compact_elsewhere(path, faults, rule):
-    faults.mkdir()
-    (faults / "rules.json").write_text(json.dumps([rule]))
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
-    environment.pop("RAY_ADDRESS", None)
-    arguments = [sys.executable, "-c", DRIVER, str(path)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
-    wait_for_orphans(faults)
-    return done
+    return elsewhere.run_program(DRIVER, [path], faults, rule)
 
 
 @pytest.mark.slow

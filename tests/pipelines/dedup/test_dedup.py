@@ -7,11 +7,8 @@ import html.parser
 import io
 import itertools
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +23,11 @@ from hashlight.engine.places.files import writer_lock
 from hashlight.pipelines.cli.main import app
 from hashlight.pipelines.dedup import dedup
 from hashlight.pipelines.dedup.dedup import find_duplicates
-from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from tests import oracles
 from tests.engine.collection.by_hand import Part, assemble
 from tests.engine.storage.forging import forge_manifest
+from tests.pipelines import elsewhere
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -233,10 +230,8 @@ def test_the_gallery_shows_the_largest_clusters_and_loads_nothing(tmp_path, rows
 
 
 DRIVER = """
-import os, sys
-from pathlib import Path
+import sys
 from hashlight.pipelines.dedup.dedup import find_duplicates
-Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
 find_duplicates(sys.argv[1], sys.argv[2], radius=2, workers=2)
 """
 
@@ -252,14 +247,8 @@ find_duplicates(sys.argv[1], sys.argv[2], radius=2, workers=2)
 def test_an_interrupted_join_resumes(tmp_path, rows, step, act, skip):
     codes, ids = rows
     Collection.create(tmp_path / "c", codes, ids=ids, bits=BITS, shards=3)
-    faults = tmp_path / "faults"
-    faults.mkdir()
-    (faults / "rules.json").write_text(json.dumps([{"step": step, "do": act, "skip": skip}]))
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(tmp_path / "c"), str(tmp_path / "d")],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    rule = {"step": step, "do": act, "skip": skip}
+    done = elsewhere.run_program(DRIVER, [tmp_path / "c", tmp_path / "d"], tmp_path / "faults", rule)
     assert done.returncode == (-signal.SIGKILL if act == "kill-driver" else 1), done.stderr
     assert not (tmp_path / "d" / "dedup.json").exists()
     numbers = list(itertools.combinations_with_replacement(range(3), 2))

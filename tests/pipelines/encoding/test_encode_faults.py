@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -16,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hashlight.pipelines.encoding.encode import encode_corpus
-from hashlight.pipelines.jobs import chaos
+from tests.pipelines import elsewhere
 
 UNITS = 12
 OPTIONS = ["--unit-images", "25", "--batch-size", "8", "--actors", "2", "--features", "--thumbnails", "16"]
@@ -33,21 +31,12 @@ class Job:
         self.faults.mkdir()
 
     def start(self, *rules):
-        for leftover in self.faults.glob("passed-*"):
-            leftover.unlink()
         watched = [{"step": step, "do": "log"} for step in ("unit", "published")]
-        (self.faults / "rules.json").write_text(json.dumps([*rules, *watched]))
-        environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(self.faults)}
-        process = subprocess.Popen(
-            self._command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        (self.faults / "driver.pid").write_text(str(process.pid))
-        return process
+        return elsewhere.Run(self._command, self.faults, [*rules, *watched])
 
     def run(self, *rules):
-        process = self.start(*rules)
-        _, errors = process.communicate(timeout=300)
-        return process.returncode, errors
+        done = self.start(*rules).wait()
+        return done.returncode, done.stderr
 
     def steps(self):
         log = self.faults / "steps.log"
@@ -98,14 +87,12 @@ def test_killed_at_chosen_steps_and_out_of_space(job, undisturbed):
     """One job: the driver dies, the disk is full, then actors and a decoder die."""
     code, _ = job.run({"step": "published", "key": part_of(undisturbed, 1), "do": "kill-driver"})
     assert code == -signal.SIGKILL
-    wait_for_orphans(job)
     done = {path.stem for path in (job.folder / "codes" / "sidecars").glob("*.json")}
     undone = part_of(undisturbed, min(set(range(UNITS)) - set(map(int, done))))
     code, errors = job.run({"step": "aside", "key": undone, "do": "no-space"})
     assert code == 1
     assert "No space left on device" in errors
     assert "Traceback" not in errors
-    wait_for_orphans(job)
     code, errors = job.run(
         {"step": "unit", "do": "kill"}, {"step": "encoded", "skip": 1, "do": "kill"}, {"step": "decode", "do": "kill"}
     )
@@ -130,15 +117,13 @@ def test_driver_killed_at_random_moments(job, undisturbed, seed):
     rng = random.Random(seed)
     whole = rng.randrange(UNITS - 4)
     sidecars = job.folder / "codes" / "sidecars"
-    process = job.start()
-    wait_until(
-        lambda: any(step == "unit" for step, _ in job.steps()) and len(list(sidecars.glob("*.json"))) >= whole, process
-    )
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    run = job.start()
+    while not (any(step == "unit" for step, _ in job.steps()) and len(list(sidecars.glob("*.json"))) >= whole):
+        assert run.process.poll() is None, run.wait().stderr
+        time.sleep(0.05)
+    run.process.kill()
+    assert run.wait().returncode == -signal.SIGKILL
     assert not (job.folder / "codes" / "codes.json").exists(), "it was killed while at work"
-    wait_for_orphans(job)
     assert len(list(sidecars.glob("*.json"))) < UNITS, "units were left to do"
     code, errors = job.run()
     assert code == 0, errors
@@ -176,24 +161,10 @@ def kill_at(step, rng, undisturbed):
     return {"step": step, "key": rng.choice([f"{unit:05d}.json", part_of(undisturbed, unit)]), "do": "kill"}
 
 
-def wait_until(happened, process):
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-
-
-def wait_for_orphans(job):
-    """Wait until the actors of a killed driver are gone too: they may still publish what they have begun."""
-    seen = None
-    while seen != (seen := job.steps()):
-        time.sleep(3)
-
-
 def test_a_killed_upload_leaves_no_half_unit(tmp_path, corpus, encoder, bucket, undisturbed):
     job = Job(tmp_path, corpus, encoder, bucket.uri("codes"))
     code, errors = job.run({"step": "aside", "key": "sidecars/00003.json", "do": "kill-driver"})
     assert code == -signal.SIGKILL, errors
-    wait_for_orphans(job)
     for key in bucket.keys("codes/sidecars/"):
         said = json.loads(bucket.get(key))
         part = key.replace("sidecars", "parts").replace(".json", f"-{said['sha256'][:16]}.parquet")

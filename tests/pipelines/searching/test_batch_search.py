@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +15,12 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import CollectionBusyError
 from hashlight.engine.places.files import writer_lock
 from hashlight.pipelines.cli.main import app
-from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.searching import batch as batch_search
 from hashlight.pipelines.searching.batch import search_codes
 from tests import oracles
 from tests.engine.collection.by_hand import Part, assemble
+from tests.pipelines import elsewhere
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -217,10 +214,8 @@ def test_queries_and_answers_in_a_bucket(tmp_path, database, bucket, monkeypatch
 
 
 DRIVER = """
-import os, sys
-from pathlib import Path
+import sys
 from hashlight.pipelines.searching import batch as batch_search
-Path(os.environ["HASHLIGHT_CHAOS"], "driver.pid").write_text(str(os.getpid()))
 batch_search.BLOCK_QUERIES = 100
 batch_search.search_codes(sys.argv[1], sys.argv[2], sys.argv[3], radius=3, workers=2)
 """
@@ -238,13 +233,8 @@ batch_search.search_codes(sys.argv[1], sys.argv[2], sys.argv[3], radius=3, worke
 def test_an_interrupted_search_resumes(tmp_path, database, monkeypatch, step, act, skip):
     monkeypatch.setattr(batch_search, "BLOCK_QUERIES", 100)
     faults = tmp_path / "faults"
-    faults.mkdir()
-    (faults / "rules.json").write_text(json.dumps([{"step": step, "do": act, "skip": skip}]))
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), chaos.VARIABLE: str(faults)}
     asked = [str(database[0] / "c"), str(database[0] / "queries.parquet"), str(tmp_path / "r.parquet")]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *asked], env=environment, capture_output=True, text=True, check=False
-    )
+    done = elsewhere.run_program(DRIVER, asked, faults, {"step": step, "do": act, "skip": skip})
     assert done.returncode == (-signal.SIGKILL if act == "kill-driver" else 1), done.stderr
     kept = len(list((tmp_path / ".r.parquet.work" / "sidecars").glob("*.json")))
     assert kept > 0

@@ -66,6 +66,7 @@ def test_two_workers_have_the_loss_curve_of_the_plain_loop(images, tmp_path, two
     assert encoder.config == alone.config
 
 
+@pytest.mark.slow
 def test_one_worker_is_the_plain_loop(images, tmp_path):
     config = TrainConfig(bits=16, batch_size=32, epochs=1, warmup_epochs=1)
     alone = train_encoder(images, tmp_path / "alone", config)
@@ -78,6 +79,7 @@ def test_one_worker_is_the_plain_loop(images, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(images, tmp_path, two_workers):
     steps_seen, workers_seen, killed = set(), set(), []
 
