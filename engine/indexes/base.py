@@ -102,7 +102,8 @@ class Index(ABC):
         self, queries_QW: CodeArray, k: int, *, threads: int | None = None, explain: bool = False, **more: Any
     ) -> SearchResult:
         """Return the `k` nearest codes of each query; `more` are the keywords of `answer`."""
-        return cast(SearchResult, self.answer(queries_QW, Query(k=k, threads=threads, explain=explain), **more))
+        query = Query(k, None, None, None, None, threads, explain)  # by place, which is faster
+        return cast(SearchResult, self.answer(queries_QW, query, **more))
 
     def range_search(
         self,
@@ -115,7 +116,7 @@ class Index(ABC):
         **more: Any,
     ) -> RangeResult:
         """Return the codes within `radius`, at most the `limit` nearest; `more` are the keywords of `answer`."""
-        query = Query(radius=radius, limit=limit, threads=threads, explain=explain)
+        query = Query(None, radius, limit, None, None, threads, explain)
         return cast(RangeResult, self.answer(queries_QW, query, **more))
 
 
@@ -190,7 +191,7 @@ def check_mask(mask: object, *, rows: int) -> RowMask | None:
 
 
 def check_farthest(farthest_Q: NDArray[np.int32] | None, *, rows: int, bits: int) -> NDArray[np.int32]:
-    """Return the maximum distance of an answer to each of `rows` queries; None means any distance.
+    """Return the maximum distance of an answer to each of `rows` queries, as a new array; None means any distance.
 
     Raises
     ------

@@ -26,7 +26,7 @@ from hashlight.engine.indexes.arrays import after_pair, bytes_of, read_only
 from hashlight.engine.indexes.base import Index, check_arrays, check_build, check_farthest
 from hashlight.engine.indexes.masks import RowMask, allowed_rows, is_listed
 from hashlight.engine.indexes.order import sort_rows
-from hashlight.engine.indexes.threads import MIN_QUERIES_PER_THREAD, cut, no_larger, run_parts
+from hashlight.engine.indexes.threads import run_cut
 from hashlight.engine.kernels.arguments import Rows
 from hashlight.engine.kernels.scan import STRIDE, knn_scan, range_scan
 from hashlight.engine.query import Query
@@ -130,8 +130,7 @@ class ScanIndex(Index):
             result = search_result(heaps, k)
             return result._replace(explain=self._explain(len(bound_Q[part]), mask, start)) if query.explain else result
 
-        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_PER_THREAD)
-        return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
+        return join_searches(run_cut(work, len(queries_QW), query.threads, most=MAX_HEAP_PLACES // heap_k))
 
     def _within(self, queries_QW: CodeArray, radius: int, mask: RowMask | None, query: Query) -> RangeResult:
         def work(part: slice) -> RangeResult:
@@ -141,8 +140,7 @@ class ScanIndex(Index):
             result = range_result(found, self.ids_N, num_queries, radius)
             return result._replace(explain=self._explain(num_queries, mask, start)) if query.explain else result
 
-        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_PER_THREAD)
-        return join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
+        return join_ranges(run_cut(work, len(queries_QW), query.threads, most=MAX_COUNTERS // (radius + 1)))
 
     def improve_heaps(
         self,

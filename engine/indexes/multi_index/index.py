@@ -44,13 +44,7 @@ from hashlight.engine.indexes.multi_index.probe import TableProbe
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.order import sort_rows
 from hashlight.engine.indexes.scan import ScanIndex
-from hashlight.engine.indexes.threads import (
-    MIN_QUERIES_PER_THREAD,
-    cut,
-    no_larger,
-    run_parts,
-    usable_cores,
-)
+from hashlight.engine.indexes.threads import run_cut, usable_cores
 from hashlight.engine.kernels.arguments import Budget, Work
 from hashlight.engine.query import Query, check_threads
 from hashlight.engine.results import (
@@ -110,6 +104,7 @@ class MultiIndex(Index):
         self.ids_N: IdArray = self._scan.ids_N
         self.tables = tables
         self.probe = TableProbe(self.codes_NW, self.ids_N, tables)
+        self._every_row = Span.of(None, len(ids_N))
 
     @classmethod
     def build(cls, codes_NW: CodeArray, ids_N: IdArray, *, bits: int, threads: int | None = None) -> Self:
@@ -200,8 +195,7 @@ class MultiIndex(Index):
         def work(part: slice) -> RangeResult:
             return self._within(queries_QW[part], radius, mask, query.explain, plan)
 
-        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_PER_THREAD)
-        found = join_ranges(run_parts(work, no_larger(parts, max(1, MAX_COUNTERS // (radius + 1)))))
+        found = join_ranges(run_cut(work, len(queries_QW), query.threads, most=MAX_COUNTERS // (radius + 1)))
         return found if query.after is None else take_after(found, query.after)
 
     def find_fault(self, codes_NW: CodeArray) -> str | None:
@@ -216,9 +210,9 @@ class MultiIndex(Index):
         self, queries_QW: CodeArray, radius: int, mask: RowMask | None, explain: bool, plan: Plan
     ) -> RangeResult:
         """Answer a part of a batch in the calling thread: first the queries for the tables, then those for the scan."""
-        if len(queries_QW) == 1 and plan == "auto" and not explain and len(self):
-            span = Span.of(mask, len(self))
-            budget = trial_budget(self.probe, radius, current_costs(len(self)), span, self.codes_NW.shape[1])
+        if len(queries_QW) == 1 and plan == "auto" and not explain and (rows := len(self.ids_N)):
+            span, words = self._span(mask), self.codes_NW.shape[1]
+            budget = trial_budget(self.probe, radius, current_costs(rows), span, words)
             hits_in_budget = self.probe.within_budget(queries_QW, FIRST_QUERY, radius, mask, budget) if budget else None
             if hits_in_budget is not None:
                 return range_result(hits_in_budget, self.ids_N, 1, radius)
@@ -246,7 +240,7 @@ class MultiIndex(Index):
         every = np.arange(len(queries_QW))
         if plan != "auto" or not len(self):
             return (every, NO_QUERIES) if plan == "tables" else (NO_QUERIES, every)
-        by_tables_Q = plan_range(self.probe, queries_QW, radius, current_costs(len(self)), Span.of(mask, len(self)))
+        by_tables_Q = plan_range(self.probe, queries_QW, radius, current_costs(len(self)), self._span(mask))
         if isinstance(by_tables_Q, bool):
             return (every, NO_QUERIES) if by_tables_Q else (NO_QUERIES, every)
         return every[by_tables_Q], every[~by_tables_Q]
@@ -260,7 +254,10 @@ class MultiIndex(Index):
         query: Query,
         plan: Plan,
     ) -> SearchResult:
-        """Return the `k` nearest within the bounds; of `query`, only `after`, `threads` and `explain` are used."""
+        """Return the `k` nearest within the bounds, which are lowered.
+
+        Of `query`, only `after`, `threads` and `explain` are used.
+        """
         allowed = len(self) if mask is None else mask.count
         heap_k = max(1, min(k, allowed))
         reach = likely_radius(self.bits, allowed, heap_k)
@@ -268,11 +265,9 @@ class MultiIndex(Index):
             reach = max(reach, query.after[0])
 
         def work(part: slice) -> SearchResult:
-            bound_P = bound_Q[part].copy()
-            return self._nearest_of_part(queries_QW[part], k, heap_k, reach, bound_P, mask, query, plan)
+            return self._nearest_of_part(queries_QW[part], k, heap_k, reach, bound_Q[part], mask, query, plan)
 
-        parts = cut(len(queries_QW), query.threads, least=MIN_QUERIES_PER_THREAD)
-        return join_searches(run_parts(work, no_larger(parts, max(1, MAX_HEAP_PLACES // heap_k))))
+        return join_searches(run_cut(work, len(queries_QW), query.threads, most=MAX_HEAP_PLACES // heap_k))
 
     def _nearest_of_part(
         self,
@@ -288,7 +283,7 @@ class MultiIndex(Index):
         """Answer a part of a batch in the calling thread: from the tables, then one scan for the queries given up."""
         account = self._account(len(queries_QW), mask) if query.explain else None
         heaps = empty_heaps(len(queries_QW), heap_k)
-        open_Q = np.arange(len(queries_QW))
+        open_Q = FIRST_QUERY if len(queries_QW) == 1 else np.arange(len(queries_QW))
         sharing = 0
         # The fewer queries share the scan, the more it costs each of them, so the tables may be worth another try.
         while self._may_ask_tables(plan, mask, len(open_Q)) and sharing != len(open_Q):
@@ -301,6 +296,9 @@ class MultiIndex(Index):
         result = search_result(heaps, k)
         return result._replace(explain=account.explanation()) if account else result
 
+    def _span(self, mask: RowMask | None) -> Span:
+        return self._every_row if mask is None else Span.of(mask, len(self))
+
     def _account(self, num_queries: int, mask: RowMask | None) -> Account:
         return Account(num_queries, len(self) if mask is None else mask.count)
 
@@ -310,7 +308,7 @@ class MultiIndex(Index):
             return False
         if plan == "tables" or mask is None:
             return True
-        span, words = Span.of(mask, len(self)), self.codes_NW.shape[1]
+        span, words = self._span(mask), self.codes_NW.shape[1]
         return num_queries * current_costs(len(self)).scan_ns(span, words, num_queries) > WORTH_ASKING_NS
 
     def _budget(self, plan: Plan, mask: RowMask | None, reach: int, sharing: int) -> Budget:
@@ -319,7 +317,7 @@ class MultiIndex(Index):
                 mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits
             )
         words = self.codes_NW.shape[1]
-        span = Span.of(mask, len(self))
+        span = self._span(mask)
         return plan_nearest(current_costs(len(self)), span, self.tables.distinct, words, sharing, reach)
 
     def _ask_tables(

@@ -214,4 +214,4 @@ _of_thread = _Scratch()
 
 
 def _new_work(num_queries: int) -> Work:
-    return Work(np.zeros(num_queries, np.int64), np.zeros(num_queries, np.int64))
+    return Work(*np.zeros((2, num_queries), np.int64))
