@@ -104,7 +104,7 @@ def time_new_filters(folder: Path, rows: int) -> list[dict[str, Any]]:
     import pyarrow as pa
 
     from hashlight.engine.filters.filter import Filter
-    from hashlight.engine.storage.attributes import AttributeFile, write_attributes
+    from hashlight.engine.storage.attributes import AttributeFile, Attributes, write_attributes
     from hashlight.engine.storage.scalars import ScalarFile, ShardColumns, write_scalars
 
     table = pa.table(make_columns(rows))
@@ -112,7 +112,8 @@ def time_new_filters(folder: Path, rows: int) -> list[dict[str, Any]]:
     start = time.perf_counter()
     write_scalars(folder, rows)
     written_s = time.perf_counter() - start
-    attributes, scalars = AttributeFile(folder / "attributes.arrow"), ScalarFile(folder / "scalars.arrow")
+    file, scalars = AttributeFile(folder / "attributes.arrow"), ScalarFile(folder / "scalars.arrow")
+    attributes = Attributes(file.schema, rows, file, {})
     found = [{"filter": "writing scalars.arrow", "plain_ms": written_s * 1e3, "attributes_ms": None, "share": None}]
     for text in FILTERS:
         parsed = Filter(text, attributes.schema)
