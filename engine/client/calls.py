@@ -112,10 +112,17 @@ class Scroll:
     """Read a page of items."""
 
     filter: str | None
+    parameters: Parameters | None
     after: int | None
     limit: int
     version: int | None
     timeout_s: float
+
+    def options(self) -> dict[str, Any]:
+        """Return the given options under their names in the HTTP interface."""
+        page = {"after": self.after, "limit": self.limit, "version": self.version}
+        where = _where(self.filter, self.parameters)
+        return where | {name: value for name, value in page.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -274,6 +274,7 @@ class SearchClient:
     def scroll(
         self,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         *,
         after: int | None = None,
         limit: int = 100,
@@ -284,7 +285,7 @@ class SearchClient:
 
         Parameters
         ----------
-        filter, timeout_s
+        filter, parameters, timeout_s
             As in `search`.
         after : int, optional
             Only ids above this one, `next` of the page before.
@@ -293,17 +294,25 @@ class SearchClient:
         version : int, optional
             Version of the collection that must answer; VersionGoneError if it is not served any more.
         """
-        page: Page = self._transport.send(Scroll(_unicode(filter), after, limit, version, self._seconds(timeout_s)))
+        lists, seconds = Parameters.of(parameters), self._seconds(timeout_s)
+        page: Page = self._transport.send(Scroll(_unicode(filter), lists, after, limit, version, seconds))
         return page
 
-    def scan(self, filter: str | None = None, *, limit: int = 1000, timeout_s: float | None = None) -> Iterator[Page]:
+    def scan(
+        self,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        limit: int = 1000,
+        timeout_s: float | None = None,
+    ) -> Iterator[Page]:
         """Read all stored items that satisfy `filter`, page by page, in ascending order of their ids.
 
         Items that are there all the while are read once each, also if others come and go.
 
         Parameters
         ----------
-        filter, limit
+        filter, parameters, limit
             As in `scroll`.
         timeout_s : float, optional
             For each page.
@@ -314,7 +323,7 @@ class SearchClient:
             Not empty.
         """
         after: int | None = None
-        while len(page := self.scroll(filter, after=after, limit=limit, timeout_s=timeout_s)):
+        while len(page := self.scroll(filter, parameters, after=after, limit=limit, timeout_s=timeout_s)):
             yield page
             if (after := page.next) is None:
                 return
@@ -595,6 +604,7 @@ class AsyncSearchClient:
     async def scroll(
         self,
         filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
         *,
         after: int | None = None,
         limit: int = 100,
@@ -602,16 +612,22 @@ class AsyncSearchClient:
         timeout_s: float | None = None,
     ) -> Page:
         """See `SearchClient.scroll`."""
-        call = Scroll(_unicode(filter), after, limit, version, self._seconds(timeout_s))
+        lists, seconds = Parameters.of(parameters), self._seconds(timeout_s)
+        call = Scroll(_unicode(filter), lists, after, limit, version, seconds)
         page: Page = await self._transport.send(call)
         return page
 
     async def scan(
-        self, filter: str | None = None, *, limit: int = 1000, timeout_s: float | None = None
+        self,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        limit: int = 1000,
+        timeout_s: float | None = None,
     ) -> AsyncIterator[Page]:
         """See `SearchClient.scan`."""
         after: int | None = None
-        while len(page := await self.scroll(filter, after=after, limit=limit, timeout_s=timeout_s)):
+        while len(page := await self.scroll(filter, parameters, after=after, limit=limit, timeout_s=timeout_s)):
             yield page
             if (after := page.next) is None:
                 return

@@ -297,15 +297,10 @@ def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float
         case Count():
             document = {**call.options(), "timeout_ms": timeout_ms}
             return client.build_request("POST", "/v1/count", json=document, timeout=timeout)
-        case Facets():
+        case Facets() | Scroll():
+            path = "/v1/facets" if isinstance(call, Facets) else "/v1/scroll"
             document = {**call.options(), "timeout_ms": timeout_ms}
-            headers = {"Accept": _ARROW}
-            return client.build_request("POST", "/v1/facets", json=document, headers=headers, timeout=timeout)
-        case Scroll():
-            given = {"filter": call.filter, "after": call.after, "limit": call.limit, "version": call.version}
-            params = {name: str(value) for name, value in given.items() if value is not None}
-            params["timeout_ms"] = str(timeout_ms)
-            return client.build_request("GET", "/v1/items", params=params, headers={"Accept": _ARROW}, timeout=timeout)
+            return client.build_request("POST", path, json=document, headers={"Accept": _ARROW}, timeout=timeout)
         case Put() | Update() | Delete():
             return _write_request(client, call, timeout, timeout_ms)
         case Thumbnail():

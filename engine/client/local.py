@@ -112,6 +112,7 @@ class LocalTransport:
         table, coverage = stored_page(
             self._searcher,
             call.filter,
+            call.parameters,
             after=call.after,
             limit=call.limit,
             version=call.version,

@@ -9,6 +9,7 @@
     POST /v1/facets             how often each value of an attribute occurs
     GET  /v1/items?ids=1,2      stored items
     GET  /v1/items?after=&limit=  all that match, page by page
+    POST /v1/scroll             the same, with lists of ids that the filter names
     POST, PATCH, DELETE /v1/items  store, change, delete
     GET  /v1/items/{id}         one stored item
     GET  /v1/items/{id}/thumbnail
@@ -54,7 +55,6 @@ from hashlight.engine.service.telemetry.metrics import CONTENT_TYPE, Metrics
 from hashlight.engine.writing.committing import Committer
 
 PAGE = Path(__file__).parent.parent / "page"
-PAGE_ITEMS = 100
 
 _PUT_COLUMNS = (
     "An Arrow IPC stream: `id` (int64), `code` (fixed_size_binary of ceil(bits / 8)) or `image` (binary), perhaps "
@@ -186,18 +186,26 @@ def _add_items(app: FastAPI, gateway: Gateway) -> None:
             str | None, Query(description="Ids, joined by commas.", pattern=r"^[0-9]{1,19}(,[0-9]{1,19})*$")
         ] = None,
         filter: Annotated[str | None, Query(max_length=10_000, description="Without `ids`: as for a search.")] = None,
-        after: Annotated[int | None, Query(ge=0, le=schemas.MAX_ID, description="Only ids above this one.")] = None,
-        limit: Annotated[int | None, Query(ge=1, description="Items of a page; 100 by default.")] = None,
-        version: Annotated[int | None, Query(ge=0, description="Version that must answer.")] = None,
+        after: Annotated[int | None, Query(ge=0, le=schemas.MAX_ID, description=schemas.AFTER)] = None,
+        limit: Annotated[
+            int | None, Query(ge=1, description=f"Items of a page; {schemas.PAGE_ITEMS} by default.")
+        ] = None,
+        version: Annotated[int | None, Query(ge=0, description=schemas.VERSION)] = None,
         timeout_ms: Timeout = None,
     ) -> Response:
         """Return stored items: some, in the order requested, or a page of all that match, ascending by id."""
         page = {"filter": filter, "after": after, "limit": limit, "version": version}
         if ids is None:
-            return await gateway.page(request, Page(filter, after, limit or PAGE_ITEMS, version), timeout_ms)
+            asked = Page(filter, None, after, limit or schemas.PAGE_ITEMS, version)
+            return await gateway.page(request, asked, timeout_ms)
         if given := [name for name, value in page.items() if value is not None]:
             raise invalid(f"`{given[0]}` is for pages of items: leave it or `ids` out", given[0])
         return await gateway.items(request, _ids(ids, gateway.limits.queries), timeout_ms)
+
+    @app.post("/v1/scroll", **json_body(schemas.ScrollBody, schemas.ItemsModel))
+    async def scroll(request: Request) -> Response:
+        """Return a page of all items that match, ascending by id."""
+        return await gateway.scroll(request)
 
     @app.get("/v1/items/{id}", response_model=schemas.ItemModel)
     async def item(request: Request, id: ItemId, timeout_ms: Timeout = None) -> Response:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage
 from hashlight.engine.service.api import bodies, schemas
@@ -57,6 +58,7 @@ class Page(NamedTuple):
     """A page of items; see `engine.service.asking.retrieval.stored_page`."""
 
     filter: str | None
+    parameters: Parameters | None
     after: int | None
     limit: int
     version: int | None
@@ -186,11 +188,21 @@ class Gateway:
 
             return self._response(await self._searches.run_named(read), arrow=arrow)
 
+    async def scroll(self, request: Request) -> Response:
+        """Return a page of stored items, as the body asks."""
+        arrived_s = time.monotonic()
+        asked = await bodies.read_document(request, schemas.ScrollBody, self.limits)
+        page = Page(asked.filter, bodies.lists_of(asked), asked.after, asked.limit, asked.version)
+        return await self._page(request, page, arrived_s + self.timeout_s(asked.timeout_ms))
+
     async def page(self, request: Request, asked: Page, timeout_ms: int | None) -> Response:
         """Return a page of stored items."""
+        return await self._page(request, asked, time.monotonic() + self.timeout_s(timeout_ms))
+
+    async def _page(self, request: Request, asked: Page, deadline_s: float) -> Response:
         if asked.limit > self.limits.queries:
             raise invalid(f"`limit` must be 1 to {self.limits.queries}, got {asked.limit}", "limit")
-        arrow, deadline_s = bodies.wants_arrow(request), time.monotonic() + self.timeout_s(timeout_ms)
+        arrow = bodies.wants_arrow(request)
         async with self.within(request, deadline_s) as account:
 
             def read() -> Body:

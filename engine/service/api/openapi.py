@@ -15,7 +15,7 @@ _REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (
     schemas.SearchBody, schemas.RangeBody, schemas.EncodeBody, schemas.SearchOptions, schemas.RangeOptions,
     schemas.SearchAnswer, schemas.EncodeAnswer, schemas.ErrorAnswer, schemas.CountBody, schemas.FacetsBody,
-    schemas.ReplicasModel, schemas.PutBody, schemas.PatchBody, schemas.DeleteBody,
+    schemas.ScrollBody, schemas.ReplicasModel, schemas.PutBody, schemas.PatchBody, schemas.DeleteBody,
 )  # fmt: skip
 _ERRORS = {
     "4XX": "The request is refused; `error.field` names the field at fault.",

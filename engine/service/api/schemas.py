@@ -16,7 +16,11 @@ MAX_CODE = 4096  # characters
 MAX_ATTRIBUTES = 1000  # of an item
 MAX_FEATURES = 65_536
 
+PAGE_ITEMS = 100
+
 GIVE_UP = "Give up after this time, with status 504."
+AFTER = "Only ids above this one: `next` of the page before."
+VERSION = "Version that must answer."
 _CODE = "9f3a5c0000000001"
 _EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR4nGNgGFKAEQAAWAADbFiO9QAAAABJRU5ErkJggg=="  # 8 x 8, grey
@@ -185,6 +189,22 @@ class FacetsBody(CountBody):
     )
     column: str = Field(max_length=10_000, description="An attribute.")
     limit: int = Field(100, ge=1, description="The most frequent values.")
+
+
+class ScrollBody(CountBody):
+    """Read all items that match, page by page, in ascending order of their ids."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"filter": "label == 3", "limit": 5},
+                {"filter": "id not in :seen", "parameters": {"seen": [7, 8]}, "after": 100},
+            ]
+        }
+    )
+    after: int | None = Field(None, ge=0, le=MAX_ID, description=AFTER)
+    limit: int = Field(PAGE_ITEMS, ge=1, description="Items of a page.")
+    version: int | None = Field(None, ge=0, description=VERSION)
 
 
 class CountAnswer(BaseModel):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, HashlightError, IdNotFoundError, NotReadyError
+from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, Explanation, RangeResult, as_range
 from hashlight.engine.service.asking.searcher import Searcher, as_limit, version_gone
@@ -262,6 +263,7 @@ def _stored(searcher: Searcher, ids: IdArray, deadline_s: float | None, hold: Ho
 def stored_page(
     searcher: Searcher,
     filter: str | None,
+    parameters: Parameters | None,
     *,
     after: int | None,
     limit: int,
@@ -275,6 +277,8 @@ def stored_page(
     ----------
     searcher : Searcher
     filter : str or None
+    parameters : Parameters or None
+        Lists of ids that `filter` names.
     after : int or None
         Only ids above this one.
     limit : int
@@ -300,7 +304,7 @@ def stored_page(
         last, left = after, limit
         while left > 0 and (not parts or len(parts[-1]) == _ITEMS):
             table, coverage = searcher.scan(
-                filter, after=last, limit=min(left, _ITEMS), timeout_s=_time_left(deadline_s)
+                filter, parameters, after=last, limit=min(left, _ITEMS), timeout_s=_time_left(deadline_s)
             )
             _check_version(coverage, version)
             parts.append(table)

@@ -262,9 +262,16 @@ def test_the_values_of_an_attribute_are_counted(client, rows, text, column):
         assert counts.version == 1
 
 
-def test_lists_of_ids_go_with_counts(client, rows):
+def test_lists_of_ids_go_with_counts_and_pages(client, rows):
     ids, _, attributes = rows
     lists = {"seen": ids[::2]}
+    other = "\U0001f600" * 9000  # in a URL longer than that may be
+    text = f'id in :seen and not (name is not null and name == "{other}")'
+    pages = list(client.scan(text, lists, limit=60))
+    assert [[item.id for item in page] for page in pages] == [ids[::2][start : start + 60].tolist() for start in
+                                                              range(0, 250, 60)]  # fmt: skip
+    page = client.scroll("id not in :seen", lists, after=int(ids[6]), limit=3)
+    assert [item.id for item in page] == ids[7:13:2].tolist()
     assert client.count("id not in :seen", lists) == 250
     counts = client.facets("label", "id in :seen", lists)
     assert {one.value: one.count for one in counts} == collections.Counter(row["label"] for row in attributes[::2])
@@ -316,6 +323,8 @@ def test_very_many_queries_in_a_stream(client, rows, queries):
         (lambda client, code: client.facets("label", limit=0), ValueError, "`limit`"),
         (lambda client, code: client.scroll("colour == 3"), ValueError, "colour"),
         (lambda client, code: client.scroll(limit=0), ValueError, "limit"),
+        (lambda client, code: client.scroll("id in :seen"), ValueError, "`:seen` has no values"),
+        (lambda client, code: client.scroll("id > 3", {"seen": [1]}), ValueError, "`filter` does not name"),
         (lambda client, code: client.range_search([code] * 2, after=(1, 5)), ValueError, "single query"),
         (lambda client, code: client.search(code, 0), ValueError, "`k`"),
         (lambda client, code: client.range_search(code, 61), ValueError, "`radius` must be 0 to 60"),

@@ -19,10 +19,10 @@ def app(searcher):
 
 OPERATIONS = [
     "POST /v1/search", "POST /v1/range_search", "POST /v1/encode", "GET /v1/items", "GET /v1/items/{id}",
-    "GET /v1/items/{id}/thumbnail", "POST /v1/count", "POST /v1/facets", "GET /v1/collection", "GET /health/live",
-    "GET /health/ready", "GET /metrics",
+    "GET /v1/items/{id}/thumbnail", "POST /v1/count", "POST /v1/facets", "POST /v1/scroll", "GET /v1/collection",
+    "GET /health/live", "GET /health/ready", "GET /metrics",
 ]  # fmt: skip
-WITH_ARGUMENTS = OPERATIONS[:8]  # the others have no arguments that could be wrong
+WITH_ARGUMENTS = OPERATIONS[:9]  # the others have no arguments that could be wrong
 
 
 def no_server_error(context, response, case):
@@ -77,14 +77,15 @@ def test_example_bodies_are_accepted_or_the_error_names_what_is_missing(app, htt
             # This server only reads.
             assert answer.status_code in ((403,) if path == "/v1/items" else (200, 404)), answer.text
             tried += 1
-    assert tried == 12
+    assert tried == 14
 
 
 def test_the_document_lists_every_route_and_the_ways_to_send_a_key(app, searcher):
     document = app.openapi()
     assert set(document["paths"]) == {
         "/v1/search", "/v1/range_search", "/v1/encode", "/v1/items", "/v1/items/{id}", "/v1/items/{id}/thumbnail",
-        "/v1/count", "/v1/facets", "/v1/collection", "/v1/replicas", "/health/live", "/health/ready", "/metrics",
+        "/v1/count", "/v1/facets", "/v1/scroll", "/v1/collection", "/v1/replicas", "/health/live", "/health/ready",
+        "/metrics",
     }  # fmt: skip
     assert set(document["paths"]["/v1/search"]["post"]["requestBody"]["content"]) == {
         "application/json", "multipart/form-data", "application/vnd.apache.arrow.stream"
