@@ -50,19 +50,35 @@ def verify_shard(folder: Path, spec: ShardSpec, *, bits: int, full: bool = False
 
 
 def read_dead_rows(path: Path, dead: DeadRows, rows: int) -> NDArray[np.uint32]:
-    """Read the deleted rows (D,) of a shard with `rows` rows.
+    """Read the deleted rows (D,) of a shard with `rows` rows; errors as in `parse_dead_rows`."""
+    return parse_dead_rows(path, path.read_bytes() if path.is_file() else None, dead, rows)
+
+
+def parse_dead_rows(name: object, data: bytes | None, dead: DeadRows, rows: int) -> NDArray[np.uint32]:
+    """View the contents of a file of deleted rows as an array (D,), ascending.
+
+    Parameters
+    ----------
+    name : object
+        The file's, for messages.
+    data : bytes or None
+        None if there is no file.
+    dead : DeadRows
+        What the manifest says about it.
+    rows : int
+        Of the shard.
 
     Raises
     ------
     CorruptDataError
         If the file is missing or damaged, or does not hold as many rows as the manifest says, each once, ascending.
     """
-    data = path.read_bytes() if path.is_file() else None
-    check_bytes(str(path), data, FileSpec(dead.bytes, dead.sha256))
-    dead_D: NDArray[np.uint32] = parse_array(path, data or b"", np.uint32, (dead.count,))
+    check_bytes(str(name), data, FileSpec(dead.bytes, dead.sha256))
+    dead_D: NDArray[np.uint32] = parse_array(name, data or b"", np.uint32, (dead.count,))
     if not (dead_D[1:] > dead_D[:-1]).all() or int(dead_D[-1]) >= rows:
         raise CorruptDataError(
-            f"{path}: expected deleted rows from 0 to {rows - 1} in ascending order, each once, got others: {_REMEDY}"
+            f"{name}: expected deleted rows from 0 to {rows - 1} in ascending order, each once, got others: restore it "
+            "from a copy, or roll back to a version before"
         )
     return dead_D
 

@@ -128,7 +128,7 @@ def _writing(
     output: str | Path, corpus: _Codes, job: JobFolder, fresh: Fresh | None, *, tables: bool
 ) -> Iterator[Transaction]:
     """Yield a transaction, for a new collection or for more codes of the same encoder."""
-    with Transaction(output, fresh=fresh, tables=tables) as writer, _alone(job):
+    with Transaction(output, fresh=fresh, tables=tables, leases=True) as writer, _alone(job):
         if fresh is None:
             writer.require(bits=corpus.bits, encoder=corpus.encoder)
         yield writer

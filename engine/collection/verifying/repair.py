@@ -92,7 +92,7 @@ def _mend(path: str | Path, place: Place, report: Report, *, remove: bool) -> bo
 
 def _rewrite(path: str | Path, shards: Collection[str | None], *, raise_ids: bool) -> None:
     """Write some shards anew, and raise the next id above all that are there."""
-    with Transaction(path) as change, tempfile.TemporaryDirectory(prefix="hashlight-repair-") as scratch:
+    with Transaction(path, leases=True) as change, tempfile.TemporaryDirectory(prefix="hashlight-repair-") as scratch:
         live = change.live
         assert live is not None, "there is a live version, or beginning would have failed"
         salvage = Salvage(change.place, bits=live.bits, scratch=Path(scratch))

@@ -105,7 +105,7 @@ def merge_group(
     check : callable
         Called again and again meanwhile. Whatever it raises ends the compaction, which leaves nothing.
     """
-    with Transaction(path) as change:
+    with Transaction(path, leases=True) as change:
         live = change.live
         assert live is not None, "there is a live version, or beginning would have failed"
         old = [spec for spec in live.shards if spec.name in names]

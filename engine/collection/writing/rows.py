@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.ids import find_rows
-from hashlight.engine.places.arrays import map_array, parse_array
+from hashlight.engine.places.arrays import map_array
 from hashlight.engine.places.files import sha256_of
-from hashlight.engine.places.integrity import FileSpec, check_bytes
+from hashlight.engine.places.integrity import FileSpec
 from hashlight.engine.places.place import Place
 from hashlight.engine.storage.attributes import BATCH_ROWS, AttributeFile, check_attributes
-from hashlight.engine.storage.checking import verify_column, verify_shard
+from hashlight.engine.storage.checking import parse_dead_rows, verify_column, verify_shard
 from hashlight.engine.storage.faiss_file import map_faiss_flat
 from hashlight.engine.storage.manifest import ShardSpec
 from hashlight.engine.storage.shard import read_ids, read_layout
@@ -94,7 +94,7 @@ class Reader:
         Raises
         ------
         CorruptDataError
-            If the file is missing or damaged.
+            If the file is missing or damaged, or makes no sense.
         """
         if spec.dead is None:
             return _NO_ROWS
@@ -102,14 +102,7 @@ class Reader:
             name = f"deletions/{spec.dead.name}"
             found = self.place.find(name)
             data = None if found is None else found.data
-            check_bytes(self.place.path(name), data, FileSpec(spec.dead.bytes, spec.dead.sha256))
-            dead_D = parse_array(self.place.path(name), data or b"", np.uint32, (spec.dead.count,))
-            if not (dead_D[1:] > dead_D[:-1]).all() or dead_D[-1] >= spec.rows:
-                raise CorruptDataError(
-                    f"{self.place.path(name)}: expected rows up to {spec.rows - 1}, ascending: restore it from a copy, "
-                    "or roll back to a version before"
-                )
-            self._dead[spec.dead.name] = dead_D
+            self._dead[spec.dead.name] = parse_dead_rows(self.place.path(name), data, spec.dead, spec.rows)
         return self._dead[spec.dead.name]
 
     # What is stored beside.
@@ -144,8 +137,11 @@ class Reader:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self.place.download(name, path)
-            except FileNotFoundError as error:
-                raise CorruptDataError(f"{self.place.path(name)} is missing: {_REMEDY}") from error
+            except BaseException as error:
+                path.unlink(missing_ok=True)  # what is here counts as whole
+                if isinstance(error, FileNotFoundError):
+                    raise CorruptDataError(f"{self.place.path(name)} is missing: {_REMEDY}") from error
+                raise
             if (got := sha256_of(path)) != expected.sha256:
                 size = path.stat().st_size
                 path.unlink()

@@ -53,7 +53,7 @@ from hashlight.engine.storage.columns import stored_schema
 from hashlight.engine.storage.leftovers import Intent, sweep_intents, sweep_versions
 from hashlight.engine.storage.manifest import Manifest, ShardSpec, check_name
 from hashlight.engine.storage.shard import Layout, read_layout, write_shard
-from hashlight.engine.storage.versions import close_held, find_version, publish, read_live_held
+from hashlight.engine.storage.versions import close_held, find_version, holding_live, publish, read_live_held
 
 # A commit that is overtaken this often in a local folder then keeps the others away.
 _FREE_ATTEMPTS = 5
@@ -117,6 +117,9 @@ class Transaction:
         For a new collection; by default there must be one.
     tables : bool
         Whether new shards get a multi-index.
+    leases : bool
+        Whether `live` stays until the transaction ends, so that all of it can be read, however long that takes. In a
+        folder it does so anyway; in a bucket a lease says so, which a short write is better off without.
 
     Attributes
     ----------
@@ -127,7 +130,9 @@ class Transaction:
         Reads its shards.
     """
 
-    def __init__(self, path: str | Path, *, fresh: Fresh | None = None, tables: bool = True) -> None:
+    def __init__(
+        self, path: str | Path, *, fresh: Fresh | None = None, tables: bool = True, leases: bool = False
+    ) -> None:
         self.place: Place = open_target(path)
         self.live: Manifest | None = None
         if fresh is not None:
@@ -136,6 +141,7 @@ class Transaction:
                 check_name(fresh.encoder, "an encoder")
         self._fresh = fresh
         self._tables = tables
+        self._leases = leases and fresh is None
         self._intent = Intent(self.place)
         self._operations: list[Operation] = []
         self._stack = contextlib.ExitStack()
@@ -147,11 +153,13 @@ class Transaction:
         refuse_foreign_folder(self.place)
         try:
             start = self._begin()
+            if self.place.local is None:
+                self._stack.enter_context(self.place.lock())  # refuses a store without conditional puts
+                if self._leases:
+                    start = self._begin_leased()
             self._layout = None if self._fresh else Layout(start.schema, start.features, start.thumbnails)
             self._next_id = start.next_id
             self.reader = Reader(self.place, bits=start.bits)
-            if self.place.local is None:
-                self._stack.enter_context(self.place.lock())  # refuses a store without conditional puts
             # Before writing: a disk filled by a dead writer would otherwise stay full until a write succeeds.
             sweep_intents(self.place)
             self._stack.enter_context(self._intent)
@@ -169,6 +177,13 @@ class Transaction:
         self._ground = self._read_live(self._stack)
         assert self._ground.manifest is not None, "reading it would have failed"
         self.live = upgraded(self.place, self._ground.manifest)
+        return self.live
+
+    def _begin_leased(self) -> Manifest:
+        """Begin with the version that is live now, and keep it in the bucket."""
+        manifest = self._stack.enter_context(holding_live(self.place))
+        self._ground = Ground(manifest, None)
+        self.live = upgraded(self.place, manifest)
         return self.live
 
     def __exit__(
@@ -529,7 +544,10 @@ class Transaction:
             if done is not None:
                 self._is_done = True
                 return done
-        raise CollectionBusyError(
+        raise self._overtaken()
+
+    def _overtaken(self) -> CollectionBusyError:
+        return CollectionBusyError(
             f"{self.place} was written by other processes {_MAX_ATTEMPTS} times while this write was to be committed: "
             "it was discarded, try again"
         )
@@ -539,15 +557,16 @@ class Transaction:
 
         Raises
         ------
-        TypeError, ValueError, IdNotFoundError, FilterError
+        TypeError, ValueError, IdNotFoundError, FilterError, CollectionBusyError
             As in `commit`.
         """
         self._refuse_done()
-        with contextlib.ExitStack() as stack:
-            draft = self._draft(self._ground if self._fresh else self._read_live(stack))
-            for operation in self._operations:
-                operation.apply(draft)
-            return Preview(draft.before or draft.manifest, draft.added, draft.deleted, draft.manifest.oldest)
+        for _ in range(_MAX_ATTEMPTS):
+            with contextlib.ExitStack() as stack:
+                draft = self._applied(self._ground if self._fresh else self._read_live(stack))
+                if draft is not None:
+                    return Preview(draft.before or draft.manifest, draft.added, draft.deleted, draft.manifest.oldest)
+        raise self._overtaken()
 
     def _attempt(self, *, alone: bool) -> Commit | None:
         """Apply the changes and commit them; return None if another process was faster."""
@@ -555,15 +574,9 @@ class Transaction:
             if alone and self.place.local is not None:
                 stack.enter_context(locked(self.place))
             ground = self._ground if self._fresh else self._read_live(stack)
-            draft = self._draft(ground)
-            try:
-                for operation in self._operations:
-                    operation.apply(draft)
-            except (FileNotFoundError, CorruptDataError):
-                # What a version consists of may go when others are live.
-                if self._has_moved(ground):
-                    return None
-                raise
+            draft = self._applied(ground)
+            if draft is None:
+                return None
             if draft.is_unchanged:
                 self._after(draft.manifest, ground)
                 return Commit(draft.manifest.version, 0, 0)
@@ -586,6 +599,18 @@ class Transaction:
                 f"{self.place} was replaced by another collection meanwhile: this write was discarded"
             )
         return Ground(manifest, found)
+
+    def _applied(self, ground: Ground) -> Draft | None:
+        """Apply the changes to a version; return None if it has gone meanwhile, because others are live."""
+        try:
+            draft = self._draft(ground)
+            for operation in self._operations:
+                operation.apply(draft)
+            return draft
+        except (FileNotFoundError, CorruptDataError):
+            if self._has_moved(ground):
+                return None
+            raise
 
     def _draft(self, ground: Ground) -> Draft:
         if self._fresh is not None:
