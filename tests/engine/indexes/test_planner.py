@@ -207,6 +207,7 @@ def test_two_processes_warm_up_at_once(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_two_processes_warm_up_an_empty_cache(tmp_path):
     warm_two_processes(tmp_path / "cache", tmp_path)
 
