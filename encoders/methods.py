@@ -38,6 +38,7 @@ from hashlight.encoders.fits.ksh import KSH
 from hashlight.encoders.fits.lsh import LSH
 from hashlight.encoders.fits.sdh import SDH
 from hashlight.encoders.fits.sh import SH
+from hashlight.encoders.fits.streaming import Stream
 from hashlight.encoders.losses.centres import check_centres
 from hashlight.encoders.losses.csq import CSQ
 from hashlight.encoders.losses.dhn import DHN
@@ -88,6 +89,8 @@ class Method:
     fit : callable, optional
         Learns a hasher from features (N, D), a number of bits, a seed and classes (N, C), which are None for a
         method that does not read them.
+    fit_stream : callable, optional
+        Does as `fit` with features that need not fit in memory, a number of bits and a seed.
     check_bits : callable
         Called before training with the numbers of bits, feature dimensions and classes (0 without labels); raises
         ValueError if the method cannot produce that many, or that few, bits.
@@ -105,6 +108,7 @@ class Method:
     refusal: str = ""
     objective: Callable[[ObjectiveSettings], Objective] | None = None
     fit: Callable[[Features, int, int, NDArray[Any] | None], Hasher] | None = None
+    fit_stream: Callable[[Stream, int, int], Hasher] | None = None
     check_bits: Callable[[int, int, int], None] = _any_bits
     continues: bool = False
     beta: float | None = 1.0
@@ -246,18 +250,21 @@ METHODS = {
             title="LSH",
             learns_from=_ANYTHING,
             fit=lambda features, bits, seed, _: LSH.fit(features, bits, seed),
+            fit_stream=LSH.fit_stream,
         ),
         Method(
             name="sh",
             title="SH",
             learns_from=_ANYTHING,
             fit=lambda features, bits, seed, _: SH.fit(features, bits, seed),
+            fit_stream=SH.fit_stream,
         ),
         Method(
             name="itq",
             title="ITQ",
             learns_from=_ANYTHING,
             fit=lambda features, bits, seed, _: ITQ.fit(features, bits, seed),
+            fit_stream=ITQ.fit_stream,
             check_bits=lambda bits, dims, _: check_components(bits, dims, "ITQ"),
         ),
         Method(
@@ -284,6 +291,24 @@ METHODS = {
         ),
     )
 }
+
+
+def streaming_method(name: str) -> Method:
+    """Return the method with this name, which fits to a stream of features.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it needs more than features.
+    """
+    known = ", ".join(method.name for method in METHODS.values() if method.fit_stream is not None)
+    if name not in METHODS:
+        raise ValueError(f"`method` must be one of {known} for embeddings, got {name!r}")
+    method = METHODS[name]
+    if method.fit_stream is None:
+        needs = "trains a network on images" if method.objective is not None else "reads the classes of the images"
+        raise ValueError(f"`method` must be one of {known} for embeddings, got {name}, which {needs}")
+    return method
 
 
 def _given(classes: NDArray[Any] | None) -> NDArray[Any]:

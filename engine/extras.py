@@ -21,7 +21,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "fsspec": _JOBS,
     "matplotlib": _JOBS,
     "ray": _JOBS,
-    "safetensors": _JOBS,
     "scipy": _JOBS,
     "sklearn": _JOBS,
     "torch": _JOBS,

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hashlight.encoders.encoder import EncoderConfig, EncoderOutput, HashEncoder
+    from hashlight.encoders.config import Embeddings, EncoderConfig, Pictures
+    from hashlight.encoders.encoder import EncoderOutput, HashEncoder
     from hashlight.encoders.errors import EncoderError, ImageError, ImageLimitError
     from hashlight.encoders.methods import METHODS, Method
     from hashlight.encoders.training.train import TrainConfig, train
@@ -62,7 +63,8 @@ __version__ = "0.1.0"
 
 # Module -> the public names that it defines: the imports above, for the interpreter.
 _HOMES = {
-    "encoders.encoder": ("EncoderConfig", "EncoderOutput", "HashEncoder"),
+    "encoders.config": ("Embeddings", "EncoderConfig", "Pictures"),
+    "encoders.encoder": ("EncoderOutput", "HashEncoder"),
     "encoders.errors": ("EncoderError", "ImageError", "ImageLimitError"),
     "encoders.methods": ("METHODS", "Method"),
     "encoders.training.train": ("TrainConfig", "train"),
@@ -127,6 +129,7 @@ __all__ = [
     "Coverage",
     "Cursor",
     "DeadlineExceededError",
+    "Embeddings",
     "Encoded",
     "EncoderConfig",
     "EncoderError",
@@ -154,6 +157,7 @@ __all__ = [
     "OverloadedError",
     "Page",
     "PermissionDeniedError",
+    "Pictures",
     "PipelineError",
     "PlaceError",
     "RangeResult",

@@ -12,7 +12,12 @@ from hashlight.encoders.fits.hashers import FloatArray
 
 def principal_components(centred_ND: FloatArray, bits: int) -> FloatArray:
     """Return the `bits` directions of largest variance, (D, B)."""
-    _, vectors_DD = np.linalg.eigh(centred_ND.T @ centred_ND / len(centred_ND))
+    return leading_components(centred_ND.T @ centred_ND / len(centred_ND), bits)
+
+
+def leading_components(covariance_DD: FloatArray, bits: int) -> FloatArray:
+    """Return the `bits` directions of largest variance, (D, B), of rows that have this covariance."""
+    _, vectors_DD = np.linalg.eigh(covariance_DD)
     return np.ascontiguousarray(vectors_DD[:, ::-1][:, :bits])
 
 

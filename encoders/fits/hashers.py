@@ -15,6 +15,12 @@ from numpy.typing import NDArray
 
 from hashlight.encoders.packing import CodeArray, pack_bits
 
+# Kinds of hash layers; see `encoders.networks.heads`.
+LINEAR = "linear"
+KERNEL = "kernel"
+SPECTRAL = "spectral"
+HEADS = (LINEAR, KERNEL, SPECTRAL)
+
 FloatArray = NDArray[np.float64]
 Features = NDArray[np.floating[Any]]
 

@@ -11,7 +11,8 @@ from typing import Self
 
 import numpy as np
 
-from hashlight.encoders.fits.hashers import Features, LinearHasher, check_bits, check_features
+from hashlight.encoders.fits.hashers import Features, FloatArray, LinearHasher, check_bits, check_features
+from hashlight.encoders.fits.streaming import Mean, Stream
 
 
 class LSH(LinearHasher):
@@ -31,7 +32,18 @@ class LSH(LinearHasher):
         bits : int
         seed : int
         """
-        feature_ND = check_features(features)
+        return cls._drawn(check_features(features).mean(axis=0), bits, seed)
+
+    @classmethod
+    def fit_stream(cls, features: Stream, bits: int, seed: int = 0) -> Self:
+        """Draw `bits` directions, with the mean of one pass over the features; see `fit`."""
         check_bits(bits)
-        rng = np.random.default_rng(seed)
-        return cls(rng.standard_normal((feature_ND.shape[1], bits)), feature_ND.mean(axis=0))
+        moments = Mean(features.dims)
+        for feature_RD in features:
+            moments.add(feature_RD)
+        return cls._drawn(moments.mean, bits, seed)
+
+    @classmethod
+    def _drawn(cls, mean_D: FloatArray, bits: int, seed: int) -> Self:
+        check_bits(bits)
+        return cls(np.random.default_rng(seed).standard_normal((len(mean_D), bits)), mean_D)

@@ -10,8 +10,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.encoders.fits.components import principal_components
+from hashlight.encoders.fits.components import leading_components, principal_components
 from hashlight.encoders.fits.hashers import Features, FloatArray, SpectralHasher, check_bits, check_features
+from hashlight.encoders.fits.streaming import Moments, Stream
 
 
 class SH(SpectralHasher):
@@ -42,9 +43,31 @@ class SH(SpectralHasher):
         check_bits(bits)
         component_DP = principal_components(feature_ND - feature_ND.mean(axis=0), min(bits, feature_ND.shape[1]))
         projected_NP = feature_ND @ component_DP
-        low_P, length_P = projected_NP.min(axis=0), np.ptp(projected_NP, axis=0)
-        if length_P.max() <= 1e-12 * max(1.0, float(np.abs(projected_NP).max())):
-            raise ValueError(f"`features` must vary for SH to find {bits} bits, got {len(feature_ND)} equal rows")
+        low_P, high_P = projected_NP.min(axis=0), projected_NP.max(axis=0)
+        return cls._on_box(component_DP, low_P, high_P, bits, len(feature_ND))
+
+    @classmethod
+    def fit_stream(cls, features: Stream, bits: int, seed: int = 0) -> Self:
+        """Choose the eigenfunctions in two passes over features that need not fit in memory; see `fit`."""
+        check_bits(bits)
+        moments = Moments(features.dims)
+        for feature_RD in features:
+            moments.add(feature_RD)
+        component_DP = leading_components(moments.covariance, min(bits, features.dims))
+        low_P = np.full(component_DP.shape[1], np.inf)
+        high_P = -low_P
+        for feature_RD in features:
+            projected_RP = feature_RD.astype(np.float64) @ component_DP
+            low_P = np.minimum(low_P, projected_RP.min(axis=0))
+            high_P = np.maximum(high_P, projected_RP.max(axis=0))
+        return cls._on_box(component_DP, low_P, high_P, bits, moments.rows)
+
+    @classmethod
+    def _on_box(cls, component_DP: FloatArray, low_P: FloatArray, high_P: FloatArray, bits: int, rows: int) -> Self:
+        """Choose the eigenfunctions on the box that the projections on the components lie in."""
+        length_P = high_P - low_P
+        if length_P.max() <= 1e-12 * max(1.0, float(np.abs([low_P, high_P]).max())):
+            raise ValueError(f"`features` must vary for SH to find {bits} bits, got {rows} equal rows")
         component_B, mode_B = _smoothest_modes(length_P, bits)
         frequency_B = mode_B * np.pi / length_P[component_B]
         return cls(component_DP[:, component_B] * frequency_B, -low_P[component_B] * frequency_B)

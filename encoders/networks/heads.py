@@ -10,12 +10,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hashlight.encoders.fits.hashers import Hasher, KernelHasher, LinearHasher, SpectralHasher
-
-LINEAR = "linear"
-KERNEL = "kernel"
-SPECTRAL = "spectral"
-HEADS = (LINEAR, KERNEL, SPECTRAL)
+from hashlight.encoders.fits.hashers import (
+    KERNEL,
+    LINEAR,
+    SPECTRAL,
+    Hasher,
+    KernelHasher,
+    LinearHasher,
+    SpectralHasher,
+)
 
 
 class KernelHead(nn.Module):

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from hashlight.encoders.config import EncoderConfig, Pictures
 from hashlight.encoders.data.pixels import PixelSource
 from hashlight.encoders.data.supervision.labels import LabelSupervision
 from hashlight.encoders.data.supervision.pairs import PairList, PairSupervision
 from hashlight.encoders.data.supervision.protocol import Supervision
 from hashlight.encoders.data.supervision.views import NoSupervision, ViewSupervision
-from hashlight.encoders.encoder import EncoderConfig, HashEncoder
+from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.losses.classification import Classification
 from hashlight.encoders.methods import METHODS, Method, ObjectiveSettings
@@ -379,10 +380,12 @@ class _Trainer:
         settings = dataclasses.asdict(self._config) | chosen
         return EncoderConfig(
             bits=self._config.bits,
-            backbone=self._backbone.name,
             beta=beta,
-            batch_size=self._backbone.batch_size,
-            preprocessing=self._backbone.preprocessing,
+            input=Pictures(
+                backbone=self._backbone.name,
+                batch_size=self._backbone.batch_size,
+                preprocessing=self._backbone.preprocessing,
+            ),
             training={
                 "method": self._method.name,
                 "title": self._method.title,

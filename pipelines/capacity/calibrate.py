@@ -23,8 +23,9 @@ import pyarrow.flight as flight
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hashlight.encoders.config import EncoderConfig, Pictures
 from hashlight.encoders.data.images import decode_image
-from hashlight.encoders.encoder import EncoderConfig, HashEncoder
+from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
 from hashlight.encoders.networks.model import HashModel
 from hashlight.engine.indexes.multi_index.planner import machine_file, write_machine_file
@@ -106,7 +107,9 @@ def _measure_encoding(folder: str | Path | None) -> tuple[str, float]:
 def _untrained() -> HashEncoder:
     backbone = build_backbone(SMALL_CNN)
     config = EncoderConfig(
-        bits=64, backbone=SMALL_CNN, beta=1.0, batch_size=backbone.batch_size, preprocessing=backbone.preprocessing
+        bits=64,
+        beta=1.0,
+        input=Pictures(backbone=SMALL_CNN, batch_size=backbone.batch_size, preprocessing=backbone.preprocessing),
     )
     return HashEncoder(config, HashModel(backbone, 64))
 

@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
+from hashlight.encoders.config import EncoderConfig, Pictures
 from hashlight.encoders.data.images import decode_image, open_image
-from hashlight.encoders.encoder import EncoderConfig, HashEncoder
+from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import EncoderError, ImageError
 from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
 from hashlight.encoders.networks.compat import load_torchvision
@@ -28,10 +29,8 @@ def build(name=SMALL_CNN, bits=48, seed=0):
     backbone = build_backbone(name)
     config = EncoderConfig(
         bits=bits,
-        backbone=name,
         beta=10.0,
-        batch_size=backbone.batch_size,
-        preprocessing=backbone.preprocessing,
+        input=Pictures(backbone=name, batch_size=backbone.batch_size, preprocessing=backbone.preprocessing),
     )
     return HashEncoder(config, HashModel(backbone, bits))
 
@@ -87,10 +86,8 @@ def lite():
     backbone = build_backbone("efficientnet-lite0", "imagenet")
     config = EncoderConfig(
         bits=64,
-        backbone=backbone.name,
         beta=1.0,
-        batch_size=backbone.batch_size,
-        preprocessing=backbone.preprocessing,
+        input=Pictures(backbone=backbone.name, batch_size=backbone.batch_size, preprocessing=backbone.preprocessing),
     )
     return HashEncoder(config, HashModel(backbone, 64))
 
