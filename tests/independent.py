@@ -50,6 +50,10 @@ def read_version(folder: Path, version: int | None = None) -> Version:
         manifest = _older(folder, manifest, version)
     assert manifest["format_version"] in (1, 2)
     assert set(manifest.get("needs", ())) <= NEEDS
+    for log, mark in manifest.get("logs", {}).items():
+        assert re.fullmatch("[0-9a-f]{32}", log)
+        assert mark["through"] >= 1
+        assert mark["written"].endswith("+00:00")
     found = Version(manifest)
     if manifest.get("schema"):
         found.schema = pyarrow.ipc.read_schema(pa.py_buffer(base64.b64decode(manifest["schema"])))

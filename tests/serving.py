@@ -17,6 +17,9 @@ from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.service.asking.encoding import Encoded, ImageRefusedError
 from hashlight.engine.service.door.http_server import HEAD_S, MAX_CONNECTIONS, Address, HttpServer
+from hashlight.engine.writing.buffering import Buffer, Gathering
+from hashlight.engine.writing.committing import Committer
+from hashlight.engine.writing.opened import Opened
 
 BITS = 60  # not whole bytes, not whole words
 
@@ -89,6 +92,12 @@ def warm_up(collection: Collection) -> None:
             collection.search(queries[:number], 5, **more)
             for radius, limit in ((2, None), (2, 3), (collection.bits, None), (collection.bits, 3)):
                 collection.range_search(queries[:number], radius, limit, **more)
+
+
+def committer_of(folder, searcher, *, gather_s: float = 0.0, log=None, **gathering) -> Committer:
+    """What makes the writes of a server that answers by `searcher`; ended by the application, or by `close`."""
+    store = Buffer(Collection.open(folder), Opened(folder, log), searcher.show, gathering=Gathering(**gathering))
+    return Committer(store, gather_s=gather_s)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,11 @@ from hashlight.engine.query import Query
 
 if TYPE_CHECKING:
     from hashlight.engine.collection.rerank import Rerank
+
+
+def _new_key() -> str:
+    return uuid.uuid4().hex
+
 
 INCLUDES = ("attributes", "code", "explain")
 
@@ -164,6 +170,8 @@ class Put:
     visible : bool
         Whether to wait until every server has it.
     timeout_s : float
+    key : str
+        Idempotency key: of all writes another one, however often it is sent.
     """
 
     items: Code | list[Picture]
@@ -174,6 +182,7 @@ class Put:
     replaces: bool
     visible: bool
     timeout_s: float
+    key: str = dataclasses.field(default_factory=_new_key)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -184,6 +193,7 @@ class Update:
     attributes: Any
     visible: bool
     timeout_s: float
+    key: str = dataclasses.field(default_factory=_new_key)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -195,6 +205,7 @@ class Delete:
     parameters: Parameters | None
     visible: bool
     timeout_s: float
+    key: str = dataclasses.field(default_factory=_new_key)
 
     def options(self) -> dict[str, Any]:
         """Return the given options under their names in the HTTP interface."""

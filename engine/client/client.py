@@ -338,10 +338,10 @@ class SearchClient:
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         visible: bool = False,
         timeout_s: float | None = None,
-    ) -> int:
+    ) -> int | None:
         """Add items, none of whose ids may be there; IdExistsError if one is. Otherwise as `upsert`."""
         call = _put(items, ids, (attributes, features, thumbnails), visible, self._seconds(timeout_s), replaces=False)
-        return int(self._transport.send(call))
+        return _version(self._transport.send(call))
 
     def upsert(
         self,
@@ -353,7 +353,7 @@ class SearchClient:
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         visible: bool = False,
         timeout_s: float | None = None,
-    ) -> int:
+    ) -> int | None:
         """Store items, in the place of those that have their ids. A gateway takes them in requests of up to 10,000.
 
         Parameters
@@ -369,13 +369,15 @@ class SearchClient:
         thumbnails : sequence of bytes or None, length N, optional
             Small encoded pictures.
         visible : bool
-            Return when every server has the version, and not only when the write cannot be lost.
+            Have it committed at once, and return when every server has the version; otherwise return when the write
+            cannot be lost, and this server shows it if it searches itself.
         timeout_s : float, optional
 
         Returns
         -------
-        int
-            The first version of the collection that has the items.
+        int or None
+            The first version of the collection that has the items. None: the server has them in its log, and commits
+            them soon.
 
         Raises
         ------
@@ -385,7 +387,7 @@ class SearchClient:
             If an argument is invalid, or does not fit what the collection stores.
         """
         call = _put(items, ids, (attributes, features, thumbnails), visible, self._seconds(timeout_s), replaces=True)
-        return int(self._transport.send(call))
+        return _version(self._transport.send(call))
 
     def update(
         self,
@@ -394,8 +396,8 @@ class SearchClient:
         *,
         visible: bool = False,
         timeout_s: float | None = None,
-    ) -> int:
-        """Change attributes of items, and return the version that has it; IdNotFoundError if one is not there.
+    ) -> int | None:
+        """Change attributes of items; IdNotFoundError if one is not there. Returns what `upsert` does.
 
         Parameters
         ----------
@@ -407,10 +409,10 @@ class SearchClient:
             As in `upsert`.
         """
         call = Update(_some_ids(ids), _table(attributes), visible, self._seconds(timeout_s))
-        return int(self._transport.send(call))
+        return _version(self._transport.send(call))
 
-    def delete(self, ids: ArrayLike, *, visible: bool = False, timeout_s: float | None = None) -> int:
-        """Delete items, as far as they are there, and return the version without them.
+    def delete(self, ids: ArrayLike, *, visible: bool = False, timeout_s: float | None = None) -> int | None:
+        """Delete items, as far as they are there. Returns what `upsert` does.
 
         Parameters
         ----------
@@ -418,7 +420,8 @@ class SearchClient:
         visible, timeout_s
             As in `upsert`.
         """
-        return int(self._transport.send(Delete(_some_ids(ids), None, None, visible, self._seconds(timeout_s))))
+        call = Delete(_some_ids(ids), None, None, visible, self._seconds(timeout_s))
+        return _version(self._transport.send(call))
 
     def delete_where(
         self,
@@ -427,8 +430,8 @@ class SearchClient:
         *,
         visible: bool = False,
         timeout_s: float | None = None,
-    ) -> int:
-        """Delete all items that satisfy a filter, and return the version without them.
+    ) -> int | None:
+        """Delete all items that satisfy a filter. Returns what `upsert` does.
 
         Parameters
         ----------
@@ -438,7 +441,8 @@ class SearchClient:
             As in `upsert`.
         """
         lists = Parameters.of(parameters)
-        return int(self._transport.send(Delete(None, _unicode(filter), lists, visible, self._seconds(timeout_s))))
+        call = Delete(None, _unicode(filter), lists, visible, self._seconds(timeout_s))
+        return _version(self._transport.send(call))
 
     def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """Return the thumbnail of an item, None if it has none."""
@@ -642,10 +646,10 @@ class AsyncSearchClient:
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         visible: bool = False,
         timeout_s: float | None = None,
-    ) -> int:
+    ) -> int | None:
         """See `SearchClient.add`."""
         call = _put(items, ids, (attributes, features, thumbnails), visible, self._seconds(timeout_s), replaces=False)
-        return int(await self._transport.send(call))
+        return _version(await self._transport.send(call))
 
     async def upsert(
         self,
@@ -657,10 +661,10 @@ class AsyncSearchClient:
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         visible: bool = False,
         timeout_s: float | None = None,
-    ) -> int:
+    ) -> int | None:
         """See `SearchClient.upsert`."""
         call = _put(items, ids, (attributes, features, thumbnails), visible, self._seconds(timeout_s), replaces=True)
-        return int(await self._transport.send(call))
+        return _version(await self._transport.send(call))
 
     async def update(
         self,
@@ -669,14 +673,15 @@ class AsyncSearchClient:
         *,
         visible: bool = False,
         timeout_s: float | None = None,
-    ) -> int:
+    ) -> int | None:
         """See `SearchClient.update`."""
         call = Update(_some_ids(ids), _table(attributes), visible, self._seconds(timeout_s))
-        return int(await self._transport.send(call))
+        return _version(await self._transport.send(call))
 
-    async def delete(self, ids: ArrayLike, *, visible: bool = False, timeout_s: float | None = None) -> int:
+    async def delete(self, ids: ArrayLike, *, visible: bool = False, timeout_s: float | None = None) -> int | None:
         """See `SearchClient.delete`."""
-        return int(await self._transport.send(Delete(_some_ids(ids), None, None, visible, self._seconds(timeout_s))))
+        call = Delete(_some_ids(ids), None, None, visible, self._seconds(timeout_s))
+        return _version(await self._transport.send(call))
 
     async def delete_where(
         self,
@@ -685,10 +690,11 @@ class AsyncSearchClient:
         *,
         visible: bool = False,
         timeout_s: float | None = None,
-    ) -> int:
+    ) -> int | None:
         """See `SearchClient.delete_where`."""
         lists = Parameters.of(parameters)
-        return int(await self._transport.send(Delete(None, _unicode(filter), lists, visible, self._seconds(timeout_s))))
+        call = Delete(None, _unicode(filter), lists, visible, self._seconds(timeout_s))
+        return _version(await self._transport.send(call))
 
     async def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """See `SearchClient.thumbnail`."""
@@ -741,6 +747,10 @@ def _put(
         visible=visible,
         timeout_s=timeout_s,
     )
+
+
+def _version(answered: Any) -> int | None:
+    return None if answered is None else int(answered)
 
 
 def _some_ids(ids: ArrayLike) -> NDArray[np.int64]:

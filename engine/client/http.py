@@ -59,10 +59,8 @@ _JSON_CODES = 4  # more codes than this are sent as Arrow
 _MAX_IDS = 1000
 _MAX_FILTER = 5000
 
-# After these errors a retry may succeed. A write that was sent may have been made, so that another is not sent when the
-# connection was lost: items that others have changed since would be changed back.
+# After these errors a retry may succeed. A write has a key, under which the server makes it once.
 _RETRIED = (ConnectionFailedError, OverloadedError, NotReadyError)
-_RETRIED_WRITE = (OverloadedError, NotReadyError)
 
 
 class HttpTransport:
@@ -114,7 +112,7 @@ class HttpTransport:
         for attempt in range(self._max_retries + 1):
             try:
                 return self._try(call, until_s - time.monotonic())
-            except _retried(call) as error:
+            except _RETRIED as error:
                 time.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
         raise AssertionError("the last try returns or raises")
 
@@ -181,7 +179,7 @@ class AsyncHttpTransport:
         for attempt in range(self._max_retries + 1):
             try:
                 return await self._try(call, until_s - time.monotonic())
-            except _retried(call) as error:
+            except _RETRIED as error:
                 await asyncio.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
         raise AssertionError("the last try returns or raises")
 
@@ -196,10 +194,6 @@ class AsyncHttpTransport:
         except httpx.HTTPError as error:
             raise _error_of_transport(error, self.url, call) from error
         return _read(call, response, self._pictures)
-
-
-def _retried(call: Call) -> tuple[type[HashlightError], ...]:
-    return _RETRIED_WRITE if isinstance(call, Write) else _RETRIED
 
 
 def _fits(call: Search, bits: int) -> bool:
@@ -333,8 +327,11 @@ def _write_request(
     client: httpx.Client | httpx.AsyncClient, call: Write, timeout: httpx.Timeout, timeout_ms: int
 ) -> httpx.Request:
     params = {"timeout_ms": str(timeout_ms)} | ({"wait": "visible"} if call.visible else {})
+    headers = {"Idempotency-Key": call.key}
     if isinstance(call, Delete):
-        return client.build_request("DELETE", "/v1/items", params=params, json=call.options(), timeout=timeout)
+        return client.build_request(
+            "DELETE", "/v1/items", params=params, json=call.options(), headers=headers, timeout=timeout
+        )
     method = "PATCH"
     if isinstance(call, Put):
         method, params["on_conflict"] = "POST", "replace" if call.replaces else "refuse"
@@ -343,7 +340,7 @@ def _write_request(
         "/v1/items",
         params=params,
         content=_items_stream(call),
-        headers={"Content-Type": _ARROW},
+        headers={**headers, "Content-Type": _ARROW},
         timeout=timeout,
     )
 
@@ -444,7 +441,8 @@ def _parse(call: Call, response: httpx.Response, pictures: Thumbnails) -> Any:
             codes = [words_of(bytes.fromhex(code)) for code in response.json()["codes"]]
             return np.stack(codes)
         case Put() | Update() | Delete():
-            return int(response.json()["version"])
+            answered = response.json()["version"]
+            return None if answered is None else int(answered)
         case Thumbnail():
             return response.content
         case Describe():

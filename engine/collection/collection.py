@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import uuid
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,8 +55,8 @@ from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, RangeResult, RerankResult, Result, SearchResult
 from hashlight.engine.storage.columns import item_schema
 from hashlight.engine.storage.copies import root_of
-from hashlight.engine.storage.manifest import Manifest
-from hashlight.engine.storage.shard import SCANNED_ROWS
+from hashlight.engine.storage.manifest import DeadRows, Manifest
+from hashlight.engine.storage.shard import SCANNED_ROWS, Shard
 from hashlight.engine.storage.versions import close_held, read_current, read_held
 
 
@@ -96,6 +98,7 @@ class Collection(Interchange, Writes):
         codes, count = manifest.rows, len(shards)
         coverage = Coverage(shards=count, answered=count, codes=codes, searched=codes, version=manifest.version)
         self._shard_set = ShardSet(self._parts.asked, coverage)
+        self._under: Collection | None = None
         weakref.finalize(self, close_held, held)
 
     @classmethod
@@ -268,6 +271,32 @@ class Collection(Interchange, Writes):
             If it is to be repaired and cannot be written.
         """
         return (repair_collection if repair else verify_collection)(path, live_only=live_only)
+
+    def overlaid(self, added: Shard | None, hidden: IdArray, *, reuse: Collection | None = None) -> Collection:
+        """Return this version as it is with other rows in memory: nothing is written.
+
+        Parameters
+        ----------
+        added : Shard or None
+            Of `Shard.in_memory`; its ids are in no other row, or among `hidden`.
+        hidden : ndarray of int64, shape (M,)
+            Ids of rows that are left out, as far as they are there.
+        reuse : Collection, optional
+            Another that was made so of this version: what it has gathered is used again.
+        """
+        shard_M, row_M = self._parts.locate(hidden)
+        specs, replaced = list(self._manifest.shards), dict[int, Shard]()
+        for number, here_H in by_shard(shard_M):
+            spec, rows_H = specs[number], row_M[here_H]
+            count = spec.rows - spec.alive + len(np.unique(rows_H))
+            specs[number] = dataclasses.replace(spec, dead=DeadRows(f"memory-{uuid.uuid4().hex}", count, 0, ""))
+            replaced[number] = self._shards[number].hiding(specs[number], rows_H)
+        more = [] if added is None else [added]
+        manifest = dataclasses.replace(self._manifest, shards=(*specs, *(shard.spec for shard in more)))
+        shards = self._shards.changed(replaced, more)
+        found = Collection(self.path, manifest, shards, location=self.location, index=self.index, reuse=reuse or self)
+        found._under = self  # keeps the version
+        return found
 
     @property
     def bits(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -32,6 +33,13 @@ class _Handle:
         self._opener: Callable[[], Shard] | None = opener
         self.shard: Shard | None = None
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, shard: Shard, schema: pa.Schema | None) -> _Handle:
+        """Return one of a shard that is open."""
+        handle = cls(shard.spec, schema, lambda: shard)
+        handle.shard = shard
+        return handle
 
     def open(self) -> Shard:
         if self.shard is None:
@@ -120,6 +128,16 @@ class OpenedShards(Sequence[Shard]):
                     Attributes(self._schema, spec.rows, None, columns)  # refuses other types
 
         run_aside(check, cut(len(specs), None, least=_SHARDS_PER_THREAD))
+
+    def changed(self, replaced: Mapping[int, Shard], added: Sequence[Shard]) -> OpenedShards:
+        """Return these shards with some of them, by their numbers, replaced by others that are open, and more."""
+        other = copy.copy(self)
+        handles = [
+            _Handle.of(replaced[number], self._schema) if number in replaced else handle
+            for number, handle in enumerate(self._handles)
+        ]
+        other._handles = (*handles, *(_Handle.of(shard, self._schema) for shard in added))
+        return other
 
     def __len__(self) -> int:
         """Return the number of shards, open or not."""

@@ -313,8 +313,8 @@ class Parts:
 
 
 def _small_shards(manifest: Manifest) -> list[int]:
-    """Return the numbers of the shards to be gathered, in the manifest's order."""
-    small = [number for number, spec in enumerate(manifest.shards) if spec.rows <= SMALL_ROWS]
+    """Return the numbers of the shards to be gathered, in the manifest's order: not those without files, in memory."""
+    small = [number for number, spec in enumerate(manifest.shards) if spec.files and spec.rows <= SMALL_ROWS]
     if len(small) <= FEW_SHARDS:
         return []
     words = num_words(manifest.bits)

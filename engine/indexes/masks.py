@@ -88,6 +88,16 @@ class RowMask:
         """The allowed rows (M,), ascending."""
         return self._list() if self._listed_M is None else self._listed_M
 
+    @classmethod
+    def without(cls, mask: RowMask | None, rows_M: NDArray[np.integer[Any]], rows: int) -> RowMask:
+        """Return the rows that `mask` (None: all of `rows`) allows, but some (M,)."""
+        words = np.full((rows + 63) // 64, -1, np.int64).view(np.uint64) if mask is None else mask.words.copy()
+        place_M = np.asarray(rows_M, np.int64)
+        np.bitwise_and.at(words, place_M >> 6, ~(np.uint64(1) << (place_M & 63).astype(np.uint64)))
+        if rows % 64:
+            words[-1] &= np.uint64((1 << rows % 64) - 1)
+        return RowMask(words.view(np.uint8), rows)
+
     def bools(self) -> NDArray[np.bool_]:
         """Return whether each row (N,) may answer."""
         return np.unpackbits(self.words.view(np.uint8), count=self.rows, bitorder="little").view(np.bool_)

@@ -98,11 +98,11 @@ def check_attributes(path: Path, rows: int) -> pa.Schema:
 
 
 class AttributeFile:
-    """Mapped attributes of one shard. Thread-safe."""
+    """Attributes of one shard, in a mapped file or in memory. Thread-safe."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, source: pa.Buffer | None = None) -> None:
         self._path = path
-        self._source = map_file(path)
+        self._source = map_file(path) if source is None else source
         # In several threads, decompressing a batch of URIs and labels takes one and a half times the processor time.
         self._reader = pyarrow.ipc.open_file(self._source, options=pyarrow.ipc.IpcReadOptions(use_threads=False))
         self.schema = stored_schema(self._reader.schema)
@@ -110,6 +110,14 @@ class AttributeFile:
         if self.schema.types != self._reader.schema.types:
             # Earlier releases stored dictionaries. Arrow reads them with the first batch, and not safely in threads.
             self._reader.get_batch(0)
+
+    @classmethod
+    def in_memory(cls, name: str, table: pa.Table) -> AttributeFile:
+        """Hold rows as a file of them would."""
+        sink = pa.BufferOutputStream()
+        with pyarrow.ipc.new_file(sink, table.schema, options=_PLAIN) as writer:
+            writer.write_table(table.combine_chunks(), max_chunksize=BATCH_ROWS)
+        return cls(Path(name), source=sink.getvalue())
 
     def __repr__(self) -> str:
         """Name the file."""

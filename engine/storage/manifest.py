@@ -102,6 +102,14 @@ class ShardSpec:
         return self.rows - (self.dead.count if self.dead else 0)
 
 
+@dataclass(frozen=True, slots=True)
+class LogMark:
+    """How far a version has the records of a server's write log: through this number, as it had at this time."""
+
+    through: int
+    written: str
+
+
 @dataclass(frozen=True)
 class Manifest:
     """One version of a collection.
@@ -135,6 +143,8 @@ class Manifest:
         The lowest version that is kept, but for tagged ones.
     tags : dict of str to str
         File names of versions that are kept under a name.
+    logs : dict of str to LogMark
+        By the ids of write logs: which of their records this version has.
     commit : str
         A UUID in hex, so that no two writes make the same file.
     format_version : int
@@ -154,6 +164,7 @@ class Manifest:
     next_id: int = 0
     oldest: int = 1
     tags: dict[str, str] = field(default_factory=dict)
+    logs: dict[str, LogMark] = field(default_factory=dict)
     commit: str = field(default_factory=lambda: uuid.uuid4().hex)
     format_version: int = FORMAT_VERSION
 
@@ -200,6 +211,7 @@ class Manifest:
         body = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "shards"}
         body["schema"] = self.schema and base64.b64encode(self.schema.serialize()).decode()
         body["needs"] = self.needs
+        body["logs"] = {log: asdict(mark) for log, mark in self.logs.items()}
         # A line each: with all of it indented, which Python's fast encoder cannot, 1,000 shards take 8 times as long.
         lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in body.items()]
         shards = ",\n".join(json.dumps(_document_of(shard)) for shard in self.shards)
@@ -360,9 +372,14 @@ def _with_second_format(manifest: Manifest, body: dict[str, Any]) -> Manifest:
         next_id=_whole(body["next_id"], "the next id", highest + 1, MAX_ID + 1),
         oldest=_whole(body["oldest"], "the oldest version", 1, manifest.version),
         tags={check_tag(tag): _manifest_name(name) for tag, name in body["tags"].items()},
+        logs={_text(log, "a log"): _parse_mark(mark) for log, mark in body.get("logs", {}).items()},
         commit=_text(body["commit"], "the commit"),
         format_version=FORMAT_VERSION,
     )
+
+
+def _parse_mark(mark: dict[str, Any]) -> LogMark:
+    return LogMark(_whole(mark["through"], "a record", 1, 2**63 - 1), _time(mark["written"]))
 
 
 def check_tag(tag: object) -> str:

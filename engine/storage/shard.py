@@ -336,13 +336,14 @@ class Shard:
                 f'shard {self.name} was built without tables, which `index` "multi" needs: open the collection with '
                 '"auto" or "scan", or build it again with tables'
             )
+        self._hidden_of: Shard | None = None
         self._change(root, spec, schema, verify_all=verify_all)
         if faiss_kind(index) is not None:  # filled now, because that takes long
             self.index  # noqa: B018
 
     def _change(self, root: Path, spec: ShardSpec, schema: pa.Schema | None, *, verify_all: bool = False) -> None:
         """Read what has changed since the shard was written."""
-        self.spec, self._schema = spec, schema
+        self.spec, self._schema, self._hidden_of = spec, schema, None
         self.alive: RowMask | None = None
         if spec.dead is not None:
             dead_D = read_dead_rows(root / "deletions" / spec.dead.name, spec.dead, spec.rows)
@@ -360,6 +361,64 @@ class Shard:
         # Whatever decides which rows a filter selects.
         changes = [spec.dead.name if spec.dead else "", *(f"{name}={columns[name]!r}" for name in sorted(columns))]
         self._state = "\0".join([str(self._folder), *changes, schema.to_string()])
+
+    @classmethod
+    def in_memory(
+        cls,
+        name: str,
+        codes_NW: CodeArray,
+        ids_N: IdArray,
+        attributes: pa.Table | None,
+        *,
+        bits: int,
+        schema: pa.Schema,
+        features_NF: NDArray[np.float16] | None = None,
+        thumbnails: pa.Array | None = None,
+    ) -> Shard:
+        """Return a shard that has no files, and answers by scan.
+
+        Parameters
+        ----------
+        name : str
+            Of no other shard in this process.
+        codes_NW : ndarray of uint64, shape (N, W)
+        ids_N : ndarray of int64, shape (N,)
+            Distinct.
+        attributes : pyarrow.Table or None
+            N rows with all columns of `schema`.
+        bits : int
+        schema : pyarrow.Schema
+            Of the attributes that the collection shows.
+        features_NF : ndarray of float16, shape (N, F), optional
+        thumbnails : pyarrow.Array of binary, length N, optional
+        """
+        order_N = order_rows(codes_NW, ids_N)
+        shard, taken = cls.__new__(cls), pa.array(order_N)
+        shard.name, shard.rows, shard._bits, shard._choice = name, len(order_N), bits, "scan"
+        shard._folder, shard._has_scalars = Path(name), False
+        shard.codes_NW, shard.ids_N = codes_NW[order_N], ids_N[order_N]
+        shard._rows_by_id_N = np.argsort(shard.ids_N).astype(np.uint32)
+        shard.features_NF = None if features_NF is None else features_NF[order_N]
+        held = None if attributes is None else AttributeFile.in_memory(f"{name}/attributes", attributes.take(taken))
+        shard._own = held
+        pictures = None if thumbnails is None else pa.table({THUMBNAIL: thumbnails.take(taken)})
+        shard.thumbnails = None if pictures is None else AttributeFile.in_memory(f"{name}/thumbnails", pictures)
+        spec = ShardSpec(name, shard.rows, {}, ids=(int(ids_N.min()), int(ids_N.max())))
+        shard._change(Path(name), spec, schema)
+        return shard
+
+    def hiding(self, spec: ShardSpec, rows_M: NDArray[np.int64]) -> Shard:
+        """Return the shard without some rows, which may be deleted already; `spec` counts those that are.
+
+        What is open is shared, and filters are not evaluated again.
+        """
+        self.index  # noqa: B018 - opened once, for both
+        other = copy.copy(self)
+        other.spec, other._hidden_of = spec, self
+        other.alive = RowMask.without(self.alive, rows_M, self.rows)
+        assert spec.dead is not None, "rows were hidden"
+        other._state = f"{self._state}\0{spec.dead.name}"
+        return other
 
     def as_of(self, root: Path, spec: ShardSpec, *, schema: pa.Schema | None) -> Shard:
         """Return the same shard as another version of the collection shows it. What is open is shared.
@@ -431,6 +490,11 @@ class Shard:
         return _masks.get(key, functools.partial(self._find_mask, filter, parameters))
 
     def _find_mask(self, text: str, parameters: Parameters | None) -> RowMask:
+        if self._hidden_of is not None:
+            found, alive = self._hidden_of.mask_of(text, parameters), self.alive
+            assert found is not None, "of a filter"
+            assert alive is not None, "rows were hidden"
+            return found & alive
         parsed = Filter(text, self.attributes.schema, parameters)
         columns = ShardColumns(self.attributes, self._scalars if parsed.columns else None, self.rows)
         matching = RowMask(parsed.mask(columns, self), self.rows)

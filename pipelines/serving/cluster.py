@@ -25,10 +25,13 @@ from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.routing.router import ClusterRouter, Observer
 from hashlight.engine.service.telemetry.metrics import Metrics
 from hashlight.engine.storage.versions import holding_live
+from hashlight.engine.writing.committing import Committer
+from hashlight.engine.writing.direct import Direct
+from hashlight.engine.writing.opened import Opened
 from hashlight.pipelines.jobs.nodes import look_at_collection, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
 from hashlight.pipelines.serving.ray_servers import RayCluster
-from hashlight.pipelines.serving.serve import bind, encoder_of, gateway_app, name_of, writing
+from hashlight.pipelines.serving.serve import bind, encoder_of, gateway_app, name_of
 
 # Each commit is a version that all servers open: some tens of milliseconds of writes are one.
 GATHER_S = 0.05
@@ -65,6 +68,7 @@ def cluster_app(
     limits: Limits | None = None,
     image_hosts: Sequence[str] = (),
     writable: bool = False,
+    write_log: Path | None = None,
     metrics: Metrics | None = None,
 ) -> Iterator[FastAPI]:
     """Start shard servers; yield the application that answers through a router over them.
@@ -77,7 +81,7 @@ def cluster_app(
     with (
         servers as cluster,
         routing(cluster, observe=metrics.observe) as (router, follower),
-        writing(path, follower.hurry, gather_s=GATHER_S) if writable else contextlib.nullcontext() as committer,
+        _writing(path, write_log, follower) if writable else contextlib.nullcontext() as committer,
     ):
         router.ready()
         yield gateway_app(
@@ -92,6 +96,14 @@ def cluster_app(
             pending=lambda: follower.pending,
             committer=committer,
         )
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path, write_log: Path | None, follower: Follower) -> Iterator[Committer]:
+    """Yield what commits writes before they are answered."""
+    store = Direct(path, Opened(path, write_log), committed=lambda version: follower.hurry())
+    with contextlib.closing(Committer(store, gather_s=GATHER_S)) as committer:
+        yield committer
 
 
 @contextlib.contextmanager

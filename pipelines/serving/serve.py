@@ -25,7 +25,9 @@ from hashlight.engine.service.door.http_server import LOOPBACK_NAMES, Address, H
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.telemetry.metrics import Metrics
+from hashlight.engine.writing.buffering import Buffer
 from hashlight.engine.writing.committing import Committer
+from hashlight.engine.writing.opened import Opened
 
 
 @contextlib.contextmanager
@@ -39,6 +41,7 @@ def embedded_app(
     image_hosts: Sequence[str] = (),
     index: IndexChoice = "auto",
     writable: bool = False,
+    write_log: Path | None = None,
     metrics: Metrics | None = None,
     progress: Progress | None = None,
 ) -> Iterator[FastAPI]:
@@ -46,19 +49,27 @@ def embedded_app(
 
     Kernels are compiled and a test search is made first. A new version of the collection is picked up when it is
     published, without failing a query. `index` is the index that answers, and `progress` is told what is fetched from a
-    bucket, as in `Collection.open`. With `writable` it accepts writes, each of which is searched before it is answered.
-    `metrics` is where requests are counted.
+    bucket, as in `Collection.open`. With `writable` it accepts writes, each of which is searched before it is answered;
+    `write_log` is where their log is, as in `engine.writing.opened.Opened`. `metrics` is where requests are counted.
 
     Raises
     ------
     EncoderMismatchError
         If `encoder` is not the one that made the codes.
     """
-    collection = Collection.open(path, index=index, progress=progress)
-    searcher = CollectionSearcher(collection)
-    model = encoder_of(collection, encoder)
-    follower = Follower(path, searcher.renew)
-    with writing(path, searcher.renew) if writable else contextlib.nullcontext() as committer:
+    with contextlib.ExitStack() as stack:
+        # First, because a collection of format 1 gets another version.
+        opened = Opened(path, write_log) if writable else None
+        if opened is not None:
+            stack.callback(opened.close)
+        collection = Collection.open(path, index=index, progress=progress)
+        searcher = CollectionSearcher(collection)
+        model = encoder_of(collection, encoder)
+        committer, renew = None, searcher.renew
+        if opened is not None:
+            buffer = Buffer(collection, opened, searcher.show)
+            committer, renew = stack.enter_context(contextlib.closing(Committer(buffer))), buffer.renew
+        follower = Follower(path, renew)
         app = gateway_app(
             searcher,
             model,
@@ -75,26 +86,6 @@ def embedded_app(
         # As long as the process lives.
         threading.Thread(target=follower.follow, args=(threading.Event(),), name="hashlight-renew", daemon=True).start()
         yield app
-
-
-@contextlib.contextmanager
-def writing(path: str | Path, renew: Callable[[], object], *, gather_s: float = 0.0) -> Iterator[Committer]:
-    """Yield what commits writes to a collection.
-
-    Parameters
-    ----------
-    path : str or Path
-    renew : callable
-        Called when there is a new version.
-    gather_s : float
-        As in `engine.writing.committing.Committer`.
-    """
-
-    def committed(_: int) -> None:
-        renew()
-
-    with contextlib.closing(Committer(path, gather_s=gather_s, committed=committed)) as committer:
-        yield committer
 
 
 def gateway_app(

@@ -90,13 +90,16 @@ class Update:
         Distinct.
     table : pyarrow.Table
         M rows with the attributes that change.
+    skip_missing : bool
+        Leave out ids of which there is no row.
     """
 
-    def __init__(self, ids_M: IdArray, table: pa.Table) -> None:
+    def __init__(self, ids_M: IdArray, table: pa.Table, *, skip_missing: bool = False) -> None:
         schema = stored_schema(table.schema)
         # Arrow takes rows of few other types.
         self._table = pa.Table.from_batches([as_stored(batch, schema) for batch in table.to_batches()], schema)
         self._ids_M = ids_M
+        self._skip_missing = skip_missing
 
     def apply(self, draft: Draft) -> None:
         """Move them in a draft.
@@ -104,12 +107,12 @@ class Update:
         Raises
         ------
         IdNotFoundError
-            If there is no row of an id.
+            If there is no row of an id, unless they are left out.
         ValueError
             If the collection does not have an attribute, or has it with another type.
         """
         fit_columns(self._table.schema, draft.manifest.schema, where=draft.place)
-        found = draft.find_all(self._ids_M)
+        found = draft.find(self._ids_M) if self._skip_missing else draft.find_all(self._ids_M)
         if not found:
             return
         ids_M = draft.ids_of(found)

@@ -58,7 +58,10 @@ class Untag:
 
 
 class Rollback:
-    """Makes the next version what an earlier one was. Ids that were used since are not given again."""
+    """Makes the next version what an earlier one was.
+
+    Ids that were used since are not given again, and what logs had written is not written again.
+    """
 
     def __init__(self, version: int) -> None:
         self._version = version
@@ -74,7 +77,8 @@ class Rollback:
         live = _live(draft)
         version = find_version(draft.place, live, self._version)
         old, now = upgraded(draft.place, version), draft.manifest
-        draft.restart(dataclasses.replace(old, next_id=max(old.next_id, now.next_id), tags=now.tags, oldest=now.oldest))
+        next_id = max(old.next_id, now.next_id)
+        draft.restart(dataclasses.replace(old, next_id=next_id, tags=now.tags, oldest=now.oldest, logs=now.logs))
 
 
 class Prune:

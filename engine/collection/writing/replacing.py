@@ -1,7 +1,8 @@
-"""Parts of a version that are replaced: shards by others that hold the same rows, and the copy of the encoder."""
+"""Parts of a version that are replaced: shards by others that hold the same rows, the encoder, marks of write logs."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,8 +12,13 @@ from hashlight.engine.collection.writing.draft import Draft
 from hashlight.engine.errors import CollectionBusyError
 from hashlight.engine.places.files import sync_file, sync_folder
 from hashlight.engine.places.place import Place
-from hashlight.engine.storage.leftovers import Intent
-from hashlight.engine.storage.manifest import ShardSpec
+from hashlight.engine.storage.leftovers import Intent, utc_now
+from hashlight.engine.storage.manifest import LogMark, ShardSpec
+
+# A log that has committed nothing for so long is that of a server that is gone. If there are more than so many, those
+# that committed last stay.
+KEPT_DAYS = 30
+_MAX_LOGS = 1000
 
 
 class Replace:
@@ -84,6 +90,51 @@ class KeepEncoder:
     def apply(self, draft: Draft) -> None:
         """Name it in a draft."""
         draft.change(encoder_folder=self._folder)
+
+
+class AlreadyCommittedError(Exception):
+    """The live version has records of a log that were to be committed.
+
+    Attributes
+    ----------
+    through : int
+        The last record that it has.
+    """
+
+    def __init__(self, through: int) -> None:
+        super().__init__(f"records through {through} of the log are committed")
+        self.through = through
+
+
+class MarkLog:
+    """Says that a version has the records of a log from `after`, which the live version must have, through `through`.
+
+    Marks of logs that are no longer used go.
+    """
+
+    def __init__(self, log: str, through: int, after: int) -> None:
+        self._log, self._through, self._after = log, through, after
+
+    def apply(self, draft: Draft) -> None:
+        """Say so in a draft.
+
+        Raises
+        ------
+        AlreadyCommittedError
+            If the live version has more.
+        """
+        known = draft.manifest.logs.get(self._log)
+        if known is not None and known.through > self._after:
+            raise AlreadyCommittedError(known.through)
+        since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=KEPT_DAYS)
+        others = {
+            log: mark
+            for log, mark in draft.manifest.logs.items()
+            if log != self._log and datetime.datetime.fromisoformat(mark.written) >= since
+        }
+        latest = sorted(others, key=lambda log: others[log].written)[-(_MAX_LOGS - 1) :]
+        kept = {log: mark for log, mark in others.items() if log in set(latest)}
+        draft.change(logs={**kept, self._log: LogMark(self._through, utc_now())})
 
 
 def is_stored(place: Place, folder: str, files: Mapping[str, bytes]) -> bool:

@@ -41,7 +41,14 @@ from hashlight.engine.collection.writing.columns import (
 )
 from hashlight.engine.collection.writing.draft import Draft, new_shard, upgraded
 from hashlight.engine.collection.writing.opening import Fresh, Ground, ground_of, locked, refuse_foreign_folder
-from hashlight.engine.collection.writing.replacing import KeepEncoder, Replace, ReserveIds, is_stored, store_encoder
+from hashlight.engine.collection.writing.replacing import (
+    KeepEncoder,
+    MarkLog,
+    Replace,
+    ReserveIds,
+    is_stored,
+    store_encoder,
+)
 from hashlight.engine.collection.writing.rows import Reader
 from hashlight.engine.errors import CollectionBusyError, CollectionExistsError, CorruptDataError, EncoderMismatchError
 from hashlight.engine.filters.filter import Filter
@@ -395,7 +402,13 @@ class Transaction:
         Filter(filter, (layout.schema if layout else None) or pa.schema([]), lists)
         self._record(DeleteWhere(filter, lists))
 
-    def update(self, ids: IdArray | Sequence[int], attributes: pa.Table | Mapping[str, Any]) -> None:
+    def update(
+        self,
+        ids: IdArray | Sequence[int],
+        attributes: pa.Table | Mapping[str, Any],
+        *,
+        skip_missing: bool = False,
+    ) -> None:
         """Give rows other attributes. They move into a new shard, with all else that they have.
 
         Parameters
@@ -404,6 +417,8 @@ class Transaction:
             Distinct, of live rows.
         attributes : pyarrow.Table or mapping of columns
             M rows, with the attributes that change.
+        skip_missing : bool
+            Leave out ids of which there is no row when it is committed; otherwise that is an error.
 
         Raises
         ------
@@ -415,7 +430,7 @@ class Transaction:
         table, _, _ = given.checked((attributes, None, None), rows=len(ids_M))
         assert table is not None, "attributes were given"
         fit_columns(table.schema, self._layout.schema if self._layout else None, where=self.place)
-        self._record(Update(ids_M, table))
+        self._record(Update(ids_M, table, skip_missing=skip_missing))
 
     def set_column(
         self, name: str, values: Any, *, ids: IdArray | Sequence[int], type: pa.DataType | None = None
@@ -462,6 +477,10 @@ class Transaction:
             With all attributes of that version.
         """
         self._record(Replace(list(old), list(new), self._start.schema))
+
+    def mark_log(self, log: str, through: int, *, after: int) -> None:
+        """Say that what is committed are the records of a write log from `after` through `through`; see `MarkLog`."""
+        self._record(MarkLog(log, through, after))
 
     def keep_ids_free(self, next_id: int) -> None:
         """Give no id below a number by itself."""

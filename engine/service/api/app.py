@@ -101,14 +101,14 @@ def create_app(
     pending : callable, optional
         Returns the live version while it cannot be served, else None; reported by `/health/ready` and `/metrics`.
     committer : Committer, optional
-        Commits writes, and ends with the application; without it they are refused.
+        Makes writes, and ends with the application; without it they are refused.
     page : Path
         Folder of static files for `/`; skipped if it does not exist.
     """
     keys, limits, metrics = keys or Keys(), limits or Limits(), metrics or Metrics()
     gateway = Gateway(
         searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics, scale=scale, pending=pending,
-        writable=committer is not None,
+        written=None if committer is None else committer.store.state,
     )  # fmt: skip
     writer = ItemWriter(gateway, committer)
     app = FastAPI(title="Hashlight", docs_url=None, redoc_url=None, lifespan=_lifespan(gateway, writer))
@@ -223,7 +223,7 @@ def _add_writes(app: FastAPI, writer: ItemWriter) -> None:
 
     @app.post(ITEMS_PATH, **put)
     async def put_items(request: Request) -> Response:
-        """Store items, in the place of those that have their ids; answers with the version that shows them."""
+        """Store items, in the place of those that have their ids; answers when they cannot be lost."""
         return await writer.put(request)
 
     @app.patch(ITEMS_PATH, **write_body(schemas.PatchBody, schemas.WriteOptions, arrow=_PATCH_COLUMNS))
@@ -263,7 +263,7 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
     @app.get(METRICS_PATH, response_class=Response)
     async def metrics() -> Response:
         """Return the Prometheus metrics."""
-        gateway.note_version()
+        gateway.note_state()
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
 
 

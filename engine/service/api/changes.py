@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,14 @@ from hashlight.engine.storage.manifest import Manifest
 from hashlight.engine.writing.writes import Delete, DeleteWhere, Update
 
 Options = TypeVar("Options", bound=BaseModel)
+
+
+class Digest(Protocol):
+    """What bytes go into, such as `hashlib.sha256()`."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add bytes."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,8 +76,8 @@ def options_of(request: Request, model: type[Options]) -> Options:
     return bodies.parse_fields(model, fields)
 
 
-async def read_items(request: Request, live: Manifest, limits: Limits) -> Given:
-    """Read items to store, as a collection stores them.
+async def read_items(request: Request, live: Manifest, limits: Limits, digest: Digest) -> Given:
+    """Read items to store, as a collection stores them; what a form has goes into `digest`.
 
     Raises
     ------
@@ -81,6 +89,9 @@ async def read_items(request: Request, live: Manifest, limits: Limits) -> Given:
         return await bodies.read_body(request, functools.partial(_items_of_json, live=live, limits=limits))
     if kind == FORM:
         fields, files = await bodies.read_form(request, more=("thumbnail",))
+        for name, value in sorted((fields | files).items()):
+            data = value if isinstance(value, bytes) else value.encode()
+            digest.update(f"{name} {len(data)} ".encode() + data)
         return _item_of_form(fields, files, live)
     if kind == ARROW:
         return await bodies.read_body(request, functools.partial(_items_of_arrow, live=live, limits=limits))

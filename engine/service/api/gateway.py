@@ -46,6 +46,7 @@ from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError, invalid, named
 from hashlight.engine.service.telemetry.metrics import Metrics
+from hashlight.engine.writing.committing import State
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,8 @@ class Gateway:
         Sets the number of replicas of every group; returns when they are ready.
     pending : callable or None
         Returns the live version while it cannot be served.
-    writable : bool
-        Whether writes are accepted.
+    written : callable or None
+        Returns what is in the write log; None if writes are not accepted.
     """
 
     def __init__(
@@ -95,14 +96,14 @@ class Gateway:
         metrics: Metrics,
         scale: Callable[[int], None] | None,
         pending: Callable[[], Pending | None] | None,
-        writable: bool,
+        written: Callable[[], State] | None,
     ) -> None:
         self.searcher = searcher
         self.limits = limits
         self.metrics = metrics
         self._fetcher = fetcher
         self._scale = scale
-        self._writable = writable
+        self._written = written
         self._pending = pending or (lambda: None)
         self._missing: frozenset[str] = frozenset()
         self._searches = SearchThreads(searcher, threads=limits.in_flight, metrics=metrics)
@@ -262,7 +263,7 @@ class Gateway:
         return {
             **await asyncio.to_thread(self.searcher.describe),
             "encodes_images": self._images is not None,
-            "writable": self._writable,
+            "writable": self._written is not None,
             "limits": {name: getattr(limits, name) for name in told},
         }
 
@@ -305,11 +306,16 @@ class Gateway:
             "pending": told,
         }
 
-    def note_version(self) -> None:
-        """Update the metrics of the version that is served, and of the one that cannot be."""
+    def note_state(self) -> None:
+        """Update the metrics of the version that is served, of the one that cannot be, and of the write log."""
         pending = self._pending()
         self.metrics.version.set(self.searcher.version)
         self.metrics.pending.set(0 if pending is None else pending.attempts)
+        if self._written is not None:
+            state = self._written()
+            self.metrics.note_log(
+                state.writes, state.num_bytes, state.oldest_s, flushes=state.flushes, failures=state.failures
+            )
 
     def _note_missing(self, found: Coverage) -> None:
         """Log the reasons when other shards are missing than before."""

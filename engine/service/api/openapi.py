@@ -23,6 +23,13 @@ _ERRORS = {
 }
 
 
+_KEY = {
+    "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
+    "description": "Of this request alone: a second delivery under the same key changes nothing, and has the answer of "
+    "the first. Kept for a day.",
+}
+
+
 def search_body(body: type[BaseModel], options: type[BaseModel]) -> dict[str, Any]:
     """Return arguments for FastAPI's route decorator that describe a search's bodies and its answer."""
     stream = {"schema": {"type": "string", "format": "binary"}}
@@ -67,6 +74,7 @@ def write_body(
         {"name": name, "in": "query", "required": False, "schema": _plain(schema), "description": schema["description"]}
         for name, schema in document.items()
     ]
+    parameters.append({"name": "Idempotency-Key", "in": "header", "required": False, **_KEY})
     return {
         "response_model": schemas.WriteAnswer,
         "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": parameters},

@@ -73,7 +73,9 @@ class RerankBody(_Request):
 
 
 Id = Annotated[int, Field(ge=0, le=MAX_ID)]
-WAIT: Any = Field(None, description="`visible`: answer when every server has the version that shows it.")
+WAIT: Any = Field(
+    None, description="`visible`: commit it now, and answer when every server has the version that shows it."
+)
 FILTER: Any = Field(
     None,
     max_length=10_000,
@@ -325,9 +327,13 @@ class WriteOptions(_Request):
 
 
 class WriteAnswer(BaseModel):
-    """A write that was made, and will not be lost."""
+    """A write that will not be lost."""
 
-    version: int = Field(description="The first version of the collection that has it.")
+    version: int | None = Field(
+        description="The first version of the collection that has it. null: it is in the server's log, and searched by "
+        "this server; a version has it some seconds later, or at once with `wait`."
+    )
+    sequence: int = Field(description="Its number in the server's log.")
 
 
 class HitModel(BaseModel):

@@ -1,9 +1,12 @@
-"""Writes over HTTP: bodies become writes, images become codes, and what is committed is answered."""
+"""Writes over HTTP: bodies become writes, images become codes, and what cannot be lost is answered."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import hashlib
+import re
 import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
@@ -11,16 +14,22 @@ from urllib.parse import urlsplit
 import numpy as np
 from fastapi import Request, Response
 from numpy.typing import NDArray
+from starlette.types import Message, Receive
 
 from hashlight.engine.errors import DeadlineExceededError, HashlightError
-from hashlight.engine.service.api import changes, schemas
+from hashlight.engine.service.api import bodies, changes, schemas
 from hashlight.engine.service.api.gateway import Gateway, json_response
 from hashlight.engine.service.asking.encoding import Encoded
 from hashlight.engine.service.problems import RequestError, invalid, named
 from hashlight.engine.writing.committing import Committer
-from hashlight.engine.writing.writes import Put, Write
+from hashlight.engine.writing.keys import KeyReusedError
+from hashlight.engine.writing.records import Change, Key
+from hashlight.engine.writing.writes import Put
 
 _LOOK_S = 0.02  # between looks whether a version is served
+
+KEY_HEADER = "Idempotency-Key"
+_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class ItemWriter:
@@ -53,8 +62,11 @@ class ItemWriter:
         arrived_s, committer = time.monotonic(), self._open_to(request)
         options = changes.options_of(request, schemas.PutOptions)
         deadline_s = arrived_s + self._gateway.timeout_s(options.timeout_ms)
-        given = await changes.read_items(request, await asyncio.to_thread(committer.live), self._gateway.limits)
-        async with self._commits(request, committer, options.wait, deadline_s) as commit:
+        keyed = Keyed(request, options.on_conflict)
+        given = await changes.read_items(
+            keyed.request, await asyncio.to_thread(committer.live), self._gateway.limits, keyed.digest
+        )
+        async with self._commits(request, committer, options.wait, deadline_s, keyed) as commit:
             encoded, encoder = None, None
             if given.images:
                 images = list(given.images.values())
@@ -69,8 +81,10 @@ class ItemWriter:
         arrived_s, committer = time.monotonic(), self._open_to(request)
         options = changes.options_of(request, schemas.WriteOptions)
         deadline_s = arrived_s + self._gateway.timeout_s(options.timeout_ms)
-        write = await changes.read_update(request, await asyncio.to_thread(committer.live), self._gateway.limits)
-        async with self._commits(request, committer, options.wait, deadline_s) as commit:
+        keyed = Keyed(request)
+        live = await asyncio.to_thread(committer.live)
+        write = await changes.read_update(keyed.request, live, self._gateway.limits)
+        async with self._commits(request, committer, options.wait, deadline_s, keyed) as commit:
             return await commit(write)
 
     async def delete(self, request: Request) -> Response:
@@ -78,8 +92,9 @@ class ItemWriter:
         arrived_s, committer = time.monotonic(), self._open_to(request)
         options = changes.options_of(request, schemas.WriteOptions)
         deadline_s = arrived_s + self._gateway.timeout_s(options.timeout_ms)
-        write = await changes.read_deletion(request, self._gateway.limits)
-        async with self._commits(request, committer, options.wait, deadline_s) as commit:
+        keyed = Keyed(request)
+        write = await changes.read_deletion(keyed.request, self._gateway.limits)
+        async with self._commits(request, committer, options.wait, deadline_s, keyed) as commit:
             return await commit(write)
 
     def _open_to(self, request: Request) -> Committer:
@@ -101,10 +116,10 @@ class ItemWriter:
 
     @contextlib.asynccontextmanager
     async def _commits(
-        self, request: Request, committer: Committer, wait: str | None, deadline_s: float
+        self, request: Request, committer: Committer, wait: str | None, deadline_s: float, keyed: Keyed
     ) -> AsyncIterator[_Commit]:
         """Yield what commits a write of a request, within its time and the limits of all requests."""
-        commit = _Commit(self._gateway, committer, wait, deadline_s)
+        commit = _Commit(self._gateway, committer, wait, deadline_s, keyed)
         try:
             async with self._gateway.within(request, deadline_s):
                 yield commit
@@ -115,6 +130,8 @@ class ItemWriter:
                     "been made or be made yet: allow more (`timeout_ms`), and look, or write the same again"
                 ) from error
             raise
+        except KeyReusedError as error:
+            raise invalid(str(error), KEY_HEADER) from error
         except (HashlightError, RequestError):
             raise
         except ValueError as error:
@@ -130,20 +147,74 @@ class ItemWriter:
 class _Commit:
     """Commits one write."""
 
-    def __init__(self, gateway: Gateway, committer: Committer, wait: str | None, deadline_s: float) -> None:
+    def __init__(
+        self, gateway: Gateway, committer: Committer, wait: str | None, deadline_s: float, keyed: Keyed
+    ) -> None:
         self.begun = False
         self._gateway, self._committer, self._wait, self._deadline_s = gateway, committer, wait, deadline_s
+        self._keyed = keyed
 
-    async def __call__(self, write: Write) -> Response:
-        """Commit it, and answer with the version that has it."""
-        future = self._committer.submit(write, deadline_s=self._deadline_s)
+    async def __call__(self, write: Change) -> Response:
+        """Commit it, and answer with its number, and the version that has it as far as there is one."""
+        submit, store = functools.partial(self._committer.submit, deadline_s=self._deadline_s), self._committer.store
+        # In threads, because keys are looked up on the disk.
+        future = await asyncio.to_thread(submit, write, key=self._keyed.key)
         try:
-            version = await asyncio.wrap_future(future)
+            made = await asyncio.wrap_future(future)
         finally:
             self.begun = not future.cancelled() and not (future.done() and future.exception() is not None)
-        while self._wait is not None and self._gateway.searcher.version < version:
-            await asyncio.sleep(_LOOK_S)
-        return json_response({"version": version})
+        version = made.version if store.commits_first else None
+        if self._wait is not None:
+            version = await asyncio.wrap_future(await asyncio.to_thread(store.visible, made))
+            while self._gateway.searcher.version < version:
+                await asyncio.sleep(_LOOK_S)
+        return json_response({"version": version, "sequence": made.number})
+
+
+class Keyed:
+    """A write as it is delivered: under which idempotency key, and what it asks for.
+
+    Parameters
+    ----------
+    request : Request
+    *more : str
+        What else of it decides what it does.
+
+    Attributes
+    ----------
+    request : Request
+        The same; what is read of its body goes into the digest, if there is a key.
+    digest : hashlib.sha256
+        Of a form, whose boundaries differ from one delivery to the next, its reader adds what it has.
+
+    Raises
+    ------
+    RequestError
+        422 if the key is not one.
+    """
+
+    def __init__(self, request: Request, *more: str) -> None:
+        self._text = request.headers.get(KEY_HEADER)
+        if self._text is not None and not _KEY.fullmatch(self._text):
+            raise invalid(f"`{KEY_HEADER}` must be 1 to 128 visible ASCII characters", KEY_HEADER)
+        kind = bodies.media_type(request)
+        self.digest = hashlib.sha256("\0".join([request.method, kind, *more, ""]).encode())
+        self.request = request
+        if self._text is not None and kind != bodies.FORM:
+            self.request = Request(request.scope, self._receive(request.receive))
+
+    @property
+    def key(self) -> Key | None:
+        """The key and the digest, once the body was read."""
+        return None if self._text is None else Key(self._text, self.digest.hexdigest())
+
+    def _receive(self, receive: Receive) -> Receive:
+        async def read() -> Message:
+            message = await receive()
+            self.digest.update(message.get("body", b""))
+            return message
+
+        return read
 
 
 def _put_of(

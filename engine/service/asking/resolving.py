@@ -116,7 +116,7 @@ def stored_codes(searcher: Searcher, ids: Sequence[int], *, reranks: bool, deadl
     NotReadyError
         If new versions keep going live between codes and features.
     """
-    wanted_M = np.array(ids, np.int64)
+    wanted_M, searcher = np.array(ids, np.int64), searcher.pinned()
     for _ in range(_TRIES):
         version = searcher.version
         codes = b"".join(searcher.get(wanted_M, timeout_s=time_left(deadline_s))["code"].to_pylist())

@@ -250,6 +250,7 @@ def stored_items(
 
 def _stored(searcher: Searcher, ids: IdArray, deadline_s: float | None, hold: Hold) -> pa.Table:
     """Read items of one version, not so many at once that `hold` comes too late."""
+    searcher = searcher.pinned()
     for _ in range(_TRIES):
         version, parts = searcher.version, list[pa.Table]()
         for begin in range(0, max(1, len(ids)), _ITEMS):
@@ -319,7 +320,7 @@ def stored_page(
 
 
 def _at(searcher: Searcher, version: int | None) -> Searcher:
-    return searcher if version is None else searcher.at(version)
+    return searcher.pinned() if version is None else searcher.at(version)
 
 
 def _check_version(coverage: Coverage, version: int | None) -> None:

@@ -7,6 +7,7 @@ shard servers. Both give the same answers.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import threading
 import time
@@ -145,6 +146,10 @@ class Searcher(ABC):
         """
         if version != self.version:
             raise version_gone(version, self.version)
+        return self
+
+    def pinned(self) -> Searcher:
+        """Return a searcher that stays at what is served now, if there is one; otherwise this."""
         return self
 
     @abstractmethod
@@ -315,6 +320,14 @@ class CollectionSearcher(Searcher):
         _check_time(deadline_s, timeout_s)
         return found
 
+    def pinned(self) -> CollectionSearcher:
+        """See `Searcher.pinned`."""
+        return copy.copy(self)
+
+    def show(self, collection: Collection) -> None:
+        """Answer from another open version of the collection from now on; queries in progress finish on theirs."""
+        self._collection = collection
+
     def at(self, version: int) -> CollectionSearcher:
         """See `Searcher.at`; any version that the collection still has can be asked."""
         live = self._collection
@@ -384,9 +397,10 @@ class CollectionSearcher(Searcher):
 
     def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """See `Searcher.thumbnail`."""
-        picture = self._collection.thumbnails_of(np.array([id], np.int64))[0]
+        collection = self._collection
+        picture = collection.thumbnails_of(np.array([id], np.int64))[0]
         if picture is None:
-            self._collection.get([id])  # raises if the id does not exist
+            collection.get([id])  # raises if the id does not exist
         return picture
 
     def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:

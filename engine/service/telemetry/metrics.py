@@ -16,6 +16,11 @@
     hashlight_compacted_rows_total            counter: rows that it has written anew for that
     hashlight_compaction_seconds_total        counter: time that it has taken
     hashlight_compaction_failures_total       counter: attempts that failed
+    hashlight_log_writes                      gauge: writes that are in the log, and in no version yet
+    hashlight_log_bytes                       gauge: what they take
+    hashlight_log_age_seconds                 gauge: age of the oldest of them
+    hashlight_log_flushes_total               counter: versions made of such writes
+    hashlight_log_flush_failures_total        counter: attempts that failed
     hashlight_missing_shards                  gauge: shards that the last `/health/ready` could not search
 """
 
@@ -84,6 +89,26 @@ class Metrics:
             "hashlight_compaction_failures", "Attempts to compact that failed.", registry=registry
         )
         self.missing = Gauge("hashlight_missing_shards", "Shards that cannot be searched.", registry=registry)
+
+        self._log_writes = Gauge("hashlight_log_writes", "Writes that no version has.", registry=registry)
+        self._log_bytes = Gauge("hashlight_log_bytes", "Bytes of writes that no version has.", registry=registry)
+        self._log_age = Gauge(
+            "hashlight_log_age_seconds", "Age of the oldest write that no version has.", registry=registry
+        )
+        self._flushes = Counter("hashlight_log_flushes", "Versions made of the log.", registry=registry)
+        self._flush_failures = Counter(
+            "hashlight_log_flush_failures", "Attempts to make a version of the log that failed.", registry=registry
+        )
+        self._flushed = 0, 0
+
+    def note_log(self, writes: int, num_bytes: int, oldest_s: float, *, flushes: int, failures: int) -> None:
+        """Record what is in the write log, and how many versions were made of it, and attempts failed, so far."""
+        self._log_writes.set(writes)
+        self._log_bytes.set(num_bytes)
+        self._log_age.set(oldest_s)
+        self._flushes.inc(flushes - self._flushed[0])
+        self._flush_failures.inc(failures - self._flushed[1])
+        self._flushed = flushes, failures
 
     def observe(self, stage: str, seconds: float) -> None:
         """Record the duration of a stage."""

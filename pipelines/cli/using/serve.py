@@ -80,6 +80,18 @@ class Upkeep:
     compact: Annotated[
         bool, typer.Option(help="With --writable: merge small and much-deleted shards in the background, after writes.")
     ] = True
+    write_log: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --writable: folder of the write logs, which a restarted server needs to be given again; with "
+            "the user's state without it."
+        ),
+    ] = None
+
+    def check(self, *, writable: bool) -> None:
+        """Refuse a log of a server that does not write."""
+        if self.write_log is not None and not writable:
+            raise typer.BadParameter("--write-log goes with --writable: give that, too, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +166,7 @@ def serve(
 
     shard_servers.check()
     access.check()
+    upkeep.check(writable=access.writable)
     if encoder is not None and len(collection) > 1:
         raise typer.BadParameter("--encoder is that of one collection: give several that keep theirs, or one")
     # The web server shuts down cleanly and then raises the signal again: shard servers must still be stopped.
@@ -199,6 +212,7 @@ def _open_server(
         ),
         "image_hosts": requests.image_host or (),
         "writable": access.writable,
+        "write_log": upkeep.write_log,
     }
     places = {}
     for name, place in map(_split, collections):

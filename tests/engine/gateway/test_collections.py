@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 
 import httpx
 import numpy as np
@@ -15,7 +16,6 @@ from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.api.collections import Collections
 from hashlight.engine.service.asking.searcher import CollectionSearcher
 from hashlight.engine.service.door.keys import Keys
-from hashlight.engine.writing.committing import Committer
 from tests import serving
 
 
@@ -40,8 +40,9 @@ def served(folders, keys=None):
     apps = {}
     for name, folder in folders.items():
         searcher = CollectionSearcher(folder)
-        committer = Committer(folder, committed=lambda version, searcher=searcher: searcher.renew())
-        apps[name] = create_app(searcher, keys=keys, committer=committer)
+        # Of its own, because the same collections are served once more.
+        log = folder.parent / f"log-{uuid.uuid4().hex}"
+        apps[name] = create_app(searcher, keys=keys, committer=serving.committer_of(folder, searcher, log=log))
     with serving.running(Collections(apps, keys or Keys())) as url:
         yield url
 
@@ -77,11 +78,11 @@ def test_clients_ask_one_and_write_to_one(url, folders):
     for number, name in enumerate(folders):
         with SearchClient(url, collection=name) as client:
             assert client.search(np.array([5], np.uint64), 1)[0].ids.tolist() == [100 * number + 5]
-            assert client.upsert(np.array([[9]], np.uint64), ids=[50 + number]) == 2
+            assert client.upsert(np.array([[9]], np.uint64), ids=[50 + number], visible=True) == 2
             assert [item.id for page in client.scan() for item in page] == sorted(
                 [*(np.arange(10 + number) + 100 * number).tolist(), 50 + number]
             )
-            assert client.delete([50 + number]) == 3
+            assert client.delete([50 + number], visible=True) == 3
             client.ready()
     with SearchClient(url) as client, pytest.raises(InvalidRequestError, match=r"cats, dogs\.2") as caught:
         client.describe()

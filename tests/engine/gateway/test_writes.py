@@ -29,6 +29,8 @@ from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError
 from hashlight.engine.writing.committing import Committer
+from hashlight.engine.writing.direct import Direct
+from hashlight.engine.writing.opened import Opened
 from hashlight.engine.writing.writes import Delete, Put, folded
 from hashlight.pipelines.serving.cluster import serve_cluster, shard_servers
 from tests import oracles, serving
@@ -82,7 +84,7 @@ def folder(tmp_path, oracle):
 def writable(folder, *, gather_s=0.0, **more):
     """Serve a collection that can be written."""
     searcher = CollectionSearcher(folder)
-    committer = Committer(folder, gather_s=gather_s, committed=lambda version: searcher.renew())
+    committer = serving.committer_of(folder, searcher, gather_s=gather_s)
     app = create_app(searcher, encoder=serving.AverageHash(), committer=committer, **more)
     with serving.running(app) as url:
         yield url
@@ -126,8 +128,7 @@ def encoded(images):
 
 
 def test_any_writes_do_what_they_do_to_a_dict(client, oracle):
-    rng = np.random.default_rng(9)
-    version = client.describe()["version"]
+    rng, in_process = np.random.default_rng(9), "writable" not in client.describe()
     for step in range(24):
         ids = rng.choice(60, size=rng.integers(1, 5), replace=False)
         count = len(ids)
@@ -136,10 +137,11 @@ def test_any_writes_do_what_they_do_to_a_dict(client, oracle):
             del attributes["name"]
         thumbnails = [b"\x89PNG" + bytes([step])] * count if step % 3 == 0 else [None] * count
         kind = step % 6
-        before, refused = version, False
+        before, refused, visible = client.describe()["version"], False, step % 5 == 2
         if kind in (0, 1):
             codes = rng.integers(0, 2**10, size=(count, 1)).astype(np.uint64)
             more = {"features": np.ones((count, FEATURES), np.float16), "thumbnails": thumbnails}
+            more["visible"] = visible
             if step % 2 == 0:
                 version = client.upsert(codes, ids=ids, attributes=attributes, **more)
             elif oracle.keys() & set(ids.tolist()):
@@ -152,10 +154,10 @@ def test_any_writes_do_what_they_do_to_a_dict(client, oracle):
                 oracle.put(ids.tolist(), codes, attributes, thumbnails)
         elif kind == 2:
             images = [IMAGES[number % len(IMAGES)] for number in range(count)]
-            version = client.upsert(images, ids=ids, attributes=attributes, thumbnails=thumbnails, visible=True)
+            version = client.upsert(images, ids=ids, attributes=attributes, thumbnails=thumbnails, visible=visible)
             oracle.put(ids.tolist(), encoded(images).codes, attributes, thumbnails)
         elif kind == 3:
-            version = client.delete(ids)
+            version = client.delete(ids, visible=visible)
             refused = not oracle.keys() & set(ids.tolist())
             for id_ in ids.tolist():
                 oracle.pop(id_, None)
@@ -166,17 +168,19 @@ def test_any_writes_do_what_they_do_to_a_dict(client, oracle):
                     client.update(ids, attributes)
                 refused = True
             else:
-                version = client.update(ids, attributes)
+                version = client.update(ids, attributes, visible=visible)
                 for number, id_ in enumerate(ids.tolist()):
                     oracle[id_][1].update({name: column[number] for name, column in attributes.items()})
         else:
             text = WHERE[step % 3]
             gone = oracle.where(text)
-            version = client.delete_where(text)
-            refused = not gone
+            version = client.delete_where(text, visible=visible)
             for id_ in gone:
                 del oracle[id_]
-        assert version == before + (0 if refused else 1)
+            refused = not gone
+        if not refused and (visible or in_process):
+            assert version > before
+            assert client.describe()["version"] == version
         check(client, oracle)
 
 
@@ -198,21 +202,22 @@ def test_bodies_of_each_kind(url, folder, oracle):
                 item(101, attributes={"name": None}),
             ]
         }
-        assert http.post("/v1/items", json=body, params={"wait": "visible"}).json() == {"version": 2}
+        assert http.post("/v1/items", json=body, params={"wait": "visible"}).json() == {"version": 2, "sequence": 1}
         oracle.put([100], encoded(IMAGES[:1]).codes, {"label": [3]}, [IMAGES[0]])
         oracle.put([101], np.array([[2**56]], np.uint64), {}, [None])
         form = {"data": {"id": "102", "attributes": '{"name": "new", "label": 1}'}, "files": {"image": IMAGES[1]}}
-        assert http.post("/v1/items", **form).json() == {"version": 3}
+        assert http.post("/v1/items", **form).json() == {"version": None, "sequence": 2}
         oracle.put([102], encoded(IMAGES[1:2]).codes, {"label": [1], "name": ["new"]}, [None])
         patch = {"items": [{"id": 102, "attributes": {"name": "x"}}, {"id": 3, "attributes": {"label": None}}]}
-        assert http.patch("/v1/items", json=patch).json() == {"version": 4}
+        assert http.patch("/v1/items", json=patch).json() == {"version": None, "sequence": 3}
         oracle[102][1]["name"], oracle[3][1]["label"] = "x", None
-        assert http.request("DELETE", "/v1/items", json={"ids": [5, 7000]}).json() == {"version": 5}
+        assert http.request("DELETE", "/v1/items", json={"ids": [5, 7000]}).json()["sequence"] == 4
         del oracle[5]
         lists = {"filter": "id in :some", "parameters": {"some": [6, 7]}}
-        assert http.request("DELETE", "/v1/items", json=lists).json() == {"version": 6}
+        assert http.request("DELETE", "/v1/items", json=lists).json()["sequence"] == 5
         del oracle[6], oracle[7]
         check(client, oracle)
+        client.delete([6], visible=True)
         assert np.allclose(Collection.open(folder).features_of(np.array([100]))[0], encoded(IMAGES[:1]).features[0])
 
 
@@ -266,7 +271,10 @@ def test_other_writes_that_are_refused(url):
             "origin",
         )
         here = {"origin": url}
-        assert http.post("/v1/items", json={"items": [item(3)]}, headers=here).json() == {"version": 2}
+        assert http.post("/v1/items", json={"items": [item(3)]}, headers=here).json() == {
+            "version": None,
+            "sequence": 1,
+        }
 
 
 def test_only_servers_that_are_told_to_write_do_and_only_keys_with_the_scope(folder):
@@ -282,7 +290,7 @@ def test_only_servers_that_are_told_to_write_do_and_only_keys_with_the_scope(fol
         for method in ("POST", "PATCH", "DELETE", "PUT"):
             assert error(httpx.request(method, f"{url}/v1/items", json=body, headers=page))[:2] == (403, "forbidden")
         assert error(httpx.post(f"{url}/v1/items", json=body))[0] == 401
-        assert httpx.post(f"{url}/v1/items", json=body, headers=load).json() == {"version": 2}
+        assert httpx.post(f"{url}/v1/items", json=body, headers=load).json() == {"version": None, "sequence": 1}
         assert error(httpx.get(f"{url}/v1/items", headers=load))[:2] == (403, "forbidden")
         assert len(httpx.get(f"{url}/v1/items", headers=page).json()["items"]) == ROWS
 
@@ -295,7 +303,8 @@ def test_many_writers_lose_nothing(folder, oracle):
             for step in range(4):
                 ids = np.array([1000 + 10 * number + step, 2000 + step])  # of its own, and of all
                 codes = np.array([[number], [7]], np.uint64)
-                version = client.upsert(codes, ids=ids, features=np.zeros((2, FEATURES), np.float16))
+                visible = step % 2 == 0
+                version = client.upsert(codes, ids=ids, features=np.zeros((2, FEATURES), np.float16), visible=visible)
                 answers.append((int(ids[0]), number, version))
                 assert [one.id for one in client.get(ids.tolist())] == ids.tolist()  # at once
 
@@ -312,7 +321,11 @@ def test_many_writers_lose_nothing(folder, oracle):
         assert len(answers) == 24
         with SearchClient(url) as client:
             check(client, oracle)
+    found = Collection.open(folder)  # the server has ended, and committed all
+    assert {id_ for id_ in oracle} == set(found.scan([]).read_all()["id"].to_pylist())
     for id_, number, version in answers:
+        if version is None:
+            continue
         with_it = Collection.open(folder, version=version)
         without = Collection.open(folder, version=version - 1)
         assert int.from_bytes(with_it.get([id_])["code"][0].as_py(), "little") == number
@@ -320,7 +333,7 @@ def test_many_writers_lose_nothing(folder, oracle):
 
 
 def test_one_that_is_refused_does_not_concern_the_others_of_its_commit(folder):
-    committer = Committer(folder, gather_s=0.3)
+    committer = Committer(Direct(folder, Opened(folder)), gather_s=0.3)
     features = np.zeros((1, FEATURES), np.float16)
 
     def put(id_, replaces=True):
@@ -423,7 +436,7 @@ def test_values_of_another_type_are_refused_by_name(kind, value):
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_no_write_from_the_document_ends_in_a_500(folder, label, mode):
     searcher = CollectionSearcher(folder)
-    committer = Committer(folder, committed=lambda version: searcher.renew())
+    committer = serving.committer_of(folder, searcher)
     app = create_app(searcher, encoder=serving.AverageHash(), committer=committer, limits=Limits(timeout_s=60))
     with serving.running(app) as url:
         api = schemathesis.openapi.from_dict(app.openapi())

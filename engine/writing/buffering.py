@@ -1,0 +1,427 @@
+"""Writes that are answered when they are logged, searched at once, and committed together later.
+
+Whatever is logged can no longer be refused: what a filter selects is told when it is logged, and so are conflicts of
+ids. Until a version has the writes they are shown on top of the one that is served, and if that moves, whoever wrote
+it, they are put on top of the new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+import pyarrow as pa
+
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.writing.replacing import AlreadyCommittedError
+from hashlight.engine.collection.writing.transaction import Transaction
+from hashlight.engine.errors import (
+    CollectionBusyError,
+    HashlightError,
+    IdExistsError,
+    IdNotFoundError,
+    NotReadyError,
+    OverloadedError,
+)
+from hashlight.engine.places.files import report_step
+from hashlight.engine.places.opening import open_place
+from hashlight.engine.storage.manifest import Manifest
+from hashlight.engine.storage.versions import read_current
+from hashlight.engine.writing.committing import State, Waiting, is_refusal
+from hashlight.engine.writing.keys import Made
+from hashlight.engine.writing.opened import Opened, refuse_expired
+from hashlight.engine.writing.pending import Pending, Sum, fitted
+from hashlight.engine.writing.records import Change, Key, Logged, encode
+from hashlight.engine.writing.views import Views
+from hashlight.engine.writing.writes import Delete, DeleteWhere, Put, Update
+
+logger = logging.getLogger(__name__)
+
+# Versions remembered, so that it can be told which was the first with a write.
+_MOST_FLUSHES = 1000
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gathering:
+    """How much gathers before it is committed.
+
+    Attributes
+    ----------
+    items : int
+        Each view of pending writes is made anew: of so many rows in some milliseconds.
+    num_bytes : int
+    age_s : float
+        Other servers see it then. A commit costs some tens of milliseconds.
+    """
+
+    items: int = 8192
+    num_bytes: int = 32 * 2**20
+    age_s: float = 5.0
+
+    @property
+    def most(self) -> tuple[int, int]:
+        """Items and bytes beyond which writes are refused, because commits fail."""
+        return 16 * self.items, 16 * self.num_bytes
+
+
+class Buffer:
+    """Gathers writes in a log and in memory. Thread-safe. See `engine.writing.committing.Store`.
+
+    Parameters
+    ----------
+    collection : Collection
+        The live version.
+    opened : Opened
+        Its log. Closed here. What it has that the collection has not is pending again.
+    show : callable
+        Called with every version to be served, on top of which pending writes are; the first time before this returns.
+    gathering : Gathering
+    """
+
+    commits_first = False
+
+    def __init__(
+        self,
+        collection: Collection,
+        opened: Opened,
+        show: Callable[[Collection], None],
+        *,
+        gathering: Gathering | None = None,
+    ) -> None:
+        self._location, self._place = collection.location, open_place(collection.location)
+        self._opened, self._log, self._keys = opened, opened.log, opened.keys
+        self._gathering = gathering or Gathering()
+        self._show = show
+        self._lock = threading.RLock()  # of what is pending, and shown
+        self._renewing = threading.Lock()
+        self._flushed: deque[tuple[int, int]] = deque(maxlen=_MOST_FLUSHES)  # last record, version
+        self._asked: list[tuple[int, Future[int]]] = []
+        self._flushes = self._failures = 0
+        self._failing = 0  # in a row
+        self._not_before_s = 0.0
+        self._wake, self._ending = threading.Event(), False
+        try:
+            self._begin(collection, opened.logged)
+        except BaseException:
+            opened.close()
+            raise
+        self._thread = threading.Thread(target=self._flush_when_due, name="hashlight-flush", daemon=True)
+        self._thread.start()
+
+    def _begin(self, collection: Collection, logged: Sequence[Logged]) -> None:
+        manifest = collection.manifest
+        through = self._through_of(manifest)
+        left = [one for one in logged if one.number > through]
+        if left:
+            refuse_expired(left, manifest, self._log)
+            logger.info("%d writes that were logged before the server was ended are pending again", len(left))
+        self._keys.note(logged)
+        self._keys.settle(through, manifest.version)
+        self._log.begin_after(through)
+        self._log.trim(through)
+        self._views, self._pending = Views(collection), Pending(manifest)
+        self._put_on_top(left)
+
+    def _through_of(self, manifest: Manifest) -> int:
+        mark = manifest.logs.get(self._log.id)
+        return 0 if mark is None else mark.through
+
+    # Writes.
+
+    def live(self) -> Manifest:
+        """Return the version on top of which pending writes are."""
+        return self._views.base.manifest
+
+    def find(self, key: Key) -> Made | None:
+        """Return what was made under a key."""
+        return self._keys.find(key)
+
+    def settle(self, ready: Sequence[Waiting]) -> None:
+        """Log some writes, and show them."""
+        with self._lock:
+            self._refuse_more()
+            before, made = list(self._pending.logged), list[tuple[Waiting, Logged]]()
+            try:
+                for waiting in ready:
+                    if (logged := self._add(waiting)) is not None:
+                        made.append((waiting, logged))
+                if not made:
+                    return
+                self._log.append([encode(one.write, one.codes, one.written_s, one.key) for _, one in made])
+            except BaseException:
+                self._pending = Pending(self.live(), before)
+                raise
+            self._keys.note(one for _, one in made)
+            if self._is_full():
+                self._wake.set()
+            try:
+                self._show(self._views.make(self._pending))
+            except Exception as error:
+                logger.exception("%d writes are logged, but cannot be shown", len(made))
+                raise NotReadyError(
+                    "the write is stored, and will be made, but this server cannot show it now: see its log"
+                ) from error
+            if not before:
+                self._wake.set()
+        for waiting, one in made:
+            waiting.made.set_result(Made(one.number, None))
+
+    def _refuse_more(self) -> None:
+        items, num_bytes = self._gathering.most
+        if self._pending.num_items > items or self._pending.num_bytes > num_bytes:
+            raise OverloadedError(
+                f"{len(self._pending)} writes wait to be committed, which fails at present: see the server's log, and "
+                "try again later",
+                retry_after_s=10,
+            )
+
+    def _add(self, waiting: Waiting) -> Logged | None:
+        """Add a write to what is pending, and return it; None if it is refused."""
+        live, number = self.live(), (self._pending.logged[-1].number if len(self._pending) else 0)
+        try:
+            waiting.write.check(live)
+            change = self._resolved(waiting.write)
+        except Exception as error:
+            if not is_refusal(error) and not isinstance(error, HashlightError):
+                raise
+            waiting.made.set_exception(error)
+            return None
+        logged = Logged(max(number, self._log.last) + 1, change, (live.bits, live.encoder), key=waiting.key)
+        self._pending.add(logged)
+        return logged
+
+    def _resolved(self, write: Change) -> Change:
+        """Return a write that cannot be refused any more, and does the same.
+
+        Raises
+        ------
+        IdExistsError, IdNotFoundError
+            If it is refused.
+        """
+        match write:
+            case DeleteWhere():
+                found = self._views.make(self._pending).scan([], write.filter, write.parameters).read_all()
+                return Delete(np.array(found["id"].to_numpy(), np.int64))
+            case Put(replaces=False):
+                if (there_N := self._views.has(write.ids, self._pending)).any():
+                    known = np.sort(write.ids[there_N])
+                    raise IdExistsError(
+                        f"{len(known)} of {len(write.ids)} ids are in the collection already, first {known[0]}: add "
+                        "only new images, under ids of their own, or replace what is there (`upsert`)"
+                    )
+                return dataclasses.replace(write, replaces=True)
+            case Update():
+                ids_M = np.concatenate([ids for ids, _ in write.parts])
+                if not (there_M := self._views.has(ids_M, self._pending)).all():
+                    raise IdNotFoundError.of(np.sort(ids_M[~there_M]).tolist(), wanted=len(ids_M))
+                return write
+            case Put() | Delete():
+                return write
+
+    # Versions.
+
+    def renew(self) -> bool:
+        """Take up the live version if it has changed, with what is pending on top; return whether it had.
+
+        Raises
+        ------
+        CollectionNotFoundError, CorruptDataError, OSError
+            If it cannot be opened; what is shown stays.
+        """
+        with self._renewing:
+            base = self._views.base
+            if read_current(self._place) == base.manifest:
+                return False
+            found = Collection.open(self._location, index=base.index, reuse=base)
+            with self._lock:
+                left = self._left_for(found.manifest, base.manifest)
+                views, pending = self._views, self._pending
+                try:
+                    self._views = Views(found)
+                    self._put_on_top(left)
+                except BaseException:
+                    self._views, self._pending = views, pending
+                    raise
+            return True
+
+    def _left_for(self, now: Manifest, before: Manifest) -> list[Logged]:
+        """Return the pending writes that a version does not have."""
+        if now.collection != before.collection:
+            logger.warning(
+                "%s was replaced by another collection, and %d pending writes with it", self._place, len(self._pending)
+            )
+            self._log, self._keys = self._opened.reopen(now.collection)
+            return []
+        through = self._through_of(now)
+        return [one for one in self._pending.logged if one.number > through]
+
+    def _put_on_top(self, left: Sequence[Logged]) -> None:
+        """Have these writes pending on top of the version."""
+        manifest = self.live()
+        codes = manifest.bits, manifest.encoder
+        kept = [one for one in left if one.codes == codes or not isinstance(one.write, Put)]
+        if len(kept) < len(left):
+            logger.error(
+                "%d pending writes of items have codes of another encoder than version %d of %s, and are left out",
+                len(left) - len(kept), manifest.version, self._place,
+            )  # fmt: skip
+        self._pending = Pending(manifest, kept)
+        self._show(self._views.make(self._pending))
+
+    # Commits.
+
+    def visible(self, made: Made) -> Future[int]:
+        """Have a write committed now."""
+        future: Future[int] = Future()
+        if made.version is not None:
+            future.set_result(made.version)
+            return future
+        with self._lock:
+            self._asked.append((made.number, future))
+            if any(through >= made.number for through, _ in self._flushed):
+                self._answer(None)
+            self._wake.set()
+        return future
+
+    def state(self) -> State:
+        """Return what is pending."""
+        pending = self._pending
+        oldest_s = time.time() - pending.logged[0].written_s if len(pending) else 0.0
+        return State(len(pending), pending.num_bytes, max(0.0, oldest_s), self._flushes, self._failures)
+
+    def close(self) -> None:
+        """Commit what is pending, and end; what cannot be committed stays in the log."""
+        self._ending = True
+        self._wake.set()
+        self._thread.join()
+        for _, future in self._asked:
+            future.set_exception(NotReadyError("this server is about to end: the write is logged, and not lost"))
+        self._opened.close()
+
+    def _is_full(self) -> bool:
+        pending, most = self._pending, self._gathering
+        return pending.num_items >= most.items or pending.num_bytes >= most.num_bytes
+
+    def _due_in_s(self) -> float | None:
+        """Return when to commit; None if nothing is pending."""
+        with self._lock:
+            pending = self._pending
+            if not len(pending) and not self._asked:
+                return None
+            now_s = time.monotonic()
+            if self._asked or self._ending or self._is_full():
+                wait_s = 0.0
+            else:
+                wait_s = self._gathering.age_s - (time.time() - pending.logged[0].written_s)
+            held_s = 0.0 if self._ending else self._not_before_s - now_s
+            return max(0.0, held_s, min(wait_s, self._gathering.age_s))
+
+    def _flush_when_due(self) -> None:
+        while True:
+            due_s = self._due_in_s()
+            if self._ending:
+                if due_s is not None:
+                    self._flush()
+                return
+            if due_s != 0.0:
+                self._wake.wait(due_s)
+                self._wake.clear()
+            else:
+                self._flush()
+
+    def _flush(self) -> None:
+        """Commit what is pending; a failure is logged, and followed by a pause."""
+        with self._lock:
+            taken = list(self._pending.logged)
+            through, after = (taken[-1].number, self._through_of(self.live())) if taken else (0, 0)
+            come_to = self._pending.sum()
+            self._log.rotate()
+        try:
+            if taken:
+                version = self._commit(come_to, through, after)
+                self.renew()
+                through = self._through_of(self.live())
+                with self._lock:
+                    self._flushed.append((through, version))
+                self._keys.settle(through, version)
+                self._log.trim(through)
+        except Exception as error:  # whatever it is, the writes are in the log, and a later attempt may succeed
+            self._note_failure(error)
+            self._answer(error)
+            return
+        self._failing, self._not_before_s = 0, 0.0
+        self._flushes += bool(taken)
+        self._answer(None)
+
+    def _answer(self, error: Exception | None) -> None:
+        """Answer who waits for versions that there are, or all if there is an error."""
+        with self._lock:
+            asked, self._asked = self._asked, []
+            for number, future in asked:
+                version = next((version for through, version in self._flushed if through >= number), None)
+                if version is None and error is None and number <= self._through_of(self.live()):
+                    version = self.live().version
+                if version is None and error is None:
+                    self._asked.append((number, future))
+                elif future.set_running_or_notify_cancel():
+                    if version is not None:
+                        future.set_result(version)
+                    else:
+                        future.set_exception(error)
+
+    def _commit(self, come_to: Sum, through: int, after: int) -> int:
+        report_step("flushing", str(through))
+        try:
+            with Transaction(self._location) as change:
+                live = change.live
+                assert live is not None, "there is a live version, or beginning would have failed"
+                self._check_same(live)
+                change.mark_log(self._log.id, through, after=after)
+                _record(come_to, change, live)
+                version = change.commit().version
+        except AlreadyCommittedError:
+            # Of an earlier attempt that seemed to fail: which of them are left, the version says that is taken up now.
+            version = read_current(self._place).version
+        report_step("flushed", str(through))
+        return version
+
+    def _check_same(self, live: Manifest) -> None:
+        """Raise CollectionBusyError if a version cannot have what is pending; the next look drops it."""
+        shown = self.live()
+        if (live.collection, live.bits, live.encoder) != (shown.collection, shown.bits, shown.encoder):
+            self.renew()
+            raise CollectionBusyError(
+                f"{self._place} was replaced, or rolled back to codes of another encoder, while writes were pending"
+            )
+
+    def _note_failure(self, error: Exception) -> None:
+        self._failures += 1
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._failing, 60))
+        self._failing += 1
+        self._not_before_s = time.monotonic() + pause_s
+        told = str(error) or type(error).__name__
+        logger.warning(
+            "%d writes of the log were not committed, next attempt in %.0f s: %s", len(self._pending), pause_s, told
+        )
+
+
+def _record(come_to: Sum, change: Transaction, live: Manifest) -> None:
+    """Record in a transaction what pending writes come to, as the live version stores it."""
+    schema = live.schema if live.schema is not None else pa.schema([])
+    if len(come_to.gone):
+        change.delete(come_to.gone)
+    for ids, table in come_to.changed:
+        kept = pa.schema([schema.field(name) for name in table.schema.names if name in schema.names])
+        if (attributes := fitted(table, kept, rows=len(ids))) is not None:
+            change.update(ids, attributes, skip_missing=True)
+    if (put := come_to.put) is not None:
+        thumbnails = None if put.thumbnails.null_count == len(put.thumbnails) else put.thumbnails.combine_chunks()
+        attributes = fitted(put.attributes, schema, rows=len(put.ids))
+        change.upsert(put.codes, put.ids, attributes, put.features, thumbnails)

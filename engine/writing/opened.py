@@ -1,0 +1,101 @@
+"""The log of a server and its idempotency keys, opened together."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import platformdirs
+
+from hashlight.engine.collection.writing.replacing import KEPT_DAYS
+from hashlight.engine.collection.writing.transaction import Transaction
+from hashlight.engine.errors import PlaceError
+from hashlight.engine.places.opening import open_target
+from hashlight.engine.storage.manifest import Manifest
+from hashlight.engine.storage.versions import read_current
+from hashlight.engine.writing.keys import Keys
+from hashlight.engine.writing.log import WriteLog
+from hashlight.engine.writing.records import Logged, decode
+
+
+def logs_folder() -> Path:
+    """Return where logs are unless another place is named: with the user's state, as they are no cache."""
+    return Path(platformdirs.user_state_path("hashlight")) / "logs"
+
+
+class Opened:
+    """The log of a collection, and the keys of its writes.
+
+    Parameters
+    ----------
+    location : str or Path
+        The collection. One of format 1 gets a version of format 2: only that has an id.
+    folder : Path, optional
+        Where the logs of collections are, each in a folder that is named by its id; by default `logs_folder`.
+
+    Attributes
+    ----------
+    log : WriteLog
+    keys : Keys
+    logged : list of Logged
+        What the log had.
+
+    Raises
+    ------
+    CollectionNotFoundError, CorruptDataError
+        If the collection, or the log, cannot be read.
+    CollectionBusyError
+        If another server has the log.
+    PlaceError, OSError
+        If it is another collection's, or the folder cannot be written.
+    """
+
+    def __init__(self, location: str | Path, folder: Path | None = None) -> None:
+        live = read_current(open_target(location))
+        if live.format_version == 1:
+            with Transaction(location) as change:
+                change.commit()
+            live = read_current(open_target(location))
+        self._folder = logs_folder() if folder is None else folder
+        self.log = WriteLog(self._folder / live.collection, collection=live.collection)
+        try:
+            self.logged: list[Logged] = [decode(number, data) for number, data in self.log.recovered]
+            self.log.recovered.clear()
+            self.keys = Keys(self.log.folder)
+        except BaseException:
+            self.log.close()
+            raise
+
+    def reopen(self, collection: str) -> tuple[WriteLog, Keys]:
+        """Go over to the log of another collection, which has taken the place of the former; that one's goes."""
+        log = WriteLog(self._folder / collection, collection=collection)
+        try:
+            keys = Keys(log.folder)
+        except BaseException:
+            log.close()
+            raise
+        former = self.log.folder
+        self.close()
+        self.log, self.keys = log, keys
+        shutil.rmtree(former, ignore_errors=True)
+        return log, keys
+
+    def close(self) -> None:
+        """Close both."""
+        self.keys.close()
+        self.log.close()
+
+
+def refuse_expired(left: Sequence[Logged], live: Manifest, log: WriteLog) -> None:
+    """Raise PlaceError if writes are so old that the collection may have forgotten that it has them."""
+    days = (time.time() - left[0].written_s) / 86400
+    if log.id not in live.logs and days > KEPT_DAYS - 1:
+        when = datetime.datetime.fromtimestamp(left[0].written_s, datetime.UTC).date()
+        raise PlaceError(
+            f"the write log {log.folder} has {len(left)} writes of {when} on, and after {KEPT_DAYS} days the "
+            "collection no longer tells whether it has them: look for them, write what is missing again, and remove "
+            "the folder"
+        )

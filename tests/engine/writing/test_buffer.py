@@ -1,0 +1,304 @@
+"""Pending writes on top of a version, against a plain dict: every answer, whatever happens to the version meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.errors import IdExistsError, IdNotFoundError
+from hashlight.engine.service.asking.searcher import CollectionSearcher
+from hashlight.engine.storage.versions import read_current
+from hashlight.engine.writing.buffering import Buffer, Gathering
+from hashlight.engine.writing.committing import Committer
+from hashlight.engine.writing.keys import Made
+from hashlight.engine.writing.opened import Opened
+from hashlight.engine.writing.records import Key
+from hashlight.engine.writing.writes import Delete, DeleteWhere, Put, Update
+from tests import oracles
+
+BITS, FEATURES, IDS = 16, 3, 48
+SCHEMA = pa.schema([("label", pa.int64()), ("name", pa.string()), ("tags", pa.list_(pa.string()))])
+NEVER = Gathering(items=10**6, num_bytes=2**40, age_s=1e9)
+WHERE = {
+    "label == 3": lambda id_, row: row["label"] == 3,
+    "name is null": lambda id_, row: row["name"] is None,
+    "label is not null and id < 20": lambda id_, row: row["label"] is not None and id_ < 20,
+}
+
+
+def random_rows(rng, count):
+    """Rows for as many items: of each a code, features, a thumbnail and attributes."""
+    labels = [None if rng.random() < 0.2 else int(rng.integers(5)) for _ in range(count)]
+    return [
+        {
+            "code": int(rng.integers(40)) * 3,
+            "features": rng.integers(-3, 4, size=FEATURES).astype(np.float16).tolist(),
+            "thumbnail": None if rng.random() < 0.4 else rng.bytes(3),
+            "label": label,
+            "name": None if rng.random() < 0.3 else f"name {rng.integers(9)}",
+            "tags": None if rng.random() < 0.3 else ["a", "b"][: rng.integers(3)],
+        }
+        for label in labels
+    ]
+
+
+def table_of(rows, names=SCHEMA.names):
+    fields = [SCHEMA.field(name) for name in names]
+    return pa.table([pa.array([row[field.name] for row in rows], field.type) for field in fields], names=list(names))
+
+
+def columns_of(rows):
+    """Codes, attributes, features and thumbnails, as writes take them."""
+    codes = np.array([[row["code"]] for row in rows], np.uint64).reshape(-1, 1)
+    features = np.array([row["features"] for row in rows], np.float16).reshape(-1, FEATURES)
+    return codes, table_of(rows), features, pa.array([row["thumbnail"] for row in rows], pa.binary())
+
+
+def put_of(ids, rows, *, replaces=True):
+    codes, table, features, thumbnails = columns_of(rows)
+    return Put(codes, np.array(ids, np.int64), table, features, thumbnails, replaces)
+
+
+def apply(items, change):
+    """Make a change to a dict of id -> row."""
+    kind, *what = change
+    if kind == "put":
+        items.update(zip(*what, strict=True))
+    elif kind == "delete":
+        for id_ in what[0]:
+            items.pop(id_, None)
+    else:
+        for id_, values in zip(*what, strict=True):
+            if id_ in items:
+                items[id_] = {**items[id_], **values}
+
+
+class Model:
+    """What is committed, and what is pending."""
+
+    def __init__(self, items):
+        self.committed, self.pending = dict(items), []
+
+    @property
+    def shown(self):
+        items = dict(self.committed)
+        for change in self.pending:
+            apply(items, change)
+        return items
+
+    def flush(self):
+        self.committed, self.pending = self.shown, []
+
+
+def check(searcher, items, rng):
+    """Compare every kind of answer with the dict."""
+    ids = np.array(sorted(items), np.int64)
+    rows = [items[id_] for id_ in ids.tolist()]
+    codes = np.array([[row["code"]] for row in rows], np.uint64).reshape(-1, 1)
+    queries = rng.integers(120, size=(3, 1)).astype(np.uint64)
+    assert searcher.describe()["rows"] == len(items)
+    found = searcher.search(queries, 7)
+    distances, nearest = oracles.knn(queries, codes, ids, 7)
+    assert (found.distances == distances).all()
+    assert (found.ids == nearest).all()
+    within = searcher.range_search(queries, 3)
+    answers, _ = oracles.within_radius(queries, codes, ids, 3)
+    pairs = list(zip(within.distances.tolist(), within.ids.tolist(), strict=True))
+    assert [pairs[a:b] for a, b in zip(within.lims, within.lims[1:], strict=False)] == answers
+    for text, holds in WHERE.items():
+        kept = np.array([holds(id_, items[id_]) for id_ in ids.tolist()], bool)
+        assert searcher.count(text)[0] == kept.sum()
+        found = searcher.search(queries, 5, filter=text)
+        assert (found.ids == oracles.knn(queries, codes[kept], ids[kept], 5)[1]).all()
+    table, _ = searcher.scan(limit=1000)
+    assert table["id"].to_pylist() == ids.tolist()
+    for name in SCHEMA.names:
+        assert table[name].to_pylist() == [row[name] for row in rows]
+    counted = {}
+    for row in rows:
+        counted[row["label"]] = counted.get(row["label"], 0) + 1
+    facets, _ = searcher.facets("label")
+    assert dict(zip(facets["value"].to_pylist(), facets["count"].to_pylist(), strict=True)) == counted
+    some = rng.permutation(ids)[:6]
+    assert searcher.get(some)["name"].to_pylist() == [items[id_]["name"] for id_ in some.tolist()]
+    assert searcher.features_of(some).tolist() == [items[id_]["features"] for id_ in some.tolist()]
+    assert [searcher.thumbnail(id_) for id_ in some.tolist()] == [items[id_]["thumbnail"] for id_ in some.tolist()]
+    for id_ in set(range(IDS)) - items.keys():
+        with pytest.raises(IdNotFoundError):
+            searcher.get([id_])
+        break
+    if len(ids) >= 4:
+        wanted = np.zeros((1, FEATURES), np.float32)
+        pool = oracles.knn(queries[:1], codes, ids, min(12, len(ids)))[1][0]
+        squares = [(sum(value**2 for value in items[id_]["features"]), id_) for id_ in pool.tolist()]
+        found = searcher.search(queries[:1], 4, rerank=Rerank(pool=12), features=wanted)
+        assert found.ids[0].tolist() == [id_ for _, id_ in sorted(squares)[:4]]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A folder with a collection of several shards, and the items in it."""
+    rng = np.random.default_rng(1)
+    ids, rows = list(range(0, IDS, 2)), random_rows(rng, IDS // 2)
+    codes, table, features, thumbnails = columns_of(rows)
+    folder = tmp_path / "c"
+    collection = Collection.create(folder, codes[:8], ids=np.array(ids[:8]), bits=BITS, attributes=table[:8],
+                                   features=features[:8])  # fmt: skip
+    with collection.transaction() as change:
+        change.delete(ids[:8])
+        change.upsert(codes, np.array(ids), table, features, thumbnails, shards=3)
+        change.commit()
+    return folder, dict(zip(ids, rows, strict=True))
+
+
+@contextlib.contextmanager
+def buffered(folder, log, gathering=NEVER):
+    """Yield a searcher, what takes writes, and the buffer behind."""
+    collection = Collection.open(folder)
+    searcher = CollectionSearcher(collection)
+    buffer = Buffer(collection, Opened(folder, log), searcher.show, gathering=gathering)
+    with contextlib.closing(Committer(buffer)) as committer:
+        yield searcher, committer, buffer
+
+
+def make(committer, write, **more):
+    return committer.submit(write, deadline_s=time.monotonic() + 600, **more).result(600)
+
+
+def write_here(rng, committer, model):
+    """Make a random write, and say so in the model."""
+    shown, kind = model.shown, rng.integers(6)
+    ids = rng.choice(IDS, size=rng.integers(1, 6), replace=False).tolist()
+    rows = random_rows(rng, len(ids))
+    if kind <= 1:
+        make(committer, put_of(ids, rows))
+        model.pending.append(("put", ids, rows))
+    elif kind == 2:
+        add = put_of(ids, rows, replaces=False)
+        if shown.keys() & set(ids):
+            with pytest.raises(IdExistsError, match=f"{len(shown.keys() & set(ids))} of {len(ids)} ids"):
+                make(committer, add)
+        else:
+            make(committer, add)
+            model.pending.append(("put", ids, rows))
+    elif kind == 3:
+        make(committer, Delete(np.array(ids)))
+        model.pending.append(("delete", ids))
+    elif kind == 4:
+        text = rng.choice(list(WHERE))
+        gone = [id_ for id_, row in shown.items() if WHERE[text](id_, row)]
+        make(committer, DeleteWhere(text))
+        model.pending.append(("delete", gone))
+    else:
+        names = ["label", "name", "tags"][rng.integers(2) :][: rng.integers(1, 3)]
+        update = Update([(np.array(ids), table_of(rows, names))])
+        if set(ids) <= shown.keys():
+            make(committer, update)
+            model.pending.append(("update", ids, [{name: row[name] for name in names} for row in rows]))
+        else:
+            with pytest.raises(IdNotFoundError, match="not found"):
+                make(committer, update)
+
+
+def write_elsewhere(rng, folder, model):
+    """Write as another process does."""
+    collection, kind = Collection.open(folder), rng.integers(4)
+    ids = rng.choice(IDS, size=rng.integers(1, 6), replace=False).tolist()
+    if kind == 0:
+        rows = random_rows(rng, len(ids))
+        codes, table, features, thumbnails = columns_of(rows)
+        collection.upsert(codes, ids=np.array(ids), attributes=table, features=features, thumbnails=thumbnails)
+        apply(model.committed, ("put", ids, rows))
+    elif kind == 1:
+        collection.delete(ids)
+        apply(model.committed, ("delete", ids))
+    elif kind == 2:
+        there = sorted(model.committed.keys() & set(ids))
+        values = [{"label": int(rng.integers(5))} for _ in there]
+        if there:
+            collection.update(there, {"label": [value["label"] for value in values]})
+        apply(model.committed, ("update", there, values))
+    else:
+        collection.compact(full=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_writes_on_top_of_any_version(start, tmp_path, seed):
+    folder, items = start
+    rng, model, copies = np.random.default_rng(seed), Model(items), []
+    with buffered(folder, tmp_path / "log") as (searcher, committer, buffer):
+        for step in range(50):
+            kind = rng.integers(10)
+            if kind <= 6:
+                write_here(rng, committer, model)
+            elif kind == 7:
+                write_elsewhere(rng, folder, model)
+                buffer.renew()
+            elif kind == 8:
+                last = make(committer, Delete(np.array([IDS + step])))
+                version = buffer.visible(last).result(600)
+                model.flush()
+                assert version == searcher.version == read_current(buffer._place).version
+                assert buffer.state().writes == 0
+            elif len(copies) < 3:  # a crash now would leave this
+                at = tmp_path / f"crash-{step}"
+                shutil.copytree(folder, at / "c")
+                shutil.copytree(tmp_path / "log", at / "log")
+                copies.append((at, copy.deepcopy(model)))
+            check(searcher, model.shown, rng)
+    assert len(copies) > 0
+    model.flush()
+    check(CollectionSearcher(folder), model.committed, rng)
+    for at, then in copies:
+        with buffered(at / "c", at / "log") as (searcher, _, _):
+            check(searcher, then.shown, rng)
+        check(CollectionSearcher(at / "c"), then.shown, rng)
+
+
+def test_what_gathers_is_committed_by_itself(start, tmp_path):
+    folder, items = start
+    rng, model = np.random.default_rng(0), Model(items)
+    with buffered(folder, tmp_path / "log", Gathering(items=10, age_s=0.05)) as (searcher, committer, buffer):
+        for _ in range(60):
+            write_here(rng, committer, model)
+            model.flush()
+            check(searcher, model.committed, rng)
+        until_s = time.monotonic() + 60
+        while buffer.state().writes and time.monotonic() < until_s:
+            time.sleep(0.02)
+        state = buffer.state()
+        assert (state.writes, state.num_bytes, state.oldest_s, state.failures) == (0, 0, 0.0, 0)
+        assert state.flushes > 1
+        check(CollectionSearcher(folder), model.committed, rng)
+    assert not list((tmp_path / "log").rglob("*.log"))
+
+
+def test_a_commit_that_was_not_seen_is_not_made_twice(start, tmp_path):
+    """Killed between the commit and the removal of what it has from the log."""
+    folder, items = start
+    rows, rng = random_rows(np.random.default_rng(3), 2), np.random.default_rng(4)
+    with buffered(folder, tmp_path / "log") as (_, committer, buffer):
+        make(committer, put_of([1, 3], rows), key=Key("k", "d"))
+        make(committer, Delete(np.array([4])))
+        shutil.copytree(tmp_path / "log", tmp_path / "as before")
+    # Meanwhile another process changes the same items.
+    Collection.open(folder).delete([1])
+    codes, table, features, thumbnails = columns_of(rows[:1])
+    Collection.open(folder).upsert(codes, ids=np.array([4]), attributes=table, features=features, thumbnails=thumbnails)
+    version = read_current(buffer._place).version
+    items |= {3: rows[1], 4: rows[0]}
+    with buffered(folder, tmp_path / "as before") as (searcher, committer, buffer):
+        assert buffer.state().writes == 0
+        check(searcher, items, rng)
+        assert make(committer, put_of([1, 3], rows), key=Key("k", "d")) == Made(1, version)
+        check(searcher, items, rng)
+    assert read_current(buffer._place).version == version
+    check(CollectionSearcher(folder), items, rng)
