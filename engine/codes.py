@@ -7,6 +7,8 @@ zero.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -67,6 +69,25 @@ def unpack_bits(codes_NW: CodeArray, bits: int) -> NDArray[np.bool_]:
     codes_NW = check_codes(codes_NW, bits=bits, name="codes")
     bytes_NC = codes_NW.astype("<u8", copy=False).view(np.uint8)
     return np.unpackbits(bytes_NC, axis=1, count=bits, bitorder="little").astype(np.bool_)
+
+
+def read_hex(text: str, *, bits: int) -> NDArray[np.uint64]:
+    """Return a code, shape (W,), of its bytes in hexadecimal: `ceil(bits / 8)`, or zero-padded to whole words.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer digits, or something else; the message says what `text` has.
+    """
+    exact, padded = 2 * -(-bits // 8), 16 * num_words(bits)
+    other = re.search(r"[^0-9a-fA-F]", text)
+    if other is not None:
+        raise ValueError(f"{other[0]!r}, which is not a hexadecimal digit")
+    if len(text) not in (exact, padded):
+        wanted = str(exact) if exact == padded else f"{exact} (or {padded}, in whole words)"
+        got = f"{len(text)} {_plural(len(text), 'digit')}"
+        raise ValueError(f"{got}, expected {wanted} for the {bits} bits of this collection")
+    return np.frombuffer(bytes.fromhex(text).ljust(padded // 2, b"\0"), "<u8").astype(np.uint64)
 
 
 def check_codes(codes_NW: object, *, bits: int, name: str) -> CodeArray:

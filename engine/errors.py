@@ -72,7 +72,8 @@ class IdNotFoundError(HashlightError, KeyError):
         hint = " (-1 pads short answers: drop it)" if -1 in missing else ""
         if wanted == 1:
             return cls(f"id {missing[0]} was not found{hint}")
-        return cls(f"{len(missing)} of {wanted} ids were not found, first {missing[0]}{hint}")
+        be = "was" if len(missing) == 1 else "were"
+        return cls(f"{len(missing):,} of {wanted:,} ids {be} not found, first {missing[0]}{hint}")
 
     def __str__(self) -> str:
         """Return the message; `KeyError` would quote it."""
@@ -81,6 +82,18 @@ class IdNotFoundError(HashlightError, KeyError):
 
 class IdExistsError(HashlightError, ValueError):
     """The collection holds an id already, and what has it was not to be replaced."""
+
+    @classmethod
+    def of(cls, known: Sequence[int], *, wanted: int, where: object) -> Self:
+        """Return the error for the `known` ones of `wanted` ids."""
+        be = "is" if len(known) == 1 else "are"
+        what = f"id {known[0]} is" if wanted == 1 else f"{len(known):,} of {wanted:,} ids {be}"
+        first = "" if wanted == 1 else f", first {known[0]}"
+        return cls(
+            f"{what} in {where} already{first}: replace what is there (`upsert`, `hashlight add --upsert`, over HTTP "
+            "`on_conflict=replace`), or give other items ids of their own (`hashlight encode --ids name:NAME` makes "
+            "them from a name for the corpus)"
+        )
 
 
 class MissingDependencyError(HashlightError, ImportError):

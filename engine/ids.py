@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray
+from hashlight.engine.wording import counted
 
 MAX_ID = 2**63 - 1
 
@@ -25,8 +26,13 @@ _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(64 - 8)
 
 
-def check_ids(ids_N: object, *, rows: int) -> IdArray:
+ONE_EACH = "give each item an id of its own"
+
+
+def check_ids(ids_N: object, *, rows: int, remedy: str = ONE_EACH) -> IdArray:
     """Return `ids_N` if it holds one distinct id of at least 0 for each of `rows` rows.
+
+    `remedy` says what to do about ids that occur more than once.
 
     Raises
     ------
@@ -43,7 +49,7 @@ def check_ids(ids_N: object, *, rows: int) -> IdArray:
     if rows and ids_N.min() < 0:
         bad = int(ids_N.argmin())
         raise ValueError(f"`ids` must be 0 or more (-1 pads short answers), got {ids_N[bad]} in row {bad}")
-    refuse_repeated(find_repeated(ids_N), where=f"{rows} rows")
+    refuse_repeated(find_repeated(ids_N), where=counted(rows, "row"), remedy=remedy)
     return ids_N
 
 
@@ -92,7 +98,7 @@ def find_repeated(ids_N: IdArray) -> IdArray:
     return np.unique(sorted_N[1:][sorted_N[1:] == sorted_N[:-1]])
 
 
-def refuse_repeated(repeated: IdArray, *, where: str) -> None:
+def refuse_repeated(repeated: IdArray, *, where: str, remedy: str = ONE_EACH) -> None:
     """Raise ValueError, naming the first, if there are repeated ids.
 
     Parameters
@@ -101,12 +107,12 @@ def refuse_repeated(repeated: IdArray, *, where: str) -> None:
         What `find_repeated` or `RepeatedIds.find` returned.
     where : str
         What was searched, for the message.
+    remedy : str
+        What to do about it.
     """
     if len(repeated):
-        raise ValueError(
-            f"`ids` must be distinct, got {repeated[0]} more than once in {where} ({len(repeated)} ids are repeated): "
-            "give each image its own id, and append only new ones"
-        )
+        others = f", and {counted(len(repeated) - 1, 'other')}" if len(repeated) > 1 else ""
+        raise ValueError(f"`ids` must be distinct, got {repeated[0]}{others} more than once in {where}: {remedy}")
 
 
 class RepeatedIds:

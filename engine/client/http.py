@@ -87,7 +87,7 @@ class HttpTransport:
         collection: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = _of_collection(_checked(url), collection)
+        self.url = _of_collection(gateway_url(url), collection)
         self._max_retries = max_retries
         self._client = httpx.Client(base_url=self.url, headers=_headers(api_key), transport=transport)
         self._bits: int | None = None
@@ -154,7 +154,7 @@ class AsyncHttpTransport:
         collection: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url = _of_collection(_checked(url), collection)
+        self.url = _of_collection(gateway_url(url), collection)
         self._max_retries = max_retries
         self._client = httpx.AsyncClient(base_url=self.url, headers=_headers(api_key), transport=transport)
         self._bits: int | None = None
@@ -241,12 +241,24 @@ def _fetch_pictures(url: str, api_key: str | None, ids: Sequence[int]) -> list[s
         return transport.pictures(ids)
 
 
-def _checked(url: str) -> str:
+def gateway_url(url: str) -> str:
+    """Return the URL of a gateway, to which the paths of its interface are added; `/v1` may stand there already.
+
+    Raises
+    ------
+    ValueError
+        If it is not a URL, or has a query or a fragment.
+    """
     try:
-        httpx.URL(url)
+        parts = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise ValueError(f"`target` must be the URL of a gateway or a collection's folder: {error}") from error
-    return url.rstrip("/")
+    if parts.query or parts.fragment:
+        bare = str(parts.copy_with(query=None, fragment=None))
+        raise ValueError(
+            f"`target` must be the URL of a gateway without a query or fragment, got {url!r}: give {bare!r}"
+        )
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _of_collection(url: str, collection: str | None) -> str:

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.client.pictures import file_of_array, file_of_picture, is_picture
-from hashlight.engine.client.results import words_of
-from hashlight.engine.codes import num_words
+from hashlight.engine.codes import read_hex
 
 # A PIL image too; it is not named here, so that Pillow is only loaded by those who use it.
 Image = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Any
@@ -95,16 +94,11 @@ def _stacked(queries: list[QueryInput]) -> Code | list[QueryInput]:
 
 
 def _code_of(digits: Digits, bits: int) -> Code:
-    exact, padded = 2 * -(-bits // 8), 16 * num_words(bits)
-    if len(digits.text) in (exact, padded):
-        return words_of(bytes.fromhex(digits.text))
-    wanted = str(exact) if exact == padded else f"{exact} (or {padded}, in whole words)"
-    raise FileNotFoundError(
-        errno.ENOENT,
-        f"there is no such file, and as a code in hexadecimal it has {len(digits.text)} digits, expected {wanted} for "
-        f"the {bits} bits of this collection",
-        digits.text,
-    )
+    try:
+        return read_hex(digits.text, bits=bits)
+    except ValueError as error:
+        message = f"there is no such file, and as a code in hexadecimal it has {error}"
+        raise FileNotFoundError(errno.ENOENT, message, digits.text) from None
 
 
 def read_images(images: Any) -> list[Picture]:

@@ -28,6 +28,7 @@ from hashlight.engine.indexes.base import MAX_ROWS
 from hashlight.engine.places.arrays import map_file
 from hashlight.engine.storage.manifest import ShardSpec
 from hashlight.engine.storage.shard import write_shard
+from hashlight.engine.wording import counted
 
 SHARD_ROWS = 5_000_000
 
@@ -129,7 +130,7 @@ def _write_shards(writer: Transaction, source: Incoming, *, shard_rows: int, tab
                 shards.append(gathered.write(writer, bits=source.bits, tables=tables))
         if not rows:
             raise ValueError("the source has no rows, expected at least 1")
-        refuse_repeated(ids.find(), where=f"{rows:,} rows")
+        refuse_repeated(ids.find(), where=counted(rows, "row"))
     return shards
 
 

@@ -267,7 +267,8 @@ class Interchange(Protocol):
         Returns
         -------
         faiss.IndexBinaryIDMap2
-            Over an `IndexBinaryFlat` of `64 * W` bits, of which those beyond `bits` are zero.
+            Over an `IndexBinaryFlat` of `8 * ceil(bits / 8)` bits, because FAISS knows only whole bytes; those beyond
+            `bits` are zero. `from_faiss` takes all of them for a code's, unless it is given `bits`.
 
         Raises
         ------

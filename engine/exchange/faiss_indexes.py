@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import WORD_BITS, CodeArray, IdArray, num_words
+from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.exchange.targets import written_file
 from hashlight.engine.extras import import_faiss
@@ -146,8 +146,13 @@ def _read_hash(faiss: Any, index: Any) -> list[Contents]:
     return found
 
 
+def faiss_bits(bits: int) -> int:
+    """Return the bits that a code of `bits` bits has in FAISS, which knows only whole bytes."""
+    return 8 * -(-bits // 8)
+
+
 def make_index(rows: Iterable[tuple[CodeArray, IdArray]], *, bits: int) -> Any:
-    """Return an `IndexBinaryIDMap2` over an `IndexBinaryFlat` of `64 * ceil(bits / 64)` bits.
+    """Return an `IndexBinaryIDMap2` over an `IndexBinaryFlat` of `faiss_bits(bits)` bits.
 
     Parameters
     ----------
@@ -156,9 +161,11 @@ def make_index(rows: Iterable[tuple[CodeArray, IdArray]], *, bits: int) -> Any:
     bits : int
     """
     faiss = import_faiss()
-    index = faiss.IndexBinaryIDMap2(faiss.IndexBinaryFlat(WORD_BITS * num_words(bits)))
+    size = faiss_bits(bits) // 8
+    index = faiss.IndexBinaryIDMap2(faiss.IndexBinaryFlat(8 * size))
     for codes_NW, ids_N in rows:
-        index.add_with_ids(np.ascontiguousarray(codes_NW, "<u8").view(np.uint8), np.ascontiguousarray(ids_N))
+        bytes_NC = np.ascontiguousarray(codes_NW, "<u8").view(np.uint8)
+        index.add_with_ids(np.ascontiguousarray(bytes_NC[:, :size]), np.ascontiguousarray(ids_N))
     return index
 
 

@@ -8,7 +8,7 @@ from hashlight.engine.places.bucket import Bucket
 from hashlight.engine.places.elsewhere import Elsewhere
 from hashlight.engine.places.folder import Folder
 from hashlight.engine.places.place import Place, ReadOnly
-from hashlight.engine.places.uris import BUCKET_SCHEMES, is_local, is_web
+from hashlight.engine.places.uris import BUCKET_SCHEMES, is_local, is_web, without_slash
 
 
 def open_place(location: str | Path) -> Place:
@@ -31,13 +31,13 @@ def open_place(location: str | Path) -> Place:
     if is_local(text):
         return Folder(text)
     if text.partition("://")[0].lower() in BUCKET_SCHEMES:
-        return Bucket(text.rstrip("/"))
+        return Bucket(without_slash(text))
     if is_web(text):
         # Importing an HTTP client takes as long as everything else here.
         from hashlight.engine.places.web import Web
 
         return Web(text)
-    return Elsewhere(text.rstrip("/"))
+    return Elsewhere(without_slash(text))
 
 
 def open_target(location: str | Path) -> Place:

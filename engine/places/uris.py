@@ -52,7 +52,13 @@ def split_options(location: str) -> tuple[str, str]:
 def normalise(location: str | Path) -> str:
     """Return an absolute path without symbolic links, or a URI, without a trailing slash."""
     text = str(location).removeprefix("file://")
-    return str(Path(text).resolve()) if is_local(text) else text.rstrip("/")
+    return str(Path(text).resolve()) if is_local(text) else without_slash(text)
+
+
+def without_slash(uri: str) -> str:
+    """Return a URI without trailing slashes, but with those that follow its scheme."""
+    scheme, sign, rest = uri.partition("://")
+    return f"{scheme}{sign}{rest.rstrip('/')}"
 
 
 def split_name(location: str) -> tuple[str, str]:

@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from hashlight.engine.cache.cache import Cache, Item, Progress
 from hashlight.engine.errors import CollectionNotFoundError, CorruptDataError
 from hashlight.engine.indexes.choice import IndexChoice
@@ -153,8 +155,12 @@ def root_of(place: Place, *, bits: int, progress: Progress | None = None) -> tup
     return copies.root, copies
 
 
-def open_shard(place: Place, spec: ShardSpec, *, bits: int, index: IndexChoice = "auto") -> Shard:
+def open_shard(
+    place: Place, spec: ShardSpec, *, bits: int, index: IndexChoice = "auto", schema: pa.Schema | None = None
+) -> Shard:
     """Open one shard of a collection, which is first fetched from a bucket if necessary.
+
+    `schema` has the attributes that it shows, as in `Shard`.
 
     Raises
     ------
@@ -162,5 +168,5 @@ def open_shard(place: Place, spec: ShardSpec, *, bits: int, index: IndexChoice =
         As in `Copies.fetch` and `Shard`.
     """
     root, copies = root_of(place, bits=bits)
-    opener = functools.partial(Shard, root, spec, bits=bits, index=index)
+    opener = functools.partial(Shard, root, spec, bits=bits, index=index, schema=schema)
     return opener() if copies is None else copies.open(spec, opener)

@@ -146,7 +146,7 @@ class Update:
     def check(self, live: Manifest) -> None:
         """See `Write.check`."""
         ids = np.concatenate([ids for ids, _ in self.parts])
-        check_ids(ids, rows=len(ids))
+        check_ids(ids, rows=len(ids), remedy=given.ONE_VALUE)
         for part_ids, table in self.parts:
             given.checked((table, None, None), rows=len(part_ids))
             fit_columns(table.schema, live.schema, where=_WHERE)

@@ -34,7 +34,14 @@ from hashlight.engine.storage.manifest import ShardSpec, parse_shard
 from hashlight.engine.storage.shard import read_ids
 from hashlight.pipelines.building.shards import ShardJob, build_shard, check_sidecar, is_whole
 from hashlight.pipelines.capacity.constants import bytes_per_code
-from hashlight.pipelines.codes.parts import Part, attribute_columns, cut_parts, list_parts, read_checked
+from hashlight.pipelines.codes.parts import (
+    Part,
+    attribute_columns,
+    cut_parts,
+    features_size,
+    list_parts,
+    read_checked,
+)
 from hashlight.pipelines.codes.summary import read_summary
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -131,6 +138,7 @@ def _writing(
     with Transaction(output, fresh=fresh, tables=tables, leases=True) as writer, _alone(job):
         if fresh is None:
             writer.require(bits=corpus.bits, encoder=corpus.encoder)
+            writer.require_columns(*_columns(corpus.schema))
         yield writer
 
 
@@ -198,13 +206,15 @@ def _refuse_repeated(ids: RepeatedIds, writer: Transaction, *, append: bool) -> 
     old = writer.live.shards if append and writer.live else ()
     for spec in old:
         ids.add(read_ids(writer.place, spec)[live_rows(spec.rows, writer.reader.dead(spec))])
-    try:
-        refuse_repeated(ids.find(), where=f"{writer.place} and the codes" if old else "the codes")
-    except ValueError as error:
-        raise ValueError(
-            f"{error}. If they are other images, of a corpus that has the same name or by chance the same hash, encode "
-            "them with `--ids name:NAME`, which names the corpus"
-        ) from None
+    where = "the codes"
+    remedy = (
+        "if they are other images, of a corpus that has the same name or by chance the same hash, encode them with "
+        "`hashlight encode --ids name:NAME`, which names the corpus"
+    )
+    if old:
+        where = f"{writer.place} and the codes"
+        remedy = f"replace those that are there with `hashlight add {writer.place} CODES --upsert`; or {remedy}"
+    refuse_repeated(ids.find(), where=where, remedy=remedy)
 
 
 def _build(
@@ -336,6 +346,12 @@ def _reading(part: Part) -> Iterator[RetryingFile]:
         read_checked(part)  # raises, if the file is not what was written
         where = without_credentials(part.path)
         raise PipelineError(f"{where} is damaged ({error}): encode the corpus again") from error
+
+
+def _columns(schema: pa.Schema) -> tuple[pa.Schema, int | None]:
+    """Return the attributes of some codes, and the dimensions of their features."""
+    attributes = pa.schema([schema.field(name) for name in attribute_columns(schema)])
+    return attributes, features_size(schema) or None
 
 
 def _num_shards(corpus: _Codes, shards: int | None, shard_rows: int) -> int:

@@ -48,6 +48,7 @@ from hashlight.pipelines.codes.parts import (
     attribute_columns,
     codes_column,
     features_column,
+    features_size,
     read_part,
 )
 from hashlight.pipelines.jobs import chaos
@@ -211,7 +212,7 @@ class _Aside:
         names = attribute_columns(schema) + [THUMBNAIL_COLUMN] * (THUMBNAIL_COLUMN in schema.names)
         self._schema = pa.schema([schema.field(name) for name in names])
         self._stored = stored_schema(self._schema)
-        self._dim = schema.field(FEATURES_COLUMN).type.byte_width // 2 if FEATURES_COLUMN in schema.names else 0
+        self._dim = features_size(schema)
         self._opened = contextlib.ExitStack()
         self._columns: IO[bytes] = self._opened.enter_context(_temporary_file(folder))
         self._features: IO[bytes] = self._opened.enter_context(_temporary_file(folder))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import typer
 from rich.text import Text
+from typer.core import TyperCommand
 
 from hashlight.pipelines.cli.console import err
 
@@ -19,6 +20,21 @@ _shows_tracebacks: ContextVar[bool] = ContextVar("shows_tracebacks", default=Fal
 def show_tracebacks(wanted: bool) -> None:
     """Choose whether a failure shows its traceback, as `--debug` asks."""
     _shows_tracebacks.set(wanted)
+
+
+class Command(TyperCommand):
+    """A verb that says which value it refuses; what Typer refuses itself says only what was expected."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            refused = getattr(error.__cause__, "errors", None)  # of a `pydantic.ValidationError`
+            if refused is not None:
+                value = repr(refused()[0]["input"])
+                error.message += "" if value in error.message else f", got {value}"
+            raise
 
 
 def command_name(verb: Callable[..., None]) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from hashlight.pipelines.cli.errors import command_name, report_errors, show_tracebacks
+from hashlight.pipelines.cli.errors import Command, command_name, report_errors, show_tracebacks
 from hashlight.pipelines.cli.grouping import expand_groups
 from hashlight.pipelines.cli.keeping.add import add
 from hashlight.pipelines.cli.keeping.compact import compact
@@ -81,7 +81,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _verb in VERBS:
-    app.command(command_name(_verb))(report_errors(expand_groups(_verb)))
+    app.command(command_name(_verb), cls=Command)(report_errors(expand_groups(_verb)))
 
 
 def _show_version(wanted: bool) -> None:

@@ -52,12 +52,26 @@ def local_file(help_text: str) -> Any:
 
 def exchange_kind(location: str, option: str) -> ExchangeKind:
     """Tell from its name what a file that is exported or imported is."""
-    name = location.partition("?")[0].lower().rstrip("/")
-    for kind, endings in _ENDINGS.items():
-        if name.endswith(endings):
-            return kind
+    kind = _kind_by_ending(location)
+    if kind is not None:
+        return kind
+    from hashlight.engine.places.uris import without_credentials
+
     known = ", ".join(ending for endings in _ENDINGS.values() for ending in endings)
-    raise typer.BadParameter(f"{location} ends in none of {known}: say what it is with {option}")
+    what = f"say what it is with {option}"
+    if option == "--from":
+        what += ", or encode images with `hashlight encode` first"
+    raise typer.BadParameter(f"{without_credentials(location)} ends in none of {known}: {what}")
+
+
+def has_ending(location: str) -> bool:
+    """Whether the name of a file or folder says what it is, for `exchange_kind`."""
+    return _kind_by_ending(location) is not None
+
+
+def _kind_by_ending(location: str) -> ExchangeKind | None:
+    name = location.partition("?")[0].lower().rstrip("/")
+    return next((kind for kind, endings in _ENDINGS.items() if name.endswith(endings)), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -222,6 +222,11 @@ def features_column(column: pa.ChunkedArray) -> np.ndarray:
     return _fixed_column(column, "<f2").astype(np.float16, copy=False)
 
 
+def features_size(schema: pa.Schema) -> int:
+    """Return the dimensions of the fine features of codes; 0 if there are none."""
+    return schema.field(FEATURES_COLUMN).type.byte_width // 2 if FEATURES_COLUMN in schema.names else 0
+
+
 def attribute_columns(schema: pa.Schema) -> list[str]:
     """Return the columns of codes that are kept as attributes."""
     own = {"id", "code", FEATURES_COLUMN, THUMBNAIL_COLUMN}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hashlight.engine.codes import check_bits
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.uris import without_credentials
 from hashlight.engine.storage.manifest import check_name
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import MARKER, parse_object
@@ -42,6 +43,14 @@ class EncodeSummary:
     skipped: dict[str, int] = field(default_factory=dict)
 
 
+def encode_first(corpus: str | Path) -> str:
+    """Return what to do with a folder of images where one of codes was expected."""
+    return (
+        f"if it has images, encode them first: `hashlight encode --input {without_credentials(str(corpus))} "
+        "--encoder ENCODER --output CODES`, and give CODES instead"
+    )
+
+
 def read_summary(codes: str | Path) -> EncodeSummary:
     """Return what `codes.json` says about a folder of codes.
 
@@ -55,7 +64,7 @@ def read_summary(codes: str | Path) -> EncodeSummary:
         state = (
             "an unfinished encode job: run the same `hashlight encode` again to finish it"
             if output.exists(MARKER)
-            else "no codes: expected a folder that `hashlight encode` wrote"
+            else f"no codes: expected a folder that `hashlight encode` wrote; {encode_first(codes)}"
         )
         raise PipelineError(f"{output} holds {state}")
     try:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from hashlight.engine.codes import IdArray
 from hashlight.engine.places.uris import is_local
+from hashlight.engine.wording import counted
 from hashlight.pipelines.jobs.errors import PipelineError
 
 HASH_BITS = 63
@@ -195,6 +196,7 @@ def refuse_repeated_images(
     refused = [id_ for id_, found in sorted(uris.items()) if not are_hashes or len(set(found)) < len(found)]
     if refused:
         raise PipelineError(
-            f"{len(refused)} ids occur more than once in the corpus, for example {refused[0]} for "
-            f"{' and '.join(uris[refused[0]][:2])}: list each image of {corpus} once, and give each its own `id`"
+            f"{counted(len(refused), 'id')} {'occurs' if len(refused) == 1 else 'occur'} more than once in the corpus, "
+            f"for example {refused[0]} for {' and '.join(uris[refused[0]][:2])}: list each image of {corpus} once, "
+            "and give each its own `id`"
         )

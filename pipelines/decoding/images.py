@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.errors import ImageError
+from hashlight.engine.wording import counted
 from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.corpora.reasons import Reason
 from hashlight.pipelines.decoding.pool import DecodePool
@@ -119,7 +120,9 @@ def _tell(entries: pa.Table, reasons: Mapping[int, Reason], kinds: Counter[str])
 def _account(entries: pa.Table, num_good: int, kinds: Counter[str]) -> None:
     """Say how many entries were left out, by kind; PipelineError if all were."""
     if not num_good:
-        raise PipelineError(f"none of {len(entries)} images can be decoded: the log gives the reason for each")
+        raise PipelineError(
+            f"none of {counted(len(entries), 'image')} can be decoded: the log gives the reason for each"
+        )
     if kinds:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         logger.warning("left out %s of %s images: %s", f"{kinds.total():,}", f"{len(entries):,}", counts)

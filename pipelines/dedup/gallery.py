@@ -19,6 +19,8 @@ import pyarrow as pa
 
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.places.uris import without_credentials
+from hashlight.engine.wording import counted
 from hashlight.pipelines.corpora.corpus import read_uri
 from hashlight.pipelines.decoding.pool import DecodePool
 from hashlight.pipelines.decoding.worker import DecodeLimits
@@ -56,9 +58,10 @@ def gallery_page(collection: Collection, clusters: pa.Table, *, radius: int) -> 
     style_hash = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{style_hash}'; base-uri 'none'; form-action 'none'"
     told = (
-        f"{len(names):,} clusters of {len(clusters):,} images within a Hamming radius of {radius}, of "
-        f"{len(collection):,} in {html.escape(collection.location)}, version {collection.version}; "
-        f"{len(sections)} shown.{f' {missing:,} pictures could not be loaded.' if missing else ''}"
+        f"{counted(len(names), 'cluster')} of {counted(len(clusters), 'image')} within a Hamming radius of {radius}, "
+        f"of {len(collection):,} in {html.escape(without_credentials(collection.location))}, version "
+        f"{collection.version}; {len(sections)} shown."
+        + (f" {counted(missing, 'picture')} could not be loaded." if missing else "")
     )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

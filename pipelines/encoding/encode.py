@@ -47,6 +47,7 @@ from hashlight.encoders.encoder import HashEncoder
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import BUCKET_SCHEMES, is_local, normalise, without_credentials
+from hashlight.engine.wording import counted
 from hashlight.pipelines.codes.encoder import load_encoder, save_encoder
 from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, PLAN, STEPS, THUMBNAIL_COLUMN, part_name
 from hashlight.pipelines.codes.summary import SUMMARY, EncodeSummary
@@ -256,8 +257,8 @@ def _finished_job(folder: JobFolder, corpus: str | Path, encoder: str | Path) ->
         job = _Job(folder, identity, work_list.summary, work_list.units())
     if left := len(set(job.numbers) - set(folder.units())):
         raise PipelineError(
-            f"{left} of {job.work.units} units of {folder} are not finished: run the same command without "
-            "--retry-rejects first"
+            f"{left} of {counted(job.work.units, 'unit')} of {folder} {'is' if left == 1 else 'are'} not finished: run "
+            "the same command without --retry-rejects first"
         )
     return job
 
@@ -493,7 +494,7 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
     output = job.folder.place
     if state.units != job.work.units:
         raise PipelineError(
-            f"{job.work.units - state.units} of {job.work.units} units did not finish: run the job again"
+            f"{job.work.units - state.units} of {counted(job.work.units, 'unit')} did not finish: run the job again"
         )
     if job.work.images is None or job.work.id_rule.by_content:
         settle_repeated(job.folder, job.numbers)
@@ -502,8 +503,8 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
     skipped = gathered.skipped + Counter(job.work.skipped)
     if not gathered.codes:
         raise PipelineError(
-            f"none of the {gathered.rejects} images could be encoded: {common_reasons(gathered.reasons)}; all reasons "
-            f"are in {output.path('rejects.parquet')}; left out {told(skipped)}"
+            f"none of {counted(gathered.rejects, 'image')} could be encoded: {common_reasons(gathered.reasons)}; all "
+            f"reasons are in {output.path('rejects.parquet')}; left out {told(skipped)}"
         )
     if gathered.left_out:
         logger.warning(

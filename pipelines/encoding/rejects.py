@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.codes.parts import part_name
 from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 
@@ -136,7 +137,7 @@ def units_to_retry(job: JobFolder, units: Sequence[int], kinds: Collection[str])
 
 def common_reasons(reasons: Counter[str]) -> str:
     """Name the three most common reasons and how often each occurs."""
-    return "; ".join(f"{reason} ({count:,} times)" for reason, count in reasons.most_common(3))
+    return "; ".join(f"{reason} ({counted(count, 'time')})" for reason, count in reasons.most_common(3))
 
 
 def _shared(reason: str) -> str:

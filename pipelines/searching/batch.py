@@ -21,9 +21,9 @@ import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,9 @@ import pyarrow.parquet as pq
 
 from hashlight.engine.codes import CodeArray, IdArray, check_codes, num_words
 from hashlight.engine.collection.bounded import search_bounded
+from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import ReadFailedError
+from hashlight.engine.filters.filter import Filter
 from hashlight.engine.indexes.choice import IndexChoice, check_index
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.files import remove_leftovers
@@ -103,6 +105,8 @@ class SearchJob:
         Codes of that version, all of which are searched.
     k, radius, limit : int or None
         The `k` nearest, or all within `radius`, of which the nearest `limit`.
+    filter : str or None
+        A condition on attributes and ids that answers satisfy.
     queries : int
     sources : tuple of (path, stamp)
         The files of queries, each with a text that changes when the file does.
@@ -120,12 +124,13 @@ class SearchJob:
     limit: int | None
     queries: int
     sources: tuple[tuple[str, str], ...]
+    filter: str | None = None
     index: IndexChoice = "auto"
 
     @property
     def query(self) -> Query:
         """What each shard is asked, by a task that has one core."""
-        return Query(k=self.k, radius=self.radius, limit=self.limit, threads=1)
+        return Query(k=self.k, radius=self.radius, limit=self.limit, filter=self.filter, threads=1)
 
     @property
     def max_hits(self) -> int | None:
@@ -142,6 +147,13 @@ class Block:
     pieces: tuple[Piece, ...]
 
 
+class Searched(NamedTuple):
+    """The shards that are searched, and the attributes that a filter may name; None without a filter."""
+
+    shards: tuple[ShardSpec, ...]
+    schema: pa.Schema | None
+
+
 def search_codes(
     collection: str | Path,
     queries: str | Path,
@@ -150,6 +162,7 @@ def search_codes(
     k: int | None = None,
     radius: int | None = None,
     limit: int | None = None,
+    filter: str | None = None,
     index: IndexChoice = "auto",
     workers: int | None = None,
     overwrite: bool = False,
@@ -164,10 +177,8 @@ def search_codes(
         A Parquet file with a column `code` (binary, `8 * W` bytes) and optionally `id`, or a folder of codes.
     output : str or Path
         The Parquet file to write, local or in a bucket; see the module's docstring.
-    k, radius : int
-        One of: how many nearest, or within what distance.
-    limit : int, optional
-        With `radius`: keep the nearest this many.
+    k, radius, limit, filter
+        As in `engine.query.Query`.
     index : str
         Which index answers, as in `Collection.open`.
     workers : int, optional
@@ -181,33 +192,42 @@ def search_codes(
     ------
     PipelineError
         If the queries are not codes like the collection's, or the output exists already.
+    FilterError
+        If `filter` is not a condition on the collection's attributes.
     """
     target, name = _target_of(output)
     folder = JobFolder(target.location_of(f".{name}.work"), ANSWERS)
     if not overwrite:
         _remove_finished_work(target, name, folder)
     _refuse_taken(target, name, overwrite=overwrite)
-    place = open_place(collection)
+    place, report = open_place(collection), progress or (lambda _done, _all: None)
     with holding_live(place) as live:
         parts = _list_queries(queries, live)
-        job = replace(_make_job(place.location, live, parts, k, radius, limit), index=check_index(index))
+        query = Query(k=k, radius=radius, limit=limit, filter=filter)
+        job = _make_job(place.location, live, parts, query, index)
+        searched = Searched(live.shards, _attributes(job))
         with folder.place.lock():
             folder.begin({**_asked(job), "collection": str(place)}, overwrite=overwrite)
-            _remove_asides(target, name)
             blocks = _cut_blocks(parts, job.queries)
-            _answer(job, folder, blocks, live.shards, workers, progress or (lambda _done, _all: None))
-            chaos.step("search:before-publish")
-            _publish(target, name, job, folder, blocks)
-            chaos.step("search:published")
-            folder.remove()
+            _answer(job, folder, blocks, searched, workers, report)
+            _finish(target, name, job, folder, blocks)
     return job
+
+
+def _finish(target: Place, name: str, job: SearchJob, folder: JobFolder, blocks: list[Block]) -> None:
+    """Publish the answers, and remove the job's folder."""
+    _remove_asides(target, name)
+    chaos.step("search:before-publish")
+    _publish(target, name, job, folder, blocks)
+    chaos.step("search:published")
+    folder.remove()
 
 
 def _answer(
     job: SearchJob,
     folder: JobFolder,
     blocks: list[Block],
-    shards: tuple[ShardSpec, ...],
+    searched: Searched,
     workers: int | None,
     progress: Progress,
 ) -> None:
@@ -220,20 +240,22 @@ def _answer(
         return
     with ray_session(num_cpus=workers or usable_cores()):
         queries = look("--codes", job.sources[0][0], {block.pieces[0].part.path for block in (waiting[0], waiting[-1])})
-        refuse_unshared([look_at_collection(job.collection, shards), queries], {"--output": folder.place.location})
-        for block in _run(job, folder, waiting, shards, workers):
+        refuse_unshared(
+            [look_at_collection(job.collection, searched.shards), queries], {"--output": folder.place.location}
+        )
+        for block in _run(job, folder, waiting, searched, workers):
             done += _size(block)
             progress(done, job.queries)
 
 
 def _run(
-    job: SearchJob, folder: JobFolder, blocks: list[Block], shards: tuple[ShardSpec, ...], workers: int | None
+    job: SearchJob, folder: JobFolder, blocks: list[Block], searched: Searched, workers: int | None
 ) -> Iterator[Block]:
     import ray
 
     search, merge = ray.remote(search_block), ray.remote(merge_block)
     # A version without codes has answers, too: none to each query.
-    asked: list[ShardSpec | None] = [spec for spec in shards if spec.alive] or [None]
+    asked: list[ShardSpec | None] = [spec for spec in searched.shards if spec.alive] or [None]
     at_once = min(workers or len(asked), len(asked))
 
     def submit(block: Block) -> Any:
@@ -241,23 +263,30 @@ def _run(
         for spec in asked:
             # What is waited for, so that no more than `at_once` shards are searched for a block at a time.
             before = found[-at_once] if len(found) >= at_once else None
-            found.append(search.remote(job, folder, block, spec, before))
+            found.append(search.remote(job, folder, block, spec, before, searched.schema))
         return merge.remote(job, folder, block, *found)
 
     for block, _ in run_tasks(submit, blocks, max_running=None if workers is None else max(1, workers // at_once)):
         yield block
 
 
-def search_block(job: SearchJob, folder: JobFolder, block: Block, spec: ShardSpec | None, _before: str | None) -> str:
+def search_block(
+    job: SearchJob,
+    folder: JobFolder,
+    block: Block,
+    spec: ShardSpec | None,
+    _before: str | None,
+    schema: pa.Schema | None = None,
+) -> str:
     """Ask one shard (None: none) for one block of queries; return the name of a file in the folder.
 
     The file has batches of `SCHEMA`. Ray starts a task when its arguments are there: `_before` is of one that must have
-    ended.
+    ended. `schema` is as in `Searched`.
     """
     chaos.step("search:shard", block.number)
     shard = None
     if spec is not None:
-        shard = open_shard(open_place(job.collection), spec, bits=job.bits, index=job.index)
+        shard = open_shard(open_place(job.collection), spec, bits=job.bits, index=job.index, schema=schema)
     queries_QW, ids_Q = read_queries(job, block)
     name = f"found-{block.number:06d}.{spec.name if spec else 'none'}.arrow"
     with folder.place.scratch(name) as aside:
@@ -476,10 +505,8 @@ def _list_queries(queries: str | Path, live: Manifest) -> list[Part]:
     return [Part(path.location, rows, "")]
 
 
-def _make_job(
-    location: str, live: Manifest, parts: list[Part], k: int | None, radius: int | None, limit: int | None
-) -> SearchJob:
-    query = Query(k=k, radius=radius, limit=limit).checked(bits=live.bits)
+def _make_job(location: str, live: Manifest, parts: list[Part], query: Query, index: IndexChoice) -> SearchJob:
+    query = query.checked(bits=live.bits)
     return SearchJob(
         collection=location,
         version=live.version,
@@ -489,9 +516,20 @@ def _make_job(
         k=query.k,
         radius=query.radius,
         limit=query.limit,
+        filter=query.filter,
         queries=sum(part.rows for part in parts),
         sources=tuple((str(open_place(part.path)), part.sha256 or _stamp_of(part)) for part in parts),
+        index=check_index(index),
     )
+
+
+def _attributes(job: SearchJob) -> pa.Schema | None:
+    """Return the attributes of the version that is searched, if there is a filter, which is checked."""
+    if job.filter is None:
+        return None
+    schema = Collection.open(job.collection, version=job.version).schema
+    Filter(job.filter, schema)
+    return schema
 
 
 def _stamp_of(part: Part) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 
 from hashlight.engine.client.errors import ConnectionFailedError, error_of
-from hashlight.engine.client.http import document_of
+from hashlight.engine.client.http import document_of, gateway_url
 
 # Starting servers hash the files of a large collection.
 READY_S = 600.0
@@ -34,9 +34,9 @@ def scale_replicas(url: str, replicas: int, *, key: str | None = None) -> None:
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
         response = httpx.put(
-            f"{url.rstrip('/')}/v1/replicas", json={"replicas": replicas}, headers=headers, timeout=READY_S
+            f"{gateway_url(url)}/v1/replicas", json={"replicas": replicas}, headers=headers, timeout=READY_S
         )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, ValueError) as error:
         raise ConnectionFailedError(f"{url} cannot be reached: {error or type(error).__name__}") from error
     if response.status_code != 200:
         raise error_of(response.status_code, document_of(response), response.headers)

@@ -154,7 +154,7 @@ def encoder_of(collection: Collection, encoder: str | Path | None) -> ImageEncod
     if encoder is None and collection.encoder_path is None:
         return None
     # Imported here, so that a collection without an encoder is served without torch.
-    from hashlight.pipelines.searching.search import load_encoder
+    from hashlight.pipelines.searching.images import load_encoder
     from hashlight.pipelines.serving.image_encoder import HashImageEncoder
 
     return HashImageEncoder.for_server(load_encoder(collection, encoder))

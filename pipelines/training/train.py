@@ -29,6 +29,7 @@ from hashlight.engine.places.files import folder_written_aside, make_folder
 from hashlight.engine.places.opening import open_place, open_target
 from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import is_local, normalise, split_name, without_credentials
+from hashlight.engine.wording import counted
 from hashlight.pipelines.codes.encoder import save_encoder
 from hashlight.pipelines.corpora.corpus import list_corpus
 from hashlight.pipelines.corpora.labels import has_labels, labels_of
@@ -226,7 +227,7 @@ def _positions(names: pa.ChunkedArray, entries: pa.Table, path: str) -> np.ndarr
     unknown = [name for name in wanted if name not in position]
     if unknown:
         raise PipelineError(
-            f"{path} names {len(unknown)} images by {key} that the corpus lacks or that cannot be decoded, "
+            f"{path} names {counted(len(unknown), 'image')} by {key} that the corpus lacks or that cannot be decoded, "
             f"first {unknown[0]!r}"
         )
     return np.array([position[name] for name in wanted], np.int64)

@@ -23,6 +23,7 @@ from hashlight.engine.storage.attributes import AttributeFile, check_attributes
 from hashlight.engine.storage.checking import checks_of
 from hashlight.engine.storage.manifest import ShardSpec
 from hashlight.engine.storage.scalars import BLOCK_ROWS, SCALARS, column_statistics, merge_statistics
+from hashlight.engine.wording import counted
 
 # Made from codes, ids and attributes alone.
 _REBUILT_FILES = re.compile(r"rows_by_id\.npy|tables/.*|" + re.escape(SCALARS))
@@ -205,7 +206,7 @@ def _check_repeated(ids_N: IdArray, dead_D: NDArray[np.uint32], where: str, spec
     alive_N = np.ones(len(ids_N), np.bool_)
     alive_N[dead_D] = False
     is_mendable = not len(find_repeated(ids_N[alive_N]))
-    what = f"{len(repeated)} ids are there more than once, first {repeated[0]}"
+    what = f"{counted(len(repeated), 'id')}, first {repeated[0]}, more than once"
     remedy = REBUILT if is_mendable else UNCLEAR
     yield Fault("repeated-ids", f"{where}/ids.npy", what, remedy, is_mendable, spec.name)
 

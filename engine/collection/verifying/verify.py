@@ -23,6 +23,7 @@ from hashlight.engine.storage.leftovers import FOLDERS, names_of
 from hashlight.engine.storage.manifest import Manifest, ShardSpec
 from hashlight.engine.storage.shard import read_ids
 from hashlight.engine.storage.versions import holding_live
+from hashlight.engine.wording import counted
 
 Progress = Callable[[int, int], None]
 
@@ -162,7 +163,7 @@ class _Checker:
                     highest = max(highest, most)
             repeated = ids.find()
         if len(repeated):
-            what = f"{len(repeated)} ids are in several shards, first {repeated[0]}"
+            what = f"{counted(len(repeated), 'id')}, first {repeated[0]}, in several shards"
             yield Fault("repeated-ids", where, what, UNCLEAR)
         if manifest.format_version > 1 and manifest.next_id <= highest:
             what = f"the next id is {manifest.next_id}, but {highest} is there"

@@ -53,10 +53,7 @@ class Add:
         found = draft.find(ids_N, but=self._checked)
         if found and not self._upsert:
             known = np.sort(draft.ids_of(found))
-            raise IdExistsError(
-                f"{len(known)} of {len(ids_N)} ids are in {draft.place} already, first {known[0]}: add only new "
-                "images, under ids of their own, or replace what is there (`upsert`)"
-            )
+            raise IdExistsError.of(known.tolist(), wanted=len(ids_N), where=draft.place)
         refuse_other_types(draft, self._schema)
         draft.deleted += draft.kill(found)
         for spec in self._shards:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import IdArray
 from hashlight.engine.storage.columns import as_stored, check_columns, stored_schema
 
+ONE_VALUE = "give each id once, with the value that it is to have"
+
 # Attributes, fine features, and thumbnails.
 Beside = tuple[Any, NDArray[np.float16] | None, Any]
 

@@ -200,6 +200,13 @@ class Transaction:
         self._is_done = True
         self._stack.close()
 
+    def require_columns(self, attributes: pa.Schema, features: int | None) -> None:
+        """Raise ValueError unless rows of these attributes, and features of so many dimensions, can be added."""
+        layout = self._layout
+        assert layout is not None, "of an existing collection"
+        fit_columns(attributes, layout.schema, where=self.place)
+        fit_features(layout.features, features, where=self.place)
+
     def require(self, *, bits: int, encoder: str | None) -> None:
         """Raise EncoderMismatchError unless the collection stores codes of this length, of this encoder."""
         live = self._start
@@ -426,7 +433,7 @@ class Transaction:
             If an argument is invalid, or the collection does not have an attribute.
         """
         ids_M = given.some_ids(ids)
-        check_ids(ids_M, rows=len(ids_M))
+        check_ids(ids_M, rows=len(ids_M), remedy=given.ONE_VALUE)
         table, _, _ = given.checked((attributes, None, None), rows=len(ids_M))
         assert table is not None, "attributes were given"
         fit_columns(table.schema, self._layout.schema if self._layout else None, where=self.place)
@@ -452,7 +459,7 @@ class Transaction:
             If an argument is invalid.
         """
         ids_M = given.some_ids(ids)
-        check_ids(ids_M, rows=len(ids_M))
+        check_ids(ids_M, rows=len(ids_M), remedy=given.ONE_VALUE)
         schema = (self._layout.schema if self._layout else None) or pa.schema([])
         column = given.column(name, values, type, schema, rows=len(ids_M))
         self._record(SetColumn(name, ids_M, column))

@@ -38,6 +38,7 @@ from starlette.types import Scope
 
 from hashlight.engine.errors import HashlightError, NotReadyError
 from hashlight.engine.service.api import schemas
+from hashlight.engine.service.api.bodies import what_is_wrong
 from hashlight.engine.service.api.gateway import Gateway, Page, json_response
 from hashlight.engine.service.api.openapi import describe_api, encode_body, json_body, search_body, write_body
 from hashlight.engine.service.api.writing import ItemWriter
@@ -269,8 +270,10 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
 
 def _ids(text: str, max_ids: int) -> list[int]:
     ids = [int(part) for part in text.split(",")]
-    if len(ids) > max_ids or max(ids) > schemas.MAX_ID:
-        raise invalid(f"`ids` must be 1 to {max_ids} ids of at most {schemas.MAX_ID}", "ids")
+    if len(ids) > max_ids:
+        raise invalid(f"`ids` must be 1 to {max_ids} ids, got {len(ids)}: split them into several requests", "ids")
+    if max(ids) > schemas.MAX_ID:
+        raise invalid(f"`ids` must be at most {schemas.MAX_ID}, got {max(ids)}", "ids")
     return ids
 
 
@@ -294,7 +297,7 @@ def _answer_of(error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:])
-        error = invalid(f"`{field}`: {first['msg']}", field)
+        error = invalid(f"`{field}`: {what_is_wrong(first)}", field)
     elif isinstance(error, HTTPException):
         error = RequestError(error.status_code, "malformed", str(error.detail), headers=error.headers)
     refusal = refusal_of(error)

@@ -29,12 +29,13 @@ from starlette.requests import Request
 from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
 from hashlight.engine.filters.parameters import MAX_VALUES, Parameters
 from hashlight.engine.service.api import schemas
-from hashlight.engine.service.api.json_body import take_pictures
+from hashlight.engine.service.api.json_body import is_picture_name, take_pictures
 from hashlight.engine.service.api.schemas import EncodeBody, EncodeOptions, Query
 from hashlight.engine.service.api.slices import BYTES_AT_ONCE, LongList, cut_lists
 from hashlight.engine.service.asking.resolving import NoFeaturesError, Sorted, sort_queries
 from hashlight.engine.service.limits import MAX_IMAGES, MAX_QUERIES, Limits
 from hashlight.engine.service.problems import RequestError, invalid, named
+from hashlight.engine.wording import counted
 
 JSON = "application/json"
 FORM = "multipart/form-data"
@@ -53,6 +54,8 @@ _SMALL_BYTES = 16_384
 
 # More errors than a person makes are not told one by one.
 _MAX_ERRORS = 100
+
+_MAX_SHOWN = 60  # characters of a wrong value in a message
 
 _STRICT = ConfigDict(strict=True)
 
@@ -347,7 +350,7 @@ def parse_fields(model: type[Options], fields: Mapping[str, str]) -> Options:
             try:
                 plain[name] = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise invalid(f"`{name}` must be JSON, such as {_OBJECTS[name]}", name) from error
+                raise invalid(f"`{name}` must be JSON, such as {_OBJECTS[name]}, got {shown(text)}", name) from error
         elif text in ("true", "false"):
             plain[name] = text == "true"
         else:
@@ -360,12 +363,36 @@ def _refusal(error: ValidationError, text: bytes = b"", at: tuple[str | int, ...
     count = error.error_count()
     if count > _MAX_ERRORS:
         return invalid(f"the body has {count} errors: see /openapi.json for what it may hold", None)
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first = error.errors(include_url=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return _malformed(first["msg"], text, at)
     field = _field_at(at, first["loc"])
     more = f" ({count - 1} more)" if count > 1 else ""
-    return invalid(f"`{field or 'body'}`: {first['msg'].removeprefix('Value error, ')}{more}", field)
+    return invalid(f"`{field or 'body'}`: {what_is_wrong(first)}{more}", field)
+
+
+def what_is_wrong(error: Mapping[str, Any]) -> str:
+    """Return the message of one of pydantic's errors, with the value that arrived."""
+    kind, message = error["type"], str(error["msg"])
+    if kind == "value_error":  # one of our own, which says it already
+        return message.removeprefix("Value error, ")
+    if kind == "missing":
+        return "it is missing"
+    if kind == "extra_forbidden":
+        return "there is no such field"
+    return f"{message}, got {shown(error['input'])}"
+
+
+def shown(value: Any) -> str:
+    """Return a value as JSON has it, or what it is if it is long."""
+    if isinstance(value, list | tuple):
+        return f"a list of {counted(len(value), 'item')}"
+    if isinstance(value, dict | BaseModel):
+        return "an object"
+    if isinstance(value, bytes) or (isinstance(value, str) and is_picture_name(value)):
+        return "an image"
+    text = json.dumps(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}… ({len(text):,} characters)"
 
 
 def _malformed(message: str, text: bytes, at: tuple[str | int, ...]) -> RequestError:

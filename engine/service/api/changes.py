@@ -21,7 +21,7 @@ from starlette.requests import Request
 
 from hashlight.engine.codes import CodeArray, IdArray, num_words
 from hashlight.engine.service.api import bodies, schemas
-from hashlight.engine.service.api.bodies import ARROW, FORM, JSON, Image
+from hashlight.engine.service.api.bodies import ARROW, FORM, JSON, Image, shown
 from hashlight.engine.service.api.values import column_of
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import invalid, named
@@ -154,7 +154,8 @@ def _item_of_form(fields: dict[str, str], files: Mapping[str, bytes], live: Mani
     try:
         document["attributes"] = json.loads(fields.get("attributes", "{}"))
     except (ValueError, RecursionError) as error:
-        raise invalid('`attributes` must be JSON, such as {"label": 3}', "attributes") from error
+        got = shown(fields["attributes"])
+        raise invalid(f'`attributes` must be JSON, such as {{"label": 3}}, got {got}', "attributes") from error
     item = bodies.validated(schemas.PutItem, document)
     thumbnail = files.get("thumbnail")
     return Given(

@@ -25,7 +25,12 @@ _MAX_KEYS = 40_000
 _DIGITS = 400
 
 # Of the names that stand for pictures, so that no text in a body can be one.
-_SECRET = secrets.token_hex(8)
+_PICTURE = f"picture {secrets.token_hex(8)} "
+
+
+def is_picture_name(text: str) -> bool:
+    """Whether a text stands for a picture that was taken out of its body."""
+    return text.startswith(_PICTURE)
 
 
 def take_pictures(body: bytes | bytearray, *, max_text_bytes: int) -> tuple[bytes, dict[str, bytes]]:
@@ -51,7 +56,7 @@ def take_pictures(body: bytes | bytearray, *, max_text_bytes: int) -> tuple[byte
         end = body.find(b'"', quote + 1 + _LONG)
         picture = None if end < 0 else _decoded(view[quote + 1 : end])
         if picture is not None:
-            name = f"picture {_SECRET} {len(pictures)}"
+            name = f"{_PICTURE}{len(pictures)}"
             kept += [view[begin : quote + 1], name.encode()]
             pictures[name], begin = picture, end
         quote = end

@@ -148,7 +148,9 @@ class ImageFetcher:
         except ValueError as error:
             raise invalid(f"`{field}` is not a valid URL: {error}", field) from error
         if parts.scheme != "https" or port not in (None, 443) or parts.username is not None or "\\" in url:
-            raise invalid(f"`{field}` must be an https URL on port 443 without a user name", field)
+            named = f"{parts.scheme}://{(parts.hostname or '')[:100]}{f':{port}' if port else ''}"
+            got = named if parts.username is None else f"{named} with one"
+            raise invalid(f"`{field}` must be an https URL on port 443 without a user name, got {got}", field)
         host = (parts.hostname or "").lower().rstrip(".")
         if not any(host == one or (one.startswith(".") and host.endswith(one)) for one in self._allow):
             raise invalid(f"`{field}`: images of host {host[:100]!r} are not allowed here", field)

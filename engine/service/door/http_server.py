@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import itertools
 import json
 import logging
@@ -228,14 +229,13 @@ class HttpServer:
     Raises
     ------
     OSError
-        If the address cannot be bound.
+        If the address cannot be bound; it says which, and what to do.
     """
 
     def __init__(
         self, app: ASGIApp, address: Address, *, head_s: int = HEAD_S, max_connections: int = MAX_CONNECTIONS
     ) -> None:
-        family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
-        self._socket = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
+        self._socket = _listen(address)
         drain = Drain(app)
         self._server = DrainingServer(_config(drain, address, head_s, max_connections), drain)
         scheme = "http" if address.certificate is None else "https"
@@ -253,6 +253,32 @@ class HttpServer:
     def stop(self) -> None:
         """Make `run` return, which another thread has called."""
         self._server.should_exit = True
+
+
+def _listen(address: Address) -> socket.socket:
+    """Return a socket that listens at an address; OSError that says what to do if it cannot."""
+    try:
+        family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        where = f"[{address.host}]" if ":" in address.host else address.host
+        message = f"cannot listen at {where}:{address.port}: {_why_not(error, address)}"
+        # With the number, so that callers can tell the reasons apart; without it the message is all that is shown.
+        refused = OSError(message)
+        refused.errno = error.errno
+        raise refused from error
+
+
+def _why_not(error: OSError, address: Address) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another process listens there: stop it, or choose another port (`--port`; 0 is any that is free)"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need privileges: choose another port (`--port`; 0 is any that is free)"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "no network interface of this machine has this address: choose another host (`--host`)"
+    if isinstance(error, socket.gaierror):
+        return f"the host has no address ({error.strerror}): choose another host (`--host`)"
+    return f"{error.strerror or error}"
 
 
 def _config(app: Drain, address: Address, head_s: int, max_connections: int) -> uvicorn.Config:

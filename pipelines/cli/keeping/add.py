@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import progress_bar, spinner
 from hashlight.pipelines.cli.keeping.given import say
 from hashlight.pipelines.cli.options import (
@@ -16,6 +17,7 @@ from hashlight.pipelines.cli.options import (
     JsonOption,
     SourceColumns,
     exchange_kind,
+    has_ending,
     refuse_missing,
 )
 
@@ -76,15 +78,29 @@ def add(
         with spinner("adding"):
             done = _add_file(collection, source, kind, columns, shards)
     replaced = f", {done.deleted:,} of them in place of others" if done.deleted else ""
-    line = f"added {done.added:,} codes{replaced}: version {done.version} of {open_place(collection)}"
+    line = f"added {counted(done.added, 'code')}{replaced}: version {done.version} of {open_place(collection)}"
     say(line, {"version": done.version, "added": done.added, "deleted": done.deleted}, as_json=as_json)
 
 
 def _kind_of(source: str) -> AddedKind:
+    """Tell what is added: what the name ends in, or a folder of codes."""
     from hashlight.engine.places.opening import open_place
-    from hashlight.pipelines.codes.summary import SUMMARY
+    from hashlight.pipelines.codes.summary import SUMMARY, encode_first
+    from hashlight.pipelines.jobs.folder import MARKER
 
-    return "codes" if open_place(source).exists(SUMMARY) else exchange_kind(source, "--from")
+    place = open_place(source)
+    if place.exists(SUMMARY) or place.exists(MARKER):
+        return "codes"
+    entry = place.entry()
+    if entry is None or not entry.is_folder or has_ending(source):
+        return exchange_kind(source, "--from")
+    if place.exists("CURRENT"):
+        what = f"export it first: `hashlight export {place} codes.parquet`, and add that file"
+        raise typer.BadParameter(f"{place} is a collection itself: {what}")
+    raise typer.BadParameter(
+        f"{place} has no codes that `hashlight encode` wrote: {encode_first(source)}; a folder of Parquet files needs "
+        "--from parquet"
+    )
 
 
 def _add_codes(collection: str, codes: str, shards: NewShards, workers: int | None, address: str | None) -> Commit:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import progress_bar
 from hashlight.pipelines.cli.keeping.given import say
 from hashlight.pipelines.cli.options import AddressOption, ExistingCollectionArgument, JsonOption
@@ -27,6 +28,6 @@ def compact(
 
     with joined(address), progress_bar("compacting") as report:
         done = compact_collection(collection, full=full, workers=workers, progress=report)
-    what = f"merged {done.before:,} shards into {done.after:,}" if done.before else "no shard is worth merging"
+    what = f"merged {counted(done.before, 'shard')} into {done.after:,}" if done.before else "no shard is worth merging"
     line = f"{what}: version {done.version} of {open_place(collection)}"
     say(line, {"version": done.version, "merged": done.before, "into": done.after}, as_json=as_json)

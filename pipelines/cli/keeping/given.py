@@ -46,12 +46,13 @@ def _read_ids(location: str) -> IdArray:
 
     from hashlight.engine.exchange.parquet import open_parquet
     from hashlight.engine.places.opening import open_place
+    from hashlight.engine.places.uris import without_credentials
 
-    name = location.partition("?")[0].lower()
+    name, shown = location.partition("?")[0].lower(), without_credentials(location)
     if name.endswith(".parquet"):
         with open_parquet(location) as (schema, batches):
             if "id" not in schema.names:
-                raise typer.BadParameter(f"{location} has no column `id`, only {', '.join(schema.names)}")
+                raise typer.BadParameter(f"{shown} has no column `id`, only {', '.join(schema.names)}")
             columns = [batch.column("id").to_numpy(zero_copy_only=False) for batch in batches]
         found: IdArray = np.concatenate([np.zeros(0, np.int64), *columns])
         return found
@@ -59,7 +60,7 @@ def _read_ids(location: str) -> IdArray:
     if name.endswith(".npy"):
         loaded: IdArray = np.load(io.BytesIO(data), allow_pickle=False)
         return loaded
-    return _whole_numbers(data.decode(errors="replace").split(), location)
+    return _whole_numbers(data.decode(errors="replace").split(), shown)
 
 
 def _whole_numbers(words: Sequence[str], where: str) -> IdArray:
@@ -113,31 +114,32 @@ def read_table(location: str, schema: pa.Schema | None) -> tuple[IdArray, pa.Tab
     from hashlight.engine.exchange.arrow import open_batches
     from hashlight.engine.exchange.parquet import open_parquet
     from hashlight.engine.places.opening import open_place
+    from hashlight.engine.places.uris import without_credentials
 
     kinds = {field.name: field.type for field in schema or ()}
-    name = location.partition("?")[0].lower()
+    name, shown = location.partition("?")[0].lower(), without_credentials(location)
     if name.endswith(".csv"):
         options = pyarrow.csv.ConvertOptions(column_types={**kinds, "id": pa.int64()})
         with open_place(location).open() as file:
             try:
                 table = pyarrow.csv.read_csv(file, convert_options=options)
             except pa.ArrowException as error:
-                raise ValueError(f"{location} is not readable as CSV of these attributes: {error}") from error
+                raise ValueError(f"{shown} is not readable as CSV of these attributes: {error}") from error
     elif name.endswith((".parquet", ".arrow", ".arrows", ".feather")):
         with (open_parquet if name.endswith(".parquet") else open_batches)(location) as (held, batches):
             table = pa.Table.from_batches(list(batches), schema=held)
     else:
-        raise typer.BadParameter(f"{location} ends in none of .parquet, .arrow, .arrows, .feather, .csv")
+        raise typer.BadParameter(f"{shown} ends in none of .parquet, .arrow, .arrows, .feather, .csv")
     names = table.schema.names
     if names.count("id") != 1 or len(names) < 2:
-        raise ValueError(f"{location} must have one column `id` and at least one attribute, got {', '.join(names)}")
+        raise ValueError(f"{shown} must have one column `id` and at least one attribute, got {', '.join(names)}")
     ids = table["id"]
     if not pa.types.is_integer(ids.type) or ids.null_count:
-        raise ValueError(f"`id` of {location} must be whole numbers without nulls, got {ids.type}")
-    return ids.cast(pa.int64()).to_numpy(), _as_attributes(table.drop_columns(["id"]), kinds, location)
+        raise ValueError(f"`id` of {shown} must be whole numbers without nulls, got {ids.type}")
+    return ids.cast(pa.int64()).to_numpy(), _as_attributes(table.drop_columns(["id"]), kinds, shown)
 
 
-def _as_attributes(table: pa.Table, kinds: dict[str, pa.DataType], location: str) -> pa.Table:
+def _as_attributes(table: pa.Table, kinds: dict[str, pa.DataType], shown: str) -> pa.Table:
     import pyarrow as pa
 
     for number, name in enumerate(table.schema.names):
@@ -145,7 +147,7 @@ def _as_attributes(table: pa.Table, kinds: dict[str, pa.DataType], location: str
         try:
             table = table.set_column(number, name, table.column(number).cast(kind))
         except pa.ArrowException as error:
-            raise ValueError(f"`{name}` of {location} is not {kind}, as attribute {name!r} is: {error}") from error
+            raise ValueError(f"`{name}` of {shown} is not {kind}, as attribute {name!r} is: {error}") from error
     return table
 
 

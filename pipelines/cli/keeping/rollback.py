@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.keeping.given import say
 from hashlight.pipelines.cli.options import DryRunOption, ExistingCollectionArgument, JsonOption
 
@@ -25,7 +26,8 @@ def rollback(
         assert live is not None, "there is a live version, or beginning would have failed"
         before = find_version(place, live, int(version) if version.isdecimal() else version)
         if dry_run:
-            line = f"would go from {live.rows:,} codes to the {before.rows:,} of version {before.version} of {place}"
+            what = f"{counted(live.rows, 'code')} to the {before.rows:,} of version {before.version}"
+            line = f"would go from {what} of {place}"
             document = {
                 "version": live.version,
                 "rolled_back_to": before.version,
@@ -36,7 +38,7 @@ def rollback(
             return
         change.rollback(before.version)
         done = change.commit()
-    line = f"rolled back to version {before.version}, {before.rows:,} codes: version {done.version} of {place}"
+    line = f"rolled back to version {before.version}, {counted(before.rows, 'code')}: version {done.version} of {place}"
     say(
         line,
         {"version": done.version, "rolled_back_to": before.version, "codes": before.rows},

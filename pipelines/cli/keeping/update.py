@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.keeping.given import (
     IdsFileOption,
     SomeIdsOption,
@@ -48,7 +49,9 @@ def update(
         change.update(ids_M, table)
         done = change.commit()
         where = change.place
-    line = f"updated {', '.join(table.schema.names)} of {len(ids_M):,} codes: version {done.version} of {where}"
+    line = (
+        f"updated {', '.join(table.schema.names)} of {counted(len(ids_M), 'code')}: version {done.version} of {where}"
+    )
     say(line, {"version": done.version, "updated": len(ids_M)}, as_json=as_json)
 
 
@@ -69,5 +72,5 @@ def set_column(
             change.set_column(name, table[name], ids=ids_M)
         done = change.commit()
         where = change.place
-    line = f"set {', '.join(table.schema.names)} of {len(ids_M):,} codes: version {done.version} of {where}"
+    line = f"set {', '.join(table.schema.names)} of {counted(len(ids_M), 'code')}: version {done.version} of {where}"
     say(line, {"version": done.version, "set": table.schema.names, "codes": len(ids_M)}, as_json=as_json)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import out, progress_bar
 from hashlight.pipelines.cli.options import ExistingCollectionArgument, JsonOption
 
@@ -46,8 +47,11 @@ def _line(fault: Fault) -> str:
 
 
 def _summary(found: Report) -> str:
-    what = f"{len(found.versions):,} versions, {found.shards:,} shards, {found.rows:,} rows"
-    state = "sound" if found.is_sound else f"{len(found.faults):,} faults"
+    what = ", ".join(
+        counted(count, noun)
+        for count, noun in ((len(found.versions), "version"), (found.shards, "shard"), (found.rows, "row"))
+    )
+    state = "sound" if found.is_sound else counted(len(found.faults), "fault")
     return f"{state}: version {found.version} of {found.location} ({what})"
 
 

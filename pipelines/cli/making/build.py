@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import out, progress_bar
 from hashlight.pipelines.cli.options import AddressOption, OverwriteOption, refuse_missing
 
@@ -62,8 +63,8 @@ def build(
         )
     place = open_place(output)
     built = read_current(place)
-    what = f"{built.rows:,} codes of {built.bits} bits in {len(built.shards)} shards, {built.num_bytes:,} bytes"
-    out.print(f"built version {built.version} of {place}: {what}", soft_wrap=True)
+    what = f"{counted(built.rows, 'code')} of {counted(built.bits, 'bit')} in {counted(len(built.shards), 'shard')}"
+    out.print(f"built version {built.version} of {place}: {what}, {built.num_bytes:,} bytes", soft_wrap=True)
 
 
 def _parse_bytes(text: str) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import encoding_bar, out
 from hashlight.pipelines.cli.options import (
     CORPUS_HELP,
@@ -160,14 +161,14 @@ def _tell(summary: EncodeSummary, output: str, seconds: float) -> None:
     from hashlight.pipelines.corpora.listing import told
 
     out.print(
-        f"encoded {summary.codes:,} of {summary.images:,} images to {summary.bits} bits in {seconds:.1f} s: "
-        f"{without_credentials(output)}",
+        f"encoded {summary.codes:,} of {counted(summary.images, 'image')} to {counted(summary.bits, 'bit')} in "
+        f"{seconds:.1f} s: {without_credentials(output)}",
         soft_wrap=True,
     )
     if summary.rejects:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary.reject_kinds.items())
         out.print(
-            f"{summary.rejects:,} {'image was' if summary.rejects == 1 else 'images were'} rejected ({kinds}); "
+            f"{counted(summary.rejects, 'image')} {'was' if summary.rejects == 1 else 'were'} rejected ({kinds}); "
             "the reasons are in "
             f"{without_credentials(join(output, 'rejects.parquet'))}",
             soft_wrap=True,

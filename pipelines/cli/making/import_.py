@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import out, spinner
 from hashlight.pipelines.cli.options import (
     CollectionArgument,
@@ -46,6 +47,7 @@ def import_(
     if kind == "faiss" and columns != SourceColumns():
         raise typer.BadParameter("a FAISS index has no columns: leave out --*-column and --number-rows")
     from hashlight.engine.collection.collection import Collection
+    from hashlight.engine.places.opening import open_place
 
     with spinner("importing"):
         if kind == "faiss":
@@ -66,5 +68,5 @@ def import_(
                 tables=tables,
                 overwrite=overwrite,
             )
-    what = f"{len(made):,} codes of {made.bits} bits in {len(made.shards)} shards"
-    out.print(f"imported {what}: {made.location}", soft_wrap=True)
+    what = f"{counted(len(made), 'code')} of {counted(made.bits, 'bit')} in {counted(len(made.shards), 'shard')}"
+    out.print(f"imported {what}: {open_place(collection)}", soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import out, spinner
 from hashlight.pipelines.cli.options import CORPUS_HELP, IdsOption, JsonOption, UnitImagesOption, refuse_missing
 
@@ -20,11 +21,12 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List a corpus once into a work list, which `hashlight encode --input` takes in place of the corpus."""
+    from hashlight.engine.places.uris import without_credentials
     from hashlight.pipelines.corpora.listing import told
     from hashlight.pipelines.corpora.work import SUFFIX, list_work
 
     if not output.partition("?")[0].endswith(SUFFIX):
-        raise typer.BadParameter(f"--output must end in {SUFFIX}, got {output}")
+        raise typer.BadParameter(f"--output must end in {SUFFIX}, got {without_credentials(output)}")
     with spinner("listing") as say:
         work = list_work(
             corpus, output, unit_images=unit_images, ids=ids, progress=lambda n: say(f"listing: {n:,} entries")
@@ -33,9 +35,9 @@ def list_(
         typer.echo(json.dumps(asdict(work)))
         return
     what = (
-        f"{work.units:,} units of tar files"
+        f"{counted(work.units, 'unit')} of tar files"
         if work.images is None
-        else f"{work.images:,} images in {work.units:,} units"
+        else f"{counted(work.images, 'image')} in {counted(work.units, 'unit')}"
     )
     beside = f"; left out {told(work.skipped)}" if work.skipped else ""
-    out.print(f"listed {what}: {output}{beside}", soft_wrap=True)
+    out.print(f"listed {what}: {without_credentials(output)}{beside}", soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import out, training_bar
 from hashlight.pipelines.cli.options import CORPUS_HELP, BitsOption, OverwriteOption, refuse_missing
 
@@ -130,7 +131,7 @@ def train(
         )
     seconds = time.perf_counter() - start
     out.print(
-        f"trained {encoder.bits} bits by {model.method} in {seconds:.0f} s: {without_credentials(output)}, "
+        f"trained {counted(encoder.bits, 'bit')} by {model.method} in {seconds:.0f} s: {without_credentials(output)}, "
         f"encoder {encoder.fingerprint[:12]}…",
         soft_wrap=True,
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import out, progress_bar
 from hashlight.pipelines.cli.options import AddressOption, CollectionArgument, JsonOption, OverwriteOption
 
@@ -37,8 +38,9 @@ def dedup(
         typer.echo(json.dumps({**asdict(found), "seconds": round(seconds, 3)}))
         return
     out.print(
-        f"{found.pairs:,} pairs within radius {radius} among {found.codes:,} images, in {seconds:.1f} s: "
-        f"{found.clusters:,} clusters of {found.members:,} images, the largest of {found.largest:,}; "
+        f"{counted(found.pairs, 'pair')} within radius {radius} among {counted(found.codes, 'image')}, in "
+        f"{seconds:.1f} s: {counted(found.clusters, 'cluster')} of {counted(found.members, 'image')}, the largest of "
+        f"{found.largest:,}; "
         f"{found.removable:,} could go; look at {open_place(output).path('gallery.html')}",
         soft_wrap=True,
     )

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import fetching_text, out, spinner
 from hashlight.pipelines.cli.options import (
     CacheSizeOption,
@@ -30,6 +31,7 @@ def export(
     kind = kind or exchange_kind(target, "--to")
     from hashlight.engine.collection.collection import Collection
     from hashlight.engine.exchange.arrow import write_arrow_file
+    from hashlight.engine.exchange.faiss_indexes import faiss_bits
     from hashlight.engine.places.uris import without_credentials
 
     with spinner("exporting") as say:
@@ -40,5 +42,11 @@ def export(
             opened.to_parquet(target, overwrite=overwrite)
         else:
             write_arrow_file(opened.to_arrow(), target, overwrite=overwrite)
-    what = f"{len(opened):,} codes of {opened.bits} bits, version {opened.version}"
+    what = f"{counted(len(opened), 'code')} of {counted(opened.bits, 'bit')}, version {opened.version}"
     out.print(f"exported {what}: {without_credentials(target)}", soft_wrap=True)
+    if kind == "faiss" and (stored := faiss_bits(opened.bits)) != opened.bits:
+        out.print(
+            f"FAISS knows only whole bytes, so that its codes have {stored} bits, the last {stored - opened.bits} of "
+            f"them zero: import them with --bits {opened.bits}",
+            soft_wrap=True,
+        )

@@ -20,12 +20,12 @@ def info(
 ) -> None:
     """Describe a collection and check its files; of one in a bucket only with --verify or --prefetch."""
     from hashlight.engine.collection.collection import Collection
-    from hashlight.engine.places.uris import without_credentials
+    from hashlight.engine.places.opening import open_place
 
     with fetching_bar() as report:
         opened = Collection.open(collection, verify=verify, prefetch=prefetch, progress=report)
     facts: dict[str, Any] = {
-        "path": without_credentials(opened.location),
+        "path": str(open_place(collection)),
         "version": opened.version,
         "codes": len(opened),
         "deleted": opened.manifest.dead_rows,

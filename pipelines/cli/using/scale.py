@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import out, spinner
 
 
@@ -21,4 +22,4 @@ def scale(
 
     with spinner("scaling"):
         scale_replicas(url, replicas, key=key)
-    out.print(f"{replicas} shard servers in every group of {url}", soft_wrap=True)
+    out.print(f"{counted(replicas, 'shard server')} in every group of {url}", soft_wrap=True)

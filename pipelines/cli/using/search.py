@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import answers_table, err, fetching_bar, out, progress_bar
 from hashlight.pipelines.cli.options import (
     AddressOption,
     CacheSizeOption,
     CollectionArgument,
+    FilterOption,
     IndexOption,
     JsonOption,
     MaxMegapixelsOption,
@@ -25,6 +27,7 @@ from hashlight.pipelines.cli.options import (
 
 if TYPE_CHECKING:
     from hashlight.engine.client.results import SearchResponse
+    from hashlight.engine.codes import CodeArray
     from hashlight.engine.collection.collection import Collection
     from hashlight.engine.indexes.choice import IndexChoice
 
@@ -36,11 +39,23 @@ class Asked:
     image: Annotated[
         str | None, typer.Option("--image", help="The image to search for, or s3://.", callback=refuse_missing)
     ] = None
+    id: Annotated[
+        int | None, typer.Option("--id", min=0, help="Or an image of the collection, by its id: find more like it.")
+    ] = None
+    code: Annotated[
+        str | None,
+        typer.Option(
+            "--code",
+            metavar="HEX",
+            help="Or a code in hexadecimal, two digits for each 8 bits: bit 0 is the lowest of the first two.",
+        ),
+    ] = None
     codes: Annotated[
         str | None,
         typer.Option(
             "--codes",
-            help="Or millions of queries: Parquet with a column `code`, or a folder of codes; local or s3://.",
+            help="Or millions of queries: Parquet with a column `code`, or a folder that `hashlight encode` wrote; "
+            "local or s3://.",
         ),
     ] = None
     max_megapixels: MaxMegapixelsOption = 64
@@ -48,14 +63,48 @@ class Asked:
         str | None, typer.Option("--output", help="With --codes: the Parquet file to write, or s3://.")
     ] = None
 
+    def check(self) -> None:
+        """Refuse anything but one kind of query."""
+        if sum(given is not None for given in (self.image, self.id, self.code, self.codes)) != 1:
+            raise typer.BadParameter("give one of --image, --id, --code and --codes")
+
+    def read_code(self, bits: int) -> CodeArray:
+        """Return `--code` as a batch of one code, (1, W)."""
+        from hashlight.engine.codes import check_codes, read_hex
+
+        assert self.code is not None, "this is called if there is one"
+        try:
+            code_W = read_hex(self.code, bits=bits)
+        except ValueError as error:
+            raise typer.BadParameter(f"--code has {error}") from error
+        try:
+            return check_codes(code_W[None], bits=bits, name="--code")
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest image that is decoded."""
+        return self.max_megapixels * 1_000_000
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What is searched for, for JSON."""
+        from hashlight.engine.places.uris import without_credentials
+
+        if self.image is not None:
+            return {"image": without_credentials(self.image)}
+        return {"id": self.id} if self.id is not None else {"code": self.code}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """How many answers are wanted, or how far away."""
+    """Which answers are wanted: how many, or how far away, and on what condition."""
 
     k: Annotated[int | None, typer.Option("-k", min=1, help="Number of nearest images (10 without --radius).")] = None
     radius: Annotated[int | None, typer.Option(min=0, help="Find all images within this Hamming distance.")] = None
     limit: Annotated[int | None, typer.Option(min=1, help="With --radius: keep the nearest this many.")] = None
+    filter: FilterOption = None
 
     def check(self) -> None:
         """Refuse options that contradict each other."""
@@ -65,9 +114,10 @@ class Reach:
             raise typer.BadParameter("--limit goes with --radius; -k is a limit itself")
 
     @property
-    def wanted(self) -> dict[str, int | None]:
+    def wanted(self) -> dict[str, Any]:
         """The arguments of the search."""
-        return {"k": self.k or 10} if self.radius is None else {"radius": self.radius, "limit": self.limit}
+        reach = {"k": self.k or 10} if self.radius is None else {"radius": self.radius, "limit": self.limit}
+        return reach if self.filter is None else {**reach, "filter": self.filter}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,26 +144,30 @@ def search(
     cache_size: CacheSizeOption = None,
     job: Job,
 ) -> None:
-    """Find the images nearest to an image, or all within a Hamming radius; or answer a file of codes on Ray."""
+    """Find the images nearest to one, or all within a Hamming radius.
+
+    Asked with an image, an image's id or a code; or with a file of codes, all of which a job on Ray answers.
+    """
+    asked.check()
     reach.check()
-    if (asked.image is None) == (asked.codes is None):
-        raise typer.BadParameter("give one of --image and --codes")
     if asked.codes is not None:
         if asked.output is None or save is not None or encoder is not None:
             raise typer.BadParameter("--codes goes with --output, and with neither --save nor --encoder")
         if prefetch:
-            raise typer.BadParameter("--prefetch goes with --image: the tasks of a job fetch what they search")
+            raise typer.BadParameter("--prefetch goes with a single query: the tasks of a job fetch what they search")
         _search_codes(collection, asked.codes, asked.output, reach, index, job, as_json)
         return
-    from hashlight.engine.collection.collection import Collection
-
-    if asked.output is not None or job.address is not None:
-        raise typer.BadParameter("--output and --address go with --codes")
+    if asked.output is not None or job != Job():
+        raise typer.BadParameter("--output, --workers, --address and --overwrite go with --codes")
+    if encoder is not None and asked.image is None:
+        raise typer.BadParameter("--encoder goes with --image: ids and codes need none")
     if save is not None:
         _check_picture(save)
+    from hashlight.engine.collection.collection import Collection
+
     with fetching_bar() as report:
         opened = Collection.open(collection, index=index, prefetch=prefetch, progress=report)
-        _search_image(opened, asked, reach, encoder, save, as_json)
+        _search_one(opened, asked, reach, encoder, save, as_json)
 
 
 def _check_picture(save: str) -> None:
@@ -127,34 +181,54 @@ def _check_picture(save: str) -> None:
         raise typer.BadParameter(f"--save must be a .png file in a folder that exists, got {without_credentials(save)}")
 
 
-def _search_image(
+def _search_one(
     opened: Collection, asked: Asked, reach: Reach, encoder: str | None, save: str | None, as_json: bool
 ) -> None:
-    """Search by an image."""
+    """Answer a single query."""
     from hashlight.engine.places.uris import without_credentials
     from hashlight.engine.query import Query
     from hashlight.pipelines.searching.search import as_json as document_of
-    from hashlight.pipelines.searching.search import encode_file, find, load_encoder, save_answers
+    from hashlight.pipelines.searching.search import find
 
     radius = reach.radius
     if radius is not None and radius > opened.bits:
         raise typer.BadParameter(
             f"--radius must be 0 to {opened.bits} (the codes have {opened.bits} bits), got {radius}"
         )
-    query = Query(k=reach.k or 10) if radius is None else Query(radius=radius, limit=reach.limit)
-    image = asked.image
-    assert image is not None, "there is one without --codes"
-    max_pixels = asked.max_megapixels * 1_000_000
-    code = encode_file(load_encoder(opened, encoder), image, max_pixels=max_pixels)
-    found = find(opened, code, query)
+    found = find(opened, _code_of(opened, asked, encoder), Query(**reach.wanted))
     if as_json:
-        document = {"query": {"image": without_credentials(image), **reach.wanted}, **document_of(found)}
+        document = {"query": {**asked.document, **reach.wanted}, **document_of(found)}
         typer.echo(json.dumps(document, default=str))
     else:
         _show_answers(found)
     if save is not None:
-        save_answers(image, found[0], save, max_pixels=max_pixels)
+        _save(opened, asked, found, save)
         err.print(f"saved {without_credentials(save)}", soft_wrap=True)
+
+
+def _code_of(opened: Collection, asked: Asked, encoder: str | None) -> CodeArray:
+    """Return the code to search for, (1, W); only an image needs torch."""
+    if asked.id is not None:
+        from hashlight.pipelines.searching.search import code_of_item
+
+        return code_of_item(opened, asked.id)
+    if asked.image is None:
+        return asked.read_code(opened.bits)
+    from hashlight.pipelines.searching.images import encode_file, load_encoder
+
+    return encode_file(load_encoder(opened, encoder), asked.image, max_pixels=asked.max_pixels)
+
+
+def _save(opened: Collection, asked: Asked, found: SearchResponse, save: str) -> None:
+    """Save a picture of a query and its answers; a code has none, so that its tile is blank."""
+    from hashlight.pipelines.evaluation.pictures import Tile
+    from hashlight.pipelines.searching.images import QUERY, save_answers, tile_of_file, tile_of_item
+
+    if asked.image is not None:
+        query = tile_of_file(asked.image)
+    else:
+        query = Tile(None, QUERY) if asked.id is None else tile_of_item(opened, asked.id)
+    save_answers(query, found[0], save, max_pixels=asked.max_pixels)
 
 
 def _search_codes(
@@ -182,7 +256,7 @@ def _search_codes(
         typer.echo(json.dumps({"queries": done.queries, "codes": done.codes, **wanted, "seconds": round(seconds, 3)}))
         return
     out.print(
-        f"answered {done.queries:,} queries from {done.codes:,} codes in {seconds:.1f} s "
+        f"answered {counted(done.queries, 'query')} from {counted(done.codes, 'code')} in {seconds:.1f} s "
         f"({done.queries / seconds:,.0f} a second): {without_credentials(output)}",
         soft_wrap=True,
     )
@@ -194,6 +268,6 @@ def _show_answers(found: SearchResponse) -> None:
         out.print(answers_table(hits))
     cut = " (the nearest: --limit cut more)" if hits.truncated else ""
     out.print(
-        f"{len(hits):,} answers{cut}, {coverage.searched:,} of {coverage.codes:,} "
-        f"codes searched in {coverage.answered} of {coverage.shards} shards"
+        f"{counted(len(hits), 'answer')}{cut}, {coverage.searched:,} of {counted(coverage.codes, 'code')} searched in "
+        f"{coverage.answered} of {counted(coverage.shards, 'shard')}"
     )

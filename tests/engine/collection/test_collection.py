@@ -143,7 +143,7 @@ def test_get_returns_codes_and_attributes_in_the_requested_order(tmp_path, corpu
     assert items["code"].to_pylist() == [codes[row].tobytes() for row in rows]
     assert items["uri"].to_pylist() == [f"image-{ids[row]}.png" for row in rows]
     assert items["label"].to_pylist() == (ids[rows] % 7).tolist()
-    with pytest.raises(IdNotFoundError, match=r"1 of 2 ids were not found, first -1 \(-1 pads short answers"):
+    with pytest.raises(IdNotFoundError, match=r"1 of 2 ids was not found, first -1 \(-1 pads short answers"):
         collection.get([int(ids[0]), -1])
     assert len(collection.get([])) == 0
 
@@ -418,7 +418,7 @@ def test_add_refuses_mismatched_data(tmp_path, corpus):
     collection = make(tmp_path / "c", corpus, shards=2)
     before = sorted((tmp_path / "c").rglob("*"))
     attributes = {"uri": ["x"], "label": [1]}
-    with pytest.raises(ValueError, match=rf"1 of 1 ids are in .*/c already, first {ids[5]}"):
+    with pytest.raises(ValueError, match=rf"id {ids[5]} is in .*/c already: replace what is there \(`upsert`, "):
         collection.add(codes[:1], ids=ids[5:6], attributes=attributes)
     for wrong, message in [
         ({"kind": ["x"]}, r"stores attributes uri \(string\), label \(int64\), got attribute kind .*`set_column`"),

@@ -241,11 +241,11 @@ def test_a_collection_of_the_first_format_is_upgraded_by_the_next_write(path, mo
 
 BAD = {
     "codes of another length": (lambda t: t.add(CODES[:1, :1].copy()), "1 word per code .* 70-bit codes have 2 words"),
-    "an id that is there": (lambda t: t.add(CODES[:2], np.array([40, 7])), "1 of 2 ids are in .*, first 7: .*`upsert`"),
+    "an id that is there": (lambda t: t.add(CODES[:2], np.array([40, 7])), "1 of 2 ids is in .*, first 7: .*`upsert`"),
     "an id twice": (lambda t: t.add(CODES[:2], np.array([40, 40])), "more than once"),
     "an id twice in two adds": (
         lambda t: [t.add(CODES[:1], np.array([40])), t.add(CODES[:1], np.array([40]))],
-        "1 of 1 ids are in",
+        "is in .* already",
     ),
     "an attribute that is unknown": (lambda t: t.add(CODES[:1], None, {"size": [1]}), "attribute size .*`set_column`"),
     "an attribute of another type": (lambda t: t.add(CODES[:1], None, {"label": ["x"]}), r"label \(string\): cast it"),
@@ -255,7 +255,7 @@ BAD = {
     "features": (lambda t: t.add(CODES[:1], features=np.ones((1, 4), np.float16)), "none beside .* 4 dimensions"),
     "thumbnails as text": (lambda t: t.add(CODES[:1], thumbnails=["x"]), "`thumbnails` must be encoded pictures"),
     "fewer thumbnails": (lambda t: t.add(CODES[:2], thumbnails=[b"x"]), "2 entries, one per code, got 1"),
-    "an update of no row": (lambda t: t.update([5, 999], {"label": [1, 2]}), "1 of 2 ids were not found, first 999"),
+    "an update of no row": (lambda t: t.update([5, 999], {"label": [1, 2]}), "1 of 2 ids was not found, first 999"),
     "an update of an unknown attribute": (lambda t: t.update([5], {"size": [1]}), "attribute size .*`set_column`"),
     "a column of no row": (lambda t: t.set_column("x", [1], ids=[999]), "id 999 was not found"),
     "a column of no type": (lambda t: t.set_column("x", [None], ids=[1]), "give `type`"),

@@ -322,7 +322,7 @@ def test_an_id_that_is_in_two_shards_is_found(damaged):
     assert [(fault.kind, fault.where) for fault in faults if fault.kind == "repeated-ids"] == [
         ("repeated-ids", f"manifests/{manifest_of(damaged).name}")
     ]
-    assert "1 ids are in several shards, first 0" in str(next(f for f in faults if f.kind == "repeated-ids"))
+    assert "1 id, first 0, in several shards" in str(next(f for f in faults if f.kind == "repeated-ids"))
 
 
 def test_versions_before_keep_what_they_have(damaged):

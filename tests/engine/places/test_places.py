@@ -467,6 +467,13 @@ def test_locations():
     assert uris.split_options("s3://b/what?.png") == ("s3://b/what?.png", "")
 
 
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+@pytest.mark.parametrize("slashes", ["", "/", "///"])
+def test_a_uri_without_a_bucket_is_named_as_it_was_given(scheme, slashes):
+    with pytest.raises(PlaceError, match=f"^{scheme}:// does not name a bucket: expected {scheme}://BUCKET/NAME"):
+        open_place(f"{scheme}://{slashes}")
+
+
 def test_a_bucket_that_is_missing_is_named(bucket):
     place = open_place(bucket.uri("p").replace(bucket.name, "no-such-bucket"))
     for ask in (lambda: place.put("a", b"1"), lambda: place.read("a"), lambda: list(place.walk())):

@@ -161,7 +161,7 @@ def test_append_refuses_mismatched_data(tmp_path, rows, folder):
     assert not (tmp_path / "c").exists()
     build_collection(folder, tmp_path / "c")
     before = sorted(path for path in (tmp_path / "c").rglob("*"))
-    with pytest.raises(ValueError, match=rf"{min(ids[:10])} more than once in .*/c and the codes \(10 ids"):
+    with pytest.raises(ValueError, match=rf"{min(ids[:10])} and 9 others more than once in .*/c and the codes"):
         build_collection(write_codes(tmp_path / "again", codes[:10], ids[:10]), tmp_path / "c", append=True)
     other = write_codes(tmp_path / "other", codes[:10], np.arange(10), fingerprint="e" * 64)
     with pytest.raises(EncoderMismatchError, match=r"encoder ffffffffffff…, got 48-bit codes of encoder eeeeeeeeeeee…"):
@@ -186,10 +186,11 @@ def test_ids_that_are_there_are_refused_before_a_shard_is_built(tmp_path, rows, 
     twice = write_codes(tmp_path / "twice", codes[:10], np.array([*range(9), 3]), part_rows=4)
     known = write_codes(tmp_path / "known", codes[:10], np.array([*range(9), ids[17]]), part_rows=4)
     with pytest.raises(
-        ValueError, match=rf"got {ids[17]} .* and the codes \(1 ids .* encode them with `--ids name:NAME`, which names"
+        ValueError,
+        match=rf"got {ids[17]} more .* and the codes: .* with `hashlight encode --ids name:NAME`, which",
     ):
         build_collection(known, tmp_path / "c", append=True)
-    with pytest.raises(ValueError, match=r"got 3 more than once in the codes \(1 ids"):
+    with pytest.raises(ValueError, match=r"got 3 more than once in the codes: if"):
         build_collection(twice, tmp_path / "d")
     assert not built
     assert sorted((tmp_path / "c").rglob("*")) == before
@@ -208,7 +209,7 @@ def test_ids_that_occur_twice_in_different_shards_are_refused(tmp_path, rows, mo
     codes, ids, _ = rows
     ids = ids.copy()
     ids[2999] = ids[0]
-    with pytest.raises(ValueError, match=rf"got {ids[0]} more than once in the codes \(1 ids"):
+    with pytest.raises(ValueError, match=rf"got {ids[0]} more than once in the codes: if"):
         build_collection(write_codes(tmp_path / "codes", codes, ids), tmp_path / "c", shards=4)
     assert not list((tmp_path / "c").rglob("*.npy"))
 

@@ -75,6 +75,53 @@ def test_a_limit_cuts_and_says_so(collection, image, expected):
     assert "--limit cut more" in run(*arguments).stdout
 
 
+@pytest.mark.parametrize("reach", [{"-k": 5}, {"--radius": 3}])
+@pytest.mark.parametrize("kind", ["--image", "--id", "--code"])
+@pytest.mark.parametrize("label", [None, 3])
+def test_an_image_an_id_and_a_code_find_the_same(collection, image, codes, expected, kind, reach, label):
+    table = pq.read_table(codes / "parts")
+    query = {"--image": str(image), "--id": table["id"][7].as_py(), "--code": table["code"][7].as_py()[:6].hex()}[kind]
+    options = [kind, query, *next(iter(reach.items()))]
+    if label is not None:
+        options += ["--filter", f"label == {label} and id > 0"]
+    document = json.loads(run("search", collection, *options, "--json").stdout)
+    labels = dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    wanted = [pair for pair in expected if label is None or labels[pair[1]] == label]
+    wanted = wanted[: reach["-k"]] if "-k" in reach else [pair for pair in wanted if pair[0] <= reach["--radius"]]
+    assert wanted
+    assert [(a["distance"], a["id"]) for a in document["answers"]] == wanted
+    assert document["query"][kind[2:]] == query
+    assert document["query"].get("filter") == (None if label is None else f"label == {label} and id > 0")
+
+
+def test_a_query_by_id_or_code_is_saved_as_a_picture(collection, codes, tmp_path):
+    code = pq.read_table(codes / "parts")["code"][7].as_py().hex()
+    for name, query in (("id", ("--id", 1007)), ("code", ("--code", code))):
+        result = run("search", collection, *query, "--save", tmp_path / f"{name}.png")
+        assert result.exit_code == 0, result.output
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 800
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--code", "00ff"), 2, "--code has 4 digits, expected 12 (or 16, in whole words) for the 48 bits"),
+        (("--code", "0g" * 6), 2, "--code has 'g', which is not a hexadecimal digit"),
+        (("--code", "ff" * 8), 2, "`--code` has bits set past bit 47"),
+        (("--code", "00" * 6, "--encoder", "."), 2, "--encoder goes with --image: ids and codes need none"),
+        (("--id", 5), 1, "id 5 was not found"),
+        (("--id", -1), 2, "greater than or equal to 0, got '-1'"),
+        (("--id", 1007, "--filter", "colour == 1"), 1, "colour"),
+        ((), 2, "give one of --image, --id, --code and --codes"),
+    ],
+)
+def test_a_query_that_is_none_is_refused(collection, arguments, code, message):
+    result = run("search", collection, *arguments)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("index", ["multi", "scan", "faiss-flat", "faiss-multi-hash"])
 def test_every_index_answers_a_search_alike(collection, image, expected, index):
     document = json.loads(run("search", collection, "--image", image, "-k", 9, "--index", index, "--json").stdout)
@@ -112,7 +159,7 @@ def test_train_on_pairs(tmp_path, corpus):
     before = HashEncoder.load(tmp_path / "encoder").fingerprint
     assert "not empty" in failure(*options, "--pairs", pairs)
     pairs.write_text("a,b,similar\n1000,5,1\n")
-    assert "names 1 images by id that the corpus lacks" in failure(*options, "--pairs", pairs, "--overwrite")
+    assert "names 1 image by id that the corpus lacks" in failure(*options, "--pairs", pairs, "--overwrite")
     assert HashEncoder.load(tmp_path / "encoder").fingerprint == before
     pairs.write_text("a,b,similar\n1000,1001,1\n1000,1002,0\n")
     assert run(*options, "--pairs", pairs, "--overwrite", "--seed", 3).exit_code == 0
@@ -197,8 +244,12 @@ def test_encode_reports_and_resumes(tmp_path, corpus, encoder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-k", 0), "greater than or equal to 1"),
-        (("--radius", -1), "greater than or equal to 0"),
+        (("-k", 0), "greater than or equal to 1, got '0'"),
+        (("-k", "many"), "got 'many'"),
+        (("--radius", -1), "greater than or equal to 0, got '-1'"),
+        (("--id", 3), "give one of --image, --id, --code and --codes"),
+        (("--code", "00"), "give one of --image, --id, --code and --codes"),
+        (("--overwrite",), "--output, --workers, --address and --overwrite go with --codes"),
         (("--radius", 49), "0 to 48 (the codes have 48 bits), got 49"),
         (("-k", 3, "--radius", 3), "not both"),
         (("--limit", 3), "--limit goes with --radius"),
@@ -253,7 +304,7 @@ def test_failures_exit_with_1_and_one_message(tmp_path, collection, codes, encod
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no image")
     arguments = ("encode", "--input", tmp_path / "broken", "--encoder", encoder, "--output", tmp_path / "none")
-    assert "none of the 1 images could be encoded: not an image (1 times)" in failure(*arguments)
+    assert "none of 1 image could be encoded: not an image (1 time)" in failure(*arguments)
     assert "is a file, expected a folder" in failure(*arguments[:-1], not_an_image)
     assert "is not an encoder" in failure(
         "encode", "--input", image.parent, "--encoder", tmp_path / "empty", "--output", output

@@ -62,7 +62,7 @@ THIS_MACHINE = {
 NO_PLACES = {
     "method", "backbone", "supervision", "schedule", "precision", "device", "address", "max_rejects", "shard_bytes",
     "baseline", "index", "host", "image_host", "url", "key", "ids", "code_column", "id_column", "features_column",
-    "thumbnail_column", "filter", "settings", "nulls", "column", "name", "version", "older_than",
+    "thumbnail_column", "filter", "code", "settings", "nulls", "column", "name", "version", "older_than",
     "cache_size",
 }  # fmt: skip
 

@@ -36,9 +36,8 @@ def test_what_is_exported_is_imported(photos, tmp_path, name, options):
     said = run("export", photos, target, *(["--to", *options] if options else []))
     assert said == f"exported 30 codes of 48 bits, version 1: {target}"
     kind = options[0] if options else name.rpartition(".")[2]
-    bits = ["--bits", 48] if kind == "faiss" else []
     source = ["--from", *options] if options else []
-    said = run("import", target, tmp_path / "back", *source, *bits, "--shard-rows", 20, "--no-tables")
+    said = run("import", target, tmp_path / "back", *source, "--shard-rows", 20, "--no-tables")
     assert said == f"imported 30 codes of 48 bits in 2 shards: {tmp_path / 'back'}"
     back = Collection.open(tmp_path / "back")
     assert not back.has_tables
@@ -47,6 +46,24 @@ def test_what_is_exported_is_imported(photos, tmp_path, name, options):
     assert kind == "faiss" or found["n"].to_pylist() == list(range(30))
     assert "allow it to be replaced" in run("export", photos, target, "--to", kind, code=1)
     run("export", photos, target, "--to", kind, "--overwrite")
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(1, 8), (12, 16), (72, 72), (100, 104)])
+def test_faiss_has_whole_bytes_and_what_is_exported_says_so(tmp_path, bits, stored):
+    codes = np.random.default_rng(5).integers(2, size=(30, bits), dtype=np.uint8)
+    packed = np.packbits(codes, axis=1, bitorder="little")
+    Collection.from_numpy(packed, tmp_path / "c", bits=bits, tables=False)
+    said = run("export", tmp_path / "c", tmp_path / "x.faiss")
+    assert (f"have {stored} bits, the last {stored - bits} of them zero: import them with --bits {bits}" in said) == (
+        bits != stored
+    )
+    run("import", tmp_path / "x.faiss", tmp_path / "all", "--no-tables")
+    assert Collection.open(tmp_path / "all").bits == stored
+    run("import", tmp_path / "x.faiss", tmp_path / "back", "--no-tables", "--bits", bits)
+    back = Collection.open(tmp_path / "back")
+    assert back.bits == bits
+    found = back.get(np.arange(30))["code"].to_pylist()
+    assert [code[: packed.shape[1]] for code in found] == [row.tobytes() for row in packed]
 
 
 def test_columns_are_named(tmp_path):

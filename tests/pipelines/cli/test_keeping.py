@@ -16,7 +16,7 @@ from hashlight.engine.collection.importing import add_rows
 from hashlight.engine.errors import EncoderMismatchError
 from hashlight.engine.exchange.rows import Incoming, Rows, cut_rows
 from hashlight.pipelines.cli.main import app
-from hashlight.pipelines.searching.search import load_encoder
+from hashlight.pipelines.searching.images import load_encoder
 from tests.engine.collection.contents import Model, contents
 from tests.pipelines.building.test_build import FINGERPRINT, write_codes
 
@@ -43,6 +43,16 @@ def photos(tmp_path):
         tmp_path / "c", CODES[:30], ids=IDS, attributes={"label": LABELS}, bits=BITS, tables=False, shards=3
     )
     return tmp_path / "c"
+
+
+@pytest.fixture
+def images(photos):
+    """A folder of images, named as a person would beside the collection; and a table that has an id twice."""
+    folder = photos.parent / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"x")
+    (folder / "twice.csv").write_text("id,label\n1,5\n1,6\n")
+    return "images"
 
 
 def model():
@@ -77,7 +87,8 @@ def test_a_life_of_a_collection(where, tmp_path):
     kept.upsert(CODES[30:32], [5, 1000], {"label": [7, 8]})
     assert said == {"version": 2, "added": 2, "deleted": 1}
     assert contents(stored) == kept.rows
-    assert json.loads(run("delete", location, "--ids", "1, 9,2", "--json")) == {"version": 3, "deleted": 2}
+    said = json.loads(run("delete", location, "--ids", "1, 9,2", "--json"))
+    assert said == {"version": 3, "deleted": 2, "not_found": 1}
     kept.delete([1, 9])
     assert contents(stored) == kept.rows
     assert run("tag", location, "before").startswith("tagged version 3 as before: version 4 of ")
@@ -157,7 +168,9 @@ def test_codes_of_an_encode_job_are_added(tmp_path):
     kept = Model(names=("uri",))
     kept.add(CODES[:30], IDS, {"uri": uris})
     codes = write_codes(tmp_path / "codes", CODES[30:35], np.array([1, 5, 600, 601, 602]))
-    assert "encode them with `--ids name:NAME`" in run("add", path, codes, code=1)
+    assert "encode them with `hashlight encode --ids name:NAME`" in (said := run("add", path, codes, code=1))
+    assert f"got 1 and 1 other more than once in {path} and the codes" in said
+    assert f"replace those that are there with `hashlight add {path} CODES --upsert`" in said
     assert read(path) == kept.rows
     said = run("add", path, codes, "--upsert", "--no-tables")
     assert said.endswith(f"added 5 codes, 2 of them in place of others: version 2 of {path}")
@@ -180,8 +193,14 @@ def test_ids_come_from_files(photos, tmp_path, bucket):
     kept.delete([1, 5, 9, 13, 17])
     assert read(photos) == kept.rows
     dry = run("delete", photos, "--ids", "21,22,1", "--dry-run")
-    assert dry == f"would delete 1 of 25 codes in {photos}: nothing was changed"
-    assert run("delete", photos, "--ids", 22) == f"found none of these codes: version 5 of {photos}"
+    assert dry == f"would delete 1 of 3 codes, 2 were not there: {photos} has 25 codes, and nothing was changed"
+    assert run("delete", photos, "--ids", 22) == f"deleted 0 of 1 code, 1 was not there: version 5 of {photos}"
+    assert read(photos) == kept.rows
+    assert (
+        run("delete", photos, "--ids", "21,22,21,1") == f"deleted 1 of 3 codes, 2 were not there: version 6 of {photos}"
+    )
+    assert run("delete", photos, "--ids", "25") == f"deleted 1 code: version 7 of {photos}"
+    kept.delete([21, 25])
     assert read(photos) == kept.rows
 
 
@@ -217,7 +236,13 @@ def test_values_come_from_csv_in_the_types_of_the_collection(photos, tmp_path):
         (["update", "{c}", "--ids", "1", "--set", "no=1"], 1, "no attribute 'no', only label"),
         (["update", "{c}", "--ids", "2", "--set", "label=1"], 1, "id 2 was not found"),
         (["update", "{c}", "--ids", "1", "--set", "label=1", "--set-null", "label"], 2, "not both"),
-        (["add", "{c}", "{c}"], 2, "say what it is with --from"),
+        (["add", "{c}", "{c}"], 2, "is a collection itself: export it first"),
+        (["add", "{c}", "{images}"], 2, "encode them first: `hashlight encode --input {images} --encoder ENCODER"),
+        (["add", "{c}", "{images}/a.png"], 2, "say what it is with --from, or encode images with `hashlight encode`"),
+        (["build", "--codes", "{images}", "--output", "x"], 1, "encode them first: `hashlight encode --input {images}"),
+        (["search", "{c}", "--codes", "{images}", "--output", "x.parquet"], 1, "encode them first: `hashlight encode"),
+        (["set-column", "{c}", "{images}/twice.csv"], 1, "got 1 more than once in 2 rows: give each id once, with the"),
+        (["update", "{c}", "{images}/twice.csv"], 1, "got 1 more than once in 2 rows: give each id once, with the"),
         (["add", "{c}", "{c}", "--from", "codes", "--number-rows"], 2, "leave out --*-column and --number-rows"),
         (["add", "{c}", "{c}", "--from", "parquet", "--number-rows", "--upsert"], 2, "--upsert or --number-rows"),
         (["prune", "{c}"], 2, "give --keep, --older-than, or both"),
@@ -229,9 +254,10 @@ def test_values_come_from_csv_in_the_types_of_the_collection(photos, tmp_path):
         (["facets", "{c}", "no"], 1, "`column` must be an attribute"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line_and_changes_nothing(photos, arguments, code, message):
-    said = run(*(argument.replace("{c}", str(photos)) for argument in arguments), code=code)
-    assert message in said
+def test_what_is_wrong_is_said_in_a_line_and_changes_nothing(photos, images, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(photos.parent)
+    said = run(*(a.replace("{c}", str(photos)).replace("{images}", images) for a in arguments), code=code)
+    assert message.replace("{images}", images) in said
     assert read(photos) == model().rows
     assert Collection.open(photos).version == 1
 
@@ -244,6 +270,16 @@ def test_values_are_counted(photos):
     assert said["facets"] == [{"value": value, "count": count} for count, value in counts[:2]]
     assert run("count", photos, "--filter", "label is null") == "2"
     assert "(none) 2" in run("facets", photos, "label")
+
+
+def test_a_number_agrees_with_its_noun(tmp_path):
+    Collection.create(tmp_path / "c", CODES[:3], bits=BITS, tables=False)
+    run("delete", tmp_path / "c", "--ids", 1)
+    assert run("compact", tmp_path / "c", "--full") == f"merged 1 shard into 1: version 3 of {tmp_path / 'c'}"
+    run("delete", tmp_path / "c", "--ids", 2)
+    said = run("verify", tmp_path / "c", "--live")
+    assert said.endswith(f"sound: version 4 of {tmp_path / 'c'} (1 version, 1 shard, 2 rows)")
+    assert run("export", tmp_path / "c", tmp_path / "x.arrow").startswith("exported 1 code of 48 bits, version 4: ")
 
 
 def test_nothing_to_merge_is_said(photos):
@@ -259,7 +295,7 @@ def test_damage_is_found_and_mended(photos):
     (shard / "rows_by_id.npy").write_bytes(b"something else")
     said = run("verify", photos, code=1)
     assert f"can be mended [checksum] shards/{shard.name}/rows_by_id.npy (versions 1 to 2): expected " in said
-    assert f"1 faults: version 2 of {photos}" in said
+    assert f"1 fault: version 2 of {photos}" in said
     mended = CliRunner().invoke(app, ["verify", str(photos), "--live", "--repair", "--json"])
     assert mended.exit_code == 0
     report = json.loads(mended.stdout)

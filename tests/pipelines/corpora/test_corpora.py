@@ -164,7 +164,7 @@ def test_missing_bytes_in_parquet_are_an_error_for_that_image_only(tmp_path):
                 path.mkdir(),
                 pq.write_table(pa.table({"image": [b"", b""], "id": [7, 7]}), path / "a.parquet"),
             ),
-            "1 ids occur more than once in the corpus, for example 7",
+            "1 id occurs more than once in the corpus, for example 7",
         ),
     ],
 )

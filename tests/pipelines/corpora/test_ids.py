@@ -116,10 +116,10 @@ def test_lines_and_rows_with_the_same_hash(tmp_path, narrow_hashes):
 
 def test_an_image_that_is_listed_twice_and_an_id_that_is_given_twice_are_refused(tmp_path, narrow_hashes):
     (tmp_path / "list.txt").write_text("a.png\nb.png\na.png\n")
-    with pytest.raises(PipelineError, match=r"1 ids occur .*/a\.png and .*/a\.png"):
+    with pytest.raises(PipelineError, match=r"1 id occurs .*/a\.png and .*/a\.png"):
         list_work(tmp_path / "list.txt", tmp_path / "work.arrow")
     pq.write_table(pa.table({"image": [b"x"] * 3, "id": [4, 5, 4]}), tmp_path / "p.parquet")
-    with pytest.raises(PipelineError, match=r"1 ids occur .* 4 for .*#0 and .*#2: .* its own `id`"):
+    with pytest.raises(PipelineError, match=r"1 id occurs .* 4 for .*#0 and .*#2: .* its own `id`"):
         list_work(tmp_path / "p.parquet", tmp_path / "work.arrow")
     assert not (tmp_path / "work.arrow").exists()
 

@@ -91,7 +91,7 @@ def test_a_failed_listing_leaves_the_old_work_list(folder, tmp_path):
     before = (tmp_path / "work.arrow").read_bytes()
     (tmp_path / "twice.txt").write_text("a.png\nb.png\na.png\n")
     with pytest.raises(
-        PipelineError, match=f"1 ids occur more than once in the corpus, for example {id_of(tmp_path, 'a.png')}"
+        PipelineError, match=f"1 id occurs more than once in the corpus, for example {id_of(tmp_path, 'a.png')}"
     ):
         list_work(tmp_path / "twice.txt", tmp_path / "work.arrow")
     assert (tmp_path / "work.arrow").read_bytes() == before

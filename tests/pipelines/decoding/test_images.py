@@ -13,7 +13,7 @@ from hashlight.encoders.encoder import HashEncoder
 from hashlight.pipelines.corpora.corpus import list_corpus
 from hashlight.pipelines.decoding.images import decode_one, encode_entries, readable_images, thumbnails
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.searching.search import encode_file
+from hashlight.pipelines.searching.images import encode_file
 
 
 def saved(image, file_format, **options):

@@ -85,6 +85,20 @@ def test_answers_equal_the_oracle(tmp_path, database, asked):
     assert (about["version"], about["radius"], about["k"]) == (1, asked.get("radius"), asked.get("k"))
 
 
+@pytest.mark.parametrize("asked", [{"k": 7}, {"radius": 4, "limit": 5}])
+def test_a_filter_leaves_out_what_does_not_satisfy_it(tmp_path, database, asked):
+    folder, codes, ids, queries = database
+    path = tmp_path / "c"
+    Collection.create(path, codes[:1000], ids=ids[:1000], attributes={"label": np.arange(1000) % 3}, bits=BITS)
+    Collection.open(path).add(codes[1000:], ids=ids[1000:])  # without labels
+    search_codes(path, folder / "queries.parquet", tmp_path / "r.parquet", filter="label == 2", **asked)
+    labelled = np.arange(1000) % 3 == 2
+    check(tmp_path / "r.parquet", (folder, codes[:1000][labelled], ids[:1000][labelled], queries), **asked)
+    with pytest.raises(ValueError, match="colour"):
+        search_codes(path, folder / "queries.parquet", tmp_path / "s.parquet", filter="colour == 2", **asked)
+    assert not list(tmp_path.glob(".s.parquet*"))
+
+
 def test_two_searches_into_one_file_are_refused(tmp_path, database):
     work = tmp_path / ".r.parquet.work"
     work.mkdir()
