@@ -111,7 +111,7 @@ def refuse_repeated(repeated: IdArray, *, where: str, remedy: str = ONE_EACH) ->
         What to do about it.
     """
     if len(repeated):
-        others = f", and {counted(len(repeated) - 1, 'other')}" if len(repeated) > 1 else ""
+        others = f" and {counted(len(repeated) - 1, 'other')}" if len(repeated) > 1 else ""
         raise ValueError(f"`ids` must be distinct, got {repeated[0]}{others} more than once in {where}: {remedy}")
 
 

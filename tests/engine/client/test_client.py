@@ -244,7 +244,7 @@ def test_the_url_of_a_gateway_may_end_in_the_version_of_its_interface(url, end):
         assert client.describe()["bits"] == 60
     with SearchClient(f"http://localhost:8000/proxied{end}", collection="a b") as client:
         assert repr(client) == "SearchClient('http://localhost:8000/proxied/collections/a%20b')"
-    with pytest.raises(ValueError, match=r"without query or fragment, got .*: give 'http://localhost:8000/v1'"):
+    with pytest.raises(ValueError, match=r"without a query or fragment, got .*: give 'http://localhost:8000/v1'"):
         SearchClient("http://localhost:8000/v1?key=7")
 
 
