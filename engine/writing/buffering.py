@@ -212,10 +212,7 @@ class Buffer:
             case Put(replaces=False):
                 if (there_N := self._views.has(write.ids, self._pending)).any():
                     known = np.sort(write.ids[there_N])
-                    raise IdExistsError(
-                        f"{len(known)} of {len(write.ids)} ids are in the collection already, first {known[0]}: add "
-                        "only new images, under ids of their own, or replace what is there (`upsert`)"
-                    )
+                    raise IdExistsError.of(known.tolist(), wanted=len(write.ids), where="the collection")
                 return dataclasses.replace(write, replaces=True)
             case Update():
                 ids_M = np.concatenate([ids for ids, _ in write.parts])

@@ -107,11 +107,18 @@ EncoderOption = Annotated[
 ]
 OtherEncoderOption = Annotated[
     str | None,
-    typer.Option(help="The encoder, or s3://, if the collection does not keep it.", callback=refuse_missing),
+    typer.Option(
+        help="Folder of the encoder, which makes codes of images, or s3://; only if the collection does not keep it.",
+        callback=refuse_missing,
+    ),
 ]
 IndexOption = Annotated[
     IndexChoice,
-    typer.Option("--index", help="Who answers: a planner (auto), the multi-index, a scan, FAISS. Same answers."),
+    typer.Option(
+        "--index",
+        help="What finds the answers, which are the same: the fastest for each query (auto), tables of parts of codes "
+        "(multi), a comparison with every code (scan), or an index of FAISS.",
+    ),
 ]
 BitsOption = Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")]
 MaxMegapixelsOption = Annotated[int, typer.Option(min=1, help="Largest image that is decoded, in millions of pixels.")]
@@ -130,7 +137,7 @@ IdsOption = Annotated[
 ]
 PrefetchOption = Annotated[
     bool,
-    typer.Option("--prefetch", help="Fetch all shards of a collection in a bucket now."),
+    typer.Option("--prefetch", help="Fetch all shards (parts) of a collection in a bucket now."),
 ]
 CacheSizeOption = Annotated[
     str | None,

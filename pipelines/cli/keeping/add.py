@@ -37,7 +37,10 @@ class NewShards:
     upsert: Annotated[bool, typer.Option("--upsert", help="Replace the codes that have their ids.")] = False
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Maximum codes per shard.")] = None
     tables: Annotated[
-        bool, typer.Option("--tables/--no-tables", help="Build the multi-index; without it every answer is a scan.")
+        bool,
+        typer.Option(
+            "--tables/--no-tables", help="Build the multi-index (tables that find codes without comparing all)."
+        ),
     ] = True
 
 

@@ -29,7 +29,10 @@ def build(
     output: Annotated[str, typer.Option("--output", help="The collection: a folder, or s3://BUCKET/PREFIX.")],
     size: ShardSize,
     tables: Annotated[
-        bool, typer.Option("--tables/--no-tables", help="Build the multi-index; without it every answer is a scan.")
+        bool,
+        typer.Option(
+            "--tables/--no-tables", help="Build the multi-index (tables that find codes without comparing all)."
+        ),
     ] = True,
     append: Annotated[bool, typer.Option("--append", help="Add to the collection that is there.")] = False,
     workers: Annotated[

@@ -38,7 +38,10 @@ def import_(
     ] = None,
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Maximum codes per shard; 5 million.")] = None,
     tables: Annotated[
-        bool, typer.Option("--tables/--no-tables", help="Build the multi-index; without it every answer is a scan.")
+        bool,
+        typer.Option(
+            "--tables/--no-tables", help="Build the multi-index (tables that find codes without comparing all)."
+        ),
     ] = True,
     overwrite: OverwriteOption = False,
 ) -> None:

@@ -16,9 +16,24 @@ from hashlight.pipelines.cli.options import AddressOption, CollectionArgument, J
 
 def dedup(
     collection: CollectionArgument,
-    radius: Annotated[int, typer.Option(min=0, help="Images within this Hamming distance are near-duplicates.")],
-    output: Annotated[str, typer.Option("--output", help="Folder for pairs, clusters and a gallery, or s3://.")],
-    workers: Annotated[int | None, typer.Option(min=1, help="Pairs of shards joined at once; one per core.")] = None,
+    radius: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Images whose codes differ in at most this many bits (their Hamming distance) are near-duplicates.",
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            help="Folder, or s3://, for the pairs, the clusters (images connected by pairs), and a gallery to look at.",
+        ),
+    ],
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pairs of shards (parts of the collection) compared at once; one per core."),
+    ] = None,
     address: AddressOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,

@@ -102,7 +102,12 @@ class Reach:
     """Which answers are wanted: how many, or how far away, and on what condition."""
 
     k: Annotated[int | None, typer.Option("-k", min=1, help="Number of nearest images (10 without --radius).")] = None
-    radius: Annotated[int | None, typer.Option(min=0, help="Find all images within this Hamming distance.")] = None
+    radius: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Find all images whose codes differ in at most this many bits (their Hamming distance)."
+        ),
+    ] = None
     limit: Annotated[int | None, typer.Option(min=1, help="With --radius: keep the nearest this many.")] = None
     filter: FilterOption = None
 
