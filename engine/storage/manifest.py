@@ -211,7 +211,10 @@ class Manifest:
         body = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "shards"}
         body["schema"] = self.schema and base64.b64encode(self.schema.serialize()).decode()
         body["needs"] = self.needs
-        body["logs"] = {log: asdict(mark) for log, mark in self.logs.items()}
+        if not self.logs:
+            del body["logs"]
+        else:
+            body["logs"] = {log: asdict(mark) for log, mark in self.logs.items()}
         # A line each: with all of it indented, which Python's fast encoder cannot, 1,000 shards take 8 times as long.
         lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in body.items()]
         shards = ",\n".join(json.dumps(_document_of(shard)) for shard in self.shards)

@@ -96,7 +96,7 @@ def stored(url):
     return {item["id"]: item["attributes"]["number"] for item in answer["items"]}
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 def test_a_killed_server_has_made_what_it_answered(tmp_path, kills):
     path, log, rng = tmp_path / "c", tmp_path / "log", random.Random(kills)
     Collection.create(path, np.zeros((0, 1), np.uint64), bits=8, attributes={"number": np.zeros(0, np.int64)})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import os
 import shutil
 import time
 
@@ -13,16 +15,18 @@ import pytest
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank
-from hashlight.engine.errors import IdExistsError, IdNotFoundError
+from hashlight.engine.collection.writing.transaction import Transaction
+from hashlight.engine.errors import EncoderMismatchError, IdExistsError, IdNotFoundError, OverloadedError, PlaceError
 from hashlight.engine.service.asking.searcher import CollectionSearcher
 from hashlight.engine.storage.versions import read_current
+from hashlight.engine.writing import buffering
 from hashlight.engine.writing.buffering import Buffer, Gathering
 from hashlight.engine.writing.committing import Committer
 from hashlight.engine.writing.keys import Made
 from hashlight.engine.writing.opened import Opened
-from hashlight.engine.writing.records import Key
+from hashlight.engine.writing.records import Key, encode
 from hashlight.engine.writing.writes import Delete, DeleteWhere, Put, Update
-from tests import oracles
+from tests import independent, oracles
 
 BITS, FEATURES, IDS = 16, 3, 48
 SCHEMA = pa.schema([("label", pa.int64()), ("name", pa.string()), ("tags", pa.list_(pa.string()))])
@@ -302,3 +306,177 @@ def test_a_commit_that_was_not_seen_is_not_made_twice(start, tmp_path):
         check(searcher, items, rng)
     assert read_current(buffer._place).version == version
     check(CollectionSearcher(folder), items, rng)
+
+
+def test_a_rollback_elsewhere_keeps_what_is_pending_and_repeats_nothing(start, tmp_path):
+    folder, items = start
+    rows, rng = random_rows(np.random.default_rng(5), 2), np.random.default_rng(6)
+    first = Collection.open(folder).version
+    with buffered(folder, tmp_path / "log") as (searcher, committer, buffer):
+        made = make(committer, put_of([1], rows[:1]))
+        buffer.visible(made).result(60)
+        shutil.copytree(tmp_path / "log", tmp_path / "log of before", ignore=shutil.ignore_patterns("*.sqlite*"))
+        make(committer, put_of([3], rows[1:]))
+        Collection.open(folder).rollback(first)
+        buffer.renew()
+        check(searcher, items | {3: rows[1]}, rng)
+    check(CollectionSearcher(folder), items | {3: rows[1]}, rng)
+    mark = read_current(buffer._place).logs[buffer._log.id]
+    assert mark.through == 2
+    with buffered(folder, tmp_path / "log of before") as (searcher, committer, buffer):
+        check(searcher, items | {3: rows[1]}, rng)
+        assert make(committer, put_of([5], rows[:1])).number == 3
+
+
+def test_attributes_that_change_elsewhere_are_those_of_what_is_pending(start, tmp_path):
+    folder, _ = start
+    rows = random_rows(np.random.default_rng(7), 2)
+    rows[0]["label"], rows[0]["name"] = 4, "kept"
+    with buffered(folder, tmp_path / "log") as (searcher, committer, buffer):
+        make(committer, put_of([1], rows[:1]))
+        make(committer, Update([(np.array([2]), table_of(rows[:1], ["label", "name"]))]))
+        collection = Collection.open(folder)
+        with collection.transaction() as change:
+            change.drop_column("tags")
+            change.set_column("price", [0.5], ids=[2])
+            change.set_column("label", [], ids=np.zeros(0, np.int64), type=pa.float64())
+            change.commit()
+        buffer.renew()
+        for _ in range(2):
+            found = searcher.get([1, 2])
+            assert found.schema.names == ["id", "code", "label", "name", "price"]
+            assert found["label"].to_pylist() == [4.0, 4.0]
+            assert found["name"].to_pylist() == ["kept", "kept"]
+            assert found["price"].to_pylist() == [None, 0.5]
+            buffer.visible(Made(2, None)).result(60)
+        assert Collection.open(folder).get([1, 2]).equals(found)
+
+
+def test_another_collection_in_its_place_begins_another_log(start, tmp_path):
+    folder, _ = start
+    rows = random_rows(np.random.default_rng(8), 2)
+    with buffered(folder, tmp_path / "log") as (searcher, committer, buffer):
+        make(committer, put_of([1], rows[:1]))
+        codes, table, features, _ = columns_of(rows)
+        Collection.create(folder, codes, bits=BITS, attributes=table, features=features, overwrite=True)
+        buffer.renew()
+        assert searcher.count()[0] == 2
+        assert buffer.state().writes == 0
+        assert make(committer, put_of([7], rows[:1])).number == 1
+        assert searcher.count()[0] == 3
+    found = Collection.open(folder)
+    assert found.scan([]).read_all()["id"].to_pylist() == [0, 1, 7]
+    assert [path.name for path in (tmp_path / "log").iterdir()] == [found.manifest.collection]
+
+
+def test_codes_of_another_encoder_do_not_meet(start, tmp_path):
+    folder, items = start
+    rows = random_rows(np.random.default_rng(9), 1)
+    with buffered(folder, tmp_path / "log") as (searcher, committer, buffer):
+        make(committer, put_of([1], rows))
+        make(committer, Delete(np.array([0])))
+        with Transaction(folder) as change:  # as a rollback to a version of before does
+            change._operations.append(Change("other"))
+            change.commit()
+        buffer.renew()
+        assert searcher.count()[0] == len(items) - 1
+        with pytest.raises(EncoderMismatchError, match="stores codes of encoder other"):
+            make(committer, dataclasses.replace(put_of([1], rows), encoder="mine"))
+    assert sorted(items.keys() - {0}) == Collection.open(folder).scan([]).read_all()["id"].to_pylist()
+
+
+class Change:
+    """An operation of a transaction that changes whose codes a collection has."""
+
+    def __init__(self, encoder):
+        self.encoder = encoder
+
+    def apply(self, draft):
+        draft.change(encoder=self.encoder)
+
+
+def test_a_commit_that_fails_is_tried_again_and_too_much_is_refused(start, tmp_path, monkeypatch):
+    folder, items = start
+    rows, rng = random_rows(np.random.default_rng(2), 40), np.random.default_rng(3)
+    monkeypatch.setattr(buffering, "_FIRST_PAUSE_S", 0.01)
+    gathering = Gathering(items=2, num_bytes=2**40, age_s=1e9)
+    with buffered(folder, tmp_path / "log", gathering) as (searcher, committer, buffer):
+        with monkeypatch.context() as patch:
+            patch.setattr(Buffer, "_commit", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            made = make(committer, put_of([1], rows[:1]))
+            with pytest.raises(OSError, match="No space"):
+                buffer.visible(made).result(60)
+            for number in range(32):
+                make(committer, put_of([101 + number], rows[number : number + 1]))
+            with pytest.raises(OverloadedError, match="33 writes wait to be committed, which fails"):
+                make(committer, put_of([200], rows[:1]))
+            assert buffer.state().failures > 0
+        items |= {1: rows[0]} | {101 + number: rows[number] for number in range(32)}
+        check(searcher, items, rng)
+        buffer.visible(Made(33, None)).result(60)
+        assert buffer.state().writes == 0
+        check(searcher, items, rng)
+    check(CollectionSearcher(folder), items, rng)
+
+
+def test_a_commit_that_seemed_to_fail_is_not_made_again(start, tmp_path, monkeypatch):
+    folder, items = start
+    rows, rng = random_rows(np.random.default_rng(2), 2), np.random.default_rng(3)
+    monkeypatch.setattr(buffering, "_FIRST_PAUSE_S", 0.01)
+    with buffered(folder, tmp_path / "log") as (searcher, committer, buffer):
+        commit = Transaction.commit
+
+        def lose_the_answer(change):
+            commit(change)
+            raise OSError(5, "the answer was lost")
+
+        made = make(committer, put_of([1], rows[:1]))
+        with monkeypatch.context() as patch:
+            patch.setattr(Transaction, "commit", lose_the_answer)
+            with pytest.raises(OSError, match="the answer was lost"):
+                buffer.visible(made).result(60)
+        Collection.open(folder).delete([1])  # after the commit
+        make(committer, put_of([3], rows[1:]))
+        buffer.visible(Made(2, None)).result(60)
+        check(searcher, items | {3: rows[1]}, rng)
+    check(CollectionSearcher(folder), items | {3: rows[1]}, rng)
+
+
+def test_a_full_disk_refuses_the_write_and_shows_nothing_of_it(start, tmp_path, monkeypatch):
+    folder, items = start
+    rows, rng = random_rows(np.random.default_rng(2), 2), np.random.default_rng(3)
+    with buffered(folder, tmp_path / "log") as (searcher, committer, _):
+        make(committer, put_of([1], rows[:1]))
+        items |= {1: rows[0]}
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            for write in (put_of([3], rows[1:]), Delete(np.array([1]))):
+                with pytest.raises(OSError, match="No space"):
+                    make(committer, write, key=Key("k", "d"))
+            check(searcher, items, rng)
+        assert make(committer, put_of([3], rows[1:]), key=Key("k", "d")).number == 2
+        check(searcher, items | {3: rows[1]}, rng)
+
+
+def test_a_log_that_the_collection_has_forgotten_is_refused(start, tmp_path):
+    folder, _ = start
+    opened = Opened(folder, tmp_path / "log")
+    write = Delete(np.array([1]))
+    opened.log.append([encode(write, (BITS, None), time.time() - 40 * 86400, None)])
+    opened.close()
+    with pytest.raises(PlaceError, match=r"has 1 writes of .*, and after 30 days the collection no longer tells"):
+        Buffer(Collection.open(folder), Opened(folder, tmp_path / "log"), lambda _: None)
+
+
+def test_a_collection_of_the_first_format_is_written_too(tmp_path):
+    codes = [number * 3 for number in range(20)]
+    (tmp_path / "c").mkdir()
+    files = independent.shard_files(codes, list(range(20)), BITS)
+    independent.write_first_format(tmp_path / "c", [files], BITS)
+    log, put = tmp_path / "log", Put(np.array([[5]], np.uint64), np.array([30]))
+    opened = Opened(tmp_path / "c", log)
+    searcher = CollectionSearcher(tmp_path / "c")
+    with contextlib.closing(Committer(Buffer(Collection.open(tmp_path / "c"), opened, searcher.show))) as committer:
+        make(committer, put)
+        assert searcher.search(np.array([[5]], np.uint64), 1).ids.tolist() == [[30]]
+    assert len(Collection.open(tmp_path / "c")) == 21
