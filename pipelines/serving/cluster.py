@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -169,13 +168,6 @@ def routing(
         As in `ClusterRouter`.
     """
     with contextlib.closing(ClusterRouter(cluster.map, security=cluster.security, observe=observe)) as router:
-        ending = threading.Event()
         follower = Follower(cluster.location, cluster.roll)
-        roller = threading.Thread(target=follower.follow, args=(ending,), name="hashlight-roll", daemon=True)
-        roller.start()
-        try:
+        with follower.following():
             yield router, follower
-        finally:
-            ending.set()
-            follower.hurry()
-            roller.join()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -83,9 +82,8 @@ def embedded_app(
         )
         warm()
         searcher.ready()
-        # As long as the process lives.
-        threading.Thread(target=follower.follow, args=(threading.Event(),), name="hashlight-renew", daemon=True).start()
-        yield app
+        with follower.following():
+            yield app
 
 
 def gateway_app(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hashlight.engine.places.opening import open_place
@@ -133,6 +134,19 @@ class Follower:
         self._backoff.succeeded()
         if changed:
             logger.info("serving a new version of %s", self._place)
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow in a thread of its own as long as the context is open."""
+        ending = threading.Event()
+        thread = threading.Thread(target=self.follow, args=(ending,), name="hashlight-follow", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ending.set()
+            self.hurry()
+            thread.join()
 
     def follow(self, ending: threading.Event) -> None:
         """Look every two seconds, and whenever `hurry` is called, until `ending` is set."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import random
@@ -17,6 +18,7 @@ from hashlight.engine.errors import CollectionNotFoundError, IdNotFoundError
 from hashlight.engine.filters.filter import FilterError
 from tests.engine.collection.contents import contents
 from tests.engine.living import sampling
+from tests.engine.living.asking import Opened, rows_of
 from tests.engine.living.model import FILTERS, History, RefusedError, Row, Version
 
 LISTS = pa.list_(pa.string())
@@ -38,7 +40,6 @@ VALUES = {
 }
 IDS = sampling.integers(0, 40)
 ASKED_IDS = st.integers(0, 40)
-KINDS_OF_CHANGES = ["add", "add", "delete", "where", "update", "set", "drop", "tag", "untag", "rollback", "prune"]
 FILTER = st.none() | st.integers(0, len(FILTERS) - 1)
 REFUSED = (ValueError, IdNotFoundError, CollectionNotFoundError, FilterError)
 
@@ -84,6 +85,7 @@ class Machine(RuleBasedStateMachine):
     """Subclasses say where the collection is, and how its files are read; `changes` counts those of all examples."""
 
     changes = 0
+    kinds = ("add", "add", "delete", "where", "update", "set", "drop", "tag", "untag", "rollback", "prune")
 
     def place(self):
         """Return a new location, and a function that reads a file there."""
@@ -111,6 +113,25 @@ class Machine(RuleBasedStateMachine):
         self.history = History(Version(dict(enumerate(rows)), dict(FIRST)), 1)
         self.readers = []
         self.is_checked = False
+        self.begin()
+
+    def begin(self):
+        """Subclasses go on from here, where there is a collection of one version."""
+
+    @property
+    def now(self):
+        """What the collection must hold."""
+        return self.history.now
+
+    @property
+    def asked(self):
+        """What is asked; see `tests.engine.living.asking`."""
+        return Opened(self.collection)
+
+    @contextlib.contextmanager
+    def writing(self):
+        """Yield while the collection is written through `self.collection`."""
+        yield
 
     def _row(self, number, code, label):
         attributes = {"label": label, "name": "ab"[number % 2], "tags": ["x", "y"][: number % 3]}
@@ -128,7 +149,7 @@ class Machine(RuleBasedStateMachine):
 
     def _kinds(self, draw, names):
         """Draw types for some attributes: mostly those that they have."""
-        known = self.history.now.types
+        known = self.now.types
         kinds = {}
         for name in names:
             kind = known.get(name, TYPES[name][0])
@@ -136,7 +157,7 @@ class Machine(RuleBasedStateMachine):
         return kinds
 
     def _names(self, draw, **sizes):
-        known = list(self.history.now.types)
+        known = list(self.now.types)
         others = [name for name in TYPES if name not in known]
         names = draw(sampling.lists(unique=True, each=sampling.sampled_from(known), **sizes)) if known else []
         return names + ([others[0]] if others and not draw(sampling.integers(0, 9)) else [])
@@ -161,7 +182,7 @@ class Machine(RuleBasedStateMachine):
 
     def _some_ids(self, draw, **sizes):
         """Draw ids: mostly of live rows."""
-        live = sorted(self.history.now.rows)
+        live = sorted(self.now.rows)
         alive = sampling.sampled_from(live) if live else IDS
         return (
             draw(sampling.lists(alive, unique=True, **sizes))
@@ -186,7 +207,7 @@ class Machine(RuleBasedStateMachine):
         return draw(sampling.sampled_from(known) | sampling.just(99) | sampling.just("none"))
 
     def _operation(self, draw):
-        kind = draw(sampling.sampled_from(KINDS_OF_CHANGES))
+        kind = draw(sampling.sampled_from(self.kinds))
         if kind in ("add", "update", "set"):
             return {"add": self._add, "update": self._update, "set": self._set_column}[kind](draw)
         if kind == "delete":
@@ -212,12 +233,12 @@ class Machine(RuleBasedStateMachine):
     @rule(changes=st.integers(1, 5))
     def change(self, changes):
         for _ in range(changes):
-            operation = self._operation(self._draw)
-            self._change([operation], functools.partial(self._run, operation))
+            self.do(self._operation(self._draw))
             self.is_as_it_should_be()
 
-    def _run(self, operation):
-        return run(self.collection, *operation)
+    def do(self, operation):
+        """Make one change."""
+        self._change([operation], lambda: run(self.collection, *operation))
 
     @rule(changes=st.integers(2, 4))
     def change_much(self, changes):
@@ -236,21 +257,23 @@ class Machine(RuleBasedStateMachine):
     def _change(self, operations, make):
         self.is_checked = False
         type(self).changes += 1
-        try:
-            draft = self.history.change(operations)
-        except RefusedError:
-            with pytest.raises(REFUSED):
-                make()
-            return
-        self.collection = make()
-        assert self.collection.version - self.history.live in (0, 1)
-        self.history.commit(draft, self.collection.version)
+        with self.writing():
+            try:
+                draft = self.history.change(operations)
+            except RefusedError:
+                with pytest.raises(REFUSED):
+                    make()
+                return
+            self.collection = make()
+            assert self.collection.version - self.history.live in (0, 1)
+            self.history.commit(draft, self.collection.version)
 
     @rule(full=st.booleans())
     def compact(self, full):
         self.is_checked = False
-        self.collection = self.collection.compact(full=full)
-        self.history.commit(self.history.change([]), self.collection.version)
+        with self.writing():
+            self.collection = self.collection.compact(full=full)
+            self.history.commit(self.history.change([]), self.collection.version)
         if full:
             assert sum(shard.rows for shard in self.collection.shards) == len(self.collection)
 
@@ -259,6 +282,9 @@ class Machine(RuleBasedStateMachine):
     @rule(index=st.sampled_from(["auto", "scan", "multi", "faiss-flat"]), verify=st.booleans())
     def reopen(self, index, verify):
         self.is_checked = False
+        self.open(index=index, verify=verify)
+
+    def open(self, *, index, verify=False):
         self.collection = Collection.open(self.location, index=index, verify=verify)
 
     @rule()
@@ -294,21 +320,8 @@ class Machine(RuleBasedStateMachine):
         assert {field.name: field.type for field in opened.schema} == version.types
         assert opened.num_features == (2 if self.with_features else None)
         columns = [*version.types, *(["features"] if self.with_features else []), "thumbnail"]
-        assert self._items(opened.scan(columns).read_all()) == version.rows
+        assert rows_of(opened.scan(columns).read_all(), features=self.with_features) == version.rows
         assert (len(opened), opened.count()) == (len(version.rows),) * 2
-
-    def _items(self, table):
-        ids = table["id"].to_pylist()
-        assert ids == sorted(set(ids))
-        names = [name for name in table.column_names if name not in ("id", "code", "features", "thumbnail")]
-        attributes = [dict(zip(names, values, strict=True)) for values in zip(
-            *(table[name].to_pylist() for name in names), strict=True)] if names else [{} for _ in ids]  # fmt: skip
-        codes = [tuple(np.frombuffer(code, "<u8").tolist()) for code in table["code"].to_pylist()]
-        vectors = [None] * len(ids)
-        if self.with_features and "features" in table.column_names:
-            vectors = [tuple(vector) for vector in table["features"].to_pylist()]
-        pictures = table["thumbnail"].to_pylist() if "thumbnail" in table.column_names else [None] * len(ids)
-        return dict(zip(ids, map(Row, codes, attributes, vectors, pictures), strict=True))
 
     # Questions.
 
@@ -327,95 +340,76 @@ class Machine(RuleBasedStateMachine):
 
     @rule(numbers=st.lists(st.integers(0, 6), min_size=1, max_size=3), k=st.integers(1, 30), number=FILTER)
     def search(self, numbers, k, number):
-        text, parameters = (None, None) if number is None else FILTERS[number][:2]
-        queries, now = self._queries(numbers), self.history.now
-        both = self._ask(functools.partial(now.knn, queries, k, number),
-                         lambda: self.collection.search(queries, k, filter=text, parameters=parameters))  # fmt: skip
+        queries = self._queries(numbers)
+        both = self._ask(lambda: self.now.knn(queries, k, number), lambda: self.asked.knn(queries, k, where(number)))
         if both is not None:
             found, (distances, ids) = both
             np.testing.assert_array_equal(found.ids, ids)
             np.testing.assert_array_equal(found.distances, distances)
-            assert (found.coverage.codes, found.coverage.searched) == (len(now.rows),) * 2
+            assert (found.codes, found.searched) == (len(self.now.rows),) * 2
 
     @rule(numbers=st.lists(st.integers(0, 6), min_size=1, max_size=3), radius=st.integers(0, 3), number=FILTER,
           limit=st.none() | st.integers(1, 9))  # fmt: skip
     def search_a_radius(self, numbers, radius, number, limit):
-        text, parameters = (None, None) if number is None else FILTERS[number][:2]
-        queries, now = self._queries(numbers), self.history.now
-        both = self._ask(functools.partial(now.within, queries, radius, number, limit), lambda: self.collection
-                         .range_search(queries, radius, limit, filter=text, parameters=parameters))  # fmt: skip
+        queries = self._queries(numbers)
+        both = self._ask(lambda: self.now.within(queries, radius, number, limit),
+                         lambda: self.asked.within(queries, radius, where(number), limit))  # fmt: skip
         if both is not None:
             found, (pairs, cut) = both
-            assert [pairs_of(found, place) for place in range(len(queries))] == pairs
-            assert found.truncated.tolist() == cut
+            assert (found.pairs, found.cut) == (pairs, cut)
 
     @rule(code=st.integers(0, 6), radius=st.integers(0, 3), number=FILTER, limit=st.integers(1, 9))
     def read_a_radius_by_pages(self, code, radius, number, limit):
-        queries, now = self._queries([code]), self.history.now
-        text, parameters = (None, None) if number is None else FILTERS[number][:2]
-        after = None
+        queries, asked = self._queries([code]), self.asked
+        last = after = None
         for _ in range(10):
-            ask = functools.partial(self.collection.range_search, queries, radius, limit,
-                                    filter=text, parameters=parameters, after=after)  # fmt: skip
-            both = self._ask(functools.partial(now.within, queries, radius, number, limit, after), ask)
+            both = self._ask(functools.partial(self.now.within, queries, radius, number, limit, last),
+                             functools.partial(asked.within, queries, radius, where(number), limit, after))  # fmt: skip
             if both is None:
                 return
             found, (pairs, cut) = both
-            assert (pairs_of(found, 0), found.truncated.tolist()) == (pairs[0], cut)
+            assert (found.pairs, found.cut) == (pairs, cut)
             if not cut[0]:
                 return
-            after = pairs[0][-1]
+            last, after = pairs[0][-1], found.next[0]
 
-    @rule(number=FILTER, batch_rows=st.sampled_from([1, 7, 1000]), after=st.none() | ASKED_IDS, data=st.data())
-    def scan(self, number, batch_rows, after, data):
-        now = self.history.now
+    @rule(number=FILTER, page=st.sampled_from([1, 7, 1000]), after=st.none() | ASKED_IDS, data=st.data())
+    def scan(self, number, page, after, data):
+        now = self.now
         if len(now.rows) > 100:
-            batch_rows = max(100, batch_rows)
-        text, parameters = (None, None) if number is None else FILTERS[number][:2]
-        columns = [*data.draw(distinct(st.sampled_from(list(now.types)))), "thumbnail"] if now.types else ["thumbnail"]
-
-        def ask():
-            found = self.collection.scan(columns, text, parameters, batch_rows=batch_rows, after=after)
-            return self._items(found.read_all())
-
-        both = self._ask(functools.partial(now.select, number), ask)
+            page = max(100, page)
+        columns = data.draw(distinct(st.sampled_from(list(now.types)))) if now.types else []
+        both = self._ask(functools.partial(now.select, number),
+                         lambda: self.asked.scan(columns, where(number), page, after))  # fmt: skip
         if both is not None:
             found, rows = both
             assert found == {
-                id_: Row(row.code, {name: row.attributes[name] for name in columns[:-1]}, None, row.thumbnail)
+                id_: Row(row.code, {name: row.attributes[name] for name in columns})
                 for id_, row in rows.items()
                 if after is None or id_ > after
             }
 
     @rule(number=FILTER, column=st.sampled_from(list(TYPES)))
     def count_by_value(self, number, column):
-        text, parameters = (None, None) if number is None else FILTERS[number][:2]
-        both = self._ask(functools.partial(self.history.now.select, number),
-                         lambda: self.collection.count(text, parameters))  # fmt: skip
+        both = self._ask(functools.partial(self.now.select, number), lambda: self.asked.count(where(number)))
         assert both is None or both[0] == len(both[1])
-        both = self._ask(functools.partial(self.history.now.facets, column, number),
-                         lambda: self.collection.facets(column, text, parameters))  # fmt: skip
-        if both is not None:
-            assert list(zip(*both[0].to_pydict().values(), strict=True)) == both[1]
+        both = self._ask(functools.partial(self.now.facets, column, number),
+                         lambda: self.asked.facets(column, where(number)))  # fmt: skip
+        assert both is None or both[0] == both[1]
 
     @rule(ids=st.lists(ASKED_IDS, min_size=1, max_size=6))
     def get(self, ids):
-        rows = self.history.now.rows
-        wanted = np.array(ids, np.int64)
-        pictures = self.collection.thumbnails_of(wanted)
-        assert pictures == [rows[id_].thumbnail if id_ in rows else None for id_ in ids]
+        rows = self.now.rows
+        assert self.asked.thumbnails(ids) == [rows[id_].thumbnail if id_ in rows else None for id_ in ids]
         if set(ids) - rows.keys():
             with pytest.raises(IdNotFoundError):
-                self.collection.get(wanted)
+                self.asked.get(ids)
             return
-        found = self.collection.get(wanted)
-        assert found["id"].to_pylist() == ids
-        for name in self.history.now.types:
-            assert found[name].to_pylist() == [rows[id_].attributes[name] for id_ in ids]
-        if self.with_features:
-            assert list(map(tuple, self.collection.features_of(wanted).tolist())) == [rows[id_].features for id_ in ids]
+        assert self.asked.get(ids) == [(id_, rows[id_].code, rows[id_].attributes) for id_ in ids]
+        if self.with_features and (features := self.asked.features(ids)) is not None:
+            assert features == [rows[id_].features for id_ in ids]
 
 
-def pairs_of(found, query):
-    hits = slice(found.lims[query], found.lims[query + 1])
-    return list(zip(found.distances[hits].tolist(), found.ids[hits].tolist(), strict=True))
+def where(number):
+    """Return a filter of `FILTERS` and its parameters, or none."""
+    return (None, None) if number is None else FILTERS[number][:2]

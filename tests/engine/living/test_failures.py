@@ -66,6 +66,7 @@ def test_writers_are_killed_at_some_steps(start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_writers_of_every_kind_are_killed(start, tmp_path):
     check_kills(start, list(OPERATIONS), tmp_path, skip=EVERY - 1)
 
@@ -136,6 +137,7 @@ def test_a_disk_fails_at_some_calls(start, name, error, for_good, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("error", "for_good"), [(errno.ENOSPC, True), (errno.EIO, False)], ids=["full", "once"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_disk_fails_at_calls_of_every_kind(start, name, error, for_good, tmp_path):

@@ -14,10 +14,10 @@ from tests.engine.living.machine import Machine
 STEPS = int(os.environ.get("HASHLIGHT_TEST_STEPS", "3000"))
 
 
-def machine_at(place):
+def machine_at(place, kind=Machine):
     numbers = itertools.count()
 
-    class Placed(Machine):
+    class Placed(kind):
         changes = 0
 
         def place(self):
@@ -26,17 +26,17 @@ def machine_at(place):
     return Placed
 
 
-def run_steps(machine, steps):
-    """Run examples until so many changes were made or refused, besides questions."""
-    how = settings(max_examples=5, stateful_step_count=30, deadline=None, database=None, print_blob=True,
+def run_steps(machine, steps, *, each=30):
+    """Run examples of so many steps each until so many changes were made or refused, besides questions."""
+    how = settings(max_examples=5, stateful_step_count=each, deadline=None, database=None, print_blob=True,
                    suppress_health_check=list(HealthCheck))  # fmt: skip
     while machine.changes < steps:
         run_state_machine_as_test(machine, settings=how)
 
 
-def in_folder(tmp_path):
+def in_folder(tmp_path, kind=Machine):
     return machine_at(lambda number: (
-        str(tmp_path / str(number)), lambda name: (tmp_path / str(number) / name).read_bytes()))  # fmt: skip
+        str(tmp_path / str(number)), lambda name: (tmp_path / str(number) / name).read_bytes()), kind)  # fmt: skip
 
 
 def in_bucket(bucket):
