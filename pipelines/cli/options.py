@@ -24,6 +24,12 @@ CORPUS_HELP = (
 )
 
 
+EMBEDDINGS_HELP = (
+    "Embeddings: .npy, .parquet, .arrow or a float Flat index of FAISS, a folder of one kind, of clip-retrieval or of "
+    "Hugging Face's save_to_disk; local or s3://."
+)
+
+
 def refuse_missing(place: str | None) -> str | None:
     """Refuse a local path that does not exist; whether something is in a store is found out when it is read."""
     if place is not None and "://" not in place and not Path(place).exists():
@@ -123,6 +129,9 @@ IndexOption = Annotated[
 BitsOption = Annotated[int, typer.Option(min=1, max=1024, help="Bits of a code.")]
 MaxMegapixelsOption = Annotated[int, typer.Option(min=1, help="Largest image that is decoded, in millions of pixels.")]
 UnitImagesOption = Annotated[int, typer.Option(min=1, help="Images per unit of work.")]
+EmbeddingColumnOption = Annotated[
+    str, typer.Option("--embedding-column", help="With --embeddings: their column, if there are several of lists.")
+]
 AddressOption = Annotated[
     str | None,
     typer.Option("--address", help="Run on the Ray cluster at this address; `auto` is the one of this machine."),

@@ -23,7 +23,7 @@ from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.jobs.errors import PipelineError
 
 SOURCE, ROW, STAMP, GROUP = "__source", "__row", "__stamp", "__group"
-IMAGES, SHARDS = "images", "shards"
+IMAGES, SHARDS, EMBEDDINGS = "images", "shards", "embeddings"
 CHUNK_ENTRIES = 20_000
 # What is counted beyond so many kinds is counted as one: suffixes may be anything.
 _MAX_KINDS = 50

@@ -43,7 +43,7 @@ from hashlight.pipelines.corpora.ids import (
     with_ids,
 )
 from hashlight.pipelines.corpora.kinds.webdataset import START, STOP, divided
-from hashlight.pipelines.corpora.listing import BASE_SCHEMA, GROUP, IMAGES, ROW, SHARDS, SOURCE, Listing
+from hashlight.pipelines.corpora.listing import BASE_SCHEMA, EMBEDDINGS, GROUP, IMAGES, ROW, SHARDS, SOURCE, Listing
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import parse_object
 
@@ -53,6 +53,8 @@ SUFFIX = ".arrow"
 INDEX_BYTES = 24
 _METADATA, _NUMBER, _UNITS = b"hashlight", b"unit", (b"numbers", b"digests", b"firsts", b"groups")
 _MAX_NUMBER = 2**63 - 1
+# Of the entries of a list of embeddings: ranges of rows.
+RANGE_SCHEMA = pa.schema([*BASE_SCHEMA, *(pa.field(name, pa.int64()) for name in (GROUP, START, STOP))])
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 Progress = Callable[[int], None]
@@ -68,10 +70,10 @@ class WorkSummary:
     ----------
     corpus : str
     kind : str
-        "images", or "shards": then an entry is a range of a tar file.
+        "images", or "shards": then an entry is a range of a tar file; or "embeddings": of the rows of a file.
     units : int
     images : int or None
-        None for shards, whose images are known only once they are read.
+        None for shards, whose images are known only once they are read. Of embeddings, their number.
     columns : list of str
         Of the entries, once they are read.
     digest : str
@@ -80,6 +82,8 @@ class WorkSummary:
         What ids are made from, and the corpus's name; see `pipelines.corpora.ids.IdRule`.
     skipped : dict of str to int
         Files that were left out, by kind; those in shards are known only once they are read.
+    embedding_column : str
+        Where files of embeddings have columns, the one with the embeddings.
     """
 
     corpus: str
@@ -91,11 +95,17 @@ class WorkSummary:
     ids: str
     name: str
     skipped: dict[str, int] = field(default_factory=dict)
+    embedding_column: str = ""
 
     @property
     def id_rule(self) -> IdRule:
         """How the images get their ids."""
         return IdRule(self.ids, self.name)
+
+    @property
+    def lists_ranges(self) -> bool:
+        """Whether an entry is a range of a file, whose ids are known only once it is read."""
+        return self.kind != IMAGES
 
 
 def list_work(
@@ -212,7 +222,7 @@ class WorkList:
         with self._checked():
             self._file = pa.ipc.open_file(raw)
             self.summary = _summary_of(self._file)
-        self._required = BASE_SCHEMA.names + [START, STOP] * (self.summary.kind == SHARDS)
+        self._required = BASE_SCHEMA.names + [START, STOP] * self.summary.lists_ranges
 
     def read(self, place: int) -> pa.Table:
         """Return the entries of a unit."""
@@ -247,17 +257,18 @@ class WorkList:
 
     def _entries(self, batch: pa.RecordBatch) -> pa.Table:
         batch.validate(full=True)
-        if not batch.num_rows or (self.summary.kind == SHARDS and batch.num_rows > 1):
+        if not batch.num_rows or (self.summary.lists_ranges and batch.num_rows > 1):
             raise ValueError(f"a unit has {batch.num_rows} entries")
         if any(batch.column(name).null_count for name in self._required):
             raise ValueError("an entry lacks a value")
         ids_N, rows_N = batch.column("id").to_numpy(), batch.column(ROW).to_numpy()
         if ids_N.min() < 0 or rows_N.min() < -1:
             raise ValueError(f"expected ids of 0 or more and rows of -1 or more, got {ids_N.min()} and {rows_N.min()}")
-        if self.summary.kind == SHARDS:
+        if self.summary.lists_ranges:
             start, stop = (batch.column(name)[0].as_py() for name in (START, STOP))
-            if start < 0 or not (stop == -1 or start < stop):
-                raise ValueError(f"expected a range of a tar, got one from byte {start} to {stop}")
+            to_end = stop == -1 and self.summary.kind == SHARDS
+            if start < 0 or not (to_end or start < stop):
+                raise ValueError(f"expected a range of a file, got one from {start} to {stop}")
         return pa.Table.from_batches([batch])
 
     @contextlib.contextmanager
@@ -335,7 +346,8 @@ def _summary_of(file: pa.ipc.RecordBatchFileReader) -> WorkSummary:
         raise ValueError(f"it has {count - 1} units, its summary says {summary.units}")
     if pa.schema(list(file.schema)[: len(BASE_SCHEMA)]) != BASE_SCHEMA or len(set(names)) < len(names):
         raise ValueError(f"expected the columns {', '.join(BASE_SCHEMA.names)} and others, got {file.schema}")
-    if names != (summary.columns if summary.kind == IMAGES else [*BASE_SCHEMA.names, START, STOP]):
+    ranges = {SHARDS: [*BASE_SCHEMA.names, START, STOP], EMBEDDINGS: RANGE_SCHEMA.names}
+    if names != ranges.get(summary.kind, summary.columns):
         raise ValueError(f"it has the columns {names}, its summary says {summary.columns}")
     if not all(pa.types.is_int64(field.type) for field in file.schema if field.name in (GROUP, START, STOP)):
         raise ValueError(f"expected whole numbers for the parts of files, got {file.schema}")
@@ -345,13 +357,16 @@ def _summary_of(file: pa.ipc.RecordBatchFileReader) -> WorkSummary:
 def _check_summary(summary: WorkSummary) -> None:
     """Raise ValueError or TypeError unless a summary has the values that it must have."""
     texts = (summary.corpus, summary.kind, summary.digest, summary.ids, summary.name, *summary.skipped)
+    texts += (summary.embedding_column,)
     counts = (summary.units, 0 if summary.images is None else summary.images, *summary.skipped.values())
     if not all(isinstance(text, str) for text in (*texts, *summary.columns)):
         raise TypeError(f"expected names in its summary, got {summary}")
     if not all(type(count) is int and count >= 0 for count in counts) or not summary.units:
         raise ValueError(f"expected numbers of images, units and files in its summary, got {summary}")
-    if summary.kind not in (IMAGES, SHARDS) or (summary.images is None) != (summary.kind == SHARDS):
-        raise ValueError(f"expected images, or shards whose images are not known, in its summary, got {summary}")
+    if summary.kind not in (IMAGES, SHARDS, EMBEDDINGS) or (summary.images is None) != (summary.kind == SHARDS):
+        raise ValueError(
+            f"expected images, embeddings, or shards whose images are not known, in its summary, got {summary}"
+        )
     if IdRule.parse(summary.ids, summary.name) != summary.id_rule:
         raise ValueError(f"expected what ids are made from in its summary, got {summary.ids!r}")
     if len(set(summary.columns)) < len(summary.columns) or summary.columns[: len(BASE_SCHEMA)] != BASE_SCHEMA.names:

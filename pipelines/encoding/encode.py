@@ -51,12 +51,13 @@ from hashlight.engine.wording import counted
 from hashlight.pipelines.codes.encoder import load_encoder, save_encoder
 from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, PLAN, STEPS, THUMBNAIL_COLUMN, part_name
 from hashlight.pipelines.codes.summary import SUMMARY, EncodeSummary
-from hashlight.pipelines.corpora.listing import SOURCE, told
+from hashlight.pipelines.corpora.listing import EMBEDDINGS, SOURCE, told
 from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, RETRIED
 from hashlight.pipelines.corpora.work import UNIT_IMAGES, Units, WorkList, WorkSummary, list_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding.actors import Stage, plan_actors
 from hashlight.pipelines.encoding.blocks import cut_into_blocks
+from hashlight.pipelines.encoding.embedding_units import EncodeEmbeddings
 from hashlight.pipelines.encoding.plan import put_plan
 from hashlight.pipelines.encoding.rejects import Gathered, RejectBudget, common_reasons, units_to_retry, write_rejects
 from hashlight.pipelines.encoding.settling import settle_repeated
@@ -296,6 +297,7 @@ def _plan(
             work = list_work(corpus, aside, unit_images=unit_images)
         else:
             open_place(corpus).download("", aside)
+        _refuse_other_input(work, encoder)
         _refuse_taken_columns(work, kept)
         identity = {
             "corpus": work.corpus,
@@ -313,6 +315,12 @@ def _plan(
     with output.open(PLAN) as raw:
         work_list = WorkList(raw, output.path(PLAN))
         return _Job(folder, identity, work_list.summary, work_list.units())
+
+
+def _refuse_other_input(work: WorkSummary, encoder: HashEncoder) -> None:
+    """Raise EncoderError if the encoder does not take what the corpus has."""
+    expected = encoder.config.embeddings if work.kind == EMBEDDINGS else encoder.config.pictures
+    assert expected == encoder.config.input
 
 
 def _refuse_taken_columns(work: WorkSummary, kept: dict[str, Any]) -> None:
@@ -401,7 +409,7 @@ def _encode_units(job: _Job, units: list[int], stage: Stage, settings: UnitSetti
     places = np.array(units)
     blocks = cut_into_blocks(places, job.units.groups[places], stage.actors)
     results = ray.data.from_arrow([pa.table({"unit": block}) for block in blocks]).map_batches(
-        EncodeUnits,
+        EncodeEmbeddings if job.work.kind == EMBEDDINGS else EncodeUnits,
         fn_constructor_args=(job.folder.place.location, settings),
         batch_size=1,
         # Of two calls at once, one writes while the other encodes; see `EncodeUnits`.
@@ -496,8 +504,8 @@ def _commit(job: _Job, state: EncodeProgress, run: dict[str, Any], budget: Rejec
         raise PipelineError(
             f"{job.work.units - state.units} of {counted(job.work.units, 'unit')} did not finish: run the job again"
         )
-    if job.work.images is None or job.work.id_rule.by_content:
-        settle_repeated(job.folder, job.numbers)
+    if job.work.lists_ranges or job.work.id_rule.by_content:
+        settle_repeated(job.folder, job.numbers, are_hashes=job.work.id_rule.column is None)
     gathered = write_rejects(job.folder, job.numbers)
     _refuse_too_many_rejects(job, replace(state, rejects=gathered.rejects, of_the_moment=0), budget)
     skipped = gathered.skipped + Counter(job.work.skipped)

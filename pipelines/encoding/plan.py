@@ -22,7 +22,7 @@ from hashlight.pipelines.codes.parts import PLAN
 from hashlight.pipelines.codes.summary import SUMMARY
 from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.kinds.webdataset import START, STOP, range_id
-from hashlight.pipelines.corpora.listing import SHARDS
+from hashlight.pipelines.corpora.listing import EMBEDDINGS, SHARDS
 from hashlight.pipelines.corpora.work import Units, WorkList, WorkWriter, cut, digest_of
 
 # Old units whose entries are being found; beyond so many, the one that was begun first is given up.
@@ -61,6 +61,8 @@ def _write_grouped(new: WorkList, old: WorkList, path: Path, unit_images: int) -
     numbers = itertools.count(int(units.numbers.max()) + 1)
     matching = _Matching(old, units)
     size, listed = unit_images, new.read_all()
+    if new.summary.kind == EMBEDDINGS:
+        size = 1
     if new.summary.kind == SHARDS:
         size, listed = 1, matching.divide_shards(listed, new.summary.id_rule)
     with WorkWriter(path) as work:

@@ -1,4 +1,4 @@
-"""Ids that are known only once the images are read: those of tars, and those made from the bytes of images.
+"""Ids that are known only once the images are read: those of tars and of embeddings, and those made from the bytes.
 
 They are hashes, which several images may share. When all units are finished, an image whose id an earlier one has takes
 the next (`pipelines.corpora.ids`), and its part is written again under a new name. The sidecar keeps the hash, so that
@@ -17,13 +17,20 @@ from hashlight.engine.places.reading import map_ahead
 from hashlight.pipelines.codes.parts import part_name
 from hashlight.pipelines.corpora.ids import each_moved, settle_ids, with_ids
 from hashlight.pipelines.encoding.units import hashes_of, put_part, replace_sidecar
+from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 
 _Hashes = dict[int, int]
 
 
-def settle_repeated(job: JobFolder, units: Iterable[int]) -> None:
-    """Give the images of finished units distinct ids."""
+def settle_repeated(job: JobFolder, units: Iterable[int], *, are_hashes: bool = True) -> None:
+    """Give the images of finished units distinct ids, unless the corpus has ids: then refuse those that occur twice.
+
+    Raises
+    ------
+    PipelineError
+        If ids are not hashes, and one occurs twice.
+    """
     found: list[tuple[int, str, _Hashes]] = []
     for unit in units:
         said = job.parse(unit, job.place.read(sidecar_name(unit)))
@@ -35,7 +42,13 @@ def settle_repeated(job: JobFolder, units: Iterable[int]) -> None:
     with RepeatedIds() as ids:
         for table in hashed():
             ids.add(table["id"].to_numpy())
-        moved = settle_ids(ids.find(), hashed)
+        repeated = ids.find()
+        if len(repeated) and not are_hashes:
+            raise PipelineError(
+                f"{len(repeated)} ids occur more than once in the corpus, for example {repeated[0]}: give each row its "
+                "own, or have ids made with --ids name"
+            )
+        moved = settle_ids(repeated, hashed)
     if not moved and not any(hashes for _, _, hashes in found):
         return
     for (unit, _, hashes), (table, inside) in zip(found, each_moved(hashed(), moved), strict=True):

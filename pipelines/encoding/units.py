@@ -85,7 +85,7 @@ class UnitSettings:
 
 
 @dataclass(slots=True)
-class _Encoded:
+class Encoded:
     """The outputs for a unit's good images by batch, why the others were rejected, and what was left out."""
 
     good: list[np.ndarray] = field(default_factory=list)
@@ -97,6 +97,7 @@ class _Encoded:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
     def add(self, batch: DecodedBatch, output: EncoderOutput, encode_s: float) -> None:
+        """Add a batch of decoded images."""
         self.good.append(batch.good)
         self.outputs.append(output)
         self.thumbnails += batch.thumbnails
@@ -212,12 +213,12 @@ class EncodeUnits:
     def _retry(self, unit: int, entries: pa.Table, sidecar: dict[str, Any], rows: list[int]) -> dict[str, Any]:
         """Encode some rejects of a finished unit again, and write its part and sidecar anew with what is good now.
 
-        The range of a tar has to be read from its start for any of its images, and may have more of them now: all are
-        encoded again.
+        A range of a file is read from its start for any of its images, and that of a tar may have more of them now: all
+        are encoded again.
         """
         with self._lock:
             self._count_attempt(f"{unit:05d}", f"unit {unit} was begun again")
-            if self._work.summary.kind == SHARDS:
+            if self._work.summary.lists_ranges:
                 found, encoded = self._encode_entries(entries)
                 part, rejected = self._table(found, encoded), _rejects(found, encoded.reasons)
             else:
@@ -229,7 +230,7 @@ class EncodeUnits:
         return self._replace(unit, sidecar, part, rejected, encoded)
 
     def _merged(
-        self, unit: int, sidecar: dict[str, Any], rows: list[int], table: pa.Table, encoded: _Encoded
+        self, unit: int, sidecar: dict[str, Any], rows: list[int], table: pa.Table, encoded: Encoded
     ) -> pa.Table:
         """Return the part of a unit with the codes of rejects that are good now, in the order of the entries."""
         rejected = [row["row"] for row in sidecar["rejected"]]
@@ -240,7 +241,7 @@ class EncodeUnits:
         return pa.concat_tables([part, table]).take(np.argsort(np.concatenate([before, now])))
 
     def _replace(
-        self, unit: int, sidecar: dict[str, Any], table: pa.Table, rejected: list[dict[str, Any]], encoded: _Encoded
+        self, unit: int, sidecar: dict[str, Any], table: pa.Table, rejected: list[dict[str, Any]], encoded: Encoded
     ) -> dict[str, Any]:
         """Write part and sidecar of a unit anew; a process killed in between leaves the old ones."""
         part = put_part(self._output, unit, table)
@@ -256,9 +257,9 @@ class EncodeUnits:
         chaos.step("encoded", unit)
         return self._publish(unit, digest, entries, encoded)
 
-    def _encode_entries(self, entries: pa.Table) -> tuple[pa.Table, _Encoded]:
+    def _encode_entries(self, entries: pa.Table) -> tuple[pa.Table, Encoded]:
         """Encode the images of a unit; return their entries, which for a tar are known only now, and the outputs."""
-        encoded = _Encoded()
+        encoded = Encoded()
         contents: dict[int, int] = {}
         if self._work.summary.kind != SHARDS:
             images = read_images(entries, self._readers[threading.get_ident()])
@@ -280,7 +281,7 @@ class EncodeUnits:
                 ids[row] = int(hashed_ids([image])[0])
             yield image
 
-    def _publish(self, unit: int, digest: int, entries: pa.Table, encoded: _Encoded) -> dict[str, Any]:
+    def _publish(self, unit: int, digest: int, entries: pa.Table, encoded: Encoded) -> dict[str, Any]:
         """Write the codes of a unit, then its sidecar; return the sidecar that counts."""
         start = time.perf_counter()
         part = put_part(self._output, unit, self._table(entries, encoded))
@@ -292,7 +293,7 @@ class EncodeUnits:
             self._output.remove(part_name(unit, part["sha256"]))
         return said
 
-    def _encode(self, images: Iterator[bytes | OSError], encoded: _Encoded) -> None:
+    def _encode(self, images: Iterator[bytes | OSError], encoded: Encoded) -> None:
         for batch in self._pool.decode(images):
             start = time.perf_counter()
             output = self._encoder.encode_pixels(batch.pixels)
@@ -301,7 +302,7 @@ class EncodeUnits:
     def _shard_attributes(self) -> list[pa.Field]:
         return [pa.field(name, pa.string()) for name in self._work.summary.columns if name not in BASE_SCHEMA.names]
 
-    def _table(self, entries: pa.Table, encoded: _Encoded) -> pa.Table:
+    def _table(self, entries: pa.Table, encoded: Encoded) -> pa.Table:
         good = np.concatenate([np.zeros(0, np.int64), *encoded.good])
         table = entries.select(["id", *attribute_names(entries)])
         if len(good) < len(entries):
@@ -316,7 +317,7 @@ class EncodeUnits:
             table = table.append_column(THUMBNAIL_COLUMN, pa.array(encoded.thumbnails, pa.binary()))
         return table.replace_schema_metadata(None)
 
-    def _sidecar(self, part: dict[str, Any], rejected: list[dict[str, Any]], encoded: _Encoded) -> dict[str, Any]:
+    def _sidecar(self, part: dict[str, Any], rejected: list[dict[str, Any]], encoded: Encoded) -> dict[str, Any]:
         return {
             "codes": sum(map(len, encoded.good)),
             "rejects": len(rejected),

@@ -97,7 +97,7 @@ def train_encoder(
     config = config or TrainConfig()
     place = open_target(normalise(output))
     _check_address(workers, address)
-    _refuse_taken(place, overwrite=overwrite)
+    refuse_taken(place, overwrite=overwrite)
     entries, images = _read_corpus(corpus, config.weights, pairs)
     given = _supervision(supervision, pairs, entries, config)
     report = None if progress is None else (lambda state: progress(state.step, state.steps, state))
@@ -233,7 +233,8 @@ def _positions(names: pa.ChunkedArray, entries: pa.Table, path: str) -> np.ndarr
     return np.array([position[name] for name in wanted], np.int64)
 
 
-def _refuse_taken(output: Place, *, overwrite: bool) -> None:
+def refuse_taken(output: Place, *, overwrite: bool) -> None:
+    """Raise PipelineError unless an encoder may be written to a place."""
     entry = output.entry()
     if entry is not None and not entry.is_folder:
         raise PipelineError(f"{output} is a file, expected a folder for the encoder: choose another --output")
@@ -249,17 +250,21 @@ def _refuse_taken(output: Place, *, overwrite: bool) -> None:
 
 
 def _save(encoder: HashEncoder, output: Place, job: JobFolder) -> None:
-    """Publish the encoder and its training log: to a local folder in one step, to a bucket with the encoder last."""
+    """Publish the encoder and its training log, and remove the checkpoint."""
     log = job.place.find(LOG_FILE)
+    publish_encoder(encoder, output, None if log is None else log.data)
+    job.remove()
+
+
+def publish_encoder(encoder: HashEncoder, output: Place, log: bytes | None = None) -> None:
+    """Publish an encoder and its log: to a local folder in one step, to a bucket with the encoder last."""
     if output.local is None:
-        if log:
-            output.put(LOG_FILE, log.data)
+        if log is not None:
+            output.put(LOG_FILE, log)
         save_encoder(encoder, output)
-        job.remove()
         return
     make_folder(output.local.parent)
     with folder_written_aside(output.local) as aside:
         encoder.save(aside)
-        if log:
-            (aside / LOG_FILE).write_bytes(log.data)
-    job.remove()
+        if log is not None:
+            (aside / LOG_FILE).write_bytes(log)

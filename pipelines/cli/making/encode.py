@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,9 @@ from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import encoding_bar, out
 from hashlight.pipelines.cli.options import (
     CORPUS_HELP,
+    EMBEDDINGS_HELP,
     AddressOption,
+    EmbeddingColumnOption,
     EncoderOption,
     IdsOption,
     JsonOption,
@@ -29,6 +31,17 @@ from hashlight.pipelines.cli.options import (
 
 if TYPE_CHECKING:
     from hashlight.pipelines.codes.summary import EncodeSummary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What is encoded, if not images."""
+
+    embeddings: Annotated[
+        str | None,
+        typer.Option(help=f"Encode embeddings, in the place of --input. {EMBEDDINGS_HELP}", callback=refuse_missing),
+    ] = None
+    embedding_column: EmbeddingColumnOption = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +110,12 @@ def _listed(corpus: str, ids: str, unit_images: int) -> Iterator[str | Path]:
 
 
 def encode(
+    *,
     input: Annotated[
-        str,
+        str | None,
         typer.Option("--input", help=f"{CORPUS_HELP} Or a work list of `hashlight list`.", callback=refuse_missing),
-    ],
+    ] = None,
+    embedded: Embedded,
     encoder: EncoderOption,
     output: Annotated[str, typer.Option("--output", help="Folder for the codes, local or in a bucket.")],
     actors: Actors,
@@ -114,25 +129,22 @@ def encode(
     as_json: JsonOption = False,
 ) -> None:
     """Encode a corpus on Ray; a job resumes where it stopped, or with what has changed in the corpus."""
+    if embedded.embeddings is not None:
+        if input is not None or retry_rejects:
+            raise typer.BadParameter("--embeddings goes with neither --input nor --retry-rejects")
+        _encode_embeddings(embedded, encoder, output, actors, kept, limits, ids, overwrite, as_json)
+        return
+    if input is None:
+        raise typer.BadParameter("give one of --input, a corpus of images, and --embeddings")
     if overwrite and retry_rejects:
         raise typer.BadParameter("give --overwrite or --retry-rejects, not both")
     _refuse_ids(ids, input, retry_rejects=retry_rejects)
-    from hashlight.pipelines.decoding.worker import DecodeLimits
     from hashlight.pipelines.encoding.encode import encode_corpus
     from hashlight.pipelines.encoding.encode import retry_rejects as try_again
     from hashlight.pipelines.jobs.session import joined
 
     start = time.perf_counter()
-    common: dict[str, Any] = {
-        "batch_size": actors.batch_size,
-        "actors": actors.actors,
-        "max_rejects": limits.max_rejects,
-        "limits": DecodeLimits(
-            seconds=limits.decode_seconds,
-            memory_bytes=limits.decode_memory << 20,
-            pixels=limits.max_megapixels * 1_000_000,
-        ),
-    }
+    common = _settings(actors, limits)
     with joined(actors.address), encoding_bar() as report:
         if retry_rejects:
             summary = try_again(input, encoder, output, **common)
@@ -149,26 +161,83 @@ def encode(
                     progress=report,
                     **common,
                 )
-    seconds = time.perf_counter() - start
+    _tell(summary, output, time.perf_counter() - start, as_json)
+
+
+def _settings(actors: Actors, limits: Limits) -> dict[str, Any]:
+    """Return what a job with images and one with its rejects are both given."""
+    from hashlight.pipelines.decoding.worker import DecodeLimits
+
+    return {
+        "batch_size": actors.batch_size,
+        "actors": actors.actors,
+        "max_rejects": limits.max_rejects,
+        "limits": DecodeLimits(
+            seconds=limits.decode_seconds,
+            memory_bytes=limits.decode_memory << 20,
+            pixels=limits.max_megapixels * 1_000_000,
+        ),
+    }
+
+
+def _encode_embeddings(
+    embedded: Embedded,
+    encoder: str,
+    output: str,
+    actors: Actors,
+    kept: Kept,
+    limits: Limits,
+    ids: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Encode embeddings, which need no decoding."""
+    from hashlight.pipelines.corpora.embeddings.listing import UNIT_ROWS
+    from hashlight.pipelines.encoding.embeddings import encode_embeddings
+    from hashlight.pipelines.jobs.session import joined
+
+    decoding = replace(limits, unit_images=Limits.unit_images, max_rejects=None)
+    if decoding != Limits() or kept.thumbnails or actors.batch_size != Actors.batch_size:
+        raise typer.BadParameter(
+            "--embeddings are not decoded: leave out --decode-seconds, --decode-memory, --max-megapixels, "
+            "--thumbnails and --batch-size"
+        )
+    source, start = embedded.embeddings, time.perf_counter()
+    assert source is not None, "they are given"
+    with joined(actors.address), encoding_bar() as report:
+        summary = encode_embeddings(
+            source,
+            encoder,
+            output,
+            column=embedded.embedding_column,
+            ids=ids,
+            features=kept.features,
+            unit_rows=UNIT_ROWS if limits.unit_images == Limits.unit_images else limits.unit_images,
+            actors=actors.actors,
+            max_rejects=limits.max_rejects,
+            overwrite=overwrite,
+            progress=report,
+        )
+    _tell(summary, output, time.perf_counter() - start, as_json, what="embedding")
+
+
+def _tell(summary: EncodeSummary, output: str, seconds: float, as_json: bool, what: str = "image") -> None:
+    """Print what was done."""
     if as_json:
         typer.echo(json.dumps({**asdict(summary), "seconds": round(seconds, 3)}))
         return
-    _tell(summary, output, seconds)
-
-
-def _tell(summary: EncodeSummary, output: str, seconds: float) -> None:
     from hashlight.engine.places.uris import join, without_credentials
     from hashlight.pipelines.corpora.listing import told
 
     out.print(
-        f"encoded {summary.codes:,} of {counted(summary.images, 'image')} to {counted(summary.bits, 'bit')} in "
+        f"encoded {summary.codes:,} of {counted(summary.images, what)} to {counted(summary.bits, 'bit')} in "
         f"{seconds:.1f} s: {without_credentials(output)}",
         soft_wrap=True,
     )
     if summary.rejects:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary.reject_kinds.items())
         out.print(
-            f"{counted(summary.rejects, 'image')} {'was' if summary.rejects == 1 else 'were'} rejected ({kinds}); "
+            f"{counted(summary.rejects, what)} {'was' if summary.rejects == 1 else 'were'} rejected ({kinds}); "
             "the reasons are in "
             f"{without_credentials(join(output, 'rejects.parquet'))}",
             soft_wrap=True,

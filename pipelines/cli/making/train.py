@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hashlight.engine.wording import counted
-from hashlight.pipelines.cli.console import out, training_bar
-from hashlight.pipelines.cli.options import CORPUS_HELP, BitsOption, OverwriteOption, refuse_missing
+from hashlight.pipelines.cli.console import out, progress_bar, training_bar
+from hashlight.pipelines.cli.options import (
+    CORPUS_HELP,
+    EMBEDDINGS_HELP,
+    EmbeddingColumnOption,
+    OverwriteOption,
+    refuse_missing,
+)
 
 if TYPE_CHECKING:
     from hashlight.encoders.training.train import TrainConfig
@@ -21,19 +27,40 @@ class Model:
     """What is trained."""
 
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="hashnet, hashnet-c, hashnet-w, hashnet-sgn, hashnet-tanh, hashnet-sharp, hashnet-st, dhn, latent, "
-            "joint, csq, orthohash; on the backbone's features lsh, sh, itq, itq-cca, sdh, ksh."
+            help="hashnet (by default), hashnet-c, hashnet-w, hashnet-sgn, hashnet-tanh, hashnet-sharp, hashnet-st, "
+            "dhn, latent, joint, csq, orthohash; on the backbone's features lsh, sh, itq, itq-cca, sdh, ksh; on "
+            "--embeddings itq (by default), lsh, sh."
         ),
-    ] = "hashnet"
-    bits: BitsOption = 48
+    ] = None
+    bits: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Bits of a code: 48 by default, 256 of --embeddings.")
+    ] = None
     backbone: Annotated[
         str, typer.Option(help="small-cnn, efficientnet-lite0, or a torchvision classification model.")
     ] = "small-cnn"
     weights: Annotated[
         str | None, typer.Option(help="Backbone weights: a file, or the name of weights the backbone has.")
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What is fitted to, if not images."""
+
+    embeddings: Annotated[
+        str | None,
+        typer.Option(help=f"Fit to embeddings, in the place of --input. {EMBEDDINGS_HELP}", callback=refuse_missing),
+    ] = None
+    embedding_column: EmbeddingColumnOption = ""
+    normalise: Annotated[
+        bool,
+        typer.Option(
+            "--normalise/--no-normalise",
+            help="Scale embeddings to length 1 first, as for cosines.",
+        ),
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +123,12 @@ class Cluster:
 
 
 def train(
+    *,
     input: Annotated[
-        str, typer.Option("--input", help=f"{CORPUS_HELP} It must fit in memory.", callback=refuse_missing)
-    ],
+        str | None, typer.Option("--input", help=f"{CORPUS_HELP} It must fit in memory.", callback=refuse_missing)
+    ] = None,
     output: Annotated[str, typer.Option("--output", help="Folder for the encoder, or s3://.")],
+    embedded: Embedded,
     model: Model,
     similarity: Similarity,
     course: Course,
@@ -107,7 +136,12 @@ def train(
     cluster: Cluster,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train an encoder; an interrupted training resumes where it stopped."""
+    """Train an encoder on images, or fit one to embeddings; an interrupted training resumes where it stopped."""
+    if embedded.embeddings is not None and input is None:
+        _fit(embedded, output, model, computation, overwrite, (similarity, course, cluster))
+        return
+    if input is None or embedded.embeddings is not None:
+        raise typer.BadParameter("give one of --input, a corpus of images, and --embeddings")
     from hashlight.engine.places.uris import without_credentials
     from hashlight.pipelines.training.train import SUPERVISIONS, train_encoder
 
@@ -131,8 +165,47 @@ def train(
         )
     seconds = time.perf_counter() - start
     out.print(
-        f"trained {counted(encoder.bits, 'bit')} by {model.method} in {seconds:.0f} s: {without_credentials(output)}, "
+        f"trained {counted(encoder.bits, 'bit')} by {config.method} in {seconds:.0f} s: {without_credentials(output)}, "
         f"encoder {encoder.fingerprint[:12]}…",
+        soft_wrap=True,
+    )
+
+
+def _fit(
+    embedded: Embedded, output: str, model: Model, computation: Computation, overwrite: bool, others: tuple[object, ...]
+) -> None:
+    """Fit an encoder to embeddings."""
+    from hashlight.engine.places.uris import without_credentials
+    from hashlight.pipelines.training.embeddings import fit_to_embeddings
+
+    images_only = [*others, replace(model, method=None, bits=None), replace(computation, seed=0)]
+    defaults = [type(group)() for group in images_only]
+    if given := [
+        f"--{field.name.replace('_', '-')}"
+        for group, default in zip(images_only, defaults, strict=True)
+        for field in fields(group)  # type: ignore[arg-type]
+        if getattr(group, field.name) != getattr(default, field.name)
+    ]:
+        raise typer.BadParameter(f"a fit to --embeddings has no use for {', '.join(given)}: leave it out")
+    source, start = embedded.embeddings, time.perf_counter()
+    assert source is not None, "it is given"
+    with progress_bar("fitting") as report:
+        encoder = fit_to_embeddings(
+            source,
+            output,
+            bits=model.bits or 256,
+            method=model.method or "itq",
+            normalise_embeddings=embedded.normalise,
+            column=embedded.embedding_column,
+            seed=computation.seed,
+            overwrite=overwrite,
+            progress=report,
+        )
+    rows = encoder.config.training["settings"]["rows"]
+    out.print(
+        f"fitted {counted(encoder.bits, 'bit')} by {encoder.config.method} to {counted(rows, 'embedding')} "
+        f"of {encoder.feature_dim} numbers in {time.perf_counter() - start:.0f} s: "
+        f"{without_credentials(output)}, encoder {encoder.fingerprint[:12]}…",
         soft_wrap=True,
     )
 
@@ -148,7 +221,7 @@ def _config(model: Model, course: Course, computation: Computation) -> TrainConf
         config = TrainConfig(**given)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if ignored := METHODS[model.method].ignores & given.keys():
+    if ignored := METHODS[config.method].ignores & given.keys():
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(ignored))
-        raise typer.BadParameter(f"{model.method} has no use for {names}: leave it out")
+        raise typer.BadParameter(f"{config.method} has no use for {names}: leave it out")
     return config
