@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import multiprocessing
+import os
 import statistics
 import tarfile
 import tempfile
@@ -26,10 +27,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 
 from benchmarks.reporting import environment, save_report
-from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.training.train import TrainConfig, train
 from hashlight.pipelines.codes.parts import codes_column, read_parts
@@ -75,7 +74,7 @@ def read_folder(files: list[Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def plain_loop(kind: str, files: list[Path], encoder: Path, barrier, results) -> None:
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     model = HashEncoder.load(encoder)
     model.encode(np.zeros((BATCH, 28, 28), np.uint8))
     images = {"tars": read_tars, "folder": read_folder}[kind](files)
@@ -84,7 +83,7 @@ def plain_loop(kind: str, files: list[Path], encoder: Path, barrier, results) ->
     start = time.time()
     while batch := list(itertools.islice(images, BATCH)):
         names += [name for name, _ in batch]
-        codes.append(model.encode([decode_image(data) for _, data in batch]))
+        codes.append(model.encode([data for _, data in batch]))
     end = time.time()
     results.put((start, end, names, np.concatenate(codes)))
 

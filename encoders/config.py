@@ -15,10 +15,31 @@ if TYPE_CHECKING:
     from hashlight.encoders.data.preprocessing import Preprocessing
 
 FORMAT = "hashlight-encoder"
-FORMAT_VERSION = 1
+# Version 2 has an exported network.
+FORMAT_VERSIONS = (1, 2)
 MAX_BATCH = 1024
 MAX_ANCHORS = 1_000_000
 MAX_DIMS = 65_536
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Export:
+    """The exported network of an encoder, and what a comparison of its codes with torch's has shown.
+
+    Attributes
+    ----------
+    sha256 : str
+        Of `model.onnx`.
+    images, bits : int
+        Number of images that were compared, and of their bits.
+    near_zero : int
+        Bits that differ, all with outputs next to zero.
+    """
+
+    sha256: str
+    images: int
+    bits: int
+    near_zero: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,13 +50,16 @@ class Pictures:
     ----------
     backbone : str
     batch_size : int
-        The fixed batch size that the model runs at.
+        The fixed batch size that the model runs at in torch on a processor.
     preprocessing : Preprocessing
+    onnx : Export or None
+        The exported network, by which ONNX Runtime computes the codes; without it, torch does.
     """
 
     backbone: str
     batch_size: int
     preprocessing: Preprocessing
+    onnx: Export | None = None
 
     def __post_init__(self) -> None:
         check_whole(self.batch_size, "batch_size", 1, MAX_BATCH)
@@ -141,7 +165,7 @@ class EncoderConfig:
 
     @property
     def batch_size(self) -> int:
-        """The fixed batch size that the network runs at."""
+        """The fixed batch size that the network runs at in torch on a processor."""
         return self.pictures.batch_size
 
     @property
@@ -152,7 +176,9 @@ class EncoderConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the artifact's JSON."""
         head = {"kind": self.head, "beta": self.beta} | ({"anchors": self.anchors} if self.anchors else {})
-        common = {"format": FORMAT, "format_version": FORMAT_VERSION, "bits": self.bits, "head": head}
+        exported = self.input.onnx if isinstance(self.input, Pictures) else None
+        version = 1 if exported is None else 2
+        common = {"format": FORMAT, "format_version": version, "bits": self.bits, "head": head}
         if isinstance(self.input, Embeddings):
             return {**common, "embeddings": dataclasses.asdict(self.input), "training": dict(self.training)}
         return {
@@ -161,6 +187,7 @@ class EncoderConfig:
             "batch_size": self.input.batch_size,
             "preprocessing": self.input.preprocessing.to_dict(),
             "training": dict(self.training),
+            **({} if exported is None else {"onnx": dataclasses.asdict(exported)}),
         }
 
     @classmethod
@@ -185,6 +212,7 @@ def _input_of(plain: Mapping[str, Any]) -> Pictures | Embeddings:
         backbone=plain["backbone"],
         batch_size=plain["batch_size"],
         preprocessing=Preprocessing.from_dict(plain["preprocessing"]),
+        onnx=Export(**plain["onnx"]) if "onnx" in plain else None,
     )
 
 

@@ -1,14 +1,16 @@
 """The encoder that training produces and a collection stores: images or embeddings in, codes out, a folder on disk.
 
-An encoder of embeddings is a linear map, and needs neither torch nor Pillow: they are imported where images are.
+An encoder of embeddings is a linear map, and needs neither torch nor Pillow: they are imported where images are. One of
+images whose network is exported needs no torch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,9 +22,10 @@ from safetensors.numpy import save as save_arrays
 
 from hashlight.encoders.config import (
     FORMAT,
-    FORMAT_VERSION,
+    FORMAT_VERSIONS,
     Embeddings,
     EncoderConfig,
+    Export,
     not_for_embeddings,
     not_for_images,
 )
@@ -30,16 +33,20 @@ from hashlight.encoders.errors import EncoderError, ImageError
 from hashlight.encoders.fits.hashers import Features
 from hashlight.encoders.fits.streaming import Stream
 from hashlight.encoders.packing import CodeArray, pack_bits
+from hashlight.encoders.runtimes.protocol import PixelsOf, Runtime
 from hashlight.encoders.vectors import EmbeddingHead, EmbeddingStream, check_embeddings, check_usable
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from hashlight.encoders.data.images import ImageLike
+    from hashlight.encoders.data.preprocessing import Preprocessing
     from hashlight.encoders.networks.model import HashModel
+    from hashlight.encoders.runtimes.with_torch import TorchRuntime
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+NETWORK_FILE = "model.onnx"
 
 
 class EncoderOutput(NamedTuple):
@@ -65,7 +72,7 @@ class HashEncoder:
 
     A code does not depend on the rest of the batch, nor on the number of threads. For images, another kind of
     processor may round differently; the codes of embeddings are the same everywhere (`encoders.vectors`). Threads may
-    share an encoder; their calls with images run one after another.
+    share an encoder.
 
     Parameters
     ----------
@@ -75,26 +82,46 @@ class HashEncoder:
     """
 
     def __init__(self, config: EncoderConfig, model: HashModel | EmbeddingHead):
-        self.config = config
-        self._head: EmbeddingHead | None = None
-        self._model: HashModel | None = None
         if isinstance(model, EmbeddingHead):
             _check_head(config, model)
-            self._head = model
-            self._feature_dim = model.dims
-            self._weights = save_arrays({"weight": model.weight, "bias": model.bias})
+            self._open(config, save_arrays({"weight": model.weight, "bias": model.bias}), head=model)
+            return
+        from hashlight.encoders.runtimes.with_torch import TorchRuntime, weights_of
+
+        weights = weights_of(model)
+        self._open(config, weights, runtime=TorchRuntime(model, config.preprocessing, config.batch_size))
+
+    def _open(
+        self,
+        config: EncoderConfig,
+        weights: bytes,
+        *,
+        head: EmbeddingHead | None = None,
+        network: bytes = b"",
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.config = config
+        self._weights, self._network = weights, network
+        self._head = head
+        # On a processor, and where it runs now.
+        self._on_processor = self._running = runtime
+        self.fingerprint = _fingerprint(config.to_dict(), weights)
+
+    @classmethod
+    def _of(cls, config: EncoderConfig, weights: bytes, network: bytes) -> HashEncoder:
+        """Return the encoder that files describe."""
+        encoder = cls.__new__(cls)
+        if isinstance(config.input, Embeddings):
+            encoder._open(config, weights, head=_build_head(config, weights))
+        elif config.input.onnx is not None:
+            encoder._open(config, weights, network=network, runtime=_onnx_runtime(config, network))
         else:
-            self._take(model)
-        self.fingerprint = _fingerprint(config.to_dict(), self._weights)
+            encoder._open(config, weights, runtime=_torch_runtime(config, weights, "cpu"))
+        return encoder
 
-    def _take(self, model: HashModel) -> None:
-        import torch
-        from safetensors.torch import save as save_tensors
-
-        self._feature_dim = model.feature_dim
-        self._device = torch.device("cpu")
-        self._model = model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self._weights = save_tensors({name: value.contiguous() for name, value in model.state_dict().items()})
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what the files hold; a runtime is of its process."""
+        return HashEncoder._of, (self.config, self._weights, self._network)
 
     @classmethod
     def fit_embeddings(
@@ -151,7 +178,7 @@ class HashEncoder:
     @property
     def feature_dim(self) -> int:
         """Number of features that enter the hash layer."""
-        return self._feature_dim
+        return self.head.dims if self._head else self._runtime.feature_dim
 
     def __repr__(self) -> str:
         method, of = self.config.method, self.config.input
@@ -184,11 +211,11 @@ class HashEncoder:
 
     def encode_all(self, images: Sequence[ImageLike] | NDArray[np.uint8]) -> EncoderOutput:
         """Return codes, relaxed codes and features of a sequence of images; see `encode`."""
-        pixels = self.config.preprocessing.pixels
+        rule = self.config.preprocessing
         _check_sequence(images)
 
         def pixels_of(rows: slice) -> NDArray[np.uint8]:
-            return np.stack([pixels(_open_image(images[row], row)) for row in range(rows.start, rows.stop)])
+            return np.stack([rule.pixels(_open_image(rule, images[row], row)) for row in range(rows.start, rows.stop)])
 
         return self._encode(len(images), pixels_of)
 
@@ -237,51 +264,86 @@ class HashEncoder:
         return self._head
 
     @property
-    def _network(self) -> HashModel:
-        if self._model is None:
+    def _runtime(self) -> Runtime:
+        if self._running is None:
             raise not_for_images(self.config)
-        return self._model
+        return self._running
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images are computed at a time: so many take hardly longer than one."""
+        return self._runtime.images_at_once
 
     def to(self, device: str) -> HashEncoder:
         """Move the model to a device, such as "cuda"; returns this encoder. Another device may round differently."""
-        import torch
-
-        network = self._network
-        self._device = torch.device(device)
-        network.to(self._device)
+        runtime = self._on_processor
+        self._running = runtime if device == "cpu" else _torch_runtime(self.config, self._weights, device)
         return self
 
-    def _encode(self, num_images: int, pixels_of: Callable[[slice], NDArray[np.uint8]]) -> EncoderOutput:
-        from hashlight.encoders.networks.inference import run_batches
+    def exported(self, pixels_NHWC: NDArray[np.uint8]) -> HashEncoder:
+        """Return this encoder with an exported network, by which ONNX Runtime computes its codes on processors.
 
-        relaxed_NB = np.empty((num_images, self.bits), np.float32)
-        feature_ND = np.empty((num_images, self.feature_dim), np.float32)
-        bit_NB = np.empty((num_images, self.bits), np.bool_)
-        size = self.config.batch_size
+        Its fingerprint is another, because a bit whose output is next to zero may be.
 
-        def run(index: int) -> None:
-            rows = slice(index * size, min((index + 1) * size, num_images))
-            feature_ND[rows], z_NB, relaxed_NB[rows] = self._run_batch(pixels_of(rows))
-            bit_NB[rows] = z_NB > 0
+        Parameters
+        ----------
+        pixels_NHWC : ndarray of uint8, shape (N, size, size, channels)
+            Sample images, for which the codes are compared.
 
-        run_batches(run, -(-num_images // size))
-        return EncoderOutput(pack_bits(bit_NB), relaxed_NB, feature_ND)
+        Raises
+        ------
+        EncoderError
+            If the network cannot be exported, a code differs by more than such bits, or the encoder takes embeddings.
+        """
+        from hashlight.encoders.runtimes.exporting import compare, export
+
+        pictures = self.config.pictures
+        original = _torch_runtime(self.config, self._weights, "cpu")
+        network = export(original.model, pictures.preprocessing)
+        compared = compare(_onnx_runtime(self.config, network), original, pixels_NHWC)
+        exported = dataclasses.replace(pictures, onnx=Export(sha256=_sha256(network), **compared._asdict()))
+        return HashEncoder._of(dataclasses.replace(self.config, input=exported), self._weights, network)
+
+    def with_fit(self, fit: str) -> HashEncoder:
+        """Return an encoder with another `Preprocessing.fit`, hence another fingerprint: "stretch", "crop" or "pad".
+
+        Raises
+        ------
+        EncoderError
+            If the encoder takes embeddings.
+        ValueError
+            If it is none of these.
+        """
+        pictures = self.config.pictures
+        fitted = dataclasses.replace(pictures, preprocessing=pictures.preprocessing.with_fit(fit))
+        return HashEncoder._of(dataclasses.replace(self.config, input=fitted), self._weights, self._network)
+
+    def _encode(self, num_images: int, pixels_of: PixelsOf) -> EncoderOutput:
+        feature_ND, z_NB = self._runtime.run(num_images, pixels_of)
+        return EncoderOutput(pack_bits(z_NB > 0), np.tanh(np.float32(self.config.beta) * z_NB), feature_ND)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into a folder, creating it if necessary."""
+        """Write `config.json`, `model.safetensors` and, if exported, `model.onnx`; creates the folder if necessary."""
         target = _local(folder)
         target.mkdir(parents=True, exist_ok=True)
         config = self.config.to_dict() | {"fingerprint": self.fingerprint}
-        # The configuration is written last: its fingerprint covers the weights, so a half-written folder is refused.
+        # The configuration is written last: it has hashes of the others, so a half-written folder is refused.
         write_whole(target / WEIGHTS_FILE, self._weights)
+        if self._network:
+            write_whole(target / NETWORK_FILE, self._network)
         write_whole(target / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files that `save` writes, in that order."""
+        return (WEIGHTS_FILE, NETWORK_FILE, CONFIG_FILE) if self._network else (WEIGHTS_FILE, CONFIG_FILE)
 
     def save_backbone(self, path: str | os.PathLike[str]) -> None:
         """Write the weights of the backbone alone (.safetensors), for another training to start from."""
-        from safetensors.torch import save as save_tensors
+        from hashlight.encoders.runtimes.with_torch import weights_of
 
-        state = self._network.backbone.state_dict()
-        write_whole(_local(path), save_tensors({name: value.contiguous() for name, value in state.items()}))
+        self.config.pictures  # noqa: B018 - refuses encoders of embeddings
+        write_whole(_local(path), weights_of(_torch_runtime(self.config, self._weights, "cpu").model.backbone))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> HashEncoder:
@@ -303,28 +365,18 @@ class HashEncoder:
             )
         try:
             config = EncoderConfig.from_dict(plain)
-            return cls(config, _build_head(config, weights) or _build_model(config, weights))
+            return cls._of(config, weights, _read_network(config, source))
+        except _DamagedError:
+            raise
         except (EncoderError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as exc:
             raise EncoderError(
-                f"the encoder in {source} cannot be built ({type(exc).__name__}: {' '.join(str(exc).split())[:300]}): "
+                f"the encoder in {source} cannot be built ({type(exc).__name__}: {_first(exc)}): "
                 "use the version of hashlight that wrote it, or train it again within what this one allows"
             ) from exc
 
-    def _run_batch(
-        self, pixels_RHWC: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Return features, z and relaxed codes of some images, padded with zeros to the fixed batch size."""
-        import torch
 
-        count = len(pixels_RHWC)
-        pixels_NHWC = np.zeros((self.config.batch_size, *pixels_RHWC.shape[1:]), np.uint8)
-        pixels_NHWC[:count] = pixels_RHWC
-        with torch.inference_mode():
-            batch_NCHW = self.config.preprocessing.normalise(torch.from_numpy(pixels_NHWC))
-            batch_NCHW = batch_NCHW.contiguous(memory_format=torch.channels_last).to(self._device)
-            feature_ND, z_NB = self._network(batch_NCHW)
-            relaxed_NB = torch.tanh(self.config.beta * z_NB)
-        return tuple(part[:count].cpu().numpy() for part in (feature_ND, z_NB, relaxed_NB))  # type: ignore[return-value]
+class _DamagedError(EncoderError):
+    """A file of an encoder is not the one that its configuration names."""
 
 
 def _check_head(config: EncoderConfig, head: EmbeddingHead) -> None:
@@ -339,11 +391,9 @@ def _local(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _open_image(image: ImageLike, position: int) -> Image.Image:
-    from hashlight.encoders.data.images import open_image
-
+def _open_image(rule: Preprocessing, image: ImageLike, position: int) -> Image.Image:
     try:
-        return open_image(image)
+        return rule.open(image)
     except ImageError as exc:
         raise ImageError(f"image {position}: {exc.reason}") from exc
 
@@ -360,33 +410,51 @@ def _check_sequence(images: object) -> None:
         raise TypeError(f"`images` must be a sequence of images, got {type(images).__name__}: put one image in a list")
 
 
-def _build_head(config: EncoderConfig, weights: bytes) -> EmbeddingHead | None:
-    """Return the hash layer of an encoder of embeddings; None if the encoder takes images."""
-    if not isinstance(config.input, Embeddings):
-        return None
+def _build_head(config: EncoderConfig, weights: bytes) -> EmbeddingHead:
+    """Return the hash layer of an encoder of embeddings."""
     tensors = load_arrays(weights)
     if set(tensors) != {"weight", "bias"} or any(tensor.dtype != np.float32 for tensor in tensors.values()):
         raise ValueError(f"expected the tensors weight and bias as float32, got {sorted(tensors)}")
-    return EmbeddingHead(config.head, **tensors, normalise=config.input.normalise)
+    return EmbeddingHead(config.head, **tensors, normalise=config.embeddings.normalise)
 
 
-def _build_model(config: EncoderConfig, weights: bytes) -> HashModel:
-    import torch
-    from safetensors.torch import load as load_tensors
+def _torch_runtime(config: EncoderConfig, weights: bytes, device: str) -> TorchRuntime:
+    from hashlight.encoders.runtimes.with_torch import TorchRuntime, build_model
 
-    from hashlight.encoders.networks.backbones import build_backbone
-    from hashlight.encoders.networks.heads import build_head
-    from hashlight.encoders.networks.model import HashModel
+    try:
+        model = build_model(config.backbone, config.head, config.bits, config.anchors, weights)
+    except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as exc:
+        raise EncoderError(f"the weights do not fit the configuration: {_first(exc)}") from exc
+    return TorchRuntime(model, config.preprocessing, config.batch_size, device)
 
-    # The random initial weights are discarded at once, and must not advance the caller's random numbers.
-    with torch.random.fork_rng(devices=[]):
-        backbone = build_backbone(config.backbone)
-        head = build_head(config.head, backbone.feature_dim, config.bits, config.anchors)
-        model = HashModel(backbone, config.bits, head)
-    # Copies into the model's own memory: matrix products depend on the alignment of their operands, which a mapped
-    # or sliced buffer does not guarantee.
-    model.load_state_dict(load_tensors(weights))
-    return model
+
+def _onnx_runtime(config: EncoderConfig, network: bytes) -> Runtime:
+    from hashlight.encoders.runtimes.with_onnx import OnnxRuntime
+
+    rule = config.preprocessing
+    return OnnxRuntime(network, size=rule.size, channels=rule.channels, bits=config.bits)
+
+
+def _read_network(config: EncoderConfig, source: Path) -> bytes:
+    """Return the exported network of an encoder that has one."""
+    export = None if isinstance(config.input, Embeddings) else config.input.onnx
+    if export is None:
+        return b""
+    network = _read(source / NETWORK_FILE)
+    if (got := _sha256(network)) != export.sha256:
+        raise _DamagedError(
+            f"the encoder in {source} is damaged: {CONFIG_FILE} says SHA-256 {str(export.sha256)[:12]} of "
+            f"{NETWORK_FILE}, which has {got[:12]}; copy or train it again"
+        )
+    return network
+
+
+def _first(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:300]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _fingerprint(plain: Mapping[str, Any], weights: bytes) -> str:
@@ -408,10 +476,10 @@ def _read_config(source: Path) -> dict[str, Any]:
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         got = plain.get("format") if isinstance(plain, dict) else type(plain).__name__
         raise EncoderError(f"{source} is not an encoder: {CONFIG_FILE} must have format {FORMAT!r}, got {got!r}")
-    if plain.get("format_version") != FORMAT_VERSION:
+    if plain.get("format_version") not in FORMAT_VERSIONS:
         raise EncoderError(
             f"the encoder in {source} has format version {plain.get('format_version')!r}, this hashlight reads "
-            f"{FORMAT_VERSION}: use the version that wrote it"
+            f"{' and '.join(map(str, FORMAT_VERSIONS))}: use the version that wrote it"
         )
     return plain
 

@@ -20,6 +20,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "faiss": _JOBS,
     "fsspec": _JOBS,
     "matplotlib": _JOBS,
+    "onnx": _JOBS,
+    "onnxruntime": _JOBS,
     "ray": _JOBS,
     "scipy": _JOBS,
     "sklearn": _JOBS,

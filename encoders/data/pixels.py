@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hashlight.encoders.data.images import open_image
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.errors import ImageError
 
@@ -42,12 +41,19 @@ class PixelSource:
         pixels_BHWC = self._open(index_B.numpy()) if self._cache is None else self._cache[index_B]
         return self._preprocessing.normalise(pixels_BHWC)
 
+    def sample(self, count: int) -> NDArray[np.uint8]:
+        """Return the prepared pixels (N, size, size, channels) of up to `count` images, evenly spaced."""
+        num_images = len(self.images)
+        index_N = np.unique(np.linspace(0, num_images - 1, min(count, num_images)).astype(np.int64))
+        pixels_NHWC: NDArray[np.uint8] = self._open(index_N).numpy()
+        return pixels_NHWC
+
     def _open(self, index_B: NDArray[np.int64]) -> torch.Tensor:
         size = self._preprocessing.size
         pixels_BHWC = np.empty((len(index_B), size, size, self._preprocessing.channels), np.uint8)
         for row, position in enumerate(index_B.tolist()):
             try:
-                image = open_image(self.images[position])
+                image = self._preprocessing.open(self.images[position])
             except ImageError as exc:
                 raise ImageError(f"training image {position}: {exc.reason}") from exc
             pixels_BHWC[row] = self._preprocessing.pixels(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashlight.encoders.checks import check_number, check_whole
-from hashlight.encoders.data.images import to_rgb_or_grey
+from hashlight.encoders.data.images import MAX_PIXELS, ImageLike, decode_image, open_image, to_rgb_or_grey
 
 if TYPE_CHECKING:
     # Torch takes seconds to import, and processes that only decode do not need it.
@@ -23,7 +24,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-FITS = ("stretch", "crop")
+FITS = ("stretch", "crop", "pad")
 MAX_SIZE = 4096
 
 
@@ -41,11 +42,14 @@ class Preprocessing:
         One for each channel, for pixels scaled to 0..1.
     fit : str
         "stretch" resizes to the square, ignoring the aspect ratio; "crop" resizes the shorter side to `resize` and
-        cuts out the central square.
+        cuts out the central square; "pad" resizes the longer side to `size` and puts the mean colour around it.
     resize : int
-        The shorter side before the crop; at least `size`. Unused by "stretch".
+        The shorter side before the crop; at least `size`. Unused by the others.
     interpolation : str
         "nearest", "bilinear", "bicubic" or "lanczos"; Pillow's filters, which antialias.
+    draft : int
+        A JPEG may be decoded at a half, quarter or eighth that is at least this many times as large as what it is then
+        resized to; 0 if only at full size.
     """
 
     size: int
@@ -55,11 +59,13 @@ class Preprocessing:
     fit: str = "stretch"
     resize: int = 0
     interpolation: str = "bilinear"
+    draft: int = 0
 
     def __post_init__(self) -> None:
         check_whole(self.size, "size", 1, MAX_SIZE)
         check_whole(self.resize, "resize", 0, 2 * MAX_SIZE)
         check_whole(self.channels, "channels", 1, 3)
+        check_whole(self.draft, "draft", 0, 8)
         if self.channels == 2:
             raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {self.channels}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
@@ -83,23 +89,39 @@ class Preprocessing:
         pixels_HWC = torch.from_numpy(self.pixels(image))
         return self.normalise(pixels_HWC.unsqueeze(0))[0]
 
+    def open(self, image: ImageLike) -> Image.Image:
+        """Return an image of any accepted kind for `pixels`; errors as in `encoders.data.images.open_image`."""
+        return open_image(image, enough=self._enough if self.draft else None)
+
+    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """Decode one image for `pixels`; errors as in `encoders.data.images.decode_image`."""
+        return decode_image(data, max_pixels=max_pixels, enough=self._enough if self.draft else None)
+
+    def with_fit(self, fit: str) -> Preprocessing:
+        """Return the same with another fit; a crop keeps seven eighths of the shorter side unless `resize` is set."""
+        resize = self.resize if fit != "crop" or self.resize else round(self.size * 8 / 7)
+        return dataclasses.replace(self, fit=fit, resize=resize)
+
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return the resized uint8 pixels (H, W, C), which training can cache between epochs."""
         image = to_rgb_or_grey(image).convert("L" if self.channels == 1 else "RGB")
-        image = self._crop(image) if self.fit == "crop" else self._stretch(image)
+        image = {"crop": self._crop, "pad": self._pad, "stretch": self._stretch}[self.fit](image)
         return np.array(image, np.uint8).reshape(self.size, self.size, self.channels)
 
     def normalise(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
         """Scale uint8 pixels (N, H, W, C) to the float32 input (N, C, H, W), laid out channels last."""
         import torch
 
-        mean_C = torch.tensor(self.mean, dtype=torch.float32)
-        std_C = torch.tensor(self.std, dtype=torch.float32)
+        mean_C = torch.tensor(self.mean, dtype=torch.float32, device=pixels_NHWC.device)
+        std_C = torch.tensor(self.std, dtype=torch.float32, device=pixels_NHWC.device)
         return ((pixels_NHWC.float() / 255.0 - mean_C) / std_C).permute(0, 3, 1, 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the artifact's JSON."""
         plain = dataclasses.asdict(self)
+        if not self.draft:
+            # As encoders of the first releases have it, whose fingerprints cover this.
+            del plain["draft"]
         return plain | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
@@ -107,6 +129,23 @@ class Preprocessing:
         """Undo `to_dict`."""
         values = dict(plain)
         return cls(**(values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])}))
+
+    def _enough(self, width: int, height: int) -> tuple[int, int]:
+        """Return a size of a decoded image that is enough to resize from."""
+        if self.fit != "pad":
+            side = self.draft * (self.resize if self.fit == "crop" else self.size)
+            return side, side
+        scale = self.draft * self.size / max(width, height)
+        return max(1, math.ceil(width * scale)), max(1, math.ceil(height * scale))
+
+    def _pad(self, image: Image.Image) -> Image.Image:
+        scale = self.size / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        around = tuple(round(255 * min(max(mean, 0.0), 1.0)) for mean in self.mean)
+        square = Image.new(image.mode, (self.size, self.size), around if self.channels == 3 else around[0])
+        small = image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        square.paste(small, ((self.size - width) // 2, (self.size - height) // 2))
+        return square
 
     def _stretch(self, image: Image.Image) -> Image.Image:
         if image.size == (self.size, self.size):

@@ -22,6 +22,7 @@ class HashModel(nn.Module):
 
     def __init__(self, backbone: Backbone, bits: int, head: nn.Module | None = None):
         super().__init__()
+        self.bits = bits
         self.backbone = backbone.network
         self.feature_dim: int = backbone.feature_dim
         self.hash_layer = head or _linear_to_train(backbone.feature_dim, bits)

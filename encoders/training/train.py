@@ -6,6 +6,7 @@ Shapes: N images, K bits.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,8 +36,12 @@ from hashlight.encoders.training.workers import ALONE, Workers, forked_random
 
 __all__ = ["ImageDataset", "Progress", "TrainConfig", "train"]
 
+logger = logging.getLogger(__name__)
+
 PRECISIONS = ("float32", "bfloat16", "float64")
 DEVICES = ("cpu", "cuda")
+# Images whose codes are compared when a network is exported.
+_COMPARED_IMAGES = 32
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -296,10 +301,11 @@ class _Trainer:
         if self._warmup_epochs and not loop.is_done(WARM_UP):
             loop.run(self._warm_up())
         if self._method.fit is not None:
-            return self._fit(pixels.images)
+            return self._exported(self._fit(pixels), pixels)
         outcome = loop.run(self._hashing())
         self._model.to("cpu", torch.float32)
-        return HashEncoder(self._encoder_config(outcome.beta, self._epoch_rule(outcome)), self._model)
+        encoder = HashEncoder(self._encoder_config(outcome.beta, self._epoch_rule(outcome)), self._model)
+        return self._exported(encoder, pixels)
 
     def _warm_up(self) -> Phase:
         """Train the backbone to classify the labels, with a classifier that is then discarded."""
@@ -342,11 +348,13 @@ class _Trainer:
             return SCHEDULES[self._config.schedule](share, self._config.last_beta)
         return self._config.last_beta if self._method.beta is None else self._method.beta
 
-    def _fit(self, images: Any) -> HashEncoder:
+    def _fit(self, pixels: PixelSource) -> HashEncoder:
         """Fit the method's hasher to the features of the unaugmented images, and use it as the hash layer."""
         assert self._method.fit is not None
-        config, model = self._config, self._model.to("cpu", torch.float32)
-        feature_ND = HashEncoder(self._encoder_config(1.0, "none"), model).encode_all(images).features
+        config = self._config
+        unfitted = HashEncoder(self._encoder_config(1.0, "none"), self._model.to("cpu", torch.float32))
+        unfitted = self._exported(unfitted, pixels) if config.device == "cpu" else unfitted.to(config.device)
+        feature_ND = unfitted.encode_all(pixels.images).features
         class_NC = None
         if self._method.reads_classes:
             class_NC = self._supervision.classes_of(torch.arange(len(feature_ND))).numpy()
@@ -360,6 +368,14 @@ class _Trainer:
             anchors=len(head.anchors) if isinstance(head, KernelHead) else 0,
         )
         return HashEncoder(fitted, HashModel(self._backbone, config.bits, head))
+
+    def _exported(self, encoder: HashEncoder, pixels: PixelSource) -> HashEncoder:
+        """Export the network, so that processors encode faster; if that cannot be done, torch encodes."""
+        try:
+            return encoder.exported(pixels.sample(_COMPARED_IMAGES))
+        except EncoderError as error:
+            logger.warning("the encoder will run in torch, which is slower on processors: %s", error)
+            return encoder
 
     def _loop_settings(self) -> LoopSettings:
         config = self._config

@@ -88,8 +88,12 @@ def encoding_bar() -> Iterator[Callable[[Any], None]]:
         task = bar.add_task("encoding", total=None)
 
         def report_state(state: Any) -> None:
-            text = f"encoding, {state.images_per_s:,.0f} images/s, {state.images:,} images, {state.rejects:,} rejects"
-            bar.update(task, completed=state.units, total=state.units_total, description=text + ", units")
+            text = f"encoding, {state.images_per_s:,.0f} images/s, {state.rejects:,} rejects"
+            if state.images_total is None:
+                text += f", {state.images:,} images, units"
+                bar.update(task, completed=state.units, total=state.units_total, description=text)
+            else:
+                bar.update(task, completed=state.images, total=state.images_total, description=f"{text}, images")
 
         yield report_state
 

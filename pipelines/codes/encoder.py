@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
+from hashlight.encoders.encoder import CONFIG_FILE, NETWORK_FILE, WEIGHTS_FILE, HashEncoder
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -32,6 +32,8 @@ def load_encoder(location: str | Path) -> HashEncoder:
                 raise PipelineError(
                     f"{place} is not an encoder: it has no {name}, expected what `hashlight train` writes"
                 ) from error
+        if network := place.find(NETWORK_FILE):
+            Path(folder, NETWORK_FILE).write_bytes(network.data)
         return HashEncoder.load(folder)
 
 
@@ -39,5 +41,5 @@ def save_encoder(encoder: HashEncoder, place: Place, folder: str = "") -> None:
     """Save an encoder into a folder of a place; its configuration, which marks it as complete, is written last."""
     with tempfile.TemporaryDirectory(prefix="hashlight-encoder-") as scratch:
         encoder.save(scratch)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
+        for name in encoder.files:
             place.put(f"{folder}/{name}" if folder else name, Path(scratch, name).read_bytes())

@@ -25,6 +25,9 @@ from hashlight.pipelines.jobs.errors import PipelineError
 SOURCE, ROW, STAMP, GROUP = "__source", "__row", "__stamp", "__group"
 IMAGES, SHARDS, EMBEDDINGS = "images", "shards", "embeddings"
 CHUNK_ENTRIES = 20_000
+# Units grow with the corpus, so that a small one has work for many actors, and a large one few units: the least images
+# of a unit, and how many units there would be if all were as large as the next.
+_LEAST_IMAGES, _SHARES = 100, 32
 # What is counted beyond so many kinds is counted as one: suffixes may be anything.
 _MAX_KINDS = 50
 OTHER = "others"
@@ -93,6 +96,11 @@ class Listing:
     skipped: Counter[str] = field(default_factory=Counter)
     has_ids: bool = False
     ids: IdRule = field(default_factory=IdRule)
+
+
+def images_of_next_unit(listed: int, max_images: int) -> int:
+    """Return how many images the next unit has, at most: a share of the `listed` ones, which are in units already."""
+    return min(max_images, max(_LEAST_IMAGES, listed // _SHARES))
 
 
 def entry_of(uri: str) -> Entry | None:

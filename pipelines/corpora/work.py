@@ -1,8 +1,8 @@
 """Work lists: a corpus, listed once, as an Arrow file whose record batches are the units of work.
 
-A unit is up to `unit_images` images, or one range of a tar shard (`pipelines.corpora.kinds.webdataset.divided`). What
-can only be read from its start, such as a row group of a Parquet file, is in one unit with others, or has units of its
-own.
+A unit is up to `unit_images` images, at first fewer, or one range of a tar shard
+(`pipelines.corpora.kinds.webdataset.divided`). What can only be read from its start, such as a row group of a Parquet
+file, is in one unit with others, or has units of its own.
 A last batch, without rows, carries the summary of what was listed and a digest of each unit, by which a resumed job
 knows what has changed. Listing is a stream: memory holds a unit, and the file's own index, `INDEX_BYTES` a unit, which
 is all that a reader holds of it, too.
@@ -43,7 +43,17 @@ from hashlight.pipelines.corpora.ids import (
     with_ids,
 )
 from hashlight.pipelines.corpora.kinds.webdataset import START, STOP, divided
-from hashlight.pipelines.corpora.listing import BASE_SCHEMA, EMBEDDINGS, GROUP, IMAGES, ROW, SHARDS, SOURCE, Listing
+from hashlight.pipelines.corpora.listing import (
+    BASE_SCHEMA,
+    EMBEDDINGS,
+    GROUP,
+    IMAGES,
+    ROW,
+    SHARDS,
+    SOURCE,
+    Listing,
+    images_of_next_unit,
+)
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import parse_object
 
@@ -125,8 +135,9 @@ def list_work(
     output : str or Path
         The file to write (`.arrow`), local or in a bucket; it appears only when it is complete.
     unit_images : int
-        Images per unit, at most; of a tar, a unit may have as many more as its last sample has. A killed job loses at
-        most one unit per actor.
+        Images per unit, at most; the first units have 100, and later ones grow with what is listed, so that a small
+        corpus has work for several actors. Of a tar, a unit may have as many more as its last sample has. A killed job
+        loses at most one unit per actor.
     ids : str
         What ids are made from: "auto", "name", "name:NAME" (which names the corpus), "uri", "content" or "column:NAME";
         see `pipelines.corpora.ids.IdRule`.
@@ -454,29 +465,48 @@ def _group_of(entries: pa.Table) -> int:
 
 
 def cut(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """Cut a stream of entries into units of up to `size`, all but the last of that size unless there are groups.
+    """Cut a stream of entries into units of up to `size`, and at first of fewer (`images_of_next_unit`).
 
-    A group of up to `size` entries is not divided; a larger one gives units that begin with it.
+    All but the last have as many as they may unless there are groups. A group that fits into a unit is not divided; a
+    larger one gives units that begin with it.
     """
+    limit = _Limit(size)
     unit: list[pa.Table] = []
     count = 0
-    for table, divisible in _pieces(tables, size):
+
+    def closed() -> pa.Table:
+        nonlocal unit, count
+        whole, unit, count = pa.concat_tables(unit), [], 0
+        limit.listed += len(whole)
+        return whole
+
+    for table, divisible in _pieces(tables, limit):
         while len(table):
-            if count and not divisible and count + len(table) > size:
-                yield pa.concat_tables(unit)
-                unit, count = [], 0
-            unit.append(table.slice(0, size - count))
-            table = table.slice(size - count)
+            if count and not divisible and count + len(table) > limit.images:
+                yield closed()
+            unit.append(table.slice(0, limit.images - count))
+            table = table.slice(limit.images - count)
             count += len(unit[-1])
-            if count == size:
-                yield pa.concat_tables(unit)
-                unit, count = [], 0
+            if count == limit.images:
+                yield closed()
     if count:
-        yield pa.concat_tables(unit)
+        yield closed()
 
 
-def _pieces(tables: Iterable[pa.Table], size: int) -> Iterator[tuple[pa.Table, bool]]:
-    """Yield groups of entries, in pieces of up to `size`, and entries that are in none, which may be divided."""
+@dataclass(slots=True)
+class _Limit:
+    """How many images the next unit may have, which grows with those that are in units already."""
+
+    size: int
+    listed: int = 0
+
+    @property
+    def images(self) -> int:
+        return images_of_next_unit(self.listed, self.size)
+
+
+def _pieces(tables: Iterable[pa.Table], limit: _Limit) -> Iterator[tuple[pa.Table, bool]]:
+    """Yield groups of entries, in pieces of up to the limit, and entries that are in none, which may be divided."""
     current: _Group | None = None
     held: list[pa.Table] = []
     count = 0
@@ -491,11 +521,11 @@ def _pieces(tables: Iterable[pa.Table], size: int) -> Iterator[tuple[pa.Table, b
             continue
         held.append(table)
         count += len(table)
-        if count > size:
+        while count > limit.images:
             whole = pa.concat_tables(held)
-            stop = (count - 1) // size * size
-            yield from ((whole.slice(start, size), False) for start in range(0, stop, size))
-            held, count = [whole.slice(stop)], count - stop
+            piece = whole.slice(0, limit.images)
+            held, count = [whole.slice(len(piece))], count - len(piece)
+            yield piece, False
 
 
 def _by_group(tables: Iterable[pa.Table]) -> Iterator[tuple[_Group | None, pa.Table]]:

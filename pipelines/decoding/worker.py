@@ -18,6 +18,7 @@ import gc
 import hashlib
 import io
 import json
+import math
 import mmap
 import os
 import resource
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hashlight.encoders.data.formats import open_file
 from hashlight.encoders.data.images import MAX_PIXELS, decode_image
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.errors import ImageError, ImageLimitError
@@ -221,10 +223,10 @@ def _decode_slot(one: Any, rule: Preprocessing, task: DecodeTask) -> None:
         if watched:
             chaos.step("decode", hashlib.blake2b(data, digest_size=8).hexdigest())
         try:
-            image = decode_image(data, max_pixels=max_pixels)
+            image = rule.decode(data, max_pixels=max_pixels)
             pixels[row] = rule.pixels(image)
             if task.thumbnail:
-                _keep_thumbnail(image, one[0], row, task.thumbnail)
+                _keep_thumbnail(_for_thumbnail(image, data, rule, task, max_pixels), one[0], row, task.thumbnail)
             status[row] = GOOD
         except (ImageError, MemoryError) as error:
             status[row], reason = _reject(error, task)
@@ -232,6 +234,21 @@ def _decode_slot(one: Any, rule: Preprocessing, task: DecodeTask) -> None:
     current[0] = -1
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _for_thumbnail(
+    image: Image.Image, data: bytes, rule: Preprocessing, task: DecodeTask, max_pixels: int
+) -> Image.Image:
+    """Return the image, decoded once more if it was decoded at a size that is less than a thumbnail's."""
+    side = task.thumbnail
+    if not rule.draft or max(image.size) >= side or max(image.size) == max(open_file(data).size):
+        return image
+    return decode_image(data, max_pixels=max_pixels, enough=lambda width, height: _within(width, height, side))
+
+
+def _within(width: int, height: int, side: int) -> tuple[int, int]:
+    scale = side / max(width, height)
+    return max(1, math.ceil(width * scale)), max(1, math.ceil(height * scale))
 
 
 def _keep_thumbnail(image: Image.Image, slot: Any, row: int, side: int) -> None:

@@ -146,7 +146,7 @@ class _Job:
 
 def encode_corpus(
     corpus: str | Path,
-    encoder: str | Path,
+    encoder: str | Path | HashEncoder,
     output: str | Path,
     *,
     batch_size: int = 256,
@@ -165,8 +165,8 @@ def encode_corpus(
     ----------
     corpus : str or Path
         A corpus, as in `pipelines.corpora.corpus`, or a work list by `pipelines.corpora.work.list_work`.
-    encoder : str or Path
-        An encoder's folder, local or in a bucket.
+    encoder : str, Path or HashEncoder
+        An encoder, or its folder, local or in a bucket.
     output : str or Path
         Folder for the codes, local or in a bucket. A job that is there resumes; of a corpus that changed, what is new.
     batch_size : int
@@ -199,7 +199,7 @@ def encode_corpus(
     folder = JobFolder(output, CODES)
     folder.refuse_foreign()
     kept = {"features": features, "thumbnail": thumbnail}
-    loaded = load_encoder(encoder)
+    loaded = encoder if isinstance(encoder, HashEncoder) else load_encoder(encoder)
     with folder.place.lock():
         job = _plan(str(corpus), loaded, folder, kept, unit_images=unit_images, overwrite=overwrite)
         settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **kept}
@@ -208,7 +208,7 @@ def encode_corpus(
 
 def retry_rejects(
     corpus: str | Path,
-    encoder: str | Path,
+    encoder: str | Path | HashEncoder,
     output: str | Path,
     *,
     batch_size: int = 256,
@@ -220,7 +220,7 @@ def retry_rejects(
 
     Parameters
     ----------
-    corpus, encoder, output : str or Path
+    corpus, encoder, output : str, Path or HashEncoder
         Those of the job, all of whose units are finished.
     batch_size, actors, max_rejects, limits
         As in `encode_corpus`.
@@ -235,8 +235,9 @@ def retry_rejects(
     start = time.perf_counter()
     folder = JobFolder(output, CODES)
     folder.refuse_foreign()
+    loaded = encoder if isinstance(encoder, HashEncoder) else load_encoder(encoder)
     with folder.place.lock():
-        job = _finished_job(folder, corpus, encoder)
+        job = _finished_job(folder, corpus, loaded)
         kept = {name: job.identity[name] for name in ("features", "thumbnail")}
         settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **kept}
         num_actors = _try_again(job, actors, settings, RETRIED)
@@ -245,14 +246,14 @@ def retry_rejects(
         return _commit(job, state, {"actors": num_actors, "total_s": round(time.perf_counter() - start, 3)}, budget)
 
 
-def _finished_job(folder: JobFolder, corpus: str | Path, encoder: str | Path) -> _Job:
+def _finished_job(folder: JobFolder, corpus: str | Path, encoder: HashEncoder) -> _Job:
     """Return the job of a folder; PipelineError if it is another's, or some of its units are not finished."""
     identity = folder.identity()
     if identity is None:
         raise PipelineError(f"{folder} holds no codes whose rejects could be tried again: encode into it first")
     work = read_work(corpus)
     name = without_credentials(normalise(corpus)) if work is None else work.corpus
-    folder.begin({**identity, "corpus": name, "encoder": load_encoder(encoder).fingerprint}, overwrite=False)
+    folder.begin({**identity, "corpus": name, "encoder": encoder.fingerprint}, overwrite=False)
     with folder.place.open(PLAN) as raw:
         work_list = WorkList(raw, folder.place.path(PLAN))
         job = _Job(folder, identity, work_list.summary, work_list.units())

@@ -48,6 +48,8 @@ from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 # Ray restarts a dead actor, also one that dies while it starts, and hands it the same unit, for ever: this ends that.
 _MAX_ATTEMPTS = 5
 _NICER, _NICEST = 5, 19
+# Of the resized images of a batch.
+_BATCH_PIXEL_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,10 +138,11 @@ class EncodeUnits:
         settings = self._settings
         self._encoder = load_encoder(self._output.location_of("encoder")).to(settings.device)
         self._work = WorkList(self._output.open(PLAN), self._output.path(PLAN))
+        self._batch_size = self._images_of_a_batch()
         self._pool = DecodePool(
             self._encoder.config.preprocessing,
             processes=settings.decoders,
-            batch_size=settings.batch_size,
+            batch_size=self._batch_size,
             thumbnail=settings.thumbnail,
             limits=settings.limits,
         )
@@ -147,13 +150,24 @@ class EncodeUnits:
         # The model and the imported modules live as long as the actor: the collector need not scan them every time.
         gc.freeze()
 
+    def _images_of_a_batch(self) -> int:
+        """Return how many images are decoded at a time: as many as are asked for, and less of large ones.
+
+        A processor works on its batch while the next is decoded, so a unit should be several batches; a GPU computes
+        large batches at once.
+        """
+        rule, asked = self._encoder.config.preprocessing, self._settings.batch_size
+        if self._settings.device != "cpu":
+            return asked
+        return min(asked, max(1, _BATCH_PIXEL_BYTES // (rule.size**2 * rule.channels)))
+
     def _warm_up(self) -> None:
         rule = self._encoder.config.preprocessing
-        shape = (self._settings.batch_size, rule.size, rule.size, rule.channels)
+        shape = (self._encoder.images_at_once, rule.size, rule.size, rule.channels)
         self._encoder.encode_pixels(np.zeros(shape, np.uint8))
         tiny = io.BytesIO()
         Image.new("L", (1, 1)).save(tiny, "PNG")
-        for _ in self._pool.decode([tiny.getvalue()] * (self._settings.decoders * self._settings.batch_size)):
+        for _ in self._pool.decode([tiny.getvalue()] * (self._settings.decoders * self._batch_size)):
             pass
 
     def close(self) -> None:

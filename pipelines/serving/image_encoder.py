@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.encoders.data.images import decode_image
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import ImageError
 from hashlight.engine.service.asking.encoding import Encoded, ImageRefusedError, num_decoders
@@ -51,8 +50,8 @@ class HashImageEncoder:
 
     @property
     def batch_size(self) -> int:
-        """The fixed batch size of the model; a full batch costs as much as one image."""
-        return self._model.config.batch_size
+        """How many images are encoded at a time; so many take hardly longer than one."""
+        return self._model.images_at_once
 
     def decode(self, data: bytes, max_pixels: int, timeout_s: float | None = None) -> NDArray[np.uint8]:
         """Return an image file's pixels at the size of the model's input; ImageRefusedError if it cannot be decoded."""
@@ -60,7 +59,8 @@ class HashImageEncoder:
             if self._uploads is not None:
                 timeout_s = UPLOAD_LIMITS.wall_seconds if timeout_s is None else timeout_s
                 return self._uploads.decode(data, max_pixels=max_pixels, timeout_s=timeout_s)
-            return self._model.config.preprocessing.pixels(decode_image(data, max_pixels=max_pixels))
+            rule = self._model.config.preprocessing
+            return rule.pixels(rule.decode(data, max_pixels=max_pixels))
         except ImageError as error:
             raise ImageRefusedError(error.reason) from error
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from hashlight.encoders.data.supervision.pairs import PairList
 from hashlight.encoders.data.supervision.protocol import LABELS, NOTHING, PAIRS, VIEWS
-from hashlight.encoders.encoder import CONFIG_FILE, WEIGHTS_FILE, HashEncoder
+from hashlight.encoders.encoder import CONFIG_FILE, NETWORK_FILE, WEIGHTS_FILE, HashEncoder
 from hashlight.encoders.methods import METHODS
 from hashlight.encoders.networks.backbones import FILE_SUFFIXES
 from hashlight.encoders.training.checkpoints import CHECKPOINT_FILE, LOG_FILE
@@ -239,9 +239,9 @@ def refuse_taken(output: Place, *, overwrite: bool) -> None:
     if entry is not None and not entry.is_folder:
         raise PipelineError(f"{output} is a file, expected a folder for the encoder: choose another --output")
     names = set(output.names(hidden=True))
-    is_encoder = names - {LOG_FILE} == {CONFIG_FILE, WEIGHTS_FILE}
+    is_encoder = names - {LOG_FILE, NETWORK_FILE} == {CONFIG_FILE, WEIGHTS_FILE}
     # In a bucket the files appear one by one, the configuration last: without it they are what a killed save left.
-    is_unfinished = output.local is None and names <= {LOG_FILE, WEIGHTS_FILE}
+    is_unfinished = output.local is None and names <= {LOG_FILE, NETWORK_FILE, WEIGHTS_FILE}
     if not is_unfinished and names and not (overwrite and is_encoder):
         raise PipelineError(
             f"{output} is not empty (it has {', '.join(sorted(names)[:3])}): choose another --output, or replace an "

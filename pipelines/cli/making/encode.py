@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -42,6 +42,15 @@ class Embedded:
         typer.Option(help=f"Encode embeddings, in the place of --input. {EMBEDDINGS_HELP}", callback=refuse_missing),
     ] = None
     embedding_column: EmbeddingColumnOption = ""
+
+
+FitOption = Annotated[
+    Literal["crop", "pad", "stretch"] | None,
+    typer.Option(
+        help="How a picture that is not square becomes the network's input: its centre, all of it with margins, or all "
+        "of it distorted; as the encoder was trained if left out."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +131,7 @@ def encode(
     kept: Kept,
     limits: Limits,
     ids: IdsOption = "auto",
+    fit: FitOption = None,
     overwrite: OverwriteOption = False,
     retry_rejects: Annotated[
         bool, typer.Option("--retry-rejects", help="Try images that were rejected again; codes stay as they are.")
@@ -130,8 +140,8 @@ def encode(
 ) -> None:
     """Encode a corpus on Ray; a job resumes where it stopped, or with what has changed in the corpus."""
     if embedded.embeddings is not None:
-        if input is not None or retry_rejects:
-            raise typer.BadParameter("--embeddings goes with neither --input nor --retry-rejects")
+        if input is not None or retry_rejects or fit:
+            raise typer.BadParameter("--embeddings goes with none of --input, --fit and --retry-rejects")
         _encode_embeddings(embedded, encoder, output, actors, kept, limits, ids, overwrite, as_json)
         return
     if input is None:
@@ -139,20 +149,22 @@ def encode(
     if overwrite and retry_rejects:
         raise typer.BadParameter("give --overwrite or --retry-rejects, not both")
     _refuse_ids(ids, input, retry_rejects=retry_rejects)
+    from hashlight.pipelines.codes.encoder import load_encoder
     from hashlight.pipelines.encoding.encode import encode_corpus
     from hashlight.pipelines.encoding.encode import retry_rejects as try_again
     from hashlight.pipelines.jobs.session import joined
 
     start = time.perf_counter()
     common = _settings(actors, limits)
+    fitted = load_encoder(encoder).with_fit(fit) if fit else encoder
     with joined(actors.address), encoding_bar() as report:
         if retry_rejects:
-            summary = try_again(input, encoder, output, **common)
+            summary = try_again(input, fitted, output, **common)
         else:
             with _listed(input, ids, limits.unit_images) as corpus:
                 summary = encode_corpus(
                     corpus,
-                    encoder,
+                    fitted,
                     output,
                     features=kept.features,
                     thumbnail=kept.thumbnails,

@@ -44,6 +44,7 @@ from hashlight.pipelines.corpora.listing import (
     File,
     FileStream,
     Listing,
+    images_of_next_unit,
     skip,
     suffix_kind,
 )
@@ -68,6 +69,8 @@ _LOCAL_BUFFER_BYTES, _STORE_BUFFER_BYTES = 1 << 18, 8 << 20
 _HEADERS_BUFFER_BYTES = 4096
 # A shard of a store that has no more than this is not divided.
 _MAX_WHOLE_BYTES = 1 << 30
+# Tars are looked at before it is known how many images those before them have.
+_IMAGES_OF_A_SHARD = 1000
 # The range of a shard: the offsets of its first header, and of the first one that is not in it; -1 is the end.
 START, STOP = "__start", "__stop"
 
@@ -203,7 +206,8 @@ def _attributes_of(uris: Iterable[str]) -> list[str]:
 def divided(shards: Iterable[pa.Table], size: int, ids: IdRule) -> Iterator[pa.Table]:
     """Divide shards into ranges; yield the entry of each, with the columns `START` and `STOP`.
 
-    A range begins with a sample and has `size` images, or as many more as its last sample has. Not divided are shards
+    A range begins with a sample and has up to `size` images (`images_of_next_unit`), or as many more as its last sample
+    has. Not divided are shards
     that are compressed, since they can be read only from their start; those of up to a gigabyte in a store, where the
     headers cost as much as the images; and those that need to be read whole, because a name occurs twice or the headers
     depend on one another.
@@ -221,9 +225,13 @@ def divided(shards: Iterable[pa.Table], size: int, ids: IdRule) -> Iterator[pa.T
     ReadFailedError
         If a store fails for a reason that may pass.
     """
-    entries = (table.slice(row, 1) for table in shards for row in range(len(table)))
-    found = map_ahead(lambda entry: (entry, _starts_of(entry[SOURCE][0].as_py(), size)), entries)
-    for entry, starts in found:
+    entries = enumerate(table.slice(row, 1) for table in shards for row in range(len(table)))
+
+    def find(numbered: tuple[int, pa.Table]) -> tuple[pa.Table, list[int]]:
+        number, entry = numbered
+        return entry, _starts_of(entry[SOURCE][0].as_py(), size, listed=number * _IMAGES_OF_A_SHARD)
+
+    for entry, starts in map_ahead(find, entries):
         for start, stop in itertools.pairwise([*starts, -1]):
             name = entry["uri"][0].as_py()
             own = entry.set_column(0, "id", pa.array([range_id(name, start, ids)], pa.int64()))
@@ -238,8 +246,8 @@ def range_id(shard: str, start: int, ids: IdRule) -> int:
     return int(ids.ids_of([name], [name])[0])
 
 
-def _starts_of(source: str, size: int) -> list[int]:
-    """Return the bytes at which the ranges of a shard begin."""
+def _starts_of(source: str, size: int, *, listed: int = 0) -> list[int]:
+    """Return the bytes at which the ranges of a shard begin; `listed` images are thought to be in shards before it."""
     starts: list[int] = [0]
     names = array("q")
     try:
@@ -248,7 +256,7 @@ def _starts_of(source: str, size: int) -> list[int]:
         with _open(source, buffer_bytes=_HEADERS_BUFFER_BYTES if is_local(source) else None) as shard:
             if not _is_plain(shard):
                 return [0]
-            for member, begins in _with_cuts(_members(shard), size):
+            for member, begins in _with_cuts(_members(shard), size, listed=listed):
                 names.append(hash(member.name))
                 if begins is not None:
                     starts.append(begins)
@@ -266,7 +274,9 @@ def _size_of(source: str) -> int:
     return 0 if entry is None else entry.size
 
 
-def _with_cuts(members: Iterable[tarfile.TarInfo], size: int) -> Iterator[tuple[tarfile.TarInfo, int | None]]:
+def _with_cuts(
+    members: Iterable[tarfile.TarInfo], size: int, *, listed: int
+) -> Iterator[tuple[tarfile.TarInfo, int | None]]:
     """Yield the images, and with the first of each range but the first of a shard the byte where that range begins."""
     key, images, begins = "", 0, None
     for member in members:
@@ -274,8 +284,9 @@ def _with_cuts(members: Iterable[tarfile.TarInfo], size: int) -> Iterator[tuple[
             continue
         if _key(member.name) != key:
             key = _key(member.name)
-            if images >= size and begins is None:
+            if images >= images_of_next_unit(listed, size) and begins is None:
                 begins = member.offset
+                listed += images
         if _is_image(member.name):
             yield member, begins
             images = 1 if begins is not None else images + 1

@@ -1,3 +1,6 @@
+import dataclasses
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +9,7 @@ from PIL import Image
 from hashlight.encoders.data.preprocessing import Preprocessing
 
 CROP = Preprocessing(size=8, channels=3, mean=(0.5, 0.4, 0.3), std=(0.5, 0.2, 0.1), fit="crop", resize=8)
+PAD = dataclasses.replace(CROP, fit="pad")
 GREY = Preprocessing(size=28, channels=1, mean=(0.25,), std=(0.5,))
 
 
@@ -29,13 +33,84 @@ def test_crop_takes_the_central_square(size):
     assert (pixels[2:6, 2:6] == (0, 200, 0)).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((80, 40), (2, 6, 0, 8)),
+        ((40, 80), (0, 8, 2, 6)),
+        ((8, 8), (0, 8, 0, 8)),
+        ((8, 4), (2, 6, 0, 8)),
+        ((1, 90), None),
+    ],
+)
+def test_pad_shows_all_of_an_image_in_the_middle_of_the_mean_colour(size, shown):
+    pixels = PAD.pixels(Image.new("RGB", size, (0, 200, 0)))
+    expected = np.full((8, 8, 3), (128, 102, 76), np.uint8)
+    top, bottom, left, right = shown or (0, 8, 3, 4)
+    expected[top:bottom, left:right] = (0, 200, 0)
+    assert (pixels == expected).all()
+
+
+def jpeg(width, height, **options):
+    """A smooth picture, which survives compression: red rises to the right, green downwards."""
+    across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    picture = Image.fromarray(np.dstack([across, down, np.full_like(across, 90)]).astype(np.uint8))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=95, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "decoded"),
+    [
+        ("stretch", (400, 300), (50, 38)),
+        ("stretch", (400, 30), (400, 30)),
+        ("stretch", (128, 127), (32, 32)),
+        ("stretch", (15, 15), (15, 15)),
+        ("crop", (400, 300), (50, 38)),
+        ("crop", (400, 90), (100, 23)),
+        ("pad", (400, 90), (50, 12)),
+        ("pad", (127, 20), (32, 5)),
+    ],
+)
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_a_jpeg_is_decoded_at_no_less_than_twice_the_size(fit, size, decoded, is_turned):
+    rule = dataclasses.replace(CROP, fit=fit, draft=2)
+    exif = Image.Exif()
+    exif[0x0112] = 6 if is_turned else 1
+    data = jpeg(*size, exif=exif)
+    found = rule.decode(data)
+    assert found.size == (decoded[::-1] if is_turned else decoded)
+    whole = dataclasses.replace(rule, draft=0)
+    assert whole.decode(data).size == (size[::-1] if is_turned else size)
+    difference = rule.pixels(found).astype(int) - whole.pixels(whole.decode(data))
+    assert np.abs(difference).max() <= 12
+    assert (rule.pixels(rule.open(data)) == rule.pixels(found)).all()
+
+
+def test_only_jpegs_are_decoded_at_another_size():
+    rule = dataclasses.replace(CROP, draft=2)
+    for kind in ("PNG", "WEBP", "TIFF"):
+        file = io.BytesIO()
+        Image.new("RGB", (400, 300)).save(file, kind)
+        assert rule.decode(file.getvalue()).size == (400, 300)
+
+
+def test_another_fit_is_another_rule():
+    assert CROP.with_fit("crop") == CROP
+    assert [GREY.with_fit(fit).resize for fit in ("stretch", "pad", "crop")] == [0, 0, 32]
+    assert CROP.with_fit("pad") == PAD
+    with pytest.raises(ValueError, match="one of stretch, crop, pad, got 'squash'"):
+        CROP.with_fit("squash")
+
+
 def test_an_image_of_the_right_size_is_unchanged():
     array = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     assert (GREY.pixels(Image.fromarray(array))[..., 0] == array).all()
     assert GREY(Image.new("RGBA", (90, 40))).shape == (1, 28, 28)
 
 
-@pytest.mark.parametrize("rule", [CROP, GREY])
+@pytest.mark.parametrize("rule", [CROP, GREY, PAD, dataclasses.replace(GREY, draft=2)])
 def test_round_trip(rule):
     assert Preprocessing.from_dict(rule.to_dict()) == rule
 
@@ -50,6 +125,7 @@ def test_round_trip(rule):
         ({"fit": "squash"}, "'squash'"),
         ({"fit": "crop", "resize": 20}, "at least `size` .28. to crop from, got 20"),
         ({"interpolation": "magic"}, "'magic'"),
+        ({"draft": 9}, "`draft` must be 0 to 8, got 9"),
     ],
 )
 def test_bad_settings_are_refused(change, message):

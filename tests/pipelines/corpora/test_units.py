@@ -77,6 +77,20 @@ def test_without_groups_all_units_but_the_last_are_full():
     assert [len(unit) for unit in units] == [4, 4, 4, 4, 4, 3]
 
 
+@pytest.mark.parametrize(("images", "num_units"), [(99, 1), (796, 8), (8_105, 63), (1_000_000, 598)])
+@pytest.mark.parametrize("is_group", [False, True])
+def test_units_grow_with_the_corpus(images, num_units, is_group):
+    """A small corpus has work for many actors, and a large one has few units; of one large group, too."""
+    table = pa.table({"id": range(images), "__source": ["f"] * images, "__group": [0 if is_group else -1] * images})
+    expected, left = [], images
+    while left:
+        before = images - left
+        expected.append(min(left, 2000, max(100, int(before / 32))))
+        left -= expected[-1]
+    assert len(expected) == num_units
+    assert [len(unit) for unit in cut([table], 2000)] == expected
+
+
 @pytest.mark.parametrize(
     ("row_group_size", "expected"),
     [(50, [10] * 5), (8, [8] * 5 + [10]), (5, [10] * 5), (25, [10, 10, 5] * 2)],
@@ -99,8 +113,8 @@ def test_what_has_no_groups_says_so(tmp_path):
         assert (len(units), said.groups.tolist()) == (2, [0, 0])
 
 
-@pytest.mark.parametrize("kind", ["parquet", "idx"])
-def test_one_row_group_of_ten_units_is_read_once(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(("kind", "num_units"), [("parquet", 10), ("idx", 40)])
+def test_one_row_group_of_ten_units_or_more_is_read_once(tmp_path, monkeypatch, kind, num_units):
     """Each unit read it from its start: 5.5 times."""
     path = tmp_path / ("a.parquet" if kind == "parquet" else "a-images-idx3-ubyte.gz")
     if kind == "parquet":
@@ -113,7 +127,7 @@ def test_one_row_group_of_ten_units_is_read_once(tmp_path, monkeypatch, kind):
     reads = Reads(monkeypatch)
     with Readers() as readers:
         found = [image for unit in units for image in read_images(unit, readers)]
-    assert (len(units), found == images) == (10, True)
+    assert (len(units), found == images) == (num_units, True)
     assert reads.opened == {path.name: 1}
     assert reads.num_bytes[path.name] < 1.2 * path.stat().st_size
 
@@ -210,6 +224,22 @@ def test_a_tar_of_many_images_is_many_units_and_only_its_headers_are_read_for_th
     for start, stop in itertools.pairwise([*starts, -1]):
         assert len(list(read_shard(str(path), start=start, stop=stop))) == 20
     assert reads.num_bytes["0.tar"] < 1.5 * path.stat().st_size, "5.5 times if each were read from the start"
+
+
+def test_the_ranges_of_one_tar_grow_and_those_of_later_tars_are_larger_from_the_start(tmp_path):
+    path = tmp_path / "0.tar"
+    path.write_bytes(tar_of(numbered(796, 10)))
+    counts = [
+        np.diff([*map(ends_of(path).index, webdataset._starts_of(str(path), 2000, listed=listed)), 796]).tolist()
+        for listed in (0, 9_600, 64_000)
+    ]
+    assert counts == [[100] * 7 + [96], [300, 309, 187], [796]]
+
+
+def ends_of(path):
+    """Where each image begins."""
+    with tarfile.open(path) as tar:
+        return [member.offset for member in tar]
 
 
 def whole_because(path, members, **options):

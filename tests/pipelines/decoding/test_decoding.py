@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -223,6 +224,23 @@ def test_comments_are_not_copied_into_thumbnails():
         (batch,) = list(pool.decode([buffer.getvalue()]))
     assert batch.reasons == {}
     assert len(batch.thumbnails[0]) < 2000
+
+
+def test_a_thumbnail_is_as_large_as_asked_for_whatever_size_is_decoded():
+    rule = dataclasses.replace(RULE, draft=2)
+    images = [
+        hostile.save(Image.effect_noise(size, 50), kind)
+        for size in ((900, 700), (300, 200), (40, 30))
+        for kind in ("JPEG", "PNG")
+    ]
+    with DecodePool(rule, thumbnail=256) as pool:
+        [batch] = pool.decode(images)
+        opened = [Image.open(io.BytesIO(data)).size for data in batch.thumbnails]
+        pixels = batch.pixels.copy()
+    assert opened == [(256, 199)] * 2 + [(256, 171)] * 2 + [(40, 30)] * 2
+    with DecodePool(rule) as pool:
+        [batch] = pool.decode(images)
+        assert (batch.pixels == pixels).all(), "whether thumbnails are kept is not part of the codes' identity"
 
 
 def test_thumbnails_come_beside_the_pixels():

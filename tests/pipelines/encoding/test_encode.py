@@ -444,7 +444,19 @@ def test_shards_give_the_codes_of_their_images(tmp_path, corpus, codes, encoder)
 
 def test_thumbnails_lie_beside_the_codes(tmp_path, corpus, encoder):
     encode_corpus(corpus, encoder, tmp_path / "codes", actors=1, thumbnail=14)
-    (table,) = read_parts(tmp_path / "codes")
+    table = pa.concat_tables(list(read_parts(tmp_path / "codes")))
     images = [Image.open(io.BytesIO(data)) for data in table["thumbnail"].to_pylist()]
     assert {(image.format, image.size) for image in images} == {("JPEG", (14, 14))}
     assert len(images) == 300
+
+
+def test_another_fit_is_another_encoder_which_the_codes_keep(tmp_path, corpus, encoder):
+    given = HashEncoder.load(encoder).with_fit("crop")
+    summary = encode_corpus(corpus, given, tmp_path / "codes", actors=1)
+    kept = HashEncoder.load(tmp_path / "codes" / "encoder")
+    assert summary.encoder == kept.fingerprint == given.fingerprint != HashEncoder.load(encoder).fingerprint
+    assert (kept.config.preprocessing.fit, kept.config.preprocessing.resize) == ("crop", 32)
+    images = pq.read_table(corpus)["image"].to_pylist()
+    np.testing.assert_array_equal(read_codes(tmp_path / "codes").codes, given.encode(images))
+    with pytest.raises(PipelineError, match="holds the codes of another job"):
+        encode_corpus(corpus, encoder, tmp_path / "codes", actors=1)

@@ -1,0 +1,1 @@
+"""What computes a model's outputs: torch, or ONNX Runtime without torch."""
