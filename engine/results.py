@@ -33,6 +33,8 @@ class Coverage:
         Name of each shard that did not answer -> the reason.
     version : int
         The collection version that answered.
+    sequence : int
+        Number of the last write of the server's log that was made on top of it, in memory; 0 if none was.
     """
 
     shards: int
@@ -41,6 +43,7 @@ class Coverage:
     searched: int
     version: int
     degraded: dict[str, str] = field(default_factory=dict)
+    sequence: int = 0
 
     @property
     def complete(self) -> bool:

@@ -97,6 +97,7 @@ def warm_up(collection: Collection) -> None:
 def committer_of(folder, searcher, *, gather_s: float = 0.0, log=None, **gathering) -> Committer:
     """What makes the writes of a server that answers by `searcher`; ended by the application, or by `close`."""
     store = Buffer(Collection.open(folder), Opened(folder, log), searcher.show, gathering=Gathering(**gathering))
+    searcher.recall_by(store.recall)
     return Committer(store, gather_s=gather_s)
 
 

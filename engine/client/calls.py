@@ -41,6 +41,8 @@ class Search:
     timeout_s : float
     version : int or None
         The one that must answer.
+    sequence : int
+        With `version`: the last write of the server's log that must be on top.
     """
 
     queries: Code | list[QueryInput]
@@ -50,6 +52,7 @@ class Search:
     allow_partial: bool
     timeout_s: float
     version: int | None = None
+    sequence: int = 0
 
     def options(self) -> dict[str, Any]:
         """Return the given options under their names in the HTTP interface."""
@@ -60,6 +63,7 @@ class Search:
         options["allow_partial"] = self.allow_partial
         if query.after is not None:
             at = {} if self.version is None else {"version": self.version}
+            at |= {"sequence": self.sequence} if self.sequence else {}
             options["after"] = {**at, "distance": query.after[0], "id": query.after[1]}
         options |= _where(query.filter, query.parameters)
         if self.rerank is not None:
@@ -122,11 +126,13 @@ class Scroll:
     after: int | None
     limit: int
     version: int | None
+    sequence: int
     timeout_s: float
 
     def options(self) -> dict[str, Any]:
         """Return the given options under their names in the HTTP interface."""
         page = {"after": self.after, "limit": self.limit, "version": self.version}
+        page["sequence"] = self.sequence or None
         where = _where(self.filter, self.parameters)
         return where | {name: value for name, value in page.items() if value is not None}
 

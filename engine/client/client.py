@@ -279,6 +279,7 @@ class SearchClient:
         after: int | None = None,
         limit: int = 100,
         version: int | None = None,
+        sequence: int = 0,
         timeout_s: float | None = None,
     ) -> Page:
         """Return a page of the stored items that satisfy `filter`, in ascending order of their ids.
@@ -293,9 +294,11 @@ class SearchClient:
             Items of a page.
         version : int, optional
             Version of the collection that must answer; VersionGoneError if it is not served any more.
+        sequence : int
+            With `version`: that of the page before, whose writes in the server's log are on top of it again.
         """
         lists, seconds = Parameters.of(parameters), self._seconds(timeout_s)
-        page: Page = self._transport.send(Scroll(_unicode(filter), lists, after, limit, version, seconds))
+        page: Page = self._transport.send(Scroll(_unicode(filter), lists, after, limit, version, sequence, seconds))
         return page
 
     def scan(
@@ -613,11 +616,12 @@ class AsyncSearchClient:
         after: int | None = None,
         limit: int = 100,
         version: int | None = None,
+        sequence: int = 0,
         timeout_s: float | None = None,
     ) -> Page:
         """See `SearchClient.scroll`."""
         lists, seconds = Parameters.of(parameters), self._seconds(timeout_s)
-        call = Scroll(_unicode(filter), lists, after, limit, version, seconds)
+        call = Scroll(_unicode(filter), lists, after, limit, version, sequence, seconds)
         page: Page = await self._transport.send(call)
         return page
 
@@ -806,15 +810,16 @@ def _search_call(
         raise ValueError(f"`rerank` must name a `pool`, got one of radius {rerank.radius}")
     if isinstance(query.filter, str):
         check_unicode(query.filter)
-    told, asked, version = check_include(include), read_queries(queries), None
+    told, asked = check_include(include), read_queries(queries)
+    at = Cursor(0, 0) if after is None else Cursor(*after)
     if after is not None:
-        distance, id_, *at = after
-        query, version = query._replace(after=(distance, id_)), at[0] if at else None
+        query = query._replace(after=(at.distance, at.id))
         if len(asked) > 1:
             raise ValueError(f"`after` goes with a single query, whose answer it ends, got {len(asked)} queries")
     return Search(
         queries=asked,
-        version=version,
+        version=at.version,
+        sequence=at.sequence,
         query=query._replace(explain="explain" in told),
         rerank=rerank,
         include=told,

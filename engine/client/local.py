@@ -116,9 +116,10 @@ class LocalTransport:
             after=call.after,
             limit=call.limit,
             version=call.version,
+            sequence=call.sequence,
             timeout_s=call.timeout_s,
         )
-        return Page(table, page_frame(table, coverage.version, limit=call.limit))
+        return Page(table, page_frame(table, coverage, limit=call.limit))
 
     def _write(self, call: Write) -> int:
         """Commit a write, and go over to the version that has it."""
@@ -168,6 +169,7 @@ class LocalTransport:
             allow_partial=call.allow_partial,
             include=frozenset(call.include) - {"explain"},
             version=call.version,
+            sequence=call.sequence,
         )
         found = answer(self._searcher, ask, timeout_s=time_left(deadline_s))
         timing_ms = {stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}

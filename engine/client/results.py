@@ -64,11 +64,14 @@ class Cursor(NamedTuple):
     distance, id : int
     version : int or None
         Version of the collection that must go on; None: whichever is served.
+    sequence : int
+        Last write of the server's log that was on top of the version, and is again; 0 if none was.
     """
 
     distance: int
     id: int
     version: int | None = None
+    sequence: int = 0
 
 
 class Hits(Sequence[Hit]):
@@ -87,7 +90,13 @@ class Hits(Sequence[Hit]):
     """
 
     def __init__(
-        self, table: pa.Table, truncated: bool, explain: dict[str, Any] | None, thumbnails: Thumbnails, version: int
+        self,
+        table: pa.Table,
+        truncated: bool,
+        explain: dict[str, Any] | None,
+        thumbnails: Thumbnails,
+        version: int,
+        sequence: int = 0,
     ) -> None:
         self._table = table
         self._thumbnails = thumbnails
@@ -95,7 +104,7 @@ class Hits(Sequence[Hit]):
         self.distances: NDArray[Any] = table["distance"].to_numpy()
         self.truncated = truncated
         self.explain = explain
-        self.next = Cursor(int(self.distances[-1]), int(self.ids[-1]), version) if truncated else None
+        self.next = Cursor(int(self.distances[-1]), int(self.ids[-1]), version, sequence) if truncated else None
 
     def __len__(self) -> int:
         """Return the number of hits."""
@@ -157,7 +166,7 @@ class SearchResponse(Sequence[Hits]):
             for field in dataclasses.fields(Coverage)
             if field.name in frame["coverage"]
         }
-        self.coverage = Coverage(**told, version=self.version)
+        self.coverage = Coverage(**told, version=self.version, sequence=frame.get("sequence", 0))
         self.timing_ms: dict[str, float] = frame["timing_ms"]
 
     def __len__(self) -> int:
@@ -175,7 +184,9 @@ class SearchResponse(Sequence[Hits]):
         number = range(len(self))[index]
         rows = self._table.slice(self._lims[number], self._lims[number + 1] - self._lims[number])
         explain = None if self._explain is None else self._explain[number]
-        return Hits(rows.drop_columns(["query"]), number in self._truncated, explain, self._thumbnails, self.version)
+        rows = rows.drop_columns(["query"])
+        coverage = self.coverage
+        return Hits(rows, number in self._truncated, explain, self._thumbnails, coverage.version, coverage.sequence)
 
     def __repr__(self) -> str:
         """Show how much was found, and where."""
@@ -231,12 +242,15 @@ class Page(Items):
         What to pass as `after` for the page that follows; None at the end.
     version : int
         Version of the collection.
+    sequence : int
+        Last write of the server's log that is on top of it; 0 if none is.
     """
 
     def __init__(self, table: pa.Table, frame: dict[str, Any]) -> None:
         super().__init__(table)
         self.next: int | None = frame["next"]
         self.version: int = frame["version"]
+        self.sequence: int = frame.get("sequence", 0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -96,8 +96,9 @@ class Collection(Interchange, Writes):
         self._shards = shards
         self._parts: Parts = Parts(path, manifest, shards, index=index, reuse=None if reuse is None else reuse._parts)
         codes, count = manifest.rows, len(shards)
-        coverage = Coverage(shards=count, answered=count, codes=codes, searched=codes, version=manifest.version)
-        self._shard_set = ShardSet(self._parts.asked, coverage)
+        # Of its answers: all shards are here.
+        self.coverage = Coverage(shards=count, answered=count, codes=codes, searched=codes, version=manifest.version)
+        self._shard_set = ShardSet(self._parts.asked, self.coverage)
         self._under: Collection | None = None
         weakref.finalize(self, close_held, held)
 
@@ -272,7 +273,9 @@ class Collection(Interchange, Writes):
         """
         return (repair_collection if repair else verify_collection)(path, live_only=live_only)
 
-    def overlaid(self, added: Shard | None, hidden: IdArray, *, reuse: Collection | None = None) -> Collection:
+    def overlaid(
+        self, added: Shard | None, hidden: IdArray, *, sequence: int, reuse: Collection | None = None
+    ) -> Collection:
         """Return this version as it is with other rows in memory: nothing is written.
 
         Parameters
@@ -281,6 +284,8 @@ class Collection(Interchange, Writes):
             Of `Shard.in_memory`; its ids are in no other row, or among `hidden`.
         hidden : ndarray of int64, shape (M,)
             Ids of rows that are left out, as far as they are there.
+        sequence : int
+            Number of the last write that this is the outcome of; see `Coverage.sequence`.
         reuse : Collection, optional
             Another that was made so of this version: what it has gathered is used again.
         """
@@ -296,7 +301,14 @@ class Collection(Interchange, Writes):
         shards = self._shards.changed(replaced, more)
         found = Collection(self.path, manifest, shards, location=self.location, index=self.index, reuse=reuse or self)
         found._under = self  # keeps the version
+        found.coverage = dataclasses.replace(found.coverage, sequence=sequence)
+        found._shard_set.coverage = found.coverage
         return found
+
+    @property
+    def committed(self) -> Collection:
+        """The version without what is on top in memory."""
+        return self if self._under is None else self._under
 
     @property
     def bits(self) -> int:

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 # Versions remembered, so that it can be told which was the first with a write.
 _MOST_FLUSHES = 1000
+# Versions whose views can be made again for those who read page after page, and views that are kept for them.
+_MOST_EARLIER, _MOST_RECALLED = 4, 8
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 
 
@@ -100,7 +102,9 @@ class Buffer:
         self._gathering = gathering or Gathering()
         self._show = show
         self._lock = threading.RLock()  # of what is pending, and shown
-        self._renewing = threading.Lock()
+        self._renewing, self._recalling = threading.Lock(), threading.Lock()
+        self._earlier: deque[tuple[Collection, tuple[Logged, ...]]] = deque(maxlen=_MOST_EARLIER)
+        self._recalled: OrderedDict[tuple[Collection, int], Collection] = OrderedDict()
         self._flushed: deque[tuple[int, int]] = deque(maxlen=_MOST_FLUSHES)  # last record, version
         self._asked: list[tuple[int, Future[int]]] = []
         self._flushes = self._failures = 0
@@ -184,7 +188,7 @@ class Buffer:
 
     def _add(self, waiting: Waiting) -> Logged | None:
         """Add a write to what is pending, and return it; None if it is refused."""
-        live, number = self.live(), (self._pending.logged[-1].number if len(self._pending) else 0)
+        live = self.live()
         try:
             waiting.write.check(live)
             change = self._resolved(waiting.write)
@@ -193,7 +197,7 @@ class Buffer:
                 raise
             waiting.made.set_exception(error)
             return None
-        logged = Logged(max(number, self._log.last) + 1, change, (live.bits, live.encoder), key=waiting.key)
+        logged = Logged(max(self._pending.last, self._log.last) + 1, change, (live.bits, live.encoder), key=waiting.key)
         self._pending.add(logged)
         return logged
 
@@ -240,13 +244,31 @@ class Buffer:
             with self._lock:
                 left = self._left_for(found.manifest, base.manifest)
                 views, pending = self._views, self._pending
+                shown = tuple(pending.logged)
                 try:
                     self._views = Views(found)
                     self._put_on_top(left)
                 except BaseException:
                     self._views, self._pending = views, pending
                     raise
+                self._earlier.append((base, shown))
             return True
+
+    def recall(self, version: int, sequence: int) -> Collection | None:
+        """Return what was shown after a write on top of a version; None if that cannot be told any more."""
+        with self._lock:
+            known = [*self._earlier, (self._views.base, tuple(self._pending.logged))]
+        for base, logged in reversed(known):
+            if base.version == version and any(one.number == sequence for one in logged):
+                with self._recalling:
+                    if (found := self._recalled.pop((base, sequence), None)) is None:
+                        pending = Pending(base.manifest, [one for one in logged if one.number <= sequence])
+                        found = Views(base).make(pending)
+                    self._recalled[base, sequence] = found  # the last one asked for comes last
+                    while len(self._recalled) > _MOST_RECALLED:
+                        self._recalled.popitem(last=False)
+                    return found
+        return None
 
     def _left_for(self, now: Manifest, before: Manifest) -> list[Logged]:
         """Return the pending writes that a version does not have."""

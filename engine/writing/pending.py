@@ -99,6 +99,11 @@ class Pending:
         """Return the number of writes."""
         return len(self.logged)
 
+    @property
+    def last(self) -> int:
+        """Number of the last write; 0 if there is none."""
+        return self.logged[-1].number if self.logged else 0
+
     def add(self, logged: Logged) -> None:
         """Add the next write."""
         write = logged.write

@@ -51,10 +51,10 @@ class Views:
         moved = self._elsewhere(pending.changed)
         rows = pending.rows(moved)
         hidden = pending.hidden if moved is None else np.concatenate([pending.hidden, moved.ids])
-        if rows is None and not len(hidden):
+        if not len(pending):
             return self.base
         added = None if rows is None else _shard_of(rows, self.base)
-        self._last = self.base.overlaid(added, hidden, reuse=self._last)
+        self._last = self.base.overlaid(added, hidden, sequence=pending.last, reuse=self._last)
         return self._last
 
     def _elsewhere(self, ids: list[int]) -> Rows | None:

@@ -67,6 +67,7 @@ def embedded_app(
         committer, renew = None, searcher.renew
         if opened is not None:
             buffer = Buffer(collection, opened, searcher.show)
+            searcher.recall_by(buffer.recall)
             committer, renew = stack.enter_context(contextlib.closing(Committer(buffer))), buffer.renew
         follower = Follower(path, renew)
         app = gateway_app(

@@ -192,12 +192,13 @@ def _add_items(app: FastAPI, gateway: Gateway) -> None:
             int | None, Query(ge=1, description=f"Items of a page; {schemas.PAGE_ITEMS} by default.")
         ] = None,
         version: Annotated[int | None, Query(ge=0, description=schemas.VERSION)] = None,
+        sequence: Annotated[int, Query(ge=0, description=schemas.SEQUENCE)] = 0,
         timeout_ms: Timeout = None,
     ) -> Response:
         """Return stored items: some, in the order requested, or a page of all that match, ascending by id."""
-        page = {"filter": filter, "after": after, "limit": limit, "version": version}
+        page = {"filter": filter, "after": after, "limit": limit, "version": version, "sequence": sequence or None}
         if ids is None:
-            asked = Page(filter, None, after, limit or schemas.PAGE_ITEMS, version)
+            asked = Page(filter, None, after, limit or schemas.PAGE_ITEMS, version, sequence)
             return await gateway.page(request, asked, timeout_ms)
         if given := [name for name, value in page.items() if value is not None]:
             raise invalid(f"`{given[0]}` is for pages of items: leave it or `ids` out", given[0])

@@ -63,6 +63,7 @@ class Page(NamedTuple):
     after: int | None
     limit: int
     version: int | None
+    sequence: int
 
 
 class Gateway:
@@ -193,7 +194,7 @@ class Gateway:
         """Return a page of stored items, as the body asks."""
         arrived_s = time.monotonic()
         asked = await bodies.read_document(request, schemas.ScrollBody, self.limits)
-        page = Page(asked.filter, bodies.lists_of(asked), asked.after, asked.limit, asked.version)
+        page = Page(asked.filter, bodies.lists_of(asked), asked.after, asked.limit, asked.version, asked.sequence)
         return await self._page(request, page, arrived_s + self.timeout_s(asked.timeout_ms))
 
     async def page(self, request: Request, asked: Page, timeout_ms: int | None) -> Response:
@@ -209,7 +210,7 @@ class Gateway:
             def read() -> Body:
                 timeout_s = time_left(deadline_s)
                 table, coverage = stored_page(self.searcher, **asked._asdict(), timeout_s=timeout_s, hold=account.hold)
-                frame = page_frame(table, coverage.version, limit=asked.limit)
+                frame = page_frame(table, coverage, limit=asked.limit)
                 return begin_body(table_pieces(with_frame(table, frame)) if arrow else items_pieces(table, frame))
 
             return self._response(await self._searches.run_named(read), arrow=arrow)
@@ -367,7 +368,7 @@ class Gateway:
 
     async def _resolve(self, asked: bodies.Asked, deadline_s: float, timing_ms: dict[str, float]) -> Ask:
         """Turn queries into codes, and into features if they are needed."""
-        options, rerank, version = asked.options, None, None
+        options, rerank, version, sequence = asked.options, None, None, 0
         more = {"filter": options.filter, "parameters": asked.lists, "explain": "explain" in options.include}
         if isinstance(options, schemas.SearchOptions):
             query = Query(k=options.k, **more)
@@ -378,6 +379,7 @@ class Gateway:
             query = Query(radius=options.radius, limit=options.limit, **more)
             if after is not None:
                 query, version = query._replace(after=(after.distance, after.id)), after.version
+                sequence = after.sequence
         codes, features = await self._codes_of(asked.queries, deadline_s, timing_ms)
         return Ask(
             codes=codes,
@@ -387,6 +389,7 @@ class Gateway:
             allow_partial=options.allow_partial,
             include=frozenset(options.include) - {"explain"},
             version=version,
+            sequence=sequence,
         )
 
     async def _codes_of(

@@ -21,6 +21,7 @@ PAGE_ITEMS = 100
 GIVE_UP = "Give up after this time, with status 504."
 AFTER = "Only ids above this one: `next` of the page before."
 VERSION = "Version that must answer."
+SEQUENCE = "With `version`: that of an answer, whose pending writes are on top again; none are without it."
 _CODE = "9f3a5c0000000001"
 _EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR4nGNgGFKAEQAAWAADbFiO9QAAAABJRU5ErkJggg=="  # 8 x 8, grey
@@ -114,6 +115,7 @@ class AfterBody(_Request):
     version: int | None = Field(
         None, ge=0, description="Version that gave it; without one, whichever is served goes on."
     )
+    sequence: int = Field(0, ge=0, description=SEQUENCE)
     distance: int = Field(ge=0, le=MAX_BITS)
     id: int = Field(ge=0, le=MAX_ID)
 
@@ -207,6 +209,7 @@ class ScrollBody(CountBody):
     after: int | None = Field(None, ge=0, le=MAX_ID, description=AFTER)
     limit: int = Field(PAGE_ITEMS, ge=1, description="Items of a page.")
     version: int | None = Field(None, ge=0, description=VERSION)
+    sequence: int = Field(0, ge=0, description=SEQUENCE)
 
 
 class CountAnswer(BaseModel):
@@ -380,6 +383,7 @@ class SearchAnswer(BaseModel):
     results: list[ResultModel]
     coverage: CoverageModel
     version: int = Field(description="Collection version.")
+    sequence: int | None = Field(None, description="Last write of the server's log that is on top of it, if any is.")
     timing_ms: dict[str, float]
 
 
@@ -406,6 +410,7 @@ class ItemsModel(BaseModel):
     items: list[ItemModel]
     next: int | None = Field(None, description="Of a page: what to send as `after` for the next; null at the end.")
     version: int | None = Field(None, description="Of a page: collection version.")
+    sequence: int | None = Field(None, description="Last write of the server's log that is on top of it, if any is.")
 
 
 class CollectionModel(BaseModel):

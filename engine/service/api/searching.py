@@ -137,7 +137,7 @@ class SearchThreads:
         if len(ask.codes) == 1 and ask.rerank is None and ask.query.parameters is None and few:
             # What goes together has about the same time left: within a factor of two.
             _, time_left = math.frexp(deadline_s - time.monotonic())
-            kind = (ask.query, ask.allow_partial, ask.include, ask.version, time_left)
+            kind = (ask.query, ask.allow_partial, ask.include, ask.version, ask.sequence, time_left)
             return await self._batcher(kind).submit(job)
         [body] = await self.run(functools.partial(self._answer, [job]))
         if isinstance(body, Exception):

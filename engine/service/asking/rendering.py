@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from hashlight.engine.codes import CodeArray
+from hashlight.engine.results import Coverage
 from hashlight.engine.service.asking.retrieval import Answer, bytes_of_rows
 
 METADATA_KEY = b"hashlight"  # of the Arrow schema; its value is JSON
@@ -130,10 +131,15 @@ def items_pieces(items: pa.Table, frame: Mapping[str, Any] | None = None) -> Ite
     yield b"]" + (b"," + json_bytes(frame)[1:] if frame else b"}")
 
 
-def page_frame(items: pa.Table, version: int, *, limit: int) -> dict[str, Any]:
-    """Return what a page of items has besides them: `next`, the id that the next one comes after, and `version`."""
+def page_frame(items: pa.Table, coverage: Coverage, *, limit: int) -> dict[str, Any]:
+    """Return what a page of items has besides them: `next`, the id that the next one comes after, and the version."""
     last = items["id"][-1].as_py() if len(items) == limit else None
-    return {"next": last, "version": version}
+    return {"next": last, **_version_of(coverage)}
+
+
+def _version_of(coverage: Coverage) -> dict[str, int]:
+    """Return which version answered, and with which pending writes on top, if there were any."""
+    return {"version": coverage.version} | ({"sequence": coverage.sequence} if coverage.sequence else {})
 
 
 def facets_pieces(counts: pa.Table, frame: Mapping[str, Any]) -> Iterator[bytes]:
@@ -197,7 +203,7 @@ def _rest(answer: Answer, number: int) -> dict[str, Any]:
     last = int(answer.lims[number + 1]) - 1
     if rest["truncated"] and last >= answer.lims[number]:
         rest["next"] = {
-            "version": answer.coverage.version,
+            **_version_of(answer.coverage),
             "distance": int(answer.distances[last]),
             "id": int(answer.ids[last]),
         }
@@ -206,8 +212,8 @@ def _rest(answer: Answer, number: int) -> dict[str, Any]:
 
 def _frame(answer: Answer, timing_ms: dict[str, float]) -> dict[str, Any]:
     coverage = dataclasses.asdict(answer.coverage) | {"complete": answer.coverage.complete}
-    version = coverage.pop("version")
-    return {"coverage": coverage, "version": version, "timing_ms": timing_ms}
+    del coverage["version"], coverage["sequence"]
+    return {"coverage": coverage, **_version_of(answer.coverage), "timing_ms": timing_ms}
 
 
 def _explain(answer: Answer, number: int) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class Ask:
         Any of "attributes" and "code": what to read for the hits.
     version : int or None
         The one that must answer; None: the one that is served.
+    sequence : int
+        With `version`: as in `Searcher.at`.
     """
 
     codes: CodeArray
@@ -67,6 +69,7 @@ class Ask:
     allow_partial: bool = False
     include: frozenset[str] = frozenset()
     version: int | None = None
+    sequence: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +160,7 @@ def _answer_each(
 ) -> list[Answer | Exception]:
     """Answer for all queries together if there is one hold, and otherwise for each of them."""
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    searcher = _at(searcher, ask.version)
+    searcher = _at(searcher, ask.version, ask.sequence)
     for _ in range(_TRIES):
         start = time.perf_counter()
         found = _search(searcher, ask, _time_to_search(deadline_s, ask.include))
@@ -269,6 +272,7 @@ def stored_page(
     after: int | None,
     limit: int,
     version: int | None,
+    sequence: int = 0,
     timeout_s: float | None,
     hold: Hold = _hold_anything,
 ) -> tuple[pa.Table, Coverage]:
@@ -286,6 +290,8 @@ def stored_page(
         How many at most; fewer are all that there are.
     version : int or None
         The one that must answer.
+    sequence : int
+        With `version`: as in `Searcher.at`.
     timeout_s : float or None
     hold : callable
         As in `answer`.
@@ -298,7 +304,7 @@ def stored_page(
         If new versions keep going live during the request.
     """
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    searcher, limit = _at(searcher, version), as_limit(limit)
+    searcher, limit = _at(searcher, version, sequence), as_limit(limit)
     for _ in range(_TRIES):
         parts: list[pa.Table] = []
         covered: list[Coverage] = []
@@ -319,8 +325,8 @@ def stored_page(
     raise NotReadyError(f"the collection changed {_TRIES} times during one request: try again")
 
 
-def _at(searcher: Searcher, version: int | None) -> Searcher:
-    return searcher.pinned() if version is None else searcher.at(version)
+def _at(searcher: Searcher, version: int | None, sequence: int) -> Searcher:
+    return searcher.pinned() if version is None else searcher.at(version, sequence)
 
 
 def _check_version(coverage: Coverage, version: int | None) -> None:

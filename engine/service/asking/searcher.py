@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -136,15 +136,21 @@ class Searcher(ABC):
         query = Query(radius=radius, limit=limit, filter=filter, parameters=lists, explain=explain, after=after)
         return cast(RangeResult, self.answer(queries, query, allow_partial=allow_partial, **more))
 
-    def at(self, version: int) -> Searcher:
+    def at(self, version: int, sequence: int = 0) -> Searcher:
         """Return a searcher of one version, which may be an earlier one; it stays at that version.
+
+        Parameters
+        ----------
+        version : int
+        sequence : int
+            `Coverage.sequence`: with the pending writes that were on top of the version then; with none for 0.
 
         Raises
         ------
         VersionGoneError
-            If that version is not served any more.
+            If that is not served any more.
         """
-        if version != self.version:
+        if version != self.version or sequence:
             raise version_gone(version, self.version)
         return self
 
@@ -278,6 +284,7 @@ class CollectionSearcher(Searcher):
         self._collection = collection if isinstance(collection, Collection) else Collection.open(collection)
         self._renewing = threading.Lock()
         self._earlier: dict[int, CollectionSearcher] = {}
+        self._recall: Callable[[int, int], Collection | None] = lambda version, sequence: None
         self._opening = threading.Lock()
 
     def __repr__(self) -> str:
@@ -328,11 +335,21 @@ class CollectionSearcher(Searcher):
         """Answer from another open version of the collection from now on; queries in progress finish on theirs."""
         self._collection = collection
 
-    def at(self, version: int) -> CollectionSearcher:
+    def recall_by(self, recall: Callable[[int, int], Collection | None]) -> None:
+        """Have `recall` return what was shown of a version with some pending writes, as long as that can be told."""
+        self._recall = recall
+
+    def at(self, version: int, sequence: int = 0) -> CollectionSearcher:
         """See `Searcher.at`; any version that the collection still has can be asked."""
         live = self._collection
-        if version == live.version:
+        if (version, sequence) == (live.version, live.coverage.sequence):
             return CollectionSearcher(live)
+        if sequence:
+            if (recalled := self._recall(version, sequence)) is None:
+                raise version_gone(version, live.version)
+            return CollectionSearcher(recalled)
+        if version == live.version:
+            return CollectionSearcher(live.committed)
         with self._opening:
             found = self._earlier.pop(version, None)
             if found is None or found._collection.manifest.collection != live.manifest.collection:
@@ -355,7 +372,7 @@ class CollectionSearcher(Searcher):
     ) -> tuple[int, Coverage]:
         """See `Searcher.count`."""
         deadline_s, collection = _deadline(timeout_s), self._collection
-        found = collection.count(filter, parameters), coverage_of(collection)
+        found = collection.count(filter, parameters), collection.coverage
         _check_time(deadline_s, timeout_s)
         return found
 
@@ -372,7 +389,7 @@ class CollectionSearcher(Searcher):
         deadline_s, collection, limit = _deadline(timeout_s), self._collection, as_limit(limit)
         table = check_values(collection.facets(column, filter, parameters, limit=None), column)
         _check_time(deadline_s, timeout_s)
-        return table.slice(0, limit), coverage_of(collection)
+        return table.slice(0, limit), collection.coverage
 
     def scan(
         self,
@@ -387,7 +404,7 @@ class CollectionSearcher(Searcher):
         deadline_s, collection = _deadline(timeout_s), self._collection
         table = scan_page(collection, filter, parameters, after=after, limit=as_limit(limit))
         _check_time(deadline_s, timeout_s)
-        return table, coverage_of(collection)
+        return table, collection.coverage
 
     def get(
         self, ids: IdArray | Sequence[int], *, timeout_s: float | None = None, without: Container[str] = ()
@@ -415,7 +432,7 @@ class CollectionSearcher(Searcher):
         """See `Searcher.ready`; no answer is partial, so every shard must be well."""
         collection = self._collection
         try_search(collection)
-        return coverage_of(collection)
+        return collection.coverage
 
     def renew(self) -> bool:
         """Open the live version if it has changed; return whether it had.
@@ -432,12 +449,6 @@ class CollectionSearcher(Searcher):
 
     def close(self) -> None:
         """See `Searcher.close`; maps are released by their last reader."""
-
-
-def coverage_of(collection: Collection) -> Coverage:
-    """Return the coverage of an answer of an open collection, all of whose shards are here."""
-    shards, codes = len(collection.shards), len(collection)
-    return Coverage(shards=shards, answered=shards, codes=codes, searched=codes, version=collection.version)
 
 
 def scan_page(

@@ -252,3 +252,45 @@ def test_beside_another_process_that_writes_and_compacts(folder, tmp_path):
     codes = [int.from_bytes(code, "little") for code in table["code"].to_pylist()]
     stored = dict(zip(table["id"].to_pylist(), zip(codes, table["label"].to_pylist(), strict=True), strict=True))
     assert stored == items
+
+
+def test_pages_and_cursors_go_on_in_what_was_shown(folder, tmp_path):
+    queries = [{"code": "0000"}]
+    with served(folder, tmp_path / "log") as http, SearchClient(str(http.base_url), timeout_s=60) as client:
+        client.delete([0, 7])
+        client.upsert(np.array([[1], [3]], np.uint64), ids=[40, 41])
+        ids = [*range(1, 7), *range(8, 20), 40, 41]
+        codes = np.array([[1 if id_ == 40 else 3 if id_ == 41 else id_] for id_ in ids], np.uint64)
+        ((expected,), _) = oracles.within_radius(np.zeros((1, 1), np.uint64), codes, np.array(ids), BITS)
+        first = client.range_search(np.zeros((1, 1), np.uint64), BITS, 6)
+        page = client.scroll(limit=6)
+        assert (first.coverage.sequence, page.version, page.sequence) == (2, 1, 2)
+
+        def rest():
+            found, cursor = [(hit.distance, hit.id) for hit in first[0]], first[0].next
+            while cursor is not None:
+                (hits,) = client.range_search(np.zeros((1, 1), np.uint64), BITS, 6, after=cursor)
+                found, cursor = found + [(hit.distance, hit.id) for hit in hits], hits.next
+            read, after = [item.id for item in page], page.next
+            while after is not None:
+                more = client.scroll(after=after, limit=6, version=page.version, sequence=page.sequence)
+                read, after = read + [item.id for item in more], more.next
+            return found, read
+
+        assert rest() == (expected, ids)
+        client.delete([1, 2, 3, 41])  # pending, too
+        assert rest() == (expected, ids)
+        client.delete([4, 19], visible=True)
+        client.upsert(np.array([[0]], np.uint64), ids=[50])
+        assert rest() == (expected, ids)
+        body = {"queries": queries, "radius": BITS, "limit": 6}
+        shown = http.post("/v1/range_search", json=body).json()
+        assert shown["results"][0]["next"]["sequence"] == shown["sequence"] == 5
+        # A version alone is what was committed.
+        assert [item["id"] for item in http.get("/v1/items?version=1").json()["items"]] == list(range(20))
+        gone = http.get("/v1/items?version=1&sequence=77")
+        assert (gone.status_code, gone.json()["error"]["type"]) == (410, "version_gone")
+        live = http.get("/v1/items?version=2").json()
+        assert (len(live["items"]), "sequence" in live) == (14, False)
+    with served(folder, tmp_path / "log") as http:  # nothing is pending, and what was is not known
+        assert http.get("/v1/items?version=1&sequence=2").status_code == 410
