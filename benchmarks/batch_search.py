@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,7 +62,8 @@ def measure(folder: Path, rows: int, queries: int, shards: int, workers: int, ra
     write_queries(folder / "few.parquet", codes, 1000, rng)
     results = []
     with ray_session(num_cpus=workers):
-        for name, wanted in ((f"radius {radius}", {"radius": radius}), ("10 nearest", {"k": 10})):
+        searches: dict[str, dict[str, Any]] = {f"radius {radius}": {"radius": radius}, "10 nearest": {"k": 10}}
+        for name, wanted in searches.items():
             # Workers start and load their kernels.
             search_codes(folder / "c", folder / "few.parquet", folder / "few-r.parquet", overwrite=True, **wanted)
             start = time.perf_counter()

@@ -161,7 +161,7 @@ def query(path: Path, results: Path) -> None:
         for value in values:
             if (operation, value) in done:
                 continue
-            collection = None  # its maps keep the pages resident
+            del collection  # its maps keep the pages resident
             drop_from_cache(path)
             collection = Collection.open(path)
             cold = one_pass(collection, operation, value, queries)
@@ -180,7 +180,7 @@ def check_against_all(collection: Collection, queries: np.ndarray) -> None:
         query = queries[number : number + 1]
         nearest = collection.search(query, 10)
         farthest = max(8, int(nearest.distances[0, -1]))
-        pairs = []
+        pairs: list[tuple[int, int]] = []
         for shard in collection.shards:
             for start in range(0, shard.rows, 1 << 24):
                 distance = np.bitwise_count(shard.codes_NW[start : start + (1 << 24), 0] ^ query[0, 0])

@@ -46,7 +46,7 @@ def main() -> None:
             ("k 10, scan, one query", 1, nearest(index, "scan")),
             ("k 10, scan, a batch of 64", 64, nearest(index, "scan", batch=64)),
         ):
-            times = {"none": [], "deleted": []}
+            times: dict[str, list[float]] = {"none": [], "deleted": []}
             for round_ in range(ROUNDS + 1):
                 queries = distinct[(round_ * 61) % 900 :][:count].copy()
                 for which, mask in (("none", None), ("deleted", alive)):

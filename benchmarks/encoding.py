@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -127,7 +128,8 @@ def run_ray(kind: str, folder: Path, output: Path) -> tuple[float, dict[str, byt
 
 
 def compare(kind: str, folder: Path, repeats: int) -> dict:
-    plain, on_ray, seconds = [], [], {}
+    plain, on_ray = [], []
+    seconds: dict[str, Any] = {}
     for number in range(repeats):
         rate, expected = run_plain(kind, folder)
         plain.append(rate)

@@ -152,7 +152,9 @@ def time_plans(kind: str, codes: np.ndarray) -> list[dict[str, Any]]:
                     took_s = min_s(functools.partial(ask, threads=1, plan=plan))
                     alone_s.setdefault(f"{what} {size} {plan}", took_s)
                     cell[plan] = took_s / batch * 1e6
-                cell["chosen"] = ask(threads=1, explain=True).explain.plans[0]
+                explained = ask(threads=1, explain=True).explain
+                assert explained is not None, "it was asked for"
+                cell["chosen"] = explained.plans[0]
                 cell["ratio"] = cell["auto"] / min(cell[plan] for plan in PLANS if plan in cell)
                 cells.append(cell)
                 print(json.dumps(cell), file=sys.stderr, flush=True)

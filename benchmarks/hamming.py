@@ -1,7 +1,7 @@
 """Hamming search against its peers: one process a peer, one thread, every answer checked.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/hamming.py --out benchmarks/results/hamming_NAME_DATE
+    python -m benchmarks.hamming --out benchmarks/results/hamming_NAME_DATE
 
 measures every data set of `DATA_SETS` and writes `.json`, `.md` and a plot. A peer has `--seconds` for the queries of a
 data set; cells that it does not reach are left empty. Cells are medians over calls; a cell of batch 1 covers up to 100
@@ -22,9 +22,11 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from peers import CORE, PEERS, Peer
+
+from benchmarks.peers import CORE, PEERS, Peer
 
 NUM_QUERIES = 1024
 QUERY_FLIPS = 3
@@ -71,6 +73,7 @@ def make_data(kind: str, bits: int, rows: int, folder: Path, learned: Path | Non
     """Write `codes.npy` and `queries.npy`: stored codes with three bits flipped (learned: codes of other images)."""
     rng = np.random.default_rng(bits + rows)
     if kind == "learned":
+        assert learned is not None, "`--learned` names the folder"
         codes, queries = (np.load(learned / f"{name}-{bits}.npy") for name in ("database", "queries"))
         queries = queries[rng.permutation(len(queries))[:NUM_QUERIES]]
     else:
@@ -97,9 +100,10 @@ def measure(peer_name: str, folder: Path, seconds: float) -> dict:
     before = resident_bytes()
     start = time.perf_counter()
     peer = PEERS[peer_name](codes)
-    result = {"build_s": time.perf_counter() - start, "cells": [], "exact": PEERS[peer_name].exact}
+    result: dict[str, Any] = {"build_s": time.perf_counter() - start, "cells": [], "exact": PEERS[peer_name].exact}
     result["rows"] = len(codes)
-    result["bytes_a_code"] = None if peer.num_bytes() is None else peer.num_bytes() / len(codes)
+    num_bytes = peer.num_bytes()
+    result["bytes_a_code"] = None if num_bytes is None else num_bytes / len(codes)
     result["growth_bytes_a_code"] = (resident_bytes() - before) / len(codes)
     truth = Truth(codes, queries)
     deadline = time.perf_counter() + seconds
@@ -156,7 +160,8 @@ def warm(peer_name: str, codes: np.ndarray, queries: np.ndarray) -> None:
 
 def measure_cell(peer, queries, operation, value, batch, truth) -> dict | None:
     ask = peer.within if operation == "radius" else peer.nearest
-    times, kept = [], []  # answers are checked after the last call: checking empties the caches
+    times: list[float] = []
+    kept: list[Any] = []  # answers are checked after the last call: checking empties the caches
     stop = time.perf_counter() + CELL_SECONDS
     most = max(1, min(100, len(queries) // batch)) if batch < 1024 else 5
     for call in range(most):
@@ -225,7 +230,7 @@ def run_peer(peer: str, folder: Path, seconds: float) -> dict:
 def run_self(*arguments: str) -> dict:
     """Run this script in its own process, on one thread, and return the last line it prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    command = [sys.executable, "-W", "ignore", __file__, *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.hamming", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=2400)
     return json.loads(done.stdout.splitlines()[-1])
 

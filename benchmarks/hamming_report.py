@@ -1,4 +1,4 @@
-"""Tables and a plot from the JSON that benchmarks/hamming.py wrote.
+"""Tables and a plot from the JSON that benchmarks.hamming wrote.
 
 python benchmarks/hamming_report.py benchmarks/results/hamming_NAME_DATE.json
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TypeGuard
 
-from hamming import BATCHES, KS, RADII
 from matplotlib.figure import Figure
+
+from benchmarks.hamming import BATCHES, KS, RADII
 
 OURS = "hashlight multi-index"
 
@@ -30,7 +32,7 @@ def shown(one: dict | None) -> str:
     return text if one["recall"] > 0.9999 else f"{text} ({100 * one['recall']:.1f} %)"
 
 
-def complete(one: dict | None) -> bool:
+def complete(one: dict | None) -> TypeGuard[dict]:
     return one is not None and one["recall"] > 0.9999
 
 
@@ -104,7 +106,7 @@ def main() -> None:
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     lines = [
         "# Hamming search against its peers\n",
-        f"`python benchmarks/hamming.py`: {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, "
+        f"`python -m benchmarks.hamming`: {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, "
         f"{packages}. One process a peer, one thread; medians. A number in brackets is the recall of an answer that is "
         "not complete; ~ repeats a smaller batch, where this one would have taken over 4 s a call; an empty cell was "
         "not reached in the time, or the peer has no such search. Queries: stored "

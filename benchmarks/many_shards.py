@@ -24,6 +24,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -129,7 +130,7 @@ def ask_folded(path: Path) -> dict[str, dict[str, float]]:
             farthest_Q = (last_Q if farthest_Q is None else np.minimum(farthest_Q, last_Q)) if bounded else None
         return merge(found, query)
 
-    table = {}
+    table: dict[str, Any] = {}
     for size in (1, BATCH):
         asked = queries[:size]
         calls = {
@@ -150,7 +151,7 @@ def ask_folded(path: Path) -> dict[str, dict[str, float]]:
 def add_one(path: Path) -> dict[str, dict[str, float]]:
     """Time one row added, from the call until it was found."""
     code = np.array([[0x0123456789ABCDEF]], np.uint64)
-    table = {}
+    table: dict[str, Any] = {}
     for name, shards in (("4 million rows in 4 shards", 4), (f"4 million rows in {SHARDS:,} shards", SHARDS)):
         make(path / str(shards), MILLIONS * 10**6, shards)
         collection = Collection.open(path / str(shards))

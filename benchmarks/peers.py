@@ -16,7 +16,7 @@ import pickle
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class HashlightMulti(Peer):
         return self.index.nbytes - self.index.ids_N.nbytes
 
     tables = True
+    index: Any
 
     def save(self, folder):
         from hashlight.engine.storage.shard import write_shard

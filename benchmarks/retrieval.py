@@ -290,7 +290,7 @@ class Start:
             del parts["train"]
         features = {name: encoder.encode_all(part.images).features for name, part in parts.items()}
         with self._features.open("wb") as file:
-            np.savez(file, **{"train": features["database"], **features})
+            np.savez(file, **{"train": features["database"], **features})  # type: ignore[arg-type]
         facts = {"backbone_epochs": " + ".join(map(str, self._epochs)), "backbone_cpu_s": train_s}
         write_atomically(self._facts, json.dumps(facts).encode())
 
@@ -324,11 +324,13 @@ def fit_method(cell: Cell, start: Start) -> Coded:
     given, features = classes if method.reads_classes else None, start.features["train"]
     hasher, fit_s = timed(lambda: method.fit(features, cell.bits, cell.seed, given))
     codes, encode_s = timed(lambda: {name: hasher.encode(start.features[name]) for name in ("queries", "database")})
-    sides = (
-        Side(None, getattr(split, name).labels, EncoderOutput(code, None, start.features[name]))
+    queries, database = (
+        Side(None, getattr(split, name).labels, EncoderOutput(code, None, start.features[name]))  # type: ignore[arg-type]
         for name, code in codes.items()
     )
-    return Coded(*sides, {"epoch": "none: fitted to features", "train_cpu_s": fit_s, "encode_cpu_s": encode_s})
+    return Coded(
+        queries, database, {"epoch": "none: fitted to features", "train_cpu_s": fit_s, "encode_cpu_s": encode_s}
+    )
 
 
 def train_method(cell: Cell, start: Start) -> Coded:
@@ -351,9 +353,11 @@ def train_method(cell: Cell, start: Start) -> Coded:
     labels = split.train.labels
     given = {"pairs": draw_pairs(labels, cell.seed)} if variant.by_pairs else {"labels": labels}
     encoder, train_s = timed(lambda: train(split.train.images, config=config, **given))
-    sides, encode_s = timed(lambda: [encoded(encoder, part) for part in (split.queries, split.database)])
+    queries, query_s = timed(lambda: encoded(encoder, split.queries))
+    database, database_s = timed(lambda: encoded(encoder, split.database))
+    encode_s = round(query_s + database_s, 2)
     facts = {"epoch": encoder.config.training["epoch"], "train_cpu_s": train_s, "encode_cpu_s": encode_s}
-    return Coded(*sides, facts)
+    return Coded(queries, database, facts)
 
 
 def encoded(encoder: HashEncoder, part: Part) -> Side:

@@ -54,7 +54,8 @@ def timed(ask, calls: int) -> dict:
 
 def closed_loop(ask, clients: int, seconds: float) -> dict:
     """Query from several threads, each as fast as it gets answers."""
-    ending, times = threading.Event(), [[] for _ in range(clients)]
+    ending = threading.Event()
+    times: list[list[float]] = [[] for _ in range(clients)]
 
     def run(own: list) -> None:
         while not ending.is_set():
@@ -140,7 +141,8 @@ def transports(calls: int) -> dict:
     """Get 200 bytes from each of four servers, by each of Flight's calls."""
     command = [sys.executable, "-m", "benchmarks.serving", "--echo"]
     servers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(GROUPS)]
-    clients = [flight.connect(f"grpc://127.0.0.1:{int(server.stdout.readline())}") for server in servers]
+    ports = [int(server.stdout.readline()) for server in servers if server.stdout is not None]
+    clients = [flight.connect(f"grpc://127.0.0.1:{port}") for port in ports]
     body, action, ticket = pa.py_buffer(bytes(200)), flight.Action("echo", bytes(200)), flight.Ticket(bytes(200))
     streams = [client.do_exchange(flight.FlightDescriptor.for_command(b"echo")) for client in clients]
 
@@ -196,6 +198,7 @@ def compare(router: ClusterRouter, collection: Collection, queries: np.ndarray) 
         (router.search(queries, K), collection.search(queries, K)),
         (router.range_search(queries, RADIUS), collection.range_search(queries, RADIUS)),
     ):
+        assert one.coverage is not None
         assert one.coverage.complete
         assert (one.ids == two.ids).all()
         assert (one.distances == two.distances).all()
@@ -238,7 +241,8 @@ def kill_one(cluster: LocalCluster, router: ClusterRouter, queries: np.ndarray, 
     partial = []
 
     def check(some: np.ndarray) -> None:
-        if not router.range_search(some, RADIUS).coverage.complete:
+        coverage = router.range_search(some, RADIUS).coverage
+        if coverage is None or not coverage.complete:
             partial.append(time.perf_counter())
 
     victim = cluster.processes[0, 0]

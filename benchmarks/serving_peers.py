@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -55,6 +56,7 @@ def serve_faiss(codes: Path, kind: str) -> None:
     from fastapi import FastAPI
 
     packed = np.load(codes).view(np.uint8)
+    index: Any
     if kind == "flat":
         index = faiss.IndexBinaryFlat(64)
     else:
@@ -144,8 +146,8 @@ def serve_ray(codes: Path) -> None:
         port = free.getsockname()[1]
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    parts = [Part.options(name=f"part-{number}").bind(number) for number in range(GROUPS)]
-    serve.run(Ingress.bind(*parts), route_prefix="/v1/range_search")
+    parts = [Part.options(name=f"part-{number}").bind(number) for number in range(GROUPS)]  # type: ignore[attr-defined]
+    serve.run(Ingress.bind(*parts), route_prefix="/v1/range_search")  # type: ignore[attr-defined]
     print(port, flush=True)
     sys.stdin.read()
     serve.shutdown()
@@ -162,6 +164,8 @@ def started(*command: str) -> Iterator[tuple[str, int]]:
     with subprocess.Popen(
         [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             port = int(process.stdout.readline().strip().rsplit(":", 1)[-1].strip("/"))
             yield f"http://127.0.0.1:{port}", process.pid
@@ -181,7 +185,7 @@ def check(url: str, collection: Collection, queries: np.ndarray, *, arrow: bool)
     assert [hit["id"] for hit in found] == expected.ids.tolist()
     assert [hit["distance"] for hit in found] == expected.distances.tolist()
     if arrow:
-        options = {"params": {"radius": RADIUS, "limit": LIMIT}, "headers": {"content-type": ARROW}}
+        options: dict[str, Any] = {"params": {"radius": RADIUS, "limit": LIMIT}, "headers": {"content-type": ARROW}}
         stream = httpx.post(f"{url}/v1/range_search", content=arrow_body(queries), **options).raise_for_status()
         table = pyarrow.ipc.open_stream(stream.content).read_all()
         assert table["query"].to_pylist() == np.repeat(np.arange(len(queries)), np.diff(expected.lims)).tolist()
@@ -207,7 +211,8 @@ async def over_http(url: str, queries: np.ndarray, seconds: float, *, arrow: boo
         return time.perf_counter() - start
 
     async def keep_asking(seconds: float, what: Iterator[bytes]) -> list[float]:
-        until, times = time.perf_counter() + seconds, []
+        until = time.perf_counter() + seconds
+        times: list[float] = []
         while len(times) < 3 or time.perf_counter() < until:
             times.append(await ask(next(what)))
         return times
@@ -242,8 +247,7 @@ def arrow_body(queries: np.ndarray) -> bytes:
 
 def over_milvus(codes: np.ndarray, queries: np.ndarray, seconds: float) -> dict:
     """Insert a part of the codes and query with its own client."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    from peers import MilvusLite
+    from benchmarks.peers import MilvusLite
 
     peer = MilvusLite(codes[:MILVUS_ROWS].view(np.uint8))
     times: list[float] = []

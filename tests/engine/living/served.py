@@ -140,7 +140,8 @@ class ServedMachine(Machine):
         left = self.states
         for number in range(self.history.live + 1, version + 1):
             rows = self._rows(Collection.open(self.location, version=number))
-            left = left[next(at for at, state in enumerate(left) if state.version.rows == rows) :]
+            left = left[next((at for at, state in enumerate(left) if state.version.rows == rows), len(left)) :]
+            assert left, f"version {number} is not what the collection was after any of these writes"
             left[0].oldest = max(left[0].oldest, self.history.oldest)
             self.history.commit(left[0], number)
         self.states[-1].oldest = self.history.oldest
