@@ -19,6 +19,7 @@ from hashlight.pipelines.cli.options import (
     MaxMegapixelsOption,
     OtherEncoderOption,
     local_file,
+    local_path,
     refuse_missing,
 )
 
@@ -84,7 +85,9 @@ class Upkeep:
         Path | None,
         typer.Option(
             help="With --writable: folder of the write logs, which a restarted server needs to be given again; with "
-            "the user's state without it."
+            "the user's state without it.",
+            parser=local_path,
+            metavar="FOLDER",
         ),
     ] = None
 

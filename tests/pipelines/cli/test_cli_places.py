@@ -29,9 +29,9 @@ from tests.encoded import read_codes
 
 # What an option that takes text may be. A new one must be put into one of the three.
 PLACES = {
-    "train": {"input", "output", "pairs"},
+    "train": {"input", "output", "pairs", "embeddings"},
     "list": {"corpus", "output"},
-    "encode": {"input", "encoder", "output"},
+    "encode": {"input", "encoder", "output", "embeddings"},
     "build": {"codes", "output"},
     "import": {"source", "collection"},
     "export": {"collection", "target"},
@@ -56,14 +56,14 @@ PLACES = {
 }
 THIS_MACHINE = {
     "train": {"weights"},
-    "serve": {"keys", "tls_cert", "tls_key", "shard_tls_cert", "shard_tls_key", "shard_tls_authority"},
+    "serve": {"keys", "tls_cert", "tls_key", "shard_tls_cert", "shard_tls_key", "shard_tls_authority", "write_log"},
     "demo": {"output"},
 }
 NO_PLACES = {
     "method", "backbone", "supervision", "schedule", "precision", "device", "address", "max_rejects", "shard_bytes",
     "baseline", "index", "host", "image_host", "url", "key", "ids", "code_column", "id_column", "features_column",
     "thumbnail_column", "filter", "code", "settings", "nulls", "column", "name", "version", "older_than",
-    "cache_size",
+    "cache_size", "embedding_column",
 }  # fmt: skip
 
 
