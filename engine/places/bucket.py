@@ -137,6 +137,26 @@ class Bucket(Place):
                 skipped[HIDDEN] += 1
             hidden = left_out or hidden
 
+    def tops(self) -> list[Entry]:
+        """See `Place.tops`; all of it is in memory."""
+
+        def listed() -> Any:
+            with translated(self.path()):
+                return obstore.list_with_delimiter(self._store, self._key("") or None)
+
+        found = retried(listed, self.path())
+        start = len(self._key("") and self._key("") + "/")
+        files = [_entry_of(about["path"][start:], about) for about in found["objects"] if about["path"][start:]]
+        folders = [Entry(path[start:], 0, "", is_folder=True) for path in found["common_prefixes"]]
+        entries = sorted([*files, *folders], key=lambda entry: entry.name + "/" * entry.is_folder)
+        # An empty object with the name of a folder is a marker, as in a walk.
+        followers = [*entries[1:], None]
+        return [
+            entry
+            for entry, after in zip(entries, followers, strict=True)
+            if entry.is_folder or entry.size or after is None or (after.name, after.is_folder) != (entry.name, True)
+        ]
+
     def _files(self, folder: str) -> Iterator[Any]:
         pending: Any = None
         for about in self._list(folder):

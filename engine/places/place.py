@@ -154,6 +154,13 @@ class Place(abc.ABC):
             Counts what is left out, by kind; a folder counts once, whatever is in it.
         """
 
+    def tops(self) -> list[Entry] | None:
+        """List what is directly in the place, hidden names too, in the order in which `walk` comes to it.
+
+        None where a walk of the whole is not the walks of its folders one after the other, as where folders are linked.
+        """
+        return None
+
     @abc.abstractmethod
     def download(self, name: str, target: Path) -> None:
         """Copy a file, or all files below a folder, to the local path `target`."""

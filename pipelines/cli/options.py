@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hashlight.engine.indexes.choice import IndexChoice
+
+if TYPE_CHECKING:
+    from hashlight.pipelines.corpora.options import CorpusOptions
 
 ExchangeKind = Literal["faiss", "parquet", "arrow"]
 
@@ -20,7 +23,8 @@ _ENDINGS: dict[ExchangeKind, tuple[str, ...]] = {
 }
 
 CORPUS_HELP = (
-    "Corpus: a folder of images, Parquet files, WebDataset tars or IDX files, or a text file of URIs; local or s3://."
+    "Corpus: a folder of images, Parquet files, CSV files, JSON lines, WebDataset tars or IDX files, what img2dataset "
+    "wrote, or a text file of URIs; local or s3://."
 )
 
 
@@ -89,6 +93,37 @@ class SourceColumns:
     number_rows: Annotated[bool, typer.Option("--number-rows", help="Number the rows instead.")] = False
     features_column: Annotated[str | None, typer.Option(help="Column of fine features, for re-ranking.")] = None
     thumbnail_column: Annotated[str | None, typer.Option(help="Column of encoded pictures.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusNames:
+    """What a corpus does not say itself: its kind, and the names of its columns."""
+
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="images, parquet, tar, idx, csv, jsonl, list or img2dataset; without it the names of the files tell."
+        ),
+    ] = None
+    image_column: Annotated[str | None, typer.Option(help="Column of encoded images.")] = None
+    uri_column: Annotated[str | None, typer.Option(help="Column of the images' URIs or paths.")] = None
+    id_column: Annotated[str | None, typer.Option(help="Column of ids: whole numbers, or texts to hash.")] = None
+    label_column: Annotated[str | None, typer.Option(help="Column of labels; in tars a key of the JSON.")] = None
+    keep: Annotated[str | None, typer.Option(help="Columns to keep, as a,b; without it all; of tars' JSON none.")] = (
+        None
+    )
+    join: Annotated[
+        str | None, typer.Option(help="Metadata to add, FILE:COLUMN; the column has the images' file names or ids.")
+    ] = None
+
+    def parsed(self) -> CorpusOptions:
+        """Return them as the library takes them."""
+        from hashlight.pipelines.corpora.options import CorpusOptions
+
+        try:
+            return CorpusOptions.parse(**asdict(self))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
 
 
 def set_cache_size(text: str | None) -> str | None:

@@ -1,8 +1,9 @@
 """Corpora: where images, and what is known about them, come from.
 
-A corpus is a folder of images (its sub-folders the classes), Parquet files with images (a column `image`) or with URIs
-of images (a column `uri`), WebDataset tar shards, IDX files, a folder of any one of these, or a text file with one URI
-per line; on this machine or in a store (`s3://...`). Listed, it is a table with one entry per image:
+A corpus is a folder of images (its sub-folders the classes, its `metadata.csv` or `metadata.jsonl` what is known of
+them), Parquet files with images or with URIs of images, CSV files or JSON lines with URIs, what img2dataset wrote,
+WebDataset tar shards, IDX files, a folder of any one of these, or a text file with one URI per line; on this machine or
+in a store (`s3://...`). Listed, it is a table with one entry per image:
 
 ===========  ======  =================================================================================================
 id           int64   the corpus's own `id` column, or 63 bits of a hash of the corpus's name and the image's name in it
@@ -12,8 +13,10 @@ __row        int64   the row of that file, -1 if the file is the image
 __stamp      string  changes when the file changes; empty if that is not known
 __group      int64   where there is such a column: the part of the file that the row is in, which can only be read from
                      its start, such as a row group of Parquet; -1 or null if there is none
-(others)             other columns of a Parquet corpus; `label`: the sub-folder's name, the `.cls` of a shard's sample,
-                     the row of an IDX file of labels; `txt` and `json` of a shard's sample
+__column     string  where it does not have a known name: the column of the images in a file of rows
+(others)             other columns of a corpus of rows; `label`: the sub-folder's name, the `.cls` of a shard's sample,
+                     the row of an IDX file of labels; `txt` and `json` of a shard's sample; see
+                     `pipelines.corpora.kinds.columns` for their names
 ===========  ======  =================================================================================================
 
 The name of a corpus is that of its folder, also if the corpus is a file in it, unless another is given; the name of an
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -35,44 +39,77 @@ import numpy as np
 import pyarrow as pa
 
 from hashlight.engine.ids import find_repeated
-from hashlight.engine.places.uris import normalise, without_credentials
+from hashlight.engine.places.uris import is_local, normalise, without_credentials
 from hashlight.pipelines.corpora.ids import IdRule, refuse_repeated_images, settle_ids, with_ids
-from hashlight.pipelines.corpora.kinds import idx, images, parquet, uris, webdataset
+from hashlight.pipelines.corpora.joins import find_metadata, joined, read_metadata
+from hashlight.pipelines.corpora.kinds import idx, images, img2dataset, parquet, tables, uris, webdataset
 from hashlight.pipelines.corpora.listing import (
+    COLUMN,
     ROW,
     SHARDS,
     SOURCE,
     File,
     FileStream,
     Listing,
+    Walk,
     entry_of,
     skip,
+    split_walk,
     suffix_kind,
     told,
     walk,
 )
+from hashlight.pipelines.corpora.options import NO_OPTIONS, CorpusOptions
 from hashlight.pipelines.jobs.errors import PipelineError
 
 logger = logging.getLogger(__name__)
 
+_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing")
+
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of corpus: which files belong to it (by their names in lower case), and how they are listed."""
+    """A kind of corpus.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    holds : callable
+        Which files belong to it, by their names in lower case.
+    list_files : callable
+    may_describe : bool
+        Whether such files may lie among those of another kind, and say something of them.
+    any_name : bool
+        Whether a file of any name may be of this kind, if the user says so.
+    """
 
     name: str
     holds: Callable[[str], bool]
-    list_files: Callable[[str, FileStream, IdRule], Listing]
+    list_files: Callable[[str, FileStream, IdRule, CorpusOptions], Listing]
+    may_describe: bool = False
+    any_name: bool = False
 
 
 _IMAGE = _Kind("image", images.is_image, images.list_files)
-_PARQUET = _Kind("Parquet", lambda name: name.endswith(parquet.SUFFIX), parquet.list_files)
-_TAR = _Kind("tar", lambda name: name.endswith(webdataset.SUFFIXES), webdataset.list_files)
-_IDX = _Kind("IDX", idx.is_idx, idx.list_files)
-_KINDS = (_IMAGE, _PARQUET, _TAR, _IDX)
+_IDX = _Kind("IDX", idx.is_idx, idx.list_files, may_describe=True)
+_KINDS = {
+    "images": _IMAGE,
+    "parquet": _Kind("Parquet", lambda name: name.endswith(parquet.SUFFIX), parquet.list_files, any_name=True),
+    "tar": _Kind("tar", lambda name: name.endswith(webdataset.SUFFIXES), webdataset.list_files),
+    "idx": _IDX,
+    "csv": _Kind("CSV", lambda name: name.endswith(tables.CSV_SUFFIXES), tables.list_csv, True, any_name=True),
+    "jsonl": _Kind(
+        "JSON lines", lambda name: name.endswith(tables.JSONL_SUFFIXES), tables.list_json_lines, True, any_name=True
+    ),
+}
+_EXPECTED = (
+    "a folder of images, Parquet files, CSV files, JSON lines, tar shards or IDX files, one of those files, what "
+    "img2dataset wrote, or a list of URIs (.txt)"
+)
 
 
-def open_listing(corpus: str | Path, ids: str = "auto") -> Listing:
+def open_listing(corpus: str | Path, ids: str = "auto", options: CorpusOptions = NO_OPTIONS) -> Listing:
     """Find out what kind of corpus is at a path or URI.
 
     Parameters
@@ -80,66 +117,134 @@ def open_listing(corpus: str | Path, ids: str = "auto") -> Listing:
     corpus : str or Path
     ids : str
         What ids are made from; see `pipelines.corpora.ids.IdRule`.
+    options : CorpusOptions
+        What is known of it.
 
     Raises
     ------
     PipelineError
-        If nothing is there, it has no images, or it cannot be read.
+        If nothing is there, it has no images, it cannot be read, or it has no column that `options` names.
     """
     root = normalise(corpus)
     found = entry_of(root)
     if found is None:
-        raise PipelineError(
-            f"no corpus at {without_credentials(root)}: expected a folder of images, Parquet files, tar shards or IDX "
-            "files, one of those files, or a list of URIs (.txt)"
-        )
+        raise PipelineError(f"no corpus at {without_credentials(root)}: expected {_EXPECTED}")
     base = without_credentials(root)
     folder = base if found.is_folder else base.rpartition("/")[0]
-    rule = IdRule.parse(ids, folder.rpartition("/")[2])
-    listing = _open_folder(root, rule) if found.is_folder else _open_file(root, found.stamp, rule)
-    return replace(listing, corpus=base, ids=rule)
+    rule = IdRule.parse(options.ids(ids), folder.rpartition("/")[2])
+    listing = _open_folder(root, rule, options) if found.is_folder else _open_file(root, found.stamp, rule, options)
+    listing = replace(listing, corpus=base, ids=rule)
+    if options.join is not None:
+        listing = joined(listing, read_metadata(*options.join), options)
+    _refuse_unknown_columns(listing, options)
+    return listing
 
 
-def _open_folder(root: str, ids: IdRule) -> Listing:
-    kind, first = _first_of_a_kind(root)
-    return kind.list_files(root, FileStream(lambda skipped: _files_of(kind, root, first, skipped)), ids)
+def _refuse_unknown_columns(listing: Listing, options: CorpusOptions) -> None:
+    named = [*(options.keep or ()), *([] if options.label_column is None else [options.label_column])]
+    known = listing.columns | set(listing.schema.names)
+    if unknown := [name for name in named if name not in known]:
+        there = sorted(listing.columns)
+        raise PipelineError(
+            f"{listing.corpus} has no column {unknown}: {f'it has {there}' if there else 'it has none'}"
+        )
 
 
-def _open_file(root: str, stamp: str, ids: IdRule) -> Listing:
+def _open_folder(root: str, ids: IdRule, options: CorpusOptions) -> Listing:
+    if options.kind == "img2dataset":
+        return img2dataset.list_output(root, ids, options)
+    if options.kind == "list":
+        raise PipelineError(f"{without_credentials(root)} is a folder: expected a text file with one URI per line")
+    kind, first = _first_of_a_kind(root, options.kind)
+    if options.kind is None and img2dataset.is_output(root, first.name):
+        return img2dataset.list_output(root, ids, options)
+    metadata, described_by = None, set[str]()
+    if kind is _IMAGE:
+        metadata, described_by = find_metadata(root, _folders_of(root))
+
+    def of_kind(walk_part: Walk) -> Walk:
+        return lambda skipped: _files_of(kind, root, first, described_by, walk_part(skipped), skipped, options.kind)
+
+    stream = FileStream(
+        of_kind(lambda skipped: walk(root, skipped)), lambda: [of_kind(part) for part in split_walk(root)]
+    )
+    listing = kind.list_files(root, stream, ids, options)
+    if metadata is None:
+        return listing
+    return joined(replace(listing, corpus=without_credentials(root)), metadata, options, by_path=True)
+
+
+def _folders_of(root: str) -> list[str]:
+    """Return the folders in which metadata may lie; in a store, which may have too many to list, those of splits."""
+    if not is_local(root):
+        return list(_SPLITS)
+    with os.scandir(root) as entries:
+        # A link that leads back to itself is none, and no error.
+        return sorted(entry.name for entry in entries if os.path.isdir(entry) and not entry.name.startswith("."))
+
+
+def _open_file(root: str, stamp: str, ids: IdRule, options: CorpusOptions) -> Listing:
     base = without_credentials(root)
     name = base.rpartition("/")[2]
-    if kind := _kind_of(name):
-        file = File(root, name, stamp)
-        return kind.list_files(root, FileStream(lambda _skipped: iter([file])), ids)
-    if name.lower().endswith(uris.SUFFIXES):
+    file = File(root, name, stamp)
+    kind = _kind_of(name)
+    if options.kind in _KINDS:
+        asked = _KINDS[options.kind]
+        kind = asked if asked.any_name or asked.holds(name.lower()) else None
+    elif options.kind is not None:
+        kind = None
+    if kind is not None:
+        return kind.list_files(root, FileStream(lambda _skipped: iter([file])), ids, options)
+    if options.kind == "list" or (options.kind is None and name.lower().endswith(uris.SUFFIXES)):
         return uris.list_lines(root, ids)
+    what = "a corpus" if options.kind is None else f"a corpus of the kind {options.kind}"
     raise PipelineError(
-        f"{base} is not a corpus: expected an image, a .parquet, .tar or -ubyte file, or a list of URIs (.txt)"
+        f"{base} is not {what}: expected an image, a .parquet, .csv, .jsonl, .tar or -ubyte file, or a list of URIs "
+        "(.txt)"
     )
 
 
-def _first_of_a_kind(root: str) -> tuple[_Kind, File]:
+def _first_of_a_kind(root: str, asked: str | None) -> tuple[_Kind, File]:
+    """Return the kind of a folder and its first file: what only describes others counts if there are no others."""
     skipped: Counter[str] = Counter()
+    describing: tuple[_Kind, File] | None = None
     for file in walk(root, skipped):
-        if kind := _kind_of(file.name):
+        kind = _kind_of(file.name)
+        if kind is not None and (kind is _KINDS[asked] if asked else kind is _IDX or not kind.may_describe):
             return kind, file
+        if kind is not None and not asked:
+            describing = describing or (kind, file)
         skip(skipped, suffix_kind(file.name))
+    if describing:
+        return describing
+    suffixes = f"{' '.join(sorted(images.SUFFIXES))}, .parquet, .csv, .jsonl, .tar or -ubyte"
     raise PipelineError(
-        f"{without_credentials(root)} has no images: expected files ending in {' '.join(sorted(images.SUFFIXES))}, "
-        f".parquet, .tar or -ubyte, got {told(skipped)}"
+        f"{without_credentials(root)} has no images: expected files ending in {suffixes}, got {told(skipped)}"
+        if asked is None
+        else f"{without_credentials(root)} has no files of the kind {asked}: got {told(skipped)}"
     )
 
 
-def _files_of(kind: _Kind, root: str, first: File, skipped: Counter[str]) -> Iterator[File]:
-    """Walk the files of one kind; PipelineError if there is one of another, except what may lie beside IDX files."""
-    for file in walk(root, skipped):
+def _files_of(
+    kind: _Kind,
+    root: str,
+    first: File,
+    described_by: set[str],
+    files: Iterator[File],
+    skipped: Counter[str],
+    asked: str | None,
+) -> Iterator[File]:
+    """Pass on the files of one kind; PipelineError if there is one of another that may not lie beside them."""
+    for file in files:
         found = _kind_of(file.name)
+        if file.name in described_by:
+            continue
         if found is kind or (kind is _IMAGE and images.is_unsupported(file.name.lower())):
             yield file
-        elif found and _IDX not in (kind, found):
+        elif found and asked is None and not (found.may_describe or kind.may_describe):
             raise PipelineError(
                 f"{without_credentials(root)} has {kind.name} files ({first.name}) and {found.name} files "
-                f"({file.name}): expected one kind, move the others elsewhere"
+                f"({file.name}): expected one kind, move the others elsewhere or say which with --kind"
             )
         else:
             skip(skipped, suffix_kind(file.name))
@@ -147,10 +252,15 @@ def _files_of(kind: _Kind, root: str, first: File, skipped: Counter[str]) -> Ite
 
 def _kind_of(name: str) -> _Kind | None:
     lower = name.lower()
-    return next((kind for kind in _KINDS if kind.holds(lower)), None)
+    return next((kind for kind in _KINDS.values() if kind.holds(lower)), None)
 
 
-def list_corpus(path: str | Path) -> pa.Table:
+def list_corpus(path: str | Path, options: CorpusOptions = NO_OPTIONS) -> pa.Table:
+    """List the images of a corpus that fits in memory; see `list_all`."""
+    return list_all(open_listing(path, options=options))
+
+
+def list_all(listing: Listing) -> pa.Table:
     """List the images of a corpus that fits in memory; `pipelines.corpora.work` is for those that do not.
 
     Returns
@@ -162,16 +272,13 @@ def list_corpus(path: str | Path) -> pa.Table:
     Raises
     ------
     PipelineError
-        If nothing is at `path`, it has no images, or an id occurs twice.
+        If it has no images, or an id occurs twice.
     """
-    listing = open_listing(path)
     tables = list(listing.chunks())
     if listing.kind == SHARDS:
         shards = zip(*(_columns(tables, name) for name in ("uri", SOURCE)), strict=True)
         tables = [
-            webdataset.shard_entries(
-                name, source, list(webdataset.read_shard(source, skipped=listing.skipped)), listing.schema, listing.ids
-            )
+            webdataset.shard_entries(name, source, _samples(source, listing), listing.schema, listing.ids)
             for name, source in shards
         ]
     entries = pa.concat_tables(tables) if tables else listing.schema.empty_table()
@@ -179,8 +286,20 @@ def list_corpus(path: str | Path) -> pa.Table:
     if listing.skipped:
         logger.warning("%s: left out %s", listing.corpus, told(listing.skipped))
     repeated = find_repeated(entries["id"].to_numpy())
-    refuse_repeated_images(repeated, lambda: [entries], corpus=listing.corpus, are_hashes=not listing.has_ids)
+    refuse_repeated_images(
+        repeated,
+        lambda: [entries],
+        corpus=listing.corpus,
+        are_hashes=not listing.has_ids,
+        id_text=listing.id_text,
+    )
     return with_ids(entries, settle_ids(repeated, lambda: [entries]))
+
+
+def _samples(source: str, listing: Listing) -> list[webdataset.Sample]:
+    samples = list(webdataset.read_shard(source, skipped=listing.skipped))
+    webdataset.take_json(samples, listing.json_columns)
+    return samples
 
 
 def refuse_empty(listing: Listing, num_entries: int) -> None:
@@ -217,12 +336,12 @@ class Readers:
         self._parquet.close()
         self._idx.close()
 
-    def read_rows(self, source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
-        """Read ascending rows of a file."""
+    def read_rows(self, source: str, rows: np.ndarray, column: str | None = None) -> Iterator[bytes | OSError]:
+        """Read ascending rows of a file, whose column of images may be named."""
         name = without_credentials(source).lower()
         if name.endswith(webdataset.SUFFIXES):
             return webdataset.read_rows(source, rows)
-        return self._idx.read(source, rows) if idx.is_idx(name) else self._parquet.read(source, rows)
+        return self._idx.read(source, rows) if idx.is_idx(name) else self._parquet.read(source, rows, column)
 
 
 def read_images(entries: pa.Table, readers: Readers | None = None) -> Iterator[bytes | OSError]:
@@ -243,13 +362,14 @@ def read_images(entries: pa.Table, readers: Readers | None = None) -> Iterator[b
         with Readers() as own:
             yield from read_images(entries, own)
         return
-    rows = zip(entries[SOURCE].to_pylist(), entries[ROW].to_pylist(), strict=True)
-    for is_row, run in itertools.groupby(rows, key=lambda pair: pair[1] >= 0):
+    column = entries[COLUMN].to_pylist() if COLUMN in entries.column_names else [None] * len(entries)
+    rows = zip(entries[SOURCE].to_pylist(), column, entries[ROW].to_pylist(), strict=True)
+    for is_row, run in itertools.groupby(rows, key=lambda place: place[2] >= 0):
         if is_row:
-            for source, pairs in itertools.groupby(run, key=lambda pair: pair[0]):
-                yield from readers.read_rows(source, np.array([row for _, row in pairs]))
+            for (source, name), places in itertools.groupby(run, key=lambda place: place[:2]):
+                yield from readers.read_rows(source, np.array([place[2] for place in places]), name)
         else:
-            yield from images.read_files(source for source, _ in run)
+            yield from images.read_files(place[0] for place in run)
 
 
 def read_uri(uri: str) -> bytes:

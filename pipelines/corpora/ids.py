@@ -36,7 +36,8 @@ class IdRule:
     source : str
         "name": the corpus's name and the image's name within it, so that a copy of the corpus, on any machine or in a
         bucket, has the same ids. "uri": where the image is. "content": the encoded bytes of the image. "column:NAME":
-        a column of a Parquet corpus. "auto": the column `id` where there is one, and otherwise the name.
+        a column of a corpus of rows, of whole numbers or of texts, which are hashed with the corpus's name. "auto": the
+        column `id` where there is one, and otherwise the name.
     corpus : str
         The corpus's name.
     """
@@ -80,12 +81,16 @@ class IdRule:
         """
         if self.column:
             raise PipelineError(
-                f"{self.corpus} has no column `{self.column}` to take ids from, which only Parquet files have: have "
-                "ids made from the images' names"
+                f"{self.corpus} has no column `{self.column}` to take ids from, which only Parquet, CSV and JSON lines "
+                "have: have ids made from the images' names"
             )
         if self.source == "uri":
             return hashed_ids(uris)
         return hashed_ids(name if _is_absolute(name) else f"{self.corpus}/{name}" for name in names)
+
+    def ids_of_texts(self, texts: Iterable[str]) -> IdArray:
+        """Return the hashes of ids that are texts, such as those of a column; they are ids within the corpus."""
+        return hashed_ids(f"{self.corpus}/{text}" for text in texts)
 
 
 def _is_absolute(name: str) -> bool:
@@ -172,7 +177,12 @@ def with_ids(table: pa.Table, moved: dict[int, int]) -> pa.Table:
 
 
 def refuse_repeated_images(
-    repeated: IdArray, tables: Callable[[], Iterable[pa.Table]], *, corpus: str, are_hashes: bool
+    repeated: IdArray,
+    tables: Callable[[], Iterable[pa.Table]],
+    *,
+    corpus: str,
+    are_hashes: bool,
+    id_text: str | None = None,
 ) -> None:
     """Raise PipelineError, naming two images with the same id, unless only their hashes are the same.
 
@@ -185,15 +195,19 @@ def refuse_repeated_images(
     corpus : str
     are_hashes : bool
         Whether ids were made here; an image that is listed twice is refused all the same.
+    id_text : str, optional
+        The column of the texts that were hashed; by default it is that of the URIs.
     """
     if not len(repeated):
         return
     uris: dict[int, list[str]] = {}
+    hashed: dict[int, list[str]] = {}
     for table in tables():
         some = table.filter(pc.is_in(table["id"], pa.array(repeated)))
-        for id_, uri in zip(some["id"].to_pylist(), some["uri"].to_pylist(), strict=True):
+        for id_, uri, text in zip(*(some[name].to_pylist() for name in ("id", "uri", id_text or "uri")), strict=True):
             uris.setdefault(id_, []).append(uri)
-    refused = [id_ for id_, found in sorted(uris.items()) if not are_hashes or len(set(found)) < len(found)]
+            hashed.setdefault(id_, []).append(text)
+    refused = [id_ for id_, found in sorted(hashed.items()) if not are_hashes or len(set(found)) < len(found)]
     if refused:
         raise PipelineError(
             f"{counted(len(refused), 'id')} {'occurs' if len(refused) == 1 else 'occur'} more than once in the corpus, "

@@ -1,6 +1,9 @@
-"""Labels of a listed corpus: one per image, or several."""
+"""Labels of a listed corpus: one per image, or several; and whether the names of folders are labels at all."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +11,78 @@ import pyarrow.compute as pc
 
 from hashlight.pipelines.corpora.listing import HOW_TO_READ
 from hashlight.pipelines.jobs.errors import PipelineError
+
+CLASSES, DATES, SPLITS, NUMBERS, HASHES, ALONE = "classes", "dates", "splits", "numbers", "hashes", "a single folder"
+
+_YEAR = r"(?:19|20)\d\d"
+_MONTHS = (
+    "january february march april may june july august september october november december "
+    "jan feb mar apr jun jul aug sep sept oct nov dec spring summer autumn fall winter"
+).replace(" ", "|")
+# 2019, 2019-07 Italy, Italy 2019, 20190704, IMG_20190704: a year that is not a part of a longer number.
+_DATE = re.compile(rf"(?<!\d){_YEAR}(?:(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])?)?(?!\d)")
+# July and 07-July.
+_MONTH = re.compile(rf"(?:\d{{1,2}}[-_. ]*)?(?:{_MONTHS})(?:[-_. ]*\d{{1,2}})?", re.IGNORECASE)
+_SPLIT = re.compile(
+    r"(?:un)?(?:train|training|trainval|val|valid|validation|dev|devel|test|testing|eval|holdout|query|queries|gallery|"
+    r"database|base|distractors?|labell?ed|unlabell?ed|images?|img|imgs|pictures|photos|data|dataset|raw|all|set|split|"
+    r"fold|subset)(?:[-_ ]?(?:\d+|images?|imgs?|data|set|split|[ab]))*",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(
+    # 0001, part-00001, batch3, 100CANON and 101_0724, which cameras make.
+    r"[-_. ]*\d+(?:[-_. ]+\d+)*[-_. ]*|"
+    r"(?:part|shard|batch|chunk|folder|dir|directory|page|disk|disc|roll|box|group|bucket|block)s?[-_. ]*\d+|"
+    r"\d{3}(?:[A-Z_]{5}|CANON|APPLE|MEDIA|_PANA|OLYMP|ND\w{3}|NIKON|MSDCF)",
+    re.IGNORECASE,
+)
+_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
+_HEX = re.compile(r"[0-9a-f]+", re.IGNORECASE)
+_TOKEN = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_-]{16,}")
+
+
+def what_names_are(names: Iterable[str]) -> str:
+    """Say what the names of the sub-folders of a corpus look like.
+
+    A doubt counts against classes: an archive by date must never become a classifier of years.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Distinct.
+
+    Returns
+    -------
+    str
+        `CLASSES`, or what they look like instead: `DATES` if any of them has a year, or half of them are months;
+        `SPLITS`, `NUMBERS` or `HASHES` if half of them are; `ALONE` if there is one.
+    """
+    names = list(names)
+
+    def are_mostly(fits: Callable[[str], object]) -> bool:
+        return 2 * sum(bool(fits(name)) for name in names) >= len(names)
+
+    if are_mostly(_SPLIT.fullmatch):
+        return SPLITS
+    if any(_DATE.search(name) for name in names if not _is_hash(name)) or are_mostly(_MONTH.fullmatch):
+        return DATES
+    if are_mostly(_NUMBER.fullmatch):
+        return NUMBERS
+    if are_mostly(_is_hash) or _are_short_hashes(names):
+        return HASHES
+    return CLASSES if len(names) > 1 else ALONE
+
+
+def _is_hash(name: str) -> bool:
+    """Whether a name alone is a hash, a UUID or a random token."""
+    is_hex = len(name) >= 16 and _HEX.fullmatch(name) is not None and not name.isdigit()
+    return is_hex or _UUID.fullmatch(name) is not None or _TOKEN.fullmatch(name) is not None
+
+
+def _are_short_hashes(names: list[str]) -> bool:
+    """Whether names are the beginnings of hashes, such as 0a, 3f, c4: of one length, some beginning with a digit."""
+    are_hex = all(_HEX.fullmatch(name) for name in names) and len({len(name) for name in names}) == 1
+    return are_hex and {name[0].isdigit() for name in names} == {True, False}
 
 
 def attribute_names(entries: pa.Table) -> list[str]:

@@ -7,9 +7,11 @@ and entries are made 20,000 at a time, so that memory does not grow with the cor
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -17,13 +19,14 @@ import pyarrow as pa
 
 from hashlight.engine.errors import PlaceError
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.places.place import Entry
+from hashlight.engine.places.place import HIDDEN, Entry
 from hashlight.engine.places.uris import is_local, normalise, split_options, without_credentials
 from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.jobs.errors import PipelineError
 
-SOURCE, ROW, STAMP, GROUP = "__source", "__row", "__stamp", "__group"
+SOURCE, ROW, STAMP, GROUP, COLUMN = "__source", "__row", "__stamp", "__group", "__column"
 IMAGES, SHARDS, EMBEDDINGS = "images", "shards", "embeddings"
+FOLDERS, COLUMN_OF_LABELS = "folders", "column"
 CHUNK_ENTRIES = 20_000
 # Units grow with the corpus, so that a small one has work for many actors, and a large one few units: the least images
 # of a unit, and how many units there would be if all were as large as the next.
@@ -31,11 +34,17 @@ _LEAST_IMAGES, _SHARES = 100, 32
 # What is counted beyond so many kinds is counted as one: suffixes may be anything.
 _MAX_KINDS = 50
 OTHER = "others"
+# What begins so is counted in rows of files, not in files.
+_ROWS = "rows "
 BASE_SCHEMA = pa.schema(
     {"id": pa.int64(), "uri": pa.string(), SOURCE: pa.string(), ROW: pa.int64(), STAMP: pa.string()}
 )
 # Columns that say how an entry is read, and are not stored with its code.
-HOW_TO_READ = frozenset({SOURCE, ROW, STAMP, GROUP})
+HOW_TO_READ = frozenset({SOURCE, ROW, STAMP, GROUP, COLUMN})
+# A part of a corpus that can be listed by itself: its entries, with what is left out counted in the given counter.
+Piece = Callable[[Counter[str]], Iterator[pa.Table]]
+# Starts the stream of the pieces of a corpus; given True, of as many as can be listed at the same time.
+Pieces = Callable[[bool], Iterator[Piece]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,10 @@ class File:
     stamp: str
 
 
+# A walk, which counts in the given counter what it leaves out.
+Walk = Callable[[Counter[str]], Iterator[File]]
+
+
 @dataclass(frozen=True, slots=True)
 class FileStream:
     """The files of a corpus; every call walks them anew.
@@ -55,17 +68,36 @@ class FileStream:
     ----------
     walk : callable
         Starts a walk, which counts in the given counter what it leaves out.
+    parts : callable, optional
+        Returns walks that, one after the other, find what `walk` does, and may run at the same time.
     skipped : Counter
         What the last walk that was started has left out so far, by kind.
     """
 
-    walk: Callable[[Counter[str]], Iterator[File]]
+    walk: Walk
+    parts: Callable[[], list[Walk]] | None = None
     skipped: Counter[str] = field(default_factory=Counter)
 
     def __call__(self) -> Iterator[File]:
         """Start a walk."""
         self.skipped.clear()
         return self.walk(self.skipped)
+
+    def pieces(self, entries_of: Callable[[Iterator[File]], Iterator[pa.Table]]) -> Pieces:
+        """Return the pieces of a corpus whose files become entries one by one."""
+
+        def pieces(split: bool) -> Iterator[Piece]:
+            self.skipped.clear()
+            for part in self.parts() if split and self.parts is not None else [self.walk]:
+                yield functools.partial(_list_walk, part, entries_of)
+
+        return pieces
+
+
+def _list_walk(
+    part: Walk, entries_of: Callable[[Iterator[File]], Iterator[pa.Table]], skipped: Counter[str]
+) -> Iterator[pa.Table]:
+    return entries_of(part(skipped))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +112,47 @@ class Listing:
         `IMAGES`: an entry is an image. `SHARDS`: an entry is a tar file, whose images are known only once it is read.
     schema : pyarrow.Schema
         Of the entries; for shards, of the entries that reading one gives.
-    chunks : callable
-        Starts the stream of entries, anew at every call.
+    pieces : callable
+        Starts the stream of the corpus's pieces, whose entries, one piece after the other, are those of the corpus; see
+        `Pieces`.
     skipped : Counter
         The files that are left out, by kind; complete when a stream of entries has ended.
     has_ids : bool
-        Whether ids are taken from the corpus.
+        Whether ids are whole numbers of the corpus.
     ids : IdRule
+    id_text : str or None
+        The column of the texts whose hashes are the ids, if they are those of a column.
+    labels_from : str or None
+        Where the column `label` comes from: `FOLDERS`, `COLUMN_OF_LABELS`, or None if there is none.
+    columns : frozenset of str
+        All columns of the corpus's files of rows, by their own names.
+    json_columns : dict of str to (str, str)
+        Of shards: columns that are keys of the samples' JSON, with the key and the type.
+    add_columns : callable
+        What is done to the stream of all entries in the end: it may add columns.
     """
 
     corpus: str
     kind: str
     schema: pa.Schema
-    chunks: Callable[[], Iterator[pa.Table]]
+    pieces: Pieces
     skipped: Counter[str] = field(default_factory=Counter)
     has_ids: bool = False
     ids: IdRule = field(default_factory=IdRule)
+    id_text: str | None = None
+    labels_from: str | None = None
+    columns: frozenset[str] = frozenset()
+    json_columns: dict[str, tuple[str, str]] = field(default_factory=dict)
+    add_columns: Callable[[Iterator[pa.Table]], Iterator[pa.Table]] = lambda tables: tables
+
+    def chunks(self) -> Iterator[pa.Table]:
+        """Start the stream of entries, anew at every call."""
+        return self.add_columns(table for piece in self.pieces(False) for table in piece(self.skipped))
+
+
+def whole(chunks: Callable[[], Iterator[pa.Table]]) -> Pieces:
+    """Return the pieces of a corpus that can only be listed as a whole."""
+    return lambda _split: iter([lambda _skipped: chunks()])
 
 
 def images_of_next_unit(listed: int, max_images: int) -> int:
@@ -117,9 +174,10 @@ def entry_of(uri: str) -> Entry | None:
         raise PipelineError(f"{without_credentials(uri)} cannot be listed: {error}") from error
 
 
-def skip(skipped: Counter[str], kind: str) -> None:
-    """Count a file that is left out."""
-    skipped[kind if kind in skipped or len(skipped) < _MAX_KINDS else OTHER] += 1
+def skip(skipped: Counter[str], kind: str, number: int = 1) -> None:
+    """Count files, or rows, that are left out."""
+    if number:
+        skipped[kind if kind in skipped or len(skipped) < _MAX_KINDS else OTHER] += number
 
 
 def suffix_kind(name: str) -> str:
@@ -128,10 +186,17 @@ def suffix_kind(name: str) -> str:
 
 
 def told(skipped: Mapping[str, int]) -> str:
-    """Say how many files were left out, and of which kinds: "3 files: 2 *.txt, 1 hidden"."""
+    """Say what was left out, and of which kinds: "3 files: 2 *.txt, 1 hidden; 2 rows: 2 without a URI"."""
+    rows = {kind.removeprefix(_ROWS): count for kind, count in skipped.items() if kind.startswith(_ROWS)}
+    files = {kind: count for kind, count in skipped.items() if not kind.startswith(_ROWS)}
+    parts = [_told(some, what) for some, what in ((files, "file"), (rows, "row")) if some]
+    return "; ".join(parts) or _told({}, "file")
+
+
+def _told(skipped: Mapping[str, int], what: str) -> str:
     number = sum(skipped.values())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items(), key=lambda item: -item[1]))
-    return f"{number:,} file{'s' if number != 1 else ''}{': ' if kinds else ''}{kinds}"
+    return f"{number:,} {what}{'s' if number != 1 else ''}{': ' if kinds else ''}{kinds}"
 
 
 def mentioned_in(uri: str, names: list[str]) -> tuple[list[str], list[str]]:
@@ -172,6 +237,38 @@ def _within(folder: str, name: str) -> str:
 
 def walk(root: str, skipped: Counter[str]) -> Iterator[File]:
     """Walk the visible files under a folder, in the order of their names; count the others."""
+    return _files(root, "", open_place(root).walk(skipped=skipped))
+
+
+def split_walk(root: str) -> list[Walk]:
+    """Return walks that, one after the other, find what `walk` does, and may run at the same time."""
+    tops = open_place(root).tops()
+    if tops is None:
+        return [functools.partial(walk, root)]
+    parts: list[Walk] = []
+    for is_folder, run in itertools.groupby(tops, key=lambda entry: entry.is_folder):
+        if is_folder:
+            parts += [functools.partial(_walk_below, root, entry.name) for entry in run]
+        else:
+            parts.append(functools.partial(_visible, root, list(run)))
+    return parts
+
+
+def _walk_below(root: str, folder: str, skipped: Counter[str]) -> Iterator[File]:
+    if folder.startswith("."):
+        skip(skipped, HIDDEN)
+        return iter(())
+    return _files(root, f"{folder}/", open_place(root).walk(folder, skipped=skipped))
+
+
+def _visible(root: str, entries: list[Entry], skipped: Counter[str]) -> Iterator[File]:
+    visible = [entry for entry in entries if not entry.name.startswith(".")]
+    skip(skipped, HIDDEN, len(entries) - len(visible))
+    return _files(root, "", visible)
+
+
+def _files(root: str, folder: str, entries: Iterable[Entry]) -> Iterator[File]:
     base, options = split_options(root)
-    for entry in open_place(root).walk(skipped=skipped):
-        yield File(f"{base}/{entry.name}{options}", entry.name, entry.stamp)
+    for entry in entries:
+        name = f"{folder}{entry.name}"
+        yield File(f"{base}/{name}{options}", name, entry.stamp)

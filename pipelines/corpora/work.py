@@ -42,9 +42,10 @@ from hashlight.pipelines.corpora.ids import (
     settle_ids,
     with_ids,
 )
-from hashlight.pipelines.corpora.kinds.webdataset import START, STOP, divided
+from hashlight.pipelines.corpora.kinds.webdataset import JSON_TYPES, START, STOP, divided
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
+    COLUMN,
     EMBEDDINGS,
     GROUP,
     IMAGES,
@@ -54,6 +55,8 @@ from hashlight.pipelines.corpora.listing import (
     Listing,
     images_of_next_unit,
 )
+from hashlight.pipelines.corpora.options import NO_OPTIONS, CorpusOptions
+from hashlight.pipelines.corpora.parallel import divided_by_workers, listed_by_workers
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import parse_object
 
@@ -94,6 +97,8 @@ class WorkSummary:
         Files that were left out, by kind; those in shards are known only once they are read.
     embedding_column : str
         Where files of embeddings have columns, the one with the embeddings.
+    json_columns : dict of str to list of str
+        Of shards: columns that are values of the samples' JSON, with the key and the type.
     """
 
     corpus: str
@@ -106,6 +111,7 @@ class WorkSummary:
     name: str
     skipped: dict[str, int] = field(default_factory=dict)
     embedding_column: str = ""
+    json_columns: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def id_rule(self) -> IdRule:
@@ -117,6 +123,11 @@ class WorkSummary:
         """Whether an entry is a range of a file, whose ids are known only once it is read."""
         return self.kind != IMAGES
 
+    @property
+    def shard_columns(self) -> dict[str, tuple[str, str]]:
+        """`json_columns`, as `pipelines.corpora.kinds.webdataset` takes them."""
+        return {name: (key, kind) for name, (key, kind) in self.json_columns.items()}
+
 
 def list_work(
     corpus: str | Path,
@@ -124,6 +135,8 @@ def list_work(
     *,
     unit_images: int = UNIT_IMAGES,
     ids: str = "auto",
+    options: CorpusOptions = NO_OPTIONS,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> WorkSummary:
     """List a corpus into a work list.
@@ -141,6 +154,10 @@ def list_work(
     ids : str
         What ids are made from: "auto", "name", "name:NAME" (which names the corpus), "uri", "content" or "column:NAME";
         see `pipelines.corpora.ids.IdRule`.
+    options : CorpusOptions
+        What is known of the corpus.
+    workers : int, optional
+        List on Ray, in this many tasks at a time, with the same result; in this process if left out.
     progress : callable, optional
         Called with the number of entries listed so far.
 
@@ -159,9 +176,11 @@ def list_work(
     target = open_target(folder)
     if target.local:
         remove_leftovers(target.local, file)
-    listing = open_listing(corpus, ids)
+    if workers is not None and workers < 1:
+        raise ValueError(f"`workers` must be at least 1, got {workers}")
+    listing = open_listing(corpus, ids, options)
     with target.scratch(file) as aside, target.scratch(file) as draft:
-        summary = _write(listing, aside, draft, unit_images, progress or (lambda _entries: None))
+        summary = _write(listing, aside, draft, unit_images, workers, progress or (lambda _entries: None))
         target.put_file(file, aside)
     return summary
 
@@ -362,6 +381,8 @@ def _summary_of(file: pa.ipc.RecordBatchFileReader) -> WorkSummary:
         raise ValueError(f"it has the columns {names}, its summary says {summary.columns}")
     if not all(pa.types.is_int64(field.type) for field in file.schema if field.name in (GROUP, START, STOP)):
         raise ValueError(f"expected whole numbers for the parts of files, got {file.schema}")
+    if COLUMN in names and not pa.types.is_string(file.schema.field(COLUMN).type):
+        raise ValueError(f"expected the names of columns as texts, got {file.schema}")
     return summary
 
 
@@ -369,6 +390,7 @@ def _check_summary(summary: WorkSummary) -> None:
     """Raise ValueError or TypeError unless a summary has the values that it must have."""
     texts = (summary.corpus, summary.kind, summary.digest, summary.ids, summary.name, *summary.skipped)
     texts += (summary.embedding_column,)
+    texts += (*summary.json_columns, *(text for column in summary.json_columns.values() for text in column))
     counts = (summary.units, 0 if summary.images is None else summary.images, *summary.skipped.values())
     if not all(isinstance(text, str) for text in (*texts, *summary.columns)):
         raise TypeError(f"expected names in its summary, got {summary}")
@@ -378,25 +400,45 @@ def _check_summary(summary: WorkSummary) -> None:
         raise ValueError(
             f"expected images, embeddings, or shards whose images are not known, in its summary, got {summary}"
         )
+    columns = summary.json_columns.values()
+    if not all(len(column) == 2 and column[1] in JSON_TYPES for column in columns) or summary.json_columns.keys() - set(
+        summary.columns
+    ):
+        raise ValueError(f"expected columns of JSON with a key and a type, got {summary.json_columns}")
     if IdRule.parse(summary.ids, summary.name) != summary.id_rule:
         raise ValueError(f"expected what ids are made from in its summary, got {summary.ids!r}")
     if len(set(summary.columns)) < len(summary.columns) or summary.columns[: len(BASE_SCHEMA)] != BASE_SCHEMA.names:
         raise ValueError(f"expected the columns {', '.join(BASE_SCHEMA.names)} and others, got {summary.columns}")
 
 
-def _write(listing: Listing, path: Path, draft: Path, unit_images: int, progress: Progress) -> WorkSummary:
+def _write(
+    listing: Listing, path: Path, draft: Path, unit_images: int, workers: int | None, progress: Progress
+) -> WorkSummary:
     """Write a work list to `path`; `draft` keeps it meanwhile if ids have to be settled."""
-    entries = listing.chunks()
-    units = divided(entries, unit_images, listing.ids) if listing.kind == SHARDS else cut(entries, unit_images)
+    units = _units_of(listing, unit_images, workers)
     with RepeatedIds() as ids:
         summary = _write_units(listing, _counted(units, ids, progress), path)
         repeated = ids.find()
-    refuse_repeated_images(repeated, lambda: _read_units(path), corpus=listing.corpus, are_hashes=not listing.has_ids)
+    refuse_repeated_images(
+        repeated,
+        lambda: _read_units(path),
+        corpus=listing.corpus,
+        are_hashes=not listing.has_ids,
+        id_text=listing.id_text,
+    )
     if moved := settle_ids(repeated, lambda: _read_units(path)):
         path.rename(draft)
         settled = (with_ids(unit, inside) for unit, inside in each_moved(_read_units(draft), moved))
         summary = _write_units(listing, settled, path)
     return summary
+
+
+def _units_of(listing: Listing, unit_images: int, workers: int | None) -> Iterator[pa.Table]:
+    if listing.kind == SHARDS:
+        if workers is None:
+            return divided(listing.chunks(), unit_images, listing.ids)
+        return divided_by_workers(listing.chunks(), unit_images, listing.ids, workers)
+    return cut(listing.chunks() if workers is None else listed_by_workers(listing, workers), unit_images)
 
 
 def _write_units(listing: Listing, units: Iterator[pa.Table], path: Path) -> WorkSummary:
@@ -415,6 +457,7 @@ def _write_units(listing: Listing, units: Iterator[pa.Table], path: Path) -> Wor
                 ids=listing.ids.source,
                 name=listing.ids.corpus,
                 skipped=dict(listing.skipped),
+                json_columns={name: list(column) for name, column in listing.json_columns.items()},
             )
         )
 

@@ -34,7 +34,15 @@ from hashlight.pipelines.codes.parts import (
 )
 from hashlight.pipelines.corpora.corpus import Readers, read_images
 from hashlight.pipelines.corpora.ids import hashed_ids, with_ids
-from hashlight.pipelines.corpora.kinds.webdataset import START, STOP, Sample, read_shard, shard_entries
+from hashlight.pipelines.corpora.kinds.webdataset import (
+    START,
+    STOP,
+    Sample,
+    attribute_fields,
+    read_shard,
+    shard_entries,
+    take_json,
+)
 from hashlight.pipelines.corpora.labels import attribute_names
 from hashlight.pipelines.corpora.listing import BASE_SCHEMA, SHARDS, SOURCE
 from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, Reason, RepeatedError
@@ -284,6 +292,7 @@ class EncodeUnits:
         read = read_shard(source, start=start, stop=stop, skipped=encoded.skipped)
         self._encode(self._hashed(_shard_images(read, samples), contents), encoded)
         schema = pa.schema([*BASE_SCHEMA, *self._shard_attributes()])
+        encoded.left_out |= take_json(samples, self._work.summary.shard_columns)
         encoded.left_out.update(*(sample.attributes.keys() - schema.names for sample in samples))
         return with_ids(shard_entries(uri, source, samples, schema, self._work.summary.id_rule), contents), encoded
 
@@ -314,7 +323,9 @@ class EncodeUnits:
             encoded.add(batch, output, time.perf_counter() - start)
 
     def _shard_attributes(self) -> list[pa.Field]:
-        return [pa.field(name, pa.string()) for name in self._work.summary.columns if name not in BASE_SCHEMA.names]
+        summary = self._work.summary
+        names = [name for name in summary.columns if name not in BASE_SCHEMA.names]
+        return attribute_fields(names, summary.shard_columns)
 
     def _table(self, entries: pa.Table, encoded: Encoded) -> pa.Table:
         good = np.concatenate([np.zeros(0, np.int64), *encoded.good])

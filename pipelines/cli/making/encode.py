@@ -19,6 +19,7 @@ from hashlight.pipelines.cli.options import (
     CORPUS_HELP,
     EMBEDDINGS_HELP,
     AddressOption,
+    CorpusNames,
     EmbeddingColumnOption,
     EncoderOption,
     IdsOption,
@@ -30,7 +31,9 @@ from hashlight.pipelines.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from hashlight.encoders.encoder import HashEncoder
     from hashlight.pipelines.codes.summary import EncodeSummary
+    from hashlight.pipelines.corpora.options import CorpusOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,35 +90,64 @@ class Limits:
     max_megapixels: MaxMegapixelsOption = 64
 
 
-def _refuse_ids(ids: str, corpus: str, *, retry_rejects: bool) -> None:
-    """Refuse ids where there are some already, before any work."""
-    if ids == "auto":
-        return
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What was encoded before."""
+
+    since: Annotated[
+        list[str] | None,
+        typer.Option("--since", help="Encode only what is new since this folder of codes; may be given repeatedly."),
+    ] = None
+    overwrite: OverwriteOption = False
+    retry_rejects: Annotated[
+        bool, typer.Option("--retry-rejects", help="Try images that were rejected again; codes stay as they are.")
+    ] = False
+
+
+def _refuse_names(ids: str, options: CorpusOptions, corpus: str, *, retry_rejects: bool) -> None:
+    """Refuse ids and names of columns where a list has them already, before any work."""
     from hashlight.pipelines.corpora.ids import IdRule
+    from hashlight.pipelines.corpora.options import NO_OPTIONS
     from hashlight.pipelines.corpora.work import read_work
 
+    if ids == "auto" and options == NO_OPTIONS:
+        return
     try:
-        IdRule.parse(ids, "")
+        IdRule.parse(options.ids(ids), "")
     except ValueError as error:
         raise typer.BadParameter(f"--ids: {error}") from None
+    what, they = ("ids", "--ids") if options == NO_OPTIONS else ("columns", "the options of the corpus")
     if retry_rejects:
-        raise typer.BadParameter("--retry-rejects keeps the ids that the job has: give it without --ids")
+        raise typer.BadParameter(f"--retry-rejects keeps the {what} that the job has: give it without {they}")
     if read_work(corpus):
-        raise typer.BadParameter("a work list has its ids: give --ids to `hashlight list`, which writes it")
+        raise typer.BadParameter(f"a work list has its {what}: give {they} to `hashlight list`, which writes it")
 
 
 @contextlib.contextmanager
-def _listed(corpus: str, ids: str, unit_images: int) -> Iterator[str | Path]:
-    """Yield what to encode: the corpus, or a work list of it if its ids are not made as they are by default."""
-    if ids == "auto":
+def _listed(
+    corpus: str, encoder: str | HashEncoder, ids: str, options: CorpusOptions, earlier: Earlier, unit_images: int
+) -> Iterator[str | Path]:
+    """Yield what to encode: the corpus, or a work list of it where it is not to be listed as it is by default."""
+    from hashlight.pipelines.corpora.options import NO_OPTIONS
+
+    if ids == "auto" and options == NO_OPTIONS and not earlier.since:
         yield corpus
         return
-    from hashlight.pipelines.corpora.work import SUFFIX, list_work
+    from hashlight.engine.places.opening import open_place
+    from hashlight.pipelines.codes.encoder import load_encoder
+    from hashlight.pipelines.corpora.work import SUFFIX, list_work, read_work
+    from hashlight.pipelines.encoding.since import write_new
 
     with tempfile.TemporaryDirectory(prefix="hashlight-work-") as folder:
-        work = Path(folder, f"work{SUFFIX}")
-        list_work(corpus, work, unit_images=unit_images, ids=ids)
-        yield work
+        work, new = Path(folder, f"all{SUFFIX}"), Path(folder, f"new{SUFFIX}")
+        if read_work(corpus):
+            open_place(corpus).download("", work)
+        else:
+            list_work(corpus, work, unit_images=unit_images, ids=ids, options=options)
+        if earlier.since:
+            model = load_encoder(encoder) if isinstance(encoder, str) else encoder
+            write_new(work, earlier.since, new, encoder=model.fingerprint, unit_images=unit_images)
+        yield new if earlier.since else work
 
 
 def encode(
@@ -130,25 +162,29 @@ def encode(
     actors: Actors,
     kept: Kept,
     limits: Limits,
+    names: CorpusNames,
+    earlier: Earlier,
     ids: IdsOption = "auto",
     fit: FitOption = None,
-    overwrite: OverwriteOption = False,
-    retry_rejects: Annotated[
-        bool, typer.Option("--retry-rejects", help="Try images that were rejected again; codes stay as they are.")
-    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Encode a corpus on Ray; a job resumes where it stopped, or with what has changed in the corpus."""
+    options = names.parsed()
     if embedded.embeddings is not None:
-        if input is not None or retry_rejects or fit:
-            raise typer.BadParameter("--embeddings goes with none of --input, --fit and --retry-rejects")
-        _encode_embeddings(embedded, encoder, output, actors, kept, limits, ids, overwrite, as_json)
+        if input is not None or fit or earlier.retry_rejects or earlier.since or names != CorpusNames():
+            raise typer.BadParameter(
+                "--embeddings goes with none of --input and the options of a corpus of images, --fit, --since and "
+                "--retry-rejects"
+            )
+        _encode_embeddings(embedded, encoder, output, actors, kept, limits, ids, earlier.overwrite, as_json)
         return
     if input is None:
         raise typer.BadParameter("give one of --input, a corpus of images, and --embeddings")
-    if overwrite and retry_rejects:
-        raise typer.BadParameter("give --overwrite or --retry-rejects, not both")
-    _refuse_ids(ids, input, retry_rejects=retry_rejects)
+    if earlier.retry_rejects and (earlier.overwrite or earlier.since):
+        raise typer.BadParameter(
+            f"give {'--overwrite' if earlier.overwrite else '--since'} or --retry-rejects, not both"
+        )
+    _refuse_names(ids, options, input, retry_rejects=earlier.retry_rejects)
     from hashlight.pipelines.codes.encoder import load_encoder
     from hashlight.pipelines.encoding.encode import encode_corpus
     from hashlight.pipelines.encoding.encode import retry_rejects as try_again
@@ -158,10 +194,10 @@ def encode(
     common = _settings(actors, limits)
     fitted = load_encoder(encoder).with_fit(fit) if fit else encoder
     with joined(actors.address), encoding_bar() as report:
-        if retry_rejects:
+        if earlier.retry_rejects:
             summary = try_again(input, fitted, output, **common)
         else:
-            with _listed(input, ids, limits.unit_images) as corpus:
+            with _listed(input, fitted, ids, options, earlier, limits.unit_images) as corpus:
                 summary = encode_corpus(
                     corpus,
                     fitted,
@@ -169,7 +205,7 @@ def encode(
                     features=kept.features,
                     thumbnail=kept.thumbnails,
                     unit_images=limits.unit_images,
-                    overwrite=overwrite,
+                    overwrite=earlier.overwrite,
                     progress=report,
                     **common,
                 )

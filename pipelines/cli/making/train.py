@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from hashlight.pipelines.cli.console import out, progress_bar, training_bar
 from hashlight.pipelines.cli.options import (
     CORPUS_HELP,
     EMBEDDINGS_HELP,
+    CorpusNames,
     EmbeddingColumnOption,
     OverwriteOption,
     refuse_missing,
@@ -20,6 +21,9 @@ from hashlight.pipelines.cli.options import (
 
 if TYPE_CHECKING:
     from hashlight.encoders.training.train import TrainConfig
+    from hashlight.pipelines.training.material import Material
+
+_SHOWN_CLASSES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +33,21 @@ class Model:
     method: Annotated[
         str | None,
         typer.Option(
-            help="hashnet (by default), hashnet-c, hashnet-w, hashnet-sgn, hashnet-tanh, hashnet-sharp, hashnet-st, "
-            "dhn, latent, joint, csq, orthohash; on the backbone's features lsh, sh, itq, itq-cca, sdh, ksh; on "
-            "--embeddings itq (by default), lsh, sh."
+            help="Without it hashnet if there are labels or pairs, else itq. All: hashnet, hashnet-c, hashnet-w, "
+            "hashnet-sgn, hashnet-tanh, hashnet-sharp, hashnet-st, dhn, latent, joint, csq, orthohash; on the "
+            "backbone's features lsh, sh, itq, itq-cca, sdh, ksh; on --embeddings itq (by default), lsh, sh."
         ),
     ] = None
     bits: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Bits of a code: 48 by default, 256 of --embeddings.")
     ] = None
     backbone: Annotated[
-        str, typer.Option(help="small-cnn, efficientnet-lite0, or a torchvision classification model.")
-    ] = "small-cnn"
+        str | None,
+        typer.Option(
+            help="small-cnn, efficientnet-lite0, or a torchvision classification model; without it small-cnn, or, if "
+            "there are neither labels nor pairs, efficientnet-lite0 with the weights of its package."
+        ),
+    ] = None
     weights: Annotated[
         str | None, typer.Option(help="Backbone weights: a file, or the name of weights the backbone has.")
     ] = None
@@ -77,6 +85,10 @@ class Similarity:
             help="Train on pairs (CSV or Parquet, or s3://: a, b, similar), not labels.", callback=refuse_missing
         ),
     ] = None
+    labels: Annotated[
+        Literal["auto", "folders"],
+        typer.Option(help="auto: names of sub-folders are labels if they look like classes; folders: in any case."),
+    ] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +143,7 @@ def train(
     embedded: Embedded,
     model: Model,
     similarity: Similarity,
+    names: CorpusNames,
     course: Course,
     computation: Computation,
     cluster: Cluster,
@@ -138,26 +151,31 @@ def train(
 ) -> None:
     """Train an encoder on images, or fit one to embeddings; an interrupted training resumes where it stopped."""
     if embedded.embeddings is not None and input is None:
-        _fit(embedded, output, model, computation, overwrite, (similarity, course, cluster))
+        _fit(embedded, output, model, computation, overwrite, (similarity, names, course, cluster))
         return
     if input is None or embedded.embeddings is not None:
         raise typer.BadParameter("give one of --input, a corpus of images, and --embeddings")
     from hashlight.engine.places.uris import without_credentials
-    from hashlight.pipelines.training.train import SUPERVISIONS, train_encoder
+    from hashlight.pipelines.training.material import SUPERVISIONS, gather
+    from hashlight.pipelines.training.train import check_output, check_weights, train_on
 
     if similarity.supervision not in (None, *SUPERVISIONS):
         raise typer.BadParameter(
             f"--supervision must be one of {', '.join(SUPERVISIONS)}, got {similarity.supervision!r}"
         )
-    config = _config(model, course, computation)
+    options = names.parsed()
+    _config(model, course, computation)
+    check_output(output, overwrite=overwrite, workers=cluster.workers, address=cluster.address)
+    check_weights(model.weights)
     start = time.perf_counter()
+    material = gather(input, **asdict(similarity), options=options, method=model.method)
+    config = _config(_completed(model, material), course, computation)
+    _announce(material, config, is_chosen=model.method is None)
     with training_bar() as report:
-        encoder = train_encoder(
-            input,
+        encoder = train_on(
+            material,
             output,
             config,
-            supervision=similarity.supervision,
-            pairs=similarity.pairs,
             overwrite=overwrite,
             workers=cluster.workers,
             address=cluster.address,
@@ -208,6 +226,44 @@ def _fit(
         f"{without_credentials(output)}, encoder {encoder.fingerprint[:12]}…",
         soft_wrap=True,
     )
+
+
+def _announce(material: Material, config: TrainConfig, *, is_chosen: bool) -> None:
+    """Say what will be learned, and from what."""
+    if material.refused:
+        out.print(
+            f"the names of sub-folders are not taken for labels, as they look like {material.refused}; `--labels "
+            "folders` takes them",
+            soft_wrap=True,
+        )
+    if material.classes:
+        shown = list(material.classes.items())[:_SHOWN_CLASSES]
+        more = len(material.classes) - len(shown)
+        counts = ", ".join(f"{name} {count:,}" for name, count in shown) + (f", and {more:,} more" if more else "")
+        out.print(
+            f"{len(material.classes):,} classes: {counts}",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+    known = {"nothing": "without labels and pairs", "views": "and two views of each"}
+    learned = known.get(material.supervision, f"and their {material.supervision}")
+    chosen = ", which needs neither" if is_chosen and material.supervision == "nothing" else ""
+    out.print(
+        f"learning {counted(config.bits, 'bit')} from {counted(len(material.images), 'image')} {learned} by "
+        f"{config.method}{chosen}, on {config.backbone}",
+        soft_wrap=True,
+    )
+
+
+def _completed(model: Model, material: Material) -> Model:
+    """Return the model with what was left out: without labels and pairs, what has learned already."""
+    from hashlight.encoders.networks.backbones import EFFICIENTNET_LITE0, IMAGENET
+
+    method = model.method or material.method
+    if material.supervision == "nothing" and model.backbone is None and model.weights is None:
+        return replace(model, method=method, backbone=EFFICIENTNET_LITE0, weights=IMAGENET)
+    return replace(model, method=method)
 
 
 def _config(model: Model, course: Course, computation: Computation) -> TrainConfig:

@@ -24,6 +24,7 @@ from hashlight.pipelines.corpora.kinds.images import MAX_ENCODED_BYTES
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
+    COLUMN_OF_LABELS,
     GROUP,
     IMAGES,
     ROW,
@@ -33,7 +34,9 @@ from hashlight.pipelines.corpora.listing import (
     FileStream,
     Listing,
     entry_of,
+    whole,
 )
+from hashlight.pipelines.corpora.options import CorpusOptions
 from hashlight.pipelines.corpora.reasons import reworded
 from hashlight.pipelines.jobs.errors import PipelineError
 
@@ -49,7 +52,7 @@ def is_idx(name: str) -> bool:
     return name.endswith(SUFFIXES)
 
 
-def list_files(root: str, found: FileStream, ids: IdRule) -> Listing:
+def list_files(root: str, found: FileStream, ids: IdRule, options: CorpusOptions) -> Listing:
     """List the rows of IDX files of images; a file of labels beside one gives its rows' labels.
 
     Raises
@@ -80,7 +83,8 @@ def list_files(root: str, found: FileStream, ids: IdRule) -> Listing:
             for start in range(0, rows, CHUNK_ENTRIES):
                 yield _entries_of(file, start, min(start + CHUNK_ENTRIES, rows), labels[file.name], schema, ids)
 
-    return Listing(root, IMAGES, schema, chunks, found.skipped)
+    labels_from = COLUMN_OF_LABELS if any(labels.values()) else None
+    return Listing(root, IMAGES, schema, whole(chunks), found.skipped, labels_from=labels_from)
 
 
 def _entries_of(file: File, start: int, stop: int, labels: str | None, schema: pa.Schema, ids: IdRule) -> pa.Table:

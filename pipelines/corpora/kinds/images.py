@@ -20,6 +20,7 @@ from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
+    FOLDERS,
     IMAGES,
     ROW,
     SOURCE,
@@ -28,6 +29,7 @@ from hashlight.pipelines.corpora.listing import (
     FileStream,
     Listing,
 )
+from hashlight.pipelines.corpora.options import CorpusOptions
 from hashlight.pipelines.jobs.errors import PipelineError
 
 SUFFIXES = {".apng", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -49,14 +51,14 @@ def is_unsupported(name: str) -> bool:
     return PurePosixPath(name).suffix in _UNSUPPORTED_SUFFIXES
 
 
-def list_files(root: str, found: FileStream, ids: IdRule) -> Listing:
+def list_files(root: str, found: FileStream, ids: IdRule, options: CorpusOptions) -> Listing:
     """List files that are images; if some lie in sub-folders of the corpus, the sub-folder is the label."""
     some = list(itertools.islice(found(), CHUNK_ENTRIES))
     labelled = any("/" in file.name for file in some) or (is_local(root) and _has_folders(root))
     schema = BASE_SCHEMA.append(pa.field("label", pa.string())) if labelled else BASE_SCHEMA
 
-    def chunks() -> Iterator[pa.Table]:
-        for part in groups(found(), CHUNK_ENTRIES):
+    def entries_of(files: Iterator[File]) -> Iterator[pa.Table]:
+        for part in groups(files, CHUNK_ENTRIES):
             names = [file.name for file in part]
             _refuse_bad_names(part)
             uris = [without_credentials(file.uri) for file in part]
@@ -71,7 +73,8 @@ def list_files(root: str, found: FileStream, ids: IdRule) -> Listing:
                 columns["label"] = [name.partition("/")[0] if "/" in name else None for name in names]
             yield pa.table(columns, schema)
 
-    return Listing(root, IMAGES, schema, chunks, found.skipped)
+    labels_from = FOLDERS if labelled else None
+    return Listing(root, IMAGES, schema, found.pieces(entries_of), found.skipped, labels_from=labels_from)
 
 
 def _has_folders(root: str) -> bool:

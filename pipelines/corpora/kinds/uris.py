@@ -22,6 +22,7 @@ from hashlight.pipelines.corpora.listing import (
     STAMP,
     Listing,
     mentioned_in,
+    whole,
 )
 from hashlight.pipelines.jobs.errors import PipelineError
 
@@ -33,7 +34,7 @@ _MAX_LINE_BYTES = 1 << 20
 
 def list_lines(root: str, ids: IdRule) -> Listing:
     """List the lines of a text file in UTF-8; a relative path is relative to the folder of the file."""
-    return Listing(root, IMAGES, BASE_SCHEMA, lambda: _chunks(root, ids))
+    return Listing(root, IMAGES, BASE_SCHEMA, whole(lambda: _chunks(root, ids)))
 
 
 def _chunks(root: str, ids: IdRule) -> Iterator[pa.Table]:

@@ -4,7 +4,7 @@ Every image in a shard is an entry. Files in a row whose names agree up to the f
 itself. A file of a sample that ends in `.cls`, `.txt` or `.json` is kept as the attribute `label`, `txt` or `json`, a
 string: `0001.cls` describes all images of the sample (`0001.jpg`, `0001.left.jpg`), and `0001.left.cls` the one that
 has its name up to the last dot. Other files are left out and counted. Which attributes a corpus has is taken from its
-first thousand images.
+first thousand images. Values of a sample's JSON become columns of their own if they are asked for by their keys.
 
 A shard is read from start to end, or one range of it: a work list divides shards of many images where a sample begins,
 by their headers (`divided`).
@@ -12,14 +12,20 @@ by their headers (`divided`).
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import functools
+import gzip
 import io
 import itertools
+import json
 import logging
+import lzma
 import tarfile
+import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -34,9 +40,11 @@ from hashlight.engine.places.reading import groups, map_ahead
 from hashlight.engine.places.uris import is_local, without_credentials
 from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.kinds import images
+from hashlight.pipelines.corpora.kinds.columns import LABEL, TAKEN, prefixed
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
+    COLUMN_OF_LABELS,
     ROW,
     SHARDS,
     SOURCE,
@@ -44,17 +52,25 @@ from hashlight.pipelines.corpora.listing import (
     File,
     FileStream,
     Listing,
+    Piece,
+    Pieces,
     images_of_next_unit,
     skip,
     suffix_kind,
 )
+from hashlight.pipelines.corpora.options import CorpusOptions
 from hashlight.pipelines.corpora.reasons import reworded
+from hashlight.pipelines.jobs.errors import PipelineError
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz")
+SUFFIXES = (
+    ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
+)  # fmt: skip
 _ATTRIBUTE_OF = {"cls": "label", "txt": "txt", "json": "json"}
 ATTRIBUTES = tuple(_ATTRIBUTE_OF.values())
+# Of columns that are values of a sample's JSON; what is none of the others is a text, in JSON if it was none.
+JSON_TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
 # Limit on a text; images have a limit of their own.
 _MAX_TEXT_BYTES = 1_000_000
 # Images of one sample in memory at a time: a folder of photographs may have one name up to the first dot. Of larger
@@ -62,7 +78,15 @@ _MAX_TEXT_BYTES = 1_000_000
 _MAX_SAMPLE_BYTES = 64 << 20
 # Images looked at to find out which attributes a corpus has.
 _LOOKED_AT = 1000
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\0\0")
+# How what begins with these bytes is decompressed.
+_COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": lzma.LZMAFile,
+    b"\x5d\0\0": lzma.LZMAFile,
+    b"\x28\xb5\x2f\xfd": lambda file: pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"),
+}
+_DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowException)
 # From a store, one request brings this much.
 _LOCAL_BUFFER_BYTES, _STORE_BUFFER_BYTES = 1 << 18, 8 << 20
 # Where only headers are read, which is worth while in a store only if all of it is read.
@@ -103,11 +127,12 @@ class Sample:
     data : bytes or OSError
         The encoded image, or why there is none.
     attributes : dict of str to str
+        Texts, and what `take_json` adds.
     """
 
     name: str
     data: bytes | OSError
-    attributes: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -172,45 +197,180 @@ class _Group:
         return taken
 
 
-def list_files(root: str, found: FileStream, ids: IdRule) -> Listing:
-    """List shards; their images are known only when they are read."""
-    attributes = _attributes_of(file.uri for file in found())
-    schema = pa.schema([*BASE_SCHEMA, *(pa.field(name, pa.string()) for name in attributes)])
-    return Listing(root, SHARDS, schema, lambda: _chunks(found(), ids), found.skipped)
+def list_files(root: str, found: FileStream, ids: IdRule, options: CorpusOptions) -> Listing:
+    """List shards; their images are known only when they are read.
+
+    Raises
+    ------
+    PipelineError
+        If a column that is asked for is in none of the first samples.
+    """
+    texts, values = _attributes_of((file.uri for file in found()), reads_json=_json_keys(options) is not None)
+    json_columns = choose_columns(values, options, without_credentials(root))
+    kept = [name for name in texts if name not in json_columns and _is_kept(name, options)]
+
+    def pieces(_split: bool) -> Iterator[Piece]:
+        for part in groups(found(), CHUNK_ENTRIES):
+            yield functools.partial(_list_shards, part, ids)
+
+    return list_shards(root, pieces, found, ids, kept, json_columns)
 
 
-def _chunks(files: Iterator[File], ids: IdRule) -> Iterator[pa.Table]:
-    for part in groups(files, CHUNK_ENTRIES):
-        names = [file.name for file in part]
-        columns = {
-            "id": ids.ids_of(names, names),
-            "uri": names,
-            SOURCE: [file.uri for file in part],
-            ROW: np.full(len(part), -1, np.int64),
-            STAMP: [file.stamp for file in part],
-        }
-        yield pa.table(columns, BASE_SCHEMA)
+def _list_shards(files: list[File], ids: IdRule, _skipped: Counter[str]) -> Iterator[pa.Table]:
+    yield entries_of_shards(files, ids)
 
 
-def _attributes_of(uris: Iterable[str]) -> list[str]:
-    """Return the attributes that the first samples of some shards have: a sample may lack one that others have."""
+def list_shards(
+    root: str,
+    pieces: Pieces,
+    found: FileStream,
+    ids: IdRule,
+    texts: list[str],
+    json_columns: dict[str, tuple[str, str]],
+) -> Listing:
+    """Return the listing of shards whose samples have some texts as attributes, and some values of their JSON."""
+    schema = pa.schema([*BASE_SCHEMA, *attribute_fields([*texts, *json_columns], json_columns)])
+    labels_from = COLUMN_OF_LABELS if LABEL in schema.names else None
+    return Listing(
+        root,
+        SHARDS,
+        schema,
+        pieces,
+        found.skipped,
+        ids=ids,
+        labels_from=labels_from,
+        columns=frozenset([*schema.names, *(key for key, _ in json_columns.values())]),
+        json_columns=json_columns,
+    )
+
+
+def attribute_fields(names: Iterable[str], json_columns: Mapping[str, tuple[str, str]]) -> list[pa.Field]:
+    """Return the columns of attributes of shards: texts, but for values of JSON, which have a type."""
+    return [
+        pa.field(name, JSON_TYPES[json_columns[name][1]] if name in json_columns else pa.string()) for name in names
+    ]
+
+
+def choose_columns(values: Mapping[str, str], options: CorpusOptions, where: str) -> dict[str, tuple[str, str]]:
+    """Return the columns to make of the values of samples' JSON: by name, the key and the type.
+
+    Parameters
+    ----------
+    values : mapping
+        The types of values by their keys.
+    options : CorpusOptions
+        Its columns that are texts of the samples themselves are left out.
+    where : str
+        The corpus, for messages.
+
+    Raises
+    ------
+    PipelineError
+        If there is no such key.
+    """
+    wanted = [key for key in _json_keys(options) or () if key not in ATTRIBUTES or key == options.label_column]
+    if missing := [key for key in wanted if key not in values]:
+        raise PipelineError(
+            f"the JSON of the first samples of {where} has no {missing}: it has {sorted(values) or 'no values'}"
+        )
+    columns: dict[str, tuple[str, str]] = {}
+    for key in wanted:
+        name = LABEL if key == options.label_column else prefixed(key, TAKEN | {LABEL} | columns.keys())
+        columns[name] = (key, values[key])
+    return columns
+
+
+def _json_keys(options: CorpusOptions) -> list[str] | None:
+    keys = [*(options.keep or ()), *([] if options.label_column is None else [options.label_column])]
+    return list(dict.fromkeys(keys)) or None
+
+
+def _is_kept(name: str, options: CorpusOptions) -> bool:
+    return options.keep is None or name in options.keep or name == LABEL
+
+
+def entries_of_shards(files: list[File], ids: IdRule) -> pa.Table:
+    """Make an entry of each shard."""
+    names = [file.name for file in files]
+    columns = {
+        "id": ids.ids_of(names, names),
+        "uri": names,
+        SOURCE: [file.uri for file in files],
+        ROW: np.full(len(files), -1, np.int64),
+        STAMP: [file.stamp for file in files],
+    }
+    return pa.table(columns, BASE_SCHEMA)
+
+
+def _attributes_of(uris: Iterable[str], *, reads_json: bool) -> tuple[list[str], dict[str, str]]:
+    """Return what the first samples of some shards have: attributes, and types of the values of their JSON by key.
+
+    A sample may lack what others have.
+    """
     samples = itertools.chain.from_iterable(read_shard(uri, max_image_bytes=_MAX_TEXT_BYTES) for uri in uris)
     found: set[str] = set()
+    values: dict[str, str | None] = {}
     for sample in itertools.islice(samples, _LOOKED_AT):
         found |= sample.attributes.keys()
-        if len(found) == len(ATTRIBUTES):
+        if not reads_json and len(found) == len(ATTRIBUTES):
             break
-    return [name for name in ATTRIBUTES if name in found]
+        for key, value in json_values(sample).items() if reads_json else ():
+            values[key] = _wider(values.get(key), value)
+    return [name for name in ATTRIBUTES if name in found], {key: kind or "string" for key, kind in values.items()}
 
 
-def divided(shards: Iterable[pa.Table], size: int, ids: IdRule) -> Iterator[pa.Table]:
+def json_values(sample: Sample) -> dict[str, Any]:
+    """Return the values of a sample's JSON by their keys; none if it has no JSON object."""
+    try:
+        said = json.loads(sample.attributes.get("json", "{}"))
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _wider(kind: str | None, value: Any) -> str | None:
+    """Return a type for a value and for those of a type; None as long as all of them are null."""
+    if value is None:
+        return kind
+    known = {bool: "bool", int: "int64", float: "double"}
+    own = known.get(type(value), "string")
+    return own if kind in (None, own) else "double" if {kind, own} == {"int64", "double"} else "string"
+
+
+def _as_kind(value: Any, kind: str) -> Any:
+    """Return a value as one of a type; ValueError if it is none."""
+    if kind == "string":
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    expected = {"bool": bool, "int64": int, "double": int | float}[kind]
+    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+        raise ValueError(f"expected {kind}, got {value!r}")
+    if kind == "int64" and not -(2**63) <= value < 2**63:
+        raise ValueError(f"expected {kind}, got {value}")
+    return float(value) if kind == "double" else value
+
+
+def take_json(samples: list[Sample], json_columns: Mapping[str, tuple[str, str]]) -> set[str]:
+    """Give samples the values of their JSON as attributes; return the columns in which some are of another type."""
+    others: set[str] = set()
+    for sample in samples if json_columns else ():
+        values = json_values(sample)
+        for name, (key, kind) in json_columns.items():
+            value = values.get(key)
+            try:
+                sample.attributes[name] = None if value is None else _as_kind(value, kind)
+            except ValueError:
+                sample.attributes[name] = None
+                others.add(name)
+    return others
+
+
+def divided(shards: Iterable[pa.Table], size: int, ids: IdRule, *, first: int = 0) -> Iterator[pa.Table]:
     """Divide shards into ranges; yield the entry of each, with the columns `START` and `STOP`.
 
     A range begins with a sample and has up to `size` images (`images_of_next_unit`), or as many more as its last sample
-    has. Not divided are shards
-    that are compressed, since they can be read only from their start; those of up to a gigabyte in a store, where the
-    headers cost as much as the images; and those that need to be read whole, because a name occurs twice or the headers
-    depend on one another.
+    has. Not divided are shards that are compressed, since they can be read only from their start; those of up to a
+    gigabyte in a store, where the headers cost as much as the images; and those that need to be read whole, because a
+    name occurs twice or the headers depend on one another.
 
     Parameters
     ----------
@@ -219,13 +379,15 @@ def divided(shards: Iterable[pa.Table], size: int, ids: IdRule) -> Iterator[pa.T
     size : int
     ids : IdRule
         Of the listing.
+    first : int
+        The number of the first of them among all shards of the corpus.
 
     Raises
     ------
     ReadFailedError
         If a store fails for a reason that may pass.
     """
-    entries = enumerate(table.slice(row, 1) for table in shards for row in range(len(table)))
+    entries = enumerate((table.slice(row, 1) for table in shards for row in range(len(table))), start=first)
 
     def find(numbered: tuple[int, pa.Table]) -> tuple[pa.Table, list[int]]:
         number, entry = numbered
@@ -264,7 +426,7 @@ def _starts_of(source: str, size: int, *, listed: int = 0) -> list[int]:
                 return [0]
     except ReadFailedError:
         raise
-    except (tarfile.TarError, EOFError, OSError):
+    except _DAMAGE:
         pass  # whoever reads the last range says what is wrong
     return starts if len(np.unique(names)) == len(names) else [0]
 
@@ -384,7 +546,7 @@ def read_shard(
                     group.add_text(_text(shard, member))
     except ReadFailedError:
         raise
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         damage = reworded(error, f"the shard cannot be read from here on: {error}")
     yield from group.end(counts)
     if damage:
@@ -423,7 +585,7 @@ def _texts_of_large_samples(uri: str, start: int, stop: int) -> dict[int, list[_
                     found[number] = texts
     except ReadFailedError:
         raise
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         logger.debug("%s is damaged after the texts that were read: %s", without_credentials(uri), error)
     return found
 
@@ -500,8 +662,22 @@ def _attribute(name: str) -> str:
 def _open(uri: str, start: int = 0, *, buffer_bytes: int | None = None) -> Iterator[tarfile.TarFile]:
     size = buffer_bytes or (_LOCAL_BUFFER_BYTES if is_local(uri) else _STORE_BUFFER_BYTES)
     with io.BufferedReader(open_place(uri).open(), size) as file:
-        is_plain = bool(start) or (file.seekable() and not file.peek(6).startswith(_COMPRESSED))
+        is_plain = bool(start) or (file.seekable() and not file.peek(6).startswith(tuple(_COMPRESSED)))
         if start:
             file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:" if is_plain else "r|*", tarinfo=_Member, **_NAMES) as shard:
-            yield shard
+        with _decompressed(file, is_plain=is_plain) as plain:
+            mode: Any = "r:" if is_plain else "r|"
+            with tarfile.open(fileobj=plain, mode=mode, tarinfo=_Member, **_NAMES) as shard:
+                yield shard
+
+
+@contextlib.contextmanager
+def _decompressed(file: Any, *, is_plain: bool) -> Iterator[Any]:
+    """Yield what is compressed as a stream; one that several compressors wrote, one after the other, too."""
+    begins = b"" if is_plain else file.peek(6)
+    opened = next((how for magic, how in _COMPRESSED.items() if begins.startswith(magic)), None)
+    if opened is None:
+        yield file
+        return
+    with opened(file) as plain:
+        yield plain

@@ -247,9 +247,9 @@ def test_parts_are_in_the_order_of_their_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"__start": [5], "__stop": [5]}, "a range of a tar, got one from byte 5 to 5"),
-        ({"__start": [0], "__stop": [-2]}, "a range of a tar, got one from byte 0 to -2"),
-        ({"__start": [-512], "__stop": [-1]}, "a range of a tar, got one from byte -512"),
+        ({"__start": [5], "__stop": [5]}, "a range of a file, got one from 5 to 5"),
+        ({"__start": [0], "__stop": [-2]}, "a range of a file, got one from 0 to -2"),
+        ({"__start": [-512], "__stop": [-1]}, "a range of a file, got one from -512"),
         ({"__start": ["0"], "__stop": ["1"]}, "expected whole numbers"),
     ],
 )

@@ -86,7 +86,9 @@ def test_what_cannot_be_learned_is_refused_with_its_reason(tmp_path, corpora):
     fitted = ("--input", corpora["none"], "--output", tmp_path / "encoder", *QUICK_FITTED)
     assert "the corpus has no labels" in error(*fitted, "--method", "itq-cca")
     assert "the corpus has no labels" in error(*fitted, "--method", "ksh")
-    assert "hashnet learns from labels or multi-labels or pairs or views, got nothing" in error(*bare)
+    assert "hashnet learns from labels or multi-labels or pairs or views, got nothing" in error(
+        *bare, "--method", "hashnet"
+    )
     assert "with one label per image its weights would all be 1" in error(
         "--input", corpora["one"], *output, "--method", "hashnet-c"
     )
@@ -151,7 +153,7 @@ def test_views_need_no_labels(tmp_path, corpora):
 
 def test_unsupervised_methods_need_no_labels_but_weights(tmp_path, corpora, pictures):
     arguments = ("--input", corpora["none"], "--output", tmp_path / "encoder", "--method", "itq", "--bits", 8)
-    assert "random weights and no warm-up: pass `weights`" in error(*arguments)
+    assert "random weights and no warm-up: pass `weights`" in error(*arguments, "--backbone", "small-cnn")
     weights = tmp_path / "backbone.safetensors"
     images, labels = pictures
     config = TrainConfig(method="lsh", bits=8, batch_size=16, warmup_epochs=1)
