@@ -16,6 +16,7 @@ import pytest
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writing.opening import Fresh
+from hashlight.engine.collection.writing.rows import Reader
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import CollectionBusyError, CollectionNotFoundError, CorruptDataError
 from hashlight.engine.places.bucket import Bucket
@@ -67,6 +68,28 @@ def test_a_collection_is_built_searched_appended_and_replaced_in_a_bucket(tmp_pa
     assert (len(again), again.version, len(again.shards)) == (900, 3, 1)
     names = {key.split("/")[3] for key in bucket.keys("photos/c/shards/") if key.count("/") > 3}
     assert len(names) == 5, "the live version's shard, and the four of the one before it"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_a_build_reads_stays(tmp_path, bucket, rows, folder, monkeypatch):
+    codes, ids = rows
+    uri = bucket.uri("c")
+    build_collection(folder, uri)
+    Collection.open(uri).delete(ids[:10])
+    real, left = Reader.dead, [True]
+
+    def overtaken(self, spec):
+        if left:
+            left.clear()
+            Collection.open(uri).delete(ids[10:20]).prune(keep=1).prune(keep=1)
+        return real(self, spec)
+
+    monkeypatch.setattr(Reader, "dead", overtaken)
+    more = write_codes(tmp_path / "more", codes[:5], 10**13 + np.arange(5), part_rows=5)
+    assert build_collection(more, uri, append=True).added == 5
+    assert not left
+    assert len(Collection.open(uri)) == 900 - 20 + 5
+    assert bucket.keys("c/leases") == []
 
 
 @pytest.mark.usefixtures("ray_session")
