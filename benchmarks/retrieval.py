@@ -325,7 +325,7 @@ def fit_method(cell: Cell, start: Start) -> Coded:
     hasher, fit_s = timed(lambda: method.fit(features, cell.bits, cell.seed, given))
     codes, encode_s = timed(lambda: {name: hasher.encode(start.features[name]) for name in ("queries", "database")})
     queries, database = (
-        Side(None, getattr(split, name).labels, EncoderOutput(code, None, start.features[name]))  # type: ignore[arg-type]
+        Side(None, getattr(split, name).labels, EncoderOutput(code, None, start.features[name], None))  # type: ignore[arg-type]
         for name, code in codes.items()
     )
     return Coded(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     # Pillow is not there where only embeddings are encoded.
     from hashlight.encoders.data.preprocessing import Preprocessing
 
+# Stands for the method that suits what is known about the images, the bits and the number of images.
+AUTO = "auto"
+
 FORMAT = "hashlight-encoder"
 # Version 2 has an exported network.
 FORMAT_VERSIONS = (1, 2)

@@ -21,6 +21,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from hashlight.encoders.config import (
+    AUTO,
     FORMAT,
     FORMAT_VERSIONS,
     Embeddings,
@@ -31,7 +32,7 @@ from hashlight.encoders.config import (
 )
 from hashlight.encoders.errors import EncoderError, ImageError
 from hashlight.encoders.fits.hashers import Features
-from hashlight.encoders.fits.streaming import Stream
+from hashlight.encoders.fits.streaming import Stream, count_up_to
 from hashlight.encoders.packing import CodeArray, pack_bits
 from hashlight.encoders.runtimes.protocol import PixelsOf, Runtime
 from hashlight.encoders.vectors import EmbeddingHead, EmbeddingStream, check_embeddings, check_usable
@@ -60,11 +61,15 @@ class EncoderOutput(NamedTuple):
         tanh(beta z), in [-1, 1], with the final beta of training; its sign is the code.
     features : ndarray of float32, shape (N, D)
         The layer before the hash layer; of embeddings, the embeddings, normalised if that is asked.
+    projections : ndarray of float32, shape (N, B)
+        z, the real numbers whose signs are the bits; a query's order answers that its code cannot tell apart
+        (`engine.collection.rerank`).
     """
 
     codes: CodeArray
     relaxed: NDArray[np.float32]
     features: NDArray[np.float32]
+    projections: NDArray[np.float32]
 
 
 class HashEncoder:
@@ -129,11 +134,11 @@ class HashEncoder:
         embeddings: Features | Stream,
         *,
         bits: int,
-        method: str = "itq",
+        method: str = AUTO,
         normalise: bool = True,
         seed: int = 0,
     ) -> HashEncoder:
-        """Fit an encoder to embeddings, in one pass over them (two for "sh"), so that they need not fit in memory.
+        """Fit an encoder to embeddings, in a pass over them (two for "sh"), so that they need not fit in memory.
 
         Parameters
         ----------
@@ -141,9 +146,11 @@ class HashEncoder:
             An array may be mapped from a file (`numpy.load(..., mmap_mode="r")`). A stream gives usable embeddings in
             batches, the same at every pass.
         bits : int
-            1 to 1024; at most D for "itq".
-        method : {"itq", "lsh", "sh"}
-            Of "itq", the rotation is fitted to `encoders.fits.itq.ROTATION_ROWS` embeddings drawn at random.
+            1 to 1024; at most D for "itq" and "neighbours".
+        method : {"auto", "itq", "neighbours", "lsh", "sh"}
+            "auto" is "neighbours" up to 64 bits from 2,000 embeddings on, and otherwise "itq". Of embeddings drawn at
+            random, "itq" fits its rotation to `encoders.fits.itq.ROTATION_ROWS`, and "neighbours" learns from
+            `encoders.fits.neighbours.LEARNED_ROWS`.
         normalise : bool
             Scale embeddings to length 1 first, so that their direction alone counts.
         seed : int
@@ -155,10 +162,12 @@ class HashEncoder:
             If the method cannot be fitted to embeddings or cannot make so many bits of them, or an embedding of an
             array has no code: a number in it is not finite, or it has no direction.
         """
-        from hashlight.encoders.methods import streaming_method
+        from hashlight.encoders.methods import NEIGHBOURS_ROWS, label_free_method, streaming_method
 
-        chosen = streaming_method(method)
         stream = EmbeddingStream(embeddings, normalise=normalise)
+        if method == AUTO:
+            method = label_free_method(bits, count_up_to(stream, NEIGHBOURS_ROWS))
+        chosen = streaming_method(method)
         expected = Embeddings(dims=stream.dims, normalise=normalise)
         chosen.check_bits(bits, stream.dims, 0)
         assert chosen.fit_stream is not None, "`streaming_method` returns no other"
@@ -253,8 +262,9 @@ class HashEncoder:
     def encode_embeddings_all(self, embeddings: Features) -> EncoderOutput:
         """Return codes, relaxed codes and features of embeddings; see `encode_embeddings`."""
         codes_NW = self.encode_embeddings(embeddings)
-        relaxed_NB = np.tanh(np.float32(self.config.beta) * self.head.project(embeddings))
-        return EncoderOutput(codes_NW, relaxed_NB, self.head.features(embeddings))
+        z_NB = self.head.project(embeddings)
+        relaxed_NB = np.tanh(np.float32(self.config.beta) * z_NB)
+        return EncoderOutput(codes_NW, relaxed_NB, self.head.features(embeddings), z_NB)
 
     @property
     def head(self) -> EmbeddingHead:
@@ -320,7 +330,7 @@ class HashEncoder:
 
     def _encode(self, num_images: int, pixels_of: PixelsOf) -> EncoderOutput:
         feature_ND, z_NB = self._runtime.run(num_images, pixels_of)
-        return EncoderOutput(pack_bits(z_NB > 0), np.tanh(np.float32(self.config.beta) * z_NB), feature_ND)
+        return EncoderOutput(pack_bits(z_NB > 0), np.tanh(np.float32(self.config.beta) * z_NB), feature_ND, z_NB)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json`, `model.safetensors` and, if exported, `model.onnx`; creates the folder if necessary."""

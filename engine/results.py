@@ -128,12 +128,13 @@ class RangeResult(NamedTuple):
 
 
 class RerankResult(NamedTuple):
-    """The nearest of each query's pool by fine features.
+    """The first of each query's pool in another order than that of Hamming distance.
 
     Attributes
     ----------
-    distances : ndarray of float32, shape (Q, k)
-        Ascending; inf where the pool had fewer than k items.
+    distances : ndarray of float32 or int32, shape (Q, k)
+        Of fine features: float32, ascending; inf where the pool had fewer than k items. In asymmetric order: int32, the
+        Hamming distances, which need not ascend; 2**31 - 1 where the pool had fewer.
     ids : ndarray of int64, shape (Q, k)
         Ordered by id at equal distance; -1 where the pool had fewer.
     coverage : Coverage or None
@@ -142,7 +143,7 @@ class RerankResult(NamedTuple):
         How the pool was found, if requested.
     """
 
-    distances: NDArray[np.float32]
+    distances: NDArray[np.float32] | NDArray[np.int32]
     ids: NDArray[np.int64]
     coverage: Coverage | None = None
     explain: Explanation | None = None

@@ -1,1 +1,1 @@
-"""Hash functions that are fitted in closed form or by alternation, not trained: one method per file."""
+"""Hash functions of features: solved in closed form, by alternation or by a short descent: one method per file."""

@@ -10,8 +10,9 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.encoders.fits.components import principal_components, quantising_rotation
+from hashlight.encoders.fits.components import leading_components, quantising_rotation
 from hashlight.encoders.fits.hashers import Features, FloatArray, LinearHasher, check_components, check_features
+from hashlight.encoders.fits.streaming import ArrayStream, Moments, Sample, Stream
 
 # Images whose neighbours are learned, drawn at random: all pairs of them are compared.
 LEARNED_ROWS = 20_000
@@ -39,14 +40,19 @@ class Neighbours(LinearHasher):
 
     @classmethod
     def fit(cls, features: Features, bits: int, seed: int = 0, iterations: int = 50) -> Self:
-        """Fit the layer.
+        """Fit the layer; see `fit_stream`."""
+        return cls.fit_stream(ArrayStream(check_features(features)), bits, seed, iterations)
+
+    @classmethod
+    def fit_stream(cls, features: Stream, bits: int, seed: int = 0, iterations: int = 50) -> Self:
+        """Fit to features that need not fit in memory, in one pass.
 
         The components are those of all rows. The layer is trained on `LEARNED_ROWS` of them, or on all if there are
         fewer: below some 2,000, ITQ is better.
 
         Parameters
         ----------
-        features : ndarray of float, shape (N, D)
+        features : Stream
         bits : int
             At most D: each bit starts from a principal component.
         seed : int
@@ -59,12 +65,13 @@ class Neighbours(LinearHasher):
         ValueError
             If there are more bits than feature dimensions, or fewer than two rows.
         """
-        feature_ND = check_features(features)
-        check_components(bits, feature_ND.shape[1], "neighbours")
-        mean_D = feature_ND.mean(axis=0)
-        component_DP = principal_components(feature_ND - mean_D, max(bits, min(_COMPONENTS, feature_ND.shape[1])))
-        drawn_N = np.random.default_rng(seed).permutation(len(feature_ND))[:LEARNED_ROWS]
-        return cls._trained(feature_ND[np.sort(drawn_N)], mean_D, component_DP, bits, seed, iterations)
+        check_components(bits, features.dims, "neighbours")
+        moments, sample = Moments(features.dims), Sample(LEARNED_ROWS, features.dims, seed)
+        for feature_RD in features:
+            moments.add(feature_RD)
+            sample.add(feature_RD)
+        component_DP = leading_components(moments.covariance, max(bits, min(_COMPONENTS, features.dims)))
+        return cls._trained(sample.rows, moments.mean, component_DP, bits, seed, iterations)
 
     @classmethod
     def _trained(

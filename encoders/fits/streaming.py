@@ -30,6 +30,16 @@ class Stream(Protocol):
         ...
 
 
+def count_up_to(stream: Stream, rows: int) -> int:
+    """Return the number of rows, or `rows` if there are at least so many; no more of them are read."""
+    count = 0
+    for batch_RD in stream:
+        count += len(batch_RD)
+        if count >= rows:
+            return rows
+    return count
+
+
 class ArrayStream:
     """The rows of an array, which may be mapped from a file, as a stream."""
 

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from hashlight.encoders.config import EncoderConfig, Pictures
+from hashlight.encoders.config import AUTO, EncoderConfig, Pictures
 from hashlight.encoders.data.pixels import PixelSource
 from hashlight.encoders.data.supervision.labels import LabelSupervision
 from hashlight.encoders.data.supervision.pairs import PairList, PairSupervision
-from hashlight.encoders.data.supervision.protocol import Supervision
+from hashlight.encoders.data.supervision.protocol import NOTHING, Supervision
 from hashlight.encoders.data.supervision.views import NoSupervision, ViewSupervision
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.losses.classification import Classification
-from hashlight.encoders.methods import METHODS, Method, ObjectiveSettings
+from hashlight.encoders.methods import METHODS, Method, ObjectiveSettings, label_free_method
 from hashlight.encoders.networks.backbones import SMALL_CNN, Backbone, build_backbone
 from hashlight.encoders.networks.heads import KernelHead, head_of
 from hashlight.encoders.networks.model import HashModel
@@ -57,7 +57,8 @@ class TrainConfig:
     ----------
     bits : int
     method : str
-        A name of `encoders.methods.METHODS`.
+        A name of `encoders.methods.METHODS`, or "auto": "hashnet" with labels, pairs or views, and without them
+        "neighbours" up to 64 bits from 2,000 images on, else "itq".
     backbone : str
         "small-cnn", "efficientnet-lite0" or a torchvision classification model.
     weights : str or None
@@ -133,7 +134,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(1 <= self.bits <= 1024, "bits", "1 to 1024, as collections store", self.bits)
-        _require(self.method in METHODS, "method", f"one of {', '.join(METHODS)}", self.method)
+        _require(self.method in (AUTO, *METHODS), "method", f"one of {', '.join((AUTO, *METHODS))}", self.method)
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         _require(
             self.warmup_epochs is None or self.warmup_epochs >= 0, "warmup_epochs", "0 or more", self.warmup_epochs
@@ -159,7 +160,7 @@ class TrainConfig:
         return FINAL_BETAS[self.schedule] if self.final_beta is None else self.final_beta
 
     def _check_validation(self) -> None:
-        fits = METHODS[self.method].fit is not None
+        fits = self.method != AUTO and METHODS[self.method].fit is not None
         count, patience = self.validation_images, self.patience
         _require(count == 0 or count >= 2, "validation_images", "0, or at least 2", count)
         _require(count == 0 or not fits, "validation_images", f"0 for {self.method}, which has no epochs", count)
@@ -232,13 +233,20 @@ def train(
     """
     config = config or TrainConfig()
     _check_device(config.device)
-    method = METHODS[config.method]
     supervision = _supervise(len(images), labels, pairs, views)
+    if config.method == AUTO:
+        config = dataclasses.replace(config, method=_suited_method(supervision, config.bits, len(images)))
+    method = METHODS[config.method]
     method.check(supervision)
     run = {"config": dataclasses.asdict(config), "supervision": supervision.digest(), "images": len(images)}
     with forked_random(torch.device(config.device)):
         trainer = _build_trainer(config, method, supervision, workers)
         return trainer.train(images, TrainingFolder(folder if workers.is_first else None, run), progress)
+
+
+def _suited_method(supervision: Supervision, bits: int, num_images: int) -> str:
+    """Return the method that "auto" stands for."""
+    return label_free_method(bits, num_images) if supervision.kind == NOTHING else "hashnet"
 
 
 def _check_device(device: str) -> None:

@@ -8,7 +8,7 @@ import uuid
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, cast, overload
+from typing import Any, Literal, Self, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -29,10 +29,13 @@ from hashlight.engine.collection.interchange import Interchange
 from hashlight.engine.collection.opening import OpenedShards, open_shards, shown_schema
 from hashlight.engine.collection.parts import Parts
 from hashlight.engine.collection.rerank import (
+    ASYMMETRIC,
     Rerank,
+    as_rerank,
     check_query_features,
     find_pools,
     join_reranked,
+    one_of,
     pool_query,
     rerank_ids,
 )
@@ -395,6 +398,7 @@ class Collection(Interchange, Writes):
         parameters: Mapping[str, ArrayLike] | None = None,
         rerank: None = None,
         features: None = None,
+        projections: None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> SearchResult: ...
@@ -407,8 +411,9 @@ class Collection(Interchange, Writes):
         *,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
-        rerank: Rerank,
-        features: NDArray[np.floating[Any]],
+        rerank: Rerank | Literal["asymmetric"],
+        features: NDArray[np.floating[Any]] | None = None,
+        projections: NDArray[np.floating[Any]] | None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> RerankResult: ...
@@ -420,12 +425,13 @@ class Collection(Interchange, Writes):
         *,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
-        rerank: Rerank | None = None,
+        rerank: Rerank | Literal["asymmetric"] | None = None,
         features: NDArray[np.floating[Any]] | None = None,
+        projections: NDArray[np.floating[Any]] | None = None,
         threads: int | None = None,
         explain: bool = False,
     ) -> SearchResult | RerankResult:
-        """Find the k nearest codes of each query, or the k nearest by fine features among the nearest codes.
+        """Find the k nearest codes of each query, or among the nearest codes the k first in a finer order.
 
         Parameters
         ----------
@@ -438,10 +444,14 @@ class Collection(Interchange, Writes):
         parameters : mapping of str to sequence of int, optional
             Lists of ids that `filter` names, at most 250,000 numbers in all: `filter="id not in :seen"` with
             `parameters={"seen": ids}`.
-        rerank : Rerank, optional
-            Take a pool of codes, by size or within a radius, and order it by fine features.
-        features : ndarray of float, shape (Q, F), with `rerank` only
+        rerank : Rerank or "asymmetric", optional
+            Take a pool of codes, by size or within a radius, and order it by fine features or by asymmetric distance;
+            the pool is exact by Hamming distance. "asymmetric" stands for `Rerank.asymmetric(k)`, the 10 k nearest
+            codes, at least 100.
+        features : ndarray of float, shape (Q, F), with `rerank` by features only
             The queries' fine features, from the collection's encoder.
+        projections : ndarray of float, shape (Q, B), with asymmetric `rerank` only
+            The queries' `projections`, from the collection's encoder.
         threads : int, optional
             Maximum for this call; by default one for each core. All calls of a process share one pool.
         explain : bool
@@ -451,7 +461,7 @@ class Collection(Interchange, Writes):
         -------
         SearchResult or, with `rerank`, RerankResult
             distances (Q, k) and ids (Q, k) int64, ascending by (distance, id), with coverage. Distances are Hamming,
-            int32, or those of features, float32.
+            int32, or those of features, float32. In asymmetric order they are Hamming, and need not ascend.
 
         Raises
         ------
@@ -460,7 +470,9 @@ class Collection(Interchange, Writes):
         """
         lists = Parameters.of(parameters)
         query = Query(k=k, filter=filter, parameters=lists, threads=threads, explain=explain)
-        return cast(SearchResult | RerankResult, self.answer(queries, query, rerank=rerank, features=features))
+        how = as_rerank(rerank, k)
+        fine = one_of(features, projections, how)
+        return cast(SearchResult | RerankResult, self.answer(queries, query, rerank=how, features=fine))
 
     def range_search(
         self,
@@ -532,8 +544,9 @@ class Collection(Interchange, Writes):
         ----------
         queries : ndarray of uint64, shape (Q, W)
         query : Query
-        rerank, features
-            As in `search`.
+        rerank : Rerank, optional
+        features : ndarray of float, shape (Q, F) or (Q, B), with `rerank` only
+            The queries' fine features, or for the metric "asymmetric" their projections.
 
         Returns
         -------
@@ -542,16 +555,17 @@ class Collection(Interchange, Writes):
         """
         check_codes(queries, bits=self.bits, name="queries")
         query = query.checked(bits=self.bits, rows=len(self))
-        check_query_features(features, rerank, num_queries=len(queries), k=query.k)
+        check_query_features(features, rerank, num_queries=len(queries), k=query.k, bits=self.bits)
         if not len(self):  # no shard checks it
             self._check_filter(query.filter, query.parameters)
         if rerank is None or features is None:
             return self._shard_set.answer(queries, query)
         assert query.k is not None, "re-ranking was refused without"
         pool = pool_query(query, rerank, rows=len(self)).checked(bits=self.bits)
+        stored_of = self.codes_of if rerank.metric == ASYMMETRIC else self.features_of
         ordered = []
         for run, found in find_pools(self._shard_set.answer, queries, pool):
-            part = rerank_ids(features[run], found, self.features_of, query.k, metric=rerank.metric)
+            part = rerank_ids(features[run], found, stored_of, query.k, metric=rerank.metric)
             ordered.append(part._replace(explain=found.explain))
         return join_reranked(ordered)._replace(coverage=self._shard_set.coverage)
 
@@ -719,6 +733,24 @@ class Collection(Interchange, Writes):
                 for place, picture in zip(here_H.tolist(), found, strict=True):
                     pictures[place] = picture
         return pictures
+
+    def codes_of(self, ids: IdArray) -> CodeArray:
+        """Return the codes of some ids, (M, W) uint64, in the order requested.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (M,)
+
+        Raises
+        ------
+        IdNotFoundError
+            If the collection lacks one of them.
+        """
+        shard_M, row_M = self._parts.locate_all(ids)
+        codes_MW = np.empty((len(ids), num_words(self.bits)), np.uint64)
+        for number, here_H in by_shard(shard_M):
+            codes_MW[here_H] = self._shards[number].codes_NW[row_M[here_H]]
+        return codes_MW
 
     def features_of(self, ids: IdArray) -> NDArray[np.float16]:
         """Return the fine features of some ids, (M, F) float16, in the order requested.

@@ -1,14 +1,19 @@
-"""Coarse to fine: a pool of Hamming neighbours, re-ranked by their fine features.
+"""Coarse to fine: a pool of Hamming neighbours, exact by their codes, in an order that tells them apart.
 
-Lin et al., "Deep learning of binary hash codes for fast image retrieval", CVPR workshops 2015. Q queries, P items of a
-pool, F feature dimensions.
+By fine features (Lin et al., "Deep learning of binary hash codes for fast image retrieval", CVPR workshops 2015), which
+are stored beside the codes; or by asymmetric distance (Gordo, Perronnin, Gong & Lazebnik, "Asymmetric distances for
+binary embeddings", TPAMI 2014), for which nothing is stored: the query's projections, whose signs are its bits, say by
+their size how much each bit counts. The nearest have the largest inner product of the projections with the stored bits
+as signs, +1 and -1.
+
+Q queries, P items of a pool, M items of several pools, F feature dimensions, B bits, W words of a code, E bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +21,24 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.collection.bounded import search_bounded
 from hashlight.engine.query import Query
-from hashlight.engine.results import PAD_ID, RangeResult, RerankResult, Result, as_range, join_explanations
+from hashlight.engine.results import (
+    PAD_DISTANCE,
+    PAD_ID,
+    RangeResult,
+    RerankResult,
+    Result,
+    as_range,
+    join_explanations,
+)
 
-METRICS = ("l2", "cosine")
+FEATURE_METRICS = ("l2", "cosine")
+ASYMMETRIC = "asymmetric"
+METRICS = (*FEATURE_METRICS, ASYMMETRIC)
+
+# Of a pool whose size was not chosen: at least so many, and so many for each answer.
+_LEAST_POOL, _POOL_PER_ANSWER = 100, 10
+
+_TABLE_VALUES = 2**20  # of tables in memory at a time: 8 MB
 
 # Number of float32 feature values in memory at a time: 64 MB, and as much again for their differences.
 _VALUES_AT_ONCE = 2**24
@@ -36,8 +56,9 @@ class Rerank:
         Take this many nearest codes, at least k, or all if there are fewer; more than 2**20 are refused.
     radius : int or None
         Or take all codes within this distance; more than 2**20 are refused. Exactly one of the two is given.
-    metric : {"l2", "cosine"}
-        Euclidean distance, or 1 - cosine, of the fine features.
+    metric : {"l2", "cosine", "asymmetric"}
+        Euclidean distance, or 1 - cosine, of the fine features; or the inner product of the query's projections with
+        the bits, equal ones by (Hamming distance, id).
     """
 
     pool: int | None = None
@@ -53,6 +74,35 @@ class Rerank:
             raise ValueError(f"`radius` must be at least 0, got {self.radius}")
         if self.metric not in METRICS:
             raise ValueError(f"`metric` must be one of {', '.join(METRICS)}, got {self.metric!r}")
+
+    @classmethod
+    def asymmetric(cls, k: int, *, most: int = MAX_POOL) -> Rerank:
+        """Return the asymmetric order of a pool that suits `k` answers, of no more than `most` codes, or `k`."""
+        return cls(pool=max(k, min(most, max(_LEAST_POOL, _POOL_PER_ANSWER * k))), metric=ASYMMETRIC)
+
+
+def as_rerank(rerank: Rerank | Literal["asymmetric"] | None, k: int | None) -> Rerank | None:
+    """Return what a name stands for; ValueError for another name than "asymmetric"."""
+    if not isinstance(rerank, str):
+        return rerank
+    if rerank != ASYMMETRIC:
+        raise ValueError(f"`rerank` must be a Rerank or {ASYMMETRIC!r}, got {rerank!r}")
+    return Rerank.asymmetric(k or 1)
+
+
+def one_of(
+    features: NDArray[np.floating[Any]] | None,
+    projections: NDArray[np.floating[Any]] | None,
+    rerank: Rerank | None,
+) -> NDArray[np.floating[Any]] | None:
+    """Return what the queries are ordered by, features or projections; ValueError for the one that is not."""
+    wanted, other, name = features, projections, "projections"
+    if rerank is not None and rerank.metric == ASYMMETRIC:
+        wanted, other, name = projections, features, "features"
+    if other is not None:
+        order = "Hamming order" if rerank is None else f"`rerank` by {rerank.metric}"
+        raise ValueError(f"`{name}` have no use in {order}: leave them out, or pass the `rerank` that they are for")
+    return wanted
 
 
 def pool_query(query: Query, rerank: Rerank, *, rows: int) -> Query:
@@ -107,17 +157,18 @@ def find_pools(
 
 
 def check_query_features(
-    features: NDArray[np.floating[Any]] | None, rerank: Rerank | None, *, num_queries: int, k: int | None
+    features: NDArray[np.floating[Any]] | None, rerank: Rerank | None, *, num_queries: int, k: int | None, bits: int
 ) -> None:
-    """Raise if re-ranking lacks the queries' features, features lack re-ranking, or they do not fit.
+    """Raise if re-ranking lacks the queries' features or projections, they lack re-ranking, or they do not fit.
 
     Raises
     ------
     TypeError, ValueError
     """
+    name = "projections" if rerank is not None and rerank.metric == ASYMMETRIC else "features"
     if (features is None) != (rerank is None):
-        missing = "`features`, those of the queries" if features is None else "`rerank`, how to use them"
-        raise ValueError(f"`rerank` and `features` go together: pass {missing}, too, or neither")
+        missing = f"`{name}`, those of the queries" if features is None else "`rerank`, how to use them"
+        raise ValueError(f"`rerank` and `{name}` go together: pass {missing}, too, or neither")
     if features is None or rerank is None:
         return
     if k is None:
@@ -125,45 +176,57 @@ def check_query_features(
     if rerank.pool is not None and rerank.pool < k:
         raise ValueError(f"`rerank` must have a `pool` of at least `k`, {k}, got {rerank.pool}")
     if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
-        raise TypeError(f"`features` must be an array of floats, got {getattr(features, 'dtype', type(features))}")
-    if features.ndim != 2 or len(features) != num_queries:
-        raise ValueError(f"`features` must have shape ({num_queries}, F), one row per query, got {features.shape}")
+        raise TypeError(f"`{name}` must be an array of floats, got {getattr(features, 'dtype', type(features))}")
+    width = bits if name == "projections" else "F"
+    if features.ndim != 2 or len(features) != num_queries or width not in ("F", features.shape[1]):
+        raise ValueError(f"`{name}` must have shape ({num_queries}, {width}), one row per query, got {features.shape}")
     if not np.isfinite(features).all():
-        raise ValueError(f"`features` must be finite, got nan or inf in {(~np.isfinite(features)).sum()} places")
+        raise ValueError(f"`{name}` must be finite, got nan or inf in {(~np.isfinite(features)).sum()} places")
+
+
+class _Ranked(NamedTuple):
+    """Items of some queries: `keys` (R, P) that they are ordered by, of equal ones by (`distances`, `ids`)."""
+
+    keys: NDArray[np.floating[Any]]
+    distances: NDArray[np.int32]
+    ids: NDArray[np.int64]
 
 
 def rerank_ids(
-    query_features: NDArray[np.floating[Any]],
+    query_values: NDArray[np.floating[Any]],
     found: Result,
-    features_of: Callable[[IdArray], NDArray[np.float16]],
+    stored_of: Callable[[IdArray], NDArray[Any]],
     k: int,
     *,
     metric: str = "l2",
     max_items: int = MAX_POOL,
 ) -> RerankResult:
-    """Re-rank pools, reading features a few queries at a time so that memory does not grow with the batch.
+    """Re-rank pools, reading what is stored a few queries at a time so that memory does not grow with the batch.
 
     Parameters
     ----------
-    query_features, k, metric
-        As in `rerank_pool`.
+    query_values : ndarray of float, shape (Q, F) or (Q, B)
+        Features, or projections for "asymmetric".
     found : SearchResult or RangeResult
         The pools of the queries.
-    features_of : callable
-        Returns the features (M, F) of M ids, none of them padding.
+    stored_of : callable
+        Returns the features (M, F) of M ids, none of them padding, or their codes (M, W) for "asymmetric".
+    k, metric
+        As in `rerank_pool`.
     max_items : int
         Maximum M.
     """
     pools = found if isinstance(found, RangeResult) else as_range(found)
-    at_once = max(1, min(max_items, _VALUES_AT_ONCE // max(1, query_features.shape[1])))
-    best = [_no_answers(0, k)]
+    at_once = max(1, min(max_items, _VALUES_AT_ONCE // max(1, query_values.shape[1])))
+    best = [_as_result(_nothing(0), k, metric)]
     for run in _runs(np.diff(pools.lims), at_once):
-        query_RF, pool_RP = query_features[run], _padded(pools, run)
-        found_R = _no_answers(len(query_RF), k)
-        for start in range(0, pool_RP.shape[1], at_once):
-            part = _rerank_part(query_RF, pool_RP[:, start : start + at_once], features_of, k, metric)
-            found_R = part if start == 0 else _nearest_of(found_R, part, k)
-        best.append(found_R)
+        query_RF, (id_RP, distance_RP) = query_values[run], _padded(pools, run)
+        found_R = _nothing(len(query_RF))
+        for start in range(0, id_RP.shape[1], at_once):
+            some = slice(start, start + at_once)
+            keys_RP = _keys(query_RF, id_RP[:, some], stored_of, metric)
+            found_R = _first(_joined(found_R, _Ranked(keys_RP, distance_RP[:, some], id_RP[:, some])), k, metric)
+        best.append(_as_result(found_R, k, metric))
     return join_reranked(best)
 
 
@@ -174,10 +237,6 @@ def join_reranked(parts: Sequence[RerankResult]) -> RerankResult:
         np.concatenate([part.ids for part in parts]),
         explain=join_explanations([part.explain for part in parts]),
     )
-
-
-def _no_answers(num_queries: int, k: int) -> RerankResult:
-    return RerankResult(np.full((num_queries, k), np.inf, np.float32), np.full((num_queries, k), PAD_ID, np.int64))
 
 
 def _runs(size_Q: NDArray[np.int64], at_once: int) -> Iterator[slice]:
@@ -195,37 +254,95 @@ def _runs(size_Q: NDArray[np.int64], at_once: int) -> Iterator[slice]:
         yield slice(start, len(size_Q))
 
 
-def _padded(pools: RangeResult, run: slice) -> NDArray[np.int64]:
-    """Return the pools of some queries as rows (R, P), padded with -1 to the longest."""
+def _padded(pools: RangeResult, run: slice) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return the pools of some queries, ids and distances, as rows (R, P), padded to the longest."""
     lims = pools.lims[run.start : run.stop + 1]
     size_R = np.diff(lims)
-    pool_RP = np.full((len(size_R), int(size_R.max(initial=0))), PAD_ID, np.int64)
-    pool_RP[np.arange(pool_RP.shape[1]) < size_R[:, None]] = pools.ids[lims[0] : lims[-1]]
-    return pool_RP
+    there_RP = np.arange(int(size_R.max(initial=0))) < size_R[:, None]
+    id_RP = np.full(there_RP.shape, PAD_ID, np.int64)
+    distance_RP = np.full(there_RP.shape, PAD_DISTANCE, np.int32)
+    id_RP[there_RP] = pools.ids[lims[0] : lims[-1]]
+    distance_RP[there_RP] = pools.distances[lims[0] : lims[-1]]
+    return id_RP, distance_RP
 
 
-def _nearest_of(first: RerankResult, second: RerankResult, k: int) -> RerankResult:
-    distance_QM = np.concatenate([first.distances, second.distances], axis=1)
-    id_QM = np.concatenate([first.ids, second.ids], axis=1)
-    return _ordered(distance_QM, id_QM, k)
+def _nothing(num_queries: int) -> _Ranked:
+    shape = num_queries, 0
+    return _Ranked(np.empty(shape), np.empty(shape, np.int32), np.empty(shape, np.int64))
 
 
-def _rerank_part(
-    query_QF: NDArray[np.floating[Any]],
-    pool_QP: NDArray[np.int64],
-    features_of: Callable[[IdArray], NDArray[np.float16]],
-    k: int,
+def _joined(first: _Ranked, second: _Ranked) -> _Ranked:
+    return _Ranked(
+        np.concatenate([first.keys, second.keys], axis=1),
+        np.concatenate([first.distances, second.distances], axis=1),
+        np.concatenate([first.ids, second.ids], axis=1),
+    )
+
+
+def _keys(
+    query_RF: NDArray[np.floating[Any]],
+    id_RP: NDArray[np.int64],
+    stored_of: Callable[[IdArray], NDArray[Any]],
     metric: str,
-) -> RerankResult:
-    there_QP = pool_QP != PAD_ID
-    stored_MF = features_of(pool_QP[there_QP])
-    if stored_MF.shape[1] != query_QF.shape[1]:
+) -> NDArray[np.floating[Any]]:
+    """Return what the items of some pools are ordered by, (R, P)."""
+    there_RP = id_RP != PAD_ID
+    stored_M = stored_of(id_RP[there_RP])
+    if metric == ASYMMETRIC:
+        keys_RP = np.full(id_RP.shape, np.inf)
+        keys_RP[there_RP] = -inner_products(query_RF, stored_M, there_RP.sum(axis=1))
+        return keys_RP
+    if stored_M.shape[1] != query_RF.shape[1]:
         raise ValueError(
-            f"`features` must have {stored_MF.shape[1]} columns, as those of the collection, got {query_QF.shape[1]}"
+            f"`features` must have {stored_M.shape[1]} columns, as those of the collection, got {query_RF.shape[1]}"
         )
-    pool_QPF = np.zeros((*pool_QP.shape, stored_MF.shape[1]), np.float16)
-    pool_QPF[there_QP] = stored_MF
-    return rerank_pool(query_QF, pool_QP, pool_QPF, k, metric=metric)
+    feature_RPF = np.zeros((*id_RP.shape, stored_M.shape[1]), np.float16)
+    feature_RPF[there_RP] = stored_M
+    return _distances(query_RF.astype(np.float32), feature_RPF.astype(np.float32), metric)
+
+
+def inner_products(
+    projection_QB: NDArray[np.floating[Any]], code_MW: CodeArray, count_Q: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the inner product of each query's projections with the bits, as +1 and -1, of its codes, (M,).
+
+    By tables of all 256 values of a byte, so that a code costs one look-up a byte; the sum is in the order of the
+    bytes, so that it does not depend on the other codes.
+
+    Parameters
+    ----------
+    projection_QB : ndarray of float, shape (Q, B)
+    code_MW : ndarray of uint64, shape (M, W)
+        Those of the first query, then those of the second, ...
+    count_Q : ndarray of int64, shape (Q,)
+        How many each query has.
+    """
+    num_bytes = -(-projection_QB.shape[1] // 8)
+    byte_ME = code_MW.astype("<u8").view(np.uint8).reshape(len(code_MW), -1)[:, :num_bytes]
+    lims = np.concatenate([[0], np.cumsum(count_Q)])
+    product_M = np.zeros(len(code_MW))
+    at_once = max(1, _TABLE_VALUES // (256 * num_bytes))
+    for start in range(0, len(count_Q), at_once):
+        queries = slice(start, start + at_once)
+        items = slice(lims[start], lims[min(start + at_once, len(count_Q))])
+        table_QEV = _tables(projection_QB[queries])
+        query_I = np.repeat(np.arange(len(table_QEV)), count_Q[queries])
+        for byte in range(num_bytes):
+            product_M[items] += table_QEV[query_I, byte, byte_ME[items, byte]]
+    return product_M
+
+
+def _tables(projection_QB: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return the inner product of eight projections with each value of a byte, (Q, E, 256)."""
+    num_bytes = -(-projection_QB.shape[1] // 8)
+    padded_QB = np.zeros((len(projection_QB), 8 * num_bytes))
+    padded_QB[:, : projection_QB.shape[1]] = projection_QB
+    projection_QE8 = padded_QB.reshape(len(padded_QB), num_bytes, 8)
+    table_QEV = np.zeros((len(padded_QB), num_bytes, 1))
+    for bit in range(8):
+        one_QE = projection_QE8[:, :, bit, None]
+        table_QEV = np.concatenate([table_QEV - one_QE, table_QEV + one_QE], axis=2)
+    return table_QEV
 
 
 def rerank_pool(
@@ -258,21 +375,35 @@ def rerank_pool(
             f"`pool_features` must have shape {(*pool_ids.shape, query_features.shape[-1])} for `pool_ids` of shape "
             f"{pool_ids.shape} and `query_features` of shape {query_features.shape}, got {pool_features.shape}"
         )
-    if metric not in METRICS:
-        raise ValueError(f"`metric` must be one of {', '.join(METRICS)}, got {metric!r}")
+    if metric not in FEATURE_METRICS:
+        raise ValueError(f"`metric` must be one of {', '.join(FEATURE_METRICS)}, got {metric!r}")
     distance_QP = _distances(query_features.astype(np.float32), pool_features.astype(np.float32), metric)
-    return _ordered(distance_QP, pool_ids, k)
+    pool = _Ranked(distance_QP, np.zeros(pool_ids.shape, np.int32), pool_ids)
+    return _as_result(_first(pool, k, metric), k, metric)
 
 
-def _ordered(distance_QP: NDArray[np.float32], id_QP: NDArray[np.int64], k: int) -> RerankResult:
-    """Return the k nearest of each row, ascending by (distance, id); undefined distances come last, before padding."""
-    padding_QP = id_QP == PAD_ID
-    distance_QP = np.where(np.isnan(distance_QP) | padding_QP, np.float32(np.inf), distance_QP)
-    order_QP = np.lexsort((id_QP, distance_QP, padding_QP), axis=1)[:, :k]
-    result = _no_answers(len(id_QP), k)
-    result.distances[:, : order_QP.shape[1]] = np.take_along_axis(distance_QP, order_QP, axis=1)
-    result.ids[:, : order_QP.shape[1]] = np.take_along_axis(id_QP, order_QP, axis=1)
-    return result
+def _first(items: _Ranked, k: int, metric: str) -> _Ranked:
+    """Return the k first of each row, ascending; those of undefined distance come last, before padding."""
+    padding_QP = items.ids == PAD_ID
+    key_QP = np.where(np.isnan(items.keys) | padding_QP, np.inf, items.keys)
+    ties = (items.ids, items.distances) if metric == ASYMMETRIC else (items.ids,)
+    order_QP = np.lexsort((*ties, key_QP, padding_QP), axis=1)[:, :k]
+    keys, distances, ids = (np.take_along_axis(part, order_QP, axis=1) for part in (key_QP, *items[1:]))
+    return _Ranked(keys, distances, ids)
+
+
+def _as_result(items: _Ranked, k: int, metric: str) -> RerankResult:
+    """Return items in their order, padded to k."""
+    asymmetric = metric == ASYMMETRIC
+    shape = len(items.ids), k
+    distance_QK: NDArray[Any] = (
+        np.full(shape, PAD_DISTANCE, np.int32) if asymmetric else np.full(shape, np.inf, np.float32)
+    )
+    id_QK = np.full(shape, PAD_ID, np.int64)
+    width = items.ids.shape[1]
+    distance_QK[:, :width] = items.distances if asymmetric else items.keys
+    id_QK[:, :width] = items.ids
+    return RerankResult(distance_QK, id_QK)
 
 
 def _distances(query_QF: NDArray[np.float32], pool_QPF: NDArray[np.float32], metric: str) -> NDArray[np.float32]:

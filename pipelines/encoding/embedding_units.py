@@ -72,4 +72,5 @@ class EncodeEmbeddings(EncodeUnits):
         good_RD = rows.embeddings[usable] if faults else rows.embeddings
         encoded.good.append(first + np.flatnonzero(usable))
         kept_RD = head.features(good_RD) if self._settings.features else np.empty((len(good_RD), 0), np.float32)
-        encoded.outputs.append(EncoderOutput(head.encode(good_RD), np.empty((len(good_RD), 0), np.float32), kept_RD))
+        nothing_R0 = np.empty((len(good_RD), 0), np.float32)
+        encoded.outputs.append(EncoderOutput(head.encode(good_RD), nothing_R0, kept_RD, nothing_R0))

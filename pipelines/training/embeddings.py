@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from hashlight.encoders.config import AUTO
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.vectors import unusable
 from hashlight.engine.places.opening import open_target
@@ -25,7 +26,7 @@ def fit_to_embeddings(
     output: str | Path,
     *,
     bits: int,
-    method: str = "itq",
+    method: str = AUTO,
     normalise_embeddings: bool = True,
     column: str = "",
     seed: int = 0,

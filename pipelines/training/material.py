@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from hashlight.encoders.data.supervision.pairs import PairList
 from hashlight.encoders.data.supervision.protocol import LABELS, NOTHING, PAIRS, VIEWS
-from hashlight.encoders.methods import METHODS
+from hashlight.encoders.methods import METHODS, label_free_method
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.wording import counted
 from hashlight.pipelines.corpora.corpus import list_all, open_listing
@@ -30,7 +30,7 @@ LabelsFrom = Literal["auto", "folders"]
 AUTO: LabelsFrom = "auto"
 FROM_FOLDERS: LabelsFrom = "folders"
 
-WITH_SUPERVISION, WITHOUT = "hashnet", "itq"
+_WITH_SUPERVISION = "hashnet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,9 @@ class Material:
     classes: dict[str, int]
     refused: str = ""
 
-    @property
-    def method(self) -> str:
-        """The method that suits it, if none was asked for: one without labels and pairs needs neither."""
-        return WITHOUT if self.supervision == NOTHING else WITH_SUPERVISION
+    def suited_method(self, bits: int) -> str:
+        """Return the method for `bits` bits, if none was asked for: one without labels and pairs needs neither."""
+        return label_free_method(bits, len(self.images)) if self.supervision == NOTHING else _WITH_SUPERVISION
 
 
 def gather(
@@ -111,7 +110,7 @@ def gather(
     refused = "" if is_asked or listing.labels_from != FOLDERS else _refused(entries)
     if refused:
         entries = entries.drop_columns(["label"])
-    reads_classes = method is not None and METHODS[method].reads_classes
+    reads_classes = method in METHODS and METHODS[method].reads_classes
     if reads_classes and refused and supervision is None:
         raise PipelineError(
             f"{method} learns classes, and the sub-folders of {listing.corpus} look like {refused}, not like classes: "

@@ -200,7 +200,7 @@ def test_re_ranking_is_measured_on_all_queries(monkeypatch):
     labels, query_labels = rng.integers(3, size=80), rng.integers(3, size=13)
     found = count_distances(queries, codes, query_labels, labels, 16)
     sides = [
-        Side(None, own, EncoderOutput(code, None, values))
+        Side(None, own, EncoderOutput(code, None, values, None))
         for own, code, values in ((query_labels, queries, asked), (labels, codes, features))
     ]
     got = retrieval.measure_rerank(*sides, 16, found)

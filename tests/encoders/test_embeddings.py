@@ -201,7 +201,7 @@ def test_the_components_of_a_stream_are_those_of_all_rows_and_the_rotation_of_a_
 
 def test_one_pass_is_enough_for_itq():
     batches = Batches(clustered(2000, 16), 100)
-    HashEncoder.fit_embeddings(batches, bits=8)
+    HashEncoder.fit_embeddings(batches, bits=8, method="itq")
     assert batches.passes == 1
 
 
@@ -223,9 +223,9 @@ def test_more_bits_than_dimensions_only_by_methods_that_can():
 @pytest.mark.parametrize(
     ("method", "reason"),
     [
-        ("hashnet", "one of lsh, sh, itq for embeddings, got hashnet, which trains a network on images"),
+        ("hashnet", "one of lsh, sh, itq, neighbours for embeddings, got hashnet, which trains a network on images"),
         ("itq-cca", "got itq-cca, which reads the classes"),
-        ("magic", "one of lsh, sh, itq for embeddings, got 'magic'"),
+        ("magic", "one of lsh, sh, itq, neighbours for embeddings, got 'magic'"),
     ],
 )
 def test_a_method_that_cannot_be_fitted_to_embeddings_is_refused(method, reason):

@@ -118,7 +118,7 @@ def test_bad_combinations_are_refused_with_their_reason(weights):
             train(IMAGES, labels, TrainConfig(method="hashnet-c"))
     with pytest.raises(ValueError, match="must vary for SH to find 8 bits, got 20 equal rows"):
         train(np.zeros((20, 28, 28), np.uint8), config=TrainConfig(method="sh", bits=8, weights=weights))
-    with pytest.raises(ValueError, match=r"`method` must be one of hashnet, .* got 'fruit'"):
+    with pytest.raises(ValueError, match=r"`method` must be one of auto, hashnet, .* got 'fruit'"):
         TrainConfig(method="fruit")
     with pytest.raises(ValueError, match="`validation_images` must be 0 for itq, which has no epochs, got 10"):
         TrainConfig(method="itq", validation_images=10)

@@ -90,8 +90,9 @@ class Searcher(ABC):
         queries : ndarray of uint64, shape (Q, W)
         query : Query
         rerank : Rerank, optional
-            With `query.k`: re-rank the nearest codes by fine features.
-        features : ndarray of float, shape (Q, F), with `rerank` only
+            With `query.k`: re-rank the nearest codes, by fine features or in asymmetric order.
+        features : ndarray of float, shape (Q, F) or (Q, B), with `rerank` only
+            The queries' fine features, or for the metric "asymmetric" their projections.
         timeout_s : float, optional
             By default a long time chosen by the searcher.
         allow_partial : bool

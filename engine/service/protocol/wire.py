@@ -83,6 +83,7 @@ class Kind(enum.IntEnum):
     COUNT = 9
     FACETS = 10
     SCAN = 11
+    CODES = 12
 
 
 class Status(enum.IntEnum):
@@ -313,6 +314,19 @@ def encode_count(count: int) -> bytes:
 def decode_count(body: memoryview) -> int:
     """Undo `encode_count`; ProtocolError if it is something else."""
     return _shape(body)[0]
+
+
+def encode_codes(ids: IdArray, codes_MW: CodeArray) -> bytes:
+    """Return the codes of the ids that a server has."""
+    return b"".join([_COUNTS.pack(*codes_MW.shape, 0), _raw(ids, "<i8"), _raw(codes_MW, "<u8")])
+
+
+def decode_codes(body: memoryview) -> tuple[IdArray, CodeArray]:
+    """Undo `encode_codes`; ProtocolError if it is something else."""
+    rows, words, rest = _shape(body)
+    ids, rest = _take(rest, "<i8", rows)
+    codes, _ = _take(rest, "<u8", rows * words)
+    return ids, codes.astype(np.uint64, copy=False).reshape(rows, words)
 
 
 def encode_features(ids: IdArray, features_MF: NDArray[np.float16]) -> bytes:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, check_codes
 from hashlight.engine.collection.rerank import (
+    ASYMMETRIC,
     Rerank,
     check_query_features,
     find_pools,
@@ -45,6 +46,7 @@ from hashlight.engine.service.protocol.wire import (
     Request,
     VersionNotServedError,
     as_values,
+    decode_codes,
     decode_count,
     decode_features,
     decode_result,
@@ -61,7 +63,7 @@ REFRESH_S = 0.5  # between reads of the directory
 CONNECT_S = 10.0
 READY_S = 10.0
 _PROMPT_S = 1.0  # for a test search, if any group answers by then
-_FOR_FEATURES = 0.3  # share of the time, for a search that re-ranks
+_FOR_RERANKING = 0.3  # share of the time, for a search that re-ranks
 _KEPT_S = 2.0  # keep a replica of an older map for queries that started with it
 
 Directory = Callable[[], ClusterMap]
@@ -186,7 +188,7 @@ class ClusterRouter(Searcher):
         deadline_s = self._deadline(timeout_s)
         self._check_queries(queries)
         query = query.checked(bits=self.bits, rows=self._view.map.coverage.codes)
-        check_query_features(features, rerank, num_queries=len(queries), k=query.k)
+        check_query_features(features, rerank, num_queries=len(queries), k=query.k, bits=self.bits)
         if rerank is None or features is None:
             return self._found(None, queries, query, deadline_s, allow_partial=allow_partial)
         while True:
@@ -349,10 +351,11 @@ class ClusterRouter(Searcher):
         *,
         allow_partial: bool,
     ) -> RerankResult:
-        """Re-rank the pools of all queries, every one and its features from one view; errors as in `_ask`."""
+        """Re-rank the pools of all queries, every one and what it is ordered by from one view; errors as in `_ask`."""
         pool = pool_query(query, rerank, rows=view.map.coverage.codes).checked(bits=int(view.map.about["bits"]))
-        # A partial answer comes only when the search's time is up, and the features still have to be read.
-        search_until_s = deadline_s - _FOR_FEATURES * (deadline_s - time.monotonic())
+        # A partial answer comes only when the search's time is up, and the features or codes still have to be read.
+        search_until_s = deadline_s - _FOR_RERANKING * (deadline_s - time.monotonic())
+        stored_of = self._codes if rerank.metric == ASYMMETRIC else self._features
         assert query.k is not None, "re-ranking was refused without"
 
         def search(queries: CodeArray, pool: Query) -> Result:
@@ -362,7 +365,7 @@ class ClusterRouter(Searcher):
         for run, found in find_pools(search, queries, pool):
             coverage = found.coverage
             assert coverage is not None, "a router's answers carry coverage"
-            read = functools.partial(self._features, view, deadline_s=deadline_s, without=coverage.degraded)
+            read = functools.partial(stored_of, view, deadline_s=deadline_s, without=coverage.degraded)
             part = rerank_ids(features[run], found, read, query.k, metric=rerank.metric, max_items=MAX_ROWS_ASKED)
             ordered.append(part._replace(explain=found.explain))
             covered.append(coverage)
@@ -375,6 +378,12 @@ class ClusterRouter(Searcher):
             raise ValueError("the collection has no fine features: encode with `--features`")
         asked, parts = self._ask_for_ids(view, Kind.FEATURES, ids, deadline_s, without)
         found = [decode_features(part.answer.body) for part in parts if part.answer is not None]
+        place_M = _places_in(asked, parts, ids, [part_ids for part_ids, _ in found])
+        return np.concatenate([values for _, values in found])[place_M]
+
+    def _codes(self, view: _View, ids: IdArray, deadline_s: float, without: Container[str]) -> CodeArray:
+        asked, parts = self._ask_for_ids(view, Kind.CODES, ids, deadline_s, without)
+        found = [decode_codes(part.answer.body) for part in parts if part.answer is not None]
         place_M = _places_in(asked, parts, ids, [part_ids for part_ids, _ in found])
         return np.concatenate([values for _, values in found])[place_M]
 

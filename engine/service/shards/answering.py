@@ -12,6 +12,7 @@ from hashlight.engine.service.protocol.wire import (
     Kind,
     ProtocolError,
     Request,
+    encode_codes,
     encode_count,
     encode_features,
     encode_result,
@@ -40,6 +41,9 @@ def answer(collection: Collection, request: Request) -> bytes:
         case Kind.FEATURES:
             held = _held(collection, request.ids)
             return encode_features(held, collection.features_of(held))
+        case Kind.CODES:
+            held = _held(collection, request.ids)
+            return encode_codes(held, collection.codes_of(held))
         case Kind.COUNT | Kind.FACETS | Kind.SCAN:
             assert request.query is not None, "it has a filter, if only none"
             return _of_items(collection, request, request.query)

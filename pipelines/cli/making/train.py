@@ -33,9 +33,10 @@ class Model:
     method: Annotated[
         str | None,
         typer.Option(
-            help="Without it hashnet if there are labels or pairs, else itq. All: hashnet, hashnet-c, hashnet-w, "
-            "hashnet-sgn, hashnet-tanh, hashnet-sharp, hashnet-st, dhn, latent, joint, csq, orthohash; on the "
-            "backbone's features lsh, sh, itq, itq-cca, sdh, ksh; on --embeddings itq (by default), lsh, sh."
+            help="auto (by default): hashnet if there are labels or pairs, else neighbours up to 64 bits from 2,000 "
+            "images or embeddings on, else itq. All: hashnet, hashnet-c, hashnet-w, hashnet-sgn, hashnet-tanh, "
+            "hashnet-sharp, hashnet-st, dhn, latent, joint, csq, orthohash; on the backbone's features or --embeddings "
+            "itq, neighbours, lsh, sh; on features itq-cca, sdh, ksh."
         ),
     ] = None
     bits: Annotated[
@@ -170,7 +171,7 @@ def train(
     start = time.perf_counter()
     material = gather(input, **asdict(similarity), options=options, method=model.method)
     config = _config(_completed(model, material), course, computation)
-    _announce(material, config, is_chosen=model.method is None)
+    _announce(material, config, is_chosen=model.method in (None, "auto"))
     with training_bar() as report:
         encoder = train_on(
             material,
@@ -183,8 +184,8 @@ def train(
         )
     seconds = time.perf_counter() - start
     out.print(
-        f"trained {counted(encoder.bits, 'bit')} by {config.method} in {seconds:.0f} s: {without_credentials(output)}, "
-        f"encoder {encoder.fingerprint[:12]}…",
+        f"trained {counted(encoder.bits, 'bit')} by {encoder.config.method} in {seconds:.0f} s: "
+        f"{without_credentials(output)}, encoder {encoder.fingerprint[:12]}…",
         soft_wrap=True,
     )
 
@@ -193,6 +194,7 @@ def _fit(
     embedded: Embedded, output: str, model: Model, computation: Computation, overwrite: bool, others: tuple[object, ...]
 ) -> None:
     """Fit an encoder to embeddings."""
+    from hashlight.encoders.config import AUTO
     from hashlight.engine.places.uris import without_credentials
     from hashlight.pipelines.training.embeddings import fit_to_embeddings
 
@@ -212,7 +214,7 @@ def _fit(
             source,
             output,
             bits=model.bits or 256,
-            method=model.method or "itq",
+            method=model.method or AUTO,
             normalise_embeddings=embedded.normalise,
             column=embedded.embedding_column,
             seed=computation.seed,
@@ -258,9 +260,13 @@ def _announce(material: Material, config: TrainConfig, *, is_chosen: bool) -> No
 
 def _completed(model: Model, material: Material) -> Model:
     """Return the model with what was left out: without labels and pairs, what has learned already."""
+    from hashlight.encoders.config import AUTO
     from hashlight.encoders.networks.backbones import EFFICIENTNET_LITE0, IMAGENET
+    from hashlight.encoders.training.train import TrainConfig
 
-    method = model.method or material.method
+    method = model.method or AUTO
+    if method == AUTO:
+        method = material.suited_method(model.bits or TrainConfig().bits)
     if material.supervision == "nothing" and model.backbone is None and model.weights is None:
         return replace(model, method=method, backbone=EFFICIENTNET_LITE0, weights=IMAGENET)
     return replace(model, method=method)

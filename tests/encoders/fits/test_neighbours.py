@@ -4,9 +4,11 @@ import torch
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
+from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.fits import neighbours as module
 from hashlight.encoders.fits.itq import ITQ
 from hashlight.encoders.fits.neighbours import Neighbours, nearest_by_cosine
+from hashlight.encoders.training.train import TrainConfig, train
 
 DIGITS = load_digits().data[np.random.default_rng(0).permutation(1797)]
 QUERIES, ITEMS = DIGITS[:200], DIGITS[200:1200]
@@ -87,3 +89,21 @@ def test_what_cannot_be_fitted_is_refused():
         Neighbours.fit(ITEMS[:1], 8)
     with pytest.raises(ValueError, match="at most 64 for neighbours on 64-dimensional features, got 65"):
         Neighbours.fit(ITEMS, 65)
+
+
+@pytest.mark.parametrize(
+    ("bits", "rows", "method"),
+    [(64, 2000, "neighbours"), (64, 1999, "itq"), (65, 2000, "itq"), (16, 5000, "neighbours")],
+)
+def test_auto_takes_neighbours_where_they_are_better(bits, rows, method, monkeypatch):
+    monkeypatch.setattr(module, "LEARNED_ROWS", 50)
+    x = np.random.default_rng(4).standard_normal((rows, 65)).astype(np.float32)
+    assert HashEncoder.fit_embeddings(x, bits=bits).config.method == method
+
+
+def test_training_takes_the_method_that_suits_what_is_known():
+    images = np.random.default_rng(5).integers(256, size=(32, 28, 28), dtype=np.uint8)
+    config = TrainConfig(method="auto", bits=8, epochs=1, warmup_epochs=0, batch_size=16)
+    assert train(images, [0, 1] * 16, config).config.method == "hashnet"
+    with pytest.raises(ValueError, match="`method` itq needs a trained backbone"):
+        train(images, config=config)

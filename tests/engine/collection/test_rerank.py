@@ -5,7 +5,8 @@ import pytest
 
 from hashlight.engine.collection import rerank as rerank_module
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.collection.rerank import METRICS, Rerank, rerank_pool
+from hashlight.engine.collection.rerank import FEATURE_METRICS as METRICS
+from hashlight.engine.collection.rerank import Rerank, rerank_pool
 from hashlight.engine.errors import IdNotFoundError
 from tests import oracles
 
@@ -50,7 +51,7 @@ def test_settings_and_shapes_are_checked():
         Rerank(pool=3, radius=4)
     with pytest.raises(ValueError, match="`pool` must be at least 1, got 0"):
         Rerank(pool=0)
-    with pytest.raises(ValueError, match="`metric` must be one of l2, cosine, got 'dot'"):
+    with pytest.raises(ValueError, match="`metric` must be one of l2, cosine, asymmetric, got 'dot'"):
         Rerank(radius=3, metric="dot")
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4\) .* got \(2, 3, 5\)"):
         rerank_pool(np.zeros((2, 4)), np.zeros((2, 3), np.int64), np.zeros((2, 3, 5)), 1)
@@ -212,3 +213,101 @@ def test_k_above_the_number_of_codes_is_padded_up_to_a_limit(stored):
         match=r"`k` must be at least 1 and at most 10000 .there are 200 codes; short answers are padded., got",
     ):
         collection.search(codes[:1], 10_001)
+
+
+def unpack_bits(codes, bits):
+    return np.unpackbits(codes.astype("<u8").view(np.uint8), axis=1, bitorder="little")[:, :bits].astype(bool)
+
+
+def asymmetric_loop(projections, query, pool, codes, ids, k, bits):
+    """(Hamming distance, id) of the first of a pool, by inner product with signs, then (Hamming distance, id)."""
+    rows = []
+    for id_ in pool.tolist():
+        code = codes[ids.tolist().index(id_)]
+        bit = [int(code[i // 64]) >> (i % 64) & 1 for i in range(bits)]
+        asked = [int(query[i // 64]) >> (i % 64) & 1 for i in range(bits)]
+        product = sum(z if b else -z for z, b in zip(projections.tolist(), bit, strict=True))
+        hamming = sum(a != b for a, b in zip(asked, bit, strict=True))
+        rows.append((-product, hamming, id_))
+    return [row[1:] for row in sorted(rows)[:k]]
+
+
+def asked_for(rng, codes, bits):
+    """Queries near some codes, with projections that have their signs; whole numbers, so that products are exact."""
+    size = rng.integers(1, 4, size=(len(codes), bits))
+    return np.where(unpack_bits(codes, bits), size, -size).astype(np.float32)
+
+
+@pytest.mark.parametrize("how", [{"pool": 25}, {"pool": 300}, {"radius": 6}])
+@pytest.mark.parametrize("bits", [13, 40, 64, 130])
+def test_a_pool_is_ordered_by_asymmetric_distance(tmp_path, how, bits):
+    rng = np.random.default_rng(4)
+    codes, ids = oracles.clustered_codes(rng, 200, bits), rng.permutation(500)[:200]
+    collection = Collection.create(tmp_path / "c", codes, ids=ids, bits=bits, shards=3)
+    queries = codes[:6].copy()
+    queries[:, 0] ^= np.array([0, 1, 3, 7, 255, 2], np.uint64)
+    projections = asked_for(rng, queries, bits)
+    got = collection.search(queries, 7, rerank=Rerank(**how, metric="asymmetric"), projections=projections)
+    assert (got.distances.dtype, got.ids.shape) == (np.int32, (6, 7))
+    changed = 0
+    for q in range(6):
+        if "pool" in how:
+            pool = oracles.knn(queries[q : q + 1], codes, ids, how["pool"])[1][0]
+            pool = pool[pool >= 0]
+        else:
+            pairs = oracles.within_radius(queries[q : q + 1], codes, ids, how["radius"])[0][0]
+            pool = np.array([id_ for _, id_ in pairs], np.int64)
+        expected = asymmetric_loop(projections[q], queries[q], pool, codes, ids, 7, bits)
+        assert list(zip(got.distances[q].tolist(), got.ids[q].tolist(), strict=True))[: len(expected)] == expected
+        assert (got.ids[q, len(expected) :] == -1).all()
+        assert (got.distances[q, len(expected) :] == 2**31 - 1).all()
+        changed += expected != sorted(expected)
+    assert changed
+
+
+def test_asymmetric_order_does_not_depend_on_the_batch_or_its_parts(stored, monkeypatch):
+    collection, codes, _, _ = stored
+    rng = np.random.default_rng(5)
+    projections = rng.standard_normal((60, 40)).astype(np.float32)
+    queries = codes[rng.integers(200, size=60)]
+    whole = collection.search(queries, 5, rerank="asymmetric", projections=projections)
+    for q in range(0, 60, 7):
+        one = slice(q, q + 1)
+        alone = collection.search(queries[one], 5, rerank="asymmetric", projections=projections[one])
+        assert (alone.ids == whole.ids[one]).all()
+    monkeypatch.setattr(rerank_module, "_VALUES_AT_ONCE", 40 * 33)
+    monkeypatch.setattr(rerank_module, "_TABLE_VALUES", 256 * 5 * 2)
+    parts = collection.search(queries, 5, rerank="asymmetric", projections=projections)
+    assert (parts.ids == whole.ids).all()
+    assert (parts.distances == whole.distances).all()
+
+
+def test_signs_alone_give_hamming_order(stored):
+    collection, codes, _, _ = stored
+    signs = np.where(unpack_bits(codes[:9], 40), 1.0, -1.0).astype(np.float32)
+    plain = collection.search(codes[:9], 12)
+    got = collection.search(codes[:9], 12, rerank="asymmetric", projections=signs)
+    assert (got.ids == plain.ids).all()
+    assert (got.distances == plain.distances).all()
+
+
+def test_the_size_of_an_asymmetric_pool():
+    assert [Rerank.asymmetric(k).pool for k in (1, 10, 11, 500)] == [100, 100, 110, 5000]
+    assert [Rerank.asymmetric(k, most=50).pool for k in (1, 80)] == [50, 80]
+
+
+def test_projections_must_fit(stored):
+    collection, codes, _, features = stored
+    z = np.ones((2, 40), np.float32)
+    with pytest.raises(ValueError, match="go together: pass `projections`, those of the queries"):
+        collection.search(codes[:2], rerank="asymmetric")
+    with pytest.raises(ValueError, match=r"`projections` must have shape \(2, 40\), one row per query, got \(2, 39\)"):
+        collection.search(codes[:2], rerank="asymmetric", projections=z[:, :39])
+    with pytest.raises(ValueError, match="`features` have no use in `rerank` by asymmetric"):
+        collection.search(codes[:2], rerank="asymmetric", features=features[:2])
+    with pytest.raises(ValueError, match="`projections` have no use in Hamming order"):
+        collection.search(codes[:2], projections=z)
+    with pytest.raises(ValueError, match="must be a Rerank or 'asymmetric', got 'symmetric'"):
+        collection.search(codes[:2], rerank="symmetric", projections=z)
+    with pytest.raises(ValueError, match="`projections` must be finite, got nan or inf in 80 places"):
+        collection.search(codes[:2], rerank="asymmetric", projections=z * np.inf)

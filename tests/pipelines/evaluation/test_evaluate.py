@@ -241,7 +241,7 @@ def test_relaxed_codes_and_signs_are_compared_on_the_same_queries(monkeypatch):
     relaxed, query_relaxed = rng.normal(size=(20, 6)).astype(np.float32), rng.normal(size=(8, 6)).astype(np.float32)
     labels, query_labels = rng.integers(3, size=20), np.array([0, 9, 1, 2, 9, 0, 1, 2])
     sides = [
-        Side(None, own, EncoderOutput(pack_bits(values > 0), values, None))
+        Side(None, own, EncoderOutput(pack_bits(values > 0), values, None, values))
         for own, values in ((query_labels, query_relaxed), (labels, relaxed))
     ]
     found = count_distances(sides[0].output.codes, sides[1].output.codes, query_labels, labels, 6)
