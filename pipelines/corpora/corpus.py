@@ -239,7 +239,9 @@ def _files_of(
         found = _kind_of(file.name)
         if file.name in described_by:
             continue
-        if found is kind or (kind is _IMAGE and images.is_unsupported(file.name.lower())):
+        # By name: a worker has a copy of the kind.
+        is_own = found is not None and found.name == kind.name
+        if is_own or (kind.name == _IMAGE.name and images.is_unsupported(file.name.lower())):
             yield file
         elif found and asked is None and not (found.may_describe or kind.may_describe):
             raise PipelineError(

@@ -26,7 +26,7 @@ _MONTH = re.compile(rf"(?:\d{{1,2}}[-_. ]*)?(?:{_MONTHS})(?:[-_. ]*\d{{1,2}})?",
 _SPLIT = re.compile(
     r"(?:un)?(?:train|training|trainval|val|valid|validation|dev|devel|test|testing|eval|holdout|query|queries|gallery|"
     r"database|base|distractors?|labell?ed|unlabell?ed|images?|img|imgs|pictures|photos|data|dataset|raw|all|set|split|"
-    r"fold|subset)(?:[-_ ]?(?:\d+|images?|imgs?|data|set|split|[ab]))*",
+    r"fold|subset)(?:[-_ ]?(?:images?|imgs?|data|set|split|[ab]))?(?:[-_ ]?\d{1,4})?",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(

@@ -1,7 +1,7 @@
 """A corpus that several workers list: its pieces are listed on Ray, and taken in their order.
 
 What a worker lists waits in Ray's object store, which goes to disk when it is full, until the pieces before have been
-taken. So the result is that of one process, byte for byte.
+taken. So the list is that which one process makes.
 """
 
 from __future__ import annotations

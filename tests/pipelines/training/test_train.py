@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import hashlight.encoders.training.checkpoints
@@ -22,6 +23,7 @@ from hashlight.pipelines.codes.encoder import load_encoder
 from hashlight.pipelines.corpora.fashion_mnist import as_corpus
 from hashlight.pipelines.corpora.labels import labels_of
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.training.material import gather
 from hashlight.pipelines.training.train import train_encoder
 
 QUICK = ("--bits", 12, "--epochs", 1, "--warmup-epochs", 0, "--batch-size", 16)
@@ -258,3 +260,55 @@ def test_a_corpus_in_a_bucket_is_trained_on_and_evaluated(tmp_path, corpora, buc
     text = (tmp_path / "report" / "report.json").read_text()
     assert f"s3://{bucket.name}/one.parquet" in text
     assert "endpoint_override" not in text
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+def folders_of(tmp_path, pictures, names):
+    """A folder of images, eight in each of some sub-folders."""
+    images, _ = pictures
+    for number, name in enumerate(names):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for row in range(8):
+            Image.fromarray(images[8 * number + row]).save(tmp_path / "photos" / name / f"{row}.png")
+    return tmp_path / "photos"
+
+
+def test_an_archive_by_date_does_not_become_a_classifier_of_years(tmp_path, pictures):
+    archive = folders_of(tmp_path, pictures, ["2019", "2020", "Misc"])
+    arguments = ("--input", archive, "--bits", 8)
+    result = run(*arguments, "--output", tmp_path / "encoder")
+    assert result.exit_code == 0, result.output
+    assert "not taken for labels, as they look like dates; `--labels folders` takes them" in flat(result.stdout)
+    assert (
+        "learning 8 bits from 24 images without labels and pairs by itq, which needs neither, on efficientnet"
+        in flat(result.stdout)
+    )
+    encoder = HashEncoder.load(tmp_path / "encoder")
+    assert (encoder.config.method, encoder.config.backbone) == ("itq", "efficientnet-lite0")
+    asked = gather(archive, labels="folders")
+    assert asked.classes == {"2019": 8, "2020": 8, "Misc": 8}
+    assert asked.refused == ""
+    assert gather(archive, supervision="labels").classes == asked.classes
+    with pytest.raises(PipelineError, match=r"csq learns classes, and the sub-folders .* look like dates"):
+        gather(archive, method="csq")
+
+
+def test_what_is_learned_is_said_before(tmp_path, pictures):
+    corpus = folders_of(tmp_path, pictures, [f"{animal} kind" for animal in "abcdefghijklmno"])
+    material = gather(corpus)
+    assert (material.supervision, material.method, len(material.classes)) == ("labels", "hashnet", 15)
+    result = run("--input", corpus, "--output", tmp_path / "encoder", "--bits", 8, "--epochs", 1, "--warmup-epochs", 0)
+    assert result.exit_code == 0, result.output
+    shown = ", ".join(f"{animal} kind 8" for animal in "abcdefghijkl")
+    assert f"15 classes: {shown}, and 3 more" in flat(result.stdout)
+    assert "learning 8 bits from 120 images and their labels by hashnet, on small-cnn" in flat(result.stdout)
+    loose = tmp_path / "photos" / "loose.png"
+    Image.fromarray(pictures[0][0]).save(loose)
+    assert gather(corpus).refused == "albums, as some images are in none"
+    with pytest.raises(PipelineError, match="1 of 121 images have no label"):
+        gather(corpus, labels="folders")
+    with pytest.raises(PipelineError, match="has no labels from folders"):
+        gather(corpus / "a kind", labels="folders")
