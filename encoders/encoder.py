@@ -287,6 +287,8 @@ class HashEncoder:
     def to(self, device: str) -> HashEncoder:
         """Move the model to a device, such as "cuda"; returns this encoder. Another device may round differently."""
         runtime = self._on_processor
+        if runtime is None:
+            raise not_for_images(self.config)
         self._running = runtime if device == "cpu" else _torch_runtime(self.config, self._weights, device)
         return self
 

@@ -57,6 +57,7 @@ class EmbeddingHead:
     weight: Float32Array
     bias: Float32Array
     normalise: bool
+    _bounds: _Bounds = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[1:] or 0 in self.weight.shape:
@@ -65,6 +66,7 @@ class EmbeddingHead:
             )
         if not (np.isfinite(self.weight).all() and np.isfinite(self.bias).all()):
             raise ValueError("`weight` and `bias` must be finite: fit the encoder again")
+        object.__setattr__(self, "_bounds", _Bounds.of(self.weight, self.bias))
 
     @classmethod
     def of(cls, hasher: Hasher, *, normalise: bool) -> EmbeddingHead:
@@ -89,10 +91,9 @@ class EmbeddingHead:
 
     def encode(self, x_ND: Features) -> CodeArray:
         """Return the codes (N, ceil(B / 64)) uint64 of usable embeddings."""
-        bounds = _Bounds.of(self)
         codes_NW = np.empty((len(x_ND), -(-self.bits // 64)), np.uint64)
         for rows, block_RD in blocks(x_ND):
-            codes_NW[rows] = pack_bits(self._bits_of(block_RD, bounds))
+            codes_NW[rows] = pack_bits(self._bits_of(block_RD))
         return codes_NW
 
     def project(self, x_ND: Features) -> Float32Array:
@@ -116,13 +117,13 @@ class EmbeddingHead:
         """Return the rows that have no code, and why."""
         return unusable(x_ND, normalise=self.normalise)
 
-    def _bits_of(self, block_RD: Float32Array, bounds: _Bounds) -> NDArray[np.bool_]:
+    def _bits_of(self, block_RD: Float32Array) -> NDArray[np.bool_]:
         length_R = lengths(block_RD)
         scale_R = length_R.astype(np.float32) if self.normalise else np.ones(len(block_RD), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             z_RB = block_RD @ self.weight
             z_RB += scale_R[:, None] * self.bias if self.normalise else self.bias
-            margin_R = bounds.margins(length_R, scale_R)
+            margin_R = self._bounds.margins(length_R, scale_R)
             if self.kind == SPECTRAL:
                 z_RB /= scale_R[:, None]
                 np.cos(z_RB, out=z_RB)
@@ -134,7 +135,7 @@ class EmbeddingHead:
         row_P, column_P = np.divmod(np.flatnonzero(in_doubt_RB), self.bits)
         for start in range(0, len(row_P), _PAIRS_AT_ONCE):
             some = slice(start, start + _PAIRS_AT_ONCE)
-            bit_RB[row_P[some], column_P[some]] = self._settle(block_RD, scale_R, row_P[some], column_P[some], bounds)
+            bit_RB[row_P[some], column_P[some]] = self._settle(block_RD, scale_R, row_P[some], column_P[some])
         return bit_RB
 
     def _settle(
@@ -143,12 +144,11 @@ class EmbeddingHead:
         scale_R: Float32Array,
         row_P: NDArray[np.intp],
         column_P: NDArray[np.intp],
-        bounds: _Bounds,
     ) -> NDArray[np.bool_]:
         """Return bits that single precision left in doubt."""
         # The product of two numbers of single precision is exact in double precision; only their sum is rounded.
         product_PE = np.empty((len(row_P), self.dims + 1))
-        np.multiply(block_RD[row_P], bounds.by_bit[column_P], out=product_PE[:, :-1], dtype=np.float64)
+        np.multiply(block_RD[row_P], self._bounds.by_bit[column_P], out=product_PE[:, :-1], dtype=np.float64)
         np.multiply(scale_R[row_P], self.bias[column_P], out=product_PE[:, -1], dtype=np.float64)
         z_P = product_PE.sum(axis=1)
         error_P = (self.dims + 8) * _UNIT_64 * np.abs(product_PE).sum(axis=1)
@@ -174,11 +174,11 @@ class _Bounds:
     units: float
 
     @classmethod
-    def of(cls, head: EmbeddingHead) -> _Bounds:
-        longest = float(np.sqrt(np.square(head.weight.astype(np.float64)).sum(axis=0)).max())
-        largest = float(np.abs(head.bias).max())
-        units = 1.01 * (head.dims + 8) * _UNIT_32
-        return cls(np.ascontiguousarray(head.weight.T), longest, largest, units)
+    def of(cls, weight_DB: Float32Array, bias_B: Float32Array) -> _Bounds:
+        longest = float(np.sqrt(np.square(weight_DB, dtype=np.float64).sum(axis=0)).max())
+        largest = float(np.abs(bias_B).max())
+        units = 1.01 * (len(weight_DB) + 8) * _UNIT_32
+        return cls(np.ascontiguousarray(weight_DB.T), longest, largest, units)
 
     def margins(self, length_R: Float64Array, scale_R: Float32Array) -> Float32Array:
         """Return for each row how far from zero a number must be to have a sign that is certain."""

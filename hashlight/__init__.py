@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         VersionGoneError,
     )
     from hashlight.engine.results import Coverage, Explanation, RangeResult, RerankResult, SearchResult
-    from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, ImageRefusedError
+    from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, ImageRefusedError, VectorEncoder
     from hashlight.pipelines.jobs.errors import PipelineError
 
 __version__ = "0.1.0"
@@ -110,7 +110,7 @@ _HOMES = {
         "VersionGoneError",
     ),
     "engine.results": ("Coverage", "Explanation", "RangeResult", "RerankResult", "SearchResult"),
-    "engine.service.asking.encoding": ("Encoded", "ImageEncoder", "ImageRefusedError"),
+    "engine.service.asking.encoding": ("Encoded", "ImageEncoder", "ImageRefusedError", "VectorEncoder"),
     "pipelines.jobs.errors": ("PipelineError",),
 }
 _MODULES = {name: f"hashlight.{module}" for module, names in _HOMES.items() for name in names}
@@ -171,6 +171,7 @@ __all__ = [
     "TrainConfig",
     "ValueCount",
     "ValueCounts",
+    "VectorEncoder",
     "VersionGoneError",
     "train",
 ]

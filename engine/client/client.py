@@ -30,7 +30,16 @@ from hashlight.engine.client.calls import (
     check_include,
 )
 from hashlight.engine.client.http import MAX_RETRIES, AsyncHttpTransport, HttpTransport
-from hashlight.engine.client.queries import Code, Image, is_url, read_ids, read_images, read_queries
+from hashlight.engine.client.queries import (
+    Code,
+    Image,
+    QueryInput,
+    is_url,
+    read_ids,
+    read_images,
+    read_queries,
+    read_vectors,
+)
 from hashlight.engine.client.results import Cursor, Items, Page, SearchResponse, ValueCounts
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.filters.parameters import Parameters
@@ -40,7 +49,7 @@ from hashlight.engine.query import Query
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from hashlight.engine.service.asking.encoding import ImageEncoder
+    from hashlight.engine.service.asking.encoding import Encoder
     from hashlight.engine.service.asking.searcher import Searcher
 
 TIMEOUT_S = 10.0
@@ -63,8 +72,9 @@ class SearchClient:
         If a gateway cannot be reached, is overloaded or is not ready.
     collection : str, optional
         Name of the one to ask, of several in one gateway.
-    encoder : ImageEncoder, optional
-        For images, without a gateway to encode them. By default the collection's own encoder is opened when needed.
+    encoder : ImageEncoder or VectorEncoder, optional
+        For images or embeddings, without a gateway to encode them. By default the collection's own encoder is opened
+        when needed.
     transport : httpx.BaseTransport, optional
         Replaces the network.
 
@@ -89,7 +99,7 @@ class SearchClient:
         timeout_s: float = TIMEOUT_S,
         max_retries: int = MAX_RETRIES,
         collection: str | None = None,
-        encoder: ImageEncoder | None = None,
+        encoder: Encoder | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._timeout_s = timeout_s
@@ -120,9 +130,10 @@ class SearchClient:
 
     def search(
         self,
-        queries: Image | int | Code | Sequence[Any],
+        queries: Image | int | Code | Sequence[Any] | None = None,
         k: int = 10,
         *,
+        vector: ArrayLike | None = None,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
         rerank: Rerank | None = None,
@@ -139,13 +150,16 @@ class SearchClient:
             gateway to fetch), the id of an item (to find more like it), or a code (uint64 array of shape (W,), or
             hexadecimal); codes may be one array (Q, W).
         k : int
+        vector : array of float, shape (D,) or (Q, D), optional
+            In the place of `queries`: embeddings, where the collection's encoder takes embeddings.
         filter : str, optional
             Only items whose attributes match, such as `'label == 3 and price < 5.5'`; see `engine.filters.filter`.
         parameters : mapping of str to sequence of int, optional
             Lists of ids that `filter` names, at most 250,000 numbers in all: `filter="id not in :seen"` with
             `parameters={"seen": ids}`.
         rerank : Rerank, optional
-            Re-rank a pool of nearest codes (`Rerank(pool=100)`) by fine features; queries must be images or ids.
+            Re-rank a pool of nearest codes (`Rerank(pool=100)`) by fine features; queries must be images, embeddings
+            or ids.
         include : sequence of {"attributes", "code", "explain"}
             What to return for each hit besides id and distance.
         allow_partial : bool
@@ -158,14 +172,15 @@ class SearchClient:
             One entry for each query, in order, even for a single query.
         """
         query = Query(k=k, filter=filter, parameters=Parameters.of(parameters))
-        return self._search(queries, query, include, allow_partial, timeout_s, rerank)
+        return self._search(_asked(queries, vector), query, include, allow_partial, timeout_s, rerank)
 
     def range_search(
         self,
-        queries: Image | int | Code | Sequence[Any],
+        queries: Image | int | Code | Sequence[Any] | None = None,
         radius: int = 4,
         limit: int = 100,
         *,
+        vector: ArrayLike | None = None,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
         after: Cursor | tuple[int, int] | None = None,
@@ -186,11 +201,11 @@ class SearchClient:
             a version is answered from that version, or refused (VersionGoneError).
         allow_partial : bool
             If not set, a missing shard raises IncompleteError.
-        queries, filter, parameters, include, timeout_s
+        queries, vector, filter, parameters, include, timeout_s
             As in `search`.
         """
         query = Query(radius=radius, limit=limit, filter=filter, parameters=Parameters.of(parameters))
-        return self._search(queries, query, include, allow_partial, timeout_s, after=after)
+        return self._search(_asked(queries, vector), query, include, allow_partial, timeout_s, after=after)
 
     def stream_search(
         self,
@@ -498,7 +513,7 @@ class AsyncSearchClient:
         timeout_s: float = TIMEOUT_S,
         max_retries: int = MAX_RETRIES,
         collection: str | None = None,
-        encoder: ImageEncoder | None = None,
+        encoder: Encoder | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._timeout_s = timeout_s
@@ -529,9 +544,10 @@ class AsyncSearchClient:
 
     async def search(
         self,
-        queries: Image | int | Code | Sequence[Any],
+        queries: Image | int | Code | Sequence[Any] | None = None,
         k: int = 10,
         *,
+        vector: ArrayLike | None = None,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
         rerank: Rerank | None = None,
@@ -541,14 +557,15 @@ class AsyncSearchClient:
     ) -> SearchResponse:
         """See `SearchClient.search`."""
         query = Query(k=k, filter=filter, parameters=Parameters.of(parameters))
-        return await self._search(queries, query, include, allow_partial, timeout_s, rerank)
+        return await self._search(_asked(queries, vector), query, include, allow_partial, timeout_s, rerank)
 
     async def range_search(
         self,
-        queries: Image | int | Code | Sequence[Any],
+        queries: Image | int | Code | Sequence[Any] | None = None,
         radius: int = 4,
         limit: int = 100,
         *,
+        vector: ArrayLike | None = None,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
         after: Cursor | tuple[int, int] | None = None,
@@ -558,7 +575,7 @@ class AsyncSearchClient:
     ) -> SearchResponse:
         """See `SearchClient.range_search`."""
         query = Query(radius=radius, limit=limit, filter=filter, parameters=Parameters.of(parameters))
-        return await self._search(queries, query, include, allow_partial, timeout_s, after=after)
+        return await self._search(_asked(queries, vector), query, include, allow_partial, timeout_s, after=after)
 
     async def stream_search(
         self,
@@ -797,8 +814,15 @@ def _seconds(timeout_s: float) -> float:
     return timeout_s
 
 
+def _asked(queries: Any, vector: ArrayLike | None) -> Code | list[QueryInput]:
+    """Return what is searched for."""
+    if (queries is None) == (vector is None):
+        raise TypeError("give one of `queries` and `vector`")
+    return read_queries(queries) if vector is None else read_vectors(vector)
+
+
 def _search_call(
-    queries: Any,
+    asked: Code | list[QueryInput],
     query: Query,
     include: Sequence[str],
     allow_partial: bool,
@@ -810,7 +834,7 @@ def _search_call(
         raise ValueError(f"`rerank` must name a `pool`, got one of radius {rerank.radius}")
     if isinstance(query.filter, str):
         check_unicode(query.filter)
-    told, asked = check_include(include), read_queries(queries)
+    told = check_include(include)
     at = Cursor(0, 0) if after is None else Cursor(*after)
     if after is not None:
         query = query._replace(after=(at.distance, at.id))

@@ -393,6 +393,8 @@ def _as_json(query: QueryInput) -> dict[str, Any]:
         return {"image": base64.b64encode(query.data).decode()}
     if isinstance(query, Address):
         return {"url": query.url}
+    if isinstance(query, np.ndarray) and query.dtype == np.float32:
+        return {"vector": query.tolist()}
     if isinstance(query, np.ndarray):
         return {"code": query.astype("<u8").tobytes().hex()}
     assert isinstance(query, int), "digits have become codes"

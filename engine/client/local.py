@@ -34,9 +34,17 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import EncoderMismatchError, HashlightError
 from hashlight.engine.indexes.warmup import warm
-from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, is_encoder_of, open_encoder
+from hashlight.engine.service.asking.encoding import (
+    Encoded,
+    Encoder,
+    encode_vectors,
+    is_encoder_of,
+    open_encoder,
+    takes_images,
+    takes_vectors,
+)
 from hashlight.engine.service.asking.rendering import page_frame, search_frame, search_table
-from hashlight.engine.service.asking.resolving import NoFeaturesError, sort_queries, stored_codes
+from hashlight.engine.service.asking.resolving import NoFeaturesError, Sorted, sort_queries, stored_codes
 from hashlight.engine.service.asking.retrieval import Ask, answer, stored_items, stored_page, time_left
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
 from hashlight.engine.service.limits import Limits
@@ -52,11 +60,11 @@ class LocalTransport:
     ----------
     target : str, Path or Searcher
         A collection's folder, or an existing searcher, which is not closed here.
-    encoder : ImageEncoder, optional
-        For images. By default the collection's own encoder is opened for the first image.
+    encoder : ImageEncoder or VectorEncoder, optional
+        For images or embeddings. By default the collection's own encoder is opened for the first image.
     """
 
-    def __init__(self, target: str | Path | Searcher, *, encoder: ImageEncoder | None) -> None:
+    def __init__(self, target: str | Path | Searcher, *, encoder: Encoder | None) -> None:
         self._owned = isinstance(target, str | Path)
         self._collection: Collection | None = None
         if isinstance(target, str | Path):
@@ -188,7 +196,7 @@ class LocalTransport:
         for query in queries:
             if isinstance(query, Address):
                 raise ValueError(f"`queries` has {query.url}, which only a gateway fetches: pass the image's bytes")
-        by_kind = sort_queries(queries, bits=self._searcher.bits, reranks=reranks)
+        by_kind: Sorted[QueryInput] = sort_queries(queries, bits=self._searcher.bits, reranks=reranks)
         found: list[tuple[Iterable[int], Encoded]] = []
         if by_kind.images:
             pictures = [image.data for image in by_kind.images.values() if isinstance(image, Picture)]
@@ -196,13 +204,29 @@ class LocalTransport:
         if by_kind.ids:
             wanted = list(by_kind.ids.values())
             found.append((by_kind.ids, stored_codes(self._searcher, wanted, reranks=reranks, deadline_s=deadline_s)))
+        if by_kind.vectors:
+            found.append((by_kind.vectors, self._encode_vectors(list(by_kind.vectors.values()))))
         return by_kind.resolve(found)
+
+    def _encode_vectors(self, vectors: Sequence[NDArray[np.float32]]) -> Encoded:
+        encoder = self._encoder()
+        if not takes_vectors(encoder):
+            raise EncoderMismatchError(
+                f"the collection's encoder {encoder.fingerprint[:12]} takes images, not embeddings: ask with an image, "
+                "a code or an id"
+            )
+        return encode_vectors(encoder, vectors)
 
     def _encode(self, images: Sequence[bytes], deadline_s: float) -> Encoded:
         encoder, max_pixels = self._encoder(), Limits().pixels
+        if not takes_images(encoder):
+            raise EncoderMismatchError(
+                f"the collection's encoder {encoder.fingerprint[:12]} takes embeddings, not images: ask with "
+                "`vector`, a code or an id"
+            )
         return encoder.encode([encoder.decode(image, max_pixels, time_left(deadline_s)) for image in images])
 
-    def _encoder(self) -> ImageEncoder:
+    def _encoder(self) -> Encoder:
         if self._given is None and self._collection is not None:
             folder = self._collection.encoder_path
             self._given = None if folder is None else open_encoder(folder)

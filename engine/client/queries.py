@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hashlight.engine.client.pictures import file_of_array, file_of_picture, is_picture
 from hashlight.engine.codes import read_hex
@@ -38,7 +38,8 @@ class Digits(NamedTuple):
     text: str
 
 
-QueryInput = Picture | Address | Digits | int | Code
+Vector = NDArray[np.float32]
+QueryInput = Picture | Address | Digits | int | Code | Vector
 
 
 def read_queries(queries: Any) -> Code | list[QueryInput]:
@@ -99,6 +100,29 @@ def _code_of(digits: Digits, bits: int) -> Code:
     except ValueError as error:
         message = f"there is no such file, and as a code in hexadecimal it has {error}"
         raise FileNotFoundError(errno.ENOENT, message, digits.text) from None
+
+
+def read_vectors(vector: ArrayLike) -> list[QueryInput]:
+    """Return one embedding, or a sequence of them, each as float32 (D,).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are not finite numbers of shape (D,) or (Q, D).
+    """
+    vectors = np.asarray(vector)
+    if vectors.dtype.kind not in "fiu" or vectors.ndim not in (1, 2) or vectors.size == 0:
+        raise TypeError(
+            f"`vector` must be numbers of shape (D,) or (Q, D), not empty, got {vectors.dtype} of shape {vectors.shape}"
+        )
+    with np.errstate(over="ignore"):
+        vectors_QD = np.atleast_2d(vectors).astype(np.float32)
+    if not np.isfinite(vectors_QD).all():
+        raise ValueError(
+            f"`vector` must be finite in single precision, got {int((~np.isfinite(vectors_QD)).sum())} numbers that "
+            "are not"
+        )
+    return list(vectors_QD)
 
 
 def read_images(images: Any) -> list[Picture]:
@@ -180,6 +204,7 @@ def _whole(value: Any) -> int:
 def _codes(codes: NDArray[Any]) -> Code:
     if codes.dtype != np.uint64 or codes.ndim not in (1, 2) or codes.size == 0:
         raise TypeError(
-            f"codes must be a uint64 array of shape (W,) or (Q, W), not empty, got {codes.dtype} of shape {codes.shape}"
+            f"codes must be a uint64 array of shape (W,) or (Q, W), not empty, got {codes.dtype} of shape "
+            f"{codes.shape}" + (": give embeddings as `vector`" if codes.dtype.kind == "f" else "")
         )
     return np.ascontiguousarray(np.atleast_2d(codes))

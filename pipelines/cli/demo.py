@@ -35,7 +35,8 @@ from hashlight.pipelines.evaluation.measure import Report
 from hashlight.pipelines.evaluation.pictures import Tile, answer_tile, save_grid
 from hashlight.pipelines.evaluation.report import REPORT_FILES
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.searching.images import encode_file, load_encoder
+from hashlight.pipelines.searching.encoder import load_encoder
+from hashlight.pipelines.searching.images import encode_file
 from hashlight.pipelines.searching.search import find
 from hashlight.pipelines.training.train import train_encoder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def load_encoder(location: str | Path) -> HashEncoder:
         if network := place.find(NETWORK_FILE):
             Path(folder, NETWORK_FILE).write_bytes(network.data)
         return HashEncoder.load(folder)
+
+
+def input_of(place: Place) -> str | None:
+    """Say what the encoder at a place takes, without loading it; None if its configuration cannot be read."""
+    try:
+        config = json.loads(place.read(CONFIG_FILE))
+        if (embeddings := config.get("embeddings")) is None:
+            return f"images, by {config['backbone']}"
+        return f"embeddings of {embeddings['dims']} numbers{', normalised' if embeddings['normalise'] else ''}"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def save_encoder(encoder: HashEncoder, place: Place, folder: str = "") -> None:

@@ -11,41 +11,14 @@ from hashlight.encoders.errors import ImageError
 from hashlight.engine.client.results import Hit
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.errors import EncoderMismatchError
 from hashlight.engine.places.opening import open_place, open_target
 from hashlight.engine.places.uris import split_name, without_credentials
-from hashlight.pipelines.codes.encoder import load_encoder as load_encoder_from
 from hashlight.pipelines.corpora.kinds.images import MAX_ENCODED_BYTES
 from hashlight.pipelines.decoding.images import decode_one
 from hashlight.pipelines.evaluation.pictures import Tile, answer_tile, save_grid
 from hashlight.pipelines.jobs.errors import PipelineError
 
 QUERY = "query"  # the caption of what was searched for
-
-
-def load_encoder(collection: Collection, encoder: str | Path | None = None) -> HashEncoder:
-    """Load the encoder that made a collection's codes, from the collection or from `encoder`.
-
-    Raises
-    ------
-    EncoderMismatchError
-        If the collection has none, or `encoder` is another one.
-    """
-    location = encoder if encoder is not None else collection.encoder_path
-    if location is None:
-        raise EncoderMismatchError(
-            f"{without_credentials(collection.location)} keeps no encoder: its codes came from elsewhere; "
-            "name the one that made them with --encoder"
-        )
-    model = load_encoder_from(location)
-    if collection.fingerprint not in (None, model.fingerprint) or model.bits != collection.bits:
-        raise EncoderMismatchError(
-            f"{without_credentials(collection.location)} stores {collection.bits}-bit codes of encoder "
-            f"{_short(collection.fingerprint)}, "
-            f"{without_credentials(str(location))} is encoder {_short(model.fingerprint)} with {model.bits} bits: "
-            "search with the encoder that made the codes, or encode the corpus again"
-        )
-    return model
 
 
 def encode_file(model: HashEncoder, image: str | Path, *, max_pixels: int = MAX_PIXELS) -> CodeArray:
@@ -91,7 +64,3 @@ def _tile(hit: Hit) -> Tile:
     label = attributes.get("label_name", attributes.get("label"))
     caption = f"d={hit.distance}" if label is None else f"d={hit.distance} {label}"
     return answer_tile(attributes.get("uri"), caption)
-
-
-def _short(fingerprint: str | None) -> str:
-    return "unknown" if fingerprint is None else f"{fingerprint[:12]}…"

@@ -1,17 +1,32 @@
-"""A trained encoder behind the interface that servers and clients use."""
+"""A trained encoder behind the interface that servers and clients use.
+
+What decodes images is imported when there is one to decode: a collection of embeddings needs neither torch nor Pillow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlight.encoders.config import Embeddings
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import ImageError
 from hashlight.engine.service.asking.encoding import Encoded, ImageRefusedError, num_decoders
-from hashlight.pipelines.decoding.uploads import UPLOAD_LIMITS, UploadDecoder
+from hashlight.pipelines.serving.vector_encoder import HashVectorEncoder
+
+if TYPE_CHECKING:
+    from hashlight.pipelines.decoding.uploads import UploadDecoder
+
+
+def encoder_for_server(model: HashEncoder) -> HashImageEncoder | HashVectorEncoder:
+    """Return the encoder of a server, of images or of embeddings."""
+    if isinstance(model.config.input, Embeddings):
+        return HashVectorEncoder(model)
+    return HashImageEncoder.for_server(model)
 
 
 class HashImageEncoder:
@@ -29,13 +44,16 @@ class HashImageEncoder:
         self._uploads = uploads
 
     @classmethod
-    def load(cls, folder: str | Path) -> HashImageEncoder:
-        """Open an encoder written by `hashlight train` or stored in a collection."""
-        return cls(HashEncoder.load(folder))
+    def load(cls, folder: str | Path) -> HashImageEncoder | HashVectorEncoder:
+        """Open an encoder written by `hashlight train` or stored in a collection, of images or of embeddings."""
+        model = HashEncoder.load(folder)
+        return HashVectorEncoder(model) if isinstance(model.config.input, Embeddings) else cls(model)
 
     @classmethod
     def for_server(cls, model: HashEncoder) -> HashImageEncoder:
         """Return the encoder of a server, which decodes in guarded processes."""
+        from hashlight.pipelines.decoding.uploads import UploadDecoder
+
         return cls(model, UploadDecoder(model.config.preprocessing, processes=num_decoders()))
 
     @property
@@ -57,6 +75,8 @@ class HashImageEncoder:
         """Return an image file's pixels at the size of the model's input; ImageRefusedError if it cannot be decoded."""
         try:
             if self._uploads is not None:
+                from hashlight.pipelines.decoding.uploads import UPLOAD_LIMITS
+
                 timeout_s = UPLOAD_LIMITS.wall_seconds if timeout_s is None else timeout_s
                 return self._uploads.decode(data, max_pixels=max_pixels, timeout_s=timeout_s)
             rule = self._model.config.preprocessing

@@ -16,7 +16,7 @@ from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.api.collections import Collections
-from hashlight.engine.service.asking.encoding import ImageEncoder
+from hashlight.engine.service.asking.encoding import Encoder
 from hashlight.engine.service.asking.following import Follower, Pending
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
 from hashlight.engine.service.door.fetch import ImageFetcher
@@ -89,7 +89,7 @@ def embedded_app(
 
 def gateway_app(
     searcher: Searcher,
-    encoder: ImageEncoder | None,
+    encoder: Encoder | None,
     address: Address,
     keys: Keys,
     *,
@@ -142,7 +142,7 @@ def name_of(location: str | Path) -> str:
     return name or "collection"
 
 
-def encoder_of(collection: Collection, encoder: str | Path | None) -> ImageEncoder | None:
+def encoder_of(collection: Collection, encoder: str | Path | None) -> Encoder | None:
     """Load the encoder of a collection; None if neither the collection nor the caller has one.
 
     Raises
@@ -152,8 +152,8 @@ def encoder_of(collection: Collection, encoder: str | Path | None) -> ImageEncod
     """
     if encoder is None and collection.encoder_path is None:
         return None
-    # Imported here, so that a collection without an encoder is served without torch.
-    from hashlight.pipelines.searching.images import load_encoder
-    from hashlight.pipelines.serving.image_encoder import HashImageEncoder
+    # Imported here, so that a collection without an encoder is served without what encoders need.
+    from hashlight.pipelines.searching.encoder import load_encoder
+    from hashlight.pipelines.serving.image_encoder import encoder_for_server
 
-    return HashImageEncoder.for_server(load_encoder(collection, encoder))
+    return encoder_for_server(load_encoder(collection, encoder))

@@ -42,7 +42,7 @@ from hashlight.engine.service.api.bodies import what_is_wrong
 from hashlight.engine.service.api.gateway import Gateway, Page, json_response
 from hashlight.engine.service.api.openapi import describe_api, encode_body, json_body, search_body, write_body
 from hashlight.engine.service.api.writing import ItemWriter
-from hashlight.engine.service.asking.encoding import ImageEncoder
+from hashlight.engine.service.asking.encoding import Encoder
 from hashlight.engine.service.asking.following import Pending
 from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.door.access import ITEMS_PATH, METRICS_PATH, REPLICAS_PATH, Access
@@ -70,7 +70,7 @@ ItemId = Annotated[int, InPath(ge=0, le=schemas.MAX_ID, description="Id of an it
 def create_app(
     searcher: Searcher,
     *,
-    encoder: ImageEncoder | None = None,
+    encoder: Encoder | None = None,
     keys: Keys | None = None,
     limits: Limits | None = None,
     fetcher: ImageFetcher | None = None,
@@ -87,7 +87,7 @@ def create_app(
     ----------
     searcher : Searcher
         The caller closes it after the application has ended.
-    encoder : ImageEncoder, optional
+    encoder : ImageEncoder or VectorEncoder, optional
         The encoder that made the collection's codes; without it, queries must be codes or ids.
     keys : Keys, optional
         Without keys, anyone who reaches the server may do anything.

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import pydantic_core
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -214,7 +215,7 @@ def lists_of(options: Any) -> Parameters | None:
         raise named(error) from error
 
 
-def _sorted(queries: Sequence[CodeArray | int | Image], options: Any, bits: int) -> Sorted[Image]:
+def _sorted(queries: Sequence[CodeArray | NDArray[np.float64] | int | Image], options: Any, bits: int) -> Sorted[Image]:
     try:
         return sort_queries(queries, bits=bits, reranks=_reranks(options))
     except NoFeaturesError as error:
@@ -286,10 +287,14 @@ def validated(model: type[Options], document: Any) -> Options:
         raise _refusal(error) from error
 
 
-def _kind_of(query: Query, number: int, bits: int, pictures: Mapping[str, bytes]) -> CodeArray | int | Image:
-    """Return a query as `sort_queries` takes it: its code, its id, or its image."""
+def _kind_of(
+    query: Query, number: int, bits: int, pictures: Mapping[str, bytes]
+) -> CodeArray | NDArray[np.float64] | int | Image:
+    """Return a query as `sort_queries` takes it: its code, its embedding, its id, or its image."""
     if query.id is not None:
         return query.id
+    if query.vector is not None:
+        return np.array(query.vector, np.float64)
     if query.image is not None:
         return image_of(query.image, f"queries.{number}.image", pictures)
     if query.url is not None:

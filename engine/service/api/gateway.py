@@ -27,7 +27,16 @@ from hashlight.engine.results import Coverage
 from hashlight.engine.service.api import bodies, schemas
 from hashlight.engine.service.api.searching import Body, SearchThreads, begin_body
 from hashlight.engine.service.asking.budget import Account, Budget
-from hashlight.engine.service.asking.encoding import Encoded, EncodingThreads, ImageEncoder, is_encoder_of
+from hashlight.engine.service.asking.encoding import (
+    Encoded,
+    Encoder,
+    EncodingThreads,
+    VectorRefusedError,
+    encode_vectors,
+    is_encoder_of,
+    takes_images,
+    takes_vectors,
+)
 from hashlight.engine.service.asking.following import Pending
 from hashlight.engine.service.asking.rendering import (
     facets_pieces,
@@ -73,7 +82,7 @@ class Gateway:
     ----------
     searcher : Searcher
         Not closed here.
-    encoder : ImageEncoder or None
+    encoder : ImageEncoder, VectorEncoder or None
         Without one, queries must be codes or ids.
     limits : Limits
     fetcher : ImageFetcher or None
@@ -91,7 +100,7 @@ class Gateway:
         self,
         searcher: Searcher,
         *,
-        encoder: ImageEncoder | None,
+        encoder: Encoder | None,
         limits: Limits,
         fetcher: ImageFetcher | None,
         metrics: Metrics,
@@ -108,7 +117,10 @@ class Gateway:
         self._pending = pending or (lambda: None)
         self._missing: frozenset[str] = frozenset()
         self._searches = SearchThreads(searcher, threads=limits.in_flight, metrics=metrics)
-        self._images = None if encoder is None else EncodingThreads(encoder, max_pixels=limits.pixels, metrics=metrics)
+        self._vectors = encoder if encoder is not None and takes_vectors(encoder) else None
+        self._images: EncodingThreads | None = None
+        if encoder is not None and takes_images(encoder):
+            self._images = EncodingThreads(encoder, max_pixels=limits.pixels, metrics=metrics)
         self._budget = Budget(each_bytes=limits.answer_bytes, total_bytes=limits.answers_bytes)
         self._requests = 0
         self._proof: asyncio.Task[Coverage] | None = None
@@ -264,6 +276,7 @@ class Gateway:
         return {
             **await asyncio.to_thread(self.searcher.describe),
             "encodes_images": self._images is not None,
+            "encodes_vectors": None if self._vectors is None else self._vectors.dims,
             "writable": self._written is not None,
             "limits": {name: getattr(limits, name) for name in told},
         }
@@ -403,7 +416,27 @@ class Gateway:
             found.append(
                 (queries.images, await self._encode_queries(list(queries.images.values()), deadline_s, timing_ms))
             )
+        if queries.vectors:
+            found.append((queries.vectors, await self._encode_vectors(queries.vectors)))
         return queries.resolve(found)
+
+    async def _encode_vectors(self, vectors: dict[int, NDArray[np.float32]]) -> Encoded:
+        """Return codes and features of embeddings (query number -> embedding)."""
+        numbers, encoder = list(vectors), self._vectors
+        if encoder is None:
+            takes = "takes images" if self._images is not None else "encodes nothing"
+            raise RequestError(
+                422,
+                "no_encoder",
+                f"this server {takes}, and no embeddings: query by {'image, ' if self._images else ''}code or id",
+                field=f"queries.{numbers[0]}.vector",
+            )
+        self._check_encoder(encoder)
+        try:
+            return await self._searches.run(lambda: encode_vectors(encoder, list(vectors.values())))
+        except VectorRefusedError as error:
+            field = f"queries.{numbers[error.number]}.vector"
+            raise invalid(f"`{field}` has {error.reason}", field) from error
 
     async def _stored(self, ids: dict[int, int], reranks: bool, deadline_s: float) -> Encoded:
         """Return codes and features of items, in the order of `ids` (query number -> id)."""
@@ -451,10 +484,16 @@ class Gateway:
     def _encoding(self, field: str) -> EncodingThreads:
         """Return the encoding threads, if there is an encoder and it made the codes."""
         if self._images is None:
-            raise RequestError(
-                422, "no_encoder", "this server does not encode images: query by code or id", field=field
-            )
-        encoder, served = self._images.encoder, self.searcher.fingerprint
+            takes = "query by code or id"
+            if self._vectors is not None:
+                takes = f"its encoder takes embeddings of {self._vectors.dims} numbers; query by vector, code or id"
+            raise RequestError(422, "no_encoder", f"this server does not encode images: {takes}", field=field)
+        self._check_encoder(self._images.encoder)
+        return self._images
+
+    def _check_encoder(self, encoder: Encoder) -> None:
+        """Refuse to encode if the encoder is not the one that made the codes."""
+        served = self.searcher.fingerprint
         if not is_encoder_of(encoder, bits=self.searcher.bits, fingerprint=served):
             raise RequestError(
                 503,
@@ -462,7 +501,6 @@ class Gateway:
                 f"the collection's codes were made by encoder {served}, this gateway has {encoder.fingerprint}: "
                 "start it with the collection's encoder",
             )
-        return self._images
 
     def refuse_overload(self) -> None:
         """Raise OverloadedError if too many requests are in progress."""

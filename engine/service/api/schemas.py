@@ -57,17 +57,24 @@ class Query(_Request):
     image: str | None = Field(None, description="An image file (PNG, JPEG, GIF, WebP, BMP, TIFF) in base64.")
     id: int | None = Field(None, ge=0, le=MAX_ID, description="An item of the collection: find more like it.")
     url: str | None = Field(None, max_length=2048, description="https URL of an image, if the server allows its host.")
+    vector: list[float] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_FEATURES,
+        fail_fast=True,
+        description="An embedding, where the collection's encoder takes embeddings: `encodes_vectors` numbers.",
+    )
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         given = sorted(self.model_fields_set)
         if len(given) != 1 or getattr(self, given[0]) is None:
-            raise ValueError(f"give exactly one of code, image, id and url, got {', '.join(given) or 'none'}")
+            raise ValueError(f"give exactly one of code, image, id, url and vector, got {', '.join(given) or 'none'}")
         return self
 
 
 class RerankBody(_Request):
-    """Re-rank a pool of nearest codes by fine features; queries must be images or ids."""
+    """Re-rank a pool of nearest codes by fine features; queries must be images, embeddings or ids."""
 
     pool: int = Field(ge=1, description="Number of nearest codes to re-rank, at least `k`.")
     metric: Literal["l2", "cosine"] = "l2"
@@ -424,6 +431,7 @@ class CollectionModel(BaseModel):
     attributes: dict[str, str] = Field(description="Name -> type.")
     features: bool = Field(description="Whether answers can be re-ranked.")
     encodes_images: bool = Field(description="Whether queries may be images.")
+    encodes_vectors: int | None = Field(description="Numbers in a query that is an embedding; null: none may be.")
     writable: bool = Field(description="Whether items can be stored, changed and deleted.")
     limits: dict[str, float]
 

@@ -1,4 +1,4 @@
-"""Images to codes inside a server: decoded each by itself, encoded together.
+"""Images, or embeddings, to codes inside a server: images are decoded each by itself, and encoded together.
 
 An encoder takes about as long for one image as for a batch, so images that arrive while one batch is in progress become
 the next one.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,25 @@ class ImageRefusedError(ValueError):
     """An image cannot be decoded, or has more pixels than are allowed."""
 
 
+class VectorRefusedError(ValueError):
+    """An embedding has other dimensions, or no code.
+
+    Attributes
+    ----------
+    number : int
+        Its place among the embeddings.
+    reason : str
+        What it has: "512 numbers, expected 768".
+    """
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(f"`vector` {number} has {reason}")
+        self.number = number
+        self.reason = reason
+
+
 class Encoded(NamedTuple):
-    """What an encoder returns for N images.
+    """What an encoder returns for N images or embeddings.
 
     Attributes
     ----------
@@ -87,7 +104,62 @@ class ImageEncoder(Protocol):
         ...
 
 
-def is_encoder_of(encoder: ImageEncoder, *, bits: int, fingerprint: str | None) -> bool:
+class VectorEncoder(Protocol):
+    """Makes codes from embeddings. Thread-safe."""
+
+    @property
+    def bits(self) -> int:
+        """Number of bits in a code."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the encoder."""
+        ...
+
+    @property
+    def dims(self) -> int:
+        """Numbers in an embedding."""
+        ...
+
+    def encode_vectors(self, vectors_ND: NDArray[np.float32]) -> Encoded:
+        """Encode embeddings (N, `dims`); ValueError if one of them has no code."""
+        ...
+
+
+Encoder = ImageEncoder | VectorEncoder
+
+
+def takes_vectors(encoder: Encoder) -> TypeGuard[VectorEncoder]:
+    """Return whether an encoder makes codes from embeddings, and not from images."""
+    return hasattr(encoder, "encode_vectors")
+
+
+def takes_images(encoder: Encoder) -> TypeGuard[ImageEncoder]:
+    """Return whether an encoder makes codes from images."""
+    return not takes_vectors(encoder)
+
+
+def encode_vectors(encoder: VectorEncoder, vectors: Sequence[NDArray[np.float32]]) -> Encoded:
+    """Encode embeddings, one after the other, so that what is wrong with one is said of that one.
+
+    Raises
+    ------
+    VectorRefusedError
+        Naming the first that has other dimensions, or no code.
+    """
+    found: list[Encoded] = []
+    for place, vector in enumerate(vectors):
+        if vector.shape != (encoder.dims,):
+            raise VectorRefusedError(place, f"{len(vector)} numbers, expected {encoder.dims}, as embeddings here have")
+        try:
+            found.append(encoder.encode_vectors(vector[None]))
+        except ValueError as error:
+            raise VectorRefusedError(place, f"no code: {error}") from error
+    return Encoded(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def is_encoder_of(encoder: Encoder, *, bits: int, fingerprint: str | None) -> bool:
     """Return whether an encoder made a collection's codes; without a fingerprint, whether it could have."""
     return encoder.bits == bits and fingerprint in (None, encoder.fingerprint)
 
@@ -100,7 +172,7 @@ def num_decoders() -> int:
     return usable_cores() + _MORE_THAN_CORES
 
 
-def open_encoder(folder: Path) -> ImageEncoder | None:
+def open_encoder(folder: Path) -> Encoder | None:
     """Open the encoder of a collection; None if no installed package opens encoders.
 
     Raises
@@ -110,7 +182,7 @@ def open_encoder(folder: Path) -> ImageEncoder | None:
     """
     for opener in entry_points(group=OPENERS):
         try:
-            encoder: ImageEncoder = opener.load()(folder)
+            encoder: Encoder = opener.load()(folder)
         except ModuleNotFoundError as error:
             raise missing(error, "searching by image") or error from error
         return encoder

@@ -1,4 +1,4 @@
-"""From queries of any kind to codes: some are codes, some name an item whose code is stored, some are images.
+"""From queries of any kind to codes: some are codes, some name an item that has one, others are images or embeddings.
 
 A gateway, which works on an event loop, and a client, which has its own thread, resolve in the same three steps:
 `sort_queries` says what is to be looked up and what to be encoded, `stored_codes` looks up, and `Sorted.resolve` puts
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,8 @@ class Sorted(Generic[Image]):
         Number of a query -> the item whose code it stands for.
     images : dict of int to Image
         Number of a query -> its image.
+    vectors : dict of int to ndarray of float, shape (D,)
+        Number of a query -> its embedding.
     reranks : bool
         Whether features are wanted, too.
     """
@@ -59,6 +61,7 @@ class Sorted(Generic[Image]):
     ids: dict[int, int]
     images: dict[int, Image]
     reranks: bool
+    vectors: dict[int, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
 
     def resolve(self, found: Iterable[tuple[Iterable[int], Encoded]]) -> tuple[CodeArray, NDArray[np.float32] | None]:
         """Return the codes (Q, W) of all queries, and their features (Q, F) if they are wanted.
@@ -66,7 +69,7 @@ class Sorted(Generic[Image]):
         Parameters
         ----------
         found : iterable of (numbers, Encoded)
-            What was looked up and encoded, and for which queries: together those of `ids` and `images`.
+            What was looked up and encoded, and for which queries: together those of `ids`, `images` and `vectors`.
         """
         codes_QW, features_QF = self.codes.copy(), None
         for numbers, encoded in found:
@@ -79,8 +82,10 @@ class Sorted(Generic[Image]):
         return codes_QW, features_QF
 
 
-def sort_queries(queries: Sequence[CodeArray | int | Image], *, bits: int, reranks: bool) -> Sorted[Image]:
-    """Sort queries by kind: codes (W,), ids, and images, which is what is neither.
+def sort_queries(
+    queries: Sequence[CodeArray | NDArray[np.floating[Any]] | int | Image], *, bits: int, reranks: bool
+) -> Sorted[Image]:
+    """Sort queries by kind: codes (W,), embeddings (D,), ids, and images, which is what is none of these.
 
     Raises
     ------
@@ -92,8 +97,12 @@ def sort_queries(queries: Sequence[CodeArray | int | Image], *, bits: int, reran
     codes_QW = np.zeros((len(queries), num_words(bits)), np.uint64)
     ids: dict[int, int] = {}
     images: dict[int, Image] = {}
+    vectors: dict[int, NDArray[np.float32]] = {}
     for number, query in enumerate(queries):
-        if isinstance(query, np.ndarray):
+        if isinstance(query, np.ndarray) and query.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # what becomes infinite has no code
+                vectors[number] = np.asarray(query, np.float32)
+        elif isinstance(query, np.ndarray):
             if reranks:
                 raise NoFeaturesError(number)
             codes_QW[number] = check_codes(query[None], bits=bits, name="queries")[0]
@@ -101,7 +110,7 @@ def sort_queries(queries: Sequence[CodeArray | int | Image], *, bits: int, reran
             ids[number] = query
         else:
             images[number] = query
-    return Sorted(codes_QW, ids, images, reranks)
+    return Sorted(codes_QW, ids, images, reranks, vectors)
 
 
 def stored_codes(searcher: Searcher, ids: Sequence[int], *, reranks: bool, deadline_s: float) -> Encoded:

@@ -21,9 +21,11 @@ def info(
     """Describe a collection and check its files; of one in a bucket only with --verify or --prefetch."""
     from hashlight.engine.collection.collection import Collection
     from hashlight.engine.places.opening import open_place
+    from hashlight.pipelines.codes.encoder import input_of
 
     with fetching_bar() as report:
         opened = Collection.open(collection, verify=verify, prefetch=prefetch, progress=report)
+    place, folder = open_place(opened.location), opened.manifest.encoder_folder
     facts: dict[str, Any] = {
         "path": str(open_place(collection)),
         "version": opened.version,
@@ -36,6 +38,7 @@ def info(
         "bytes": opened.num_bytes,
         "tables": opened.has_tables,
         "encoder": opened.fingerprint,
+        "encoder_takes": None if folder is None else input_of(open_place(place.location_of(f"encoder/{folder}"))),
         "attributes": opened.schema.names,
         "columns": sorted({name for spec in opened.manifest.shards for name in spec.columns}),
     }
@@ -51,6 +54,7 @@ def info(
     facts["tags"] = ", ".join(f"{tag} (version {number})" for tag, number in facts["tags"].items()) or "none"
     facts["columns"] = ", ".join(facts["columns"]) or "none, all attributes are in their shards"
     facts["encoder"] = opened.fingerprint or "not kept"
+    facts["encoder_takes"] = facts["encoder_takes"] or "not known"
     facts["attributes"] = ", ".join(facts["attributes"]) or "none"
     if verify:
         facts["verified"] = "every file, against its SHA-256"

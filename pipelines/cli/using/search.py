@@ -42,6 +42,14 @@ class Asked:
     id: Annotated[
         int | None, typer.Option("--id", min=0, help="Or an image of the collection, by its id: find more like it.")
     ] = None
+    vector: Annotated[
+        str | None,
+        typer.Option(
+            "--vector",
+            help="Or an embedding (.npy, or a list in JSON; local or s3://), where embeddings were encoded.",
+            callback=refuse_missing,
+        ),
+    ] = None
     code: Annotated[
         str | None,
         typer.Option(
@@ -65,8 +73,8 @@ class Asked:
 
     def check(self) -> None:
         """Refuse anything but one kind of query."""
-        if sum(given is not None for given in (self.image, self.id, self.code, self.codes)) != 1:
-            raise typer.BadParameter("give one of --image, --id, --code and --codes")
+        if sum(given is not None for given in (self.image, self.id, self.vector, self.code, self.codes)) != 1:
+            raise typer.BadParameter("give one of --image, --id, --vector, --code and --codes")
 
     def read_code(self, bits: int) -> CodeArray:
         """Return `--code` as a batch of one code, (1, W)."""
@@ -94,6 +102,8 @@ class Asked:
 
         if self.image is not None:
             return {"image": without_credentials(self.image)}
+        if self.vector is not None:
+            return {"vector": without_credentials(self.vector)}
         return {"id": self.id} if self.id is not None else {"code": self.code}
 
 
@@ -151,7 +161,7 @@ def search(
 ) -> None:
     """Find the images nearest to one, or all within a Hamming radius.
 
-    Asked with an image, an image's id or a code; or with a file of codes, all of which a job on Ray answers.
+    Asked with an image, an image's id, an embedding or a code; or with a file of codes, which a job on Ray answers.
     """
     asked.check()
     reach.check()
@@ -164,8 +174,8 @@ def search(
         return
     if asked.output is not None or job != Job():
         raise typer.BadParameter("--output, --workers, --address and --overwrite go with --codes")
-    if encoder is not None and asked.image is None:
-        raise typer.BadParameter("--encoder goes with --image: ids and codes need none")
+    if encoder is not None and asked.image is None and asked.vector is None:
+        raise typer.BadParameter("--encoder goes with --image and --vector: ids and codes need none")
     if save is not None:
         _check_picture(save)
     from hashlight.engine.collection.collection import Collection
@@ -217,10 +227,17 @@ def _code_of(opened: Collection, asked: Asked, encoder: str | None) -> CodeArray
         from hashlight.pipelines.searching.search import code_of_item
 
         return code_of_item(opened, asked.id)
-    if asked.image is None:
+    if asked.code is not None:
         return asked.read_code(opened.bits)
-    from hashlight.pipelines.searching.images import encode_file, load_encoder
+    from hashlight.pipelines.searching.encoder import load_encoder
 
+    if asked.vector is not None:
+        from hashlight.pipelines.searching.vectors import encode_vector
+
+        return encode_vector(load_encoder(opened, encoder), asked.vector)
+    from hashlight.pipelines.searching.images import encode_file
+
+    assert asked.image is not None, "there is one of them"
     return encode_file(load_encoder(opened, encoder), asked.image, max_pixels=asked.max_pixels)
 
 

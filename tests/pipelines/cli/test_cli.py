@@ -113,7 +113,7 @@ def test_a_query_by_id_or_code_is_saved_as_a_picture(collection, codes, tmp_path
         (("--id", 5), 1, "id 5 was not found"),
         (("--id", -1), 2, "greater than or equal to 0, got '-1'"),
         (("--id", 1007, "--filter", "colour == 1"), 1, "colour"),
-        ((), 2, "give one of --image, --id, --code and --codes"),
+        ((), 2, "give one of --image, --id, --vector, --code and --codes"),
     ],
 )
 def test_a_query_that_is_none_is_refused(collection, arguments, code, message):
@@ -247,8 +247,8 @@ def test_encode_reports_and_resumes(tmp_path, corpus, encoder):
         (("-k", 0), "greater than or equal to 1, got '0'"),
         (("-k", "many"), "got 'many'"),
         (("--radius", -1), "greater than or equal to 0, got '-1'"),
-        (("--id", 3), "give one of --image, --id, --code and --codes"),
-        (("--code", "00"), "give one of --image, --id, --code and --codes"),
+        (("--id", 3), "give one of --image, --id, --vector, --code and --codes"),
+        (("--code", "00"), "give one of --image, --id, --vector, --code and --codes"),
         (("--overwrite",), "--output, --workers, --address and --overwrite go with --codes"),
         (("--radius", 49), "0 to 48 (the codes have 48 bits), got 49"),
         (("-k", 3, "--radius", 3), "not both"),

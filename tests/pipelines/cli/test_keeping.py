@@ -16,7 +16,7 @@ from hashlight.engine.collection.importing import add_rows
 from hashlight.engine.errors import EncoderMismatchError
 from hashlight.engine.exchange.rows import Incoming, Rows, cut_rows
 from hashlight.pipelines.cli.main import app
-from hashlight.pipelines.searching.images import load_encoder
+from hashlight.pipelines.searching.encoder import load_encoder
 from tests.engine.collection.contents import Model, contents
 from tests.pipelines.building.test_build import FINGERPRINT, write_codes
 
