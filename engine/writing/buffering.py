@@ -140,7 +140,17 @@ class Buffer:
     # Writes.
 
     def live(self) -> Manifest:
-        """Return the version on top of which pending writes are."""
+        """Return the version on top of which pending writes are: the live one, unless that cannot be taken up now."""
+        try:
+            found = self._place.find("CURRENT")
+            if found is not None and found.data != f"{self._manifest.file_name}\n".encode():
+                self.renew()
+        except (OSError, HashlightError) as error:  # writes are accepted all the same
+            logger.debug("the live version of %s cannot be taken up: %s", self._place, error)
+        return self._manifest
+
+    @property
+    def _manifest(self) -> Manifest:
         return self._views.base.manifest
 
     def find(self, key: Key) -> Made | None:
@@ -160,7 +170,7 @@ class Buffer:
                     return
                 self._log.append([encode(one.write, one.codes, one.written_s, one.key) for _, one in made])
             except BaseException:
-                self._pending = Pending(self.live(), before)
+                self._pending = Pending(self._manifest, before)
                 raise
             self._keys.note(one for _, one in made)
             if self._is_full():
@@ -188,7 +198,7 @@ class Buffer:
 
     def _add(self, waiting: Waiting) -> Logged | None:
         """Add a write to what is pending, and return it; None if it is refused."""
-        live = self.live()
+        live = self._manifest
         try:
             waiting.write.check(live)
             change = self._resolved(waiting.write)
@@ -283,7 +293,7 @@ class Buffer:
 
     def _put_on_top(self, left: Sequence[Logged]) -> None:
         """Have these writes pending on top of the version."""
-        manifest = self.live()
+        manifest = self._manifest
         codes = manifest.bits, manifest.encoder
         kept = [one for one in left if one.codes == codes or not isinstance(one.write, Put)]
         if len(kept) < len(left):
@@ -359,14 +369,14 @@ class Buffer:
         """Commit what is pending; a failure is logged, and followed by a pause."""
         with self._lock:
             taken = list(self._pending.logged)
-            through, after = (taken[-1].number, self._through_of(self.live())) if taken else (0, 0)
+            through, after = (taken[-1].number, self._through_of(self._manifest)) if taken else (0, 0)
             come_to = self._pending.sum()
             self._log.rotate()
         try:
             if taken:
                 version = self._commit(come_to, through, after)
                 self.renew()
-                through = self._through_of(self.live())
+                through = self._through_of(self._manifest)
                 with self._lock:
                     self._flushed.append((through, version))
                 self._keys.settle(through, version)
@@ -385,8 +395,8 @@ class Buffer:
             asked, self._asked = self._asked, []
             for number, future in asked:
                 version = next((version for through, version in self._flushed if through >= number), None)
-                if version is None and error is None and number <= self._through_of(self.live()):
-                    version = self.live().version
+                if version is None and error is None and number <= self._through_of(self._manifest):
+                    version = self._manifest.version
                 if version is None and error is None:
                     self._asked.append((number, future))
                 elif future.set_running_or_notify_cancel():
@@ -413,7 +423,7 @@ class Buffer:
 
     def _check_same(self, live: Manifest) -> None:
         """Raise CollectionBusyError if a version cannot have what is pending; the next look drops it."""
-        shown = self.live()
+        shown = self._manifest
         if (live.collection, live.bits, live.encoder) != (shown.collection, shown.bits, shown.encoder):
             self.renew()
             raise CollectionBusyError(

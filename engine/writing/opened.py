@@ -49,7 +49,7 @@ class Opened:
         If the collection, or the log, cannot be read.
     CollectionBusyError
         If another server has the log.
-    PlaceError, OSError
+    PlaceError
         If it is another collection's, or the folder cannot be written.
     """
 
@@ -60,7 +60,13 @@ class Opened:
                 change.commit()
             live = read_current(open_target(location))
         self._folder = logs_folder() if folder is None else folder
-        self.log = WriteLog(self._folder / live.collection, collection=live.collection)
+        try:
+            self.log = WriteLog(self._folder / live.collection, collection=live.collection)
+        except OSError as error:
+            raise PlaceError(
+                f"the write log cannot be kept in {self._folder} ({error.strerror or error}): name a folder that can "
+                "be written, and that stays (`--write-log`)"
+            ) from error
         try:
             self.logged: list[Logged] = [decode(number, data) for number, data in self.log.recovered]
             self.log.recovered.clear()

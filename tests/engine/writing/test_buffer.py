@@ -15,8 +15,11 @@ import pytest
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import EncoderMismatchError, IdExistsError, IdNotFoundError, OverloadedError, PlaceError
+from hashlight.engine.query import Query
+from hashlight.engine.service.asking.retrieval import Ask, answer
 from hashlight.engine.service.asking.searcher import CollectionSearcher
 from hashlight.engine.storage.versions import read_current
 from hashlight.engine.writing import buffering
@@ -283,6 +286,9 @@ def test_what_gathers_is_committed_by_itself(start, tmp_path):
         assert state.flushes > 1
         check(CollectionSearcher(folder), model.committed, rng)
     assert not list((tmp_path / "log").rglob("*.log"))
+    read = independent.read_version(folder)
+    assert sorted(read.rows) == sorted(model.committed)
+    assert read.manifest["logs"].keys() == {buffer._log.id}
 
 
 def test_a_commit_that_was_not_seen_is_not_made_twice(start, tmp_path):
@@ -314,18 +320,49 @@ def test_a_rollback_elsewhere_keeps_what_is_pending_and_repeats_nothing(start, t
     first = Collection.open(folder).version
     with buffered(folder, tmp_path / "log") as (searcher, committer, buffer):
         made = make(committer, put_of([1], rows[:1]))
+        shutil.copytree(tmp_path / "log", tmp_path / "as before")  # as after a kill before it was trimmed
         buffer.visible(made).result(60)
-        shutil.copytree(tmp_path / "log", tmp_path / "log of before", ignore=shutil.ignore_patterns("*.sqlite*"))
-        make(committer, put_of([3], rows[1:]))
         Collection.open(folder).rollback(first)
+        shutil.copytree(folder, tmp_path / "rolled back")
+        make(committer, put_of([3], rows[1:]))
         buffer.renew()
         check(searcher, items | {3: rows[1]}, rng)
     check(CollectionSearcher(folder), items | {3: rows[1]}, rng)
-    mark = read_current(buffer._place).logs[buffer._log.id]
-    assert mark.through == 2
-    with buffered(folder, tmp_path / "log of before") as (searcher, committer, buffer):
-        check(searcher, items | {3: rows[1]}, rng)
-        assert make(committer, put_of([5], rows[:1])).number == 3
+    with buffered(tmp_path / "rolled back", tmp_path / "as before") as (searcher, committer, buffer):
+        assert buffer.state().writes == 0
+        check(searcher, items, rng)
+        assert make(committer, put_of([5], rows[:1])).number == 2
+
+
+def test_what_is_gone_meanwhile_is_left_out_of_an_update(start, tmp_path):
+    folder, items = start
+    values = [{"label": 77}, {"label": 78}]
+    with buffered(folder, tmp_path / "log") as (searcher, committer, buffer):
+        made = make(committer, Update([(np.array([2, 4]), table_of(values, ["label"]))]))
+        Collection.open(folder).delete([2])
+        buffer.visible(made).result(60)
+        items[4]["label"] = 78
+        del items[2]
+        check(searcher, items, np.random.default_rng(1))
+    check(CollectionSearcher(folder), items, np.random.default_rng(1))
+
+
+def test_a_request_is_answered_from_one_state(start):
+    folder, items = start
+    collection = Collection.open(folder)
+
+    class Moving(CollectionSearcher):
+        def answer(self, *given, **more):
+            found = super().answer(*given, **more)
+            asked.show(collection.overlaid(None, np.arange(IDS), sequence=1))  # all are gone
+            return found
+
+    asked = Moving(collection)
+    ask = Ask(codes=np.array([[5]], np.uint64), query=Query(k=4), include=frozenset({"attributes"}))
+    found = answer(asked, ask, timeout_s=60)
+    assert found.items["label"].to_pylist() == [items[id_]["label"] for id_ in found.ids.tolist()]
+    assert len(found.ids) == 4
+    assert asked.count()[0] == 0
 
 
 def test_attributes_that_change_elsewhere_are_those_of_what_is_pending(start, tmp_path):
@@ -480,3 +517,36 @@ def test_a_collection_of_the_first_format_is_written_too(tmp_path):
         make(committer, put)
         assert searcher.search(np.array([[5]], np.uint64), 1).ids.tolist() == [[30]]
     assert len(Collection.open(tmp_path / "c")) == 21
+
+
+def test_an_attribute_that_is_new_can_be_written_at_once(start, tmp_path):
+    folder, _ = start
+    with buffered(folder, tmp_path / "log") as (searcher, committer, _):
+        Collection.open(folder).set_column("price", [0.5], ids=[2])
+        assert committer.live().schema.names[-1] == "price"
+        make(committer, Update([(np.array([4]), pa.table({"price": [1.5]}))]))
+        assert searcher.get([2, 4])["price"].to_pylist() == [0.5, 1.5]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do(start, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(PlaceError, match=r"cannot be kept in .*file \(.*\): name a folder .*--write-log"):
+        Opened(start[0], tmp_path / "file")
+
+
+def test_a_collection_in_a_bucket(bucket, tmp_path):
+    rng = np.random.default_rng(11)
+    ids, rows = list(range(0, IDS, 2)), random_rows(rng, IDS // 2)
+    uri, (codes, table, features, thumbnails) = bucket.uri("c"), columns_of(rows)
+    with Transaction(uri, fresh=Fresh(BITS, None)) as change:
+        change.add(codes, np.array(ids), table, features, thumbnails, shards=2)
+        change.commit()
+    model = Model(dict(zip(ids, rows, strict=True)))
+    with buffered(uri, tmp_path / "log") as (searcher, committer, buffer):
+        for _ in range(6):
+            write_here(rng, committer, model)
+        check(searcher, model.shown, rng)
+        buffer.visible(make(committer, Delete(np.array([IDS])))).result(60)
+        check(searcher, model.shown, rng)
+        write_here(rng, committer, model)
+    check(CollectionSearcher(uri), model.shown, rng)

@@ -126,6 +126,7 @@ def test_a_collection_in_a_bucket_is_served_and_its_new_versions(bucket, options
     [
         (["--replicas", 2], "--replicas: there are no shard servers without --groups or --ray"),
         (["--shard-tls-cert", "pem", "--shard-tls-key", "pem"], "--shard-tls-cert, --shard-tls-key: there are no"),
+        (["--write-log", "logs"], "--write-log goes with --writable"),
         (["--address", "auto"], "--address is that of a Ray cluster: give --ray"),
         (["--groups", 2, "--address", "auto"], "--address is that of a Ray cluster: give --ray"),
         (["--groups", 2, "--shard-tls-authority", "pem"], "goes with --shard-tls-cert and --shard-tls-key"),
