@@ -26,6 +26,15 @@ def test_docstring_examples(module):
 
 @pytest.mark.parametrize("page", ["docs/living-collection.md"])
 def test_every_example_of_a_page_runs(page, tmp_path, monkeypatch):
+    run_examples(page, tmp_path, monkeypatch)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_every_example_of_embeddings_runs(tmp_path, monkeypatch):
+    run_examples("docs/embeddings.md", tmp_path, monkeypatch)
+
+
+def run_examples(page, tmp_path, monkeypatch):
     blocks = re.findall(r"```(python|bash)\n(.*?)```", Path(page).read_text(), flags=re.DOTALL)
     assert {language for language, _ in blocks} == {"python", "bash"}
     monkeypatch.chdir(tmp_path)
