@@ -40,7 +40,7 @@ import pyarrow as pa
 
 from hashlight.engine.ids import find_repeated
 from hashlight.engine.places.uris import is_local, normalise, without_credentials
-from hashlight.pipelines.corpora.ids import IdRule, refuse_repeated_images, settle_ids, with_ids
+from hashlight.pipelines.corpora.ids import IdRule, first_of_each, refuse_repeated_images, settle_ids, with_ids
 from hashlight.pipelines.corpora.joins import find_metadata, joined, read_metadata
 from hashlight.pipelines.corpora.kinds import idx, images, img2dataset, parquet, tables, uris, webdataset
 from hashlight.pipelines.corpora.listing import (
@@ -285,9 +285,12 @@ def list_all(listing: Listing) -> pa.Table:
         ]
     entries = pa.concat_tables(tables) if tables else listing.schema.empty_table()
     refuse_empty(listing, len(entries))
+    repeated = find_repeated(entries["id"].to_numpy())
+    if listing.may_repeat and len(repeated):
+        entries = pa.concat_tables(first_of_each([entries], repeated, listing.skipped))
+        repeated = find_repeated(entries["id"].to_numpy())
     if listing.skipped:
         logger.warning("%s: left out %s", listing.corpus, told(listing.skipped))
-    repeated = find_repeated(entries["id"].to_numpy())
     refuse_repeated_images(
         repeated,
         lambda: [entries],

@@ -23,6 +23,7 @@ from hashlight.engine.wording import counted
 from hashlight.pipelines.jobs.errors import PipelineError
 
 HASH_BITS = 63
+REPEATED = "rows with the URI of an earlier one"
 _SOURCES = ("auto", "name", "uri", "content")
 _NAME, _COLUMN = "name:", "column:"
 
@@ -174,6 +175,32 @@ def with_ids(table: pa.Table, moved: dict[int, int]) -> pa.Table:
     ids = table["id"].to_numpy().copy()
     ids[list(moved)] = list(moved.values())
     return table.set_column(table.column_names.index("id"), table.schema.field("id"), pa.array(ids))
+
+
+def first_of_each(tables: Iterable[pa.Table], repeated: IdArray, skipped: Counter[str]) -> Iterator[pa.Table]:
+    """Leave out rows that have the id and the URI of an earlier one, and count them.
+
+    Parameters
+    ----------
+    tables : iterable of pyarrow.Table
+        With columns `id` and `uri`.
+    repeated : ndarray of int64
+        The ids that occur more than once; memory holds the URIs that have them.
+    skipped : Counter
+    """
+    seen: set[tuple[int, str]] = set()
+    for table in tables:
+        is_first = np.ones(len(table), np.bool_)
+        rows = np.flatnonzero(np.isin(table["id"].to_numpy(), repeated))
+        some = table.take(pa.array(rows))
+        for row, place in zip(rows, zip(some["id"].to_pylist(), some["uri"].to_pylist(), strict=True), strict=True):
+            is_first[row] = place not in seen
+            seen.add(place)
+        if not is_first.all():
+            skipped[REPEATED] += int((~is_first).sum())
+            table = table.filter(pa.array(is_first))
+        if len(table):
+            yield table
 
 
 def refuse_repeated_images(

@@ -126,6 +126,8 @@ class Listing:
         Where the column `label` comes from: `FOLDERS`, `COLUMN_OF_LABELS`, or None if there is none.
     columns : frozenset of str
         All columns of the corpus's files of rows, by their own names.
+    may_repeat : bool
+        Whether images that are listed more than once are listed once, and counted, instead of refused.
     json_columns : dict of str to (str, str)
         Of shards: columns that are keys of the samples' JSON, with the key and the type.
     add_columns : callable
@@ -142,6 +144,7 @@ class Listing:
     id_text: str | None = None
     labels_from: str | None = None
     columns: frozenset[str] = frozenset()
+    may_repeat: bool = False
     json_columns: dict[str, tuple[str, str]] = field(default_factory=dict)
     add_columns: Callable[[Iterator[pa.Table]], Iterator[pa.Table]] = lambda tables: tables
 

@@ -37,6 +37,7 @@ from hashlight.pipelines.corpora.corpus import open_listing, refuse_empty
 from hashlight.pipelines.corpora.ids import (
     IdRule,
     each_moved,
+    first_of_each,
     hashed_ids,
     refuse_repeated_images,
     settle_ids,
@@ -419,6 +420,12 @@ def _write(
     with RepeatedIds() as ids:
         summary = _write_units(listing, _counted(units, ids, progress), path)
         repeated = ids.find()
+    if listing.may_repeat and len(repeated):
+        path.rename(draft)
+        with RepeatedIds() as ids:
+            entries = first_of_each(_read_units(draft), repeated, listing.skipped)
+            summary = _write_units(listing, _counted(cut(entries, unit_images), ids, progress), path)
+            repeated = ids.find()
     refuse_repeated_images(
         repeated,
         lambda: _read_units(path),

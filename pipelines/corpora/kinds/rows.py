@@ -130,9 +130,8 @@ def list_rows(
         find_roles(look.schema, options, ids, without_credentials(file.uri))
         for file, look in zip(there, looks, strict=True)
     ]
-    where = without_credentials(root)
     schemas = [_entry_schema(role, look.schema) for role, look in zip(roles, looks, strict=True)]
-    schema = unified(schemas, where, files.what)
+    schema = unified(schemas, without_credentials(root), files.what)
     left_out = Counter(found.skipped)
 
     def pieces(_split: bool) -> Iterator[Piece]:
@@ -152,6 +151,8 @@ def list_rows(
         has_ids=any(role.id is not None and role.id_text is None for role in roles),
         id_text=next((role.id_text for role in roles if role.id_text is not None), None),
         labels_from=COLUMN_OF_LABELS if LABEL in schema.names else None,
+        # Lists of many millions of URIs have some twice.
+        may_repeat=all(role.image is None for role in roles),
         columns=frozenset(name for look in looks for name in look.schema.names),
     )
 

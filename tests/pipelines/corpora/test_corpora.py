@@ -183,7 +183,7 @@ def test_what_is_not_a_corpus_is_refused_with_the_reason(tmp_path, make, message
         ({"id": pa.array([1, 2**63], pa.uint64())}, "a maximum of 9223372036854775808"),
         ({"id": [0.5, 1.5]}, "must be whole numbers or texts, got double"),
         ({"id": ["a", None]}, "must be there in every row, got 1 nulls"),
-        ({"id": ["a", "a"]}, "1 ids occur more than once"),
+        ({"id": ["a", "a"]}, "1 id occurs more than once"),
         ({"image": ["a.png", "b.png"]}, "with encoded images .binary, or a struct"),
     ],
 )

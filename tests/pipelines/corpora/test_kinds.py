@@ -18,6 +18,7 @@ import pytest
 from hashlight.pipelines.corpora.corpus import list_corpus, open_listing, read_images, read_uri
 from hashlight.pipelines.corpora.labels import labels_of
 from hashlight.pipelines.corpora.options import CorpusOptions
+from hashlight.pipelines.corpora.work import WorkList, list_work
 from hashlight.pipelines.jobs.errors import PipelineError
 
 from .layouts import (
@@ -129,6 +130,25 @@ def test_metadata_of_laion_is_a_list_of_urls(tmp_path):
     assert entries["TEXT"].to_pylist() == ["a", "c"]
     assert kept(entries) == ["SAMPLE_ID", "TEXT", "HEIGHT", "WIDTH", "LICENSE", "NSFW", "similarity"]
     assert skipped == {"rows without a URI": 1}
+
+
+def test_a_list_that_has_an_image_twice_has_it_once(tmp_path):
+    urls = [f"https://example.org/{number}.jpg" for number in (1, 2, 1, 3, 2, 1)]
+    for number in range(2):
+        some = pa.table({"URL": urls[3 * number : 3 * number + 3], "n": range(3 * number, 3 * number + 3)})
+        pq.write_table(some, tmp_path / f"{number}.parquet")
+    entries, _ = listed(tmp_path)
+    assert entries["n"].to_pylist() == [0, 1, 3]
+    summary = list_work(tmp_path, tmp_path / "work.arrow", unit_images=2)
+    assert (summary.images, summary.skipped) == (3, {"rows with the URI of an earlier one": 3})
+    with pa.memory_map(str(tmp_path / "work.arrow")) as raw:
+        assert pa.concat_tables(WorkList(raw, "").read_all())["n"].to_pylist() == [0, 1, 3]
+    # What has an id of its own is another image, unless two have the same.
+    pq.write_table(pa.table({"URL": urls, "id": range(6)}), tmp_path / "0.parquet")
+    assert len(list_corpus(tmp_path / "0.parquet")) == 6
+    pq.write_table(pa.table({"URL": urls, "id": [1, 1, 2, 3, 4, 5]}), tmp_path / "0.parquet")
+    with pytest.raises(PipelineError, match="1 id occurs more than once"):
+        list_corpus(tmp_path / "0.parquet")
 
 
 # Hugging Face.
