@@ -56,6 +56,10 @@ HashEncoder(config, HashModel(backbone, 64)).save(sys.argv[1])
 """
 
 
+def environment_of(checkout: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(checkout)}
+
+
 def make_encoder(folder: Path) -> None:
     torch.manual_seed(0)
     backbone = build_backbone("efficientnet-lite0", "imagenet")
@@ -119,7 +123,7 @@ def run_job(corpus: Path, encoder: Path, output: Path, checkout: Path) -> dict:
     started = time.perf_counter()
     done = subprocess.run(
         [*map(str, command), "--overwrite", "--actors", str(PROCESSES), "--json"],
-        cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, capture_output=True, text=True, check=False,
+        cwd=checkout, env=environment_of(checkout), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -168,7 +172,7 @@ def time_queries(encoder: Path, files: list[Path]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drawings", type=Path, required=True, help="a folder of PNG files")
-    parser.add_argument("--before", type=Path, help="a checkout of an earlier commit")
+    parser.add_argument("--before", type=lambda path: Path(path).absolute(), help="a checkout of an earlier commit")
     parser.add_argument("--images", type=int, default=800)
     parser.add_argument("--photographs", type=int, default=120)
     parser.add_argument("--repeats", type=int, default=3)
@@ -179,7 +183,7 @@ def main() -> None:
         make_encoder(folder / "new")
         if options.before is not None:
             command = [sys.executable, "-c", MAKE, str(folder / "old")]
-            subprocess.run(command, env={**os.environ, "PYTHONPATH": str(options.before)}, check=True)
+            subprocess.run(command, cwd=options.before, env=environment_of(options.before), check=True)
         link_drawings(folder / "drawings", options.drawings, options.images)
         write_photographs(folder / "photographs", options.photographs)
         results = {
@@ -211,7 +215,7 @@ def as_markdown(document: dict) -> str:
         "",
         f"{document['machine']}, {document['versions']}.",
         f"{settings['images']:,} drawings and {settings['photographs']} photographs of 12 megapixels,",
-        f"EfficientNet-Lite0, 64 bits, {settings['processes']} actors to as many plain",
+        f"EfficientNet-Lite0, 64 bits, {settings['processes']} actors to as many plain loops,",
         f"medians of {settings['repeats']} runs in turn, start-up aside; job and loops gave the same codes.",
         "In brackets the load of the machine (of 1 minute) after each run.",
         "",

@@ -95,6 +95,13 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
     return backbone
 
 
+def preprocessing_of(name: str, weights: str | None = None) -> Preprocessing:
+    """Return the preprocessing of a backbone; errors as in `build_backbone`."""
+    # The random weights are discarded, and must not advance the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        return build_backbone(name, weights).preprocessing
+
+
 class SmallCNN(nn.Sequential):
     """Five convolutions and one dense layer for 28x28 grey images: 256 features, 0.4 million weights.
 

@@ -22,7 +22,7 @@ from hashlight.encoders.networks.model import HashModel
 from hashlight.encoders.training.checkpoints import TrainingFolder
 from hashlight.encoders.training.gradients import backward
 from hashlight.encoders.training.validation import validation_map
-from hashlight.encoders.training.workers import ALONE, Workers, forked_random, random_state, set_random_state
+from hashlight.encoders.training.workers import ALONE, Share, Workers, forked_random, random_state, set_random_state
 
 WARM_UP = "warm-up"
 HASHING = "hashing"
@@ -174,6 +174,7 @@ class Loop:
         self._pixels = pixels
         self._supervision = supervision
         self._settings = settings
+        self._device = torch.device(settings.device)
         self._folder = folder
         self._held_out_V = held_out_V
         self._progress = progress
@@ -199,11 +200,18 @@ class Loop:
 
     def inputs(self, index_B: torch.Tensor, *, augment: bool) -> torch.Tensor:
         """Return the network's input for images, on the device."""
-        image_BCHW = self._pixels.batch(index_B)
+        pixels_BHWC = self._pixels.batch(index_B)
+        if self._device.type == "cuda":
+            pixels_BHWC = pixels_BHWC.pin_memory()
+        # A quarter of the bytes that the normalised numbers have, which are made where they are needed.
+        image_BCHW = self._pixels.preprocessing.normalise(pixels_BHWC.to(self._device, non_blocking=True))
         if augment:
             image_BCHW = (random_view if self._supervision.kind == VIEWS else flip_and_shift)(image_BCHW)
-        image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
-        return image_BCHW.to(self._settings.device, self._settings.dtype)
+        return image_BCHW.contiguous(memory_format=torch.channels_last).to(self._settings.dtype)
+
+    def read_ahead(self, index_B: torch.Tensor) -> None:
+        """Begin to read the images of the next call of `inputs`."""
+        self._pixels.read_ahead(index_B)
 
     def validate(self) -> float:
         """Return the mean average precision of the validation images' codes."""
@@ -295,7 +303,7 @@ class _PhaseRun:
         place, beta = self._place, 0.0
         batches = self._batches()
         while place.batch < len(batches):
-            beta = self._step(batches[place.batch], len(batches))
+            beta = self._step(batches, place.batch)
             place.batch += 1
             if self._loop._folder.due():
                 self._loop._folder.save(self._state())
@@ -313,15 +321,21 @@ class _PhaseRun:
             torch.set_rng_state(now)
         return batches
 
-    def _step(self, index_B: torch.Tensor, num_batches: int) -> float:
+    def _share(self, index_B: torch.Tensor) -> Share:
+        return self._loop._workers.share(len(index_B), self._settings.chunk_size)
+
+    def _step(self, batches: list[torch.Tensor], number: int) -> float:
         place, supervision, objective = self._place, self._loop._supervision, self._phase.objective
+        index_B = batches[number]
         beta = self._phase.beta_at(place.step / self._steps)
         self._optimizer.zero_grad()
-        share = self._loop._workers.share(len(index_B), self._settings.chunk_size)
+        share = self._share(index_B)
         # Without augmentation the two views of an image would be one.
         augment = self._settings.augment or supervision.kind == VIEWS
         with share.draws():
             image_bCHW = self._loop.inputs(index_B[share.own_b], augment=augment)
+        for following in batches[number + 1 : number + 2]:
+            self._loop.read_ahead(following[self._share(following).own_b])
         loss, output_BK = backward(
             self._network,
             image_bCHW,

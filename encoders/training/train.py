@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashlight.encoders.config import AUTO, EncoderConfig, Pictures
 from hashlight.encoders.data.pixels import PixelSource
+from hashlight.encoders.data.prepared import PreparedImages
 from hashlight.encoders.data.supervision.labels import LabelSupervision
 from hashlight.encoders.data.supervision.pairs import PairList, PairSupervision
 from hashlight.encoders.data.supervision.protocol import NOTHING, Supervision
@@ -28,6 +29,7 @@ from hashlight.encoders.methods import METHODS, Method, ObjectiveSettings, label
 from hashlight.encoders.networks.backbones import SMALL_CNN, Backbone, build_backbone
 from hashlight.encoders.networks.heads import KernelHead, head_of
 from hashlight.encoders.networks.model import HashModel
+from hashlight.encoders.runtimes.threads import usable_threads
 from hashlight.encoders.training.checkpoints import TrainingFolder
 from hashlight.encoders.training.loop import HASHING, WARM_UP, Loop, LoopSettings, Outcome, Phase, Progress
 from hashlight.encoders.training.schedules import FINAL_BETAS, SCHEDULES
@@ -181,7 +183,7 @@ class ImageDataset(Protocol):
 
 
 def train(
-    images: NDArray[np.uint8] | torch.Tensor | ImageDataset | Sequence[Any],
+    images: NDArray[np.uint8] | torch.Tensor | ImageDataset | PreparedImages | Sequence[Any],
     labels: ArrayLike | None = None,
     config: TrainConfig | None = None,
     *,
@@ -195,8 +197,9 @@ def train(
 
     Parameters
     ----------
-    images : uint8 array or tensor of shape (N, H, W) or (N, H, W, C), or a dataset of N images
-        A dataset gives PIL images, uint8 arrays, encoded bytes or paths by position.
+    images : uint8 array or tensor of shape (N, H, W) or (N, H, W, C), a dataset of N images, or PreparedImages
+        A dataset gives PIL images, uint8 arrays, encoded bytes or paths by position. Each is decoded once, and its
+        resized pixels are kept: in memory up to 250 MB of all, else in a temporary file.
     labels : int array of shape (N,), or 0/1 array of shape (N, C), optional
         One label for each image, or several. Images that share a label are similar, all others are not.
     config : TrainConfig, optional
@@ -295,7 +298,9 @@ class _Trainer:
         held_out_V = torch.arange(0)
         if config.validation_images:
             supervision, held_out_V = hold_out(supervision, config.validation_images, config.seed)
-        pixels = PixelSource(images, self._backbone.preprocessing)
+        # What else is given by position may not be read by several threads at once.
+        num_threads = usable_threads() if isinstance(images, list | tuple | np.ndarray | torch.Tensor) else 1
+        pixels = PixelSource(images, self._backbone.preprocessing, num_threads=num_threads)
         loop = Loop(
             self._model,
             pixels,
@@ -362,7 +367,7 @@ class _Trainer:
         config = self._config
         unfitted = HashEncoder(self._encoder_config(1.0, "none"), self._model.to("cpu", torch.float32))
         unfitted = self._exported(unfitted, pixels) if config.device == "cpu" else unfitted.to(config.device)
-        feature_ND = unfitted.encode_all(pixels.images).features
+        feature_ND = unfitted.encode_pixels(pixels.pixels).features
         class_NC = None
         if self._method.reads_classes:
             class_NC = self._supervision.classes_of(torch.arange(len(feature_ND))).numpy()

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hashlight.encoders.data.prepared import PreparedImages
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.errors import ImageError
+from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.wording import counted
 from hashlight.pipelines.corpora.corpus import read_images
 from hashlight.pipelines.corpora.reasons import Reason
-from hashlight.pipelines.decoding.pool import DecodePool
+from hashlight.pipelines.decoding.pool import DecodePool, images_of_a_batch
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.jobs.errors import PipelineError
 
@@ -57,6 +62,54 @@ def readable_images(entries: pa.Table) -> tuple[pa.Table, list[bytes]]:
             _tell(entries, batch.reasons, kinds)
     _account(entries, len(good), kinds)
     return entries.take(np.array(good)), encoded
+
+
+def prepared_images(
+    entries: pa.Table,
+    preprocessing: Preprocessing,
+    folder: Path | None,
+    images: Iterable[bytes | OSError] | None = None,
+) -> tuple[pa.Table, PreparedImages]:
+    """Return the entries whose images can be decoded, and those images, resized; many are kept in a file.
+
+    Parameters
+    ----------
+    entries : pyarrow.Table
+        A listing.
+    preprocessing : Preprocessing
+    folder : Path, optional
+        Where the file is, which is gone with this process; by default the folder for temporary files.
+    images : iterable of bytes, optional
+        The encoded images, if they are read already.
+
+    Raises
+    ------
+    PipelineError
+        If no image can be decoded, or the disk has no room for the resized pixels.
+    """
+    good: list[NDArray[np.int64]] = []
+    kinds: Counter[str] = Counter()
+
+    def pixels(pool: DecodePool) -> Iterator[NDArray[np.uint8]]:
+        for batch in pool.decode(read_images(entries) if images is None else images):
+            _tell(entries, batch.reasons, kinds)
+            good.append(batch.good)
+            yield batch.pixels
+
+    batch_size = images_of_a_batch(preprocessing)
+    try:
+        with DecodePool(preprocessing, processes=usable_cores(), batch_size=batch_size) as pool:
+            prepared = PreparedImages.gather(pixels(pool), preprocessing, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        needed = len(entries) * preprocessing.size**2 * preprocessing.channels
+        raise PipelineError(
+            f"there is no room for the resized pixels of {len(entries):,} images, {needed / 1e9:.1f} GB, in "
+            f"{folder or tempfile.gettempdir()}: make room, or choose an --output on a larger disk"
+        ) from error
+    _account(entries, len(prepared), kinds)
+    return entries.take(np.concatenate(good)), prepared
 
 
 def encode_entries(model: HashEncoder, entries: pa.Table) -> tuple[pa.Table, EncoderOutput]:

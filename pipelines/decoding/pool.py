@@ -54,6 +54,8 @@ from hashlight.pipelines.jobs.errors import PipelineError
 SLOTS = 3
 # Batches of large files are cut at this size, to limit the memory that a slot touches.
 _BATCH_BYTES = 16 << 20
+# Of resized images.
+_BATCH_PIXEL_BYTES = 4 << 20
 _DEATHS_OF_AN_IMAGE = 2
 # Kills while the same image is at hand, with pauses that double in between: 0.75 s for other processes to make room.
 _KILLS_OF_AN_IMAGE = 5
@@ -286,6 +288,14 @@ def _known_good() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (_KNOWN_GOOD_SIDE, _KNOWN_GOOD_SIDE), (90, 120, 150)).save(buffer, "JPEG")
     return buffer.getvalue()
+
+
+def images_of_a_batch(preprocessing: Preprocessing, asked: int = 256) -> int:
+    """Return how many images a processor decodes at a time: as many as are asked for, and fewer of large ones.
+
+    One batch is worked on while the next is decoded, so that a few hundred images should be several.
+    """
+    return min(asked, max(1, _BATCH_PIXEL_BYTES // (preprocessing.size**2 * preprocessing.channels)))
 
 
 class DecodePool:

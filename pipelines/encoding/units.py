@@ -47,7 +47,7 @@ from hashlight.pipelines.corpora.labels import attribute_names
 from hashlight.pipelines.corpora.listing import BASE_SCHEMA, SHARDS, SOURCE
 from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, Reason, RepeatedError
 from hashlight.pipelines.corpora.work import WorkList, digest_of
-from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool
+from hashlight.pipelines.decoding.pool import DecodedBatch, DecodePool, images_of_a_batch
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -56,8 +56,6 @@ from hashlight.pipelines.jobs.folder import JobFolder, sidecar_name
 # Ray restarts a dead actor, also one that dies while it starts, and hands it the same unit, for ever: this ends that.
 _MAX_ATTEMPTS = 5
 _NICER, _NICEST = 5, 19
-# Of the resized images of a batch.
-_BATCH_PIXEL_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,9 +144,11 @@ class EncodeUnits:
         settings = self._settings
         self._encoder = load_encoder(self._output.location_of("encoder")).to(settings.device)
         self._work = WorkList(self._output.open(PLAN), self._output.path(PLAN))
-        self._batch_size = self._images_of_a_batch()
+        rule, asked = self._encoder.config.preprocessing, settings.batch_size
+        # A GPU computes large batches at once.
+        self._batch_size = images_of_a_batch(rule, asked) if settings.device == "cpu" else asked
         self._pool = DecodePool(
-            self._encoder.config.preprocessing,
+            rule,
             processes=settings.decoders,
             batch_size=self._batch_size,
             thumbnail=settings.thumbnail,
@@ -157,17 +157,6 @@ class EncodeUnits:
         self._warm_up()
         # The model and the imported modules live as long as the actor: the collector need not scan them every time.
         gc.freeze()
-
-    def _images_of_a_batch(self) -> int:
-        """Return how many images are decoded at a time: as many as are asked for, and less of large ones.
-
-        A processor works on its batch while the next is decoded, so a unit should be several batches; a GPU computes
-        large batches at once.
-        """
-        rule, asked = self._encoder.config.preprocessing, self._settings.batch_size
-        if self._settings.device != "cpu":
-            return asked
-        return min(asked, max(1, _BATCH_PIXEL_BYTES // (rule.size**2 * rule.channels)))
 
     def _warm_up(self) -> None:
         rule = self._encoder.config.preprocessing

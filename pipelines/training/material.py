@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from hashlight.encoders.data.prepared import PreparedImages
+from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.data.supervision.pairs import PairList
 from hashlight.encoders.data.supervision.protocol import LABELS, NOTHING, PAIRS, VIEWS
 from hashlight.encoders.methods import METHODS, label_free_method
@@ -22,7 +24,7 @@ from hashlight.pipelines.corpora.corpus import list_all, open_listing
 from hashlight.pipelines.corpora.labels import CLASSES, has_labels, labels_of, what_names_are
 from hashlight.pipelines.corpora.listing import FOLDERS
 from hashlight.pipelines.corpora.options import NO_OPTIONS, CorpusOptions
-from hashlight.pipelines.decoding.images import readable_images
+from hashlight.pipelines.decoding.images import prepared_images, readable_images
 from hashlight.pipelines.jobs.errors import PipelineError
 
 SUPERVISIONS = (LABELS, PAIRS, VIEWS, NOTHING)
@@ -34,6 +36,22 @@ _WITH_SUPERVISION = "hashnet"
 
 
 @dataclass(frozen=True, slots=True)
+class Preparation:
+    """How images are resized when they are decoded, and the folder where many of them are kept.
+
+    Attributes
+    ----------
+    rule : Preprocessing
+        Of the backbone that will be trained.
+    folder : Path or None
+        None is the folder for temporary files.
+    """
+
+    rule: Preprocessing
+    folder: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class Material:
     """What a training learns from.
 
@@ -42,8 +60,8 @@ class Material:
     corpus : str
     entries : pyarrow.Table
         Of the images that can be decoded.
-    images : sequence of bytes
-        Encoded.
+    images : PreparedImages, or sequence of bytes
+        Resized for the network that is trained, or encoded.
     supervision : str
         One of `SUPERVISIONS`.
     given : dict
@@ -57,7 +75,7 @@ class Material:
 
     corpus: str
     entries: pa.Table
-    images: Sequence[bytes]
+    images: PreparedImages | Sequence[bytes]
     supervision: str
     given: dict[str, Any]
     classes: dict[str, int]
@@ -76,6 +94,7 @@ def gather(
     labels: LabelsFrom = AUTO,
     options: CorpusOptions = NO_OPTIONS,
     method: str | None = None,
+    preparation: Preparation | None = None,
 ) -> Material:
     """Read a corpus and what is known about its images.
 
@@ -95,6 +114,8 @@ def gather(
         How the corpus is to be read.
     method : str, optional
         The method, if it is known.
+    preparation : Preparation, optional
+        What becomes of the images as they are decoded; without it, they stay encoded, and in memory.
 
     Raises
     ------
@@ -105,7 +126,11 @@ def gather(
     listing = open_listing(corpus, options=options)
     if labels == FROM_FOLDERS and listing.labels_from != FOLDERS:
         raise PipelineError(f"{listing.corpus} has no labels from folders: expected sub-folders named after classes")
-    entries, images = readable_images(list_all(listing))
+    images: PreparedImages | Sequence[bytes]
+    if preparation is None:
+        entries, images = readable_images(list_all(listing))
+    else:
+        entries, images = prepared_images(list_all(listing), preparation.rule, preparation.folder)
     is_asked = supervision == LABELS or labels == FROM_FOLDERS
     refused = "" if is_asked or listing.labels_from != FOLDERS else _refused(entries)
     if refused:

@@ -14,9 +14,10 @@ from typing import Any
 
 import platformdirs
 
+from hashlight.encoders.data.prepared import PreparedImages
 from hashlight.encoders.data.supervision.protocol import NOTHING
 from hashlight.encoders.encoder import CONFIG_FILE, NETWORK_FILE, WEIGHTS_FILE, HashEncoder
-from hashlight.encoders.networks.backbones import FILE_SUFFIXES
+from hashlight.encoders.networks.backbones import FILE_SUFFIXES, preprocessing_of
 from hashlight.encoders.training.checkpoints import CHECKPOINT_FILE, LOG_FILE
 from hashlight.encoders.training.train import Progress, TrainConfig, train
 from hashlight.engine.places.files import folder_written_aside, make_folder
@@ -25,9 +26,10 @@ from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import is_local, normalise, split_name, without_credentials
 from hashlight.pipelines.codes.encoder import save_encoder
 from hashlight.pipelines.corpora.options import NO_OPTIONS, CorpusOptions
+from hashlight.pipelines.decoding.images import prepared_images
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind
-from hashlight.pipelines.training.material import AUTO, LabelsFrom, Material, gather
+from hashlight.pipelines.training.material import AUTO, LabelsFrom, Material, Preparation, gather
 from hashlight.pipelines.training.workers import train_with_workers
 
 TrainingProgress = Callable[[int, int, Progress], None]
@@ -55,10 +57,16 @@ def train_encoder(
 ) -> HashEncoder:
     """Train an encoder on a corpus and save it: `gather`, then `train_on`, which have the arguments."""
     config = config or TrainConfig()
-    check_output(output, overwrite=overwrite, workers=workers, address=address)
+    place = check_output(output, overwrite=overwrite, workers=workers, address=address)
     check_weights(config.weights)
     material = gather(
-        corpus, supervision=supervision, pairs=pairs, labels=labels, options=options, method=config.method
+        corpus,
+        supervision=supervision,
+        pairs=pairs,
+        labels=labels,
+        options=options,
+        method=config.method,
+        preparation=preparation_for(config.backbone, config.weights, place, workers=workers),
     )
     return train_on(material, output, config, overwrite=overwrite, workers=workers, address=address, progress=progress)
 
@@ -109,7 +117,7 @@ def train_on(
         if overwrite:
             job.clear()
         job.begin(_identity(material, config), overwrite=False)
-        encoder = _train(job, material, config, workers=workers, address=address, report=report)
+        encoder = _train(job, material, config, place, workers=workers, address=address, report=report)
         _save(encoder, place, job)
     return encoder
 
@@ -129,6 +137,16 @@ def check_output(output: str | Path, *, overwrite: bool, workers: int | None, ad
     place = open_target(normalise(output))
     refuse_taken(place, overwrite=overwrite)
     return place
+
+
+def preparation_for(
+    backbone: str | None, weights: str | None, output: Place, *, workers: int | None
+) -> Preparation | None:
+    """Return how images are prepared as they are read; None if the backbone is not known, or workers decode them."""
+    if workers is not None or backbone is None:
+        return None
+    beside = None if output.local is None else next(path for path in output.local.parents if path.is_dir())
+    return Preparation(preprocessing_of(backbone, weights), beside)
 
 
 def check_weights(weights: str | None) -> None:
@@ -166,10 +184,23 @@ def _identity(material: Material, config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def _prepared(material: Material, config: TrainConfig, output: Place) -> PreparedImages:
+    """Return the images, resized for the backbone, which may be known only since they were read."""
+    if isinstance(material.images, PreparedImages):
+        return material.images
+    preparation = preparation_for(config.backbone, config.weights, output, workers=None)
+    assert preparation is not None, "there are no workers"
+    good, images = prepared_images(material.entries, preparation.rule, preparation.folder, material.images)
+    if len(good) < len(material.entries):
+        raise PipelineError("an image could not be decoded again: the log gives the reason; run the same command again")
+    return images
+
+
 def _train(
     job: JobFolder,
     material: Material,
     config: TrainConfig,
+    output: Place,
     *,
     workers: int | None,
     address: str | None,
@@ -180,7 +211,9 @@ def _train(
     assert folder is not None, "checkpoints are kept on this machine"
     try:
         if workers is None:
-            return train(material.images, config=config, folder=folder, progress=report, **material.given)
+            images = _prepared(material, config, output)
+            return train(images, config=config, folder=folder, progress=report, **material.given)
+        assert not isinstance(material.images, PreparedImages), "workers decode images themselves"
         return train_with_workers(
             material.images, config, workers=workers, folder=folder, address=address, progress=report, **material.given
         )

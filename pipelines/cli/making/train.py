@@ -138,7 +138,8 @@ class Cluster:
 def train(
     *,
     input: Annotated[
-        str | None, typer.Option("--input", help=f"{CORPUS_HELP} It must fit in memory.", callback=refuse_missing)
+        str | None,
+        typer.Option("--input", help=f"{CORPUS_HELP} With --workers it must fit in memory.", callback=refuse_missing),
     ] = None,
     output: Annotated[str, typer.Option("--output", help="Folder for the encoder, or s3://.")],
     embedded: Embedded,
@@ -158,7 +159,7 @@ def train(
         raise typer.BadParameter("give one of --input, a corpus of images, and --embeddings")
     from hashlight.engine.places.uris import without_credentials
     from hashlight.pipelines.training.material import SUPERVISIONS, gather
-    from hashlight.pipelines.training.train import check_output, check_weights, train_on
+    from hashlight.pipelines.training.train import check_output, check_weights, preparation_for, train_on
 
     if similarity.supervision not in (None, *SUPERVISIONS):
         raise typer.BadParameter(
@@ -166,10 +167,11 @@ def train(
         )
     options = names.parsed()
     _config(model, course, computation)
-    check_output(output, overwrite=overwrite, workers=cluster.workers, address=cluster.address)
+    place = check_output(output, overwrite=overwrite, workers=cluster.workers, address=cluster.address)
     check_weights(model.weights)
     start = time.perf_counter()
-    material = gather(input, **asdict(similarity), options=options, method=model.method)
+    preparation = preparation_for(model.backbone, model.weights, place, workers=cluster.workers)
+    material = gather(input, **asdict(similarity), options=options, method=model.method, preparation=preparation)
     config = _config(_completed(model, material), course, computation)
     _announce(material, config, is_chosen=model.method in (None, "auto"))
     with training_bar() as report:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import io
+import tempfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hashlight.encoders.data import prepared as prepared_module
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.pipelines.corpora.corpus import list_corpus
-from hashlight.pipelines.decoding.images import decode_one, encode_entries, readable_images, thumbnails
+from hashlight.pipelines.decoding.images import (
+    decode_one,
+    encode_entries,
+    prepared_images,
+    readable_images,
+    thumbnails,
+)
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.searching.images import encode_file
 
@@ -43,13 +51,24 @@ def test_a_damaged_image_is_left_out_without_a_word_of_a_library(folder, encoder
     good, encoded = readable_images(entries)
     assert good["uri"].to_pylist() == [f"{folder}/{number}.png" for number in range(5)]
     assert encoded == [(folder / f"{number}.png").read_bytes() for number in range(5)]
+    good, prepared = prepared_images(entries, model.config.preprocessing, folder)
+    assert good["uri"].to_pylist() == [f"{folder}/{number}.png" for number in range(5)]
+    np.testing.assert_array_equal(prepared.pixels_NHWC[..., 0], pictures[0][:5])
     good, output = encode_entries(model, entries)
     assert good["uri"].to_pylist() == [f"{folder}/{number}.png" for number in range(5)]
     np.testing.assert_array_equal(output.codes, model.encode(pictures[0][:5]))
     with pytest.raises(PipelineError, match=r"3\.tiff cannot be searched for: damaged"):
         encode_file(model, folder / "3.tiff")
     assert capfd.readouterr() == ("", "")
-    assert sum("left out 1 of 6 images: 1 format" in line for line in caplog.text.splitlines()) == 2
+    assert sum("left out 1 of 6 images: 1 format" in line for line in caplog.text.splitlines()) == 3
+
+
+def test_a_full_disk_is_told_with_what_is_needed(folder, monkeypatch):
+    rule = Preprocessing(size=4, channels=1, mean=(0.5,), std=(0.5,))
+    monkeypatch.setattr(prepared_module, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+    with pytest.raises(PipelineError, match=r"no room for the resized pixels of 6 images, 0\.0 GB, in .*: make room"):
+        prepared_images(list_corpus(folder), rule, folder)
 
 
 def test_a_large_image_is_searched_for_if_that_is_allowed():

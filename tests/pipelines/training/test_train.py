@@ -233,7 +233,7 @@ def test_an_interrupted_training_into_a_bucket_resumes_and_the_bucket_serves_it(
         with pytest.raises(OSError, match="network"):
             train_encoder(corpora["one"], bucket.uri("encoder"), config, progress=lambda *state: steps.append(state[0]))
     assert steps == [6, 7, 8]
-    assert bucket.keys("encoder") == ["encoder/model.safetensors", "encoder/training.jsonl"]
+    assert bucket.keys("encoder") == ["encoder/model.onnx", "encoder/model.safetensors", "encoder/training.jsonl"]
     train_encoder(corpora["one"], bucket.uri("encoder"), config, progress=lambda *state: steps.append(state[0]))
     assert steps == [6, 7, 8], "the last checkpoint was enough"
     assert load_encoder(bucket.uri("encoder")).fingerprint == whole.fingerprint
