@@ -31,6 +31,7 @@ from hashlight.engine.errors import (
 )
 from hashlight.engine.places.files import report_step
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.places.place import Place
 from hashlight.engine.storage.manifest import Manifest
 from hashlight.engine.storage.versions import read_current
 from hashlight.engine.writing.committing import State, Waiting, is_refusal
@@ -145,7 +146,7 @@ class Buffer:
             found = self._place.find("CURRENT")
             if found is not None and found.data != f"{self._manifest.file_name}\n".encode():
                 self.renew()
-        except (OSError, HashlightError) as error:  # writes are accepted all the same
+        except Exception as error:  # reported by who follows the collection, and writes are accepted all the same
             logger.debug("the live version of %s cannot be taken up: %s", self._place, error)
         return self._manifest
 
@@ -330,8 +331,7 @@ class Buffer:
         self._ending = True
         self._wake.set()
         self._thread.join()
-        for _, future in self._asked:
-            future.set_exception(NotReadyError("this server is about to end: the write is logged, and not lost"))
+        self._answer(NotReadyError("this server is about to end: the write is logged, and not lost"))
         self._opened.close()
 
     def _is_full(self) -> bool:
@@ -393,17 +393,19 @@ class Buffer:
         """Answer who waits for versions that there are, or all if there is an error."""
         with self._lock:
             asked, self._asked = self._asked, []
+            through, waiting = self._through_of(self._manifest), {one.number for one in self._pending.logged}
             for number, future in asked:
-                version = next((version for through, version in self._flushed if through >= number), None)
-                if version is None and error is None and number <= self._through_of(self._manifest):
+                version = next((version for last, version in self._flushed if last >= number), None)
+                if version is None and error is None and number <= through:
                     version = self._manifest.version
-                if version is None and error is None:
+                if version is None and error is None and number in waiting:
                     self._asked.append((number, future))
-                elif future.set_running_or_notify_cancel():
-                    if version is not None:
-                        future.set_result(version)
-                    else:
-                        future.set_exception(error)
+                elif not future.set_running_or_notify_cancel():
+                    continue
+                elif version is not None:
+                    future.set_result(version)
+                else:
+                    future.set_exception(error or _dropped(self._place))
 
     def _commit(self, come_to: Sum, through: int, after: int) -> int:
         report_step("flushing", str(through))
@@ -439,6 +441,13 @@ class Buffer:
         logger.warning(
             "%d writes of the log were not committed, next attempt in %.0f s: %s", len(self._pending), pause_s, told
         )
+
+
+def _dropped(place: Place) -> CollectionBusyError:
+    return CollectionBusyError(
+        f"{place} was replaced, or rolled back to codes of another encoder, before the write was committed: look at "
+        "what is there now, and write it again if it is missing"
+    )
 
 
 def _record(come_to: Sum, change: Transaction, live: Manifest) -> None:

@@ -7,6 +7,9 @@ import copy
 import dataclasses
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -17,7 +20,14 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Transaction
-from hashlight.engine.errors import EncoderMismatchError, IdExistsError, IdNotFoundError, OverloadedError, PlaceError
+from hashlight.engine.errors import (
+    CollectionBusyError,
+    EncoderMismatchError,
+    IdExistsError,
+    IdNotFoundError,
+    OverloadedError,
+    PlaceError,
+)
 from hashlight.engine.query import Query
 from hashlight.engine.service.asking.retrieval import Ask, answer
 from hashlight.engine.service.asking.searcher import CollectionSearcher
@@ -399,6 +409,8 @@ def test_another_collection_in_its_place_begins_another_log(start, tmp_path):
         buffer.renew()
         assert searcher.count()[0] == 2
         assert buffer.state().writes == 0
+        with pytest.raises(CollectionBusyError, match=r"was replaced, .* before the write was committed"):
+            buffer.visible(Made(1, None)).result(60)
         assert make(committer, put_of([7], rows[:1])).number == 1
         assert searcher.count()[0] == 3
     found = Collection.open(folder)
@@ -550,3 +562,55 @@ def test_a_collection_in_a_bucket(bucket, tmp_path):
         check(searcher, model.shown, rng)
         write_here(rng, committer, model)
     check(CollectionSearcher(uri), model.shown, rng)
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.places.files import on_step
+from hashlight.engine.writing.buffering import Buffer, Gathering
+from hashlight.engine.writing.committing import Committer
+from hashlight.engine.writing.opened import Opened
+from hashlight.engine.writing.records import Key
+from hashlight.engine.writing.writes import Delete, Put
+
+folder, log, wanted = sys.argv[1:]
+buffer = Buffer(Collection.open(folder), Opened(folder, Path(log)), lambda _: None, gathering=Gathering(age_s=1e9))
+committer = Committer(buffer)
+features = np.zeros((1, 3), np.float16)
+put = Put(np.array([[7]], np.uint64), np.array([101]), None, features)
+committer.submit(put, deadline_s=1e12, key=Key("k", "d")).result()
+made = committer.submit(Delete(np.array([2])), deadline_s=1e12).result()
+print("answered", flush=True)
+on_step(lambda step, name: step == wanted and os.kill(os.getpid(), 9))
+committer.submit(Delete(np.array([4])), deadline_s=1e12).result()
+print("answered, too", flush=True)
+buffer.visible(made).result()
+"""
+
+
+@pytest.mark.parametrize("step", ["logging", "logged", "flushing", "aside", "published", "flushed", "trimming"])
+def test_a_kill_at_each_step_of_a_commit(start, tmp_path, step):
+    folder, items = start
+    command = [sys.executable, "-P", "-c", KILLED, str(folder), str(tmp_path / "log"), step]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    answered = killed.stdout.splitlines()
+    assert answered == ["answered"] if step.startswith("log") else ["answered", "answered, too"]
+    gone = {2, 4} if step != "logging" else {2}
+    expected = sorted(items.keys() - gone | {101})
+    # Somebody stores what was deleted: if it is committed already, it must not be deleted once more.
+    rows = random_rows(np.random.default_rng(1), 1)
+    codes, table, features, thumbnails = columns_of(rows)
+    Collection.open(folder).upsert(codes, ids=np.array([2]), attributes=table, features=features, thumbnails=thumbnails)
+    committed = step in ("flushed", "trimming")
+    expected = sorted({*expected, 2}) if committed else expected
+    with buffered(folder, tmp_path / "log") as (searcher, committer, buffer):
+        assert buffer.state().writes == (0 if committed else 2 if step == "logging" else 3)
+        assert searcher.scan(limit=1000)[0]["id"].to_pylist() == expected
+        put = Put(np.array([[7]], np.uint64), np.array([101]), None, np.zeros((1, FEATURES), np.float16))
+        assert make(committer, put, key=Key("k", "d")).number == 1
+    assert Collection.open(folder).scan([]).read_all()["id"].to_pylist() == expected
+    assert not list((tmp_path / "log").rglob("*.log"))
