@@ -6,7 +6,6 @@ Shapes: N images, K bits.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,18 +26,16 @@ from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.losses.classification import Classification
 from hashlight.encoders.methods import METHODS, Method, ObjectiveSettings, label_free_method
 from hashlight.encoders.networks.backbones import SMALL_CNN, Backbone, build_backbone
-from hashlight.encoders.networks.heads import KernelHead, head_of
 from hashlight.encoders.networks.model import HashModel
 from hashlight.encoders.runtimes.threads import usable_threads
 from hashlight.encoders.training.checkpoints import TrainingFolder
+from hashlight.encoders.training.fitting import exported, with_hasher
 from hashlight.encoders.training.loop import HASHING, WARM_UP, Loop, LoopSettings, Outcome, Phase, Progress
 from hashlight.encoders.training.schedules import FINAL_BETAS, SCHEDULES
 from hashlight.encoders.training.validation import hold_out
 from hashlight.encoders.training.workers import ALONE, Workers, forked_random
 
 __all__ = ["ImageDataset", "Progress", "TrainConfig", "train"]
-
-logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 DEVICES = ("cpu", "cuda")
@@ -372,23 +369,11 @@ class _Trainer:
         if self._method.reads_classes:
             class_NC = self._supervision.classes_of(torch.arange(len(feature_ND))).numpy()
         hasher = self._method.fit(feature_ND, config.bits, config.seed, class_NC)
-        kind, head = head_of(hasher)
-        # A sharpness at which relaxed codes are neither all near 0 nor all near 1.
-        beta = 1.0 / max(float(np.abs(hasher.project(feature_ND[:1000])).mean()), 1e-12)
-        fitted = dataclasses.replace(
-            self._encoder_config(beta, "none: fitted to features"),
-            head=kind,
-            anchors=len(head.anchors) if isinstance(head, KernelHead) else 0,
-        )
-        return HashEncoder(fitted, HashModel(self._backbone, config.bits, head))
+        return with_hasher(self._encoder_config(1.0, "none: fitted to features"), self._backbone, hasher, feature_ND)
 
     def _exported(self, encoder: HashEncoder, pixels: PixelSource) -> HashEncoder:
         """Export the network, so that processors encode faster; if that cannot be done, torch encodes."""
-        try:
-            return encoder.exported(pixels.sample(_COMPARED_IMAGES))
-        except EncoderError as error:
-            logger.warning("the encoder will run in torch, which is slower on processors: %s", error)
-            return encoder
+        return exported(encoder, pixels.sample(_COMPARED_IMAGES))
 
     def _loop_settings(self) -> LoopSettings:
         config = self._config

@@ -29,6 +29,7 @@ from hashlight.pipelines.cli.making.build import build
 from hashlight.pipelines.cli.making.demo import demo
 from hashlight.pipelines.cli.making.encode import encode
 from hashlight.pipelines.cli.making.import_ import import_
+from hashlight.pipelines.cli.making.index import index
 from hashlight.pipelines.cli.making.list_ import list_
 from hashlight.pipelines.cli.making.train import train
 from hashlight.pipelines.cli.using.count import count
@@ -43,6 +44,7 @@ from hashlight.pipelines.cli.using.serve import serve
 
 # In the order of `hashlight --help`.
 VERBS = (
+    index,
     train,
     list_,
     encode,

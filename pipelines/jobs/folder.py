@@ -20,7 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from hashlight.engine.places.opening import open_place, open_target
+from hashlight.engine.places.place import Place
+from hashlight.engine.places.uris import split_name
 from hashlight.pipelines.jobs.errors import PipelineError
 
 LOCK = ".lock"
@@ -268,6 +272,22 @@ class JobFolder:
                 self.place.remove_leftovers(entry.name)
         self.place.remove_leftovers()
         self.place.put(name, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def private_folder(output: Place, job: str) -> str | Path:
+    """Return where a job keeps what it has done until its output is there: beside it, or on this machine for a bucket.
+
+    Parameters
+    ----------
+    output : Place
+    job : str
+        What the job is called there, such as "training".
+    """
+    if output.local:
+        location, name = split_name(output.location)
+        return open_place(location).location_of(f".{name}.{job}")
+    digest = hashlib.sha256(output.location.encode()).hexdigest()[:32]
+    return Path(platformdirs.user_cache_dir("hashlight")) / job / digest
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from hashlight.encoders.data.prepared import PreparedImages
 from hashlight.encoders.data.supervision.protocol import NOTHING
 from hashlight.encoders.encoder import CONFIG_FILE, NETWORK_FILE, WEIGHTS_FILE, HashEncoder
@@ -21,14 +19,14 @@ from hashlight.encoders.networks.backbones import FILE_SUFFIXES, preprocessing_o
 from hashlight.encoders.training.checkpoints import CHECKPOINT_FILE, LOG_FILE
 from hashlight.encoders.training.train import Progress, TrainConfig, train
 from hashlight.engine.places.files import folder_written_aside, make_folder
-from hashlight.engine.places.opening import open_place, open_target
+from hashlight.engine.places.opening import open_target
 from hashlight.engine.places.place import Place
-from hashlight.engine.places.uris import is_local, normalise, split_name, without_credentials
+from hashlight.engine.places.uris import is_local, normalise, without_credentials
 from hashlight.pipelines.codes.encoder import save_encoder
 from hashlight.pipelines.corpora.options import NO_OPTIONS, CorpusOptions
 from hashlight.pipelines.decoding.images import prepared_images
 from hashlight.pipelines.jobs.errors import PipelineError
-from hashlight.pipelines.jobs.folder import JobFolder, JobKind
+from hashlight.pipelines.jobs.folder import JobFolder, JobKind, private_folder
 from hashlight.pipelines.training.material import AUTO, LabelsFrom, Material, Preparation, gather
 from hashlight.pipelines.training.workers import train_with_workers
 
@@ -161,16 +159,12 @@ def check_weights(weights: str | None) -> None:
 
 def _folder_of(output: Place, address: str | None) -> str | Path:
     """Return the folder of a training's checkpoint: beside the encoder, or on this machine if that is in a bucket."""
-    if output.local:
-        location, name = split_name(output.location)
-        return open_place(location).location_of(f".{name}.training")
-    if address is not None:
+    if not output.local and address is not None:
         raise PipelineError(
             f"the workers of a cluster need a folder for checkpoints that they share, got {output}: choose an --output "
             "on storage that all machines mount"
         )
-    digest = hashlib.sha256(output.location.encode()).hexdigest()[:32]
-    return Path(platformdirs.user_cache_dir("hashlight")) / "training" / digest
+    return private_folder(output, "training")
 
 
 def _identity(material: Material, config: TrainConfig) -> dict[str, Any]:

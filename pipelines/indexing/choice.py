@@ -1,0 +1,150 @@
+"""Which encoder suits the images of a corpus, and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlight.encoders.data.preprocessing import Preprocessing
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.encoders.errors import EncoderError
+from hashlight.encoders.methods import METHODS, label_free_method
+from hashlight.encoders.networks.backbones import EFFICIENTNET_LITE0, IMAGENET
+from hashlight.encoders.training.features import FeatureFit
+from hashlight.encoders.training.train import TrainConfig
+from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.places.uris import without_credentials
+from hashlight.pipelines.codes.encoder import load_encoder
+from hashlight.pipelines.decoding.pool import DecodePool
+from hashlight.pipelines.indexing.sample import Look, read_sample
+from hashlight.pipelines.jobs.errors import PipelineError
+
+AUTO = "auto"
+BITS = 256
+# Images that a fit without labels learns from; more of them change it little.
+FITTED_IMAGES = 5000
+_FIT_S = 10.0
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What an image takes on one core, in seconds: decoding, and the network."""
+
+    decode_s: float
+    encode_s: float
+
+
+class Chosen:
+    """An encoder that is there.
+
+    Attributes
+    ----------
+    probe : HashEncoder
+        As fast as the encoder, and with as many bits and features.
+    why : str
+        Which encoder it is, and why.
+    keeps_features : bool
+        Whether its features are of use for re-ranking.
+    fits : bool
+        Whether it is yet to be fitted; `probe` is the encoder otherwise.
+    """
+
+    fits = False
+
+    def __init__(self, probe: HashEncoder, why: str, *, keeps_features: bool = True) -> None:
+        self.probe, self.why, self.keeps_features = probe, why, keeps_features
+
+    def fit_s(self, images: int, speed: Speed) -> float:
+        """Return about how many seconds the fit takes."""
+        return 0.0
+
+    def make(self, work: Path) -> HashEncoder:
+        """Return the encoder, fitted to images of a work list if that is to be done."""
+        return self.probe
+
+
+class Fit(Chosen):
+    """A hash layer on the features of a network that was trained before, fitted without labels."""
+
+    fits = True
+
+    def __init__(self, look: Look, images: int | None) -> None:
+        num_fitted = FITTED_IMAGES if images is None else min(images, FITTED_IMAGES)
+        method = label_free_method(BITS, num_fitted)
+        self._fit = FeatureFit(TrainConfig(bits=BITS, method=method, backbone=EFFICIENTNET_LITE0, weights=IMAGENET))
+        self._pixels = decoded(self._fit.preprocessing, look.images)
+        why = (
+            f"{EFFICIENTNET_LITE0}, which learned from ImageNet what photographs show, and {METHODS[method].title}, "
+            "fitted to these images without labels"
+        )
+        super().__init__(self._fit.extractor(self._pixels), why)
+
+    def fit_s(self, images: int, speed: Speed) -> float:
+        """Return about how many seconds the fit takes."""
+        return _FIT_S + min(images, FITTED_IMAGES) * max(speed.decode_s, speed.encode_s / usable_cores())
+
+    def make(self, work: Path) -> HashEncoder:
+        """Fit to a sample of a work list; PipelineError if fewer than two of its images can be decoded."""
+        features: list[NDArray[np.float32]] = []
+        with DecodePool(self._fit.preprocessing, batch_size=_BATCH) as pool:
+            for batch in pool.decode(read_sample(work, FITTED_IMAGES)):
+                if len(batch.good):
+                    features.append(self.probe.encode_pixels(batch.pixels).features)
+        if (good := sum(map(len, features))) < 2:
+            raise PipelineError(
+                f"a fit needs at least 2 images that can be decoded, got {good}: add images, or give a trained encoder "
+                "by --encoder"
+            )
+        return self._fit.fit(np.concatenate(features), self._pixels)
+
+
+def choose(asked: str, look: Look, images: int | None) -> Chosen:
+    """Return the encoder that was asked for, or that suits the images.
+
+    Parameters
+    ----------
+    asked : str
+        "auto", or the folder of an encoder.
+    look : Look
+    images : int or None
+        How many there are, if that is known.
+
+    Raises
+    ------
+    PipelineError
+        If a package that it needs is not installed.
+    EncoderError
+        If the folder has no encoder of images.
+    """
+    if asked != AUTO:
+        encoder = load_encoder(asked)
+        encoder.config.pictures  # noqa: B018 - refuses encoders of embeddings
+        return Chosen(encoder, f"{without_credentials(asked)}, as asked: {encoder.config.method}")
+    try:
+        return Fit(look, images)
+    except EncoderError as error:
+        raise PipelineError(f"{error}; or give a trained encoder by --encoder") from error
+
+
+def measure(encoder: HashEncoder, images: Iterable[bytes]) -> Speed:
+    """Measure what images take, one after another."""
+    start = time.perf_counter()
+    pixels_NHWC = decoded(encoder.config.preprocessing, images)
+    decode_s = (time.perf_counter() - start) / len(pixels_NHWC)
+    encoder.encode_pixels(pixels_NHWC[:1])
+    start = time.perf_counter()
+    for row in range(len(pixels_NHWC)):
+        encoder.encode_pixels(pixels_NHWC[row : row + 1])
+    return Speed(decode_s, (time.perf_counter() - start) / len(pixels_NHWC))
+
+
+def decoded(rule: Preprocessing, images: Iterable[bytes]) -> NDArray[np.uint8]:
+    """Return the prepared pixels (N, size, size, channels) of images that can be decoded."""
+    with DecodePool(rule, batch_size=_BATCH) as pool:
+        return np.concatenate([batch.pixels.copy() for batch in pool.decode(images)])
