@@ -130,6 +130,8 @@ class Listing:
         Whether images that are listed more than once are listed once, and counted, instead of refused.
     json_columns : dict of str to (str, str)
         Of shards: columns that are keys of the samples' JSON, with the key and the type.
+    dropped : frozenset of str
+        Of shards: attributes of samples that are not to be kept.
     add_columns : callable
         What is done to the stream of all entries in the end: it may add columns.
     """
@@ -146,6 +148,7 @@ class Listing:
     columns: frozenset[str] = frozenset()
     may_repeat: bool = False
     json_columns: dict[str, tuple[str, str]] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
     add_columns: Callable[[Iterator[pa.Table]], Iterator[pa.Table]] = lambda tables: tables
 
     def chunks(self) -> Iterator[pa.Table]:

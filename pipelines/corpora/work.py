@@ -100,6 +100,8 @@ class WorkSummary:
         Where files of embeddings have columns, the one with the embeddings.
     json_columns : dict of str to list of str
         Of shards: columns that are values of the samples' JSON, with the key and the type.
+    dropped : list of str
+        Of shards: attributes that are not to be kept.
     """
 
     corpus: str
@@ -113,6 +115,7 @@ class WorkSummary:
     skipped: dict[str, int] = field(default_factory=dict)
     embedding_column: str = ""
     json_columns: dict[str, list[str]] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
 
     @property
     def id_rule(self) -> IdRule:
@@ -393,7 +396,7 @@ def _check_summary(summary: WorkSummary) -> None:
     texts += (summary.embedding_column,)
     texts += (*summary.json_columns, *(text for column in summary.json_columns.values() for text in column))
     counts = (summary.units, 0 if summary.images is None else summary.images, *summary.skipped.values())
-    if not all(isinstance(text, str) for text in (*texts, *summary.columns)):
+    if not all(isinstance(text, str) for text in (*texts, *summary.columns, *summary.dropped)):
         raise TypeError(f"expected names in its summary, got {summary}")
     if not all(type(count) is int and count >= 0 for count in counts) or not summary.units:
         raise ValueError(f"expected numbers of images, units and files in its summary, got {summary}")
@@ -465,6 +468,7 @@ def _write_units(listing: Listing, units: Iterator[pa.Table], path: Path) -> Wor
                 name=listing.ids.corpus,
                 skipped=dict(listing.skipped),
                 json_columns={name: list(column) for name, column in listing.json_columns.items()},
+                dropped=sorted(listing.dropped),
             )
         )
 

@@ -282,7 +282,8 @@ class EncodeUnits:
         self._encode(self._hashed(_shard_images(read, samples), contents), encoded)
         schema = pa.schema([*BASE_SCHEMA, *self._shard_attributes()])
         encoded.left_out |= take_json(samples, self._work.summary.shard_columns)
-        encoded.left_out.update(*(sample.attributes.keys() - schema.names for sample in samples))
+        known = {*schema.names, *self._work.summary.dropped}
+        encoded.left_out.update(*(sample.attributes.keys() - known for sample in samples))
         return with_ids(shard_entries(uri, source, samples, schema, self._work.summary.id_rule), contents), encoded
 
     def _hashed(self, images: Iterator[bytes | OSError], ids: dict[int, int]) -> Iterator[bytes | OSError]:

@@ -167,7 +167,7 @@ def _list_tars(
         for number in shards:
             yield functools.partial(list_tar, number)
 
-    return webdataset.list_shards(root, pieces, found, ids, [], json_columns)
+    return webdataset.list_shards(root, pieces, found, ids, [], json_columns, frozenset(webdataset.ATTRIBUTES))
 
 
 def _count_failures(file: File, counts: Counter[str]) -> None:

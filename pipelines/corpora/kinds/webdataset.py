@@ -213,7 +213,8 @@ def list_files(root: str, found: FileStream, ids: IdRule, options: CorpusOptions
         for part in groups(found(), CHUNK_ENTRIES):
             yield functools.partial(_list_shards, part, ids)
 
-    return list_shards(root, pieces, found, ids, kept, json_columns)
+    dropped = frozenset(name for name in ATTRIBUTES if not _is_kept(name, options))
+    return list_shards(root, pieces, found, ids, kept, json_columns, dropped)
 
 
 def _list_shards(files: list[File], ids: IdRule, _skipped: Counter[str]) -> Iterator[pa.Table]:
@@ -227,6 +228,7 @@ def list_shards(
     ids: IdRule,
     texts: list[str],
     json_columns: dict[str, tuple[str, str]],
+    dropped: frozenset[str],
 ) -> Listing:
     """Return the listing of shards whose samples have some texts as attributes, and some values of their JSON."""
     schema = pa.schema([*BASE_SCHEMA, *attribute_fields([*texts, *json_columns], json_columns)])
@@ -241,6 +243,7 @@ def list_shards(
         labels_from=labels_from,
         columns=frozenset([*schema.names, *(key for key, _ in json_columns.values())]),
         json_columns=json_columns,
+        dropped=dropped,
     )
 
 

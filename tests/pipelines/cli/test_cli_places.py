@@ -24,14 +24,14 @@ from hashlight.pipelines.cli.grouping import expand_groups
 from hashlight.pipelines.cli.main import VERBS, app
 from hashlight.pipelines.corpora.corpus import list_corpus
 from hashlight.pipelines.serving.serve import encoder_of
-from hashlight.pipelines.training.train import read_pairs
+from hashlight.pipelines.training.material import read_pairs
 from tests.encoded import read_codes
 
 # What an option that takes text may be. A new one must be put into one of the three.
 PLACES = {
-    "train": {"input", "output", "pairs", "embeddings"},
-    "list": {"corpus", "output"},
-    "encode": {"input", "encoder", "output", "embeddings"},
+    "train": {"input", "output", "pairs", "embeddings", "join"},
+    "list": {"corpus", "output", "join"},
+    "encode": {"input", "encoder", "output", "embeddings", "join", "since"},
     "build": {"codes", "output"},
     "import": {"source", "collection"},
     "export": {"collection", "target"},
@@ -63,7 +63,7 @@ NO_PLACES = {
     "method", "backbone", "supervision", "schedule", "precision", "device", "address", "max_rejects", "shard_bytes",
     "baseline", "index", "host", "image_host", "url", "key", "ids", "code_column", "id_column", "features_column",
     "thumbnail_column", "filter", "code", "settings", "nulls", "column", "name", "version", "older_than",
-    "cache_size", "embedding_column",
+    "cache_size", "embedding_column", "kind", "image_column", "uri_column", "label_column", "keep",
 }  # fmt: skip
 
 
