@@ -145,10 +145,7 @@ def features_of(drawings: Path, kept: Path | None) -> np.ndarray:
 
         torch.manual_seed(0)
         backbone = build_backbone("efficientnet-lite0", "imagenet")
-        pictures = Pictures(
-            backbone=backbone.name, batch_size=backbone.batch_size, preprocessing=backbone.preprocessing
-        )
-        encoder = HashEncoder(EncoderConfig(bits=8, beta=1.0, input=pictures), HashModel(backbone, 8))
+        encoder = HashEncoder(EncoderConfig(bits=8, beta=1.0, input=Pictures.of(backbone)), HashModel(backbone, 8))
         files = sorted(drawings.rglob("*.png"))
         found = np.concatenate(
             [encoder.encode_all(files[start : start + 64]).features for start in range(0, len(files), 64)]

@@ -63,7 +63,7 @@ def environment_of(checkout: Path) -> dict[str, str]:
 def make_encoder(folder: Path) -> None:
     torch.manual_seed(0)
     backbone = build_backbone("efficientnet-lite0", "imagenet")
-    pictures = Pictures(backbone=backbone.name, batch_size=backbone.batch_size, preprocessing=backbone.preprocessing)
+    pictures = Pictures.of(backbone)
     encoder = HashEncoder(EncoderConfig(bits=BITS, beta=1.0, input=pictures), HashModel(backbone, BITS))
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
     encoder.exported(np.stack([backbone.preprocessing.pixels(photo) for photo in photos])).save(folder)

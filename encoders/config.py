@@ -13,13 +13,14 @@ from hashlight.encoders.fits.hashers import HEADS, KERNEL, LINEAR
 if TYPE_CHECKING:
     # Pillow is not there where only embeddings are encoded.
     from hashlight.encoders.data.preprocessing import Preprocessing
+    from hashlight.encoders.networks.backbone import Backbone
 
 # Stands for the method that suits what is known about the images, the bits and the number of images.
 AUTO = "auto"
 
 FORMAT = "hashlight-encoder"
-# Version 2 has an exported network.
-FORMAT_VERSIONS = (1, 2)
+# Version 2 has an exported network, version 3 one that is built from what a library or a file says of it.
+FORMAT_VERSIONS = (1, 2, 3)
 MAX_BATCH = 1024
 MAX_ANCHORS = 1_000_000
 MAX_DIMS = 65_536
@@ -55,6 +56,8 @@ class Pictures:
     batch_size : int
         The fixed batch size that the model runs at in torch on a processor.
     preprocessing : Preprocessing
+    architecture : mapping
+        What builds the backbone again, if its name does not say all (`encoders.networks.backbone.Backbone`).
     onnx : Export or None
         The exported network, by which ONNX Runtime computes the codes; without it, torch does.
     """
@@ -62,10 +65,23 @@ class Pictures:
     backbone: str
     batch_size: int
     preprocessing: Preprocessing
+    architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     onnx: Export | None = None
 
     def __post_init__(self) -> None:
         check_whole(self.batch_size, "batch_size", 1, MAX_BATCH)
+        if not isinstance(self.architecture, Mapping):
+            raise TypeError(f"`architecture` must be a mapping, got {self.architecture!r}")
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> Pictures:
+        """Return the input of an encoder with this backbone."""
+        return cls(
+            backbone=backbone.name,
+            batch_size=backbone.batch_size,
+            preprocessing=backbone.preprocessing,
+            architecture=backbone.architecture,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +196,8 @@ class EncoderConfig:
         """Return plain values for the artifact's JSON."""
         head = {"kind": self.head, "beta": self.beta} | ({"anchors": self.anchors} if self.anchors else {})
         exported = self.input.onnx if isinstance(self.input, Pictures) else None
-        version = 1 if exported is None else 2
+        architecture = dict(self.input.architecture) if isinstance(self.input, Pictures) else {}
+        version = 3 if architecture else 1 if exported is None else 2
         common = {"format": FORMAT, "format_version": version, "bits": self.bits, "head": head}
         if isinstance(self.input, Embeddings):
             return {**common, "embeddings": dataclasses.asdict(self.input), "training": dict(self.training)}
@@ -189,6 +206,7 @@ class EncoderConfig:
             "backbone": self.input.backbone,
             "batch_size": self.input.batch_size,
             "preprocessing": self.input.preprocessing.to_dict(),
+            **({"architecture": architecture} if architecture else {}),
             "training": dict(self.training),
             **({} if exported is None else {"onnx": dataclasses.asdict(exported)}),
         }
@@ -215,6 +233,7 @@ def _input_of(plain: Mapping[str, Any]) -> Pictures | Embeddings:
         backbone=plain["backbone"],
         batch_size=plain["batch_size"],
         preprocessing=Preprocessing.from_dict(plain["preprocessing"]),
+        architecture=plain.get("architecture", {}),
         onnx=Export(**plain["onnx"]) if "onnx" in plain else None,
     )
 

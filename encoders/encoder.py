@@ -434,7 +434,8 @@ def _torch_runtime(config: EncoderConfig, weights: bytes, device: str) -> TorchR
     from hashlight.encoders.runtimes.with_torch import TorchRuntime, build_model
 
     try:
-        model = build_model(config.backbone, config.head, config.bits, config.anchors, weights)
+        pictures = config.pictures
+        model = build_model(pictures.backbone, pictures.architecture, config.head, config.bits, config.anchors, weights)
     except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as exc:
         raise EncoderError(f"the weights do not fit the configuration: {_first(exc)}") from exc
     return TorchRuntime(model, config.preprocessing, config.batch_size, device)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hashlight.encoders.config import Embeddings, EncoderConfig, Pictures
+    from hashlight.encoders.data.preprocessing import Preprocessing
     from hashlight.encoders.encoder import EncoderOutput, HashEncoder
     from hashlight.encoders.errors import EncoderError, ImageError, ImageLimitError
     from hashlight.encoders.methods import METHODS, Method
+    from hashlight.encoders.networks.backbone import Backbone
     from hashlight.encoders.training.train import TrainConfig, train
     from hashlight.engine.client.client import AsyncSearchClient, SearchClient
     from hashlight.engine.client.errors import (
@@ -66,7 +68,9 @@ _HOMES = {
     "encoders.config": ("Embeddings", "EncoderConfig", "Pictures"),
     "encoders.encoder": ("EncoderOutput", "HashEncoder"),
     "encoders.errors": ("EncoderError", "ImageError", "ImageLimitError"),
+    "encoders.data.preprocessing": ("Preprocessing",),
     "encoders.methods": ("METHODS", "Method"),
+    "encoders.networks.backbone": ("Backbone",),
     "encoders.training.train": ("TrainConfig", "train"),
     "engine.client.client": ("AsyncSearchClient", "SearchClient"),
     "engine.client.errors": (
@@ -119,6 +123,7 @@ __all__ = [
     "METHODS",
     "AsyncSearchClient",
     "AuthenticationError",
+    "Backbone",
     "ClientError",
     "Collection",
     "CollectionBusyError",
@@ -160,6 +165,7 @@ __all__ = [
     "Pictures",
     "PipelineError",
     "PlaceError",
+    "Preprocessing",
     "RangeResult",
     "ReadFailedError",
     "Rerank",

@@ -1,58 +1,37 @@
 """Networks that turn images into features.
 
-A small CNN, EfficientNet-Lite0 with ImageNet weights from a package, and every torchvision classifier without its last
-layer.
+A small CNN, EfficientNet-Lite0 with ImageNet weights from a package, every torchvision classifier without its last
+layer, and the networks of `encoders.networks.sources`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.errors import EncoderError
+from hashlight.encoders.networks.backbone import Backbone
 from hashlight.encoders.networks.compat import load_torchvision
+from hashlight.encoders.networks.packages import import_package
+from hashlight.encoders.networks.sources import from_onnx, from_python
+from hashlight.encoders.networks.sources.source import Source
+from hashlight.encoders.networks.weights import FILE_SUFFIXES, is_file_of_weights, load_weights
 
+# By what stands before the colon of a name.
+SOURCES: dict[str, Source] = {"onnx": from_onnx, "python": from_python}
 SMALL_CNN = "small-cnn"
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 IMAGENET = "imagenet"
-FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
 _WITH_AUXILIARY = ("googlenet", "inception_v3")
 # A JPEG of at least twice the size has all that the resized picture shows (12 megapixels: 22 ms instead of 107).
 _DRAFT = 2
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Backbone:
-    """A network without its classifier, with its preprocessing and shapes.
-
-    Attributes
-    ----------
-    name : str
-        "small-cnn", "efficientnet-lite0" or a torchvision model's name.
-    network : nn.Module
-        Maps (N, C, H, W) float32 to features (N, `feature_dim`).
-    feature_dim : int
-    preprocessing : Preprocessing
-        What the network was or will be trained with.
-    batch_size : int
-        The fixed batch size of inference.
-    """
-
-    name: str
-    network: nn.Module
-    feature_dim: int
-    preprocessing: Preprocessing
-    batch_size: int
 
 
 def build_backbone(name: str, weights: str | None = None) -> Backbone:
@@ -61,17 +40,26 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
     Parameters
     ----------
     name : str
-        "small-cnn" for 28x28 grey images, "efficientnet-lite0", or any torchvision classification model ("resnet18").
+        "small-cnn" for 28x28 grey images, "efficientnet-lite0", any torchvision classification model ("resnet18"),
+        or a network of a source: "onnx:FILE", "python:MODULE:FACTORY" (`encoders.networks.sources`).
     weights : str or None
-        None for random weights; a local .pth, .pt or .safetensors file; "imagenet" for efficientnet-lite0's packaged
-        weights; or a name that torchvision knows ("IMAGENET1K_V1", "DEFAULT") and downloads.
+        None for random weights, or those of the source; a local .pth, .pt, .bin or .safetensors file; "imagenet" for
+        efficientnet-lite0's packaged weights; or a name that torchvision knows ("IMAGENET1K_V1", "DEFAULT") and
+        downloads.
 
     Raises
     ------
     EncoderError
         If there is no such backbone, its package is not installed, or the weights are missing or do not fit.
     """
-    local = weights is not None and weights.endswith(FILE_SUFFIXES)
+    local = is_file_of_weights(weights)
+    source, what = _source_of(name)
+    if source is not None:
+        if weights is not None and not local:
+            raise EncoderError(
+                f"`weights` for {name} must be a file ({', '.join(FILE_SUFFIXES)}) or None, got {weights!r}"
+            )
+        return source.build(what, weights)
     if name == SMALL_CNN:
         if weights is not None and not local:
             raise EncoderError(
@@ -92,7 +80,38 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
         backbone, classifier = _torchvision_backbone(name, None if local else weights)
     if local:
         _load_weights(backbone, Path(str(weights)), classifier)
-    return backbone
+    return dataclasses.replace(backbone, pretrained=weights is not None)
+
+
+def rebuild_backbone(name: str, architecture: Mapping[str, Any]) -> Backbone:
+    """Build a backbone with random weights, without a download.
+
+    Parameters
+    ----------
+    name : str
+    architecture : mapping
+        `Backbone.architecture` of the backbone that had this name.
+
+    Raises
+    ------
+    EncoderError
+        If it cannot be built, or its package is not installed.
+    """
+    source, what = _source_of(name)
+    return build_backbone(name) if source is None else source.rebuild(what, architecture)
+
+
+def _source_of(name: str) -> tuple[Source | None, str]:
+    """Return the source that a name begins with, and the rest."""
+    prefix, colon, what = name.partition(":")
+    if not colon:
+        return None, name
+    if prefix not in SOURCES or not what:
+        raise EncoderError(
+            f"`backbone` with a colon must begin with one of {', '.join(f'{known}:' for known in SOURCES)} and name a "
+            f"network, got {name!r}"
+        )
+    return SOURCES[prefix], what
 
 
 def preprocessing_of(name: str, weights: str | None = None) -> Preprocessing:
@@ -133,7 +152,7 @@ def _convolution(inputs: int, outputs: int, *, pool: bool = False) -> tuple[nn.M
 def _small_cnn() -> Backbone:
     # Mean and deviation of Fashion-MNIST's training pixels.
     preprocessing = Preprocessing(size=28, channels=1, mean=(0.286,), std=(0.353,), draft=_DRAFT)
-    return Backbone(SMALL_CNN, SmallCNN(), 256, preprocessing, batch_size=32)
+    return Backbone(name=SMALL_CNN, network=SmallCNN(), feature_dim=256, preprocessing=preprocessing, batch_size=32)
 
 
 class _EfficientNetLite(nn.Module):
@@ -173,7 +192,7 @@ def _efficientnet_lite0() -> Backbone:
         interpolation="bicubic",
         draft=_DRAFT,
     )
-    return Backbone(EFFICIENTNET_LITE0, network, 1280, preprocessing, batch_size=8)
+    return Backbone(name=EFFICIENTNET_LITE0, network=network, feature_dim=1280, preprocessing=preprocessing)
 
 
 def _packaged_weights() -> Path:
@@ -182,13 +201,7 @@ def _packaged_weights() -> Path:
 
 
 def _pretrained_package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as exc:
-        raise EncoderError(
-            f"{EFFICIENTNET_LITE0} needs the package {name.replace('_', '-')}, which is not installed: "
-            "`pip install 'hashlight[pretrained]'`"
-        ) from exc
+    return import_package(name, EFFICIENTNET_LITE0, "pretrained")
 
 
 def _torchvision_backbone(name: str, weights: str | None) -> tuple[Backbone, str]:
@@ -196,8 +209,9 @@ def _torchvision_backbone(name: str, weights: str | None) -> tuple[Backbone, str
     models = load_torchvision().models
     if name not in models.list_models(module=models):
         raise EncoderError(
-            f"`backbone` must be {SMALL_CNN}, {EFFICIENTNET_LITE0} or a torchvision classification model such as "
-            f"resnet18, got {name!r}: `torchvision.models.list_models()` lists them"
+            f"`backbone` must be {SMALL_CNN}, {EFFICIENTNET_LITE0}, a torchvision classification model such as "
+            f"resnet18, or one of {', '.join(f'{known}:...' for known in SOURCES)}, got {name!r}: "
+            "`torchvision.models.list_models()` lists torchvision's"
         )
     known = models.get_model_weights(name)
     if weights is not None and weights not in known.__members__:
@@ -208,7 +222,8 @@ def _torchvision_backbone(name: str, weights: str | None) -> tuple[Backbone, str
     network = _torchvision_network(models, name, weights)
     path, feature_dim = _remove_classifier(network, name)
     preset = (known[weights] if weights in known.__members__ else known.DEFAULT).transforms()
-    return Backbone(name, network, feature_dim, _preprocessing_of(preset), batch_size=8), path
+    rule = _preprocessing_of(preset)
+    return Backbone(name=name, network=network, feature_dim=feature_dim, preprocessing=rule), path
 
 
 def _torchvision_network(models: Any, name: str, weights: str | None) -> nn.Module:
@@ -258,33 +273,6 @@ def _preprocessing_of(preset: Any) -> Preprocessing:
 
 def _load_weights(backbone: Backbone, path: Path, classifier: str) -> None:
     """Load a weight file, with or without the removed classifier."""
-    state = _read_state(path)
-    if classifier:
-        state = {key: value for key, value in state.items() if key.rpartition(".")[0] != classifier}
-    if backbone.name in _WITH_AUXILIARY:
-        state = {key: value for key, value in state.items() if key.partition(".")[0] not in _AUXILIARY}
-    try:
-        backbone.network.load_state_dict(state)
-    except RuntimeError as exc:
-        raise EncoderError(
-            f"the weights in {path} do not fit {backbone.name}: {_first_lines(exc)}; "
-            "pass the file that was saved from this model"
-        ) from exc
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise EncoderError(f"`weights` must be an existing file, {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as exc:
-        raise EncoderError(f"{path} is not a readable file of weights: {_first_lines(exc)}") from exc
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise EncoderError(f"{path} must hold a state dict (names to tensors), got {type(state).__name__}")
-    return state
-
-
-def _first_lines(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:300]
+    without = {classifier} if classifier else set()
+    without.update(_AUXILIARY if backbone.name in _WITH_AUXILIARY else ())
+    load_weights(backbone.network, path, backbone.name, without=without)

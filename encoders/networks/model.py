@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hashlight.encoders.networks.backbones import Backbone
+from hashlight.encoders.networks.backbone import Backbone
 
 
 class HashModel(nn.Module):

@@ -18,6 +18,8 @@ from torch import nn
 from hashlight.encoders.data.preprocessing import Preprocessing
 from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.networks.model import HashModel
+from hashlight.encoders.networks.sources.from_onnx import OnnxNetwork
+from hashlight.encoders.runtimes.joining import joined
 from hashlight.encoders.runtimes.protocol import FEATURES, IMAGES, PIXELS, Runtime, Z
 
 # The first opset in which everything that torchvision's classifiers use is one operator.
@@ -42,23 +44,42 @@ class Comparison(NamedTuple):
     near_zero: int
 
 
-class _FromPixels(nn.Module):
-    """A model with the normalisation before it, as one multiplication and one addition."""
+class _Prepare(nn.Module):
+    """The normalisation, as one multiplication and one addition."""
 
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self, model: HashModel, preprocessing: Preprocessing):
+    def __init__(self, preprocessing: Preprocessing):
         super().__init__()
         mean_C, std_C = (torch.tensor(part, dtype=torch.float64) for part in (preprocessing.mean, preprocessing.std))
-        self.model = model
         self.register_buffer("scale", (1 / (255 * std_C)).float().view(-1, 1, 1))
         self.register_buffer("shift", (-mean_C / std_C).float().view(-1, 1, 1))
 
+    def forward(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        """Return the network's input (N, C, H, W)."""
+        return pixels_NHWC.permute(0, 3, 1, 2).float() * self.scale + self.shift
+
+
+class _PrepareChannelsLast(_Prepare):
+    """The same for a network that takes (N, H, W, C)."""
+
+    def forward(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        """Return the network's input (N, H, W, C)."""
+        return super().forward(pixels_NHWC).permute(0, 2, 3, 1)
+
+
+class _FromPixels(nn.Module):
+    """A model with the normalisation before it."""
+
+    def __init__(self, model: HashModel, preprocessing: Preprocessing):
+        super().__init__()
+        self.prepare = _Prepare(preprocessing)
+        self.model = model
+
     def forward(self, pixels_NHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return features and z."""
-        image_NCHW = pixels_NHWC.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        feature_ND, z_NB = self.model(image_NCHW)
+        feature_ND, z_NB = self.model(self.prepare(pixels_NHWC))
         return feature_ND, z_NB
 
 
@@ -76,26 +97,35 @@ def export(model: HashModel, preprocessing: Preprocessing) -> bytes:
     EncoderError
         If it has an operation that ONNX lacks.
     """
-    rule = preprocessing
+    rule, backbone = preprocessing, model.backbone
     example_NHWC = torch.zeros((2, rule.size, rule.size, rule.channels), dtype=torch.uint8)
-    file = io.BytesIO()
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
-            # Tracing warns of sizes that it takes for constants, which those of the images are.
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _FromPixels(model, rule).eval(),
-                (example_NHWC,),
-                file,  # type: ignore[arg-type]  # as of the exporter that is not the default
-                dynamo=False,
-                opset_version=_OPSET,
-                input_names=[PIXELS],
-                output_names=[FEATURES, Z],
-                dynamic_axes={name: {0: IMAGES} for name in (PIXELS, FEATURES, Z)},
-            )
+        if not isinstance(backbone, OnnxNetwork):
+            return _written(_FromPixels(model, rule), example_NHWC, [PIXELS], [FEATURES, Z])
+        prepare = _PrepareChannelsLast(rule) if backbone.channels_last else _Prepare(rule)
+        examples = example_NHWC, torch.zeros(2, model.feature_dim)
+        return joined(backbone, prepare, model.hash_layer, examples, _written, _OPSET)
     except Exception as error:  # torch raises errors of many kinds for networks that it cannot trace.
         words = " ".join(str(error).split())[:300]
         raise EncoderError(f"the network cannot be exported to ONNX ({type(error).__name__}: {words})") from error
+
+
+def _written(module: nn.Module, example: torch.Tensor, inputs: list[str], outputs: list[str]) -> bytes:
+    """Return a module as an ONNX file whose first axes are free."""
+    file = io.BytesIO()
+    with warnings.catch_warnings(), torch.inference_mode():
+        # Tracing warns of sizes that it takes for constants, which those of the images are.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            (example,),
+            file,  # type: ignore[arg-type]  # as of the exporter that is not the default
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes={name: {0: IMAGES} for name in (*inputs, *outputs)},
+        )
     return file.getvalue()
 
 

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from hashlight.encoders.data.preprocessing import Preprocessing
-from hashlight.encoders.networks.backbones import build_backbone
+from hashlight.encoders.networks.backbones import rebuild_backbone
 from hashlight.encoders.networks.heads import build_head
 from hashlight.encoders.networks.model import HashModel
 from hashlight.encoders.runtimes.protocol import Outputs, PixelsOf, padded
@@ -121,11 +122,13 @@ class TorchRuntime:
         return feature_ND, z_NB
 
 
-def build_model(backbone_name: str, head_kind: str, bits: int, anchors: int, weights: bytes) -> HashModel:
+def build_model(
+    backbone_name: str, architecture: Mapping[str, Any], head_kind: str, bits: int, anchors: int, weights: bytes
+) -> HashModel:
     """Build a model and load its weights, which are a safetensors file."""
     # The random initial weights are discarded at once, and must not advance the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
-        backbone = build_backbone(backbone_name)
+        backbone = rebuild_backbone(backbone_name, architecture)
         head = build_head(head_kind, backbone.feature_dim, bits, anchors)
         model = HashModel(backbone, bits, head)
     # Copies into the model's own memory: matrix products depend on the alignment of their operands, which a mapped

@@ -84,11 +84,7 @@ class FeatureFit:
         return EncoderConfig(
             bits=config.bits,
             beta=1.0,
-            input=Pictures(
-                backbone=self._backbone.name,
-                batch_size=self._backbone.batch_size,
-                preprocessing=self._backbone.preprocessing,
-            ),
+            input=Pictures.of(self._backbone),
             training={
                 "method": self._method.name,
                 "title": self._method.title,

@@ -15,7 +15,7 @@ from hashlight.encoders.config import EncoderConfig
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.fits.hashers import Features, Hasher
-from hashlight.encoders.networks.backbones import Backbone
+from hashlight.encoders.networks.backbone import Backbone
 from hashlight.encoders.networks.heads import KernelHead, head_of
 from hashlight.encoders.networks.model import HashModel
 

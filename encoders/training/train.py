@@ -25,7 +25,8 @@ from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.losses.classification import Classification
 from hashlight.encoders.methods import METHODS, Method, ObjectiveSettings, label_free_method
-from hashlight.encoders.networks.backbones import SMALL_CNN, Backbone, build_backbone
+from hashlight.encoders.networks.backbone import Backbone
+from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
 from hashlight.encoders.networks.model import HashModel
 from hashlight.encoders.runtimes.threads import usable_threads
 from hashlight.encoders.training.checkpoints import TrainingFolder
@@ -59,9 +60,10 @@ class TrainConfig:
         A name of `encoders.methods.METHODS`, or "auto": "hashnet" with labels, pairs or views, and without them
         "neighbours" up to 64 bits from 2,000 images on, else "itq".
     backbone : str
-        "small-cnn", "efficientnet-lite0" or a torchvision classification model.
+        "small-cnn", "efficientnet-lite0", a torchvision classification model, "onnx:FILE" or "python:MODULE:FACTORY".
     weights : str or None
-        Initial weights of the backbone: random (None), a local file, or a name that the backbone knows.
+        Initial weights of the backbone: random or its source's own (None), a local file, or a name that the backbone
+        knows.
     epochs : int
         Epochs of the method's objective; fitted methods have none.
     warmup_epochs : int or None
@@ -258,11 +260,11 @@ def _check_device(device: str) -> None:
 
 
 def _build_trainer(config: TrainConfig, method: Method, supervision: Supervision, workers: Workers) -> _Trainer:
-    warmup_epochs = _warmup_epochs(config, method, supervision)
-    if config.compile:
-        _refuse_compile(method, warmup_epochs, workers)
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone, config.weights)
+    warmup_epochs = _warmup_epochs(config, method, supervision, pretrained=backbone.pretrained)
+    if config.compile:
+        _refuse_compile(method, warmup_epochs, workers)
     method.check_bits(config.bits, backbone.feature_dim, supervision.num_classes)
     model = HashModel(backbone, config.bits).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _Trainer(config, method, backbone, model, supervision, warmup_epochs, workers)
@@ -340,7 +342,7 @@ class _Trainer:
             )
         )
         fast = [*model.hash_layer.parameters(), *objective.parameters()]
-        rate, multiplier = _rates(config, has_learned=self._warmup_epochs > 0 or config.weights is not None)
+        rate, multiplier = _rates(config, has_learned=self._warmup_epochs > 0 or self._backbone.pretrained)
         return Phase(
             name=HASHING,
             epochs=config.epochs,
@@ -395,11 +397,7 @@ class _Trainer:
         return EncoderConfig(
             bits=self._config.bits,
             beta=beta,
-            input=Pictures(
-                backbone=self._backbone.name,
-                batch_size=self._backbone.batch_size,
-                preprocessing=self._backbone.preprocessing,
-            ),
+            input=Pictures.of(self._backbone),
             training={
                 "method": self._method.name,
                 "title": self._method.title,
@@ -434,7 +432,7 @@ def _refuse_compile(method: Method, warmup_epochs: int, workers: Workers) -> Non
         )
 
 
-def _warmup_epochs(config: TrainConfig, method: Method, supervision: Supervision) -> int:
+def _warmup_epochs(config: TrainConfig, method: Method, supervision: Supervision, *, pretrained: bool) -> int:
     if config.warmup_epochs and not supervision.num_classes:
         raise ValueError(
             f"`warmup_epochs` must be 0 or None when training on {supervision.kind}, got {config.warmup_epochs}: "
@@ -442,8 +440,8 @@ def _warmup_epochs(config: TrainConfig, method: Method, supervision: Supervision
         )
     epochs = config.warmup_epochs
     if epochs is None:
-        epochs = 12 if supervision.num_classes and (config.weights is None or method.pretrains) else 0
-    if epochs == 0 and config.weights is None and (method.fit is not None or method.pretrains):
+        epochs = 12 if supervision.num_classes and (not pretrained or method.pretrains) else 0
+    if epochs == 0 and not pretrained and (method.fit is not None or method.pretrains):
         raise ValueError(
             f"`method` {method.name} needs a trained backbone, got one with random weights and no "
             "warm-up: pass `weights` (a file or a name that the backbone knows), or label the images and leave "

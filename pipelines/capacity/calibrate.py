@@ -109,7 +109,7 @@ def _untrained() -> HashEncoder:
     config = EncoderConfig(
         bits=64,
         beta=1.0,
-        input=Pictures(backbone=SMALL_CNN, batch_size=backbone.batch_size, preprocessing=backbone.preprocessing),
+        input=Pictures.of(backbone),
     )
     side = backbone.preprocessing.size
     noise_NHWC = np.random.default_rng(0).integers(256, size=(16, side, side, 1), dtype=np.uint8)

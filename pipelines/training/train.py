@@ -15,7 +15,8 @@ from typing import Any
 from hashlight.encoders.data.prepared import PreparedImages
 from hashlight.encoders.data.supervision.protocol import NOTHING
 from hashlight.encoders.encoder import CONFIG_FILE, NETWORK_FILE, WEIGHTS_FILE, HashEncoder
-from hashlight.encoders.networks.backbones import FILE_SUFFIXES, preprocessing_of
+from hashlight.encoders.networks.backbones import preprocessing_of
+from hashlight.encoders.networks.weights import is_file_of_weights
 from hashlight.encoders.training.checkpoints import CHECKPOINT_FILE, LOG_FILE
 from hashlight.encoders.training.train import Progress, TrainConfig, train
 from hashlight.engine.places.files import folder_written_aside, make_folder
@@ -153,7 +154,7 @@ def check_weights(weights: str | None) -> None:
         raise PipelineError(
             f"the weights of a backbone are read from this machine, got {without_credentials(weights)}: copy them here"
         )
-    if weights is not None and weights.endswith(FILE_SUFFIXES) and not Path(weights).is_file():
+    if weights is not None and is_file_of_weights(weights) and not Path(weights).is_file():
         raise PipelineError(f"there are no weights at {weights}: expected a file of this machine")
 
 
