@@ -113,6 +113,7 @@ def search_under_writes(path: Path, options: argparse.Namespace) -> dict[str, An
 @contextmanager
 def server(path: Path) -> Iterator[str]:
     command = [sys.executable, "-P", "-m", "hashlight", "serve", str(path), "--port", "0", "--writable"]
+    command += ["--write-log", str(path.parent / "logs")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
