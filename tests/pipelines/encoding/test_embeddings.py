@@ -188,7 +188,9 @@ def test_the_command_line_fits_and_encodes(corpus, tmp_path, ray_session):
         (["train", "--output", "e", "--embeddings", ".", "--epochs", "3", "--compile"], "for --epochs, --compile"),
         (["encode", "--output", "c", "--encoder", "."], "give one of --input"),
         (["encode", "--output", "c", "--encoder", ".", "--embeddings", ".", "--thumbnails", "64"], "are not decoded"),
-        (["encode", "--output", "c", "--encoder", ".", "--embeddings", ".", "--retry-rejects"], "goes with neither"),
+        (["encode", "--output", "c", "--encoder", ".", "--embeddings", ".", "--retry-rejects"], "goes with none of"),
+        (["encode", "--output", "c", "--encoder", ".", "--embeddings", ".", "--fit", "pad"], "--fit, --since and"),
+        (["encode", "--output", "c", "--encoder", ".", "--input", ".", "--fit", "squash"], "'crop', 'pad', 'stretch'"),
     ],
 )  # fmt: skip
 def test_options_that_contradict_each_other_are_refused(arguments, reason, tmp_path, monkeypatch):
