@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hashlight.encoders.checks import check_number, check_whole
 from hashlight.encoders.errors import EncoderError
-from hashlight.encoders.fits.hashers import HEADS, KERNEL, LINEAR
+from hashlight.encoders.fits.hashers import HEADS, KERNEL, LINEAR, MEDIAN
 
 if TYPE_CHECKING:
     # Pillow is not there where only embeddings are encoded.
@@ -117,7 +117,8 @@ class EncoderConfig:
     input : Pictures or Embeddings
         What the encoder takes.
     head : str
-        Kind of the hash layer: "linear", "kernel" or "spectral".
+        Kind of the hash layer: "linear", "kernel" or "spectral", or that of copy codes, "median", whose `backbone` is
+        their name.
     anchors : int
         Number of anchors of a kernel head; 0 for the others.
     training : mapping
@@ -143,8 +144,8 @@ class EncoderConfig:
             raise ValueError(f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}")
         if (self.anchors > 0) != (self.head == KERNEL):
             raise ValueError(f"`anchors` must be above 0 for a kernel head and 0 for others, got {self.anchors}")
-        if isinstance(self.input, Embeddings) and self.head == KERNEL:
-            raise ValueError("`head` of an encoder of embeddings must be linear or spectral, got kernel")
+        if isinstance(self.input, Embeddings) and self.head in (KERNEL, MEDIAN):
+            raise ValueError(f"`head` of an encoder of embeddings must be linear or spectral, got {self.head}")
 
     @property
     def method(self) -> str:

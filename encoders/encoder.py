@@ -27,11 +27,12 @@ from hashlight.encoders.config import (
     Embeddings,
     EncoderConfig,
     Export,
+    Pictures,
     not_for_embeddings,
     not_for_images,
 )
 from hashlight.encoders.errors import EncoderError, ImageError
-from hashlight.encoders.fits.hashers import Features
+from hashlight.encoders.fits.hashers import MEDIAN, Features
 from hashlight.encoders.fits.streaming import Stream, count_up_to
 from hashlight.encoders.packing import CodeArray, pack_bits
 from hashlight.encoders.runtimes.protocol import PixelsOf, Runtime
@@ -118,6 +119,8 @@ class HashEncoder:
         encoder = cls.__new__(cls)
         if isinstance(config.input, Embeddings):
             encoder._open(config, weights, head=_build_head(config, weights))
+        elif config.head == MEDIAN:
+            encoder._open(config, weights, runtime=_dct_runtime(config, weights))
         elif config.input.onnx is not None:
             encoder._open(config, weights, network=network, runtime=_onnx_runtime(config, network))
         else:
@@ -178,6 +181,42 @@ class HashEncoder:
         settings = {"bits": bits, "normalise": normalise, "seed": seed, "rows": stream.rows}
         training = {"method": method, "title": chosen.title, "supervision": "nothing", "settings": settings}
         return cls(EncoderConfig(bits=bits, beta=beta, input=expected, head=head.kind, training=training), head)
+
+    @classmethod
+    def copy_code(cls, name: str) -> HashEncoder:
+        """Return the encoder of a copy code, which finds copies of images and needs no training.
+
+        Parameters
+        ----------
+        name : {"pdq", "phash"}
+            As in `encoders.runtimes.with_dct`. Bit i is that of value 2^i in PDQ's 256-bit number, and the ith in
+            ImageHash's flattened array.
+
+        Raises
+        ------
+        ValueError
+            If there is no such code.
+        """
+        from hashlight.encoders.runtimes.with_dct import COPY_CODES
+
+        if name not in COPY_CODES:
+            raise ValueError(f"`name` must be one of {', '.join(COPY_CODES)}, got {name!r}")
+        code = COPY_CODES[name]
+        rows_FS = code.rows()
+        config = EncoderConfig(
+            bits=len(rows_FS) ** 2,
+            # Frequencies are sums of grey values: some hundreds.
+            beta=0.01,
+            input=Pictures(backbone=name, batch_size=1, preprocessing=code.preprocessing),
+            head=MEDIAN,
+            training={"method": name, "title": code.title, "supervision": "nothing", "settings": {}},
+        )
+        return cls._of(config, save_arrays({"rows": rows_FS}), b"")
+
+    @property
+    def is_copy_code(self) -> bool:
+        """Whether it finds copies of images, and has no network."""
+        return self.config.head == MEDIAN
 
     @property
     def bits(self) -> int:
@@ -280,6 +319,13 @@ class HashEncoder:
         return self._running
 
     @property
+    def _network_of(self) -> EncoderConfig:
+        """The configuration of an encoder that has a network."""
+        if self.is_copy_code:
+            raise EncoderError(f"{self.config.method} is a copy code and has no network: train an encoder for that")
+        return self.config
+
+    @property
     def images_at_once(self) -> int:
         """How many images are computed at a time: so many take hardly longer than one."""
         return self._runtime.images_at_once
@@ -289,7 +335,9 @@ class HashEncoder:
         runtime = self._on_processor
         if runtime is None:
             raise not_for_images(self.config)
-        self._running = runtime if device == "cpu" else _torch_runtime(self.config, self._weights, device)
+        self._running = (
+            runtime if device == "cpu" or self.is_copy_code else _torch_runtime(self.config, self._weights, device)
+        )
         return self
 
     def exported(self, pixels_NHWC: NDArray[np.uint8]) -> HashEncoder:
@@ -309,7 +357,7 @@ class HashEncoder:
         """
         from hashlight.encoders.runtimes.exporting import compare, export
 
-        pictures = self.config.pictures
+        pictures = self._network_of.pictures
         original = _torch_runtime(self.config, self._weights, "cpu")
         network = export(original.model, pictures.preprocessing)
         compared = compare(_onnx_runtime(self.config, network), original, pixels_NHWC)
@@ -354,7 +402,7 @@ class HashEncoder:
         """Write the weights of the backbone alone (.safetensors), for another training to start from."""
         from hashlight.encoders.runtimes.with_torch import weights_of
 
-        self.config.pictures  # noqa: B018 - refuses encoders of embeddings
+        self._network_of.pictures  # noqa: B018 - refuses encoders of embeddings
         write_whole(_local(path), weights_of(_torch_runtime(self.config, self._weights, "cpu").model.backbone))
 
     @classmethod
@@ -428,6 +476,20 @@ def _build_head(config: EncoderConfig, weights: bytes) -> EmbeddingHead:
     if set(tensors) != {"weight", "bias"} or any(tensor.dtype != np.float32 for tensor in tensors.values()):
         raise ValueError(f"expected the tensors weight and bias as float32, got {sorted(tensors)}")
     return EmbeddingHead(config.head, **tensors, normalise=config.embeddings.normalise)
+
+
+def _dct_runtime(config: EncoderConfig, weights: bytes) -> Runtime:
+    """Return what computes a copy code."""
+    from hashlight.encoders.runtimes.with_dct import DctRuntime
+
+    tensors, rule = load_arrays(weights), config.preprocessing
+    rows_FS = tensors.get("rows", np.empty(0))
+    expected = (len(rows_FS), rule.size)
+    if set(tensors) != {"rows"} or rows_FS.dtype != np.float64 or rows_FS.shape != expected or rule.channels != 1:
+        raise ValueError(f"expected the matrix of a copy code for {rule.size} pixels, got {sorted(tensors)}")
+    if len(rows_FS) ** 2 != config.bits:
+        raise ValueError(f"a copy code of {len(rows_FS)} frequencies has {len(rows_FS) ** 2} bits, got {config.bits}")
+    return DctRuntime(rows_FS)
 
 
 def _torch_runtime(config: EncoderConfig, weights: bytes, device: str) -> TorchRuntime:

@@ -19,7 +19,9 @@ from hashlight.encoders.packing import CodeArray, pack_bits
 LINEAR = "linear"
 KERNEL = "kernel"
 SPECTRAL = "spectral"
-HEADS = (LINEAR, KERNEL, SPECTRAL)
+# Of copy codes: what enters is compared with its own median, so that nothing is learned.
+MEDIAN = "median"
+HEADS = (LINEAR, KERNEL, SPECTRAL, MEDIAN)
 
 FloatArray = NDArray[np.float64]
 Features = NDArray[np.floating[Any]]

@@ -32,21 +32,22 @@ def run_index(images: str | Path, output: str | Path, encoder: str) -> None:
             out.print(f"{shown} has all images of {without_credentials(str(images))}{others}", soft_wrap=True)
         else:
             out.print(_plan_table(job.plan))
-            _run(job, shown)
+            encoded, done = run_steps(job)
+            _tell(encoded, done, shown)
     image = shlex.quote(job.example or "PICTURE.jpg")
     out.print("next, search by an image of yours, or open the page in a browser:", style="bold")
     out.print(f"  hashlight search {shlex.quote(shown)} --image {image}", soft_wrap=True)
     out.print(f"  hashlight serve {shlex.quote(shown)}    # http://127.0.0.1:8000", soft_wrap=True)
 
 
-def _run(job: IndexJob, shown: str) -> None:
+def run_steps(job: IndexJob) -> tuple[EncodeSummary, Commit]:
+    """Do what is planned, with bars."""
     with spinner("fitting the encoder") if job.fits else contextlib.nullcontext():
         job.fit()
     with encoding_bar() as report_state:
         encoded = job.encode(report_state)
     with progress_bar("building") as report:
-        done = job.build(report)
-    _tell(encoded, done, shown)
+        return encoded, job.build(report)
 
 
 def _plan_table(plan: Plan) -> Table:

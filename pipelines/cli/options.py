@@ -14,6 +14,9 @@ from hashlight.engine.indexes.choice import IndexChoice
 if TYPE_CHECKING:
     from hashlight.pipelines.corpora.options import CorpusOptions
 
+# Without their module, so that help needs no numpy.
+COPY_CODE_NAMES = ("pdq", "phash")
+
 ExchangeKind = Literal["faiss", "parquet", "arrow"]
 
 _ENDINGS: dict[ExchangeKind, tuple[str, ...]] = {
@@ -39,6 +42,11 @@ def refuse_missing(place: str | None) -> str | None:
     if place is not None and "://" not in place and not Path(place).exists():
         raise typer.BadParameter(f"{place} does not exist")
     return place
+
+
+def refuse_missing_encoder(encoder: str | None) -> str | None:
+    """Refuse a local folder that does not exist, unless it is the name of a copy code."""
+    return encoder if encoder in COPY_CODE_NAMES else refuse_missing(encoder)
 
 
 def local_path(text: str | Path) -> Path:
@@ -144,7 +152,12 @@ ExistingCollectionArgument = Annotated[
     str, typer.Argument(help="A collection: a folder, or the URI of one in a bucket.", callback=refuse_missing)
 ]
 EncoderOption = Annotated[
-    str, typer.Option("--encoder", help="Folder of a trained encoder, or s3://.", callback=refuse_missing)
+    str,
+    typer.Option(
+        "--encoder",
+        help="Folder of a trained encoder, or s3://; or a code that finds copies: pdq (256 bits) or phash (64).",
+        callback=refuse_missing_encoder,
+    ),
 ]
 OtherEncoderOption = Annotated[
     str | None,

@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 
 from hashlight.encoders.encoder import CONFIG_FILE, NETWORK_FILE, WEIGHTS_FILE, HashEncoder
+from hashlight.encoders.runtimes.with_dct import COPY_CODES
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
 from hashlight.pipelines.jobs.errors import PipelineError
 
 
 def load_encoder(location: str | Path) -> HashEncoder:
-    """Load an encoder from its folder, on this machine or in a bucket.
+    """Load an encoder from its folder, on this machine or in a bucket; or return the copy code of this name.
 
     Raises
     ------
@@ -22,6 +23,8 @@ def load_encoder(location: str | Path) -> HashEncoder:
     EncoderError
         If it is damaged, or there is none in the folder.
     """
+    if is_copy_code(location):
+        return HashEncoder.copy_code(str(location))
     place = open_place(location)
     if place.local:
         return HashEncoder.load(place.local)
@@ -47,6 +50,11 @@ def input_of(place: Place) -> str | None:
         return f"embeddings of {embeddings['dims']} numbers{', normalised' if embeddings['normalise'] else ''}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def is_copy_code(location: str | Path) -> bool:
+    """Whether this names a copy code, and not the folder of an encoder."""
+    return isinstance(location, str) and location in COPY_CODES
 
 
 def save_encoder(encoder: HashEncoder, place: Place, folder: str = "") -> None:

@@ -110,7 +110,7 @@ def choose(asked: str, look: Look, images: int | None) -> Chosen:
     Parameters
     ----------
     asked : str
-        "auto", or the folder of an encoder.
+        "auto", the name of a copy code, or the folder of an encoder.
     look : Look
     images : int or None
         How many there are, if that is known.
@@ -125,6 +125,9 @@ def choose(asked: str, look: Look, images: int | None) -> Chosen:
     if asked != AUTO:
         encoder = load_encoder(asked)
         encoder.config.pictures  # noqa: B018 - refuses encoders of embeddings
+        if encoder.is_copy_code:
+            why = f"{encoder.config.training['title']}, which finds copies of an image, whatever it shows"
+            return Chosen(encoder, why, keeps_features=False)
         return Chosen(encoder, f"{without_credentials(asked)}, as asked: {encoder.config.method}")
     try:
         return Fit(look, images)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hashlight.pipelines.cli.indexing import run_index
-from hashlight.pipelines.cli.options import CORPUS_HELP, refuse_missing
+from hashlight.pipelines.cli.options import CORPUS_HELP, refuse_missing, refuse_missing_encoder
 
 
 def index(
@@ -17,10 +17,13 @@ def index(
     ],
     encoder: Annotated[
         str,
-        typer.Option(help="auto: what suits the images, fitted to them without labels; or the folder of an encoder."),
+        typer.Option(
+            help="auto: what suits the images, fitted to them without labels. pdq or phash: finds copies. Or the "
+            "folder of an encoder.",
+        ),
     ] = "auto",
 ) -> None:
     """Make a collection of images in one step: choose an encoder, encode, build; an interrupted job resumes."""
     if encoder != "auto":
-        refuse_missing(encoder)
+        refuse_missing_encoder(encoder)
     run_index(images, output, encoder)

@@ -10,17 +10,20 @@ from typing import Annotated
 import typer
 
 from hashlight.engine.wording import counted
-from hashlight.pipelines.cli.console import out, progress_bar
-from hashlight.pipelines.cli.options import AddressOption, CollectionArgument, JsonOption, OverwriteOption
+from hashlight.pipelines.cli.console import err, out, progress_bar
+from hashlight.pipelines.cli.options import AddressOption, JsonOption, OverwriteOption, refuse_missing
+
+# What its authors recommend.
+PDQ_RADIUS = 31
 
 
 def dedup(
-    collection: CollectionArgument,
-    radius: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Images whose codes differ in at most this many bits (their Hamming distance) are near-duplicates.",
+    collection: Annotated[
+        str,
+        typer.Argument(
+            help="A collection; or images (a folder or another corpus), which become one, OUTPUT.collection, by PDQ "
+            "codes.",
+            callback=refuse_missing,
         ),
     ],
     output: Annotated[
@@ -30,6 +33,14 @@ def dedup(
             help="Folder, or s3://, for the pairs, the clusters (images connected by pairs), and a gallery to look at.",
         ),
     ],
+    radius: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Images whose codes differ in at most this many bits (their Hamming distance) are near-duplicates; 31 "
+            "of images, which are given as such.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Pairs of shards (parts of the collection) compared at once; one per core."),
@@ -38,16 +49,23 @@ def dedup(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find all near-duplicates of a collection on Ray; an interrupted job resumes where it stopped."""
+    """Find all near-duplicates of a collection, or of images, on Ray; an interrupted job resumes where it stopped."""
     from hashlight.engine.places.opening import open_place
     from hashlight.pipelines.dedup.dedup import find_duplicates
     from hashlight.pipelines.jobs.session import joined
 
+    is_collection = open_place(collection).exists("CURRENT")
+    if is_collection and radius is None:
+        raise typer.BadParameter("a collection needs --radius: how near is near depends on its encoder")
+    radius = PDQ_RADIUS if radius is None else radius
     start = time.perf_counter()
-    with joined(address), progress_bar("joining") as report:
-        found = find_duplicates(
-            collection, output, radius=radius, workers=workers, overwrite=overwrite, progress=report
-        )
+    with joined(address):
+        if not is_collection:
+            collection = _collection_of(collection, output)
+        with progress_bar("joining") as report:
+            found = find_duplicates(
+                collection, output, radius=radius, workers=workers, overwrite=overwrite, progress=report
+            )
     seconds = time.perf_counter() - start
     if as_json:
         typer.echo(json.dumps({**asdict(found), "seconds": round(seconds, 3)}))
@@ -59,3 +77,22 @@ def dedup(
         f"{found.removable:,} could go; look at {open_place(output).path('gallery.html')}",
         soft_wrap=True,
     )
+
+
+def _collection_of(images: str, output: str) -> str:
+    """Index images by PDQ, and return where: beside the output, which has ids alone."""
+    from hashlight.engine.places.opening import open_place
+    from hashlight.engine.places.uris import split_name, without_credentials
+    from hashlight.pipelines.cli.indexing import run_steps
+    from hashlight.pipelines.dedup.dedup import NEAR_DUPLICATES
+    from hashlight.pipelines.indexing.index import index_job
+    from hashlight.pipelines.jobs.folder import JobFolder
+
+    JobFolder(output, NEAR_DUPLICATES).refuse_foreign()
+    folder, name = split_name(open_place(output).location)
+    place = open_place(folder).location_of(f"{name}.collection")
+    with index_job(images, place, "pdq") as job:
+        if job.plan is not None:
+            run_steps(job)
+    err.print(f"the images are in the collection {without_credentials(place)}", soft_wrap=True)
+    return place

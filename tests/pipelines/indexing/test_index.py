@@ -8,6 +8,7 @@ import sys
 import tarfile
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -27,10 +28,13 @@ def run(*arguments):
 
 
 def photograph(seed):
-    """Return smooth noise that fills its frame, in colour."""
+    """Return noise in colour that fills its frame, most of it coarse, as in photographs."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(256, size=(7, 9, 3), dtype=np.uint8)).resize((160, 120), 3)
-    return Image.fromarray(np.clip(np.asarray(coarse) + rng.normal(0, 6, (120, 160, 3)), 0, 255).astype(np.uint8))
+    pixels = 128 + rng.normal(0, 4, (120, 160, 3))
+    for count, weight in ((2, 0.6), (4, 0.4), (8, 0.3)):
+        coarse = Image.fromarray(rng.integers(256, size=(3 * count, 4 * count, 3), dtype=np.uint8))
+        pixels += weight * (np.asarray(coarse.resize((160, 120), Image.Resampling.BICUBIC), float) - 128)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def save(folder, names, first=0):
@@ -193,6 +197,42 @@ def test_tars_are_encoded_again_and_replace_their_own_images(tmp_path, encoder):
     assert (done.added, done.deleted) == (6, 3)
     assert contents(output).items() >= before.items()
     assert len(contents(output)) == 6
+
+
+def test_copies_in_a_folder_are_found_without_a_collection_or_an_encoder(album, tmp_path):
+    (album / "copies").mkdir()
+    photograph(2).resize((90, 70)).save(album / "copies" / "a.jpg", quality=40)
+    photograph(5).save(album / "copies" / "b.webp", quality=60)
+    result = run("dedup", album, "--output", tmp_path / "found", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) | {"seconds": 0} == {
+        "codes": 10, "pairs": 2, "clusters": 2, "members": 4, "largest": 2, "removable": 2, "seconds": 0,
+    }  # fmt: skip
+    collection = tmp_path / "found.collection"
+    names = {id_: uri.removeprefix(f"{album}/") for uri, (id_, _) in contents(collection).items()}
+    pairs = pq.read_table(tmp_path / "found" / "pairs").to_pylist()
+    assert {frozenset((names[pair["id_a"]], names[pair["id_b"]])) for pair in pairs} == {
+        frozenset(("2.jpg", "copies/a.jpg")), frozenset(("5.jpg", "copies/b.webp")),
+    }  # fmt: skip
+    answer = run("search", collection, "--image", album / "copies" / "a.jpg", "-k", 2, "--json")
+    assert {names[hit["id"]] for hit in json.loads(answer.stdout)["answers"]} == {"2.jpg", "copies/a.jpg"}
+    again = run("dedup", collection, "--output", tmp_path / "again")
+    assert again.exit_code == 2
+    assert "a collection needs --radius" in " ".join(again.output.split())
+
+
+def test_a_copy_code_is_asked_for_by_its_name(album, tmp_path):
+    encoded = run("encode", "--input", album, "--encoder", "phash", "--output", tmp_path / "codes")
+    assert encoded.exit_code == 0, encoded.output
+    assert "to 64 bits" in encoded.output
+    plan, done = index(album, tmp_path / "collection", "phash")
+    assert (plan.bits, plan.features, done.added) == (64, None, 8)
+    codes = {id_: code for id_, code in contents(tmp_path / "collection").values()}
+    rows = pq.read_table(tmp_path / "codes" / "parts").to_pylist()
+    assert {row["id"]: row["code"] for row in rows} == codes
+    save(album, ["8.jpg"], first=8)
+    with pytest.raises(EncoderMismatchError, match="stores 64-bit codes"):
+        index(album, tmp_path / "collection", "pdq")
 
 
 def test_without_the_pretrained_network_the_command_that_installs_it_is_told(album, tmp_path, monkeypatch):
