@@ -46,7 +46,9 @@ class AverageHash:
     def encode(self, images) -> Encoded:
         self.batches.append(len(images))
         pixels = np.stack(images).reshape(len(images), 64)[:, :BITS]
-        return Encoded(pack_bits(pixels > pixels.mean(axis=1, keepdims=True)), pixels)
+        above = pixels - pixels.mean(axis=1, keepdims=True)
+        # Whole numbers, so that sums of them are exact.
+        return Encoded(pack_bits(above > 0), pixels, 2 * np.floor(above) + 1)
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -15,7 +15,7 @@ from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 
 if TYPE_CHECKING:
-    from hashlight.engine.collection.rerank import Rerank
+    from hashlight.engine.collection.rerank import Order, Rerank
 
 
 def _new_key() -> str:
@@ -34,7 +34,8 @@ class Search:
     queries : ndarray of uint64, shape (Q, W), or list of QueryInput
     query : Query
         The search to make for each.
-    rerank : Rerank or None
+    rerank : Rerank, "hamming", "asymmetric" or None
+        As in `engine.service.asking.resolving.Sorted.order`.
     include : tuple of str
         Any of "attributes", "code" and "explain".
     allow_partial : bool
@@ -47,7 +48,7 @@ class Search:
 
     queries: Code | list[QueryInput]
     query: Query
-    rerank: Rerank | None = None
+    rerank: Rerank | Order | None = None
     include: tuple[str, ...] = ()
     allow_partial: bool
     timeout_s: float
@@ -66,7 +67,9 @@ class Search:
             at |= {"sequence": self.sequence} if self.sequence else {}
             options["after"] = {**at, "distance": query.after[0], "id": query.after[1]}
         options |= _where(query.filter, query.parameters)
-        if self.rerank is not None:
+        if isinstance(self.rerank, str):
+            options["rerank"] = self.rerank
+        elif self.rerank is not None:
             options["rerank"] = {"pool": self.rerank.pool, "metric": self.rerank.metric}
         if self.include:
             options["include"] = list(self.include)

@@ -41,7 +41,7 @@ from hashlight.engine.client.queries import (
     read_vectors,
 )
 from hashlight.engine.client.results import Cursor, Items, Page, SearchResponse, ValueCounts
-from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.collection.rerank import Order, Rerank, check_order
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.tokens import check_unicode
 from hashlight.engine.query import Query
@@ -136,7 +136,7 @@ class SearchClient:
         vector: ArrayLike | None = None,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
-        rerank: Rerank | None = None,
+        rerank: Rerank | Order | None = None,
         include: Sequence[str] = (),
         allow_partial: bool = True,
         timeout_s: float | None = None,
@@ -157,9 +157,12 @@ class SearchClient:
         parameters : mapping of str to sequence of int, optional
             Lists of ids that `filter` names, at most 250,000 numbers in all: `filter="id not in :seen"` with
             `parameters={"seen": ids}`.
-        rerank : Rerank, optional
-            Re-rank a pool of nearest codes (`Rerank(pool=100)`) by fine features; queries must be images, embeddings
-            or ids.
+        rerank : Rerank, "asymmetric" or "hamming", optional
+            The order of the answers. `Rerank(pool=100)` orders the nearest codes by fine features; queries must be
+            images, embeddings or ids. "asymmetric", the default for images and embeddings, orders them by the queries'
+            projections, which tell codes at the same distance apart; of codes and ids the signs alone are known, and
+            the order is that of Hamming distances. "hamming" is that for all.
+            `order` of the response says which it is.
         include : sequence of {"attributes", "code", "explain"}
             What to return for each hit besides id and distance.
         allow_partial : bool
@@ -483,7 +486,7 @@ class SearchClient:
         include: Sequence[str],
         allow_partial: bool,
         timeout_s: float | None,
-        rerank: Rerank | None = None,
+        rerank: Rerank | Order | None = None,
         after: Cursor | tuple[int, int] | None = None,
     ) -> SearchResponse:
         call = _search_call(queries, query, include, allow_partial, self._seconds(timeout_s), rerank, after)
@@ -550,7 +553,7 @@ class AsyncSearchClient:
         vector: ArrayLike | None = None,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
-        rerank: Rerank | None = None,
+        rerank: Rerank | Order | None = None,
         include: Sequence[str] = (),
         allow_partial: bool = True,
         timeout_s: float | None = None,
@@ -738,7 +741,7 @@ class AsyncSearchClient:
         include: Sequence[str],
         allow_partial: bool,
         timeout_s: float | None,
-        rerank: Rerank | None = None,
+        rerank: Rerank | Order | None = None,
         after: Cursor | tuple[int, int] | None = None,
     ) -> SearchResponse:
         call = _search_call(queries, query, include, allow_partial, self._seconds(timeout_s), rerank, after)
@@ -827,11 +830,10 @@ def _search_call(
     include: Sequence[str],
     allow_partial: bool,
     timeout_s: float,
-    rerank: Rerank | None,
+    rerank: Rerank | Order | None,
     after: Cursor | tuple[int, int] | None,
 ) -> Search:
-    if rerank is not None and rerank.pool is None:
-        raise ValueError(f"`rerank` must name a `pool`, got one of radius {rerank.radius}")
+    check_order(rerank)
     if isinstance(query.filter, str):
         check_unicode(query.filter)
     told = check_include(include)

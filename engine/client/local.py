@@ -27,9 +27,8 @@ from hashlight.engine.client.calls import (
     Update,
     Write,
 )
-from hashlight.engine.client.queries import Address, Code, Picture, QueryInput, with_codes
+from hashlight.engine.client.queries import Address, Picture, QueryInput, with_codes
 from hashlight.engine.client.results import Items, Page, SearchResponse, ValueCounts, data_uri
-from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import EncoderMismatchError, HashlightError
@@ -44,7 +43,13 @@ from hashlight.engine.service.asking.encoding import (
     takes_vectors,
 )
 from hashlight.engine.service.asking.rendering import page_frame, search_frame, search_table
-from hashlight.engine.service.asking.resolving import NoFeaturesError, Sorted, sort_queries, stored_codes
+from hashlight.engine.service.asking.resolving import (
+    Resolved,
+    Sorted,
+    check_features_of_code,
+    sort_queries,
+    stored_codes,
+)
 from hashlight.engine.service.asking.retrieval import Ask, answer, stored_items, stored_page, time_left
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
 from hashlight.engine.service.limits import Limits
@@ -168,12 +173,12 @@ class LocalTransport:
 
     def _search(self, call: Search) -> SearchResponse:
         deadline_s = time.monotonic() + call.timeout_s
-        codes, features = self._resolve(call.queries, deadline_s, reranks=call.rerank is not None)
+        codes, rerank, features = self._resolve(call, deadline_s)
         ask = Ask(
             codes=codes,
             query=call.query,
             features=features,
-            rerank=call.rerank,
+            rerank=rerank,
             allow_partial=call.allow_partial,
             include=frozenset(call.include) - {"explain"},
             version=call.version,
@@ -184,29 +189,29 @@ class LocalTransport:
         table = search_table(found)
         return SearchResponse(table, search_frame(found, timing_ms), self._pictures)
 
-    def _resolve(
-        self, queries: Code | list[QueryInput], deadline_s: float, *, reranks: bool
-    ) -> tuple[CodeArray, NDArray[np.float32] | None]:
-        """Return codes (Q, W), and features (Q, F) if answers are re-ranked."""
-        queries = with_codes(queries, self._searcher.bits)
+    def _resolve(self, call: Search, deadline_s: float) -> Resolved:
+        """Return codes, and how their answers are ordered."""
+        queries = with_codes(call.queries, self._searcher.bits)
         if isinstance(queries, np.ndarray):
-            if reranks:
-                raise NoFeaturesError(0)
-            return queries, None
+            check_features_of_code(0, call.rerank)
+            return Resolved(queries, None, None)
         for query in queries:
             if isinstance(query, Address):
                 raise ValueError(f"`queries` has {query.url}, which only a gateway fetches: pass the image's bytes")
-        by_kind: Sorted[QueryInput] = sort_queries(queries, bits=self._searcher.bits, reranks=reranks)
+        by_kind: Sorted[QueryInput] = sort_queries(queries, bits=self._searcher.bits, asked=call.rerank)
+        rerank = by_kind.order(call.rerank, call.query.k)
         found: list[tuple[Iterable[int], Encoded]] = []
         if by_kind.images:
             pictures = [image.data for image in by_kind.images.values() if isinstance(image, Picture)]
             found.append((by_kind.images, self._encode(pictures, deadline_s)))
         if by_kind.ids:
             wanted = list(by_kind.ids.values())
-            found.append((by_kind.ids, stored_codes(self._searcher, wanted, reranks=reranks, deadline_s=deadline_s)))
+            with_features = rerank is not None and rerank.by_features
+            stored = stored_codes(self._searcher, wanted, with_features=with_features, deadline_s=deadline_s)
+            found.append((by_kind.ids, stored))
         if by_kind.vectors:
             found.append((by_kind.vectors, self._encode_vectors(list(by_kind.vectors.values()))))
-        return by_kind.resolve(found)
+        return by_kind.resolve(found, rerank, is_asked=call.rerank is not None)
 
     def _encode_vectors(self, vectors: Sequence[NDArray[np.float32]]) -> Encoded:
         encoder = self._encoder()

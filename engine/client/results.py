@@ -150,6 +150,9 @@ class SearchResponse(Sequence[Hits]):
     coverage : Coverage
         Which part of the collection was searched, and of which version.
     version : int
+    order : str
+        Of the hits of a query: "hamming" (ascending distances), "asymmetric" (Hamming distances, which need not
+        ascend), or the metric of fine features.
     timing_ms : dict of str to float
         Where the time went.
     """
@@ -167,6 +170,7 @@ class SearchResponse(Sequence[Hits]):
             if field.name in frame["coverage"]
         }
         self.coverage = Coverage(**told, version=self.version, sequence=frame.get("sequence", 0))
+        self.order: str = frame.get("order", "hamming")
         self.timing_ms: dict[str, float] = frame["timing_ms"]
 
     def __len__(self) -> int:

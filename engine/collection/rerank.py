@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,10 @@ from hashlight.engine.results import (
 FEATURE_METRICS = ("l2", "cosine")
 ASYMMETRIC = "asymmetric"
 METRICS = (*FEATURE_METRICS, ASYMMETRIC)
+
+# Orders by name: that of the pool itself, and the asymmetric one of a pool of suitable size.
+HAMMING = "hamming"
+Order = Literal["hamming", "asymmetric"]
 
 # Of a pool whose size was not chosen: at least so many, and so many for each answer.
 _LEAST_POOL, _POOL_PER_ANSWER = 100, 10
@@ -75,10 +79,23 @@ class Rerank:
         if self.metric not in METRICS:
             raise ValueError(f"`metric` must be one of {', '.join(METRICS)}, got {self.metric!r}")
 
+    @property
+    def by_features(self) -> bool:
+        """Whether fine features are compared; otherwise projections with codes."""
+        return self.metric in FEATURE_METRICS
+
     @classmethod
     def asymmetric(cls, k: int, *, most: int = MAX_POOL) -> Rerank:
         """Return the asymmetric order of a pool that suits `k` answers, of no more than `most` codes, or `k`."""
         return cls(pool=max(k, min(most, max(_LEAST_POOL, _POOL_PER_ANSWER * k))), metric=ASYMMETRIC)
+
+
+def check_order(rerank: Rerank | Order | None) -> None:
+    """Raise ValueError unless this is an order that a service gives: a name, or a pool by its size."""
+    if isinstance(rerank, str) and rerank not in get_args(Order):
+        raise ValueError(f"`rerank` must be a Rerank, 'asymmetric' or 'hamming', got {rerank!r}")
+    if isinstance(rerank, Rerank) and rerank.pool is None:
+        raise ValueError(f"`rerank` must name a `pool`, got one of radius {rerank.radius}")
 
 
 def as_rerank(rerank: Rerank | Literal["asymmetric"] | None, k: int | None) -> Rerank | None:

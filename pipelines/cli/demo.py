@@ -124,7 +124,7 @@ def _tell(folder: Path, report: Report, seconds: dict[str, float]) -> None:
     collection = Collection.open(folder / "collection")
     query = encode_file(load_encoder(collection), folder / "query.png")
     out.print(f"nearest to {folder / 'query.png'}:")
-    out.print(answers_table(find(collection, query, Query(k=5))[0]))
+    out.print(answers_table(find(collection, query.codes, Query(k=5), projections=query.projections)[0]))
     out.print(f"pictures: {folder / 'answers.png'}, {folder / 'precision_recall.png'}; numbers: {folder / 'report.md'}")
     out.print("try next:", style="bold")
     image = folder / "query.png"

@@ -1,9 +1,10 @@
-"""Evaluate an encoder: how well its codes find images with the query's labels, compared with baselines."""
+"""Evaluate an encoder: how well its codes find images like the query, by labels and without, and as baselines do."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,18 @@ from hashlight.engine.places.opening import open_target
 from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.codes.encoder import load_encoder
-from hashlight.pipelines.corpora.corpus import list_corpus
-from hashlight.pipelines.corpora.labels import labels_of
+from hashlight.pipelines.corpora.corpus import list_corpus, read_images
+from hashlight.pipelines.corpora.labels import has_labels, labels_of
 from hashlight.pipelines.decoding.images import encode_entries
+from hashlight.pipelines.evaluation.label_free import (
+    ATTACKED,
+    NEIGHBOURS,
+    Coded,
+    attacks_report,
+    can_be_opened,
+    label_free_report,
+    nearest_by_features,
+)
 from hashlight.pipelines.evaluation.measure import (
     RELAXED_QUERIES,
     Comparison,
@@ -35,6 +45,9 @@ from hashlight.pipelines.evaluation.measure import (
 from hashlight.pipelines.evaluation.report import write_report
 from hashlight.pipelines.jobs.errors import PipelineError
 
+# Queries that are held out of a database: every fifth image, so many at most.
+_EVERY, _MAX_HELD_OUT = 5, 500
+
 BASELINES = tuple(name for name, method in METHODS.items() if method.fit is not None)
 
 Progress = Callable[[str], None]
@@ -44,7 +57,7 @@ def evaluate_encoder(
     encoder: str | Path,
     *,
     database: str | Path,
-    queries: str | Path,
+    queries: str | Path | None = None,
     output: str | Path,
     train: str | Path | None = None,
     baselines: Sequence[str] | None = None,
@@ -57,8 +70,12 @@ def evaluate_encoder(
     Parameters
     ----------
     encoder : str or Path
-    database, queries : str or Path
-        Labelled corpora. An image is relevant to a query if they share a label.
+    database : str or Path
+        A corpus. If it has labels, an image is relevant to a query if they share one. Without, the report has what
+        needs none (`pipelines.evaluation.label_free`).
+    queries : str or Path, optional
+        A corpus, with labels if the database has them. By default every fifth image of the database, but at most 500,
+        which are left out of it.
     output : str or Path
         Folder of the report, local or in a bucket.
     train : str or Path, optional
@@ -77,28 +94,43 @@ def evaluate_encoder(
     Raises
     ------
     PipelineError
-        If a baseline is unknown or cannot produce that many bits, a corpus has no labels or no decodable image, or no
-        query shares a label with any image of the database.
+        If a baseline is unknown, cannot produce that many bits or learns from labels that are not there, a corpus has
+        no decodable image, one has labels and another none, or no query shares a label with any image of the database.
     """
     target = open_target(output)
     _refuse_late_failures(target, index)
     say = progress or (lambda _step: None)
     model = load_encoder(encoder)
     baselines = _chosen_baselines(baselines, model)
-    corpora = {"database": database, "queries": queries}
-    if train is not None and baselines:
-        corpora["train"] = train
+    given = {"database": database, "queries": queries, "train": train if baselines else None}
+    corpora = {name: corpus for name, corpus in given.items() if corpus is not None}
+    report, compared = _measured(model, corpora, baselines, seed, index, say)
+    say("drawing")
+    _publish(report, compared, target, index)
+    return report
+
+
+def _measured(
+    model: HashEncoder,
+    corpora: dict[str, str | Path],
+    baselines: Sequence[str],
+    seed: int,
+    index: IndexChoice,
+    say: Progress,
+) -> tuple[Report, Comparison]:
+    """Encode the corpora and measure; without queries, some of the database are held out."""
+    places = {name: without_credentials(str(corpus)) for name, corpus in corpora.items()}
     sides, classes = _encode_sides(model, corpora, say)
+    if "queries" not in sides:
+        sides["queries"], sides["database"] = _held_out(sides["database"])
+        places["queries"] = f"{places['database']}, held out"
     compared = Comparison(sides["queries"], sides["database"], classes)
     teacher = sides.get("train", compared.database)
     _fill_codes(compared, model, baselines, teacher, seed, say)
     say("ranking")
-    _fill_histograms(compared, model.bits)
-    places = {name: without_credentials(str(corpus)) for name, corpus in corpora.items()}
-    report = _report(model, compared, _answered(compared), places, len(teacher.labels))
-    say("drawing")
-    _publish(report, compared, target, index)
-    return report
+    report = _report(model, compared, places, len(teacher.labels), index)
+    say("distorting")
+    return replace(report, attacks=_attacks(model, compared.database)), compared
 
 
 def _refuse_late_failures(output: Place, index: IndexChoice) -> None:
@@ -114,7 +146,9 @@ def _fill_codes(
     compared: Comparison, model: HashEncoder, baselines: Sequence[str], teacher: Side, seed: int, say: Progress
 ) -> None:
     """Add the codes of both sides by the encoder and by every baseline other than its own method."""
-    compared.codes[model.config.method] = (compared.queries.output.codes, compared.database.output.codes)
+    _refuse_classless(baselines, compared)
+    output = compared.queries.output
+    compared.codes[model.config.method] = Coded(output.codes, output.projections, compared.database.output.codes)
     for name in baselines:
         if name == model.config.method:
             continue
@@ -123,9 +157,9 @@ def _fill_codes(
 
 
 def _fill_histograms(compared: Comparison, bits: int) -> None:
-    for name, (query_codes, codes) in compared.codes.items():
+    for name, coded in compared.codes.items():
         compared.histograms[name] = count_distances(
-            query_codes, codes, compared.queries.labels, compared.database.labels, bits
+            coded.queries, coded.database, compared.queries.labels, compared.database.labels, bits
         )
 
 
@@ -164,12 +198,15 @@ def _chosen_baselines(baselines: Sequence[str] | None, model: HashEncoder) -> Se
 def _encode_sides(
     model: HashEncoder, corpora: dict[str, str | Path], say: Progress
 ) -> tuple[dict[str, Side], list[str]]:
-    """Encode labelled corpora, with one numbering of the labels for all of them."""
+    """Encode corpora, with one numbering of the labels for all of them."""
     listed: dict[str, tuple[pa.Table, EncoderOutput, np.ndarray, list[str]]] = {}
-    for side, corpus in corpora.items():
+    all_entries = {side: list_corpus(corpus) for side, corpus in corpora.items()}
+    labelled = any(map(has_labels, all_entries.values()))
+    for side, listing in all_entries.items():
         say(f"encoding {side}")
-        entries, output = encode_entries(model, list_corpus(corpus))
-        listed[side] = (entries, output, *labels_of(entries))
+        entries, output = encode_entries(model, listing)
+        labels = labels_of(entries) if labelled else (np.zeros((len(entries), 0), np.bool_), [])
+        listed[side] = (entries, output, *labels)
     dimensions = {labels.ndim for _, _, labels, _ in listed.values()}
     if len(dimensions) > 1:
         raise PipelineError("some corpora have one label per image and some have lists: give all of one kind")
@@ -190,15 +227,47 @@ def _renumbered(labels: np.ndarray, names: list[str], classes: list[str]) -> np.
     return matrix
 
 
-def _baseline_codes(
-    name: str, teacher: Side, compared: Comparison, bits: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _baseline_codes(name: str, teacher: Side, compared: Comparison, bits: int, seed: int) -> Coded:
     fit = METHODS[name].fit
     assert fit is not None, "BASELINES has only methods that are fitted"
     labels = teacher.labels
     matrix = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)
     hasher = fit(teacher.output.features, bits, seed, matrix)
-    return hasher.encode(compared.queries.output.features), hasher.encode(compared.database.output.features)
+    features = compared.queries.output.features
+    return Coded(hasher.encode(features), hasher.project(features), hasher.encode(compared.database.output.features))
+
+
+def _held_out(side: Side) -> tuple[Side, Side]:
+    """Split a side into queries and a database."""
+    count = min(_MAX_HELD_OUT, len(side.entries) // _EVERY)
+    if not count:
+        raise PipelineError(f"{len(side.entries)} images are too few to hold out queries: give `queries`, or {_EVERY}")
+    chosen = np.zeros(len(side.entries), np.bool_)
+    chosen[np.arange(count) * _EVERY * max(1, len(chosen) // (_EVERY * count))] = True
+
+    def take(rows: NDArray[np.intp]) -> Side:
+        codes, relaxed, features, projections = side.output
+        output = EncoderOutput(codes[rows], relaxed[rows], features[rows], projections[rows])
+        return Side(side.entries.take(pa.array(rows)), side.labels[rows], output)
+
+    return take(np.flatnonzero(chosen)), take(np.flatnonzero(~chosen))
+
+
+def _refuse_classless(baselines: Sequence[str], compared: Comparison) -> None:
+    if compared.labelled:
+        return
+    if readers := [name for name in baselines if METHODS[name].reads_classes]:
+        raise PipelineError(f"{', '.join(readers)} learn from labels, and these images have none: leave them out")
+
+
+def _attacks(model: HashEncoder, database: Side) -> dict[str, dict[str, float]]:
+    """Distort evenly spaced images of the database."""
+    rows = np.linspace(0, len(database.entries) - 1, min(ATTACKED, len(database.entries))).astype(np.int64)
+    read = read_images(database.entries.take(pa.array(rows)))
+    # What was decoded before may be gone or changed since.
+    good = {row: data for row, data in zip(rows.tolist(), read, strict=True) if can_be_opened(data)}
+    images = [data for data in good.values() if isinstance(data, bytes)]
+    return attacks_report(model, images, database.output.codes[list(good)]) if images else {}
 
 
 def _answered(compared: Comparison) -> Histograms:
@@ -213,10 +282,14 @@ def _answered(compared: Comparison) -> Histograms:
 
 
 def _report(
-    model: HashEncoder, compared: Comparison, found: Histograms, corpora: dict[str, str], num_taught: int
+    model: HashEncoder, compared: Comparison, corpora: dict[str, str], num_taught: int, index: IndexChoice
 ) -> Report:
-    training = model.config.training
-    relaxed, signs = relaxed_maps(compared.queries, compared.database, found)
+    training, relaxed, signs, found = model.config.training, None, None, None
+    if compared.labelled:
+        _fill_histograms(compared, model.bits)
+        found = _answered(compared)
+        relaxed, signs = relaxed_maps(compared.queries, compared.database, found)
+    nearest = nearest_by_features(compared.queries.output, compared.database.output)
     return Report(
         bits=model.bits,
         encoder=model.fingerprint,
@@ -226,18 +299,32 @@ def _report(
         map_relaxed=relaxed,
         map_signs_of_those=signs,
         methods={
-            name: method_report(histograms, compared.codes[name][1], model.bits)
+            name: method_report(histograms, compared.codes[name].database, model.bits)
             for name, histograms in compared.histograms.items()
+        },
+        label_free={
+            name: label_free_report(coded, nearest, bits=model.bits, index=index)
+            for name, coded in compared.codes.items()
         },
     )
 
 
 def _protocol(
-    model: HashEncoder, compared: Comparison, found: Histograms, corpora: dict[str, str], num_taught: int
+    model: HashEncoder, compared: Comparison, found: Histograms | None, corpora: dict[str, str], num_taught: int
 ) -> dict[str, str | int]:
     """Describe what was compared, and what encoder and baselines were trained on."""
     training = model.config.training
     queries, database = compared.queries.entries, compared.database.entries
+    by_labels: dict[str, str | int] = {"relevant": "there are no labels"}
+    if found is not None:
+        by_labels = {
+            "relevant": "shares a label with the query",
+            "queries_with_an_answer": int(found.relevant.any(axis=1).sum()),
+            "queries_without_an_answer": "left out of mAP and NDCG, 0 in P@N and precision within a radius",
+            "cut_off": "all of the database where none is named",
+            "ties": "expected value over the orders of equal distances",
+            "relaxed_codes": f"at most {RELAXED_QUERIES} of the queries with an answer",
+        }
     return {
         "queries": len(queries),
         "queries_from": corpora["queries"],
@@ -246,16 +333,12 @@ def _protocol(
         "uris_on_both_sides": _in_common(queries, database, "uri"),
         "ids_on_both_sides": _in_common(queries, database, "id"),
         "an_image_on_both_sides": "counts as a hit of its own",
-        "relevant": "shares a label with the query",
-        "queries_with_an_answer": int(found.relevant.any(axis=1).sum()),
-        "queries_without_an_answer": "left out of mAP and NDCG, 0 in P@N and precision within a radius",
-        "cut_off": "all of the database where none is named",
-        "ties": "expected value over the orders of equal distances",
+        **by_labels,
+        "neighbours": f"the {NEIGHBOURS} nearest by cosine of the features of the encoder's hash layer",
         "epoch": str(training.get("epoch", "unknown")),
         "encoder_learned_from": str(training.get("supervision", "unknown")),
         "baselines_learn_from": f"{num_taught} images, by the features of the encoder's hash layer",
         "baselines_learn_from_corpus": corpora.get("train", corpora["database"]),
-        "relaxed_codes": f"at most {RELAXED_QUERIES} of the queries with an answer",
     }
 
 

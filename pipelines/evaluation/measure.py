@@ -27,6 +27,7 @@ from hashlight.encoders.metrics import (
     precision_within_radius,
 )
 from hashlight.engine.indexes.histogram import DistanceHistogram, distance_histogram, graded_histogram
+from hashlight.pipelines.evaluation.label_free import Coded, LabelFree
 
 PRECISION_RADIUS = 2
 CUT_OFFS = (10, 100, 1000)
@@ -105,11 +106,15 @@ class Report:
         Printable name of the method that made the encoder.
     protocol : dict
         Corpora, tie rule, cut-off, epoch, and the training data of encoder and baselines.
-    map_relaxed, map_signs_of_those : float
+    map_relaxed, map_signs_of_those : float or None
         Mean average precision of the real-valued codes tanh(beta z), ranked by inner product, and of their signs, on
-        the same queries (at most 1,000).
+        the same queries (at most 1,000); None without labels.
     methods : dict of str to MethodReport
-        The encoder, under its method's name, then each baseline.
+        The encoder, under its method's name, then each baseline; empty without labels.
+    label_free : dict of str to LabelFree
+        What needs no labels, of the same methods.
+    attacks : dict of str to dict of str to float
+        Share of images that the encoder finds again within each radius, by how they were distorted.
     """
 
     bits: int
@@ -117,13 +122,15 @@ class Report:
     backbone: str
     title: str
     protocol: dict[str, str | int]
-    map_relaxed: float
-    map_signs_of_those: float
+    map_relaxed: float | None
+    map_signs_of_those: float | None
     methods: dict[str, MethodReport]
+    label_free: dict[str, LabelFree] = field(default_factory=dict)
+    attacks: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def titles(self) -> dict[str, str]:
         """Return the printable name of each method."""
-        own, *baselines = self.methods
+        own, *baselines = self.methods or self.label_free
         return {own: self.title, **{name: METHODS[name].title for name in baselines}}
 
 
@@ -136,6 +143,7 @@ class Side:
     entries : pyarrow.Table
         The corpus listing, without images that could not be decoded.
     labels : ndarray, shape (N,) int64 or (N, C) bool
+        (N, 0) without labels.
     output : EncoderOutput
     """
 
@@ -152,16 +160,21 @@ class Comparison:
     ----------
     classes : list of str
         Names by label number or column.
-    codes : dict of str to (ndarray, ndarray)
-        Of queries and database, by method.
+    codes : dict of str to Coded
+        By method.
     histograms : dict of str to Histograms
     """
 
     queries: Side
     database: Side
     classes: list[str]
-    codes: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    codes: dict[str, Coded] = field(default_factory=dict)
     histograms: dict[str, Histograms] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return bool(self.classes)
 
 
 def count_distances(

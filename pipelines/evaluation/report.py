@@ -4,12 +4,15 @@
 
     report.json             every number, with its protocol
     report.md               the same as a table, with the pictures
+    coverage.png            share of queries with an answer, by radius
     precision_recall.png    precision against recall, by radius
     precision_at.png        share of relevant items among the first N
     precision_radius.png    precision within each radius, radius 2 marked
     sharpness.png           histogram of |h|: whether relaxed codes have become binary
     tsne.png                a map of codes, one colour for each label; needs at least 4
     results.png             queries and their nearest images
+
+Without labels, the three about precision and the map are missing.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from hashlight.encoders.packing import unpack_bits
 from hashlight.engine.indexes.choice import IndexChoice, build_index
 from hashlight.engine.places.files import write_atomically
 from hashlight.pipelines.corpora.corpus import read_images
+from hashlight.pipelines.evaluation.label_free import LabelFree
 from hashlight.pipelines.evaluation.measure import PRECISION_RADIUS, Comparison, MethodReport, Report, Side
 from hashlight.pipelines.evaluation.pictures import Tile, save_grid, save_lines, save_map, save_sharpness
 
@@ -39,6 +43,7 @@ _GRID_ANSWERS = 10
 REPORT_FILES = (
     "report.json",
     "report.md",
+    "coverage.png",
     "precision_recall.png",
     "precision_at.png",
     "precision_radius.png",
@@ -64,10 +69,20 @@ def write_report(report: Report, compared: Comparison, folder: Path, *, index: I
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report.json", (json.dumps(asdict(report), indent=1) + "\n").encode())
     title = f"{report.bits} bits, {report.backbone}"
-    pictures = _draw_curves(report, compared, folder, title)
+    save_lines(
+        {
+            name: (np.array(list(map(int, found.found_within))), np.array(list(found.found_within.values())))
+            for name, found in zip(report.titles().values(), report.label_free.values(), strict=True)
+        },
+        folder / "coverage.png",
+        title=title,
+        x="radius",
+        y="share of queries with an answer",
+    )
+    pictures = ["coverage.png"] + (_draw_curves(report, compared, folder, title) if compared.labelled else [])
     save_sharpness(compared.database.output.relaxed, folder / "sharpness.png", title=report.title)
     pictures.append("sharpness.png")
-    if len(compared.database.labels) >= _LEAST_MAP_CODES:
+    if compared.labelled and len(compared.database.labels) >= _LEAST_MAP_CODES:
         _draw_map(compared, folder / "tsne.png", f"{report.title}, {title}", report.bits)
         pictures.append("tsne.png")
     _draw_results(compared, report.bits, index, folder / "results.png")
@@ -127,7 +142,7 @@ def _draw_map(compared: Comparison, path: Path, title: str, bits: int) -> None:
     labels = compared.database.labels
     groups = labels if labels.ndim == 1 else labels.argmax(axis=1)
     rows = np.linspace(0, len(groups) - 1, min(_MAP_CODES, len(groups))).astype(np.int64)
-    bit_NB = unpack_bits(next(iter(compared.codes.values()))[1][rows], bits).astype(np.float32)
+    bit_NB = unpack_bits(next(iter(compared.codes.values())).database[rows], bits).astype(np.float32)
     # Equal codes would overlap and hide their number.
     bit_NB += np.random.default_rng(0).normal(0.0, 0.01, bit_NB.shape).astype(np.float32)
     layout = TSNE(perplexity=min(_MAP_PERPLEXITY, (len(rows) - 1) / 3), init="random", random_state=0)
@@ -136,7 +151,8 @@ def _draw_map(compared: Comparison, path: Path, title: str, bits: int) -> None:
 
 def _draw_results(compared: Comparison, bits: int, index: IndexChoice, path: Path) -> None:
     """Show evenly spaced queries and their nearest images of the database, ties in database order."""
-    query_codes, codes = next(iter(compared.codes.values()))
+    coded = next(iter(compared.codes.values()))
+    query_codes, codes = coded.queries, coded.database
     rows = np.linspace(0, len(query_codes) - 1, min(_GRID_QUERIES, len(query_codes))).astype(np.int64)
     database = build_index(index, codes, np.arange(len(codes)), bits=bits)
     found = database.search(query_codes[rows], min(_GRID_ANSWERS, len(codes)))
@@ -161,23 +177,71 @@ def _tiles(side: Side, rows: list[int], classes: list[str], distances: list[int]
 
 
 def _page(report: Report, pictures: list[str]) -> str:
-    rows = {name: _row(report.methods[key]) for key, name in report.titles().items()}
-    columns = list(next(iter(rows.values())))
+    titles = report.titles()
     lines = [
         f"# {report.title}, {report.bits} bits on {report.backbone}",
         "",
         *(f"- {name.replace('_', ' ')}: {value}" for name, value in report.protocol.items()),
         f"- encoder: {report.encoder}",
-        f"- mAP of the relaxed codes: {report.map_relaxed:.4f}; of their signs, by the same queries: "
-        f"{report.map_signs_of_those:.4f}",
+    ]
+    if report.map_relaxed is not None and report.map_signs_of_those is not None:
+        lines += [
+            f"- mAP of the relaxed codes: {report.map_relaxed:.4f}; of their signs, by the same queries: "
+            f"{report.map_signs_of_those:.4f}",
+            "",
+            *_table("method", {name: _row(report.methods[key]) for key, name in titles.items()}),
+        ]
+    found = {name: report.label_free[key] for key, name in titles.items()}
+    lines += [
         "",
-        f"| method | {' | '.join(columns)} |",
-        f"|---|{'---|' * len(columns)}",
-        *(f"| {name} | {' | '.join(row.values())} |" for name, row in rows.items()),
+        "## Without labels",
+        "",
+        "Share of the 10 nearest by features among the first 10 answers, and with the first 100 re-ranked by features:",
+        "",
+        *_table("method", {name: _recall_row(one) for name, one in found.items()}),
+        "",
+        "Share of queries with an answer within a radius, and mean number of answers:",
+        "",
+        *_table("method", {name: _coverage_row(one) for name, one in found.items()}),
+    ]
+    if report.attacks:
+        shares = {
+            name: {f"radius {radius}": f"{share:.2f}" for radius, share in of.items()}
+            for name, of in report.attacks.items()
+        }
+        lines += ["", "Share of distorted images whose code is within a radius of their own:", "", *_table("", shares)]
+    lines += [
         "",
         *(f"![{Path(picture).stem}]({picture})" for picture in pictures),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _table(corner: str, rows: dict[str, dict[str, str]]) -> list[str]:
+    """Return a table in Markdown: rows by name, of the same columns."""
+    columns = list(next(iter(rows.values())))
+    return [
+        f"| {corner} | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+        *(f"| {name} | {' | '.join(row.values())} |" for name, row in rows.items()),
+    ]
+
+
+def _recall_row(found: LabelFree) -> dict[str, str]:
+    return {
+        "Hamming order": f"{found.recall:.4f}",
+        "asymmetric order": f"{found.recall_asymmetric:.4f}",
+        "Hamming, re-ranked": f"{found.recall_reranked:.4f}",
+        "asymmetric, re-ranked": f"{found.recall_asymmetric_reranked:.4f}",
+        "distinct codes": f"{found.distinct_codes:,}",
+    }
+
+
+def _coverage_row(found: LabelFree) -> dict[str, str]:
+    return {
+        f"radius {radius}": f"{share:.2f}, {found.answers_within[radius]:,.1f}"
+        for radius, share in found.found_within.items()
+    }
 
 
 def _row(method: MethodReport) -> dict[str, str]:

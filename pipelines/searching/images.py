@@ -9,10 +9,10 @@ from hashlight.encoders.data.images import MAX_PIXELS
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import ImageError
 from hashlight.engine.client.results import Hit
-from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.places.opening import open_place, open_target
 from hashlight.engine.places.uris import split_name, without_credentials
+from hashlight.engine.service.asking.encoding import Encoded
 from hashlight.pipelines.corpora.kinds.images import MAX_ENCODED_BYTES
 from hashlight.pipelines.decoding.images import decode_one
 from hashlight.pipelines.evaluation.pictures import Tile, answer_tile, save_grid
@@ -21,8 +21,8 @@ from hashlight.pipelines.jobs.errors import PipelineError
 QUERY = "query"  # the caption of what was searched for
 
 
-def encode_file(model: HashEncoder, image: str | Path, *, max_pixels: int = MAX_PIXELS) -> CodeArray:
-    """Encode one image file of at most `max_pixels` pixels, to codes of shape (1, W).
+def encode_file(model: HashEncoder, image: str | Path, *, max_pixels: int = MAX_PIXELS) -> Encoded:
+    """Encode one image file of at most `max_pixels` pixels, as a batch of one.
 
     Raises
     ------
@@ -32,7 +32,8 @@ def encode_file(model: HashEncoder, image: str | Path, *, max_pixels: int = MAX_
     try:
         data = open_place(image).read(max_bytes=MAX_ENCODED_BYTES)
         pixels_HWC = decode_one(data, model.config.preprocessing, max_pixels=max_pixels)
-        return model.encode_pixels(pixels_HWC[None]).codes
+        output = model.encode_pixels(pixels_HWC[None])
+        return Encoded(output.codes, output.features, output.projections)
     except (OSError, ImageError) as error:
         raise PipelineError(f"{without_credentials(str(image))} cannot be searched for: {error}") from error
 

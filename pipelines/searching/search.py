@@ -7,10 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hashlight.engine.client.results import SearchResponse
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.query import Query
 from hashlight.engine.service.asking.rendering import search_frame, search_table
 from hashlight.engine.service.asking.retrieval import Ask, answer
@@ -23,9 +25,12 @@ def code_of_item(collection: Collection, id: int) -> CodeArray:
     return np.frombuffer(code, "<u8").astype(np.uint64)[None]
 
 
-def find(collection: Collection, code: CodeArray, query: Query) -> SearchResponse:
-    """Find images by one code, (1, W), with their attributes."""
-    ask = Ask(codes=code, query=query, include=frozenset({"attributes"}))
+def find(
+    collection: Collection, code: CodeArray, query: Query, *, projections: NDArray[np.float32] | None = None
+) -> SearchResponse:
+    """Find images by one code, (1, W), with their attributes; with its projections (1, B) in asymmetric order."""
+    rerank = None if projections is None else Rerank.asymmetric(query.k or 1)
+    ask = Ask(codes=code, query=query, features=projections, rerank=rerank, include=frozenset({"attributes"}))
     found = answer(CollectionSearcher(collection), ask, timeout_s=None)
     return SearchResponse(search_table(found), search_frame(found, {}), lambda ids: [None] * len(ids))
 
@@ -35,7 +40,7 @@ def as_json(found: SearchResponse) -> dict[str, Any]:
     [hits] = found
     answers = [{"id": hit.id, "distance": hit.distance, "attributes": hit.attributes or {}} for hit in hits]
     coverage = {**asdict(found.coverage), "complete": found.coverage.complete}
-    return {"answers": _without_nan(answers), "truncated": hits.truncated, "coverage": coverage}
+    return {"answers": _without_nan(answers), "order": found.order, "truncated": hits.truncated, "coverage": coverage}
 
 
 def _without_nan(value: Any) -> Any:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.encoders.encoder import HashEncoder
-from hashlight.engine.codes import CodeArray
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.service.asking.encoding import Encoded
 from hashlight.pipelines.jobs.errors import PipelineError
 
 _MAX_BYTES = 64 << 20
@@ -42,8 +42,8 @@ def read_vector(vector: str | Path) -> NDArray[np.floating[Any]]:
     return np.atleast_2d(found.astype(np.float32) if found.dtype.kind != "f" else found)
 
 
-def encode_vector(model: HashEncoder, vector: str | Path) -> CodeArray:
-    """Encode the embedding in a file, to codes of shape (1, W).
+def encode_vector(model: HashEncoder, vector: str | Path) -> Encoded:
+    """Encode the embedding in a file, as a batch of one.
 
     Raises
     ------
@@ -58,6 +58,7 @@ def encode_vector(model: HashEncoder, vector: str | Path) -> CodeArray:
             f"{open_place(vector)} has {vector_1D.shape[1]} numbers, expected {expected}, as embeddings here have"
         )
     try:
-        return model.encode_embeddings(vector_1D)
+        output = model.encode_embeddings_all(vector_1D)
     except ValueError as error:
         raise PipelineError(f"{open_place(vector)} cannot be searched for: {error}") from error
+    return Encoded(output.codes, output.features, output.projections)

@@ -87,4 +87,4 @@ class HashImageEncoder:
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> Encoded:
         """Encode decoded images."""
         output = self._model.encode_pixels(np.stack(images))
-        return Encoded(output.codes, output.features)
+        return Encoded(output.codes, output.features, output.projections)

@@ -38,5 +38,5 @@ class HashVectorEncoder:
 
     def encode_vectors(self, vectors_ND: NDArray[np.float32]) -> Encoded:
         """Encode embeddings (N, `dims`); ValueError if one of them has no code."""
-        codes_NW = self._model.encode_embeddings(vectors_ND)
-        return Encoded(codes_NW, self._model.head.features(vectors_ND))
+        output = self._model.encode_embeddings_all(vectors_ND)
+        return Encoded(output.codes, output.features, output.projections)

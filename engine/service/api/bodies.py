@@ -28,12 +28,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
+from hashlight.engine.collection.rerank import Order, Rerank
 from hashlight.engine.filters.parameters import MAX_VALUES, Parameters
 from hashlight.engine.service.api import schemas
 from hashlight.engine.service.api.json_body import is_picture_name, take_pictures
-from hashlight.engine.service.api.schemas import EncodeBody, EncodeOptions, Query
+from hashlight.engine.service.api.schemas import ORDERS, EncodeBody, EncodeOptions, Query, RerankBody
 from hashlight.engine.service.api.slices import BYTES_AT_ONCE, LongList, cut_lists
-from hashlight.engine.service.asking.resolving import NoFeaturesError, Sorted, sort_queries
+from hashlight.engine.service.asking.resolving import NoFeaturesError, Sorted, check_features_of_code, sort_queries
 from hashlight.engine.service.limits import MAX_IMAGES, MAX_QUERIES, Limits
 from hashlight.engine.service.problems import RequestError, invalid, named
 from hashlight.engine.wording import counted
@@ -159,10 +160,12 @@ async def read_search(
         return Asked(parsed, queries, lists_of(parsed), arrow=wants_arrow(request))
     if kind == ARROW:
         parsed = parse_fields(options, url_fields(request))
-        if _reranks(parsed):
-            raise invalid(str(NoFeaturesError(0)), "rerank")
+        try:
+            check_features_of_code(0, asked_order(parsed))
+        except NoFeaturesError as error:
+            raise invalid(str(error), "rerank") from error
         codes = await read_body(request, functools.partial(codes_of_arrow, bits=bits, limits=limits))
-        return Asked(parsed, Sorted(codes, {}, {}, reranks=False), lists_of(parsed), arrow=True)
+        return Asked(parsed, Sorted(codes, {}, {}), lists_of(parsed), arrow=True)
     raise unsupported(kind, (JSON, FORM, ARROW))
 
 
@@ -217,15 +220,17 @@ def lists_of(options: Any) -> Parameters | None:
 
 def _sorted(queries: Sequence[CodeArray | NDArray[np.float64] | int | Image], options: Any, bits: int) -> Sorted[Image]:
     try:
-        return sort_queries(queries, bits=bits, reranks=_reranks(options))
+        return sort_queries(queries, bits=bits, asked=asked_order(options))
     except NoFeaturesError as error:
         raise invalid(str(error), f"queries.{error.number}.code") from error
     except ValueError as error:
         raise named(error) from error
 
 
-def _reranks(options: Any) -> bool:
-    return getattr(options, "rerank", None) is not None
+def asked_order(options: Any) -> Rerank | Order | None:
+    """Return the order of answers that options ask for, if they do."""
+    asked: Any = getattr(options, "rerank", None)
+    return Rerank(pool=asked.pool, metric=asked.metric) if isinstance(asked, RerankBody) else asked
 
 
 def _images_of_json(data: bytearray, *, limits: Limits) -> tuple[list[Image], int | None]:
@@ -349,7 +354,7 @@ def parse_fields(model: type[Options], fields: Mapping[str, str]) -> Options:
     for name, text in fields.items():
         if name == "include":
             plain[name] = [word for word in text.split(",") if word]
-        elif name == "filter":
+        elif name == "filter" or (name == "rerank" and text in ORDERS):
             plain[name] = text
         elif name in _OBJECTS:
             try:

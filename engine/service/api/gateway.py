@@ -18,7 +18,6 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
 from hashlight.engine.filters.parameters import Parameters
@@ -358,17 +357,20 @@ class Gateway:
                 )
             if options.after is not None and count > 1:
                 raise invalid(f"`after` goes with a single query, whose answer it ends, got {count} queries", "after")
-        elif options.rerank is not None:
-            self._check_rerank(options.rerank.pool, options.k, count)
+        elif isinstance(rerank := bodies.asked_order(options), Rerank):
+            self._check_rerank(rerank, options.k, count)
 
-    def _check_rerank(self, pool: int, k: int, count: int) -> None:
+    def _check_rerank(self, rerank: Rerank, k: int, count: int) -> None:
+        pool = rerank.pool or k
         if pool < k:
             raise invalid(f"`rerank.pool` must be at least `k`, {k}, got {pool}", "rerank.pool")
-        if pool > self.limits.k or pool * count > self.limits.results:
-            max_pool = min(self.limits.k, self.limits.results // count)
+        if pool > (max_pool := self._max_pool(count)):
             raise invalid(f"`rerank.pool` must be 1 to {max_pool} for {count} queries, got {pool}", "rerank.pool")
-        if not self.searcher.describe()["features"]:
+        if rerank.by_features and not self.searcher.describe()["features"]:
             raise invalid("the collection has no fine features to re-rank by: encode it with `--features`", "rerank")
+
+    def _max_pool(self, num_queries: int) -> int:
+        return min(self.limits.k, self.limits.results // num_queries)
 
     def timeout_s(self, timeout_ms: int | None) -> float:
         """Return the seconds that a request may take; 422 if it asks for too many."""
@@ -380,45 +382,50 @@ class Gateway:
         return timeout_ms / 1000
 
     async def _resolve(self, asked: bodies.Asked, deadline_s: float, timing_ms: dict[str, float]) -> Ask:
-        """Turn queries into codes, and into features if they are needed."""
-        options, rerank, version, sequence = asked.options, None, None, 0
+        """Turn queries into codes, and into features or projections if they are needed."""
+        options, queries, version, sequence = asked.options, asked.queries, None, 0
         more = {"filter": options.filter, "parameters": asked.lists, "explain": "explain" in options.include}
         if isinstance(options, schemas.SearchOptions):
             query = Query(k=options.k, **more)
-            if options.rerank is not None:
-                rerank = Rerank(pool=options.rerank.pool, metric=options.rerank.metric)
         else:
             after = options.after
             query = Query(radius=options.radius, limit=options.limit, **more)
             if after is not None:
                 query, version = query._replace(after=(after.distance, after.id)), after.version
                 sequence = after.sequence
-        codes, features = await self._codes_of(asked.queries, deadline_s, timing_ms)
+        wished = bodies.asked_order(options)
+        rerank = queries.order(wished, query.k, most=self._max_pool(max(1, len(queries.codes))))
+        found = await self._look_up(queries, rerank, deadline_s, timing_ms)
+        try:
+            resolved = queries.resolve(found, rerank, is_asked=wished is not None)
+        except ValueError as error:
+            raise invalid(str(error), "rerank") from error
         return Ask(
-            codes=codes,
+            codes=resolved.codes,
             query=query,
-            features=features,
-            rerank=rerank,
+            features=resolved.features,
+            rerank=resolved.rerank,
             allow_partial=options.allow_partial,
             include=frozenset(options.include) - {"explain"},
             version=version,
             sequence=sequence,
         )
 
-    async def _codes_of(
-        self, queries: Sorted[bodies.Image], deadline_s: float, timing_ms: dict[str, float]
-    ) -> tuple[CodeArray, NDArray[np.float32] | None]:
-        """Return codes (Q, W) of queries, and features (Q, F) if answers are re-ranked."""
+    async def _look_up(
+        self, queries: Sorted[bodies.Image], rerank: Rerank | None, deadline_s: float, timing_ms: dict[str, float]
+    ) -> list[tuple[Iterable[int], Encoded]]:
+        """Return what is stored of the items, and what the encoder makes of the images, each with their queries."""
         found: list[tuple[Iterable[int], Encoded]] = []
         if queries.ids:
-            found.append((queries.ids, await self._stored(queries.ids, queries.reranks, deadline_s)))
+            with_features = rerank is not None and rerank.by_features
+            found.append((queries.ids, await self._stored(queries.ids, with_features, deadline_s)))
         if queries.images:
             found.append(
                 (queries.images, await self._encode_queries(list(queries.images.values()), deadline_s, timing_ms))
             )
         if queries.vectors:
             found.append((queries.vectors, await self._encode_vectors(queries.vectors)))
-        return queries.resolve(found)
+        return found
 
     async def _encode_vectors(self, vectors: dict[int, NDArray[np.float32]]) -> Encoded:
         """Return codes and features of embeddings (query number -> embedding)."""
@@ -438,12 +445,12 @@ class Gateway:
             field = f"queries.{numbers[error.number]}.vector"
             raise invalid(f"`{field}` has {error.reason}", field) from error
 
-    async def _stored(self, ids: dict[int, int], reranks: bool, deadline_s: float) -> Encoded:
+    async def _stored(self, ids: dict[int, int], with_features: bool, deadline_s: float) -> Encoded:
         """Return codes and features of items, in the order of `ids` (query number -> id)."""
         wanted = list(ids.values())
         try:
             return await self._searches.run(
-                lambda: stored_codes(self.searcher, wanted, reranks=reranks, deadline_s=deadline_s)
+                lambda: stored_codes(self.searcher, wanted, with_features=with_features, deadline_s=deadline_s)
             )
         except IdNotFoundError as error:
             field = f"queries.{next(iter(ids))}.id" if len(ids) == 1 else "queries"

@@ -162,7 +162,7 @@ def _form_fields(options: type[BaseModel]) -> dict[str, Any]:
     for name, field in options.model_fields.items():
         schema: dict[str, Any] = {"description": field.description or name}
         if name == "rerank":
-            schema |= {"type": "string", "description": 'JSON: {"pool": 100, "metric": "l2"}.'}
+            schema |= {"type": "string", "description": 'asymmetric, hamming, or JSON: {"pool": 100, "metric": "l2"}.'}
         elif name == "parameters":
             schema |= {"type": "string", "description": 'JSON: {"seen": [7, 8]}.'}
         elif name == "after":

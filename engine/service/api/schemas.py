@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from hashlight.engine.codes import MAX_BITS
+from hashlight.engine.collection.rerank import Order
 from hashlight.engine.filters.parameters import MAX_LISTS, MAX_VALUES, NAME
 from hashlight.engine.service.limits import MAX_IMAGES, MAX_QUERIES
 
@@ -74,10 +75,26 @@ class Query(_Request):
 
 
 class RerankBody(_Request):
-    """Re-rank a pool of nearest codes by fine features; queries must be images, embeddings or ids."""
+    """Re-rank a pool of nearest codes: by fine features of images, embeddings or ids, or in asymmetric order."""
 
     pool: int = Field(ge=1, description="Number of nearest codes to re-rank, at least `k`.")
-    metric: Literal["l2", "cosine"] = "l2"
+    metric: Literal["l2", "cosine", "asymmetric"] = "l2"
+
+
+ORDERS = get_args(Order)
+
+
+def _read_order(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    if not isinstance(value, str):
+        return read(value)
+    if value not in ORDERS:
+        shown = value.encode(errors="backslashreplace").decode()
+        raise ValueError(f'`rerank` must be "asymmetric", "hamming" or such as {{"pool": 100}}, got "{shown}"')
+    return value
+
+
+def _with_names(schema: dict[str, Any]) -> None:
+    schema["anyOf"].insert(0, {"type": "string", "enum": list(ORDERS)})
 
 
 Id = Annotated[int, Field(ge=0, le=MAX_ID)]
@@ -112,7 +129,12 @@ class SearchOptions(_Options):
     """How to find the nearest items."""
 
     k: int = Field(10, ge=1, description="Number of nearest items.")
-    rerank: RerankBody | None = None
+    rerank: Annotated[RerankBody | None, WrapValidator(_read_order)] = Field(
+        None,
+        description="Order of the answers. Without it `asymmetric`: the nearest codes in the order of the projections "
+        "of images and embeddings, which for queries that are codes or ids is that of Hamming distances.",
+        json_schema_extra=_with_names,
+    )
     allow_partial: bool = Field(True, description="Answer from the shards that respond; `coverage` names the others.")
 
 
@@ -155,6 +177,7 @@ class SearchBody(SearchOptions):
                     "parameters": {"seen": [7, 8]},
                 },
                 {"queries": [{"image": _EXAMPLE_IMAGE}], "k": 5, "rerank": {"pool": 100}},
+                {"queries": [{"image": _EXAMPLE_IMAGE}], "k": 5, "rerank": "hamming"},
             ]
         }
     )
@@ -350,7 +373,7 @@ class HitModel(BaseModel):
     """One item found."""
 
     id: int
-    distance: float = Field(description="Hamming distance, or distance of features after re-ranking.")
+    distance: float = Field(description="Hamming distance, or distance of features after re-ranking by them.")
     attributes: dict[str, Any] | None = None
     code: str | None = Field(None, description="In hex.")
 
@@ -365,7 +388,7 @@ class ExplainModel(BaseModel):
 
 
 class ResultModel(BaseModel):
-    """What one query found, ascending by (distance, id)."""
+    """What one query found, in the `order` of the answer."""
 
     hits: list[HitModel]
     truncated: bool
@@ -388,6 +411,9 @@ class SearchAnswer(BaseModel):
     """Answers, one result for each query."""
 
     results: list[ResultModel]
+    order: Literal["hamming", "asymmetric", "l2", "cosine"] = Field(
+        description="Order of the hits. Of `asymmetric`, distances are Hamming distances and need not ascend."
+    )
     coverage: CoverageModel
     version: int = Field(description="Collection version.")
     sequence: int | None = Field(None, description="Last write of the server's log that is on top of it, if any is.")

@@ -61,13 +61,16 @@ class Encoded(NamedTuple):
     codes : ndarray of uint64, shape (N, W)
     features : ndarray of float32, shape (N, F)
         Fine features, for re-ranking.
+    projections : ndarray of float32, shape (N, B), or None
+        The real numbers whose signs are the bits, for asymmetric order, if the encoder gives them.
     """
 
     codes: CodeArray
     features: NDArray[np.float32]
+    projections: NDArray[np.float32] | None = None
 
 
-_Row = tuple[NDArray[np.uint64], NDArray[np.float32]]  # of Encoded
+_Row = tuple[NDArray[np.uint64], NDArray[np.float32], NDArray[np.float32] | None]  # of Encoded
 
 
 class ImageEncoder(Protocol):
@@ -156,7 +159,12 @@ def encode_vectors(encoder: VectorEncoder, vectors: Sequence[NDArray[np.float32]
             found.append(encoder.encode_vectors(vector[None]))
         except ValueError as error:
             raise VectorRefusedError(place, f"no code: {error}") from error
-    return Encoded(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    given = [one.projections for one in found if one.projections is not None]
+    return Encoded(
+        np.concatenate([one.codes for one in found]),
+        np.concatenate([one.features for one in found]),
+        np.concatenate(given) if len(given) == len(found) else None,
+    )
 
 
 def is_encoder_of(encoder: Encoder, *, bits: int, fingerprint: str | None) -> bool:
@@ -232,7 +240,9 @@ class EncodingThreads:
             decoded = await asyncio.gather(*jobs)
         with self._metrics.stage("encode", timing_ms):
             rows = await asyncio.gather(*map(self._batcher.submit, decoded))
-        return Encoded(np.stack([code for code, _ in rows]), np.stack([features for _, features in rows]))
+        codes, features, projections = zip(*rows, strict=True)
+        given = [row for row in projections if row is not None]
+        return Encoded(np.stack(codes), np.stack(features), np.stack(given) if len(given) == len(rows) else None)
 
     def _decode(self, data: bytes, field: str, deadline_s: float) -> Any:
         try:
@@ -244,4 +254,5 @@ class EncodingThreads:
         self._metrics.encode_batch.observe(len(images))
         work = functools.partial(self.encoder.encode, images)
         encoded = await asyncio.get_running_loop().run_in_executor(self._encoders, work)
-        return list(zip(encoded.codes, encoded.features, strict=True))
+        projections = [None] * len(images) if encoded.projections is None else encoded.projections
+        return list(zip(encoded.codes, encoded.features, projections, strict=True))

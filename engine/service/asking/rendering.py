@@ -90,8 +90,8 @@ def search_table(answer: Answer) -> pa.Table:
 def search_frame(answer: Answer, timing_ms: dict[str, float]) -> dict[str, Any]:
     """Return everything in an answer besides its hits.
 
-    `queries` (their number), `truncated` (the positions of truncated ones), `coverage`, `version`, `timing_ms`, and, if
-    requested, `explain` (one entry for each query).
+    `queries` (their number), `truncated` (the positions of truncated ones), `order`, `coverage`, `version`,
+    `timing_ms`, and, if requested, `explain` (one entry for each query).
     """
     truncated = np.flatnonzero(answer.truncated).tolist()
     frame = {"queries": len(answer.truncated), "truncated": truncated, **_frame(answer, timing_ms)}
@@ -213,7 +213,7 @@ def _rest(answer: Answer, number: int) -> dict[str, Any]:
 def _frame(answer: Answer, timing_ms: dict[str, float]) -> dict[str, Any]:
     coverage = dataclasses.asdict(answer.coverage) | {"complete": answer.coverage.complete}
     del coverage["version"], coverage["sequence"]
-    return {"coverage": coverage, **_version_of(answer.coverage), "timing_ms": timing_ms}
+    return {"order": answer.order, "coverage": coverage, **_version_of(answer.coverage), "timing_ms": timing_ms}
 
 
 def _explain(answer: Answer, number: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
-from hashlight.engine.collection.rerank import Rerank
+from hashlight.engine.collection.rerank import HAMMING, Rerank
 from hashlight.engine.errors import DeadlineExceededError, HashlightError, IdNotFoundError, NotReadyError
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
@@ -50,8 +50,8 @@ class Ask:
     ----------
     codes : ndarray of uint64, shape (Q, W)
     query : Query
-    features : ndarray of float, shape (Q, F), or None
-        With `rerank`.
+    features : ndarray of float, shape (Q, F) or (Q, B), or None
+        With `rerank`: features, or projections.
     rerank : Rerank or None
     allow_partial : bool
     include : frozenset of str
@@ -81,7 +81,10 @@ class Answer:
     lims : ndarray of int64, shape (Q + 1,)
         The answers of query q are `ids[lims[q]:lims[q + 1]]`.
     ids : ndarray of int64, shape (M,)
-    distances : ndarray of int32, or of float32 after re-ranking, shape (M,)
+    distances : ndarray of int32, or of float32 after re-ranking by features, shape (M,)
+    order : str
+        What the answers of a query are in order of: "hamming", or the metric of re-ranking. In asymmetric order the
+        distances are Hamming distances, and need not ascend.
     truncated : ndarray of bool, shape (Q,)
     coverage : Coverage
     explain : Explanation or None
@@ -99,6 +102,7 @@ class Answer:
     explain: Explanation | None = None
     items: pa.Table | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    order: str = HAMMING
 
 
 def _hold_anything(size: int) -> None:
@@ -232,7 +236,7 @@ def _search(searcher: Searcher, ask: Ask, timeout_s: float | None) -> Answer:
     )
     within = found if isinstance(found, RangeResult) else as_range(found)
     assert within.coverage is not None, "a searcher's answers carry coverage"
-    return Answer(**within._asdict())
+    return Answer(**within._asdict(), order=HAMMING if ask.rerank is None else ask.rerank.metric)
 
 
 def stored_items(

@@ -12,9 +12,15 @@ from hashlight.pipelines.cli.options import EncoderOption, IndexOption, refuse_m
 
 def evaluate(
     encoder: EncoderOption,
-    database: Annotated[str, typer.Option(help="Labelled corpus to rank.", callback=refuse_missing)],
-    queries: Annotated[str, typer.Option(help="Labelled corpus to query with.", callback=refuse_missing)],
+    database: Annotated[str, typer.Option(help="Corpus to rank, with labels or without.", callback=refuse_missing)],
     output: Annotated[str, typer.Option("--output", help="Folder for the report, or s3://.")],
+    queries: Annotated[
+        str | None,
+        typer.Option(
+            help="Corpus to query with; up to 500 images of the database, left out there, if left out here.",
+            callback=refuse_missing,
+        ),
+    ] = None,
     train: Annotated[
         str | None,
         typer.Option(help="Corpus that the baselines learn from; the database if left out.", callback=refuse_missing),
@@ -25,7 +31,7 @@ def evaluate(
     ] = None,
     index: IndexOption = "auto",
 ) -> None:
-    """Measure how well an encoder retrieves images that share a label with the query."""
+    """Measure how well an encoder retrieves: images with the query's label, if there are labels, and its neighbours."""
     from hashlight.engine.places.opening import open_place
     from hashlight.pipelines.evaluation.evaluate import evaluate_encoder
 
@@ -40,7 +46,15 @@ def evaluate(
             index=index,
             progress=say,
         )
-    rows = {f"mAP, {title}": f"{report.methods[name].map_all:.4f}" for name, title in report.titles().items()}
-    relaxed = f"{report.map_relaxed:.4f} (signs, same queries: {report.map_signs_of_those:.4f})"
-    out.print(key_value_table("retrieval", {**rows, "mAP, relaxed codes": relaxed}))
+    rows = {}
+    if report.methods:
+        rows = {f"mAP, {title}": f"{report.methods[name].map_all:.4f}" for name, title in report.titles().items()}
+        rows["mAP, relaxed codes"] = f"{report.map_relaxed:.4f} (signs, same queries: {report.map_signs_of_those:.4f})"
+    for name, title in report.titles().items():
+        found = report.label_free[name]
+        rows[f"recall of 10 neighbours, {title}"] = (
+            f"{found.recall:.4f}, in asymmetric order {found.recall_asymmetric:.4f}, "
+            f"100 re-ranked {found.recall_reranked:.4f}"
+        )
+    out.print(key_value_table("retrieval", rows))
     out.print(f"report: {open_place(output).path('report.md')}", soft_wrap=True)

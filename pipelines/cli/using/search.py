@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,9 @@ from hashlight.pipelines.cli.options import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from hashlight.engine.client.results import SearchResponse
     from hashlight.engine.codes import CodeArray
     from hashlight.engine.collection.collection import Collection
@@ -118,6 +121,13 @@ class Reach:
             min=0, help="Find all images whose codes differ in at most this many bits (their Hamming distance)."
         ),
     ] = None
+    order: Annotated[
+        Literal["asymmetric", "hamming"] | None,
+        typer.Option(
+            help="Of the answers: `asymmetric`, by the sizes of the numbers whose signs are the bits (by default with "
+            "--image and --vector, without --radius), or `hamming`, by the number of bits that differ."
+        ),
+    ] = None
     limit: Annotated[int | None, typer.Option(min=1, help="With --radius: keep the nearest this many.")] = None
     filter: FilterOption = None
 
@@ -127,6 +137,8 @@ class Reach:
             raise typer.BadParameter("give -k or --radius, not both")
         if self.limit is not None and self.radius is None:
             raise typer.BadParameter("--limit goes with --radius; -k is a limit itself")
+        if self.order == "asymmetric" and self.radius is not None:
+            raise typer.BadParameter("--order asymmetric goes with -k: answers within a --radius are in Hamming order")
 
     @property
     def wanted(self) -> dict[str, Any]:
@@ -210,7 +222,13 @@ def _search_one(
         raise typer.BadParameter(
             f"--radius must be 0 to {opened.bits} (the codes have {opened.bits} bits), got {radius}"
         )
-    found = find(opened, _code_of(opened, asked, encoder), Query(**reach.wanted))
+    if reach.order == "asymmetric" and asked.image is None and asked.vector is None:
+        raise typer.BadParameter(
+            "--order asymmetric goes with --image or --vector: of ids and codes only bits are known"
+        )
+    code, projections = _code_of(opened, asked, encoder)
+    asymmetric = radius is None and reach.order != "hamming"
+    found = find(opened, code, Query(**reach.wanted), projections=projections if asymmetric else None)
     if as_json:
         document = {"query": {**asked.document, **reach.wanted}, **document_of(found)}
         typer.echo(json.dumps(document, default=str))
@@ -221,24 +239,26 @@ def _search_one(
         err.print(f"saved {without_credentials(save)}", soft_wrap=True)
 
 
-def _code_of(opened: Collection, asked: Asked, encoder: str | None) -> CodeArray:
-    """Return the code to search for, (1, W); only an image needs torch."""
+def _code_of(opened: Collection, asked: Asked, encoder: str | None) -> tuple[CodeArray, NDArray[np.float32] | None]:
+    """Return the code to search for, (1, W), and the projections of an image, (1, B), which alone needs torch."""
     if asked.id is not None:
         from hashlight.pipelines.searching.search import code_of_item
 
-        return code_of_item(opened, asked.id)
+        return code_of_item(opened, asked.id), None
     if asked.code is not None:
-        return asked.read_code(opened.bits)
+        return asked.read_code(opened.bits), None
     from hashlight.pipelines.searching.encoder import load_encoder
 
     if asked.vector is not None:
         from hashlight.pipelines.searching.vectors import encode_vector
 
-        return encode_vector(load_encoder(opened, encoder), asked.vector)
-    from hashlight.pipelines.searching.images import encode_file
+        encoded = encode_vector(load_encoder(opened, encoder), asked.vector)
+    else:
+        from hashlight.pipelines.searching.images import encode_file
 
-    assert asked.image is not None, "there is one of them"
-    return encode_file(load_encoder(opened, encoder), asked.image, max_pixels=asked.max_pixels)
+        assert asked.image is not None, "there is one of them"
+        encoded = encode_file(load_encoder(opened, encoder), asked.image, max_pixels=asked.max_pixels)
+    return encoded.codes, encoded.projections
 
 
 def _save(opened: Collection, asked: Asked, found: SearchResponse, save: str) -> None:
@@ -292,4 +312,5 @@ def _show_answers(found: SearchResponse) -> None:
     out.print(
         f"{counted(len(hits), 'answer')}{cut}, {coverage.searched:,} of {counted(coverage.codes, 'code')} searched in "
         f"{coverage.answered} of {counted(coverage.shards, 'shard')}"
+        + (", the nearest in asymmetric order" if found.order == "asymmetric" else "")
     )

@@ -89,7 +89,7 @@ def test_json_is_the_same_in_pieces(counts, items, explain):
     answer = make_answer(counts, items=items, explain=explain)
     pieces = list(json_pieces(answer, timing_ms={"search": 1.5}))
     document = json.loads(b"".join(pieces))
-    assert list(document) == ["results", "coverage", "version", "timing_ms"]
+    assert list(document) == ["results", "order", "coverage", "version", "timing_ms"]
     assert document["results"] == expected(answer)
     assert (document["version"], document["timing_ms"]) == (3, {"search": 1.5})
     assert (document["coverage"]["complete"], document["coverage"]["codes"]) == (True, 10**6)

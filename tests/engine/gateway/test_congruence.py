@@ -193,6 +193,39 @@ def test_reranking(client, collection, rows, metric):
         assert len(set(hits.ids) & set(pool[order].tolist())) >= 4
 
 
+def test_images_are_answered_in_asymmetric_order(client, rows):
+    ids, codes, _ = rows
+    asked = [serving.png(picture) for picture in serving.make_pictures(40)[28:34]]
+    encoder = serving.AverageHash()
+    encoded = encoder.encode([encoder.decode(picture, 10**6) for picture in asked])
+    bits_N = np.unpackbits(codes.view(np.uint8), axis=1, bitorder="little")[:, : serving.BITS]
+    row_of = {id_: row for row, id_ in enumerate(ids.tolist())}
+    differs = 0
+    for rerank, pool in ((None, 100), ("asymmetric", 100), (Rerank(pool=20, metric="asymmetric"), 20)):
+        found = client.search(asked, 8, rerank=rerank)
+        assert found.order == "asymmetric"
+        pool_distances, pools = oracles.knn(encoded.codes, codes, ids, pool)
+        for query, hits in enumerate(found):
+            row_P = [row_of[id_] for id_ in pools[query].tolist() if id_ != -1]
+            products = np.where(bits_N[row_P], 1, -1) @ encoded.projections[query].astype(int)
+            distances = pool_distances[query][: len(row_P)]
+            order = np.lexsort((ids[row_P], distances, -products))[:8]
+            assert hits.ids.tolist() == ids[row_P][order].tolist()
+            assert hits.distances.tolist() == distances[order].tolist()
+            differs += hits.ids.tolist() != pools[query][:8].tolist()
+    assert differs
+    plain = client.search(asked, 8, rerank="hamming")
+    assert plain.order == "hamming"
+    assert [hits.ids.tolist() for hits in plain] == oracles.knn(encoded.codes, codes, ids, 8)[1].tolist()
+    mixed = client.search([asked[0], int(ids[3]), codes[5]], 8)
+    assert mixed.order == "asymmetric"
+    assert mixed[0].ids.tolist() == client.search(asked[0], 8)[0].ids.tolist()
+    assert [hits.ids.tolist() for hits in mixed[1:]] == oracles.knn(codes[[3, 5]], codes, ids, 8)[1].tolist()
+    without_images = client.search([int(ids[3]), codes[5]], 8, rerank="asymmetric")
+    assert without_images.order == client.range_search(asked, 3).order == "hamming"
+    assert [hits.ids.tolist() for hits in without_images] == [hits.ids.tolist() for hits in mixed[1:]]
+
+
 def test_items_thumbnails_and_what_is_served(client, rows):
     ids, codes, attributes = rows
     wanted = [int(ids[5]), int(ids[2]), int(ids[5])]
@@ -344,6 +377,7 @@ def test_very_many_queries_in_a_stream(client, rows, queries):
         (lambda client, code: client.search(code | np.uint64(1 << 62)), ValueError, "bits set past bit 59"),
         (lambda client, code: client.search(code, rerank=Rerank(pool=30)), ValueError, "features"),
         (lambda client, code: client.search(code, rerank=Rerank(radius=3)), ValueError, "`pool`"),
+        (lambda client, code: client.search(code, rerank="symmetric"), ValueError, "'asymmetric' or 'hamming'"),
         (lambda client, code: client.search([]), ValueError, "at least one"),
         (lambda client, code: client.search(3.5), TypeError, "float"),
         (lambda client, code: client.search(code.astype(np.int32)), TypeError, "int32"),

@@ -58,7 +58,7 @@ def test_a_search_by_code_as_json(http, collection):
         )
         assert answer.status_code == 200
         document = answer.json()
-        assert set(document) == {"results", "coverage", "version", "timing_ms"}
+        assert set(document) == {"results", "order", "coverage", "version", "timing_ms"}
         (result,) = document["results"]
         assert result["truncated"] is False
         assert result["explain"]["plan"]
@@ -97,6 +97,8 @@ def test_a_form_with_an_image(http):
     assert len(as_form.json()["results"][0]["hits"]) == 3
     assert as_form.json()["results"][0]["truncated"] is True
     pooled = http.post("/v1/search", data={"rerank": '{"pool": 50}', "k": "2"}, files={"image": ("a.png", IMAGE)})
+    named = http.post("/v1/search", data={"rerank": "hamming", "k": "2"}, files={"image": ("a.png", IMAGE)})
+    assert named.json()["order"] == "hamming"
     assert [hit["distance"] > 100 for hit in pooled.json()["results"][0]["hits"]] == [False, True]
 
 

@@ -14,13 +14,15 @@ from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.metrics import mean_average_precision, ndcg
 from hashlight.encoders.packing import pack_bits
 from hashlight.encoders.training.train import TrainConfig, train
-from hashlight.pipelines.evaluation import measure
+from hashlight.pipelines.evaluation import label_free, measure
 from hashlight.pipelines.evaluation.evaluate import BASELINES, evaluate_encoder
+from hashlight.pipelines.evaluation.label_free import ATTACKS
 from hashlight.pipelines.evaluation.measure import CUT_OFFS, Report, Side, count_distances, method_report, relaxed_maps
 from hashlight.pipelines.jobs.errors import PipelineError
 from tests import oracles
+from tests.serving import png
 
-PICTURES = {"precision_recall", "precision_at", "precision_radius", "sharpness", "tsne", "results"}
+PICTURES = {"coverage", "precision_recall", "precision_at", "precision_radius", "sharpness", "tsne", "results"}
 
 
 def test_one_label_per_image(tmp_path, corpus, encoder, pictures):
@@ -253,3 +255,72 @@ def test_relaxed_codes_and_signs_are_compared_on_the_same_queries(monkeypatch):
     relevant = query_labels[rows, None] == labels
     counts = oracles.distance_histograms(sides[0].output.codes[rows], sides[1].output.codes, relevant, 6)
     assert by_signs == pytest.approx(mean_average_precision(*counts), abs=1e-12)
+
+
+def nearest_rows(scores_QN, k):
+    return [set(row.tolist()) for row in np.argsort(-scores_QN, axis=1, kind="stable")[:, :k]]
+
+
+def test_images_without_labels_are_measured_by_their_neighbours(tmp_path, corpus, encoder):
+    table = pq.read_table(corpus).drop("label")
+    pq.write_table(table, tmp_path / "bare.parquet")
+    report = evaluate_encoder(
+        encoder, database=tmp_path / "bare.parquet", output=tmp_path / "report", baselines=["itq"]
+    )
+    assert (report.methods, report.map_relaxed) == ({}, None)
+    assert (report.protocol["queries"], report.protocol["database"]) == (60, 240)
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert set(re.findall(r"!\[.*\]\((.*)\.png\)", page)) == {"coverage", "sharpness", "results"}
+    # The oracle encodes by itself: every fifth image is a query.
+    model = HashEncoder.load(encoder)
+    output = model.encode_all(table["image"].to_pylist())
+    is_query = np.arange(300) % 5 == 0
+    queries, rows = ([part[mask] for part in output] for mask in (is_query, ~is_query))
+    cosines = [part[2] / np.linalg.norm(part[2], axis=1)[:, None] for part in (queries, rows)]
+    wanted = nearest_rows(cosines[0] @ cosines[1].T, 10)
+    bit_Q, bit_N = (
+        np.unpackbits(part[0].view(np.uint8), axis=1, bitorder="little")[:, :48] for part in (queries, rows)
+    )
+    sign_N = np.where(bit_N, 1.0, -1.0)
+    distances = (bit_Q[:, None] != bit_N).sum(axis=2)
+    order = np.argsort(distances, axis=1, kind="stable")
+    products = np.take_along_axis(queries[3].astype(float) @ sign_N.T, order, axis=1)
+    finer = np.take_along_axis(order, np.argsort(-products[:, :100], axis=1, kind="stable"), axis=1)
+    share = lambda found: np.mean([len(one & set(row.tolist())) / 10 for one, row in zip(wanted, found, strict=True)])  # noqa: E731
+    own = report.label_free["hashnet"]
+    assert own.recall == pytest.approx(share(order[:, :10]))
+    assert own.recall_asymmetric == pytest.approx(share(finer[:, :10]), abs=0.004)
+    assert own.recall_reranked == pytest.approx(share(order[:, :100]))
+    assert own.recall_asymmetric_reranked > 0
+    assert own.found_within["2"] == pytest.approx((distances.min(axis=1) <= 2).mean())
+    assert own.answers_within["4"] == pytest.approx((distances <= 4).sum(axis=1).mean())
+    assert own.distinct_codes == len(np.unique(rows[0], axis=0))
+    assert f"{report.label_free['itq'].recall:.4f}" in page
+    assert set(report.attacks) == set(ATTACKS)
+    for shares in report.attacks.values():
+        assert list(shares.values()) == sorted(shares.values())
+        assert shares["12"] > shares["0"] - 1e-9
+    assert report.attacks["JPEG, quality 75"]["12"] > report.attacks["rotated by 5 degrees"]["0"]
+
+
+def test_what_needs_labels_is_refused_without(tmp_path, corpus, encoder):
+    bare = tmp_path / "bare.parquet"
+    pq.write_table(pq.read_table(corpus).drop("label").slice(0, 20), bare)
+    with pytest.raises(PipelineError, match="ksh learn from labels, and these images have none"):
+        evaluate_encoder(encoder, database=bare, output=tmp_path / "report", baselines=["itq", "ksh"])
+    with pytest.raises(PipelineError, match="label"):
+        evaluate_encoder(encoder, database=bare, queries=corpus, output=tmp_path / "report")
+    pq.write_table(pq.read_table(bare).slice(0, 4), tmp_path / "few.parquet")
+    with pytest.raises(PipelineError, match="4 images are too few to hold out queries"):
+        evaluate_encoder(encoder, database=tmp_path / "few.parquet", output=tmp_path / "report", baselines=[])
+
+
+def test_attacks_that_change_nothing_find_every_image(pictures, encoder, monkeypatch):
+    monkeypatch.setattr(
+        label_free, "ATTACKS", {"none": lambda image: image, "black": lambda image: image.point(lambda _: 0)}
+    )
+    model = HashEncoder.load(encoder)
+    files = [png(picture) for picture in pictures[0][:12]]
+    found = label_free.attacks_report(model, files, model.encode(files))
+    assert found["none"]["0"] == 1.0
+    assert found["black"]["0"] < 0.5

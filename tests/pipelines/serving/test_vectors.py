@@ -68,9 +68,19 @@ def target(request, folder, url):
     return folder if request.param == "local" else url
 
 
-def nearest(encoder, k):
+def nearest_by_bits(encoder, k):
     distances, ids = oracles.knn(encoder.encode_embeddings(QUERIES), encoder.encode_embeddings(X), IDS, k)
     return [list(zip(*row, strict=True)) for row in zip(distances.tolist(), ids.tolist(), strict=True)]
+
+
+def nearest(encoder, k):
+    """Of the hundred nearest codes the first by inner product of projections with signs."""
+    bytes_N = encoder.encode_embeddings(X).astype("<u8").view(np.uint8)
+    signs = np.where(np.unpackbits(bytes_N, axis=1, bitorder="little")[:, :BITS], 1.0, -1.0)
+    sign_of = dict(zip(IDS.tolist(), signs, strict=True))
+    projections = encoder.encode_embeddings_all(QUERIES).projections.astype(float)
+    pools = zip(nearest_by_bits(encoder, 100), projections, strict=True)
+    return [sorted(pool, key=lambda pair: (-round(z @ sign_of[pair[1]], 6), *pair))[:k] for pool, z in pools]
 
 
 def found_by(response):
@@ -84,7 +94,8 @@ def test_embeddings_find_what_their_codes_find(target, encoder):
         assert found_by(client.search(vector=QUERIES[2].tolist(), k=5)) == expected[2:3]
         assert found_by(client.search(vector=QUERIES.astype(np.float64), k=5)) == expected
         within = client.range_search(vector=QUERIES[:1], radius=12)
-        assert found_by(within)[0] == [pair for pair in nearest(encoder, 100)[0] if pair[0] <= 12]
+        assert found_by(within)[0] == [pair for pair in nearest_by_bits(encoder, 100)[0] if pair[0] <= 12]
+        assert found_by(client.search(vector=QUERIES, k=5, rerank="hamming")) == nearest_by_bits(encoder, 5) != expected
 
 
 def test_asyncio_does_the_same(target, encoder):
@@ -110,7 +121,11 @@ def test_answers_are_reranked_by_the_embeddings(target):
 
 def test_queries_of_several_kinds_in_one_request(url, encoder):
     code = encoder.encode_embeddings(QUERIES[:1])[0].astype("<u8").tobytes()[:9].hex()
-    body = {"queries": [{"vector": QUERIES[0].tolist()}, {"id": int(IDS[3])}, {"code": code}], "k": 3}
+    body = {
+        "queries": [{"vector": QUERIES[0].tolist()}, {"id": int(IDS[3])}, {"code": code}],
+        "k": 3,
+        "rerank": "hamming",
+    }
     results = httpx.post(f"{url}/v1/search", json=body).json()["results"]
     assert results[0]["hits"] == results[2]["hits"]
     assert results[1]["hits"][0]["distance"] == 0
@@ -193,6 +208,12 @@ def test_the_command_line_searches_by_a_file(folder, encoder, tmp_path, form):
     assert document["query"] == {"vector": str(path), "k": 5}
     found = [(answer["distance"], answer["id"]) for answer in document["answers"]]
     assert found == nearest(encoder, 5)[1] or form == "one"
+    assert document["order"] == "asymmetric"
+    plain = json.loads(run("search", folder, "--vector", path, "-k", 5, "--json", "--order", "hamming").stdout)
+    assert [(answer["distance"], answer["id"]) for answer in plain["answers"]] == nearest_by_bits(encoder, 5)[1]
+    assert plain["order"] == "hamming"
+    refused = run("search", folder, "--vector", path, "--radius", 5, "--order", "asymmetric")
+    assert (refused.exit_code, "goes with -k" in " ".join(refused.output.split())) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_what_cannot_be_learned_is_refused_with_its_reason(tmp_path, corpora):
     ("option", "value", "reason"),
     [
         ("--supervision", "luck", "one of labels, pairs, views, nothing, got 'luck'"),
-        ("--method", "magic", "`method` must be one of hashnet, "),
+        ("--method", "magic", "`method` must be one of auto, hashnet, "),
         ("--precision", "float16", "one of float32, bfloat16, float64, got 'float16'"),
         ("--device", "tpu", "`device` must be one of cpu, cuda, got 'tpu'"),
         ("--seed", -1, "`seed` must be 0 to 4,294,967,295, got -1"),
