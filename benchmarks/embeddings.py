@@ -81,7 +81,7 @@ def fit_and_encode(path: Path) -> dict[str, float]:
     rows = np.load(path, mmap_mode="r")
     with PeakMemory() as memory:
         begun, used = time.perf_counter(), cpu_s()
-        encoder = HashEncoder.fit_embeddings(rows, bits=BITS)
+        encoder = HashEncoder.fit_embeddings(rows, bits=BITS, method="itq")
         fitted, used_to_fit = time.perf_counter(), cpu_s()
         codes = encoder.encode_embeddings(rows)
         ended, used_in_all = time.perf_counter(), cpu_s()
@@ -109,7 +109,7 @@ def by_command_line(path: Path, folder: Path) -> dict[str, float]:
     """Fit and encode by `hashlight train` and `hashlight encode`; start-up included."""
     python = [sys.executable, "-m", "hashlight"]
     steps = {
-        "train_s": ["train", "--embeddings", path, "--bits", BITS, "--output", folder / "encoder"],
+        "train_s": ["train", "--embeddings", path, "--method", "itq", "--bits", BITS, "--output", folder / "encoder"],
         "encode_job_s": ["encode", "--embeddings", path, "--encoder", folder / "encoder", "--output", folder / "codes"],
     }
     taken = {}
@@ -174,7 +174,7 @@ def measure_recall(features: np.ndarray, seed: int) -> list[dict[str, float]]:
     stored_ND = unit_ND.astype(np.float16).astype(np.float32)
     found = []
     for bits in LENGTHS:
-        encoder = HashEncoder.fit_embeddings(database, bits=bits, seed=seed)
+        encoder = HashEncoder.fit_embeddings(database, bits=bits, method="itq", seed=seed)
         left, right = (encoder.encode_embeddings(x) for x in (queries, database))
         distance_QN = np.stack([np.bitwise_count(code ^ right).sum(axis=1) for code in left])
         pool_QP = nearest(distance_QN, 100)
