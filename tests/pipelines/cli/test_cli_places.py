@@ -35,7 +35,7 @@ PLACES = {
     "build": {"codes", "output"},
     "import": {"source", "collection"},
     "export": {"collection", "target"},
-    "search": {"collection", "image", "codes", "output", "encoder", "save"},
+    "search": {"collection", "image", "vector", "codes", "output", "encoder", "save"},
     "dedup": {"collection", "output"},
     "evaluate": {"encoder", "database", "queries", "output", "train"},
     "info": {"collection"},
