@@ -29,6 +29,7 @@ from tests.encoded import read_codes
 
 # What an option that takes text may be. A new one must be put into one of the three.
 PLACES = {
+    "index": {"images", "encoder", "output"},
     "train": {"input", "output", "pairs", "embeddings", "join"},
     "list": {"corpus", "output", "join"},
     "encode": {"input", "encoder", "output", "embeddings", "join", "since"},
