@@ -4,10 +4,10 @@
 hashnet        Cao et al., ICCV 2017: weighted pairs, tanh(beta z) with a rising beta
 hashnet-c      HashNet+C: a similar pair of multi-labelled images is weighted by the overlap of its labels
 hashnet-w      ablation: no weights
-hashnet-sgn    ablation: signs from the first step, with straight-through gradients
-hashnet-tanh   ablation: tanh(z) throughout, signs taken afterwards; probably the paper's HashNet-sgn
+hashnet-ste    ablation: signs from the first step, with straight-through gradients
+hashnet-sgn    ablation: tanh(z) throughout, signs taken afterwards, as in the paper's Table 3
 hashnet-sharp  ablation: tanh(beta z) at the last beta (30 by default) from the first step
-hashnet-st     ours: hashnet-sgn plus a classifier on the same signs
+hashnet-st     ours: hashnet-ste plus a classifier on the same signs
 dhn            Zhu et al., AAAI 2016: pairs and a quantisation penalty
 latent         Lin et al., CVPR workshops 2015: a classifier behind a layer of sigmoids
 joint          a reconstruction of Mu & Liu 2016: classification, then an exponentiated loss of pairs
@@ -49,7 +49,7 @@ from hashlight.encoders.losses.joint import Joint
 from hashlight.encoders.losses.latent import Latent
 from hashlight.encoders.losses.objective import Objective
 from hashlight.encoders.losses.orthohash import OrthoHash
-from hashlight.encoders.losses.straight_through import SignHashNet, StraightHashNet
+from hashlight.encoders.losses.straight_through import SteHashNet, StraightHashNet
 
 
 def _any_bits(bits: int, dims: int, num_classes: int) -> None:
@@ -183,15 +183,15 @@ METHODS = {
             continues=True,
         ),
         Method(
-            name="hashnet-sgn",
-            title="HashNet-sgn (straight-through signs from the start)",
+            name="hashnet-ste",
+            title="HashNet-ste (straight-through signs from the start)",
             learns_from=_PAIRWISE,
             refusal=_NEEDS_PAIRS,
-            objective=lambda s: SignHashNet(s.alpha),
+            objective=lambda s: SteHashNet(s.alpha),
         ),
         Method(
-            name="hashnet-tanh",
-            title="HashNet-tanh (tanh(z) throughout, signs afterwards)",
+            name="hashnet-sgn",
+            title="HashNet-sgn (tanh(z) throughout, signs afterwards)",
             learns_from=_PAIRWISE,
             refusal=_NEEDS_PAIRS,
             objective=lambda s: HashNet(s.alpha),

@@ -15,7 +15,7 @@ from hashlight.encoders.losses.hashnet import HashNet
 from hashlight.encoders.losses.objective import classes_of
 
 
-class SignHashNet(HashNet):
+class SteHashNet(HashNet):
     """HashNet's pairs of sign(z) from the first step, in place of continuation.
 
     The gradient of the sign is passed to tanh(z) unchanged: the straight-through estimator of Bengio, Leonard &
@@ -35,10 +35,10 @@ class SignHashNet(HashNet):
 
 
 class StraightHashNet(HashNet):
-    """`SignHashNet` plus a classifier on the same signs; a method of this project.
+    """`SteHashNet` plus a classifier on the same signs; a method of this project.
 
     It differs from HashNet in two ways: signs from the first step, in place of continuation, and the classifier.
-    `SignHashNet` (the method hashnet-sgn) has only the first, so comparing it with HashNet shows the effect of the
+    `SteHashNet` (the method hashnet-ste) has only the first, so comparing it with HashNet shows the effect of the
     signs, and comparing it with this method the effect of the classifier. Pairs place codes relative to each other, the
     cross-entropy places each code relative to all classes at once. The two losses are added with equal weight.
 

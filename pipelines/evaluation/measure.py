@@ -128,6 +128,13 @@ class Report:
     label_free: dict[str, LabelFree] = field(default_factory=dict)
     attacks: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    @property
+    def relaxed_gap(self) -> float | None:
+        """Mean average precision that relaxed codes lose by becoming signs, negative if they gain; None without labels."""
+        if self.map_relaxed is None or self.map_signs_of_those is None:
+            return None
+        return self.map_relaxed - self.map_signs_of_those
+
     def titles(self) -> dict[str, str]:
         """Return the printable name of each method."""
         own, *baselines = self.methods or self.label_free

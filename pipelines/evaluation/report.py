@@ -187,7 +187,7 @@ def _page(report: Report, pictures: list[str]) -> str:
     if report.map_relaxed is not None and report.map_signs_of_those is not None:
         lines += [
             f"- mAP of the relaxed codes: {report.map_relaxed:.4f}; of their signs, by the same queries: "
-            f"{report.map_signs_of_those:.4f}",
+            f"{report.map_signs_of_those:.4f}; gap: {report.relaxed_gap:+.4f}",
             "",
             *_table("method", {name: _row(report.methods[key]) for key, name in titles.items()}),
         ]

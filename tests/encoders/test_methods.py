@@ -157,8 +157,8 @@ def test_features_of_random_weights_are_not_hashed(method):
     ("method", "betas"),
     [
         ("hashnet", [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]),
+        ("hashnet-ste", [1]),
         ("hashnet-sgn", [1]),
-        ("hashnet-tanh", [1]),
         ("hashnet-sharp", [512]),
         ("hashnet-st", [1]),
     ],

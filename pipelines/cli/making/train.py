@@ -34,7 +34,7 @@ class Model:
         str | None,
         typer.Option(
             help="auto (by default): hashnet if there are labels or pairs, else neighbours up to 64 bits from 2,000 "
-            "images or embeddings on, else itq. All: hashnet, hashnet-c, hashnet-w, hashnet-sgn, hashnet-tanh, "
+            "images or embeddings on, else itq. All: hashnet, hashnet-c, hashnet-w, hashnet-ste, hashnet-sgn, "
             "hashnet-sharp, hashnet-st, dhn, latent, joint, csq, orthohash; on the backbone's features or --embeddings "
             "itq, neighbours, lsh, sh; on features itq-cca, sdh, ksh."
         ),

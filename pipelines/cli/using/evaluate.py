@@ -49,7 +49,8 @@ def evaluate(
     rows = {}
     if report.methods:
         rows = {f"mAP, {title}": f"{report.methods[name].map_all:.4f}" for name, title in report.titles().items()}
-        rows["mAP, relaxed codes"] = f"{report.map_relaxed:.4f} (signs, same queries: {report.map_signs_of_those:.4f})"
+        signs = f"{report.map_signs_of_those:.4f}, gap {report.relaxed_gap:+.4f}"
+        rows["mAP, relaxed codes"] = f"{report.map_relaxed:.4f} (signs, same queries: {signs})"
     for name, title in report.titles().items():
         found = report.label_free[name]
         rows[f"recall of 10 neighbours, {title}"] = (

@@ -123,8 +123,8 @@ LOOPS = {
     "hashnet": lambda z, c, _: loop_pairs(tanh(z, BETA), c),
     "hashnet-c": lambda z, c, _: loop_pairs(tanh(z, BETA), c, affinity=jaccard(c)),
     "hashnet-w": lambda z, c, _: loop_pairs(tanh(z, BETA), c, weighted=False),
-    "hashnet-sgn": lambda z, c, _: loop_pairs(signs(z), c),
-    "hashnet-tanh": lambda z, c, _: loop_pairs(tanh(z), c),
+    "hashnet-ste": lambda z, c, _: loop_pairs(signs(z), c),
+    "hashnet-sgn": lambda z, c, _: loop_pairs(tanh(z), c),
     "hashnet-sharp": lambda z, c, _: loop_pairs(tanh(z, BETA), c),
     "hashnet-st": lambda z, c, drawn: loop_straight(z, c, drawn.classifier),
     "dhn": lambda z, c, _: loop_dhn(tanh(z), similarities(c), ALL_KNOWN, 10 / 5, 0.1),
@@ -162,7 +162,7 @@ def test_all_losses_of_the_table_differ():
 
 def test_the_gradient_of_signs_is_that_of_tanh():
     torch.manual_seed(0)
-    objective = METHODS["hashnet-sgn"].objective(ObjectiveSettings(bits=5, num_classes=0, seed=0, alpha=None))
+    objective = METHODS["hashnet-ste"].objective(ObjectiveSettings(bits=5, num_classes=0, seed=0, alpha=None))
     z = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
     objective(z, 1.0, LabelSupervision(LABELS, 8), torch.arange(8)).backward()
     classes = LabelSupervision(LABELS, 8).classes_of(torch.arange(8)).int().tolist()

@@ -25,6 +25,7 @@ def test_the_demo_finds_images_of_the_querys_class(tmp_path):
     assert methods["hashnet"]["map_all"] >= 0.80
     assert abs(methods["hashnet"]["map_all"] - report["map_relaxed"]) <= 0.02
     assert methods["hashnet"]["map_all"] > methods["itq"]["map_all"] > methods["lsh"]["map_all"] > 0.5
+    assert list(methods) == ["hashnet", "itq-cca", "ksh", "itq", "lsh"], "methods with the same labels stand beside it"
     for picture in ("answers.png", "precision_recall.png"):
         assert (tmp_path / "demo" / picture).stat().st_size > 20_000
     check_collection(tmp_path / "demo")
