@@ -32,12 +32,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from hashlight.encoders.data.supervision.pairs import PairList
+from hashlight.encoders.data.supervision.protocol import LABELS
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
+from hashlight.encoders.fits.hashers import FloatArray, Hasher
 from hashlight.encoders.fits.ksh import KSH_ANCHORS, KSH_LABELLED
 from hashlight.encoders.fits.sdh import SDH_ANCHORS
-from hashlight.encoders.methods import METHODS
+from hashlight.encoders.losses.centres import check_centres, class_centres
+from hashlight.encoders.methods import METHODS as ENCODERS
+from hashlight.encoders.methods import Method
 from hashlight.encoders.metrics import precision_at
 from hashlight.encoders.training.train import TrainConfig, train
 from hashlight.engine.collection.rerank import rerank_pool
@@ -57,7 +62,7 @@ from hashlight.pipelines.evaluation.pictures import save_lines
 T = TypeVar("T")
 
 BITS = (12, 16, 24, 32, 48, 64)
-ALL_METHODS = tuple(name for name in METHODS if name != "hashnet-c")
+ALL_METHODS = tuple(name for name in ENCODERS if name != "hashnet-c")
 ABLATIONS = ("hashnet", "hashnet-w", "hashnet-ste", "hashnet-sgn", "hashnet-sharp")
 SEEDS = (0, 1, 2)
 # HashNet and its closest rivals, whose differences are small enough to need several seeds.
@@ -74,6 +79,38 @@ OUTFITS = 5  # T-shirt and sandal, trousers and shirt, pullover and sneaker, dre
 POOL, RERANKED = 1000, 10
 # For cells that do not record the number.
 RERANK_QUERIES = 1000
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class PredictedClass(Hasher):
+    """No hashing: a classifier of the features, and one code for each class, far from those of the others.
+
+    What this retrieves is what the classifier knows; codes that find more have kept more than the class.
+    """
+
+    classifier: LogisticRegression
+
+    @classmethod
+    def fit(cls, feature_ND: np.ndarray, bits: int, seed: int, class_NC: np.ndarray) -> PredictedClass:
+        centre_CK = class_centres(class_NC.shape[1], bits, seed).numpy().astype(np.float64)
+        return cls(centre_CK, LogisticRegression(max_iter=1000).fit(feature_ND, class_NC.argmax(axis=1)))
+
+    @property
+    def dims(self) -> int:
+        return int(self.classifier.coef_.shape[1])
+
+    def _project(self, feature_ND: FloatArray) -> FloatArray:
+        return np.asarray(self.weight[self.classifier.predict(feature_ND)], np.float64)
+
+
+PREDICTED = Method(
+    name="predicted-class",
+    title="Predicted class (a classifier of the features, one code a class)",
+    learns_from=(LABELS,),
+    fit=lambda features, bits, seed, classes: PredictedClass.fit(features, bits, seed, np.asarray(classes)),
+    check_bits=lambda bits, _, num_classes: check_centres(num_classes, bits),
+)
+METHODS = {**ENCODERS, PREDICTED.name: PREDICTED}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +155,7 @@ VARIANTS = {
             name="full",
             title="10,000 queries (the test split), 60,000 to train on, the same 60,000 in the database",
             split="full",
-            methods=ALL_METHODS,
+            methods=(*ALL_METHODS, PREDICTED.name),
             several_seeds=RIVALS,
             epochs=1,
         ),
@@ -634,7 +671,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variant", nargs="*", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--method", nargs="*", choices=ALL_METHODS)
+    parser.add_argument("--method", nargs="*", choices=(*ALL_METHODS, PREDICTED.name))
     parser.add_argument("--bits", nargs="*", type=int, default=list(BITS))
     parser.add_argument("--seed", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--images", type=int, help="a trial: cut every part to this many images, one epoch")

@@ -27,12 +27,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
-
-from numpy.typing import NDArray
 
 from hashlight.encoders.data.supervision.protocol import LABELS, MULTI_LABELS, NOTHING, PAIRS, VIEWS, Supervision
-from hashlight.encoders.fits.hashers import Features, Hasher, check_components
+from hashlight.encoders.fits.hashers import Classes, Features, Hasher, check_components
 from hashlight.encoders.fits.itq import ITQ
 from hashlight.encoders.fits.itq_cca import ITQCCA
 from hashlight.encoders.fits.ksh import KSH
@@ -89,8 +86,8 @@ class Method:
     objective : callable, optional
         Builds the objective that a network is trained on.
     fit : callable, optional
-        Learns a hasher from features (N, D), a number of bits, a seed and classes (N, C), which are None for a
-        method that does not read them.
+        Learns a hasher from features (N, D), a number of bits, a seed and classes (N, C), dense or sparse, which are
+        None for a method that does not read them.
     fit_stream : callable, optional
         Does as `fit` with features that need not fit in memory, a number of bits and a seed.
     check_bits : callable
@@ -102,6 +99,8 @@ class Method:
         Sharpness of the method's own relaxed codes tanh(beta z); None is the beta at which continuation would end.
     pretrains : bool
         Whether classification comes first, whatever weights the backbone starts from.
+    compares : bool
+        Whether the objective compares the images of a batch with each other, so that each needs similar ones in it.
     """
 
     name: str
@@ -109,12 +108,13 @@ class Method:
     learns_from: tuple[str, ...]
     refusal: str = ""
     objective: Callable[[ObjectiveSettings], Objective] | None = None
-    fit: Callable[[Features, int, int, NDArray[Any] | None], Hasher] | None = None
+    fit: Callable[[Features, int, int, Classes | None], Hasher] | None = None
     fit_stream: Callable[[Stream, int, int], Hasher] | None = None
     check_bits: Callable[[int, int, int], None] = _any_bits
     continues: bool = False
     beta: float | None = 1.0
     pretrains: bool = False
+    compares: bool = True
 
     @property
     def reads_classes(self) -> bool:
@@ -226,6 +226,7 @@ METHODS = {
             objective=lambda s: Latent(s.bits, s.num_classes),
             # sigmoid(z) = (tanh(z / 2) + 1) / 2.
             beta=0.5,
+            compares=False,
         ),
         Method(
             name="joint",
@@ -241,6 +242,7 @@ METHODS = {
             learns_from=_CLASSES,
             refusal=_NEEDS_CLASSES,
             objective=lambda s: CSQ(s.bits, s.num_classes, s.seed),
+            compares=False,
             check_bits=lambda bits, _, num_classes: check_centres(num_classes, bits),
         ),
         Method(
@@ -249,6 +251,7 @@ METHODS = {
             learns_from=_CLASSES,
             refusal=_NEEDS_CLASSES,
             objective=lambda s: OrthoHash(s.bits, s.num_classes, s.seed),
+            compares=False,
             check_bits=lambda bits, _, num_classes: check_centres(num_classes, bits),
         ),
         Method(
@@ -334,6 +337,6 @@ def streaming_method(name: str) -> Method:
     return method
 
 
-def _given(classes: NDArray[Any] | None) -> NDArray[Any]:
+def _given(classes: Classes | None) -> Classes:
     assert classes is not None, "`Method.check` lets no supervision without classes through"
     return classes

@@ -80,6 +80,11 @@ def corpora_of_the_page(folder):
     (folder / "pictures" / "list.csv").write_text("file_name,label\nb.png,x\ncats/a.png,y\n")
     (folder / "pictures" / "list.jsonl").write_text('{"path": "b.png", "asset": 7, "class": "x"}\n')
     (folder / "pictures" / "list.txt").write_text("b.png\ncats/a.png\n")
+    (folder / "pictures" / "labelled.txt").write_text("b.png 0 1 0\ncats/a.png 1 1 0\n")
+    notes = [{"image_id": 3, "category_id": 1}]
+    images = [{"id": 3, "file_name": "b.png"}, {"id": 4, "file_name": "cats/a.png"}]
+    found = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "cat"}]}
+    (folder / "pictures" / "instances.json").write_text(json.dumps(found))
     (folder / "tars").mkdir()
     with tarfile.open(folder / "tars" / "0.tar.gz", "w:gz") as tar:
         add(tar, "0.png", png(1))
@@ -87,6 +92,7 @@ def corpora_of_the_page(folder):
     return {
         "photos": 2, "imagefolder": 2, "laion-files": 6, "laion-tars": None, "laion-parquet": 6, "hugging-face": 3,
         "laion-metadata": 1, "others": 1, "csv": 2, "jsonl": 1, "txt": 2, "tars": None, "joined": 2, "together": 3,
+        "labelled": 2, "coco": 1, "joined-coco": 2,
     }  # fmt: skip
 
 

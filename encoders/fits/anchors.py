@@ -5,12 +5,11 @@ Shapes: N images, D feature dimensions, C classes, M anchors.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
+from scipy import sparse
 
 from hashlight.encoders.fits.hashers import (
+    Classes,
     Features,
     FloatArray,
     check_bits,
@@ -24,9 +23,9 @@ _RIDGE = 1e-6
 
 
 def prepare(
-    features: Features, bits: int, seed: int, class_NC: NDArray[Any]
-) -> tuple[FloatArray, FloatArray, np.random.Generator]:
-    """Return checked features and classes as float64, and the random generator of a fit."""
+    features: Features, bits: int, seed: int, class_NC: Classes
+) -> tuple[FloatArray, sparse.csr_array, np.random.Generator]:
+    """Return checked features and classes as float64, the classes sparse, and the random generator of a fit."""
     check_bits(bits)
     feature_ND = check_features(features)
     return feature_ND, check_classes(class_NC, len(feature_ND)), np.random.default_rng(seed)

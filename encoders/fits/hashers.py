@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.encoders.packing import CodeArray, pack_bits
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 # Kinds of hash layers; see `encoders.networks.heads`.
 LINEAR = "linear"
@@ -25,6 +28,8 @@ HEADS = (LINEAR, KERNEL, SPECTRAL, MEDIAN)
 
 FloatArray = NDArray[np.float64]
 Features = NDArray[np.floating[Any]]
+# Which classes each image has: 0 and 1, shape (N, C).
+Classes: TypeAlias = "NDArray[Any] | sparse.sparray"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -157,14 +162,18 @@ def check_features(features: Features, dims: int | None = None) -> FloatArray:
     return features.astype(np.float64)
 
 
-def check_classes(class_NC: NDArray[Any], num_images: int) -> FloatArray:
-    """Return the classes of each image as float64, or raise ValueError if they do not fit the features."""
-    if class_NC.ndim != 2 or len(class_NC) != num_images or not np.isin(class_NC, (0, 1)).all():
+def check_classes(class_NC: Classes, num_images: int) -> sparse.csr_array:
+    """Return the classes of each image as sparse float64, or raise ValueError if they do not fit the features."""
+    # Not there where embeddings are only encoded.
+    from scipy import sparse
+
+    values = class_NC.data if sparse.issparse(class_NC) else class_NC
+    if class_NC.ndim != 2 or class_NC.shape[0] != num_images or not np.isin(values, (0, 1)).all():
         raise ValueError(
             f"`class_NC` must be 0 or 1 in {num_images} rows, one per feature row, got {class_NC.dtype} of shape "
             f"{class_NC.shape}"
         )
-    return class_NC.astype(np.float64)
+    return sparse.csr_array(class_NC, dtype=np.float64)
 
 
 def check_bits(bits: int) -> None:

@@ -7,13 +7,12 @@ Shapes: N images, D feature dimensions, C classes, B bits, M anchors, L images t
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hashlight.encoders.fits.anchors import draw_anchors, prepare, solve, with_ridge
-from hashlight.encoders.fits.hashers import Features, FloatArray, KernelHasher, gaussian_kernel
+from hashlight.encoders.fits.hashers import Classes, Features, FloatArray, KernelHasher, gaussian_kernel
 
 _KSH_STEPS = 200
 
@@ -36,7 +35,7 @@ class KSH(KernelHasher):
         bits: int,
         seed: int = 0,
         *,
-        class_NC: NDArray[Any],
+        class_NC: Classes,
         anchors: int = KSH_ANCHORS,
         labelled: int = KSH_LABELLED,
     ) -> Self:
@@ -48,7 +47,7 @@ class KSH(KernelHasher):
         bits : int
         seed : int
             Seed for drawing the anchors and the labelled images.
-        class_NC : ndarray of 0 and 1, shape (N, C)
+        class_NC : ndarray or scipy.sparse array of 0 and 1, shape (N, C)
             Images that share a class are similar.
         anchors, labelled : int
             Maximum numbers; at most the number of images. Time grows with the square of `labelled`.
@@ -63,7 +62,8 @@ class KSH(KernelHasher):
         row_L = rng.permutation(len(feature_ND))[:labelled]
         kernel_LM = gaussian_kernel(feature_ND[row_L], anchor_MD, scale)
         mean_M = kernel_LM.mean(axis=0)
-        similar_LL = np.where(label_NC[row_L] @ label_NC[row_L].T > 0, 1.0, -1.0)
+        label_LC = label_NC[row_L]
+        similar_LL = np.where((label_LC @ label_LC.T).toarray() > 0, 1.0, -1.0)
         weight_MB = _fit_bits(kernel_LM - mean_M, similar_LL, bits)
         return cls(weight_MB, -mean_M @ weight_MB, anchor_MD, scale)
 

@@ -7,13 +7,12 @@ Shapes: N images, D feature dimensions, C classes, B bits, M anchors.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hashlight.encoders.fits.anchors import draw_anchors, prepare, solve, with_ridge
-from hashlight.encoders.fits.hashers import Features, FloatArray, KernelHasher, gaussian_kernel
+from hashlight.encoders.fits.hashers import Classes, Features, FloatArray, KernelHasher, gaussian_kernel
 
 SDH_ANCHORS = 1000
 
@@ -33,7 +32,7 @@ class SDH(KernelHasher):
         bits: int,
         seed: int = 0,
         *,
-        class_NC: NDArray[Any],
+        class_NC: Classes,
         anchors: int = SDH_ANCHORS,
         iterations: int = 5,
         ridge: float = 1.0,
@@ -47,7 +46,7 @@ class SDH(KernelHasher):
         bits : int
         seed : int
             Seed for drawing the anchors and the initial codes.
-        class_NC : ndarray of 0 and 1, shape (N, C)
+        class_NC : ndarray or scipy.sparse array of 0 and 1, shape (N, C)
         anchors : int
             Maximum number; at most the number of images.
         iterations : int
@@ -65,7 +64,7 @@ class SDH(KernelHasher):
         solve_MM = with_ridge(kernel_NM.T @ kernel_NM)
         code_NB = np.where(rng.standard_normal((len(feature_ND), bits)) > 0, 1.0, -1.0)
         for _ in range(iterations):
-            classifier_BC = solve(code_NB.T @ code_NB + ridge * np.eye(bits), code_NB.T @ label_NC)
+            classifier_BC = solve(code_NB.T @ code_NB + ridge * np.eye(bits), (label_NC.T @ code_NB).T)
             map_MB = solve(solve_MM, kernel_NM.T @ code_NB)
             aim_NB = label_NC @ classifier_BC.T + fidelity * kernel_NM @ map_MB
             code_NB = _descend_cyclically(code_NB, aim_NB, classifier_BC)

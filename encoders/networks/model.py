@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import nn
 
 from hashlight.encoders.networks.backbone import Backbone
+from hashlight.encoders.networks.stages import Stage
 
 
 class HashModel(nn.Module):
@@ -26,6 +30,22 @@ class HashModel(nn.Module):
         self.backbone = backbone.network
         self.feature_dim: int = backbone.feature_dim
         self.hash_layer = head or _linear_to_train(backbone.feature_dim, bits)
+        self._frozen: list[nn.Module] = []
+
+    def freeze(self, stages: Sequence[Stage]) -> None:
+        """Keep stages of the backbone as they are, the statistics of their normalisation included."""
+        for stage in stages:
+            self._frozen.extend(stage.modules)
+            for weight in stage.weights:
+                weight.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation; frozen stages are always evaluated."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(self, image_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return features (N, D) and the hash layer's outputs z (N, K)."""

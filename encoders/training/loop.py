@@ -100,6 +100,8 @@ class Phase:
         Parameter groups of the optimizer: weights and their peak rates.
     beta_at : callable
         Beta as a function of the share of the phase that is done.
+    compares : bool
+        Whether the images of a batch need similar ones in it.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Phase:
     objective: Objective
     groups: list[dict[str, Any]]
     beta_at: Callable[[float], float]
+    compares: bool = False
 
 
 class Outcome(NamedTuple):
@@ -189,9 +192,12 @@ class Loop:
         """Train one phase, starting at the checkpoint if it is from this phase."""
         phase.part.to(self._settings.device, self._settings.dtype)
         phase.objective.to(self._settings.device, self._settings.dtype)
-        steps = phase.epochs * self._supervision.batches_per_epoch(self._settings.batch_size)
+        supervision = self._supervision
+        if phase.compares:
+            supervision = supervision.with_similar(self._settings.batch_size)
+        steps = phase.epochs * supervision.batches_per_epoch(self._settings.batch_size)
         optimizer, rate = _one_cycle(phase.groups, steps, self._settings.weight_decay)
-        run = _PhaseRun(self, phase, steps, optimizer, rate)
+        run = _PhaseRun(self, phase, supervision, steps, optimizer, rate)
         if self._saved is not None:
             run.restore(self._saved)
             self._saved = None
@@ -232,11 +238,12 @@ class _PhaseRun:
         self,
         loop: Loop,
         phase: Phase,
+        supervision: Supervision,
         steps: int,
         optimizer: torch.optim.Optimizer,
         rate: torch.optim.lr_scheduler.LRScheduler,
     ):
-        self._loop, self._phase, self._steps = loop, phase, steps
+        self._loop, self._phase, self._supervision, self._steps = loop, phase, supervision, steps
         self._optimizer, self._rate = optimizer, rate
         self._settings = loop._settings
         self._place = _Position()
@@ -316,7 +323,7 @@ class _PhaseRun:
             torch.set_rng_state(place.order_state)
         else:
             place.order_state = now
-        batches = list(self._loop._supervision.batches(self._settings.batch_size))
+        batches = list(self._supervision.batches(self._settings.batch_size))
         if place.batch:
             torch.set_rng_state(now)
         return batches
@@ -325,7 +332,7 @@ class _PhaseRun:
         return self._loop._workers.share(len(index_B), self._settings.chunk_size)
 
     def _step(self, batches: list[torch.Tensor], number: int) -> float:
-        place, supervision, objective = self._place, self._loop._supervision, self._phase.objective
+        place, supervision, objective = self._place, self._supervision, self._phase.objective
         index_B = batches[number]
         beta = self._phase.beta_at(place.step / self._steps)
         self._optimizer.zero_grad()
@@ -359,7 +366,7 @@ class _PhaseRun:
         balance, dissimilar, similar = float("nan"), float("nan"), float("nan")
         if phase.name == HASHING:
             balance = _bit_balance(output_BK)
-            dissimilar, similar = _count_pairs(*self._loop._supervision.pairs_within(index_B))
+            dissimilar, similar = _count_pairs(*self._supervision.pairs_within(index_B))
         batch = (loss, balance, dissimilar, similar)
         place.sums = [total + value for total, value in zip(place.sums, batch, strict=True)]
         if self._loop._progress is not None:
@@ -399,11 +406,22 @@ class _PhaseRun:
 def _one_cycle(
     groups: list[dict[str, Any]], steps: int, weight_decay: float
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
+    groups = [part for group in groups for part in _split_by_decay(group, weight_decay)]
+    optimizer = torch.optim.AdamW(groups)
     peaks = [float(group["lr"]) for group in groups]
     total = max(steps + 1, _MIN_CYCLE)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=total, pct_start=_RISING_SHARE)
     return optimizer, rate
+
+
+def _split_by_decay(group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:
+    """Split weights that learn into those that decay, and biases and the scales of normalisation, which do not."""
+    parts = []
+    for decays in (True, False):
+        weights = [weight for weight in group["params"] if weight.requires_grad and (weight.ndim > 1) is decays]
+        if weights:
+            parts.append({**group, "params": weights, "weight_decay": weight_decay if decays else 0.0})
+    return parts
 
 
 def _count_pairs(similar_BB: torch.Tensor, known_BB: torch.Tensor) -> tuple[int, int]:

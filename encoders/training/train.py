@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 
 from hashlight.encoders.config import AUTO, EncoderConfig, Pictures
 from hashlight.encoders.data.pixels import PixelSource
@@ -28,6 +29,7 @@ from hashlight.encoders.methods import METHODS, Method, ObjectiveSettings, label
 from hashlight.encoders.networks.backbone import Backbone
 from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
 from hashlight.encoders.networks.model import HashModel
+from hashlight.encoders.networks.stages import stages_of
 from hashlight.encoders.runtimes.threads import usable_threads
 from hashlight.encoders.training.checkpoints import TrainingFolder
 from hashlight.encoders.training.fitting import exported, with_hasher
@@ -40,6 +42,7 @@ __all__ = ["ImageDataset", "Progress", "TrainConfig", "train"]
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 DEVICES = ("cpu", "cuda")
+ALL = "all"
 # Images whose codes are compared when a network is exported.
 _COMPARED_IMAGES = 32
 
@@ -85,6 +88,12 @@ class TrainConfig:
         the paper, 10 for a random one. The slower backbone rate preserves more of what was learned: on another split of
         5,000 and 9,000 images of Fashion-MNIST, signs reach 0.854 with 1e-4 and 50, and 0.849 with 5e-4 and 10.
     weight_decay : float
+        Of matrices and filters; biases and normalisation have none.
+    frozen_stages : int or "all"
+        So many stages of the backbone (`encoders.networks.stages`), counted from the image, keep the weights and
+        statistics that they start with, which must be those of `weights`.
+    stage_decay : float
+        Ratio of a stage's rate to that of the next one: below 1, early stages change less than late ones.
     final_beta : float or None
         Last beta of the continuation. None is the schedule's own: 7.07 for "released", 30 for the others.
     schedule : str
@@ -122,6 +131,8 @@ class TrainConfig:
     warmup_learning_rate: float = 3e-3
     hash_multiplier: float | None = None
     weight_decay: float = 0.01
+    frozen_stages: int | str = 0
+    stage_decay: float = 1.0
     final_beta: float | None = None
     schedule: str = "stages"
     alpha: float | None = None
@@ -147,6 +158,8 @@ class TrainConfig:
             _require(value is None or value > 0, name, "above 0, or None", value)
         _require(self.warmup_learning_rate > 0, "warmup_learning_rate", "above 0", self.warmup_learning_rate)
         _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        _require(0 < self.stage_decay <= 1, "stage_decay", "above 0 and at most 1", self.stage_decay)
+        self._check_frozen()
         _require(self.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}", self.schedule)
         _require(self.last_beta >= 1, "final_beta", "None, or at least 1, where continuation starts", self.final_beta)
         _require(self.alpha is None or self.alpha > 0, "alpha", "above 0, or None for 10 / bits", self.alpha)
@@ -159,6 +172,11 @@ class TrainConfig:
     def last_beta(self) -> float:
         """Last beta of the continuation: `final_beta`, or the schedule's own."""
         return FINAL_BETAS[self.schedule] if self.final_beta is None else self.final_beta
+
+    def _check_frozen(self) -> None:
+        count = self.frozen_stages
+        known = count == ALL if isinstance(count, str) else count >= 0
+        _require(known, "frozen_stages", f"0 or more, or {ALL!r}", count)
 
     def _check_validation(self) -> None:
         fits = self.method != AUTO and METHODS[self.method].fit is not None
@@ -183,7 +201,7 @@ class ImageDataset(Protocol):
 
 def train(
     images: NDArray[np.uint8] | torch.Tensor | ImageDataset | PreparedImages | Sequence[Any],
-    labels: ArrayLike | None = None,
+    labels: ArrayLike | sparse.sparray | None = None,
     config: TrainConfig | None = None,
     *,
     pairs: PairList | None = None,
@@ -199,7 +217,7 @@ def train(
     images : uint8 array or tensor of shape (N, H, W) or (N, H, W, C), a dataset of N images, or PreparedImages
         A dataset gives PIL images, uint8 arrays, encoded bytes or paths by position. Each is decoded once, and its
         resized pixels are kept: in memory up to 250 MB of all, else in a temporary file.
-    labels : int array of shape (N,), or 0/1 array of shape (N, C), optional
+    labels : int array of shape (N,), or 0/1 array or scipy.sparse array of shape (N, C), optional
         One label for each image, or several. Images that share a label are similar, all others are not.
     config : TrainConfig, optional
     pairs : PairList, optional
@@ -267,6 +285,8 @@ def _build_trainer(config: TrainConfig, method: Method, supervision: Supervision
         _refuse_compile(method, warmup_epochs, workers)
     method.check_bits(config.bits, backbone.feature_dim, supervision.num_classes)
     model = HashModel(backbone, config.bits).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stages = stages_of(model.backbone)
+    model.freeze(stages[: _frozen_stages(config, len(stages), warmup_epochs)])
     return _Trainer(config, method, backbone, model, supervision, warmup_epochs, workers)
 
 
@@ -322,13 +342,13 @@ class _Trainer:
     def _warm_up(self) -> Phase:
         """Train the backbone to classify the labels, with a classifier that is then discarded."""
         classifier = Classification(self._model.feature_dim, self._supervision.num_classes)
-        weights = [*self._model.backbone.parameters(), *classifier.parameters()]
+        rate = self._config.warmup_learning_rate
         return Phase(
             name=WARM_UP,
             epochs=self._warmup_epochs,
             part=self._model.backbone,
             objective=classifier,
-            groups=[{"params": weights, "lr": self._config.warmup_learning_rate}],
+            groups=[*self._backbone_groups(rate), {"params": list(classifier.parameters()), "lr": rate}],
             beta_at=lambda _: 0.0,
         )
 
@@ -349,11 +369,23 @@ class _Trainer:
             part=model,
             objective=objective,
             groups=[
-                {"params": list(model.backbone.parameters()), "lr": rate},
+                *self._backbone_groups(rate),
                 {"params": fast, "lr": rate * multiplier},
             ],
             beta_at=self._beta_at,
+            compares=self._method.compares,
         )
+
+    def _backbone_groups(self, rate: float) -> list[dict[str, Any]]:
+        """Return the backbone's weights and their peak rates; `rate` is that of the last stage."""
+        decay = self._config.stage_decay
+        if decay == 1:
+            return [{"params": list(self._model.backbone.parameters()), "lr": rate}]
+        stages = stages_of(self._model.backbone)
+        return [
+            {"params": stage.weights, "lr": rate * decay ** (len(stages) - number)}
+            for number, stage in enumerate(stages, start=1)
+        ]
 
     def _beta_at(self, share: float) -> float:
         if self._method.continues:
@@ -369,7 +401,8 @@ class _Trainer:
         feature_ND = unfitted.encode_pixels(pixels.pixels).features
         class_NC = None
         if self._method.reads_classes:
-            class_NC = self._supervision.classes_of(torch.arange(len(feature_ND))).numpy()
+            assert isinstance(self._supervision, LabelSupervision), "`Method.check` lets no other through"
+            class_NC = self._supervision.classes
         hasher = self._method.fit(feature_ND, config.bits, config.seed, class_NC)
         return with_hasher(self._encoder_config(1.0, "none: fitted to features"), self._backbone, hasher, feature_ND)
 
@@ -408,7 +441,9 @@ class _Trainer:
         )
 
 
-def _supervise(num_images: int, labels: ArrayLike | None, pairs: PairList | None, views: bool) -> Supervision:
+def _supervise(
+    num_images: int, labels: ArrayLike | sparse.sparray | None, pairs: PairList | None, views: bool
+) -> Supervision:
     if num_images < 2:
         raise ValueError(f"`images` must hold at least 2 images to make a pair, got {num_images}")
     given = {"labels": labels is not None, "pairs": pairs is not None, "views": views}
@@ -418,7 +453,7 @@ def _supervise(num_images: int, labels: ArrayLike | None, pairs: PairList | None
     if pairs is not None:
         return PairSupervision(pairs, num_images)
     if labels is not None:
-        return LabelSupervision(np.asarray(labels), num_images)
+        return LabelSupervision(labels if sparse.issparse(labels) else np.asarray(labels), num_images)
     return ViewSupervision(num_images) if views else NoSupervision(num_images)
 
 
@@ -448,6 +483,23 @@ def _warmup_epochs(config: TrainConfig, method: Method, supervision: Supervision
             "`warmup_epochs` to its default"
         )
     return epochs
+
+
+def _frozen_stages(config: TrainConfig, num_stages: int, warmup_epochs: int) -> int:
+    """Return how many stages are frozen; ValueError if there are fewer, or nothing is left for a warm-up to train."""
+    count = num_stages if isinstance(config.frozen_stages, str) else config.frozen_stages
+    if count and config.weights is None:
+        raise ValueError(
+            f"`frozen_stages` must be 0 for a backbone with random weights, got {config.frozen_stages}: pass `weights`"
+        )
+    if count > num_stages:
+        raise ValueError(f"`frozen_stages` must be at most {num_stages} for {config.backbone}, got {count}")
+    if count == num_stages and warmup_epochs:
+        raise ValueError(
+            f"`frozen_stages` must be below {num_stages} with a warm-up of {warmup_epochs} epochs, got "
+            f"{config.frozen_stages}: it trains the backbone alone"
+        )
+    return count
 
 
 def _rates(config: TrainConfig, *, has_learned: bool) -> tuple[float, float]:

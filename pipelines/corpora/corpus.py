@@ -42,7 +42,7 @@ from hashlight.engine.ids import find_repeated
 from hashlight.engine.places.uris import is_local, normalise, without_credentials
 from hashlight.pipelines.corpora.ids import IdRule, first_of_each, refuse_repeated_images, settle_ids, with_ids
 from hashlight.pipelines.corpora.joins import find_metadata, joined, read_metadata
-from hashlight.pipelines.corpora.kinds import idx, images, img2dataset, parquet, tables, uris, webdataset
+from hashlight.pipelines.corpora.kinds import idx, images, img2dataset, labelled, parquet, tables, uris, webdataset
 from hashlight.pipelines.corpora.listing import (
     COLUMN,
     ROW,
@@ -105,7 +105,7 @@ _KINDS = {
 }
 _EXPECTED = (
     "a folder of images, Parquet files, CSV files, JSON lines, tar shards or IDX files, one of those files, what "
-    "img2dataset wrote, or a list of URIs (.txt)"
+    "img2dataset wrote, a list of URIs (.txt), with or without labels, or COCO annotations (.json)"
 )
 
 
@@ -155,6 +155,8 @@ def _open_folder(root: str, ids: IdRule, options: CorpusOptions) -> Listing:
         return img2dataset.list_output(root, ids, options)
     if options.kind == "list":
         raise PipelineError(f"{without_credentials(root)} is a folder: expected a text file with one URI per line")
+    if options.kind == "coco":
+        raise PipelineError(f"{without_credentials(root)} is a folder: expected a file of COCO annotations (.json)")
     kind, first = _first_of_a_kind(root, options.kind)
     if options.kind is None and img2dataset.is_output(root, first.name):
         return img2dataset.list_output(root, ids, options)
@@ -195,12 +197,16 @@ def _open_file(root: str, stamp: str, ids: IdRule, options: CorpusOptions) -> Li
         kind = None
     if kind is not None:
         return kind.list_files(root, FileStream(lambda _skipped: iter([file])), ids, options)
+    stream = FileStream(lambda _skipped: iter([file]))
     if options.kind == "list" or (options.kind is None and name.lower().endswith(uris.SUFFIXES)):
-        return uris.list_lines(root, ids)
+        has_labels = labelled.is_labelled(root)
+        return labelled.list_labelled(root, stream, ids, options) if has_labels else uris.list_lines(root, ids)
+    if options.kind == "coco" or (options.kind is None and name.lower().endswith(labelled.COCO_SUFFIX)):
+        return labelled.list_coco(root, stream, ids, options)
     what = "a corpus" if options.kind is None else f"a corpus of the kind {options.kind}"
     raise PipelineError(
-        f"{base} is not {what}: expected an image, a .parquet, .csv, .jsonl, .tar or -ubyte file, or a list of URIs "
-        "(.txt)"
+        f"{base} is not {what}: expected an image, a .parquet, .csv, .jsonl, .tar or -ubyte file, a list of URIs "
+        "(.txt), or COCO annotations (.json)"
     )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hashlight.engine.places.reading import map_ahead
 from hashlight.engine.places.uris import join, normalise, without_credentials
 from hashlight.pipelines.corpora.ids import hashed_ids
-from hashlight.pipelines.corpora.kinds import parquet, tables
+from hashlight.pipelines.corpora.kinds import labelled, parquet, tables, uris
 from hashlight.pipelines.corpora.kinds.columns import LABEL, TAKEN, prefixed, promoted, unified
 from hashlight.pipelines.corpora.kinds.rows import RowFormat
 from hashlight.pipelines.corpora.listing import COLUMN_OF_LABELS, SHARDS, File, Listing, entry_of, skip
@@ -65,7 +65,7 @@ def read_metadata(uri: str, key: str) -> Metadata:
     where = without_credentials(uri)
     found = entry_of(normalise(uri))
     if found is None or found.is_folder:
-        raise PipelineError(f"there is no file of metadata at {where}: expected CSV, JSON lines or Parquet")
+        raise PipelineError(f"there is no file of metadata at {where}: expected CSV, JSON lines, Parquet or labels")
     file = File(normalise(uri), where.rpartition("/")[2], found.stamp)
     reader = _format_of(file)
     look = reader.look(file)
@@ -252,7 +252,11 @@ def _format_of(file: File) -> RowFormat:
         return tables.JSON_LINES
     if name.endswith(parquet.SUFFIX):
         return parquet.PARQUET
+    if name.endswith(labelled.COCO_SUFFIX):
+        return labelled.COCO
+    if name.endswith(uris.SUFFIXES) and labelled.is_labelled(file.uri):
+        return labelled.LABELLED_LIST
     raise PipelineError(
         f"{without_credentials(file.uri)} is not a file of metadata: expected a name ending in .csv, .tsv, .jsonl, "
-        ".ndjson or .parquet"
+        ".ndjson or .parquet, COCO annotations (.json), or a list of labelled images (.txt)"
     )

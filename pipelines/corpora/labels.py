@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy import sparse
 
 from hashlight.pipelines.corpora.listing import HOW_TO_READ
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -95,11 +96,11 @@ def has_labels(entries: pa.Table) -> bool:
     return "label" in entries.column_names
 
 
-def labels_of(entries: pa.Table) -> tuple[np.ndarray, list[str]]:
+def labels_of(entries: pa.Table) -> tuple[np.ndarray | sparse.csr_array, list[str]]:
     """Return the labels of the entries, and the labels' names.
 
     A column `label` of plain values gives each entry the number of its label, (N,) int64. A column of lists, with
-    several labels per image, gives (N, C) bool with one column per name.
+    several labels per image, gives a sparse (N, C) of bool with one column per name.
 
     Raises
     ------
@@ -126,9 +127,8 @@ def labels_of(entries: pa.Table) -> tuple[np.ndarray, list[str]]:
     return numbers.astype(np.int64), [str(name) for name in names]
 
 
-def _several_labels(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+def _several_labels(column: pa.ChunkedArray) -> tuple[sparse.csr_array, list[str]]:
     lists = column.combine_chunks()
     names, numbers = np.unique(lists.flatten().to_numpy(zero_copy_only=False), return_inverse=True)
-    matrix = np.zeros((len(lists), len(names)), np.bool_)
-    matrix[pc.list_parent_indices(lists).to_numpy(), numbers] = True
-    return matrix, [str(name) for name in names]
+    parts = np.ones(len(numbers), np.bool_), (pc.list_parent_indices(lists).to_numpy(), numbers)
+    return sparse.csr_array(parts, shape=(len(lists), len(names))), [str(name) for name in names]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-KINDS = ("images", "parquet", "tar", "idx", "csv", "jsonl", "list", "img2dataset")
+KINDS = ("images", "parquet", "tar", "idx", "csv", "jsonl", "list", "coco", "img2dataset")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy import sparse
 
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.methods import METHODS
@@ -199,13 +200,13 @@ def _encode_sides(
     model: HashEncoder, corpora: dict[str, str | Path], say: Progress
 ) -> tuple[dict[str, Side], list[str]]:
     """Encode corpora, with one numbering of the labels for all of them."""
-    listed: dict[str, tuple[pa.Table, EncoderOutput, np.ndarray, list[str]]] = {}
+    listed: dict[str, tuple[pa.Table, EncoderOutput, np.ndarray | sparse.csr_array, list[str]]] = {}
     all_entries = {side: list_corpus(corpus) for side, corpus in corpora.items()}
     labelled = any(map(has_labels, all_entries.values()))
     for side, listing in all_entries.items():
         say(f"encoding {side}")
         entries, output = encode_entries(model, listing)
-        labels = labels_of(entries) if labelled else (np.zeros((len(entries), 0), np.bool_), [])
+        labels = labels_of(entries) if labelled else (sparse.csr_array((len(entries), 0), dtype=np.bool_), [])
         listed[side] = (entries, output, *labels)
     dimensions = {labels.ndim for _, _, labels, _ in listed.values()}
     if len(dimensions) > 1:
@@ -217,13 +218,14 @@ def _encode_sides(
     }, classes
 
 
-def _renumbered(labels: np.ndarray, names: list[str], classes: list[str]) -> np.ndarray:
-    number = np.array([classes.index(name) for name in names], np.int64)
-    if labels.ndim == 1:
+def _renumbered(labels: np.ndarray | sparse.csr_array, names: list[str], classes: list[str]) -> np.ndarray:
+    number_of = {name: number for number, name in enumerate(classes)}
+    number = np.array([number_of[name] for name in names], np.int64)
+    if isinstance(labels, np.ndarray):
         renumbered: NDArray[np.int64] = number[labels]
         return renumbered
-    matrix = np.zeros((len(labels), len(classes)), np.bool_)
-    matrix[:, number] = labels
+    matrix = np.zeros((labels.shape[0], len(classes)), np.bool_)
+    matrix[:, number] = labels.toarray()
     return matrix
 
 
@@ -231,8 +233,9 @@ def _baseline_codes(name: str, teacher: Side, compared: Comparison, bits: int, s
     fit = METHODS[name].fit
     assert fit is not None, "BASELINES has only methods that are fitted"
     labels = teacher.labels
-    matrix = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)
-    hasher = fit(teacher.output.features, bits, seed, matrix)
+    rows, columns = np.nonzero(labels) if labels.ndim == 2 else (np.arange(len(labels)), labels)
+    classes = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(labels), len(compared.classes)))
+    hasher = fit(teacher.output.features, bits, seed, classes)
     features = compared.queries.output.features
     return Coded(hasher.encode(features), hasher.project(features), hasher.encode(compared.database.output.features))
 

@@ -130,7 +130,7 @@ class Report:
 
     @property
     def relaxed_gap(self) -> float | None:
-        """Mean average precision that relaxed codes lose by becoming signs, negative if they gain; None without labels."""
+        """Mean average precision that relaxed codes lose as signs, negative if they gain; None without labels."""
         if self.map_relaxed is None or self.map_signs_of_those is None:
             return None
         return self.map_relaxed - self.map_signs_of_those

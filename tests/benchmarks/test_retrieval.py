@@ -58,6 +58,15 @@ def test_splits_are_those_of_their_titles():
     assert taught < found
 
 
+def test_a_predicted_class_has_one_code():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = rng.standard_normal((3, 5))[labels] * 4 + rng.standard_normal((60, 5)) * 0.1
+    codes = retrieval.PredictedClass.fit(features, 16, 0, labels[:, None] == np.arange(3)).encode(features)[:, 0]
+    assert [len(set(codes[labels == label])) for label in range(3)] == [1, 1, 1]
+    assert len(set(codes)) == 3
+
+
 def test_known_pairs_are_many_and_hardly_any_similar():
     labels = np.arange(5_000) % 5
     pairs = retrieval.draw_pairs(labels, seed=3)
@@ -78,7 +87,7 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypat
     monkeypatch.setattr(retrieval, "train", train)
     out = tmp_path / "retrieval"
     arguments = ["--out", str(out), "--images", "60", "--bits", "8", "--seed", "0", "1"]
-    retrieval.main([*arguments, "--method", "hashnet", "joint", "ksh", "dhn"])
+    retrieval.main([*arguments, "--method", "hashnet", "joint", "ksh", "dhn", "predicted-class"])
     cells = tmp_path / "retrieval.trial-60.cells"
     names = {path.stem for path in cells.glob("*_8_*.json")}
     assert names == {
@@ -86,6 +95,7 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypat
         *(f"{variant}_hashnet_8_1" for variant in ("small", "full", "imbalanced")),
         *(f"{variant}_{method}_8_0" for variant in ("small", "full", "unseen") for method in ("joint", "ksh")),
         *(f"{variant}_dhn_8_0" for variant in retrieval.VARIANTS if variant != "outfits"),
+        "full_predicted-class_8_0",
     }
     # A trial never replaces the real report.
     assert not list(tmp_path.glob("retrieval.json")) + list(tmp_path.glob("retrieval.md"))

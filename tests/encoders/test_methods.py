@@ -100,7 +100,7 @@ def test_methods_that_read_labels_need_them(method):
     with pytest.raises(ValueError, match=f"{method} learns from labels or multi-labels, got nothing: .*label"):
         train(IMAGES, config=config)
     with pytest.raises(ValueError, match="got pairs"):
-        train(IMAGES, pairs=PairList([0], [1], [1]), config=config)
+        train(IMAGES, pairs=PairList([0, 2], [1, 3], [1, 0]), config=config)
     with pytest.raises(ValueError, match="got views"):
         train(IMAGES, views=True, config=config)
 

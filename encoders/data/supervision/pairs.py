@@ -1,19 +1,24 @@
-"""A list of known pairs; all other pairs are unknown.
+"""A list of known pairs; all other pairs are unknown, or, if no dissimilar ones are known, mostly dissimilar.
 
 Shapes: P pairs, B images of a batch, Q pairs among them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from hashlight.encoders.data.supervision.protocol import PAIRS, digest_of
 from hashlight.encoders.data.supervision.samplers import PairSampler
+
+logger = logging.getLogger(__name__)
 
 
 class PairList(NamedTuple):
@@ -34,6 +39,9 @@ class PairList(NamedTuple):
 class PairSupervision:
     """A list of known pairs.
 
+    A list of similar pairs alone would be satisfied by one code for all images. It is completed within each batch: two
+    images count as dissimilar unless a chain of similar pairs joins them, which leaves them unknown.
+
     Parameters
     ----------
     pairs : PairList
@@ -42,7 +50,8 @@ class PairSupervision:
     Raises
     ------
     ValueError
-        If the list is empty, has positions out of range, pairs an image with itself, or contradicts itself.
+        If the list is empty, has positions out of range, pairs an image with itself, contradicts itself, has no similar
+        pair, or joins all of its images by chains of similar pairs without a dissimilar pair.
     """
 
     def __init__(self, pairs: PairList, num_images: int):
@@ -59,6 +68,12 @@ class PairSupervision:
             raise ValueError(
                 f"`pairs` calls images {first_P[row]} and {second_P[row]} both similar and dissimilar: keep one"
             )
+        if not similar_P.any():
+            raise ValueError(
+                f"`pairs` must hold a similar pair, got {len(self._key_P)} dissimilar ones: nothing would be brought "
+                "together"
+            )
+        self._component_N = _components(self._key_P, num_images) if similar_P.all() else None
 
     @property
     def kind(self) -> str:
@@ -97,7 +112,11 @@ class PairSupervision:
         place_Q = np.searchsorted(self._key_P, key_Q).clip(max=len(self._key_P) - 1)
         known_Q = self._key_P[place_Q] == key_Q
         known_BB, similar_BB = np.zeros((2, len(order_B), len(order_B)), np.bool_)
-        known_BB[first_Q, second_Q] = known_BB[second_Q, first_Q] = known_Q
+        if self._component_N is not None:
+            component_B = self._component_N[index]
+            known_BB |= component_B[:, None] != component_B
+        known_BB[first_Q, second_Q] |= known_Q
+        known_BB[second_Q, first_Q] |= known_Q
         similar_BB[first_Q, second_Q] = similar_BB[second_Q, first_Q] = self._similar_P[place_Q] & known_Q
         return torch.from_numpy(similar_BB), torch.from_numpy(known_BB)
 
@@ -105,17 +124,38 @@ class PairSupervision:
         """Return None: pairs are similar or not."""
         return None
 
+    def with_similar(self, batch_size: int) -> Self:
+        """Return this supervision: its batches are drawn by pairs."""
+        return self
+
     def restricted_to(self, index_M: torch.Tensor) -> Self:
         """Refuse: hardly any pair would have both images in a part of them."""
         raise ValueError("a pair list cannot be restricted to some of its images without losing most of its pairs")
 
     def describe(self) -> str:
         """Return "pairs" and their number."""
-        return f"{len(self._key_P)} pairs, {int(self._similar_P.sum())} similar"
+        completed = "" if self._component_N is None else ", others of a batch dissimilar"
+        return f"{len(self._key_P)} pairs, {int(self._similar_P.sum())} similar{completed}"
 
     def digest(self) -> str:
         """Return a hash of the pairs."""
         return digest_of(PAIRS, np.array([self._num_images]), self._key_P, self._similar_P)
+
+
+def _components(key_P: NDArray[np.int64], num_images: int) -> NDArray[np.int32]:
+    """Return the number of the chain of similar pairs that each image is in, (N,)."""
+    first_P, second_P = np.divmod(key_P, num_images)
+    links = sparse.coo_array((np.ones(len(key_P), np.bool_), (first_P, second_P)), shape=(num_images, num_images))
+    component_N: NDArray[np.int32] = csgraph.connected_components(links, directed=False)[1]
+    if len(np.unique(component_N[first_P])) < 2:
+        raise ValueError(
+            f"`pairs` must hold dissimilar pairs: the {len(key_P)} given are all similar and join all of their images, "
+            "so that one code for all would satisfy them"
+        )
+    logger.warning(
+        "all %d pairs are similar: images of a batch that no chain of them joins count as dissimilar", len(key_P)
+    )
+    return component_N
 
 
 def _check_pairs(pairs: PairList, num_images: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:

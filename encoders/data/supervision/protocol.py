@@ -53,6 +53,9 @@ class Supervision(Protocol):
     def affinity_within(self, index_B: torch.Tensor) -> torch.Tensor | None:
         """Return the Jaccard index of the labels of each pair, (B, B) float32; None if it is 1 for similar pairs."""
 
+    def with_similar(self, batch_size: int) -> Self:
+        """Return the same supervision, with batches whose images have similar others in them, as far as there are."""
+
     def restricted_to(self, index_M: torch.Tensor) -> Self:
         """Return the same supervision with batches of these images only."""
 

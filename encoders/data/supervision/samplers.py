@@ -1,6 +1,7 @@
-"""The order in which training sees images: batches of images, or of known pairs.
+"""The order in which training sees images: batches of images, of classes, or of known pairs.
 
-All random numbers of an epoch are drawn by torch before its first batch. Shapes: M images to draw from, P pairs.
+All random numbers of an epoch are drawn by torch before its first batch. Shapes: M images to draw from, P pairs, G
+groups of images of one class.
 """
 
 from __future__ import annotations
@@ -41,11 +42,41 @@ class DrawsImages:
         full = max(1, len(order_M) // batch_size)
         yield from torch.split(order_M, batch_size)[:full]
 
+    def with_similar(self, batch_size: int) -> Self:
+        """Return this supervision: its batches have what similar images they can have."""
+        return self
+
     def restricted_to(self, index_M: torch.Tensor) -> Self:
         """Return the same supervision with batches of these images only."""
         restricted = copy.copy(self)
         restricted._member_M = index_M
         return restricted
+
+
+def order_by_class(class_M: torch.Tensor, of_a_class: int) -> torch.Tensor:
+    """Shuffle images so that `of_a_class` of one class stand together; what classes have left over comes last.
+
+    Cut into batches of a multiple of `of_a_class`, all but the last ones have whole groups only: M images of each class
+    that is drawn, as samplers "M per class" of metric learning do.
+
+    Parameters
+    ----------
+    class_M : Tensor of int, shape (M,)
+    of_a_class : int
+
+    Returns
+    -------
+    Tensor of int64, shape (M,)
+        Positions in `class_M`.
+    """
+    shuffled_M = torch.randperm(len(class_M))
+    order_M = shuffled_M[torch.argsort(class_M[shuffled_M], stable=True)]
+    count = torch.unique_consecutive(class_M[order_M], return_counts=True)[1]
+    rank_M = torch.arange(len(order_M)) - (count.cumsum(0) - count).repeat_interleave(count)
+    group_M = (rank_M % of_a_class == 0).cumsum(0) - 1
+    size_G = torch.bincount(group_M)
+    place_G = torch.randperm(len(size_G)) + len(size_G) * (size_G < of_a_class)
+    return order_M[torch.argsort(place_G[group_M], stable=True)]
 
 
 class PairSampler:

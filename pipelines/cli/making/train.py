@@ -106,6 +106,13 @@ class Course:
     ] = None
     batch_size: Annotated[int | None, typer.Option(min=4, help="Images per step, all pairs of which count; 64.")] = None
     chunk_size: Annotated[int | None, typer.Option(min=2, help="Images of a batch in memory at a time; all.")] = None
+    frozen_stages: Annotated[
+        str | None,
+        typer.Option(help="Stages of the backbone that keep their weights, from the image on: a number, or all."),
+    ] = None
+    stage_decay: Annotated[
+        float | None, typer.Option(help="Ratio of a stage's learning rate to that of the next one; 1.")
+    ] = None
     schedule: Annotated[str | None, typer.Option(help="How beta rises: stages (by default), released or constant.")] = (
         None
     )
@@ -282,6 +289,8 @@ def _config(model: Model, course: Course, computation: Computation) -> TrainConf
 
     settings = {**asdict(model), **asdict(course), **asdict(computation)}
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    if (frozen := given.get("frozen_stages", "")).isdigit():
+        given["frozen_stages"] = int(frozen)
     try:
         config = TrainConfig(**given)
     except ValueError as error:

@@ -38,7 +38,7 @@ def list_lines(root: str, ids: IdRule) -> Listing:
 
 
 def _chunks(root: str, ids: IdRule) -> Iterator[pa.Table]:
-    for part in groups(_names(root), CHUNK_ENTRIES):
+    for part in groups((line for _, line in read_lines(root)), CHUNK_ENTRIES):
         uris, sources = mentioned_in(root, part)
         columns = {
             "id": ids.ids_of(part, uris),
@@ -50,13 +50,19 @@ def _chunks(root: str, ids: IdRule) -> Iterator[pa.Table]:
         yield pa.table(columns, BASE_SCHEMA)
 
 
-def _names(root: str) -> Iterator[str]:
-    """Read the lines that are not empty."""
+def read_lines(root: str) -> Iterator[tuple[int, str]]:
+    """Read the lines of a text file that are not empty, with their numbers.
+
+    Raises
+    ------
+    PipelineError
+        If it cannot be read, is not UTF-8, or has a line too long for a URI.
+    """
     try:
         with open_place(root).open() as raw:
             for number, line in enumerate(_lines(raw, root), start=1):
                 if name := _decoded(line, root, number):
-                    yield name
+                    yield number, name
     except ReadFailedError:
         raise
     except OSError as error:

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from hashlight.encoders.networks.compat import load_torchvision
+from hashlight.encoders.networks.stages import stages_of
 from hashlight.encoders.training.checkpoints import CHECKPOINT_FILE
 from hashlight.encoders.training.train import TrainConfig, train
 from tests.encoders.training.test_training import IMAGES, LABELS
@@ -42,8 +45,9 @@ def state_after(**settings):
 
 
 def weights_after(**settings):
-    """Return the backbone's and the hash layer's weights after one step, each flattened."""
+    """Return the backbone's and the hash layer's matrices and filters after one step, each flattened."""
     state = {name: weight for name, weight in state_after(**settings).items() if not STATISTICS.search(name)}
+    state = {name: weight for name, weight in state.items() if weight.ndim > 1}
     parts = [[state[name].flatten() for name in state if name.startswith(part)] for part in ("backbone", "hash_layer")]
     return [torch.cat(part).numpy() for part in parts]
 
@@ -112,3 +116,63 @@ def test_an_objectives_own_weights_learn_with_the_hash_layer():
         for rate in ({"learning_rate": STILL}, {})
     )
     assert np.quantile(np.abs(moved - still), 0.9) == pytest.approx(10 * 5e-4 * FIRST, rel=0.02)
+
+
+def test_biases_and_normalisation_do_not_decay():
+    plain, decayed = (state_after(weight_decay=decay) for decay in (0.0, 100.0))
+    changed = {name for name in plain if not torch.equal(plain[name], decayed[name])}
+    assert changed == {name for name in plain if plain[name].ndim > 1}
+    assert len(changed) == 7
+
+
+def test_frozen_stages_keep_their_weights_and_statistics(learned):
+    before, after = (state_after(weights=learned, frozen_stages=2, **rate) for rate in ({"learning_rate": STILL}, {}))
+    start = load_file(learned)
+    kept = {name for name in after if torch.equal(after[name], before[name])}
+    of_backbone = {name for name in kept if name.startswith("backbone.") and not STATISTICS.search(name)}
+    # The first two convolutions (a pooling lies behind the first one) and their normalisation.
+    first_two = {f"backbone.{place}.{part}" for place in (2, 5) for part in ("weight", "bias")}
+    assert of_backbone == {"backbone.0.weight", "backbone.4.weight", *first_two}
+    for place, is_frozen in ((2, True), (5, True), (9, False)):
+        same = torch.equal(after[f"backbone.{place}.running_mean"], start[f"{place}.running_mean"].double())
+        assert same is is_frozen
+
+
+def test_a_frozen_backbone_leaves_the_hash_layer_to_train(learned):
+    before, after = (
+        state_after(weights=learned, frozen_stages="all", **rate) for rate in ({"learning_rate": STILL}, {})
+    )
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"hash_layer.weight", "hash_layer.bias"}
+
+
+def test_rates_fall_from_stage_to_stage():
+    still, moved = (state_after(stage_decay=0.5, weight_decay=0.0, **rate) for rate in ({"learning_rate": STILL}, {}))
+    names = [f"backbone.{place}.weight" for place in (0, 4, 7, 11, 14, 19)]
+    steps = [float(np.quantile((moved[name] - still[name]).abs().numpy(), 0.9)) for name in names]
+    assert steps == pytest.approx([5e-4 * FIRST * 0.5 ** (5 - number) for number in range(6)], rel=0.05)
+
+
+def test_what_cannot_be_frozen_is_refused(learned):
+    with pytest.raises(ValueError, match="`frozen_stages` must be 0 for a backbone with random weights, got 2"):
+        state_after(frozen_stages=2)
+    with pytest.raises(ValueError, match="`frozen_stages` must be at most 6 for small-cnn, got 7"):
+        state_after(weights=learned, frozen_stages=7)
+    with pytest.raises(ValueError, match="`frozen_stages` must be below 6 with a warm-up of 1 epochs, got all"):
+        state_after(weights=learned, frozen_stages="all", warmup_epochs=1)
+    with pytest.raises(ValueError, match="`frozen_stages` must be 0 or more, or 'all', got 'most'"):
+        TrainConfig(frozen_stages="most")
+    with pytest.raises(ValueError, match=r"`stage_decay` must be above 0 and at most 1, got 1\.5"):
+        TrainConfig(stage_decay=1.5)
+
+
+def test_stages_of_a_residual_network_and_a_transformer():
+    models = load_torchvision().models
+    stages = stages_of(models.resnet18(weights=None))
+    # A convolution, eight blocks, the classifier.
+    assert len(stages) == 10
+    for network in (models.resnet18(weights=None), models.vit_b_16(weights=None)):
+        stages = stages_of(network)
+        weights = [id(weight) for stage in stages for weight in stage.weights]
+        assert sorted(weights) == sorted(id(weight) for weight in network.parameters())
+    assert any(weight is network.class_token for weight in stages[0].weights)

@@ -107,6 +107,8 @@ def test_what_cannot_be_learned_is_refused_with_its_reason(tmp_path, corpora):
         ("--device", "tpu", "`device` must be one of cpu, cuda, got 'tpu'"),
         ("--seed", -1, "`seed` must be 0 to 4,294,967,295, got -1"),
         ("--patience", 2, "with `validation_images` to judge epochs by"),
+        ("--frozen-stages", "most", "`frozen_stages` must be 0 or more, or 'all', got 'most'"),
+        ("--stage-decay", 2, "`stage_decay` must be above 0 and at most 1"),
     ],
 )
 def test_wrong_values_of_options_exit_with_2(tmp_path, corpora, option, value, reason):
@@ -167,7 +169,7 @@ def test_unsupervised_methods_need_no_labels_but_weights(tmp_path, corpora, pict
 def test_lists_of_labels_become_columns(corpora):
     matrix, names = labels_of(pq.read_table(corpora["several"]))
     expected = [{str(label), str(10 + label % 2)} for label in pq.read_table(corpora["one"])["label"].to_pylist()]
-    assert [{names[column] for column in np.flatnonzero(row)} for row in matrix] == expected
+    assert [{names[column] for column in np.flatnonzero(row)} for row in matrix.toarray()] == expected
     with pytest.raises(PipelineError, match=r"2 of 3 images have no label \(first: b\)"):
         labels_of(pa.table({"uri": ["a", "b", "c"], "label": [[1], [], None]}))
 
