@@ -19,12 +19,18 @@ from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.networks.backbone import Backbone
 from hashlight.encoders.networks.compat import load_torchvision
 from hashlight.encoders.networks.packages import import_package
-from hashlight.encoders.networks.sources import from_onnx, from_python
+from hashlight.encoders.networks.sources import from_onnx, from_open_clip, from_python, from_timm, from_transformers
 from hashlight.encoders.networks.sources.source import Source
 from hashlight.encoders.networks.weights import FILE_SUFFIXES, is_file_of_weights, load_weights
 
 # By what stands before the colon of a name.
-SOURCES: dict[str, Source] = {"onnx": from_onnx, "python": from_python}
+SOURCES: dict[str, Source] = {
+    "timm": from_timm,
+    "open_clip": from_open_clip,
+    "hf": from_transformers,
+    "onnx": from_onnx,
+    "python": from_python,
+}
 SMALL_CNN = "small-cnn"
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 IMAGENET = "imagenet"
@@ -41,7 +47,8 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
     ----------
     name : str
         "small-cnn" for 28x28 grey images, "efficientnet-lite0", any torchvision classification model ("resnet18"),
-        or a network of a source: "onnx:FILE", "python:MODULE:FACTORY" (`encoders.networks.sources`).
+        or a network of a source (`encoders.networks.sources`): "timm:NAME", "open_clip:NAME/PRETRAINED", "hf:NAME",
+        "onnx:FILE", "python:MODULE:FACTORY".
     weights : str or None
         None for random weights, or those of the source; a local .pth, .pt, .bin or .safetensors file; "imagenet" for
         efficientnet-lite0's packaged weights; or a name that torchvision knows ("IMAGENET1K_V1", "DEFAULT") and

@@ -6,8 +6,10 @@ torch's, so a bit whose output is next to zero may differ: such bits are counted
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +115,7 @@ def export(model: HashModel, preprocessing: Preprocessing) -> bytes:
 def _written(module: nn.Module, example: torch.Tensor, inputs: list[str], outputs: list[str]) -> bytes:
     """Return a module as an ONNX file whose first axes are free."""
     file = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.inference_mode(), _plain_attention():
         # Tracing warns of sizes that it takes for constants, which those of the images are.
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -127,6 +129,17 @@ def _written(module: nn.Module, example: torch.Tensor, inputs: list[str], output
             dynamic_axes={name: {0: IMAGES} for name in (*inputs, *outputs)},
         )
     return file.getvalue()
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Compute attention by its parts: the one operator that torch has for all of it is not known to ONNX."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 def compare(exported: Runtime, original: Runtime, pixels_NHWC: NDArray[np.uint8]) -> Comparison:

@@ -63,7 +63,8 @@ class TrainConfig:
         A name of `encoders.methods.METHODS`, or "auto": "hashnet" with labels, pairs or views, and without them
         "neighbours" up to 64 bits from 2,000 images on, else "itq".
     backbone : str
-        "small-cnn", "efficientnet-lite0", a torchvision classification model, "onnx:FILE" or "python:MODULE:FACTORY".
+        "small-cnn", "efficientnet-lite0", a torchvision classification model, "timm:NAME", "open_clip:NAME/PRETRAINED",
+        "hf:NAME", "onnx:FILE" or "python:MODULE:FACTORY".
     weights : str or None
         Initial weights of the backbone: random or its source's own (None), a local file, or a name that the backbone
         knows.

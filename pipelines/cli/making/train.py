@@ -45,9 +45,9 @@ class Model:
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="small-cnn, efficientnet-lite0, a torchvision classification model, onnx:FILE or "
-            "python:MODULE:FACTORY; without it small-cnn, or, if there are neither labels nor pairs, "
-            "efficientnet-lite0 with the weights of its package."
+            help="small-cnn, efficientnet-lite0, a torchvision classification model, timm:NAME, "
+            "open_clip:NAME/PRETRAINED, hf:NAME, onnx:FILE or python:MODULE:FACTORY; without it small-cnn, or, if "
+            "there are neither labels nor pairs, efficientnet-lite0 with the weights of its package."
         ),
     ] = None
     weights: Annotated[

@@ -93,8 +93,8 @@ def test_a_factory_gives_the_features_and_is_called_again_to_load(module, tmp_pa
         ("python:os:abort", "annotated `-> Backbone`"),
         ("python:{}:failing", "OSError: no weights here"),
         ("python:{}:wrong", "says `feature_dim` 64, but gives 768"),
-        ("pithon:{}:tiny", "begin with one of onnx:, python:"),
-        ("python:", "begin with one of onnx:, python:"),
+        ("pithon:{}:tiny", "begin with one of timm:, open_clip:, hf:, onnx:, python:"),
+        ("python:", "begin with one of timm:, open_clip:, hf:, onnx:, python:"),
     ],
 )
 def test_factories_that_cannot_be_used_are_refused(module, name, message):

@@ -1,0 +1,243 @@
+"""Networks of timm, open_clip and transformers: tiny ones, made here in the library's own format.
+
+Features and preprocessing are compared with what the library itself computes.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from hashlight.encoders.encoder import HashEncoder
+from hashlight.encoders.errors import EncoderError
+from hashlight.encoders.networks.backbones import build_backbone, rebuild_backbone
+from hashlight.encoders.networks.compat import load_torchvision
+from hashlight.encoders.training.train import TrainConfig, train
+
+load_torchvision()
+
+# Rounding to 8 bits in between, in levels of 255. A library may round half a pixel of the crop's place the other way,
+# so a value is compared with those of the pixels around it too.
+ROUNDING = 12
+
+PROCESSOR = {
+    "image_processor_type": "BitImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": 36},
+    "do_center_crop": True,
+    "crop_size": {"height": 28, "width": 28},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.4, 0.5, 0.6],
+    "image_std": [0.2, 0.3, 0.4],
+    "resample": 3,
+    "do_convert_rgb": True,
+}
+
+
+def pictures():
+    """Smooth pictures of several shapes: waves of different lengths, with edges."""
+    found = []
+    for number, (height, width) in enumerate([(64, 64), (60, 97), (123, 80), (300, 200), (40, 160)]):
+        y, x = np.mgrid[:height, :width] / 17
+        waves = [np.sin(x * (1 + channel) / 2 + number) * np.cos(y / (1 + channel)) for channel in range(3)]
+        pixels = 128 + 100 * np.stack(waves, axis=-1)
+        pixels[height // 3 : height // 2, width // 4 : width // 2] = (250, 20, 120)
+        found.append(Image.fromarray(pixels.astype(np.uint8)))
+    return found
+
+
+def same_preparation(rule, theirs):
+    """Compare with the library's own transform: each value lies among those within one pixel."""
+    scale = np.array(rule.std).reshape(3, 1, 1) * 255
+    for picture in pictures():
+        ours, other = (np.asarray(tensor) * scale for tensor in (rule(picture), theirs(picture)))
+        assert ours.shape == other.shape
+        around = np.lib.stride_tricks.sliding_window_view(
+            np.pad(other, ((0, 0), (1, 1), (1, 1)), "edge"), (3, 3), (1, 2)
+        )
+        assert (ours > around.min((3, 4)) - ROUNDING).all()
+        assert (ours < around.max((3, 4)) + ROUNDING).all()
+
+
+def saved_and_loaded(backbone, weights, expected, folder):
+    """Fit on the pictures, compare features with `expected(inputs)`, and load the encoder again."""
+    encoder = train(pictures(), config=TrainConfig(backbone=backbone, weights=weights, method="lsh", bits=16))
+    rule = encoder.config.preprocessing
+    inputs = torch.stack([rule(picture) for picture in pictures()])
+    with torch.inference_mode():
+        wanted = expected(inputs).numpy()
+    np.testing.assert_allclose(encoder.encode_all(pictures()).features, wanted, rtol=1e-3, atol=1e-4)
+    assert encoder.config.pictures.onnx is not None, "it is exported"
+    encoder.save(folder / "encoder")
+    loaded = HashEncoder.load(folder / "encoder")
+    assert (loaded.encode(pictures()) == encoder.encode(pictures())).all()
+    # Where there is no exported network, the library builds the module again.
+    plain = json.loads((folder / "encoder" / "config.json").read_text())
+    again = rebuild_backbone(plain["backbone"], plain["architecture"])
+    state = {
+        name.removeprefix("backbone."): value
+        for name, value in load_file(folder / "encoder" / "model.safetensors").items()
+        if name.startswith("backbone.")
+    }
+    again.network.load_state_dict(state)
+    with torch.inference_mode():
+        np.testing.assert_allclose(again.network.eval()(inputs).numpy(), wanted, rtol=1e-4, atol=1e-5)
+    assert again.preprocessing == rule
+    return encoder
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No library tries the network, and each finds an empty cache."""
+    constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub comes with the extras")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def timm():
+    return pytest.importorskip("timm", reason="needs the extra [timm]")
+
+
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_timm(timm, tmp_path, wrapper):
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", pretrained=False, num_classes=7)
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": {wrapper + name: value for name, value in model.state_dict().items()}}, path)
+    model.eval().reset_classifier(0)
+    encoder = saved_and_loaded("timm:test_vit", str(path), model, tmp_path)
+    config = timm.data.resolve_model_data_config(model)
+    same_preparation(encoder.config.preprocessing, timm.data.create_transform(**config, is_training=False))
+    assert encoder.config.preprocessing.size == config["input_size"][1]
+
+
+def test_timm_without_the_network_says_what_would_have_to_be_where(timm, offline):
+    with pytest.raises(EncoderError, match=r"timm/test_vit.r160_in1k.*HF_HOME.*could they be downloaded.*`weights`"):
+        build_backbone("timm:test_vit.r160_in1k")
+    with pytest.raises(EncoderError, match="has no model test_vi: `timm"):
+        build_backbone("timm:test_vi")
+
+
+@pytest.fixture
+def open_clip():
+    return pytest.importorskip("open_clip", reason="needs the extra open-clip")
+
+
+CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_open_clip(open_clip, tmp_path, mode):
+    folder = tmp_path / "tiny-clip"
+    folder.mkdir()
+    config = {"model_cfg": CLIP, "preprocess_cfg": {"resize_mode": mode, "mean": [0.4, 0.5, 0.6], "size": 32}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    model, theirs = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    encoder = saved_and_loaded(
+        f"open_clip:local-dir:{folder}", None, lambda x: model.eval().encode_image(x, normalize=True), tmp_path
+    )
+    assert encoder.config.backbone == "open_clip:tiny-clip"
+    same_preparation(encoder.config.preprocessing, theirs)
+
+
+def test_open_clip_without_the_network_says_what_would_have_to_be_where(open_clip, offline):
+    with pytest.raises(EncoderError, match=r"repository laion/CLIP-ViT-B-32-laion2B.*HF_HOME.*open_clip:ViT-B-32"):
+        build_backbone("open_clip:ViT-B-32/laion2b_s34b_b79k")
+    with pytest.raises(EncoderError, match="has no model ViT-B-33"):
+        build_backbone("open_clip:ViT-B-33/laion2b_s34b_b79k")
+    with pytest.raises(EncoderError, match=r"must name its weights, as open_clip:ViT-B-32/PRETRAINED, one of .*laion"):
+        build_backbone("open_clip:ViT-B-32")
+
+
+@pytest.fixture
+def transformers():
+    return pytest.importorskip("transformers", reason="needs the extra transformers")
+
+
+def written(model, folder, **processor):
+    model.eval().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, **processor}))
+
+
+def their_preparation(transformers, folder):
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    return lambda picture: processor(picture, return_tensors="pt")["pixel_values"][0]
+
+
+def test_hf_dinov2(transformers, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    model, folder = transformers.Dinov2Model(config), tmp_path / "tiny-dino"
+    written(model, folder)
+    encoder = saved_and_loaded(f"hf:{folder}", None, lambda x: model(x).pooler_output, tmp_path)
+    assert encoder.config.backbone == "hf:tiny-dino"
+    same_preparation(encoder.config.preprocessing, their_preparation(transformers, folder))
+
+
+def clip_of(transformers):
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.CLIPConfig(
+        text_config={**tower, "vocab_size": 300, "max_position_embeddings": 16},
+        vision_config={**tower, "image_size": 28, "patch_size": 14},
+        projection_dim=24,
+    )
+    return transformers.CLIPModel(config)
+
+
+def test_hf_clip(transformers, tmp_path):
+    torch.manual_seed(0)
+    model, folder = clip_of(transformers), tmp_path / "tiny-clip"
+    written(model, folder, image_processor_type="CLIPImageProcessor", size={"shortest_edge": 28})
+
+    def expected(inputs):
+        embedding = model.visual_projection(model.vision_model(inputs).pooler_output)
+        return embedding / embedding.norm(dim=-1, keepdim=True)
+
+    encoder = saved_and_loaded(f"hf:{folder}", None, expected, tmp_path)
+    same_preparation(encoder.config.preprocessing, their_preparation(transformers, folder))
+
+
+def test_hf_siglip_stretches(transformers, tmp_path):
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.SiglipConfig(
+        text_config={**tower, "vocab_size": 300, "max_position_embeddings": 16},
+        vision_config={**tower, "image_size": 28, "patch_size": 14},
+    )
+    model, folder = transformers.SiglipModel(config), tmp_path / "tiny-siglip"
+    kind = {"image_processor_type": "SiglipImageProcessor", "do_center_crop": None, "crop_size": None}
+    written(model, folder, **kind, size={"height": 28, "width": 28}, resample=2)
+
+    def expected(inputs):
+        embedding = model.vision_model(inputs).pooler_output
+        return embedding / embedding.norm(dim=-1, keepdim=True)
+
+    encoder = saved_and_loaded(f"hf:{folder}", None, expected, tmp_path)
+    assert encoder.config.preprocessing.fit == "stretch"
+    same_preparation(encoder.config.preprocessing, their_preparation(transformers, folder))
+
+
+def test_hf_refuses_what_it_cannot_prepare(transformers, offline, tmp_path):
+    config = transformers.Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    folder = tmp_path / "tiny-dino"
+    written(transformers.Dinov2Model(config), folder, do_center_crop=False)
+    with pytest.raises(EncoderError, match="prepares images in a way that is not supported"):
+        build_backbone(f"hf:{folder}")
+    with pytest.raises(EncoderError, match=r"repository facebook/dinov2-none.*HF_HOME.*hf:FOLDER"):
+        build_backbone("hf:facebook/dinov2-none")
