@@ -50,10 +50,11 @@ def dedup(
     as_json: JsonOption = False,
 ) -> None:
     """Find all near-duplicates of a collection, or of images, on Ray; an interrupted job resumes where it stopped."""
-    from hashlight.engine.places.opening import open_place
+    from hashlight.engine.places.opening import open_place, open_target
     from hashlight.pipelines.dedup.dedup import find_duplicates
     from hashlight.pipelines.jobs.session import joined
 
+    open_target(output)
     is_collection = open_place(collection).exists("CURRENT")
     if is_collection and radius is None:
         raise typer.BadParameter("a collection needs --radius: how near is near depends on its encoder")

@@ -115,6 +115,7 @@ def test_what_must_be_on_this_machine_refuses_a_uri(verb, name):
 
 READ_ONLY = [
     ("train", "--input", "s3://bucket/none", "--output", "memory://out"),
+    ("index", "s3://bucket/none", "--output", "memory://out"),
     ("list", "s3://bucket/none", "--output", "memory://out/work.arrow"),
     ("list", "s3://bucket/none", "--output", "https://host.invalid/out.arrow"),
     ("encode", "--input", "s3://bucket/none", "--encoder", "s3://bucket/none", "--output", "https://host.invalid/out"),
