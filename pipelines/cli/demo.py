@@ -1,11 +1,8 @@
-"""The main job on the packaged images: train, encode, build, evaluate, search."""
+"""The main job on the packaged images: train, encode, build, evaluate, search; and drawings indexed without labels."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,13 +24,16 @@ from hashlight.pipelines.cli.console import (
     spinner,
     training_bar,
 )
+from hashlight.pipelines.cli.indexing import program, run_index
 from hashlight.pipelines.codes.parts import codes_column, read_parts
+from hashlight.pipelines.corpora.drawings import write_drawings
 from hashlight.pipelines.corpora.fashion_mnist import split_sample, write_corpus
 from hashlight.pipelines.encoding.encode import encode_corpus
 from hashlight.pipelines.evaluation.evaluate import evaluate_encoder
 from hashlight.pipelines.evaluation.measure import Report
 from hashlight.pipelines.evaluation.pictures import Tile, answer_tile, save_grid
 from hashlight.pipelines.evaluation.report import REPORT_FILES
+from hashlight.pipelines.indexing.choice import NoEncoderError
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.searching.encoder import load_encoder
 from hashlight.pipelines.searching.images import encode_file
@@ -49,11 +49,23 @@ GRID_ANSWERS = 10
 
 _CORPORA = {"train.parquet", "database.parquet", "queries.parquet"}
 _PICTURES = {"answers.png", "query.png", "grid.png"}
-_OWN_ENTRIES = {"encoder", ".encoder.training", "codes", "collection", *REPORT_FILES, *_CORPORA, *_PICTURES}
+_DRAWINGS, _INDEXED = "drawings", "drawings-collection"
+_OWN_ENTRIES = {
+    _DRAWINGS,
+    _INDEXED,
+    f".{_INDEXED}.index",
+    "encoder",
+    ".encoder.training",
+    "codes",
+    "collection",
+    *REPORT_FILES,
+    *_CORPORA,
+    *_PICTURES,
+}
 
 
 def run_demo(folder: Path) -> Report:
-    """Write `folder` with the corpora, the encoder, the codes, the collection, `report.json` and pictures."""
+    """Write `folder` with the corpora, the encoder, the codes, the collections, `report.json` and pictures."""
     if folder.exists() and not folder.is_dir():
         raise PipelineError(f"{folder} is a file, expected a folder for the demo: choose another --output")
     foreign = sorted({entry.name for entry in folder.iterdir()} - _OWN_ENTRIES) if folder.is_dir() else []
@@ -91,7 +103,18 @@ def run_demo(folder: Path) -> Report:
     with _timed(seconds, "search and draw"):
         _draw_answers(folder, parts["queries"])
     _tell(folder, result, seconds)
+    _index_drawings(folder)
     return result
+
+
+def _index_drawings(folder: Path) -> None:
+    """Index drawings without labels, by one command; end with how to look at them."""
+    out.print("and by one command, drawings without labels:", style="bold")
+    write_drawings(folder / _DRAWINGS)
+    try:
+        run_index(folder / _DRAWINGS, folder / _INDEXED, "auto")
+    except NoEncoderError as error:
+        out.print(f"left out: {error}", soft_wrap=True)
 
 
 def _draw_answers(folder: Path, queries: pa.Table) -> None:
@@ -140,13 +163,12 @@ def _tell(folder: Path, report: Report, seconds: dict[str, float]) -> None:
     out.print(f"pictures: {folder / 'answers.png'}, {folder / 'precision_recall.png'}; numbers: {folder / 'report.md'}")
     out.print("try next:", style="bold")
     image = folder / "query.png"
-    program = "hashlight" if shutil.which("hashlight") else os.path.relpath(Path(sys.executable).parent / "hashlight")
     for arguments in (
         f"search {folder / 'collection'} --image {image} -k 10",
         f"search {folder / 'collection'} --image {image} --radius 2 --save {folder / 'grid.png'}",
         f"info {folder / 'collection'}",
     ):
-        out.print(f"  {program} {arguments}", soft_wrap=True)
+        out.print(f"  {program()} {arguments}", soft_wrap=True)
 
 
 @contextlib.contextmanager

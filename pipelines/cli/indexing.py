@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +39,13 @@ def run_index(images: str | Path, output: str | Path, encoder: str) -> None:
             _tell(encoded, done, shown)
     image = shlex.quote(job.example or "PICTURE.jpg")
     out.print("next, search by an image of yours, or open the page in a browser:", style="bold")
-    out.print(f"  hashlight search {shlex.quote(shown)} --image {image}", soft_wrap=True)
-    out.print(f"  hashlight serve {shlex.quote(shown)}    # http://127.0.0.1:8000", soft_wrap=True)
+    out.print(f"  {program()} search {shlex.quote(shown)} --image {image}", soft_wrap=True)
+    out.print(f"  {program()} serve {shlex.quote(shown)}    # http://127.0.0.1:8000", soft_wrap=True)
+
+
+def program() -> str:
+    """Return the command, as a shell finds it."""
+    return "hashlight" if shutil.which("hashlight") else os.path.relpath(Path(sys.executable).parent / "hashlight")
 
 
 def run_steps(job: IndexJob) -> tuple[EncodeSummary, Commit]:

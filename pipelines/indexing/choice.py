@@ -32,6 +32,10 @@ _FIT_S = 10.0
 _BATCH = 16
 
 
+class NoEncoderError(PipelineError):
+    """The network that suits the images is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Speed:
     """What an image takes on one core, in seconds: decoding, and the network."""
@@ -117,7 +121,7 @@ def choose(asked: str, look: Look, images: int | None) -> Chosen:
 
     Raises
     ------
-    PipelineError
+    NoEncoderError
         If a package that it needs is not installed.
     EncoderError
         If the folder has no encoder of images.
@@ -132,7 +136,7 @@ def choose(asked: str, look: Look, images: int | None) -> Chosen:
     try:
         return Fit(look, images)
     except EncoderError as error:
-        raise PipelineError(f"{error}; or give a trained encoder by --encoder") from error
+        raise NoEncoderError(f"{error}; or give a trained encoder by --encoder") from error
 
 
 def measure(encoder: HashEncoder, images: Iterable[bytes]) -> Speed:

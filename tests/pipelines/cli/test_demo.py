@@ -29,6 +29,8 @@ def test_the_demo_finds_images_of_the_querys_class(tmp_path):
     for picture in ("answers.png", "precision_recall.png"):
         assert (tmp_path / "demo" / picture).stat().st_size > 20_000
     check_collection(tmp_path / "demo")
+    drawings = Collection.open(tmp_path / "demo" / "drawings-collection")
+    assert (len(drawings), drawings.bits, drawings.num_features) == (350, 256, 1280)
     assert {path.name for path in (tmp_path / "demo").iterdir()} <= _OWN_ENTRIES, "it may be run again"
 
 
