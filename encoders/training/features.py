@@ -21,6 +21,13 @@ from hashlight.encoders.training.fitting import exported, with_hasher
 from hashlight.encoders.training.train import TrainConfig
 
 
+def untrained(config: TrainConfig) -> HashEncoder:
+    """Return an encoder with the weights that a training starts from, which is as fast as the trained one."""
+    backbone = build_backbone(config.backbone, config.weights)
+    pictures = Pictures(backbone=backbone.name, batch_size=backbone.batch_size, preprocessing=backbone.preprocessing)
+    return HashEncoder(EncoderConfig(bits=config.bits, beta=1.0, input=pictures), HashModel(backbone, config.bits))
+
+
 class FeatureFit:
     """A backbone that is trained already, and the method whose hash layer is fitted to its features.
 

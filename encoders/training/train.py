@@ -1,5 +1,8 @@
 """Training: an optional classification warm-up of the backbone, then the method's own objective or fit.
 
+`encoders.methods` names each method's paper. Networks are trained by AdamW with a one-cycle rate instead of the papers'
+SGD.
+
 Shapes: N images, K bits.
 """
 
@@ -246,11 +249,6 @@ def train(
         If the backbone cannot be built, `folder` belongs to another run, or the device is not available.
     ImageError
         If an image cannot be decoded.
-
-    Notes
-    -----
-    `encoders.methods` names each method's paper. Networks are trained by AdamW with a one-cycle rate instead of the
-    papers' SGD.
     """
     config = config or TrainConfig()
     _check_device(config.device)

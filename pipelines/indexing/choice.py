@@ -11,24 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.encoders.data.preprocessing import Preprocessing
+from hashlight.encoders.data.supervision.protocol import LABELS
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.methods import METHODS, label_free_method
-from hashlight.encoders.networks.backbones import EFFICIENTNET_LITE0, IMAGENET
-from hashlight.encoders.training.features import FeatureFit
+from hashlight.encoders.networks.backbones import EFFICIENTNET_LITE0, IMAGENET, SMALL_CNN
+from hashlight.encoders.training.features import FeatureFit, untrained
 from hashlight.encoders.training.train import TrainConfig
 from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.codes.encoder import load_encoder
+from hashlight.pipelines.corpora.work import WorkSummary
 from hashlight.pipelines.decoding.pool import DecodePool
 from hashlight.pipelines.indexing.sample import Look, read_sample
 from hashlight.pipelines.jobs.errors import PipelineError
+from hashlight.pipelines.training.material import Material, gather
+from hashlight.pipelines.training.train import publish_encoder, train_on
 
 AUTO = "auto"
 BITS = 256
 # Images that a fit without labels learns from; more of them change it little.
 FITTED_IMAGES = 5000
 _FIT_S = 10.0
+# Training holds them in memory.
+_TRAINED_IMAGES = 200_000
+_WARMUP_EPOCHS = 12
 _BATCH = 16
 
 
@@ -68,8 +76,8 @@ class Chosen:
         """Return about how many seconds the fit takes."""
         return 0.0
 
-    def make(self, work: Path) -> HashEncoder:
-        """Return the encoder, fitted to images of a work list if that is to be done."""
+    def make(self, work: Path, output: Path) -> HashEncoder:
+        """Return the encoder; if it is yet to be fitted, fit it to images of a work list, and save it to a folder."""
         return self.probe
 
 
@@ -93,7 +101,7 @@ class Fit(Chosen):
         """Return about how many seconds the fit takes."""
         return _FIT_S + min(images, FITTED_IMAGES) * max(speed.decode_s, speed.encode_s / usable_cores())
 
-    def make(self, work: Path) -> HashEncoder:
+    def make(self, work: Path, output: Path) -> HashEncoder:
         """Fit to a sample of a work list; PipelineError if fewer than two of its images can be decoded."""
         features: list[NDArray[np.float32]] = []
         with DecodePool(self._fit.preprocessing, batch_size=_BATCH) as pool:
@@ -105,10 +113,34 @@ class Fit(Chosen):
                 f"a fit needs at least 2 images that can be decoded, got {good}: add images, or give a trained encoder "
                 "by --encoder"
             )
-        return self._fit.fit(np.concatenate(features), self._pixels)
+        encoder = self._fit.fit(np.concatenate(features), self._pixels)
+        publish_encoder(encoder, open_place(output))
+        return encoder
 
 
-def choose(asked: str, look: Look, images: int | None) -> Chosen:
+class Trained(Chosen):
+    """The small network, trained on the labels of the corpus."""
+
+    fits = True
+
+    def __init__(self, material: Material) -> None:
+        self._material, self._config = material, TrainConfig()
+        why = (
+            f"{SMALL_CNN} and HashNet, trained on {len(material.classes):,} classes "
+            f"({', '.join(list(material.classes)[:3])}...), as the images are small, grey and labelled"
+        )
+        super().__init__(untrained(self._config), why)
+
+    def fit_s(self, images: int, speed: Speed) -> float:
+        """Return about how many seconds the training takes: a step costs as much as encoding its images thrice."""
+        return _FIT_S + 3 * speed.encode_s * images * (self._config.epochs + _WARMUP_EPOCHS)
+
+    def make(self, work: Path, output: Path) -> HashEncoder:
+        """Train on all images; an interrupted training goes on."""
+        return train_on(self._material, output, self._config)
+
+
+def choose(asked: str, look: Look, work: WorkSummary, corpus: str | Path) -> Chosen:
     """Return the encoder that was asked for, or that suits the images.
 
     Parameters
@@ -116,8 +148,9 @@ def choose(asked: str, look: Look, images: int | None) -> Chosen:
     asked : str
         "auto", the name of a copy code, or the folder of an encoder.
     look : Look
-    images : int or None
-        How many there are, if that is known.
+    work : WorkSummary
+    corpus : str or Path
+        What is listed there.
 
     Raises
     ------
@@ -133,8 +166,12 @@ def choose(asked: str, look: Look, images: int | None) -> Chosen:
             why = f"{encoder.config.training['title']}, which finds copies of an image, whatever it shows"
             return Chosen(encoder, why, keeps_features=False)
         return Chosen(encoder, f"{without_credentials(asked)}, as asked: {encoder.config.method}")
+    if look.is_small_grey and 2 <= (work.images or 0) <= _TRAINED_IMAGES and "label" in work.columns:
+        material = gather(corpus)
+        if material.supervision == LABELS:
+            return Trained(material)
     try:
-        return Fit(look, images)
+        return Fit(look, work.images)
     except EncoderError as error:
         raise NoEncoderError(f"{error}; or give a trained encoder by --encoder") from error
 

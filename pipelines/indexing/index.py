@@ -1,13 +1,14 @@
 """Index a corpus: from images to a collection that can be searched and served, in one job.
 
-The corpus is listed. A sample of it says which encoder suits the images, and what the rest will take; an encoder that
-needs it is fitted to the images, without labels. Then they are encoded and built, with thumbnails and features. Until
-the collection is committed, everything is kept in a folder beside it, `.NAME.index`, from which the same call resumes::
+The corpus is listed. A sample of it says which encoder suits the images, and what the rest will take; it is fitted to
+the images, without labels, or trained on them if they are small, grey and labelled. Then they are encoded and built,
+with thumbnails and features. Until the collection is committed, everything is kept in a folder beside it,
+`.NAME.index`, from which the same call resumes::
 
     .NAME.index/
       job.json      corpus and encoder; it marks the folder
       work.arrow    what is listed, without images that the collection has
-      encoder/      the encoder, if it was fitted
+      encoder/      the encoder, if it was fitted or trained; `.encoder.training` while it is trained
       codes/        the folder of an encode job
 
 A collection that is there gets the images that it does not have, by their ids, encoded as its own were.
@@ -29,7 +30,7 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writing.opening import refuse_foreign_folder
 from hashlight.engine.collection.writing.transaction import Commit
 from hashlight.engine.indexes.threads import usable_cores
-from hashlight.engine.places.opening import open_place, open_target
+from hashlight.engine.places.opening import open_target
 from hashlight.engine.places.place import Place
 from hashlight.engine.places.uris import normalise, without_credentials
 from hashlight.pipelines.building.build import Progress as BuildProgress
@@ -46,10 +47,9 @@ from hashlight.pipelines.indexing.sample import Look, UnreadableError, look_at
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.folder import JobFolder, JobKind, private_folder
 from hashlight.pipelines.searching.encoder import load_encoder
-from hashlight.pipelines.training.train import publish_encoder
 
 THUMBNAIL = 256
-_WORK, _ENCODER, _CODES = "work.arrow", "encoder", "codes"
+_WORK, _ENCODER, _TRAINING, _CODES = "work.arrow", "encoder", ".encoder.training", "codes"
 # Starting the processes and writing the collection, whatever the images.
 _START_S = 10.0
 # URI and label of an image, compressed.
@@ -133,10 +133,10 @@ class IndexJob:
                 raise
             self.unreadable = work.images or 0
             return
-        self._chosen = self._choose(work, look)
+        self._chosen = self._choose(work, look, corpus)
         self.plan = self._plan(work, num_known, look, self._chosen)
 
-    def _choose(self, work: WorkSummary, look: Look) -> Chosen:
+    def _choose(self, work: WorkSummary, look: Look, corpus: str | Path) -> Chosen:
         fitted = self._path / _ENCODER
         if self._live is not None:
             encoder = None if self._asked == AUTO else self._asked
@@ -145,7 +145,7 @@ class IndexJob:
             return Chosen(found, "that of the collection")
         if (fitted / CONFIG_FILE).is_file():
             return Chosen(HashEncoder.load(fitted), "the one that was fitted before the interruption")
-        return choose(self._asked, look, work.images)
+        return choose(self._asked, look, work, corpus)
 
     def _list(self, corpus: str | Path) -> tuple[WorkSummary, int] | None:
         """Write the work list; return its summary and the number of known images, None if all are known."""
@@ -192,11 +192,7 @@ class IndexJob:
 
     def fit(self) -> None:
         """Fit the encoder, if that is to be done."""
-        if self._made.fits:
-            self._encoder = self._made.make(self._path / _WORK)
-            publish_encoder(self._encoder, open_place(self._path / _ENCODER))
-        else:
-            self._encoder = self._made.probe
+        self._encoder = self._made.make(self._path / _WORK, self._path / _ENCODER)
 
     def encode(self, progress: EncodeProgress | None = None) -> EncodeSummary:
         """Encode the images."""
@@ -263,7 +259,7 @@ def index_job(corpus: str | Path, output: str | Path, encoder: str = AUTO) -> It
             job.prepare(corpus)
             yield job
         finally:
-            if not {_ENCODER, _CODES} & set(folder.place.names()):
+            if not {_ENCODER, _TRAINING, _CODES} & set(folder.place.names(hidden=True)):
                 folder.remove()  # nothing would be lost
 
 

@@ -58,8 +58,7 @@ def dedup(
     is_collection = open_place(collection).exists("CURRENT")
     if is_collection and radius is None:
         raise typer.BadParameter("a collection needs --radius: how near is near depends on its encoder")
-    radius = PDQ_RADIUS if radius is None else radius
-    start = time.perf_counter()
+    radius, start = PDQ_RADIUS if radius is None else radius, time.perf_counter()
     with joined(address):
         if not is_collection:
             collection = _collection_of(collection, output)

@@ -244,6 +244,21 @@ def test_without_the_pretrained_network_the_command_that_installs_it_is_told(alb
     assert not (tmp_path / ".collection.index").exists()
 
 
+def test_small_grey_images_train_the_small_network_only_if_their_labels_look_like_classes(pictures, tmp_path):
+    images, labels = pictures
+    for number, (image, label) in enumerate(zip(images[:40], labels[:40], strict=True)):
+        for folder in (f"named/{'coat' if label < 5 else 'shoe'}", f"dated/{2019 + label % 2}"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / folder / f"{number}.png")
+    with index_job(tmp_path / "named", tmp_path / "first") as job:
+        assert job.plan.encoder.startswith("small-cnn and HashNet, trained on 2 classes (coat, shoe...)")
+        assert (job.plan.bits, job.plan.features) == (48, 256)
+        assert job.plan.look.describe().startswith("small, grey; PNG; 28 x 28")
+    with index_job(tmp_path / "dated", tmp_path / "second") as job:
+        assert job.plan.encoder.startswith("efficientnet-lite0")
+        assert job.plan.bits == 256
+
+
 def test_one_image_is_not_enough_to_fit_to(tmp_path):
     save(tmp_path / "album", ["1.jpg"])
     with pytest.raises(PipelineError, match="at least 2 images that can be decoded, got 1"):
