@@ -7,6 +7,7 @@ images whose network is exported needs no torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -35,7 +36,7 @@ from hashlight.encoders.errors import EncoderError, ImageError
 from hashlight.encoders.fits.hashers import MEDIAN, Features
 from hashlight.encoders.fits.streaming import Stream, count_up_to
 from hashlight.encoders.packing import CodeArray, pack_bits
-from hashlight.encoders.runtimes.protocol import PixelsOf, Runtime
+from hashlight.encoders.runtimes.protocol import Outputs, PixelsOf, Runtime
 from hashlight.encoders.vectors import EmbeddingHead, EmbeddingStream, check_embeddings, check_usable
 
 if TYPE_CHECKING:
@@ -276,6 +277,40 @@ class HashEncoder:
         """
         return self._encode(len(pixels_NHWC), pixels_NHWC.__getitem__)
 
+    @property
+    def takes_texts(self) -> bool:
+        """Whether `encode_texts` can be used."""
+        of = self.config.input
+        return not isinstance(of, Embeddings) and of.architecture.get("text") is not None
+
+    def encode_texts(self, texts: Sequence[str]) -> EncoderOutput:
+        """Encode texts by what they have in common with images; torch and the network's library are needed.
+
+        Parameters
+        ----------
+        texts : sequence of str
+
+        Raises
+        ------
+        EncoderError
+            If the network embeds no texts, or was trained since, so that images and texts can no longer be compared.
+        TypeError
+            If `texts` is not a sequence of str.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"`texts` must be a sequence of str, got {type(texts).__name__}: put one text in a list")
+        if not self.takes_texts:
+            raise EncoderError(
+                f"this encoder ({self!r}) takes no texts: fit one (`--method itq`, neighbours or lsh) to a network "
+                "that embeds images and texts, such as `--backbone open_clip:ViT-B-32/laion2b_s34b_b79k` or "
+                "`hf:openai/clip-vit-base-patch32`"
+            )
+        return self._output(self._of_texts.run_texts(texts))
+
+    @functools.cached_property
+    def _of_texts(self) -> TorchRuntime:
+        return _torch_runtime(self.config, self._weights, "cpu")
+
     def encode_embeddings(self, embeddings: Features) -> CodeArray:
         """Return the codes of embeddings, from an encoder that takes embeddings.
 
@@ -379,7 +414,10 @@ class HashEncoder:
         return HashEncoder._of(dataclasses.replace(self.config, input=fitted), self._weights, self._network)
 
     def _encode(self, num_images: int, pixels_of: PixelsOf) -> EncoderOutput:
-        feature_ND, z_NB = self._runtime.run(num_images, pixels_of)
+        return self._output(self._runtime.run(num_images, pixels_of))
+
+    def _output(self, outputs: Outputs) -> EncoderOutput:
+        feature_ND, z_NB = outputs
         return EncoderOutput(pack_bits(z_NB > 0), np.tanh(np.float32(self.config.beta) * z_NB), feature_ND, z_NB)
 
     def save(self, folder: str | os.PathLike[str]) -> None:

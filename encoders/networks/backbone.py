@@ -30,6 +30,8 @@ class Backbone:
         The fixed batch size of inference in torch.
     pretrained : bool
         Whether the network has learned already, so that it needs no warm-up and its features can be hashed.
+    text : nn.Module or None
+        Maps a list of N texts to embeddings (N, `feature_dim`) float32 that can be compared with the features.
     architecture : mapping
         What builds the network again, with random weights and without a download; plain values for JSON.
     """
@@ -40,7 +42,14 @@ class Backbone:
     name: str = ""
     batch_size: int = 8
     pretrained: bool = False
+    text: nn.Module | None = None
     architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def without_text(self) -> Backbone:
+        """Return the backbone for a training, which changes the features, so that texts can no longer be compared."""
+        if self.text is None:
+            return self
+        return dataclasses.replace(self, text=None, architecture={**self.architecture, "text": None})
 
 
 def probe(network: nn.Module, preprocessing: Preprocessing, name: str) -> int:

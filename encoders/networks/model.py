@@ -29,6 +29,8 @@ class HashModel(nn.Module):
         self.bits = bits
         self.backbone = backbone.network
         self.feature_dim: int = backbone.feature_dim
+        # Texts are hashed by the same layer.
+        self.text = backbone.text
         self.hash_layer = head or _linear_to_train(backbone.feature_dim, bits)
         self._frozen: list[nn.Module] = []
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,20 @@ class TorchRuntime:
         if self._device.type == "cpu":
             return self._run_on_processor(num_images, pixels_of)
         return self._run_on_gpu(num_images, pixels_of)
+
+    def run_texts(self, texts: Sequence[str]) -> Outputs:
+        """Return the outputs for N texts, each computed by itself, so that it depends on no other."""
+        outputs = Outputs.empty(len(texts), self.feature_dim, self.model.bits)
+        text_tower = self.model.text
+        assert text_tower is not None, "the encoder has checked that there is one"
+        with _one_thread_each(), torch.inference_mode():
+            for row, text in enumerate(texts):
+                feature_ND = text_tower([text])
+                outputs.features[row], outputs.z[row] = (
+                    feature_ND[0].numpy(),
+                    self.model.hash_layer(feature_ND)[0].numpy(),
+                )
+        return outputs
 
     def _run_on_processor(self, num_images: int, pixels_of: PixelsOf) -> Outputs:
         outputs = Outputs.empty(num_images, self.feature_dim, self.model.bits)

@@ -280,6 +280,8 @@ def _build_trainer(config: TrainConfig, method: Method, supervision: Supervision
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone, config.weights)
     warmup_epochs = _warmup_epochs(config, method, supervision, pretrained=backbone.pretrained)
+    if method.fit is None or warmup_epochs:
+        backbone = backbone.without_text()
     if config.compile:
         _refuse_compile(method, warmup_epochs, workers)
     method.check_bits(config.bits, backbone.feature_dim, supervision.num_classes)

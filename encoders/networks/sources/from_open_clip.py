@@ -27,6 +27,28 @@ _LOCAL = "local-dir:"
 _FITS = {"shortest": "crop", "squash": "stretch"}
 
 
+class TextTower(nn.Module):
+    """The part of a model that embeds texts.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Whose part for images is taken off.
+    tokenizer : callable
+    """
+
+    def __init__(self, model: Any, tokenizer: Any):
+        super().__init__()
+        model.visual = nn.Identity()
+        self.model: Any = model
+        self._tokenizer = tokenizer
+
+    def forward(self, texts: list[str]) -> torch.Tensor:
+        """Return embeddings (N, D) of length 1."""
+        embedding: torch.Tensor = self.model.encode_text(self._tokenizer(texts), normalize=True)
+        return embedding
+
+
 class ImageTower(nn.Module):
     """The part of a model that embeds images.
 
@@ -67,7 +89,8 @@ def build(what: str, weights: str | None) -> Backbone:
     rule = _preprocessing(model.visual.preprocess_cfg, name)
     shown = f"open_clip:{Path(model_name.removeprefix(_LOCAL)).name}" if is_local else name
     network = ImageTower(model.visual)
-    return _backbone(shown, network, rule, probe(network, rule, name), config)
+    text = _text_tower(open_clip, model, config)
+    return _backbone(shown, network, text, rule, probe(network, rule, name), config)
 
 
 def rebuild(what: str, architecture: Mapping[str, Any]) -> Backbone:
@@ -79,7 +102,20 @@ def rebuild(what: str, architecture: Mapping[str, Any]) -> Backbone:
         Path(folder, "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
         model = open_clip.create_model(_LOCAL + folder, load_weights=False, pretrained_text=False)
     rule = Preprocessing.from_dict(architecture["preprocessing"])
-    return _backbone(name, ImageTower(model.visual), rule, architecture["feature_dim"], config)
+    network = ImageTower(model.visual)
+    text = _text_tower(open_clip, model, config) if architecture["text"] is not None else None
+    return _backbone(name, network, text, rule, architecture["feature_dim"], config)
+
+
+def _text_tower(open_clip: Any, model: Any, config: Mapping[str, Any]) -> TextTower | None:
+    """Return the part for texts, if its tokenizer is the one in open_clip's package."""
+    given = config["text_cfg"]
+    if given.get("hf_tokenizer_name") or given.get("hf_model_name") or not hasattr(model, "encode_text"):
+        return None
+    tokenizer = open_clip.SimpleTokenizer(
+        context_length=given.get("context_length", 77), **given.get("tokenizer_kwargs", {})
+    )
+    return TextTower(model, tokenizer)
 
 
 def _open_clip(name: str) -> Any:
@@ -103,14 +139,18 @@ def _check_names(open_clip: Any, name: str, model_name: str, tag: str, *, is_loc
         )
 
 
-def _backbone(name: str, network: nn.Module, rule: Preprocessing, feature_dim: int, config: Any) -> Backbone:
+def _backbone(
+    name: str, network: nn.Module, text: nn.Module | None, rule: Preprocessing, feature_dim: int, config: Any
+) -> Backbone:
+    said = {"feature_dim": feature_dim, "preprocessing": rule.to_dict(), "model": config}
     return Backbone(
         name=name,
         network=network,
+        text=text,
         feature_dim=feature_dim,
         preprocessing=rule,
         pretrained=True,
-        architecture={"feature_dim": feature_dim, "preprocessing": rule.to_dict(), "model": config},
+        architecture={**said, "text": None if text is None else {}},
     )
 
 

@@ -6,10 +6,13 @@ Models of images and texts (CLIP, SigLIP) give the embeddings, of length 1, that
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +23,8 @@ from hashlight.encoders.networks.compat import load_torchvision
 from hashlight.encoders.networks.packages import import_package
 from hashlight.encoders.networks.sources.hub import not_to_be_had
 from hashlight.encoders.networks.weights import load_weights
+
+logger = logging.getLogger(__name__)
 
 # By Pillow's numbers.
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -45,6 +50,52 @@ class ImageTower(nn.Module):
         """Return embeddings (N, D) of length 1."""
         pooled = self.vision_model(pixel_values=image_NCHW).pooler_output
         return nn.functional.normalize(self.visual_projection(pooled), dim=-1)
+
+
+class TextTower(nn.Module):
+    """The part of a model of images and texts that embeds texts, with its tokenizer.
+
+    Parameters
+    ----------
+    model : nn.Module
+    tokenizer : bytes
+        The JSON of the package tokenizers.
+    length : int
+        Tokens of a text, of which more are cut off.
+    padding : int or None
+        The token that shorter texts are padded with, if the model wants that.
+    """
+
+    tokenizer: torch.Tensor
+
+    def __init__(self, model: Any, *, tokenizer: bytes, length: int, padding: int | None):
+        super().__init__()
+        self.text_model: Any = model.text_model
+        self.text_projection: nn.Module = getattr(model, "text_projection", nn.Identity())
+        self.length, self.padding = length, padding
+        self.register_buffer("tokenizer", torch.from_numpy(np.frombuffer(tokenizer, np.uint8).copy()))
+        self._opened: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the tokenizer that is opened."""
+        return self.__dict__ | {"_opened": None}
+
+    def forward(self, texts: list[str]) -> torch.Tensor:
+        """Return embeddings (N, D) of length 1."""
+        rows = [torch.tensor([self._tokens(text)]) for text in texts]
+        pooled = torch.cat([self.text_model(input_ids=row).pooler_output for row in rows])
+        return nn.functional.normalize(self.text_projection(pooled), dim=-1)
+
+    def _tokens(self, text: str) -> list[int]:
+        if self._opened is None:
+            opened = importlib.import_module("tokenizers").Tokenizer.from_str(self.tokenizer.numpy().tobytes().decode())
+            opened.enable_truncation(self.length)
+            opened.no_padding()
+            if self.padding is not None:
+                opened.enable_padding(length=self.length, pad_id=self.padding)
+            self._opened = opened
+        tokens: list[int] = self._opened.encode(text).ids
+        return tokens
 
 
 class Pooled(nn.Module):
@@ -88,7 +139,8 @@ def build(what: str, weights: str | None) -> Backbone:
     shown = f"hf:{Path(what).resolve().name}" if Path(what).is_dir() else name
     # Where a repository came from says nothing of its architecture.
     plain = {key: value for key, value in config.to_dict().items() if key not in ("_name_or_path", "dtype")}
-    return _backbone(shown, network, rule, probe(network, rule, name), plain)
+    text = _text_tower(transformers, model, config, what)
+    return _backbone(shown, network, text, rule, probe(network, rule, name), plain)
 
 
 def rebuild(what: str, architecture: Mapping[str, Any]) -> Backbone:
@@ -98,7 +150,9 @@ def rebuild(what: str, architecture: Mapping[str, Any]) -> Backbone:
     plain = architecture["model"]
     model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**plain))
     rule = Preprocessing.from_dict(architecture["preprocessing"])
-    return _backbone(name, _tower(model), rule, architecture["feature_dim"], plain)
+    said = architecture["text"]
+    text = said and TextTower(model, tokenizer=bytes(said["bytes"]), length=said["length"], padding=said["padding"])
+    return _backbone(name, _tower(model), text, rule, architecture["feature_dim"], plain)
 
 
 def _transformers(name: str) -> Any:
@@ -107,18 +161,37 @@ def _transformers(name: str) -> Any:
     return import_package("transformers", name, "transformers")
 
 
+def _text_tower(transformers: Any, model: Any, config: Any, what: str) -> TextTower | None:
+    """Return the part for texts, if there is one with a tokenizer that can be kept."""
+    if not hasattr(model, "text_model"):
+        return None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(what)
+        kept = tokenizer.backend_tokenizer.to_str().encode()
+    except Exception as error:  # Of the hub's client, OSError, ValueError, or AttributeError of one in Python.
+        logger.warning("hf:%s will take no texts, because its tokenizer cannot be kept: %s", what, first_words(error))
+        return None
+    padding = tokenizer.pad_token_id if config.model_type.startswith("siglip") else None
+    return TextTower(model, tokenizer=kept, length=config.text_config.max_position_embeddings, padding=padding)
+
+
 def _tower(model: Any) -> nn.Module:
     return ImageTower(model) if hasattr(model, "vision_model") else Pooled(model)
 
 
-def _backbone(name: str, network: nn.Module, rule: Preprocessing, feature_dim: int, config: Any) -> Backbone:
+def _backbone(
+    name: str, network: nn.Module, text: TextTower | None, rule: Preprocessing, feature_dim: int, config: Any
+) -> Backbone:
+    said = {"feature_dim": feature_dim, "preprocessing": rule.to_dict(), "model": config}
+    tower = text and {"bytes": len(text.tokenizer), "length": text.length, "padding": text.padding}
     return Backbone(
         name=name,
         network=network,
+        text=text,
         feature_dim=feature_dim,
         preprocessing=rule,
         pretrained=True,
-        architecture={"feature_dim": feature_dim, "preprocessing": rule.to_dict(), "model": config},
+        architecture={**said, "text": tower},
     )
 
 

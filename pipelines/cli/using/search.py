@@ -53,6 +53,10 @@ class Asked:
             callback=refuse_missing,
         ),
     ] = None
+    text: Annotated[
+        str | None,
+        typer.Option("--text", help="Or a text, where the network of the encoder embeds texts too, as CLIP does."),
+    ] = None
     code: Annotated[
         str | None,
         typer.Option(
@@ -76,8 +80,14 @@ class Asked:
 
     def check(self) -> None:
         """Refuse anything but one kind of query."""
-        if sum(given is not None for given in (self.image, self.id, self.vector, self.code, self.codes)) != 1:
-            raise typer.BadParameter("give one of --image, --id, --vector, --code and --codes")
+        asked = (self.image, self.id, self.vector, self.text, self.code, self.codes)
+        if sum(given is not None for given in asked) != 1:
+            raise typer.BadParameter("give one of --image, --id, --vector, --text, --code and --codes")
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether an encoder makes the code that is searched for."""
+        return any(given is not None for given in (self.image, self.vector, self.text))
 
     def read_code(self, bits: int) -> CodeArray:
         """Return `--code` as a batch of one code, (1, W)."""
@@ -107,6 +117,8 @@ class Asked:
             return {"image": without_credentials(self.image)}
         if self.vector is not None:
             return {"vector": without_credentials(self.vector)}
+        if self.text is not None:
+            return {"text": self.text}
         return {"id": self.id} if self.id is not None else {"code": self.code}
 
 
@@ -125,7 +137,7 @@ class Reach:
         Literal["asymmetric", "hamming"] | None,
         typer.Option(
             help="Of the answers: `asymmetric`, by the sizes of the numbers whose signs are the bits (by default with "
-            "--image and --vector, without --radius), or `hamming`, by the number of bits that differ."
+            "--image, --vector and --text, without --radius), or `hamming`, by the number of bits that differ."
         ),
     ] = None
     limit: Annotated[int | None, typer.Option(min=1, help="With --radius: keep the nearest this many.")] = None
@@ -173,7 +185,8 @@ def search(
 ) -> None:
     """Find the images nearest to one, or all within a Hamming radius.
 
-    Asked with an image, an image's id, an embedding or a code; or with a file of codes, which a job on Ray answers.
+    Asked with an image, an image's id, an embedding, a text or a code; or with a file of codes, which a job on Ray
+    answers.
     """
     asked.check()
     reach.check()
@@ -186,8 +199,8 @@ def search(
         return
     if asked.output is not None or job != Job():
         raise typer.BadParameter("--output, --workers, --address and --overwrite go with --codes")
-    if encoder is not None and asked.image is None and asked.vector is None:
-        raise typer.BadParameter("--encoder goes with --image and --vector: ids and codes need none")
+    if encoder is not None and not asked.is_encoded:
+        raise typer.BadParameter("--encoder goes with --image, --vector and --text: ids and codes need none")
     if save is not None:
         _check_picture(save)
     from hashlight.engine.collection.collection import Collection
@@ -222,9 +235,9 @@ def _search_one(
         raise typer.BadParameter(
             f"--radius must be 0 to {opened.bits} (the codes have {opened.bits} bits), got {radius}"
         )
-    if reach.order == "asymmetric" and asked.image is None and asked.vector is None:
+    if reach.order == "asymmetric" and not asked.is_encoded:
         raise typer.BadParameter(
-            "--order asymmetric goes with --image or --vector: of ids and codes only bits are known"
+            "--order asymmetric goes with --image, --vector or --text: of ids and codes only bits are known"
         )
     code, projections = _code_of(opened, asked, encoder)
     asymmetric = radius is None and reach.order != "hamming"
@@ -253,6 +266,9 @@ def _code_of(opened: Collection, asked: Asked, encoder: str | None) -> tuple[Cod
         from hashlight.pipelines.searching.vectors import encode_vector
 
         encoded = encode_vector(load_encoder(opened, encoder), asked.vector)
+    elif asked.text is not None:
+        output = load_encoder(opened, encoder).encode_texts([asked.text])
+        return output.codes, output.projections
     else:
         from hashlight.pipelines.searching.images import encode_file
 

@@ -17,7 +17,9 @@ from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.networks.backbones import build_backbone, rebuild_backbone
 from hashlight.encoders.networks.compat import load_torchvision
+from hashlight.encoders.packing import unpack_bits
 from hashlight.encoders.training.train import TrainConfig, train
+from tests.encoders.test_encoder import IMAGES
 
 load_torchvision()
 
@@ -93,6 +95,25 @@ def saved_and_loaded(backbone, weights, expected, folder):
     return encoder
 
 
+TEXTS = ["a red shoe", "a photo of two dogs on a beach", "z", "a red shoe"]
+
+
+def same_texts(encoder, expected, folder):
+    """Compare with the library's embeddings, and hash them by the layer that hashes images."""
+    found = encoder.encode_texts(TEXTS)
+    np.testing.assert_allclose(found.features, expected.numpy(), rtol=1e-4, atol=1e-5)
+    state = load_file(folder / "encoder" / "model.safetensors")
+    weight, bias = (state[f"hash_layer.{name}"].double() for name in ("weight", "bias"))
+    z = (expected.double() @ weight.T + bias).numpy()
+    np.testing.assert_allclose(found.projections, z, rtol=1e-3, atol=1e-4)
+    assert ((found.projections > 0) == unpack_bits(found.codes, 16)).all()
+    assert (found.codes[0] == found.codes[3]).all()
+    assert not np.allclose(found.features[0], found.features[1])
+    loaded = HashEncoder.load(folder / "encoder")
+    assert loaded.takes_texts
+    assert (loaded.encode_texts(TEXTS[1:2]).codes == found.codes[1:2]).all()
+
+
 @pytest.fixture
 def offline(monkeypatch):
     """No library tries the network, and each finds an empty cache."""
@@ -151,6 +172,9 @@ def test_open_clip(open_clip, tmp_path, mode):
         f"open_clip:local-dir:{folder}", None, lambda x: model.eval().encode_image(x, normalize=True), tmp_path
     )
     assert encoder.config.backbone == "open_clip:tiny-clip"
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
+    with torch.inference_mode():
+        same_texts(encoder, model.encode_text(tokens, normalize=True), tmp_path)
     same_preparation(encoder.config.preprocessing, theirs)
 
 
@@ -190,10 +214,25 @@ def test_hf_dinov2(transformers, tmp_path):
     same_preparation(encoder.config.preprocessing, their_preparation(transformers, folder))
 
 
+def tokenizer_in(transformers, folder):
+    """Write a tokenizer of the letters, with CLIP's two marks, beside a model."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = "abcdefghijklmnopqrstuvwxyz "
+    vocabulary = {letter: number for number, letter in enumerate(letters, start=3)} | {"<s>": 1, "</s>": 2, "?": 0}
+    opened = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    opened.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    opened.post_processor = tokenizers.processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=opened, unk_token="?", pad_token="</s>")
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
 def clip_of(transformers):
     tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = transformers.CLIPConfig(
-        text_config={**tower, "vocab_size": 300, "max_position_embeddings": 16},
+        text_config={**tower, "vocab_size": 300, "max_position_embeddings": 16, "eos_token_id": 2},
         vision_config={**tower, "image_size": 28, "patch_size": 14},
         projection_dim=24,
     )
@@ -204,6 +243,7 @@ def test_hf_clip(transformers, tmp_path):
     torch.manual_seed(0)
     model, folder = clip_of(transformers), tmp_path / "tiny-clip"
     written(model, folder, image_processor_type="CLIPImageProcessor", size={"shortest_edge": 28})
+    tokenizer = tokenizer_in(transformers, folder)
 
     def expected(inputs):
         embedding = model.visual_projection(model.vision_model(inputs).pooler_output)
@@ -211,6 +251,34 @@ def test_hf_clip(transformers, tmp_path):
 
     encoder = saved_and_loaded(f"hf:{folder}", None, expected, tmp_path)
     same_preparation(encoder.config.preprocessing, their_preparation(transformers, folder))
+    with torch.inference_mode():
+        rows = [tokenizer(text, return_tensors="pt", truncation=True, max_length=16)["input_ids"] for text in TEXTS]
+        pooled = torch.cat([model.text_model(row).pooler_output for row in rows])
+        embedding = model.text_projection(pooled)
+    same_texts(encoder, embedding / embedding.norm(dim=-1, keepdim=True), tmp_path)
+
+
+def test_a_network_that_is_trained_no_longer_takes_texts(transformers, tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "tiny-clip"
+    written(clip_of(transformers), folder, image_processor_type="CLIPImageProcessor", size={"shortest_edge": 28})
+    tokenizer_in(transformers, folder)
+    config = TrainConfig(backbone=f"hf:{folder}", bits=8, epochs=1, batch_size=4)
+    encoder = train(pictures(), np.array([0, 0, 1, 1, 1]), config)
+    assert not encoder.takes_texts
+    with pytest.raises(EncoderError, match=r"takes no texts: fit one .*open_clip:ViT-B-32"):
+        encoder.encode_texts(["a red shoe"])
+    encoder.save(tmp_path / "encoder")
+    assert (HashEncoder.load(tmp_path / "encoder").encode(pictures()) == encoder.encode(pictures())).all()
+    assert not any(name.startswith("text.") for name in load_file(tmp_path / "encoder" / "model.safetensors"))
+
+
+def test_what_is_not_texts_is_refused():
+    encoder = train(IMAGES[:8], np.arange(8) % 2, TrainConfig(bits=8, epochs=1, warmup_epochs=0, batch_size=4))
+    with pytest.raises(TypeError, match="put one text in a list"):
+        encoder.encode_texts("a red shoe")
+    with pytest.raises(EncoderError, match="takes no texts"):
+        encoder.encode_texts(["a red shoe"])
 
 
 def test_hf_siglip_stretches(transformers, tmp_path):
