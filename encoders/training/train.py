@@ -287,7 +287,7 @@ def _build_trainer(config: TrainConfig, method: Method, supervision: Supervision
     method.check_bits(config.bits, backbone.feature_dim, supervision.num_classes)
     model = HashModel(backbone, config.bits).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stages = stages_of(model.backbone)
-    model.freeze(stages[: _frozen_stages(config, len(stages), warmup_epochs)])
+    model.freeze(stages[: _frozen_stages(config, len(stages), warmup_epochs, pretrained=backbone.pretrained)])
     return _Trainer(config, method, backbone, model, supervision, warmup_epochs, workers)
 
 
@@ -486,10 +486,10 @@ def _warmup_epochs(config: TrainConfig, method: Method, supervision: Supervision
     return epochs
 
 
-def _frozen_stages(config: TrainConfig, num_stages: int, warmup_epochs: int) -> int:
+def _frozen_stages(config: TrainConfig, num_stages: int, warmup_epochs: int, *, pretrained: bool) -> int:
     """Return how many stages are frozen; ValueError if there are fewer, or nothing is left for a warm-up to train."""
     count = num_stages if isinstance(config.frozen_stages, str) else config.frozen_stages
-    if count and config.weights is None:
+    if count and not pretrained:
         raise ValueError(
             f"`frozen_stages` must be 0 for a backbone with random weights, got {config.frozen_stages}: pass `weights`"
         )

@@ -4,6 +4,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 
 from hashlight.encoders.data.augment import random_view
 from hashlight.encoders.data.pixels import PixelSource
@@ -297,7 +298,9 @@ def test_bad_pairs_are_refused(pairs, message):
         PairSupervision(pairs, 6)
 
 
-def test_bad_supervision_is_refused():
+def test_bad_supervision_is_refused(tmp_path):
+    weights = tmp_path / "backbone.safetensors"
+    save_file(build_backbone("small-cnn", None).network.state_dict(), weights)
     pairs = PairList([0, 2], [1, 3], [1, 0])
     with pytest.raises(ValueError, match="hashnet learns from labels or multi-labels or pairs or views, got nothing"):
         train(IMAGES)
@@ -314,7 +317,7 @@ def test_bad_supervision_is_refused():
     with pytest.raises(ValueError, match="`warmup_epochs` must be 0 or None when training on pairs, got 3"):
         train(IMAGES, pairs=pairs, config=TrainConfig(warmup_epochs=3))
     with pytest.raises(ValueError, match="`compile` must be False if no network is trained, got True: itq"):
-        train(IMAGES, config=TrainConfig(method="itq", weights="imagenet", compile=True, bits=8))
+        train(IMAGES, config=TrainConfig(method="itq", weights=str(weights), compile=True, bits=8))
 
 
 @pytest.mark.parametrize(
