@@ -16,6 +16,14 @@ from hashlight.encoders.training.train import TrainConfig, train
 from tests.encoders.training.test_training import IMAGES, LABELS, QUICK, quality
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def many_classes(num_images=3_000, num_classes=1_000, seed=0):
     return np.random.default_rng(seed).integers(num_classes, size=num_images)
 
