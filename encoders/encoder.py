@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 NETWORK_FILE = "model.onnx"
+# Named here too, because their room needs Pillow.
+COPY_CODE_NAMES = ("pdq", "phash")
 
 
 class EncoderOutput(NamedTuple):
@@ -198,10 +200,10 @@ class HashEncoder:
         ValueError
             If there is no such code.
         """
+        if name not in COPY_CODE_NAMES:
+            raise ValueError(f"`name` must be one of {', '.join(COPY_CODE_NAMES)}, got {name!r}")
         from hashlight.encoders.runtimes.with_dct import COPY_CODES
 
-        if name not in COPY_CODES:
-            raise ValueError(f"`name` must be one of {', '.join(COPY_CODES)}, got {name!r}")
         code = COPY_CODES[name]
         rows_FS = code.rows()
         config = EncoderConfig(

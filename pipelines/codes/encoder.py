@@ -6,8 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from hashlight.encoders.encoder import CONFIG_FILE, NETWORK_FILE, WEIGHTS_FILE, HashEncoder
-from hashlight.encoders.runtimes.with_dct import COPY_CODES
+from hashlight.encoders.encoder import CONFIG_FILE, COPY_CODE_NAMES, NETWORK_FILE, WEIGHTS_FILE, HashEncoder
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -54,7 +53,7 @@ def input_of(place: Place) -> str | None:
 
 def is_copy_code(location: str | Path) -> bool:
     """Whether this names a copy code, and not the folder of an encoder."""
-    return isinstance(location, str) and location in COPY_CODES
+    return isinstance(location, str) and location in COPY_CODE_NAMES
 
 
 def save_encoder(encoder: HashEncoder, place: Place, folder: str = "") -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashlight.encoders.encoder import HashEncoder
+from hashlight.encoders.encoder import COPY_CODE_NAMES, HashEncoder
 from hashlight.encoders.errors import EncoderError
+from hashlight.encoders.runtimes.with_dct import COPY_CODES
 
 # Of `picture(seed)`, by pdqhash 0.2.8 and ImageHash 4.3.2.
 PDQ = (
@@ -101,3 +102,7 @@ def test_what_a_copy_code_cannot_do_is_refused(tmp_path):
         encoder.save_backbone(tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="one of pdq, phash, got 'dhash'"):
         HashEncoder.copy_code("dhash")
+
+
+def test_the_names_are_those_of_the_codes():
+    assert tuple(COPY_CODES) == COPY_CODE_NAMES
