@@ -74,7 +74,7 @@ def _plan_table(plan: Plan) -> Table:
     rows = {"images": f"{images}, in {plan.work.corpus}", "they are": plan.look.describe(), "encoder": plan.encoder}
     rows["codes"] = ", ".join(kept)
     if plan.seconds is not None and plan.num_bytes is not None:
-        rows["it takes"] = f"about {_duration(plan.seconds)} and {_size(plan.num_bytes)}, twice that until it is done"
+        rows["it takes"] = f"about {_duration(plan.seconds)}; {_size(plan.num_bytes)}, and twice as much while it runs"
     return key_value_table("plan", rows)
 
 
