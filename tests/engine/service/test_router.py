@@ -122,6 +122,17 @@ def test_reranked_answers_equal_the_collections(corpus, searcher, rerank):
     assert result.coverage.complete
 
 
+@pytest.mark.parametrize("how", [{"pool": 50}, {"radius": 9}])
+def test_asymmetric_order_is_the_collections(corpus, searcher, how):
+    projections = np.random.default_rng(2).normal(size=(len(corpus.queries), searcher.bits)).astype(np.float32)
+    rerank = Rerank(**how, metric="asymmetric")
+    result = searcher.search(corpus.queries, 7, rerank=rerank, features=projections)
+    expected = corpus.collection.search(corpus.queries, 7, rerank=rerank, projections=projections)
+    assert_same(result, expected)
+    assert result.distances.dtype == np.int32
+    assert (result.ids != corpus.collection.search(corpus.queries, 7).ids).any()
+
+
 def test_items_come_in_the_requested_order(corpus, searcher):
     asked = np.array([corpus.ids[5], corpus.ids[77], corpus.ids[5]])
     rows = [5, 77, 5]

@@ -19,10 +19,12 @@ from hashlight.engine.service.protocol.wire import (
     ProtocolError,
     Request,
     Status,
+    decode_codes,
     decode_error,
     decode_features,
     decode_result,
     decode_table,
+    encode_codes,
     encode_error,
     encode_result,
     pages,
@@ -144,6 +146,16 @@ def test_answers_are_read_as_they_were_written(explained):
         if explained:
             assert read.explain.plans == explain.plans
             assert (read.explain.candidates == explain.candidates).all()
+
+
+def test_codes_are_read_as_they_were_written():
+    rng = np.random.default_rng(1)
+    ids, codes = rng.integers(2**62, size=5), rng.integers(2**63, size=(5, 3), dtype=np.uint64)
+    body = encode_codes(ids, codes)
+    back_ids, back = decode_codes(memoryview(body))
+    assert (back_ids.tolist(), back.tolist(), back.dtype) == (ids.tolist(), codes.tolist(), np.uint64)
+    with pytest.raises(ProtocolError, match="expected 120 bytes"):
+        decode_codes(memoryview(body[:-1]))
 
 
 def test_errors_keep_their_class_or_the_nearest_known():
