@@ -48,7 +48,7 @@ def expected(codes, pictures):
 
 
 def test_search_by_k_as_json(collection, image, expected):
-    result = run("search", collection, "--image", image, "-k", 5, "--json")
+    result = run("search", collection, "--image", image, "-k", 5, "--order", "hamming", "--json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert [(a["distance"], a["id"]) for a in document["answers"]] == expected[:5]
@@ -56,7 +56,17 @@ def test_search_by_k_as_json(collection, image, expected):
     assert document["coverage"] == {
         "shards": 3, "answered": 3, "codes": 300, "searched": 300, "version": 1, "degraded": {}, "complete": True,
     }  # fmt: skip
-    assert document["query"] == {"image": str(image), "k": 5}
+    assert (document["query"], document["order"]) == ({"image": str(image), "k": 5}, "hamming")
+
+
+def test_an_image_is_answered_in_asymmetric_order(collection, image, expected):
+    document = json.loads(run("search", collection, "--image", image, "-k", 100, "--json").stdout)
+    found = [(a["distance"], a["id"]) for a in document["answers"]]
+    # The pool is that of Hamming distances, in an order of its own.
+    assert sorted(found) == expected[:100] != found
+    assert document["order"] == "asymmetric"
+    refused = run("search", collection, "--id", expected[0][1], "--order", "asymmetric")
+    assert (refused.exit_code, "goes with --image or --vector" in " ".join(refused.output.split())) == (2, True)
 
 
 @pytest.mark.parametrize("radius", [0, 2, 48])
@@ -81,7 +91,7 @@ def test_a_limit_cuts_and_says_so(collection, image, expected):
 def test_an_image_an_id_and_a_code_find_the_same(collection, image, codes, expected, kind, reach, label):
     table = pq.read_table(codes / "parts")
     query = {"--image": str(image), "--id": table["id"][7].as_py(), "--code": table["code"][7].as_py()[:6].hex()}[kind]
-    options = [kind, query, *next(iter(reach.items()))]
+    options = [kind, query, *next(iter(reach.items())), "--order", "hamming"]
     if label is not None:
         options += ["--filter", f"label == {label} and id > 0"]
     document = json.loads(run("search", collection, *options, "--json").stdout)
@@ -124,7 +134,8 @@ def test_a_query_that_is_none_is_refused(collection, arguments, code, message):
 
 @pytest.mark.parametrize("index", ["multi", "scan", "faiss-flat", "faiss-multi-hash"])
 def test_every_index_answers_a_search_alike(collection, image, expected, index):
-    document = json.loads(run("search", collection, "--image", image, "-k", 9, "--index", index, "--json").stdout)
+    options = ("-k", 9, "--index", index, "--order", "hamming", "--json")
+    document = json.loads(run("search", collection, "--image", image, *options).stdout)
     assert [(a["distance"], a["id"]) for a in document["answers"]] == expected[:9]
 
 

@@ -52,8 +52,8 @@ def test_images_are_encoded_by_the_collections_encoder(served, pictures, encoder
     path, url = served
     buffer = io.BytesIO()
     Image.fromarray(pictures[0][7]).save(buffer, "PNG")
-    codes = HashEncoder.load(encoder).encode([pictures[0][7]])
-    expected = Collection.open(path).search(codes, 10)
+    query = HashEncoder.load(encoder).encode_all([pictures[0][7]])
+    expected = Collection.open(path).search(query.codes, 10, rerank="asymmetric", projections=query.projections)
     for target in (url, path):
         with hashlight.SearchClient(target, timeout_s=60) as client:
             found = client.search(buffer.getvalue(), 10, include=["attributes"])
