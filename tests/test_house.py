@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -11,6 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("encoders", "engine", "pipelines")
+TOP = {
+    ".ci", ".dockerignore", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "benchmarks",
+    "constraints.txt", "deploy", "docs", "encoders", "engine", "hashlight", "pipelines", "pyproject.toml", "tests",
+}  # fmt: skip
 MAX_FILES, MAX_LINES, MAX_ARGUMENTS = 12, 60, 12
 
 FILES = sorted(file for part in PARTS for file in (ROOT / part).rglob("*.py"))
@@ -38,6 +44,16 @@ def num_arguments(node):
 def test_there_is_something_to_check():
     assert len(FILES) > 100
     assert sum(len(functions(file)) for file in FILES) > 500
+
+
+def test_nothing_else_lies_at_the_top():
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("git is not installed, or this is not a checkout")
+    tracked = subprocess.run(
+        [git, "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert {path.partition("/")[0] for path in tracked} <= TOP
 
 
 def test_no_folder_holds_more_than_a_dozen_files_of_code():
