@@ -129,3 +129,9 @@ def check_threads(threads: object) -> int | None:
     if value < 1:
         raise ValueError(f"`threads` must be at least 1 or None, got {value}")
     return value
+
+
+class Text(NamedTuple):
+    """A query that is a text."""
+
+    words: str

@@ -38,6 +38,7 @@ from hashlight.engine.client.queries import (
     read_ids,
     read_images,
     read_queries,
+    read_texts,
     read_vectors,
 )
 from hashlight.engine.client.results import Cursor, Items, Page, SearchResponse, ValueCounts
@@ -134,6 +135,7 @@ class SearchClient:
         k: int = 10,
         *,
         vector: ArrayLike | None = None,
+        text: str | Sequence[str] | None = None,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
         rerank: Rerank | Order | None = None,
@@ -152,6 +154,8 @@ class SearchClient:
         k : int
         vector : array of float, shape (D,) or (Q, D), optional
             In the place of `queries`: embeddings, where the collection's encoder takes embeddings.
+        text : str or sequence of str, optional
+            In the place of `queries`: texts, where the network of the encoder embeds texts too.
         filter : str, optional
             Only items whose attributes match, such as `'label == 3 and price < 5.5'`; see `engine.filters.filter`.
         parameters : mapping of str to sequence of int, optional
@@ -175,7 +179,7 @@ class SearchClient:
             One entry for each query, in order, even for a single query.
         """
         query = Query(k=k, filter=filter, parameters=Parameters.of(parameters))
-        return self._search(_asked(queries, vector), query, include, allow_partial, timeout_s, rerank)
+        return self._search(_asked(queries, vector, text), query, include, allow_partial, timeout_s, rerank)
 
     def range_search(
         self,
@@ -184,6 +188,7 @@ class SearchClient:
         limit: int = 100,
         *,
         vector: ArrayLike | None = None,
+        text: str | Sequence[str] | None = None,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
         after: Cursor | tuple[int, int] | None = None,
@@ -204,11 +209,11 @@ class SearchClient:
             a version is answered from that version, or refused (VersionGoneError).
         allow_partial : bool
             If not set, a missing shard raises IncompleteError.
-        queries, vector, filter, parameters, include, timeout_s
+        queries, vector, text, filter, parameters, include, timeout_s
             As in `search`.
         """
         query = Query(radius=radius, limit=limit, filter=filter, parameters=Parameters.of(parameters))
-        return self._search(_asked(queries, vector), query, include, allow_partial, timeout_s, after=after)
+        return self._search(_asked(queries, vector, text), query, include, allow_partial, timeout_s, after=after)
 
     def stream_search(
         self,
@@ -551,6 +556,7 @@ class AsyncSearchClient:
         k: int = 10,
         *,
         vector: ArrayLike | None = None,
+        text: str | Sequence[str] | None = None,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
         rerank: Rerank | Order | None = None,
@@ -560,7 +566,7 @@ class AsyncSearchClient:
     ) -> SearchResponse:
         """See `SearchClient.search`."""
         query = Query(k=k, filter=filter, parameters=Parameters.of(parameters))
-        return await self._search(_asked(queries, vector), query, include, allow_partial, timeout_s, rerank)
+        return await self._search(_asked(queries, vector, text), query, include, allow_partial, timeout_s, rerank)
 
     async def range_search(
         self,
@@ -569,6 +575,7 @@ class AsyncSearchClient:
         limit: int = 100,
         *,
         vector: ArrayLike | None = None,
+        text: str | Sequence[str] | None = None,
         filter: str | None = None,
         parameters: Mapping[str, ArrayLike] | None = None,
         after: Cursor | tuple[int, int] | None = None,
@@ -578,7 +585,7 @@ class AsyncSearchClient:
     ) -> SearchResponse:
         """See `SearchClient.range_search`."""
         query = Query(radius=radius, limit=limit, filter=filter, parameters=Parameters.of(parameters))
-        return await self._search(_asked(queries, vector), query, include, allow_partial, timeout_s, after=after)
+        return await self._search(_asked(queries, vector, text), query, include, allow_partial, timeout_s, after=after)
 
     async def stream_search(
         self,
@@ -817,10 +824,12 @@ def _seconds(timeout_s: float) -> float:
     return timeout_s
 
 
-def _asked(queries: Any, vector: ArrayLike | None) -> Code | list[QueryInput]:
+def _asked(queries: Any, vector: ArrayLike | None, text: str | Sequence[str] | None) -> Code | list[QueryInput]:
     """Return what is searched for."""
-    if (queries is None) == (vector is None):
-        raise TypeError("give one of `queries` and `vector`")
+    if sum(given is not None for given in (queries, vector, text)) != 1:
+        raise TypeError("give one of `queries`, `vector` and `text`")
+    if text is not None:
+        return read_texts(text)
     return read_queries(queries) if vector is None else read_vectors(vector)
 
 

@@ -44,6 +44,7 @@ from hashlight.engine.client.errors import (
 )
 from hashlight.engine.client.queries import Address, Picture, QueryInput, has_digits, with_codes
 from hashlight.engine.client.results import Items, Page, SearchResponse, Thumbnails, ValueCounts, data_uri, words_of
+from hashlight.engine.query import Text
 
 MAX_RETRIES = 2
 FIRST_WAIT_S = 0.5
@@ -393,6 +394,8 @@ def _as_json(query: QueryInput) -> dict[str, Any]:
         return {"image": base64.b64encode(query.data).decode()}
     if isinstance(query, Address):
         return {"url": query.url}
+    if isinstance(query, Text):
+        return {"text": query.words}
     if isinstance(query, np.ndarray) and query.dtype == np.float32:
         return {"vector": query.tolist()}
     if isinstance(query, np.ndarray):

@@ -40,6 +40,7 @@ from hashlight.engine.service.asking.encoding import (
     is_encoder_of,
     open_encoder,
     takes_images,
+    takes_texts,
     takes_vectors,
 )
 from hashlight.engine.service.asking.rendering import page_frame, search_frame, search_table
@@ -211,7 +212,17 @@ class LocalTransport:
             found.append((by_kind.ids, stored))
         if by_kind.vectors:
             found.append((by_kind.vectors, self._encode_vectors(list(by_kind.vectors.values()))))
+        if by_kind.texts:
+            found.append((by_kind.texts, self._encode_texts(list(by_kind.texts.values()))))
         return by_kind.resolve(found, rerank, is_asked=call.rerank is not None)
+
+    def _encode_texts(self, texts: Sequence[str]) -> Encoded:
+        encoder = self._encoder()
+        if not takes_texts(encoder):
+            raise EncoderMismatchError(
+                f"the collection's encoder {encoder.fingerprint[:12]} takes no texts: its network embeds none"
+            )
+        return encoder.encode_texts(texts)
 
     def _encode_vectors(self, vectors: Sequence[NDArray[np.float32]]) -> Encoded:
         encoder = self._encoder()

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashlight.engine.client.pictures import file_of_array, file_of_picture, is_picture
 from hashlight.engine.codes import read_hex
+from hashlight.engine.query import Text
 
 # A PIL image too; it is not named here, so that Pillow is only loaded by those who use it.
 Image = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Any
@@ -39,7 +40,7 @@ class Digits(NamedTuple):
 
 
 Vector = NDArray[np.float32]
-QueryInput = Picture | Address | Digits | int | Code | Vector
+QueryInput = Picture | Address | Digits | int | Code | Vector | Text
 
 
 def read_queries(queries: Any) -> Code | list[QueryInput]:
@@ -100,6 +101,16 @@ def _code_of(digits: Digits, bits: int) -> Code:
     except ValueError as error:
         message = f"there is no such file, and as a code in hexadecimal it has {error}"
         raise FileNotFoundError(errno.ENOENT, message, digits.text) from None
+
+
+def read_texts(text: str | Sequence[str]) -> list[QueryInput]:
+    """Return one text, or a sequence of them; TypeError if they are not, ValueError if one is empty."""
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts or not all(isinstance(words, str) for words in texts):
+        raise TypeError(f"`text` must be a str or a sequence of str, not empty, got {text!r}")
+    if not all(texts):
+        raise ValueError(f"`text` must have words, got {text!r}")
+    return [Text(words) for words in texts]
 
 
 def read_vectors(vector: ArrayLike) -> list[QueryInput]:

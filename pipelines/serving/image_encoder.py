@@ -67,6 +67,16 @@ class HashImageEncoder:
         return self._model.fingerprint
 
     @property
+    def takes_texts(self) -> bool:
+        """Whether the network embeds texts too."""
+        return self._model.takes_texts
+
+    def encode_texts(self, texts: Sequence[str]) -> Encoded:
+        """Encode texts."""
+        output = self._model.encode_texts(texts)
+        return Encoded(output.codes, output.features, output.projections)
+
+    @property
     def batch_size(self) -> int:
         """How many images are encoded at a time; so many take hardly longer than one."""
         return self._model.images_at_once

@@ -30,6 +30,7 @@ from starlette.requests import Request
 from hashlight.engine.codes import WORD_BITS, CodeArray, num_words
 from hashlight.engine.collection.rerank import Order, Rerank
 from hashlight.engine.filters.parameters import MAX_VALUES, Parameters
+from hashlight.engine.query import Text
 from hashlight.engine.service.api import schemas
 from hashlight.engine.service.api.json_body import is_picture_name, take_pictures
 from hashlight.engine.service.api.schemas import ORDERS, EncodeBody, EncodeOptions, Query, RerankBody
@@ -218,7 +219,9 @@ def lists_of(options: Any) -> Parameters | None:
         raise named(error) from error
 
 
-def _sorted(queries: Sequence[CodeArray | NDArray[np.float64] | int | Image], options: Any, bits: int) -> Sorted[Image]:
+def _sorted(
+    queries: Sequence[CodeArray | NDArray[np.float64] | int | Text | Image], options: Any, bits: int
+) -> Sorted[Image]:
     try:
         return sort_queries(queries, bits=bits, asked=asked_order(options))
     except NoFeaturesError as error:
@@ -294,12 +297,14 @@ def validated(model: type[Options], document: Any) -> Options:
 
 def _kind_of(
     query: Query, number: int, bits: int, pictures: Mapping[str, bytes]
-) -> CodeArray | NDArray[np.float64] | int | Image:
-    """Return a query as `sort_queries` takes it: its code, its embedding, its id, or its image."""
+) -> CodeArray | NDArray[np.float64] | int | Text | Image:
+    """Return a query as `sort_queries` takes it: its code, its embedding, its id, its text, or its image."""
     if query.id is not None:
         return query.id
     if query.vector is not None:
         return np.array(query.vector, np.float64)
+    if query.text is not None:
+        return Text(query.text)
     if query.image is not None:
         return image_of(query.image, f"queries.{number}.image", pictures)
     if query.url is not None:

@@ -34,6 +34,7 @@ from hashlight.engine.service.asking.encoding import (
     encode_vectors,
     is_encoder_of,
     takes_images,
+    takes_texts,
     takes_vectors,
 )
 from hashlight.engine.service.asking.following import Pending
@@ -276,6 +277,7 @@ class Gateway:
             **await asyncio.to_thread(self.searcher.describe),
             "encodes_images": self._images is not None,
             "encodes_vectors": None if self._vectors is None else self._vectors.dims,
+            "encodes_texts": self._images is not None and takes_texts(self._images.encoder),
             "writable": self._written is not None,
             "limits": {name: getattr(limits, name) for name in told},
         }
@@ -425,7 +427,20 @@ class Gateway:
             )
         if queries.vectors:
             found.append((queries.vectors, await self._encode_vectors(queries.vectors)))
+        if queries.texts:
+            found.append((queries.texts, await self._encode_texts(queries.texts)))
         return found
+
+    async def _encode_texts(self, texts: dict[int, str]) -> Encoded:
+        """Return codes and features of texts (query number -> text)."""
+        encoder = None if self._images is None else self._images.encoder
+        if encoder is not None:
+            self._check_encoder(encoder)
+        if encoder is None or not takes_texts(encoder):
+            field = f"queries.{next(iter(texts))}.text"
+            message = "the encoder here takes no texts: query by code or id, or what `GET /v1/collection` says it takes"
+            raise RequestError(422, "no_encoder", message, field=field)
+        return await self._searches.run(lambda: encoder.encode_texts(list(texts.values())))
 
     async def _encode_vectors(self, vectors: dict[int, NDArray[np.float32]]) -> Encoded:
         """Return codes and features of embeddings (query number -> embedding)."""

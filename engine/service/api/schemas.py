@@ -66,11 +66,17 @@ class Query(_Request):
         description="An embedding, where the collection's encoder takes embeddings: `encodes_vectors` numbers.",
     )
 
+    text: str | None = Field(
+        None, min_length=1, max_length=2048, description="A text, where the encoder's network embeds texts too."
+    )
+
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         given = sorted(self.model_fields_set)
         if len(given) != 1 or getattr(self, given[0]) is None:
-            raise ValueError(f"give exactly one of code, image, id, url and vector, got {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"give exactly one of code, image, id, url, vector and text, got {', '.join(given) or 'none'}"
+            )
         return self
 
 
@@ -280,6 +286,10 @@ class PutItem(_Request):
     )
     thumbnail: str | None = Field(None, description="A small image file in base64.")
 
+    text: str | None = Field(
+        None, min_length=1, max_length=2048, description="A text, where the encoder's network embeds texts too."
+    )
+
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         if (self.code is None) == (self.image is None):
@@ -331,6 +341,10 @@ class DeleteBody(_Request):
     ids: list[Id] | None = Field(None, min_length=1, max_length=MAX_VALUES, fail_fast=True)
     filter: str | None = FILTER
     parameters: dict[_ListName, _List] | None = PARAMETERS
+
+    text: str | None = Field(
+        None, min_length=1, max_length=2048, description="A text, where the encoder's network embeds texts too."
+    )
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -458,6 +472,7 @@ class CollectionModel(BaseModel):
     features: bool = Field(description="Whether answers can be re-ranked.")
     encodes_images: bool = Field(description="Whether queries may be images.")
     encodes_vectors: int | None = Field(description="Numbers in a query that is an embedding; null: none may be.")
+    encodes_texts: bool = Field(description="Whether queries may be texts.")
     writable: bool = Field(description="Whether items can be stored, changed and deleted.")
     limits: dict[str, float]
 

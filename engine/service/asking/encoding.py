@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,26 @@ class VectorEncoder(Protocol):
         ...
 
 
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Makes codes from texts, as an encoder of images may do besides. Thread-safe."""
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether the network embeds texts too."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Encoded:
+        """Encode texts."""
+        ...
+
+
 Encoder = ImageEncoder | VectorEncoder
+
+
+def takes_texts(encoder: object) -> TypeGuard[TextEncoder]:
+    """Return whether an encoder makes codes from texts."""
+    return isinstance(encoder, TextEncoder) and encoder.takes_texts
 
 
 def takes_vectors(encoder: Encoder) -> TypeGuard[VectorEncoder]:

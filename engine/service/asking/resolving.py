@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, check_codes, num_words, unpack_bits
 from hashlight.engine.collection.rerank import ASYMMETRIC, MAX_POOL, Order, Rerank
 from hashlight.engine.errors import NotReadyError
+from hashlight.engine.query import Text
 from hashlight.engine.service.asking.encoding import Encoded
 from hashlight.engine.service.asking.retrieval import time_left
 from hashlight.engine.service.asking.searcher import Searcher
@@ -62,12 +63,15 @@ class Sorted(Generic[Image]):
         Number of a query -> its image.
     vectors : dict of int to ndarray of float, shape (D,)
         Number of a query -> its embedding.
+    texts : dict of int to str
+        Number of a query -> its text.
     """
 
     codes: CodeArray
     ids: dict[int, int]
     images: dict[int, Image]
     vectors: dict[int, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+    texts: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def order(self, asked: Rerank | Order | None, k: int | None, *, most: int = MAX_POOL) -> Rerank | None:
         """Return how answers are ordered; None is the order of Hamming distances.
@@ -75,15 +79,15 @@ class Sorted(Generic[Image]):
         Parameters
         ----------
         asked : Rerank, "hamming", "asymmetric" or None
-            If None, the k nearest of images and embeddings are in asymmetric order. That of codes and ids, of which no
-            more than the signs of projections are known, is that of Hamming distances.
+            If None, the k nearest of images, embeddings and texts are in asymmetric order. That of codes and ids, of
+            which no more than the signs of projections are known, is that of Hamming distances.
         k : int or None
         most : int
             Largest pool of which the size is chosen here.
         """
         if isinstance(asked, Rerank):
             return asked
-        if asked == ASYMMETRIC or (asked is None and k is not None and (self.images or self.vectors)):
+        if asked == ASYMMETRIC or (asked is None and k is not None and (self.images or self.vectors or self.texts)):
             return Rerank.asymmetric(k or 1, most=most)
         return None
 
@@ -95,8 +99,8 @@ class Sorted(Generic[Image]):
         Parameters
         ----------
         found : iterable of (numbers, Encoded)
-            What was looked up and encoded, and for which queries: together those of `ids`, `images` and
-            `vectors`.
+            What was looked up and encoded, and for which queries: together those of `ids`, `images`,
+            `vectors` and `texts`.
         rerank : Rerank or None
             From `order`.
         is_asked : bool
@@ -133,9 +137,12 @@ class Sorted(Generic[Image]):
 
 
 def sort_queries(
-    queries: Sequence[CodeArray | NDArray[np.floating[Any]] | int | Image], *, bits: int, asked: Rerank | Order | None
+    queries: Sequence[CodeArray | NDArray[np.floating[Any]] | int | Text | Image],
+    *,
+    bits: int,
+    asked: Rerank | Order | None,
 ) -> Sorted[Image]:
-    """Sort queries by kind: codes (W,), embeddings (D,), ids, and images, which is what is none of these.
+    """Sort queries by kind: codes (W,), embeddings (D,), ids, texts, and images, which is what is none of these.
 
     Raises
     ------
@@ -148,6 +155,7 @@ def sort_queries(
     ids: dict[int, int] = {}
     images: dict[int, Image] = {}
     vectors: dict[int, NDArray[np.float32]] = {}
+    texts: dict[int, str] = {}
     for number, query in enumerate(queries):
         if isinstance(query, np.ndarray) and query.dtype.kind == "f":
             with np.errstate(over="ignore"):  # what becomes infinite has no code
@@ -157,9 +165,11 @@ def sort_queries(
             codes_QW[number] = check_codes(query[None], bits=bits, name="queries")[0]
         elif isinstance(query, int):
             ids[number] = query
+        elif isinstance(query, Text):
+            texts[number] = query.words
         else:
             images[number] = query
-    return Sorted(codes_QW, ids, images, vectors)
+    return Sorted(codes_QW, ids, images, vectors, texts)
 
 
 def check_features_of_code(number: int, asked: Rerank | Order | None) -> None:

@@ -164,9 +164,9 @@ def test_what_is_no_embedding_is_refused_before_it_is_sent(folder, vector):
 
 def test_what_is_searched_for_is_given_once_and_by_its_name(folder):
     with SearchClient(folder) as client:
-        with pytest.raises(TypeError, match="give one of `queries` and `vector`"):
+        with pytest.raises(TypeError, match="give one of `queries`, `vector` and `text`"):
             client.search()
-        with pytest.raises(TypeError, match="give one of `queries` and `vector`"):
+        with pytest.raises(TypeError, match="give one of `queries`, `vector` and `text`"):
             client.search(7, vector=QUERIES)
         with pytest.raises(TypeError, match="give embeddings as `vector`"):
             client.search(QUERIES)
