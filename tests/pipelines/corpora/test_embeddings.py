@@ -347,6 +347,6 @@ def test_embeddings_in_a_bucket(bucket, tmp_path):
     from hashlight.engine.places.opening import open_place
 
     for name in ("x.npy", "y.parquet", "z.arrow"):
-        location = f"{bucket}/{name}"
+        location = bucket.uri(name)
         open_place(location).put("", (tmp_path / name).read_bytes())
         assert (read(location, tmp_path)[1] == X).all()
