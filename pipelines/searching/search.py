@@ -40,6 +40,7 @@ def as_json(found: SearchResponse) -> dict[str, Any]:
     [hits] = found
     answers = [{"id": hit.id, "distance": hit.distance, "attributes": hit.attributes or {}} for hit in hits]
     coverage = {**asdict(found.coverage), "complete": found.coverage.complete}
+    del coverage["sequence"]  # of a server's write log
     return {"answers": _without_nan(answers), "order": found.order, "truncated": hits.truncated, "coverage": coverage}
 
 
