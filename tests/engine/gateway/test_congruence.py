@@ -164,7 +164,7 @@ def test_images_ids_and_codes_side_by_side(client, rows, tmp_path):
     assert (code.dtype, code.shape) == (np.uint64, (1, 1))
     path = tmp_path / "query.png"
     asked = [data, path, str(path), Image.fromarray(picture), int(ids[20]), codes[20]]
-    found = client.search(asked, 6)
+    found = client.search(asked, 6, rerank="hamming")
     expected = oracles.knn(np.concatenate([code] * 4 + [codes[20:21]] * 2), codes, ids, 6)[1]
     assert [hits.ids.tolist() for hits in found] == expected.tolist()
     assert client.search(int(ids[20]), 1)[0].distances.tolist() == [0]
