@@ -189,7 +189,7 @@ def test_classification_comes_first_for_the_joint_method_whatever_the_weights(we
 
 
 def test_an_artifact_with_an_unknown_head_is_refused(encoders):
-    with pytest.raises(ValueError, match="`head` must be one of linear, kernel, spectral, got 'neural'"):
+    with pytest.raises(ValueError, match="`head` must be one of linear, kernel, spectral, median, got 'neural'"):
         dataclasses.replace(encoders["itq"].config, head="neural")
     with pytest.raises(ValueError, match="`anchors` must be above 0 for a kernel head and 0 for others, got 5"):
         dataclasses.replace(encoders["itq"].config, anchors=5)

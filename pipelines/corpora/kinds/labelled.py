@@ -124,7 +124,9 @@ def coco_images(root: str) -> tuple[list[str], list[list[str]]]:
     except ReadFailedError:
         raise
     except (OSError, ValueError) as error:
-        raise PipelineError(f"{where} is not readable as JSON: {error}") from error
+        raise PipelineError(
+            f"{where} is not readable as JSON: {error}; for one object a line, give the kind jsonl"
+        ) from error
     try:
         name_of = {category["id"]: str(category["name"]) for category in found["categories"]}
         labels: dict[Any, set[str]] = defaultdict(set)

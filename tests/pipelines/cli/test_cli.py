@@ -120,11 +120,15 @@ def test_a_query_by_id_or_code_is_saved_as_a_picture(collection, codes, tmp_path
         (("--code", "00ff"), 2, "--code has 4 digits, expected 12 (or 16, in whole words) for the 48 bits"),
         (("--code", "0g" * 6), 2, "--code has 'g', which is not a hexadecimal digit"),
         (("--code", "ff" * 8), 2, "`--code` has bits set past bit 47"),
-        (("--code", "00" * 6, "--encoder", "."), 2, "--encoder goes with --image: ids and codes need none"),
+        (
+            ("--code", "00" * 6, "--encoder", "."),
+            2,
+            "--encoder goes with --image, --vector and --text: ids and codes need none",
+        ),
         (("--id", 5), 1, "id 5 was not found"),
         (("--id", -1), 2, "greater than or equal to 0, got '-1'"),
         (("--id", 1007, "--filter", "colour == 1"), 1, "colour"),
-        ((), 2, "give one of --image, --id, --vector, --code and --codes"),
+        ((), 2, "give one of --image, --id, --vector, --text, --code and --codes"),
     ],
 )
 def test_a_query_that_is_none_is_refused(collection, arguments, code, message):
@@ -259,8 +263,8 @@ def test_encode_reports_and_resumes(tmp_path, corpus, encoder):
         (("-k", 0), "greater than or equal to 1, got '0'"),
         (("-k", "many"), "got 'many'"),
         (("--radius", -1), "greater than or equal to 0, got '-1'"),
-        (("--id", 3), "give one of --image, --id, --vector, --code and --codes"),
-        (("--code", "00"), "give one of --image, --id, --vector, --code and --codes"),
+        (("--id", 3), "give one of --image, --id, --vector, --text, --code and --codes"),
+        (("--code", "00"), "give one of --image, --id, --vector, --text, --code and --codes"),
         (("--overwrite",), "--output, --workers, --address and --overwrite go with --codes"),
         (("--radius", 49), "0 to 48 (the codes have 48 bits), got 49"),
         (("-k", 3, "--radius", 3), "not both"),

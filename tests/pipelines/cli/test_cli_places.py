@@ -64,7 +64,8 @@ NO_PLACES = {
     "method", "backbone", "supervision", "schedule", "precision", "device", "address", "max_rejects", "shard_bytes",
     "baseline", "index", "host", "image_host", "url", "key", "ids", "code_column", "id_column", "features_column",
     "thumbnail_column", "filter", "code", "settings", "nulls", "column", "name", "version", "older_than",
-    "cache_size", "embedding_column", "kind", "image_column", "uri_column", "label_column", "keep",
+    "cache_size", "frozen_stages", "text", "embedding_column", "kind", "image_column", "uri_column", "label_column",
+    "keep",
 }  # fmt: skip
 
 
