@@ -270,7 +270,7 @@ def test_json_lines(pictures):
     assert entries["source_id"].to_pylist() == ["first", "second"]
     (pictures / "list.json").write_text((pictures / "list.jsonl").read_text())
     assert listed(pictures / "list.json", kind="jsonl")[0]["id"].equals(entries["id"])
-    with pytest.raises(PipelineError, match="is not readable as JSON: .*; for one object a line, give the kind jsonl"):
+    with pytest.raises(PipelineError, match=r"is not readable as JSON: .*; for one object a line, give the kind jsonl"):
         listed(pictures / "list.json")
 
 
