@@ -123,17 +123,16 @@ def test_the_log_has_one_line_per_epoch(tmp_path, each_step_kept):
     assert lines[2]["images_per_s"] > 0
 
 
-@pytest.mark.parametrize(("similar", "imbalance"), [([1, 0, 0, 0], 3.0), ([0, 0, 0, 0], None)])
-def test_imbalance_covers_the_whole_epoch_and_is_never_infinite(tmp_path, similar, imbalance):
+def test_imbalance_covers_the_whole_epoch_and_is_never_infinite(tmp_path):
     # Two pairs per batch, so that one of two batches has no similar pair and an infinite imbalance of its own.
-    pairs = PairList(np.arange(0, 8, 2), np.arange(1, 8, 2), similar)
+    pairs = PairList(np.arange(0, 8, 2), np.arange(1, 8, 2), [1, 0, 0, 0])
     config = TrainConfig(bits=8, batch_size=4, epochs=1)
     steps = []
     train(IMAGES[:40], pairs=pairs, config=config, folder=tmp_path, progress=steps.append)
     assert max(step.imbalance for step in steps) == float("inf")
     text = (tmp_path / "training.jsonl").read_text()
     lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
-    assert [line["imbalance"] for line in lines] == [imbalance]
+    assert [line["imbalance"] for line in lines] == [3.0]
 
 
 def test_the_best_epoch_on_validation_images_is_kept(tmp_path):
