@@ -18,6 +18,8 @@ import pytest
 
 from hashlight.engine.collection.collection import Collection
 
+KILLS = int(os.environ.get("HASHLIGHT_TEST_KILLS", "50"))
+
 WRITERS = 3
 
 
@@ -96,7 +98,7 @@ def stored(url):
     return {item["id"]: item["attributes"]["number"] for item in answer["items"]}
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.parametrize("kills", [2, pytest.param(KILLS, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 def test_a_killed_server_has_made_what_it_answered(tmp_path, kills):
     path, log, rng = tmp_path / "c", tmp_path / "log", random.Random(kills)
     Collection.create(path, np.zeros((0, 1), np.uint64), bits=8, attributes={"number": np.zeros(0, np.int64)})
