@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -63,7 +64,9 @@ def test_two_workers_have_the_loss_curve_of_the_plain_loop(images, tmp_path, two
     assert len(plain) == 3 * 21
     assert np.ptp(plain) > 0.1
     np.testing.assert_allclose(losses, plain, atol=1e-4, rtol=0)
-    assert encoder.config == alone.config
+    # Of weights that differ by rounding, the exported networks differ too.
+    inputs = [dataclasses.replace(config.input, onnx=None) for config in (encoder.config, alone.config)]
+    assert dataclasses.replace(encoder.config, input=inputs[0]) == dataclasses.replace(alone.config, input=inputs[1])
 
 
 @pytest.mark.slow
