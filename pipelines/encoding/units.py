@@ -262,6 +262,9 @@ class EncodeUnits:
 
     def _encode_unit(self, unit: int, digest: int, listed: pa.Table) -> dict[str, Any]:
         with self._lock:
+            # Whoever had it before, and was thought dead, may have finished it while this thread waited.
+            if (done := self._job.sidecar(unit)) is not None:
+                return done
             self._count_attempt(f"{unit:05d}", f"unit {unit} was begun")
             chaos.step("unit", unit)
             entries, encoded = self._encode_entries(listed)
