@@ -242,7 +242,7 @@ def test_the_base_installs_nothing_heavy_and_works(base, tmp_path):
     told = base("hashlight", "train", "--input", tmp_path, "--output", "e", check=False)
     assert told.returncode == 1
     assert told.stderr == (
-        "error: `hashlight train` needs torch, which is not installed: pip install 'hashlight[cpu]' or "
+        "error: `hashlight train` needs Pillow, which is not installed: pip install 'hashlight[cpu]' or "
         "pip install 'hashlight[gpu]'\n"
     )
 
