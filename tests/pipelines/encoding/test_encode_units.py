@@ -351,6 +351,28 @@ def test_a_unit_that_a_lost_actor_publishes_meanwhile_counts_as_it_says(monkeypa
     assert units({"unit": np.array([1])})["codes"].tolist() == [99]
 
 
+def test_a_unit_that_is_finished_while_its_turn_is_awaited_is_not_begun(monkeypatch, folder, units):
+    with contextlib.closing(
+        EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
+    ) as lost:
+        begun, looks, look = [], [], units._job.sidecar
+
+        def look_before_the_other_ends(unit):
+            found = look(unit)
+            looks.append(found)
+            if len(looks) == 1:
+                lost({"unit": np.array([unit])})
+            return found
+
+        monkeypatch.setattr(units._job, "sidecar", look_before_the_other_ends)
+        monkeypatch.setattr(
+            encode_units.chaos, "step", lambda name, key="": begun.append(key) if name == "unit" else None
+        )
+        assert units({"unit": np.array([1])})["codes"].tolist() == [100]
+    assert looks[0] is None
+    assert begun == [1]
+
+
 def test_units_of_another_job_are_not_committed(folder, units):
     units({"unit": np.arange(3)})
     output = open_place(folder)
