@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 # A start may fail for reasons of the moment or of one node: a GPU whose memory is in use, a kill for want of memory.
 _STARTS_PER_ACTOR = 3
+# How many blocks Ray hands to an actor ahead: two that it works on, and as many that wait.
+BLOCKS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,9 @@ class Stage:
         Those that there is room for now.
     max_actors : int
         Those that there will be if nodes join.
+    shares : int
+        Into how many blocks the work must be divided at least, so that all actors asked for have one, also those
+        that start later.
     num_cpus, num_gpus : int
         What each takes of its node.
     settings : dict
@@ -36,6 +41,7 @@ class Stage:
 
     actors: int
     max_actors: int
+    shares: int
     num_cpus: int
     num_gpus: int
     settings: dict[str, Any]
@@ -86,7 +92,10 @@ def fit_actors(nodes: Sequence[Node], actors: int | None, units: int) -> Stage:
         raise PipelineError(f"encoding takes a CPU or a GPU of a node, and the cluster has none: {there}")
     settings = {"device": "cuda", "decoders": max(1, cpus - 1)} if gpus else {"device": "cpu", "decoders": 1}
     wanted = min(actors or units, units)
-    return Stage(min(wanted, room), wanted, cpus, gpus, settings, used)
+    now = min(wanted, room)
+    later = 0 if actors is None else wanted - now
+    shares = BLOCKS_AT_ONCE * now + later if later else now
+    return Stage(now, wanted, shares, cpus, gpus, settings, used)
 
 
 def _tell(stage: Stage, actors: int | None, units: int) -> None:

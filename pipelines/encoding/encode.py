@@ -55,7 +55,7 @@ from hashlight.pipelines.corpora.listing import EMBEDDINGS, SOURCE, told
 from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, RETRIED
 from hashlight.pipelines.corpora.work import UNIT_IMAGES, Units, WorkList, WorkSummary, list_work, read_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
-from hashlight.pipelines.encoding.actors import Stage, plan_actors
+from hashlight.pipelines.encoding.actors import BLOCKS_AT_ONCE, Stage, plan_actors
 from hashlight.pipelines.encoding.blocks import cut_into_blocks
 from hashlight.pipelines.encoding.embedding_units import EncodeEmbeddings
 from hashlight.pipelines.encoding.plan import put_plan
@@ -408,7 +408,7 @@ def _encode_units(job: _Job, units: list[int], stage: Stage, settings: UnitSetti
     # An actor says that a unit is done when it is, not when its block is.
     context.target_max_block_size = 1
     places = np.array(units)
-    blocks = cut_into_blocks(places, job.units.groups[places], stage.actors)
+    blocks = cut_into_blocks(places, job.units.groups[places], stage.shares)
     results = ray.data.from_arrow([pa.table({"unit": block}) for block in blocks]).map_batches(
         EncodeEmbeddings if job.work.kind == EMBEDDINGS else EncodeUnits,
         fn_constructor_args=(job.folder.place.location, settings),
@@ -418,6 +418,7 @@ def _encode_units(job: _Job, units: list[int], stage: Stage, settings: UnitSetti
             min_size=stage.actors,
             max_size=stage.max_actors,
             max_concurrent_calls_per_actor=2,
+            max_tasks_in_flight_per_actor=BLOCKS_AT_ONCE,
             enable_true_multi_threading=True,
         ),
         num_cpus=stage.num_cpus,

@@ -72,6 +72,11 @@ def nodes(*resources):
     return [Node(f"{number:032x}", f"10.0.0.{number}", cpus, gpus) for number, (cpus, gpus) in enumerate(resources)]
 
 
+@pytest.mark.parametrize(("actors", "units", "shares"), [(None, 1000, 2), (3, 1000, 9), (1, 1000, 1), (2, 1000, 2)])
+def test_actors_that_start_later_have_their_share(actors, units, shares):
+    assert fit_actors(nodes((2, 0)), actors, units).shares == shares
+
+
 @pytest.mark.parametrize(
     ("cluster", "actors", "units", "expected"),
     [
