@@ -13,15 +13,16 @@ from types import ModuleType
 from hashlight.engine.errors import MissingDependencyError
 
 _JOBS = ("cpu", "gpu")
+_ENCODING = (*_JOBS, "onnxruntime")
 
 # Top-level module -> the extras that install it; any one of them will do.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "PIL": _JOBS,
+    "PIL": _ENCODING,
     "faiss": _JOBS,
     "fsspec": _JOBS,
     "matplotlib": _JOBS,
     "onnx": _JOBS,
-    "onnxruntime": _JOBS,
+    "onnxruntime": _ENCODING,
     "ray": _JOBS,
     "scipy": _JOBS,
     "sklearn": _JOBS,

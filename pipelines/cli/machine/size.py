@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hashlight.pipelines.cli.console import out, plan_table
-from hashlight.pipelines.cli.options import BitsOption, JsonOption
+from hashlight.pipelines.cli.options import BitsOption, JsonOption, local_path
 
 if TYPE_CHECKING:
     from hashlight.pipelines.capacity.constants import Constants
@@ -37,8 +38,21 @@ class Layout:
     node_memory: Annotated[float | None, typer.Option(help="Node memory in GiB; this machine's if left out.")] = None
 
 
-def size(load: Load, layout: Layout, as_json: JsonOption = False) -> None:
+def size(
+    load: Load,
+    layout: Layout,
+    helm: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the sizes as values of the Helm chart, for helm install -f.",
+            parser=local_path,
+            metavar="FILE",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Plan shards, memory, disk, nodes and hours from what `hashlight calibrate` measured, with the arithmetic."""
+    from hashlight.pipelines.capacity.chart import chart_values, write_values
     from hashlight.pipelines.capacity.constants import load_constants
     from hashlight.pipelines.capacity.plan import GIB, plan
 
@@ -47,6 +61,8 @@ def size(load: Load, layout: Layout, as_json: JsonOption = False) -> None:
     constants = load_constants()
     demand = _demand(load, layout, constants)
     lines = plan(demand, constants)
+    if helm is not None:
+        write_values(helm, chart_values(demand, lines))
     if as_json:
         typer.echo(json.dumps([asdict(line) for line in lines]))
         return

@@ -37,8 +37,12 @@ ROUND = Constants(
 )
 
 
+def demand_of(**demand):
+    return Demand(**{"bits": 64, "qps": 100.0, "node_cores": 4, "node_bytes": 100 * GIB} | demand)
+
+
 def values(**demand):
-    lines = plan(Demand(**{"bits": 64, "qps": 100.0, "node_cores": 4, "node_bytes": 100 * GIB} | demand), ROUND)
+    lines = plan(demand_of(**demand), ROUND)
     return {line.name: line.value for line in lines}
 
 

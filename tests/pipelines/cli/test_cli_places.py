@@ -59,6 +59,7 @@ THIS_MACHINE = {
     "train": {"weights"},
     "serve": {"keys", "tls_cert", "tls_key", "shard_tls_cert", "shard_tls_key", "shard_tls_authority", "write_log"},
     "demo": {"output"},
+    "size": {"helm"},
 }
 NO_PLACES = {
     "method", "backbone", "supervision", "schedule", "precision", "device", "address", "max_rejects", "shard_bytes",
@@ -108,7 +109,11 @@ LOCAL_OPTIONS = [(verb, name) for verb, names in THIS_MACHINE.items() for name i
 @pytest.mark.usefixtures("somewhere")
 @pytest.mark.parametrize(("verb", "name"), LOCAL_OPTIONS)
 def test_what_must_be_on_this_machine_refuses_a_uri(verb, name):
-    others = {"serve": ["s3://bucket/c"], "train": ["--input", "s3://bucket/none", "--output", "encoder"]}
+    others = {
+        "serve": ["s3://bucket/c"],
+        "size": ["--images", "1e6", "--qps", "1", "--radius", "4"],
+        "train": ["--input", "s3://bucket/none", "--output", "encoder"],
+    }
     said = refusal([verb, *others.get(verb, []), f"--{name.replace('_', '-')}", "s3://bucket/there"])
     assert "this machine" in said
     assert "s3://bucket/there" in said
