@@ -80,6 +80,11 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
+def count_held() -> int:
+    """Return how many bytes the cache holds."""
+    return sum(item.bytes for item in _items())
+
+
 def max_bytes(held_bytes: int) -> int:
     """Return how many bytes the cache may hold: what the environment says, or half of what it holds and is free.
 

@@ -9,13 +9,17 @@ entered by several threads at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import math
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from hashlight.engine.machine import cpu_limit
 
 T = TypeVar("T")
 
@@ -28,10 +32,19 @@ _held = threading.local()
 
 
 def usable_cores() -> int:
-    """Return the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the number of cores this process may use: those it may run on, and no more than its container is given.
+
+    A container with a limit sees all cores of its machine, and is stopped for the rest of each tenth of a second in
+    which its threads have used up their time.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = _cpu_limit()
+    return cores if limit is None else max(1, min(cores, math.ceil(limit)))
+
+
+@functools.cache
+def _cpu_limit() -> float | None:
+    return cpu_limit()
 
 
 def cut(items: int, threads: int | None, *, least: int) -> list[slice]:

@@ -199,6 +199,15 @@ def _exchange(aside: Path, path: Path, *, durable: bool) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """Return numbers that differ after a file was changed or replaced; none while it cannot be found."""
+    try:
+        about = path.stat()
+    except OSError:
+        return ()
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()

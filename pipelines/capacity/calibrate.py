@@ -30,6 +30,7 @@ from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
 from hashlight.encoders.networks.model import HashModel
 from hashlight.engine.indexes.multi_index.planner import machine_file, write_machine_file
 from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.machine import memory
 from hashlight.engine.results import SearchResult, merge_search
 from hashlight.engine.storage.shard import Shard, write_shard
 from hashlight.pipelines.capacity.constants import CAPACITY, Constants, Work
@@ -71,7 +72,7 @@ def calibrate(encoder: str | Path | None = None, *, say: Callable[[str], None] =
     say("measuring calls and merging")
     constants = Constants(
         cores=usable_cores(),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=_memory_bytes(),
         encoder=name,
         image_core_s=image_core_s,
         build_core_s=build_core_s,
@@ -86,6 +87,11 @@ def calibrate(encoder: str | Path | None = None, *, say: Callable[[str], None] =
     )
     write_machine_file(machine_file(CAPACITY), asdict(constants))
     return constants
+
+
+def _memory_bytes() -> int:
+    found = memory()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if found is None else found.total
 
 
 def _measure_encoding(folder: str | Path | None) -> tuple[str, float]:

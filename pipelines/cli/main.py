@@ -23,6 +23,7 @@ from hashlight.pipelines.cli.keeping.update import set_column, update
 from hashlight.pipelines.cli.keeping.verify import verify
 from hashlight.pipelines.cli.keeping.versions import versions
 from hashlight.pipelines.cli.machine.calibrate import calibrate
+from hashlight.pipelines.cli.machine.doctor import doctor
 from hashlight.pipelines.cli.machine.size import size
 from hashlight.pipelines.cli.machine.warmup import warmup
 from hashlight.pipelines.cli.making.build import build
@@ -71,6 +72,7 @@ VERBS = (
     scale,
     warmup,
     calibrate,
+    doctor,
     size,
     demo,
 )

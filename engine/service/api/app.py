@@ -49,6 +49,7 @@ from hashlight.engine.service.door.access import ITEMS_PATH, METRICS_PATH, REPLI
 from hashlight.engine.service.door.draining import DRAINING
 from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.door.guard import API_PATHS, Guard
+from hashlight.engine.service.door.key_metrics import KeyMetrics
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError, invalid, refusal_of
@@ -106,7 +107,8 @@ def create_app(
     page : Path
         Folder of static files for `/`; skipped if it does not exist.
     """
-    keys, limits, metrics = keys or Keys(), limits or Limits(), metrics or Metrics()
+    keys, limits, metrics = Keys() if keys is None else keys, limits or Limits(), metrics or Metrics()
+    metrics.registry.register(KeyMetrics(keys))
     gateway = Gateway(
         searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics, scale=scale, pending=pending,
         written=None if committer is None else committer.store.state,

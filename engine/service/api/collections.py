@@ -68,32 +68,34 @@ class Collections:
             await self._live(receive, send)
             return
         assert scope["type"] == "http", "the server has nothing else"
-        try:
-            app, path = self._app_of(scope)
-            if app is not None:
-                raw = quote(path, safe="/%:@!$&'()*+,;=-._~").encode()
-                await app({**scope, "path": path, "raw_path": raw}, receive, send)
-                return
-            answer = await self._own(scope)
-        except (HashlightError, RequestError) as error:
-            refusal = refusal_of(error)
-            answer = json_response(refusal.document(), refusal.status, refusal.headers)
-        await answer(scope, receive, _with_headers(scope["path"], send))
+        with contextlib.ExitStack() as until_sent:
+            try:
+                app, path = self._app_of(scope, until_sent)
+                if app is not None:
+                    raw = quote(path, safe="/%:@!$&'()*+,;=-._~").encode()
+                    await app({**scope, "path": path, "raw_path": raw}, receive, send)
+                    return
+                self._access.check(scope, until_sent)
+                answer = await self._own(scope)
+            except (HashlightError, RequestError) as error:
+                refusal = refusal_of(error)
+                answer = json_response(refusal.document(), refusal.status, refusal.headers)
+            await answer(scope, receive, _with_headers(scope["path"], send))
 
-    def _app_of(self, scope: Scope) -> tuple[FastAPI | None, str]:
+    def _app_of(self, scope: Scope, until_sent: contextlib.ExitStack) -> tuple[FastAPI | None, str]:
         """Return the application of a request and its path there; None for what concerns all.
 
         Raises
         ------
         RequestError
-            401, 403 without a key for it, 404 if there is no such collection, 409 if none is named among several.
+            401, 403, 429 without a key for it, 404 if there is no such collection, 409 if none is named among several.
         """
         path = scope["path"]
         for pattern, place in _ONE:
             if found := pattern.match(path):
                 rest = path[found.end() :] or "/collection"
                 if found[1] not in self._apps:
-                    self._access.check(scope)
+                    self._access.check(scope, until_sent)
                     names = ", ".join(self._apps)
                     raise RequestError(404, "not_found", f"there is no collection {found[1][:100]}; there are: {names}")
                 return self._apps[found[1]], place + rest
@@ -101,7 +103,7 @@ class Collections:
             return next(iter(self._apps.values())), path
         if path in (LIST, "/openapi.json") or path.startswith("/health/"):
             return None, path
-        self._access.check(scope)
+        self._access.check(scope, until_sent)
         raise RequestError(
             409,
             "several_collections",
@@ -113,7 +115,6 @@ class Collections:
     async def _own(self, scope: Scope) -> Response:
         """Answer what concerns all collections."""
         path = scope["path"]
-        self._access.check(scope)
         if path == "/openapi.json":
             return json_response(self._openapi())
         if scope["method"] not in ("GET", "HEAD"):

@@ -70,7 +70,7 @@ class Guard:
         with contextlib.ExitStack() as until_sent:
             scope.setdefault("state", {})["until_sent"] = until_sent
             try:
-                self._access.check(scope)
+                self._access.check(scope, until_sent)
                 # Before routing: under overload most requests end here, and must cost little. Adding replicas relieves
                 # an overload, so it is not refused under one.
                 if scope["path"].startswith("/v1/") and scope["path"] != REPLICAS_PATH:

@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from hashlight.engine.service.door.certificates import FollowedCertificates
 from hashlight.engine.service.door.draining import DRAIN_S, Drain, DrainingServer
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.problems import RequestError
@@ -48,19 +49,24 @@ class Address:
     port : int
         0 for any free port.
     certificate, private_key : Path or None
-        PEM files that turn on https.
+        PEM files that turn on https; read again when they change.
+    client_authority : Path or None
+        PEM file of authorities; only clients with a certificate from one of them can connect.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     certificate: Path | None = None
     private_key: Path | None = None
+    client_authority: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"`port` must be 0 to 65535, got {self.port}")
         if (self.certificate is None) != (self.private_key is None):
             raise ValueError("`certificate` and `private_key` go together: give both or neither")
+        if self.client_authority is not None and self.certificate is None:
+            raise ValueError("`client_authority` goes with `certificate` and `private_key`: give those, too")
 
     @property
     def is_loopback(self) -> bool:
@@ -69,17 +75,19 @@ class Address:
 
 
 def check_exposure(address: Address, keys: Keys, *, insecure: bool) -> None:
-    """Refuse to expose a server without keys to other machines.
+    """Refuse to expose a server to other machines that asks for neither keys nor certificates.
 
     Raises
     ------
     ValueError
-        If other machines can reach it, it has no keys, and `insecure` is not set.
+        If other machines can reach it, it asks for neither, and `insecure` is not set.
     """
-    if not keys and not insecure and not address.is_loopback:
+    is_open = not keys and address.client_authority is None
+    if is_open and not insecure and not address.is_loopback:
         raise ValueError(
             f"{address.host} can be reached from other machines, and there are no API keys: give keys (`--keys FILE` "
-            "or HASHLIGHT_API_KEYS), bind to 127.0.0.1, or allow everyone (`--insecure`)"
+            "or HASHLIGHT_API_KEYS), ask clients for certificates (`--tls-client-authority FILE`), bind to 127.0.0.1, "
+            "or allow everyone (`--insecure`)"
         )
 
 
@@ -229,15 +237,18 @@ class HttpServer:
     Raises
     ------
     OSError
-        If the address cannot be bound; it says which, and what to do.
+        If the address cannot be bound; it says which, and what to do. If a certificate cannot be read.
+    ValueError
+        If certificates cannot be used.
     """
 
     def __init__(
         self, app: ASGIApp, address: Address, *, head_s: int = HEAD_S, max_connections: int = MAX_CONNECTIONS
     ) -> None:
-        self._socket = _listen(address)
         drain = Drain(app)
-        self._server = DrainingServer(_config(drain, address, head_s, max_connections), drain)
+        config = _config(drain, address, head_s, max_connections)
+        self._socket = _listen(address)
+        self._server = DrainingServer(config, drain)
         scheme = "http" if address.certificate is None else "https"
         host = f"[{address.host}]" if ":" in address.host else address.host
         self.url = f"{scheme}://{host}:{self._socket.getsockname()[1]}"
@@ -282,10 +293,7 @@ def _why_not(error: OSError, address: Address) -> str:
 
 
 def _config(app: Drain, address: Address, head_s: int, max_connections: int) -> uvicorn.Config:
-    tls: dict[str, Any] = {}
-    if address.certificate is not None:
-        tls = {"ssl_certfile": str(address.certificate), "ssl_keyfile": str(address.private_key)}
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         http=BoundedHttp,
         access_log=False,
@@ -295,5 +303,8 @@ def _config(app: Drain, address: Address, head_s: int, max_connections: int) -> 
         limit_concurrency=max_connections,
         timeout_graceful_shutdown=int(DRAIN_S),
         timeout_keep_alive=head_s,
-        **tls,
     )
+    config.load()
+    if address.certificate is not None and address.private_key is not None:
+        config.ssl = FollowedCertificates(address.certificate, address.private_key, address.client_authority).context
+    return config

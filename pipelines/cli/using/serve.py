@@ -48,7 +48,7 @@ class Access:
 
     keys: Annotated[
         Path | None,
-        local_file("API keys, lines `NAME SCOPES KEY`; HASHLIGHT_API_KEYS without it."),
+        local_file("API keys, lines `NAME SCOPES KEY [rate=N/s] [in-flight=N]`; HASHLIGHT_API_KEYS without it."),
     ] = None
     writable: Annotated[
         bool, typer.Option("--writable", help="Accept writes; with keys, from those with the scope `write`.")
@@ -56,11 +56,16 @@ class Access:
     insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without a key.")] = False
     tls_cert: Annotated[Path | None, local_file("Certificate (PEM): serve https.")] = None
     tls_key: Annotated[Path | None, local_file("Its private key (PEM).")] = None
+    tls_client_authority: Annotated[
+        Path | None, local_file("Accept only clients with a certificate that an authority in it (PEM) has signed.")
+    ] = None
 
     def check(self) -> None:
         """Refuse half of a certificate."""
         if (self.tls_cert is None) != (self.tls_key is None):
             raise typer.BadParameter("--tls-cert and --tls-key go together: give both or neither")
+        if self.tls_client_authority is not None and self.tls_cert is None:
+            raise typer.BadParameter("--tls-client-authority goes with --tls-cert and --tls-key: give those, too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +209,10 @@ def _open_server(
     from hashlight.engine.service.telemetry.metrics import Metrics
     from hashlight.pipelines.serving.serve import bind, embedded_app, name_of
 
-    address = Address(host=listening.host, port=listening.port, certificate=access.tls_cert, private_key=access.tls_key)
+    address = Address(
+        host=listening.host, port=listening.port, certificate=access.tls_cert, private_key=access.tls_key,
+        client_authority=access.tls_client_authority,
+    )  # fmt: skip
     keys = Keys.load(access.keys)
     check_exposure(address, keys, insecure=access.insecure)
     more: dict[str, Any] = {

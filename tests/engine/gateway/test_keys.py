@@ -31,13 +31,27 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("page search", "line 2: expected `NAME SCOPES KEY`, got 2 words"),
+        ("page search", "line 2: expected `NAME SCOPES KEY .*, got 2 words"),
         ("page search,fly searching-is-all-0001", "line 2: scopes must be search, write, metrics, admin"),
         ("page search tooshort", "line 2: a key must have at least 16 characters, got 8"),
-        ("page search #begins-with-a-hash-0001", "line 2: expected `NAME SCOPES KEY`, got 2 words .a word that begins"),
+        (
+            "page search #begins-with-a-hash-0001",
+            "line 2: expected `NAME SCOPES KEY .*, got 2 words .a word that begins",
+        ),
         ("page search sha256:9f86d081884c7d659a2f", "line 2: expected sha256: and 64 hex digits, got 20 characters"),
         ("page search clé-de-la-recherche-1", "line 2: a key must consist of printable ASCII characters"),
         ("page search one-key-for-them-01\nops admin one-key-for-them-01", "line 3: it has the key of line 2"),
+        ("page search one-key-for-them-01 recherche", "2: expected `NAME SCOPES KEY .*, got 1 words after the key"),
+        ("page search one-key-for-them-01 rate", "line 2: expected `NAME SCOPES KEY .rate=N/s. .in-flight=N.`, got 1"),
+        ("page search one-key-for-them-01 rate=5/s rate=6/s", "line 2: `rate` is given twice"),
+        *(
+            (f"page search one-key-for-them-01 rate={rate}", "line 2: `rate` must be a number above 0 of requests")
+            for rate in ("5", "0/s", "-1/s", "nan/s", "inf/s", "1e5/s", "5/m", "/s", "9" * 400 + "/s")
+        ),
+        *(
+            (f"page search one-key-for-them-01 in-flight={most}", "line 2: `in-flight` must be a number of requests")
+            for most in ("", "0", "-1", "1.5", "8/s", "٣")
+        ),
     ],
 )
 def test_an_invalid_line_is_named_by_number(tmp_path, line, message):
@@ -46,6 +60,24 @@ def test_an_invalid_line_is_named_by_number(tmp_path, line, message):
         Keys.load(tmp_path / "keys")
     for secret in ("tooshort", "with-a-hash", "9f86d0", "recherche", "one-key"):
         assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "rate", "in_flight"),
+    [
+        ("", None, None),
+        ("rate=50/s", 50.0, None),
+        ("in-flight=8", None, 8),
+        ("in-flight=1 rate=0.25/s", 0.25, 1),
+        ("rate=2.5/s in-flight=100 # a comment", 2.5, 100),
+    ],
+)
+def test_a_key_may_have_limits(tmp_path, more, rate, in_flight):
+    (tmp_path / "keys").write_text(f"page search searching-is-all-0001 {more}\nops admin administering-0002")
+    keys = Keys.load(tmp_path / "keys")
+    key = keys.find("searching-is-all-0001")
+    assert (key.name, key.rate, key.in_flight) == ("page", rate, in_flight)
+    assert (keys.find("administering-0002").rate, keys.find("administering-0002").in_flight) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +129,15 @@ def test_a_file_that_has_become_wrong_leaves_the_keys_as_they_were(tmp_path, cap
         path.write_bytes(text)
     else:
         replace(path, text)
+    assert not keys.is_stale
     assert [keys.renew(), keys.renew()] == [False, False]
+    assert keys.is_stale
     assert keys.find("searching-is-all-0001").name == "page"
     assert caplog.text.count("the API keys stay those that were read before") == 1
     assert "tooshort" not in caplog.text
     replace(path, "page search the-key-after-it-0002\n")
     assert keys.renew()
+    assert not keys.is_stale
     assert keys.find("searching-is-all-0001") is None
 
 

@@ -54,10 +54,20 @@ PLACES = {
     "verify": {"collection"},
     "serve": {"collection", "encoder"},
     "calibrate": {"encoder"},
+    "doctor": {"collection"},
 }
 THIS_MACHINE = {
     "train": {"weights"},
-    "serve": {"keys", "tls_cert", "tls_key", "shard_tls_cert", "shard_tls_key", "shard_tls_authority", "write_log"},
+    "serve": {
+        "keys",
+        "tls_cert",
+        "tls_key",
+        "tls_client_authority",
+        "shard_tls_cert",
+        "shard_tls_key",
+        "shard_tls_authority",
+        "write_log",
+    },
     "demo": {"output"},
     "size": {"helm"},
 }
@@ -66,7 +76,7 @@ NO_PLACES = {
     "baseline", "index", "host", "image_host", "url", "key", "ids", "code_column", "id_column", "features_column",
     "thumbnail_column", "filter", "code", "settings", "nulls", "column", "name", "version", "older_than",
     "cache_size", "frozen_stages", "text", "embedding_column", "kind", "image_column", "uri_column", "label_column",
-    "keep",
+    "keep", "gateway",
 }  # fmt: skip
 
 
