@@ -4,6 +4,9 @@ import os
 import uuid
 from dataclasses import asdict
 
+# Before anything loads BLAS or torch: the tests run in several processes, whose threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from hashlight.engine.indexes.multi_index import planner

@@ -1,12 +1,16 @@
-"""Shared by SDH and KSH: a Gaussian kernel to anchors, and solving linear equations on it.
+"""Shared by SDH and KSH: a Gaussian kernel to anchors, solving linear equations on it, and the threads of small ones.
 
 Shapes: N images, D feature dimensions, C classes, M anchors.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 from hashlight.encoders.fits.hashers import (
     Classes,
@@ -20,6 +24,8 @@ from hashlight.encoders.fits.hashers import (
 
 # Relative to the mean diagonal of the kernel's covariance.
 _RIDGE = 1e-6
+# Numbers of a matrix of which one thread computes the product with a vector about as fast as several.
+_SMALL = 1 << 18
 
 
 def prepare(
@@ -46,3 +52,14 @@ def solve(matrix_MM: FloatArray, right_MB: FloatArray) -> FloatArray:
 def with_ridge(matrix_MM: FloatArray) -> FloatArray:
     """Return the matrix with a small ridge on its diagonal, so that it can be solved."""
     return matrix_MM + _RIDGE * float(np.trace(matrix_MM)) / len(matrix_MM) * np.eye(len(matrix_MM))
+
+
+@contextlib.contextmanager
+def threads_for(num_values: int) -> Iterator[None]:
+    """Compute on one thread in this context if the matrices have few numbers.
+
+    Threads gain nothing there, and where other programs run too they wait for each other at every one of tens of
+    thousands of products, each time until the scheduler has run those others.
+    """
+    with threadpool_limits(1 if num_values <= _SMALL else None, user_api="blas"):
+        yield

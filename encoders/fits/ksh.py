@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from hashlight.encoders.fits.anchors import draw_anchors, prepare, solve, with_ridge
+from hashlight.encoders.fits.anchors import draw_anchors, prepare, solve, threads_for, with_ridge
 from hashlight.encoders.fits.hashers import Classes, Features, FloatArray, KernelHasher, gaussian_kernel
 
 _KSH_STEPS = 200
@@ -64,7 +64,8 @@ class KSH(KernelHasher):
         mean_M = kernel_LM.mean(axis=0)
         label_LC = label_NC[row_L]
         similar_LL = np.where((label_LC @ label_LC.T).toarray() > 0, 1.0, -1.0)
-        weight_MB = _fit_bits(kernel_LM - mean_M, similar_LL, bits)
+        with threads_for(similar_LL.size):
+            weight_MB = _fit_bits(kernel_LM - mean_M, similar_LL, bits)
         return cls(weight_MB, -mean_M @ weight_MB, anchor_MD, scale)
 
 

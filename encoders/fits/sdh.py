@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from hashlight.encoders.fits.anchors import draw_anchors, prepare, solve, with_ridge
+from hashlight.encoders.fits.anchors import draw_anchors, prepare, solve, threads_for, with_ridge
 from hashlight.encoders.fits.hashers import Classes, Features, FloatArray, KernelHasher, gaussian_kernel
 
 SDH_ANCHORS = 1000
@@ -67,7 +67,8 @@ class SDH(KernelHasher):
             classifier_BC = solve(code_NB.T @ code_NB + ridge * np.eye(bits), (label_NC.T @ code_NB).T)
             map_MB = solve(solve_MM, kernel_NM.T @ code_NB)
             aim_NB = label_NC @ classifier_BC.T + fidelity * kernel_NM @ map_MB
-            code_NB = _descend_cyclically(code_NB, aim_NB, classifier_BC)
+            with threads_for(code_NB.size):
+                code_NB = _descend_cyclically(code_NB, aim_NB, classifier_BC)
         map_MB = solve(solve_MM, kernel_NM.T @ code_NB)
         return cls(map_MB, np.zeros(bits), anchor_MD, scale)
 

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from hashlight.encoders.fits import anchors, ksh, sdh
 from hashlight.encoders.fits.itq import ITQ
 from hashlight.encoders.fits.itq_cca import ITQCCA
 from hashlight.encoders.fits.ksh import KSH
@@ -259,3 +261,28 @@ def test_refusals_give_the_reason():
         LSH.fit(np.array([[np.nan, 1.0]]), 4)
     with pytest.raises(ValueError, match="1 to 1024, got 0"):
         SDH.fit(features, 0, class_NC=one_hot(labels))
+
+
+def blas_threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(60, {1}), (90, {2})])
+@pytest.mark.parametrize(("module", "step"), [(ksh, "_best_direction"), (sdh, "_descend_cyclically")])
+def test_many_products_of_few_numbers_are_computed_on_one_thread(monkeypatch, module, step, rows, expected):
+    seen, real = [], getattr(module, step)
+
+    def watched(*arguments):
+        seen.append(blas_threads())
+        return real(*arguments)
+
+    monkeypatch.setattr(module, step, watched)
+    monkeypatch.setattr(anchors, "_SMALL", 60 * 60)
+    features, labels = clusters(np.random.default_rng(5), rows=rows)
+    # SDH's matrix has a row for each image and a column for each bit, KSH's a column for each image.
+    bits = 60 if module is sdh else 2
+    with threadpool_limits(2, user_api="blas"):
+        FITS[module.__name__.rpartition(".")[2]](features, bits, 0, one_hot(labels))
+        assert seen
+        assert all(threads == expected for threads in seen)
+        assert blas_threads() == {2}

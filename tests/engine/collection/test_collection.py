@@ -379,7 +379,7 @@ WRITER = """
 def test_a_killed_writer_leaves_a_complete_collection(tmp_path, corpus):
     make(tmp_path / "c", corpus)
     rng = np.random.default_rng(2)
-    for attempt in range(8):
+    for attempt in range(4):
         writer = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path / "c")],
             stdout=subprocess.PIPE,

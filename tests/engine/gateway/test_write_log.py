@@ -222,7 +222,7 @@ def test_beside_another_process_that_writes_and_compacts(folder, tmp_path):
         served(folder, tmp_path / "log", items=7, age_s=0.3) as http,
         SearchClient(str(http.base_url), timeout_s=60) as client,
     ):
-        until_s, step = time.monotonic() + 60, 0
+        until_s, step = time.monotonic() + 240, 0
         while (step < 60 or counts.value < 8) and time.monotonic() < until_s:
             step += 1
             ids = rng.choice(40, size=rng.integers(1, 4), replace=False)
@@ -245,7 +245,7 @@ def test_beside_another_process_that_writes_and_compacts(folder, tmp_path):
             codes = np.array([[items[id_][0]] for id_ in own.tolist()], np.uint64).reshape(-1, 1)
             assert hits.ids.tolist() == oracles.knn(query, codes, own, min(5, len(own)))[1][0].tolist()
         ending.set()
-        other.join(60)
+        other.join(240)
         assert counts.value >= 8
     assert other.exitcode == 0
     table = Collection.open(folder, verify=True).scan(["label"], "id < 1000").read_all()

@@ -62,7 +62,7 @@ def check_kills(start, names, tmp_path, *, skip=0):
 
 
 def test_writers_are_killed_at_some_steps(start, tmp_path):
-    check_kills(start, ["several", "prune", "compact"], tmp_path, skip=9)
+    check_kills(start, ["several", "prune", "compact"], tmp_path, skip=23)
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def check_failures(start, name, error, tmp_path, *, for_good, step=1):
     ("several", errno.ENOSPC, True), ("delete", errno.EIO, False), ("compact", errno.ENOSPC, False),
     ("prune", errno.EIO, True)])  # fmt: skip
 def test_a_disk_fails_at_some_calls(start, name, error, for_good, tmp_path):
-    assert check_failures(start, name, error, tmp_path, for_good=for_good, step=7) > 7
+    assert check_failures(start, name, error, tmp_path, for_good=for_good, step=15) > 15
 
 
 @pytest.mark.slow

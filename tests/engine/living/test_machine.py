@@ -26,9 +26,9 @@ def machine_at(place, kind=Machine):
     return Placed
 
 
-def run_steps(machine, steps, *, each=30):
-    """Run examples of so many steps each until so many changes were made or refused, besides questions."""
-    how = settings(max_examples=5, stateful_step_count=each, deadline=None, database=None, print_blob=True,
+def run_steps(machine, steps, *, each=30, examples=5):
+    """Run rounds of examples of so many steps each until so many changes were made or refused, besides questions."""
+    how = settings(max_examples=examples, stateful_step_count=each, deadline=None, database=None, print_blob=True,
                    suppress_health_check=list(HealthCheck))  # fmt: skip
     while machine.changes < steps:
         run_state_machine_as_test(machine, settings=how)
@@ -48,7 +48,7 @@ def test_a_collection_is_a_dict(tmp_path):
 
 
 def test_a_collection_in_a_bucket_is_a_dict(bucket):
-    run_steps(in_bucket(bucket), 25)
+    run_steps(in_bucket(bucket), 25, examples=2)
 
 
 @pytest.mark.slow
