@@ -26,7 +26,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint deploy/Dockerfile
-	$(BIN)/docker-compose -f deploy/compose.yaml config -q
+	S3_SECRET=check SHARD_TOKEN=check $(BIN)/docker-compose -f deploy/compose.yaml config -q
 
 test: check
 	$(PYTEST) -m 'not slow'
