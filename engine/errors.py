@@ -28,7 +28,15 @@ from typing import Self
 
 
 class HashlightError(Exception):
-    """Base of all failures other than invalid arguments."""
+    """Base of all failures other than invalid arguments.
+
+    Attributes
+    ----------
+    request_id : str or None
+        The id under which a server has logged the request, if the error is the answer of one.
+    """
+
+    request_id: str | None = None
 
 
 class CollectionNotFoundError(HashlightError):

@@ -32,6 +32,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "efficientnet_lite_pytorch": ("pretrained",),
     "fastapi": ("serve",),
     "httptools": ("serve",),
+    "opentelemetry": ("otel",),
     "prometheus_client": ("serve",),
     "pydantic": ("serve",),
     "pydantic_core": ("serve",),

@@ -11,12 +11,14 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import numpy as np
 
+from hashlight.engine import tracing
 from hashlight.engine.client.calls import (
     Call,
     Count,
@@ -136,11 +138,13 @@ class HttpTransport:
 
     def _try(self, call: Call, left_s: float) -> Any:
         request = _request(self._client, call, left_s)
-        try:
-            response = self._client.send(request)
-        except httpx.HTTPError as error:
-            raise _error_of_transport(error, self.url, call) from error
-        return _read(call, response, self.pictures)
+        with _span(call, request):
+            tracing.inject(request.headers)
+            try:
+                response = self._client.send(request)
+            except httpx.HTTPError as error:
+                raise _error_of_transport(error, self.url, call) from error
+            return _read(call, response, self.pictures)
 
 
 class AsyncHttpTransport:
@@ -190,11 +194,19 @@ class AsyncHttpTransport:
 
     async def _try(self, call: Call, left_s: float) -> Any:
         request = _request(self._client, call, left_s)
-        try:
-            response = await self._client.send(request)
-        except httpx.HTTPError as error:
-            raise _error_of_transport(error, self.url, call) from error
-        return _read(call, response, self._pictures)
+        with _span(call, request):
+            tracing.inject(request.headers)
+            try:
+                response = await self._client.send(request)
+            except httpx.HTTPError as error:
+                raise _error_of_transport(error, self.url, call) from error
+            return _read(call, response, self._pictures)
+
+
+def _span(call: Call, request: httpx.Request) -> AbstractContextManager[object]:
+    """Return a span for one try of a call."""
+    about = {"http.request.method": request.method, "server.address": request.url.host}
+    return tracing.span(f"hashlight.{type(call).__name__.lower()}", about, kind="CLIENT")
 
 
 def _fits(call: Search, bits: int) -> bool:
@@ -432,7 +444,9 @@ def _read(call: Call, response: httpx.Response, pictures: Thumbnails) -> Any:
     if isinstance(call, Thumbnail) and response.status_code == 404 and _type_of(response) == "not_found":
         return None
     if response.status_code != 200:
-        raise error_of(response.status_code, document_of(response), response.headers)
+        error = error_of(response.status_code, document_of(response), response.headers)
+        error.request_id = response.headers.get("x-request-id")
+        raise error
     try:
         return _parse(call, response, pictures)
     except (ValueError, KeyError, TypeError, OSError) as error:

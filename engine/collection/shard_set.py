@@ -23,6 +23,7 @@ from hashlight.engine.results import (
     merge_range,
     no_answers,
 )
+from hashlight.engine.tracing import span
 
 # Handing work to another thread costs some 50 microseconds, a search of one shard through its tables 5 to 50.
 _WORTH_A_THREAD_S = 300e-6
@@ -73,7 +74,9 @@ class ShardSet:
 
         With `query.k`, a shard searches no farther than the k-th answer of all shards before it.
         """
-        return self._ask_all(queries_QW, query)._replace(coverage=self.coverage)
+        about = {"hashlight.queries": len(queries_QW), "hashlight.shards": self.coverage.shards}
+        with span("kernels", about):
+            return self._ask_all(queries_QW, query)._replace(coverage=self.coverage)
 
     def _ask_all(self, queries_QW: CodeArray, query: Query) -> Result:
         """Search every shard: threads share the queries inside each shard, or the shards.

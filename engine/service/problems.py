@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-import uuid
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +42,7 @@ from hashlight.engine.errors import (
     OverloadedError,
     VersionGoneError,
 )
+from hashlight.engine.service.telemetry.requests import request_id
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,10 @@ class RequestError(Exception):
         self.details = dict(details or {})
 
     def document(self) -> dict[str, Any]:
-        """Return the body of the answer."""
-        return {"error": {"type": self.type, "message": str(self), "field": self.field, **self.details}}
+        """Return the body of the answer, with the id of the request that is being handled, if there is one."""
+        id_ = request_id()
+        handled = {"request_id": id_} if id_ else {}
+        return {"error": {"type": self.type, "message": str(self), "field": self.field, **handled, **self.details}}
 
 
 def invalid(message: str, field: str | None) -> RequestError:
@@ -105,10 +108,10 @@ def refusal_of(error: Exception) -> RequestError:
         return error
     if isinstance(error, HashlightError):
         return _refusal_of_engine(error)
-    request_id = uuid.uuid4().hex
-    logger.error("request %s failed", request_id, exc_info=error)
-    message = f"internal server error: see the server's log for request_id {request_id}"
-    return RequestError(500, "internal", message, details={"request_id": request_id})
+    id_ = request_id() or secrets.token_hex(16)
+    logger.error("request %s failed", id_, exc_info=error)
+    message = f"internal server error: see the server's log for request_id {id_}"
+    return RequestError(500, "internal", message, details={"request_id": id_})
 
 
 def _refusal_of_engine(error: HashlightError) -> RequestError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hashlight.engine.indexes.choice import IndexChoice
+
+# Names and no types of theirs: help needs no server.
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 if TYPE_CHECKING:
     from hashlight.pipelines.corpora.options import CorpusOptions
@@ -132,6 +138,44 @@ class CorpusNames:
             return CorpusOptions.parse(**asdict(self))
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
+
+
+def _check_listen(text: str | None) -> str | None:
+    """Refuse what is no address to listen at."""
+    if text is not None:
+        from hashlight.engine.service.door.listener import parse_listen
+
+        try:
+            parse_listen(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observing:
+    """How a server is seen from outside."""
+
+    log_format: Annotated[LogFormat, typer.Option(help="A line of text a record, or of JSON, to standard error.")] = (
+        "text"
+    )
+    log_level: Annotated[LogLevel, typer.Option(help="The least level; each request is one line of `info`.")] = "info"
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT at which to answer /metrics and /health/... to anyone, without a key.",
+            callback=_check_listen,
+        ),
+    ] = None
+
+    @contextlib.contextmanager
+    def watching(self, service: str) -> Iterator[None]:
+        """Log so, and export traces under this name if the environment says so, as long as the context is open."""
+        from hashlight.engine.service.telemetry.exporting import exporting_traces
+        from hashlight.engine.service.telemetry.logs import logging_as
+
+        with logging_as(self.log_format, self.log_level), exporting_traces(service):
+            yield
 
 
 def set_cache_size(text: str | None) -> str | None:

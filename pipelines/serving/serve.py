@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp
 
 from hashlight.engine.cache.cache import Progress
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import IncompleteError, NotReadyError
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.warmup import warm
+from hashlight.engine.results import Coverage
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.api.collections import Collections
+from hashlight.engine.service.api.gateway import Gateway
 from hashlight.engine.service.asking.encoding import Encoder
 from hashlight.engine.service.asking.following import Follower, Pending
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
 from hashlight.engine.service.door.fetch import ImageFetcher
+from hashlight.engine.service.door.hosts import KnownHosts
 from hashlight.engine.service.door.http_server import LOOPBACK_NAMES, Address, HttpServer, check_exposure
 from hashlight.engine.service.door.keys import Keys
+from hashlight.engine.service.door.listener import Watched
 from hashlight.engine.service.limits import Limits
-from hashlight.engine.service.telemetry.metrics import Metrics
+from hashlight.engine.service.telemetry.metrics import Metrics, render
+from hashlight.engine.service.telemetry.process import LabelledCollector
 from hashlight.engine.writing.buffering import Buffer
 from hashlight.engine.writing.committing import Committer
 from hashlight.engine.writing.opened import Opened
@@ -116,8 +124,17 @@ def gateway_app(
     )
 
 
-def bind(apps: Mapping[str, FastAPI], address: Address, keys: Keys, *, insecure: bool = False) -> HttpServer:
+def bind(
+    apps: Mapping[str, FastAPI],
+    address: Address,
+    keys: Keys,
+    *,
+    insecure: bool = False,
+    slow_query_s: float | None = None,
+) -> HttpServer:
     """Bind the applications of collections, by their names, to an address; call `run()` on the result to serve.
+
+    A query that takes longer than `slow_query_s` is logged with how it was answered.
 
     Raises
     ------
@@ -127,9 +144,33 @@ def bind(apps: Mapping[str, FastAPI], address: Address, keys: Keys, *, insecure:
     check_exposure(address, keys, insecure=insecure)
     hosts = _hosts_allowed(address, keys)
     several = Collections(apps, keys)
-    if hosts is None:
-        return HttpServer(several, address)
-    return HttpServer(TrustedHostMiddleware(several, allowed_hosts=hosts, www_redirect=False), address)
+    app: ASGIApp = several if hosts is None else KnownHosts(several, hosts)
+    return HttpServer(app, address, slow_query_s=slow_query_s)
+
+
+def watched(apps: Mapping[str, FastAPI], server: HttpServer) -> Watched:
+    """Return what a server says about itself and its collections at a port of its own."""
+    gateways: dict[str, Gateway] = {name: app.state.gateway for name, app in apps.items()}
+    together = LabelledCollector("collection", {name: gateway.metrics for name, gateway in gateways.items()})
+
+    def check(*, complete: bool) -> dict[str, Any]:
+        if server.draining:
+            raise NotReadyError("this server is about to end: ask another")
+        told = {name: _searched(gateway.searcher.ready(), complete=complete) for name, gateway in gateways.items()}
+        return {"status": "complete" if complete else "ready", "collections": told}
+
+    return Watched(
+        lambda: render(together), functools.partial(check, complete=False), functools.partial(check, complete=True)
+    )
+
+
+def _searched(found: Coverage, *, complete: bool) -> dict[str, Any]:
+    """Describe what a test search has found, without the reasons, which have addresses: no key is asked for them."""
+    missing = sorted(found.degraded)
+    if complete and missing:
+        message = f"{len(missing)} of {found.shards} shards cannot be searched"
+        raise IncompleteError(message, missing=dict.fromkeys(missing, "not searched"))
+    return {"version": found.version, "shards": found.shards, "missing": missing}
 
 
 def _hosts_allowed(address: Address, keys: Keys) -> list[str] | None:

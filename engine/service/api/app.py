@@ -32,7 +32,6 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Match, Mount
 from starlette.types import Scope
 
@@ -49,11 +48,12 @@ from hashlight.engine.service.door.access import ITEMS_PATH, METRICS_PATH, REPLI
 from hashlight.engine.service.door.draining import DRAINING
 from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.door.guard import API_PATHS, Guard
+from hashlight.engine.service.door.hosts import KnownHosts
 from hashlight.engine.service.door.key_metrics import KeyMetrics
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError, invalid, refusal_of
-from hashlight.engine.service.telemetry.metrics import CONTENT_TYPE, Metrics
+from hashlight.engine.service.telemetry.metrics import CONTENT_TYPE, Metrics, render
 from hashlight.engine.writing.committing import Committer
 
 PAGE = Path(__file__).parent.parent / "page"
@@ -121,7 +121,7 @@ def create_app(
     if page.is_dir():
         app.router.routes.append(_Page("/", StaticFiles(directory=page, html=True)))
     if allowed_hosts is not None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
+        app.add_middleware(KnownHosts, allowed_hosts=list(allowed_hosts))
     app.add_middleware(
         Guard, limits=limits, metrics=metrics, access=Access(keys), admit=gateway.refuse_overload, refuse=_answer_of
     )
@@ -267,8 +267,7 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
     @app.get(METRICS_PATH, response_class=Response)
     async def metrics() -> Response:
         """Return the Prometheus metrics."""
-        gateway.note_state()
-        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
+        return Response(render(gateway.metrics), media_type=CONTENT_TYPE)
 
 
 def _ids(text: str, max_ids: int) -> list[int]:

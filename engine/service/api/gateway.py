@@ -55,6 +55,7 @@ from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError, invalid, named
 from hashlight.engine.service.telemetry.metrics import Metrics
+from hashlight.engine.service.telemetry.requests import current
 from hashlight.engine.writing.committing import State
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class Gateway:
         self._requests = 0
         self._proof: asyncio.Task[Coverage] | None = None
         self._scaling = asyncio.Lock()
+        metrics.refresh_by(self.note_state)
 
     async def close(self) -> None:
         """Release threads and connections."""
@@ -147,7 +149,12 @@ class Gateway:
         async with self.within(request, deadline_s) as account:
             ask = await self._resolve(asked, deadline_s, timing_ms)
             body = await self._searches.search(
-                ask, deadline_s=deadline_s, arrow=asked.arrow, timing_ms=timing_ms, hold=account.hold
+                ask,
+                deadline_s=deadline_s,
+                arrow=asked.arrow,
+                timing_ms=timing_ms,
+                hold=account.hold,
+                shows_explain="explain" in asked.options.include,
             )
         return self._response(body, arrow=asked.arrow)
 
@@ -323,8 +330,9 @@ class Gateway:
 
     def note_state(self) -> None:
         """Update the metrics of the version that is served, of the one that cannot be, and of the write log."""
-        pending = self._pending()
-        self.metrics.version.set(self.searcher.version)
+        pending, version = self._pending(), self.searcher.version
+        self.metrics.version.set(version)
+        self.metrics.published.set(version if pending is None or pending.version is None else pending.version)
         self.metrics.pending.set(0 if pending is None else pending.attempts)
         if self._written is not None:
             state = self._written()
@@ -335,6 +343,7 @@ class Gateway:
     def _note_missing(self, found: Coverage) -> None:
         """Log the reasons when other shards are missing than before."""
         self.metrics.missing.set(len(found.degraded))
+        self.metrics.coverage.set(found.searched / found.codes if found.codes else 1.0)
         missing = frozenset(found.degraded)
         if missing - self._missing:
             logger.warning("%d of %d shards are missing: %s", len(missing), found.shards, found.degraded)
@@ -386,7 +395,8 @@ class Gateway:
     async def _resolve(self, asked: bodies.Asked, deadline_s: float, timing_ms: dict[str, float]) -> Ask:
         """Turn queries into codes, and into features or projections if they are needed."""
         options, queries, version, sequence = asked.options, asked.queries, None, 0
-        more = {"filter": options.filter, "parameters": asked.lists, "explain": "explain" in options.include}
+        explain = "explain" in options.include or any(one.wants_explain for one in current())
+        more = {"filter": options.filter, "parameters": asked.lists, "explain": explain}
         if isinstance(options, schemas.SearchOptions):
             query = Query(k=options.k, **more)
         else:

@@ -516,6 +516,7 @@ class ErrorModel(BaseModel):
     type: str
     message: str
     field: str | None = Field(description="The field at fault, such as `queries.0.code`.")
+    request_id: str | None = Field(None, description="The id of the request, as in the header `X-Request-Id`.")
 
 
 class ErrorAnswer(BaseModel):

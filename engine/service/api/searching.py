@@ -20,6 +20,7 @@ from hashlight.engine.service.asking.retrieval import Answer, Ask, Hold, answer_
 from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.problems import named
 from hashlight.engine.service.telemetry.metrics import Metrics
+from hashlight.engine.service.telemetry.requests import Handled, carried, current, shared_span, working_for
 
 T = TypeVar("T")
 
@@ -31,6 +32,9 @@ _MAX_KINDS = 256
 
 # What more answers are wanted for goes out alone.
 _FEW = 1000
+
+# Queries of a slow request whose explanations are logged.
+_EXPLAINED = 10
 
 # An answer that is larger is sent in pieces of this size.
 _PIECE_BYTES = 262_144
@@ -78,6 +82,8 @@ class _Job:
     timing_ms: dict[str, float]
     hold: Hold
     submitted_s: float
+    shows_explain: bool
+    handled: tuple[Handled, ...]
 
 
 class SearchThreads:
@@ -107,7 +113,7 @@ class SearchThreads:
         """Run `work` in a thread, which stays taken until it ends, also if nobody waits for it any more."""
         self._count(1)
         try:
-            future = self._pool.submit(work)
+            future = self._pool.submit(carried(work))
         except BaseException:
             self._count(-1)
             raise
@@ -124,14 +130,21 @@ class SearchThreads:
             raise named(error) from error
 
     async def search(
-        self, ask: Ask, *, deadline_s: float, arrow: bool, timing_ms: dict[str, float], hold: Hold
+        self,
+        ask: Ask,
+        *,
+        deadline_s: float,
+        arrow: bool,
+        timing_ms: dict[str, float],
+        hold: Hold,
+        shows_explain: bool = True,
     ) -> Body:
         """Return the body of an answer, in Arrow or JSON.
 
         `deadline_s` is on the clock of `time.monotonic`; `timing_ms` is told how long each stage took, and `hold` how
-        many bytes the answer has.
+        many bytes the answer has. Without `shows_explain` an explanation is only for the log.
         """
-        job = _Job(ask, deadline_s, arrow, timing_ms, hold, time.perf_counter())
+        job = _Job(ask, deadline_s, arrow, timing_ms, hold, time.perf_counter(), shows_explain, current())
         few = max(ask.query.k or 0, ask.query.limit or 0) <= _FEW
         # Lists of ids, megabytes each, are rarely alike, and what goes together is remembered by kind.
         if len(ask.codes) == 1 and ask.rerank is None and ask.query.parameters is None and few:
@@ -153,10 +166,15 @@ class SearchThreads:
 
     async def _answer_batch(self, jobs: Sequence[_Job]) -> list[Body | Exception]:
         self._metrics.search_batch.observe(len(jobs))
-        return await self.run(functools.partial(self._answer, jobs))
+        with working_for([one for job in jobs for one in job.handled]):
+            return await self.run(functools.partial(self._answer, jobs))
 
     def _answer(self, jobs: Sequence[_Job]) -> list[Body | Exception]:
         """Search for all at once and render for each; what fails for one of them is an error for it alone."""
+        with shared_span("search", {"hashlight.requests": len(jobs)}):
+            return self._answer_in_span(jobs)
+
+    def _answer_in_span(self, jobs: Sequence[_Job]) -> list[Body | Exception]:
         begun_s = time.perf_counter()
         left_s = [job.deadline_s - time.monotonic() for job in jobs]
         # One whose time is over, and whose request has ended, must not end those of others.
@@ -183,6 +201,9 @@ class SearchThreads:
             self._metrics.observe(stage, seconds)
         if not found.coverage.complete:
             self._metrics.partial.inc()
+        _note(job, found)
+        if not job.shows_explain:
+            found = dataclasses.replace(found, explain=None)
         start = time.perf_counter()
         pieces = arrow_pieces if job.arrow else json_pieces
         body = begin_body(pieces(found, timing_ms=job.timing_ms))
@@ -197,3 +218,31 @@ class SearchThreads:
     def _count(self, change: int) -> None:
         with self._counting:
             self.at_work += change
+
+
+def _note(job: _Job, found: Answer) -> None:
+    """Tell the log of a request how it was answered."""
+    coverage, explain, query = found.coverage, found.explain, job.ask.query
+    notes: dict[str, Any] = {
+        "queries": len(job.ask.codes),
+        "version": coverage.version,
+        "coverage": round(coverage.searched / coverage.codes, 6) if coverage.codes else 1.0,
+    }
+    slow_notes: dict[str, Any] = {"timing_ms": dict(job.timing_ms)}
+    if explain is not None:
+        notes["plan"] = ", ".join(sorted(set(explain.plans)))
+        slow_notes["explain"] = [
+            {"plan": plan, "probes": int(probes), "candidates": int(candidates), "seconds": float(seconds)}
+            for plan, probes, candidates, seconds in zip(
+                explain.plans[:_EXPLAINED],
+                explain.probes[:_EXPLAINED],
+                explain.candidates[:_EXPLAINED],
+                explain.seconds[:_EXPLAINED],
+                strict=True,
+            )
+        ]
+    wanted = {"k": query.k, "radius": query.radius, "limit": query.limit, "filter": query.filter}
+    slow_notes |= {name: value for name, value in wanted.items() if value is not None}
+    for one in job.handled:
+        one.notes |= notes
+        one.slow_notes |= slow_notes

@@ -23,6 +23,7 @@ from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.service.asking.batching import MicroBatcher
 from hashlight.engine.service.asking.retrieval import time_left
 from hashlight.engine.service.problems import invalid
+from hashlight.engine.service.telemetry.requests import Handled, carried, current, shared_span, working_for
 
 if TYPE_CHECKING:
     from hashlight.engine.service.telemetry.metrics import Metrics
@@ -68,6 +69,13 @@ class Encoded(NamedTuple):
     codes: CodeArray
     features: NDArray[np.float32]
     projections: NDArray[np.float32] | None = None
+
+
+class _Waiting(NamedTuple):
+    """A decoded image, and the requests that it is of."""
+
+    image: Any
+    handled: tuple[Handled, ...]
 
 
 _Row = tuple[NDArray[np.uint64], NDArray[np.float32], NDArray[np.float32] | None]  # of Encoded
@@ -233,7 +241,7 @@ class EncodingThreads:
         self._metrics = metrics
         self._decoders = ThreadPoolExecutor(num_decoders(), "hashlight-decode")
         self._encoders = ThreadPoolExecutor(1, "hashlight-encode")
-        self._batcher: MicroBatcher[Any, _Row] = MicroBatcher(self._encode_batch, batch_size=encoder.batch_size)
+        self._batcher: MicroBatcher[_Waiting, _Row] = MicroBatcher(self._encode_batch, batch_size=encoder.batch_size)
 
     def close(self) -> None:
         """Release the threads; work that has not started is dropped."""
@@ -253,12 +261,12 @@ class EncodingThreads:
         loop = asyncio.get_running_loop()
         with self._metrics.stage("decode", timing_ms):
             jobs = [
-                loop.run_in_executor(self._decoders, self._decode, data, field, deadline_s)
+                loop.run_in_executor(self._decoders, carried(functools.partial(self._decode, data, field, deadline_s)))
                 for data, field in zip(images, fields, strict=True)
             ]
             decoded = await asyncio.gather(*jobs)
         with self._metrics.stage("encode", timing_ms):
-            rows = await asyncio.gather(*map(self._batcher.submit, decoded))
+            rows = await asyncio.gather(*[self._batcher.submit(_Waiting(image, current())) for image in decoded])
         codes, features, projections = zip(*rows, strict=True)
         given = [row for row in projections if row is not None]
         return Encoded(np.stack(codes), np.stack(features), np.stack(given) if len(given) == len(rows) else None)
@@ -269,9 +277,15 @@ class EncodingThreads:
         except ImageRefusedError as error:
             raise invalid(f"`{field}` cannot be decoded: {error}", field) from error
 
-    async def _encode_batch(self, images: Sequence[Any]) -> list[_Row]:
-        self._metrics.encode_batch.observe(len(images))
-        work = functools.partial(self.encoder.encode, images)
-        encoded = await asyncio.get_running_loop().run_in_executor(self._encoders, work)
-        projections = [None] * len(images) if encoded.projections is None else encoded.projections
+    def _encode(self, images: Sequence[Any]) -> Encoded:
+        with shared_span("encode_batch", {"hashlight.images": len(images)}):
+            return self.encoder.encode(images)
+
+    async def _encode_batch(self, waiting: Sequence[_Waiting]) -> list[_Row]:
+        self._metrics.encode_batch.observe(len(waiting))
+        work = functools.partial(self._encode, [one.image for one in waiting])
+        handled = {id(one): one for image in waiting for one in image.handled}
+        with working_for(list(handled.values())):
+            encoded = await asyncio.get_running_loop().run_in_executor(self._encoders, carried(work))
+        projections = [None] * len(waiting) if encoded.projections is None else encoded.projections
         return list(zip(encoded.codes, encoded.features, projections, strict=True))

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.problems import RequestError
+from hashlight.engine.service.telemetry.requests import note
 
 METRICS_PATH = "/metrics"
 REPLICAS_PATH = "/v1/replicas"
@@ -69,6 +70,7 @@ class Access:
             self._note(scope, "unknown" if secret else "missing", f"expected a key, got {got}")
             message = f"expected a key as `Authorization: Bearer KEY`, got {got}"
             raise RequestError(401, "unauthenticated", message, headers={"WWW-Authenticate": "Bearer"})
+        note(key=key.name)
         if key.scopes.isdisjoint(needed):
             lacks = f"key {key.name} lacks the scope {needed[0]}"
             self._note(scope, "scope", lacks)

@@ -15,6 +15,7 @@ from hashlight.engine.service.door.access import REPLICAS_PATH, Access
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError
 from hashlight.engine.service.telemetry.metrics import Metrics
+from hashlight.engine.service.telemetry.requests import current
 
 API_POLICY = "default-src 'none'; frame-ancestors 'none'"
 # The page's own files and nothing else; pictures also from memory, as those that need a key are shown that way.
@@ -56,11 +57,12 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 0
+        start, status, sent = time.perf_counter(), 0, 0
         body = _Body(self, self._limits, Headers(scope=scope), receive)
 
         async def send_guarded(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent
+            sent += len(message.get("body", b""))
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self.add_headers(scope["path"], MutableHeaders(scope=message), closes=body.refused)
@@ -85,7 +87,10 @@ class Guard:
             finally:
                 self.buffered -= body.received
                 route = getattr(scope.get("route"), "path", "other")
-                self._metrics.count(route, status, time.perf_counter() - start)
+                for request in current():
+                    request.route = route
+                seconds = time.perf_counter() - start
+                self._metrics.count(route, status, seconds, received=body.received, sent=sent)
 
     def check_buffered(self) -> None:
         """Raise 429 if the bodies being received are too large together."""

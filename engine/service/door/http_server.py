@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from hashlight.engine.service.door.certificates import FollowedCertificates
 from hashlight.engine.service.door.draining import DRAIN_S, Drain, DrainingServer
 from hashlight.engine.service.door.keys import Keys
+from hashlight.engine.service.door.observing import Observed
 from hashlight.engine.service.problems import RequestError
 from hashlight.engine.service.protocol.exposure import is_loopback
 
@@ -174,7 +175,7 @@ class BoundedHttp(HttpToolsProtocol):
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         """Run the application until the last byte of its answer is out, or the client is gone or does not read."""
         if not scope["path"].startswith("/health/") and not self._make_room():
-            await _refuse_crowd(send)
+            await _CROWD(scope, receive, send)
             return
         left_s = self.write_s  # not counting the time to make the answer
 
@@ -213,13 +214,16 @@ class BoundedHttp(HttpToolsProtocol):
             self._waiting = None
 
 
-async def _refuse_crowd(send: Any) -> None:
+async def _refuse_crowd(scope: Any, receive: Any, send: Any) -> None:
     refusal = RequestError(503, "overloaded", "there are too many connections: try again")
     body = json.dumps(refusal.document()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "retry-after": "1"}
     pairs = [(name.encode(), value.encode()) for name, value in {**headers, "connection": "close"}.items()]
     await send({"type": "http.response.start", "status": 503, "headers": pairs})
     await send({"type": "http.response.body", "body": body})
+
+
+_CROWD = Observed(_refuse_crowd)
 
 
 class HttpServer:
@@ -233,6 +237,8 @@ class HttpServer:
         Seconds that a connection may be idle or have an incomplete head.
     max_connections : int
         Above which idle ones are closed, and without any everything but the server's health is refused.
+    slow_query_s : float, optional
+        A query that takes longer is logged with how it was answered.
 
     Raises
     ------
@@ -243,10 +249,16 @@ class HttpServer:
     """
 
     def __init__(
-        self, app: ASGIApp, address: Address, *, head_s: int = HEAD_S, max_connections: int = MAX_CONNECTIONS
+        self,
+        app: ASGIApp,
+        address: Address,
+        *,
+        head_s: int = HEAD_S,
+        max_connections: int = MAX_CONNECTIONS,
+        slow_query_s: float | None = None,
     ) -> None:
-        drain = Drain(app)
-        config = _config(drain, address, head_s, max_connections)
+        drain = self._drain = Drain(app)
+        config = _config(Observed(drain, slow_query_s=slow_query_s), address, head_s, max_connections)
         self._socket = _listen(address)
         self._server = DrainingServer(config, drain)
         scheme = "http" if address.certificate is None else "https"
@@ -260,6 +272,11 @@ class HttpServer:
         balancer can send them elsewhere first. A second signal, SIGINT and `stop` close it at once.
         """
         self._server.run(sockets=[self._socket])
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is about to end, and is not ready any more."""
+        return self._drain.begun
 
     def stop(self) -> None:
         """Make `run` return, which another thread has called."""
@@ -292,11 +309,12 @@ def _why_not(error: OSError, address: Address) -> str:
     return f"{error.strerror or error}"
 
 
-def _config(app: Drain, address: Address, head_s: int, max_connections: int) -> uvicorn.Config:
+def _config(app: Observed, address: Address, head_s: int, max_connections: int) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
         http=BoundedHttp,
         access_log=False,
+        log_config=None,  # as `logging_as` says, or whoever uses this as a library
         log_level="warning",
         server_header=False,
         ws="none",

@@ -1,42 +1,26 @@
-"""The Prometheus metrics of a gateway.
+"""What a gateway counts and measures, as Prometheus metrics; docs/metrics.md lists them.
 
-::
-
-    hashlight_stage_seconds{stage}            histogram: read, decode, encode, wait, search, items, render; behind a
-                                              cluster router also fan_out, shard, merge
-    hashlight_request_seconds{route}          histogram: whole requests
-    hashlight_requests_total{route, status}   counter
-    hashlight_in_flight                       gauge: requests in progress
-    hashlight_encode_batch_images             histogram: images encoded together
-    hashlight_search_batch_requests           histogram: single-query requests searched as one batch
-    hashlight_partial_answers_total           counter: answers that lack shards
-    hashlight_collection_version              gauge
-    hashlight_pending_attempts                gauge: failed attempts to serve the live version; 0 once it is served
-    hashlight_compactions_total               counter: groups of shards that this server has merged
-    hashlight_compacted_rows_total            counter: rows that it has written anew for that
-    hashlight_compaction_seconds_total        counter: time that it has taken
-    hashlight_compaction_failures_total       counter: attempts that failed
-    hashlight_log_writes                      gauge: writes that are in the log, and in no version yet
-    hashlight_log_bytes                       gauge: what they take
-    hashlight_log_age_seconds                 gauge: age of the oldest of them
-    hashlight_log_flushes_total               counter: versions made of such writes
-    hashlight_log_flush_failures_total        counter: attempts that failed
-    hashlight_missing_shards                  gauge: shards that the last `/health/ready` could not search
+Names end in the unit: `_seconds`, `_bytes`, `_ratio`, or what is counted; counters end in `_total`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from hashlight.engine.service.telemetry.process import PROCESS
+from hashlight.engine.tracing import span
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 # A shard takes 10 microseconds to a few milliseconds, an encoder tens of milliseconds.
-_SECONDS = (
+SECONDS = (
     25e-6,
     50e-6,
     100e-6,
@@ -58,19 +42,26 @@ _SECONDS = (
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-class Metrics:
-    """The metrics of one gateway, in their own registry. Thread-safe."""
+class Metrics(Collector):
+    """The metrics of one gateway and one collection. Thread-safe."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._refreshers: list[Callable[[], None]] = []
         self._stage = Histogram(
-            "hashlight_stage_seconds", "Time of a stage.", ["stage"], buckets=_SECONDS, registry=registry
+            "hashlight_stage_seconds", "Time of a stage.", ["stage"], buckets=SECONDS, registry=registry
         )
         self._request = Histogram(
-            "hashlight_request_seconds", "Whole requests.", ["route"], buckets=_SECONDS, registry=registry
+            "hashlight_request_seconds", "Whole requests.", ["route"], buckets=SECONDS, registry=registry
         )
         self._requests = Counter("hashlight_requests", "Requests answered.", ["route", "status"], registry=registry)
-        self.in_flight = Gauge("hashlight_in_flight", "Requests in progress.", registry=registry)
+        self._received = Counter(
+            "hashlight_request_bytes", "Bytes of the bodies of requests.", ["route"], registry=registry
+        )
+        self._sent = Counter(
+            "hashlight_response_bytes", "Bytes of the bodies of answers.", ["route"], registry=registry
+        )
+        self.in_flight = Gauge("hashlight_in_flight_requests", "Requests in progress.", registry=registry)
         self.encode_batch = Histogram(
             "hashlight_encode_batch_images", "Images encoded together.", buckets=_COUNTS, registry=registry
         )
@@ -78,9 +69,10 @@ class Metrics:
             "hashlight_search_batch_requests", "Requests searched together.", buckets=_COUNTS, registry=registry
         )
         self.partial = Counter("hashlight_partial_answers", "Answers that lack shards.", registry=registry)
-        self.version = Gauge("hashlight_collection_version", "Collection version being served.", registry=registry)
+        self.version = Gauge("hashlight_served_version", "Version of the collection being served.", registry=registry)
+        self.published = Gauge("hashlight_published_version", "Newest version that was published.", registry=registry)
         self.pending = Gauge(
-            "hashlight_pending_attempts", "Failed attempts to serve the live version.", registry=registry
+            "hashlight_pending_attempts", "Failed attempts to serve the published version.", registry=registry
         )
         self.compactions = Counter("hashlight_compactions", "Groups of shards merged.", registry=registry)
         self.compacted_rows = Counter("hashlight_compacted_rows", "Rows written anew.", registry=registry)
@@ -88,7 +80,8 @@ class Metrics:
         self.compaction_failures = Counter(
             "hashlight_compaction_failures", "Attempts to compact that failed.", registry=registry
         )
-        self.missing = Gauge("hashlight_missing_shards", "Shards that cannot be searched.", registry=registry)
+        self.missing = Gauge("hashlight_missing_shards", "Shards that cannot be asked.", registry=registry)
+        self.coverage = Gauge("hashlight_coverage_ratio", "Share of the codes that can be searched.", registry=registry)
 
         self._log_writes = Gauge("hashlight_log_writes", "Writes that no version has.", registry=registry)
         self._log_bytes = Gauge("hashlight_log_bytes", "Bytes of writes that no version has.", registry=registry)
@@ -100,6 +93,10 @@ class Metrics:
             "hashlight_log_flush_failures", "Attempts to make a version of the log that failed.", registry=registry
         )
         self._flushed = 0, 0
+
+    def refresh_by(self, refresher: Callable[[], None]) -> None:
+        """Call `refresher` before the metrics are read: it updates what is not counted as it happens."""
+        self._refreshers.append(refresher)
 
     def note_log(self, writes: int, num_bytes: int, oldest_s: float, *, flushes: int, failures: int) -> None:
         """Record what is in the write log, and how many versions were made of it, and attempts failed, so far."""
@@ -116,20 +113,33 @@ class Metrics:
 
     @contextlib.contextmanager
     def stage(self, name: str, timing_ms: dict[str, float]) -> Iterator[None]:
-        """Time a stage, for Prometheus and for the answer's `timing_ms`."""
+        """Time a stage, for Prometheus, for traces and for the answer's `timing_ms`."""
         start = time.perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             seconds = time.perf_counter() - start
             timing_ms[name] = round(1000 * seconds, 3)
             self.observe(name, seconds)
 
-    def count(self, route: str, status: int, seconds: float) -> None:
-        """Record an answered request."""
+    def count(self, route: str, status: int, seconds: float, *, received: int, sent: int) -> None:
+        """Record an answered request, and the bytes of its body and of the answer's."""
         self._requests.labels(route, str(status)).inc()
         self._request.labels(route).observe(seconds)
+        self._received.labels(route).inc(received)
+        self._sent.labels(route).inc(sent)
 
-    def render(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
-        return generate_latest(self.registry)
+    def collect(self) -> Iterable[Metric]:
+        """Return all metrics as they are now."""
+        for refresh in self._refreshers:
+            refresh()
+        return self.registry.collect()
+
+
+def render(*collectors: Collector) -> bytes:
+    """Return what collectors have, and the metrics of this process, in Prometheus's text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    for collector in (*collectors, *PROCESS):
+        registry.register(collector)
+    return generate_latest(registry)

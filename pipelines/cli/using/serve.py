@@ -17,6 +17,7 @@ from hashlight.pipelines.cli.options import (
     CacheSizeOption,
     IndexOption,
     MaxMegapixelsOption,
+    Observing,
     OtherEncoderOption,
     local_file,
     local_path,
@@ -77,6 +78,10 @@ class Requests:
     ] = None
     in_flight: Annotated[int | None, typer.Option(min=1, help="Requests at once; others are told to retry.")] = None
     max_megapixels: MaxMegapixelsOption = 64
+    slow_query: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Log queries that take longer, each with how it was answered."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +170,7 @@ def serve(
     upkeep: Upkeep,
     shard_servers: ShardServers,
     cache_size: CacheSizeOption = None,
+    observing: Observing,
 ) -> None:
     """Serve collections over HTTP: from this process, or with --groups from shard servers, here or on Ray.
 
@@ -180,10 +186,13 @@ def serve(
     # The web server shuts down cleanly and then raises the signal again: shard servers must still be stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(observing.watching("hashlight-gateway"))
         with spinner("opening") as say:
             progress = fetching_text(say, "opening")
             server = stack.enter_context(
-                _open_server(collection, listening, encoder, index, access, requests, upkeep, shard_servers, progress)
+                _open_server(
+                    collection, listening, encoder, index, access, requests, upkeep, shard_servers, observing, progress
+                )
             )
         places = ", ".join(str(open_place(_split(text)[1])) for text in collection)
         out.print(f"serving {places} at {server.url}", soft_wrap=True)
@@ -200,6 +209,7 @@ def _open_server(
     requests: Requests,
     upkeep: Upkeep,
     shard_servers: ShardServers,
+    observing: Observing,
     progress: Progress,
 ) -> Iterator[HttpServer]:
     """Yield a server that is bound to its address; its shard servers, if there are any, end with the context."""
@@ -207,7 +217,7 @@ def _open_server(
     from hashlight.engine.service.door.keys import Keys
     from hashlight.engine.service.limits import Limits
     from hashlight.engine.service.telemetry.metrics import Metrics
-    from hashlight.pipelines.serving.serve import bind, embedded_app, name_of
+    from hashlight.pipelines.serving.serve import bind, embedded_app, name_of, watched
 
     address = Address(
         host=listening.host, port=listening.port, certificate=access.tls_cert, private_key=access.tls_key,
@@ -244,7 +254,12 @@ def _open_server(
                 from hashlight.engine.service.control.compacting import compacting
 
                 stack.enter_context(compacting(place, least=shard_servers.groups or 1, metrics=metrics))
-        yield bind(apps, address, keys, insecure=access.insecure)
+        server = bind(apps, address, keys, insecure=access.insecure, slow_query_s=requests.slow_query)
+        if observing.metrics_listen is not None:
+            from hashlight.engine.service.door.listener import watching
+
+            stack.enter_context(watching(observing.metrics_listen, watched(apps, server)))
+        yield server
 
 
 def _cluster_app(

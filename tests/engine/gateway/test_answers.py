@@ -238,7 +238,9 @@ def test_an_answer_that_is_too_large_is_refused_before_it_is_made(searcher, path
 
 
 def in_flight(http):
-    [line] = [line for line in http.get("/metrics").text.splitlines() if line.startswith("hashlight_in_flight ")]
+    [line] = [
+        line for line in http.get("/metrics").text.splitlines() if line.startswith("hashlight_in_flight_requests ")
+    ]
     return float(line.split()[1])
 
 

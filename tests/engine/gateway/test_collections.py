@@ -68,7 +68,7 @@ def test_each_is_asked_by_its_name(url):
     assert httpx.get(f"{url}/v1/collections/dogs.2").json()["rows"] == 11
     assert httpx.get(f"{url}/v1/collections/cats/items/3").json()["id"] == 3
     assert httpx.get(f"{url}/collections/dogs.2/").headers["content-type"].startswith("text/html")
-    assert "hashlight_collection_version" in httpx.get(f"{url}/collections/cats/metrics").text
+    assert "hashlight_served_version" in httpx.get(f"{url}/collections/cats/metrics").text
     ready = httpx.get(f"{url}/health/ready").json()
     assert {name: one["status"] for name, one in ready["collections"].items()} == {"cats": "ready", "dogs.2": "ready"}
     assert httpx.get(f"{url}/health/live").json() == {"status": "live"}

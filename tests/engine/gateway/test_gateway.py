@@ -158,7 +158,7 @@ def test_health_and_metrics(http):
     for stage in ("read", "decode", "encode", "wait", "search", "items", "render"):
         assert f'hashlight_stage_seconds_count{{stage="{stage}"}}' in text
     assert 'hashlight_requests_total{route="/v1/search",status="200"}' in text
-    assert "hashlight_collection_version 1.0" in text
+    assert "hashlight_served_version 1.0" in text
     assert "hashlight_encode_batch_images_count" in text
 
 

@@ -76,7 +76,7 @@ NO_PLACES = {
     "baseline", "index", "host", "image_host", "url", "key", "ids", "code_column", "id_column", "features_column",
     "thumbnail_column", "filter", "code", "settings", "nulls", "column", "name", "version", "older_than",
     "cache_size", "frozen_stages", "text", "embedding_column", "kind", "image_column", "uri_column", "label_column",
-    "keep", "gateway",
+    "keep", "gateway", "metrics_listen",
 }  # fmt: skip
 
 
