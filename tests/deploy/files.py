@@ -79,12 +79,13 @@ def mentioned(path):
     if path.suffix == ".md":
         for span in re.findall(r"`(hashlight [\w-]+ [^`]+)`", text):
             yield shlex.split(span)[1:]
-        lines = "\n".join(re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ").splitlines()
+        blocks = re.findall(r"```(?:bash)?\n(.*?)```", text, flags=re.DOTALL)
+        lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     else:
         lines = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
     for line in lines:
         try:
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line.removesuffix("&"), comments=True)
         except ValueError:  # a sentence with an apostrophe
             continue
         if words[:1] == ["hashlight"]:

@@ -13,6 +13,7 @@ import yaml
 from .files import ALERTS, DASHBOARD, DEPLOY, ROOT, kubernetes
 
 RUNBOOK = ROOT / "docs" / "runbook.md"
+METRICS = ROOT / "docs" / "metrics.md"
 MINUTES = 30
 
 GATEWAY, SERVER = 'component="hashlight-gateway", instance="g"', 'component="hashlight-shard-server", instance="s"'
@@ -32,6 +33,9 @@ HEALTHY = {
     f"hashlight_coverage_ratio{{{GATEWAY}}}": "1x800",
     "hashlight_compaction_failures_total": "2x800",
     f"hashlight_log_age_seconds{{{GATEWAY}}}": "5x800",
+    f"hashlight_keys_stale{{{GATEWAY}}}": "0x800",
+    'hashlight_key_refusals_total{reason="missing"}': "0+6x800",
+    'hashlight_key_refusals_total{reason="rate"}': "0+600x800",
     f"process_resident_memory_bytes{{{GATEWAY}}}": "1000000000x800",
     f"process_open_fds{{{GATEWAY}}}": "100x800",
     f"process_max_fds{{{GATEWAY}}}": "1000x800",
@@ -58,6 +62,8 @@ FAULTS = {
     ),
     "HashlightCompactionFails": ({"hashlight_compaction_failures_total": "2+1x800"}, MINUTES),
     "HashlightWritesNotCommitted": ({f"hashlight_log_age_seconds{{{GATEWAY}}}": "5+60x800"}, MINUTES),
+    "HashlightKeysStale": ({f"hashlight_keys_stale{{{GATEWAY}}}": "0x4 1x800"}, MINUTES),
+    "HashlightKeysRefused": ({'hashlight_key_refusals_total{reason="unknown"}': "0+90x800"}, MINUTES),
     "HashlightMemoryGrows": ({f"process_resident_memory_bytes{{{GATEWAY}}}": "1000000000+1000000x800"}, 770),
     "HashlightDescriptorsRunOut": ({f"process_open_fds{{{GATEWAY}}}": "100x4 900x800"}, MINUTES),
 }
@@ -159,6 +165,28 @@ def queries():
     for _, document in kubernetes():
         if document["kind"] == "HorizontalPodAutoscaler":
             yield "autoscaler", document["spec"]["metrics"][0]["pods"]["metric"]["name"]
+
+
+def exported():
+    """Every series that docs/metrics.md lists, which its own test compares with what the processes export."""
+    return set(re.findall(r"`((?:hashlight|process|python)_\w+)", METRICS.read_text()))
+
+
+def unknown(found, series):
+    """Say which queries name a series that there is not; histograms are listed by their base."""
+    bases = re.compile(r"_(bucket|sum|count)$")
+    for where, text in found:
+        for name in re.findall(r"\b(?:hashlight|process|python)_\w+", text):
+            if name not in series and bases.sub("", name) not in series:
+                yield f"{where}: {name}"
+
+
+def test_queries_name_series_that_there_are():
+    found = list(queries())
+    assert len(found) > 25
+    assert list(unknown(found, exported())) == []
+    wrong = [("panel", "rate(hashlight_requests_sum[5m])"), ("alert", "process_fds > 3")]
+    assert len(list(unknown(wrong, {"hashlight_requests_total"}))) == 2
 
 
 def test_queries_parse(tmp_path):
