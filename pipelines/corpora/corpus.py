@@ -31,7 +31,7 @@ import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ import pyarrow as pa
 from hashlight.engine.ids import find_repeated
 from hashlight.engine.places.uris import is_local, normalise, without_credentials
 from hashlight.pipelines.corpora.ids import IdRule, first_of_each, refuse_repeated_images, settle_ids, with_ids
-from hashlight.pipelines.corpora.joins import find_metadata, joined, read_metadata
+from hashlight.pipelines.corpora.joins import ShardMetadata, find_metadata, joined, read_metadata
 from hashlight.pipelines.corpora.kinds import idx, images, img2dataset, labelled, parquet, tables, uris, webdataset
 from hashlight.pipelines.corpora.listing import (
     COLUMN,
@@ -285,10 +285,7 @@ def list_all(listing: Listing) -> pa.Table:
     tables = list(listing.chunks())
     if listing.kind == SHARDS:
         shards = zip(*(_columns(tables, name) for name in ("uri", SOURCE)), strict=True)
-        tables = [
-            webdataset.shard_entries(name, source, _samples(source, listing), listing.schema, listing.ids)
-            for name, source in shards
-        ]
+        tables = list(_entries_of_shards(shards, listing))
     entries = pa.concat_tables(tables) if tables else listing.schema.empty_table()
     refuse_empty(listing, len(entries))
     repeated = find_repeated(entries["id"].to_numpy())
@@ -305,6 +302,21 @@ def list_all(listing: Listing) -> pa.Table:
         id_text=listing.id_text,
     )
     return with_ids(entries, settle_ids(repeated, lambda: [entries]))
+
+
+def _entries_of_shards(shards: Iterable[tuple[str, str]], listing: Listing) -> Iterator[pa.Table]:
+    """Yield the images of shards, given by name and source."""
+    added = None if listing.join is None else ShardMetadata.open(listing.join, listing.corpus, listing.ids)
+    own = [field for field in listing.schema if added is None or field.name not in added.schema.names]
+    for name, source in shards:
+        samples = _samples(source, listing)
+        for sample in samples:
+            try:
+                webdataset.own_id(sample, listing.ids)
+            except ValueError as error:
+                raise PipelineError(f"{without_credentials(source)}#{sample.name}: {error}") from error
+        entries = webdataset.shard_entries(name, source, samples, pa.schema(own), listing.ids)
+        yield entries if added is None else added.add_to(entries)
 
 
 def _samples(source: str, listing: Listing) -> list[webdataset.Sample]:
@@ -328,11 +340,17 @@ class Readers:
     """Files of rows that are kept open where the last reading ended, so that the next goes on from there.
 
     Not to be used by two threads at once.
+
+    Attributes
+    ----------
+    shard : OpenShard
+        For `webdataset.read_shard`.
     """
 
     def __init__(self) -> None:
         self._parquet = parquet.RowReader()
         self._idx = idx.RowReader()
+        self.shard = webdataset.OpenShard()
 
     def __enter__(self) -> Readers:
         """Start without open files."""
@@ -346,6 +364,7 @@ class Readers:
         """Close what is open."""
         self._parquet.close()
         self._idx.close()
+        self.shard.close()
 
     def read_rows(self, source: str, rows: np.ndarray, column: str | None = None) -> Iterator[bytes | OSError]:
         """Read ascending rows of a file, whose column of images may be named."""

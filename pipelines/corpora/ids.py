@@ -71,6 +71,11 @@ class IdRule:
         """The column that must have the ids."""
         return self.source.removeprefix(_COLUMN) if self.source.startswith(_COLUMN) else None
 
+    @property
+    def of_files(self) -> IdRule:
+        """How files whose rows or samples have a column of ids get ids of their own, within a work list."""
+        return IdRule("name", self.corpus) if self.column else self
+
     def column_among(self, names: Iterable[str]) -> str | None:
         """Return which of a file's columns has the ids, None if they are hashes."""
         return "id" if self.source == "auto" and "id" in names else self.column
@@ -82,8 +87,8 @@ class IdRule:
         """
         if self.column:
             raise PipelineError(
-                f"{self.corpus} has no column `{self.column}` to take ids from, which only Parquet, CSV and JSON lines "
-                "have: have ids made from the images' names"
+                f"{self.corpus} has no column `{self.column}` to take ids from, which only Parquet, CSV, JSON lines "
+                "and the JSON of tars have: have ids made from the images' names"
             )
         if self.source == "uri":
             return hashed_ids(uris)

@@ -2,14 +2,19 @@
 
 A text is compared with the path of an image within its corpus, with its file name, and with that without its suffix,
 in this order; a whole number with the id, if the corpus has ids of its own. The file is held in memory.
+
+The images of tars are known only once they are read. So whoever reads them joins them, with a copy of the file in
+memory, and compares a text with an image's name in its tar, and with the name of its sample.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +22,29 @@ from numpy.typing import NDArray
 
 from hashlight.engine.places.reading import map_ahead
 from hashlight.engine.places.uris import join, normalise, without_credentials
-from hashlight.pipelines.corpora.ids import hashed_ids
+from hashlight.pipelines.corpora.ids import IdRule, hashed_ids
 from hashlight.pipelines.corpora.kinds import labelled, parquet, tables, uris
 from hashlight.pipelines.corpora.kinds.columns import LABEL, TAKEN, prefixed, promoted, unified
 from hashlight.pipelines.corpora.kinds.rows import RowFormat
-from hashlight.pipelines.corpora.listing import COLUMN_OF_LABELS, SHARDS, File, Listing, entry_of, skip
+from hashlight.pipelines.corpora.kinds.webdataset import read_shard, shard_entries
+from hashlight.pipelines.corpora.listing import (
+    BASE_SCHEMA,
+    COLUMN_OF_LABELS,
+    SHARDS,
+    SOURCE,
+    STAMP,
+    File,
+    Listing,
+    ShardJoin,
+    entry_of,
+    skip,
+)
 from hashlight.pipelines.corpora.options import CorpusOptions
 from hashlight.pipelines.jobs.errors import PipelineError
 
 FILE_NAME = "file_name"
+# Of tars, images that are looked at to find out whether any has a key; of larger ones the name is enough.
+_LOOKED_AT, _LOOKED_AT_BYTES = 1000, 1_000_000
 # What Hugging Face's `imagefolder` calls the metadata of a folder of images.
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -143,14 +162,8 @@ def joined(listing: Listing, metadata: Metadata, options: CorpusOptions, *, by_p
     Raises
     ------
     PipelineError
-        If the listing is one of shards, whose images are not known yet, or a key occurs twice; later, if no image has
-        one of the keys.
+        If a key occurs twice; later, if no image has one of the keys.
     """
-    if listing.kind == SHARDS:
-        raise PipelineError(
-            f"the images of the tars of {listing.corpus} are known only once they are read, so {metadata.where} cannot "
-            "be joined to them: put the metadata into the tars, as NAME.json"
-        )
     label = next((name for name in (options.label_column, LABEL) if name in metadata.table.column_names), None)
     own = [name for name in listing.schema.names if not (name == LABEL and label is not None)]
     renamed: dict[str, str] = {}
@@ -160,7 +173,15 @@ def joined(listing: Listing, metadata: Metadata, options: CorpusOptions, *, by_p
         elif options.keep is None or column in options.keep:
             renamed[prefixed(column, TAKEN | set(own) | renamed.keys())] = column
     columns = pa.table({name: metadata.table[column] for name, column in renamed.items()})
-    rows = _Rows(metadata, listing, by_path=by_path)
+    if listing.kind == SHARDS:
+        return _joined_shards(listing, metadata, columns.schema, renamed, own, options)
+    rows = _Rows(
+        metadata,
+        listing.corpus,
+        by_path=by_path,
+        by_id=listing.has_ids,
+        id_text=None if by_path else listing.id_text,
+    )
 
     def add_columns(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         for table in listing.add_columns(tables):
@@ -169,7 +190,7 @@ def joined(listing: Listing, metadata: Metadata, options: CorpusOptions, *, by_p
             for name in found.column_names:
                 kept = kept.append_column(name, found[name])
             yield kept
-        rows.account()
+        rows.account(listing.skipped)
 
     schema = pa.schema([*(listing.schema.field(name) for name in own), *columns.schema])
     return dataclasses.replace(
@@ -181,16 +202,112 @@ def joined(listing: Listing, metadata: Metadata, options: CorpusOptions, *, by_p
     )
 
 
+def _joined_shards(
+    listing: Listing,
+    metadata: Metadata,
+    columns: pa.Schema,
+    renamed: dict[str, str],
+    own: list[str],
+    options: CorpusOptions,
+) -> Listing:
+    """Return a listing whose images get the columns when they are read; the stamps of its shards depend on the file."""
+    assert options.join is not None, "it was read"
+    uri, key = normalise(options.join[0]), options.join[1]
+    found = entry_of(uri)
+    join_ = ShardJoin(uri=uri, key=key, stamp="" if found is None else found.stamp, columns=renamed)
+    _refuse_unrelated(listing, ShardMetadata(join_, metadata, listing.corpus, listing.ids))
+
+    def add_stamps(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for table in listing.add_columns(tables):
+            stamps = [f"{stamp} {join_.stamp}" for stamp in table[STAMP].to_pylist()]
+            yield table.set_column(table.column_names.index(STAMP), STAMP, pa.array(stamps, pa.string()))
+
+    return dataclasses.replace(
+        listing,
+        schema=pa.schema([*(listing.schema.field(name) for name in own), *columns]),
+        add_columns=add_stamps,
+        labels_from=COLUMN_OF_LABELS if LABEL in renamed else listing.labels_from,
+        columns=listing.columns | set(metadata.table.column_names),
+        join=join_,
+    )
+
+
+class ShardMetadata:
+    """Adds metadata to the images of shards.
+
+    Parameters
+    ----------
+    join_ : ShardJoin
+    metadata : Metadata
+    corpus : str
+    ids : IdRule
+        Of the corpus.
+
+    Attributes
+    ----------
+    schema : pyarrow.Schema
+        Of the columns that are added.
+    """
+
+    def __init__(self, join_: ShardJoin, metadata: Metadata, corpus: str, ids: IdRule) -> None:
+        self._columns = pa.table({name: metadata.table[column] for name, column in join_.columns.items()})
+        self.schema: pa.Schema = self._columns.schema
+        self.rows = _Rows(metadata, corpus, by_id=ids.column is not None, in_shards=True)
+
+    @classmethod
+    def open(cls, join_: ShardJoin, corpus: str, ids: IdRule) -> Self:
+        """Read the file.
+
+        Raises
+        ------
+        PipelineError
+            If it cannot be read, or has changed since the shards were listed.
+        """
+        found = entry_of(join_.uri)
+        if found is not None and found.stamp != join_.stamp:
+            raise PipelineError(
+                f"{without_credentials(join_.uri)} was changed since the corpus was listed with it: list it again"
+            )
+        return cls(join_, read_metadata(join_.uri, join_.key), corpus, ids)
+
+    def add_to(self, entries: pa.Table) -> pa.Table:
+        """Return the entries of images, of one shard, with the columns."""
+        found = self._columns.take(self.rows.of(entries))
+        for name in found.column_names:
+            entries = entries.append_column(name, found[name])
+        return entries
+
+
+def _refuse_unrelated(listing: Listing, added: ShardMetadata) -> None:
+    """Raise PipelineError if no image at the beginning of the corpus has one of the keys."""
+    shards = (source for table in listing.chunks() for source in table[SOURCE].to_pylist())
+    samples = ((shard, sample) for shard in shards for sample in read_shard(shard, max_image_bytes=_LOOKED_AT_BYTES))
+    some = itertools.islice(samples, _LOOKED_AT)
+    for shard, run in itertools.groupby(some, key=lambda found: found[0]):
+        found = [sample for _, sample in run]
+        added.rows.of(shard_entries("", shard, found, BASE_SCHEMA, listing.ids))
+    added.rows.account(Counter())
+
+
 class _Rows:
     """Finds the rows of metadata that entries have."""
 
-    def __init__(self, metadata: Metadata, listing: Listing, *, by_path: bool) -> None:
+    def __init__(
+        self,
+        metadata: Metadata,
+        corpus: str,
+        *,
+        by_path: bool = False,
+        by_id: bool = False,
+        id_text: str | None = None,
+        in_shards: bool = False,
+    ) -> None:
         self._metadata = metadata
-        self._skipped = listing.skipped
-        self._id_text = None if by_path else listing.id_text
+        self._id_text = id_text
         self._by_path = by_path
-        self._by_id = metadata.by_number and listing.has_ids
-        self._corpus = listing.corpus
+        self._by_id = metadata.by_number and by_id
+        self._corpus = corpus
+        self._in_shards = in_shards
         keys = metadata.keys
         hash_N = np.array(keys, np.int64) if self._by_id else hashed_ids(map(str, keys))
         self._order = np.argsort(hash_N, kind="stable")
@@ -209,7 +326,7 @@ class _Rows:
         self._used[row_N[row_N >= 0]] = True
         return pa.array(row_N, mask=row_N < 0)
 
-    def account(self) -> None:
+    def account(self, skipped: Counter[str]) -> None:
         """Count the rows that no entry has; PipelineError if no entry has any."""
         if unused := int((~self._used).sum()):
             if unused == len(self._used):
@@ -217,7 +334,7 @@ class _Rows:
                     f"no image of {self._corpus} has one of the {unused} keys of {self._metadata.where}: the first key "
                     f"is {self._metadata.keys[0]!r}, an image is {self._example!r}"
                 )
-            skip(self._skipped, f"rows of {self._metadata.where.rpartition('/')[2]} without an image", unused)
+            skip(skipped, f"rows of {self._metadata.where.rpartition('/')[2]} without an image", unused)
 
     def _hashes_of(self, entries: pa.Table) -> Iterator[NDArray[np.int64]]:
         if self._by_id:
@@ -226,12 +343,17 @@ class _Rows:
         if self._id_text is not None:
             yield hashed_ids(text or "" for text in entries[self._id_text].cast(pa.string()).to_pylist())
         paths = [self._path_of(uri) for uri in entries["uri"].to_pylist()]
+        if self._in_shards and len(entries):
+            before = f"{without_credentials(entries[SOURCE][0].as_py())}#"
+            paths = [uri.removeprefix(before) for uri in entries["uri"].to_pylist()]
         self._example = paths[0] if paths else self._example
         yield hashed_ids(paths)
         if not self._by_path:
             names = [path.rpartition("/")[2] for path in paths]
             yield hashed_ids(names)
             yield hashed_ids(name.rpartition(".")[0] or name for name in names)
+        if self._in_shards:
+            yield hashed_ids(name.partition(".")[0] or name for name in names)
 
     def _path_of(self, uri: str) -> str:
         inside = uri.removeprefix(f"{self._corpus}/")

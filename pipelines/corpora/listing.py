@@ -100,6 +100,24 @@ def _list_walk(
     return entries_of(part(skipped))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJoin:
+    """A file of metadata that is joined to the images of shards when they are read.
+
+    Attributes
+    ----------
+    uri, key, stamp : str
+        The file, its column that says about which images the rows are, and a text that changes when the file does.
+    columns : dict of str to str
+        The columns that images get, with their names in the file.
+    """
+
+    uri: str
+    key: str
+    stamp: str
+    columns: dict[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """A corpus, ready to be listed.
@@ -132,6 +150,8 @@ class Listing:
         Of shards: columns that are keys of the samples' JSON, with the key and the type.
     dropped : frozenset of str
         Of shards: attributes of samples that are not to be kept.
+    join : ShardJoin or None
+        Of shards.
     add_columns : callable
         What is done to the stream of all entries in the end: it may add columns.
     """
@@ -149,6 +169,7 @@ class Listing:
     may_repeat: bool = False
     json_columns: dict[str, tuple[str, str]] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
+    join: ShardJoin | None = None
     add_columns: Callable[[Iterator[pa.Table]], Iterator[pa.Table]] = lambda tables: tables
 
     def chunks(self) -> Iterator[pa.Table]:

@@ -29,22 +29,26 @@ def listed_by_workers(listing: Listing, workers: int) -> Iterator[pa.Table]:
     return listing.add_columns(_in_order(listing.pieces(True), workers, listing.skipped))
 
 
-def divided_by_workers(shards: Iterable[pa.Table], size: int, ids: IdRule, workers: int) -> Iterator[pa.Table]:
+def divided_by_workers(
+    shards: Iterable[pa.Table], size: int, ids: IdRule, workers: int, *, are_few: bool
+) -> Iterator[pa.Table]:
     """Divide shards on Ray, sixteen of them in each of `workers` tasks; see `webdataset.divided`."""
-    return _in_order(_pieces_of(shards, size, ids), workers, Counter())
+    return _in_order(_pieces_of(shards, size, ids, are_few), workers, Counter())
 
 
-def _pieces_of(shards: Iterable[pa.Table], size: int, ids: IdRule) -> Iterator[Piece]:
+def _pieces_of(shards: Iterable[pa.Table], size: int, ids: IdRule, are_few: bool) -> Iterator[Piece]:
     first = 0
     for table in shards:
         for start in range(0, len(table), _SHARDS_OF_A_PIECE):
             some = table.slice(start, _SHARDS_OF_A_PIECE)
-            yield functools.partial(_divide, some, size, ids, first + start)
+            yield functools.partial(_divide, some, size, ids, first + start, are_few)
         first += len(table)
 
 
-def _divide(shards: pa.Table, size: int, ids: IdRule, first: int, _skipped: Counter[str]) -> Iterator[pa.Table]:
-    return divided([shards], size, ids, first=first)
+def _divide(
+    shards: pa.Table, size: int, ids: IdRule, first: int, are_few: bool, _skipped: Counter[str]
+) -> Iterator[pa.Table]:
+    return divided([shards], size, ids, first=first, are_few=are_few)
 
 
 def _in_order(pieces: Iterator[Piece], workers: int, skipped: Counter[str]) -> Iterator[pa.Table]:

@@ -43,7 +43,7 @@ from hashlight.pipelines.corpora.ids import (
     settle_ids,
     with_ids,
 )
-from hashlight.pipelines.corpora.kinds.webdataset import JSON_TYPES, START, STOP, divided
+from hashlight.pipelines.corpora.kinds.webdataset import JSON_TYPES, START, STOP, divided, find_few, is_compressed
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     COLUMN,
@@ -54,6 +54,7 @@ from hashlight.pipelines.corpora.listing import (
     SHARDS,
     SOURCE,
     Listing,
+    ShardJoin,
     images_of_next_unit,
 )
 from hashlight.pipelines.corpora.options import NO_OPTIONS, CorpusOptions
@@ -102,6 +103,8 @@ class WorkSummary:
         Of shards: columns that are values of the samples' JSON, with the key and the type.
     dropped : list of str
         Of shards: attributes that are not to be kept.
+    join : dict or None
+        Of shards: the fields of `pipelines.corpora.listing.ShardJoin`.
     """
 
     corpus: str
@@ -116,6 +119,12 @@ class WorkSummary:
     embedding_column: str = ""
     json_columns: dict[str, list[str]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
+    join: dict[str, Any] | None = None
+
+    @property
+    def shard_join(self) -> ShardJoin | None:
+        """`join`, as `pipelines.corpora.joins` takes it."""
+        return None if self.join is None else ShardJoin(**self.join)
 
     @property
     def id_rule(self) -> IdRule:
@@ -409,6 +418,13 @@ def _check_summary(summary: WorkSummary) -> None:
         summary.columns
     ):
         raise ValueError(f"expected columns of JSON with a key and a type, got {summary.json_columns}")
+    if summary.join is not None:
+        join, columns = summary.shard_join, summary.join["columns"]
+        texts = (*summary.join.values(), *columns, *columns.values())
+        if not all(isinstance(text, str) for text in texts if text is not columns) or columns.keys() - set(
+            summary.columns
+        ):
+            raise ValueError(f"expected a file of metadata and its columns, got {join}")
     if IdRule.parse(summary.ids, summary.name) != summary.id_rule:
         raise ValueError(f"expected what ids are made from in its summary, got {summary.ids!r}")
     if len(set(summary.columns)) < len(summary.columns) or summary.columns[: len(BASE_SCHEMA)] != BASE_SCHEMA.names:
@@ -445,9 +461,10 @@ def _write(
 
 def _units_of(listing: Listing, unit_images: int, workers: int | None) -> Iterator[pa.Table]:
     if listing.kind == SHARDS:
+        are_few, shards = find_few(listing.chunks())
         if workers is None:
-            return divided(listing.chunks(), unit_images, listing.ids)
-        return divided_by_workers(listing.chunks(), unit_images, listing.ids, workers)
+            return divided(shards, unit_images, listing.ids, are_few=are_few)
+        return divided_by_workers(shards, unit_images, listing.ids, workers, are_few=are_few)
     return cut(listing.chunks() if workers is None else listed_by_workers(listing, workers), unit_images)
 
 
@@ -469,6 +486,7 @@ def _write_units(listing: Listing, units: Iterator[pa.Table], path: Path) -> Wor
                 skipped=dict(listing.skipped),
                 json_columns={name: list(column) for name, column in listing.json_columns.items()},
                 dropped=sorted(listing.dropped),
+                join=None if listing.join is None else asdict(listing.join),
             )
         )
 
@@ -513,9 +531,15 @@ def digest_of(entries: pa.Table) -> int:
 
 
 def _group_of(entries: pa.Table) -> int:
-    """Return a hash of the group that the first entry is in, 0 if it is in none."""
+    """Return a hash of the group that the first entry is in, 0 if it is in none.
+
+    A range of a compressed shard, which can only be read from its start, is in a group with the others.
+    """
+    source = entries[SOURCE][0].as_py()
+    if STOP in entries.column_names and GROUP not in entries.column_names:
+        return int(hashed_ids([source])[0]) if is_compressed(source) else 0
     group = entries[GROUP][0].as_py() if GROUP in entries.column_names else None
-    return 0 if group is None or group < 0 else int(hashed_ids([f"{group} {entries[SOURCE][0].as_py()}"])[0])
+    return 0 if group is None or group < 0 else int(hashed_ids([f"{group} {source}"])[0])
 
 
 def cut(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:

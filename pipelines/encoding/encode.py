@@ -454,7 +454,10 @@ def _refuse_unshared(job: _Job, units: list[int], stage: Stage) -> None:
         ends = [work.read(units[0])[SOURCE][0].as_py(), work.read(units[-1])[SOURCE][-1].as_py()]
     # Others are on no node's disk.
     files = [source for source in ends if is_local(source) or source.partition("://")[0] in BUCKET_SCHEMES]
-    refuse_unshared([look("--input", job.work.corpus, files)], {"--output": job.folder.place.location}, stage.nodes)
+    reads = [look("--input", job.work.corpus, files)]
+    if (join := job.work.shard_join) is not None:
+        reads.append(look("--join", without_credentials(join.uri), [join.uri]))
+    refuse_unshared(reads, {"--output": job.folder.place.location}, stage.nodes)
 
 
 def _take_stock(job: _Job) -> tuple[EncodeProgress, list[int]]:

@@ -33,12 +33,14 @@ from hashlight.pipelines.codes.parts import (
     stored_features,
 )
 from hashlight.pipelines.corpora.corpus import Readers, read_images
-from hashlight.pipelines.corpora.ids import hashed_ids, with_ids
+from hashlight.pipelines.corpora.ids import IdRule, hashed_ids, with_ids
+from hashlight.pipelines.corpora.joins import ShardMetadata
 from hashlight.pipelines.corpora.kinds.webdataset import (
     START,
     STOP,
     Sample,
     attribute_fields,
+    own_id,
     read_shard,
     shard_entries,
     take_json,
@@ -144,6 +146,9 @@ class EncodeUnits:
         settings = self._settings
         self._encoder = load_encoder(self._output.location_of("encoder")).to(settings.device)
         self._work = WorkList(self._output.open(PLAN), self._output.path(PLAN))
+        summary = self._work.summary
+        join_ = summary.shard_join
+        self._added = None if join_ is None else ShardMetadata.open(join_, summary.corpus, summary.id_rule)
         rule, asked = self._encoder.config.preprocessing, settings.batch_size
         # A GPU computes large batches at once.
         self._batch_size = images_of_a_batch(rule, asked) if settings.device == "cpu" else asked
@@ -275,19 +280,22 @@ class EncodeUnits:
         """Encode the images of a unit; return their entries, which for a tar are known only now, and the outputs."""
         encoded = Encoded()
         contents: dict[int, int] = {}
+        readers = self._readers[threading.get_ident()]
         if self._work.summary.kind != SHARDS:
-            images = read_images(entries, self._readers[threading.get_ident()])
+            images = read_images(entries, readers)
             self._encode(self._hashed(images, contents), encoded)
             return with_ids(entries, contents), encoded
         samples: list[Sample] = []
         uri, source, start, stop = (entries[name][0].as_py() for name in ("uri", SOURCE, START, STOP))
-        read = read_shard(source, start=start, stop=stop, skipped=encoded.skipped)
-        self._encode(self._hashed(_shard_images(read, samples), contents), encoded)
+        read = read_shard(source, start=start, stop=stop, skipped=encoded.skipped, opened=readers.shard)
+        summary = self._work.summary
+        self._encode(self._hashed(_shard_images(read, samples, summary.id_rule), contents), encoded)
         schema = pa.schema([*BASE_SCHEMA, *self._shard_attributes()])
-        encoded.left_out |= take_json(samples, self._work.summary.shard_columns)
-        known = {*schema.names, *self._work.summary.dropped}
+        encoded.left_out |= take_json(samples, summary.shard_columns)
+        known = {*summary.columns, *summary.dropped}
         encoded.left_out.update(*(sample.attributes.keys() - known for sample in samples))
-        return with_ids(shard_entries(uri, source, samples, schema, self._work.summary.id_rule), contents), encoded
+        found = with_ids(shard_entries(uri, source, samples, schema, summary.id_rule), contents)
+        return found if self._added is None else self._added.add_to(found), encoded
 
     def _hashed(self, images: Iterator[bytes | OSError], ids: dict[int, int]) -> Iterator[bytes | OSError]:
         """Pass images on; if ids are made from their bytes, keep the id of each that could be read."""
@@ -317,7 +325,8 @@ class EncodeUnits:
 
     def _shard_attributes(self) -> list[pa.Field]:
         summary = self._work.summary
-        names = [name for name in summary.columns if name not in BASE_SCHEMA.names]
+        others = {*BASE_SCHEMA.names, *(() if self._added is None else self._added.schema.names)}
+        names = [name for name in summary.columns if name not in others]
         return attribute_fields(names, summary.shard_columns)
 
     def _table(self, entries: pa.Table, encoded: Encoded) -> pa.Table:
@@ -392,11 +401,18 @@ def put_part(output: Place, unit: int, table: pa.Table) -> dict[str, Any]:
     return {"bytes": len(part), "sha256": sha256}
 
 
-def _shard_images(read: Iterator[Sample], samples: list[Sample]) -> Iterator[bytes | OSError]:
-    """Pass a shard's images on, and keep the rest of its samples; the second image with the same name is an error."""
+def _shard_images(read: Iterator[Sample], samples: list[Sample], ids: IdRule) -> Iterator[bytes | OSError]:
+    """Pass a shard's images on, and keep the rest of its samples.
+
+    The second image with the same name is an error, and one without the id that its JSON must have.
+    """
     names: set[str] = set()
     for sample in read:
         data = sample.data if sample.name not in names else RepeatedError(f"{sample.name} occurs twice in the shard")
+        try:
+            own_id(sample, ids)
+        except ValueError as error:
+            data = OSError(str(error)) if isinstance(data, bytes) else data
         names.add(sample.name)
         sample.data = b""
         samples.append(sample)

@@ -187,7 +187,8 @@ def _images_of(listed: WorkList, place: int, wanted: int, readers: Readers) -> I
     if listed.summary.kind != SHARDS:
         return read_images(entries.take(pa.array(_spread(len(entries), wanted))), readers)
     source, start, stop = (entries[name][0].as_py() for name in (SOURCE, START, STOP))
-    return (sample.data for sample in itertools.islice(read_shard(source, start=start, stop=stop), wanted))
+    samples = read_shard(source, start=start, stop=stop, opened=readers.shard)
+    return (sample.data for sample in itertools.islice(samples, wanted))
 
 
 def _spread(count: int, wanted: int) -> list[int]:

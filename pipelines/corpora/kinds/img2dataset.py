@@ -146,6 +146,12 @@ def _roles_of(shards: dict[str, File], ids: IdRule, options: CorpusOptions) -> t
 def _list_tars(
     root: str, shards: dict[str, File], skipped: Counter[str], ids: IdRule, options: CorpusOptions
 ) -> Listing:
+    if ids.column is not None:
+        raise PipelineError(
+            f"ids of the tars that img2dataset wrote to {without_credentials(root)} cannot be taken from "
+            f"`{ids.column}`: give the kind tar, which takes them from the JSON of the images, or have them made from "
+            "names"
+        )
     first = next(iter(shards.values()))
     named = IdRule("name", ids.corpus)
     roles = find_roles(PARQUET.look(first).schema, options, named, without_credentials(first.uri), needs_images=False)

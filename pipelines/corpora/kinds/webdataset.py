@@ -32,6 +32,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from hashlight.engine.codes import IdArray
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.places.failures import TooManyBytesError
 from hashlight.engine.places.opening import open_place
@@ -74,7 +75,7 @@ JSON_TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "
 # Limit on a text; images have a limit of their own.
 _MAX_TEXT_BYTES = 1_000_000
 # Images of one sample in memory at a time: a folder of photographs may have one name up to the first dot. Of larger
-# samples the texts that describe all their images are read beforehand.
+# samples the texts are read beforehand.
 _MAX_SAMPLE_BYTES = 64 << 20
 # Images looked at to find out which attributes a corpus has.
 _LOOKED_AT = 1000
@@ -91,8 +92,13 @@ _DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, pa.A
 _LOCAL_BUFFER_BYTES, _STORE_BUFFER_BYTES = 1 << 18, 8 << 20
 # Where only headers are read, which is worth while in a store only if all of it is read.
 _HEADERS_BUFFER_BYTES = 4096
-# A shard of a store that has no more than this is not divided.
-_MAX_WHOLE_BYTES = 1 << 30
+# The headers of a shard that is compressed, or in a store, cannot be had for less than all of it. Up to so many bytes
+# it is one unit: many shards are work enough for all actors, and of few shards the small ones are encoded in seconds.
+_MAX_WHOLE_BYTES, _MAX_WHOLE_BYTES_OF_FEW = 1 << 30, 64 << 20
+_FEW_SHARDS = 64
+# Decompressed as slowly as images are decoded, or more slowly, so that it is not done once for the headers and again by
+# each actor: gzip and zstd give 300 to 1,300 MB/s, bzip2 and xz 8 to 22, and photographs are decoded at some 50.
+_SLOW_SUFFIXES = (".bz2", ".tbz2", ".xz", ".txz")
 # Tars are looked at before it is known how many images those before them have.
 _IMAGES_OF_A_SHARD = 1000
 # The range of a shard: the offsets of its first header, and of the first one that is not in it; -1 is the end.
@@ -153,7 +159,7 @@ class _Group:
     images: list[Sample] = field(default_factory=list)
     texts: list[_Text] = field(default_factory=list)
     num_bytes: int = 0
-    has_shared_texts: bool = False
+    has_all_texts: bool = False
 
     def add(self, image: Sample) -> None:
         self.images.append(image)
@@ -161,13 +167,12 @@ class _Group:
 
     def add_text(self, text: _Text) -> None:
         """Add a text, unless it was read beforehand."""
-        if not (self.has_shared_texts and _stem(text.name) == self.key):
+        if not self.has_all_texts:
             self.texts.append(text)
 
-    def share(self, texts: list[_Text]) -> None:
-        """Take all texts that describe all images, before the shard comes to them."""
-        self.texts = [text for text in self.texts if _stem(text.name) != self.key] + texts
-        self.has_shared_texts = True
+    def take_all_texts(self, texts: list[_Text]) -> None:
+        """Take all texts of the sample, before the shard comes to them."""
+        self.texts, self.has_all_texts = texts, True
 
     def is_full(self, name: str) -> bool:
         """Whether the images are to be taken before that of another name is added."""
@@ -205,8 +210,9 @@ def list_files(root: str, found: FileStream, ids: IdRule, options: CorpusOptions
     PipelineError
         If a column that is asked for is in none of the first samples.
     """
-    texts, values = _attributes_of((file.uri for file in found()), reads_json=_json_keys(options) is not None)
-    json_columns = choose_columns(values, options, without_credentials(root))
+    reads_json = _json_keys(options) is not None or ids.column is not None
+    texts, values = _attributes_of((file.uri for file in found()), reads_json=reads_json)
+    json_columns = choose_columns(values, options, ids, without_credentials(root))
     kept = [name for name in texts if name not in json_columns and _is_kept(name, options)]
 
     def pieces(_split: bool) -> Iterator[Piece]:
@@ -244,6 +250,7 @@ def list_shards(
         columns=frozenset([*schema.names, *(key for key, _ in json_columns.values())]),
         json_columns=json_columns,
         dropped=dropped,
+        has_ids=ids.column is not None,
     )
 
 
@@ -254,7 +261,9 @@ def attribute_fields(names: Iterable[str], json_columns: Mapping[str, tuple[str,
     ]
 
 
-def choose_columns(values: Mapping[str, str], options: CorpusOptions, where: str) -> dict[str, tuple[str, str]]:
+def choose_columns(
+    values: Mapping[str, str], options: CorpusOptions, ids: IdRule, where: str
+) -> dict[str, tuple[str, str]]:
     """Return the columns to make of the values of samples' JSON: by name, the key and the type.
 
     Parameters
@@ -263,21 +272,35 @@ def choose_columns(values: Mapping[str, str], options: CorpusOptions, where: str
         The types of values by their keys.
     options : CorpusOptions
         Its columns that are texts of the samples themselves are left out.
+    ids : IdRule
+        A text that is an id is kept, too.
     where : str
         The corpus, for messages.
 
     Raises
     ------
     PipelineError
-        If there is no such key.
+        If there is no such key, or values that are ids are neither whole numbers nor texts.
     """
     wanted = [key for key in _json_keys(options) or () if key not in ATTRIBUTES or key == options.label_column]
-    if missing := [key for key in wanted if key not in values]:
+    needed = [] if ids.column is None else [ids.column]
+    # What is not here may be in the metadata.
+    needed += wanted if options.join is None else []
+    if missing := [key for key in needed if key not in values]:
         raise PipelineError(
             f"the JSON of the first samples of {where} has no {missing}: it has {sorted(values) or 'no values'}"
         )
+    if ids.column is not None:
+        if values[ids.column] not in ("int64", "string"):
+            raise PipelineError(
+                f"`{ids.column}` in the JSON of {where} must be whole numbers or texts to be ids, got "
+                f"{values[ids.column]}"
+            )
+        wanted += [ids.column] if values[ids.column] == "string" and ids.column not in wanted else []
     columns: dict[str, tuple[str, str]] = {}
     for key in wanted:
+        if key not in values:
+            continue
         name = LABEL if key == options.label_column else prefixed(key, TAKEN | {LABEL} | columns.keys())
         columns[name] = (key, values[key])
     return columns
@@ -296,7 +319,7 @@ def entries_of_shards(files: list[File], ids: IdRule) -> pa.Table:
     """Make an entry of each shard."""
     names = [file.name for file in files]
     columns = {
-        "id": ids.ids_of(names, names),
+        "id": ids.of_files.ids_of(names, names),
         "uri": names,
         SOURCE: [file.uri for file in files],
         ROW: np.full(len(files), -1, np.int64),
@@ -367,13 +390,25 @@ def take_json(samples: list[Sample], json_columns: Mapping[str, tuple[str, str]]
     return others
 
 
-def divided(shards: Iterable[pa.Table], size: int, ids: IdRule, *, first: int = 0) -> Iterator[pa.Table]:
+def find_few(shards: Iterator[pa.Table]) -> tuple[bool, Iterator[pa.Table]]:
+    """Return whether a listing has so few shards that actors would wait while others have one, and its entries."""
+    ahead: list[pa.Table] = []
+    for table in shards:
+        ahead.append(table)
+        if sum(map(len, ahead)) > _FEW_SHARDS:
+            return False, itertools.chain(ahead, shards)
+    return True, iter(ahead)
+
+
+def divided(
+    shards: Iterable[pa.Table], size: int, ids: IdRule, *, first: int = 0, are_few: bool = False
+) -> Iterator[pa.Table]:
     """Divide shards into ranges; yield the entry of each, with the columns `START` and `STOP`.
 
     A range begins with a sample and has up to `size` images (`images_of_next_unit`), or as many more as its last sample
-    has. Not divided are shards that are compressed, since they can be read only from their start; those of up to a
-    gigabyte in a store, where the headers cost as much as the images; and those that need to be read whole, because a
-    name occurs twice or the headers depend on one another.
+    has. Not divided are shards that are compressed or in a store, where the headers cost as much as the images, unless
+    they are large, and the less so the fewer there are; those that are decompressed slowly; and those that need to be
+    read whole, because a name occurs twice or the headers depend on one another.
 
     Parameters
     ----------
@@ -384,6 +419,8 @@ def divided(shards: Iterable[pa.Table], size: int, ids: IdRule, *, first: int = 
         Of the listing.
     first : int
         The number of the first of them among all shards of the corpus.
+    are_few : bool
+        Whether the corpus has few of them (`find_few`).
 
     Raises
     ------
@@ -394,7 +431,7 @@ def divided(shards: Iterable[pa.Table], size: int, ids: IdRule, *, first: int = 
 
     def find(numbered: tuple[int, pa.Table]) -> tuple[pa.Table, list[int]]:
         number, entry = numbered
-        return entry, _starts_of(entry[SOURCE][0].as_py(), size, listed=number * _IMAGES_OF_A_SHARD)
+        return entry, _starts_of(entry[SOURCE][0].as_py(), size, listed=number * _IMAGES_OF_A_SHARD, are_few=are_few)
 
     for entry, starts in map_ahead(find, entries):
         for start, stop in itertools.pairwise([*starts, -1]):
@@ -408,18 +445,29 @@ def divided(shards: Iterable[pa.Table], size: int, ids: IdRule, *, first: int = 
 def range_id(shard: str, start: int, ids: IdRule) -> int:
     """Return the id, among the entries of a work list, of the range of a shard that begins at a byte."""
     name = f"{shard}@{start}" if start else shard
-    return int(ids.ids_of([name], [name])[0])
+    return int(ids.of_files.ids_of([name], [name])[0])
 
 
-def _starts_of(source: str, size: int, *, listed: int = 0) -> list[int]:
-    """Return the bytes at which the ranges of a shard begin; `listed` images are thought to be in shards before it."""
+def is_compressed(source: str) -> bool:
+    """Whether a shard is compressed, by its name."""
+    return not without_credentials(source).lower().endswith(".tar")
+
+
+def _starts_of(source: str, size: int, *, listed: int = 0, are_few: bool = False) -> list[int]:
+    """Return the bytes, of the plain tar, at which the ranges of a shard begin.
+
+    `listed` images are thought to be in shards before it.
+    """
     starts: list[int] = [0]
     names = array("q")
+    has_cheap_headers = is_local(source) and not is_compressed(source)
     try:
-        if not is_local(source) and _size_of(source) <= _MAX_WHOLE_BYTES:
+        most = _MAX_WHOLE_BYTES_OF_FEW if are_few else _MAX_WHOLE_BYTES
+        is_slow = without_credentials(source).lower().endswith(_SLOW_SUFFIXES)
+        if is_slow or (not has_cheap_headers and _size_of(source) <= most):
             return [0]
-        with _open(source, buffer_bytes=_HEADERS_BUFFER_BYTES if is_local(source) else None) as shard:
-            if not _is_plain(shard):
+        with _open(source, buffer_bytes=_HEADERS_BUFFER_BYTES if has_cheap_headers else None) as shard:
+            if not _is_plain(shard) and not is_compressed(source):
                 return [0]
             for member, begins in _with_cuts(_members(shard), size, listed=listed):
                 names.append(hash(member.name))
@@ -458,6 +506,24 @@ def _with_cuts(
             begins = None
 
 
+def own_id(sample: Sample, ids: IdRule) -> int | None:
+    """Return the id that a sample's JSON gives it; None if ids are made from something else.
+
+    Raises
+    ------
+    ValueError
+        If it is neither a whole number of 0 or more nor a text.
+    """
+    if ids.column is None:
+        return None
+    value = json_values(sample).get(ids.column)
+    if isinstance(value, str):
+        return int(ids.ids_of_texts([value])[0])
+    if type(value) is int and 0 <= value < 2**63:
+        return value
+    raise ValueError(f"its JSON must have a whole number of 0 or more, or a text, as `{ids.column}`, got {value!r}")
+
+
 def shard_entries(shard: str, source: str, samples: list[Sample], schema: pa.Schema, ids: IdRule) -> pa.Table:
     """Make the entries of the samples of a shard; `shard` is its name within the corpus.
 
@@ -468,8 +534,9 @@ def shard_entries(shard: str, source: str, samples: list[Sample], schema: pa.Sch
     """
     base = without_credentials(source)
     uris = [f"{base}#{sample.name}" for sample in samples]
+    hashed = ids.of_files.ids_of((f"{shard}#{sample.name}" for sample in samples), uris)
     columns = {
-        "id": ids.ids_of((f"{shard}#{sample.name}" for sample in samples), uris),
+        "id": _with_own(hashed, samples, ids),
         "uri": uris,
         SOURCE: [source] * len(samples),
         ROW: np.arange(len(samples)),
@@ -477,6 +544,15 @@ def shard_entries(shard: str, source: str, samples: list[Sample], schema: pa.Sch
     }
     others = {name: [sample.attributes.get(name) for sample in samples] for name in schema.names if name not in columns}
     return pa.table({**columns, **others}, schema)
+
+
+def _with_own(hashed_N: IdArray, samples: list[Sample], ids: IdRule) -> IdArray:
+    """Return the ids of samples: their own, or the hash of the name of one that lacks it, which is a reject."""
+    for row, sample in enumerate(samples):
+        with contextlib.suppress(ValueError):
+            if (own := own_id(sample, ids)) is not None:
+                hashed_N[row] = own
+    return hashed_N
 
 
 def read_rows(source: str, rows: np.ndarray) -> Iterator[bytes | OSError]:
@@ -505,6 +581,7 @@ def read_shard(
     stop: int = -1,
     max_image_bytes: int = images.MAX_ENCODED_BYTES,
     skipped: Counter[str] | None = None,
+    opened: OpenShard | None = None,
 ) -> Iterator[Sample]:
     """Read the images of a shard in order, those of one sample in memory at a time, up to 64 MiB.
 
@@ -520,6 +597,8 @@ def read_shard(
         Larger images are not read.
     skipped : Counter, optional
         Counts the files that are neither images nor describe one, by kind.
+    opened : OpenShard, optional
+        Given again for the range that follows, a compressed shard is read on instead of from its start.
 
     Raises
     ------
@@ -527,11 +606,12 @@ def read_shard(
         If its store fails for a reason that may pass.
     """
     counts: Counter[str] = Counter() if skipped is None else skipped
+    kept = OpenShard() if opened is None else opened
     group = _Group("")
     ahead: dict[int, list[_Text]] | None = None
     damage: OSError | None = None
     try:
-        with _open(uri, start) as shard:
+        with kept.at(uri, start, keep=opened is not None and stop >= 0) as shard:
             for member in _members(shard, stop):
                 if member.isdir() or not _is_wanted(member, counts):
                     continue
@@ -541,8 +621,8 @@ def read_shard(
                 if _is_image(member.name):
                     if group.is_full(member.name):
                         ahead = _texts_of_large_samples(uri, start, stop) if ahead is None else ahead
-                        if not group.has_shared_texts:
-                            group.share(ahead.get(group.number, []))
+                        if not group.has_all_texts:
+                            group.take_all_texts(ahead.get(group.number, []))
                         yield from group.take()
                     group.add(Sample(member.name, _image(shard, member, max_image_bytes)))
                 else:
@@ -556,6 +636,45 @@ def read_shard(
         yield Sample("", damage)
 
 
+class OpenShard:
+    """A compressed shard that is kept open where the last range of it ended, so that later ones are read on from there.
+
+    Not to be used by two threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._uri = ""
+        self._shard: tarfile.TarFile | None = None
+        self._stack = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def at(self, uri: str, start: int, *, keep: bool = False) -> Iterator[tarfile.TarFile]:
+        """Yield a shard whose next member is the one at the byte `start`; keep it open afterwards, if that pays."""
+        shard, self._shard = self._shard if self._uri == uri else None, None
+        if shard is None or shard.offset > start:
+            self.close()
+            shard = self._stack.enter_context(_open(uri, start))
+        is_kept = False
+        try:
+            if shard.offset < start:
+                _pass_over(shard, start)
+            yield shard
+            is_kept = keep and not _is_plain(shard)
+        except GeneratorExit:  # the rest of the range is not wanted
+            is_kept = keep and not _is_plain(shard)
+            raise
+        finally:
+            if is_kept:
+                self._uri, self._shard = uri, shard
+            else:
+                self.close()
+
+    def close(self) -> None:
+        """Close it."""
+        self._shard = None
+        self._stack.close()
+
+
 def _members(shard: tarfile.TarFile, stop: int = -1) -> Iterator[tarfile.TarInfo]:
     """Yield the members whose headers begin before the byte `stop`, without keeping them, as `tarfile` does."""
     while (member := shard.next()) is not None:
@@ -566,7 +685,7 @@ def _members(shard: tarfile.TarFile, stop: int = -1) -> Iterator[tarfile.TarInfo
 
 
 def _texts_of_large_samples(uri: str, start: int, stop: int) -> dict[int, list[_Text]]:
-    """Read what describes all images of a sample, of those in a range too large for memory, by their numbers there.
+    """Read what describes the images of a sample, of those in a range too large for memory, by their numbers there.
 
     Of a damaged shard, what comes before the damage.
     """
@@ -582,7 +701,7 @@ def _texts_of_large_samples(uri: str, start: int, stop: int) -> dict[int, list[_
                     key, number, num_bytes, texts = _key(member.name), number + 1, 0, []
                 if _is_image(member.name):
                     num_bytes += member.size
-                elif _stem(member.name) == key:
+                else:
                     texts.append(_text(shard, member))
                 if num_bytes > _MAX_SAMPLE_BYTES:
                     found[number] = texts
@@ -663,15 +782,26 @@ def _attribute(name: str) -> str:
 
 @contextlib.contextmanager
 def _open(uri: str, start: int = 0, *, buffer_bytes: int | None = None) -> Iterator[tarfile.TarFile]:
+    """Open a shard, to be read from the byte `start` on; a compressed one is decompressed up to there."""
     size = buffer_bytes or (_LOCAL_BUFFER_BYTES if is_local(uri) else _STORE_BUFFER_BYTES)
     with io.BufferedReader(open_place(uri).open(), size) as file:
-        is_plain = bool(start) or (file.seekable() and not file.peek(6).startswith(tuple(_COMPRESSED)))
-        if start:
+        # What is plain by its name, and has been divided, need not be looked at again.
+        is_known = start > 0 and not is_compressed(uri)
+        is_plain = file.seekable() and (is_known or not file.peek(6).startswith(tuple(_COMPRESSED)))
+        if start and is_plain:
             file.seek(start)
         with _decompressed(file, is_plain=is_plain) as plain:
             mode: Any = "r:" if is_plain else "r|"
             with tarfile.open(fileobj=plain, mode=mode, tarinfo=_Member, **_NAMES) as shard:
+                if not is_plain:
+                    _pass_over(shard, start)
                 yield shard
+
+
+def _pass_over(shard: tarfile.TarFile, stop: int) -> None:
+    """Read the members of a shard whose headers begin before the byte `stop`."""
+    for _member in _members(shard, stop) if stop else ():
+        pass
 
 
 @contextlib.contextmanager

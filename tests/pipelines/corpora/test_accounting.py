@@ -344,14 +344,20 @@ def test_a_sample_with_many_images_is_not_held_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_a_text_that_comes_after_many_images_describes_those_before_it(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(webdataset, "_MAX_SAMPLE_BYTES", 3)
-    first = [*((f"x.{n}.png", b"12") for n in range(5)), ("x.4.cls", b"own"), ("x.cls", b"all"), ("x.txt", b"text")]
+    first = [
+        *((f"x.{n}.png", b"12") for n in range(5)),
+        ("x.4.cls", b"own"),
+        ("x.cls", b"all"),
+        ("x.txt", b"text"),
+        ("x.1.cls", b"late"),
+    ]
     second = [("y.0.png", b"1234"), ("y.cls", b"y"), ("y.1.png", b"1234"), ("z.cls", b"z"), ("z.png", b"1")]
     name = "0.tar" if mode == "w" else "0.tar.gz"
     (tmp_path / name).write_bytes(tar_of([*first, *second, *(("x.9.png", b"1"), ("x.cls", b"later"))], mode))
     skipped = Counter()
     samples = list(read_shard(str(tmp_path / name), skipped=skipped))
     assert [(sample.name, sample.attributes) for sample in samples] == [
-        *((f"x.{n}.png", {"label": "own" if n == 4 else "all", "txt": "text"}) for n in range(5)),
+        *((f"x.{n}.png", {"label": {4: "own", 1: "late"}.get(n, "all"), "txt": "text"}) for n in range(5)),
         ("y.0.png", {"label": "y"}),
         ("y.1.png", {"label": "y"}),
         ("z.png", {"label": "z"}),

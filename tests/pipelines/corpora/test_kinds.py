@@ -15,7 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from hashlight.pipelines.corpora.corpus import list_corpus, open_listing, read_images, read_uri
+from hashlight.pipelines.corpora.corpus import list_all, list_corpus, open_listing, read_images, read_uri
+from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.labels import labels_of
 from hashlight.pipelines.corpora.options import CorpusOptions
 from hashlight.pipelines.corpora.work import WorkList, list_work
@@ -103,7 +104,7 @@ def test_text_ids_of_img2dataset(tmp_path):
         entries, _ = listed(write_img2dataset(tmp_path / layout, layout), id_column="key")
         assert len(set(entries["id"].to_pylist())) == 6
         assert entries["key"].to_pylist()[0] == "000000000"
-    with pytest.raises(PipelineError, match="no column `key` to take ids from"):
+    with pytest.raises(PipelineError, match=r"ids of the tars .* cannot be taken from `key`: give the kind tar"):
         listed(write_img2dataset(tmp_path / "tars", "webdataset"), id_column="key")
 
 
@@ -390,10 +391,6 @@ def test_metadata_is_joined_by_id(tmp_path):
     pq.write_table(pa.table({"id": ["5", "x", "7"], "image": [png(5), png(6), png(7)]}), tmp_path / "set" / "a.parquet")
     entries, _ = listed(tmp_path / "set", join=(str(about), "number"))
     assert entries["text"].to_pylist() == ["five", None, "seven"]
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        add(tar, "5.png", png(5))
-    with pytest.raises(PipelineError, match=r"known only once they are read, so .*about.parquet cannot be joined"):
-        listed(tmp_path / "a.tar", join=(str(about), "number"))
 
 
 # Tars.
@@ -444,6 +441,67 @@ def test_values_of_json_in_tars_become_columns(tmp_path):
     assert kept(listed(tmp_path)[0]) == ["json"]
     with pytest.raises(PipelineError, match=r"has no \['colour'\]: it has \['box', 'class', 'id', 'n', 'score'\]"):
         listed(tmp_path, keep=("colour",))
+
+
+def test_metadata_is_joined_to_the_images_of_tars(tmp_path):
+    shards, about = tmp_path / "set", tmp_path / "about.csv"
+    shards.mkdir()
+    for number in (1, 2):
+        (shards / f"{number}.tar").write_bytes(tar_of(number))
+    for keys in (("10.png", "22.png"), ("10", "22")):
+        about.write_text(f"key,label,size\n{keys[0]},tabby,5\n{keys[1]},terrier,6\nz,none,7\n")
+        entries, _ = listed(shards, join=(str(about), "key"), keep=("n", "size"))
+        assert kept(entries) == ["n", "label", "size"]
+        assert entries["n"].to_pylist() == [0, 1, 2] * 2
+        assert entries["label"].to_pylist() == ["tabby", None, None, None, None, "terrier"]
+        assert entries["size"].to_pylist() == [5, None, None, None, None, 6]
+        assert values(entries) == [10, 11, 12, 20, 21, 22]
+    for keep, key, message in (
+        (("colour",), "key", r"has no column \['colour'\]: it has \[.*'size'"),
+        (
+            None,
+            "label",
+            r"no image of .*set has one of the 3 keys of .*about.csv: the first key is 'tabby', ",
+        ),
+    ):
+        with pytest.raises(PipelineError, match=message):
+            listed(shards, join=(str(about), key), keep=keep)
+    listing = open_listing(shards, options=CorpusOptions(join=(str(about), "key")))
+    about.write_text("key,label,size\n10,tabby,5\n11,siamese,5\n")
+    with pytest.raises(PipelineError, match=r"about.csv was changed since the corpus was listed with it"):
+        list_all(listing)
+
+
+def write_assets(path, assets):
+    with tarfile.open(path, "w") as tar:
+        for row, asset in enumerate(assets):
+            add(tar, f"{row}.png", png(row))
+            add(tar, f"{row}.json", json.dumps({} if asset is None else {"asset": asset}).encode())
+
+
+def test_ids_of_tars_are_taken_from_their_json(tmp_path):
+    about = tmp_path / "about.csv"
+    about.write_text("number,text\n70,seventy\n90,ninety\n")
+    (tmp_path / "set").mkdir()
+    path = tmp_path / "set" / "a.tar"
+    write_assets(path, [90, 2**63 - 1, 0])
+    entries, _ = listed(tmp_path / "set", id_column="asset", join=(str(about), "number"))
+    assert entries["id"].to_pylist() == [90, 2**63 - 1, 0]
+    assert entries["text"].to_pylist() == ["ninety", None, None]
+    write_assets(path, ["x", "y", "90"])
+    entries, _ = listed(tmp_path / "set", id_column="asset")
+    assert entries["id"].to_pylist() == IdRule("column:asset", "set").ids_of_texts(["x", "y", "90"]).tolist()
+    assert entries["asset"].to_pylist() == ["x", "y", "90"]
+    for assets, message in (
+        ([90, 91, 90], "1 id occurs more than once in the corpus, for example 90"),
+        ([1.5, 2.5, 3.5], "`asset` in the JSON of .* must be whole numbers or texts to be ids, got double"),
+        ([None] * 3, r"the JSON of the first samples of .* has no \['asset'\]"),
+        ([1, 2, None], r"a.tar#2.png: its JSON must have a whole number of 0 or more, or a text, as `asset`, got None"),
+        ([1, 2, -1], "as `asset`, got -1"),
+    ):
+        write_assets(path, assets)
+        with pytest.raises(PipelineError, match=message):
+            listed(tmp_path / "set", id_column="asset")
 
 
 # Types.

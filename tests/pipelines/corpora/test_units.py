@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import itertools
+import lzma
 import struct
 import tarfile
 from collections import Counter
@@ -185,14 +187,21 @@ LONG = [(f"{'long/' * 60}{number}.png", b"1") for number in range(9)]
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-@given(members=members, size=st.integers(1, 4), format=st.sampled_from((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)))
-@example(members=PHOTOS, size=2, format=tarfile.PAX_FORMAT)
-@example(members=LONG, size=2, format=tarfile.PAX_FORMAT)
-@example(members=LONG, size=2, format=tarfile.GNU_FORMAT)
-def test_the_ranges_of_a_tar_have_what_the_tar_has(tmp_path, members, size, format):
+@given(
+    members=members,
+    size=st.integers(1, 4),
+    format=st.sampled_from((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)),
+    suffix=st.sampled_from((".tar", ".tar.gz")),
+)
+@example(members=PHOTOS, size=2, format=tarfile.PAX_FORMAT, suffix=".tar")
+@example(members=LONG, size=2, format=tarfile.PAX_FORMAT, suffix=".tar")
+@example(members=LONG, size=2, format=tarfile.PAX_FORMAT, suffix=".tar.gz")
+@example(members=LONG, size=2, format=tarfile.GNU_FORMAT, suffix=".tar")
+def test_the_ranges_of_a_tar_have_what_the_tar_has(tmp_path, monkeypatch, members, size, format, suffix):
     """Files seen = images + texts that describe them + left out, in all ranges together."""
-    path = tmp_path / "0.tar"
-    path.write_bytes(tar_of(members, format=format))
+    monkeypatch.setattr(webdataset, "_MAX_WHOLE_BYTES_OF_FEW", 0)
+    path = tmp_path / f"0{suffix}"
+    path.write_bytes(tar_of(members, "w:gz" if suffix == ".tar.gz" else "w", format=format))
     whole = Counter()
     expected = [
         (sample.name, sample.data if isinstance(sample.data, bytes) else None, sample.attributes)
@@ -282,7 +291,7 @@ def test_a_tar_of_a_bucket_is_divided_if_it_is_large(bucket, tmp_path, monkeypat
     units, _ = units_of(bucket.uri("shards"), tmp_path / "work.arrow", unit_images=3)
     assert [unit["uri"].to_pylist() for unit in units] == [["0.tar"], ["1.tar"]]
     assert reads.opened == {"0.tar": 1, "1.tar": 1}, "for the attributes of the first images"
-    monkeypatch.setattr(webdataset, "_MAX_WHOLE_BYTES", 4096)
+    monkeypatch.setattr(webdataset, "_MAX_WHOLE_BYTES_OF_FEW", 4096)
     units, _ = units_of(bucket.uri("shards"), tmp_path / "work.arrow", unit_images=3)
     assert [unit["uri"].to_pylist() for unit in units] == [["0.tar"]] * 3 + [["1.tar"]]
     found = [
@@ -293,3 +302,77 @@ def test_a_tar_of_a_bucket_is_divided_if_it_is_large(bucket, tmp_path, monkeypat
         )
     ]
     assert found == [name for name, _ in numbered(9) + numbered(2)]
+    monkeypatch.setattr(webdataset, "_FEW_SHARDS", 1)
+    units, _ = units_of(bucket.uri("shards"), tmp_path / "work.arrow", unit_images=3)
+    assert [unit["uri"].to_pylist() for unit in units] == [["0.tar"], ["1.tar"]], "two are work enough for all"
+
+
+def test_few_shards_are_told_from_many_without_listing_them_all():
+    listed = []
+
+    def listing(sizes):
+        for size in sizes:
+            listed.append(size)
+            yield pa.table({"id": range(size)})
+
+    for sizes, are_few, num_listed in (([64], True, 1), ([30, 34], True, 2), ([30, 35, 1, 1], False, 2), ([], True, 0)):
+        listed.clear()
+        found, shards = webdataset.find_few(listing(sizes))
+        assert (found, len(listed)) == (are_few, num_listed)
+        assert [len(table) for table in shards] == sizes
+
+
+def compressed(data, suffix):
+    if suffix == "tar.zst":
+        return pa.compress(data, "zstd", asbytes=True)
+    return {"tar.gz": gzip, "tar.bz2": bz2, "tar.xz": lzma}[suffix].compress(data)
+
+
+@pytest.mark.parametrize("suffix", ["tar.gz", "tar.zst"])
+def test_a_large_compressed_tar_is_many_units_and_one_reader_reads_it_once(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"0.{suffix}"
+    names = [f"{number:03d}.png" for number in range(200)]
+    data = list(zip(names, noise(200, 3_000), strict=True))
+    path.write_bytes(compressed(tar_of(data), suffix))
+    monkeypatch.setattr(webdataset, "_MAX_WHOLE_BYTES_OF_FEW", path.stat().st_size)
+    assert len(units_of(path, tmp_path / "work.arrow", unit_images=20)[0]) == 1
+    monkeypatch.setattr(webdataset, "_MAX_WHOLE_BYTES_OF_FEW", path.stat().st_size - 1)
+    units, said = units_of(path, tmp_path / "work.arrow", unit_images=20)
+    bounds = [(unit["__start"][0].as_py(), unit["__stop"][0].as_py()) for unit in units]
+    assert (len(bounds), len(set(said.groups.tolist())), said.groups.all()) == (10, 1, True)
+    reads = Reads(monkeypatch)
+    with Readers() as readers:
+        read = [list(read_shard(str(path), start=a, stop=b, opened=readers.shard)) for a, b in bounds]
+    assert [[(sample.name, sample.data) for sample in range_] for range_ in read] == [
+        data[first : first + 20] for first in range(0, 200, 20)
+    ]
+    assert (reads.opened[path.name], reads.num_bytes[path.name] < 1.01 * path.stat().st_size) == (1, True)
+    alone = [list(read_shard(str(path), start=a, stop=b)) for a, b in bounds]
+    assert alone == read
+
+
+@pytest.mark.parametrize("suffix", ["tar.bz2", "tar.xz"])
+def test_a_tar_that_is_decompressed_more_slowly_than_images_are_decoded_is_one_unit(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(webdataset, "_MAX_WHOLE_BYTES_OF_FEW", 0)
+    path = tmp_path / f"0.{suffix}"
+    path.write_bytes(compressed(tar_of(numbered(9)), suffix))
+    units, _ = units_of(path, tmp_path / "work.arrow", unit_images=3)
+    assert [unit["__stop"].to_pylist() for unit in units] == [[-1]]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=6))
+@example([(0, 3), (1, 9), (5, 1), (4, 9), (9, 9), (9, 9)])
+def test_ranges_of_a_compressed_tar_in_any_order_are_the_same_read_on_or_from_the_start(tmp_path, asked):
+    """Of a range, the first images may be all that is wanted."""
+    path = tmp_path / "0.tar.gz"
+    if not path.exists():
+        path.write_bytes(compressed(tar_of(numbered(40)), "tar.gz"))
+    bounds = list(itertools.pairwise([*ends_of(path)[::4], -1]))
+    with Readers() as readers:
+        for place, wanted in asked:
+            start, stop = bounds[place]
+            samples = read_shard(str(path), start=start, stop=stop, opened=readers.shard)
+            found = [sample.name for sample in itertools.islice(samples, wanted)]
+            samples.close()
+            assert found == [name for name, _ in numbered(40)[4 * place : 4 * place + 4]][:wanted]

@@ -20,6 +20,7 @@ from hashlight.engine.places.opening import open_place
 from hashlight.pipelines.codes.parts import CODES, STEPS, list_parts, read_checked
 from hashlight.pipelines.corpora import ids
 from hashlight.pipelines.corpora.kinds import webdataset
+from hashlight.pipelines.corpora.options import CorpusOptions
 from hashlight.pipelines.corpora.work import Units, WorkList, WorkSummary, list_work
 from hashlight.pipelines.decoding.worker import DecodeLimits
 from hashlight.pipelines.encoding import encode, settling
@@ -203,10 +204,12 @@ def write_shards(folder, images):
                 tar.addfile(member, io.BytesIO(images[4 * number + row]))
 
 
-def test_a_tar_in_ten_units_gives_what_it_gives_in_one(tmp_path, corpus, encoder):
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_a_tar_in_ten_units_gives_what_it_gives_in_one(tmp_path, monkeypatch, corpus, encoder, suffix):
+    monkeypatch.setattr(webdataset, "_MAX_WHOLE_BYTES_OF_FEW", 0)
     images = pq.read_table(corpus)["image"].to_pylist()[:60]
     (tmp_path / "shards").mkdir()
-    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+    with tarfile.open(tmp_path / "shards" / f"0.{suffix}", "w:gz" if suffix == "tar.gz" else "w") as tar:
         for row, image in enumerate(images):
             files = {".png": b"broken" if row % 20 == 7 else image, ".cls": b"%d" % row, ".npy": b"?"}
             for suffix, data in files.items():
@@ -231,6 +234,39 @@ def test_a_tar_in_ten_units_gives_what_it_gives_in_one(tmp_path, corpus, encoder
     assert divided.equals(table)
     assert rejects_of_ten.equals(rejects)
     assert table["label"].to_pylist() == [str(row) for row in range(60) if row % 20 != 7]
+
+
+def test_images_of_tars_get_ids_of_their_json_and_joined_metadata(tmp_path, corpus, encoder):
+    images = pq.read_table(corpus)["image"].to_pylist()[:30]
+    (tmp_path / "shards").mkdir()
+    about = tmp_path / "about.csv"
+    about.write_text("asset,label,size\n" + "".join(f"{100 + row},c{row},{row / 4}\n" for row in range(0, 30, 3)))
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        for row, image in enumerate(images):
+            said = {} if row == 7 else {"asset": 100 + row, "n": row}
+            for suffix, data in {".png": image, ".cls": b"x", ".json": json.dumps(said).encode()}.items():
+                member = tarfile.TarInfo(f"{row:03d}{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    folder = tmp_path / "codes"
+    options = CorpusOptions(id_column="asset", keep=("n", "size"), join=(str(about), "asset"))
+    work = list_work(tmp_path / "shards", folder / "plan.arrow", unit_images=10, options=options)
+    shutil.copytree(encoder, folder / "encoder")
+    units = EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
+    done = units({"unit": np.arange(work.units)})
+    units.close()
+    assert (work.units, done["codes"].sum(), done["rejects"].sum()) == (3, 29, 1)
+    table = pa.concat_tables([pq.read_table(part_of(folder, unit)) for unit in range(3)]).to_pydict()
+    rows = [row for row in range(30) if row != 7]
+    assert (table["id"], table["n"]) == ([100 + row for row in rows], rows)
+    assert table["label"] == [f"c{row}" if row % 3 == 0 else None for row in rows]
+    assert table["size"] == [row / 4 if row % 3 == 0 else None for row in rows]
+    write_rejects(ours(folder), range(3))
+    (reject,) = pq.read_table(folder / "rejects.parquet").to_pylist()
+    assert (reject["uri"].rpartition("#")[2], "as `asset`, got None" in reject["reason"]) == ("007.png", True)
+    about.write_text("asset,label,size\n100,c,1\n")
+    with pytest.raises(PipelineError, match=r"about.csv was changed since the corpus was listed with it"):
+        EncodeUnits(str(folder), UnitSettings(job="ours", decoders=1, device="cpu", **OPTIONS))
 
 
 def narrow(text, bits):
