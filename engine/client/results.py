@@ -97,9 +97,12 @@ class Hits(Sequence[Hit]):
         thumbnails: Thumbnails,
         version: int,
         sequence: int = 0,
+        *,
+        has_attributes: bool = False,
     ) -> None:
         self._table = table
         self._thumbnails = thumbnails
+        self._has_attributes = has_attributes
         self.ids: NDArray[np.int64] = table["id"].to_numpy()
         self.distances: NDArray[Any] = table["distance"].to_numpy()
         self.truncated = truncated
@@ -121,8 +124,7 @@ class Hits(Sequence[Hit]):
         place = range(len(self))[index]
         (row,) = self._table.slice(place, 1).to_pylist()
         id_, distance, code = row.pop("id"), row.pop("distance"), row.pop("code", None)
-        asked = len(self._table.column_names) > 2 + (code is not None)
-        return Hit(id_, distance, row if asked else None, None if code is None else words_of(code))
+        return Hit(id_, distance, row if self._has_attributes else None, None if code is None else words_of(code))
 
     def __repr__(self) -> str:
         """Show the nearest hits."""
@@ -161,6 +163,10 @@ class SearchResponse(Sequence[Hits]):
         self._table = table
         self._thumbnails = thumbnails
         self._truncated = set(frame["truncated"])
+        # A server of an earlier version does not tell.
+        self._has_attributes: bool = frame.get(
+            "attributes", bool({*table.column_names} - {"query", "id", "distance", "code"})
+        )
         self._explain: list[dict[str, Any]] | None = frame.get("explain")
         self._lims = np.searchsorted(table["query"].to_numpy(), np.arange(frame["queries"] + 1))
         self.version: int = frame["version"]
@@ -189,8 +195,16 @@ class SearchResponse(Sequence[Hits]):
         rows = self._table.slice(self._lims[number], self._lims[number + 1] - self._lims[number])
         explain = None if self._explain is None else self._explain[number]
         rows = rows.drop_columns(["query"])
-        coverage = self.coverage
-        return Hits(rows, number in self._truncated, explain, self._thumbnails, coverage.version, coverage.sequence)
+        version, sequence = self.coverage.version, self.coverage.sequence
+        return Hits(
+            rows,
+            number in self._truncated,
+            explain,
+            self._thumbnails,
+            version,
+            sequence,
+            has_attributes=self._has_attributes,
+        )
 
     def __repr__(self) -> str:
         """Show how much was found, and where."""

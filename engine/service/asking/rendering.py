@@ -90,11 +90,12 @@ def search_table(answer: Answer) -> pa.Table:
 def search_frame(answer: Answer, timing_ms: dict[str, float]) -> dict[str, Any]:
     """Return everything in an answer besides its hits.
 
-    `queries` (their number), `truncated` (the positions of truncated ones), `order`, `coverage`, `version`,
-    `timing_ms`, and, if requested, `explain` (one entry for each query).
+    `queries` (their number), `truncated` (the positions of truncated ones), `attributes` (whether they were requested),
+    `order`, `coverage`, `version`, `timing_ms`, and, if requested, `explain` (one entry for each query).
     """
     truncated = np.flatnonzero(answer.truncated).tolist()
-    frame = {"queries": len(answer.truncated), "truncated": truncated, **_frame(answer, timing_ms)}
+    frame = {"queries": len(answer.truncated), "truncated": truncated, "attributes": answer.has_attributes}
+    frame |= _frame(answer, timing_ms)
     if answer.explain is not None:
         frame["explain"] = [_explain(answer, number) for number in range(len(answer.truncated))]
     return frame
@@ -187,12 +188,11 @@ def _hits(answer: Answer, begin: int, end: int) -> list[dict[str, Any]]:
         return hits
     items = answer.items.slice(begin, end - begin)
     has_code = "code" in items.column_names
-    attributes = [name for name in items.column_names if name != "code"]
     rows = items.to_pylist() if items.column_names else [{} for _ in hits]
     for hit, row in zip(hits, rows, strict=True):
         if has_code:
             hit["code"] = row.pop("code").hex()
-        if attributes or not has_code:
+        if answer.has_attributes:
             hit["attributes"] = row
     return hits
 

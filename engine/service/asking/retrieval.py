@@ -90,6 +90,8 @@ class Answer:
     explain : Explanation or None
     items : pyarrow.Table or None
         M rows: `code` and the attributes, if requested.
+    has_attributes : bool
+        Whether they were requested: a collection may have none.
     seconds : dict of str to float
         Time of each stage.
     """
@@ -101,6 +103,7 @@ class Answer:
     coverage: Coverage
     explain: Explanation | None = None
     items: pa.Table | None = None
+    has_attributes: bool = False
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     order: str = HAMMING
 
@@ -182,9 +185,10 @@ def _answer_each(
             seconds = {"search": searched - start}
             if items is not None:
                 seconds["items"] = time.perf_counter() - searched
+            has = "attributes" in ask.include
             return [
                 shares.refusals.get(number)
-                or dataclasses.replace(part, items=None if items is None else items[number], seconds=dict(seconds))
+                or dataclasses.replace(part, items=items and items[number], has_attributes=has, seconds=dict(seconds))
                 for number, part in enumerate(parts)
             ]
     raise NotReadyError(f"the collection changed {_TRIES} times during one request: try again")

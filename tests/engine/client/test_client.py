@@ -27,6 +27,7 @@ from hashlight.engine.client.errors import (
     PermissionDeniedError,
     ServerError,
 )
+from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.asking.searcher import CollectionSearcher
@@ -311,6 +312,21 @@ def test_the_async_client_gives_the_same(url, collection, searcher):
         plain = client.search([picture, id_, CODE[0]], 4, include=["attributes"]).to_arrow()
     assert over_http == here
     assert over_http[0][0] == str(plain.to_pylist())
+
+
+@pytest.mark.parametrize("more", [[], ["code"]])
+def test_a_collection_without_attributes_has_none_of_them(tmp_path, more):
+    Collection.create(tmp_path / "bare", np.arange(5, dtype=np.uint64)[:, None], bits=60)
+    opened = CollectionSearcher(tmp_path / "bare")
+    with serving.running(create_app(opened)) as url, SearchClient(url) as http, SearchClient(opened) as here:
+        for client in (http, here):
+            (hits,) = client.search(CODE, 2, include=["attributes", *more])
+            assert [hit.attributes for hit in hits] == [{}, {}]
+            (hits,) = client.search(CODE, 2, include=more)
+            assert [hit.attributes for hit in hits] == [None, None]
+        body = {"queries": [{"id": 3}], "k": 2, "include": ["attributes", *more]}
+        found = httpx.post(f"{url}/v1/search", json=body).json()
+    assert [hit["attributes"] for hit in found["results"][0]["hits"]] == [{}, {}]
 
 
 def test_a_notebook_shows_pictures_and_escapes_what_it_shows(url, collection):

@@ -54,6 +54,7 @@ def make_answer(counts, *, items=True, explain=True):
         if explain
         else None,
         items=table if items else None,
+        has_attributes=items,
     )
 
 

@@ -184,8 +184,8 @@ class ServedMachine(Machine):
         (hits,) = self.client.search(self._queries([code]), k, filter=text, parameters=parameters,
                                      include=["attributes", "code"])  # fmt: skip
         assert len(hits) == min(k, len(rows))
-        for hit in hits:
-            assert (tuple(hit.code.tolist()), hit.attributes) == (rows[hit.id].code, rows[hit.id].attributes)
+        found = {hit.id: (tuple(hit.code.tolist()), hit.attributes) for hit in hits}
+        assert found == {id_: (rows[id_].code, rows[id_].attributes) for id_ in found}
 
     @rule(code=st.integers(0, 6), distance=st.integers(0, 2), id_=st.integers(0, 40))
     def go_on_in_another_version(self, code, distance, id_):
