@@ -42,7 +42,7 @@ LOWEST_TESTS := \
 	tests/engine/test_codes.py tests/engine/collection/test_collection.py tests/engine/storage/test_faiss_file.py tests/engine/filters/test_filters.py \
 	tests/engine/indexes/test_indexes_exact.py tests/engine/collection/test_rerank.py tests/engine/client tests/engine/gateway/test_gateway.py \
 	tests/engine/service/test_wire.py \
-	tests/encoders/fits/test_baselines.py tests/encoders/test_encoder.py tests/encoders/test_metrics.py tests/pipelines/cli/test_cli.py \
+	tests/encoders/fits tests/encoders/networks tests/encoders/runtimes tests/encoders/test_encoder.py tests/encoders/test_metrics.py tests/pipelines/cli/test_cli.py \
 	tests/pipelines/dedup/test_dedup.py tests/pipelines/evaluation/test_evaluate.py tests/pipelines/serving/test_image_encoder.py \
 	tests/pipelines/training/test_train.py
 
