@@ -267,9 +267,9 @@ def blas_threads():
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(60, {1}), (90, {2})])
+@pytest.mark.parametrize(("rows", "is_small"), [(60, True), (90, False)])
 @pytest.mark.parametrize(("module", "step"), [(ksh, "_best_direction"), (sdh, "_descend_cyclically")])
-def test_many_products_of_few_numbers_are_computed_on_one_thread(monkeypatch, module, step, rows, expected):
+def test_many_products_of_few_numbers_are_computed_on_one_thread(monkeypatch, module, step, rows, is_small):
     seen, real = [], getattr(module, step)
 
     def watched(*arguments):
@@ -282,7 +282,9 @@ def test_many_products_of_few_numbers_are_computed_on_one_thread(monkeypatch, mo
     # SDH's matrix has a row for each image and a column for each bit, KSH's a column for each image.
     bits = 60 if module is sdh else 2
     with threadpool_limits(2, user_api="blas"):
+        several = blas_threads()  # some of the libraries in this process may take one in any case
+        assert 2 in several
         FITS[module.__name__.rpartition(".")[2]](features, bits, 0, one_hot(labels))
         assert seen
-        assert all(threads == expected for threads in seen)
-        assert blas_threads() == {2}
+        assert all(threads == ({1} if is_small else several) for threads in seen)
+        assert blas_threads() == several
