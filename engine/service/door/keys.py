@@ -33,6 +33,7 @@ import logging
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -74,7 +75,7 @@ class Key:
 
 
 class Keys:
-    """The keys that a server knows, what each has taken of its limits, and how many requests were refused.
+    """The keys that a server knows, what each has taken of its limits, and how many requests were refused. Thread-safe.
 
     One object serves all collections of a server, since limits are those of a key, whatever it asks.
 
@@ -96,6 +97,7 @@ class Keys:
         self._renewed_s = time.monotonic()
         self._is_stale = False
         self._allowances: dict[bytes, Allowance] = {}
+        self._changing = threading.Lock()  # metrics are read, and the file with them, in threads of their own
         self.refusals: collections.Counter[str] = collections.Counter()
 
     def __len__(self) -> int:
@@ -143,7 +145,8 @@ class Keys:
 
     def request(self, key: Key) -> contextlib.AbstractContextManager[None]:
         """Count a request as one of the key; RequestError 429 on entry if its limits are reached."""
-        allowance = self._allowances.setdefault(key.digest, Allowance())
+        with self._changing:
+            allowance = self._allowances.setdefault(key.digest, Allowance())
         return allowance.request(key.name, rate=key.rate, in_flight=key.in_flight)
 
     def _look(self) -> None:
@@ -155,6 +158,10 @@ class Keys:
 
         One that cannot be read, or has a wrong line, is logged once and leaves the keys as they are.
         """
+        with self._changing:
+            return self._renew()
+
+    def _renew(self) -> bool:
         self._renewed_s = time.monotonic()
         if self._path is None:
             return False
