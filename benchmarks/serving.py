@@ -10,6 +10,7 @@ a slow server is not flattered. Every kind of answer is compared with the embedd
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import queue
 import signal
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,9 @@ import pyarrow.flight as flight
 
 from benchmarks.reporting import environment, save_report
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.service.control.processes import LocalCluster
+from hashlight.engine.service.control.finding import Finder
 from hashlight.engine.service.routing.router import ClusterRouter
+from hashlight.pipelines.serving.local_servers import LocalServers
 
 BITS, GROUPS, SHARDS = 64, 4, 4
 RADIUS, K, BATCH = 4, 10, 1000
@@ -236,7 +239,7 @@ def under_load(router: ClusterRouter, queries: np.ndarray, capacity: float, seco
     return rows
 
 
-def kill_one(cluster: LocalCluster, router: ClusterRouter, queries: np.ndarray, rate: float) -> dict:
+def kill_one(cluster: LocalServers, router: ClusterRouter, queries: np.ndarray, rate: float) -> dict:
     """Kill a server under load: failed queries, coverage, and p99 in each second."""
     partial = []
 
@@ -279,6 +282,16 @@ def as_markdown(results: dict) -> str:
     return "\n".join(text) + "\n"
 
 
+@contextlib.contextmanager
+def routed(collection: Path, *, replicas: int) -> Iterator[tuple[LocalServers, ClusterRouter]]:
+    with (
+        LocalServers(collection, groups=GROUPS, replicas=replicas) as cluster,
+        contextlib.closing(Finder(cluster.source, security=cluster.security)) as finder,
+        contextlib.closing(ClusterRouter(finder.map, security=cluster.security)) as router,
+    ):
+        yield cluster, router
+
+
 def measure(given: argparse.Namespace) -> tuple[int, dict]:
     tables: dict = {}
     if "transports" in given.only:
@@ -288,20 +301,16 @@ def measure(given: argparse.Namespace) -> tuple[int, dict]:
     collection = build(given.collection, given.rows)
     queries = queries_of(collection, 20_000)
     rate = 200.0
-    with LocalCluster(given.collection, groups=GROUPS, replicas=1) as cluster:
-        router = ClusterRouter(cluster.map, security=cluster.security)
+    with routed(given.collection, replicas=1) as (_, router):
         compare(router, collection, queries[:200])
         if "router" in given.only:
             tables["router"] = over_router(router, queries, given.calls, given.seconds)
             rate = tables["router"][f"radius {RADIUS}, {CLIENTS} clients"]["calls_per_s"]
         if "load" in given.only:
             tables["open load"] = under_load(router, queries, rate, given.seconds)
-        router.close()
     if "kill" in given.only:
-        with LocalCluster(given.collection, groups=GROUPS, replicas=2) as cluster:
-            router = ClusterRouter(cluster.map, security=cluster.security)
+        with routed(given.collection, replicas=2) as (cluster, router):
             tables["a server killed, 2 replicas"] = kill_one(cluster, router, queries, 0.3 * rate)
-            router.close()
     return len(collection), tables
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import httpx
 import numpy as np
@@ -62,9 +62,10 @@ class SearchClient:
 
     Parameters
     ----------
-    target : str, Path or Searcher
+    target : str, sequence of str, Path or Searcher
         The URL of a gateway (`http://...` or `https://...`), the folder of a collection, which is opened in this
-        process, or an existing searcher.
+        process, or an existing searcher. Several URLs, in a sequence or separated by commas, are of gateways before the
+        same shard servers: if one does not answer, another is asked.
     api_key : str, optional
         For a gateway.
     timeout_s : float
@@ -94,7 +95,7 @@ class SearchClient:
 
     def __init__(
         self,
-        target: str | Path | Searcher,
+        target: str | Sequence[str] | Path | Searcher,
         *,
         api_key: str | None = None,
         timeout_s: float = TIMEOUT_S,
@@ -104,14 +105,14 @@ class SearchClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._timeout_s = timeout_s
-        if _names_gateway(target):
+        if gateways := _gateways_of(target):
             self._transport: Any = HttpTransport(
-                str(target), api_key=api_key, max_retries=max_retries, collection=collection, transport=transport
+                gateways, api_key=api_key, max_retries=max_retries, collection=collection, transport=transport
             )
         else:
             from hashlight.engine.client.local import LocalTransport
 
-            self._transport = LocalTransport(target, encoder=encoder)
+            self._transport = LocalTransport(cast("str | Path | Searcher", target), encoder=encoder)
 
     def __repr__(self) -> str:
         """Show the target."""
@@ -515,7 +516,7 @@ class AsyncSearchClient:
 
     def __init__(
         self,
-        target: str | Path | Searcher,
+        target: str | Sequence[str] | Path | Searcher,
         *,
         api_key: str | None = None,
         timeout_s: float = TIMEOUT_S,
@@ -525,14 +526,14 @@ class AsyncSearchClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._timeout_s = timeout_s
-        if _names_gateway(target):
+        if gateways := _gateways_of(target):
             self._transport: Any = AsyncHttpTransport(
-                str(target), api_key=api_key, max_retries=max_retries, collection=collection, transport=transport
+                gateways, api_key=api_key, max_retries=max_retries, collection=collection, transport=transport
             )
         else:
             from hashlight.engine.client.local import AsyncLocalTransport
 
-            self._transport = AsyncLocalTransport(target, encoder=encoder)
+            self._transport = AsyncLocalTransport(cast("str | Path | Searcher", target), encoder=encoder)
 
     def __repr__(self) -> str:
         """Show the target."""
@@ -812,10 +813,20 @@ def _unicode(filter: str | None) -> str | None:
     return filter
 
 
-def _names_gateway(target: object) -> bool:
-    if isinstance(target, str) and re.match(r"[\w.-]+:\d+(/|$)", target) and not Path(target).exists():
+def _gateways_of(target: object) -> list[str]:
+    """Return the URLs of the gateways that a target names: one, several separated by commas, or a sequence."""
+    if isinstance(target, list | tuple):
+        if not target or not all(isinstance(one, str) and is_url(one) for one in target):
+            raise ValueError(f"several targets must be URLs of gateways that answer the same, got {target!r}")
+        return list(target)
+    if not isinstance(target, str):
+        return []
+    parts = [part.strip() for part in target.split(",")]
+    if len(parts) > 1 and is_url(parts[0]):
+        return _gateways_of(parts)
+    if re.match(r"[\w.-]+:\d+(/|$)", target) and not Path(target).exists():
         raise ValueError(f"`target` must be http://..., https://... or a collection's folder, got {target!r}")
-    return is_url(target)
+    return [target] if is_url(target) else []
 
 
 def _seconds(timeout_s: float) -> float:

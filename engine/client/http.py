@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import httpx
@@ -39,6 +39,7 @@ from hashlight.engine.client.errors import (
     ConnectionFailedError,
     DeadlineExceededError,
     HashlightError,
+    IncompleteError,
     NotReadyError,
     OverloadedError,
     ServerError,
@@ -64,6 +65,53 @@ _MAX_FILTER = 5000
 
 # After these errors a retry may succeed. A write has a key, under which the server makes it once.
 _RETRIED = (ConnectionFailedError, OverloadedError, NotReadyError)
+# After these as well another gateway may succeed, which may reach what this one does not.
+_ELSEWHERE = (*_RETRIED, IncompleteError)
+
+
+class Gateways:
+    """The gateways that may be asked, all of which answer the same, and the one that is asked next. Thread-safe.
+
+    Parameters
+    ----------
+    urls : sequence of str
+    collection : str or None
+        The one to ask, of several in each server.
+    """
+
+    def __init__(self, urls: Sequence[str], collection: str | None) -> None:
+        self.urls = [_of_collection(gateway_url(url), collection) for url in urls]
+        self._next = random.randrange(len(self.urls))  # so that clients spread over them
+
+    def __str__(self) -> str:
+        return ",".join(self.urls)
+
+    @property
+    def next(self) -> str:
+        """The URL of the gateway to ask; the same until it fails."""
+        return self.urls[self._next]
+
+    def after(self, url: str, call: Call, error: HashlightError) -> str | None:
+        """Return another gateway that may be asked what this one did not answer; None if there is none."""
+        if len(self.urls) == 1 or not isinstance(error, _ELSEWHERE):
+            return None
+        # A write may have been made although its connection was lost, and each server knows its own keys.
+        if isinstance(call, Write) and isinstance(error, ConnectionFailedError) and not _was_not_sent(error):
+            return None
+        following = (self.urls.index(url) + 1) % len(self.urls)
+        if self.next == url:
+            self._next = following
+        return self.urls[following]
+
+
+class _At(NamedTuple):
+    """Makes requests to one gateway."""
+
+    client: httpx.Client | httpx.AsyncClient
+    url: str
+
+    def build_request(self, method: str, path: str, **more: Any) -> httpx.Request:
+        return self.client.build_request(method, f"{self.url}{path}", **more)
 
 
 class HttpTransport:
@@ -71,8 +119,8 @@ class HttpTransport:
 
     Parameters
     ----------
-    url : str
-        The gateway, such as `https://search.example.com`.
+    urls : sequence of str
+        One or several gateways that answer the same, such as `https://search.example.com`.
     api_key : str or None
     max_retries : int
     collection : str or None
@@ -83,21 +131,21 @@ class HttpTransport:
 
     def __init__(
         self,
-        url: str,
+        urls: Sequence[str],
         *,
         api_key: str | None,
         max_retries: int,
         collection: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = _of_collection(gateway_url(url), collection)
+        self._gateways = Gateways(urls, collection)
         self._max_retries = max_retries
-        self._client = httpx.Client(base_url=self.url, headers=_headers(api_key), transport=transport)
+        self._client = httpx.Client(headers=_headers(api_key), transport=transport)
         self._bits: int | None = None
-        self._pictures_elsewhere = _pictures_of(self.url, api_key, transport)
+        self._pictures_elsewhere = _pictures_of(self._gateways.urls, api_key, transport)
 
     def __repr__(self) -> str:
-        return repr(self.url)
+        return repr(str(self._gateways))
 
     def send(self, call: Call) -> Any:
         """Execute a call."""
@@ -112,12 +160,13 @@ class HttpTransport:
         return self._send(call, until_s)
 
     def _send(self, call: Call, until_s: float) -> Any:
-        for attempt in range(self._max_retries + 1):
+        asking = _Asking(self._gateways, call, self._max_retries, until_s)
+        while True:
             try:
-                return self._try(call, until_s - time.monotonic())
-            except _RETRIED as error:
-                time.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
-        raise AssertionError("the last try returns or raises")
+                return self._try(call, until_s - time.monotonic(), asking.url)
+            except _ELSEWHERE as error:
+                if wait_s := asking.wait_s(error):
+                    time.sleep(wait_s)
 
     def pictures(self, ids: Sequence[int]) -> list[str | None]:
         """Return thumbnails of items as data URIs, None for those that are unavailable."""
@@ -136,14 +185,14 @@ class HttpTransport:
         """Close the connections."""
         self._client.close()
 
-    def _try(self, call: Call, left_s: float) -> Any:
-        request = _request(self._client, call, left_s)
+    def _try(self, call: Call, left_s: float, url: str) -> Any:
+        request = _request(_At(self._client, url), call, left_s)
         with _span(call, request):
             tracing.inject(request.headers)
             try:
                 response = self._client.send(request)
             except httpx.HTTPError as error:
-                raise _error_of_transport(error, self.url, call) from error
+                raise _error_of_transport(error, url, call) from error
             return _read(call, response, self.pictures)
 
 
@@ -152,21 +201,21 @@ class AsyncHttpTransport:
 
     def __init__(
         self,
-        url: str,
+        urls: Sequence[str],
         *,
         api_key: str | None,
         max_retries: int,
         collection: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url = _of_collection(gateway_url(url), collection)
+        self._gateways = Gateways(urls, collection)
         self._max_retries = max_retries
-        self._client = httpx.AsyncClient(base_url=self.url, headers=_headers(api_key), transport=transport)
+        self._client = httpx.AsyncClient(headers=_headers(api_key), transport=transport)
         self._bits: int | None = None
-        self._pictures = _pictures_of(self.url, api_key, transport)
+        self._pictures = _pictures_of(self._gateways.urls, api_key, transport)
 
     def __repr__(self) -> str:
-        return repr(self.url)
+        return repr(str(self._gateways))
 
     async def send(self, call: Call) -> Any:
         """Execute a call."""
@@ -181,25 +230,26 @@ class AsyncHttpTransport:
         return await self._send(call, until_s)
 
     async def _send(self, call: Call, until_s: float) -> Any:
-        for attempt in range(self._max_retries + 1):
+        asking = _Asking(self._gateways, call, self._max_retries, until_s)
+        while True:
             try:
-                return await self._try(call, until_s - time.monotonic())
-            except _RETRIED as error:
-                await asyncio.sleep(_wait_s(error, attempt, self._max_retries, until_s - time.monotonic()))
-        raise AssertionError("the last try returns or raises")
+                return await self._try(call, until_s - time.monotonic(), asking.url)
+            except _ELSEWHERE as error:
+                if wait_s := asking.wait_s(error):
+                    await asyncio.sleep(wait_s)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _try(self, call: Call, left_s: float) -> Any:
-        request = _request(self._client, call, left_s)
+    async def _try(self, call: Call, left_s: float, url: str) -> Any:
+        request = _request(_At(self._client, url), call, left_s)
         with _span(call, request):
             tracing.inject(request.headers)
             try:
                 response = await self._client.send(request)
             except httpx.HTTPError as error:
-                raise _error_of_transport(error, self.url, call) from error
+                raise _error_of_transport(error, url, call) from error
             return _read(call, response, self._pictures)
 
 
@@ -229,6 +279,35 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {"User-Agent": "hashlight"} | ({} if api_key is None else {"Authorization": f"Bearer {api_key}"})
 
 
+class _Asking:
+    """A call on its way: which gateway is asked, and how often all of them were."""
+
+    def __init__(self, gateways: Gateways, call: Call, max_retries: int, until_s: float) -> None:
+        self.url = gateways.next
+        self._gateways, self._call, self._max_retries, self._until_s = gateways, call, max_retries, until_s
+        self._asked = 1  # since the last pause
+        self._round = 0
+
+    def wait_s(self, error: HashlightError) -> float:
+        """Return how long to wait before `url` is asked, which may have changed; raises `error` if it is no use."""
+        other = self._gateways.after(self.url, self._call, error)
+        if other is not None and self._asked < len(self._gateways.urls):
+            self.url = other
+            self._asked += 1
+            return 0.0
+        if not isinstance(error, _RETRIED):
+            raise error
+        wait_s = _wait_s(error, self._round, self._max_retries, self._until_s - time.monotonic())
+        self.url = other or self.url
+        self._asked = 1
+        self._round += 1
+        return wait_s
+
+
+def _was_not_sent(error: ConnectionFailedError) -> bool:
+    return isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout)
+
+
 def _wait_s(error: HashlightError, attempt: int, max_retries: int, left_s: float) -> float:
     """Return how long to wait before the next try; raises `error` if no retry, or no time for one, is left."""
     wait_s: float = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0)
@@ -239,18 +318,18 @@ def _wait_s(error: HashlightError, attempt: int, max_retries: int, left_s: float
     return wait_s
 
 
-def _pictures_of(url: str, api_key: str | None, transport: object | None) -> Thumbnails:
+def _pictures_of(urls: Sequence[str], api_key: str | None, transport: object | None) -> Thumbnails:
     """Return a function that fetches thumbnails over connections of its own.
 
     A notebook shows answers even after their client was closed, and cannot wait for an event loop.
     """
     if transport is not None:
         return lambda ids: [None] * len(ids)
-    return functools.partial(_fetch_pictures, url, api_key)
+    return functools.partial(_fetch_pictures, urls, api_key)
 
 
-def _fetch_pictures(url: str, api_key: str | None, ids: Sequence[int]) -> list[str | None]:
-    with contextlib.closing(HttpTransport(url, api_key=api_key, max_retries=0)) as transport:
+def _fetch_pictures(urls: Sequence[str], api_key: str | None, ids: Sequence[int]) -> list[str | None]:
+    with contextlib.closing(HttpTransport(urls, api_key=api_key, max_retries=0)) as transport:
         return transport.pictures(ids)
 
 
@@ -297,7 +376,7 @@ def _joined(parts: list[Items]) -> Items:
         raise NotReadyError("the collection changed while `ids` were read in parts: try again") from error
 
 
-def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float) -> httpx.Request:
+def _request(client: _At, call: Call, left_s: float) -> httpx.Request:
     """Return the request of a call that may take `left_s` more seconds."""
     if left_s <= 0:
         raise DeadlineExceededError(f"no answer within {call.timeout_s:g} s")
@@ -331,9 +410,7 @@ def _request(client: httpx.Client | httpx.AsyncClient, call: Call, left_s: float
             return client.build_request("GET", "/health/ready", timeout=timeout)
 
 
-def _search_request(
-    client: httpx.Client | httpx.AsyncClient, call: Search, timeout: httpx.Timeout, timeout_ms: int
-) -> httpx.Request:
+def _search_request(client: _At, call: Search, timeout: httpx.Timeout, timeout_ms: int) -> httpx.Request:
     path = "/v1/search" if call.query.kind == "nearest" else "/v1/range_search"
     options = {**call.options(), "timeout_ms": timeout_ms}
     headers = {"Accept": _ARROW}
@@ -348,9 +425,7 @@ def _search_request(
     return client.build_request("POST", path, json=document, headers=headers, timeout=timeout)
 
 
-def _write_request(
-    client: httpx.Client | httpx.AsyncClient, call: Write, timeout: httpx.Timeout, timeout_ms: int
-) -> httpx.Request:
+def _write_request(client: _At, call: Write, timeout: httpx.Timeout, timeout_ms: int) -> httpx.Request:
     params = {"timeout_ms": str(timeout_ms)} | ({"wait": "visible"} if call.visible else {})
     headers = {"Idempotency-Key": call.key}
     if isinstance(call, Delete):

@@ -26,6 +26,7 @@ from hashlight.engine.indexes.arrays import after_pair, bytes_of, read_only
 from hashlight.engine.indexes.base import Index, check_arrays, check_build, check_farthest
 from hashlight.engine.indexes.masks import RowMask, allowed_rows, is_listed
 from hashlight.engine.indexes.order import sort_rows
+from hashlight.engine.indexes.stopping import current
 from hashlight.engine.indexes.threads import run_cut
 from hashlight.engine.kernels.arguments import Rows
 from hashlight.engine.kernels.scan import STRIDE, knn_scan, range_scan
@@ -191,7 +192,14 @@ class ScanIndex(Index):
         return account.explanation()
 
 
-def _empty_block(words: int, num_queries: int) -> tuple[CodeArray, NDArray[np.uint32], NDArray[np.uint64]]:
+def _empty_block(
+    words: int, num_queries: int
+) -> tuple[CodeArray, NDArray[np.uint32], NDArray[np.uint64], NDArray[np.uint8]]:
     """Return the arrays of an `engine.kernels.arguments.Block`."""
     places = MIN_BLOCK if num_queries == 1 else min(max(BLOCK_WORDS // words // STRIDE * STRIDE, MIN_BLOCK), MAX_BLOCK)
-    return np.empty((words, places), np.uint64), np.empty(places, np.uint32), np.empty(places, np.uint64)
+    return (
+        np.empty((words, places), np.uint64),
+        np.empty(places, np.uint32),
+        np.empty(places, np.uint64),
+        current().flag_1,
+    )

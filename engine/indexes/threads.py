@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from hashlight.engine.indexes.stopping import NEVER, Stop, current, stoppable
 from hashlight.engine.machine import cpu_limit
 
 T = TypeVar("T")
@@ -81,9 +82,10 @@ def run_parts(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
     A single part runs in the calling thread, and so do all parts if that thread already runs one: were parts of parts
     to wait for threads of the pool, those that they are parts of could hold all of them.
     """
+    stop = current()
     if len(parts) == 1 or getattr(_held, "slot", False):
-        return [_in_slot(work, part) for part in parts]
-    return list(_shared_pool().map(lambda part: _in_slot(work, part), parts))
+        return [_in_slot(work, part, stop) for part in parts]
+    return list(_shared_pool().map(lambda part: _in_slot(work, part, stop), parts))
 
 
 def run_cut(
@@ -91,7 +93,7 @@ def run_cut(
 ) -> list[T]:
     """Return `work(part)` for the parts that `cut` makes of `items`, none with more than `most` items, in order."""
     if items == 1:  # a visible part of a search that takes microseconds
-        return [_in_slot(work, slice(0, 1))]
+        return [_in_slot(work, slice(0, 1), current())]
     return run_parts(work, no_larger(cut(items, threads, least=least), max(1, most)))
 
 
@@ -117,18 +119,25 @@ def run_aside(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
         return list(pool.map(work, parts))
 
 
-def _in_slot(work: Callable[[slice], T], part: slice) -> T:
+def _in_slot(work: Callable[[slice], T], part: slice, stop: Stop) -> T:
     """Wait for a free slot and run; a thread that already holds one keeps it."""
     if getattr(_held, "slot", False):
-        return work(part)
+        return _run(work, part, stop)
     slots = _free_slots()
     token = slots.get()
     _held.slot = True
     try:
-        return work(part)
+        return _run(work, part, stop)
     finally:
         _held.slot = False
         slots.put(token)
+
+
+def _run(work: Callable[[slice], T], part: slice, stop: Stop) -> T:
+    if stop is NEVER:
+        return work(part)
+    with stoppable(stop):
+        return work(part)
 
 
 def _free_slots() -> queue.SimpleQueue[int]:

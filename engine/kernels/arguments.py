@@ -139,6 +139,8 @@ class Scratch(NamedTuple):
         Largest substring distance probed in each table, -1 for none.
     met_T : ndarray of float64, shape (T,)
         Number of entries that a table's last step met, -1 before its first.
+    stop_1 : ndarray of uint8, shape (1,)
+        Not 0 once the search is to end; what is found then is not an answer.
     """
 
     from_P: NDArray[np.int64]
@@ -147,6 +149,7 @@ class Scratch(NamedTuple):
     row_C: NDArray[np.int64]
     seen_T: NDArray[np.int64]
     met_T: NDArray[np.float64]
+    stop_1: NDArray[np.uint8]
 
 
 class Work(NamedTuple):
@@ -217,11 +220,14 @@ class Block(NamedTuple):
         Row of each code.
     dist_B : ndarray of uint64, shape (B,)
         Distance of each code from one query.
+    stop_1 : ndarray of uint8, shape (1,)
+        Not 0 once the search is to end; what is found then is not an answer.
     """
 
     word_WB: NDArray[np.uint64]
     row_B: NDArray[np.uint32]
     dist_B: NDArray[np.uint64]
+    stop_1: NDArray[np.uint8]
 
 
 class Hits(NamedTuple):

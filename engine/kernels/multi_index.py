@@ -305,6 +305,9 @@ def range_tables(rows_, tables_, word_V, query_QW, radius, reach_T, budget, curs
                     rows, tables, word_V, query_QW[query], step, radius, budget, scratch, work, num_hits, hits
                 )
                 scratch.seen_T[step.table] = step.reach
+        if scratch.stop_1[0]:
+            cursor_2[0] = len(query_QW)
+            return before
         if work.candidates_Q[query] > budget:
             cursor_2[0] = query
             cursor_2[1] = -1
@@ -326,7 +329,7 @@ def range_step(rows, tables, word_V, query_W, step, radius, budget, scratch, wor
     value = query_substring(query_W, tables.low_T[step.table], width)
     sketch = query_sketch(query_W, tables.sketch_T4[step.table])
     mask = (ONE << np.uint64(step.reach)) - ONE
-    while mask < ONE << np.uint64(width) and candidates_Q[step.query] <= budget:
+    while mask < ONE << np.uint64(width) and candidates_Q[step.query] <= budget and scratch.stop_1[0] == 0:
         mask, kept, probes = look_up(rows, tables, step.table, value, mask, scratch)
         work.probes_Q[step.query] += probes
         place_2[0] = 0
@@ -391,7 +394,7 @@ def knn_tables(rows_, tables_, sizes_, word_V, query_QW, bound_Q, after_2, budge
                 spent_ns += met * budget.candidate_ns + read * budget.read_ns
                 scratch.seen_T[step.table] = step.reach
             # Every row within distance `number` has now been met.
-            if number >= min(bound_Q[query], dist_K[0]) or step.reach > widest:
+            if number >= min(bound_Q[query], dist_K[0]) or step.reach > widest or scratch.stop_1[0]:
                 done_Q[query] = 1
             number += 1
 
@@ -408,7 +411,7 @@ def knn_step(rows, tables, word_V, query_W, bound, after_2, step, scratch, work,
     value = query_substring(query_W, tables.low_T[step.table], width)
     sketch = query_sketch(query_W, tables.sketch_T4[step.table])
     mask = (ONE << np.uint64(step.reach)) - ONE
-    while mask < ONE << np.uint64(width):
+    while mask < ONE << np.uint64(width) and scratch.stop_1[0] == 0:
         mask, kept, probes = look_up(rows, tables, step.table, value, mask, scratch)
         work.probes_Q[step.query] += probes
         place_2[0] = 0

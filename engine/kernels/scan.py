@@ -63,6 +63,9 @@ def range_scan(rows_, allowed_, query_QW, radius, cursor_2, block_, hits_):
     alone = reads_in_place(rows, allowed, query_QW)
     last = len(allowed.row_L) if allowed.listed else rows.num_rows
     while begin < last:
+        if block.stop_1[0]:
+            begin = last
+            break
         if alone:
             end = min(begin + places, last)
             size = end - begin
@@ -107,7 +110,7 @@ def knn_scan(rows_, allowed_, query_QW, bound_Q, after_2, block_, heaps_):
     alone = reads_in_place(rows, allowed, query_QW)
     last = len(allowed.row_L) if allowed.listed else rows.num_rows
     begin = 0
-    while begin < last:
+    while begin < last and block.stop_1[0] == 0:
         if alone:
             end = min(begin + places, last)
             least = row_distances(rows, begin, end, excluded_V, query_QW[0], dist_B)

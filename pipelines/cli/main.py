@@ -38,10 +38,12 @@ from hashlight.pipelines.cli.using.dedup import dedup
 from hashlight.pipelines.cli.using.evaluate import evaluate
 from hashlight.pipelines.cli.using.export import export
 from hashlight.pipelines.cli.using.facets import facets
+from hashlight.pipelines.cli.using.gateway import gateway
 from hashlight.pipelines.cli.using.info import info
 from hashlight.pipelines.cli.using.scale import scale
 from hashlight.pipelines.cli.using.search import search
 from hashlight.pipelines.cli.using.serve import serve
+from hashlight.pipelines.cli.using.shard_server import shard_server
 
 # In the order of `hashlight --help`.
 VERBS = (
@@ -69,6 +71,8 @@ VERBS = (
     prune,
     verify,
     serve,
+    shard_server,
+    gateway,
     scale,
     warmup,
     calibrate,

@@ -18,6 +18,7 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 if TYPE_CHECKING:
+    from hashlight.engine.service.protocol.security import Security
     from hashlight.pipelines.corpora.options import CorpusOptions
 
 # Without their module, so that help needs no numpy.
@@ -140,15 +141,10 @@ class CorpusNames:
             raise typer.BadParameter(str(error)) from error
 
 
-def _check_listen(text: str | None) -> str | None:
+def check_listen(text: str | None) -> str | None:
     """Refuse what is no address to listen at."""
     if text is not None:
-        from hashlight.engine.service.door.listener import parse_listen
-
-        try:
-            parse_listen(text)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
+        parse_listen(text)
     return text
 
 
@@ -164,7 +160,7 @@ class Observing:
         str | None,
         typer.Option(
             help="HOST:PORT at which to answer /metrics and /health/... to anyone, without a key.",
-            callback=_check_listen,
+            callback=check_listen,
         ),
     ] = None
 
@@ -176,6 +172,48 @@ class Observing:
 
         with logging_as(self.log_format, self.log_level), exporting_traces(service):
             yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTls:
+    """How gateways and shard servers know each other on networks that are not trusted, besides by the token."""
+
+    shard_tls_cert: Annotated[Path | None, local_file("Certificate (PEM) between gateway and shard servers.")] = None
+    shard_tls_key: Annotated[Path | None, local_file("Its private key (PEM).")] = None
+    shard_tls_authority: Annotated[Path | None, local_file("Authority that signed it.")] = None
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the options that were given."""
+        return [f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value is not None]
+
+    def check(self) -> None:
+        """Refuse half of a certificate, and an authority without one."""
+        if (self.shard_tls_cert is None) != (self.shard_tls_key is None):
+            raise typer.BadParameter("--shard-tls-cert and --shard-tls-key go together: give both or neither")
+        if self.shard_tls_authority is not None and self.shard_tls_cert is None:
+            raise typer.BadParameter("--shard-tls-authority goes with --shard-tls-cert and --shard-tls-key")
+
+    def security(self, *, fresh_token: bool = False) -> Security:
+        """Return how connections are protected; the token is that of HASHLIGHT_SHARD_TOKEN, or a fresh one."""
+        from hashlight.engine.service.protocol.security import Security
+
+        return Security.from_files(
+            certificate=self.shard_tls_cert,
+            key=self.shard_tls_key,
+            authority=self.shard_tls_authority,
+            fresh_token=fresh_token,
+        )
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Return the host and the port of an option `HOST:PORT`."""
+    from hashlight.engine.service.protocol.exposure import split_address
+
+    try:
+        return split_address(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def set_cache_size(text: str | None) -> str | None:
@@ -248,6 +286,15 @@ CacheSizeOption = Annotated[
         "or half of what is free.",
         callback=set_cache_size,
     ),
+]
+DrainDelayOption = Annotated[
+    float,
+    typer.Option(
+        "--drain-delay", min=0, help="Seconds after SIGTERM in which requests are answered still, without being ready."
+    ),
+]
+PollOption = Annotated[
+    float, typer.Option("--poll", min=0.05, help="Seconds between looks for new versions and servers.")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

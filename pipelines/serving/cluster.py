@@ -1,9 +1,11 @@
-"""Serve a collection over HTTP from shard servers: local processes, or actors on Ray."""
+"""Serve a collection over HTTP from shard servers that are found by asking them, or are started here."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,13 @@ from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.api.schemas import MAX_REPLICAS
-from hashlight.engine.service.asking.following import Follower
-from hashlight.engine.service.control.processes import LocalCluster
+from hashlight.engine.service.asking.following import LOOK_S
+from hashlight.engine.service.control.finding import Finder
 from hashlight.engine.service.door.http_server import Address, HttpServer, check_exposure
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.protocol.security import Security
-from hashlight.engine.service.routing.router import ClusterRouter, Observer
+from hashlight.engine.service.routing.router import REFRESH_S, ClusterRouter, Observer
 from hashlight.engine.service.telemetry.metrics import Metrics
 from hashlight.engine.storage.versions import holding_live
 from hashlight.engine.writing.committing import Committer
@@ -29,11 +31,15 @@ from hashlight.engine.writing.direct import Direct
 from hashlight.engine.writing.opened import Opened
 from hashlight.pipelines.jobs.nodes import look_at_collection, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
-from hashlight.pipelines.serving.ray_servers import RayCluster
+from hashlight.pipelines.serving.local_servers import LocalServers
+from hashlight.pipelines.serving.ray_servers import RayServers
 from hashlight.pipelines.serving.serve import bind, encoder_of, gateway_app, name_of
+
+logger = logging.getLogger(__name__)
 
 # Each commit is a version that all servers open: some tens of milliseconds of writes are one.
 GATHER_S = 0.05
+FIND_S = 60.0  # for servers of all groups to be found when a gateway starts; those of any group are enough then
 
 
 @contextlib.contextmanager
@@ -41,7 +47,7 @@ def serve_cluster(
     path: str | Path,
     address: Address,
     keys: Keys,
-    servers: AbstractContextManager[RayCluster | LocalCluster],
+    servers: AbstractContextManager[RayServers | LocalServers],
     *,
     insecure: bool = False,
     **more: Any,
@@ -61,7 +67,31 @@ def cluster_app(
     path: str | Path,
     address: Address,
     keys: Keys,
-    servers: AbstractContextManager[RayCluster | LocalCluster],
+    servers: AbstractContextManager[RayServers | LocalServers],
+    *,
+    poll_s: float = REFRESH_S,
+    **more: Any,
+) -> Iterator[FastAPI]:
+    """Start shard servers; yield the application of a gateway that finds them.
+
+    `servers` is what `shard_servers` returns for the same collection, not yet entered; the errors are those of
+    `shard_servers`, too. The other arguments are those of `found_app`.
+    """
+    encoder_of(Collection.open(path), more.get("encoder"))  # before anything is started
+    with (
+        servers as cluster,
+        contextlib.closing(Finder(cluster.source, security=cluster.security)) as finder,
+        found_app(path, address, keys, finder, poll_s=poll_s, scale=cluster.scale, **more) as app,
+    ):
+        yield app
+
+
+@contextlib.contextmanager
+def found_app(
+    path: str | Path | None,
+    address: Address,
+    keys: Keys,
+    finder: Finder,
     *,
     encoder: str | Path | None = None,
     limits: Limits | None = None,
@@ -69,20 +99,40 @@ def cluster_app(
     writable: bool = False,
     write_log: Path | None = None,
     metrics: Metrics | None = None,
+    poll_s: float = LOOK_S,
+    scale: Callable[[int], None] | None = None,
 ) -> Iterator[FastAPI]:
-    """Start shard servers; yield the application that answers through a router over them.
+    """Yield the application that answers through a router over the shard servers that are found.
 
-    `servers` is what `shard_servers` returns for the same collection, not yet entered; the errors are those of
-    `shard_servers`, too. The other arguments are those of `pipelines.serving.serve.embedded_app`.
+    Parameters
+    ----------
+    path : str, Path or None
+        The collection, which is needed for its encoder and for writes alone.
+    finder : Finder
+        Not closed here.
+    poll_s : float
+        Between looks for servers and versions.
+    scale : callable, optional
+        Sets the number of replicas of every group.
+    address, keys, encoder, limits, image_hosts, writable, write_log, metrics
+        As in `pipelines.serving.serve.embedded_app`.
+
+    Raises
+    ------
+    NotReadyError, NoShardError
+        If no server is found within a minute.
+    EncoderMismatchError
+        If `encoder` is not the one that made the codes.
     """
-    image_encoder = encoder_of(Collection.open(path), encoder)
+    image_encoder = None if path is None else encoder_of(Collection.open(path), encoder)
     metrics = metrics or Metrics()
-    with (
-        servers as cluster,
-        routing(cluster, observe=metrics.observe) as (router, follower),
-        _writing(path, write_log, follower) if writable else contextlib.nullcontext() as committer,
-    ):
-        router.ready()
+    finder.wait(FIND_S)
+    with contextlib.ExitStack() as stack:
+        router = stack.enter_context(routing(finder, poll_s=poll_s, observe=metrics.observe))
+        committer = None
+        if writable:
+            assert path is not None, "what is written is named"
+            committer = stack.enter_context(_writing(path, write_log, finder, router))
         yield gateway_app(
             router,
             image_encoder,
@@ -91,18 +141,54 @@ def cluster_app(
             limits=limits,
             image_hosts=image_hosts,
             metrics=metrics,
-            scale=cluster.scale,
-            pending=lambda: follower.pending,
+            scale=scale,
+            pending=lambda: finder.pending,
             committer=committer,
         )
 
 
 @contextlib.contextmanager
-def _writing(path: str | Path, write_log: Path | None, follower: Follower) -> Iterator[Committer]:
-    """Yield what commits writes before they are answered."""
-    store = Direct(path, Opened(path, write_log), committed=lambda version: follower.hurry())
-    with contextlib.closing(Committer(store, gather_s=GATHER_S)) as committer:
-        yield committer
+def routing(finder: Finder, *, poll_s: float = LOOK_S, observe: Observer | None = None) -> Iterator[ClusterRouter]:
+    """Yield a router over the shard servers that are found, which follows their versions and addresses.
+
+    Parameters
+    ----------
+    finder : Finder
+        Not closed here.
+    poll_s : float
+        Between looks.
+    observe : callable, optional
+        As in `ClusterRouter`.
+    """
+    router = ClusterRouter(finder.map, security=finder.security, refresh_s=poll_s, observe=observe)
+    with contextlib.closing(router):
+        yield router
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path, write_log: Path | None, finder: Finder, router: ClusterRouter) -> Iterator[Committer]:
+    """Yield what commits writes before they are answered, and has the servers take each version up at once."""
+    committed, ending = threading.Event(), threading.Event()
+
+    def urge() -> None:
+        while committed.wait() and not ending.is_set():
+            committed.clear()
+            try:
+                finder.urge()
+                router.hurry()
+            except Exception:  # they look by themselves, a little later
+                logger.exception("shard servers were not told of a new version")
+
+    thread = threading.Thread(target=urge, name="hashlight-urge", daemon=True)
+    thread.start()
+    store = Direct(path, Opened(path, write_log), committed=lambda version: committed.set())
+    try:
+        with contextlib.closing(Committer(store, gather_s=GATHER_S)) as committer:
+            yield committer
+    finally:
+        ending.set()
+        committed.set()
+        thread.join()
 
 
 @contextlib.contextmanager
@@ -113,9 +199,10 @@ def shard_servers(
     replicas: int,
     ray: bool = False,
     ray_address: str | None = None,
+    name: str | None = None,
     security: Security | None = None,
     index: IndexChoice = "auto",
-) -> Iterator[RayCluster | LocalCluster]:
+) -> Iterator[RayServers | LocalServers]:
     """Start shard servers; they stop when the context exits.
 
     Parameters
@@ -126,6 +213,8 @@ def shard_servers(
         Use actors on Ray instead of local processes.
     ray_address : str, optional
         Of a Ray cluster; without one, and without `RAY_ADDRESS`, Ray is started on this machine.
+    name : str, optional
+        Of actors that outlive this process, as of `RayServers`.
     security : Security, optional
         For the shard servers; by default a generated token.
     index : str
@@ -146,28 +235,9 @@ def shard_servers(
             # Our own Ray session places nothing else, so it has room for any number of replicas.
             cpus = usable_cores() / (groups * MAX_REPLICAS) if is_own else 1.0
             yield stack.enter_context(
-                RayCluster(path, groups=groups, replicas=replicas, security=security, cpus=cpus, index=index)
+                RayServers(path, groups=groups, replicas=replicas, name=name, security=security, cpus=cpus, index=index)
             )
         else:
-            more = ("--index", index)
             yield stack.enter_context(
-                LocalCluster(path, groups=groups, replicas=replicas, security=security, more=more)
+                LocalServers(path, groups=groups, replicas=replicas, security=security, more=("--index", index))
             )
-
-
-@contextlib.contextmanager
-def routing(
-    cluster: RayCluster | LocalCluster, *, observe: Observer | None = None
-) -> Iterator[tuple[ClusterRouter, Follower]]:
-    """Yield a router over shard servers, and what makes them serve new versions as they are published.
-
-    Parameters
-    ----------
-    cluster : RayCluster or LocalCluster
-    observe : callable, optional
-        As in `ClusterRouter`.
-    """
-    with contextlib.closing(ClusterRouter(cluster.map, security=cluster.security, observe=observe)) as router:
-        follower = Follower(cluster.location, cluster.roll)
-        with follower.following():
-            yield router, follower

@@ -1,140 +1,163 @@
-"""Shard servers as Ray actors: Ray places and restarts them; queries reach them over Arrow Flight, not through Ray."""
+"""Shard servers as named Ray actors: Ray places and restarts them; queries go over Arrow Flight, not through Ray.
+
+An actor is named `NAME/GROUP/GROUPS/NUMBER` in the namespace `hashlight`: that is all that anybody needs to know to
+find the servers of NAME, or to change how many there are.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
-import threading
-import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from hashlight.engine.errors import NotReadyError
 from hashlight.engine.indexes.choice import IndexChoice
-from hashlight.engine.indexes.warmup import warm
-from hashlight.engine.service.asking.following import Backoff
-from hashlight.engine.service.control.registry import Registry
-from hashlight.engine.service.protocol.cluster_map import Assignment, ClusterMap, ServerName
 from hashlight.engine.service.protocol.security import Security
-from hashlight.engine.service.shards.server import DRAIN_S, ShardServer
+from hashlight.engine.service.shards.running import shard_server
+from hashlight.engine.service.shards.server import DRAIN_S
 from hashlight.pipelines.jobs.errors import PipelineError
 
 logger = logging.getLogger(__name__)
 
-REGISTER_S = 1.0
+NAMESPACE = "hashlight"
 PLACED_S = 60.0
 READY_S = 600.0  # a node hashes a large collection when it first opens it
 ASKED_S = 5.0
+_AGAIN_S = 0.5  # for an actor to say where it is, while others may be starting again
 
-
-class Directory:
-    """The actor that knows which server has which shards.
-
-    After a restart by Ray it is empty until the servers have registered again, a second later. Until each group has a
-    server it gives out no map, and routers keep using the one they have.
-    """
-
-    def __init__(self, collection: str, groups: int, security: Security) -> None:
-        self._registry = Registry(collection, groups=groups, security=security)
-        self._whole = False
-
-    def assignment(self, group: int) -> Assignment:
-        """See `Registry.assignment`."""
-        return self._registry.assignment(group)
-
-    def register(self, group: int, number: int, name: ServerName, identities: list[str]) -> Assignment:
-        """See `Registry.register`."""
-        return self._registry.register(group, number, name, identities)
-
-    def remove(self, group: int, number: int) -> None:
-        """See `Registry.remove`."""
-        self._registry.remove(group, number)
-
-    def map(self) -> ClusterMap:
-        """Return the map for routers.
-
-        Raises
-        ------
-        NotReadyError
-            If a group has no server yet.
-        """
-        found = self._registry.map()
-        missing = [number for number, group in enumerate(found.groups) if not group.replicas]
-        if missing and not self._whole:
-            raise NotReadyError(f"groups {missing} have no registered server yet: try again")
-        self._whole = True
-        return found
-
-    def roll(self) -> bool:
-        """See `Registry.roll`."""
-        return self._registry.roll()
+Place = tuple[int, int]  # group and number, counted from 0
 
 
 class ShardActor:
-    """The actor that serves one replica of one group and registers with the directory every second."""
+    """The actor that is one shard server.
+
+    Parameters
+    ----------
+    collection : str
+    group, groups : int
+        Which of how many groups; the first is 1.
+    security : Security
+    index : str
+    cpus : float
+        That it was given.
+    """
 
     def __init__(
-        self, collection: str, directory: Any, group: int, number: int, security: Security, index: IndexChoice
+        self, collection: str, group: int, groups: int, security: Security, index: IndexChoice, cpus: float
     ) -> None:
         import ray
 
-        warm()
-        self._directory, self._place = directory, (group, number)
-        self._server = ShardServer(collection, host=ray.util.get_node_ip_address(), security=security, index=index)
-        self._server.load(*ray.get(directory.assignment.remote(group)))
-        self._leaving = threading.Event()
-        self._backoff = Backoff()
-        self._asks_in_vain = False
-        self._register()
-        self._thread = threading.Thread(target=self._keep_registered, daemon=True)
-        self._thread.start()
+        self._settings = {"collection": collection, "security": security, "index": index, "cpus": cpus}
+        self._stack = contextlib.ExitStack()
+        self._server = self._stack.enter_context(
+            shard_server(
+                collection,
+                group=group,
+                groups=groups,
+                host=ray.util.get_node_ip_address(),
+                security=security,
+                index=index,
+            )
+        )
 
     def health(self) -> dict[str, Any]:
         """See `ShardServer.health`."""
         return self._server.health()
 
-    def drain(self) -> bool:
-        """Accept no more requests; return whether all accepted ones are answered."""
+    def settings(self) -> dict[str, Any]:
+        """Return what another server of the same deployment is started with."""
+        return self._settings
+
+    def drain(self, delay_s: float) -> bool:
+        """Tell the routers, then accept no more requests; return whether all accepted ones are answered."""
+        return self._server.drain(delay_s)
+
+
+class Named(NamedTuple):
+    """An actor by its name."""
+
+    group: int  # counted from 0, as the number is
+    groups: int
+    number: int
+
+    def text(self, deployment: str) -> str:
+        """Return the name."""
+        return f"{deployment}/{self.group + 1}/{self.groups}/{self.number}"
+
+    @property
+    def place(self) -> Place:
+        """Group and number."""
+        return self.group, self.number
+
+
+def find_actors(deployment: str) -> dict[Named, Any]:
+    """Return the actors of a deployment on the Ray cluster that this process uses."""
+    import ray
+
+    found = {}
+    for one in ray.util.list_named_actors(all_namespaces=True):
+        named = _parse(one["name"], deployment) if one["namespace"] == NAMESPACE else None
+        if named is not None:
+            with contextlib.suppress(ValueError):  # it has just ended
+                found[named] = ray.get_actor(one["name"], namespace=NAMESPACE)
+    return found
+
+
+def _parse(name: str, deployment: str) -> Named | None:
+    start, slash, rest = name.partition("/")
+    parts = rest.split("/")
+    if start != deployment or not slash or len(parts) != 3 or not all(part.isdigit() for part in parts):
+        return None
+    group, groups, number = map(int, parts)
+    return Named(group - 1, groups, number) if 1 <= group <= groups else None
+
+
+class ActorAddresses:
+    """Where the actors of a deployment are; see `engine.service.control.sources.Source`.
+
+    An actor that does not say where it is keeps the address that it had.
+
+    Parameters
+    ----------
+    deployment : str
+    """
+
+    def __init__(self, deployment: str) -> None:
+        self._deployment = deployment
+        self._known: dict[Named, str] = {}
+
+    def __repr__(self) -> str:
+        """Name the deployment."""
+        return f"ray://{self._deployment}"
+
+    def __call__(self) -> Sequence[Sequence[str]]:
+        """Ask Ray for the actors, and them for their addresses; ValueError if there are none."""
         import ray
 
-        self._leaving.set()
-        self._thread.join()
-        ray.get(self._directory.remove.remote(*self._place))
-        return self._server.drain()
-
-    def _register(self) -> None:
-        import ray
-
-        served = self._server.health()["served"]
-        wanted: Assignment = ray.get(
-            self._directory.register.remote(*self._place, self._server.name, served), timeout=ASKED_S
-        )
-        if wanted.identity not in served and self._backoff.allows(wanted):
-            try:
-                self._server.load(*wanted)
-                self._backoff.succeeded()
-            except Exception as error:  # what is served already stays in service
-                self._backoff.failed(wanted)
-                logger.warning(
-                    "version %d cannot be served; next attempt in %.0f s: %s",
-                    wanted.version,
-                    self._backoff.left_s,
-                    error,
-                )
-
-    def _keep_registered(self) -> None:
-        while not self._leaving.wait(REGISTER_S):
-            try:
-                self._register()
-            except Exception as error:  # the directory is restarting; keep serving
-                if not self._asks_in_vain:
-                    logger.warning("cannot reach the directory: %s", error)
-                self._asks_in_vain = True
-            else:
-                self._asks_in_vain = False
+        if not ray.is_initialized():  # otherwise Ray would start a new session
+            raise ValueError("this process is no longer connected to Ray")
+        try:
+            actors = find_actors(self._deployment)
+            asked = {actor.health.remote(): named for named, actor in actors.items()}
+            told, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_AGAIN_S) if asked else ([], [])
+            for reference in told:
+                with contextlib.suppress(ray.exceptions.RayError):  # it is being started again
+                    self._known[asked[reference]] = ray.get(reference)["address"].rpartition("/")[2]
+        except (ray.exceptions.RayError, RuntimeError, ConnectionError) as error:
+            raise ValueError(f"Ray does not say where the shard servers are: {error!s:.300}") from error
+        self._known = {named: address for named, address in self._known.items() if named in actors}
+        if not actors:
+            raise ValueError(f"there are no shard servers named {self._deployment!r} on this Ray cluster")
+        groups: list[list[str]] = [[] for _ in range(max(named.groups for named in actors))]
+        for named, address in sorted(self._known.items()):
+            groups[named.group].append(address)
+        return groups
 
 
-class RayCluster:
+class RayServers:
     """Groups of replicated shard servers on the Ray cluster that this process uses. A context manager.
 
     Parameters
@@ -142,6 +165,8 @@ class RayCluster:
     collection : str or Path
         A path that every node can reach: a shared folder or a bucket's URI.
     groups, replicas : int
+    name : str, optional
+        Of servers that outlive this process, and that gateways find by it. Those that run under it already are kept.
     security : Security, optional
         By default a generated token.
     cpus : float
@@ -151,6 +176,8 @@ class RayCluster:
 
     Raises
     ------
+    ValueError
+        If `groups` or `replicas` is less than 1, or servers of another number of groups run under the name.
     PipelineError
         If the cluster has too few free CPUs.
     """
@@ -161,56 +188,57 @@ class RayCluster:
         *,
         groups: int,
         replicas: int,
+        name: str | None = None,
         security: Security | None = None,
         cpus: float = 1.0,
         index: IndexChoice = "auto",
     ) -> None:
-        import ray
-
+        if groups < 1:
+            raise ValueError(f"`groups` must be at least 1, got {groups}")
         self.security = security or Security(token=secrets.token_urlsafe())
         self.location = str(collection)
+        self.name = name or secrets.token_hex(8)
+        self.source = ActorAddresses(self.name)
+        self._outlives = name is not None
+        self._num_groups = groups
         self._cpus = cpus
         self._index = index
-        self._actors: dict[tuple[int, int], Any] = {}
         self._placements: list[Any] = []
-        directory = ray.remote(Directory).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=32)
-        self._directory: Any = directory.remote(self.location, groups, self.security)
+        self._actors: dict[Place, Any] = self._running()
+        is_new = not self._actors
         try:
-            for _ in range(groups):
-                self._placements.append(_place(replicas, cpus))
-            self._start([(group, number) for group in range(groups) for number in range(replicas)])
+            for group in range(groups):
+                self._placements.append(self._placement(group, replicas))
+            self.scale(replicas)
         except BaseException:
-            self.close()
+            if is_new:
+                self.stop()
             raise
+
+    @classmethod
+    def of(cls, name: str) -> RayServers:
+        """Return the servers that run under a name; NotReadyError if there are none, or none answers."""
+        import ray
+
+        found = find_actors(name)
+        for actor in found.values():
+            with contextlib.suppress(ray.exceptions.RayError):
+                settings = ray.get(actor.settings.remote(), timeout=ASKED_S)
+                per_group = len({named.number for named in found})
+                return cls(groups=next(iter(found)).groups, replicas=per_group, name=name, **settings)
+        raise NotReadyError(
+            f"no shard servers named {name!r} answer on this Ray cluster: start some with `hashlight serve COLLECTION "
+            f"--ray --name {name}`"
+        )
 
     def __enter__(self) -> Self:
         """Return itself; the servers are ready."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop all actors."""
-        self.close()
-
-    def map(self) -> ClusterMap:
-        """Return the map for routers.
-
-        Raises
-        ------
-        NotReadyError
-            If a group has no server yet, or this process is no longer connected to Ray.
-        """
-        import ray
-
-        if not ray.is_initialized():  # otherwise Ray would start a new session
-            raise NotReadyError("this process is no longer connected to Ray")
-        found: ClusterMap = ray.get(self._directory.map.remote(), timeout=ASKED_S)
-        return found
-
-    def roll(self) -> bool:
-        """Serve the live version of the collection; see `Registry.roll`."""
-        import ray
-
-        return bool(ray.get(self._directory.roll.remote()))
+        """Stop all actors, unless they have a name."""
+        if not self._outlives:
+            self.stop()
 
     def scale(self, replicas: int) -> None:
         """Set the number of replicas of every group; removed ones first answer their accepted requests.
@@ -224,30 +252,42 @@ class RayCluster:
         """
         if replicas < 1:
             raise ValueError(f"`replicas` must be at least 1, got {replicas}")
-        wanted = {(group, number) for group in range(len(self._placements)) for number in range(replicas)}
+        wanted = {(group, number) for group in range(self._num_groups) for number in range(replicas)}
         self._check_room([place for place in wanted - set(self._actors) if not self._is_reserved(*place)], replicas)
         self._start(sorted(wanted - set(self._actors)))
         self._stop(sorted(set(self._actors) - wanted))
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Stop all actors."""
         import ray
         from ray.util.placement_group import remove_placement_group
 
-        for actor in [*self._actors.values(), self._directory]:
+        for actor in self._actors.values():
             ray.kill(actor)
         self._actors.clear()
         for placement in self._placements:
             remove_placement_group(placement)
         self._placements = []
 
-    def health(self) -> dict[tuple[int, int], dict[str, Any]]:
+    def health(self) -> dict[Place, dict[str, Any]]:
         """Return the health of each server, by group and number."""
         import ray
 
         return dict(zip(self._actors, ray.get([actor.health.remote() for actor in self._actors.values()]), strict=True))
 
-    def _start(self, places: list[tuple[int, int]]) -> None:
+    def _running(self) -> dict[Place, Any]:
+        """Return the servers that run under the name already."""
+        found = find_actors(self.name) if self._outlives else {}
+        for named in found:
+            if named.groups != self._num_groups:
+                raise ValueError(
+                    f"servers of {named.groups} groups run as {self.name!r} on this Ray cluster, expected "
+                    f"{self._num_groups} groups: stop them first (`hashlight scale ray://{self.name} --replicas 0`), "
+                    "or choose another name"
+                )
+        return {named.place: actor for named, actor in found.items()}
+
+    def _start(self, places: list[Place]) -> None:
         import ray
 
         for place in places:
@@ -255,11 +295,12 @@ class RayCluster:
         try:
             ray.get([self._actors[place].health.remote() for place in places], timeout=READY_S)
         except ray.exceptions.RayError as error:
-            self._kill({place: self._actors.pop(place) for place in places})
+            for place in places:
+                ray.kill(self._actors.pop(place))
             reason = " ".join(str(getattr(error, "cause", None) or error).split())[:300]
             raise NotReadyError(f"the shard servers {places} (group, number) do not start: {reason}") from error
 
-    def _check_room(self, places: list[tuple[int, int]], replicas: int) -> None:
+    def _check_room(self, places: list[Place], replicas: int) -> None:
         import ray
 
         free, needed = ray.available_resources().get("CPU", 0.0), len(places) * self._cpus
@@ -282,35 +323,42 @@ class RayCluster:
         if self._is_reserved(group, number):
             strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=number)
         actor = ray.remote(num_cpus=self._cpus, max_restarts=-1, scheduling_strategy=strategy)(ShardActor)
-        return actor.remote(self.location, self._directory, group, number, self.security, self._index)
+        named = actor.options(
+            name=Named(group, self._num_groups, number).text(self.name),
+            namespace=NAMESPACE,
+            lifetime="detached" if self._outlives else None,
+        )
+        return named.remote(self.location, group + 1, self._num_groups, self.security, self._index, self._cpus)
 
-    def _stop(self, places: list[tuple[int, int]]) -> None:
+    def _placement(self, group: int, replicas: int) -> Any:
+        """Reserve room for the replicas of a group, or find what is reserved."""
+        import ray
+        from ray.util.placement_group import get_placement_group
+
+        name = f"{self.name}/{group + 1}"
+        if self._outlives:
+            with contextlib.suppress(ValueError, ray.exceptions.RayError):
+                return get_placement_group(name)
+        return _place(replicas, self._cpus, name=name, lifetime="detached" if self._outlives else None)
+
+    def _stop(self, places: list[Place]) -> None:
         import ray
 
         if not places:
             return
         going = {place: self._actors.pop(place) for place in places}
         # A lost server has nothing to answer, and must not keep the others from doing so.
-        ray.wait([actor.drain.remote() for actor in going.values()], num_returns=len(going), timeout=DRAIN_S + 5)
-        self._kill(going)
-
-    def _kill(self, actors: dict[tuple[int, int], Any]) -> None:
-        """Kill servers and remove them from the directory."""
-        import ray
-
-        for actor in actors.values():
+        ray.wait([actor.drain.remote(0.0) for actor in going.values()], num_returns=len(going), timeout=DRAIN_S + 5)
+        for actor in going.values():
             ray.kill(actor)
-        time.sleep(REGISTER_S)  # Ray kills asynchronously; a server may still register until then
-        forgotten = [self._directory.remove.remote(*place) for place in actors]
-        ray.wait(forgotten, num_returns=len(forgotten), timeout=ASKED_S)
 
 
-def _place(replicas: int, cpus: float) -> Any:
+def _place(replicas: int, cpus: float, *, name: str, lifetime: str | None) -> Any:
     """Reserve room for the replicas of one group, on different nodes if possible."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    placement = placement_group([{"CPU": cpus}] * replicas, strategy="SPREAD")
+    placement = placement_group([{"CPU": cpus}] * replicas, strategy="SPREAD", name=name, lifetime=lifetime)
     try:
         ray.get(placement.ready(), timeout=PLACED_S)
     except ray.exceptions.GetTimeoutError as error:

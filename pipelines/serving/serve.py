@@ -17,13 +17,13 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import IncompleteError, NotReadyError
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.warmup import warm
-from hashlight.engine.results import Coverage
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.api.collections import Collections
 from hashlight.engine.service.api.gateway import Gateway
 from hashlight.engine.service.asking.encoding import Encoder
 from hashlight.engine.service.asking.following import Follower, Pending
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
+from hashlight.engine.service.door.draining import DELAY_S
 from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.door.hosts import KnownHosts
 from hashlight.engine.service.door.http_server import LOOPBACK_NAMES, Address, HttpServer, check_exposure
@@ -131,10 +131,12 @@ def bind(
     *,
     insecure: bool = False,
     slow_query_s: float | None = None,
+    delay_s: float = DELAY_S,
 ) -> HttpServer:
     """Bind the applications of collections, by their names, to an address; call `run()` on the result to serve.
 
-    A query that takes longer than `slow_query_s` is logged with how it was answered.
+    A query that takes longer than `slow_query_s` is logged with how it was answered. After SIGTERM the server answers
+    for `delay_s` more, without being ready.
 
     Raises
     ------
@@ -145,7 +147,7 @@ def bind(
     hosts = _hosts_allowed(address, keys)
     several = Collections(apps, keys)
     app: ASGIApp = several if hosts is None else KnownHosts(several, hosts)
-    return HttpServer(app, address, slow_query_s=slow_query_s)
+    return HttpServer(app, address, slow_query_s=slow_query_s, delay_s=delay_s)
 
 
 def watched(apps: Mapping[str, FastAPI], server: HttpServer) -> Watched:
@@ -156,7 +158,7 @@ def watched(apps: Mapping[str, FastAPI], server: HttpServer) -> Watched:
     def check(*, complete: bool) -> dict[str, Any]:
         if server.draining:
             raise NotReadyError("this server is about to end: ask another")
-        told = {name: _searched(gateway.searcher.ready(), complete=complete) for name, gateway in gateways.items()}
+        told = {name: _searched(gateway.searcher, complete=complete) for name, gateway in gateways.items()}
         return {"status": "complete" if complete else "ready", "collections": told}
 
     return Watched(
@@ -164,8 +166,9 @@ def watched(apps: Mapping[str, FastAPI], server: HttpServer) -> Watched:
     )
 
 
-def _searched(found: Coverage, *, complete: bool) -> dict[str, Any]:
-    """Describe what a test search has found, without the reasons, which have addresses: no key is asked for them."""
+def _searched(searcher: Searcher, *, complete: bool) -> dict[str, Any]:
+    """Describe what can be asked, or what a test search finds; without the reasons, which have addresses."""
+    found = searcher.ready() if complete else searcher.reachable()
     missing = sorted(found.degraded)
     if complete and missing:
         message = f"{len(missing)} of {found.shards} shards cannot be searched"

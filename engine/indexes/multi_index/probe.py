@@ -16,6 +16,7 @@ from hashlight.engine.indexes.answers import Found, Heaps, Hits, gather_hits
 from hashlight.engine.indexes.arrays import after_pair, bytes_of, read_only
 from hashlight.engine.indexes.masks import RowMask, mask_words
 from hashlight.engine.indexes.multi_index.tables import Tables
+from hashlight.engine.indexes.stopping import current
 from hashlight.engine.kernels.arguments import Budget, Prices, Rows, Scratch, Sizes, Work
 from hashlight.engine.kernels.multi_index import knn_tables, price_radius, range_tables
 
@@ -198,9 +199,10 @@ class TableProbe:
                 row_C=np.empty(SCRATCH_CANDIDATES, np.int64),
                 seen_T=np.empty(tables, np.int64),
                 met_T=np.empty(tables),
+                stop_1=current().flag_1,
             )
             kept[tables] = tuple(scratch)
-        return kept[tables]
+        return *kept[tables][:-1], current().flag_1
 
 
 class _Scratch(threading.local):

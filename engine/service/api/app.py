@@ -15,7 +15,7 @@
     GET  /v1/items/{id}/thumbnail
     GET  /v1/collection         the collection being served
     PUT  /v1/replicas           change the number of shard servers
-    GET  /health/live, /health/ready, /metrics, /openapi.json
+    GET  /health/live, /health/ready, /health/complete, /metrics, /openapi.json
     GET  /                      the web page
 """
 
@@ -259,10 +259,15 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/health/ready", response_model=schemas.ReadyModel)
     async def ready(request: Request) -> Response:
-        """Report that a real search has just succeeded, and which shards are missing from it."""
+        """Report that some shards can be searched, as far as is known, and which are missing."""
         if request.scope.get(DRAINING):
             raise NotReadyError("this server is about to end: ask another")
-        return json_response(await gateway.prove_ready())
+        return json_response(gateway.ready())
+
+    @app.get("/health/complete", response_model=schemas.CompleteModel)
+    async def complete() -> Response:
+        """Search in every shard, and report that all were found; 503 that names those that were not."""
+        return json_response(await gateway.prove_complete())
 
     @app.get(METRICS_PATH, response_class=Response)
     async def metrics() -> Response:

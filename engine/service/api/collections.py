@@ -6,7 +6,7 @@
     /v1/collections/{name}          one of them: what `/v1/collection` of its application answers
     /v1/collections/{name}/...      `/v1/...` of its application
     /collections/{name}/...         anything of its application: its web page, its metrics
-    /health/ready                   whether all are ready
+    /health/ready, /health/complete whether all are
     anything else                   the only one's; 409 naming them if there are several
 """
 
@@ -127,8 +127,11 @@ class Collections:
         if path == "/health/ready":
             if scope.get(DRAINING):
                 raise NotReadyError("this server is about to end: ask another")
-            ready = {name: await _gateway(app).prove_ready() for name, app in self._apps.items()}
+            ready = {name: _gateway(app).ready() for name, app in self._apps.items()}
             return json_response({"status": "ready", "collections": ready})
+        if path == "/health/complete":
+            whole = {name: await _gateway(app).prove_complete() for name, app in self._apps.items()}
+            return json_response({"status": "complete", "collections": whole})
         raise RequestError(404, "not_found", f"there is no {path[:100]}; see /openapi.json")
 
     def _openapi(self) -> dict[str, Any]:

@@ -19,7 +19,13 @@ from fastapi.responses import StreamingResponse
 from numpy.typing import NDArray
 
 from hashlight.engine.collection.rerank import Rerank
-from hashlight.engine.errors import DeadlineExceededError, IdNotFoundError, OverloadedError
+from hashlight.engine.errors import (
+    DeadlineExceededError,
+    IdNotFoundError,
+    IncompleteError,
+    NotReadyError,
+    OverloadedError,
+)
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage
@@ -305,23 +311,43 @@ class Gateway:
             except ValueError as error:
                 raise named(error) from error
 
-    async def prove_ready(self) -> dict[str, Any]:
-        """Make a test search and describe what can be answered; NotReadyError if nothing can.
+    def ready(self) -> dict[str, Any]:
+        """Describe what can be answered, as far as is known; NotReadyError if nothing can."""
+        found = self.searcher.reachable()
+        self._note_missing(found)
+        return self._state("ready", found)
+
+    async def prove_complete(self) -> dict[str, Any]:
+        """Make a test search in every shard, and describe what is served.
 
         Concurrent callers share one search.
+
+        Raises
+        ------
+        NotReadyError
+            If nothing can be answered.
+        IncompleteError
+            If a shard was not found by the search; it names them, without reasons.
         """
         if self._proof is None or self._proof.done():
             self._proof = asyncio.create_task(asyncio.to_thread(self.searcher.ready))
         # Shielded, because one caller may give up while others still wait.
         found = await asyncio.shield(self._proof)
         self._note_missing(found)
+        if found.degraded:
+            missing = dict.fromkeys(sorted(found.degraded), "not searched")
+            message = f"{len(missing)} of {found.shards} shards of version {found.version} cannot be searched"
+            raise IncompleteError(message, missing=missing)
+        return self._state("complete", found)
+
+    def _state(self, status: str, found: Coverage) -> dict[str, Any]:
         pending = self._pending()
         told = None
         if pending is not None:
             told = {"version": pending.version, "attempts": pending.attempts, "retry_s": round(pending.retry_s, 1)}
         # Names without reasons, which have addresses: no key is asked here.
         return {
-            "status": "ready",
+            "status": status,
             "version": found.version,
             "shards": found.shards,
             "missing": sorted(found.degraded),
@@ -329,8 +355,12 @@ class Gateway:
         }
 
     def note_state(self) -> None:
-        """Update the metrics of the version that is served, of the one that cannot be, and of the write log."""
+        """Update the metrics of what is served, of the version that cannot be, and of the write log."""
         pending, version = self._pending(), self.searcher.version
+        try:
+            self._note_missing(self.searcher.reachable())
+        except NotReadyError:
+            self.metrics.coverage.set(0.0)
         self.metrics.version.set(version)
         self.metrics.published.set(version if pending is None or pending.version is None else pending.version)
         self.metrics.pending.set(0 if pending is None else pending.attempts)

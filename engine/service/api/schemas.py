@@ -509,6 +509,16 @@ class ReadyModel(BaseModel):
     pending: PendingModel | None
 
 
+class CompleteModel(BaseModel):
+    """What a server serves that has just found every shard by a test search."""
+
+    status: Literal["complete"]
+    version: int
+    shards: int
+    missing: list[str] = Field(max_length=0, description="None.")
+    pending: PendingModel | None
+
+
 class ErrorModel(BaseModel):
     """Why there is no answer."""
 

@@ -94,13 +94,24 @@ class Follower:
     take_up : callable
         Serves the live version and returns whether that is another one than before; if it raises, the old version
         must still be in service.
+    look_s : float
+        Between looks.
     clock : callable
         Returns seconds.
     """
 
-    def __init__(self, location: str | Path, take_up: Callable[[], bool], *, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        location: str | Path,
+        take_up: Callable[[], bool],
+        *,
+        look_s: float = LOOK_S,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self._place = open_place(location)
         self._take_up = take_up
+        self.look_s = look_s
+        self._looking = threading.Lock()
         self._backoff = Backoff(clock=clock)
         self._failed: tuple[Manifest | None, str] | None = None
         self._hurried = threading.Event()
@@ -116,6 +127,10 @@ class Follower:
 
     def look(self) -> None:
         """Take up the live version if there is a new one, unless it has failed and its pause is not over."""
+        with self._looking:
+            self._look()
+
+    def _look(self) -> None:
         if self._failed is not None and not self._backoff.allows(self._live()):
             return
         try:
@@ -149,9 +164,9 @@ class Follower:
             thread.join()
 
     def follow(self, ending: threading.Event) -> None:
-        """Look every two seconds, and whenever `hurry` is called, until `ending` is set."""
+        """Look again and again, and whenever `hurry` is called, until `ending` is set."""
         while not ending.is_set():
-            self._hurried.wait(LOOK_S)
+            self._hurried.wait(self.look_s)
             self._hurried.clear()
             if not ending.is_set():
                 self.look()

@@ -25,6 +25,7 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import CollectionNotFoundError, DeadlineExceededError, NotReadyError, VersionGoneError
 from hashlight.engine.filters.parameters import Parameters
+from hashlight.engine.indexes.stopping import Stop, until
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, RangeResult, RerankResult, Result, SearchResult
@@ -261,6 +262,16 @@ class Searcher(ABC):
         """
 
     @abstractmethod
+    def reachable(self) -> Coverage:
+        """Return which shards can be asked, as far as is known without asking; takes microseconds.
+
+        Raises
+        ------
+        NotReadyError
+            If none can.
+        """
+
+    @abstractmethod
     def ready(self) -> Coverage:
         """Make a test search in every shard, and read an item; return which shards can answer.
 
@@ -278,7 +289,8 @@ class Searcher(ABC):
 class CollectionSearcher(Searcher):
     """Answers from a collection that is open in this process.
 
-    A search cannot be interrupted; one that takes longer than `timeout_s` raises when it ends.
+    A search that takes longer than `timeout_s` ends within a block of codes; FAISS's indexes cannot be interrupted, and
+    raise when they end.
     """
 
     def __init__(self, collection: Collection | str | Path) -> None:
@@ -324,7 +336,8 @@ class CollectionSearcher(Searcher):
     ) -> Result | RerankResult:
         """See `Searcher.answer`; all shards are local, so no answer is partial."""
         deadline_s = _deadline(timeout_s)
-        found = self._collection.answer(queries, query, rerank=rerank, features=features)
+        with until(deadline_s, Stop(), _too_late(timeout_s)):
+            found = self._collection.answer(queries, query, rerank=rerank, features=features)
         _check_time(deadline_s, timeout_s)
         return found
 
@@ -428,6 +441,10 @@ class CollectionSearcher(Searcher):
     def describe(self) -> dict[str, Any]:
         """See `Searcher.describe`."""
         return describe_collection(self._collection)
+
+    def reachable(self) -> Coverage:
+        """See `Searcher.reachable`; the shards are in this process."""
+        return self._collection.coverage
 
     def ready(self) -> Coverage:
         """See `Searcher.ready`; no answer is partial, so every shard must be well."""
@@ -556,6 +573,9 @@ def _deadline(timeout_s: float | None) -> float:
 
 def _check_time(deadline_s: float, timeout_s: float | None) -> None:
     if time.monotonic() >= deadline_s:
-        raise DeadlineExceededError(
-            f"no answer within {timeout_s:g} s: give more time (`timeout_s`), or ask for fewer queries at a time"
-        )
+        raise DeadlineExceededError(_too_late(timeout_s))
+
+
+def _too_late(timeout_s: float | None) -> str:
+    seconds = "" if timeout_s is None else f" within {timeout_s:g} s"
+    return f"no answer{seconds}: give more time (`timeout_s`), or ask for fewer queries at a time"

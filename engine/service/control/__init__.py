@@ -1,1 +1,1 @@
-"""Control of shard servers: starting, watching, and moving them to another version."""
+"""Who serves what: shard servers found by asking them; compaction in the background."""

@@ -1,4 +1,4 @@
-"""The end of a server: it stops being ready, answers what still arrives, and closes when no more does."""
+"""The end of a server: it stops being ready, answers for a while what still arrives, and closes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import uvicorn
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-DRAIN_S = 30.0  # for everything, from the signal on
-QUIET_S = 2.0  # without a request, after which a load balancer has noticed
+DELAY_S = 5.0  # in which load balancers notice
+DRAIN_S = 30.0  # for what is in progress after that
 
 # In the scope of a request: whether the server is about to end, and is no longer ready.
 DRAINING = "hashlight.draining"
-_PROBES = ("/health/", "/metrics")  # say nothing about whether a load balancer still sends requests
 
 
 class Drain:
-    """ASGI middleware that counts requests, and after `begin` asks clients to connect elsewhere.
+    """ASGI middleware that after `begin` tells the application, and asks clients to connect elsewhere.
 
     Requests are still answered then, because a load balancer sends some until it has looked again; each answer closes
     its connection.
@@ -28,16 +27,17 @@ class Drain:
     Parameters
     ----------
     app : ASGI application
+    delay_s : float
+        How long requests are answered after `begin`.
     clock : callable
         Returns seconds.
     """
 
-    def __init__(self, app: ASGIApp, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, app: ASGIApp, *, delay_s: float = DELAY_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
+        self._delay_s = delay_s
         self._clock = clock
-        self._in_progress = 0
         self._begun_s: float | None = None
-        self._busy_s = 0.0  # when there last was a request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -50,15 +50,8 @@ class Drain:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        counts = not scope["path"].startswith(_PROBES)
         scope[DRAINING] = self.begun
-        self._in_progress += counts
-        try:
-            await self._app(scope, receive, send_on)
-        finally:
-            if counts:
-                self._in_progress -= 1
-                self._busy_s = self._clock()
+        await self._app(scope, receive, send_on)
 
     @property
     def begun(self) -> bool:
@@ -68,15 +61,14 @@ class Drain:
     @property
     def left_s(self) -> float:
         """Seconds until the server closes whatever is in progress; infinite before `begin`."""
-        return float("inf") if self._begun_s is None else max(0.0, self._begun_s + DRAIN_S - self._clock())
+        return (
+            float("inf") if self._begun_s is None else max(0.0, self._begun_s + self._delay_s + DRAIN_S - self._clock())
+        )
 
     @property
     def over(self) -> bool:
-        """Whether the server may close: nothing is in progress and nothing has arrived for a while, or time is up."""
-        if self._begun_s is None:
-            return False
-        quiet_s = self._clock() - max(self._busy_s, self._begun_s)
-        return self.left_s == 0 or (self._in_progress == 0 and quiet_s >= QUIET_S)
+        """Whether the server may close its socket, and finish what is in progress."""
+        return self._begun_s is not None and self._clock() >= self._begun_s + self._delay_s
 
     def begin(self) -> None:
         """Stop being ready."""

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hashlight.engine.service.door.certificates import FollowedCertificates
-from hashlight.engine.service.door.draining import DRAIN_S, Drain, DrainingServer
+from hashlight.engine.service.door.draining import DELAY_S, DRAIN_S, Drain, DrainingServer
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.door.observing import Observed
 from hashlight.engine.service.problems import RequestError
@@ -239,6 +239,8 @@ class HttpServer:
         Above which idle ones are closed, and without any everything but the server's health is refused.
     slow_query_s : float, optional
         A query that takes longer is logged with how it was answered.
+    delay_s : float
+        How long requests are answered after SIGTERM.
 
     Raises
     ------
@@ -256,8 +258,9 @@ class HttpServer:
         head_s: int = HEAD_S,
         max_connections: int = MAX_CONNECTIONS,
         slow_query_s: float | None = None,
+        delay_s: float = DELAY_S,
     ) -> None:
-        drain = self._drain = Drain(app)
+        drain = self._drain = Drain(app, delay_s=delay_s)
         config = _config(Observed(drain, slow_query_s=slow_query_s), address, head_s, max_connections)
         self._socket = _listen(address)
         self._server = DrainingServer(config, drain)
@@ -268,8 +271,8 @@ class HttpServer:
     def run(self) -> None:
         """Serve until SIGTERM, SIGINT or `stop`, then finish the requests in progress.
 
-        From SIGTERM on, `/health/ready` is 503, and the socket stays open until no more requests arrive, so that a load
-        balancer can send them elsewhere first. A second signal, SIGINT and `stop` close it at once.
+        From SIGTERM on, `/health/ready` is 503, and the socket stays open for a while, so that a load balancer can send
+        requests elsewhere first. A second signal, SIGINT and `stop` close it at once.
         """
         self._server.run(sockets=[self._socket])
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from hashlight.engine.errors import HashlightError
 from hashlight.engine.service.problems import RequestError, refusal_of
+from hashlight.engine.service.protocol.exposure import split_address
 from hashlight.engine.service.telemetry.metrics import CONTENT_TYPE
 
 _JSON = "application/json"
@@ -64,7 +65,7 @@ def watching(listen: str, watched: Watched) -> Iterator[str]:
     OSError
         If it cannot be bound; it says which.
     """
-    host, port = parse_listen(listen)
+    host, port = split_address(listen)
     try:
         server = _Server((host, port), watched)
     except OSError as error:
@@ -82,17 +83,6 @@ def watching(listen: str, watched: Watched) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """Return the host and the port of `HOST:PORT`; ValueError if it is something else."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"expected HOST:PORT with a port of 0 to 65535, got {text!r}")
-    if ":" in host and not text.startswith("["):
-        raise ValueError(f"expected an address of IPv6 in brackets, as in [::1]:9090, got {text!r}")
-    return host, int(port)
 
 
 class _Server(ThreadingHTTPServer):

@@ -56,7 +56,26 @@ class Security:
     @property
     def scheme(self) -> str:
         """Scheme of a server's address."""
-        return "grpc" if self.certificate is None else "grpc+tls"
+        return "grpc" if self.certificate is None and self.authority is None else "grpc+tls"
+
+    def url(self, address: str) -> str:
+        """Return the address of a server, for `connect`, from `HOST:PORT` or `HOST:PORT#NAME`."""
+        return f"{self.scheme}://{address if self.scheme == 'grpc+tls' else address.partition('#')[0]}"
+
+    def connect(self, address: str, **options: Any) -> flight.FlightClient:
+        """Return a client of a server's address, which may end in `#NAME`: the name in the server's certificate.
+
+        Parameters
+        ----------
+        address : str
+            `grpc://HOST:PORT` or `grpc+tls://HOST:PORT`.
+        **options
+            Further keywords of `pyarrow.flight.FlightClient`.
+        """
+        location, _, name = address.partition("#")
+        if name:
+            options["override_hostname"] = name
+        return flight.FlightClient(location, **self.client_options(), **options)
 
     def server_options(self) -> dict[str, Any]:
         """Return the keywords of `pyarrow.flight.FlightServerBase`."""

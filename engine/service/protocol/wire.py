@@ -7,6 +7,11 @@ medians (`python -m benchmarks.serving --only transports`): querying all four an
 caller 0.17 ms of CPU time over open streams and 0.49 ms with four `DoAction` calls; one `DoGet`, which also writes a
 schema, costs 0.26 ms by itself.
 
+Each side speaks this protocol and the one before, so that routers and servers can be replaced one by one, in any
+order. A router begins with a PING, which is answered whatever its protocol is, and whose layout never changes: the
+answer's body names the protocols that the server speaks, a byte each, and the router goes on in the newest that both
+know. An answer is in the protocol of its request.
+
 Q queries, W words of a code, M ids, N answers.
 """
 
@@ -37,24 +42,29 @@ from hashlight.engine.filters.tokens import check_unicode
 from hashlight.engine.query import Query
 from hashlight.engine.results import Explanation, RangeResult, Result, SearchResult
 
-PROTOCOL = 4
+PROTOCOL = 5
+PROTOCOLS = (4, 5)  # spoken here, the newest last
 COMMAND = b"hashlight"  # command in the exchange's descriptor
 PAGE_BYTES = 1 << 20
 MAX_ROWS_ASKED = 1 << 20  # queries or ids in one request
 
 _MAGIC = b"HL"
 # magic, protocol, kind, id, version, microseconds left, identity of the shards, rows, words, flags, k or radius, limit,
-# distance and id that answers come after, bytes of the filter, bytes of its parameters, bytes of the column's name
+# distance and id that answers come after, bytes of the filter, bytes of its parameters, bytes of the column's name;
+# from protocol 5 on also bytes of the context
 _REQUEST = struct.Struct("<2sBBQQQ16sIHHqqqqIII")
 _ID_AT, _STAMP_AT = 4, 20
+_PING = struct.Struct("<2sBBQ")  # what a request of any protocol begins with
 _U32, _U64, _STAMP = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<Q16s")  # stamp: time left and identity
 _NO_SHARDS = bytes(16).hex()
 # magic, protocol, status, id, version, bytes of the whole answer, page's place in it, seconds the server took
 _PAGE = struct.Struct("<2sBBQQQQd")
 _COUNTS = struct.Struct("<QQQ")
+_REMEDY = "use releases that are at most one protocol apart"
 _NO_LIMIT = -1
 _BEFORE_ALL = (-1, -1)
 _EXPLAIN = 1
+_WITH_CONTEXT = 5  # the first protocol that has it
 
 
 class ProtocolError(HashlightError):
@@ -116,6 +126,10 @@ class Request(NamedTuple):
         refuses: versions are numbered anew when a collection is built again, and addresses change hands.
     column : str
         The attribute whose values FACETS counts.
+    context : str
+        What the server's logs and traces say of where the request comes from; lost on a server of protocol 4.
+    protocol : int
+        In which it arrived, and in which it is to be answered.
     """
 
     kind: Kind
@@ -126,6 +140,8 @@ class Request(NamedTuple):
     query: Query | None = None
     identity: str = _NO_SHARDS
     column: str = ""
+    context: str = ""
+    protocol: int = PROTOCOL
 
     @classmethod
     def of_items(
@@ -162,16 +178,16 @@ class Request(NamedTuple):
         """The values as ids."""
         return self.values.reshape(-1).view(np.int64)
 
-    def encode(self) -> bytes:
-        """Return the request as a frame."""
+    def encode(self, protocol: int = PROTOCOL) -> bytes:
+        """Return the request as a frame of a protocol."""
         query = self.query
         text = ((query and query.filter) or "").encode()
         lists = b"" if query is None or query.parameters is None else _lists_bytes(query.parameters)
         rows, words = self.values.shape
-        column = self.column.encode()
+        column, context = self.column.encode(), b""
         head = _REQUEST.pack(
             _MAGIC,
-            PROTOCOL,
+            protocol,
             self.kind,
             self.id,
             self.version,
@@ -187,7 +203,10 @@ class Request(NamedTuple):
             len(lists),
             len(column),
         )
-        return head + text + lists + column + self.values.astype("<u8", copy=False).tobytes()
+        if protocol >= _WITH_CONTEXT:
+            context = self.context.encode()
+            head += _U32.pack(len(context))
+        return head + text + lists + column + context + self.values.astype("<u8", copy=False).tobytes()
 
     @staticmethod
     def stamp(frame: bytes, id_: int, timeout_s: float, identity: str) -> bytes:
@@ -206,27 +225,34 @@ class Request(NamedTuple):
         ProtocolError
             If it is not a request of this protocol.
         """
+        if len(frame) >= _PING.size and bytes(frame[:2]) == _MAGIC and frame[3] == Kind.PING:
+            _, protocol, _, id_ = _PING.unpack_from(frame)
+            return cls(Kind.PING, id_, 0, 0.0, np.zeros((0, 1), np.uint64), protocol=protocol)
         if len(frame) < _REQUEST.size:
             raise ProtocolError(f"a request must have at least {_REQUEST.size} bytes, got {len(frame)}")
-        _check_head(frame)
+        protocol = _protocol_of(frame)
         head = _REQUEST.unpack_from(frame)
         _, _, kind, id_, version, left_us, identity, rows, words, flags, number, limit = head[:12]
         *after, text_bytes, lists_bytes, column_bytes = head[12:]
-        text_end = _REQUEST.size + text_bytes
+        begin, context_bytes = _REQUEST.size, 0
+        if protocol >= _WITH_CONTEXT:
+            begin += _U32.size
+            context_bytes = _U32.unpack_from(frame, _REQUEST.size)[0] if len(frame) >= begin else 0
+        text_end = begin + text_bytes
         lists_end = text_end + lists_bytes
-        start = lists_end + column_bytes
+        column_end = lists_end + column_bytes
+        start = column_end + context_bytes
         if rows > MAX_ROWS_ASKED or len(frame) != start + 8 * rows * words or kind not in _KINDS:
             raise ProtocolError(
                 f"a request of kind {kind} with {rows} rows of {words} words, {text_bytes} bytes of filter, "
-                f"{lists_bytes} of parameters and {column_bytes} of a name does not have {len(frame)} bytes (at most "
-                f"{MAX_ROWS_ASKED} rows): "
-                "use the same release on both sides"
+                f"{lists_bytes} of parameters, {column_bytes} of a name and {context_bytes} of context does not have "
+                f"{len(frame)} bytes (at most {MAX_ROWS_ASKED} rows): {_REMEDY}"
             )
         # A copy, because the kernels need aligned words, which the frame's buffer does not guarantee.
         values = np.frombuffer(frame[start:], "<u8").astype(np.uint64).reshape(rows, words)
         query = None
         if kind in (Kind.SEARCH, Kind.RANGE, *_OF_ITEMS):
-            text = _text(frame[_REQUEST.size : text_end]) or None
+            text = _text(frame[begin:text_end]) or None
             lists = _lists(frame[text_end:lists_end]) if lists_bytes else None
             query = Query(filter=text, parameters=lists, explain=bool(flags & _EXPLAIN))
             if kind == Kind.SEARCH:
@@ -237,8 +263,10 @@ class Request(NamedTuple):
                     limit=None if limit == _NO_LIMIT else limit,
                     after=None if tuple(after) == _BEFORE_ALL else (after[0], after[1]),
                 )
-        column = _text(frame[lists_end:start])
-        return cls(Kind(kind), id_, version, left_us / 1e6, values, query, identity.hex(), column)
+        column, context = _text(frame[lists_end:column_end]), _text(frame[column_end:start])
+        return cls(
+            Kind(kind), id_, version, left_us / 1e6, values, query, identity.hex(), column, context, protocol
+        )  # fmt: skip
 
 
 class Page(NamedTuple):
@@ -263,23 +291,48 @@ class Page(NamedTuple):
         """
         if len(frame) < _PAGE.size:
             raise ProtocolError(f"a page must have at least {_PAGE.size} bytes, got {len(frame)}")
-        _check_head(frame)
+        _protocol_of(frame)
         _, _, status, id_, version, total, offset, seconds = _PAGE.unpack_from(frame)
         if status not in _STATUSES:
             known = ", ".join(map(str, sorted(_STATUSES)))
-            raise ProtocolError(f"expected a page of status {known}, got {status}: use the same release on both sides")
+            raise ProtocolError(f"expected a page of status {known}, got {status}: {_REMEDY}")
         body = frame[_PAGE.size :]
         if offset + len(body) > total:
             raise ProtocolError(f"a page of {len(body)} bytes at {offset} does not fit an answer of {total} bytes")
         return cls(Status(status), id_, version, total, offset, seconds, body)
 
 
-def pages(status: Status, id_: int, version: int, body: bytes, seconds: float = 0.0) -> Iterator[bytes]:
+def pages(
+    status: Status, id_: int, version: int, body: bytes, seconds: float = 0.0, *, protocol: int = PROTOCOL
+) -> Iterator[bytes]:
     """Cut an answer into frames of at most `PAGE_BYTES`."""
     view = memoryview(body)
     for offset in range(0, max(1, len(body)), PAGE_BYTES):
-        head = _PAGE.pack(_MAGIC, PROTOCOL, status, id_, version, len(body), offset, seconds)
+        head = _PAGE.pack(_MAGIC, protocol, status, id_, version, len(body), offset, seconds)
         yield head + view[offset : offset + PAGE_BYTES]
+
+
+def encode_hello() -> bytes:
+    """Return the answer to a PING: the protocols that are spoken here."""
+    return bytes(PROTOCOLS)
+
+
+def agree(body: memoryview) -> int:
+    """Return the newest protocol that is spoken both here and by the server that answered a PING with `body`.
+
+    Raises
+    ------
+    ProtocolError
+        If there is none.
+    """
+    known = tuple(body) or (4,)  # servers of protocol 4 say nothing
+    common = set(known) & set(PROTOCOLS)
+    if not common:
+        raise ProtocolError(
+            f"the server speaks protocols {', '.join(map(str, known))}, this router {', '.join(map(str, PROTOCOLS))}: "
+            f"{_REMEDY}"
+        )
+    return max(common)
 
 
 def encode_result(result: Result) -> bytes:
@@ -408,14 +461,15 @@ def _microseconds(seconds: float) -> int:
     return max(0, int(seconds * 1e6))
 
 
-def _check_head(frame: memoryview) -> None:
-    """Refuse another protocol, whose frames may be laid out differently beyond these bytes."""
+def _protocol_of(frame: memoryview) -> int:
+    """Return the protocol of a frame; refuse one that is not spoken here, whose frames may be laid out differently."""
     magic, protocol = bytes(frame[:2]), frame[2]
-    if magic != _MAGIC or protocol != PROTOCOL:
+    if magic != _MAGIC or protocol not in PROTOCOLS:
         raise ProtocolError(
-            f"expected frames of protocol {PROTOCOL}, got {magic!r} of protocol {protocol}: "
-            "use the same release on both sides"
+            f"expected frames of protocol {' or '.join(map(str, PROTOCOLS))}, got {magic!r} of protocol {protocol}: "
+            f"{_REMEDY}"
         )
+    return protocol
 
 
 def _lists_bytes(parameters: Parameters) -> bytes:

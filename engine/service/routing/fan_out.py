@@ -77,7 +77,8 @@ class FanOut:
     ) -> None:
         self.parts = [Part(identity, replicas) for identity, replicas in groups.items()]
         self.retries = 0
-        self._frame = request.encode()
+        self._request = request
+        self._frames: dict[int, bytes] = {}  # by protocol
         self._deadline_s = deadline_s
         self._budget = budget
         self._started_s = time.monotonic()
@@ -138,9 +139,10 @@ class FanOut:
             part.tried.append(replica)
             id_ = next_id()
             part.under_way[id_] = replica
-            frame = Request.stamp(self._frame, id_, self._deadline_s - time.monotonic(), part.identity)
             try:
-                replica.send(id_, frame, functools.partial(self._tell, part, id_))
+                replica.send(
+                    id_, functools.partial(self._frame_of, part.identity, id_), functools.partial(self._tell, part, id_)
+                )
                 return
             except ReplicaLostError as error:
                 del part.under_way[id_]
@@ -152,6 +154,12 @@ class FanOut:
             part.error = ReplicaLostError(reasons or "no server has it")
         with self._counting:
             self._count_off()
+
+    def _frame_of(self, identity: str, id_: int, protocol: int) -> bytes:
+        frame = self._frames.get(protocol)
+        if frame is None:
+            frame = self._frames[protocol] = self._request.encode(protocol)
+        return Request.stamp(frame, id_, self._deadline_s - time.monotonic(), identity)
 
     def _tell(self, part: Part, id_: int, outcome: Reply | ReplicaLostError) -> None:
         """Receive a result from a replica's thread; wake the caller for failures, and once all parts are settled."""

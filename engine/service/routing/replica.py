@@ -18,7 +18,16 @@ import pyarrow.flight as flight
 
 from hashlight.engine.errors import HashlightError
 from hashlight.engine.service.protocol.security import Security
-from hashlight.engine.service.protocol.wire import COMMAND, Kind, Page, ProtocolError, Request, Status
+from hashlight.engine.service.protocol.wire import (
+    COMMAND,
+    PROTOCOLS,
+    Kind,
+    Page,
+    ProtocolError,
+    Request,
+    Status,
+    agree,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +73,8 @@ class Reply(NamedTuple):
 
 # Receives the outcome of a request: an answer, or the error that replaces it.
 Receiver = Callable[[Reply | ReplicaLostError], None]
+# Returns a request as a frame of a protocol.
+FrameOf = Callable[[int], bytes]
 
 
 class _Waiting:
@@ -127,8 +138,8 @@ class Replica:
 
     @property
     def connected(self) -> bool:
-        """Whether requests can be sent."""
-        return self._stream is not None and not self._leaving
+        """Whether requests can be sent; one that is leaving still answers for a while."""
+        return self._stream is not None
 
     @property
     def load(self) -> int:
@@ -158,7 +169,7 @@ class Replica:
         stream = self._stream
         return stream is not None and stream.silent_s() > SILENT_S
 
-    def send(self, id_: int, frame: bytes, receiver: Receiver) -> None:
+    def send(self, id_: int, frame_of: FrameOf, receiver: Receiver) -> None:
         """Send a request under its id; `receiver` is called once with its outcome, in another thread.
 
         Raises
@@ -169,7 +180,7 @@ class Replica:
         stream = self._stream
         if stream is None:
             raise ReplicaLostError(self.reason)
-        stream.send(id_, frame, receiver)
+        stream.send(id_, frame_of, receiver)
 
     def cancel(self, id_: int) -> None:
         """Drop the answer to a request."""
@@ -258,7 +269,8 @@ class _Stream:
 
     def __init__(self, address: str, security: Security) -> None:
         self.waiting: dict[int, _Waiting] = {}
-        self._client = flight.FlightClient(address, generic_options=_GRPC_OPTIONS, **security.client_options())
+        self._protocol = PROTOCOLS[0]  # until the server has said what it speaks
+        self._client = security.connect(address, generic_options=_GRPC_OPTIONS)
         descriptor = flight.FlightDescriptor.for_command(COMMAND)
         self._writer, self._reader = self._client.do_exchange(descriptor, security.call_options())
         self._writing = threading.Lock()
@@ -276,13 +288,13 @@ class _Stream:
         due_s = self._due_s
         return 0.0 if due_s is None else time.monotonic() - due_s
 
-    def send(self, id_: int, frame: bytes, receiver: Receiver) -> None:
+    def send(self, id_: int, frame_of: FrameOf, receiver: Receiver) -> None:
         """Write a request and remember its receiver."""
         self.waiting[id_] = _Waiting(receiver)
         # Whoever removes the request reports it: the thread that gave up the stream, or this one.
         if self._lost is not None and self.waiting.pop(id_, None) is not None:
             raise ReplicaLostError(self._lost)
-        self._write(frame)
+        self._write(frame_of(self._protocol))
 
     def look(self) -> int:
         """Return how many looks have found an answer overdue; send a heartbeat request if none is due."""
@@ -295,7 +307,7 @@ class _Stream:
 
     def tell(self, request: Request) -> None:
         """Write a frame that has no receiver."""
-        self._write(request.encode())
+        self._write(request.encode(self._protocol))
 
     def pages(self) -> Any:
         """Read pages until the stream ends, passing complete answers to their receivers."""
@@ -307,6 +319,8 @@ class _Stream:
             page = Page.decode(memoryview(chunk.app_metadata or b""))
             # Any answer shows that the server is alive and has read everything written before.
             self._due_s, self._unread_bytes = None, 0
+            if page.id == 0 and page.status is Status.OK:
+                self._protocol = agree(page.body)
             self._deliver(page)
             yield page
 

@@ -101,11 +101,13 @@ class ClusterRouter(Searcher):
     Parameters
     ----------
     directory : callable or ClusterMap
-        Returns the current map; it is called every half second, and at once when a server is lost.
+        Returns the current map; it is called again and again, and at once when a server is lost.
     security : Security, optional
         As the servers'.
     timeout_s : float
         Default for callers that give none.
+    refresh_s : float, optional
+        Between calls of `directory`, if not half a second.
     connect_s : float
         How long to wait for the servers of a new map; later ones are used as soon as they connect.
     observe : callable, optional
@@ -123,6 +125,7 @@ class ClusterRouter(Searcher):
         *,
         security: Security | None = None,
         timeout_s: float = TIMEOUT_S,
+        refresh_s: float | None = None,
         connect_s: float = CONNECT_S,
         observe: Observer | None = None,
     ) -> None:
@@ -130,6 +133,7 @@ class ClusterRouter(Searcher):
         self._directory = directory if callable(directory) else lambda: directory
         self._security = security or Security()
         self._timeout_s = timeout_s
+        self._refresh_s = refresh_s
         self._connect_s = connect_s
         self._observe = observe or (lambda stage, seconds: None)
         self._delays = Delays()
@@ -269,6 +273,18 @@ class ClusterRouter(Searcher):
         """See `Searcher.describe`."""
         return dict(self._view.map.about)
 
+    def reachable(self) -> Coverage:
+        """See `Searcher.reachable`: a group can be asked if the connection to one of its servers is alive."""
+        view = self._view
+        there = [any(one.connected and not one.silent for one in replicas) for replicas in view.replicas]
+        if all(there):
+            return view.map.coverage
+        reasons = ["; ".join(one.reason for one in replicas) or "no server has it" for replicas in view.replicas]
+        coverage = _covered(view.map, reasons, there)
+        if not any(there):
+            raise NotReadyError(f"none of {coverage.shards} shards can be asked: no shard server is connected")
+        return coverage
+
     def ready(self) -> Coverage:
         """See `Searcher.ready`; a group that is too busy counts as answering.
 
@@ -280,7 +296,7 @@ class ClusterRouter(Searcher):
             if any(part.answer is not None for part in parts):
                 break
         there = [_is_there(part) for part in parts]
-        coverage = _covered(view.map, parts, there)
+        coverage = _covered(view.map, _errors(parts), there)
         if not any(there):
             raise NotReadyError(f"none of {coverage.shards} shards can be searched: {_list(coverage.degraded)}")
         return coverage
@@ -320,6 +336,10 @@ class ClusterRouter(Searcher):
                     self._looks_ended += 1
                     self._changed.notify_all()
             return fresh.manifest != before.manifest
+
+    def hurry(self) -> None:
+        """Have the directory read at once."""
+        self._stale.set()
 
     def close(self) -> None:
         """See `Searcher.close`; queries in progress fail."""
@@ -516,7 +536,7 @@ class ClusterRouter(Searcher):
 
     def _keep_renewing(self) -> None:
         while not self._closed.is_set():
-            self._stale.wait(REFRESH_S)
+            self._stale.wait(self._refresh_s or REFRESH_S)
             self._stale.clear()
             if self._closed.wait(PING_S / 10):
                 return
@@ -543,23 +563,27 @@ def _coverage(whole: ClusterMap, parts: Sequence[Part], *, allow_partial: bool) 
     """
     if all(part.answer is not None for part in parts):
         return whole.coverage
-    found = _covered(whole, parts, [part.answer is not None for part in parts])
+    found = _covered(whole, _errors(parts), [part.answer is not None for part in parts])
     if not found.answered or not allow_partial or any(isinstance(part.error, OverloadedError) for part in parts):
         raise _error(found.degraded, parts, total=found.shards)
     return found
 
 
-def _covered(whole: ClusterMap, parts: Sequence[Part], there: Sequence[bool]) -> Coverage:
-    """Return the coverage of an answer from the groups that are there; the others are missing, with their errors."""
-    groups = list(zip(whole.groups, parts, there, strict=True))
+def _covered(whole: ClusterMap, reasons: Sequence[str], there: Sequence[bool]) -> Coverage:
+    """Return the coverage of an answer from the groups that are there; the others are missing, with their reasons."""
+    groups = list(zip(whole.groups, reasons, there, strict=True))
     answered = [group for group, _, is_there in groups if is_there]
-    missing = {shard: str(part.error) for group, part, is_there in groups if not is_there for shard in group.shards}
+    missing = {shard: reason for group, reason, is_there in groups if not is_there for shard in group.shards}
     return dataclasses.replace(
         whole.coverage,
         answered=sum(len(group.shards) for group in answered),
         searched=sum(group.rows for group in answered),
         degraded=missing,
     )
+
+
+def _errors(parts: Sequence[Part]) -> list[str]:
+    return [str(part.error) for part in parts]
 
 
 def _is_there(part: Part) -> bool:

@@ -1,18 +1,13 @@
-"""A shard server: a process that keeps a group of shards open and answers over Arrow Flight.
+"""A shard server: keeps groups of shards open and answers over Arrow Flight.
 
-    python -m hashlight.engine.service.shards.server COLLECTION --version 3 --shards NAME,NAME
-
-It prints its `health` as one line of JSON once it has answered a test search. Requests arrive over `DoExchange`
-streams (`engine.service.protocol.wire`), go into a bounded queue and are answered by as many threads as there are
-cores. A request for shards that it does not serve, or that finds the queue full, is refused at once; one that waited
-past its deadline is dropped. `DoAction` controls it: `health`, `ready`, `describe`, `load`, `drop`.
-
-SIGTERM, or the end of its standard input, drains it: it tells the routers, answers accepted requests, and exits.
+Requests arrive over `DoExchange` streams (`engine.service.protocol.wire`), go into a bounded queue and are answered by
+as many threads as there are cores. A request for shards that it does not serve, or that finds the queue full, is
+refused at once; one that waited past its deadline is dropped. `DoAction` asks it about itself: `health`, `ready`,
+`describe`, and what `offer` adds. Nobody orders it to serve something: `engine.service.shards.keeping` does that.
 """
 
 from __future__ import annotations
 
-import argparse
 import collections
 import contextlib
 import json
@@ -20,39 +15,37 @@ import logging
 import os
 import queue
 import secrets
-import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.flight as flight
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import DeadlineExceededError, HashlightError, NotReadyError, OverloadedError
-from hashlight.engine.indexes.choice import INDEX_CHOICES, IndexChoice
+from hashlight.engine.indexes.choice import IndexChoice
+from hashlight.engine.indexes.stopping import Stop, StoppedError, until
 from hashlight.engine.indexes.threads import usable_cores
-from hashlight.engine.indexes.warmup import warm
-from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.asking.searcher import describe_collection, try_search
 from hashlight.engine.service.protocol.cluster_map import Assignment, ServerName, open_group
 from hashlight.engine.service.protocol.exposure import is_loopback
 from hashlight.engine.service.protocol.security import TOKEN_VARIABLE, Security
 from hashlight.engine.service.protocol.wire import (
     COMMAND,
+    PROTOCOLS,
     Kind,
     OtherServerError,
     Request,
     Status,
     VersionNotServedError,
     encode_error,
+    encode_hello,
     pages,
 )
 from hashlight.engine.service.shards.answering import answer
-from hashlight.engine.storage.versions import read_version
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +56,13 @@ _MAX_PAGES_BEHIND = 4096  # 4 GB: the router has stopped reading
 _SMOOTHING = 0.05  # weight of the latest request in the running mean
 
 
-class _Served(NamedTuple):
-    """Open shards, and what they were opened for."""
+class _Served:
+    """Open shards, what they were opened for, and when they were last asked, on the clock of `time.monotonic`."""
 
-    assignment: Assignment
-    group: Collection
+    __slots__ = ("asked_s", "assignment", "group")
+
+    def __init__(self, assignment: Assignment, group: Collection) -> None:
+        self.assignment, self.group, self.asked_s = assignment, group, float("-inf")
 
 
 class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
@@ -81,7 +76,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
     port : int
         0 for a free one.
     advertise : str, optional
-        Host name for others to connect to, if not `host`.
+        `HOST:PORT` for others to connect to, if not where it listens.
     security : Security, optional
         Must have a token if other machines can reach `host`.
     workers : int, optional
@@ -118,8 +113,9 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
                 f"{host} can be reached from other machines, and there is no token: give one ({TOKEN_VARIABLE}), or "
                 "listen on 127.0.0.1"
             )
-        super().__init__(f"{security.scheme}://{host}:{port}", **security.server_options())
-        self.name = ServerName(f"{security.scheme}://{advertise or host}:{self.port}", secrets.token_hex(8))
+        super().__init__(f"{security.scheme}://{_url_host(host)}:{port}", **security.server_options())
+        reached_at = advertise or f"{_url_host(host)}:{self.port}"
+        self.name = ServerName(f"{security.scheme}://{reached_at}", secrets.token_hex(8))
         self.address = self.name.address
         self._location = collection
         self._index = index
@@ -128,7 +124,8 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._queue_size = queue_size
         self._streams: set[_Stream] = set()
-        self._leaving = threading.Event()
+        self._draining, self._leaving = threading.Event(), threading.Event()
+        self._actions: dict[str, Callable[..., dict[str, Any]]] = {}
         self._faults = faults
         self._delay_s = 0.0
         self._mean_s = 1e-3
@@ -167,8 +164,27 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             self._served = {key: one for key, one in self._served.items() if one.assignment.manifest != manifest}
         return self.describe()
 
+    def group_of(self, identity: str) -> Collection:
+        """Return the open shards of an identity; KeyError if they are not served."""
+        return self._served[identity].group
+
+    def idle_s(self, manifest: str) -> float:
+        """Return for how many seconds no request has asked for the version with this manifest digest."""
+        asked_s = [one.asked_s for one in self._served.values() if one.assignment.manifest == manifest]
+        return time.monotonic() - max(asked_s, default=float("-inf"))
+
+    def offer(self, actions: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
+        """Answer further actions, by their names."""
+        self._actions |= actions
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is to end, and is not to be asked if another can be."""
+        return self._draining.is_set()
+
     def describe(self) -> dict[str, Any]:
         """Return what is served, by identity, and the numbers of waiting and of unanswered requests."""
+        served = {identity: (one.assignment, one.group) for identity, one in self._served.items()}
         groups = {
             identity: {
                 "version": assignment.version,
@@ -176,14 +192,14 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
                 "shards": {shard.name: len(shard) for shard in group.shards},
                 "about": describe_collection(group),
             }
-            for identity, (assignment, group) in self._served.items()
+            for identity, (assignment, group) in served.items()
         }
         return {**self.health(), "groups": groups, "waiting": self._jobs.qsize(), "taken": self._taken}
 
     def health(self) -> dict[str, Any]:
         """Report that the process is alive, which server it is, what it serves, and whether it accepts requests."""
         return {
-            "status": "leaving" if self._leaving.is_set() else "serving",
+            "status": "draining" if self.draining else "serving",
             **self.name._asdict(),
             "pid": os.getpid(),
             "served": list(self._served),
@@ -197,7 +213,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         NotReadyError
             If there is none, one does not find its own codes, or the server is shutting down.
         """
-        if self._leaving.is_set() or not self._served:
+        if self.draining or not self._served:
             raise NotReadyError(
                 f"{self.address} serves no shards" if not self._served else f"{self.address} is shutting down"
             )
@@ -205,12 +221,26 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             try_search(served.group)
         return self.health()
 
-    def drain(self, timeout_s: float = DRAIN_S) -> bool:
-        """Accept no more requests, tell the routers, answer accepted ones; return whether all were answered."""
-        with self._counting:
-            self._leaving.set()
+    def drain(
+        self, delay_s: float = 0.0, timeout_s: float = DRAIN_S, *, hurried: threading.Event | None = None
+    ) -> bool:
+        """Tell the routers, go on for a while, accept no more, answer what was accepted; return whether all was.
+
+        Parameters
+        ----------
+        delay_s : float
+            How long requests are accepted still: those of routers that have not heard yet, or know no other server.
+        timeout_s : float
+            For what was accepted, after that.
+        hurried : Event, optional
+            Ends the delay.
+        """
+        self._draining.set()
         for stream in tuple(self._streams):
             stream.send(Status.LEAVING, 0, 0, b"")
+        (hurried or threading.Event()).wait(delay_s)
+        with self._counting:
+            self._leaving.set()
         until_s = time.monotonic() + timeout_s
         while self._taken or any(stream.behind for stream in tuple(self._streams)):
             if time.monotonic() > until_s:
@@ -224,7 +254,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             raise ValueError(f"expected an exchange of {COMMAND!r}, got {descriptor.command!r}")
         stream = _Stream(writer)
         self._streams.add(stream)
-        if self._leaving.is_set():
+        if self.draining:
             stream.send(Status.LEAVING, 0, 0, b"")
         try:
             for frame in _frames(reader):
@@ -244,8 +274,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             "health": self.health,
             "ready": self.ready,
             "describe": self.describe,
-            "load": self.load,
-            "drop": self.drop,
+            **self._actions,
             **({"fault": self._fault} if self._faults else {}),
         }
         if action.type not in acts:
@@ -270,14 +299,14 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
     def _take(self, stream: _Stream, request: Request) -> None:
         """Queue a request, or answer it at once if it needs no shard."""
         if request.kind is Kind.PING:
-            stream.send(Status.OK, request.id, 0, b"")
+            stream.send(Status.OK, request.id, 0, encode_hello(), protocol=request.protocol)
         elif request.kind is Kind.CANCEL:
             stream.cancel(request.id)
         else:
             try:
                 self._queue(stream, request)
             except HashlightError as refusal:
-                stream.send(Status.ERROR, request.id, request.version, encode_error(refusal))
+                stream.send(Status.ERROR, request.id, request.version, encode_error(refusal), protocol=request.protocol)
 
     def _queue(self, stream: _Stream, request: Request) -> None:
         """Queue a request; errors as in `_group_for`."""
@@ -311,12 +340,14 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
                 f"{self.address} has {waiting} requests waiting: try again later",
                 retry_after_s=waiting * self._mean_s / len(self._workers),
             )
+        served.asked_s = time.monotonic()
         return served.group
 
     def _what_is_served(self) -> str:
+        served = [(identity, one.assignment) for identity, one in self._served.items()]
         return "; ".join(
             f"{len(shards)} shards of version {version} (identity {identity}, manifest {manifest[:16]}…)"
-            for identity, ((version, manifest, shards), _) in self._served.items()
+            for identity, (version, manifest, shards) in served
         ) or "none at all"  # fmt: skip
 
     def _work(self) -> None:
@@ -331,12 +362,16 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def _answer(self, job: _Job) -> None:
         started_s = time.monotonic()
-        if job.stream.waiting.pop(job.request.id, None) is None or job.stream.closed:
+        if not job.stream.begin(job):
             return
-        status, body = self._outcome(job, started_s)
+        try:
+            status, body = self._outcome(job, started_s)
+        finally:
+            job.stream.running.pop(job.request.id, None)
         seconds = time.monotonic() - started_s
         self._mean_s += _SMOOTHING * (seconds - self._mean_s)
-        job.stream.send(status, job.request.id, job.request.version, body, seconds)
+        request = job.request
+        job.stream.send(status, request.id, request.version, body, seconds, protocol=request.protocol)
 
     def _outcome(self, job: _Job, now_s: float) -> tuple[Status, bytes]:
         try:
@@ -344,7 +379,9 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
                 raise DeadlineExceededError(f"the request waited at {self.address} past its deadline")
             if self._delay_s:
                 time.sleep(self._delay_s)
-            return Status.OK, answer(job.group, job.request)
+            message = f"the request was not answered at {self.address} by its deadline"
+            with until(job.deadline_s, job.stop, message):
+                return Status.OK, answer(job.group, job.request)
         except Exception as error:  # whatever the error, the router must hear of it and the server must go on
             if not isinstance(error, HashlightError | TypeError | ValueError):
                 logger.exception("request %s failed", job.request.kind.name)
@@ -352,12 +389,13 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
 
 
 class _Job:
-    """A waiting request."""
+    """A request, and what ends it."""
 
-    __slots__ = ("deadline_s", "group", "request", "stream")
+    __slots__ = ("deadline_s", "group", "request", "stop", "stream")
 
     def __init__(self, stream: _Stream, request: Request, group: Collection, deadline_s: float) -> None:
         self.stream, self.request, self.group, self.deadline_s = stream, request, group, deadline_s
+        self.stop = Stop()
 
 
 class _Stream:
@@ -369,6 +407,7 @@ class _Stream:
 
     def __init__(self, writer: Any) -> None:
         self.waiting: dict[int, _Job] = {}
+        self.running: dict[int, _Job] = {}
         self.closed = False
         self._writer = writer
         self._frames: collections.deque[bytes] = collections.deque()
@@ -379,9 +418,18 @@ class _Stream:
         """Number of frames waiting or being written."""
         return len(self._frames) + self._writing.locked()
 
-    def send(self, status: Status, id_: int, version: int, body: bytes, seconds: float = 0.0) -> None:
+    def send(
+        self,
+        status: Status,
+        id_: int,
+        version: int,
+        body: bytes,
+        seconds: float = 0.0,
+        *,
+        protocol: int = PROTOCOLS[0],  # which every router reads, of whom nothing is known before its first request
+    ) -> None:
         """Write an answer page by page."""
-        self._frames.extend(pages(status, id_, version, body, seconds))
+        self._frames.extend(pages(status, id_, version, body, seconds, protocol=protocol))
         if len(self._frames) > _MAX_PAGES_BEHIND:
             logger.warning("a router has stopped reading, %d pages behind: closing its stream", len(self._frames))
             self.give_up()
@@ -393,9 +441,18 @@ class _Stream:
             finally:
                 self._writing.release()
 
+    def begin(self, job: _Job) -> bool:
+        """Return whether a request is to be answered still; it can be ended from now on."""
+        self.running[job.request.id] = job
+        if self.waiting.pop(job.request.id, None) is not None and not self.closed:
+            return True
+        del self.running[job.request.id]
+        return False
+
     def cancel(self, id_: int) -> None:
-        """Drop a request that has not started."""
-        self.waiting.pop(id_, None)
+        """Drop a request, or end it if it has begun."""
+        if self.waiting.pop(id_, None) is None and (job := self.running.get(id_)) is not None:
+            job.stop.set(StoppedError("the router does not wait for this answer any more"))
 
     def close(self) -> None:
         """Wait for the current writer, then forbid writing: gRPC aborts the process on a frame after the call."""
@@ -407,6 +464,8 @@ class _Stream:
         """Drop waiting frames; the router is gone."""
         self.closed = True
         self.waiting.clear()
+        for job in tuple(self.running.values()):
+            job.stop.set(StoppedError("the router is gone"))
         self._frames.clear()
 
     def _write(self, frame: bytes) -> None:
@@ -417,6 +476,10 @@ class _Stream:
         except (flight.FlightError, pa.ArrowException, OSError) as error:
             logger.info("a router is gone: %s", error)
             self.give_up()
+
+
+def _url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _frames(reader: Any) -> Iterator[memoryview]:
@@ -430,65 +493,3 @@ def _frames(reader: Any) -> Iterator[memoryview]:
             logger.info("a router is gone: %s", error)
             return
         yield memoryview(chunk.app_metadata or b"")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM or the end of the standard input."""
-    parser = argparse.ArgumentParser(description="Answers for a group of shards over Arrow Flight.")
-    parser.add_argument("collection")
-    parser.add_argument("--version", type=int, required=True)
-    parser.add_argument("--manifest", help="digest that the version's manifest must have; any if left out")
-    parser.add_argument("--shards", required=True, help="names, separated by commas; empty for a version without any")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--queue-size", type=int, default=QUEUE_SIZE)
-    parser.add_argument("--index", choices=INDEX_CHOICES, default="auto")
-    parser.add_argument("--tls-certificate", type=Path)
-    parser.add_argument("--tls-key", type=Path)
-    parser.add_argument("--tls-authority", type=Path)
-    parser.add_argument("--faults", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    security = Security.from_files(certificate=given.tls_certificate, key=given.tls_key, authority=given.tls_authority)
-    ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
-    try:
-        server = ShardServer(
-            given.collection,
-            host=given.host,
-            port=given.port,
-            security=security,
-            workers=given.workers,
-            queue_size=given.queue_size,
-            index=given.index,
-            faults=given.faults,
-        )
-    except ValueError as error:
-        parser.error(str(error))
-    warm()
-    try:
-        manifest = given.manifest or read_version(open_place(given.collection), given.version).digest
-        server.load(given.version, manifest, [name for name in given.shards.split(",") if name])
-    except (HashlightError, OSError, ValueError) as error:
-        sys.exit(f"{parser.prog}: error: {error}")
-    sys.stdout.write(json.dumps(server.health()) + "\n")
-    sys.stdout.flush()
-    threading.Thread(target=_end_with_input, args=(ending,), daemon=True).start()
-    ending.wait()
-    whole = server.drain()
-    logging.shutdown()
-    # Accepted requests are answered; open streams of routers would block a clean shutdown.
-    os._exit(0 if whole else 1)
-
-
-def _end_with_input(ending: threading.Event) -> None:
-    """Wait for the end of standard input, which means that the parent process is gone."""
-    while sys.stdin.buffer.read(4096):
-        pass
-    ending.set()
-
-
-if __name__ == "__main__":
-    main()

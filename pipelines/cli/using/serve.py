@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ import typer
 from hashlight.pipelines.cli.console import fetching_text, out, spinner
 from hashlight.pipelines.cli.options import (
     CacheSizeOption,
+    DrainDelayOption,
     IndexOption,
     MaxMegapixelsOption,
     Observing,
     OtherEncoderOption,
+    ShardTls,
     local_file,
     local_path,
     refuse_missing,
@@ -33,14 +36,16 @@ if TYPE_CHECKING:
     from hashlight.engine.indexes.choice import IndexChoice
     from hashlight.engine.service.door.http_server import Address, HttpServer
     from hashlight.engine.service.door.keys import Keys
+    from hashlight.engine.service.limits import Limits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listening:
-    """Where the server listens."""
+    """Where the server listens, and how it stops."""
 
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every address of the machine.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000
+    drain_delay: DrainDelayOption = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,13 @@ class Requests:
         typer.Option(min=0, metavar="SECONDS", help="Log queries that take longer, each with how it was answered."),
     ] = None
 
+    def limits(self) -> Limits:
+        """Return them as the server takes them."""
+        from hashlight.engine.service.limits import Limits
+
+        most = {} if self.in_flight is None else {"in_flight": self.in_flight}
+        return Limits(pixels=self.max_megapixels * 1_000_000, **most)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Upkeep:
@@ -117,28 +129,43 @@ class ShardServers:
     replicas: Annotated[int | None, typer.Option(min=1, help="Shard servers per group; 1 if left out.")] = None
     ray: Annotated[bool, typer.Option("--ray", help="Shard servers on Ray, not as processes here.")] = False
     address: Annotated[str | None, typer.Option(help="Address of the Ray cluster; `auto` is this machine's.")] = None
-    shard_tls_cert: Annotated[Path | None, local_file("The shard servers' certificate (PEM).")] = None
-    shard_tls_key: Annotated[Path | None, local_file("Its private key (PEM).")] = None
-    shard_tls_authority: Annotated[Path | None, local_file("Authority that signed it.")] = None
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            help="With --ray: a name for the shard servers, which then outlive this command; gateways find "
+            "them as --shards ray://NAME, and `hashlight scale ray://NAME --replicas 0` stops them.",
+        ),
+    ] = None
 
     @property
     def wanted(self) -> bool:
         """Whether there are shard servers at all."""
         return self.groups is not None or self.ray
 
-    def check(self) -> None:
+    def check(self, tls: ShardTls) -> None:
         """Refuse options that would be ignored."""
         if self.address is not None and not self.ray:
             raise typer.BadParameter("--address is that of a Ray cluster: give --ray, too, or leave it out")
-        names = ("shard_tls_cert", "shard_tls_key", "shard_tls_authority", "replicas")
-        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+        if self.name is not None:
+            self._check_name(self.name)
+        given = [*tls.given, *(["--replicas"] if self.replicas is not None else [])]
         if given and not self.wanted:
             raise typer.BadParameter(
                 f"{', '.join(given)}: there are no shard servers without --groups or --ray; give one of those, or "
                 "leave it out"
             )
-        if self.shard_tls_authority is not None and self.shard_tls_cert is None:
-            raise typer.BadParameter("--shard-tls-authority goes with --shard-tls-cert and --shard-tls-key")
+        tls.check()
+
+    def _check_name(self, name: str) -> None:
+        from hashlight.engine.service.protocol.security import TOKEN_VARIABLE
+
+        if not self.ray:
+            raise typer.BadParameter("--name is that of shard servers on Ray: give --ray, too, or leave it out")
+        if "/" in name or not name:
+            raise typer.BadParameter(f"--name must be without a slash, got {name!r}")
+        if not os.environ.get(TOKEN_VARIABLE):
+            raise typer.BadParameter(f"--name: other gateways need the servers' token, set it in {TOKEN_VARIABLE}")
 
 
 def _split(text: str) -> tuple[str | None, str]:
@@ -169,6 +196,7 @@ def serve(
     requests: Requests,
     upkeep: Upkeep,
     shard_servers: ShardServers,
+    shard_tls: ShardTls,
     cache_size: CacheSizeOption = None,
     observing: Observing,
 ) -> None:
@@ -178,7 +206,7 @@ def serve(
     """
     from hashlight.engine.places.opening import open_place
 
-    shard_servers.check()
+    shard_servers.check(shard_tls)
     access.check()
     upkeep.check(writable=access.writable)
     if encoder is not None and len(collection) > 1:
@@ -191,7 +219,17 @@ def serve(
             progress = fetching_text(say, "opening")
             server = stack.enter_context(
                 _open_server(
-                    collection, listening, encoder, index, access, requests, upkeep, shard_servers, observing, progress
+                    collection,
+                    listening,
+                    encoder,
+                    index,
+                    access,
+                    requests,
+                    upkeep,
+                    shard_servers,
+                    shard_tls,
+                    observing,
+                    progress,
                 )
             )
         places = ", ".join(str(open_place(_split(text)[1])) for text in collection)
@@ -209,13 +247,13 @@ def _open_server(
     requests: Requests,
     upkeep: Upkeep,
     shard_servers: ShardServers,
+    shard_tls: ShardTls,
     observing: Observing,
     progress: Progress,
 ) -> Iterator[HttpServer]:
     """Yield a server that is bound to its address; its shard servers, if there are any, end with the context."""
     from hashlight.engine.service.door.http_server import Address, check_exposure
     from hashlight.engine.service.door.keys import Keys
-    from hashlight.engine.service.limits import Limits
     from hashlight.engine.service.telemetry.metrics import Metrics
     from hashlight.pipelines.serving.serve import bind, embedded_app, name_of, watched
 
@@ -227,10 +265,7 @@ def _open_server(
     check_exposure(address, keys, insecure=access.insecure)
     more: dict[str, Any] = {
         "encoder": encoder,
-        "limits": Limits(
-            pixels=requests.max_megapixels * 1_000_000,
-            **({} if requests.in_flight is None else {"in_flight": requests.in_flight}),
-        ),
+        "limits": requests.limits(),
         "image_hosts": requests.image_host or (),
         "writable": access.writable,
         "write_log": upkeep.write_log,
@@ -246,7 +281,7 @@ def _open_server(
         for name, place in places.items():
             metrics = Metrics()
             if shard_servers.wanted:
-                app = _cluster_app(place, address, keys, index, shard_servers, {**more, "metrics": metrics})
+                app = _cluster_app(place, address, keys, index, shard_servers, shard_tls, {**more, "metrics": metrics})
             else:
                 app = embedded_app(place, address, keys, index=index, metrics=metrics, progress=progress, **more)
             apps[name] = stack.enter_context(app)
@@ -254,7 +289,10 @@ def _open_server(
                 from hashlight.engine.service.control.compacting import compacting
 
                 stack.enter_context(compacting(place, least=shard_servers.groups or 1, metrics=metrics))
-        server = bind(apps, address, keys, insecure=access.insecure, slow_query_s=requests.slow_query)
+        server = bind(
+            apps, address, keys, insecure=access.insecure, slow_query_s=requests.slow_query,
+            delay_s=listening.drain_delay,
+        )  # fmt: skip
         if observing.metrics_listen is not None:
             from hashlight.engine.service.door.listener import watching
 
@@ -263,18 +301,20 @@ def _open_server(
 
 
 def _cluster_app(
-    place: str, address: Address, keys: Keys, index: IndexChoice, shard_servers: ShardServers, more: dict[str, Any]
+    place: str,
+    address: Address,
+    keys: Keys,
+    index: IndexChoice,
+    shard_servers: ShardServers,
+    shard_tls: ShardTls,
+    more: dict[str, Any],
 ) -> AbstractContextManager[FastAPI]:
-    from hashlight.engine.service.protocol.security import Security
     from hashlight.pipelines.serving.cluster import cluster_app
     from hashlight.pipelines.serving.cluster import shard_servers as start_servers
 
-    security = Security.from_files(
-        certificate=shard_servers.shard_tls_cert, key=shard_servers.shard_tls_key,
-        authority=shard_servers.shard_tls_authority, fresh_token=True,
-    )  # fmt: skip
     servers = start_servers(
         place, groups=shard_servers.groups or 1, replicas=shard_servers.replicas or 1, ray=shard_servers.ray,
-        ray_address=shard_servers.address, security=security, index=index,
+        ray_address=shard_servers.address, name=shard_servers.name, index=index,
+        security=shard_tls.security(fresh_token=True),
     )  # fmt: skip
     return cluster_app(place, address, keys, servers, **more)

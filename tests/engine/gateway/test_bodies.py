@@ -277,6 +277,7 @@ class Nothing(Searcher):
                                 "features": False}
     def answer(self, *args, **kwargs): raise RequestError(404, "reached", "the search was reached")
     get = thumbnail = features_of = count = facets = scan = answer
+    def reachable(self): pass
     def ready(self): pass
     def close(self): pass
 

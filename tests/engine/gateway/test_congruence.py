@@ -19,8 +19,9 @@ from hashlight.engine.client.results import Cursor
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.asking.searcher import CollectionSearcher
+from hashlight.engine.service.control.finding import Finder
 from hashlight.engine.service.routing.router import ClusterRouter
-from hashlight.pipelines.serving.ray_servers import RayCluster
+from hashlight.pipelines.serving.ray_servers import RayServers
 from tests import oracles, serving
 from tests.engine.service.conftest import serving as shard_servers
 
@@ -40,9 +41,13 @@ def flight(collection):
 @contextlib.contextmanager
 def on_ray(collection):
     """Two groups of shard servers that are Ray actors."""
-    cluster = RayCluster(collection.path, groups=2, replicas=1, cpus=0.1)
-    with cluster, contextlib.closing(ClusterRouter(cluster.map, security=cluster.security)) as router:
-        yield router
+    with (
+        RayServers(collection.path, groups=2, replicas=1, cpus=0.1) as cluster,
+        contextlib.closing(Finder(cluster.source, security=cluster.security)) as finder,
+    ):
+        finder.wait(60.0)
+        with contextlib.closing(ClusterRouter(finder.map, security=cluster.security)) as router:
+            yield router
 
 
 SEARCHERS = {"embedded": embedded, "flight": flight, "ray": on_ray}  # name -> context manager: Collection -> Searcher

@@ -153,12 +153,14 @@ def test_health_and_metrics(http):
     assert http.get("/health/live").json() == {"status": "live"}
     told = {"status": "ready", "version": 1, "shards": 3, "missing": [], "pending": None}
     assert http.get("/health/ready").json() == told
+    assert http.get("/health/complete").json() == {**told, "status": "complete"}
     http.post("/v1/search", json={"queries": [{"image": b64(IMAGE)}], "include": ["attributes"]})
     text = http.get("/metrics").text
     for stage in ("read", "decode", "encode", "wait", "search", "items", "render"):
         assert f'hashlight_stage_seconds_count{{stage="{stage}"}}' in text
     assert 'hashlight_requests_total{route="/v1/search",status="200"}' in text
     assert "hashlight_served_version 1.0" in text
+    assert "hashlight_coverage_ratio 1.0" in text
     assert "hashlight_encode_batch_images_count" in text
 
 
@@ -483,7 +485,7 @@ def test_errors_of_the_searcher_become_statuses(collection, raised, expected):
             raise raised
 
     with serving.running(create_app(Failing(collection))) as url, httpx.Client(base_url=url) as http:
-        for answer in (http.post("/v1/range_search", json=QUERY), http.get("/health/ready")):
+        for answer in (http.post("/v1/range_search", json=QUERY), http.get("/health/complete")):
             assert error(answer)[:2] == expected
             assert "secret" not in answer.text
             assert ("missing" in answer.json()["error"]) == isinstance(raised, IncompleteError)

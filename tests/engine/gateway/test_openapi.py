@@ -20,7 +20,7 @@ def app(searcher):
 OPERATIONS = [
     "POST /v1/search", "POST /v1/range_search", "POST /v1/encode", "GET /v1/items", "GET /v1/items/{id}",
     "GET /v1/items/{id}/thumbnail", "POST /v1/count", "POST /v1/facets", "POST /v1/scroll", "GET /v1/collection",
-    "GET /health/live", "GET /health/ready", "GET /metrics",
+    "GET /health/live", "GET /health/ready", "GET /health/complete", "GET /metrics",
 ]  # fmt: skip
 WITH_ARGUMENTS = OPERATIONS[:9]  # the others have no arguments that could be wrong
 
@@ -85,7 +85,7 @@ def test_the_document_lists_every_route_and_the_ways_to_send_a_key(app, searcher
     assert set(document["paths"]) == {
         "/v1/search", "/v1/range_search", "/v1/encode", "/v1/items", "/v1/items/{id}", "/v1/items/{id}/thumbnail",
         "/v1/count", "/v1/facets", "/v1/scroll", "/v1/collection", "/v1/replicas", "/health/live", "/health/ready",
-        "/metrics",
+        "/health/complete", "/metrics",
     }  # fmt: skip
     assert set(document["paths"]["/v1/search"]["post"]["requestBody"]["content"]) == {
         "application/json", "multipart/form-data", "application/vnd.apache.arrow.stream"

@@ -1,4 +1,4 @@
-"""Ready while anything can be answered; on SIGTERM not ready, but answering until it is quiet."""
+"""Ready while anything can be answered; on SIGTERM not ready, but answering for a while."""
 
 import contextlib
 import signal
@@ -10,11 +10,11 @@ import pytest
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.asking.following import Pending
 from hashlight.engine.service.asking.searcher import CollectionSearcher
-from hashlight.engine.service.door.draining import DRAIN_S, DRAINING, QUIET_S, Drain
+from hashlight.engine.service.door.draining import DELAY_S, DRAIN_S, DRAINING, Drain
 from hashlight.engine.service.door.http_server import Address, HttpServer
 from hashlight.engine.service.routing.router import ClusterRouter
 from tests import serving
-from tests.engine.service.conftest import eventually
+from tests.engine.service.conftest import Cable, eventually
 from tests.engine.service.conftest import serving as shard_servers
 
 QUERY = {"queries": [{"code": "0" * 16}], "radius": 60, "limit": 3}
@@ -45,22 +45,45 @@ def test_a_gateway_that_lacks_a_group_is_ready_and_says_what_is_missing(collecti
             assert "hashlight_missing_shards 1.0" in http.get("/metrics").text
 
 
-def test_a_gateway_is_ready_while_a_group_has_other_shards(collection):
-    with shard_servers(collection.path) as (_, cluster):
+def test_readiness_asks_no_server_and_completeness_asks_every_shard(collection):
+    with shard_servers(collection.path) as (servers, cluster):
         first = cluster.groups[0].replicas
+        # Connected, but with shards of another group: only a search can tell.
         with gateway_of(cluster.with_replicas([first, first, first])) as http:
+            before = servers[0][0].describe()["groups"]
             answer = http.get("/health/ready")
-            assert answer.status_code == 200
-            missing = [shard for group in cluster.groups[1:] for shard in group.shards]
-            assert answer.json()["missing"] == sorted(missing)
+            assert (answer.status_code, answer.json()["missing"]) == (200, [])
+            assert servers[0][0].describe()["groups"] == before
+            answer = http.get("/health/complete")
+            missing = {shard for group in cluster.groups[1:] for shard in group.shards}
+            assert (answer.status_code, answer.json()["error"]["type"]) == (503, "incomplete")
+            assert set(answer.json()["error"]["missing"]) == missing
+            assert "127.0.0.1" not in answer.text
+        with gateway_of(cluster) as http:
+            assert http.get("/health/complete").json()["missing"] == []
 
 
-def test_a_gateway_without_any_shard_is_not_ready(collection):
-    with shard_servers(collection.path) as (servers, cluster), gateway_of(cluster) as http:
-        for group in servers:
-            group[0].drop(cluster.manifest)
-        answer = http.get("/health/ready")
-        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "not_ready")
+def test_a_gateway_whose_servers_are_all_cut_off_is_not_ready_until_one_is_back(collection):
+    with shard_servers(collection.path) as (servers, cluster), contextlib.ExitStack() as stack:
+        cables = [Cable(group[0].port) for group in servers]
+        for cable in cables:
+            stack.callback(cable.close)
+        with gateway_of(cluster.with_replicas([[cable.address] for cable in cables])) as http:
+            assert http.get("/health/ready").status_code == 200
+            for cable in cables:
+                cable.cut()
+            eventually(lambda: http.get("/health/ready").status_code == 503)
+            refused = http.get("/health/ready")
+            assert refused.json()["error"]["type"] == "not_ready"
+            assert "127.0.0.1" not in refused.text
+            assert "hashlight_coverage_ratio 0.0" in http.get("/metrics").text
+            cables[1].mend()
+            eventually(lambda: http.get("/health/ready").status_code == 200)
+            missing = {shard for group in (cluster.groups[0], cluster.groups[2]) for shard in group.shards}
+            assert set(http.get("/health/ready").json()["missing"]) == missing
+            assert http.get("/health/complete").status_code == 503
+            for cable in cables:
+                cable.mend()
 
 
 def test_a_version_that_cannot_be_served_can_be_seen(searcher):
@@ -90,7 +113,7 @@ class Held(CollectionSearcher):
 def held_server(collection):
     """A server with one radius search in progress: its searcher, what was sent the signal, its URL, the search."""
     searcher = Held(collection)
-    server = HttpServer(create_app(searcher), Address(port=0))
+    server = HttpServer(create_app(searcher), Address(port=0), delay_s=0.5)
     thread = threading.Thread(target=server.run)
     thread.start()
     answers = []
@@ -153,62 +176,28 @@ class Clock:
         return self.now_s
 
 
-class Requests:
-    """An application whose requests the test begins and ends, by stepping their coroutines."""
+def test_a_drain_lets_requests_arrive_for_a_while_and_then_gives_them_time_to_end():
+    clock, seen = Clock(), []
 
-    def __init__(self):
-        self.clock = Clock()
-        self.drain = Drain(self._answer, clock=self.clock)
-        self.seen = []
+    async def app(scope, receive, send):
+        seen.append(scope[DRAINING])
 
-    async def _answer(self, scope, receive, send):
-        self.seen.append(scope[DRAINING])
-        await receive()
+    def ask():
+        with pytest.raises(StopIteration):
+            drain({"type": "http", "path": "/v1/search"}, None, None).send(None)
 
-    def begin(self, path):
-        request = self.drain({"type": "http", "path": path}, _Pause, None)
-        request.send(None)
-        return request
-
-
-class _Pause:
-    def __await__(self):
-        yield
-
-
-def end(request):
-    with pytest.raises(StopIteration):
-        request.send(None)
-
-
-def test_a_drain_is_over_once_nothing_is_in_progress_and_nothing_has_arrived_for_a_while():
-    app = Requests()
-    first = app.begin("/v1/search")
-    app.clock.now_s += 3600
-    assert not app.drain.over
-    app.drain.begin()
-    app.clock.now_s += QUIET_S
-    assert not app.drain.over  # the first is in progress
-    end(first)
-    assert not app.drain.over  # a load balancer may send more
-    app.clock.now_s += QUIET_S / 2
-    end(app.begin("/v1/items/3"))
-    app.clock.now_s += QUIET_S / 2
-    assert not app.drain.over
-    end(app.begin("/health/ready"))  # probes do not count
-    end(app.begin("/metrics"))
-    app.clock.now_s += QUIET_S / 2
-    assert app.drain.over
-    assert app.seen == [False, True, True, True]
-
-
-def test_a_drain_ends_in_the_end():
-    app = Requests()
-    request = app.begin("/v1/search")
-    app.drain.begin()
-    app.clock.now_s += DRAIN_S - 1
-    app.drain.begin()  # again: the time is not counted anew
-    assert (app.drain.over, app.drain.left_s) == (False, 1)
-    app.clock.now_s += 1
-    assert app.drain.over
-    end(request)
+    drain = Drain(app, clock=clock)
+    ask()
+    clock.now_s += 3600
+    assert (drain.over, drain.left_s) == (False, float("inf"))
+    drain.begin()
+    ask()
+    clock.now_s += DELAY_S - 1
+    drain.begin()  # again: the time is not counted anew
+    assert (drain.over, drain.left_s) == (False, DRAIN_S + 1)
+    clock.now_s += 1
+    assert (drain.over, drain.left_s) == (True, DRAIN_S)
+    clock.now_s += DRAIN_S
+    assert drain.left_s == 0
+    assert seen == [False, True]
+    assert Drain(app, delay_s=0.0).over is False

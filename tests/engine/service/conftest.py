@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.places.opening import open_place
+from hashlight.engine.service.control.finding import Finder
 from hashlight.engine.service.protocol.cluster_map import (
     Assignment,
     ClusterMap,
@@ -17,6 +19,7 @@ from hashlight.engine.service.protocol.cluster_map import (
     assign_groups,
     describe_whole,
 )
+from hashlight.engine.service.shards.keeping import Keeper
 from hashlight.engine.service.shards.server import ShardServer
 from hashlight.engine.storage.versions import read_current
 from tests.oracles import clustered_codes
@@ -62,6 +65,76 @@ def serving(path, *, groups=3, replicas=1, **options):
     finally:
         for server in (server for group in servers for server in group):
             shut_down(server)
+
+
+class Fleet:
+    """Shard servers in this process that keep to a collection, by group and number, and where they are.
+
+    They take a version up when they are told to, and may listen anywhere: `addresses` says where they are looked for.
+    """
+
+    def __init__(self, path, *, groups=2, replicas=1, **options):
+        self.path, self.groups, self._options = path, groups, options
+        self.servers, self.keepers = {}, {}
+        self.addresses = {}
+        self.finders = []
+        for place in itertools.product(range(1, groups + 1), range(replicas)):
+            self.start(place)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for finder in self.finders:
+            finder.close()
+        for server in self.servers.values():
+            shut_down(server)
+
+    def start(self, place, *, path=None, group=None, groups=None, port=0):
+        """Start a server in a place, in which there may have been another."""
+        if port:
+            eventually(lambda: is_free(port))  # its last server is on its way out
+        server = ShardServer(path or self.path, port=port, **self._options)
+        keeper = Keeper(server, path or self.path, group=group or place[0], groups=groups or self.groups)
+        self.servers[place], self.keepers[place] = server, keeper
+        self.addresses[place] = server.address.rpartition("/")[2]
+        return keeper
+
+    def end(self, place):
+        """End a server; it is still looked for. Routers that hold a stream to it are refused."""
+        server = self.servers.pop(place)
+        server.drain()
+        threading.Thread(target=server.shutdown, daemon=True).start()
+        del self.keepers[place]
+
+    def take_up(self, *places):
+        """Have servers take the live version up, all by default."""
+        for place in places or list(self.keepers):
+            self.keepers[place].take_up()
+
+    def source(self):
+        listed = [[] for _ in range(self.groups)]
+        for (group, _), address in sorted(self.addresses.items()):
+            listed[group - 1].append(address)
+        return listed
+
+    def finder(self, **options):
+        finder = Finder(self.source, **options)
+        self.finders.append(finder)
+        return finder
+
+    def versions(self, place):
+        return [one.layout.version for one in self.keepers[place]._kept]
+
+
+def is_free(port):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def shut_down(server):

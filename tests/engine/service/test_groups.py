@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.service.control.registry import Registry
 from hashlight.engine.service.protocol.cluster_map import assign_groups
 from hashlight.engine.service.routing.router import ClusterRouter
-from hashlight.engine.service.shards.server import ShardServer
 from hashlight.engine.storage.manifest import Manifest, ShardSpec
 from hashlight.engine.storage.shard import Shard
-from tests.engine.service.conftest import shut_down
+from tests.engine.service.conftest import Fleet
 from tests.oracles import clustered_codes, knn
 
 GROUPS = 3
@@ -82,24 +80,16 @@ def test_groups_are_at_least_one():
 
 @contextlib.contextmanager
 def served(path):
-    """A server of each group in this process, their registry, and a router over them."""
-    registry = Registry(path, groups=GROUPS)
-    servers = [ShardServer(path) for _ in range(GROUPS)]
-    for group, server in enumerate(servers):
-        wanted = registry.assignment(group)
-        server.load(*wanted)
-        registry.register(group, 0, server.name, [wanted.identity])
-    router = ClusterRouter(registry.map)
-    try:
-        yield registry, servers, router
-    finally:
-        router.close()
-        for server in servers:
-            shut_down(server)
+    """A server of each group in this process, what finds them, and a router over them."""
+    with Fleet(path, groups=GROUPS) as fleet:
+        fleet.take_up()
+        finder = fleet.finder()
+        with contextlib.closing(ClusterRouter(finder.map)) as router:
+            yield fleet, router
 
 
-def renewed(registry, router):
-    registry.roll(linger_s=0.0)
+def renewed(fleet, router):
+    fleet.take_up()
     router.renew()
 
 
@@ -107,7 +97,7 @@ def test_versions_with_fewer_shards_than_groups_are_served_one_after_another(tmp
     codes, ids = clustered_codes(rng, 400, 64), np.arange(400) * 3
     labels = np.arange(400) % 4
     collection = Collection.create(tmp_path / "c", codes, ids=ids, attributes={"label": labels}, bits=64, shards=6)
-    with served(collection.path) as (registry, servers, router):
+    with served(collection.path) as (fleet, router):
 
         def check(kept_N):
             found = router.search(codes[:9], 5, allow_partial=False)
@@ -125,46 +115,45 @@ def test_versions_with_fewer_shards_than_groups_are_served_one_after_another(tmp
         check(everyone)
         collection = collection.compact(full=True)
         assert len(collection.shards) == 1 < GROUPS
-        renewed(registry, router)
+        renewed(fleet, router)
         check(everyone)
         collection = collection.add(codes[:1] ^ np.uint64(1), ids=np.array([5000]), attributes={"label": [9]}).delete(
             [5000]
         )
-        renewed(registry, router)
+        renewed(fleet, router)
         check(everyone)
         collection = collection.delete(ids).compact(full=True)
         assert not len(collection.shards)
-        renewed(registry, router)
+        renewed(fleet, router)
         check(np.arange(0))
         collection = collection.add(codes[100:103], ids=ids[100:103], attributes={"label": labels[100:103]})
-        renewed(registry, router)
+        renewed(fleet, router)
         check(np.arange(100, 103))
         assert len(router._view.replicas) == 1
-        for server in servers:
+        for server in fleet.servers.values():
             server.ready()
 
 
 def test_a_group_without_shards_needs_no_server(tmp_path, rng):
     codes = clustered_codes(rng, 50, 64)
     collection = Collection.create(tmp_path / "c", codes, bits=64, shards=1)
-    registry = Registry(collection.path, groups=GROUPS)
-    (group,) = (group for group in range(GROUPS) if registry.assignment(group).shards)
-    server = ShardServer(collection.path)
-    try:
-        server.load(*registry.assignment(group))
-        registry.register(group, 0, server.name, [registry.assignment(group).identity])
-        assert [each.replicas for each in registry.map().groups] == [(server.address,)]
-        collection = collection.delete([4])
-        assert registry.roll(linger_s=0.0)
-        assert [(each.rows, each.replicas) for each in registry.map().groups] == [(49, (server.address,))]
-    finally:
-        shut_down(server)
+    (group,) = (number for number, names in enumerate(assign_groups(collection.manifest, GROUPS), 1) if names)
+    with Fleet(collection.path, groups=GROUPS) as fleet:
+        for other in set(range(1, GROUPS + 1)) - {group}:
+            fleet.end((other, 0))
+        fleet.take_up()
+        finder = fleet.finder()
+        address = fleet.servers[group, 0].address
+        assert [each.replicas for each in finder.map().groups] == [(address,)]
+        collection.delete([4])
+        fleet.take_up()
+        assert [(each.rows, each.replicas) for each in finder.map().groups] == [(49, (address,))]
 
 
 def test_a_server_opens_only_the_shards_that_are_new(tmp_path, rng, monkeypatch):
     codes = clustered_codes(rng, 600, 64)
     collection = Collection.create(tmp_path / "c", codes, bits=64, shards=12)
-    with served(collection.path) as (registry, _, router):
+    with served(collection.path) as (fleet, router):
         router.search(codes[:2], 3)
         opened, original = [], Shard.__init__
 
@@ -174,7 +163,7 @@ def test_a_server_opens_only_the_shards_that_are_new(tmp_path, rng, monkeypatch)
 
         monkeypatch.setattr(Shard, "__init__", noted)
         new = collection.add(codes[:2], ids=np.array([9000, 9001]))
-        renewed(registry, router)
+        renewed(fleet, router)
         found = router.search(codes[:2], 3, allow_partial=False)
         assert found.coverage.version == new.version
     assert opened == [new.manifest.shards[-1].name]

@@ -10,7 +10,7 @@ from hashlight.engine.collection.collection import Collection
 from hashlight.engine.errors import CollectionNotFoundError, IncompleteError, NoShardError, NotReadyError
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.asking.searcher import CollectionSearcher
-from hashlight.engine.service.control.registry import Registry, control
+from hashlight.engine.service.protocol.actions import control
 from hashlight.engine.service.protocol.cluster_map import Assignment, open_group
 from hashlight.engine.service.protocol.wire import OtherServerError
 from hashlight.engine.service.routing.router import ClusterRouter
@@ -115,30 +115,12 @@ def test_a_collection_that_was_built_again_does_not_answer_for_the_one_before(ow
 
 
 def test_a_rebuilt_collection_is_noticed_under_the_same_version_number(own):
-    registry = Registry(own.path, groups=2)
     searcher = CollectionSearcher(own.path)
-    servers = [ShardServer(own.path) for _ in range(2)]
-    try:
-        for group, server in enumerate(servers):
-            wanted = registry.assignment(group)
-            server.load(*wanted)
-            registry.register(group, 0, server.name, [wanted.identity])
-        with contextlib.closing(ClusterRouter(registry.map)) as router:
-            new = rebuilt(own.path, 63)
-            expected = knn(new.queries, new.codes, new.ids, 5)[1]
-            assert not np.array_equal(router.search(new.queries, 5).ids, expected)
-            assert registry.roll(linger_s=0.0)
-            assert not registry.roll(linger_s=0.0)
-            router.renew()
-            found = router.search(new.queries, 5, allow_partial=False)
-            assert found.coverage.version == 1
-            assert (found.ids == expected).all()
-        assert searcher.renew()
-        assert not searcher.renew()
-        assert (searcher.search(new.queries, 5).ids == expected).all()
-    finally:
-        for server in servers:
-            shut_down(server)
+    new = rebuilt(own.path, 63)
+    expected = knn(new.queries, new.codes, new.ids, 5)[1]
+    assert searcher.renew()
+    assert not searcher.renew()
+    assert (searcher.search(new.queries, 5).ids == expected).all()
 
 
 def test_the_manifest_is_checked_before_shards_are_opened(own):
@@ -150,41 +132,16 @@ def test_the_manifest_is_checked_before_shards_are_opened(own):
         open_group(own.path, Assignment(1, old.digest, shards))
 
 
-def test_an_order_for_a_server_that_is_gone_is_not_obeyed_by_its_successor(own):
-    registry = Registry(own.path, groups=1)
-    wanted = registry.assignment(0)
+def test_a_question_for_a_server_that_is_gone_is_not_answered_by_its_successor(own):
+    manifest = read_current(open_place(own.path))
+    wanted = Assignment(manifest.version, manifest.digest, tuple(shard.name for shard in manifest.shards))
     first = ShardServer(own.path)
-    first.load(*wanted)
-    registry.register(0, 0, first.name, [wanted.identity])
-    assert registry.map().groups[0].replicas == (first.address,)
     shut_down(first)
     with successor(own.path, first.port, wanted) as second:
         assert second.address == first.address
         with pytest.raises(OtherServerError, match=f"belongs to server {second.name.instance}, not to"):
-            control(first.address, "drop", instance=first.name.instance, manifest=wanted.manifest)
-        assert second.health()["served"] == [wanted.identity]
-        Corpus(own.path, np.random.default_rng(65), rows=300, shards=4, overwrite=True)
-        with pytest.raises(NotReadyError, match=r"no server of groups \[0\] has version 2"):
-            registry.roll(linger_s=0.0)
-        assert second.health()["served"] == [wanted.identity]
-        assert registry.map().groups[0].replicas == ()
-        registry.register(0, 0, second.name, [wanted.identity])
-        assert registry.roll(linger_s=0.0)
-        assert second.health()["served"] == [registry.assignment(0).identity]
-
-
-def test_a_successor_does_not_inherit_what_its_predecessor_served(own):
-    registry = Registry(own.path, groups=1)
-    wanted = registry.assignment(0)
-    first, second = (ShardServer(own.path) for _ in range(2))
-    try:
-        registry.register(0, 0, first.name, [wanted.identity])
-        at_its_address = second.name._replace(address=first.address)
-        registry.register(0, 0, at_its_address, [])
-        assert registry.map().groups[0].replicas == ()
-    finally:
-        shut_down(first)
-        shut_down(second)
+            control(first.address, "health", instance=first.name.instance)
+        assert control(first.address, "health", instance=second.name.instance)["served"] == [wanted.identity]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from tests.engine.collection.by_hand import Part, assemble
 from tests.engine.service.conftest import BITS, Cable, Load, eventually, serving
 from tests.engine.storage.forging import forge_manifest
 from tests.oracles import knn, within_radius
+from tests.pipelines.cli.test_cli import run
 
 
 @pytest.fixture(scope="module")
@@ -380,37 +381,37 @@ def test_without_a_token_servers_only_listen_on_loopback(corpus, host):
         ShardServer(corpus.path, host=host, security=Security())
 
 
-def test_a_shard_server_says_why_it_does_not_start(corpus):
-    command = [sys.executable, "-P", "-m", "hashlight.engine.service.shards.server", str(corpus.path)]
-    command += ["--version", "1", "--shards", "any", "--host", "0.0.0.0"]
-    environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "there is no token: give one (HASHLIGHT_SHARD_TOKEN)" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize(
-    ("place", "version", "said"),
+    ("options", "code", "said"),
     [
-        ("{path}", 77, "error: .*77"),
-        ("s3://bucket-{port}/nothing", 1, "error: s3://bucket-{port}/nothing"),
+        (["--listen", "0.0.0.0:0"], 1, "there is no token: give one (HASHLIGHT_SHARD_TOKEN)"),
+        (["--group", "3/2"], 2, "groups count from 1 to their number, got 3/2"),
+        (["--group", "0/2"], 2, "groups count from 1 to their number, got 0/2"),
+        (["--group", "2"], 2, "expected a group and the number of groups, such as 2/8, got '2'"),
+        (["--listen", "8815"], 2, "expected HOST:PORT with a port of 0 to 65535, got '8815'"),
+        (["--advertise", "here"], 2, "expected HOST:PORT with a port of 0 to 65535, got 'here'"),
     ],
-    ids=["no such version", "no such store"],
 )
-def test_a_shard_server_that_cannot_open_its_shards_says_so_in_one_line(corpus, place, version, said):
+def test_a_shard_server_says_why_it_does_not_start(corpus, monkeypatch, options, code, said):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    result = run("shard-server", corpus.path, "--group", "1/2", "--listen", "127.0.0.1:0", *options)
+    assert result.exit_code == code
+    assert said in " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
+
+
+def test_a_shard_server_that_cannot_reach_its_store_says_so_in_one_line():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # nobody listens
-        names = {"path": corpus.path, "port": free.getsockname()[1]}
-        command = [sys.executable, "-P", "-m", "hashlight.engine.service.shards.server", place.format(**names)]
-        store = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{names['port']}", "AWS_ACCESS_KEY_ID": "a"}
+        port = free.getsockname()[1]
+        command = [sys.executable, "-P", "-m", "hashlight", "shard-server", f"s3://bucket-{port}/nothing"]
+        store = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "a"}
         environment = {**os.environ, **store, "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
         done = subprocess.run(
-            [*command, "--version", str(version), "--shards", "any"],
+            [*command, "--group", "1/1", "--listen", "127.0.0.1:0", "--poll", "0.1"],
             env=environment, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
     assert done.returncode == 1
-    assert re.search(said.format(**names), done.stderr)
+    assert f"error: s3://bucket-{port}/nothing" in done.stderr
     assert "Traceback" not in done.stderr
 
 

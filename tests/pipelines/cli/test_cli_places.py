@@ -53,11 +53,25 @@ PLACES = {
     "prune": {"collection"},
     "verify": {"collection"},
     "serve": {"collection", "encoder"},
+    "shard-server": {"collection"},
+    "gateway": {"collection", "encoder"},
     "calibrate": {"encoder"},
     "doctor": {"collection"},
 }
 THIS_MACHINE = {
     "train": {"weights"},
+    "shard-server": {"shard_tls_cert", "shard_tls_key", "shard_tls_authority"},
+    "gateway": {
+        "keys",
+        "map",
+        "tls_cert",
+        "tls_key",
+        "tls_client_authority",
+        "shard_tls_cert",
+        "shard_tls_key",
+        "shard_tls_authority",
+        "write_log",
+    },
     "serve": {
         "keys",
         "tls_cert",
@@ -76,7 +90,7 @@ NO_PLACES = {
     "baseline", "index", "host", "image_host", "url", "key", "ids", "code_column", "id_column", "features_column",
     "thumbnail_column", "filter", "code", "settings", "nulls", "column", "name", "version", "older_than",
     "cache_size", "frozen_stages", "text", "embedding_column", "kind", "image_column", "uri_column", "label_column",
-    "keep", "gateway", "metrics_listen",
+    "keep", "gateway", "metrics_listen", "group", "listen", "advertise", "shards",
 }  # fmt: skip
 
 
@@ -122,6 +136,7 @@ def test_what_must_be_on_this_machine_refuses_a_uri(verb, name):
     others = {
         "serve": ["s3://bucket/c"],
         "size": ["--images", "1e6", "--qps", "1", "--radius", "4"],
+        "shard-server": ["s3://bucket/c", "--group", "1/2"],
         "train": ["--input", "s3://bucket/none", "--output", "encoder"],
     }
     said = refusal([verb, *others.get(verb, []), f"--{name.replace('_', '-')}", "s3://bucket/there"])

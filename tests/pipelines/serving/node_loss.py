@@ -7,9 +7,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from hashlight.engine.collection.collection import Collection
-from hashlight.engine.service.routing.router import ClusterRouter
-from hashlight.pipelines.serving.ray_servers import RayCluster
+from hashlight.pipelines.serving.ray_servers import RayServers
 from tests.engine.service.conftest import Load, eventually
+from tests.pipelines.serving.test_ray_cluster import routed
 
 
 def main(path):
@@ -20,8 +20,7 @@ def main(path):
     collection = Collection.open(path)
     queries = np.ascontiguousarray(collection.shards[0].codes_NW[:5]).astype(np.uint64)
     expected = collection.search(queries, 5).ids
-    with RayCluster(path, groups=2, replicas=2, cpus=0.5) as cluster:
-        router = ClusterRouter(cluster.map, security=cluster.security)
+    with RayServers(path, groups=2, replicas=2, cpus=0.5) as cluster, routed(cluster) as router:
 
         def well():
             return [replica["state"] for replica in router.stats()["replicas"]] == ["connected"] * 4
@@ -50,7 +49,6 @@ def main(path):
             eventually(well)
             load.wait_for(10)
         assert load.errors == [], load.errors
-        router.close()
     ray.shutdown()
     nodes.shutdown()
 

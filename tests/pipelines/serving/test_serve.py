@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def start(*arguments, **environment):
-    command = [sys.executable, "-P", "-m", "hashlight", "serve", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "hashlight", "serve", "--drain-delay", "0", *map(str, arguments)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
     line = server.stdout.readline()
     found = re.search(r"at (https?://\S+)", line)

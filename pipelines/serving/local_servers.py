@@ -1,4 +1,4 @@
-"""Shard servers as local processes: started, watched, and replaced when they die."""
+"""Shard servers as processes of this machine: started, watched, and replaced when they die."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hashlight.engine.errors import NotReadyError
-from hashlight.engine.service.control.registry import Registry, control
-from hashlight.engine.service.protocol.cluster_map import Assignment, ClusterMap, ServerName
+from hashlight.engine.service.control.sources import MapFile
 from hashlight.engine.service.protocol.security import TOKEN_VARIABLE, Security
 from hashlight.engine.service.shards.server import DRAIN_S
 
@@ -27,37 +26,38 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.5, 30.0  # between attempts to start a server that keeps dying
 
+Place = tuple[int, int]  # group and number, counted from 0
+
 
 class ShardProcess:
-    """A shard server in its own process, which exits with this one."""
+    """`hashlight shard-server` in a process that ends with this one.
+
+    Parameters
+    ----------
+    collection : str
+    group : str
+        As of `--group`.
+    security : Security
+    folder : Path
+        Private to this user, for certificates.
+    more : sequence of str
+        Further options.
+    """
 
     def __init__(
-        self,
-        collection: str,
-        assignment: Assignment,
-        security: Security,
-        folder: Path,
-        *,
-        more: Sequence[str] = (),
+        self, collection: str, group: str, security: Security, folder: Path, *, more: Sequence[str] = ()
     ) -> None:
-        command = [sys.executable, "-P", "-m", "hashlight.engine.service.shards.server", collection]
-        version, manifest, shards = assignment
-        command += ["--version", str(version), "--manifest", manifest, "--shards", ",".join(shards)]
+        command = [sys.executable, "-P", "-m", "hashlight.pipelines.serving.child", "shard-server", collection]
+        command += ["--group", group, "--listen", "127.0.0.1:0", "--drain-delay", "0"]
         command += [*_tls_options(security, folder), *more]
         environment = {**os.environ, TOKEN_VARIABLE: security.token or ""}
         # In a process group of its own: Ctrl-C in a terminal is for the gateway, which drains first.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
         )
-        self._what = f"a shard server for version {version} of {collection}"
+        self._what = f"a shard server for group {group} of {collection}"
         self.pid = self._process.pid
-        self.name = ServerName("", "")
-        self.served: frozenset[str] = frozenset()
-
-    @property
-    def address(self) -> str:
-        """Flight address."""
-        return self.name.address
+        self.address = ""
 
     @property
     def alive(self) -> bool:
@@ -65,7 +65,7 @@ class ShardProcess:
         return self._process.poll() is None
 
     def wait_ready(self) -> None:
-        """Wait until it has answered a search; its name and what it serves are then known.
+        """Wait until it serves the live version; its address is then known.
 
         Raises
         ------
@@ -73,13 +73,12 @@ class ShardProcess:
             If it exits before that.
         """
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._process.stdout.readline().decode(errors="replace")
         if not line:
             raise NotReadyError(
                 f"{self._what} ended with exit code {self._process.wait()} before it was ready: see its standard error"
             )
-        told = json.loads(line)
-        self.name, self.served = ServerName(told["address"], told["instance"]), frozenset(told["served"])
+        self.address = line.split()[-1]
 
     def kill(self) -> None:
         """Kill it at once."""
@@ -106,22 +105,19 @@ class _Keeper:
 
     Parameters
     ----------
-    registry : Registry
-    place : tuple of int
-        Group and number.
     launch : callable
-        Starts a process for what it is to serve.
+        Starts a process.
+    changed : callable
+        Called when the server has become ready, or has ended.
     """
 
-    def __init__(
-        self, registry: Registry, place: tuple[int, int], launch: Callable[[Assignment], ShardProcess]
-    ) -> None:
+    def __init__(self, launch: Callable[[], ShardProcess], changed: Callable[[], None], *, name: str) -> None:
         self.first: Future[None] = Future()  # outcome of the first attempt
         self.serving: ShardProcess | None = None
-        self._registry, self._place, self._launch = registry, place, launch
+        self._launch, self._changed = launch, changed
         self._starting: ShardProcess | None = None
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"hashlight-keeper-{place}", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
         self._thread.start()
 
     def end(self) -> None:
@@ -146,24 +142,19 @@ class _Keeper:
                 self._tell(error)
                 continue
             wait_s = 0.0
+            self._changed()
             self._tell(None)
             self._hold(self.serving)
         self._tell(NotReadyError("the shard servers are being stopped"))
 
     def _start(self) -> ShardProcess:
-        """Return a server that has the current version."""
-        group, number = self._place
-        process = self._starting = self._launch(self._registry.assignment(group))
+        """Return a server that is ready."""
+        process = self._starting = self._launch()
         try:
             if self._ending.is_set():  # `end` may have run before the process existed
                 process.kill()
             process.wait_ready()
-            wanted = self._registry.register(group, number, process.name, process.served)
-            if wanted.identity not in process.served:  # the version changed during start-up
-                told = control(process.address, "load", self._registry.security, **wanted._asdict())
-                self._registry.register(group, number, process.name, told["served"])
         except BaseException:
-            self._registry.remove(group, number)
             process.bury()
             raise
         finally:
@@ -175,7 +166,7 @@ class _Keeper:
         while process.alive and not self._ending.wait(_LOOK_S):
             pass
         self.serving = None
-        self._registry.remove(*self._place)
+        self._changed()
         if self._ending.is_set():
             process.stop()
         else:
@@ -191,8 +182,8 @@ class _Keeper:
             self.first.set_exception(error)
 
 
-class LocalCluster:
-    """Groups of replicated shard servers on this machine. Use it as a context manager.
+class LocalServers:
+    """Groups of replicated shard servers on this machine, listed in a file. Use it as a context manager.
 
     Parameters
     ----------
@@ -201,10 +192,17 @@ class LocalCluster:
     security : Security, optional
         By default a generated token.
     more : sequence of str
-        Further options of `python -m hashlight.engine.service.shards.server`.
+        Further options of `hashlight shard-server`.
+
+    Attributes
+    ----------
+    map_file : Path
+        Lists the servers, as `hashlight gateway --map` reads it.
 
     Raises
     ------
+    ValueError
+        If `groups` or `replicas` is less than 1.
     NotReadyError
         If a server does not start.
     """
@@ -218,14 +216,19 @@ class LocalCluster:
         security: Security | None = None,
         more: Sequence[str] = (),
     ) -> None:
+        if groups < 1:
+            raise ValueError(f"`groups` must be at least 1, got {groups}")
+        self.location = str(collection)
         self.security = security or Security(token=secrets.token_urlsafe())
-        self.registry = Registry(collection, groups=groups, security=self.security)
         self._num_groups = groups
         self._more = more
         self._folder = tempfile.TemporaryDirectory(prefix="hashlight-")
-        self._keepers: dict[tuple[int, int], _Keeper] = {}
-        self._scaling, self._changing = threading.Lock(), threading.Lock()
+        self.map_file = Path(self._folder.name) / "servers.json"
+        self._keepers: dict[Place, _Keeper] = {}
+        self._scaling, self._changing, self._listing = threading.Lock(), threading.Lock(), threading.Lock()
         self._closed = False
+        self._list()
+        self.source = MapFile(self.map_file, groups)
         try:
             self.scale(replicas)
         except BaseException:
@@ -241,23 +244,10 @@ class LocalCluster:
         self.close()
 
     @property
-    def processes(self) -> dict[tuple[int, int], ShardProcess]:
+    def processes(self) -> dict[Place, ShardProcess]:
         """The servers that are ready, by group and number."""
         with self._changing:
             return {place: keeper.serving for place, keeper in self._keepers.items() if keeper.serving is not None}
-
-    @property
-    def location(self) -> str:
-        """Where the collection is."""
-        return self.registry.location
-
-    def map(self) -> ClusterMap:
-        """Return the map for routers."""
-        return self.registry.map()
-
-    def roll(self) -> bool:
-        """Serve the live version of the collection; see `Registry.roll`."""
-        return self.registry.roll()
 
     def scale(self, replicas: int) -> None:
         """Set the number of replicas of every group; removed ones first answer their accepted requests.
@@ -279,6 +269,7 @@ class LocalCluster:
                 going = [self._keepers.pop(place) for place in set(self._keepers) - wanted]
                 coming = {place: self._keeper(place) for place in sorted(wanted - set(self._keepers))}
                 self._keepers |= coming
+            self._list()  # without those that go, before they do
             _end(going)
             wait([keeper.first for keeper in coming.values()])
             for keeper in coming.values():
@@ -292,12 +283,25 @@ class LocalCluster:
         _end(keepers)
         self._folder.cleanup()
 
-    def _keeper(self, place: tuple[int, int]) -> _Keeper:
-        def launch(assignment: Assignment) -> ShardProcess:
-            folder = Path(self._folder.name)
-            return ShardProcess(self.registry.location, assignment, self.security, folder, more=self._more)
+    def _keeper(self, place: Place) -> _Keeper:
+        group = f"{place[0] + 1}/{self._num_groups}"
 
-        return _Keeper(self.registry, place, launch)
+        def launch() -> ShardProcess:
+            folder = Path(self._folder.name)
+            return ShardProcess(self.location, group, self.security, folder, more=self._more)
+
+        return _Keeper(launch, self._list, name=f"hashlight-keeper-{place}")
+
+    def _list(self) -> None:
+        """Write down who serves what."""
+        with self._listing:
+            groups: list[list[str]] = [[] for _ in range(self._num_groups)]
+            for (group, _), process in sorted(self.processes.items()):
+                groups[group].append(process.address.rpartition("/")[2])
+            fresh = self.map_file.with_suffix(".new")
+            with contextlib.suppress(FileNotFoundError):  # the folder is gone: all of them are being stopped
+                fresh.write_text(json.dumps({"groups": groups}))
+                fresh.replace(self.map_file)
 
 
 def _end(keepers: Sequence[_Keeper]) -> None:
@@ -311,7 +315,7 @@ def _tls_options(security: Security, folder: Path) -> list[str]:
     """Write the certificates for the servers to read, into a folder private to this user."""
     options: list[str] = []
     pems: dict[str, Any] = {
-        "certificate": security.certificate,
+        "cert": security.certificate,
         "key": security.key,
         "authority": security.authority if security.certificate is not None else None,
     }
@@ -319,5 +323,5 @@ def _tls_options(security: Security, folder: Path) -> list[str]:
         if pem is not None:
             path = folder / f"{name}.pem"
             path.write_bytes(pem)
-            options += [f"--tls-{name}", str(path)]
+            options += [f"--shard-tls-{name}", str(path)]
     return options
