@@ -164,6 +164,10 @@ class Observing:
         ),
     ] = None
 
+    def as_log_options(self) -> list[str]:
+        """Return those that say how to log, for another process."""
+        return ["--log-format", self.log_format, "--log-level", self.log_level]
+
     @contextlib.contextmanager
     def watching(self, service: str) -> Iterator[None]:
         """Log so, and export traces under this name if the environment says so, as long as the context is open."""

@@ -202,6 +202,7 @@ def shard_servers(
     name: str | None = None,
     security: Security | None = None,
     index: IndexChoice = "auto",
+    options: Sequence[str] = (),
 ) -> Iterator[RayServers | LocalServers]:
     """Start shard servers; they stop when the context exits.
 
@@ -219,6 +220,8 @@ def shard_servers(
         For the shard servers; by default a generated token.
     index : str
         The index that answers in each of them, as in `Collection.open`.
+    options : sequence of str
+        Further ones of `hashlight shard-server`, for local processes.
 
     Raises
     ------
@@ -239,5 +242,7 @@ def shard_servers(
             )
         else:
             yield stack.enter_context(
-                LocalServers(path, groups=groups, replicas=replicas, security=security, more=("--index", index))
+                LocalServers(
+                    path, groups=groups, replicas=replicas, security=security, more=("--index", index, *options)
+                )
             )

@@ -60,6 +60,7 @@ from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.door.fetch import ImageFetcher
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError, invalid, named
+from hashlight.engine.service.telemetry.cluster import RouterCollector
 from hashlight.engine.service.telemetry.metrics import Metrics
 from hashlight.engine.service.telemetry.requests import current
 from hashlight.engine.writing.committing import State
@@ -133,6 +134,7 @@ class Gateway:
         self._proof: asyncio.Task[Coverage] | None = None
         self._scaling = asyncio.Lock()
         metrics.refresh_by(self.note_state)
+        metrics.registry.register(RouterCollector(searcher.stats))
 
     async def close(self) -> None:
         """Release threads and connections."""

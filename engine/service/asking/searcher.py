@@ -261,6 +261,10 @@ class Searcher(ABC):
         (whether there are any for re-ranking).
         """
 
+    def stats(self) -> dict[str, Any]:
+        """Return statistics of a router over shard servers; nothing if there is none."""
+        return {}
+
     @abstractmethod
     def reachable(self) -> Coverage:
         """Return which shards can be asked, as far as is known without asking; takes microseconds.

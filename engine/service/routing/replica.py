@@ -121,6 +121,7 @@ class Replica:
     def __init__(self, address: str, security: Security, on_change: Callable[[], None]) -> None:
         self.address = address
         self.reason = "not connected yet"
+        self.breakers_opened = 0  # how often it was avoided after a failure
         self._security = security
         self._on_change = on_change
         self._stream: _Stream | None = None  # None until the first page has arrived
@@ -191,8 +192,10 @@ class Replica:
     def failed(self) -> None:
         """Avoid the replica for a while, longer with each failure in a row."""
         self._failures += 1
+        now_s = time.monotonic()
+        self.breakers_opened += now_s >= self._shut_until_s
         pause_s = min(MAX_BREAKER_S, BREAKER_S * 2 ** (self._failures - 1))
-        self._shut_until_s = time.monotonic() + pause_s
+        self._shut_until_s = now_s + pause_s
 
     def succeeded(self) -> None:
         """Forget earlier failures."""

@@ -55,6 +55,8 @@ from hashlight.engine.service.protocol.wire import (
 from hashlight.engine.service.routing.fan_out import FanOut, Part
 from hashlight.engine.service.routing.hedging import Delays, HedgeBudget
 from hashlight.engine.service.routing.replica import PING_S, Replica
+from hashlight.engine.service.telemetry.requests import context
+from hashlight.engine.tracing import span
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +140,8 @@ class ClusterRouter(Searcher):
         self._observe = observe or (lambda stage, seconds: None)
         self._delays = Delays()
         self._retries = self._queries = 0
+        self._breakers_opened = 0  # of replicas that are gone
+        self._read_s = time.monotonic()  # when the directory was last read
         self._replicas: dict[str, Replica] = {}
         self._retired: list[tuple[float, Replica]] = []
         self._renewing = threading.Lock()
@@ -304,12 +308,16 @@ class ClusterRouter(Searcher):
     def stats(self) -> dict[str, Any]:
         """Return statistics for operators: queries, calls, hedges, retries, and the state of every replica."""
         view = self._view
+        opened = sum(replica.breakers_opened for replica in self._all_replicas())
         return {
             "version": view.map.version,
             "queries": self._queries,
             "calls": self.budget.calls,
             "hedges": self.budget.hedges,
             "retries": self._retries,
+            "breakers_opened": self._breakers_opened + opened,
+            "groups": len(view.replicas),
+            "map_age_s": time.monotonic() - self._read_s,
             "replicas": [
                 {"group": number, "address": replica.address, "state": replica.state, "under_way": replica.load}
                 for number, replicas in enumerate(view.replicas)
@@ -328,6 +336,7 @@ class ClusterRouter(Searcher):
                 self._looks_begun += 1
             try:
                 fresh = self._directory()
+                self._read_s = time.monotonic()
                 if fresh != before:
                     self._view = self._open_view(fresh)
                     self._retire()
@@ -345,8 +354,11 @@ class ClusterRouter(Searcher):
         """See `Searcher.close`; queries in progress fail."""
         self._closed.set()
         self._on_change()
-        for replica in [*self._replicas.values(), *(replica for _, replica in self._retired)]:
+        for replica in self._all_replicas():
             replica.close()
+
+    def _all_replicas(self) -> list[Replica]:
+        return [*self._replicas.values(), *(replica for _, replica in self._retired)]
 
     def _found(
         self, view: _View | None, queries: CodeArray, query: Query, deadline_s: float, *, allow_partial: bool
@@ -461,8 +473,18 @@ class ClusterRouter(Searcher):
         if self._closed.is_set():
             raise NotReadyError("this router is closed")
         self._queries += 1
+        with span("fan_out", {"hashlight.groups": len(view.replicas)}, kind="CLIENT") as recorded:
+            parts, retries = self._ask_all(view, request._replace(version=view.map.version), deadline_s)
+            self._retries += retries
+            if recorded is not None:
+                recorded.set_attribute("hashlight.retries", retries)
+                recorded.set_attribute("hashlight.answered", sum(part.answer is not None for part in parts))
+        return parts
+
+    def _ask_all(self, view: _View, request: Request, deadline_s: float) -> tuple[list[Part], int]:
+        """Ask every group; return what each says, and how often another replica was asked after a failure."""
         started_s = time.perf_counter()
-        request = request._replace(version=view.map.version)
+        request = request._replace(context=context())
         alike = (request.kind, len(request.values).bit_length(), request.number)
         fan_out = FanOut(
             view.groups,
@@ -472,14 +494,13 @@ class ClusterRouter(Searcher):
             budget=self.budget,
         )
         parts = fan_out.run()
-        self._retries += fan_out.retries
         answered = [part for part in parts if part.answer is not None]
         self._delays.add(alike, [part.answered_s for part in answered])
         self._observe("fan_out", time.perf_counter() - started_s)
         for part in answered:
             assert part.answer is not None
             self._observe("shard", part.answer.seconds)
-        return parts
+        return parts, fan_out.retries
 
     def _check_queries(self, queries: CodeArray) -> None:
         check_codes(queries, bits=self.bits, name="queries")
@@ -521,6 +542,7 @@ class ClusterRouter(Searcher):
         kept = [(since_s, one) for since_s, one in self._retired if one.load or now_s - since_s < _KEPT_S]
         for since_s, replica in self._retired:
             if (since_s, replica) not in kept:
+                self._breakers_opened += replica.breakers_opened
                 replica.close()
         self._retired = kept
 

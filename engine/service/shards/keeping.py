@@ -82,6 +82,7 @@ class Keeper:
         self._taking, self._noting = threading.Lock(), threading.Lock()
         self._recalling = Backoff(clock=clock)
         self.follower = Follower(location, self.take_up, look_s=look_s, clock=clock)
+        server.pending_by(lambda: self.follower.pending)
         server.offer({"offers": self.offers, "layout": self.layout, "look": self.look})
 
     @contextmanager

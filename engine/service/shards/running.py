@@ -65,15 +65,21 @@ def shard_server(
         yield server
 
 
-def serve_until_told(server: ShardServer, *, delay_s: float = DELAY_S, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT, drain, and end the process; `ready` is called first.
+def serve_until_told(
+    server: ShardServer,
+    *,
+    delay_s: float = DELAY_S,
+    ready: Callable[[], None],
+    ended: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, drain, and end the process; `ready` is called first, and `ended` after the drain.
 
     Parameters
     ----------
     server : ShardServer
     delay_s : float
         As of `ShardServer.drain`; SIGINT and a second signal do not wait for it.
-    ready : callable
+    ready, ended : callable
     """
     told, hurried = threading.Event(), threading.Event()
 
@@ -87,6 +93,7 @@ def serve_until_told(server: ShardServer, *, delay_s: float = DELAY_S, ready: Ca
     ready()
     told.wait()
     whole = server.drain(delay_s, hurried=hurried)
+    ended()
     logging.shutdown()
     sys.stdout.flush()
     # Accepted requests are answered; open streams of routers would block a clean shutdown.

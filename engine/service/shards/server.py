@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -29,6 +29,7 @@ from hashlight.engine.errors import DeadlineExceededError, HashlightError, NotRe
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.stopping import Stop, StoppedError, until
 from hashlight.engine.indexes.threads import usable_cores
+from hashlight.engine.service.asking.following import Pending
 from hashlight.engine.service.asking.searcher import describe_collection, try_search
 from hashlight.engine.service.protocol.cluster_map import Assignment, ServerName, open_group
 from hashlight.engine.service.protocol.exposure import is_loopback
@@ -46,6 +47,7 @@ from hashlight.engine.service.protocol.wire import (
     pages,
 )
 from hashlight.engine.service.shards.answering import answer
+from hashlight.engine.service.telemetry.requests import shared_span, told_by, working_for
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,14 @@ DRAIN_S = 20.0
 
 _MAX_PAGES_BEHIND = 4096  # 4 GB: the router has stopped reading
 _SMOOTHING = 0.05  # weight of the latest request in the running mean
+
+
+class Observer(Protocol):
+    """Is told of every request that was answered ("ok", "error") or refused."""
+
+    def __call__(self, kind: str, status: str, *, waited_s: float, seconds: float) -> None:
+        """Take note of it."""
+        ...
 
 
 class _Served:
@@ -130,7 +140,10 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         self._delay_s = 0.0
         self._mean_s = 1e-3
         self._taken = 0  # requests waiting or in progress
+        self._received_bytes = self._sent_bytes = 0
         self._counting = threading.Lock()
+        self._observe: Observer | None = None
+        self._pending: Callable[[], Pending | None] = lambda: None
         self._workers = [
             threading.Thread(target=self._work, name=f"hashlight-shard-{number}", daemon=True)
             for number in range(workers or max(2, usable_cores()))
@@ -176,6 +189,32 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
     def offer(self, actions: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
         """Answer further actions, by their names."""
         self._actions |= actions
+
+    def observe_by(self, observer: Observer) -> None:
+        """Call `observer` with every answered or refused request."""
+        self._observe = observer
+
+    def pending_by(self, pending: Callable[[], Pending | None]) -> None:
+        """Learn from `pending` which version is published and cannot be served."""
+        self._pending = pending
+
+    def stats(self) -> dict[str, float]:
+        """Return statistics for operators: of requests, bytes, and the versions that are served."""
+        served = [(one.assignment.version, len(one.assignment.shards)) for one in self._served.values()]
+        version, shards = max(served, default=(0, 0))
+        pending = self._pending()
+        return {
+            "received_bytes": self._received_bytes,
+            "sent_bytes": self._sent_bytes,
+            "in_flight_requests": self._taken,
+            "waiting_requests": self._jobs.qsize(),
+            "open_shards": shards,
+            "served_version": version,
+            "served_versions": len({version for version, _ in served}),
+            "published_version": version if pending is None or pending.version is None else pending.version,
+            "pending_attempts": 0 if pending is None else pending.attempts,
+            "draining": float(self.draining),
+        }
 
     @property
     def draining(self) -> bool:
@@ -258,6 +297,8 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             stream.send(Status.LEAVING, 0, 0, b"")
         try:
             for frame in _frames(reader):
+                with self._counting:
+                    self._received_bytes += len(frame)
                 self._take(stream, Request.decode(frame))
         finally:
             self._streams.discard(stream)
@@ -306,6 +347,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             try:
                 self._queue(stream, request)
             except HashlightError as refusal:
+                self._note(request, "refused", 0.0, 0.0)
                 stream.send(Status.ERROR, request.id, request.version, encode_error(refusal), protocol=request.protocol)
 
     def _queue(self, stream: _Stream, request: Request) -> None:
@@ -313,7 +355,7 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         with self._counting:  # so that `drain` waits for every request that is not refused
             group = self._group_for(request)
             self._taken += 1
-        job = _Job(stream, request, group, time.monotonic() + request.timeout_s)
+        job = _Job(stream, request, group, time.monotonic())
         stream.waiting[request.id] = job
         self._jobs.put(job)
 
@@ -364,14 +406,31 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         started_s = time.monotonic()
         if not job.stream.begin(job):
             return
+        request, handled = job.request, told_by(job.request.context)
         try:
-            status, body = self._outcome(job, started_s)
+            about = {"hashlight.rows": len(request.values), "hashlight.version": request.version}
+            with working_for(handled), shared_span(f"shard {request.kind.name.lower()}", about, kind="SERVER"):
+                status, body = self._outcome(job, started_s)
+                seconds = time.monotonic() - started_s
+                self._note(request, status.name.lower(), started_s - job.taken_s, seconds, body)
         finally:
-            job.stream.running.pop(job.request.id, None)
-        seconds = time.monotonic() - started_s
+            job.stream.running.pop(request.id, None)
         self._mean_s += _SMOOTHING * (seconds - self._mean_s)
-        request = job.request
         job.stream.send(status, request.id, request.version, body, seconds, protocol=request.protocol)
+
+    def _note(self, request: Request, status: str, waited_s: float, seconds: float, body: bytes = b"") -> None:
+        """Count a request that is answered, or refused, and log it if that is wished."""
+        kind = request.kind.name.lower()
+        with self._counting:
+            self._sent_bytes += len(body)
+        if self._observe is not None:
+            self._observe(kind, status, waited_s=waited_s, seconds=seconds)
+        if logger.isEnabledFor(logging.DEBUG):
+            fields = {
+                "kind": kind, "status": status, "rows": len(request.values), "version": request.version,
+                "wait_ms": round(1000 * waited_s, 3), "ms": round(1000 * seconds, 3), "bytes_out": len(body),
+            }  # fmt: skip
+            logger.debug("%s: %s in %.3f ms", kind, status, 1000 * seconds, extra={"fields": fields})
 
     def _outcome(self, job: _Job, now_s: float) -> tuple[Status, bytes]:
         try:
@@ -391,10 +450,11 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
 class _Job:
     """A request, and what ends it."""
 
-    __slots__ = ("deadline_s", "group", "request", "stop", "stream")
+    __slots__ = ("deadline_s", "group", "request", "stop", "stream", "taken_s")
 
-    def __init__(self, stream: _Stream, request: Request, group: Collection, deadline_s: float) -> None:
-        self.stream, self.request, self.group, self.deadline_s = stream, request, group, deadline_s
+    def __init__(self, stream: _Stream, request: Request, group: Collection, taken_s: float) -> None:
+        self.stream, self.request, self.group, self.taken_s = stream, request, group, taken_s
+        self.deadline_s = taken_s + request.timeout_s
         self.stop = Stop()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
-from hashlight.engine.tracing import Attributes, span, traceparent
+from hashlight.engine.tracing import Attributes, Kind, span, traceparent
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -81,6 +81,7 @@ class Handled:
     Attributes
     ----------
     id : str
+        Empty if it has none.
     trace : Trace or None
         This server's part of the trace; None if nobody gave one.
     route : str
@@ -137,10 +138,10 @@ def traces() -> list[str]:
     return [str(one.trace) for one in _current.get() if one.trace is not None]
 
 
-def shared_span(name: str, attributes: Attributes) -> AbstractContextManager[Span | None]:
+def shared_span(name: str, attributes: Attributes, *, kind: Kind = "INTERNAL") -> AbstractContextManager[Span | None]:
     """Return a span of work for all current requests: a part of the first one's, with links to the others'."""
     found = traces()
-    return span(name, attributes, parent=found[0] if found else None, links=found[1:])
+    return span(name, attributes, kind=kind, parent=found[0] if found else None, links=found[1:])
 
 
 def context() -> str:
@@ -157,10 +158,13 @@ def context() -> str:
 
 
 def told_by(context: str) -> list[Handled]:
-    """Undo `context`: the requests, each with the same trace; what is not valid is left out."""
+    """Undo `context`: the requests, the first with the trace; what is not valid is left out."""
     told = dict(line.split(": ", 1) for line in context.split("\n") if ": " in line)
-    trace = Trace.parse(told.get("traceparent", ""))
-    return [Handled(id_, trace) for id_ in told.get("request_id", "").split(",") if is_valid_id(id_)]
+    requests = [Handled(id_) for id_ in told.get("request_id", "").split(",") if is_valid_id(id_)]
+    if (trace := Trace.parse(told.get("traceparent", ""))) is not None:
+        requests = requests or [Handled("")]
+        requests[0].trace = trace
+    return requests
 
 
 @contextlib.contextmanager

@@ -279,11 +279,11 @@ def _open_server(
     with contextlib.ExitStack() as stack:
         apps = {}
         for name, place in places.items():
-            metrics = Metrics()
+            more["metrics"] = metrics = Metrics()
             if shard_servers.wanted:
-                app = _cluster_app(place, address, keys, index, shard_servers, shard_tls, {**more, "metrics": metrics})
+                app = _cluster_app(place, address, keys, index, shard_servers, shard_tls, observing, more)
             else:
-                app = embedded_app(place, address, keys, index=index, metrics=metrics, progress=progress, **more)
+                app = embedded_app(place, address, keys, index=index, progress=progress, **more)
             apps[name] = stack.enter_context(app)
             if access.writable and upkeep.compact:
                 from hashlight.engine.service.control.compacting import compacting
@@ -307,6 +307,7 @@ def _cluster_app(
     index: IndexChoice,
     shard_servers: ShardServers,
     shard_tls: ShardTls,
+    observing: Observing,
     more: dict[str, Any],
 ) -> AbstractContextManager[FastAPI]:
     from hashlight.pipelines.serving.cluster import cluster_app
@@ -315,6 +316,6 @@ def _cluster_app(
     servers = start_servers(
         place, groups=shard_servers.groups or 1, replicas=shard_servers.replicas or 1, ray=shard_servers.ray,
         ray_address=shard_servers.address, name=shard_servers.name, index=index,
-        security=shard_tls.security(fresh_token=True),
+        security=shard_tls.security(fresh_token=True), options=observing.as_log_options(),
     )  # fmt: skip
     return cluster_app(place, address, keys, servers, **more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,10 +13,15 @@ from hashlight.pipelines.cli.options import (
     DrainDelayOption,
     ExistingCollectionArgument,
     IndexOption,
+    Observing,
     PollOption,
     ShardTls,
     parse_listen,
 )
+
+if TYPE_CHECKING:
+    from hashlight.engine.service.door.listener import Watched
+    from hashlight.engine.service.shards.server import ShardServer
 
 
 def _group_of(text: str) -> tuple[int, int]:
@@ -42,6 +47,7 @@ def shard_server(
     drain_delay: DrainDelayOption = 5.0,
     shard_tls: ShardTls,
     cache_size: CacheSizeOption = None,
+    observing: Observing,
     faults: Annotated[bool, typer.Option("--faults", hidden=True)] = False,
 ) -> None:
     """Serve one group of a collection's shards to gateways, which find it by its address.
@@ -59,6 +65,8 @@ def shard_server(
         parse_listen(advertise)
     shard_tls.check()
     with contextlib.ExitStack() as stack:
+        watched = stack.enter_context(contextlib.ExitStack())  # what is closed at the end of the process, too
+        watched.enter_context(observing.watching("hashlight-shard-server"))
         with spinner("opening"):
             server = stack.enter_context(
                 running(
@@ -66,9 +74,40 @@ def shard_server(
                     security=shard_tls.security(), index=index, poll_s=poll, faults=faults,
                 )
             )  # fmt: skip
+        if observing.metrics_listen is not None:
+            from hashlight.engine.service.door.listener import watching
+
+            watched.enter_context(watching(observing.metrics_listen, _watched(server)))
         where = open_place(collection)
         serve_until_told(
             server,
             delay_s=drain_delay,
             ready=lambda: out.print(f"serving group {group} of {where} at {server.address}", soft_wrap=True),
+            ended=watched.close,
         )
+
+
+def _watched(server: ShardServer) -> Watched:
+    """Return what a shard server says about itself at a port of its own, and count what it answers for that."""
+    from hashlight.engine.errors import NotReadyError
+    from hashlight.engine.service.door.listener import Watched
+    from hashlight.engine.service.telemetry.cluster import ShardMetrics
+    from hashlight.engine.service.telemetry.metrics import render
+
+    metrics = ShardMetrics(server.stats)
+    server.observe_by(metrics.observe)
+
+    def ready() -> dict[str, Any]:
+        """Say which version is served; microseconds."""
+        stats = server.stats()
+        if server.draining or not stats["served_versions"]:
+            raise NotReadyError("this server is about to end" if server.draining else "this server serves no shards")
+        return {"status": "ready", "version": stats["served_version"], "shards": stats["open_shards"]}
+
+    def complete() -> dict[str, Any]:
+        """Search in every shard."""
+        told = ready()
+        server.ready()
+        return {**told, "status": "complete"}
+
+    return Watched(lambda: render(metrics), ready, complete)

@@ -137,6 +137,8 @@ def test_health_says_what_is_missing_and_whether_that_matters(both):
         assert ready.json()["collections"]["dogs"]["missing"] == ["shard-2"]
         assert (complete.status_code, complete.json()["error"]["type"]) == (503, "incomplete")
         assert "10.0.0.7" not in ready.text + complete.text
+        ratio = families(httpx.get(f"{watch}/metrics").text)["hashlight_coverage_ratio"]
+        assert {one.labels["collection"]: one.value for one in ratio.samples} == {"cats": 1.0, "dogs": 0.6}
     finally:
         searchers["dogs"].lost = False
 

@@ -24,6 +24,7 @@ from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.telemetry.logs import logging_as
 from hashlight.engine.service.telemetry.requests import Trace
 from tests import serving
+from tests.engine.telemetry.together import Held, ask_together
 
 # Of the W3C's recommendation, "Trace Context", section 3.2.
 GIVEN = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -176,6 +177,22 @@ def test_all_that_is_logged_about_a_request_has_its_id(searcher, collection):
     [failed] = [line for line in lines if "exception" in line]
     assert failed["request_id"] == "id-7"
     assert "RuntimeError: broken" in failed["exception"]
+
+
+def test_what_is_logged_about_several_requests_has_all_their_ids(collection, monkeypatch):
+    class Logging(Held):
+        def answer(self, queries, query, **more):
+            logging.getLogger("hashlight.test").warning("searching")
+            return super().answer(queries, query, **more)
+
+    lines, held = [], Logging(collection)
+    stack, http = served(create_app(held), lines)
+    with stack:
+        ask_together(str(http.base_url), held, code_of(collection), 6, monkeypatch)
+    told = [set(line["request_id"].split(",")) for line in lines if line["logger"] == "hashlight.test"]
+    assert told == [{"id-0"}, {f"id-{number}" for number in range(1, 6)}]
+    plans = [line["coverage"] for line in lines if line["logger"] == "hashlight.access" and line["level"] == "info"]
+    assert plans == [1.0] * 6
 
 
 def test_a_line_of_the_access_log_says_who_asked_for_what_and_what_they_got(searcher, collection):

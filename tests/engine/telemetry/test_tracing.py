@@ -27,6 +27,7 @@ from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.asking.searcher import CollectionSearcher
 from hashlight.engine.service.telemetry.exporting import exporter_of
 from tests import serving
+from tests.engine.telemetry.together import Held, ask_together
 
 GIVEN = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -106,28 +107,16 @@ def test_a_trace_that_is_given_goes_on_and_failures_are_marked(spans, collection
     assert {span.name for span in found if span.kind is SpanKind.SERVER} == {"GET /v1/items/{id}", "POST /v1/search"}
 
 
-def test_a_batch_is_linked_to_all_its_requests(spans, collection):
-    code = collection.shards[0].codes_NW[0].tobytes()[:8].hex()
-    with serving.running(create_app(CollectionSearcher(collection))) as url, httpx.Client(base_url=url) as http:
-        begin = threading.Barrier(16)
-
-        def ask():
-            begin.wait()
-            http.post("/v1/search", json={"queries": [{"code": code}], "k": 3})
-
-        threads = [threading.Thread(target=ask) for _ in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+def test_a_batch_is_linked_to_all_its_requests(spans, collection, monkeypatch):
+    code, held = collection.shards[0].codes_NW[0].tobytes()[:8].hex(), Held(collection)
+    with serving.running(create_app(held)) as url:
+        ask_together(url, held, code, 6, monkeypatch)
     found = spans()
-    requests = {span.context.span_id for span in named(found, "POST /v1/search")}
-    batches = named(found, "search")
-    served = [{span.parent.span_id, *(link.context.span_id for link in span.links)} for span in batches]
-    assert len(requests) == 16
-    assert set().union(*served) == requests
-    assert sum(map(len, served)) == 16
-    assert [len(one) for one in served] == [span.attributes["hashlight.requests"] for span in batches]
+    id_of = {span.context.span_id: span.attributes["hashlight.request_id"] for span in named(found, "POST /v1/search")}
+    batches = sorted(named(found, "search"), key=lambda span: len(span.links))
+    served = [{id_of[one.parent.span_id], *(id_of[link.context.span_id] for link in one.links)} for one in batches]
+    assert served == [{"id-0"}, {f"id-{number}" for number in range(1, 6)}]
+    assert [span.attributes["hashlight.requests"] for span in batches] == [1, 5]
 
 
 @pytest.mark.parametrize(
@@ -170,11 +159,13 @@ class Collector(http.server.BaseHTTPRequestHandler):
 
 
 EXPORT = """
+import os
 from hashlight.engine.service.telemetry.exporting import exporting_traces
 from hashlight.engine.tracing import span
 with exporting_traces("hashlight-gateway"):
     with span("outer"), span("inner", {"hashlight.queries": 3}):
         pass
+os._exit(0)  # without what the interpreter does at its end
 """
 
 
