@@ -18,6 +18,7 @@ from concurrent.futures import Future
 import numpy as np
 import pyarrow as pa
 
+from hashlight.engine.codes import IdArray
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writing.replacing import AlreadyCommittedError
 from hashlight.engine.collection.writing.transaction import Transaction
@@ -169,7 +170,7 @@ class Buffer:
                         made.append((waiting, logged))
                 if not made:
                     return
-                self._log.append([encode(one.write, one.codes, one.written_s, one.key) for _, one in made])
+                self._log.append([encode(one) for _, one in made])
             except BaseException:
                 self._pending = Pending(self._manifest, before)
                 raise
@@ -186,7 +187,7 @@ class Buffer:
             if not before:
                 self._wake.set()
         for waiting, one in made:
-            waiting.made.set_result(Made(one.number, None))
+            waiting.made.set_result(Made(one.number, None, one.deleted))
 
     def _refuse_more(self) -> None:
         items, num_bytes = self._gathering.most
@@ -203,14 +204,19 @@ class Buffer:
         try:
             waiting.write.check(live)
             change = self._resolved(waiting.write)
+            deleted = self._count_there(change.ids) if isinstance(change, Delete) else None
         except Exception as error:
             if not is_refusal(error) and not isinstance(error, HashlightError):
                 raise
             waiting.made.set_exception(error)
             return None
-        logged = Logged(max(self._pending.last, self._log.last) + 1, change, (live.bits, live.encoder), key=waiting.key)
+        number, codes = max(self._pending.last, self._log.last) + 1, (live.bits, live.encoder)
+        logged = Logged(number, change, codes, key=waiting.key, deleted=deleted)
         self._pending.add(logged)
         return logged
+
+    def _count_there(self, ids_M: IdArray) -> int:
+        return int(self._views.has(np.unique(ids_M), self._pending).sum())
 
     def _resolved(self, write: Change) -> Change:
         """Return a write that cannot be refused any more, and does the same.

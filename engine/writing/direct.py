@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from hashlight.engine.writing.committing import State, Waiting, is_refusal
 from hashlight.engine.writing.keys import Made
 from hashlight.engine.writing.opened import Opened, refuse_expired
 from hashlight.engine.writing.records import Key, Logged, encode
-from hashlight.engine.writing.writes import Write, folded
+from hashlight.engine.writing.writes import Write, record_all
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,13 @@ logger = logging.getLogger(__name__)
 class _Numbered(NamedTuple):
     number: int
     write: Write
+
+
+class _Committed(NamedTuple):
+    """The version that has a write, and of a deletion the items that it found."""
+
+    version: int
+    deleted: int | None
 
 
 class Direct:
@@ -99,7 +107,7 @@ class Direct:
             Logged(number, waiting.write, codes, key=waiting.key)
             for number, waiting in enumerate(ready, self._log.last + 1)
         ]
-        self._log.append([encode(one.write, codes, one.written_s, one.key) for one in logged])
+        self._log.append([encode(one) for one in logged])
         outcomes = self._outcomes([_Numbered(one.number, one.write) for one in logged])
         self._settle_keys(logged, outcomes)
         # Before anything is answered: what was refused must not be made when the log is read again.
@@ -108,7 +116,7 @@ class Direct:
             if isinstance(outcome, Exception):
                 waiting.made.set_exception(outcome)
             else:
-                waiting.made.set_result(Made(one.number, outcome))
+                waiting.made.set_result(Made(one.number, outcome.version, outcome.deleted))
 
     def visible(self, made: Made) -> Future[int]:
         """Return the version at once."""
@@ -125,15 +133,20 @@ class Direct:
         """Close the log."""
         self._opened.close()
 
-    def _settle_keys(self, logged: Sequence[Logged], outcomes: Sequence[int | Exception]) -> None:
-        for version in {outcome for outcome in outcomes if isinstance(outcome, int)}:
-            self._keys.note(one for one, outcome in zip(logged, outcomes, strict=True) if outcome == version)
+    def _settle_keys(self, logged: Sequence[Logged], outcomes: Sequence[_Committed | Exception]) -> None:
+        made = [
+            (replace(one, deleted=outcome.deleted), outcome.version)
+            for one, outcome in zip(logged, outcomes, strict=True)
+            if isinstance(outcome, _Committed)
+        ]
+        for version in {version for _, version in made}:
+            self._keys.note(one for one, of in made if of == version)
             self._keys.settle(logged[-1].number, version)
 
-    def _outcomes(self, writes: Sequence[_Numbered]) -> list[int | Exception]:
-        """Commit some writes; return for each the version that has it, or why there is none."""
+    def _outcomes(self, writes: Sequence[_Numbered]) -> list[_Committed | Exception]:
+        """Commit some writes; return for each what became of it, or why there is nothing."""
         try:
-            return [self._commit(writes)] * len(writes)
+            return [*self._commit(writes)]
         except Exception as error:
             if not is_refusal(error) or len(writes) == 1:
                 self._failures += not is_refusal(error)
@@ -144,8 +157,9 @@ class Direct:
         middle = len(writes) // 2
         return self._outcomes(writes[:middle]) + self._outcomes(writes[middle:])
 
-    def _commit(self, writes: Sequence[_Numbered]) -> int:
+    def _commit(self, writes: Sequence[_Numbered]) -> list[_Committed]:
         through = writes[-1].number
+        deleted: list[int | None] = [None] * len(writes)  # as far as it is known
         try:
             with Transaction(self._location) as change:
                 live = change.live
@@ -153,9 +167,9 @@ class Direct:
                 for one in writes:
                     one.write.check(live)
                 change.mark_log(self._log.id, through, after=self._through)
-                for write in folded([one.write for one in writes], live):
-                    write.record(change)
+                counts = record_all([one.write for one in writes], live, change)
                 version = change.commit().version
+                deleted = counts()
         except AlreadyCommittedError as error:
             # A commit whose answer came as an error was made.
             self._through = error.through
@@ -168,4 +182,4 @@ class Direct:
             self._committed(version)
         except Exception:  # the write is made, whatever comes of it
             logger.exception("version %d was committed, but is not served yet", version)
-        return version
+        return [_Committed(version, number) for number in deleted]

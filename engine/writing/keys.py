@@ -23,7 +23,7 @@ MAX_KEYS = 2_000_000
 
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, digest TEXT NOT NULL, number INTEGER NOT NULL, "
-    "version INTEGER NOT NULL, written_s REAL NOT NULL) WITHOUT ROWID"
+    "version INTEGER NOT NULL, written_s REAL NOT NULL, deleted INTEGER) WITHOUT ROWID"
 )
 
 
@@ -40,10 +40,13 @@ class Made(NamedTuple):
         Of its record in the log.
     version : int or None
         The first that has it; None while it is only in the log.
+    deleted : int or None
+        Of a deletion, the items that it found, if that is known.
     """
 
     number: int
     version: int | None
+    deleted: int | None = None
 
 
 class Keys:
@@ -75,6 +78,8 @@ class Keys:
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = FULL")
                 self._database.execute(_TABLE)
+                if "deleted" not in {row[1] for row in self._database.execute("PRAGMA table_info(keys)")}:
+                    self._database.execute("ALTER TABLE keys ADD COLUMN deleted INTEGER")
                 self._database.execute("CREATE INDEX IF NOT EXISTS by_time ON keys (written_s)")
                 (self._count,) = self._database.execute("SELECT count(*) FROM keys").fetchone()
         except BaseException:
@@ -96,13 +101,13 @@ class Keys:
         with self._lock, self._errors():
             if (logged := self._logged.get(key.text)) is not None:
                 assert logged.key is not None, "noted by it"
-                digest, made = logged.key.digest, Made(logged.number, None)
+                digest, made = logged.key.digest, Made(logged.number, None, logged.deleted)
             else:
-                select = "SELECT digest, number, version FROM keys WHERE key = ?"
+                select = "SELECT digest, number, version, deleted FROM keys WHERE key = ?"
                 row = self._database.execute(select, (key.text,)).fetchone()
                 if row is None:
                     return None
-                digest, made = row[0], Made(row[1], row[2])
+                digest, made = row[0], Made(*row[1:])
         check_same(key, digest)
         return made
 
@@ -130,14 +135,14 @@ class Keys:
         """
         with self._lock, self._errors():
             rows = [
-                (key, one.key.digest, one.number, version, one.written_s)
+                (key, one.key.digest, one.number, version, one.written_s, one.deleted)
                 for key, one in self._logged.items()
                 if one.key is not None and one.number <= through
             ]
             if not rows:
                 return
             with self._transaction():
-                self._database.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?)", rows)
+                self._database.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?, ?)", rows)
                 old = self._database.execute("DELETE FROM keys WHERE written_s < ?", (time.time() - KEPT_S,)).rowcount
                 self._count += len(rows) - old
                 if self._count > self._max_keys:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hashlight.engine.errors import CorruptDataError
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.storage.columns import code_column
-from hashlight.engine.writing.writes import Delete, DeleteWhere, Put, Update, Write
+from hashlight.engine.writing.writes import Delete, DeleteWhere, Put, Update
 
 _HEAD = struct.Struct("<I")
 _PART = struct.Struct("<Q")
@@ -53,6 +53,8 @@ class Logged:
     written_s : float
         Seconds since 1970.
     key : Key or None
+    deleted : int or None
+        Of a deletion, the items that it found, if that is known.
     """
 
     number: int
@@ -60,6 +62,7 @@ class Logged:
     codes: tuple[int, str | None]
     written_s: float = dataclasses.field(default_factory=time.time)
     key: Key | None = None
+    deleted: int | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -67,9 +70,12 @@ class Logged:
         return _bytes_of(self.write)
 
 
-def encode(write: Write, codes: tuple[int, str | None], written_s: float, key: Key | None) -> bytes:
+def encode(logged: Logged) -> bytes:
     """Return the record of a write."""
-    head: dict[str, Any] = {"codes": codes, "at": written_s, "key": key}
+    write = logged.write
+    head: dict[str, Any] = {
+        "codes": logged.codes, "at": logged.written_s, "key": logged.key, "deleted": logged.deleted
+    }  # fmt: skip
     match write:
         case Put():
             names, tables = ["id", "code"], [_put_table(write)]
@@ -106,7 +112,8 @@ def decode(number: int, data: bytes) -> Logged:
         bits, encoder = head["codes"]
         write = _write(head, list(_tables(data, _HEAD.size + length)))
         key = None if head["key"] is None else Key(*head["key"])
-        return Logged(number, write, (bits, encoder), float(head["at"]), key)
+        # Records of earlier releases do not have the number.
+        return Logged(number, write, (bits, encoder), float(head["at"]), key, head.get("deleted"))
     except (ValueError, LookupError, TypeError, struct.error, pa.ArrowException) as error:
         raise CorruptDataError(
             f"record {number} of the write log is not a write ({error!r}): it was written by another release; start "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -157,21 +158,63 @@ class Update:
             change.update(ids, table)
 
 
+# How many items each of some writes has deleted; None for those that are not deletions.
+Counts = Callable[[], list[int | None]]
+
+
+def record_all(writes: Sequence[Write], live: Manifest, change: Transaction) -> Counts:
+    """Record writes in a transaction, `folded`, and return what counts their deletions once it is committed."""
+    counts: list[Counts] = []
+    for are_joined, run in itertools.groupby(writes, key=_is_joined):
+        if are_joined:
+            counts.append(_record_run(list(run), live, change))
+        else:
+            counts += [_record_alone(write, change) for write in run]
+    return lambda: [number for count in counts for number in count()]
+
+
+def _is_joined(write: Write) -> bool:
+    return isinstance(write, Delete) or (isinstance(write, Put) and write.replaces)
+
+
+def _record_alone(write: Write, change: Transaction) -> Counts:
+    if not isinstance(write, DeleteWhere):
+        write.record(change)
+        return lambda: [None]
+    before = change.tally()
+    write.record(change)
+    after = change.tally()
+    return lambda: [after.deleted - before.deleted]
+
+
+def _record_run(run: Sequence[Write], live: Manifest, change: Transaction) -> Counts:
+    named = [write.ids for write in run if isinstance(write, Delete)]
+    found = change.look_up(np.concatenate(named)) if named else None
+    for write in folded(run, live):
+        write.record(change)
+    return lambda: _deleted_by(run, [] if found is None else found.there.tolist())
+
+
+def _deleted_by(run: Sequence[Write], there: Iterable[int]) -> list[int | None]:
+    """Return how many items each deletion of a run finds, of those that were there before and what the run puts."""
+    present, counts = set(there), list[int | None]()
+    for write in run:
+        ids = set(write.ids.tolist()) if isinstance(write, Put | Delete) else set[int]()
+        counts.append(len(present & ids) if isinstance(write, Delete) else None)
+        present = present - ids if isinstance(write, Delete) else present | ids
+    return counts
+
+
 def folded(writes: Sequence[Write], live: Manifest) -> list[Write]:
     """Return fewer writes that do the same: runs of puts that replace, and of deletions by id, become one of each.
 
     Each write of items makes a shard, and what many requests have put there is better in one.
     """
     found: list[Write] = []
-    run: list[Put | Delete] = []
-    for write in writes:
-        if isinstance(write, Delete) or (isinstance(write, Put) and write.replaces):
-            run.append(write)
-            continue
-        found += _joined(run, live)
-        run = []
-        found.append(write)
-    return found + _joined(run, live)
+    for are_joined, group in itertools.groupby(writes, key=_is_joined):
+        run = list(group)
+        found += _joined([write for write in run if isinstance(write, Put | Delete)], live) if are_joined else run
+    return found
 
 
 def _joined(run: Sequence[Put | Delete], live: Manifest) -> list[Write]:

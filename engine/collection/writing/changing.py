@@ -29,6 +29,40 @@ class Delete:
         draft.deleted += draft.kill(draft.find(self._ids_M))
 
 
+class Tally:
+    """Counts what the changes before it delete.
+
+    Attributes
+    ----------
+    deleted : int
+        Rows, once it was applied.
+    """
+
+    deleted = 0
+
+    def apply(self, draft: Draft) -> None:
+        """Count the rows that a draft lacks."""
+        self.deleted = draft.deleted
+
+
+class LookUp:
+    """Finds which of some ids are there before the changes after it.
+
+    Attributes
+    ----------
+    there : ndarray of int64
+        Once it was applied.
+    """
+
+    def __init__(self, ids_M: IdArray) -> None:
+        self._ids_M = np.unique(ids_M)
+        self.there: IdArray = np.zeros(0, np.int64)
+
+    def apply(self, draft: Draft) -> None:
+        """Look for them in a draft."""
+        self.there = draft.ids_of(draft.find(self._ids_M))
+
+
 class DeleteWhere:
     """Deletes the rows that satisfy a filter when they are committed."""
 

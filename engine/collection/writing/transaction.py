@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from hashlight.engine.codes import CodeArray, IdArray, check_bits, check_codes
 from hashlight.engine.collection.writing import given, history
 from hashlight.engine.collection.writing.adding import Add, AddNumbered, Adopt, split_rows
-from hashlight.engine.collection.writing.changing import Delete, DeleteWhere, Update
+from hashlight.engine.collection.writing.changing import Delete, DeleteWhere, LookUp, Tally, Update
 from hashlight.engine.collection.writing.columns import (
     Define,
     DropColumn,
@@ -408,6 +408,18 @@ class Transaction:
         layout = self._layout
         Filter(filter, (layout.schema if layout else None) or pa.schema([]), lists)
         self._record(DeleteWhere(filter, lists))
+
+    def look_up(self, ids: IdArray | Sequence[int]) -> LookUp:
+        """Find which of some ids are there, after the changes so far; it is known once this is committed."""
+        found = LookUp(given.some_ids(ids))
+        self._record(found)
+        return found
+
+    def tally(self) -> Tally:
+        """Count the rows that the changes so far delete; the number is known once this is committed."""
+        tally = Tally()
+        self._record(tally)
+        return tally
 
     def update(
         self,

@@ -47,7 +47,7 @@ from hashlight.engine.service.asking.following import Pending
 from hashlight.engine.service.asking.rendering import (
     facets_pieces,
     hex_codes,
-    items_documents,
+    item_pieces,
     items_pieces,
     json_bytes,
     page_frame,
@@ -258,11 +258,11 @@ class Gateway:
         timeout_s = self.timeout_s(timeout_ms)
         async with self.within(request, time.monotonic() + timeout_s) as account:
 
-            def read() -> bytes:
+            def read() -> Body:
                 table = stored_items(self.searcher, [id], timeout_s=timeout_s, hold=account.hold)
-                return json_bytes(items_documents(table)[0])
+                return begin_body(item_pieces(table))
 
-            return Response(await self._searches.run(read), media_type=bodies.JSON)
+            return self._response(await self._searches.run(read), arrow=False)
 
     async def thumbnail(self, request: Request, id: int, timeout_ms: int | None) -> Response:
         """Return the thumbnail of an item."""

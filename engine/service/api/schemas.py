@@ -381,6 +381,10 @@ class WriteAnswer(BaseModel):
         "this server; a version has it some seconds later, or at once with `wait`."
     )
     sequence: int = Field(description="Its number in the server's log.")
+    deleted: int | None = Field(
+        None, description="Of a deletion: the items that it found; null if that is not known any more."
+    )
+    not_found: int | None = Field(None, description="Of a deletion by ids: those that were not there.")
 
 
 class HitModel(BaseModel):

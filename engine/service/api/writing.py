@@ -24,7 +24,7 @@ from hashlight.engine.service.problems import RequestError, invalid, named
 from hashlight.engine.writing.committing import Committer
 from hashlight.engine.writing.keys import KeyReusedError
 from hashlight.engine.writing.records import Change, Key
-from hashlight.engine.writing.writes import Put
+from hashlight.engine.writing.writes import Delete, DeleteWhere, Put
 
 _LOOK_S = 0.02  # between looks whether a version is served
 
@@ -168,7 +168,14 @@ class _Commit:
             version = await asyncio.wrap_future(await asyncio.to_thread(store.visible, made))
             while self._gateway.searcher.version < version:
                 await asyncio.sleep(_LOOK_S)
-        return json_response({"version": version, "sequence": made.number})
+        return json_response({"version": version, "sequence": made.number, **_counts(write, made.deleted)})
+
+
+def _counts(write: Change, deleted: int | None) -> dict[str, int | None]:
+    """Return what the answer to a deletion says besides."""
+    if isinstance(write, Delete):
+        return {"deleted": deleted, "not_found": None if deleted is None else len(np.unique(write.ids)) - deleted}
+    return {"deleted": deleted} if isinstance(write, DeleteWhere) else {}
 
 
 class Keyed:

@@ -1,15 +1,14 @@
 """Answers as sent over HTTP: JSON, or an Arrow IPC stream with one row for each hit.
 
 Both are made piece by piece, so that an answer is never in memory as a whole a second time, and no piece keeps the
-interpreter's lock for long.
+interpreter's lock for long. A row that is larger than a piece is written value by value, and a long text in parts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from hashlight.engine.codes import CodeArray
+from hashlight.engine.filters.kinds import is_list
 from hashlight.engine.results import Coverage
 from hashlight.engine.service.asking.retrieval import Answer, bytes_of_rows
 
@@ -58,8 +58,12 @@ def json_pieces(answer: Answer, *, timing_ms: dict[str, float]) -> Iterator[byte
         else:
             yield b'{"hits":['
             for at, stop in _pieces(sums, lims[begin], lims[end]):
-                comma = b"," if at > lims[begin] else b""
-                yield comma + json_bytes(_hits(answer, at, stop))[1:-1]
+                if at > lims[begin]:
+                    yield b","
+                if _is_large(sums, at, stop):
+                    yield from _large_hit(answer, at)
+                else:
+                    yield json_bytes(_hits(answer, at, stop))[1:-1]
             yield b"]," + json_bytes(_rest(answer, begin))[1:]
         begin = end
     yield b"]," + json_bytes(_frame(answer, timing_ms))[1:]
@@ -108,28 +112,65 @@ def with_frame(table: pa.Table, frame: Mapping[str, Any]) -> pa.Table:
 
 def table_pieces(table: pa.Table) -> Iterator[bytes]:
     """Yield a table as an Arrow IPC stream."""
-    sink = io.BytesIO()
-
-    def take() -> bytes:
-        piece = sink.getvalue()
-        sink.seek(0)
-        sink.truncate()
-        return piece
-
+    sink = _Sink()
     with pyarrow.ipc.new_stream(sink, table.schema) as writer:
         for begin, end in _pieces(_sums_of_bytes(table, len(table)), 0, len(table)):
             writer.write_table(table.slice(begin, end - begin))
-            yield take()
-    yield take()
+            yield from sink.take()
+    yield from sink.take()
+
+
+class _Sink:
+    """What is written to it, without a copy, until it is taken."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._parts: list[Any] = []
+
+    def write(self, data: Any) -> int:
+        self._parts.append(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: `take` flushes."""
+
+    def take(self) -> Iterator[bytes]:
+        """Yield what was written in pieces, and forget it."""
+        small: list[Any] = []
+        for data in self._parts:
+            part = memoryview(data)
+            if len(part) <= _PIECE_BYTES:
+                small.append(part)
+                continue
+            yield b"".join(small)
+            small = []
+            for begin in range(0, len(part), _PIECE_BYTES):
+                yield bytes(part[begin : begin + _PIECE_BYTES])
+        self._parts.clear()
+        yield b"".join(small)
 
 
 def items_pieces(items: pa.Table, frame: Mapping[str, Any] | None = None) -> Iterator[bytes]:
     """Yield the JSON document of items from `engine.service.asking.retrieval.stored_items`, and what else it has."""
     yield b'{"items":['
-    for begin, end in _pieces(_sums_of_bytes(items, len(items)), 0, len(items)):
-        comma = b"," if begin else b""
-        yield comma + json_bytes(items_documents(items.slice(begin, end - begin)))[1:-1]
+    sums = _sums_of_bytes(items, len(items))
+    for begin, end in _pieces(sums, 0, len(items)):
+        if begin:
+            yield b","
+        if _is_large(sums, begin, end):
+            yield from _large_item(items, begin)
+        else:
+            yield json_bytes(items_documents(items.slice(begin, end - begin)))[1:-1]
     yield b"]" + (b"," + json_bytes(frame)[1:] if frame else b"}")
+
+
+def item_pieces(item: pa.Table) -> Iterator[bytes]:
+    """Yield the JSON document of one item, as `items_pieces` has it."""
+    if _is_large(_sums_of_bytes(item, 1), 0, 1):
+        yield from _large_item(item, 0)
+    else:
+        yield json_bytes(items_documents(item)[0])
 
 
 def page_frame(items: pa.Table, coverage: Coverage, *, limit: int) -> dict[str, Any]:
@@ -146,9 +187,14 @@ def _version_of(coverage: Coverage) -> dict[str, int]:
 def facets_pieces(counts: pa.Table, frame: Mapping[str, Any]) -> Iterator[bytes]:
     """Yield the JSON document of `engine.service.asking.searcher.Searcher.facets`, and what else it has."""
     yield b'{"values":['
-    for begin, end in _pieces(_sums_of_bytes(counts, len(counts)), 0, len(counts)):
-        comma = b"," if begin else b""
-        yield comma + json_bytes(counts.slice(begin, end - begin).to_pylist())[1:-1]
+    sums = _sums_of_bytes(counts, len(counts))
+    for begin, end in _pieces(sums, 0, len(counts)):
+        if begin:
+            yield b","
+        if _is_large(sums, begin, end):
+            yield from _object_pieces(_values_of(counts, begin, counts.column_names))
+        else:
+            yield json_bytes(counts.slice(begin, end - begin).to_pylist())[1:-1]
     yield b"]," + json_bytes(frame)[1:]
 
 
@@ -177,6 +223,112 @@ def _pieces(sums: NDArray[np.int64], begin: int, end: int) -> Iterator[tuple[int
         stop = min(end, max(begin + 1, within))
         yield begin, stop
         begin = stop
+
+
+def _is_large(sums: NDArray[np.int64], begin: int, end: int) -> bool:
+    """Whether rows that `_pieces` gives are one that is larger than a piece."""
+    return end == begin + 1 and int(sums[end] - sums[begin]) > _PIECE_BYTES
+
+
+def _large_hit(answer: Answer, row: int) -> Iterator[bytes]:
+    """Yield what `_hits` has of one hit."""
+    assert answer.items is not None, "what makes a hit large are its values"
+    [hit] = _hits(dataclasses.replace(answer, items=None), row, row + 1)
+    names = answer.items.column_names
+    if "code" in names:
+        hit["code"] = answer.items["code"][row].as_py().hex()
+    yield json_bytes(hit)[:-1] + b',"attributes":'
+    yield from _object_pieces(_values_of(answer.items, row, [name for name in names if name != "code"]))
+    yield b"}"
+
+
+def _large_item(items: pa.Table, row: int) -> Iterator[bytes]:
+    """Yield what `items_documents` has of one item."""
+    item = {"id": items["id"][row].as_py(), "code": items["code"][row].as_py().hex()}
+    yield json_bytes(item)[:-1] + b',"attributes":'
+    names = [name for name in items.column_names if name not in item]
+    yield from _object_pieces(_values_of(items, row, names))
+    yield b"}"
+
+
+def _values_of(table: pa.Table, row: int, names: Iterable[str]) -> Iterator[tuple[str, pa.Array]]:
+    """Yield names and values of a row, each as an array of one."""
+    for name in names:
+        yield name, next(chunk for chunk in table[name].slice(row, 1).chunks if len(chunk))
+
+
+def _object_pieces(values: Iterable[tuple[str, pa.Array]]) -> Iterator[bytes]:
+    """Yield a JSON object of stored values, arrays of one, by their names."""
+    before = b"{"
+    for name, value in values:
+        yield before + json_bytes(name) + b":"
+        yield from _value_pieces(value)
+        before = b","
+    yield b"}" if before == b"," else b"{}"
+
+
+def _value_pieces(one: pa.Array) -> Iterator[bytes]:
+    """Yield a stored value, an array of one, as JSON, which is that of `json_bytes`."""
+    kind = one.type
+    if one.null_count:
+        yield b"null"
+    elif pa.types.is_dictionary(kind):
+        yield from _value_pieces(one.dictionary.slice(one.indices[0].as_py(), 1))
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        yield from _text_pieces(_bytes_of(one))
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        yield from _base64_pieces(_bytes_of(one))
+    elif is_list(kind):
+        yield from _list_pieces(one.flatten())
+    elif pa.types.is_struct(kind):
+        yield from _object_pieces((field.name, part) for field, part in zip(kind, one.flatten(), strict=True))
+    else:
+        yield json_bytes(one[0].as_py())
+
+
+def _bytes_of(one: pa.Array) -> pa.Buffer:
+    """Return the bytes of a text, without a copy, which a scalar would be."""
+    is_large = pa.types.is_large_string(one.type) or pa.types.is_large_binary(one.type)
+    _, offsets, data = one.buffers()
+    start, stop = np.frombuffer(offsets, np.int64 if is_large else np.int32)[one.offset : one.offset + 2].tolist()
+    return data.slice(start, stop - start)
+
+
+def _text_pieces(text: pa.Buffer) -> Iterator[bytes]:
+    """Yield a JSON string of UTF-8, which is cut between characters."""
+    yield b'"'
+    data, begin = memoryview(text), 0
+    while begin < len(data):
+        end = min(begin + _PIECE_BYTES, len(data))
+        while begin < end < len(data) and data[end] & 0xC0 == 0x80:
+            end -= 1
+        yield json_bytes(str(data[begin:end], "utf-8"))[1:-1]
+        begin = end
+    yield b'"'
+
+
+def _base64_pieces(data: pa.Buffer) -> Iterator[bytes]:
+    """Yield a JSON string of base64, of which three bytes are four characters."""
+    yield b'"'
+    for begin in range(0, data.size, _PIECE_BYTES // 3 * 3):
+        part = data.slice(begin, min(_PIECE_BYTES // 3 * 3, data.size - begin))
+        yield json_bytes(part.to_pybytes())[1:-1]
+    yield b'"'
+
+
+def _list_pieces(values: pa.Array) -> Iterator[bytes]:
+    """Yield a JSON list of stored values."""
+    table = pa.table({"": values})
+    sums = _sums_of_bytes(table, len(table))
+    yield b"["
+    for begin, end in _pieces(sums, 0, len(table)):
+        if begin:
+            yield b","
+        if _is_large(sums, begin, end):
+            yield from _value_pieces(values.slice(begin, 1))
+        else:
+            yield json_bytes(values.slice(begin, end - begin).to_pylist())[1:-1]
+    yield b"]"
 
 
 def _hits(answer: Answer, begin: int, end: int) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.collection.rerank import HAMMING, Rerank
 from hashlight.engine.errors import DeadlineExceededError, HashlightError, IdNotFoundError, NotReadyError
+from hashlight.engine.filters.kinds import is_list
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, Explanation, RangeResult, as_range
@@ -418,11 +419,25 @@ def bytes_of_rows(table: pa.Table, *, names: bool) -> NDArray[np.int64]:
     size_N = np.zeros(len(table), np.int64)
     for name, column in zip(table.column_names, table.columns, strict=True):
         size_N += len(name) + 4 if names else 0
-        if any(is_one(column.type) for is_one in _BYTES):
-            size_N += pc.fill_null(pc.binary_length(column), 0).to_numpy()
-        else:
-            size_N += column.nbytes // max(1, len(table))
+        parts = [_bytes_of_values(chunk) for chunk in column.chunks]
+        size_N += np.concatenate(parts) if parts else 0
     return size_N
+
+
+def _bytes_of_values(values: pa.Array) -> NDArray[np.int64]:
+    """Return about how many bytes each value has: exactly of texts, also of those in lists."""
+    if any(is_one(values.type) for is_one in _BYTES):
+        sizes: NDArray[np.int64] = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
+        return sizes.astype(np.int64)
+    if is_list(values.type):
+        sums = np.concatenate([[0], np.cumsum(_bytes_of_values(values.flatten()))])
+        counts = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+        in_lists: NDArray[np.int64] = np.diff(sums[np.concatenate([[0], np.cumsum(counts)])])
+        return in_lists
+    if pa.types.is_struct(values.type) and values.type.num_fields:
+        together: NDArray[np.int64] = np.sum([_bytes_of_values(part) for part in values.flatten()], axis=0)
+        return together
+    return np.full(len(values), values.nbytes // max(1, len(values)), np.int64)
 
 
 def time_left(deadline_s: float) -> float:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
@@ -16,12 +20,18 @@ import pytest
 
 from hashlight.engine.errors import OverloadedError
 from hashlight.engine.results import Coverage, Explanation
-from hashlight.engine.service.api import gateway as gateway_module
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.api.searching import begin_body
 from hashlight.engine.service.asking import rendering
 from hashlight.engine.service.asking.budget import Budget
-from hashlight.engine.service.asking.rendering import arrow_pieces, items_pieces, json_pieces, table_pieces
+from hashlight.engine.service.asking.rendering import (
+    arrow_pieces,
+    facets_pieces,
+    item_pieces,
+    items_pieces,
+    json_pieces,
+    table_pieces,
+)
 from hashlight.engine.service.asking.retrieval import Answer, _bytes_taken
 from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError
@@ -125,6 +135,108 @@ def test_no_piece_is_large_whatever_is_stored(monkeypatch, counts, columns, leng
     assert max(map(len, table_pieces(items))) <= 2 * 262_144
 
 
+TEXT = 'é"\\\n€😀'
+
+
+def large_items():
+    """Three rows, of which the second is large in each way that a value can be."""
+    long = TEXT * 50_000
+    return pa.table(
+        {
+            "id": pa.array([1, 2, 3]),
+            "code": pa.array([bytes([row] * 8) for row in range(3)], pa.binary(8)),
+            "text": pa.array(["a", long, None]),
+            "wide": pa.array(["a", long, None]).cast(pa.large_string()).dictionary_encode(),
+            "raw": pa.array([b"a", bytes(range(256)) * 3000, None]),
+            "tags": pa.array([["a"], ["b", None, long, *["c"] * 50_000], None]),
+            "about": pa.array([{"x": 1, "y": "a"}, {"x": None, "y": long}, None]),
+            "pairs": pa.array([[("a", 1)], [("b", None)], None], pa.map_(pa.string(), pa.int64())),
+            "price": pa.array([1.5, float("nan"), None]),
+        }
+    )
+
+
+def plain(value):
+    """What JSON has of a value."""
+    if isinstance(value, bytes):
+        return base64.urlsafe_b64encode(value).decode()
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if value != value else value
+
+
+def test_one_row_however_large_is_the_same_in_pieces_of_which_none_is_large(monkeypatch):
+    items = large_items()
+    rows = [{name: plain(value) for name, value in row.items()} for row in items.to_pylist()]
+    made, render = [], rendering.to_json
+
+    def recorded(document, **more):
+        text = render(document, **more)
+        made.append(len(text))
+        return text
+
+    monkeypatch.setattr(rendering, "to_json", recorded)
+    attributes = [{name: row[name] for name in row if name not in ("id", "code")} for row in rows]
+    documents = [
+        {"id": row["id"], "code": bytes([number] * 8).hex(), "attributes": attributes[number]}
+        for number, row in enumerate(rows)
+    ]
+    assert json.loads(b"".join(items_pieces(items))) == {"items": documents}
+    for number in range(3):
+        assert json.loads(b"".join(item_pieces(items.slice(number, 1)))) == documents[number]
+    assert json.loads(b"".join(facets_pieces(items, {"a": 1}))) == {"values": rows, "a": 1}
+    answer = dataclasses.replace(make_answer([0, 3], explain=False), items=items.drop_columns(["id"]))
+    hits = json.loads(b"".join(json_pieces(answer, timing_ms={})))["results"][1]["hits"]
+    assert [(hit["code"], hit["attributes"]) for hit in hits] == [
+        (document["code"], document["attributes"]) for document in documents
+    ]
+    assert max(made) <= 6 * 262_144, "a character takes up to six bytes"
+    pieces = list(table_pieces(items))
+    read = pa.ipc.open_stream(b"".join(pieces)).read_all()
+    assert read.drop_columns(["price"]) == items.drop_columns(["price"]), "NaN equals nothing"
+    assert max(map(len, pieces)) <= 2 * 262_144
+
+
+# Written piece by piece, as it is to a client: what is more in memory than the answer itself.
+GROWTH = """
+import sys
+import pyarrow as pa
+from hashlight.engine.service.asking.rendering import items_pieces, table_pieces
+
+def memory(name):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
+
+def growth(pieces):
+    with open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")
+    before = memory("VmRSS")
+    size = sum(map(len, pieces))
+    return memory("VmHWM") - before, size
+
+def items(size):
+    codes = pa.array([b"8 bytes."], pa.binary(8))
+    return pa.table({"id": [1], "code": codes, "text": [chr(233) * size], "raw": [b"r" * size]})
+
+for pieces in (items_pieces, table_pieces):
+    growth(pieces(items(1000)))  # loads what is loaded once
+    print(*growth(pieces(items(int(sys.argv[1])))))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak of memory is Linux's")
+def test_a_text_of_tens_of_megabytes_is_not_in_memory_a_second_time():
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(32 << 20)], capture_output=True, text=True, check=True, timeout=300
+    )
+    for line in done.stdout.splitlines():
+        grown, size = map(int, line.split())
+        assert size > 96 << 20
+        assert grown < 16 << 20
+
+
 def values_in(document):
     if isinstance(document, dict):
         return sum(map(values_in, document.values()))
@@ -139,8 +251,7 @@ def test_items_are_rendered_within_the_budget_and_not_on_the_loop(searcher, coll
         threads.append(threading.current_thread().name)
         return render(table)
 
-    for module in (rendering, gateway_module):
-        monkeypatch.setattr(module, "items_documents", recorded)
+    monkeypatch.setattr(rendering, "items_documents", recorded)
     id_ = int(collection.shards[0].ids_N[0])
     with serving.running(create_app(searcher)) as url:
         assert httpx.get(url + path.format(id=id_)).status_code == 200

@@ -21,12 +21,13 @@ from hashlight.engine.storage.versions import read_current
 from hashlight.engine.writing.committing import Committer
 from hashlight.engine.writing.direct import Direct
 from hashlight.engine.writing.opened import Opened
-from hashlight.engine.writing.records import Key, encode
+from hashlight.engine.writing.records import Key, Logged, encode
 from hashlight.engine.writing.writes import Delete, DeleteWhere, Put
 from tests import oracles, serving
 
 NEVER = {"items": 10**6, "age_s": 1e9}
 BITS = 16
+CHANGED = {"version": 2, "sequence": 3, "deleted": 1, "not_found": 0}
 IMAGES = [serving.png(picture) for picture in serving.make_pictures(3)]
 
 
@@ -75,7 +76,7 @@ def test_a_second_delivery_gets_the_first_ones_answer(folder, tmp_path):
         first = write(http, "POST", put, "a", on_conflict="refuse")
         assert (first.status_code, first.json()) == (200, {"version": None, "sequence": 1})
         assert write(http, "PATCH", patch, "b").json()["sequence"] == 2
-        assert write(http, "DELETE", {"ids": [3]}, "c", wait="visible").json() == {"version": 2, "sequence": 3}
+        assert write(http, "DELETE", {"ids": [3]}, "c", wait="visible").json() == CHANGED
         assert write(http, "POST", {"items": [item(3)]}, "d").json()["sequence"] == 4  # what was deleted is back
         for _ in range(2):
             assert write(http, "DELETE", {"ids": [3]}, "c", wait="visible", timeout_ms=9000).json()["version"] == 2
@@ -85,7 +86,7 @@ def test_a_second_delivery_gets_the_first_ones_answer(folder, tmp_path):
         assert rows_of(http) == 21
     with served(folder, tmp_path / "log") as http:
         assert write(http, "POST", put, "a", on_conflict="refuse").content == first.content
-        assert write(http, "DELETE", {"ids": [3]}, "c", wait="visible").json() == {"version": 2, "sequence": 3}
+        assert write(http, "DELETE", {"ids": [3]}, "c", wait="visible").json() == CHANGED
         assert write(http, "PATCH", patch, "e").json()["sequence"] == 5
         assert rows_of(http) == 21
 
@@ -188,7 +189,7 @@ def test_what_was_logged_before_a_kill_is_committed_first(folder, tmp_path):
         (DeleteWhere("label == 4"), None),
         (Delete(np.array([0])), Key("b", "d")),
     ]
-    opened.log.append([encode(one, (BITS, None), time.time(), key) for one, key in writes])
+    opened.log.append([encode(Logged(1, one, (BITS, None), key=key)) for one, key in writes])
     opened.close()
     store = Direct(folder, Opened(folder, tmp_path / "log"))
     found = store.find(Key("a", "d")), store.find(Key("refused", "d")), store.find(Key("b", "d"))

@@ -37,7 +37,7 @@ from hashlight.engine.writing.buffering import Buffer, Gathering
 from hashlight.engine.writing.committing import Committer
 from hashlight.engine.writing.keys import Made
 from hashlight.engine.writing.opened import Opened
-from hashlight.engine.writing.records import Key, encode
+from hashlight.engine.writing.records import Key, Logged, encode
 from hashlight.engine.writing.writes import Delete, DeleteWhere, Put, Update
 from tests import independent, oracles
 
@@ -511,7 +511,7 @@ def test_a_log_that_the_collection_has_forgotten_is_refused(start, tmp_path):
     folder, _ = start
     opened = Opened(folder, tmp_path / "log")
     write = Delete(np.array([1]))
-    opened.log.append([encode(write, (BITS, None), time.time() - 40 * 86400, None)])
+    opened.log.append([encode(Logged(1, write, (BITS, None), time.time() - 40 * 86400))])
     opened.close()
     with pytest.raises(PlaceError, match=r"has 1 writes of .*, and after 30 days the collection no longer tells"):
         Buffer(Collection.open(folder), Opened(folder, tmp_path / "log"), lambda _: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 import time
 
@@ -57,6 +58,24 @@ def test_a_damaged_database_says_what_to_do(tmp_path):
     (tmp_path / "keys.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(CorruptDataError, match=r"keys\.sqlite is damaged .*: remove it"):
         Keys(tmp_path)
+
+
+def test_what_was_deleted_is_found_again_also_beside_keys_of_an_earlier_release(tmp_path):
+    old = sqlite3.connect(tmp_path / "keys.sqlite")
+    old.execute(
+        "CREATE TABLE keys (key TEXT PRIMARY KEY, digest TEXT NOT NULL, number INTEGER NOT NULL, "
+        "version INTEGER NOT NULL, written_s REAL NOT NULL) WITHOUT ROWID"
+    )
+    old.execute("INSERT INTO keys VALUES ('k1', 'digest 1', 1, 2, ?)", (time.time(),))
+    old.commit()
+    old.close()
+    for _ in range(2):
+        keys = Keys(tmp_path)
+        keys.note([dataclasses.replace(logged(2), deleted=7)])
+        assert (found(keys, 1), found(keys, 2)) == (Made(1, 2, None), Made(2, None, 7))
+        keys.settle(2, version=3)
+        assert (found(keys, 1), found(keys, 2)) == (Made(1, 2, None), Made(2, 3, 7))
+        keys.close()
 
 
 def test_a_disk_that_fails_keeps_what_is_to_be_stored(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from hashlight.engine.errors import CollectionBusyError, CorruptDataError, PlaceError
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.writing.log import WriteLog
-from hashlight.engine.writing.records import Key, decode, encode
+from hashlight.engine.writing.records import Key, Logged, decode, encode
 from hashlight.engine.writing.writes import Delete, DeleteWhere, Put, Update
 from tests.engine.power_loss import Disk, restore
 
@@ -256,24 +256,24 @@ def test_writes_come_back_as_they_were(with_more):
         codes, ids, ATTRIBUTES if with_more else None, features, thumbnails, not with_more, "e" if with_more else None
     )
     key = Key("k", "d" * 64) if with_more else None
-    found = decode(9, encode(put, (128, "enc"), 12.5, key))
-    assert (found.number, found.codes, found.written_s, found.key) == (9, (128, "enc"), 12.5, key)
+    found = decode(9, encode(Logged(9, put, (128, "enc"), 12.5, key, 4)))
+    assert (found.number, found.codes, found.written_s, found.key, found.deleted) == (9, (128, "enc"), 12.5, key, 4)
     for name in ("codes", "ids", "attributes", "features", "thumbnails"):
         assert same(getattr(put, name), getattr(found.write, name)), name
     assert (found.write.replaces, found.write.encoder) == (put.replaces, put.encoder)
 
 
 def test_other_writes_come_back_as_they_were():
-    found = decode(1, encode(Delete(np.array([3, 1])), (8, None), 1.0, None)).write
+    found = decode(1, encode(Logged(1, Delete(np.array([3, 1])), (8, None)))).write
     assert isinstance(found, Delete)
     assert found.ids.tolist() == [3, 1]
     parts = [(np.array([7, 8]), ATTRIBUTES), (np.array([9]), ATTRIBUTES.slice(1).select(["code "]))]
-    found = decode(1, encode(Update(parts), (8, None), 1.0, None)).write
+    found = decode(1, encode(Logged(1, Update(parts), (8, None)))).write
     assert isinstance(found, Update)
     for (ids, table), (found_ids, found_table) in zip(parts, found.parts, strict=True):
         assert ids.tolist() == found_ids.tolist()
         assert table.equals(found_table)
     where = DeleteWhere("id in :some", Parameters({"some": [4, 2]}))
-    assert decode(1, encode(where, (8, None), 1.0, None)).write == where
+    assert decode(1, encode(Logged(1, where, (8, None)))).write == where
     with pytest.raises(CorruptDataError, match="record 3 of the write log"):
         decode(3, b"\x10\0\0\0{}")
