@@ -48,10 +48,9 @@ export async function encode(image) {
   return (await json("v1/encode", { method: "POST", body: form })).codes[0];
 }
 
-// `query` is {code} or {id}; `kind` is "search" or "range_search".
+// `query` is {code}, {id} or {text}; `kind` is "search" or "range_search".
 export function find(kind, query, options, signal) {
-  const [field, value] = Object.entries(query)[0];
-  const asked = field === "id" ? `{"id":${value}}` : JSON.stringify({ code: value });
+  const asked = query.id === undefined ? JSON.stringify(query) : `{"id":${query.id}}`;
   const rest = JSON.stringify({ ...options, include: ["attributes", "code"] });
   return json(`v1/${kind}`, {
     method: "POST",

@@ -11,7 +11,8 @@ const TYPING_MS = 250;
 const writeAddress = later(() => history.replaceState(null, "", toAddress(state)));
 
 const byId = (id) => document.getElementById(id);
-const [ask, drop, file, text, answers, error, status] = ["ask", "drop", "file", "text", "answers", "error", "status"].map(byId);
+const [ask, drop, file, words, text] = ["ask", "drop", "file", "words", "text"].map(byId);
+const [answers, error, status] = ["answers", "error", "status"].map(byId);
 
 let collection = null;
 let state = readAddress(location);
@@ -33,6 +34,7 @@ async function start() {
   const kinds = Object.entries(collection.attributes).map(([name, type]) => `${name} (${type})`);
   byId("attributes").textContent = kinds.length ? `Attributes: ${kinds.join(", ")}` : "The images have no attributes.";
   byId("filter").disabled = !kinds.length;
+  byId("words-label").hidden = !collection.encodes_texts;
   if (!collection.encodes_images) {
     byId("hint").textContent = "This server does not encode images: enter an id or a code, or click one of the answers.";
     file.disabled = true;
@@ -61,6 +63,7 @@ function showState() {
   byId("k-label").hidden = state.mode !== "search";
   byId("radius-label").hidden = state.mode !== "range_search";
   if (document.activeElement !== byId("filter")) byId("filter").value = state.filter;
+  if (document.activeElement !== words) words.value = state.query?.text ?? "";
   if (document.activeElement !== text) text.value = state.query?.id ?? state.query?.code ?? "";
   showQuery();
 }
@@ -70,15 +73,17 @@ function showQuery() {
   byId("shown").hidden = query === null;
   byId("hint").hidden = query !== null;
   if (query === null) return;
-  const isChosen = chosen !== null && chosen.code === query.code;
-  const picture = isChosen
-    ? element("div", { className: "picture" }, element("img", { src: chosen.url, alt: chosen.name }))
-    : query.id === undefined
-      ? element("div", { className: "picture" }, codePattern(query.code))
-      : thumbnail(query.id, "", `Item ${query.id}`);
+  const [picture, caption] = shownOf(query);
   byId("shown").firstElementChild.replaceWith(picture);
-  byId("shown").lastElementChild.textContent =
-    isChosen ? chosen.name : query.id === undefined ? `Code ${query.code}` : `Item ${query.id}`;
+  byId("shown").lastElementChild.textContent = caption;
+}
+
+function shownOf(query) {
+  if (query.text !== undefined) return [element("div", { className: "picture", hidden: true }), query.text];
+  if (query.id !== undefined) return [thumbnail(query.id, "", `Item ${query.id}`), `Item ${query.id}`];
+  const isChosen = chosen !== null && chosen.code === query.code;
+  const picture = isChosen ? element("img", { src: chosen.url, alt: chosen.name }) : codePattern(query.code);
+  return [element("div", { className: "picture" }, picture), isChosen ? chosen.name : `Code ${query.code}`];
 }
 
 // Only the latest search is shown; earlier ones are aborted.
@@ -146,6 +151,10 @@ for (const name of ["k", "radius"]) {
   byId(name).addEventListener("input", (event) => change({ [name]: event.target.valueAsNumber }));
 }
 byId("filter").addEventListener("input", later((event) => change({ filter: event.target.value.trim() })));
+words.addEventListener("input", later(() => {
+  const given = words.value.trim();
+  change({ query: given ? { text: given } : null }, { isNewQuery: true });
+}));
 text.addEventListener("input", later(() => {
   try {
     const query = parseQuery(text.value, collection.bits);

@@ -25,6 +25,7 @@ export function readAddress(address) {
   const state = { ...DEFAULTS, query: null };
   if (given.has("id")) state.query = { id: given.get("id") };
   else if (given.has("code")) state.query = { code: given.get("code") };
+  else if (given.get("text")) state.query = { text: given.get("text") };
   if (given.get("mode") === "range_search") state.mode = "range_search";
   for (const name of ["k", "radius"]) {
     if (/^\d+$/.test(given.get(name) ?? "")) state[name] = Number(given.get(name));

@@ -97,6 +97,30 @@ def test_an_uploaded_image_is_found_and_the_link_finds_the_same(open_page, colle
     assert page.locator("#answers img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 16
 
 
+def test_words_are_searched_where_the_encoder_takes_texts(open_page, collection, searcher):
+    page = open_page()
+    page.locator("#answers li").first.wait_for()
+    assert page.get_by_label("Words").is_hidden()
+    codes = collection.shards[0].codes_NW[:9]
+    expected = {word: collection.search(codes[row : row + 1], 5).ids[0] for word, row in serving.Named.words.items()}
+    assert expected["dots"].tolist() != expected["stripes"].tolist()
+    with serving.running(create_app(searcher, encoder=serving.Named(codes))) as url:
+        page = open_page(f"{url}/#k=5")
+        page.get_by_label("Words").fill("stripes")
+        wait_for_answers(page, expected["stripes"])
+        page.get_by_label("Words").fill(" dots ")
+        wait_for_answers(page, expected["dots"])
+        assert page.inner_text("#shown figcaption") == "dots"
+        again = open_page(page.url)
+        wait_for_answers(again, expected["dots"])
+        assert again.get_by_label("Words").input_value() == "dots"
+        again.locator("#answers button").nth(2).click()
+        again.locator("#shown").get_by_text(f"Item {expected['dots'][2]}").wait_for()
+        assert again.get_by_label("Words").input_value() == ""
+        page.get_by_label("Words").fill("")
+        page.get_by_text("A sample of the collection").wait_for()
+
+
 def test_sliders_update_as_they_move_and_back_returns_to_the_previous_query(open_page, collection, code):
     page = open_page(f"#code={code}")
     page.locator("#k").fill("3")

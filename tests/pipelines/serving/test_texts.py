@@ -17,27 +17,10 @@ from hashlight.engine.client.client import AsyncSearchClient, SearchClient
 from hashlight.engine.client.errors import ClientError
 from hashlight.engine.errors import EncoderMismatchError
 from hashlight.engine.service.api.app import create_app
-from hashlight.engine.service.asking.encoding import Encoded
 from hashlight.engine.service.asking.searcher import CollectionSearcher
 from hashlight.pipelines.cli.main import app
 from hashlight.pipelines.serving.image_encoder import HashImageEncoder
 from tests import serving
-
-WORDS = {"stripes": 3, "dots": 8}
-
-
-class Named(serving.AverageHash):
-    """Knows two words, each of which stands for a stored code."""
-
-    takes_texts = True
-
-    def __init__(self, codes: np.ndarray) -> None:
-        super().__init__()
-        self._codes = codes
-
-    def encode_texts(self, texts) -> Encoded:
-        codes = np.stack([self._codes[WORDS[text]] for text in texts])
-        return Encoded(codes, np.zeros((len(texts), 4), np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +38,9 @@ def codes(collection):
 @pytest.fixture(scope="module", params=["here", "http"])
 def target(request, collection, codes):
     if request.param == "here":
-        yield CollectionSearcher(collection), {"encoder": Named(codes)}
+        yield CollectionSearcher(collection), {"encoder": serving.Named(codes)}
         return
-    with serving.running(create_app(CollectionSearcher(collection), encoder=Named(codes))) as url:
+    with serving.running(create_app(CollectionSearcher(collection), encoder=serving.Named(codes))) as url:
         yield url, {}
 
 
@@ -104,7 +87,7 @@ def test_texts_are_refused_where_the_encoder_takes_none(collection):
 
 
 def test_http_takes_one_text_beside_other_queries(collection, codes):
-    with serving.running(create_app(CollectionSearcher(collection), encoder=Named(codes))) as url:
+    with serving.running(create_app(CollectionSearcher(collection), encoder=serving.Named(codes))) as url:
         assert httpx.get(f"{url}/v1/collection").json()["encodes_texts"] is True
         body = {
             "queries": [{"code": codes[3].astype("<u8").tobytes().hex()}, {"text": "dots"}],
