@@ -6,7 +6,9 @@ texts.
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +23,10 @@ from hashlight.encoders.networks.backbone import Backbone, first_words, probe
 from hashlight.encoders.networks.compat import load_torchvision
 from hashlight.encoders.networks.packages import import_package
 from hashlight.encoders.networks.sources.hub import not_to_be_had
+from hashlight.encoders.networks.sources.texts import TokenizedTower
 from hashlight.encoders.networks.weights import load_weights
+
+logger = logging.getLogger(__name__)
 
 _LOCAL = "local-dir:"
 _FITS = {"shortest": "crop", "squash": "stretch"}
@@ -47,6 +52,50 @@ class TextTower(nn.Module):
         """Return embeddings (N, D) of length 1."""
         embedding: torch.Tensor = self.model.encode_text(self._tokenizer(texts), normalize=True)
         return embedding
+
+
+class HubTextTower(TokenizedTower):
+    """The part that embeds texts of a model whose tokenizer is one of transformers; see `TokenizedTower`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Whose part for images is taken off.
+    clean : str
+        How open_clip cleans texts before, by its own name.
+    unseparated : int or None
+        The token that is replaced by 0.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        clean: str,
+        unseparated: int | None,
+        tokenizer: bytes,
+        length: int,
+        padding: int | None,
+        pads_left: bool,
+    ):
+        super().__init__(tokenizer=tokenizer, length=length, padding=padding, pads_left=pads_left)
+        model.visual = nn.Identity()
+        self.model: Any = model
+        self.clean, self.unseparated = clean, unseparated
+
+    def forward(self, texts: list[str]) -> torch.Tensor:
+        """Return embeddings (N, D) of length 1."""
+        cleaned = importlib.import_module("open_clip.tokenizer").get_clean_fn(self.clean)
+        rows = torch.tensor([self.tokens(cleaned(text)) for text in texts])
+        if self.unseparated is not None:
+            rows = rows.masked_fill(rows == self.unseparated, 0)
+        embedding: torch.Tensor = self.model.encode_text(rows, normalize=True)
+        return embedding
+
+    def said(self) -> dict[str, Any]:
+        """Return what builds it again, with the model."""
+        names = ("clean", "unseparated", "length", "padding", "pads_left")
+        return {"bytes": len(self.tokenizer), **{name: getattr(self, name) for name in names}}
 
 
 class ImageTower(nn.Module):
@@ -89,8 +138,8 @@ def build(what: str, weights: str | None) -> Backbone:
     rule = _preprocessing(model.visual.preprocess_cfg, name)
     shown = f"open_clip:{Path(model_name.removeprefix(_LOCAL)).name}" if is_local else name
     network = ImageTower(model.visual)
-    text = _text_tower(open_clip, model, config)
-    return _backbone(shown, network, text, rule, probe(network, rule, name), config)
+    text = _text_tower(open_clip, model, config, model_name, shown)
+    return _backbone(shown, network, text, rule, probe(network, rule, name), config, _text_model(model, config))
 
 
 def rebuild(what: str, architecture: Mapping[str, Any]) -> Backbone:
@@ -99,23 +148,72 @@ def rebuild(what: str, architecture: Mapping[str, Any]) -> Backbone:
     open_clip = _open_clip(name)
     config = architecture["model"]
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+        built = config
+        if (encoder := architecture.get("text_model")) is not None:
+            # From here, in the place of the hub.
+            Path(folder, "text").mkdir()
+            Path(folder, "text", "config.json").write_text(json.dumps(encoder))
+            built = {**config, "text_cfg": {**config["text_cfg"], "hf_model_name": str(Path(folder, "text"))}}
+        Path(folder, "open_clip_config.json").write_text(json.dumps({"model_cfg": built, "preprocess_cfg": {}}))
         model = open_clip.create_model(_LOCAL + folder, load_weights=False, pretrained_text=False)
     rule = Preprocessing.from_dict(architecture["preprocessing"])
     network = ImageTower(model.visual)
-    text = _text_tower(open_clip, model, config) if architecture["text"] is not None else None
-    return _backbone(name, network, text, rule, architecture["feature_dim"], config)
+    said = architecture["text"]
+    text: nn.Module | None = None
+    if said:
+        text = HubTextTower(model, tokenizer=bytes(said["bytes"]), **{k: v for k, v in said.items() if k != "bytes"})
+    elif said is not None:
+        text = _simple_tower(open_clip, model, config)
+    return _backbone(name, network, text, rule, architecture["feature_dim"], config, architecture.get("text_model"))
 
 
-def _text_tower(open_clip: Any, model: Any, config: Mapping[str, Any]) -> TextTower | None:
-    """Return the part for texts, if its tokenizer is the one in open_clip's package."""
+def _text_tower(
+    open_clip: Any, model: Any, config: Mapping[str, Any], model_name: str, name: str
+) -> TextTower | HubTextTower | None:
+    """Return the part for texts, if there is one whose tokenizer can be kept."""
     given = config["text_cfg"]
-    if given.get("hf_tokenizer_name") or given.get("hf_model_name") or not hasattr(model, "encode_text"):
+    if not hasattr(model, "encode_text"):
         return None
+    if not given.get("hf_tokenizer_name"):
+        return None if given.get("hf_model_name") else _simple_tower(open_clip, model, config)
+    try:
+        tokenizer = open_clip.get_tokenizer(model_name)
+        inner = tokenizer.tokenizer
+        kept = inner.backend_tokenizer.to_str().encode()
+        if tokenizer.tokenizer_mode:
+            raise ValueError(f"it is of the mode {tokenizer.tokenizer_mode}")
+        if inner.pad_token_id is None:
+            raise ValueError("it has no token to pad with")
+    except Exception as error:  # Of the hub's client, OSError, ValueError, or AttributeError of one in Python.
+        logger.warning("%s will take no texts, because its tokenizer cannot be kept: %s", name, first_words(error))
+        return None
+    return HubTextTower(
+        model,
+        clean=given.get("tokenizer_kwargs", {}).get("clean", "whitespace"),
+        unseparated=inner.sep_token_id if tokenizer.strip_sep_token else None,
+        tokenizer=kept,
+        length=tokenizer.context_length,
+        padding=inner.pad_token_id,
+        pads_left=inner.padding_side == "left",
+    )
+
+
+def _simple_tower(open_clip: Any, model: Any, config: Mapping[str, Any]) -> TextTower:
+    """Return the part for texts with the tokenizer in open_clip's package."""
+    given = config["text_cfg"]
     tokenizer = open_clip.SimpleTokenizer(
         context_length=given.get("context_length", 77), **given.get("tokenizer_kwargs", {})
     )
     return TextTower(model, tokenizer)
+
+
+def _text_model(model: Any, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration of a part for texts that is a model of transformers; None if it is open_clip's own."""
+    if not config["text_cfg"].get("hf_model_name"):
+        return None
+    plain = model.text.config.to_dict()
+    # Where it came from says nothing of its architecture.
+    return {key: value for key, value in plain.items() if key not in ("_name_or_path", "dtype")}
 
 
 def _open_clip(name: str) -> Any:
@@ -140,9 +238,18 @@ def _check_names(open_clip: Any, name: str, model_name: str, tag: str, *, is_loc
 
 
 def _backbone(
-    name: str, network: nn.Module, text: nn.Module | None, rule: Preprocessing, feature_dim: int, config: Any
+    name: str,
+    network: nn.Module,
+    text: nn.Module | None,
+    rule: Preprocessing,
+    feature_dim: int,
+    config: Any,
+    text_model: dict[str, Any] | None,
 ) -> Backbone:
     said = {"feature_dim": feature_dim, "preprocessing": rule.to_dict(), "model": config}
+    if text_model is not None:
+        said["text_model"] = text_model
+    tower = text.said() if isinstance(text, HubTextTower) else None if text is None else {}
     return Backbone(
         name=name,
         network=network,
@@ -150,7 +257,7 @@ def _backbone(
         feature_dim=feature_dim,
         preprocessing=rule,
         pretrained=True,
-        architecture={**said, "text": None if text is None else {}},
+        architecture={**said, "text": tower},
     )
 
 

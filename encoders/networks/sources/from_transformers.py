@@ -6,13 +6,11 @@ Models of images and texts (CLIP, SigLIP) give the embeddings, of length 1, that
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,6 +20,7 @@ from hashlight.encoders.networks.backbone import Backbone, first_words, probe
 from hashlight.encoders.networks.compat import load_torchvision
 from hashlight.encoders.networks.packages import import_package
 from hashlight.encoders.networks.sources.hub import not_to_be_had
+from hashlight.encoders.networks.sources.texts import TokenizedTower
 from hashlight.encoders.networks.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -52,50 +51,24 @@ class ImageTower(nn.Module):
         return nn.functional.normalize(self.visual_projection(pooled), dim=-1)
 
 
-class TextTower(nn.Module):
-    """The part of a model of images and texts that embeds texts, with its tokenizer.
+class TextTower(TokenizedTower):
+    """The part of a model of images and texts that embeds texts, with its tokenizer; see `TokenizedTower`.
 
     Parameters
     ----------
     model : nn.Module
-    tokenizer : bytes
-        The JSON of the package tokenizers.
-    length : int
-        Tokens of a text, of which more are cut off.
-    padding : int or None
-        The token that shorter texts are padded with, if the model wants that.
     """
 
-    tokenizer: torch.Tensor
-
     def __init__(self, model: Any, *, tokenizer: bytes, length: int, padding: int | None):
-        super().__init__()
+        super().__init__(tokenizer=tokenizer, length=length, padding=padding)
         self.text_model: Any = model.text_model
         self.text_projection: nn.Module = getattr(model, "text_projection", nn.Identity())
-        self.length, self.padding = length, padding
-        self.register_buffer("tokenizer", torch.from_numpy(np.frombuffer(tokenizer, np.uint8).copy()))
-        self._opened: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the tokenizer that is opened."""
-        return self.__dict__ | {"_opened": None}
 
     def forward(self, texts: list[str]) -> torch.Tensor:
         """Return embeddings (N, D) of length 1."""
-        rows = [torch.tensor([self._tokens(text)]) for text in texts]
+        rows = [torch.tensor([self.tokens(text)]) for text in texts]
         pooled = torch.cat([self.text_model(input_ids=row).pooler_output for row in rows])
         return nn.functional.normalize(self.text_projection(pooled), dim=-1)
-
-    def _tokens(self, text: str) -> list[int]:
-        if self._opened is None:
-            opened = importlib.import_module("tokenizers").Tokenizer.from_str(self.tokenizer.numpy().tobytes().decode())
-            opened.enable_truncation(self.length)
-            opened.no_padding()
-            if self.padding is not None:
-                opened.enable_padding(length=self.length, pad_id=self.padding)
-            self._opened = opened
-        tokens: list[int] = self._opened.encode(text).ids
-        return tokens
 
 
 class Pooled(nn.Module):

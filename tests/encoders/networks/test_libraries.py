@@ -6,6 +6,7 @@ Features and preprocessing are compared with what the library itself computes.
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -96,6 +97,7 @@ def saved_and_loaded(backbone, weights, expected, folder):
 
 
 TEXTS = ["a red shoe", "a photo of two dogs on a beach", "z", "a red shoe"]
+LOUD = ["A  red,   shoe!", "two dogs on a beach", "z"]
 
 
 def same_texts(encoder, expected, folder):
@@ -178,6 +180,70 @@ def test_open_clip(open_clip, tmp_path, mode):
     same_preparation(encoder.config.preprocessing, theirs)
 
 
+def of_open_clip(open_clip, folder, text):
+    """Write a model whose part for texts is this, beside its tokenizer; return it."""
+    config = {"model_cfg": {**CLIP, "text_cfg": text}, "preprocess_cfg": {"size": 32}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return model.eval()
+
+
+HUB_TEXT = {**CLIP["text_cfg"], "vocab_size": 300, "hf_tokenizer_name": "nobody/tokenizer"}
+
+
+@pytest.mark.parametrize(
+    ("options", "side"),
+    [({}, "right"), ({"clean": "canonicalize"}, "left"), ({"clean": "lower", "strip_sep_token": True}, "right")],
+)
+def test_open_clip_with_a_tokenizer_of_transformers(open_clip, transformers, tmp_path, options, side):
+    folder = tmp_path / "tiny-clip"
+    tokenizer_in(transformers, folder, sep_token="</s>", padding_side=side)
+    model = of_open_clip(open_clip, folder, {**HUB_TEXT, "tokenizer_kwargs": options})
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(LOUD)
+    encoder = saved_and_loaded(
+        f"open_clip:local-dir:{folder}", None, lambda x: model.encode_image(x, normalize=True), tmp_path
+    )
+    shutil.rmtree(folder)
+    with torch.inference_mode():
+        expected = model.encode_text(tokens, normalize=True)
+    np.testing.assert_allclose(encoder.encode_texts(LOUD).features, expected.numpy(), rtol=1e-4, atol=1e-5)
+    loaded = HashEncoder.load(tmp_path / "encoder")
+    assert (loaded.encode_texts(LOUD).codes == encoder.encode_texts(LOUD).codes).all()
+    assert len({code.tobytes() for code in loaded.encode_texts(LOUD).features}) == 3
+
+
+def test_open_clip_with_a_part_for_texts_of_transformers(open_clip, transformers, tmp_path):
+    folder = tmp_path / "tiny-roberta"
+    tokenizer_in(transformers, folder)
+    inner = transformers.RobertaConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=40, pad_token_id=2,
+    )  # fmt: skip
+    inner.save_pretrained(folder / "text")
+    text = {
+        "hf_model_name": str(folder / "text"), "hf_tokenizer_name": "nobody/tokenizer", "hf_proj_type": "mlp",
+        "hf_pooler_type": "mean_pooler", "context_length": 16,
+    }  # fmt: skip
+    model = of_open_clip(open_clip, folder, text)
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
+    encoder = saved_and_loaded(
+        f"open_clip:local-dir:{folder}", None, lambda x: model.encode_image(x, normalize=True), tmp_path
+    )
+    shutil.rmtree(folder)
+    with torch.inference_mode():
+        same_texts(encoder, model.encode_text(tokens, normalize=True), tmp_path)
+
+
+def test_open_clip_without_its_tokenizer_takes_images(open_clip, transformers, offline, tmp_path, caplog):
+    folder = tmp_path / "tiny-clip"
+    folder.mkdir()
+    of_open_clip(open_clip, folder, HUB_TEXT)
+    assert build_backbone(f"open_clip:local-dir:{folder}").text is None
+    assert "open_clip:tiny-clip will take no texts, because its tokenizer cannot be kept" in caplog.text
+
+
 def test_open_clip_without_the_network_says_what_would_have_to_be_where(open_clip, offline):
     with pytest.raises(EncoderError, match=r"repository laion/CLIP-ViT-B-32-laion2B.*HF_HOME.*open_clip:ViT-B-32"):
         build_backbone("open_clip:ViT-B-32/laion2b_s34b_b79k")
@@ -214,7 +280,7 @@ def test_hf_dinov2(transformers, tmp_path):
     same_preparation(encoder.config.preprocessing, their_preparation(transformers, folder))
 
 
-def tokenizer_in(transformers, folder):
+def tokenizer_in(transformers, folder, **options):
     """Write a tokenizer of the letters, with CLIP's two marks, beside a model."""
     tokenizers = pytest.importorskip("tokenizers")
     letters = "abcdefghijklmnopqrstuvwxyz "
@@ -224,7 +290,7 @@ def tokenizer_in(transformers, folder):
     opened.post_processor = tokenizers.processors.TemplateProcessing(
         "<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=opened, unk_token="?", pad_token="</s>")
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=opened, unk_token="?", pad_token="</s>", **options)
     wrapped.save_pretrained(folder)
     return wrapped
 
