@@ -25,6 +25,7 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 FITS = ("stretch", "crop", "pad")
+ORDERS = ("rgb", "bgr")
 MAX_SIZE = 4096
 
 
@@ -39,7 +40,7 @@ class Preprocessing:
     channels : int
         1 (grey) or 3 (RGB).
     mean, std : tuple of float
-        One for each channel, for pixels scaled to 0..1.
+        One for each channel, in their order, for pixels scaled to 0..`white`.
     fit : str
         "stretch" resizes to the square, ignoring the aspect ratio; "crop" resizes the shorter side to `resize` and
         cuts out the central square; "pad" resizes the longer side to `size` and puts the mean colour around it.
@@ -47,6 +48,10 @@ class Preprocessing:
         The shorter side before the crop; at least `size`. Unused by the others.
     interpolation : str
         "nearest", "bilinear", "bicubic" or "lanczos"; Pillow's filters, which antialias.
+    order : str
+        "rgb", or "bgr" for networks of Caffe and OpenCV.
+    white : float
+        What a channel of a white pixel is before the mean is taken off: 1, or 255 where `mean` and `std` are in levels.
     draft : int
         A JPEG may be decoded at a half, quarter or eighth that is at least this many times as large as what it is then
         resized to; 0 if only at full size.
@@ -60,6 +65,8 @@ class Preprocessing:
     resize: int = 0
     interpolation: str = "bilinear"
     draft: int = 0
+    order: str = "rgb"
+    white: float = 1.0
 
     def __post_init__(self) -> None:
         check_whole(self.size, "size", 1, MAX_SIZE)
@@ -75,6 +82,11 @@ class Preprocessing:
         for mean, std in zip(self.mean, self.std, strict=True):
             check_number(mean, "mean")
             check_number(std, "std", above=0.0)
+        if self.order not in ORDERS or (self.order == "bgr" and self.channels != 3):
+            raise ValueError(
+                f"`order` must be one of {', '.join(ORDERS)}, of one channel rgb, got {self.order!r} of {self.channels}"
+            )
+        check_number(self.white, "white", above=0.0)
         if self.fit not in FITS:
             raise ValueError(f"`fit` must be one of {', '.join(FITS)}, got {self.fit!r}")
         if self.fit == "crop" and self.resize < self.size:
@@ -114,14 +126,17 @@ class Preprocessing:
 
         mean_C = torch.tensor(self.mean, dtype=torch.float32, device=pixels_NHWC.device)
         std_C = torch.tensor(self.std, dtype=torch.float32, device=pixels_NHWC.device)
-        return ((pixels_NHWC.float() / 255.0 - mean_C) / std_C).permute(0, 3, 1, 2)
+        if self.order == "bgr":
+            pixels_NHWC = pixels_NHWC.flip(-1)
+        return ((pixels_NHWC.float() / (255.0 / self.white) - mean_C) / std_C).permute(0, 3, 1, 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the artifact's JSON."""
         plain = dataclasses.asdict(self)
-        if not self.draft:
-            # As encoders of the first releases have it, whose fingerprints cover this.
-            del plain["draft"]
+        # As encoders of earlier releases have it, whose fingerprints cover this.
+        for name, usual in (("draft", 0), ("order", "rgb"), ("white", 1.0)):
+            if plain[name] == usual:
+                del plain[name]
         return plain | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
@@ -141,7 +156,8 @@ class Preprocessing:
     def _pad(self, image: Image.Image) -> Image.Image:
         scale = self.size / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
-        around = tuple(round(255 * min(max(mean, 0.0), 1.0)) for mean in self.mean)
+        colour = self.mean[::-1] if self.order == "bgr" else self.mean
+        around = tuple(round(255 * min(max(mean / self.white, 0.0), 1.0)) for mean in colour)
         square = Image.new(image.mode, (self.size, self.size), around if self.channels == 3 else around[0])
         small = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         square.paste(small, ((self.size - width) // 2, (self.size - height) // 2))

@@ -51,15 +51,20 @@ class _Prepare(nn.Module):
 
     scale: torch.Tensor
     shift: torch.Tensor
+    order: torch.Tensor
 
     def __init__(self, preprocessing: Preprocessing):
         super().__init__()
         mean_C, std_C = (torch.tensor(part, dtype=torch.float64) for part in (preprocessing.mean, preprocessing.std))
-        self.register_buffer("scale", (1 / (255 * std_C)).float().view(-1, 1, 1))
+        self.register_buffer("scale", (preprocessing.white / (255 * std_C)).float().view(-1, 1, 1))
         self.register_buffer("shift", (-mean_C / std_C).float().view(-1, 1, 1))
+        self.register_buffer("order", torch.arange(preprocessing.channels).flip(0))
+        self.is_turned = preprocessing.order == "bgr"
 
     def forward(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
         """Return the network's input (N, C, H, W)."""
+        if self.is_turned:
+            pixels_NHWC = pixels_NHWC.index_select(-1, self.order)
         return pixels_NHWC.permute(0, 3, 1, 2).float() * self.scale + self.shift
 
 

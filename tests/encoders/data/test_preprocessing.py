@@ -20,6 +20,15 @@ def test_values_are_scaled_and_normalised():
     assert tensor[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, -3.0], abs=1e-6)
 
 
+def test_channels_and_levels_of_caffe():
+    rule = dataclasses.replace(CROP, mean=(104, 117, 123), std=(1, 2, 1), order="bgr", white=255)
+    tensor = rule(Image.new("RGB", (8, 8), (255, 102, 0)))
+    assert tensor[:, 0, 0].tolist() == [0 - 104, (102 - 117) / 2, 255 - 123]
+    # Around a padded image lies the mean colour, in which the network sees nothing.
+    padded = dataclasses.replace(rule, fit="pad")(Image.new("RGB", (80, 40)))
+    assert padded[:, 0, 0].tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("size", [(8, 30), (31, 8), (8, 8), (80, 300), (3, 5), (1, 1)])
 def test_crop_takes_the_central_square(size):
     width, height = size
@@ -110,9 +119,15 @@ def test_an_image_of_the_right_size_is_unchanged():
     assert GREY(Image.new("RGBA", (90, 40))).shape == (1, 28, 28)
 
 
-@pytest.mark.parametrize("rule", [CROP, GREY, PAD, dataclasses.replace(GREY, draft=2)])
+@pytest.mark.parametrize(
+    "rule", [CROP, GREY, PAD, dataclasses.replace(GREY, draft=2), dataclasses.replace(CROP, order="bgr", white=255)]
+)
 def test_round_trip(rule):
     assert Preprocessing.from_dict(rule.to_dict()) == rule
+
+
+def test_fingerprints_of_earlier_releases_do_not_have_the_usual_order_and_levels():
+    assert CROP.to_dict().keys() == {"size", "channels", "mean", "std", "fit", "resize", "interpolation"}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +141,9 @@ def test_round_trip(rule):
         ({"fit": "crop", "resize": 20}, "at least `size` .28. to crop from, got 20"),
         ({"interpolation": "magic"}, "'magic'"),
         ({"draft": 9}, "`draft` must be 0 to 8, got 9"),
+        ({"order": "gbr"}, "`order` must be one of rgb, bgr, of one channel rgb, got 'gbr'"),
+        ({"order": "bgr"}, "`order` must be one of rgb, bgr, of one channel rgb, got 'bgr' of 1"),
+        ({"white": 0}, "`white` must be a finite number above 0"),
     ],
 )
 def test_bad_settings_are_refused(change, message):

@@ -192,14 +192,53 @@ def test_an_onnx_file_is_kept_in_the_encoder(tmp_path, monkeypatch, given):
     )
 
 
+CAFFE = {"size": 16, "channels": 3, "mean": [104, 117, 123], "std": [1, 1, 1], "order": "bgr", "white": 255}
+
+
+@pytest.mark.parametrize("given", [{}, {"channels_last": True}], ids=str)
+def test_a_network_of_caffes_kind(tmp_path, given):
+    path = tmp_path / "network.onnx"
+    weight, bias = onnx_file(path, **given)
+    usual = fitted(f"onnx:{path}#flat")
+    path.with_suffix(".json").write_text(json.dumps(CAFFE))
+    encoder = fitted(f"onnx:{path}#flat")
+    assert encoder.config.pictures.onnx is not None, "it is exported"
+    turned = IMAGES[..., ::-1] - np.array(CAFFE["mean"], float)
+    block = turned.reshape(len(turned), 4, 4, 4, 4, 3)
+    expected = np.einsum("nyaxbc,fcab->nfyx", block, weight) + bias[None, :, None, None]
+    expected = np.maximum(expected, 0).reshape(len(turned), -1)
+    np.testing.assert_allclose(encoder.encode_all(IMAGES).features, expected, rtol=1e-4, atol=1e-2)
+    encoder.save(tmp_path / "encoder")
+    loaded = HashEncoder.load(tmp_path / "encoder")
+    assert loaded.config.preprocessing == Preprocessing.from_dict(CAFFE)
+    assert (loaded.encode(IMAGES) == encoder.encode(IMAGES)).all()
+    # In torch the same.
+    in_torch = in_torch_of(encoder, tmp_path / "encoder")
+    np.testing.assert_allclose(in_torch.encode_all(IMAGES).features, expected, rtol=1e-4, atol=1e-2)
+    assert usual.fingerprint != encoder.fingerprint
+    for other in ({"order": "rgb"}, {"white": 254}):
+        rule = Preprocessing.from_dict({**CAFFE, **other})
+        pictures = dataclasses.replace(encoder.config.pictures, preprocessing=rule)
+        renewed = HashEncoder._of(dataclasses.replace(encoder.config, input=pictures), *files_of(tmp_path / "encoder"))
+        assert renewed.fingerprint != encoder.fingerprint
+
+
+def files_of(folder):
+    return (folder / "model.safetensors").read_bytes(), (folder / "model.onnx").read_bytes()
+
+
+def in_torch_of(encoder, folder):
+    """Without the exported network, the file in the weights computes."""
+    config = dataclasses.replace(encoder.config, input=dataclasses.replace(encoder.config.pictures, onnx=None))
+    return HashEncoder._of(config, files_of(folder)[0], b"")
+
+
 def test_the_joined_network_equals_the_one_in_torch(tmp_path):
     onnx_file(tmp_path / "network.onnx")
     encoder = fitted(f"onnx:{tmp_path / 'network.onnx'}#flat")
     assert encoder.config.pictures.onnx is not None
     encoder.save(tmp_path / "encoder")
-    # Without the exported network, the file in the weights computes.
-    config = dataclasses.replace(encoder.config, input=dataclasses.replace(encoder.config.pictures, onnx=None))
-    in_torch = HashEncoder._of(config, (tmp_path / "encoder" / "model.safetensors").read_bytes(), b"")
+    in_torch = in_torch_of(encoder, tmp_path / "encoder")
     np.testing.assert_allclose(
         in_torch.encode_all(IMAGES).projections, encoder.encode_all(IMAGES).projections, rtol=1e-4, atol=1e-5
     )
