@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         ReadFailedError,
         VersionGoneError,
     )
+    from hashlight.engine.features import Features
     from hashlight.engine.results import Coverage, Explanation, RangeResult, RerankResult, SearchResult
     from hashlight.engine.service.asking.encoding import Encoded, ImageEncoder, ImageRefusedError, VectorEncoder
     from hashlight.pipelines.jobs.errors import PipelineError
@@ -113,6 +114,7 @@ _HOMES = {
         "ReadFailedError",
         "VersionGoneError",
     ),
+    "engine.features": ("Features",),
     "engine.results": ("Coverage", "Explanation", "RangeResult", "RerankResult", "SearchResult"),
     "engine.service.asking.encoding": ("Encoded", "ImageEncoder", "ImageRefusedError", "VectorEncoder"),
     "pipelines.jobs.errors": ("PipelineError",),
@@ -141,6 +143,7 @@ __all__ = [
     "EncoderMismatchError",
     "EncoderOutput",
     "Explanation",
+    "Features",
     "HashEncoder",
     "HashlightError",
     "Hit",

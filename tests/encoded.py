@@ -14,6 +14,7 @@ from hashlight.pipelines.codes.parts import (
     attribute_columns,
     codes_column,
     features_column,
+    kind_of_codes,
     read_parts,
 )
 from hashlight.pipelines.codes.summary import read_summary
@@ -42,7 +43,7 @@ def read_codes(folder: str | Path) -> EncodedCorpus:
         codes=codes_column(table["code"]),
         ids=table["id"].to_numpy(),
         attributes=table.select(attribute_columns(table.schema)),
-        features=features_column(table[FEATURES_COLUMN]) if has_features else None,
+        features=features_column(table[FEATURES_COLUMN], kind_of_codes(folder))[:] if has_features else None,
         bits=summary.bits,
         fingerprint=summary.encoder,
         encoder=Path(folder) / "encoder",

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 HEAD = struct.Struct("<4siiqBiQ")
-NEEDS = {"columns", "dead-rows"}
+NEEDS = {"columns", "dead-rows", "features-as"}
 BATCH = 1024
 
 
@@ -108,7 +108,7 @@ def _read_shard(folder, shard, found):
         check_scalars(files["scalars.arrow"], own_attributes(files, rows))
     features, thumbnails = None, None
     if "features.npy" in files:
-        features = _read_npy(files["features.npy"], "<f2", (rows, None))
+        features = _read_features(files["features.npy"], rows, found.manifest.get("features_as", "float16"))
         assert found.manifest.get("features") in (None, features.shape[1])
     if "thumbnails.arrow" in files:
         [thumbnails] = _read_arrow(files["thumbnails.arrow"], rows).columns
@@ -124,6 +124,23 @@ def _read_shard(folder, shard, found):
             "features": None if features is None else features[row].tolist(),
             "thumbnail": None if thumbnails is None else thumbnails[row].as_py(),
         }
+
+
+def _read_features(data, rows, kind):
+    if kind == "float16":
+        return _read_npy(data, "<f2", (rows, None))
+    if kind == "bfloat16":
+        upper = _read_npy(data, "<u2", (rows, None))
+        return np.array(
+            [[struct.unpack("<f", bytes(2) + int(one).to_bytes(2, "little"))[0] for one in row] for row in upper]
+        )
+    assert kind == "int8"
+    packed = _read_npy(data, "|u1", (rows, None))
+    values = [
+        [struct.unpack("<f", row[:4])[0] * step for step in struct.unpack(f"{len(row) - 4}b", row[4:])]
+        for row in map(bytes, packed)
+    ]
+    return np.array(values)
 
 
 def _verified(path, said):
@@ -290,7 +307,19 @@ def arrow_file(table):
     return sink.getvalue().to_pybytes()
 
 
-def shard_files(codes, ids, bits, *, attributes=None, features=None, widths=None):
+def _packed(features, kind):
+    """Features that a kind holds exactly, as it keeps them."""
+    if kind == "float16":
+        return features.astype("<f2")
+    if kind == "bfloat16":
+        return [[int.from_bytes(struct.pack("<f", one)[2:], "little") for one in row] for row in features]
+    step = 2.0**-3
+    return [
+        [*struct.pack("<f", step), *struct.pack(f"{len(row)}b", *(int(one / step) for one in row))] for row in features
+    ]
+
+
+def shard_files(codes, ids, bits, *, attributes=None, features=None, features_as="float16", widths=None):
     """The files of a shard of codes, given as numbers."""
     order = sorted(range(len(ids)), key=lambda row: (codes[row], ids[row]))
     codes, ids = [codes[row] for row in order], np.array(ids, "<i8")[order]
@@ -310,7 +339,8 @@ def shard_files(codes, ids, bits, *, attributes=None, features=None, widths=None
     if attributes is not None:
         files["attributes.arrow"] = arrow_file(attributes.take(order))
     if features is not None:
-        files["features.npy"] = npy(features.astype("<f2")[order])
+        kinds = {"float16": "<f2", "bfloat16": "<u2", "int8": "|u1"}
+        files["features.npy"] = npy(np.array(_packed(features, features_as), kinds[features_as])[order])
     return files
 
 
@@ -338,13 +368,15 @@ def _put_shard(folder, files):
     return {"name": name, "rows": rows, "files": {file: described(data) for file, data in files.items()}}
 
 
-def write_second_format(folder, shards, bits, *, schema=None, features=None, dead=None, columns=None, needs=()):
+def write_second_format(
+    folder, shards, bits, *, schema=None, features=None, features_as=None, dead=None, columns=None, needs=()
+):
     """Write a collection of format 2; `dead` are rows of the first shard, `columns` its tables of one column."""
     said = [_put_shard(folder, files) for files in shards]
     for each, files in zip(said, shards, strict=True):
         ids = _read_npy(files["ids.npy"], "<i8", (each["rows"],))
         each |= {"ids": [int(ids.min()), int(ids.max())], "dead": None, "columns": {}, "statistics": {}}
-    needs = list(needs)
+    needs = [*needs, *(["features-as"] if features_as else [])]
     if columns:
         needs.append("columns")
         for name, table in columns.items():
@@ -362,6 +394,7 @@ def write_second_format(folder, shards, bits, *, schema=None, features=None, dea
         "encoder_folder": None,
         "schema": None if schema is None else base64.b64encode(schema.serialize().to_pybytes()).decode(),
         "features": features,
+        **({"features_as": features_as} if features_as else {}),
         "thumbnails": False,
         "collection": uuid.uuid4().hex,
         "parent": None,

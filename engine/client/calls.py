@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.client.queries import Code, Picture, QueryInput
+from hashlight.engine.features import FeatureValues
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 
@@ -172,7 +173,7 @@ class Put:
         Their codes, or the images to make codes of.
     ids : ndarray of int64, shape (N,)
     attributes : pyarrow.Table or None
-    features : ndarray of float16, shape (N, F), or None
+    features : ndarray of float16 or float32, shape (N, F), or None
     thumbnails : pyarrow.Array of binary, length N, or None
     replaces : bool
         Whether items that have these ids are replaced; otherwise they are a reason to refuse all.
@@ -186,7 +187,7 @@ class Put:
     items: Code | list[Picture]
     ids: NDArray[np.int64]
     attributes: Any
-    features: NDArray[np.float16] | None
+    features: FeatureValues | None
     thumbnails: Any
     replaces: bool
     visible: bool

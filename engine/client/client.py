@@ -43,6 +43,7 @@ from hashlight.engine.client.queries import (
 )
 from hashlight.engine.client.results import Cursor, Items, Page, SearchResponse, ValueCounts
 from hashlight.engine.collection.rerank import Order, Rerank, check_order
+from hashlight.engine.features import FeatureValues
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.tokens import check_unicode
 from hashlight.engine.query import Query
@@ -361,7 +362,7 @@ class SearchClient:
         *,
         ids: ArrayLike,
         attributes: pa.Table | Mapping[str, Any] | None = None,
-        features: NDArray[np.float16] | None = None,
+        features: FeatureValues | None = None,
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         visible: bool = False,
         timeout_s: float | None = None,
@@ -376,7 +377,7 @@ class SearchClient:
         *,
         ids: ArrayLike,
         attributes: pa.Table | Mapping[str, Any] | None = None,
-        features: NDArray[np.float16] | None = None,
+        features: FeatureValues | None = None,
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         visible: bool = False,
         timeout_s: float | None = None,
@@ -391,7 +392,7 @@ class SearchClient:
             Distinct, 0 or more.
         attributes : pyarrow.Table or mapping of columns, optional
             N rows, in the types of the collection; attributes that are missing are null.
-        features : ndarray of float16, shape (N, F), optional
+        features : ndarray of float16 or float32, shape (N, F), optional
             Needed with codes if the collection has fine features; of images the encoder makes them.
         thumbnails : sequence of bytes or None, length N, optional
             Small encoded pictures.
@@ -674,7 +675,7 @@ class AsyncSearchClient:
         *,
         ids: ArrayLike,
         attributes: pa.Table | Mapping[str, Any] | None = None,
-        features: NDArray[np.float16] | None = None,
+        features: FeatureValues | None = None,
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         visible: bool = False,
         timeout_s: float | None = None,
@@ -689,7 +690,7 @@ class AsyncSearchClient:
         *,
         ids: ArrayLike,
         attributes: pa.Table | Mapping[str, Any] | None = None,
-        features: NDArray[np.float16] | None = None,
+        features: FeatureValues | None = None,
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         visible: bool = False,
         timeout_s: float | None = None,

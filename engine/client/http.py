@@ -455,7 +455,7 @@ def _items_stream(call: Put | Update) -> bytes:
         else:
             table = table.append_column("image", pa.array([image.data for image in call.items], pa.binary()))
         if call.features is not None:
-            values = pa.array(call.features.reshape(-1), pa.float16())
+            values = pa.array(call.features.reshape(-1))
             table = table.append_column("features", pa.FixedSizeListArray.from_arrays(values, call.features.shape[1]))
         if call.thumbnails is not None:
             table = table.append_column("thumbnail", call.thumbnails)

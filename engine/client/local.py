@@ -159,7 +159,7 @@ class LocalTransport:
                     encoded, encoder = self._encode(images, time.monotonic() + call.timeout_s), self._encoder()
                     codes = encoded.codes
                     if features is None and has_features:
-                        features = encoded.features.astype(np.float16)
+                        features = encoded.features
                 fingerprint = None if encoder is None else encoder.fingerprint
                 return writes.Put(
                     codes, call.ids, call.attributes, features, call.thumbnails, call.replaces, fingerprint

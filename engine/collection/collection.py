@@ -49,6 +49,7 @@ from hashlight.engine.collection.writing.given import some_ids
 from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import CollectionNotFoundError
+from hashlight.engine.features import FeatureKind, FeaturesLike, FeatureValues, value_type
 from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.indexes.choice import IndexChoice
@@ -114,7 +115,7 @@ class Collection(Interchange, Writes):
         ids: IdArray | None = None,
         attributes: pa.Table | Mapping[str, Any] | None = None,
         bits: int | None = None,
-        features: NDArray[np.float16] | None = None,
+        features: FeaturesLike | None = None,
         shards: int = 1,
         encoder: str | Path | None = None,
         fingerprint: str | None = None,
@@ -136,8 +137,8 @@ class Collection(Interchange, Writes):
             N rows, returned with the answers.
         bits : int, optional
             True number of bits in a code; `64 * W` by default.
-        features : ndarray of float16, shape (N, F), optional
-            Fine features for re-ranking answers; see `engine.collection.rerank`.
+        features : ndarray of float16 or float32, shape (N, F), or Features, optional
+            For re-ranking answers. Arrays are kept as float16, `Features.of(values, "int8")` in half of the space.
         shards : int
             Number of shards, 1 to N.
         encoder : str or Path, optional
@@ -362,8 +363,13 @@ class Collection(Interchange, Writes):
         """Dimensions of the fine features; None without features."""
         if self._manifest.format_version > 1:
             return self._manifest.features
-        features_NF = self._shards[0].features_NF if self._shards else None
-        return None if features_NF is None else features_NF.shape[1]
+        features = self._shards[0].features if self._shards else None
+        return None if features is None else features.shape[1]
+
+    @property
+    def features_as(self) -> FeatureKind:
+        """As what the fine features are kept."""
+        return self._manifest.features_as
 
     @property
     def has_tables(self) -> bool:
@@ -648,7 +654,7 @@ class Collection(Interchange, Writes):
         -------
         pyarrow.RecordBatchReader
             Iterate over it, or read all. Columns: `id` (int64), `code` (binary of `8 * W` bytes, little-endian words),
-            attributes, `features` (list of F float16), `thumbnail` (binary, null without one).
+            attributes, `features` (lists, as `features_of` gives them), `thumbnail` (binary, null without one).
 
         Raises
         ------
@@ -716,7 +722,8 @@ class Collection(Interchange, Writes):
             Filter(filter, self.schema, parameters)
 
     def _item_schema(self, columns: Sequence[str] | None) -> pa.Schema:
-        return item_schema(self.schema, columns, words=num_words(self.bits), features=self.num_features)
+        words, dims = num_words(self.bits), self.num_features
+        return item_schema(self.schema, columns, words=words, features=dims, features_as=self.features_as)
 
     def thumbnails_of(self, ids: IdArray) -> list[bytes | None]:
         """Return the thumbnails of some ids, in the order requested; None for those without one.
@@ -752,8 +759,10 @@ class Collection(Interchange, Writes):
             codes_MW[here_H] = self._shards[number].codes_NW[row_M[here_H]]
         return codes_MW
 
-    def features_of(self, ids: IdArray) -> NDArray[np.float16]:
-        """Return the fine features of some ids, (M, F) float16, in the order requested.
+    def features_of(self, ids: IdArray) -> FeatureValues:
+        """Return the fine features of some ids, (M, F), in the order requested.
+
+        They are float16, or float32 where they are kept as bfloat16 or int8.
 
         Parameters
         ----------
@@ -771,12 +780,12 @@ class Collection(Interchange, Writes):
             raise ValueError(
                 f"{self.path} has no fine features: encode with `--features`, or give `Collection.create` some"
             )
-        features_MF = np.empty((len(ids), width), np.float16)
+        features_MF: FeatureValues = np.empty((len(ids), width), value_type(self.features_as))
         shard_M, row_M = self._parts.locate_all(ids)
         for number, here_H in by_shard(shard_M):
-            stored_NF = self._shards[number].features_NF
-            assert stored_NF is not None, "a collection is written with features in all shards or none"
-            features_MF[here_H] = stored_NF[row_M[here_H]]
+            features = self._shards[number].features
+            assert features is not None, "a collection is written with features in all shards or none"
+            features_MF[here_H] = features[row_M[here_H]]
         return features_MF
 
     def has(self, ids: IdArray) -> NDArray[np.bool_]:

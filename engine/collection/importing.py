@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, as_integer
 from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Commit, Transaction
 from hashlight.engine.exchange.rows import Incoming, Rows
+from hashlight.engine.features import FeatureKind, Features, from_bytes
 from hashlight.engine.ids import RepeatedIds, next_ids, refuse_repeated
 from hashlight.engine.indexes.base import MAX_ROWS
 from hashlight.engine.places.arrays import map_file
-from hashlight.engine.storage.manifest import ShardSpec
+from hashlight.engine.storage.manifest import Manifest, ShardSpec
 from hashlight.engine.storage.shard import write_shard
 from hashlight.engine.wording import counted
 
@@ -60,7 +60,7 @@ def import_rows(path: str | Path, source: Incoming, *, shard_rows: int | None, t
 
 def add_rows(
     path: str | Path,
-    read: Callable[[int], Incoming],
+    read: Callable[[Manifest], Incoming],
     *,
     upsert: bool = False,
     number: bool = False,
@@ -73,7 +73,7 @@ def add_rows(
     ----------
     path : str or Path
     read : callable
-        Returns the source, given the bits of the collection's codes.
+        Returns the source, given the live version, whose bits its codes have, and what features are kept as.
     upsert : bool
         Replace the rows that have their ids.
     number : bool
@@ -95,7 +95,7 @@ def add_rows(
     with Transaction(path, tables=tables) as writer:
         live = writer.live
         assert live is not None, "there is a live version, or beginning would have failed"
-        source = read(live.bits)
+        source = read(live)
         writer.require(bits=source.bits, encoder=source.fingerprint or live.encoder)
         if number:
             source = dataclasses.replace(source, rows=_numbered(source.rows, live.next_id))
@@ -163,7 +163,8 @@ class _Gathered:
         self._ids: list[IdArray] = []
         self._attributes: _Aside | None = None
         self._thumbnails: _Aside | None = None
-        self._dimensions: int | None = None
+        self._kind: FeatureKind | None = None
+        self._dimensions = 0
         self.rows = 0
 
     def close(self) -> None:
@@ -186,9 +187,9 @@ class _Gathered:
             self._thumbnails = self._thumbnails or _Aside(self._path("thumbnails"), batch.schema)
             self._thumbnails.add(batch)
         if rows.features is not None:
-            self._dimensions = rows.features.shape[1]
+            self._kind, self._dimensions = rows.features.kind, rows.features.shape[1]
             with self._path("features").open("ab") as file:
-                file.write(np.ascontiguousarray(rows.features).data)
+                file.write(np.ascontiguousarray(rows.features.packed).data)
 
     def write(self, writer: Transaction, *, bits: int, tables: bool) -> ShardSpec:
         """Write the shard."""
@@ -200,17 +201,16 @@ class _Gathered:
                 None if self._attributes is None else self._attributes.tables(),
                 bits=bits,
                 tables=tables,
-                features_NF=self._features(),
+                features=self._features(),
                 thumbnails=None if self._thumbnails is None else self._thumbnails.tables(),
             )
         writer.check_shard(spec)
         return spec
 
-    def _features(self) -> NDArray[np.float16] | None:
-        if self._dimensions is None:
+    def _features(self) -> Features | None:
+        if self._kind is None:
             return None
-        data = map_file(self._path("features"), at_random=True)
-        return np.frombuffer(data, np.float16).reshape(self.rows, self._dimensions)
+        return from_bytes(map_file(self._path("features"), at_random=True), self._kind, self._dimensions)
 
 
 class _Aside:

@@ -19,6 +19,7 @@ from hashlight.engine.exchange.columns import Columns, outgoing_batch, outgoing_
 from hashlight.engine.exchange.faiss_indexes import load_index, make_index, read_index, write_index
 from hashlight.engine.exchange.parquet import open_parquet, write_parquet
 from hashlight.engine.exchange.rows import Incoming, Rows, cut_rows
+from hashlight.engine.features import FeatureKind, FeatureValues
 from hashlight.engine.ids import check_ids
 from hashlight.engine.storage.columns import check_columns
 from hashlight.engine.storage.shard import Shard
@@ -63,7 +64,12 @@ class Interchange(Protocol):
         """See `Collection.thumbnails_of`."""
         ...
 
-    def features_of(self, ids: IdArray) -> NDArray[np.float16]:
+    @property
+    def features_as(self) -> FeatureKind:
+        """See `Collection.features_as`."""
+        ...
+
+    def features_of(self, ids: IdArray) -> FeatureValues:
         """See `Collection.features_of`."""
         ...
 
@@ -192,8 +198,8 @@ class Interchange(Protocol):
         id_column : str or None
             Whole numbers of 0 or more, distinct. None numbers the rows.
         features_column, thumbnail_column : str, optional
-            Fixed-size lists of float16 or float32; binary. By default those that `to_arrow` wrote, if any. All other
-            columns are attributes.
+            Fixed-size lists of float16 or float32; binary. By default those that `to_arrow` wrote, if any. Features
+            that it wrote are kept as they were, others as float16. All other columns are attributes.
         bits : int, optional
             True number of bits in a code; by default what `to_arrow` wrote, or all bits of the bytes.
         fingerprint : str, optional
@@ -294,8 +300,9 @@ class Interchange(Protocol):
         -------
         pyarrow.RecordBatchReader
             `id` (int64), `code` (fixed-size binary of `8 * W` bytes: words in little-endian order), the attributes,
-            and `features` (fixed-size lists of float16) and `thumbnail` (binary) if they are stored; in no particular
-            order. The metadata of the schema says the rest, so that `from_arrow` makes the same collection.
+            and `features` (fixed-size lists, as `features_of` gives them) and `thumbnail` (binary) if they are stored;
+            in no particular order. The metadata of the schema says the rest, so that `from_arrow` makes the same
+            collection.
         """
         batch_rows = as_integer(batch_rows, "batch_rows")
         if batch_rows < 1:
@@ -306,6 +313,7 @@ class Interchange(Protocol):
             bits=self.bits,
             fingerprint=self.fingerprint,
             features=dimensions,
+            features_as=self.features_as,
             thumbnails=pictures,
         )
 

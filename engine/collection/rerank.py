@@ -313,9 +313,9 @@ def _keys(
         raise ValueError(
             f"`features` must have {stored_M.shape[1]} columns, as those of the collection, got {query_RF.shape[1]}"
         )
-    feature_RPF = np.zeros((*id_RP.shape, stored_M.shape[1]), np.float16)
+    feature_RPF = np.zeros((*id_RP.shape, stored_M.shape[1]), np.float32)
     feature_RPF[there_RP] = stored_M
-    return _distances(query_RF.astype(np.float32), feature_RPF.astype(np.float32), metric)
+    return _distances(query_RF.astype(np.float32), feature_RPF, metric)
 
 
 def inner_products(

@@ -7,13 +7,13 @@ import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.collection.writing.compaction import compact
 from hashlight.engine.collection.writing.transaction import Transaction
+from hashlight.engine.features import FeaturesLike
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.storage.manifest import Manifest
 from hashlight.engine.storage.versions import list_versions
@@ -66,7 +66,7 @@ class Writes:
         *,
         ids: IdArray | None = None,
         attributes: pa.Table | Mapping[str, Any] | None = None,
-        features: NDArray[np.float16] | None = None,
+        features: FeaturesLike | None = None,
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         shards: int = 1,
         tables: bool = True,
@@ -82,8 +82,8 @@ class Writes:
             given again.
         attributes : pyarrow.Table or mapping of columns, optional
             N rows; attributes of the collection that are missing are null.
-        features : ndarray of float16, shape (N, F), optional
-            Needed if the collection has fine features.
+        features : ndarray of float16 or float32, shape (N, F), or Features, optional
+            Needed if the collection has fine features; they are rounded to what it keeps.
         thumbnails : sequence of bytes or None, or pyarrow.Array of binary, length N, optional
             Small encoded pictures.
         shards : int
@@ -107,7 +107,7 @@ class Writes:
         *,
         ids: IdArray,
         attributes: pa.Table | Mapping[str, Any] | None = None,
-        features: NDArray[np.float16] | None = None,
+        features: FeaturesLike | None = None,
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         shards: int = 1,
         tables: bool = True,

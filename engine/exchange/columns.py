@@ -5,11 +5,12 @@
     id          int64
     code        fixed-size binary of 8 * W bytes: the words of the code in little-endian order
     ...         the attributes, in the types in which they are stored
-    features    fixed-size list of float16, if there are fine features
+    features    fixed-size list of float16, or of float32 if they are kept as others, if there are fine features
     thumbnail   binary, if there are thumbnails
 
 The schema's metadata has a key `hashlight`, a JSON object with what the columns do not show: `bits`, `encoder` (the
-fingerprint, or null), and the names of the columns of `features` and `thumbnails` (or null). An attribute of such a
+fingerprint, or null), the names of the columns of `features` and `thumbnails` (or null), and `features_as` what
+features are kept, if that is not float16. An attribute of such a
 name keeps it, and the other column gets a name with an underscore after it.
 """
 
@@ -22,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray, check_bits, num_words
 from hashlight.engine.exchange.codes import bits_of, read_codes
 from hashlight.engine.exchange.rows import Incoming, Rows
+from hashlight.engine.features import FLOAT16, FeatureKind, Features, FeatureValues, check_kind, value_type
 from hashlight.engine.storage.columns import check_columns
 
 METADATA = b"hashlight"
@@ -43,12 +44,15 @@ class Columns:
         None: rows are numbered.
     features, thumbnails : str or None
         None: those that the source's metadata names, if any.
+    features_as : {"float16", "bfloat16", "int8"}, optional
+        What features are kept as; by default what the metadata says, or float16.
     """
 
     code: str = "code"
     id: str | None = "id"
     features: str | None = None
     thumbnails: str | None = None
+    features_as: FeatureKind | None = None
 
     @property
     def names(self) -> list[str]:
@@ -90,6 +94,7 @@ def read_batches(
         columns,
         features=columns.features or said.get("features"),
         thumbnails=columns.thumbnails or said.get("thumbnails"),
+        features_as=columns.features_as or said.get("features_as"),
     )
     _check_names(schema, columns)
     stored = _attribute_schema(schema, columns)
@@ -102,11 +107,18 @@ def read_batches(
         batches = _chained(first, batches)
         bits = bits_of(first.column(columns.code), name=columns.code)
     rows = _rows(batches, columns, check_bits(bits), stored)
-    return Incoming(bits, fingerprint or said.get("encoder"), rows)
+    kept_as = None if columns.features is None else columns.features_as or FLOAT16
+    return Incoming(bits, fingerprint or said.get("encoder"), rows, kept_as)
 
 
 def outgoing_schema(
-    attributes: pa.Schema, *, bits: int, fingerprint: str | None, features: int | None, thumbnails: bool
+    attributes: pa.Schema,
+    *,
+    bits: int,
+    fingerprint: str | None,
+    features: int | None,
+    features_as: FeatureKind,
+    thumbnails: bool,
 ) -> pa.Schema:
     """Return the schema of the batches that go out.
 
@@ -117,6 +129,7 @@ def outgoing_schema(
     fingerprint : str or None
     features : int or None
         Dimensions of the fine features.
+    features_as : {"float16", "bfloat16", "int8"}
     thumbnails : bool
     """
     fields = [
@@ -127,7 +140,10 @@ def outgoing_schema(
     said: dict[str, Any] = {"bits": bits, "encoder": fingerprint, "features": None, "thumbnails": None}
     if features is not None:
         said["features"] = _free_name("features", attributes.names)
-        fields.append(pa.field(said["features"], pa.list_(pa.field("item", pa.float16(), nullable=False), features)))
+        if features_as != FLOAT16:
+            said["features_as"] = features_as
+        item = pa.field("item", pa.from_numpy_dtype(value_type(features_as)), nullable=False)
+        fields.append(pa.field(said["features"], pa.list_(item, features)))
     if thumbnails:
         said["thumbnails"] = _free_name("thumbnail", attributes.names)
         fields.append(pa.field(said["thumbnails"], pa.binary()))
@@ -137,7 +153,7 @@ def outgoing_schema(
 def outgoing_batch(
     items: pa.RecordBatch,
     schema: pa.Schema,
-    features_NF: NDArray[np.float16] | None,
+    features_NF: FeatureValues | None,
     thumbnails: Sequence[bytes | None] | None,
 ) -> pa.RecordBatch:
     """Return rows (`id`, `code`, attributes) with what is stored beside them, in the columns of `outgoing_schema`."""
@@ -171,6 +187,8 @@ def _read_metadata(schema: pa.Schema) -> dict[str, Any]:
         bits, names = found.get("bits"), [found.get(key) for key in ("encoder", "features", "thumbnails")]
         if not isinstance(bits, int | None) or not all(isinstance(name, str | None) for name in names):
             raise ValueError(f"expected a number of bits and names, got {said.decode()}")
+        if "features_as" in found:
+            check_kind(found["features_as"])
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"the metadata `hashlight` of the source is not readable ({error}): remove it, and give `bits`"
@@ -215,7 +233,9 @@ def _rows(batches: Iterable[pa.RecordBatch], columns: Columns, bits: int, stored
                 read_codes(batch.column(columns.code), bits=bits, name=columns.code),
                 np.arange(start, start + len(batch)) if columns.id is None else _read_ids(batch, columns.id),
                 attributes,
-                None if columns.features is None else _read_features(batch, columns.features),
+                None
+                if columns.features is None
+                else _read_features(batch, columns.features, columns.features_as or FLOAT16),
                 None if columns.thumbnails is None else _read_thumbnails(batch, columns.thumbnails),
             )
         except ValueError as error:
@@ -239,22 +259,14 @@ def _read_ids(batch: pa.RecordBatch, name: str) -> IdArray:
     return ids_N
 
 
-def _read_features(batch: pa.RecordBatch, name: str) -> NDArray[np.float16]:
+def _read_features(batch: pa.RecordBatch, name: str, features_as: FeatureKind) -> Features:
     column = batch.column(name)
     kind = column.type
     if not (pa.types.is_fixed_size_list(kind) and kind.value_type in (pa.float16(), pa.float32())):
         raise ValueError(f"`{name}` is {kind}, expected features as fixed-size lists of float16 or float32")
     if column.null_count or (values := column.flatten()).null_count:
         raise ValueError(f"`{name}` has nulls: give each row its features")
-    with np.errstate(over="ignore"):
-        features_NF: NDArray[np.float16] = values.to_numpy().reshape(len(batch), kind.list_size).astype(np.float16)
-    finite_N = np.isfinite(features_NF).all(axis=1)
-    if not finite_N.all():
-        raise ValueError(
-            f"`{name}` must be finite as float16, up to {np.finfo(np.float16).max:,.0f}, got others in "
-            f"{int((~finite_N).sum())} rows, first {int(finite_N.argmin())}: scale the features"
-        )
-    return features_NF
+    return Features.of(values.to_numpy().reshape(len(batch), kind.list_size), features_as, name=name)
 
 
 def _read_thumbnails(batch: pa.RecordBatch, name: str) -> pa.Array:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
+from hashlight.engine.features import FeatureKind, Features
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Rows:
         0 or more; whether they are distinct is not known yet.
     attributes : pyarrow.RecordBatch or None
         N rows.
-    features : ndarray of float16, shape (N, F), or None
+    features : Features of N rows, or None
     thumbnails : pyarrow.Array or None
         N pictures, binary, null where there is none.
     """
@@ -31,7 +30,7 @@ class Rows:
     codes: CodeArray
     ids: IdArray
     attributes: pa.RecordBatch | None = None
-    features: NDArray[np.float16] | None = None
+    features: Features | None = None
     thumbnails: pa.Array | None = None
 
     def __len__(self) -> int:
@@ -45,7 +44,7 @@ class Rows:
             self.codes[start:stop],
             self.ids[start:stop],
             None if self.attributes is None else self.attributes.slice(start, rows),
-            None if self.features is None else self.features[start:stop],
+            None if self.features is None else self.features.take(slice(start, stop)),
             None if self.thumbnails is None else self.thumbnails.slice(start, rows),
         )
 
@@ -62,11 +61,14 @@ class Incoming:
         Of the encoder that made the codes, if the source says.
     rows : iterator of Rows
         All of the same kind; read once.
+    features_as : {"float16", "bfloat16", "int8"} or None
+        What their features are rounded to; None without features.
     """
 
     bits: int
     fingerprint: str | None
     rows: Iterator[Rows]
+    features_as: FeatureKind | None = None
 
 
 def cut_rows(rows: Rows, batch_rows: int) -> Iterator[Rows]:

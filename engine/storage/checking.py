@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, check_codes
 from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.features import map_features
 from hashlight.engine.indexes.multi_index.checking import find_wrong
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.places.arrays import map_array, parse_array
@@ -149,7 +150,7 @@ def checks_of(folder: Path, spec: ShardSpec, *, bits: int) -> Iterator[Check]:
         yield check("tables", [codes, *tables], lambda: _check_tables(folder, spec, bits), "codes", "order")
     if "features.npy" in spec.files:
         features = folder / "features.npy"
-        yield check("features", [features.name], lambda: map_array(features, np.float16, (spec.rows, None)))
+        yield check("features", [features.name], lambda: map_features(features, spec.rows))
     if "attributes.arrow" in spec.files:
         attributes = folder / "attributes.arrow"
         yield check("attributes", [attributes.name], lambda: check_attributes(attributes, spec.rows))

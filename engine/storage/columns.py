@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray
+from hashlight.engine.features import FLOAT16, FeatureKind, FeatureValues, value_type
 from hashlight.engine.filters.literals import zone_of
 
 # Names that no attribute may have, because answers have columns of these names.
@@ -63,26 +63,36 @@ def check_columns(schema: pa.Schema) -> None:
             raise ValueError(f"attribute `{field.name}` is {field.type}, which cannot be stored: {remedy}")
 
 
-def item_schema(attributes: pa.Schema, columns: Sequence[str] | None, *, words: int, features: int | None) -> pa.Schema:
+def item_schema(
+    attributes: pa.Schema,
+    columns: Sequence[str] | None,
+    *,
+    words: int,
+    features: int | None,
+    features_as: FeatureKind = FLOAT16,
+) -> pa.Schema:
     """Return the columns of stored items: `id` (int64), `code` (binary of `8 * words` bytes), and more.
 
     Parameters
     ----------
     attributes : pyarrow.Schema
     columns : sequence of str, optional
-        Names of attributes, of `features` (a list of `features` float16), and of `thumbnail` (binary, null for items
-        without one); by default all attributes. `id` and `code` come first even if they are named.
+        Names of attributes, of `features` (see `features_type`), and of `thumbnail` (binary, null for items without
+        one); by default all attributes. `id` and `code` come first even if they are named.
     words : int
         Of a code.
     features : int or None
         Dimensions; None if there are no features.
+    features_as : {"float16", "bfloat16", "int8"}
 
     Raises
     ------
     ValueError
         If there is no such column, or one is named twice.
     """
-    others = {THUMBNAIL: pa.binary()} | ({} if features is None else {FEATURES: pa.list_(pa.float16(), features)})
+    others = {THUMBNAIL: pa.binary()}
+    if features is not None:
+        others[FEATURES] = features_type(features, features_as)
     fields = [pa.field("id", pa.int64()), pa.field("code", pa.binary(8 * words))]
     for name in attributes.names if columns is None else columns:
         if name in ("id", "code"):
@@ -104,9 +114,14 @@ def code_column(codes_NW: CodeArray) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(8 * codes_NW.shape[1]), len(codes_NW), [None, data])
 
 
-def features_column(features_NF: NDArray[np.float16]) -> pa.Array:
-    """Return features as lists of F float16 each."""
-    values = pa.array(np.ascontiguousarray(features_NF).reshape(-1), pa.float16())
+def features_type(dims: int, kind: FeatureKind) -> pa.DataType:
+    """Return the type in which features are given back: lists of float16, or of float32 if they are kept as others."""
+    return pa.list_(pa.from_numpy_dtype(value_type(kind)), dims)
+
+
+def features_column(features_NF: FeatureValues) -> pa.Array:
+    """Return features as lists of F numbers each."""
+    values = pa.array(np.ascontiguousarray(features_NF).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(values, features_NF.shape[1])
 
 

@@ -23,6 +23,7 @@ import pyarrow.ipc
 
 from hashlight.engine.codes import MAX_BITS, MIN_BITS
 from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.features import FLOAT16, FeatureKind, check_kind
 from hashlight.engine.ids import MAX_ID
 from hashlight.engine.indexes.base import MAX_ROWS
 from hashlight.engine.places.integrity import FileSpec
@@ -32,7 +33,8 @@ FORMAT_VERSION = 2
 # What a reader must know about to give right answers; a manifest lists those that it uses.
 DEAD_ROWS = "dead-rows"
 COLUMNS = "columns"
-NEEDS = frozenset({DEAD_ROWS, COLUMNS})
+FEATURES_AS = "features-as"
+NEEDS = frozenset({DEAD_ROWS, COLUMNS, FEATURES_AS})
 
 REQUIRED_FILES = frozenset({"codes.faiss", "ids.npy", "rows_by_id.npy"})
 TABLE_FILES = frozenset({"tables/tables.json", "tables/offsets.npy", "tables/entries.npy", "tables/starts.npy"})
@@ -129,6 +131,8 @@ class Manifest:
         Of the attributes; None without attributes, and in manifests of format 1.
     features : int or None
         Dimensions of the fine features; None without features.
+    features_as : {"float16", "bfloat16", "int8"}
+        As what they are kept.
     thumbnails : bool
         Whether rows may have a thumbnail.
     collection : str
@@ -157,6 +161,7 @@ class Manifest:
     encoder_folder: str | None = None
     schema: pa.Schema | None = None
     features: int | None = None
+    features_as: FeatureKind = FLOAT16
     thumbnails: bool = False
     collection: str = ""
     parent: str | None = None
@@ -203,7 +208,8 @@ class Manifest:
         """What a reader must know about."""
         dead = any(shard.dead for shard in self.shards)
         columns = any(shard.columns for shard in self.shards)
-        return [need for need, used in ((COLUMNS, columns), (DEAD_ROWS, dead)) if used]
+        features = self.features_as != FLOAT16
+        return [need for need, used in ((COLUMNS, columns), (DEAD_ROWS, dead), (FEATURES_AS, features)) if used]
 
     @functools.cached_property
     def data(self) -> bytes:
@@ -211,6 +217,8 @@ class Manifest:
         body = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "shards"}
         body["schema"] = self.schema and base64.b64encode(self.schema.serialize()).decode()
         body["needs"] = self.needs
+        if self.features_as == FLOAT16:
+            del body["features_as"]
         if not self.logs:
             del body["logs"]
         else:
@@ -368,6 +376,7 @@ def _with_second_format(manifest: Manifest, body: dict[str, Any]) -> Manifest:
         manifest,
         schema=None if schema is None else pyarrow.ipc.read_schema(pa.py_buffer(base64.b64decode(schema))),
         features=None if features is None else _whole(features, "dimensions of features", 1, 2**31 - 1),
+        features_as=check_kind(body.get("features_as", FLOAT16)),
         thumbnails=_truth(body["thumbnails"], "thumbnails"),
         collection=_text(body["collection"], "the collection"),
         parent=None if parent is None else _manifest_name(parent),

@@ -8,7 +8,7 @@
     tables/            optional, the multi-index; a shard without it answers by scan
     attributes.arrow   optional, the user's attributes
     scalars.arrow      optional, scalar attributes as plain arrays, for filters
-    features.npy       optional, float16 (rows, F): fine features for re-ranking
+    features.npy       optional, fine features for re-ranking; see `engine.features`
     thumbnails.arrow   optional, small encoded pictures
 """
 
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.features import FLOAT16, FeatureKind, Features, map_features, parse_kind, write_features
 from hashlight.engine.filters.cache import FilterCache
 from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.parameters import Parameters
@@ -46,9 +47,7 @@ from hashlight.engine.places.arrays import (
     HEADER_BYTES,
     map_array,
     parse_array,
-    parse_header,
     write_array,
-    write_parts,
 )
 from hashlight.engine.places.files import sync_file, sync_folder
 from hashlight.engine.places.integrity import check_bytes, describe_files, remember_verified
@@ -69,7 +68,7 @@ from hashlight.engine.storage.faiss_file import map_faiss_flat, write_faiss_flat
 from hashlight.engine.storage.manifest import REQUIRED_FILES, ShardSpec
 from hashlight.engine.storage.scalars import SCALARS, ScalarFile, ShardColumns, shard_statistics, write_scalars
 
-_COPIED_ROWS = 65_536
+FEATURES_FILE = "features.npy"
 SCANNED_ROWS = 65_536  # of a batch that is read for somebody else
 
 # Filters repeat (the next radius on the page, the next batch); a mask takes one bit per row, or two.
@@ -84,7 +83,7 @@ def write_shard(
     *,
     bits: int,
     tables: bool = True,
-    features_NF: NDArray[np.float16] | None = None,
+    features: Features | None = None,
     thumbnails: Iterable[pa.Table] | None = None,
 ) -> ShardSpec:
     """Write one shard into the new folder `folder` and fsync it.
@@ -101,8 +100,8 @@ def write_shard(
         True number of bits of a code.
     tables : bool
         Whether to build the multi-index.
-    features_NF : ndarray of float16, shape (N, F), optional
-        Fine features, in the order of the codes.
+    features : Features, optional
+        Fine features of N rows, in the order of the codes.
     thumbnails : iterable of pyarrow.Table, optional
         N rows in all, in the order of the codes; see `write_thumbnails`.
 
@@ -118,8 +117,8 @@ def write_shard(
     if attributes is not None:
         parts = [attributes] if isinstance(attributes, pa.Table) else attributes
         write_attributes(folder / "attributes.arrow", parts, order_N)
-    if features_NF is not None:
-        write_features(folder, features_NF, order_N)
+    if features is not None:
+        write_features(folder / FEATURES_FILE, features, order_N)
     if thumbnails is not None:
         write_thumbnails(folder, thumbnails, order_N)
     return finish_shard(folder, len(order_N))
@@ -154,12 +153,6 @@ def write_codes(
     write_faiss_flat(folder / "codes.faiss", codes_NW)
     if tables:
         Tables.build(codes_NW, bits=bits, threads=threads or usable_cores()).save(folder / "tables")
-
-
-def write_features(folder: Path, features_NF: NDArray[np.float16], order_N: NDArray[np.integer[Any]]) -> None:
-    """Write the fine features (N, F) of a shard; row n is `features_NF[order_N[n]]`."""
-    parts = (features_NF[order_N[start : start + _COPIED_ROWS]] for start in range(0, len(order_N), _COPIED_ROWS))
-    write_parts(folder / "features.npy", parts, np.float16, features_NF.shape)
 
 
 def write_thumbnails(folder: Path, tables: Iterable[pa.Table], order_N: NDArray[np.integer[Any]]) -> None:
@@ -223,17 +216,20 @@ class Layout:
     features : int or None
         Dimensions of the fine features.
     thumbnails : bool
+    features_as : {"float16", "bfloat16", "int8"}
+        As what they are kept.
     """
 
     schema: pa.Schema | None
     features: int | None
     thumbnails: bool
+    features_as: FeatureKind = FLOAT16
 
     def __str__(self) -> str:
         """Describe it, for messages."""
         fields = ", ".join(f"{field.name} ({field.type})" for field in self.schema or ())
         parts = [f"attributes {fields}"] if fields else []
-        parts += [f"features of {self.features} dimensions"] if self.features is not None else []
+        parts += [f"features of {self.features} dimensions as {self.features_as}"] if self.features is not None else []
         return "; ".join([*parts, "thumbnails"] if self.thumbnails else parts) or "nothing"
 
 
@@ -245,7 +241,7 @@ def read_layout(place: Place, spec: ShardSpec) -> Layout:
     CorruptDataError
         If a file does not begin as its name promises.
     """
-    schema, features = None, None
+    schema, features, kind = None, None, FLOAT16
     if "attributes.arrow" in spec.files:
         name = f"shards/{spec.name}/attributes.arrow"
         try:
@@ -253,12 +249,11 @@ def read_layout(place: Place, spec: ShardSpec) -> Layout:
                 schema = stored_schema(pyarrow.ipc.open_file(file).schema)
         except (pa.ArrowException, ValueError) as error:
             raise CorruptDataError(f"{place}/{name} is not readable as attributes: {error}") from error
-    if "features.npy" in spec.files:
-        name = f"shards/{spec.name}/features.npy"
+    if FEATURES_FILE in spec.files:
+        name = f"shards/{spec.name}/{FEATURES_FILE}"
         with place.open(name) as file:
-            _, shape, _ = parse_header(f"{place}/{name}", file.read(HEADER_BYTES))
-        features = shape[-1]
-    return Layout(schema, features, "thumbnails.arrow" in spec.files)
+            kind, features = parse_kind(f"{place}/{name}", file.read(HEADER_BYTES))
+    return Layout(schema, features, "thumbnails.arrow" in spec.files, kind)
 
 
 class Shard:
@@ -326,10 +321,8 @@ class Shard:
         self._has_scalars = SCALARS in spec.files
         has_thumbnails = "thumbnails.arrow" in spec.files
         self.thumbnails = AttributeFile(folder / "thumbnails.arrow") if has_thumbnails else None
-        has_features = "features.npy" in spec.files
-        self.features_NF: NDArray[np.float16] | None = (
-            map_array(folder / "features.npy", np.float16, (spec.rows, None)) if has_features else None
-        )
+        has_features = FEATURES_FILE in spec.files
+        self.features = map_features(folder / FEATURES_FILE, spec.rows) if has_features else None
         self._bits = bits
         if index == "multi" and not spec.has_tables:
             raise ValueError(
@@ -372,7 +365,7 @@ class Shard:
         *,
         bits: int,
         schema: pa.Schema,
-        features_NF: NDArray[np.float16] | None = None,
+        features: Features | None = None,
         thumbnails: pa.Array | None = None,
     ) -> Shard:
         """Return a shard that has no files, and answers by scan.
@@ -389,7 +382,8 @@ class Shard:
         bits : int
         schema : pyarrow.Schema
             Of the attributes that the collection shows.
-        features_NF : ndarray of float16, shape (N, F), optional
+        features : Features, optional
+            Of N rows.
         thumbnails : pyarrow.Array of binary, length N, optional
         """
         order_N = order_rows(codes_NW, ids_N)
@@ -398,7 +392,7 @@ class Shard:
         shard._folder, shard._has_scalars = Path(name), False
         shard.codes_NW, shard.ids_N = codes_NW[order_N], ids_N[order_N]
         shard._rows_by_id_N = np.argsort(shard.ids_N).astype(np.uint32)
-        shard.features_NF = None if features_NF is None else features_NF[order_N]
+        shard.features = None if features is None else features.take(order_N)
         held = None if attributes is None else AttributeFile.in_memory(f"{name}/attributes", attributes.take(taken))
         shard._own = held
         pictures = None if thumbnails is None else pa.table({THUMBNAIL: thumbnails.take(taken)})
@@ -543,16 +537,17 @@ class Shard:
         )
         taken = {name: attributes[name] for name in attributes.schema.names}
         taken |= {"id": pa.array(self.ids_N[rows_M]), "code": code_column(self.codes_NW[rows_M])}
-        if self.features_NF is not None and FEATURES in schema.names:
-            taken.setdefault(FEATURES, features_column(self.features_NF[rows_M]))
+        if self.features is not None and FEATURES in schema.names:
+            taken.setdefault(FEATURES, features_column(self.features[rows_M]))
         if self.thumbnails is not None and THUMBNAIL in schema.names:
             taken.setdefault(THUMBNAIL, self.thumbnails.take(rows_M)[THUMBNAIL].cast(pa.binary()))
         arrays = [taken[field.name] if field.name in taken else pa.nulls(len(rows_M), field.type) for field in schema]
         return pa.table(arrays, schema=schema)
 
     def _item_schema(self, columns: Sequence[str] | None) -> pa.Schema:
-        features = None if self.features_NF is None else self.features_NF.shape[1]
-        return item_schema(self.attributes.schema, columns, words=self.codes_NW.shape[1], features=features)
+        dims, kind = (None, FLOAT16) if self.features is None else (self.features.shape[1], self.features.kind)
+        words = self.codes_NW.shape[1]
+        return item_schema(self.attributes.schema, columns, words=words, features=dims, features_as=kind)
 
     def scan(
         self,

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import CodeArray, IdArray, num_words
+from hashlight.engine.codes import CodeArray, IdArray
+from hashlight.engine.features import Features, joined
 from hashlight.engine.storage.columns import as_stored, stored_schema
 from hashlight.engine.storage.manifest import Manifest
 from hashlight.engine.writing.records import Logged
@@ -32,14 +33,14 @@ class Rows(NamedTuple):
     codes : ndarray of uint64, shape (N, W)
     attributes : pyarrow.Table or None
         With all columns of the collection; None if it has none.
-    features : ndarray of float16, shape (N, F), or None
+    features : Features of N rows, or None
     thumbnails : pyarrow.ChunkedArray of binary, length N
     """
 
     ids: IdArray
     codes: CodeArray
     attributes: pa.Table | None
-    features: NDArray[np.float16] | None
+    features: Features | None
     thumbnails: pa.ChunkedArray
 
 
@@ -79,7 +80,7 @@ class Pending:
 
     def __init__(self, manifest: Manifest, logged: Iterable[Logged] = ()) -> None:
         self._schema = manifest.schema if manifest.schema is not None else pa.schema([])
-        self._words, self._features = num_words(manifest.bits), manifest.features
+        self._features_as = manifest.features_as
         self.logged: list[Logged] = []
         self.num_items = self.num_bytes = 0
         # Each row that was ever put has a slot, and an id the last one.
@@ -127,7 +128,8 @@ class Pending:
             return
         thumbnails = pa.nulls(rows, pa.binary()) if put.thumbnails is None else put.thumbnails.cast(pa.binary())
         table = fitted(put.attributes, self._schema, rows=rows)
-        self._puts.append(Rows(put.ids, put.codes, table, put.features, pa.chunked_array([thumbnails])))
+        features = None if put.features is None else Features.of(put.features, self._features_as)
+        self._puts.append(Rows(put.ids, put.codes, table, features, pa.chunked_array([thumbnails])))
         ids = put.ids.tolist()
         self._slot_of.update(zip(ids, range(self._num_slots, self._num_slots + rows), strict=True))
         self._num_slots += rows
@@ -198,7 +200,7 @@ class Pending:
             np.concatenate([ids_P, *([] if elsewhere is None else [elsewhere.ids])]),
             np.concatenate([part.codes for part in parts])[row_P],
             self._attributes(parts, row_P, [] if elsewhere is None else elsewhere.ids.tolist()),
-            np.concatenate(features)[row_P] if features else None,
+            joined(features).take(row_P) if features else None,
             thumbnails.take(pa.array(row_P)),
         )
 

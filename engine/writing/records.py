@@ -1,7 +1,8 @@
 """What the write log holds: writes as bytes, each with its idempotency key and the codes that it is of.
 
 A record is a JSON object, preceded by its length (uint32), and Arrow IPC streams, each preceded by its length (uint64):
-of a put one with `id`, `code`, perhaps `features` and `thumbnail`, and the attributes; of an update one for each of its
+of a put one with `id`, `code`, perhaps `features` (bytes of the numbers, float16 unless the object has a type) and
+`thumbnail`, and the attributes; of an update one for each of its
 tables, with `id` and the attributes; of a deletion one with `id`. Attributes keep their names, whatever they are: how
 many columns come before them, the object says.
 """
@@ -79,7 +80,9 @@ def encode(logged: Logged) -> bytes:
     match write:
         case Put():
             names, tables = ["id", "code"], [_put_table(write)]
-            names += ["features"] if write.features is not None else []
+            if write.features is not None:
+                names.append("features")
+                head |= {} if write.features.dtype == np.float16 else {"features": "<f4"}
             names += ["thumbnail"] if write.thumbnails is not None else []
             head |= {"kind": "put", "columns": names, "encoder": write.encoder, "replaces": write.replaces}
         case Update():
@@ -135,11 +138,12 @@ def _write(head: dict[str, Any], tables: list[pa.Table]) -> Change:
         raise ValueError(f"a write of kind {head['kind']!r}")
     columns = dict(zip(names, fixed, strict=True))
     features, thumbnails = columns.get("features"), columns.get("thumbnail")
+    values = np.dtype(head.get("features", "<f2"))
     return Put(
         _matrix(columns["code"], np.dtype("<u8")).astype(np.uint64),
         _ids(columns["id"]),
         attributes,
-        None if features is None else _matrix(features, np.dtype("<f2")).astype(np.float16),
+        None if features is None else _matrix(features, values).astype(values.newbyteorder("=")),
         None if thumbnails is None else pa.concat_arrays(thumbnails.chunks),
         head["replaces"],
         head["encoder"],
@@ -149,8 +153,8 @@ def _write(head: dict[str, Any], tables: list[pa.Table]) -> Change:
 def _put_table(put: Put) -> pa.Table:
     table = pa.table([pa.array(put.ids, pa.int64()), code_column(put.codes)], names=["id", "code"])
     if put.features is not None:
-        data = pa.py_buffer(np.ascontiguousarray(put.features, "<f2"))
-        kind = pa.binary(2 * put.features.shape[1])
+        values = np.ascontiguousarray(put.features, put.features.dtype.newbyteorder("<"))
+        kind, data = pa.binary(values.itemsize * values.shape[1]), pa.py_buffer(values)
         column = pa.FixedSizeBinaryArray.from_buffers(kind, len(put.ids), [None, data])
         table = table.append_column("features", column)
     if put.thumbnails is not None:

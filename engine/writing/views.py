@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from hashlight.engine.codes import IdArray
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.features import Features, joined
 from hashlight.engine.storage.shard import Shard
 from hashlight.engine.writing.pending import Pending, Rows
 
@@ -72,7 +73,7 @@ class Views:
             np.array(there, np.int64),
             np.concatenate([part.codes for part in self._parts])[place_M],
             pa.concat_tables(tables).take(pa.array(place_M)) if tables else None,
-            np.concatenate(features)[place_M] if features else None,
+            joined(features).take(place_M) if features else None,
             pa.chunked_array(chunks, pa.binary()).take(pa.array(place_M)),
         )
 
@@ -90,12 +91,16 @@ class Views:
                 found_M,
                 np.frombuffer(codes, "<u8").reshape(len(found_M), -1).astype(np.uint64),
                 table.select(names) if names else None,
-                self.base.features_of(found_M) if self.base.num_features is not None else None,
+                self._features_of(found_M),
                 pa.chunked_array([pa.array(self.base.thumbnails_of(found_M), pa.binary())]),
             )
         )
         self._place_of.update(zip(found_M.tolist(), range(self._num_rows, self._num_rows + len(found_M)), strict=True))
         self._num_rows += len(found_M)
+
+    def _features_of(self, ids_M: IdArray) -> Features | None:
+        base = self.base
+        return None if base.num_features is None else Features.of(base.features_of(ids_M), base.features_as)
 
 
 def _shard_of(rows: Rows, base: Collection) -> Shard:
@@ -107,6 +112,6 @@ def _shard_of(rows: Rows, base: Collection) -> Shard:
         rows.attributes,
         bits=base.bits,
         schema=base.schema,
-        features_NF=rows.features,
+        features=rows.features,
         thumbnails=None if thumbnails.null_count == len(thumbnails) else thumbnails.combine_chunks(),
     )

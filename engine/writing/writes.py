@@ -16,6 +16,7 @@ from hashlight.engine.collection.writing import given
 from hashlight.engine.collection.writing.columns import completed, fit_columns, fit_features
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import EncoderMismatchError
+from hashlight.engine.features import FeatureValues
 from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.ids import check_ids
@@ -53,7 +54,7 @@ class Put:
         Distinct.
     attributes : pyarrow.Table or None
         N rows, in the types that are stored.
-    features : ndarray of float16, shape (N, F), or None
+    features : ndarray of float16 or float32, shape (N, F), or None
     thumbnails : pyarrow.Array of binary, length N, or None
     replaces : bool
     encoder : str or None
@@ -63,7 +64,7 @@ class Put:
     codes: CodeArray
     ids: IdArray
     attributes: pa.Table | None = None
-    features: NDArray[np.float16] | None = None
+    features: FeatureValues | None = None
     thumbnails: pa.Array | None = None
     replaces: bool = True
     encoder: str | None = None
@@ -82,7 +83,8 @@ class Put:
             )
         check_codes(self.codes, bits=live.bits, name="codes")
         check_ids(self.ids, rows=len(self.codes))
-        table, features, _ = given.checked((self.attributes, self.features, self.thumbnails), rows=len(self.codes))
+        beside = self.attributes, self.features, self.thumbnails
+        table, features, _ = given.checked(beside, rows=len(self.codes), features_as=live.features_as)
         fit_columns(pa.schema([]) if table is None else table.schema, live.schema, where=_WHERE)
         fit_features(live.features, None if features is None else features.shape[1], where=_WHERE)
 
@@ -252,12 +254,13 @@ def _taken(put: Put, keeps_N: NDArray[np.bool_], live: Manifest) -> Put:
 def _stacked(puts: Sequence[Put]) -> Put:
     """Return the items of several puts that have the same columns."""
     tables = [put.attributes for put in puts if put.attributes is not None]
-    features = [put.features for put in puts if put.features is not None]
+    parts = [put.features for put in puts if put.features is not None]
+    features: FeatureValues | None = np.concatenate(parts) if parts else None
     thumbnails = pa.concat_arrays([put.thumbnails for put in puts])
     return Put(
         np.concatenate([put.codes for put in puts]),
         np.concatenate([put.ids for put in puts]),
         pa.concat_tables(tables) if tables else None,
-        np.concatenate(features) if features else None,
+        features,
         None if thumbnails.null_count == len(thumbnails) else thumbnails,
     )

@@ -22,6 +22,7 @@ from hashlight.engine.collection.writing.adding import split_rows
 from hashlight.engine.collection.writing.opening import JOB_FOLDER, Fresh, refuse_foreign_folder
 from hashlight.engine.collection.writing.rows import live_rows
 from hashlight.engine.collection.writing.transaction import Commit, Transaction
+from hashlight.engine.features import FLOAT16, FeatureKind
 from hashlight.engine.ids import RepeatedIds, refuse_repeated
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place, open_target
@@ -35,10 +36,12 @@ from hashlight.engine.storage.shard import read_ids
 from hashlight.pipelines.building.shards import ShardJob, build_shard, check_sidecar, is_whole
 from hashlight.pipelines.capacity.constants import bytes_per_code
 from hashlight.pipelines.codes.parts import (
+    FEATURES_COLUMN,
     Part,
     attribute_columns,
     cut_parts,
     features_size,
+    kind_of_codes,
     list_parts,
     read_checked,
 )
@@ -75,6 +78,7 @@ def build_collection(
     append: bool = False,
     upsert: bool = False,
     workers: int | None = None,
+    features_as: FeatureKind | None = None,
     progress: Progress | None = None,
 ) -> Commit:
     """Write the codes of a folder as a collection, as the new version of one, or in addition to one.
@@ -86,7 +90,7 @@ def build_collection(
     output : str or Path
         The collection: a folder, or a prefix in a bucket. It does not change until the last step.
     shards, shard_rows, shard_bytes : int, optional
-        One of: the number of shards, or the maximum rows or bytes (roughly) of each. 20 million rows if left out.
+        One of: the number of shards, or the maximum rows or bytes (roughly) of each; 20 million rows.
     tables : bool
         Build the multi-index of each shard.
     overwrite : bool
@@ -95,17 +99,15 @@ def build_collection(
         Add to the collection that is there, of the same encoder. With `upsert` replace the rows that have the ids.
     workers : int, optional
         Shards built at once, here or on a cluster; one per core if left out. Each takes up to three times its bytes.
+    features_as : {"float16", "bfloat16", "int8"}, optional
+        What to keep features as; by default what the collection does that is added to, or the codes.
     progress : callable, optional
         Called with (shards written, shards in all).
 
     Raises
     ------
-    PipelineError
-        If the codes are incomplete.
-    ValueError
-        If an id occurs twice, or is in the collection already.
-    HashlightError
-        If the collection cannot be written; see `engine.collection.writing.transaction.Transaction`.
+    PipelineError, ValueError, HashlightError
+        If the codes are incomplete, an id occurs twice or is in the collection already, or that cannot be written.
     """
     _refuse_several(shards, shard_rows, shard_bytes)
     place = open_target(output)
@@ -119,8 +121,9 @@ def build_collection(
             fresh = None if append else Fresh(corpus.bits, corpus.encoder, overwrite)
             writer = opened.enter_context(_writing(output, corpus, job, fresh, tables=tables))
             _refuse_repeated(ids, writer, append=append and not upsert)
-        _begin(job, writer, _identity(corpus, shards, tables=tables), overwrite=overwrite)
-        tasks = _plan(job, corpus, shards, tables=tables, output=place.location, workers=workers)
+        kept_as = _kept_as(corpus, writer, features_as)
+        _begin(job, writer, _identity(corpus, shards, kept_as, tables=tables), overwrite=overwrite)
+        tasks = _plan(job, corpus, shards, kept_as, tables=tables, output=place.location, workers=workers)
         writer.adopt(_build(job, writer, tasks, workers, progress or (lambda _done, _total: None)), upsert=upsert)
         return _commit(job, corpus, writer)
 
@@ -138,7 +141,7 @@ def _writing(
     with Transaction(output, fresh=fresh, tables=tables, leases=True) as writer, _alone(job):
         if fresh is None:
             writer.require(bits=corpus.bits, encoder=corpus.encoder)
-            writer.require_columns(*_columns(corpus.schema))
+            writer.require_columns(*_columns(corpus))
         yield writer
 
 
@@ -156,7 +159,19 @@ def _alone(job: JobFolder) -> Iterator[None]:
                 job.remove()
 
 
-def _identity(corpus: _Codes, shards: int, *, tables: bool) -> dict[str, Any]:
+def _kept_as(corpus: _Codes, writer: Transaction, asked: FeatureKind | None) -> FeatureKind | None:
+    """Return what the shards keep features as; None without features."""
+    if corpus.features_as is None and asked is not None:
+        raise PipelineError(f"{open_place(corpus.location)} has no features: encode with `--features` to keep some")
+    if corpus.features_as is None:
+        return None
+    there = writer.features_as
+    if None not in (asked, there) and asked != there:
+        raise ValueError(f"{writer.place} keeps features as {there}, got `features_as` {asked}: leave it out")
+    return there or asked or corpus.features_as
+
+
+def _identity(corpus: _Codes, shards: int, kept_as: FeatureKind | None, *, tables: bool) -> dict[str, Any]:
     """Return what the bytes of the shards depend on."""
     digest = hashlib.sha256("".join(part.sha256 for part in corpus.parts).encode()).hexdigest()
     return {
@@ -167,6 +182,7 @@ def _identity(corpus: _Codes, shards: int, *, tables: bool) -> dict[str, Any]:
         "encoder": corpus.encoder,
         "shards": shards,
         "tables": tables,
+        **({} if kept_as in (None, FLOAT16) else {"features_as": kept_as}),
     }
 
 
@@ -182,10 +198,18 @@ def _begin(job: JobFolder, writer: Transaction, identity: dict[str, Any], *, ove
 
 
 def _plan(
-    job: JobFolder, corpus: _Codes, shards: int, *, tables: bool, output: str, workers: int | None
+    job: JobFolder,
+    corpus: _Codes,
+    shards: int,
+    kept_as: FeatureKind | None,
+    *,
+    tables: bool,
+    output: str,
+    workers: int | None,
 ) -> list[ShardJob]:
     at_once = min(workers or usable_cores(), shards)
     cuts = cut_parts(corpus.parts, split_rows(corpus.rows, shards))
+    both = None if corpus.features_as is None or kept_as is None else (corpus.features_as, kept_as)
     return [
         ShardJob(
             number=number,
@@ -196,6 +220,7 @@ def _plan(
             bits=corpus.bits,
             tables=tables,
             threads=max(1, usable_cores() // at_once),
+            features_as=both,
         )
         for number, pieces in enumerate(cuts)
     ]
@@ -302,6 +327,7 @@ class _Codes:
     schema: pa.Schema
     bits: int
     encoder: str
+    features_as: FeatureKind | None
 
 
 def _find_codes(codes: str | Path, ids: RepeatedIds) -> _Codes:
@@ -316,7 +342,8 @@ def _find_codes(codes: str | Path, ids: RepeatedIds) -> _Codes:
         check_columns(pa.schema([schema.field(name) for name in attribute_columns(schema)]))
     except ValueError as error:
         raise PipelineError(f"{open_place(codes)}: {error} in the corpus, and encode it again") from error
-    return _Codes(codes, parts, rows, schema, summary.bits, summary.encoder)
+    kind = kind_of_codes(codes) or FLOAT16 if FEATURES_COLUMN in schema.names else None
+    return _Codes(codes, parts, rows, schema, summary.bits, summary.encoder, kind)
 
 
 def _common_schema(parts: list[Part], ids: RepeatedIds) -> pa.Schema:
@@ -348,10 +375,11 @@ def _reading(part: Part) -> Iterator[RetryingFile]:
         raise PipelineError(f"{where} is damaged ({error}): encode the corpus again") from error
 
 
-def _columns(schema: pa.Schema) -> tuple[pa.Schema, int | None]:
+def _columns(corpus: _Codes) -> tuple[pa.Schema, int | None]:
     """Return the attributes of some codes, and the dimensions of their features."""
+    schema = corpus.schema
     attributes = pa.schema([schema.field(name) for name in attribute_columns(schema)])
-    return attributes, features_size(schema) or None
+    return attributes, features_size(schema, corpus.features_as) or None
 
 
 def _num_shards(corpus: _Codes, shards: int | None, shard_rows: int) -> int:

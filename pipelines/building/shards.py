@@ -22,11 +22,11 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray, num_words
 from hashlight.engine.collection.writing.draft import new_shard
 from hashlight.engine.collection.writing.opening import JOB_FOLDER
+from hashlight.engine.features import FeatureKind, Features, from_bytes, write_features
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import map_ahead
 from hashlight.engine.storage.attributes import write_attributes
@@ -34,10 +34,10 @@ from hashlight.engine.storage.columns import as_stored, stored_schema
 from hashlight.engine.storage.leftovers import Intent
 from hashlight.engine.storage.manifest import ShardSpec, parse_shard
 from hashlight.engine.storage.shard import (
+    FEATURES_FILE,
     finish_shard,
     order_rows,
     write_codes,
-    write_features,
     write_ids,
     write_thumbnails,
 )
@@ -79,6 +79,8 @@ class ShardJob:
     bits : int
     tables : bool
     threads : int
+    features_as : tuple of two of {"float16", "bfloat16", "int8"}, or None
+        What the parts have features as, and what the shard is to keep them as; None without features.
     """
 
     number: int
@@ -89,6 +91,7 @@ class ShardJob:
     bits: int
     tables: bool
     threads: int
+    features_as: tuple[FeatureKind, FeatureKind] | None = None
 
 
 def build_shard(job: ShardJob) -> ShardSpec:
@@ -150,13 +153,13 @@ def _finished(job: ShardJob) -> ShardSpec | None:
 
 def _write_shard(job: ShardJob, folder: Path) -> ShardSpec:
     folder.mkdir(parents=True)
-    with _Aside(job.schema, folder) as aside:
+    with _Aside(job, folder) as aside:
         order_N = _write_rows(job, folder, aside)
         chaos.step("build:rows-written", job.number)
         if attributes := attribute_columns(job.schema):
             write_attributes(folder / "attributes.arrow", aside.columns(attributes), order_N)
-        if FEATURES_COLUMN in job.schema.names:
-            write_features(folder, aside.features(), order_N)
+        if job.features_as is not None:
+            write_features(folder / FEATURES_FILE, aside.features(), order_N, job.features_as[1])
         if THUMBNAIL_COLUMN in job.schema.names:
             write_thumbnails(folder, aside.columns([THUMBNAIL_COLUMN]), order_N)
     return finish_shard(folder, len(order_N))
@@ -202,17 +205,18 @@ class _Aside:
 
     Parameters
     ----------
-    schema : pyarrow.Schema
-        Of the parts.
+    job : ShardJob
     folder : Path
         For the files.
     """
 
-    def __init__(self, schema: pa.Schema, folder: Path) -> None:
+    def __init__(self, job: ShardJob, folder: Path) -> None:
+        schema = job.schema
         names = attribute_columns(schema) + [THUMBNAIL_COLUMN] * (THUMBNAIL_COLUMN in schema.names)
         self._schema = pa.schema([schema.field(name) for name in names])
         self._stored = stored_schema(self._schema)
-        self._dim = features_size(schema)
+        self._kind = job.features_as[0] if job.features_as else None
+        self._dims = features_size(schema, self._kind)
         self._opened = contextlib.ExitStack()
         self._columns: IO[bytes] = self._opened.enter_context(_temporary_file(folder))
         self._features: IO[bytes] = self._opened.enter_context(_temporary_file(folder))
@@ -230,8 +234,8 @@ class _Aside:
         """Add rows."""
         for batch in table.select(self._schema.names).to_batches() if self._schema.names else ():
             self._writer.write_batch(as_stored(batch, self._stored))
-        if self._dim:
-            self._features.write(features_column(table[FEATURES_COLUMN]).tobytes())
+        if self._kind is not None:
+            self._features.write(features_column(table[FEATURES_COLUMN], self._kind).packed.data)
 
     def columns(self, names: list[str]) -> Iterator[pa.Table]:
         """Yield some columns of all rows."""
@@ -240,9 +244,10 @@ class _Aside:
             for batch in batches:
                 yield pa.Table.from_batches([batch]).select(names)
 
-    def features(self) -> NDArray[np.float16]:
-        """Return the features (N, F) of all rows, mapped."""
-        return np.frombuffer(_mapped(self._features), "<f2").reshape(-1, self._dim).astype(np.float16, copy=False)
+    def features(self) -> Features:
+        """Return the features of all rows, mapped."""
+        assert self._kind is not None, "there are some"
+        return from_bytes(_mapped(self._features), self._kind, self._dims)
 
 
 def _temporary_file(folder: Path) -> IO[bytes]:

@@ -17,11 +17,12 @@ from hashlight.pipelines.cli.console import encoding_bar, key_value_table, out, 
 
 if TYPE_CHECKING:
     from hashlight.engine.collection.writing.transaction import Commit
+    from hashlight.engine.features import FeatureKind
     from hashlight.pipelines.codes.summary import EncodeSummary
     from hashlight.pipelines.indexing.index import IndexJob, Plan
 
 
-def run_index(images: str | Path, output: str | Path, encoder: str) -> None:
+def run_index(images: str | Path, output: str | Path, encoder: str, features_as: FeatureKind | None = None) -> None:
     """Index images, and say what is done and what to do next."""
     from hashlight.engine.places.uris import without_credentials
     from hashlight.pipelines.indexing.index import index_job
@@ -29,7 +30,7 @@ def run_index(images: str | Path, output: str | Path, encoder: str) -> None:
     shown = without_credentials(str(output))
     with contextlib.ExitStack() as stack:
         with spinner("looking at the images"):
-            job = stack.enter_context(index_job(images, output, encoder))
+            job = stack.enter_context(index_job(images, output, encoder, features_as))
         if job.plan is None:
             others = f"; {counted(job.unreadable, 'other')} cannot be decoded" if job.unreadable else ""
             out.print(f"{shown} has all images of {without_credentials(str(images))}{others}", soft_wrap=True)
@@ -68,7 +69,7 @@ def _plan_table(plan: Plan) -> Table:
         images += f"; left out {told(plan.work.skipped)}"
     kept = [f"{counted(plan.bits, 'bit')} each"]
     if plan.features is not None:
-        kept.append(f"{plan.features:,} features to re-rank by")
+        kept.append(f"{plan.features:,} features to re-rank by, as {plan.features_as}")
     if plan.thumbnail:
         kept.append(f"a thumbnail of {plan.thumbnail} pixels")
     rows = {"images": f"{images}, in {plan.work.corpus}", "they are": plan.look.describe(), "encoder": plan.encoder}

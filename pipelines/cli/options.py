@@ -18,6 +18,8 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 if TYPE_CHECKING:
+    from hashlight.engine.exchange.columns import Columns
+    from hashlight.engine.features import FeatureKind
     from hashlight.engine.service.protocol.security import Security
     from hashlight.pipelines.corpora.options import CorpusOptions
 
@@ -99,6 +101,12 @@ def _kind_by_ending(location: str) -> ExchangeKind | None:
     return next((kind for kind, endings in _ENDINGS.items() if name.endswith(endings)), None)
 
 
+FeaturesAsOption = Annotated[
+    Literal["float16", "bfloat16", "int8"] | None,
+    typer.Option(help="Keep features as float16 (by default) or bfloat16, in 2 bytes a number, or as int8, in 1 byte."),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceColumns:
     """What the columns of a Parquet or Arrow source are; all others become attributes."""
@@ -108,6 +116,13 @@ class SourceColumns:
     number_rows: Annotated[bool, typer.Option("--number-rows", help="Number the rows instead.")] = False
     features_column: Annotated[str | None, typer.Option(help="Column of fine features, for re-ranking.")] = None
     thumbnail_column: Annotated[str | None, typer.Option(help="Column of encoded pictures.")] = None
+
+    def named(self, features_as: FeatureKind | None) -> Columns:
+        """Return them as a source is read by, with what features are kept as."""
+        from hashlight.engine.exchange.columns import Columns
+
+        ids = None if self.number_rows else self.id_column
+        return Columns(self.code_column, ids, self.features_column, self.thumbnail_column, features_as)
 
 
 @dataclass(frozen=True, kw_only=True)

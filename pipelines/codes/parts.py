@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray
+from hashlight.engine.features import FLOAT16, FeatureKind, Features, check_kind, dims_of, from_bytes
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -200,31 +201,52 @@ def codes_column(column: pa.ChunkedArray) -> CodeArray:
     return _fixed_column(column, "<u8").astype(np.uint64, copy=False)
 
 
-def stored_features(features_D: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return an image's features as they are stored.
+def features_kind(said: object) -> FeatureKind | None:
+    """Return what features are kept as, by what the identity of a job says: true stands for float16, false for none."""
+    return (FLOAT16 if said else None) if isinstance(said, bool) else check_kind(said, "features")
+
+
+def kind_of_codes(codes: str | Path) -> FeatureKind | None:
+    """Return what a folder of codes keeps features as; None if it has none.
 
     Raises
     ------
     PipelineError
-        If one is not a number that float16 can hold: the fault is the encoder's, whatever the image.
+        If its marker is damaged, or says what this release does not know.
     """
-    largest = np.abs(features_D).max(initial=0.0)
-    if not largest <= np.finfo(np.float16).max:
+    job = JobFolder(codes, CODES)
+    try:
+        return features_kind((job.identity() or {}).get("features", True))
+    except ValueError as error:
+        raise PipelineError(f"{job} has features that this release cannot read ({error}): use a later one") from error
+
+
+def stored_features(features_ND: NDArray[np.float32], kind: FeatureKind = FLOAT16) -> Features:
+    """Return images' features as they are stored.
+
+    Raises
+    ------
+    PipelineError
+        If one is not a number that the kind can hold: the fault is the encoder's, whatever the image.
+    """
+    try:
+        return Features.of(features_ND, kind)
+    except ValueError as error:
         raise PipelineError(
-            f"the encoder's features reach {largest:,.0f}, and are stored as float16, up to "
-            f"{np.finfo(np.float16).max:,.0f}: encode without `--features`"
-        )
-    return features_D.astype("<f2")
+            f"the encoder's features cannot be kept ({error}): encode with another `--features-as`, or without features"
+        ) from error
 
 
-def features_column(column: pa.ChunkedArray) -> np.ndarray:
-    """View a column of fixed-size binary features as float16 (N, F)."""
-    return _fixed_column(column, "<f2").astype(np.float16, copy=False)
-
-
-def features_size(schema: pa.Schema) -> int:
+def features_size(schema: pa.Schema, kind: FeatureKind | None) -> int:
     """Return the dimensions of the fine features of codes; 0 if there are none."""
-    return schema.field(FEATURES_COLUMN).type.byte_width // 2 if FEATURES_COLUMN in schema.names else 0
+    if FEATURES_COLUMN not in schema.names:
+        return 0
+    return dims_of(kind or FLOAT16, schema.field(FEATURES_COLUMN).type.byte_width)
+
+
+def features_column(column: pa.ChunkedArray, kind: FeatureKind) -> Features:
+    """View a column of fixed-size binary as features."""
+    return from_bytes(_fixed_column(column, "|u1"), kind, dims_of(kind, column.type.byte_width))
 
 
 def attribute_columns(schema: pa.Schema) -> list[str]:

@@ -71,6 +71,8 @@ class EncodeEmbeddings(EncodeUnits):
         usable[list(faults)] = False
         good_RD = rows.embeddings[usable] if faults else rows.embeddings
         encoded.good.append(first + np.flatnonzero(usable))
-        kept_RD = head.features(good_RD) if self._settings.features else np.empty((len(good_RD), 0), np.float32)
+        kept_RD = (
+            head.features(good_RD) if self._settings.features is not None else np.empty((len(good_RD), 0), np.float32)
+        )
         nothing_R0 = np.empty((len(good_RD), 0), np.float32)
         encoded.outputs.append(EncoderOutput(head.encode(good_RD), nothing_R0, kept_RD, nothing_R0))

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from hashlight.encoders.encoder import HashEncoder
+from hashlight.engine.features import FeatureKind
 from hashlight.pipelines.codes.encoder import load_encoder
 from hashlight.pipelines.codes.summary import EncodeSummary
 from hashlight.pipelines.corpora.embeddings.corpus import EmbeddingCorpus, open_corpus
@@ -22,7 +23,7 @@ def encode_embeddings(
     *,
     column: str = "",
     ids: str = "auto",
-    features: bool = False,
+    features: bool | FeatureKind = False,
     unit_rows: int = UNIT_ROWS,
     actors: int | None = None,
     max_rejects: str | int | None = None,
@@ -43,8 +44,8 @@ def encode_embeddings(
         The column of the embeddings, if the files have several that could be.
     ids : str
         What ids are made from: "auto", "name", "name:NAME", "uri" or "column:NAME".
-    features : bool
-        Keep the embeddings too, float16, normalised if the encoder does so, for re-ranking.
+    features : bool or {"float16", "bfloat16", "int8"}
+        Keep the embeddings too, normalised if the encoder does so, for re-ranking; as in `encode_corpus`.
     unit_rows : int
         Embeddings per unit of work, at most.
 

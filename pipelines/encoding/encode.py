@@ -44,12 +44,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashlight.encoders.encoder import HashEncoder
+from hashlight.engine.features import FLOAT16, FeatureKind
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import BUCKET_SCHEMES, is_local, normalise, without_credentials
 from hashlight.engine.wording import counted
 from hashlight.pipelines.codes.encoder import load_encoder, save_encoder
-from hashlight.pipelines.codes.parts import CODES, FEATURES_COLUMN, PLAN, STEPS, THUMBNAIL_COLUMN, part_name
+from hashlight.pipelines.codes.parts import (
+    CODES,
+    FEATURES_COLUMN,
+    PLAN,
+    STEPS,
+    THUMBNAIL_COLUMN,
+    features_kind,
+    part_name,
+)
 from hashlight.pipelines.codes.summary import SUMMARY, EncodeSummary
 from hashlight.pipelines.corpora.listing import EMBEDDINGS, SOURCE, told
 from hashlight.pipelines.corpora.reasons import OF_THE_MOMENT, RETRIED
@@ -151,7 +160,7 @@ def encode_corpus(
     *,
     batch_size: int = 256,
     actors: int | None = None,
-    features: bool = False,
+    features: bool | FeatureKind = False,
     thumbnail: int = 0,
     unit_images: int = UNIT_IMAGES,
     max_rejects: str | int | None = None,
@@ -174,8 +183,8 @@ def encode_corpus(
     actors : int, optional
         Processes that run the model; by default one per GPU of the Ray cluster, or one per core without GPUs. If there
         is no room for all of them, the others start when nodes join.
-    features : bool
-        Keep the fine features too, float16, for re-ranking: 2 bytes per dimension and image.
+    features : bool or {"float16", "bfloat16", "int8"}
+        Keep the fine features too, for re-ranking, in 2 bytes per dimension and image, or 1. True: float16.
     thumbnail : int
         Longest side in pixels of a JPEG kept of each image, 0 for none.
     unit_images : int
@@ -198,11 +207,11 @@ def encode_corpus(
     budget = RejectBudget.parse(max_rejects)
     folder = JobFolder(output, CODES)
     folder.refuse_foreign()
-    kept = {"features": features, "thumbnail": thumbnail}
+    kept = {"features": _said(features), "thumbnail": thumbnail}
     loaded = encoder if isinstance(encoder, HashEncoder) else load_encoder(encoder)
     with folder.place.lock():
         job = _plan(str(corpus), loaded, folder, kept, unit_images=unit_images, overwrite=overwrite)
-        settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **kept}
+        settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **_written(kept)}
         return _finish(job, actors, settings, budget, progress or (lambda _state: None))
 
 
@@ -239,7 +248,7 @@ def retry_rejects(
     with folder.place.lock():
         job = _finished_job(folder, corpus, loaded)
         kept = {name: job.identity[name] for name in ("features", "thumbnail")}
-        settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **kept}
+        settings = {"batch_size": batch_size, "limits": limits or DecodeLimits(), **_written(kept)}
         num_actors = _try_again(job, actors, settings, RETRIED)
         images = sum(said["codes"] + said["rejects"] for _, said in job.folder.done())
         state = _begun(job, units=job.work.units, images=images, rejects=0)
@@ -263,6 +272,17 @@ def _finished_job(folder: JobFolder, corpus: str | Path, encoder: HashEncoder) -
             "the same command without --retry-rejects first"
         )
     return job
+
+
+def _said(features: bool | FeatureKind) -> bool | FeatureKind:
+    """Return what the identity of a job says of features; see `features_kind`."""
+    kind = features_kind(features)
+    return kind is not None if kind in (None, FLOAT16) else features
+
+
+def _written(kept: dict[str, Any]) -> dict[str, Any]:
+    """Return what units write, of what the identity of a job says."""
+    return {**kept, "features": features_kind(kept["features"])}
 
 
 def _check_sizes(batch_size: int, actors: int | None, thumbnail: int) -> None:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hashlight.encoders.encoder import EncoderOutput
+from hashlight.engine.features import FeatureKind, row_bytes
 from hashlight.engine.places.place import Place
 from hashlight.pipelines.codes.encoder import load_encoder
 from hashlight.pipelines.codes.parts import (
@@ -76,7 +77,8 @@ class UnitSettings:
     decoders : int
         Decoding processes of an actor.
     device : str
-    features : bool
+    features : {"float16", "bfloat16", "int8"} or None
+        As what features are kept; None: they are not.
     thumbnail : int
         Longest side of the thumbnails, 0 for none.
     limits : DecodeLimits
@@ -88,7 +90,7 @@ class UnitSettings:
     batch_size: int
     decoders: int
     device: str
-    features: bool
+    features: FeatureKind | None
     thumbnail: int
     limits: DecodeLimits
     retry: frozenset[str] = frozenset()
@@ -336,9 +338,9 @@ class EncodeUnits:
             table = table.take(pa.array(good))
         codes = [output.codes.astype("<u8", copy=False) for output in encoded.outputs]
         table = table.add_column(1, "code", _fixed_column(codes, len(good), 8 * -(-self._encoder.bits // 64)))
-        if self._settings.features:
-            features = [stored_features(output.features) for output in encoded.outputs]
-            column = _fixed_column(features, len(good), 2 * self._encoder.feature_dim)
+        if (kind := self._settings.features) is not None:
+            features = [stored_features(output.features, kind).packed for output in encoded.outputs]
+            column = _fixed_column(features, len(good), row_bytes(kind, self._encoder.feature_dim))
             table = table.append_column(FEATURES_COLUMN, column)
         if self._settings.thumbnail:
             table = table.append_column(THUMBNAIL_COLUMN, pa.array(encoded.thumbnails, pa.binary()))

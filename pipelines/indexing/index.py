@@ -29,6 +29,7 @@ from hashlight.encoders.encoder import CONFIG_FILE, HashEncoder
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writing.opening import refuse_foreign_folder
 from hashlight.engine.collection.writing.transaction import Commit
+from hashlight.engine.features import FLOAT16, FeatureKind, row_bytes
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_target
 from hashlight.engine.places.place import Place
@@ -80,6 +81,8 @@ class Plan:
     bits : int
     features : int or None
         Numbers of the features that are kept of each image.
+    features_as : {"float16", "bfloat16", "int8"}
+        What they are kept as.
     thumbnail : int
         Longest side of the thumbnails; 0 for none.
     seconds, num_bytes : float or None
@@ -92,6 +95,7 @@ class Plan:
     encoder: str
     bits: int
     features: int | None
+    features_as: FeatureKind
     thumbnail: int
     seconds: float | None
     num_bytes: float | None
@@ -110,8 +114,11 @@ class IndexJob:
         The file of an image of the corpus, to search for.
     """
 
-    def __init__(self, folder: JobFolder, place: Place, live: Collection | None, encoder: str) -> None:
+    def __init__(
+        self, folder: JobFolder, place: Place, live: Collection | None, encoder: str, features_as: FeatureKind | None
+    ) -> None:
         self._folder, self._place, self._live, self._asked = folder, place, live, encoder
+        self._features_as = features_as
         assert folder.place.local is not None, "it is kept on this machine"
         self._path = folder.place.local
         self._chosen: Chosen | None = None
@@ -166,12 +173,14 @@ class IndexJob:
             keeps_features = self._live.num_features is not None
             keeps_thumbnails = self._live.manifest.thumbnails
         features = chosen.probe.feature_dim if keeps_features else None
+        features_as = self._kept_as(keeps_features=keeps_features)
         seconds = num_bytes = None
         if (images := work.images) is not None:
             took = measure(chosen.probe, look.images[:8])
             each = took.decode_s + took.encode_s
             seconds = _START_S + images * each / usable_cores() + chosen.fit_s(images, took)
-            kept = look.thumbnail_bytes * keeps_thumbnails + 2 * (features or 0) + _ATTRIBUTE_BYTES
+            kept = look.thumbnail_bytes * keeps_thumbnails + _ATTRIBUTE_BYTES
+            kept += 0 if features is None else row_bytes(features_as, features)
             num_bytes = images * (bytes_per_code(chosen.probe.bits, images) + kept)
         return Plan(
             work=work,
@@ -180,10 +189,19 @@ class IndexJob:
             encoder=chosen.why,
             bits=chosen.probe.bits,
             features=features,
+            features_as=features_as,
             thumbnail=THUMBNAIL if keeps_thumbnails else 0,
             seconds=seconds,
             num_bytes=num_bytes,
         )
+
+    def _kept_as(self, *, keeps_features: bool) -> FeatureKind:
+        asked, live = self._features_as, self._live
+        if asked is not None and not keeps_features:
+            raise PipelineError(f"no features are kept of these images, got `features_as` {asked}: leave it out")
+        if asked is not None and live is not None and asked != live.features_as:
+            raise PipelineError(f"{live} keeps features as {live.features_as}, got `features_as` {asked}: leave it out")
+        return asked or (FLOAT16 if live is None else live.features_as)
 
     @property
     def fits(self) -> bool:
@@ -202,7 +220,7 @@ class IndexJob:
             self._path / _WORK,
             self._encoder,
             self._folder.place.location_of(_CODES),
-            features=self.plan.features is not None,
+            features=False if self.plan.features is None else self.plan.features_as,
             thumbnail=self.plan.thumbnail,
             progress=progress,
         )
@@ -228,7 +246,9 @@ class IndexJob:
 
 
 @contextlib.contextmanager
-def index_job(corpus: str | Path, output: str | Path, encoder: str = AUTO) -> Iterator[IndexJob]:
+def index_job(
+    corpus: str | Path, output: str | Path, encoder: str = AUTO, features_as: FeatureKind | None = None
+) -> Iterator[IndexJob]:
     """Prepare to index a corpus, and yield the job.
 
     Parameters
@@ -239,6 +259,8 @@ def index_job(corpus: str | Path, output: str | Path, encoder: str = AUTO) -> It
         The collection: a folder, or a prefix in a bucket. A collection that is there gets the images that it lacks.
     encoder : str
         "auto", the name of a copy code, or the folder of an encoder.
+    features_as : {"float16", "bfloat16", "int8"}, optional
+        What features are kept as; by default float16, or as the collection has them.
 
     Raises
     ------
@@ -253,8 +275,9 @@ def index_job(corpus: str | Path, output: str | Path, encoder: str = AUTO) -> It
     folder = JobFolder(private_folder(place, "index"), INDEX)
     with folder.place.lock():
         live = Collection.open(place.location) if place.exists("CURRENT") else None
-        folder.begin({"corpus": without_credentials(normalise(corpus)), "encoder": encoder}, overwrite=False)
-        job = IndexJob(folder, place, live, encoder)
+        identity = {"corpus": without_credentials(normalise(corpus)), "encoder": encoder}
+        folder.begin(identity | ({"features_as": features_as} if features_as else {}), overwrite=False)
+        job = IndexJob(folder, place, live, encoder, features_as)
         try:
             job.prepare(corpus)
             yield job

@@ -10,6 +10,7 @@ import pyarrow as pa
 from hashlight.engine.codes import IdArray
 from hashlight.engine.collection.writing.columns import completed, fit_columns
 from hashlight.engine.collection.writing.draft import Draft, Found
+from hashlight.engine.features import Features, joined
 from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.outcomes import TRUE, Blocks
 from hashlight.engine.filters.parameters import Parameters
@@ -169,11 +170,11 @@ class Update:
         draft.add(spec)
 
 
-def _features(draft: Draft, found: Found) -> np.ndarray | None:
+def _features(draft: Draft, found: Found) -> Features | None:
     if draft.manifest.features is None:
         return None
     parts = [(draft.reader.features(spec), rows_M) for spec, rows_M in found]
-    return np.concatenate([features_NF[rows_M] for features_NF, rows_M in parts if features_NF is not None])
+    return joined(features.take(rows_M) for features, rows_M in parts if features is not None)
 
 
 def thumbnails_of(draft: Draft, found: Found) -> pa.Table | None:

@@ -86,7 +86,8 @@ class Define:
         """Say so in a draft."""
         draft.change(thumbnails=self._layout.thumbnails)
         if self._is_whole:
-            draft.change(schema=self._layout.schema, features=self._layout.features)
+            layout = self._layout
+            draft.change(schema=layout.schema, features=layout.features, features_as=layout.features_as)
 
 
 class SetColumn:

@@ -19,11 +19,18 @@ from hashlight.engine.collection.writing.policy import groups_of_all, groups_to_
 from hashlight.engine.collection.writing.rows import Reader, column_of, live_rows
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import CollectionBusyError
-from hashlight.engine.places.arrays import write_parts
+from hashlight.engine.features import write_packed
 from hashlight.engine.places.opening import open_target
 from hashlight.engine.storage.attributes import BATCH_ROWS, AttributeFile, write_attributes
 from hashlight.engine.storage.manifest import Manifest, ShardSpec
-from hashlight.engine.storage.shard import finish_shard, order_rows, write_codes, write_ids, write_thumbnails
+from hashlight.engine.storage.shard import (
+    FEATURES_FILE,
+    finish_shard,
+    order_rows,
+    write_codes,
+    write_ids,
+    write_thumbnails,
+)
 from hashlight.engine.storage.versions import read_current
 
 logger = logging.getLogger(__name__)
@@ -158,7 +165,7 @@ def merge_shards(
             )
         if live.features is not None:
             parts = _checked(_features(reader, rows, order_N), check)
-            write_parts(folder / "features.npy", parts, np.float16, (len(order_N), live.features))
+            write_packed(folder / FEATURES_FILE, parts, live.features_as, len(order_N), live.features)
         if any(reader.thumbnails(spec) is not None for spec, _ in rows):
             write_thumbnails(folder, _checked(_thumbnails(reader, rows), check), order_N)
         check()
@@ -200,18 +207,19 @@ def _kept(batches: Iterator[pa.RecordBatch], rows_L: NDArray[np.int64], schema: 
         start += len(batch)
 
 
-def _features(reader: Reader, rows: _Live, order_N: NDArray[np.integer[Any]]) -> Iterator[NDArray[np.float16]]:
+def _features(reader: Reader, rows: _Live, order_N: NDArray[np.integer[Any]]) -> Iterator[NDArray[Any]]:
+    """Yield the features of the rows that are left, as they are kept, in their new order."""
     stored = [(reader.features(spec), rows_L) for spec, rows_L in rows]
     ends = np.cumsum([len(rows_L) for _, rows_L in rows])
     for start in range(0, len(order_N), _GATHERED_ROWS):
         part_P = order_N[start : start + _GATHERED_ROWS].astype(np.int64)
         shard_P = np.searchsorted(ends, part_P, side="right")
-        found: NDArray[np.float16] | None = None
-        for number, (features_NF, rows_L) in enumerate(stored):
+        found: NDArray[Any] | None = None
+        for number, (features, rows_L) in enumerate(stored):
             here_P = shard_P == number
-            assert features_NF is not None, "a collection is written with features in all shards or none"
+            assert features is not None, "a collection is written with features in all shards or none"
             if found is None:
-                found = np.empty((len(part_P), features_NF.shape[1]), np.float16)
-            found[here_P] = features_NF[rows_L[part_P[here_P] - (ends[number] - len(rows_L))]]
+                found = np.empty((len(part_P), features.packed.shape[1]), features.packed.dtype)
+            found[here_P] = features.packed[rows_L[part_P[here_P] - (ends[number] - len(rows_L))]]
         assert found is not None, "there is a shard"
         yield found

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.collection.writing.rows import Reader
 from hashlight.engine.errors import IdNotFoundError
+from hashlight.engine.features import Features
 from hashlight.engine.places.place import Place
 from hashlight.engine.storage.leftovers import Intent, utc_now
 from hashlight.engine.storage.manifest import DeadRows, Manifest, ShardSpec
@@ -146,7 +147,7 @@ class Draft:
         codes_NW: CodeArray,
         ids_N: IdArray,
         attributes: pa.Table | None,
-        features_NF: NDArray[np.float16] | None = None,
+        features: Features | None = None,
         thumbnails: pa.Table | None = None,
     ) -> ShardSpec:
         """Write a shard, without adding it; arguments as in `write_shard`."""
@@ -158,7 +159,7 @@ class Draft:
                 attributes,
                 bits=self.manifest.bits,
                 tables=self.tables,
-                features_NF=features_NF,
+                features=features,
                 thumbnails=None if thumbnails is None else [thumbnails],
             )
 
@@ -226,6 +227,7 @@ def upgraded(place: Place, manifest: Manifest) -> Manifest:
         encoder_folder=manifest.encoder_folder,
         schema=layout.schema,
         features=layout.features,
+        features_as=layout.features_as,
         thumbnails=layout.thumbnails,
         collection=uuid.uuid4().hex,
         next_id=max(spec.ids[1] for spec in shards if spec.ids) + 1,

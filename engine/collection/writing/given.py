@@ -7,27 +7,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray
+from hashlight.engine.features import FLOAT16, FeatureKind, Features, FeaturesLike
 from hashlight.engine.storage.columns import as_stored, check_columns, stored_schema
 
 ONE_VALUE = "give each id once, with the value that it is to have"
 
 # Attributes, fine features, and thumbnails.
-Beside = tuple[Any, NDArray[np.float16] | None, Any]
+Beside = tuple[Any, FeaturesLike | None, Any]
 
 
 class Checked(NamedTuple):
-    """Attributes, fine features (N, F), and thumbnails (a column of binary), each None if there are none."""
+    """Attributes, fine features, and thumbnails (a column of binary), each None if there are none."""
 
     table: pa.Table | None
-    features: NDArray[np.float16] | None
+    features: Features | None
     thumbnails: pa.Table | None
 
 
-def checked(beside: Beside, *, rows: int) -> Checked:
+def checked(beside: Beside, *, rows: int, features_as: FeatureKind | None = None) -> Checked:
     """Check what is given beside some codes.
+
+    Parameters
+    ----------
+    beside : tuple
+    rows : int
+    features_as : {"float16", "bfloat16", "int8"}, optional
+        What a collection keeps features as; if there is none yet, float16 or what is given.
 
     Raises
     ------
@@ -37,34 +44,31 @@ def checked(beside: Beside, *, rows: int) -> Checked:
     attributes, features, thumbnails = beside
     return Checked(
         None if attributes is None else _as_table(attributes, rows),
-        None if features is None else _check_features(features, rows),
+        None if features is None else _check_features(features, rows, features_as),
         None if thumbnails is None else _as_thumbnails(thumbnails, rows),
     )
 
 
-def part_of(part: slice, table: pa.Table | None, features: Any, thumbnails: pa.Table | None) -> Checked:
+def part_of(part: slice, table: pa.Table | None, features: Features | None, thumbnails: pa.Table | None) -> Checked:
     """Return some of the rows."""
     start, rows = part.start, part.stop - part.start
     return Checked(
         None if table is None else table.slice(start, rows),
-        None if features is None else features[part],
+        None if features is None else features.take(part),
         None if thumbnails is None else thumbnails.slice(start, rows),
     )
 
 
-def _check_features(features: NDArray[np.float16], rows: int) -> NDArray[np.float16]:
-    if features.dtype != np.float16 or features.ndim != 2 or len(features) != rows:
+def _check_features(features: FeaturesLike, rows: int, features_as: FeatureKind | None) -> Features:
+    given = features[:0] if isinstance(features, Features) else features
+    if given.dtype not in (np.float16, np.float32) or given.ndim != 2 or len(features) != rows:
         raise ValueError(
-            f"`features` must be float16 of shape ({rows}, F), one row per code, got {features.dtype} of shape "
+            f"`features` must be float16 or float32 of shape ({rows}, F), one row per code, got {given.dtype} of shape "
             f"{features.shape}"
         )
-    if not np.isfinite(features).all():
-        bad = int((~np.isfinite(features)).any(axis=1).sum())
-        raise ValueError(
-            f"`features` must be finite, got nan or inf in {bad} of {rows} rows: float16 holds numbers up to "
-            f"{np.finfo(np.float16).max:,.0f}, so scale features before you convert them"
-        )
-    return features
+    if isinstance(features, Features):
+        return features.kept_as(features_as or features.kind)
+    return Features.of(features, features_as or FLOAT16)
 
 
 def _as_table(attributes: pa.Table | Mapping[str, Any], rows: int) -> pa.Table:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.features import Features, map_features
 from hashlight.engine.ids import find_rows
 from hashlight.engine.places.arrays import map_array
 from hashlight.engine.places.files import sha256_of
@@ -23,7 +24,7 @@ from hashlight.engine.storage.attributes import BATCH_ROWS, AttributeFile, check
 from hashlight.engine.storage.checking import parse_dead_rows, verify_column, verify_shard
 from hashlight.engine.storage.faiss_file import map_faiss_flat
 from hashlight.engine.storage.manifest import ShardSpec
-from hashlight.engine.storage.shard import read_ids, read_layout
+from hashlight.engine.storage.shard import FEATURES_FILE, read_ids, read_layout
 
 # Bisection costs some 25 random reads an id, sorting the shard's ids about one a row.
 _MANY = 16
@@ -155,12 +156,9 @@ class Reader:
         """Return the codes (N, W)."""
         return map_faiss_flat(self.path(spec, "codes.faiss"), bits=self.bits, rows=spec.rows)
 
-    def features(self, spec: ShardSpec) -> NDArray[np.float16] | None:
-        """Return the fine features (N, F), None if there are none."""
-        if "features.npy" not in spec.files:
-            return None
-        features_NF: NDArray[np.float16] = map_array(self.path(spec, "features.npy"), np.float16, (spec.rows, None))
-        return features_NF
+    def features(self, spec: ShardSpec) -> Features | None:
+        """Return the fine features of all rows, None if there are none."""
+        return map_features(self.path(spec, FEATURES_FILE), spec.rows) if FEATURES_FILE in spec.files else None
 
     def thumbnails(self, spec: ShardSpec) -> AttributeFile | None:
         """Return the thumbnails, None if no row has one."""

@@ -22,9 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from hashlight.engine.codes import CodeArray, IdArray, check_bits, check_codes
 from hashlight.engine.collection.writing import given, history
@@ -51,6 +50,7 @@ from hashlight.engine.collection.writing.replacing import (
 )
 from hashlight.engine.collection.writing.rows import Reader
 from hashlight.engine.errors import CollectionBusyError, CollectionExistsError, CorruptDataError, EncoderMismatchError
+from hashlight.engine.features import FLOAT16, FeatureKind, Features, FeaturesLike
 from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.ids import check_ids, next_ids
@@ -164,7 +164,7 @@ class Transaction:
                 self._stack.enter_context(self.place.lock())  # refuses a store without conditional puts
                 if self._leases:
                     start = self._begin_leased()
-            self._layout = None if self._fresh else Layout(start.schema, start.features, start.thumbnails)
+            self._layout = None if self._fresh else _layout_of(start)
             self._next_id = start.next_id
             self.reader = Reader(self.place, bits=start.bits)
             # Before writing: a disk filled by a dead writer would otherwise stay full until a write succeeds.
@@ -207,6 +207,11 @@ class Transaction:
         fit_columns(attributes, layout.schema, where=self.place)
         fit_features(layout.features, features, where=self.place)
 
+    @property
+    def features_as(self) -> FeatureKind | None:
+        """What the collection keeps features as; None as long as it has none."""
+        return None if self._layout is None or self._layout.features is None else self._layout.features_as
+
     def require(self, *, bits: int, encoder: str | None) -> None:
         """Raise EncoderMismatchError unless the collection stores codes of this length, of this encoder."""
         live = self._start
@@ -228,7 +233,7 @@ class Transaction:
         codes: CodeArray,
         ids: IdArray | None = None,
         attributes: pa.Table | Mapping[str, Any] | None = None,
-        features: NDArray[np.float16] | None = None,
+        features: FeaturesLike | None = None,
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         shards: int = 1,
     ) -> None:
@@ -241,8 +246,8 @@ class Transaction:
             0 or more, in no live row; by default the next ones when it is committed, in the order of the codes.
         attributes : pyarrow.Table or mapping of columns, optional
             N rows; attributes of the collection that are missing are null.
-        features : ndarray of float16, shape (N, F), optional
-            Needed if the collection has fine features.
+        features : ndarray of float16 or float32, shape (N, F), or Features, optional
+            Needed if the collection has fine features; they are rounded to what it keeps.
         thumbnails : sequence of bytes or None, or pyarrow.Array of binary, length N, optional
             Small encoded pictures.
         shards : int
@@ -260,7 +265,7 @@ class Transaction:
         codes: CodeArray,
         ids: IdArray,
         attributes: pa.Table | Mapping[str, Any] | None = None,
-        features: NDArray[np.float16] | None = None,
+        features: FeaturesLike | None = None,
         thumbnails: Sequence[bytes | None] | pa.Array | None = None,
         shards: int = 1,
     ) -> None:
@@ -274,7 +279,7 @@ class Transaction:
         codes = check_codes(codes, bits=self.reader.bits, name="codes")
         first, rows = self._next_id, len(codes)
         ids_N = next_ids(first - 1, rows) if ids is None else check_ids(ids, rows=rows)
-        table, features, thumbnails = given.checked(beside, rows=rows)
+        table, features, thumbnails = given.checked(beside, rows=rows, features_as=self.features_as)
         table = self._fit(table, features, thumbnails, rows)
         parts = list(split_rows(rows, shards)) if rows else []
         if not parts:
@@ -297,16 +302,18 @@ class Transaction:
                 beside.table,
                 bits=self.reader.bits,
                 tables=self._tables,
-                features_NF=beside.features,
+                features=beside.features,
                 thumbnails=None if beside.thumbnails is None else [beside.thumbnails],
             )
 
-    def _fit(self, table: pa.Table | None, features: Any, thumbnails: pa.Table | None, rows: int) -> pa.Table | None:
+    def _fit(
+        self, table: pa.Table | None, features: Features | None, thumbnails: pa.Table | None, rows: int
+    ) -> pa.Table | None:
         """Return attributes with all columns of the collection; the first rows of a new one say which it has."""
-        dimensions = None if features is None else int(features.shape[1])
+        dimensions, kind = (None, FLOAT16) if features is None else (features.shape[1], features.kind)
         if self._layout is None:
             schema = None if table is None or not table.schema.names else stored_schema(table.schema)
-            self._set_layout(Layout(schema, dimensions, thumbnails is not None))
+            self._set_layout(Layout(schema, dimensions, thumbnails is not None, kind))
         layout = self._layout
         assert layout is not None, "set above"
         fit_columns(pa.schema([]) if table is None else table.schema, layout.schema, where=self.place)
@@ -346,6 +353,11 @@ class Transaction:
         assert layout is not None, "set above"
         fit_columns(got.schema or pa.schema([]), layout.schema, where=self.place)
         fit_features(layout.features, got.features, where=self.place)
+        if got.features_as != layout.features_as:
+            raise ValueError(
+                f"{self.place} keeps features as {layout.features_as}, got a shard that has them as {got.features_as}: "
+                f"write it with `Features.of(features, {layout.features_as!r})`"
+            )
         if got.thumbnails and not layout.thumbnails:
             self._set_layout(dataclasses.replace(layout, thumbnails=True))
 
@@ -540,7 +552,7 @@ class Transaction:
         self._refuse_done()
         found = upgraded(self.place, find_version(self.place, self._start, version))
         self._is_alone |= (found.bits, found.encoder) != (self._start.bits, self._start.encoder)
-        self._layout = Layout(found.schema, found.features, found.thumbnails)
+        self._layout = _layout_of(found)
         self._record(history.Rollback(found.version))
 
     def prune(self, *, keep: int | None = None, older_than: datetime.timedelta | None = None) -> None:
@@ -681,6 +693,10 @@ class Transaction:
         same = before is not None and (before.oldest, before.tags) == (live.oldest, live.tags)
         if not same or any(isinstance(operation, history.Prune) for operation in self._operations):
             sweep_versions(self.place, live)
+
+
+def _layout_of(manifest: Manifest) -> Layout:
+    return Layout(manifest.schema, manifest.features, manifest.thumbnails, manifest.features_as)
 
 
 def _short(fingerprint: str | None) -> str:

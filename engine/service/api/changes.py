@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from hashlight.engine.codes import CodeArray, IdArray, num_words
+from hashlight.engine.features import Features, FeatureValues
 from hashlight.engine.service.api import bodies, schemas
 from hashlight.engine.service.api.bodies import ARROW, FORM, JSON, Image, shown
 from hashlight.engine.service.api.values import column_of
@@ -314,7 +315,7 @@ def _features_of(column: pa.ChunkedArray) -> dict[int, NDArray[Any]]:
     }
 
 
-def features_of(given: Given, made: Mapping[int, NDArray[np.float32]], width: int | None) -> NDArray[np.float16] | None:
+def features_of(given: Given, made: Mapping[int, NDArray[np.float32]], live: Manifest) -> FeatureValues | None:
     """Return the features (N, F) of all items, those that were given or made of their images.
 
     Parameters
@@ -322,14 +323,15 @@ def features_of(given: Given, made: Mapping[int, NDArray[np.float32]], width: in
     given : Given
     made : mapping of int to ndarray of float32, shape (F,)
         Number of an item -> what the encoder made.
-    width : int or None
-        Dimensions that the collection stores.
+    live : Manifest
+        Of the collection.
 
     Raises
     ------
     RequestError
         422 naming an item that has none, or others than the collection stores.
     """
+    width, kind = live.features, live.features_as
     if width is None:
         if given.features:
             field = f"items.{next(iter(given.features))}.features"
@@ -343,10 +345,10 @@ def features_of(given: Given, made: Mapping[int, NDArray[np.float32]], width: in
             got = "none" if row is None else f"{len(row)}"
             raise invalid(f"`{field}` must be {width} finite numbers, as the collection stores, got {got}", field)
         features_NF[number] = row
-    with np.errstate(over="ignore"):
-        narrow_NF = features_NF.astype(np.float16)
-    if not np.isfinite(narrow_NF).all():
-        number = int(np.flatnonzero(~np.isfinite(narrow_NF).all(axis=1))[0])
+    for number in range(len(features_NF)):
         field = f"items.{number}.features"
-        raise invalid(f"`{field}` must be at most {np.finfo(np.float16).max:,.0f}, as float16 holds no more", field)
-    return narrow_NF
+        try:
+            Features.of(features_NF[number : number + 1], kind, name=field)
+        except ValueError as error:
+            raise invalid(str(error), field) from None
+    return Features.of(features_NF, kind)[:]

@@ -236,5 +236,5 @@ def _put_of(
             raise RequestError(503, "not_ready", "the collection was replaced while images were encoded: try again")
         codes_NW[numbers] = encoded.codes
         made = dict(zip(numbers, encoded.features, strict=True))
-    features = changes.features_of(given, made, committer.live().features)
+    features = changes.features_of(given, made, committer.live())
     return Put(codes_NW, given.ids, given.attributes, features, given.thumbnails, replaces, encoder)

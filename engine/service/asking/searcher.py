@@ -24,6 +24,7 @@ from hashlight.engine.codes import CodeArray, IdArray, check_limit
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import CollectionNotFoundError, DeadlineExceededError, NotReadyError, VersionGoneError
+from hashlight.engine.features import FeatureValues
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.indexes.stopping import Stop, until
 from hashlight.engine.places.opening import open_place
@@ -250,7 +251,7 @@ class Searcher(ABC):
         """Return the thumbnail of an item, None if it has none; errors as in `get`."""
 
     @abstractmethod
-    def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
+    def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> FeatureValues:
         """Return the fine features of some ids, (M, F), in the order requested; errors as in `get`."""
 
     @abstractmethod
@@ -438,7 +439,7 @@ class CollectionSearcher(Searcher):
             collection.get([id])  # raises if the id does not exist
         return picture
 
-    def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
+    def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> FeatureValues:
         """See `Searcher.features_of`."""
         return self._collection.features_of(ids)
 

@@ -36,6 +36,7 @@ from hashlight.engine.errors import (
     NotReadyError,
     OverloadedError,
 )
+from hashlight.engine.features import FeatureValues
 from hashlight.engine.filters.filter import FilterError
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.tokens import check_unicode
@@ -382,16 +383,20 @@ def decode_codes(body: memoryview) -> tuple[IdArray, CodeArray]:
     return ids, codes.astype(np.uint64, copy=False).reshape(rows, words)
 
 
-def encode_features(ids: IdArray, features_MF: NDArray[np.float16]) -> bytes:
+def encode_features(ids: IdArray, features_MF: FeatureValues) -> bytes:
     """Return the features of the ids that a server has."""
-    return b"".join([_COUNTS.pack(*features_MF.shape, 0), _raw(ids, "<i8"), _raw(features_MF, "<f2")])
+    size = features_MF.itemsize
+    return b"".join([_COUNTS.pack(*features_MF.shape, size), _raw(ids, "<i8"), _raw(features_MF, f"<f{size}")])
 
 
-def decode_features(body: memoryview) -> tuple[IdArray, NDArray[np.float16]]:
+def decode_features(body: memoryview) -> tuple[IdArray, FeatureValues]:
     """Undo `encode_features`; ProtocolError if it is something else."""
     rows, width, rest = _shape(body)
+    _, _, size = _COUNTS.unpack_from(body)
+    if size not in (2, 4):
+        raise ProtocolError(f"expected features of 2 or 4 bytes a number, got {size}")
     ids, rest = _take(rest, "<i8", rows)
-    features, _ = _take(rest, "<f2", rows * width)
+    features, _ = _take(rest, f"<f{size}", rows * width)
     return ids, features.reshape(rows, width)
 
 

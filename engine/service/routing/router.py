@@ -34,6 +34,7 @@ from hashlight.engine.errors import (
     NotReadyError,
     OverloadedError,
 )
+from hashlight.engine.features import FeatureValues
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, RerankResult, Result, merge
@@ -269,7 +270,7 @@ class ClusterRouter(Searcher):
         picture: bytes | None = table["thumbnail"][0].as_py()
         return picture
 
-    def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> NDArray[np.float16]:
+    def features_of(self, ids: IdArray, *, timeout_s: float | None = None) -> FeatureValues:
         """See `Searcher.features_of`."""
         return self._features(None, ids, self._deadline(timeout_s), ())
 
@@ -403,9 +404,7 @@ class ClusterRouter(Searcher):
             covered.append(coverage)
         return join_reranked(ordered)._replace(coverage=min(covered, key=lambda coverage: coverage.searched))
 
-    def _features(
-        self, view: _View | None, ids: IdArray, deadline_s: float, without: Container[str]
-    ) -> NDArray[np.float16]:
+    def _features(self, view: _View | None, ids: IdArray, deadline_s: float, without: Container[str]) -> FeatureValues:
         if not (view or self._view).map.about["features"]:
             raise ValueError("the collection has no fine features: encode with `--features`")
         asked, parts = self._ask_for_ids(view, Kind.FEATURES, ids, deadline_s, without)

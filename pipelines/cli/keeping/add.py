@@ -126,7 +126,7 @@ def _add_codes(collection: str, codes: str, shards: NewShards, workers: int | No
 def _add_file(collection: str, source: str, kind: AddedKind, names: SourceColumns, shards: NewShards) -> Commit:
     from hashlight.engine.collection.importing import add_rows
     from hashlight.engine.exchange.arrow import open_batches
-    from hashlight.engine.exchange.columns import Columns, read_batches
+    from hashlight.engine.exchange.columns import read_batches
     from hashlight.engine.exchange.parquet import open_parquet
 
     write = functools.partial(
@@ -138,15 +138,9 @@ def _add_file(collection: str, source: str, kind: AddedKind, names: SourceColumn
         tables=shards.tables,
     )
     if kind == "faiss":
-        return write(lambda bits: _read_faiss(source, bits))
-    columns = Columns(
-        names.code_column,
-        None if names.number_rows else names.id_column,
-        names.features_column,
-        names.thumbnail_column,
-    )
+        return write(lambda live: _read_faiss(source, live.bits))
     with (open_parquet if kind == "parquet" else open_batches)(source) as (schema, batches):
-        return write(lambda bits: read_batches(schema, batches, columns, default_bits=bits))
+        return write(lambda live: read_batches(schema, batches, names.named(live.features_as), default_bits=live.bits))
 
 
 def _read_faiss(source: str, bits: int) -> Incoming:

@@ -10,7 +10,7 @@ import typer
 
 from hashlight.engine.wording import counted
 from hashlight.pipelines.cli.console import out, progress_bar
-from hashlight.pipelines.cli.options import AddressOption, OverwriteOption, refuse_missing
+from hashlight.pipelines.cli.options import AddressOption, FeaturesAsOption, OverwriteOption, refuse_missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ def build(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Shards built at once, each in up to 3 times its size; one per core.")
     ] = None,
+    features_as: FeaturesAsOption = None,
     address: AddressOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -62,6 +63,7 @@ def build(
             overwrite=overwrite,
             append=append,
             workers=workers,
+            features_as=features_as,
             progress=report,
         )
     place = open_place(output)

@@ -22,6 +22,7 @@ from hashlight.pipelines.cli.options import (
     CorpusNames,
     EmbeddingColumnOption,
     EncoderOption,
+    FeaturesAsOption,
     IdsOption,
     JsonOption,
     MaxMegapixelsOption,
@@ -32,6 +33,7 @@ from hashlight.pipelines.cli.options import (
 
 if TYPE_CHECKING:
     from hashlight.encoders.encoder import HashEncoder
+    from hashlight.engine.features import FeatureKind
     from hashlight.pipelines.codes.summary import EncodeSummary
     from hashlight.pipelines.corpora.options import CorpusOptions
 
@@ -72,9 +74,15 @@ class Kept:
     """What is kept beside the codes."""
 
     features: Annotated[bool, typer.Option("--features", help="Keep fine features too, to re-rank by.")] = False
+    features_as: FeaturesAsOption = None
     thumbnails: Annotated[
         int, typer.Option(min=0, max=1024, help="Keep a JPEG of each image, with this longest side in pixels; 0: none.")
     ] = 0
+
+    @property
+    def how(self) -> bool | FeatureKind:
+        """As what features are kept; false: they are not."""
+        return self.features_as or self.features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +210,7 @@ def encode(
                     corpus,
                     fitted,
                     output,
-                    features=kept.features,
+                    features=kept.how,
                     thumbnail=kept.thumbnails,
                     unit_images=limits.unit_images,
                     overwrite=earlier.overwrite,
@@ -259,7 +267,7 @@ def _encode_embeddings(
             output,
             column=embedded.embedding_column,
             ids=ids,
-            features=kept.features,
+            features=kept.how,
             unit_rows=UNIT_ROWS if limits.unit_images == Limits.unit_images else limits.unit_images,
             actors=actors.actors,
             max_rejects=limits.max_rejects,

@@ -11,6 +11,7 @@ from hashlight.pipelines.cli.console import out, spinner
 from hashlight.pipelines.cli.options import (
     CollectionArgument,
     ExchangeKind,
+    FeaturesAsOption,
     OverwriteOption,
     SourceColumns,
     exchange_kind,
@@ -43,13 +44,18 @@ def import_(
             "--tables/--no-tables", help="Build the multi-index (tables that find codes without comparing all)."
         ),
     ] = True,
+    features_as: FeaturesAsOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Make a collection from codes of other programs: a FAISS index, Parquet or Arrow."""
     kind = kind or exchange_kind(source, "--from")
-    if kind == "faiss" and columns != SourceColumns():
-        raise typer.BadParameter("a FAISS index has no columns: leave out --*-column and --number-rows")
+    if kind == "faiss" and (columns != SourceColumns() or features_as):
+        raise typer.BadParameter("a FAISS index has no columns: leave out --*-column, --number-rows and --features-as")
     from hashlight.engine.collection.collection import Collection
+    from hashlight.engine.collection.importing import import_rows
+    from hashlight.engine.exchange.arrow import open_batches
+    from hashlight.engine.exchange.columns import read_batches
+    from hashlight.engine.exchange.parquet import open_parquet
     from hashlight.engine.places.opening import open_place
 
     with spinner("importing"):
@@ -58,18 +64,12 @@ def import_(
                 source, collection, bits=bits, shard_rows=shard_rows, tables=tables, overwrite=overwrite
             )
         else:
-            read = Collection.from_parquet if kind == "parquet" else Collection.from_arrow
-            made = read(
-                source,
-                collection,
-                code_column=columns.code_column,
-                id_column=None if columns.number_rows else columns.id_column,
-                features_column=columns.features_column,
-                thumbnail_column=columns.thumbnail_column,
-                bits=bits,
-                shard_rows=shard_rows,
-                tables=tables,
-                overwrite=overwrite,
-            )
+            named = columns.named(features_as)
+            with (open_parquet if kind == "parquet" else open_batches)(source) as (schema, batches):
+                incoming = read_batches(schema, batches, named, bits=bits)
+                if features_as and incoming.features_as is None:
+                    raise typer.BadParameter("--features-as needs features: name their column by --features-column")
+                import_rows(collection, incoming, shard_rows=shard_rows, tables=tables, overwrite=overwrite)
+            made = Collection.open(collection)
     what = f"{counted(len(made), 'code')} of {counted(made.bits, 'bit')} in {counted(len(made.shards), 'shard')}"
     out.print(f"imported {what}: {open_place(collection)}", soft_wrap=True)

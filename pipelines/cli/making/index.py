@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hashlight.pipelines.cli.indexing import run_index
-from hashlight.pipelines.cli.options import CORPUS_HELP, refuse_missing, refuse_missing_encoder
+from hashlight.pipelines.cli.options import CORPUS_HELP, FeaturesAsOption, refuse_missing, refuse_missing_encoder
 
 
 def index(
@@ -22,8 +22,9 @@ def index(
             "folder of an encoder.",
         ),
     ] = "auto",
+    features_as: FeaturesAsOption = None,
 ) -> None:
     """Make a collection of images in one step: choose an encoder, encode, build; an interrupted job resumes."""
     if encoder != "auto":
         refuse_missing_encoder(encoder)
-    run_index(images, output, encoder)
+    run_index(images, output, encoder, features_as)

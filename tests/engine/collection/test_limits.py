@@ -23,7 +23,7 @@ for collection in opened:
     assert collection.range_search(np.array([[5]], np.uint64), 0).ids.tolist() == [5] * len(collection.shards)
     for shard in collection.shards:
         assert shard.attributes.take(np.array([3, 0]))["label"].to_pylist() == [6, 0]
-        assert shard.features_NF[3].tolist() == [3.0, 1.0]
+        assert shard.features[[3]].tolist() == [[3.0, 1.0]]
 print(len(collection.shards))
 """
 

@@ -99,8 +99,8 @@ def test_features_come_back_by_id(stored, tmp_path):
     bare = Collection.create(tmp_path / "bare", codes, bits=40)
     with pytest.raises(ValueError, match="has no fine features: encode with `--features`"):
         bare.search(codes[:1], rerank=Rerank(pool=15), features=features[:1])
-    with pytest.raises(ValueError, match=r"float16 of shape \(200, F\), one row per code, got float32"):
-        Collection.create(tmp_path / "wrong", codes, bits=40, features=features.astype(np.float32))
+    with pytest.raises(ValueError, match=r"float16 or float32 of shape \(200, F\), one row per code, got float64"):
+        Collection.create(tmp_path / "wrong", codes, bits=40, features=features.astype(np.float64))
 
 
 def test_a_large_batch_is_read_in_parts(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.features import Features
 from hashlight.engine.places.arrays import map_array, map_file, parse_array, write_array, write_parts
 from hashlight.engine.storage.shard import write_shard
 
@@ -142,10 +143,11 @@ FULL = """
 import sys
 from pathlib import Path
 import numpy as np
-from hashlight.engine.storage.shard import write_codes, write_features, write_ids
+from hashlight.engine.features import Features, write_features
+from hashlight.engine.storage.shard import write_codes, write_ids
 rows, disk = 200_000, Path(sys.argv[1])
 for write in (
-    lambda: write_features(disk, np.ones((rows, 4), np.float16), np.arange(rows)),
+    lambda: write_features(disk / "features.npy", Features.of(np.ones((rows, 4), np.float16)), np.arange(rows)),
     lambda: write_ids(disk, np.arange(rows)),
     lambda: write_codes(disk, np.arange(rows, dtype=np.uint64)[:, None], bits=64, tables=False),
 ):
@@ -175,13 +177,14 @@ WRITE_AND_WATCH = """
 import sys
 from pathlib import Path
 import numpy as np, pyarrow as pa
+from hashlight.engine.features import Features
 from hashlight.engine.storage.shard import write_shard
 stores = []
 sys.addaudithook(lambda event, given: stores.append(given) if event == "mmap.__new__" and given[2] != 1 else None)
 rows = 3000
 write_shard(
     Path(sys.argv[1]), np.arange(rows, dtype=np.uint64)[:, None], np.arange(rows), pa.table({"label": np.arange(rows)}),
-    bits=64, features_NF=np.ones((rows, 4), np.float16),
+    bits=64, features=Features.of(np.ones((rows, 4), np.float16)),
 )
 print(stores)
 """
@@ -196,7 +199,7 @@ def test_stored_arrays_are_what_was_given(tmp_path):
     rng = np.random.default_rng(0)
     codes = rng.integers(2**60, size=(2000, 1), dtype=np.uint64)
     ids, features = rng.permutation(2000), rng.normal(size=(2000, 3)).astype(np.float16)
-    write_shard(tmp_path / "s", codes, ids, None, bits=64, features_NF=features)
+    write_shard(tmp_path / "s", codes, ids, None, bits=64, features=Features.of(features))
     order = np.argsort(codes[:, 0], kind="stable")
     np.testing.assert_array_equal(np.load(tmp_path / "s" / "features.npy"), features[order])
     np.testing.assert_array_equal(np.load(io.BytesIO((tmp_path / "s" / "ids.npy").read_bytes())), ids[order])

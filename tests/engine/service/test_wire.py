@@ -26,6 +26,7 @@ from hashlight.engine.service.protocol.wire import (
     decode_table,
     encode_codes,
     encode_error,
+    encode_features,
     encode_result,
     pages,
 )
@@ -173,6 +174,15 @@ def test_errors_keep_their_class_or_the_nearest_known():
         assert str(read) == str(error)
     assert decode_error(memoryview(encode_error(OverloadedError("full", retry_after_s=2.5)))).retry_after_s == 2.5
     assert decode_error(memoryview(encode_error(FilterError("x", 4)))).position == 4
+
+
+@pytest.mark.parametrize("values", [np.float16, np.float32])
+def test_features_come_back_in_their_type(values):
+    ids, features = np.array([5, 2**62]), np.array([[0.1, -2, 3], [1e-3, 0, 5]], values)
+    read_ids, read = decode_features(memoryview(encode_features(ids, features)))
+    assert read_ids.tolist() == ids.tolist()
+    assert read.dtype == values
+    assert (read == features).all()
 
 
 @pytest.mark.parametrize("body", [b"", b"x" * 7, b"\xff" * 40, b"[1, 2]", b'{"types": 3}', b'{"message": 1}'])

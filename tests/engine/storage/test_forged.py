@@ -89,6 +89,7 @@ FORGED = {
     "starts beyond the rows": ("tables/starts.npy", lambda a: changed(a, -1, ROWS + 5), "table 0 does not list"),
     "starts out of order": ("tables/starts.npy", lambda a: swapped(a, 0, 1), "table 0 does not list"),
     "features of fewer rows": ("features.npy", lambda a: npy(a[:-1]), r"expected float16 of shape \(3000, any\)"),
+    "features that are steps alone": ("features.npy", lambda a: npy(np.zeros((len(a), 4), "|u1")), "four more columns"),
     "features of another type": ("features.npy", lambda a: npy(a.astype(np.float32)), "expected float16"),
 }
 
@@ -278,6 +279,7 @@ MANIFESTS = {
     "a schema as text": lambda document: document | {"schema": "label"},
     "a schema of no schema": lambda document: document | {"schema": "AAAA"},
     "features of no dimensions": lambda document: document | {"features": 0},
+    "features of no kind": lambda document: document | {"features_as": "float8"},
     "thumbnails as a number": lambda document: document | {"thumbnails": 0},
     "no deleted row": lambda document: with_shard(document, dead=a_file(count=0)),
     "more deleted rows than rows": lambda document: with_shard(document, dead=a_file(count=3001)),

@@ -115,6 +115,17 @@ def test_a_collection_written_from_the_page_is_opened(tmp_path, bits, widths, fo
     assert answer.ids.tolist() == found.tolist()
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_features_of_other_kinds_written_from_the_page_are_read(tmp_path, kind):
+    codes, ids, _, _ = made_up(64)
+    features = (np.random.default_rng(5).integers(-127, 128, size=(700, 4)) / 8).astype(np.float32)
+    files = independent.shard_files(codes, ids, 64, features=features, features_as=kind)
+    independent.write_second_format(tmp_path, [files], 64, features=4, features_as=kind)
+    opened = Collection.open(tmp_path, verify=True)
+    assert opened.features_as == kind
+    assert (opened.features_of(np.array(ids)) == features).all()
+
+
 def test_deleted_rows_and_columns_written_from_the_page_are_read(tmp_path):
     codes, ids, table, _ = made_up(64)
     order = sorted(range(len(ids)), key=lambda row: (codes[row], ids[row]))

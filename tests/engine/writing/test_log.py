@@ -246,11 +246,12 @@ ATTRIBUTES = pa.table(
 )
 
 
+@pytest.mark.parametrize("values", [np.float16, np.float32])
 @pytest.mark.parametrize("with_more", [True, False])
-def test_writes_come_back_as_they_were(with_more):
+def test_writes_come_back_as_they_were(with_more, values):
     ids = np.array([5, 2**62], np.int64)
     codes = np.array([[1, 2**63], [3, 4]], np.uint64)
-    features = np.array([[0.5, -1.0, 2.0]] * 2, np.float16) if with_more else None
+    features = np.array([[0.1, -1.0, 2.0]] * 2, values) if with_more else None
     thumbnails = pa.array([b"\x89PNG", None]) if with_more else None
     put = Put(
         codes, ids, ATTRIBUTES if with_more else None, features, thumbnails, not with_more, "e" if with_more else None
@@ -260,6 +261,7 @@ def test_writes_come_back_as_they_were(with_more):
     assert (found.number, found.codes, found.written_s, found.key, found.deleted) == (9, (128, "enc"), 12.5, key, 4)
     for name in ("codes", "ids", "attributes", "features", "thumbnails"):
         assert same(getattr(put, name), getattr(found.write, name)), name
+    assert not with_more or found.write.features.dtype == values
     assert (found.write.replaces, found.write.encoder) == (put.replaces, put.encoder)
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from hashlight.engine import features
 from hashlight.engine.collection.collection import Collection
 from hashlight.engine.collection.writing.opening import Fresh
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.ids import RepeatedIds
 from hashlight.engine.places.opening import open_place
-from hashlight.engine.storage import shard
 from hashlight.pipelines.building import build, shards
 from hashlight.pipelines.building.shards import ShardJob
 from hashlight.pipelines.codes.parts import Piece
@@ -50,6 +50,7 @@ def one_task(found, output):
         bits=BITS,
         tables=True,
         threads=1,
+        features_as=("float16", "float16"),
     )
 
 
@@ -97,7 +98,7 @@ def test_each_part_is_looked_into_once_and_read_once(tmp_path, monkeypatch, requ
 
 
 def test_features_are_not_all_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard, "_COPIED_ROWS", 1000)
+    monkeypatch.setattr(features, "_COPIED_ROWS", 1000)
     peaks = []
     for rows in (4_000, 12_000):
         folder, *_ = codes_with_everything(tmp_path / f"codes {rows}", rows, dim=512)

@@ -82,6 +82,15 @@ def test_columns_are_named(tmp_path):
     assert made.get([7]).to_pylist() == [{"id": 7, "code": CODES[7].tobytes(), "name": "7"}]
     assert made.features_of(np.array([7])).tolist() == [[7, 1]]
     assert made.thumbnails_of(np.array([7])) == [b"jpg"]
+    run("import", tmp_path / "p", tmp_path / "small", "--from", "parquet", *names, "--features-as", "int8")
+    small = Collection.open(tmp_path / "small")
+    assert small.features_as == "int8"
+    assert abs(small.features_of(np.array([7])) - [[7, 1]]).max() < 7 / 127
+    said = run(
+        "import", tmp_path / "p", tmp_path / "no", "--from", "parquet", *names[:3], "--features-as", "int8", code=2
+    )
+    assert "--features-as needs features: name their column by --features-column" in said
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(

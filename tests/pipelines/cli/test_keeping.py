@@ -308,7 +308,7 @@ def test_damage_is_found_and_mended(photos):
 def test_numbered_rows_take_the_ids_after_those_of_a_faster_writer(photos):
     kept = model()
 
-    def read_after_another(_bits):
+    def read_after_another(_live):
         Collection.open(photos).add(CODES[50:53], tables=False)
         return Incoming(BITS, None, cut_rows(Rows(CODES[30:34], np.arange(4)), 3))
 

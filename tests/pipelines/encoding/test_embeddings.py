@@ -15,6 +15,7 @@ from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.packing import unpack_bits
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.features import Features
 from hashlight.pipelines.building.build import build_collection
 from hashlight.pipelines.cli.main import app
 from hashlight.pipelines.encoding.embeddings import encode_embeddings
@@ -151,6 +152,41 @@ def test_a_collection_of_embeddings_finds_them_and_reranks(codes, encoder, tmp_p
     np.testing.assert_allclose(collection.features_of(good + 5000), unit.astype(np.float16))
 
 
+def test_features_are_kept_as_asked(codes, corpus, encoder, tmp_path):
+    good = good_rows()
+    ids = good + 5000
+    head = HashEncoder.load(encoder).head
+    steps = encode_embeddings(corpus, encoder, tmp_path / "steps", features="int8", unit_rows=300)
+    assert steps.codes == 897
+    as_int8 = Features.of(head.features(X[good]), "int8")[:]
+    build_collection(tmp_path / "steps", tmp_path / "c")
+    made = Collection.open(tmp_path / "c")
+    assert (made.features_as, made.num_features) == ("int8", DIMS)
+    assert made.features_of(ids).tolist() == as_int8.tolist()
+    # From what other codes have, rounded once more; what is added is kept as the collection has it.
+    build_collection(codes, tmp_path / "d", features_as="bfloat16")
+    other = Collection.open(tmp_path / "d")
+    as_float16 = head.features(X[good]).astype(np.float16)
+    assert other.features_of(ids).tolist() == Features.of(as_float16, "bfloat16")[:].tolist()
+    build_collection(codes, tmp_path / "c", append=True, upsert=True)
+    added = Collection.open(tmp_path / "c", verify=True)
+    assert (len(added), added.features_as) == (897, "int8")
+    assert added.features_of(ids).tolist() == Features.of(as_float16, "int8")[:].tolist()
+    with pytest.raises(ValueError, match="keeps features as int8, got `features_as` float16: leave it out"):
+        build_collection(codes, tmp_path / "c", append=True, upsert=True, features_as="float16")
+
+
+def test_features_cannot_be_kept_of_codes_without_them(corpus, encoder, tmp_path, ray_session):
+    np.save(tmp_path / "x.npy", X[:50])
+    encode_embeddings(tmp_path / "x.npy", encoder, tmp_path / "codes")
+    with pytest.raises(PipelineError, match="has no features: encode with `--features` to keep some"):
+        build_collection(tmp_path / "codes", tmp_path / "c", features_as="int8")
+    assert not (tmp_path / "c" / "CURRENT").exists()
+    with pytest.raises(ValueError, match="must be one of float16, bfloat16, int8, got 'int4'"):
+        encode_embeddings(tmp_path / "x.npy", encoder, tmp_path / "other", features="int4")
+    assert not (tmp_path / "other" / "job.json").exists()
+
+
 def test_ids_that_occur_twice_are_refused(encoder, tmp_path, ray_session):
     table = pa.table({"id": [1, 2, 1], "e": pa.array(X[:3].tolist(), pa.list_(pa.float32()))})
     pq.write_table(table, tmp_path / "x.parquet")
@@ -174,10 +210,15 @@ def test_the_command_line_fits_and_encodes(corpus, tmp_path, ray_session):
     )
     assert fitted.exit_code == 0, fitted.output
     assert "fitted 300 bits by lsh to 898 embeddings of 48 numbers" in fitted.stdout.replace("\n", " ")
-    done = run("encode", "--embeddings", corpus, "--encoder", tmp_path / "e", "--output", tmp_path / "codes", "--json")
+    kept = "--features-as", "int8"
+    done = run(
+        "encode", "--embeddings", corpus, "--encoder", tmp_path / "e", "--output", tmp_path / "codes", "--json", *kept
+    )
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)
     assert (summary["codes"], summary["rejects"], summary["bits"]) == (898, 2, 300)
+    assert run("build", "--codes", tmp_path / "codes", "--output", tmp_path / "c").exit_code == 0
+    assert Collection.open(tmp_path / "c").features_as == "int8"
 
 
 @pytest.mark.parametrize(

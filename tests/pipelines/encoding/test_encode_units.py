@@ -34,7 +34,7 @@ from hashlight.pipelines.jobs.nodes import Node
 from tests.pipelines.reads import Reads
 
 WITHOUT_MORE = {"left_out": [], "skipped": {}, "seconds": dict.fromkeys(STEPS, 0.0)}
-OPTIONS = {"batch_size": 32, "features": False, "thumbnail": 0, "limits": DecodeLimits()}
+OPTIONS = {"batch_size": 32, "features": None, "thumbnail": 0, "limits": DecodeLimits()}
 
 
 @pytest.fixture

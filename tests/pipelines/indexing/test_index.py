@@ -108,6 +108,24 @@ def test_a_second_run_adds_what_is_new_and_keeps_the_rest(album, tmp_path, encod
     assert Collection.open(output).num_features == 256
 
 
+def test_features_are_kept_as_asked_and_as_the_collection_has_them(album, tmp_path, encoder):
+    output = tmp_path / "collection"
+    with index_job(album, output, str(encoder), "int8") as job:
+        assert (job.plan.features, job.plan.features_as) == (256, "int8")
+        job.fit()
+        job.encode()
+        job.build()
+    assert Collection.open(output).features_as == "int8"
+    save(album, ["9.jpg"], first=9)
+    with (
+        pytest.raises(PipelineError, match="keeps features as int8, got `features_as` float16: leave it out"),
+        index_job(album, output, features_as="float16"),
+    ):
+        pass
+    plan, _ = index(album, output)
+    assert (plan.features_as, len(Collection.open(output))) == ("int8", 9)
+
+
 def test_new_images_that_cannot_be_decoded_are_told_and_leave_the_collection_as_it_is(album, tmp_path, encoder):
     output = tmp_path / "collection"
     index(album, output, encoder)
