@@ -79,8 +79,9 @@ def mentioned(path):
     if path.suffix == ".md":
         for span in re.findall(r"`(hashlight [\w-]+ [^`]+)`", text):
             yield shlex.split(span)[1:]
-        blocks = re.findall(r"```(?:bash)?\n(.*?)```", text, flags=re.DOTALL)
-        lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+        shell = "\n".join(block for language, block in blocks if language in ("", "bash"))
+        lines = shell.replace("\\\n", " ").splitlines()
     else:
         lines = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
     for line in lines:
