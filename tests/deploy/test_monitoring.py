@@ -33,6 +33,9 @@ HEALTHY = {
     f"hashlight_coverage_ratio{{{GATEWAY}}}": "1x800",
     "hashlight_compaction_failures_total": "2x800",
     f"hashlight_log_age_seconds{{{GATEWAY}}}": "5x800",
+    f'hashlight_router_replicas{{{GATEWAY}, state="connected"}}': "4x800",
+    f'hashlight_router_replicas{{{GATEWAY}, state="silent"}}': "0x800",
+    f"hashlight_router_map_age_seconds{{{GATEWAY}}}": "1x800",
     f"hashlight_keys_stale{{{GATEWAY}}}": "0x800",
     'hashlight_key_refusals_total{reason="missing"}': "0+6x800",
     'hashlight_key_refusals_total{reason="rate"}': "0+600x800",
@@ -46,6 +49,11 @@ FAULTS = {
     "HashlightProcessDown": ({f"up{{{SERVER}}}": "1x4 0x800"}, MINUTES),
     "HashlightPartialAnswers": ({"hashlight_partial_answers_total": "7+1x800"}, MINUTES),
     "HashlightShardsMissing": ({f"hashlight_coverage_ratio{{{GATEWAY}}}": "1x4 0.5x800"}, MINUTES),
+    "HashlightReplicasSilent": (
+        {f'hashlight_router_replicas{{{GATEWAY}, state="silent"}}': "0x4 1x800"},
+        MINUTES,
+    ),
+    "HashlightMapOld": ({f"hashlight_router_map_age_seconds{{{GATEWAY}}}": "1x4 1+60x800"}, MINUTES),
     "HashlightErrors": ({'hashlight_requests_total{route="/v1/search", status="503"}': "0+100x800"}, MINUTES),
     "HashlightSlow": (
         {
