@@ -317,8 +317,9 @@ def _config(app: Observed, address: Address, head_s: int, max_connections: int) 
         app,
         http=BoundedHttp,
         access_log=False,
-        log_config=None,  # as `logging_as` says, or whoever uses this as a library
-        log_level="warning",
+        # As `logging_as` says, or whoever uses this as a library.
+        log_config=None,
+        log_level=None,
         server_header=False,
         ws="none",
         limit_concurrency=max_connections,
