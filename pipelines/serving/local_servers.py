@@ -312,8 +312,9 @@ def _end(keepers: Sequence[_Keeper]) -> None:
 
 
 def _tls_options(security: Security, folder: Path) -> list[str]:
-    """Write the certificates for the servers to read, into a folder private to this user."""
+    """Name the files of the certificates; what is in none is written for the servers, where only this user reads."""
     options: list[str] = []
+    files = dict(zip(("cert", "key", "authority"), security.files or (None,) * 3, strict=True))
     pems: dict[str, Any] = {
         "cert": security.certificate,
         "key": security.key,
@@ -321,7 +322,8 @@ def _tls_options(security: Security, folder: Path) -> list[str]:
     }
     for name, pem in pems.items():
         if pem is not None:
-            path = folder / f"{name}.pem"
-            path.write_bytes(pem)
+            path = files[name] or folder / f"{name}.pem"
+            if files[name] is None:
+                path.write_bytes(pem)
             options += [f"--shard-tls-{name}", str(path)]
     return options

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from hashlight.engine.places.files import stamp_of
+from hashlight.engine.service.protocol.certificates import server_context
 
 logger = logging.getLogger(__name__)
 
@@ -82,24 +83,4 @@ class FollowedCertificates:
         return [path for path in files if path is not None]
 
     def _read(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        for path in self._files():
-            path.read_bytes()  # its errors name the file, which those of TLS do not
-        try:
-            context.load_cert_chain(self._certificate, self._private_key, _refuse_password)
-        except ssl.SSLError as error:
-            raise ValueError(
-                f"{self._certificate} and {self._private_key} must be a certificate and its private key (PEM): {error}"
-            ) from error
-        if self._client_authority is not None:
-            try:
-                context.load_verify_locations(self._client_authority)
-            except ssl.SSLError as error:
-                raise ValueError(f"{self._client_authority} must have certificates (PEM): {error}") from error
-            context.verify_mode = ssl.CERT_REQUIRED
-        return context
-
-
-def _refuse_password() -> str:
-    """Refuse an encrypted key, for which OpenSSL would ask at the terminal."""
-    raise ValueError("the private key is encrypted: give one that is not, readable by the server alone")
+        return server_context(self._certificate, self._private_key, self._client_authority)

@@ -55,6 +55,9 @@ class Caller:
             order = flight.Action(action, json.dumps(arguments).encode())
             outcome, body = self._client.do_action(order, self._security.call_options(timeout_s=timeout_s))
         except _UNREACHABLE as error:
+            # Its own attempts to connect again would use the certificates that it began with.
+            if self._security.files:
+                self._client = self._security.connect(self.address)
             raise UnreachableError(f"{self.address} cannot be reached: {error}") from error
         if outcome.body.to_pybytes() == b"error":
             raise decode_error(memoryview(body.body))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hmac
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import pyarrow.flight as flight
+
+from hashlight.engine.service.protocol.certificates import server_context
 
 TOKEN_VARIABLE = "HASHLIGHT_SHARD_TOKEN"
 
@@ -28,16 +31,24 @@ class Security:
     authority : bytes or None
         PEM of the certificates' issuer. A router verifies servers by it; a server that has it requires client
         certificates.
+    files : tuple of Path or None
+        Where `certificate`, `key` and `authority` were read, if they were, so that they can be read again. They are
+        files of this machine, and are left out when this object goes to another.
     """
 
     token: str | None = dataclasses.field(default=None, repr=False)
     certificate: bytes | None = dataclasses.field(default=None, repr=False)
     key: bytes | None = dataclasses.field(default=None, repr=False)
     authority: bytes | None = None
+    files: tuple[Path | None, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
             raise ValueError("a certificate and its key go together: give both, or neither")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the files out."""
+        return type(self), (self.token, self.certificate, self.key, self.authority)
 
     @classmethod
     def from_files(
@@ -49,9 +60,29 @@ class Security:
         fresh_token: bool = False,
     ) -> Self:
         """Read PEM files, and the token from the environment (`HASHLIGHT_SHARD_TOKEN`), else generate one."""
-        pems = [None if path is None else Path(path).read_bytes() for path in (certificate, key, authority)]
+        files = tuple(None if path is None else Path(path) for path in (certificate, key, authority))
         token = os.environ.get(TOKEN_VARIABLE) or (secrets.token_urlsafe() if fresh_token else None)
-        return cls(token, *pems)
+        return cls(token, *_read(files), files=files if any(files) else ())
+
+    def renewed(self) -> Self:
+        """Return it with what its files hold now; itself without files.
+
+        Raises
+        ------
+        OSError
+            If one cannot be read.
+        ValueError
+            If certificate and key do not fit, or are being replaced.
+        """
+        if not self.files:
+            return self
+        pems = _read(self.files)
+        certificate, key, authority = self.files
+        if certificate is not None and key is not None:
+            server_context(certificate, key, authority)
+        if _read(self.files) != pems:
+            raise ValueError(f"{', '.join(str(path) for path in self.files if path)} are being replaced")
+        return dataclasses.replace(self, certificate=pems[0], key=pems[1], authority=pems[2])
 
     @property
     def scheme(self) -> str:
@@ -65,6 +96,8 @@ class Security:
     def connect(self, address: str, **options: Any) -> flight.FlightClient:
         """Return a client of a server's address, which may end in `#NAME`: the name in the server's certificate.
 
+        Certificates are those that the files hold now, or were read last if those cannot be used.
+
         Parameters
         ----------
         address : str
@@ -75,7 +108,10 @@ class Security:
         location, _, name = address.partition("#")
         if name:
             options["override_hostname"] = name
-        return flight.FlightClient(location, **self.client_options(), **options)
+        current = self
+        with contextlib.suppress(OSError, ValueError):
+            current = self.renewed()
+        return flight.FlightClient(location, **current.client_options(), **options)
 
     def server_options(self) -> dict[str, Any]:
         """Return the keywords of `pyarrow.flight.FlightServerBase`."""
@@ -97,6 +133,10 @@ class Security:
         """Return the options of a call, which carry the token."""
         headers = [] if self.token is None else [(b"authorization", f"Bearer {self.token}".encode())]
         return flight.FlightCallOptions(timeout=timeout_s, headers=headers)
+
+
+def _read(files: tuple[Path | None, ...]) -> list[bytes | None]:
+    return [None if path is None else path.read_bytes() for path in files]
 
 
 class _TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]

@@ -16,6 +16,7 @@ from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.asking.following import LOOK_S
 from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.shards.keeping import Keeper
+from hashlight.engine.service.shards.renewing import renewing
 from hashlight.engine.service.shards.server import ShardServer
 
 DELAY_S = 5.0
@@ -61,7 +62,7 @@ def shard_server(
     )
     keeper = Keeper(server, collection, group=group, groups=groups, look_s=poll_s)
     warm()
-    with keeper.following():
+    with keeper.following(), renewing(server, security or Security()):
         yield server
 
 

@@ -55,6 +55,7 @@ QUEUE_SIZE = 256
 DRAIN_S = 20.0
 
 _MAX_PAGES_BEHIND = 4096  # 4 GB: the router has stopped reading
+_FREE_S = 0.01  # between attempts to listen where another door has just closed
 _SMOOTHING = 0.05  # weight of the latest request in the running mean
 
 
@@ -127,6 +128,8 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         reached_at = advertise or f"{_url_host(host)}:{self.port}"
         self.name = ServerName(f"{security.scheme}://{reached_at}", secrets.token_hex(8))
         self.address = self.name.address
+        self._listens_at = f"{security.scheme}://{_url_host(host)}:{self.port}"
+        self._door: flight.FlightServerBase = self  # which accepts connections
         self._location = collection
         self._index = index
         self._served: dict[str, _Served] = {}  # by identity
@@ -185,6 +188,33 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
         """Return for how many seconds no request has asked for the version with this manifest digest."""
         asked_s = [one.asked_s for one in self._served.values() if one.assignment.manifest == manifest]
         return time.monotonic() - max(asked_s, default=float("-inf"))
+
+    def renew(self, security: Security) -> None:
+        """Give new connections other certificates; those that are open go on, with their requests.
+
+        For about a millisecond, in which connections are tried again, nothing listens.
+
+        Raises
+        ------
+        pyarrow.ArrowException
+            If they cannot be used; those in use stay.
+        """
+        _Door(f"{security.scheme}://127.0.0.1:0", self, security).shutdown()
+        # It stops to listen at once, and returns when the last of its connections has ended.
+        threading.Thread(target=_close, args=(self._door,), name="hashlight-old-door", daemon=True).start()
+        while True:
+            try:
+                self._door = _Door(self._listens_at, self, security)
+                return
+            except (pa.ArrowException, OSError) as error:
+                logger.info("%s is not free yet: %s", self._listens_at, error)
+                time.sleep(_FREE_S)
+
+    def shutdown(self) -> None:
+        """Stop to listen, and wait until every connection has ended."""
+        if self._door is not self:
+            self._door.shutdown()
+        super().shutdown()
 
     def offer(self, actions: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
         """Answer further actions, by their names."""
@@ -445,6 +475,26 @@ class ShardServer(flight.FlightServerBase):  # type: ignore[misc]
             if not isinstance(error, HashlightError | TypeError | ValueError):
                 logger.exception("request %s failed", job.request.kind.name)
             return Status.ERROR, encode_error(error)
+
+
+class _Door(flight.FlightServerBase):  # type: ignore[misc]
+    """Accepts connections to a server with other certificates than it began with."""
+
+    def __init__(self, address: str, server: ShardServer, security: Security) -> None:
+        super().__init__(address, **security.server_options())
+        self._server = server
+
+    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """Pass an exchange on."""
+        self._server.do_exchange(context, descriptor, reader, writer)
+
+    def do_action(self, context: Any, action: Any) -> list[bytes]:
+        """Pass an action on."""
+        return self._server.do_action(context, action)
+
+
+def _close(door: flight.FlightServerBase) -> None:
+    flight.FlightServerBase.shutdown(door)
 
 
 class _Job:
