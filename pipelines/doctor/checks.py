@@ -36,3 +36,7 @@ def checks_of(asked: Asked) -> Iterator[Check]:
         yield Check(
             name="gateway", title="asking the gateway", module=f"{_ROOM}.services", function="gateway", limit_s=60
         )
+    if asked.shards is not None or asked.map is not None:
+        yield Check(
+            name="shards", title="asking the shard servers", module=f"{_ROOM}.shards", function="shards", limit_s=60
+        )

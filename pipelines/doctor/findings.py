@@ -22,12 +22,26 @@ class Asked:
         A folder, or the URI of one in a bucket.
     gateway : str or None
         URL.
+    shards : str or None
+        Where shard servers are: `dns:///...`, with `groups`, or `ray://NAME`.
+    groups : int or None
+        How many groups of them there are.
+    map : str or None
+        A file that lists them.
+    shard_cert, shard_key, shard_authority : str or None
+        Files of the certificates between gateways and shard servers.
     seconds : float
         For the test of the kernels.
     """
 
     collection: str | None = None
     gateway: str | None = None
+    shards: str | None = None
+    groups: int | None = None
+    map: str | None = None
+    shard_cert: str | None = None
+    shard_key: str | None = None
+    shard_authority: str | None = None
     seconds: float = 5.0
 
 

@@ -62,7 +62,8 @@ class Security:
         """Read PEM files, and the token from the environment (`HASHLIGHT_SHARD_TOKEN`), else generate one."""
         files = tuple(None if path is None else Path(path) for path in (certificate, key, authority))
         token = os.environ.get(TOKEN_VARIABLE) or (secrets.token_urlsafe() if fresh_token else None)
-        return cls(token, *_read(files), files=files if any(files) else ())
+        pems = _read(files)
+        return cls(token, pems[0], pems[1], pems[2], files if any(files) else ())
 
     def renewed(self) -> Self:
         """Return it with what its files hold now; itself without files.

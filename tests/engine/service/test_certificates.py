@@ -13,6 +13,7 @@ from hashlight.engine.service.protocol.actions import Caller, UnreachableError, 
 from hashlight.engine.service.protocol.security import Security
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.shards.renewing import renewing
+from hashlight.engine.service.shards.running import shard_server
 from tests.certificates import issue
 from tests.engine.service.conftest import Load, eventually, serving
 
@@ -130,3 +131,13 @@ def test_what_goes_to_another_machine_has_no_files(files):
     assert copied(security).files == ()
     assert copied(security).renewed() is not None
     assert Security(token="right").renewed() == Security(token="right")
+
+
+def test_a_shard_server_that_runs_follows_its_files(corpus, files):
+    before = files.security()
+    with shard_server(corpus.path, group=1, groups=1, security=before) as server:
+        assert is_answered(server.address, copied(before))
+        files.replace(issue("second"))
+        eventually(lambda: is_answered(server.address, copied(files.security())))
+        assert not is_answered(server.address, copied(before))
+        server.shutdown()

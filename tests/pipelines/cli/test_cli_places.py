@@ -83,6 +83,7 @@ THIS_MACHINE = {
         "write_log",
     },
     "demo": {"output"},
+    "doctor": {"map", "shard_tls_cert", "shard_tls_key", "shard_tls_authority"},
     "size": {"helm"},
 }
 NO_PLACES = {

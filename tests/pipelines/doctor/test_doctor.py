@@ -69,10 +69,40 @@ def test_what_is_asked_for_is_checked():
     ]  # fmt: skip
     assert [check.name for check in checks_of(Asked(collection="c"))] == [*plain, "collection"]
     assert [check.name for check in checks_of(Asked(gateway="http://host"))] == [*plain, "gateway"]
+    for asked in (Asked(shards="dns:///s-{group}:1", groups=2), Asked(map="servers.json")):
+        assert [check.name for check in checks_of(asked)] == [*plain, "shards"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shards", "dns:///s-{group}:1"), "goes with --groups"),
+        (("--shards", "ray://s", "--map", __file__), "give either --shards or --map"),
+        (("--shard-tls-cert", __file__), "go together"),
+    ],
+)
+def test_what_is_asked_for_by_half_is_refused(findings, arguments, message):
+    done = doctor(*arguments)
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_options_arrive_where_they_are_used(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(running, "run_check", lambda check, asked: seen.append(asked) or [])
+    for name in ("map", "cert", "key", "authority"):
+        (tmp_path / name).write_text("")
+    paths = {name: str(tmp_path / name) for name in ("map", "cert", "key", "authority")}
+    tls = [text for name in ("cert", "key", "authority") for text in (f"--shard-tls-{name}", paths[name])]
+    assert doctor("c", "--gateway", "http://host", "--map", paths["map"], "--groups", "3", *tls).exit_code == 0
+    assert seen[0] == Asked(
+        collection="c", gateway="http://host", groups=3, map=paths["map"], shard_cert=paths["cert"],
+        shard_key=paths["key"], shard_authority=paths["authority"],
+    )  # fmt: skip
 
 
 def test_every_check_is_there():
-    asked = Asked(collection="c", gateway="http://host")
+    asked = Asked(collection="c", gateway="http://host", map="servers.json")
     for check in checks_of(asked):
         module = __import__(check.module, fromlist=[check.function])
         assert callable(getattr(module, check.function))
