@@ -50,6 +50,11 @@ class Coverage:
         """Whether every shard answered."""
         return self.answered == self.shards
 
+    @property
+    def share(self) -> float:
+        """Share of the codes that was searched, 0 to 1."""
+        return round(self.searched / self.codes, 6) if self.codes else 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Explanation:

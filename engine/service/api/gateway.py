@@ -62,7 +62,7 @@ from hashlight.engine.service.limits import Limits
 from hashlight.engine.service.problems import RequestError, invalid, named
 from hashlight.engine.service.telemetry.cluster import RouterCollector
 from hashlight.engine.service.telemetry.metrics import Metrics
-from hashlight.engine.service.telemetry.requests import current
+from hashlight.engine.service.telemetry.requests import current, note
 from hashlight.engine.writing.committing import State
 
 logger = logging.getLogger(__name__)
@@ -195,6 +195,7 @@ class Gateway:
             count, coverage = await self._searches.run_named(
                 lambda: self.searcher.count(asked.filter, lists, timeout_s=time_left(deadline_s))
             )
+        note(version=coverage.version, coverage=coverage.share)
         return json_response({"count": count, "version": coverage.version})
 
     async def facets(self, request: Request) -> Response:
@@ -212,6 +213,7 @@ class Gateway:
                     asked.column, asked.filter, lists, limit=asked.limit, timeout_s=time_left(deadline_s)
                 )
                 account.hold(table.nbytes)
+                note(version=coverage.version, coverage=coverage.share)
                 frame = {"column": asked.column, "version": coverage.version}
                 return begin_body(table_pieces(with_frame(table, frame)) if arrow else facets_pieces(table, frame))
 
@@ -237,6 +239,7 @@ class Gateway:
             def read() -> Body:
                 timeout_s = time_left(deadline_s)
                 table, coverage = stored_page(self.searcher, **asked._asdict(), timeout_s=timeout_s, hold=account.hold)
+                note(version=coverage.version, coverage=coverage.share)
                 frame = page_frame(table, coverage, limit=asked.limit)
                 return begin_body(table_pieces(with_frame(table, frame)) if arrow else items_pieces(table, frame))
 
@@ -375,7 +378,7 @@ class Gateway:
     def _note_missing(self, found: Coverage) -> None:
         """Log the reasons when other shards are missing than before."""
         self.metrics.missing.set(len(found.degraded))
-        self.metrics.coverage.set(found.searched / found.codes if found.codes else 1.0)
+        self.metrics.coverage.set(found.share)
         missing = frozenset(found.degraded)
         if missing - self._missing:
             logger.warning("%d of %d shards are missing: %s", len(missing), found.shards, found.degraded)
@@ -468,9 +471,11 @@ class Gateway:
                 (queries.images, await self._encode_queries(list(queries.images.values()), deadline_s, timing_ms))
             )
         if queries.vectors:
-            found.append((queries.vectors, await self._encode_vectors(queries.vectors)))
+            with self.metrics.stage("encode", timing_ms):
+                found.append((queries.vectors, await self._encode_vectors(queries.vectors)))
         if queries.texts:
-            found.append((queries.texts, await self._encode_texts(queries.texts)))
+            with self.metrics.stage("encode", timing_ms):
+                found.append((queries.texts, await self._encode_texts(queries.texts)))
         return found
 
     async def _encode_texts(self, texts: dict[int, str]) -> Encoded:

@@ -226,7 +226,7 @@ def _note(job: _Job, found: Answer) -> None:
     notes: dict[str, Any] = {
         "queries": len(job.ask.codes),
         "version": coverage.version,
-        "coverage": round(coverage.searched / coverage.codes, 6) if coverage.codes else 1.0,
+        "coverage": coverage.share,
     }
     slow_notes: dict[str, Any] = {"timing_ms": dict(job.timing_ms)}
     if explain is not None:

@@ -222,6 +222,17 @@ def test_a_line_of_the_access_log_says_who_asked_for_what_and_what_they_got(sear
         assert secret not in text
 
 
+def test_what_counts_and_lists_items_says_its_coverage_too(searcher, collection):
+    lines = []
+    stack, http = served(create_app(searcher), lines)
+    with stack:
+        assert http.post("/v1/count", json={}).status_code == 200
+        assert http.post("/v1/facets", json={"column": "label"}).status_code == 200
+        assert http.get("/v1/items?limit=3").status_code == 200
+    told = [(line["path"], line["version"], line["coverage"]) for line in lines if line["logger"] == "hashlight.access"]
+    assert told == [(path, collection.version, 1.0) for path in ("/v1/count", "/v1/facets", "/v1/items")]
+
+
 def test_probes_are_logged_only_on_request(searcher):
     lines = []
     stack, http = served(create_app(searcher), lines, level="debug")
