@@ -285,9 +285,10 @@ def test_a_scan_respects_the_bound_of_each_query(searched):
     queries = read_only(index.codes_NW[:5] ^ np.uint64(1))
     bound_Q = np.array([0, 1, index.bits, 0, 1], np.int32)
     heaps = empty_heaps(5, 3)
+    going_on_1 = np.zeros(1, np.uint8)
     block = np.empty((index.codes_NW.shape[1], 256), np.uint64), np.empty(256, np.uint32), np.empty(256, np.uint64)
     allowed = allowed_rows(None, len(index), listed=False)
-    knn_scan(index.probe._rows, allowed, queries, bound_Q, BEFORE_ALL, block, heaps)
+    knn_scan(index.probe._rows, allowed, queries, bound_Q, BEFORE_ALL, (*block, going_on_1), heaps)
     distances = oracles.hamming_distances(queries, index.codes_NW)
     for query in range(5):
         within = np.sort(distances[query][distances[query] <= bound_Q[query]])[:3]
