@@ -26,7 +26,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,7 +43,7 @@ from hashlight.encoders.fits.sdh import SDH_ANCHORS
 from hashlight.encoders.losses.centres import check_centres, class_centres
 from hashlight.encoders.methods import METHODS as ENCODERS
 from hashlight.encoders.methods import Method
-from hashlight.encoders.metrics import precision_at
+from hashlight.encoders.metrics import average_precision, precision_at
 from hashlight.encoders.training.train import TrainConfig, train
 from hashlight.engine.collection.rerank import rerank_pool
 from hashlight.engine.indexes.scan import ScanIndex
@@ -65,8 +65,12 @@ BITS = (12, 16, 24, 32, 48, 64)
 ALL_METHODS = tuple(name for name in ENCODERS if name != "hashnet-c")
 ABLATIONS = ("hashnet", "hashnet-w", "hashnet-ste", "hashnet-sgn", "hashnet-sharp")
 SEEDS = (0, 1, 2)
-# HashNet and its closest rivals, whose differences are small enough to need several seeds.
+# At these lengths every method runs with every seed.
+SEEDED_BITS = (12, 32, 64)
+# HashNet and its closest rivals, whose differences are small enough to need several seeds at every length.
 RIVALS = ("hashnet", "hashnet-st", "latent")
+# What the others are compared with, query by query.
+REFERENCE = "hashnet"
 RERANKED_METHODS = ("hashnet", "hashnet-st", "latent")
 
 BATCH = 128
@@ -117,9 +121,9 @@ METHODS = {**ENCODERS, PREDICTED.name: PREDICTED}
 class Variant:
     """A protocol: its split and how long methods train on it. `title` and `note` head its table.
 
-    Methods in `several_seeds` run with all of `SEEDS`, others with the first only. With `by_pairs`, methods get known
-    pairs instead of labels; without `pretrained` they start from random weights and see mirrored and shifted images;
-    with `outfits` two classes count as similar.
+    Methods in `several_seeds` run with all of `SEEDS`, others with the first only, except at `SEEDED_BITS`. With
+    `by_pairs`, methods get known pairs instead of labels; without `pretrained` they start from random weights and see
+    mirrored and shifted images; with `outfits` two classes count as similar.
     """
 
     name: str
@@ -202,7 +206,7 @@ VARIANTS = {
             name="small",
             title="1,000 queries, 5,000 to train on, 69,000 in the database (which holds those), of all 70,000",
             split="small",
-            methods=ALL_METHODS,
+            methods=(*ALL_METHODS, PREDICTED.name),
             several_seeds=RIVALS,
             epochs=4,
         ),
@@ -402,7 +406,7 @@ def encoded(encoder: HashEncoder, part: Part) -> Side:
 
 
 def run_cell(cell: Cell, start: Start, facts: dict[str, str]) -> dict:
-    """Learn, encode, measure; `facts` are of this process."""
+    """Learn, encode, measure; `facts` are of this process. `average_precision` is an array, one number a query."""
     coded = (fit_method if METHODS[cell.method].fit else train_method)(cell, start)
     measures, measure_s = timed(lambda: measure(cell, coded.queries, coded.database))
     return {
@@ -430,6 +434,7 @@ def measure(cell: Cell, queries: Side, database: Side) -> dict:
         "map_signs_of_those": maps[1],
         "share_above_0.99": None if relaxed is None else float((np.abs(relaxed) > 0.99).mean()),
         "rerank": measure_rerank(queries, database, cell.bits, found) if reranked else None,
+        "average_precision": average_precision(found.total, found.relevant),
     }
 
 
@@ -464,7 +469,8 @@ def cells_of(variants: list[str], methods: list[str] | None, bits: list[int], se
         for name in variants
         for length in bits
         for method in VARIANTS[name].methods
-        if (methods is None or method in methods) and (seed == SEEDS[0] or method in VARIANTS[name].several_seeds)
+        if (methods is None or method in methods)
+        and (seed == SEEDS[0] or length in SEEDED_BITS or method in VARIANTS[name].several_seeds)
     ]
 
 
@@ -509,7 +515,46 @@ def facts_in(results: list[dict]) -> dict[str, str]:
     return facts
 
 
-def page(results: list[dict]) -> str:
+def compared(results: list[dict], folder: Path) -> list[dict]:
+    """Compare each method with `REFERENCE` on the same queries, over the seeds that both have.
+
+    Returns one entry for each variant, method and number of bits: the mean difference of average precision, and its
+    standard error over the queries, each query's difference being its mean over the seeds. Cells without a file of
+    average precisions are left out.
+    """
+    seeds_of = collections.defaultdict(dict)
+    for row in results:
+        path = precisions_of(folder, Cell(row["variant"], row["method"], row["bits"], row["seed"]))
+        if path.is_file():
+            seeds_of[row["variant"], row["bits"], row["method"]][row["seed"]] = path
+    entries = []
+    for (variant, bits, method), own in seeds_of.items():
+        other = seeds_of.get((variant, bits, REFERENCE), {})
+        seeds = sorted(own.keys() & other.keys())
+        if method == REFERENCE or not seeds:
+            continue
+        gain_Q = np.mean([np.load(own[seed]) - np.load(other[seed]) for seed in seeds], axis=0)
+        gain_Q = gain_Q[~np.isnan(gain_Q)]
+        entries.append(
+            {
+                "variant": variant,
+                "method": method,
+                "title": METHODS[method].title,
+                "bits": bits,
+                "seeds": seeds,
+                "difference": float(gain_Q.mean()),
+                "standard_error": float(gain_Q.std(ddof=1) / np.sqrt(len(gain_Q))),
+            }
+        )
+    return entries
+
+
+def precisions_of(folder: Path, cell: Cell) -> Path:
+    """Return where the average precision of each query of a cell is kept."""
+    return folder / f"{cell.name}.npy"
+
+
+def page(results: list[dict], comparisons: Sequence[dict] = ()) -> str:
     """Return the tables, every number with its protocol."""
     lines = [
         "# Retrieval on Fashion-MNIST",
@@ -522,7 +567,7 @@ def page(results: list[dict]) -> str:
         *(f"- {name}: {value}" for name, value in facts_in(results).items()),
         "- mAP over the whole database; ties: the expected value over the orders of equal distances",
         "- epoch: the last; none was chosen by the queries",
-        "- where there were several seeds: mean ± standard deviation",
+        "- where there were several seeds: mean ± standard deviation, and their number",
         "- seconds and milliseconds: of processor time, one thread",
         f"- KSH learns from the pairs of {KSH_LABELLED:,} of the training images, however many there are, through "
         f"{KSH_ANCHORS} anchors; SDH has {SDH_ANCHORS:,} anchors",
@@ -536,6 +581,7 @@ def page(results: list[dict]) -> str:
         if rows:
             note = [variant.note, ""] if variant.note else []
             lines += ["", f"## {variant.name}: {variant.title}", "", *note, protocol(rows), *tables(rows)]
+            lines += comparison_table([entry for entry in comparisons if entry["variant"] == variant.name])
     return "\n".join(lines) + "\n"
 
 
@@ -563,6 +609,18 @@ def tables(rows: list[dict]) -> list[str]:
         lines += table(title, rows, lambda own, value=value: shown([value(row) for row in own]))
     lines += rerank_tables([row for row in rows if row["rerank"]])
     return lines
+
+
+def comparison_table(entries: list[dict]) -> list[str]:
+    title = f"mAP less that of {METHODS[REFERENCE].title}, and its standard error, paired by query"
+    return table(
+        title, entries, lambda own: f"{own[0]['difference']:+.4f} ± {own[0]['standard_error']:.4f}" + seeds_told(own[0])
+    )
+
+
+def seeds_told(entry: dict) -> str:
+    count = len(entry["seeds"])
+    return f" ({count} seed{'s' * (count > 1)})"
 
 
 def rerank_tables(rows: list[dict]) -> list[str]:
@@ -646,10 +704,11 @@ def cpu_name() -> str:
 
 def write_report(out: Path, folder: Path) -> None:
     results = results_in(folder)
+    comparisons = compared(results, folder)
     titles = {name: variant.title for name, variant in VARIANTS.items()}
-    document = json.dumps({"facts": facts_in(results), "variants": titles, "cells": results}, indent=1) + "\n"
-    write_atomically(out.with_name(out.name + ".json"), document.encode())
-    write_atomically(out.with_name(out.name + ".md"), page(results).encode())
+    content = {"facts": facts_in(results), "variants": titles, "cells": results, "comparisons": comparisons}
+    write_atomically(out.with_name(out.name + ".json"), (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(out.with_name(out.name + ".md"), page(results, comparisons).encode())
 
 
 def draw(out: Path, results: list[dict]) -> None:
@@ -691,6 +750,7 @@ def main(arguments: list[str] | None = None) -> None:
         path = folder / f"{cell.name}.json"
         if not path.is_file():
             result = run_cell(cell, start_of(VARIANTS[cell.variant].split, cell.seed), facts_of(options))
+            np.save(precisions_of(folder, cell), result.pop("average_precision"))
             write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
             write_report(out, folder)
             print(f"{number}/{len(cells)} {cell.name}: mAP {result['map_all']:.4f}", flush=True)

@@ -96,7 +96,9 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypat
         *(f"{variant}_{method}_8_0" for variant in ("small", "full", "unseen") for method in ("joint", "ksh")),
         *(f"{variant}_dhn_8_0" for variant in retrieval.VARIANTS if variant != "outfits"),
         "full_predicted-class_8_0",
+        "small_predicted-class_8_0",
     }
+    assert {path.stem for path in cells.glob("*_8_*.npy")} == names
     # A trial never replaces the real report.
     assert not list(tmp_path.glob("retrieval.json")) + list(tmp_path.glob("retrieval.md"))
     document = json.loads((tmp_path / "retrieval.trial-60.json").read_bytes())
@@ -124,6 +126,11 @@ def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypat
     assert "trial: YES: 60 images of each part" in text
     assert "| Joint (Mu & Liu 2016, a reconstruction) |" in text
     assert " ± " in text
+    paired = {(entry["variant"], entry["method"]): entry["seeds"] for entry in document["comparisons"]}
+    assert set(paired) == {(cell["variant"], cell["method"]) for cell in document["cells"]} - {
+        (variant, "hashnet") for variant in retrieval.VARIANTS
+    }
+    assert set(map(tuple, paired.values())) == {(0,)}
     assert "queries (the test split)" in text
     ran = len(capsys.readouterr().out.splitlines())
     assert ran == len(names)
@@ -184,6 +191,45 @@ def test_a_cell_that_says_less_shows_less(tmp_path):
     assert row_of(page, "Gain by re-ranking, and its standard error", "HashNet").endswith("| 0.0050 ± 0.0004 |")
     assert "- device: cpu (1 cells); cuda (1 cells)\n" in page
     assert "- trial: no\n" in page
+
+
+def test_every_method_runs_with_every_seed_at_three_lengths():
+    cells = retrieval.cells_of(["full"], ["sdh", "hashnet"], list(retrieval.BITS), list(retrieval.SEEDS))
+    seeds = {
+        method: {bits: [c.seed for c in cells if (c.method, c.bits) == (method, bits)] for bits in retrieval.BITS}
+        for method in ("sdh", "hashnet")
+    }
+    assert seeds["sdh"] == {12: [0, 1, 2], 16: [0], 24: [0], 32: [0, 1, 2], 48: [0], 64: [0, 1, 2]}
+    assert set(map(tuple, seeds["hashnet"].values())) == {(0, 1, 2)}
+    assert len(set(cells)) == len(cells)
+
+
+def test_methods_are_compared_query_by_query_over_their_common_seeds(tmp_path):
+    precision = {
+        ("hashnet", 0): [0.5, 0.7, 0.2, np.nan],
+        ("hashnet", 1): [0.6, 0.9, 0.1, np.nan],
+        ("itq", 0): [0.9, 0.6, 0.3, np.nan],
+        ("itq", 1): [0.8, 0.7, 0.4, np.nan],
+        ("itq", 2): [0.0, 0.0, 0.0, np.nan],
+        ("sh", 1): [0.6, 1.0, 0.3, np.nan],
+    }
+    for (method, seed), values in precision.items():
+        path = kept(tmp_path, method=method, seed=seed, rerank=None)
+        np.save(path.with_suffix(".npy"), np.array(values))
+    kept(tmp_path, method="lsh", rerank=None)
+    results = retrieval.results_in(tmp_path)
+    comparisons = retrieval.compared(results, tmp_path)
+    got = {entry["method"]: entry for entry in comparisons}
+    # Means over the seeds: .4 and .2, -.1 and -.2, .1 and .3; without seed 2, which HashNet lacks.
+    gains = [0.3, -0.15, 0.2]
+    assert (got["itq"]["seeds"], got["sh"]["seeds"], len(got)) == ([0, 1], [1], 2)
+    assert got["itq"]["difference"] == pytest.approx(statistics.mean(gains))
+    assert got["itq"]["standard_error"] == pytest.approx(statistics.stdev(gains) / 3**0.5)
+    page = retrieval.page(results, comparisons)
+    title = "mAP less that of HashNet, and its standard error, paired by query"
+    assert row_of(page, title, "ITQ").endswith("| +0.1167 ± 0.1364 (2 seeds) |")
+    assert row_of(page, title, "SH").endswith("| +0.1000 ± 0.0577 (1 seed) |")
+    assert title not in retrieval.page(results)
 
 
 def test_a_cell_made_with_other_settings_is_refused(tmp_path):
