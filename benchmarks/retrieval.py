@@ -522,7 +522,7 @@ def compared(results: list[dict], folder: Path) -> list[dict]:
     standard error over the queries, each query's difference being its mean over the seeds. Cells without a file of
     average precisions are left out.
     """
-    seeds_of = collections.defaultdict(dict)
+    seeds_of: dict[tuple[str, int, str], dict[int, Path]] = collections.defaultdict(dict)
     for row in results:
         path = precisions_of(folder, Cell(row["variant"], row["method"], row["bits"], row["seed"]))
         if path.is_file():

@@ -87,7 +87,7 @@ class FeatureFit:
 
     def _encoder_config(self) -> EncoderConfig:
         config = self.config
-        settings = dataclasses.asdict(config) | {"warmup_epochs": 0, "final_beta": config.last_beta}
+        settings = dataclasses.asdict(config) | {"epochs": 0, "warmup_epochs": 0, "final_beta": config.last_beta}
         return EncoderConfig(
             bits=config.bits,
             beta=1.0,

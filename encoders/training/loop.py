@@ -100,6 +100,8 @@ class Phase:
         Parameter groups of the optimizer: weights and their peak rates.
     beta_at : callable
         Beta as a function of the share of the phase that is done.
+    plain_epochs : int
+        The last so many epochs see images as they will be encoded, neither mirrored nor shifted.
     compares : bool
         Whether the images of a batch need similar ones in it.
     """
@@ -110,6 +112,7 @@ class Phase:
     objective: Objective
     groups: list[dict[str, Any]]
     beta_at: Callable[[float], float]
+    plain_epochs: int = 0
     compares: bool = False
 
 
@@ -337,10 +340,8 @@ class _PhaseRun:
         beta = self._phase.beta_at(place.step / self._steps)
         self._optimizer.zero_grad()
         share = self._share(index_B)
-        # Without augmentation the two views of an image would be one.
-        augment = self._settings.augment or supervision.kind == VIEWS
         with share.draws():
-            image_bCHW = self._loop.inputs(index_B[share.own_b], augment=augment)
+            image_bCHW = self._loop.inputs(index_B[share.own_b], augment=self._augments())
         for following in batches[number + 1 : number + 2]:
             self._loop.read_ahead(following[self._share(following).own_b])
         loss, output_BK = backward(
@@ -356,6 +357,12 @@ class _PhaseRun:
         place.step += 1
         self._report(float(loss), beta, output_BK, index_B)
         return beta
+
+    def _augments(self) -> bool:
+        # Without augmentation the two views of an image would be one.
+        if self._supervision.kind == VIEWS:
+            return True
+        return self._settings.augment and self._place.epoch <= self._phase.epochs - self._phase.plain_epochs
 
     def _report(self, loss: float, beta: float, output_BK: torch.Tensor, index_B: torch.Tensor) -> None:
         phase, place = self._phase, self._place

@@ -17,7 +17,7 @@ from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.methods import METHODS, label_free_method
 from hashlight.encoders.networks.backbones import EFFICIENTNET_LITE0, IMAGENET, SMALL_CNN
 from hashlight.encoders.training.features import FeatureFit, untrained
-from hashlight.encoders.training.train import TrainConfig
+from hashlight.encoders.training.train import EPOCHS_AFTER_WARM_UP, WARMUP_EPOCHS, TrainConfig
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import without_credentials
@@ -36,7 +36,6 @@ FITTED_IMAGES = 5000
 _FIT_S = 10.0
 # Training holds them in memory.
 _TRAINED_IMAGES = 200_000
-_WARMUP_EPOCHS = 12
 _BATCH = 16
 
 
@@ -133,7 +132,7 @@ class Trained(Chosen):
 
     def fit_s(self, images: int, speed: Speed) -> float:
         """Return about how many seconds the training takes: a step costs as much as encoding its images thrice."""
-        return _FIT_S + 3 * speed.encode_s * images * (self._config.epochs + _WARMUP_EPOCHS)
+        return _FIT_S + 3 * speed.encode_s * images * (WARMUP_EPOCHS + EPOCHS_AFTER_WARM_UP)
 
     def make(self, work: Path, output: Path) -> HashEncoder:
         """Train on all images; an interrupted training goes on."""

@@ -97,11 +97,14 @@ class Similarity:
 class Course:
     """The course of the training; None is the default of `encoders.training.train.TrainConfig`."""
 
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images; 15.")] = None
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images; 7 after a warm-up from random weights, else 15.")
+    ] = None
     warmup_epochs: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Passes of classification before; 12 with labels from random weights, or for joint; else 0."
+            min=0,
+            help="Passes of classification before; with labels 20 from random weights, 12 for joint from others, or 0.",
         ),
     ] = None
     batch_size: Annotated[int | None, typer.Option(min=4, help="Images per step, all pairs of which count; 64.")] = None

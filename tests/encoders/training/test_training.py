@@ -1,3 +1,5 @@
+import collections
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from hashlight.encoders.data.augment import random_view
+import hashlight.encoders.training.loop
+from hashlight.encoders.data.augment import flip_and_shift, random_view
 from hashlight.encoders.data.pixels import PixelSource
 from hashlight.encoders.data.supervision.labels import LabelSupervision
 from hashlight.encoders.data.supervision.pairs import PairList, PairSupervision
@@ -225,6 +228,35 @@ def test_augmentation_can_be_left_out_but_not_of_views():
     assert (relaxed(views=True, augment=True) == relaxed(views=True, augment=False)).all()
 
 
+@pytest.mark.parametrize(
+    ("settings", "trained_weights", "augmented"),
+    [
+        ({"warmup_epochs": 2, "epochs": 9}, False, [True] * 4 + [False] * 7),
+        ({"warmup_epochs": 1, "epochs": 2}, False, [True] + [False] * 2),
+        ({"warmup_epochs": 1, "epochs": 2, "augment": False}, False, [False] * 3),
+        ({"warmup_epochs": 0, "epochs": 3}, False, [True] * 3),
+        ({"epochs": 3}, True, [True] * 3),
+    ],
+)
+def test_the_last_epochs_after_a_warm_up_show_images_as_they_are(
+    tmp_path, monkeypatch, settings, trained_weights, augmented
+):
+    weights = tmp_path / "backbone.safetensors"
+    save_file(build_backbone("small-cnn", None).network.state_dict(), weights)
+    start = {"weights": str(weights)} if trained_weights else {}
+    shown = []
+
+    def watch(image_NCHW):
+        shown.append(len(steps))
+        return flip_and_shift(image_NCHW)
+
+    monkeypatch.setattr(hashlight.encoders.training.loop, "flip_and_shift", watch)
+    steps = []
+    config = TrainConfig(bits=4, batch_size=8, **start, **settings)
+    train(IMAGES[:8], LABELS[:8], config, progress=steps.append)
+    assert [step in shown for step in range(len(steps))] == augmented
+
+
 @pytest.mark.parametrize("views", [False, True])
 def test_labelled_images_are_shifted_and_views_fully_augmented(views):
     supervision = ViewSupervision(8) if views else LabelSupervision(np.arange(8) % 2, 8)
@@ -318,6 +350,36 @@ def test_bad_supervision_is_refused(tmp_path):
         train(IMAGES, pairs=pairs, config=TrainConfig(warmup_epochs=3))
     with pytest.raises(ValueError, match="`compile` must be False if no network is trained, got True: itq"):
         train(IMAGES, config=TrainConfig(method="itq", weights=str(weights), compile=True, bits=8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "supervised", "trained_weights", "phases"),
+    [
+        ({}, "labels", False, {"warm-up": 20, "hashing": 7}),
+        ({}, "labels", True, {"hashing": 15}),
+        ({}, "views", False, {"hashing": 15}),
+        ({"warmup_epochs": 2}, "labels", False, {"warm-up": 2, "hashing": 7}),
+        ({"epochs": 3}, "labels", False, {"warm-up": 20, "hashing": 3}),
+        ({"warmup_epochs": 0}, "labels", False, {"hashing": 15}),
+        ({"method": "joint"}, "labels", True, {"warm-up": 12, "hashing": 15}),
+        ({"method": "itq"}, "labels", False, {"warm-up": 20}),
+    ],
+)
+def test_epochs_left_open_suit_what_the_network_knows(tmp_path, settings, supervised, trained_weights, phases):
+    weights = tmp_path / "backbone.safetensors"
+    save_file(build_backbone("small-cnn", None).network.state_dict(), weights)
+    given = {"labels": LABELS[:8]} if supervised == "labels" else {"views": True}
+    start = {"weights": str(weights)} if trained_weights else {}
+    steps = []
+    encoder = train(
+        IMAGES[:8], config=TrainConfig(bits=4, batch_size=8, **start, **settings), progress=steps.append, **given
+    )
+    per_epoch = 2 if supervised == "views" else 1
+    assert collections.Counter(step.phase for step in steps) == {
+        phase: epochs * per_epoch for phase, epochs in phases.items()
+    }
+    told = encoder.config.training["settings"]
+    assert (told["warmup_epochs"], told["epochs"]) == (phases.get("warm-up", 0), phases.get("hashing", 0))
 
 
 @pytest.mark.parametrize(
