@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from hashlight.encoders.data.images import MAX_PIXELS
@@ -18,6 +19,8 @@ from hashlight.pipelines.corpora.corpus import read_uri
 from hashlight.pipelines.decoding.images import thumbnails
 
 _TILE_INCHES = 1.1
+# In sides of a tile: a row with its captions, the longest side of an image, and from the top of a row to its captions.
+_ROW, _IMAGE, _CAPTION = 1.35, 0.9, 1.0
 # Twice the pixels that a tile has.
 _TILE_SIDE = 256
 
@@ -44,16 +47,14 @@ def save_grid(rows: Sequence[Sequence[Tile]], path: Path, *, max_pixels: int = M
     small = iter(thumbnails(given, side=_TILE_SIDE, max_pixels=max_pixels))
     rows = [[Tile(None if tile.data is None else next(small), tile.caption) for tile in row] for row in rows]
     width = max(len(row) for row in rows)
-    figure = Figure(figsize=(_TILE_INCHES * width, 1.35 * _TILE_INCHES * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), width, squeeze=False)
-    for row, row_axes in zip(rows, axes, strict=True):
-        for column, axis in enumerate(row_axes):
-            axis.set(xticks=[], yticks=[])
-            tile = row[column] if column < len(row) else None
-            if tile is None:
-                axis.axis("off")
-                continue
-            _draw_tile(axis, tile, is_query=column == 0)
+    figure = Figure(figsize=(_TILE_INCHES * width, _ROW * _TILE_INCHES * len(rows)))
+    # Axes for each tile would take many times as long to lay out and draw.
+    axis = figure.add_axes((0, 0, 1, 1))
+    for number, row in enumerate(rows):
+        for column, tile in enumerate(row):
+            _draw_tile(axis, tile, column, _ROW * number, is_query=column == 0)
+    axis.set(xlim=(0, width), ylim=(_ROW * len(rows), 0))
+    axis.axis("off")
     _save(figure, path)
 
 
@@ -105,14 +106,20 @@ def save_map(points: np.ndarray, groups: np.ndarray, names: Sequence[str], path:
     _save(figure, path)
 
 
-def _draw_tile(axis: Axes, tile: Tile, *, is_query: bool) -> None:
+def _draw_tile(axis: Axes, tile: Tile, left: float, top: float, *, is_query: bool) -> None:
+    """Draw an image in the middle of its place, with the caption below."""
+    width = height = _IMAGE
+    if tile.data is not None:
+        image = Image.open(io.BytesIO(tile.data)).convert("RGB")
+        width, height = (_IMAGE * side / max(image.size) for side in image.size)
+    x, y = left + (1 - width) / 2, top + (1 - height) / 2
     if tile.data is None:
-        axis.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=7)
+        axis.text(left + 0.5, top + 0.5, "no image", ha="center", va="center", fontsize=7)
     else:
-        axis.imshow(np.asarray(Image.open(io.BytesIO(tile.data)).convert("RGB")))
-    axis.set_xlabel(tile.caption, fontsize=7)
-    for spine in axis.spines.values():
-        spine.set(visible=is_query, color="tab:blue", linewidth=2.5)
+        axis.imshow(np.asarray(image), extent=(x, x + width, y + height, y), aspect="auto")
+    if is_query:
+        axis.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="tab:blue", linewidth=2.5))
+    axis.text(left + 0.5, top + _CAPTION, tile.caption, ha="center", va="top", fontsize=7)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -21,12 +21,12 @@ from tests.encoders.training.test_training import IMAGES, LABELS
 WORLD = 3
 PAIRS = PairList(np.arange(30), np.arange(30) + 30, np.arange(30) % 2)
 # In float32, rounding errors grow so fast that even the plain loop has another curve with another number of threads.
-SHORT = {"bits": 8, "batch_size": 16, "epochs": 2, "warmup_epochs": 1, "precision": "float64"}
+SHORT = {"bits": 8, "batch_size": 16, "epochs": 1, "warmup_epochs": 1, "precision": "float64"}
 RUNS = {
     "labels": (SHORT, {"labels": LABELS[:64]}),
-    "chunks": (SHORT | {"chunk_size": 7, "method": "csq", "epochs": 1}, {"labels": LABELS[:64]}),
-    "views": (SHORT | {"warmup_epochs": 0, "validation_images": 12}, {"views": True}),
-    "pairs": (SHORT | {"warmup_epochs": 0}, {"pairs": PAIRS}),
+    "chunks": (SHORT | {"chunk_size": 7, "method": "csq"}, {"labels": LABELS[:64]}),
+    "views": (SHORT | {"epochs": 2, "warmup_epochs": 0, "validation_images": 12}, {"views": True}),
+    "pairs": (SHORT | {"epochs": 2, "warmup_epochs": 0}, {"pairs": PAIRS}),
     "a classifier": (SHORT | {"method": "latent"}, {"labels": LABELS[:64]}),
 }
 

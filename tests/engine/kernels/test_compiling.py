@@ -23,7 +23,7 @@ print(histogram.__file__, np.flatnonzero(total)[0])
 """
 
 
-@pytest.mark.parametrize("variable", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize("variable", ["NUMBA_CACHE_DIR", pytest.param("XDG_CACHE_HOME", marks=pytest.mark.slow)])
 def test_a_kernel_is_compiled_again_when_what_it_inlines_has_changed(tmp_path, variable):
     """`count_distances` inlines `popcount` of another file; its own file does not change."""
     shutil.copytree(ROOT / "engine" / "kernels", tmp_path / "hashlight" / "engine" / "kernels")
