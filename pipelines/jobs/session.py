@@ -6,7 +6,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
+# Ray gives its processes half a minute to start, which a busy machine exceeds.
+_STARTS = 5
 # A unit's images are read inside the actor and only its counts travel, so that the store stays nearly empty.
 OBJECT_STORE_BYTES = 200_000_000
 
@@ -39,11 +42,25 @@ def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
     with _without_backend_notices():
         # Ray would put the working folder first in its workers' path, where a user's `types.py` or folder `torch`
         # hides the real module; it does not for a client's job, which differs in nothing else here.
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, job_config=JobConfig(_client_job=True), **where)
+        _start(log_to_driver=False, logging_level=logging.ERROR, job_config=JobConfig(_client_job=True), **where)
     try:
         yield not address
     finally:
         ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    """Begin a session, once more if its processes were too slow."""
+    import ray
+
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray has no class of its own for it.
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or not left:
+                raise
 
 
 @contextlib.contextmanager
