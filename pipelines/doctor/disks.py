@@ -140,10 +140,10 @@ def _open(path: Path) -> tuple[int, bool]:
 
 
 def _read(descriptor: int, blocks: int, seed: int, until_s: float) -> int:
-    """Read blocks at random until a time; return how many."""
+    """Read blocks at random until a time, one at least; return how many."""
     rng, count = random.Random(seed), 0
     with contextlib.closing(mmap.mmap(-1, _BLOCK)) as block:  # aligned, as direct reads demand
-        while time.perf_counter() < until_s:
+        while not count or time.perf_counter() < until_s:
             os.preadv(descriptor, [block], _BLOCK * rng.randrange(blocks))
             count += 1
     return count

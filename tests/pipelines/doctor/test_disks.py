@@ -54,7 +54,7 @@ def test_reads_are_counted_in_the_largest_file_or_in_one_made_and_removed(tmp_pa
 @pytest.mark.parametrize("size", [0, 5, 4096, 10_000])
 def test_files_of_any_size_are_read(tmp_path, size):
     (tmp_path / "file").write_bytes(bytes(size))
-    assert disks.measure(tmp_path / "file", 0.02).reads_s > 0
+    assert disks.measure(tmp_path / "file", 0.0).reads_s > 0, "also if this process was not run in that time"
 
 
 def test_a_folder_that_cannot_be_measured_is_told(tmp_path, monkeypatch):
