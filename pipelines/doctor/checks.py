@@ -12,17 +12,17 @@ _ROOM = "hashlight.pipelines.doctor"
 
 def checks_of(asked: Asked) -> Iterator[Check]:
     """Yield the checks of this machine, and of what is asked besides."""
-    yield Check(name="versions", title="reading versions", module=f"{_ROOM}.software", function="versions", limit_s=20)
+    yield Check(name="versions", title="reading versions", module=f"{_ROOM}.software", function="versions", limit_s=60)
     yield Check(name="faiss", title="loading FAISS", module=f"{_ROOM}.software", function="faiss", limit_s=60)
     yield Check(
-        name="processor", title="looking at the processor", module=f"{_ROOM}.hardware", function="processor", limit_s=30
+        name="processor", title="looking at the processor", module=f"{_ROOM}.hardware", function="processor", limit_s=60
     )
-    yield Check(name="memory", title="looking at memory", module=f"{_ROOM}.hardware", function="memory", limit_s=20)
-    yield Check(name="limits", title="looking at limits", module=f"{_ROOM}.hardware", function="limits", limit_s=20)
-    yield Check(name="gpu", title="looking for a GPU", module=f"{_ROOM}.software", function="gpu", limit_s=90)
-    yield Check(name="disk", title="measuring disks", module=f"{_ROOM}.disks", function="disks", limit_s=60)
-    yield Check(name="cache", title="looking at the cache", module=f"{_ROOM}.disks", function="cache", limit_s=30)
-    yield Check(name="ray", title="looking for Ray", module=f"{_ROOM}.software", function="ray", limit_s=60)
+    yield Check(name="memory", title="looking at memory", module=f"{_ROOM}.hardware", function="memory", limit_s=60)
+    yield Check(name="limits", title="looking at limits", module=f"{_ROOM}.hardware", function="limits", limit_s=60)
+    yield Check(name="gpu", title="looking for a GPU", module=f"{_ROOM}.software", function="gpu", limit_s=120)
+    yield Check(name="disk", title="measuring disks", module=f"{_ROOM}.disks", function="disks", limit_s=120)
+    yield Check(name="cache", title="looking at the cache", module=f"{_ROOM}.disks", function="cache", limit_s=60)
+    yield Check(name="ray", title="looking for Ray", module=f"{_ROOM}.software", function="ray", limit_s=120)
     yield Check(
         name="kernels", title="testing the kernels", module=f"{_ROOM}.kernels", function="kernels",
         limit_s=180 + asked.seconds,

@@ -47,7 +47,7 @@ def files(tmp_path):
 
 def is_answered(address, security):
     try:
-        return control(address, "health", security, timeout_s=5)["status"] == "serving"
+        return control(address, "health", security, timeout_s=60)["status"] == "serving"
     except UnreachableError:
         return False
 
@@ -88,7 +88,7 @@ def test_new_connections_get_the_new_certificate_and_no_query_fails(corpus, file
 
 def called(caller):
     try:
-        return caller.call("health", timeout_s=5)["status"] == "serving"
+        return caller.call("health", timeout_s=60)["status"] == "serving"
     except UnreachableError:
         return False
 
