@@ -11,6 +11,9 @@ from hashlight.engine.codes import CodeArray, check_codes
 from hashlight.engine.indexes.arrays import read_only
 from hashlight.engine.kernels.histogram import count_distances, count_shared
 
+# Flags of so many labels of queries are in memory at a time.
+_FLAGS_AT_ONCE = 1 << 26
+
 
 class DistanceHistogram(NamedTuple):
     """Counts of codes by distance, for each query.
@@ -52,21 +55,38 @@ def distance_histogram(
     return DistanceHistogram(total, relevant)
 
 
+class LabelSets(NamedTuple):
+    """Several labels for each of N codes.
+
+    Attributes
+    ----------
+    starts : ndarray of int64, shape (N + 1,)
+        The labels of code n are `labels[starts[n] : starts[n + 1]]`.
+    labels : ndarray of int64, shape (E,)
+        Numbers of 0 or more; those of one code ascend.
+    """
+
+    starts: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    @property
+    def most(self) -> int:
+        """The labels of the code that has the most."""
+        return int(np.diff(self.starts).max(initial=0))
+
+
 def graded_histogram(
-    queries: CodeArray,
-    codes: CodeArray,
-    *,
-    query_labels: NDArray[np.bool_],
-    code_labels: NDArray[np.bool_],
-    bits: int,
+    queries: CodeArray, codes: CodeArray, *, query_labels: LabelSets, code_labels: LabelSets, bits: int
 ) -> NDArray[np.int64]:
     """Count codes by their distance from each query and by how many labels they share with it.
+
+    Memory grows with the labels that codes have, not with how many there are.
 
     Parameters
     ----------
     queries, codes : ndarray of uint64, shapes (Q, W) and (N, W)
-    query_labels, code_labels : ndarray of bool, shapes (Q, C) and (N, C)
-        Which of C labels each has.
+    query_labels, code_labels : LabelSets
+        Of Q queries and N codes.
     bits : int
 
     Returns
@@ -76,26 +96,38 @@ def graded_histogram(
     """
     check_codes(queries, bits=bits, name="queries")
     check_codes(codes, bits=bits, name="codes")
-    _check_label_sets(query_labels, (len(queries), code_labels.shape[-1]), "query_labels")
-    _check_label_sets(code_labels, (len(codes), code_labels.shape[-1]), "code_labels")
-    max_shared = min(int(labels.sum(axis=1).max(initial=0)) for labels in (query_labels, code_labels))
-    count = np.zeros((len(queries), bits + 1, max_shared + 1), np.int64)
-    labels = read_only(_packed(query_labels)), read_only(_packed(code_labels))
-    count_shared(read_only(queries), read_only(codes), *labels, count)
+    _check_label_sets(query_labels, len(queries), "query_labels")
+    _check_label_sets(code_labels, len(codes), "code_labels")
+    count = np.zeros((len(queries), bits + 1, min(query_labels.most, code_labels.most) + 1), np.int64)
+    num_labels = 1 + max(int(sets.labels.max(initial=0)) for sets in (query_labels, code_labels))
+    at_once = max(1, _FLAGS_AT_ONCE // num_labels)
+    codes, starts_N1, label_E = (read_only(array) for array in (codes, *code_labels))
+    for begin in range(0, len(queries), at_once):
+        some = slice(begin, min(begin + at_once, len(queries)))
+        has_QC = _flags(query_labels, some, num_labels)
+        count_shared(read_only(queries[some]), codes, read_only(has_QC), starts_N1, label_E, count[some])
     return count
 
 
-def _packed(labels: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Pack labels into one bit each, in whole words."""
-    words = max(1, -(-labels.shape[1] // 64))
-    packed = np.zeros((len(labels), 8 * words), np.uint8)
-    packed[:, : -(-labels.shape[1] // 8)] = np.packbits(labels, axis=1)
-    return packed.view(np.uint64)
+def _flags(sets: LabelSets, some: slice, num_labels: int) -> NDArray[np.uint8]:
+    """Return which labels some queries have, (Q, C)."""
+    starts_Q1 = sets.starts[some.start : some.stop + 1]
+    row_E = np.repeat(np.arange(len(starts_Q1) - 1), np.diff(starts_Q1))
+    has_QC = np.zeros((len(starts_Q1) - 1, num_labels), np.uint8)
+    has_QC[row_E, sets.labels[starts_Q1[0] : starts_Q1[-1]]] = 1
+    return has_QC
 
 
-def _check_label_sets(labels: NDArray[np.bool_], shape: tuple[int, int], name: str) -> None:
-    if labels.dtype != np.bool_ or labels.shape != shape:
-        raise ValueError(f"`{name}` must be bool of shape {shape}, got {labels.dtype} of shape {labels.shape}")
+def _check_label_sets(sets: LabelSets, rows: int, name: str) -> None:
+    starts, labels = sets
+    if any(array.dtype != np.int64 or array.ndim != 1 for array in sets):
+        raise TypeError(f"`{name}` must be two int64 arrays, got {starts.dtype} and {labels.dtype}")
+    if len(starts) != rows + 1 or starts[0] != 0 or starts[-1] != len(labels) or (np.diff(starts) < 0).any():
+        raise ValueError(f"`{name}` must have {rows + 1} ascending starts, from 0 to its {len(labels)} labels")
+    ascend_E = np.diff(labels, prepend=-1) > 0
+    ascend_E[starts[:-1][np.diff(starts) > 0]] = True
+    if labels.min(initial=0) < 0 or not ascend_E.all():
+        raise ValueError(f"`{name}` must have labels of 0 or more, which ascend for each code")
 
 
 def _check_labels(labels: object, *, rows: int, name: str) -> None:

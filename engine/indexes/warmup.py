@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 
 from hashlight.engine.indexes.answers import nearest_of
-from hashlight.engine.indexes.histogram import distance_histogram, graded_histogram
+from hashlight.engine.indexes.histogram import LabelSets, distance_histogram, graded_histogram
 from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.indexes.multi_index.checking import find_wrong
 from hashlight.engine.indexes.multi_index.index import MultiIndex, Plan
@@ -56,7 +56,7 @@ def _run_every_kernel() -> None:
     find_wrong(index.tables, index.codes_NW)
     labels = np.zeros(3, np.int64)
     distance_histogram(codes_NW[:3], codes_NW[:3], query_labels=labels, code_labels=labels, bits=128)
-    several = np.ones((3, 2), np.bool_)
+    several = LabelSets(np.arange(4), np.zeros(3, np.int64))
     graded_histogram(codes_NW[:3], codes_NW[:3], query_labels=several, code_labels=several, bits=128)
     nodes = np.arange(3)
     join_edges(nodes, np.zeros_like(nodes), nodes[:1], nodes[1:2])

@@ -14,7 +14,8 @@ copies first. Choose a radius within which few images lie.
       job.json            what is joined; it marks the folder
       pairs/A-B.parquet   id_a < id_b (int64) and distance (int32): the pairs between shards number A and B
       sidecars/N.json     says that the Nth pair of shards is done
-      clusters.parquet    cluster, id, representative, pairs: one row per image that has a near-duplicate
+      clusters.parquet    cluster, id, representative, pairs: one row per image that has a near-duplicate; and its uri,
+                          if the collection has that attribute
       gallery.html        the largest clusters, with pictures where available
       dedup.json          counts; written last
 
@@ -38,6 +39,8 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import IdArray, check_radius
 from hashlight.engine.collection.bounded import search_bounded
+from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.opening import open_shards
 from hashlight.engine.errors import ReadFailedError
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.kernels.components import find_roots, join_edges
@@ -66,6 +69,9 @@ _WANTED_HITS = 1_000_000
 _MAX_HITS = 4 * _WANTED_HITS
 # Pairs in memory at a time, 80 MB.
 _PAIRS_AT_ONCE = 4_000_000
+# URIs in memory at a time, some 50 MB; each time, all ids are looked at.
+_URIS_AT_ONCE = 500_000
+_URI = "uri"
 
 
 def check_sidecar(said: dict[str, Any]) -> None:
@@ -164,11 +170,15 @@ def find_duplicates(
 
 def _finish(job: JoinJob, folder: JobFolder, live: Manifest) -> DedupSummary:
     """Form the clusters of all pairs, draw the largest, and say what was found."""
+    from hashlight.pipelines.dedup.gallery import gallery_page
+
     place = folder.place
     clusters = cluster_pairs([place.location_of(f"pairs/{name}") for name in place.names("pairs")])
     chaos.step("dedup:clustered")
-    _write_table(place, "clusters.parquet", iter([clusters]), CLUSTERS)
-    place.put("gallery.html", _gallery(job, live, clusters))
+    collection = _opened(job, live)
+    schema = CLUSTERS.append(collection.schema.field(_URI)) if _URI in collection.schema.names else CLUSTERS
+    _write_table(place, "clusters.parquet", _with_uris(clusters, collection), schema)
+    place.put("gallery.html", gallery_page(collection, clusters, radius=job.radius).encode())
     chaos.step("dedup:before-summary")
     summary = _summary(live.rows, sum(said["pairs"] for _, said in folder.done()), clusters)
     folder.finish("dedup.json", {**asdict(job), "collection": str(open_place(job.collection)), **asdict(summary)})
@@ -388,13 +398,21 @@ def _summary(codes: int, pairs: int, clusters: pa.Table) -> DedupSummary:
     )
 
 
-def _gallery(job: JoinJob, live: Manifest, clusters: pa.Table) -> bytes:
-    """Draw the largest clusters of the version that was joined, even if there is a newer one by now."""
-    from hashlight.engine.collection.collection import Collection
-    from hashlight.engine.collection.opening import open_shards
-    from hashlight.pipelines.dedup.gallery import gallery_page
-
+def _opened(job: JoinJob, live: Manifest) -> Collection:
+    """Open the version that was joined, even if there is a newer one by now."""
     place = open_place(job.collection)
     root, copies = root_of(place, bits=live.bits)
-    collection = Collection(root, live, open_shards(root, live, copies=copies), location=job.collection)
-    return gallery_page(collection, clusters, radius=job.radius).encode()
+    return Collection(root, live, open_shards(root, live, copies=copies), location=job.collection)
+
+
+def _with_uris(clusters: pa.Table, collection: Collection) -> Iterator[pa.Table]:
+    """Yield clusters in parts, with the URIs of their images if the collection has them."""
+    if _URI not in collection.schema.names:
+        yield clusters
+        return
+    for start in range(0, len(clusters), _URIS_AT_ONCE):
+        some = clusters.slice(start, _URIS_AT_ONCE)
+        ids_M = some["id"].to_numpy()
+        found = collection.scan([_URI], "id in :ids", {"ids": ids_M}).read_all()
+        place_M = np.searchsorted(found["id"].to_numpy(), ids_M)
+        yield some.append_column(found.schema.field(_URI), found[_URI].take(pa.array(place_M)))

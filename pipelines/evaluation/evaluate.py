@@ -23,6 +23,7 @@ from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.codes.encoder import load_encoder
 from hashlight.pipelines.corpora.corpus import list_corpus, read_images
 from hashlight.pipelines.corpora.labels import has_labels, labels_of
+from hashlight.pipelines.corpora.options import NO_OPTIONS, CorpusOptions
 from hashlight.pipelines.decoding.images import encode_entries
 from hashlight.pipelines.evaluation.label_free import (
     ATTACKED,
@@ -37,6 +38,7 @@ from hashlight.pipelines.evaluation.measure import (
     RELAXED_QUERIES,
     Comparison,
     Histograms,
+    Labels,
     Report,
     Side,
     count_distances,
@@ -64,6 +66,7 @@ def evaluate_encoder(
     baselines: Sequence[str] | None = None,
     seed: int = 0,
     index: IndexChoice = "auto",
+    options: CorpusOptions = NO_OPTIONS,
     progress: Progress | None = None,
 ) -> Report:
     """Rank the database for every query and write a report; see `pipelines.evaluation.report.write_report`.
@@ -89,6 +92,8 @@ def evaluate_encoder(
     index : str
         The index that finds the nearest images shown in the report, as in `Collection.open`. The measures rank the
         whole database without an index.
+    options : CorpusOptions
+        What is known of all these corpora.
     progress : callable, optional
         Called with the name of each step.
 
@@ -105,7 +110,7 @@ def evaluate_encoder(
     baselines = _chosen_baselines(baselines, model)
     given = {"database": database, "queries": queries, "train": train if baselines else None}
     corpora = {name: corpus for name, corpus in given.items() if corpus is not None}
-    report, compared = _measured(model, corpora, baselines, seed, index, say)
+    report, compared = _measured(model, corpora, options, baselines, seed, index, say)
     say("drawing")
     _publish(report, compared, target, index)
     return report
@@ -114,6 +119,7 @@ def evaluate_encoder(
 def _measured(
     model: HashEncoder,
     corpora: dict[str, str | Path],
+    options: CorpusOptions,
     baselines: Sequence[str],
     seed: int,
     index: IndexChoice,
@@ -121,7 +127,7 @@ def _measured(
 ) -> tuple[Report, Comparison]:
     """Encode the corpora and measure; without queries, some of the database are held out."""
     places = {name: without_credentials(str(corpus)) for name, corpus in corpora.items()}
-    sides, classes = _encode_sides(model, corpora, say)
+    sides, classes = _encode_sides(model, corpora, options, say)
     if "queries" not in sides:
         sides["queries"], sides["database"] = _held_out(sides["database"])
         places["queries"] = f"{places['database']}, held out"
@@ -129,7 +135,7 @@ def _measured(
     teacher = sides.get("train", compared.database)
     _fill_codes(compared, model, baselines, teacher, seed, say)
     say("ranking")
-    report = _report(model, compared, places, len(teacher.labels), index)
+    report = _report(model, compared, places, len(teacher.entries), index)
     say("distorting")
     return replace(report, attacks=_attacks(model, compared.database)), compared
 
@@ -197,11 +203,11 @@ def _chosen_baselines(baselines: Sequence[str] | None, model: HashEncoder) -> Se
 
 
 def _encode_sides(
-    model: HashEncoder, corpora: dict[str, str | Path], say: Progress
+    model: HashEncoder, corpora: dict[str, str | Path], options: CorpusOptions, say: Progress
 ) -> tuple[dict[str, Side], list[str]]:
     """Encode corpora, with one numbering of the labels for all of them."""
     listed: dict[str, tuple[pa.Table, EncoderOutput, np.ndarray | sparse.csr_array, list[str]]] = {}
-    all_entries = {side: list_corpus(corpus) for side, corpus in corpora.items()}
+    all_entries = {side: list_corpus(corpus, options) for side, corpus in corpora.items()}
     labelled = any(map(has_labels, all_entries.values()))
     for side, listing in all_entries.items():
         say(f"encoding {side}")
@@ -218,14 +224,15 @@ def _encode_sides(
     }, classes
 
 
-def _renumbered(labels: np.ndarray | sparse.csr_array, names: list[str], classes: list[str]) -> np.ndarray:
+def _renumbered(labels: np.ndarray | sparse.csr_array, names: list[str], classes: list[str]) -> Labels:
     number_of = {name: number for number, name in enumerate(classes)}
     number = np.array([number_of[name] for name in names], np.int64)
     if isinstance(labels, np.ndarray):
         renumbered: NDArray[np.int64] = number[labels]
         return renumbered
-    matrix = np.zeros((labels.shape[0], len(classes)), np.bool_)
-    matrix[:, number] = labels.toarray()
+    parts = labels.data, number[labels.indices], labels.indptr
+    matrix = sparse.csr_array(parts, shape=(labels.shape[0], len(classes)))
+    matrix.sort_indices()
     return matrix
 
 
@@ -233,8 +240,11 @@ def _baseline_codes(name: str, teacher: Side, compared: Comparison, bits: int, s
     fit = METHODS[name].fit
     assert fit is not None, "BASELINES has only methods that are fitted"
     labels = teacher.labels
-    rows, columns = np.nonzero(labels) if labels.ndim == 2 else (np.arange(len(labels)), labels)
-    classes = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(labels), len(compared.classes)))
+    if isinstance(labels, np.ndarray):
+        parts = np.ones(len(labels)), (np.arange(len(labels)), labels)
+        classes = sparse.csr_array(parts, shape=(len(labels), len(compared.classes)))
+    else:
+        classes = labels.astype(np.float64)
     hasher = fit(teacher.output.features, bits, seed, classes)
     features = compared.queries.output.features
     return Coded(hasher.encode(features), hasher.project(features), hasher.encode(compared.database.output.features))
@@ -278,8 +288,8 @@ def _answered(compared: Comparison) -> Histograms:
     found = next(iter(compared.histograms.values()))
     if not found.relevant.any():
         raise PipelineError(
-            f"none of the {len(compared.queries.labels)} queries shares a label with any of the "
-            f"{len(compared.database.labels)} images of the database: do both corpora name their labels alike?"
+            f"none of the {len(compared.queries.entries)} queries shares a label with any of the "
+            f"{len(compared.database.entries)} images of the database: do both corpora name their labels alike?"
         )
     return found
 

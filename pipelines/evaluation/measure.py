@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy import sparse
 
 from hashlight.encoders.encoder import EncoderOutput
 from hashlight.encoders.methods import METHODS
@@ -26,11 +27,14 @@ from hashlight.encoders.metrics import (
     precision_at,
     precision_within_radius,
 )
-from hashlight.engine.indexes.histogram import DistanceHistogram, distance_histogram, graded_histogram
+from hashlight.engine.indexes.histogram import DistanceHistogram, LabelSets, distance_histogram, graded_histogram
 from hashlight.pipelines.evaluation.label_free import Coded, LabelFree
 
 PRECISION_RADIUS = 2
 CUT_OFFS = (10, 100, 1000)
+
+# One for each image, (N,) int64, or several, (N, C) bool.
+Labels: TypeAlias = np.ndarray | sparse.csr_array
 
 # Ranking relaxed codes needs sorting, a second for 1,000 queries of 9,000 items; more queries would add little.
 RELAXED_QUERIES = 1000
@@ -149,14 +153,29 @@ class Side:
     ----------
     entries : pyarrow.Table
         The corpus listing, without images that could not be decoded.
-    labels : ndarray, shape (N,) int64 or (N, C) bool
+    labels : ndarray of int64, shape (N,), or scipy.sparse.csr_array of bool, shape (N, C)
         (N, 0) without labels.
     output : EncoderOutput
     """
 
     entries: pa.Table
-    labels: np.ndarray
+    labels: Labels
     output: EncoderOutput
+
+    @property
+    def first_labels(self) -> NDArray[np.int64]:
+        """The first label of each image, (N,)."""
+        if isinstance(self.labels, np.ndarray):
+            return self.labels
+        sets = _sets(self.labels)
+        return sets.labels[sets.starts[:-1]]
+
+    def labels_of(self, row: int) -> list[int]:
+        """Return the labels of an image."""
+        if isinstance(self.labels, np.ndarray):
+            return [int(self.labels[row])]
+        starts, labels = _sets(self.labels)
+        return list(map(int, labels[starts[row] : starts[row + 1]]))
 
 
 @dataclass(slots=True)
@@ -184,22 +203,33 @@ class Comparison:
         return bool(self.classes)
 
 
+def _sets(labels: sparse.csr_array) -> LabelSets:
+    return LabelSets(labels.indptr.astype(np.int64), labels.indices.astype(np.int64))
+
+
 def count_distances(
-    queries: np.ndarray, codes: np.ndarray, query_labels: np.ndarray, code_labels: np.ndarray, bits: int
+    queries: np.ndarray, codes: np.ndarray, query_labels: Labels, code_labels: Labels, bits: int
 ) -> Histograms:
     """Count all items, and those that share a label, by distance from each query.
 
     Parameters
     ----------
     queries, codes : ndarray of uint64, shapes (Q, W) and (N, W)
-    query_labels, code_labels : ndarray, shapes (Q,) and (N,) int64, or (Q, C) and (N, C) bool
+    query_labels, code_labels : ndarray of int64, shapes (Q,) and (N,), or csr_array, shapes (Q, C) and (N, C)
     bits : int
     """
-    count = distance_histogram if query_labels.ndim == 1 else graded_histogram
-    # The first call in a process loads the kernel, which does not count as query time.
-    count(queries[:1], codes, query_labels=query_labels[:1], code_labels=code_labels, bits=bits)
+
+    def count(num_queries: int) -> DistanceHistogram | NDArray[np.int64]:
+        some = queries[:num_queries]
+        if isinstance(query_labels, np.ndarray):
+            labels = {"query_labels": query_labels[:num_queries], "code_labels": code_labels}
+            return distance_histogram(some, codes, **labels, bits=bits)
+        sets = {"query_labels": _sets(query_labels[:num_queries]), "code_labels": _sets(code_labels)}
+        return graded_histogram(some, codes, **sets, bits=bits)
+
+    count(1)  # loads the kernel, which does not count as query time
     start = time.perf_counter()
-    counts = count(queries, codes, query_labels=query_labels, code_labels=code_labels, bits=bits)
+    counts = count(len(queries))
     seconds = time.perf_counter() - start
     if isinstance(counts, DistanceHistogram):
         return Histograms(*counts, None, seconds)
@@ -248,15 +278,15 @@ def relaxed_maps(queries: Side, database: Side, found: Histograms) -> tuple[floa
         return float("nan"), float("nan")
     chosen = answered[np.linspace(0, len(answered) - 1, min(RELAXED_QUERIES, len(answered))).astype(np.int64)]
     values = []
-    for rows in np.array_split(chosen, -(-len(chosen) * len(database.labels) // _SORTED_AT_ONCE)):
+    for rows in np.array_split(chosen, -(-len(chosen) * database.labels.shape[0] // _SORTED_AT_ONCE)):
         scores = queries.output.relaxed[rows] @ database.output.relaxed.T
         values.append(average_precision_of_scores(scores, _relevant(queries.labels[rows], database.labels)))
     return float(np.concatenate(values).mean()), mean_average_precision(found.total[chosen], found.relevant[chosen])
 
 
-def _relevant(query_labels: np.ndarray, code_labels: np.ndarray) -> NDArray[np.bool_]:
-    if query_labels.ndim == 1:
+def _relevant(query_labels: Labels, code_labels: Labels) -> NDArray[np.bool_]:
+    if isinstance(query_labels, np.ndarray):
         relevant: NDArray[np.bool_] = query_labels[:, None] == code_labels
     else:
-        relevant = query_labels.astype(np.float32) @ code_labels.T.astype(np.float32) > 0
+        relevant = (query_labels.astype(np.int32) @ code_labels.T.astype(np.int32)).toarray() > 0
     return relevant

@@ -82,7 +82,7 @@ def write_report(report: Report, compared: Comparison, folder: Path, *, index: I
     pictures = ["coverage.png"] + (_draw_curves(report, compared, folder, title) if compared.labelled else [])
     save_sharpness(compared.database.output.relaxed, folder / "sharpness.png", title=report.title)
     pictures.append("sharpness.png")
-    if compared.labelled and len(compared.database.labels) >= _LEAST_MAP_CODES:
+    if compared.labelled and len(compared.database.entries) >= _LEAST_MAP_CODES:
         _draw_map(compared, folder / "tsne.png", f"{report.title}, {title}", report.bits)
         pictures.append("tsne.png")
     _draw_results(compared, report.bits, index, folder / "results.png")
@@ -104,7 +104,7 @@ def _draw_curves(report: Report, compared: Comparison, folder: Path, title: str)
         x="recall",
         y="precision",
     )
-    cut_offs = np.unique(np.geomspace(1, min(1000, len(compared.database.labels)), 30).astype(np.int64))
+    cut_offs = np.unique(np.geomspace(1, min(1000, len(compared.database.entries)), 30).astype(np.int64))
     save_lines(
         {
             name: (cut_offs, np.array([precision_at(counts.total, counts.relevant, n).mean() for n in cut_offs]))
@@ -139,8 +139,7 @@ def _draw_map(compared: Comparison, path: Path, title: str, bits: int) -> None:
     # Slow to import, and only needed here.
     from sklearn.manifold import TSNE
 
-    labels = compared.database.labels
-    groups = labels if labels.ndim == 1 else labels.argmax(axis=1)
+    groups = compared.database.first_labels
     rows = np.linspace(0, len(groups) - 1, min(_MAP_CODES, len(groups))).astype(np.int64)
     bit_NB = unpack_bits(next(iter(compared.codes.values())).database[rows], bits).astype(np.float32)
     # Equal codes would overlap and hide their number.
@@ -168,8 +167,7 @@ def _tiles(side: Side, rows: list[int], classes: list[str], distances: list[int]
     images = dict(zip(ascending.tolist(), read_images(side.entries.take(ascending)), strict=True))
     tiles = []
     for place, row in enumerate(rows):
-        label = side.labels[row]
-        name = classes[label] if side.labels.ndim == 1 else ", ".join(classes[c] for c in np.flatnonzero(label))
+        name = ", ".join(classes[label] for label in side.labels_of(row))
         data = images[row]
         caption = name if distances is None else f"{distances[place]}: {name}"
         tiles.append(Tile(data if isinstance(data, bytes) else None, caption))

@@ -22,7 +22,7 @@ from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.networks.backbone import Backbone, first_words, probe
 from hashlight.encoders.networks.compat import load_torchvision
 from hashlight.encoders.networks.packages import import_package
-from hashlight.encoders.networks.sources.hub import not_to_be_had
+from hashlight.encoders.networks.sources.hub import from_hub, not_to_be_had
 from hashlight.encoders.networks.sources.texts import TokenizedTower
 from hashlight.encoders.networks.weights import load_weights
 
@@ -125,7 +125,8 @@ def build(what: str, weights: str | None) -> Backbone:
     # `pretrained_text` would download the weights of a text tower that are then replaced.
     options = {"pretrained_text": False, "load_weights": weights is None}
     try:
-        model = open_clip.create_model(model_name, pretrained=(tag or None) if weights is None else None, **options)
+        pretrained = (tag or None) if weights is None else None
+        model = from_hub(lambda: open_clip.create_model(model_name, pretrained=pretrained, **options))
         config = open_clip.get_model_config(model_name)
     except Exception as error:  # Of the hub's client, of the HTTP client, or RuntimeError.
         if is_local or weights is not None:

@@ -14,7 +14,7 @@ from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.networks.backbone import Backbone, probe
 from hashlight.encoders.networks.compat import load_torchvision
 from hashlight.encoders.networks.packages import import_package
-from hashlight.encoders.networks.sources.hub import not_to_be_had
+from hashlight.encoders.networks.sources.hub import from_hub, not_to_be_had
 from hashlight.encoders.networks.weights import load_weights
 
 
@@ -59,8 +59,11 @@ def _backbone(name: str, network: nn.Module, rule: Preprocessing, feature_dim: i
 
 
 def _network(timm: Any, what: str, *, pretrained: bool) -> Any:
-    try:
+    def create() -> Any:
         return timm.create_model(what, pretrained=pretrained, num_classes=0)
+
+    try:
+        return from_hub(create) if pretrained else create()
     except Exception as error:  # Of the hub's client, of the HTTP client, or timm's own RuntimeError.
         if not pretrained:
             raise EncoderError(f"timm cannot build {what}: {error}") from error

@@ -19,7 +19,7 @@ from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.networks.backbone import Backbone, first_words, probe
 from hashlight.encoders.networks.compat import load_torchvision
 from hashlight.encoders.networks.packages import import_package
-from hashlight.encoders.networks.sources.hub import not_to_be_had
+from hashlight.encoders.networks.sources.hub import from_hub, not_to_be_had
 from hashlight.encoders.networks.sources.texts import TokenizedTower
 from hashlight.encoders.networks.weights import load_weights
 
@@ -93,13 +93,16 @@ def build(what: str, weights: str | None) -> Backbone:
     """Return a model with the weights of its repository, or those of a file; see `Source`."""
     name = f"hf:{what}"
     transformers = _transformers(name)
-    try:
+
+    def load() -> tuple[Any, Any, Any]:
         config = transformers.AutoConfig.from_pretrained(what)
         processor = transformers.AutoImageProcessor.from_pretrained(what)
         if weights is None:
-            model = transformers.AutoModel.from_pretrained(what, dtype=torch.float32)
-        else:
-            model = transformers.AutoModel.from_config(config)
+            return config, processor, transformers.AutoModel.from_pretrained(what, dtype=torch.float32)
+        return config, processor, transformers.AutoModel.from_config(config)
+
+    try:
+        config, processor, model = from_hub(load)
     except Exception as error:  # Of the hub's client, of the HTTP client, OSError or ValueError.
         if Path(what).is_dir():
             raise EncoderError(f"transformers cannot build {name}: {first_words(error)}") from error
@@ -139,7 +142,7 @@ def _text_tower(transformers: Any, model: Any, config: Any, what: str) -> TextTo
     if not hasattr(model, "text_model"):
         return None
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(what)
+        tokenizer = from_hub(lambda: transformers.AutoTokenizer.from_pretrained(what))
         kept = tokenizer.backend_tokenizer.to_str().encode()
     except Exception as error:  # Of the hub's client, OSError, ValueError, or AttributeError of one in Python.
         logger.warning("hf:%s will take no texts, because its tokenizer cannot be kept: %s", what, first_words(error))

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from hashlight.pipelines.cli.console import key_value_table, out, spinner
-from hashlight.pipelines.cli.options import EncoderOption, IndexOption, refuse_missing
+from hashlight.pipelines.cli.options import CorpusNames, EncoderOption, IndexOption, refuse_missing
 
 
 def evaluate(
+    *,
     encoder: EncoderOption,
     database: Annotated[str, typer.Option(help="Corpus to rank, with labels or without.", callback=refuse_missing)],
     output: Annotated[str, typer.Option("--output", help="Folder for the report, or s3://.")],
@@ -30,11 +31,13 @@ def evaluate(
         typer.Option(help="Methods on features to compare with; by default itq, where it fits, and lsh."),
     ] = None,
     index: IndexOption = "auto",
+    names: CorpusNames,
 ) -> None:
     """Measure how well an encoder retrieves: images with the query's label, if there are labels, and its neighbours."""
     from hashlight.engine.places.opening import open_place
     from hashlight.pipelines.evaluation.evaluate import evaluate_encoder
 
+    options = names.parsed()
     with spinner("loading") as say:
         report = evaluate_encoder(
             encoder,
@@ -44,6 +47,7 @@ def evaluate(
             train=train,
             baselines=baseline,
             index=index,
+            options=options,
             progress=say,
         )
     rows = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.errors import EncoderError
 from hashlight.encoders.networks.backbones import build_backbone, rebuild_backbone
 from hashlight.encoders.networks.compat import load_torchvision
+from hashlight.encoders.networks.sources import hub
 from hashlight.encoders.packing import unpack_bits
 from hashlight.encoders.training.train import TrainConfig, train
 from tests.encoders.test_encoder import IMAGES
@@ -322,6 +324,49 @@ def test_hf_clip(transformers, tmp_path):
         pooled = torch.cat([model.text_model(row).pooler_output for row in rows])
         embedding = model.text_projection(pooled)
     same_texts(encoder, embedding / embedding.norm(dim=-1, keepdim=True), tmp_path)
+
+
+@pytest.fixture
+def silent_hub(monkeypatch):
+    """The hub's client may go to the network, where nobody answers."""
+    constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub comes with the extras")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:{1}".format(*silent.getsockname()))
+        yield constants
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(timm, silent_hub, monkeypatch):
+    """Its client would try for half a minute: it is not called again."""
+    offline, create = [], timm.create_model
+
+    def create_model(*args, **options):
+        offline.append(silent_hub.HF_HUB_OFFLINE)
+        return create(*args, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    for told in ("127.0.0.1:[0-9]+ (did not answer|cannot be reached)", "127.0.0.1:9 cannot be reached"):
+        with pytest.raises(EncoderError, match=rf"timm/test_vit.r160_in1k.*HF_HOME.*{told}.*`weights`"):
+            build_backbone("timm:test_vit.r160_in1k")
+        silent_hub.ENDPOINT = "http://127.0.0.1:9"
+    assert offline == [True, True]
+
+
+def test_what_is_in_the_cache_needs_no_hub(transformers, silent_hub, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    repository = tmp_path / "models--someone--tiny-clip"
+    folder = repository / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    written(clip_of(transformers), folder, image_processor_type="CLIPImageProcessor", size={"shortest_edge": 28})
+    tokenizer_in(transformers, folder)
+    monkeypatch.setattr(silent_hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "_refuse_silent", lambda endpoint: pytest.fail(f"{endpoint} was asked"))
+    backbone = build_backbone("hf:someone/tiny-clip")
+    assert backbone.text is not None
+    assert not silent_hub.HF_HUB_OFFLINE
 
 
 def test_a_network_that_is_trained_no_longer_takes_texts(transformers, tmp_path):

@@ -5,7 +5,7 @@ import sys
 
 SCRIPT = """
 import numpy as np
-from hashlight.engine.indexes.histogram import distance_histogram, graded_histogram
+from hashlight.engine.indexes.histogram import LabelSets, distance_histogram, graded_histogram
 from hashlight.engine.indexes.multi_index.index import MultiIndex
 from hashlight.engine.indexes import warmup
 from hashlight.engine.indexes.scan import ScanIndex
@@ -33,7 +33,7 @@ for words in (1, 2, 3):
                 index.range_search(some, 30, 7, **given)
 labels = np.zeros(9, np.int64)
 distance_histogram(queries, queries, query_labels=labels, code_labels=labels, bits=bits)
-several = rng.random((9, 70)) < 0.5
+several = LabelSets(np.arange(10), rng.integers(70, size=9))
 graded_histogram(queries, queries, query_labels=several, code_labels=several, bits=bits)
 parent = np.arange(9)
 join_edges(parent, np.zeros(9, np.int64), rng.integers(9, size=5), rng.integers(9, size=5))

@@ -38,7 +38,7 @@ PLACES = {
     "export": {"collection", "target"},
     "search": {"collection", "image", "vector", "codes", "output", "encoder", "save"},
     "dedup": {"collection", "output"},
-    "evaluate": {"encoder", "database", "queries", "output", "train"},
+    "evaluate": {"encoder", "database", "queries", "output", "train", "join"},
     "info": {"collection"},
     "count": {"collection"},
     "facets": {"collection"},

@@ -95,6 +95,21 @@ def files_of(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_clusters_have_the_uris_that_the_collection_has(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr(dedup, "_URIS_AT_ONCE", 100)
+    codes, ids = rows
+    attributes = {"label": ids % 7, "uri": [None if id_ % 5 == 0 else f"a/{id_}.png" for id_ in ids.tolist()]}
+    Collection.create(tmp_path / "c", codes, ids=ids, bits=BITS, shards=3, attributes=attributes)
+    find_duplicates(tmp_path / "c", tmp_path / "d", radius=RADIUS)
+    check(tmp_path / "d", rows)
+    found = pq.read_table(tmp_path / "d" / "clusters.parquet")
+    assert found.schema.names == ["cluster", "id", "representative", "pairs", "uri"]
+    assert found["uri"].to_pylist() == [None if id_ % 5 == 0 else f"a/{id_}.png" for id_ in found["id"].to_pylist()]
+    Collection.create(tmp_path / "one", codes[-1:], ids=ids[-1:], bits=BITS, attributes={"uri": ["x"]})
+    find_duplicates(tmp_path / "one", tmp_path / "nothing", radius=0)
+    assert pq.read_table(tmp_path / "nothing" / "clusters.parquet").schema.names == found.schema.names
+
+
 @pytest.mark.parametrize(("shards", "tables"), [(1, True), (3, True), (2, False)])
 def test_pairs_and_clusters_equal_the_oracle(tmp_path, rows, shards, tables):
     codes, ids = rows

@@ -9,11 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import sparse
+from typer.testing import CliRunner
 
 from hashlight.encoders.encoder import EncoderOutput, HashEncoder
 from hashlight.encoders.metrics import mean_average_precision, ndcg
 from hashlight.encoders.packing import pack_bits
 from hashlight.encoders.training.train import TrainConfig, train
+from hashlight.pipelines.cli.main import app
 from hashlight.pipelines.evaluation import label_free, measure
 from hashlight.pipelines.evaluation.evaluate import BASELINES, evaluate_encoder
 from hashlight.pipelines.evaluation.label_free import ATTACKS
@@ -119,12 +122,48 @@ def test_a_baseline_that_cannot_give_the_bits_is_left_out_or_refused(tmp_path, c
         evaluate_encoder(tmp_path / "encoder", **asked, baselines=["itq"])
 
 
+def test_columns_are_named_as_for_training(tmp_path, corpus, encoder):
+    table = pq.read_table(corpus).rename_columns({"label": "genre"})
+    pq.write_table(table, tmp_path / "named.parquet")
+    command = ["evaluate", "--encoder", encoder, "--database", tmp_path / "named.parquet", "--baseline", "lsh"]
+    maps = []
+    for place, more in (("without", []), ("with", ["--label-column", "genre", "--kind", "parquet"])):
+        asked = [*command, "--output", tmp_path / place, *more]
+        result = CliRunner().invoke(app, [str(word) for word in asked])
+        assert result.exit_code == 0, result.output
+        maps.append(json.loads((tmp_path / place / "report.json").read_text())["methods"])
+    plain = evaluate_encoder(encoder, database=corpus, output=tmp_path / "plain", baselines=["lsh"])
+    assert maps[0] == {}
+    assert maps[1]["hashnet"]["map_all"] == plain.methods["hashnet"].map_all
+    result = CliRunner().invoke(app, [str(word) for word in [*asked, "--keep", "colour"]])
+    assert (result.exit_code, "no column ['colour']" in result.output) == (1, True)
+
+
+def several(labels):
+    return sparse.csr_array(labels)
+
+
+def test_memory_grows_with_the_labels_of_images_and_not_with_the_names_of_labels():
+    """As a dense matrix these would be 20 GB."""
+    rng = np.random.default_rng(3)
+    codes = oracles.clustered_codes(rng, 2000, 16)
+    names = rng.choice(10**7, 40, replace=False)
+    lists = [rng.choice(40, 3, replace=False) for _ in codes]
+    parts = np.ones(6000, np.bool_), (np.repeat(np.arange(2000), 3), names[np.concatenate(lists)])
+    labels = sparse.csr_array(parts, shape=(2000, 10**7))
+    got = count_distances(codes[:9], codes, labels[:9], labels, 16)
+    shared = np.array([[len(np.intersect1d(one, other)) for other in lists] for one in lists[:9]])
+    assert got.graded.shape == (9, 17, 4)
+    for level in range(4):
+        assert (got.graded[:, :, level] == oracles.distance_histograms(codes[:9], codes, shared == level, 16)[1]).all()
+
+
 @pytest.mark.parametrize("bits", [12, 64, 100])
 def test_shared_labels_are_counted_as_the_oracle_counts_them(bits):
     rng = np.random.default_rng(bits)
     codes, queries = oracles.clustered_codes(rng, 80, bits), oracles.clustered_codes(rng, 9, bits)
     labels, query_labels = rng.random((80, 5)) < 0.4, rng.random((9, 5)) < 0.4
-    got = count_distances(queries, codes, query_labels, labels, bits)
+    got = count_distances(queries, codes, several(query_labels), several(labels), bits)
     shared = query_labels.astype(int) @ labels.T.astype(int)
     total, relevant = oracles.distance_histograms(queries, codes, shared > 0, bits)
     assert (got.total == total).all()
@@ -152,7 +191,7 @@ def test_many_labels_are_counted_as_the_oracle_counts_them():
     rng = np.random.default_rng(0)
     codes = oracles.clustered_codes(rng, 50, 16)
     labels = rng.random((50, 130)) < 0.3
-    got = count_distances(codes[:7], codes, labels[:7], labels, 16)
+    got = count_distances(codes[:7], codes, several(labels[:7]), several(labels), 16)
     shared = labels[:7].astype(int) @ labels.T.astype(int)
     for level in range(got.graded.shape[2]):
         expected = oracles.distance_histograms(codes[:7], codes, shared == level, 16)[1]
@@ -221,7 +260,7 @@ def test_graded_relevance_is_what_a_loop_over_the_ranking_gives():
     rng = np.random.default_rng(5)
     levels = list(range(11))
     labels, query_labels = rng.random((11, 4)) < 0.5, rng.random((2, 4)) < 0.7
-    histograms = count_distances(thermometer([0, 12]), thermometer(levels), query_labels, labels, 12)
+    histograms = count_distances(thermometer([0, 12]), thermometer(levels), several(query_labels), several(labels), 12)
     report = method_report(histograms, thermometer(levels), 12)
     expected = []
     for query_level, wanted in zip([0, 12], query_labels, strict=True):
