@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import hashlight
+from hashlight.engine.errors import IncompleteError
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.protocol.wire import Request
 from hashlight.engine.service.routing.router import ClusterRouter
@@ -194,6 +195,18 @@ def test_failures_are_counted_too(cluster, corpus):
     told = values(render(metrics).decode())
     assert told["hashlight_shard_requests_total", "count", "error"] == 1
     assert told["hashlight_shard_draining",] == 1
+
+
+def test_refusals_are_counted_too(cluster, corpus):
+    servers, router = cluster
+    metrics = ShardMetrics(servers[0].stats)
+    servers[0].observe_by(metrics.observe)
+    servers[0].drop(router._view.map.manifest)
+    with pytest.raises(IncompleteError, match="does not have these shards"):
+        router.search(corpus.queries[:1], 3, allow_partial=False, timeout_s=20)
+    told = values(render(metrics).decode())
+    assert told["hashlight_shard_requests_total", "search", "refused"] == 1
+    assert (told["hashlight_shard_served_versions",], told["hashlight_shard_open_shards",]) == (0, 0)
 
 
 def test_the_age_of_the_map_is_since_it_was_last_read(corpus):
