@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hashlight.engine.collection.collection import Collection
@@ -48,6 +48,7 @@ FLOATS = st.floats(-(2.0**120), 2.0**120, width=32, allow_subnormal=False)
 
 
 @settings(deadline=None)
+@example([single(0x3F808000), single(0x3F818000), single(0xBF808000), single(0xBF818000)])  # in the middle of two
 @given(st.lists(FLOATS, min_size=1, max_size=8))
 def test_bfloat16_is_the_nearest_that_single_precision_has(values):
     kept = Features.of(np.array([values], np.float32), "bfloat16")[:]
@@ -60,6 +61,7 @@ def test_int8_is_within_half_a_step_of_what_was_given(values):
     row = np.array([values], np.float32)
     kept = Features.of(row, "int8")
     (step,) = struct.unpack("<f", kept.packed[0, :4].tobytes())
+    assert not int.from_bytes(kept.packed[0, :4].tobytes(), "little") % 2**7, "17 significant bits"
     largest = max(abs(Fraction(value)) for value in values)
     least = Fraction(2) ** -126
     assert Fraction(step) == least or largest / 127 * (1 - Fraction(1, 2**20)) <= step <= largest / 127 * (

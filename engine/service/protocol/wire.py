@@ -66,6 +66,7 @@ _NO_LIMIT = -1
 _BEFORE_ALL = (-1, -1)
 _EXPLAIN = 1
 _WITH_CONTEXT = 5  # the first protocol that has it
+_WITH_SINGLE = 5  # and features of float32
 
 
 class ProtocolError(HashlightError):
@@ -383,20 +384,31 @@ def decode_codes(body: memoryview) -> tuple[IdArray, CodeArray]:
     return ids, codes.astype(np.uint64, copy=False).reshape(rows, words)
 
 
-def encode_features(ids: IdArray, features_MF: FeatureValues) -> bytes:
-    """Return the features of the ids that a server has."""
-    size = features_MF.itemsize
-    return b"".join([_COUNTS.pack(*features_MF.shape, size), _raw(ids, "<i8"), _raw(features_MF, f"<f{size}")])
+def encode_features(ids: IdArray, features_MF: FeatureValues, protocol: int = PROTOCOL) -> bytes:
+    """Return the features of the ids that a server has.
+
+    Raises
+    ------
+    ProtocolError
+        If they are float32, which routers of protocol 4 would take for float16.
+    """
+    is_single = features_MF.dtype == np.float32
+    if is_single and protocol < _WITH_SINGLE:
+        raise ProtocolError(
+            f"features are kept as bfloat16 or int8, unknown to routers of protocol {protocol}: replace the router"
+        )
+    kind = "<f4" if is_single else "<f2"
+    return b"".join([_COUNTS.pack(*features_MF.shape, is_single), _raw(ids, "<i8"), _raw(features_MF, kind)])
 
 
 def decode_features(body: memoryview) -> tuple[IdArray, FeatureValues]:
     """Undo `encode_features`; ProtocolError if it is something else."""
     rows, width, rest = _shape(body)
-    _, _, size = _COUNTS.unpack_from(body)
-    if size not in (2, 4):
-        raise ProtocolError(f"expected features of 2 or 4 bytes a number, got {size}")
+    _, _, is_single = _COUNTS.unpack_from(body)
+    if is_single not in (0, 1):
+        raise ProtocolError(f"expected features of float16 (0) or float32 (1), got {is_single}")
     ids, rest = _take(rest, "<i8", rows)
-    features, _ = _take(rest, f"<f{size}", rows * width)
+    features, _ = _take(rest, "<f4" if is_single else "<f2", rows * width)
     return ids, features.reshape(rows, width)
 
 

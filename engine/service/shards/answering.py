@@ -40,7 +40,7 @@ def answer(collection: Collection, request: Request) -> bytes:
             return _thumbnails(collection, request.ids)
         case Kind.FEATURES:
             held = _held(collection, request.ids)
-            return encode_features(held, collection.features_of(held))
+            return encode_features(held, collection.features_of(held), request.protocol)
         case Kind.CODES:
             held = _held(collection, request.ids)
             return encode_codes(held, collection.codes_of(held))
