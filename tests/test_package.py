@@ -186,6 +186,7 @@ VERBS = {
     "train": (["--input", ".", "--output", "e"], None, "cpu"),
     "encode": (["--input", ".", "--encoder", ".", "--output", "c"], None, "cpu"),
     "serve": (["c"], "uvicorn", "serve"),
+    "gateway": (["--shards", "dns:///shard:1", "--groups", "1"], "prometheus_client", "serve"),
     "evaluate": (["--encoder", ".", "--database", ".", "--queries", ".", "--output", "r"], None, "cpu"),
     "demo": ([], None, "cpu"),
 }
