@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlight.engine.client.queries import Code, Picture, QueryInput
-from hashlight.engine.features import FeatureValues
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.query import Query
 
 if TYPE_CHECKING:
     from hashlight.engine.collection.rerank import Order, Rerank
+    from hashlight.engine.features import FeatureValues
 
 
 def _new_key() -> str:

@@ -43,7 +43,6 @@ from hashlight.engine.client.queries import (
 )
 from hashlight.engine.client.results import Cursor, Items, Page, SearchResponse, ValueCounts
 from hashlight.engine.collection.rerank import Order, Rerank, check_order
-from hashlight.engine.features import FeatureValues
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.tokens import check_unicode
 from hashlight.engine.query import Query
@@ -51,6 +50,7 @@ from hashlight.engine.query import Query
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from hashlight.engine.features import FeatureValues
     from hashlight.engine.service.asking.encoding import Encoder
     from hashlight.engine.service.asking.searcher import Searcher
 
