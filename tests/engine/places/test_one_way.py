@@ -7,8 +7,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 CLIENTS = {"obstore", "boto3", "botocore", "fsspec", "s3fs", "gcsfs", "adlfs", "pyarrow.fs"}
-# The encoders import nothing from the engine; calibration measures the disk itself; a log is appended to.
-OWN_FSYNC = {"encoders/encoder.py", "engine/writing/log.py", "pipelines/capacity/calibrate.py"}
+# The encoders import nothing from the engine; calibration and the doctor measure the disk; a log is appended to.
+OWN_FSYNC = {
+    "encoders/encoder.py",
+    "engine/writing/log.py",
+    "pipelines/capacity/calibrate.py",
+    "pipelines/doctor/disks.py",
+}
 
 
 def files_elsewhere():
