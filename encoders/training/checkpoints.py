@@ -15,7 +15,7 @@ import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -29,12 +29,55 @@ LOG_FILE = "training.jsonl"
 CHECKPOINT_S = 60.0
 
 
+class Found(Protocol):
+    """A file that was found."""
+
+    @property
+    def data(self) -> bytes:
+        """What is in it."""
+
+
+class Files(Protocol):
+    """Where a run keeps its files, on this machine or elsewhere."""
+
+    def path(self, name: str, /) -> str:
+        """Return a file's name for messages."""
+
+    def find(self, name: str, /) -> Found | None:
+        """Read a file; None if it does not exist."""
+
+    def put(self, name: str, data: bytes, /) -> None:
+        """Write a file in one step."""
+
+
+class _Read(NamedTuple):
+    data: bytes
+
+
+class _Folder:
+    """A local folder as `Files`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> str:
+        return str(self._folder / name)
+
+    def find(self, name: str) -> _Read | None:
+        path = self._folder / name
+        return _Read(path.read_bytes()) if path.is_file() else None
+
+    def put(self, name: str, data: bytes) -> None:
+        write_whole(self._folder / name, data)
+
+
 class TrainingFolder:
     """Stores a run's state; without a folder it keeps only the history.
 
     Parameters
     ----------
-    folder : Path or None
+    folder : Path, Files or None
     run : mapping
         What identifies the run, as JSON: settings, supervision and number of images. A run resumes only from a
         checkpoint with the same identity. The pixels of the images and the contents of a weight file are not compared:
@@ -46,13 +89,11 @@ class TrainingFolder:
         The lines of the log.
     """
 
-    def __init__(self, folder: Path | None, run: Mapping[str, Any]):
+    def __init__(self, folder: Path | Files | None, run: Mapping[str, Any]):
         self.history: list[dict[str, Any]] = []
-        self._folder = folder
+        self._files: Files | None = _Folder(folder) if isinstance(folder, Path) else folder
         self._run = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
         self._saved_at = time.monotonic()
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> dict[str, Any] | None:
         """Return the state to resume from, or None at the start of a run.
@@ -62,11 +103,11 @@ class TrainingFolder:
         EncoderError
             If the checkpoint is damaged or belongs to another run.
         """
-        path = None if self._folder is None else self._folder / CHECKPOINT_FILE
-        if path is None or not path.is_file():
+        if self._files is None or (found := self._files.find(CHECKPOINT_FILE)) is None:
             return None
+        path = self._files.path(CHECKPOINT_FILE)
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(found.data), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as exc:
             raise EncoderError(
                 f"{path} is not a readable checkpoint ({' '.join(str(exc).split())[:200]}): delete it to start over"
@@ -81,20 +122,20 @@ class TrainingFolder:
 
     def due(self) -> bool:
         """Whether it is time for another checkpoint."""
-        return self._folder is not None and time.monotonic() - self._saved_at >= CHECKPOINT_S
+        return self._files is not None and time.monotonic() - self._saved_at >= CHECKPOINT_S
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint."""
-        if self._folder is None:
+        if self._files is None:
             return
         buffer = io.BytesIO()
         torch.save({**state, "run": self._run, "history": self.history}, buffer)
-        write_whole(self._folder / CHECKPOINT_FILE, buffer.getvalue())
+        self._files.put(CHECKPOINT_FILE, buffer.getvalue())
         self._saved_at = time.monotonic()
 
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to the log and rewrite the file, so that an epoch that is run again has only one line."""
         self.history.append(line)
-        if self._folder is not None:
+        if self._files is not None:
             text = "".join(json.dumps(entry) + "\n" for entry in self.history)
-            write_whole(self._folder / LOG_FILE, text.encode())
+            self._files.put(LOG_FILE, text.encode())

@@ -34,7 +34,7 @@ from hashlight.encoders.networks.backbones import SMALL_CNN, build_backbone
 from hashlight.encoders.networks.model import HashModel
 from hashlight.encoders.networks.stages import stages_of
 from hashlight.encoders.runtimes.threads import usable_threads
-from hashlight.encoders.training.checkpoints import TrainingFolder
+from hashlight.encoders.training.checkpoints import Files, TrainingFolder
 from hashlight.encoders.training.fitting import exported, with_hasher
 from hashlight.encoders.training.loop import HASHING, WARM_UP, Loop, LoopSettings, Outcome, Phase, Progress
 from hashlight.encoders.training.schedules import FINAL_BETAS, SCHEDULES
@@ -217,7 +217,7 @@ def train(
     *,
     pairs: PairList | None = None,
     views: bool = False,
-    folder: Path | None = None,
+    folder: Path | Files | None = None,
     progress: Callable[[Progress], None] | None = None,
     workers: Workers = ALONE,
 ) -> HashEncoder:
@@ -235,7 +235,7 @@ def train(
         Instead of labels: only these pairs count in the loss.
     views : bool
         Instead of labels: two augmented views of an image are similar, so the encoder learns to find copies.
-    folder : Path, optional
+    folder : Path or Files, optional
         Where the run keeps its checkpoint and log (`encoders.training.checkpoints`). A run that finds the checkpoint of
         an interrupted one resumes from it, to the same weights.
     progress : callable, optional

@@ -274,7 +274,7 @@ class JobFolder:
         self.place.put(name, (json.dumps(document, indent=1) + "\n").encode())
 
 
-def private_folder(output: Place, job: str) -> str | Path:
+def private_folder(output: Place, job: str, *, shared: bool = False) -> str | Path:
     """Return where a job keeps what it has done until its output is there: beside it, or on this machine for a bucket.
 
     Parameters
@@ -282,8 +282,10 @@ def private_folder(output: Place, job: str) -> str | Path:
     output : Place
     job : str
         What the job is called there, such as "training".
+    shared : bool
+        Whether processes of other machines write there: then it is beside the output in a bucket, too.
     """
-    if output.local:
+    if output.local or shared:
         location, name = split_name(output.location)
         return open_place(location).location_of(f".{name}.{job}")
     digest = hashlib.sha256(output.location.encode()).hexdigest()[:32]

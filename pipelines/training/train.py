@@ -83,8 +83,8 @@ def train_on(
     """Train an encoder and save it.
 
     While it runs, a folder beside `output`, `.NAME.training`, keeps its checkpoint and log; for an `output` in a bucket
-    it is a folder of the user's cache. The same call after an interruption resumes from there. The log of a finished
-    training, `training.jsonl`, is in `output`.
+    it is a folder of the user's cache, unless there are `workers`, which may run elsewhere. The same call after an
+    interruption resumes from there. The log of a finished training, `training.jsonl`, is in `output`.
 
     Parameters
     ----------
@@ -98,7 +98,8 @@ def train_on(
         Train on Ray, in this many processes that share every batch (`pipelines.training.workers`); in this process if
         left out.
     address : str, optional
-        Address of a Ray cluster for the workers. `output` must then be on storage that its machines share.
+        Address of a Ray cluster for the workers. `output` must then be on storage that its machines share, or in a
+        bucket.
     progress : callable, optional
         Called after every step with (step of this phase, steps of this phase, `encoders.training.train.Progress`).
 
@@ -111,7 +112,7 @@ def train_on(
     """
     place = check_output(output, overwrite=overwrite, workers=workers, address=address)
     report = None if progress is None else (lambda state: progress(state.step, state.steps, state))
-    job = JobFolder(_folder_of(place, address), TRAINING)
+    job = JobFolder(private_folder(place, "training", shared=workers is not None), TRAINING)
     with job.place.lock():
         if overwrite:
             job.clear()
@@ -158,16 +159,6 @@ def check_weights(weights: str | None) -> None:
         raise PipelineError(f"there are no weights at {weights}: expected a file of this machine")
 
 
-def _folder_of(output: Place, address: str | None) -> str | Path:
-    """Return the folder of a training's checkpoint: beside the encoder, or on this machine if that is in a bucket."""
-    if not output.local and address is not None:
-        raise PipelineError(
-            f"the workers of a cluster need a folder for checkpoints that they share, got {output}: choose an --output "
-            "on storage that all machines mount"
-        )
-    return private_folder(output, "training")
-
-
 def _identity(material: Material, config: TrainConfig) -> dict[str, Any]:
     """Return what the weights depend on, except labels and pairs, which are compared with the checkpoint."""
     return {
@@ -202,8 +193,7 @@ def _train(
     report: Callable[[Progress], None] | None,
 ) -> HashEncoder:
     """Train in this process or several; a training that fails before its first checkpoint leaves nothing."""
-    folder = job.place.local
-    assert folder is not None, "checkpoints are kept on this machine"
+    folder = job.place
     try:
         if workers is None:
             images = _prepared(material, config, output)

@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.training.train import Progress, TrainConfig, train
 from hashlight.encoders.training.workers import Workers
+from hashlight.engine.places.place import Place
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.jobs.nodes import look, refuse_unshared
 from hashlight.pipelines.jobs.session import ray_session
@@ -37,7 +37,7 @@ def train_with_workers(
     config: TrainConfig,
     *,
     workers: int,
-    folder: Path,
+    folder: Place,
     address: str | None = None,
     progress: Callable[[Progress], None] | None = None,
     **supervision: Any,
@@ -51,8 +51,8 @@ def train_with_workers(
     config : TrainConfig
         `batch_size` is that of all workers together.
     workers : int
-    folder : Path
-        Folder of the checkpoint, on storage that all machines share.
+    folder : Place
+        Folder of the checkpoint, on storage that all machines share, or in a bucket.
     address : str, optional
         Address of a Ray cluster; a new session on this machine if left out.
     progress : callable, optional
@@ -72,7 +72,7 @@ def train_with_workers(
 
         _refuse_too_many(workers, config.device)
         weights = [str(config.weights)] if config.weights else []
-        refuse_unshared([look("--weights", weights[0], weights)] if weights else [], {"--output": str(folder)})
+        refuse_unshared([look("--weights", weights[0], weights)] if weights else [], {"--output": folder.location})
         board = ray.remote(num_cpus=0)(_Board).remote()
         job = {
             "board": board,
@@ -126,6 +126,8 @@ def _trainer(job: dict[str, Any], workers: int) -> Any:
     # Workers stay in the driver's folder, so that a relative path of weights means the same there as here.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
+    from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -136,7 +138,9 @@ def _trainer(job: dict[str, Any], workers: int) -> Any:
         train_loop_config=job,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=job["config"].device == "cuda"),
         run_config=RunConfig(
-            storage_path=str(job["folder"] / "ray"),
+            # The checkpoint is not Ray's, which has nothing to store: its mark need not be seen by other machines.
+            storage_path="/hashlight",
+            storage_filesystem=PyFileSystem(FSSpecHandler(MemoryFileSystem())),
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=MAX_LOSSES, controller_failure_limit=MAX_LOSSES
             ),

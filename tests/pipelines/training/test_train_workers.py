@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from hashlight.encoders.encoder import HashEncoder
 from hashlight.encoders.training.train import TrainConfig
 from hashlight.pipelines.cli.main import app
+from hashlight.pipelines.codes.encoder import load_encoder
 from hashlight.pipelines.corpora.fashion_mnist import as_corpus
 from hashlight.pipelines.jobs.errors import PipelineError
 from hashlight.pipelines.training.train import train_encoder
@@ -124,6 +125,29 @@ def test_an_interrupted_run_resumes(images, tmp_path, two_workers):
     encoder = train_encoder(images, tmp_path / "encoder", CONFIG, workers=2, progress=lambda *s: steps.append(s[0]))
     assert steps[0] > 1
     assert encoder.fingerprint == two_workers[0].fingerprint
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_train_into_a_bucket(images, tmp_path, two_workers, bucket, monkeypatch):
+    """The checkpoint is there, too, where any machine resumes from it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def interrupt(step, steps, state):
+        if (state.phase, step) == ("hashing", 5):
+            raise KeyboardInterrupt
+
+    output, steps = bucket.uri("some/encoder"), []
+    with pytest.raises(KeyboardInterrupt):
+        train_encoder(images, output, CONFIG, workers=2, address="auto", progress=interrupt)
+    kept = {f"some/.encoder.training/{name}" for name in ("checkpoint.pt", "job.json", "training.jsonl")}
+    assert set(bucket.keys()) - {"some/.encoder.training/.lock"} == kept
+    encoder = train_encoder(
+        images, output, CONFIG, workers=2, address="auto", progress=lambda *state: steps.append(state[0])
+    )
+    assert steps[0] > 1
+    assert encoder.fingerprint == load_encoder(output).fingerprint == two_workers[0].fingerprint
+    assert {key.rpartition("/")[0] for key in bucket.keys("")} == {"some/encoder"}
+    assert not list(tmp_path.glob("hashlight/training"))
 
 
 @pytest.mark.slow
