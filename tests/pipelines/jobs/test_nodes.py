@@ -7,8 +7,12 @@ import re
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from hashlight.engine.collection.collection import Collection
 from hashlight.pipelines.jobs.nodes import Node, Seen, look, probe_places
 
 
@@ -45,6 +49,26 @@ def can_mount():
 @pytest.mark.skipif(not can_mount(), reason="a node with a disk of its own takes the right to mount one")
 def test_disks_that_are_not_shared_are_refused(corpus, encoder, codes, collection, scratch):
     run("disks_that_are_not_shared", corpus, encoder, codes, collection, scratch)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason="a node with a disk of its own takes the right to mount one")
+def test_every_job_goes_from_bucket_to_bucket_on_a_node_with_a_disk_of_its_own(
+    corpus, encoder, codes, bucket, tmp_path_factory
+):
+    bucket.put("corpus.parquet", corpus.read_bytes())
+    for file in encoder.iterdir():
+        bucket.put(f"encoder/{file.name}", file.read_bytes())
+    run("bucket_to_bucket", bucket.uri("{}"), tmp_path_factory.getbasetemp())
+    opened = Collection.open(bucket.uri("c"), verify=True)
+    expected = pa.concat_tables(map(pq.read_table, codes.glob("parts/*.parquet"))).sort_by("id")
+    assert opened.get(expected["id"].to_numpy())["code"].to_pylist() == expected["code"].to_pylist()
+    found = pq.read_table(pa.BufferReader(bucket.get("found.parquet"))).sort_by("query")
+    codes_NW = np.frombuffer(b"".join(expected["code"].to_pylist()), np.uint64).reshape(300, 1)
+    nearest_NN = np.sort(np.bitwise_count(codes_NW ^ codes_NW.T), axis=1)
+    assert sorted(found["distances"].to_pylist()) == sorted(nearest_NN[:, :3].tolist())
+    pairs = sum(len(pq.read_table(pa.BufferReader(bucket.get(key)))) for key in bucket.keys("pairs/pairs/"))
+    assert pairs == (np.count_nonzero(nearest_NN <= 6) - 300) // 2 > 0
 
 
 @pytest.fixture

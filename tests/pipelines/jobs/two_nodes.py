@@ -17,6 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from hashlight.pipelines.building.build import build_collection
+from hashlight.pipelines.dedup.dedup import find_duplicates
 from hashlight.pipelines.encoding.encode import encode_corpus
 from hashlight.pipelines.jobs import chaos
 from hashlight.pipelines.jobs.errors import PipelineError
@@ -94,6 +95,18 @@ def disks_that_are_not_shared(corpus, encoder, codes, collection, scratch):
             assert re.search(rf"\([0-9a-f]{{6}}\) does not see {option} {re.escape(str(shared))}", said), said
             assert "mount at the same path, or a bucket" in said
             assert not list((scratch / "codes").glob("parts/*"))
+
+
+def bucket_to_bucket(there, hidden):
+    """Only the second node works; of the driver's disk it sees nothing. `there` is a URI with a place for the name."""
+    names = ("corpus.parquet", "encoder", "codes", "c", "found.parquet", "pairs")
+    corpus, encoder, codes, collection, found, pairs = map(there.format, names)
+    mount = ("unshare", "--mount", "sh", "-c", f"mount -t tmpfs none '{hidden}' && exec \"$@\"", "sh")
+    with cluster(num_cpus=0) as nodes, another_node(nodes.address, *mount):
+        assert encode_corpus(corpus, encoder, codes, unit_images=100).codes == 300
+        assert build_collection(codes, collection, shards=2).added == 300
+        assert search_codes(collection, codes, found, k=3).queries == 300
+        assert find_duplicates(collection, pairs, radius=6).codes == 300
 
 
 @contextlib.contextmanager
