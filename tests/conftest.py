@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import os
 import uuid
+import warnings
 from dataclasses import asdict
 
 # Before anything loads BLAS or torch: the tests run in several processes, whose threads would wait for each other.
@@ -46,20 +48,24 @@ def ray_session(s3_credentials):
 
     # The workers' default niceness, 15, lets other work on the machine starve them.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    for attempts_left in reversed(range(10)):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=2,
-                include_dashboard=False,
-                object_store_memory=100_000_000,
-                log_to_driver=False,
-            )
-            break
-        except Exception as error:  # Ray gives its processes 30 seconds to start, which a busy machine exceeds
-            ray.shutdown()
-            if "timed out during startup" not in str(error) or not attempts_left:
-                raise
+    with warnings.catch_warnings():
+        # Nobody waits for the processes of an attempt that failed: they end with this one.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for attempts_left in reversed(range(10)):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=2,
+                    include_dashboard=False,
+                    object_store_memory=100_000_000,
+                    log_to_driver=False,
+                )
+                break
+            except Exception as error:  # Ray gives its processes 30 seconds to start, which a busy machine exceeds
+                ray.shutdown()
+                if "timed out during startup" not in str(error) or not attempts_left:
+                    raise
+        gc.collect()
     yield
     ray.shutdown()
 
