@@ -95,6 +95,13 @@ def test_a_version_that_cannot_be_served_can_be_seen(searcher):
         assert "hashlight_pending_attempts 3.0" in httpx.get(f"{url}/metrics").text
 
 
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self):
+        return self.now_s
+
+
 class Held(CollectionSearcher):
     """A searcher whose radius searches wait until the test lets them go."""
 
@@ -111,9 +118,10 @@ class Held(CollectionSearcher):
 
 @contextlib.contextmanager
 def held_server(collection):
-    """A server with one radius search in progress: its searcher, what was sent the signal, its URL, the search."""
+    """A server with one radius search in progress: its searcher, the server, its thread, the search, and its clock."""
     searcher = Held(collection)
-    server = HttpServer(create_app(searcher), Address(port=0), delay_s=0.5)
+    server = HttpServer(create_app(searcher), Address(port=0))
+    server._drain._clock = clock = Clock()
     thread = threading.Thread(target=server.run)
     thread.start()
     answers = []
@@ -123,7 +131,7 @@ def held_server(collection):
     asking.start()
     try:
         assert searcher.arrived.acquire(timeout=240)
-        yield searcher, server, thread, asking, answers
+        yield searcher, server, thread, asking, answers, clock
     finally:
         searcher.open.set()
         server.stop()
@@ -132,7 +140,7 @@ def held_server(collection):
 
 
 def test_on_sigterm_a_server_stops_being_ready_and_answers_until_it_closes(collection):
-    with held_server(collection) as (searcher, server, thread, asking, answers):
+    with held_server(collection) as (searcher, server, thread, asking, answers, clock):
         assert httpx.get(f"{server.url}/health/ready").status_code == 200
         server._server.handle_exit(signal.SIGTERM, None)
         answer = httpx.get(f"{server.url}/health/ready")
@@ -145,6 +153,7 @@ def test_on_sigterm_a_server_stops_being_ready_and_answers_until_it_closes(colle
         searcher.open.set()
         asking.join()
         assert answers[0].status_code == 200
+        clock.now_s += DELAY_S
         eventually(lambda: not thread.is_alive())
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/health/live")
@@ -152,7 +161,7 @@ def test_on_sigterm_a_server_stops_being_ready_and_answers_until_it_closes(colle
 
 @pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
 def test_an_impatient_signal_closes_the_socket_and_finishes_what_is_in_progress(collection, signals):
-    with held_server(collection) as (searcher, server, thread, asking, answers):
+    with held_server(collection) as (searcher, server, thread, asking, answers, _):
         for number in signals:
             server._server.handle_exit(number, None)
 
@@ -167,13 +176,6 @@ def test_an_impatient_signal_closes_the_socket_and_finishes_what_is_in_progress(
         asking.join()
         assert answers[0].status_code == 200
         eventually(lambda: not thread.is_alive())
-
-
-class Clock:
-    now_s = 1000.0
-
-    def __call__(self):
-        return self.now_s
 
 
 def test_a_drain_lets_requests_arrive_for_a_while_and_then_gives_them_time_to_end():
