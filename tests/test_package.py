@@ -244,7 +244,7 @@ def test_the_base_installs_nothing_heavy_and_works(base, tmp_path):
     assert told.returncode == 1
     assert told.stderr == (
         "error: `hashlight train` needs Pillow, which is not installed: pip install 'hashlight[cpu]' or "
-        "pip install 'hashlight[gpu]'\n"
+        "pip install 'hashlight[gpu]' or pip install 'hashlight[onnxruntime]'\n"
     )
 
 
