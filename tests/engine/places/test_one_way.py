@@ -7,6 +7,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 CLIENTS = {"obstore", "boto3", "botocore", "fsspec", "s3fs", "gcsfs", "adlfs", "pyarrow.fs"}
+# Ray Train wants a store for results that are not used: it is given one in memory.
+OWN_STORES = {
+    "pipelines/training/workers.py": [
+        "fsspec.implementations.memory",
+        "fsspec.implementations.memory.MemoryFileSystem",
+        "pyarrow.fs",
+    ]
+}
 # The encoders import nothing from the engine; calibration and the doctor measure the disk; a log is appended to.
 OWN_FSYNC = {
     "encoders/encoder.py",
@@ -41,7 +49,7 @@ def test_only_places_talk_to_stores():
         for name, tree in files_elsewhere()
         if (modules := {m for m in imported(tree) if m in CLIENTS or m.partition(".")[0] in CLIENTS})
     }
-    assert found == {}
+    assert found == OWN_STORES
 
 
 def test_only_places_fsync():

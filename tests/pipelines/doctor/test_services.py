@@ -136,7 +136,7 @@ def test_a_gateway_that_is_not_ready(folder, monkeypatch):
     def refuse():
         raise NotReadyError("no shard server answers")
 
-    monkeypatch.setattr(searcher, "ready", refuse)
+    monkeypatch.setattr(searcher, "reachable", refuse)
     with serving.running(create_app(searcher)) as url:
         findings = ask(url)
     assert states(findings) == ["ok", "problem", "ok"]

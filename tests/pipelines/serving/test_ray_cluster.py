@@ -186,7 +186,8 @@ def test_a_cluster_that_has_no_room_leaves_nothing_reserved(own, ray_session, mo
     monkeypatch.setattr(ray_cluster, "PLACED_S", 5.0)
     with pytest.raises(PipelineError, match="add nodes, or serve fewer groups or replicas"):
         RayServers(own.path, groups=2, replicas=1, cpus=0.75 * free)
-    eventually(lambda: ray.available_resources()["CPU"] == pytest.approx(free))
+    # More, if servers of the test before were still ending when this one began.
+    eventually(lambda: ray.available_resources()["CPU"] > free - 0.01)
 
 
 def test_a_collection_in_a_bucket_is_served(bucket, ray_session):
