@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 # Each commit is a version that all servers open: some tens of milliseconds of writes are one.
 GATHER_S = 0.05
-FIND_S = 60.0  # for servers of all groups to be found when a gateway starts; those of any group are enough then
+FIND_S = 60.0  # for servers that were started here to be found; those of any group are enough then
 
 
 @contextlib.contextmanager
@@ -78,12 +78,14 @@ def cluster_app(
     `shard_servers`, too. The other arguments are those of `found_app`.
     """
     encoder_of(Collection.open(path), more.get("encoder"))  # before anything is started
-    with (
-        servers as cluster,
-        contextlib.closing(Finder(cluster.source, security=cluster.security)) as finder,
-        found_app(path, address, keys, finder, poll_s=poll_s, scale=cluster.scale, **more) as app,
-    ):
-        yield app
+    metrics: Metrics = more.setdefault("metrics", Metrics())
+    with servers as cluster, contextlib.closing(Finder(cluster.source, security=cluster.security)) as finder:
+        finder.wait(FIND_S)
+        with (
+            routing(finder, poll_s=poll_s, observe=metrics.observe) as router,
+            found_app(path, address, keys, finder, router, scale=cluster.scale, **more) as app,
+        ):
+            yield app
 
 
 @contextlib.contextmanager
@@ -92,6 +94,7 @@ def found_app(
     address: Address,
     keys: Keys,
     finder: Finder,
+    router: ClusterRouter,
     *,
     encoder: str | Path | None = None,
     limits: Limits | None = None,
@@ -99,19 +102,16 @@ def found_app(
     writable: bool = False,
     write_log: Path | None = None,
     metrics: Metrics | None = None,
-    poll_s: float = LOOK_S,
     scale: Callable[[int], None] | None = None,
 ) -> Iterator[FastAPI]:
-    """Yield the application that answers through a router over the shard servers that are found.
+    """Yield the application that answers through a router over the shard servers that are found; see `routing`.
 
     Parameters
     ----------
     path : str, Path or None
         The collection, which is needed for its encoder and for writes alone.
-    finder : Finder
+    finder, router
         Not closed here.
-    poll_s : float
-        Between looks for servers and versions.
     scale : callable, optional
         Sets the number of replicas of every group.
     address, keys, encoder, limits, image_hosts, writable, write_log, metrics
@@ -119,16 +119,11 @@ def found_app(
 
     Raises
     ------
-    NotReadyError, NoShardError
-        If no server is found within a minute.
     EncoderMismatchError
         If `encoder` is not the one that made the codes.
     """
     image_encoder = None if path is None else encoder_of(Collection.open(path), encoder)
-    metrics = metrics or Metrics()
-    finder.wait(FIND_S)
     with contextlib.ExitStack() as stack:
-        router = stack.enter_context(routing(finder, poll_s=poll_s, observe=metrics.observe))
         committer = None
         if writable:
             assert path is not None, "what is written is named"
@@ -148,7 +143,9 @@ def found_app(
 
 
 @contextlib.contextmanager
-def routing(finder: Finder, *, poll_s: float = LOOK_S, observe: Observer | None = None) -> Iterator[ClusterRouter]:
+def routing(
+    finder: Finder, *, poll_s: float = LOOK_S, patient: bool = False, observe: Observer | None = None
+) -> Iterator[ClusterRouter]:
     """Yield a router over the shard servers that are found, which follows their versions and addresses.
 
     Parameters
@@ -157,10 +154,10 @@ def routing(finder: Finder, *, poll_s: float = LOOK_S, observe: Observer | None 
         Not closed here.
     poll_s : float
         Between looks.
-    observe : callable, optional
-        As in `ClusterRouter`.
+    patient, observe
+        As in `ClusterRouter`, which has the errors, too.
     """
-    router = ClusterRouter(finder.map, security=finder.security, refresh_s=poll_s, observe=observe)
+    router = ClusterRouter(finder.map, security=finder.security, refresh_s=poll_s, patient=patient, observe=observe)
     with contextlib.closing(router):
         yield router
 

@@ -81,12 +81,11 @@ def test_the_units_commands_make_a_cluster(machine, ports):
     here, codes = machine
     first, *others = under_systemd()
     gateway, *servers = [f"{next(iter(process.hosts))}:{ports['9090']}" for process in (first, *others)]
-    running = [start(process.words, here) for process in others]
+    front = start(first.words, here)
+    running = [front]
     try:
-        # systemd starts a gateway again that has found no server; here it starts when there are some.
-        for address in servers:
-            wait_for(lambda address=address: status(address, "/health/ready") == 200)
-        running.append(start(first.words, here))
+        wait_for(lambda: status(gateway, "/health/ready") == 503)
+        running = [*(start(process.words, here) for process in others), front]
         for address in (gateway, *servers):
             wait_for(lambda address=address: status(address, "/health/complete") == 200)
             assert status(address, "/health/live") == status(address, "/health/ready") == 200

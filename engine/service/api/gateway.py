@@ -361,8 +361,9 @@ class Gateway:
 
     def note_state(self) -> None:
         """Update the metrics of what is served, of the version that cannot be, and of the write log."""
-        pending, version = self._pending(), self.searcher.version
+        pending, version = self._pending(), 0
         try:
+            version = self.searcher.version
             self._note_missing(self.searcher.reachable())
         except NotReadyError:
             self.metrics.coverage.set(0.0)

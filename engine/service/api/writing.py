@@ -16,7 +16,7 @@ from fastapi import Request, Response
 from numpy.typing import NDArray
 from starlette.types import Message, Receive
 
-from hashlight.engine.errors import DeadlineExceededError, HashlightError
+from hashlight.engine.errors import DeadlineExceededError, HashlightError, NotReadyError
 from hashlight.engine.service.api import bodies, changes, schemas
 from hashlight.engine.service.api.gateway import Gateway, json_response
 from hashlight.engine.service.asking.encoding import Encoded
@@ -166,9 +166,15 @@ class _Commit:
         version = made.version if store.commits_first else None
         if self._wait is not None:
             version = await asyncio.wrap_future(await asyncio.to_thread(store.visible, made))
-            while self._gateway.searcher.version < version:
+            while not self._is_served(version):
                 await asyncio.sleep(_LOOK_S)
         return json_response({"version": version, "sequence": made.number, **_counts(write, made.deleted)})
+
+    def _is_served(self, version: int) -> bool:
+        try:
+            return self._gateway.searcher.version >= version
+        except NotReadyError:  # the write is made, whether there are shard servers or not
+            return False
 
 
 def _counts(write: Change, deleted: int | None) -> dict[str, int | None]:

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hashlight.engine.collection.writing.compaction import Compaction, merge_group
@@ -46,8 +46,9 @@ class Compactor:
     location : str or Path
         Of the collection. What is worth merging in the version that is live now waits for the next one: a collection
         that nobody writes is left as it was built.
-    least : int
-        Shards that should be left, as in `groups_to_merge`.
+    least : callable
+        Returns how many shards should be left, as in `groups_to_merge`; 0 as long as that is not known, and then
+        nothing is merged.
     metrics : Metrics, optional
         Where to count.
     ending : Event, optional
@@ -60,7 +61,7 @@ class Compactor:
         self,
         location: str | Path,
         *,
-        least: int = 1,
+        least: Callable[[], int] = lambda: 1,
         metrics: Metrics | None = None,
         ending: threading.Event | None = None,
         clock: Clock = time.monotonic,
@@ -111,7 +112,10 @@ class Compactor:
         live = read_current(self._place)
         if live.file_name == self._seen:
             return None
-        groups = groups_to_merge(live.shards, least=self._least)
+        least = self._least()
+        if least == 0:
+            return None
+        groups = groups_to_merge(live.shards, least=least)
         if not groups:
             self._seen = live.file_name
             return None
@@ -137,7 +141,7 @@ class Compactor:
 def compacting(
     location: str | Path,
     *,
-    least: int = 1,
+    least: Callable[[], int] = lambda: 1,
     metrics: Metrics | None = None,
 ) -> Iterator[None]:
     """Compact a collection in a thread of its own as long as this context is open; see `Compactor`.

@@ -63,6 +63,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
 REFRESH_S = 0.5  # between reads of the directory
+_FIRST_PAUSE_S = 0.1  # the same, twice as long each time, until every group has had a server
 CONNECT_S = 10.0
 READY_S = 10.0
 _PROMPT_S = 1.0  # for a test search, if any group answers by then
@@ -113,13 +114,16 @@ class ClusterRouter(Searcher):
         Between calls of `directory`, if not half a second.
     connect_s : float
         How long to wait for the servers of a new map; later ones are used as soon as they connect.
+    patient : bool
+        Begin without servers: whatever is asked raises `NotReadyError` until the directory, which is read in the
+        background at once and again and again, names some.
     observe : callable, optional
         Called with the name of a stage ("fan_out", "shard", "merge") and its seconds.
 
     Raises
     ------
     NoShardError
-        If no server can be reached.
+        If no server can be reached, unless `patient`.
     """
 
     def __init__(
@@ -130,6 +134,7 @@ class ClusterRouter(Searcher):
         timeout_s: float = TIMEOUT_S,
         refresh_s: float | None = None,
         connect_s: float = CONNECT_S,
+        patient: bool = False,
         observe: Observer | None = None,
     ) -> None:
         self.budget = HedgeBudget()
@@ -151,11 +156,11 @@ class ClusterRouter(Searcher):
         self._looks_begun = self._looks_ended = 0
         self._asks_in_vain = False
         self._closed = threading.Event()
-        self._view = self._open_view(self._directory())
-        if not any(replica.connected for replica in self._replicas.values()):
-            reasons = {replica.address: replica.reason for replica in self._replicas.values()}
-            self.close()
-            raise NoShardError(f"no shard server can be reached: {'; '.join(reasons.values())}", missing=reasons)
+        self._opened: _View | None = None  # None until there are servers
+        if patient:
+            self._stale.set()
+        else:
+            self._open_first()
         self._threads = [
             threading.Thread(target=work, name=f"hashlight-router-{work.__name__}", daemon=True)
             for work in (self._keep_watch, self._keep_renewing)
@@ -165,6 +170,8 @@ class ClusterRouter(Searcher):
 
     def __repr__(self) -> str:
         """Show the collection and its servers."""
+        if self._opened is None:
+            return "ClusterRouter(no shard servers yet)"
         return f"ClusterRouter(version {self.version}, {len(self._view.replicas)} groups, {self.stats()['replicas']})"
 
     @property
@@ -308,20 +315,21 @@ class ClusterRouter(Searcher):
 
     def stats(self) -> dict[str, Any]:
         """Return statistics for operators: queries, calls, hedges, retries, and the state of every replica."""
-        view = self._view
+        view = self._opened
+        groups = () if view is None else view.replicas
         opened = sum(replica.breakers_opened for replica in self._all_replicas())
         return {
-            "version": view.map.version,
+            "version": None if view is None else view.map.version,
             "queries": self._queries,
             "calls": self.budget.calls,
             "hedges": self.budget.hedges,
             "retries": self._retries,
             "breakers_opened": self._breakers_opened + opened,
-            "groups": len(view.replicas),
+            "groups": len(groups),
             "map_age_s": time.monotonic() - self._read_s,
             "replicas": [
                 {"group": number, "address": replica.address, "state": replica.state, "under_way": replica.load}
-                for number, replicas in enumerate(view.replicas)
+                for number, replicas in enumerate(groups)
                 for replica in replicas
             ],
         }
@@ -332,20 +340,20 @@ class ClusterRouter(Searcher):
         Queries in progress finish on the version they started with.
         """
         with self._renewing:
-            before = self._view.map
+            before = None if self._opened is None else self._opened.map
             with self._changed:
                 self._looks_begun += 1
             try:
                 fresh = self._directory()
                 self._read_s = time.monotonic()
                 if fresh != before:
-                    self._view = self._open_view(fresh)
+                    self._opened = self._open_view(fresh)
                     self._retire()
             finally:
                 with self._changed:
                     self._looks_ended += 1
                     self._changed.notify_all()
-            return fresh.manifest != before.manifest
+            return before is None or fresh.manifest != before.manifest
 
     def hurry(self) -> None:
         """Have the directory read at once."""
@@ -357,6 +365,13 @@ class ClusterRouter(Searcher):
         self._on_change()
         for replica in self._all_replicas():
             replica.close()
+
+    @property
+    def _view(self) -> _View:
+        """What is served; NotReadyError, which does not give addresses away, before there are servers."""
+        if self._opened is None:
+            raise NotReadyError("no shard server has been found yet: this server goes on looking, its log has more")
+        return self._opened
 
     def _all_replicas(self) -> list[Replica]:
         return [*self._replicas.values(), *(replica for _, replica in self._retired)]
@@ -512,6 +527,14 @@ class ClusterRouter(Searcher):
             raise DeadlineExceededError(f"no time is left: `timeout_s` is {timeout_s:g}")
         return time.monotonic() + timeout_s
 
+    def _open_first(self) -> None:
+        """Connect to the servers that there are; NoShardError if none can be reached."""
+        self._opened = self._open_view(self._directory())
+        if not any(replica.connected for replica in self._replicas.values()):
+            reasons = {replica.address: replica.reason for replica in self._replicas.values()}
+            self.close()
+            raise NoShardError(f"no shard server can be reached: {'; '.join(reasons.values())}", missing=reasons)
+
     def _open_view(self, fresh: ClusterMap) -> _View:
         """Connect to the new servers of a map, and wait a limited time for one of each group.
 
@@ -556,8 +579,11 @@ class ClusterRouter(Searcher):
                 replica.check()
 
     def _keep_renewing(self) -> None:
+        usual_s = self._refresh_s or REFRESH_S
+        pause_s = min(_FIRST_PAUSE_S, usual_s)
         while not self._closed.is_set():
-            self._stale.wait(self._refresh_s or REFRESH_S)
+            pause_s = usual_s if self._is_whole() else min(2 * pause_s, usual_s)
+            self._stale.wait(pause_s)
             self._stale.clear()
             if self._closed.wait(PING_S / 10):
                 return
@@ -566,10 +592,22 @@ class ClusterRouter(Searcher):
                 with self._renewing:
                     self._retire()
                 self._asks_in_vain = False
-            except Exception:  # whatever a directory may raise, the known map still works
+            except Exception as error:  # whatever a directory may raise, the known map still works
                 if not self._asks_in_vain:
-                    logger.warning("the directory cannot be read: continuing with the known map", exc_info=True)
+                    self._note_failure(error)
                 self._asks_in_vain = True
+
+    def _is_whole(self) -> bool:
+        """Whether every group has a server."""
+        return self._opened is not None and all(group.replicas for group in self._opened.map.groups)
+
+    def _note_failure(self, error: Exception) -> None:
+        if self._opened is not None:
+            logger.warning("the directory cannot be read: continuing with the known map", exc_info=True)
+        elif isinstance(error, NotReadyError):
+            logger.warning("nothing can be answered yet: %s", error)
+        else:
+            logger.warning("nothing can be answered yet: the directory cannot be read", exc_info=True)
 
 
 def _coverage(whole: ClusterMap, parts: Sequence[Part], *, allow_partial: bool) -> Coverage:

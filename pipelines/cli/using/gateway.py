@@ -96,8 +96,8 @@ def gateway(
 ) -> None:
     """Answer over HTTP from shard servers that run already; any number of gateways may stand before the same ones.
 
-    Each asks the servers what they have, and serves the newest version that every group has. The token of the shard
-    servers is HASHLIGHT_SHARD_TOKEN.
+    Each asks the servers what they have, and serves the newest version that every group has. Until any is found it is
+    not ready, and goes on looking. The token of the shard servers is HASHLIGHT_SHARD_TOKEN.
     """
     finding.check()
     access.check()
@@ -110,7 +110,7 @@ def gateway(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
         stack.enter_context(observing.watching("hashlight-gateway"))
-        with spinner("finding shard servers"):
+        with spinner("opening"):
             server = stack.enter_context(
                 _open_gateway(collection, finding, listening, encoder, access, requests, upkeep, shard_tls, observing)
             )
@@ -155,7 +155,7 @@ def _open_gateway(
     from hashlight.engine.service.door.keys import Keys
     from hashlight.engine.service.door.listener import watching
     from hashlight.engine.service.telemetry.metrics import Metrics
-    from hashlight.pipelines.serving.cluster import found_app
+    from hashlight.pipelines.serving.cluster import found_app, routing
     from hashlight.pipelines.serving.serve import bind, name_of, watched
 
     address = Address(
@@ -166,23 +166,24 @@ def _open_gateway(
     check_exposure(address, keys, insecure=access.insecure)
     with contextlib.ExitStack() as stack:
         finder = stack.enter_context(_finder(collection, finding.source(), shard_tls))
+        router = stack.enter_context(routing(finder, poll_s=finding.poll, patient=True, observe=metrics.observe))
         app = stack.enter_context(
             found_app(
                 collection,
                 address,
                 keys,
                 finder,
+                router,
                 encoder=encoder,
                 limits=requests.limits(),
                 image_hosts=requests.image_host or (),
                 writable=access.writable,
                 write_log=upkeep.write_log,
                 metrics=metrics,
-                poll_s=finding.poll,
             )
         )
         if collection is not None and access.writable and upkeep.compact:
-            stack.enter_context(compacting(collection, least=finder.num_groups, metrics=metrics))
+            stack.enter_context(compacting(collection, least=lambda: finder.num_groups, metrics=metrics))
         name = "collection" if collection is None else name_of(collection)
         server = bind(
             {name: app}, address, keys, insecure=access.insecure, slow_query_s=requests.slow_query,

@@ -288,7 +288,7 @@ def _open_server(
             if access.writable and upkeep.compact:
                 from hashlight.engine.service.control.compacting import compacting
 
-                stack.enter_context(compacting(place, least=shard_servers.groups or 1, metrics=metrics))
+                stack.enter_context(compacting(place, least=lambda: shard_servers.groups or 1, metrics=metrics))
         server = bind(
             apps, address, keys, insecure=access.insecure, slow_query_s=requests.slow_query,
             delay_s=listening.drain_delay,

@@ -95,7 +95,7 @@ def test_as_many_shards_are_left_as_share_the_rows(built):
     assert groups_to_merge(shards, least=12) == []
     few = [*shards, *(ShardSpec(f"few {number}", 10, {}, (0, 1)) for number in range(4))]
     assert [len(group) for group in groups_to_merge(few, least=12)] == [4]
-    compactor = Compactor(built.path, least=5)
+    compactor = Compactor(built.path, least=lambda: 5)
     add(built, 200, 240)
     while compactor.look() is not None:
         pass

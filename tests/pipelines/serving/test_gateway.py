@@ -25,16 +25,21 @@ TOKEN = "a token of these tests"
 GROUPS = 2
 
 
-def start(verb, *arguments):
+def start(verb, *arguments, stderr=None):
     """Start a command; return the process, and the address that its first line ends in."""
     command = [sys.executable, "-P", "-m", "hashlight", verb, *map(str, arguments)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, TOKEN_VARIABLE: TOKEN}, stdin=subprocess.DEVNULL
-    )
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, stdin=subprocess.DEVNULL,
+        env={**os.environ, TOKEN_VARIABLE: TOKEN},
+    )  # fmt: skip
     line = process.stdout.readline()
     found = re.search(r" at (\S+)$", line)
     assert found, line
     return process, found[1]
+
+
+def status(url, health):
+    return httpx.get(f"{url}/health/{health}", timeout=60).status_code
 
 
 def end(process, number=signal.SIGTERM):
@@ -74,7 +79,10 @@ class Deployment:
         fresh.replace(self.map)
 
     def gateway(self, *more, port=0):
-        return start("gateway", "--map", self.map, "--poll", 0.2, "--port", port, "--drain-delay", 0.5, *more)
+        """Start a gateway, and wait until it has found all servers."""
+        process, url = start("gateway", "--map", self.map, "--poll", 0.2, "--port", port, "--drain-delay", 0.5, *more)
+        eventually(lambda: status(url, "complete") == 200)
+        return process, url
 
     def tell(self, place, action="offers"):
         return control(self.servers[place][1], action, Security(token=TOKEN), timeout_s=60)
@@ -197,24 +205,64 @@ def test_a_server_that_is_told_to_end_answers_for_a_while(own, deployment):
 def test_a_gateway_is_not_ready_once_it_is_told_to_end_but_answers(own, deployment):
     process, url = start("gateway", "--map", deployment.map, "--port", 0, "--drain-delay", 30)
     try:
-        assert httpx.get(f"{url}/health/ready").status_code == 200
-        assert httpx.get(f"{url}/health/complete").status_code == 200
+        eventually(lambda: status(url, "complete") == 200)
+        assert status(url, "ready") == 200
         process.send_signal(signal.SIGTERM)
-        eventually(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+        eventually(lambda: status(url, "ready") == 503)
         body = {"queries": [{"code": "0" * 18}], "k": 1}
         assert httpx.post(f"{url}/v1/search", json=body).status_code == 200
     finally:
         assert end(process) == 0  # a second signal does not wait
 
 
-def test_a_wrong_token_is_refused(deployment, monkeypatch):
-    from hashlight.pipelines.serving import cluster
+def test_a_gateway_listens_before_there_are_servers_and_finds_them(own, tmp_path):
+    later = Deployment(own.path, tmp_path)
+    later.list()
+    process, url = start(
+        "gateway",
+        own.path,
+        "--writable",
+        "--map",
+        later.map,
+        "--poll",
+        0.2,
+        "--port",
+        0,
+        "--write-log",
+        tmp_path / "log",
+    )
+    try:
+        with hashlight.SearchClient(url, timeout_s=60, max_retries=0) as client:
+            for health, expected in (("live", 200), ("ready", 503), ("complete", 503)):
+                assert status(url, health) == expected
+            for ask in (client.describe, lambda: client.search(own.queries, 10), lambda: client.get(int(own.ids[0]))):
+                with pytest.raises(hashlight.NotReadyError, match="no shard server has been found yet"):
+                    ask()
+            told = httpx.get(f"{url}/metrics", timeout=60).text
+            assert "hashlight_coverage_ratio 0.0" in told
+            assert "hashlight_router_groups 0.0" in told
+            assert httpx.get(url, timeout=60).status_code == 200, "its page"
+            client.delete([10**7])
+            later.start((1, 0), (2, 0))
+            eventually(lambda: status(url, "complete") == 200)
+            assert ids_of(client, own) == nearest(own)
+            assert end(process) == 0
+    finally:
+        kill(process)
+        for server, _ in later.servers.values():
+            kill(server)
 
-    monkeypatch.setattr(cluster, "FIND_S", 0.5)
-    monkeypatch.setenv(TOKEN_VARIABLE, "another")
-    result = run("gateway", "--map", deployment.map, "--port", 0)
-    assert result.exit_code == 1
-    assert "requires a token" in result.output
+
+def test_a_wrong_token_is_told_in_the_log(deployment, monkeypatch, tmp_path):
+    monkeypatch.setattr(f"{__name__}.TOKEN", "another")
+    with open(tmp_path / "log", "wb") as log:
+        process, url = start("gateway", "--map", deployment.map, "--port", 0, stderr=log)
+    try:
+        eventually(lambda: "requires a token" in (tmp_path / "log").read_text())
+        assert status(url, "ready") == 503
+        assert "127.0.0.1" not in httpx.get(f"{url}/health/ready", timeout=60).text
+    finally:
+        kill(process)
 
 
 @pytest.mark.parametrize(
