@@ -14,8 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PARTS = ("encoders", "engine", "pipelines")
 TOP = {
-    ".ci", ".dockerignore", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "benchmarks",
-    "constraints.txt", "deploy", "docs", "encoders", "engine", "hashlight", "pipelines", "pyproject.toml", "tests",
+    ".ci", ".dockerignore", ".gitignore", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile",
+    "README.md", "SECURITY.md", "benchmarks", "constraints.txt", "deploy", "docs", "encoders", "engine", "hashlight",
+    "mkdocs.yml", "pipelines", "pyproject.toml", "tests",
 }  # fmt: skip
 MAX_FILES, MAX_LINES, MAX_ARGUMENTS = 12, 60, 12
 

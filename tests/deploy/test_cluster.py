@@ -123,11 +123,11 @@ def test_texts_of_the_units_become_those_of_this_machine(machine, ports):
 
 
 def test_the_lines_of_the_page_give_an_answer(tmp_path):
-    """The block of docs/deploying.md runs as it stands, but for its ports."""
+    """The first block of docs/deploying.md runs as it stands, but for its ports."""
     bash = shutil.which("bash")
     if bash is None or shutil.which("curl") is None or shutil.which("openssl") is None:
         pytest.skip("bash, curl or openssl is not installed: Debian's packages of these names have them")
-    [block] = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "deploying.md").read_text(), flags=re.DOTALL)
+    block, *_ = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "deploying.md").read_text(), flags=re.DOTALL)
     named = sorted(set(re.findall(r"(?<=[: ])(?:8000|88\d\d|909\d)\b", block)))
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in named]
