@@ -1,8 +1,8 @@
 """A process that writes to a collection, or reads it, until a time has passed, and logs what it was told.
 
-Run as `python -m tests.engine.living.processes ROLE NUMBER LOCATION SECONDS LOG`. A writer has ids of its own, and
-some that it shares with others. Each row has a stamp that no other row has, as its attribute; a write is logged before
-it begins, and again with its version when it is acknowledged.
+Run as `python -m tests.engine.living.processes ROLE NUMBER LOCATION SECONDS STEPS LOG`. A writer has ids of its own,
+and some that it shares with others. Each row has a stamp that no other row has, as its attribute; a write is logged
+before it begins, and again with its version when it is acknowledged.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ def read(location, log):
     log.write(read=opened.version, commit=opened.manifest.commit, rows=sorted(rows.items()))
 
 
-def main(role, number, location, seconds, path):
+def main(role, number, location, seconds, least, path):
     log = Log(path)
     writer = Writer(int(number), location, log)
     until = time.monotonic() + float(seconds)
     steps = 0
-    while time.monotonic() < until or steps < 5:
+    while time.monotonic() < until or steps < int(least):
         if role == "write":
             try:
                 writer.step()

@@ -27,8 +27,8 @@ def where(request, tmp_path):
     return bucket.uri("c"), lambda name: bucket.get(f"c/{name}")
 
 
-def run_processes(location, folder, seconds):
-    """Let writers and readers run; return what they have logged."""
+def run_processes(location, folder, seconds, least):
+    """Let writers and readers run for so long, and for so many steps each; return what they have logged."""
     roles = [("write", number) for number in range(1, WRITERS + 1)] + [("read", 90 + n) for n in range(READERS)]
     running = []
     for role, number in roles:
@@ -41,6 +41,7 @@ def run_processes(location, folder, seconds):
             str(number),
             location,
             str(seconds),
+            str(least),
             log,
         ]
         with open(folder / f"{role}-{number}.err", "w") as errors:
@@ -89,11 +90,11 @@ class Replay:
         return self.versions[max(number for number in self.versions if number <= version)]
 
 
-def check_processes(where, tmp_path, seconds):
+def check_processes(where, tmp_path, seconds, least):
     location, read = where
     Collection.create(location, codes_of([0]), ids=np.array([900]), bits=BITS, tables=False,
                       attributes={"stamp": [0]})  # fmt: skip
-    lines = run_processes(location, tmp_path, seconds)
+    lines = run_processes(location, tmp_path, seconds, least)
     written = [line for log in lines for line in log if "version" in line]
     assert not [line for log in lines for line in log if "wrong" in line]
     assert not [line for log in lines for line in log if "no longer be told" in line.get("refused", "")]
@@ -110,12 +111,12 @@ def check_processes(where, tmp_path, seconds):
 
 
 def test_writers_at_once_lose_nothing(where, tmp_path):
-    check_processes(where, tmp_path, 1)
+    check_processes(where, tmp_path, 1, 5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_writers_at_once_lose_nothing_for_long(where, tmp_path):
-    written, seen = check_processes(where, tmp_path, SECONDS)
+    written, seen = check_processes(where, tmp_path, SECONDS, 40)
     assert len(written) > 100
     assert len({line["read"] for line in seen}) > 20
