@@ -90,6 +90,19 @@ def find_rows(ids_N: IdArray, rows_by_id_N: NDArray[np.uint32], ids_M: IdArray) 
     return np.where(ids_N[row_M] == ids_M, row_M, -1)
 
 
+def spread_ids(ids_N: IdArray) -> NDArray[np.uint64]:
+    """Return a number for each id that looks random and is that of no other id (the finaliser of splitmix64).
+
+    The ids of the lowest numbers are a random sample that depends on nothing but which ids there are: the lowest of
+    all are the lowest of those of each part.
+    """
+    mixed_N = np.asarray(ids_N).view(np.uint64) + _SPREAD
+    mixed_N = (mixed_N ^ (mixed_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed_N = (mixed_N ^ (mixed_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    spread_N: NDArray[np.uint64] = mixed_N ^ (mixed_N >> np.uint64(31))
+    return spread_N
+
+
 def find_repeated(ids_N: IdArray) -> IdArray:
     """Return the distinct ids that occur more than once, ascending."""
     if (ids_N[1:] > ids_N[:-1]).all():

@@ -122,6 +122,21 @@ class Facets:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Histogram:
+    """Count the items at each distance from each query."""
+
+    queries: Code | list[QueryInput]
+    filter: str | None
+    parameters: Parameters | None
+    allow_partial: bool
+    timeout_s: float
+
+    def options(self) -> dict[str, Any]:
+        """Return the given options under their names in the HTTP interface."""
+        return {"allow_partial": self.allow_partial, **_where(self.filter, self.parameters)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Scroll:
     """Read a page of items."""
 
@@ -223,7 +238,7 @@ class Delete:
 
 
 Write = Put | Update | Delete
-Call = Search | Encode | Get | Count | Facets | Scroll | Thumbnail | Describe | Ready | Write
+Call = Search | Encode | Get | Count | Facets | Histogram | Scroll | Thumbnail | Describe | Ready | Write
 
 
 def _where(filter: str | None, parameters: Parameters | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from hashlight.engine.client.calls import (
     Encode,
     Facets,
     Get,
+    Histogram,
     Put,
     Ready,
     Scroll,
@@ -295,6 +296,36 @@ class SearchClient:
         call = Facets(column, _unicode(filter), Parameters.of(parameters), limit, self._seconds(timeout_s))
         found: ValueCounts = self._transport.send(call)
         return found
+
+    def histogram(
+        self,
+        queries: Image | int | Code | Sequence[Any] | None = None,
+        *,
+        vector: ArrayLike | None = None,
+        text: str | Sequence[str] | None = None,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        allow_partial: bool = False,
+        timeout_s: float | None = None,
+    ) -> NDArray[np.int64]:
+        """Count how many items lie at each Hamming distance of each query, exactly.
+
+        Parameters
+        ----------
+        queries, vector, text, filter, parameters, timeout_s
+            As in `search`.
+        allow_partial : bool
+            Count in the shards that respond; if not set, a missing shard raises IncompleteError.
+
+        Returns
+        -------
+        ndarray of int64, shape (Q, bits + 1)
+            Items at distance 0, 1, ... and the number of bits.
+        """
+        asked, lists = _asked(queries, vector, text), Parameters.of(parameters)
+        call = Histogram(asked, _unicode(filter), lists, allow_partial, self._seconds(timeout_s))
+        counts: NDArray[np.int64] = self._transport.send(call)
+        return counts
 
     def scroll(
         self,
@@ -636,6 +667,23 @@ class AsyncSearchClient:
         call = Facets(column, _unicode(filter), Parameters.of(parameters), limit, self._seconds(timeout_s))
         found: ValueCounts = await self._transport.send(call)
         return found
+
+    async def histogram(
+        self,
+        queries: Image | int | Code | Sequence[Any] | None = None,
+        *,
+        vector: ArrayLike | None = None,
+        text: str | Sequence[str] | None = None,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        allow_partial: bool = False,
+        timeout_s: float | None = None,
+    ) -> NDArray[np.int64]:
+        """See `SearchClient.histogram`."""
+        asked, lists = _asked(queries, vector, text), Parameters.of(parameters)
+        call = Histogram(asked, _unicode(filter), lists, allow_partial, self._seconds(timeout_s))
+        counts: NDArray[np.int64] = await self._transport.send(call)
+        return counts
 
     async def scroll(
         self,

@@ -27,6 +27,7 @@ from hashlight.engine.client.calls import (
     Encode,
     Facets,
     Get,
+    Histogram,
     Put,
     Ready,
     Scroll,
@@ -152,7 +153,7 @@ class HttpTransport:
         until_s = time.monotonic() + call.timeout_s
         if isinstance(call, Get):
             return _joined([self._send(part, until_s) for part in _parts(call)])
-        if isinstance(call, Search) and has_digits(call.queries):
+        if isinstance(call, Search | Histogram) and has_digits(call.queries):
             bits = self._bits
             if bits is None or not _fits(call, bits):
                 bits = self._bits = _bits_of(self._send(Describe(call.timeout_s), until_s))
@@ -222,7 +223,7 @@ class AsyncHttpTransport:
         until_s = time.monotonic() + call.timeout_s
         if isinstance(call, Get):
             return _joined([await self._send(part, until_s) for part in _parts(call)])
-        if isinstance(call, Search) and has_digits(call.queries):
+        if isinstance(call, Search | Histogram) and has_digits(call.queries):
             bits = self._bits
             if bits is None or not _fits(call, bits):
                 bits = self._bits = _bits_of(await self._send(Describe(call.timeout_s), until_s))
@@ -259,7 +260,7 @@ def _span(call: Call, request: httpx.Request) -> AbstractContextManager[object]:
     return tracing.span(f"hashlight.{type(call).__name__.lower()}", about, kind="CLIENT")
 
 
-def _fits(call: Search, bits: int) -> bool:
+def _fits(call: Search | Histogram, bits: int) -> bool:
     """Return whether all hexadecimal digits are codes of `bits` bits, as the collection had when it was last asked."""
     try:
         with_codes(call.queries, bits)
@@ -395,6 +396,10 @@ def _request(client: _At, call: Call, left_s: float) -> httpx.Request:
         case Count():
             document = {**call.options(), "timeout_ms": timeout_ms}
             return client.build_request("POST", "/v1/count", json=document, timeout=timeout)
+        case Histogram():
+            document = {"queries": [_as_json(query) for query in call.queries], **call.options()}
+            document["timeout_ms"] = timeout_ms
+            return client.build_request("POST", "/v1/histogram", json=document, timeout=timeout)
         case Facets() | Scroll():
             path = "/v1/facets" if isinstance(call, Facets) else "/v1/scroll"
             document = {**call.options(), "timeout_ms": timeout_ms}
@@ -537,6 +542,8 @@ def _parse(call: Call, response: httpx.Response, pictures: Thumbnails) -> Any:
             return Items(_table(response))
         case Count():
             return int(response.json()["count"])
+        case Histogram():
+            return np.array([result["counts"] for result in response.json()["results"]], np.int64)
         case Facets():
             table = _table(response)
             return ValueCounts(table.replace_schema_metadata(None), _frame(table))

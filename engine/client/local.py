@@ -19,6 +19,7 @@ from hashlight.engine.client.calls import (
     Encode,
     Facets,
     Get,
+    Histogram,
     Put,
     Ready,
     Scroll,
@@ -27,9 +28,10 @@ from hashlight.engine.client.calls import (
     Update,
     Write,
 )
-from hashlight.engine.client.queries import Address, Picture, QueryInput, with_codes
+from hashlight.engine.client.queries import Address, Code, Picture, QueryInput, with_codes
 from hashlight.engine.client.results import Items, Page, SearchResponse, ValueCounts, data_uri
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.collection.rerank import Order, Rerank
 from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import EncoderMismatchError, HashlightError
 from hashlight.engine.indexes.warmup import warm
@@ -99,6 +101,8 @@ class LocalTransport:
                 return count
             case Facets():
                 return self._facets(call)
+            case Histogram():
+                return self._histogram(call)
             case Scroll():
                 return self._page(call)
             case Put() | Update() | Delete():
@@ -121,6 +125,18 @@ class LocalTransport:
             call.column, call.filter, call.parameters, limit=call.limit, timeout_s=call.timeout_s
         )
         return ValueCounts(table, {"column": call.column, "version": coverage.version})
+
+    def _histogram(self, call: Histogram) -> NDArray[np.int64]:
+        deadline_s = time.monotonic() + call.timeout_s
+        codes_QW = self._resolve(call.queries, None, None, deadline_s).codes
+        counts_QD, _ = self._searcher.histogram(
+            codes_QW,
+            call.filter,
+            call.parameters,
+            timeout_s=time_left(deadline_s),
+            allow_partial=call.allow_partial,
+        )
+        return counts_QD
 
     def _page(self, call: Scroll) -> Page:
         table, coverage = stored_page(
@@ -174,7 +190,7 @@ class LocalTransport:
 
     def _search(self, call: Search) -> SearchResponse:
         deadline_s = time.monotonic() + call.timeout_s
-        codes, rerank, features = self._resolve(call, deadline_s)
+        codes, rerank, features = self._resolve(call.queries, call.rerank, call.query.k, deadline_s)
         ask = Ask(
             codes=codes,
             query=call.query,
@@ -190,17 +206,19 @@ class LocalTransport:
         table = search_table(found)
         return SearchResponse(table, search_frame(found, timing_ms), self._pictures)
 
-    def _resolve(self, call: Search, deadline_s: float) -> Resolved:
+    def _resolve(
+        self, asked: Code | list[QueryInput], order: Rerank | Order | None, k: int | None, deadline_s: float
+    ) -> Resolved:
         """Return codes, and how their answers are ordered."""
-        queries = with_codes(call.queries, self._searcher.bits)
+        queries = with_codes(asked, self._searcher.bits)
         if isinstance(queries, np.ndarray):
-            check_features_of_code(0, call.rerank)
+            check_features_of_code(0, order)
             return Resolved(queries, None, None)
         for query in queries:
             if isinstance(query, Address):
                 raise ValueError(f"`queries` has {query.url}, which only a gateway fetches: pass the image's bytes")
-        by_kind: Sorted[QueryInput] = sort_queries(queries, bits=self._searcher.bits, asked=call.rerank)
-        rerank = by_kind.order(call.rerank, call.query.k)
+        by_kind: Sorted[QueryInput] = sort_queries(queries, bits=self._searcher.bits, asked=order)
+        rerank = by_kind.order(order, k)
         found: list[tuple[Iterable[int], Encoded]] = []
         if by_kind.images:
             pictures = [image.data for image in by_kind.images.values() if isinstance(image, Picture)]
@@ -214,7 +232,7 @@ class LocalTransport:
             found.append((by_kind.vectors, self._encode_vectors(list(by_kind.vectors.values()))))
         if by_kind.texts:
             found.append((by_kind.texts, self._encode_texts(list(by_kind.texts.values()))))
-        return by_kind.resolve(found, rerank, is_asked=call.rerank is not None)
+        return by_kind.resolve(found, rerank, is_asked=order is not None)
 
     def _encode_texts(self, texts: Sequence[str]) -> Encoded:
         encoder = self._encoder()

@@ -39,7 +39,14 @@ from hashlight.engine.collection.rerank import (
     pool_query,
     rerank_ids,
 )
-from hashlight.engine.collection.rows import by_shard, check_batch_rows, count_values, scan_by_id, take_items
+from hashlight.engine.collection.rows import (
+    by_shard,
+    check_batch_rows,
+    count_values,
+    sample_ids,
+    scan_by_id,
+    take_items,
+)
 from hashlight.engine.collection.shard_set import ShardSet
 from hashlight.engine.collection.verifying.repair import repair as repair_collection
 from hashlight.engine.collection.verifying.report import Report
@@ -53,9 +60,10 @@ from hashlight.engine.features import FeatureKind, FeaturesLike, FeatureValues, 
 from hashlight.engine.filters.filter import Filter
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.indexes.choice import IndexChoice
+from hashlight.engine.indexes.histogram import count_by_distance
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.place import Place
-from hashlight.engine.query import Query
+from hashlight.engine.query import Query, check_threads
 from hashlight.engine.results import Coverage, RangeResult, RerankResult, Result, SearchResult
 from hashlight.engine.storage.columns import item_schema
 from hashlight.engine.storage.copies import root_of
@@ -574,6 +582,83 @@ class Collection(Interchange, Writes):
             part = rerank_ids(features[run], found, stored_of, query.k, metric=rerank.metric)
             ordered.append(part._replace(explain=found.explain))
         return join_reranked(ordered)._replace(coverage=self._shard_set.coverage)
+
+    def histogram(
+        self,
+        codes: CodeArray,
+        *,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        threads: int | None = None,
+    ) -> NDArray[np.int64]:
+        """Count how many items lie at each Hamming distance of each query, exactly.
+
+        It compares every query with every code, at the speed of a scan, whatever index answers searches.
+
+        Parameters
+        ----------
+        codes : ndarray of uint64, shape (Q, W)
+            The queries.
+        filter, parameters, threads
+            As in `search`.
+
+        Returns
+        -------
+        ndarray of int64, shape (Q, bits + 1)
+            Items at distance 0, 1, ... `bits`; each row sums to `count(filter, parameters)`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If codes or filter do not fit the collection.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile
+        >>> codes = np.array([[0b0000], [0b0001], [0b0111]], np.uint64)
+        >>> Collection.create(tempfile.mkdtemp() + "/c", codes, bits=4).histogram(codes[:1]).tolist()
+        [[1, 1, 0, 1, 0]]
+        """
+        check_codes(codes, bits=self.bits, name="codes")
+        query = Query(filter=filter, parameters=Parameters.of(parameters), threads=check_threads(threads))
+        self._check_filter(query.filter, query.parameters)
+        parts = [part.countable(query) for part in self._parts.asked(query) if len(part)]
+        return count_by_distance(parts, codes, bits=self.bits, threads=query.threads)
+
+    def sample(
+        self,
+        count: int,
+        *,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+    ) -> IdArray:
+        """Return the ids of a random sample of the items that satisfy `filter`.
+
+        It is the same whenever the items are: it depends on their ids alone, not on shards. All ids are read once.
+
+        Parameters
+        ----------
+        count : int
+            At least 1; if there are fewer items, all of them.
+        filter, parameters
+            As in `search`.
+
+        Returns
+        -------
+        ndarray of int64, shape (M,)
+            At random order; the first of them are themselves a smaller sample.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `count` is not a whole number of at least 1, or the filter does not fit the collection.
+        """
+        wanted = check_limit(count)
+        if wanted is None:
+            raise TypeError("`count` must be a whole number, got None")
+        query = Query(filter=filter, parameters=Parameters.of(parameters))
+        self._check_filter(query.filter, query.parameters)
+        return sample_ids((part.countable(query) for part in self._parts.asked(query) if len(part)), wanted)
 
     def _reopened(self) -> Self:
         return type(self).open(self.location, index=self.index, reuse=self)

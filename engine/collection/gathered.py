@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray, IdArray
 from hashlight.engine.indexes.base import Index
+from hashlight.engine.indexes.histogram import Countable
+from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.indexes.multi_index.index import MultiIndex
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.order import sort_rows
@@ -92,9 +94,14 @@ class Gathered:
     def rows_of(self, member: Member) -> tuple[CodeArray, IdArray]:
         """Return the codes and ids of one shard, in its own order."""
         place_R = self.place_N[member.span]
+        codes_NW, ids_N, _ = self.countable(None)
+        return codes_NW[place_R], ids_N[place_R]
+
+    def countable(self, mask: RowMask | None) -> Countable:
+        """Return all rows, in the index's order, of which those in `mask` may answer."""
         index = self.index
         assert isinstance(index, MultiIndex | ScanIndex), "as built here"
-        return index.codes_NW[place_R], index.ids_N[place_R]
+        return Countable(index.codes_NW, index.ids_N, mask)
 
     def find(self, ids_M: IdArray, alive_N: NDArray[np.bool_] | None) -> NDArray[np.int64]:
         """Return the number of each id's row, -1 for ids that have none alive; `alive_N` is in the index's order."""

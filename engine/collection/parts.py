@@ -15,12 +15,13 @@ from hashlight.engine.codes import CodeArray, IdArray, num_words
 from hashlight.engine.collection.gathered import Gathered, gather, plan_groups
 from hashlight.engine.collection.opening import OpenedShards
 from hashlight.engine.collection.outcomes import Outcomes, OutcomesOf
-from hashlight.engine.collection.shard_set import SearchableShard
+from hashlight.engine.collection.shard_set import CountableShard
 from hashlight.engine.errors import IdNotFoundError
 from hashlight.engine.filters.cache import FilterCache
 from hashlight.engine.filters.outcomes import TRUE
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.indexes.choice import IndexChoice
+from hashlight.engine.indexes.histogram import Countable
 from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.places.arrays import map_array
 from hashlight.engine.query import Query
@@ -107,6 +108,10 @@ class GatheredPart:
         mask = self._mask_of(query.filter, query.parameters)
         return self.gathered.index.answer_checked(queries_QW, query, mask=mask, farthest_Q=farthest_Q)
 
+    def countable(self, query: Query) -> Countable:
+        """See `engine.storage.shard.Shard.countable`."""
+        return self.gathered.countable(self._mask_of(query.filter, query.parameters))
+
     def outcome(self, outcomes_S: NDArray[np.uint8]) -> int:
         """Return what a filter can come to in its shards together, of what it can in each shard of the version."""
         return int(np.bitwise_or.reduce(outcomes_S[self._number_S[self._number_S >= 0]], initial=0))
@@ -141,15 +146,21 @@ class GatheredPart:
 class _Unfiltered:
     """A part all of whose rows satisfy the filter of a query: it need not be evaluated."""
 
-    def __init__(self, part: SearchableShard) -> None:
+    def __init__(self, part: CountableShard) -> None:
         self._part = part
 
     def __len__(self) -> int:
         return len(self._part)
 
     def answer(self, queries_QW: CodeArray, query: Query, *, farthest_Q: NDArray[np.int32] | None = None) -> Result:
-        unfiltered = query._replace(filter=None, parameters=None)
-        return self._part.answer(queries_QW, unfiltered, farthest_Q=farthest_Q)
+        return self._part.answer(queries_QW, _without_filter(query), farthest_Q=farthest_Q)
+
+    def countable(self, query: Query) -> Countable:
+        return self._part.countable(_without_filter(query))
+
+
+def _without_filter(query: Query) -> Query:
+    return query._replace(filter=None, parameters=None)
 
 
 class Parts:
@@ -192,7 +203,7 @@ class Parts:
         """Return the number of parts."""
         return len(self.gathered) + len(self._single)
 
-    def asked(self, query: Query) -> list[SearchableShard]:
+    def asked(self, query: Query) -> list[CountableShard]:
         """Return the parts in which a query may have answers, opened; others stay closed.
 
         Raises
@@ -205,7 +216,7 @@ class Parts:
         if query.filter is None:
             return [*self.gathered, *self._shards.open(self._single)]
         outcomes_S = self._outcomes.of(query.filter, query.parameters)
-        parts: list[tuple[SearchableShard, int]] = [(part, part.outcome(outcomes_S)) for part in self.gathered]
+        parts: list[tuple[CountableShard, int]] = [(part, part.outcome(outcomes_S)) for part in self.gathered]
         single = [number for number in self._single if outcomes_S[number] & TRUE]
         parts += zip(self._shards.open(single), outcomes_S[single].tolist(), strict=True)
         return [_Unfiltered(part) if outcome == TRUE else part for part, outcome in parts if outcome & TRUE]

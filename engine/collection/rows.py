@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 from hashlight.engine.codes import IdArray, as_integer
 from hashlight.engine.filters.kinds import is_list, is_text, kind_of
 from hashlight.engine.filters.parameters import Parameters
-from hashlight.engine.ids import MAX_ID
+from hashlight.engine.ids import MAX_ID, spread_ids
+from hashlight.engine.indexes.histogram import Countable
 from hashlight.engine.indexes.masks import RowMask
+from hashlight.engine.indexes.stopping import current
 from hashlight.engine.storage.columns import code_column
 from hashlight.engine.storage.shard import Shard
 
 # Ids read at a time, of all shards and of one.
 _READ_IDS, _READ_IDS_OF_ONE = 2**20, 2**16
 _COUNTED_VALUES = 2**20  # gathered before they are counted
+_SAMPLED_AT_ONCE = 2**16  # ids looked at, which stay in the L2 cache
 
 FindMask = Callable[[], RowMask | None]
 
@@ -47,6 +50,26 @@ def by_shard(shard_M: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.intp]
     for here_H in np.split(order_M, np.flatnonzero(np.diff(shard_M[order_M])) + 1):
         if len(here_H) and shard_M[here_H[0]] >= 0:
             yield int(shard_M[here_H[0]]), here_H
+
+
+def sample_ids(parts: Iterable[Countable], count: int) -> IdArray:
+    """Return up to `count` ids of rows that may answer: those of the lowest `spread_ids`, in that order.
+
+    All ids are read once. It ends early, with an error, when what it is computed for is stopped.
+    """
+    ids_M, spread_M = np.empty(0, np.int64), np.empty(0, np.uint64)
+    for ids_N, mask in ((part.ids, part.mask) for part in parts):
+        for begin in range(0, len(ids_N), _SAMPLED_AT_ONCE):
+            current().check()
+            some_N = ids_N[begin : begin + _SAMPLED_AT_ONCE]
+            spread_N = spread_ids(some_N)
+            row_R = np.flatnonzero(spread_N < spread_M[-1]) if len(spread_M) == count else np.arange(len(some_N))
+            if mask is not None:
+                row_R = row_R[mask.allows(begin + row_R)]
+            ids_M, spread_M = np.append(ids_M, some_N[row_R]), np.append(spread_M, spread_N[row_R])
+            lowest = np.argsort(spread_M)[:count]
+            ids_M, spread_M = ids_M[lowest], spread_M[lowest]
+    return ids_M
 
 
 def take_items(

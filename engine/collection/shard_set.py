@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray
 from hashlight.engine.indexes.answers import nearest_of
+from hashlight.engine.indexes.histogram import Countable
 from hashlight.engine.indexes.threads import MIN_QUERIES_PER_THREAD, cut, run_parts, usable_cores
 from hashlight.engine.query import Query
 from hashlight.engine.results import (
@@ -40,6 +41,14 @@ class SearchableShard(Protocol):
 
     def answer(self, queries_QW: CodeArray, query: Query, *, farthest_Q: NDArray[np.int32] | None = None) -> Result:
         """Like `engine.indexes.base.Index.answer`, from the rows that match `query.filter`."""
+        ...
+
+
+class CountableShard(SearchableShard, Protocol):
+    """A shard, or several gathered ones."""
+
+    def countable(self, query: Query) -> Countable:
+        """Return the rows, and which of them match `query.filter`."""
         ...
 
 

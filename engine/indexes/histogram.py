@@ -1,18 +1,116 @@
-"""Distance histograms, from which retrieval metrics of a Hamming ranking are computed."""
+"""Histograms of distances: of what may answer a query, and of what is relevant to it, for retrieval metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlight.engine.codes import CodeArray, check_codes
-from hashlight.engine.indexes.arrays import read_only
-from hashlight.engine.kernels.histogram import count_distances, count_shared
+from hashlight.engine.codes import CodeArray, IdArray, check_codes
+from hashlight.engine.indexes.arrays import bytes_of, read_only
+from hashlight.engine.indexes.masks import RowMask, allowed_rows, is_listed
+from hashlight.engine.indexes.scan import empty_block
+from hashlight.engine.indexes.threads import cut, run_parts, usable_cores
+from hashlight.engine.kernels.arguments import Allowed, Rows
+from hashlight.engine.kernels.histogram import COUNTERS, count_distances, count_shared, histogram_scan
+from hashlight.engine.kernels.scan import STRIDE
 
+# A thread is worth its cost if it has so many rows to count, which takes it some hundred microseconds.
+_ROWS_A_THREAD = 2**18
+# Counters of the queries that pass over the codes together; more would not stay in the L2 cache.
+_COUNTER_BYTES = 2**20
 # Flags of so many labels of queries are in memory at a time.
 _FLAGS_AT_ONCE = 1 << 26
+_NO_IDS = read_only(np.empty(0, np.int64))
+
+
+class Countable(NamedTuple):
+    """Rows that may answer.
+
+    Attributes
+    ----------
+    codes : ndarray of uint64, shape (N, W)
+        May be a read-only memory map at any address.
+    ids : ndarray of int64, shape (N,)
+    mask : RowMask or None
+        Which of the N rows may answer; None if all may.
+    """
+
+    codes: CodeArray
+    ids: IdArray
+    mask: RowMask | None
+
+
+def count_by_distance(
+    parts: Sequence[Countable], queries_QW: CodeArray, *, bits: int, threads: int | None = None
+) -> NDArray[np.int64]:
+    """Return how many rows are at each Hamming distance from each query, in one pass over their codes.
+
+    It ends early, with an error, when what it is computed for is stopped (`engine.indexes.stopping`).
+
+    Parameters
+    ----------
+    parts : sequence of Countable
+    queries_QW : ndarray of uint64, shape (Q, W)
+        Checked to have `bits` bits, as the codes are.
+    bits : int
+    threads : int, optional
+        Maximum; by default one for each core.
+
+    Returns
+    -------
+    ndarray of int64, shape (Q, bits + 1)
+    """
+    total_QD = np.zeros((len(queries_QW), bits + 1), np.int64)
+    if not len(queries_QW) or not parts:
+        return total_QD
+    queries_QW, most = read_only(queries_QW), threads or usable_cores()
+    if len(parts) < 2 * most:
+        return sum((_count_part(one, queries_QW, bits, threads) for one in parts), total_QD)
+
+    def work(part: slice) -> NDArray[np.int64]:
+        return sum((_count_part(one, queries_QW, bits, 1) for one in parts[part]), np.zeros_like(total_QD))
+
+    return sum(run_parts(work, [slice(first, None, most) for first in range(most)]), total_QD)
+
+
+def _count_part(part: Countable, queries_QW: CodeArray, bits: int, threads: int | None) -> NDArray[np.int64]:
+    """Count some rows, cut into runs of rows for several threads."""
+    codes_NW, _, mask = part
+    rows = Rows(bytes_of(codes_NW), _NO_IDS, codes_NW.shape[1], len(codes_NW))
+    if is_listed(mask):
+        allowed = Allowed(*allowed_rows(mask, len(codes_NW), listed=True))
+        places = len(allowed.row_L)
+    else:
+        allowed = Allowed(*allowed_rows(mask, len(codes_NW), listed=False))
+        places = len(codes_NW)
+
+    def work(run: slice) -> NDArray[np.int64]:
+        begin, end = run.start * STRIDE, min(run.stop * STRIDE, places)
+        if allowed.listed:
+            return _count_run(rows, allowed._replace(row_L=allowed.row_L[begin:end]), queries_QW, bits)
+        code_bytes = rows.code_bytes[begin * 8 * rows.num_words : end * 8 * rows.num_words]
+        word_V = allowed.word_V[run]
+        count = end - begin if mask is None else int(np.bitwise_count(word_V).sum())
+        some = rows._replace(code_bytes=code_bytes, num_rows=end - begin)
+        return _count_run(some, Allowed(word_V, allowed.row_L, False, count), queries_QW, bits)
+
+    runs = cut(-(-places // STRIDE), threads, least=_ROWS_A_THREAD // STRIDE)
+    return sum(run_parts(work, runs), np.zeros((len(queries_QW), bits + 1), np.int64))
+
+
+def _count_run(rows: Rows, allowed: Allowed, queries_QW: CodeArray, bits: int) -> NDArray[np.int64]:
+    """Count a run of rows in this thread, as many queries at once as their counters stay in the cache."""
+    at_once = max(1, _COUNTER_BYTES // (8 * COUNTERS * (bits + 1)))
+    found = []
+    for begin in range(0, len(queries_QW), at_once):
+        some_QW = queries_QW[begin : begin + at_once]
+        count_QSD = np.zeros((len(some_QW), COUNTERS, bits + 1), np.int64)
+        histogram_scan(tuple(rows), tuple(allowed), some_QW, empty_block(queries_QW.shape[1], len(some_QW)), count_QSD)
+        found.append(count_QSD.sum(axis=1))
+    return np.concatenate(found)
 
 
 class DistanceHistogram(NamedTuple):

@@ -158,7 +158,7 @@ class ScanIndex(Index):
         In the calling thread. `listed`: go to each row that `mask` allows, instead of passing over the mask.
         """
         if len(queries_QW) and len(self):
-            block = _empty_block(self.codes_NW.shape[1], len(queries_QW))
+            block = empty_block(self.codes_NW.shape[1], len(queries_QW))
             allowed = allowed_rows(mask, len(self), listed=listed)
             knn_scan(self._rows, allowed, read_only(queries_QW), bound_Q, after_pair(after), block, heaps)
 
@@ -175,7 +175,7 @@ class ScanIndex(Index):
         if not len(queries_QW):
             return []
         queries_QW = read_only(queries_QW)
-        block = _empty_block(self.codes_NW.shape[1], len(queries_QW))
+        block = empty_block(self.codes_NW.shape[1], len(queries_QW))
         cursor_2 = np.zeros(2, np.int64)
         allowed = allowed_rows(mask, len(self), listed=listed)
         places = mask.count if mask is not None and listed else len(self)
@@ -192,10 +192,10 @@ class ScanIndex(Index):
         return account.explanation()
 
 
-def _empty_block(
+def empty_block(
     words: int, num_queries: int
 ) -> tuple[CodeArray, NDArray[np.uint32], NDArray[np.uint64], NDArray[np.uint8]]:
-    """Return the arrays of an `engine.kernels.arguments.Block`."""
+    """Return the arrays of an `engine.kernels.arguments.Block`, which ends with what this thread computes."""
     places = MIN_BLOCK if num_queries == 1 else min(max(BLOCK_WORDS // words // STRIDE * STRIDE, MIN_BLOCK), MAX_BLOCK)
     return (
         np.empty((words, places), np.uint64),

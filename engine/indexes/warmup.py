@@ -12,7 +12,13 @@ from typing import get_args
 import numpy as np
 
 from hashlight.engine.indexes.answers import nearest_of
-from hashlight.engine.indexes.histogram import LabelSets, distance_histogram, graded_histogram
+from hashlight.engine.indexes.histogram import (
+    Countable,
+    LabelSets,
+    count_by_distance,
+    distance_histogram,
+    graded_histogram,
+)
 from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.indexes.multi_index.checking import find_wrong
 from hashlight.engine.indexes.multi_index.index import MultiIndex, Plan
@@ -56,6 +62,7 @@ def _run_every_kernel() -> None:
     find_wrong(index.tables, index.codes_NW)
     labels = np.zeros(3, np.int64)
     distance_histogram(codes_NW[:3], codes_NW[:3], query_labels=labels, code_labels=labels, bits=128)
+    count_by_distance([Countable(codes_NW, np.arange(32), None)], codes_NW[:3], bits=128, threads=1)
     several = LabelSets(np.arange(4), np.zeros(3, np.int64))
     graded_histogram(codes_NW[:3], codes_NW[:3], query_labels=several, code_labels=several, bits=128)
     nodes = np.arange(3)

@@ -37,6 +37,7 @@ from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.ids import find_rows
 from hashlight.engine.indexes.base import MAX_ROWS, Index
 from hashlight.engine.indexes.choice import IndexChoice, check_index, faiss_kind
+from hashlight.engine.indexes.histogram import Countable
 from hashlight.engine.indexes.masks import RowMask
 from hashlight.engine.indexes.multi_index.index import MultiIndex
 from hashlight.engine.indexes.multi_index.tables import Tables
@@ -469,6 +470,10 @@ class Shard:
         """
         mask = self.mask_of(query.filter, query.parameters)
         return self.index.answer_checked(queries_QW, query, mask=mask, farthest_Q=farthest_Q)
+
+    def countable(self, query: Query) -> Countable:
+        """Return all rows, and which of them are alive and satisfy `query.filter`; errors as in `answer`."""
+        return Countable(self.codes_NW, self.ids_N, self.mask_of(query.filter, query.parameters))
 
     def mask_of(self, filter: str | None, parameters: Parameters | None = None) -> RowMask | None:
         """Return which rows are alive and satisfy `filter`, in the shard's row order; None if every row may answer.

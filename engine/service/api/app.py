@@ -4,9 +4,12 @@
 
     POST /v1/search             the nearest items of images, codes or items
     POST /v1/range_search       all items within a radius
+    GET  /v1/representatives    items that stand for the collection
+    GET  /v1/duplicates         groups of near-duplicates
     POST /v1/encode             codes of images
     POST /v1/count              how many items match
     POST /v1/facets             how often each value of an attribute occurs
+    POST /v1/histogram          how many items lie at each distance from a query
     GET  /v1/items?ids=1,2      stored items
     GET  /v1/items?after=&limit=  all that match, page by page
     POST /v1/scroll             the same, with lists of ids that the filter names
@@ -15,6 +18,8 @@
     GET  /v1/items/{id}/thumbnail
     GET  /v1/collection         the collection being served
     PUT  /v1/replicas           change the number of shard servers
+    GET  /v1/admin/...          versions, servers, slow queries, rejects
+    POST /v1/admin/rollback     go back to an earlier version
     GET  /health/live, /health/ready, /health/complete, /metrics, /openapi.json
     GET  /                      the web page
 """
@@ -37,10 +42,13 @@ from starlette.types import Scope
 
 from hashlight.engine.errors import HashlightError, NotReadyError
 from hashlight.engine.service.api import schemas
+from hashlight.engine.service.api.administration import routes as administration
 from hashlight.engine.service.api.bodies import what_is_wrong
+from hashlight.engine.service.api.exploring import routes as exploring
 from hashlight.engine.service.api.gateway import Gateway, Page, json_response
 from hashlight.engine.service.api.openapi import describe_api, encode_body, json_body, search_body, write_body
 from hashlight.engine.service.api.writing import ItemWriter
+from hashlight.engine.service.asking.beside import Beside
 from hashlight.engine.service.asking.encoding import Encoder
 from hashlight.engine.service.asking.following import Pending
 from hashlight.engine.service.asking.searcher import Searcher
@@ -80,6 +88,7 @@ def create_app(
     scale: Callable[[int], None] | None = None,
     pending: Callable[[], Pending | None] | None = None,
     committer: Committer | None = None,
+    beside: Beside | None = None,
     page: Path = PAGE,
 ) -> FastAPI:
     """Return the gateway as an ASGI application.
@@ -104,6 +113,8 @@ def create_app(
         Returns the live version while it cannot be served, else None; reported by `/health/ready` and `/metrics`.
     committer : Committer, optional
         Makes writes, and ends with the application; without it they are refused.
+    beside : Beside, optional
+        What lies beside the collection, and is shown as far as it is given.
     page : Path
         Folder of static files for `/`; skipped if it does not exist.
     """
@@ -111,13 +122,13 @@ def create_app(
     metrics.registry.register(KeyMetrics(keys))
     gateway = Gateway(
         searcher, encoder=encoder, limits=limits, fetcher=fetcher, metrics=metrics, scale=scale, pending=pending,
-        written=None if committer is None else committer.store.state,
+        written=None if committer is None else committer.store.state, beside=beside or Beside(),
     )  # fmt: skip
     writer = ItemWriter(gateway, committer)
     app = FastAPI(title="Hashlight", docs_url=None, redoc_url=None, lifespan=_lifespan(gateway, writer))
     app.state.gateway = gateway
     _add_routes(app, gateway, writer)
-    describe_api(app, secured=bool(keys))
+    describe_api(app, secured=bool(keys), models=(*exploring.BODIES, *administration.BODIES))
     if page.is_dir():
         app.router.routes.append(_Page("/", StaticFiles(directory=page, html=True)))
     if allowed_hosts is not None:
@@ -141,7 +152,9 @@ def _lifespan(gateway: Gateway, writer: ItemWriter) -> Callable[[FastAPI], Abstr
 def _add_routes(app: FastAPI, gateway: Gateway, writer: ItemWriter) -> None:
     for kind in (RequestError, HashlightError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refuse)
-    for add_routes in (_add_searches, _add_items, _add_operations):
+    for add_routes in (
+        _add_searches, exploring.add_exploring, _add_items, _add_operations, administration.add_administration
+    ):  # fmt: skip
         add_routes(app, gateway)
     _add_writes(app, writer)
 

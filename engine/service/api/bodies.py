@@ -170,6 +170,14 @@ async def read_search(
     raise unsupported(kind, (JSON, FORM, ARROW))
 
 
+async def read_queries(request: Request, body: type[Options], *, bits: int, limits: Limits) -> Asked:
+    """Read queries and options, as `read_search` does, from a body that can only be JSON."""
+    kind = media_type(request)
+    if kind != JSON:
+        raise unsupported(kind, (JSON,))
+    return await read_body(request, functools.partial(_search_of_json, body=body, bits=bits, limits=limits))
+
+
 async def read_images(request: Request, limits: Limits) -> tuple[list[Image], int | None]:
     """Read images to encode, and `timeout_ms`, from JSON or a form."""
     kind = media_type(request)

@@ -3,6 +3,7 @@
 ::
 
     /v1/collections                 their names, and what each is
+    /v1/admin/collections           the same for operators
     /v1/collections/{name}          one of them: what `/v1/collection` of its application answers
     /v1/collections/{name}/...      `/v1/...` of its application
     /collections/{name}/...         anything of its application: its web page, its metrics
@@ -25,7 +26,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from hashlight.engine.errors import HashlightError, NotReadyError
 from hashlight.engine.service.api.gateway import Gateway, json_response
-from hashlight.engine.service.door.access import Access
+from hashlight.engine.service.door.access import ADMIN_PATH, Access
 from hashlight.engine.service.door.draining import DRAINING
 from hashlight.engine.service.door.guard import Guard
 from hashlight.engine.service.door.keys import Keys
@@ -33,6 +34,10 @@ from hashlight.engine.service.problems import RequestError, refusal_of
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LIST = "/v1/collections"
+ADMIN_LIST = f"{ADMIN_PATH}/collections"
+
+# What concerns all of them, also where there is one.
+_OF_ALL = (LIST, ADMIN_LIST, "/openapi.json")
 
 # How the paths of one collection begin, and what its application has in the place of that.
 _ONE = ((re.compile(r"/v1/collections/([^/]+)(?=/|$)"), "/v1"), (re.compile(r"/collections/([^/]+)(?=/)"), ""))
@@ -99,9 +104,9 @@ class Collections:
                     names = ", ".join(self._apps)
                     raise RequestError(404, "not_found", f"there is no collection {found[1][:100]}; there are: {names}")
                 return self._apps[found[1]], place + rest
-        if len(self._apps) == 1 and path not in (LIST, "/openapi.json"):
+        if len(self._apps) == 1 and path not in _OF_ALL:
             return next(iter(self._apps.values())), path
-        if path in (LIST, "/openapi.json") or path.startswith("/health/"):
+        if path in _OF_ALL or path.startswith("/health/"):
             return None, path
         self._access.check(scope, until_sent)
         raise RequestError(
@@ -121,6 +126,9 @@ class Collections:
             raise RequestError(405, "method_not_allowed", f"{path} expects GET, got {scope['method'][:20]}")
         if path == LIST:
             told = [{"name": name, **await _gateway(app).describe()} for name, app in self._apps.items()]
+            return json_response({"collections": told})
+        if path == ADMIN_LIST:
+            told = [{"name": name, **await app.state.operations.overview()} for name, app in self._apps.items()]
             return json_response({"collections": told})
         if path == "/health/live":
             return json_response({"status": "live"})
@@ -155,19 +163,23 @@ class Collections:
                     }
                     for method, operation in operations.items()
                 }
-        return {**document, "paths": {**document["paths"], **named, LIST: self._list_of(document)}}
+        lists = {
+            LIST: self._list_of(document, "/v1/collection", "CollectionModel", "collections"),
+            ADMIN_LIST: self._list_of(document, f"{ADMIN_PATH}/collection", "OverviewModel", "admin_collections"),
+        }
+        return {**document, "paths": {**document["paths"], **named, **lists}}
 
     @staticmethod
-    def _list_of(document: Mapping[str, Any]) -> dict[str, Any]:
-        """Describe the list of collections."""
-        described = document["paths"]["/v1/collection"]["get"]
-        one = {"allOf": [{"$ref": "#/components/schemas/CollectionModel"}], "required": ["name"]}
+    def _list_of(document: Mapping[str, Any], path: str, model: str, operation: str) -> dict[str, Any]:
+        """Describe the list of what a path has of each collection."""
+        described = document["paths"][path]["get"]
+        one = {"allOf": [{"$ref": f"#/components/schemas/{model}"}], "required": ["name"]}
         schema = {"type": "object", "properties": {"collections": {"type": "array", "items": one}}}
         found = {"description": "All collections.", "content": {"application/json": {"schema": schema}}}
         return {
             "get": {
                 **described,
-                "operationId": "collections",
+                "operationId": operation,
                 "summary": "Collections",
                 "description": "Describe all collections of this server.",
                 "responses": {**described["responses"], "200": found},

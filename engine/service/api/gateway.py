@@ -11,13 +11,14 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from numpy.typing import NDArray
 
+from hashlight.engine.codes import CodeArray
 from hashlight.engine.collection.rerank import Rerank
 from hashlight.engine.errors import (
     DeadlineExceededError,
@@ -31,6 +32,7 @@ from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage
 from hashlight.engine.service.api import bodies, schemas
 from hashlight.engine.service.api.searching import Body, SearchThreads, begin_body
+from hashlight.engine.service.asking.beside import Beside
 from hashlight.engine.service.asking.budget import Account, Budget
 from hashlight.engine.service.asking.encoding import (
     Encoded,
@@ -64,6 +66,8 @@ from hashlight.engine.service.telemetry.cluster import RouterCollector
 from hashlight.engine.service.telemetry.metrics import Metrics
 from hashlight.engine.service.telemetry.requests import current, note
 from hashlight.engine.writing.committing import State
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +106,7 @@ class Gateway:
         Returns the live version while it cannot be served.
     written : callable or None
         Returns what is in the write log; None if writes are not accepted.
+    beside : Beside
     """
 
     def __init__(
@@ -115,8 +120,10 @@ class Gateway:
         scale: Callable[[int], None] | None,
         pending: Callable[[], Pending | None] | None,
         written: Callable[[], State] | None,
+        beside: Beside,
     ) -> None:
         self.searcher = searcher
+        self.beside = beside
         self.limits = limits
         self.metrics = metrics
         self._fetcher = fetcher
@@ -135,6 +142,16 @@ class Gateway:
         self._scaling = asyncio.Lock()
         metrics.refresh_by(self.note_state)
         metrics.registry.register(RouterCollector(searcher.stats))
+
+    @property
+    def pending(self) -> Pending | None:
+        """The live version, while it cannot be served."""
+        return self._pending()
+
+    @property
+    def written(self) -> State | None:
+        """What is in the write log; None if writes are not accepted."""
+        return None if self._written is None else self._written()
 
     async def close(self) -> None:
         """Release threads and connections."""
@@ -427,6 +444,17 @@ class Gateway:
         if timeout_ms > longest_ms:
             raise invalid(f"`timeout_ms` must be 1 to {longest_ms:.0f}, got {timeout_ms}", "timeout_ms")
         return timeout_ms / 1000
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run `work` in a thread; an argument that the searcher refuses is an error of the request, by its name."""
+        return await self._searches.run_named(work)
+
+    async def codes_of(
+        self, queries: Sorted[bodies.Image], deadline_s: float, timing_ms: dict[str, float]
+    ) -> CodeArray:
+        """Return the codes (Q, W) of queries of any kind."""
+        found = await self._look_up(queries, None, deadline_s, timing_ms)
+        return queries.resolve(found, None, is_asked=False).codes
 
     async def _resolve(self, asked: bodies.Asked, deadline_s: float, timing_ms: dict[str, float]) -> Ask:
         """Turn queries into codes, and into features or projections if they are needed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -117,23 +118,23 @@ _ARROW = (
 )
 
 
-def describe_api(app: FastAPI, *, secured: bool) -> None:
-    """Complete `app.openapi`: models of bodies, errors of every route, and how to send a key."""
+def describe_api(app: FastAPI, *, secured: bool, models: Sequence[type[BaseModel]]) -> None:
+    """Complete `app.openapi`: models of bodies, those of other rooms too, errors of every route, how to send a key."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(
                 title=app.title, version="1", summary="Exact Hamming search of images.", routes=app.routes
             )
-            _complete(document, secured=secured)
+            _complete(document, secured=secured, models=[*_BODIES, *models])
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _complete(document: dict[str, Any], *, secured: bool) -> None:
-    _, definitions = models_json_schema([(model, "validation") for model in _BODIES], ref_template=_REF)
+def _complete(document: dict[str, Any], *, secured: bool, models: Sequence[type[BaseModel]]) -> None:
+    _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     components = document.setdefault("components", {})
     components["schemas"] = {**components.get("schemas", {}), **definitions["$defs"]}
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -151,8 +152,9 @@ def _complete(document: dict[str, Any], *, secured: bool) -> None:
             "bearer": {"type": "http", "scheme": "bearer"},
             "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
         }
-    thumbnail = document["paths"]["/v1/items/{id}/thumbnail"]["get"]["responses"]["200"]
-    thumbnail["content"] = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
+    for path in ("/v1/items/{id}/thumbnail", "/v1/admin/rejects/{number}/picture"):
+        picture = document["paths"][path]["get"]["responses"]["200"]
+        picture["content"] = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
     document["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
 
 

@@ -109,9 +109,7 @@ class ItemWriter:
             raise RequestError(
                 403, "read_only", "this server only reads its collection: start it with `--writable` for writes"
             )
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            raise RequestError(403, "forbidden", "a page of another site may not write", field="origin")
+        refuse_other_sites(request)
         return self._committer
 
     @contextlib.asynccontextmanager
@@ -244,3 +242,10 @@ def _put_of(
         made = dict(zip(numbers, encoded.features, strict=True))
     features = changes.features_of(given, made, committer.live())
     return Put(codes_NW, given.ids, given.attributes, features, given.thumbnails, replaces, encoder)
+
+
+def refuse_other_sites(request: Request) -> None:
+    """Raise RequestError (403) if a page of another site sends a request: browsers send forms anywhere."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise RequestError(403, "forbidden", "a page of another site may not write", field="origin")

@@ -362,10 +362,15 @@ def _rest(answer: Answer, number: int) -> dict[str, Any]:
     return rest if answer.explain is None else rest | {"explain": _explain(answer, number)}
 
 
+def coverage_frame(coverage: Coverage) -> dict[str, Any]:
+    """Return what an answer says of the part of the collection that it covers."""
+    told = dataclasses.asdict(coverage) | {"complete": coverage.complete}
+    del told["version"], told["sequence"]
+    return {"coverage": told, **_version_of(coverage)}
+
+
 def _frame(answer: Answer, timing_ms: dict[str, float]) -> dict[str, Any]:
-    coverage = dataclasses.asdict(answer.coverage) | {"complete": answer.coverage.complete}
-    del coverage["version"], coverage["sequence"]
-    return {"order": answer.order, "coverage": coverage, **_version_of(answer.coverage), "timing_ms": timing_ms}
+    return {"order": answer.order, **coverage_frame(answer.coverage), "timing_ms": timing_ms}
 
 
 def _explain(answer: Answer, number: int) -> dict[str, Any]:

@@ -74,6 +74,11 @@ class Searcher(ABC):
     def version(self) -> int:
         """Version of the collection being served."""
 
+    @property
+    @abstractmethod
+    def manifest(self) -> str:
+        """Digest of the manifest of that version, which is that of no other, also of a collection built again."""
+
     @abstractmethod
     def answer(
         self,
@@ -195,6 +200,46 @@ class Searcher(ABC):
             If there is no such attribute, or it has more than a million different values.
         IncompleteError
             If shards are missing.
+        """
+
+    @abstractmethod
+    def histogram(
+        self,
+        queries: CodeArray,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        timeout_s: float | None = None,
+        allow_partial: bool = False,
+    ) -> tuple[NDArray[np.int64], Coverage]:
+        """Count how many items lie at each Hamming distance of each query, as `Collection.histogram` does.
+
+        Parameters
+        ----------
+        queries : ndarray of uint64, shape (Q, W)
+        filter, parameters, timeout_s, allow_partial
+            As in `search`.
+
+        Returns
+        -------
+        (ndarray of int64, shape (Q, bits + 1), Coverage)
+
+        Raises
+        ------
+        IncompleteError
+            If shards are missing and `allow_partial` is false.
+        """
+
+    @abstractmethod
+    def sample(
+        self, count: int, *, timeout_s: float | None = None, allow_partial: bool = False
+    ) -> tuple[IdArray, CodeArray, Coverage]:
+        """Return a random sample of the committed items, as `Collection.sample` does: ids (M,) and codes (M, W).
+
+        Raises
+        ------
+        IncompleteError
+            If shards are missing and `allow_partial` is false.
         """
 
     @abstractmethod
@@ -329,6 +374,11 @@ class CollectionSearcher(Searcher):
         """Version of the open collection."""
         return self._collection.version
 
+    @property
+    def manifest(self) -> str:
+        """See `Searcher.manifest`."""
+        return self._collection.committed.manifest.digest
+
     def answer(
         self,
         queries: CodeArray,
@@ -409,6 +459,31 @@ class CollectionSearcher(Searcher):
         table = check_values(collection.facets(column, filter, parameters, limit=None), column)
         _check_time(deadline_s, timeout_s)
         return table.slice(0, limit), collection.coverage
+
+    def histogram(
+        self,
+        queries: CodeArray,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        timeout_s: float | None = None,
+        allow_partial: bool = False,
+    ) -> tuple[NDArray[np.int64], Coverage]:
+        """See `Searcher.histogram`."""
+        deadline_s, collection = _deadline(timeout_s), self._collection
+        with until(deadline_s, Stop(), _too_late(timeout_s)):
+            counts_QD = collection.histogram(queries, filter=filter, parameters=parameters)
+        return counts_QD, collection.coverage
+
+    def sample(
+        self, count: int, *, timeout_s: float | None = None, allow_partial: bool = False
+    ) -> tuple[IdArray, CodeArray, Coverage]:
+        """See `Searcher.sample`."""
+        deadline_s, collection = _deadline(timeout_s), self._collection.committed
+        with until(deadline_s, Stop(), _too_late(timeout_s)):
+            ids_M = collection.sample(count)
+            codes_MW = collection.codes_of(ids_M)
+        return ids_M, codes_MW, collection.coverage
 
     def scan(
         self,

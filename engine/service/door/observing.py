@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hashlight.engine import tracing
 from hashlight.engine.service.telemetry.requests import ID_HEADER, TRACE_HEADER, Handled, Trace, working_for
+from hashlight.engine.service.telemetry.slow import SLOW_QUERIES, SlowQueries
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -19,7 +20,7 @@ _ID, _TRACEPARENT = ID_HEADER.lower().encode(), TRACE_HEADER.lower().encode()
 
 # Asked every few seconds by what watches the server.
 _PROBES = ("/health/", "/metrics")
-_SEARCHES = ("/search", "/range_search", "/count", "/facets", "/scroll", "/items")
+_SEARCHES = ("/search", "/range_search", "/count", "/facets", "/histogram", "/scroll", "/items")
 _MAX_PATH = 200
 
 access_log = logging.getLogger("hashlight.access")
@@ -39,12 +40,14 @@ class Observed:
     def __init__(self, app: ASGIApp, *, slow_query_s: float | None = None) -> None:
         self._app = app
         self._slow_s = slow_query_s
+        self._slow = SlowQueries(slow_query_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope[SLOW_QUERIES] = self._slow
         request = _request_of(scope)
         request.wants_explain = self._slow_s is not None
         # Probes would fill what records traces.
@@ -103,8 +106,9 @@ class Observed:
         outcome = "no answer, the client has gone" if status is None else str(status)
         access_log.log(level, "%s %s: %s in %.1f ms", method, path, outcome, milliseconds, extra={"fields": fields})
         if is_slow:
-            more = {"fields": {**fields, **request.slow_notes}}
-            slow_log.warning("slow query: %s %s took %.3f s", method, path, seconds, extra=more)
+            fields |= request.slow_notes
+            self._slow.add(request.id, fields)
+            slow_log.warning("slow query: %s %s took %.3f s", method, path, seconds, extra={"fields": fields})
 
 
 def _request_of(scope: Scope) -> Handled:

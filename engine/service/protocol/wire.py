@@ -43,17 +43,16 @@ from hashlight.engine.filters.tokens import check_unicode
 from hashlight.engine.query import Query
 from hashlight.engine.results import Explanation, RangeResult, Result, SearchResult
 
-PROTOCOL = 5
-PROTOCOLS = (4, 5)  # spoken here, the newest last
+PROTOCOL = 6
+PROTOCOLS = (5, 6)  # spoken here, the newest last
 COMMAND = b"hashlight"  # command in the exchange's descriptor
 PAGE_BYTES = 1 << 20
 MAX_ROWS_ASKED = 1 << 20  # queries or ids in one request
 
 _MAGIC = b"HL"
 # magic, protocol, kind, id, version, microseconds left, identity of the shards, rows, words, flags, k or radius, limit,
-# distance and id that answers come after, bytes of the filter, bytes of its parameters, bytes of the column's name;
-# from protocol 5 on also bytes of the context
-_REQUEST = struct.Struct("<2sBBQQQ16sIHHqqqqIII")
+# distance and id that answers come after, bytes of the filter, of its parameters, of the column's name, of the context
+_REQUEST = struct.Struct("<2sBBQQQ16sIHHqqqqIIII")
 _ID_AT, _STAMP_AT = 4, 20
 _PING = struct.Struct("<2sBBQ")  # what a request of any protocol begins with
 _U32, _U64, _STAMP = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<Q16s")  # stamp: time left and identity
@@ -65,8 +64,7 @@ _REMEDY = "use releases that are at most one protocol apart"
 _NO_LIMIT = -1
 _BEFORE_ALL = (-1, -1)
 _EXPLAIN = 1
-_WITH_CONTEXT = 5  # the first protocol that has it
-_WITH_SINGLE = 5  # and features of float32
+_SAYS_NOTHING = 4  # the newest protocol whose servers do not say what they speak
 
 
 class ProtocolError(HashlightError):
@@ -96,6 +94,8 @@ class Kind(enum.IntEnum):
     FACETS = 10
     SCAN = 11
     CODES = 12
+    HISTOGRAM = 13
+    SAMPLE = 14
 
 
 class Status(enum.IntEnum):
@@ -121,15 +121,16 @@ class Request(NamedTuple):
     values : ndarray of uint64, shape (Q, W) or (M, 1)
         Codes, or the bits of int64 ids.
     query : Query or None
-        For searches; the server chooses its own threads. For COUNT, FACETS and SCAN a query of neither kind, of which
-        the filter and its parameters count, and for SCAN the limit and the id that items come after.
+        For searches; the server chooses its own threads. For COUNT, FACETS, SCAN, HISTOGRAM and SAMPLE a query of
+        neither kind, of which the filter and its parameters count, for SCAN and SAMPLE the limit, and for SCAN the id
+        that items come after.
     identity : str
         The shards that must answer (`engine.service.protocol.cluster_map.identity_of`). A server that has others
         refuses: versions are numbered anew when a collection is built again, and addresses change hands.
     column : str
         The attribute whose values FACETS counts.
     context : str
-        What the server's logs and traces say of where the request comes from; lost on a server of protocol 4.
+        What the server's logs and traces say of where the request comes from.
     protocol : int
         In which it arrived, and in which it is to be answered.
     """
@@ -155,12 +156,14 @@ class Request(NamedTuple):
         column: str = "",
         limit: int | None = None,
         after: int | None = None,
+        codes_QW: CodeArray | None = None,
     ) -> Request:
-        """Return the request for COUNT, FACETS or SCAN; the router fills in the rest."""
+        """Return the request for COUNT, FACETS, SCAN, HISTOGRAM or SAMPLE; the router fills in the rest."""
         if filter is not None:
             check_unicode(filter)
         query = Query(filter=filter, parameters=parameters, limit=limit, after=None if after is None else (0, after))
-        return cls(kind, 0, 0, 0.0, np.zeros((0, 1), np.uint64), query, column=column)
+        values = np.zeros((0, 1), np.uint64) if codes_QW is None else as_values(codes_QW)
+        return cls(kind, 0, 0, 0.0, values, query, column=column)
 
     @classmethod
     def of_query(cls, query: Query, codes_QW: CodeArray) -> Request:
@@ -181,12 +184,24 @@ class Request(NamedTuple):
         return self.values.reshape(-1).view(np.int64)
 
     def encode(self, protocol: int = PROTOCOL) -> bytes:
-        """Return the request as a frame of a protocol."""
+        """Return the request as a frame of a protocol.
+
+        Raises
+        ------
+        ProtocolError
+            If that protocol does not have requests of this kind.
+        """
+        since = _SINCE.get(self.kind, 0)
+        if protocol < since:
+            raise ProtocolError(
+                f"the shard server speaks protocol {protocol}, {self.kind.name} needs {since}: replace it by one of "
+                "this release"
+            )
         query = self.query
         text = ((query and query.filter) or "").encode()
         lists = b"" if query is None or query.parameters is None else _lists_bytes(query.parameters)
         rows, words = self.values.shape
-        column, context = self.column.encode(), b""
+        column, context = self.column.encode(), self.context.encode()
         head = _REQUEST.pack(
             _MAGIC,
             protocol,
@@ -204,10 +219,8 @@ class Request(NamedTuple):
             len(text),
             len(lists),
             len(column),
+            len(context),
         )
-        if protocol >= _WITH_CONTEXT:
-            context = self.context.encode()
-            head += _U32.pack(len(context))
         return head + text + lists + column + context + self.values.astype("<u8", copy=False).tobytes()
 
     @staticmethod
@@ -235,11 +248,8 @@ class Request(NamedTuple):
         protocol = _protocol_of(frame)
         head = _REQUEST.unpack_from(frame)
         _, _, kind, id_, version, left_us, identity, rows, words, flags, number, limit = head[:12]
-        *after, text_bytes, lists_bytes, column_bytes = head[12:]
-        begin, context_bytes = _REQUEST.size, 0
-        if protocol >= _WITH_CONTEXT:
-            begin += _U32.size
-            context_bytes = _U32.unpack_from(frame, _REQUEST.size)[0] if len(frame) >= begin else 0
+        *after, text_bytes, lists_bytes, column_bytes, context_bytes = head[12:]
+        begin = _REQUEST.size
         text_end = begin + text_bytes
         lists_end = text_end + lists_bytes
         column_end = lists_end + column_bytes
@@ -327,7 +337,7 @@ def agree(body: memoryview) -> int:
     ProtocolError
         If there is none.
     """
-    known = tuple(body) or (4,)  # servers of protocol 4 say nothing
+    known = tuple(body) or (_SAYS_NOTHING,)
     common = set(known) & set(PROTOCOLS)
     if not common:
         raise ProtocolError(
@@ -371,6 +381,18 @@ def decode_count(body: memoryview) -> int:
     return _shape(body)[0]
 
 
+def encode_histogram(counts_QD: NDArray[np.int64]) -> bytes:
+    """Return the number of codes at each distance from each query."""
+    return _COUNTS.pack(*counts_QD.shape, 0) + _raw(counts_QD, "<i8")
+
+
+def decode_histogram(body: memoryview) -> NDArray[np.int64]:
+    """Undo `encode_histogram`; ProtocolError if it is something else."""
+    queries, distances, rest = _shape(body)
+    counts, _ = _take(rest, "<i8", queries * distances)
+    return counts.reshape(queries, distances)
+
+
 def encode_codes(ids: IdArray, codes_MW: CodeArray) -> bytes:
     """Return the codes of the ids that a server has."""
     return b"".join([_COUNTS.pack(*codes_MW.shape, 0), _raw(ids, "<i8"), _raw(codes_MW, "<u8")])
@@ -384,19 +406,9 @@ def decode_codes(body: memoryview) -> tuple[IdArray, CodeArray]:
     return ids, codes.astype(np.uint64, copy=False).reshape(rows, words)
 
 
-def encode_features(ids: IdArray, features_MF: FeatureValues, protocol: int = PROTOCOL) -> bytes:
-    """Return the features of the ids that a server has.
-
-    Raises
-    ------
-    ProtocolError
-        If they are float32, which routers of protocol 4 would take for float16.
-    """
+def encode_features(ids: IdArray, features_MF: FeatureValues) -> bytes:
+    """Return the features of the ids that a server has."""
     is_single = features_MF.dtype == np.float32
-    if is_single and protocol < _WITH_SINGLE:
-        raise ProtocolError(
-            f"features are kept as bfloat16 or int8, unknown to routers of protocol {protocol}: replace the router"
-        )
     kind = "<f4" if is_single else "<f2"
     return b"".join([_COUNTS.pack(*features_MF.shape, is_single), _raw(ids, "<i8"), _raw(features_MF, kind)])
 
@@ -456,7 +468,8 @@ def as_values(array: CodeArray | IdArray) -> NDArray[np.uint64]:
 
 
 _KINDS = frozenset(Kind)
-_OF_ITEMS = frozenset({Kind.COUNT, Kind.FACETS, Kind.SCAN})
+_OF_ITEMS = frozenset({Kind.COUNT, Kind.FACETS, Kind.SCAN, Kind.HISTOGRAM, Kind.SAMPLE})
+_SINCE = {Kind.HISTOGRAM: 6, Kind.SAMPLE: 6}  # the first protocol with a kind; others are in all that are spoken
 _STATUSES = frozenset(Status)
 _ERRORS: Mapping[str, type[Exception]] = {
     cls.__name__: cls

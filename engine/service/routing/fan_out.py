@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from hashlight.engine.errors import DeadlineExceededError, HashlightError, NotReadyError, OverloadedError
-from hashlight.engine.service.protocol.wire import Request, Status, VersionNotServedError, decode_error
+from hashlight.engine.service.protocol.wire import ProtocolError, Request, Status, VersionNotServedError, decode_error
 from hashlight.engine.service.routing.hedging import HedgeBudget
 from hashlight.engine.service.routing.replica import Replica, ReplicaLostError, Reply, next_id
 
@@ -144,7 +144,7 @@ class FanOut:
                     id_, functools.partial(self._frame_of, part.identity, id_), functools.partial(self._tell, part, id_)
                 )
                 return
-            except ReplicaLostError as error:
+            except (ReplicaLostError, ProtocolError) as error:
                 del part.under_way[id_]
                 part.error = error
         if part.under_way:

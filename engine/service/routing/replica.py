@@ -129,6 +129,7 @@ class Replica:
         self._leaving = False
         self._shut_until_s = 0.0
         self._failures = 0
+        self._heard_s: float | None = None  # when its last page arrived
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep_connected, name=f"hashlight-{address}", daemon=True)
         self._thread.start()
@@ -170,6 +171,25 @@ class Replica:
         stream = self._stream
         return stream is not None and stream.silent_s() > SILENT_S
 
+    def stats(self) -> dict[str, Any]:
+        """Return statistics for operators.
+
+        `address`, `state`, `reason` (why it is lost or leaving), `under_way` (requests), `last_answer_s` (seconds since
+        it was last heard, heartbeats included; None: never), `failures` (in a row), `breaker_s` (seconds for which it
+        is still avoided), `breakers_opened`.
+        """
+        now_s, heard_s, state = time.monotonic(), self._heard_s, self.state
+        return {
+            "address": self.address,
+            "state": state,
+            "reason": self.reason if state in ("lost", "leaving") else None,
+            "under_way": self.load,
+            "last_answer_s": None if heard_s is None else now_s - heard_s,
+            "failures": self._failures,
+            "breaker_s": max(0.0, self._shut_until_s - now_s),
+            "breakers_opened": self.breakers_opened,
+        }
+
     def send(self, id_: int, frame_of: FrameOf, receiver: Receiver) -> None:
         """Send a request under its id; `receiver` is called once with its outcome, in another thread.
 
@@ -177,6 +197,8 @@ class Replica:
         ------
         ReplicaLostError
             If there is no connection.
+        ProtocolError
+            If the server's protocol does not have such requests.
         """
         stream = self._stream
         if stream is None:
@@ -239,6 +261,7 @@ class Replica:
                 stream.break_off("this router is closed")
             stream.look()
             for page in stream.pages():
+                self._heard_s = time.monotonic()
                 if self._stream is None and not self._closed.is_set():
                     connected_s = time.monotonic()
                     self._stream, self._opening, self._leaving = stream, None, False
@@ -293,11 +316,12 @@ class _Stream:
 
     def send(self, id_: int, frame_of: FrameOf, receiver: Receiver) -> None:
         """Write a request and remember its receiver."""
+        frame = frame_of(self._protocol)
         self.waiting[id_] = _Waiting(receiver)
         # Whoever removes the request reports it: the thread that gave up the stream, or this one.
         if self._lost is not None and self.waiting.pop(id_, None) is not None:
             raise ReplicaLostError(self._lost)
-        self._write(frame_of(self._protocol))
+        self._write(frame)
 
     def look(self) -> int:
         """Return how many looks have found an answer overdue; send a heartbeat request if none is due."""

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from hashlight.engine.codes import CodeArray, IdArray, check_codes
+from hashlight.engine.codes import CodeArray, IdArray, check_codes, num_words
 from hashlight.engine.collection.rerank import (
     ASYMMETRIC,
     Rerank,
@@ -36,6 +36,7 @@ from hashlight.engine.errors import (
 )
 from hashlight.engine.features import FeatureValues
 from hashlight.engine.filters.parameters import Parameters
+from hashlight.engine.ids import spread_ids
 from hashlight.engine.query import Query
 from hashlight.engine.results import Coverage, RerankResult, Result, merge
 from hashlight.engine.service.asking.searcher import Searcher, as_limit, check_values
@@ -50,6 +51,7 @@ from hashlight.engine.service.protocol.wire import (
     decode_codes,
     decode_count,
     decode_features,
+    decode_histogram,
     decode_result,
     decode_table,
 )
@@ -190,6 +192,11 @@ class ClusterRouter(Searcher):
         """Version of the collection being served."""
         return self._view.map.version
 
+    @property
+    def manifest(self) -> str:
+        """See `Searcher.manifest`."""
+        return self._view.map.manifest
+
     def answer(
         self,
         queries: CodeArray,
@@ -242,6 +249,36 @@ class ClusterRouter(Searcher):
         whole = merge_counts([decode_table(body) for body in bodies], limit=None)
         return check_values(whole, column).slice(0, limit), coverage
 
+    def histogram(
+        self,
+        queries: CodeArray,
+        filter: str | None = None,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        *,
+        timeout_s: float | None = None,
+        allow_partial: bool = False,
+    ) -> tuple[NDArray[np.int64], Coverage]:
+        """See `Searcher.histogram`."""
+        self._check_queries(queries)
+        request = Request.of_items(Kind.HISTOGRAM, filter, Parameters.of(parameters), codes_QW=queries)
+        bodies, coverage = self._of_all(request, timeout_s, allow_partial=allow_partial)
+        counts_QD = np.zeros((len(queries), self.bits + 1), np.int64)
+        for body in bodies:
+            counts_QD += decode_histogram(body)
+        return counts_QD, coverage
+
+    def sample(
+        self, count: int, *, timeout_s: float | None = None, allow_partial: bool = False
+    ) -> tuple[IdArray, CodeArray, Coverage]:
+        """See `Searcher.sample`."""
+        request = Request.of_items(Kind.SAMPLE, None, None, limit=as_limit(count))
+        bodies, coverage = self._of_all(request, timeout_s, allow_partial=allow_partial)
+        found = [decode_codes(body) for body in bodies]
+        ids_M = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in found)])
+        codes_MW = np.concatenate([np.empty((0, num_words(self.bits)), np.uint64), *(codes for _, codes in found)])
+        lowest = np.argsort(spread_ids(ids_M))[:count]
+        return ids_M[lowest], codes_MW[lowest], coverage
+
     def scan(
         self,
         filter: str | None = None,
@@ -259,10 +296,12 @@ class ClusterRouter(Searcher):
         first = np.argsort(table["id"].to_numpy(), kind="stable")[:limit]
         return table.take(pa.array(first)), coverage
 
-    def _of_all(self, request: Request, timeout_s: float | None) -> tuple[list[memoryview], Coverage]:
+    def _of_all(
+        self, request: Request, timeout_s: float | None, *, allow_partial: bool = False
+    ) -> tuple[list[memoryview], Coverage]:
         """Return what every group answers; IncompleteError and others as in `_coverage` if one does not."""
         asked, parts = self._ask(request, self._deadline(timeout_s))
-        coverage = _coverage(asked.map, parts, allow_partial=False)
+        coverage = _coverage(asked.map, parts, allow_partial=allow_partial)
         return [part.answer.body for part in parts if part.answer is not None], coverage
 
     def get(
@@ -328,9 +367,7 @@ class ClusterRouter(Searcher):
             "groups": len(groups),
             "map_age_s": time.monotonic() - self._read_s,
             "replicas": [
-                {"group": number, "address": replica.address, "state": replica.state, "under_way": replica.load}
-                for number, replicas in enumerate(groups)
-                for replica in replicas
+                {"group": number, **replica.stats()} for number, replicas in enumerate(groups) for replica in replicas
             ],
         }
 

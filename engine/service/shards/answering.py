@@ -15,6 +15,7 @@ from hashlight.engine.service.protocol.wire import (
     encode_codes,
     encode_count,
     encode_features,
+    encode_histogram,
     encode_result,
     encode_table,
 )
@@ -40,11 +41,11 @@ def answer(collection: Collection, request: Request) -> bytes:
             return _thumbnails(collection, request.ids)
         case Kind.FEATURES:
             held = _held(collection, request.ids)
-            return encode_features(held, collection.features_of(held), request.protocol)
+            return encode_features(held, collection.features_of(held))
         case Kind.CODES:
             held = _held(collection, request.ids)
             return encode_codes(held, collection.codes_of(held))
-        case Kind.COUNT | Kind.FACETS | Kind.SCAN:
+        case Kind.COUNT | Kind.FACETS | Kind.SCAN | Kind.HISTOGRAM | Kind.SAMPLE:
             assert request.query is not None, "it has a filter, if only none"
             return _of_items(collection, request, request.query)
         case Kind.READY:
@@ -58,6 +59,11 @@ def _of_items(collection: Collection, request: Request, query: Query) -> bytes:
     where = query.filter, query.parameters
     if request.kind is Kind.COUNT:
         return encode_count(collection.count(*where))
+    if request.kind is Kind.HISTOGRAM:
+        return encode_histogram(collection.histogram(request.values, filter=where[0], parameters=where[1]))
+    if request.kind is Kind.SAMPLE:
+        ids_M = collection.sample(query.limit or 1, filter=where[0], parameters=where[1])
+        return encode_codes(ids_M, collection.codes_of(ids_M))
     if request.kind is Kind.FACETS:
         return encode_table(check_values(collection.facets(request.column, *where, limit=None), request.column))
     after = None if query.after is None else query.after[1]

@@ -124,6 +124,13 @@ def test_searches_and_counts_see_what_is_alive(version, index, asked, k):
         chosen = [item for item in items.values() if selects(item)]
         assert len(collection) == len(items)
         assert collection.count(text, parameters) == len(chosen)
+        codes = np.array([item["code"] for item in chosen], np.uint64).reshape(-1, 1)
+        expected, _ = oracles.distance_histograms(QUERIES, codes, np.zeros((3, len(chosen)), bool), BITS)
+        assert collection.histogram(QUERIES, filter=text, parameters=parameters).tolist() == expected.tolist()
+        sample = collection.sample(k, filter=text, parameters=parameters)
+        assert len(sample) == min(k, len(chosen))
+        assert set(sample.tolist()) <= {item["id"] for item in chosen}
+        assert sample.tolist() == collection.sample(24, filter=text, parameters=parameters)[:k].tolist()
         found = collection.search(QUERIES, k, filter=text, parameters=parameters)
         distances, nearest = knn(chosen, k)
         np.testing.assert_array_equal(found.ids, nearest)

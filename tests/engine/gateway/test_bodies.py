@@ -272,11 +272,11 @@ from hashlight.engine.service.asking.searcher import Searcher
 from hashlight.engine.service.problems import RequestError
 
 class Nothing(Searcher):
-    bits, fingerprint, version = 64, None, 1
+    bits, fingerprint, version, manifest = 64, None, 1, "m"
     def describe(self): return {"bits": 64, "rows": 0, "shards": 0, "version": 1, "encoder": None, "attributes": {},
                                 "features": False}
     def answer(self, *args, **kwargs): raise RequestError(404, "reached", "the search was reached")
-    get = thumbnail = features_of = count = facets = scan = answer
+    get = thumbnail = features_of = count = facets = histogram = sample = scan = answer
     def reachable(self): pass
     def ready(self): pass
     def close(self): pass

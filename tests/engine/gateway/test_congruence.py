@@ -300,6 +300,31 @@ def test_the_values_of_an_attribute_are_counted(client, rows, text, column):
         assert counts.version == 1
 
 
+@pytest.mark.parametrize("text", FILTERS)
+@pytest.mark.parametrize("count", [1, 35])
+def test_items_are_counted_at_each_distance(client, rows, queries, text, count):
+    ids, codes, attributes = rows
+    kept = matching(attributes, ids, text)
+    nobody = np.zeros((count, len(kept)), bool)
+    expected, _ = oracles.distance_histograms(queries[:count], codes[kept], nobody, serving.BITS)
+    counts = client.histogram(queries[:count], filter=text)
+    assert (counts.tolist(), counts.dtype) == (expected.tolist(), np.int64)
+
+
+def test_items_are_counted_around_queries_of_every_kind(client, rows):
+    ids, codes, _ = rows
+    picture = serving.png(serving.make_pictures(3)[2])
+    code = client.encode([picture])
+    asked = np.concatenate([codes[5:6], codes[9:10], code])
+    (expected, _) = oracles.distance_histograms(asked, codes, np.zeros((3, 500), bool), serving.BITS)
+    found = client.histogram([int(ids[5]), codes[9], picture], filter="id not in :seen", parameters={"seen": [10**6]})
+    assert found.tolist() == expected.tolist()
+    with pytest.raises(IdNotFoundError, match="id 1000000 was not found"):
+        client.histogram([10**6])
+    with pytest.raises(ValueError, match="`filter`, at character"):
+        client.histogram(codes[:1], filter="label ==")
+
+
 def test_lists_of_ids_go_with_counts_and_pages(client, rows):
     ids, _, attributes = rows
     lists = {"seen": ids[::2]}

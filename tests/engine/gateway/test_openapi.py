@@ -19,10 +19,11 @@ def app(searcher):
 
 OPERATIONS = [
     "POST /v1/search", "POST /v1/range_search", "POST /v1/encode", "GET /v1/items", "GET /v1/items/{id}",
-    "GET /v1/items/{id}/thumbnail", "POST /v1/count", "POST /v1/facets", "POST /v1/scroll", "GET /v1/collection",
+    "GET /v1/items/{id}/thumbnail", "POST /v1/count", "POST /v1/facets", "POST /v1/scroll", "POST /v1/histogram",
+    "GET /v1/representatives", "GET /v1/collection",
     "GET /health/live", "GET /health/ready", "GET /health/complete", "GET /metrics",
 ]  # fmt: skip
-WITH_ARGUMENTS = OPERATIONS[:9]  # the others have no arguments that could be wrong
+WITH_ARGUMENTS = OPERATIONS[:11]  # the others have no arguments that could be wrong
 
 
 def no_server_error(context, response, case):
@@ -77,7 +78,7 @@ def test_example_bodies_are_accepted_or_the_error_names_what_is_missing(app, htt
             # This server only reads.
             assert answer.status_code in ((403,) if path == "/v1/items" else (200, 404)), answer.text
             tried += 1
-    assert tried == 15
+    assert tried == 19
 
 
 def test_the_document_lists_every_route_and_the_ways_to_send_a_key(app, searcher):
@@ -85,7 +86,9 @@ def test_the_document_lists_every_route_and_the_ways_to_send_a_key(app, searcher
     assert set(document["paths"]) == {
         "/v1/search", "/v1/range_search", "/v1/encode", "/v1/items", "/v1/items/{id}", "/v1/items/{id}/thumbnail",
         "/v1/count", "/v1/facets", "/v1/scroll", "/v1/collection", "/v1/replicas", "/health/live", "/health/ready",
-        "/health/complete", "/metrics",
+        "/health/complete", "/metrics", "/v1/histogram", "/v1/representatives", "/v1/duplicates",
+        "/v1/admin/collection", "/v1/admin/versions", "/v1/admin/rollback", "/v1/admin/servers",
+        "/v1/admin/slow_queries", "/v1/admin/rejects", "/v1/admin/rejects/{number}/picture",
     }  # fmt: skip
     assert set(document["paths"]["/v1/search"]["post"]["requestBody"]["content"]) == {
         "application/json", "multipart/form-data", "application/vnd.apache.arrow.stream"

@@ -118,6 +118,9 @@ def check(client, oracle):
     codes = np.array([oracle[id_][0] for id_ in ids.tolist()], np.uint64).reshape(-1, 1)
     (hits,) = client.search(np.array([5], np.uint64), 10)
     assert hits.ids.tolist() == oracles.knn(np.array([[5]], np.uint64), codes, ids, min(10, len(ids)))[1][0].tolist()
+    asked = np.array([[5]], np.uint64)
+    counts, _ = oracles.distance_histograms(asked, codes, np.zeros((1, len(ids)), bool), 60)
+    assert client.histogram(asked).tolist() == counts.tolist()
     for id_ in ids[:3].tolist():
         assert client.thumbnail(id_) == oracle[id_][2]
 

@@ -12,6 +12,7 @@ import pyarrow.ipc
 import pytest
 
 from hashlight.engine.collection.collection import Collection
+from hashlight.engine.errors import IncompleteError
 from hashlight.engine.query import Query
 from hashlight.engine.service.protocol import wire
 from hashlight.engine.service.protocol.wire import Kind, ProtocolError, Request
@@ -20,7 +21,7 @@ from hashlight.engine.service.shards import server as server_module
 from tests.engine.service.conftest import serving
 from tests.oracles import knn, within_radius
 
-RECORDED = json.loads((Path(__file__).parents[2] / "data" / "protocol_4.json").read_text())
+RECORDED = json.loads((Path(__file__).parents[2] / "data" / "protocol_5.json").read_text())
 PAGE = struct.Struct("<2sBBQQQQd")
 CODES = np.array([[5, 0], [4, 0], [2**63 + 9, 255], [7, 1], [2**63 + 8, 255], [5, 3], [0, 0], [5, 0]], np.uint64)
 IDS, LABELS = np.arange(8), np.array([0, 1, 2, 0, 1, 2, 0, 1])
@@ -64,10 +65,10 @@ def test_a_router_of_the_protocol_before_is_answered_in_it(collection):
     with serving(collection.path, groups=1) as (_, cluster):
         (group,) = cluster.groups
         with exchanging(group.replicas[0]) as exchange:
-            assert exchange(stamped("ping", group.identity))[:4] == (4, 0, 0, 0)
+            assert exchange(stamped("ping", group.identity))[:4] == (5, 0, 0, 0)
 
             protocol, status, id_, version, body = exchange(stamped("search", group.identity))
-            assert (protocol, status, id_, version) == (4, 0, 1, 1)
+            assert (protocol, status, id_, version) == (5, 0, 1, 1)
             kept = ~np.isin(IDS, [3, 7])
             distances, ids = knn(QUERIES, CODES[kept], IDS[kept], 4)
             assert struct.unpack_from("<QQQ", body) == (2, 4, 0)
@@ -75,7 +76,7 @@ def test_a_router_of_the_protocol_before_is_answered_in_it(collection):
             assert np.frombuffer(body[56:120], "<i8").reshape(2, 4).tolist() == ids.tolist()
 
             protocol, status, id_, version, body = exchange(stamped("range", group.identity))
-            assert (protocol, status, id_) == (4, 0, 2)
+            assert (protocol, status, id_) == (5, 0, 2)
             pairs, _ = within_radius(QUERIES, CODES, IDS, 3)
             expected = [[pair for pair in row if pair > (1, 2)][:5] for row in pairs]
             queries, found, _ = struct.unpack_from("<QQQ", body)
@@ -87,15 +88,15 @@ def test_a_router_of_the_protocol_before_is_answered_in_it(collection):
             assert json.loads(body[24 + 24 + 2 + 12 * found :])["plans"]
 
             protocol, status, id_, _, body = exchange(stamped("facets", group.identity))
-            assert (protocol, status, id_) == (4, 0, 3)
+            assert (protocol, status, id_) == (5, 0, 3)
             counts = pyarrow.ipc.open_stream(body).read_all().to_pylist()
             assert {one["label" if "label" in one else "value"]: one["count"] for one in counts} == {0: 3, 1: 3}
 
             protocol, status, id_, _, body = exchange(stamped("get", group.identity))
-            assert (protocol, status, id_) == (4, 0, 4)
+            assert (protocol, status, id_) == (5, 0, 4)
             assert pyarrow.ipc.open_stream(body).read_all()["id"].to_pylist() == [1, 6]
 
-            assert exchange(stamped("search", "0" * 32))[:3] == (4, 1, 1)  # refused in the same protocol
+            assert exchange(stamped("search", "0" * 32))[:3] == (5, 1, 1)  # refused in the same protocol
 
 
 def note_protocols(monkeypatch):
@@ -111,20 +112,24 @@ def note_protocols(monkeypatch):
 
 
 def test_a_server_of_the_protocol_before_is_asked_in_it(collection, monkeypatch):
-    monkeypatch.setattr(server_module, "encode_hello", lambda: b"")  # as servers of protocol 4 answer
+    monkeypatch.setattr(server_module, "encode_hello", lambda: bytes([4, 5]))  # as servers of protocol 5 answer
     asked = note_protocols(monkeypatch)
     with serving(collection.path, groups=1) as (_, cluster), contextlib.closing(ClusterRouter(cluster)) as router:
         found = router.search(QUERIES, 3, allow_partial=False)
         assert (found.ids == knn(QUERIES, CODES, IDS, 3)[1]).all()
-    assert (4, Kind.SEARCH) in asked
-    assert {protocol for protocol, _ in asked} == {4}
+        for ask in (lambda: router.histogram(QUERIES), lambda: router.sample(3)):
+            with pytest.raises(IncompleteError, match=r"speaks protocol 5, [A-Z]+ needs 6: replace it"):
+                ask()
+        assert (router.search(QUERIES, 3, allow_partial=False).ids == found.ids).all(), "the stream goes on"
+    assert (5, Kind.SEARCH) in asked
+    assert {protocol for protocol, _ in asked} == {5}
 
 
 def test_a_server_of_this_protocol_is_asked_in_it(collection, monkeypatch):
     asked = note_protocols(monkeypatch)
     with serving(collection.path, groups=1) as (_, cluster), contextlib.closing(ClusterRouter(cluster)) as router:
         router.search(QUERIES, 3, allow_partial=False)
-    assert (5, Kind.SEARCH) in asked
+    assert (6, Kind.SEARCH) in asked
 
 
 def test_the_newest_common_protocol_is_spoken(monkeypatch):
@@ -146,9 +151,9 @@ def test_a_ping_of_any_protocol_is_understood():
 
 
 @pytest.mark.parametrize("context", ["", "id-1", '{"traceparent": "00-ab"} ü'])
-def test_the_context_travels_in_protocol_5_and_is_left_out_in_4(context):
+@pytest.mark.parametrize("protocol", wire.PROTOCOLS)
+def test_the_context_travels_in_every_protocol(context, protocol):
     request = Request(Kind.SEARCH, 1, 1, 1.0, QUERIES, Query(k=2, filter="a == 1"), context=context)
-    for protocol, expected in ((5, context), (4, "")):
-        read = Request.decode(memoryview(request.encode(protocol)))
-        assert (read.context, read.protocol, read.query.filter) == (expected, protocol, "a == 1")
-        assert (read.values == QUERIES).all()
+    read = Request.decode(memoryview(request.encode(protocol)))
+    assert (read.context, read.protocol, read.query.filter) == (context, protocol, "a == 1")
+    assert (read.values == QUERIES).all()

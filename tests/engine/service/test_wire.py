@@ -22,11 +22,13 @@ from hashlight.engine.service.protocol.wire import (
     decode_codes,
     decode_error,
     decode_features,
+    decode_histogram,
     decode_result,
     decode_table,
     encode_codes,
     encode_error,
     encode_features,
+    encode_histogram,
     encode_result,
     pages,
 )
@@ -54,7 +56,7 @@ def test_a_request_is_read_as_it_was_written(kind, id_, rows, number, limit, aft
     elif kind is Kind.RANGE:
         query = Query(radius=number, limit=limit, filter=text, parameters=Parameters.of(lists), explain=explain)
         query = query._replace(after=after)
-    elif kind in (Kind.COUNT, Kind.FACETS, Kind.SCAN):
+    elif kind in (Kind.COUNT, Kind.FACETS, Kind.SCAN, Kind.HISTOGRAM, Kind.SAMPLE):
         query = Request.of_items(kind, text, Parameters.of(lists), limit=limit, after=after and after[1]).query
     column = "" if kind is not Kind.FACETS or text is None else text
     frame = Request(kind, id_, 7, 1.5, values, query, column=column).encode()
@@ -185,22 +187,27 @@ def test_features_come_back_in_their_type(values):
     assert (read == features).all()
 
 
-def test_routers_of_the_protocol_before_get_the_features_that_they_can_read():
-    ids, features = np.array([5]), np.array([[0.1, -2]], np.float16)
-    frame = encode_features(ids, features, 4)
-    assert frame[16:24] == bytes(8), "as servers of that protocol answer"
-    assert (decode_features(memoryview(frame))[1] == features).all()
-    with pytest.raises(
-        ProtocolError, match="kept as bfloat16 or int8, unknown to routers of protocol 4: replace the router"
-    ):
-        encode_features(ids, features.astype(np.float32), 4)
+def test_histograms_are_read_as_they_were_written():
+    counts = np.random.default_rng(2).integers(2**62, size=(3, 65))
+    body = encode_histogram(counts)
+    back = decode_histogram(memoryview(body))
+    assert (back.tolist(), back.dtype) == (counts.tolist(), np.int64)
+    with pytest.raises(ProtocolError, match="expected 1560 bytes"):
+        decode_histogram(memoryview(body[:-1]))
+
+
+@pytest.mark.parametrize("kind", [Kind.HISTOGRAM, Kind.SAMPLE])
+def test_what_the_protocol_before_does_not_have_is_not_written_in_it(kind):
+    request = Request.of_items(kind, None, None, limit=3)
+    with pytest.raises(ProtocolError, match=rf"speaks protocol 5, {kind.name} needs 6: replace it"):
+        request.encode(5)
 
 
 @pytest.mark.parametrize("body", [b"", b"x" * 7, b"\xff" * 40, b"[1, 2]", b'{"types": 3}', b'{"message": 1}'])
 def test_answers_that_cannot_be_read_are_an_error_of_the_protocol(body):
     body = memoryview(body)
     assert type(decode_error(body)) is ProtocolError
-    for read in (decode_features, decode_table, lambda body: decode_result(Query(k=3), body)):
+    for read in (decode_features, decode_histogram, decode_table, lambda body: decode_result(Query(k=3), body)):
         with pytest.raises(ProtocolError):
             read(body)
     with pytest.raises(ProtocolError):
