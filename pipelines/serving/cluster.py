@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.threads import usable_cores
 from hashlight.engine.places.opening import open_place
 from hashlight.engine.service.api.schemas import MAX_REPLICAS
+from hashlight.engine.service.asking.beside import Beside
 from hashlight.engine.service.asking.following import LOOK_S
 from hashlight.engine.service.control.finding import Finder
 from hashlight.engine.service.door.http_server import Address, HttpServer, check_exposure
@@ -70,6 +72,7 @@ def cluster_app(
     servers: AbstractContextManager[RayServers | LocalServers],
     *,
     poll_s: float = REFRESH_S,
+    beside: Beside | None = None,
     **more: Any,
 ) -> Iterator[FastAPI]:
     """Start shard servers; yield the application of a gateway that finds them.
@@ -79,18 +82,19 @@ def cluster_app(
     """
     encoder_of(Collection.open(path), more.get("encoder"))  # before anything is started
     metrics: Metrics = more.setdefault("metrics", Metrics())
+    beside = dataclasses.replace(beside or Beside(), collection=open_place(path).location)
     with servers as cluster, contextlib.closing(Finder(cluster.source, security=cluster.security)) as finder:
         finder.wait(FIND_S)
         with (
             routing(finder, poll_s=poll_s, observe=metrics.observe) as router,
-            found_app(path, address, keys, finder, router, scale=cluster.scale, **more) as app,
+            found_app(beside, address, keys, finder, router, scale=cluster.scale, **more) as app,
         ):
             yield app
 
 
 @contextlib.contextmanager
 def found_app(
-    path: str | Path | None,
+    beside: Beside,
     address: Address,
     keys: Keys,
     finder: Finder,
@@ -108,8 +112,9 @@ def found_app(
 
     Parameters
     ----------
-    path : str, Path or None
-        The collection, which is needed for its encoder and for writes alone.
+    beside : Beside
+        With the place of the collection, if it is known, which is needed for its encoder, for writes, and for operators
+        to see its versions.
     finder, router
         Not closed here.
     scale : callable, optional
@@ -122,6 +127,7 @@ def found_app(
     EncoderMismatchError
         If `encoder` is not the one that made the codes.
     """
+    path = beside.collection
     image_encoder = None if path is None else encoder_of(Collection.open(path), encoder)
     with contextlib.ExitStack() as stack:
         committer = None
@@ -139,6 +145,7 @@ def found_app(
             scale=scale,
             pending=lambda: finder.pending,
             committer=committer,
+            beside=dataclasses.replace(beside, servers=finder.servers),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from hashlight.engine.indexes.warmup import warm
 from hashlight.engine.service.api.app import create_app
 from hashlight.engine.service.api.collections import Collections
 from hashlight.engine.service.api.gateway import Gateway
+from hashlight.engine.service.asking.beside import Beside
 from hashlight.engine.service.asking.encoding import Encoder
 from hashlight.engine.service.asking.following import Follower, Pending
 from hashlight.engine.service.asking.searcher import CollectionSearcher, Searcher
@@ -51,13 +53,15 @@ def embedded_app(
     write_log: Path | None = None,
     metrics: Metrics | None = None,
     progress: Progress | None = None,
+    beside: Beside | None = None,
 ) -> Iterator[FastAPI]:
     """Open a collection in this process; yield the application that answers for it.
 
     Kernels are compiled and a test search is made first. A new version of the collection is picked up when it is
     published, without failing a query. `index` is the index that answers, and `progress` is told what is fetched from a
     bucket, as in `Collection.open`. With `writable` it accepts writes, each of which is searched before it is answered;
-    `write_log` is where their log is, as in `engine.writing.opened.Opened`. `metrics` is where requests are counted.
+    `write_log` is where their log is, as in `engine.writing.opened.Opened`. `metrics` is where requests are counted,
+    `beside` has the folders of jobs that are shown.
 
     Raises
     ------
@@ -88,6 +92,7 @@ def embedded_app(
             metrics=metrics,
             pending=lambda: follower.pending,
             committer=committer,
+            beside=dataclasses.replace(beside or Beside(), collection=searcher.location),
         )
         warm()
         searcher.ready()
@@ -107,6 +112,7 @@ def gateway_app(
     scale: Callable[[int], None] | None = None,
     pending: Callable[[], Pending | None] | None = None,
     committer: Committer | None = None,
+    beside: Beside | None = None,
 ) -> FastAPI:
     """Return the application of one collection, for a server at `address`."""
     limits = limits or Limits()
@@ -120,6 +126,7 @@ def gateway_app(
         scale=scale,
         pending=pending,
         committer=committer,
+        beside=beside,
         allowed_hosts=_hosts_allowed(address, keys),
     )
 

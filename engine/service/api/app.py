@@ -114,7 +114,6 @@ def create_app(
     committer : Committer, optional
         Makes writes, and ends with the application; without it they are refused.
     beside : Beside, optional
-        What lies beside the collection, and is shown as far as it is given.
     page : Path
         Folder of static files for `/`; skipped if it does not exist.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from hashlight.pipelines.cli.options import (
     local_file,
     refuse_missing,
 )
-from hashlight.pipelines.cli.using.serve import Access, Listening, Requests, Upkeep
+from hashlight.pipelines.cli.using.serve import Access, Listening, Requests, Shown, Upkeep
 
 if TYPE_CHECKING:
     from hashlight.engine.service.control.finding import Finder
@@ -90,6 +91,7 @@ def gateway(
     access: Access,
     requests: Requests,
     upkeep: Upkeep,
+    shown: Shown,
     shard_tls: ShardTls,
     cache_size: CacheSizeOption = None,
     observing: Observing,
@@ -112,7 +114,9 @@ def gateway(
         stack.enter_context(observing.watching("hashlight-gateway"))
         with spinner("opening"):
             server = stack.enter_context(
-                _open_gateway(collection, finding, listening, encoder, access, requests, upkeep, shard_tls, observing)
+                _open_gateway(
+                    collection, finding, listening, encoder, access, requests, upkeep, shown, shard_tls, observing
+                )
             )
         out.print(f"serving {collection or 'a collection'} at {server.url}", soft_wrap=True)
         server.run()
@@ -146,10 +150,12 @@ def _open_gateway(
     access: Access,
     requests: Requests,
     upkeep: Upkeep,
+    shown: Shown,
     shard_tls: ShardTls,
     observing: Observing,
 ) -> Iterator[HttpServer]:
     """Yield a gateway that is bound to its address."""
+    from hashlight.engine.places.opening import open_place
     from hashlight.engine.service.control.compacting import compacting
     from hashlight.engine.service.door.http_server import Address, check_exposure
     from hashlight.engine.service.door.keys import Keys
@@ -163,13 +169,15 @@ def _open_gateway(
         client_authority=access.tls_client_authority,
     )  # fmt: skip
     keys, metrics = Keys.load(access.keys), Metrics()
+    name = "collection" if collection is None else name_of(collection)
+    beside = shown.of([name])[name]
     check_exposure(address, keys, insecure=access.insecure)
     with contextlib.ExitStack() as stack:
         finder = stack.enter_context(_finder(collection, finding.source(), shard_tls))
         router = stack.enter_context(routing(finder, poll_s=finding.poll, patient=True, observe=metrics.observe))
         app = stack.enter_context(
             found_app(
-                collection,
+                dataclasses.replace(beside, collection=None if collection is None else open_place(collection).location),
                 address,
                 keys,
                 finder,
@@ -184,7 +192,6 @@ def _open_gateway(
         )
         if collection is not None and access.writable and upkeep.compact:
             stack.enter_context(compacting(collection, least=lambda: finder.num_groups, metrics=metrics))
-        name = "collection" if collection is None else name_of(collection)
         server = bind(
             {name: app}, address, keys, insecure=access.insecure, slow_query_s=requests.slow_query,
             delay_s=listening.drain_delay,

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from hashlight.engine.cache.cache import Progress
     from hashlight.engine.indexes.choice import IndexChoice
+    from hashlight.engine.service.asking.beside import Beside
     from hashlight.engine.service.door.http_server import Address, HttpServer
     from hashlight.engine.service.door.keys import Keys
     from hashlight.engine.service.limits import Limits
@@ -120,6 +121,50 @@ class Upkeep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What jobs have left that the server shows."""
+
+    duplicates: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Show the groups of near-duplicates in this folder, the --output of `hashlight dedup`; that of one of "
+            "several collections as NAME=FOLDER.",
+            metavar="FOLDER",
+        ),
+    ] = None
+    rejects: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Show operators the rejected images of this folder of codes, the --output of `hashlight encode`; that "
+            "of one of several collections as NAME=FOLDER.",
+            metavar="FOLDER",
+        ),
+    ] = None
+
+    def of(self, names: Sequence[str]) -> dict[str, Beside]:
+        """Return what is shown of each of the collections that have these names."""
+        from hashlight.engine.service.asking.beside import Beside
+
+        duplicates = self._by_name("--duplicates", self.duplicates, names)
+        codes = self._by_name("--rejects", self.rejects, names)
+        return {name: Beside(duplicates=duplicates.get(name), codes=codes.get(name)) for name in names}
+
+    @staticmethod
+    def _by_name(option: str, given: list[str] | None, names: Sequence[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, folder in map(_split, given or []):
+            if name is None and len(names) > 1:
+                raise typer.BadParameter(f"{option} {folder}: name the collection, as in {names[0]}={folder}")
+            name = names[0] if name is None else name
+            if name not in names:
+                raise typer.BadParameter(f"{option}: there is no collection {name}; there are: {', '.join(names)}")
+            if name in found:
+                raise typer.BadParameter(f"{option} is given twice for {name}: give one folder")
+            found[name] = folder
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardServers:
     """Which shard servers there are, if any."""
 
@@ -195,6 +240,7 @@ def serve(
     access: Access,
     requests: Requests,
     upkeep: Upkeep,
+    shown: Shown,
     shard_servers: ShardServers,
     shard_tls: ShardTls,
     cache_size: CacheSizeOption = None,
@@ -226,6 +272,7 @@ def serve(
                     access,
                     requests,
                     upkeep,
+                    shown,
                     shard_servers,
                     shard_tls,
                     observing,
@@ -237,6 +284,19 @@ def serve(
         server.run()
 
 
+def _named(collections: list[str]) -> dict[str, str]:
+    """Return the places of collections by their names."""
+    from hashlight.pipelines.serving.serve import name_of
+
+    places: dict[str, str] = {}
+    for name, place in map(_split, collections):
+        name = name or name_of(place)
+        if name in places:
+            raise typer.BadParameter(f"two collections are named {name}: name them, as in {name}-2={place}")
+        places[name] = place
+    return places
+
+
 @contextlib.contextmanager
 def _open_server(
     collections: list[str],
@@ -246,6 +306,7 @@ def _open_server(
     access: Access,
     requests: Requests,
     upkeep: Upkeep,
+    shown: Shown,
     shard_servers: ShardServers,
     shard_tls: ShardTls,
     observing: Observing,
@@ -255,7 +316,7 @@ def _open_server(
     from hashlight.engine.service.door.http_server import Address, check_exposure
     from hashlight.engine.service.door.keys import Keys
     from hashlight.engine.service.telemetry.metrics import Metrics
-    from hashlight.pipelines.serving.serve import bind, embedded_app, name_of, watched
+    from hashlight.pipelines.serving.serve import bind, embedded_app, watched
 
     address = Address(
         host=listening.host, port=listening.port, certificate=access.tls_cert, private_key=access.tls_key,
@@ -270,15 +331,12 @@ def _open_server(
         "writable": access.writable,
         "write_log": upkeep.write_log,
     }
-    places = {}
-    for name, place in map(_split, collections):
-        name = name or name_of(place)
-        if name in places:
-            raise typer.BadParameter(f"two collections are named {name}: name them, as in {name}-2={place}")
-        places[name] = place
+    places = _named(collections)
+    beside = shown.of(list(places))
     with contextlib.ExitStack() as stack:
         apps = {}
         for name, place in places.items():
+            more["beside"] = beside[name]
             more["metrics"] = metrics = Metrics()
             if shard_servers.wanted:
                 app = _cluster_app(place, address, keys, index, shard_servers, shard_tls, observing, more)

@@ -43,7 +43,7 @@ def end(server):
 def served(collection, tmp_path_factory):
     path = tmp_path_factory.mktemp("served") / "c"
     shutil.copytree(collection, path)
-    server, url = start(path, "--port", 0)
+    server, url = start(path, "--port", 0, "--duplicates", path.parent / "found")
     yield path, url
     end(server)
 
@@ -115,6 +115,15 @@ def test_sigterm_ends_it(collection):
         client.ready(timeout_s=60)
     end(server)
     assert server.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+def test_operators_see_the_versions_and_what_jobs_have_left(served):
+    path, url = served
+    told = httpx.get(f"{url}/v1/admin/collections", timeout=60).json()["collections"]
+    assert [(one["name"], one["location"]) for one in told] == [("c", str(path))]
+    assert httpx.get(f"{url}/v1/admin/versions", timeout=60).json()["versions"][-1]["operation"] == "created"
+    assert httpx.get(f"{url}/v1/duplicates", timeout=60).status_code == 503, "the folder is known, and has none yet"
+    assert httpx.get(f"{url}/v1/admin/rejects", timeout=60).status_code == 404
 
 
 def test_what_cannot_be_served_is_reported(collection, tmp_path):
