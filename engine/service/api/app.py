@@ -6,7 +6,7 @@
     POST /v1/range_search       all items within a radius
     GET  /v1/representatives    items that stand for the collection
     GET  /v1/duplicates         groups of near-duplicates
-    POST /v1/encode             codes of images
+    POST /v1/encode             codes of images or queries
     POST /v1/count              how many items match
     POST /v1/facets             how often each value of an attribute occurs
     POST /v1/histogram          how many items lie at each distance from a query
@@ -35,7 +35,6 @@ from typing import Annotated
 from fastapi import FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 from starlette.types import Scope
@@ -60,6 +59,7 @@ from hashlight.engine.service.door.hosts import KnownHosts
 from hashlight.engine.service.door.key_metrics import KeyMetrics
 from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.limits import Limits
+from hashlight.engine.service.page.files import PageFiles
 from hashlight.engine.service.problems import RequestError, invalid, refusal_of
 from hashlight.engine.service.telemetry.metrics import CONTENT_TYPE, Metrics, render
 from hashlight.engine.writing.committing import Committer
@@ -129,7 +129,7 @@ def create_app(
     _add_routes(app, gateway, writer)
     describe_api(app, secured=bool(keys), models=(*exploring.BODIES, *administration.BODIES))
     if page.is_dir():
-        app.router.routes.append(_Page("/", StaticFiles(directory=page, html=True)))
+        app.router.routes.append(_Page("/", PageFiles(page)))
     if allowed_hosts is not None:
         app.add_middleware(KnownHosts, allowed_hosts=list(allowed_hosts))
     app.add_middleware(
@@ -189,7 +189,7 @@ def _add_searches(app: FastAPI, gateway: Gateway) -> None:
 
     @app.post("/v1/encode", **encode_body())
     async def encode(request: Request) -> Response:
-        """Encode images to codes."""
+        """Return the codes of images, or of queries of any kind."""
         return await gateway.encode(request)
 
 

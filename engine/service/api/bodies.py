@@ -178,14 +178,15 @@ async def read_queries(request: Request, body: type[Options], *, bits: int, limi
     return await read_body(request, functools.partial(_search_of_json, body=body, bits=bits, limits=limits))
 
 
-async def read_images(request: Request, limits: Limits) -> tuple[list[Image], int | None]:
-    """Read images to encode, and `timeout_ms`, from JSON or a form."""
+async def read_to_encode(request: Request, *, bits: int, limits: Limits) -> tuple[Sorted[Image], int | None]:
+    """Read images or queries of which the codes are wanted, and `timeout_ms`, from JSON or a form."""
     kind = media_type(request)
     if kind == JSON:
-        return await read_body(request, functools.partial(_images_of_json, limits=limits))
+        return await read_body(request, functools.partial(_images_of_json, bits=bits, limits=limits))
     if kind == FORM:
         fields, files = await read_form(request)
-        return [Image("images.0", files["image"])], parse_fields(EncodeOptions, fields).timeout_ms
+        images = _images_alone([Image("images.0", files["image"])], bits)
+        return images, parse_fields(EncodeOptions, fields).timeout_ms
     raise unsupported(kind, (JSON, FORM))
 
 
@@ -244,11 +245,20 @@ def asked_order(options: Any) -> Rerank | Order | None:
     return Rerank(pool=asked.pool, metric=asked.metric) if isinstance(asked, RerankBody) else asked
 
 
-def _images_of_json(data: bytearray, *, limits: Limits) -> tuple[list[Image], int | None]:
+def _images_of_json(data: bytearray, *, bits: int, limits: Limits) -> tuple[Sorted[Image], int | None]:
     parsed, pictures = parse_json(EncodeBody, data, limits)
-    check_count(len(parsed.images), "images", limits.images)
-    images = [image_of(text, f"images.{number}", pictures) for number, text in enumerate(parsed.images)]
-    return images, parsed.timeout_ms
+    if parsed.queries is not None:
+        check_count(len(parsed.queries), "queries", limits.queries)
+        queries = [_kind_of(query, number, bits, pictures) for number, query in enumerate(parsed.queries)]
+        return _sorted(queries, parsed, bits), parsed.timeout_ms
+    texts = parsed.images or []
+    check_count(len(texts), "images", limits.images)
+    images = [image_of(text, f"images.{number}", pictures) for number, text in enumerate(texts)]
+    return _images_alone(images, bits), parsed.timeout_ms
+
+
+def _images_alone(images: Sequence[Image], bits: int) -> Sorted[Image]:
+    return Sorted(np.zeros((len(images), num_words(bits)), np.uint64), {}, dict(enumerate(images)))
 
 
 def parse_json(model: type[Options], data: bytearray, limits: Limits) -> tuple[Options, dict[str, bytes]]:

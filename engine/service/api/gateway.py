@@ -184,21 +184,20 @@ class Gateway:
         return self._response(body, arrow=asked.arrow)
 
     async def encode(self, request: Request) -> Response:
-        """Encode images."""
+        """Return the codes of images, or of queries of any kind."""
         arrived_s = time.monotonic()
         timing_ms: dict[str, float] = {}
-        encoding = self._encoding("images")
+        bits = self.searcher.bits
         with self.metrics.stage("read", timing_ms):
-            images, timeout_ms = await bodies.read_images(request, self.limits)
+            queries, timeout_ms = await bodies.read_to_encode(request, bits=bits, limits=self.limits)
         deadline_s = arrived_s + self.timeout_s(timeout_ms)
         async with self.within(request, deadline_s):
-            encoded = await encoding.encode(
-                [image.data for image in images], [image.field for image in images], timing_ms, deadline_s=deadline_s
-            )
+            found = await self._look_up(queries, None, deadline_s, timing_ms)
+        codes = queries.resolve(found, None, is_asked=False).codes
         document = {
-            "codes": hex_codes(encoded.codes, bits=encoding.encoder.bits),
-            "bits": encoding.encoder.bits,
-            "fingerprint": encoding.encoder.fingerprint,
+            "codes": hex_codes(codes, bits=bits),
+            "bits": bits,
+            "fingerprint": self.searcher.fingerprint,
             "timing_ms": timing_ms,
         }
         return json_response(document)
@@ -550,9 +549,10 @@ class Gateway:
     async def _encode_queries(
         self, images: Sequence[bodies.Image], deadline_s: float, timing_ms: dict[str, float]
     ) -> Encoded:
-        encoding = self._encoding("queries")
+        field = "images" if images[0].field.startswith("images.") else "queries"
+        encoding = self._encoding(field)
         if len(images) > self.limits.images:
-            raise invalid(f"at most {self.limits.images} queries may be images, got {len(images)}", "queries")
+            raise invalid(f"at most {self.limits.images} {field} may be images, got {len(images)}", field)
         fetched = await self._fetch({image.field: image.url for image in images if image.url is not None})
         return await encoding.encode(
             [fetched.get(image.field, image.data) for image in images],

@@ -206,10 +206,26 @@ class EncodeOptions(_Request):
 
 
 class EncodeBody(EncodeOptions):
-    """Images to encode."""
+    """Images to encode, or queries of any kind of which the codes are wanted."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"images": [_EXAMPLE_IMAGE]}]})
-    images: list[str] = Field(min_length=1, max_length=MAX_IMAGES, fail_fast=True, description="Image files in base64.")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": ["images"]}, {"required": ["queries"]}],
+            "examples": [{"images": [_EXAMPLE_IMAGE]}, {"queries": [{"id": 7}, {"image": _EXAMPLE_IMAGE}]}],
+        }
+    )
+    images: list[str] | None = Field(
+        None, min_length=1, max_length=MAX_IMAGES, fail_fast=True, description="Image files in base64."
+    )
+    queries: list[Query] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="As those of a search."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.images is None) == (self.queries is None):
+            raise ValueError("give exactly one of images and queries")
+        return self
 
 
 class CountBody(_Request):
@@ -439,11 +455,11 @@ class SearchAnswer(BaseModel):
 
 
 class EncodeAnswer(BaseModel):
-    """Codes of images."""
+    """Codes of images or queries, in their order."""
 
     codes: list[str] = Field(description="In hex.")
     bits: int
-    fingerprint: str
+    fingerprint: str | None = Field(description="Of the encoder; null if the collection does not name one.")
     timing_ms: dict[str, float]
 
 

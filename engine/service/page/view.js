@@ -1,85 +1,111 @@
-// Turns answers into elements. Text is inserted as text, never as HTML.
+// Elements of the page. Text is inserted as text, never as HTML.
 
-import { hasKey, thumbnailFromMemory, thumbnailPath } from "./api.js";
+import { bitsOf, differing } from "./codes.js";
+import { t } from "./texts.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const count = new Intl.NumberFormat("en");
-const time = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const ICONS = {
+  close: "M5 5l10 10M15 5L5 15",
+  image: "M3 4h14v12H3zM3 14l4-4 3 3 3-4 4 4M7.5 7.5h.01",
+  camera: "M2.5 6.5h3l1.5-2h6l1.5 2h3v9.5h-15zM10 8.2a2.8 2.8 0 1 0 0 5.6 2.8 2.8 0 0 0 0-5.6z",
+  minus: "M4 10h12",
+  lock: "M5 9h10v8H5zM7 9V6.5a3 3 0 0 1 6 0V9",
+  check: "M4 10.5l4 4 8-9",
+};
+
+export const byId = (id) => document.getElementById(id);
 
 export function element(name, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
+  const { dataset, style, ...own } = properties;
+  const made = Object.assign(document.createElement(name), own);
+  Object.assign(made.dataset, dataset);
+  for (const [property, value] of Object.entries(style ?? {})) made.style.setProperty(property, value);
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+export function drawn(name, attributes = {}, ...children) {
+  const made = document.createElementNS(SVG, name);
+  for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value);
   made.append(...children);
   return made;
 }
 
-// Shows the bits of a code as a pattern of squares if there is no picture.
-export function codePattern(code) {
-  const bits = Array.from(code, (digit) => parseInt(digit, 16).toString(2).padStart(4, "0")).join("");
-  const side = Math.ceil(Math.sqrt(bits.length));
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", `0 0 ${side} ${side}`);
-  svg.setAttribute("aria-hidden", "true");
-  const path = document.createElementNS(SVG, "path");
-  const squares = Array.from(bits, (bit, place) =>
-    bit === "1" ? `M${place % side} ${Math.floor(place / side)}h1v1h-1z` : "",
-  );
-  path.setAttribute("d", squares.join(""));
-  path.setAttribute("fill", "currentColor");
-  svg.append(path);
-  return svg;
+export function icon(name) {
+  return drawn("svg", { class: "icon", viewBox: "0 0 20 20", "aria-hidden": "true" }, drawn("path", { d: ICONS[name] }));
 }
 
-export function thumbnail(id, code, alt) {
-  const image = element("img", { alt, loading: "lazy", decoding: "async" });
-  const frame = element("div", { className: "picture" }, image);
-  const giveUp = () => frame.replaceChildren(codePattern(code));
-  image.addEventListener("error", giveUp, { once: true });
-  if (hasKey()) {
-    image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
-    thumbnailFromMemory(id).then((source) => (image.src = source), giveUp);
-  } else {
-    image.src = thumbnailPath(id);
-  }
-  return frame;
+export function button(text, onClick, properties = {}) {
+  const made = element("button", { type: "button", ...properties }, ...(Array.isArray(text) ? text : [text]));
+  made.addEventListener("click", onClick);
+  return made;
 }
 
-export function card(hit, onMore) {
-  const distance = Number.isInteger(hit.distance) ? count.format(hit.distance) : time.format(hit.distance);
-  const picture = element(
-    "button",
-    { type: "button", title: "More like this" },
-    thumbnail(hit.id, hit.code, ""),
-    element("span", { className: "distance", ariaHidden: "true" }, distance),
+// The bits of a code as squares, where there is no picture.
+export function codePattern(code, bits) {
+  const all = bitsOf(code, bits);
+  const side = Math.ceil(Math.sqrt(bits));
+  const squares = Array.from(all, (bit, i) => (bit ? `M${i % side} ${Math.floor(i / side)}h.86v.86h-.86z` : ""));
+  return drawn(
+    "svg",
+    { class: "pattern", viewBox: `-1 -1 ${side + 2} ${side + 2}`, "aria-hidden": "true" },
+    drawn("path", { d: squares.join("") }),
   );
-  picture.setAttribute("aria-label", `More like item ${hit.id}, at distance ${distance}`);
-  picture.addEventListener("click", () => onMore(hit));
-  const facts = Object.entries({ id: hit.id, ...hit.attributes }).map(([name, value]) =>
-    element("div", {}, element("dt", {}, name), element("dd", {}, shown(value))),
-  );
-  return element("li", {}, picture, element("dl", {}, ...facts));
 }
 
-function shown(value) {
-  if (value === null) return "none";
+// The bits of a code in a line, those that differ from the query's lit.
+export function strip(code, query, bits) {
+  const lit = new Set(differing(code, query, bits));
+  const bar = (i) => `M${i + 0.1} 0h.8v1h-.8z`;
+  const paths = [0, 1].map((isLit) =>
+    drawn("path", {
+      class: isLit ? "differs" : "same",
+      d: Array.from({ length: bits }, (_, i) => (lit.has(i) === Boolean(isLit) ? bar(i) : "")).join(""),
+    }),
+  );
+  return drawn("svg", { class: "strip", viewBox: `0 0 ${bits} 1`, preserveAspectRatio: "none", "aria-hidden": "true" }, ...paths);
+}
+
+// A picture in a frame of its own, or the pattern of the code.
+export function pictureOf(picture, code, bits, alt = "") {
+  if (!picture) return codePattern(code, bits);
+  return element("img", { src: picture.url, alt, width: picture.width, height: picture.height, draggable: false });
+}
+
+export function shown(value) {
+  if (value === null || value === undefined) return t("none");
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 
-export function collectionLine({ rows, bits, shards, version }) {
-  return `${count.format(rows)} images, ${bits} bits, ${shards} ${shards === 1 ? "shard" : "shards"}, version ${version}`;
+// The last part of a path or an address says more than its beginning.
+export function brief(value) {
+  const text = shown(value);
+  return text.includes("/") ? text.replace(/\/+$/, "").split("/").at(-1) : text;
 }
 
-// How much was found, how long it took (round trip, and in the server), and which part of the collection answered.
-export function statusLine(answer, elapsedMs) {
-  const [result] = answer.results;
-  const { coverage } = answer;
-  const found = result.hits.length;
-  const inServer = Object.values(answer.timing_ms).reduce((sum, stage) => sum + stage, 0);
-  const line = document.createDocumentFragment();
-  line.append(
-    `${count.format(found)} ${found === 1 ? "answer" : "answers"}${result.truncated ? ", and more" : ""} in `,
-    `${time.format(elapsedMs)} ms (${time.format(inServer)} ms in the server), from ${coverage.answered} of `,
-    `${coverage.shards} shards, ${count.format(coverage.searched)} codes`,
+export function factsOf(pairs) {
+  const rows = pairs.map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", { title: shown(value) }, shown(value))),
   );
-  if (!coverage.complete) line.append(" ", element("strong", {}, "Not all shards answered."));
-  return line;
+  return element("dl", { className: "facts" }, ...rows);
+}
+
+let announcing;
+export function announce(text) {
+  clearTimeout(announcing); // only the last of many is worth hearing
+  announcing = setTimeout(() => (byId("status").textContent = text), 120);
+}
+
+export function save(name, kind, content) {
+  const url = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type: kind }));
+  element("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+let toasting;
+export function toast(text) {
+  byId("toast").textContent = text;
+  byId("toast").hidden = false;
+  clearTimeout(toasting);
+  toasting = setTimeout(() => (byId("toast").hidden = true), 2500);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -658,3 +659,46 @@ def test_a_form_accepts_one_file_named_image(http):
     assert "the file is `image`" in other.json()["error"]["message"]
     two = http.post("/v1/search", files=[("image", ("a", IMAGE)), ("image", ("b", IMAGE))])
     assert "Send several images as JSON, in base64" in two.json()["error"]["message"]
+
+
+def test_codes_of_queries_of_any_kind(http, searcher, collection):
+    encoder = serving.AverageHash()
+    of_image = encoder.encode([encoder.decode(IMAGE, 10**6)]).codes[0].tobytes().hex()
+    id_ = int(collection.shards[0].ids_N[3])
+    of_item = collection.shards[0].codes_NW[3].tobytes().hex()
+    queries = [{"id": id_}, {"image": b64(IMAGE)}, {"code": CODE}, {"id": id_}]
+    answer = http.post("/v1/encode", json={"queries": queries}).json()
+    assert answer["codes"] == [of_item, of_image, CODE, of_item]
+    assert (answer["bits"], answer["fingerprint"]) == (60, "average-hash")
+    with serving.running(create_app(searcher)) as url:  # without an encoder, codes and items have codes all the same
+        assert httpx.post(f"{url}/v1/encode", json={"queries": queries[2:]}).json()["codes"] == [CODE, of_item]
+        assert error(httpx.post(f"{url}/v1/encode", json={"queries": queries})) == (422, "no_encoder", "queries")
+
+
+def test_the_files_of_the_page_are_named_by_their_content(searcher, tmp_path):
+    (tmp_path / "index.html").write_text('<script src="a.js"></script><a href="https://example.com/a.js">')
+    (tmp_path / "a.js").write_text("export const one = 1;")
+    (tmp_path / "secret.py").write_text("no part of the page")
+
+    def look():
+        with serving.running(create_app(searcher, page=tmp_path)) as url:
+            document = httpx.get(f"{url}/")
+            [path] = re.findall(r'src="([0-9a-f]{16}/a\.js)"', document.text)
+            assert 'href="https://example.com/a.js"' in document.text
+            again = httpx.get(f"{url}/", headers={"If-None-Match": document.headers["etag"]})
+            assert (again.status_code, again.content) == (304, b"")
+            assert document.headers["cache-control"] == "no-cache"
+            script = httpx.get(f"{url}/{path}")
+            assert script.headers["cache-control"] == "public, max-age=31536000, immutable"
+            # A page that was loaded before the server was renewed asks for a name that is gone.
+            old = httpx.get(f"{url}/0123456789abcdef/a.js")
+            assert (old.text, old.headers["cache-control"]) == (script.text, "no-cache")
+            assert httpx.get(f"{url}/secret.py").status_code == 404
+            assert httpx.get(f"{url}/{path[:17]}secret.py").status_code == 404
+            return path, script.text
+
+    first = look()
+    (tmp_path / "a.js").write_text("export const one = 2;")
+    second = look()
+    assert first[0] != second[0]
+    assert second[1] == "export const one = 2;"

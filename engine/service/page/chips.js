@@ -1,0 +1,64 @@
+// The query bar: each part of a query is a chip, and several chips are one query.
+
+import { t } from "./texts.js";
+import { brief, button, byId, codePattern, element, icon } from "./view.js";
+
+const NAMES = ["title", "name", "caption", "filename", "file", "path", "uri", "url"]; // attributes that name a picture
+const names = new Map(); // id -> what the picture is called
+
+export function nameItem(id, attributes = {}) {
+  const named = NAMES.find((name) => typeof attributes[name] === "string" && attributes[name]);
+  if (named) names.set(id, brief(attributes[named]));
+}
+
+export class Chips {
+  // `onShow(chip)`, `onRemove(place)`, `onTyped(text)`, `onFiles(files)`.
+  constructor({ onShow, onRemove, onTyped, onFiles, onEdited }) {
+    Object.assign(this, { onShow, onRemove });
+    this.root = byId("chips");
+    this.input = byId("query");
+    byId("ask").addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (this.input.value.trim()) onTyped(this.input.value);
+    });
+    this.input.addEventListener("input", () => onEdited());
+    this.input.addEventListener("keydown", (event) => {
+      if (event.key === "Backspace" && !this.input.value && this.root.children.length) {
+        onRemove(this.root.children.length - 1);
+      }
+    });
+    for (const id of ["file", "camera"]) {
+      byId(id).addEventListener("change", ({ target }) => {
+        onFiles([...target.files]);
+        target.value = ""; // the same file may be chosen again
+      });
+    }
+  }
+
+  show(chips, pictureOfChip, bits) {
+    this.root.replaceChildren(...chips.map((chip, place) => this.chip(chip, place, pictureOfChip(chip), bits)));
+    this.input.placeholder = chips.length ? t("another") : t("ask");
+  }
+
+  chip(chip, place, picture, bits) {
+    const name = nameOf(chip);
+    const face = element("span", { className: "face" });
+    if (chip.progress !== undefined) face.classList.add("sending");
+    if (chip.progress !== undefined) face.style.setProperty("--done", chip.progress);
+    if (picture) face.append(element("img", { src: picture.url, alt: "" }));
+    else if (chip.code) face.append(codePattern(chip.code, bits));
+    const label = element("span", { className: "name" }, chip.progress === undefined ? name : t("sending"));
+    const open = button([face, label], () => this.onShow(chip), { className: "open", title: name });
+    if (chip.not) open.ariaLabel = t("notChip", { name });
+    const told = chip.progress === undefined ? t("remove", { name }) : t("cancel");
+    const remove = button([icon("close")], () => this.onRemove(place), { className: "remove", ariaLabel: told });
+    return element("li", { className: chip.not ? "chip not" : "chip" }, open, remove);
+  }
+}
+
+export function nameOf({ kind, value, name }) {
+  if (name) return name;
+  if (kind === "id") return names.get(value) ?? t("item", { id: value });
+  if (kind === "code") return value.length > 10 ? `${value.slice(0, 8)}…` : value;
+  return value;
+}
