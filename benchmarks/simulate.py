@@ -1,8 +1,10 @@
 """A discrete-event simulator of the fan-out: how a router's policy affects tail latency.
 
 A query asks one replica of every group and is answered when the last group has answered. A replica is a first-come,
-first-served queue with as many servers as it has cores. Queries arrive at random, independently of the answers (open
-loop), so that a slow system is not flattered. Times are in seconds. The same arguments and seed give the same numbers.
+first-served queue with as many servers as it has cores. If there are gateways, each query goes through one of them, a
+queue with one server, because an interpreter runs one thread at a time: before it asks, and after the answers. Queries
+arrive at random, independently of the answers (open loop), so that a slow system is not flattered. Times are in
+seconds. The same arguments and seed give the same numbers.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ _RENEW_CALLS = 200
 _WARMING = 0.1  # fraction of the queries that fill the queues and are not counted
 
 
+def _no_time(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    return np.zeros(count)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class System:
     """The system and its load.
@@ -42,6 +48,10 @@ class System:
         Groups whose first replica refuses every call, as a dead one does.
     refusal_s : float
         Time until a refusal is noticed.
+    gateways : int
+        0: queries cost nothing before and after they ask.
+    before, after : callable
+        Maps as `service` does, for a gateway's work on a query before it asks and after the last answer.
     """
 
     groups: int
@@ -50,12 +60,17 @@ class System:
     service: ServiceTimes
     refusing: int = 0
     refusal_s: float = 0.5e-3
+    gateways: int = 0
+    before: ServiceTimes = _no_time
+    after: ServiceTimes = _no_time
 
     def __post_init__(self) -> None:
         if min(self.groups, self.replicas, self.cores) < 1:
             raise ValueError(
                 f"`groups`, `replicas` and `cores` must be at least 1, got {self.groups}, {self.replicas}, {self.cores}"
             )
+        if self.gateways < 0:
+            raise ValueError(f"`gateways` must be at least 0, got {self.gateways}")
         if not 0 <= self.refusing <= self.groups:
             raise ValueError(f"`refusing` must be 0 to {self.groups}, the groups, got {self.refusing}")
 
@@ -163,6 +178,16 @@ class _Replica:
         self.shut_until_s = 0.0
 
 
+class _Gateway:
+    """A queue with one server."""
+
+    __slots__ = ("busy", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[float, Callable[[float], None]]] = deque()
+        self.busy = False
+
+
 class _Simulation:
     def __init__(self, system: System, policy: Policy, qps: float, queries: int, seed: int):
         self._system, self._policy, self._queries = system, policy, queries
@@ -174,6 +199,10 @@ class _Simulation:
             [_Replica(refuses=replica == 0 and group < system.refusing) for replica in range(system.replicas)]
             for group in range(system.groups)
         ]
+        self._gateways = [_Gateway() for _ in range(system.gateways)]
+        self._gateway_of = self._rng.integers(system.gateways, size=queries) if system.gateways else None
+        self._before = _Stream(lambda count: system.before(self._rng, count))
+        self._after = _Stream(lambda count: system.after(self._rng, count))
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._number = 0
         self._service = _Stream(lambda count: system.service(self._rng, count))
@@ -209,6 +238,31 @@ class _Simulation:
 
     def _arrive(self, query: int) -> None:
         now_s = float(self._arrival_s[query])
+        if self._gateways:
+            self._work_at_gateway(query, self._before.next(), lambda now_s: self._fan_out(query, now_s), now_s)
+        else:
+            self._fan_out(query, now_s)
+
+    def _work_at_gateway(self, query: int, work_s: float, then: Callable[[float], None], now_s: float) -> None:
+        assert self._gateway_of is not None, "there are gateways"
+        gateway = self._gateways[self._gateway_of[query]]
+        gateway.waiting.append((work_s, then))
+        if not gateway.busy:
+            self._next_at_gateway(gateway, now_s)
+
+    def _next_at_gateway(self, gateway: _Gateway, now_s: float) -> None:
+        gateway.busy = bool(gateway.waiting)
+        if not gateway.busy:
+            return
+        work_s, then = gateway.waiting.popleft()
+
+        def done(now_s: float) -> None:
+            then(now_s)
+            self._next_at_gateway(gateway, now_s)
+
+        self._at(now_s + work_s, done)
+
+    def _fan_out(self, query: int, now_s: float) -> None:
         for group in range(self._system.groups):
             call = _Call(query, group, now_s)
             self._calls += 1
@@ -280,11 +334,21 @@ class _Simulation:
             # Cancelled while waiting, because the other replica was faster.
             replica.load -= 1
 
+    def _end(self, query: int, now_s: float) -> None:
+        if not self._gateways:
+            self._finish_s[query] = now_s
+            return
+
+        def done(now_s: float) -> None:
+            self._finish_s[query] = now_s
+
+        self._work_at_gateway(query, self._after.next(), done, now_s)
+
     def _answer(self, call: _Call, now_s: float) -> None:
         call.answered = True
         self._left[call.query] -= 1
         if self._left[call.query] == 0:
-            self._finish_s[call.query] = now_s
+            self._end(call.query, now_s)
         if self._policy.hedge_quantile is None:
             return
         self._recent.append(now_s - call.sent_s)

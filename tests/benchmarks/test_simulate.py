@@ -102,6 +102,21 @@ def test_a_dead_replica_costs_one_refusal_or_the_query():
     assert (alone.failed, len(alone.latency_s)) == (9, 0)
 
 
+@pytest.mark.parametrize("gateways", [1, 3])
+def test_gateways_share_queries_which_wait_twice(gateways):
+    load, at_once = 0.6, measured(np.array([1e-9]))
+    system = System(groups=2, replicas=1, service=at_once, gateways=gateways, before=exponential(1.0))
+    outcome = simulate(system, Policy(), qps=load * gateways, queries=120_000, seed=3)
+    # As in M/M/1 until it asks; then its answers, whose merging takes no time, wait for as many as it leaves behind.
+    assert outcome.latency_s.mean() == pytest.approx(1 / (1 - load) + load / (1 - load), rel=0.05)
+
+
+def test_an_idle_gateway_adds_its_work_before_and_after():
+    before, after, service = (measured(np.array([seconds])) for seconds in (1.0, 0.25, 3.0))
+    system = System(groups=4, replicas=1, service=service, gateways=2, before=before, after=after)
+    assert simulate(system, Policy(), qps=IDLE, queries=100).quantile(0.5) == pytest.approx(4.25)
+
+
 def test_the_same_seed_is_the_same_run():
     system = System(groups=3, replicas=2, service=with_stalls(measured(np.array([1.0, 2.0])), share=0.1, stall_s=5.0))
     runs = [simulate(system, Policy(hedge_quantile=0.9), qps=0.8, queries=3_000, seed=seed) for seed in (4, 4, 5)]
@@ -115,6 +130,8 @@ def test_what_makes_no_sense_is_refused():
         System(groups=0, replicas=1, service=exponential(1.0))
     with pytest.raises(ValueError, match="`refusing` must be 0 to 2, the groups, got 3"):
         System(groups=2, replicas=1, service=exponential(1.0), refusing=3)
+    with pytest.raises(ValueError, match="`gateways` must be at least 0, got -1"):
+        System(groups=2, replicas=1, service=exponential(1.0), gateways=-1)
     with pytest.raises(ValueError, match="random or power-of-two, got 'best'"):
         Policy(choice="best")
     with pytest.raises(ValueError, match="between 0 and 1, got 95"):
