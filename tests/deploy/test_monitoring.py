@@ -34,7 +34,7 @@ HEALTHY = {
     "hashlight_compaction_failures_total": "2x800",
     f"hashlight_log_age_seconds{{{GATEWAY}}}": "5x800",
     f'hashlight_router_replicas{{{GATEWAY}, state="connected"}}': "4x800",
-    f'hashlight_router_replicas{{{GATEWAY}, state="silent"}}': "0x800",
+    f'hashlight_router_replicas{{{GATEWAY}, state="lost"}}': "0x800",
     f"hashlight_router_map_age_seconds{{{GATEWAY}}}": "1x800",
     f"hashlight_keys_stale{{{GATEWAY}}}": "0x800",
     'hashlight_key_refusals_total{reason="missing"}': "0+6x800",
@@ -50,7 +50,7 @@ FAULTS = {
     "HashlightPartialAnswers": ({"hashlight_partial_answers_total": "7+1x800"}, MINUTES),
     "HashlightShardsMissing": ({f"hashlight_coverage_ratio{{{GATEWAY}}}": "1x4 0.5x800"}, MINUTES),
     "HashlightReplicasSilent": (
-        {f'hashlight_router_replicas{{{GATEWAY}, state="silent"}}': "0x4 1x800"},
+        {f'hashlight_router_replicas{{{GATEWAY}, state="lost"}}': "0x4 1x800"},
         MINUTES,
     ),
     "HashlightMapOld": ({f"hashlight_router_map_age_seconds{{{GATEWAY}}}": "1x4 1+60x800"}, MINUTES),
@@ -88,15 +88,15 @@ def run(*arguments):
     return subprocess.run([promtool(), *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
-def firing(rules, folder, scenarios):
+def firing(rules, folder, scenarios, healthy=HEALTHY):
     """Run scenarios through rules by promtool: its answer, which is 0 if exactly the expected alerts fire.
 
-    A scenario is (series, minutes, names of the alerts expected then).
+    A scenario is, on top of series that are well, (series, minutes, names of the alerts expected then).
     """
     tests = [
         {
             "interval": "1m",
-            "input_series": [{"series": series, "values": values} for series, values in {**HEALTHY, **changed}.items()],
+            "input_series": [{"series": series, "values": values} for series, values in {**healthy, **changed}.items()],
             "promql_expr_test": [
                 {
                     "expr": 'group by (alertname) (ALERTS{alertstate="firing"})',

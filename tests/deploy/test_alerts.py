@@ -1,0 +1,201 @@
+"""Faults of real processes raise the alerts that are about them: what the processes export is told to promtool."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import time
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.soak import free_ports
+from hashlight import IncompleteError, SearchClient
+from hashlight.engine.collection.collection import Collection
+from tests.engine.service.conftest import eventually
+from tests.pipelines.serving.test_gateway import kill, start
+
+from .test_monitoring import alerts, firing, promtool, rules
+
+pytestmark = pytest.mark.slow
+
+KEY = "searching-is-all-0001"
+HEALTHY_MINUTES, MINUTES = 5, 30
+
+
+class Watch:
+    """Scrapes processes as Prometheus does, and tells promtool what it has seen.
+
+    A scrape stands for each minute of a scenario. After the last one counters go on as if the last two were a minute
+    apart, the age of what is in the write log grows as it did between them, and all else stays.
+    """
+
+    def __init__(self, targets):
+        self._targets = targets  # instance -> (component, URL of its metrics)
+        self._named = set(
+            re.findall(r"\b(?:hashlight|process)_\w+", " ".join(rule["expr"] for rule in alerts().values()))
+        )
+        self.healthy = self.scrape()
+
+    def scrape(self, named=None):
+        """Return series -> value, and when that was: those that alerts are about, or some."""
+        named, found = named or self._named, {}
+        for instance, (component, url) in self._targets.items():
+            own = {"component": component, "instance": instance}
+            text = None
+            with contextlib.suppress(httpx.HTTPError):
+                text = httpx.get(url, timeout=10).text
+            found["up", tuple(sorted(own.items()))] = float(text is not None)
+            for family in text_string_to_metric_families(text or ""):
+                for sample in family.samples:
+                    if sample.name in named:
+                        found[sample.name, tuple(sorted({**sample.labels, **own}.items()))] = sample.value
+        return found, time.monotonic()
+
+    def value(self, wanted, **labels):
+        """Return the largest value that any process has now."""
+        found, _ = self.scrape(frozenset([wanted]))
+        return max(
+            value for (name, own), value in found.items() if name == wanted and labels.items() <= dict(own).items()
+        )
+
+    def timeline(self, before, after):
+        """Return the series of a scenario: well for some minutes, then ill to the end."""
+        (healthy, _), (first, first_s), (last, last_s) = self.healthy, before, after
+        lines = {}
+        for name, labels in {**healthy, **last}:
+            key = name, labels
+            text = f"{name}{{{', '.join(f'{label}={value!r}' for label, value in labels)}}}".replace("'", '"')
+            well = f"{healthy[key]}x{HEALTHY_MINUTES - 1}" if key in healthy else f"_x{HEALTHY_MINUTES - 1}"
+            step = 0.0
+            if name.endswith(("_total", "_bucket")):
+                step = last.get(key, 0) - first.get(key, 0)
+            elif name == "hashlight_log_age_seconds" and before is not after:
+                step = (last.get(key, 0) - first.get(key, 0)) / (last_s - first_s) * 60
+            ill = f"{last[key]}{step:+}x{2 * MINUTES}" if key in last else f"_x{2 * MINUTES}"
+            lines[text] = f"{well} {ill}"
+        return lines
+
+    def expect(self, names, folder, before=None):
+        """Check that exactly some alerts fire some time after what is seen now has begun."""
+        after = self.scrape()
+        lines = self.timeline(before or after, after)
+        done = firing(rules(), folder, [(lines, MINUTES, names)], healthy={})
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def own(tmp_path):
+    codes = np.random.default_rng(1).integers(1 << 12, size=(400, 1), dtype=np.uint64)
+    made = Collection.create(tmp_path / "c", codes, bits=48, shards=4)
+    made.search(codes[:1], 5)
+    return made.path, codes
+
+
+@pytest.fixture
+def machine(own, tmp_path):
+    """Two shard servers and a gateway that writes, each with a port for what watches it, by their names."""
+    promtool()
+    path, _ = own
+    names = ("shard-1", "shard-2", "gateway")
+    ports = dict(zip(names, zip(*[iter(free_ports(6))] * 2, strict=True), strict=True))
+    (tmp_path / "keys").write_text(f"web search,write {KEY}\n")
+    servers = [[f"127.0.0.1:{ports[name][0]}"] for name in names[:2]]
+    (tmp_path / "map.json").write_text(json.dumps({"groups": servers}))
+    processes = {}
+    try:
+        for name, (port, watched) in ports.items():
+            words = ("gateway", path, "--map", tmp_path / "map.json", "--port", port, "--keys", tmp_path / "keys")
+            if name != "gateway":
+                words = ("shard-server", path, "--group", f"{name[-1]}/2", "--listen", f"127.0.0.1:{port}")
+            processes[name] = start(*words, "--poll", 0.2, "--metrics-listen", f"127.0.0.1:{watched}")[0]
+        ready = f"http://127.0.0.1:{ports['gateway'][1]}/health/complete"
+        eventually(lambda: httpx.get(ready, timeout=60).status_code == 200)
+        yield processes, ports
+    finally:
+        for process in processes.values():
+            process.send_signal(signal.SIGCONT)
+            kill(process)
+
+
+@pytest.fixture
+def watch(machine):
+    _, ports = machine
+    return Watch({
+        name: ("hashlight-gateway" if name == "gateway" else "hashlight-shard-server", f"http://127.0.0.1:{port}/metrics")
+        for name, (_, port) in ports.items()
+    })  # fmt: skip
+
+
+def test_a_lost_server(own, machine, watch, tmp_path):
+    """A frozen one, then a killed one, then queries that need it; then the gateway is gone, too."""
+    processes, ports = machine
+    watch.expect([], tmp_path)
+    processes["shard-2"].send_signal(signal.SIGSTOP)
+    eventually(lambda: watch.value("hashlight_coverage_ratio") < 1)
+    eventually(lambda: watch.value("hashlight_router_replicas", state="lost") == 1)
+    kill(processes["shard-2"])
+    lost = ["HashlightProcessDown", "HashlightReplicasSilent", "HashlightShardsMissing"]
+    watch.expect(lost, tmp_path)
+    before = watch.scrape()
+    with SearchClient(f"http://127.0.0.1:{ports['gateway'][0]}", api_key=KEY, max_retries=0) as client:
+        for _ in range(20):
+            assert not client.search(own[1][:1], 5).coverage.complete
+            with pytest.raises(IncompleteError):
+                client.search(own[1][:1], 5, allow_partial=False)
+    watch.expect([*lost, "HashlightErrors", "HashlightPartialAnswers"], tmp_path, before)
+    kill(processes["gateway"])
+    watch.expect(["HashlightGatewaysGone", "HashlightProcessDown"], tmp_path)
+
+
+def test_a_version_that_cannot_be_served(own, machine, watch, tmp_path):
+    path, codes = own
+    shutil.copytree(path, tmp_path / "next")
+    Collection.open(tmp_path / "next").add(codes[:8], ids=np.arange(1000, 1008))
+    [fresh] = {one.name for one in (tmp_path / "next" / "shards").iterdir()} - {
+        one.name for one in (path / "shards").iterdir()
+    }
+    (tmp_path / "next" / "shards" / fresh / "codes.faiss").write_bytes(b"damaged")
+    for folder in ("shards", "manifests"):
+        shutil.copytree(tmp_path / "next" / folder, path / folder, dirs_exist_ok=True)
+    shutil.copy(tmp_path / "next" / "CURRENT", path / "new")
+    (path / "new").replace(path / "CURRENT")
+    eventually(lambda: watch.value("hashlight_pending_attempts") > 0)
+    watch.expect(["HashlightVersionNotServed"], tmp_path)
+
+
+def test_keys_that_are_wrong(machine, watch, tmp_path):
+    """A file of keys that cannot be used, and requests without one."""
+    _, ports = machine
+    (tmp_path / "keys").write_text("nonsense\n")
+    eventually(lambda: watch.value("hashlight_keys_stale") == 1)
+    watch.expect(["HashlightKeysStale"], tmp_path)
+    before = watch.scrape()
+    with httpx.Client() as http:
+        for _ in range(100):
+            assert http.post(f"http://127.0.0.1:{ports['gateway'][0]}/v1/search", json={}).status_code == 401
+    watch.expect(["HashlightKeysRefused", "HashlightKeysStale"], tmp_path, before)
+
+
+def test_writes_that_cannot_be_committed(own, tmp_path):
+    """A disk that takes the log, and no shard."""
+    path, codes = own
+    process, url = start("serve", path, "--writable", "--no-compact", "--port", 0, "--write-log", tmp_path / "log")
+    try:
+        watch = Watch({"gateway": ("hashlight-gateway", f"{url}/metrics")})
+        watch.expect([], tmp_path)
+        (path / "shards").rename(tmp_path / "shards")
+        (path / "shards").write_bytes(b"")
+        with SearchClient(url) as client:
+            client.add(codes[:1], ids=[1000])
+        eventually(lambda: watch.value("hashlight_log_age_seconds") > 0)
+        before = watch.scrape()
+        eventually(lambda: watch.value("hashlight_log_flush_failures_total") > 0)
+        watch.expect(["HashlightWritesNotCommitted"], tmp_path, before)
+    finally:
+        kill(process)
