@@ -21,7 +21,7 @@
     GET  /v1/admin/...          versions, servers, slow queries, rejects
     POST /v1/admin/rollback     go back to an earlier version
     GET  /health/live, /health/ready, /health/complete, /metrics, /openapi.json
-    GET  /                      the web page
+    GET  /, /admin              the web pages
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@
     /v1/collections/{name}          one of them: what `/v1/collection` of its application answers
     /v1/collections/{name}/...      `/v1/...` of its application
     /collections/{name}/...         anything of its application: its web page, its metrics
+    /admin                          the page for operators, of the first one if there are several
     /health/ready, /health/complete whether all are
     anything else                   the only one's; 409 naming them if there are several
 """
@@ -21,10 +22,11 @@ from urllib.parse import quote
 
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from hashlight.engine.errors import HashlightError, NotReadyError
+from hashlight.engine.service.api.administration.routes import ADMIN_PAGE
 from hashlight.engine.service.api.gateway import Gateway, json_response
 from hashlight.engine.service.door.access import ADMIN_PATH, Access
 from hashlight.engine.service.door.draining import DRAINING
@@ -106,7 +108,7 @@ class Collections:
                 return self._apps[found[1]], place + rest
         if len(self._apps) == 1 and path not in _OF_ALL:
             return next(iter(self._apps.values())), path
-        if path in _OF_ALL or path.startswith("/health/"):
+        if path in (*_OF_ALL, ADMIN_PAGE) or path.startswith("/health/"):
             return None, path
         self._access.check(scope, until_sent)
         raise RequestError(
@@ -130,6 +132,8 @@ class Collections:
         if path == ADMIN_LIST:
             told = [{"name": name, **await app.state.operations.overview()} for name, app in self._apps.items()]
             return json_response({"collections": told})
+        if path == ADMIN_PAGE:
+            return RedirectResponse(f"collections/{next(iter(self._apps))}{ADMIN_PAGE}")
         if path == "/health/live":
             return json_response({"status": "live"})
         if path == "/health/ready":

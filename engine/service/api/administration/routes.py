@@ -15,6 +15,7 @@ from hashlight.engine.service.api.schemas import MAX_ID
 from hashlight.engine.service.door.access import ADMIN_PATH
 
 BODIES = (schemas.RollbackBody,)
+ADMIN_PAGE = "/admin"  # one of the files of the page
 
 
 def add_administration(app: FastAPI, gateway: Gateway) -> None:
