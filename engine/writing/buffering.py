@@ -37,7 +37,7 @@ from hashlight.engine.storage.manifest import Manifest
 from hashlight.engine.storage.versions import read_current
 from hashlight.engine.writing.committing import State, Waiting, is_refusal
 from hashlight.engine.writing.keys import Made
-from hashlight.engine.writing.opened import Opened, refuse_expired
+from hashlight.engine.writing.opened import Opened
 from hashlight.engine.writing.pending import Pending, Sum, fitted
 from hashlight.engine.writing.records import Change, Key, Logged, encode
 from hashlight.engine.writing.views import Views
@@ -100,7 +100,7 @@ class Buffer:
         gathering: Gathering | None = None,
     ) -> None:
         self._location, self._place = collection.location, open_place(collection.location)
-        self._opened, self._log, self._keys = opened, opened.log, opened.keys
+        self._opened = opened
         self._gathering = gathering or Gathering()
         self._show = show
         self._lock = threading.RLock()  # of what is pending, and shown
@@ -114,30 +114,19 @@ class Buffer:
         self._not_before_s = 0.0
         self._wake, self._ending = threading.Event(), False
         try:
-            self._begin(collection, opened.logged)
+            self._take_up(Views(collection), self._taken(opened, collection.manifest))
         except BaseException:
             opened.close()
             raise
         self._thread = threading.Thread(target=self._flush_when_due, name="hashlight-flush", daemon=True)
         self._thread.start()
 
-    def _begin(self, collection: Collection, logged: Sequence[Logged]) -> None:
-        manifest = collection.manifest
-        through = self._through_of(manifest)
-        left = [one for one in logged if one.number > through]
-        if left:
-            refuse_expired(left, manifest, self._log)
-            logger.info("%d writes that were logged before the server was ended are pending again", len(left))
-        self._keys.note(logged)
-        self._keys.settle(through, manifest.version)
-        self._log.begin_after(through)
-        self._log.trim(through)
-        self._views, self._pending = Views(collection), Pending(manifest)
-        self._put_on_top(left)
-
-    def _through_of(self, manifest: Manifest) -> int:
-        mark = manifest.logs.get(self._log.id)
-        return 0 if mark is None else mark.through
+    @staticmethod
+    def _taken(opened: Opened, live: Manifest) -> list[Logged]:
+        """Return what is pending of a log that was just opened."""
+        left = opened.take(live)
+        opened.keys.note(left)
+        return left
 
     # Writes.
 
@@ -157,7 +146,7 @@ class Buffer:
 
     def find(self, key: Key) -> Made | None:
         """Return what was made under a key."""
-        return self._keys.find(key)
+        return self._opened.keys.find(key)
 
     def settle(self, ready: Sequence[Waiting]) -> None:
         """Log some writes, and show them."""
@@ -170,11 +159,11 @@ class Buffer:
                         made.append((waiting, logged))
                 if not made:
                     return
-                self._log.append([encode(one) for _, one in made])
+                self._opened.log.append([encode(one) for _, one in made])
             except BaseException:
                 self._pending = Pending(self._manifest, before)
                 raise
-            self._keys.note(one for _, one in made)
+            self._opened.keys.note(one for _, one in made)
             if self._is_full():
                 self._wake.set()
             try:
@@ -210,7 +199,7 @@ class Buffer:
                 raise
             waiting.made.set_exception(error)
             return None
-        number, codes = max(self._pending.last, self._log.last) + 1, (live.bits, live.encoder)
+        number, codes = max(self._pending.last, self._opened.log.last) + 1, (live.bits, live.encoder)
         logged = Logged(number, change, codes, key=waiting.key, deleted=deleted)
         self._pending.add(logged)
         return logged
@@ -259,17 +248,34 @@ class Buffer:
                 return False
             found = Collection.open(self._location, index=base.index, reuse=base)
             with self._lock:
-                left = self._left_for(found.manifest, base.manifest)
-                views, pending = self._views, self._pending
-                shown = tuple(pending.logged)
-                try:
-                    self._views = Views(found)
-                    self._put_on_top(left)
-                except BaseException:
-                    self._views, self._pending = views, pending
-                    raise
-                self._earlier.append((base, shown))
+                if found.manifest.collection != base.manifest.collection:
+                    self._go_over(found)
+                else:
+                    shown, through = tuple(self._pending.logged), self._opened.through(found.manifest)
+                    self._take_up(Views(found), [one for one in shown if one.number > through])
+                    self._earlier.append((base, shown))
             return True
+
+    def _go_over(self, found: Collection) -> None:
+        """Take up another collection that has taken the place of this one, with what its own log has."""
+        opened = self._opened.of_other(found.manifest.collection)
+        try:
+            lost = len(self._pending)
+            self._take_up(Views(found), self._taken(opened, found.manifest))
+        except BaseException:
+            opened.close()
+            raise
+        former, self._opened = self._opened, opened
+        logger.warning(
+            "%s was replaced by another collection: %d pending writes are not committed, and stay in %s",
+            self._place, lost, former.log.folder,
+        )  # fmt: skip
+        # Records are numbered anew.
+        self._flushed.clear()
+        self._earlier.clear()
+        self._recalled.clear()
+        self._answer(_dropped(self._place))
+        former.leave()
 
     def recall(self, version: int, sequence: int) -> Collection | None:
         """Return what was shown after a write on top of a version; None if that cannot be told any more."""
@@ -287,20 +293,9 @@ class Buffer:
                     return found
         return None
 
-    def _left_for(self, now: Manifest, before: Manifest) -> list[Logged]:
-        """Return the pending writes that a version does not have."""
-        if now.collection != before.collection:
-            logger.warning(
-                "%s was replaced by another collection, and %d pending writes with it", self._place, len(self._pending)
-            )
-            self._log, self._keys = self._opened.reopen(now.collection)
-            return []
-        through = self._through_of(now)
-        return [one for one in self._pending.logged if one.number > through]
-
-    def _put_on_top(self, left: Sequence[Logged]) -> None:
-        """Have these writes pending on top of the version."""
-        manifest = self._manifest
+    def _take_up(self, views: Views, left: Sequence[Logged]) -> None:
+        """Show a version with these writes pending on top; if that fails, all stays as it is."""
+        manifest = views.base.manifest
         codes = manifest.bits, manifest.encoder
         kept = [one for one in left if one.codes == codes or not isinstance(one.write, Put)]
         if len(kept) < len(left):
@@ -308,8 +303,9 @@ class Buffer:
                 "%d pending writes of items have codes of another encoder than version %d of %s, and are left out",
                 len(left) - len(kept), manifest.version, self._place,
             )  # fmt: skip
-        self._pending = Pending(manifest, kept)
-        self._show(self._views.make(self._pending))
+        pending = Pending(manifest, kept)
+        self._show(views.make(pending))
+        self._views, self._pending = views, pending
 
     # Commits.
 
@@ -373,20 +369,15 @@ class Buffer:
 
     def _flush(self) -> None:
         """Commit what is pending; a failure is logged, and followed by a pause."""
-        with self._lock:
-            taken = list(self._pending.logged)
-            through, after = (taken[-1].number, self._through_of(self._manifest)) if taken else (0, 0)
-            come_to = self._pending.sum()
-            self._log.rotate()
         try:
+            with self._lock:
+                taken, opened, shown = len(self._pending), self._opened, self._manifest
+                through, come_to = self._pending.last, self._pending.sum()
+                opened.log.rotate()
             if taken:
-                version = self._commit(come_to, through, after)
+                version = self._commit(come_to, through, opened, shown)
                 self.renew()
-                through = self._through_of(self._manifest)
-                with self._lock:
-                    self._flushed.append((through, version))
-                self._keys.settle(through, version)
-                self._log.trim(through)
+                self._note_flushed(opened, version)
         except Exception as error:  # whatever it is, the writes are in the log, and a later attempt may succeed
             self._note_failure(error)
             self._answer(error)
@@ -395,11 +386,21 @@ class Buffer:
         self._flushes += bool(taken)
         self._answer(None)
 
+    def _note_flushed(self, opened: Opened, version: int) -> None:
+        """Remove the records that are in a version now, unless another collection has taken the place of theirs."""
+        with self._lock:
+            if opened is not self._opened:
+                return
+            through = opened.through(self._manifest)
+            self._flushed.append((through, version))
+        opened.keys.settle(through, version)
+        opened.log.trim(through)
+
     def _answer(self, error: Exception | None) -> None:
         """Answer who waits for versions that there are, or all if there is an error."""
         with self._lock:
             asked, self._asked = self._asked, []
-            through, waiting = self._through_of(self._manifest), {one.number for one in self._pending.logged}
+            through, waiting = self._opened.through(self._manifest), {one.number for one in self._pending.logged}
             for number, future in asked:
                 version = next((version for last, version in self._flushed if last >= number), None)
                 if version is None and error is None and number <= through:
@@ -413,14 +414,15 @@ class Buffer:
                 else:
                     future.set_exception(error or _dropped(self._place))
 
-    def _commit(self, come_to: Sum, through: int, after: int) -> int:
+    def _commit(self, come_to: Sum, through: int, opened: Opened, shown: Manifest) -> int:
+        """Commit what the pending writes of a log come to on top of the version that was shown; return the new one."""
         report_step("flushing", str(through))
         try:
             with Transaction(self._location) as change:
                 live = change.live
                 assert live is not None, "there is a live version, or beginning would have failed"
-                self._check_same(live)
-                change.mark_log(self._log.id, through, after=after)
+                self._check_same(live, shown)
+                change.mark_log(opened.log.id, through, after=opened.through(shown))
                 _record(come_to, change, live)
                 version = change.commit().version
         except AlreadyCommittedError:
@@ -429,9 +431,8 @@ class Buffer:
         report_step("flushed", str(through))
         return version
 
-    def _check_same(self, live: Manifest) -> None:
-        """Raise CollectionBusyError if a version cannot have what is pending; the next look drops it."""
-        shown = self._manifest
+    def _check_same(self, live: Manifest, shown: Manifest) -> None:
+        """Raise CollectionBusyError if a version cannot have what is pending on another; the next look drops it."""
         if (live.collection, live.bits, live.encoder) != (shown.collection, shown.bits, shown.encoder):
             self.renew()
             raise CollectionBusyError(

@@ -18,7 +18,7 @@ from hashlight.engine.storage.manifest import Manifest
 from hashlight.engine.storage.versions import read_current
 from hashlight.engine.writing.committing import State, Waiting, is_refusal
 from hashlight.engine.writing.keys import Made
-from hashlight.engine.writing.opened import Opened, refuse_expired
+from hashlight.engine.writing.opened import Opened
 from hashlight.engine.writing.records import Key, Logged, encode
 from hashlight.engine.writing.writes import Write, record_all
 
@@ -58,34 +58,39 @@ class Direct:
         self, location: str | Path, opened: Opened, *, committed: Callable[[int], None] = lambda version: None
     ) -> None:
         self._location, self._place = location, open_target(location)
-        self._opened, self._log, self._keys = opened, opened.log, opened.keys
+        self._opened = opened
         self._committed = committed
         self._flushes = self._failures = 0
         try:
-            self._replay()
+            self._take_up(self.live())
         except BaseException:
-            opened.close()
+            self._opened.close()
             raise
 
-    def _replay(self) -> None:
-        live = self.live()
-        mark = live.logs.get(self._log.id)
-        self._through = 0 if mark is None else mark.through
-        logged = self._opened.logged
-        self._collection = live.collection
-        self._keys.note(one for one in logged if one.number <= self._through)
-        self._keys.settle(self._through, live.version)
-        left = [one for one in logged if one.number > self._through]
-        if left:
-            refuse_expired(left, live, self._log)
-            logger.info("committing %d writes that were logged before this server was ended", len(left))
+    def _take_up(self, live: Manifest) -> None:
+        """Commit what the log had and the live version of its collection has not."""
+        self._collection, self._through = live.collection, self._opened.through(live)
+        if left := self._opened.take(live):
             outcomes = self._outcomes([_Numbered(one.number, one.write) for one in left])
             self._settle_keys(left, outcomes)
             for outcome in outcomes:
                 if isinstance(outcome, Exception) and not is_refusal(outcome):
                     raise outcome
-        self._log.begin_after(self._through)
-        self._log.trim(self._log.last)
+        self._opened.log.trim(self._opened.log.last)
+
+    def _go_over(self, live: Manifest) -> None:
+        """Take up another collection that has taken the place of this one; if that fails, all stays as it is."""
+        former = self._opened, self._collection, self._through
+        opened = self._opened.of_other(live.collection)
+        self._opened = opened
+        try:
+            self._take_up(live)
+        except BaseException:
+            self._opened, self._collection, self._through = former
+            opened.close()
+            raise
+        logger.warning("%s was replaced by another collection", self._place)
+        former[0].leave()
 
     def live(self) -> Manifest:
         """Return the live version."""
@@ -93,25 +98,22 @@ class Direct:
 
     def find(self, key: Key) -> Made | None:
         """Return what was made under a key."""
-        return self._keys.find(key)
+        return self._opened.keys.find(key)
 
     def settle(self, ready: Sequence[Waiting]) -> None:
         """Log and commit writes; the log is empty again when they are answered."""
         live = self.live()
         if live.collection != self._collection:
-            logger.warning("%s was replaced by another collection", self._place)
-            self._log, self._keys = self._opened.reopen(live.collection)
-            self._collection, self._through = live.collection, 0
-        codes = live.bits, live.encoder
+            self._go_over(live)
+        codes, log = (live.bits, live.encoder), self._opened.log
         logged = [
-            Logged(number, waiting.write, codes, key=waiting.key)
-            for number, waiting in enumerate(ready, self._log.last + 1)
+            Logged(number, waiting.write, codes, key=waiting.key) for number, waiting in enumerate(ready, log.last + 1)
         ]
-        self._log.append([encode(one) for one in logged])
+        log.append([encode(one) for one in logged])
         outcomes = self._outcomes([_Numbered(one.number, one.write) for one in logged])
         self._settle_keys(logged, outcomes)
         # Before anything is answered: what was refused must not be made when the log is read again.
-        self._log.trim(self._log.last)
+        log.trim(log.last)
         for waiting, one, outcome in zip(ready, logged, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 waiting.made.set_exception(outcome)
@@ -140,8 +142,8 @@ class Direct:
             if isinstance(outcome, _Committed)
         ]
         for version in {version for _, version in made}:
-            self._keys.note(one for one, of in made if of == version)
-            self._keys.settle(logged[-1].number, version)
+            self._opened.keys.note(one for one, of in made if of == version)
+            self._opened.keys.settle(logged[-1].number, version)
 
     def _outcomes(self, writes: Sequence[_Numbered]) -> list[_Committed | Exception]:
         """Commit some writes; return for each what became of it, or why there is nothing."""
@@ -166,7 +168,7 @@ class Direct:
                 assert live is not None, "there is a live version, or beginning would have failed"
                 for one in writes:
                     one.write.check(live)
-                change.mark_log(self._log.id, through, after=self._through)
+                change.mark_log(self._opened.log.id, through, after=self._through)
                 counts = record_all([one.write for one in writes], live, change)
                 version = change.commit().version
                 deleted = counts()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hashlight.engine.errors import CorruptDataError, HashlightError
+from hashlight.engine.errors import CorruptDataError, HashlightError, NotReadyError
 from hashlight.engine.writing.records import Key, Logged
 
 KEPT_S = 26 * 3600.0  # a day and some time for clocks that differ
@@ -70,7 +70,8 @@ class Keys:
         self._path, self._max_keys = folder / "keys.sqlite", max_keys
         self._lock = threading.Lock()
         self._logged: dict[str, Logged] = {}
-        self._database = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+        with self._errors():
+            self._database = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
         try:
             with self._errors():
                 # Nobody else opens it, and what it says has been committed.
@@ -174,6 +175,10 @@ class Keys:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.ProgrammingError as error:  # it is closed
+            raise NotReadyError(
+                "this server ends, or another collection has taken the place of this one: try again"
+            ) from error
         except sqlite3.OperationalError as error:
             raise OSError(errno.EIO, str(error), str(self._path)) from error
         except sqlite3.Error as error:

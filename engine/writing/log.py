@@ -208,6 +208,12 @@ class WriteLog:
         self._remove([path for path in self._segments() if not path.stat().st_size])
         self._is_uncut = False
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no records, as all were removed."""
+        with self._lock:
+            return not self._segments()
+
     def trim(self, through: int) -> None:
         """Remove segments, as far as all that they have is numbered up to `through`.
 

@@ -35,6 +35,7 @@ from hashlight.engine.storage.versions import read_current
 from hashlight.engine.writing import buffering
 from hashlight.engine.writing.buffering import Buffer, Gathering
 from hashlight.engine.writing.committing import Committer
+from hashlight.engine.writing.direct import Direct
 from hashlight.engine.writing.keys import Made
 from hashlight.engine.writing.opened import Opened
 from hashlight.engine.writing.records import Key, Logged, encode
@@ -298,7 +299,7 @@ def test_what_gathers_is_committed_by_itself(start, tmp_path):
     assert not list((tmp_path / "log").rglob("*.log"))
     read = independent.read_version(folder)
     assert sorted(read.rows) == sorted(model.committed)
-    assert read.manifest["logs"].keys() == {buffer._log.id}
+    assert read.manifest["logs"].keys() == {buffer._opened.log.id}
 
 
 def test_a_commit_that_was_not_seen_is_not_made_twice(start, tmp_path):
@@ -401,6 +402,7 @@ def test_attributes_that_change_elsewhere_are_those_of_what_is_pending(start, tm
 
 def test_another_collection_in_its_place_begins_another_log(start, tmp_path):
     folder, _ = start
+    former = Collection.open(folder).manifest.collection
     rows = random_rows(np.random.default_rng(8), 2)
     with buffered(folder, tmp_path / "log") as (searcher, committer, buffer):
         make(committer, put_of([1], rows[:1]))
@@ -415,7 +417,131 @@ def test_another_collection_in_its_place_begins_another_log(start, tmp_path):
         assert searcher.count()[0] == 3
     found = Collection.open(folder)
     assert found.scan([]).read_all()["id"].to_pylist() == [0, 1, 7]
-    assert [path.name for path in (tmp_path / "log").iterdir()] == [found.manifest.collection]
+    # What was pending was answered, and the collection may only have been moved.
+    assert {path.name for path in (tmp_path / "log").iterdir()} == {former, found.manifest.collection}
+
+
+def test_the_version_that_has_a_write_is_never_one_of_a_former_collection(start, tmp_path):
+    folder, _ = start
+    rows = random_rows(np.random.default_rng(8), 2)
+    with buffered(folder, tmp_path / "log") as (_, committer, buffer):
+        for _ in range(3):
+            buffer.visible(make(committer, put_of([1], rows[:1]))).result(60)
+        codes, table, features, _ = columns_of(rows)
+        Collection.create(folder, codes, bits=BITS, attributes=table, features=features, overwrite=True)
+        buffer.renew()
+        version = buffer.visible(make(committer, put_of([7], rows[:1]))).result(60)
+        assert Collection.open(folder, version=version).has(np.array([7])).all()
+    assert len(list((tmp_path / "log").iterdir())) == 1  # nothing was pending
+
+
+class Swap:
+    """Two collections that were served before, of which one takes the place of the other."""
+
+    def __init__(self, folder, other):
+        self.folder, self.other = folder, other
+
+    def write(self, log):
+        """Write to both, so that their logs have numbers."""
+        rows = random_rows(np.random.default_rng(8), 1)
+        for place, count in ((self.folder, 1), (self.other, 5)):
+            with buffered(place, log) as (_, committer, buffer):
+                for _ in range(count):
+                    buffer.visible(make(committer, put_of([1], rows))).result(60)
+
+    def make(self):
+        """Put the other one in the place of the first, whole, as `mv` does."""
+        self.folder.rename(self.folder.with_name("away"))
+        self.other.rename(self.folder)
+
+
+@pytest.fixture
+def swap(start, tmp_path):
+    folder, _ = start
+    codes, table, features, _ = columns_of(random_rows(np.random.default_rng(4), 2))
+    Collection.create(tmp_path / "d", codes, bits=BITS, attributes=table, features=features)
+    both = Swap(folder, tmp_path / "d")
+    both.write(tmp_path / "log")
+    return both
+
+
+def ids_in(folder):
+    return Collection.open(folder).scan([]).read_all()["id"].to_pylist()
+
+
+def test_a_collection_that_was_served_elsewhere_loses_no_write_here(swap, tmp_path):
+    rows = random_rows(np.random.default_rng(9), 2)
+    with buffered(swap.folder, tmp_path / "log") as (searcher, committer, buffer):
+        swap.make()
+        buffer.renew()
+        version = buffer.visible(make(committer, put_of([7], rows[:1]))).result(60)
+        assert Collection.open(swap.folder, version=version).has(np.array([7])).all()
+        make(committer, put_of([8], rows[1:]))
+        assert searcher.count()[0] == 4
+    assert ids_in(swap.folder) == [0, 1, 7, 8]
+
+
+def test_what_a_killed_server_of_the_new_collection_had_answered_is_made(swap, tmp_path):
+    rows = random_rows(np.random.default_rng(9), 2)
+    killed = Opened(swap.other, tmp_path / "log")
+    killed.take(Collection.open(swap.other).manifest)
+    killed.log.append([encode(Logged(6, put_of([30], rows[:1]), (BITS, None), key=Key("k", "d")))])
+    killed.close()
+    with buffered(swap.folder, tmp_path / "log") as (searcher, committer, buffer):
+        swap.make()
+        buffer.renew()
+        assert searcher.count()[0] == 3
+        assert make(committer, put_of([30], rows[:1]), key=Key("k", "d")).number == 6
+        assert make(committer, put_of([31], rows[1:])).number == 7
+    assert ids_in(swap.folder) == [0, 1, 30, 31]
+
+
+def test_writes_committed_before_they_are_answered_go_over_to_another_collection(swap, tmp_path):
+    rows = random_rows(np.random.default_rng(9), 2)
+    killed = Opened(swap.other, tmp_path / "log")
+    killed.take(Collection.open(swap.other).manifest)
+    killed.log.append([encode(Logged(6, put_of([30], rows[:1]), (BITS, None)))])
+    killed.close()
+    store = Direct(swap.folder, Opened(swap.folder, tmp_path / "log"))
+    with contextlib.closing(Committer(store)) as committer:
+        swap.make()
+        made = make(committer, put_of([7], rows[1:]))
+        assert made.number == 7
+        assert Collection.open(swap.folder, version=made.version).has(np.array([7, 30])).all()
+    assert ids_in(swap.folder) == [0, 1, 7, 30]
+
+
+def test_writes_are_not_committed_to_a_collection_that_takes_the_place_meanwhile(start, tmp_path, monkeypatch):
+    folder, _ = start
+    rows = random_rows(np.random.default_rng(8), 2)
+    with buffered(folder, tmp_path / "log") as (_, committer, buffer):
+
+        def replace(step, name):
+            if step == "flushing" and not replaced:
+                replaced.append(name)
+                codes, table, features, _ = columns_of(rows)
+                Collection.create(folder, codes, bits=BITS, attributes=table, features=features, overwrite=True)
+                buffer.renew()
+
+        replaced = []
+        monkeypatch.setattr(buffering, "report_step", replace)
+        made = make(committer, put_of([30], rows[:1]))
+        with pytest.raises(CollectionBusyError, match="was replaced"):
+            buffer.visible(made).result(60)
+    assert replaced
+    assert ids_in(folder) == [0, 1]
+
+
+def test_a_sum_that_fails_does_not_end_the_commits(start, tmp_path, monkeypatch):
+    folder, _ = start
+    rows = random_rows(np.random.default_rng(8), 1)
+    monkeypatch.setattr(buffering, "_FIRST_PAUSE_S", 0.01)
+    with buffered(folder, tmp_path / "log") as (_, committer, buffer):
+        with monkeypatch.context() as patch:
+            patch.setattr(buffering.Pending, "sum", lambda _: (_ for _ in ()).throw(pa.ArrowInvalid("offset overflow")))
+            with pytest.raises(pa.ArrowInvalid, match="overflow"):
+                buffer.visible(make(committer, put_of([30], rows))).result(60)
+        assert buffer.visible(Made(1, None)).result(60) == Collection.open(folder).version
 
 
 def test_codes_of_another_encoder_do_not_meet(start, tmp_path):

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from hashlight.engine.errors import CorruptDataError
+from hashlight.engine.errors import CorruptDataError, NotReadyError
 from hashlight.engine.writing.keys import KEPT_S, KeyReusedError, Keys, Made
 from hashlight.engine.writing.records import Key, Logged
 from hashlight.engine.writing.writes import Delete
@@ -52,6 +52,19 @@ def test_they_are_forgotten_after_a_day_and_the_latest_stay(tmp_path):
     assert [found(keys, number) is not None for number in range(1, 6)] == [False, False, True, True, True]
     assert len(keys) == 3
     keys.close()
+
+
+def test_a_database_that_cannot_be_opened_is_an_error_of_the_system(tmp_path):
+    (tmp_path / "keys.sqlite").mkdir()
+    with pytest.raises(OSError, match=r"unable to open.*keys\.sqlite"):
+        Keys(tmp_path)
+
+
+def test_closed_keys_are_not_called_damaged(tmp_path):
+    keys = Keys(tmp_path)
+    keys.close()
+    with pytest.raises(NotReadyError, match="try again"):
+        found(keys, 1)
 
 
 def test_a_damaged_database_says_what_to_do(tmp_path):
