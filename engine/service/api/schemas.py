@@ -302,10 +302,6 @@ class PutItem(_Request):
     )
     thumbnail: str | None = Field(None, description="A small image file in base64.")
 
-    text: str | None = Field(
-        None, min_length=1, max_length=2048, description="A text, where the encoder's network embeds texts too."
-    )
-
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         if (self.code is None) == (self.image is None):
@@ -357,10 +353,6 @@ class DeleteBody(_Request):
     ids: list[Id] | None = Field(None, min_length=1, max_length=MAX_VALUES, fail_fast=True)
     filter: str | None = FILTER
     parameters: dict[_ListName, _List] | None = PARAMETERS
-
-    text: str | None = Field(
-        None, min_length=1, max_length=2048, description="A text, where the encoder's network embeds texts too."
-    )
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:

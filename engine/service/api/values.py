@@ -8,6 +8,7 @@ import decimal
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
@@ -85,7 +86,7 @@ def _parser_of_values(kind: pa.DataType) -> Parse:
     if any(is_one(kind) for is_one in _TIMES):
         return lambda value: pa.scalar(_text(value)).cast(kind).value
     if pa.types.is_time(kind):
-        return lambda value: datetime.time.fromisoformat(_text(value))
+        return _time
     if pa.types.is_duration(kind):
         return _duration
     if any(is_one(kind) for is_one in _LISTS):
@@ -108,13 +109,28 @@ def _number(kind: pa.DataType) -> Parse:
         return lambda value: _of(bool, value, "true or false")
     if pa.types.is_integer(kind):
         return lambda value: _of(int, value, "a whole number")
-    return lambda value: _of((int, float), value, "a number")
+    largest = float(np.finfo(kind.to_pandas_dtype()).max)
+    return lambda value: _within(largest, _of((int, float), value, "a number"))
+
+
+def _within(largest: float, value: float) -> float:
+    """Return a number that a type can hold; Arrow would make it infinite."""
+    if not abs(value) <= largest:
+        raise _WrongValueError(f"expected a number of at most {largest:.5g} in size")
+    return value
 
 
 def _of(kinds: type | tuple[type, ...], value: Any, expected: str) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
         raise _WrongValueError(f"expected {expected}")
     return value
+
+
+def _time(value: Any) -> datetime.time:
+    found = datetime.time.fromisoformat(_text(value))
+    if found.tzinfo is not None:
+        raise _WrongValueError("expected a time of day without an offset")
+    return found
 
 
 def _text(value: Any) -> str:

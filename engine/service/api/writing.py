@@ -9,7 +9,6 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
 
 import numpy as np
 from fastapi import Request, Response
@@ -160,7 +159,11 @@ class _Commit:
         try:
             made = await asyncio.wrap_future(future)
         finally:
-            self.begun = not future.cancelled() and not (future.done() and future.exception() is not None)
+            if future.cancelled():
+                # Under a key others may wait for the same write, which is made all the same.
+                self.begun = self._keyed.key is not None
+            else:
+                self.begun = not future.done() or future.exception() is None
         version = made.version if store.commits_first else None
         if self._wait is not None:
             version = await asyncio.wrap_future(await asyncio.to_thread(store.visible, made))
@@ -247,5 +250,5 @@ def _put_of(
 def refuse_other_sites(request: Request) -> None:
     """Raise RequestError (403) if a page of another site sends a request: browsers send forms anywhere."""
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         raise RequestError(403, "forbidden", "a page of another site may not write", field="origin")

@@ -6,6 +6,7 @@ Names end in the unit: `_seconds`, `_bytes`, `_ratio`, or what is counted; count
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -93,6 +94,7 @@ class Metrics(Collector):
             "hashlight_log_flush_failures", "Attempts to make a version of the log that failed.", registry=registry
         )
         self._flushed = 0, 0
+        self._counting = threading.Lock()
 
     def refresh_by(self, refresher: Callable[[], None]) -> None:
         """Call `refresher` before the metrics are read: it updates what is not counted as it happens."""
@@ -103,9 +105,12 @@ class Metrics(Collector):
         self._log_writes.set(writes)
         self._log_bytes.set(num_bytes)
         self._log_age.set(oldest_s)
-        self._flushes.inc(flushes - self._flushed[0])
-        self._flush_failures.inc(failures - self._flushed[1])
-        self._flushed = flushes, failures
+        with self._counting:
+            # Of two threads that read the metrics, the later one may have been told less.
+            flushes, failures = max(flushes, self._flushed[0]), max(failures, self._flushed[1])
+            self._flushes.inc(flushes - self._flushed[0])
+            self._flush_failures.inc(failures - self._flushed[1])
+            self._flushed = flushes, failures
 
     def observe(self, stage: str, seconds: float) -> None:
         """Record the duration of a stage."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hashlight.engine.service.door.keys import Keys
 from hashlight.engine.service.door.listener import Watched, watching
 from hashlight.engine.service.protocol.exposure import split_address
 from hashlight.engine.service.telemetry.logs import logging_as
+from hashlight.engine.service.telemetry.metrics import Metrics, render
 from hashlight.pipelines.serving.serve import bind, watched
 from tests import serving
 from tests.engine.service.conftest import eventually
@@ -121,6 +123,31 @@ def test_what_happened_is_counted(both):
         assert ("hashlight_requests_total", of_cats) not in after
     assert of(after, "hashlight_served_version") == of(after, "hashlight_published_version") == 1
     assert after["process_resident_memory_bytes", ()] > 1e6
+
+
+class Slow(int):
+    """A number with a thread that runs while something is first subtracted from it."""
+
+    meanwhile = None
+
+    def __sub__(self, other):
+        if (thread := self.meanwhile) is not None:
+            self.meanwhile = None
+            thread.start()
+            thread.join(0.2)
+        return int(self) - other
+
+
+def test_two_that_read_the_metrics_at_once_count_nothing_twice():
+    metrics, flushes = Metrics(), Slow(5)
+    other = threading.Thread(target=lambda: metrics.note_log(0, 0, 0.0, flushes=7, failures=1))
+    flushes.meanwhile = other
+    metrics.note_log(0, 0, 0.0, flushes=flushes, failures=0)
+    other.join()
+    metrics.note_log(0, 0, 0.0, flushes=6, failures=0)  # told before, and come later
+    told = families(render(metrics).decode())
+    counts = (told[f"hashlight_log_{name}"].samples[0].value for name in ("flushes", "flush_failures"))
+    assert tuple(counts) == (7, 1)
 
 
 def test_health_says_what_is_missing_and_whether_that_matters(both):
