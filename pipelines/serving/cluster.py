@@ -185,8 +185,8 @@ def _writing(path: str | Path, write_log: Path | None, finder: Finder, router: C
 
     thread = threading.Thread(target=urge, name="hashlight-urge", daemon=True)
     thread.start()
-    store = Direct(path, Opened(path, write_log), committed=lambda version: committed.set())
     try:
+        store = Direct(path, Opened(path, write_log), committed=lambda version: committed.set())
         with contextlib.closing(Committer(store, gather_s=GATHER_S)) as committer:
             yield committer
     finally:

@@ -42,12 +42,13 @@ class _Server:
         self.fault: str | None = "has not been asked yet"
         self.asked: Future[None] | None = None
         self.is_awaited = True
-        self._caller = Caller(address, security)
+        self._security = security
+        self._caller: Caller | None = None
 
     def ask(self, action: str, timeout_s: float, **arguments: Any) -> None:
         """Have it say what it has; whatever goes wrong is a fault that is told once."""
         try:
-            offer = Offer.parse(self._caller.call(action, timeout_s=timeout_s, **arguments))
+            offer = Offer.parse(self._call(action, timeout_s, **arguments))
         except (HashlightError, TypeError, ValueError) as error:
             self._note(f"does not say what it has: {' '.join(str(error).split())[:300]}")
             return
@@ -60,7 +61,12 @@ class _Server:
 
     def layout(self, manifest: str) -> Layout:
         """Return how it says that a version is divided; errors as of `Caller.call`."""
-        return Layout.parse(self._caller.call("layout", timeout_s=ASK_S, manifest=manifest))
+        return Layout.parse(self._call("layout", ASK_S, manifest=manifest))
+
+    def _call(self, action: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
+        if self._caller is None:
+            self._caller = Caller(self.address, self._security)  # ValueError if nothing can have such an address
+        return self._caller.call(action, timeout_s=timeout_s, **arguments)
 
     def _note(self, fault: str | None) -> None:
         """Record why it cannot be used, if so; a change is logged."""
@@ -72,7 +78,8 @@ class _Server:
 
     def close(self) -> None:
         """Close the connection."""
-        self._caller.close()
+        if self._caller is not None:
+            self._caller.close()
 
 
 class Finder:

@@ -116,7 +116,7 @@ def parse_map(data: bytes, *, what: str) -> Sequence[Sequence[str]]:
     """Return the addresses of a map; ValueError that names `what` if it is not one."""
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is not valid JSON: {error}") from error
     groups: Any = document.get("groups") if isinstance(document, dict) else None
     if not isinstance(groups, list) or not groups or not all(isinstance(group, list) for group in groups):

@@ -40,6 +40,7 @@ SILENT_S = 1.0  # silence although an answer is due: a stopped process or a cut 
 LOST_LOOKS = 12
 OPENING_LOOKS = 40  # the same for a connection that is being opened
 FIRST_WAIT_S, MAX_WAIT_S = 0.05, 2.0  # between attempts to connect
+END_S = 2.0  # for threads to end
 
 # gRPC lets 64 KiB of a stream go unread before a write blocks. Writes that could block run in their own thread, so that
 # no caller waits past its deadline for a server that has stopped reading.
@@ -236,13 +237,25 @@ class Replica:
             stream.break_off(f"{self.address} has not answered a heartbeat for {limit * PING_S:g} s")
 
     def close(self) -> None:
-        """Close the stream and the thread; requests in progress are lost."""
+        """Begin to close the stream and the thread; requests in progress are lost."""
         self._closed.set()
         stream = self._stream
         if stream is not None and not self.silent:
             stream.end()
         elif (stream := stream or self._opening) is not None:
             stream.break_off("this router is closed")  # the server may never close its side
+
+    def join(self, until_s: float) -> None:
+        """Wait until what `close` has begun is done: a thread that is within gRPC must not outlive the interpreter.
+
+        Python 3.11 ends it there by unwinding its stack, and C++ then aborts the process. A stream that is open at
+        `until_s`, in monotonic time, is broken off.
+        """
+        self._thread.join(max(0.0, until_s - time.monotonic()))
+        stream = self._stream or self._opening
+        if self._thread.is_alive() and stream is not None:
+            stream.break_off("this router is closed")
+            self._thread.join(max(0.0, until_s + END_S - time.monotonic()))
 
     def _keep_connected(self) -> None:
         wait_s = FIRST_WAIT_S
@@ -301,7 +314,8 @@ class _Stream:
         self._writer, self._reader = self._client.do_exchange(descriptor, security.call_options())
         self._writing = threading.Lock()
         self._patient: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._write_on, name=f"hashlight-write-{address}", daemon=True).start()
+        self._thread = threading.Thread(target=self._write_on, name=f"hashlight-write-{address}", daemon=True)
+        self._thread.start()
         self._unread_bytes = 0
         self._due_s: float | None = None
         self._looks = 0  # since an answer is due
@@ -368,6 +382,7 @@ class _Stream:
         while self.waiting:
             _, waiting = self.waiting.popitem()
             waiting.receiver(ReplicaLostError(reason))
+        self._thread.join(END_S)
 
     def _deliver(self, page: Page) -> None:
         waiting = self.waiting.get(page.id)

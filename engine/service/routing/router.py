@@ -57,7 +57,7 @@ from hashlight.engine.service.protocol.wire import (
 )
 from hashlight.engine.service.routing.fan_out import FanOut, Part
 from hashlight.engine.service.routing.hedging import Delays, HedgeBudget
-from hashlight.engine.service.routing.replica import PING_S, Replica
+from hashlight.engine.service.routing.replica import END_S, PING_S, Replica
 from hashlight.engine.service.telemetry.requests import context
 from hashlight.engine.tracing import span
 
@@ -95,7 +95,8 @@ class _View:
             for group, replicas in zip(self.map.groups, self.replicas, strict=True)
             if not any(shard in shards for shard in group.shards)
         ]
-        if len(kept) == len(self.replicas):
+        # All of them, if the groups are others than when the shards failed.
+        if len(kept) in (0, len(self.replicas)):
             return self
         groups, replicas = zip(*kept, strict=True)
         return _View(dataclasses.replace(self.map, groups=groups), replicas)
@@ -158,6 +159,7 @@ class ClusterRouter(Searcher):
         self._looks_begun = self._looks_ended = 0
         self._asks_in_vain = False
         self._closed = threading.Event()
+        self._threads: list[threading.Thread] = []
         self._opened: _View | None = None  # None until there are servers
         if patient:
             self._stale.set()
@@ -402,6 +404,12 @@ class ClusterRouter(Searcher):
         self._on_change()
         for replica in self._all_replicas():
             replica.close()
+        for thread in self._threads:
+            thread.join(END_S)
+        until_s = time.monotonic() + END_S
+        for replica in self._all_replicas():
+            replica.close()  # also those of a map that came meanwhile
+            replica.join(until_s)
 
     @property
     def _view(self) -> _View:

@@ -173,10 +173,11 @@ def test_servers_that_cannot_be_reached_do_not_hold_up_others(own):
         nobody = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
         fleet.addresses[1, 2] = f"127.0.0.1:{nobody.getsockname()[1]}"
         fleet.addresses[2, 2] = "127.0.0.1:1"
+        fleet.addresses[2, 3] = "no host has a space:8815"
         finder = fleet.finder()
         found = finder.map()
         assert [len(group.replicas) for group in found.groups] == [2, 2]
-        eventually(lambda: sum(one["fault"] is not None for one in finder.servers()) == 2)
+        eventually(lambda: sum(one["fault"] is not None for one in finder.servers()) == 3)
         new = another(own, 22)
         fleet.take_up()
         assert finder.map().version == new.collection.version
@@ -386,6 +387,7 @@ def test_a_map_file_is_read_again_when_it_changes(tmp_path):
     ("text", "said"),
     [
         ("[]", "must be"),
+        ("[" * 10**5, "is not valid JSON"),
         ('{"groups": []}', "must be"),
         ('{"groups": ["a:1"]}', "must be"),
         ('{"groups": [[7]]}', "must have addresses `HOST:PORT`, got 7"),

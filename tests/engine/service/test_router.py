@@ -455,6 +455,22 @@ def test_refusals_name_the_missing_group(corpus):
                 router.get([*here, *there])
 
 
+def test_no_thread_outlives_a_router(corpus):
+    """One within gRPC when the interpreter ends would abort the process."""
+    before = set(threading.enumerate())
+    with serving(corpus.path, groups=2) as (servers, cluster):
+        away = Cable(int(servers[1][0].address.rpartition(":")[2]))
+        own = set(threading.enumerate())
+        router = ClusterRouter(cluster.with_replicas([cluster.groups[0].replicas, [away.address]]))
+        assert router.search(corpus.queries, 3).coverage.complete
+        away.cut()  # its server never closes its side
+        router.close()
+        left = [thread.name for thread in set(threading.enumerate()) - own - before if "hashlight" in thread.name]
+        assert left == []
+        away.mend()
+        away.close()
+
+
 def test_servers_answer_from_what_is_alive(tmp_path):
     """Several versions at once: one with deleted rows and a moved id, and one without any shard."""
     schema = pa.schema({"label": pa.int64(), "later": pa.string()})
