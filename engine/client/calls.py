@@ -173,7 +173,7 @@ class Describe:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ready:
-    """Make a test search."""
+    """Ask whether searches are answered."""
 
     timeout_s: float
 

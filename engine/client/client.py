@@ -46,6 +46,7 @@ from hashlight.engine.client.results import Cursor, Items, Page, SearchResponse,
 from hashlight.engine.collection.rerank import Order, Rerank, check_order
 from hashlight.engine.filters.parameters import Parameters
 from hashlight.engine.filters.tokens import check_unicode
+from hashlight.engine.ids import MAX_ID
 from hashlight.engine.query import Query
 
 if TYPE_CHECKING:
@@ -505,7 +506,7 @@ class SearchClient:
 
     def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """Return the thumbnail of an item, None if it has none."""
-        picture: bytes | None = self._transport.send(Thumbnail(id, self._seconds(timeout_s)))
+        picture: bytes | None = self._transport.send(Thumbnail(read_ids(id)[0], self._seconds(timeout_s)))
         return picture
 
     def describe(self, *, timeout_s: float | None = None) -> dict[str, Any]:
@@ -514,7 +515,7 @@ class SearchClient:
         return document
 
     def ready(self, *, timeout_s: float | None = None) -> None:
-        """Make a test search; NotReadyError if it fails."""
+        """Raise NotReadyError unless searches are answered; in process a test search is made."""
         self._transport.send(Ready(self._seconds(timeout_s)))
 
     def _search(
@@ -779,7 +780,7 @@ class AsyncSearchClient:
 
     async def thumbnail(self, id: int, *, timeout_s: float | None = None) -> bytes | None:
         """See `SearchClient.thumbnail`."""
-        picture: bytes | None = await self._transport.send(Thumbnail(id, self._seconds(timeout_s)))
+        picture: bytes | None = await self._transport.send(Thumbnail(read_ids(id)[0], self._seconds(timeout_s)))
         return picture
 
     async def describe(self, *, timeout_s: float | None = None) -> dict[str, Any]:
@@ -838,6 +839,8 @@ def _some_ids(ids: ArrayLike) -> NDArray[np.int64]:
     found = np.atleast_1d(np.asarray(ids))
     if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
         raise TypeError(f"`ids` must be whole numbers of shape (M,), got {found.dtype} of shape {found.shape}")
+    if found.dtype == np.uint64 and found.size and found.max() > MAX_ID:
+        raise ValueError(f"`ids` must be at most {MAX_ID}, got {found.max()}")
     return found.astype(np.int64)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashlight.engine.client.pictures import file_of_array, file_of_picture, is_picture
 from hashlight.engine.codes import read_hex
+from hashlight.engine.ids import MAX_ID
 from hashlight.engine.query import Text
 
 # A PIL image too; it is not named here, so that Pillow is only loaded by those who use it.
@@ -151,7 +152,7 @@ def read_images(images: Any) -> list[Picture]:
 def read_ids(ids: int | Sequence[int] | NDArray[np.int64]) -> list[int]:
     """Return ids as a list of Python ints."""
     if isinstance(ids, int | np.integer):
-        return [int(ids)]
+        return [_whole(ids)]
     return [_whole(id_) for id_ in ids]
 
 
@@ -209,6 +210,8 @@ def _whole(value: Any) -> int:
             f"a query is an image (path, bytes, PIL image, uint8 array), an id (int) or a code (uint64 array, "
             f"hexadecimal), got {type(value).__name__}"
         )
+    if value > MAX_ID:
+        raise ValueError(f"ids are at most {MAX_ID}, got {value}")
     return int(value)
 
 
