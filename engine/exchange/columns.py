@@ -189,7 +189,7 @@ def _read_metadata(schema: pa.Schema) -> dict[str, Any]:
             raise ValueError(f"expected a number of bits and names, got {said.decode()}")
         if "features_as" in found:
             check_kind(found["features_as"])
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"the metadata `hashlight` of the source is not readable ({error}): remove it, and give `bits`"
         ) from error

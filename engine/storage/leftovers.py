@@ -161,7 +161,7 @@ def _is_dead(place: Place, intent: Entry, clock: Clock, claims: contextlib.ExitS
 def _until_gone(intent: bytes) -> str | None:
     try:
         name = json.loads(intent)["until_gone"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) else None
 

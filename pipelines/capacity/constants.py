@@ -122,7 +122,7 @@ def load_constants() -> Constants:
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         constants = Constants(**stored)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise PipelineError(
             f"this machine has not been measured ({path} has no constants): run `hashlight calibrate`"
         ) from error

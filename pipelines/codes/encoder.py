@@ -47,7 +47,7 @@ def input_of(place: Place) -> str | None:
         if (embeddings := config.get("embeddings")) is None:
             return f"images, by {config['backbone']}"
         return f"embeddings of {embeddings['dims']} numbers{', normalised' if embeddings['normalise'] else ''}"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 

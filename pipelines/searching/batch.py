@@ -556,7 +556,7 @@ def _job_of(target: Place, name: str) -> str | None:
         with target.open(name) as raw:
             about = json.loads((pq.read_schema(raw).metadata or {})[b"hashlight"])
         return str(about["job"])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

@@ -31,7 +31,7 @@ def read_vector(vector: str | Path) -> NDArray[np.floating[Any]]:
         data = place.read(max_bytes=_MAX_BYTES)
         is_npy = data.startswith(b"\x93NUMPY")
         found = np.load(io.BytesIO(data), allow_pickle=False) if is_npy else np.asarray(json.loads(data))
-    except (OSError, ValueError, RecursionError) as error:
+    except Exception as error:  # numpy parses a header as Python, and passes on SyntaxError, TokenError and others
         raise PipelineError(
             f"{place} cannot be searched for: expected an embedding as .npy or a list of numbers in JSON ({error})"
         ) from error

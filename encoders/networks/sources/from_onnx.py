@@ -222,7 +222,7 @@ def _preprocessing(path: Path, height: int | None, width: int | None, channels: 
     if beside.is_file():
         try:
             return Preprocessing.from_dict(json.loads(beside.read_bytes()))
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
             raise EncoderError(f"{beside} is not a preprocessing: {first_words(error)}") from error
     if height is None or height != width or channels not in (1, 3):
         raise EncoderError(

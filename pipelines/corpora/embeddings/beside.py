@@ -14,6 +14,7 @@ from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.corpora.embeddings.columns import other_columns
 from hashlight.pipelines.corpora.embeddings.files import BATCH_ROWS, Batch, EmbeddingFile, PlainRows
+from hashlight.pipelines.corpora.kinds.columns import refuse_repeated
 from hashlight.pipelines.jobs.errors import PipelineError
 
 
@@ -35,7 +36,9 @@ class WithMetadata(EmbeddingFile):
         try:
             raw = self._opened.enter_context(open_place(metadata).open())
             self._file = self._opened.enter_context(pq.ParquetFile(raw, pre_buffer=False))
-        except ReadFailedError:
+            refuse_repeated(self._file.schema_arrow, self._where)
+        except (ReadFailedError, PipelineError):
+            self._opened.close()
             raise
         except (pa.ArrowException, OSError) as error:
             self._opened.close()

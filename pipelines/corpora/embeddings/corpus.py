@@ -214,7 +214,7 @@ def _parts_of(state: File) -> list[str]:
     try:
         document = json.loads(open_place(state.uri).read())
         return [str(part["filename"]) for part in document["_data_files"]]
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise PipelineError(
             f"{without_credentials(state.uri)} is not the state of a data set of Hugging Face ({error!r}): save the "
             "data set again with `save_to_disk`"

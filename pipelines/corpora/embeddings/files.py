@@ -24,6 +24,7 @@ from hashlight.pipelines.jobs.errors import PipelineError
 BATCH_ROWS = 8192
 _HEADER_BYTES = 1 << 16
 _NO_COLUMNS = pa.schema([])
+_BFLOAT16 = np.dtype("V2")  # as numpy writes it
 
 # FAISS's own serialisation of float Flat indexes (index_write.cpp): fourcc, d, number of vectors, two numbers that are
 # not used, whether it is trained, metric; then the length of the data, in numbers of 4 bytes.
@@ -137,10 +138,11 @@ def open_npy(uri: str) -> PlainRows:
         version = np.lib.format.read_magic(head)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read(head)
-    except ValueError as error:
-        raise PipelineError(f"{where} is not a readable .npy file: {error}") from error
+    except Exception as error:  # numpy parses it as Python, and passes on SyntaxError, TokenError and others
+        raise PipelineError(f"{where} is not a readable .npy file: {type(error).__name__}: {error}") from error
     is_float = dtype.kind == "f" and dtype.itemsize <= 8
-    if len(shape) != 2 or not shape[1] or is_fortran or not (is_float or dtype.str.lstrip("<|=") == "V2"):
+    is_matrix = len(shape) == 2 and shape[0] >= 0 and shape[1] > 0
+    if not is_matrix or is_fortran or not (is_float or dtype == _BFLOAT16):
         order = ", column by column" if is_fortran else ""
         raise PipelineError(
             f"{where} holds {dtype} of shape {shape}{order}: expected embeddings as rows of float16, float32, float64 "

@@ -22,6 +22,7 @@ from hashlight.pipelines.corpora.embeddings.columns import (
     other_columns,
 )
 from hashlight.pipelines.corpora.embeddings.files import BATCH_ROWS, Batch, EmbeddingFile
+from hashlight.pipelines.corpora.kinds.columns import refuse_repeated
 from hashlight.pipelines.jobs.errors import PipelineError
 
 
@@ -43,6 +44,7 @@ class TableFile(EmbeddingFile):
         self._opened = contextlib.ExitStack()
         try:
             schema = self._open()
+            refuse_repeated(schema, self.where)
             self.column = embedding_column(schema, column, self.where)
             self._others = other_columns(schema, self.column)
             self.schema = pa.schema([schema.field(name) for name in self._others]).remove_metadata()

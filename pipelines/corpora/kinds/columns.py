@@ -91,8 +91,7 @@ def find_roles(
         If a column is not there, has another type, or there is neither one of images nor one of URIs.
     """
     names = schema.names
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise PipelineError(f"{where} has the columns {repeated} more than once: rename all but one")
+    refuse_repeated(schema, where)
     for name in (options.image_column, options.uri_column):
         if needs_images and name is not None and name not in names:
             raise PipelineError(f"{where} has no column `{name}`: it has {names}")
@@ -118,6 +117,13 @@ def find_roles(
         kind = schema.field(attributes[number]).type
         fields.append(pa.field(name, pa.list_(pa.string()) if pa.types.is_nested(kind) else pa.string()))
     return Roles(image, uri, own, id_text, attributes, classes, pa.schema(fields))
+
+
+def refuse_repeated(schema: pa.Schema, where: str) -> None:
+    """Raise PipelineError if columns have the same name."""
+    names = schema.names
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise PipelineError(f"{where} has the columns {repeated} more than once: rename all but one")
 
 
 def image_column_of(schema: pa.Schema) -> str | None:
@@ -270,7 +276,7 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
     try:
         said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = said.get("info", {}).get("features", {})
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return {}
     return features if isinstance(features, dict) else {}
 

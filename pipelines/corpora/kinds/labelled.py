@@ -6,7 +6,6 @@ image has the categories of its annotations. Paths are relative to the file; ima
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from hashlight.engine.places.reading import groups
 from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.kinds.columns import LABEL
+from hashlight.pipelines.corpora.kinds.documents import parse_json
 from hashlight.pipelines.corpora.kinds.rows import Look, Rows, list_rows
 from hashlight.pipelines.corpora.kinds.uris import read_lines
 from hashlight.pipelines.corpora.listing import CHUNK_ENTRIES, File, FileStream, Listing, skip
@@ -120,7 +120,7 @@ def coco_images(root: str) -> tuple[list[str], list[list[str]]]:
     """Return the file name and the categories of each image."""
     where = without_credentials(root)
     try:
-        found = json.loads(open_place(root).read(), object_hook=_slim)
+        found = parse_json(open_place(root).read().decode("utf-8-sig"), object_hook=_slim)
     except ReadFailedError:
         raise
     except (OSError, ValueError) as error:

@@ -24,6 +24,7 @@ from hashlight.engine.places.opening import open_place
 from hashlight.engine.places.reading import groups
 from hashlight.engine.places.uris import without_credentials
 from hashlight.pipelines.corpora.ids import IdRule
+from hashlight.pipelines.corpora.kinds.documents import parse_json
 from hashlight.pipelines.corpora.kinds.rows import Look, Rows, list_rows
 from hashlight.pipelines.corpora.listing import CHUNK_ENTRIES, File, FileStream, Listing
 from hashlight.pipelines.corpora.options import CorpusOptions
@@ -33,6 +34,7 @@ CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 _WHOLE = (0, 0)  # such a file is one part
 _BUFFER_BYTES = 1 << 20
+_HEADER_BYTES = 1 << 20
 _GZIP = b"\x1f\x8b"
 _DAMAGE = (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError)
 _PATTERNS = {
@@ -156,13 +158,27 @@ def _fits(texts: pa.Array, kind: pa.DataType) -> bool:
 
 def _header(raw: Any, file: File, delimiter: str) -> list[str]:
     """Read the first line, which names the columns; one without a name is named by its number."""
-    text = raw.readline().decode("utf-8-sig")
-    while text.count('"') % 2 and (more := raw.readline()):
-        text += more.decode()
-    names = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+    lines = [raw.readline(_HEADER_BYTES)]
+    size, quotes = len(lines[0]), lines[0].count(b'"')
+    while quotes % 2 and size < _HEADER_BYTES and (more := raw.readline(_HEADER_BYTES)):
+        lines.append(more)
+        size, quotes = size + len(more), quotes + more.count(b'"')
+    if size >= _HEADER_BYTES:
+        raise _no_header(file, f"it has more than {_HEADER_BYTES:,} bytes, or a quote in it is not closed")
+    try:
+        text = b"".join(lines).decode("utf-8-sig")
+        names = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+    except csv.Error as error:
+        raise _no_header(file, str(error)) from error
     if not names:
         raise PipelineError(f"{without_credentials(file.uri)} is empty: expected a line with the names of the columns")
     return [name or f"column_{number}" for number, name in enumerate(names)]
+
+
+def _no_header(file: File, why: str) -> PipelineError:
+    return PipelineError(
+        f"the first line of {without_credentials(file.uri)} is not readable as the names of columns: {why}"
+    )
 
 
 def _json_rows(file: File) -> Iterator[list[dict[str, Any]]]:
@@ -173,7 +189,7 @@ def _json_rows(file: File) -> Iterator[list[dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                row = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except ValueError as error:
                 raise _bad_line(file, number, f"is not valid JSON ({error})") from None
             if not isinstance(row, dict):

@@ -42,6 +42,7 @@ from hashlight.engine.places.uris import is_local, without_credentials
 from hashlight.pipelines.corpora.ids import IdRule
 from hashlight.pipelines.corpora.kinds import images
 from hashlight.pipelines.corpora.kinds.columns import LABEL, TAKEN, prefixed
+from hashlight.pipelines.corpora.kinds.documents import parse_json
 from hashlight.pipelines.corpora.listing import (
     BASE_SCHEMA,
     CHUNK_ENTRIES,
@@ -348,7 +349,7 @@ def _attributes_of(uris: Iterable[str], *, reads_json: bool) -> tuple[list[str],
 def json_values(sample: Sample) -> dict[str, Any]:
     """Return the values of a sample's JSON by their keys; none if it has no JSON object."""
     try:
-        said = json.loads(sample.attributes.get("json", "{}"))
+        said = parse_json(sample.attributes.get("json", "{}"))
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {}

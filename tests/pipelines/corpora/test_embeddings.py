@@ -187,6 +187,9 @@ def test_a_folder_of_clip_retrieval(tmp_path):
     pq.write_table(pa.table({"caption": ["only one"]}), root / "metadata" / "metadata_1.parquet")
     with pytest.raises(PipelineError, match=r"metadata_1\.parquet has 1 rows, .*img_emb_1\.npy has 150 embeddings"):
         open_corpus(root)
+    pq.write_table(twice().drop_columns("embedding"), root / "metadata" / "metadata_1.parquet")
+    with pytest.raises(PipelineError, match=r"metadata_1\.parquet has the columns \['a'\] more than once"):
+        open_corpus(root)
 
 
 def save_to_disk(folder, table, parts=2):
@@ -272,6 +275,19 @@ def test_a_column_is_named_where_there_are_several(tmp_path):
         open_corpus(tmp_path / "x.parquet", "audio")
 
 
+def npy(header):
+    """Write a file of numpy's with any text in the place of its header."""
+    data = header.encode() + b"\n"
+    return lambda path: path.write_bytes(b"\x93NUMPY\x01\x00" + len(data).to_bytes(2, "little") + data + bytes(512))
+
+
+def twice():
+    """A table with two columns of the same name beside the embeddings."""
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), X.shape[1])
+    number = pa.array(range(len(X)))
+    return pa.Table.from_arrays([rows, number, number], names=["embedding", "a", "a"])
+
+
 def write(path, make):
     path.parent.mkdir(exist_ok=True)
     make(path)
@@ -285,8 +301,14 @@ def write(path, make):
         ("x.npy", lambda p: np.save(p, np.asfortranarray(X)), "column by column"),
         ("x.npy", lambda p: p.write_bytes(b"no magic"), "is not a readable .npy file"),
         ("x.npy", lambda p: np.save(p, X[:0]), "its files have no rows"),
+        ("x.npy", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-4, -8)}"), r"shape \(-4, -8\)"),
+        ("x.npy", npy("{'descr': '<f4', 'shape': ("), "is not a readable .npy file"),
+        ("x.npy", npy("a\n  b\n c"), "is not a readable .npy file"),
+        ("x.npy", npy("-" * 9000 + "1"), "is not a readable .npy file"),
+        ("x.npy", lambda p: np.save(p, np.zeros((4, 8), [("a", "i1"), ("b", "i1")])), "of shape"),
         ("x.parquet", lambda p: p.write_bytes(b"PAR1 and then nothing"), "cannot be read"),
         ("x.parquet", lambda p: pq.write_table(pa.table({"a": [1]}), p), r"expected one column of lists.*got \['a'\]"),
+        ("x.parquet", lambda p: pq.write_table(twice(), p), r"has the columns \['a'\] more than once"),
         ("x.arrow", lambda p: p.write_bytes(b"nothing"), "cannot be read"),
         ("x.faiss", lambda p: p.write_bytes(b"nothing"), "is not an index of FAISS whose vectors can be read"),
         ("x.txt", lambda p: p.write_text("1 2 3"), "is not a file of embeddings: expected .npy"),

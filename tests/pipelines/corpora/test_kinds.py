@@ -283,9 +283,13 @@ def test_json_lines(pictures):
         ("a.csv", b"uri,x\na.png,1,2\n", "is not readable as CSV"),
         ("a.csv", b"uri,uri\na,b\n", r"the columns \['uri'\] more than once"),
         ("a.csv", b"uri\n", "its files have no rows"),
+        ("a.csv", b'uri,"x\n' + b"a.png,1\n" * 200_000, "a quote in it is not closed"),
+        ("a.csv", b'uri,"' + b"x" * 200_000 + b'"\na.png,1\n', "is not readable as the names of columns: field larger"),
         ("a.jsonl", b'{"uri": "a"}\n{"uri": \n', "line 2 of .*a.jsonl is not valid JSON"),
         ("a.jsonl", b"[1]\n", r"line 1 of .*a.jsonl is b'\[1\]"),
         ("a.jsonl", b'{"uri": "\xff"}\n', "line 1 of .*a.jsonl is not valid JSON"),
+        ("a.jsonl", b"[" * 100_000, "line 1 of .*a.jsonl is not valid JSON .it is nested too deeply"),
+        ("a.jsonl", b'{"uri": "a.png", "x": "\\ud800"}\n', "line 1 of .*a.jsonl is not valid JSON .*surrogates"),
         ("a.jsonl", b"", "no column `uri`"),
     ],
 )
@@ -414,6 +418,16 @@ def tar_of(number):
             about = {"class": f"c{row}", "n": row, "score": 1 if row else 0.5, "id": row, "box": [row]}
             add(tar, f"{number}{row}.json", json.dumps(about).encode())
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("said", [b"[" * 100_000, b'{"caption": "\\ud800"}', b"[1]", b"{", b"\xff"])
+def test_json_of_tars_that_cannot_be_read_says_nothing(tmp_path, said):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for row, about in enumerate([b'{"caption": "a cat"}', said]):
+            add(tar, f"{row}.png", png(row))
+            add(tar, f"{row}.json", about)
+    entries, _ = listed(tmp_path / "a.tar", keep=("caption",))
+    assert entries["caption"].to_pylist() == ["a cat", None]
 
 
 @pytest.mark.parametrize("suffix", COMPRESSIONS)

@@ -90,6 +90,7 @@ def test_labels_are_joined_to_a_folder(tmp_path, name):
     ("text", "reason"),
     [
         ("[1, 2", "is not readable as JSON"),
+        ("[" * 100_000, "is not readable as JSON: it is nested too deeply"),
         ("[1, 2]", "has no COCO annotations: expected `images`"),
         ("{}", "has no COCO annotations: .*KeyError: 'categories'"),
         (coco(annotations=[{"image_id": 5, "category_id": 4}]), "has no COCO annotations: .*KeyError: 4"),
