@@ -313,6 +313,7 @@ class Gateway:
             "encodes_vectors": None if self._vectors is None else self._vectors.dims,
             "encodes_texts": self._images is not None and takes_texts(self._images.encoder),
             "writable": self._written is not None,
+            "duplicates": self.beside.duplicates is not None,
             "limits": {name: getattr(limits, name) for name in told},
         }
 

@@ -486,6 +486,7 @@ class CollectionModel(BaseModel):
     encodes_vectors: int | None = Field(description="Numbers in a query that is an embedding; null: none may be.")
     encodes_texts: bool = Field(description="Whether queries may be texts.")
     writable: bool = Field(description="Whether items can be stored, changed and deleted.")
+    duplicates: bool = Field(description="Whether the server knows groups of near-duplicates.")
     limits: dict[str, float]
 
 

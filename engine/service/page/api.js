@@ -113,7 +113,7 @@ export function find(kind, code, options, signal) {
 
 // How many items lie at each distance from a code: a number for each of 0 to `bits`.
 export async function histogram(code, filter, signal) {
-  const asked = { queries: [{ code }], ...(filter && { filter }) };
+  const asked = { queries: [{ code }], allow_partial: true, ...(filter && { filter }) };
   return (await optional(post("v1/histogram", asked, signal)))?.results[0].counts ?? null;
 }
 

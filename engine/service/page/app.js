@@ -1,7 +1,7 @@
 // The page: `state` is what is asked, and every change to it starts a new search.
 
 import * as api from "./api.js";
-import { Chips, nameItem, nameOf } from "./chips.js";
+import { Chips, isNamed, nameItem, nameOf } from "./chips.js";
 import { combine, flip, isRuledOut } from "./codes.js";
 import { open, showCompare, showExplain, showKeys } from "./dialogs.js";
 import { Facets } from "./facets.js";
@@ -65,7 +65,7 @@ const inspector = new Inspector({
 });
 
 localize();
-chips.show(state.chips, () => null, 0);
+chips.show(state.chips, () => null);
 start();
 
 async function start() {
@@ -106,7 +106,7 @@ function offer(id, choices, chosen) {
 
 function chipOfHit({ id, code, attributes }) {
   codes.set(`id ${id}`, code);
-  nameItem(id, attributes);
+  if (attributes) nameItem(id, attributes);
   return { kind: "id", value: String(id), not: false, name: "" };
 }
 
@@ -235,6 +235,7 @@ async function search({ isLive = false, keeps = null, keepsTiles = false } = {})
   running?.abort();
   const mine = (running = Object.assign(new AbortController(), { isLive }));
   document.body.classList.add("busy");
+  if (!isLive) showChips();
   try {
     const isAsked = state.chips.some((chip) => !chip.not && !chip.upload);
     await (state.view ? searchDuplicates : isAsked ? searchAnswers : searchWall)(mine, { keeps, keepsTiles });
@@ -252,7 +253,11 @@ async function search({ isLive = false, keeps = null, keepsTiles = false } = {})
 
 async function searchWall(mine) {
   const filter = filterOf(state, collection.attributes);
-  const items = await api.representatives(Math.min(WALL, collection.limits.queries), filter, mine.signal);
+  const most = Math.min(WALL, collection.limits.queries);
+  const items = await api.representatives(most, filter, mine.signal).catch((problem) => {
+    if (problem.status !== 503) throw problem;
+    return []; // parts of the collection are missing, the others can be searched
+  });
   const bare = items.filter((item) => item.code === undefined);
   const whole = bare.length ? await api.items(items.map((item) => item.id), mine.signal) : items;
   if (running !== mine) return;
@@ -263,8 +268,15 @@ async function searchWall(mine) {
   showRecent();
   facets.show(state, mine.signal).catch(() => {});
   gallery.show(whole.length ? [{ key: "wall", heading: null, hits: whole }] : []);
-  byId("foot").replaceChildren(...(whole.length ? [] : [nothing(filter ? t("noneMatch") : t("emptyCollection"), filter ? t("nothingAtAll") : t("emptyCollectionText"))]));
+  byId("foot").replaceChildren(...(whole.length ? [] : [emptyWall(filter)]));
   announce(t("pictures", { count: collection.rows }));
+}
+
+function emptyWall(filter) {
+  if (filter) return nothing(t("noneMatch"), t("nothingAtAll"));
+  return collection.rows
+    ? nothing(t("problem.notReady"), t("problem.notReady.text"))
+    : nothing(t("emptyCollection"), t("emptyCollectionText"));
 }
 
 async function searchDuplicates(mine) {
@@ -309,15 +321,18 @@ async function searchAnswers(mine, { keeps, keepsTiles }) {
   const k = Math.min(asked.k + Number(own !== null), most);
   const options = asked.mode === "search" ? { k } : { radius: Math.min(asked.radius, collection.bits), limit: most };
   if (filter) options.filter = filter;
+  options.allow_partial = true; // which is said then
   count(code, filter, mine.signal);
   const made = await api.find(asked.mode, code, options, mine.signal);
   if (running !== mine) return;
   answer = { ...made, code, filter, options, mode: asked.mode, elapsedMs: performance.now() - begin };
   answer.ruledOut = found.filter((_, i) => parts[i].not);
   answer.own = own;
+  answer.hasOwn = made.results[0].hits.some((hit) => hit.id === own); // a filter may leave it out
   answer.hits = made.results[0].hits.filter((hit) => hit.id !== own);
   showAnswer({ keeps, keepsTiles });
   facets.show(asked, mine.signal).catch(() => {});
+  await nameChips();
   remember(toAddress(asked), parts.map((chip) => (chip.not ? `− ${nameOf(chip)}` : nameOf(chip))).join(" + "));
 }
 
@@ -335,9 +350,19 @@ async function count(code, filter, signal) {
   }
 }
 
-// The histogram of what is shown, not of the query before.
+// The histogram of what is shown, not of the query before, and without the item that is the query.
 function ownCounts() {
-  return countsOf === `${answer.code} ${answer.filter}` ? counts : null;
+  if (counts === null || countsOf !== `${answer.code} ${answer.filter}`) return null;
+  return answer.own !== null && answer.hasOwn ? [counts[0] - 1, ...counts.slice(1)] : counts;
+}
+
+// Items that are only known by their ids get their names.
+async function nameChips() {
+  const unnamed = state.chips.filter(({ kind, value }) => kind === "id" && !isNamed(value)).map(({ value }) => value);
+  if (!unnamed.length) return;
+  for (const { id, attributes } of await api.items(unnamed)) nameItem(id, attributes);
+  showChips();
+  if (answer && !inspector.hit) inspect(null, { isQuiet: true });
 }
 
 async function more() {
@@ -421,7 +446,7 @@ function showChips() {
     if (known(item) === undefined) load(item).then((picture) => picture && showChips());
     return known(item);
   };
-  chips.show(state.chips, pictureOfChip, collection.bits);
+  chips.show(state.chips, pictureOfChip, collection);
 }
 
 function showDial() {
@@ -454,7 +479,7 @@ function badgeTexts() {
   const { explain } = results[0];
   const some = t("badgeCodes", { some: coverage.searched, all: coverage.codes });
   return {
-    proof: explain ? `${some} · ${t("badgeLooked", { count: explain.candidates })}` : some,
+    proof: explain ? `${some} · ${t("badgeLooked", { count: Math.min(explain.candidates, coverage.codes) })}` : some,
     took: explain ? `${time.format(1000 * explain.seconds)} ms` : "",
   };
 }
@@ -484,9 +509,9 @@ function showFoot() {
 
 function nothingNear() {
   const nearest = ownCounts()?.findIndex((count) => count > 0) ?? -1;
-  const block = nothing(t("nothing", { bits: state.radius }), nearest < 0 ? t("nothingTextUnknown") : t("nothingText", { nearest }));
+  const block = nothing(t("nothing", { count: state.radius }), nearest < 0 ? t("nothingTextUnknown") : t("nothingText", { count: nearest }));
   const go = nearest < 0 ? { mode: "search" } : { radius: nearest };
-  block.append(button(nearest < 0 ? t("nearest") : t("goTo", { bits: nearest }), () => change(go), { className: "primary" }));
+  block.append(button(nearest < 0 ? t("nearest") : t("goTo", { count: nearest }), () => change(go), { className: "primary" }));
   return block;
 }
 

@@ -6,9 +6,13 @@ import { brief, button, byId, codePattern, element, icon } from "./view.js";
 const NAMES = ["title", "name", "caption", "filename", "file", "path", "uri", "url"]; // attributes that name a picture
 const names = new Map(); // id -> what the picture is called
 
-export function nameItem(id, attributes = {}) {
+export function nameItem(id, attributes) {
   const named = NAMES.find((name) => typeof attributes[name] === "string" && attributes[name]);
-  if (named) names.set(id, brief(attributes[named]));
+  names.set(id, named ? brief(attributes[named]) : t("item", { id }));
+}
+
+export function isNamed(id) {
+  return names.has(id);
 }
 
 export class Chips {
@@ -35,9 +39,9 @@ export class Chips {
     }
   }
 
-  show(chips, pictureOfChip, bits) {
+  show(chips, pictureOfChip, { bits = 0, encodes_texts: takesTexts = false } = {}) {
     this.root.replaceChildren(...chips.map((chip, place) => this.chip(chip, place, pictureOfChip(chip), bits)));
-    this.input.placeholder = chips.length ? t("another") : t("ask");
+    this.input.placeholder = t(chips.length ? "another" : takesTexts ? "askWords" : "ask");
   }
 
   chip(chip, place, picture, bits) {

@@ -41,16 +41,17 @@ export function showKeys() {
 export function showExplain(answer, elapsedMs) {
   const { coverage, timing_ms: timing, version } = answer;
   const { explain } = answer.results[0];
-  const stages = Object.entries(timing).map(([stage, ms]) => `${stage} ${time.format(ms)}`).join(" · ");
+  const stages = Object.entries(timing).map(([stage, ms]) => `${t(`stage.${stage}`)} ${time.format(ms)}`).join(" · ");
+  const share = (some, all) => (some === all ? t("ofAll", { all }) : t("ofSome", { some, all }));
   const pairs = [
-    [t("how"), explain.plan.split(", then ").map((plan) => t(`plan.${plan}`)).join(", ")],
-    [t("codesSearched"), t("ofCodes", { some: coverage.searched, all: coverage.codes })],
+    [t("how"), explain.plan.split(", then ").map((plan) => t(`plan.${plan}`)).join(t("then"))],
+    [t("codesSearched"), share(coverage.searched, coverage.codes)],
     [t("lookedAt"), number.format(explain.candidates)],
     [t("lookups"), number.format(explain.probes)],
     [t("inTheIndex"), `${time.format(1000 * explain.seconds)} ms`],
     [t("inTheServer"), `${stages} ms`],
     [t("roundTrip"), `${time.format(elapsedMs)} ms`],
-    [t("shards"), t("ofShards", { some: coverage.answered, all: coverage.shards })],
+    [t("shards"), share(coverage.answered, coverage.shards)],
     [t("version"), String(version)],
   ];
   const proof = coverage.complete ? t("proof") : t("proofPartial");
@@ -63,19 +64,21 @@ export function showExplain(answer, elapsedMs) {
 // Two pictures over each other: one wiped over the other, both in turn, or what differs.
 export async function showCompare(query, hit, bits, ...more) {
   const picture = await load(hit);
-  const [below, above] = [query.picture ?? null, picture];
+  const below = query.picture ?? null;
+  const wipe = element("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: t("wipe") });
   const stage = element(
     "div",
     { className: "stage slide" },
     pictureOf(below, query.code, bits, query.name ?? t("query")),
-    pictureOf(above, hit.code, bits, t("item", { id: hit.id })),
+    element("div", { className: "upper" }, pictureOf(picture, hit.code, bits, t("item", { id: hit.id }))),
+    wipe,
   );
-  const wipe = element("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: t("wipe") });
   const move = () => stage.style.setProperty("--wipe", `${wipe.value}%`);
   wipe.addEventListener("input", move);
   move();
-  const shape = below ?? above ?? { width: 1, height: 1 };
+  const shape = below ?? picture ?? { width: 1, height: 1 };
   stage.style.setProperty("--shape", `${shape.width} / ${shape.height}`);
+  stage.style.setProperty("--ratio", shape.width / shape.height);
   const ways = ["slide", "blink", "difference"].map((way) =>
     button(t(way), ({ currentTarget }) => {
       for (const one of ways) one.ariaPressed = String(one === currentTarget);
@@ -85,5 +88,5 @@ export async function showCompare(query, hit, bits, ...more) {
   );
   const chosen = element("div", { className: "segments", role: "group", ariaLabel: t("compare") }, ...ways);
   const told = element("p", { className: "hint" }, t("comparedAt", { id: hit.id, distance: hit.distance }));
-  open("compare", t("compare"), chosen, stage, wipe, told, ...more);
+  open("compare", t("compare"), chosen, stage, told, ...more);
 }

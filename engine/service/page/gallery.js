@@ -8,6 +8,7 @@ const GAP = 8;
 const AHEAD = 16; // pictures asked for before they are placed
 const SCREENS = 1.5; // loaded below what is seen
 const PATIENCE_MS = 1500; // then a picture gets a square, whatever its shape turns out to be
+const [FEW, SQUEEZE] = [2, 0.72]; // at the end of a group, and how much lower a row may be for them
 const [NARROWEST, WIDEST] = [0.6, 2.6];
 
 export function rowHeight(width) {
@@ -32,6 +33,11 @@ export function justify(aspects, width, height, gap = GAP) {
   });
   if (from < aspects.length) rows.push({ from, to: aspects.length, height, full: false });
   return rows;
+}
+
+// The height at which pictures fill one row.
+function squeezed(aspects, width) {
+  return (width - GAP * (aspects.length - 1)) / aspects.reduce((sum, aspect) => sum + aspect, 0);
 }
 
 export class Gallery {
@@ -96,15 +102,19 @@ export class Gallery {
       let shapes = [];
       let first = 0;
       for (const [i, hit] of group.hits.entries()) {
-        if (known(hit) === undefined) {
-          yield { hit, ahead: all.slice(place, place + AHEAD) };
-        }
+        if (known(hit) === undefined) yield { hit, ahead: all.slice(place, place + AHEAD) };
         place += 1;
         shapes.push(aspectOf(known(hit)));
+        const left = group.hits.length - 1 - i;
         const [row] = justify(shapes, width, height);
-        const isLast = i === group.hits.length - 1;
-        if (!row.full && !isLast) continue;
-        yield { group, height: row.height, aspects: shapes, hits: group.hits.slice(first, i + 1), isFull: row.full };
+        if (left && (!row.full || left <= FEW)) continue;
+        // A few at the end of a group are squeezed in rather than left alone in a row.
+        const isFull = row.full && squeezed(shapes, width) >= SQUEEZE * height;
+        const rows = isFull ? [{ from: 0, to: shapes.length, height: squeezed(shapes, width), full: true }] : justify(shapes, width, height);
+        for (const { from, to, height: high, full } of rows) {
+          const hits = group.hits.slice(first + from, first + to);
+          yield { group, height: high, aspects: shapes.slice(from, to), hits, isFull: full };
+        }
         [first, shapes] = [i + 1, []];
       }
     }

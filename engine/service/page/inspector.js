@@ -26,7 +26,7 @@ export class Inspector {
   show(query, hit, bits) {
     const focusedBit = this.root.contains(document.activeElement) ? document.activeElement.dataset.bit : undefined;
     Object.assign(this, { query, hit, bits });
-    this.root.replaceChildren(this.top(), this.pair(), this.code(), ...(hit ? [this.about(), this.actions()] : []));
+    this.root.replaceChildren(this.top(), this.pair(), ...(hit ? [this.actions(), this.code(), this.about()] : [this.code()]));
     document.body.classList.toggle("inspecting", hit !== null);
     this.root.ariaLabel = hit ? t("aboutItem", { id: hit.id }) : t("aboutQuery");
     if (focusedBit !== undefined) this.root.querySelector(`[data-bit="${focusedBit}"]`)?.focus({ preventScroll: true });

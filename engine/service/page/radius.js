@@ -1,11 +1,12 @@
 // The radius: a handle on the histogram of distances. A range input lies over the drawing, so that keys, fingers and
 // screen readers move what everyone sees.
 
-import { number, t } from "./texts.js";
+import { t } from "./texts.js";
 import { byId, drawn } from "./view.js";
 
 const [INSET, HEIGHT, FOOT] = [14, 62, 16];
 const SHORTEST = 16; // bits that are shown at least
+const NARROWEST = 5; // pixels for a bar
 
 export class Radius {
   constructor(onInput) {
@@ -38,7 +39,7 @@ export class Radius {
 
   // Beyond most of the collection there is nothing to look for.
   end() {
-    if (!this.counts) return Math.min(this.bits, 2 * SHORTEST);
+    if (!this.counts) return Math.max(Math.min(this.bits, SHORTEST), this.bits >> 1);
     const half = this.counts.reduce((sum, count) => sum + count, 0) / 2;
     let [end, sum] = [0, this.counts[0]];
     while (sum < half) sum += this.counts[++end];
@@ -68,18 +69,21 @@ export class Radius {
     this.root.prepend(drawing);
   }
 
-  // Heights are logarithms: three near answers show beside a thousand far ones.
+  // Heights are logarithms: three near answers show beside a thousand far ones. A bar stands for several distances if
+  // there is no room for each.
   bars(end, step, place, base) {
     if (!this.counts) return [];
-    const highest = Math.log1p(Math.max(...this.counts.slice(0, end + 1)));
-    const wide = Math.max(1, Math.min(step - 2, 14));
-    return this.counts.slice(0, end + 1).flatMap((count, distance) => {
+    const each = Math.max(1, Math.ceil(NARROWEST / step));
+    const first = Array.from({ length: Math.floor(end / each) + 1 }, (_, i) => i * each);
+    const sums = first.map((from) => this.counts.slice(from, from + each).reduce((sum, count) => sum + count, 0));
+    const highest = Math.log1p(Math.max(...sums));
+    const wide = Math.max(1, Math.min(each * step - 2, 14));
+    return sums.flatMap((count, i) => {
       if (!count) return [];
+      const middle = place(first[i] + (each - 1) / 2);
       const high = Math.max(3, ((base - 18) * Math.log1p(count)) / highest);
-      const bar = { x: place(distance) - wide / 2, y: base - high, width: wide, height: high, rx: Math.min(2, wide / 2) };
-      const made = drawn("rect", { ...bar, class: distance <= (this.radius ?? -1) ? "in" : "out" });
-      made.append(drawn("title", {}, `${distance}: ${number.format(count)}`));
-      return [made];
+      const bar = { x: middle - wide / 2, y: base - high, width: wide, height: high, rx: Math.min(2, wide / 2) };
+      return [drawn("rect", { ...bar, class: first[i] <= (this.radius ?? -1) ? "in" : "out" })];
     });
   }
 }

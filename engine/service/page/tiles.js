@@ -7,14 +7,16 @@ export class Tiles {
   // `context()`: {code, bits, caption, current, isSelected(id)} of what is shown now; `onOpen(hit)`, `onPick(hit)`.
   constructor({ context, onOpen, onPick }) {
     Object.assign(this, { context, onOpen, onPick });
+    this.hits = new WeakMap(); // tile -> the answer that it shows now
   }
 
-  make(hit) {
-    const open = button([], () => this.onOpen(hit), { className: "open", tabIndex: -1 });
-    const pick = button([icon("check")], () => this.onPick(hit), { className: "pick", tabIndex: -1 });
-    pick.ariaLabel = t("selectItem", { id: hit.id });
-    const labels = element("span", { className: "labels", ariaHidden: "true" });
-    return element("li", { className: "tile" }, open, labels, pick);
+  make({ id }) {
+    const tile = element("li", { className: "tile" });
+    const open = button([], () => this.onOpen(this.hits.get(tile)), { className: "open", tabIndex: -1 });
+    const pick = button([icon("check")], () => this.onPick(this.hits.get(tile)), { className: "pick", tabIndex: -1 });
+    pick.ariaLabel = t("selectItem", { id });
+    tile.append(open, element("span", { className: "labels", ariaHidden: "true" }), pick);
+    return tile;
   }
 
   fill(tile, hit, picture) {
@@ -29,6 +31,7 @@ export class Tiles {
 
   update(tile, hit) {
     const { code, bits, caption, current, isSelected } = this.context();
+    this.hits.set(tile, hit);
     const told = caption && hit.attributes?.[caption];
     const isNamed = told !== undefined && told !== null && told !== "";
     const name = isNamed ? brief(told) : t("item", { id: hit.id });

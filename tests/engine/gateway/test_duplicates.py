@@ -102,6 +102,26 @@ def test_the_groups_are_those_of_the_oracle(corpus, servers, limit, members):
     assert ids.min() > 2**53, "ids are exact beyond what JavaScript counts"
 
 
+def test_the_page_shows_the_groups_side_by_side(corpus, open_page):
+    collection, folder, codes, ids, _ = corpus
+    groups = [those for those, _ in groups_by_hand(codes, ids)]
+    app = create_app(CollectionSearcher(collection), beside=Beside(duplicates=str(folder)))
+    with serving.running(app) as url:
+        page = open_page(url)
+        page.get_by_role("button", name="Duplicates").click()
+        page.get_by_text(f"{len(groups)} groups of near-duplicates").wait_for()
+        page.locator(".ring").nth(min(len(groups), 4) - 1).wait_for()
+        for ring, group in zip(page.locator(".ring").all(), groups, strict=False):
+            assert f"{len(group)} pictures" in ring.inner_text()
+            shown = [int(tile.get_attribute("data-id")) for tile in ring.locator(".tile").all()]
+            assert sorted(shown) == group
+        page.locator(".ring").first.locator(".open").nth(1).click()
+        page.get_by_role("dialog", name="Compare").get_by_role("button", name="More like this").click()
+        page.locator(".chip").wait_for()
+        page.go_back()
+        page.get_by_text(f"{len(groups)} groups of near-duplicates").wait_for()
+
+
 def test_pages_do_not_depend_on_how_the_table_is_cut(corpus, tmp_path):
     collection, folder, *_ = corpus
     for name in ("job.json", "dedup.json"):

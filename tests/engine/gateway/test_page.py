@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import csv
 import io
 import json
@@ -10,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hashlight.engine.service.api.app import PAGE, create_app
 from hashlight.engine.service.door.keys import Keys
-from tests import serving
+from hashlight.engine.service.routing.router import ClusterRouter
+from tests import oracles, serving
+from tests.engine.service.conftest import serving as shard_servers
 
 KEY = "sixteen-letters-or-more-than-that"
 
@@ -104,7 +109,7 @@ def test_a_link_shows_its_query(open_page, collection, code):
     assert tile(page, expected.ids[0, 3]).locator(".caption").all_inner_texts() == ([name] if name else [])
     assert "500 pictures" in page.inner_text("#collection")
     assert "60 bits" in page.inner_text("#collection")
-    assert re.search(r"Exact\s*[\d.]+ ms\s*500 of 500 codes · \d+ looked at", page.inner_text("#badge"))
+    assert re.search(r"Exact\s*[\d.,]+ ms\s*500 of 500 codes · \d+ looked at", page.inner_text("#badge"))
 
 
 def test_an_uploaded_image_is_found_and_the_link_finds_the_same(open_page, collection):
@@ -376,8 +381,8 @@ def test_explain_opens_from_the_badge(open_page, collection, code):
     page.locator("#badge").click()
     dialog = page.get_by_role("dialog", name="Exact")
     told = dialog.inner_text()
-    assert "500 of 500" in told
-    assert "3 of 3" in told
+    assert "500, all that there are" in told
+    assert "3, all that there are" in told
     assert "Nothing nearer is missing" in told
     explain = collection.range_search(words_of(code), 4, 200, explain=True).explain
     rows = dict(re.findall(r"(.+)\n(.+)", told))
@@ -496,13 +501,116 @@ def test_compare_slides_blinks_and_subtracts(open_page, collection, code):
     inspect(page, ids[3])
     page.get_by_role("button", name="Compare").click()
     stage = page.locator(".stage")
-    upper = stage.locator(":scope > *").last
+    upper = stage.locator(".upper")
     page.get_by_label("Where the upper picture ends").fill("20")
     assert upper.evaluate("one => getComputedStyle(one).clipPath") == "inset(0px 0px 0px 20%)"
     page.get_by_role("button", name="Blink").click()
     assert upper.evaluate("one => getComputedStyle(one).animationName") == "blink"
     page.get_by_role("button", name="Difference").click()
     assert upper.evaluate("one => getComputedStyle(one).mixBlendMode") == "difference"
+
+
+def test_an_empty_radius_says_where_the_nearest_is(open_page, collection):
+    code = "5a5a5a5a5a5a5a0a"
+    near = collection.search(words_of(code), 1).distances[0, 0]
+    assert near > 1
+    page = open_page(f"#code={code}&mode=range_search&radius=1")
+    page.get_by_text("Nothing within 1 bit").wait_for()
+    page.get_by_text(f"The nearest is {near} bits away").wait_for()
+    page.get_by_role("button", name=f"Go to {near} bits").click()
+    wait_for_answers(page, collection.range_search(words_of(code), near, 200).ids)
+
+
+def test_the_histogram_has_the_distances_of_the_collection(open_page, collection, code):
+    page = open_page(f"#code={code}&mode=range_search&radius=3")
+    page.locator("#histogram rect").first.wait_for()
+    codes = [words_of(stored(collection, id_)) for shard in collection.shards for id_ in shard.ids_N]
+    counts = np.bincount([oracles.hamming_distances(words_of(code), one)[0, 0] for one in codes], minlength=61)
+    last = int(page.locator("#radius").get_attribute("max"))
+    assert counts[: last + 1].sum() > 250  # most of the collection
+    assert page.locator("#histogram rect.in").count() == np.count_nonzero(counts[:4])
+    assert page.locator("#histogram rect.out").count() == np.count_nonzero(counts[4 : last + 1])
+    assert page.locator("#readout").text_content() == f"within 3 bits · {counts[:4].sum()} found"
+    page.locator("#radius").fill("5")
+    told = f"within 5 bits: {counts[:6].sum()} pictures"
+    page.wait_for_function("told => document.querySelector('#radius').ariaValueText === told", arg=told)
+
+
+def test_more_answers_follow_page_by_page(open_page, collection, code):
+    page = open_page(f"#code={code}&mode=range_search&radius=60", viewport={"width": 1200, "height": 2000})
+    page.locator("#gallery .tile").first.wait_for()
+
+    def scroll_to(count):
+        for _ in range(200):
+            if page.locator("#gallery .tile").count() == count:
+                return
+            page.mouse.wheel(0, 2000)
+            page.wait_for_timeout(30)
+
+    scroll_to(200)
+    page.get_by_role("button", name="Show more").click()
+    scroll_to(400)
+    wait_for_answers(page, collection.range_search(words_of(code), 60, 400).ids)
+
+
+def test_a_partial_answer_says_so(open_page, collection, code):
+    with shard_servers(collection.path) as (_, whole):
+        missing = whole.groups[2].shards
+        addresses = [group.replicas for group in whole.groups[:2]]
+        cluster = whole.with_replicas([*addresses, ()])
+        with contextlib.closing(ClusterRouter(cluster)) as router, serving.running(create_app(router)) as url:
+            for mode in ("", "&mode=range_search&radius=4"):
+                page = open_page(f"{url}/#code={code}&k=24{mode}", silent=False)
+                page.get_by_text("2 of 3 shards answered: some pictures may be missing").wait_for()
+                page.locator("#gallery .tile").nth(5).wait_for()
+                assert "Partial" in page.inner_text("#badge")
+                page.locator("#badge").click()
+                dialog = page.get_by_role("dialog", name="Partial")
+                assert all(name in dialog.inner_text() for name in missing)
+                assert "Nothing nearer is missing" not in dialog.inner_text()
+            page = open_page(url, silent=False)
+            page.locator("#gallery .tile").nth(5).wait_for()
+            ask(page, code)
+            page.get_by_text("2 of 3 shards answered").wait_for()
+
+
+def test_a_picture_is_dropped_and_another_pasted(open_page, collection):
+    page = open_page("#k=24")
+    page.locator("#gallery .tile").first.wait_for()
+    transfer = """
+        async (data) => {
+          const transfer = new DataTransfer();
+          const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+          transfer.items.add(new File([bytes], "given.png", { type: "image/png" }));
+          return transfer;
+        }
+    """
+    data = [picture(number) for number in (2, 9)]
+    page.dispatch_event(
+        "body", "drop", {"dataTransfer": page.evaluate_handle(transfer, base64.b64encode(data[0]).decode())}
+    )
+    wait_for_answers(page, collection.search(code_of_picture(data[0]), 24).ids[0])
+    pasted = page.evaluate_handle(transfer, base64.b64encode(data[1]).decode())
+    page.evaluate(
+        "data => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true }))", pasted
+    )
+    page.locator(".chip").nth(1).wait_for()
+    page.get_by_text("2 pictures are one query").wait_for()
+
+
+def test_a_link_and_a_picture_are_shared(open_page, collection, code):
+    page = open_page(f"#code={code}~shoe.png&k=24", permissions=["clipboard-read", "clipboard-write"])
+    ids = collection.search(words_of(code), 24).ids[0]
+    wait_for_answers(page, ids)
+    inspect(page, ids[1])
+    page.get_by_role("button", name="Copy link").click()
+    page.get_by_text("Link copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Picture to share").click()
+    with Image.open(download.value.path()) as card:
+        assert (card.format, card.size) == ("PNG", (1200, 630))
+        assert len(set(card.convert("L").resize((120, 63)).tobytes())) > 40  # not an empty sheet
 
 
 def test_it_goes_on_when_the_connection_is_back(open_page, collection, code):
