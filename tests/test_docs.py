@@ -279,9 +279,12 @@ def test_the_site_asks_nobody_else_for_anything(site):
         assert not [address for address in loaded if re.match(r"(?:https?:)?//", address)], page
 
 
-def test_the_site_has_every_path_command_and_option(site):
+def test_the_site_has_what_is_made_from_the_code(site):
     api = (site / "http-api" / "index.html").read_text()
     for path in ("/v1/search", "/v1/items/{id}", "/health/ready"):
         assert path in api
+    python = (site / "python-api" / "index.html").read_text()
+    for name in ("engine.collection.collection.Collection.to_faiss", "encoders.encoder.HashEncoder.encode_all"):
+        assert f'id="hashlight.{name}"' in python
     commands = (site / "commands" / "index.html").read_text()
     assert "<code>--max-rejects</code>" in commands

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,14 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import playwright.sync_api
 import pytest
 
 import hashlight
 from hashlight.engine.extras import EXTRAS, missing
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {
@@ -148,13 +151,13 @@ def test_the_base_makes_opens_and_searches_a_collection(tmp_path):
 def built(tmp_path_factory):
     """The wheel and the sdist, built from the checkout."""
     folder = tmp_path_factory.mktemp("dist")
-    build(ROOT, "-t", "wheel", "-t", "sdist", "-d", folder)
+    build(ROOT, "--wheel", "--sdist", "--outdir", folder)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, sdist
 
 
 def build(source, *arguments):
-    command = [sys.executable, "-P", "-m", "hatchling", "build", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "build", "--no-isolation", *map(str, arguments)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -178,7 +181,7 @@ def test_the_sdist_builds_the_same_wheel(built, tmp_path):
     wheel, sdist = built
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
-    build(tmp_path / "hashlight-0.1.0", "-t", "wheel", "-d", tmp_path)
+    build(tmp_path / "hashlight-0.1.0", "--wheel", "--outdir", tmp_path)
     assert files_of(tmp_path / wheel.name) == files_of(wheel)
 
 
@@ -263,6 +266,63 @@ def test_the_base_asks_a_server(base, tmp_path):
     finally:
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def wheel_alone(built, tmp_path_factory):
+    """The programs of an environment with the wheel, and with the packages of this one but for the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    [packages] = folder.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(built[0]) as wheel:
+        wheel.extractall(packages)
+    here = {path for path in sys.path if Path(path).name == "site-packages"}
+    # A `.pth` file within them, which is how the checkout is installed, is not read.
+    (packages / "others.pth").write_text("\n".join(sorted(here)))
+    program = folder / "bin" / "hashlight"
+    program.write_text(f"#!{folder}/bin/python\nfrom hashlight.pipelines.cli.main import main\nmain()\n")
+    program.chmod(0o755)
+    return folder / "bin"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.timeout(3600)  # the demo takes six minutes where nothing else runs
+def test_the_wheel_alone_runs_the_demo_and_shows_the_page(wheel_alone, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    where = [wheel_alone / "python", "-c", "import hashlight; print(hashlight.__file__)"]
+    imported = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert Path(imported.strip()).is_relative_to(wheel_alone.parent)
+    demo = [wheel_alone / "hashlight", "demo", "--output", "demo"]
+    done = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert next(iter(report["methods"].values()))["map_all"] > 0.8
+    serve = [wheel_alone / "hashlight", "serve", "demo/drawings-collection", "--port", "0"]
+    server = subprocess.Popen(serve, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        url = re.search(r"at (http://\S+)", server.stdout.readline())[1]
+        check_page(url)
+        with hashlight.SearchClient(url) as client:
+            assert client.search(tmp_path / "demo" / "drawings" / "car.png", k=3)[0][0].distance == 0
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
+
+
+def check_page(url):
+    """All that the page loads is there, and nothing of it fails."""
+    with playwright.sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page, failed, answered = browser.new_page(), [], []
+        page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
+        page.on("response", lambda response: answered.append(response))
+        page.goto(url, wait_until="networkidle")
+        assert "Hashlight" in page.title()
+        assert {response.status for response in answered} <= {200, 304}
+        assert any(response.url.endswith(".js") for response in answered)
+        assert failed == []
+        browser.close()
 
 
 USER = """

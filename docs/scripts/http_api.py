@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -63,7 +64,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
         if "properties" in content["schema"]:
             yield from (*_fields(content["schema"]), "")
     for example in _examples(operation):
-        yield from ("```json", json.dumps(example), "```", "")
+        yield from ("```json", _shown(example), "```", "")
     answer = operation["responses"].get("200", {}).get("content", {})
     yield from ("**Answer**: " + "; ".join(f"`{kind}`: {_body(of['schema'])}" for kind, of in answer.items()), "")
 
@@ -77,6 +78,11 @@ def _body(schema: Mapping[str, Any]) -> str:
 def _examples(operation: Mapping[str, Any]) -> list[Any]:
     contents = operation.get("requestBody", {}).get("content", {}).values()
     return [example["value"] for content in contents for example in content.get("examples", {}).values()]
+
+
+def _shown(example: Any) -> str:
+    line = re.sub(r'"[A-Za-z0-9+/=]{60,}"', '"(a file in base64)"', json.dumps(example))
+    return line if len(line) <= 80 else json.dumps(json.loads(line), indent=2)
 
 
 def _fields(model: Mapping[str, Any]) -> Iterator[str]:
@@ -112,10 +118,14 @@ def _kind(schema: Mapping[str, Any]) -> str:
 
 
 def _limits(schema: Mapping[str, Any], least: str, most: str, unit: str) -> str:
-    low, high = schema.get(least), schema.get(most)
+    low, high = (_number(schema[name]) if name in schema else None for name in (least, most))
     if low is not None and high is not None:
-        return f", {low:,} to {high:,}{unit}"
-    return f", at least {low:,}{unit}" if low is not None else f", at most {high:,}{unit}" if high is not None else ""
+        return f", {low} to {high}{unit}"
+    return f", at least {low}{unit}" if low is not None else f", at most {high}{unit}" if high is not None else ""
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else str(value)
 
 
 def _link(schema: Mapping[str, Any]) -> str:
