@@ -5,7 +5,7 @@ import { t, time } from "./texts.js";
 import { save } from "./view.js";
 
 const [WIDTH, HEIGHT, EDGE, GAP] = [1200, 630, 48, 14];
-const [COLUMNS, ROWS] = [4, 2];
+const [COLUMNS, ROWS] = [3, 2];
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 
 // `query`: {code, picture, name}; `answer`: {seen, coverage, results}.
@@ -41,25 +41,25 @@ export async function saveCard(query, answer) {
 
 // A picture in the middle of its frame, whole.
 async function place(at, picture, { x, y, width, height }, edge) {
-  at.save();
-  at.beginPath();
-  at.roundRect(x, y, width, height, 16);
+  const frame = new Path2D();
+  frame.roundRect(x, y, width, height, 16);
   at.fillStyle = "#fff";
-  at.fill();
-  at.lineWidth = 3;
-  at.strokeStyle = edge;
-  at.stroke();
-  at.clip();
+  at.fill(frame);
   if (picture) {
     const image = new Image();
     image.src = picture.url;
     await image.decode();
     const scale = Math.min(width / picture.width, height / picture.height);
     const [wide, high] = [picture.width * scale, picture.height * scale];
+    at.save();
+    at.clip(frame);
     at.imageSmoothingQuality = "high";
     at.drawImage(image, x + (width - wide) / 2, y + (height - high) / 2, wide, high);
+    at.restore();
   }
-  at.restore();
+  at.lineWidth = 3;
+  at.strokeStyle = edge;
+  at.stroke(frame);
 }
 
 function pill(at, x, y, text) {

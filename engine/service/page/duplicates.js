@@ -38,7 +38,7 @@ export class Duplicates {
   }
 
   groupOf(hit) {
-    return this.groups.find((group) => group.hits.includes(hit));
+    return this.groups.find((group) => group.hits.some((one) => one.id === hit.id));
   }
 
   title() {

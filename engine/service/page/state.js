@@ -40,7 +40,7 @@ export function readAddress(hash) {
   for (const [name, text] of given) {
     const kind = name.replace(/^not\./, "");
     if (KINDS.includes(kind) && text) state.chips.push(chipOf(kind, text, name !== kind));
-    else if (name.startsWith("is.")) (state.picked[name.slice(3)] ??= []).push(text);
+    else if (name.startsWith("is.") && !(name.slice(3) in Object.prototype)) (state.picked[name.slice(3)] ??= []).push(text);
   }
   if (given.get("mode") === "range_search") state.mode = "range_search";
   for (const name of ["k", "radius"]) {

@@ -334,6 +334,13 @@ def test_problems_are_told_in_words_of_the_page(open_page, code):
     page.locator("#gallery .tile").first.wait_for()  # what was there stays
 
 
+@pytest.mark.parametrize("wrong", ["zebra", "0f0f", "0f" * 9])
+def test_a_link_of_another_collection_is_refused(open_page, code, wrong):
+    # Beside another code, too, with which it would be combined.
+    page = open_page(f"#code={code}&code={wrong}&is.__proto__=1", silent=False)
+    page.get_by_text("This is not a code of this collection").wait_for()
+
+
 def test_a_key_is_asked_for_and_kept_for_the_tab(open_page, searcher, collection, code):
     keys = Keys.load(environment={"HASHLIGHT_API_KEYS": f"page search {KEY}"})
     with serving.running(create_app(searcher, keys=keys)) as url:
@@ -649,8 +656,8 @@ def test_every_text_is_in_every_language(open_page, code):
         wanted, *holes = [set(re.findall(r"\{\w+\}", text)) for text in [forms[-1], others[-1], *forms, *others]]
         assert holes[0] == wanted, name
         assert all(some <= wanted for some in holes), name
-    written = "".join(path.read_text() for path in PAGE.glob("[!a]*.js"))
-    used = set(re.findall(r"\bt\(\"([\w.]+)\"", written + (PAGE / "app.js").read_text()))
+    written = "".join(path.read_text() for path in PAGE.glob("*.js") if not path.name.startswith("admin"))
+    used = set(re.findall(r"\bt\(\"([\w.]+)\"", written))
     used |= set(re.findall(r'data-(?:text|label|title)="([\w.]+)"', (PAGE / "index.html").read_text()))
     assert len(used) > 80
     assert used - texts["en"].keys() == set()

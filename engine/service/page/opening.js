@@ -1,0 +1,45 @@
+// The beginning: what the collection is, and what it offers.
+
+import * as api from "./api.js";
+import { page } from "./page.js";
+import { search } from "./searching.js";
+import { show } from "./showing.js";
+import { COUNTS } from "./state.js";
+import { number, t } from "./texts.js";
+import { byId, element } from "./view.js";
+
+const CAPTIONS = ["title", "name", "caption", "label"]; // shown on pictures without being asked
+
+export async function start() {
+  try {
+    page.collection = await api.describeCollection();
+  } catch (problem) {
+    return show(problem);
+  }
+  byId("locked").hidden = true;
+  describe();
+  const types = page.collection.attributes;
+  page.caption = CAPTIONS.find((name) => name in types) ?? "";
+  offer("caption", [["", t("showNothing")], ...Object.keys(types).map((name) => [name, name])], page.caption);
+  const ks = [...new Set([...COUNTS, page.state.k])].filter((k) => k <= page.collection.limits.k).sort((a, b) => a - b);
+  offer("k", ks.map((k) => [k, number.format(k)]), page.state.k);
+  byId("caption-label").hidden = !Object.keys(types).length;
+  for (const id of ["file-label", "camera-label"]) byId(id).hidden = !page.collection.encodes_images;
+  page.facets.start(types).then(() => page.facets.show(page.state)).catch(() => {}); // without counts there is nothing to pick from
+  return search();
+}
+
+function describe() {
+  const { rows, bits } = page.collection;
+  const named = /\/collections\/([^/]+)\//.exec(location.pathname)?.[1];
+  const name = element("b", {}, named ? decodeURIComponent(named) : t("pictures", { count: rows }));
+  const rest = named ? `${t("pictures", { count: rows })} · ` : "";
+  byId("collection").replaceChildren(name, element("span", {}, `${rest}${t("bits", { count: bits })}`));
+  if (named) document.title = `${decodeURIComponent(named)} · Hashlight`;
+  byId("duplicates").hidden = !page.collection.duplicates;
+  byId("hero-text").textContent = `${t("heroText", { count: rows, bits })} ${rows ? t("heroClick") : ""}`;
+}
+
+function offer(id, choices, chosen) {
+  byId(id).replaceChildren(...choices.map(([value, text]) => element("option", { value, selected: value === chosen }, text)));
+}
