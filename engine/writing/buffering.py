@@ -305,7 +305,8 @@ class Buffer:
             )  # fmt: skip
         pending = Pending(manifest, kept)
         self._show(views.make(pending))
-        self._views, self._pending = views, pending
+        self._views = views
+        self._pending: Pending = pending
 
     # Commits.
 
