@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from hashlight.engine.client.errors import ConnectionFailedError
 from hashlight.engine.collection.collection import Collection
 from hashlight.pipelines.serving.cluster import shard_servers
 from tests.engine.service.conftest import BITS, Corpus, Load, eventually
-from tests.oracles import clustered_codes, knn, within_radius
+from tests.oracles import clustered_codes, distance_histograms, knn, within_radius
 from tests.pipelines.cli.test_cli import run
 from tests.pipelines.serving.test_serve import end, start
 
@@ -47,6 +48,21 @@ def test_answers_over_http_match_the_oracle(own, url):
         assert [answer.ids.tolist() for answer in filtered] == knn(own.queries, own.codes[kept], own.ids[kept], 5)[
             1
         ].tolist()
+
+
+def test_distances_are_counted_and_servers_told_over_processes(own, url):
+    with hashlight.SearchClient(url, timeout_s=60) as client:
+        counts = client.histogram(own.queries, filter="label == 3")
+    kept = own.codes[own.labels == 3]
+    nobody = np.zeros((len(own.queries), len(kept)), bool)
+    assert counts.tolist() == distance_histograms(own.queries, kept, nobody, BITS)[0].tolist()
+    told = httpx.get(f"{url}/v1/admin/servers", timeout=60).json()["servers"]
+    assert [(one["group"], one["versions"], one["state"], one["fault"]) for one in told] == [
+        (1, [1], "connected", None), (2, [1], "connected", None)
+    ]  # fmt: skip
+    assert all(one["last_answer_s"] < 60 for one in told)
+    overview = httpx.get(f"{url}/v1/admin/collection", timeout=60).json()
+    assert (overview["location"], overview["coverage"]["searched"]) == (str(own.path), 800)
 
 
 @pytest.mark.parametrize(("index", "more"), [("faiss-multi-hash", ["--groups", 1]), ("faiss-flat", [])])
