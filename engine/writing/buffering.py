@@ -113,6 +113,7 @@ class Buffer:
         self._failing = 0  # in a row
         self._not_before_s = 0.0
         self._wake, self._ending = threading.Event(), False
+        self._pending: Pending
         try:
             self._take_up(Views(collection), self._taken(opened, collection.manifest))
         except BaseException:
@@ -305,8 +306,7 @@ class Buffer:
             )  # fmt: skip
         pending = Pending(manifest, kept)
         self._show(views.make(pending))
-        self._views = views
-        self._pending: Pending = pending
+        self._views, self._pending = views, pending
 
     # Commits.
 
