@@ -19,6 +19,7 @@ from pathlib import Path
 
 import playwright.sync_api
 import pytest
+import yaml
 
 import hashlight
 from hashlight.engine.extras import EXTRAS, missing
@@ -65,6 +66,13 @@ def test_type_checkers_and_the_interpreter_read_the_same_names():
     del typed["missing"]
     assert typed == hashlight._MODULES
     assert sorted(typed) == sorted(hashlight.__all__)
+
+
+def test_the_version_is_the_same_everywhere():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert hashlight.__version__ == PROJECT["version"] == cited["version"]
+    assert cited["license"] == PROJECT["license"]
+    assert re.search(r"^## \[Unreleased\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
 
 
 def test_every_error_that_is_raised_on_purpose_is_public():
