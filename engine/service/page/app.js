@@ -1,7 +1,7 @@
 // The page: its parts, and what happens to them.
 
 import * as api from "./api.js";
-import { ask, askTyped, bring, change, chipOfHit, codeChip, hint, pick, removeChip } from "./asking.js";
+import { ask, askTyped, bring, change, chipOfHit, hint, nearChip, pick, removeChip } from "./asking.js";
 import { Chips } from "./chips.js";
 import { flip } from "./codes.js";
 import { showCompare, showExplain, showKeys } from "./dialogs.js";
@@ -46,7 +46,7 @@ page.inspector = new Inspector({
     link: { run: () => copyLink() },
     select: { run: (hit) => page.selection.toggle(hit), text: (hit) => t(page.selection.has(hit.id) ? "unselect" : "select") },
   },
-  onFlip: (bit) => ask([codeChip(flip(page.answer.code, bit, page.collection.bits))], { keeps: page.inspector.hit }),
+  onFlip: (bit) => ask([nearChip(flip(page.answer.code, bit, page.collection.bits))], { keeps: page.inspector.hit }),
   onClose: () => leave(),
 });
 

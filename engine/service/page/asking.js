@@ -1,7 +1,7 @@
 // What is asked: every change to it gets its address and starts a new search.
 
 import * as api from "./api.js";
-import { nameItem } from "./chips.js";
+import { nameItem, nameOf } from "./chips.js";
 import { page } from "./page.js";
 import { shapeOf } from "./pictures.js";
 import { told } from "./problems.js";
@@ -23,6 +23,14 @@ export function chipOfHit({ id, code, attributes }) {
 
 export function codeChip(code, name = "") {
   return { kind: "code", value: code, not: false, name };
+}
+
+// A code of which a bit was flipped: it is called after what was asked.
+export function nearChip(code) {
+  const asked = page.state.chips.filter((chip) => !chip.not);
+  const [{ kind, name }] = asked;
+  if (asked.length > 1 || (kind === "code" && !name)) return codeChip(code);
+  return codeChip(code, `≈ ${nameOf(asked[0]).replace(/^≈ /, "")}`);
 }
 
 // A new query: gets its own step in the history.

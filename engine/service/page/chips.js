@@ -6,9 +6,14 @@ import { brief, button, byId, codePattern, element, icon } from "./view.js";
 const NAMES = ["title", "name", "caption", "filename", "file", "path", "uri", "url"]; // attributes that name a picture
 const names = new Map(); // id -> what the picture is called
 
+// What an item is called.
+export function titleOf({ id, attributes }) {
+  const named = NAMES.find((name) => typeof attributes?.[name] === "string" && attributes[name]);
+  return named ? brief(attributes[named]) : t("item", { id });
+}
+
 export function nameItem(id, attributes) {
-  const named = NAMES.find((name) => typeof attributes[name] === "string" && attributes[name]);
-  names.set(id, named ? brief(attributes[named]) : t("item", { id }));
+  names.set(id, titleOf({ id, attributes }));
 }
 
 export function isNamed(id) {
@@ -40,7 +45,9 @@ export class Chips {
   }
 
   show(chips, pictureOfChip, { bits = 0, encodes_texts: takesTexts = false } = {}) {
+    const isMore = chips.length > this.root.children.length;
     this.root.replaceChildren(...chips.map((chip, place) => this.chip(chip, place, pictureOfChip(chip), bits)));
+    if (isMore) this.root.scrollLeft = this.root.scrollWidth;
     this.input.placeholder = t(chips.length ? "another" : takesTexts ? "askWords" : "ask");
   }
 

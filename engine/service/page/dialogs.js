@@ -1,5 +1,6 @@
 // What opens over the page: how an answer came about, the keys, and two pictures compared.
 
+import { titleOf } from "./chips.js";
 import { load } from "./pictures.js";
 import { number, t, time } from "./texts.js";
 import { button, byId, element, factsOf, icon, pictureOf } from "./view.js";
@@ -70,7 +71,7 @@ export async function showCompare(query, hit, bits, ...more) {
     "div",
     { className: "stage slide" },
     pictureOf(below, query.code, bits, query.name ?? t("query")),
-    element("div", { className: "upper" }, pictureOf(picture, hit.code, bits, t("item", { id: hit.id }))),
+    element("div", { className: "upper" }, pictureOf(picture, hit.code, bits, titleOf(hit))),
     wipe,
   );
   const move = () => stage.style.setProperty("--wipe", `${wipe.value}%`);
@@ -87,6 +88,6 @@ export async function showCompare(query, hit, bits, ...more) {
     }, { ariaPressed: String(way === "slide") }),
   );
   const chosen = element("div", { className: "segments", role: "group", ariaLabel: t("compare") }, ...ways);
-  const told = element("p", { className: "hint" }, t("comparedAt", { id: hit.id, distance: hit.distance }));
+  const told = element("p", { className: "hint" }, t("comparedAt", { name: titleOf(hit), distance: hit.distance }));
   open("compare", t("compare"), chosen, stage, told, ...more);
 }

@@ -31,6 +31,13 @@ export class Facets {
     this.columns = columns.filter((column) => isWorthPicking(this.values.get(column))).slice(0, MAX_COLUMNS);
   }
 
+  // A filter as it is written here.
+  example() {
+    const column = this.columns?.[0];
+    const value = column && this.values.get(column)[0].value;
+    return column ? `${nameIn(column)} == ${literal(value, this.types[column])}` : "id == 7";
+  }
+
   async count(column, filter, limit, signal) {
     const values = await facets(column, filter, limit, signal);
     return values.filter(({ value }) => value !== null && value !== "");

@@ -187,6 +187,12 @@ export class Gallery {
     this.root.ariaBusy = "true";
   }
 
+  // The first tile that can be seen.
+  firstSeen() {
+    const top = document.querySelector("header").getBoundingClientRect().bottom;
+    return [...this.root.querySelectorAll(".tile")].find((tile) => tile.getBoundingClientRect().top >= top);
+  }
+
   // The tile beside this one: a step along the order, or the nearest one in the row above or below.
   neighbour(tile, key) {
     const all = [...this.root.querySelectorAll(".tile")];

@@ -1,6 +1,7 @@
 // What is known of one answer, beside the answers: the two pictures, the bits, the attributes, and what to do next.
 
 import { bitsOf, differing } from "./codes.js";
+import { titleOf } from "./chips.js";
 import { load } from "./pictures.js";
 import { t } from "./texts.js";
 import { button, byId, codePattern, element, factsOf, icon, pictureOf } from "./view.js";
@@ -45,10 +46,10 @@ export class Inspector {
 
   pair() {
     const { query, hit, bits } = this;
-    const framed = (caption, picture) => element("figure", {}, picture, element("figcaption", {}, caption));
-    const asked = framed(query.name || t("query"), pictureOf(query.picture, query.code, bits, query.name));
+    const framed = (caption, picture) => element("figure", {}, picture, caption && element("figcaption", {}, caption));
+    const asked = framed(hit || query.name !== t("query") ? query.name || t("query") : null, pictureOf(query.picture, query.code, bits, query.name));
     if (!hit) return element("div", { className: "pair single" }, asked);
-    const answer = framed(t("itemAt", { id: hit.id, distance: hit.distance }), codePattern(hit.code, bits));
+    const answer = framed(titleOf(hit), codePattern(hit.code, bits));
     load(hit).then((picture) => picture && answer.firstChild.replaceWith(pictureOf(picture, hit.code, bits)));
     return element("div", { className: "pair" }, asked, answer);
   }

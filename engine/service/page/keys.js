@@ -22,7 +22,7 @@ export function pressed(event) {
   const isTyping = event.target.matches("input:not([type=range]), select, textarea");
   if (event.key === "Escape") return escape(event.target);
   if (isTyping || !page.collection) return;
-  if (event.target.closest("#gallery") && moved(event)) return;
+  if (moved(event)) return;
   const act = KEYS[event.key];
   if (!act) return;
   event.preventDefault();
@@ -49,10 +49,11 @@ function escape(target) {
 function moved(event) {
   if (!/^(Arrow|Home|End)/.test(event.key)) return false;
   const tile = event.target.closest(".tile");
-  const next = tile && page.gallery.neighbour(tile, event.key);
+  const isNowhere = event.target === document.body && event.key.startsWith("Arrow");
+  const next = tile ? page.gallery.neighbour(tile, event.key) : isNowhere && page.gallery.firstSeen();
   if (!next) return false;
   event.preventDefault();
-  tile.querySelector(".open").tabIndex = -1;
+  for (const one of byId("gallery").querySelectorAll('.open[tabindex="0"]')) one.tabIndex = -1;
   next.querySelector(".open").tabIndex = 0;
   next.querySelector(".open").focus();
   next.scrollIntoView({ block: "nearest" });

@@ -15,11 +15,12 @@ const BY_STATUS = {
 };
 
 // {name, title, text}: `name` says which kind it is.
-export function told(problem, { collection = null, filter = "" } = {}) {
+export function told(problem, { collection = null, filter = "", example = "" } = {}) {
   const name = nameOf(problem);
   const values = {};
   if (name === "filter") {
     values.place = filter.slice(Number(/at character (\d+)/.exec(problem.message)?.[1] ?? 0)) || filter;
+    values.example = example;
     values.names = Object.keys(collection?.attributes ?? {}).concat("id").join(", ");
   }
   if (name === "tooLarge") values.size = number.format(Math.floor((collection?.limits.body_bytes ?? 0) / 1e6));

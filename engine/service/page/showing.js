@@ -15,7 +15,8 @@ import { filterOf, readAddress, toAddress } from "./state.js";
 import { t, time } from "./texts.js";
 import { announce, button, byId, element } from "./view.js";
 
-const RING = 6; // pictures of a ring at least
+const RING = 6; // pictures of a ring at least, unless what follows is much further away
+const GAP = 1 / 8; // of the bits: as far apart, near-duplicates are not in a ring with what is only alike
 
 export function view(name) {
   document.body.dataset.view = name;
@@ -47,12 +48,14 @@ function again(hit) {
   return { ...hit, distance: distance(hit.code, page.answer.code, page.collection.bits) };
 }
 
-// A ring ends with a distance at which it has enough pictures for a row, so that it stays as it is when the radius grows.
+// A ring ends with a distance at which it has enough pictures for a row, or before a gap, so that it stays as it is when
+// the radius grows.
 function rings(hits) {
   const groups = [];
   for (const hit of hits) {
     const last = groups.at(-1);
-    if (last && (last.length < RING || last.at(-1).distance === hit.distance)) last.push(hit);
+    const step = hit.distance - (last?.at(-1).distance ?? 0);
+    if (last && (step === 0 || (last.length < RING && step < GAP * page.collection.bits))) last.push(hit);
     else groups.push([hit]);
   }
   return groups.map((inRing) => {
@@ -185,16 +188,25 @@ export function showRecent() {
 }
 
 export function show(problem) {
-  const { name, title, text } = told(problem, { collection: page.collection, filter: filterOf(page.state, page.collection?.attributes ?? {}) });
+  const filter = filterOf(page.state, page.collection?.attributes ?? {});
+  const { name, title, text } = told(problem, { collection: page.collection, filter, example: page.facets.example() });
   document.body.classList.remove("busy");
   if (name === "locked") return showLock();
   if (name === "offline" && page.answer) return showOffline();
-  view("problem");
-  byId("filters").hidden = name !== "filter";
-  page.inspector.hide();
-  page.gallery.show([]);
-  byId("foot").replaceChildren();
-  const again = button(t("tryAgain"), () => (page.collection ? search() : start()), { className: "primary" });
+  // A filter is mended where it was typed, with what was found before in sight.
+  const isBeside = name === "filter" && page.gallery.hits.length > 0;
+  byId("problem").classList.toggle("beside", isBeside);
+  if (!isBeside) {
+    view("problem");
+    byId("filters").hidden = name !== "filter";
+    page.inspector.hide();
+    page.gallery.show([]);
+    byId("foot").replaceChildren();
+  }
+  const again =
+    name === "filter"
+      ? button(t("clearFilter"), () => change({ filter: "" }, { isNew: true }), { className: "primary" })
+      : button(t("tryAgain"), () => (page.collection ? search() : start()), { className: "primary" });
   byId("problem").replaceChildren(element("h2", {}, title), element("p", {}, text), again);
   byId("problem").hidden = false;
 }

@@ -1,5 +1,6 @@
 // The tiles of the gallery: a picture, its distance, one attribute, and the bits that differ.
 
+import { titleOf } from "./chips.js";
 import { t } from "./texts.js";
 import { brief, button, codePattern, element, icon, strip } from "./view.js";
 
@@ -34,7 +35,7 @@ export class Tiles {
     this.hits.set(tile, hit);
     const told = caption && hit.attributes?.[caption];
     const isNamed = told !== undefined && told !== null && told !== "";
-    const name = isNamed ? brief(told) : t("item", { id: hit.id });
+    const name = isNamed ? brief(told) : titleOf(hit);
     const open = tile.querySelector(".open");
     open.ariaLabel = hit.distance === undefined ? t("openPlain", { name }) : t("open", { name, distance: hit.distance });
     tile.classList.toggle("current", hit.id === current);

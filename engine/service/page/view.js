@@ -83,9 +83,15 @@ export function brief(value) {
   return text.includes("/") ? text.replace(/\/+$/, "").split("/").at(-1) : text;
 }
 
+// Of a path that is too long, the end is seen.
+function factOf(text) {
+  const isPath = /^\S*\/\S*$/.test(text);
+  return element("dd", { title: text, className: isPath ? "path" : "" }, element("bdi", {}, text));
+}
+
 export function factsOf(pairs) {
   const rows = pairs.map(([name, value]) =>
-    element("div", {}, element("dt", {}, name), element("dd", { title: shown(value) }, shown(value))),
+    element("div", {}, element("dt", {}, name), factOf(shown(value))),
   );
   return element("dl", { className: "facts" }, ...rows);
 }

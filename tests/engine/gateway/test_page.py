@@ -232,6 +232,18 @@ def test_a_moving_handle_updates_the_url_once(open_page, collection, code):
     assert "radius=2" in page.url
 
 
+def test_what_is_much_further_away_is_in_a_ring_of_its_own(open_page, collection, code):
+    found = collection.search(words_of(code), len(collection))
+    near, far = found.ids[0, :2], found.ids[0, -2:]
+    apart = found.distances[0, [0, 1, -2, -1]]
+    assert np.diff(apart).tolist()[0] < 60 / 8 < apart[2] - apart[1]
+    only = ", ".join(str(id_) for id_ in [*near, *far])
+    page = open_page(f"#code={code}&filter=id in ({only})")
+    page.locator(".tile").nth(3).wait_for()
+    sizes = [ring.locator(".tile").count() for ring in page.locator(".ring").all()]
+    assert sizes[0] == 2
+
+
 def test_a_bit_is_flipped_by_a_click_and_searched_from(open_page, collection, code):
     page = open_page(f"#code={code}&k=24")
     nearest = collection.search(words_of(code), 24)
@@ -251,7 +263,23 @@ def test_a_bit_is_flipped_by_a_click_and_searched_from(open_page, collection, co
     assert f"code={flipped}" in page.url
     # The picture stays in the inspector, one step nearer.
     assert page.inner_text("#inspector .differing") == f"{distance - 1} differ"
-    assert f"item {last}" in page.inner_text("#inspector")
+    assert named(collection, last) in page.inner_text("#inspector")
+
+
+def test_a_flipped_code_is_called_after_what_was_asked(open_page, collection):
+    id_ = int(collection.shards[0].ids_N[3])
+    page = open_page(f"#id={id_}&k=24")
+    wait_for_answers(page, others_near(collection, id_, 24))
+    page.locator(".chip", has_text=named(collection, id_)).wait_for()
+    for bit in (4, 9):
+        before = page.locator(f'#inspector [data-bit="{bit}"]').get_attribute("aria-label")
+        page.locator(f'#inspector [data-bit="{bit}"]').click()
+        page.wait_for_function(
+            "([bit, before]) => document.querySelector(`#inspector [data-bit='${bit}']`)?.ariaLabel !== before",
+            arg=[bit, before],
+        )
+        page.locator(".chip", has_text="≈").wait_for()
+    assert page.locator(".chip").all_inner_texts() == [f"≈ {named(collection, id_)}"]
 
 
 def test_several_pictures_are_one_query(open_page, collection):
@@ -267,6 +295,10 @@ def test_several_pictures_are_one_query(open_page, collection):
         page.locator(".chip").nth(number - 1).wait_for()
     wait_for_answers(page, collection.search(words_of(majority), 24).ids[0])
     assert "3 pictures are one query" in page.inner_text("#note")
+    seen = "one => document.elementFromPoint(...Object.values(one)).closest('.remove') !== null"
+    for remove in page.locator(".chip .remove").all():
+        box = remove.bounding_box()
+        assert page.evaluate(seen, {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2})
     page.get_by_role("button", name=f"Remove {named(collection, ids[1])}").click()
     page.locator(".chip").nth(2).wait_for(state="detached")
     halfway = page.evaluate("async (two) => (await import('./codes.js')).combine(two, 60)", [codes[0], codes[2]])
@@ -322,9 +354,11 @@ def test_problems_are_told_in_words_of_the_page(open_page, code):
     assert "colour == 3" in page.inner_text("#problem")
     assert "label, name, price" in page.inner_text("#problem")
     assert "character" not in page.inner_text("#problem")
-    page.fill("#filter", "")
-    page.press("#filter", "Enter")
+    assert "label == " in page.inner_text("#problem")
+    assert page.locator("#gallery .tile").count()  # what was found before stays
+    page.get_by_role("button", name="Clear the filter").click()
     page.locator("#problem").wait_for(state="hidden")
+    assert page.input_value("#filter") == ""
     ask(page, "99999999")
     page.get_by_text("There is no such picture").wait_for()
     ask(page, "zebra")
@@ -360,8 +394,9 @@ def test_keys_move_between_answers_open_close_and_help(open_page, collection, co
     page = open_page(f"#code={code}&k=24")
     ids = collection.search(words_of(code), 24).ids[0]
     wait_for_answers(page, ids)
-    tile(page, ids[0]).locator(".open").focus()
     focused = "document.activeElement.closest('.tile')?.dataset.id"
+    page.keyboard.press("ArrowDown")  # from nowhere, to the first that is seen
+    assert page.evaluate(focused) == str(ids[0])
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
         page.keyboard.press(key)
     assert page.evaluate(focused) == str(ids[1])
