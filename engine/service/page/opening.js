@@ -25,8 +25,9 @@ export async function start() {
   offer("k", ks.map((k) => [k, number.format(k)]), page.state.k);
   byId("caption-label").hidden = !Object.keys(types).length;
   for (const id of ["file-label", "camera-label"]) byId(id).hidden = !page.collection.encodes_images;
-  page.facets.start(types).then(() => page.facets.show(page.state)).catch(() => {}); // without counts there is nothing to pick from
-  return search();
+  await search();
+  // Counting takes its time, and the answers come first.
+  page.facets.start(types).then(() => page.facets.show(page.state)).catch(() => {}); // else there is nothing to pick from
 }
 
 function describe() {

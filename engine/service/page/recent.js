@@ -1,11 +1,13 @@
 // The latest queries of this browser.
 
+import { store, stored } from "./storage.js";
+
 const KEY = "hashlight-recent";
 const MAX = 8;
 
 export function recent() {
   try {
-    return JSON.parse(localStorage.getItem(KEY)) ?? [];
+    return JSON.parse(stored(KEY)) ?? [];
   } catch {
     return []; // for example of another release
   }
@@ -13,9 +15,9 @@ export function recent() {
 
 export function remember(address, name) {
   const others = recent().filter((one) => one.address !== address);
-  localStorage.setItem(KEY, JSON.stringify([{ address, name }, ...others].slice(0, MAX)));
+  store(KEY, JSON.stringify([{ address, name }, ...others].slice(0, MAX)));
 }
 
 export function forget() {
-  localStorage.removeItem(KEY);
+  store(KEY, "[]");
 }

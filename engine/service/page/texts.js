@@ -1,5 +1,7 @@
 // The texts of the page. `{name}` stands for a value; a text with `one` and `other` depends on its {count}.
 
+import { store, stored } from "./storage.js";
+
 const KEY = "hashlight-language";
 
 export const TEXTS = {
@@ -339,7 +341,7 @@ export const TEXTS = {
   },
 };
 
-const wished = localStorage.getItem(KEY) ?? navigator.language.slice(0, 2);
+const wished = stored(KEY) ?? navigator.language.slice(0, 2);
 export const language = wished in TEXTS ? wished : "en";
 export const number = new Intl.NumberFormat(language);
 export const time = new Intl.NumberFormat(language, { maximumSignificantDigits: 2 });
@@ -356,7 +358,7 @@ export function t(name, values = {}) {
 }
 
 export function switchLanguage() {
-  localStorage.setItem(KEY, language === "en" ? "de" : "en");
+  store(KEY, language === "en" ? "de" : "en");
   location.reload();
 }
 
