@@ -90,8 +90,8 @@ def find_roles(
     PipelineError
         If a column is not there, has another type, or there is neither one of images nor one of URIs.
     """
-    names = schema.names
     refuse_repeated(schema, where)
+    names = schema.names
     for name in (options.image_column, options.uri_column):
         if needs_images and name is not None and name not in names:
             raise PipelineError(f"{where} has no column `{name}`: it has {names}")
@@ -120,8 +120,11 @@ def find_roles(
 
 
 def refuse_repeated(schema: pa.Schema, where: str) -> None:
-    """Raise PipelineError if columns have the same name."""
-    names = schema.names
+    """Raise PipelineError if columns have the same name, or one that is not UTF-8."""
+    try:
+        names = schema.names
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{where} has a column whose name is not UTF-8 ({error.object!r}): rename it") from error
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise PipelineError(f"{where} has the columns {repeated} more than once: rename all but one")
 

@@ -281,6 +281,14 @@ def npy(header):
     return lambda path: path.write_bytes(b"\x93NUMPY\x01\x00" + len(data).to_bytes(2, "little") + data + bytes(512))
 
 
+def stream(**columns):
+    """A table as a stream of Arrow."""
+    sink, table = pa.BufferOutputStream(), pa.table(columns)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
 def twice():
     """A table with two columns of the same name beside the embeddings."""
     rows = pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), X.shape[1])
@@ -310,6 +318,7 @@ def write(path, make):
         ("x.parquet", lambda p: pq.write_table(pa.table({"a": [1]}), p), r"expected one column of lists.*got \['a'\]"),
         ("x.parquet", lambda p: pq.write_table(twice(), p), r"has the columns \['a'\] more than once"),
         ("x.arrow", lambda p: p.write_bytes(b"nothing"), "cannot be read"),
+        ("x.arrow", lambda p: p.write_bytes(stream(number=[1]).replace(b"number", b"n\xffmber")), "name is not UTF-8"),
         ("x.faiss", lambda p: p.write_bytes(b"nothing"), "is not an index of FAISS whose vectors can be read"),
         ("x.txt", lambda p: p.write_text("1 2 3"), "is not a file of embeddings: expected .npy"),
     ],
