@@ -574,6 +574,7 @@ def _read_stream(data: bytearray, max_batches: int) -> tuple[list[pa.RecordBatch
     if first.type != "schema":
         raise ValueError(f"expected a schema first, got {first.type}")
     schema = pyarrow.ipc.read_schema(first)
+    str(schema.names)  # decodes them: one may not be UTF-8
     batches: list[pa.RecordBatch] = []
     while True:
         try:

@@ -261,6 +261,13 @@ def test_broad_arrow_bodies_are_refused(data, status, expected):
     assert refused.value.status == status
 
 
+def test_a_column_of_arrow_whose_name_is_not_utf_8_is_malformed():
+    data = arrow(1, 1).replace(b"code", b"c\xffde")
+    with pytest.raises(RequestError, match="is not an Arrow IPC stream: 'utf-8' codec can't decode") as refused:
+        bodies.codes_of_arrow(data, bits=64, limits=LIMITS)
+    assert refused.value.status == 400
+
+
 # A gateway in a process of its own, which serves a collection without codes: nothing here gets as far as a search.
 CHILD = """
 import sys, threading
