@@ -88,6 +88,6 @@ export async function showCompare(query, hit, bits, ...more) {
     }, { ariaPressed: String(way === "slide") }),
   );
   const chosen = element("div", { className: "segments", role: "group", ariaLabel: t("compare") }, ...ways);
-  const told = element("p", { className: "hint" }, t("comparedAt", { name: titleOf(hit), distance: hit.distance }));
+  const told = element("p", { className: "hint" }, t("comparedAt", { name: titleOf(hit), count: hit.distance }));
   open("compare", t("compare"), chosen, stage, told, ...more);
 }

@@ -21,7 +21,7 @@ export class Duplicates {
     const stored = ids.length ? await api.items(ids, signal) : [];
     const byId = new Map(stored.map((item) => [item.id, item]));
     for (const group of page.groups) {
-      const hits = group.items.filter(({ id }) => byId.has(id)).map((item) => ({ ...byId.get(item.id), distance: item.distance }));
+      const hits = group.items.filter(({ id }) => byId.has(id)).map((item) => ({ ...byId.get(item.id), distance: item.distance ?? undefined }));
       if (hits.length) this.groups.push({ ...group, hits });
     }
     Object.assign(this, { next: page.next, found: page.found });

@@ -34,7 +34,8 @@ export class Radius {
 
   told(radius) {
     const within = this.within(radius);
-    return within === null ? t("withinBits", { bits: radius }) : t("withinBitsFound", { bits: radius, count: within });
+    const told = t("withinBits", { count: radius });
+    return within === null ? told : `${told}: ${t("pictures", { count: within })}`;
   }
 
   // Beyond most of the collection there is nothing to look for.

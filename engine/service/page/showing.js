@@ -102,7 +102,7 @@ export function showDial() {
 function readout() {
   const found = page.answer.results[0].truncated ? (page.radius.within(page.state.radius) ?? page.answer.hits.length) : page.answer.hits.length;
   if (page.state.mode === "search") return t("readoutNearest", { count: page.answer.hits.length });
-  return t("readoutWithin", { bits: page.state.radius, count: found });
+  return `${t("withinBits", { count: page.state.radius })} · ${t("found", { count: found })}`;
 }
 
 function badgeTexts() {

@@ -107,6 +107,9 @@ def test_a_link_shows_its_query(open_page, collection, code):
     assert sorted(seen) == expected.distances[0].tolist()
     name = collection.get(expected.ids[0, 3:4])["name"][0].as_py()
     assert tile(page, expected.ids[0, 3]).locator(".caption").all_inner_texts() == ([name] if name else [])
+    label = tile(page, expected.ids[0, 3]).locator(".open").get_attribute("aria-label")
+    distance = expected.distances[0, 3]
+    assert label == f"{name or f'Item {expected.ids[0, 3]}'}, {distance} {'bit' if distance == 1 else 'bits'} away"
     assert "500 pictures" in page.inner_text("#collection")
     assert "60 bits" in page.inner_text("#collection")
     assert re.search(r"Exact\s*[\d.,]+ ms\s*500 of 500 codes · \d+ looked at", page.inner_text("#badge"))
@@ -506,6 +509,30 @@ def test_pictures_load_as_they_are_scrolled_to_and_nothing_shifts(chromium, url,
         page.wait_for_timeout(30)
     wait_for_answers(page, collection.search(words_of(code), 200).ids[0])
     assert page.evaluate("loads.most") <= 8
+    assert sum(page.evaluate("shifts")) < 0.01
+    context.close()
+
+
+def test_the_first_answer_waits_for_nothing_but_itself(chromium, url, code):
+    context = chromium.new_context(viewport={"width": 1200, "height": 700})
+    page = context.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url.split("/v1/")[-1]) if "/v1/" in request.url else None)
+    page.goto(f"{url}/#code={code}")
+    page.locator("#facets .facet").nth(3).wait_for()
+    first = next(place for place, path in enumerate(asked) if "thumbnail" in path)
+    assert sorted(asked[:first]) == ["collection", "histogram", "search"]
+    assert "facets" in asked[first:]
+    context.close()
+
+
+def test_nothing_shifts_on_the_start_page(chromium, url):
+    context = chromium.new_context(viewport={"width": 1200, "height": 700})
+    page = context.new_page()
+    page.add_init_script(f"({LOADS})()")
+    page.goto(url)
+    page.locator("#facets .facet").nth(3).wait_for()
+    page.wait_for_function("() => document.querySelector('#gallery').ariaBusy === 'false' && loads.now === 0")
     assert sum(page.evaluate("shifts")) < 0.01
     context.close()
 
