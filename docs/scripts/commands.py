@@ -46,7 +46,7 @@ def _name(parameter: Any) -> str:
 
 
 def _default(value: Any) -> str:
-    return f"`{value}`" if isinstance(value, str | int | float) and value not in (False, "") else ""
+    return f"`{value}`" if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "" else ""
 
 
 def _cell(text: str) -> str:
