@@ -79,7 +79,6 @@ export async function showCompare(query, hit, bits, ...more) {
   move();
   const shape = below ?? picture ?? { width: 1, height: 1 };
   stage.style.setProperty("--shape", `${shape.width} / ${shape.height}`);
-  stage.style.setProperty("--ratio", shape.width / shape.height);
   const ways = ["slide", "blink", "difference"].map((way) =>
     button(t(way), ({ currentTarget }) => {
       for (const one of ways) one.ariaPressed = String(one === currentTarget);
@@ -88,6 +87,6 @@ export async function showCompare(query, hit, bits, ...more) {
     }, { ariaPressed: String(way === "slide") }),
   );
   const chosen = element("div", { className: "segments", role: "group", ariaLabel: t("compare") }, ...ways);
-  const told = element("p", { className: "hint" }, t("comparedAt", { name: titleOf(hit), count: hit.distance }));
-  open("compare", t("compare"), chosen, stage, told, ...more);
+  const told = element("p", { className: "hint" }, t("comparedAt", { query: query.name ?? t("query"), name: titleOf(hit), count: hit.distance }));
+  open("compare", t("compare"), chosen, stage, told, ...more).style.setProperty("--ratio", shape.width / shape.height);
 }

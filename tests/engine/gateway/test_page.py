@@ -298,10 +298,6 @@ def test_several_pictures_are_one_query(open_page, collection):
         page.locator(".chip").nth(number - 1).wait_for()
     wait_for_answers(page, collection.search(words_of(majority), 24).ids[0])
     assert "3 pictures are one query" in page.inner_text("#note")
-    seen = "one => document.elementFromPoint(...Object.values(one)).closest('.remove') !== null"
-    for remove in page.locator(".chip .remove").all():
-        box = remove.bounding_box()
-        assert page.evaluate(seen, {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2})
     page.get_by_role("button", name=f"Remove {named(collection, ids[1])}").click()
     page.locator(".chip").nth(2).wait_for(state="detached")
     halfway = page.evaluate("async (two) => (await import('./codes.js')).combine(two, 60)", [codes[0], codes[2]])
@@ -472,6 +468,22 @@ def test_the_first_answer_is_above_the_fold_on_a_phone(open_page, collection, co
     assert page.locator("#gallery .tile").first.bounding_box()["y"] < 400
 
 
+@pytest.mark.parametrize("width", [390, 1440])
+def test_every_part_of_a_query_can_be_removed_and_the_language_changed(open_page, collection, width):
+    ids = collection.shards[0].ids_N[[3, 5, 7, 90]].tolist()
+    chips = "&".join(f"id={id_}" for id_ in ids[:3]) + f"&code={stored(collection, ids[3])}~{'long' * 20}.png"
+    page = open_page(f"#{chips}&k=24", viewport={"width": width, "height": 844})
+    page.locator("#gallery .tile").first.wait_for()
+    seen = "at => Boolean(document.elementFromPoint(...at)?.closest('.remove'))"
+    removes = [one.bounding_box() for one in page.locator(".chip .remove").all()]
+    assert len(removes) == 4
+    # On a phone there is room for three, the others are scrolled to.
+    for box in removes if width > 390 else removes[-3:]:
+        assert page.evaluate(seen, [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2])
+    page.get_by_role("button", name="Deutsch").click()
+    page.locator("html[lang=de]").wait_for()
+
+
 LOADS = """
 () => {
   window.loads = { now: 0, most: 0, all: 0 };
@@ -573,6 +585,9 @@ def test_compare_slides_blinks_and_subtracts(open_page, collection, code):
     upper = stage.locator(".upper")
     page.get_by_label("Where the upper picture ends").fill("20")
     assert upper.evaluate("one => getComputedStyle(one).clipPath") == "inset(0px 0px 0px 20%)"
+    assert f"{named(collection, ids[3])}, " in page.inner_text("dialog .hint")
+    frame, around = stage.bounding_box(), page.locator("dialog").bounding_box()
+    assert abs((frame["x"] - around["x"]) - (around["x"] + around["width"] - frame["x"] - frame["width"])) < 2
     page.get_by_role("button", name="Blink").click()
     assert upper.evaluate("one => getComputedStyle(one).animationName") == "blink"
     page.get_by_role("button", name="Difference").click()
