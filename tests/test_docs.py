@@ -243,7 +243,9 @@ def test_every_picture_is_shown_and_has_its_script():
         sys.path.pop(0)
     for name, text in drawn.items():
         assert (IMAGES / name).read_text() == text, f"{name}: run python docs/scripts/draw.py"
+    # The first is what `hashlight demo` draws, the second what a script takes of a running server.
     assert shown - drawn.keys() == {"answers.png", "page.png"}
+    assert '"page.png"' in (ROOT / "docs" / "scripts" / "page_picture.py").read_text()
 
 
 def test_every_public_name_is_on_the_page_of_the_python_api():
