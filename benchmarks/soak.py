@@ -72,6 +72,7 @@ class Ledger:
         self._died = [(_NEVER, _NEVER)] * len(codes_N)
         self._row_of = {id_: row for row, id_ in enumerate(self._ids)}
         self._version = version
+        self._arrays: list[NDArray] | None = None  # of the rows, until there are others
         self.begun = self.made = 0
         self._lock = threading.Lock()
 
@@ -91,7 +92,7 @@ class Ledger:
                 self._died.append((_NEVER, _NEVER))
             for id_ in delete:
                 self._died[self._row_of.pop(id_)] = span
-            self._version = version
+            self._version, self._arrays = version, None
             self.made += 1
 
     @property
@@ -102,8 +103,10 @@ class Ledger:
     def states(self, version: int) -> list[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
         """Return what a version may hold, ids and codes: without a write that may be in it or not, and with it."""
         with self._lock:
-            ids_N, codes_N = np.array(self._ids), np.array(self._codes, np.uint64)
-            born_N2, died_N2 = np.array(self._born), np.array(self._died)
+            if self._arrays is None:
+                rows = self._ids, self._codes, self._born, self._died
+                self._arrays = [np.array(each, np.uint64 if each is self._codes else np.int64) for each in rows]
+            ids_N, codes_N, born_N2, died_N2 = self._arrays
         surely_N, maybe_N = ((born_N2[:, end] <= version) & (died_N2[:, end] > version) for end in (1, 0))
         return [(ids_N[there_N], codes_N[there_N]) for there_N in (surely_N, maybe_N)]
 
