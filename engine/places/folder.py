@@ -24,7 +24,7 @@ from hashlight.engine.places.files import (
     writer_lock,
 )
 from hashlight.engine.places.place import HIDDEN, LISTED_ALREADY, Entry, Found, Place
-from hashlight.engine.places.reading import RetryingFile, groups, read_local
+from hashlight.engine.places.reading import RetryingFile, groups, open_local, read_local
 
 _LISTED_AT_ONCE = 20_000
 
@@ -64,7 +64,7 @@ class Folder(Place):
     def open(self, name: str = "") -> RetryingFile:
         """See `Place.open`."""
         path = self.location_of(name)
-        return RetryingFile(lambda: open(path, "rb", buffering=0), path)
+        return RetryingFile(lambda: open_local(path), path)
 
     def entry(self, name: str = "") -> Entry | None:
         """See `Place.entry`."""

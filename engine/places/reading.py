@@ -35,13 +35,28 @@ def read_local(path: str, max_bytes: int | None) -> bytes:
     """
     # Opening a pipe would block until it has a writer.
     about = os.stat(path)
+    _refuse_others(about, path)
+    refuse_more(about.st_size, max_bytes)
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
+
+
+def open_local(path: str) -> io.FileIO:
+    """Open a local file; errors as of `read_local`. A pipe is refused at once, and a device, which may never end."""
+    file = io.FileIO(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))
+    try:
+        _refuse_others(os.fstat(file.fileno()), path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _refuse_others(about: os.stat_result, path: str) -> None:
     if stat.S_ISDIR(about.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(about.st_mode):
         raise NoFileError(f"{path} is not a file")
-    refuse_more(about.st_size, max_bytes)
-    with open(path, "rb", buffering=0) as file:
-        return file.readall()
 
 
 def read_blocks(stream: Any, max_bytes: int | None) -> bytes:

@@ -403,6 +403,9 @@ def test_names_that_are_not_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(NoFileError, match="pipe is not a file"):
         open_place(tmp_path).read("pipe")
+    for name in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(NoFileError, match="is not a file"):
+            open_place(name).open()
     with pytest.raises(IsADirectoryError):
         open_place(tmp_path).read()
     with pytest.raises(OSError, match="name too long"):
