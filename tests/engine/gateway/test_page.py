@@ -427,7 +427,7 @@ def test_explain_opens_from_the_badge(open_page, collection, code):
     assert "Nothing nearer is missing" in told
     explain = collection.range_search(words_of(code), 4, 200, explain=True).explain
     rows = dict(re.findall(r"(.+)\n(.+)", told))
-    assert rows["Candidates looked at"] == str(int(explain.candidates[0]))
+    assert rows["Comparisons"] == str(int(explain.candidates[0]))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
