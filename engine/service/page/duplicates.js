@@ -1,6 +1,7 @@
 // Groups of near-duplicates, as the job of that name found them, side by side and page by page.
 
 import * as api from "./api.js";
+import { titleOf } from "./chips.js";
 import { t } from "./texts.js";
 import { button, element } from "./view.js";
 
@@ -22,6 +23,7 @@ export class Duplicates {
     const byId = new Map(stored.map((item) => [item.id, item]));
     for (const group of page.groups) {
       const hits = group.items.filter(({ id }) => byId.has(id)).map((item) => ({ ...byId.get(item.id), distance: item.distance ?? undefined }));
+      hits.sort((one, other) => one.distance - other.distance || 0);
       if (hits.length) this.groups.push({ ...group, hits });
     }
     Object.assign(this, { next: page.next, found: page.found });
@@ -31,7 +33,9 @@ export class Duplicates {
   // As the gallery shows them.
   shown() {
     return this.groups.map(({ hits, size, representative }) => {
-      const texts = [t("pictures", { count: size }), t("groupOf", { id: representative.id })];
+      const name = titleOf(hits.find((hit) => hit.id === String(representative.id)) ?? representative);
+      const some = hits.length < size ? t("someShown", { count: hits.length }) : "";
+      const texts = [t("pictures", { count: size }), some + t("groupOf", { name })];
       const heading = () => element("h3", {}, element("b", {}, texts[0]), element("span", {}, texts[1]));
       return { key: `group ${representative.id}`, heading, hits };
     });

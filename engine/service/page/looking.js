@@ -1,7 +1,7 @@
 // Looking closely: one answer in the inspector, or beside another.
 
 import { ask, chipOfHit } from "./asking.js";
-import { nameOf } from "./chips.js";
+import { nameOf, titleOf } from "./chips.js";
 import { open, showCompare } from "./dialogs.js";
 import { page } from "./page.js";
 import { known, load } from "./pictures.js";
@@ -42,7 +42,7 @@ async function compareInGroup(hit) {
   const group = page.duplicates.groupOf(hit);
   const first = group.hits.find((one) => one.id === String(group.representative.id)) ?? group.hits[0];
   const other = hit === first ? (group.hits[1] ?? first) : hit;
-  const query = { code: first.code, picture: await load(first), name: t("item", { id: first.id }) };
+  const query = { code: first.code, picture: await load(first), name: titleOf(first) };
   const again = button(t("more"), () => {
     byId("dialog").close();
     ask([chipOfHit(hit)]);

@@ -115,11 +115,14 @@ def test_the_page_shows_the_groups_side_by_side(corpus, open_page):
             assert f"{len(group)} pictures" in ring.inner_text()
             shown = [int(tile.get_attribute("data-id")) for tile in ring.locator(".tile").all()]
             assert sorted(shown) == group
+            apart = [int(one) for one in ring.locator(".distance").all_inner_texts()]
+            assert (apart[0], apart) == (0, sorted(apart))
         page.locator(".ring").first.locator(".open").nth(1).click()
         page.get_by_role("dialog", name="Compare").get_by_role("button", name="More like this").click()
         page.locator(".chip").wait_for()
         page.go_back()
         page.get_by_text(f"{len(groups)} groups of near-duplicates").wait_for()
+        page.goto("about:blank")  # nothing is asked of a server that is gone
 
 
 def test_pages_do_not_depend_on_how_the_table_is_cut(corpus, tmp_path):
