@@ -180,7 +180,7 @@ def report(document: dict[str, Any]) -> str:
 
 def _relative(found: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
     return {
-        groups: {name: {"qps": row["qps"] / rows[str(GATEWAYS[0])]["qps"]} for name, row in rows.items()}
+        groups: {name: {"qps": row["qps"] / (rows[str(GATEWAYS[0])]["qps"] or np.nan)} for name, row in rows.items()}
         for groups, rows in found.items()
     }
 

@@ -135,7 +135,12 @@ class Host:
     def run(self, *words, **environment):
         """Run a command to its end; what it writes is the error if it fails."""
         done = subprocess.run(
-            self.command(*words), capture_output=True, text=True, check=False, env=self._environment(environment)
+            self.command(*words),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=self._environment(environment),
+            timeout=WAIT_S,
         )
         assert done.returncode == 0, f"{self.name}: {words}\n{done.stdout[-2000:]}{done.stderr[-5000:]}"
         return done.stdout

@@ -12,9 +12,11 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import boto3
@@ -24,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import hashlight
+from hashlight.engine.collection.collection import Collection
 from hashlight.engine.indexes.multi_index.planner import machine_file
 from tests import oracles
 from tests.deploy.files import compose
@@ -46,9 +49,9 @@ BUCKET, COLLECTION = "hashlight", "s3://hashlight/collection"
 TIMEOUT_S = 60
 
 
-def say(*what):
+def say(*what, sep=" "):
     """Name the step that begins: the last one is the one that failed."""
-    print(*what, flush=True)  # noqa: T201
+    print(*what, sep=sep, flush=True)  # noqa: T201
 
 
 class Oracle:
@@ -238,7 +241,10 @@ def on_a_network(hidden):
             yield Network(Path(folder), hidden)
         except BaseException:
             for log in sorted((Path(folder) / "logs").iterdir()):
-                say(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}")
+                lines = [
+                    line for line in log.read_text(errors="replace").splitlines() if "hashlight.access" not in line
+                ]
+                say(f"--- {log.name}", *(line[:500] for line in lines[-20:]), sep="\n")
             raise
 
 
@@ -380,6 +386,63 @@ def lose_a_host(cluster, oracle):
         load.wait_for(10)
     assert load.errors == []
     cluster.check(oracle)
+
+
+def ray(hidden):
+    """Servers on Ray, whose head is lost: queries go on."""
+    with on_a_network(hidden) as network:
+        where, _ = storage(network)
+        codes = oracles.clustered_codes(np.random.default_rng(2), 500, 48)
+        Collection.create(COLLECTION, codes, bits=48, shards=4)
+        oracle = Oracle(dict(enumerate(codes[:, 0].tolist())))
+        tables = network.host("redis")
+        # The program that checks tables of Redis is its server, too: Debian's package redis-tools starts none itself.
+        program = shutil.which("redis-server") or shutil.which("redis-check-rdb")
+        tables.start("bash", "-c", f"exec -a redis-server {program} --save '' --protected-mode no")
+        head, *workers = (network.host(f"ray-{number}") for number in range(3))
+        environment = {
+            **where, **RAY_ENVIRONMENT, "HASHLIGHT_SHARD_TOKEN": "of these tests",
+            "RAY_ADDRESS": f"{head.address}:6379",
+            "RAY_REDIS_ADDRESS": f"{tables.address}:6379", "RAY_external_storage_namespace": "hashlight",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
+        }  # fmt: skip
+        say("begin")
+        start_head(head, environment)
+        for worker in workers:
+            start_worker(worker, head, environment, cpus=3)
+        until(lambda: all(map(has_joined, workers)), "joining")
+        launcher = head.start(
+            *HASHLIGHT, "serve", COLLECTION, "--ray", "--address", "auto", "--name", "photos", "--groups", 2,
+            "--replicas", 2, "--port", 8001, **environment,
+        )  # fmt: skip
+        gateway = head.start(
+            *HASHLIGHT, "gateway", "--shards", "ray://photos", "--host", "0.0.0.0", "--insecure", "--metrics-listen",
+            "0.0.0.0:9090", **environment,
+        )  # fmt: skip
+        until(lambda: connected(head) == 4, "finding all servers")
+        launcher.send_signal(signal.SIGTERM)
+        launcher.wait(WAIT_S)
+        lose_the_head(head, gateway, oracle, environment)
+
+
+def lose_the_head(head, gateway, oracle, environment):
+    queries = oracle.some(5)
+    with hashlight.SearchClient(f"http://{head.address}:8000", timeout_s=TIMEOUT_S) as client:
+
+        def ask():
+            found = client.search(queries, 10, allow_partial=False)
+            assert told(found) == oracle.nearest(queries, 10)
+
+        with Load(ask, threads=1) as load:
+            load.wait_for(10)
+            say("kill the head")
+            [gcs] = [pid for pid in head.pids() if b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            os.kill(gcs, signal.SIGKILL)
+            time.sleep(float(os.environ.get("HASHLIGHT_TEST_HEADLESS_S", "20")))
+            load.wait_for(10)
+            assert connected(head) == 4
+        assert load.errors == []
+    assert gateway.poll() is None
 
 
 if __name__ == "__main__":
