@@ -1,4 +1,4 @@
-"""The main job on real images reaches what it promises."""
+"""What the main job on real images promises; a test of the package runs it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ from hashlight.pipelines.jobs.errors import PipelineError
 from tests import oracles
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_the_demo_finds_images_of_the_querys_class(tmp_path):
-    run_demo(tmp_path / "demo")
-    report = json.loads((tmp_path / "demo" / "report.json").read_bytes())
+def check_demo(demo):
+    """What `hashlight demo` wrote finds images of the query's class."""
+    report = json.loads((demo / "report.json").read_bytes())
     methods = report["methods"]
     assert methods["hashnet"]["map_all"] >= 0.80
     assert abs(methods["hashnet"]["map_all"] - report["map_relaxed"]) <= 0.02
     assert methods["hashnet"]["map_all"] > methods["itq"]["map_all"] > methods["lsh"]["map_all"] > 0.5
     assert list(methods) == ["hashnet", "itq-cca", "ksh", "itq", "lsh"], "methods with the same labels stand beside it"
     for picture in ("answers.png", "precision_recall.png"):
-        assert (tmp_path / "demo" / picture).stat().st_size > 20_000
-    check_collection(tmp_path / "demo")
-    drawings = Collection.open(tmp_path / "demo" / "drawings-collection")
+        assert (demo / picture).stat().st_size > 20_000
+    check_collection(demo)
+    drawings = Collection.open(demo / "drawings-collection")
     assert (len(drawings), drawings.bits, drawings.num_features) == (350, 256, 1280)
-    assert {path.name for path in (tmp_path / "demo").iterdir()} <= _OWN_ENTRIES, "it may be run again"
+    assert {path.name for path in demo.iterdir()} <= _OWN_ENTRIES, "it may be run again"
 
 
 def check_collection(demo):
