@@ -52,9 +52,9 @@ PLACES = {
     "rollback": {"collection"},
     "prune": {"collection"},
     "verify": {"collection"},
-    "serve": {"collection", "encoder"},
+    "serve": {"collection", "encoder", "duplicates", "rejects"},
     "shard-server": {"collection"},
-    "gateway": {"collection", "encoder"},
+    "gateway": {"collection", "encoder", "duplicates", "rejects"},
     "calibrate": {"encoder"},
     "doctor": {"collection"},
 }
