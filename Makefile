@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Half of the time of a test is waiting for processes, so that there are more processes than cores where there are two. All
 # tests of a file run in one process, and share what they start; in the order of their names, since those that take longest
 # have few tests and would come last.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-lowest check install clean
 

@@ -60,6 +60,7 @@ def test_rows_are_compared_with_ours_by_seed_and_query():
     assert entry["standard_error"] == pytest.approx(statistics.stdev(gains) / 3**0.5)
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
 

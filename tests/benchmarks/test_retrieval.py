@@ -77,6 +77,7 @@ def test_known_pairs_are_many_and_hardly_any_similar():
     assert len(np.unique(pairs.index_a * 5_000 + pairs.index_b)) == 2_000_000
 
 
+@pytest.mark.slow
 def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypatch):
     asked = []
 

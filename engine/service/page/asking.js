@@ -67,6 +67,7 @@ export function removeChip(place) {
 }
 
 export async function askTyped(text) {
+  await page.described.promise;
   const query = parseQuery(text, page.collection);
   if (!query) return hint(t("unreadable", { digits: 2 * Math.ceil(page.collection.bits / 8) }));
   const [[kind, value]] = Object.entries(query);
@@ -109,7 +110,8 @@ function checked(code) {
 // Send pictures, one after the other; each is a chip from the beginning, with its progress.
 export async function bring(files) {
   const images = files.filter((file) => file.type.startsWith("image/"));
-  if (!images.length || !page.collection) return;
+  if (!images.length) return;
+  await page.described.promise;
   if (!page.collection.encodes_images) return hint(t("problem.noEncoder"));
   for (const image of images) {
     const upload = new AbortController();

@@ -17,6 +17,7 @@ export async function start() {
     return show(problem);
   }
   byId("locked").hidden = true;
+  page.described.resolve();
   describe();
   const types = page.collection.attributes;
   page.caption = CAPTIONS.find((name) => name in types) ?? "";

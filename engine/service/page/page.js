@@ -4,6 +4,7 @@ import { readAddress } from "./state.js";
 
 export const page = {
   collection: null, // what the server says of it
+  described: Promise.withResolvers(), // settled when it has: what is asked before waits for it
   state: readAddress(location.hash), // what is asked
   caption: "", // the attribute that is shown on pictures
   answer: null, // {hits, code, coverage, ...} of the latest search; null where there is none

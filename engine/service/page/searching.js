@@ -17,6 +17,7 @@ const WALL = 60;
 
 // Only the latest search is shown. One that is live follows the one that is under way; others end it.
 export async function search({ isLive = false, keeps = null, keepsTiles = false } = {}) {
+  if (!page.collection) return; // the page begins with a search of what is asked by then
   if (isLive && page.running?.isLive) {
     page.queued = true;
     return;

@@ -132,6 +132,39 @@ def test_an_uploaded_image_is_found_and_the_link_finds_the_same(open_page, colle
     assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 16
 
 
+@pytest.fixture
+def opening(open_page):
+    """A page that has not heard yet what the collection is, and a function that lets it."""
+    page, held = open_page("#k=24"), []
+    page.locator("#gallery .tile").first.wait_for()
+    page.route("**/v1/collection", lambda route: held.append(route))
+    page.reload()
+
+    def describe():
+        page.wait_for_timeout(100)
+        held[0].continue_()
+
+    return page, describe
+
+
+def test_a_picture_that_is_brought_while_the_page_opens_is_searched(opening, collection):
+    page, describe = opening
+    data = picture(7)
+    page.set_input_files("#file", {"name": "shoe.png", "mimeType": "image/png", "buffer": data})
+    describe()
+    wait_for_answers(page, collection.search(code_of_picture(data), 24).ids[0])
+
+
+def test_what_is_typed_while_the_page_opens_is_searched(opening, collection, code):
+    page, describe = opening
+    wanted = collection.search(words_of(code), 24).ids[0]
+    ask(page, code)
+    page.locator('[data-mode="range_search"]').evaluate("button => button.click()")
+    page.locator('[data-mode="search"]').evaluate("button => button.click()")
+    describe()
+    wait_for_answers(page, wanted)
+
+
 def test_words_are_searched_where_the_encoder_takes_texts(open_page, collection, searcher):
     page = open_page()
     page.locator("#gallery .tile").first.wait_for()

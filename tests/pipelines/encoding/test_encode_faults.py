@@ -85,6 +85,7 @@ def job(tmp_path, corpus, encoder):
     return Job(tmp_path, corpus, encoder)
 
 
+@pytest.mark.slow
 def test_killed_at_chosen_steps_and_out_of_space(job, undisturbed):
     """One job: the driver dies, the disk is full, then actors and a decoder die."""
     code, _ = job.run({"step": "published", "key": part_of(undisturbed, 1), "do": "kill-driver"}, actors=1)
