@@ -52,10 +52,12 @@ class Network:
         For disks, logs and the table of names.
     hidden : Path
         Of this machine's disk, what hosts do not see: each has its own disk there.
+    scratch : Path
+        Where each host has a folder for temporary files; short, since paths of sockets have at most 107 bytes.
     """
 
-    def __init__(self, folder: Path, hidden: Path) -> None:
-        self.folder, self.hidden = folder, hidden
+    def __init__(self, folder: Path, hidden: Path, scratch: Path) -> None:
+        self.folder, self.hidden, self.scratch = folder, hidden, scratch
         self.hosts: dict[str, Host] = {}
         self._names = folder / "hosts"
         self._names.write_text("127.0.0.1 localhost\n")
@@ -113,13 +115,17 @@ class Host:
         disk.mkdir(parents=True, exist_ok=True)
         for mine in ("cache", "state", "tmp"):
             (disk / mine).mkdir(exist_ok=True)
-        begin = f"mount --bind '{disk}' '{network.hidden}' && echo up && exec sleep infinity"
+        begin = (
+            f"mount --bind '{disk}/tmp' '{network.scratch}' && mount --bind '{disk}' '{network.hidden}' && "
+            "echo up && exec sleep infinity"
+        )
         command = ["unshare", "--net", "--mount", "sh", "-ec", begin]
         self._init = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._init.stdout.readline() == b"up\n"
         self.processes.append(self._init)
         self.pid = self._init.pid
         self.disk = network.hidden  # as its processes see it
+        self._scratch = network.scratch
         self._connect(number)
 
     def _connect(self, number):
@@ -173,8 +179,14 @@ class Host:
         return found
 
     def _environment(self, more):
-        own = {"XDG_CACHE_HOME": "cache", "XDG_STATE_HOME": "state", "TMPDIR": "tmp"}
-        places = {name: f"{self.disk}/{folder}" for name, folder in own.items()} if hasattr(self, "disk") else {}
+        places = {}
+        if hasattr(self, "disk"):
+            own = {
+                "XDG_CACHE_HOME": self.disk / "cache",
+                "XDG_STATE_HOME": self.disk / "state",
+                "TMPDIR": self._scratch,
+            }
+            places = {name: str(folder) for name, folder in own.items()}
         return {**os.environ, **places, **more}
 
 

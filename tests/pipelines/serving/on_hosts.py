@@ -236,9 +236,9 @@ def kubernetes(hidden, corpus, encoder):
 @contextlib.contextmanager
 def on_a_network(hidden):
     """Yield a network; if what is done there fails, print what its hosts wrote."""
-    with tempfile.TemporaryDirectory(dir=hidden) as folder:
+    with tempfile.TemporaryDirectory(dir=hidden) as folder, tempfile.TemporaryDirectory(dir="/tmp") as scratch:
         try:
-            yield Network(Path(folder), hidden)
+            yield Network(Path(folder), hidden, Path(scratch))
         except BaseException:
             for log in sorted((Path(folder) / "logs").iterdir()):
                 lines = [
