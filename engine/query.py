@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from hashlight.engine.codes import MAX_ANSWERS, as_integer, check_k, check_limit, check_radius
-from hashlight.engine.filters.parameters import Parameters
+from hashlight.engine.filters.parameters import Parameters, check_named
 from hashlight.engine.filters.tokens import check_unicode
 from hashlight.engine.ids import MAX_ID
 
@@ -80,8 +80,7 @@ class Query(NamedTuple):
             radius, limit = check_radius(radius, bits=bits), check_limit(limit)
         if isinstance(filter, str):
             check_unicode(filter)
-        if parameters is not None and filter is None:
-            raise ValueError("`parameters` are named by `filter`, got none: write `id in :name` or `id not in :name`")
+        check_named(filter, parameters)
         threads = check_threads(threads)
         if after is not None:
             after = check_after(after, bits=bits)

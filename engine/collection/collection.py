@@ -58,7 +58,7 @@ from hashlight.engine.collection.writing.transaction import Transaction
 from hashlight.engine.errors import CollectionNotFoundError
 from hashlight.engine.features import FeatureKind, FeaturesLike, FeatureValues, value_type
 from hashlight.engine.filters.filter import Filter
-from hashlight.engine.filters.parameters import Parameters
+from hashlight.engine.filters.parameters import Parameters, check_named
 from hashlight.engine.indexes.choice import IndexChoice
 from hashlight.engine.indexes.histogram import count_by_distance
 from hashlight.engine.places.opening import open_place
@@ -593,7 +593,7 @@ class Collection(Interchange, Writes):
     ) -> NDArray[np.int64]:
         """Count how many items lie at each Hamming distance of each query, exactly.
 
-        It compares every query with every code, at the speed of a scan, whatever index answers searches.
+        It compares every query with every code, whatever index answers searches.
 
         Parameters
         ----------
@@ -802,7 +802,8 @@ class Collection(Interchange, Writes):
         return count_values(matching, schema.field(column), lists, limit=check_limit(limit))
 
     def _check_filter(self, filter: str | None, parameters: Parameters | None) -> None:
-        """Raise FilterError if a filter is not a condition on these attributes and parameters."""
+        """Raise ValueError (FilterError) if a filter is not a condition on these attributes and parameters."""
+        check_named(filter, parameters)
         if filter is not None:
             Filter(filter, self.schema, parameters)
 

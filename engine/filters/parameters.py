@@ -77,6 +77,12 @@ class Parameters(Mapping[str, NDArray[np.int64]]):
         return lists if lists is None or isinstance(lists, Parameters) else cls(lists)
 
 
+def check_named(filter: str | None, parameters: Parameters | None) -> None:
+    """Raise ValueError if there are lists but no filter that could name them."""
+    if parameters is not None and filter is None:
+        raise ValueError("`parameters` are named by `filter`, got none: write `id in :name` or `id not in :name`")
+
+
 def _check_name(name: object) -> str:
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise ValueError(f"`parameters` must be named by words of at most 64 of a-z, A-Z, 0-9 and _, got {name!r}")
