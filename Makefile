@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # have few tests and would come last.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
+# Where Python is told to keep no compiled modules, every process that a test starts would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow test-lowest check install clean
 
 install: $(VENV)/.installed

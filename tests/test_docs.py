@@ -84,7 +84,6 @@ def labelled(folder):
 
 # The pages that a stranger reads one after another, each in the folder that those before it have left.
 TOURS = {
-    "pictures": (pictures, ["README.md", "docs/your-images.md", "docs/duplicates.md"]),
     "embeddings": (nothing, ["docs/embeddings.md"]),
     "keeping": (nothing, ["docs/living-collection.md"]),
     "exactness": (nothing, ["docs/exactness.md"]),
@@ -93,8 +92,9 @@ TOURS = {
 }
 
 
-# The same, of hundreds of pictures.
+# The same, of many pictures.
 LONG_TOURS = {
+    "pictures": (pictures, ["README.md", "docs/your-images.md", "docs/duplicates.md"]),
     "getting started": (nothing, ["docs/getting-started.md"]),
     "choosing": (many_pictures, ["docs/choosing.md"]),
 }

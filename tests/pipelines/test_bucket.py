@@ -285,7 +285,7 @@ def test_a_killed_build_resumes_in_a_bucket(tmp_path, bucket, rows, folder, step
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("before", [0, 50])
+@pytest.mark.parametrize("before", [pytest.param(0, marks=pytest.mark.slow), 50])
 def test_a_killed_upload_leaves_no_half_collection(tmp_path, bucket, rows, folder, before, monkeypatch):
     codes, ids = rows
     uri = bucket.uri("c")

@@ -109,7 +109,7 @@ def test_the_page_shows_the_groups_side_by_side(corpus, open_page):
     with serving.running(app) as url:
         page = open_page(url)
         page.get_by_role("button", name="Duplicates").click()
-        page.get_by_text(f"{len(groups)} groups of near-duplicates").wait_for()
+        page.locator("#note", has_text=f"{len(groups)} groups of near-duplicates").wait_for()
         page.locator(".ring").nth(min(len(groups), 4) - 1).wait_for()
         for ring, group in zip(page.locator(".ring").all(), groups, strict=False):
             assert f"{len(group)} pictures" in ring.inner_text()
@@ -121,7 +121,7 @@ def test_the_page_shows_the_groups_side_by_side(corpus, open_page):
         page.get_by_role("dialog", name="Compare").get_by_role("button", name="More like this").click()
         page.locator(".chip").wait_for()
         page.go_back()
-        page.get_by_text(f"{len(groups)} groups of near-duplicates").wait_for()
+        page.locator("#note", has_text=f"{len(groups)} groups of near-duplicates").wait_for()
         page.goto("about:blank")  # nothing is asked of a server that is gone
 
 

@@ -49,7 +49,7 @@ def test_a_collection_is_a_dict(tmp_path):
 
 
 def test_a_collection_in_a_bucket_is_a_dict(bucket):
-    run_steps(in_bucket(bucket), 25, examples=2)
+    run_steps(in_bucket(bucket), 12, each=20, examples=2)
 
 
 @pytest.mark.slow

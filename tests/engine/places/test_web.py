@@ -34,12 +34,13 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock():
     web._cached_server.cache_clear()
     clock = Clock()
-    monkeypatch.setattr(web, "time", clock)
-    monkeypatch.setattr(failures, "_FIRST_WAIT_S", 0.001)
-    return clock
+    with pytest.MonkeyPatch.context() as patch:  # its own: a test may undo what it has patched itself
+        patch.setattr(web, "time", clock)
+        patch.setattr(failures, "_FIRST_WAIT_S", 0.001)
+        yield clock
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hashlight.engine.service.protocol.wire import OtherServerError
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.shards.server import ShardServer
 from hashlight.engine.storage.versions import read_current
-from tests.engine.service.conftest import BITS, Corpus, serving, shut_down
+from tests.engine.service.conftest import BITS, Corpus, eventually, serving, shut_down
 from tests.oracles import knn, within_radius
 
 
@@ -83,6 +83,7 @@ def test_one_right_replica_is_enough(own):
         first, second = (group.replicas for group in cluster.groups)
         mixed = cluster.with_replicas([[*first, *second], [*second, *first]])
         with contextlib.closing(ClusterRouter(mixed)) as router:
+            eventually(lambda: all(replica["state"] == "connected" for replica in router.stats()["replicas"]))
             for _ in range(10):
                 found = router.search(own.queries, 5, allow_partial=False)
                 assert (found.ids == knn(own.queries, own.codes, own.ids, 5)[1]).all()

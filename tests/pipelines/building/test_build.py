@@ -261,7 +261,7 @@ def undisturbed(folder, ray_session, tmp_path_factory):
     ("step", "act", "survives"),
     [
         ("build:rows-written", "kill", True),
-        ("build:shard-written", "no-space", False),
+        pytest.param("build:shard-written", "no-space", False, marks=pytest.mark.slow),
         pytest.param("build:shard-written", "kill-driver", False, marks=pytest.mark.slow),
         pytest.param("build:before-commit", "kill", False, marks=pytest.mark.slow),
     ],

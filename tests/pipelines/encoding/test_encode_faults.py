@@ -164,6 +164,7 @@ def kill_at(step, rng, undisturbed):
     return {"step": step, "key": rng.choice([f"{unit:05d}.json", part_of(undisturbed, unit)]), "do": "kill"}
 
 
+@pytest.mark.slow
 def test_a_killed_upload_leaves_no_half_unit(tmp_path, corpus, encoder, bucket, undisturbed):
     job = Job(tmp_path, corpus, encoder, bucket.uri("codes"))
     code, errors = job.run({"step": "aside", "key": "sidecars/00003.json", "do": "kill-driver"}, actors=1)

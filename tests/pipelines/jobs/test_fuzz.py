@@ -17,7 +17,7 @@ def check(outcomes, count):
 
 
 def test_a_few_mutations_of_what_jobs_resume_from_are_refused_by_name_or_read_rightly(tmp_path):
-    check(run_fuzz(PROGRAM, tmp_path, 1000, 30, *KINDS), 30)
+    check(run_fuzz(PROGRAM, tmp_path, 1000, 20, *KINDS), 20)
 
 
 @pytest.mark.slow

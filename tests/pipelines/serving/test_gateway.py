@@ -161,6 +161,7 @@ def test_servers_stay_warm_while_all_gateways_are_gone(own, deployment):
     }
 
 
+@pytest.mark.slow
 def test_a_version_and_the_servers_are_replaced_one_by_one_without_a_failed_query(own, deployment, tmp_path):
     more = (own.path, "--writable", "--no-compact", "--write-log", tmp_path / "log")
     with gateways(deployment, 1, *more) as ((_, url),), hashlight.SearchClient(url, timeout_s=60) as client:

@@ -103,6 +103,7 @@ def test_a_killed_worker_changes_nothing(images, tmp_path, two_workers):
     assert encoder.fingerprint == two_workers[0].fingerprint
 
 
+@pytest.mark.slow
 def test_what_no_attempt_can_fix_ends_the_run(images, tmp_path):
     config = TrainConfig(bits=16, batch_size=32, epochs=1, learning_rate=1e30, warmup_epochs=0)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
