@@ -164,7 +164,14 @@ def routing(
     patient, observe
         As in `ClusterRouter`, which has the errors, too.
     """
-    router = ClusterRouter(finder.map, security=finder.security, refresh_s=poll_s, patient=patient, observe=observe)
+    router = ClusterRouter(
+        finder.map,
+        security=finder.security,
+        refresh_s=poll_s,
+        patient=patient,
+        observe=observe,
+        age_s=lambda: finder.age_s,
+    )
     with contextlib.closing(router):
         yield router
 

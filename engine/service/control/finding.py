@@ -122,7 +122,7 @@ class Finder:
         self._servers: dict[tuple[tuple[int, int], str], _Server] = {}
         self._layouts: dict[str, Layout] = {}  # by manifest
         self._served: dict[tuple[int, str], float] = {}  # versions that were returned -> until when they are served
-        self._looked_s = clock()
+        self._listed_s = self._looked_s = clock()
         self._source_fault: str | None = None
         self._looking = threading.Lock()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="hashlight-find")
@@ -138,8 +138,8 @@ class Finder:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the servers were last asked."""
-        return self._clock() - self._looked_s
+        """Seconds since the list of servers was last read, and those on it were asked."""
+        return self._clock() - min(self._listed_s, self._looked_s)
 
     @property
     def pending(self) -> Pending | None:
@@ -228,6 +228,7 @@ class Finder:
         try:
             groups = self._source()
             self._source_fault = None
+            self._listed_s = self._clock()
         except (OSError, ValueError) as error:
             if str(error) != self._source_fault:
                 logger.warning("there is no newer list of shard servers, the known one is used: %s", error)

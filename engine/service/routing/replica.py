@@ -145,6 +145,11 @@ class Replica:
         return self._stream is not None
 
     @property
+    def ended(self) -> bool:
+        """Whether it was closed and its thread has ended."""
+        return not self._thread.is_alive()
+
+    @property
     def load(self) -> int:
         """Number of requests in progress."""
         stream = self._stream
@@ -245,6 +250,12 @@ class Replica:
         elif (stream := stream or self._opening) is not None:
             stream.break_off("this router is closed")  # the server may never close its side
 
+    def break_off(self) -> None:
+        """Close at once what is still open."""
+        stream = self._stream or self._opening
+        if stream is not None:
+            stream.break_off("this router is closed")
+
     def join(self, until_s: float) -> None:
         """Wait until what `close` has begun is done: a thread that is within gRPC must not outlive the interpreter.
 
@@ -252,9 +263,8 @@ class Replica:
         `until_s`, in monotonic time, is broken off.
         """
         self._thread.join(max(0.0, until_s - time.monotonic()))
-        stream = self._stream or self._opening
-        if self._thread.is_alive() and stream is not None:
-            stream.break_off("this router is closed")
+        if self._thread.is_alive():
+            self.break_off()
             self._thread.join(max(0.0, until_s + END_S - time.monotonic()))
 
     def _keep_connected(self) -> None:

@@ -122,6 +122,8 @@ class ClusterRouter(Searcher):
         background at once and again and again, names some.
     observe : callable, optional
         Called with the name of a stage ("fan_out", "shard", "merge") and its seconds.
+    age_s : callable, optional
+        Returns how many seconds old is what `directory` returns, if that may go on with what it has known.
 
     Raises
     ------
@@ -139,6 +141,7 @@ class ClusterRouter(Searcher):
         connect_s: float = CONNECT_S,
         patient: bool = False,
         observe: Observer | None = None,
+        age_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.budget = HedgeBudget()
         self._directory = directory if callable(directory) else lambda: directory
@@ -147,12 +150,14 @@ class ClusterRouter(Searcher):
         self._refresh_s = refresh_s
         self._connect_s = connect_s
         self._observe = observe or (lambda stage, seconds: None)
+        self._age_s = age_s
         self._delays = Delays()
         self._retries = self._queries = 0
         self._breakers_opened = 0  # of replicas that are gone
         self._read_s = time.monotonic()  # when the directory was last read
         self._replicas: dict[str, Replica] = {}
         self._retired: list[tuple[float, Replica]] = []
+        self._ending: list[tuple[float, Replica]] = []  # closed, but their threads may not have ended
         self._renewing = threading.Lock()
         self._changed = threading.Condition()
         self._stale = threading.Event()
@@ -367,7 +372,7 @@ class ClusterRouter(Searcher):
             "retries": self._retries,
             "breakers_opened": self._breakers_opened + opened,
             "groups": len(groups),
-            "map_age_s": time.monotonic() - self._read_s,
+            "map_age_s": max(time.monotonic() - self._read_s, self._age_s()),
             "replicas": [
                 {"group": number, **replica.stats()} for number, replicas in enumerate(groups) for replica in replicas
             ],
@@ -409,6 +414,7 @@ class ClusterRouter(Searcher):
         until_s = time.monotonic() + END_S
         for replica in self._all_replicas():
             replica.close()  # also those of a map that came meanwhile
+        for replica in [*self._all_replicas(), *(replica for _, replica in self._ending)]:
             replica.join(until_s)
 
     @property
@@ -611,7 +617,12 @@ class ClusterRouter(Searcher):
             if (since_s, replica) not in kept:
                 self._breakers_opened += replica.breakers_opened
                 replica.close()
+                self._ending.append((now_s, replica))
         self._retired = kept
+        self._ending = [(since_s, replica) for since_s, replica in self._ending if not replica.ended]
+        for since_s, replica in self._ending:
+            if now_s - since_s > END_S:  # its server has not closed its side
+                replica.break_off()
 
     def _on_change(self) -> None:
         with self._changed:

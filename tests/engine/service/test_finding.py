@@ -22,6 +22,7 @@ from hashlight.engine.service.protocol.wire import ProtocolError, VersionNotServ
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.shards import keeping
 from hashlight.engine.storage.versions import publish, read_current
+from hashlight.pipelines.serving.cluster import routing
 from tests.engine.service.conftest import Corpus, Fleet, eventually
 from tests.oracles import knn
 
@@ -295,19 +296,25 @@ def test_groups_without_servers_are_missing_and_not_forgotten(own):
 def test_a_list_that_cannot_be_read_leaves_the_known_servers(own, caplog):
     with Fleet(own.path) as fleet:
         fleet.take_up()
-        broken = []
+        broken, now = [], [0.0]
 
         def source():
             if broken:
                 raise ValueError("the list is broken")
             return fleet.source()
 
-        finder = fleet.finder()
+        finder = fleet.finder(clock=lambda: now[0])
         finder._source = source
-        found = finder.map()
-        broken.append(True)
-        assert finder.map() == finder.map() == found
-        assert caplog.text.count("the list is broken") == 1
+        with routing(finder) as router:
+            found = finder.map()
+            broken.append(True)
+            now[0] += 100
+            assert finder.map() == finder.map() == found
+            assert caplog.text.count("the list is broken") == 1
+            assert router.stats()["map_age_s"] >= 100, "those that are asked may not be those on the list"
+            broken.clear()
+            finder.map()
+            assert router.stats()["map_age_s"] < 100
 
 
 def test_urged_servers_take_up_what_was_published(own):

@@ -30,6 +30,7 @@ from hashlight.engine.errors import (
 )
 from hashlight.engine.service.asking.searcher import CollectionSearcher
 from hashlight.engine.service.protocol.security import TOKEN_VARIABLE, Security
+from hashlight.engine.service.routing import router as routing
 from hashlight.engine.service.routing.hedging import Delays, HedgeBudget
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.shards.server import ShardServer
@@ -457,7 +458,6 @@ def test_refusals_name_the_missing_group(corpus):
 
 def test_no_thread_outlives_a_router(corpus):
     """One within gRPC when the interpreter ends would abort the process."""
-    before = set(threading.enumerate())
     with serving(corpus.path, groups=2) as (servers, cluster):
         away = Cable(int(servers[1][0].address.rpartition(":")[2]))
         own = set(threading.enumerate())
@@ -465,8 +465,29 @@ def test_no_thread_outlives_a_router(corpus):
         assert router.search(corpus.queries, 3).coverage.complete
         away.cut()  # its server never closes its side
         router.close()
-        left = [thread.name for thread in set(threading.enumerate()) - own - before if "hashlight" in thread.name]
-        assert left == []
+        left = [thread.name for thread in set(threading.enumerate()) - own]
+        assert [name for name in left if "hashlight-router" in name or "grpc://" in name] == []
+        away.mend()
+        away.close()
+
+
+def test_no_thread_stays_of_a_server_that_has_left_the_map(corpus, monkeypatch):
+    monkeypatch.setattr(routing, "_KEPT_S", 0.0)
+    with serving(corpus.path, groups=2) as (servers, cluster):
+        away = Cable(int(servers[1][0].address.rpartition(":")[2]))
+        maps = [cluster.with_replicas([cluster.groups[0].replicas, [away.address]])]
+        with contextlib.closing(ClusterRouter(lambda: maps[-1])) as router:
+            assert router.search(corpus.queries, 3).coverage.complete
+
+            def of_the_server():
+                return [thread.name for thread in threading.enumerate() if away.address in thread.name]
+
+            assert of_the_server()
+            away.cut()  # its server never closes its side
+            maps.append(cluster)
+            router.renew()
+            eventually(lambda: of_the_server() == [])
+            assert router.search(corpus.queries, 3).coverage.complete
         away.mend()
         away.close()
 
