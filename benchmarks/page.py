@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,7 @@ from hashlight.engine.collection.writing.transaction import Transaction
 
 ROWS, BITS, K = 100_000, 64, 24
 GOAL_MS = 300
-VIEWS = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
+VIEWS: dict[str, Any] = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 # Runs before the page's own scripts. The second frame begins when the first, which has the picture, has been painted.
 WATCH = """
@@ -64,7 +65,7 @@ def make_collection(folder: Path, rng: np.random.Generator) -> None:
     thumbnails = pictures(rng, 500)
     attributes = pa.table({"name": [f"picture {number}" for number in range(ROWS)]})
     shown = pa.array([thumbnails[number % len(thumbnails)] for number in range(ROWS)])
-    with Transaction(folder, fresh=Fresh(BITS)) as writer:
+    with Transaction(folder, fresh=Fresh(BITS, None)) as writer:
         writer.add(codes[:, None], np.arange(ROWS), attributes, None, shown)
         writer.commit()
 

@@ -19,6 +19,14 @@ export class Facets {
     this.input.addEventListener("change", () => onFilter(this.input.value.trim()));
     this.input.addEventListener("input", () => this.suggest());
     this.input.addEventListener("focus", () => this.suggest());
+    this.root.addEventListener("wheel", (event) => this.roll(event), { passive: false });
+  }
+
+  // A wheel that turns one way moves the row.
+  roll(event) {
+    if (event.deltaX || this.root.scrollWidth <= this.root.clientWidth) return;
+    event.preventDefault();
+    this.root.scrollLeft += event.deltaY;
   }
 
   // Find out which attributes have few enough values to pick from.

@@ -582,6 +582,16 @@ def test_nothing_shifts_on_the_start_page(chromium, url):
     context.close()
 
 
+def test_a_wheel_moves_the_row_of_facets(open_page, code):
+    page = open_page(f"#code={code}", viewport={"width": 390, "height": 700})
+    row = page.locator("#facets")
+    row.locator(".facet").nth(3).wait_for()
+    assert row.evaluate("row => [row.scrollLeft, row.scrollWidth > row.clientWidth]") == [0, True]
+    row.hover()
+    page.mouse.wheel(0, 120)
+    page.wait_for_function("() => document.querySelector('#facets').scrollLeft === 120")
+
+
 def test_selected_answers_are_saved(open_page, collection, code):
     page = open_page(f"#code={code}&k=24")
     found = collection.search(words_of(code), 24)
@@ -790,5 +800,6 @@ def test_the_page_loads_nothing_from_other_origins(http):
 
 
 def test_the_page_is_small():
-    own = [path for path in PAGE.iterdir() if path.is_file() and not path.name.startswith("admin")]
+    served = [path for path in PAGE.iterdir() if path.suffix in (".html", ".css", ".js", ".svg")]
+    own = [path for path in served if not path.name.startswith("admin")]
     assert sum(path.stat().st_size for path in own) < 150_000

@@ -16,7 +16,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def test_a_served_collection_is_a_dict(machine):
-    run_steps(machine, 30, each=30, examples=2)
+    run_steps(machine, 20, each=20, examples=2)
 
 
 @pytest.mark.slow
