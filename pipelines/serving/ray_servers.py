@@ -332,13 +332,9 @@ class RayServers:
 
     def _placement(self, group: int, replicas: int) -> Any:
         """Reserve room for the replicas of a group, or find what is reserved."""
-        import ray
-        from ray.util.placement_group import get_placement_group
-
-        name = f"{self.name}/{group + 1}"
-        if self._outlives:
-            with contextlib.suppress(ValueError, ray.exceptions.RayError):
-                return get_placement_group(name)
+        name = f"{NAMESPACE}/{self.name}/{group + 1}"
+        if self._outlives and (reserved := _find_placement(name)) is not None:
+            return reserved
         return _place(replicas, self._cpus, name=name, lifetime="detached" if self._outlives else None)
 
     def _stop(self, places: list[Place]) -> None:
@@ -351,6 +347,17 @@ class RayServers:
         ray.wait([actor.drain.remote(0.0) for actor in going.values()], num_returns=len(going), timeout=DRAIN_S + 5)
         for actor in going.values():
             ray.kill(actor)
+
+
+def _find_placement(name: str) -> Any | None:
+    """Return what is reserved under a name; Ray itself finds only what the namespace of this process has."""
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table
+
+    for id_, told in placement_group_table().items():
+        if told["name"] == name and told["state"] != "REMOVED":
+            return PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id_)))
+    return None
 
 
 def _place(replicas: int, cpus: float, *, name: str, lifetime: str | None) -> Any:

@@ -173,6 +173,32 @@ def test_named_servers_outlive_who_started_them_and_are_found_by_any_gateway(own
     assert ray.is_initialized()
 
 
+def test_another_process_finds_what_is_reserved_and_gives_it_back(own, ray_session):
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    def reserved():
+        found = [one for one in placement_group_table().values() if "/elsewhere/" in one["name"]]
+        return sorted((one["name"], len(one["bundles"])) for one in found if one["state"] == "CREATED")
+
+    def scale(replicas):
+        command = [sys.executable, "-P", "-m", "hashlight", "scale", "ray://elsewhere", "--replicas", str(replicas)]
+        address = ray.get_runtime_context().gcs_address
+        done = subprocess.run(command, env={**os.environ, "RAY_ADDRESS": address}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    security = Security(token="of these tests")
+    with RayServers(own.path, groups=2, replicas=1, name="elsewhere", security=security, cpus=0.1):
+        before = reserved()
+        assert [bundles for _, bundles in before] == [1, 1]
+    scale(2)
+    assert reserved() == before
+    assert len(find_actors("elsewhere")) == 4
+    scale(0)
+    eventually(lambda: not find_actors("elsewhere"))
+    assert reserved() == []
+
+
 def test_names_of_others_are_not_taken_for_ours():
     assert _parse("a/2/3/0", "a") == Named(1, 3, 0)
     for name in ("b/2/3/0", "a/2/3", "a/x/3/0", "a/4/3/0", "a/0/3/0", "a", "aa/2/3/0"):
