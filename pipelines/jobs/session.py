@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
+from hashlight.pipelines.jobs.errors import PipelineError
+
+CONNECT_S = 10.0  # to reach the head of a cluster
 # Ray gives its processes half a minute to start, which a busy machine exceeds.
 _STARTS = 5
 # A unit's images are read inside the actor and only its counts travel, so that the store stays nearly empty.
@@ -26,6 +30,11 @@ def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
         Logical CPUs of a new session, which ends with the context.
     address : str, optional
         Address of a cluster, instead of `RAY_ADDRESS`; "auto" is the one of this machine.
+
+    Raises
+    ------
+    PipelineError
+        If there is no cluster at the address.
     """
     import ray
     import ray.data
@@ -38,6 +47,8 @@ def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
         yield False
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_there(address)
     where = {"address": address} if address else _own_session(num_cpus)
     with _without_backend_notices():
         # Ray would put the working folder first in its workers' path, where a user's `types.py` or folder `torch`
@@ -47,6 +58,25 @@ def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
         yield not address
     finally:
         ray.shutdown()
+
+
+def _check_there(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray would end the process there, two minutes later, without a word."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address == "local":
+        return
+    try:
+        # What "auto" stands for may be a cluster that has ended.
+        is_client = address.startswith("ray://")
+        found = address.removeprefix("ray://") if is_client else canonicalize_bootstrap_address(address)
+        host, _, port = (found or "").rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (ConnectionError, OSError, ValueError) as error:
+        raise PipelineError(
+            f"no Ray cluster answers at {address!r}: {error or 'there is none on this machine'}. Start its head "
+            "(`ray start --head`), or give the address of one that runs, HOST:PORT, by `--address` or RAY_ADDRESS"
+        ) from error
 
 
 def _start(**options: Any) -> None:

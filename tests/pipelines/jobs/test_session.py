@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 
 from hashlight.pipelines.jobs.session import ray_session
@@ -45,3 +50,18 @@ def test_one_that_is_always_slow_or_cannot_start_is_told(starts):
     with pytest.raises(ValueError, match="too little memory"), ray_session(num_cpus=1):
         pass
     assert errors == [SLOW]
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "localhost:{}", "ray://127.0.0.1:{}", "no.such.host.invalid:{}"])
+def test_an_address_without_a_cluster_is_refused_at_once(form):
+    """In a process of its own: Ray would end that one, with nothing said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = form.format(free.getsockname()[1])
+    command = [sys.executable, "-P", "-m", "hashlight", "scale", "ray://photos", "--replicas", "2"]
+    done = subprocess.run(
+        command, env={**os.environ, "RAY_ADDRESS": address}, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1
+    assert f"no Ray cluster answers at '{address}'" in done.stderr
+    assert "ray start --head" in done.stderr
