@@ -61,7 +61,7 @@ def ray_session(*, num_cpus: int, address: str | None = None) -> Iterator[bool]:
 
 
 def _check_there(address: str) -> None:
-    """Refuse an address at which nothing listens: Ray would end the process there, two minutes later, without a word."""
+    """Refuse an address at which nothing listens: Ray would end the process, two minutes later, without a word."""
     from ray._private.services import canonicalize_bootstrap_address
 
     if address == "local":
