@@ -385,13 +385,17 @@ class _Stream:
         self._patient.put(lambda: self._finish(self._writer.done_writing))
 
     def abandon(self, reason: str) -> None:
-        """Tell all receivers that no answer will come."""
+        """Tell all receivers that no answer will come, and close the stream."""
         self._lost = reason
+        # First: closing waits for whoever writes, and for gRPC to have done with a host that is gone.
+        while self.waiting:
+            try:
+                _, waiting = self.waiting.popitem()
+            except KeyError:  # the last one has just been cancelled
+                break
+            waiting.receiver(ReplicaLostError(reason))
         self._finish(self._writer.close)
         self._patient.put(None)
-        while self.waiting:
-            _, waiting = self.waiting.popitem()
-            waiting.receiver(ReplicaLostError(reason))
         self._thread.join(END_S)
 
     def _deliver(self, page: Page) -> None:

@@ -12,9 +12,10 @@ from hashlight.engine.errors import DeadlineExceededError, HashlightError, Incom
 from hashlight.engine.results import SearchResult
 from hashlight.engine.service.protocol.cluster_map import Assignment, ClusterMap, Group
 from hashlight.engine.service.protocol.security import Security
-from hashlight.engine.service.protocol.wire import ProtocolError, Status, encode_result, pages
+from hashlight.engine.service.protocol.wire import Kind, ProtocolError, Request, Status, encode_result, pages
+from hashlight.engine.service.routing import replica as replica_module
 from hashlight.engine.service.routing import router as router_module
-from hashlight.engine.service.routing.replica import LOST_LOOKS, OPENING_LOOKS, Replica
+from hashlight.engine.service.routing.replica import LOST_LOOKS, OPENING_LOOKS, Replica, ReplicaLostError, next_id
 from hashlight.engine.service.routing.router import ClusterRouter
 from hashlight.engine.service.shards.server import ShardServer
 from tests.engine.service.conftest import Cable, eventually, serving, shut_down
@@ -266,3 +267,45 @@ def test_a_busy_group_is_ready(corpus):
             router.search(corpus.queries, 3)
         assert router.ready().complete
         assert np.sum([group.rows for group in cluster.groups]) == router.ready().searched
+
+
+def test_what_a_lost_server_was_asked_is_told_before_its_stream_is_closed(corpus, monkeypatch):
+    """Closing may wait for a host that is gone; who has asked it must be able to ask another one meanwhile."""
+    may_close = threading.Event()
+    with serving(corpus.path, groups=1) as ([[server]], _):
+        cable = Cable(server.port)
+        replica = Replica(cable.address, Security(), lambda: None)
+        eventually(lambda: replica.connected)
+        cable.cut()
+        monkeypatch.setattr(replica_module._Stream, "_finish", lambda stream, finish: may_close.wait())
+        told, number = [], next_id()
+        nothing = np.zeros((0, 1), np.uint64)
+        replica.send(number, lambda protocol: Request(Kind.PING, number, 0, 0.0, nothing).encode(protocol), told.append)
+        try:
+            replica.break_off()
+            eventually(lambda: told)
+            assert isinstance(told[0], ReplicaLostError)
+        finally:
+            may_close.set()
+            monkeypatch.undo()
+            cable.mend()
+            replica.close()
+            cable.close()
+
+
+def test_a_request_that_is_cancelled_while_its_stream_is_lost_ends_no_thread(corpus):
+    """Whoever cancels and whoever tells the receivers take requests from one table."""
+
+    class Emptied(dict):
+        def popitem(self):
+            self.clear()  # as by another thread, between the look and this
+            return super().popitem()
+
+    with serving(corpus.path, groups=1) as ([[server]], _):
+        replica = Replica(server.address, Security(), lambda: None)
+        eventually(lambda: replica.connected)
+        stream = replica._stream
+        stream.waiting = Emptied({1: None})
+        stream.break_off("as if its host were gone")
+        eventually(lambda: replica.connected and replica._stream is not stream)
+        replica.close()
