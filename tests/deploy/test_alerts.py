@@ -33,7 +33,7 @@ class Watch:
     """Scrapes processes as Prometheus does, and tells promtool what it has seen.
 
     A scrape stands for each minute of a scenario. After the last one counters go on as if the last two were a minute
-    apart, the age of what is in the write log grows as it did between them, and all else stays.
+    apart, what has aged between them by all the time goes on to age, and all else stays.
     """
 
     def __init__(self, targets):
@@ -76,8 +76,9 @@ class Watch:
             step = 0.0
             if name.endswith(("_total", "_bucket")):
                 step = last.get(key, 0) - first.get(key, 0)
-            elif name == "hashlight_log_age_seconds" and before is not after:
-                step = (last.get(key, 0) - first.get(key, 0)) / (last_s - first_s) * 60
+            elif name.endswith("_age_seconds") and last_s - first_s > 1:
+                aged_s = last.get(key, 0) - first.get(key, 0)
+                step = 60.0 if aged_s > 0.8 * (last_s - first_s) else 0.0
             ill = f"{last[key]}{step:+}x{2 * MINUTES}" if key in last else f"_x{2 * MINUTES}"
             lines[text] = f"{well} {ill}"
         return lines
@@ -173,6 +174,18 @@ def test_a_version_that_cannot_be_served(own, machine, watch, tmp_path):
     (path / "new").replace(path / "CURRENT")
     eventually(lambda: watch.value("hashlight_pending_attempts") > 0)
     watch.expect(["HashlightVersionNotServed"], tmp_path)
+
+
+def test_a_list_of_servers_that_is_gone(own, machine, watch, tmp_path):
+    """The servers that were on it are still asked, and answer."""
+    _, ports = machine
+    (tmp_path / "map.json").unlink()
+    eventually(lambda: watch.value("hashlight_router_map_age_seconds") > 2)
+    before = watch.scrape()
+    eventually(lambda: watch.value("hashlight_router_map_age_seconds") > 5)
+    with SearchClient(f"http://127.0.0.1:{ports['gateway'][0]}", api_key=KEY) as client:
+        assert client.search(own[1][:1], 5).coverage.complete
+    watch.expect(["HashlightMapOld"], tmp_path, before)
 
 
 def test_keys_that_are_wrong(machine, watch, tmp_path):
