@@ -103,11 +103,16 @@ class RayAddresses:
 
 def _tell(deployment: str) -> None:
     """Print where the servers are whenever that changes, until the standard input ends."""
+    import ray
+
     from hashlight.pipelines.jobs.session import ray_session
     from hashlight.pipelines.serving.ray_servers import ActorAddresses
 
     source, told = ActorAddresses(deployment), ""
     with contextlib.suppress(KeyboardInterrupt), ray_session(num_cpus=0, address=os.environ.get("RAY_ADDRESS", "auto")):
+        # Ray's thread that listens for errors prints them among the addresses, and while Ray's head is gone it asks for
+        # them without a pause, on a whole core.
+        ray._private.worker.global_worker.threads_stopped.set()
         while True:
             try:
                 text = json.dumps({"groups": source()})
