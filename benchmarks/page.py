@@ -33,16 +33,15 @@ ROWS, BITS, K = 100_000, 64, 24
 GOAL_MS = 300
 VIEWS: dict[str, Any] = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
-# Runs before the page's own scripts. The second frame begins when the first, which has the picture, has been painted.
+# Runs before the page's own scripts: has the browser tell when it has painted the pictures of answers.
 WATCH = """
-(() => {
-  const look = () => {
-    const image = document.querySelector('#gallery .tile img');
-    if (!image || !image.complete || !image.naturalWidth) return requestAnimationFrame(look);
-    requestAnimationFrame(() => requestAnimationFrame(() => { window.answeredMs = performance.now(); }));
-  };
-  requestAnimationFrame(look);
-})();
+new MutationObserver(() => {
+  for (const image of document.querySelectorAll('#gallery .tile img:not([elementtiming])')) {
+    image.setAttribute('elementtiming', 'answer');
+  }
+}).observe(document, { childList: true, subtree: true });
+new PerformanceObserver((list) => { window.answeredMs ??= list.getEntries()[0].renderTime; })
+  .observe({ type: 'element', buffered: true });
 """
 
 
@@ -94,7 +93,7 @@ def measure(url: str, ids: list[int]) -> dict[str, list[float]]:
                 context.add_init_script(WATCH)
                 page = context.new_page()
                 page.goto(f"{url}/#id={id_}&k={K}")
-                page.wait_for_function("window.answeredMs")
+                page.wait_for_function("() => window.answeredMs")
                 found.setdefault(name, []).append(page.evaluate("window.answeredMs"))
                 context.close()
         browser.close()

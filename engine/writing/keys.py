@@ -143,9 +143,14 @@ class Keys:
             if not rows:
                 return
             with self._transaction():
+                # A log that was read again has keys that were stored before it could be shortened.
+                known = sum(
+                    self._database.execute("SELECT 1 FROM keys WHERE key = ?", row[:1]).fetchone() is not None
+                    for row in rows
+                )
                 self._database.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?, ?)", rows)
                 old = self._database.execute("DELETE FROM keys WHERE written_s < ?", (time.time() - KEPT_S,)).rowcount
-                self._count += len(rows) - old
+                self._count += len(rows) - known - old
                 if self._count > self._max_keys:
                     oldest = "SELECT key FROM keys ORDER BY written_s LIMIT ?"
                     more = (self._count - self._max_keys,)

@@ -7,6 +7,7 @@ A document refers to the files beside it (`src="app.js"`). It is sent with the c
 from __future__ import annotations
 
 import hashlib
+import mimetypes
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ _NAME = re.compile("[0-9a-f]{16}")
 
 
 class PageFiles(StaticFiles):
-    """Serves a folder of files; `/name` is `name.html`. An ASGI application.
+    """Serves a folder of files from memory; `/name` is `name.html`. An ASGI application.
 
     Parameters
     ----------
@@ -38,26 +39,28 @@ class PageFiles(StaticFiles):
         self._name = digest.hexdigest()[:16]
         own = re.compile(rb'\b(href|src)="(' + b"|".join(re.escape(name.encode()) for name in files) + rb')"')
         named = rb'\1="' + self._name.encode() + rb'/\2"'
+        self._files = files
         self._documents = {name: own.sub(named, data) for name, data in files.items() if name.endswith(".html")}
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """Return a document with the names of its files, or a file."""
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(405)
         document = "index.html" if path == "." else path if path.endswith(".html") else f"{path}.html"
-        if document in self._documents and scope["method"] in ("GET", "HEAD"):
-            return self._document(document, Headers(scope=scope))
+        if document in self._documents:
+            return self._answer(document, self._documents[document], "no-cache", scope)
         first, _, rest = path.partition("/")
         # A page of another release asks for files of another name: those of this one have to do.
         is_named = bool(rest and _NAME.fullmatch(first))
         name = rest if is_named else path
-        if Path(name).suffix not in _KINDS:
+        if name not in self._files:
             raise HTTPException(404)
-        response = await super().get_response(name, scope)
-        response.headers["Cache-Control"] = _FOREVER if is_named and first == self._name else "no-cache"
-        return response
+        kept = _FOREVER if is_named and first == self._name else "no-cache"
+        return self._answer(name, self._files[name], kept, scope)
 
-    def _document(self, name: str, headers: Headers) -> Response:
+    def _answer(self, name: str, data: bytes, kept: str, scope: Scope) -> Response:
         tag = f'"{self._name}"'
-        kept = {"Cache-Control": "no-cache", "ETag": tag}
-        if headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=kept)
-        return Response(self._documents[name], media_type="text/html", headers=kept)
+        headers = {"Cache-Control": kept, "ETag": tag}
+        if Headers(scope=scope).get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(data, media_type=mimetypes.guess_type(name)[0], headers=headers)

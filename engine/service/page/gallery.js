@@ -49,6 +49,7 @@ export class Gallery {
     this.tiles = new Map();
     this.turn = 0;
     this.wake = () => {};
+    this.seen = new Promise((resolve) => (this.settle = resolve)); // when all that can be seen first is there
     for (const kind of ["scroll", "resize"]) addEventListener(kind, () => this.wake(), { passive: true });
     let width = root.clientWidth;
     new ResizeObserver(() => {
@@ -87,7 +88,7 @@ export class Gallery {
       if (turn !== this.turn) return;
       if (step.value.hits) this.append(step.value);
     }
-    this.root.ariaBusy = "false";
+    this.rest();
     this.isWhole = true;
     this.onPlaced();
   }
@@ -181,10 +182,15 @@ export class Gallery {
   async nearTheEnd(turn) {
     const isNear = () => this.root.getBoundingClientRect().bottom < innerHeight * (1 + SCREENS);
     while (!isNear() && turn === this.turn) {
-      this.root.ariaBusy = "false";
+      this.rest();
       await new Promise((resolve) => (this.wake = resolve));
     }
     this.root.ariaBusy = "true";
+  }
+
+  rest() {
+    this.root.ariaBusy = "false";
+    this.settle();
   }
 
   // The first tile that can be seen.

@@ -1,6 +1,7 @@
 // The beginning: what the collection is, and what it offers.
 
 import * as api from "./api.js";
+import { codeOf } from "./asking.js";
 import { page } from "./page.js";
 import { search } from "./searching.js";
 import { show } from "./showing.js";
@@ -8,11 +9,15 @@ import { COUNTS } from "./state.js";
 import { number, t } from "./texts.js";
 import { byId, element } from "./view.js";
 
+const PATIENCE_MS = 2000;
 const CAPTIONS = ["title", "name", "caption", "label"]; // shown on pictures without being asked
 
 export async function start() {
+  // What items of a link are is looked up meanwhile; what is wrong with one, the search says.
+  const looked = page.state.chips.filter(({ kind }) => kind === "id").map((chip) => codeOf(chip).catch(() => {}));
   try {
     page.collection = await api.describeCollection();
+    await Promise.all(looked);
   } catch (problem) {
     return show(problem);
   }
@@ -27,7 +32,8 @@ export async function start() {
   byId("caption-label").hidden = !Object.keys(types).length;
   for (const id of ["file-label", "camera-label"]) byId(id).hidden = !page.collection.encodes_images;
   await search();
-  // Counting takes its time, and the answers come first.
+  // Counting takes its time, and the answers and their pictures come first.
+  await Promise.race([page.gallery.seen, new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);
   page.facets.start(types).then(() => page.facets.show(page.state)).catch(() => {}); // else there is nothing to pick from
 }
 

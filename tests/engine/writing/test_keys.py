@@ -54,6 +54,20 @@ def test_they_are_forgotten_after_a_day_and_the_latest_stay(tmp_path):
     keys.close()
 
 
+def test_a_log_that_is_read_again_makes_no_key_count_twice(tmp_path):
+    """Killed after the keys were stored and before the log was shortened: all of them are noted and stored once more."""
+    keys = Keys(tmp_path, max_keys=4)
+    keys.note([logged(number, age_s=10 - number) for number in range(1, 4)])
+    keys.settle(3, version=1)
+    keys.close()
+    again = Keys(tmp_path, max_keys=4)
+    again.note([logged(number, age_s=10 - number) for number in range(1, 5)])
+    again.settle(4, version=1)
+    assert [found(again, number) for number in range(1, 5)] == [Made(number, 1) for number in range(1, 5)]
+    assert len(again) == 4
+    again.close()
+
+
 def test_a_database_that_cannot_be_opened_is_an_error_of_the_system(tmp_path):
     (tmp_path / "keys.sqlite").mkdir()
     with pytest.raises(OSError, match=r"unable to open.*keys\.sqlite"):
