@@ -55,7 +55,7 @@ def test_they_are_forgotten_after_a_day_and_the_latest_stay(tmp_path):
 
 
 def test_a_log_that_is_read_again_makes_no_key_count_twice(tmp_path):
-    """Killed after the keys were stored and before the log was shortened: all of them are noted and stored once more."""
+    """Killed after keys were stored and before the log was shortened: all of them are noted and stored once more."""
     keys = Keys(tmp_path, max_keys=4)
     keys.note([logged(number, age_s=10 - number) for number in range(1, 4)])
     keys.settle(3, version=1)
