@@ -70,12 +70,14 @@ def _check_there(address: str) -> None:
         # What "auto" stands for may be a cluster that has ended.
         is_client = address.startswith("ray://")
         found = address.removeprefix("ray://") if is_client else canonicalize_bootstrap_address(address)
-        host, _, port = (found or "").rpartition(":")
+        if found is None:
+            raise ConnectionError("none is known on this machine")
+        host, _, port = found.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-    except (ConnectionError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise PipelineError(
-            f"no Ray cluster answers at {address!r}: {error or 'there is none on this machine'}. Start its head "
-            "(`ray start --head`), or give the address of one that runs, HOST:PORT, by `--address` or RAY_ADDRESS"
+            f"no Ray cluster answers at {address!r}: {error}. Start its head (`ray start --head`), or give the address "
+            "of one that runs, HOST:PORT, by `--address` or RAY_ADDRESS"
         ) from error
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import resource
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -199,6 +202,83 @@ def test_keys_that_are_wrong(machine, watch, tmp_path):
         for _ in range(100):
             assert http.post(f"http://127.0.0.1:{ports['gateway'][0]}/v1/search", json={}).status_code == 401
     watch.expect(["HashlightKeysRefused", "HashlightKeysStale"], tmp_path, before)
+
+
+def test_more_requests_than_a_key_may_make(machine, watch, tmp_path):
+    _, ports = machine
+    (tmp_path / "keys").write_text(f"web search,write {KEY} rate=1/s\n")
+    with httpx.Client(headers={"X-API-Key": KEY}) as http:
+
+        def ask():
+            return http.get(f"http://127.0.0.1:{ports['gateway'][0]}/v1/collection", timeout=60).status_code
+
+        eventually(lambda: ask() == 429)
+        before = watch.scrape()
+        assert [ask() for _ in range(40)].count(429) > 4
+    watch.expect(["HashlightOverloaded"], tmp_path, before)
+
+
+def test_queries_that_a_server_holds_up(own, machine, watch, tmp_path):
+    processes, ports = machine
+    before = watch.scrape()
+    with SearchClient(f"http://127.0.0.1:{ports['gateway'][0]}", api_key=KEY) as client, ThreadPoolExecutor() as pool:
+        processes["shard-2"].send_signal(signal.SIGSTOP)
+        asked = [pool.submit(client.search, own[1][:1], 5, allow_partial=False) for _ in range(4)]
+        time.sleep(1.2)  # longer than the alert allows, and less than after which a server counts as lost
+        processes["shard-2"].send_signal(signal.SIGCONT)
+        assert all(one.result().coverage.complete for one in asked)
+    eventually(lambda: watch.value("hashlight_router_replicas", state="connected") == 2)
+    watch.expect(["HashlightSlow"], tmp_path, before)
+
+
+def test_a_gateway_that_stays_behind(own, machine, watch, tmp_path):
+    path, codes = own
+    _, ports = machine
+    port = free_ports(1)[0]
+    words = ("gateway", path, "--map", tmp_path / "map.json", "--poll", 3600, "--port", 0, "--metrics-listen")
+    late, _ = start(*words, f"127.0.0.1:{port}")
+    try:
+        eventually(lambda: httpx.get(f"http://127.0.0.1:{port}/health/complete", timeout=60).status_code == 200)
+        own_target = {name: ("hashlight-gateway", f"http://127.0.0.1:{one[1]}/metrics") for name, one in ports.items()}
+        both = Watch(
+            {"gateway": own_target["gateway"], "late": ("hashlight-gateway", f"http://127.0.0.1:{port}/metrics")}
+        )
+        Collection.open(path).add(codes[:8], ids=np.arange(1000, 1008))
+        eventually(lambda: both.value("hashlight_served_version") == 2)
+        before = both.scrape()
+        time.sleep(1.5)  # in which what does not look for versions ages
+        both.expect(["HashlightMapOld", "HashlightVersionsApart"], tmp_path, before)
+    finally:
+        kill(late)
+
+
+def test_descriptors_that_run_out(machine, watch, tmp_path):
+    processes, _ = machine
+    pid = processes["gateway"].pid
+    _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (int(taken / 0.85), most))
+    watch.expect(["HashlightDescriptorsRunOut"], tmp_path)
+
+
+def test_shards_that_cannot_be_merged(tmp_path):
+    """A file of one of many small shards is gone; what serves them has it open."""
+    codes = np.random.default_rng(1).integers(1 << 12, size=(400, 1), dtype=np.uint64)
+    path = Collection.create(tmp_path / "c", codes, bits=48, shards=8).path
+    process, url = start("serve", path, "--writable", "--port", 0, "--write-log", tmp_path / "log")
+    try:
+        watch = Watch({"gateway": ("hashlight-gateway", f"{url}/metrics")})
+        watch.expect([], tmp_path)
+        with SearchClient(url) as client:
+            client.search(codes[:1], 5)
+            for one in (path / "shards").iterdir():
+                (one / "codes.faiss").unlink()
+            before = watch.scrape()
+            client.add(codes[:1], ids=[1000])
+        eventually(lambda: watch.value("hashlight_compaction_failures_total") > 0)
+        watch.expect(["HashlightCompactionFails"], tmp_path, before)
+    finally:
+        kill(process)
 
 
 def test_writes_that_cannot_be_committed(own, tmp_path):
