@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -41,8 +41,14 @@ def warm(*, costs: bool = True) -> None:
     costs : bool
         Whether to measure the costs that the planner uses.
     """
-    with _one_process_at_a_time(cache_folder()):
+    folder = cache_folder()
+    with _one_process_at_a_time(folder):
+        done = folder / ".compiled"
+        if not done.exists():
+            log.info("compiling the search kernels, once on this machine: takes about twenty seconds")
         _run_every_kernel()
+        with contextlib.suppress(OSError):  # where nothing can be kept, each process says it again
+            done.touch()
         if costs and not has_stored_costs():
             calibrate()
 
@@ -71,7 +77,7 @@ def _run_every_kernel() -> None:
     index.probe.price_radius(codes_NW[:3], 2, Prices(1.0, 1.0, 1.0, 1.0, 1e9, 1.0))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_process_at_a_time(folder: Path) -> Iterator[None]:
     """Hold a lock in `folder`; no lock if the folder cannot be written, where nothing will be cached either."""
     try:

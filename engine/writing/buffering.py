@@ -112,7 +112,7 @@ class Buffer:
         self._flushes = self._failures = 0
         self._failing = 0  # in a row
         self._not_before_s = 0.0
-        self._wake, self._ending = threading.Event(), False
+        self._wake, self._ending, self._has_ended = threading.Event(), False, False
         self._pending: Pending
         try:
             self._take_up(Views(collection), self._taken(opened, collection.manifest))
@@ -318,7 +318,9 @@ class Buffer:
             return future
         with self._lock:
             self._asked.append((made.number, future))
-            if any(through >= made.number for through, _ in self._flushed):
+            if self._has_ended:
+                self._answer(_ending())
+            elif any(through >= made.number for through, _ in self._flushed):
                 self._answer(None)
             self._wake.set()
         return future
@@ -334,7 +336,9 @@ class Buffer:
         self._ending = True
         self._wake.set()
         self._thread.join()
-        self._answer(NotReadyError("this server is about to end: the write is logged, and not lost"))
+        with self._lock:
+            self._has_ended = True
+            self._answer(_ending())
         self._opened.close()
 
     def _is_full(self) -> bool:
@@ -449,6 +453,10 @@ class Buffer:
         logger.warning(
             "%d writes of the log were not committed, next attempt in %.0f s: %s", len(self._pending), pause_s, told
         )
+
+
+def _ending() -> NotReadyError:
+    return NotReadyError("this server is about to end: the write is logged, and not lost")
 
 
 def _dropped(place: Place) -> CollectionBusyError:

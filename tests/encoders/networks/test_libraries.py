@@ -192,6 +192,7 @@ def of_open_clip(open_clip, folder, text):
     return model.eval()
 
 
+MARKS = {"<s>": 1, "</s>": 2}
 HUB_TEXT = {**CLIP["text_cfg"], "vocab_size": 300, "hf_tokenizer_name": "nobody/tokenizer"}
 
 
@@ -201,7 +202,7 @@ HUB_TEXT = {**CLIP["text_cfg"], "vocab_size": 300, "hf_tokenizer_name": "nobody/
 )
 def test_open_clip_with_a_tokenizer_of_transformers(open_clip, transformers, tmp_path, options, side):
     folder = tmp_path / "tiny-clip"
-    tokenizer_in(transformers, folder, sep_token="</s>", padding_side=side)
+    tokenizer_in(transformers, folder, MARKS, sep_token="</s>", padding_side=side)
     model = of_open_clip(open_clip, folder, {**HUB_TEXT, "tokenizer_kwargs": options})
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(LOUD)
     encoder = saved_and_loaded(
@@ -218,7 +219,7 @@ def test_open_clip_with_a_tokenizer_of_transformers(open_clip, transformers, tmp
 
 def test_open_clip_with_a_part_for_texts_of_transformers(open_clip, transformers, tmp_path):
     folder = tmp_path / "tiny-roberta"
-    tokenizer_in(transformers, folder)
+    tokenizer_in(transformers, folder, MARKS)
     inner = transformers.RobertaConfig(
         vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
         max_position_embeddings=40, pad_token_id=2,
@@ -282,16 +283,18 @@ def test_hf_dinov2(transformers, tmp_path):
     same_preparation(encoder.config.preprocessing, their_preparation(transformers, folder))
 
 
-def tokenizer_in(transformers, folder, **options):
-    """Write a tokenizer of the letters, with CLIP's two marks, beside a model."""
+# CLIP's marks of a text's start and end: its model takes what the largest number, which is the end's, stands at.
+CLIPS_MARKS = {"<s>": 30, "</s>": 31}
+
+
+def tokenizer_in(transformers, folder, marks, **options):
+    """Write a tokenizer of the letters, with two marks, beside a model."""
     tokenizers = pytest.importorskip("tokenizers")
     letters = "abcdefghijklmnopqrstuvwxyz "
-    vocabulary = {letter: number for number, letter in enumerate(letters, start=3)} | {"<s>": 1, "</s>": 2, "?": 0}
+    vocabulary = {letter: number for number, letter in enumerate(letters, start=3)} | {"?": 0, **marks}
     opened = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
     opened.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    opened.post_processor = tokenizers.processors.TemplateProcessing(
-        "<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
+    opened.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", special_tokens=list(marks.items()))
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=opened, unk_token="?", pad_token="</s>", **options)
     wrapped.save_pretrained(folder)
     return wrapped
@@ -299,8 +302,9 @@ def tokenizer_in(transformers, folder, **options):
 
 def clip_of(transformers):
     tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    numbers = {"bos_token_id": CLIPS_MARKS["<s>"], "eos_token_id": CLIPS_MARKS["</s>"]}
     config = transformers.CLIPConfig(
-        text_config={**tower, "vocab_size": 300, "max_position_embeddings": 16, "eos_token_id": 2},
+        text_config={**tower, "vocab_size": 300, "max_position_embeddings": 16, **numbers},
         vision_config={**tower, "image_size": 28, "patch_size": 14},
         projection_dim=24,
     )
@@ -311,7 +315,7 @@ def test_hf_clip(transformers, tmp_path):
     torch.manual_seed(0)
     model, folder = clip_of(transformers), tmp_path / "tiny-clip"
     written(model, folder, image_processor_type="CLIPImageProcessor", size={"shortest_edge": 28})
-    tokenizer = tokenizer_in(transformers, folder)
+    tokenizer = tokenizer_in(transformers, folder, CLIPS_MARKS)
 
     def expected(inputs):
         embedding = model.visual_projection(model.vision_model(inputs).pooler_output)
@@ -361,7 +365,7 @@ def test_what_is_in_the_cache_needs_no_hub(transformers, silent_hub, tmp_path, m
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     written(clip_of(transformers), folder, image_processor_type="CLIPImageProcessor", size={"shortest_edge": 28})
-    tokenizer_in(transformers, folder)
+    tokenizer_in(transformers, folder, CLIPS_MARKS)
     monkeypatch.setattr(silent_hub, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "_refuse_silent", lambda endpoint: pytest.fail(f"{endpoint} was asked"))
     backbone = build_backbone("hf:someone/tiny-clip")
@@ -373,7 +377,7 @@ def test_a_network_that_is_trained_no_longer_takes_texts(transformers, tmp_path)
     torch.manual_seed(0)
     folder = tmp_path / "tiny-clip"
     written(clip_of(transformers), folder, image_processor_type="CLIPImageProcessor", size={"shortest_edge": 28})
-    tokenizer_in(transformers, folder)
+    tokenizer_in(transformers, folder, CLIPS_MARKS)
     config = TrainConfig(backbone=f"hf:{folder}", bits=8, epochs=1, batch_size=4)
     encoder = train(pictures(), np.array([0, 0, 1, 1, 1]), config)
     assert not encoder.takes_texts

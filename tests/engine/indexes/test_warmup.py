@@ -1,7 +1,10 @@
 """After the warm-up no kernel needs compiling."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 SCRIPT = """
 import numpy as np
@@ -47,3 +50,20 @@ print([name[:2] for name, old, new in zip(kernels, before, after) if new != old]
 def test_no_kernel_is_compiled_after_the_warm_up():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_compiling_is_announced_where_nothing_is_compiled(tmp_path):
+    script = """
+import logging
+from hashlight.engine.indexes import warmup
+
+logging.basicConfig(level=logging.INFO)
+warmup.warm(costs=False)
+"""
+    told = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                              env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)})  # fmt: skip
+        told.append("compiling the search kernels" in done.stderr)
+    assert told == [True, False]

@@ -25,6 +25,7 @@ from hashlight.engine.errors import (
     EncoderMismatchError,
     IdExistsError,
     IdNotFoundError,
+    NotReadyError,
     OverloadedError,
     PlaceError,
 )
@@ -592,6 +593,19 @@ def test_a_commit_that_fails_is_tried_again_and_too_much_is_refused(start, tmp_p
         assert buffer.state().writes == 0
         check(searcher, items, rng)
     check(CollectionSearcher(folder), items, rng)
+
+
+def test_who_asks_for_a_version_after_the_end_is_answered(start, tmp_path, monkeypatch):
+    folder, _ = start
+    rows = random_rows(np.random.default_rng(2), 1)
+    with buffered(folder, tmp_path / "log") as (_, committer, buffer):
+        committed = make(committer, put_of([1], rows))
+    assert buffer.visible(committed).result(60) == read_current(buffer._place).version
+    with buffered(folder, tmp_path / "log") as (_, committer, buffer):
+        monkeypatch.setattr(Buffer, "_commit", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        logged = make(committer, put_of([1], rows))
+    with pytest.raises(NotReadyError, match="is logged, and not lost"):
+        buffer.visible(logged).result(60)
 
 
 def test_a_commit_that_seemed_to_fail_is_not_made_again(start, tmp_path, monkeypatch):
