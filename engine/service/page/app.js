@@ -68,7 +68,7 @@ byId("skip").addEventListener("click", (event) => {
   byId("gallery").querySelector('.open[tabindex="0"]')?.focus();
 });
 for (const one of document.querySelectorAll("[data-mode]")) {
-  one.addEventListener("click", () => change({ mode: one.dataset.mode }));
+  one.addEventListener("click", () => turn(one.dataset.mode));
 }
 byId("k").addEventListener("change", ({ target }) => change({ k: Number(target.value) }));
 byId("caption").addEventListener("change", ({ target }) => {
@@ -79,6 +79,7 @@ byId("badge").addEventListener("click", () => showExplain(page.answer, page.answ
 byId("grab").addEventListener("click", () => {
   const isOpen = document.body.classList.toggle("controls");
   byId("grab").ariaExpanded = String(isOpen);
+  document.body.style.setProperty("--sheet", `${byId("more-controls").offsetHeight}px`);
 });
 
 for (const [kind, over] of [["dragenter", true], ["dragover", true], ["dragleave", false], ["drop", false]]) {
@@ -103,6 +104,12 @@ byId("duplicates").addEventListener("click", () => change({ chips: [], view: "du
 byId("help").addEventListener("click", showKeys);
 byId("language").addEventListener("click", switchLanguage);
 byId("language").lang = language === "en" ? "de" : "en";
+
+// A radius begins where the nearest end.
+function turn(mode) {
+  const last = page.state.mode === "search" ? page.answer?.hits.at(-1)?.distance : undefined;
+  change({ mode, ...(mode === "range_search" && last !== undefined && { radius: last }) });
+}
 
 function brought(transfer) {
   if (transfer.files.length) return bring([...transfer.files]);

@@ -79,10 +79,15 @@ export async function askTyped(text) {
     }
     await codeOf(chip);
   } catch (problem) {
-    return hint(problem.status === 401 ? null : told(problem, { collection: page.collection }).title, problem);
+    return hint(problem.status === 401 ? null : sentence(problem), problem);
   }
   byId("query").value = "";
   return ask([...page.state.chips.filter((one) => !one.upload), chip]);
+}
+
+function sentence(problem) {
+  const { title, text } = told(problem, { collection: page.collection });
+  return `${title}. ${text}`;
 }
 
 export function hint(text, problem = null) {
@@ -128,7 +133,7 @@ export async function bring(files) {
       showChips();
       if (problem.name === "AbortError") toast(t("cancelled"));
       else if (problem.status === 401) show(problem);
-      else hint(`${told(problem, { collection: page.collection }).title}. ${told(problem, { collection: page.collection }).text}`);
+      else hint(sentence(problem));
     }
   }
 }

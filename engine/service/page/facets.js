@@ -14,6 +14,8 @@ export class Facets {
   constructor({ onPick, onFilter }) {
     Object.assign(this, { onPick });
     this.root = byId("facets");
+    this.all = byId("all-facets");
+    this.all.addEventListener("click", () => (this.all.ariaExpanded = String(this.root.classList.toggle("whole"))));
     this.input = byId("filter");
     this.values = new Map(); // column -> [{value, count}] of the whole collection
     this.input.addEventListener("change", () => onFilter(this.input.value.trim()));
@@ -37,6 +39,7 @@ export class Facets {
     const counted = await Promise.all(columns.map((column) => this.count(column, "", MAX_VALUES)));
     this.values = new Map(columns.map((column, i) => [column, counted[i]]));
     this.columns = columns.filter((column) => isWorthPicking(this.values.get(column))).slice(0, MAX_COLUMNS);
+    this.input.placeholder = this.example();
   }
 
   // A filter as it is written here.
@@ -51,8 +54,8 @@ export class Facets {
     return values.filter(({ value }) => value !== null && value !== "");
   }
 
-  // Counts of an attribute are of what its other filters leave.
-  async show(state, signal) {
+  // Values of an attribute are what its other filters leave. With `hits`, these are counted.
+  async show(state, signal, hits = null) {
     if (document.activeElement !== this.input) this.input.value = state.filter;
     if (!this.columns?.length) return;
     const columns = this.columns;
@@ -60,23 +63,25 @@ export class Facets {
       const filter = filterOf(state, this.types, column);
       return filter ? this.count(column, filter, MAX_VALUES, signal) : this.values.get(column);
     }));
-    const groups = columns.map((column, i) => this.group(column, counted[i], state.picked[column] ?? []));
+    const groups = columns.map((column, i) => this.group(column, counted[i], state.picked[column] ?? [], hits));
     const isFree = !state.filter && !columns.some((column) => state.picked[column]?.length);
     const all = button(t("everything"), () => this.onPick(null), { className: "facet", ariaPressed: String(isFree) });
     const focused = this.root.contains(document.activeElement) ? document.activeElement.dataset.name : null;
     this.root.replaceChildren(all, ...groups);
+    this.all.hidden = !this.root.matches(".whole") && this.root.scrollWidth <= this.root.clientWidth;
     if (focused) [...this.root.querySelectorAll("button")].find((one) => one.dataset.name === focused)?.focus();
   }
 
-  group(column, counted, picked) {
-    const values = counted.map(({ value, count }) => ({ value: String(value), count }));
+  group(column, counted, picked, hits) {
+    const among = (value) => (picked.length ? null : hits.filter((hit) => String(hit.attributes?.[column]) === String(value)).length);
+    const values = counted.map(({ value, count }) => ({ value: String(value), count: hits ? among(value) : count }));
     const missing = picked.filter((value) => !values.some((one) => one.value === value));
     const offered = [...missing.map((value) => ({ value, count: 0 })), ...values];
     const buttons = offered.map(({ value, count }) => {
       const isOn = picked.includes(value);
-      const parts = [brief(value), element("b", {}, number.format(count))];
+      const parts = [brief(value), count === null ? null : element("b", {}, number.format(count))].filter(Boolean);
       const name = `${column} ${value}`;
-      const told = `${column}: ${value}, ${t("pictures", { count })}`;
+      const told = `${column}: ${value}${count === null ? "" : `, ${t("pictures", { count })}`}`;
       const one = { className: "facet", ariaPressed: String(isOn), ariaLabel: told, title: value, dataset: { name } };
       return button(parts, () => this.onPick(column, value), one);
     });

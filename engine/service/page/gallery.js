@@ -9,7 +9,7 @@ const AHEAD = 16; // pictures asked for before they are placed
 const SCREENS = 1.5; // loaded below what is seen
 const PATIENCE_MS = 1500; // then a picture gets a square, whatever its shape turns out to be
 const [FEW, SQUEEZE] = [2, 0.72]; // at the end of a group, and how much lower a row may be for them
-const [NARROWEST, WIDEST] = [0.6, 2.6];
+const [NARROWEST, WIDEST] = [0.4, 4];
 
 export function rowHeight(width) {
   return width < 600 ? 118 : width < 1100 ? 164 : 188;

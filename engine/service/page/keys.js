@@ -2,7 +2,7 @@
 
 import { ask, change, chipOfHit } from "./asking.js";
 import { showKeys } from "./dialogs.js";
-import { leave } from "./looking.js";
+import { inspect, leave } from "./looking.js";
 import { page } from "./page.js";
 import { byId } from "./view.js";
 
@@ -26,7 +26,7 @@ export function pressed(event) {
   const act = KEYS[event.key];
   if (!act) return;
   event.preventDefault();
-  act(page.inspector.hit ?? hitOf(event.target));
+  act(hitOf(event.target) ?? page.inspector.hit);
 }
 
 function step(by) {
@@ -49,7 +49,7 @@ function escape(target) {
 function moved(event) {
   if (!/^(Arrow|Home|End)/.test(event.key)) return false;
   const tile = event.target.closest(".tile");
-  const isNowhere = event.target === document.body && event.key.startsWith("Arrow");
+  const isNowhere = event.key.startsWith("Arrow") && !event.target.closest("input, select, #inspector");
   const next = tile ? page.gallery.neighbour(tile, event.key) : isNowhere && page.gallery.firstSeen();
   if (!next) return false;
   event.preventDefault();
@@ -57,5 +57,6 @@ function moved(event) {
   next.querySelector(".open").tabIndex = 0;
   next.querySelector(".open").focus();
   next.scrollIntoView({ block: "nearest" });
+  if (page.inspector.hit && !page.inspector.isOver) inspect(hitOf(next), { isQuiet: true });
   return true;
 }

@@ -34,7 +34,7 @@ export async function start() {
   await search();
   // Counting takes its time, and the answers and their pictures come first.
   await Promise.race([page.gallery.seen, new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);
-  page.facets.start(types).then(() => page.facets.show(page.state)).catch(() => {}); // else there is nothing to pick from
+  page.facets.start(types).then(() => page.facets.show(page.state, undefined, page.answer?.hits)).catch(() => {}); // else there is nothing to pick from
 }
 
 function describe() {

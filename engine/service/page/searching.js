@@ -101,7 +101,7 @@ async function searchAnswers(mine, { keeps, keepsTiles }) {
   page.answer.hasOwn = made.results[0].hits.some((hit) => hit.id === own); // a filter may leave it out
   page.answer.hits = made.results[0].hits.filter((hit) => hit.id !== own);
   showAnswer({ keeps, keepsTiles });
-  page.facets.show(asked, mine.signal).catch(() => {});
+  page.facets.show(asked, mine.signal, page.answer.hits).catch(() => {});
   await nameChips();
   remember(toAddress(asked), parts.map((chip) => (chip.not ? `− ${nameOf(chip)}` : nameOf(chip))).join(" + "));
 }

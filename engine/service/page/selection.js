@@ -37,7 +37,7 @@ export class Selection {
     document.body.classList.toggle("selecting", chosen.length > 0);
     this.root.replaceChildren(
       element("b", {}, t("selected", { count: chosen.length })),
-      button(t("searchThese"), () => this.onSearch(chosen), { className: "primary" }),
+      button(t("searchThese", { count: chosen.length }), () => this.onSearch(chosen), { className: "primary" }),
       ...exports(() => chosen),
       button(t("clear"), () => this.clear(), { className: "quiet" }),
     );

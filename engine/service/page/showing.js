@@ -39,12 +39,12 @@ export function showAnswer({ keeps, keepsTiles }) {
   showNote(page.answer.hits.length - seen.length);
   page.gallery.show(rings(seen), { keepsTiles });
   showFoot();
-  inspect(keeps && (seen.find((hit) => hit.id === keeps.id) ?? again(keeps)), { isQuiet: true });
+  inspect(keeps && (seen.find((hit) => hit.id === keeps.id) ?? moved(keeps)), { isQuiet: true });
   announce(`${readout()}. ${t(page.answer.coverage.complete ? "exact" : "partial")}: ${badgeTexts().proof}`);
 }
 
 // An answer that is no longer among those shown keeps its place in the inspector, at its new distance.
-function again(hit) {
+function moved(hit) {
   return { ...hit, distance: distance(hit.code, page.answer.code, page.collection.bits) };
 }
 
@@ -96,12 +96,12 @@ export function showDial() {
   const banner = byId("banner");
   banner.hidden = isWhole;
   banner.className = "partial";
-  banner.textContent = t("partialBanner", { some: page.answer.coverage.answered, all: page.answer.coverage.shards });
+  banner.replaceChildren(t("partialBanner", { some: page.answer.coverage.answered, all: page.answer.coverage.shards }), " ", again());
 }
 
 function readout() {
   const found = page.answer.results[0].truncated ? (page.radius.within(page.state.radius) ?? page.answer.hits.length) : page.answer.hits.length;
-  if (page.state.mode === "search") return t("readoutNearest", { count: page.answer.hits.length });
+  if (page.state.mode === "search") return page.answer.hits.length ? t("readoutNearest", { count: page.answer.hits.length }) : t("noneMatch");
   return `${t("withinBits", { count: page.state.radius })} · ${t("found", { count: found })}`;
 }
 
@@ -128,7 +128,7 @@ function showFoot() {
   const { hits, results, seen, mode } = page.answer;
   const parts = [];
   if (!hits.length && mode === "range_search") parts.push(nothingNear());
-  else if (!hits.length) parts.push(nothing(t("noneMatch"), t("nothingAtAll")));
+  else if (!hits.length) parts.push(noneMatch());
   else if (mode === "search") parts.push(element("p", {}, t("nearestShown", { count: hits.length })));
   if (results[0].truncated) parts.push(button(t("showMore"), more, { className: "primary" }));
   if (seen.length) {
@@ -146,12 +146,18 @@ function nothingNear() {
   return block;
 }
 
+function noneMatch() {
+  const block = nothing(t("noneMatch"), "");
+  block.append(button(t("clearFilter"), () => change({ filter: "", picked: {} }, { isNew: true }), { className: "primary" }));
+  return block;
+}
+
 function nothing(title, text) {
   return element("div", { className: "nothing" }, element("h3", {}, title), element("p", {}, text));
 }
 
 export function emptyWall(filter) {
-  if (filter) return nothing(t("noneMatch"), t("nothingAtAll"));
+  if (filter) return noneMatch();
   return page.collection.rows
     ? nothing(t("problem.notReady"), t("problem.notReady.text"))
     : nothing(t("emptyCollection"), t("emptyCollectionText"));
@@ -225,6 +231,10 @@ function showLock() {
 
 export function showOffline() {
   byId("banner").className = "offline";
-  byId("banner").replaceChildren(t(navigator.onLine ? "problem.offline" : "offlineBanner"), " ", button(t("tryAgain"), () => search({ keeps: page.inspector.hit, keepsTiles: true })));
+  byId("banner").replaceChildren(t(navigator.onLine ? "problem.offline" : "offlineBanner"), " ", again());
   byId("banner").hidden = false;
+}
+
+function again() {
+  return button(t("tryAgain"), () => search({ keeps: page.inspector.hit, keepsTiles: true }));
 }

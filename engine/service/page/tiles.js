@@ -37,7 +37,7 @@ export class Tiles {
     const isNamed = told !== undefined && told !== null && told !== "";
     const name = isNamed ? brief(told) : titleOf(hit);
     const open = tile.querySelector(".open");
-    open.ariaLabel = hit.distance === undefined ? t("openPlain", { name }) : t("open", { name, count: hit.distance });
+    open.ariaLabel = hit.distance === undefined ? name : t("open", { name, count: hit.distance });
     tile.classList.toggle("current", hit.id === current);
     tile.classList.toggle("selected", isSelected(hit.id));
     tile.querySelector(".pick").ariaPressed = String(isSelected(hit.id));

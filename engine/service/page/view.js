@@ -6,10 +6,6 @@ import { t } from "./texts.js";
 const SVG = "http://www.w3.org/2000/svg";
 const ICONS = {
   close: "M5 5l10 10M15 5L5 15",
-  image: "M3 4h14v12H3zM3 14l4-4 3 3 3-4 4 4M7.5 7.5h.01",
-  camera: "M2.5 6.5h3l1.5-2h6l1.5 2h3v9.5h-15zM10 8.2a2.8 2.8 0 1 0 0 5.6 2.8 2.8 0 0 0 0-5.6z",
-  minus: "M4 10h12",
-  lock: "M5 9h10v8H5zM7 9V6.5a3 3 0 0 1 6 0V9",
   check: "M4 10.5l4 4 8-9",
 };
 

@@ -366,12 +366,19 @@ def test_filters_are_typed_and_picked(open_page, collection, code):
     wait_for_answers(again, collection.search(words_of(code), 24, filter="label == 3").ids[0])
     page.get_by_role("button", name="everything").click()
     wait_for_answers(page, collection.search(words_of(code), 24).ids[0])
-    counted = page.get_by_role("button", name="label: 2, 72 pictures")
-    counted.click()
-    wait_for_answers(page, collection.search(words_of(code), 24, filter="label == 2").ids[0])
-    assert counted.get_attribute("aria-pressed") == "true"
-    page.get_by_role("button", name="label: 4, 71 pictures").click()
-    wait_for_answers(page, collection.search(words_of(code), 24, filter="label in (2, 4)").ids[0])
+    nearest = collection.search(words_of(code), 24).ids[0].tolist()
+    of_label = [collection.search(words_of(code), 24, filter=f"label == {label}").ids[0].tolist() for label in range(9)]
+    among = [len({*nearest} & {*ids}) for ids in of_label]
+    first, second = sorted(range(9), key=lambda label: -among[label])[:2]
+    assert among[first] > 1
+    page.get_by_role("button", name=f"label: {first}, {among[first]} pictures").click()  # of the answers
+    wait_for_answers(page, of_label[first])
+    open_page("").get_by_role("button", name="label: 2, 72 pictures").wait_for()  # of the collection
+    picked = page.get_by_role("button", name=f"label: {first}", exact=True)
+    assert picked.get_attribute("aria-pressed") == "true"
+    page.get_by_role("button", name=f"label: {second}", exact=True).click()
+    both = collection.search(words_of(code), 24, filter=f"label in ({first}, {second})").ids[0]
+    wait_for_answers(page, both)
     page.fill("#filter", "label")
     assert page.locator("#suggestions option").first.get_attribute("value") == "label == "
 
@@ -448,6 +455,55 @@ def test_keys_move_between_answers_open_close_and_help(open_page, collection, co
     page.keyboard.press("Escape")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "query"
+
+
+def test_what_is_looked_at_follows_the_keys(open_page, collection, code):
+    page = open_page(f"#code={code}&k=24")
+    ids = collection.search(words_of(code), 24).ids[0]
+    wait_for_answers(page, ids)
+    looked_at = "document.querySelector('.tile.current')?.dataset.id"
+    inspect(page, ids[0])
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(looked_at) == str(ids[1])
+    page.keyboard.press("x")
+    assert page.locator(".tile.selected").get_attribute("data-id") == str(ids[1])
+    page.locator("#badge").click()
+    page.get_by_role("dialog").wait_for()
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowDown")  # the badge has the focus again
+    assert page.evaluate("document.activeElement.closest('.tile')?.dataset.id") == str(ids[0])
+
+
+def test_a_radius_begins_where_the_nearest_end(open_page, collection, code):
+    page = open_page(f"#code={code}&k=24")
+    expected = collection.search(words_of(code), 24)
+    wait_for_answers(page, expected.ids[0])
+    last = int(expected.distances[0, -1])
+    page.get_by_text("Within a radius").click()
+    within = collection.range_search(words_of(code), last, 200)
+    wait_for_answers(page, within.ids)
+    assert page.input_value("#radius") == str(last)
+
+
+def test_a_finger_opens_every_part_of_a_picture(open_page, collection, code):
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    page = open_page(f"#code={code}&k=24", **phone)
+    ids = collection.search(words_of(code), 24).ids[0]
+    wait_for_answers(page, ids)
+    box = tile(page, ids[0]).bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] - 15, box["y"] + 15)
+    page.get_by_role("button", name="Select", exact=True).tap()
+    page.get_by_role("button", name="Close").tap()
+    page.locator("#inspector").wait_for(state="hidden")
+    tile(page, ids[1]).locator(".pick").tap()
+    assert page.locator(".tile.selected").count() == 2
+
+
+def test_a_filter_that_leaves_nothing_is_cleared_by_a_button(open_page, collection, code):
+    page = open_page(f"#code={code}&k=24&filter=label+%3D%3D+99")
+    page.get_by_role("heading", name="No picture matches this filter").wait_for()
+    page.get_by_role("button", name="Clear the filter").click()
+    wait_for_answers(page, collection.search(words_of(code), 24).ids[0])
 
 
 def test_explain_opens_from_the_badge(open_page, collection, code):
