@@ -414,7 +414,7 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
             run.run()
             starts = dict(cluster.starts)
         opened = Collection.open(collection)
-        versions, shards = opened.version, len(opened.shards)
+        versions, shards, rows = opened.version, len(opened.shards), len(opened)
         asked = run.counts["asked"]
     return {
         "settings": {name: value for name, value in vars(options).items() if name != "out"},
@@ -427,6 +427,8 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
         "shards": shards,
         "milliseconds": quantiles(run.seconds),
         "slopes": slopes(run.samples, min(WARM_S, options.seconds / 10)),
+        "later_slopes": slopes(run.samples, options.seconds / 2),
+        "rows": rows,
         "events": run.events,
     }
 
@@ -457,7 +459,7 @@ def report(document: dict[str, Any]) -> str:
         f"{settings['seconds']:g} s; {GROUPS} groups of {REPLICAS} shard servers and {GATEWAYS} gateways; "
         f"{settings['rows']:,} codes of {BITS} bits; {counts.get('writes', 0):,} writes of {WRITTEN} items; "
         f"{counts.get('kills', 0)} processes killed, {counts.get('rolls', 0)} replaced; "
-        f"{document['last_version']:,} versions, {document['shards']} shards at the end.",
+        f"{document['last_version']:,} versions, {document['rows']:,} codes in {document['shards']} shards at the end.",
         "",
         "| asked | complete | partial, and say so | refused | checked | wrong | complete, share |",
         "|---|---|---|---|---|---|---|",
@@ -468,14 +470,16 @@ def report(document: dict[str, Any]) -> str:
         f"Times of answers, ms: {document['milliseconds']}. Errors that clients saw, after their own retries: "
         f"{document['errors'] or 'none'}.",
         "",
-        "Growth of processes, by least squares over all of a kind, each from when it was a minute old:",
+        "Growth of processes, by least squares over all of a kind, each from when it was a minute old, and from when it "
+        "was half as old as this took:",
         "",
         "| | processes | longest life, s | memory, MB | MB an hour | threads | an hour | descriptors | an hour |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for kind, row in document["slopes"].items():
-        cells = [f"{row[name][part]}" for name in _MEASURED for part in ("last", "per_hour")]
-        lines.append(f"| {kind} | {row['processes']} | {row['longest_s']} | {' | '.join(cells)} |")
+    for slopes_of, when in ((document["slopes"], ""), (document["later_slopes"], ", later")):
+        for kind, row in slopes_of.items():
+            cells = [f"{row[name][part]}" for name in _MEASURED for part in ("last", "per_hour")]
+            lines.append(f"| {kind}{when} | {row['processes']} | {row['longest_s']} | {' | '.join(cells)} |")
     if document["wrong"]:
         lines += ["", "Wrong:", "", *(f"- {fault}" for fault in document["wrong"][:20])]
     return "\n".join(lines) + "\n"
