@@ -470,8 +470,8 @@ def report(document: dict[str, Any]) -> str:
         f"Times of answers, ms: {document['milliseconds']}. Errors that clients saw, after their own retries: "
         f"{document['errors'] or 'none'}.",
         "",
-        "Growth of processes, by least squares over all of a kind, each from when it was a minute old, and from when it "
-        "was half as old as this took:",
+        "Growth of processes, by least squares over all of a kind, each from when it was a minute old, and from when "
+        "it was half as old as this took:",
         "",
         "| | processes | longest life, s | memory, MB | MB an hour | threads | an hour | descriptors | an hour |",
         "|---|---|---|---|---|---|---|---|---|",
