@@ -192,9 +192,15 @@ def check_described(
     for name in sorted(wrong):
         what = f"attribute {name} is {kinds[name]}, another type than in the manifest"
         yield Fault("attributes", f"{where}/attributes.arrow", what, _LOST, shard=spec.name)
+    shown = {field.name for field in schema or ()}
     for name, said in spec.statistics.items():
-        source = AttributeFile(columns[name]) if name in columns else None if name in spec.columns else own
-        fault = None if source is None or name in wrong else _statistics_fault(source, name, said, spec.rows)
+        if name in wrong or (name in spec.columns and name not in columns):
+            continue
+        source = AttributeFile(columns[name]) if name in columns else own
+        if source is not None and name in source.schema.names:
+            fault = _statistics_fault(source, name, said, spec.rows)
+        else:
+            fault = _null_fault(said, spec.rows) if name in shown else "there is no such attribute"
         if fault is not None:
             yield Fault("statistics", where, f"those of {name}: {fault}", REBUILT, is_mendable=True, shard=spec.name)
 
@@ -213,8 +219,6 @@ def _check_repeated(ids_N: IdArray, dead_D: NDArray[np.uint32], where: str, spec
 
 def _statistics_fault(source: AttributeFile, name: str, said: Any, rows: int) -> str | None:
     """Return in what statistics differ from the values; a bound may be unknown."""
-    if name not in source.schema.names:
-        return "there is no such attribute"
     parts, lengths = [], []
     for start in range(0, rows, BLOCK_ROWS):
         batches = list(source.rows((name,), start, min(start + BLOCK_ROWS, rows)))
@@ -229,3 +233,10 @@ def _statistics_fault(source: AttributeFile, name: str, said: Any, rows: int) ->
         if said[end] is not None and (said[end] != true[end] or type(said[end]) is not type(true[end])):
             return f"the manifest has {end} {said[end]!r}, the shard {true[end]!r}"
     return None
+
+
+def _null_fault(said: Any, rows: int) -> str | None:
+    """Return in what statistics differ from those of an attribute that other shards have, which is null in this one."""
+    if (said["nulls"], said["min"], said["max"]) == (rows, None, None):
+        return None
+    return f"the manifest has {said['nulls']} nulls, the shard, which has no values of it, {rows}"

@@ -325,6 +325,17 @@ def test_an_id_that_is_in_two_shards_is_found(damaged):
     assert "1 id, first 0, in several shards" in str(next(f for f in faults if f.kind == "repeated-ids"))
 
 
+def test_an_attribute_that_only_some_shards_have_is_no_fault(damaged):
+    Collection.open(damaged).set_column("stars", [5], ids=[0])
+    assert Collection.verify(damaged).is_sound
+    before = read(damaged)
+    number = next(i for i, shard in enumerate(document_of(damaged)["shards"]) if "stars" not in shard["columns"])
+    change_live(damaged, lambda document: document["shards"][number]["statistics"]["stars"].update(nulls=3))
+    assert kinds(Collection.verify(damaged)) == [("statistics", True)]
+    assert Collection.verify(damaged, live_only=True, repair=True).is_sound
+    assert read(damaged) == before
+
+
 def test_versions_before_keep_what_they_have(damaged):
     flip(shard_path(damaged, "tables/entries.npy"))
     repaired = Collection.verify(damaged, repair=True)

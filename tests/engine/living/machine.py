@@ -288,6 +288,11 @@ class Machine(RuleBasedStateMachine):
         self.collection = Collection.open(self.location, index=index, verify=verify)
 
     @rule()
+    def verify(self):
+        report = Collection.verify(self.location)
+        assert report.is_sound, report.faults
+
+    @rule()
     def open_another_version(self):
         assert [version.version for version in self.collection.versions()] == sorted(self.history.kept, reverse=True)
         version = self._version(self._draw)
