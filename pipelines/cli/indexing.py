@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from hashlight.engine.wording import counted
-from hashlight.pipelines.cli.console import encoding_bar, key_value_table, out, progress_bar, spinner
+from hashlight.pipelines.cli.console import encoding_bar, err, key_value_table, out, progress_bar, spinner
 
 if TYPE_CHECKING:
     from hashlight.engine.collection.writing.transaction import Commit
     from hashlight.engine.features import FeatureKind
     from hashlight.pipelines.codes.summary import EncodeSummary
     from hashlight.pipelines.indexing.index import IndexJob, Plan
+
+
+_NAMED = 20  # images that could not be encoded, named in the terminal
 
 
 def run_index(images: str | Path, output: str | Path, encoder: str, features_as: FeatureKind | None = None) -> None:
@@ -36,8 +39,8 @@ def run_index(images: str | Path, output: str | Path, encoder: str, features_as:
             out.print(f"{shown} has all images of {without_credentials(str(images))}{others}", soft_wrap=True)
         else:
             out.print(_plan_table(job.plan))
-            encoded, done = run_steps(job)
-            _tell(encoded, done, shown)
+            _, done = run_steps(job)
+            _tell(done, shown)
     image = shlex.quote(job.example or "PICTURE.jpg")
     out.print("next, search by an image of yours, or open the page in a browser:", style="bold")
     out.print(f"  {program()} search {shlex.quote(shown)} --image {image}", soft_wrap=True)
@@ -55,6 +58,8 @@ def run_steps(job: IndexJob) -> tuple[EncodeSummary, Commit]:
         job.fit()
     with encoding_bar() as report_state:
         encoded = job.encode(report_state)
+    if encoded.rejects:
+        _tell_rejects(encoded, job.rejects(_NAMED))
     with progress_bar("building") as report:
         return encoded, job.build(report)
 
@@ -89,9 +94,15 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes / 1e6:,.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"
 
 
-def _tell(encoded: EncodeSummary, done: Commit, shown: str) -> None:
-    if encoded.rejects:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in encoded.reject_kinds.items())
-        out.print(f"{counted(encoded.rejects, 'image')} could not be encoded ({kinds})", soft_wrap=True)
+def _tell_rejects(encoded: EncodeSummary, named: list[tuple[str, str]]) -> None:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in encoded.reject_kinds.items())
+    err.print(f"{counted(encoded.rejects, 'image')} could not be encoded ({kinds}):", soft_wrap=True)
+    for uri, reason in named:
+        err.print(f"  {uri}: {reason}", soft_wrap=True)
+    if left := encoded.rejects - len(named):
+        err.print(f"  and {left:,} more: `hashlight encode` writes a list of all", soft_wrap=True)
+
+
+def _tell(done: Commit, shown: str) -> None:
     replaced = f", {done.deleted:,} of them in place of others" if done.deleted else ""
     out.print(f"indexed {counted(done.added, 'image')}{replaced}: version {done.version} of {shown}", soft_wrap=True)

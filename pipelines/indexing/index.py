@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hashlight.encoders.encoder import CONFIG_FILE, HashEncoder
 from hashlight.engine.collection.collection import Collection
@@ -224,6 +225,12 @@ class IndexJob:
             thumbnail=self.plan.thumbnail,
             progress=progress,
         )
+
+    def rejects(self, most: int) -> list[tuple[str, str]]:
+        """Return where the first images are that could not be encoded, and why; until `build` removes the list."""
+        data = self._folder.place.read(f"{_CODES}/rejects.parquet")
+        table = pq.read_table(pa.BufferReader(data), columns=["uri", "reason"]).slice(0, most)
+        return list(zip(*table.to_pydict().values(), strict=True))
 
     def build(self, progress: BuildProgress | None = None) -> Commit:
         """Build the collection, or add to it, and remove what the job kept."""

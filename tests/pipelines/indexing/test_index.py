@@ -137,6 +137,16 @@ def test_new_images_that_cannot_be_decoded_are_told_and_leave_the_collection_as_
     assert (len(contents(output)), Collection.open(output).version) == (8, 1)
 
 
+def test_images_that_cannot_be_encoded_are_named_with_the_reason(album, tmp_path, encoder):
+    (album / "broken [1].jpg").write_bytes(b"\xff\xd8\xff and no more")
+    (album / "notes.png").write_text("no picture")
+    result = run("index", album, "--output", tmp_path / "collection", "--encoder", encoder)
+    assert result.exit_code == 0, result.output
+    told = result.output.partition("2 images could not be encoded")[2].splitlines()[1:3]
+    assert sorted(line.split(": ")[0].split("/")[-1] for line in told) == ["broken [1].jpg", "notes.png"]
+    assert all(line.partition(": ")[2] for line in told)
+
+
 def test_what_is_finished_when_a_run_ends_early_is_not_done_again(album, tmp_path, encoder):
     output = tmp_path / "collection"
 
