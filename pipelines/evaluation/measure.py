@@ -204,6 +204,9 @@ class Comparison:
 
 
 def _sets(labels: sparse.csr_array) -> LabelSets:
+    if not labels.has_canonical_format:
+        labels = labels.copy()
+        labels.sum_duplicates()  # and sort them
     return LabelSets(labels.indptr.astype(np.int64), labels.indices.astype(np.int64))
 
 

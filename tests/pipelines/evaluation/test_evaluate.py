@@ -149,7 +149,7 @@ def test_memory_grows_with_the_labels_of_images_and_not_with_the_names_of_labels
     codes = oracles.clustered_codes(rng, 2000, 16)
     names = rng.choice(10**7, 40, replace=False)
     lists = [rng.choice(40, 3, replace=False) for _ in codes]
-    parts = np.ones(6000, np.bool_), (np.repeat(np.arange(2000), 3), names[np.concatenate(lists)])
+    parts = np.ones(6000, np.bool_), names[np.concatenate(lists)], np.arange(0, 6001, 3)  # in no order
     labels = sparse.csr_array(parts, shape=(2000, 10**7))
     got = count_distances(codes[:9], codes, labels[:9], labels, 16)
     shared = np.array([[len(np.intersect1d(one, other)) for other in lists] for one in lists[:9]])
