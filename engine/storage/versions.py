@@ -49,7 +49,7 @@ def read_live(place: Place) -> tuple[Manifest, Found]:
         if current is None:
             raise CollectionNotFoundError(
                 f"no collection at {place}: expected a file CURRENT there, got {_describe_contents(place)}: make one "
-                "with `hashlight build`, or run an interrupted build again"
+                "with `hashlight index` of pictures or `hashlight build` of codes, or run an interrupted job again"
             )
         try:
             return _read_named(place, current.data), current

@@ -41,7 +41,7 @@ def prune(
             dropped = [each.version for each in before if not is_kept(each, live)]
         where = change.place
     what = _listed(sorted(dropped))
-    line = f"would let {what} go" if dry_run else f"let {what} go: version {version}"
+    line = f"would remove {what}" if dry_run else f"removed {what}: version {version}"
     document = {"version": version, "pruned": sorted(dropped)} | ({"dry_run": True} if dry_run else {})
     say(f"{line} of {where}{': nothing was changed' if dry_run else ''}", document, as_json=as_json)
 
@@ -51,7 +51,11 @@ def _listed(numbers: list[int]) -> str:
         return "no version"
     if len(numbers) == 1:
         return f"version {numbers[0]}"
-    return f"{len(numbers)} versions ({numbers[0]} to {numbers[-1]})"
+    known = set(numbers)
+    ends = [number for number in numbers if number + 1 not in known]
+    begins = [number for number in numbers if number - 1 not in known]
+    runs = [str(begin) if begin == end else f"{begin} to {end}" for begin, end in zip(begins, ends, strict=True)]
+    return f"{len(numbers)} versions ({', '.join(runs)})"
 
 
 def _parse_age(text: str) -> datetime.timedelta:

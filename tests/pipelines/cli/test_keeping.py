@@ -127,10 +127,10 @@ def test_versions_are_listed_tagged_and_pruned(photos):
     ]  # fmt: skip
     assert "kept" in run("versions", photos)
     dry = run("prune", photos, "--keep", 2, "--dry-run")
-    assert dry == f"would let 3 versions (1 to 4) go of {photos}: nothing was changed"
+    assert dry == f"would remove 3 versions (1, 3 to 4) of {photos}: nothing was changed"
     assert [line["version"] for line in json.loads(run("versions", photos, "--json"))] == [5, 4, 3, 2, 1]
     assert json.loads(run("prune", photos, "--keep", 2, "--json")) == {"version": 6, "pruned": [1, 3, 4]}
-    assert run("prune", photos, "--older-than", "1d") == f"let no version go: version 6 of {photos}"
+    assert run("prune", photos, "--older-than", "1d") == f"removed no version: version 6 of {photos}"
     assert run("tag", photos, "kept", "--remove") == f"removed tag kept: version 7 of {photos}"
     assert "its tags are none" in run("rollback", photos, "kept", code=1)
     assert "has no version 1:" in run("rollback", photos, 1, code=1)
