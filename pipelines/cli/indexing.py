@@ -95,10 +95,12 @@ def _size(num_bytes: float) -> str:
 
 
 def _tell_rejects(encoded: EncodeSummary, named: list[tuple[str, str]]) -> None:
+    from hashlight.engine.places.uris import without_credentials
+
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in encoded.reject_kinds.items())
     err.print(f"{counted(encoded.rejects, 'image')} could not be encoded ({kinds}):", soft_wrap=True)
     for uri, reason in named:
-        err.print(f"  {uri}: {reason}", soft_wrap=True)
+        err.print(f"  {without_credentials(uri)}: {reason}", soft_wrap=True)
     if left := encoded.rejects - len(named):
         err.print(f"  and {left:,} more: `hashlight encode` writes a list of all", soft_wrap=True)
 
