@@ -80,8 +80,9 @@ class IdNotFoundError(HashlightError, KeyError):
         hint = " (-1 pads short answers: drop it)" if -1 in missing else ""
         if wanted == 1:
             return cls(f"id {missing[0]} was not found{hint}")
-        be = "was" if len(missing) == 1 else "were"
-        return cls(f"{len(missing):,} of {wanted:,} ids {be} not found, first {missing[0]}{hint}")
+        if len(missing) == 1:
+            return cls(f"1 of {wanted:,} ids was not found: {missing[0]}{hint}")
+        return cls(f"{len(missing):,} of {wanted:,} ids were not found, the first {missing[0]}{hint}")
 
     def __str__(self) -> str:
         """Return the message; `KeyError` would quote it."""

@@ -170,8 +170,10 @@ class Budget(NamedTuple):
 
     Attributes
     ----------
-    mask_ns, candidate_ns, read_ns : float
-        Cost of looking up a bucket, of an entry in it, and of reading the code of an entry that was not dismissed.
+    mask_ns, candidate_ns : float
+        Cost of looking up a bucket, and of an entry in it.
+    tested_ns, read_ns : float
+        What an entry that was not dismissed adds: asking the filter for its row, and reading its code if allowed.
     scan_ns : float
         Cost of a scan: give up when the remaining steps cost more...
     trial_ns : float
@@ -182,6 +184,7 @@ class Budget(NamedTuple):
 
     mask_ns: float
     candidate_ns: float
+    tested_ns: float
     read_ns: float
     scan_ns: float
     trial_ns: float

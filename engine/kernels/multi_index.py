@@ -187,11 +187,12 @@ def dismiss(rows, tables, word_V, query_W, sketch, radius, step, kept, scratch):
     Resumes from `place_2` (bucket, entry), stops when scratch is full, and prefetches the codes of the rows it lists.
     Table 0 has no sketches because its codes are adjacent: one-word codes are compared whole, all others are listed.
     If all codes are distinct, rows that may not be returned are left out here, before their codes are fetched.
-    Returns the number of rows listed and of entries seen.
+    Returns the number of rows listed, of rows left out, and of entries seen.
     """
     to_P = scratch.to_P
     row_C = scratch.row_C
     filled = 0
+    barred = 0
     seen = 0
     bucket = scratch.place_2[0]
     entry = scratch.place_2[1]
@@ -220,6 +221,7 @@ def dismiss(rows, tables, word_V, query_W, sketch, radius, step, kept, scratch):
             near &= near - ONE
             row = entry_place_row(tables, step.table, place)
             if distinct and not allows(word_V, row):
+                barred += 1
                 continue
             row_C[filled] = row
             prefetch_word(rows.code_bytes, row * rows.num_words)
@@ -227,7 +229,7 @@ def dismiss(rows, tables, word_V, query_W, sketch, radius, step, kept, scratch):
         entry = following
     scratch.place_2[0] = bucket
     scratch.place_2[1] = entry
-    return filled, seen
+    return filled, barred, seen
 
 
 @kernel
@@ -335,7 +337,7 @@ def range_step(rows, tables, word_V, query_W, step, radius, budget, scratch, wor
         place_2[0] = 0
         place_2[1] = scratch.from_P[0]
         while place_2[0] < kept and candidates_Q[step.query] <= budget:
-            size, seen = dismiss(rows, tables, word_V, query_W, sketch, radius, step, kept, scratch)
+            size, _, seen = dismiss(rows, tables, word_V, query_W, sketch, radius, step, kept, scratch)
             candidates_Q[step.query] += seen
             for candidate in range(size):
                 row = scratch.row_C[candidate]
@@ -368,20 +370,21 @@ def knn_tables(rows_, tables_, sizes_, word_V, query_QW, bound_Q, after_2, budge
         scratch.seen_T[:] = -1
         met_T[:] = -1.0
         crowding = 1.0
+        share_tested = 1.0
         share_read = 1.0
         spent_ns = 0.0
         number = 0
         while done_Q[query] == 0:
             step = Step(query, number % num_tables, number // num_tables)
             goal = min(budget.likely_radius, np.int64(min(bound_Q[query], dist_K[0])))
-            entry_ns = budget.candidate_ns + share_read * budget.read_ns
+            entry_ns = budget.candidate_ns + share_tested * budget.tested_ns + share_read * budget.read_ns
             next_ns, rest_ns = steps_cost(number, goal, count_TS, mean_T, met_T, crowding, budget.mask_ns, entry_ns)
             if spent_ns + next_ns > budget.trial_ns and rest_ns > budget.scan_ns:
                 bound_Q[query] = min(bound_Q[query], dist_K[0])
                 break
             if step.reach <= tables.width_T[step.table]:
                 before = candidates_Q[query]
-                read = knn_step(
+                tested, read = knn_step(
                     rows, tables, word_V, query_QW[query], bound_Q[query], after_2, step, scratch, work, dist_K,
                     heaps.id_QK[query],
                 )  # fmt: skip
@@ -389,9 +392,10 @@ def knn_tables(rows_, tables_, sizes_, word_V, query_QW, bound_Q, after_2, budge
                 met_T[step.table] = met
                 if step.reach == 0:
                     crowding += (max(met / mean_T[step.table], 1.0) - crowding) / (step.table + 1)
+                share_tested = tested / max(met, 1)
                 share_read = read / max(met, 1)
-                spent_ns += count_TS[step.table, step.reach] * budget.mask_ns
-                spent_ns += met * budget.candidate_ns + read * budget.read_ns
+                spent_ns += count_TS[step.table, step.reach] * budget.mask_ns + met * budget.candidate_ns
+                spent_ns += tested * budget.tested_ns + read * budget.read_ns
                 scratch.seen_T[step.table] = step.reach
             # Every row within distance `number` has now been met.
             if number >= min(bound_Q[query], dist_K[0]) or step.reach > widest or scratch.stop_1[0]:
@@ -401,10 +405,11 @@ def knn_tables(rows_, tables_, sizes_, word_V, query_QW, bound_Q, after_2, budge
 
 @inlined_kernel
 def knn_step(rows, tables, word_V, query_W, bound, after_2, step, scratch, work, dist_K, id_K):
-    """Offer the rows that one step meets to a heap; return how many codes were read.
+    """Offer the rows that one step meets to a heap; return how many were looked up in the mask, and codes read.
 
     The codes of table 0 are adjacent and cheap to read: only near ones count, about as many as sketches would leave.
     """
+    tested = 0
     read = 0
     place_2 = scratch.place_2
     width = tables.width_T[step.table]
@@ -418,8 +423,9 @@ def knn_step(rows, tables, word_V, query_W, bound, after_2, step, scratch, work,
         place_2[1] = scratch.from_P[0]
         while place_2[0] < kept:
             farthest = max(np.int64(min(bound, dist_K[0])), step.reach)
-            size, seen = dismiss(rows, tables, word_V, query_W, sketch, farthest, step, kept, scratch)
+            size, barred, seen = dismiss(rows, tables, word_V, query_W, sketch, farthest, step, kept, scratch)
             work.candidates_Q[step.query] += seen
+            tested += barred + size
             read += size if step.table > 0 else 0
             for candidate in range(size):
                 row = scratch.row_C[candidate]
@@ -429,7 +435,7 @@ def knn_step(rows, tables, word_V, query_W, bound, after_2, step, scratch, work,
                 read += step.table == 0
                 if not met_before(rows, tables, row, query_W, scratch.seen_T):
                     offer_run(rows, word_V, row, np.int32(dist), after_2, dist_K, id_K)
-    return read
+    return tested, read
 
 
 @kernel

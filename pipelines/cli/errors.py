@@ -73,10 +73,17 @@ def _name_extra(error: Exception, verb: str) -> Exception:
 
 def _print_error(error: Exception) -> None:
     expected = isinstance(error, _expected_errors())
-    what = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
+    what = _said(error) if expected else f"unexpected {type(error).__name__}: {error}"
     err.print(Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
     if not expected:
         err.print("this is a bug in hashlight; `hashlight --debug ...` shows where", soft_wrap=True)
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says; one of the system without its number, and with the file first."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None and error.filename2 is None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

@@ -314,7 +314,13 @@ class MultiIndex(Index):
     def _budget(self, plan: Plan, mask: RowMask | None, reach: int, sharing: int) -> Budget:
         if plan == "tables":
             return Budget(
-                mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=np.inf, trial_ns=np.inf, likely_radius=self.bits
+                mask_ns=1.0,
+                candidate_ns=1.0,
+                tested_ns=0.0,
+                read_ns=1.0,
+                scan_ns=np.inf,
+                trial_ns=np.inf,
+                likely_radius=self.bits,
             )
         words = self.codes_NW.shape[1]
         span = self._span(mask)

@@ -52,7 +52,7 @@ WORTH_COUNTING_NS = 60_000.0
 WORTH_TRYING_NS = 100_000.0  # compared with this, a wasted kernel call costs little
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is noticeable
 WORTH_ASKING_NS = 50_000.0  # of a scan that takes less, a call of the tables in vain would be a good part
-TESTED_ROW_NS = 2.0  # looking a candidate up in a mask, because until k are found no sketch dismisses any
+TESTED_ROW_NS = 2.0  # looking up in a mask a candidate that its sketch did not dismiss
 SKIPPED_ROW_NS = 0.01  # passing over 64 rows that may not be returned takes half a nanosecond
 
 
@@ -219,7 +219,8 @@ def plan_nearest(costs: Costs, span: Span, distinct: int, words: int, sharing: i
     scan_ns = costs.scan_ns(span, words, sharing)
     return Budget(
         mask_ns=costs.lookup_ns(distinct),
-        candidate_ns=costs.candidate_ns + (TESTED_ROW_NS if span.by != "row" else 0.0),
+        candidate_ns=costs.candidate_ns,
+        tested_ns=0.0 if span.by == "row" else TESTED_ROW_NS,
         read_ns=costs.read_ns(distinct, words),
         scan_ns=scan_ns,
         trial_ns=TRIAL * scan_ns,

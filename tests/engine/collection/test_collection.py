@@ -143,7 +143,7 @@ def test_get_returns_codes_and_attributes_in_the_requested_order(tmp_path, corpu
     assert items["code"].to_pylist() == [codes[row].tobytes() for row in rows]
     assert items["uri"].to_pylist() == [f"image-{ids[row]}.png" for row in rows]
     assert items["label"].to_pylist() == (ids[rows] % 7).tolist()
-    with pytest.raises(IdNotFoundError, match=r"1 of 2 ids was not found, first -1 \(-1 pads short answers"):
+    with pytest.raises(IdNotFoundError, match=r"1 of 2 ids was not found: -1 \(-1 pads short answers"):
         collection.get([int(ids[0]), -1])
     assert len(collection.get([])) == 0
 

@@ -94,7 +94,7 @@ def test_features_come_back_by_id(stored, tmp_path):
     collection, codes, ids, features = stored
     assert (collection.features_of(ids[[5, 0, 5]]) == features[[5, 0, 5]]).all()
     assert (Collection.open(collection.path, verify=True).features_of(ids) == features).all()
-    with pytest.raises(IdNotFoundError, match="1 of 2 ids was not found, first 900"):
+    with pytest.raises(IdNotFoundError, match="1 of 2 ids was not found: 900"):
         collection.features_of(np.array([ids[0], 900]))
     bare = Collection.create(tmp_path / "bare", codes, bits=40)
     with pytest.raises(ValueError, match="has no fine features: encode with `--features`"):

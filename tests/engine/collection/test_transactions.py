@@ -255,7 +255,7 @@ BAD = {
     "features": (lambda t: t.add(CODES[:1], features=np.ones((1, 4), np.float16)), "none beside .* 4 dimensions"),
     "thumbnails as text": (lambda t: t.add(CODES[:1], thumbnails=["x"]), "`thumbnails` must be encoded pictures"),
     "fewer thumbnails": (lambda t: t.add(CODES[:2], thumbnails=[b"x"]), "2 entries, one per code, got 1"),
-    "an update of no row": (lambda t: t.update([5, 999], {"label": [1, 2]}), "1 of 2 ids was not found, first 999"),
+    "an update of no row": (lambda t: t.update([5, 999], {"label": [1, 2]}), "1 of 2 ids was not found: 999"),
     "an update of an unknown attribute": (lambda t: t.update([5], {"size": [1]}), "attribute size .*`set_column`"),
     "a column of no row": (lambda t: t.set_column("x", [1], ids=[999]), "id 999 was not found"),
     "a column of no type": (lambda t: t.set_column("x", [None], ids=[1]), "give `type`"),

@@ -102,13 +102,14 @@ def test_only_candidates_whose_sketch_is_near_enough_are_read(searched, places, 
                 searched.bucket(table, value ^ mask) for mask in masks_of(int(searched.tables.width_T[table]), reach)
             ]
             expected = [row for bucket in buckets for row in bucket if is_read(searched, table, row, radius, reach)]
+            passed = len(expected)
             expected = [row for row in expected if not left_out[row]]
             start = np.uint64((1 << reach) - 1)
             _, kept, _ = kernels.look_up(searched.rows, searched.tables, table, np.uint64(value), start, scratch)
             scratch.place_2[:] = 0, scratch.from_P[0]
-            listed, seen = [], 0
+            listed, seen, barred = [], 0, 0
             while scratch.place_2[0] < kept:
-                size, met = kernels.dismiss(
+                size, refused, met = kernels.dismiss(
                     searched.rows,
                     searched.tables,
                     mask_words(mask),
@@ -121,7 +122,9 @@ def test_only_candidates_whose_sketch_is_near_enough_are_read(searched, places, 
                 )
                 listed += scratch.row_C[:size].tolist()
                 seen += met
+                barred += refused
             assert listed == expected
+            assert barred == passed - len(expected)
             assert seen == sum(map(len, buckets))
             read += len(listed)
     assert read > 0
@@ -151,10 +154,10 @@ def test_a_row_was_met_if_a_table_was_probed_far_enough(searched):
     assert 0 < met < ROWS // 7
 
 
-def nearest(index, queries, k, budget, bound=None):
+def nearest(index, queries, k, budget, bound=None, mask=None):
     bound_Q = np.full(len(queries), index.bits if bound is None else bound, np.int32)
     heaps = empty_heaps(len(queries), k)
-    done_Q, work = index.probe.nearest(queries, bound_Q, None, heaps, budget)
+    done_Q, work = index.probe.nearest(queries, bound_Q, mask, heaps, budget)
     return done_Q, bound_Q, heaps, work
 
 
@@ -162,7 +165,9 @@ def test_a_query_that_is_given_up_leaves_a_bound_that_contains_its_answer(search
     index, k = searched.index, 4
     queries = index.codes_NW[::100] ^ np.uint64(0b1010010001)
     expected = oracles.knn(queries, index.codes_NW, index.ids_N, k)[0][:, -1]
-    steps = Budget(mask_ns=1.0, candidate_ns=0.0, read_ns=0.0, scan_ns=0.0, trial_ns=30.0, likely_radius=index.bits)
+    steps = Budget(
+        mask_ns=1.0, candidate_ns=0.0, tested_ns=0.0, read_ns=0.0, scan_ns=0.0, trial_ns=30.0, likely_radius=index.bits
+    )
     done_Q, bound_Q, heaps, _ = nearest(index, queries, k, steps)
     assert not done_Q.any()
     assert (bound_Q >= expected).all()
@@ -178,7 +183,13 @@ def test_a_trial_is_not_overspent(searched):
     queries = index.codes_NW[:20].copy()
     for trial in (0.0, 1.0, 25.0, 400.0):
         budget = Budget(
-            mask_ns=1.0, candidate_ns=0.0, read_ns=0.0, scan_ns=0.0, trial_ns=trial, likely_radius=index.bits
+            mask_ns=1.0,
+            candidate_ns=0.0,
+            tested_ns=0.0,
+            read_ns=0.0,
+            scan_ns=0.0,
+            trial_ns=trial,
+            likely_radius=index.bits,
         )
         work = nearest(index, queries, 900, budget)[3]
         assert (work.probes_Q <= trial).all()
@@ -188,13 +199,31 @@ def test_a_trial_is_not_overspent(searched):
 
 def test_a_query_whose_steps_cost_less_than_a_scan_is_never_given_up(searched):
     index = searched.index
-    budget = Budget(mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=1e18, trial_ns=0.0, likely_radius=index.bits)
+    budget = Budget(
+        mask_ns=1.0, candidate_ns=1.0, tested_ns=0.0, read_ns=1.0, scan_ns=1e18, trial_ns=0.0, likely_radius=index.bits
+    )
     assert nearest(index, index.codes_NW[:20].copy(), 3, budget)[0].all()
+
+
+def test_looking_rows_up_in_the_mask_is_spent_until_k_are_found():
+    index = Searched(64, distinct=True).index
+    queries, mask = index.codes_NW[1::150].copy(), RowMask.of(np.arange(ROWS) % 3 == 0)
+    steps = Budget(
+        mask_ns=0.0, candidate_ns=0.0, tested_ns=1.0, read_ns=0.0, scan_ns=1.0, trial_ns=ROWS / 2, likely_radius=64
+    )
+    done_Q, _, _, never_found = nearest(index, queries, ROWS, steps, mask=mask)
+    assert not done_Q.any()
+    assert (never_found.candidates_Q <= ROWS / 2).all()
+    found = nearest(index, queries, 1, steps, mask=mask)[3]
+    assert found.candidates_Q.sum() > 1.5 * never_found.candidates_Q.sum()
+    assert nearest(index, queries, ROWS, steps._replace(tested_ns=0.0), mask=mask)[0].all()
 
 
 def test_steps_end_at_the_bound(searched):
     index = searched.index
-    budget = Budget(mask_ns=1.0, candidate_ns=1.0, read_ns=1.0, scan_ns=1e18, trial_ns=0.0, likely_radius=index.bits)
+    budget = Budget(
+        mask_ns=1.0, candidate_ns=1.0, tested_ns=0.0, read_ns=1.0, scan_ns=1e18, trial_ns=0.0, likely_radius=index.bits
+    )
     for bound in (0, 1, 5):
         work = nearest(index, ~index.codes_NW[:5], 3, budget, bound=bound)[3]
         widths = index.tables.widths
@@ -228,6 +257,8 @@ def test_prices_by_hand():
     assert costs.read_ns(2**16, 1) == 4.0
     assert costs.read_ns(2**16, 5) == 8.0
     budget = planner.plan_nearest(costs, every, 2**16, 2, 5, 9)
+    assert budget.tested_ns == 0.0
+    assert planner.plan_nearest(costs, Span(1000, 500, "mask"), 2**16, 2, 5, 9).tested_ns == 2.0
     assert (budget.mask_ns, budget.candidate_ns, budget.read_ns, budget.likely_radius) == (4.0, 1.0, 5.0, 9)
     assert budget.scan_ns == pytest.approx(400.0)
     assert budget.trial_ns == pytest.approx(0.07 * 400.0)

@@ -157,7 +157,7 @@ def test_every_searcher_refuses_wrong_arguments(corpus, searcher):
         searcher.search(queries, 0)
     with pytest.raises(ValueError, match="0 to 72"):
         searcher.range_search(queries, 73)
-    with pytest.raises(IdNotFoundError, match="1 of 2 ids was not found, first 123456789"):
+    with pytest.raises(IdNotFoundError, match="1 of 2 ids was not found: 123456789"):
         searcher.get([int(corpus.ids[0]), 123456789])
     with pytest.raises(IdNotFoundError, match="123456789"):
         searcher.thumbnail(123456789)
