@@ -34,7 +34,9 @@ _BATCH_ROWS = 65_536
 class NewShards:
     """What the rows become."""
 
-    upsert: Annotated[bool, typer.Option("--upsert", help="Replace the items that have their ids, with their attributes and thumbnails.")] = False
+    upsert: Annotated[
+        bool, typer.Option("--upsert", help="Replace the items that have their ids, with attributes and thumbnails.")
+    ] = False
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Maximum codes per shard.")] = None
     tables: Annotated[
         bool,
