@@ -195,7 +195,8 @@ def read_pairs(path: str | Path, entries: pa.Table) -> PairList:
     where = str(open_place(path))
     try:
         data = pa.BufferReader(open_place(path).read())
-        table = pq.read_table(data) if where.endswith(".parquet") else pyarrow.csv.read_csv(data)
+        # Not `read_table`: its threads may outlive a damaged file, and abort a process that ends meanwhile.
+        table = pq.ParquetFile(data).read() if where.endswith(".parquet") else pyarrow.csv.read_csv(data)
     except (pa.ArrowInvalid, OSError) as error:
         raise PipelineError(f"{where} is not a readable list of pairs (CSV or Parquet): {error}") from error
     missing = {"a", "b", "similar"} - set(table.column_names)

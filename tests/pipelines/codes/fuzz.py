@@ -89,7 +89,7 @@ class Folder:
         JobFolder(self.path, CODES).sidecars()
         for part in list_parts(self.path):
             table = read_part(part, WANTED)
-            stored = pq.read_table(pa.BufferReader(Path(part.path).read_bytes()), columns=["id", "code"])
+            stored = pq.ParquetFile(pa.BufferReader(Path(part.path).read_bytes())).read(["id", "code"])
             same(table["id"].to_numpy(), stored["id"].to_numpy())
             same(codes_column(table["code"])[:, 0], np.frombuffer(b"".join(stored["code"].to_pylist()), "<u8"))
         for table in read_parts(self.path):

@@ -182,7 +182,7 @@ class Fuzz:
         if kind == FOUND:
             assert [(row["query"], row["ids"], row["distances"]) for row in answers] == merged
         else:
-            assert answers == pq.read_table(pa.BufferReader(folder.place.read(name))).to_pylist()
+            assert answers == pq.ParquetFile(pa.BufferReader(folder.place.read(name))).read().to_pylist()
 
     def build(self, rng):
         """Resume from the sidecar of a shard, half of the time with the checksum of what it now says."""
@@ -217,7 +217,7 @@ class Fuzz:
         path = self.folder / "pairs" / "0.parquet"
         open_place(path.parent).put(path.name, mutate(rng, self.pairs))
         clusters = cluster_pairs([str(path)])
-        stored = pq.read_table(pa.BufferReader(path.read_bytes()), columns=["id_a", "id_b"])
+        stored = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(["id_a", "id_b"])
         found = collections.defaultdict(set)
         for cluster, id_ in zip(clusters["cluster"].to_pylist(), clusters["id"].to_pylist(), strict=True):
             found[cluster].add(id_)
