@@ -29,11 +29,12 @@ from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numpy.typing import NDArray
 
 from hashlight.engine.codes import CodeArray
+from hashlight.engine.indexes.answers import empty_heaps
 from hashlight.engine.indexes.masks import LISTED_SHARE, RowMask
 from hashlight.engine.indexes.multi_index.probe import TableProbe
 from hashlight.engine.indexes.multi_index.tables import Tables
 from hashlight.engine.indexes.scan import ScanIndex
-from hashlight.engine.kernels.arguments import Budget, Prices
+from hashlight.engine.kernels.arguments import Budget, Prices, Work
 from hashlight.engine.kernels.compiling import kernels_digest
 from hashlight.engine.kernels.scan import WORTH_READING
 from hashlight.engine.places.files import write_atomically
@@ -48,11 +49,11 @@ SCANNED_TOGETHER = 32
 PICKED_SHARE = 8
 NEAR_RADIUS = 7
 REPEATS = 7
+TESTED_LOOKUPS = 600.0  # of a query, when the cost of a mask is measured
 WORTH_COUNTING_NS = 60_000.0
 WORTH_TRYING_NS = 100_000.0  # compared with this, a wasted kernel call costs little
 WORTH_MEASURING = 500_000  # rows from which a wrong choice is noticeable
 WORTH_ASKING_NS = 50_000.0  # of a scan that takes less, a call of the tables in vain would be a good part
-TESTED_ROW_NS = 2.0  # looking up in a mask a candidate that its sketch did not dismiss
 SKIPPED_ROW_NS = 0.01  # passing over 64 rows that may not be returned takes half a nanosecond
 
 
@@ -95,6 +96,8 @@ class Costs:
         Looking up one bucket, in tables that fit into the cache and in tables that do not.
     candidate_ns : float
         One entry of a bucket.
+    tested_ns : float
+        Additional cost of an entry that its sketch did not dismiss, if its row is looked up in a mask.
     near_ns : float
         Additional cost of an entry within the radius: checking whether other tables had it, and writing it as a hit.
     pick_ns : float
@@ -108,6 +111,7 @@ class Costs:
     near_lookup_ns: float = 5.0
     far_lookup_ns: float = 16.0
     candidate_ns: float = 0.6
+    tested_ns: float = 2.0
     near_ns: float = 25.0
     pick_ns: float = 1.0
     gather_ns: float = 4.0
@@ -220,7 +224,7 @@ def plan_nearest(costs: Costs, span: Span, distinct: int, words: int, sharing: i
     return Budget(
         mask_ns=costs.lookup_ns(distinct),
         candidate_ns=costs.candidate_ns,
-        tested_ns=0.0 if span.by == "row" else TESTED_ROW_NS,
+        tested_ns=0.0 if span.by == "row" else costs.tested_ns,
         read_ns=costs.read_ns(distinct, words),
         scan_ns=scan_ns,
         trial_ns=TRIAL * scan_ns,
@@ -332,18 +336,21 @@ def _measure() -> Costs:
     alone_ns = _min_ns(lambda: scan.range_search(queries_QW[:1], 2, threads=1)) / FAR_ROWS
     together_ns = _min_ns(lambda: scan.range_search(queries_QW, 2, threads=1)) / FAR_ROWS
     word_ns = max((together_ns - alone_ns) / (SCANNED_TOGETHER - 1), 1e-3)
-    sparse_ns, sparse_entries = _lookup_ns(codes_NW, queries_QW, [21, 21, 22], 8)
-    crowded_ns, crowded_entries = _lookup_ns(codes_NW, queries_QW, [16, 16, 16, 16], 7)
-    candidate_ns = max((crowded_ns - sparse_ns) / (crowded_entries - sparse_entries), 0.1)
+    sparse_ns, sparse_entries = _lookup_ns(_probe(codes_NW, [21, 21, 22]), queries_QW, 8)
+    crowded = _probe(codes_NW, [16, 16, 16, 16])
+    crowded_ns, crowded_entries = _lookup_ns(crowded, queries_QW, 7)
+    candidate_ns = float(max((crowded_ns - sparse_ns) / (crowded_entries - sparse_entries), 0.1))
+    far_lookup_ns = float(max(sparse_ns - sparse_entries * candidate_ns, 0.5))
     few_NW = np.ascontiguousarray(codes_NW[:: FAR_ROWS // NEAR_ROWS])
-    near_ns, near_entries = _lookup_ns(few_NW, queries_QW, [16, 16, 16, 16], 11)
+    near_ns, near_entries = _lookup_ns(_probe(few_NW, [16, 16, 16, 16]), queries_QW, 11)
     near_lookup_ns = max(near_ns - near_entries * candidate_ns, 0.5)
     return Costs(
         word_ns=float(word_ns),
         load_ns=float(max(alone_ns - word_ns, 1e-3)),
         near_lookup_ns=float(near_lookup_ns),
-        far_lookup_ns=float(max(sparse_ns - sparse_entries * candidate_ns, 0.5)),
-        candidate_ns=float(candidate_ns),
+        far_lookup_ns=far_lookup_ns,
+        candidate_ns=candidate_ns,
+        tested_ns=_tested_ns(crowded, queries_QW, far_lookup_ns, candidate_ns),
         near_ns=_near_ns(rng, near_lookup_ns, candidate_ns),
         pick_ns=float(max(_allowed_ns(scan, queries_QW, rng, PICKED_SHARE) - alone_ns, 0.1)),
         gather_ns=float(max(_allowed_ns(scan, queries_QW, rng, 2 * LISTED_SHARE) - word_ns, 0.1)),
@@ -354,6 +361,28 @@ def _allowed_ns(scan: ScanIndex, queries_QW: CodeArray, rng: np.random.Generator
     """Return the time of a scan for each allowed row, if one in `share` is."""
     mask = RowMask.of(rng.integers(share, size=len(scan)) == 0)
     return _min_ns(lambda: scan.range_search(queries_QW[:1], 2, threads=1, mask=mask)) / mask.count
+
+
+def _tested_ns(probe: TableProbe, queries_QW: CodeArray, lookup_ns: float, candidate_ns: float) -> float:
+    """Return what looking a candidate's row up in a mask costs, from searches that find none of those it allows."""
+    mask = RowMask.of(np.arange(FAR_ROWS) == 0)
+    budget = Budget(
+        mask_ns=1.0,
+        candidate_ns=0.0,
+        tested_ns=0.0,
+        read_ns=0.0,
+        scan_ns=0.0,
+        trial_ns=TESTED_LOOKUPS,
+        likely_radius=64,
+    )
+
+    def run() -> Work:
+        bound_Q = np.full(len(queries_QW), 64, np.int32)
+        return probe.nearest(queries_QW, bound_Q, mask, empty_heaps(len(queries_QW), 2), budget)[1]
+
+    work = run()
+    other_ns = float(work.probes_Q.sum()) * lookup_ns + float(work.candidates_Q.sum()) * candidate_ns
+    return float(max((_min_ns(run) - other_ns) / float(work.candidates_Q.sum()), 0.1))
 
 
 def _near_ns(rng: np.random.Generator, lookup_ns: float, candidate_ns: float) -> float:
@@ -377,13 +406,16 @@ def _near_ns(rng: np.random.Generator, lookup_ns: float, candidate_ns: float) ->
     return float(max((_min_ns(run) - other_ns) / near, 1.0))
 
 
-def _lookup_ns(codes_NW: CodeArray, queries_QW: CodeArray, widths: list[int], radius: int) -> tuple[float, float]:
+def _lookup_ns(probe: TableProbe, queries_QW: CodeArray, radius: int) -> tuple[float, float]:
     """Return the time of a lookup, including the work on its entries, and the mean number of entries it meets."""
-    probe = TableProbe(codes_NW, np.arange(len(codes_NW)), Tables.build(codes_NW, bits=64, widths=widths))
     run = partial(probe.within, queries_QW, np.arange(len(queries_QW)), radius, None)
     work = run()[1]
     lookups = float(work.probes_Q.sum())
     return _min_ns(run) / lookups, work.candidates_Q.sum() / lookups
+
+
+def _probe(codes_NW: CodeArray, widths: list[int]) -> TableProbe:
+    return TableProbe(codes_NW, np.arange(len(codes_NW)), Tables.build(codes_NW, bits=64, widths=widths))
 
 
 def _min_ns(run: Callable[[], object]) -> float:
