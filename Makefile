@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # have few tests and would come last.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
+# Which tests `test-slow` runs.
+SLOW ?= slow
+
 # Where Python is told to keep no compiled modules, every process that a test starts would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -37,7 +40,7 @@ test: check
 	$(PYTEST) -m 'not slow'
 
 test-slow: install
-	$(PYTEST) -m slow
+	$(PYTEST) -m '$(SLOW)'
 
 # The quick part of the suite against the lowest versions that pyproject.toml allows, in an environment of its own. torch and
 # torchvision stay at the versions of the constraints. Old releases warn of what has changed since, so warnings are not errors

@@ -16,6 +16,11 @@ from hashlight.engine.kernels.compiling import cache_folder
 from tests.costs import FIXED_COSTS
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the file that has the longest test, for which the other processes would wait at the end."""
+    items.sort(key=lambda item: item.path.name != "test_package.py")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """Keep the stamps of verified shards away from the user's own, and plans away from this machine's clock.

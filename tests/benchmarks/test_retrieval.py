@@ -78,6 +78,7 @@ def test_known_pairs_are_many_and_hardly_any_similar():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_cell_runs_once_and_the_tables_have_it(tmp_path, capsys, monkeypatch):
     asked = []
 

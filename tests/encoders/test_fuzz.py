@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.encoders.fuzz import KINDS
-from tests.engine.storage.test_fuzz import run_fuzz
+from tests.engine.storage.test_fuzz import MUTATIONS, run_fuzz
 
 PROGRAM = "tests.encoders.fuzz"
 
@@ -23,4 +23,4 @@ def test_a_few_mutations_of_an_encoder_are_refused_by_name_or_encode(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutations_of_an_encoder_are_refused_by_name_or_encode(tmp_path, kind):
-    check(run_fuzz(PROGRAM, tmp_path, 0, 500, kind), 500)
+    check(run_fuzz(PROGRAM, tmp_path, 0, MUTATIONS, kind), MUTATIONS)

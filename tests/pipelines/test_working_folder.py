@@ -43,7 +43,9 @@ def run(program, *arguments):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("program", [SCRIPT, MODULE], ids=["script", "module"])
+@pytest.mark.parametrize(
+    "program", [pytest.param(SCRIPT, id="script"), pytest.param(MODULE, id="module", marks=pytest.mark.long)]
+)
 def test_every_job_runs_beside_packages_of_our_names(program, folder, corpus):
     learn = ("--input", corpus, "--output", "encoder", "--bits", 16, "--epochs", 1, "--warmup-epochs", 0)
     workers = ("--workers", 1) if program is SCRIPT else ()

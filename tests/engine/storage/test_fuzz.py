@@ -13,6 +13,7 @@ import pytest
 from tests.engine.storage.fuzz import KINDS, NEVER_REFUSED
 
 PROGRAM = "tests.engine.storage.fuzz"
+MUTATIONS = int(os.environ.get("HASHLIGHT_TEST_MUTATIONS", "500"))  # of each kind
 ROOT = Path(__file__).parents[3]
 # Any float16 is a feature, so that only its file's beginning and its size can be wrong.
 MOSTLY_FREE = {"features.npy", "thumbnails.arrow", "attributes.arrow"}
@@ -47,4 +48,4 @@ def test_a_few_mutations_of_every_file_are_refused_by_name_or_answered_rightly(t
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutations_of_every_file_are_refused_by_name_or_answered_rightly(tmp_path, kind):
-    check(run_fuzz(PROGRAM, tmp_path, 0, 500, kind), 500)
+    check(run_fuzz(PROGRAM, tmp_path, 0, MUTATIONS, kind), MUTATIONS)

@@ -220,6 +220,7 @@ def test_uris_and_values_are_shown_as_they_are(tmp_path, codes, image, pictures)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_warmup_leaves_compiled_kernels(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
@@ -359,6 +360,7 @@ def test_debug_shows_where(tmp_path, image):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_build_leaves_the_old_collection_or_the_new_one(tmp_path, codes):
     build = [sys.executable, "-P", "-m", "hashlight", "build", "--codes", codes, "--output", tmp_path / "c"]
     started = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.storage.test_fuzz import run_fuzz
+from tests.engine.storage.test_fuzz import MUTATIONS, run_fuzz
 from tests.pipelines.codes.fuzz import KINDS, NEVER_REFUSED
 
 PROGRAM = "tests.pipelines.codes.fuzz"
@@ -23,4 +23,4 @@ def test_a_few_mutations_of_codes_are_refused_by_name_or_read_rightly(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutations_of_codes_are_refused_by_name_or_read_rightly(tmp_path, kind):
-    check(run_fuzz(PROGRAM, tmp_path, 0, 500, kind), 500)
+    check(run_fuzz(PROGRAM, tmp_path, 0, MUTATIONS, kind), MUTATIONS)

@@ -115,7 +115,7 @@ def test_a_start_that_fails_is_tried_again(job, undisturbed, fault):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))])
 def test_driver_killed_at_random_moments(job, undisturbed, seed):
     rng = random.Random(seed)
     whole = rng.randrange(UNITS - 4)
@@ -135,7 +135,7 @@ def test_driver_killed_at_random_moments(job, undisturbed, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))])
 def test_actor_killed_at_random_steps(job, undisturbed, seed):
     rng = random.Random(seed)
     step = rng.choice(["unit", "encoded", "aside", "published"])
@@ -146,8 +146,15 @@ def test_actor_killed_at_random_steps(job, undisturbed, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["job.json", "plan.arrow", "rejects.parquet", "stats.json", "codes.json"])
-@pytest.mark.parametrize("when", ["aside", "published"])
+@pytest.mark.parametrize("when", ["aside", pytest.param("published", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "step",
+    [
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("job.json", "rejects.parquet", "stats.json")),
+        "plan.arrow",
+        "codes.json",
+    ],
+)
 def test_driver_killed_at_every_step_of_its_own(job, undisturbed, step, when):
     code, _ = job.run({"step": when, "key": step, "do": "kill"})
     assert code == -signal.SIGKILL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.storage.test_fuzz import run_fuzz
+from tests.engine.storage.test_fuzz import MUTATIONS, run_fuzz
 from tests.pipelines.jobs.fuzz import KINDS
 
 PROGRAM = "tests.pipelines.jobs.fuzz"
@@ -23,4 +23,4 @@ def test_a_few_mutations_of_what_jobs_resume_from_are_refused_by_name_or_read_ri
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutations_of_what_jobs_resume_from_are_refused_by_name_or_read_rightly(tmp_path, kind):
-    check(run_fuzz(PROGRAM, tmp_path, 0, 500, kind), 500)
+    check(run_fuzz(PROGRAM, tmp_path, 0, MUTATIONS, kind), MUTATIONS)

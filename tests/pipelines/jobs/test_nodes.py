@@ -34,6 +34,7 @@ def test_a_gpu_on_one_node_is_not_waited_for(corpus, encoder, scratch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_actors_for_which_there_was_no_room_start_when_nodes_join(corpus, encoder, scratch):
     run("actors_start_when_nodes_join", corpus, encoder, scratch)
 

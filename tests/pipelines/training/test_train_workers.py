@@ -86,6 +86,7 @@ def test_one_worker_is_the_plain_loop(images, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_changes_nothing(images, tmp_path, two_workers):
     steps_seen, workers_seen, killed = set(), set(), []
 
@@ -115,6 +116,7 @@ def test_what_no_attempt_can_fix_ends_the_run(images, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_run_resumes(images, tmp_path, two_workers):
     def interrupt(step, steps, state):
         if (state.phase, step) == ("hashing", 5):
