@@ -295,6 +295,7 @@ def wheel_alone(built, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.timeout(3600)  # the demo takes six minutes where nothing else runs
 def test_the_wheel_alone_runs_the_demo_and_shows_the_page(wheel_alone, tmp_path):

@@ -44,7 +44,7 @@ def run(program, *arguments):
 
 
 @pytest.mark.parametrize(
-    "program", [pytest.param(SCRIPT, id="script"), pytest.param(MODULE, id="module", marks=pytest.mark.long)]
+    "program", [pytest.param(SCRIPT, id="script", marks=pytest.mark.long), pytest.param(MODULE, id="module")]
 )
 def test_every_job_runs_beside_packages_of_our_names(program, folder, corpus):
     learn = ("--input", corpus, "--output", "encoder", "--bits", 16, "--epochs", 1, "--warmup-epochs", 0)

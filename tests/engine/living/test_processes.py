@@ -15,7 +15,7 @@ from tests.engine.collection.contents import contents
 from tests.engine.living.processes import BITS, codes_of
 
 SECONDS = float(os.environ.get("HASHLIGHT_TEST_SECONDS", "120"))
-WRITERS, READERS = 4, 2
+WRITERS, READERS, READS = 4, 2, 2
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -33,6 +33,7 @@ def run_processes(location, folder, seconds, least):
     running = []
     for role, number in roles:
         log = folder / f"{role}-{number}.log"
+        steps = least if role == "write" else READS * least  # reading is faster, and is to go on while others write
         command = [
             sys.executable,
             "-m",
@@ -41,7 +42,7 @@ def run_processes(location, folder, seconds, least):
             str(number),
             location,
             str(seconds),
-            str(least),
+            str(steps),
             log,
         ]
         with open(folder / f"{role}-{number}.err", "w") as errors:

@@ -106,7 +106,7 @@ def test_killed_at_chosen_steps_and_out_of_space(job, undisturbed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["no-space", "kill"])
+@pytest.mark.parametrize("fault", [pytest.param("no-space", marks=pytest.mark.long), "kill"])
 def test_a_start_that_fails_is_tried_again(job, undisturbed, fault):
     code, errors = job.run({"step": "start", "times": 2, "do": fault})
     assert code == 0, errors
@@ -150,8 +150,8 @@ def test_actor_killed_at_random_steps(job, undisturbed, seed):
 @pytest.mark.parametrize(
     "step",
     [
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("job.json", "rejects.parquet", "stats.json")),
-        "plan.arrow",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("job.json", "plan.arrow", "rejects.parquet")),
+        pytest.param("stats.json", marks=pytest.mark.long),
         "codes.json",
     ],
 )

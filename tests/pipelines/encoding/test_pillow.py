@@ -54,6 +54,7 @@ def opened(path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_image_of_pillow_is_a_code_or_has_a_true_reason(images, encoder, tmp_path, ray_session):
     there = {str(path) for path in images.rglob("*") if path.is_file()}
     assert len(there) > 500

@@ -29,6 +29,7 @@ def scratch(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_gpu_on_one_node_is_not_waited_for(corpus, encoder, scratch):
     run("a_gpu_on_one_node", corpus, encoder, scratch)
 
@@ -47,6 +48,7 @@ def can_mount():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not can_mount(), reason="a node with a disk of its own takes the right to mount one")
 def test_disks_that_are_not_shared_are_refused(corpus, encoder, codes, collection, scratch):
     run("disks_that_are_not_shared", corpus, encoder, codes, collection, scratch)

@@ -27,6 +27,7 @@ def test_a_cluster_of_hosts_by_the_commands_of_the_manifests(corpus, encoder, tm
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(bool(REASON), reason=REASON)
 @pytest.mark.skipif(WITHOUT_REDIS, reason="Redis is not installed: Debian's package redis-tools has it")
 def test_queries_go_on_without_the_head_of_ray(tmp_path_factory):

@@ -73,6 +73,7 @@ def test_two_workers_have_the_loss_curve_of_the_plain_loop(images, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_one_worker_is_the_plain_loop(images, tmp_path):
     config = TrainConfig(bits=16, batch_size=32, epochs=1, warmup_epochs=1)
     alone = train_encoder(images, tmp_path / "alone", config)
@@ -131,6 +132,7 @@ def test_an_interrupted_run_resumes(images, tmp_path, two_workers):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_workers_of_a_cluster_train_into_a_bucket(images, tmp_path, two_workers, bucket, monkeypatch):
     """The checkpoint is there, too, where any machine resumes from it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
