@@ -15,7 +15,7 @@ from tests.engine.collection.contents import contents
 from tests.engine.living.processes import BITS, codes_of
 
 SECONDS = float(os.environ.get("HASHLIGHT_TEST_SECONDS", "120"))
-WRITERS, READERS, READS = 4, 2, 2
+WRITERS, READERS, READS = 4, 2, 4
 
 
 @pytest.fixture(params=["folder", "bucket"])
