@@ -35,7 +35,8 @@ def encode_file(model: HashEncoder, image: str | Path, *, max_pixels: int = MAX_
         output = model.encode_pixels(pixels_HWC[None])
         return Encoded(output.codes, output.features, output.projections)
     except (OSError, ImageError) as error:
-        raise PipelineError(f"{without_credentials(str(image))} cannot be searched for: {error}") from error
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise PipelineError(f"{without_credentials(str(image))} cannot be searched for: {why}") from error
 
 
 def tile_of_file(image: str | Path) -> Tile:

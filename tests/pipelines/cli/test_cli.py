@@ -317,7 +317,8 @@ def test_failures_exit_with_1_and_one_message(tmp_path, collection, codes, encod
     output = tmp_path / "out"
     assert "no collection at" in failure("search", tmp_path / "empty", "--image", image)
     assert "cannot be searched for" in failure("search", collection, "--image", not_an_image)
-    assert f"error: {tmp_path}/empty: Is a directory" in failure("search", collection, "--image", tmp_path / "empty")
+    folder = failure("search", collection, "--image", tmp_path / "empty")
+    assert folder == f"error: {tmp_path}/empty cannot be searched for: Is a directory"
     assert "has no images" in failure("encode", "--input", tmp_path / "empty", "--encoder", encoder, "--output", output)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no image")
